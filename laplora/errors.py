@@ -1,0 +1,120 @@
+"""Every exception laplora raises on purpose.
+
+    LaploraError
+    ├── ConfigError             a job or service configuration that cannot work
+    ├── DataError               a data file, row or field that cannot be used
+    ├── InvalidInputError       one input that cannot be rendered or scored
+    │   └── TooManyTokensError  ... because it is longer than the limit
+    ├── LabelTokenError         labels that are not single, distinct tokens
+    ├── ModelError              a model or adapter the method does not cover
+    ├── NonFiniteError          NaN or infinity where a number was promised
+    ├── FactorizationError      a curvature that could not be factorised
+    ├── PriorError              a prior precision that could not be chosen
+    ├── DownloadError           an offline source that could not be fetched or verified
+    └── ArtifactError           an artifact that cannot be used
+        ├── ArtifactNotFoundError
+        ├── ArtifactCorruptError        its files are not what its manifest says
+        ├── ArtifactIncompatibleError   it belongs to another base, tokenizer or format
+        └── GoldenMismatchError         its recorded answers are not reproduced
+
+A message says what was expected, what was found, and what to do. It never holds prompt text.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ArtifactCorruptError",
+    "ArtifactError",
+    "ArtifactIncompatibleError",
+    "ArtifactNotFoundError",
+    "ConfigError",
+    "DataError",
+    "DownloadError",
+    "FactorizationError",
+    "GoldenMismatchError",
+    "InvalidInputError",
+    "LabelTokenError",
+    "LaploraError",
+    "ModelError",
+    "NonFiniteError",
+    "PriorError",
+    "TooManyTokensError",
+]
+
+
+class LaploraError(Exception):
+    """Base of every error laplora raises on purpose."""
+
+
+class ConfigError(LaploraError):
+    """A configuration that cannot work."""
+
+
+class DataError(LaploraError):
+    """A data file, row or field that cannot be used; the message names file, line and field."""
+
+
+class InvalidInputError(LaploraError):
+    """One input that cannot be rendered or scored.
+
+    Args:
+        message: what was expected and what to do.
+        field: the input's field at fault, if one is.
+    """
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class TooManyTokensError(InvalidInputError):
+    """An input longer than the limit, with truncation off."""
+
+    def __init__(self, message: str, *, limit: int, got: int) -> None:
+        super().__init__(message)
+        self.limit = limit
+        self.got = got
+
+
+class LabelTokenError(LaploraError):
+    """Labels that are not single, distinct tokens of the tokenizer."""
+
+
+class ModelError(LaploraError):
+    """A base model or adapter that the method does not cover."""
+
+
+class NonFiniteError(LaploraError):
+    """NaN or infinity where a number was promised."""
+
+
+class FactorizationError(LaploraError):
+    """A curvature matrix that could not be factorised."""
+
+
+class PriorError(LaploraError):
+    """A prior precision that could not be chosen."""
+
+
+class DownloadError(LaploraError):
+    """An offline source that could not be fetched or does not match its recorded hash."""
+
+
+class ArtifactError(LaploraError):
+    """An artifact that cannot be used."""
+
+
+class ArtifactNotFoundError(ArtifactError):
+    """No artifact lies at that path or has that name."""
+
+
+class ArtifactCorruptError(ArtifactError):
+    """Files that are not what the manifest says."""
+
+
+class ArtifactIncompatibleError(ArtifactError):
+    """An artifact of another format, base model, tokenizer or quantization."""
+
+
+class GoldenMismatchError(ArtifactError):
+    """Recorded answers that the loaded model does not reproduce within tolerance."""
