@@ -1,0 +1,201 @@
+"""Random tiny causal LMs with LoRA, of the Llama, Phi and Phi-3 kinds, and random left-padded batches.
+
+Every number is drawn from a generator made here from a seed: no test depends on torch's global state or
+on how a version of transformers initialises its layers.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config, PhiConfig, PretrainedConfig
+
+from laplora.prompts import Batch, EncodedRow, collate
+
+Architecture = Literal["llama", "phi", "phi3"]
+
+#: The three kinds under test. Phi-3 has one fused projection, so other targets.
+ARCHITECTURES: tuple[Architecture, ...] = ("llama", "phi", "phi3")
+TARGETS: dict[str, list[str]] = {
+    "llama": ["q_proj", "v_proj", "lm_head"],
+    "phi": ["q_proj", "v_proj", "lm_head"],
+    "phi3": ["qkv_proj", "lm_head"],
+}
+_CONFIGS: dict[str, type[PretrainedConfig]] = {"llama": LlamaConfig, "phi": PhiConfig, "phi3": Phi3Config}
+
+VOCABULARY = 64
+PAD = 0
+
+
+def generator(seed: int) -> torch.Generator:
+    """Return a CPU generator of that seed."""
+    return torch.Generator().manual_seed(seed)
+
+
+def tiny_base(
+    architecture: Architecture, *, tied: bool = False, hidden: int = 16, layers: int = 2, seed: int = 0
+) -> Any:
+    """Return a random causal LM in float32, evaluation mode, its weights drawn at a scale that keeps signals alive.
+
+    Args:
+        tied: whether the embedding and lm_head share one weight.
+        hidden: width in units; two heads share it.
+    """
+    config = _CONFIGS[architecture](
+        vocab_size=VOCABULARY,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        pad_token_id=PAD,
+        bos_token_id=1,
+        eos_token_id=2,
+        tie_word_embeddings=tied,
+    )
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # transformers deprecates an attribute of its own that it reads itself while it builds a model.
+        warnings.simplefilter("ignore", FutureWarning)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    _randomise(model, generator(seed))
+    return model.eval()
+
+
+def tiny_model(
+    architecture: Architecture,
+    *,
+    tied: bool = False,
+    hidden: int = 16,
+    rank: int = 3,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    targets: Sequence[str] | None = None,
+    dropout: float = 0.1,
+) -> PeftModel:
+    """Return a tiny LM with LoRA, in evaluation mode, every ``lora_B`` non-zero.
+
+    In float64 the RMS norms are float64 too: transformers computes them in float32 whatever the model's type
+    is, and their rounding (1e-7) would hide every disagreement smaller than itself.
+    """
+    base = tiny_base(architecture, tied=tied, hidden=hidden, seed=seed)
+    if dtype == torch.float64:
+        _exact_norms(base)
+    return add_lora(
+        base, list(targets or TARGETS[architecture]), rank=rank, seed=seed + 1, dropout=dropout, dtype=dtype
+    )
+
+
+def add_lora(
+    base: Any,
+    targets: list[str],
+    *,
+    rank: int = 3,
+    seed: int = 1,
+    dropout: float = 0.1,
+    dtype: torch.dtype | None = torch.float64,
+) -> PeftModel:
+    """Return the base wrapped by peft, its LoRA weights random; cast to ``dtype`` unless that is none."""
+    config = LoraConfig(
+        r=rank, lora_alpha=2 * rank, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM"
+    )
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        # peft warns that adapters on a tied lm_head cannot be merged. No test here merges one.
+        warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")
+        model = get_peft_model(base, config, autocast_adapter_dtype=False)
+    if dtype is not None:
+        model = model.to(dtype)
+    draw = generator(seed)
+    with torch.no_grad():
+        for name, weight in sorted(model.named_parameters()):
+            if "lora_" in name:
+                scale = 0.3 / math.sqrt(weight.shape[1])
+                weight.copy_(scale * torch.randn(weight.shape, generator=draw, dtype=torch.float64))
+    return model.eval()
+
+
+def initial_lora(model: PeftModel, *, seed: int = 2) -> dict[str, torch.Tensor]:
+    """Return plausible initial LoRA weights by parameter name: A near where it is now, B zero, as peft starts them."""
+    draw = generator(seed)
+    return {
+        name: weight.detach() + 0.1 * torch.randn(weight.shape, generator=draw, dtype=torch.float64)
+        if "lora_A" in name
+        else torch.zeros_like(weight)
+        for name, weight in model.named_parameters()
+        if "lora_" in name
+    }
+
+
+@dataclass(frozen=True)
+class Task:
+    """A random classification set.
+
+    Attributes:
+        rows: one encoded prompt per example, of different lengths, the third of one token only.
+        labels: (n,) int64, always a possible class.
+        label_ids: the token id of each class.
+    """
+
+    rows: list[EncodedRow]
+    labels: torch.Tensor
+    label_ids: list[int]
+
+    @property
+    def classes(self) -> int:
+        """Number of classes of the task."""
+        return len(self.label_ids)
+
+    def batch(self, indices: Sequence[int] | None = None) -> Batch:
+        """Return the rows at ``indices`` (all, by default) as one left-padded batch."""
+        picked = self.rows if indices is None else [self.rows[i] for i in indices]
+        return collate(picked, class_count=self.classes, pad_token_id=PAD)
+
+    def batches(self, size: int, order: Sequence[int] | None = None) -> Iterator[Batch]:
+        """Yield all rows in batches of ``size``, the last one partial, in the given order."""
+        order = range(len(self.rows)) if order is None else order
+        for start in range(0, len(order), size):
+            yield self.batch(order[start : start + size])
+
+
+def tiny_task(*, examples: int = 24, classes: int = 3, longest: int = 7, seed: int = 3) -> Task:
+    """Return random rows of 1 to ``longest`` tokens; of three or more classes, every fifth row lacks the last."""
+    draw = generator(seed)
+    label_ids = (torch.randperm(VOCABULARY - 8, generator=draw)[:classes] + 8).tolist()
+    rows, labels = [], []
+    for i in range(examples):
+        length = 1 if i == 2 else int(torch.randint(1, longest + 1, (), generator=draw))
+        tokens = torch.randint(3, VOCABULARY, (length,), generator=draw).tolist()
+        possible = classes - 1 if classes > 2 and i % 5 == 4 else classes
+        rows.append(EncodedRow(tuple(tokens), possible))
+        labels.append(int(torch.randint(0, possible, (), generator=draw)))
+    return Task(rows, torch.tensor(labels), label_ids)
+
+
+def _randomise(model: Any, draw: torch.Generator) -> None:
+    """Overwrite every weight in name order: matrices N(0, 1/fan_in), embeddings N(0, 1), norms near 1, biases small."""
+    with torch.no_grad():
+        for name, weight in sorted(model.named_parameters()):
+            noise = torch.randn(weight.shape, generator=draw)
+            if "norm" in name and name.endswith("weight"):
+                weight.copy_(1 + 0.1 * noise)
+            elif weight.dim() == 1:
+                weight.copy_(0.1 * noise)
+            else:
+                weight.copy_(noise if "embed" in name else 1.5 * noise / math.sqrt(weight.shape[1]))
+
+
+def _exact_norms(model: Any) -> None:
+    """Replace transformers' float32 RMS norms by torch's, which follow the type of their input."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child).__name__.endswith("RMSNorm") and not isinstance(child, torch.nn.RMSNorm):
+                norm = torch.nn.RMSNorm(child.weight.shape[0], eps=child.variance_epsilon)
+                norm.weight = child.weight
+                setattr(parent, name, norm)
