@@ -1,0 +1,247 @@
+"""Class probabilities under a Gaussian over the class logits.
+
+The softmax does not see a common shift of the logits, so everything lives in the C-1 contrasts
+``z = Q^T f``, with ``z ~ N(m, V)``. The predictive averages probabilities over that Gaussian,
+
+    probs = E[softmax(Q z)],
+
+never the logits: the softmax of averaged logits is the MAP answer again, whatever V is.
+
+Rows with two possible classes are integrated by a trapezoid rule, which converges exponentially for an
+analytic integrand that decays at both ends; Gauss-Hermite, the textbook choice, loses digits as soon as the
+variance passes 10 because the sigmoid's poles come close to the real axis (docs/lab-notes.md has both). Rows
+with more classes use scrambled Sobol points in antithetic pairs (Owen 1998) with a fixed seed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import torch
+
+from laplora.errors import ConfigError, DataError, FactorizationError, NonFiniteError
+
+Method = Literal["auto", "quadrature", "sobol", "probit"]
+
+#: Trapezoid nodes over +-8.5 standard deviations: the mean is right to 1e-11 for logit variances up to 1e4.
+_NODES = 2049
+_REACH = 8.5
+
+#: An eigenvalue this far below 0 (nats^2) cannot change a probability visibly: it is rounding, and clamped.
+_NEGATIVE_ROUNDING = 1e-6
+
+#: Elements per temporary; larger batches are split by rows.
+_BLOCK = 1 << 21
+
+
+@dataclass(frozen=True)
+class PosteriorPredictive:
+    """Moments of the class probabilities under the posterior, all float64 on the CPU.
+
+    Attributes:
+        probs: (batch, classes) mean probability; exactly 0 at impossible classes; rows sum to 1.
+        std: (batch, classes) standard deviation of the probability.
+        expected_entropy: (batch,) mean entropy of the sampled probabilities, nats.
+    """
+
+    probs: torch.Tensor
+    std: torch.Tensor
+    expected_entropy: torch.Tensor
+
+    def __len__(self) -> int:
+        return self.probs.shape[0]
+
+
+def contrasts(classes: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    """Return Q (classes, classes - 1): Helmert contrasts, orthonormal columns orthogonal to the ones vector.
+
+    Column k compares class k + 1 with the mean of the classes before it. So the first c - 1 columns touch the
+    first c classes only, and there they equal ``contrasts(c)``: the contrasts of a row with fewer possible
+    classes are a prefix of the contrasts of all of them.
+
+    Raises:
+        ConfigError: fewer than two classes.
+    """
+    if classes < 2:
+        raise ConfigError(f"contrasts need at least two classes, got {classes}")
+    q = torch.zeros(classes, classes - 1, dtype=torch.float64)
+    for k in range(classes - 1):
+        scale = math.sqrt((k + 1) * (k + 2))
+        q[: k + 1, k] = 1 / scale
+        q[k + 1, k] = -(k + 1) / scale
+    return q.to(dtype)
+
+
+def posterior_predictive(
+    contrast_mean: torch.Tensor,
+    contrast_covariance: torch.Tensor,
+    class_mask: torch.Tensor,
+    *,
+    method: Method = "auto",
+    samples: int = 512,
+    seed: int = 0,
+) -> PosteriorPredictive:
+    """Return the mean, spread and expected entropy of softmax(Q z), z ~ N(mean, covariance).
+
+    A row's answer depends on that row, the method, ``samples`` and ``seed`` alone, not on the other rows and
+    not on any global random state.
+
+    Args:
+        contrast_mean: (batch, classes - 1) Q^T f, nats.
+        contrast_covariance: (batch, classes - 1, classes - 1) symmetric positive semi-definite, nats^2.
+            At exactly 0 the answer is softmax(f).
+        class_mask: (batch, classes) bool, true for the possible classes: the first c >= 2 of each row.
+        method: "auto" takes "quadrature" for two possible classes and "sobol" for more. "probit" is the
+            closed form: the mean-field approximation with pairwise variances (Lu, Ie and Sha,
+            arXiv 2006.07584), normalised, with pi/8 as in MacKay (1992); its spread is the matching
+            second moment (Daunizeau, arXiv 1703.00091), and its expected entropy that of Beta marginals
+            with these two moments.
+        samples: Sobol points, antithetic partners included; a power of two, at least 4.
+        seed: of the Sobol scrambling.
+
+    Raises:
+        ConfigError: an unknown method, "quadrature" for more than two classes, or bad ``samples``.
+        DataError: shapes that do not fit, or a class mask that is not a prefix of at least two classes.
+        NonFiniteError: NaN or infinity in the mean or the covariance of the possible classes.
+        FactorizationError: a covariance that is not positive semi-definite beyond rounding.
+    """
+    if method not in ("auto", "quadrature", "sobol", "probit"):
+        raise ConfigError(f"method must be auto, quadrature, sobol or probit, got {method!r}")
+    if samples < 4 or samples & (samples - 1):
+        raise ConfigError(f"samples must be a power of two, at least 4 (Sobol's balance needs it), got {samples}")
+    mean = contrast_mean.detach().to("cpu", torch.float64)
+    covariance = contrast_covariance.detach().to("cpu", torch.float64)
+    counts = _class_counts(mean, covariance, class_mask.detach().cpu())
+
+    probs = torch.zeros(class_mask.shape, dtype=torch.float64)
+    std = torch.zeros_like(probs)
+    expected_entropy = torch.zeros(len(probs), dtype=torch.float64)
+    for count in sorted(set(counts.tolist())):
+        rule: str = ("quadrature" if count == 2 else "sobol") if method == "auto" else method
+        if rule == "quadrature" and count > 2:
+            raise ConfigError(f"quadrature takes two possible classes, a row has {count}: use sobol or auto")
+        size = {"quadrature": _NODES, "sobol": samples, "probit": count}[rule] * count
+        for rows in (counts == count).nonzero()[:, 0].split(max(1, _BLOCK // size)):
+            m = mean[rows, : count - 1]
+            v = covariance[rows, : count - 1, : count - 1]
+            if not (m.isfinite().all() and v.isfinite().all()):
+                raise NonFiniteError("the posterior over the logits holds NaN or infinity: nothing to predict from")
+            v = (v + v.mT) / 2
+            root = _symmetric_root(v)
+            if rule == "quadrature":
+                moments = _quadrature(m, root)
+            elif rule == "sobol":
+                moments = _sobol(m, root, samples, seed)
+            else:
+                moments = _probit(m, root @ root)
+            probs[rows, :count], std[rows, :count], expected_entropy[rows] = moments
+    return PosteriorPredictive(probs, std, expected_entropy)
+
+
+def _class_counts(mean: torch.Tensor, covariance: torch.Tensor, class_mask: torch.Tensor) -> torch.Tensor:
+    """Return (batch,) how many classes are possible, after checking every shape."""
+    if class_mask.ndim != 2 or class_mask.dtype != torch.bool:
+        raise DataError(f"class_mask must be (batch, classes) bool, got {tuple(class_mask.shape)} {class_mask.dtype}")
+    batch, classes = class_mask.shape
+    if mean.shape != (batch, classes - 1) or covariance.shape != (batch, classes - 1, classes - 1):
+        raise DataError(
+            f"for a class mask of {(batch, classes)} the contrast mean must be {(batch, classes - 1)} and the "
+            f"covariance {(batch, classes - 1, classes - 1)}, got {tuple(mean.shape)} and {tuple(covariance.shape)}"
+        )
+    counts = class_mask.sum(1)
+    if not torch.equal(class_mask, torch.arange(classes) < counts[:, None]) or (counts < 2).any():
+        raise DataError("each row of class_mask must be true for its first classes, at least two of them")
+    return counts
+
+
+def _symmetric_root(covariance: torch.Tensor) -> torch.Tensor:
+    """Return R (batch, d, d), symmetric, with R R = covariance; exact at singular covariances.
+
+    A Cholesky factor would fail at V = 0. Among the square roots the symmetric one is continuous in V and free
+    of the eigenvectors' arbitrary signs, so that rounding in V does not pick other sample points.
+    """
+    values, vectors = torch.linalg.eigh(covariance)
+    lowest = values[:, 0]
+    if (lowest < -_NEGATIVE_ROUNDING * values[:, -1].clamp_min(1)).any():
+        raise FactorizationError(
+            f"a logit covariance has the eigenvalue {lowest.min().item():.3g}: it must be positive semi-definite"
+        )
+    root: torch.Tensor = (vectors * values.clamp_min(0).sqrt()[:, None, :]) @ vectors.mT
+    return root
+
+
+def _quadrature(mean: torch.Tensor, root: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the moments of two classes, whose logit difference is a scalar Gaussian.
+
+    ``Q^T f = (f_0 - f_1) / sqrt 2`` for two classes, so the difference is sqrt 2 times the contrast.
+    """
+    nodes = torch.linspace(-_REACH, _REACH, _NODES, dtype=torch.float64)
+    weights = torch.softmax(-nodes * nodes / 2, 0)
+    difference = math.sqrt(2) * (mean + root[:, 0] * nodes)  # (batch, nodes)
+    log_probs = torch.nn.functional.logsigmoid(torch.stack([difference, -difference], 2))
+    return _moments(log_probs, weights)
+
+
+def _sobol(
+    mean: torch.Tensor, root: torch.Tensor, samples: int, seed: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the moments over antithetic Sobol points."""
+    dimension = mean.shape[1]
+    z = mean[:, None, :] + _normal_points(dimension, samples, seed) @ root  # (batch, samples, d)
+    log_probs = torch.log_softmax(z @ contrasts(dimension + 1).T, 2)
+    return _moments(log_probs, torch.full((samples,), 1 / samples, dtype=torch.float64))
+
+
+@lru_cache(maxsize=64)
+def _normal_points(dimension: int, samples: int, seed: int) -> torch.Tensor:
+    """Return (samples, dimension) standard normal points whose mean is exactly 0; shared, never written to."""
+    engine = torch.quasirandom.SobolEngine(dimension, scramble=True, seed=seed)  # type: ignore[no-untyped-call]
+    # Points are multiples of 2^-30 and include 0, where the normal quantile is -inf: move to the cell's centre.
+    uniform = engine.draw(samples // 2, dtype=torch.float64) + 2.0**-31
+    half = torch.special.ndtri(uniform)
+    return torch.cat([half, -half])
+
+
+def _moments(log_probs: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return weighted mean, standard deviation (batch, classes) and mean entropy (batch,).
+
+    Args:
+        log_probs: (batch, points, classes), finite.
+        weights: (points,), sums to 1.
+    """
+    probs = log_probs.exp()
+    w = weights[:, None]
+    mean = (w * probs).sum(1)
+    # About the mean, not E[p^2] - E[p]^2: that difference loses every digit at small variances.
+    std = (w * (probs - mean[:, None]).square()).sum(1).sqrt()
+    expected_entropy = -(w * probs * log_probs).sum((1, 2))
+    return mean / mean.sum(1, keepdim=True), std, expected_entropy
+
+
+def _probit(mean: torch.Tensor, covariance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the closed-form moments.
+
+    With ``d_ki = f_k - f_i``, ``kappa_ki = sqrt(1 + pi/8 Var d_ki)`` and ``e_ki = exp(-d_ki / kappa_ki)``:
+    ``p_k = 1 / sum_i e_ki``, and from ``E[p_k^2] = E[p_k] - d E[p_k] / d f_k``,
+    ``Var p_k = p_k^2 sum_i e_ki (1 - 1 / kappa_ki)``.
+    """
+    q = contrasts(mean.shape[1] + 1)
+    f = mean @ q.T
+    full = q @ covariance @ q.T
+    variance = full.diagonal(dim1=1, dim2=2)
+    pair = (variance[:, :, None] + variance[:, None, :] - 2 * full).clamp_min(0)
+    kappa = (1 + math.pi / 8 * pair).sqrt()
+    log_e = -(f[:, :, None] - f[:, None, :]) / kappa
+    log_p = -torch.logsumexp(log_e, 2)
+    probs = torch.softmax(log_p, 1)
+    bound = probs * (1 - probs)
+    spread = (2 * log_p + torch.logsumexp(log_e + (1 - 1 / kappa).log(), 2)).exp()
+    spread = torch.minimum(spread.nan_to_num(0), bound)
+
+    # E[-p ln p] of Beta(a, b) is mean * (digamma(a + b + 1) - digamma(a + 1)), with a + b = bound / spread - 1.
+    concentration = (bound / spread.clamp_min(1e-300) - 1).clamp(0, 1e12)
+    beta = probs * (torch.digamma(concentration + 1) - torch.digamma(concentration * probs + 1))
+    return probs, spread.sqrt(), beta.sum(1)
