@@ -1,0 +1,299 @@
+"""Curvature of the training loss at the adapter: KFAC-reduce bases and EKFAC scales, as sums.
+
+The generalised Gauss-Newton matrix (GGN) is ``H = sum_n J_n^T Lambda_n J_n`` with
+``Lambda_n = Q^T (diag p - p p^T) Q``, exact over the classes, no sampled labels.
+
+Two passes over the training rows. The first accumulates, per block, the two KFAC-reduce factors
+(Eschenhagen et al., arXiv 2311.00636, section 3.2): the small one whole, the wide one as a sketch that is
+a plain sum, so neither the order nor the batching of rows matters and partial sums from several workers
+add up. The second measures the diagonal of the GGN in the Kronecker eigenbasis (EKFAC, George et al.,
+arXiv 1806.03884) from the true all-token Jacobians, with an isotropic tail for what the basis leaves out,
+so that the trace of every block equals the exact GGN's trace.
+"""
+
+from __future__ import annotations
+
+import warnings
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from laplora.errors import FactorizationError, NonFiniteError
+from laplora.jacobians import Block, BlockJacobian, ContrastJacobians
+from laplora.predictive import contrasts
+
+
+@dataclass(frozen=True)
+class KroneckerSums:
+    """Sums over rows of the KFAC-reduce factors; two of them add up.
+
+    Attributes:
+        blocks: which blocks, in order.
+        rows: number of examples summed.
+        wide: per block (wide, sketch) float64, the wide factor times ``sketch_matrix``.
+        narrow: per block (narrow, narrow) float64.
+        seed: of the sketch matrices.
+    """
+
+    blocks: tuple[Block, ...]
+    rows: int
+    wide: tuple[torch.Tensor, ...]
+    narrow: tuple[torch.Tensor, ...]
+    seed: int
+
+
+@dataclass(frozen=True)
+class KroneckerBasis:
+    """Orthonormal bases of one block.
+
+    Attributes:
+        wide: (wide, k) float64, leading eigenvectors of the wide factor.
+        wide_eigenvalues: (k,) float64, descending.
+        narrow: (narrow, narrow) float64, eigenvectors of the small factor.
+        narrow_eigenvalues: (narrow,) float64, descending.
+    """
+
+    wide: torch.Tensor
+    wide_eigenvalues: torch.Tensor
+    narrow: torch.Tensor
+    narrow_eigenvalues: torch.Tensor
+
+
+@dataclass(frozen=True)
+class EigenSums:
+    """Sums over rows of the GGN's diagonal in the Kronecker eigenbasis; two of them add up.
+
+    Attributes:
+        rows: number of examples summed.
+        scale: per block (k, narrow) float64, ``sum_n sum_cc' Lambda_cc' (u_a^T J_nc v_j)(u_a^T J_nc' v_j)``.
+        column: per block (narrow,) float64, the same with all of the wide side in place of ``u_a``.
+    """
+
+    rows: int
+    scale: tuple[torch.Tensor, ...]
+    column: tuple[torch.Tensor, ...]
+
+
+def sketch_matrix(block: Block, columns: int, seed: int) -> torch.Tensor:
+    """Return the block's Gaussian test matrix, (wide, min(columns, wide)) float64; identity if it fits whole.
+
+    It depends on the block's name and the seed only, so every worker draws the same.
+    """
+    if columns >= block.wide:
+        return torch.eye(block.wide, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(zlib.crc32(block.name.encode()) ^ seed)
+    return torch.randn(block.wide, columns, dtype=torch.float64, generator=generator)
+
+
+def contrast_hessian(logits: torch.Tensor, class_mask: torch.Tensor) -> torch.Tensor:
+    """Return ``Lambda_n``, the Hessian of the negative log-likelihood in the contrasts.
+
+    Needs no factorisation, so probabilities near 0 do no harm.
+
+    Args:
+        logits: (batch, classes).
+        class_mask: (batch, classes) bool; impossible classes have probability 0.
+
+    Returns:
+        (batch, classes - 1, classes - 1) float64.
+    """
+    probs = logits.double().masked_fill(~class_mask, -torch.inf).softmax(-1)
+    transform = contrasts(logits.shape[-1], torch.float64).to(logits.device)
+    centred = torch.diag_embed(probs) - probs[:, :, None] * probs[:, None, :]
+    return transform.T @ centred @ transform
+
+
+def empty_sums(blocks: Sequence[Block], *, sketch_columns: int, seed: int) -> KroneckerSums:
+    """Return the sums over no rows.
+
+    Args:
+        sketch_columns: columns of the wide side's sketch: the rank to keep and an oversampling of about as
+            many.
+    """
+    return KroneckerSums(
+        blocks=tuple(blocks),
+        rows=0,
+        wide=tuple(torch.zeros(b.wide, min(sketch_columns, b.wide), dtype=torch.float64) for b in blocks),
+        narrow=tuple(torch.zeros(b.narrow, b.narrow, dtype=torch.float64) for b in blocks),
+        seed=seed,
+    )
+
+
+def add_batch(sums: KroneckerSums, jacobians: ContrastJacobians, class_mask: torch.Tensor) -> KroneckerSums:
+    """Return the sums with one batch added.
+
+    Raises:
+        NonFiniteError: a Jacobian or logit that is NaN or infinite.
+    """
+    hessian = contrast_hessian(jacobians.logits, class_mask)
+    wide, narrow = [], []
+    for i, (block, jacobian) in enumerate(zip(sums.blocks, jacobians.blocks, strict=True)):
+        test = sketch_matrix(block, sums.wide[i].shape[1], sums.seed).to(hessian.device)
+        inputs = jacobian.mean_input.double()
+        gradients = jacobian.summed_gradient.double()
+        weighted = torch.einsum("ncd,nce->nde", hessian, gradients)
+        if block.group == "lora_A":
+            wide.append(sums.wide[i] + (inputs.T @ (inputs @ test)).cpu())
+            narrow.append(sums.narrow[i] + torch.einsum("nci,ncj->ij", weighted, gradients).cpu())
+        else:
+            flat, flat_weighted = gradients.flatten(0, 1), weighted.flatten(0, 1)
+            wide.append(sums.wide[i] + (flat_weighted.T @ (flat @ test)).cpu())
+            narrow.append(sums.narrow[i] + (inputs.T @ inputs).cpu())
+        _check_finite(block, wide[-1], narrow[-1])
+    return KroneckerSums(sums.blocks, sums.rows + len(hessian), tuple(wide), tuple(narrow), sums.seed)
+
+
+def merge_sums(first: KroneckerSums, second: KroneckerSums) -> KroneckerSums:
+    """Return the sums over the rows of both, for example of two workers.
+
+    Raises:
+        FactorizationError: sums of other blocks, sketches or seeds.
+    """
+    if first.blocks != second.blocks or first.seed != second.seed or _shapes(first) != _shapes(second):
+        raise FactorizationError("curvature sums merge only with the same blocks, sketch size and seed")
+    return KroneckerSums(
+        first.blocks,
+        first.rows + second.rows,
+        tuple(a + b for a, b in zip(first.wide, second.wide, strict=True)),
+        tuple(a + b for a, b in zip(first.narrow, second.narrow, strict=True)),
+        first.seed,
+    )
+
+
+def kronecker_bases(sums: KroneckerSums, rank: int) -> tuple[KroneckerBasis, ...]:
+    """Return each block's eigenbases: all of the narrow side, the leading ``rank`` of the wide side.
+
+    The KFAC-reduce block is ``1/N (input factor) x (gradient factor)``; the ``1/N`` is put on the input
+    factor's eigenvalues.
+
+    Raises:
+        FactorizationError: no rows, or a factor that stays indefinite.
+    """
+    if sums.rows == 0:
+        raise FactorizationError("no rows were summed: the curvature of nothing has no basis")
+    bases = []
+    for block, wide, narrow in zip(sums.blocks, sums.wide, sums.narrow, strict=True):
+        wide_scale, narrow_scale = (1 / sums.rows, 1.0) if block.group == "lora_A" else (1.0, 1 / sums.rows)
+        test = sketch_matrix(block, wide.shape[1], sums.seed)
+        values, vectors = nystrom_eigen(wide * wide_scale, test, min(rank, block.wide), block.name)
+        narrow_values, narrow_vectors = torch.linalg.eigh((narrow + narrow.T) / 2 * narrow_scale)
+        bases.append(KroneckerBasis(vectors, values, narrow_vectors.flip(1), narrow_values.flip(0).clamp_min(0)))
+    return tuple(bases)
+
+
+def stored_basis(basis: KroneckerBasis, dtype: torch.dtype) -> KroneckerBasis:
+    """Return the basis that a reader gets back when it is stored in ``dtype``.
+
+    The second pass and the server must use the same directions, so the rounding happens before the pass.
+    """
+    return KroneckerBasis(
+        orthonormalize(basis.wide.to(dtype)),
+        basis.wide_eigenvalues,
+        orthonormalize(basis.narrow.to(dtype)),
+        basis.narrow_eigenvalues,
+    )
+
+
+def orthonormalize(vectors: torch.Tensor) -> torch.Tensor:
+    """Return float64 orthonormal columns closest in sign and order to nearly orthonormal ones (QR)."""
+    q, r = torch.linalg.qr(vectors.double())
+    return q * r.diagonal().sign()
+
+
+def nystrom_eigen(sketch: torch.Tensor, test: torch.Tensor, rank: int, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return leading eigenvalues and eigenvectors of a PSD matrix known by its sketch.
+
+    Fixed-rank Nystrom approximation with a shift for stability (Tropp et al., arXiv 1706.05736,
+    algorithm 3).
+
+    Args:
+        sketch: (d, m) float64, the matrix times ``test``.
+        test: (d, m) float64.
+        rank: how many pairs to keep, at most m.
+        name: of the block, for messages.
+
+    Returns:
+        eigenvalues (rank,) descending and orthonormal eigenvectors (d, rank).
+
+    Raises:
+        FactorizationError: still not positive definite after five shifts, each 100 times the last.
+    """
+    size = float(sketch.norm())
+    if size == 0:  # a block that no row reaches: any basis serves, with curvature 0
+        return sketch.new_zeros(rank), torch.eye(sketch.shape[0], rank, dtype=sketch.dtype)
+    shift = (sketch.shape[0] ** 0.5) * torch.finfo(sketch.dtype).eps * size
+    for attempt in range(5):
+        shifted = sketch + shift * test
+        core = test.T @ shifted
+        factor, failed = torch.linalg.cholesky_ex((core + core.T) / 2)
+        if not failed:
+            if attempt:
+                warnings.warn(f"{name}: sketch factorised with a shift of {shift:.1e}", RuntimeWarning, stacklevel=2)
+            half = torch.linalg.solve_triangular(factor, shifted.T, upper=False).T
+            vectors, singular, _ = torch.linalg.svd(half, full_matrices=False)
+            return (singular[:rank] ** 2 - shift).clamp_min(0), vectors[:, :rank]
+        shift *= 100
+    raise FactorizationError(f"{name}: the curvature sketch is not positive semidefinite (last shift {shift:.1e})")
+
+
+def project(jacobian: BlockJacobian, wide: torch.Tensor, narrow: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a block's Jacobians in the eigenbasis, and the column products over the whole wide side.
+
+    Args:
+        wide: (wide, k), the kept basis; narrow: (narrow, narrow).
+
+    Returns:
+        coordinates (batch, classes - 1, k, narrow), ``u_a^T J v_j``, and products (batch, classes - 1,
+        classes - 1, narrow), ``<J_c v_j, J_c' v_j>``.
+    """
+    rotated = jacobian.jacobian @ narrow.to(jacobian.jacobian)
+    coordinates = torch.einsum("dk,ncdj->nckj", wide.to(rotated), rotated)
+    products = torch.einsum("ncdj,nedj->ncej", rotated, rotated)
+    return coordinates, products
+
+
+def empty_eigen_sums(bases: Sequence[KroneckerBasis]) -> EigenSums:
+    """Return the second pass's sums over no rows."""
+    return EigenSums(
+        0,
+        tuple(torch.zeros(b.wide.shape[1], b.narrow.shape[1], dtype=torch.float64) for b in bases),
+        tuple(torch.zeros(b.narrow.shape[1], dtype=torch.float64) for b in bases),
+    )
+
+
+def add_eigen_batch(
+    sums: EigenSums, jacobians: ContrastJacobians, bases: Sequence[KroneckerBasis], class_mask: torch.Tensor
+) -> EigenSums:
+    """Return the second pass's sums with one batch added."""
+    hessian = contrast_hessian(jacobians.logits, class_mask)
+    scale, column = [], []
+    for i, (basis, jacobian) in enumerate(zip(bases, jacobians.blocks, strict=True)):
+        coordinates, products = project(jacobian, basis.wide.to(hessian.device), basis.narrow.to(hessian.device))
+        coordinates = coordinates.double()
+        weighted = torch.einsum("nce,nekj->nckj", hessian, coordinates)
+        scale.append(sums.scale[i] + (weighted * coordinates).sum((0, 1)).cpu())
+        column.append(sums.column[i] + torch.einsum("nce,ncej->j", hessian, products.double()).cpu())
+    return EigenSums(sums.rows + len(hessian), tuple(scale), tuple(column))
+
+
+def merge_eigen_sums(first: EigenSums, second: EigenSums) -> EigenSums:
+    """Return the sums over the rows of both; both must have used the same bases."""
+    return EigenSums(
+        first.rows + second.rows,
+        tuple(a + b for a, b in zip(first.scale, second.scale, strict=True)),
+        tuple(a + b for a, b in zip(first.column, second.column, strict=True)),
+    )
+
+
+def _shapes(sums: KroneckerSums) -> list[torch.Size]:
+    return [w.shape for w in sums.wide]
+
+
+def _check_finite(block: Block, *tensors: torch.Tensor) -> None:
+    if not all(bool(t.isfinite().all()) for t in tensors):
+        raise NonFiniteError(
+            f"the curvature of {block.name} is not finite: the model's activations or gradients overflow or hold "
+            "NaN on these rows; check the base weights, or use dtype float32"
+        )

@@ -1,0 +1,348 @@
+"""Base models, adapters, and the class logits read from them.
+
+A classifier here is a causal language model whose class logits are the rows of ``lm_head`` for the label
+tokens, at the last real token. Only those rows are computed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from laplora.errors import ModelError
+from laplora.prompts import Batch
+
+ADAPTER = "default"
+
+
+@dataclass(frozen=True)
+class BaseSpec:
+    """Which base model, in which number format.
+
+    Attributes:
+        model: a name of the offline models, a folder, or a hub id.
+        revision: hub revision, None for the default branch.
+        quantization: ``nf4`` (bitsandbytes NormalFloat-4 with double quantization, QLoRA, arXiv
+            2305.14314) or ``none``.
+        dtype: format of the unquantized weights and of the activations.
+    """
+
+    model: str
+    revision: str | None = None
+    quantization: Literal["nf4", "none"] = "nf4"
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+
+
+class Tape(Protocol):
+    """What records the input and output of a linear map that is not called as a module."""
+
+    def record(self, name: str, inputs: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
+        """Return ``outputs``, after noting both tensors under ``name``."""
+        ...
+
+
+def resolve_device(device: str) -> torch.device:
+    """Return the device to run on; ``auto`` is CUDA where there is one."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ModelError(f"device {device!r} was asked for and no CUDA device is there: use 'cpu' or 'auto'")
+    return torch.device(device)
+
+
+def locate_base(spec: BaseSpec, cache: Path | None = None, progress: Callable[[str], None] | None = None) -> str:
+    """Return what transformers can load: a folder (fetched if it is an offline model) or a hub id."""
+    from laplora.offline import OFFLINE_MODELS, ensure_model
+
+    if spec.model in OFFLINE_MODELS:
+        return str(ensure_model(spec.model, cache=cache, progress=progress))
+    return spec.model
+
+
+def load_tokenizer(location: str, revision: str | None = None) -> Any:
+    """Return the tokenizer at a folder or hub id, with a padding token."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(location, revision=revision)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_base_model(
+    location: str, spec: BaseSpec, *, device: torch.device, dequantize: bool | None = None
+) -> nn.Module:
+    """Return the frozen base model in eval mode.
+
+    Args:
+        location: what ``locate_base`` returned.
+        dequantize: replace each 4-bit weight by its own dequantized values once, at load. The same
+            numbers in more memory; None means on a CPU only, where 4-bit products cost about four
+            times a plain one.
+
+    Raises:
+        ModelError: an architecture whose logits are not a plain linear read-out, or no bitsandbytes.
+    """
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    dtype = getattr(torch, spec.dtype)
+    options: dict[str, Any] = {}
+    if spec.quantization == "nf4":
+        try:
+            import bitsandbytes  # noqa: F401
+        except ImportError as error:
+            raise ModelError("nf4 needs bitsandbytes: pip install 'laplora[quantization]'") from error
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+        options["device_map"] = {"": device}
+    model = AutoModelForCausalLM.from_pretrained(
+        location, revision=spec.revision, dtype=dtype, attn_implementation="sdpa", **options
+    )
+    check_readout(model)
+    if spec.quantization == "nf4":
+        keep_4bit_differentiable(model)
+        if dequantize or (dequantize is None and device.type == "cpu"):
+            dequantize_linears(model, dtype)
+    else:
+        model.to(device)
+    model.requires_grad_(False)
+    return model.eval()
+
+
+def check_readout(model: nn.Module) -> None:
+    """Raise ModelError where the logits are more than ``lm_head`` applied to the last hidden state."""
+    config = model.config
+    for name in ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier"):
+        value = getattr(config, name, None)
+        if value not in (None, 1, 1.0):
+            raise ModelError(
+                f"{type(model).__name__} transforms its logits ({name}={value}); laplora reads them as a "
+                "plain linear map of the last hidden state and would be wrong by that transform"
+            )
+    if not isinstance(getattr(model, model.base_model_prefix, None), nn.Module):
+        raise ModelError(f"{type(model).__name__} has no decoder at .{model.base_model_prefix}")
+
+
+def keep_4bit_differentiable(model: nn.Module) -> None:
+    """Turn off bitsandbytes' inference-only weight layout, in place.
+
+    On CPUs with AVX512-BF16, ``Linear4bit`` repacks its weight at the first forward without gradient in
+    eval mode, and every later backward through it silently yields no gradient (seen in bitsandbytes 0.50).
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def dequantize_linears(model: nn.Module, dtype: torch.dtype) -> None:
+    """Replace each bitsandbytes 4-bit linear by a plain one holding the dequantized weight, in place."""
+    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.nn import Linear4bit
+
+    for name, module in list(model.named_modules()):
+        if not isinstance(module, Linear4bit):
+            continue
+        weight = dequantize_4bit(module.weight.data, module.weight.quant_state).to(dtype)
+        plain = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
+        plain.weight = nn.Parameter(weight, requires_grad=False)
+        plain.bias = module.bias
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, plain)
+    # transformers and peft dispatch on these two marks, and the weights are plain now.
+    model.is_loaded_in_4bit = False
+    model.is_quantized = False
+    if hasattr(model, "hf_quantizer"):
+        model.hf_quantizer = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+
+
+def attach_adapter(model: nn.Module, folder: Path) -> nn.Module:
+    """Return the base model with the PEFT adapter in ``folder``, frozen, in eval mode.
+
+    Raises:
+        ModelError: an adapter of a kind the method does not cover.
+    """
+    from peft import PeftModel
+
+    peft_model = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
+    lora_layers(peft_model)
+    peft_model.requires_grad_(False)
+    return peft_model.eval()
+
+
+def lora_layers(model: nn.Module) -> dict[str, Any]:
+    """Return the LoRA layers of a PEFT model by module path in the base model, in module order.
+
+    Raises:
+        ModelError: no LoRA layer, or trained parameters that the posterior would not cover (DoRA, LoRA
+            biases, adapted embeddings, convolutions, ``modules_to_save``).
+    """
+    from peft.tuners.lora import LoraLayer
+
+    config = model.peft_config[ADAPTER]
+    if getattr(config, "modules_to_save", None):
+        raise ModelError(f"the adapter retrains whole modules ({config.modules_to_save}); only LoRA is covered")
+    if config.bias != "none" or getattr(config, "lora_bias", False):
+        raise ModelError("the adapter trains biases; set bias='none' and lora_bias=False")
+    layers: dict[str, Any] = {}
+    for name, module in model.get_base_model().named_modules():
+        if not isinstance(module, LoraLayer):
+            continue
+        if getattr(module, "lora_embedding_A", None):
+            raise ModelError(f"{name} is an embedding with LoRA, which the posterior does not cover")
+        if ADAPTER not in module.lora_A:
+            continue
+        if getattr(module, "use_dora", {}).get(ADAPTER) or getattr(module, "lora_variant", {}).get(ADAPTER):
+            raise ModelError(f"{name} uses a LoRA variant (such as DoRA), which the posterior does not cover")
+        if not isinstance(module.lora_A[ADAPTER], nn.Linear) or not isinstance(module.lora_B[ADAPTER], nn.Linear):
+            raise ModelError(f"{name} is not a linear layer; only linear layers are covered")
+        layers[name] = module
+    if not layers:
+        raise ModelError("the adapter has no LoRA layer on this base model")
+    return layers
+
+
+def last_hidden(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """Return the final hidden state at the last real token, (batch, hidden)."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    decoder = getattr(base, base.base_model_prefix)
+    output = decoder(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        position_ids=batch.position_ids,
+        use_cache=False,
+    )
+    return output.last_hidden_state[:, -1]
+
+
+def label_logits(
+    model: nn.Module, hidden: torch.Tensor, label_ids: Sequence[int], tape: Tape | None = None
+) -> torch.Tensor:
+    """Return the class logits, (batch, classes), float32 (float64 for a float64 model).
+
+    Args:
+        hidden: (batch, hidden), from ``last_hidden``.
+        label_ids: token id of each class.
+        tape: records the label rows of an adapted ``lm_head``'s ``lora_B``, which is no module call.
+    """
+    head = _head(model)
+    rows = torch.tensor(list(label_ids), device=hidden.device)
+    layer = getattr(head, "base_layer", head)
+    wide = torch.promote_types(torch.float32, hidden.dtype)
+    bias = None if layer.bias is None else layer.bias[rows].to(wide)
+    logits = F.linear(hidden.to(wide), layer.weight[rows].to(wide), bias)
+    if layer is head:
+        return logits
+    down = head.lora_A[ADAPTER]
+    low = down(head.lora_dropout[ADAPTER](hidden.to(down.weight.dtype)))
+    up = F.linear(low, head.lora_B[ADAPTER].weight[rows])
+    if tape is not None:
+        up = tape.record(head_name(model) + ".lora_B", low, up)
+    return logits + head.scaling[ADAPTER] * up.to(wide)
+
+
+@torch.no_grad()
+def label_mass(
+    model: nn.Module, hidden: torch.Tensor, label_ids: Sequence[int], class_mask: torch.Tensor
+) -> torch.Tensor:
+    """Return the probability that the full-vocabulary softmax puts on the possible labels, (batch,) in [0, 1].
+
+    Args:
+        hidden: (batch, hidden).
+        class_mask: (batch, classes) bool.
+    """
+    vocabulary = _head(model)(hidden).float()
+    rows = torch.tensor(list(label_ids), device=hidden.device)
+    labels = vocabulary[:, rows].masked_fill(~class_mask, -torch.inf)
+    return (labels.logsumexp(-1) - vocabulary.logsumexp(-1)).exp().clamp(0, 1)
+
+
+def _head(model: nn.Module) -> Any:
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return base.get_output_embeddings()
+
+
+def head_name(model: nn.Module) -> str:
+    """Return the module path of the output embedding (``lm_head`` in most models)."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    head = base.get_output_embeddings()
+    return next(name for name, module in base.named_modules() if module is head)
+
+
+def weights_hash(location: str, revision: str | None = None, cache: Path | None = None) -> str:
+    """Return ``sha256:`` and the digest of a base model's weights, whatever files hold them.
+
+    Tensors enter by sorted name with dtype, shape and bytes, so resharding does not change the hash. The
+    result is remembered per file size and modification time, since hashing reads every byte.
+
+    Raises:
+        ModelError: no safetensors weights.
+    """
+    from laplora.wheels import cache_root
+
+    files = _weight_files(location, revision)
+    key = hashlib.sha256(
+        json.dumps([[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files]).encode()
+    ).hexdigest()
+    note = cache_root(cache) / "weight-hashes" / key
+    if note.is_file():
+        return note.read_text()
+    value = "sha256:" + _hash_tensors(files)
+    note.parent.mkdir(parents=True, exist_ok=True)
+    temporary = note.with_suffix(f".{os.getpid()}")
+    temporary.write_text(value)
+    temporary.replace(note)
+    return value
+
+
+def _weight_files(location: str, revision: str | None) -> list[Path]:
+    folder = Path(location)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(location, revision=revision, allow_patterns=["*.safetensors"]))
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ModelError(f"base model {location!r} has no safetensors weights; laplora loads no pickled ones")
+    return files
+
+
+def _hash_tensors(files: Sequence[Path]) -> str:
+    from safetensors import safe_open
+
+    owners: dict[str, Path] = {}
+    for file in files:
+        with safe_open(file, framework="pt") as handle:
+            owners.update(dict.fromkeys(handle.keys(), file))
+    digest = hashlib.sha256()
+    for name in sorted(owners):
+        with safe_open(owners[name], framework="pt") as handle:
+            tensor = handle.get_tensor(name).contiguous()
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """Return ``sha256:`` and the digest of the tokenizer's vocabulary, merges and processing."""
+    state = tokenizer.backend_tokenizer.to_str()
+    return "sha256:" + hashlib.sha256(state.encode()).hexdigest()

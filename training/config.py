@@ -1,0 +1,148 @@
+"""The one configuration of a training run: YAML in, frozen and checked values out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from laplora.errors import ConfigError
+from training.data import DataConfig
+
+
+class Section(BaseModel):
+    """A frozen part of a configuration that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BaseConfig(Section):
+    """The base model."""
+
+    model: str = Field("smollm2-135m-instruct", description="offline model name, folder, or hub id")
+    revision: str | None = Field(None, description="hub revision; null: the default branch")
+    quantization: Literal["nf4", "none"] = Field("nf4", description="nf4: 4-bit NormalFloat, double quantization")
+    dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="activations and unquantized weights")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    dequantize: bool | None = Field(
+        None, description="turn 4-bit weights into plain ones of the same values at load; null: on a CPU only"
+    )
+
+
+class AdapterConfig(Section):
+    """The LoRA adapter; defaults as in Yang et al. (arXiv 2308.13111)."""
+
+    rank: int = Field(8, ge=1, description="LoRA rank r")
+    alpha: float = Field(16, gt=0, description="LoRA alpha; the update is scaled by alpha / r")
+    dropout: float = Field(0.1, ge=0, lt=1, description="dropout on the adapters' input, in training only")
+    targets: tuple[str, ...] = Field(("q_proj", "v_proj", "lm_head"), description="module names to adapt")
+    save_dtype: Literal["bfloat16", "float32"] = Field(
+        "float32", description="number format of the saved adapter; curvature is measured after the rounding"
+    )
+
+
+class OptimizerConfig(Section):
+    """The fine-tuning loop; defaults as in Yang et al. (arXiv 2308.13111)."""
+
+    learning_rate: float = Field(5e-5, gt=0, description="peak AdamW step size")
+    schedule: Literal["linear", "constant", "cosine"] = Field("linear", description="of the step size, to 0")
+    warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up")
+    steps: int = Field(2500, ge=1, description="optimizer steps")
+    batch_size: int = Field(6, ge=1, description="rows a step")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
+    checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints; a run resumes at the last")
+
+
+class LaplaceConfig(Section):
+    """The posterior and its prior."""
+
+    rank: int = Field(10, ge=1, description="kept eigenvectors k of each wide Kronecker factor")
+    oversampling: int = Field(10, ge=0, description="extra sketch columns beyond k")
+    batch_size: int = Field(8, ge=1, description="rows a batch; does not change the result")
+    factor_dtype: Literal["bfloat16", "float32"] = Field("float32", description="number format of stored bases")
+    prior: Literal["validation", "evidence"] = Field("validation", description="how the served prior is chosen")
+    granularity: Literal["scalar", "group", "module"] = Field(
+        "scalar", description="one prior precision in all, per lora_A / lora_B, or per matrix"
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> LaplaceConfig:
+        if self.prior == "validation" and self.granularity == "module":
+            raise ValueError("prior: validation cannot fix one precision per module; use scalar or group")
+        return self
+
+
+class CalibrationConfig(Section):
+    """Thresholds taken from the calibration split."""
+
+    target_risk: float = Field(0.05, gt=0, lt=1, description="error rate allowed among accepted answers")
+    coverage: float = Field(0.9, gt=0, lt=1, description="of the split-conformal prediction sets")
+
+
+class RunConfig(Section):
+    """One run: fine-tune, fit, evaluate, package."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="of the run and its artifact")
+    seed: int = Field(0, ge=0, description="of splits, initial adapter, dropout and row order")
+    base: BaseConfig = BaseConfig()
+    data: DataConfig
+    max_tokens: int = Field(512, ge=8, description="longest prompt, in tokens; longer ones are cut on the left")
+    adapter: AdapterConfig = AdapterConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    laplace: LaplaceConfig = LaplaceConfig()
+    calibration: CalibrationConfig = CalibrationConfig()
+    golden_inputs: tuple[dict[str, Any], ...] = Field(
+        (), description="inputs whose answers the artifact records and the server replays; empty: four of calibration"
+    )
+    runs: Path = Field(Path("runs"), description="folder for intermediate results")
+    artifacts: Path = Field(Path("artifacts"), description="folder for finished artifacts")
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of this run's intermediate results."""
+        return self.runs / self.name
+
+    @property
+    def artifact_dir(self) -> Path:
+        """Folder of the finished artifact."""
+        return self.artifacts / self.name
+
+
+def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
+    """Return the configuration in a YAML file.
+
+    Args:
+        overrides: ``section.key=value`` strings, the value in YAML.
+
+    Raises:
+        ConfigError: no such file, bad YAML, or bad fields, all of them named at once.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"no configuration at {path}; the ready ones are in training/configs") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} must hold a mapping of sections")
+    for item in overrides or []:
+        key, separator, value = item.partition("=")
+        if not separator:
+            raise ConfigError(f"--set takes section.key=value, got {item!r}")
+        *sections, last = key.split(".")
+        place = raw
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[last] = yaml.safe_load(value)
+    try:
+        return RunConfig.model_validate(raw)
+    except ValidationError as error:
+        lines = [f"  {'.'.join(str(p) for p in e['loc'])}: {e['msg']}" for e in error.errors()]
+        raise ConfigError(f"{path}: {len(lines)} bad field(s)\n" + "\n".join(lines)) from None
+
+
+def config_hash_fields(config: RunConfig) -> dict[str, Any]:
+    """Return the configuration as JSON values, without the folders, which do not change the result."""
+    return config.model_dump(mode="json", exclude={"runs", "artifacts"})
