@@ -1,11 +1,38 @@
-"""Shared pytest set-up: one torch thread, because the models here are too small to share out.
+"""Shared set-up: one torch thread, and one dense truth per kind of model for all tests that compare with it.
 
-With several threads a 16 x 16 product costs more in waking them than in arithmetic, and sums could be
-split differently from run to run.
+One thread because the models here are too small to share out: waking a second costs more than it computes, and
+sums could be split differently from run to run.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
+import dense_reference as dense
+import pytest
 import torch
+from tiny_models import ARCHITECTURES, Task, tiny_model, tiny_task
 
 torch.set_num_threads(1)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A tiny model, a training set on which its factors have full rank, and the dense truth about both."""
+
+    model: Any
+    task: Task
+    truth: dense.Truth
+
+
+@pytest.fixture(scope="session", params=ARCHITECTURES)
+def problem(request: pytest.FixtureRequest) -> Problem:
+    """A three-class problem for each kind of model.
+
+    60 examples: two gradients each is more than the 48 outputs of Phi-3's fused projection, so that every
+    factor has full rank and its eigenvectors are determined.
+    """
+    model = tiny_model(request.param)
+    task = tiny_task(examples=60)
+    return Problem(model, task, dense.truth(model, task.batch(), task.label_ids))

@@ -40,7 +40,7 @@ class Factors:
     """KFAC-reduce factors of one block, dense.
 
     Attributes:
-        large: (large, large); ``small``: (small, small). ``torch.kron(large, small)`` approximates the GGN block:
+        large: (large, large); ``small``: (small, small). ``kron(large, small)`` approximates the GGN block:
             of the two, the one over inputs is a mean over examples and the one over gradients a sum.
     """
 
@@ -54,6 +54,38 @@ class Basis:
 
     u: Tensor
     v: Tensor
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What a model and a training set determine, all float64.
+
+    Attributes:
+        logits: (n, classes); ``probs``: (n, classes), 0 at impossible classes.
+        jacobians: (n, classes, large, small) by block.
+        ggn: (large * small, large * small) by block, summed over examples.
+        factors: KFAC-reduce factors by block.
+    """
+
+    logits: Tensor
+    probs: Tensor
+    jacobians: dict[Key, Tensor]
+    ggn: dict[Key, Tensor]
+    factors: dict[Key, Factors]
+
+
+def truth(model: Any, batch: Batch, label_ids: Sequence[int]) -> Truth:
+    """Return everything the reference knows of a model on a batch."""
+    logits = map_logits(model, batch, label_ids)
+    probs = masked_probs(logits, batch.class_mask)
+    found = jacobians(model, batch, label_ids)
+    return Truth(
+        logits=logits,
+        probs=probs,
+        jacobians=found,
+        ggn={key: block_ggn(jacobian, probs) for key, jacobian in found.items()},
+        factors=kfac_reduce(model, batch, label_ids),
+    )
 
 
 def single_rows(batch: Batch) -> list[Batch]:
@@ -200,6 +232,12 @@ def _zero_biases(model: Any, keys: Sequence[Key]):
             handle.remove()
 
 
+def kron(left: Tensor, right: Tensor) -> Tensor:
+    """Return the Kronecker product; torch's own fails on matrices with one column and odd strides (seen in 2.13)."""
+    product = left[:, None, :, None] * right[None, :, None, :]
+    return product.reshape(left.shape[0] * right.shape[0], left.shape[1] * right.shape[1])
+
+
 def eigenbasis(factors: Factors, rank: int | None = None) -> Basis:
     """Return the eigenvectors of both factors, largest first, the large side cut to ``rank`` columns."""
     u = torch.linalg.eigh(factors.large).eigenvectors.flip(1)
@@ -215,9 +253,9 @@ def ekfac(ggn: Tensor, basis: Basis) -> tuple[Tensor, Tensor]:
     """
     large, k = basis.u.shape
     small = basis.v.shape[0]
-    columns = torch.kron(basis.u.contiguous(), basis.v.contiguous())
+    columns = kron(basis.u, basis.v)
     s = torch.einsum("pi,pq,qi->i", columns, ggn, columns).reshape(k, small)
-    along = torch.kron(torch.eye(large, dtype=ggn.dtype), basis.v.contiguous())
+    along = kron(torch.eye(large, dtype=ggn.dtype), basis.v)
     trace = torch.einsum("pi,pq,qi->i", along, ggn, along).reshape(large, small).sum(0)
     tau = (trace - s.sum(0)) / (large - k) if large > k else torch.zeros_like(trace)
     return s, tau
@@ -225,9 +263,9 @@ def ekfac(ggn: Tensor, basis: Basis) -> tuple[Tensor, Tensor]:
 
 def block_curvature(basis: Basis, s: Tensor, tau: Tensor) -> Tensor:
     """Return the approximate GGN block as one dense matrix: s in the basis, tau_j along v_j outside of it."""
-    columns = torch.kron(basis.u.contiguous(), basis.v.contiguous())
+    columns = kron(basis.u, basis.v)
     outside = torch.eye(basis.u.shape[0], dtype=s.dtype) - basis.u @ basis.u.T
-    return columns @ torch.diag(s.flatten()) @ columns.T + torch.kron(outside, basis.v @ torch.diag(tau) @ basis.v.T)
+    return columns @ torch.diag(s.flatten()) @ columns.T + kron(outside, basis.v @ torch.diag(tau) @ basis.v.T)
 
 
 def logit_covariance(

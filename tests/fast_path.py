@@ -1,0 +1,75 @@
+"""laplora's own way from a model to a posterior, in one call, and the names that connect it to the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import dense_reference as dense
+import torch
+from tiny_models import Task
+
+from laplora import curvature, jacobians, posterior
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Every intermediate result of the fast path on one training set."""
+
+    blocks: tuple[jacobians.Block, ...]
+    sums: curvature.KroneckerSums
+    bases: tuple[curvature.KroneckerBasis, ...]
+    eigen_sums: curvature.EigenSums
+    posterior: posterior.Posterior
+
+
+def fit(
+    model: Any, task: Task, *, batch_size: int, rank: int = 1000, sketch: int = 1000, order: Sequence[int] | None = None
+) -> Fit:
+    """Return the fast path's fit; rank and sketch are cut to each block's size, so by default it is full."""
+    blocks = jacobians.find_blocks(model, task.classes)
+    sums = curvature.empty_sums(blocks, sketch_columns=sketch, seed=0)
+    for batch in task.batches(batch_size, order):
+        found = jacobians.contrast_jacobians(model, batch, task.label_ids, blocks)
+        sums = curvature.add_batch(sums, found, batch.class_mask)
+    bases = curvature.kronecker_bases(sums, rank)
+    eigen_sums = curvature.empty_eigen_sums(bases)
+    for batch in task.batches(batch_size, order):
+        found = jacobians.contrast_jacobians(model, batch, task.label_ids, blocks)
+        eigen_sums = curvature.add_eigen_batch(eigen_sums, found, bases, batch.class_mask)
+    return Fit(blocks, sums, bases, eigen_sums, posterior.build_posterior(blocks, bases, eigen_sums))
+
+
+def unrounded(found: Fit) -> posterior.Posterior:
+    """Return the posterior before its cast to float32, which alone costs six digits of agreement."""
+    left_out = [b.wide - basis.wide.shape[1] for b, basis in zip(found.blocks, found.bases, strict=True)]
+    sums = found.eigen_sums
+    return replace(
+        found.posterior,
+        wide=tuple(b.wide for b in found.bases),
+        narrow=tuple(b.narrow for b in found.bases),
+        scale=sums.scale,
+        tail=tuple(
+            (column - scale.sum(0)) / count if count else torch.zeros_like(column)
+            for column, scale, count in zip(sums.column, sums.scale, left_out, strict=True)
+        ),
+    )
+
+
+def key_of(block: jacobians.Block) -> dense.Key:
+    """Return the reference's name of a block."""
+    module, _, side = block.name.rpartition(".lora_")
+    return dense.Key(f"base_model.model.{module}", side)
+
+
+def by_key(found: Sequence[Any], blocks: Sequence[jacobians.Block]) -> dict[dense.Key, Any]:
+    """Return per-block results under the reference's names."""
+    return {key_of(block): item for block, item in zip(blocks, found, strict=True)}
+
+
+def basis_by_key(found: Fit) -> dict[dense.Key, dense.Basis]:
+    """Return the bases that the fast path chose, as the reference writes them."""
+    return {
+        key_of(b): dense.Basis(basis.wide, basis.narrow) for b, basis in zip(found.blocks, found.bases, strict=True)
+    }
