@@ -316,14 +316,18 @@ def grid_best_evidence(
 ) -> tuple[dict[str, float], float]:
     """Return the best prior precision per group and its evidence, trying every combination on the grid."""
     names = sorted(set(groups.values()))
+    # The sum has one term per block: each is evaluated once per grid value and then only looked up.
+    terms = {
+        (key, value): log_evidence(0.0, squared_distance, {key: curvature[key]}, {key: value})
+        for key in curvature
+        for value in grid
+    }
     best: tuple[dict[str, float], float] = ({}, -float("inf"))
     for values in itertools.product(grid, repeat=len(names)):
         chosen = dict(zip(names, values, strict=True))
-        value = log_evidence(
-            train_log_likelihood, squared_distance, curvature, {key: chosen[groups[key]] for key in curvature}
-        )
-        if value > best[1]:
-            best = (chosen, value)
+        evidence = train_log_likelihood + sum(terms[key, chosen[groups[key]]] for key in curvature)
+        if evidence > best[1]:
+            best = (chosen, evidence)
     return best
 
 
