@@ -1,0 +1,82 @@
+"""``python -m training JOB --config FILE``: the offline jobs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from laplora.errors import LaploraError
+from training.config import RunConfig, load_config
+
+JOBS = {
+    "run": "fine-tune, fit, evaluate and package, each step skipped where its result is already there",
+    "finetune": "train the LoRA adapter (resumes at the last checkpoint)",
+    "fit": "fit the Laplace posterior and choose the prior precision (resumes)",
+    "evaluate": "measure zero-shot, MAP, temperature and Laplace on the test split",
+    "package": "write the artifact that the server loads",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line of the jobs."""
+    top = argparse.ArgumentParser(
+        prog="python -m training",
+        description="Offline jobs: from a labelled file to a calibrated artifact.",
+        epilog="Ready configurations are in training/configs; docs/training.md explains every field.",
+    )
+    jobs = top.add_subparsers(dest="job", required=True, metavar="JOB")
+    for name, summary in JOBS.items():
+        job = jobs.add_parser(name, help=summary, description=summary)
+        job.add_argument("--config", required=True, type=Path, help="YAML file of the run")
+        job.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="SECTION.KEY=VALUE",
+            dest="overrides",
+            help="override one field, for example optimizer.steps=100; may be repeated",
+        )
+    return top
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one job and return the exit status: 0 done, 1 refused with a reason, 130 interrupted."""
+    options = parser().parse_args(arguments)
+    try:
+        job(options.job)(load_config(options.config, options.overrides))
+    except LaploraError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues", file=sys.stderr)  # noqa: T201
+        return 130
+    return 0
+
+
+def job(name: str) -> Callable[[RunConfig], object]:
+    """Return the function of a job; its imports are paid for by that job only."""
+    if name == "finetune":
+        from training.finetune import finetune
+
+        return finetune
+    if name == "fit":
+        from training.fit_laplace import fit_laplace
+
+        return fit_laplace
+    if name == "evaluate":
+        from training.evaluate import evaluate
+
+        return evaluate
+    if name == "package":
+        from training.package import package
+
+        return package
+    from training.run import run
+
+    return run
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,188 @@
+"""Fine-tune: LoRA on a frozen base, the loss on the label tokens only.
+
+transformers' Trainer does the loop, the schedule, the logging, the checkpoints and the resume.
+"""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from peft.utils import get_peft_model_state_dict
+from torch import nn
+from torch.nn import functional as F
+from transformers import Trainer, TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from laplora.errors import ModelError, NonFiniteError
+from laplora.model import label_logits, last_hidden, lora_layers
+from laplora.prompts import Batch, EncodedRow, collate
+from training.config import RunConfig, config_hash_fields
+from training.runtime import Run, open_run, say, write_json
+
+
+class LabelTrainer(Trainer):
+    """A Trainer whose loss is the cross-entropy over each row's possible labels."""
+
+    label_ids: Sequence[int]
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any
+    ) -> torch.Tensor:
+        """Return the mean negative log-likelihood of the batch, nats."""
+        labels = inputs.pop("labels")
+        batch = Batch(**inputs)
+        logits = label_logits(model, last_hidden(model, batch), self.label_ids)
+        return F.cross_entropy(logits.masked_fill(~batch.class_mask, -torch.inf), labels)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        save_adapter(self.model, Path(output_dir or self.args.output_dir))
+
+
+def finetune(config: RunConfig) -> Path:
+    """Train the adapter of a run and return its folder; resumes at the last checkpoint.
+
+    Also writes ``initial_adapter``, the random start that the prior is centred at.
+
+    Raises:
+        NonFiniteError: a trained weight that is NaN or infinite.
+    """
+    run = open_run(config)
+    target = config.run_dir / "adapter"
+    if target.is_dir() and _same_config(config):
+        say(f"adapter already trained: {target}")
+        return target
+    checkpoints = config.run_dir / "checkpoints"
+    if not _same_config(config):  # results of another configuration must not be taken for this one's
+        for stale in (checkpoints, target, config.run_dir / "laplace"):
+            shutil.rmtree(stale, ignore_errors=True)
+    rows = run.encode(run.splits.train)
+    cut = sum(r.truncated for r in rows)
+    say(
+        f"fine-tuning on {len(rows)} rows, {config.optimizer.steps} steps of {config.optimizer.batch_size}"
+        + (f"; {cut} prompts cut at {config.max_tokens} tokens" if cut else "")
+    )
+    set_seed(config.seed)
+    model = add_adapter(run.load_base(), config)
+    save_adapter(model, config.run_dir / "initial_adapter")
+    write_json(config.run_dir / "config.json", config_hash_fields(config))
+    trainer = LabelTrainer(
+        model=model,
+        args=training_arguments(config, run.device, checkpoints),
+        train_dataset=_Rows(rows, [e.label for e in run.splits.train]),
+        data_collator=_Collator(run),
+    )
+    trainer.label_ids = run.label_ids
+    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    if last:
+        say(f"resuming at {last}")
+    trainer.train(resume_from_checkpoint=last)
+    write_json(config.run_dir / "training_log.json", trainer.state.log_history)
+    if not all(bool(p.isfinite().all()) for p in model.parameters() if p.requires_grad):
+        raise NonFiniteError("training ended with NaN or infinite weights: lower optimizer.learning_rate")
+    partial = config.run_dir / ".adapter"
+    save_adapter(model, partial, getattr(torch, config.adapter.save_dtype))
+    partial.replace(target)
+    return target
+
+
+def add_adapter(base: nn.Module, config: RunConfig) -> nn.Module:
+    """Return the base model with a fresh LoRA adapter, adapter weights in float32.
+
+    Raises:
+        ModelError: no module has one of the target names, as on models with fused projections.
+    """
+    adapter = config.adapter
+    names = {name.rpartition(".")[2] for name, m in base.named_modules() if isinstance(m, nn.Linear)}
+    unknown = sorted(set(adapter.targets) - names)
+    if unknown:
+        raise ModelError(f"adapter.targets {unknown} are not linear modules of this base; it has {sorted(names)}")
+    with warnings.catch_warnings():
+        # The adapter on lm_head is its own matrix and is never merged, so tied embeddings are not disturbed.
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
+        model = get_peft_model(
+            base,
+            LoraConfig(
+                r=adapter.rank,
+                lora_alpha=adapter.alpha,
+                lora_dropout=adapter.dropout,
+                target_modules=list(adapter.targets),
+                task_type="CAUSAL_LM",
+            ),
+        )
+    model.peft_config["default"].base_model_name_or_path = config.base.model
+    lora_layers(model)
+    return model
+
+
+def save_adapter(model: nn.Module, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """Write the adapter in PEFT's layout, without the base's embeddings, in a given number format."""
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    if dtype is not None:
+        state = {k: v.to(dtype) for k, v in state.items()}
+    model.peft_config["default"].save_pretrained(str(folder))
+    from safetensors.torch import save_file
+
+    save_file(
+        {k: v.contiguous().cpu() for k, v in state.items()}, folder / "adapter_model.safetensors", {"format": "pt"}
+    )
+
+
+def training_arguments(config: RunConfig, device: torch.device, folder: Path) -> TrainingArguments:
+    """Return the Trainer's settings for a run."""
+    optimizer = config.optimizer
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=optimizer.steps,
+        per_device_train_batch_size=optimizer.batch_size,
+        learning_rate=optimizer.learning_rate,
+        lr_scheduler_type=optimizer.schedule,
+        warmup_steps=optimizer.warmup_steps,
+        weight_decay=optimizer.weight_decay,
+        save_steps=optimizer.checkpoint_every,
+        save_total_limit=2,
+        logging_steps=max(1, optimizer.steps // 20),
+        seed=config.seed,
+        use_cpu=device.type == "cpu",
+        dataloader_pin_memory=device.type != "cpu",
+        remove_unused_columns=False,
+        label_names=["labels"],
+        report_to=[],
+    )
+
+
+class _Rows(torch.utils.data.Dataset[tuple[EncodedRow, int]]):
+    def __init__(self, rows: Sequence[EncodedRow], labels: Sequence[int]) -> None:
+        self._items = list(zip(rows, labels, strict=True))
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: int) -> tuple[EncodedRow, int]:
+        return self._items[index]
+
+
+class _Collator:
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def __call__(self, items: Sequence[tuple[EncodedRow, int]]) -> dict[str, torch.Tensor]:
+        run = self._run
+        batch = collate([i[0] for i in items], class_count=run.class_count, pad_token_id=run.tokenizer.pad_token_id)
+        return {**vars(batch), "labels": torch.tensor([i[1] for i in items])}
+
+
+def _same_config(config: RunConfig) -> bool:
+    import json
+
+    path = config.run_dir / "config.json"
+    if not path.is_file():
+        return False
+    keys = ("seed", "base", "data", "max_tokens", "adapter", "optimizer")
+    old, new = json.loads(path.read_text()), config_hash_fields(config)
+    return all(old.get(k) == new[k] for k in keys)

@@ -1,0 +1,297 @@
+"""Fit the posterior: curvature over the training rows, then the prior precision.
+
+Two passes over the training rows and one over the calibration rows. All three are sums or independent
+rows, saved as they go, so a job that was stopped continues where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import nn
+
+from laplora.curvature import (
+    EigenSums,
+    KroneckerSums,
+    add_batch,
+    add_eigen_batch,
+    empty_eigen_sums,
+    empty_sums,
+    kronecker_bases,
+    stored_basis,
+)
+from laplora.errors import ConfigError
+from laplora.jacobians import Block, ContrastJacobians, contrast_jacobians, find_blocks
+from laplora.model import attach_adapter, label_mass
+from laplora.posterior import (
+    Posterior,
+    Prior,
+    ProjectedJacobians,
+    block_precisions,
+    build_posterior,
+    effective_dimension,
+    predictive_covariance,
+    project_jacobians,
+    spectrum,
+)
+from laplora.posterior_file import posterior_tensors
+from laplora.prior import PriorChoice, choose_by_evidence, choose_by_validation
+from laplora.prompts import EncodedRow
+from training.config import RunConfig
+from training.data import Example
+from training.runtime import Run, batches, open_run, progress, say, write_json, write_tensors
+
+#: How often the sums are saved, seconds.
+SAVE_EVERY_S = 30.0
+
+State = TypeVar("State", KroneckerSums, EigenSums)
+
+
+@dataclass(frozen=True)
+class ProjectedSplit:
+    """A split's rows as far as the posterior looks at them.
+
+    Attributes:
+        projected: in the split's row order.
+        logits: (rows, classes); class_mask: (rows, classes) bool; labels: (rows,) int64.
+        label_mass: (rows,).
+    """
+
+    projected: ProjectedJacobians
+    logits: torch.Tensor
+    class_mask: torch.Tensor
+    labels: torch.Tensor
+    label_mass: torch.Tensor
+
+
+def fit_laplace(config: RunConfig) -> Path:
+    """Fit the posterior of a trained run and return its folder.
+
+    Raises:
+        ConfigError: the run has no trained adapter.
+    """
+    run = open_run(config)
+    folder = config.run_dir / "laplace"
+    model = load_trained(run)
+    blocks = find_blocks(model, run.class_count)
+    posterior, log_likelihood = fit_curvature(run, model, blocks, folder)
+    calibration = project_split(run, model, blocks, posterior, run.splits.calibration, "calibration rows")
+    choices = choose_priors(config, posterior, calibration, squared_distances(config, blocks), log_likelihood)
+    write_tensors(folder / "posterior.safetensors", *posterior_tensors(posterior, config.laplace.factor_dtype))
+    write_tensors(folder / "calibration.safetensors", split_tensors(calibration))
+    served = served_choice(config, choices)
+    flat = spectrum(posterior)
+    record = {
+        "served": served.method,
+        "choices": [asdict(c) for c in choices],
+        "log_likelihood": log_likelihood,
+        "train_rows": posterior.rows,
+        "squared_distances": dict(
+            zip((b.name for b in blocks), squared_distances(config, blocks).tolist(), strict=True)
+        ),
+        "effective_dimension": float(effective_dimension(flat, block_precisions(served.prior, blocks)).sum()),
+    }
+    write_json(folder / "fit.json", record)
+    for choice in choices:
+        say(
+            f"prior by {choice.method} ({choice.prior.granularity}): "
+            + ", ".join(f"{k} {v:.4g}" for k, v in list(choice.prior.precision.items())[:4])
+            + (" (at the edge of the searched range)" if choice.at_bound else "")
+        )
+    return folder
+
+
+def load_trained(run: Run) -> nn.Module:
+    """Return the run's base with its trained adapter, as it will be served."""
+    folder = run.config.run_dir / "adapter"
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise ConfigError(f"no trained adapter in {folder}: run 'python -m training finetune' first")
+    return attach_adapter(run.load_base(), folder)
+
+
+def fit_curvature(run: Run, model: nn.Module, blocks: tuple[Block, ...], folder: Path) -> tuple[Posterior, float]:
+    """Return the curvature over the training rows, and their log-likelihood (summed, nats)."""
+    settings = run.config.laplace
+    examples = run.splits.train
+    rows = run.encode(examples)
+    first = empty_sums(blocks, sketch_columns=settings.rank + settings.oversampling, seed=run.config.seed)
+    sums, _ = _pass_over(
+        run, model, blocks, rows, examples, first, add_batch, folder / "factors.safetensors", "factors"
+    )
+    dtype = getattr(torch, settings.factor_dtype)
+    bases = [stored_basis(b, dtype) for b in kronecker_bases(sums, settings.rank)]
+
+    def add(state: EigenSums, jacobians: ContrastJacobians, mask: torch.Tensor) -> EigenSums:
+        return add_eigen_batch(state, jacobians, bases, mask)
+
+    eigen, log_likelihood = _pass_over(
+        run, model, blocks, rows, examples, empty_eigen_sums(bases), add, folder / "scales.safetensors", "scales"
+    )
+    return build_posterior(blocks, bases, eigen), log_likelihood
+
+
+def _pass_over(
+    run: Run,
+    model: nn.Module,
+    blocks: tuple[Block, ...],
+    rows: list[EncodedRow],
+    examples: tuple[Example, ...],
+    state: State,
+    add: Callable[[State, ContrastJacobians, torch.Tensor], State],
+    path: Path,
+    title: str,
+) -> tuple[State, float]:
+    plan = batches(rows, run.config.laplace.batch_size)
+    log_likelihood = 0.0
+    mark = _fingerprint(run.config)
+    if path.is_file():
+        state, log_likelihood = _read_state(path, state, mark)
+    done = 0
+    while done < len(plan) and sum(len(b) for b in plan[: done + 1]) <= state.rows:
+        done += 1
+    saved_at = time.monotonic()
+    for number in progress(range(done, len(plan)), len(plan) - done, f"curvature: {title}"):
+        batch = run.collate([rows[i] for i in plan[number]])
+        jacobians = contrast_jacobians(model, batch, run.label_ids, blocks)
+        state = add(state, jacobians, batch.class_mask)
+        labels = torch.tensor([examples[i].label for i in plan[number]], device=run.device)
+        log_probs = jacobians.logits.double().masked_fill(~batch.class_mask, -torch.inf).log_softmax(-1)
+        log_likelihood += float(log_probs.gather(1, labels[:, None]).sum())
+        if time.monotonic() - saved_at > SAVE_EVERY_S or number + 1 == len(plan):
+            _write_state(path, state, log_likelihood, mark)
+            saved_at = time.monotonic()
+    return state, log_likelihood
+
+
+def _write_state(path: Path, state: KroneckerSums | EigenSums, log_likelihood: float, mark: str) -> None:
+    first, second = _tensor_fields(state)
+    tensors = {f"0.{i}": t for i, t in enumerate(first)} | {f"1.{i}": t for i, t in enumerate(second)}
+    write_tensors(path, tensors, {"rows": str(state.rows), "log_likelihood": repr(log_likelihood), "mark": mark})
+
+
+def _fingerprint(config: RunConfig) -> str:
+    """Return what a saved sum depends on besides its rows; another value means starting again."""
+    adapter = (config.run_dir / "adapter" / "adapter_model.safetensors").read_bytes()
+    settings = config.model_dump_json(include={"seed", "base", "data", "max_tokens", "laplace"})
+    return hashlib.sha256(adapter + settings.encode()).hexdigest()
+
+
+def _read_state(path: Path, empty: State, mark: str) -> tuple[State, float]:
+    tensors = load_file(path)
+    with safe_open(path, framework="pt") as handle:
+        metadata = handle.metadata()
+    if metadata["mark"] != mark:
+        return empty, 0.0
+    count = len(tensors) // 2
+    first = tuple(tensors[f"0.{i}"] for i in range(count))
+    second = tuple(tensors[f"1.{i}"] for i in range(count))
+    rows, log_likelihood = int(metadata["rows"]), float(metadata["log_likelihood"])
+    if isinstance(empty, KroneckerSums):
+        return KroneckerSums(empty.blocks, rows, first, second, empty.seed), log_likelihood
+    return EigenSums(rows, first, second), log_likelihood
+
+
+def _tensor_fields(state: KroneckerSums | EigenSums) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
+    return (state.wide, state.narrow) if isinstance(state, KroneckerSums) else (state.scale, state.column)
+
+
+def project_split(
+    run: Run,
+    model: nn.Module,
+    blocks: tuple[Block, ...],
+    posterior: Posterior,
+    examples: tuple[Example, ...],
+    title: str,
+) -> ProjectedSplit:
+    """Return a split's projected Jacobians, logits and label mass, in row order, on the CPU."""
+    rows = run.encode(examples)
+    plan = batches(rows, run.config.laplace.batch_size)
+    placed = posterior.to(run.device, torch.float32)
+    parts: list[tuple[torch.Tensor, ...]] = []
+    for index in progress(plan, len(plan), title):
+        batch = run.collate([rows[i] for i in index])
+        jacobians = contrast_jacobians(model, batch, run.label_ids, blocks)
+        projected = project_jacobians(placed, jacobians)
+        mass = label_mass(model, jacobians.hidden, run.label_ids, batch.class_mask)
+        values = (projected.contrast_mean, projected.kept, projected.rest, jacobians.logits, batch.class_mask, mass)
+        parts.append(tuple(v.cpu() for v in values))
+    order = torch.tensor([i for index in plan for i in index]).argsort()
+    mean, kept, rest, logits, mask, mass = (torch.cat(p)[order] for p in zip(*parts, strict=True))
+    labels = torch.tensor([e.label for e in examples])
+    return ProjectedSplit(ProjectedJacobians(mean, kept, rest), logits, mask, labels, mass)
+
+
+def choose_priors(
+    config: RunConfig,
+    posterior: Posterior,
+    calibration: ProjectedSplit,
+    distances: torch.Tensor,
+    log_likelihood: float,
+) -> list[PriorChoice]:
+    """Return every prior choice that is reported: by validation and by evidence, scalar and per group."""
+    flat, blocks = spectrum(posterior), posterior.blocks
+    granularities = dict.fromkeys(["scalar", "group", config.laplace.granularity])
+    choices = []
+    for granularity in granularities:
+        choices.append(choose_by_evidence(flat, blocks, distances, log_likelihood, granularity))
+        if granularity != "module":
+            choices.append(
+                choose_by_validation(
+                    flat, blocks, calibration.projected, calibration.labels, calibration.class_mask, granularity
+                )
+            )
+    return choices
+
+
+def served_choice(config: RunConfig, choices: list[PriorChoice]) -> PriorChoice:
+    """Return the choice that the configuration asks to serve."""
+    wanted = (config.laplace.prior, config.laplace.granularity)
+    return next(c for c in choices if (c.method, c.prior.granularity) == wanted)
+
+
+def squared_distances(config: RunConfig, blocks: tuple[Block, ...]) -> torch.Tensor:
+    """Return each block's squared Frobenius distance from its initial value, (blocks,) float64.
+
+    PEFT starts A at random, so the norm itself is not evidence; rows of ``lm_head``'s ``lora_B`` that are no
+    label never move and add nothing.
+    """
+    start = load_file(config.run_dir / "initial_adapter" / "adapter_model.safetensors")
+    end = load_file(config.run_dir / "adapter" / "adapter_model.safetensors")
+    keys = {k.removeprefix("base_model.model.").removesuffix(".weight"): k for k in end}
+    moved = [(end[keys[b.name]].double() - start[keys[b.name]].double()).square().sum() for b in blocks]
+    return torch.stack(moved)
+
+
+def split_tensors(split: ProjectedSplit) -> dict[str, torch.Tensor]:
+    """Return a projected split as named tensors, for a file."""
+    own: dict[str, Any] = {k: v for k, v in vars(split).items() if k != "projected"}
+    return own | vars(split.projected)
+
+
+def read_split(path: Path) -> ProjectedSplit:
+    """Return a projected split from its file."""
+    tensors = load_file(path)
+    projected = ProjectedJacobians(*(tensors.pop(k) for k in ("contrast_mean", "kept", "rest")))
+    return ProjectedSplit(projected=projected, **tensors)
+
+
+def read_choices(folder: Path) -> list[PriorChoice]:
+    """Return the prior choices recorded by ``fit_laplace``."""
+    record = json.loads((folder / "fit.json").read_text())
+    return [
+        PriorChoice(Prior(**c["prior"]), c["method"], c["objective"], tuple(c["at_bound"])) for c in record["choices"]
+    ]
+
+
+def covariance_under(posterior: Posterior, prior: Prior, split: ProjectedSplit) -> torch.Tensor:
+    """Return the rows' contrast covariance under a prior, (rows, classes - 1, classes - 1) float64."""
+    return predictive_covariance(spectrum(posterior), block_precisions(prior, posterior.blocks), split.projected)

@@ -1,0 +1,120 @@
+"""What every job of a run shares: its splits, its model, its progress bar, its stage files."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import nn
+
+from laplora.model import BaseSpec, load_base_model, load_tokenizer, locate_base, resolve_device
+from laplora.prompts import Batch, EncodedRow, collate, encode, render, resolve_label_tokens
+from training.config import RunConfig
+from training.data import Example, Splits, load_splits
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A configuration with its data and tokenizer loaded.
+
+    Attributes:
+        location: folder or hub id of the base model.
+        label_ids: token id of each label.
+    """
+
+    config: RunConfig
+    splits: Splits
+    location: str
+    tokenizer: Any
+    label_ids: tuple[int, ...]
+    device: torch.device
+
+    @property
+    def class_count(self) -> int:
+        """Number of labels."""
+        return len(self.label_ids)
+
+    def encode(self, examples: Sequence[Example]) -> list[EncodedRow]:
+        """Return examples as token rows, cut at the run's limit."""
+        task = self.splits.task
+        rows = []
+        for example in examples:
+            prompt, count = render(task.template, example.fields, task.labels)
+            rows.append(encode(self.tokenizer, prompt, count, max_tokens=self.config.max_tokens, truncate=True))
+        return rows
+
+    def collate(self, rows: Sequence[EncodedRow]) -> Batch:
+        """Return rows as one batch on the run's device."""
+        batch = collate(rows, class_count=self.class_count, pad_token_id=self.tokenizer.pad_token_id)
+        return batch.to(self.device)
+
+    def load_base(self) -> nn.Module:
+        """Return the base model as this run uses it."""
+        return load_base_model(
+            self.location, base_spec(self.config), device=self.device, dequantize=self.config.base.dequantize
+        )
+
+
+def base_spec(config: RunConfig) -> BaseSpec:
+    """Return the configured base model."""
+    base = config.base
+    return BaseSpec(base.model, base.revision, base.quantization, base.dtype)
+
+
+def open_run(config: RunConfig) -> Run:
+    """Return the run with its splits and tokenizer loaded; everything that can be refused early is."""
+    device = resolve_device(config.base.device)
+    splits = load_splits(config.data, seed=config.seed, progress=say)
+    location = locate_base(base_spec(config), progress=say)
+    tokenizer = load_tokenizer(location, config.base.revision)
+    label_ids = tuple(resolve_label_tokens(tokenizer, splits.task.template, splits.task.labels))
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    write_json(config.run_dir / "splits.json", splits.report)
+    return Run(config, splits, location, tokenizer, label_ids, device)
+
+
+def say(line: str) -> None:
+    """Print one line of progress to the terminal."""
+    print(line, flush=True)  # noqa: T201  the jobs' user interface
+
+
+def progress(items: Iterable[Item], total: int, title: str) -> Iterator[Item]:
+    """Yield items under a progress bar with the time left; plain lines where there is no terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TextColumn("left"), TimeRemainingColumn()) as bar:
+        task = bar.add_task(title, total=total)
+        for item in items:
+            yield item
+            bar.advance(task)
+
+
+def batches(rows: Sequence[EncodedRow], size: int) -> list[list[int]]:
+    """Return row numbers in batches of like length, every row once, the last batch partial."""
+    order = sorted(range(len(rows)), key=lambda i: (len(rows[i].token_ids), i))
+    return [order[i : i + size] for i in range(0, len(order), size)]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON in one step, so that a reader never sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write safetensors in one step."""
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata)
+    temporary.replace(path)
