@@ -77,8 +77,9 @@ class DataConfig(BaseModel):
     label_field: str = Field(default="label", description="dataset file: the field that holds the answer")
     label_map: dict[str, str] = Field(
         default={},
-        description="dataset file: from the answer as the file has it to a label word, for example {0: negative, 1: positive} "
-        "(numbers and true or false as they are written there); empty where the file has the words themselves",
+        description="dataset file: from the answer as the file has it to a label word, for example "
+        "{0: negative, 1: positive} (numbers and true or false as they are written there); empty where the file has "
+        "the words themselves",
     )
 
     @field_validator("labels", "label_map", mode="before")
