@@ -1,0 +1,351 @@
+"""How good class probabilities are: accuracy, NLL, ECE, Brier, ranking of mistakes, and bootstrap intervals.
+
+Everywhere: ``probs`` is (rows, classes), each row summing to 1, exactly 0 at classes that are not possible for
+the row; ``labels`` is (rows,) int64. Everything is computed in float64 on the CPU and returned as plain floats.
+
+Every function raises:
+    DataError: no rows, shapes that do not fit, labels out of range, rows that are not probabilities.
+    NonFiniteError: NaN or infinity in ``probs`` or in a score.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from laplora.errors import ConfigError, DataError, NonFiniteError
+
+#: A label of probability 0 would make the NLL infinite: it counts as the smallest normal float64 (708 nats).
+_SMALLEST = torch.finfo(torch.float64).tiny
+
+#: A row sums to 1 within this; float32 probabilities of many classes do, logits do not.
+_SUM_TOLERANCE = 1e-3
+
+#: A served curve has at most this many points.
+_CURVE_POINTS = 200
+
+
+@dataclass(frozen=True)
+class ReliabilityBin:
+    """One bar of a reliability diagram.
+
+    Attributes:
+        lower, upper: the bin is (lower, upper]; the first one also holds a confidence of 0.
+        count: rows in the bin.
+        confidence: their mean largest probability; None in an empty bin.
+        accuracy: their share of right answers; None in an empty bin.
+    """
+
+    lower: float
+    upper: float
+    count: int
+    confidence: float | None
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
+class RiskCoverage:
+    """Error rate among the rows answered, when the rows with the highest scores are left out.
+
+    Attributes:
+        coverage: (rows,) share of rows answered, ascending, the last one 1.
+        risk: (rows,) error rate among them.
+        area: mean risk over all coverages (AURC); lower is better.
+    """
+
+    coverage: torch.Tensor
+    risk: torch.Tensor
+    area: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Every metric of one method on one split.
+
+    Attributes:
+        rows: how many.
+        accuracy: share of right answers.
+        nll: mean negative log-likelihood, nats.
+        ece: expected calibration error.
+        brier: squared error summed over classes, mean over rows; 0 to 2.
+        auroc_error: how well the score ranks the mistakes; None when all or no rows are mistakes.
+        intervals: name of a metric -> (low, high), bootstrap percentile interval at 95 %.
+        reliability: bins of the reliability diagram.
+        risk_coverage: the curve over the same score as ``auroc_error``.
+    """
+
+    rows: int
+    accuracy: float
+    nll: float
+    ece: float
+    brier: float
+    auroc_error: float | None
+    intervals: dict[str, tuple[float, float]]
+    reliability: tuple[ReliabilityBin, ...]
+    risk_coverage: RiskCoverage
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain numbers, lists and dicts; a long risk-coverage curve is thinned to 200 points."""
+        n = self.rows
+        points = torch.linspace(0, n - 1, min(n, _CURVE_POINTS), dtype=torch.float64).round().long()
+        return {
+            "rows": n,
+            "accuracy": self.accuracy,
+            "nll": self.nll,
+            "ece": self.ece,
+            "brier": self.brier,
+            "auroc_error": self.auroc_error,
+            "intervals": {name: list(pair) for name, pair in self.intervals.items()},
+            "reliability": [
+                {
+                    "lower": b.lower,
+                    "upper": b.upper,
+                    "count": b.count,
+                    "confidence": b.confidence,
+                    "accuracy": b.accuracy,
+                }
+                for b in self.reliability
+            ],
+            "risk_coverage": {
+                "coverage": self.risk_coverage.coverage[points].tolist(),
+                "risk": self.risk_coverage.risk[points].tolist(),
+                "area": self.risk_coverage.area,
+            },
+        }
+
+
+def accuracy(probs: torch.Tensor, labels: torch.Tensor) -> float:
+    """Return the share of rows whose largest probability is the label's; the first of equal ones counts."""
+    probs, labels = _checked(probs, labels)
+    return _mean(probs.argmax(1) == labels)
+
+
+def nll(probs: torch.Tensor, labels: torch.Tensor) -> float:
+    """Return the mean of -ln p(label), nats; a label of probability 0 counts 708."""
+    probs, labels = _checked(probs, labels)
+    return _mean(_row_nll(probs, labels))
+
+
+def brier(probs: torch.Tensor, labels: torch.Tensor) -> float:
+    """Return the squared distance to the one-hot label, summed over classes, mean over rows (Brier 1950)."""
+    probs, labels = _checked(probs, labels)
+    return _mean(_row_brier(probs, labels))
+
+
+def ece(probs: torch.Tensor, labels: torch.Tensor, bins: int = 15) -> float:
+    """Return the expected calibration error over equal-width bins (Guo et al., arXiv 1706.04599, equation 3).
+
+    The mean over rows of |accuracy - confidence| of their bin. Bins are (lower, upper], so a confidence of
+    exactly 1 is in the last bin; one of 0 is in the first.
+    """
+    gaps = [
+        b.count * abs(b.accuracy - b.confidence)
+        for b in reliability_bins(probs, labels, bins)
+        if b.accuracy is not None and b.confidence is not None
+    ]
+    return sum(gaps) / len(labels)
+
+
+def reliability_bins(probs: torch.Tensor, labels: torch.Tensor, bins: int = 15) -> list[ReliabilityBin]:
+    """Return one entry for each of ``bins`` equal-width confidence bins, empty ones included."""
+    probs, labels = _checked(probs, labels)
+    confidence, predicted = probs.max(1)
+    index = _bin_index(confidence, bins)
+    counts = torch.bincount(index, minlength=bins).tolist()
+    confidences = torch.bincount(index, weights=confidence, minlength=bins).tolist()
+    hits = torch.bincount(index, weights=(predicted == labels).double(), minlength=bins).tolist()
+    return [
+        ReliabilityBin(i / bins, (i + 1) / bins, int(n), c / n if n else None, h / n if n else None)
+        for i, (n, c, h) in enumerate(zip(counts, confidences, hits, strict=True))
+    ]
+
+
+def error_auroc(score: torch.Tensor, errors: torch.Tensor) -> float | None:
+    """Return the probability that a mistake has a higher score than a right answer, ties counting half.
+
+    Args:
+        score: (rows,) uncertainty, higher meaning less trusted.
+        errors: (rows,) bool, true at mistakes.
+
+    Returns:
+        None when there is no mistake or no right answer: nothing to rank.
+    """
+    score, errors = _checked_score(score, errors)
+    _, group, _ = tie_groups(score)
+    area = _grouped_auroc(group, errors)
+    return None if math.isnan(area) else area
+
+
+def risk_coverage(score: torch.Tensor, errors: torch.Tensor) -> RiskCoverage:
+    """Return the error rate among the k rows with the lowest scores, for k = 1 .. rows.
+
+    Rows of equal score cannot be told apart: each counts with its group's error rate, which is the expected
+    curve over their random order, so the rows' own order does not matter.
+
+    Args:
+        score: (rows,) uncertainty, higher meaning less trusted.
+        errors: (rows,) bool, true at mistakes.
+    """
+    score, errors = _checked_score(score, errors)
+    _, group, counts = tie_groups(score)
+    rate = torch.bincount(group, weights=errors.double()) / counts
+    answered = torch.arange(1, len(score) + 1, dtype=torch.float64)
+    risk = rate.repeat_interleave(counts).cumsum(0) / answered
+    return RiskCoverage(answered / len(score), risk.clamp(0, 1), _mean(risk))
+
+
+def tie_groups(score: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the distinct scores (groups,) ascending, each row's group (rows,), and the groups' sizes (groups,)."""
+    values, group, counts = torch.unique(score, return_inverse=True, return_counts=True)
+    return values, group, counts
+
+
+def bootstrap_interval(
+    statistic: Callable[[torch.Tensor], float],
+    n: int,
+    *,
+    resamples: int = 1000,
+    level: float = 0.95,
+    generator: torch.Generator,
+) -> tuple[float, float]:
+    """Return the percentile bootstrap interval of a statistic over ``n`` rows (Efron 1979).
+
+    Args:
+        statistic: takes (n,) int64 row numbers, drawn with replacement; a NaN leaves that resample out.
+        generator: of the row numbers; the same seed gives two methods the same resamples.
+
+    Raises:
+        ConfigError: ``resamples`` or ``level`` out of range.
+        DataError: no rows, or NaN on every resample.
+    """
+    if n < 1:
+        raise DataError("a bootstrap needs at least one row, got 0")
+    if resamples < 1 or not 0 < level < 1:
+        raise ConfigError(f"resamples must be at least 1 and level in (0, 1), got {resamples} and {level}")
+    values = [statistic(torch.randint(n, (n,), generator=generator)) for _ in range(resamples)]
+    kept = torch.tensor([v for v in values if not math.isnan(v)], dtype=torch.float64)
+    if not len(kept):
+        raise DataError("the statistic is NaN on every resample")
+    low, high = kept.quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist()
+    return low, high
+
+
+def evaluate_probs(
+    probs: torch.Tensor,
+    labels: torch.Tensor,
+    score: torch.Tensor | None = None,
+    *,
+    bins: int = 15,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Evaluation:
+    """Return every metric of one method, with 95 % bootstrap intervals.
+
+    Args:
+        score: (rows,) the uncertainty that should rank the mistakes; the entropy of ``probs`` when None.
+        resamples: of the bootstrap; 0 leaves the intervals out.
+        seed: of the bootstrap. The same seed and rows give paired resamples for two methods.
+    """
+    probs, labels = _checked(probs, labels)
+    confidence, predicted = probs.max(1)
+    errors = predicted != labels
+    score = torch.special.entr(probs).sum(1) if score is None else score
+    score, errors = _checked_score(score, errors)
+
+    row_nll, row_brier, hits = _row_nll(probs, labels), _row_brier(probs, labels), (~errors).double()
+    gap, index = hits - confidence, _bin_index(confidence, bins)
+    _, group, _ = tie_groups(score)
+    auroc = error_auroc(score, errors)
+    # The same numbers as the public functions, from per-row parts made once.
+    statistics: dict[str, Callable[[torch.Tensor], float]] = {
+        "accuracy": lambda i: _mean(hits[i]),
+        "nll": lambda i: _mean(row_nll[i]),
+        "ece": lambda i: float(torch.bincount(index[i], weights=gap[i]).abs().sum()) / len(i),
+        "brier": lambda i: _mean(row_brier[i]),
+    }
+    if auroc is not None:
+        statistics["auroc_error"] = lambda i: _grouped_auroc(group[i], errors[i])
+    intervals = {
+        name: bootstrap_interval(
+            statistic, len(labels), resamples=resamples, generator=torch.Generator().manual_seed(seed)
+        )
+        for name, statistic in (statistics.items() if resamples else ())
+    }
+    return Evaluation(
+        rows=len(labels),
+        accuracy=_mean(hits),
+        nll=_mean(row_nll),
+        ece=ece(probs, labels, bins),
+        brier=_mean(row_brier),
+        auroc_error=auroc,
+        intervals=intervals,
+        reliability=tuple(reliability_bins(probs, labels, bins)),
+        risk_coverage=risk_coverage(score, errors),
+    )
+
+
+def _mean(values: torch.Tensor) -> float:
+    return float(values.double().mean())
+
+
+def _row_nll(probs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return -probs.gather(1, labels[:, None])[:, 0].clamp_min(_SMALLEST).log()
+
+
+def _row_brier(probs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return (probs - torch.nn.functional.one_hot(labels, probs.shape[1])).square().sum(1)
+
+
+def _bin_index(confidence: torch.Tensor, bins: int) -> torch.Tensor:
+    """Return (rows,) the bin of each confidence; bins are closed on the right."""
+    if bins < 1:
+        raise ConfigError(f"bins must be at least 1, got {bins}")
+    inner = torch.arange(1, bins, dtype=torch.float64) / bins
+    return torch.bucketize(confidence, inner)
+
+
+def _grouped_auroc(group: torch.Tensor, errors: torch.Tensor) -> float:
+    """Return the AUROC from each row's rank group, by counting pairs; NaN when there is no pair."""
+    size = int(group.max()) + 1
+    wrong = torch.bincount(group[errors], minlength=size).double()
+    right = torch.bincount(group[~errors], minlength=size).double()
+    pairs = wrong.sum() * right.sum()
+    return float((wrong * (right.cumsum(0) - right / 2)).sum() / pairs)
+
+
+def _checked(probs: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return float64 probs and int64 labels on the CPU after checking what the module promises."""
+    probs, labels = probs.detach().to("cpu", torch.float64), labels.detach().cpu()
+    if probs.ndim != 2 or probs.shape[1] < 2 or labels.shape != probs.shape[:1]:
+        raise DataError(
+            f"probs must be (rows, classes) and labels (rows,), got {tuple(probs.shape)} and {tuple(labels.shape)}"
+        )
+    if not len(labels):
+        raise DataError("metrics need at least one row, got 0")
+    if labels.is_floating_point() or labels.dtype == torch.bool or labels.is_complex():
+        raise DataError(f"labels must be integers, got {labels.dtype}")
+    if labels.min() < 0 or labels.max() >= probs.shape[1]:
+        raise DataError(f"labels must be 0 to {probs.shape[1] - 1}, got {int(labels.min())} to {int(labels.max())}")
+    if not probs.isfinite().all():
+        raise NonFiniteError("probs hold NaN or infinity")
+    if (probs < 0).any() or ((probs.sum(1) - 1).abs() > _SUM_TOLERANCE).any():
+        raise DataError("each row of probs must be at least 0 and sum to 1: pass probabilities, not logits")
+    return probs, labels.long()
+
+
+def _checked_score(score: torch.Tensor, errors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return float64 scores and bool errors on the CPU after checking what the module promises."""
+    score, errors = score.detach().to("cpu", torch.float64), errors.detach().cpu()
+    if score.ndim != 1 or score.shape != errors.shape:
+        raise DataError(f"score and errors must be (rows,), got {tuple(score.shape)} and {tuple(errors.shape)}")
+    if not len(score):
+        raise DataError("metrics need at least one row, got 0")
+    if errors.dtype != torch.bool:
+        raise DataError(f"errors must be bool, true at mistakes, got {errors.dtype}")
+    if not score.isfinite().all():
+        raise NonFiniteError("the score holds NaN or infinity")
+    return score, errors
