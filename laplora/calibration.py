@@ -1,0 +1,137 @@
+"""Post-hoc calibrators fitted on a calibration split: temperature scaling and split-conformal label sets.
+
+Both see only outputs of the fitted model: temperature scaling the MAP logits, the label sets any probabilities.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from laplora.errors import ConfigError, DataError, NonFiniteError
+
+#: Bounds of the temperature. The lower one is met when the calibration rows are separable: the likelihood then
+#: grows without end as the temperature falls.
+TEMPERATURE_BOUNDS = (0.05, 100.0)
+
+_BISECTIONS = 80
+
+
+def fit_temperature(logits: torch.Tensor, labels: torch.Tensor, class_mask: torch.Tensor) -> float:
+    """Return the temperature T that minimises the mean NLL of softmax(logits / T) (Guo et al., arXiv 1706.04599).
+
+    The NLL is convex in 1 / T, so its derivative has one sign change, found by bisection in log T: one answer,
+    to rounding, from any data.
+
+    Args:
+        logits: (rows, classes), nats; any value at impossible classes.
+        labels: (rows,) int64.
+        class_mask: (rows, classes) bool, true for the row's possible classes.
+
+    Raises:
+        DataError: no rows, shapes that do not fit, or a label that is not a possible class.
+        NonFiniteError: NaN or infinity in a possible class's logit.
+    """
+    logits, mask = _checked(logits, class_mask)
+    labels = _checked_labels(labels, mask)
+    # A common shift per row changes nothing; it makes logits / T safe at small T.
+    logits = (logits - logits.masked_fill(~mask, -math.inf).amax(1, keepdim=True)).masked_fill(~mask, 0)
+    of_label = logits.gather(1, labels[:, None])[:, 0]
+
+    def slope(temperature: float) -> float:
+        """Return d NLL / d (1 / T): the expected logit minus the label's, mean over rows."""
+        probs = torch.softmax((logits / temperature).masked_fill(~mask, -math.inf), 1)
+        return float(((probs * logits).sum(1) - of_label).mean())
+
+    low, high = TEMPERATURE_BOUNDS
+    if slope(low) <= 0:
+        return low
+    if slope(high) >= 0:
+        return high
+    for _ in range(_BISECTIONS):
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if slope(middle) < 0 else (middle, high)
+    return math.sqrt(low * high)
+
+
+def temperature_probs(logits: torch.Tensor, temperature: float, class_mask: torch.Tensor) -> torch.Tensor:
+    """Return softmax(logits / temperature), (rows, classes) float64, exactly 0 at impossible classes.
+
+    Raises:
+        ConfigError: a temperature that is not a positive number.
+        DataError: shapes that do not fit.
+        NonFiniteError: NaN or infinity in a possible class's logit.
+    """
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ConfigError(f"a temperature is a positive number, got {temperature}")
+    logits, mask = _checked(logits, class_mask)
+    return torch.softmax((logits / temperature).masked_fill(~mask, -math.inf), 1)
+
+
+def conformal_threshold(probs: torch.Tensor, labels: torch.Tensor, level: float = 0.9) -> float:
+    """Return the threshold q of split-conformal label sets (LAC: Sadinle, Lei and Wasserman, arXiv 1609.00451).
+
+    With the score 1 - p(label), q is the ceil((rows + 1) level)-th smallest calibration score. If calibration
+    and new rows are exchangeable, the set {k: 1 - p_k <= q} holds the true label with probability at least
+    ``level``. With too few rows for the level, q is 1: the set holds every possible label.
+
+    Args:
+        probs: (rows, classes).
+        labels: (rows,) int64.
+        level: wanted coverage, in (0, 1).
+
+    Raises:
+        ConfigError: a level outside (0, 1).
+        DataError: no rows, shapes that do not fit, or a label out of range.
+        NonFiniteError: NaN or infinity in ``probs``.
+    """
+    if not 0 < level < 1:
+        raise ConfigError(f"the level of a conformal set is in (0, 1), got {level}")
+    probs, mask = _checked(probs, torch.ones(probs.shape, dtype=torch.bool))
+    labels = _checked_labels(labels, mask)
+    scores = (1 - probs.gather(1, labels[:, None])[:, 0]).sort().values
+    # 0.55 * 100 is 55.00000000000001 in floating point, which would be one rank too many.
+    rank = math.ceil((len(scores) + 1) * level - 1e-9)
+    return float(scores[rank - 1]) if rank <= len(scores) else 1.0
+
+
+def prediction_sets(probs: torch.Tensor, threshold: float, class_mask: torch.Tensor) -> torch.Tensor:
+    """Return (rows, classes) bool: the labels in each row's conformal set, possible ones only.
+
+    A set may be empty: then no label is as probable as the calibration rows' labels were.
+
+    Raises:
+        DataError: shapes that do not fit.
+        NonFiniteError: NaN or infinity in ``probs``.
+    """
+    probs, mask = _checked(probs, class_mask)
+    return (1 - probs <= threshold) & mask
+
+
+def _checked(values: torch.Tensor, class_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return float64 values and the mask, on the CPU, after checking shapes and finiteness."""
+    values, mask = values.detach().to("cpu", torch.float64), class_mask.detach().cpu()
+    if values.ndim != 2 or mask.shape != values.shape or mask.dtype != torch.bool:
+        raise DataError(
+            f"expected (rows, classes) values and a bool mask of the same shape, got {tuple(values.shape)} and "
+            f"{tuple(mask.shape)} {mask.dtype}"
+        )
+    if not mask.any(1).all():
+        raise DataError("each row needs at least one possible class")
+    if not values[mask].isfinite().all():
+        raise NonFiniteError("a possible class has a NaN or infinite value")
+    return values, mask
+
+
+def _checked_labels(labels: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Return (rows,) int64 labels after checking that each is a possible class of its row."""
+    labels = labels.detach().cpu()
+    if labels.shape != mask.shape[:1] or labels.is_floating_point() or labels.dtype == torch.bool:
+        raise DataError(f"labels must be ({len(mask)},) integers, got {tuple(labels.shape)} {labels.dtype}")
+    if not len(labels):
+        raise DataError("a calibrator needs at least one row, got 0")
+    labels = labels.long()
+    if labels.min() < 0 or labels.max() >= mask.shape[1] or not mask.gather(1, labels[:, None]).all():
+        raise DataError("every label must be one of its row's possible classes")
+    return labels

@@ -1,0 +1,161 @@
+"""Temperature scaling against scipy's minimiser and calculus; conformal sets against their coverage promise."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import optimize, stats
+
+from laplora.calibration import (
+    TEMPERATURE_BOUNDS,
+    conformal_threshold,
+    fit_temperature,
+    prediction_sets,
+    temperature_probs,
+)
+from laplora.errors import ConfigError, DataError, NonFiniteError
+from laplora.metrics import nll
+
+F64 = torch.float64
+
+
+def random_split(rows: int, classes: int, sharpness: float, seed: int) -> tuple[torch.Tensor, ...]:
+    """Return logits that are ``sharpness`` times the truth, labels from the truth, and a mask of prefixes."""
+    g = torch.Generator().manual_seed(seed)
+    truth = 2 * torch.randn(rows, classes, generator=g, dtype=F64)
+    mask = torch.arange(classes) < torch.randint(2, classes + 1, (rows, 1), generator=g)
+    probs = torch.softmax(truth.masked_fill(~mask, -math.inf), 1)
+    labels = torch.multinomial(probs, 1, generator=g)[:, 0]
+    return sharpness * truth + 50 * torch.randn(rows, 1, generator=g, dtype=F64), labels, mask
+
+
+@pytest.mark.parametrize("sharpness", [0.3, 1.0, 4.0])
+@pytest.mark.parametrize("classes", [2, 5])
+def test_temperature_is_scipys_minimum_of_the_nll(sharpness: float, classes: int) -> None:
+    logits, labels, mask = random_split(400, classes, sharpness, seed=classes)
+    got = fit_temperature(logits, labels, mask)
+
+    def objective(log_temperature: float) -> float:
+        return nll(temperature_probs(logits, math.exp(log_temperature), mask), labels)
+
+    best = optimize.minimize_scalar(objective, bounds=(-3, 4), method="bounded", options={"xatol": 1e-9})
+    # A minimiser that sees values only resolves the place to the square root of rounding, about 1e-7.
+    assert math.log(got) == pytest.approx(best.x, abs=1e-6)
+    assert objective(math.log(got)) <= best.fun + 1e-14
+    # The labels came from the logits divided by the sharpness; 400 rows fix T to about 10 %.
+    assert got == pytest.approx(sharpness, rel=0.4)
+
+
+def test_temperature_ignores_impossible_logits_and_common_shifts() -> None:
+    logits, labels, mask = random_split(100, 4, 2.0, seed=3)
+    got = fit_temperature(logits, labels, mask)
+    poisoned = logits.masked_fill(~mask, math.nan)
+    assert fit_temperature(poisoned, labels, mask) == got
+    # The shift costs rounding of 1e-13 in each logit.
+    assert fit_temperature(logits + 1000, labels, mask) == pytest.approx(got, rel=1e-10)
+    probs = temperature_probs(poisoned, got, mask)
+    assert (probs[~mask] == 0).all()
+    torch.testing.assert_close(probs.sum(1), torch.ones(100, dtype=F64), atol=1e-14, rtol=0)
+
+
+def test_temperature_one_is_the_softmax_and_temperature_keeps_the_answer() -> None:
+    logits, _, _ = random_split(50, 3, 1.0, seed=4)
+    mask = torch.ones(50, 3, dtype=torch.bool)
+    assert torch.equal(temperature_probs(logits, 1.0, mask), torch.softmax(logits, 1))
+    for temperature in (0.1, 7.0):
+        assert torch.equal(temperature_probs(logits, temperature, mask).argmax(1), logits.argmax(1))
+
+
+def test_temperature_meets_its_bounds_where_the_nll_has_no_minimum() -> None:
+    mask = torch.ones(3, 2, dtype=torch.bool)
+    logits = torch.tensor([[2.0, 0.0], [3.0, 0.0], [0.0, 1.0]])
+    right = torch.tensor([0, 0, 1])
+    assert fit_temperature(logits, right, mask) == TEMPERATURE_BOUNDS[0]
+    assert fit_temperature(logits, 1 - right, mask) == TEMPERATURE_BOUNDS[1]
+    # Huge logits do not overflow.
+    assert fit_temperature(1e6 * logits, 1 - right, mask) == TEMPERATURE_BOUNDS[1]
+
+
+@given(rows=st.integers(1, 60), level=st.floats(0.05, 0.99), seed=st.integers(0, 999))
+@settings(max_examples=80, deadline=None)
+def test_conformal_threshold_is_numpys_higher_quantile(rows: int, level: float, seed: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    probs = torch.softmax(torch.randn(rows, 3, generator=g, dtype=F64), 1)
+    labels = torch.randint(3, (rows,), generator=g)
+    got = conformal_threshold(probs, labels, level)
+    scores = 1 - probs.numpy()[np.arange(rows), labels.numpy()]
+    rank = math.ceil((rows + 1) * level - 1e-9)
+    if rank > rows:
+        assert got == 1.0
+    else:
+        # At least that many calibration rows are covered, and one score less would cover fewer.
+        assert (scores <= got).sum() >= rank
+        assert (scores < got).sum() < rank
+    # A higher level never gives a smaller set.
+    assert conformal_threshold(probs, labels, min(0.995, level + 0.1)) >= got
+
+
+def test_conformal_rank_is_not_pushed_up_by_rounding() -> None:
+    """0.55 * (99 + 1) is 55.00000000000001: the 55th score is meant, not the 56th."""
+    p = torch.linspace(0.99, 0.01, 99, dtype=F64)
+    probs = torch.stack([p, 1 - p], 1)
+    assert conformal_threshold(probs, torch.zeros(99, dtype=torch.int64), 0.55) == float(1 - p[54])
+
+
+def test_conformal_sets_cover_new_rows_at_the_promised_rate() -> None:
+    level, rows, trials, fresh = 0.9, 30, 300, 60
+    g = torch.Generator().manual_seed(11)
+    covered = 0
+    for _ in range(trials):
+        logits = 2 * torch.randn(rows + fresh, 4, generator=g, dtype=F64)
+        labels = torch.multinomial(torch.softmax(logits, 1), 1, generator=g)[:, 0]
+        probs = torch.softmax(3 * logits, 1)  # overconfident: the promise does not need calibration
+        q = conformal_threshold(probs[:rows], labels[:rows], level)
+        sets = prediction_sets(probs[rows:], q, torch.ones(fresh, 4, dtype=torch.bool))
+        covered += int(sets.gather(1, labels[rows:, None]).sum())
+    rate = covered / (trials * fresh)
+    # Coverage given a calibration split is Beta(28, 3), sd 0.053; over 300 splits the mean has sd 0.0033, and
+    # lies between 0.9 and 0.9 + 1/31.
+    spread = 4 * stats.beta(28, 3).std() / math.sqrt(trials)
+    assert level - spread <= rate <= level + 1 / (rows + 1) + spread
+
+
+def test_prediction_sets() -> None:
+    probs = torch.tensor([[0.95, 0.05, 0.0], [0.5, 0.5, 0.0], [0.4, 0.3, 0.3]], dtype=F64)
+    mask = torch.tensor([[True, True, False], [True, True, False], [True, True, True]])
+    assert prediction_sets(probs, 0.5, mask).tolist() == [
+        [True, False, False],
+        [True, True, False],
+        [False, False, False],
+    ]
+    # A threshold of 1 holds every possible class, and never an impossible one.
+    assert torch.equal(prediction_sets(probs, 1.0, mask), mask)
+
+
+def test_refusals() -> None:
+    logits, labels, mask = torch.zeros(1, 2), torch.tensor([0]), torch.ones(1, 2, dtype=torch.bool)
+    with pytest.raises(DataError, match="same shape"):
+        fit_temperature(logits, labels, mask[:, :1])
+    with pytest.raises(DataError, match="at least one row"):
+        fit_temperature(torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64), torch.ones(0, 2, dtype=torch.bool))
+    with pytest.raises(DataError, match="possible"):
+        fit_temperature(logits, torch.tensor([1]), torch.tensor([[True, False]]))
+    with pytest.raises(DataError, match="possible class"):
+        temperature_probs(logits, 1.0, ~mask)
+    with pytest.raises(DataError, match="integers"):
+        fit_temperature(logits, torch.tensor([0.0]), mask)
+    with pytest.raises(NonFiniteError):
+        fit_temperature(logits * math.nan, labels, mask)
+    with pytest.raises(NonFiniteError):
+        prediction_sets(logits + math.inf, 0.5, mask)
+    for bad in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ConfigError, match="positive"):
+            temperature_probs(logits, bad, mask)
+    for bad in (0.0, 1.0):
+        with pytest.raises(ConfigError, match="level"):
+            conformal_threshold(logits, labels, bad)
