@@ -100,6 +100,7 @@ def test_auroc_with_ties_is_the_pairwise_definition_and_mann_whitney(pairs: list
     if not len(wrong) or not len(right):
         assert got is None
         return
+    assert got is not None
     wins = (wrong[:, None] > right).double() + 0.5 * (wrong[:, None] == right).double()
     # Counts of halves are exact; one division.
     assert got == pytest.approx(float(wins.mean()), abs=1e-14)
