@@ -248,7 +248,7 @@ def label_logits(
     wide = torch.promote_types(torch.float32, hidden.dtype)
     bias = None if layer.bias is None else layer.bias[rows].to(wide)
     logits = F.linear(hidden.to(wide), layer.weight[rows].to(wide), bias)
-    if layer is head:
+    if layer is head or head.disable_adapters:
         return logits
     down = head.lora_A[ADAPTER]
     low = down(head.lora_dropout[ADAPTER](hidden.to(down.weight.dtype)))

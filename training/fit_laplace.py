@@ -10,9 +10,9 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from safetensors import safe_open
@@ -31,46 +31,28 @@ from laplora.curvature import (
 )
 from laplora.errors import ConfigError
 from laplora.jacobians import Block, ContrastJacobians, contrast_jacobians, find_blocks
-from laplora.model import attach_adapter, label_mass
+from laplora.model import attach_adapter
 from laplora.posterior import (
     Posterior,
     Prior,
-    ProjectedJacobians,
     block_precisions,
     build_posterior,
     effective_dimension,
-    predictive_covariance,
-    project_jacobians,
     spectrum,
 )
 from laplora.posterior_file import posterior_tensors
 from laplora.prior import PriorChoice, choose_by_evidence, choose_by_validation
 from laplora.prompts import EncodedRow
+from training.calibrate import calibrate
 from training.config import RunConfig
 from training.data import Example
+from training.projected import ProjectedSplit, covariance_under, project_split, split_tensors
 from training.runtime import Run, batches, open_run, progress, say, write_json, write_tensors
 
 #: How often the sums are saved, seconds.
 SAVE_EVERY_S = 30.0
 
 State = TypeVar("State", KroneckerSums, EigenSums)
-
-
-@dataclass(frozen=True)
-class ProjectedSplit:
-    """A split's rows as far as the posterior looks at them.
-
-    Attributes:
-        projected: in the split's row order.
-        logits: (rows, classes); class_mask: (rows, classes) bool; labels: (rows,) int64.
-        label_mass: (rows,).
-    """
-
-    projected: ProjectedJacobians
-    logits: torch.Tensor
-    class_mask: torch.Tensor
-    labels: torch.Tensor
-    label_mass: torch.Tensor
 
 
 def fit_laplace(config: RunConfig) -> Path:
@@ -90,8 +72,10 @@ def fit_laplace(config: RunConfig) -> Path:
     write_tensors(folder / "calibration.safetensors", split_tensors(calibration))
     served = served_choice(config, choices)
     flat = spectrum(posterior)
-    record = {
-        "served": served.method,
+    record = calibrate(config, calibration, covariance_under(posterior, served.prior, calibration))
+    write_json(folder / "calibrators.json", record.model_dump(mode="json"))
+    summary = {
+        "served": {"method": served.method, "granularity": served.prior.granularity},
         "choices": [asdict(c) for c in choices],
         "log_likelihood": log_likelihood,
         "train_rows": posterior.rows,
@@ -100,7 +84,7 @@ def fit_laplace(config: RunConfig) -> Path:
         ),
         "effective_dimension": float(effective_dimension(flat, block_precisions(served.prior, blocks)).sum()),
     }
-    write_json(folder / "fit.json", record)
+    write_json(folder / "fit.json", summary)
     for choice in choices:
         say(
             f"prior by {choice.method} ({choice.prior.granularity}): "
@@ -204,32 +188,6 @@ def _tensor_fields(state: KroneckerSums | EigenSums) -> tuple[tuple[torch.Tensor
     return (state.wide, state.narrow) if isinstance(state, KroneckerSums) else (state.scale, state.column)
 
 
-def project_split(
-    run: Run,
-    model: nn.Module,
-    blocks: tuple[Block, ...],
-    posterior: Posterior,
-    examples: tuple[Example, ...],
-    title: str,
-) -> ProjectedSplit:
-    """Return a split's projected Jacobians, logits and label mass, in row order, on the CPU."""
-    rows = run.encode(examples)
-    plan = batches(rows, run.config.laplace.batch_size)
-    placed = posterior.to(run.device, torch.float32)
-    parts: list[tuple[torch.Tensor, ...]] = []
-    for index in progress(plan, len(plan), title):
-        batch = run.collate([rows[i] for i in index])
-        jacobians = contrast_jacobians(model, batch, run.label_ids, blocks)
-        projected = project_jacobians(placed, jacobians)
-        mass = label_mass(model, jacobians.hidden, run.label_ids, batch.class_mask)
-        values = (projected.contrast_mean, projected.kept, projected.rest, jacobians.logits, batch.class_mask, mass)
-        parts.append(tuple(v.cpu() for v in values))
-    order = torch.tensor([i for index in plan for i in index]).argsort()
-    mean, kept, rest, logits, mask, mass = (torch.cat(p)[order] for p in zip(*parts, strict=True))
-    labels = torch.tensor([e.label for e in examples])
-    return ProjectedSplit(ProjectedJacobians(mean, kept, rest), logits, mask, labels, mass)
-
-
 def choose_priors(
     config: RunConfig,
     posterior: Posterior,
@@ -271,27 +229,9 @@ def squared_distances(config: RunConfig, blocks: tuple[Block, ...]) -> torch.Ten
     return torch.stack(moved)
 
 
-def split_tensors(split: ProjectedSplit) -> dict[str, torch.Tensor]:
-    """Return a projected split as named tensors, for a file."""
-    own: dict[str, Any] = {k: v for k, v in vars(split).items() if k != "projected"}
-    return own | vars(split.projected)
-
-
-def read_split(path: Path) -> ProjectedSplit:
-    """Return a projected split from its file."""
-    tensors = load_file(path)
-    projected = ProjectedJacobians(*(tensors.pop(k) for k in ("contrast_mean", "kept", "rest")))
-    return ProjectedSplit(projected=projected, **tensors)
-
-
 def read_choices(folder: Path) -> list[PriorChoice]:
     """Return the prior choices recorded by ``fit_laplace``."""
     record = json.loads((folder / "fit.json").read_text())
     return [
         PriorChoice(Prior(**c["prior"]), c["method"], c["objective"], tuple(c["at_bound"])) for c in record["choices"]
     ]
-
-
-def covariance_under(posterior: Posterior, prior: Prior, split: ProjectedSplit) -> torch.Tensor:
-    """Return the rows' contrast covariance under a prior, (rows, classes - 1, classes - 1) float64."""
-    return predictive_covariance(spectrum(posterior), block_precisions(prior, posterior.blocks), split.projected)

@@ -1,0 +1,135 @@
+"""Package: write the artifact that the server loads, and prove that it answers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from laplora.artifact import (
+    ADAPTER_FOLDER,
+    FORMAT_VERSION,
+    GOLDEN,
+    POSTERIOR,
+    CalibrationRecord,
+    Manifest,
+    PriorRecord,
+    TemplateRecord,
+    file_records,
+    new_artifact,
+    write_manifest,
+)
+from laplora.errors import ConfigError
+from laplora.model import tokenizer_hash, weights_hash
+from laplora.predictor import Predictor
+from training.config import RunConfig, config_hash_fields
+from training.fit_laplace import read_choices, served_choice
+from training.runtime import Run, open_run, say, write_json
+
+PACKAGES = ("laplora", "torch", "transformers", "peft", "bitsandbytes", "safetensors", "tokenizers")
+
+#: How far a replayed probability may be from the recorded one: activations in bfloat16 differ by a few
+#: hundredths between processors and batch shapes, float32 by rounding.
+TOLERANCE = {"bfloat16": 0.05, "float32": 2e-3}
+
+
+def package(config: RunConfig) -> Path:
+    """Write the artifact of a finished run and return its folder.
+
+    Raises:
+        ConfigError: a step before it has not run.
+    """
+    fitted, report = config.run_dir / "laplace", config.run_dir / "report"
+    for needed in (fitted / "fit.json", report / "evaluation.json"):
+        if not needed.is_file():
+            raise ConfigError(f"{needed} is missing: 'python -m training run' does every step in order")
+    run = open_run(config)
+    with new_artifact(config.artifact_dir) as folder:
+        shutil.copytree(config.run_dir / "adapter", folder / ADAPTER_FOLDER)
+        shutil.copy(fitted / POSTERIOR, folder / POSTERIOR)
+        shutil.copytree(report, folder / "report", ignore=shutil.ignore_patterns("*.safetensors"))
+        manifest = describe(run, fitted, report)
+        write_json(folder / GOLDEN, {"tolerance": TOLERANCE[config.base.dtype], "answers": []})
+        write_manifest(folder, manifest.model_copy(update={"files": file_records(folder)}))
+        predictor = Predictor.load(folder, device=str(run.device), verify_golden=False, progress=say)
+        write_json(folder / GOLDEN, golden_answers(run, predictor))
+        write_manifest(folder, manifest.model_copy(update={"files": file_records(folder)}))
+    say(f"artifact: {config.artifact_dir}")
+    return config.artifact_dir
+
+
+def describe(run: Run, fitted: Path, report: Path) -> Manifest:
+    """Return the manifest of a run, its files not yet listed."""
+    config, task = run.config, run.splits.task
+    choice = served_choice(config, read_choices(fitted))
+    template = {k: v for k, v in asdict(task.template).items() if k in TemplateRecord.model_fields}
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        name=config.name,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        base_model=config.base.model,
+        revision=config.base.revision,
+        base_weights_hash=weights_hash(run.location, config.base.revision),
+        quantization=config.base.quantization,
+        dtype=config.base.dtype,
+        tokenizer_hash=tokenizer_hash(run.tokenizer),
+        template=TemplateRecord(**template),
+        labels=task.labels,
+        label_token_ids=run.label_ids,
+        max_tokens=config.max_tokens,
+        prior=PriorRecord(
+            method=choice.method,
+            granularity=choice.prior.granularity,
+            precision=choice.prior.precision,
+            objective=choice.objective,
+        ),
+        calibration=CalibrationRecord.model_validate_json((fitted / "calibrators.json").read_text()),
+        metrics=summary(json.loads((report / "evaluation.json").read_text())),
+        config=config_hash_fields(config),
+        data=run.splits.report,
+        versions=installed_versions(),
+        files={},
+    )
+
+
+def summary(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """Return the scalar metrics of every method."""
+    names = ("rows", "accuracy", "nll", "ece", "brier", "auroc_error")
+    return {method: {n: values[n] for n in names} for method, values in evaluation.items()}
+
+
+def golden_answers(run: Run, predictor: Predictor) -> dict[str, Any]:
+    """Return inputs and the answers that the server must reproduce."""
+    inputs = [dict(i) for i in run.config.golden_inputs] or [dict(e.fields) for e in run.splits.calibration[:4]]
+    rows = [predictor.encode(i, truncate=True) for i in inputs]
+    answers = predictor.predict(rows)
+    return {
+        "tolerance": TOLERANCE[run.config.base.dtype],
+        "answers": [
+            {
+                "inputs": i,
+                "map_probs": a.map_probs,
+                "probs": a.probs,
+                "logit_mean": a.logit_mean,
+                "logit_variance": a.logit_variance,
+            }
+            for i, a in zip(inputs, answers, strict=True)
+        ],
+    }
+
+
+def installed_versions() -> dict[str, str]:
+    """Return the versions of the packages that shape an artifact."""
+    found = {"torch": torch.__version__}
+    for name in PACKAGES:
+        try:
+            found.setdefault(name, metadata.version(name))
+        except metadata.PackageNotFoundError:
+            continue
+    return found

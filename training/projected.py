@@ -1,0 +1,86 @@
+"""A split's rows as far as the posterior looks at them: computed once, kept in a file, used by every choice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from laplora.jacobians import Block, contrast_jacobians
+from laplora.model import label_mass
+from laplora.posterior import (
+    Posterior,
+    Prior,
+    ProjectedJacobians,
+    block_precisions,
+    predictive_covariance,
+    project_jacobians,
+    spectrum,
+)
+from training.examples import Example
+from training.runtime import Run, batches, progress
+
+
+@dataclass(frozen=True)
+class ProjectedSplit:
+    """A split's rows as far as the posterior looks at them.
+
+    Attributes:
+        projected: in the split's row order.
+        logits: (rows, classes); class_mask: (rows, classes) bool; labels: (rows,) int64.
+        label_mass: (rows,).
+    """
+
+    projected: ProjectedJacobians
+    logits: torch.Tensor
+    class_mask: torch.Tensor
+    labels: torch.Tensor
+    label_mass: torch.Tensor
+
+
+def project_split(
+    run: Run,
+    model: nn.Module,
+    blocks: tuple[Block, ...],
+    posterior: Posterior,
+    examples: tuple[Example, ...],
+    title: str,
+) -> ProjectedSplit:
+    """Return a split's projected Jacobians, logits and label mass, in row order, on the CPU."""
+    rows = run.encode(examples)
+    plan = batches(rows, run.config.laplace.batch_size)
+    placed = posterior.to(run.device, torch.float32)
+    parts: list[tuple[torch.Tensor, ...]] = []
+    for index in progress(plan, len(plan), title):
+        batch = run.collate([rows[i] for i in index])
+        jacobians = contrast_jacobians(model, batch, run.label_ids, blocks)
+        projected = project_jacobians(placed, jacobians)
+        mass = label_mass(model, jacobians.hidden, run.label_ids, batch.class_mask)
+        values = (projected.contrast_mean, projected.kept, projected.rest, jacobians.logits, batch.class_mask, mass)
+        parts.append(tuple(v.cpu() for v in values))
+    order = torch.tensor([i for index in plan for i in index]).argsort()
+    mean, kept, rest, logits, mask, mass = (torch.cat(p)[order] for p in zip(*parts, strict=True))
+    labels = torch.tensor([e.label for e in examples])
+    return ProjectedSplit(ProjectedJacobians(mean, kept, rest), logits, mask, labels, mass)
+
+
+def split_tensors(split: ProjectedSplit) -> dict[str, torch.Tensor]:
+    """Return a projected split as named tensors, for a file."""
+    own: dict[str, Any] = {k: v for k, v in vars(split).items() if k != "projected"}
+    return own | vars(split.projected)
+
+
+def read_split(path: Path) -> ProjectedSplit:
+    """Return a projected split from its file."""
+    tensors = load_file(path)
+    projected = ProjectedJacobians(*(tensors.pop(k) for k in ("contrast_mean", "kept", "rest")))
+    return ProjectedSplit(projected=projected, **tensors)
+
+
+def covariance_under(posterior: Posterior, prior: Prior, split: ProjectedSplit) -> torch.Tensor:
+    """Return the rows' contrast covariance under a prior, (rows, classes - 1, classes - 1) float64."""
+    return predictive_covariance(spectrum(posterior), block_precisions(prior, posterior.blocks), split.projected)
