@@ -1,0 +1,116 @@
+"""python -m service: serve one artifact until SIGTERM or Ctrl-C, then drain."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import time
+from types import FrameType
+
+import uvicorn
+from pydantic import ValidationError
+
+from service.app import create_app
+from service.scoring import ServiceState
+from service.settings import Settings
+from service.telemetry import configure_logging, logger
+
+
+class DrainingServer(uvicorn.Server):
+    """A server that, on SIGTERM or SIGINT, first answers what is in flight and refuses the rest with 503.
+
+    It leaves after ``drain_s`` at the latest; a second signal ends the wait.
+    """
+
+    def __init__(self, config: uvicorn.Config, state: ServiceState) -> None:
+        super().__init__(config)
+        self._state = state
+        self._drain_until: float | None = None
+        self.failed = False
+
+    def fail(self, error: Exception) -> None:
+        """Stop because the artifact cannot be served; called from the loading thread."""
+        self.failed = True
+        self.should_exit = True
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to drain; on a second signal, leave now."""
+        if self._drain_until is not None or self._state.settings.drain_s == 0:
+            self.should_exit = True
+            self.force_exit = self._drain_until is not None and sig == signal.SIGINT
+        self._drain_until = self._drain_until or time.monotonic() + self._state.settings.drain_s
+
+    async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+        """Listen, and say where."""
+        await super().startup(sockets)  # type: ignore[arg-type]
+        for server in getattr(self, "servers", []):
+            for socket in server.sockets:
+                host, port = socket.getsockname()[:2]
+                address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+                logger.info("listening on %s", address, extra={"event": "listening", "address": address})
+
+    async def on_tick(self, counter: int) -> bool:
+        """Run ten times a second; true ends the server."""
+        if self._drain_until is not None and not self.should_exit:
+            if not self._state.draining:
+                logger.info(
+                    "draining", extra={"event": "draining", "in_flight": self._state.engine.open_tickets}
+                )
+                self._state.drain()
+            if self._idle or time.monotonic() >= self._drain_until:
+                self.should_exit = True
+        if self.should_exit:
+            # What is still open is answered with 503 now instead of a cut connection.
+            self._state.drain()
+            self._state.engine.stop()
+        return await super().on_tick(counter)
+
+    @property
+    def _idle(self) -> bool:
+        return not self.server_state.tasks
+
+
+def parse_settings(arguments: list[str] | None = None) -> Settings:
+    """Return the settings of the environment and the command line; exits with a message for a bad one."""
+    try:
+        return Settings(_cli_parse_args=sys.argv[1:] if arguments is None else arguments)  # type: ignore[call-arg]
+    except ValidationError as error:
+        for problem in error.errors():
+            name = ".".join(str(part) for part in problem["loc"]) or "settings"
+            flag, variable = f"--{name.replace('_', '-')}", f"LAPLORA_{name.upper()}"
+            sys.stderr.write(f"python -m service: {flag} ({variable}): {problem['msg']}\n")
+        raise SystemExit(2) from None
+
+
+def main() -> int:
+    """Serve; return the process's exit status."""
+    settings = parse_settings()
+    configure_logging(settings.log_level, settings.log_format)
+    if not (settings.artifact_path / "manifest.json").is_file():
+        logger.error(
+            "no artifact at %s: give --artifact a folder with a manifest.json, or a name in %s",
+            settings.artifact_path,
+            settings.artifacts_root,
+            extra={"event": "load_failed"},
+        )
+        return 2
+    servers: list[DrainingServer] = []
+    app = create_app(settings, on_load_failure=lambda error: [server.fail(error) for server in servers] and None)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=5,
+    )
+    servers.append(DrainingServer(config, app.state.service))
+    asyncio.run(servers[0].serve())
+    logger.info("stopped", extra={"event": "stopped"})
+    return 1 if servers[0].failed or not servers[0].started else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""The application: endpoints, error answers, and the life of the engine and the artifact around them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from laplora.errors import LaploraError
+from service import openapi
+from service.engine import Engine
+from service.errors import InvalidRequestError, MethodNotAllowedError, RouteNotFoundError, kind_of
+from service.host import ArtifactHost, Library, default_library
+from service.routes import artifacts, evaluate, health, metrics, predict
+from service.scoring import ServiceState
+from service.settings import Settings
+from service.telemetry import Metrics, RequestContext, error_response, log_crash
+
+
+def create_app(
+    settings: Settings,
+    *,
+    library: Library | None = None,
+    on_load_failure: Callable[[Exception], None] | None = None,
+) -> FastAPI:
+    """Return the application. The artifact loads in the background once the application starts.
+
+    Args:
+        library: how artifacts are read and loaded; the real calls when None.
+        on_load_failure: called, in the loading thread, when the configured artifact cannot be served.
+    """
+    measures = Metrics()
+    engine = Engine(
+        token_budget=settings.batch_tokens,
+        max_queue_tokens=settings.max_queue_tokens,
+        max_queue_rows=settings.max_queue_rows,
+        on_batch=measures.count_batch,
+    )
+    measures.watch_queue(lambda: engine.queued_rows, lambda: engine.queued_tokens)
+    host = ArtifactHost(settings, engine, measures, library or default_library(), on_load_failure)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        engine.start()
+        host.start()
+        try:
+            yield
+        finally:
+            engine.stop(join_timeout_s=5.0)
+            app.state.service.tokenizers.shutdown(wait=False, cancel_futures=True)
+
+    app = FastAPI(
+        title="laplora",
+        version=openapi.API_VERSION,
+        description=openapi.DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.service = ServiceState(
+        settings, engine, host, measures, ThreadPoolExecutor(max_workers=2, thread_name_prefix="laplora-tokenize")
+    )
+    app.add_middleware(RequestContext, metrics=measures)
+    for router in (predict.router, evaluate.router, artifacts.router, health.router, metrics.router):
+        app.include_router(router)
+    openapi.install(app)
+    app.add_exception_handler(LaploraError, _answer)
+    app.add_exception_handler(RequestValidationError, _answer_invalid)
+    app.add_exception_handler(HTTPException, _answer_http)
+    return app
+
+
+async def _answer(request: Request, error: Exception) -> JSONResponse:
+    kind = kind_of(error)
+    request.app.state.service.metrics.rejects.labels(kind.code).inc()
+    if kind.status == 500:
+        log_crash("request failed", error)
+    request.state.log_fields = {**getattr(request.state, "log_fields", {}), "code": kind.code}
+    return error_response(error)
+
+
+async def _answer_invalid(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    # The first problem only, by place and kind: the input that pydantic keeps beside it is never sent.
+    first = error.errors()[0]
+    path = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
+    bounds = {name: value for name, value in first.get("ctx", {}).items() if name.startswith(("max_", "min_"))}
+    limit = next((value for value in bounds.values() if isinstance(value, int)), None)
+    got = first.get("ctx", {}).get("actual_length")
+    return await _answer(
+        request,
+        InvalidRequestError(f"{path[:200]}: {first['msg']}", field=path, limit=limit, got=got),
+    )
+
+
+async def _answer_http(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404:
+        return await _answer(request, RouteNotFoundError("no endpoint at this path: /docs lists them"))
+    if error.status_code == 405:
+        response = await _answer(request, MethodNotAllowedError("the endpoint takes another method: see Allow"))
+        response.headers.update(error.headers or {})
+        return response
+    return await _answer(request, InvalidRequestError(str(error.detail)))

@@ -1,0 +1,145 @@
+"""Reading a JSON body from someone who may be hostile: bounded, strict, and never a 500.
+
+FastAPI's own reader takes bodies of any size and Python's JSON dialect (NaN, lone surrogates, nesting
+until RecursionError). Here a route reads at most ``max_body_bytes`` and parses with pydantic's parser.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from email.message import Message
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+from pydantic_core import from_json
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
+
+from service.errors import BodyTooLargeError, ClientGoneError, DeadlineError, InvalidJsonError, MediaTypeError
+
+#: A refused body is read and thrown away up to this many times the limit: a client that is still sending
+#: when the connection closes would see a reset instead of the 413.
+_DISCARD_FACTOR = 16
+_DISCARD_TIMEOUT_S = 2.0
+
+
+class JsonBodyRoute(APIRoute):
+    """A route whose JSON body is bounded and parsed strictly before FastAPI sees it."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return FastAPI's handler, wrapped where the endpoint has a body."""
+        handler = super().get_route_handler()
+        if self.body_field is None:
+            return handler
+
+        async def bounded(request: Request) -> Response:
+            settings = request.app.state.service.settings
+            check_media_type(request.headers)
+            try:
+                async with asyncio.timeout(settings.request_timeout_s):
+                    raw = await read_bounded(request, settings.max_body_bytes)
+            except TimeoutError:
+                raise DeadlineError("the request's deadline passed before its body had come") from None
+            return await handler(_ParsedRequest(request, raw, parse_json(raw)))
+
+        return bounded
+
+
+class _ParsedRequest(Request):
+    """A request whose body was read and parsed."""
+
+    def __init__(self, request: Request, raw: bytes, value: Any) -> None:
+        super().__init__(request.scope, request.receive)
+        self._raw = raw
+        self._value = value
+
+    async def body(self) -> bytes:
+        return self._raw
+
+    async def json(self) -> Any:
+        return self._value
+
+
+def check_media_type(headers: Headers) -> None:
+    """Check that the body is declared as plain UTF-8 JSON.
+
+    Raises:
+        MediaTypeError: another type, charset or encoding.
+    """
+    message = Message()
+    message["content-type"] = headers.get("content-type", "")
+    media_type = message.get_content_type()
+    if "content-type" not in headers or not (media_type == "application/json" or media_type.endswith("+json")):
+        raise MediaTypeError("the body must have Content-Type application/json", field="content-type")
+    charset = message.get_param("charset", "utf-8")
+    if not isinstance(charset, str) or charset.lower().replace("_", "-") not in ("utf-8", "utf8", "us-ascii"):
+        raise MediaTypeError("the body must be UTF-8", field="content-type")
+    if headers.get("content-encoding", "identity").lower() != "identity":
+        raise MediaTypeError("the body must not be compressed", field="content-encoding")
+
+
+async def read_bounded(request: Request, limit: int) -> bytes:
+    """Return the request's body.
+
+    Args:
+        limit: most bytes.
+
+    Raises:
+        BodyTooLargeError: more bytes announced, or come, than ``limit``; ``got`` is what is known by then.
+        ClientGoneError: the client went away while sending.
+    """
+    declared = request.headers.get("content-length", "")
+    announced = int(declared) if declared.isascii() and declared.isdigit() and len(declared) < 20 else 0
+    stream = request.stream()
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        if announced > limit:
+            # A client that asked for "100-continue" has sent nothing yet, and is told before it does.
+            if "expect" not in request.headers:
+                await _discard(stream, _DISCARD_FACTOR * limit)
+            raise _too_large(limit, announced)
+        async for chunk in stream:
+            size += len(chunk)
+            if size > limit:
+                await _discard(stream, _DISCARD_FACTOR * limit)
+                raise _too_large(limit, size)
+            chunks.append(chunk)
+    except ClientDisconnect:
+        raise ClientGoneError("the client closed its connection while sending the body") from None
+    return b"".join(chunks)
+
+
+async def _discard(stream: Any, limit: int) -> None:
+    size = 0
+    try:
+        async with asyncio.timeout(_DISCARD_TIMEOUT_S):
+            async for chunk in stream:
+                size += len(chunk)
+                if size > limit:
+                    return
+    except TimeoutError:
+        return
+
+
+def _too_large(limit: int, got: int) -> BodyTooLargeError:
+    return BodyTooLargeError(
+        f"the body has at least {got} bytes, max_body_bytes is {limit}: send it in parts", limit=limit, got=got
+    )
+
+
+def parse_json(raw: bytes) -> Any:
+    """Return the parsed body.
+
+    Raises:
+        InvalidJsonError: empty, not UTF-8, not JSON, NaN or infinity, a lone surrogate, or nested too deep.
+    """
+    if not raw.strip():
+        raise InvalidJsonError("the body is empty: send a JSON object", field="body")
+    try:
+        return from_json(raw, allow_inf_nan=False)
+    except ValueError as error:
+        # The parser's message names the problem and the position, never the text.
+        raise InvalidJsonError(f"the body is not valid JSON: {error}", field="body") from None

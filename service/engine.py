@@ -1,0 +1,389 @@
+"""The device's one thread, and the bounded queue in front of it. Knows no HTTP.
+
+A request becomes a :class:`Ticket` of rows. Whenever the device is idle and rows wait, the thread forms
+the best batch from all of them, whichever requests they came from, and runs it; it never waits for more.
+A ticket's future holds its predictions in the order of its rows, or the first row's failure.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from laplora.errors import NonFiniteError
+from service.batching import Waiting, form_batch, halves, padded_tokens
+from service.errors import (
+    BatchTooLargeError,
+    DeadlineError,
+    DeviceMemoryError,
+    DrainingError,
+    QueueFullError,
+    UnscorableInputError,
+)
+
+if TYPE_CHECKING:
+    from laplora.predictor import Prediction
+    from laplora.prompts import EncodedRow
+
+Mode = Literal["laplace", "map"]
+_log = logging.getLogger("laplora.service")
+
+
+class Scorer(Protocol):
+    """What the engine needs of a predictor."""
+
+    def predict(self, rows: Sequence[EncodedRow], *, mode: Mode = "laplace") -> list[Prediction]:
+        """Return one prediction per row, in order."""
+        ...
+
+
+@dataclass(frozen=True)
+class BatchReport:
+    """What one run of the device did, for metrics.
+
+    Attributes:
+        mode: ``laplace`` or ``map``.
+        rows: rows in the batch.
+        tokens: real tokens.
+        padded_tokens: rows times the longest row.
+        duration_s: seconds on the device.
+        outcome: ``ok``, or why the batch was split or given up.
+    """
+
+    mode: Mode
+    rows: int
+    tokens: int
+    padded_tokens: int
+    duration_s: float
+    outcome: Literal["ok", "out_of_memory", "failed"]
+
+
+@dataclass(eq=False)
+class Ticket:
+    """One request's rows on their way through the engine. Times are ``time.monotonic`` seconds."""
+
+    scorer: Scorer
+    mode: Mode
+    rows: tuple[EncodedRow, ...]
+    deadline: float
+    submitted: float
+    future: Future[list[Prediction]] = field(default_factory=Future)
+    results: dict[int, Prediction] = field(default_factory=dict)
+    started: float | None = None
+    finished: float | None = None
+
+    @property
+    def queue_s(self) -> float:
+        """Seconds from arrival until the first row reached the device."""
+        return (self.started or self.submitted) - self.submitted
+
+    @property
+    def compute_s(self) -> float:
+        """Seconds from the first row's start to the last row's end, other requests' batches between included."""
+        return (self.finished or 0.0) - self.started if self.started is not None else 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class _QueuedRow:
+    ticket: Ticket
+    index: int
+
+    @property
+    def row(self) -> EncodedRow:
+        return self.ticket.rows[self.index]
+
+    @property
+    def tokens(self) -> int:
+        return len(self.row.token_ids)
+
+
+class Engine:
+    """One device thread behind a bounded queue.
+
+    Args:
+        token_budget: most padded tokens of one batch.
+        max_queue_tokens: most tokens that wait; a request with more is refused for good.
+        max_queue_rows: most rows that wait.
+        on_batch: called on the device thread after each run.
+    """
+
+    def __init__(
+        self,
+        *,
+        token_budget: int,
+        max_queue_tokens: int,
+        max_queue_rows: int,
+        on_batch: Callable[[BatchReport], None] = lambda report: None,
+    ) -> None:
+        self._token_budget = token_budget
+        self._max_queue_tokens = max_queue_tokens
+        self._max_queue_rows = max_queue_rows
+        self._on_batch = on_batch
+        self._changed = threading.Condition()
+        self._waiting: list[_QueuedRow] = []
+        self._queued_tokens = 0
+        self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._open: set[Ticket] = set()
+        self._draining = False
+        self._stopped = False
+        self._tokens_per_s = 0.0
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Start the device thread. It is a daemon: a batch that never ends cannot hold up the process's exit."""
+        self._thread = threading.Thread(target=self._loop, name="laplora-device", daemon=True)
+        self._thread.start()
+
+    @property
+    def queued_rows(self) -> int:
+        """Rows that wait."""
+        return len(self._waiting)
+
+    @property
+    def queued_tokens(self) -> int:
+        """Tokens that wait."""
+        return self._queued_tokens
+
+    @property
+    def open_tickets(self) -> int:
+        """Requests that have no answer yet."""
+        return len(self._open)
+
+    def submit(self, scorer: Scorer, rows: Sequence[EncodedRow], *, mode: Mode, deadline: float) -> Ticket:
+        """Return a ticket whose future will hold one prediction per row.
+
+        Cancelling the future takes the rows out of the queue at once.
+
+        Args:
+            deadline: ``time.monotonic`` seconds after which rows still waiting are dropped.
+
+        Raises:
+            DrainingError: the engine takes no more work.
+            BatchTooLargeError: the rows would not fit into an empty queue.
+            QueueFullError: they do not fit now.
+        """
+        tokens = sum(len(row.token_ids) for row in rows)
+        for what, limit_name, limit, got in (
+            ("rows", "max_queue_rows", self._max_queue_rows, len(rows)),
+            ("tokens", "max_queue_tokens", self._max_queue_tokens, tokens),
+        ):
+            if got > limit:
+                raise BatchTooLargeError(
+                    f"the request has {got} {what}, {limit_name} is {limit}: send it in parts",
+                    field="inputs",
+                    limit=limit,
+                    got=got,
+                )
+        ticket = Ticket(scorer, mode, tuple(rows), deadline, time.monotonic())
+        with self._changed:
+            if self._draining:
+                raise DrainingError("the server is stopping and takes no new requests")
+            for what, limit_name, limit, waiting, new in (
+                ("rows", "max_queue_rows", self._max_queue_rows, len(self._waiting), len(rows)),
+                ("tokens", "max_queue_tokens", self._max_queue_tokens, self._queued_tokens, tokens),
+            ):
+                if waiting + new > limit:
+                    raise QueueFullError(
+                        f"{waiting} {what} wait and {new} came, {limit_name} is {limit}: try again later",
+                        limit=limit,
+                        got=waiting + new,
+                        retry_after_s=self._backlog_s(),
+                    )
+            self._waiting.extend(_QueuedRow(ticket, i) for i in range(len(rows)))
+            self._queued_tokens += tokens
+            self._open.add(ticket)
+            self._changed.notify_all()
+        ticket.future.add_done_callback(lambda _: self._forget(ticket))
+        return ticket
+
+    def call(self, function: Callable[[], Any]) -> Future[Any]:
+        """Return a future of ``function()`` run on the device thread before the next batch.
+
+        Raises:
+            DrainingError: the engine takes no more work.
+        """
+        future: Future[Any] = Future()
+        with self._changed:
+            if self._draining:
+                raise DrainingError("the server is stopping and takes no new requests")
+            self._calls.append((function, future))
+            self._changed.notify_all()
+        return future
+
+    def drain(self) -> None:
+        """Refuse new work; what waits is still served."""
+        with self._changed:
+            self._draining = True
+            self._changed.notify_all()
+
+    def stop(self, *, join_timeout_s: float = 0.0) -> None:
+        """Fail what still waits with :class:`DrainingError` and end the thread after its current batch."""
+        with self._changed:
+            self._draining = self._stopped = True
+            left = [ticket.future for ticket in self._open] + [future for _, future in self._calls]
+            self._calls.clear()
+            self._changed.notify_all()
+        for future in left:
+            _fail(future, DrainingError("the server stopped before this request was answered"))
+        if self._thread is not None and join_timeout_s > 0:
+            self._thread.join(join_timeout_s)
+
+    def _forget(self, ticket: Ticket) -> None:
+        with self._changed:
+            self._open.discard(ticket)
+            gone = [queued for queued in self._waiting if queued.ticket is ticket]
+            if gone:
+                self._waiting = [queued for queued in self._waiting if queued.ticket is not ticket]
+                self._queued_tokens -= sum(queued.tokens for queued in gone)
+            self._changed.notify_all()
+
+    def _backlog_s(self) -> int:
+        """Seconds until the queue is likely empty, 1 to 60."""
+        seconds = self._queued_tokens / self._tokens_per_s if self._tokens_per_s > 0 else 1.0
+        return min(60, max(1, math.ceil(seconds)))
+
+    def _loop(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopped or self._calls or self._waiting)
+                if self._stopped:
+                    return
+                call = self._calls.popleft() if self._calls else None
+            if call is not None:
+                _run_call(*call)
+                continue
+            self._drop_expired()
+            batch = self._take_batch()
+            if batch:
+                self._score(batch)
+
+    def _drop_expired(self) -> None:
+        now = time.monotonic()
+        with self._changed:
+            late = {queued.ticket for queued in self._waiting if queued.ticket.deadline <= now}
+        for ticket in late:
+            _fail(ticket.future, DeadlineError("the request's deadline passed while it waited for the device"))
+
+    def _take_batch(self) -> list[_QueuedRow]:
+        with self._changed:
+            chosen = form_batch(
+                [Waiting(q.tokens, (id(q.ticket.scorer), q.ticket.mode)) for q in self._waiting],
+                token_budget=self._token_budget,
+            )
+            batch = [self._waiting[i] for i in chosen]
+            taken = set(chosen)
+            self._waiting = [queued for i, queued in enumerate(self._waiting) if i not in taken]
+            self._queued_tokens -= sum(queued.tokens for queued in batch)
+            now = time.monotonic()
+            for queued in batch:
+                if queued.ticket.started is None:
+                    queued.ticket.started = now
+            return batch
+
+    def _score(self, batch: list[_QueuedRow]) -> None:
+        """Run rows of one scorer and mode; on failure retry in halves until the row at fault is alone."""
+        batch = [queued for queued in batch if not queued.ticket.future.done()]
+        if not batch:
+            return
+        ticket = batch[0].ticket
+        begun = time.monotonic()
+        failure: Exception | None = None
+        try:
+            predictions = ticket.scorer.predict([queued.row for queued in batch], mode=ticket.mode)
+            if len(predictions) != len(batch):
+                raise RuntimeError(f"the predictor gave {len(predictions)} answers for {len(batch)} rows")
+        except Exception as error:
+            failure = error
+        finished = time.monotonic()
+        self._report(batch, ticket.mode, finished - begun, failure)
+        if failure is None:
+            for queued, prediction in zip(batch, predictions, strict=True):
+                _deliver(queued, prediction, finished)
+            return
+        if len(batch) == 1:
+            _fail(ticket.future, _row_failure(failure, batch[0].index))
+            return
+        # The traceback holds the failed run's tensors: let go of them before the retry needs the memory.
+        failure.with_traceback(None)
+        if is_out_of_memory(failure):
+            _release_device_memory()
+        failure = None
+        for half in halves(len(batch)):
+            self._score([batch[i] for i in half])
+
+    def _report(self, batch: list[_QueuedRow], mode: Mode, duration_s: float, failure: Exception | None) -> None:
+        lengths = [queued.tokens for queued in batch]
+        outcome: Literal["ok", "out_of_memory", "failed"] = "ok"
+        if failure is not None:
+            outcome = "out_of_memory" if is_out_of_memory(failure) else "failed"
+            _log.warning(
+                "batch did not run",
+                extra={"event": "batch_failed", "rows": len(batch), "outcome": outcome, "error": type(failure).__name__},
+            )
+        elif duration_s > 0:
+            rate = sum(lengths) / duration_s
+            self._tokens_per_s = rate if self._tokens_per_s == 0 else 0.8 * self._tokens_per_s + 0.2 * rate
+        self._on_batch(BatchReport(mode, len(batch), sum(lengths), padded_tokens(lengths), duration_s, outcome))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an exception says that the device (or the host) has no memory left."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error).lower() if isinstance(error, RuntimeError) else ""
+    return "out of memory" in text or "can't allocate memory" in text
+
+
+def _release_device_memory() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _row_failure(error: Exception, index: int) -> Exception:
+    if isinstance(error, NonFiniteError):
+        return UnscorableInputError(
+            f"the model has no finite answer for input {index}: change or leave out that input",
+            field=f"inputs.{index}",
+        )
+    if is_out_of_memory(error):
+        return DeviceMemoryError(
+            f"input {index} alone does not fit the device's memory: shorten it or try again later",
+            field=f"inputs.{index}",
+        )
+    return error
+
+
+def _deliver(queued: _QueuedRow, prediction: Prediction, finished: float) -> None:
+    ticket = queued.ticket
+    ticket.results[queued.index] = prediction
+    if len(ticket.results) == len(ticket.rows):
+        ticket.finished = finished
+        try:
+            ticket.future.set_result([ticket.results[i] for i in range(len(ticket.rows))])
+        except InvalidStateError:
+            _log.debug("an answer came after its request was given up")
+
+
+def _fail(future: Future[Any], error: Exception) -> None:
+    try:
+        future.set_exception(error)
+    except InvalidStateError:
+        _log.debug("a failure came after its request was answered or given up")
+
+
+def _run_call(function: Callable[[], Any], future: Future[Any]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        future.set_result(function())
+    except Exception as error:
+        future.set_exception(error)

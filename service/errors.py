@@ -1,0 +1,231 @@
+"""What can go wrong between a request and its answer, and the one table that gives each its status code.
+
+    LaploraError
+    └── ServiceError
+        ├── RouteNotFoundError          no endpoint at that path
+        ├── MethodNotAllowedError       the endpoint takes another method
+        ├── ArtifactInactiveError       a known artifact that is not the active one
+        ├── ActivationRunningError      another artifact is being activated
+        ├── BodyTooLargeError           more bytes than max_body_bytes
+        ├── BatchTooLargeError          more inputs or tokens than one request may bring
+        ├── MediaTypeError              a body that is not plain UTF-8 JSON
+        ├── InvalidJsonError            a body that cannot be parsed
+        ├── InvalidRequestError         JSON that does not fit the schema
+        ├── UnscorableInputError        one input for which the model has no finite answer
+        ├── QueueFullError              no room to wait
+        ├── NotReadyError               the artifact is still loading
+        ├── DrainingError               the server is stopping
+        ├── DeviceMemoryError           one input alone does not fit the device
+        ├── DeadlineError               the request's time ran out
+        └── ClientGoneError             nobody is left to read the answer
+
+The engine raises these without knowing what a status code is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from laplora import errors as library
+
+#: Longest message sent to a client, in characters: client-controlled names can end up in one.
+MAX_MESSAGE_CHARACTERS = 600
+#: Longest field path sent to a client, in characters.
+MAX_FIELD_CHARACTERS = 200
+
+
+class ServiceError(library.LaploraError):
+    """Base of the service's own errors.
+
+    Args:
+        message: expected, got, what to do. Never prompt text.
+        field: dotted path of the request field at fault, such as ``inputs.3.text``.
+        limit: value of the limit that was passed.
+        got: what came instead.
+        retry_after_s: seconds after which another try makes sense.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        field: str | None = None,
+        limit: int | None = None,
+        got: int | None = None,
+        retry_after_s: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.field = field
+        self.limit = limit
+        self.got = got
+        self.retry_after_s = retry_after_s
+
+
+class RouteNotFoundError(ServiceError):
+    """No endpoint at that path."""
+
+
+class MethodNotAllowedError(ServiceError):
+    """The endpoint takes another method."""
+
+
+class ArtifactInactiveError(ServiceError):
+    """A known artifact that is not the active one."""
+
+
+class ActivationRunningError(ServiceError):
+    """Another artifact is being activated."""
+
+
+class BodyTooLargeError(ServiceError):
+    """More bytes than ``max_body_bytes``."""
+
+
+class BatchTooLargeError(ServiceError):
+    """More inputs than ``max_inputs``, or more tokens than the queue could ever hold."""
+
+
+class MediaTypeError(ServiceError):
+    """A body that is not plain UTF-8 JSON."""
+
+
+class InvalidJsonError(ServiceError):
+    """A body that cannot be parsed."""
+
+
+class InvalidRequestError(ServiceError):
+    """JSON that does not fit the schema."""
+
+
+class UnscorableInputError(ServiceError):
+    """One input for which the model has no finite answer."""
+
+
+class QueueFullError(ServiceError):
+    """No room to wait."""
+
+
+class NotReadyError(ServiceError):
+    """The artifact is still loading."""
+
+
+class DrainingError(ServiceError):
+    """The server is stopping."""
+
+
+class DeviceMemoryError(ServiceError):
+    """One input alone does not fit the device's memory."""
+
+
+class DeadlineError(ServiceError):
+    """The request's time ran out."""
+
+
+class ClientGoneError(ServiceError):
+    """The client closed its connection: nobody is left to read the answer."""
+
+
+@dataclass(frozen=True)
+class ErrorKind:
+    """One row of the table.
+
+    Attributes:
+        raised: the exception, with its subclasses unless they have a row of their own.
+        code: what clients branch on; it never changes.
+        status: HTTP status code.
+        meaning: one line for the API's documentation.
+        retry_after_s: default of the ``Retry-After`` header in seconds, None for no header.
+    """
+
+    raised: type[Exception]
+    code: str
+    status: int
+    meaning: str
+    retry_after_s: int | None = None
+
+
+#: The only place where a status code is chosen.
+ERROR_KINDS: tuple[ErrorKind, ...] = (
+    ErrorKind(RouteNotFoundError, "route_not_found", 404, "No endpoint at this path."),
+    ErrorKind(library.ArtifactNotFoundError, "artifact_not_found", 404, "No artifact of this name."),
+    ErrorKind(MethodNotAllowedError, "method_not_allowed", 405, "The endpoint takes another method."),
+    ErrorKind(ArtifactInactiveError, "artifact_inactive", 409, "The artifact exists but is not the active one."),
+    ErrorKind(ActivationRunningError, "activation_running", 409, "Another activation has not finished."),
+    ErrorKind(library.ArtifactCorruptError, "artifact_corrupt", 409, "The artifact's files are not what it says."),
+    ErrorKind(
+        library.GoldenMismatchError, "golden_mismatch", 409, "The artifact's recorded answers are not reproduced."
+    ),
+    ErrorKind(library.ArtifactError, "artifact_incompatible", 409, "The artifact does not fit this server."),
+    ErrorKind(library.ModelError, "model_unsupported", 409, "The artifact's base model cannot be used."),
+    ErrorKind(library.DownloadError, "model_unavailable", 409, "The artifact's base model could not be fetched."),
+    ErrorKind(BodyTooLargeError, "body_too_large", 413, "More bytes than max_body_bytes."),
+    ErrorKind(BatchTooLargeError, "batch_too_large", 413, "More inputs or tokens than one request may bring."),
+    ErrorKind(MediaTypeError, "unsupported_media_type", 415, "The body is not plain UTF-8 application/json."),
+    ErrorKind(InvalidJsonError, "invalid_json", 422, "The body cannot be parsed as JSON."),
+    ErrorKind(InvalidRequestError, "invalid_request", 422, "The JSON does not fit the schema."),
+    ErrorKind(library.TooManyTokensError, "too_many_tokens", 422, "An input is too long and truncate is false."),
+    ErrorKind(library.InvalidInputError, "invalid_input", 422, "An input does not fit the artifact's template."),
+    ErrorKind(UnscorableInputError, "unscorable_input", 422, "The model has no finite answer for an input."),
+    ErrorKind(QueueFullError, "queue_full", 429, "No room to wait: try again later.", retry_after_s=1),
+    ErrorKind(ClientGoneError, "client_closed_request", 499, "The client closed its connection (logged, never read)."),
+    ErrorKind(NotReadyError, "not_ready", 503, "The artifact is still loading.", retry_after_s=5),
+    ErrorKind(DrainingError, "draining", 503, "The server is stopping.", retry_after_s=5),
+    ErrorKind(DeviceMemoryError, "device_memory", 503, "An input does not fit the device's memory.", retry_after_s=5),
+    ErrorKind(DeadlineError, "deadline_exceeded", 504, "The request's deadline passed."),
+    ErrorKind(Exception, "internal_error", 500, "A fault of the server."),
+)
+
+_BY_EXCEPTION = {kind.raised: kind for kind in ERROR_KINDS}
+
+
+def kind_of(error: BaseException) -> ErrorKind:
+    """Return the table's row for an exception: its own class's, or the nearest base class's."""
+    for cls in type(error).__mro__:
+        if cls in _BY_EXCEPTION:
+            return _BY_EXCEPTION[cls]
+    return _BY_EXCEPTION[Exception]
+
+
+def kinds_by_code(*codes: str) -> list[ErrorKind]:
+    """Return the table's rows with these codes, in the table's order.
+
+    Raises:
+        KeyError: a code that is not in the table.
+    """
+    unknown = set(codes) - {kind.code for kind in ERROR_KINDS}
+    if unknown:
+        raise KeyError(f"no such error codes: {sorted(unknown)}")
+    return [kind for kind in ERROR_KINDS if kind.code in codes]
+
+
+def error_content(error: BaseException, request_id: str) -> dict[str, object]:
+    """Return the JSON body for an exception: ``{"error": {...}, "request_id": ...}``.
+
+    The message of an exception without a row of its own is not sent: it may hold anything.
+    """
+    kind = kind_of(error)
+    message = "the server failed; its log has the details under this request id"
+    if kind.status != 500:
+        message = _shorten(str(error) or kind.meaning, MAX_MESSAGE_CHARACTERS)
+    detail: dict[str, object] = {"code": kind.code, "message": message}
+    field = getattr(error, "field", None)
+    if field is not None:
+        detail["field"] = _shorten(str(field), MAX_FIELD_CHARACTERS)
+    for name in ("limit", "got"):
+        value = getattr(error, name, None)
+        if isinstance(value, int):
+            detail[name] = value
+    return {"error": detail, "request_id": request_id}
+
+
+def retry_after_s(error: BaseException) -> int | None:
+    """Return the value of the ``Retry-After`` header in seconds, or None for no header."""
+    asked = getattr(error, "retry_after_s", None)
+    default = kind_of(error).retry_after_s
+    return default if asked is None or default is None else int(asked)
+
+
+def _shorten(text: str, limit: int) -> str:
+    # A lone surrogate can reach a message through a file name; it must not break the answer's encoding.
+    text = text.encode("utf-8", "replace").decode("utf-8")
+    return text if len(text) <= limit else text[: limit - 1] + "…"

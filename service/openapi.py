@@ -1,0 +1,105 @@
+"""The documented surface: which errors an endpoint can answer, the OpenAPI document, and offline docs pages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import fastapi_offline
+from fastapi import FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import HTMLResponse, RedirectResponse
+from fastapi.staticfiles import StaticFiles
+
+from service.errors import kinds_by_code
+from service.schemas import ErrorResponse
+
+#: Version of the HTTP contract, not of the package.
+API_VERSION = "1.0"
+
+BODY_ERRORS = ("body_too_large", "unsupported_media_type", "invalid_json", "invalid_request", "deadline_exceeded")
+STATE_ERRORS = ("not_ready", "draining")
+CANDIDATE_ERRORS = (
+    "artifact_corrupt",
+    "artifact_incompatible",
+    "golden_mismatch",
+    "model_unavailable",
+    "model_unsupported",
+)
+#: What /predict and /evaluate can answer instead of 200.
+SCORING_ERRORS = (
+    *BODY_ERRORS,
+    *STATE_ERRORS,
+    "artifact_inactive",
+    "artifact_not_found",
+    "batch_too_large",
+    "device_memory",
+    "invalid_input",
+    "queue_full",
+    "too_many_tokens",
+    "unscorable_input",
+)
+
+DESCRIPTION = """
+Calibrated probabilities for a LoRA-tuned language-model classifier, by the linearised Laplace approximation.
+
+Every error has one shape, `{"error": {"code", "message", "field"?, "limit"?, "got"?}, "request_id"}`; branch on
+`code`. Every answer carries `X-Request-ID`: yours, if you sent a sane one. Numbers in answers are always finite.
+"""
+
+_ASSETS = Path(fastapi_offline.__file__).parent / "static"
+
+
+def error_responses(*codes: str) -> dict[int | str, dict[str, Any]]:
+    """Return FastAPI's ``responses`` for an endpoint that can answer with these error codes."""
+    responses: dict[int | str, dict[str, Any]] = {}
+    for kind in kinds_by_code(*codes):
+        response = responses.setdefault(kind.status, {"model": ErrorResponse, "description": ""})
+        response["description"] = f"{response['description']}\n- `{kind.code}`: {kind.meaning}".lstrip("\n")
+        if kind.retry_after_s is not None:
+            response["headers"] = {
+                "Retry-After": {"description": "Seconds until another try makes sense.", "schema": {"type": "integer"}}
+            }
+    return responses
+
+
+def install(app: FastAPI) -> None:
+    """Give the application its OpenAPI document and a docs page whose assets it serves itself."""
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = get_openapi(
+                title=app.title, version=app.version, description=app.description, routes=app.routes
+            )
+            app.openapi_schema = _without_unreachable_422(document)
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+    app.mount("/docs/assets", StaticFiles(directory=_ASSETS), name="docs-assets")
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return get_swagger_ui_html(
+            openapi_url="openapi.json",
+            title=f"{app.title}: API",
+            swagger_js_url="docs/assets/swagger-ui-bundle.js",
+            swagger_css_url="docs/assets/swagger-ui.css",
+            swagger_favicon_url="docs/assets/favicon.png",
+        )
+
+    @app.get("/", include_in_schema=False)
+    async def index() -> RedirectResponse:
+        return RedirectResponse("docs")
+
+
+def _without_unreachable_422(document: dict[str, Any]) -> dict[str, Any]:
+    # FastAPI adds its own 422 to every endpoint with a parameter; here a path parameter is any string.
+    for path in document["paths"].values():
+        for operation in path.values():
+            responses = operation["responses"]
+            if "HTTPValidationError" in str(responses.get("422")):
+                del responses["422"]
+    for name in ("HTTPValidationError", "ValidationError"):
+        document["components"]["schemas"].pop(name, None)
+    return document

@@ -1,0 +1,80 @@
+"""GET /artifacts and POST /artifacts/{name}/activate."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fastapi import APIRouter, Request
+from fastapi.concurrency import run_in_threadpool
+
+from laplora.errors import LaploraError
+from service.openapi import CANDIDATE_ERRORS, STATE_ERRORS, error_responses
+from service.schemas import ActivateResponse, ArtifactRef, ArtifactsResponse, ArtifactSummary
+from service.scoring import ServiceState, choose_predictor
+
+if TYPE_CHECKING:
+    from laplora.artifact import Artifact
+
+router = APIRouter(tags=["artifacts"])
+
+
+@router.get("/artifacts")
+async def list_artifacts(request: Request) -> ArtifactsResponse:
+    """The active artifact, and those of the artifacts root that can be activated."""
+    state: ServiceState = request.app.state.service
+    active = state.host.active
+    name = None if active is None else active.artifact.name
+    known = await run_in_threadpool(state.host.known)
+    return ArtifactsResponse(active=name, artifacts=[_summary(found, item, found == name) for found, item in known])
+
+
+@router.post(
+    "/artifacts/{name}/activate",
+    responses=error_responses("artifact_not_found", "activation_running", *CANDIDATE_ERRORS, *STATE_ERRORS),
+)
+async def activate(name: str, request: Request) -> ActivateResponse:
+    """Load, verify and swap in an artifact; answers when it serves. A broken one is refused and the old one stays."""
+    state: ServiceState = request.app.state.service
+    choose_predictor(state, None)
+    predictor, previous = await run_in_threadpool(state.host.activate, name)
+    return ActivateResponse(artifact=artifact_ref(predictor.artifact), previous=previous)
+
+
+def artifact_ref(artifact: Artifact) -> ArtifactRef:
+    """Return how answers name an artifact."""
+    manifest = artifact.manifest
+    return ArtifactRef(
+        name=artifact.name,
+        digest=artifact.digest,
+        base_model=manifest.base_model,
+        quantization=manifest.quantization,
+    )
+
+
+def template_fields(artifact: Artifact) -> list[str]:
+    """Return the names of the fields an input of this artifact has."""
+    return list(artifact.manifest.template.template().fields)
+
+
+def _summary(name: str, item: Artifact | LaploraError, active: bool) -> ArtifactSummary:
+    if isinstance(item, LaploraError):
+        return ArtifactSummary(
+            name=name,
+            active=False,
+            digest=None,
+            base_model=None,
+            quantization=None,
+            labels=None,
+            fields=None,
+            metrics=None,
+            error=str(item),
+        )
+    ref = artifact_ref(item)
+    return ArtifactSummary(
+        **ref.model_dump(),
+        active=active,
+        labels=list(item.manifest.labels),
+        fields=template_fields(item),
+        metrics=item.manifest.metrics,
+        error=None,
+    )

@@ -1,0 +1,106 @@
+"""POST /evaluate, for batches small enough to answer at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from fastapi import APIRouter, Request
+from fastapi.concurrency import run_in_threadpool
+
+from laplora.errors import InvalidInputError, NonFiniteError
+from service.body import JsonBodyRoute
+from service.errors import UnscorableInputError
+from service.openapi import SCORING_ERRORS, error_responses
+from service.routes.artifacts import artifact_ref
+from service.routes.predict import record, timing_of
+from service.schemas import EvaluateOptions, EvaluateRequest, EvaluateResponse, LabelledInput, MethodMetrics
+from service.scoring import Scored, ServiceState, check_inputs, choose_predictor, score, while_awaited
+
+if TYPE_CHECKING:
+    from laplora.predictor import Prediction, Predictor
+
+router = APIRouter(tags=["scoring"], route_class=JsonBodyRoute)
+
+
+@router.post("/evaluate", responses=error_responses(*SCORING_ERRORS))
+async def evaluate(body: EvaluateRequest, request: Request) -> EvaluateResponse:
+    """Measure MAP, Laplace and each calibrator on labelled inputs: accuracy, NLL, ECE, Brier, error ranking."""
+    begun = time.monotonic()
+    state: ServiceState = request.app.state.service
+    deadline = begun + state.settings.request_timeout_s
+    predictor = choose_predictor(state, body.artifact)
+    check_inputs(state, body.inputs)
+    labels = [label_index(i, item, predictor.artifact.manifest.labels) for i, item in enumerate(body.inputs)]
+
+    async def work() -> tuple[Scored, dict[str, MethodMetrics]]:
+        scored = await score(
+            state,
+            predictor,
+            [item.template_fields for item in body.inputs],
+            mode="laplace",
+            truncate=body.options.truncate,
+            deadline=deadline,
+        )
+        try:
+            return scored, await run_in_threadpool(measure, scored.predictions, labels, predictor, body.options)
+        except NonFiniteError:
+            raise UnscorableInputError("the model has no finite answer for one of the inputs", field="inputs") from None
+
+    scored, methods = await while_awaited(request, work(), deadline=deadline)
+    timing = timing_of(scored, begun)
+    record(request, timing, rows=len(labels), tokens=sum(p.tokens for p in scored.predictions))
+    return EvaluateResponse(
+        artifact=artifact_ref(predictor.artifact), rows=len(labels), methods=methods, timing_ms=timing
+    )
+
+
+def label_index(index: int, item: LabelledInput, labels: Sequence[str]) -> int:
+    """Return the position of an input's true label among the labels it can take.
+
+    Raises:
+        InvalidInputError: the label is not one of them.
+    """
+    choices = item.template_fields.get("choices")
+    possible = list(labels[: len(choices)] if isinstance(choices, list) else labels)
+    if item.label not in possible:
+        raise InvalidInputError(
+            f"input {index}: the label must be one of {possible}, the artifact's label words",
+            field=f"inputs.{index}.label",
+        )
+    return possible.index(item.label)
+
+
+def measure(
+    predictions: Sequence[Prediction], labels: Sequence[int], predictor: Predictor, options: EvaluateOptions
+) -> dict[str, MethodMetrics]:
+    """Return the metrics of every way the predictions hold to get probabilities, by name.
+
+    ``laplace`` ranks its mistakes by the artifact's review score, the others by their entropy.
+    """
+    import torch
+
+    from laplora.metrics import evaluate_probs
+
+    truth = torch.tensor(labels)
+
+    def metrics(rows: list[list[float]], scores: list[float] | None = None) -> MethodMetrics:
+        # Rows with fewer choices have probability 0 at the classes they cannot take.
+        probs = torch.zeros(len(rows), predictor.class_count, dtype=torch.float64)
+        for i, row in enumerate(rows):
+            probs[i, : len(row)] = torch.tensor(row, dtype=torch.float64)
+        ranking = None if scores is None else torch.tensor(scores, dtype=torch.float64)
+        found: dict[str, Any] = evaluate_probs(
+            probs, truth, ranking, bins=options.bins, resamples=options.resamples, seed=options.seed
+        ).to_json()
+        del found["rows"]
+        return MethodMetrics.model_validate(found)
+
+    methods = {
+        "map": metrics([p.map_probs for p in predictions]),
+        "laplace": metrics([p.probs for p in predictions], [p.score for p in predictions]),
+    }
+    for name in predictions[0].calibrated_probs:
+        methods[name] = metrics([p.calibrated_probs[name] for p in predictions])
+    return methods

@@ -1,0 +1,62 @@
+"""GET /health/live, /health/ready, and the Open Inference Protocol's /v2."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+
+from laplora.errors import ArtifactNotFoundError
+from service.openapi import STATE_ERRORS, error_responses
+from service.routes.artifacts import artifact_ref, template_fields
+from service.schemas import LiveResponse, ReadyResponse, V2Live, V2Model, V2Ready, V2Tensor
+from service.scoring import ServiceState, choose_predictor
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/health/live")
+async def live() -> LiveResponse:
+    """Whether the process answers; true from the start, loading or not."""
+    return LiveResponse(status="live")
+
+
+@router.get("/health/ready", responses=error_responses(*STATE_ERRORS))
+async def ready(request: Request) -> ReadyResponse:
+    """Whether an artifact answers: a real pass and the golden replay succeeded, and the server is not stopping."""
+    state: ServiceState = request.app.state.service
+    return ReadyResponse(status="ready", artifact=artifact_ref(choose_predictor(state, None).artifact))
+
+
+@router.get("/v2/health/live")
+async def v2_live() -> V2Live:
+    """Open Inference Protocol liveness."""
+    return V2Live(live=True)
+
+
+@router.get("/v2/health/ready", responses=error_responses(*STATE_ERRORS))
+async def v2_ready(request: Request) -> V2Ready:
+    """Open Inference Protocol readiness."""
+    choose_predictor(request.app.state.service, None)
+    return V2Ready(ready=True)
+
+
+@router.get("/v2/models/{name}", responses=error_responses("artifact_not_found", "not_ready", "draining"))
+async def v2_model(name: str, request: Request) -> V2Model:
+    """Open Inference Protocol metadata of the active artifact."""
+    predictor = choose_predictor(request.app.state.service, None)
+    artifact = predictor.artifact
+    if name != artifact.name:
+        raise ArtifactNotFoundError(f"{artifact.name!r} is the only model served now")
+    classes = len(artifact.manifest.labels)
+    return V2Model(
+        name=artifact.name,
+        versions=[artifact.digest],
+        platform="laplora",
+        inputs=[V2Tensor(name=field, datatype="BYTES", shape=[-1]) for field in template_fields(artifact)],
+        outputs=[
+            V2Tensor(name="map_probs", datatype="FP64", shape=[-1, classes]),
+            V2Tensor(name="probs", datatype="FP64", shape=[-1, classes]),
+            V2Tensor(name="probs_std", datatype="FP64", shape=[-1, classes]),
+            V2Tensor(name="logit_mean", datatype="FP64", shape=[-1, classes]),
+            V2Tensor(name="logit_covariance", datatype="FP64", shape=[-1, classes, classes]),
+        ],
+    )

@@ -1,0 +1,121 @@
+"""POST /predict."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from fastapi import APIRouter, Request
+from pydantic import ValidationError
+
+from service.body import JsonBodyRoute
+from service.errors import UnscorableInputError
+from service.openapi import SCORING_ERRORS, error_responses
+from service.routes.artifacts import artifact_ref
+from service.schemas import (
+    Input,
+    PredictionOut,
+    PredictOptions,
+    PredictRequest,
+    PredictResponse,
+    Timing,
+)
+from service.scoring import Scored, ServiceState, check_inputs, choose_predictor, score, while_awaited
+
+if TYPE_CHECKING:
+    from laplora.predictor import Prediction
+
+router = APIRouter(tags=["scoring"], route_class=JsonBodyRoute)
+
+
+@router.post("/predict", responses=error_responses(*SCORING_ERRORS), response_model_exclude_unset=True)
+async def predict(body: PredictRequest, request: Request) -> PredictResponse:
+    """Classify inputs: MAP and posterior-predictive probabilities, uncertainty, flags and a decision."""
+    begun = time.monotonic()
+    state: ServiceState = request.app.state.service
+    deadline = begun + state.settings.request_timeout_s
+    predictor = choose_predictor(state, body.artifact)
+    check_inputs(state, body.inputs)
+    work = score(
+        state,
+        predictor,
+        [item.template_fields for item in body.inputs],
+        mode=body.options.mode,
+        truncate=body.options.truncate,
+        deadline=deadline,
+    )
+    scored = await while_awaited(request, work, deadline=deadline)
+    predictions = [
+        prediction_out(i, item, prediction, body.options)
+        for i, (item, prediction) in enumerate(zip(body.inputs, scored.predictions, strict=True))
+    ]
+    timing = timing_of(scored, begun)
+    record(request, timing, rows=len(predictions), tokens=sum(p.tokens for p in scored.predictions))
+    return PredictResponse(artifact=artifact_ref(predictor.artifact), predictions=predictions, timing_ms=timing)
+
+
+def prediction_out(index: int, item: Input, prediction: Prediction, options: PredictOptions) -> PredictionOut:
+    """Return one prediction as the contract writes it.
+
+    Raises:
+        UnscorableInputError: a number in it is not finite, or is no probability.
+    """
+    p = prediction
+
+    def by_label(values: list[float]) -> dict[str, float]:
+        return dict(zip(p.labels, values, strict=True))
+
+    label = p.labels[p.label_index]
+    choices = item.template_fields.get("choices")
+    has_posterior = p.total is not None and p.aleatoric is not None and p.epistemic is not None
+    # Only what is set is sent: an id that was not given and a covariance that was not asked for are left out.
+    optional: dict[str, object] = {} if item.id is None else {"id": item.id}
+    if options.covariance:
+        optional["logit_covariance"] = p.logit_covariance
+    try:
+        return PredictionOut.model_validate(
+            {
+                **optional,
+                "label": label,
+                "label_text": choices[p.label_index] if isinstance(choices, list) else label,
+                "map_probs": by_label(p.map_probs),
+                "probs": by_label(p.probs),
+                "probs_std": None if p.probs_std is None else by_label(p.probs_std),
+                "calibrated_probs": {name: by_label(probs) for name, probs in p.calibrated_probs.items()},
+                "logit_mean": p.logit_mean,
+                "logit_variance": p.logit_variance,
+                "uncertainty": {"total": p.total, "aleatoric": p.aleatoric, "epistemic": p.epistemic}
+                if has_posterior
+                else None,
+                "label_mass": p.label_mass,
+                "score": p.score,
+                "prediction_set": list(p.prediction_set),
+                "flags": list(p.flags),
+                "decision": p.decision,
+                "tokens": p.tokens,
+                "truncated": p.truncated,
+            }
+        )
+    except ValidationError:
+        raise UnscorableInputError(
+            f"the model has no finite answer for input {index}: change or leave out that input",
+            field=f"inputs.{index}",
+        ) from None
+
+
+def timing_of(scored: Scored, begun: float) -> Timing:
+    """Return where the time since ``begun`` went."""
+    return Timing(
+        queue=scored.queue_ms,
+        tokenize=scored.tokenize_ms,
+        compute=scored.compute_ms,
+        total=(time.monotonic() - begun) * 1000,
+    )
+
+
+def record(request: Request, timing: Timing, *, rows: int, tokens: int) -> None:
+    """Put a scored request's stages into the metrics and the log."""
+    stages = timing.model_dump()
+    state: ServiceState = request.app.state.service
+    state.metrics.count_stages(request.scope["route"].path, stages)
+    request.state.log_fields = {"rows": rows, "tokens": tokens, **{f"{k}_ms": round(v, 3) for k, v in stages.items()}}

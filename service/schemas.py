@@ -1,0 +1,289 @@
+"""Request and response bodies. Requests are strict: no coercion, no unknown options, no NaN."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, WithJsonSchema
+
+# Finite is enforced, the range only documented: rounding may leave 1.0000001.
+Probability = Annotated[FiniteFloat, WithJsonSchema({"type": "number", "minimum": 0, "maximum": 1})]
+Probabilities = dict[str, Probability]
+
+_EXAMPLE_INPUT = {"id": "a1", "text": "a gripping, funny, beautifully acted film ."}
+_FIELDS_SCHEMA: dict[str, Any] = {
+    "additionalProperties": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]},
+}
+
+
+class Strict(BaseModel):
+    """Base of request models."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class Answer(BaseModel):
+    """Base of response models; a NaN or an infinity cannot leave through one."""
+
+    model_config = ConfigDict(allow_inf_nan=False, extra="forbid")
+
+
+class Input(BaseModel):
+    """One input: the fields of the artifact's template (for example `text`), or `question` and `choices`, or `prompt`.
+
+    `prompt` is an already rendered prompt. GET /v2/models/{name} names the active artifact's fields.
+    """
+
+    model_config = ConfigDict(
+        strict=True, extra="allow", allow_inf_nan=False, json_schema_extra={**_FIELDS_SCHEMA, "examples": [_EXAMPLE_INPUT]}
+    )
+
+    id: str | None = Field(None, max_length=256, description="Echoed in the answer; unique within the request.")
+
+    @property
+    def template_fields(self) -> dict[str, Any]:
+        """Whatever was sent beside this model's own fields."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class LabelledInput(Input):
+    """One input and its true label."""
+
+    model_config = ConfigDict(json_schema_extra={**_FIELDS_SCHEMA, "examples": [{**_EXAMPLE_INPUT, "label": "positive"}]})
+
+    label: str = Field(max_length=256, description="True label: one of the artifact's label words.")
+
+
+class PredictOptions(Strict):
+    """How to predict."""
+
+    mode: Literal["laplace", "map"] = Field(
+        "laplace", description="laplace: posterior predictive and uncertainty; map: one forward pass, no uncertainty."
+    )
+    covariance: bool = Field(False, description="Whether to send logit_covariance (classes x classes, squared nats).")
+    truncate: bool = Field(False, description="Whether to cut inputs that are too long, from the left, instead of 422.")
+
+
+class PredictRequest(Strict):
+    """Inputs to classify."""
+
+    inputs: list[Input] = Field(min_length=1, description="Inputs, at most max_inputs (413 above); order is kept.")
+    artifact: str | None = Field(
+        None, max_length=256, description="Name of the artifact that must answer; unset: the active one.", examples=[None]
+    )
+    options: PredictOptions = Field(default_factory=PredictOptions, description="How to predict.")
+
+
+class ArtifactRef(Answer):
+    """Which artifact answered."""
+
+    name: str = Field(description="Its name.", examples=["sst2-smollm2"])
+    digest: str = Field(description="Hash of its content.", examples=["sha256:2c26b46b68ffc68f"])
+    base_model: str = Field(description="The base model it was fine-tuned from.", examples=["smollm2-135m-instruct"])
+    quantization: str = Field(description="How the base model's weights are held: nf4, or none.", examples=["nf4"])
+
+
+class UncertaintyParts(Answer):
+    """Uncertainty in nats; total is aleatoric plus epistemic."""
+
+    total: FiniteFloat = Field(description="Entropy of probs, nats.", examples=[0.47])
+    aleatoric: FiniteFloat = Field(description="Expected entropy under the posterior, nats.", examples=[0.41])
+    epistemic: FiniteFloat = Field(
+        description="Mutual information of label and weights, nats: what more data could remove.", examples=[0.06]
+    )
+
+
+class PredictionOut(Answer):
+    """One input's answer. In map mode, what needs the posterior is null and probs equals map_probs."""
+
+    id: str | None = Field(None, description="The input's id, if it had one.")
+    label: str = Field(description="Most probable label under probs.", examples=["positive"])
+    label_text: str = Field(description="The chosen choice's text, or the label itself.", examples=["positive"])
+    map_probs: Probabilities = Field(description="Softmax of the fine-tuned model's logits, by label.")
+    probs: Probabilities = Field(description="Posterior predictive mean, by label.")
+    probs_std: Probabilities | None = Field(description="Posterior standard deviation of each probability, by label.")
+    calibrated_probs: dict[str, Probabilities] = Field(
+        description="Probabilities of each other calibrator that the artifact carries, by calibrator and label."
+    )
+    logit_mean: list[FiniteFloat] = Field(description="Centred MAP logits, nats, in the labels' order.")
+    logit_variance: list[FiniteFloat] | None = Field(description="Variance of each centred logit, squared nats.")
+    logit_covariance: list[list[FiniteFloat]] | None = Field(
+        None, description="Covariance of the centred logits, squared nats; only with options.covariance."
+    )
+    uncertainty: UncertaintyParts | None = Field(description="Decomposed uncertainty, nats.")
+    label_mass: Probability = Field(description="Probability that the whole vocabulary's softmax puts on the labels.")
+    score: FiniteFloat = Field(description="The artifact's review score: higher means more likely wrong.")
+    prediction_set: list[str] = Field(description="Conformal set: holds the true label at the artifact's stated level.")
+    flags: list[str] = Field(description="Why the answer deserves a look; a closed set, thresholds from calibration.")
+    decision: Literal["accept", "review"] = Field(description="What to do with the answer.")
+    tokens: int = Field(description="Tokens of the prompt as scored.", examples=[61])
+    truncated: bool = Field(description="Whether the prompt was cut.")
+
+
+class Timing(Answer):
+    """Where the time went, milliseconds."""
+
+    queue: FiniteFloat = Field(ge=0, description="From queueing until the first input reached the device, ms.")
+    tokenize: FiniteFloat = Field(ge=0, description="Rendering and tokenizing, ms.")
+    compute: FiniteFloat = Field(ge=0, description="From the first input's start on the device to the last one's end, ms.")
+    total: FiniteFloat = Field(ge=0, description="From the parsed request to the finished answer, ms.")
+
+
+class PredictResponse(Answer):
+    """Predictions in the order of the inputs."""
+
+    artifact: ArtifactRef
+    predictions: list[PredictionOut]
+    timing_ms: Timing
+
+
+class EvaluateOptions(Strict):
+    """How to evaluate."""
+
+    truncate: bool = Field(False, description="Whether to cut inputs that are too long, from the left, instead of 422.")
+    bins: int = Field(15, ge=1, le=100, description="Equal-width confidence bins of ece and reliability.")
+    resamples: int = Field(1000, ge=10, le=2000, description="Bootstrap resamples behind the 95 % intervals.")
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="Seed of the bootstrap.")
+
+
+class EvaluateRequest(Strict):
+    """Labelled inputs to measure the artifact on."""
+
+    inputs: list[LabelledInput] = Field(min_length=1, description="Labelled inputs, at most max_inputs (413 above).")
+    artifact: str | None = Field(
+        None, max_length=256, description="Name of the artifact that must answer; unset: the active one.", examples=[None]
+    )
+    options: EvaluateOptions = Field(default_factory=EvaluateOptions, description="How to evaluate.")
+
+
+class ReliabilityBinOut(Answer):
+    """One confidence bin (lower, upper]."""
+
+    lower: FiniteFloat = Field(description="Lower edge.")
+    upper: FiniteFloat = Field(description="Upper edge.")
+    count: int = Field(description="Inputs in the bin.")
+    confidence: FiniteFloat | None = Field(description="Mean confidence; null in an empty bin.")
+    accuracy: FiniteFloat | None = Field(description="Accuracy; null in an empty bin.")
+
+
+class RiskCoverageOut(Answer):
+    """Error rate among the inputs kept, as the least certain are set aside."""
+
+    coverage: list[FiniteFloat] = Field(description="Share of inputs kept.")
+    risk: list[FiniteFloat] = Field(description="Error rate among them.")
+    area: FiniteFloat = Field(description="Area under the curve; lower is better.")
+
+
+class MethodMetrics(Answer):
+    """Metrics of one way to get probabilities."""
+
+    accuracy: FiniteFloat
+    nll: FiniteFloat = Field(description="Mean negative log-likelihood, nats.")
+    ece: FiniteFloat = Field(description="Expected calibration error, 0 to 1.")
+    brier: FiniteFloat = Field(description="Mean over inputs of the squared error summed over classes, 0 to 2.")
+    auroc_error: FiniteFloat | None = Field(
+        description="How well the uncertainty ranks the mistakes, 0.5 is chance; null without both outcomes."
+    )
+    intervals: dict[str, tuple[FiniteFloat, FiniteFloat]] = Field(description="95 % bootstrap interval by metric.")
+    reliability: list[ReliabilityBinOut]
+    risk_coverage: RiskCoverageOut
+
+
+class EvaluateResponse(Answer):
+    """Metrics by method: map, laplace, and each calibrator that the artifact carries."""
+
+    artifact: ArtifactRef
+    rows: int = Field(description="Inputs measured.")
+    methods: dict[str, MethodMetrics]
+    timing_ms: Timing
+
+
+class LiveResponse(Answer):
+    """The process answers."""
+
+    status: Literal["live"]
+
+
+class ReadyResponse(Answer):
+    """The artifact answers: a real forward pass and the golden replay succeeded."""
+
+    status: Literal["ready"]
+    artifact: ArtifactRef
+
+
+class V2Live(Answer):
+    """Open Inference Protocol liveness."""
+
+    live: bool
+
+
+class V2Ready(Answer):
+    """Open Inference Protocol readiness."""
+
+    ready: bool
+
+
+class V2Tensor(Answer):
+    """Open Inference Protocol tensor description; -1 is any size."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+
+
+class V2Model(Answer):
+    """Open Inference Protocol model metadata."""
+
+    name: str
+    versions: list[str] = Field(description="The artifact's digest.")
+    platform: Literal["laplora"]
+    inputs: list[V2Tensor] = Field(description="The template's fields.")
+    outputs: list[V2Tensor]
+
+
+class ArtifactSummary(Answer):
+    """One artifact of the root."""
+
+    name: str
+    active: bool
+    digest: str | None = Field(description="Hash of its content; null when it cannot be read.")
+    base_model: str | None
+    quantization: str | None
+    labels: list[str] | None = Field(description="Its label words, in order.")
+    fields: list[str] | None = Field(description="Names of its template's fields.")
+    metrics: dict[str, Any] | None = Field(description="What its manifest records from its own evaluation.")
+    error: str | None = Field(description="Why it cannot be served, if it cannot be read.")
+
+
+class ArtifactsResponse(Answer):
+    """The artifacts that can be activated."""
+
+    active: str | None = Field(description="Name of the one that answers; null while loading.")
+    artifacts: list[ArtifactSummary]
+
+
+class ActivateResponse(Answer):
+    """The artifact that answers from now on."""
+
+    artifact: ArtifactRef
+    previous: str | None = Field(description="Name of the one that answered before.")
+
+
+class ErrorDetail(Answer):
+    """What went wrong."""
+
+    code: str = Field(description="Stable name of the error.", examples=["too_many_tokens"])
+    message: str = Field(
+        description="What was expected, what came, what to do.",
+        examples=["the prompt has 900 tokens, the limit is 512: shorten it or set truncate"],
+    )
+    field: str | None = Field(None, description="Dotted path of the field at fault.", examples=["inputs.0.text"])
+    limit: int | None = Field(None, description="The limit that was passed.", examples=[512])
+    got: int | None = Field(None, description="What came instead.", examples=[900])
+
+
+class ErrorResponse(Answer):
+    """The one shape of every error."""
+
+    error: ErrorDetail
+    request_id: str = Field(description="Also in the X-Request-ID header and in the server's log.")

@@ -1,0 +1,203 @@
+"""From parsed inputs to predictions: tokenize off the event loop, queue, await; give up when nobody waits.
+
+Shared by the predict and evaluate endpoints. Nothing here reads or writes HTTP bodies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from fastapi import Request
+
+from laplora.errors import ArtifactNotFoundError, InvalidInputError, TooManyTokensError
+from service.engine import Engine, Mode
+from service.errors import (
+    ArtifactInactiveError,
+    BatchTooLargeError,
+    ClientGoneError,
+    DeadlineError,
+    DrainingError,
+    InvalidRequestError,
+)
+from service.host import ArtifactHost
+from service.settings import Settings
+from service.telemetry import Metrics
+
+if TYPE_CHECKING:
+    from laplora.predictor import Prediction, Predictor
+    from laplora.prompts import EncodedRow
+    from service.schemas import Input
+
+T = TypeVar("T")
+
+
+@dataclass
+class ServiceState:
+    """What the endpoints share; lives on ``app.state.service``.
+
+    Attributes:
+        tokenizers: the threads that render and tokenize.
+        draining: set once the server takes no new requests.
+    """
+
+    settings: Settings
+    engine: Engine
+    host: ArtifactHost
+    metrics: Metrics
+    tokenizers: ThreadPoolExecutor
+    draining: bool = False
+
+    def drain(self) -> None:
+        """Take no new requests; those in flight are still answered."""
+        self.draining = True
+        self.metrics.ready.set(0)
+        self.engine.drain()
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One request's predictions, in the order of its inputs, and its stages in milliseconds."""
+
+    predictions: list[Prediction]
+    queue_ms: float
+    tokenize_ms: float
+    compute_ms: float
+
+
+def choose_predictor(state: ServiceState, artifact: str | None) -> Predictor:
+    """Return the active predictor, if it is the one that was asked for.
+
+    Raises:
+        DrainingError, NotReadyError: none takes requests.
+        ArtifactNotFoundError: no artifact has that name.
+        ArtifactInactiveError: it is not the active one.
+    """
+    if state.draining:
+        raise DrainingError("the server is stopping and takes no new requests")
+    predictor = state.host.require_active()
+    if artifact is None or artifact == predictor.artifact.name:
+        return predictor
+    try:
+        state.host.path_of(artifact)
+    except ArtifactNotFoundError as error:
+        raise ArtifactNotFoundError(f"{error}; {predictor.artifact.name!r} is active") from None
+    raise ArtifactInactiveError(
+        f"{predictor.artifact.name!r} is the active artifact: activate the other one first, or leave the field out",
+        field="artifact",
+    )
+
+
+def check_inputs(state: ServiceState, inputs: Sequence[Input]) -> None:
+    """Check the number of inputs and that no id comes twice.
+
+    Raises:
+        BatchTooLargeError: more than ``max_inputs``.
+        InvalidRequestError: an id that two inputs share.
+    """
+    limit = state.settings.max_inputs
+    if len(inputs) > limit:
+        raise BatchTooLargeError(
+            f"the request has {len(inputs)} inputs, max_inputs is {limit}: send it in parts",
+            field="inputs",
+            limit=limit,
+            got=len(inputs),
+        )
+    seen: dict[str, int] = {}
+    for i, item in enumerate(inputs):
+        if item.id is not None and seen.setdefault(item.id, i) != i:
+            raise InvalidRequestError(
+                f"inputs {seen[item.id]} and {i} have the same id: make ids unique or leave them out",
+                field=f"inputs.{i}.id",
+            )
+
+
+async def score(
+    state: ServiceState,
+    predictor: Predictor,
+    inputs: Sequence[Mapping[str, Any]],
+    *,
+    mode: Mode,
+    truncate: bool,
+    deadline: float,
+) -> Scored:
+    """Return the predictions of the inputs, in order. Cancelling this frees the queued rows.
+
+    Args:
+        inputs: the template's fields of each input.
+        deadline: ``time.monotonic`` seconds after which waiting rows are dropped.
+
+    Raises:
+        InvalidInputError, TooManyTokensError: an input does not fit; the field names which.
+        BatchTooLargeError, QueueFullError, DrainingError, DeadlineError: the queue does not take or keep it.
+        UnscorableInputError, DeviceMemoryError: the device has no answer for an input.
+    """
+    begun = time.monotonic()
+    loop = asyncio.get_running_loop()
+    rows = await loop.run_in_executor(state.tokenizers, _encode_all, predictor, inputs, truncate, deadline)
+    tokenized = time.monotonic()
+    ticket = state.engine.submit(predictor, rows, mode=mode, deadline=deadline)
+    predictions = await asyncio.wrap_future(ticket.future)
+    return Scored(
+        predictions,
+        queue_ms=ticket.queue_s * 1000,
+        tokenize_ms=(tokenized - begun) * 1000,
+        compute_ms=ticket.compute_s * 1000,
+    )
+
+
+def _encode_all(
+    predictor: Predictor, inputs: Sequence[Mapping[str, Any]], truncate: bool, deadline: float
+) -> list[EncodedRow]:
+    rows = []
+    for i, fields in enumerate(inputs):
+        if time.monotonic() > deadline:
+            raise DeadlineError("the request's deadline passed while it was tokenized")
+        try:
+            rows.append(predictor.encode(fields, truncate=truncate))
+        except TooManyTokensError as error:
+            located = TooManyTokensError(f"input {i}: {error}", limit=error.limit, got=error.got)
+            located.field = f"inputs.{i}"
+            raise located from None
+        except InvalidInputError as error:
+            field = f"inputs.{i}.{error.field}" if error.field else f"inputs.{i}"
+            raise InvalidInputError(f"input {i}: {error}", field=field) from None
+    return rows
+
+
+async def while_awaited(request: Request, work: Coroutine[Any, Any, T], *, deadline: float) -> T:
+    """Return the work's result; cancel it when the client goes away or the deadline passes.
+
+    Args:
+        deadline: ``time.monotonic`` seconds.
+
+    Raises:
+        ClientGoneError: the connection closed first.
+        DeadlineError: the deadline passed first.
+        Exception: whatever the work raises.
+    """
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait(
+            {task, gone}, timeout=max(0.0, deadline - time.monotonic()), return_when=asyncio.FIRST_COMPLETED
+        )
+        if task.done():
+            return task.result()
+        if gone.done():
+            raise ClientGoneError("the client closed its connection before the answer was ready")
+        raise DeadlineError("the request's deadline passed before its answer was ready: send less or try later")
+    finally:
+        for pending in (task, gone):
+            pending.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _disconnected(request: Request) -> None:
+    # The body was read to its end: whatever comes next is the end of the connection.
+    while (await request.receive())["type"] != "http.disconnect":
+        continue

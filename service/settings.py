@@ -1,0 +1,85 @@
+"""What a person can set: environment variables ``LAPLORA_*`` and the flags of ``python -m service``."""
+
+from __future__ import annotations
+
+from inspect import cleandoc
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Serve a laplora artifact over HTTP: calibrated probabilities and uncertainty at /predict.
+
+    Every flag can also be set by the environment variable named beside it; a flag wins. Without any, the
+    small default artifact is served at http://127.0.0.1:8000, with its documentation at /docs.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="LAPLORA_",
+        frozen=True,
+        cli_prog_name="python -m service",
+        cli_kebab_case=True,
+        cli_show_env_vars=True,
+        cli_hide_none_type=True,
+    )
+
+    artifact: str = Field(
+        "sst2-smollm2", min_length=1, description="Artifact to serve: a folder's path, or a name in the artifacts root."
+    )
+    artifacts_root: Path = Field(
+        Path("artifacts"), description="Folder whose sub-folders are the artifacts that can be activated by name."
+    )
+    cache: Path | None = Field(
+        None, description="Folder of cached base models; unset: the user's cache folder (XDG_CACHE_HOME/laplora)."
+    )
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="Device to run on: auto, cpu, cuda or cuda:N."
+    )
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface.")
+    port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one and logs it.")
+    batch_tokens: int = Field(
+        2048, ge=1, description="Most padded tokens of one device batch (rows times the longest row); bounds memory."
+    )
+    max_queue_tokens: int = Field(
+        65_536, ge=1, description="Most tokens that wait for the device; more are refused with 429."
+    )
+    max_queue_rows: int = Field(2048, ge=1, description="Most inputs that wait; more are refused with 429.")
+    max_inputs: int = Field(256, ge=1, description="Most inputs of one request; more are refused with 413.")
+    max_body_bytes: int = Field(
+        4 * 2**20, ge=1024, description="Most bytes of one request body; more are refused with 413."
+    )
+    request_timeout_s: float = Field(
+        60.0, gt=0, le=3600, allow_inf_nan=False, description="Seconds a request may take in all before a 504."
+    )
+    drain_s: float = Field(
+        30.0,
+        ge=0,
+        le=3600,
+        allow_inf_nan=False,
+        description="Seconds that requests in flight may still take after SIGTERM or Ctrl-C.",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level logged.")
+    log_format: Literal["json", "text"] = Field("json", description="One JSON object or one line of text per event.")
+
+    @model_validator(mode="after")
+    def _requests_fit_the_queue(self) -> Settings:
+        if self.max_inputs > self.max_queue_rows:
+            raise ValueError(
+                f"max_inputs ({self.max_inputs}) is above max_queue_rows ({self.max_queue_rows}): "
+                "the largest request could never be queued"
+            )
+        return self
+
+    @property
+    def artifact_path(self) -> Path:
+        """Folder of the artifact to serve first: ``artifact`` as a name in the root, else as a path."""
+        named = self.artifacts_root / self.artifact
+        is_name = Path(self.artifact).name == self.artifact and self.artifact not in (".", "..")
+        return named if is_name and (named.is_dir() or not Path(self.artifact).is_dir()) else Path(self.artifact)
+
+
+# The docstring is the head of --help, which prints it as it stands.
+Settings.__doc__ = cleandoc(Settings.__doc__ or "")

@@ -1,0 +1,193 @@
+"""A server in this process, over a predictor that computes nothing but keeps the real one's promises."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+from fastapi import FastAPI
+
+from laplora.errors import ArtifactCorruptError, TooManyTokensError
+from laplora.prompts import TEMPLATES, EncodedRow, PromptTemplate, render
+from service.app import create_app
+from service.host import Library
+from service.settings import Settings
+
+
+@dataclass
+class FakePrediction:
+    labels: tuple[str, ...]
+    label_index: int
+    map_probs: list[float]
+    probs: list[float]
+    probs_std: list[float] | None
+    logit_mean: list[float]
+    logit_variance: list[float] | None
+    logit_covariance: list[list[float]] | None
+    total: float | None
+    aleatoric: float | None
+    epistemic: float | None
+    tokens: int
+    label_mass: float = 0.9
+    score: float = 0.25
+    prediction_set: list[str] = field(default_factory=lambda: ["negative"])
+    flags: list[str] = field(default_factory=list)
+    decision: str = "accept"
+    calibrated_probs: dict[str, list[float]] = field(default_factory=dict)
+    truncated: bool = False
+
+
+class FakePredictor:
+    """Answers with probabilities that name the row: its largest token over 100,000.
+
+    ``hold`` blocks the device until ``released`` is set; ``poison`` maps a token to the error of every batch
+    that holds it; a batch of more than ``most_rows`` runs out of memory.
+    """
+
+    def __init__(
+        self,
+        name: str = "fake",
+        *,
+        path: Path = Path("fake"),
+        template: PromptTemplate = TEMPLATES["sentiment"],
+        labels: Sequence[str] = ("negative", "positive"),
+        max_tokens: int = 64,
+    ) -> None:
+        record = SimpleNamespace(template=lambda: template)
+        manifest = SimpleNamespace(
+            base_model="tiny", quantization="none", labels=tuple(labels), template=record, metrics={"map": {"nll": 0.5}}
+        )
+        self.artifact = SimpleNamespace(name=name, digest=f"sha256:{name}", manifest=manifest, path=path)
+        self.class_count = len(labels)
+        self.max_tokens = max_tokens
+        self.template = template
+        self.labels = tuple(labels)
+        self.batches: list[tuple[str, list[EncodedRow]]] = []
+        self.poison: dict[int, Exception] = {}
+        self.most_rows = 10_000
+        self.released = threading.Event()
+        self.released.set()
+        self.entered = threading.Event()
+        self.golden_error: Exception | None = None
+        self.threads: set[str] = set()
+        self.nan = False
+
+    def hold(self) -> None:
+        self.entered.clear()
+        self.released.clear()
+
+    def encode(self, inputs: Mapping[str, object], *, truncate: bool) -> EncodedRow:
+        prompt, classes = render(self.template, inputs, self.labels)
+        words = prompt.split()
+        ids = [int(w) if w.isdecimal() and len(w) < 6 else 1 for w in words]
+        if len(ids) > self.max_tokens:
+            if not truncate:
+                raise TooManyTokensError("too long", limit=self.max_tokens, got=len(ids))
+            ids = ids[-self.max_tokens :]
+        return EncodedRow(tuple(ids), classes, truncated=len(words) > len(ids))
+
+    def predict(self, rows: Sequence[EncodedRow], *, mode: str = "laplace") -> list[Any]:
+        self.threads.add(threading.current_thread().name)
+        self.entered.set()
+        self.released.wait()
+        self.batches.append((mode, list(rows)))
+        for row in rows:
+            for token in row.token_ids:
+                if token in self.poison:
+                    raise self.poison[token]
+        if len(rows) > self.most_rows:
+            raise RuntimeError("CUDA out of memory")
+        return [self._one(row, mode) for row in rows]
+
+    def row(self, *tokens: int) -> EncodedRow:
+        return EncodedRow(tokens, self.class_count)
+
+    def _one(self, row: EncodedRow, mode: str) -> FakePrediction:
+        classes = row.class_count
+        first = float("nan") if self.nan else max((t for t in row.token_ids if t > 1), default=0) / 100_000
+        probs = [first] + [(1 - first) / (classes - 1)] * (classes - 1)
+        laplace = mode == "laplace"
+        square = [[0.1] * classes for _ in range(classes)]
+        return FakePrediction(
+            labels=self.labels[:classes],
+            label_index=classes - 1,
+            map_probs=probs,
+            probs=list(probs),
+            probs_std=[0.1] * classes if laplace else None,
+            logit_mean=[0.0] * classes,
+            logit_variance=[0.1] * classes if laplace else None,
+            logit_covariance=square if laplace else None,
+            total=0.5 if laplace else None,
+            aleatoric=0.4 if laplace else None,
+            epistemic=0.1 if laplace else None,
+            tokens=len(row.token_ids),
+            truncated=row.truncated,
+            calibrated_probs={"temperature": list(probs)},
+        )
+
+    def verify_golden(self) -> None:
+        self.threads.add(threading.current_thread().name)
+        if self.golden_error is not None:
+            raise self.golden_error
+
+
+@dataclass
+class Served:
+    """A running application and a client of it."""
+
+    app: FastAPI
+    client: httpx.AsyncClient
+    predictor: FakePredictor
+
+    @property
+    def state(self) -> Any:
+        return self.app.state.service
+
+    async def predict(self, *texts: str, **body: Any) -> httpx.Response:
+        return await self.client.post("/predict", json={"inputs": [{"text": t} for t in texts], **body})
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def settings(**values: Any) -> Settings:
+    return Settings(**{"artifact": "fake", "log_format": "text", **values})
+
+
+def library(*predictors: FakePredictor) -> Library:
+    by_name = {p.artifact.name: p for p in predictors}
+
+    def find(path: Path) -> FakePredictor:
+        if path.name not in by_name:
+            raise ArtifactCorruptError("its files are not what the manifest says")
+        return by_name[path.name]
+
+    return Library(load=lambda path, settings, progress: find(path), read=lambda path: find(path).artifact)  # type: ignore[arg-type,return-value]
+
+
+@asynccontextmanager
+async def serve(
+    predictor: FakePredictor | None = None, *others: FakePredictor, wait: bool = True, **values: Any
+) -> AsyncIterator[Served]:
+    predictor = predictor or FakePredictor()
+    app = create_app(settings(**values), library=library(predictor, *others))
+    transport = httpx.ASGITransport(app=app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://test", timeout=None) as client,
+    ):
+        served = Served(app, client, predictor)
+        if wait:
+            await served.until(lambda: app.state.service.host.active is not None)
+        try:
+            yield served
+        finally:
+            predictor.released.set()
