@@ -113,13 +113,14 @@ def test_evidence_maximiser_satisfies_its_fixed_point() -> None:
 def test_monte_carlo_agrees_with_one_dimensional_integration() -> None:
     mean = torch.tensor([[0.4, -0.3, 0.0]], dtype=torch.float64)
     root = torch.tensor([[1.0, 0.2], [-0.5, 1.5], [3.0, 1.0]], dtype=torch.float64)
+    covariance = (root @ root.T)[None]
     mask = torch.tensor([[True, True, False]])
     samples = 200_000
-    probs, std = dense.monte_carlo_probs(mean, (root @ root.T)[None], mask, samples=samples, generator=generator(0))
-    gap = root[0] - root[1]
-    grid = torch.linspace(-12, 12, 20_001, dtype=torch.float64)
-    density = torch.exp(-0.5 * grid.square()) / math.sqrt(2 * math.pi)
-    exact = torch.trapezoid(torch.sigmoid(0.7 + gap.norm() * grid) * density, grid)
+    probs, std = dense.monte_carlo_probs(mean, covariance, mask, samples=samples, generator=generator(0))
+    exact = dense.two_class_probs(mean[:, :2], covariance[:, :2, :2])
     # Five standard errors of the plain average.
-    assert probs[0, 0].item() == pytest.approx(exact.item(), abs=5 * std[0, 0].item() / math.sqrt(samples))
+    assert probs[0, 0].item() == pytest.approx(exact[0, 0].item(), abs=5 * std[0, 0].item() / math.sqrt(samples))
     assert probs[0, 2] == 0
+    # Without variance the sum is the sigmoid itself.
+    none = dense.two_class_probs(mean[:, :2], 0 * covariance[:, :2, :2])
+    torch.testing.assert_close(none[0, 0], torch.sigmoid(mean[0, 0] - mean[0, 1]), rtol=0, atol=1e-14)
