@@ -244,8 +244,9 @@ def test_each_flag_is_raised_by_its_cause_alone() -> None:
     assert raise_flags(thresholds, **edge) == [[]]
     everything = fine | {k: v for cause in causes.values() for k, v in cause.items()}
     assert raise_flags(thresholds, **everything) == [list(FLAGS)]
-    above = torch.tensor([(thresholds.review.threshold or 0) + 1e-9], dtype=F64)
-    assert decide(thresholds, above, [[]]) == ["review"]
+    limit = thresholds.review.threshold or 0.0
+    at_and_above = torch.tensor([limit, limit + 1e-9], dtype=F64)
+    assert decide(thresholds, at_and_above, [[], []]) == ["accept", "review"]
 
 
 def test_mode_map_needs_no_posterior() -> None:
