@@ -11,7 +11,7 @@ import dense_reference as dense
 import pytest
 import torch
 from fast_path import by_key
-from tiny_models import TARGETS, Task, add_lora, tiny_base, tiny_task
+from tiny_models import ARCHITECTURES, TARGETS, Task, add_lora, tiny_base, tiny_task
 
 from laplora.jacobians import contrast_jacobians, find_blocks
 from laplora.model import BaseSpec, load_base_model
@@ -28,21 +28,22 @@ BFLOAT16 = 0.08
 
 @dataclass(frozen=True)
 class Quantized:
-    """A folder with a tiny Llama and the reference's Jacobians for its dequantised NF4 weights."""
+    """A folder with a tiny model and the reference's Jacobians for its dequantised NF4 weights."""
 
     folder: Path
+    targets: list[str]
     task: Task
     logits: torch.Tensor
     jacobians: dict[dense.Key, torch.Tensor]
 
 
-def load(folder: Path, *, dtype: str = "float32", dequantize: bool = False) -> Any:
+def load(folder: Path, targets: list[str], *, dtype: str = "float32", dequantize: bool = False) -> Any:
     """Return the 4-bit model with its adapter, as the library loads it."""
     spec = BaseSpec(model=str(folder), quantization="nf4", dtype=dtype)  # type: ignore[arg-type]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         base = load_base_model(str(folder), spec, device=torch.device("cpu"), dequantize=dequantize)
-    return frozen(add_lora(base, TARGETS["llama"], dtype=None))
+    return frozen(add_lora(base, targets, dtype=None))
 
 
 def frozen(model: Any) -> Any:
@@ -53,13 +54,18 @@ def frozen(model: Any) -> Any:
     return model.requires_grad_(False).eval()
 
 
-@pytest.fixture(scope="module")
-def quantized(tmp_path_factory: pytest.TempPathFactory) -> Quantized:
+#: 4-bit matrices in two layers of each kind; lm_head is left as it is.
+MATRICES = {"llama": 14, "phi": 12, "phi3": 8}
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def quantized(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Quantized:
     """The dequantised weights are put into a plain float64 model, matrix by matrix."""
-    folder = tmp_path_factory.mktemp("tiny-llama")
-    plain = tiny_base("llama", hidden=64)
+    folder = tmp_path_factory.mktemp(request.param)
+    targets = TARGETS[request.param]
+    plain = tiny_base(request.param, hidden=64)
     plain.save_pretrained(folder)
-    packed = dict(load(folder).get_base_model().named_modules())
+    packed = dict(load(folder, targets).get_base_model().named_modules())
     count = 0
     for name, module in plain.named_modules():
         other = packed.get(name)
@@ -68,13 +74,14 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Quantized:
             weight = bitsandbytes.functional.dequantize_4bit(other.weight.data, other.weight.quant_state)
             module.weight.data = weight.reshape(module.weight.shape)
             count += 1
-    assert count == 14, "seven 4-bit matrices in each of two layers"
-    model = add_lora(plain, TARGETS["llama"])
+    assert count == MATRICES[request.param]
+    model = add_lora(plain, targets)
     for weight in dense.block_weights(model).values():
         weight.data = weight.data.float().double()
     task = tiny_task(examples=4)
     return Quantized(
         folder,
+        targets,
         task,
         dense.map_logits(model, task.batch(), task.label_ids),
         dense.jacobians(model, task.batch(), task.label_ids),
@@ -109,7 +116,7 @@ def test_four_bit_jacobians_match_dequantised(quantized: Quantized, indices: lis
 
     On CPUs with AVX512-BF16 it does (seen in 0.50), and the backward pass then silently stops at every such layer.
     """
-    model = load(quantized.folder)
+    model = load(quantized.folder, quantized.targets)
     if forward_first:
         with torch.no_grad():
             dense.class_logits(model, quantized.task.batch(indices), quantized.task.label_ids)
@@ -122,7 +129,7 @@ def test_bfloat16_four_bit_stays_near_bfloat16_dequantised(quantized: Quantized,
     task = quantized.task
     found = []
     for dequantize in (False, True):
-        model = load(quantized.folder, dtype="bfloat16", dequantize=dequantize)
+        model = load(quantized.folder, quantized.targets, dtype="bfloat16", dequantize=dequantize)
         with torch.no_grad():
             dense.class_logits(model, task.batch(indices), task.label_ids)
         blocks = find_blocks(model, task.classes)
@@ -137,7 +144,7 @@ def test_bfloat16_four_bit_stays_near_bfloat16_dequantised(quantized: Quantized,
 
 
 def test_dequantised_at_load_is_the_same_model(quantized: Quantized) -> None:
-    model = load(quantized.folder, dequantize=True)
+    model = load(quantized.folder, quantized.targets, dequantize=True)
     assert not any(isinstance(m, bitsandbytes.nn.Linear4bit) for m in model.modules())
     assert_jacobians_match(model, quantized, [0, 1, 2, 3], FLOAT32)
     assert_jacobians_match(model, quantized, [2], FLOAT32)
