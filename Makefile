@@ -1,0 +1,50 @@
+# Each chore is one word. Everything is installed into .venv; nothing else on the machine is touched.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARTIFACT ?= artifacts/sst2-smollm2
+CONFIG ?= training/configs/sst2-smollm2.yaml
+PORT ?= 8000
+
+.PHONY: help setup demo serve train test check format clean
+
+help:
+	@echo "make demo                     start the server on the default artifact, ask three questions, keep serving"
+	@echo "make test                     run the whole test suite"
+	@echo "make train [CONFIG=...]       fine-tune, fit, evaluate and package (default: $(CONFIG))"
+	@echo "make serve [ARTIFACT=...]     serve an artifact on port $(PORT)"
+	@echo "make check                    format, lint, types, import rules"
+	@echo "make clean                    remove .venv and run results"
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: setup
+	@$(BIN)/python -m service.demo --artifact $(ARTIFACT) --port $(PORT)
+
+serve: setup
+	@exec $(BIN)/python -m service --artifact $(ARTIFACT) --port $(PORT)
+
+train: setup
+	@exec $(BIN)/python -m training run --config $(CONFIG)
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) runs build dist *.egg-info

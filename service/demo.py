@@ -1,0 +1,155 @@
+"""``make demo``: start the real server, ask it three questions, show the answers, keep serving.
+
+The questions are one clear, one ambiguous and one nonsense input; for an artifact of another task they are
+the inputs of its own recorded answers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+EXAMPLES: dict[tuple[str, ...], list[tuple[str, dict[str, Any]]]] = {
+    ("text",): [
+        ("clear", {"text": "a warm , funny and beautifully acted film that i will gladly watch again ."}),
+        (
+            "ambiguous",
+            {"text": "a film of great ambition and very uneven results , moving one minute and tedious the next ."},
+        ),
+        ("nonsense", {"text": "purple seventeen the of tractor ## qzx lamp lamp 0x3f of ."}),
+    ],
+    ("question", "choices"): [
+        (
+            "clear",
+            {
+                "question": "The trophy did not fit in the suitcase because the _ was too big.",
+                "choices": ["trophy", "suitcase"],
+            },
+        ),
+        ("ambiguous", {"question": "Anna told Beth that _ had won the prize.", "choices": ["Anna", "Beth"]}),
+        ("nonsense", {"question": "Lamp seventeen of of _ ## qzx 0x3f.", "choices": ["zzk", "lamp"]}),
+    ],
+}
+
+
+def main() -> int:
+    """Run the demo until Ctrl-C; return the server's exit status."""
+    parser = argparse.ArgumentParser(prog="python -m service.demo", description=__doc__)
+    parser.add_argument("--artifact", required=True, type=Path, help="artifact folder to serve")
+    parser.add_argument("--port", default=8000, type=int, help="TCP port (default: 8000)")
+    options = parser.parse_args()
+    url = f"http://127.0.0.1:{options.port}"
+    print(f"starting the server on {options.artifact} (the first time, the base model is fetched)", flush=True)
+    server = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "service",
+            "--artifact",
+            str(options.artifact),
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(options.port),
+            "--log-level",
+            "warning",
+        ]
+    )
+    # Ctrl-C reaches the server too, since both are in the terminal's foreground group; it drains and exits.
+    signal.signal(signal.SIGINT, lambda *_: None)
+    signal.signal(signal.SIGTERM, lambda *_: server.terminate())
+    try:
+        if not wait_until_ready(server, url):
+            return server.poll() or 1
+        show(url, examples(options.artifact))
+        print(f"\nserving at {url}   interactive page: {url}/docs   Ctrl-C stops", flush=True)
+        server.wait()
+    finally:
+        if server.poll() is None:
+            server.terminate()
+            server.wait()
+    print("stopped")
+    return 0 if server.returncode in (0, -signal.SIGINT, -signal.SIGTERM, 130) else server.returncode
+
+
+def wait_until_ready(server: subprocess.Popen[bytes], url: str) -> bool:
+    """Return true once the server is ready, false if it ended first; its stages are printed."""
+    stage = ""
+    while server.poll() is None:
+        try:
+            response = httpx.get(f"{url}/health/ready", timeout=5)
+        except httpx.TransportError:
+            time.sleep(0.3)
+            continue
+        if response.status_code == 200:
+            return True
+        found = response.json().get("stage") or response.json().get("error", {}).get("message", "")
+        if found != stage:
+            stage = found
+            print(f"  {stage}", flush=True)
+        time.sleep(0.3)
+    return False
+
+
+def examples(artifact: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Return named inputs that fit the artifact's template."""
+    template = json.loads((artifact / "manifest.json").read_text(encoding="utf-8"))["template"]
+    for fields, inputs in EXAMPLES.items():
+        needed = "choices" if "{choices}" in template["text"] else "option1"
+        if fields == ("text",) and "{text}" in template["text"] and "{question}" not in template["text"]:
+            return inputs
+        if fields[0] == "question" and f"{{{needed}}}" in template["text"] and "{question}" in template["text"]:
+            return inputs
+    golden = json.loads((artifact / "golden.json").read_text(encoding="utf-8"))["answers"]
+    return [(f"recorded {i + 1}", entry["inputs"]) for i, entry in enumerate(golden[:3])]
+
+
+def show(url: str, inputs: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+    """Send the inputs in one request and print question and answer, readable."""
+    body = {"inputs": [{"id": name, **fields} for name, fields in inputs]}
+    response = httpx.post(f"{url}/predict", json=body, timeout=120)
+    response.raise_for_status()
+    answer = response.json()
+    print(
+        f"\nPOST {url}/predict -> {response.status_code} in {answer['timing_ms']['total']:.0f} ms, "
+        f"artifact {answer['artifact']['name']} ({answer['artifact']['quantization']})\n"
+    )
+    for name, fields in inputs:
+        print(f"  {name:<10} {json.dumps(next(iter(fields.values())), ensure_ascii=False)}")
+    print()
+    header = ("input", "answer", "MAP", "Laplace", "+-", "epistemic", "flags", "decision")
+    rows = [header, *(_row(p) for p in answer["predictions"])]
+    widths = [max(len(r[i]) for r in rows) for i in range(len(header))]
+    for i, row in enumerate(rows):
+        print("  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip())
+        if i == 0:
+            print("  " + "  ".join("-" * w for w in widths))
+    print("\n  MAP and Laplace: probability of the answer; +-: its standard deviation under the posterior;")
+    print("  epistemic: nats of uncertainty that more training data would remove.")
+
+
+def _row(prediction: Mapping[str, Any]) -> tuple[str, ...]:
+    label = prediction["label"]
+    return (
+        prediction["id"],
+        prediction["label_text"],
+        f"{prediction['map_probs'][label]:.3f}",
+        f"{prediction['probs'][label]:.3f}",
+        f"{prediction['probs_std'][label]:.3f}",
+        f"{prediction['uncertainty']['epistemic']:.4f}",
+        ", ".join(prediction["flags"]) or "-",
+        prediction["decision"],
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
