@@ -7,14 +7,16 @@ import signal
 import sys
 import time
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import uvicorn
 from pydantic import ValidationError
 
-from service.app import create_app
-from service.scoring import ServiceState
 from service.settings import Settings
 from service.telemetry import configure_logging, logger
+
+if TYPE_CHECKING:
+    from service.scoring import ServiceState
 
 
 class DrainingServer(uvicorn.Server):
@@ -29,7 +31,7 @@ class DrainingServer(uvicorn.Server):
         self._drain_until: float | None = None
         self.failed = False
 
-    def fail(self, error: Exception) -> None:
+    def fail(self) -> None:
         """Stop because the artifact cannot be served; called from the loading thread."""
         self.failed = True
         self.should_exit = True
@@ -54,9 +56,7 @@ class DrainingServer(uvicorn.Server):
         """Run ten times a second; true ends the server."""
         if self._drain_until is not None and not self.should_exit:
             if not self._state.draining:
-                logger.info(
-                    "draining", extra={"event": "draining", "in_flight": self._state.engine.open_tickets}
-                )
+                logger.info("draining", extra={"event": "draining", "in_flight": self._state.engine.open_tickets})
                 self._state.drain()
             if self._idle or time.monotonic() >= self._drain_until:
                 self.should_exit = True
@@ -95,8 +95,10 @@ def main() -> int:
             extra={"event": "load_failed"},
         )
         return 2
-    servers: list[DrainingServer] = []
-    app = create_app(settings, on_load_failure=lambda error: [server.fail(error) for server in servers] and None)
+    # Only now: --help and a wrong path should not wait for torch.
+    from service.app import create_app
+
+    app = create_app(settings, on_load_failure=lambda error: server.fail())
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -106,10 +108,10 @@ def main() -> int:
         server_header=False,
         timeout_graceful_shutdown=5,
     )
-    servers.append(DrainingServer(config, app.state.service))
-    asyncio.run(servers[0].serve())
+    server = DrainingServer(config, app.state.service)
+    asyncio.run(server.serve())
     logger.info("stopped", extra={"event": "stopped"})
-    return 1 if servers[0].failed or not servers[0].started else 0
+    return 1 if server.failed or not server.started else 0
 
 
 if __name__ == "__main__":

@@ -231,7 +231,7 @@ class Engine:
             self._calls.clear()
             self._changed.notify_all()
         for future in left:
-            _fail(future, DrainingError("the server stopped before this request was answered"))
+            settle(future, error=DrainingError("the server stopped before this request was answered"))
         if self._thread is not None and join_timeout_s > 0:
             self._thread.join(join_timeout_s)
 
@@ -269,7 +269,7 @@ class Engine:
         with self._changed:
             late = {queued.ticket for queued in self._waiting if queued.ticket.deadline <= now}
         for ticket in late:
-            _fail(ticket.future, DeadlineError("the request's deadline passed while it waited for the device"))
+            settle(ticket.future, error=DeadlineError("the request's deadline passed while it waited for the device"))
 
     def _take_batch(self) -> list[_QueuedRow]:
         with self._changed:
@@ -308,7 +308,7 @@ class Engine:
                 _deliver(queued, prediction, finished)
             return
         if len(batch) == 1:
-            _fail(ticket.future, _row_failure(failure, batch[0].index))
+            settle(ticket.future, error=_row_failure(failure, batch[0].index))
             return
         # The traceback holds the failed run's tensors: let go of them before the retry needs the memory.
         failure.with_traceback(None)
@@ -325,7 +325,12 @@ class Engine:
             outcome = "out_of_memory" if is_out_of_memory(failure) else "failed"
             _log.warning(
                 "batch did not run",
-                extra={"event": "batch_failed", "rows": len(batch), "outcome": outcome, "error": type(failure).__name__},
+                extra={
+                    "event": "batch_failed",
+                    "rows": len(batch),
+                    "outcome": outcome,
+                    "error": type(failure).__name__,
+                },
             )
         elif duration_s > 0:
             rate = sum(lengths) / duration_s
@@ -367,17 +372,18 @@ def _deliver(queued: _QueuedRow, prediction: Prediction, finished: float) -> Non
     ticket.results[queued.index] = prediction
     if len(ticket.results) == len(ticket.rows):
         ticket.finished = finished
-        try:
-            ticket.future.set_result([ticket.results[i] for i in range(len(ticket.rows))])
-        except InvalidStateError:
-            _log.debug("an answer came after its request was given up")
+        settle(ticket.future, result=[ticket.results[i] for i in range(len(ticket.rows))])
 
 
-def _fail(future: Future[Any], error: Exception) -> None:
+def settle(future: Future[Any], *, result: Any = None, error: Exception | None = None) -> None:
+    """Give a future its result or error, unless someone gave it up before."""
     try:
-        future.set_exception(error)
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
     except InvalidStateError:
-        _log.debug("a failure came after its request was answered or given up")
+        _log.debug("an answer came after its request was answered or given up")
 
 
 def _run_call(function: Callable[[], Any], future: Future[Any]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ from laplora.errors import (
     LaploraError,
     ModelError,
 )
-from service.engine import Engine
+from service.engine import Engine, settle
 from service.errors import ActivationRunningError, DrainingError, NotReadyError
 from service.settings import Settings
 from service.telemetry import Metrics, log_crash, logger
@@ -132,6 +133,21 @@ class ArtifactHost:
         finally:
             self._changing.release()
 
+    def activate_in_background(self, name: str) -> Future[tuple[Predictor, str | None]]:
+        """Return a future of :meth:`activate`, run in a thread that cannot hold up the process's exit."""
+        future: Future[tuple[Predictor, str | None]] = Future()
+
+        def run() -> None:
+            try:
+                result = self.activate(name)
+            except Exception as error:
+                settle(future, error=error)
+            else:
+                settle(future, result=result)
+
+        threading.Thread(target=run, name="laplora-activate", daemon=True).start()
+        return future
+
     def _load_candidate(self, path: Path) -> Predictor:
         try:
             return self._load_verified(path, lambda stage: None)
@@ -158,7 +174,7 @@ class ArtifactHost:
         # Only a listed name is accepted, so no spelling of a path can leave the root.
         found = {path.name: path for path in self._folders()}.get(name)
         if found is None:
-            raise ArtifactNotFoundError(f"no artifact of this name in the artifacts root; it has {len(self._folders())}")
+            raise ArtifactNotFoundError("no artifact of this name: GET /artifacts lists them")
         return found
 
     def known(self) -> list[tuple[str, Artifact | LaploraError]]:

@@ -6,11 +6,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, WithJsonSchema
 
+from laplora.uncertainty import FLAGS, Flag
+
 # Finite is enforced, the range only documented: rounding may leave 1.0000001.
 Probability = Annotated[FiniteFloat, WithJsonSchema({"type": "number", "minimum": 0, "maximum": 1})]
 Probabilities = dict[str, Probability]
 
-_EXAMPLE_INPUT = {"id": "a1", "text": "a gripping, funny, beautifully acted film ."}
+_EXAMPLE_INPUT: dict[str, Any] = {"id": "a1", "text": "a gripping, funny, beautifully acted film ."}
 _FIELDS_SCHEMA: dict[str, Any] = {
     "additionalProperties": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]},
 }
@@ -35,10 +37,13 @@ class Input(BaseModel):
     """
 
     model_config = ConfigDict(
-        strict=True, extra="allow", allow_inf_nan=False, json_schema_extra={**_FIELDS_SCHEMA, "examples": [_EXAMPLE_INPUT]}
+        strict=True,
+        extra="allow",
+        allow_inf_nan=False,
+        json_schema_extra={**_FIELDS_SCHEMA, "examples": [_EXAMPLE_INPUT]},
     )
 
-    id: str | None = Field(None, max_length=256, description="Echoed in the answer; unique within the request.")
+    id: str | None = Field(default=None, max_length=256, description="Echoed in the answer; unique within the request.")
 
     @property
     def template_fields(self) -> dict[str, Any]:
@@ -49,7 +54,9 @@ class Input(BaseModel):
 class LabelledInput(Input):
     """One input and its true label."""
 
-    model_config = ConfigDict(json_schema_extra={**_FIELDS_SCHEMA, "examples": [{**_EXAMPLE_INPUT, "label": "positive"}]})
+    model_config = ConfigDict(
+        json_schema_extra={**_FIELDS_SCHEMA, "examples": [{**_EXAMPLE_INPUT, "label": "positive"}]}
+    )
 
     label: str = Field(max_length=256, description="True label: one of the artifact's label words.")
 
@@ -58,10 +65,15 @@ class PredictOptions(Strict):
     """How to predict."""
 
     mode: Literal["laplace", "map"] = Field(
-        "laplace", description="laplace: posterior predictive and uncertainty; map: one forward pass, no uncertainty."
+        default="laplace",
+        description="laplace: posterior predictive and uncertainty; map: one forward pass, no uncertainty.",
     )
-    covariance: bool = Field(False, description="Whether to send logit_covariance (classes x classes, squared nats).")
-    truncate: bool = Field(False, description="Whether to cut inputs that are too long, from the left, instead of 422.")
+    covariance: bool = Field(
+        default=False, description="Whether to send logit_covariance (classes x classes, squared nats)."
+    )
+    truncate: bool = Field(
+        default=False, description="Whether to cut inputs that are too long, from the left, instead of 422."
+    )
 
 
 class PredictRequest(Strict):
@@ -69,9 +81,12 @@ class PredictRequest(Strict):
 
     inputs: list[Input] = Field(min_length=1, description="Inputs, at most max_inputs (413 above); order is kept.")
     artifact: str | None = Field(
-        None, max_length=256, description="Name of the artifact that must answer; unset: the active one.", examples=[None]
+        default=None,
+        max_length=256,
+        description="Name of the artifact that must answer; unset: the active one.",
+        examples=[None],
     )
-    options: PredictOptions = Field(default_factory=PredictOptions, description="How to predict.")
+    options: PredictOptions = Field(default_factory=lambda: PredictOptions(), description="How to predict.")
 
 
 class ArtifactRef(Answer):
@@ -96,7 +111,7 @@ class UncertaintyParts(Answer):
 class PredictionOut(Answer):
     """One input's answer. In map mode, what needs the posterior is null and probs equals map_probs."""
 
-    id: str | None = Field(None, description="The input's id, if it had one.")
+    id: str | None = Field(default=None, description="The input's id, if it had one.")
     label: str = Field(description="Most probable label under probs.", examples=["positive"])
     label_text: str = Field(description="The chosen choice's text, or the label itself.", examples=["positive"])
     map_probs: Probabilities = Field(description="Softmax of the fine-tuned model's logits, by label.")
@@ -108,13 +123,16 @@ class PredictionOut(Answer):
     logit_mean: list[FiniteFloat] = Field(description="Centred MAP logits, nats, in the labels' order.")
     logit_variance: list[FiniteFloat] | None = Field(description="Variance of each centred logit, squared nats.")
     logit_covariance: list[list[FiniteFloat]] | None = Field(
-        None, description="Covariance of the centred logits, squared nats; only with options.covariance."
+        default=None, description="Covariance of the centred logits, squared nats; only with options.covariance."
     )
     uncertainty: UncertaintyParts | None = Field(description="Decomposed uncertainty, nats.")
     label_mass: Probability = Field(description="Probability that the whole vocabulary's softmax puts on the labels.")
     score: FiniteFloat = Field(description="The artifact's review score: higher means more likely wrong.")
     prediction_set: list[str] = Field(description="Conformal set: holds the true label at the artifact's stated level.")
-    flags: list[str] = Field(description="Why the answer deserves a look; a closed set, thresholds from calibration.")
+    flags: list[Flag] = Field(
+        description="Why the answer deserves a look; thresholds come from the artifact's calibration split. "
+        + "; ".join(f"{name}: {meaning}" for name, meaning in FLAGS.items())
+    )
     decision: Literal["accept", "review"] = Field(description="What to do with the answer.")
     tokens: int = Field(description="Tokens of the prompt as scored.", examples=[61])
     truncated: bool = Field(description="Whether the prompt was cut.")
@@ -125,7 +143,9 @@ class Timing(Answer):
 
     queue: FiniteFloat = Field(ge=0, description="From queueing until the first input reached the device, ms.")
     tokenize: FiniteFloat = Field(ge=0, description="Rendering and tokenizing, ms.")
-    compute: FiniteFloat = Field(ge=0, description="From the first input's start on the device to the last one's end, ms.")
+    compute: FiniteFloat = Field(
+        ge=0, description="From the first input's start on the device to the last one's end, ms."
+    )
     total: FiniteFloat = Field(ge=0, description="From the parsed request to the finished answer, ms.")
 
 
@@ -140,10 +160,12 @@ class PredictResponse(Answer):
 class EvaluateOptions(Strict):
     """How to evaluate."""
 
-    truncate: bool = Field(False, description="Whether to cut inputs that are too long, from the left, instead of 422.")
-    bins: int = Field(15, ge=1, le=100, description="Equal-width confidence bins of ece and reliability.")
-    resamples: int = Field(1000, ge=10, le=2000, description="Bootstrap resamples behind the 95 % intervals.")
-    seed: int = Field(0, ge=0, le=2**31 - 1, description="Seed of the bootstrap.")
+    truncate: bool = Field(
+        default=False, description="Whether to cut inputs that are too long, from the left, instead of 422."
+    )
+    bins: int = Field(default=15, ge=1, le=100, description="Equal-width confidence bins of ece and reliability.")
+    resamples: int = Field(default=1000, ge=10, le=2000, description="Bootstrap resamples behind the 95 % intervals.")
+    seed: int = Field(default=0, ge=0, le=2**31 - 1, description="Seed of the bootstrap.")
 
 
 class EvaluateRequest(Strict):
@@ -151,9 +173,12 @@ class EvaluateRequest(Strict):
 
     inputs: list[LabelledInput] = Field(min_length=1, description="Labelled inputs, at most max_inputs (413 above).")
     artifact: str | None = Field(
-        None, max_length=256, description="Name of the artifact that must answer; unset: the active one.", examples=[None]
+        default=None,
+        max_length=256,
+        description="Name of the artifact that must answer; unset: the active one.",
+        examples=[None],
     )
-    options: EvaluateOptions = Field(default_factory=EvaluateOptions, description="How to evaluate.")
+    options: EvaluateOptions = Field(default_factory=lambda: EvaluateOptions(), description="How to evaluate.")
 
 
 class ReliabilityBinOut(Answer):
@@ -277,9 +302,11 @@ class ErrorDetail(Answer):
         description="What was expected, what came, what to do.",
         examples=["the prompt has 900 tokens, the limit is 512: shorten it or set truncate"],
     )
-    field: str | None = Field(None, description="Dotted path of the field at fault.", examples=["inputs.0.text"])
-    limit: int | None = Field(None, description="The limit that was passed.", examples=[512])
-    got: int | None = Field(None, description="What came instead.", examples=[900])
+    field: str | None = Field(
+        default=None, description="Dotted path of the field at fault.", examples=["inputs.0.text"]
+    )
+    limit: int | None = Field(default=None, description="The limit that was passed.", examples=[512])
+    got: int | None = Field(default=None, description="What came instead.", examples=[900])
 
 
 class ErrorResponse(Answer):

@@ -59,7 +59,8 @@ class Settings(BaseSettings):
         ge=0,
         le=3600,
         allow_inf_nan=False,
-        description="Seconds that requests in flight may still take after SIGTERM or Ctrl-C.",
+        description="Seconds that requests in flight may still take after SIGTERM or Ctrl-C; what is left then gets a "
+        "503, and the process leaves within 5 seconds more.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level logged.")
     log_format: Literal["json", "text"] = Field("json", description="One JSON object or one line of text per event.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Request
@@ -36,7 +37,7 @@ async def activate(name: str, request: Request) -> ActivateResponse:
     """Load, verify and swap in an artifact; answers when it serves. A broken one is refused and the old one stays."""
     state: ServiceState = request.app.state.service
     choose_predictor(state, None)
-    predictor, previous = await run_in_threadpool(state.host.activate, name)
+    predictor, previous = await asyncio.wrap_future(state.host.activate_in_background(name))
     return ActivateResponse(artifact=artifact_ref(predictor.artifact), previous=previous)
 
 

@@ -1,0 +1,35 @@
+"""python fake_server.py [flags]: the real process, signals and sockets, over a fake predictor.
+
+With FAKE_GATE=FILE every prediction waits until that file exists; with FAKE_BROKEN=1 loading fails.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from serving import FakePredictor, library
+
+import service.app
+from laplora.errors import GoldenMismatchError
+from service.__main__ import main
+
+
+class GatedPredictor(FakePredictor):
+    def predict(self, rows: Any, *, mode: str = "laplace") -> Any:
+        gate = os.environ.get("FAKE_GATE")
+        while gate and not Path(gate).exists():
+            time.sleep(0.005)
+        return super().predict(rows, mode=mode)
+
+
+if __name__ == "__main__":
+    predictor = GatedPredictor()
+    if os.environ.get("FAKE_BROKEN"):
+        predictor.golden_error = GoldenMismatchError("recorded 0.5, got 0.7")
+    service.app.create_app = functools.partial(service.app.create_app, library=library(predictor))  # type: ignore[assignment]
+    sys.exit(main())

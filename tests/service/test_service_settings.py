@@ -1,0 +1,77 @@
+"""Environment variables, flags, and what --help says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from service.__main__ import parse_settings
+from service.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"LAPLORA_{name.upper()}", raising=False)
+
+
+def test_flag_wins_over_environment_wins_over_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert parse_settings([]).port == 8000
+    monkeypatch.setenv("LAPLORA_PORT", "9000")
+    assert parse_settings([]).port == 9000
+    assert parse_settings(["--port", "9001", "--max-body-bytes", "2048"]).port == 9001
+
+
+def test_help_names_every_flag_default_and_variable(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        parse_settings(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert stopped.value.code == 0
+    for name, field in Settings.model_fields.items():
+        assert f"--{name.replace('_', '-')} " in text
+        assert f"LAPLORA_{name.upper()}" in text
+        assert field.description
+        assert field.description in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "flag"),
+    [
+        (["--port", "70000"], "--port"),
+        (["--port", "http"], "--port"),
+        (["--device", "tpu"], "--device"),
+        (["--request-timeout-s", "nan"], "--request-timeout-s"),
+        (["--request-timeout-s", "0"], "--request-timeout-s"),
+        (["--batch-tokens", "0"], "--batch-tokens"),
+        (["--max-inputs", "10", "--max-queue-rows", "5"], "max_queue_rows"),
+    ],
+)
+def test_bad_values_are_named(arguments: list[str], flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        parse_settings(arguments)
+    assert stopped.value.code == 2
+    assert flag in capsys.readouterr().err
+
+
+def test_unknown_flags_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        parse_settings(["--prot", "80"])
+    assert stopped.value.code == 2
+    assert "--prot" in capsys.readouterr().err
+
+
+def test_artifact_is_a_name_or_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "root" / "mine").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+
+    def path(artifact: str) -> Path:
+        return Settings(artifact=artifact, artifacts_root=Path("root")).artifact_path
+
+    assert path("mine") == Path("root/mine")
+    assert path("absent") == Path("root/absent")
+    assert path("elsewhere") == Path("elsewhere")
+    assert path("root/mine") == Path("root/mine")
+    assert path(".") == Path(".")
+    assert path(str(tmp_path / "elsewhere")) == tmp_path / "elsewhere"
