@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import dense_reference as dense
@@ -25,36 +25,34 @@ class Fit:
 
 
 def fit(
-    model: Any, task: Task, *, batch_size: int, rank: int = 1000, sketch: int = 1000, order: Sequence[int] | None = None
+    model: Any,
+    task: Task,
+    *,
+    batch_size: int,
+    rank: int = 1000,
+    sketch: int = 1000,
+    order: Sequence[int] | None = None,
+    stored_as: torch.dtype | None = None,
 ) -> Fit:
-    """Return the fast path's fit; rank and sketch are cut to each block's size, so by default it is full."""
+    """Return the fast path's fit.
+
+    Args:
+        rank, sketch: cut to each block's size, so by default nothing is left out.
+        stored_as: round the bases to this type before the second pass, as a fit that will be stored does.
+    """
     blocks = jacobians.find_blocks(model, task.classes)
     sums = curvature.empty_sums(blocks, sketch_columns=sketch, seed=0)
     for batch in task.batches(batch_size, order):
         found = jacobians.contrast_jacobians(model, batch, task.label_ids, blocks)
         sums = curvature.add_batch(sums, found, batch.class_mask)
     bases = curvature.kronecker_bases(sums, rank)
+    if stored_as is not None:
+        bases = tuple(curvature.stored_basis(basis, stored_as) for basis in bases)
     eigen_sums = curvature.empty_eigen_sums(bases)
     for batch in task.batches(batch_size, order):
         found = jacobians.contrast_jacobians(model, batch, task.label_ids, blocks)
         eigen_sums = curvature.add_eigen_batch(eigen_sums, found, bases, batch.class_mask)
     return Fit(blocks, sums, bases, eigen_sums, posterior.build_posterior(blocks, bases, eigen_sums))
-
-
-def unrounded(found: Fit) -> posterior.Posterior:
-    """Return the posterior before its cast to float32, which alone costs six digits of agreement."""
-    left_out = [b.wide - basis.wide.shape[1] for b, basis in zip(found.blocks, found.bases, strict=True)]
-    sums = found.eigen_sums
-    return replace(
-        found.posterior,
-        wide=tuple(b.wide for b in found.bases),
-        narrow=tuple(b.narrow for b in found.bases),
-        scale=sums.scale,
-        tail=tuple(
-            (column - scale.sum(0)) / count if count else torch.zeros_like(column)
-            for column, scale, count in zip(sums.column, sums.scale, left_out, strict=True)
-        ),
-    )
 
 
 def key_of(block: jacobians.Block) -> dense.Key:
