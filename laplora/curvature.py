@@ -199,7 +199,8 @@ def stored_basis(basis: KroneckerBasis, dtype: torch.dtype) -> KroneckerBasis:
 def orthonormalize(vectors: torch.Tensor) -> torch.Tensor:
     """Return float64 orthonormal columns closest in sign and order to nearly orthonormal ones (QR)."""
     q, r = torch.linalg.qr(vectors.double())
-    return q * r.diagonal().sign()
+    signed: torch.Tensor = q * r.diagonal().sign()
+    return signed
 
 
 def nystrom_eigen(sketch: torch.Tensor, test: torch.Tensor, rank: int, name: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from laplora.errors import ModelError
 from laplora.prompts import Batch
+from laplora.quiet import quiet_loading
 
 ADAPTER = "default"
 
@@ -79,9 +80,7 @@ def load_tokenizer(location: str, revision: str | None = None) -> Any:
     return tokenizer
 
 
-def load_base_model(
-    location: str, spec: BaseSpec, *, device: torch.device, dequantize: bool | None = None
-) -> nn.Module:
+def load_base_model(location: str, spec: BaseSpec, *, device: torch.device, dequantize: bool | None = None) -> Any:
     """Return the frozen base model in eval mode.
 
     Args:
@@ -99,19 +98,21 @@ def load_base_model(
     options: dict[str, Any] = {}
     if spec.quantization == "nf4":
         try:
-            import bitsandbytes  # noqa: F401
+            with quiet_loading():
+                import bitsandbytes  # noqa: F401
         except ImportError as error:
             raise ModelError("nf4 needs bitsandbytes: pip install 'laplora[quantization]'") from error
-        options["quantization_config"] = BitsAndBytesConfig(
+        options["quantization_config"] = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
         )
         options["device_map"] = {"": device}
-    model = AutoModelForCausalLM.from_pretrained(
-        location, revision=spec.revision, dtype=dtype, attn_implementation="sdpa", **options
-    )
+    with quiet_loading():
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            location, revision=spec.revision, dtype=dtype, attn_implementation="sdpa", **options
+        )
     check_readout(model)
     if spec.quantization == "nf4":
         keep_4bit_differentiable(model)
@@ -123,7 +124,7 @@ def load_base_model(
     return model.eval()
 
 
-def check_readout(model: nn.Module) -> None:
+def check_readout(model: Any) -> None:
     """Raise ModelError where the logits are more than ``lm_head`` applied to the last hidden state."""
     config = model.config
     for name in ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier"):
@@ -137,28 +138,30 @@ def check_readout(model: nn.Module) -> None:
         raise ModelError(f"{type(model).__name__} has no decoder at .{model.base_model_prefix}")
 
 
-def keep_4bit_differentiable(model: nn.Module) -> None:
+def keep_4bit_differentiable(model: Any) -> None:
     """Turn off bitsandbytes' inference-only weight layout, in place.
 
     On CPUs with AVX512-BF16, ``Linear4bit`` repacks its weight at the first forward without gradient in
     eval mode, and every later backward through it silently yields no gradient (seen in bitsandbytes 0.50).
     """
-    from bitsandbytes.nn import Linear4bit
+    from bitsandbytes.nn.modules import Linear4bit
 
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
 
 
-def dequantize_linears(model: nn.Module, dtype: torch.dtype) -> None:
+def dequantize_linears(model: Any, dtype: torch.dtype) -> None:
     """Replace each bitsandbytes 4-bit linear by a plain one holding the dequantized weight, in place."""
     from bitsandbytes.functional import dequantize_4bit
-    from bitsandbytes.nn import Linear4bit
+    from bitsandbytes.nn.modules import Linear4bit
 
-    for name, module in list(model.named_modules()):
+    linears: list[tuple[str, Any]] = list(model.named_modules())
+    for name, module in linears:
         if not isinstance(module, Linear4bit):
             continue
-        weight = dequantize_4bit(module.weight.data, module.weight.quant_state).to(dtype)
+        quantized: Any = module.weight
+        weight = dequantize_4bit(quantized.data, quantized.quant_state).to(dtype)
         plain = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
         plain.weight = nn.Parameter(weight, requires_grad=False)
         plain.bias = module.bias
@@ -173,7 +176,7 @@ def dequantize_linears(model: nn.Module, dtype: torch.dtype) -> None:
         del model.config.quantization_config
 
 
-def attach_adapter(model: nn.Module, folder: Path) -> nn.Module:
+def attach_adapter(model: nn.Module, folder: Path) -> Any:
     """Return the base model with the PEFT adapter in ``folder``, frozen, in eval mode.
 
     Raises:
@@ -181,13 +184,14 @@ def attach_adapter(model: nn.Module, folder: Path) -> nn.Module:
     """
     from peft import PeftModel
 
-    peft_model = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
+    with quiet_loading():
+        peft_model = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
     lora_layers(peft_model)
     peft_model.requires_grad_(False)
     return peft_model.eval()
 
 
-def lora_layers(model: nn.Module) -> dict[str, Any]:
+def lora_layers(model: Any) -> dict[str, Any]:
     """Return the LoRA layers of a PEFT model by module path in the base model, in module order.
 
     Raises:
@@ -219,7 +223,7 @@ def lora_layers(model: nn.Module) -> dict[str, Any]:
     return layers
 
 
-def last_hidden(model: nn.Module, batch: Batch) -> torch.Tensor:
+def last_hidden(model: Any, batch: Batch) -> torch.Tensor:
     """Return the final hidden state at the last real token, (batch, hidden)."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     decoder = getattr(base, base.base_model_prefix)
@@ -229,12 +233,11 @@ def last_hidden(model: nn.Module, batch: Batch) -> torch.Tensor:
         position_ids=batch.position_ids,
         use_cache=False,
     )
-    return output.last_hidden_state[:, -1]
+    hidden: torch.Tensor = output.last_hidden_state[:, -1]
+    return hidden
 
 
-def label_logits(
-    model: nn.Module, hidden: torch.Tensor, label_ids: Sequence[int], tape: Tape | None = None
-) -> torch.Tensor:
+def label_logits(model: Any, hidden: torch.Tensor, label_ids: Sequence[int], tape: Tape | None = None) -> torch.Tensor:
     """Return the class logits, (batch, classes), float32 (float64 for a float64 model).
 
     Args:
@@ -247,7 +250,7 @@ def label_logits(
     layer = getattr(head, "base_layer", head)
     wide = torch.promote_types(torch.float32, hidden.dtype)
     bias = None if layer.bias is None else layer.bias[rows].to(wide)
-    logits = F.linear(hidden.to(wide), layer.weight[rows].to(wide), bias)
+    logits: torch.Tensor = F.linear(hidden.to(wide), layer.weight[rows].to(wide), bias)
     if layer is head or head.disable_adapters:
         return logits
     down = head.lora_A[ADAPTER]
@@ -255,35 +258,36 @@ def label_logits(
     up = F.linear(low, head.lora_B[ADAPTER].weight[rows])
     if tape is not None:
         up = tape.record(head_name(model) + ".lora_B", low, up)
-    return logits + head.scaling[ADAPTER] * up.to(wide)
+    scaling: float = head.scaling[ADAPTER]
+    return logits + scaling * up.to(wide)
 
 
 @torch.no_grad()
-def label_mass(
-    model: nn.Module, hidden: torch.Tensor, label_ids: Sequence[int], class_mask: torch.Tensor
-) -> torch.Tensor:
+def label_mass(model: Any, hidden: torch.Tensor, label_ids: Sequence[int], class_mask: torch.Tensor) -> torch.Tensor:
     """Return the probability that the full-vocabulary softmax puts on the possible labels, (batch,) in [0, 1].
 
     Args:
         hidden: (batch, hidden).
         class_mask: (batch, classes) bool.
     """
-    vocabulary = _head(model)(hidden).float()
+    vocabulary: torch.Tensor = _head(model)(hidden).float()
     rows = torch.tensor(list(label_ids), device=hidden.device)
     labels = vocabulary[:, rows].masked_fill(~class_mask, -torch.inf)
-    return (labels.logsumexp(-1) - vocabulary.logsumexp(-1)).exp().clamp(0, 1)
+    mass: torch.Tensor = (labels.logsumexp(-1) - vocabulary.logsumexp(-1)).exp().clamp(0, 1)
+    return mass
 
 
-def _head(model: nn.Module) -> Any:
+def _head(model: Any) -> Any:
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     return base.get_output_embeddings()
 
 
-def head_name(model: nn.Module) -> str:
+def head_name(model: Any) -> str:
     """Return the module path of the output embedding (``lm_head`` in most models)."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     head = base.get_output_embeddings()
-    return next(name for name, module in base.named_modules() if module is head)
+    name: str = next(name for name, module in base.named_modules() if module is head)
+    return name
 
 
 def weights_hash(location: str, revision: str | None = None, cache: Path | None = None) -> str:

@@ -58,8 +58,10 @@ class Posterior:
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Posterior:
         """Return the posterior on a device in a number format."""
-        moved = [tuple(t.to(device, dtype) for t in ts) for ts in (self.wide, self.narrow, self.scale, self.tail)]
-        return Posterior(self.blocks, *moved, rows=self.rows)
+        wide, narrow, scale, tail = (
+            tuple(t.to(device, dtype) for t in ts) for ts in (self.wide, self.narrow, self.scale, self.tail)
+        )
+        return Posterior(self.blocks, wide, narrow, scale, tail, self.rows)
 
 
 @dataclass(frozen=True)

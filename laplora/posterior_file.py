@@ -62,7 +62,8 @@ def read_posterior(path: Path, blocks: tuple[Block, ...]) -> Posterior:
         parts["narrow"].append(_basis(path.name, block, one["narrow"]))
         parts["scale"].append(one["scale"].double())
         parts["tail"].append(one["tail"].double())
-    return Posterior(blocks, *(tuple(parts[p]) for p in _PARTS), rows=int(metadata["rows"]))
+    wide, narrow, scale, tail = (tuple(parts[p]) for p in _PARTS)
+    return Posterior(blocks, wide, narrow, scale, tail, int(metadata["rows"]))
 
 
 def _check_block(file: str, block: Block, one: dict[str, torch.Tensor]) -> None:

@@ -158,9 +158,7 @@ def _choices(value: Any, template: PromptTemplate, class_count: int) -> list[str
     low, high = (max(options), max(options)) if options else (2, class_count)
     if not low <= len(value) <= high:
         wanted = str(low) if low == high else f"{low} to {high}"
-        raise InvalidInputError(
-            f"template {template.name!r} takes {wanted} choices, got {len(value)}", field="choices"
-        )
+        raise InvalidInputError(f"template {template.name!r} takes {wanted} choices, got {len(value)}", field="choices")
     return [_text(c, f"choices[{i}]") for i, c in enumerate(value)]
 
 

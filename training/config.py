@@ -35,7 +35,7 @@ class AdapterConfig(Section):
     """The LoRA adapter; defaults as in Yang et al. (arXiv 2308.13111)."""
 
     rank: int = Field(8, ge=1, description="LoRA rank r")
-    alpha: float = Field(16, gt=0, description="LoRA alpha; the update is scaled by alpha / r")
+    alpha: int = Field(16, ge=1, description="LoRA alpha; the update is scaled by alpha / r")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout on the adapters' input, in training only")
     targets: tuple[str, ...] = Field(("q_proj", "v_proj", "lm_head"), description="module names to adapt")
     save_dtype: Literal["bfloat16", "float32"] = Field(

@@ -48,7 +48,7 @@ def evaluate(config: RunConfig) -> Path:
     return folder
 
 
-def measure(run: Run, model: nn.Module, fitted: Path) -> dict[str, Evaluation]:
+def measure(run: Run, model: Any, fitted: Path) -> dict[str, Evaluation]:
     """Return the evaluation of every method on the test split, in the order of the table.
 
     ``laplace`` is what the artifact serves; the other prior choices carry their method and granularity.

@@ -6,7 +6,6 @@ transformers' Trainer does the loop, the schedule, the logging, the checkpoints 
 from __future__ import annotations
 
 import shutil
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from laplora.errors import ModelError, NonFiniteError
 from laplora.model import label_logits, last_hidden, lora_layers
 from laplora.prompts import Batch, EncodedRow, collate
+from laplora.quiet import quiet_loading
 from training.config import RunConfig, config_hash_fields
 from training.runtime import Run, open_run, say, write_json
 
@@ -32,7 +32,11 @@ class LabelTrainer(Trainer):
     label_ids: Sequence[int]
 
     def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
         """Return the mean negative log-likelihood of the batch, nats."""
         labels = inputs.pop("labels")
@@ -41,6 +45,8 @@ class LabelTrainer(Trainer):
         return F.cross_entropy(logits.masked_fill(~batch.class_mask, -torch.inf), labels)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        assert self.model is not None
+        assert self.args.output_dir is not None
         save_adapter(self.model, Path(output_dir or self.args.output_dir))
 
 
@@ -78,7 +84,7 @@ def finetune(config: RunConfig) -> Path:
         data_collator=_Collator(run),
     )
     trainer.label_ids = run.label_ids
-    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None  # type: ignore[no-untyped-call]
     if last:
         say(f"resuming at {last}")
     trainer.train(resume_from_checkpoint=last)
@@ -91,7 +97,7 @@ def finetune(config: RunConfig) -> Path:
     return target
 
 
-def add_adapter(base: nn.Module, config: RunConfig) -> nn.Module:
+def add_adapter(base: nn.Module, config: RunConfig) -> Any:
     """Return the base model with a fresh LoRA adapter, adapter weights in float32.
 
     Raises:
@@ -102,9 +108,7 @@ def add_adapter(base: nn.Module, config: RunConfig) -> nn.Module:
     unknown = sorted(set(adapter.targets) - names)
     if unknown:
         raise ModelError(f"adapter.targets {unknown} are not linear modules of this base; it has {sorted(names)}")
-    with warnings.catch_warnings():
-        # The adapter on lm_head is its own matrix and is never merged, so tied embeddings are not disturbed.
-        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
+    with quiet_loading():
         model = get_peft_model(
             base,
             LoraConfig(
@@ -120,7 +124,7 @@ def add_adapter(base: nn.Module, config: RunConfig) -> nn.Module:
     return model
 
 
-def save_adapter(model: nn.Module, folder: Path, dtype: torch.dtype | None = None) -> None:
+def save_adapter(model: Any, folder: Path, dtype: torch.dtype | None = None) -> None:
     """Write the adapter in PEFT's layout, without the base's embeddings, in a given number format."""
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
     if dtype is not None:

@@ -10,9 +10,9 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -94,7 +94,7 @@ def fit_laplace(config: RunConfig) -> Path:
     return folder
 
 
-def load_trained(run: Run) -> nn.Module:
+def load_trained(run: Run) -> Any:
     """Return the run's base with its trained adapter, as it will be served."""
     folder = run.config.run_dir / "adapter"
     if not (folder / "adapter_model.safetensors").is_file():
@@ -179,9 +179,9 @@ def _read_state(path: Path, empty: State, mark: str) -> tuple[State, float]:
     first = tuple(tensors[f"0.{i}"] for i in range(count))
     second = tuple(tensors[f"1.{i}"] for i in range(count))
     rows, log_likelihood = int(metadata["rows"]), float(metadata["log_likelihood"])
-    if isinstance(empty, KroneckerSums):
-        return KroneckerSums(empty.blocks, rows, first, second, empty.seed), log_likelihood
-    return EigenSums(rows, first, second), log_likelihood
+    names = ("wide", "narrow") if isinstance(empty, KroneckerSums) else ("scale", "column")
+    fields: dict[str, Any] = dict(zip(names, (first, second), strict=True))
+    return replace(empty, rows=rows, **fields), log_likelihood
 
 
 def _tensor_fields(state: KroneckerSums | EigenSums) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:

@@ -126,7 +126,7 @@ def golden_answers(run: Run, predictor: Predictor) -> dict[str, Any]:
 
 def installed_versions() -> dict[str, str]:
     """Return the versions of the packages that shape an artifact."""
-    found = {"torch": torch.__version__}
+    found: dict[str, str] = {"torch": str(torch.__version__)}
     for name in PACKAGES:
         try:
             found.setdefault(name, metadata.version(name))

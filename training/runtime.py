@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from torch import nn
 
 from laplora.model import BaseSpec, load_base_model, load_tokenizer, locate_base, resolve_device
 from laplora.prompts import Batch, EncodedRow, collate, encode, render, resolve_label_tokens
@@ -56,7 +55,7 @@ class Run:
         batch = collate(rows, class_count=self.class_count, pad_token_id=self.tokenizer.pad_token_id)
         return batch.to(self.device)
 
-    def load_base(self) -> nn.Module:
+    def load_base(self) -> Any:
         """Return the base model as this run uses it."""
         return load_base_model(
             self.location, base_spec(self.config), device=self.device, dequantize=self.config.base.dequantize
