@@ -142,8 +142,7 @@ def contrast_jacobians(
         outputs = [r[1] for r in records]
         summed = (logits @ transform).sum(0)
         gradients = [
-            torch.autograd.grad(summed[c], outputs, retain_graph=c + 1 < summed.numel(), allow_unused=True)
-            for c in range(summed.numel())
+            torch.autograd.grad(summed[c], outputs, retain_graph=c + 1 < summed.numel()) for c in range(summed.numel())
         ]
     with torch.no_grad():
         result = tuple(
@@ -156,10 +155,10 @@ def contrast_jacobians(
 def _block_jacobian(
     block: Block,
     record: tuple[torch.Tensor, torch.Tensor],
-    gradients: Sequence[torch.Tensor | None],
+    gradients: Sequence[torch.Tensor],
     attention_mask: torch.Tensor,
 ) -> BlockJacobian:
-    inputs, outputs = record
+    inputs = record[0]
     if inputs.dim() == 2:  # the head runs at one token
         inputs, mask = inputs[:, None], torch.ones_like(attention_mask[:, :1])
     else:
@@ -167,7 +166,7 @@ def _block_jacobian(
     real = mask[..., None].to(inputs.dtype)
     # Pad positions have no gradient but do have activations: both sides are masked.
     inputs = inputs * real
-    deltas = [(torch.zeros_like(outputs) if g is None else g).reshape(*mask.shape, -1) * real for g in gradients]
+    deltas = [g.reshape(*mask.shape, -1) * real for g in gradients]
     order = "bti,bto->bio" if block.group == "lora_A" else "bti,bto->boi"
     return BlockJacobian(
         jacobian=torch.stack([torch.einsum(order, inputs, d) for d in deltas], 1),

@@ -134,6 +134,11 @@ def check_readout(model: Any) -> None:
                 f"{type(model).__name__} transforms its logits ({name}={value}); laplora reads them as a "
                 "plain linear map of the last hidden state and would be wrong by that transform"
             )
+    if (
+        not isinstance(model.get_output_embeddings(), nn.Linear)
+        or model.get_output_embeddings().weight.dtype == torch.uint8
+    ):
+        raise ModelError(f"{type(model).__name__} has no plain output embedding: a quantized lm_head is not covered")
     if not isinstance(getattr(model, model.base_model_prefix, None), nn.Module):
         raise ModelError(f"{type(model).__name__} has no decoder at .{model.base_model_prefix}")
 

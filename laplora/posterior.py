@@ -99,13 +99,12 @@ class ProjectedJacobians:
 def build_posterior(blocks: Sequence[Block], bases: Sequence[KroneckerBasis], sums: EigenSums) -> Posterior:
     """Return the posterior's curvature from bases and the second pass over the rows.
 
-    ``tau_j = (column_j - sum_a s_aj) / (wide - k)``, so each block keeps the exact GGN's trace.
+    ``tau_j`` is the mean of what the basis leaves out, so each block keeps the exact GGN's trace.
     """
     tails = []
-    for block, basis, scale, column in zip(blocks, bases, sums.scale, sums.column, strict=True):
+    for block, basis, rest in zip(blocks, bases, sums.rest, strict=True):
         left_out = block.wide - basis.wide.shape[1]
-        # Both sums are of squares and one contains the other; below zero is rounding.
-        tails.append((column - scale.sum(0)).clamp_min(0) / left_out if left_out else torch.zeros_like(column))
+        tails.append(rest.clamp_min(0) / max(left_out, 1))  # a sum of squares; below zero is rounding
     return Posterior(
         blocks=tuple(blocks),
         wide=tuple(b.wide for b in bases),
@@ -158,12 +157,9 @@ def project_jacobians(posterior: Posterior, jacobians: ContrastJacobians) -> Pro
     """Return a batch's Jacobians as far as the posterior looks at them."""
     kept, rest = [], []
     for wide, narrow, block in zip(posterior.wide, posterior.narrow, jacobians.blocks, strict=True):
-        coordinates, products = project(block, wide, narrow)
-        if wide.shape[0] == wide.shape[1]:
-            rest.append(torch.zeros_like(products))
-        else:
-            rest.append(products - torch.einsum("nckj,nekj->ncej", coordinates, coordinates))
+        coordinates, left_out = project(block, wide, narrow)
         kept.append(coordinates.flatten(2))
+        rest.append(left_out)
     logits = jacobians.logits
     transform = contrasts(logits.shape[-1], logits.dtype).to(logits.device)
     return ProjectedJacobians(logits @ transform, torch.cat(kept, 2), torch.cat(rest, 3))

@@ -26,8 +26,8 @@ def posterior_tensors(
     """
     tensors: dict[str, torch.Tensor] = {}
     for i, block in enumerate(posterior.blocks):
-        tensors[f"{block.name}.wide"] = posterior.wide[i].to(getattr(torch, factor_dtype)).cpu()
-        tensors[f"{block.name}.narrow"] = posterior.narrow[i].to(getattr(torch, factor_dtype)).cpu()
+        tensors[f"{block.name}.wide"] = posterior.wide[i].to(getattr(torch, factor_dtype)).contiguous().cpu()
+        tensors[f"{block.name}.narrow"] = posterior.narrow[i].to(getattr(torch, factor_dtype)).contiguous().cpu()
         tensors[f"{block.name}.scale"] = posterior.scale[i].float().cpu()
         tensors[f"{block.name}.tail"] = posterior.tail[i].float().cpu()
     return tensors, {"rows": str(posterior.rows), "factor_dtype": factor_dtype}

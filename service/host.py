@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -228,8 +229,13 @@ class ArtifactHost:
         progress("loading the artifact and its base model")
         predictor = self._library.load(path, self._settings, progress)
         progress("replaying the golden answers")
-        # A real forward and backward pass, on the device thread like every other one.
         self._engine.call(predictor.verify_golden).result()
+        # Whatever the golden file holds, each mode has answered once before anyone waits for it. On the
+        # device thread, like every other pass.
+        progress("answering a first prompt")
+        warm_up = [predictor.encode({"prompt": "Answer:"}, truncate=True)]
+        for mode in ("laplace", "map"):
+            self._engine.call(partial(predictor.predict, warm_up, mode=mode)).result()
         return predictor
 
     def _swap(self, predictor: Predictor) -> None:

@@ -179,13 +179,13 @@ def _read_state(path: Path, empty: State, mark: str) -> tuple[State, float]:
     first = tuple(tensors[f"0.{i}"] for i in range(count))
     second = tuple(tensors[f"1.{i}"] for i in range(count))
     rows, log_likelihood = int(metadata["rows"]), float(metadata["log_likelihood"])
-    names = ("wide", "narrow") if isinstance(empty, KroneckerSums) else ("scale", "column")
+    names = ("wide", "narrow") if isinstance(empty, KroneckerSums) else ("scale", "rest")
     fields: dict[str, Any] = dict(zip(names, (first, second), strict=True))
     return replace(empty, rows=rows, **fields), log_likelihood
 
 
 def _tensor_fields(state: KroneckerSums | EigenSums) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
-    return (state.wide, state.narrow) if isinstance(state, KroneckerSums) else (state.scale, state.column)
+    return (state.wide, state.narrow) if isinstance(state, KroneckerSums) else (state.scale, state.rest)
 
 
 def choose_priors(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
@@ -57,6 +58,15 @@ def template_fields(artifact: Artifact) -> list[str]:
     return list(artifact.manifest.template.template().fields)
 
 
+def _finite(value: Any) -> Any:
+    """Return a JSON value with null in place of NaN and infinity, which a manifest's free-form part may hold."""
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _summary(name: str, item: Artifact | LaploraError, active: bool) -> ArtifactSummary:
     if isinstance(item, LaploraError):
         return ArtifactSummary(
@@ -76,6 +86,6 @@ def _summary(name: str, item: Artifact | LaploraError, active: bool) -> Artifact
         active=active,
         labels=list(item.manifest.labels),
         fields=template_fields(item),
-        metrics=item.manifest.metrics,
+        metrics=_finite(item.manifest.metrics),
         error=None,
     )

@@ -2,61 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import socket
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from server_process import Process, server_process
 
-ROOT = Path(__file__).resolve().parents[2]
 FAKE_SERVER = Path(__file__).with_name("fake_server.py")
-
-
-@dataclass
-class Process:
-    """A server process; ``lines`` holds its log so far."""
-
-    popen: subprocess.Popen[str]
-    lines: list[str]
-
-    @property
-    def log(self) -> str:
-        return "\n".join(self.lines)
-
-    def event(self, name: str) -> dict[str, object]:
-        """Return the first log event of this name, as soon as there is one."""
-        while True:
-            for line in list(self.lines):
-                if line.startswith("{") and (event := json.loads(line)).get("event") == name:
-                    return dict(event)
-            if self.popen.poll() is not None:
-                pytest.fail(f"the server left with {self.popen.returncode}:\n{self.log}")
-            time.sleep(0.01)
-
-    @contextmanager
-    def client(self) -> Iterator[httpx.Client]:
-        """Yield a client, once the server is ready."""
-        with httpx.Client(base_url=str(self.event("listening")["address"]), timeout=None) as client:
-            while client.get("/health/ready").status_code != 200:
-                if self.popen.poll() is not None:
-                    pytest.fail(f"the server left with {self.popen.returncode}:\n{self.log}")
-                time.sleep(0.02)
-            yield client
-
-    def left(self) -> int:
-        return self.popen.wait()
 
 
 Start = Callable[..., Process]
@@ -71,41 +30,13 @@ def artifacts(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def start(artifacts: Path) -> Iterator[Start]:
-    started: list[tuple[subprocess.Popen[str], threading.Thread]] = []
+    with ExitStack() as stack:
 
-    def run(*flags: str, **environment: str) -> Process:
-        kept = {k: v for k, v in os.environ.items() if not k.startswith("LAPLORA_")}
-        paths = [str(ROOT), str(FAKE_SERVER.parent), kept.get("PYTHONPATH", "")]
-        popen = subprocess.Popen(
-            [
-                sys.executable,
-                str(FAKE_SERVER),
-                "--port",
-                "0",
-                "--artifact",
-                "fake",
-                "--artifacts-root",
-                artifacts,
-                *flags,
-            ],
-            env={**kept, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **environment},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        process = Process(popen, [])
-        assert popen.stderr is not None
-        reader = threading.Thread(target=lambda: process.lines.extend(map(str.rstrip, popen.stderr or [])))
-        reader.start()
-        started.append((popen, reader))
-        return process
+        def run(*flags: str, **environment: str) -> Process:
+            command = [str(FAKE_SERVER), "--artifact", "fake", "--artifacts-root", str(artifacts), *flags]
+            return stack.enter_context(server_process(command, environment))
 
-    yield run
-    for popen, reader in started:
-        popen.kill()
-        popen.wait()
-        reader.join()
-        assert popen.stderr is not None
-        popen.stderr.close()
+        yield run
 
 
 def in_flight(client: httpx.Client, count: int) -> None:
