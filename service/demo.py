@@ -62,11 +62,12 @@ def main() -> int:
             str(options.port),
             "--log-level",
             "warning",
-        ]
+        ],
+        start_new_session=True,
     )
-    # Ctrl-C reaches the server too, since both are in the terminal's foreground group; it drains and exits.
-    signal.signal(signal.SIGINT, lambda *_: None)
-    signal.signal(signal.SIGTERM, lambda *_: server.terminate())
+    # The server is in a session of its own, so a Ctrl-C reaches it once, from here, and it drains.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: server.terminate())
     try:
         if not wait_until_ready(server, url):
             return server.poll() or 1
@@ -92,7 +93,7 @@ def wait_until_ready(server: subprocess.Popen[bytes], url: str) -> bool:
             continue
         if response.status_code == 200:
             return True
-        found = response.json().get("stage") or response.json().get("error", {}).get("message", "")
+        found = response.json()["error"]["message"].rpartition("stage: ")[2]
         if found != stage:
             stage = found
             print(f"  {stage}", flush=True)
