@@ -222,9 +222,8 @@ async def test_nan_never_leaves() -> None:
 
 
 async def test_input_that_does_not_fit_the_device_is_503() -> None:
-    predictor = FakePredictor()
-    predictor.most_rows = 0
-    async with serve(predictor) as served:
+    async with serve() as served:
+        served.predictor.most_rows = 0
         response = await served.predict("a")
     assert (response.status_code, response.json()["error"]["code"]) == (503, "device_memory")
     assert "retry-after" in response.headers

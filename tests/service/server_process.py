@@ -1,0 +1,79 @@
+"""A server in a process of its own, on a free port of 127.0.0.1."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass
+class Process:
+    """A server process; ``lines`` holds its log so far."""
+
+    popen: subprocess.Popen[str]
+    lines: list[str]
+
+    @property
+    def log(self) -> str:
+        return "\n".join(self.lines)
+
+    def event(self, name: str) -> dict[str, object]:
+        """Return the first log event of this name, as soon as there is one."""
+        while True:
+            for line in list(self.lines):
+                if line.startswith("{") and (event := json.loads(line)).get("event") == name:
+                    return dict(event)
+            if self.popen.poll() is not None:
+                pytest.fail(f"the server left with {self.popen.returncode}:\n{self.log}")
+            time.sleep(0.01)
+
+    @contextmanager
+    def client(self) -> Iterator[httpx.Client]:
+        """Yield a client, once the server is ready."""
+        with httpx.Client(base_url=str(self.event("listening")["address"]), timeout=None) as client:
+            while client.get("/health/ready").status_code != 200:
+                if self.popen.poll() is not None:
+                    pytest.fail(f"the server left with {self.popen.returncode}:\n{self.log}")
+                time.sleep(0.02)
+            yield client
+
+    def left(self) -> int:
+        return self.popen.wait()
+
+
+@contextmanager
+def server_process(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Iterator[Process]:
+    """Yield a process of this Python with these arguments; it is gone afterwards, whatever happened."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("LAPLORA_") or k == "LAPLORA_CACHE"}
+    paths = [str(ROOT), str(Path(__file__).parent), kept.get("PYTHONPATH", "")]
+    popen = subprocess.Popen(
+        [sys.executable, *command, *([] if "--port" in command else ["--port", "0"])],
+        env={**kept, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **(environment or {})},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    process = Process(popen, [])
+    stderr = popen.stderr
+    assert stderr is not None
+    reader = threading.Thread(target=lambda: process.lines.extend(map(str.rstrip, stderr)))
+    reader.start()
+    try:
+        yield process
+    finally:
+        popen.kill()
+        popen.wait()
+        reader.join()
+        stderr.close()
