@@ -20,8 +20,8 @@ from dataclasses import dataclass
 
 import torch
 
+from laplora.blocks import Block, BlockJacobian, ContrastJacobians
 from laplora.errors import FactorizationError, NonFiniteError
-from laplora.jacobians import Block, BlockJacobian, ContrastJacobians
 from laplora.predictive import contrasts
 
 

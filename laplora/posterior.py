@@ -14,9 +14,9 @@ from typing import Literal
 
 import torch
 
+from laplora.blocks import Block, ContrastJacobians
 from laplora.curvature import EigenSums, KroneckerBasis, project
 from laplora.errors import PriorError
-from laplora.jacobians import Block, ContrastJacobians
 from laplora.predictive import contrasts
 
 Granularity = Literal["scalar", "group", "module"]

@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 from safetensors import SafetensorError, safe_open
 
+from laplora.blocks import Block
 from laplora.curvature import orthonormalize
 from laplora.errors import ArtifactCorruptError
-from laplora.jacobians import Block
 from laplora.posterior import Posterior
 
 _PARTS = ("wide", "narrow", "scale", "tail")

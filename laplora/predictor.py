@@ -13,9 +13,10 @@ from torch import nn
 
 from laplora import prompts
 from laplora.artifact import ADAPTER_FOLDER, GOLDEN, POSTERIOR, Artifact, Manifest, read_artifact
+from laplora.blocks import Block
 from laplora.calibration import prediction_sets, temperature_probs
 from laplora.errors import ArtifactCorruptError, ArtifactIncompatibleError, GoldenMismatchError, NonFiniteError
-from laplora.jacobians import Block, contrast_jacobians, find_blocks
+from laplora.jacobians import contrast_jacobians, find_blocks
 from laplora.model import (
     attach_adapter,
     label_logits,

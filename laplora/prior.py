@@ -13,8 +13,8 @@ from typing import Literal
 
 import torch
 
+from laplora.blocks import Block
 from laplora.errors import PriorError
-from laplora.jacobians import Block
 from laplora.posterior import (
     Granularity,
     Prior,

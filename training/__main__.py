@@ -11,7 +11,7 @@ from laplora.errors import LaploraError
 from training.config import RunConfig, load_config
 
 JOBS = {
-    "run": "fine-tune, fit, evaluate and package, each step skipped where its result is already there",
+    "run": "fine-tune, fit, evaluate and package; a stopped run continues where it was",
     "finetune": "train the LoRA adapter (resumes at the last checkpoint)",
     "fit": "fit the Laplace posterior and choose the prior precision (resumes)",
     "evaluate": "measure zero-shot, MAP, temperature and Laplace on the test split",

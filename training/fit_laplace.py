@@ -19,6 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
+from laplora.blocks import Block, ContrastJacobians
 from laplora.curvature import (
     EigenSums,
     KroneckerSums,
@@ -30,7 +31,7 @@ from laplora.curvature import (
     stored_basis,
 )
 from laplora.errors import ConfigError
-from laplora.jacobians import Block, ContrastJacobians, contrast_jacobians, find_blocks
+from laplora.jacobians import contrast_jacobians, find_blocks
 from laplora.model import attach_adapter
 from laplora.posterior import (
     Posterior,

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from laplora.jacobians import Block, contrast_jacobians
+from laplora.blocks import Block
+from laplora.jacobians import contrast_jacobians
 from laplora.model import label_mass
 from laplora.posterior import (
     Posterior,
