@@ -167,7 +167,6 @@ class Predictor:
         base = load_base_model(location, manifest.base, device=where, dequantize=dequantize)
         say("attaching adapter and posterior")
         model = attach_adapter(base, path / ADAPTER_FOLDER)
-        model.to(where)
         blocks = find_blocks(model, len(manifest.labels))
         posterior = read_posterior(path / POSTERIOR, blocks)
         predictor = cls(artifact, model, tokenizer, posterior, blocks, where)
