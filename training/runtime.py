@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +88,15 @@ def say(line: str) -> None:
 
 
 def progress(items: Iterable[Item], total: int, title: str) -> Iterator[Item]:
-    """Yield items under a progress bar with the time left; plain lines where there is no terminal."""
+    """Yield items under a progress bar with the time left; about ten plain lines where there is no terminal."""
+    if not sys.stdout.isatty():
+        started, step = time.monotonic(), max(1, total // 10)
+        for done, item in enumerate(items, 1):
+            yield item
+            if done % step == 0 or done == total:
+                spent = time.monotonic() - started
+                say(f"{title}: {done}/{total}, {spent:.0f} s, {spent / done * (total - done):.0f} s left")
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TextColumn("left"), TimeRemainingColumn()) as bar:
         task = bar.add_task(title, total=total)
