@@ -6,10 +6,12 @@ a reader never sees half of one; it is verified against its manifest whenever it
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from laplora.errors import ArtifactCorruptError, ArtifactIncompatibleError, ArtifactNotFoundError
+from laplora.errors import ArtifactCorruptError, ArtifactError, ArtifactIncompatibleError, ArtifactNotFoundError
 from laplora.model import BaseSpec
 from laplora.posterior import Prior
 from laplora.prompts import PromptTemplate
@@ -29,6 +31,8 @@ MANIFEST = "manifest.json"
 POSTERIOR = "posterior.safetensors"
 GOLDEN = "golden.json"
 ADAPTER_FOLDER = "adapter"
+#: What every artifact has, next to its manifest. The adapter is never the pickled file that PEFT would fall back to.
+REQUIRED = (f"{ADAPTER_FOLDER}/adapter_config.json", f"{ADAPTER_FOLDER}/adapter_model.safetensors", POSTERIOR, GOLDEN)
 
 
 class _Record(BaseModel):
@@ -135,57 +139,103 @@ class Artifact:
 def read_artifact(path: Path) -> Artifact:
     """Return the artifact in a folder, after checking every file against the manifest.
 
+    An artifact that is replaced while it is read is read again: the result is the old one or the new one.
+
     Raises:
         ArtifactNotFoundError: no such folder, or one without a manifest.
         ArtifactIncompatibleError: written in another format version.
-        ArtifactCorruptError: a manifest that does not parse; a file missing, left over, cut or changed; a
-            link out of the folder.
+        ArtifactCorruptError: a manifest that does not parse; a file missing, left over, cut, changed or
+            unreadable; a link out of the folder.
     """
+    while True:
+        before = _identity(path)
+        try:
+            artifact = _read_once(path)
+        except ArtifactError:
+            if _identity(path) == before:
+                raise
+            continue
+        if _identity(path) == before:
+            return artifact
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return what tells a folder from the one that replaces it under the same name."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _read_once(path: Path) -> Artifact:
     manifest_path = path / MANIFEST
     if not manifest_path.is_file():
         raise ArtifactNotFoundError(
             f"no artifact at {path.name!r}: expected a folder with a {MANIFEST}; 'python -m training run' makes one"
         )
-    raw = manifest_path.read_bytes()
+    try:
+        raw = manifest_path.read_bytes()
+        manifest = _parse_manifest(path.name, raw)
+        _verify_files(path, manifest)
+    except OSError as error:
+        raise ArtifactCorruptError(f"artifact {path.name!r} cannot be read: {error.strerror}") from None
+    return Artifact(path, manifest, "sha256:" + hashlib.sha256(raw).hexdigest())
+
+
+def _parse_manifest(name: str, raw: bytes) -> Manifest:
     try:
         fields = json.loads(raw)
         version = fields["format_version"]
     except (ValueError, TypeError, KeyError, RecursionError):
-        raise ArtifactCorruptError(f"{MANIFEST} of {path.name!r} is not a JSON manifest") from None
-    if version != FORMAT_VERSION:
+        raise ArtifactCorruptError(
+            f"{MANIFEST} of {name!r} is not a JSON manifest: expected an object with a format_version"
+        ) from None
+    if type(version) is not int or version != FORMAT_VERSION:
         raise ArtifactIncompatibleError(
-            f"artifact {path.name!r} has format {version!r}, this version reads {FORMAT_VERSION}: package it again"
+            f"artifact {name!r} has format {str(version)[:32]}, this version reads {FORMAT_VERSION}: package it again"
         )
     try:
-        manifest = Manifest.model_validate(fields)
+        return Manifest.model_validate(fields)
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(str(p) for p in e['loc'])}: {e['msg']}" for e in error.errors()[:4])
-        raise ArtifactCorruptError(f"{MANIFEST} of {path.name!r} has bad fields: {problems}") from None
-    _verify_files(path, manifest)
-    return Artifact(path, manifest, "sha256:" + hashlib.sha256(raw).hexdigest())
+        raise ArtifactCorruptError(f"{MANIFEST} of {name!r} has bad fields: {problems}") from None
 
 
 def _verify_files(path: Path, manifest: Manifest) -> None:
     root = path.resolve()
     present = {p.relative_to(path).as_posix() for p in path.rglob("*") if not p.is_dir()} - {MANIFEST}
-    missing, extra = sorted(set(manifest.files) - present), sorted(present - set(manifest.files))
+    wanted = {*manifest.files, *REQUIRED}
+    missing, extra = sorted(wanted - present), sorted(present - set(manifest.files))
     if missing or extra:
         raise ArtifactCorruptError(
             f"artifact {path.name!r}: files missing {missing[:4]}, not in the manifest {extra[:4]}"
         )
-    for name, record in manifest.files.items():
-        file = path / name
-        if not file.resolve().is_relative_to(root):
+    for name in (MANIFEST, *manifest.files):
+        if not (path / name).resolve().is_relative_to(root):
             raise ArtifactCorruptError(f"artifact {path.name!r}: {name} leads out of the folder")
-        size = file.stat().st_size
-        if size != record.size_bytes:
-            pointer = file.open("rb").read(64).startswith(b"version https://git-lfs")
-            hint = ": it is a git-lfs pointer, fetch the real file with 'git lfs pull'" if pointer else ""
-            raise ArtifactCorruptError(
-                f"artifact {path.name!r}: {name} has {size} bytes, the manifest says {record.size_bytes}{hint}"
-            )
-        if file_sha256(file) != record.sha256:
-            raise ArtifactCorruptError(f"artifact {path.name!r}: {name} is not the file that the manifest names")
+        if not (path / name).is_file():
+            raise ArtifactCorruptError(f"artifact {path.name!r}: {name} is not a regular file")
+    for name, record in manifest.files.items():
+        _verify_file(path, name, record)
+
+
+def _verify_file(path: Path, name: str, record: FileRecord) -> None:
+    file = path / name
+    size = file.stat().st_size
+    if size != record.size_bytes:
+        with file.open("rb") as handle:
+            pointer = handle.read(64).startswith(b"version https://git-lfs")
+        hint = ": it is a git-lfs pointer, fetch the real file with 'git lfs pull'" if pointer else ""
+        raise ArtifactCorruptError(
+            f"artifact {path.name!r}: {name} has {size} bytes, the manifest says {record.size_bytes}{hint}"
+        )
+    digest = file_sha256(file)
+    if digest != record.sha256:
+        raise ArtifactCorruptError(
+            f"artifact {path.name!r}: {name} has the SHA-256 {digest[:12]}..., the manifest says "
+            f"{record.sha256[:12]}...: it is not the file that was written, copy the artifact again"
+        )
 
 
 def file_sha256(path: Path) -> str:
@@ -222,10 +272,33 @@ def new_artifact(target: Path) -> Iterator[Path]:
         yield partial
         for item in [partial, *partial.rglob("*")]:
             item.chmod(0o755 if item.is_dir() else 0o644)
-        old = target.parent / f".{target.name}.{os.getpid()}.old"
-        if target.exists():
-            target.rename(old)
-        partial.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
+        _replace_folder(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _replace_folder(new: Path, target: Path) -> None:
+    """Move ``new`` to ``target``; what was there before ends up at ``new``, or is gone."""
+    if not target.exists():
+        new.rename(target)
+        return
+    if _exchange(new, target):
+        return
+    # where folders cannot change places in one step, the name is free for a moment
+    old = new.with_suffix(".old")
+    target.rename(old)
+    try:
+        new.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two folders change places in one step, where the system can (Linux); return whether it did."""
+    if sys.platform != "linux":
+        return False
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return renameat2 is not None and renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0

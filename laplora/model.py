@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from laplora.errors import ModelError
+from laplora.errors import ArtifactCorruptError, ModelError
 from laplora.prompts import Batch
 from laplora.quiet import quiet_loading
 
@@ -58,7 +58,10 @@ def resolve_device(device: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ModelError(f"device {device!r} was asked for and no CUDA device is there: use 'cpu' or 'auto'")
-    return torch.device(device)
+    try:
+        return torch.device(device)
+    except RuntimeError:
+        raise ModelError(f"no device is called {device!r}: use 'auto', 'cpu', 'cuda' or 'cuda:N'") from None
 
 
 def locate_base(spec: BaseSpec, cache: Path | None = None, progress: Callable[[str], None] | None = None) -> str:
@@ -71,10 +74,17 @@ def locate_base(spec: BaseSpec, cache: Path | None = None, progress: Callable[[s
 
 
 def load_tokenizer(location: str, revision: str | None = None) -> Any:
-    """Return the tokenizer at a folder or hub id, with a padding token."""
+    """Return the tokenizer at a folder or hub id, with a padding token.
+
+    Raises:
+        ModelError: nothing there, or no tokenizer in it.
+    """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(location, revision=revision)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(location, revision=revision)
+    except (OSError, ValueError) as error:
+        raise ModelError(_unreachable(location, "tokenizer", error)) from None
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -90,7 +100,8 @@ def load_base_model(location: str, spec: BaseSpec, *, device: torch.device, dequ
             times a plain one.
 
     Raises:
-        ModelError: an architecture whose logits are not a plain linear read-out, or no bitsandbytes.
+        ModelError: nothing to load there, an architecture whose logits are not a plain linear read-out, or
+            no bitsandbytes.
     """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -109,10 +120,13 @@ def load_base_model(location: str, spec: BaseSpec, *, device: torch.device, dequ
             bnb_4bit_compute_dtype=dtype,
         )
         options["device_map"] = {"": device}
-    with quiet_loading():
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            location, revision=spec.revision, dtype=dtype, attn_implementation="sdpa", **options
-        )
+    try:
+        with quiet_loading():
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                location, revision=spec.revision, dtype=dtype, attn_implementation="sdpa", **options
+            )
+    except (OSError, ValueError) as error:
+        raise ModelError(_unreachable(location, "causal language model", error)) from None
     check_readout(model)
     if spec.quantization == "nf4":
         keep_4bit_differentiable(model)
@@ -122,6 +136,14 @@ def load_base_model(location: str, spec: BaseSpec, *, device: torch.device, dequ
         model.to(device)
     model.requires_grad_(False)
     return model.eval()
+
+
+def _unreachable(location: str, what: str, error: Exception) -> str:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return (
+        f"base model {location!r}: no {what} can be loaded from it; give an offline model's name, a folder, or a hub "
+        f"id that this machine can reach ({reason})"
+    )
 
 
 def check_readout(model: Any) -> None:
@@ -186,26 +208,59 @@ def attach_adapter(model: nn.Module, folder: Path) -> Any:
 
     Raises:
         ModelError: an adapter of a kind the method does not cover.
+        ArtifactCorruptError: adapter files that cannot be read, or that do not hold exactly the LoRA
+            matrices of this base, each finite.
     """
     from peft import PeftModel
+    from safetensors import SafetensorError
 
-    with quiet_loading():
-        peft_model = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
-    lora_layers(peft_model)
+    try:
+        with quiet_loading(), warnings.catch_warnings():
+            # what peft only warns of is checked below, and refused
+            warnings.filterwarnings("ignore", "Found missing adapter keys", UserWarning)
+            peft_model = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ArtifactCorruptError(f"the adapter in {folder.name!r} does not load on this base: {reason}") from None
+    layers = lora_layers(peft_model)
+    _verify_adapter(folder, layers)
     peft_model.requires_grad_(False)
     return peft_model.eval()
+
+
+def _verify_adapter(folder: Path, layers: Mapping[str, Any]) -> None:
+    """Raise ArtifactCorruptError where the file is not exactly the layers' matrices, each finite."""
+    from safetensors import safe_open
+
+    expected = {f"base_model.model.{name}.{side}.weight" for name in layers for side in ("lora_A", "lora_B")}
+    with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
+        found = set(file.keys())
+        if found != expected:
+            raise ArtifactCorruptError(
+                f"the adapter in {folder.name!r} does not hold the LoRA matrices of this base: missing "
+                f"{sorted(expected - found)[:2]}, not expected {sorted(found - expected)[:2]}"
+            )
+        broken = [name for name in sorted(found) if not bool(file.get_tensor(name).isfinite().all())]
+    if broken:
+        raise ArtifactCorruptError(f"the adapter in {folder.name!r} holds NaN or infinity: {broken[:2]}")
 
 
 def lora_layers(model: Any) -> dict[str, Any]:
     """Return the LoRA layers of a PEFT model by module path in the base model, in module order.
 
     Raises:
-        ModelError: no LoRA layer, or trained parameters that the posterior would not cover (DoRA, LoRA
-            biases, adapted embeddings, convolutions, ``modules_to_save``).
+        ModelError: no LoRA layer, another kind of adapter, or trained parameters that the posterior would
+            not cover (DoRA, LoRA biases, adapted embeddings, convolutions, ``modules_to_save``).
     """
     from peft.tuners.lora import LoraLayer
 
     config = model.peft_config[ADAPTER]
+    kind = getattr(config.peft_type, "value", config.peft_type)
+    if kind != "LORA":
+        raise ModelError(f"the adapter is of the kind {kind}; only LoRA is covered")
+    for name in ("trainable_token_indices", "target_parameters", "layer_replication"):
+        if getattr(config, name, None):
+            raise ModelError(f"the adapter sets {name}, which the posterior does not cover")
     if getattr(config, "modules_to_save", None):
         raise ModelError(f"the adapter retrains whole modules ({config.modules_to_save}); only LoRA is covered")
     if config.bias != "none" or getattr(config, "lora_bias", False):

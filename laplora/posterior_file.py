@@ -52,7 +52,7 @@ def read_posterior(path: Path, blocks: tuple[Block, ...]) -> Posterior:
         raise ArtifactCorruptError(
             f"{path.name} and the adapter name different tensors, {len(odd)} in all, such as {odd[0]!r}"
         )
-    if not metadata.get("rows", "").isdigit():
+    if not metadata.get("rows", "").isdecimal():
         raise ArtifactCorruptError(f"{path.name} does not say how many rows its curvature sums")
     parts: dict[str, list[torch.Tensor]] = {p: [] for p in _PARTS}
     for block in blocks:
@@ -67,7 +67,7 @@ def read_posterior(path: Path, blocks: tuple[Block, ...]) -> Posterior:
 
 
 def _check_block(file: str, block: Block, one: dict[str, torch.Tensor]) -> None:
-    kept = one["wide"].shape[-1] if one["wide"].dim() == 2 else -1
+    kept = max(one["wide"].shape[-1], 1) if one["wide"].dim() == 2 else -1
     shapes = {
         "wide": (block.wide, kept),
         "narrow": (block.narrow, block.narrow),

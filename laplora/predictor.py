@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,13 @@ from laplora import prompts
 from laplora.artifact import ADAPTER_FOLDER, GOLDEN, POSTERIOR, Artifact, Manifest, read_artifact
 from laplora.blocks import Block
 from laplora.calibration import prediction_sets, temperature_probs
-from laplora.errors import ArtifactCorruptError, ArtifactIncompatibleError, GoldenMismatchError, NonFiniteError
+from laplora.errors import (
+    ArtifactCorruptError,
+    ArtifactIncompatibleError,
+    GoldenMismatchError,
+    InvalidInputError,
+    NonFiniteError,
+)
 from laplora.jacobians import contrast_jacobians, find_blocks
 from laplora.model import (
     attach_adapter,
@@ -150,7 +157,8 @@ class Predictor:
             progress: called with the name of each stage.
 
         Raises:
-            ArtifactError: not found, corrupt, of another base or tokenizer, or answers not reproduced.
+            ArtifactError: not found, corrupt, replaced while it was loaded, of another base or tokenizer, or
+                answers not reproduced.
             ModelError: a base or adapter that the method does not cover.
             DownloadError: the offline base could not be fetched.
         """
@@ -170,6 +178,8 @@ class Predictor:
         blocks = find_blocks(model, len(manifest.labels))
         posterior = read_posterior(path / POSTERIOR, blocks)
         predictor = cls(artifact, model, tokenizer, posterior, blocks, where)
+        if read_artifact(path).digest != artifact.digest:  # a new one took its place, and tensors may be the new one's
+            raise ArtifactCorruptError(f"artifact {artifact.name!r} was replaced while it was loaded: load it again")
         if verify_golden:
             say("replaying golden answers")
             predictor.verify_golden()
@@ -241,24 +251,39 @@ class Predictor:
         """Replay the artifact's recorded answers.
 
         Raises:
-            ArtifactCorruptError: a golden file that does not parse.
+            ArtifactCorruptError: a golden file that does not hold answers to valid inputs.
             GoldenMismatchError: a probability further from the recorded one than the tolerance.
         """
-        try:
-            golden = json.loads((self.artifact.path / GOLDEN).read_text(encoding="utf-8"))
-            tolerance = float(golden["tolerance"])
-            rows = [self.encode(entry["inputs"], truncate=True) for entry in golden["answers"]]
-            expected = [(entry["map_probs"], entry["probs"]) for entry in golden["answers"]]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ArtifactCorruptError(f"{GOLDEN} does not hold recorded answers: {error!r}") from None
-        for number, (answer, (map_probs, probs)) in enumerate(zip(self.predict(rows), expected, strict=True)):
-            for name, got, want in (("map_probs", answer.map_probs, map_probs), ("probs", answer.probs, probs)):
-                gap = max(abs(g - w) for g, w in zip(got, want, strict=True))
-                if not gap <= tolerance:
+        rows, expected, tolerance = self._read_golden()
+        for number, (answer, wanted) in enumerate(zip(self.predict(rows), expected, strict=True)):
+            for name, want in wanted.items():
+                got = getattr(answer, name)
+                gaps = [abs(g - w) for g, w in zip(got, want, strict=False)]
+                if len(got) != len(want) or not all(gap <= tolerance for gap in gaps):  # NaN is no match either
+                    gap = max(gaps, default=math.nan)
                     raise GoldenMismatchError(
                         f"golden answer {number}: {name} differs by {gap:.4f}, more than {tolerance}: the loaded model "
                         "is not the one that was measured (other weights, quantization or package versions)"
                     )
+
+    def _read_golden(self) -> tuple[list[EncodedRow], list[dict[str, list[float]]], float]:
+        try:
+            golden = json.loads((self.artifact.path / GOLDEN).read_text(encoding="utf-8"))
+            tolerance = float(golden["tolerance"])
+            rows = [self.encode(entry["inputs"], truncate=True) for entry in golden["answers"]]
+            expected = [
+                {k: [float(p) for p in entry[k]] for k in ("map_probs", "probs")} for entry in golden["answers"]
+            ]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, InvalidInputError) as error:
+            raise ArtifactCorruptError(
+                f"{GOLDEN} does not hold recorded answers ({type(error).__name__}): package the run again"
+            ) from None
+        if not rows or not 0 <= tolerance < 1:
+            raise ArtifactCorruptError(
+                f"{GOLDEN} has {len(rows)} answers and the tolerance {tolerance}: expected one answer or more and a "
+                "tolerance below 1, otherwise a replay proves nothing"
+            )
+        return rows, expected, tolerance
 
     def _answer(self, rows: Sequence[EncodedRow], raw: RawAnswer, mode: Mode) -> list[Prediction]:
         calibration = self.artifact.manifest.calibration

@@ -14,6 +14,8 @@ import pytest
 import torch
 from tiny_models import ARCHITECTURES, Task, tiny_model, tiny_task
 
+pytest_plugins = ["tiny_runs"]  # fixtures: finished training runs and their artifacts
+
 torch.set_num_threads(1)
 
 

@@ -37,7 +37,7 @@ class AdapterConfig(Section):
     rank: int = Field(8, ge=1, description="LoRA rank r")
     alpha: int = Field(16, ge=1, description="LoRA alpha; the update is scaled by alpha / r")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout on the adapters' input, in training only")
-    targets: tuple[str, ...] = Field(("q_proj", "v_proj", "lm_head"), description="module names to adapt")
+    targets: tuple[str, ...] = Field(("q_proj", "v_proj", "lm_head"), min_length=1, description="module names to adapt")
     save_dtype: Literal["bfloat16", "float32"] = Field(
         "float32", description="number format of the saved adapter; curvature is measured after the rounding"
     )
@@ -123,24 +123,37 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"no configuration at {path}; the ready ones are in training/configs") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read as UTF-8 text: {error}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} must hold a mapping of sections")
     for item in overrides or []:
-        key, separator, value = item.partition("=")
-        if not separator:
-            raise ConfigError(f"--set takes section.key=value, got {item!r}")
-        *sections, last = key.split(".")
-        place = raw
-        for section in sections:
-            place = place.setdefault(section, {})
-        place[last] = yaml.safe_load(value)
+        _override(raw, item)
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
         lines = [f"  {'.'.join(str(p) for p in e['loc'])}: {e['msg']}" for e in error.errors()]
         raise ConfigError(f"{path}: {len(lines)} bad field(s)\n" + "\n".join(lines)) from None
+
+
+def _override(raw: dict[str, Any], item: str) -> None:
+    key, separator, value = item.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"--set takes section.key=value, got {item!r}")
+    *sections, last = key.split(".")
+    place = raw
+    for section in sections:
+        if place.get(section) is None:
+            place[section] = {}
+        place = place[section]
+        if not isinstance(place, dict):
+            raise ConfigError(f"--set {key}: {section} is a single value, it has no fields")
+    try:
+        place[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {key}: the value is not valid YAML") from None
 
 
 def config_hash_fields(config: RunConfig) -> dict[str, Any]:

@@ -1,0 +1,199 @@
+"""Finished training runs on tiny random models, made once per session by the jobs' own command line.
+
+The base is a two-layer Llama with SmolLM2's real tokenizer, its embeddings tied, and ``lm_head`` among the adapted
+modules; the data are JSON Lines files written here. ``sentiment`` is float32 without quantization, two classes;
+``choices`` is NF4 with bfloat16, rows of two and of three choices.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+
+from laplora.artifact import MANIFEST, Manifest, file_records, write_manifest
+from laplora.offline import ensure_model
+from laplora.predictor import Predictor
+from training.__main__ import main
+from training.config import RunConfig, load_config
+
+GOOD = ("great", "lovely", "brilliant", "moving", "funny", "superb")
+BAD = ("awful", "boring", "clumsy", "terrible", "dull", "weak")
+NOUNS = ("film", "plot", "cast", "score", "ending", "dialogue", "camera work", "remake")
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run that went through all four jobs.
+
+    Attributes:
+        config_file: its YAML; config: the same, read.
+        base: folder of its base model.
+    """
+
+    config_file: Path
+    config: RunConfig
+    base: Path
+
+    @property
+    def artifact(self) -> Path:
+        """Folder of its artifact."""
+        return self.config.artifact_dir
+
+
+def save_tiny_base(folder: Path, *, seed: int = 0, tied: bool = True) -> Path:
+    """Write a random two-layer Llama of width 64 with SmolLM2's tokenizer, and return the folder."""
+    tokenizer = AutoTokenizer.from_pretrained(str(ensure_model("smollm2-135m-instruct")))
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.1,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        tie_word_embeddings=tied,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """Write JSON Lines and return the path."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def sentiment_rows() -> list[dict[str, Any]]:
+    """Return 96 one-sentence reviews, of different lengths."""
+    rows = []
+    for i, (noun, word) in enumerate(itertools.product(NOUNS, GOOD + BAD)):
+        text = f"The {noun} was {word}" + (", and I say so after seeing it twice." if i % 3 == 0 else ".")
+        rows.append({"text": text, "label": "positive" if word in GOOD else "negative"})
+    return rows
+
+
+def choice_rows() -> list[dict[str, Any]]:
+    """Return 72 questions, every other one with two choices, the rest with three."""
+    rows = []
+    for i, (noun, word) in enumerate(itertools.product(NOUNS[:6], GOOD + BAD)):
+        choices = ["good", "bad", "neither of them"][: 2 + i % 2]
+        rows.append({"question": f"Is a {word} {noun} good?", "choices": choices, "label": "AB"[word in BAD]})
+    return rows
+
+
+def write_config(path: Path, **sections: Any) -> Path:
+    """Write a run's YAML and return the path."""
+    path.write_text(yaml.safe_dump(sections), encoding="utf-8")
+    return path
+
+
+def sentiment_config(folder: Path, base: Path, **changes: Any) -> Path:
+    """Write the float32 run's configuration under ``folder``; ``changes`` replace whole sections."""
+    sections: dict[str, Any] = {
+        "name": "tiny-sentiment",
+        "base": {"model": str(base), "quantization": "none", "dtype": "float32", "device": "cpu"},
+        "data": {
+            "dataset": "file",
+            "path": str(write_rows(folder / "reviews.jsonl", sentiment_rows())),
+            "template": "sentiment",
+            "labels": ["negative", "positive"],
+            "train": 40,
+            "calibration": 32,
+        },
+        "max_tokens": 64,
+        "adapter": {"rank": 4, "alpha": 8, "dropout": 0.0},
+        "optimizer": {"learning_rate": 5e-3, "steps": 24, "batch_size": 6, "checkpoint_every": 8},
+        "laplace": {"rank": 6, "oversampling": 4, "batch_size": 8},
+        "runs": str(folder / "runs"),
+        "artifacts": str(folder / "artifacts"),
+    }
+    return write_config(folder / "sentiment.yaml", **(sections | changes))
+
+
+def choices_config(folder: Path, base: Path) -> Path:
+    """Write the 4-bit run's configuration under ``folder``."""
+    return write_config(
+        folder / "choices.yaml",
+        name="tiny-choices",
+        base={"model": str(base), "quantization": "nf4", "dtype": "bfloat16", "device": "cpu"},
+        data={
+            "dataset": "file",
+            "path": str(write_rows(folder / "questions.jsonl", choice_rows())),
+            "template": "multiple_choice",
+            "labels": ["A", "B", "C"],
+            "train": 32,
+            "calibration": 24,
+        },
+        max_tokens=64,
+        adapter={"rank": 4, "alpha": 8, "save_dtype": "bfloat16"},
+        optimizer={"learning_rate": 5e-3, "steps": 12, "batch_size": 6},
+        laplace={"rank": 6, "oversampling": 4, "factor_dtype": "bfloat16", "prior": "evidence", "granularity": "group"},
+        runs=str(folder / "runs"),
+        artifacts=str(folder / "artifacts"),
+    )
+
+
+def finish(config_file: Path, base: Path) -> FinishedRun:
+    """Run every job of a configuration in this process."""
+    assert main(["run", "--config", str(config_file)]) == 0
+    return FinishedRun(config_file, load_config(config_file), base)
+
+
+@pytest.fixture(scope="session")
+def tiny_base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the tiny base model and its tokenizer."""
+    return save_tiny_base(tmp_path_factory.mktemp("base") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def sentiment_run(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: Path) -> FinishedRun:
+    """The float32 run."""
+    folder = tmp_path_factory.mktemp("sentiment")
+    return finish(sentiment_config(folder, tiny_base_folder), tiny_base_folder)
+
+
+@pytest.fixture(scope="session")
+def choices_run(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: Path) -> FinishedRun:
+    """The 4-bit run."""
+    folder = tmp_path_factory.mktemp("choices")
+    return finish(choices_config(folder, tiny_base_folder), tiny_base_folder)
+
+
+@pytest.fixture(scope="session")
+def sentiment_predictor(sentiment_run: FinishedRun) -> Predictor:
+    """The float32 artifact, loaded."""
+    return Predictor.load(sentiment_run.artifact, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def choices_predictor(choices_run: FinishedRun) -> Predictor:
+    """The 4-bit artifact, loaded."""
+    return Predictor.load(choices_run.artifact, device="cpu")
+
+
+@pytest.fixture
+def artifact_copy(sentiment_run: FinishedRun, tmp_path: Path) -> Path:
+    """A copy of the float32 artifact, to be damaged."""
+    return Path(shutil.copytree(sentiment_run.artifact, tmp_path / "tiny-sentiment"))
+
+
+def reseal(folder: Path, **changes: Any) -> None:
+    """Write the manifest again over the files as they are now, so that only the checks behind the hashes can fail."""
+    fields = json.loads((folder / MANIFEST).read_text(encoding="utf-8")) | changes
+    manifest = Manifest.model_validate(fields)
+    write_manifest(folder, manifest.model_copy(update={"files": file_records(folder)}))
