@@ -1,0 +1,186 @@
+"""The posterior's file: what is written is read, and every way of being wrong is refused by name."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from fast_path import fit
+from safetensors.torch import load_file, save_file
+from tiny_models import tiny_model, tiny_task
+from tiny_runs import FinishedRun, reseal
+
+from laplora.artifact import POSTERIOR
+from laplora.blocks import Block
+from laplora.errors import ArtifactCorruptError
+from laplora.posterior import Posterior
+from laplora.posterior_file import posterior_tensors, read_posterior
+from laplora.predictor import Predictor
+
+Tensors = dict[str, torch.Tensor]
+#: Of the Llama model: its first block, kept 4 of 16 directions, LoRA rank 3.
+BLOCK = "model.layers.0.self_attn.q_proj.lora_A"
+
+
+@pytest.fixture(scope="module")
+def posterior() -> Posterior:
+    return fit(tiny_model("llama"), tiny_task(), batch_size=8, rank=4).posterior
+
+
+@pytest.fixture
+def file(posterior: Posterior, tmp_path: Path) -> Path:
+    tensors, metadata = posterior_tensors(posterior, "float32")
+    save_file(tensors, tmp_path / "posterior.safetensors", metadata)
+    return tmp_path / "posterior.safetensors"
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 2e-2)])
+def test_a_round_trip(posterior: Posterior, tmp_path: Path, dtype: str, tolerance: float) -> None:
+    """Tolerances: rounding of the format (2^-24 and 2^-8), times a little for the new orthonormalisation."""
+    tensors, metadata = posterior_tensors(posterior, dtype)  # type: ignore[arg-type]
+    save_file(tensors, tmp_path / "p", metadata)
+    read = read_posterior(tmp_path / "p", posterior.blocks)
+    assert (read.blocks, read.rows) == (posterior.blocks, posterior.rows)
+    for part in ("wide", "narrow"):
+        for got, want in zip(getattr(read, part), getattr(posterior, part), strict=True):
+            assert got.dtype == torch.float64
+            assert float((got - want).abs().max()) < tolerance
+            assert float((got.T @ got - torch.eye(got.shape[1])).abs().max()) < 1e-12
+    for part in ("scale", "tail"):
+        for got, want in zip(getattr(read, part), getattr(posterior, part), strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_second_trip_changes_nothing(posterior: Posterior, tmp_path: Path, dtype: str) -> None:
+    """What is read again after being read and written is the same, so copies of copies do not drift."""
+    trips = [posterior]
+    for number in range(2):
+        tensors, metadata = posterior_tensors(trips[-1], dtype)  # type: ignore[arg-type]
+        save_file(tensors, tmp_path / str(number), metadata)
+        trips.append(read_posterior(tmp_path / str(number), posterior.blocks))
+    for one, two in zip(trips[1].wide + trips[1].scale, trips[2].wide + trips[2].scale, strict=True):
+        # half a unit of the format: the bases were rounded once more
+        torch.testing.assert_close(
+            one, two, rtol=0 if dtype == "float32" else 1e-2, atol=1e-6 if dtype == "float32" else 1e-2
+        )
+
+
+def _set(part: str, value: float) -> Callable[[Tensors], None]:
+    def damage(tensors: Tensors) -> None:
+        tensors[f"{BLOCK}.{part}"].view(-1)[0] = value
+
+    return damage
+
+
+def _replace(part: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Tensors], None]:
+    def damage(tensors: Tensors) -> None:
+        tensors[f"{BLOCK}.{part}"] = change(tensors[f"{BLOCK}.{part}"]).contiguous()
+
+    return damage
+
+
+def _drop_part(tensors: Tensors) -> None:
+    del tensors[f"{BLOCK}.tail"]
+
+
+def _drop_block(tensors: Tensors) -> None:
+    for part in ("wide", "narrow", "scale", "tail"):
+        del tensors[f"{BLOCK}.{part}"]
+
+
+def _add_block(tensors: Tensors) -> None:
+    for part in ("wide", "narrow", "scale", "tail"):
+        tensors[f"model.layers.9.self_attn.q_proj.lora_A.{part}"] = tensors[f"{BLOCK}.{part}"].clone()
+
+
+DAMAGE: dict[str, tuple[Callable[[Tensors], None], str]] = {
+    "NaN in the basis": (_set("wide", torch.nan), f"{BLOCK}.wide holds NaN or infinity"),
+    "NaN in the small basis": (_set("narrow", torch.nan), f"{BLOCK}.narrow holds NaN or infinity"),
+    "NaN in the scale": (_set("scale", torch.nan), f"{BLOCK}.scale holds NaN or infinity"),
+    "infinite tail": (_set("tail", torch.inf), f"{BLOCK}.tail holds NaN or infinity"),
+    "negative scale": (_set("scale", -1e-3), f"{BLOCK}.scale holds a negative curvature"),
+    "negative tail": (_set("tail", -1e-3), f"{BLOCK}.tail holds a negative curvature"),
+    "other width": (_replace("wide", lambda t: t[:-1]), r"shape \(16, 4\), it is torch.float32 \(15, 4\)"),
+    "other rank": (_replace("narrow", lambda t: t[:2]), r"shape \(3, 3\), it is torch.float32 \(2, 3\)"),
+    "scale of other directions": (_replace("scale", lambda t: t[:3]), r"shape \(4, 3\), it is torch.float32 \(3, 3\)"),
+    "scale transposed": (_replace("scale", lambda t: t.T), r"shape \(4, 3\), it is torch.float32 \(3, 4\)"),
+    "tail of other columns": (_replace("tail", lambda t: t[:1]), r"shape \(3,\), it is torch.float32 \(1,\)"),
+    "no directions": (_replace("wide", lambda t: t[:, :0]), r"shape \(16, 1\), it is torch.float32 \(16, 0\)"),
+    "one dimension": (_replace("wide", lambda t: t.flatten()), r"it is torch.float32 \(64,\)"),
+    "integers": (_replace("scale", lambda t: t.int()), r"should be a float tensor .* it is torch.int32"),
+    "basis scaled": (_replace("wide", lambda t: 1.1 * t), f"a basis of {BLOCK} is not orthonormal"),
+    "basis repeated": (_replace("wide", lambda t: t[:, [0, 0, 1, 2]]), f"a basis of {BLOCK} is not orthonormal"),
+    "basis of zeros": (_replace("wide", torch.zeros_like), f"a basis of {BLOCK} is not orthonormal"),
+    "small basis skewed": (_replace("narrow", torch.ones_like), f"a basis of {BLOCK} is not orthonormal"),
+    "part missing": (_drop_part, f"name different tensors, 1 in all, such as '{BLOCK}.tail'"),
+    "block missing": (_drop_block, f"name different tensors, 4 in all, such as '{BLOCK}.narrow'"),
+    "block left over": (_add_block, "name different tensors, 4 in all, such as 'model.layers.9"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_values_that_cannot_be(posterior: Posterior, file: Path, name: str) -> None:
+    damage, message = DAMAGE[name]
+    tensors = load_file(file)
+    damage(tensors)
+    save_file(tensors, file, {"rows": "24", "factor_dtype": "float32"})
+    with pytest.raises(ArtifactCorruptError, match=message):
+        read_posterior(file, posterior.blocks)
+
+
+@pytest.mark.parametrize("rows", [None, "", "many", "-3", "1.5", "²"])
+def test_rows_that_are_no_number(posterior: Posterior, file: Path, rows: str | None) -> None:
+    save_file(load_file(file), file, {"factor_dtype": "float32"} | ({} if rows is None else {"rows": rows}))
+    with pytest.raises(ArtifactCorruptError, match="does not say how many rows"):
+        read_posterior(file, posterior.blocks)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 7, 8, 9, 200, 0.5, -1])
+def test_a_truncated_file(posterior: Posterior, file: Path, kept: float) -> None:
+    raw = file.read_bytes()
+    file.write_bytes(raw[: int(kept * len(raw)) if isinstance(kept, float) else kept])
+    with pytest.raises(ArtifactCorruptError, match=r"posterior.safetensors cannot be read as safetensors"):
+        read_posterior(file, posterior.blocks)
+
+
+@pytest.mark.parametrize("place", [0, 7, 8, 20, 100])
+def test_a_damaged_header(posterior: Posterior, file: Path, place: int) -> None:
+    """Any one byte of the header at ``place`` set to 0xFF: refused, whichever check meets it first."""
+    raw = bytearray(file.read_bytes())
+    raw[place] = 0xFF
+    file.write_bytes(raw)
+    with pytest.raises(ArtifactCorruptError):
+        read_posterior(file, posterior.blocks)
+
+
+def test_a_file_that_is_not_there(posterior: Posterior, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactCorruptError, match="cannot be read"):
+        read_posterior(tmp_path / "none", posterior.blocks)
+
+
+def test_a_posterior_of_another_adapter(posterior: Posterior, file: Path) -> None:
+    blocks = (Block("model.layers.0.mlp.up_proj.lora_A", "lora_A", 16, 3), *posterior.blocks[1:])
+    with pytest.raises(ArtifactCorruptError, match="name different tensors, 8 in all"):
+        read_posterior(file, blocks)
+
+
+@pytest.mark.parametrize("name", ["negative scale", "basis scaled"])
+def test_the_server_refuses_it_behind_good_hashes(artifact_copy: Path, name: str) -> None:
+    tensors = load_file(artifact_copy / POSTERIOR)
+    DAMAGE[name][0](tensors)
+    save_file(tensors, artifact_copy / POSTERIOR, {"rows": "24"})
+    reseal(artifact_copy)
+    with pytest.raises(ArtifactCorruptError, match=DAMAGE[name][1]):
+        Predictor.load(artifact_copy, device="cpu")
+
+
+def test_the_posterior_of_another_run(artifact_copy: Path, choices_run: FinishedRun) -> None:
+    """Three classes against two: the label rows of lm_head differ."""
+    shutil.copy(choices_run.artifact / POSTERIOR, artifact_copy / POSTERIOR)
+    reseal(artifact_copy)
+    with pytest.raises(ArtifactCorruptError, match=r"lm_head.lora_B.wide should be .* \(2, .*it is .* \(3, "):
+        Predictor.load(artifact_copy, device="cpu")
