@@ -92,7 +92,8 @@ def choice_rows() -> list[dict[str, Any]]:
     rows = []
     for i, (noun, word) in enumerate(itertools.product(NOUNS[:6], GOOD + BAD)):
         choices = ["good", "bad", "neither of them"][: 2 + i % 2]
-        rows.append({"question": f"Is a {word} {noun} good?", "choices": choices, "label": "AB"[word in BAD]})
+        label = "C" if i % 8 == 7 else "AB"[word in BAD]
+        rows.append({"question": f"Is a {word} {noun} good?", "choices": choices, "label": label})
     return rows
 
 
@@ -117,7 +118,7 @@ def sentiment_config(folder: Path, base: Path, **changes: Any) -> Path:
         },
         "max_tokens": 64,
         "adapter": {"rank": 4, "alpha": 8, "dropout": 0.0},
-        "optimizer": {"learning_rate": 5e-3, "steps": 24, "batch_size": 6, "checkpoint_every": 8},
+        "optimizer": {"learning_rate": 1e-2, "steps": 60, "batch_size": 6, "checkpoint_every": 20},
         "laplace": {"rank": 6, "oversampling": 4, "batch_size": 8},
         "runs": str(folder / "runs"),
         "artifacts": str(folder / "artifacts"),
