@@ -12,10 +12,9 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from laplora.errors import LaploraError
-from service import openapi
+from service import host, openapi
 from service.engine import Engine
 from service.errors import InvalidRequestError, MethodNotAllowedError, RouteNotFoundError, kind_of
-from service.host import ArtifactHost, Library, default_library
 from service.routes import artifacts, evaluate, health, metrics, predict
 from service.scoring import ServiceState
 from service.settings import Settings
@@ -25,7 +24,7 @@ from service.telemetry import Metrics, RequestContext, error_response, log_crash
 def create_app(
     settings: Settings,
     *,
-    library: Library | None = None,
+    library: host.Library | None = None,
     on_load_failure: Callable[[Exception], None] | None = None,
 ) -> FastAPI:
     """Return the application. The artifact loads in the background once the application starts.
@@ -36,18 +35,18 @@ def create_app(
     """
     measures = Metrics()
     engine = Engine(
-        token_budget=settings.batch_tokens,
+        token_budget=settings.batch_tokens or host.CPU_BATCH_TOKENS,
         max_queue_tokens=settings.max_queue_tokens,
         max_queue_rows=settings.max_queue_rows,
         on_batch=measures.count_batch,
     )
     measures.watch_queue(lambda: engine.queued_rows, lambda: engine.queued_tokens)
-    host = ArtifactHost(settings, engine, measures, library or default_library(), on_load_failure)
+    artifact_host = host.ArtifactHost(settings, engine, measures, library or host.default_library(), on_load_failure)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         engine.start()
-        host.start()
+        artifact_host.start()
         try:
             yield
         finally:
@@ -63,7 +62,11 @@ def create_app(
         redoc_url=None,
     )
     app.state.service = ServiceState(
-        settings, engine, host, measures, ThreadPoolExecutor(max_workers=2, thread_name_prefix="laplora-tokenize")
+        settings,
+        engine,
+        artifact_host,
+        measures,
+        ThreadPoolExecutor(max_workers=2, thread_name_prefix="laplora-tokenize"),
     )
     app.add_middleware(RequestContext, metrics=measures)
     for router in (predict.router, evaluate.router, artifacts.router, health.router, metrics.router):

@@ -108,7 +108,7 @@ class Engine:
     """One device thread behind a bounded queue.
 
     Args:
-        token_budget: most padded tokens of one batch.
+        token_budget: most padded tokens of one batch; may be changed at any time.
         max_queue_tokens: most tokens that wait; a request with more is refused for good.
         max_queue_rows: most rows that wait.
         on_batch: called on the device thread after each run.
@@ -122,7 +122,7 @@ class Engine:
         max_queue_rows: int,
         on_batch: Callable[[BatchReport], None] = lambda report: None,
     ) -> None:
-        self._token_budget = token_budget
+        self.token_budget = token_budget
         self._max_queue_tokens = max_queue_tokens
         self._max_queue_rows = max_queue_rows
         self._on_batch = on_batch
@@ -275,7 +275,7 @@ class Engine:
         with self._changed:
             chosen = form_batch(
                 [Waiting(q.tokens, (id(q.ticket.scorer), q.ticket.mode)) for q in self._waiting],
-                token_budget=self._token_budget,
+                token_budget=self.token_budget,
             )
             batch = [self._waiting[i] for i in chosen]
             taken = set(chosen)

@@ -40,8 +40,11 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface.")
     port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one and logs it.")
-    batch_tokens: int = Field(
-        2048, ge=1, description="Most padded tokens of one device batch (rows times the longest row); bounds memory."
+    batch_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Most padded tokens of one device batch (rows times the longest row): bounds memory, and how long "
+        "one batch keeps the others waiting; unset: 512 on a CPU, 2048 on a GPU.",
     )
     max_queue_tokens: int = Field(
         65_536, ge=1, description="Most tokens that wait for the device; more are refused with 429."
@@ -52,7 +55,7 @@ class Settings(BaseSettings):
         4 * 2**20, ge=1024, description="Most bytes of one request body; more are refused with 413."
     )
     request_timeout_s: float = Field(
-        60.0, gt=0, le=3600, allow_inf_nan=False, description="Seconds a request may take in all before a 504."
+        120.0, gt=0, le=3600, allow_inf_nan=False, description="Seconds a request may take in all before a 504."
     )
     drain_s: float = Field(
         30.0,

@@ -67,6 +67,7 @@ class FakePredictor:
         self.artifact = SimpleNamespace(name=name, digest=f"sha256:{name}", manifest=manifest, path=path)
         self.class_count = len(labels)
         self.max_tokens = max_tokens
+        self.device = SimpleNamespace(type="cpu")
         self.template = template
         self.labels = tuple(labels)
         self.batches: list[tuple[str, list[EncodedRow]]] = []

@@ -335,3 +335,11 @@ async def test_errors_of_one_request_do_not_reach_another() -> None:
         if i % 5:
             got = json.loads(response.text)["predictions"][0]["map_probs"]["negative"]
             assert round(got * 100_000) == 100 + i
+
+
+@pytest.mark.parametrize(("device", "asked", "budget"), [("cpu", None, 512), ("cuda", None, 2048), ("cuda", 77, 77)])
+async def test_batch_budget_suits_the_device_unless_set(device: str, asked: int | None, budget: int) -> None:
+    predictor = FakePredictor()
+    predictor.device.type = device
+    async with serve(predictor, batch_tokens=asked) as served:
+        assert served.state.engine.token_budget == budget
