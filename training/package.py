@@ -54,6 +54,7 @@ def package(config: RunConfig) -> Path:
         shutil.copytree(config.run_dir / "adapter", folder / ADAPTER_FOLDER)
         shutil.copy(fitted / POSTERIOR, folder / POSTERIOR)
         shutil.copytree(report, folder / "report", ignore=shutil.ignore_patterns("*.safetensors"))
+        shutil.copy(fitted / "fit.json", folder / "report" / "fit.json")
         manifest = describe(run, fitted, report)
         write_json(folder / GOLDEN, {"tolerance": TOLERANCE[config.base.dtype], "answers": []})
         write_manifest(folder, manifest.model_copy(update={"files": file_records(folder)}))
