@@ -44,7 +44,7 @@ class Process:
     def client(self) -> Iterator[httpx.Client]:
         """Yield a client, once the server is ready."""
         with httpx.Client(base_url=str(self.event("listening")["address"]), timeout=None) as client:
-            while client.get("/health/ready").status_code != 200:
+            while not is_ready(client):
                 if self.popen.poll() is not None:
                     pytest.fail(f"the server left with {self.popen.returncode}:\n{self.log}")
                 time.sleep(0.02)
@@ -52,6 +52,14 @@ class Process:
 
     def left(self) -> int:
         return self.popen.wait()
+
+
+def is_ready(client: httpx.Client) -> bool:
+    """Return whether the server answers and says that it is ready."""
+    try:
+        return client.get("/health/ready").status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 @contextmanager
