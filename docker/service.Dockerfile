@@ -23,13 +23,15 @@ ARG PIP_EXTRA_INDEX_URL
 ARG PIP_NO_INDEX
 ENV PIP_FIND_LINKS=/wheels PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
-# The dependencies first, with an empty package: this layer stays as it is until one of these two files changes.
+# The dependencies first, with an empty package: this layer stays as it is until one of these two files changes. What
+# the empty package leaves behind goes, since setuptools would prefer its newer files to the real ones.
 COPY constraints.txt pyproject.toml ./
 RUN --mount=type=bind,from=wheels,target=/wheels \
     --mount=type=secret,id=pip,target=/etc/pip.conf \
     python3 -m venv /opt/venv \
-    && mkdir laplora && touch README.md laplora/__init__.py laplora/py.typed \
-    && /opt/venv/bin/python -m pip install -c constraints.txt '.[service]'
+    && mkdir laplora && touch README.md laplora/__init__.py \
+    && /opt/venv/bin/python -m pip install -c constraints.txt '.[service]' \
+    && rm -r build laplora *.egg-info
 COPY laplora laplora
 # BAKE_MODEL=smollm2-135m-instruct: the base model of the default artifact is in the image, so that nothing is
 # fetched at the first start.
@@ -37,6 +39,7 @@ ARG BAKE_MODEL=
 RUN --mount=type=bind,from=wheels,target=/wheels \
     --mount=type=secret,id=pip,target=/etc/pip.conf \
     /opt/venv/bin/python -m pip install --no-deps --force-reinstall . \
+    && diff -r --exclude=__pycache__ laplora /opt/venv/lib/python3*/site-packages/laplora \
     && mkdir -p /state/cache \
     && if [ -n "${BAKE_MODEL}" ]; then \
         LAPLORA_CACHE=/state/cache HOME=/tmp \

@@ -23,26 +23,29 @@ ARG PIP_EXTRA_INDEX_URL
 ARG PIP_NO_INDEX
 ENV PIP_FIND_LINKS=/wheels PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
-# The dependencies first, with an empty package: this layer stays as it is until one of these two files changes.
+# The dependencies first, with an empty package: this layer stays as it is until one of these two files changes. What
+# the empty package leaves behind goes, since setuptools would prefer its newer files to the real ones.
 COPY constraints.txt pyproject.toml ./
 RUN --mount=type=bind,from=wheels,target=/wheels \
     --mount=type=secret,id=pip,target=/etc/pip.conf \
     python3 -m venv /opt/venv \
-    && mkdir laplora && touch README.md laplora/__init__.py laplora/py.typed \
-    && /opt/venv/bin/python -m pip install -c constraints.txt '.[training]'
+    && mkdir laplora && touch README.md laplora/__init__.py \
+    && /opt/venv/bin/python -m pip install -c constraints.txt '.[training]' \
+    && rm -r build laplora *.egg-info
 COPY laplora laplora
 RUN --mount=type=bind,from=wheels,target=/wheels \
     --mount=type=secret,id=pip,target=/etc/pip.conf \
     /opt/venv/bin/python -m pip install --no-deps --force-reinstall . \
+    && diff -r --exclude=__pycache__ laplora /opt/venv/lib/python3*/site-packages/laplora \
     && mkdir -p /state/cache /out
 
 FROM python
 COPY --from=build /opt/venv /opt/venv
+COPY training /app/training
 # Before VOLUME, so that new named volumes have the right owner.
 COPY --from=build --chown=10001:10001 /state /var/lib/laplora
 COPY --from=build --chown=10001:10001 /out /app/runs
 COPY --from=build --chown=10001:10001 /out /app/artifacts
-COPY training /app/training
 # The NVIDIA runtime reads the last one; without a GPU it has no effect.
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \

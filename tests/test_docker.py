@@ -192,6 +192,10 @@ def test_dependencies_come_from_an_extra_and_the_constraints(name: str) -> None:
     assert name == f"{extra}.Dockerfile"
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert extra in project["optional-dependencies"]
+    # The empty package of the first install would otherwise be taken for the real one by the second.
+    first, second = (run for run in runs if "pip install" in run)
+    assert first.endswith("&& rm -r build laplora *.egg-info")
+    assert "diff -r --exclude=__pycache__ laplora /opt/venv/" in second
 
 
 @pytest.mark.parametrize("name", DOCKERFILES)
