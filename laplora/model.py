@@ -211,8 +211,10 @@ def attach_adapter(model: nn.Module, folder: Path) -> Any:
         ArtifactCorruptError: adapter files that cannot be read, or that do not hold exactly the LoRA
             matrices of this base, each finite.
     """
-    from peft import PeftModel
     from safetensors import SafetensorError
+
+    with quiet_loading():
+        from peft import PeftModel
 
     try:
         with quiet_loading(), warnings.catch_warnings():

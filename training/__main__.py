@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -45,7 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one job and return the exit status: 0 done, 1 refused with a reason, 130 interrupted."""
     options = parser().parse_args(arguments)
     try:
-        job(options.job)(load_config(options.config, options.overrides))
+        config = load_config(options.config, options.overrides)
+        job(options.job)(config)
     except LaploraError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 1
@@ -57,25 +59,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def job(name: str) -> Callable[[RunConfig], object]:
     """Return the function of a job; its imports are paid for by that job only."""
-    if name == "finetune":
-        from training.finetune import finetune
+    from laplora.quiet import quiet_loading
 
-        return finetune
-    if name == "fit":
-        from training.fit_laplace import fit_laplace
-
-        return fit_laplace
-    if name == "evaluate":
-        from training.evaluate import evaluate
-
-        return evaluate
-    if name == "package":
-        from training.package import package
-
-        return package
-    from training.run import run
-
-    return run
+    module, function = {"fit": ("fit_laplace", "fit_laplace")}.get(name, (name, name))
+    with quiet_loading():
+        found: Callable[[RunConfig], object] = getattr(importlib.import_module(f"training.{module}"), function)
+    return found
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from torch import nn
 
 from laplora.artifact import CalibrationRecord
 from laplora.calibration import temperature_probs
-from laplora.errors import ConfigError
 from laplora.jacobians import find_blocks
 from laplora.metrics import Evaluation, evaluate_probs
 from laplora.model import label_logits, last_hidden
@@ -20,8 +19,9 @@ from laplora.uncertainty import decompose, review_score
 from training.calibrate import laplace_predictive, map_probabilities
 from training.config import RunConfig
 from training.examples import Example
-from training.fit_laplace import load_trained, read_choices, served_choice
+from training.fit_laplace import load_trained, read_choices, served_choice, verify_fitted
 from training.projected import covariance_under, project_split, split_tensors
+from training.provenance import evaluation_inputs
 from training.report import print_table, write_report
 from training.runtime import Run, batches, open_run, progress, say, write_json, write_tensors
 
@@ -30,16 +30,12 @@ def evaluate(config: RunConfig) -> Path:
     """Measure every method on the test split; return the folder with evaluation.json and the plots.
 
     Raises:
-        ConfigError: the posterior was not fitted yet, or the test split is empty.
+        ConfigError: the posterior was not fitted yet, or from other inputs.
     """
-    fitted = config.run_dir / "laplace"
-    if not (fitted / "fit.json").is_file():
-        raise ConfigError(f"no fitted posterior in {fitted}: run 'python -m training fit' first")
     run = open_run(config)
-    if not run.splits.test:
-        raise ConfigError("the test split is empty: set data.test to a number of rows")
     model = load_trained(run)
-    evaluations = measure(run, model, fitted)
+    verify_fitted(run)
+    evaluations = measure(run, model, config.run_dir / "laplace")
     folder = config.run_dir / "report"
     write_json(folder / "evaluation.json", {k: v.to_json() for k, v in evaluations.items()})
     write_report(evaluations, folder, title=f"{config.name}: {len(run.splits.test)} test rows")
@@ -60,7 +56,9 @@ def measure(run: Run, model: Any, fitted: Path) -> dict[str, Evaluation]:
     with model.disable_adapter():
         zero_shot = plain_probs(run, model, test)
     split = project_split(run, model, blocks, posterior, test, "test rows")
-    write_tensors(config.run_dir / "report" / "test.safetensors", split_tensors(split))
+    write_tensors(
+        config.run_dir / "report" / "test.safetensors", split_tensors(split), {"made_from": evaluation_inputs(run)}
+    )
     map_probs, labels = map_probabilities(split), split.labels
     results = {
         "zero_shot": evaluate_probs(zero_shot, labels),

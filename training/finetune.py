@@ -5,6 +5,7 @@ transformers' Trainer does the loop, the schedule, the logging, the checkpoints 
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,14 +17,14 @@ from peft.utils import get_peft_model_state_dict
 from torch import nn
 from torch.nn import functional as F
 from transformers import Trainer, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from laplora.errors import ModelError, NonFiniteError
 from laplora.model import label_logits, last_hidden, lora_layers
 from laplora.prompts import Batch, EncodedRow, collate
 from laplora.quiet import quiet_loading
 from training.config import RunConfig, config_hash_fields
-from training.runtime import Run, open_run, say, write_json
+from training.provenance import adapter_inputs
+from training.runtime import Run, open_run, say, write_json, write_tensors
 
 
 class LabelTrainer(Trainer):
@@ -60,11 +61,12 @@ def finetune(config: RunConfig) -> Path:
     """
     run = open_run(config)
     target = config.run_dir / "adapter"
-    if target.is_dir() and _same_config(config):
+    same = trained_as(run)
+    if target.is_dir() and same:
         say(f"adapter already trained: {target}")
         return target
     checkpoints = config.run_dir / "checkpoints"
-    if not _same_config(config):  # results of another configuration must not be taken for this one's
+    if not same:  # results of another configuration must not be taken for this one's
         for stale in (checkpoints, target, config.run_dir / "laplace"):
             shutil.rmtree(stale, ignore_errors=True)
     rows = run.encode(run.splits.train)
@@ -76,7 +78,7 @@ def finetune(config: RunConfig) -> Path:
     set_seed(config.seed)
     model = add_adapter(run.load_base(), config)
     save_adapter(model, config.run_dir / "initial_adapter")
-    write_json(config.run_dir / "config.json", config_hash_fields(config))
+    write_json(config.run_dir / "config.json", config_hash_fields(config) | {"made_from": adapter_inputs(run)})
     trainer = LabelTrainer(
         model=model,
         args=training_arguments(config, run.device, checkpoints),
@@ -84,13 +86,13 @@ def finetune(config: RunConfig) -> Path:
         data_collator=_Collator(run),
     )
     trainer.label_ids = run.label_ids
-    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None  # type: ignore[no-untyped-call]
+    last = last_checkpoint(checkpoints)
     if last:
         say(f"resuming at {last}")
-    trainer.train(resume_from_checkpoint=last)
-    write_json(config.run_dir / "training_log.json", trainer.state.log_history)
+    trainer.train(resume_from_checkpoint=str(last) if last else None)
     if not all(bool(p.isfinite().all()) for p in model.parameters() if p.requires_grad):
         raise NonFiniteError("training ended with NaN or infinite weights: lower optimizer.learning_rate")
+    write_json(config.run_dir / "training_log.json", trainer.state.log_history)
     partial = config.run_dir / ".adapter"
     save_adapter(model, partial, getattr(torch, config.adapter.save_dtype))
     partial.replace(target)
@@ -130,11 +132,11 @@ def save_adapter(model: Any, folder: Path, dtype: torch.dtype | None = None) -> 
     if dtype is not None:
         state = {k: v.to(dtype) for k, v in state.items()}
     model.peft_config["default"].save_pretrained(str(folder))
-    from safetensors.torch import save_file
-
-    save_file(
-        {k: v.contiguous().cpu() for k, v in state.items()}, folder / "adapter_model.safetensors", {"format": "pt"}
-    )
+    # peft keeps the targets as a set, whose order is another in every process
+    fields = json.loads((folder / "adapter_config.json").read_text())
+    fields["target_modules"] = sorted(fields["target_modules"])
+    write_json(folder / "adapter_config.json", fields)
+    write_tensors(folder / "adapter_model.safetensors", {k: v.cpu() for k, v in state.items()}, {"format": "pt"})
 
 
 def training_arguments(config: RunConfig, device: torch.device, folder: Path) -> TrainingArguments:
@@ -181,12 +183,21 @@ class _Collator:
         return {**vars(batch), "labels": torch.tensor([i[1] for i in items])}
 
 
-def _same_config(config: RunConfig) -> bool:
-    import json
+def trained_as(run: Run) -> bool:
+    """Return whether what lies in the run's folder was trained, or begun, from exactly this run's inputs."""
+    path = run.config.run_dir / "config.json"
+    return path.is_file() and json.loads(path.read_text()).get("made_from") == adapter_inputs(run)
 
-    path = config.run_dir / "config.json"
-    if not path.is_file():
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """Return the last checkpoint that was written to its end: the Trainer's own state is its last file."""
+    whole = [p.parent for p in folder.glob("checkpoint-*/trainer_state.json") if _is_json(p)]
+    return max(whole, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text())
+    except ValueError:
         return False
-    keys = ("seed", "base", "data", "max_tokens", "adapter", "optimizer")
-    old, new = json.loads(path.read_text()), config_hash_fields(config)
-    return all(old.get(k) == new[k] for k in keys)
+    return True

@@ -6,7 +6,6 @@ rows, saved as they go, so a job that was stopped continues where it was.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -47,7 +46,9 @@ from laplora.prompts import EncodedRow
 from training.calibrate import calibrate
 from training.config import RunConfig
 from training.data import Example
+from training.finetune import trained_as
 from training.projected import ProjectedSplit, covariance_under, project_split, split_tensors
+from training.provenance import curvature_inputs, fit_inputs
 from training.runtime import Run, batches, open_run, progress, say, write_json, write_tensors
 
 #: How often the sums are saved, seconds.
@@ -80,6 +81,7 @@ def fit_laplace(config: RunConfig) -> Path:
         "choices": [asdict(c) for c in choices],
         "log_likelihood": log_likelihood,
         "train_rows": posterior.rows,
+        "made_from": fit_inputs(run),
         "squared_distances": dict(
             zip((b.name for b in blocks), squared_distances(config, blocks).tolist(), strict=True)
         ),
@@ -96,10 +98,19 @@ def fit_laplace(config: RunConfig) -> Path:
 
 
 def load_trained(run: Run) -> Any:
-    """Return the run's base with its trained adapter, as it will be served."""
+    """Return the run's base with its trained adapter, as it will be served.
+
+    Raises:
+        ConfigError: no adapter, or one that was trained from something else.
+    """
     folder = run.config.run_dir / "adapter"
     if not (folder / "adapter_model.safetensors").is_file():
         raise ConfigError(f"no trained adapter in {folder}: run 'python -m training finetune' first")
+    if not trained_as(run):
+        raise ConfigError(
+            f"the adapter in {folder} was trained from another configuration, other rows or another base: run "
+            "'python -m training finetune' again, or give this run another name"
+        )
     return attach_adapter(run.load_base(), folder)
 
 
@@ -137,7 +148,7 @@ def _pass_over(
 ) -> tuple[State, float]:
     plan = batches(rows, run.config.laplace.batch_size)
     log_likelihood = 0.0
-    mark = _fingerprint(run.config)
+    mark = curvature_inputs(run)
     if path.is_file():
         state, log_likelihood = _read_state(path, state, mark)
     done = 0
@@ -161,13 +172,6 @@ def _write_state(path: Path, state: KroneckerSums | EigenSums, log_likelihood: f
     first, second = _tensor_fields(state)
     tensors = {f"0.{i}": t for i, t in enumerate(first)} | {f"1.{i}": t for i, t in enumerate(second)}
     write_tensors(path, tensors, {"rows": str(state.rows), "log_likelihood": repr(log_likelihood), "mark": mark})
-
-
-def _fingerprint(config: RunConfig) -> str:
-    """Return what a saved sum depends on besides its rows; another value means starting again."""
-    adapter = (config.run_dir / "adapter" / "adapter_model.safetensors").read_bytes()
-    settings = config.model_dump_json(include={"seed", "base", "data", "max_tokens", "laplace"})
-    return hashlib.sha256(adapter + settings.encode()).hexdigest()
 
 
 def _read_state(path: Path, empty: State, mark: str) -> tuple[State, float]:
@@ -228,6 +232,18 @@ def squared_distances(config: RunConfig, blocks: tuple[Block, ...]) -> torch.Ten
     keys = {k.removeprefix("base_model.model.").removesuffix(".weight"): k for k in end}
     moved = [(end[keys[b.name]].double() - start[keys[b.name]].double()).square().sum() for b in blocks]
     return torch.stack(moved)
+
+
+def verify_fitted(run: Run) -> None:
+    """Raise ConfigError where there is no fitted posterior, or it was fitted from something else."""
+    path = run.config.run_dir / "laplace" / "fit.json"
+    if not path.is_file():
+        raise ConfigError(f"no fitted posterior in {path.parent}: run 'python -m training fit' first")
+    if json.loads(path.read_text()).get("made_from") != fit_inputs(run):
+        raise ConfigError(
+            f"the posterior in {path.parent} was fitted from another configuration, other rows or another adapter: "
+            "run 'python -m training fit' again"
+        )
 
 
 def read_choices(folder: Path) -> list[PriorChoice]:

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
+import laplora
 from laplora.artifact import (
     ADAPTER_FOLDER,
     FORMAT_VERSION,
@@ -29,10 +31,11 @@ from laplora.errors import ConfigError
 from laplora.model import tokenizer_hash, weights_hash
 from laplora.predictor import Predictor
 from training.config import RunConfig, config_hash_fields
-from training.fit_laplace import read_choices, served_choice
+from training.fit_laplace import read_choices, served_choice, verify_fitted
+from training.provenance import evaluation_inputs
 from training.runtime import Run, open_run, say, write_json
 
-PACKAGES = ("laplora", "torch", "transformers", "peft", "bitsandbytes", "safetensors", "tokenizers")
+PACKAGES = ("transformers", "peft", "bitsandbytes", "safetensors", "tokenizers")
 
 #: How far a replayed probability may be from the recorded one: activations in bfloat16 differ by a few
 #: hundredths between processors and batch shapes, float32 by rounding.
@@ -43,13 +46,12 @@ def package(config: RunConfig) -> Path:
     """Write the artifact of a finished run and return its folder.
 
     Raises:
-        ConfigError: a step before it has not run.
+        ConfigError: a step before it has not run, or ran on other inputs.
     """
     fitted, report = config.run_dir / "laplace", config.run_dir / "report"
-    for needed in (fitted / "fit.json", report / "evaluation.json"):
-        if not needed.is_file():
-            raise ConfigError(f"{needed} is missing: 'python -m training run' does every step in order")
     run = open_run(config)
+    verify_fitted(run)
+    verify_evaluated(run)
     with new_artifact(config.artifact_dir) as folder:
         shutil.copytree(config.run_dir / "adapter", folder / ADAPTER_FOLDER)
         shutil.copy(fitted / POSTERIOR, folder / POSTERIOR)
@@ -63,6 +65,19 @@ def package(config: RunConfig) -> Path:
         write_manifest(folder, manifest.model_copy(update={"files": file_records(folder)}))
     say(f"artifact: {config.artifact_dir}")
     return config.artifact_dir
+
+
+def verify_evaluated(run: Run) -> None:
+    """Raise ConfigError where nothing was measured, or on something else."""
+    folder = run.config.run_dir / "report"
+    if not (folder / "evaluation.json").is_file() or not (folder / "test.safetensors").is_file():
+        raise ConfigError(f"no evaluation in {folder}: run 'python -m training evaluate' first")
+    with safe_open(folder / "test.safetensors", framework="pt") as file:
+        made_from = (file.metadata() or {}).get("made_from")
+    if made_from != evaluation_inputs(run):
+        raise ConfigError(
+            f"the evaluation in {folder} is of another fit or other test rows: run 'python -m training evaluate' again"
+        )
 
 
 def describe(run: Run, fitted: Path, report: Path) -> Manifest:
@@ -127,10 +142,10 @@ def golden_answers(run: Run, predictor: Predictor) -> dict[str, Any]:
 
 def installed_versions() -> dict[str, str]:
     """Return the versions of the packages that shape an artifact."""
-    found: dict[str, str] = {"torch": str(torch.__version__)}
+    found = {"laplora": laplora.__version__, "torch": str(torch.__version__)}
     for name in PACKAGES:
         try:
-            found.setdefault(name, metadata.version(name))
+            found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
     return found

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from laplora.errors import ConfigError, InvalidInputError
 from laplora.model import BaseSpec, load_base_model, load_tokenizer, locate_base, resolve_device
 from laplora.prompts import Batch, EncodedRow, collate, encode, render, resolve_label_tokens
 from training.config import RunConfig
@@ -71,15 +72,32 @@ def base_spec(config: RunConfig) -> BaseSpec:
 
 
 def open_run(config: RunConfig) -> Run:
-    """Return the run with its splits and tokenizer loaded; everything that can be refused early is."""
+    """Return the run with its splits and tokenizer loaded; everything that can be refused early is.
+
+    Raises:
+        ConfigError: no calibration or test rows, or golden inputs that the template does not take.
+        DataError, ModelError, LabelTokenError, DownloadError: data, base or labels that cannot be used.
+    """
     device = resolve_device(config.base.device)
     splits = load_splits(config.data, seed=config.seed, progress=say)
+    _check_splits(config, splits)
     location = locate_base(base_spec(config), progress=say)
     tokenizer = load_tokenizer(location, config.base.revision)
     label_ids = tuple(resolve_label_tokens(tokenizer, splits.task.template, splits.task.labels))
     config.run_dir.mkdir(parents=True, exist_ok=True)
     write_json(config.run_dir / "splits.json", splits.report)
     return Run(config, splits, location, tokenizer, label_ids, device)
+
+
+def _check_splits(config: RunConfig, splits: Splits) -> None:
+    for name, rows in (("calibration", splits.calibration), ("test", splits.test)):
+        if not rows:
+            raise ConfigError(f"the {name} split is empty, and a run needs it: set data.{name} to a number of rows")
+    for number, inputs in enumerate(config.golden_inputs):
+        try:
+            render(splits.task.template, inputs, splits.task.labels)
+        except InvalidInputError as error:
+            raise ConfigError(f"golden_inputs.{number}: {error}") from None
 
 
 def say(line: str) -> None:
@@ -120,10 +138,21 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write safetensors in one step."""
-    from safetensors.torch import save_file
+    """Write safetensors in one step; the same tensors and metadata give the same bytes."""
+    from safetensors.torch import save
 
     path.parent.mkdir(parents=True, exist_ok=True)
+    raw = save({k: v.contiguous() for k, v in tensors.items()}, metadata)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata)
+    temporary.write_bytes(_sorted_metadata(raw))
     temporary.replace(path)
+
+
+def _sorted_metadata(raw: bytes) -> bytes:
+    """Return a safetensors file with its metadata in order, which the package writes in a random one."""
+    end = 8 + int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8:end])
+    if "__metadata__" in header:
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    return raw[:8] + text.ljust(end - 8) + raw[end:]

@@ -1,0 +1,66 @@
+"""The command lines as a person meets them: help to work from, exit statuses, Ctrl-C."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from training.__main__ import JOBS, main
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (("training", "--help"), ("usage: python -m training", *JOBS, "training/configs", "docs/training.md")),
+        (("service", "--help"), ("--artifact", "--port", "--host")),
+        (("service.demo", "--help"), ("--artifact", "--port")),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_help_is_enough_to_work_from(command: tuple[str, ...], words: tuple[str, ...]) -> None:
+    finished = run(*command)
+    assert finished.returncode == 0
+    assert finished.stderr == ""
+    for word in words:
+        assert word in finished.stdout
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_every_job_has_help(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([job, "--help"])
+    assert stopped.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert JOBS[job] in text
+    for word in ("--config", "YAML file of the run", "SECTION.KEY=VALUE", "for example optimizer.steps=100"):
+        assert word in text
+
+
+@pytest.mark.parametrize("arguments", [[], ["trian"], ["run"], ["run", "--config"], ["run", "--config", "x", "--fast"]])
+def test_a_command_line_that_is_none(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert "usage: python -m training" in capsys.readouterr().err
+
+
+def test_a_job_that_cannot_run_exits_1_with_one_line(tmp_path: Path) -> None:
+    finished = run("training", "run", "--config", str(tmp_path / "none.yaml"))
+    assert finished.returncode == 1
+    assert finished.stdout == ""
+    assert len(finished.stderr.splitlines()) == 1
+    assert finished.stderr.startswith("error: no configuration at ")
+
+
+def test_the_documented_folders_exist() -> None:
+    assert list((ROOT / "training" / "configs").glob("*.yaml"))
+    assert (ROOT / "docs" / "training.md").is_file()

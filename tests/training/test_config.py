@@ -1,0 +1,181 @@
+"""The configuration of a run: defaults, refusals (all at once), and overrides from the command line."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from laplora.errors import ConfigError
+from training.config import RunConfig, load_config
+
+CONFIGS = Path(__file__).parent.parent.parent / "training" / "configs"
+MINIMAL: dict[str, Any] = {"name": "x", "data": {"dataset": "winogrande_s"}}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return write(tmp_path / "run.yaml", MINIMAL)
+
+
+def write(path: Path, content: Any) -> Path:
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+    return path
+
+
+def test_the_defaults_are_the_papers(file: Path) -> None:
+    """Yang et al. (arXiv 2308.13111), appendix: whoever names a data set alone gets their setting."""
+    config = load_config(file)
+    assert (config.adapter.rank, config.adapter.alpha, config.adapter.dropout) == (8, 16, 0.1)
+    assert config.adapter.targets == ("q_proj", "v_proj", "lm_head")
+    optimizer = config.optimizer
+    assert (optimizer.learning_rate, optimizer.schedule, optimizer.weight_decay) == (5e-5, "linear", 0.0)
+    assert (optimizer.steps, optimizer.batch_size, optimizer.checkpoint_every) == (2500, 6, 500)
+    assert (config.max_tokens, config.base.quantization) == (512, "nf4")
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_ready_configuration_loads_under_its_own_name(path: Path) -> None:
+    assert load_config(path).name == path.stem
+
+
+def test_every_field_is_described() -> None:
+    def walk(model: type[BaseModel]) -> list[str]:
+        bare = []
+        for name, field in model.model_fields.items():
+            kind = field.annotation
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                bare += walk(kind)
+            elif not field.description:
+                bare.append(f"{model.__name__}.{name}")
+        return bare
+
+    assert walk(RunConfig) == []
+
+
+def test_a_configuration_cannot_be_changed(file: Path) -> None:
+    config = load_config(file)
+    with pytest.raises(ValidationError, match="frozen"):
+        config.optimizer.steps = 3
+
+
+def test_all_bad_fields_are_reported_at_once(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "run.yaml",
+        {
+            "name": "../outside",
+            "seed": -1,
+            "colour": "red",
+            "base": {"quantization": "int3", "dtype": "float16", "mdoel": "x"},
+            "data": {"dataset": "imdb"},
+            "adapter": {"rank": 0, "dropout": 1.0, "targets": []},
+            "optimizer": {"learning_rate": "fast", "steps": 0, "schedule": "wavy"},
+            "laplace": {"rank": None},
+            "calibration": {"coverage": 90},
+        },
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    message = str(caught.value)
+    assert f"{path}: 15 bad field(s)\n" in message
+    for field in (
+        "name", "seed", "colour", "base.quantization", "base.dtype", "base.mdoel", "data.dataset", "adapter.rank",
+        "adapter.dropout", "adapter.targets", "optimizer.learning_rate", "optimizer.steps", "optimizer.schedule",
+        "laplace.rank", "calibration.coverage",
+    ):  # fmt: skip
+        assert re.search(rf"^  {field}: ", message, re.MULTILINE), field
+
+
+@pytest.mark.parametrize("section", ["base", "data", "adapter", "optimizer", "laplace", "calibration"])
+def test_unknown_keys_are_refused_in_every_section(tmp_path: Path, section: str) -> None:
+    content = MINIMAL | {section: MINIMAL.get(section, {}) | {"surprise": 1}}
+    with pytest.raises(ConfigError, match=rf"{section}.surprise: Extra inputs are not permitted"):
+        load_config(write(tmp_path / "run.yaml", content))
+
+
+def test_combinations_that_cannot_work(tmp_path: Path) -> None:
+    content = MINIMAL | {"laplace": {"prior": "validation", "granularity": "module"}}
+    with pytest.raises(ConfigError, match="validation cannot fix one precision per module"):
+        load_config(write(tmp_path / "run.yaml", content))
+    content = MINIMAL | {"laplace": {"prior": "evidence", "granularity": "module"}}
+    assert load_config(write(tmp_path / "run.yaml", content)).laplace.granularity == "module"
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "-x", "a b", "x" * 65, "ü"])
+def test_a_name_is_one_plain_folder(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="name: String should match pattern"):
+        load_config(write(tmp_path / "run.yaml", MINIMAL | {"name": name}))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "must hold a mapping of sections"),
+        ("- 1\n- 2\n", "must hold a mapping of sections"),
+        ("name: [", "is not valid YAML"),
+        ("name: !!python/object/apply:os.system ['true']", "is not valid YAML"),
+        ("{}", r"2 bad field\(s\)\n  name: Field required\n  data: Field required"),
+    ],
+)
+def test_a_file_that_is_no_configuration(tmp_path: Path, content: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(write(tmp_path / "run.yaml", content))
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no configuration at .*none.yaml; the ready ones are in training/configs"):
+        load_config(tmp_path / "none.yaml")
+    with pytest.raises(ConfigError, match="cannot be read as UTF-8 text"):
+        load_config(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes("name: é".encode("latin-1"))
+    with pytest.raises(ConfigError, match="cannot be read as UTF-8 text"):
+        load_config(tmp_path / "latin.yaml")
+
+
+def test_overrides(file: Path) -> None:
+    config = load_config(
+        file,
+        [
+            "optimizer.steps=7",
+            "adapter.targets=[v_proj]",
+            "name=other",
+            "base.revision=null",
+            "runs=/tmp/a=b",
+            "seed=3",
+        ],
+    )
+    assert config.optimizer.steps == 7
+    assert config.adapter.targets == ("v_proj",)
+    assert (config.name, config.base.revision, config.seed) == ("other", None, 3)
+    assert config.run_dir == Path("/tmp/a=b/other")
+    assert config.artifact_dir == Path("artifacts/other")
+
+
+def test_an_override_reaches_into_an_empty_section(tmp_path: Path) -> None:
+    path = write(tmp_path / "run.yaml", "name: x\ndata: {dataset: boolq}\noptimizer:\n")
+    assert load_config(path, ["optimizer.steps=7"]).optimizer.steps == 7
+
+
+def test_the_last_override_counts(file: Path) -> None:
+    assert load_config(file, ["seed=1", "seed=2"]).seed == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimizer.steps", "takes section.key=value, got 'optimizer.steps'"),
+        ("=3", "takes section.key=value"),
+        ("name.first=x", "name is a single value"),
+        ("optimizer.steps=[", "the value is not valid YAML"),
+        ("optimizer.stesp=3", "optimizer.stesp: Extra inputs"),
+        ("optimizer=3", "optimizer: "),
+        ("optimizer.steps=many", "optimizer.steps: Input should be a valid integer"),
+    ],
+)
+def test_overrides_that_cannot_be(file: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_config(file, [override])

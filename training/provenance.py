@@ -1,0 +1,67 @@
+"""What a result was made from, as a digest kept beside it, so that none is taken for another configuration's.
+
+Each covers the rows themselves and the base's weights, not their names: an edited file of the same name is another
+input. Folders and the device do not enter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from laplora.model import weights_hash
+from training.examples import Example
+from training.runtime import Run
+
+
+def adapter_inputs(run: Run) -> str:
+    """Return the digest of what the trained adapter depends on."""
+    config = run.config
+    return _digest(
+        _task_inputs(run),
+        _rows(run.splits.train),
+        config.seed,
+        config.adapter.model_dump(mode="json"),
+        config.optimizer.model_dump(mode="json"),
+    )
+
+
+def curvature_inputs(run: Run) -> str:
+    """Return the digest of what the sums over the training rows depend on, the trained adapter first of all."""
+    adapter = (run.config.run_dir / "adapter" / "adapter_model.safetensors").read_bytes()
+    settings = run.config.laplace.model_dump(include={"rank", "oversampling", "batch_size", "factor_dtype"})
+    return _digest(adapter_inputs(run), hashlib.sha256(adapter).hexdigest(), settings)
+
+
+def fit_inputs(run: Run) -> str:
+    """Return the digest of what the fitted posterior, its prior and the calibrators depend on."""
+    config = run.config
+    return _digest(
+        curvature_inputs(run),
+        _rows(run.splits.calibration),
+        config.laplace.model_dump(mode="json"),
+        config.calibration.model_dump(mode="json"),
+    )
+
+
+def evaluation_inputs(run: Run) -> str:
+    """Return the digest of what the metrics depend on."""
+    return _digest(fit_inputs(run), _rows(run.splits.test))
+
+
+def _task_inputs(run: Run) -> list[Any]:
+    base = run.config.base
+    weights = weights_hash(run.location, base.revision)
+    task = run.splits.task
+    return [weights, base.quantization, base.dtype, run.config.max_tokens, asdict(task.template), run.label_ids]
+
+
+def _rows(examples: Sequence[Example]) -> str:
+    return _digest(*([dict(e.fields), e.label, e.class_count] for e in examples))
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
