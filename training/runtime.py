@@ -108,7 +108,7 @@ def say(line: str) -> None:
 def progress(items: Iterable[Item], total: int, title: str) -> Iterator[Item]:
     """Yield items under a progress bar with the time left; about ten plain lines where there is no terminal."""
     if not sys.stdout.isatty():
-        started, step = time.monotonic(), max(1, total // 10)
+        started, step = time.monotonic(), max(1, -(-total // 10))
         for done, item in enumerate(items, 1):
             yield item
             if done % step == 0 or done == total:
