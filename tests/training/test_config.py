@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from laplora.errors import ConfigError
-from training.config import RunConfig, load_config
+from training.config import RunConfig, config_hash_fields, load_config
 
-CONFIGS = Path(__file__).parent.parent.parent / "training" / "configs"
+ROOT = Path(__file__).parent.parent.parent
+CONFIGS = ROOT / "training" / "configs"
+DEFAULT_ARTIFACT = ROOT / "artifacts" / "sst2-smollm2"
 MINIMAL: dict[str, Any] = {"name": "x", "data": {"dataset": "winogrande_s"}}
 
 
@@ -179,3 +182,10 @@ def test_the_last_override_counts(file: Path) -> None:
 def test_overrides_that_cannot_be(file: Path, override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         load_config(file, [override])
+
+
+@pytest.mark.skipif(not DEFAULT_ARTIFACT.is_dir(), reason="the default artifact is not in this checkout")
+def test_the_default_artifact_is_what_its_configuration_makes() -> None:
+    """Field by field: who changes the file must train again, so that whoever runs it gets that artifact."""
+    recorded = json.loads((DEFAULT_ARTIFACT / "manifest.json").read_text(encoding="utf-8"))["config"]
+    assert recorded == json.loads(json.dumps(config_hash_fields(load_config(CONFIGS / "sst2-smollm2.yaml"))))
