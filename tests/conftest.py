@@ -6,26 +6,15 @@ sums could be split differently from run to run.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 import dense_reference as dense
 import pytest
 import torch
-from tiny_models import ARCHITECTURES, Task, tiny_model, tiny_task
+from reference_problem import Problem
+from tiny_models import ARCHITECTURES, tiny_model, tiny_task
 
 pytest_plugins = ["tiny_runs"]  # fixtures: finished training runs and their artifacts
 
 torch.set_num_threads(1)
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A tiny model, a training set on which its factors have full rank, and the dense truth about both."""
-
-    model: Any
-    task: Task
-    truth: dense.Truth
 
 
 @pytest.fixture(scope="session", params=ARCHITECTURES)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dense_reference as dense
 import pytest
 import torch
-from conftest import Problem
 from fast_path import basis_by_key, by_key, fit
+from reference_problem import Problem
 from tiny_models import generator, tiny_model, tiny_task
 
 from laplora import curvature

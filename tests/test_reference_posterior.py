@@ -10,10 +10,10 @@ from typing import Any
 import dense_reference as dense
 import pytest
 import torch
-from conftest import Problem
 from fast_path import Fit, basis_by_key, by_key, fit, key_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference_problem import Problem
 from safetensors.torch import save_file
 from tiny_models import ARCHITECTURES, Architecture, generator, tiny_model, tiny_task
 

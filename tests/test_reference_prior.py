@@ -8,8 +8,8 @@ from typing import Any
 import dense_reference as dense
 import pytest
 import torch
-from conftest import Problem
 from fast_path import Fit, basis_by_key, fit, key_of
+from reference_problem import Problem
 from tiny_models import generator, initial_lora, tiny_model, tiny_task
 
 from laplora.jacobians import contrast_jacobians
