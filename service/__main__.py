@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import signal
 import sys
+import threading
 import time
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import uvicorn
 from pydantic import ValidationError
@@ -114,5 +117,19 @@ def main() -> int:
     return 1 if server.failed or not server.started else 0
 
 
+def leave(status: int) -> NoReturn:
+    """End the process, whatever its daemon threads are doing.
+
+    A thread inside torch's native code, loading a model or running a batch, aborts an interpreter that is
+    taken down under it.
+    """
+    if any(thread.daemon and thread.is_alive() for thread in threading.enumerate()):
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())
