@@ -4,8 +4,10 @@ Tolerances. In float32 the two differ by the order of sums (other padding, a rea
 49,152): at most 3e-7 in a probability here, 1e-5 is allowed for other processors. In bfloat16 every activation keeps
 8 bits, steps of 2^-8 relative, and another padding, an unpacked weight or a read-out in float32 rounds elsewhere: a
 logit of size 2 to 4 moves by a step of 2^-7 or two, a probability by a quarter of that, and 0.005 was seen on the tiny
-model; 0.02 is allowed. The real model has thirty layers and logits of 8 to 16, in steps of 1/16: 0.03 was seen, and
-0.1 is allowed.
+model; 0.02 is allowed. The real model has thirty layers and logits of 8 to 22, in steps of 1/16
+and 1/8. Against the same 4-bit weights computed in float32, plain transformers is off by up to 0.18 in the difference
+of two logits and the predictor by up to 0.41 (mean 0.09 and 0.15, eight texts), both to either side: rounding. A
+probability's slope is at most 1/4, so 0.15 is allowed.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from laplora.prompts import EncodedRow
 from laplora.quiet import quiet_loading
 
 DEFAULT_ARTIFACT = Path(__file__).parent.parent / "artifacts" / "sst2-smollm2"
-FLOAT32, BFLOAT16, BFLOAT16_REAL = 1e-5, 0.02, 0.1
+FLOAT32, BFLOAT16, BFLOAT16_REAL = 1e-5, 0.02, 0.15
 
 SENTIMENT_INPUTS = [
     {"text": "dull"},
