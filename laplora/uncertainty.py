@@ -43,6 +43,9 @@ REVIEW_FLAGS: frozenset[Flag] = frozenset({"high_epistemic", "low_label_mass", "
 #: Fewer mistakes than this cannot tell three scores apart.
 _FEWEST_ERRORS = 5
 
+#: AUROC by which a score must lead the entropy of the served probabilities to be reviewed by instead.
+_CLEAR_LEAD = 0.01
+
 #: Fewer calibration rows than this make every quantile a guess.
 _FEWEST_ROWS = 20
 
@@ -313,20 +316,23 @@ def _fit_review(scores: dict[Score, torch.Tensor], errors: torch.Tensor, target_
 
 
 def _choose_score(auroc: Mapping[Score, float | None], errors: int) -> tuple[Score, str]:
-    """Return the score with the highest AUROC and why; in doubt the entropy of MAP, which needs no posterior."""
+    """Return the score to review by, and why: the entropy of the served probabilities unless another is clearly better.
+
+    A decision by that entropy agrees with the probabilities that a client sees, so a lead that some dozen mistakes
+    cannot vouch for does not displace it.
+    """
     if len(auroc) == 1:
         return "map_entropy", "the only score without a posterior"
     if errors < _FEWEST_ERRORS:
-        return "map_entropy", f"{errors} calibration mistakes are too few to compare scores ({_FEWEST_ERRORS} needed)"
+        return "total_entropy", f"{errors} calibration mistakes are too few to compare scores ({_FEWEST_ERRORS} needed)"
     ranked = {name: value for name, value in auroc.items() if value is not None}
     if len(ranked) < len(auroc):
-        return "map_entropy", "every calibration row is a mistake: there is nothing to rank"
-    best = max(ranked.values())
-    # map_entropy is the first and epistemic the last: the one that needs less of the posterior wins a tie.
-    chosen = next(name for name, value in ranked.items() if value == best)
-    others = ", ".join(f"{name} {value:.3f}" for name, value in ranked.items() if name != chosen)
-    tied = " (tied)" if list(ranked.values()).count(best) > 1 else ""
-    return chosen, f"ranks {errors} calibration mistakes best{tied}: AUROC {best:.3f} against {others}"
+        return "total_entropy", "every calibration row is a mistake: there is nothing to rank"
+    best = max(ranked, key=lambda name: ranked[name])
+    chosen: Score = best if ranked[best] > ranked["total_entropy"] + _CLEAR_LEAD else "total_entropy"
+    values = ", ".join(f"{name} {value:.3f}" for name, value in ranked.items())
+    rule = f"total_entropy unless another leads by more than {_CLEAR_LEAD:g}"
+    return chosen, f"AUROC for {errors} calibration mistakes: {values}; {rule}"
 
 
 def _accept_threshold(score: torch.Tensor, errors: torch.Tensor, target_risk: float) -> float | None:
