@@ -23,7 +23,7 @@ EXAMPLES: dict[tuple[str, ...], list[tuple[str, dict[str, Any]]]] = {
         ("clear", {"text": "a warm , funny and beautifully acted film that i will gladly watch again ."}),
         (
             "ambiguous",
-            {"text": "a film of great ambition and very uneven results , moving one minute and tedious the next ."},
+            {"text": "handsome , well played and strangely hollow ."},
         ),
         ("nonsense", {"text": "purple seventeen the of tractor ## qzx lamp lamp 0x3f of ."}),
     ],
