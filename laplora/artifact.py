@@ -25,6 +25,7 @@ from laplora.model import BaseSpec
 from laplora.posterior import Prior
 from laplora.prompts import PromptTemplate
 from laplora.uncertainty import Thresholds
+from laplora.wheels import file_sha256
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -236,12 +237,6 @@ def _verify_file(path: Path, name: str, record: FileRecord) -> None:
             f"artifact {path.name!r}: {name} has the SHA-256 {digest[:12]}..., the manifest says "
             f"{record.sha256[:12]}...: it is not the file that was written, copy the artifact again"
         )
-
-
-def file_sha256(path: Path) -> str:
-    """Return a file's SHA-256 in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def file_records(folder: Path) -> dict[str, FileRecord]:
