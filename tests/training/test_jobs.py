@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,14 @@ ROOT = Path(__file__).parent.parent.parent
 PLOTS = ("report/reliability.png", "report/risk_coverage.png", "report/results.md")
 SHORT = {"learning_rate": 1e-2, "steps": 24, "batch_size": 6, "checkpoint_every": 8}
 DROPOUT = {"rank": 4, "alpha": 8, "dropout": 0.1}
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c_interrupts() -> Iterator[None]:
+    """A process that was started in the background ignores SIGINT, and its children inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def adapter(config: RunConfig) -> dict[str, torch.Tensor]:
