@@ -96,8 +96,7 @@ def load_base_model(location: str, spec: BaseSpec, *, device: torch.device, dequ
     Args:
         location: what ``locate_base`` returned.
         dequantize: replace each 4-bit weight by its own dequantized values once, at load. The same
-            numbers in more memory; None means on a CPU only, where 4-bit products cost about four
-            times a plain one.
+            numbers, faster, in more memory; None means on a CPU only.
 
     Raises:
         ModelError: nothing to load there, an architecture whose logits are not a plain linear read-out, or
