@@ -22,7 +22,7 @@ import torch
 
 from laplora.blocks import Block, BlockJacobian, ContrastJacobians
 from laplora.errors import FactorizationError, NonFiniteError
-from laplora.predictive import contrasts
+from laplora.predictive import class_probs, contrasts
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def contrast_hessian(logits: torch.Tensor, class_mask: torch.Tensor) -> torch.Te
     Returns:
         (batch, classes - 1, classes - 1) float64.
     """
-    probs = logits.double().masked_fill(~class_mask, -torch.inf).softmax(-1)
+    probs = class_probs(logits, class_mask)
     transform = contrasts(logits.shape[-1], torch.float64).to(logits.device)
     centred = torch.diag_embed(probs) - probs[:, :, None] * probs[:, None, :]
     return transform.T @ centred @ transform

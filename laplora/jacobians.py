@@ -35,24 +35,27 @@ def find_blocks(model: nn.Module, class_count: int) -> tuple[Block, ...]:
 
 
 class ActivationTape:
-    """Records input and output of each LoRA linear during one forward; a context manager.
+    """Records input and output of each block's linear during one forward; a context manager.
 
     Raises:
         ModelError: a LoRA linear used twice in one forward (shared layers, gradient checkpointing): its
             two uses would need two records.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any, blocks: Sequence[Block]) -> None:
         self.records: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._model = model
+        self._base = model.get_base_model()
+        self._blocks = blocks
         self._handles: list[Any] = []
 
     def __enter__(self) -> ActivationTape:
-        head = head_name(self._model)
-        for name, layer in lora_layers(self._model).items():
-            self._hook(f"{name}.lora_A", layer.lora_A[ADAPTER])
-            if name != head:
-                self._hook(f"{name}.lora_B", layer.lora_B[ADAPTER])
+        head = self._base.get_output_embeddings()
+        for block in self._blocks:
+            path = block.name.rpartition(".")[0]
+            layer = self._base.get_submodule(path)
+            # The head's lora_B is read at the label rows only and is no module call: label_logits records it.
+            if layer is not head or block.group == "lora_A":
+                self._hook(block.name, getattr(layer, block.group)[ADAPTER])
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -86,7 +89,7 @@ def contrast_jacobians(
         batch: on the model's device.
         blocks: those of ``find_blocks`` to compute.
     """
-    with torch.enable_grad(), ActivationTape(model) as tape:
+    with torch.enable_grad(), ActivationTape(model, blocks) as tape:
         hidden = last_hidden(model, batch)
         logits = label_logits(model, hidden, label_ids, tape)
         transform = contrasts(len(label_ids), logits.dtype).to(logits.device)

@@ -55,6 +55,16 @@ class PosteriorPredictive:
         return self.probs.shape[0]
 
 
+def class_probs(logits: torch.Tensor, class_mask: torch.Tensor) -> torch.Tensor:
+    """Return (batch, classes) float64 the softmax over each row's possible classes, exactly 0 at the others.
+
+    Args:
+        logits: (batch, classes), nats; any value at impossible classes.
+        class_mask: (batch, classes) bool.
+    """
+    return logits.double().masked_fill(~class_mask, -torch.inf).softmax(-1)
+
+
 def contrasts(classes: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     """Return Q (classes, classes - 1): Helmert contrasts, orthonormal columns orthogonal to the ones vector.
 

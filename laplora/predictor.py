@@ -45,7 +45,7 @@ from laplora.posterior import (
     spectrum,
 )
 from laplora.posterior_file import read_posterior
-from laplora.predictive import contrasts, posterior_predictive
+from laplora.predictive import class_probs, contrasts, posterior_predictive
 from laplora.prompts import Batch, EncodedRow
 from laplora.uncertainty import decide, decompose, entropy, raise_flags, review_score
 
@@ -288,7 +288,7 @@ class Predictor:
     def _answer(self, rows: Sequence[EncodedRow], raw: RawAnswer, mode: Mode) -> list[Prediction]:
         calibration = self.artifact.manifest.calibration
         thresholds = calibration.thresholds.for_mode(mode)
-        map_probs = raw.logits.masked_fill(~raw.class_mask, -torch.inf).softmax(-1)
+        map_probs = class_probs(raw.logits, raw.class_mask)
         probs, std, split = map_probs, None, None
         if raw.contrast_covariance is not None:
             mean = raw.logits @ contrasts(self.class_count, torch.float64)

@@ -6,7 +6,7 @@ import torch
 
 from laplora.artifact import CalibrationRecord
 from laplora.calibration import conformal_threshold, fit_temperature
-from laplora.predictive import PosteriorPredictive, posterior_predictive
+from laplora.predictive import PosteriorPredictive, class_probs, posterior_predictive
 from laplora.uncertainty import decompose, fit_thresholds
 from training.config import RunConfig
 from training.projected import ProjectedSplit
@@ -20,7 +20,7 @@ def calibrate(config: RunConfig, split: ProjectedSplit, covariance: torch.Tensor
         covariance: (rows, classes - 1, classes - 1), its contrast covariance under the served prior.
     """
     settings = config.calibration
-    map_probs = map_probabilities(split)
+    map_probs = class_probs(split.logits, split.class_mask)
     predictive = laplace_predictive(split, covariance)
     thresholds = fit_thresholds(
         map_probs=map_probs,
@@ -41,11 +41,6 @@ def calibrate(config: RunConfig, split: ProjectedSplit, covariance: torch.Tensor
         },
         coverage=settings.coverage,
     )
-
-
-def map_probabilities(split: ProjectedSplit) -> torch.Tensor:
-    """Return the softmax of the MAP logits, (rows, classes) float64, 0 at impossible classes."""
-    return split.logits.double().masked_fill(~split.class_mask, -torch.inf).softmax(-1)
 
 
 def laplace_predictive(split: ProjectedSplit, covariance: torch.Tensor) -> PosteriorPredictive:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,9 @@ from laplora.jacobians import find_blocks
 from laplora.metrics import Evaluation, evaluate_probs
 from laplora.model import label_logits, last_hidden
 from laplora.posterior_file import read_posterior
+from laplora.predictive import class_probs
 from laplora.uncertainty import decompose, review_score
-from training.calibrate import laplace_predictive, map_probabilities
+from training.calibrate import laplace_predictive
 from training.config import RunConfig
 from training.examples import Example
 from training.fit_laplace import load_trained, read_choices, served_choice, verify_fitted
@@ -59,7 +59,7 @@ def measure(run: Run, model: Any, fitted: Path) -> dict[str, Evaluation]:
     write_tensors(
         config.run_dir / "report" / "test.safetensors", split_tensors(split), {"made_from": evaluation_inputs(run)}
     )
-    map_probs, labels = map_probabilities(split), split.labels
+    map_probs, labels = class_probs(split.logits, split.class_mask), split.labels
     results = {
         "zero_shot": evaluate_probs(zero_shot, labels),
         "map": evaluate_probs(map_probs, labels),
@@ -92,12 +92,6 @@ def plain_probs(run: Run, model: nn.Module, examples: tuple[Example, ...]) -> to
     probs = torch.zeros(len(rows), run.class_count, dtype=torch.float64)
     for index in progress(plan, len(plan), "zero-shot rows"):
         batch = run.collate([rows[i] for i in index])
-        logits = label_logits(model, last_hidden(model, batch), run.label_ids).double()
-        probs[index] = logits.masked_fill(~batch.class_mask, -torch.inf).softmax(-1).cpu()
+        logits = label_logits(model, last_hidden(model, batch), run.label_ids)
+        probs[index] = class_probs(logits, batch.class_mask).cpu()
     return probs
-
-
-def read_evaluation(folder: Path) -> dict[str, Any]:
-    """Return the recorded evaluation of a run."""
-    result: dict[str, Any] = json.loads((folder / "evaluation.json").read_text())
-    return result

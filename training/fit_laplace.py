@@ -69,7 +69,8 @@ def fit_laplace(config: RunConfig) -> Path:
     blocks = find_blocks(model, run.class_count)
     posterior, log_likelihood = fit_curvature(run, model, blocks, folder)
     calibration = project_split(run, model, blocks, posterior, run.splits.calibration, "calibration rows")
-    choices = choose_priors(config, posterior, calibration, squared_distances(config, blocks), log_likelihood)
+    distances = squared_distances(config, blocks)
+    choices = choose_priors(config, posterior, calibration, distances, log_likelihood)
     write_tensors(folder / "posterior.safetensors", *posterior_tensors(posterior, config.laplace.factor_dtype))
     write_tensors(folder / "calibration.safetensors", split_tensors(calibration))
     served = served_choice(config, choices)
@@ -82,9 +83,7 @@ def fit_laplace(config: RunConfig) -> Path:
         "log_likelihood": log_likelihood,
         "train_rows": posterior.rows,
         "made_from": fit_inputs(run),
-        "squared_distances": dict(
-            zip((b.name for b in blocks), squared_distances(config, blocks).tolist(), strict=True)
-        ),
+        "squared_distances": dict(zip((b.name for b in blocks), distances.tolist(), strict=True)),
         "effective_dimension": float(effective_dimension(flat, block_precisions(served.prior, blocks)).sum()),
     }
     write_json(folder / "fit.json", summary)
