@@ -79,6 +79,62 @@ class CalibrationConfig(Section):
 
     target_risk: float = Field(0.05, gt=0, lt=1, description="error rate allowed among accepted answers")
     coverage: float = Field(0.9, gt=0, lt=1, description="of the split-conformal prediction sets")
+    conformal: Literal["lac", "aps"] = Field(
+        "lac",
+        description="score of the prediction sets: lac gives the smallest sets on average, aps sets that grow where "
+        "the model is unsure",
+    )
+
+
+class PredictivesConfig(Section):
+    """Ways to turn a row into probabilities, beside ``map`` and ``laplace``; one switch each."""
+
+    temperature: bool = Field(True, description="temperature scaling of MAP, and of the ensemble where there is one")
+    laplace_temperature: bool = Field(True, description="the Laplace predictive with a temperature of its own")
+    ensemble: int = Field(
+        0, ge=0, description="adapters kept from the second half of training, the final one included; 0: off"
+    )
+    mc_dropout: int = Field(
+        0, ge=0, description="dropout masks to average over (each one a forward pass); needs adapter.dropout; 0: off"
+    )
+    laplace_ensemble: bool = Field(False, description="a posterior for each adapter of the ensemble, averaged")
+    serve: Literal[
+        "auto",
+        "map",
+        "temperature",
+        "laplace",
+        "laplace_temperature",
+        "ensemble",
+        "ensemble_temperature",
+        "laplace_ensemble",
+        "mc_dropout",
+    ] = Field("auto", description="which one answers by default; auto: the one with the best calibration NLL")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every predictive that is on, in the order of the report."""
+        switches = {
+            "map": True,
+            "temperature": self.temperature,
+            "laplace": True,
+            "laplace_temperature": self.laplace_temperature,
+            "ensemble": self.ensemble > 0,
+            "ensemble_temperature": self.ensemble > 0 and self.temperature,
+            "laplace_ensemble": self.laplace_ensemble,
+            "mc_dropout": self.mc_dropout > 0,
+        }
+        return tuple(name for name, on in switches.items() if on)
+
+    @model_validator(mode="after")
+    def _fits(self) -> PredictivesConfig:
+        for name, count in (("ensemble", self.ensemble), ("mc_dropout", self.mc_dropout)):
+            if count == 1:
+                raise ValueError(f"{name}: 1 averages over one member, which is no average: use 2 or more, or 0")
+        if self.laplace_ensemble and not self.ensemble:
+            raise ValueError("laplace_ensemble needs an ensemble: set ensemble to the number of adapters to keep")
+        if self.serve != "auto" and self.serve not in self.names:
+            raise ValueError(f"serve: {self.serve} is off; on are {list(self.names)}")
+        return self
 
 
 class RunConfig(Section):
@@ -93,11 +149,24 @@ class RunConfig(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     laplace: LaplaceConfig = LaplaceConfig()
     calibration: CalibrationConfig = CalibrationConfig()
+    predictives: PredictivesConfig = PredictivesConfig()
     golden_inputs: tuple[dict[str, Any], ...] = Field(
         (), description="inputs whose answers the artifact records and the server replays; empty: four of calibration"
     )
     runs: Path = Field(Path("runs"), description="folder for intermediate results")
     artifacts: Path = Field(Path("artifacts"), description="folder for finished artifacts")
+
+    @model_validator(mode="after")
+    def _fits(self) -> RunConfig:
+        wanted = self.predictives
+        if wanted.mc_dropout and not self.adapter.dropout:
+            raise ValueError("predictives.mc_dropout needs dropout to average over: set adapter.dropout above 0")
+        if wanted.ensemble and self.optimizer.steps < 2 * (wanted.ensemble - 1):
+            raise ValueError(
+                f"predictives.ensemble: {self.optimizer.steps} steps have no {wanted.ensemble} different adapters in "
+                "their second half: train longer or keep fewer"
+            )
+        return self
 
     @property
     def run_dir(self) -> Path:

@@ -93,7 +93,7 @@ def test_all_bad_fields_are_reported_at_once(tmp_path: Path) -> None:
         assert re.search(rf"^  {field}: ", message, re.MULTILINE), field
 
 
-@pytest.mark.parametrize("section", ["base", "data", "adapter", "optimizer", "laplace", "calibration"])
+@pytest.mark.parametrize("section", ["base", "data", "adapter", "optimizer", "laplace", "calibration", "predictives"])
 def test_unknown_keys_are_refused_in_every_section(tmp_path: Path, section: str) -> None:
     content = MINIMAL | {section: MINIMAL.get(section, {}) | {"surprise": 1}}
     with pytest.raises(ConfigError, match=rf"{section}.surprise: Extra inputs are not permitted"):
@@ -106,6 +106,47 @@ def test_combinations_that_cannot_work(tmp_path: Path) -> None:
         load_config(write(tmp_path / "run.yaml", content))
     content = MINIMAL | {"laplace": {"prior": "evidence", "granularity": "module"}}
     assert load_config(write(tmp_path / "run.yaml", content)).laplace.granularity == "module"
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"predictives": {"laplace_ensemble": True}}, "laplace_ensemble needs an ensemble"),
+        ({"predictives": {"ensemble": 1}}, "ensemble: 1 averages over one member"),
+        ({"predictives": {"mc_dropout": 1}}, "mc_dropout: 1 averages over one member"),
+        ({"predictives": {"serve": "ensemble"}}, "serve: ensemble is off; on are"),
+        ({"predictives": {"serve": "temperature", "temperature": False}}, "serve: temperature is off"),
+        ({"predictives": {"serve": "best"}}, "predictives.serve: Input should be"),
+        ({"predictives": {"mc_dropout": 8}, "adapter": {"dropout": 0}}, "mc_dropout needs dropout to average over"),
+        ({"predictives": {"ensemble": 5}, "optimizer": {"steps": 7}}, "7 steps have no 5 different adapters"),
+        ({"calibration": {"conformal": "raps"}}, "calibration.conformal: Input should be 'lac' or 'aps'"),
+    ],
+)
+def test_predictives_that_cannot_be(tmp_path: Path, sections: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(write(tmp_path / "run.yaml", MINIMAL | sections))
+
+
+def test_the_predictives_that_are_on(file: Path) -> None:
+    assert load_config(file).predictives.names == ("map", "temperature", "laplace", "laplace_temperature")
+    every = load_config(
+        file, ["predictives.ensemble=3", "predictives.laplace_ensemble=true", "predictives.mc_dropout=4"]
+    ).predictives
+    assert every.names == (
+        "map",
+        "temperature",
+        "laplace",
+        "laplace_temperature",
+        "ensemble",
+        "ensemble_temperature",
+        "laplace_ensemble",
+        "mc_dropout",
+    )
+    assert load_config(file, ["predictives.temperature=false"]).predictives.names == (
+        "map",
+        "laplace",
+        "laplace_temperature",
+    )
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "-x", "a b", "x" * 65, "ü"])
@@ -188,4 +229,14 @@ def test_overrides_that_cannot_be(file: Path, override: str, message: str) -> No
 def test_the_default_artifact_is_what_its_configuration_makes() -> None:
     """Field by field: who changes the file must train again, so that whoever runs it gets that artifact."""
     recorded = json.loads((DEFAULT_ARTIFACT / "manifest.json").read_text(encoding="utf-8"))["config"]
-    assert recorded == json.loads(json.dumps(config_hash_fields(load_config(CONFIGS / "sst2-smollm2.yaml"))))
+    made = load_config(CONFIGS / "sst2-smollm2.yaml")
+    defaults = json.loads(json.dumps(config_hash_fields(RunConfig(name=made.name, data=made.data))))
+
+    def completed(fields: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
+        """A field that the recorded version did not have yet counts as what it does by default."""
+        return {
+            name: completed(fields.get(name, {}), value) if isinstance(value, dict) else fields.get(name, value)
+            for name, value in default.items()
+        } | {name: value for name, value in fields.items() if name not in default}
+
+    assert completed(recorded, defaults) == json.loads(json.dumps(config_hash_fields(made)))
