@@ -34,7 +34,7 @@ def fit_temperature(logits: torch.Tensor, labels: torch.Tensor, class_mask: torc
         NonFiniteError: NaN or infinity in a possible class's logit.
     """
     logits, mask = _checked(logits, class_mask)
-    labels = _checked_labels(labels, mask)
+    labels = checked_labels(labels, mask)
     # A common shift per row changes nothing; it makes logits / T safe at small T.
     logits = (logits - logits.masked_fill(~mask, -math.inf).amax(1, keepdim=True)).masked_fill(~mask, 0)
     of_label = logits.gather(1, labels[:, None])[:, 0]
@@ -89,7 +89,7 @@ def conformal_threshold(probs: torch.Tensor, labels: torch.Tensor, level: float 
     if not 0 < level < 1:
         raise ConfigError(f"the level of a conformal set is in (0, 1), got {level}")
     probs, mask = _checked(probs, torch.ones(probs.shape, dtype=torch.bool))
-    labels = _checked_labels(labels, mask)
+    labels = checked_labels(labels, mask)
     scores = (1 - probs.gather(1, labels[:, None])[:, 0]).sort().values
     # 0.55 * 100 is 55.00000000000001 in floating point, which would be one rank too many.
     rank = math.ceil((len(scores) + 1) * level - 1e-9)
@@ -124,8 +124,12 @@ def _checked(values: torch.Tensor, class_mask: torch.Tensor) -> tuple[torch.Tens
     return values, mask
 
 
-def _checked_labels(labels: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Return (rows,) int64 labels after checking that each is a possible class of its row."""
+def checked_labels(labels: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Return (rows,) int64 labels on the CPU after checking that each is a possible class of its row.
+
+    Raises:
+        DataError: no labels, labels that are not integers, or one that is not a possible class.
+    """
     labels = labels.detach().cpu()
     if labels.shape != mask.shape[:1] or labels.is_floating_point() or labels.dtype == torch.bool:
         raise DataError(f"labels must be ({len(mask)},) integers, got {tuple(labels.shape)} {labels.dtype}")

@@ -127,7 +127,7 @@ def accuracy(probs: torch.Tensor, labels: torch.Tensor) -> float:
 def nll(probs: torch.Tensor, labels: torch.Tensor) -> float:
     """Return the mean of -ln p(label), nats; a label of probability 0 counts 708."""
     probs, labels = _checked(probs, labels)
-    return _mean(_row_nll(probs, labels))
+    return _mean(row_nll(probs, labels))
 
 
 def brier(probs: torch.Tensor, labels: torch.Tensor) -> float:
@@ -256,14 +256,14 @@ def evaluate_probs(
     score = torch.special.entr(probs).sum(1) if score is None else score
     score, errors = _checked_score(score, errors)
 
-    row_nll, row_brier, hits = _row_nll(probs, labels), _row_brier(probs, labels), (~errors).double()
+    losses, row_brier, hits = row_nll(probs, labels), _row_brier(probs, labels), (~errors).double()
     gap, index = hits - confidence, _bin_index(confidence, bins)
     _, group, _ = tie_groups(score)
     auroc = error_auroc(score, errors)
     # The same numbers as the public functions, from per-row parts made once.
     statistics: dict[str, Callable[[torch.Tensor], float]] = {
         "accuracy": lambda i: _mean(hits[i]),
-        "nll": lambda i: _mean(row_nll[i]),
+        "nll": lambda i: _mean(losses[i]),
         "ece": lambda i: float(torch.bincount(index[i], weights=gap[i]).abs().sum()) / len(i),
         "brier": lambda i: _mean(row_brier[i]),
     }
@@ -278,7 +278,7 @@ def evaluate_probs(
     return Evaluation(
         rows=len(labels),
         accuracy=_mean(hits),
-        nll=_mean(row_nll),
+        nll=_mean(losses),
         ece=ece(probs, labels, bins),
         brier=_mean(row_brier),
         auroc_error=auroc,
@@ -292,7 +292,8 @@ def _mean(values: torch.Tensor) -> float:
     return float(values.double().mean())
 
 
-def _row_nll(probs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def row_nll(probs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return (rows,) -ln p(label), nats; a label of probability 0 counts 708."""
     return -probs.gather(1, labels[:, None])[:, 0].clamp_min(_SMALLEST).log()
 
 
