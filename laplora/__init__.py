@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from laplora.artifact import Artifact, Manifest, read_artifact
     from laplora.calibration import conformal_threshold, fit_temperature, prediction_sets, temperature_probs
     from laplora.metrics import Evaluation, evaluate_probs
+    from laplora.option_order import option_orders, permute_choices, restore_contrasts, restore_logits
     from laplora.predictive import PosteriorPredictive, posterior_predictive
     from laplora.predictor import Prediction, Predictor
     from laplora.prompts import TEMPLATES, EncodedRow, PromptTemplate
@@ -72,9 +73,13 @@ __all__ = [
     "decompose",
     "evaluate_probs",
     "fit_temperature",
+    "option_orders",
+    "permute_choices",
     "posterior_predictive",
     "prediction_sets",
     "read_artifact",
+    "restore_contrasts",
+    "restore_logits",
     "temperature_probs",
 ]
 
@@ -83,6 +88,7 @@ _HOMES = {
     "artifact": ("Artifact", "Manifest", "read_artifact"),
     "calibration": ("conformal_threshold", "fit_temperature", "prediction_sets", "temperature_probs"),
     "metrics": ("Evaluation", "evaluate_probs"),
+    "option_order": ("option_orders", "permute_choices", "restore_contrasts", "restore_logits"),
     "predictive": ("PosteriorPredictive", "posterior_predictive"),
     "predictor": ("Prediction", "Predictor"),
     "prompts": ("TEMPLATES", "EncodedRow", "PromptTemplate"),
