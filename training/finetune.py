@@ -16,7 +16,7 @@ from peft import LoraConfig, get_peft_model
 from peft.utils import get_peft_model_state_dict
 from torch import nn
 from torch.nn import functional as F
-from transformers import Trainer, TrainingArguments, set_seed
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
 from laplora.errors import ModelError, NonFiniteError
 from laplora.model import label_logits, last_hidden, lora_layers
@@ -54,7 +54,8 @@ class LabelTrainer(Trainer):
 def finetune(config: RunConfig) -> Path:
     """Train the adapter of a run and return its folder; resumes at the last checkpoint.
 
-    Also writes ``initial_adapter``, the random start that the prior is centred at.
+    Also writes ``initial_adapter``, the random start that the prior is centred at, and ``members``, the adapters
+    that an ensemble averages over.
 
     Raises:
         NonFiniteError: a trained weight that is NaN or infinite.
@@ -62,13 +63,16 @@ def finetune(config: RunConfig) -> Path:
     run = open_run(config)
     target = config.run_dir / "adapter"
     same = trained_as(run)
-    if target.is_dir() and same:
+    if target.is_dir() and same and not missing_members(config):
         say(f"adapter already trained: {target}")
         return target
     checkpoints = config.run_dir / "checkpoints"
     if not same:  # results of another configuration must not be taken for this one's
-        for stale in (checkpoints, target, config.run_dir / "laplace"):
+        for stale in (checkpoints, target, config.run_dir / "members", config.run_dir / "laplace"):
             shutil.rmtree(stale, ignore_errors=True)
+    elif passed_members(config, last_checkpoint(checkpoints)):
+        say("training again from the start: the adapters of the ensemble lie before the last checkpoint")
+        shutil.rmtree(checkpoints, ignore_errors=True)
     rows = run.encode(run.splits.train)
     cut = sum(r.truncated for r in rows)
     say(
@@ -86,6 +90,7 @@ def finetune(config: RunConfig) -> Path:
         data_collator=_Collator(run),
     )
     trainer.label_ids = run.label_ids
+    trainer.add_callback(_KeepMembers(config))
     last = last_checkpoint(checkpoints)
     if last:
         say(f"resuming at {last}")
@@ -95,8 +100,49 @@ def finetune(config: RunConfig) -> Path:
     write_json(config.run_dir / "training_log.json", trainer.state.log_history)
     partial = config.run_dir / ".adapter"
     save_adapter(model, partial, getattr(torch, config.adapter.save_dtype))
+    shutil.rmtree(target, ignore_errors=True)
     partial.replace(target)
     return target
+
+
+def member_steps(config: RunConfig) -> tuple[int, ...]:
+    """Return the steps whose adapters an ensemble has beside the final one, ascending.
+
+    With the final one they are evenly spaced over the second half of training; empty without an ensemble.
+    """
+    count, steps = config.predictives.ensemble, config.optimizer.steps
+    first = steps - steps // 2
+    return tuple(first + i * (steps - first) // (count - 1) for i in range(count - 1)) if count else ()
+
+
+def member_folder(config: RunConfig, step: int) -> Path:
+    """Return the folder of the adapter kept at a step."""
+    return config.run_dir / "members" / f"step-{step}"
+
+
+def missing_members(config: RunConfig) -> list[int]:
+    """Return the steps whose adapters the ensemble needs and the run does not have."""
+    return [s for s in member_steps(config) if not (member_folder(config, s) / "adapter_model.safetensors").is_file()]
+
+
+def passed_members(config: RunConfig, checkpoint: Path | None) -> list[int]:
+    """Return the missing members' steps that training resumed at a checkpoint would not come by again."""
+    done = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+    return [step for step in missing_members(config) if step <= done]
+
+
+class _KeepMembers(TrainerCallback):
+    """Writes the ensemble's adapters as training comes by their steps."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._config = config
+        self._steps = frozenset(member_steps(config))
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Write the adapter if this is one of the steps."""
+        if state.global_step in self._steps:
+            dtype = getattr(torch, self._config.adapter.save_dtype)
+            save_adapter(kwargs["model"], member_folder(self._config, state.global_step), dtype)
 
 
 def add_adapter(base: nn.Module, config: RunConfig) -> Any:

@@ -27,7 +27,7 @@ from training import finetune as finetune_job
 from training import fit_laplace as fit_job
 from training.__main__ import main
 from training.config import RunConfig, load_config
-from training.finetune import LabelTrainer, last_checkpoint
+from training.finetune import LabelTrainer, last_checkpoint, member_steps
 from training.fit_laplace import read_choices
 from training.projected import covariance_under, read_split
 from training.runtime import open_run, write_tensors
@@ -163,6 +163,71 @@ def test_a_seed_fixes_the_result(uninterrupted: RunConfig, tiny_base_folder: Pat
     assert same(adapter(config), adapter(uninterrupted))
     assert job("finetune", file, "seed=1") == 0
     assert not same(adapter(config), adapter(uninterrupted))
+
+
+ENSEMBLE = "predictives.ensemble=3"
+
+
+def members(config: RunConfig) -> dict[str, dict[str, torch.Tensor]]:
+    return {p.parent.name: load_file(p) for p in config.run_dir.glob("members/*/adapter_model.safetensors")}
+
+
+def test_adapters_of_the_second_half_are_kept(
+    uninterrupted: RunConfig, tiny_base_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Evenly spaced, the final one included; keeping them changes nothing in the final one, and a stopped fine-tune
+    keeps the same ones."""
+    file = sentiment_config(tmp_path, tiny_base_folder, optimizer=SHORT, adapter=DROPOUT)
+    config = load_config(file, [ENSEMBLE])
+    assert job("finetune", file, ENSEMBLE) == 0
+    kept = members(config)
+    assert sorted(kept) == ["step-12", "step-18"]
+    assert same(adapter(config), adapter(uninterrupted))
+    for one, other in ((kept["step-12"], kept["step-18"]), (kept["step-18"], adapter(config))):
+        assert one.keys() == other.keys()
+        assert not same(one, other)
+    assert job("finetune", file, ENSEMBLE) == 0
+    assert "adapter already trained" in capsys.readouterr().out
+
+    for folder in ("members", "adapter", "checkpoints"):
+        shutil.rmtree(config.run_dir / folder)
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_at(patch, 15)
+        assert job("finetune", file, ENSEMBLE) == 130
+    assert job("finetune", file, ENSEMBLE) == 0
+    assert "resuming at" in capsys.readouterr().out
+    again = members(config)
+    assert again.keys() == kept.keys()
+    assert all(same(again[name], kept[name]) for name in kept)
+
+
+def test_an_ensemble_asked_for_after_training_is_trained_for(
+    tiny_base_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same adapter comes out, bit for bit, so what was fitted to it stays."""
+    file = sentiment_config(tmp_path, tiny_base_folder, optimizer=SHORT, adapter=DROPOUT)
+    config = load_config(file, [ENSEMBLE])
+    assert job("finetune", file) == 0
+    before = adapter(config)
+    (config.run_dir / "laplace").mkdir()
+    assert job("finetune", file, ENSEMBLE) == 0
+    assert "lie before the last checkpoint" in capsys.readouterr().out
+    assert same(adapter(config), before)
+    assert sorted(members(config)) == ["step-12", "step-18"]
+    assert (config.run_dir / "laplace").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("steps", "count", "kept"),
+    [(400, 5, (200, 250, 300, 350)), (400, 2, (200,)), (400, 0, ()), (7, 4, (4, 5, 6)), (4, 3, (2, 3)), (9, 3, (5, 7))],
+)
+def test_steps_of_the_members(
+    steps: int, count: int, kept: tuple[int, ...], tiny_base_folder: Path, tmp_path: Path
+) -> None:
+    file = sentiment_config(tmp_path, tiny_base_folder)
+    config = load_config(file, [f"optimizer.steps={steps}", f"predictives.ensemble={count}"])
+    assert member_steps(config) == kept
+    assert len({*kept, steps}) == max(count, 1)
 
 
 def test_a_finished_fine_tune_is_not_done_again(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
