@@ -224,12 +224,12 @@ def attach_adapter(model: nn.Module, folder: Path) -> Any:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ArtifactCorruptError(f"the adapter in {folder.name!r} does not load on this base: {reason}") from None
     layers = lora_layers(peft_model)
-    _verify_adapter(folder, layers)
+    verify_adapter(folder, layers)
     peft_model.requires_grad_(False)
     return peft_model.eval()
 
 
-def _verify_adapter(folder: Path, layers: Mapping[str, Any]) -> None:
+def verify_adapter(folder: Path, layers: Mapping[str, Any]) -> None:
     """Raise ArtifactCorruptError where the file is not exactly the layers' matrices, each finite."""
     from safetensors import safe_open
 
