@@ -19,6 +19,7 @@ from laplora.model import BaseSpec, load_base_model, load_tokenizer, locate_base
 from laplora.prompts import Batch, EncodedRow, collate, encode, render, resolve_label_tokens
 from training.config import RunConfig
 from training.data import Example, Splits, load_splits
+from training.finite import check_finite
 
 Item = TypeVar("Item")
 
@@ -59,10 +60,16 @@ class Run:
         return batch.to(self.device)
 
     def load_base(self) -> Any:
-        """Return the base model as this run uses it."""
-        return load_base_model(
-            self.location, base_spec(self.config), device=self.device, dequantize=self.config.base.dequantize
-        )
+        """Return the base model as this run uses it.
+
+        Raises:
+            ModelError: a base that cannot be loaded or is not covered.
+            NonFiniteError: a base whose weights hold NaN or infinity.
+        """
+        spec = base_spec(self.config)
+        model = load_base_model(self.location, spec, device=self.device, dequantize=self.config.base.dequantize)
+        check_finite(model, spec.model)
+        return model
 
 
 def base_spec(config: RunConfig) -> BaseSpec:

@@ -53,7 +53,7 @@ def split(source: Source, counts: Mapping[Role, int | None], *, seed: int) -> Sp
         "duplicates_dropped": dropped,
         "rows": {"train": len(train), "calibration": len(calibration), "test": len(test)},
         "classes": classes,
-        "warnings": check(source.task, splits) + _conflicts(dropped),
+        "warnings": check(source.task, splits) + _across(dropped) + _conflicts(dropped),
     }
     return Splits(source.task, train, calibration, test, report)
 
@@ -124,6 +124,11 @@ def check(task: Task, splits: Mapping[Role, tuple[Example, ...]]) -> list[str]:
             f"{len(calibration)} calibration rows are fewer than {FEW_CALIBRATION_ROWS}: the prior precision, the "
             "temperature and the thresholds chosen on them are mostly noise"
         )
+    if len(task.labels) > 1 and len({e.label for e in calibration}) == 1:
+        warnings.append(
+            f"every calibration row has the label {task.labels[calibration[0].label]!r}: temperatures, thresholds and "
+            "prediction sets fitted on them say nothing about the other labels"
+        )
     if not splits["test"]:
         warnings.append("no test rows: nothing can be measured on unseen data")
     return warnings
@@ -152,6 +157,15 @@ def _sizes(pool: Pool, counts: Mapping[Role, int | None], dropped: Mapping[str, 
             sizes[role] = max(1, rest * SHARES[role] // total)
         sizes[left_open[-1]] = rest - sum(sizes[role] for role in left_open[:-1])
     return sizes
+
+
+def _across(dropped: Mapping[str, Mapping[str, int]]) -> list[str]:
+    return [
+        f"{name}: {count['across']} rows repeat rows of another split's file and are left out here, so that nothing is "
+        "measured on a row that was trained on; a file with many of them was not split cleanly"
+        for name, count in dropped.items()
+        if count["across"]
+    ]
 
 
 def _conflicts(dropped: Mapping[str, Mapping[str, int]]) -> list[str]:

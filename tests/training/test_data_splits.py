@@ -101,6 +101,10 @@ def test_duplicates_stay_in_the_test_split_first() -> None:
     }
     assert splits.report["available"] == {"a": 7, "b": 4, "c": 3}
     assert any("another label" in line for line in splits.report["warnings"])
+    assert [line[:42] for line in splits.report["warnings"] if "another split's file" in line] == [
+        "a: 4 rows repeat rows of another split's f",
+        "b: 1 rows repeat rows of another split's f",
+    ]
 
 
 def test_duplicates_within_a_pool_never_reach_two_splits() -> None:
@@ -150,6 +154,16 @@ def test_a_label_that_training_never_sees_is_warned_about() -> None:
     assert any("no training row has the label 'C'" in line for line in warnings)
     assert any("the test split holds labels that no training row has: ['C']" in line for line in warnings)
     assert any("10 calibration rows are fewer than 20" in line for line in warnings)
+
+
+def test_a_calibration_split_of_one_label_is_warned_about() -> None:
+    made = source(
+        Pool("a", rows([f"a {i}" for i in range(30)], prefix="a"), ("train", "test")),
+        Pool("b", rows([f"b {i}" for i in range(25)], prefix="b", label=1), ("calibration",)),
+    )
+    (warning,) = split(made, counts(), seed=0).report["warnings"]
+    assert "every calibration row has the label 'positive'" in warning
+    assert "say nothing about the other labels" in warning
 
 
 def test_no_calibration_or_test_rows_are_warned_about() -> None:

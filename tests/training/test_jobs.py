@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_runs import FinishedRun, sentiment_config, sentiment_rows, write_rows
 
 from laplora.blocks import Block
@@ -319,6 +320,37 @@ def test_training_that_diverges_is_an_error(run_copy: Path, capsys: pytest.Captu
     assert job("finetune", run_copy, "optimizer.learning_rate=1e30", "optimizer.steps=4") == 1
     assert "NaN or infinite weights: lower optimizer.learning_rate" in capsys.readouterr().err
     assert not (load_config(run_copy).run_dir / "adapter").exists()
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+@pytest.mark.parametrize("base", ["quantization=none", "quantization=nf4", "quantization=nf4 dequantize=false"])
+def test_a_base_that_is_not_a_number_is_refused_before_training(
+    run_copy: Path, sentiment_run: FinishedRun, number: float, base: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Hours of training would end in NaN; in packed 4-bit weights a NaN is in the scale of its block only."""
+    broken = Path(shutil.copytree(sentiment_run.base, run_copy.parent / "broken"))
+    weights = load_file(broken / "model.safetensors")
+    weights["model.layers.1.mlp.down_proj.weight"][3, 5] = number
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    options = [f"base.{option}" for option in base.split()]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LabelTrainer, "train", None)
+        assert job("finetune", run_copy, f"base.model={broken}", *options) == 1
+    assert "holds NaN or infinity in model.layers.1.mlp.down_proj.weight" in capsys.readouterr().err
+
+
+def test_labels_that_training_never_sees_are_warned_about_before_it(
+    tiny_base_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = sentiment_config(tmp_path, tiny_base_folder)
+    config = yaml.safe_load(file.read_text())
+    config["data"]["labels"] = ["negative", "positive", "neutral"]
+    file.write_text(yaml.safe_dump(config | {"optimizer": SHORT | {"steps": 1}}))
+    assert job("finetune", file, "data.calibration=12") == 0
+    out = capsys.readouterr().out
+    for warning in ("no training row has the label 'neutral'", "12 calibration rows are fewer than 20"):
+        assert warning in out
+        assert out.index(warning) < out.index("fine-tuning on")
 
 
 # Fit.
