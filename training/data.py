@@ -12,7 +12,7 @@ from laplora.errors import ConfigError
 from training.examples import Example, Role, Source, Splits, Task
 from training.files import InlineTemplate, SplitPaths, file_template, read_files
 from training.sources import read_benchmark
-from training.splitting import split
+from training.splitting import split, without_long_prompts
 
 __all__ = ["DataConfig", "Example", "InlineTemplate", "SplitPaths", "Splits", "Task", "load_splits"]
 
@@ -62,6 +62,15 @@ class DataConfig(BaseModel):
         "WinoGrande: as many as training rows, at most 1000, from train_xl's rows after the chosen size",
     )
     test: int | None = Field(default=None, ge=0, description="rows to measure on; null: all, or as for train")
+    split_seed: int | None = Field(
+        default=None,
+        ge=0,
+        description="seed of which rows are calibration and test; null: the run's seed. With it, runs of several seeds "
+        "differ in their training rows and are measured on the same ones",
+    )
+    max_prompt_characters: int | None = Field(
+        default=None, ge=1, description="rows with a longer prompt are left out of every split; null: none"
+    )
     path: Path | SplitPaths | None = Field(
         default=None,
         description="dataset file: one JSON Lines or CSV file to be split, or {train, calibration, test} files; "
@@ -153,7 +162,12 @@ def load_splits(
     else:
         source = read_benchmark(config.dataset, config.subjects, config.source, cache=cache, progress=progress)
     counts: dict[Role, int | None] = {"train": config.train, "calibration": config.calibration, "test": config.test}
-    splits = split(source, counts, seed=seed)
+    if config.max_prompt_characters is not None:
+        source = without_long_prompts(source, config.max_prompt_characters)
+    if config.split_seed is None:
+        splits = split(source, counts, seed=seed)
+    else:
+        splits = split(source, counts, seed=config.split_seed, train_seed=seed)
     if progress is not None:
         for line in splits.report["warnings"]:
             progress(f"warning: {line}")

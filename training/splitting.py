@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from laplora.errors import DataError
@@ -17,7 +18,7 @@ SHARES: dict[Role, int] = {"train": 4, "calibration": 1, "test": 2}
 FEW_CALIBRATION_ROWS = 20
 
 
-def split(source: Source, counts: Mapping[Role, int | None], *, seed: int) -> Splits:
+def split(source: Source, counts: Mapping[Role, int | None], *, seed: int, train_seed: int | None = None) -> Splits:
     """Return the splits of a source.
 
     Duplicates go first, over all pools; then each pool is shuffled and cut, test first. So with the
@@ -28,6 +29,8 @@ def split(source: Source, counts: Mapping[Role, int | None], *, seed: int) -> Sp
         counts: rows wanted per split; None is what the others leave (several None share it 4:1:2 as
             train, calibration, test).
         seed: of the shuffles; the result depends on nothing else.
+        train_seed: draws the training rows from all that the other splits leave, in an order of its own, so that
+            runs can differ in their training rows and share the others; None: from ``seed``, as the others.
 
     Raises:
         DataError: more rows asked for than there are, fewer training rows than classes, or only one class.
@@ -40,6 +43,8 @@ def split(source: Source, counts: Mapping[Role, int | None], *, seed: int) -> Sp
         random.Random(seed).shuffle(shuffled)
         start = 0
         for role in (r for r in ROLES if r in pool.roles):
+            if role == "train" and train_seed is not None:
+                shuffled[start:] = random.Random(train_seed).sample(shuffled[start:], len(shuffled) - start)
             splits[role] = tuple(shuffled[start : start + sizes[role]])
             start += sizes[role]
     train, calibration, test = splits["train"], splits["calibration"], splits["test"]
@@ -49,6 +54,7 @@ def split(source: Source, counts: Mapping[Role, int | None], *, seed: int) -> Sp
         "source": source.kind,
         "source_detail": source.detail,
         "seed": seed,
+        "train_seed": seed if train_seed is None else train_seed,
         "available": {pool.name: len(pool.examples) for pool in source.pools},
         "duplicates_dropped": dropped,
         "rows": {"train": len(train), "calibration": len(calibration), "test": len(test)},
@@ -56,6 +62,25 @@ def split(source: Source, counts: Mapping[Role, int | None], *, seed: int) -> Sp
         "warnings": check(source.task, splits) + _across(dropped) + _conflicts(dropped),
     }
     return Splits(source.task, train, calibration, test, report)
+
+
+def without_long_prompts(source: Source, max_characters: int) -> Source:
+    """Return the source without the rows whose rendered prompt is longer, the counts noted in its detail.
+
+    Raises:
+        DataError: no row of a pool is short enough.
+    """
+    task, pools, dropped = source.task, [], 0
+    for pool in source.pools:
+        short = tuple(
+            e for e in pool.examples if len(render(task.template, e.fields, task.labels)[0]) <= max_characters
+        )
+        if not short:
+            raise DataError(f"{pool.name}: no prompt has {max_characters} characters or fewer: raise the limit")
+        dropped += len(pool.examples) - len(short)
+        pools.append(replace(pool, examples=short))
+    detail = f"{source.detail}; {dropped} rows with prompts over {max_characters} characters left out"
+    return replace(source, pools=tuple(pools), detail=detail)
 
 
 def drop_duplicates(source: Source) -> tuple[list[Pool], dict[str, dict[str, int]]]:

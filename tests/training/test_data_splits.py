@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from laplora.errors import DataError
 from laplora.prompts import TEMPLATES
 from training.examples import Example, Pool, Role, Source, Task
-from training.splitting import split
+from training.splitting import split, without_long_prompts
 
 TASK = Task("toy", TEMPLATES["sentiment"], ("negative", "positive"))
 ALL: tuple[Role, ...] = ("train", "calibration", "test")
@@ -176,3 +176,26 @@ def test_the_report_is_json_and_counts_classes() -> None:
     assert json.loads(json.dumps(report)) == report
     assert report["seed"] == 5
     assert {role: sum(report["classes"][role].values()) for role in report["rows"]} == report["rows"]
+
+
+def test_train_seed_draws_other_training_rows_and_leaves_the_rest() -> None:
+    plain = split(one_pool(100), counts(20, 10, 30), seed=0)
+    first = split(one_pool(100), counts(20, 10, 30), seed=0, train_seed=1)
+    second = split(one_pool(100), counts(20, 10, 30), seed=0, train_seed=2)
+    assert plain.test == first.test == second.test
+    assert plain.calibration == first.calibration == second.calibration
+    assert {e.id for e in first.train} != {e.id for e in second.train}
+    assert not {e.id for e in first.train} & {e.id for e in first.test + first.calibration}
+    assert first.train == split(one_pool(100), counts(20, 10, 30), seed=0, train_seed=1).train
+    assert first.report["train_seed"] == 1
+    assert plain.report["train_seed"] == 0
+
+
+def test_long_prompts_are_left_out_and_counted() -> None:
+    texts = [f"short {i}" for i in range(20)] + [f"{'long ' * 50}{i}" for i in range(5)]
+    whole = source(Pool("toy rows", rows(texts), ALL))
+    kept = without_long_prompts(whole, 200)
+    assert len(kept.pools[0].examples) == 20
+    assert "5 rows with prompts over 200 characters left out" in kept.detail
+    with pytest.raises(DataError, match="no prompt has 10 characters"):
+        without_long_prompts(whole, 10)
