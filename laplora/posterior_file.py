@@ -2,18 +2,66 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from laplora.blocks import Block
 from laplora.curvature import orthonormalize
+from laplora.eigen_posterior import EigenPosterior
 from laplora.errors import ArtifactCorruptError
 from laplora.posterior import Posterior
 
 _PARTS = ("wide", "narrow", "scale", "tail")
+
+
+@dataclass(frozen=True)
+class PosteriorFile:
+    """A file as it was read, and what it should hold.
+
+    Attributes:
+        name: of the file, for messages.
+        tensors: by name, as stored.
+        blocks: what the posterior covers; rows: training rows summed.
+        structure: one of ``laplora.structures.STRUCTURES``.
+    """
+
+    name: str
+    tensors: dict[str, torch.Tensor]
+    blocks: tuple[Block, ...]
+    rows: int
+    structure: str
+
+    def expect(self, names: set[str]) -> None:
+        """Raise ArtifactCorruptError unless the file holds exactly these tensors."""
+        if set(self.tensors) != names:
+            odd = sorted(set(self.tensors) ^ names)
+            raise ArtifactCorruptError(
+                f"{self.name} and the adapter name different tensors, {len(odd)} in all, such as {odd[0]!r}"
+            )
+
+    def check(self, name: str, shape: tuple[int, ...], *, curvature: bool = False) -> torch.Tensor:
+        """Return a tensor of a known shape and finite values, of no negative ones if it is ``curvature``.
+
+        Raises:
+            ArtifactCorruptError: another shape, no float, or a value that cannot be.
+        """
+        tensor = self.tensors[name]
+        if tuple(tensor.shape) != shape or not tensor.is_floating_point():
+            raise ArtifactCorruptError(
+                f"{self.name}: {name} should be a float tensor of shape {shape}, "
+                f"it is {tensor.dtype} {tuple(tensor.shape)}"
+            )
+        if not bool(tensor.isfinite().all()):
+            raise ArtifactCorruptError(f"{self.name}: {name} holds NaN or infinity")
+        if curvature and bool((tensor < 0).any()):
+            raise ArtifactCorruptError(f"{self.name}: {name} holds a negative curvature")
+        return tensor
 
 
 def posterior_tensors(
@@ -21,24 +69,29 @@ def posterior_tensors(
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Return the posterior as named tensors and metadata, for safetensors.
 
-    ``<block>.wide`` and ``.narrow`` in ``factor_dtype``, ``.scale`` and ``.tail`` in float32. Reading
-    orthonormalises the bases again, so the rounding costs no orthogonality.
+    What multiplies Jacobians is in ``factor_dtype``, curvature in float32. Reading orthonormalises bases
+    again, so the rounding costs no orthogonality.
     """
-    tensors: dict[str, torch.Tensor] = {}
-    for i, block in enumerate(posterior.blocks):
-        tensors[f"{block.name}.wide"] = posterior.wide[i].to(getattr(torch, factor_dtype)).contiguous().cpu()
-        tensors[f"{block.name}.narrow"] = posterior.narrow[i].to(getattr(torch, factor_dtype)).contiguous().cpu()
-        tensors[f"{block.name}.scale"] = posterior.scale[i].float().cpu()
-        tensors[f"{block.name}.tail"] = posterior.tail[i].float().cpu()
-    return tensors, {"rows": str(posterior.rows), "factor_dtype": factor_dtype}
+    write, _ = FORMS[posterior.structure]
+    tensors = write(posterior, getattr(torch, factor_dtype))
+    metadata = {
+        "rows": str(posterior.rows),
+        "factor_dtype": factor_dtype,
+        "structure": posterior.structure,
+        "blocks": json.dumps([b.name for b in posterior.blocks]),
+    }
+    return {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, metadata
 
 
 def read_posterior(path: Path, blocks: tuple[Block, ...]) -> Posterior:
-    """Return the posterior in a file, for the blocks of the loaded adapter, float64 on the CPU.
+    """Return the posterior in a file, float64 on the CPU.
+
+    Args:
+        blocks: those of the loaded adapter, of which the posterior may cover some.
 
     Raises:
-        ArtifactCorruptError: an unreadable file, a block missing or left over, a wrong shape, a value that
-            is not finite, a negative curvature, or a basis that is not orthonormal.
+        ArtifactCorruptError: an unreadable file, an unknown structure, a block missing or left over, a wrong
+            shape, a value that is not finite, a negative curvature, or a basis that is not orthonormal.
     """
     try:
         with safe_open(path, framework="pt") as handle:
@@ -46,45 +99,61 @@ def read_posterior(path: Path, blocks: tuple[Block, ...]) -> Posterior:
             tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118  not a dict
     except (SafetensorError, OSError, ValueError) as error:
         raise ArtifactCorruptError(f"{path.name} cannot be read as safetensors: {error}") from None
-    expected = {f"{b.name}.{p}" for b in blocks for p in _PARTS}
-    if set(tensors) != expected:
-        odd = sorted(set(tensors) ^ expected)
-        raise ArtifactCorruptError(
-            f"{path.name} and the adapter name different tensors, {len(odd)} in all, such as {odd[0]!r}"
-        )
     if not metadata.get("rows", "").isdecimal():
         raise ArtifactCorruptError(f"{path.name} does not say how many rows its curvature sums")
+    structure = metadata.get("structure", "ekfac")  # files of before there were others do not say
+    if structure not in FORMS:
+        raise ArtifactCorruptError(
+            f"{path.name} holds a posterior of structure {structure!r}, which this version does not know"
+        )
+    covered = _covered(path.name, metadata.get("blocks"), blocks)
+    _, read = FORMS[structure]
+    return read(PosteriorFile(path.name, tensors, covered, int(metadata["rows"]), structure))
+
+
+def _covered(file: str, stored: str | None, blocks: tuple[Block, ...]) -> tuple[Block, ...]:
+    if stored is None:
+        return blocks
+    by_name = {b.name: b for b in blocks}
+    try:
+        names = json.loads(stored)
+    except ValueError:
+        names = None
+    if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
+        raise ArtifactCorruptError(f"{file} does not list the blocks that its posterior covers")
+    unknown = [n for n in names if n not in by_name]
+    if unknown or len(set(names)) != len(names):
+        what = f"{unknown[0]!r}, which the adapter has not" if unknown else "a block twice"
+        raise ArtifactCorruptError(f"{file} and the adapter name different blocks: the posterior covers {what}")
+    return tuple(by_name[n] for n in names)
+
+
+def _write_eigen(posterior: EigenPosterior, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    tensors: dict[str, torch.Tensor] = {}
+    for i, block in enumerate(posterior.blocks):
+        tensors[f"{block.name}.wide"] = posterior.wide[i].to(dtype)
+        tensors[f"{block.name}.narrow"] = posterior.narrow[i].to(dtype)
+        tensors[f"{block.name}.scale"] = posterior.scale[i].float()
+        tensors[f"{block.name}.tail"] = posterior.tail[i].float()
+    return tensors
+
+
+def _read_eigen(file: PosteriorFile) -> EigenPosterior:
+    file.expect({f"{b.name}.{p}" for b in file.blocks for p in _PARTS})
     parts: dict[str, list[torch.Tensor]] = {p: [] for p in _PARTS}
-    for block in blocks:
-        one = {p: tensors[f"{block.name}.{p}"] for p in _PARTS}
-        _check_block(path.name, block, one)
-        parts["wide"].append(_basis(path.name, block, one["wide"]))
-        parts["narrow"].append(_basis(path.name, block, one["narrow"]))
-        parts["scale"].append(one["scale"].double())
-        parts["tail"].append(one["tail"].double())
-    wide, narrow, scale, tail = (tuple(parts[p]) for p in _PARTS)
-    return Posterior(blocks, wide, narrow, scale, tail, int(metadata["rows"]))
-
-
-def _check_block(file: str, block: Block, one: dict[str, torch.Tensor]) -> None:
-    kept = max(one["wide"].shape[-1], 1) if one["wide"].dim() == 2 else -1
-    shapes = {
-        "wide": (block.wide, kept),
-        "narrow": (block.narrow, block.narrow),
-        "scale": (kept, block.narrow),
-        "tail": (block.narrow,),
-    }
-    for part, shape in shapes.items():
-        if tuple(one[part].shape) != shape or not one[part].is_floating_point():
-            raise ArtifactCorruptError(
-                f"{file}: {block.name}.{part} should be a float tensor of shape {shape}, "
-                f"it is {one[part].dtype} {tuple(one[part].shape)}"
-            )
-        if not bool(one[part].isfinite().all()):
-            raise ArtifactCorruptError(f"{file}: {block.name}.{part} holds NaN or infinity")
-    for part in ("scale", "tail"):
-        if bool((one[part] < 0).any()):
-            raise ArtifactCorruptError(f"{file}: {block.name}.{part} holds a negative curvature")
+    for block in file.blocks:
+        stored = file.tensors[f"{block.name}.wide"]
+        kept = max(stored.shape[-1], 1) if stored.dim() == 2 else -1
+        wide = file.check(f"{block.name}.wide", (block.wide, kept))
+        narrow = file.check(f"{block.name}.narrow", (block.narrow, block.narrow))
+        scale = file.check(f"{block.name}.scale", (kept, block.narrow), curvature=True)
+        tail = file.check(f"{block.name}.tail", (block.narrow,), curvature=True)
+        parts["wide"].append(_basis(file.name, block, wide))
+        parts["narrow"].append(_basis(file.name, block, narrow))
+        parts["scale"].append(scale.double())
+        parts["tail"].append(tail.double())
+    bases, narrow_bases, scales, tails = (tuple(parts[p]) for p in _PARTS)
+    return EigenPosterior(file.blocks, bases, narrow_bases, scales, tails, file.rows, file.structure)
 
 
 def _basis(file: str, block: Block, stored: torch.Tensor) -> torch.Tensor:
@@ -94,3 +163,9 @@ def _basis(file: str, block: Block, stored: torch.Tensor) -> torch.Tensor:
     if float((vectors.T @ vectors - identity).abs().max()) > 0.05:
         raise ArtifactCorruptError(f"{file}: a basis of {block.name} is not orthonormal")
     return orthonormalize(stored)
+
+
+#: By structure: what turns a posterior into tensors, and a file into a posterior.
+FORMS: dict[str, tuple[Callable[[Any, torch.dtype], dict[str, torch.Tensor]], Callable[[PosteriorFile], Posterior]]] = {
+    "ekfac": (_write_eigen, _read_eigen),
+}

@@ -36,14 +36,7 @@ from laplora.model import (
     tokenizer_hash,
     weights_hash,
 )
-from laplora.posterior import (
-    Posterior,
-    Spectrum,
-    block_precisions,
-    predictive_covariance,
-    project_jacobians,
-    spectrum,
-)
+from laplora.posterior import Posterior, block_precisions
 from laplora.posterior_file import read_posterior
 from laplora.predictive import class_probs, contrasts, posterior_predictive
 from laplora.prompts import Batch, EncodedRow
@@ -133,7 +126,6 @@ class Predictor:
         self._template = manifest.template.template()
         dtype = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
         self._posterior = posterior.to(device, dtype)
-        self._spectrum: Spectrum = spectrum(posterior.to(device, torch.float64))
         self._precisions = block_precisions(manifest.prior.prior(), blocks).to(device)
 
     @classmethod
@@ -233,8 +225,7 @@ class Predictor:
         covariance = None
         if mode == "laplace":
             jacobians = contrast_jacobians(self._model, batch, label_ids, self._blocks)
-            projected = project_jacobians(self._posterior, jacobians)
-            covariance = predictive_covariance(self._spectrum, self._precisions, projected).cpu()
+            covariance = self._posterior.covariance_of(jacobians, self._precisions).cpu()
             logits, hidden = jacobians.logits, jacobians.hidden
         else:
             with torch.no_grad():

@@ -13,19 +13,9 @@ from typing import Literal
 
 import torch
 
-from laplora.blocks import Block
 from laplora.errors import PriorError
-from laplora.posterior import (
-    Granularity,
-    Prior,
-    ProjectedJacobians,
-    Spectrum,
-    block_precisions,
-    effective_dimension,
-    log_determinant_ratio,
-    predictive_covariance,
-    prior_key,
-)
+from laplora.line_search import golden_section
+from laplora.posterior import Granularity, Posterior, Prior, ProjectedJacobians, block_precisions, prior_key
 from laplora.predictive import posterior_predictive
 
 #: Searched range of a precision. Beyond it the posterior is the prior, or the answer is MAP, to rounding.
@@ -51,7 +41,7 @@ class PriorChoice:
 
 
 def log_evidence(
-    spectrum: Spectrum, precisions: torch.Tensor, squared_distances: torch.Tensor, log_likelihood: float
+    posterior: Posterior, precisions: torch.Tensor, squared_distances: torch.Tensor, log_likelihood: float
 ) -> float:
     """Return the Laplace approximation of the log evidence, nats, summed over the training rows.
 
@@ -64,12 +54,11 @@ def log_evidence(
         log_likelihood: of the training set at the trained adapter, summed, nats.
     """
     penalty = (precisions * squared_distances).sum()
-    return log_likelihood - 0.5 * float(penalty) - 0.5 * float(log_determinant_ratio(spectrum, precisions))
+    return log_likelihood - 0.5 * float(penalty) - 0.5 * float(posterior.log_determinant_ratio(precisions))
 
 
 def choose_by_evidence(
-    spectrum: Spectrum,
-    blocks: Sequence[Block],
+    posterior: Posterior,
     squared_distances: torch.Tensor,
     log_likelihood: float,
     granularity: Granularity = "group",
@@ -88,6 +77,7 @@ def choose_by_evidence(
     """
     if not bool(squared_distances.isfinite().all()) or not math.isfinite(log_likelihood):
         raise PriorError("the evidence needs finite squared distances and a finite log-likelihood")
+    blocks = posterior.blocks
     members: dict[str, list[int]] = {}
     for i, block in enumerate(blocks):
         members.setdefault(prior_key(granularity, block), []).append(i)
@@ -97,7 +87,7 @@ def choose_by_evidence(
 
         def surplus(log_precision: float, index: list[int] = index, distance: float = distance) -> float:
             value = math.exp(log_precision)
-            gamma = effective_dimension(spectrum, torch.full((len(blocks),), value, dtype=torch.float64))
+            gamma = posterior.effective_dimension(torch.full((len(blocks),), value, dtype=torch.float64))
             return value * distance - float(gamma[index].sum())
 
         low, high = math.log(LOWEST), math.log(HIGHEST)
@@ -112,13 +102,12 @@ def choose_by_evidence(
         if precision[key] in (math.exp(math.log(LOWEST)), math.exp(math.log(HIGHEST))):
             at_bound.append(key)
     prior = Prior(granularity, precision)
-    value = log_evidence(spectrum, block_precisions(prior, blocks), squared_distances, log_likelihood)
+    value = log_evidence(posterior, block_precisions(prior, blocks), squared_distances, log_likelihood)
     return PriorChoice(prior, "evidence", value, tuple(at_bound))
 
 
 def choose_by_validation(
-    spectrum: Spectrum,
-    blocks: Sequence[Block],
+    posterior: Posterior,
     projected: ProjectedJacobians,
     labels: torch.Tensor,
     class_mask: torch.Tensor,
@@ -140,11 +129,12 @@ def choose_by_validation(
         raise PriorError("choosing the prior by validation needs held-out rows; use evidence without them")
     if granularity == "module":
         raise PriorError("one precision per module has more unknowns than held-out rows can fix; use evidence")
+    blocks = posterior.blocks
     keys = list(dict.fromkeys(prior_key(granularity, b) for b in blocks))
 
     def nll(log_precisions: Sequence[float]) -> float:
         prior = Prior(granularity, {k: math.exp(v) for k, v in zip(keys, log_precisions, strict=True)})
-        covariance = predictive_covariance(spectrum, block_precisions(prior, blocks), projected)
+        covariance = posterior.covariance(projected, block_precisions(prior, blocks))
         probs = posterior_predictive(projected.contrast_mean, covariance, class_mask).probs
         picked = probs.gather(1, labels[:, None]).clamp_min(torch.finfo(torch.float64).tiny)
         return -float(picked.log().mean())
@@ -161,23 +151,6 @@ def choose_by_validation(
     prior = Prior(granularity, {k: math.exp(v) for k, v in zip(keys, point, strict=True)})
     edge = tuple(k for k, v in zip(keys, point, strict=True) if v <= low + step or v >= high - step)
     return PriorChoice(prior, "validation", -nll(point), edge)
-
-
-def golden_section(function: Callable[[float], float], low: float, high: float, tolerance: float = 1e-3) -> float:
-    """Return a local minimiser of a scalar function between two bounds, to an absolute tolerance."""
-    ratio = (math.sqrt(5) - 1) / 2
-    left, right = high - ratio * (high - low), low + ratio * (high - low)
-    at_left, at_right = function(left), function(right)
-    while high - low > tolerance:
-        if at_left <= at_right:
-            high, right, at_right = right, left, at_left
-            left = high - ratio * (high - low)
-            at_left = function(left)
-        else:
-            low, left, at_left = left, right, at_right
-            right = low + ratio * (high - low)
-            at_right = function(right)
-    return (low + high) / 2
 
 
 def _coordinate_descent(function: Callable[[Sequence[float]], float], start: Sequence[float]) -> list[float]:

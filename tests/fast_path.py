@@ -10,7 +10,7 @@ import dense_reference as dense
 import torch
 from tiny_models import Task
 
-from laplora import curvature, jacobians, posterior
+from laplora import curvature, eigen_posterior, jacobians
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Fit:
     sums: curvature.KroneckerSums
     bases: tuple[curvature.KroneckerBasis, ...]
     eigen_sums: curvature.EigenSums
-    posterior: posterior.Posterior
+    posterior: eigen_posterior.EigenPosterior
 
 
 def fit(
@@ -52,7 +52,7 @@ def fit(
     for batch in task.batches(batch_size, order):
         found = jacobians.contrast_jacobians(model, batch, task.label_ids, blocks)
         eigen_sums = curvature.add_eigen_batch(eigen_sums, found, bases, batch.class_mask)
-    return Fit(blocks, sums, bases, eigen_sums, posterior.build_posterior(blocks, bases, eigen_sums))
+    return Fit(blocks, sums, bases, eigen_sums, eigen_posterior.build_posterior(blocks, bases, eigen_sums))
 
 
 def key_of(block: jacobians.Block) -> dense.Key:

@@ -17,16 +17,9 @@ from reference_problem import Problem
 from safetensors.torch import save_file
 from tiny_models import ARCHITECTURES, Architecture, generator, tiny_model, tiny_task
 
+from laplora.eigen_posterior import EigenPosterior
 from laplora.jacobians import Block, BlockJacobian, ContrastJacobians, contrast_jacobians
-from laplora.posterior import (
-    Posterior,
-    Prior,
-    block_precisions,
-    log_determinant_ratio,
-    predictive_covariance,
-    project_jacobians,
-    spectrum,
-)
+from laplora.posterior import Posterior, Prior, block_precisions
 from laplora.posterior_file import posterior_tensors, read_posterior
 from laplora.predictive import contrasts, posterior_predictive
 
@@ -56,8 +49,7 @@ def compare(problem: Problem, found: Fit, state: Posterior, bases: dict[dense.Ke
     test = replace(test, label_ids=problem.task.label_ids)
     batch = test.batch()
     precisions = block_precisions(PRIOR, found.blocks)
-    flat = spectrum(state)
-    projected = project_jacobians(state, contrast_jacobians(problem.model, batch, test.label_ids, found.blocks))
+    projected = state.project(contrast_jacobians(problem.model, batch, test.label_ids, found.blocks))
     curvature = {
         key: dense.block_curvature(basis, *dense.ekfac(problem.truth.ggn[key], basis)) for key, basis in bases.items()
     }
@@ -65,9 +57,9 @@ def compare(problem: Problem, found: Fit, state: Posterior, bases: dict[dense.Ke
     full = dense.logit_covariance(dense.jacobians(problem.model, batch, test.label_ids), curvature, prior)
     q = contrasts(problem.task.classes)
     return Compared(
-        predictive_covariance(flat, precisions, projected),
+        state.covariance(projected, precisions),
         q.T @ full @ q,
-        float(log_determinant_ratio(flat, precisions)),
+        float(state.log_determinant_ratio(precisions)),
         dense.log_determinant(curvature, prior),
     )
 
@@ -111,8 +103,8 @@ def test_rows_with_fewer_classes_match(problem: Problem) -> None:
     found = fit(problem.model, problem.task, batch_size=16)
     batch = problem.task.batch()
     state = found.posterior
-    projected = project_jacobians(state, contrast_jacobians(problem.model, batch, problem.task.label_ids, found.blocks))
-    covariance = predictive_covariance(spectrum(state), block_precisions(PRIOR, found.blocks), projected)
+    projected = state.project(contrast_jacobians(problem.model, batch, problem.task.label_ids, found.blocks))
+    covariance = state.covariance(projected, block_precisions(PRIOR, found.blocks))
     curvature = {
         key: dense.block_curvature(basis, *dense.ekfac(problem.truth.ggn[key], basis))
         for key, basis in basis_by_key(found).items()
@@ -140,15 +132,14 @@ def test_rows_with_fewer_classes_match(problem: Problem) -> None:
 def test_infinite_prior_precision_is_map(problem: Problem, precision: float) -> None:
     found = fit(problem.model, problem.task, batch_size=16, rank=4)
     batch = problem.task.batch()
-    projected = project_jacobians(
-        found.posterior, contrast_jacobians(problem.model, batch, problem.task.label_ids, found.blocks)
-    )
+    jacobians = contrast_jacobians(problem.model, batch, problem.task.label_ids, found.blocks)
+    projected = found.posterior.project(jacobians)
     precisions = block_precisions(Prior("scalar", {"all": precision}), found.blocks)
-    covariance = predictive_covariance(spectrum(found.posterior), precisions, projected)
+    covariance = found.posterior.covariance(projected, precisions)
     predicted = posterior_predictive(projected.contrast_mean, covariance, batch.class_mask)
     # Logit variances are below 100 / precision; the quadrature's own error is 1e-11.
     torch.testing.assert_close(predicted.probs, problem.truth.probs, rtol=0, atol=1e-9)
-    assert float(log_determinant_ratio(spectrum(found.posterior), precisions)) == pytest.approx(0, abs=1e-6)
+    assert float(found.posterior.log_determinant_ratio(precisions)) == pytest.approx(0, abs=1e-6)
     if precision == math.inf:
         assert not covariance.any()
 
@@ -176,8 +167,8 @@ def test_probabilities_match_plain_monte_carlo(architecture: Architecture, class
     mean, std = dense.monte_carlo_probs(
         truth.logits[some], full, batch.class_mask, samples=samples, generator=generator(0)
     )
-    projected = project_jacobians(found.posterior, contrast_jacobians(model, batch, task.label_ids, found.blocks))
-    covariance = predictive_covariance(spectrum(found.posterior), block_precisions(PRIOR, found.blocks), projected)
+    projected = found.posterior.project(contrast_jacobians(model, batch, task.label_ids, found.blocks))
+    covariance = found.posterior.covariance(projected, block_precisions(PRIOR, found.blocks))
     predicted = posterior_predictive(projected.contrast_mean, covariance, batch.class_mask, samples=16384)
     # Five standard errors of plain Monte-Carlo, and 1e-4 for the Sobol points' own error.
     error = 5 * std / math.sqrt(samples) + 1e-4
@@ -192,7 +183,7 @@ def test_probabilities_match_plain_monte_carlo(architecture: Architecture, class
 
 def random_state(
     seed: int, *, wide: int, kept: int, classes: int, log_scale: float, inside: float, dtype: torch.dtype
-) -> tuple[Posterior, ContrastJacobians]:
+) -> tuple[EigenPosterior, ContrastJacobians]:
     """Return a random one-block posterior and five rows of Jacobians.
 
     Args:
@@ -213,13 +204,13 @@ def random_state(
     tail = torch.rand(narrow_count, generator=draw, dtype=torch.float64) * (0 if kept == wide else 1)
     jacobian = normal(5, classes - 1, wide, narrow_count)
     jacobian = inside * (u @ (u.T @ jacobian)) + (1 - inside) * jacobian
-    state = Posterior((block,), (u.float(),), (v.float(),), (scale.float(),), (tail.float(),), rows=5)
+    state = EigenPosterior((block,), (u.float(),), (v.float(),), (scale.float(),), (tail.float(),), rows=5)
     empty = torch.zeros(0)
     blocks = (BlockJacobian(jacobian.to(dtype), empty, empty),)
     return state, ContrastJacobians(torch.zeros((5, classes), dtype=dtype), empty, blocks)
 
 
-def dense_one_block(state: Posterior, jacobians: ContrastJacobians, precision: float) -> torch.Tensor:
+def dense_one_block(state: EigenPosterior, jacobians: ContrastJacobians, precision: float) -> torch.Tensor:
     """Return the covariance of the contrasts by explicit inverse, in float64, its basis made orthonormal again."""
     basis = dense.Basis(torch.linalg.qr(state.wide[0].double()).Q, torch.linalg.qr(state.narrow[0].double()).Q)
     key = key_of(state.blocks[0])
@@ -259,8 +250,8 @@ def test_covariance_is_symmetric_psd_and_right(
         dtype=dtype,
     )
     precision = 10**log_precision
-    projected = project_jacobians(state, jacobians)
-    found = predictive_covariance(spectrum(state), torch.tensor([precision]).double(), projected)
+    projected = state.project(jacobians)
+    found = state.covariance(projected, torch.tensor([precision]).double())
     assert torch.equal(found, found.mT)
     expected = dense_one_block(state, jacobians, precision)
     largest = torch.linalg.eigvalsh(expected)[:, -1]
@@ -276,14 +267,13 @@ def test_covariance_is_symmetric_psd_and_right(
 @settings(max_examples=30, deadline=None, derandomize=True)
 def test_covariance_and_log_determinant_fall_with_the_prior_precision(seed: int, low: float, step: float) -> None:
     state, jacobians = random_state(seed, wide=8, kept=3, classes=4, log_scale=2.0, inside=0.5, dtype=torch.float64)
-    projected = project_jacobians(state, jacobians)
-    flat = spectrum(state)
+    projected = state.project(jacobians)
     loose, tight = (torch.tensor([10**p]).double() for p in (low, low + step))
-    gap = predictive_covariance(flat, loose, projected) - predictive_covariance(flat, tight, projected)
+    gap = state.covariance(projected, loose) - state.covariance(projected, tight)
     # Rounding of the float32 basis, relative to the looser covariance.
-    scale = predictive_covariance(flat, loose, projected).abs().max()
+    scale = state.covariance(projected, loose).abs().max()
     assert torch.linalg.eigvalsh(gap).min() >= -1e-6 * scale
-    assert log_determinant_ratio(flat, loose) > log_determinant_ratio(flat, tight)
+    assert state.log_determinant_ratio(loose) > state.log_determinant_ratio(tight)
 
 
 def test_blocks_are_named_as_the_reference_names_them(problem: Problem) -> None:

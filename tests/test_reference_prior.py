@@ -13,7 +13,7 @@ from reference_problem import Problem
 from tiny_models import generator, initial_lora, tiny_model, tiny_task
 
 from laplora.jacobians import contrast_jacobians
-from laplora.posterior import Prior, Spectrum, block_precisions, project_jacobians, spectrum
+from laplora.posterior import Prior, block_precisions
 from laplora.prior import choose_by_evidence, choose_by_validation, log_evidence
 
 
@@ -22,7 +22,6 @@ class Case:
     """What the evidence needs, on both sides."""
 
     found: Fit
-    flat: Spectrum
     distances: torch.Tensor
     log_likelihood: float
     dense_distances: dict[dense.Key, float]
@@ -50,7 +49,6 @@ def case(problem: Problem, rank: int = 4) -> Case:
     mask = problem.task.batch().class_mask
     return Case(
         found,
-        spectrum(found.posterior),
         torch.tensor([distances[key_of(b)] for b in found.blocks], dtype=torch.float64),
         dense.log_likelihood(problem.truth.logits, problem.task.labels, mask),
         distances,
@@ -68,7 +66,9 @@ def test_evidence_matches(problem: Problem) -> None:
     one = case(problem)
     for a, b in ((0.01, 0.3), (1.0, 1.0), (50.0, 4.0)):
         prior = Prior("group", {"lora_A": a, "lora_B": b})
-        found = log_evidence(one.flat, block_precisions(prior, one.found.blocks), one.distances, one.log_likelihood)
+        found = log_evidence(
+            one.found.posterior, block_precisions(prior, one.found.blocks), one.distances, one.log_likelihood
+        )
         # Log determinants of at most 144 x 144 dense matrices: some hundred roundings.
         assert found == pytest.approx(dense_evidence(one, prior.precision), rel=1e-10)
 
@@ -76,7 +76,7 @@ def test_evidence_matches(problem: Problem) -> None:
 @pytest.mark.parametrize("granularity", ["scalar", "group", "module"])
 def test_evidence_choice_is_the_brute_force_maximum(problem: Problem, granularity: Any) -> None:
     one = case(problem)
-    choice = choose_by_evidence(one.flat, one.found.blocks, one.distances, one.log_likelihood, granularity)
+    choice = choose_by_evidence(one.found.posterior, one.distances, one.log_likelihood, granularity)
     names = {
         key: {"scalar": "all", "group": f"lora_{key.side}", "module": f"{key.module}.lora_{key.side}"}[granularity]
         for key in one.curvature
@@ -111,18 +111,20 @@ def test_evidence_falls_with_the_squared_distance(problem: Problem) -> None:
     one = case(problem)
     precisions = block_precisions(Prior("scalar", {"all": 2.0}), one.found.blocks)
     none, near, far = (
-        log_evidence(one.flat, precisions, one.distances * factor, one.log_likelihood) for factor in (0.0, 1.0, 4.0)
+        log_evidence(one.found.posterior, precisions, one.distances * factor, one.log_likelihood)
+        for factor in (0.0, 1.0, 4.0)
     )
     assert none - near == pytest.approx(float(one.distances.sum()), rel=1e-10)
     assert none - far == pytest.approx(4 * (none - near), rel=1e-10)
     # No data and no movement: the evidence is the likelihood, not its logarithm.
-    nothing = replace(one.flat, scale=one.flat.scale * 0, tail=one.flat.tail * 0)
+    state = one.found.posterior
+    nothing = replace(state, scale=tuple(s * 0 for s in state.scale), tail=tuple(t * 0 for t in state.tail))
     assert log_evidence(nothing, precisions, one.distances * 0, -12.5) == -12.5
 
 
 def test_an_adapter_that_never_moved_ends_at_the_bound(problem: Problem) -> None:
     one = case(problem)
-    choice = choose_by_evidence(one.flat, one.found.blocks, one.distances * 0, one.log_likelihood, "scalar")
+    choice = choose_by_evidence(one.found.posterior, one.distances * 0, one.log_likelihood, "scalar")
     assert choice.at_bound == ("all",)
     assert choice.prior.precision["all"] > 1e6
 
@@ -154,9 +156,9 @@ def test_validation_choice_beats_a_fine_grid() -> None:
         return -float(probs(a, b).gather(1, labels).log().mean())
 
     state = found.posterior
-    projected = project_jacobians(state, contrast_jacobians(model, batch, task.label_ids, found.blocks))
+    projected = state.project(contrast_jacobians(model, batch, task.label_ids, found.blocks))
     scalar, grouped = (
-        choose_by_validation(spectrum(state), found.blocks, projected, labels[:, 0], batch.class_mask, granularity)
+        choose_by_validation(state, projected, labels[:, 0], batch.class_mask, granularity)
         for granularity in ("scalar", "group")
     )
     chosen = scalar.prior.precision["all"]
@@ -178,8 +180,8 @@ def test_validation_objective_of_three_classes_is_the_held_out_nll(problem: Prob
     held_out = replace(tiny_task(examples=24, seed=41), label_ids=problem.task.label_ids)
     batch = held_out.batch()
     jacobians = contrast_jacobians(problem.model, batch, held_out.label_ids, one.found.blocks)
-    projected = project_jacobians(one.found.posterior, jacobians)
-    choice = choose_by_validation(one.flat, one.found.blocks, projected, held_out.labels, batch.class_mask)
+    projected = one.found.posterior.project(jacobians)
+    choice = choose_by_validation(one.found.posterior, projected, held_out.labels, batch.class_mask)
     prior = dict.fromkeys(one.curvature, choice.prior.precision["all"])
     full = dense.logit_covariance(dense.jacobians(problem.model, batch, held_out.label_ids), one.curvature, prior)
     logits = dense.map_logits(problem.model, batch, held_out.label_ids)

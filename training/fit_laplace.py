@@ -7,54 +7,29 @@ rows, saved as they go, so a job that was stopped continues where it was.
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from laplora.blocks import Block, ContrastJacobians
-from laplora.curvature import (
-    EigenSums,
-    KroneckerSums,
-    add_batch,
-    add_eigen_batch,
-    empty_eigen_sums,
-    empty_sums,
-    kronecker_bases,
-    stored_basis,
-)
+from laplora.blocks import Block
 from laplora.errors import ConfigError
-from laplora.jacobians import contrast_jacobians, find_blocks
+from laplora.jacobians import find_blocks
 from laplora.model import attach_adapter
-from laplora.posterior import (
-    Posterior,
-    Prior,
-    block_precisions,
-    build_posterior,
-    effective_dimension,
-    spectrum,
-)
+from laplora.posterior import Posterior, Prior, block_precisions
 from laplora.posterior_file import posterior_tensors
 from laplora.prior import PriorChoice, choose_by_evidence, choose_by_validation
-from laplora.prompts import EncodedRow
+from laplora.structures import StructureSettings, fit_posterior
 from training.calibrate import calibrate
 from training.config import RunConfig
-from training.data import Example
 from training.finetune import trained_as
+from training.passes import ResumablePass
 from training.projected import ProjectedSplit, covariance_under, project_split, split_tensors
-from training.provenance import curvature_inputs, fit_inputs
-from training.runtime import Run, batches, open_run, progress, say, write_json, write_tensors
-
-#: How often the sums are saved, seconds.
-SAVE_EVERY_S = 30.0
-
-State = TypeVar("State", KroneckerSums, EigenSums)
+from training.provenance import fit_inputs
+from training.runtime import Run, open_run, say, write_json, write_tensors
 
 
 def fit_laplace(config: RunConfig) -> Path:
@@ -74,7 +49,6 @@ def fit_laplace(config: RunConfig) -> Path:
     write_tensors(folder / "posterior.safetensors", *posterior_tensors(posterior, config.laplace.factor_dtype))
     write_tensors(folder / "calibration.safetensors", split_tensors(calibration))
     served = served_choice(config, choices)
-    flat = spectrum(posterior)
     record = calibrate(config, calibration, covariance_under(posterior, served.prior, calibration))
     write_json(folder / "calibrators.json", record.model_dump(mode="json"))
     summary = {
@@ -84,7 +58,7 @@ def fit_laplace(config: RunConfig) -> Path:
         "train_rows": posterior.rows,
         "made_from": fit_inputs(run),
         "squared_distances": dict(zip((b.name for b in blocks), distances.tolist(), strict=True)),
-        "effective_dimension": float(effective_dimension(flat, block_precisions(served.prior, blocks)).sum()),
+        "effective_dimension": float(posterior.effective_dimension(block_precisions(served.prior, blocks)).sum()),
     }
     write_json(folder / "fit.json", summary)
     for choice in choices:
@@ -115,81 +89,19 @@ def load_trained(run: Run) -> Any:
 
 def fit_curvature(run: Run, model: nn.Module, blocks: tuple[Block, ...], folder: Path) -> tuple[Posterior, float]:
     """Return the curvature over the training rows, and their log-likelihood (summed, nats)."""
-    settings = run.config.laplace
-    examples = run.splits.train
-    rows = run.encode(examples)
-    first = empty_sums(blocks, sketch_columns=settings.rank + settings.oversampling, seed=run.config.seed)
-    sums, _ = _pass_over(
-        run, model, blocks, rows, examples, first, add_batch, folder / "factors.safetensors", "factors"
+    run_pass = ResumablePass(run, model, blocks, folder)
+    return fit_posterior(structure_settings(run.config), blocks, run_pass), run_pass.log_likelihood
+
+
+def structure_settings(config: RunConfig) -> StructureSettings:
+    """Return which posterior a run fits."""
+    settings = config.laplace
+    return StructureSettings(
+        rank=settings.rank,
+        oversampling=settings.oversampling,
+        seed=config.seed,
+        basis_dtype=getattr(torch, settings.factor_dtype),
     )
-    dtype = getattr(torch, settings.factor_dtype)
-    bases = [stored_basis(b, dtype) for b in kronecker_bases(sums, settings.rank)]
-
-    def add(state: EigenSums, jacobians: ContrastJacobians, mask: torch.Tensor) -> EigenSums:
-        return add_eigen_batch(state, jacobians, bases, mask)
-
-    eigen, log_likelihood = _pass_over(
-        run, model, blocks, rows, examples, empty_eigen_sums(bases), add, folder / "scales.safetensors", "scales"
-    )
-    return build_posterior(blocks, bases, eigen), log_likelihood
-
-
-def _pass_over(
-    run: Run,
-    model: nn.Module,
-    blocks: tuple[Block, ...],
-    rows: list[EncodedRow],
-    examples: tuple[Example, ...],
-    state: State,
-    add: Callable[[State, ContrastJacobians, torch.Tensor], State],
-    path: Path,
-    title: str,
-) -> tuple[State, float]:
-    plan = batches(rows, run.config.laplace.batch_size)
-    log_likelihood = 0.0
-    mark = curvature_inputs(run)
-    if path.is_file():
-        state, log_likelihood = _read_state(path, state, mark)
-    done = 0
-    while done < len(plan) and sum(len(b) for b in plan[: done + 1]) <= state.rows:
-        done += 1
-    saved_at = time.monotonic()
-    for number in progress(range(done, len(plan)), len(plan) - done, f"curvature: {title}"):
-        batch = run.collate([rows[i] for i in plan[number]])
-        jacobians = contrast_jacobians(model, batch, run.label_ids, blocks)
-        state = add(state, jacobians, batch.class_mask)
-        labels = torch.tensor([examples[i].label for i in plan[number]], device=run.device)
-        log_probs = jacobians.logits.double().masked_fill(~batch.class_mask, -torch.inf).log_softmax(-1)
-        log_likelihood += float(log_probs.gather(1, labels[:, None]).sum())
-        if time.monotonic() - saved_at > SAVE_EVERY_S or number + 1 == len(plan):
-            _write_state(path, state, log_likelihood, mark)
-            saved_at = time.monotonic()
-    return state, log_likelihood
-
-
-def _write_state(path: Path, state: KroneckerSums | EigenSums, log_likelihood: float, mark: str) -> None:
-    first, second = _tensor_fields(state)
-    tensors = {f"0.{i}": t for i, t in enumerate(first)} | {f"1.{i}": t for i, t in enumerate(second)}
-    write_tensors(path, tensors, {"rows": str(state.rows), "log_likelihood": repr(log_likelihood), "mark": mark})
-
-
-def _read_state(path: Path, empty: State, mark: str) -> tuple[State, float]:
-    tensors = load_file(path)
-    with safe_open(path, framework="pt") as handle:
-        metadata = handle.metadata()
-    if metadata["mark"] != mark:
-        return empty, 0.0
-    count = len(tensors) // 2
-    first = tuple(tensors[f"0.{i}"] for i in range(count))
-    second = tuple(tensors[f"1.{i}"] for i in range(count))
-    rows, log_likelihood = int(metadata["rows"]), float(metadata["log_likelihood"])
-    names = ("wide", "narrow") if isinstance(empty, KroneckerSums) else ("scale", "rest")
-    fields: dict[str, Any] = dict(zip(names, (first, second), strict=True))
-    return replace(empty, rows=rows, **fields), log_likelihood
-
-
-def _tensor_fields(state: KroneckerSums | EigenSums) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
-    return (state.wide, state.narrow) if isinstance(state, KroneckerSums) else (state.scale, state.rest)
 
 
 def choose_priors(
@@ -200,15 +112,14 @@ def choose_priors(
     log_likelihood: float,
 ) -> list[PriorChoice]:
     """Return every prior choice that is reported: by validation and by evidence, scalar and per group."""
-    flat, blocks = spectrum(posterior), posterior.blocks
     granularities = dict.fromkeys(["scalar", "group", config.laplace.granularity])
     choices = []
     for granularity in granularities:
-        choices.append(choose_by_evidence(flat, blocks, distances, log_likelihood, granularity))
+        choices.append(choose_by_evidence(posterior, distances, log_likelihood, granularity))
         if granularity != "module":
             choices.append(
                 choose_by_validation(
-                    flat, blocks, calibration.projected, calibration.labels, calibration.class_mask, granularity
+                    posterior, calibration.projected, calibration.labels, calibration.class_mask, granularity
                 )
             )
     return choices

@@ -13,15 +13,7 @@ from torch import nn
 from laplora.blocks import Block
 from laplora.jacobians import contrast_jacobians
 from laplora.model import label_mass
-from laplora.posterior import (
-    Posterior,
-    Prior,
-    ProjectedJacobians,
-    block_precisions,
-    predictive_covariance,
-    project_jacobians,
-    spectrum,
-)
+from laplora.posterior import Posterior, Prior, ProjectedJacobians, block_precisions
 from training.examples import Example
 from training.runtime import Run, batches, progress
 
@@ -59,7 +51,7 @@ def project_split(
     for index in progress(plan, len(plan), title):
         batch = run.collate([rows[i] for i in index])
         jacobians = contrast_jacobians(model, batch, run.label_ids, blocks)
-        projected = project_jacobians(placed, jacobians)
+        projected = placed.project(jacobians)
         mass = label_mass(model, jacobians.hidden, run.label_ids, batch.class_mask)
         values = (projected.contrast_mean, projected.kept, projected.rest, jacobians.logits, batch.class_mask, mass)
         parts.append(tuple(v.cpu() for v in values))
@@ -84,4 +76,4 @@ def read_split(path: Path) -> ProjectedSplit:
 
 def covariance_under(posterior: Posterior, prior: Prior, split: ProjectedSplit) -> torch.Tensor:
     """Return the rows' contrast covariance under a prior, (rows, classes - 1, classes - 1) float64."""
-    return predictive_covariance(spectrum(posterior), block_precisions(prior, posterior.blocks), split.projected)
+    return posterior.covariance(split.projected, block_precisions(prior, posterior.blocks))

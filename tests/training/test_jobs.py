@@ -25,7 +25,7 @@ from laplora.posterior_file import read_posterior
 from laplora.predictor import Predictor
 from training import evaluate as evaluate_job
 from training import finetune as finetune_job
-from training import fit_laplace as fit_job
+from training import passes
 from training.__main__ import main
 from training.config import RunConfig, load_config
 from training.finetune import LabelTrainer, last_checkpoint, member_steps
@@ -368,7 +368,7 @@ def unfitted(run_copy: Path) -> Path:
 
 def count_passes(monkeypatch: pytest.MonkeyPatch, stop_at: int | None = None) -> list[int]:
     """Count the batches of the curvature passes; let Ctrl-C arrive in one of them."""
-    original, seen = fit_job.contrast_jacobians, [0]
+    original, seen = passes.contrast_jacobians, [0]
 
     def counted(*arguments: Any) -> Any:
         seen[0] += 1
@@ -376,7 +376,7 @@ def count_passes(monkeypatch: pytest.MonkeyPatch, stop_at: int | None = None) ->
             signal.raise_signal(signal.SIGINT)
         return original(*arguments)
 
-    monkeypatch.setattr(fit_job, "contrast_jacobians", counted)
+    monkeypatch.setattr(passes, "contrast_jacobians", counted)
     return seen
 
 
@@ -386,7 +386,7 @@ def test_an_interrupted_fit_ends_like_an_uninterrupted_one(
 ) -> None:
     """Bit for bit: sums are kept in the number format that they are made in."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fit_job, "SAVE_EVERY_S", -1.0)
+        patch.setattr(passes, "SAVE_EVERY_S", -1.0)
         count_passes(patch, stop_at)
         assert job("fit", unfitted) == 130
         seen = count_passes(patch)

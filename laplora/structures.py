@@ -1,0 +1,121 @@
+"""Fitting a posterior of any structure: which passes over the training rows it takes, and what they give.
+
+A pass is a sum over the training rows, or a list that grows with them; the caller decides where the rows'
+Jacobians come from (a model, a store) and whether a pass that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import torch
+
+from laplora.blocks import Block, ContrastJacobians
+from laplora.curvature import (
+    EigenSums,
+    KroneckerBasis,
+    add_batch,
+    add_eigen_batch,
+    empty_eigen_sums,
+    empty_sums,
+    kronecker_bases,
+    stored_basis,
+)
+from laplora.eigen_posterior import EigenPosterior, build_posterior
+from laplora.errors import ConfigError
+from laplora.posterior import Posterior
+
+
+@dataclass(frozen=True)
+class StructureSettings:
+    """Which posterior, and how large.
+
+    Attributes:
+        structure: one of ``STRUCTURES``.
+        rank: kept eigenvectors k of each wide Kronecker factor.
+        oversampling: extra sketch columns beyond the rank.
+        joint_rank: directions kept of the curvature over all blocks together.
+        seed: of the random test matrices.
+        basis_dtype: number format in which bases will be stored; they are rounded before curvature is measured
+            in them.
+    """
+
+    structure: str = "ekfac"
+    rank: int = 10
+    oversampling: int = 10
+    joint_rank: int = 50
+    seed: int = 0
+    basis_dtype: torch.dtype = torch.float32
+
+
+class Rows(Protocol):
+    """State of a pass: a frozen dataclass of ints and (tuples of) tensors."""
+
+    @property
+    def rows(self) -> int:
+        """Training rows that it holds."""
+
+
+State = TypeVar("State", bound=Rows)
+
+
+class Pass(Protocol):
+    """Runs one pass over all training rows."""
+
+    def __call__(
+        self, title: str, empty: State, add: Callable[[State, ContrastJacobians, torch.Tensor], State]
+    ) -> State:
+        """Return the state after every training row, in the same order in every pass.
+
+        Args:
+            title: names the pass, one word; two passes of one fit have two titles.
+            empty: the state of no rows.
+            add: returns a state with one batch's Jacobians added, given its class mask.
+        """
+
+
+Fitter = Callable[[StructureSettings, tuple[Block, ...], Pass], Posterior]
+
+
+def fit_posterior(settings: StructureSettings, blocks: tuple[Block, ...], run_pass: Pass) -> Posterior:
+    """Return the posterior of the training rows that ``run_pass`` goes over.
+
+    Args:
+        blocks: what the posterior covers, and what ``run_pass`` computes Jacobians of.
+
+    Raises:
+        ConfigError: no such structure.
+        FactorizationError: no rows, or a curvature that stays indefinite.
+        NonFiniteError: Jacobians or logits that are NaN or infinite.
+    """
+    if settings.structure not in FITTERS:
+        raise ConfigError(f"no posterior structure {settings.structure!r}; there are {', '.join(FITTERS)}")
+    return FITTERS[settings.structure](settings, blocks, run_pass)
+
+
+def fit_bases(settings: StructureSettings, blocks: tuple[Block, ...], run_pass: Pass) -> tuple[KroneckerBasis, ...]:
+    """Return each block's Kronecker eigenbases, as they will be stored; one pass, ``factors``."""
+    empty = empty_sums(blocks, sketch_columns=settings.rank + settings.oversampling, seed=settings.seed)
+    sums = run_pass("factors", empty, add_batch)
+    return tuple(stored_basis(b, settings.basis_dtype) for b in kronecker_bases(sums, settings.rank))
+
+
+def fit_ekfac(settings: StructureSettings, blocks: tuple[Block, ...], run_pass: Pass) -> EigenPosterior:
+    """Return the block-diagonal posterior with the GGN's diagonal measured in the Kronecker eigenbases.
+
+    Two passes, ``factors`` and ``scales``.
+    """
+    bases = fit_bases(settings, blocks, run_pass)
+
+    def add(state: EigenSums, jacobians: ContrastJacobians, class_mask: torch.Tensor) -> EigenSums:
+        return add_eigen_batch(state, jacobians, bases, class_mask)
+
+    return build_posterior(blocks, bases, run_pass("scales", empty_eigen_sums(bases), add))
+
+
+#: How each structure is fitted.
+FITTERS: dict[str, Fitter] = {"ekfac": fit_ekfac}
+#: Names of the structures.
+STRUCTURES = tuple(FITTERS)
