@@ -24,7 +24,7 @@ from laplora.errors import ArtifactCorruptError, ArtifactError, ArtifactIncompat
 from laplora.model import BaseSpec
 from laplora.posterior import Prior
 from laplora.prompts import PromptTemplate
-from laplora.uncertainty import Thresholds
+from laplora.thresholds import Thresholds
 from laplora.wheels import file_sha256
 
 FORMAT_VERSION = 1

@@ -6,6 +6,7 @@ Both see only outputs of the fitted model: temperature scaling the MAP logits, t
 from __future__ import annotations
 
 import math
+import warnings
 
 import torch
 
@@ -16,6 +17,13 @@ from laplora.errors import ConfigError, DataError, NonFiniteError
 TEMPERATURE_BOUNDS = (0.05, 100.0)
 
 _BISECTIONS = 80
+
+#: Fewer calibration rows than this make every fitted value a guess.
+FEWEST_ROWS = 20
+
+
+class SmallCalibrationWarning(UserWarning):
+    """A calibration split that is too small, or that lacks labels, for what is fitted on it to mean much."""
 
 
 def fit_temperature(logits: torch.Tensor, labels: torch.Tensor, class_mask: torch.Tensor) -> float:
@@ -107,6 +115,34 @@ def prediction_sets(probs: torch.Tensor, threshold: float, class_mask: torch.Ten
     """
     probs, mask = _checked(probs, class_mask)
     return (1 - probs <= threshold) & mask
+
+
+def warn_about_labels(labels: torch.Tensor, classes: int, split: str, stacklevel: int = 3) -> None:
+    """Warn when labels never occur in a calibration split: what is fitted there says nothing about them.
+
+    Args:
+        labels: (rows,) int64, 0 to ``classes - 1``.
+        split: the split's name, for the message.
+        stacklevel: of the warning; 3 is the caller of the function that calls this one.
+
+    Warns:
+        SmallCalibrationWarning: one label only, or labels without a row.
+    """
+    seen = sorted(set(labels.tolist()))
+    missing = [k for k in range(classes) if k not in seen]
+    if len(seen) == 1:
+        message = (
+            f"every row of {split!r} has the label {seen[0]}: temperature, sets and thresholds fitted on it reward "
+            "answering that label, and mean nothing for others"
+        )
+    elif missing:
+        message = (
+            f"no row of {split!r} has the labels {missing[:8]}: the coverage and the risk promised for it do not hold "
+            "for rows of these labels"
+        )
+    else:
+        return
+    warnings.warn(message, SmallCalibrationWarning, stacklevel=stacklevel)
 
 
 def _checked(values: torch.Tensor, class_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""How good class probabilities are: accuracy, NLL, ECE, Brier, ranking of mistakes, and bootstrap intervals.
+"""How good class probabilities are: accuracy, NLL, ECE, Brier, and everything of one method with its intervals.
 
 Everywhere: ``probs`` is (rows, classes), each row summing to 1, exactly 0 at classes that are not possible for
 the row; ``labels`` is (rows,) int64. Everything is computed in float64 on the CPU and returned as plain floats.
@@ -18,6 +18,16 @@ from typing import Any
 import torch
 
 from laplora.errors import ConfigError, DataError, NonFiniteError
+from laplora.ranking import (
+    RiskCoverage,
+    checked_score,
+    grouped_auprc,
+    grouped_auroc,
+    grouped_risk,
+    none_if_nan,
+    risk_coverage,
+    tie_groups,
+)
 
 #: A label of probability 0 would make the NLL infinite: it counts as the smallest normal float64 (708 nats).
 _SMALLEST = torch.finfo(torch.float64).tiny
@@ -48,21 +58,6 @@ class ReliabilityBin:
 
 
 @dataclass(frozen=True)
-class RiskCoverage:
-    """Error rate among the rows answered, when the rows with the highest scores are left out.
-
-    Attributes:
-        coverage: (rows,) share of rows answered, ascending, the last one 1.
-        risk: (rows,) error rate among them.
-        area: mean risk over all coverages (AURC); lower is better.
-    """
-
-    coverage: torch.Tensor
-    risk: torch.Tensor
-    area: float
-
-
-@dataclass(frozen=True)
 class Evaluation:
     """Every metric of one method on one split.
 
@@ -73,6 +68,7 @@ class Evaluation:
         ece: expected calibration error.
         brier: squared error summed over classes, mean over rows; 0 to 2.
         auroc_error: how well the score ranks the mistakes; None when all or no rows are mistakes.
+        auprc_error: average precision of finding the mistakes by the score; None without a mistake.
         intervals: name of a metric -> (low, high), bootstrap percentile interval at 95 %.
         reliability: bins of the reliability diagram.
         risk_coverage: the curve over the same score as ``auroc_error``.
@@ -84,9 +80,20 @@ class Evaluation:
     ece: float
     brier: float
     auroc_error: float | None
+    auprc_error: float | None
     intervals: dict[str, tuple[float, float]]
     reliability: tuple[ReliabilityBin, ...]
     risk_coverage: RiskCoverage
+
+    @property
+    def aurc(self) -> float:
+        """Area under the risk-coverage curve: the mean error rate over all coverages."""
+        return self.risk_coverage.area
+
+    @property
+    def excess_aurc(self) -> float:
+        """``aurc`` above that of a perfect ranking at the same accuracy."""
+        return self.risk_coverage.excess
 
     def to_json(self) -> dict[str, Any]:
         """Return plain numbers, lists and dicts; a long risk-coverage curve is thinned to 200 points."""
@@ -99,6 +106,9 @@ class Evaluation:
             "ece": self.ece,
             "brier": self.brier,
             "auroc_error": self.auroc_error,
+            "auprc_error": self.auprc_error,
+            "aurc": self.aurc,
+            "excess_aurc": self.excess_aurc,
             "intervals": {name: list(pair) for name, pair in self.intervals.items()},
             "reliability": [
                 {
@@ -164,46 +174,6 @@ def reliability_bins(probs: torch.Tensor, labels: torch.Tensor, bins: int = 15) 
     ]
 
 
-def error_auroc(score: torch.Tensor, errors: torch.Tensor) -> float | None:
-    """Return the probability that a mistake has a higher score than a right answer, ties counting half.
-
-    Args:
-        score: (rows,) uncertainty, higher meaning less trusted.
-        errors: (rows,) bool, true at mistakes.
-
-    Returns:
-        None when there is no mistake or no right answer: nothing to rank.
-    """
-    score, errors = _checked_score(score, errors)
-    _, group, _ = tie_groups(score)
-    area = _grouped_auroc(group, errors)
-    return None if math.isnan(area) else area
-
-
-def risk_coverage(score: torch.Tensor, errors: torch.Tensor) -> RiskCoverage:
-    """Return the error rate among the k rows with the lowest scores, for k = 1 .. rows.
-
-    Rows of equal score cannot be told apart: each counts with its group's error rate, which is the expected
-    curve over their random order, so the rows' own order does not matter.
-
-    Args:
-        score: (rows,) uncertainty, higher meaning less trusted.
-        errors: (rows,) bool, true at mistakes.
-    """
-    score, errors = _checked_score(score, errors)
-    _, group, counts = tie_groups(score)
-    rate = torch.bincount(group, weights=errors.double()) / counts
-    answered = torch.arange(1, len(score) + 1, dtype=torch.float64)
-    risk = rate.repeat_interleave(counts).cumsum(0) / answered
-    return RiskCoverage(answered / len(score), risk.clamp(0, 1), _mean(risk))
-
-
-def tie_groups(score: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the distinct scores (groups,) ascending, each row's group (rows,), and the groups' sizes (groups,)."""
-    values, group, counts = torch.unique(score, return_inverse=True, return_counts=True)
-    return values, group, counts
-
-
 def bootstrap_interval(
     statistic: Callable[[torch.Tensor], float],
     n: int,
@@ -254,21 +224,23 @@ def evaluate_probs(
     confidence, predicted = probs.max(1)
     errors = predicted != labels
     score = torch.special.entr(probs).sum(1) if score is None else score
-    score, errors = _checked_score(score, errors)
+    score, errors = checked_score(score, errors)
 
     losses, row_brier, hits = row_nll(probs, labels), _row_brier(probs, labels), (~errors).double()
     gap, index = hits - confidence, _bin_index(confidence, bins)
     _, group, _ = tie_groups(score)
-    auroc = error_auroc(score, errors)
+    auroc, auprc = none_if_nan(grouped_auroc(group, errors)), none_if_nan(grouped_auprc(group, errors))
     # The same numbers as the public functions, from per-row parts made once.
     statistics: dict[str, Callable[[torch.Tensor], float]] = {
         "accuracy": lambda i: _mean(hits[i]),
         "nll": lambda i: _mean(losses[i]),
         "ece": lambda i: float(torch.bincount(index[i], weights=gap[i]).abs().sum()) / len(i),
         "brier": lambda i: _mean(row_brier[i]),
+        "aurc": lambda i: _mean(grouped_risk(group[i], errors[i])),
     }
     if auroc is not None:
-        statistics["auroc_error"] = lambda i: _grouped_auroc(group[i], errors[i])
+        statistics["auroc_error"] = lambda i: grouped_auroc(group[i], errors[i])
+        statistics["auprc_error"] = lambda i: grouped_auprc(group[i], errors[i])
     intervals = {
         name: bootstrap_interval(
             statistic, len(labels), resamples=resamples, generator=torch.Generator().manual_seed(seed)
@@ -282,6 +254,7 @@ def evaluate_probs(
         ece=ece(probs, labels, bins),
         brier=_mean(row_brier),
         auroc_error=auroc,
+        auprc_error=auprc,
         intervals=intervals,
         reliability=tuple(reliability_bins(probs, labels, bins)),
         risk_coverage=risk_coverage(score, errors),
@@ -309,15 +282,6 @@ def _bin_index(confidence: torch.Tensor, bins: int) -> torch.Tensor:
     return torch.bucketize(confidence, inner)
 
 
-def _grouped_auroc(group: torch.Tensor, errors: torch.Tensor) -> float:
-    """Return the AUROC from each row's rank group, by counting pairs; NaN when there is no pair."""
-    size = int(group.max()) + 1
-    wrong = torch.bincount(group[errors], minlength=size).double()
-    right = torch.bincount(group[~errors], minlength=size).double()
-    pairs = wrong.sum() * right.sum()
-    return float((wrong * (right.cumsum(0) - right / 2)).sum() / pairs)
-
-
 def _checked(probs: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return float64 probs and int64 labels on the CPU after checking what the module promises."""
     probs, labels = probs.detach().to("cpu", torch.float64), labels.detach().cpu()
@@ -336,17 +300,3 @@ def _checked(probs: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, t
     if (probs < 0).any() or ((probs.sum(1) - 1).abs() > _SUM_TOLERANCE).any():
         raise DataError("each row of probs must be at least 0 and sum to 1: pass probabilities, not logits")
     return probs, labels.long()
-
-
-def _checked_score(score: torch.Tensor, errors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return float64 scores and bool errors on the CPU after checking what the module promises."""
-    score, errors = score.detach().to("cpu", torch.float64), errors.detach().cpu()
-    if score.ndim != 1 or score.shape != errors.shape:
-        raise DataError(f"score and errors must be (rows,), got {tuple(score.shape)} and {tuple(errors.shape)}")
-    if not len(score):
-        raise DataError("metrics need at least one row, got 0")
-    if errors.dtype != torch.bool:
-        raise DataError(f"errors must be bool, true at mistakes, got {errors.dtype}")
-    if not score.isfinite().all():
-        raise NonFiniteError("the score holds NaN or infinity")
-    return score, errors

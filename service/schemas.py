@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, WithJsonSchema
 
-from laplora.uncertainty import FLAGS, Flag
+from laplora.thresholds import Flag
+from laplora.uncertainty import FLAGS
 
 # Finite is enforced, the range only documented: rounding may leave 1.0000001.
 Probability = Annotated[FiniteFloat, WithJsonSchema({"type": "number", "minimum": 0, "maximum": 1})]

@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
 
 from laplora.errors import ConfigError, DataError, NonFiniteError
 from laplora.metrics import (
@@ -17,12 +16,11 @@ from laplora.metrics import (
     bootstrap_interval,
     brier,
     ece,
-    error_auroc,
     evaluate_probs,
     nll,
     reliability_bins,
-    risk_coverage,
 )
+from laplora.ranking import error_auprc, error_auroc, risk_coverage
 
 F64 = torch.float64
 
@@ -88,58 +86,6 @@ def test_ece_is_the_loop_over_bins(rows: int, classes: int, bins: int, seed: int
     assert sum(b.count for b in reliability_bins(probs, labels, bins)) == rows
 
 
-@given(
-    pairs=st.lists(st.tuples(st.sampled_from([0.0, 0.1, 0.5, 0.5000001, 2.0]), st.booleans()), min_size=1, max_size=40)
-)
-@settings(max_examples=100, deadline=None)
-def test_auroc_with_ties_is_the_pairwise_definition_and_mann_whitney(pairs: list[tuple[float, bool]]) -> None:
-    score = torch.tensor([s for s, _ in pairs], dtype=F64)
-    errors = torch.tensor([e for _, e in pairs])
-    got = error_auroc(score, errors)
-    wrong, right = score[errors], score[~errors]
-    if not len(wrong) or not len(right):
-        assert got is None
-        return
-    assert got is not None
-    wins = (wrong[:, None] > right).double() + 0.5 * (wrong[:, None] == right).double()
-    # Counts of halves are exact; one division.
-    assert got == pytest.approx(float(wins.mean()), abs=1e-14)
-    u = stats.mannwhitneyu(wrong.numpy(), right.numpy(), method="asymptotic").statistic
-    assert got == pytest.approx(u / (len(wrong) * len(right)), abs=1e-14)
-    turned = error_auroc(-score, errors)
-    assert turned is not None
-    assert turned == pytest.approx(1 - got, abs=1e-14)
-    # Ranks only: a monotone map changes nothing.
-    assert error_auroc(score.exp(), errors) == got
-
-
-@given(scores=st.lists(st.integers(0, 4), min_size=1, max_size=30), seed=st.integers(0, 999))
-@settings(max_examples=80, deadline=None)
-def test_risk_coverage_is_the_mean_curve_over_random_tie_orders(scores: list[int], seed: int) -> None:
-    g = torch.Generator().manual_seed(seed)
-    score = torch.tensor(scores, dtype=F64)
-    errors = torch.rand(len(scores), generator=g) < 0.4
-    curve = risk_coverage(score, errors)
-    n = len(scores)
-    assert curve.coverage[-1] == 1
-    # The full set's risk is the error rate, whatever the score.
-    assert float(curve.risk[-1]) == pytest.approx(float(errors.double().mean()), abs=1e-12)
-    assert curve.area == pytest.approx(float(curve.risk.mean()))
-    order = torch.randperm(n, generator=g)
-    again = risk_coverage(score[order], errors[order])
-    torch.testing.assert_close(again.risk, curve.risk, atol=0, rtol=0)
-    for k in range(1, n + 1):
-        last = score.sort().values[k - 1]
-        sure, tied = score < last, score == last
-        expected = errors[sure].sum() + (k - sure.sum()) * errors[tied].double().mean()
-        assert float(curve.risk[k - 1]) == pytest.approx(float(expected) / k, abs=1e-12)
-
-
-def test_risk_coverage_answers_low_scores_first() -> None:
-    curve = risk_coverage(torch.tensor([0.9, 0.1, 0.5]), torch.tensor([True, False, False]))
-    assert curve.risk.tolist() == pytest.approx([0, 0, 1 / 3])
-
-
 @given(rows=st.integers(2, 40), classes=st.integers(2, 5), seed=st.integers(0, 9999))
 @settings(max_examples=40, deadline=None)
 def test_order_of_rows_and_names_of_classes_do_not_matter(rows: int, classes: int, seed: int) -> None:
@@ -200,7 +146,9 @@ def test_evaluate_agrees_with_the_single_metrics_and_is_json() -> None:
     assert got.ece == ece(probs, labels)
     assert got.brier == brier(probs, labels)
     assert got.auroc_error == error_auroc(score, errors)
-    assert set(got.intervals) == {"accuracy", "nll", "ece", "brier", "auroc_error"}
+    assert got.auprc_error == error_auprc(score, errors)
+    assert got.aurc == risk_coverage(score, errors).area
+    assert set(got.intervals) == {"accuracy", "nll", "ece", "brier", "auroc_error", "auprc_error", "aurc"}
     for name, (low, high) in got.intervals.items():
         assert low < high
         # ECE is biased upward by resampling, so its own value may lie below; the others lie inside.
@@ -208,6 +156,8 @@ def test_evaluate_agrees_with_the_single_metrics_and_is_json() -> None:
         assert name == "ece" or low <= getattr(got, name)
     as_json = json.loads(json.dumps(got.to_json(), allow_nan=False))
     assert as_json["nll"] == got.nll
+    assert as_json["auprc_error"] == got.auprc_error
+    assert (as_json["aurc"], as_json["excess_aurc"]) == (got.aurc, got.excess_aurc)
     assert len(as_json["reliability"]) == 15
     assert len(as_json["risk_coverage"]["risk"]) == 200
     assert as_json["risk_coverage"]["coverage"][-1] == 1.0
@@ -226,6 +176,8 @@ def test_evaluate_intervals_are_those_of_the_public_metrics() -> None:
         "ece": lambda i: ece(probs[i], labels[i]),
         "brier": lambda i: brier(probs[i], labels[i]),
         "auroc_error": lambda i: error_auroc(score[i], errors[i]) or math.nan,
+        "auprc_error": lambda i: error_auprc(score[i], errors[i]) or math.nan,
+        "aurc": lambda i: risk_coverage(score[i], errors[i]).area,
     }
     for name, statistic in slow.items():
         expected = bootstrap_interval(statistic, 40, resamples=50, generator=torch.Generator().manual_seed(9))
@@ -238,6 +190,8 @@ def test_evaluate_edges() -> None:
     assert one.auroc_error is None
     assert "auroc_error" not in one.intervals
     assert one.to_json()["auroc_error"] is None
+    assert one.to_json()["auprc_error"] is None
+    assert one.to_json()["excess_aurc"] == 0.0
     assert evaluate_probs(torch.tensor([[0.9, 0.1]]), torch.tensor([0]), resamples=0).intervals == {}
     probs, labels = random_rows(50, 2, seed=1)
     inverted = evaluate_probs(probs, labels, -torch.special.entr(probs).sum(1), resamples=0)
@@ -261,15 +215,6 @@ def test_refusals() -> None:
             metric(probs, torch.tensor([2]))
         with pytest.raises(DataError, match="integers"):
             metric(probs, torch.tensor([0.0]))
-    for ranking in (error_auroc, risk_coverage):
-        with pytest.raises(NonFiniteError):
-            ranking(torch.tensor([math.inf]), torch.tensor([True]))
-        with pytest.raises(DataError, match="at least one row"):
-            ranking(torch.zeros(0), torch.zeros(0, dtype=torch.bool))
-        with pytest.raises(DataError, match="must be"):
-            ranking(torch.zeros(2), torch.tensor([True]))
-        with pytest.raises(DataError, match="bool"):
-            ranking(torch.zeros(1), torch.zeros(1))
     with pytest.raises(ConfigError, match="bins"):
         ece(probs, labels, 0)
     with pytest.raises(ConfigError, match="level"):

@@ -6,8 +6,9 @@ import torch
 
 from laplora.artifact import CalibrationRecord
 from laplora.calibration import conformal_threshold, fit_temperature
-from laplora.predictive import PosteriorPredictive, class_probs, posterior_predictive
-from laplora.uncertainty import decompose, fit_thresholds
+from laplora.predictive import PosteriorPredictive, posterior_predictive
+from laplora.predictives import PREDICTIVES, predictive_probs
+from laplora.review import fit_thresholds
 from training.config import RunConfig
 from training.projected import ProjectedSplit
 
@@ -20,15 +21,13 @@ def calibrate(config: RunConfig, split: ProjectedSplit, covariance: torch.Tensor
         covariance: (rows, classes - 1, classes - 1), its contrast covariance under the served prior.
     """
     settings = config.calibration
-    map_probs = class_probs(split.logits, split.class_mask)
+    point = predictive_probs(PREDICTIVES["map"], split.projected.contrast_mean[None], None, split.class_mask)
     predictive = laplace_predictive(split, covariance)
     thresholds = fit_thresholds(
-        map_probs=map_probs,
-        labels=split.labels,
-        label_mass=split.label_mass,
+        {"map": point, "laplace": predictive},
+        split.labels,
+        split.label_mass,
         split="calibration",
-        probs=predictive.probs,
-        epistemic=decompose(predictive).epistemic,
         target_risk=settings.target_risk,
     )
     return CalibrationRecord(
@@ -37,7 +36,7 @@ def calibrate(config: RunConfig, split: ProjectedSplit, covariance: torch.Tensor
         thresholds=thresholds,
         conformal={
             "laplace": conformal_threshold(predictive.probs, split.labels, settings.coverage),
-            "map": conformal_threshold(map_probs, split.labels, settings.coverage),
+            "map": conformal_threshold(point.probs, split.labels, settings.coverage),
         },
         coverage=settings.coverage,
     )

@@ -1,0 +1,156 @@
+"""How well a score ranks the mistakes: areas under the ROC, precision-recall and risk-coverage curves.
+
+Everywhere: ``score`` is (rows,), higher meaning less trusted; ``errors`` is (rows,) bool, true at mistakes. Rows
+of equal score cannot be told apart, so every measure is the same whatever order they are in. Everything is
+computed in float64 on the CPU.
+
+Every function raises:
+    DataError: no rows, or shapes or types that do not fit.
+    NonFiniteError: NaN or infinity in a score.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from laplora.errors import DataError, NonFiniteError
+
+
+@dataclass(frozen=True)
+class RiskCoverage:
+    """Error rate among the rows answered, when the rows with the highest scores are left out.
+
+    Attributes:
+        coverage: (rows,) share of rows answered, ascending, the last one 1.
+        risk: (rows,) error rate among them.
+        area: mean risk over all coverages (AURC); lower is better.
+        excess: ``area`` above that of a score that puts every mistake last, at the same accuracy (E-AURC;
+            Geifman, Uziel and El-Yaniv, arXiv 1805.08206, equation 4, with the exact sum); 0 is perfect.
+    """
+
+    coverage: torch.Tensor
+    risk: torch.Tensor
+    area: float
+    excess: float
+
+
+def error_auroc(score: torch.Tensor, errors: torch.Tensor) -> float | None:
+    """Return the probability that a mistake has a higher score than a right answer, ties counting half.
+
+    None when there is no mistake or no right answer: nothing to rank.
+    """
+    score, errors = checked_score(score, errors)
+    return none_if_nan(grouped_auroc(tie_groups(score)[1], errors))
+
+
+def error_auprc(score: torch.Tensor, errors: torch.Tensor) -> float | None:
+    """Return the average precision of finding the mistakes from the highest score down.
+
+    ``sum_i (recall_i - recall_i-1) precision_i`` over the distinct scores, without interpolation, which would be
+    too optimistic (Davis and Goadrich 2006). A score that knows nothing has the error rate; None without a mistake.
+    """
+    score, errors = checked_score(score, errors)
+    return none_if_nan(grouped_auprc(tie_groups(score)[1], errors))
+
+
+def risk_coverage(score: torch.Tensor, errors: torch.Tensor) -> RiskCoverage:
+    """Return the error rate among the k rows with the lowest scores, for k = 1 .. rows.
+
+    Each row counts with the error rate of its group of equal scores: the expected curve over their random order.
+    """
+    score, errors = checked_score(score, errors)
+    risk = grouped_risk(tie_groups(score)[1], errors)
+    rows, mistakes = len(score), int(errors.sum())
+    answered = torch.arange(1, rows + 1, dtype=torch.float64)
+    area = float(risk.mean())
+    least = float(((answered - (rows - mistakes)).clamp_min(0) / answered).mean())
+    # At a perfect ranking the two are the same sums in another order: rounding.
+    return RiskCoverage(answered / rows, risk, area, max(0.0, area - least))
+
+
+def compare_auroc(first: torch.Tensor, second: torch.Tensor, errors: torch.Tensor) -> tuple[float, float]:
+    """Return by how much the first score's AUROC leads the second's, and the lead's standard error.
+
+    Both are on the same rows, so the error is that of the paired difference: with d_ij the difference of the
+    two scores' verdicts on mistake i and right answer j, ``var_i(mean_j d) / mistakes + var_j(mean_i d) / rights``
+    (DeLong, DeLong and Clarke-Pearson 1988; a U-statistic's variance). Nothing is drawn at random, and the rows'
+    order does not matter.
+
+    Raises:
+        DataError: also fewer than two mistakes or two right answers, which have no variance.
+    """
+    (first, errors), (second, _) = checked_score(first, errors), checked_score(second, errors)
+    if min(int(errors.sum()), int((~errors).sum())) < 2:
+        raise DataError("comparing two AUROCs takes at least two mistakes and two right answers")
+    difference = _placements(first, errors)[0] - _placements(second, errors)[0]
+    others = _placements(first, errors)[1] - _placements(second, errors)[1]
+    variance = difference.var() / len(difference) + others.var() / len(others)
+    return float(difference.mean()), math.sqrt(float(variance))
+
+
+def tie_groups(score: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the distinct scores (groups,) ascending, each row's group (rows,), and the groups' sizes (groups,)."""
+    values, group, counts = torch.unique(score, return_inverse=True, return_counts=True)
+    return values, group, counts
+
+
+def grouped_auroc(group: torch.Tensor, errors: torch.Tensor) -> float:
+    """Return the AUROC from each row's rank group (rows,) int64, by counting pairs; NaN when there is no pair."""
+    wrong, right = _by_group(group, errors)
+    pairs = wrong.sum() * right.sum()
+    return float((wrong * (right.cumsum(0) - right / 2)).sum() / pairs)
+
+
+def grouped_auprc(group: torch.Tensor, errors: torch.Tensor) -> float:
+    """Return the average precision from each row's rank group (rows,) int64; NaN without a mistake."""
+    wrong, right = (counts.flip(0) for counts in _by_group(group, errors))
+    found = wrong.cumsum(0)
+    flagged = (found + right.cumsum(0)).clamp_min(1)  # groups that no row is in come with no mistake
+    return float((wrong * found / flagged).sum() / wrong.sum())
+
+
+def grouped_risk(group: torch.Tensor, errors: torch.Tensor) -> torch.Tensor:
+    """Return (rows,) the risk among the k lowest rows, k = 1 .. rows, from each row's rank group (rows,) int64."""
+    wrong, right = _by_group(group, errors)
+    counts = wrong + right
+    rate = wrong / counts.clamp_min(1)
+    answered = torch.arange(1, len(group) + 1, dtype=torch.float64)
+    return (rate.repeat_interleave(counts.long()).cumsum(0) / answered).clamp(0, 1)
+
+
+def none_if_nan(value: float) -> float | None:
+    """Return the value, or None for NaN."""
+    return None if math.isnan(value) else value
+
+
+def checked_score(score: torch.Tensor, errors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return float64 scores and bool errors on the CPU after checking what the module promises."""
+    score, errors = score.detach().to("cpu", torch.float64), errors.detach().cpu()
+    if score.ndim != 1 or score.shape != errors.shape:
+        raise DataError(f"score and errors must be (rows,), got {tuple(score.shape)} and {tuple(errors.shape)}")
+    if not len(score):
+        raise DataError("metrics need at least one row, got 0")
+    if errors.dtype != torch.bool:
+        raise DataError(f"errors must be bool, true at mistakes, got {errors.dtype}")
+    if not score.isfinite().all():
+        raise NonFiniteError("the score holds NaN or infinity")
+    return score, errors
+
+
+def _by_group(group: torch.Tensor, errors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return how many mistakes and right answers are in each group, (groups,) float64."""
+    size = int(group.max()) + 1
+    wrong = torch.bincount(group[errors], minlength=size).double()
+    return wrong, torch.bincount(group[~errors], minlength=size).double()
+
+
+def _placements(score: torch.Tensor, errors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the share of right answers below each mistake, and of mistakes above each right answer, ties half."""
+    _, group, _ = tie_groups(score)
+    wrong, right = _by_group(group, errors)
+    below = (right.cumsum(0) - right / 2) / right.sum()
+    above = (wrong.sum() - wrong.cumsum(0) + wrong / 2) / wrong.sum()
+    return below[group[errors]], above[group[~errors]]
