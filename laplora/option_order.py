@@ -51,15 +51,22 @@ def option_orders(count: int, budget: int | None = None) -> tuple[Order, ...]:
     Raises:
         ConfigError: fewer than two options, or a budget below 1.
     """
+    return tuple(islice(_balanced(count), order_count(count, budget)))
+
+
+def order_count(count: int, budget: int | None = None) -> int:
+    """Return how many orders ``option_orders`` gives, without making any: the cost of an input, in prompts.
+
+    Raises:
+        ConfigError: as ``option_orders``.
+    """
     if count < 2:
         raise ConfigError(f"an order needs at least two options, got {count}")
     if budget is None:
-        budget = factorial(count) if count <= _ALL_PERMUTATIONS else count
+        return factorial(count) if count <= _ALL_PERMUTATIONS else count
     if budget < 1:
         raise ConfigError(f"the budget of orders must be at least 1, got {budget}")
-    if budget >= count:
-        budget = min(budget - budget % count, factorial(count))
-    return tuple(islice(_balanced(count), budget))
+    return budget if budget < count else min(budget - budget % count, factorial(count))
 
 
 def _balanced(count: int) -> Iterator[Order]:

@@ -15,6 +15,7 @@ from laplora.option_order import (
     Order,
     count_choices,
     option_orders,
+    order_count,
     permute_choices,
     restore_contrasts,
     restore_logits,
@@ -42,6 +43,7 @@ def test_default_is_every_permutation_of_few_and_one_square_of_many(count: int, 
     assert len(orders) == len(set(orders)) == wanted
     assert orders[0] == tuple(range(count))
     assert orders == option_orders(count)
+    assert order_count(count) == wanted
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 5])
@@ -57,6 +59,7 @@ def test_orders_fit_the_budget_and_are_balanced(count: int, budget: int) -> None
     orders = option_orders(count, budget)
     assert orders[0] == tuple(range(count))
     assert 1 <= len(orders) == len(set(orders)) <= budget
+    assert order_count(count, budget) == len(orders)
     assert all(sorted(order) == list(range(count)) for order in orders)
     assert orders == option_orders(count, 60)[: len(orders)]  # a larger budget only adds
     shown = [[order[place] for order in orders] for place in range(count)]
@@ -81,6 +84,7 @@ def test_too_few_options_or_no_budget_is_refused() -> None:
         option_orders(1)
     with pytest.raises(ConfigError, match="at least 1, got 0"):
         option_orders(4, 0)
+    assert order_count(10**6) == 10**6  # none is made to be counted
 
 
 def test_choices_are_shown_in_the_order_and_nothing_else_changes() -> None:
