@@ -1,0 +1,242 @@
+"""The study's tables in docs/results.md, made from the published JSON files alone.
+
+Each stands between ``<!-- study:begin NAME -->`` and ``<!-- study:end NAME -->``, so that a test can compare them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median, stdev
+from typing import Any
+
+from laplora.errors import DataError
+from training.study.plots import NLL_PLOT, RELIABILITY_PLOT
+from training.study.records import REFERENCES, Bounds, Published, Reference, Score, ordered_methods
+from training.study.targets import judge, outcome, task_figures
+
+_MARKERS = re.compile(r"<!-- study:begin (\w+) -->\n(.*?)<!-- study:end \1 -->", flags=re.DOTALL)
+_UNPUBLISHED = (
+    "No figures are published yet: `python -m training study` measures them, and\n"
+    "`python -m training study --publish` puts them here.\n"
+)
+_SYMBOLS = {"win": "+", "tie": "=", "loss": "−"}
+
+#: Metric tables: name -> (value, +1 where higher is better and -1 where lower is).
+_METRICS: dict[str, tuple[Callable[[Score], float | None], int]] = {
+    "nll": (lambda s: s.nll, -1),
+    "ece": (lambda s: s.ece, -1),
+    "accuracy": (lambda s: s.accuracy, 1),
+    "brier": (lambda s: s.brier, -1),
+    "auroc": (lambda s: s.auroc_error, 1),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Mean and standard deviation over seeds; ``spread`` is None for one seed, ``mean`` where nothing was measured."""
+
+    mean: float | None
+    spread: float | None
+    seeds: int
+
+    def text(self, all_seeds: int) -> str:
+        """Return "0.376 ± 0.012", with the number of seeds where they are not all; a dash where there are none."""
+        if self.mean is None:
+            return "-"
+        spread = "" if self.spread is None else f" ± {self.spread:.3f}"
+        return f"{self.mean:.3f}{spread}" + (f" ({self.seeds})" if self.seeds < all_seeds else "")
+
+
+def study_tables(published: Published) -> dict[str, str]:
+    """Return every table by the name of its markers, as Markdown; one sentence where nothing is published yet."""
+    names = ("setup", "targets", "recommended", "figures", "plots", *_METRICS, "matrix", "cost")
+    if not published.scores:
+        return {name: "" for name in names} | {"setup": _UNPUBLISHED}
+    return {
+        "setup": setup_table(published),
+        "targets": targets_table(published),
+        "recommended": recommended_table(published),
+        "figures": figures_table(published),
+        "plots": f"![NLL against MAP](results/{NLL_PLOT})\n\n![reliability diagrams](results/{RELIABILITY_PLOT})\n",
+        **{name: metric_table(published, name) for name in _METRICS},
+        "matrix": matrix_table(published),
+        "cost": cost_table(published),
+    }
+
+
+def insert_tables(page: str, tables: dict[str, str]) -> str:
+    """Return the page with what stands between each table's markers replaced.
+
+    Raises:
+        DataError: markers of a table missing, more than one pair of it, or markers of a table that there is not.
+    """
+    found = [match[1] for match in _MARKERS.finditer(page)]
+    if sorted(found) != sorted(tables):
+        raise DataError(
+            f"the page must hold one pair of markers for each of {sorted(tables)}, got {sorted(found)}: "
+            "write <!-- study:begin NAME --> and <!-- study:end NAME --> on lines of their own"
+        )
+    return _MARKERS.sub(
+        lambda m: f"<!-- study:begin {m[1]} -->\n{_spaced(tables[m[1]])}<!-- study:end {m[1]} -->", page
+    )
+
+
+def setup_table(published: Published) -> str:
+    """Return base model, sizes, steps, caps and seeds of every task, then the machines and versions."""
+    setup = published.setup
+    lines = [["task", "base", "classes", "train", "calibration", "test", "steps", "seeds", "caps", "digest"]]
+    for task, own in setup.tasks.items():
+        classes = own.classes if isinstance(own.classes, int) else len(own.classes)
+        sizes = (classes, own.train_rows, own.calibration_rows, own.rows, own.steps)
+        seeds = ", ".join(map(str, own.seeds))
+        lines.append(
+            [
+                task,
+                _base(own.configuration),
+                *map(str, sizes),
+                seeds,
+                _inline(own.capped) or "none",
+                f"`{own.digest[:8]}`",
+            ]
+        )
+    machines = sorted({_inline(h) for own in setup.tasks.values() for h in own.hardware})
+    versions = sorted({_inline(v) for own in setup.tasks.values() for v in own.versions})
+    table = _table(lines, left={0, 1, 7, 8, 9})
+    return f"{table}\nHardware: {'; or '.join(machines)}. Versions: {'; or '.join(versions)}.\n"
+
+
+def metric_table(published: Published, name: str) -> str:
+    """Return one metric per method and task: mean ± standard deviation over seeds, the best mean bold.
+
+    The last row is what each seed recommends. Only methods with all of a task's seeds can be its best; where all are
+    equal as printed, none is.
+    """
+    value, sign = _METRICS[name]
+    tasks, methods = list(published.setup.tasks), ordered_methods(published)
+    rows: dict[str, list[str]] = {m: [_text(published.setup.methods[m].title)] for m in methods} | {
+        "": ["*recommended*"]
+    }
+    for task in tasks:
+        own, seeds = [s for s in published.scores if s.task == task], len(published.setup.tasks[task].seeds)
+        cells = {m: _cell(value(s) for s in own if s.method == m) for m in methods}
+        cells[""] = _cell(value(s) for s in own if s.recommended)
+        whole = {m: round(sign * c.mean, 3) for m, c in cells.items() if m and c.mean is not None and c.seeds == seeds}
+        for method, cell in cells.items():
+            text = cell.text(seeds)
+            best = len(set(whole.values())) > 1 and whole.get(method) == max(whole.values())
+            rows[method].append(f"**{text}**" if best else text)
+    return _table([["method", *tasks], *rows.values()])
+
+
+def matrix_table(published: Published) -> str:
+    """Return which methods win (+), tie (=) or lose (−) in NLL: against MAP, then against temperature scaling.
+
+    A win or a loss is a paired 95 % interval that excludes 0.
+    """
+    ends = {(c.task, c.method, c.against): outcome(c.low, c.high) for c in published.comparisons}
+    tasks = list(published.setup.tasks)
+    lines = [["method", *tasks, "MAP: won / tied / lost", "temperature: won / tied / lost"]]
+    for method in ordered_methods(published):
+        row = [_text(published.setup.methods[method].title)]
+        for task in tasks:
+            pair = [ends.get((task, method, against)) for against in REFERENCES]
+            row.append(" ".join(_SYMBOLS[end] if end else "·" for end in pair))
+        row += [_totals(ends, method, against) for against in REFERENCES]
+        lines.append(row)
+    return _table(lines)
+
+
+def recommended_table(published: Published) -> str:
+    """Return what each task's seeds recommend and its NLL against MAP's and temperature scaling's."""
+    lines = [["task", "seeds", "recommended", "NLL", "MAP NLL", "against MAP", "", "against temperature", ""]]
+    for task in task_figures(published):
+        names = {m: task.recommended.count(m) for m in sorted(set(task.recommended))}
+        shown = [
+            _text(published.setup.methods[m].title) + (f" ({n} of {task.seeds})" if n < task.seeds else "")
+            for m, n in names.items()
+        ]
+        row = [task.task, str(task.seeds), ", ".join(shown), f"{task.recommended_nll:.3f}", f"{task.map_nll:.3f}"]
+        for bounds in (task.against_map, task.against_temperature):
+            row += ["-", "-"] if bounds is None else [_bounds(bounds), outcome(bounds[1], bounds[2])]
+        lines.append(row)
+    return _table(lines, left={0, 2, 6, 8})
+
+
+def figures_table(published: Published) -> str:
+    """Return, per task, the figures behind the targets that are not about NLL."""
+    heading = ["task", "test rows", "MAP ECE", "MAP confidence − accuracy", "overconfident", "ECE", "accuracy − MAP's"]
+    lines = [[*heading, "AUROC − MAP's"]]
+    for t in task_figures(published):
+        lead = "-" if t.auroc_lead is None else f"{t.auroc_lead:+.3f}"
+        row = [t.task, str(t.rows), f"{t.map_ece:.3f}", _bounds(t.gap), "yes" if t.overconfident else "no"]
+        lines.append([*row, f"{t.recommended_ece:.3f}", f"{100 * t.accuracy_change:+.1f} points", lead])
+    return _table(lines)
+
+
+def targets_table(published: Published) -> str:
+    """Return every target with its figures and whether it was met."""
+    rows = [[_text(t.text), t.figures, f"**{t.verdict}**"] for t in judge(task_figures(published))]
+    return _table([["target", "figures", "verdict"], *rows], left={0, 1, 2})
+
+
+def cost_table(published: Published) -> str:
+    """Return what each method took: median over tasks and seeds of its seconds and of the bytes it stores."""
+    lines = [["method", "family", "seconds", "kB stored", "runs"]]
+    for method in ordered_methods(published):
+        own = [d for d in published.details.methods if d.method == method]
+        setup = published.setup.methods[method]
+        seconds = [d.seconds for d in own if d.seconds is not None]
+        sizes = [d.size_bytes / 1000 for d in own if d.size_bytes is not None]
+        shown = [f"{median(seconds):.1f}" if seconds else "-", f"{median(sizes):.1f}" if sizes else "-"]
+        lines.append([_text(setup.title), _text(setup.family), *shown, str(len(own))])
+    return _table(lines, left={0, 1})
+
+
+def _base(configuration: Any) -> str:
+    """Return "smollm2-135m-instruct, nf4", or a dash where a task's configuration names no base model."""
+    base = configuration.get("base") if isinstance(configuration, dict) else None
+    return _text(f"{base['model']}, {base.get('quantization', 'none')}") if base else "-"
+
+
+def _cell(values: Iterable[float | None]) -> Cell:
+    found = [v for v in values if v is not None]
+    spread = stdev(found) if len(found) > 1 else None
+    return Cell(fmean(found) if found else None, spread, len(found))
+
+
+def _totals(ends: dict[tuple[str, str, Reference], Any], method: str, against: Reference) -> str:
+    own = [end for (_, m, a), end in ends.items() if m == method and a == against]
+    return " / ".join(str(own.count(kind)) for kind in ("win", "tie", "loss")) if own else "·"
+
+
+def _bounds(bounds: Bounds) -> str:
+    value, low, high = bounds
+    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+def _table(lines: Sequence[Sequence[str]], left: set[int] | None = None) -> str:
+    """Return lines of cells as Markdown; the columns of ``left`` are left-aligned, by default the first."""
+    kept = {0} if left is None else left
+    rule = ["---" if i in kept else "---:" for i in range(len(lines[0]))]
+    return "".join(f"| {' | '.join(line)} |\n" for line in [lines[0], rule, *lines[1:]])
+
+
+def _inline(value: Any) -> str:
+    """Return a JSON value as words: "available train 67349, test 872"; what is null is left out."""
+    if isinstance(value, dict):
+        return ", ".join(f"{k.replace('_', ' ')} {_inline(v)}" for k, v in value.items() if v is not None)
+    if isinstance(value, list | tuple):
+        return " of ".join(_inline(v) for v in value)
+    return _text(str(value))
+
+
+def _text(value: str) -> str:
+    """Return text that cannot end a table's cell."""
+    return value.replace("|", "\\|").replace("\n", " ")
+
+
+def _spaced(text: str) -> str:
+    """Return a table with an empty line on either side, which Markdown needs after a comment."""
+    return f"\n{text}\n" if text else ""
