@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from laplora.errors import DataError
 from laplora.metrics import ReliabilityBin, row_nll
 from laplora.ranking import error_auroc
 from training.runtime import say
 from training.study.plots import write_plots
+from training.study.predictions import Predictions, SeedResult, digest, read_predictions, without_folders
 from training.study.records import (
     REFERENCES,
     Bin,
@@ -42,59 +36,6 @@ from training.study.records import (
 )
 from training.study.scores import Interval, MethodScores, draw_counts, pooled_means, row_gap, score_method
 from training.study.tables import insert_tables, study_tables
-
-
-class MethodResult(BaseModel):
-    """One method in a result.json: how it is written, and what it cost; further keys are its own parameters."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    title: str
-    family: str
-    calibration_nll: float | None = None
-    seconds: float | None = None
-    bytes: int | None = None
-
-
-class SeedResult(BaseModel):
-    """A result.json. ``configuration``: anything else that makes two runs different experiments."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    task: str
-    seed: int
-    rows: int
-    train_rows: int
-    calibration_rows: int
-    steps: int
-    classes: int | tuple[str, ...]
-    capped: dict[str, Any]
-    recommended: str
-    recommendation_reason: str
-    review_score: str
-    methods: dict[str, MethodResult]
-    conformal: dict[str, Any] = {}
-    versions: dict[str, Any]
-    hardware: Any
-    configuration: Any = None
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """One finished task and seed.
-
-    Attributes:
-        result: its result.json.
-        labels: (rows,) int64; class_mask: (rows, classes) bool.
-        probs: method -> (rows, classes) float64, ``map`` and the recommended one among them.
-        scores: method -> (rows,) float64, where a method ranks mistakes by another score than its entropy.
-    """
-
-    result: SeedResult
-    labels: torch.Tensor
-    class_mask: torch.Tensor
-    probs: dict[str, torch.Tensor]
-    scores: dict[str, torch.Tensor]
 
 
 def publish(runs: Path, docs: Path, name: str = "study") -> list[Path]:
@@ -141,40 +82,6 @@ def score_study(folder: Path) -> Published:
         say(f"scoring {task}: {len(seeds)} seed(s)")
         result = merge(result, score_task(sorted(seeds, key=lambda p: p.result.seed)))
     return result
-
-
-def read_predictions(folder: Path) -> Predictions:
-    """Return one finished task and seed.
-
-    Raises:
-        DataError: files that are damaged, do not fit each other, or lack MAP or the recommended method.
-    """
-    try:
-        result = SeedResult.model_validate_json((folder / "result.json").read_bytes())
-        tensors = load_file(folder / "predictions.safetensors")
-        labels, class_mask = tensors["labels"].long(), tensors["class_mask"].bool()
-    except ValidationError as error:
-        fields = ", ".join(".".join(str(part) for part in e["loc"]) for e in error.errors())
-        raise DataError(f"{folder / 'result.json'}: bad or missing: {fields}") from None
-    except (SafetensorError, KeyError) as error:
-        raise DataError(f"{folder / 'predictions.safetensors'} cannot be used: {error}") from None
-    probs, scores = (
-        {k.removeprefix(head): v.double() for k, v in sorted(tensors.items()) if k.startswith(head)}
-        for head in ("probs.", "score.")
-    )
-    for name, values in probs.items():
-        if values.shape != class_mask.shape or len(values) != len(labels) or len(labels) != result.rows:
-            raise DataError(
-                f"{folder}: {result.rows} rows expected, labels {tuple(labels.shape)}, class_mask "
-                f"{tuple(class_mask.shape)}, probs.{name} {tuple(values.shape)}: they must fit each other"
-            )
-    unknown = sorted(set(probs) - set(result.methods))
-    if unknown or not {"map", result.recommended} <= set(probs):
-        raise DataError(
-            f"{folder}: probs must hold map, the recommended {result.recommended} and only methods of result.json, "
-            f"got {sorted(probs)}" + (f" with {unknown} unknown" if unknown else "")
-        )
-    return Predictions(result, labels, class_mask, probs, scores)
 
 
 def score_task(seeds: Sequence[Predictions]) -> Published:
@@ -225,26 +132,6 @@ def score_task(seeds: Sequence[Predictions]) -> Published:
             methods=tuple(_method_detail(p.result, m, scored[p.result.seed, m]) for p in seeds for m in p.probs),
         ),
     )
-
-
-def digest(predictions: Predictions) -> str:
-    """Return what tells one experiment from another, the seed left out: SHA-256, hexadecimal."""
-    names = {"task", "rows", "train_rows", "calibration_rows", "steps", "classes", "configuration"}
-    chosen = predictions.result.model_dump(mode="json", include=names)
-    settings = json.dumps(without_folders(chosen), sort_keys=True)
-    content = hashlib.sha256(settings.encode())
-    content.update(predictions.labels.numpy().tobytes())
-    content.update(predictions.class_mask.numpy().tobytes())
-    return content.hexdigest()
-
-
-def without_folders(value: Any) -> Any:
-    """Return a JSON value with absolute paths cut to their last part: they differ between machines, and say nothing."""
-    if isinstance(value, dict):
-        return {k: without_folders(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_folders(v) for v in value]
-    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _comparisons(seeds: Sequence[Predictions], counts: torch.Tensor) -> Iterable[Comparison]:

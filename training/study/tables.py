@@ -13,8 +13,8 @@ from typing import Any
 
 from laplora.errors import DataError
 from training.study.plots import NLL_PLOT, RELIABILITY_PLOT
-from training.study.records import REFERENCES, Bounds, Published, Reference, Score, ordered_methods
-from training.study.targets import judge, outcome, task_figures
+from training.study.records import REFERENCES, Published, Reference, Score, ordered_methods
+from training.study.targets import judge, outcome, shown, task_figures
 
 _MARKERS = re.compile(r"<!-- study:begin (\w+) -->\n(.*?)<!-- study:end \1 -->", flags=re.DOTALL)
 _UNPUBLISHED = (
@@ -153,13 +153,13 @@ def recommended_table(published: Published) -> str:
     lines = [["task", "seeds", "recommended", "NLL", "MAP NLL", "against MAP", "", "against temperature", ""]]
     for task in task_figures(published):
         names = {m: task.recommended.count(m) for m in sorted(set(task.recommended))}
-        shown = [
+        chosen = [
             _text(published.setup.methods[m].title) + (f" ({n} of {task.seeds})" if n < task.seeds else "")
             for m, n in names.items()
         ]
-        row = [task.task, str(task.seeds), ", ".join(shown), f"{task.recommended_nll:.3f}", f"{task.map_nll:.3f}"]
+        row = [task.task, str(task.seeds), ", ".join(chosen), f"{task.recommended_nll:.3f}", f"{task.map_nll:.3f}"]
         for bounds in (task.against_map, task.against_temperature):
-            row += ["-", "-"] if bounds is None else [_bounds(bounds), outcome(bounds[1], bounds[2])]
+            row += ["-", "-"] if bounds is None else [shown(bounds), outcome(bounds[1], bounds[2])]
         lines.append(row)
     return _table(lines, left={0, 2, 6, 8})
 
@@ -170,7 +170,7 @@ def figures_table(published: Published) -> str:
     lines = [[*heading, "AUROC − MAP's"]]
     for t in task_figures(published):
         lead = "-" if t.auroc_lead is None else f"{t.auroc_lead:+.3f}"
-        row = [t.task, str(t.rows), f"{t.map_ece:.3f}", _bounds(t.gap), "yes" if t.overconfident else "no"]
+        row = [t.task, str(t.rows), f"{t.map_ece:.3f}", shown(t.gap), "yes" if t.overconfident else "no"]
         lines.append([*row, f"{t.recommended_ece:.3f}", f"{100 * t.accuracy_change:+.1f} points", lead])
     return _table(lines)
 
@@ -189,8 +189,8 @@ def cost_table(published: Published) -> str:
         setup = published.setup.methods[method]
         seconds = [d.seconds for d in own if d.seconds is not None]
         sizes = [d.size_bytes / 1000 for d in own if d.size_bytes is not None]
-        shown = [f"{median(seconds):.1f}" if seconds else "-", f"{median(sizes):.1f}" if sizes else "-"]
-        lines.append([_text(setup.title), _text(setup.family), *shown, str(len(own))])
+        medians = [f"{median(seconds):.1f}" if seconds else "-", f"{median(sizes):.1f}" if sizes else "-"]
+        lines.append([_text(setup.title), _text(setup.family), *medians, str(len(own))])
     return _table(lines, left={0, 1})
 
 
@@ -209,11 +209,6 @@ def _cell(values: Iterable[float | None]) -> Cell:
 def _totals(ends: dict[tuple[str, str, Reference], Any], method: str, against: Reference) -> str:
     own = [end for (_, m, a), end in ends.items() if m == method and a == against]
     return " / ".join(str(own.count(kind)) for kind in ("win", "tie", "loss")) if own else "·"
-
-
-def _bounds(bounds: Bounds) -> str:
-    value, low, high = bounds
-    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def _table(lines: Sequence[Sequence[str]], left: set[int] | None = None) -> str:

@@ -108,17 +108,23 @@ def judge(tasks: Sequence[TaskFigures]) -> tuple[Target, ...]:
     return (*_nll_targets(tasks), *_other_targets(tasks))
 
 
+def shown(bounds: Bounds) -> str:
+    """Return "-0.376 [-0.431, -0.324]"."""
+    value, low, high = bounds
+    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
 def _nll_targets(tasks: Sequence[TaskFigures]) -> list[Target]:
     over = [(t.task, t.against_map) for t in tasks if t.overconfident and t.against_map]
-    not_won = [f"{task} {_shown(b)}" for task, b in over if outcome(b[1], b[2]) != "win"]
+    not_won = [f"{task} {shown(b)}" for task, b in over if outcome(b[1], b[2]) != "win"]
     worse = [
-        f"{t.task} {_shown(t.against_map)}"
+        f"{t.task} {shown(t.against_map)}"
         for t in tasks
         if t.against_map and outcome(t.against_map[1], t.against_map[2]) == "loss"
     ]
     versus = {t.task: t.against_temperature for t in tasks if t.against_temperature}
     ends = {task: outcome(b[1], b[2]) for task, b in versus.items()}
-    lost = [f"{task} {_shown(versus[task])}" for task, end in ends.items() if end == "loss"]
+    lost = [f"{task} {shown(versus[task])}" for task, end in ends.items() if end == "loss"]
     wins, ties = (sum(end == kind for end in ends.values()) for kind in ("win", "tie"))
     return [
         Target(
@@ -198,8 +204,3 @@ def _share(planned: int, tasks: Sequence[TaskFigures]) -> int:
 
 def _listed(word: str, items: Sequence[str]) -> str:
     return f"; {word}: {', '.join(items)}" if items else ""
-
-
-def _shown(bounds: Bounds) -> str:
-    value, low, high = bounds
-    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
