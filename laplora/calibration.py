@@ -94,14 +94,8 @@ def conformal_threshold(probs: torch.Tensor, labels: torch.Tensor, level: float 
         DataError: no rows, shapes that do not fit, or a label out of range.
         NonFiniteError: NaN or infinity in ``probs``.
     """
-    if not 0 < level < 1:
-        raise ConfigError(f"the level of a conformal set is in (0, 1), got {level}")
     probs, mask = _checked(probs, torch.ones(probs.shape, dtype=torch.bool))
-    labels = checked_labels(labels, mask)
-    scores = (1 - probs.gather(1, labels[:, None])[:, 0]).sort().values
-    # 0.55 * 100 is 55.00000000000001 in floating point, which would be one rank too many.
-    rank = math.ceil((len(scores) + 1) * level - 1e-9)
-    return float(scores[rank - 1]) if rank <= len(scores) else 1.0
+    return _conformal_quantile(1 - probs, checked_labels(labels, mask), level)
 
 
 def prediction_sets(probs: torch.Tensor, threshold: float, class_mask: torch.Tensor) -> torch.Tensor:
@@ -115,6 +109,69 @@ def prediction_sets(probs: torch.Tensor, threshold: float, class_mask: torch.Ten
     """
     probs, mask = _checked(probs, class_mask)
     return (1 - probs <= threshold) & mask
+
+
+def aps_threshold(
+    probs: torch.Tensor, labels: torch.Tensor, level: float = 0.9, uniform: torch.Tensor | None = None
+) -> float:
+    """Return the threshold of adaptive prediction sets (APS: Romano, Sesia and Candes, arXiv 2006.02544).
+
+    A label's score is the probability of the labels that are more probable than it, plus ``uniform`` times its
+    own. Without ``uniform`` that is the least tau at which the paper's set ``S(x; tau)``, the most probable labels
+    until they reach tau, takes the label in; with it, the paper's randomised score (its U is 1 - ``uniform``).
+    The threshold is the same order statistic of the labels' scores as in ``conformal_threshold``, with the same
+    promise; 1 when there are too few rows for the level.
+
+    Args:
+        probs: (rows, classes).
+        labels: (rows,) int64.
+        level: wanted coverage, in (0, 1).
+        uniform: (rows,) drawn uniformly from [0, 1]; None is the deterministic variant.
+
+    Raises:
+        ConfigError: a level outside (0, 1).
+        DataError: no rows, shapes that do not fit, or a label out of range.
+        NonFiniteError: NaN or infinity in ``probs``.
+    """
+    probs, mask = _checked(probs, torch.ones(probs.shape, dtype=torch.bool))
+    return _conformal_quantile(_aps_scores(probs, uniform), checked_labels(labels, mask), level)
+
+
+def aps_sets(
+    probs: torch.Tensor, threshold: float, class_mask: torch.Tensor, uniform: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return (rows, classes) bool: the labels in each row's adaptive prediction set, possible ones only.
+
+    The deterministic set is never empty: the most probable label has the score 0. It grows where the
+    probabilities are spread out, where ``prediction_sets`` may be empty; on average it is larger. The randomised
+    one may be empty, covers no more than it promises, and differs from call to call.
+
+    Args:
+        threshold: from ``aps_threshold``, fitted in the same way.
+        uniform: (rows,) drawn uniformly from [0, 1]; None is the deterministic variant, the one that is served.
+
+    Raises:
+        DataError: shapes that do not fit.
+        NonFiniteError: NaN or infinity in ``probs``.
+    """
+    probs, mask = _checked(probs, class_mask)
+    return (_aps_scores(probs.masked_fill(~mask, 0), uniform) <= threshold) & mask
+
+
+def empirical_coverage(sets: torch.Tensor, labels: torch.Tensor) -> float:
+    """Return the share of rows whose set holds their label.
+
+    Args:
+        sets: (rows, classes) bool; labels: (rows,) int64.
+
+    Raises:
+        DataError: no rows, shapes that do not fit, or a label out of range.
+    """
+    if sets.ndim != 2 or sets.dtype != torch.bool:
+        raise DataError(f"sets must be (rows, classes) bool, got {tuple(sets.shape)} {sets.dtype}")
+    sets = sets.detach().cpu()
+    labels = checked_labels(labels, torch.ones_like(sets))
+    return float(sets.gather(1, labels[:, None]).double().mean())
 
 
 def warn_about_labels(labels: torch.Tensor, classes: int, split: str, stacklevel: int = 3) -> None:
@@ -143,6 +200,32 @@ def warn_about_labels(labels: torch.Tensor, classes: int, split: str, stacklevel
     else:
         return
     warnings.warn(message, SmallCalibrationWarning, stacklevel=stacklevel)
+
+
+def _conformal_quantile(scores: torch.Tensor, labels: torch.Tensor, level: float) -> float:
+    """Return the ceil((rows + 1) level)-th smallest of the labels' scores, or 1 with too few rows."""
+    if not 0 < level < 1:
+        raise ConfigError(f"the level of a conformal set is in (0, 1), got {level}")
+    of_label = scores.gather(1, labels[:, None])[:, 0].sort().values
+    # 0.55 * 100 is 55.00000000000001 in floating point, which would be one rank too many.
+    rank = math.ceil((len(of_label) + 1) * level - 1e-9)
+    return float(of_label[rank - 1]) if rank <= len(of_label) else 1.0
+
+
+def _aps_scores(probs: torch.Tensor, uniform: torch.Tensor | None) -> torch.Tensor:
+    """Return (rows, classes): the mass of the labels before each one, and ``uniform`` of its own, at most 1.
+
+    Equal probabilities come in the order of the classes.
+    """
+    ordered, order = probs.sort(dim=1, descending=True, stable=True)
+    before = (ordered.cumsum(1) - ordered).clamp(0, 1)
+    before[:, 0] = 0  # exactly, so that the most probable label is in every deterministic set
+    if uniform is not None:
+        uniform = uniform.detach().to("cpu", torch.float64)
+        if uniform.shape != probs.shape[:1] or not ((uniform >= 0) & (uniform <= 1)).all():
+            raise DataError(f"uniform must be ({len(probs)},) numbers from 0 to 1, got {tuple(uniform.shape)}")
+        before = (before + uniform[:, None] * ordered).clamp(0, 1)
+    return torch.zeros_like(probs).scatter(1, order, before)
 
 
 def _checked(values: torch.Tensor, class_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +14,15 @@ from scipy import optimize, stats
 
 from laplora.calibration import (
     TEMPERATURE_BOUNDS,
+    SmallCalibrationWarning,
+    aps_sets,
+    aps_threshold,
     conformal_threshold,
+    empirical_coverage,
     fit_temperature,
     prediction_sets,
     temperature_probs,
+    warn_about_labels,
 )
 from laplora.errors import ConfigError, DataError, NonFiniteError
 from laplora.metrics import nll
@@ -137,6 +143,138 @@ def test_prediction_sets() -> None:
     assert torch.equal(prediction_sets(probs, 1.0, mask), mask)
 
 
+class Given:
+    """A fitted scikit-learn classifier that returns its input as the probabilities."""
+
+    def __init__(self, classes: int) -> None:
+        self.classes_ = np.arange(classes)
+        self.n_features_in_ = classes
+
+    def fit(self, *_: Any) -> Given:
+        return self
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return True
+
+    def predict_proba(self, probs: Any) -> Any:
+        return np.asarray(probs)
+
+    def predict(self, probs: Any) -> Any:
+        return np.asarray(probs).argmax(1)
+
+
+def mapie_sets(
+    score: str, calibration: tuple[torch.Tensor, torch.Tensor], probs: torch.Tensor, level: float, **params: Any
+) -> tuple[float, torch.Tensor]:
+    """Return MAPIE's threshold and sets; its uniform numbers, for calibration and for prediction, have the seed 0."""
+    pytest.importorskip("mapie")
+    from mapie.classification import SplitConformalClassifier
+
+    peer = SplitConformalClassifier(
+        Given(probs.shape[1]), confidence_level=level, conformity_score=score, prefit=True, random_state=0
+    )
+    peer.conformalize(calibration[0].numpy(), calibration[1].numpy())
+    _, sets = peer.predict_set(probs.numpy(), conformity_score_params=params or None)
+    return float(peer._mapie_classifier.conformity_score_function_.quantiles_[0]), torch.from_numpy(sets[:, :, 0])
+
+
+def overconfident(rows: int, classes: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return probabilities that are too sharp, and labels."""
+    g = torch.Generator().manual_seed(seed)
+    logits = 1.5 * torch.randn(rows, classes, generator=g, dtype=F64)
+    labels = torch.multinomial(torch.softmax(logits, 1), 1, generator=g)[:, 0]
+    return torch.softmax(2 * logits, 1), labels
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+@pytest.mark.parametrize("level", [0.8, 0.9])
+def test_lac_sets_are_mapies(classes: int, level: float) -> None:
+    calibration, (probs, _) = overconfident(120, classes, 1), overconfident(200, classes, 2)
+    threshold, sets = mapie_sets("lac", calibration, probs, level)
+    got = conformal_threshold(*calibration, level)
+    assert got == pytest.approx(threshold, abs=1e-12)
+    assert torch.equal(prediction_sets(probs, got, torch.ones_like(sets)), sets)
+
+
+@pytest.mark.parametrize("classes", [3, 5])  # MAPIE refuses APS for two
+@pytest.mark.parametrize("level", [0.8, 0.9])
+def test_aps_sets_are_mapies(classes: int, level: float) -> None:
+    """MAPIE draws U with the label's mass counted from above, and always calibrates with it."""
+    calibration, (probs, _) = overconfident(120, classes, 1), overconfident(200, classes, 2)
+    uniform = [1 - torch.from_numpy(np.random.RandomState(0).uniform(size=n)) for n in (120, 200)]
+    got = aps_threshold(*calibration, level, uniform[0])
+    threshold, randomised = mapie_sets("aps", calibration, probs, level, include_last_label="randomized")
+    assert got == pytest.approx(threshold, abs=1e-12)
+    every = torch.ones_like(randomised)
+    assert torch.equal(aps_sets(probs, got, every, uniform[1]), randomised)
+    # Its deterministic sets, at the same threshold: the labels until they reach it.
+    _, including = mapie_sets("aps", calibration, probs, level, include_last_label=True)
+    assert torch.equal(aps_sets(probs, got, every), including)
+
+
+@given(rows=st.integers(1, 40), classes=st.integers(2, 5), level=st.floats(0.05, 0.99), seed=st.integers(0, 999))
+@settings(max_examples=60, deadline=None)
+def test_deterministic_aps_is_the_papers_smallest_set(rows: int, classes: int, level: float, seed: int) -> None:
+    """Label by label: its score is the mass before it, and a set the least prefix whose mass passes the threshold."""
+    probs, labels = overconfident(rows, classes, seed)
+    threshold = aps_threshold(probs, labels, level)
+    before = []
+    for p, label in zip(probs.tolist(), labels.tolist(), strict=True):
+        before.append(sum(q for q in p if q > p[label]))
+    rank = math.ceil((rows + 1) * level - 1e-9)
+    assert threshold == pytest.approx(sorted(before)[rank - 1] if rank <= rows else 1.0, abs=1e-12)
+    fresh, _ = overconfident(20, classes, seed + 1)
+    sets = aps_sets(fresh, threshold, torch.ones_like(fresh, dtype=torch.bool))
+    for p, got in zip(fresh.tolist(), sets.tolist(), strict=True):
+        mass, wanted = 0.0, [False] * classes
+        for k in sorted(range(classes), key=lambda k: -p[k]):
+            if mass > threshold:
+                break
+            wanted[k], mass = True, mass + p[k]
+        assert got == wanted
+    assert sets.any(1).all()
+    # Impossible classes stay out, even at a threshold of 1.
+    mask = torch.arange(classes).expand(20, -1) < 2
+    assert not aps_sets(fresh, 1.0, mask)[~mask].any()
+
+
+@pytest.mark.parametrize("randomised", [False, True])
+def test_aps_sets_cover_new_rows_at_the_promised_rate(randomised: bool) -> None:
+    level, rows, trials, fresh = 0.9, 30, 300, 60
+    rates = []
+    for trial in range(trials):
+        probs, labels = overconfident(rows + fresh, 4, trial)
+        g = torch.Generator().manual_seed(trial)
+        uniform = torch.rand(rows + fresh, generator=g, dtype=F64) if randomised else None
+        first, last = (None, None) if uniform is None else (uniform[:rows], uniform[rows:])
+        q = aps_threshold(probs[:rows], labels[:rows], level, first)
+        sets = aps_sets(probs[rows:], q, torch.ones(fresh, 4, dtype=torch.bool), last)
+        rates.append(empirical_coverage(sets, labels[rows:]))
+    # As for the sets above; the deterministic scores have ties at 0, so they may cover more.
+    spread = 4 * stats.beta(28, 3).std() / math.sqrt(trials)
+    mean = sum(rates) / trials
+    assert mean >= level - spread
+    if randomised:
+        assert mean <= level + 1 / (rows + 1) + spread
+
+
+def test_empirical_coverage_counts_rows() -> None:
+    sets = torch.tensor([[True, False], [True, True], [False, False], [False, True]])
+    assert empirical_coverage(sets, torch.tensor([0, 1, 0, 0])) == 0.5
+    with pytest.raises(DataError, match="bool"):
+        empirical_coverage(sets.double(), torch.tensor([0, 1, 0, 0]))
+    with pytest.raises(DataError, match="4"):
+        empirical_coverage(sets, torch.tensor([0]))
+
+
+def test_labels_without_rows_warn_and_a_full_split_does_not() -> None:
+    warn_about_labels(torch.tensor([0, 1, 1]), 2, "calibration")  # warnings are errors here
+    with pytest.warns(SmallCalibrationWarning, match=r"no row of 'calibration' has the labels \[2\]"):
+        warn_about_labels(torch.tensor([0, 1, 1]), 3, "calibration")
+    with pytest.warns(SmallCalibrationWarning, match="has the label 1"):
+        warn_about_labels(torch.tensor([1, 1]), 2, "calibration")
+
+
 def test_refusals() -> None:
     logits, labels, mask = torch.zeros(1, 2), torch.tensor([0]), torch.ones(1, 2, dtype=torch.bool)
     with pytest.raises(DataError, match="same shape"):
@@ -159,3 +297,8 @@ def test_refusals() -> None:
     for bad in (0.0, 1.0):
         with pytest.raises(ConfigError, match="level"):
             conformal_threshold(logits, labels, bad)
+        with pytest.raises(ConfigError, match="level"):
+            aps_threshold(logits, labels, bad)
+    for uniform in (torch.ones(2), torch.tensor([1.5])):
+        with pytest.raises(DataError, match="uniform"):
+            aps_sets(logits, 0.5, mask, uniform)
