@@ -28,17 +28,25 @@ class Block:
 
 @dataclass(frozen=True)
 class BlockJacobian:
-    """Jacobians of one block for a batch, and what KFAC-reduce needs of them.
+    """Jacobians of one block for a batch, and what the Kronecker factors need of them.
+
+    The last three are there only where every token was asked for.
 
     Attributes:
         jacobian: (batch, classes - 1, wide, narrow), exact, all real tokens.
         mean_input: (batch, in), the linear's input averaged over real tokens.
         summed_gradient: (batch, classes - 1, out), its output gradient summed over real tokens.
+        inputs: (batch, tokens, in), the linear's input, 0 at padding; the last token is real.
+        gradients: (batch, classes - 1, tokens, out), its output gradient, 0 at padding.
+        token_counts: (batch,) int64, real tokens.
     """
 
     jacobian: torch.Tensor
     mean_input: torch.Tensor
     summed_gradient: torch.Tensor
+    inputs: torch.Tensor | None = None
+    gradients: torch.Tensor | None = None
+    token_counts: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)

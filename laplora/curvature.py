@@ -1,14 +1,25 @@
-"""Curvature of the training loss at the adapter: KFAC-reduce bases and EKFAC scales, as sums.
+"""Curvature of the training loss at the adapter: Kronecker bases and EKFAC scales, as sums.
 
 The generalised Gauss-Newton matrix (GGN) is ``H = sum_n J_n^T Lambda_n J_n`` with
 ``Lambda_n = Q^T (diag p - p p^T) Q``, exact over the classes, no sampled labels.
 
-Two passes over the training rows. The first accumulates, per block, the two KFAC-reduce factors
-(Eschenhagen et al., arXiv 2311.00636, section 3.2): the small one whole, the wide one as a sketch that is
-a plain sum, so neither the order nor the batching of rows matters and partial sums from several workers
-add up. The second measures the diagonal of the GGN in the Kronecker eigenbasis (EKFAC, George et al.,
-arXiv 1806.03884) from the true all-token Jacobians, with an isotropic tail for what the basis leaves out,
-so that the trace of every block equals the exact GGN's trace.
+Two passes over the training rows. The first accumulates, per block, the two Kronecker factors of a kind of
+KFAC: the small one whole, the wide one as a sketch that is a plain sum, so neither the order nor the batching
+of rows matters and partial sums from several workers add up. The second measures the diagonal of the GGN in the
+Kronecker eigenbasis (EKFAC, George et al., arXiv 1806.03884) from the true all-token Jacobians, with an isotropic
+tail for what the basis leaves out, so that the trace of every block equals the exact GGN's trace.
+
+Kinds of factors (Eschenhagen et al., arXiv 2311.00636, section 3). With ``x_nt`` the input and ``g_nct`` the
+output gradient of contrast c at token t of row n, N rows and T_n real tokens in row n, the block's curvature is
+``A x G`` with
+
+- ``reduce``: ``A = 1/N sum_n xbar_n xbar_n^T``, ``G = sum_n sum_cc' Lambda_cc' gbar_nc gbar_nc'^T``, ``xbar`` the
+  mean over the row's tokens and ``gbar`` the sum over them;
+- ``expand``: ``A = 1/(sum_n T_n) sum_nt x_nt x_nt^T``, ``G = sum_nt sum_cc' Lambda_cc' g_nct g_nc't^T``: every
+  token as a row of its own, which leaves out what two tokens of a row have in common;
+- ``last``: both at the last token only, ``A`` with ``1/N``.
+
+All sum over the rows and have the scale of the GGN; with one token in every row the three are the same.
 """
 
 from __future__ import annotations
@@ -16,7 +27,8 @@ from __future__ import annotations
 import warnings
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 
@@ -24,24 +36,32 @@ from laplora.blocks import Block, BlockJacobian, ContrastJacobians
 from laplora.errors import FactorizationError, NonFiniteError
 from laplora.predictive import class_probs, contrasts
 
+Kind = Literal["reduce", "expand", "last"]
+
 
 @dataclass(frozen=True)
 class KroneckerSums:
-    """Sums over rows of the KFAC-reduce factors; two of them add up.
+    """Sums over rows of both Kronecker factors, without their ``1/N``; two of them add up.
 
     Attributes:
         blocks: which blocks, in order.
         rows: number of examples summed.
         wide: per block (wide, sketch) float64, the wide factor times ``sketch_matrix``.
         narrow: per block (narrow, narrow) float64.
+        wide_trace: (blocks,) float64, the wide factor's trace.
+        terms: (blocks,) float64, outer products in the input factor: rows, or real tokens in kind ``expand``.
         seed: of the sketch matrices.
+        kind: of the factors.
     """
 
     blocks: tuple[Block, ...]
     rows: int
     wide: tuple[torch.Tensor, ...]
     narrow: tuple[torch.Tensor, ...]
+    wide_trace: torch.Tensor
+    terms: torch.Tensor
     seed: int
+    kind: Kind = "reduce"
 
 
 @dataclass(frozen=True)
@@ -53,12 +73,14 @@ class KroneckerBasis:
         wide_eigenvalues: (k,) float64, descending.
         narrow: (narrow, narrow) float64, eigenvectors of the small factor.
         narrow_eigenvalues: (narrow,) float64, descending.
+        wide_rest: mean eigenvalue of the wide factor over the directions left out; 0 when there are none.
     """
 
     wide: torch.Tensor
     wide_eigenvalues: torch.Tensor
     narrow: torch.Tensor
     narrow_eigenvalues: torch.Tensor
+    wide_rest: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -105,19 +127,23 @@ def contrast_hessian(logits: torch.Tensor, class_mask: torch.Tensor) -> torch.Te
     return transform.T @ centred @ transform
 
 
-def empty_sums(blocks: Sequence[Block], *, sketch_columns: int, seed: int) -> KroneckerSums:
+def empty_sums(blocks: Sequence[Block], *, sketch_columns: int, seed: int, kind: Kind = "reduce") -> KroneckerSums:
     """Return the sums over no rows.
 
     Args:
         sketch_columns: columns of the wide side's sketch: the rank to keep and an oversampling of about as
             many.
+        kind: of the factors; ``expand`` and ``last`` need Jacobians with every token.
     """
     return KroneckerSums(
         blocks=tuple(blocks),
         rows=0,
         wide=tuple(torch.zeros(b.wide, min(sketch_columns, b.wide), dtype=torch.float64) for b in blocks),
         narrow=tuple(torch.zeros(b.narrow, b.narrow, dtype=torch.float64) for b in blocks),
+        wide_trace=torch.zeros(len(blocks), dtype=torch.float64),
+        terms=torch.zeros(len(blocks), dtype=torch.float64),
         seed=seed,
+        kind=kind,
     )
 
 
@@ -126,47 +152,73 @@ def add_batch(sums: KroneckerSums, jacobians: ContrastJacobians, class_mask: tor
 
     Raises:
         NonFiniteError: a Jacobian or logit that is NaN or infinite.
+        FactorizationError: a kind that needs every token, and Jacobians without them.
     """
     hessian = contrast_hessian(jacobians.logits, class_mask)
-    wide, narrow = [], []
+    wide, narrow, traces, terms = [], [], [], []
     for i, (block, jacobian) in enumerate(zip(sums.blocks, jacobians.blocks, strict=True)):
         test = sketch_matrix(block, sums.wide[i].shape[1], sums.seed).to(hessian.device)
-        inputs = jacobian.mean_input.double()
-        gradients = jacobian.summed_gradient.double()
-        weighted = torch.einsum("ncd,nce->nde", hessian, gradients)
+        inputs, gradients, count = _sides(jacobian, sums.kind)
+        weighted = torch.einsum("ncd,nce->nde", hessian, gradients.flatten(2)).reshape(gradients.shape)
+        gradients, weighted = gradients.flatten(1, 2), weighted.flatten(1, 2)
         if block.group == "lora_A":
             wide.append(sums.wide[i] + (inputs.T @ (inputs @ test)).cpu())
             narrow.append(sums.narrow[i] + torch.einsum("nci,ncj->ij", weighted, gradients).cpu())
+            traces.append(inputs.square().sum())
         else:
-            flat, flat_weighted = gradients.flatten(0, 1), weighted.flatten(0, 1)
-            wide.append(sums.wide[i] + (flat_weighted.T @ (flat @ test)).cpu())
+            flat = gradients.flatten(0, 1)
+            wide.append(sums.wide[i] + (weighted.flatten(0, 1).T @ (flat @ test)).cpu())
             narrow.append(sums.narrow[i] + (inputs.T @ inputs).cpu())
+            traces.append((weighted * gradients).sum())
+        terms.append(count)
         _check_finite(block, wide[-1], narrow[-1])
-    return KroneckerSums(sums.blocks, sums.rows + len(hessian), tuple(wide), tuple(narrow), sums.seed)
+    return replace(
+        sums,
+        rows=sums.rows + len(hessian),
+        wide=tuple(wide),
+        narrow=tuple(narrow),
+        wide_trace=sums.wide_trace + torch.stack(traces).cpu(),
+        terms=sums.terms + torch.tensor(terms, dtype=torch.float64),
+    )
+
+
+def _sides(jacobian: BlockJacobian, kind: Kind) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Return inputs (terms, in), gradients (batch, classes - 1, tokens, out) and the number of terms that count."""
+    if kind == "reduce":
+        inputs = jacobian.mean_input.double()
+        return inputs, jacobian.summed_gradient.double()[:, :, None], len(inputs)
+    if jacobian.inputs is None or jacobian.gradients is None or jacobian.token_counts is None:
+        raise FactorizationError(f"factors of kind {kind!r} need Jacobians with every token, got their sums only")
+    if kind == "last":  # rows are padded on the left
+        inputs = jacobian.inputs[:, -1].double()
+        return inputs, jacobian.gradients[:, :, -1:].double(), len(inputs)
+    # Padding is zero on both sides and adds nothing; it is no term either.
+    return jacobian.inputs.flatten(0, 1).double(), jacobian.gradients.double(), int(jacobian.token_counts.sum())
 
 
 def merge_sums(first: KroneckerSums, second: KroneckerSums) -> KroneckerSums:
     """Return the sums over the rows of both, for example of two workers.
 
     Raises:
-        FactorizationError: sums of other blocks, sketches or seeds.
+        FactorizationError: sums of other blocks, kinds, sketches or seeds.
     """
-    if first.blocks != second.blocks or first.seed != second.seed or _shapes(first) != _shapes(second):
-        raise FactorizationError("curvature sums merge only with the same blocks, sketch size and seed")
-    return KroneckerSums(
-        first.blocks,
-        first.rows + second.rows,
-        tuple(a + b for a, b in zip(first.wide, second.wide, strict=True)),
-        tuple(a + b for a, b in zip(first.narrow, second.narrow, strict=True)),
-        first.seed,
+    if _what(first) != _what(second):
+        raise FactorizationError("curvature sums merge only with the same blocks, kind, sketch size and seed")
+    return replace(
+        first,
+        rows=first.rows + second.rows,
+        wide=tuple(a + b for a, b in zip(first.wide, second.wide, strict=True)),
+        narrow=tuple(a + b for a, b in zip(first.narrow, second.narrow, strict=True)),
+        wide_trace=first.wide_trace + second.wide_trace,
+        terms=first.terms + second.terms,
     )
 
 
 def kronecker_bases(sums: KroneckerSums, rank: int) -> tuple[KroneckerBasis, ...]:
     """Return each block's eigenbases: all of the narrow side, the leading ``rank`` of the wide side.
 
-    The KFAC-reduce block is ``1/N (input factor) x (gradient factor)``; the ``1/N`` is put on the input
-    factor's eigenvalues.
+    The block is ``1/N (input factor) x (gradient factor)``; the ``1/N``, one over the terms of the input factor, is
+    put on the input factor's eigenvalues.
 
     Raises:
         FactorizationError: no rows, or a factor that stays indefinite.
@@ -174,12 +226,15 @@ def kronecker_bases(sums: KroneckerSums, rank: int) -> tuple[KroneckerBasis, ...
     if sums.rows == 0:
         raise FactorizationError("no rows were summed: the curvature of nothing has no basis")
     bases = []
-    for block, wide, narrow in zip(sums.blocks, sums.wide, sums.narrow, strict=True):
-        wide_scale, narrow_scale = (1 / sums.rows, 1.0) if block.group == "lora_A" else (1.0, 1 / sums.rows)
+    for i, (block, wide, narrow) in enumerate(zip(sums.blocks, sums.wide, sums.narrow, strict=True)):
+        mean = 1 / float(sums.terms[i])
+        wide_scale, narrow_scale = (mean, 1.0) if block.group == "lora_A" else (1.0, mean)
         test = sketch_matrix(block, wide.shape[1], sums.seed)
         values, vectors = nystrom_eigen(wide * wide_scale, test, min(rank, block.wide), block.name)
         narrow_values, narrow_vectors = torch.linalg.eigh((narrow + narrow.T) / 2 * narrow_scale)
-        bases.append(KroneckerBasis(vectors, values, narrow_vectors.flip(1), narrow_values.flip(0).clamp_min(0)))
+        left_out = block.wide - len(values)
+        rest = max(float(sums.wide_trace[i]) * wide_scale - float(values.sum()), 0.0) / left_out if left_out else 0.0
+        bases.append(KroneckerBasis(vectors, values, narrow_vectors.flip(1), narrow_values.flip(0).clamp_min(0), rest))
     return tuple(bases)
 
 
@@ -189,12 +244,7 @@ def stored_basis(basis: KroneckerBasis, dtype: torch.dtype) -> KroneckerBasis:
     The second pass and the server must use the same directions, so the rounding happens before the pass; what
     a reader orthonormalises again differs from it by a second rounding only (in bfloat16 1e-4 of the variance).
     """
-    return KroneckerBasis(
-        orthonormalize(basis.wide.to(dtype)),
-        basis.wide_eigenvalues,
-        orthonormalize(basis.narrow.to(dtype)),
-        basis.narrow_eigenvalues,
-    )
+    return replace(basis, wide=orthonormalize(basis.wide.to(dtype)), narrow=orthonormalize(basis.narrow.to(dtype)))
 
 
 def orthonormalize(vectors: torch.Tensor) -> torch.Tensor:
@@ -292,8 +342,8 @@ def merge_eigen_sums(first: EigenSums, second: EigenSums) -> EigenSums:
     )
 
 
-def _shapes(sums: KroneckerSums) -> list[torch.Size]:
-    return [w.shape for w in sums.wide]
+def _what(sums: KroneckerSums) -> tuple[object, ...]:
+    return sums.blocks, sums.kind, sums.seed, [w.shape for w in sums.wide]
 
 
 def _check_finite(block: Block, *tensors: torch.Tensor) -> None:

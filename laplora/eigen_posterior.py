@@ -138,6 +138,28 @@ class EigenPosterior:
         return result.index_add(0, flat.scale_block, kept).index_add(0, flat.tail_block, rest)
 
 
+def kronecker_posterior(
+    blocks: Sequence[Block], bases: Sequence[KroneckerBasis], rows: int, structure: str
+) -> EigenPosterior:
+    """Return the posterior whose curvature is the Kronecker product itself.
+
+    ``s_aj`` is the product of the two factors' eigenvalues, ``tau_j`` that of the wide factor's mean eigenvalue
+    outside the basis and the narrow one's j-th: each block keeps the trace of its Kronecker product.
+
+    Args:
+        structure: ``kfac_`` and the kind of the factors.
+    """
+    return EigenPosterior(
+        blocks=tuple(blocks),
+        wide=tuple(b.wide for b in bases),
+        narrow=tuple(b.narrow for b in bases),
+        scale=tuple(torch.outer(b.wide_eigenvalues, b.narrow_eigenvalues) for b in bases),
+        tail=tuple(b.wide_rest * b.narrow_eigenvalues for b in bases),
+        rows=rows,
+        structure=structure,
+    )
+
+
 def build_posterior(blocks: Sequence[Block], bases: Sequence[KroneckerBasis], sums: EigenSums) -> EigenPosterior:
     """Return the ``ekfac`` posterior from bases and the second pass over the rows.
 

@@ -79,7 +79,7 @@ class ActivationTape:
 
 
 def contrast_jacobians(
-    model: nn.Module, batch: Batch, label_ids: Sequence[int], blocks: Sequence[Block]
+    model: nn.Module, batch: Batch, label_ids: Sequence[int], blocks: Sequence[Block], *, tokens: bool = False
 ) -> ContrastJacobians:
     """Return logits and the exact Jacobians of their C-1 contrasts, for every block.
 
@@ -88,6 +88,7 @@ def contrast_jacobians(
     Args:
         batch: on the model's device.
         blocks: those of ``find_blocks`` to compute.
+        tokens: whether to keep every token's input and gradient as well.
     """
     with torch.enable_grad(), ActivationTape(model, blocks) as tape:
         hidden = last_hidden(model, batch)
@@ -101,7 +102,7 @@ def contrast_jacobians(
         ]
     with torch.no_grad():
         result = tuple(
-            _block_jacobian(block, record, [g[i] for g in gradients], batch.attention_mask)
+            _block_jacobian(block, record, [g[i] for g in gradients], batch.attention_mask, tokens=tokens)
             for i, (block, record) in enumerate(zip(blocks, records, strict=True))
         )
     return ContrastJacobians(logits.detach(), hidden.detach(), result)
@@ -112,6 +113,8 @@ def _block_jacobian(
     record: tuple[torch.Tensor, torch.Tensor],
     gradients: Sequence[torch.Tensor],
     attention_mask: torch.Tensor,
+    *,
+    tokens: bool,
 ) -> BlockJacobian:
     inputs = record[0]
     if inputs.dim() == 2:  # the head runs at one token
@@ -127,4 +130,7 @@ def _block_jacobian(
         jacobian=torch.stack([torch.einsum(order, inputs, d) for d in deltas], 1),
         mean_input=inputs.sum(1) / real.sum(1),
         summed_gradient=torch.stack([d.sum(1) for d in deltas], 1),
+        inputs=inputs if tokens else None,
+        gradients=torch.stack(deltas, 1) if tokens else None,
+        token_counts=mask.sum(1) if tokens else None,
     )

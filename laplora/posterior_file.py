@@ -167,5 +167,5 @@ def _basis(file: str, block: Block, stored: torch.Tensor) -> torch.Tensor:
 
 #: By structure: what turns a posterior into tensors, and a file into a posterior.
 FORMS: dict[str, tuple[Callable[[Any, torch.dtype], dict[str, torch.Tensor]], Callable[[PosteriorFile], Posterior]]] = {
-    "ekfac": (_write_eigen, _read_eigen),
+    **dict.fromkeys(("ekfac", "kfac_reduce", "kfac_expand", "kfac_last"), (_write_eigen, _read_eigen)),
 }

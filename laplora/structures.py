@@ -15,6 +15,7 @@ import torch
 from laplora.blocks import Block, ContrastJacobians
 from laplora.curvature import (
     EigenSums,
+    Kind,
     KroneckerBasis,
     add_batch,
     add_eigen_batch,
@@ -23,7 +24,7 @@ from laplora.curvature import (
     kronecker_bases,
     stored_basis,
 )
-from laplora.eigen_posterior import EigenPosterior, build_posterior
+from laplora.eigen_posterior import EigenPosterior, build_posterior, kronecker_posterior
 from laplora.errors import ConfigError
 from laplora.posterior import Posterior
 
@@ -97,9 +98,7 @@ def fit_posterior(settings: StructureSettings, blocks: tuple[Block, ...], run_pa
 
 def fit_bases(settings: StructureSettings, blocks: tuple[Block, ...], run_pass: Pass) -> tuple[KroneckerBasis, ...]:
     """Return each block's Kronecker eigenbases, as they will be stored; one pass, ``factors``."""
-    empty = empty_sums(blocks, sketch_columns=settings.rank + settings.oversampling, seed=settings.seed)
-    sums = run_pass("factors", empty, add_batch)
-    return tuple(stored_basis(b, settings.basis_dtype) for b in kronecker_bases(sums, settings.rank))
+    return _fit_factors(settings, blocks, run_pass, "reduce")[0]
 
 
 def fit_ekfac(settings: StructureSettings, blocks: tuple[Block, ...], run_pass: Pass) -> EigenPosterior:
@@ -115,7 +114,29 @@ def fit_ekfac(settings: StructureSettings, blocks: tuple[Block, ...], run_pass: 
     return build_posterior(blocks, bases, run_pass("scales", empty_eigen_sums(bases), add))
 
 
+def fit_kfac(settings: StructureSettings, blocks: tuple[Block, ...], run_pass: Pass) -> EigenPosterior:
+    """Return the block-diagonal posterior of one kind of KFAC; one pass, ``factors``."""
+    bases, rows = _fit_factors(settings, blocks, run_pass, _KINDS[settings.structure])
+    return kronecker_posterior(blocks, bases, rows, settings.structure)
+
+
+def _fit_factors(
+    settings: StructureSettings, blocks: tuple[Block, ...], run_pass: Pass, kind: Kind
+) -> tuple[tuple[KroneckerBasis, ...], int]:
+    columns = settings.rank + settings.oversampling
+    empty = empty_sums(blocks, sketch_columns=columns, seed=settings.seed, kind=kind)
+    sums = run_pass("factors", empty, add_batch)
+    bases = tuple(stored_basis(b, settings.basis_dtype) for b in kronecker_bases(sums, settings.rank))
+    return bases, sums.rows
+
+
+def needs_tokens(structure: str) -> bool:
+    """Return whether a structure's passes need Jacobians with every token's input and gradient."""
+    return _KINDS.get(structure, "reduce") != "reduce"
+
+
+_KINDS: dict[str, Kind] = {"kfac_reduce": "reduce", "kfac_expand": "expand", "kfac_last": "last"}
 #: How each structure is fitted.
-FITTERS: dict[str, Fitter] = {"ekfac": fit_ekfac}
+FITTERS: dict[str, Fitter] = {"ekfac": fit_ekfac, **dict.fromkeys(_KINDS, fit_kfac)}
 #: Names of the structures.
 STRUCTURES = tuple(FITTERS)

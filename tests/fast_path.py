@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,27 @@ def fit(
         found = jacobians.contrast_jacobians(model, batch, task.label_ids, blocks)
         eigen_sums = curvature.add_eigen_batch(eigen_sums, found, bases, batch.class_mask)
     return Fit(blocks, sums, bases, eigen_sums, eigen_posterior.build_posterior(blocks, bases, eigen_sums))
+
+
+def model_pass(
+    model: Any, task: Task, blocks: Sequence[jacobians.Block], *, batch_size: int = 16, tokens: bool = False
+) -> Callable[..., Any]:
+    """Return a pass over a task's rows, as ``laplora.structures.fit_posterior`` takes it.
+
+    The Jacobians are computed once, whatever the number of passes.
+    """
+    seen = []
+    for batch in task.batches(batch_size):
+        found = jacobians.contrast_jacobians(model, batch, task.label_ids, blocks, tokens=tokens)
+        seen.append((found, batch.class_mask))
+
+    def run_pass(_title: str, empty: Any, add: Any) -> Any:
+        state = empty
+        for found, class_mask in seen:
+            state = add(state, found, class_mask)
+        return state
+
+    return run_pass
 
 
 def key_of(block: jacobians.Block) -> dense.Key:

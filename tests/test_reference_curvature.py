@@ -87,6 +87,7 @@ def test_sketches_of_other_seeds_do_not_merge(problem: Problem) -> None:
         curvature.empty_sums(blocks, sketch_columns=10, seed=1),
         curvature.empty_sums(blocks, sketch_columns=11, seed=0),
         curvature.empty_sums(blocks[1:], sketch_columns=10, seed=0),
+        curvature.empty_sums(blocks, sketch_columns=10, seed=0, kind="last"),
     ):
         with pytest.raises(FactorizationError):
             curvature.merge_sums(first, other)
