@@ -17,6 +17,7 @@ JOBS = {
     "fit": "fit the Laplace posterior and choose the prior precision (resumes)",
     "evaluate": "measure zero-shot, MAP, temperature and Laplace on the test split",
     "package": "write the artifact that the server loads",
+    "shift": "measure the artifact on other data sets and on corrupted inputs (resumes)",
 }
 
 
@@ -39,6 +40,9 @@ def parser() -> argparse.ArgumentParser:
             dest="overrides",
             help="override one field, for example optimizer.steps=100; may be repeated",
         )
+    jobs.choices["shift"].add_argument(
+        "--publish", action="store_true", help="only write docs/shift.md and docs/results from what was measured"
+    )
     return top
 
 
@@ -47,7 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         config = load_config(options.config, options.overrides)
-        job(options.job)(config)
+        publishing = options.job == "shift" and options.publish
+        job("publish_shift" if publishing else options.job)(config)
     except LaploraError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 1
@@ -61,7 +66,8 @@ def job(name: str) -> Callable[[RunConfig], object]:
     """Return the function of a job; its imports are paid for by that job only."""
     from laplora.quiet import quiet_loading
 
-    module, function = {"fit": ("fit_laplace", "fit_laplace")}.get(name, (name, name))
+    elsewhere = {"fit": ("fit_laplace", "fit_laplace"), "publish_shift": ("shift_report", "publish_shift")}
+    module, function = elsewhere.get(name, (name, name))
     with quiet_loading():
         found: Callable[[RunConfig], object] = getattr(importlib.import_module(f"training.{module}"), function)
     return found

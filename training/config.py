@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,7 +10,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from laplora.errors import ConfigError
+from training.corruptions import CorruptionKind
 from training.data import DataConfig
+
+#: A plain folder or file.
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 
 class Section(BaseModel):
@@ -137,10 +142,45 @@ class PredictivesConfig(Section):
         return self
 
 
+class CorruptionConfig(Section):
+    """One way to corrupt the test rows."""
+
+    kind: CorruptionKind = Field(description="typos, word_drop, word_shuffle, truncated_context or choice_noise")
+    severity: float = Field(0.1, gt=0, le=1, description="share of the letters or words that are touched")
+
+    @property
+    def name(self) -> str:
+        """What its rows are called, for example ``typos-0.1``."""
+        return f"{self.kind}-{self.severity:g}"
+
+
+class ShiftConfig(Section):
+    """Rows of other distributions than the training rows', on which the finished artifact is measured."""
+
+    rows: int = Field(200, ge=2, description="rows of each of these sets, at most; drawn by the run's seed")
+    sets: dict[str, DataConfig] = Field(
+        {}, description="other data sets by a name; their test splits are asked with the artifact's own template"
+    )
+    corruptions: tuple[CorruptionConfig, ...] = Field((), description="of the run's own test rows")
+
+    @model_validator(mode="after")
+    def _fits(self) -> ShiftConfig:
+        names = [*self.sets, *(c.name for c in self.corruptions)]
+        if not names:
+            raise ValueError("name at least one set or corruption")
+        for name in names:
+            if not re.fullmatch(_NAME, name) or name == "test" or names.count(name) > 1:
+                raise ValueError(
+                    f"{name!r}: each set and corruption needs a name of its own, of letters, digits, '.', '_' and '-', "
+                    "other than test, which is the run's own test split"
+                )
+        return self
+
+
 class RunConfig(Section):
     """One run: fine-tune, fit, evaluate, package."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="of the run and its artifact")
+    name: str = Field(pattern=_NAME, description="of the run and its artifact")
     seed: int = Field(0, ge=0, description="of splits, initial adapter, dropout and row order")
     base: BaseConfig = BaseConfig()
     data: DataConfig
@@ -153,6 +193,7 @@ class RunConfig(Section):
     golden_inputs: tuple[dict[str, Any], ...] = Field(
         (), description="inputs whose answers the artifact records and the server replays; empty: four of calibration"
     )
+    shift: ShiftConfig | None = Field(None, description="what the job shift measures the artifact on; null: nothing")
     runs: Path = Field(Path("runs"), description="folder for intermediate results")
     artifacts: Path = Field(Path("artifacts"), description="folder for finished artifacts")
 
@@ -226,5 +267,5 @@ def _override(raw: dict[str, Any], item: str) -> None:
 
 
 def config_hash_fields(config: RunConfig) -> dict[str, Any]:
-    """Return the configuration as JSON values, without the folders, which do not change the result."""
-    return config.model_dump(mode="json", exclude={"runs", "artifacts"})
+    """Return the configuration as JSON values, without what does not change the artifact: folders, and later tests."""
+    return config.model_dump(mode="json", exclude={"runs", "artifacts", "shift"})

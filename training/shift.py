@@ -1,0 +1,196 @@
+"""Shift: how a finished artifact does on rows that are not like those it was trained on.
+
+Three kinds of set, asked with the artifact's own template and answered by every predictive it carries: the run's test
+rows, other data sets (as in Yang et al., arXiv 2308.13111), and corruptions of the test rows. Beside the
+metrics of each set, every score is measured as a detector of rows from another distribution.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from laplora.artifact import Artifact, Manifest, read_artifact
+from laplora.errors import ConfigError, DataError, InvalidInputError
+from laplora.predictor import Predictor
+from laplora.prompts import render
+from training.config import RunConfig, ShiftConfig
+from training.corruptions import corrupt
+from training.data import DataConfig, Example, Splits, load_splits
+from training.runtime import say, write_json
+from training.shift_answers import SetAnswers, answer_set, read_answers, write_answers
+from training.shift_report import set_record, shift_record, write_shift_report
+
+SetKind = Literal["in_distribution", "shifted", "corrupted"]
+#: The name of the run's own test rows.
+TEST = "test"
+
+
+@dataclass(frozen=True)
+class ShiftSet:
+    """Rows to measure on.
+
+    Attributes:
+        source: where they come from, in words.
+        left_out: rows of the source that were not used, by the reason: ``choices`` (as many as the artifact cannot
+            take) and ``repeated`` (the run's own splits hold the same prompt).
+    """
+
+    name: str
+    kind: SetKind
+    source: str
+    examples: tuple[Example, ...]
+    left_out: Mapping[str, int]
+
+
+def shift(config: RunConfig) -> Path:
+    """Measure a finished artifact on the sets of the configuration's section ``shift``; return the report's folder.
+
+    Every set's answers are kept: the same command continues, and another artifact or other rows are answered again.
+
+    Raises:
+        ConfigError: no section ``shift``, or an artifact of another configuration than this one.
+        ArtifactError: no artifact, or one that cannot be used.
+        DataError: a set that the artifact cannot be asked.
+    """
+    if config.shift is None:
+        raise ConfigError(
+            f"{config.name} has no section 'shift': name other data sets or corruptions there, as "
+            "training/configs/shift-openbookqa-smollm2.yaml does"
+        )
+    artifact = read_artifact(config.artifact_dir)
+    splits = load_splits(config.data, seed=config.seed, progress=say)
+    check_same_rows(config, artifact.manifest, splits)
+    sets = shift_sets(config, config.shift, artifact.manifest, splits)
+    answers = answer_sets(config, artifact, sets)
+    records: dict[str, Any] = {}
+    for one in sets:
+        record = set_record(answers[one.name], answers[TEST] if one.name != TEST else None)
+        record |= {"kind": one.kind, "source": one.source, "left_out": dict(one.left_out)}
+        records[one.name] = record
+        write_json(config.run_dir / "shift" / f"{one.name}.json", record)
+    folder = config.run_dir / "report"
+    write_shift_report(shift_record(config, artifact, records), folder)
+    say(f"report: {folder / 'shift.md'}")
+    return folder
+
+
+def check_same_rows(config: RunConfig, manifest: Manifest, splits: Splits) -> None:
+    """Raise ConfigError unless the artifact was made from this configuration's rows: none may have been trained on."""
+    try:
+        made = RunConfig.model_validate(manifest.config)
+    except ValidationError:
+        made = None
+    counts = ("rows", "classes")
+    if (
+        made is None
+        or (made.data, made.seed) != (config.data, config.seed)
+        or any(manifest.data.get(count) != splits.report[count] for count in counts)
+    ):
+        raise ConfigError(
+            f"the artifact {manifest.name!r} was made from other rows than this configuration's, so its test rows are "
+            "not known to be unseen: run 'python -m training run' with this configuration first"
+        )
+
+
+def shift_sets(config: RunConfig, settings: ShiftConfig, manifest: Manifest, splits: Splits) -> list[ShiftSet]:
+    """Return every set with its rows, the run's own test rows first.
+
+    Raises:
+        ConfigError: a corruption that needs choices where there are none.
+        DataError, DownloadError: a data set that cannot be read, or that the artifact cannot be asked.
+    """
+    sets = [ShiftSet(TEST, "in_distribution", splits.report["source_detail"], splits.test, {})]
+    own = {_prompt(manifest, e) for part in (splits.train, splits.calibration, splits.test) for e in part}
+    for name, data in settings.sets.items():
+        try:
+            sets.append(shifted_set(name, data, config.seed, settings.rows, manifest, own))
+        except DataError as error:
+            raise DataError(f"shift.sets.{name}: {error}") from None
+    for corruption in settings.corruptions:
+        examples = tuple(
+            corrupt(e, corruption.kind, corruption.severity, config.seed) for e in splits.test[: settings.rows]
+        )
+        source = f"the first {len(examples)} test rows, {corruption.kind} at {corruption.severity:g}"
+        sets.append(ShiftSet(corruption.name, "corrupted", source, examples, {}))
+    return sets
+
+
+def shifted_set(name: str, data: DataConfig, seed: int, limit: int, manifest: Manifest, own: set[str]) -> ShiftSet:
+    """Return the rows of another data set that the artifact can be asked, at most ``limit``.
+
+    The test split is shuffled by the seed, so its first usable rows are a random draw.
+
+    Raises:
+        DataError: rows with other fields or other labels than the artifact's, or fewer than two that can be used.
+    """
+    splits = load_splits(data, seed=seed)
+    template, task = manifest.template.template(), splits.task
+    if not template.takes_choices and task.labels != manifest.labels:
+        raise DataError(f"its labels are {list(task.labels)}, the artifact answers {list(manifest.labels)}")
+    usable: list[Example] = []
+    left_out = {"choices": 0, "repeated": 0}
+    for example in splits.test:
+        if set(example.fields) != set(template.fields):
+            raise DataError(
+                f"its rows have the fields {sorted(example.fields)}, the artifact's template {template.name!r} takes "
+                f"{sorted(template.fields)}"
+            )
+        try:
+            prompt = _prompt(manifest, example)
+        except InvalidInputError as error:
+            if error.field != "choices":
+                raise DataError(f"row {example.id}: {error}") from None
+            left_out["choices"] += 1
+            continue
+        if prompt in own:
+            left_out["repeated"] += 1
+        else:
+            usable.append(example)
+    if len(usable) < 2:
+        raise DataError(
+            f"{len(usable)} of its {len(splits.test)} test rows can be used ({left_out['choices']} have a number of "
+            f"choices that the artifact cannot take, {left_out['repeated']} are among its own rows): two are needed"
+        )
+    return ShiftSet(name, "shifted", splits.report["source_detail"], tuple(usable[:limit]), left_out)
+
+
+def answer_sets(config: RunConfig, artifact: Artifact, sets: list[ShiftSet]) -> dict[str, SetAnswers]:
+    """Return the artifact's answers to every set, from files where they are there; the model loads only if it must."""
+    folder = config.run_dir / "shift"
+    digests = {one.name: answers_inputs(artifact.digest, one.examples) for one in sets}
+    found = {one.name: read_answers(folder / f"{one.name}.safetensors", digests[one.name]) for one in sets}
+    todo = [one for one in sets if found[one.name] is None]
+    if not todo:
+        say(f"the answers to all {len(sets)} sets are there")
+        return {name: answers for name, answers in found.items() if answers is not None}
+    predictor = Predictor.load(
+        config.artifact_dir, device=config.base.device, dequantize=config.base.dequantize, progress=say
+    )
+    started, done, total = time.monotonic(), 0, sum(len(one.examples) for one in todo)
+    for number, one in enumerate(todo, 1):
+        answers = answer_set(predictor, one.examples, config.laplace.batch_size, f"{one.name} ({number}/{len(todo)})")
+        write_answers(folder / f"{one.name}.safetensors", answers, digests[one.name])
+        found[one.name] = answers
+        done += len(one.examples)
+        left = (time.monotonic() - started) / done * (total - done)
+        say(f"{done} of {total} rows answered, about {left / 60:.0f} minutes left")
+    return {name: answers for name, answers in found.items() if answers is not None}
+
+
+def answers_inputs(artifact_digest: str, examples: tuple[Example, ...]) -> str:
+    """Return the digest of what an artifact's answers to a set of rows depend on."""
+    rows = [[dict(e.fields), e.label, e.class_count] for e in examples]
+    return hashlib.sha256(json.dumps([artifact_digest, rows], sort_keys=True).encode()).hexdigest()
+
+
+def _prompt(manifest: Manifest, example: Example) -> str:
+    """Return what two rows share that are the same question: the prompt, up to case and white space."""
+    return " ".join(render(manifest.template.template(), example.fields, manifest.labels)[0].casefold().split())

@@ -1,0 +1,126 @@
+"""What an artifact answers to a set of rows, by every predictive it carries, in the form that is kept in a file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from laplora.predictor import Prediction, Predictor
+from laplora.prompts import EncodedRow
+from laplora.uncertainty import FLAGS
+from training.examples import Example
+from training.runtime import batches, progress, write_tensors
+
+#: What each predictive says of a row: name -> shape behind the rows (C: classes, F: flags).
+_COLUMNS = {"probs": "C", "score": "", "flags": "F", "review": ""}
+
+
+@dataclass(frozen=True)
+class PredictiveRows:
+    """One predictive's answers.
+
+    Attributes:
+        probs: (rows, classes) float64, 0 at impossible classes.
+        score: (rows,) what its review rule compares, nats.
+        flags: (rows, flags) bool, in the order of ``laplora.uncertainty.FLAGS``.
+        review: (rows,) bool, true where the decision is to ask a person.
+        epistemic: (rows,) nats; None where the predictive has one set of weights only.
+    """
+
+    probs: torch.Tensor
+    score: torch.Tensor
+    flags: torch.Tensor
+    review: torch.Tensor
+    epistemic: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class SetAnswers:
+    """An artifact's answers to one set.
+
+    Attributes:
+        labels: (rows,) int64; label_mass: (rows,) float64; truncated: (rows,) bool.
+        predictives: by name.
+    """
+
+    labels: torch.Tensor
+    label_mass: torch.Tensor
+    truncated: torch.Tensor
+    predictives: dict[str, PredictiveRows]
+
+
+def answer_set(predictor: Predictor, examples: Sequence[Example], batch_size: int, title: str) -> SetAnswers:
+    """Return the answers to every row, in the rows' order.
+
+    Raises:
+        InvalidInputError: fields that the artifact's template does not take.
+        NonFiniteError: NaN or infinity in an answer.
+    """
+    rows = [predictor.encode(example.fields, truncate=True) for example in examples]
+    plan = batches(rows, batch_size)
+    found: dict[str, dict[int, Prediction]] = {}
+    for index in progress(plan, len(plan), title):
+        for name, predictions in every_prediction(predictor, [rows[i] for i in index]).items():
+            found.setdefault(name, {}).update(zip(index, predictions, strict=True))
+    ordered = {name: [answers[i] for i in range(len(rows))] for name, answers in found.items()}
+    first = next(iter(ordered.values()))
+    return SetAnswers(
+        labels=torch.tensor([example.label for example in examples]),
+        label_mass=torch.tensor([p.label_mass for p in first], dtype=torch.float64),
+        truncated=torch.tensor([p.truncated for p in first]),
+        predictives={name: _stacked(answers, predictor.class_count) for name, answers in ordered.items()},
+    )
+
+
+def every_prediction(predictor: Predictor, rows: Sequence[EncodedRow]) -> dict[str, list[Prediction]]:
+    """Return the answers of every predictive that the artifact carries, ``map`` first."""
+    return {"map": predictor.predict(rows, mode="map"), "laplace": predictor.predict(rows, mode="laplace")}
+
+
+def _stacked(predictions: Sequence[Prediction], classes: int) -> PredictiveRows:
+    probs = torch.zeros(len(predictions), classes, dtype=torch.float64)
+    for i, prediction in enumerate(predictions):
+        probs[i, : len(prediction.probs)] = torch.tensor(prediction.probs, dtype=torch.float64)
+    epistemic = [p.epistemic for p in predictions if p.epistemic is not None]
+    return PredictiveRows(
+        probs=probs,
+        score=torch.tensor([p.score for p in predictions], dtype=torch.float64),
+        flags=torch.tensor([[flag in p.flags for flag in FLAGS] for p in predictions]),
+        review=torch.tensor([p.decision == "review" for p in predictions]),
+        epistemic=torch.tensor(epistemic, dtype=torch.float64) if epistemic else None,
+    )
+
+
+def write_answers(path: Path, answers: SetAnswers, made_from: str) -> None:
+    """Write a set's answers, with the digest of what they were made from."""
+    tensors = {"labels": answers.labels, "label_mass": answers.label_mass, "truncated": answers.truncated}
+    for name, rows in answers.predictives.items():
+        tensors |= {f"{column}.{name}": getattr(rows, column) for column in _COLUMNS}
+        if rows.epistemic is not None:
+            tensors[f"epistemic.{name}"] = rows.epistemic
+    # A file's tensors have an order of their own: the predictives' is kept beside them.
+    write_tensors(path, tensors, {"made_from": made_from, "predictives": " ".join(answers.predictives)})
+
+
+def read_answers(path: Path, made_from: str) -> SetAnswers | None:
+    """Return a set's answers, or None where there are none made from that, or a damaged file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("made_from") != made_from:
+                return None
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
+        predictives = {
+            name: PredictiveRows(
+                **{column: tensors[f"{column}.{name}"] for column in _COLUMNS},
+                epistemic=tensors.get(f"epistemic.{name}"),
+            )
+            for name in metadata["predictives"].split()
+        }
+        return SetAnswers(tensors["labels"], tensors["label_mass"], tensors["truncated"], predictives)
+    except (OSError, SafetensorError, KeyError):
+        return None

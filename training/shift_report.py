@@ -1,0 +1,126 @@
+"""The record of a shift evaluation, and where it is written: the run's report and, published, the documentation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from laplora.artifact import Artifact
+from laplora.detection import detection
+from laplora.errors import ConfigError
+from laplora.metrics import evaluate_probs
+from laplora.uncertainty import FLAGS, entropy
+from training.config import RunConfig
+from training.package import installed_versions
+from training.runtime import write_json
+from training.shift_answers import PredictiveRows, SetAnswers
+from training.shift_tables import insert_section, shift_figure, shift_tables
+
+_METRICS = ("accuracy", "nll", "ece", "brier", "auroc_error")
+
+
+def set_record(answers: SetAnswers, inside: SetAnswers | None) -> dict[str, Any]:
+    """Return one set's metrics as JSON values.
+
+    Args:
+        inside: the answers to the run's own test rows, which the set's rows are to be told from; None for those rows.
+    """
+    detectors = {} if inside is None else {"label_mass": _detected(-inside.label_mass, -answers.label_mass)}
+    predictives = {}
+    for name, rows in answers.predictives.items():
+        evaluation = evaluate_probs(rows.probs, answers.labels, rows.score)
+        errors, accepted = rows.probs.argmax(1) != answers.labels, ~rows.review
+        own = {} if inside is None else _detectors(inside.predictives[name], rows)
+        if name == "map" and own:
+            detectors["map_entropy"] = own["total_entropy"]
+        predictives[name] = {
+            **{metric: _rounded(getattr(evaluation, metric)) for metric in _METRICS},
+            "intervals": {m: [_rounded(v) for v in pair] for m, pair in evaluation.intervals.items() if m in _METRICS},
+            "total_entropy": _rounded(float(entropy(rows.probs).mean())),
+            "epistemic": None if rows.epistemic is None else _rounded(float(rows.epistemic.mean())),
+            "flags": {flag: _rounded(float(rows.flags[:, i].double().mean())) for i, flag in enumerate(FLAGS)},
+            "review": _rounded(float(rows.review.double().mean())),
+            "accepted": int(accepted.sum()),
+            "accepted_errors": int(errors[accepted].sum()),
+            "detection": own,
+        }
+    return {
+        "rows": len(answers.labels),
+        "truncated": int(answers.truncated.sum()),
+        "label_mass": _rounded(float(answers.label_mass.mean())),
+        "detection": detectors,
+        "predictives": predictives,
+    }
+
+
+def _detectors(inside: PredictiveRows, outside: PredictiveRows) -> dict[str, dict[str, Any]]:
+    found = {
+        "total_entropy": _detected(entropy(inside.probs), entropy(outside.probs)),
+        "confidence": _detected(1 - inside.probs.amax(1), 1 - outside.probs.amax(1)),
+    }
+    if inside.epistemic is not None and outside.epistemic is not None:
+        found["epistemic"] = _detected(inside.epistemic, outside.epistemic)
+    return found
+
+
+def _detected(inside: torch.Tensor, outside: torch.Tensor) -> dict[str, Any]:
+    return {k: _rounded(v) for k, v in asdict(detection(inside, outside)).items() if isinstance(v, float)}
+
+
+def _rounded(value: float | None) -> float | None:
+    """Return six digits: more would be other ones on every processor."""
+    return None if value is None else round(value, 6)
+
+
+def shift_record(config: RunConfig, artifact: Artifact, sets: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the whole report as JSON values, the sets in order, the run's own test rows first."""
+    manifest = artifact.manifest
+    return {
+        "name": config.name,
+        "artifact": artifact.digest,
+        "base_model": manifest.base_model,
+        "quantization": manifest.quantization,
+        "seed": config.seed,
+        "recommended": recommended(artifact),
+        "calibration_rows": manifest.calibration.rows,
+        "versions": installed_versions(),
+        "sets": dict(sets),
+    }
+
+
+def recommended(artifact: Artifact) -> str:
+    """Return the predictive that answers unless another is asked for."""
+    return "laplace"
+
+
+def write_shift_report(record: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Write shift.json, shift.md and shift.png into a folder and return their paths."""
+    paths = [folder / name for name in ("shift.json", "shift.md", "shift.png")]
+    write_json(paths[0], record)
+    paths[1].write_text(f"# {record['name']}: distribution shift\n\n{shift_tables(record)}", encoding="utf-8")
+    shift_figure(record).savefig(paths[2], dpi=100)
+    return paths
+
+
+def publish_shift(config: RunConfig, docs: Path = Path("docs")) -> list[Path]:
+    """Write a measured report to ``docs/results`` and between the markers of ``docs/shift.md``; return the files.
+
+    Raises:
+        ConfigError: nothing measured yet.
+        DataError: a page without the markers.
+    """
+    source, page = config.run_dir / "report" / "shift.json", docs / "shift.md"
+    if not source.is_file():
+        raise ConfigError(f"no shift evaluation at {source}: run 'python -m training shift' without --publish first")
+    record = json.loads(source.read_text(encoding="utf-8"))
+    text = insert_section(page.read_text(encoding="utf-8"), record)
+    results = docs / "results"
+    write_json(results / "shift.json", record)
+    shift_figure(record).savefig(results / "shift.png", dpi=100)
+    page.write_text(text, encoding="utf-8")
+    return [results / "shift.json", results / "shift.png", page]
