@@ -15,6 +15,7 @@ from laplora.blocks import Block
 from laplora.curvature import orthonormalize
 from laplora.eigen_posterior import EigenPosterior
 from laplora.errors import ArtifactCorruptError
+from laplora.joint_posterior import JOINT_STRUCTURES, JointPosterior, group_members
 from laplora.posterior import Posterior
 
 _PARTS = ("wide", "narrow", "scale", "tail")
@@ -62,6 +63,11 @@ class PosteriorFile:
         if curvature and bool((tensor < 0).any()):
             raise ArtifactCorruptError(f"{self.name}: {name} holds a negative curvature")
         return tensor
+
+    def rows_of(self, name: str) -> int:
+        """Return how many rows a matrix has, or 1 for ``check`` to refuse where it is none or has none."""
+        tensor = self.tensors[name]
+        return max(tensor.shape[0], 1) if tensor.dim() == 2 else 1
 
 
 def posterior_tensors(
@@ -165,7 +171,55 @@ def _basis(file: str, block: Block, stored: torch.Tensor) -> torch.Tensor:
     return orthonormalize(stored)
 
 
+def _write_joint(posterior: JointPosterior, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Directions in ``dtype``; those of a core, which are few, in float32 beside bases in ``dtype``."""
+    tensors = {"factor": posterior.factor.float()}
+    for i, block in enumerate(posterior.blocks):
+        tensors[f"{block.name}.directions"] = posterior.directions[i].to(torch.float32 if posterior.wide else dtype)
+        if posterior.wide:
+            tensors[f"{block.name}.wide"] = posterior.wide[i].to(dtype)
+            tensors[f"{block.name}.narrow"] = posterior.narrow[i].to(dtype)
+    return tensors
+
+
+def _read_joint(file: PosteriorFile) -> JointPosterior:
+    parts = ("wide", "narrow", "directions") if file.structure == "joint_core" else ("directions",)
+    file.expect({f"{b.name}.{p}" for b in file.blocks for p in parts} | {"factor"})
+    wide, narrow, directions = [], [], []
+    groups = group_members(file.structure, file.blocks)
+    counts = {i: file.rows_of(f"{file.blocks[own[0]].name}.directions") for own in groups.values() for i in own}
+    for i, block in enumerate(file.blocks):
+        coordinates = block.wide * block.narrow
+        if file.structure == "joint_core":
+            stored = file.tensors[f"{block.name}.wide"]
+            kept = max(stored.shape[-1], 1) if stored.dim() == 2 else -1
+            wide.append(_basis(file.name, block, file.check(f"{block.name}.wide", (block.wide, kept))))
+            narrow.append(_basis(file.name, block, file.check(f"{block.name}.narrow", (block.narrow, block.narrow))))
+            coordinates = kept * block.narrow
+        # Not float64: they are as large as the adapter, once per direction.
+        directions.append(file.check(f"{block.name}.directions", (counts[i], coordinates)).float())
+    for group, own in groups.items():
+        gram = sum((directions[i] @ directions[i].T for i in own), torch.zeros(()))
+        # As of a basis: bfloat16 keeps 8 bits.
+        if float((gram - torch.eye(len(gram))).abs().max()) > 0.05:
+            raise ArtifactCorruptError(f"{file.name}: the directions of {group} are not orthonormal")
+    columns = sum(counts[own[0]] for own in groups.values())
+    factor = file.check("factor", (file.rows_of("factor"), columns))
+    if len(factor) > columns:
+        raise ArtifactCorruptError(f"{file.name}: factor has {len(factor)} rows, more than its {columns} directions")
+    return JointPosterior(
+        blocks=file.blocks,
+        directions=tuple(directions),
+        factor=factor.double(),
+        rows=file.rows,
+        structure=next(s for s in JOINT_STRUCTURES if s == file.structure),
+        wide=tuple(wide),
+        narrow=tuple(narrow),
+    )
+
+
 #: By structure: what turns a posterior into tensors, and a file into a posterior.
 FORMS: dict[str, tuple[Callable[[Any, torch.dtype], dict[str, torch.Tensor]], Callable[[PosteriorFile], Posterior]]] = {
     **dict.fromkeys(("ekfac", "kfac_reduce", "kfac_expand", "kfac_last"), (_write_eigen, _read_eigen)),
+    **dict.fromkeys(JOINT_STRUCTURES, (_write_joint, _read_joint)),
 }

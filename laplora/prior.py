@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 
+from laplora.blocks import Block
 from laplora.errors import PriorError
 from laplora.line_search import golden_section
 from laplora.posterior import Granularity, Posterior, Prior, ProjectedJacobians, block_precisions, prior_key
@@ -21,6 +22,9 @@ from laplora.predictive import posterior_predictive
 #: Searched range of a precision. Beyond it the posterior is the prior, or the answer is MAP, to rounding.
 LOWEST, HIGHEST = 1e-6, 1e12
 
+#: Rounds over the precisions of a joint posterior; each comes nearer by the share of gamma that they share.
+_SWEEPS = 100
+
 
 @dataclass(frozen=True)
 class PriorChoice:
@@ -28,14 +32,14 @@ class PriorChoice:
 
     Attributes:
         prior: the chosen precisions.
-        method: ``evidence`` or ``validation``.
+        method: ``evidence``, ``validation`` or ``leave_one_out``.
         objective: what was maximised, in nats: the log evidence of the training set, or minus the mean
-            NLL of the held-out rows.
+            NLL of the held-out rows, or of the training rows, each predicted without itself.
         at_bound: precisions that ended at the edge of the searched range.
     """
 
     prior: Prior
-    method: Literal["evidence", "validation"]
+    method: Literal["evidence", "validation", "leave_one_out"]
     objective: float
     at_bound: tuple[str, ...]
 
@@ -65,8 +69,9 @@ def choose_by_evidence(
 ) -> PriorChoice:
     """Return the precisions of greatest evidence, each the root of ``lambda D = gamma(lambda)``.
 
-    ``lambda D`` grows and ``gamma`` falls with lambda, so each precision has one maximum; bisection in
-    log lambda to relative 1e-10.
+    ``lambda D`` grows and ``gamma`` falls with lambda, so each precision has one maximum, given the others;
+    bisection in log lambda to relative 1e-10. In a block-diagonal posterior the precisions do not see each other;
+    in a joint one they are maximised in turn until none moves.
 
     Args:
         squared_distances: (blocks,) float64.
@@ -81,29 +86,43 @@ def choose_by_evidence(
     members: dict[str, list[int]] = {}
     for i, block in enumerate(blocks):
         members.setdefault(prior_key(granularity, block), []).append(i)
-    precision, at_bound = {}, []
-    for key, index in members.items():
-        distance = float(squared_distances[index].sum())
+    low, high = math.log(LOWEST), math.log(HIGHEST)
+    point = dict.fromkeys(members, 0.0)
 
-        def surplus(log_precision: float, index: list[int] = index, distance: float = distance) -> float:
-            value = math.exp(log_precision)
-            gamma = posterior.effective_dimension(torch.full((len(blocks),), value, dtype=torch.float64))
-            return value * distance - float(gamma[index].sum())
+    def surplus(key: str, log_precision: float) -> tuple[float, float]:
+        precisions = torch.zeros(len(blocks), dtype=torch.float64)
+        for other, index in members.items():
+            precisions[index] = math.exp(log_precision if other == key else point[other])
+        gamma = float(posterior.effective_dimension(precisions)[members[key]].sum())
+        return math.exp(log_precision) * float(squared_distances[members[key]].sum()) - gamma, gamma
 
-        low, high = math.log(LOWEST), math.log(HIGHEST)
-        if surplus(low) >= 0:
-            high = low
-        elif surplus(high) <= 0:
-            low = high
-        while high - low > 1e-10:
-            middle = (low + high) / 2
-            low, high = (middle, high) if surplus(middle) < 0 else (low, middle)
-        precision[key] = math.exp((low + high) / 2)
-        if precision[key] in (math.exp(math.log(LOWEST)), math.exp(math.log(HIGHEST))):
-            at_bound.append(key)
+    for _sweep in range(_SWEEPS):
+        for key in members:
+
+            def gap(log_precision: float, key: str = key) -> float:
+                return surplus(key, log_precision)[0]
+
+            point[key] = _rising_root(gap, low, high)
+        left = {key: surplus(key, value) for key, value in point.items() if value not in (low, high)}
+        if all(abs(gap) <= 1e-8 * gamma for gap, gamma in left.values()):
+            break
+    precision = {key: math.exp(value) for key, value in point.items()}
+    at_bound = [key for key, value in point.items() if value in (low, high)]
     prior = Prior(granularity, precision)
     value = log_evidence(posterior, block_precisions(prior, blocks), squared_distances, log_likelihood)
     return PriorChoice(prior, "evidence", value, tuple(at_bound))
+
+
+def _rising_root(function: Callable[[float], float], low: float, high: float) -> float:
+    """Return the root of a rising function, or the bound that it lies beyond."""
+    if function(low) >= 0:
+        return low
+    if function(high) <= 0:
+        return high
+    while high - low > 1e-10:
+        middle = (low + high) / 2
+        low, high = (middle, high) if function(middle) < 0 else (low, middle)
+    return (low + high) / 2
 
 
 def choose_by_validation(
@@ -115,8 +134,7 @@ def choose_by_validation(
 ) -> PriorChoice:
     """Return the precisions of least predictive NLL on held-out rows.
 
-    A grid over one common precision (the NLL need not be convex in it), then golden-section refinement; for
-    ``group``, coordinate descent from there.
+    The search is ``search_precisions``.
 
     Args:
         projected: the held-out rows' projected Jacobians.
@@ -127,30 +145,64 @@ def choose_by_validation(
     """
     if len(labels) == 0:
         raise PriorError("choosing the prior by validation needs held-out rows; use evidence without them")
+
+    def nll(prior: Prior) -> float:
+        covariance = posterior.covariance(projected, block_precisions(prior, posterior.blocks))
+        return predictive_nll(projected.contrast_mean, covariance, labels, class_mask)
+
+    prior, value, at_bound = search_precisions(nll, posterior.blocks, granularity)
+    return PriorChoice(prior, "validation", -value, at_bound)
+
+
+def predictive_nll(
+    contrast_mean: torch.Tensor, covariance: torch.Tensor, labels: torch.Tensor, class_mask: torch.Tensor
+) -> float:
+    """Return the mean NLL of labels under the posterior predictive, nats.
+
+    Args:
+        contrast_mean: (rows, classes - 1); covariance: (rows, classes - 1, classes - 1).
+        labels: (rows,) int64; class_mask: (rows, classes) bool.
+    """
+    probs = posterior_predictive(contrast_mean, covariance, class_mask).probs
+    picked = probs.gather(1, labels[:, None]).clamp_min(torch.finfo(torch.float64).tiny)
+    return -float(picked.log().mean())
+
+
+def search_precisions(
+    objective: Callable[[Prior], float], blocks: Sequence[Block], granularity: Granularity
+) -> tuple[Prior, float, tuple[str, ...]]:
+    """Return the prior of least objective, its value, and the precisions at the edge of the searched range.
+
+    A grid over one common precision (the objective need not be convex in it), then golden-section refinement; for
+    ``group``, coordinate descent from there.
+
+    Args:
+        objective: of a prior; infinite where the prior is infeasible.
+
+    Raises:
+        PriorError: ``module`` granularity, which so few rows cannot determine.
+    """
     if granularity == "module":
         raise PriorError("one precision per module has more unknowns than held-out rows can fix; use evidence")
-    blocks = posterior.blocks
     keys = list(dict.fromkeys(prior_key(granularity, b) for b in blocks))
 
-    def nll(log_precisions: Sequence[float]) -> float:
-        prior = Prior(granularity, {k: math.exp(v) for k, v in zip(keys, log_precisions, strict=True)})
-        covariance = posterior.covariance(projected, block_precisions(prior, blocks))
-        probs = posterior_predictive(projected.contrast_mean, covariance, class_mask).probs
-        picked = probs.gather(1, labels[:, None]).clamp_min(torch.finfo(torch.float64).tiny)
-        return -float(picked.log().mean())
+    def prior_at(point: Sequence[float]) -> Prior:
+        return Prior(granularity, {k: math.exp(v) for k, v in zip(keys, point, strict=True)})
+
+    def value_at(point: Sequence[float]) -> float:
+        return objective(prior_at(point))
 
     low, high = math.log(LOWEST), math.log(HIGHEST)
     grid = [low + (high - low) * i / 72 for i in range(73)]
-    scores = [nll([g] * len(keys)) for g in grid]
+    scores = [value_at([g] * len(keys)) for g in grid]
     best = min(range(len(grid)), key=scores.__getitem__)
     step = grid[1] - grid[0]
-    point = [golden_section(lambda v: nll([v] * len(keys)), grid[best] - step, grid[best] + step)] * len(keys)
+    point = [golden_section(lambda v: value_at([v] * len(keys)), grid[best] - step, grid[best] + step)] * len(keys)
     if len(keys) > 1:
-        point = _coordinate_descent(nll, point)
+        point = _coordinate_descent(value_at, point)
     point = [min(max(v, low), high) for v in point]
-    prior = Prior(granularity, {k: math.exp(v) for k, v in zip(keys, point, strict=True)})
     edge = tuple(k for k, v in zip(keys, point, strict=True) if v <= low + step or v >= high - step)
-    return PriorChoice(prior, "validation", -nll(point), edge)
+    return prior_at(point), value_at(point), edge
 
 
 def _coordinate_descent(function: Callable[[Sequence[float]], float], start: Sequence[float]) -> list[float]:
