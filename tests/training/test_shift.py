@@ -201,7 +201,7 @@ def test_every_figure_follows_from_the_kept_answers(record: dict[str, Any], conf
             assert values["review"] == pytest.approx(float(rows.review.double().mean()), abs=1e-6)
             assert values["accepted"] == int((~rows.review).sum())
             assert values["accepted_errors"] == int((~right & ~rows.review).sum())
-            assert (values["epistemic"] is None) == (rows.epistemic is None) == (predictive == "map")
+            assert (values["epistemic"] is None) == (rows.epistemic is None) == (predictive in ("map", "temperature"))
         if name == "test":
             assert own["detection"] == {}
             continue
@@ -420,11 +420,13 @@ def test_the_tables_hold_the_records_figures(record: dict[str, Any]) -> None:
 
 def test_the_best_of_a_row_is_bold_and_nothing_accepted_is_a_dash(record: dict[str, Any]) -> None:
     changed = json.loads(json.dumps(record))
-    other = changed["sets"]["other"]
-    for i, name in enumerate(("map", "laplace")):
+    other, names = changed["sets"]["other"], shown_predictives(record)
+    for i, name in enumerate(names):
         other["predictives"][name] |= {"nll": 1.0 + i, "ece": 0.5 - 0.1 * i, "accepted": 0, "accepted_errors": 0}
+    losses = ["**1.000**", *(f"{1 + i:.3f}" for i in range(1, len(names)))]
+    gaps = [*(f"{0.5 - 0.1 * i:.3f}" for i in range(len(names) - 1)), f"**{0.5 - 0.1 * (len(names) - 1):.3f}**"]
     quality, operation = [row for row in shift_tables(changed).splitlines() if row.startswith("| other ")][:2]
-    assert quality.endswith("| **1.000** | 2.000 | 0.500 | **0.400** |")
+    assert quality.endswith(f"| {' | '.join(losses + gaps)} |")
     assert operation.endswith("| 0 | - |")
 
 
