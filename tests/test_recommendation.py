@@ -1,0 +1,180 @@
+"""Cross-fitting, the recommendation's rule step by step, and its promise on synthetic models."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from laplora.calibration import SmallCalibrationWarning, fit_temperature, temperature_probs
+from laplora.errors import ConfigError, DataError, NonFiniteError
+from laplora.metrics import row_nll
+from laplora.recommendation import cross_fitted_nll, recommend
+
+F64 = torch.float64
+
+
+def test_every_row_is_scored_once_without_being_fitted_on() -> None:
+    calls: list[tuple[set[int], set[int]]] = []
+
+    def fit_score(fit: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
+        assert torch.equal(fit, fit.sort().values)
+        calls.append((set(fit.tolist()), set(score.tolist())))
+        return score.double()
+
+    got = cross_fitted_nll(fit_score, 23, folds=5)
+    assert torch.equal(got, torch.arange(23, dtype=F64))
+    assert len(calls) == 5
+    for fit, score in calls:
+        assert not fit & score
+        assert fit | score == set(range(23))
+        assert len(score) in (4, 5)
+    again, other = [], []
+    cross_fitted_nll(lambda f, s: (again.append(set(s.tolist())), s.double())[1], 23)
+    cross_fitted_nll(lambda f, s: (other.append(set(s.tolist())), s.double())[1], 23, seed=1)
+    assert again == [score for _, score in calls]
+    assert other != again
+    calls.clear()
+    cross_fitted_nll(fit_score, 3, folds=5)
+    assert [len(score) for _, score in calls] == [1, 1, 1]
+
+
+def test_cross_fitting_charges_for_what_was_fitted() -> None:
+    """One free number per row fits its own rows perfectly and says nothing about others."""
+    values = torch.randn(40, generator=torch.Generator().manual_seed(0), dtype=F64)
+    got = cross_fitted_nll(lambda fit, score: (values[score] - values[fit].mean()).square(), 40)
+    assert float(got.mean()) > float((values - values.mean()).square().mean())
+
+
+def test_cross_fitting_refuses() -> None:
+    with pytest.raises(ConfigError, match="two folds"):
+        cross_fitted_nll(lambda f, s: s.double(), 10, folds=1)
+    with pytest.raises(DataError, match="two rows"):
+        cross_fitted_nll(lambda f, s: s.double(), 1)
+    with pytest.raises(DataError, match=r"\(2,\) losses"):
+        cross_fitted_nll(lambda f, s: s.double()[:1], 10)
+    with pytest.raises(NonFiniteError):
+        cross_fitted_nll(lambda f, s: s * math.nan, 10)
+
+
+def losses(**below_map: tuple[float, float]) -> dict[str, torch.Tensor]:
+    """Return MAP's losses and others with a mean and a spread of their difference to it, 100 rows.
+
+    The differences' spread is a fixed pattern of mean 0 and standard deviation 1, another one for each name, so a
+    standard error is a tenth of the spread.
+    """
+    g = torch.Generator().manual_seed(3)
+    base = torch.rand(100, generator=g, dtype=F64)
+    columns = {"map": base}
+    for name, (mean, spread) in below_map.items():
+        noise = torch.randn(100, generator=g, dtype=F64)
+        noise = (noise - noise.mean()) / noise.std()
+        columns[name] = base + mean + spread * noise
+    return columns
+
+
+def choose(columns: dict[str, torch.Tensor]) -> str:
+    return recommend(columns, list(columns)).predictive
+
+
+def test_map_stays_unless_something_is_below_it_by_more_than_half_a_standard_error() -> None:
+    # The standard error is 0.1.
+    assert choose(losses(temperature=(0.0, 1.0))) == "map"
+    assert choose(losses(temperature=(-0.04, 1.0), laplace=(-0.049, 1.0))) == "map"
+    assert choose(losses(temperature=(-0.06, 1.0))) == "temperature"
+    got = recommend(losses(temperature=(-0.04, 1.0)), ["map", "temperature"])
+    assert got.reason.startswith("map: NLL ")
+    assert got.reason.endswith("nothing is below it by more than noise")
+    # Losses that are the same, row by row, have no noise and no lead.
+    same = losses()
+    assert choose(same | {"laplace": same["map"].clone()}) == "map"
+
+
+def test_a_dearer_one_must_lead_by_more_than_its_noise() -> None:
+    columns = losses(temperature=(-0.30, 0.0), ensemble=(-0.31, 0.2))
+    # The ensemble leads by half of its standard error of 0.02.
+    got = recommend(columns, ["map", "temperature", "ensemble"])
+    assert got.predictive == "temperature"
+    assert got.reason.endswith("within one standard error of ensemble, and cheaper")
+    # What is cheap is the order's business, not the names'.
+    assert recommend(columns, ["map", "ensemble", "temperature"]).predictive == "ensemble"
+    assert choose(losses(temperature=(-0.30, 0.0), ensemble=(-0.35, 0.2))) == "ensemble"
+
+
+def test_laplace_is_preferred_only_where_nothing_speaks_against_it() -> None:
+    got = recommend(losses(temperature=(-0.300, 0.0), laplace=(-0.297, 0.2)), ["map", "temperature", "laplace"])
+    assert got.predictive == "laplace"  # 0.15 standard errors behind
+    assert got.reason.endswith("no different from temperature, and it has a variance")
+    assert choose(losses(temperature=(-0.30, 0.0), laplace=(-0.29, 0.2))) == "temperature"  # 0.5 behind
+    assert choose(losses(temperature=(-0.30, 0.0), laplace=(-0.31, 0.2))) == "laplace"  # ahead, though within noise
+    # It is held to the same guard against MAP as any other.
+    assert choose(losses(temperature=(0.1, 0.1), laplace=(-0.01, 1.0))) == "map"
+
+
+def test_the_table_has_every_figure() -> None:
+    columns = losses(temperature=(-0.2, 0.3), laplace=(-0.1, 1.0))
+    got = recommend(columns, list(columns))
+    assert list(got.table) == ["map", "temperature", "laplace"]
+    assert got.table["map"]["difference_to_map"] == got.table["map"]["low"] == got.table["map"]["high"] == 0.0
+    for name, entry in got.table.items():
+        assert entry["nll"] == pytest.approx(float(columns[name].mean()))
+        assert entry["difference_to_map"] == pytest.approx(float((columns[name] - columns["map"]).mean()))
+        assert entry["low"] <= entry["difference_to_map"] <= entry["high"]
+    # A mean of 100 differences of spread 0.3 is +-1.96 * 0.03; 2000 resamples give the ends to some 5 % of that.
+    assert got.table["temperature"]["low"] == pytest.approx(-0.2 - 0.0588, abs=0.008)
+    assert got.table["temperature"]["high"] == pytest.approx(-0.2 + 0.0588, abs=0.008)
+    assert recommend(columns, list(columns)) == got
+    assert f"{got.table[got.predictive]['difference_to_map']:+.3f} against map" in got.reason
+
+
+def one_split(sharpness: float, seed: int) -> float | None:
+    """Return what temperature scaling, if it is recommended on 100 rows, adds to the NLL of 2000 new ones."""
+    g = torch.Generator().manual_seed(seed)
+    truth = 3 * torch.randn(2100, generator=g, dtype=F64)
+    labels = (torch.rand(2100, generator=g, dtype=F64) < torch.sigmoid(truth)).long()
+    logits = sharpness * torch.stack([torch.zeros_like(truth), truth], 1)
+    mask = torch.ones(2100, 2, dtype=torch.bool)
+    calibration, new = torch.arange(100), torch.arange(100, 2100)
+
+    def nll_at(temperature: float, rows: torch.Tensor) -> torch.Tensor:
+        return row_nll(temperature_probs(logits[rows], temperature, mask[rows]), labels[rows])
+
+    def fit(rows: torch.Tensor) -> float:
+        return fit_temperature(logits[rows], labels[rows], mask[rows])
+
+    fitted = cross_fitted_nll(lambda rows, scored: nll_at(fit(rows), scored), 100)
+    got = recommend({"map": nll_at(1.0, calibration), "temperature": fitted}, ["map", "temperature"])
+    if got.predictive == "map":
+        return None
+    return float((nll_at(fit(calibration), new) - nll_at(1.0, new)).mean())
+
+
+def test_a_calibrated_model_keeps_map_and_an_overconfident_one_does_not() -> None:
+    calibrated = [one_split(1.0, seed) for seed in range(60)]
+    taken = [change for change in calibrated if change is not None]
+    # Measured on 120 splits: 6 to 12 %; three standard deviations of 60 above that.
+    assert len(taken) / 60 <= 0.12 + 3 * math.sqrt(0.12 * 0.88 / 60)
+    overconfident = [one_split(3.0, seed) for seed in range(60)]
+    taken = [change for change in overconfident if change is not None]
+    assert len(taken) >= 57
+    assert max(taken) < 0
+    assert sum(taken) / len(taken) < -0.1
+
+
+def test_refusals() -> None:
+    columns = losses(laplace=(-0.1, 1.0))
+    with pytest.raises(ConfigError, match="map among them"):
+        recommend({"laplace": columns["laplace"]}, ["laplace"])
+    with pytest.raises(ConfigError, match="every predictive once"):
+        recommend(columns, ["map"])
+    with pytest.raises(ConfigError, match="every predictive once"):
+        recommend(columns, ["map", "laplace", "laplace"])
+    with pytest.raises(DataError, match="'laplace'"):
+        recommend(columns | {"laplace": torch.zeros(3)}, ["map", "laplace"])
+    with pytest.raises(DataError, match="two rows"):
+        recommend({"map": torch.zeros(1)}, ["map"])
+    with pytest.raises(NonFiniteError, match="'laplace'"):
+        recommend(columns | {"laplace": columns["laplace"] * math.inf}, ["map", "laplace"])
+    with pytest.warns(SmallCalibrationWarning, match="19 calibration rows is a guess"):
+        recommend({k: v[:19] for k, v in columns.items()}, ["map", "laplace"])
