@@ -30,18 +30,32 @@ from laplora.errors import (
 
 if TYPE_CHECKING:
     from laplora.artifact import Artifact, Manifest, read_artifact
-    from laplora.calibration import conformal_threshold, fit_temperature, prediction_sets, temperature_probs
+    from laplora.calibration import (
+        aps_sets,
+        aps_threshold,
+        conformal_threshold,
+        empirical_coverage,
+        fit_temperature,
+        prediction_sets,
+        temperature_probs,
+    )
+    from laplora.members import dropout_masks, member_weights
     from laplora.metrics import Evaluation, evaluate_probs
     from laplora.option_order import option_orders, permute_choices, restore_contrasts, restore_logits
     from laplora.predictive import PosteriorPredictive, posterior_predictive
+    from laplora.predictives import PREDICTIVES, PredictiveSpec, fit_predictive_temperature, predictive_probs
     from laplora.predictor import Prediction, Predictor
     from laplora.prompts import TEMPLATES, EncodedRow, PromptTemplate
+    from laplora.ranking import error_auprc, error_auroc, risk_coverage
+    from laplora.recommendation import Recommendation, cross_fitted_nll, recommend
+    from laplora.review import accept_threshold
     from laplora.uncertainty import FLAGS, Uncertainty, decompose
 
 __version__ = "0.1.0"
 
 __all__ = [
     "FLAGS",
+    "PREDICTIVES",
     "TEMPLATES",
     "Artifact",
     "ArtifactCorruptError",
@@ -63,35 +77,63 @@ __all__ = [
     "NonFiniteError",
     "PosteriorPredictive",
     "Prediction",
+    "PredictiveSpec",
     "Predictor",
     "PriorError",
     "PromptTemplate",
+    "Recommendation",
     "TooManyTokensError",
     "Uncertainty",
     "__version__",
+    "accept_threshold",
+    "aps_sets",
+    "aps_threshold",
     "conformal_threshold",
+    "cross_fitted_nll",
     "decompose",
+    "dropout_masks",
+    "empirical_coverage",
+    "error_auprc",
+    "error_auroc",
     "evaluate_probs",
+    "fit_predictive_temperature",
     "fit_temperature",
+    "member_weights",
     "option_orders",
     "permute_choices",
     "posterior_predictive",
     "prediction_sets",
+    "predictive_probs",
     "read_artifact",
+    "recommend",
     "restore_contrasts",
     "restore_logits",
+    "risk_coverage",
     "temperature_probs",
 ]
 
 #: Where the names that cost an import live.
 _HOMES = {
     "artifact": ("Artifact", "Manifest", "read_artifact"),
-    "calibration": ("conformal_threshold", "fit_temperature", "prediction_sets", "temperature_probs"),
+    "calibration": (
+        "aps_sets",
+        "aps_threshold",
+        "conformal_threshold",
+        "empirical_coverage",
+        "fit_temperature",
+        "prediction_sets",
+        "temperature_probs",
+    ),
+    "members": ("dropout_masks", "member_weights"),
     "metrics": ("Evaluation", "evaluate_probs"),
     "option_order": ("option_orders", "permute_choices", "restore_contrasts", "restore_logits"),
     "predictive": ("PosteriorPredictive", "posterior_predictive"),
+    "predictives": ("PREDICTIVES", "PredictiveSpec", "fit_predictive_temperature", "predictive_probs"),
     "predictor": ("Prediction", "Predictor"),
     "prompts": ("TEMPLATES", "EncodedRow", "PromptTemplate"),
+    "ranking": ("error_auprc", "error_auroc", "risk_coverage"),
+    "recommendation": ("Recommendation", "cross_fitted_nll", "recommend"),
+    "review": ("accept_threshold",),
     "uncertainty": ("FLAGS", "Uncertainty", "decompose"),
 }
 

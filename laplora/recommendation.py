@@ -91,7 +91,7 @@ def recommend(losses: Mapping[str, torch.Tensor], order: Sequence[str], seed: in
        could show. At one standard error it would be behind temperature scaling beyond noise on some of the
        models whose variance says nothing about their mistakes.
 
-    The figures are from synthetic models (docs/lab-notes.md). Calibration rows speak for new rows like them: on
+    The figures are from synthetic models (benchmarks/choices.py). Calibration rows speak for new rows like them: on
     a shifted test split no rule keeps the promise.
 
     Args:
