@@ -21,7 +21,7 @@ from laplora.thresholds import Decision, Flag, ModeThresholds
 #: Every flag there is, in the order in which they are listed, and what raises it.
 FLAGS: Mapping[Flag, str] = MappingProxyType(
     {
-        "high_epistemic": "epistemic uncertainty above the 95 % quantile of the calibration split (with a posterior or members)",
+        "high_epistemic": "epistemic uncertainty (posterior, members) above the 95 % quantile of the calibration split",
         "low_confidence": "largest probability below the confidence from which calibration rows met the target risk",
         "low_label_mass": "the full vocabulary gives the label tokens less than the calibration split's 1 % quantile",
         "ambiguous_set": "the conformal prediction set does not hold exactly one label",
