@@ -18,11 +18,12 @@ from synthetic_study import BASE, CONFIGURATION, METHODS, TASKS, write_seed, wri
 from laplora.errors import ConfigError, DataError
 from laplora.metrics import evaluate_probs
 from laplora.ranking import error_auprc, error_auroc, risk_coverage
+from training.study.markdown import Cell
 from training.study.plots import grid_shape, nll_figure, pooled_bins, reliability_figure, write_plots
 from training.study.publish import publish, score_study
 from training.study.records import Published, merge, read_published, rounded, write_published
 from training.study.scores import METRICS, draw_counts, pooled_means, rankings, row_gap, score_method
-from training.study.tables import Cell, insert_tables, study_tables
+from training.study.tables import insert_tables, study_tables
 from training.study.targets import PLANNED_TASKS, TaskFigures, judge, outcome, task_figures
 
 SCORE_KEYS = ["task", "seed", "method", "nll", "ece", "accuracy", "brier", "auroc_error", "rows", "recommended"]

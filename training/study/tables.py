@@ -6,12 +6,12 @@ Each stands between ``<!-- study:begin NAME -->`` and ``<!-- study:end NAME -->`
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from statistics import fmean, median, stdev
+from collections.abc import Callable
+from statistics import median
 from typing import Any
 
 from laplora.errors import DataError
+from training.study.markdown import escaped, markdown_table, over_seeds
 from training.study.plots import NLL_PLOT, RELIABILITY_PLOT
 from training.study.records import REFERENCES, Published, Reference, Score, ordered_methods
 from training.study.targets import judge, outcome, shown, task_figures
@@ -31,22 +31,6 @@ _METRICS: dict[str, tuple[Callable[[Score], float | None], int]] = {
     "brier": (lambda s: s.brier, -1),
     "auroc": (lambda s: s.auroc_error, 1),
 }
-
-
-@dataclass(frozen=True)
-class Cell:
-    """Mean and standard deviation over seeds; ``spread`` is None for one seed, ``mean`` where nothing was measured."""
-
-    mean: float | None
-    spread: float | None
-    seeds: int
-
-    def text(self, all_seeds: int) -> str:
-        """Return "0.376 ± 0.012", with the number of seeds where they are not all; a dash where there are none."""
-        if self.mean is None:
-            return "-"
-        spread = "" if self.spread is None else f" ± {self.spread:.3f}"
-        return f"{self.mean:.3f}{spread}" + (f" ({self.seeds})" if self.seeds < all_seeds else "")
 
 
 def study_tables(published: Published) -> dict[str, str]:
@@ -103,7 +87,7 @@ def setup_table(published: Published) -> str:
         )
     machines = sorted({_inline(h) for own in setup.tasks.values() for h in own.hardware})
     versions = sorted({_inline(v) for own in setup.tasks.values() for v in own.versions})
-    table = _table(lines, left={0, 1, 7, 8, 9})
+    table = markdown_table(lines, left={0, 1, 7, 8, 9})
     return f"{table}\nHardware: {'; or '.join(machines)}. Versions: {'; or '.join(versions)}.\n"
 
 
@@ -115,19 +99,19 @@ def metric_table(published: Published, name: str) -> str:
     """
     value, sign = _METRICS[name]
     tasks, methods = list(published.setup.tasks), ordered_methods(published)
-    rows: dict[str, list[str]] = {m: [_text(published.setup.methods[m].title)] for m in methods} | {
+    rows: dict[str, list[str]] = {m: [escaped(published.setup.methods[m].title)] for m in methods} | {
         "": ["*recommended*"]
     }
     for task in tasks:
         own, seeds = [s for s in published.scores if s.task == task], len(published.setup.tasks[task].seeds)
-        cells = {m: _cell(value(s) for s in own if s.method == m) for m in methods}
-        cells[""] = _cell(value(s) for s in own if s.recommended)
+        cells = {m: over_seeds(value(s) for s in own if s.method == m) for m in methods}
+        cells[""] = over_seeds(value(s) for s in own if s.recommended)
         whole = {m: round(sign * c.mean, 3) for m, c in cells.items() if m and c.mean is not None and c.seeds == seeds}
         for method, cell in cells.items():
             text = cell.text(seeds)
             best = len(set(whole.values())) > 1 and whole.get(method) == max(whole.values())
             rows[method].append(f"**{text}**" if best else text)
-    return _table([["method", *tasks], *rows.values()])
+    return markdown_table([["method", *tasks], *rows.values()])
 
 
 def matrix_table(published: Published) -> str:
@@ -139,13 +123,13 @@ def matrix_table(published: Published) -> str:
     tasks = list(published.setup.tasks)
     lines = [["method", *tasks, "MAP: won / tied / lost", "temperature: won / tied / lost"]]
     for method in ordered_methods(published):
-        row = [_text(published.setup.methods[method].title)]
+        row = [escaped(published.setup.methods[method].title)]
         for task in tasks:
             pair = [ends.get((task, method, against)) for against in REFERENCES]
             row.append(" ".join(_SYMBOLS[end] if end else "·" for end in pair))
         row += [_totals(ends, method, against) for against in REFERENCES]
         lines.append(row)
-    return _table(lines)
+    return markdown_table(lines)
 
 
 def recommended_table(published: Published) -> str:
@@ -154,14 +138,14 @@ def recommended_table(published: Published) -> str:
     for task in task_figures(published):
         names = {m: task.recommended.count(m) for m in sorted(set(task.recommended))}
         chosen = [
-            _text(published.setup.methods[m].title) + (f" ({n} of {task.seeds})" if n < task.seeds else "")
+            escaped(published.setup.methods[m].title) + (f" ({n} of {task.seeds})" if n < task.seeds else "")
             for m, n in names.items()
         ]
         row = [task.task, str(task.seeds), ", ".join(chosen), f"{task.recommended_nll:.3f}", f"{task.map_nll:.3f}"]
         for bounds in (task.against_map, task.against_temperature):
             row += ["-", "-"] if bounds is None else [shown(bounds), outcome(bounds[1], bounds[2])]
         lines.append(row)
-    return _table(lines, left={0, 2, 6, 8})
+    return markdown_table(lines, left={0, 2, 6, 8})
 
 
 def figures_table(published: Published) -> str:
@@ -172,13 +156,13 @@ def figures_table(published: Published) -> str:
         lead = "-" if t.auroc_lead is None else f"{t.auroc_lead:+.3f}"
         row = [t.task, str(t.rows), f"{t.map_ece:.3f}", shown(t.gap), "yes" if t.overconfident else "no"]
         lines.append([*row, f"{t.recommended_ece:.3f}", f"{100 * t.accuracy_change:+.1f} points", lead])
-    return _table(lines)
+    return markdown_table(lines)
 
 
 def targets_table(published: Published) -> str:
     """Return every target with its figures and whether it was met."""
-    rows = [[_text(t.text), t.figures, f"**{t.verdict}**"] for t in judge(task_figures(published))]
-    return _table([["target", "figures", "verdict"], *rows], left={0, 1, 2})
+    rows = [[escaped(t.text), t.figures, f"**{t.verdict}**"] for t in judge(task_figures(published))]
+    return markdown_table([["target", "figures", "verdict"], *rows], left={0, 1, 2})
 
 
 def cost_table(published: Published) -> str:
@@ -190,32 +174,19 @@ def cost_table(published: Published) -> str:
         seconds = [d.seconds for d in own if d.seconds is not None]
         sizes = [d.size_bytes / 1000 for d in own if d.size_bytes is not None]
         medians = [f"{median(seconds):.1f}" if seconds else "-", f"{median(sizes):.1f}" if sizes else "-"]
-        lines.append([_text(setup.title), _text(setup.family), *medians, str(len(own))])
-    return _table(lines, left={0, 1})
+        lines.append([escaped(setup.title), escaped(setup.family), *medians, str(len(own))])
+    return markdown_table(lines, left={0, 1})
 
 
 def _base(configuration: Any) -> str:
     """Return "smollm2-135m-instruct, nf4", or a dash where a task's configuration names no base model."""
     base = configuration.get("base") if isinstance(configuration, dict) else None
-    return _text(f"{base['model']}, {base.get('quantization', 'none')}") if base else "-"
-
-
-def _cell(values: Iterable[float | None]) -> Cell:
-    found = [v for v in values if v is not None]
-    spread = stdev(found) if len(found) > 1 else None
-    return Cell(fmean(found) if found else None, spread, len(found))
+    return escaped(f"{base['model']}, {base.get('quantization', 'none')}") if base else "-"
 
 
 def _totals(ends: dict[tuple[str, str, Reference], Any], method: str, against: Reference) -> str:
     own = [end for (_, m, a), end in ends.items() if m == method and a == against]
     return " / ".join(str(own.count(kind)) for kind in ("win", "tie", "loss")) if own else "·"
-
-
-def _table(lines: Sequence[Sequence[str]], left: set[int] | None = None) -> str:
-    """Return lines of cells as Markdown; the columns of ``left`` are left-aligned, by default the first."""
-    kept = {0} if left is None else left
-    rule = ["---" if i in kept else "---:" for i in range(len(lines[0]))]
-    return "".join(f"| {' | '.join(line)} |\n" for line in [lines[0], rule, *lines[1:]])
 
 
 def _inline(value: Any) -> str:
@@ -224,12 +195,7 @@ def _inline(value: Any) -> str:
         return ", ".join(f"{k.replace('_', ' ')} {_inline(v)}" for k, v in value.items() if v is not None)
     if isinstance(value, list | tuple):
         return " of ".join(_inline(v) for v in value)
-    return _text(str(value))
-
-
-def _text(value: str) -> str:
-    """Return text that cannot end a table's cell."""
-    return value.replace("|", "\\|").replace("\n", " ")
+    return escaped(str(value))
 
 
 def _spaced(text: str) -> str:
