@@ -24,6 +24,9 @@ METHODS = {
 }
 
 
+#: Methods with prediction sets; the recommended ones are among them.
+SETS = ("map", "temperature", "ekfac_validation_scalar")
+
 BASE = {"model": "/models/tiny", "quantization": "nf4"}
 CONFIGURATION = {"base": BASE, "optimizer": {"learning_rate": 5e-4}}
 
@@ -86,7 +89,7 @@ def write_seed(folder: Path, task: Task, seed: int, **changes: Any) -> None:
             m: {"title": t, "family": f, "factor": x, "calibration_nll": 0.4, "seconds": 1.5, "bytes": 2048}
             for m, (t, f, x) in methods.items()
         },
-        "conformal": {"coverage": 0.9},
+        "conformal": {m: _sets(tensors[f"probs.{m}"], labels) for m in SETS if m in methods},
         "versions": {"torch": "2.13.0"},
         "hardware": {"processor": "a processor", "cores": 2},
         "configuration": CONFIGURATION,
@@ -94,3 +97,17 @@ def write_seed(folder: Path, task: Task, seed: int, **changes: Any) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "predictions.safetensors")
     (folder / "result.json").write_text(json.dumps(result | changes), encoding="utf-8")
+
+
+def _sets(probs: torch.Tensor, labels: torch.Tensor) -> dict[str, dict[str, float]]:
+    """Return coverage and size of the classes above 0.2, and of these and the most probable one."""
+    above = probs > 0.2
+    with_first = above | torch.nn.functional.one_hot(probs.argmax(1), probs.shape[1]).bool()
+    return {
+        kind: {
+            "coverage": float(found.gather(1, labels[:, None]).double().mean()),
+            "size": float(found.sum(1).double().mean()),
+            "nominal": 0.9,
+        }
+        for kind, found in (("lac", above), ("aps", with_first))
+    }

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from laplora.errors import DataError
+from training.study.records import SetQuality
 
 
 class MethodResult(BaseModel):
@@ -45,7 +46,7 @@ class SeedResult(BaseModel):
     recommendation_reason: str
     review_score: str
     methods: dict[str, MethodResult]
-    conformal: dict[str, Any] = {}
+    conformal: dict[str, dict[str, SetQuality]] = {}
     versions: dict[str, Any]
     hardware: Any
     configuration: Any = None

@@ -30,6 +30,14 @@ Bin = tuple[int, int, float, float]
 Bounds = tuple[float, float, float]
 
 
+class SetQuality(Section):
+    """One kind of prediction sets on the test rows: share that hold the answer, mean size in classes, level asked."""
+
+    coverage: float
+    size: float
+    nominal: float
+
+
 class Score(Section):
     """One method on one task and seed; NLL in nats, ECE over 15 bins, AUROC of the method's own score."""
 
@@ -102,7 +110,7 @@ class SeedDetail(Section):
     review_score: str
     review_auroc: float | None
     map_entropy_auroc: float | None
-    conformal: dict[str, Any]
+    conformal: dict[str, dict[str, SetQuality]] = Field({}, description="method -> lac or aps")
     hardware: Any
     versions: dict[str, Any]
     map_bins: tuple[Bin, ...]

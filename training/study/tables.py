@@ -14,6 +14,7 @@ from laplora.errors import DataError
 from training.study.markdown import escaped, markdown_table, over_seeds
 from training.study.plots import NLL_PLOT, RELIABILITY_PLOT
 from training.study.records import REFERENCES, Published, Reference, Score, ordered_methods
+from training.study.side_tables import side_tables
 from training.study.targets import judge, outcome, shown, task_figures
 
 _MARKERS = re.compile(r"<!-- study:begin (\w+) -->\n(.*?)<!-- study:end \1 -->", flags=re.DOTALL)
@@ -35,10 +36,7 @@ _METRICS: dict[str, tuple[Callable[[Score], float | None], int]] = {
 
 def study_tables(published: Published) -> dict[str, str]:
     """Return every table by the name of its markers, as Markdown; one sentence where nothing is published yet."""
-    names = ("setup", "targets", "recommended", "figures", "plots", *_METRICS, "matrix", "cost")
-    if not published.scores:
-        return {name: "" for name in names} | {"setup": _UNPUBLISHED}
-    return {
+    tables = {
         "setup": setup_table(published),
         "targets": targets_table(published),
         "recommended": recommended_table(published),
@@ -47,7 +45,9 @@ def study_tables(published: Published) -> dict[str, str]:
         **{name: metric_table(published, name) for name in _METRICS},
         "matrix": matrix_table(published),
         "cost": cost_table(published),
+        **side_tables(published),
     }
+    return tables if published.scores else dict.fromkeys(tables, "") | {"setup": _UNPUBLISHED}
 
 
 def insert_tables(page: str, tables: dict[str, str]) -> str:

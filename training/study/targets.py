@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, sqrt
 from typing import Literal
 
 from training.study.records import Bounds, Published, Score
@@ -22,6 +22,7 @@ ECE_ROWS = 500
 ACCURACY_MARGIN = 0.005
 AUROC_MARGIN = 0.01
 AUROC_LEAD = 0.03
+COVERAGE_MARGIN = 0.02
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,12 @@ class TaskFigures:
         accuracy_change: accuracy of the recommended less MAP's.
         auroc_lead: AUROC of the chosen review score less that of MAP's entropy, both on the recommended method's
             mistakes; None where no seed has both mistakes and right answers.
+        coverage: of the recommended method's LAC sets, and the level that was asked for; None where not measured.
     """
 
     task: str
     rows: int
+    calibration_rows: int
     seeds: int
     recommended: tuple[str, ...]
     map_nll: float
@@ -51,6 +54,7 @@ class TaskFigures:
     against_temperature: Bounds | None
     accuracy_change: float
     auroc_lead: float | None
+    coverage: tuple[float, float] | None
 
     @property
     def overconfident(self) -> bool:
@@ -67,6 +71,15 @@ class Target:
     verdict: Verdict
 
 
+def coverage_error(nominal: float, calibration_rows: int) -> float:
+    """Return the standard deviation of split-conformal coverage over draws of the calibration rows.
+
+    Given n of them the coverage of further rows is Beta distributed with a mean of about the nominal a (Marques F.
+    2023, arXiv 2303.02770): sqrt(a (1 - a) / (n + 2)). Seeds that share calibration rows do not average it out.
+    """
+    return sqrt(nominal * (1 - nominal) / (calibration_rows + 2))
+
+
 def outcome(low: float, high: float) -> Outcome:
     """Return what an interval of an NLL difference says: a win or a loss excludes 0."""
     return "win" if high < 0 else "loss" if low > 0 else "tie"
@@ -78,15 +91,18 @@ def task_figures(published: Published) -> tuple[TaskFigures, ...]:
     for detail in published.details.tasks:
         own = [s for s in published.scores if s.task == detail.task]
         base, best = [s for s in own if s.method == "map"], [s for s in own if s.recommended]
+        seeds = [s for s in published.details.seeds if s.task == detail.task]
         leads = [
             s.review_auroc - s.map_entropy_auroc
-            for s in published.details.seeds
-            if s.task == detail.task and s.review_auroc is not None and s.map_entropy_auroc is not None
+            for s in seeds
+            if s.review_auroc is not None and s.map_entropy_auroc is not None
         ]
+        sets = [s.conformal[s.recommended]["lac"] for s in seeds if "lac" in s.conformal.get(s.recommended, {})]
         result.append(
             TaskFigures(
                 task=detail.task,
                 rows=own[0].rows,
+                calibration_rows=published.setup.tasks[detail.task].calibration_rows,
                 seeds=len(base),
                 recommended=tuple(s.method for s in best),
                 map_nll=_mean(base, lambda s: s.nll),
@@ -98,6 +114,7 @@ def task_figures(published: Published) -> tuple[TaskFigures, ...]:
                 against_temperature=detail.against.get("temperature"),
                 accuracy_change=_mean(best, lambda s: s.accuracy) - _mean(base, lambda s: s.accuracy),
                 auroc_lead=sum(leads) / len(leads) if leads else None,
+                coverage=(sum(s.coverage for s in sets) / len(sets), sets[0].nominal) if sets else None,
             )
         )
     return tuple(result)
@@ -105,7 +122,7 @@ def task_figures(published: Published) -> tuple[TaskFigures, ...]:
 
 def judge(tasks: Sequence[TaskFigures]) -> tuple[Target, ...]:
     """Return every target with its figures and verdict; what was missed stays in."""
-    return (*_nll_targets(tasks), *_other_targets(tasks))
+    return (*_nll_targets(tasks), *_other_targets(tasks), _coverage_target(tasks))
 
 
 def shown(bounds: Bounds) -> str:
@@ -176,6 +193,26 @@ def _other_targets(tasks: Sequence[TaskFigures]) -> list[Target]:
             _enough(len(ahead), 3, tasks),
         ),
     ]
+
+
+def _coverage_target(tasks: Sequence[TaskFigures]) -> Target:
+    found = [(t, *t.coverage) for t in tasks if t.coverage]
+    # the files hold 6 digits, so a difference of the margin itself can come out a rounding above it
+    far = [f"{t.task} {c:.3f}" for t, c, level in found if round(abs(c - level), 6) > COVERAGE_MARGIN]
+    errors = sorted((100 * coverage_error(level, t.calibration_rows), t.calibration_rows) for t, _, level in found)
+    few = [f"{error:.1f} ({n} rows)" for error, n in dict.fromkeys(errors)]
+    noise = f"; standard deviation that the calibration rows allow: {_range(few)} points" if few else ""
+    levels = " or ".join(f"{100 * level:g} %" for level in dict.fromkeys(level for *_, level in found))
+    return Target(
+        f"conformal coverage within {100 * COVERAGE_MARGIN:g} points of the nominal{levels and f' {levels}'} "
+        "(LAC sets of the recommended method)",
+        f"{len(found) - len(far)} of {len(found)}{_listed('off', far)}{noise}",
+        _every(far, [t for t, *_ in found]),
+    )
+
+
+def _range(items: Sequence[str]) -> str:
+    return items[0] if len(items) == 1 else f"{items[0]} to {items[-1]}"
 
 
 def _mean(scores: Sequence[Score], value: Callable[[Score], float]) -> float:

@@ -1,0 +1,46 @@
+"""The study's tables beside the probabilities: prediction sets, option orders, and which score ranks the mistakes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from training.study.markdown import escaped, markdown_table
+from training.study.records import Published
+from training.study.targets import coverage_error
+
+#: Methods whose prediction sets are shown, the recommended one of each seed after them.
+_SETS = ("map", "temperature", "laplace")
+
+
+def side_tables(published: Published) -> dict[str, str]:
+    """Return each of these tables by the name of its markers."""
+    return {"conformal": conformal_table(published)}
+
+
+def conformal_table(published: Published) -> str:
+    """Return coverage and mean size of both kinds of prediction set, means over seeds, per task and method.
+
+    The last column is what so many calibration rows leave to chance, standard deviation of the coverage.
+    """
+    lines = [["task", "method", "nominal", "LAC coverage", "LAC size", "APS coverage", "APS size", "by chance"]]
+    for task, setup in published.setup.tasks.items():
+        seeds = [s for s in published.details.seeds if s.task == task]
+        for method in (*_SETS, ""):
+            own = [s.conformal[m] for s in seeds if (m := method or s.recommended) in s.conformal]
+            if not own:
+                continue
+            nominal = next(iter(own[0].values())).nominal
+            title = "*recommended*" if not method else escaped(published.setup.methods[method].title)
+            row = [task, title + (f" ({len(own)})" if len(own) < len(seeds) else ""), f"{nominal:g}"]
+            for kind in ("lac", "aps"):
+                found = [sets[kind] for sets in own if kind in sets]
+                row += [_mean([f.coverage for f in found], 3), _mean([f.size for f in found], 2)]
+            lines.append([*row, f"± {coverage_error(nominal, setup.calibration_rows):.3f}"])
+    if len(lines) == 1:
+        return "No published task has prediction sets.\n"
+    return markdown_table(lines, left={0, 1})
+
+
+def _mean(values: Sequence[float], digits: int) -> str:
+    return f"{fmean(values):.{digits}f}" if values else "-"
