@@ -33,7 +33,10 @@ CONFIGURATION = {"base": BASE, "optimizer": {"learning_rate": 5e-4}}
 
 @dataclass(frozen=True)
 class Task:
-    """One synthetic task; ``sharpness`` times the methods' factors, so that 1/3 has a calibrated MAP."""
+    """One synthetic task; ``sharpness`` times the methods' factors, so that 1/3 has a calibrated MAP.
+
+    ``orders`` > 0: with averages over so many option orders, which have no noise of the seed's.
+    """
 
     name: str
     rows: int = 90
@@ -41,6 +44,7 @@ class Task:
     sharpness: float = 1.0
     missing: tuple[tuple[str, int], ...] = ()
     recommended: str = "ekfac_validation_scalar"
+    orders: int = 0
 
 
 TASKS = (
@@ -67,10 +71,17 @@ def write_seed(folder: Path, task: Task, seed: int, **changes: Any) -> None:
     labels = torch.multinomial(torch.softmax(logits.masked_fill(~mask, -torch.inf), 1), 1, generator=rows)[:, 0]
     noise = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1000 + seed), dtype=torch.float64)
     noisy = (logits + 0.3 * noise).masked_fill(~mask, -torch.inf)
-    methods = {m: v for m, v in METHODS.items() if (m, seed) not in task.missing}
+    title = f"MAP averaged over {task.orders} option orders"
+    averages = {
+        "order_average": (title, "ensemble", 3.0),
+        "order_average_temperature": (f"{title}, temperature", "ensemble", 0.9),
+    }
+    known = METHODS | (averages if task.orders else {})
+    methods = {m: v for m, v in known.items() if (m, seed) not in task.missing}
     tensors = {"labels": labels, "class_mask": mask}
     for method, (_, _, factor) in methods.items():
-        tensors[f"probs.{method}"] = torch.softmax(task.sharpness * factor * noisy, 1)
+        own = logits.masked_fill(~mask, -torch.inf) if method in averages else noisy
+        tensors[f"probs.{method}"] = torch.softmax(task.sharpness * factor * own, 1)
     margin = tensors["probs.map"].topk(2).values
     tensors["score.ekfac_validation_scalar"] = (margin[:, 1] - margin[:, 0]).contiguous()
     result = {

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from synthetic_study import BASE, CONFIGURATION, METHODS, TASKS, write_seed, write_study
+from synthetic_study import BASE, CONFIGURATION, METHODS, TASKS, Task, write_seed, write_study
 
 from laplora.errors import ConfigError, DataError
 from laplora.metrics import evaluate_probs
@@ -611,6 +611,38 @@ def test_prediction_sets_that_a_seed_lacks_are_counted(tmp_path: Path) -> None:
     found = score_study(tmp_path / "study")
     assert study_tables(found)["conformal"] == "No published task has prediction sets.\n"
     assert task_figures(found)[0].coverage is None
+
+
+def test_averages_over_option_orders_stand_beside_their_own_reference(tmp_path: Path) -> None:
+    """Two tasks of which each has its own number of orders; the second lacks one average under one seed."""
+    missing = (("order_average_temperature", 1),)
+    write_study(tmp_path, (Task("four", classes=4, orders=4), Task("two", orders=2, missing=missing), TASKS[0]))
+    found = score_study(tmp_path / "study")
+    rows = [[c.strip() for c in line.split("|")[1:-1]] for line in study_tables(found)["orders"].splitlines()[2:]]
+    assert [r[:3] for r in rows] == [
+        ["four", "MAP", "4"],
+        ["four", "temperature scaling", "4"],
+        ["two", "MAP", "2"],
+        ["two", "temperature scaling (1)", "2"],
+    ]
+    pairs = {"MAP": ("order_average", "map"), "temperature scaling": ("order_average_temperature", "temperature")}
+    for row in rows:
+        method, reference = pairs[row[1].removesuffix(" (1)")]
+        seeds = (0,) if row[1].endswith("(1)") else (0, 1)
+        own = {(s.seed, s.method): s for s in found.scores if s.task == row[0]}
+        (compared,) = [c for c in found.comparisons if (c.task, c.method, c.against) == (row[0], method, reference)]
+        shown = [f"{sum(own[s, m].nll for s in seeds) / len(seeds):.3f}" for m in (method, reference)]
+        assert row[3:5] == shown
+        assert row[5].startswith(f"{compared.difference:+.3f} [")
+        assert row[6] == outcome(compared.low, compared.high)
+        assert row[7] == f"{sum(own[s, method].accuracy for s in seeds) / len(seeds):.3f}"
+        assert row[8] == f"{sum(own[s, reference].accuracy for s in seeds) / len(seeds):.3f}"
+    # One row stands for both tasks elsewhere, so its title names no number.
+    assert found.setup.methods["order_average_temperature"].title == "MAP averaged over option orders, temperature"
+
+
+def test_without_other_orders_the_table_says_so(published: Published) -> None:
+    assert study_tables(published)["orders"] == "No published task was asked in other orders of its options.\n"
 
 
 def test_task_figures_are_means_over_seeds(published: Published) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from safetensors.torch import load_file
 from laplora.errors import DataError
 from training.study.records import SetQuality
 
+_ORDERS = re.compile(r"\b(\d+) option orders\b")
+
 
 class MethodResult(BaseModel):
     """One method in a result.json: how it is written, and what it cost; further keys are its own parameters."""
@@ -27,6 +30,17 @@ class MethodResult(BaseModel):
     calibration_nll: float | None = None
     seconds: float | None = None
     bytes: int | None = None
+
+    @property
+    def option_orders(self) -> int | None:
+        """The orders that its title says it averages, each a forward pass; None for a method of the user's order."""
+        found = _ORDERS.search(self.title)
+        return int(found[1]) if found else None
+
+    @property
+    def shared_title(self) -> str:
+        """The title without their number, which differs between tasks: questions with more options have more."""
+        return _ORDERS.sub("option orders", self.title)
 
 
 class SeedResult(BaseModel):

@@ -124,7 +124,7 @@ def score_task(seeds: Sequence[Predictions]) -> Published:
         comparisons=tuple(_comparisons(seeds, counts)),
         setup=Setup(
             tasks={first.task: setup},
-            methods={m: MethodSetup(title=found.title, family=found.family) for m, found in methods.items()},
+            methods={m: MethodSetup(title=found.shared_title, family=found.family) for m, found in methods.items()},
         ),
         details=Details(
             tasks=(_task_detail(seeds, counts),),
@@ -208,6 +208,7 @@ def _method_detail(result: SeedResult, method: str, scores: MethodScores) -> Met
         calibration_nll=entry.calibration_nll,
         seconds=entry.seconds,
         size_bytes=entry.bytes,
+        option_orders=entry.option_orders,
     )
 
 

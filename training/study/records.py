@@ -130,6 +130,7 @@ class MethodDetail(Section):
     calibration_nll: float | None
     seconds: float | None
     size_bytes: int | None
+    option_orders: int | None = Field(None, description="orders of the options that it averages")
 
 
 class TaskDetail(Section):

@@ -6,16 +6,18 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from training.study.markdown import escaped, markdown_table
-from training.study.records import Published
-from training.study.targets import coverage_error
+from training.study.records import Published, Reference
+from training.study.targets import coverage_error, outcome, shown
 
 #: Methods whose prediction sets are shown, the recommended one of each seed after them.
 _SETS = ("map", "temperature", "laplace")
+#: Averages over option orders, with the method of the user's order alone that each is held against.
+_ORDERS: tuple[tuple[str, Reference], ...] = (("order_average", "map"), ("order_average_temperature", "temperature"))
 
 
 def side_tables(published: Published) -> dict[str, str]:
     """Return each of these tables by the name of its markers."""
-    return {"conformal": conformal_table(published)}
+    return {"conformal": conformal_table(published), "orders": orders_table(published)}
 
 
 def conformal_table(published: Published) -> str:
@@ -40,6 +42,39 @@ def conformal_table(published: Published) -> str:
     if len(lines) == 1:
         return "No published task has prediction sets.\n"
     return markdown_table(lines, left={0, 1})
+
+
+def orders_table(published: Published) -> str:
+    """Return NLL and accuracy of the averages over option orders beside the same method's in the user's order alone.
+
+    Both are means over the seeds that have both; the difference in NLL is the paired one.
+    """
+    lines = [["task", "averaged", "passes a row", "NLL", "in one order", "difference", "", "accuracy", "in one order"]]
+    scores = {(s.task, s.seed, s.method): s for s in published.scores}
+    compared = {(c.task, c.method, c.against): c for c in published.comparisons}
+    for task, setup in published.setup.tasks.items():
+        for method, reference in _ORDERS:
+            both = [s for s in setup.seeds if {(task, s, method), (task, s, reference)} <= scores.keys()]
+            if not both:
+                continue
+            passes = {d.option_orders for d in published.details.methods if (d.task, d.method) == (task, method)}
+            pair = [[scores[task, s, m] for s in both] for m in (method, reference)]
+            found = compared[task, method, reference]
+            title = escaped(published.setup.methods[reference].title)
+            lines.append(
+                [
+                    task,
+                    title + (f" ({len(both)})" if len(both) < len(setup.seeds) else ""),
+                    " or ".join(str(n) for n in sorted(n for n in passes if n)) or "-",
+                    *(_mean([s.nll for s in own], 3) for own in pair),
+                    shown((found.difference, found.low, found.high)),
+                    outcome(found.low, found.high),
+                    *(_mean([s.accuracy for s in own], 3) for own in pair),
+                ]
+            )
+    if len(lines) == 1:
+        return "No published task was asked in other orders of its options.\n"
+    return markdown_table(lines, left={0, 1, 6})
 
 
 def _mean(values: Sequence[float], digits: int) -> str:
