@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from laplora.ranking import error_auroc
+
 #: Method -> (title, family, factor on the logits).
 METHODS = {
     "map": ("MAP", "map", 3.0),
@@ -95,11 +97,12 @@ def write_seed(folder: Path, task: Task, seed: int, **changes: Any) -> None:
         "capped": {"available": {"train": 67349, "test": 872}, "max_prompt_characters": None},
         "recommended": task.recommended,
         "recommendation_reason": f"{task.recommended}: lowest calibration NLL",
-        "review_score": "entropy",
+        "review_score": "total_entropy" if seed else "map_entropy",
         "methods": {
             m: {"title": t, "family": f, "factor": x, "calibration_nll": 0.4, "seconds": 1.5, "bytes": 2048}
             for m, (t, f, x) in methods.items()
         },
+        "rankings": _rankings(tensors, task.recommended),
         "conformal": {m: _sets(tensors[f"probs.{m}"], labels) for m in SETS if m in methods},
         "versions": {"torch": "2.13.0"},
         "hardware": {"processor": "a processor", "cores": 2},
@@ -108,6 +111,18 @@ def write_seed(folder: Path, task: Task, seed: int, **changes: Any) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "predictions.safetensors")
     (folder / "result.json").write_text(json.dumps(result | changes), encoding="utf-8")
+
+
+def _rankings(tensors: dict[str, torch.Tensor], recommended: str) -> dict[str, float | None]:
+    """Return the AUROC of two entropies and of one score that knows nothing."""
+    served = tensors[f"probs.{recommended}"]
+    errors = served.argmax(1) != tensors["labels"]
+    entropies = {
+        "map_entropy": torch.special.entr(tensors["probs.map"]).sum(1),
+        "total_entropy": torch.special.entr(served).sum(1),
+        "epistemic": torch.zeros(len(served), dtype=torch.float64),
+    }
+    return {name: error_auroc(score, errors) for name, score in entropies.items()}
 
 
 def _sets(probs: torch.Tensor, labels: torch.Tensor) -> dict[str, dict[str, float]]:

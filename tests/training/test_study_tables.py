@@ -563,12 +563,12 @@ def test_on_fewer_tasks_a_target_is_open_unless_already_decided() -> None:
 
 
 def test_the_coverage_target_shows_what_the_calibration_rows_allow() -> None:
-    target = judge([figures(), figures("few", calibration_rows=67), figures("off", coverage=(0.85, 0.9))])[7]
+    target = judge([figures(), figures("few", calibration_rows=67), figures("far", coverage=(0.85, 0.9))])[7]
     assert "the nominal 90 %" in target.text
     # sqrt(0.9 * 0.1 / 152) and sqrt(0.9 * 0.1 / 69)
     assert target.figures == (
-        "2 of 3; off: off 0.850; standard deviation that the calibration rows allow: "
-        "2.4 (150 rows) to 3.6 (67 rows) points"
+        "2 of 3; off: far 0.850 ± 0.024; standard deviation that the calibration rows allow: "
+        "2.4 points (150 rows) to 3.6 points (67 rows)"
     )
     assert judge([figures(coverage=None)] * PLANNED_TASKS)[7].verdict == "open"
     assert judge([figures(coverage=(0.9, 0.9))] * 7 + [figures(coverage=None)])[7].verdict == "open"
@@ -643,6 +643,38 @@ def test_averages_over_option_orders_stand_beside_their_own_reference(tmp_path: 
 
 def test_without_other_orders_the_table_says_so(published: Published) -> None:
     assert study_tables(published)["orders"] == "No published task was asked in other orders of its options.\n"
+
+
+def test_the_rankings_table_has_every_score_and_what_each_seed_chose(published: Published) -> None:
+    lines = [[c.strip() for c in line.split("|")[1:-1]] for line in study_tables(published)["rankings"].splitlines()]
+    assert lines[0] == ["task", "`map_entropy`", "`total_entropy`", "`epistemic`", "chosen", "chosen by seed"]
+    for row, task in zip(lines[2:], TASKS, strict=True):
+        own = [s for s in published.details.seeds if s.task == task.name]
+        values = {n: [s.rankings[n] or 0 for s in own] for n in own[0].rankings}
+        assert row[0] == task.name
+        for cell, (a, b) in zip(row[1:4], values.values(), strict=True):
+            assert cell.replace("*", "").startswith(f"{(a + b) / 2:.3f} ± ")
+        assert not row[3].startswith("**")  # a constant score: 0.5
+        assert any(cell.startswith("**") for cell in row[1:3])
+        assert row[4].startswith(f"{(values['map_entropy'][0] + values['total_entropy'][1]) / 2:.3f}")
+        assert row[5] == "0: `map_entropy`, 1: `total_entropy`"
+
+
+def test_rankings_that_a_seed_lacks_are_left_out(tmp_path: Path) -> None:
+    write_study(tmp_path, TASKS[:1], (0,), rankings={"map_entropy": 0.7, "epistemic": 0.6})
+    write_study(tmp_path, TASKS[:1], (1,), rankings={"map_entropy": None, "epistemic": 0.8}, review_score="epistemic")
+    found = score_study(tmp_path / "study")
+    row = study_tables(found)["rankings"].splitlines()[2]
+    assert row == "| alpha | 0.700 (1) | 0.700 ± 0.141 | 0.750 ± 0.071 | 0: `map_entropy`, 1: `epistemic` |"
+    write_study(tmp_path, TASKS[:1])
+    for seed in (0, 1):
+        path = tmp_path / "study" / "alpha" / str(seed) / "result.json"
+        result = json.loads(path.read_text())
+        del result["rankings"]
+        path.write_text(json.dumps(result))
+    found = score_study(tmp_path / "study")
+    assert {len(s.rankings) for s in found.details.seeds} == {0}
+    assert "No published seed" in study_tables(found)["rankings"]
 
 
 def test_task_figures_are_means_over_seeds(published: Published) -> None:

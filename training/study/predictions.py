@@ -61,6 +61,7 @@ class SeedResult(BaseModel):
     review_score: str
     methods: dict[str, MethodResult]
     conformal: dict[str, dict[str, SetQuality]] = {}
+    rankings: dict[str, float | None] = {}
     versions: dict[str, Any]
     hardware: Any
     configuration: Any = None

@@ -225,6 +225,7 @@ def _seed_detail(predictions: Predictions, scored: dict[tuple[int, str], MethodS
         review_auroc=served.values["auroc_error"],
         map_entropy_auroc=error_auroc(torch.special.entr(probs["map"]).sum(1), mistakes),
         conformal=result.conformal,
+        rankings=result.rankings,
         hardware=result.hardware,
         versions=result.versions,
         map_bins=_bins(scored[result.seed, "map"].reliability),

@@ -111,6 +111,7 @@ class SeedDetail(Section):
     review_auroc: float | None
     map_entropy_auroc: float | None
     conformal: dict[str, dict[str, SetQuality]] = Field({}, description="method -> lac or aps")
+    rankings: dict[str, float | None] = Field({}, description="score to choose from -> its AUROC for the same mistakes")
     hardware: Any
     versions: dict[str, Any]
     map_bins: tuple[Bin, ...]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
-from training.study.markdown import escaped, markdown_table
+from training.study.markdown import escaped, markdown_table, over_seeds
 from training.study.records import Published, Reference
 from training.study.targets import coverage_error, outcome, shown
 
@@ -17,7 +17,11 @@ _ORDERS: tuple[tuple[str, Reference], ...] = (("order_average", "map"), ("order_
 
 def side_tables(published: Published) -> dict[str, str]:
     """Return each of these tables by the name of its markers."""
-    return {"conformal": conformal_table(published), "orders": orders_table(published)}
+    return {
+        "conformal": conformal_table(published),
+        "orders": orders_table(published),
+        "rankings": rankings_table(published),
+    }
 
 
 def conformal_table(published: Published) -> str:
@@ -75,6 +79,28 @@ def orders_table(published: Published) -> str:
     if len(lines) == 1:
         return "No published task was asked in other orders of its options.\n"
     return markdown_table(lines, left={0, 1, 6})
+
+
+def rankings_table(published: Published) -> str:
+    """Return the AUROC of every score to choose from, for the recommended method's mistakes on the test rows.
+
+    Cells are means over seeds; the best as printed is bold where they differ and all seeds have them. *Chosen*: of
+    the score that each seed chose on its calibration split, and which that is.
+    """
+    details = published.details.seeds
+    names = list(dict.fromkeys(name for s in details for name in s.rankings))
+    if not names:
+        return "No published seed measured the scores that it chose from.\n"
+    lines = [["task", *(f"`{escaped(n)}`" for n in names), "chosen", "chosen by seed"]]
+    for task in published.setup.tasks:
+        own = [s for s in details if s.task == task]
+        cells = [over_seeds(s.rankings.get(name) for s in own) for name in names]
+        whole = {i: round(c.mean, 3) for i, c in enumerate(cells) if c.mean is not None and c.seeds == len(own)}
+        best = {i for i, mean in whole.items() if len(set(whole.values())) > 1 and mean == max(whole.values())}
+        texts = [f"**{c.text(len(own))}**" if i in best else c.text(len(own)) for i, c in enumerate(cells)]
+        chosen = over_seeds(s.rankings.get(s.review_score) for s in own).text(len(own))
+        lines.append([task, *texts, chosen, ", ".join(f"{s.seed}: `{escaped(s.review_score)}`" for s in own)])
+    return markdown_table(lines, left={0, len(names) + 2})
 
 
 def _mean(values: Sequence[float], digits: int) -> str:

@@ -196,23 +196,19 @@ def _other_targets(tasks: Sequence[TaskFigures]) -> list[Target]:
 
 
 def _coverage_target(tasks: Sequence[TaskFigures]) -> Target:
-    found = [(t, *t.coverage) for t in tasks if t.coverage]
+    found = [(t, *t.coverage, coverage_error(t.coverage[1], t.calibration_rows)) for t in tasks if t.coverage]
     # the files hold 6 digits, so a difference of the margin itself can come out a rounding above it
-    far = [f"{t.task} {c:.3f}" for t, c, level in found if round(abs(c - level), 6) > COVERAGE_MARGIN]
-    errors = sorted((100 * coverage_error(level, t.calibration_rows), t.calibration_rows) for t, _, level in found)
-    few = [f"{error:.1f} ({n} rows)" for error, n in dict.fromkeys(errors)]
-    noise = f"; standard deviation that the calibration rows allow: {_range(few)} points" if few else ""
-    levels = " or ".join(f"{100 * level:g} %" for level in dict.fromkeys(level for *_, level in found))
+    far = [f"{t.task} {c:.3f} ± {e:.3f}" for t, c, level, e in found if round(abs(c - level), 6) > COVERAGE_MARGIN]
+    errors = [f"{100 * e:.1f} points ({n} rows)" for e, n in sorted({(e, t.calibration_rows) for t, *_, e in found})]
+    few = " to ".join(dict.fromkeys([*errors[:1], *errors[-1:]]))
+    noise = f"; standard deviation that the calibration rows allow: {few}" if errors else ""
+    levels = " or ".join(f"{100 * level:g} %" for level in dict.fromkeys(level for _, _, level, _ in found))
     return Target(
         f"conformal coverage within {100 * COVERAGE_MARGIN:g} points of the nominal{levels and f' {levels}'} "
         "(LAC sets of the recommended method)",
         f"{len(found) - len(far)} of {len(found)}{_listed('off', far)}{noise}",
         _every(far, [t for t, *_ in found]),
     )
-
-
-def _range(items: Sequence[str]) -> str:
-    return items[0] if len(items) == 1 else f"{items[0]} to {items[-1]}"
 
 
 def _mean(scores: Sequence[Score], value: Callable[[Score], float]) -> float:
