@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from laplora.blocks import Block
 from laplora.curvature import orthonormalize
+from laplora.diagonal_posterior import DiagonalPosterior
 from laplora.eigen_posterior import EigenPosterior
 from laplora.errors import ArtifactCorruptError
 from laplora.joint_posterior import JOINT_STRUCTURES, JointPosterior, group_members
@@ -171,6 +172,17 @@ def _basis(file: str, block: Block, stored: torch.Tensor) -> torch.Tensor:
     return orthonormalize(stored)
 
 
+def _write_diagonal(posterior: DiagonalPosterior, _dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    parts = zip(posterior.blocks, posterior.diagonal, strict=True)
+    return {f"{block.name}.diagonal": diagonal.float() for block, diagonal in parts}
+
+
+def _read_diagonal(file: PosteriorFile) -> DiagonalPosterior:
+    file.expect({f"{b.name}.diagonal" for b in file.blocks})
+    found = [file.check(f"{b.name}.diagonal", (b.wide, b.narrow), curvature=True) for b in file.blocks]
+    return DiagonalPosterior(file.blocks, tuple(d.double() for d in found), file.rows)
+
+
 def _write_joint(posterior: JointPosterior, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """Directions in ``dtype``; those of a core, which are few, in float32 beside bases in ``dtype``."""
     tensors = {"factor": posterior.factor.float()}
@@ -221,5 +233,6 @@ def _read_joint(file: PosteriorFile) -> JointPosterior:
 #: By structure: what turns a posterior into tensors, and a file into a posterior.
 FORMS: dict[str, tuple[Callable[[Any, torch.dtype], dict[str, torch.Tensor]], Callable[[PosteriorFile], Posterior]]] = {
     **dict.fromkeys(("ekfac", "kfac_reduce", "kfac_expand", "kfac_last"), (_write_eigen, _read_eigen)),
+    "diagonal": (_write_diagonal, _read_diagonal),
     **dict.fromkeys(JOINT_STRUCTURES, (_write_joint, _read_joint)),
 }

@@ -14,7 +14,6 @@ from torch import nn
 
 from laplora import prompts
 from laplora.artifact import ADAPTER_FOLDER, GOLDEN, POSTERIOR, Artifact, Manifest, read_artifact
-from laplora.blocks import Block
 from laplora.calibration import prediction_sets, temperature_probs
 from laplora.errors import (
     ArtifactCorruptError,
@@ -114,7 +113,6 @@ class Predictor:
         model: nn.Module,
         tokenizer: Any,
         posterior: Posterior,
-        blocks: tuple[Block, ...],
         device: torch.device,
     ) -> None:
         manifest = artifact.manifest
@@ -122,11 +120,10 @@ class Predictor:
         self.device = device
         self._model = model
         self._tokenizer = tokenizer
-        self._blocks = blocks
         self._template = manifest.template.template()
         dtype = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
         self._posterior = posterior.to(device, dtype)
-        self._precisions = block_precisions(manifest.prior.prior(), blocks).to(device)
+        self._precisions = block_precisions(manifest.prior.prior(), posterior.blocks).to(device)
 
     @classmethod
     def load(
@@ -167,9 +164,8 @@ class Predictor:
         base = load_base_model(location, manifest.base, device=where, dequantize=dequantize)
         say("attaching adapter and posterior")
         model = attach_adapter(base, path / ADAPTER_FOLDER)
-        blocks = find_blocks(model, len(manifest.labels))
-        posterior = read_posterior(path / POSTERIOR, blocks)
-        predictor = cls(artifact, model, tokenizer, posterior, blocks, where)
+        posterior = read_posterior(path / POSTERIOR, find_blocks(model, len(manifest.labels)))
+        predictor = cls(artifact, model, tokenizer, posterior, where)
         if read_artifact(path).digest != artifact.digest:  # a new one took its place, and tensors may be the new one's
             raise ArtifactCorruptError(f"artifact {artifact.name!r} was replaced while it was loaded: load it again")
         if verify_golden:
@@ -224,7 +220,7 @@ class Predictor:
         label_ids = self.artifact.manifest.label_token_ids
         covariance = None
         if mode == "laplace":
-            jacobians = contrast_jacobians(self._model, batch, label_ids, self._blocks)
+            jacobians = contrast_jacobians(self._model, batch, label_ids, self._posterior.blocks)
             covariance = self._posterior.covariance_of(jacobians, self._precisions).cpu()
             logits, hidden = jacobians.logits, jacobians.hidden
         else:

@@ -25,6 +25,12 @@ from laplora.curvature import (
     kronecker_bases,
     stored_basis,
 )
+from laplora.diagonal_posterior import (
+    DiagonalPosterior,
+    add_diagonal_batch,
+    diagonal_posterior,
+    empty_diagonal_sums,
+)
 from laplora.eigen_posterior import EigenPosterior, build_posterior, kronecker_posterior
 from laplora.errors import ConfigError
 from laplora.joint_fit import (
@@ -42,8 +48,8 @@ from laplora.joint_fit import (
     joint_from_rows,
     joint_from_sketch,
 )
-from laplora.joint_posterior import JointPosterior
-from laplora.posterior import Posterior
+from laplora.joint_posterior import JOINT_STRUCTURES, JointPosterior
+from laplora.posterior import Granularity, Posterior
 
 
 @dataclass(frozen=True)
@@ -150,12 +156,24 @@ def _fit_factors(
     return bases, sums.rows
 
 
+def granularities(structure: str) -> tuple[Granularity, ...]:
+    """Return the granularities of prior that a structure takes: blocks that vary together share a precision."""
+    if structure == "ella":
+        return ("scalar",)
+    return ("scalar", "group") if structure in JOINT_STRUCTURES else ("scalar", "group", "module")
+
+
 def needs_tokens(structure: str) -> bool:
     """Return whether a structure's passes need Jacobians with every token's input and gradient."""
     return _KINDS.get(structure, "reduce") != "reduce"
 
 
 _KINDS: dict[str, Kind] = {"kfac_reduce": "reduce", "kfac_expand": "expand", "kfac_last": "last"}
+
+
+def fit_diagonal(_settings: StructureSettings, blocks: tuple[Block, ...], run_pass: Pass) -> DiagonalPosterior:
+    """Return the posterior with the GGN's diagonal; one pass, ``diagonal``."""
+    return diagonal_posterior(run_pass("diagonal", empty_diagonal_sums(blocks), add_diagonal_batch))
 
 
 def fit_joint_core(settings: StructureSettings, blocks: tuple[Block, ...], run_pass: Pass) -> JointPosterior:
@@ -204,6 +222,7 @@ def _joint_columns(settings: StructureSettings) -> int:
 FITTERS: dict[str, Fitter] = {
     "ekfac": fit_ekfac,
     **dict.fromkeys(_KINDS, fit_kfac),
+    "diagonal": fit_diagonal,
     "joint_core": fit_joint_core,
     "joint": fit_joint,
     "exact": fit_exact,

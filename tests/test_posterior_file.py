@@ -5,10 +5,11 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from fast_path import fit
+from fast_path import fit, model_pass
 from safetensors.torch import load_file, save_file
 from tiny_models import tiny_model, tiny_task
 from tiny_runs import FinishedRun, reseal
@@ -17,8 +18,12 @@ from laplora.artifact import POSTERIOR
 from laplora.blocks import Block
 from laplora.eigen_posterior import EigenPosterior
 from laplora.errors import ArtifactCorruptError
+from laplora.jacobians import contrast_jacobians, find_blocks
+from laplora.posterior import Posterior, Prior, block_precisions
 from laplora.posterior_file import posterior_tensors, read_posterior
 from laplora.predictor import Predictor
+from laplora.structures import STRUCTURES, StructureSettings, fit_posterior
+from laplora.subset import select_blocks
 
 Tensors = dict[str, torch.Tensor]
 #: Of the Llama model: its first block, kept 4 of 16 directions, LoRA rank 3.
@@ -67,6 +72,105 @@ def test_a_second_trip_changes_nothing(posterior: EigenPosterior, tmp_path: Path
         torch.testing.assert_close(
             one, two, rtol=0 if dtype == "float32" else 1e-2, atol=1e-6 if dtype == "float32" else 1e-2
         )
+
+
+def fitted(structure: str, subset: str = "all") -> Posterior:
+    model, task = tiny_model("llama"), tiny_task()
+    blocks = select_blocks(find_blocks(model, task.classes), subset)
+    settings = StructureSettings(structure, rank=4, oversampling=4, joint_rank=5)
+    return fit_posterior(settings, blocks, model_pass(model, task, blocks, tokens=True))
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("subset", ["all", "values_b"])
+def test_every_structure_and_subset_answers_the_same_when_read(structure: str, subset: str, tmp_path: Path) -> None:
+    model, task = tiny_model("llama"), tiny_task(examples=4, seed=9)
+    before = fitted(structure, subset)
+    tensors, metadata = posterior_tensors(before, "float32")
+    assert metadata["structure"] == structure
+    save_file(tensors, tmp_path / "p", metadata)
+    read = read_posterior(tmp_path / "p", find_blocks(model, task.classes))
+    assert (type(read), read.structure, read.rows) == (type(before), structure, 24)
+    assert read.blocks == before.blocks
+    assert len(read.blocks) == {"all": 10, "values_b": 2}[subset]
+    precisions = block_precisions(Prior("scalar", {"all": 0.5}), read.blocks)
+    jacobians = contrast_jacobians(model, task.batch(), task.label_ids, read.blocks)
+    expected = before.covariance_of(jacobians, precisions)
+    # Bases and directions come back to a rounding of float32, and the curvature in float32.
+    torch.testing.assert_close(
+        read.covariance_of(jacobians, precisions), expected, rtol=0, atol=1e-5 * float(expected.abs().max())
+    )
+    for name in ("log_determinant_ratio", "effective_dimension"):
+        torch.testing.assert_close(
+            getattr(read, name)(precisions), getattr(before, name)(precisions), rtol=1e-5, atol=1e-9
+        )
+
+
+def test_a_file_of_before_there_were_structures(posterior: EigenPosterior, file: Path) -> None:
+    """Only ``rows`` and ``factor_dtype``: all blocks, in the one form that there was."""
+    save_file(load_file(file), file, {"rows": "24", "factor_dtype": "float32"})
+    read = read_posterior(file, posterior.blocks)
+    assert (read.structure, read.blocks) == ("ekfac", posterior.blocks)
+
+
+@pytest.mark.parametrize("structure", ["", "swag", "EKFAC"])
+def test_a_structure_that_is_not_known(posterior: EigenPosterior, file: Path, structure: str) -> None:
+    _, metadata = posterior_tensors(posterior, "float32")
+    save_file(load_file(file), file, metadata | {"structure": structure})
+    with pytest.raises(ArtifactCorruptError, match=f"structure '{structure}', which this version does not know"):
+        read_posterior(file, posterior.blocks)
+
+
+@pytest.mark.parametrize("structure", ["diagonal", "joint"])
+def test_a_structure_of_other_tensors(posterior: EigenPosterior, file: Path, structure: str) -> None:
+    _, metadata = posterior_tensors(posterior, "float32")
+    save_file(load_file(file), file, metadata | {"structure": structure})
+    with pytest.raises(ArtifactCorruptError, match="name different tensors"):
+        read_posterior(file, posterior.blocks)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "message"),
+    [
+        ("", "does not list the blocks"),
+        ("[]", "does not list the blocks"),
+        ("3", "does not list the blocks"),
+        ('[["x"]]', "does not list the blocks"),
+        (f'["{BLOCK}", "{BLOCK}"]', "the posterior covers a block twice"),
+        ('["mlp.lora_A"]', "the posterior covers 'mlp.lora_A', which the adapter has not"),
+        (f'["{BLOCK}"]', "name different tensors, 36 in all"),
+    ],
+)
+def test_blocks_that_cannot_be(posterior: EigenPosterior, file: Path, blocks: str, message: str) -> None:
+    _, metadata = posterior_tensors(posterior, "float32")
+    save_file(load_file(file), file, metadata | {"blocks": blocks})
+    with pytest.raises(ArtifactCorruptError, match=message):
+        read_posterior(file, posterior.blocks)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t * -1, f"{BLOCK}.diagonal holds a negative curvature"),
+        (lambda t: t * torch.nan, f"{BLOCK}.diagonal holds NaN or infinity"),
+        (lambda t: t.T, r"diagonal should be a float tensor of shape \(16, 3\), it is torch.float32 \(3, 16\)"),
+        (lambda t: t.flatten(), r"it is torch.float32 \(48,\)"),
+        (lambda t: t.int(), "it is torch.int32"),
+        (None, f"name different tensors, 1 in all, such as '{BLOCK}.diagonal'"),
+    ],
+)
+def test_diagonals_that_cannot_be(tmp_path: Path, change: Any, message: str) -> None:
+    posterior = fitted("diagonal")
+    tensors, metadata = posterior_tensors(posterior, "bfloat16")
+    name = f"{BLOCK}.diagonal"
+    assert tensors[name].dtype == torch.float32  # curvature, whatever the format of what multiplies Jacobians
+    if change is None:
+        del tensors[name]
+    else:
+        tensors[name] = change(tensors[name]).contiguous()
+    save_file(tensors, tmp_path / "posterior.safetensors", metadata)
+    with pytest.raises(ArtifactCorruptError, match=message):
+        read_posterior(tmp_path / "posterior.safetensors", posterior.blocks)
 
 
 def _set(part: str, value: float) -> Callable[[Tensors], None]:
@@ -164,7 +268,7 @@ def test_a_file_that_is_not_there(posterior: EigenPosterior, tmp_path: Path) -> 
 
 def test_a_posterior_of_another_adapter(posterior: EigenPosterior, file: Path) -> None:
     blocks = (Block("model.layers.0.mlp.up_proj.lora_A", "lora_A", 16, 3), *posterior.blocks[1:])
-    with pytest.raises(ArtifactCorruptError, match="the posterior covers 'model.layers.0.*which the adapter has not"):
+    with pytest.raises(ArtifactCorruptError, match=r"the posterior covers 'model.*which the adapter has not"):
         read_posterior(file, blocks)
 
 

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from laplora.errors import ConfigError
+from laplora.structures import granularities
 from training.corruptions import CorruptionKind
 from training.data import DataConfig
 
@@ -63,10 +64,21 @@ class OptimizerConfig(Section):
 class LaplaceConfig(Section):
     """The posterior and its prior."""
 
+    structure: Literal[
+        "ekfac", "kfac_reduce", "kfac_expand", "kfac_last", "diagonal", "joint_core", "joint", "exact", "ella"
+    ] = Field("ekfac", description="form of the curvature: by block, by parameter, or over all blocks together")
+    subset: str = Field(
+        "all",
+        description="matrices that the posterior covers: all, values_b (lora_B of v_proj), last_layer, last_4_layers, "
+        "or regex: and an expression",
+    )
     rank: int = Field(10, ge=1, description="kept eigenvectors k of each wide Kronecker factor")
     oversampling: int = Field(10, ge=0, description="extra sketch columns beyond k")
+    joint_rank: int = Field(50, ge=1, description="directions of the structures over all blocks together")
     batch_size: int = Field(8, ge=1, description="rows a batch; does not change the result")
-    factor_dtype: Literal["bfloat16", "float32"] = Field("float32", description="number format of stored bases")
+    factor_dtype: Literal["bfloat16", "float32"] = Field(
+        "float32", description="number format of stored bases and directions"
+    )
     prior: Literal["validation", "evidence"] = Field("validation", description="how the served prior is chosen")
     granularity: Literal["scalar", "group", "module"] = Field(
         "scalar", description="one prior precision in all, per lora_A / lora_B, or per matrix"
@@ -76,6 +88,11 @@ class LaplaceConfig(Section):
     def _fits(self) -> LaplaceConfig:
         if self.prior == "validation" and self.granularity == "module":
             raise ValueError("prior: validation cannot fix one precision per module; use scalar or group")
+        if self.granularity not in granularities(self.structure):
+            allowed = " or ".join(granularities(self.structure))
+            raise ValueError(
+                f"structure: {self.structure} takes no prior of granularity {self.granularity}; use {allowed}"
+            )
         return self
 
 

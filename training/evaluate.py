@@ -50,12 +50,11 @@ def measure(run: Run, model: Any, fitted: Path) -> dict[str, Evaluation]:
     ``laplace`` is what the artifact serves; the other prior choices carry their method and granularity.
     """
     config, test = run.config, run.splits.test
-    blocks = find_blocks(model, run.class_count)
-    posterior = read_posterior(fitted / "posterior.safetensors", blocks)
+    posterior = read_posterior(fitted / "posterior.safetensors", find_blocks(model, run.class_count))
     calibration = CalibrationRecord.model_validate_json((fitted / "calibrators.json").read_text())
     with model.disable_adapter():
         zero_shot = plain_probs(run, model, test)
-    split = project_split(run, model, blocks, posterior, test, "test rows")
+    split = project_split(run, model, posterior, test, "test rows")
     write_tensors(
         config.run_dir / "report" / "test.safetensors", split_tensors(split), {"made_from": evaluation_inputs(run)}
     )

@@ -1,7 +1,7 @@
 """Fit the posterior: curvature over the training rows, then the prior precision.
 
-Two passes over the training rows and one over the calibration rows. All three are sums or independent
-rows, saved as they go, so a job that was stopped continues where it was.
+One or two passes over the training rows and one over the calibration rows. The passes over the training rows are
+saved as they go, so a job that was stopped continues where it was.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from laplora.blocks import Block
 from laplora.errors import ConfigError
 from laplora.jacobians import find_blocks
 from laplora.model import attach_adapter
-from laplora.posterior import Posterior, Prior, block_precisions
+from laplora.posterior import Granularity, Posterior, Prior, block_precisions
 from laplora.posterior_file import posterior_tensors
 from laplora.prior import PriorChoice, choose_by_evidence, choose_by_validation
-from laplora.structures import StructureSettings, fit_posterior
+from laplora.structures import StructureSettings, fit_posterior, granularities
+from laplora.subset import select_blocks
 from training.calibrate import calibrate
 from training.config import RunConfig
 from training.finetune import trained_as
@@ -41,9 +42,9 @@ def fit_laplace(config: RunConfig) -> Path:
     run = open_run(config)
     folder = config.run_dir / "laplace"
     model = load_trained(run)
-    blocks = find_blocks(model, run.class_count)
+    blocks = select_blocks(find_blocks(model, run.class_count), config.laplace.subset)
     posterior, log_likelihood = fit_curvature(run, model, blocks, folder)
-    calibration = project_split(run, model, blocks, posterior, run.splits.calibration, "calibration rows")
+    calibration = project_split(run, model, posterior, run.splits.calibration, "calibration rows")
     distances = squared_distances(config, blocks)
     choices = choose_priors(config, posterior, calibration, distances, log_likelihood)
     write_tensors(folder / "posterior.safetensors", *posterior_tensors(posterior, config.laplace.factor_dtype))
@@ -97,8 +98,10 @@ def structure_settings(config: RunConfig) -> StructureSettings:
     """Return which posterior a run fits."""
     settings = config.laplace
     return StructureSettings(
+        structure=settings.structure,
         rank=settings.rank,
         oversampling=settings.oversampling,
+        joint_rank=settings.joint_rank,
         seed=config.seed,
         basis_dtype=getattr(torch, settings.factor_dtype),
     )
@@ -111,10 +114,13 @@ def choose_priors(
     distances: torch.Tensor,
     log_likelihood: float,
 ) -> list[PriorChoice]:
-    """Return every prior choice that is reported: by validation and by evidence, scalar and per group."""
-    granularities = dict.fromkeys(["scalar", "group", config.laplace.granularity])
+    """Return every prior choice that is reported: by validation and by evidence, scalar and per group.
+
+    One per group only where the posterior's structure takes it.
+    """
+    wanted: list[Granularity] = ["scalar", "group", config.laplace.granularity]
     choices = []
-    for granularity in granularities:
+    for granularity in dict.fromkeys(g for g in wanted if g in granularities(posterior.structure)):
         choices.append(choose_by_evidence(posterior, distances, log_likelihood, granularity))
         if granularity != "module":
             choices.append(

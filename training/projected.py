@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from laplora.blocks import Block
 from laplora.jacobians import contrast_jacobians
 from laplora.model import label_mass
 from laplora.posterior import Posterior, Prior, ProjectedJacobians, block_precisions
@@ -38,7 +37,6 @@ class ProjectedSplit:
 def project_split(
     run: Run,
     model: nn.Module,
-    blocks: tuple[Block, ...],
     posterior: Posterior,
     examples: tuple[Example, ...],
     title: str,
@@ -50,7 +48,7 @@ def project_split(
     parts: list[tuple[torch.Tensor, ...]] = []
     for index in progress(plan, len(plan), title):
         batch = run.collate([rows[i] for i in index])
-        jacobians = contrast_jacobians(model, batch, run.label_ids, blocks)
+        jacobians = contrast_jacobians(model, batch, run.label_ids, posterior.blocks)
         projected = placed.project(jacobians)
         mass = label_mass(model, jacobians.hidden, run.label_ids, batch.class_mask)
         values = (projected.contrast_mean, projected.kept, projected.rest, jacobians.logits, batch.class_mask, mass)

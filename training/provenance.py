@@ -32,7 +32,8 @@ def adapter_inputs(run: Run) -> str:
 def curvature_inputs(run: Run) -> str:
     """Return the digest of what the sums over the training rows depend on, the trained adapter first of all."""
     adapter = (run.config.run_dir / "adapter" / "adapter_model.safetensors").read_bytes()
-    settings = run.config.laplace.model_dump(include={"rank", "oversampling", "batch_size", "factor_dtype"})
+    fields = {"structure", "subset", "rank", "oversampling", "joint_rank", "batch_size", "factor_dtype"}
+    settings = run.config.laplace.model_dump(mode="json", include=fields)
     return _digest(adapter_inputs(run), hashlib.sha256(adapter).hexdigest(), settings)
 
 

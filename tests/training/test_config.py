@@ -109,6 +109,21 @@ def test_combinations_that_cannot_work(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("structure", "granularity", "allowed"),
+    [("joint_core", "module", "scalar or group"), ("exact", "module", "scalar or group"), ("ella", "group", "scalar")],
+)
+def test_blocks_that_vary_together_share_a_prior(
+    tmp_path: Path, structure: str, granularity: str, allowed: str
+) -> None:
+    laplace = {"structure": structure, "granularity": granularity, "prior": "evidence"}
+    message = f"structure: {structure} takes no prior of granularity {granularity}; use {allowed}$"
+    with pytest.raises(ConfigError, match=message):
+        load_config(write(tmp_path / "run.yaml", MINIMAL | {"laplace": laplace}))
+    laplace["granularity"] = "scalar"
+    assert load_config(write(tmp_path / "run.yaml", MINIMAL | {"laplace": laplace})).laplace.structure == structure
+
+
+@pytest.mark.parametrize(
     ("sections", "message"),
     [
         ({"predictives": {"laplace_ensemble": True}}, "laplace_ensemble needs an ensemble"),

@@ -370,11 +370,11 @@ def count_passes(monkeypatch: pytest.MonkeyPatch, stop_at: int | None = None) ->
     """Count the batches of the curvature passes; let Ctrl-C arrive in one of them."""
     original, seen = passes.contrast_jacobians, [0]
 
-    def counted(*arguments: Any) -> Any:
+    def counted(*arguments: Any, **options: Any) -> Any:
         seen[0] += 1
         if seen[0] == stop_at:
             signal.raise_signal(signal.SIGINT)
-        return original(*arguments)
+        return original(*arguments, **options)
 
     monkeypatch.setattr(passes, "contrast_jacobians", counted)
     return seen
@@ -397,6 +397,49 @@ def test_an_interrupted_fit_ends_like_an_uninterrupted_one(
     for file in ("posterior.safetensors", "calibration.safetensors"):
         assert same(load_file(config.run_dir / "laplace" / file), load_file(whole.run_dir / "laplace" / file))
     assert fit_record(config) == fit_record(whole)
+
+
+@pytest.mark.parametrize(
+    ("structure", "subset"), [("kfac_expand", "all"), ("exact", "values_b"), ("diagonal", "last_layer")]
+)
+def test_an_interrupted_fit_of_another_structure_goes_on(
+    unfitted: Path, sentiment_run: FinishedRun, tmp_path: Path, structure: str, subset: str
+) -> None:
+    """Sums, a list that grows with the rows, and a subset; all of one pass, whatever was kept for another structure."""
+    overrides = (f"laplace.structure={structure}", f"laplace.subset={subset}")
+    config = load_config(unfitted, list(overrides))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(passes, "SAVE_EVERY_S", -1.0)
+        assert job("fit", unfitted, *overrides) == 0
+        whole = Path(shutil.copytree(config.run_dir / "laplace", tmp_path / "whole"))
+        shutil.rmtree(config.run_dir / "laplace")
+        shutil.copytree(sentiment_run.config.run_dir / "laplace", config.run_dir / "laplace")
+        count_passes(patch, 4)
+        assert job("fit", unfitted, *overrides) == 130
+        seen = count_passes(patch)
+        assert job("fit", unfitted, *overrides) == 0
+    assert seen[0] == 5 - 3
+    for file in ("posterior.safetensors", "calibration.safetensors"):
+        assert same(load_file(config.run_dir / "laplace" / file), load_file(whole / file))
+    with safe_open(whole / "posterior.safetensors", framework="pt") as handle:
+        metadata = handle.metadata()
+    covered = json.loads(metadata["blocks"])
+    assert metadata["structure"] == structure
+    assert len(covered) == {"all": 10, "values_b": 2, "last_layer": 4}[subset]
+    assert set(fit_record(config)["squared_distances"]) == set(covered)
+
+
+def test_a_posterior_of_another_form_over_a_subset_is_served(run_copy: Path) -> None:
+    """From the fit to the golden answers that the loaded artifact repeats."""
+    overrides = ("laplace.structure=diagonal", "laplace.subset=regex:lora_B$", "laplace.granularity=group")
+    for name in ("fit", "evaluate", "package"):
+        assert job(name, run_copy, *overrides) == 0
+    config = load_config(run_copy, list(overrides))
+    predictor = Predictor.load(config.artifact_dir, device="cpu")
+    rows = [predictor.encode({"text": text}, truncate=False) for text in ("The film was great.", "Dull.")]
+    with_posterior, without = predictor.predict(rows), predictor.predict(rows, mode="map")
+    assert [a.map_probs for a in with_posterior] == [pytest.approx(a.map_probs, abs=1e-5) for a in without]
+    assert all(a.logit_variance is not None and min(a.logit_variance) > 0 for a in with_posterior)
 
 
 def test_a_finished_fit_takes_no_pass(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -428,7 +471,7 @@ def test_the_batch_size_does_not_change_the_fit(run_copy: Path, sentiment_run: F
 
 
 def blocks(run: FinishedRun) -> tuple[Block, ...]:
-    return Predictor.load(run.artifact, device="cpu", verify_golden=False)._blocks
+    return Predictor.load(run.artifact, device="cpu", verify_golden=False)._posterior.blocks
 
 
 def test_both_ways_to_choose_the_prior_are_recorded(sentiment_run: FinishedRun, choices_run: FinishedRun) -> None:
