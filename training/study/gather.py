@@ -1,0 +1,301 @@
+"""Gather: the only part of the study that runs the model. One fine-tuning and one Jacobian pass per task and seed."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from laplora.blocks import Block, BlockJacobian, ContrastJacobians
+from laplora.curvature import contrast_hessian
+from laplora.jacobians import ActivationTape, contrast_jacobians, find_blocks
+from laplora.member_adapters import dropout_weights, in_place, read_weights
+from laplora.model import attach_adapter, label_logits, label_mass, last_hidden
+from laplora.option_order import option_orders, permute_choices, restore_logits
+from laplora.predictive import contrasts
+from laplora.prompts import EncodedRow
+from training.data import Example
+from training.finetune import finetune
+from training.runtime import Run, open_run, progress, say, write_json, write_tensors
+from training.study.config import StudyConfig
+from training.study.store import offsets
+
+#: Kinds of Kronecker factors that need every token, and so the model.
+TOKEN_KINDS = ("last", "expand")
+
+
+def gather(config: StudyConfig, task: str, seed: int) -> Path:
+    """Fine-tune one model and store what every alternative needs of it; return the folder.
+
+    A finished part is not done again.
+    """
+    folder = config.folder(task, seed)
+    started = time.monotonic()
+    settings = config.run_config(task, seed)
+    finetune(settings)
+    run = open_run(settings)
+    model = attach_adapter(run.load_base(), settings.run_dir / "adapter")
+    blocks = find_blocks(model, run.class_count)
+    for split in ("train", "calibration", "test"):
+        if not (folder / f"{split}.safetensors").is_file():
+            store_split(run, model, blocks, getattr(run.splits, split), folder, split, config.batch_size)
+    adapters = member_adapters(settings.run_dir / "checkpoints", config.members)
+    for split in ("calibration", "test"):
+        examples = getattr(run.splits, split)
+        path = folder / f"members.{split}.safetensors"
+        if adapters and not path.is_file():
+            write_tensors(path, {a.name: member_logits(run, model, a, examples, config.batch_size) for a in adapters})
+    write_json(
+        folder / "gathered.json",
+        {
+            "task": task,
+            "seed": seed,
+            "labels": list(run.splits.task.labels),
+            "blocks": [vars(b) for b in blocks],
+            "steps": settings.optimizer.steps,
+            "splits": run.splits.report,
+            "squared_distances": squared_distances(settings.run_dir, blocks),
+            "mean_tokens": sum(len(r.token_ids) for r in run.encode(run.splits.test)) / len(run.splits.test),
+            "seconds": time.monotonic() - started,
+        },
+    )
+    return folder
+
+
+def store_split(
+    run: Run,
+    model: nn.Module,
+    blocks: tuple[Block, ...],
+    examples: Sequence[Example],
+    folder: Path,
+    split: str,
+    batch_size: int,
+) -> None:
+    """Write one split's Jacobians, logits and, for the training rows, its Kronecker inputs."""
+    rows = run.encode(examples)
+    count, classes = len(rows), run.class_count
+    parameters = offsets(blocks)[-1][1]
+    jacobians = torch.zeros(count, classes - 1, parameters, dtype=torch.bfloat16)
+    small: dict[str, torch.Tensor] = {}
+    expand: dict[str, torch.Tensor] = {}
+
+    def keep(name: str, index: list[int], values: torch.Tensor) -> None:
+        if name not in small:
+            small[name] = torch.zeros(count, *values.shape[1:], dtype=values.dtype)
+        small[name][index] = values
+
+    plan = list(by_classes_and_length(rows, batch_size))
+    for index in progress(plan, len(plan), f"{run.config.name} {split}"):
+        batch = run.collate([rows[i] for i in index])
+        # A row's first k classes are reached by the first k - 1 contrasts alone: fewer backward passes.
+        possible = int(batch.class_mask.sum(1).max())
+        tape = TokenTape(run, model, blocks, batch, possible) if split == "train" else None
+        result = tape.jacobians() if tape else contrast_jacobians(model, batch, run.label_ids[:possible], blocks)
+        for i, (first, last) in enumerate(offsets(blocks)):
+            jacobians[index, : possible - 1, first:last] = result.blocks[i].jacobian.flatten(2).to(jacobians)
+        logits = torch.zeros(len(index), classes)
+        logits[:, :possible] = result.logits.float()
+        keep("logits", index, logits)
+        keep("class_mask", index, batch.class_mask.cpu())
+        keep("hidden", index, result.hidden.float())
+        keep("label_mass", index, label_mass(model, result.hidden, run.label_ids, batch.class_mask).float())
+        if tape is not None:
+            for i, part in enumerate(result.blocks):
+                gradient = torch.zeros(len(index), classes - 1, part.summed_gradient.shape[-1])
+                gradient[:, : possible - 1] = part.summed_gradient.float()
+                keep(f"mean_input.{i}", index, part.mean_input.float())
+                keep(f"summed_gradient.{i}", index, gradient)
+            for name, values in tape.last().items():
+                keep(name, index, values)
+            for name, values in tape.expand(result.logits).items():
+                expand[name] = expand.get(name, torch.zeros_like(values)) + values
+    small["labels"] = torch.tensor([e.label for e in examples])
+    write_tensors(folder / f"{split}.jacobians.safetensors", {"jacobians": jacobians})
+    write_tensors(folder / f"{split}.safetensors", small | expand)
+
+
+class TokenTape:
+    """Jacobians of one batch of training rows, with the token-wise Kronecker inputs of the last and expand kinds."""
+
+    def __init__(self, run: Run, model: nn.Module, blocks: Sequence[Block], batch: Any, possible: int) -> None:
+        self._model, self._blocks, self._batch, self._classes = model, blocks, batch, run.class_count
+        self._ids = run.label_ids[:possible]
+        self._records: list[tuple[torch.Tensor, list[torch.Tensor]]] = []
+        self._sources: list[int] = []  # which activations each block reads
+
+    def jacobians(self) -> ContrastJacobians:
+        """Return the batch's Jacobians, keeping inputs and gradients of every token."""
+
+        with torch.enable_grad(), ActivationTape(self._model, self._blocks) as tape:
+            hidden = last_hidden(self._model, self._batch)
+            logits = label_logits(self._model, hidden, self._ids, tape)
+            transform = contrasts(len(self._ids), logits.dtype).to(logits.device)
+            records = [tape.records[b.name] for b in self._blocks]
+            outputs = [r[1] for r in records]
+            summed = (logits @ transform).sum(0)
+            gradients = [
+                torch.autograd.grad(summed[c], outputs, retain_graph=c + 1 < summed.numel())
+                for c in range(summed.numel())
+            ]
+        mask = self._batch.attention_mask
+        parts = []
+        with torch.no_grad():
+            for i, block in enumerate(self._blocks):
+                real = mask[..., None].to(records[i][0].dtype)
+                inputs = records[i][0] * real
+                deltas = [g[i] * real for g in gradients]
+                self._records.append((inputs, deltas))
+                self._sources.append(records[i][0].data_ptr())
+                order = "bti,bto->bio" if block.group == "lora_A" else "bti,bto->boi"
+                parts.append(
+                    BlockJacobian(
+                        jacobian=torch.stack([torch.einsum(order, inputs, d) for d in deltas], 1),
+                        mean_input=inputs.sum(1) / real.sum(1),
+                        summed_gradient=torch.stack([d.sum(1) for d in deltas], 1),
+                    )
+                )
+        return ContrastJacobians(logits.detach(), hidden.detach(), tuple(parts))
+
+    def last(self) -> dict[str, torch.Tensor]:
+        """Return input (batch, in) and gradients (batch, classes - 1, out) at the last token, per block."""
+        result = {}
+        for i, (inputs, deltas) in enumerate(self._records):
+            result[f"last_input.{i}"] = inputs[:, -1].float()
+            gradient = torch.zeros(len(inputs), self._classes - 1, deltas[0].shape[-1])
+            gradient[:, : len(deltas)] = torch.stack([d[:, -1] for d in deltas], 1).float()
+            result[f"last_gradient.{i}"] = gradient
+        return result
+
+    def expand(self, logits: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return, per block, the sums over rows and tokens of both factors' outer products, and token counts."""
+        hessian = contrast_hessian(logits, self._batch.class_mask[:, : logits.shape[-1]]).float()
+        result = {}
+        products: dict[int, torch.Tensor] = {}  # q_proj and v_proj read the same activations
+        for i, (inputs, deltas) in enumerate(self._records):
+            source = self._sources[i]
+            if source not in products:
+                flat = inputs.flatten(0, 1).float()
+                products[source] = flat.T @ flat
+            pair = products[source]
+            stack = torch.stack(deltas, 1).float()  # (batch, contrasts, tokens, out)
+            weighted = torch.einsum("ncd,ndto->ncto", hessian, stack)
+            result[f"expand_input.{i}"] = pair
+            result[f"expand_gradient.{i}"] = weighted.flatten(0, 2).T @ stack.flatten(0, 2)
+        result["expand_tokens"] = self._batch.attention_mask.sum().float()[None]
+        return result
+
+
+def by_classes_and_length(rows: Sequence[EncodedRow], size: int) -> Iterator[list[int]]:
+    """Yield row numbers in batches of one class count and like length."""
+    order = sorted(range(len(rows)), key=lambda i: (rows[i].class_count, len(rows[i].token_ids), i))
+    batch: list[int] = []
+    for i in order:
+        if batch and (len(batch) == size or rows[i].class_count != rows[batch[0]].class_count):
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def gather_forwards(config: StudyConfig, task: str, seed: int) -> None:
+    """Store the logits of dropout masks and of option orders: forward passes alone, of a gathered task and seed."""
+    folder = config.folder(task, seed)
+    wanted = {"dropout": config.dropout_samples > 0, "orders": config.tasks[task].orders}
+    missing = [k for k, on in wanted.items() if on and not (folder / f"{k}.test.safetensors").is_file()]
+    if not missing:
+        return
+    settings = config.run_config(task, seed)
+    run = open_run(settings)
+    model = attach_adapter(run.load_base(), settings.run_dir / "adapter")
+    blocks = find_blocks(model, run.class_count)
+    for split in ("calibration", "test"):
+        examples = getattr(run.splits, split)
+        rows = run.encode(examples)
+        if "dropout" in missing:
+            masks = dropout_weights(model, blocks, p=config.adapter.dropout, members=config.dropout_samples, seed=seed)
+            logits = {}
+            for number, weights in enumerate(masks):
+                with in_place(model, weights):
+                    logits[f"{number}"] = all_logits(run, model, rows, config.batch_size, f"{task} mask {number}")
+            write_tensors(folder / f"dropout.{split}.safetensors", logits)
+        if "orders" in missing:
+            write_tensors(folder / f"orders.{split}.safetensors", order_logits(run, model, examples, config.batch_size))
+
+
+def order_logits(run: Run, model: Any, examples: Sequence[Example], batch_size: int) -> dict[str, torch.Tensor]:
+    """Return the label logits of every row under every order but its own, brought back to its own, (rows, classes).
+
+    Rows with fewer options have fewer orders: their first ones are repeated, so that each row is an average over
+    whole rounds of its orders only where all rows have as many options.
+    """
+    counts = sorted({e.class_count for e in examples})
+    most = len(option_orders(counts[-1]))
+    result = {}
+    for number in range(1, most):
+        logits = torch.zeros(len(examples), run.class_count)
+        for count in counts:
+            index = [i for i, e in enumerate(examples) if e.class_count == count]
+            orders = option_orders(count)
+            order = orders[number % len(orders)]
+            asked = [replace(examples[i], fields=permute_choices(examples[i].fields, order)) for i in index]
+            got = all_logits(run, model, run.encode(asked), batch_size, f"{run.config.name} order {number}")
+            logits[index] = restore_logits(got, order)
+        result[f"{number}"] = logits
+    return result
+
+
+def member_adapters(checkpoints: Path, members: int) -> list[Path]:
+    """Return the adapters of the ensemble's members but the final one: evenly over training's second half."""
+    found = sorted((p.parent for p in checkpoints.glob("checkpoint-*/adapter_model.safetensors")), key=_step)
+    return found[-members:-1] if members > 1 else []
+
+
+def member_logits(run: Run, model: Any, adapter: Path, examples: Sequence[Example], batch_size: int) -> torch.Tensor:
+    """Return the label logits of every row under another adapter, (rows, classes)."""
+    with in_place(model, read_weights(model, adapter)):
+        return all_logits(run, model, run.encode(examples), batch_size, f"{run.config.name} {adapter.name}")
+
+
+def all_logits(run: Run, model: Any, rows: list[EncodedRow], batch_size: int, title: str) -> torch.Tensor:
+    """Return the label logits of every row, (rows, classes) float32, by forward passes only."""
+    logits = torch.zeros(len(rows), run.class_count)
+    plan = list(by_classes_and_length(rows, batch_size))
+    with torch.no_grad():
+        for index in progress(plan, len(plan), title):
+            batch = run.collate([rows[i] for i in index])
+            logits[index] = label_logits(model, last_hidden(model, batch), run.label_ids).float().cpu()
+    return logits
+
+
+def squared_distances(run_dir: Path, blocks: Sequence[Block]) -> list[float]:
+    """Return ``|W - W_init|^2`` of every block."""
+    final = load_file(run_dir / "adapter" / "adapter_model.safetensors")
+    initial = load_file(run_dir / "initial_adapter" / "adapter_model.safetensors")
+    result = []
+    for block in blocks:
+        name = next(k for k in final if k.removeprefix("base_model.model.").startswith(f"{block.name}."))
+        result.append(float((final[name].double() - initial[name].double()).square().sum()))
+    return result
+
+
+def _step(path: Path) -> int:
+    return int(path.name.rpartition("-")[2])
+
+
+def read_gathered(folder: Path) -> dict[str, Any]:
+    """Return the description of a gathered task and seed."""
+    found: dict[str, Any] = json.loads((folder / "gathered.json").read_text(encoding="utf-8"))
+    return found
+
+
+def announce(task: str, seed: int) -> None:
+    """Say which task and seed comes next."""
+    say(f"== {task}, seed {seed}")

@@ -1,0 +1,235 @@
+"""Every alternative of one task and seed, from its store: predictives, uncertainty scores, and what they cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from laplora.blocks import Block
+from laplora.leave_one_out import choose_by_leave_one_out
+from laplora.posterior import Posterior
+from laplora.prior import choose_by_evidence, choose_by_validation
+from laplora.structures import StructureSettings
+from laplora.subset import select_blocks
+from training.study.alternatives import (
+    Gaussians,
+    Outcome,
+    Rows,
+    fixed_prior_outcome,
+    gaussian_outcome,
+    point_outcome,
+    rows_of,
+)
+from training.study.config import StudyConfig
+from training.study.posteriors import fit_stored, project_stored
+from training.study.store import StoredSplit, read_store
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the study's tables.
+
+    Attributes:
+        title: what the tables say.
+        family: ``point``, ``ensemble``, ``structure``, ``prior`` or ``combined``.
+        outcome: its predictives and losses.
+        seconds: of fitting and predicting, without the model.
+        size_bytes: of what an artifact would store beside the adapter, in its default number format.
+    """
+
+    title: str
+    family: str
+    outcome: Outcome
+    seconds: float
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Stores:
+    """What was gathered of one task and seed."""
+
+    folder: Path
+    blocks: tuple[Block, ...]
+    train: StoredSplit
+    calibration: StoredSplit
+    test: StoredSplit
+    squared_distances: torch.Tensor
+    squared_norms: torch.Tensor | None
+
+    def rows(self, split: str, members: list[torch.Tensor] | None = None) -> Rows:
+        """Return a split's contrasts, of the trained adapter or of members."""
+        stored: StoredSplit = getattr(self, split)
+        logits = [stored.logits] if members is None else members
+        return rows_of(logits, stored.class_mask, stored.labels)
+
+    @property
+    def log_likelihood(self) -> float:
+        """Of the training rows, summed, nats."""
+        logits = self.train.logits.double().masked_fill(~self.train.class_mask, -torch.inf)
+        return float(logits.log_softmax(1).gather(1, self.train.labels[:, None]).sum())
+
+
+#: Structures that are fitted, with the title of their table row; each at its own validated scalar prior.
+STRUCTURE_ROWS: Mapping[str, tuple[str, str, str]] = {
+    # method: (title, structure, subset)
+    "laplace": ("Laplace, EKFAC (k = 10)", "ekfac", "all"),
+    "laplace_kfac_reduce": ("Laplace, KFAC-reduce", "kfac_reduce", "all"),
+    "laplace_kfac_expand": ("Laplace, KFAC-expand", "kfac_expand", "all"),
+    "laplace_kfac_last": ("Laplace, KFAC, last token", "kfac_last", "all"),
+    "laplace_diagonal": ("Laplace, diagonal", "diagonal", "all"),
+    "laplace_joint_core": ("Laplace, joint core", "joint_core", "all"),
+    "laplace_joint": ("Laplace, joint rank 50", "joint", "all"),
+    "laplace_exact": ("Laplace, exact GGN (dual)", "exact", "all"),
+    "laplace_ella": ("ELLA", "ella", "all"),
+    "laplace_values_b": ("Laplace, lora_B of the values", "ekfac", "values_b"),
+    "laplace_last_layer": ("Laplace, last layer", "ekfac", "last_layer"),
+}
+
+
+def read_stores(folder: Path, blocks: tuple[Block, ...], squared_distances: list[float]) -> Stores:
+    """Return what was gathered in a folder."""
+    train, calibration, test = (read_store(folder, s) for s in ("train", "calibration", "test"))
+    norms = folder / "squared_norms.safetensors"
+    return Stores(
+        folder,
+        blocks,
+        train,
+        calibration,
+        test,
+        torch.tensor(squared_distances, dtype=torch.float64),
+        load_file(norms)["squared_norms"] if norms.is_file() else None,
+    )
+
+
+def compute(config: StudyConfig, stores: Stores, seed: int, say: Callable[[str], None]) -> dict[str, Method]:
+    """Return every alternative that the store has what it takes for, in the tables' order."""
+    methods: dict[str, Method] = {}
+    calibration, test = stores.rows("calibration"), stores.rows("test")
+    for name, tempered, title in (("map", False, "MAP"), ("temperature", True, "temperature scaling")):
+        methods[name] = _timed(
+            title, "point", 8 * tempered, partial(point_outcome, calibration, test, tempered=tempered)
+        )
+    methods |= member_methods(stores)
+    gaussians: dict[str, Gaussians] = {}
+    for name, (title, structure, subset) in STRUCTURE_ROWS.items():
+        only = select_blocks(stores.blocks, subset)
+        settings = StructureSettings(structure, rank=config.rank, joint_rank=config.joint_rank, seed=seed)
+        started = time.monotonic()
+        posterior = fit_stored(settings, stores.train, stores.blocks, only)
+        gaussians[name] = Gaussians(
+            posterior,
+            project_stored(posterior, stores.calibration, stores.blocks),
+            project_stored(posterior, stores.test, stores.blocks),
+        )
+        fitted = time.monotonic() - started
+        method = validated(title, "structure", gaussians[name], calibration, test)
+        methods[name] = replace(method, seconds=method.seconds + fitted)
+        say(f"{stores.folder.parent.name} {seed}: {title}, {methods[name].seconds:.0f} s")
+        if name not in ("laplace", "laplace_exact"):
+            del gaussians[name]
+    methods |= prior_methods(stores, gaussians["laplace"], gaussians["laplace_exact"], calibration, test)
+    return methods
+
+
+def member_methods(stores: Stores) -> dict[str, Method]:
+    """Return the averages over checkpoints, dropout masks and option orders, where their logits were gathered."""
+    adapter = 2 * sum(b.wide * b.narrow for b in stores.blocks)
+    methods = {}
+    # file, method, title, whether the trained adapter's own logits are one of the members, bytes a member
+    for kind, name, title, own, size in (
+        ("members", "ensemble", "ensemble of {} checkpoints", True, adapter),
+        ("dropout", "mc_dropout", "MC dropout, {} masks", False, 0),
+        ("orders", "order_average", "MAP averaged over {} option orders", True, 0),
+    ):
+        if not (stores.folder / f"{kind}.test.safetensors").is_file():
+            continue
+        rows = {}
+        for split in ("calibration", "test"):
+            logits = list(load_file(stores.folder / f"{kind}.{split}.safetensors").values())
+            rows[split] = stores.rows(split, logits + [getattr(stores, split).logits] * own)
+        count = len(rows["test"].means)
+        for tempered in (False, True):
+            methods[name + "_temperature" * tempered] = _timed(
+                title.format(count) + ", temperature" * tempered,
+                "ensemble",
+                size * (count - 1) + 8 * tempered,
+                partial(point_outcome, rows["calibration"], rows["test"], tempered=tempered),
+            )
+    return methods
+
+
+def validated(title: str, family: str, gaussians: Gaussians, calibration: Rows, test: Rows) -> Method:
+    """Return a posterior's predictive at the scalar prior that the calibration split chooses."""
+    started = time.monotonic()
+    choice = choose_by_validation(
+        gaussians.posterior, gaussians.calibration, calibration.labels, calibration.class_mask, "scalar"
+    )
+    outcome = gaussian_outcome(gaussians, calibration, test, choice.prior)
+    return Method(title, family, outcome, time.monotonic() - started, posterior_bytes(gaussians.posterior))
+
+
+def prior_methods(
+    stores: Stores, ekfac: Gaussians, exact: Gaussians, calibration: Rows, test: Rows
+) -> dict[str, Method]:
+    """Return the same posteriors under priors chosen in other ways, and with a temperature on top."""
+    methods: dict[str, Method] = {}
+    size = posterior_bytes(ekfac.posterior)
+    validation = choose_by_validation(
+        ekfac.posterior, ekfac.calibration, calibration.labels, calibration.class_mask, "scalar"
+    ).prior
+
+    def tempered() -> Outcome:
+        return gaussian_outcome(ekfac, calibration, test, validation, tempered=True)
+
+    methods["laplace_temperature"] = _timed("Laplace, then temperature", "combined", size + 8, tempered)
+
+    def by_group() -> Outcome:
+        choice = choose_by_validation(
+            ekfac.posterior, ekfac.calibration, calibration.labels, calibration.class_mask, "group"
+        )
+        return gaussian_outcome(ekfac, calibration, test, choice.prior)
+
+    methods["laplace_validation_group"] = _timed("Laplace, validation per group", "prior", size, by_group)
+    for granularity in ("scalar", "group", "module"):
+
+        def by_evidence(granularity: Any = granularity) -> Outcome:
+            choice = choose_by_evidence(ekfac.posterior, stores.squared_distances, stores.log_likelihood, granularity)
+            return fixed_prior_outcome(ekfac, calibration, test, choice.prior)
+
+        name = f"laplace_evidence_{granularity}"
+        methods[name] = _timed(f"Laplace, evidence, {granularity}", "prior", size, by_evidence)
+
+    def by_leave_one_out() -> Outcome:
+        train = stores.train
+        projected = project_stored(exact.posterior, train, stores.blocks)
+        evidence = choose_by_evidence(exact.posterior, stores.squared_distances, stores.log_likelihood, "scalar")
+        choice = choose_by_leave_one_out(
+            exact.posterior, projected, train.labels, train.class_mask, "scalar", trained_under=evidence.prior
+        )
+        return fixed_prior_outcome(exact, calibration, test, choice.prior)
+
+    methods["laplace_loo"] = _timed(
+        "Laplace, exact GGN, leave-one-out prior", "prior", posterior_bytes(exact.posterior), by_leave_one_out
+    )
+    return methods
+
+
+def posterior_bytes(posterior: Posterior) -> int:
+    """Return the size of a posterior's file, bases in bfloat16."""
+    from laplora.posterior_file import posterior_tensors
+
+    tensors, _ = posterior_tensors(posterior, "bfloat16")
+    return sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+def _timed(title: str, family: str, size_bytes: int, make: Callable[[], Outcome]) -> Method:
+    started = time.monotonic()
+    outcome = make()
+    return Method(title, family, outcome, time.monotonic() - started, size_bytes)
