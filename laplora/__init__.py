@@ -39,16 +39,22 @@ if TYPE_CHECKING:
         prediction_sets,
         temperature_probs,
     )
+    from laplora.jacobians import contrast_jacobians, find_blocks
+    from laplora.leave_one_out import choose_by_leave_one_out
     from laplora.members import dropout_masks, member_weights
     from laplora.metrics import Evaluation, evaluate_probs
     from laplora.option_order import option_orders, permute_choices, restore_contrasts, restore_logits
+    from laplora.posterior import Posterior, Prior, block_precisions
     from laplora.predictive import PosteriorPredictive, posterior_predictive
     from laplora.predictives import PREDICTIVES, PredictiveSpec, fit_predictive_temperature, predictive_probs
     from laplora.predictor import Prediction, Predictor
+    from laplora.prior import PriorChoice, choose_by_evidence, choose_by_validation
     from laplora.prompts import TEMPLATES, EncodedRow, PromptTemplate
     from laplora.ranking import error_auprc, error_auroc, risk_coverage
     from laplora.recommendation import Recommendation, cross_fitted_nll, recommend
     from laplora.review import accept_threshold
+    from laplora.structures import STRUCTURES, StructureSettings, fit_posterior
+    from laplora.subset import select_blocks
     from laplora.uncertainty import FLAGS, Uncertainty, decompose
 
 __version__ = "0.1.0"
@@ -56,6 +62,7 @@ __version__ = "0.1.0"
 __all__ = [
     "FLAGS",
     "PREDICTIVES",
+    "STRUCTURES",
     "TEMPLATES",
     "Artifact",
     "ArtifactCorruptError",
@@ -75,20 +82,29 @@ __all__ = [
     "Manifest",
     "ModelError",
     "NonFiniteError",
+    "Posterior",
     "PosteriorPredictive",
     "Prediction",
     "PredictiveSpec",
     "Predictor",
+    "Prior",
+    "PriorChoice",
     "PriorError",
     "PromptTemplate",
     "Recommendation",
+    "StructureSettings",
     "TooManyTokensError",
     "Uncertainty",
     "__version__",
     "accept_threshold",
     "aps_sets",
     "aps_threshold",
+    "block_precisions",
+    "choose_by_evidence",
+    "choose_by_leave_one_out",
+    "choose_by_validation",
     "conformal_threshold",
+    "contrast_jacobians",
     "cross_fitted_nll",
     "decompose",
     "dropout_masks",
@@ -96,6 +112,8 @@ __all__ = [
     "error_auprc",
     "error_auroc",
     "evaluate_probs",
+    "find_blocks",
+    "fit_posterior",
     "fit_predictive_temperature",
     "fit_temperature",
     "member_weights",
@@ -109,6 +127,7 @@ __all__ = [
     "restore_contrasts",
     "restore_logits",
     "risk_coverage",
+    "select_blocks",
     "temperature_probs",
 ]
 
@@ -124,16 +143,22 @@ _HOMES = {
         "prediction_sets",
         "temperature_probs",
     ),
+    "jacobians": ("contrast_jacobians", "find_blocks"),
+    "leave_one_out": ("choose_by_leave_one_out",),
     "members": ("dropout_masks", "member_weights"),
     "metrics": ("Evaluation", "evaluate_probs"),
     "option_order": ("option_orders", "permute_choices", "restore_contrasts", "restore_logits"),
+    "posterior": ("Posterior", "Prior", "block_precisions"),
     "predictive": ("PosteriorPredictive", "posterior_predictive"),
     "predictives": ("PREDICTIVES", "PredictiveSpec", "fit_predictive_temperature", "predictive_probs"),
     "predictor": ("Prediction", "Predictor"),
+    "prior": ("PriorChoice", "choose_by_evidence", "choose_by_validation"),
     "prompts": ("TEMPLATES", "EncodedRow", "PromptTemplate"),
     "ranking": ("error_auprc", "error_auroc", "risk_coverage"),
     "recommendation": ("Recommendation", "cross_fitted_nll", "recommend"),
     "review": ("accept_threshold",),
+    "structures": ("STRUCTURES", "StructureSettings", "fit_posterior"),
+    "subset": ("select_blocks",),
     "uncertainty": ("FLAGS", "Uncertainty", "decompose"),
 }
 
