@@ -64,7 +64,7 @@ def main() -> None:
     print(f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
     for size in (1, 8):
         rows = [loaded["expanded"].encode({"text": TEXT}, truncate=False)] * size
-        modes = {mode: lambda mode=mode, rows=rows: loaded["expanded"].predict(rows, mode=mode) for mode in MODES}
+        modes = {mode: lambda mode=mode, rows=rows: loaded["expanded"].predict(rows, mode) for mode in MODES}
         show(f"{size} x {len(rows[0].token_ids)} tokens", milliseconds(modes))
     ids = torch.randint(5, 40000, (6, 64), generator=torch.Generator().manual_seed(0))
     ones = torch.ones_like(ids)
@@ -72,7 +72,7 @@ def main() -> None:
 
     def forward(predictor: Predictor) -> None:
         with torch.no_grad():
-            last_hidden(predictor._model, batch)
+            last_hidden(predictor._members.model, batch)
 
     show("forward, 6 x 64", milliseconds({name: lambda p=p: forward(p) for name, p in loaded.items()}))
     for name, predictor in loaded.items():

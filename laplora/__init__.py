@@ -45,9 +45,10 @@ if TYPE_CHECKING:
     from laplora.metrics import Evaluation, evaluate_probs
     from laplora.option_order import option_orders, permute_choices, restore_contrasts, restore_logits
     from laplora.posterior import Posterior, Prior, block_precisions
+    from laplora.prediction import Prediction
     from laplora.predictive import PosteriorPredictive, posterior_predictive
     from laplora.predictives import PREDICTIVES, PredictiveSpec, fit_predictive_temperature, predictive_probs
-    from laplora.predictor import Prediction, Predictor
+    from laplora.predictor import Predictor
     from laplora.prior import PriorChoice, choose_by_evidence, choose_by_validation
     from laplora.prompts import TEMPLATES, EncodedRow, PromptTemplate
     from laplora.ranking import error_auprc, error_auroc, risk_coverage
@@ -151,7 +152,8 @@ _HOMES = {
     "posterior": ("Posterior", "Prior", "block_precisions"),
     "predictive": ("PosteriorPredictive", "posterior_predictive"),
     "predictives": ("PREDICTIVES", "PredictiveSpec", "fit_predictive_temperature", "predictive_probs"),
-    "predictor": ("Prediction", "Predictor"),
+    "prediction": ("Prediction",),
+    "predictor": ("Predictor",),
     "prior": ("PriorChoice", "choose_by_evidence", "choose_by_validation"),
     "prompts": ("TEMPLATES", "EncodedRow", "PromptTemplate"),
     "ranking": ("error_auprc", "error_auroc", "risk_coverage"),

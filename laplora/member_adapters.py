@@ -83,15 +83,18 @@ def dropout_weights(
 
 
 @contextmanager
-def in_place(model: Any, weights: Weights) -> Iterator[None]:
-    """Let the model have these LoRA weights inside the block; its own are back after it, whatever happens.
+def in_place(parameters: Mapping[str, nn.Parameter], weights: Weights) -> Iterator[None]:
+    """Let a model have these LoRA weights inside the block; its own are back after it, whatever happens.
 
     Not for two threads at once: both would see one member's weights.
+
+    Args:
+        parameters: the model's, from ``lora_parameters``.
+        weights: of some or all of them; the others stay.
 
     Raises:
         ConfigError: a block that the model does not have, or a weight of another shape, dtype or device.
     """
-    parameters = lora_parameters(model)
     for name, weight in weights.items():
         own = parameters.get(name)
         if own is None or (own.shape, own.dtype, own.device) != (weight.shape, weight.dtype, weight.device):

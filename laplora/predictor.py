@@ -2,128 +2,45 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import nn
 
 from laplora import prompts
-from laplora.artifact import ADAPTER_FOLDER, GOLDEN, POSTERIOR, Artifact, Manifest, read_artifact
-from laplora.calibration import prediction_sets, temperature_probs
-from laplora.errors import (
-    ArtifactCorruptError,
-    ArtifactIncompatibleError,
-    GoldenMismatchError,
-    InvalidInputError,
-    NonFiniteError,
-)
-from laplora.jacobians import contrast_jacobians, find_blocks
-from laplora.model import (
-    attach_adapter,
-    label_logits,
-    label_mass,
-    last_hidden,
-    load_base_model,
-    load_tokenizer,
-    locate_base,
-    resolve_device,
-    tokenizer_hash,
-    weights_hash,
-)
-from laplora.posterior import Posterior, block_precisions
+from laplora.artifact import ADAPTER_FOLDER, POSTERIOR, SCORES, Artifact, Manifest, read_artifact
+from laplora.base_check import check_base
+from laplora.blocks import Block
+from laplora.errors import ArtifactCorruptError, ConfigError, InvalidInputError
+from laplora.golden import not_recorded, read_golden, verify_answers
+from laplora.jacobians import find_blocks
+from laplora.member_adapters import dropout_weights, lora_parameters, read_weights
+from laplora.member_outputs import Member, MemberSet, member_outputs
+from laplora.model import attach_adapter, load_base_model, load_tokenizer, locate_base, resolve_device
+from laplora.posterior import Prior, block_precisions
 from laplora.posterior_file import read_posterior
-from laplora.predictive import class_probs, contrasts, posterior_predictive
-from laplora.prompts import Batch, EncodedRow
-from laplora.uncertainty import decide, decompose, entropy, raise_flags, review_score
-
-Mode = Literal["laplace", "map"]
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The answer to one row; every list has one entry per possible label of the row, in label order.
-
-    Attributes:
-        labels: the possible labels.
-        label_index: of the most probable one under ``probs``.
-        map_probs: softmax of the logits at the trained weights.
-        probs: posterior predictive mean; in mode ``map`` the same as ``map_probs``.
-        probs_std: standard deviation of each probability under the posterior; None in mode ``map``, as are
-            the other posterior quantities.
-        logit_mean: centred logits, nats.
-        logit_variance: of the centred logits, nats squared.
-        logit_covariance: the whole matrix.
-        total, aleatoric, epistemic: nats; total is the entropy of ``probs``.
-        label_mass: probability of the possible labels under the full-vocabulary softmax.
-        score: what the artifact's review rule compares, nats.
-        prediction_set: split-conformal set of labels.
-        flags: see ``laplora.uncertainty.FLAGS``.
-        decision: ``accept`` or ``review``.
-        calibrated_probs: by the name of each other calibrator in the artifact.
-        tokens: length of the prompt; truncated: whether it was cut.
-    """
-
-    labels: tuple[str, ...]
-    label_index: int
-    map_probs: list[float]
-    probs: list[float]
-    probs_std: list[float] | None
-    logit_mean: list[float]
-    logit_variance: list[float] | None
-    logit_covariance: list[list[float]] | None
-    total: float | None
-    aleatoric: float | None
-    epistemic: float | None
-    label_mass: float
-    score: float
-    prediction_set: list[str]
-    flags: list[str]
-    decision: Literal["accept", "review"]
-    calibrated_probs: dict[str, list[float]]
-    tokens: int
-    truncated: bool
-
-
-@dataclass(frozen=True)
-class RawAnswer:
-    """What the model says of a batch, before any threshold; on the CPU.
-
-    Attributes:
-        logits: (batch, classes); contrast_covariance: (batch, classes - 1, classes - 1) float64 or None.
-        label_mass: (batch,); class_mask: (batch, classes) bool.
-    """
-
-    logits: torch.Tensor
-    contrast_covariance: torch.Tensor | None
-    label_mass: torch.Tensor
-    class_mask: torch.Tensor
+from laplora.prediction import Prediction, build_predictions, wanted_outputs
+from laplora.predictives import PredictiveName
+from laplora.prompts import EncodedRow
+from laplora.review_scores import decided_at, read_scores
 
 
 class Predictor:
     """A loaded artifact. ``encode`` may be called from any thread, ``predict`` from one at a time."""
 
-    def __init__(
-        self,
-        artifact: Artifact,
-        model: nn.Module,
-        tokenizer: Any,
-        posterior: Posterior,
-        device: torch.device,
-    ) -> None:
-        manifest = artifact.manifest
+    def __init__(self, artifact: Artifact, members: MemberSet, tokenizer: Any, device: torch.device) -> None:
         self.artifact = artifact
         self.device = device
-        self._model = model
+        self._members = members
         self._tokenizer = tokenizer
-        self._template = manifest.template.template()
-        dtype = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
-        self._posterior = posterior.to(device, dtype)
-        self._precisions = block_precisions(manifest.prior.prior(), posterior.blocks).to(device)
+        self._template = artifact.manifest.template.template()
+        calibration = artifact.manifest.calibration
+        self._scores = (
+            read_scores(artifact.path / SCORES, artifact.manifest.servable, calibration.rows)
+            if calibration.scores
+            else None
+        )
 
     @classmethod
     def load(
@@ -164,8 +81,8 @@ class Predictor:
         base = load_base_model(location, manifest.base, device=where, dequantize=dequantize)
         say("attaching adapter and posterior")
         model = attach_adapter(base, path / ADAPTER_FOLDER)
-        posterior = read_posterior(path / POSTERIOR, find_blocks(model, len(manifest.labels)))
-        predictor = cls(artifact, model, tokenizer, posterior, where)
+        members = load_members(path, manifest, model, where)
+        predictor = cls(artifact, members, tokenizer, where)
         if read_artifact(path).digest != artifact.digest:  # a new one took its place, and tensors may be the new one's
             raise ArtifactCorruptError(f"artifact {artifact.name!r} was replaced while it was loaded: load it again")
         if verify_golden:
@@ -201,152 +118,131 @@ class Predictor:
         prompt, class_count = prompts.render(self._template, inputs, manifest.labels)
         return prompts.encode(self._tokenizer, prompt, class_count, max_tokens=manifest.max_tokens, truncate=truncate)
 
-    def predict(self, rows: Sequence[EncodedRow], *, mode: Mode = "laplace") -> list[Prediction]:
+    @property
+    def recommended(self) -> PredictiveName:
+        """The predictive that answers unless another is asked for."""
+        return self.artifact.manifest.recommended.predictive
+
+    @property
+    def predictives(self) -> tuple[PredictiveName, ...]:
+        """The predictives that can be asked for."""
+        return self.artifact.manifest.servable
+
+    def predict(
+        self, rows: Sequence[EncodedRow], predictive: str | None = None, *, also: Sequence[str] = ()
+    ) -> list[Prediction]:
         """Return an answer per row, in order; the rows run as one padded batch.
 
         Args:
-            mode: ``laplace``, or ``map`` for a forward pass only.
+            predictive: one of ``predictives``; None is the recommended one.
+            also: further ones, whose probabilities come beside the answer in ``calibrated_probs``; with
+                ``laplace`` among them the answer has logit variances, whichever predictive it is from. Those that
+                need no further pass through the model are there without being asked for.
 
         Raises:
+            ConfigError: a predictive that the artifact does not have.
             NonFiniteError: NaN or infinity in a logit or variance.
         """
+        name = self.named(predictive or self.recommended)
         if not rows:
             return []
+        wanted = wanted_outputs([name, *(self.named(other) for other in also)])
         batch = prompts.collate(rows, class_count=self.class_count, pad_token_id=self._tokenizer.pad_token_id)
-        return self._answer(rows, self.raw_answer(batch.to(self.device), mode), mode)
+        outputs = member_outputs(self._members, batch.to(self.device), wanted)
+        return build_predictions(self.artifact.manifest, rows, outputs, name)
 
-    def raw_answer(self, batch: Batch, mode: Mode) -> RawAnswer:
-        """Return logits, their covariance and the label mass of a batch on the predictor's device."""
-        label_ids = self.artifact.manifest.label_token_ids
-        covariance = None
-        if mode == "laplace":
-            jacobians = contrast_jacobians(self._model, batch, label_ids, self._posterior.blocks)
-            covariance = self._posterior.covariance_of(jacobians, self._precisions).cpu()
-            logits, hidden = jacobians.logits, jacobians.hidden
-        else:
-            with torch.no_grad():
-                hidden = last_hidden(self._model, batch)
-                logits = label_logits(self._model, hidden, label_ids)
-        mass = label_mass(self._model, hidden, label_ids, batch.class_mask)
-        answer = RawAnswer(logits.double().cpu(), covariance, mass.double().cpu(), batch.class_mask.cpu())
-        finite = bool(answer.logits.isfinite().all()) and bool(answer.label_mass.isfinite().all())
-        if not finite or (covariance is not None and not bool(covariance.isfinite().all())):
-            raise NonFiniteError("the model gave NaN or infinity for this input")
-        return answer
+    @property
+    def decides_any_risk(self) -> bool:
+        """Whether decisions can be made for a risk that a request states; not for artifacts of format 1."""
+        return self._scores is not None
+
+    def decided(self, predictions: Sequence[Prediction], target_risk: float | None) -> tuple[list[Prediction], float]:
+        """Return predictions of one predictive with the decisions for a target risk, and that risk.
+
+        Args:
+            target_risk: error rate that accepted answers may have, in (0, 1); None: the artifact's.
+
+        Raises:
+            ConfigError: a risk outside (0, 1), or an artifact of format 1, which can decide for its own risk only.
+        """
+        name = predictions[0].predictive if predictions else self.recommended
+        thresholds = self.artifact.manifest.predictives[name].thresholds
+        assert thresholds is not None
+        if target_risk is None or not predictions:
+            return list(predictions), target_risk or thresholds.review.target_risk
+        if self._scores is None:
+            raise ConfigError(
+                f"artifact {self.artifact.name!r} is of format 1, which can decide for its own target risk "
+                f"({thresholds.review.target_risk:g}) only: package it again"
+            )
+        return decided_at(predictions, thresholds, self._scores[name], target_risk), target_risk
+
+    def named(self, predictive: str) -> PredictiveName:
+        """Return a name as one of ``predictives``.
+
+        Raises:
+            ConfigError: it is none.
+        """
+        for name in self.predictives:
+            if name == predictive:
+                return name
+        raise ConfigError(
+            f"artifact {self.artifact.name!r} has no predictive {predictive[:64]!r}: it has {list(self.predictives)}"
+        )
 
     def verify_golden(self) -> None:
-        """Replay the artifact's recorded answers.
+        """Replay the artifact's recorded answers, those of every predictive.
 
         Raises:
             ArtifactCorruptError: a golden file that does not hold answers to valid inputs.
             GoldenMismatchError: a probability further from the recorded one than the tolerance.
         """
-        rows, expected, tolerance = self._read_golden()
-        for number, (answer, wanted) in enumerate(zip(self.predict(rows), expected, strict=True)):
-            for name, want in wanted.items():
-                got = getattr(answer, name)
-                gaps = [abs(g - w) for g, w in zip(got, want, strict=False)]
-                if len(got) != len(want) or not all(gap <= tolerance for gap in gaps):  # NaN is no match either
-                    gap = max(gaps, default=math.nan)
-                    raise GoldenMismatchError(
-                        f"golden answer {number}: {name} differs by {gap:.4f}, more than {tolerance}: the loaded model "
-                        "is not the one that was measured (other weights, quantization or package versions)"
-                    )
-
-    def _read_golden(self) -> tuple[list[EncodedRow], list[dict[str, list[float]]], float]:
+        recorded, tolerance = read_golden(self.artifact.path)
         try:
-            golden = json.loads((self.artifact.path / GOLDEN).read_text(encoding="utf-8"))
-            tolerance = float(golden["tolerance"])
-            rows = [self.encode(entry["inputs"], truncate=True) for entry in golden["answers"]]
-            expected = [
-                {k: [float(p) for p in entry[k]] for k in ("map_probs", "probs")} for entry in golden["answers"]
-            ]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError, InvalidInputError) as error:
-            raise ArtifactCorruptError(
-                f"{GOLDEN} does not hold recorded answers ({type(error).__name__}): package the run again"
-            ) from None
-        if not rows or not 0 <= tolerance < 1:
-            raise ArtifactCorruptError(
-                f"{GOLDEN} has {len(rows)} answers and the tolerance {tolerance}: expected one answer or more and a "
-                "tolerance below 1, otherwise a replay proves nothing"
-            )
-        return rows, expected, tolerance
-
-    def _answer(self, rows: Sequence[EncodedRow], raw: RawAnswer, mode: Mode) -> list[Prediction]:
-        calibration = self.artifact.manifest.calibration
-        thresholds = calibration.thresholds.for_mode(mode)
-        map_probs = class_probs(raw.logits, raw.class_mask)
-        probs, std, split = map_probs, None, None
-        if raw.contrast_covariance is not None:
-            mean = raw.logits @ contrasts(self.class_count, torch.float64)
-            predictive = posterior_predictive(mean, raw.contrast_covariance, raw.class_mask)
-            probs, std, split = predictive.probs, predictive.std, decompose(predictive)
-        epistemic = split.epistemic if split else None
-        sets = prediction_sets(probs, calibration.conformal[mode], raw.class_mask)
-        flags = raise_flags(
-            thresholds,
-            probs=probs,
-            label_mass=raw.label_mass,
-            set_sizes=sets.sum(1),
-            truncated=[r.truncated for r in rows],
-            epistemic=epistemic,
-        )
-        score = review_score(thresholds, map_probs=map_probs, probs=probs if split else None, epistemic=epistemic)
-        decisions = decide(thresholds, score, flags)
-        tempered = temperature_probs(raw.logits, calibration.temperature, raw.class_mask)
-        total = split.total if split else entropy(probs)
-        answers = []
-        for i, row in enumerate(rows):
-            count = row.class_count
-            labels = self.artifact.manifest.labels[:count]
-            logits = raw.logits[i, :count]
-            covariance = None if raw.contrast_covariance is None else self._centred(raw.contrast_covariance[i], count)
-            answers.append(
-                Prediction(
-                    labels=labels,
-                    label_index=int(probs[i].argmax()),
-                    map_probs=map_probs[i, :count].tolist(),
-                    probs=probs[i, :count].tolist(),
-                    probs_std=None if std is None else std[i, :count].tolist(),
-                    logit_mean=(logits - logits.mean()).tolist(),
-                    logit_variance=None if covariance is None else covariance.diagonal().clamp_min(0).tolist(),
-                    logit_covariance=None if covariance is None else covariance.tolist(),
-                    total=float(total[i]),
-                    aleatoric=float(split.aleatoric[i]) if split else None,
-                    epistemic=float(split.epistemic[i]) if split else None,
-                    label_mass=float(raw.label_mass[i]),
-                    score=float(score[i]),
-                    prediction_set=[label for k, label in enumerate(labels) if sets[i, k]],
-                    flags=list(flags[i]),
-                    decision=decisions[i],
-                    calibrated_probs={"temperature": tempered[i, :count].tolist()},
-                    tokens=len(row.token_ids),
-                    truncated=row.truncated,
-                )
-            )
-        return answers
-
-    def _centred(self, contrast_covariance: torch.Tensor, count: int) -> torch.Tensor:
-        """Return the covariance of the first ``count`` logits less their mean, (count, count)."""
-        transform = contrasts(self.class_count, torch.float64)[:count]
-        transform = transform - transform.mean(0)
-        return transform @ contrast_covariance @ transform.T
+            rows = [self.encode(answer.inputs, truncate=True) for answer in recorded]
+        except InvalidInputError as error:
+            raise not_recorded(error) from None
+        verify_answers(self.predict(rows, also=self.predictives), recorded, tolerance)
 
 
-def check_base(manifest: Manifest, location: str, tokenizer: Any, cache_dir: Path | None) -> None:
-    """Raise ArtifactIncompatibleError where base weights, tokenizer or label tokens are not the artifact's."""
-    weights = weights_hash(location, manifest.revision, cache_dir)
-    if weights != manifest.base_weights_hash:
-        raise ArtifactIncompatibleError(
-            f"artifact {manifest.name!r} belongs to base weights {manifest.base_weights_hash[:19]}..., "
-            f"{manifest.base_model!r} has {weights[:19]}...: load the same revision, or fit again"
+def load_members(path: Path, manifest: Manifest, model: Any, device: torch.device) -> MemberSet:
+    """Return the artifact's adapters and posteriors on a model that has its trained adapter attached.
+
+    Raises:
+        ArtifactCorruptError: a file that does not hold what the manifest says.
+    """
+    blocks = find_blocks(model, len(manifest.labels))
+    dtype = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
+
+    def with_posterior(weights: Mapping[str, torch.Tensor], folder: Path, prior: Prior | None) -> Member:
+        if prior is None:
+            return Member(weights)
+        posterior = read_posterior(folder / POSTERIOR, blocks)
+        precisions = block_precisions(prior, posterior.blocks).to(device)
+        return Member(weights, posterior.to(device, dtype), precisions)
+
+    checkpoints = tuple(
+        with_posterior(
+            read_weights(model, path / record.folder / ADAPTER_FOLDER),
+            path / record.folder,
+            record.prior.prior() if record.prior else None,
         )
-    if tokenizer_hash(tokenizer) != manifest.tokenizer_hash:
-        raise ArtifactIncompatibleError(
-            f"artifact {manifest.name!r} was made with another tokenizer than {manifest.base_model!r} has now"
-        )
-    found = prompts.resolve_label_tokens(tokenizer, manifest.template.template(), manifest.labels)
-    if tuple(found) != manifest.label_token_ids:
-        raise ArtifactIncompatibleError(
-            f"artifact {manifest.name!r}: its labels are tokens {found} here, {list(manifest.label_token_ids)} there"
-        )
+        for record in manifest.members
+    )
+    return MemberSet(
+        model=model,
+        parameters=lora_parameters(model),
+        label_ids=manifest.label_token_ids,
+        trained=with_posterior({}, path, manifest.prior.prior()),
+        checkpoints=checkpoints,
+        dropout=dropout_members(manifest, model, blocks),
+    )
+
+
+def dropout_members(manifest: Manifest, model: Any, blocks: Sequence[Block]) -> tuple[Member, ...]:
+    """Return the artifact's dropout masks as members; none where it has no MC dropout."""
+    record = manifest.dropout
+    if record is None:
+        return ()
+    weights = dropout_weights(model, blocks, p=record.probability, members=record.members, seed=record.seed)
+    return tuple(Member(member) for member in weights)

@@ -16,7 +16,7 @@ class Waiting:
 
     Attributes:
         tokens: its length, without padding.
-        group: rows of different groups never share a batch (the artifact and the mode).
+        group: rows of different groups never share a batch (the artifact and what is asked).
     """
 
     tokens: int

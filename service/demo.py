@@ -127,14 +127,16 @@ def show(url: str, inputs: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
     for name, fields in inputs:
         print(f"  {name:<10} {json.dumps(next(iter(fields.values())), ensure_ascii=False)}")
     print()
-    header = ("input", "answer", "MAP", "Laplace", "+-", "epistemic", "flags", "decision")
+    name = answer["predictive"]["name"]
+    served = "Laplace" if name == "laplace" else name
+    header = ("input", "answer", "MAP", served, "+-", "epistemic", "flags", "decision")
     rows = [header, *(_row(p) for p in answer["predictions"])]
     widths = [max(len(r[i]) for r in rows) for i in range(len(header))]
     for i, row in enumerate(rows):
         print("  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip())
         if i == 0:
             print("  " + "  ".join("-" * w for w in widths))
-    print("\n  MAP and Laplace: probability of the answer; +-: its standard deviation under the posterior;")
+    print(f"\n  MAP and {served}: probability of the answer; +-: its standard deviation over the weights;")
     print("  epistemic: nats of uncertainty that more training data would remove.")
 
 
@@ -145,8 +147,8 @@ def _row(prediction: Mapping[str, Any]) -> tuple[str, ...]:
         prediction["label_text"],
         f"{prediction['map_probs'][label]:.3f}",
         f"{prediction['probs'][label]:.3f}",
-        f"{prediction['probs_std'][label]:.3f}",
-        f"{prediction['uncertainty']['epistemic']:.4f}",
+        f"{prediction['probs_std'][label]:.3f}" if prediction["probs_std"] else "-",
+        f"{prediction['uncertainty']['epistemic']:.4f}" if prediction["uncertainty"] else "-",
         ", ".join(prediction["flags"]) or "-",
         prediction["decision"],
     )

@@ -29,17 +29,31 @@ from service.errors import (
 )
 
 if TYPE_CHECKING:
-    from laplora.predictor import Prediction
+    from laplora.prediction import Prediction
     from laplora.prompts import EncodedRow
 
-Mode = Literal["laplace", "map"]
 _log = logging.getLogger("laplora.service")
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What is asked about a request's rows; only rows of one kind share a batch.
+
+    Attributes:
+        predictive: name of the one that answers.
+        also: names of those whose probabilities are wanted beside the answer.
+    """
+
+    predictive: str
+    also: tuple[str, ...] = ()
 
 
 class Scorer(Protocol):
     """What the engine needs of a predictor."""
 
-    def predict(self, rows: Sequence[EncodedRow], *, mode: Mode = "laplace") -> list[Prediction]:
+    def predict(
+        self, rows: Sequence[EncodedRow], predictive: str | None = None, *, also: Sequence[str] = ()
+    ) -> list[Prediction]:
         """Return one prediction per row, in order."""
         ...
 
@@ -49,7 +63,7 @@ class BatchReport:
     """What one run of the device did, for metrics.
 
     Attributes:
-        mode: ``laplace`` or ``map``.
+        predictive: the one that answered.
         rows: rows in the batch.
         tokens: real tokens.
         padded_tokens: rows times the longest row.
@@ -57,7 +71,7 @@ class BatchReport:
         outcome: ``ok``, or why the batch was split or given up.
     """
 
-    mode: Mode
+    predictive: str
     rows: int
     tokens: int
     padded_tokens: int
@@ -70,7 +84,7 @@ class Ticket:
     """One request's rows on their way through the engine. Times are ``time.monotonic`` seconds."""
 
     scorer: Scorer
-    mode: Mode
+    ask: Ask
     rows: tuple[EncodedRow, ...]
     deadline: float
     submitted: float
@@ -156,7 +170,7 @@ class Engine:
         """Requests that have no answer yet."""
         return len(self._open)
 
-    def submit(self, scorer: Scorer, rows: Sequence[EncodedRow], *, mode: Mode, deadline: float) -> Ticket:
+    def submit(self, scorer: Scorer, rows: Sequence[EncodedRow], *, ask: Ask, deadline: float) -> Ticket:
         """Return a ticket whose future will hold one prediction per row.
 
         Cancelling the future takes the rows out of the queue at once.
@@ -181,7 +195,7 @@ class Engine:
                     limit=limit,
                     got=got,
                 )
-        ticket = Ticket(scorer, mode, tuple(rows), deadline, time.monotonic())
+        ticket = Ticket(scorer, ask, tuple(rows), deadline, time.monotonic())
         with self._changed:
             if self._draining:
                 raise DrainingError("the server is stopping and takes no new requests")
@@ -274,7 +288,7 @@ class Engine:
     def _take_batch(self) -> list[_QueuedRow]:
         with self._changed:
             chosen = form_batch(
-                [Waiting(q.tokens, (id(q.ticket.scorer), q.ticket.mode)) for q in self._waiting],
+                [Waiting(q.tokens, (id(q.ticket.scorer), q.ticket.ask)) for q in self._waiting],
                 token_budget=self.token_budget,
             )
             batch = [self._waiting[i] for i in chosen]
@@ -288,7 +302,7 @@ class Engine:
             return batch
 
     def _score(self, batch: list[_QueuedRow]) -> None:
-        """Run rows of one scorer and mode; on failure retry in halves until the row at fault is alone."""
+        """Run rows of one scorer, asked alike; on failure retry in halves until the row at fault is alone."""
         batch = [queued for queued in batch if not queued.ticket.future.done()]
         if not batch:
             return
@@ -296,13 +310,15 @@ class Engine:
         begun = time.monotonic()
         failure: Exception | None = None
         try:
-            predictions = ticket.scorer.predict([queued.row for queued in batch], mode=ticket.mode)
+            predictions = ticket.scorer.predict(
+                [queued.row for queued in batch], ticket.ask.predictive, also=ticket.ask.also
+            )
             if len(predictions) != len(batch):
                 raise RuntimeError(f"the predictor gave {len(predictions)} answers for {len(batch)} rows")
         except Exception as error:
             failure = error
         finished = time.monotonic()
-        self._report(batch, ticket.mode, finished - begun, failure)
+        self._report(batch, ticket.ask.predictive, finished - begun, failure)
         if failure is None:
             for queued, prediction in zip(batch, predictions, strict=True):
                 _deliver(queued, prediction, finished)
@@ -318,7 +334,7 @@ class Engine:
         for half in halves(len(batch)):
             self._score([batch[i] for i in half])
 
-    def _report(self, batch: list[_QueuedRow], mode: Mode, duration_s: float, failure: Exception | None) -> None:
+    def _report(self, batch: list[_QueuedRow], predictive: str, duration_s: float, failure: Exception | None) -> None:
         lengths = [queued.tokens for queued in batch]
         outcome: Literal["ok", "out_of_memory", "failed"] = "ok"
         if failure is not None:
@@ -335,7 +351,7 @@ class Engine:
         elif duration_s > 0:
             rate = sum(lengths) / duration_s
             self._tokens_per_s = rate if self._tokens_per_s == 0 else 0.8 * self._tokens_per_s + 0.2 * rate
-        self._on_batch(BatchReport(mode, len(batch), sum(lengths), padded_tokens(lengths), duration_s, outcome))
+        self._on_batch(BatchReport(predictive, len(batch), sum(lengths), padded_tokens(lengths), duration_s, outcome))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

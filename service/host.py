@@ -235,12 +235,12 @@ class ArtifactHost:
         predictor = self._library.load(path, self._settings, progress)
         progress("replaying the golden answers")
         self._engine.call(predictor.verify_golden).result()
-        # Whatever the golden file holds, each mode has answered once before anyone waits for it. On the
+        # Whatever the golden file holds, each predictive has answered once before anyone waits for it. On the
         # device thread, like every other pass.
         progress("answering a first prompt")
         warm_up = [predictor.encode({"prompt": "Answer:"}, truncate=True)]
-        for mode in ("laplace", "map"):
-            self._engine.call(partial(predictor.predict, warm_up, mode=mode)).result()
+        for predictive in predictor.predictives:
+            self._engine.call(partial(predictor.predict, warm_up, predictive)).result()
         return predictor
 
     def _swap(self, predictor: Predictor) -> None:

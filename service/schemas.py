@@ -67,7 +67,23 @@ class PredictOptions(Strict):
 
     mode: Literal["laplace", "map"] = Field(
         default="laplace",
-        description="laplace: posterior predictive and uncertainty; map: one forward pass, no uncertainty.",
+        description="laplace: the artifact's recommended predictive answers, and the posterior's variances come with "
+        "it; map: one forward pass, MAP answers, nothing about the posterior.",
+    )
+    predictive: str | None = Field(
+        default=None,
+        max_length=64,
+        description="Name of the predictive that answers, one of the artifact's (GET /artifacts); unset: as mode says. "
+        "The posterior's variances come with it where it has a posterior, where mode laplace is sent too, or with "
+        "covariance.",
+        examples=[None],
+    )
+    target_risk: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Error rate that accepted answers may have; decisions are made for it. Unset: the artifact's.",
+        examples=[None],
     )
     covariance: bool = Field(
         default=False, description="Whether to send logit_covariance (classes x classes, squared nats)."
@@ -109,6 +125,14 @@ class UncertaintyParts(Answer):
     )
 
 
+class PredictiveRef(Answer):
+    """Which predictive answered, and which one the artifact recommends."""
+
+    name: str = Field(description="The one that answered.", examples=["laplace"])
+    recommended: str = Field(description="The one that answers when none is asked for.", examples=["laplace"])
+    reason: str = Field(description="Why that one is recommended, from the artifact's calibration split.")
+
+
 class PredictionOut(Answer):
     """One input's answer. In map mode, what needs the posterior is null and probs equals map_probs."""
 
@@ -116,19 +140,26 @@ class PredictionOut(Answer):
     label: str = Field(description="Most probable label under probs.", examples=["positive"])
     label_text: str = Field(description="The chosen choice's text, or the label itself.", examples=["positive"])
     map_probs: Probabilities = Field(description="Softmax of the fine-tuned model's logits, by label.")
-    probs: Probabilities = Field(description="Posterior predictive mean, by label.")
-    probs_std: Probabilities | None = Field(description="Posterior standard deviation of each probability, by label.")
+    probs: Probabilities = Field(description="The answering predictive's mean, by label.")
+    probs_std: Probabilities | None = Field(
+        description="Standard deviation of each probability over the weights, by label; null for map and temperature."
+    )
     calibrated_probs: dict[str, Probabilities] = Field(
-        description="Probabilities of each other calibrator that the artifact carries, by calibrator and label."
+        description="Probabilities of each other predictive of the artifact that needed no further pass, by predictive "
+        "and label."
     )
     logit_mean: list[FiniteFloat] = Field(description="Centred MAP logits, nats, in the labels' order.")
-    logit_variance: list[FiniteFloat] | None = Field(description="Variance of each centred logit, squared nats.")
+    logit_variance: list[FiniteFloat] | None = Field(
+        description="Variance of each centred logit under the posterior, squared nats; null where it was not run."
+    )
     logit_covariance: list[list[FiniteFloat]] | None = Field(
         default=None, description="Covariance of the centred logits, squared nats; only with options.covariance."
     )
-    uncertainty: UncertaintyParts | None = Field(description="Decomposed uncertainty, nats.")
+    uncertainty: UncertaintyParts | None = Field(
+        description="Decomposed uncertainty of the answering predictive, nats; null for map and temperature."
+    )
     label_mass: Probability = Field(description="Probability that the whole vocabulary's softmax puts on the labels.")
-    score: FiniteFloat = Field(description="The artifact's review score: higher means more likely wrong.")
+    score: FiniteFloat = Field(description="The predictive's review score: higher means more likely wrong.")
     prediction_set: list[str] = Field(description="Conformal set: holds the true label at the artifact's stated level.")
     flags: list[Flag] = Field(
         description="Why the answer deserves a look; thresholds come from the artifact's calibration split. "
@@ -154,6 +185,8 @@ class PredictResponse(Answer):
     """Predictions in the order of the inputs."""
 
     artifact: ArtifactRef
+    predictive: PredictiveRef
+    target_risk: FiniteFloat = Field(description="The error rate that the decisions were made for.", examples=[0.05])
     predictions: list[PredictionOut]
     timing_ms: Timing
 
@@ -210,13 +243,18 @@ class MethodMetrics(Answer):
     auroc_error: FiniteFloat | None = Field(
         description="How well the uncertainty ranks the mistakes, 0.5 is chance; null without both outcomes."
     )
+    auprc_error: FiniteFloat | None = Field(
+        description="Average precision of finding the mistakes by the uncertainty; null without a mistake."
+    )
+    aurc: FiniteFloat = Field(description="Area under the risk-coverage curve; lower is better.")
+    excess_aurc: FiniteFloat = Field(description="The same above the best ranking that the accuracy allows.")
     intervals: dict[str, tuple[FiniteFloat, FiniteFloat]] = Field(description="95 % bootstrap interval by metric.")
     reliability: list[ReliabilityBinOut]
     risk_coverage: RiskCoverageOut
 
 
 class EvaluateResponse(Answer):
-    """Metrics by method: map, laplace, and each calibrator that the artifact carries."""
+    """Metrics by predictive: every one that the artifact carries."""
 
     artifact: ArtifactRef
     rows: int = Field(description="Inputs measured.")
@@ -267,6 +305,18 @@ class V2Model(Answer):
     outputs: list[V2Tensor]
 
 
+class RecommendedOut(Answer):
+    """The predictive that an artifact recommends, and the comparison that it was chosen by."""
+
+    predictive: str = Field(description="Its name.", examples=["laplace"])
+    reason: str = Field(description="Why, in one sentence with figures.")
+    chosen_by: Literal["calibration", "configuration"] = Field(description="Who chose it.")
+    table: dict[str, dict[str, FiniteFloat]] = Field(
+        description="By predictive, on the calibration split, cross-fitted: nll, its difference to map, and that "
+        "difference's 95 % interval, nats."
+    )
+
+
 class ArtifactSummary(Answer):
     """One artifact of the root."""
 
@@ -277,6 +327,8 @@ class ArtifactSummary(Answer):
     quantization: str | None
     labels: list[str] | None = Field(description="Its label words, in order.")
     fields: list[str] | None = Field(description="Names of its template's fields.")
+    predictives: list[str] | None = Field(description="Names that options.predictive can have.")
+    recommended: RecommendedOut | None = Field(description="The predictive that answers unless another is asked for.")
     metrics: dict[str, Any] | None = Field(description="What its manifest records from its own evaluation.")
     error: str | None = Field(description="Why it cannot be served, if it cannot be read.")
 

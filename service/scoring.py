@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from fastapi import Request
 
 from laplora.errors import ArtifactNotFoundError, InvalidInputError, TooManyTokensError
-from service.engine import Engine, Mode
+from service.engine import Ask, Engine
 from service.errors import (
     ArtifactInactiveError,
     BatchTooLargeError,
@@ -29,9 +29,10 @@ from service.settings import Settings
 from service.telemetry import Metrics
 
 if TYPE_CHECKING:
-    from laplora.predictor import Prediction, Predictor
+    from laplora.prediction import Prediction
+    from laplora.predictor import Predictor
     from laplora.prompts import EncodedRow
-    from service.schemas import Input
+    from service.schemas import Input, PredictOptions
 
 T = TypeVar("T")
 
@@ -116,12 +117,47 @@ def check_inputs(state: ServiceState, inputs: Sequence[Input]) -> None:
             )
 
 
+def what_is_asked(predictor: Predictor, options: PredictOptions) -> Ask:
+    """Return which predictive answers a request, and whether the posterior is looked at beside it.
+
+    Without a name the recommended one answers, and the posterior's variances come with it in any case; in mode
+    ``map``, MAP answers from a forward pass alone. A named one runs just what it needs, and the posterior on top
+    if the request says mode ``laplace`` or asks for the covariance.
+
+    Raises:
+        InvalidRequestError: a name that the artifact does not have, or one that mode ``map`` contradicts; a target
+            risk that the artifact cannot decide for.
+    """
+    if options.target_risk is not None and not predictor.decides_any_risk:
+        raise InvalidRequestError(
+            "the artifact is of an older format and decides for its own target risk only: leave target_risk out",
+            field="options.target_risk",
+        )
+    stated = options.mode if "mode" in options.model_fields_set else None
+    name: str
+    if options.predictive is None:
+        name, posterior = (predictor.recommended, True) if options.mode == "laplace" else ("map", False)
+    else:
+        name, posterior = options.predictive, stated == "laplace" or (options.covariance and stated != "map")
+    if name not in predictor.predictives:
+        raise InvalidRequestError(
+            f"the artifact has no predictive of that name: it has {list(predictor.predictives)}",
+            field="options.predictive",
+        )
+    if stated == "map" and name != "map":
+        raise InvalidRequestError(
+            "mode map is a forward pass with no other predictive: leave out the mode or the predictive",
+            field="options.predictive",
+        )
+    return Ask(name, ("laplace",) if posterior and name != "laplace" else ())
+
+
 async def score(
     state: ServiceState,
     predictor: Predictor,
     inputs: Sequence[Mapping[str, Any]],
     *,
-    mode: Mode,
+    ask: Ask,
     truncate: bool,
     deadline: float,
 ) -> Scored:
@@ -129,6 +165,7 @@ async def score(
 
     Args:
         inputs: the template's fields of each input.
+        ask: which predictive, see ``what_is_asked``.
         deadline: ``time.monotonic`` seconds after which waiting rows are dropped.
 
     Raises:
@@ -140,7 +177,7 @@ async def score(
     loop = asyncio.get_running_loop()
     rows = await loop.run_in_executor(state.tokenizers, _encode_all, predictor, inputs, truncate, deadline)
     tokenized = time.monotonic()
-    ticket = state.engine.submit(predictor, rows, mode=mode, deadline=deadline)
+    ticket = state.engine.submit(predictor, rows, ask=ask, deadline=deadline)
     predictions = await asyncio.wrap_future(ticket.future)
     return Scored(
         predictions,

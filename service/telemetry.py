@@ -57,25 +57,25 @@ class Metrics:
         self.artifact = Gauge(
             "laplora_artifact_info", "1 for the artifact that answers.", ["name", "digest"], registry=self.registry
         )
-        self.batches = Counter("laplora_batches", "Device runs.", ["mode", "outcome"], registry=self.registry)
+        self.batches = Counter("laplora_batches", "Device runs.", ["predictive", "outcome"], registry=self.registry)
         self.batch_rows = Histogram(
             "laplora_batch_rows",
             "Rows of each device run.",
-            ["mode"],
+            ["predictive"],
             buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
             registry=self.registry,
         )
         self.batch_padding = Histogram(
             "laplora_batch_padding_ratio",
             "Share of each device run's tokens that was padding.",
-            ["mode"],
+            ["predictive"],
             buckets=(0.0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9),
             registry=self.registry,
         )
         self.batch_seconds = Histogram(
             "laplora_batch_seconds",
             "Seconds of each device run.",
-            ["mode"],
+            ["predictive"],
             buckets=_LATENCY_BUCKETS_S,
             registry=self.registry,
         )
@@ -87,10 +87,10 @@ class Metrics:
 
     def count_batch(self, report: BatchReport) -> None:
         """Count one run of the device."""
-        self.batches.labels(report.mode, report.outcome).inc()
-        self.batch_rows.labels(report.mode).observe(report.rows)
-        self.batch_padding.labels(report.mode).observe(1 - report.tokens / max(report.padded_tokens, 1))
-        self.batch_seconds.labels(report.mode).observe(report.duration_s)
+        self.batches.labels(report.predictive, report.outcome).inc()
+        self.batch_rows.labels(report.predictive).observe(report.rows)
+        self.batch_padding.labels(report.predictive).observe(1 - report.tokens / max(report.padded_tokens, 1))
+        self.batch_seconds.labels(report.predictive).observe(report.duration_s)
 
     def count_stages(self, route: str, stages_ms: dict[str, float]) -> None:
         """Count one scored request's stages, given in milliseconds."""

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from tiny_runs import FinishedRun, reseal, save_tiny_base
 
 from laplora import artifact as artifact_module
-from laplora.artifact import GOLDEN, MANIFEST, POSTERIOR, new_artifact, read_artifact
+from laplora.artifact import GOLDEN, MANIFEST, POSTERIOR, SCORES, new_artifact, read_artifact
 from laplora.errors import (
     ArtifactCorruptError,
     ArtifactIncompatibleError,
@@ -30,7 +30,7 @@ from laplora.predictor import Predictor
 
 ADAPTER = "adapter/adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter/adapter_config.json"
-FILES = (ADAPTER, ADAPTER_CONFIG, POSTERIOR, GOLDEN, "report/evaluation.json", "report/reliability.png")
+FILES = (ADAPTER, ADAPTER_CONFIG, POSTERIOR, GOLDEN, SCORES, "report/evaluation.json", "report/reliability.png")
 DEFAULT_ARTIFACT = Path(__file__).parent.parent / "artifacts" / "sst2-smollm2"
 
 
@@ -116,7 +116,7 @@ def test_a_missing_file(artifact_copy: Path, file: str) -> None:
         read_artifact(artifact_copy)
 
 
-@pytest.mark.parametrize("file", [ADAPTER, ADAPTER_CONFIG, POSTERIOR, GOLDEN])
+@pytest.mark.parametrize("file", [ADAPTER, ADAPTER_CONFIG, POSTERIOR, GOLDEN, SCORES])
 def test_a_missing_file_that_the_manifest_does_not_miss(artifact_copy: Path, file: str) -> None:
     """Without its safetensors file PEFT would look for a pickled one, or on the hub."""
     (artifact_copy / file).unlink()
@@ -170,10 +170,10 @@ def test_a_git_lfs_pointer_is_called_one(artifact_copy: Path) -> None:
         read_artifact(artifact_copy)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", True, 1.0, None, {}])
+@pytest.mark.parametrize("version", [0, 3, "1", "2", True, 1.0, 2.0, None, {}])
 def test_another_format_version(artifact_copy: Path, version: object) -> None:
     edit_manifest(artifact_copy, format_version=version)
-    with pytest.raises(ArtifactIncompatibleError, match=r"has format .*, this version reads 1"):
+    with pytest.raises(ArtifactIncompatibleError, match=r"has format .*, this version reads 1 and 2"):
         read_artifact(artifact_copy)
 
 
@@ -233,6 +233,14 @@ def test_a_manifest_that_is_not_utf8(artifact_copy: Path) -> None:
         ),
         ({"files": {GOLDEN: {"sha256": "zz", "size_bytes": 3}}}, "sha256"),
         ({"metrics": None}, "metrics"),
+        ({"predictives": {}}, "must have the predictive 'map'"),
+        ({"predictives": {"swag": {}}}, "predictives.swag"),
+        (
+            {"recommended": {"predictive": "ensemble", "reason": "", "chosen_by": "calibration", "table": {}}},
+            "must have the predictive 'ensemble'",
+        ),
+        ({"members": [{"folder": "../x", "step": 1, "prior": None}]}, "members.0.folder"),
+        ({"dropout": {"probability": 1.0, "members": 2, "seed": 0}}, "dropout.probability"),
     ],
 )
 def test_bad_fields_are_named(artifact_copy: Path, changes: dict[str, Any], field: str) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from laplora.jacobians import contrast_jacobians, find_blocks
+from laplora.member_outputs import member_outputs
 from laplora.predictor import Predictor
 from laplora.prompts import EncodedRow, collate
 
@@ -52,11 +53,10 @@ def test_packed_jacobians_are_those_of_the_dequantized_model(
     label_ids = packed.artifact.manifest.label_token_ids
     found = []
     for predictor in (packed, expanded):
-        blocks = find_blocks(predictor._model, 2)
-        with torch.no_grad():
-            predictor.raw_answer(batch, "map")  # the order in which a server meets them
-        found.append(contrast_jacobians(predictor._model, batch, label_ids, blocks))
-    for block, one, other in zip(find_blocks(packed._model, 2), found[0].blocks, found[1].blocks, strict=True):
+        blocks = find_blocks(predictor._members.model, 2)
+        member_outputs(predictor._members, batch, set())  # the order in which a server meets them
+        found.append(contrast_jacobians(predictor._members.model, batch, label_ids, blocks))
+    for block, one, other in zip(find_blocks(packed._members.model, 2), found[0].blocks, found[1].blocks, strict=True):
         size = float(other.jacobian.norm())
         if tokens == 1 and "q_proj" in block.name:
             continue  # a single token attends to itself only: its queries have no gradient
@@ -66,5 +66,5 @@ def test_packed_jacobians_are_those_of_the_dequantized_model(
 
 def test_laplace_and_map_agree_on_map(packed: Predictor) -> None:
     rows = [packed.encode({"text": text}, truncate=False) for text in ("dull .", "a joy from start to end .")]
-    for one, other in zip(packed.predict(rows, mode="laplace"), packed.predict(rows, mode="map"), strict=True):
+    for one, other in zip(packed.predict(rows, "laplace"), packed.predict(rows, "map"), strict=True):
         assert one.map_probs == pytest.approx(other.map_probs, abs=0.02)

@@ -54,7 +54,7 @@ def test_a_member_in_place_is_that_adapter(model: Any, other: Any, tmp_path: Pat
     before, own = logits(model), snapshot(model)
     task = tiny_task()
     blocks = find_blocks(model, len(task.label_ids))
-    with in_place(model, weights):
+    with in_place(lora_parameters(model), weights):
         assert torch.equal(logits(model), logits(other))
         for one, two in zip(
             contrast_jacobians(model, task.batch(), task.label_ids, blocks).blocks,
@@ -70,7 +70,7 @@ def test_a_member_in_place_is_that_adapter(model: Any, other: Any, tmp_path: Pat
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_the_own_weights_are_back_after_an_error(model: Any, other: Any, error: type[BaseException]) -> None:
     before, own = logits(model), snapshot(model)
-    with pytest.raises(error), in_place(model, snapshot(other)):
+    with pytest.raises(error), in_place(lora_parameters(model), snapshot(other)):
         raise error
     assert torch.equal(before, logits(model))
     assert all(torch.equal(own[name], p) for name, p in lora_parameters(model).items())
@@ -78,9 +78,9 @@ def test_the_own_weights_are_back_after_an_error(model: Any, other: Any, error: 
 
 def test_members_can_be_nested(model: Any, other: Any) -> None:
     first, second = snapshot(other), {n: 2 * w for n, w in snapshot(other).items()}
-    with in_place(model, first):
+    with in_place(lora_parameters(model), first):
         want = logits(model)
-        with in_place(model, second):
+        with in_place(lora_parameters(model), second):
             assert not torch.equal(logits(model), want)
         assert torch.equal(logits(model), want)
 
@@ -93,7 +93,7 @@ def test_a_dropout_member_is_dropout_on_the_adapters_input(model: Any) -> None:
     assert {n for m in members for n in m} == {b.name for b in blocks if b.group == "lora_A"}
     plain = logits(model)
     for weights in members:
-        with in_place(model, weights):
+        with in_place(lora_parameters(model), weights):
             got = logits(model)
         handles = []
         for name, layer in lora_layers(model).items():
@@ -112,7 +112,10 @@ def test_weights_of_another_shape_are_refused(model: Any) -> None:
     own = snapshot(model)
     name = next(iter(own))
     for wrong in ({name: own[name].T}, {name: own[name].float()}, {"model.nowhere.lora_A": own[name]}):
-        with pytest.raises(ConfigError, match="do not fit this model's adapter"), in_place(model, wrong):
+        with (
+            pytest.raises(ConfigError, match="do not fit this model's adapter"),
+            in_place(lora_parameters(model), wrong),
+        ):
             pytest.fail("must not be entered")
 
 

@@ -31,7 +31,8 @@ from laplora import prompts
 from laplora.artifact import Artifact, read_artifact
 from laplora.errors import InvalidInputError, LaploraError, NonFiniteError, TooManyTokensError
 from laplora.model import locate_base
-from laplora.predictor import Prediction, Predictor
+from laplora.prediction import Prediction
+from laplora.predictor import Predictor
 from laplora.prompts import EncodedRow
 from laplora.quiet import quiet_loading
 
@@ -104,10 +105,10 @@ def check_against_plain(predictor: Predictor, inputs: Sequence[dict[str, Any]], 
     want = [plain.map_probs(i) for i in inputs]
     del plain
     rows = encode(predictor, inputs)
-    together = predictor.predict(rows, mode="map")
+    together = predictor.predict(rows, "map")
     with_variance = predictor.predict(rows)
     for i, row in enumerate(rows):
-        alone = predictor.predict([row], mode="map")[0]
+        alone = predictor.predict([row], "map")[0]
         for answer in (alone, together[i], with_variance[i]):
             assert distance(answer.map_probs, want[i]) < tolerance
 
@@ -160,9 +161,9 @@ def test_alone_and_in_company(sentiment_predictor: Predictor, mode: Any) -> None
     """Each number, relative to 1: float32 rounding of a few hundred terms."""
     rows = encode(sentiment_predictor, SENTIMENT_INPUTS)
     assert len({len(r.token_ids) for r in rows}) > 3
-    company = sentiment_predictor.predict(rows, mode=mode)
+    company = sentiment_predictor.predict(rows, mode)
     for row, together in zip(rows, company, strict=True):
-        (alone,) = sentiment_predictor.predict([row], mode=mode)
+        (alone,) = sentiment_predictor.predict([row], mode)
         for a, b in zip(numbers(alone), numbers(together), strict=True):
             assert a == pytest.approx(b, rel=1e-4, abs=2e-5)
         assert (alone.flags, alone.decision, alone.prediction_set) == (
@@ -175,9 +176,9 @@ def test_alone_and_in_company(sentiment_predictor: Predictor, mode: Any) -> None
 @pytest.mark.parametrize("mode", ["laplace", "map"])
 def test_order_is_kept(sentiment_predictor: Predictor, mode: Any) -> None:
     rows = encode(sentiment_predictor, SENTIMENT_INPUTS[:3])
-    want = [a.map_probs for a in sentiment_predictor.predict(rows, mode=mode)]
+    want = [a.map_probs for a in sentiment_predictor.predict(rows, mode)]
     for order in itertools.permutations(range(3)):
-        got = sentiment_predictor.predict([rows[i] for i in order], mode=mode)
+        got = sentiment_predictor.predict([rows[i] for i in order], mode)
         assert [a.tokens for a in got] == [len(rows[i].token_ids) for i in order]
         for place, i in enumerate(order):
             assert distance(got[place].map_probs, want[i]) < FLOAT32
@@ -255,7 +256,7 @@ def test_answers_hold_together(sentiment_predictor: Predictor, choices_predictor
         ),
     ):
         rows = encode(predictor, inputs)
-        for row, answer in zip(rows, predictor.predict(rows, mode=mode), strict=True):
+        for row, answer in zip(rows, predictor.predict(rows, mode), strict=True):
             check_answer(predictor, row, answer, mode)
 
 
@@ -330,19 +331,22 @@ def test_the_golden_answers_are_replayed(sentiment_predictor: Predictor, choices
 def test_a_base_with_nan_is_no_answer(sentiment_run: FinishedRun) -> None:
     predictor = Predictor.load(sentiment_run.artifact, device="cpu")
     rows = encode(predictor, SENTIMENT_INPUTS)
-    weights = dict(predictor._model.named_parameters())
+    weights = dict(predictor._members.model.named_parameters())
     with torch.no_grad():
         next(w for n, w in weights.items() if n.endswith("mlp.down_proj.weight"))[0, 0] = torch.nan
     for mode in ("laplace", "map"):
         with pytest.raises(NonFiniteError, match="NaN or infinity"):
-            predictor.predict(rows, mode=mode)  # type: ignore[arg-type]
+            predictor.predict(rows, mode)
     with pytest.raises(NonFiniteError):
         predictor.verify_golden()
 
 
 def test_a_posterior_with_infinite_variance_is_no_answer(sentiment_run: FinishedRun, tmp_path: Path) -> None:
     predictor = with_prior(sentiment_run, tmp_path, 1.0)
-    predictor._precisions = torch.full_like(predictor._precisions, torch.nan)
+    trained = predictor._members.trained
+    assert trained.precisions is not None
+    broken = dataclasses.replace(trained, precisions=torch.full_like(trained.precisions, torch.nan))
+    predictor._members = dataclasses.replace(predictor._members, trained=broken)
     with pytest.raises(NonFiniteError):
         predictor.predict(encode(predictor, SENTIMENT_INPUTS[:1]))
 

@@ -120,6 +120,7 @@ def sentiment_config(folder: Path, base: Path, **changes: Any) -> Path:
         "adapter": {"rank": 4, "alpha": 8, "dropout": 0.0},
         "optimizer": {"learning_rate": 1e-2, "steps": 60, "batch_size": 6, "checkpoint_every": 20},
         "laplace": {"rank": 6, "oversampling": 4, "batch_size": 8},
+        "predictives": {"serve": "laplace"},
         "runs": str(folder / "runs"),
         "artifacts": str(folder / "artifacts"),
     }
@@ -144,6 +145,7 @@ def choices_config(folder: Path, base: Path) -> Path:
         adapter={"rank": 4, "alpha": 8, "save_dtype": "bfloat16"},
         optimizer={"learning_rate": 5e-3, "steps": 12, "batch_size": 6},
         laplace={"rank": 6, "oversampling": 4, "factor_dtype": "bfloat16", "prior": "evidence", "granularity": "group"},
+        predictives={"serve": "laplace"},
         runs=str(folder / "runs"),
         artifacts=str(folder / "artifacts"),
     )
@@ -173,6 +175,27 @@ def choices_run(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: Path
     """The 4-bit run."""
     folder = tmp_path_factory.mktemp("choices")
     return finish(choices_config(folder, tiny_base_folder), tiny_base_folder)
+
+
+@pytest.fixture(scope="session")
+def mixture_run(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: Path) -> FinishedRun:
+    """A float32 run with every predictive: an ensemble of three adapters, each with a posterior, and dropout masks."""
+    folder = tmp_path_factory.mktemp("mixture")
+    config = sentiment_config(
+        folder,
+        tiny_base_folder,
+        name="tiny-mixture",
+        adapter={"rank": 4, "alpha": 8, "dropout": 0.2},
+        optimizer={"learning_rate": 1e-2, "steps": 40, "batch_size": 6, "checkpoint_every": 20},
+        predictives={"ensemble": 3, "mc_dropout": 4, "laplace_ensemble": True},
+    )
+    return finish(config, tiny_base_folder)
+
+
+@pytest.fixture(scope="session")
+def mixture_predictor(mixture_run: FinishedRun) -> Predictor:
+    """The artifact with every predictive, loaded."""
+    return Predictor.load(mixture_run.artifact, device="cpu")
 
 
 @pytest.fixture(scope="session")

@@ -1,47 +1,206 @@
-"""Calibrators and thresholds from the calibration split."""
+"""Calibrators, thresholds and the recommendation, all from the calibration split."""
 
 from __future__ import annotations
 
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
 import torch
 
-from laplora.artifact import CalibrationRecord
-from laplora.calibration import conformal_threshold, fit_temperature
-from laplora.predictive import PosteriorPredictive, posterior_predictive
-from laplora.predictives import PREDICTIVES, predictive_probs
+from laplora.artifact import SCORES, CalibrationRecord, PredictiveRecord, RecommendedRecord
+from laplora.calibration import SmallCalibrationWarning
+from laplora.conformal import fit_label_sets
+from laplora.metrics import row_nll
+from laplora.posterior import Prior, ProjectedJacobians
+from laplora.prediction import row_scores
+from laplora.predictive import PosteriorPredictive
+from laplora.predictives import (
+    PREDICTIVES,
+    TEMPERED,
+    PredictiveName,
+    fit_predictive_temperature,
+    predictive_probs,
+    predictive_spec,
+)
+from laplora.prior import choose_by_validation
+from laplora.recommendation import cross_fitted_nll, recommend
 from laplora.review import fit_thresholds
+from laplora.review_scores import ReviewScores, score_tensors
 from training.config import RunConfig
-from training.projected import ProjectedSplit
+from training.members import SplitOutputs
+from training.runtime import write_json, write_tensors
+
+#: Folds of the cross-fitting behind the recommendation.
+FOLDS = 5
 
 
-def calibrate(config: RunConfig, split: ProjectedSplit, covariance: torch.Tensor) -> CalibrationRecord:
-    """Return the temperature, the conformal thresholds and the flags' thresholds.
+@dataclass(frozen=True)
+class Calibrated:
+    """What an artifact records of its calibration split.
 
-    Args:
-        split: the calibration split.
-        covariance: (rows, classes - 1, classes - 1), its contrast covariance under the served prior.
+    Attributes:
+        predictives: in the order of the report.
+        scores: by predictive.
     """
-    settings = config.calibration
-    point = predictive_probs(PREDICTIVES["map"], split.projected.contrast_mean[None], None, split.class_mask)
-    predictive = laplace_predictive(split, covariance)
-    thresholds = fit_thresholds(
-        {"map": point, "laplace": predictive},
-        split.labels,
-        split.label_mass,
-        split="calibration",
-        target_risk=settings.target_risk,
+
+    record: CalibrationRecord
+    predictives: dict[PredictiveName, PredictiveRecord]
+    recommended: RecommendedRecord
+    scores: dict[PredictiveName, ReviewScores]
+
+
+def calibrate(config: RunConfig, outputs: SplitOutputs) -> Calibrated:
+    """Return every predictive's temperature, thresholds and conformal threshold, and which one to recommend."""
+    settings, split = config.calibration, outputs.split
+    names = config.predictives.names
+    labels = split.labels
+    temperatures = {name: fit_temperature_of(outputs, name) for name in names}
+    found = {name: predictive_of(outputs, name, temperatures[name]) for name in names}
+    with warnings.catch_warnings():
+        # What a small split or one without some labels means was said before training (training.splitting).
+        warnings.simplefilter("ignore", SmallCalibrationWarning)
+        thresholds = fit_thresholds(
+            {str(name): predictive for name, predictive in found.items()},
+            labels,
+            split.label_mass,
+            split="calibration",
+            target_risk=settings.target_risk,
+            guarantee=settings.guarantee,
+            confidence=settings.confidence,
+        )
+    map_probs = found["map"].probs
+    records: dict[PredictiveName, PredictiveRecord] = {}
+    scores: dict[PredictiveName, ReviewScores] = {}
+    for name, predictive in found.items():
+        spec, own = PREDICTIVES[name], thresholds.predictives[name]
+        records[name] = PredictiveRecord(
+            members=spec.members,
+            member_count=len(outputs.moments(name)[0]),
+            covariance=spec.covariance,
+            temperature=temperatures[name],
+            nll=float(row_nll(predictive.probs, labels).mean()),
+            thresholds=own,
+            conformal=fit_label_sets(settings.conformal, predictive.probs, labels, settings.coverage),
+        )
+        scores[name] = ReviewScores(row_scores(own, predictive, map_probs), predictive.probs.argmax(1) != labels)
+    record = CalibrationRecord(
+        split="calibration", rows=len(labels), coverage=settings.coverage, conformal=settings.conformal, scores=SCORES
     )
-    return CalibrationRecord(
-        rows=len(split.labels),
-        temperature=fit_temperature(split.logits, split.labels, split.class_mask),
-        thresholds=thresholds,
-        conformal={
-            "laplace": conformal_threshold(predictive.probs, split.labels, settings.coverage),
-            "map": conformal_threshold(point.probs, split.labels, settings.coverage),
+    return Calibrated(record, records, recommendation(config, outputs), scores)
+
+
+def predictive_of(outputs: SplitOutputs, name: PredictiveName, temperature: float) -> PosteriorPredictive:
+    """Return a predictive's moments on a split."""
+    return predictive_probs(predictive_spec(name, temperature), *outputs.moments(name), outputs.split.class_mask)
+
+
+def fit_temperature_of(outputs: SplitOutputs, name: PredictiveName) -> float:
+    """Return the temperature of a predictive on all calibration rows; 1 where it has none."""
+    if name not in TEMPERED:
+        return 1.0
+    return fit_predictive_temperature(*outputs.moments(name), outputs.split.labels, outputs.split.class_mask)
+
+
+def recommendation(config: RunConfig, outputs: SplitOutputs) -> RecommendedRecord:
+    """Return which predictive answers by default, compared on losses that were fitted without their row."""
+    names = config.predictives.names
+    priors = _PriorsWithout(config, outputs)
+    rows = len(outputs.split.labels)
+    losses: dict[str, torch.Tensor] = {
+        name: cross_fitted_nll(_fold_losses(outputs, name, priors), rows, FOLDS, config.seed) for name in names
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SmallCalibrationWarning)  # said before training
+        by_data = recommend(losses, names, config.seed)
+    wanted = config.predictives.serve
+    if wanted == "auto":
+        return RecommendedRecord(
+            predictive=by_data.predictive, reason=by_data.reason, chosen_by="calibration", table=by_data.table
+        )
+    return RecommendedRecord(
+        predictive=wanted,
+        reason=f"{wanted}: set by the configuration; by the calibration split it would be {by_data.reason}",
+        chosen_by="configuration",
+        table=by_data.table,
+    )
+
+
+class _PriorsWithout:
+    """The priors of the fitted adapters, chosen on some calibration rows only; each choice is made once."""
+
+    def __init__(self, config: RunConfig, outputs: SplitOutputs) -> None:
+        self._config, self._outputs = config, outputs
+        self._moments: dict[tuple[int, ...], list[Prior]] = {}
+
+    def __call__(self, rows: torch.Tensor, count: int) -> list[Prior]:
+        """Return the priors of the first ``count`` fitted adapters."""
+        outputs, laplace = self._outputs, self._config.laplace
+        if laplace.prior != "validation":  # the calibration rows had no part in it
+            return [f.prior for f in outputs.fitted[:count]]
+        known = self._moments.setdefault(tuple(rows.tolist()), [])
+        split = outputs.split
+        for fitted in outputs.fitted[len(known) : count]:
+            choice = choose_by_validation(
+                fitted.posterior,
+                take(fitted.projected, rows),
+                split.labels[rows],
+                split.class_mask[rows],
+                laplace.granularity,
+            )
+            known.append(choice.prior)
+        return known[:count]
+
+
+def _fold_losses(
+    outputs: SplitOutputs, name: PredictiveName, priors: _PriorsWithout
+) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """Return the function that fits a predictive on some rows and scores others."""
+    spec, split = PREDICTIVES[name], outputs.split
+    fixed = None if spec.covariance else outputs.moments(name)
+
+    def losses(fit: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
+        count = 1 if spec.members == "single" else len(outputs.fitted)
+        means, covariances = fixed or outputs.moments(name, priors(fit, count))
+        temperature = 1.0
+        if name in TEMPERED:
+            of_fit = None if covariances is None else covariances[:, fit]
+            temperature = fit_predictive_temperature(means[:, fit], of_fit, split.labels[fit], split.class_mask[fit])
+        of_score = None if covariances is None else covariances[:, score]
+        probs = predictive_probs(
+            predictive_spec(name, temperature), means[:, score], of_score, split.class_mask[score]
+        ).probs
+        return row_nll(probs, split.labels[score])
+
+    return losses
+
+
+def take(projected: ProjectedJacobians, rows: torch.Tensor) -> ProjectedJacobians:
+    """Return some rows of projected Jacobians."""
+    return ProjectedJacobians(projected.contrast_mean[rows], projected.kept[rows], projected.rest[rows])
+
+
+def write_calibrated(folder: Path, calibrated: Calibrated) -> None:
+    """Write what was calibrated into a run's folder."""
+    write_tensors(folder / SCORES, score_tensors(calibrated.scores))
+    write_json(
+        folder / "calibrators.json",
+        {
+            "calibration": calibrated.record.model_dump(mode="json"),
+            "predictives": {n: r.model_dump(mode="json") for n, r in calibrated.predictives.items()},
+            "recommended": calibrated.recommended.model_dump(mode="json"),
         },
-        coverage=settings.coverage,
     )
 
 
-def laplace_predictive(split: ProjectedSplit, covariance: torch.Tensor) -> PosteriorPredictive:
-    """Return the posterior predictive of a split's rows under one covariance."""
-    return posterior_predictive(split.projected.contrast_mean, covariance, split.class_mask)
+def read_calibrated(folder: Path) -> dict[str, Any]:
+    """Return the records that ``write_calibrated`` wrote, as fields of a manifest."""
+    fields = json.loads((folder / "calibrators.json").read_text())
+    return {
+        "calibration": CalibrationRecord.model_validate(fields["calibration"]),
+        "predictives": {n: PredictiveRecord.model_validate(r) for n, r in fields["predictives"].items()},
+        "recommended": RecommendedRecord.model_validate(fields["recommended"]),
+    }

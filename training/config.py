@@ -9,7 +9,9 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from laplora.conformal import ConformalScore
 from laplora.errors import ConfigError
+from laplora.predictives import PredictiveName
 from laplora.structures import granularities
 from training.corruptions import CorruptionKind
 from training.data import DataConfig
@@ -100,8 +102,14 @@ class CalibrationConfig(Section):
     """Thresholds taken from the calibration split."""
 
     target_risk: float = Field(0.05, gt=0, lt=1, description="error rate allowed among accepted answers")
+    guarantee: Literal["empirical", "upper_bound"] = Field(
+        "empirical",
+        description="of the target risk: empirical, the calibration rows stay within it; upper_bound, so do new rows "
+        "like them, with the given confidence (takes many calibration rows)",
+    )
+    confidence: float = Field(0.9, gt=0, lt=1, description="of the guarantee upper_bound")
     coverage: float = Field(0.9, gt=0, lt=1, description="of the split-conformal prediction sets")
-    conformal: Literal["lac", "aps"] = Field(
+    conformal: ConformalScore = Field(
         "lac",
         description="score of the prediction sets: lac gives the smallest sets on average, aps sets that grow where "
         "the model is unsure",
@@ -120,22 +128,14 @@ class PredictivesConfig(Section):
         0, ge=0, description="dropout masks to average over (each one a forward pass); needs adapter.dropout; 0: off"
     )
     laplace_ensemble: bool = Field(False, description="a posterior for each adapter of the ensemble, averaged")
-    serve: Literal[
-        "auto",
-        "map",
-        "temperature",
-        "laplace",
-        "laplace_temperature",
-        "ensemble",
-        "ensemble_temperature",
-        "laplace_ensemble",
-        "mc_dropout",
-    ] = Field("auto", description="which one answers by default; auto: the one with the best calibration NLL")
+    serve: Literal["auto", PredictiveName] = Field(
+        "auto", description="which one answers by default; auto: what the calibration split recommends"
+    )
 
     @property
-    def names(self) -> tuple[str, ...]:
+    def names(self) -> tuple[PredictiveName, ...]:
         """Every predictive that is on, in the order of the report."""
-        switches = {
+        switches: dict[PredictiveName, bool] = {
             "map": True,
             "temperature": self.temperature,
             "laplace": True,

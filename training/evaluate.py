@@ -1,29 +1,52 @@
-"""Evaluate: zero-shot, MAP, temperature scaling and Laplace on the same test rows."""
+"""Evaluate: zero-shot, every predictive and every prior choice on the same test rows."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from laplora.artifact import CalibrationRecord
-from laplora.calibration import temperature_probs
+from laplora.conformal import label_sets
 from laplora.jacobians import find_blocks
 from laplora.metrics import Evaluation, evaluate_probs
 from laplora.model import label_logits, last_hidden
+from laplora.posterior import Prior
 from laplora.posterior_file import read_posterior
+from laplora.prediction import row_scores
 from laplora.predictive import class_probs
-from laplora.uncertainty import decompose, review_score
-from training.calibrate import laplace_predictive
+from training.calibrate import predictive_of, read_calibrated
 from training.config import RunConfig
 from training.examples import Example
-from training.fit_laplace import load_trained, read_choices, served_choice, verify_fitted
-from training.projected import covariance_under, project_split, split_tensors
+from training.fit_laplace import load_trained, read_choices, verify_fitted
+from training.label_sets import SetQuality, set_quality
+from training.members import Fitted, SplitOutputs, read_member_fits, split_outputs
+from training.posteriors import served_choice
+from training.projected import project_split, split_tensors
 from training.provenance import evaluation_inputs
 from training.report import print_table, write_report
 from training.runtime import Run, batches, open_run, progress, say, write_json, write_tensors
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Every method on the test split, in the order of the table.
+
+    Attributes:
+        sets: of the predictives, which are the methods that have sets.
+    """
+
+    evaluations: dict[str, Evaluation]
+    sets: dict[str, SetQuality]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain numbers, lists and dicts, by method."""
+        return {
+            name: evaluation.to_json() | ({"sets": vars(self.sets[name])} if name in self.sets else {})
+            for name, evaluation in self.evaluations.items()
+        }
 
 
 def evaluate(config: RunConfig) -> Path:
@@ -35,52 +58,56 @@ def evaluate(config: RunConfig) -> Path:
     run = open_run(config)
     model = load_trained(run)
     verify_fitted(run)
-    evaluations = measure(run, model, config.run_dir / "laplace")
-    folder = config.run_dir / "report"
-    write_json(folder / "evaluation.json", {k: v.to_json() for k, v in evaluations.items()})
-    write_report(evaluations, folder, title=f"{config.name}: {len(run.splits.test)} test rows")
-    print_table(evaluations, title=f"{config.name}, {len(run.splits.test)} test rows")
+    fitted, folder = config.run_dir / "laplace", config.run_dir / "report"
+    measured = measure(run, model, fitted)
+    write_json(folder / "evaluation.json", measured.to_json())
+    recommended = read_calibrated(fitted)["recommended"]
+    title = f"{config.name}: {len(run.splits.test)} test rows"
+    write_report(measured.evaluations, folder, title=title, sets=measured.sets, note=f"Served: {recommended.reason}.")
+    print_table(measured.evaluations, title=title)
+    say(f"served, chosen by the {recommended.chosen_by}: {recommended.reason}")
     say(f"report: {folder}")
     return folder
 
 
-def measure(run: Run, model: Any, fitted: Path) -> dict[str, Evaluation]:
-    """Return the evaluation of every method on the test split, in the order of the table.
+def measure(run: Run, model: Any, fitted: Path) -> Measured:
+    """Return the evaluation of every method on the test split.
 
-    ``laplace`` is what the artifact serves; the other prior choices carry their method and granularity.
+    ``laplace`` has the served prior; the other prior choices carry their method and granularity.
     """
     config, test = run.config, run.splits.test
-    posterior = read_posterior(fitted / "posterior.safetensors", find_blocks(model, run.class_count))
-    calibration = CalibrationRecord.model_validate_json((fitted / "calibrators.json").read_text())
+    blocks = find_blocks(model, run.class_count)
+    posterior = read_posterior(fitted / "posterior.safetensors", blocks)
+    calibrated = read_calibrated(fitted)
+    choices = read_choices(fitted)
+    served = served_choice(config, choices)
     with model.disable_adapter():
         zero_shot = plain_probs(run, model, test)
     split = project_split(run, model, posterior, test, "test rows")
     write_tensors(
         config.run_dir / "report" / "test.safetensors", split_tensors(split), {"made_from": evaluation_inputs(run)}
     )
-    map_probs, labels = class_probs(split.logits, split.class_mask), split.labels
-    results = {
-        "zero_shot": evaluate_probs(zero_shot, labels),
-        "map": evaluate_probs(map_probs, labels),
-        "temperature": evaluate_probs(
-            temperature_probs(split.logits, calibration.temperature, split.class_mask), labels
-        ),
-    }
-    choices = read_choices(fitted)
-    served = served_choice(config, choices)
-    for choice in [served, *(c for c in choices if c != served)]:
-        predictive = laplace_predictive(split, covariance_under(posterior, choice.prior, split))
-        name, score = f"laplace_{choice.method}_{choice.prior.granularity}", None
-        if choice == served:
-            name = "laplace"
-            score = review_score(
-                calibration.thresholds.for_mode("laplace"),
-                map_probs=map_probs,
-                probs=predictive.probs,
-                epistemic=decompose(predictive).epistemic,
-            )
-        results[name] = evaluate_probs(predictive.probs, labels, score)
-    return results
+    trained = Fitted(posterior, served.prior, split.projected)
+    outputs = split_outputs(run, model, trained, split, read_member_fits(run, model), test, "test rows")
+    results = {"zero_shot": evaluate_probs(zero_shot, split.labels)}
+    sets = {}
+    map_probs = class_probs(split.logits, split.class_mask)
+    for name, record in calibrated["predictives"].items():
+        predictive = predictive_of(outputs, name, record.temperature)
+        scores = row_scores(record.thresholds, predictive, map_probs)
+        results[name] = evaluate_probs(predictive.probs, split.labels, scores)
+        chosen = label_sets(calibrated["calibration"].conformal, predictive.probs, record.conformal, split.class_mask)
+        sets[name] = set_quality(chosen, split.labels)
+    for choice in choices:
+        if choice != served:
+            probs = predictive_of(_with_prior(outputs, choice.prior), "laplace", 1.0).probs
+            results[f"laplace_{choice.method}_{choice.prior.granularity}"] = evaluate_probs(probs, split.labels)
+    return Measured(results, sets)
+
+
+def _with_prior(outputs: SplitOutputs, prior: Prior) -> SplitOutputs:
+    trained = outputs.fitted[0]
+    return SplitOutputs(outputs.split, (Fitted(trained.posterior, prior, trained.projected),), outputs.means)
 
 
 @torch.no_grad()

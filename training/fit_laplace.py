@@ -11,24 +11,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file
-from torch import nn
-
-from laplora.blocks import Block
 from laplora.errors import ConfigError
 from laplora.jacobians import find_blocks
 from laplora.model import attach_adapter
-from laplora.posterior import Granularity, Posterior, Prior, block_precisions
+from laplora.posterior import Prior, block_precisions
 from laplora.posterior_file import posterior_tensors
-from laplora.prior import PriorChoice, choose_by_evidence, choose_by_validation
-from laplora.structures import StructureSettings, fit_posterior, granularities
+from laplora.prior import PriorChoice
 from laplora.subset import select_blocks
-from training.calibrate import calibrate
+from training.calibrate import calibrate, write_calibrated
 from training.config import RunConfig
 from training.finetune import trained_as
-from training.passes import ResumablePass
-from training.projected import ProjectedSplit, covariance_under, project_split, split_tensors
+from training.members import Fitted, fit_members, split_outputs
+from training.posteriors import choose_priors, fit_curvature, served_choice, squared_distances
+from training.projected import project_split, split_tensors
 from training.provenance import fit_inputs
 from training.runtime import Run, open_run, say, write_json, write_tensors
 
@@ -50,8 +45,11 @@ def fit_laplace(config: RunConfig) -> Path:
     write_tensors(folder / "posterior.safetensors", *posterior_tensors(posterior, config.laplace.factor_dtype))
     write_tensors(folder / "calibration.safetensors", split_tensors(calibration))
     served = served_choice(config, choices)
-    record = calibrate(config, calibration, covariance_under(posterior, served.prior, calibration))
-    write_json(folder / "calibrators.json", record.model_dump(mode="json"))
+    fits = fit_members(run, model, posterior.blocks)
+    trained = Fitted(posterior, served.prior, calibration.projected)
+    outputs = split_outputs(run, model, trained, calibration, fits, run.splits.calibration, "calibration rows")
+    calibrated = calibrate(config, outputs)
+    write_calibrated(folder, calibrated)
     summary = {
         "served": {"method": served.method, "granularity": served.prior.granularity},
         "choices": [asdict(c) for c in choices],
@@ -68,6 +66,7 @@ def fit_laplace(config: RunConfig) -> Path:
             + ", ".join(f"{k} {v:.4g}" for k, v in list(choice.prior.precision.items())[:4])
             + (" (at the edge of the searched range)" if choice.at_bound else "")
         )
+    say(f"served, chosen by the {calibrated.recommended.chosen_by}: {calibrated.recommended.reason}")
     return folder
 
 
@@ -86,68 +85,6 @@ def load_trained(run: Run) -> Any:
             "'python -m training finetune' again, or give this run another name"
         )
     return attach_adapter(run.load_base(), folder)
-
-
-def fit_curvature(run: Run, model: nn.Module, blocks: tuple[Block, ...], folder: Path) -> tuple[Posterior, float]:
-    """Return the curvature over the training rows, and their log-likelihood (summed, nats)."""
-    run_pass = ResumablePass(run, model, blocks, folder)
-    return fit_posterior(structure_settings(run.config), blocks, run_pass), run_pass.log_likelihood
-
-
-def structure_settings(config: RunConfig) -> StructureSettings:
-    """Return which posterior a run fits."""
-    settings = config.laplace
-    return StructureSettings(
-        structure=settings.structure,
-        rank=settings.rank,
-        oversampling=settings.oversampling,
-        joint_rank=settings.joint_rank,
-        seed=config.seed,
-        basis_dtype=getattr(torch, settings.factor_dtype),
-    )
-
-
-def choose_priors(
-    config: RunConfig,
-    posterior: Posterior,
-    calibration: ProjectedSplit,
-    distances: torch.Tensor,
-    log_likelihood: float,
-) -> list[PriorChoice]:
-    """Return every prior choice that is reported: by validation and by evidence, scalar and per group.
-
-    One per group only where the posterior's structure takes it.
-    """
-    wanted: list[Granularity] = ["scalar", "group", config.laplace.granularity]
-    choices = []
-    for granularity in dict.fromkeys(g for g in wanted if g in granularities(posterior.structure)):
-        choices.append(choose_by_evidence(posterior, distances, log_likelihood, granularity))
-        if granularity != "module":
-            choices.append(
-                choose_by_validation(
-                    posterior, calibration.projected, calibration.labels, calibration.class_mask, granularity
-                )
-            )
-    return choices
-
-
-def served_choice(config: RunConfig, choices: list[PriorChoice]) -> PriorChoice:
-    """Return the choice that the configuration asks to serve."""
-    wanted = (config.laplace.prior, config.laplace.granularity)
-    return next(c for c in choices if (c.method, c.prior.granularity) == wanted)
-
-
-def squared_distances(config: RunConfig, blocks: tuple[Block, ...]) -> torch.Tensor:
-    """Return each block's squared Frobenius distance from its initial value, (blocks,) float64.
-
-    PEFT starts A at random, so the norm itself is not evidence; rows of ``lm_head``'s ``lora_B`` that are no
-    label never move and add nothing.
-    """
-    start = load_file(config.run_dir / "initial_adapter" / "adapter_model.safetensors")
-    end = load_file(config.run_dir / "adapter" / "adapter_model.safetensors")
-    keys = {k.removeprefix("base_model.model.").removesuffix(".weight"): k for k in end}
-    moved = [(end[keys[b.name]].double() - start[keys[b.name]].double()).square().sum() for b in blocks]
-    return torch.stack(moved)
 
 
 def verify_fitted(run: Run) -> None:

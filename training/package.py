@@ -19,8 +19,9 @@ from laplora.artifact import (
     FORMAT_VERSION,
     GOLDEN,
     POSTERIOR,
-    CalibrationRecord,
+    SCORES,
     Manifest,
+    MemberRecord,
     PriorRecord,
     TemplateRecord,
     file_records,
@@ -28,10 +29,16 @@ from laplora.artifact import (
     write_manifest,
 )
 from laplora.errors import ConfigError
+from laplora.golden import golden_entry
 from laplora.model import tokenizer_hash, weights_hash
 from laplora.predictor import Predictor
+from laplora.prior import PriorChoice
+from training.calibrate import read_calibrated
 from training.config import RunConfig, config_hash_fields
-from training.fit_laplace import read_choices, served_choice, verify_fitted
+from training.finetune import member_folder, member_steps
+from training.fit_laplace import read_choices, verify_fitted
+from training.members import dropout_record, fit_folder, read_member_choice
+from training.posteriors import served_choice
 from training.provenance import evaluation_inputs
 from training.runtime import Run, open_run, say, write_json
 
@@ -56,6 +63,8 @@ def package(config: RunConfig) -> Path:
     with new_artifact(config.artifact_dir) as folder:
         shutil.copytree(config.run_dir / "adapter", folder / ADAPTER_FOLDER)
         shutil.copy(fitted / POSTERIOR, folder / POSTERIOR)
+        shutil.copy(fitted / SCORES, folder / SCORES)
+        copy_members(config, folder)
         shutil.copytree(report, folder / "report", ignore=shutil.ignore_patterns("*.safetensors"))
         shutil.copy(fitted / "fit.json", folder / "report" / "fit.json")
         manifest = describe(run, fitted, report)
@@ -100,13 +109,10 @@ def describe(run: Run, fitted: Path, report: Path) -> Manifest:
         labels=task.labels,
         label_token_ids=run.label_ids,
         max_tokens=config.max_tokens,
-        prior=PriorRecord(
-            method=choice.method,
-            granularity=choice.prior.granularity,
-            precision=choice.prior.precision,
-            objective=choice.objective,
-        ),
-        calibration=CalibrationRecord.model_validate_json((fitted / "calibrators.json").read_text()),
+        prior=prior_record(choice),
+        members=member_records(config),
+        dropout=dropout_record(config),
+        **read_calibrated(fitted),
         metrics=summary(json.loads((report / "evaluation.json").read_text())),
         config=config_hash_fields(config),
         data=run.splits.report,
@@ -115,29 +121,55 @@ def describe(run: Run, fitted: Path, report: Path) -> Manifest:
     )
 
 
+def member_records(config: RunConfig) -> tuple[MemberRecord, ...]:
+    """Return the ensemble's further adapters, in the order of training."""
+    with_posterior = config.predictives.laplace_ensemble
+    return tuple(
+        MemberRecord(
+            folder=f"members/{number}",
+            step=step,
+            prior=prior_record(read_member_choice(fit_folder(config, step))) if with_posterior else None,
+        )
+        for number, step in enumerate(member_steps(config), 1)
+    )
+
+
+def copy_members(config: RunConfig, folder: Path) -> None:
+    """Copy the ensemble's further adapters and their posteriors into an artifact."""
+    for record in member_records(config):
+        shutil.copytree(member_folder(config, record.step), folder / record.folder / ADAPTER_FOLDER)
+        if record.prior:
+            shutil.copy(fit_folder(config, record.step) / POSTERIOR, folder / record.folder / POSTERIOR)
+
+
+def prior_record(choice: PriorChoice) -> PriorRecord:
+    """Return a prior choice as an artifact records it."""
+    return PriorRecord(
+        method=choice.method,
+        granularity=choice.prior.granularity,
+        precision=choice.prior.precision,
+        objective=choice.objective,
+    )
+
+
 def summary(evaluation: dict[str, Any]) -> dict[str, Any]:
     """Return the scalar metrics of every method."""
-    names = ("rows", "accuracy", "nll", "ece", "brier", "auroc_error")
-    return {method: {n: values[n] for n in names} for method, values in evaluation.items()}
+    names = ("rows", "accuracy", "nll", "ece", "brier", "auroc_error", "auprc_error", "aurc")
+    return {
+        method: {n: values[n] for n in names}
+        | ({f"set_{n}": values["sets"][n] for n in ("coverage", "mean_size")} if "sets" in values else {})
+        for method, values in evaluation.items()
+    }
 
 
 def golden_answers(run: Run, predictor: Predictor) -> dict[str, Any]:
     """Return inputs and the answers that the server must reproduce."""
     inputs = [dict(i) for i in run.config.golden_inputs] or [dict(e.fields) for e in run.splits.calibration[:4]]
     rows = [predictor.encode(i, truncate=True) for i in inputs]
-    answers = predictor.predict(rows)
+    answers = predictor.predict(rows, also=predictor.predictives)
     return {
         "tolerance": TOLERANCE[run.config.base.dtype],
-        "answers": [
-            {
-                "inputs": i,
-                "map_probs": a.map_probs,
-                "probs": a.probs,
-                "logit_mean": a.logit_mean,
-                "logit_variance": a.logit_variance,
-            }
-            for i, a in zip(inputs, answers, strict=True)
-        ],
+        "answers": [golden_entry(i, a) for i, a in zip(inputs, answers, strict=True)],
     }
 
 

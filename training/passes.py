@@ -33,10 +33,12 @@ class ResumablePass:
         log_likelihood: of the training rows, summed, nats, once a pass has ended.
     """
 
-    def __init__(self, run: Run, model: nn.Module, blocks: tuple[Block, ...], folder: Path) -> None:
+    def __init__(
+        self, run: Run, model: nn.Module, blocks: tuple[Block, ...], folder: Path, adapter: Path | None = None
+    ) -> None:
         self._run, self._model, self._blocks, self._folder = run, model, blocks, folder
         self._rows = run.encode(run.splits.train)
-        self._mark = curvature_inputs(run)
+        self._mark = curvature_inputs(run, adapter)
         self._tokens = needs_tokens(run.config.laplace.structure)
         self.log_likelihood = 0.0
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from laplora.model import weights_hash
@@ -22,16 +23,20 @@ def adapter_inputs(run: Run) -> str:
     config = run.config
     return _digest(
         _task_inputs(run),
-        _rows(run.splits.train),
+        rows_digest(run.splits.train),
         config.seed,
         config.adapter.model_dump(mode="json"),
         config.optimizer.model_dump(mode="json"),
     )
 
 
-def curvature_inputs(run: Run) -> str:
-    """Return the digest of what the sums over the training rows depend on, the trained adapter first of all."""
-    adapter = (run.config.run_dir / "adapter" / "adapter_model.safetensors").read_bytes()
+def curvature_inputs(run: Run, folder: Path | None = None) -> str:
+    """Return the digest of what the sums over the training rows depend on, the adapter first of all.
+
+    Args:
+        folder: the adapter's; None: the trained one's.
+    """
+    adapter = ((folder or run.config.run_dir / "adapter") / "adapter_model.safetensors").read_bytes()
     fields = {"structure", "subset", "rank", "oversampling", "joint_rank", "batch_size", "factor_dtype"}
     settings = run.config.laplace.model_dump(mode="json", include=fields)
     return _digest(adapter_inputs(run), hashlib.sha256(adapter).hexdigest(), settings)
@@ -42,15 +47,17 @@ def fit_inputs(run: Run) -> str:
     config = run.config
     return _digest(
         curvature_inputs(run),
-        _rows(run.splits.calibration),
+        rows_digest(run.splits.calibration),
         config.laplace.model_dump(mode="json"),
         config.calibration.model_dump(mode="json"),
+        config.predictives.model_dump(mode="json"),
+        [_file(path) for path in sorted((config.run_dir / "members").glob("*/adapter_model.safetensors"))],
     )
 
 
 def evaluation_inputs(run: Run) -> str:
     """Return the digest of what the metrics depend on."""
-    return _digest(fit_inputs(run), _rows(run.splits.test))
+    return _digest(fit_inputs(run), rows_digest(run.splits.test))
 
 
 def _task_inputs(run: Run) -> list[Any]:
@@ -60,8 +67,13 @@ def _task_inputs(run: Run) -> list[Any]:
     return [weights, base.quantization, base.dtype, run.config.max_tokens, asdict(task.template), run.label_ids]
 
 
-def _rows(examples: Sequence[Example]) -> str:
+def rows_digest(examples: Sequence[Example]) -> str:
+    """Return the digest of examples, in order."""
     return _digest(*([dict(e.fields), e.label, e.class_count] for e in examples))
+
+
+def _file(path: Path) -> list[str]:
+    return [path.parent.name, hashlib.sha256(path.read_bytes()).hexdigest()]
 
 
 def _digest(*parts: Any) -> str:

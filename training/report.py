@@ -19,8 +19,19 @@ from rich.table import Table
 
 from laplora.errors import DataError
 from laplora.metrics import Evaluation
+from training.label_sets import SetQuality
 
-_NAMES = {"zero_shot": "zero-shot", "map": "MAP", "temperature": "temperature scaling", "laplace": "Laplace"}
+_NAMES = {
+    "zero_shot": "zero-shot",
+    "map": "MAP",
+    "temperature": "temperature scaling",
+    "laplace": "Laplace",
+    "laplace_temperature": "Laplace + temperature",
+    "ensemble": "ensemble",
+    "ensemble_temperature": "ensemble + temperature",
+    "laplace_ensemble": "Laplace ensemble",
+    "mc_dropout": "MC dropout",
+}
 _COLORS = {"zero_shot": "#8c8c8c", "map": "#c44e52", "temperature": "#dd8452", "laplace": "#2a6fb0"}
 _OTHERS = ("#55a868", "#8172b3", "#937860", "#da8bc3", "#64b5cd", "#ccb974")
 _BAR = "#7ba6d0"
@@ -48,8 +59,19 @@ def display_name(method: str) -> str:
     return f"{name} ({', '.join(rest)})" if rest else name
 
 
-def write_report(evaluations: Mapping[str, Evaluation], folder: Path, *, title: str) -> list[Path]:
+def write_report(
+    evaluations: Mapping[str, Evaluation],
+    folder: Path,
+    *,
+    title: str,
+    sets: Mapping[str, SetQuality] | None = None,
+    note: str = "",
+) -> list[Path]:
     """Write reliability.png, risk_coverage.png and results.md into a folder and return their paths.
+
+    Args:
+        sets: of the methods that have label sets.
+        note: a sentence under the title of results.md.
 
     Raises:
         DataError: no evaluations.
@@ -59,7 +81,10 @@ def write_report(evaluations: Mapping[str, Evaluation], folder: Path, *, title: 
     reliability, coverage, results = (folder / n for n in ("reliability.png", "risk_coverage.png", "results.md"))
     reliability_figure(evaluations, title=title).savefig(reliability, dpi=150)
     risk_coverage_figure(evaluations, title=title).savefig(coverage, dpi=150)
-    results.write_text(f"# {title}\n\n{markdown_table(evaluations)}", encoding="utf-8")
+    parts = [f"# {title}\n", f"{note}\n" if note else "", markdown_table(evaluations)]
+    if sets:
+        parts.append(sets_table(evaluations, sets))
+    results.write_text("\n".join(part for part in parts if part), encoding="utf-8")
     return [reliability, coverage, results]
 
 
@@ -76,6 +101,24 @@ def markdown_table(evaluations: Mapping[str, Evaluation]) -> str:
             for cell in cells
         ]
         lines.append([display_name(method), *row])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def sets_table(evaluations: Mapping[str, Evaluation], sets: Mapping[str, SetQuality]) -> str:
+    """Return a second table as Markdown: the average precision of finding the mistakes, and the label sets.
+
+    coverage: share of rows whose conformal set holds the label; set size: labels in it. In brackets 95 % intervals.
+    """
+    lines = [["method", "AUPRC of mistakes ↑", "set coverage", "set size ↓"], ["---", "---:", "---:", "---:"]]
+    for method, quality in sets.items():
+        evaluation = evaluations[method]
+        values = (
+            (evaluation.auprc_error, evaluation.intervals.get("auprc_error")),
+            (quality.coverage, quality.intervals.get("coverage")),
+            (quality.mean_size, quality.intervals.get("mean_size")),
+        )
+        cells = [_Cell("-" if v is None else f"{v:.3f}", bounds, best=False) for v, bounds in values]
+        lines.append([display_name(method), *(c.value + (f" [{i}]" if (i := c.interval(3)) else "") for c in cells)])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 

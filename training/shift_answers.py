@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from laplora.predictor import Prediction, Predictor
+from laplora.prediction import Prediction
+from laplora.predictor import Predictor
 from laplora.prompts import EncodedRow
 from laplora.uncertainty import FLAGS
 from training.examples import Example
@@ -78,7 +79,7 @@ def answer_set(predictor: Predictor, examples: Sequence[Example], batch_size: in
 
 def every_prediction(predictor: Predictor, rows: Sequence[EncodedRow]) -> dict[str, list[Prediction]]:
     """Return the answers of every predictive that the artifact carries, ``map`` first."""
-    return {"map": predictor.predict(rows, mode="map"), "laplace": predictor.predict(rows, mode="laplace")}
+    return {name: predictor.predict(rows, name) for name in predictor.predictives}
 
 
 def _stacked(predictions: Sequence[Prediction], classes: int) -> PredictiveRows:

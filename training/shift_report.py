@@ -95,7 +95,7 @@ def shift_record(config: RunConfig, artifact: Artifact, sets: Mapping[str, Any])
 
 def recommended(artifact: Artifact) -> str:
     """Return the predictive that answers unless another is asked for."""
-    return "laplace"
+    return artifact.manifest.recommended.predictive
 
 
 def write_shift_report(record: Mapping[str, Any], folder: Path) -> list[Path]:

@@ -149,10 +149,16 @@ def check(task: Task, splits: Mapping[Role, tuple[Example, ...]]) -> list[str]:
             f"{len(calibration)} calibration rows are fewer than {FEW_CALIBRATION_ROWS}: the prior precision, the "
             "temperature and the thresholds chosen on them are mostly noise"
         )
-    if len(task.labels) > 1 and len({e.label for e in calibration}) == 1:
+    seen = {e.label for e in calibration}
+    if len(seen) == 1:
         warnings.append(
-            f"every calibration row has the label {task.labels[calibration[0].label]!r}: temperatures, thresholds and "
+            f"every calibration row has the label {task.labels[min(seen)]!r}: temperatures, thresholds and "
             "prediction sets fitted on them say nothing about the other labels"
+        )
+    elif seen and (unseen := [task.labels[i] for i in sorted(present) if i not in seen]):
+        warnings.append(
+            f"no calibration row has the labels {unseen}: coverage and risk as promised do not hold for "
+            "rows of these labels"
         )
     if not splits["test"]:
         warnings.append("no test rows: nothing can be measured on unseen data")

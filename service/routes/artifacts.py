@@ -11,7 +11,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from laplora.errors import LaploraError
 from service.openapi import CANDIDATE_ERRORS, STATE_ERRORS, error_responses
-from service.schemas import ActivateResponse, ArtifactRef, ArtifactsResponse, ArtifactSummary
+from service.schemas import ActivateResponse, ArtifactRef, ArtifactsResponse, ArtifactSummary, RecommendedOut
 from service.scoring import ServiceState, choose_predictor
 
 if TYPE_CHECKING:
@@ -77,6 +77,8 @@ def _summary(name: str, item: Artifact | LaploraError, active: bool) -> Artifact
             quantization=None,
             labels=None,
             fields=None,
+            predictives=None,
+            recommended=None,
             metrics=None,
             error=str(item),
         )
@@ -86,6 +88,8 @@ def _summary(name: str, item: Artifact | LaploraError, active: bool) -> Artifact
         active=active,
         labels=list(item.manifest.labels),
         fields=template_fields(item),
+        predictives=list(item.manifest.servable),
+        recommended=RecommendedOut.model_validate(item.manifest.recommended.model_dump()),
         metrics=_finite(item.manifest.metrics),
         error=None,
     )

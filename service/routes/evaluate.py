@@ -11,6 +11,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from laplora.errors import InvalidInputError, NonFiniteError
 from service.body import JsonBodyRoute
+from service.engine import Ask
 from service.errors import UnscorableInputError
 from service.openapi import SCORING_ERRORS, error_responses
 from service.routes.artifacts import artifact_ref
@@ -19,14 +20,15 @@ from service.schemas import EvaluateOptions, EvaluateRequest, EvaluateResponse, 
 from service.scoring import Scored, ServiceState, check_inputs, choose_predictor, score, while_awaited
 
 if TYPE_CHECKING:
-    from laplora.predictor import Prediction, Predictor
+    from laplora.prediction import Prediction
+    from laplora.predictor import Predictor
 
 router = APIRouter(tags=["scoring"], route_class=JsonBodyRoute)
 
 
 @router.post("/evaluate", responses=error_responses(*SCORING_ERRORS))
 async def evaluate(body: EvaluateRequest, request: Request) -> EvaluateResponse:
-    """Measure MAP, Laplace and each calibrator on labelled inputs: accuracy, NLL, ECE, Brier, error ranking."""
+    """Measure every predictive of the artifact on labelled inputs: accuracy, NLL, ECE, Brier, error ranking."""
     begun = time.monotonic()
     state: ServiceState = request.app.state.service
     deadline = begun + state.settings.request_timeout_s
@@ -39,7 +41,7 @@ async def evaluate(body: EvaluateRequest, request: Request) -> EvaluateResponse:
             state,
             predictor,
             [item.template_fields for item in body.inputs],
-            mode="laplace",
+            ask=Ask(predictor.recommended, also=predictor.predictives),
             truncate=body.options.truncate,
             deadline=deadline,
         )
@@ -75,9 +77,9 @@ def label_index(index: int, item: LabelledInput, labels: Sequence[str]) -> int:
 def measure(
     predictions: Sequence[Prediction], labels: Sequence[int], predictor: Predictor, options: EvaluateOptions
 ) -> dict[str, MethodMetrics]:
-    """Return the metrics of every way the predictions hold to get probabilities, by name.
+    """Return the metrics of every predictive that the predictions hold, by name.
 
-    ``laplace`` ranks its mistakes by the artifact's review score, the others by their entropy.
+    Each ranks its mistakes by its own review score, or its entropy where it has none.
     """
     import torch
 
@@ -97,10 +99,11 @@ def measure(
         del found["rows"]
         return MethodMetrics.model_validate(found)
 
-    methods = {
-        "map": metrics([p.map_probs for p in predictions]),
-        "laplace": metrics([p.probs for p in predictions], [p.score for p in predictions]),
-    }
-    for name in predictions[0].calibrated_probs:
-        methods[name] = metrics([p.calibrated_probs[name] for p in predictions])
+    first = predictions[0]
+    methods = {"map": metrics([p.map_probs for p in predictions])}
+    methods[first.predictive] = metrics([p.probs for p in predictions], [p.score for p in predictions])
+    for name in first.calibrated_probs:
+        methods[name] = metrics(
+            [p.calibrated_probs[name] for p in predictions], [p.calibrated_scores[name] for p in predictions]
+        )
     return methods

@@ -15,43 +15,53 @@ from service.routes.artifacts import artifact_ref
 from service.schemas import (
     Input,
     PredictionOut,
+    PredictiveRef,
     PredictOptions,
     PredictRequest,
     PredictResponse,
     Timing,
 )
-from service.scoring import Scored, ServiceState, check_inputs, choose_predictor, score, while_awaited
+from service.scoring import Scored, ServiceState, check_inputs, choose_predictor, score, what_is_asked, while_awaited
 
 if TYPE_CHECKING:
-    from laplora.predictor import Prediction
+    from laplora.prediction import Prediction
 
 router = APIRouter(tags=["scoring"], route_class=JsonBodyRoute)
 
 
 @router.post("/predict", responses=error_responses(*SCORING_ERRORS), response_model_exclude_unset=True)
 async def predict(body: PredictRequest, request: Request) -> PredictResponse:
-    """Classify inputs: MAP and posterior-predictive probabilities, uncertainty, flags and a decision."""
+    """Classify inputs: probabilities of MAP and of the predictive asked for, uncertainty, flags and a decision."""
     begun = time.monotonic()
     state: ServiceState = request.app.state.service
     deadline = begun + state.settings.request_timeout_s
     predictor = choose_predictor(state, body.artifact)
     check_inputs(state, body.inputs)
+    ask = what_is_asked(predictor, body.options)
     work = score(
         state,
         predictor,
         [item.template_fields for item in body.inputs],
-        mode=body.options.mode,
+        ask=ask,
         truncate=body.options.truncate,
         deadline=deadline,
     )
     scored = await while_awaited(request, work, deadline=deadline)
+    answers, target_risk = predictor.decided(scored.predictions, body.options.target_risk)
     predictions = [
         prediction_out(i, item, prediction, body.options)
-        for i, (item, prediction) in enumerate(zip(body.inputs, scored.predictions, strict=True))
+        for i, (item, prediction) in enumerate(zip(body.inputs, answers, strict=True))
     ]
     timing = timing_of(scored, begun)
     record(request, timing, rows=len(predictions), tokens=sum(p.tokens for p in scored.predictions))
-    return PredictResponse(artifact=artifact_ref(predictor.artifact), predictions=predictions, timing_ms=timing)
+    recommended = predictor.artifact.manifest.recommended
+    return PredictResponse(
+        artifact=artifact_ref(predictor.artifact),
+        predictive=PredictiveRef(name=ask.predictive, recommended=recommended.predictive, reason=recommended.reason),
+        target_risk=target_risk,
+        predictions=predictions,
+        timing_ms=timing,
+    )
 
 
 def prediction_out(index: int, item: Input, prediction: Prediction, options: PredictOptions) -> PredictionOut:
@@ -67,7 +77,7 @@ def prediction_out(index: int, item: Input, prediction: Prediction, options: Pre
 
     label = p.labels[p.label_index]
     choices = item.template_fields.get("choices")
-    has_posterior = p.total is not None and p.aleatoric is not None and p.epistemic is not None
+    has_spread = p.total is not None and p.aleatoric is not None and p.epistemic is not None
     # Only what is set is sent: an id that was not given and a covariance that was not asked for are left out.
     optional: dict[str, object] = {} if item.id is None else {"id": item.id}
     if options.covariance:
@@ -85,7 +95,7 @@ def prediction_out(index: int, item: Input, prediction: Prediction, options: Pre
                 "logit_mean": p.logit_mean,
                 "logit_variance": p.logit_variance,
                 "uncertainty": {"total": p.total, "aleatoric": p.aleatoric, "epistemic": p.epistemic}
-                if has_posterior
+                if has_spread
                 else None,
                 "label_mass": p.label_mass,
                 "score": p.score,

@@ -20,11 +20,11 @@ from service.__main__ import main
 
 
 class GatedPredictor(FakePredictor):
-    def predict(self, rows: Any, *, mode: str = "laplace") -> Any:
+    def predict(self, rows: Any, predictive: str | None = None, *, also: Any = ()) -> Any:
         gate = os.environ.get("FAKE_GATE")
         while gate and not Path(gate).exists():
             time.sleep(0.005)
-        return super().predict(rows, mode=mode)
+        return super().predict(rows, predictive, also=also)
 
 
 if __name__ == "__main__":

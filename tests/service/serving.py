@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -40,7 +40,9 @@ class FakePrediction:
     prediction_set: list[str] = field(default_factory=lambda: ["negative"])
     flags: list[str] = field(default_factory=list)
     decision: str = "accept"
+    predictive: str = "laplace"
     calibrated_probs: dict[str, list[float]] = field(default_factory=dict)
+    calibrated_scores: dict[str, float] = field(default_factory=dict)
     truncated: bool = False
 
 
@@ -61,8 +63,18 @@ class FakePredictor:
         max_tokens: int = 64,
     ) -> None:
         record = SimpleNamespace(template=lambda: template)
+        self.recommended = "laplace"
+        self.predictives = ("map", "laplace", "ensemble")
+        self.decides_any_risk = True
+        reason = {"predictive": "laplace", "reason": "it was better", "chosen_by": "calibration", "table": {}}
         manifest = SimpleNamespace(
-            base_model="tiny", quantization="none", labels=tuple(labels), template=record, metrics={"map": {"nll": 0.5}}
+            base_model="tiny",
+            quantization="none",
+            labels=tuple(labels),
+            template=record,
+            metrics={"map": {"nll": 0.5}},
+            servable=self.predictives,
+            recommended=SimpleNamespace(**reason, model_dump=lambda: reason),
         )
         self.artifact = SimpleNamespace(name=name, digest=f"sha256:{name}", manifest=manifest, path=path)
         self.class_count = len(labels)
@@ -71,6 +83,7 @@ class FakePredictor:
         self.template = template
         self.labels = tuple(labels)
         self.batches: list[tuple[str, list[EncodedRow]]] = []
+        self.also: list[tuple[str, ...]] = []
         self.poison: dict[int, Exception] = {}
         self.most_rows = 10_000
         self.released = threading.Event()
@@ -94,43 +107,57 @@ class FakePredictor:
             ids = ids[-self.max_tokens :]
         return EncodedRow(tuple(ids), classes, truncated=len(words) > len(ids))
 
-    def predict(self, rows: Sequence[EncodedRow], *, mode: str = "laplace") -> list[Any]:
+    def predict(
+        self, rows: Sequence[EncodedRow], predictive: str | None = None, *, also: Sequence[str] = ()
+    ) -> list[Any]:
+        predictive = predictive or self.recommended
         self.threads.add(threading.current_thread().name)
         self.entered.set()
         self.released.wait()
-        self.batches.append((mode, list(rows)))
+        self.batches.append((predictive, list(rows)))
+        self.also.append(tuple(also))
         for row in rows:
             for token in row.token_ids:
                 if token in self.poison:
                     raise self.poison[token]
         if len(rows) > self.most_rows:
             raise RuntimeError("CUDA out of memory")
-        return [self._one(row, mode) for row in rows]
+        return [self._one(row, predictive, "laplace" in (predictive, *also)) for row in rows]
 
     def row(self, *tokens: int) -> EncodedRow:
         return EncodedRow(tokens, self.class_count)
 
-    def _one(self, row: EncodedRow, mode: str) -> FakePrediction:
+    def decided(self, predictions: Sequence[Any], target_risk: float | None) -> tuple[list[Any], float]:
+        """Accept what risks less than asked for: here, half of the score."""
+        if target_risk is None:
+            return list(predictions), 0.05
+        accept = [p.score / 2 <= target_risk for p in predictions]
+        decisions = [("review", "accept")[a] for a in accept]
+        return [replace(p, decision=d) for p, d in zip(predictions, decisions, strict=True)], target_risk
+
+    def _one(self, row: EncodedRow, predictive: str, posterior: bool) -> FakePrediction:
         classes = row.class_count
         first = float("nan") if self.nan else max((t for t in row.token_ids if t > 1), default=0) / 100_000
         probs = [first] + [(1 - first) / (classes - 1)] * (classes - 1)
-        laplace = mode == "laplace"
+        spread = predictive != "map"
         square = [[0.1] * classes for _ in range(classes)]
         return FakePrediction(
             labels=self.labels[:classes],
             label_index=classes - 1,
             map_probs=probs,
             probs=list(probs),
-            probs_std=[0.1] * classes if laplace else None,
+            probs_std=[0.1] * classes if spread else None,
             logit_mean=[0.0] * classes,
-            logit_variance=[0.1] * classes if laplace else None,
-            logit_covariance=square if laplace else None,
-            total=0.5 if laplace else None,
-            aleatoric=0.4 if laplace else None,
-            epistemic=0.1 if laplace else None,
+            logit_variance=[0.1] * classes if posterior else None,
+            logit_covariance=square if posterior else None,
+            total=0.5,
+            aleatoric=0.4 if spread else None,
+            epistemic=0.1 if spread else None,
             tokens=len(row.token_ids),
             truncated=row.truncated,
+            predictive=predictive,
             calibrated_probs={"temperature": list(probs)},
+            calibrated_scores={"temperature": 0.3},
         )
 
     def verify_golden(self) -> None:
@@ -190,8 +217,9 @@ async def serve(
             host = app.state.service.host
             await served.until(lambda: host.active is not None or host.stage.startswith("failed"))
             assert host.active is not None, host.stage
-            # The first pass of each mode is the server's own.
+            # The first pass of each predictive is the server's own.
             predictor.batches.clear()
+            predictor.also.clear()
         try:
             yield served
         finally:

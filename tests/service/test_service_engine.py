@@ -11,7 +11,7 @@ from serving import FakePredictor
 
 from laplora.errors import NonFiniteError
 from laplora.prompts import EncodedRow
-from service.engine import BatchReport, Engine, Ticket, is_out_of_memory
+from service.engine import Ask, BatchReport, Engine, Ticket, is_out_of_memory
 from service.errors import (
     BatchTooLargeError,
     DeadlineError,
@@ -45,8 +45,8 @@ def engine(predictor: FakePredictor, reports: list[BatchReport]) -> Iterator[Eng
     engine.stop(join_timeout_s=60)
 
 
-def submit(engine: Engine, predictor: FakePredictor, *rows: EncodedRow, mode: str = "laplace") -> Ticket:
-    return engine.submit(predictor, rows, mode=mode, deadline=FAR)  # type: ignore[arg-type]
+def submit(engine: Engine, predictor: FakePredictor, *rows: EncodedRow, predictive: str = "laplace") -> Ticket:
+    return engine.submit(predictor, rows, ask=Ask(predictive), deadline=FAR)  # type: ignore[arg-type]
 
 
 def occupy(engine: Engine, predictor: FakePredictor) -> Ticket:
@@ -78,11 +78,11 @@ def test_rows_of_several_requests_share_a_batch(engine: Engine, predictor: FakeP
 
 def test_map_rows_go_in_their_own_batches(engine: Engine, predictor: FakePredictor) -> None:
     first = occupy(engine, predictor)
-    tickets = [submit(engine, predictor, predictor.row(10 + i), mode=("map", "laplace")[i % 2]) for i in range(4)]
+    tickets = [submit(engine, predictor, predictor.row(10 + i), predictive=("map", "laplace")[i % 2]) for i in range(4)]
     predictor.released.set()
     for ticket in (first, *tickets):
         ticket.future.result()
-    assert [(mode, len(rows)) for mode, rows in predictor.batches] == [("laplace", 1), ("map", 2), ("laplace", 2)]
+    assert [(name, len(rows)) for name, rows in predictor.batches] == [("laplace", 1), ("map", 2), ("laplace", 2)]
 
 
 def test_one_thread_runs_everything(engine: Engine, predictor: FakePredictor) -> None:
@@ -121,7 +121,7 @@ def test_cancelling_what_runs_harms_nobody(engine: Engine, predictor: FakePredic
 
 def test_expired_rows_are_skipped(engine: Engine, predictor: FakePredictor) -> None:
     occupy(engine, predictor)
-    late = engine.submit(predictor, [predictor.row(50)], mode="laplace", deadline=time.monotonic())
+    late = engine.submit(predictor, [predictor.row(50)], ask=Ask("laplace"), deadline=time.monotonic())
     predictor.released.set()
     with pytest.raises(DeadlineError):
         late.future.result()
@@ -197,7 +197,7 @@ def test_one_row_that_does_not_fit_says_so(engine: Engine, predictor: FakePredic
 
 
 def test_wrong_number_of_answers_is_a_failure(engine: Engine, predictor: FakePredictor) -> None:
-    predictor.predict = lambda rows, mode: []  # type: ignore[method-assign,assignment,misc]
+    predictor.predict = lambda rows, predictive, also: []  # type: ignore[method-assign,assignment,misc]
     ticket = submit(engine, predictor, predictor.row(4))
     with pytest.raises(RuntimeError, match="0 answers for 1 rows"):
         ticket.future.result()

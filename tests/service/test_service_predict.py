@@ -20,7 +20,8 @@ def choice_predictor() -> FakePredictor:
 async def test_answer_has_the_contracts_fields() -> None:
     async with serve() as served:
         body = (await served.predict("fine 7")).json()
-    assert set(body) == {"artifact", "predictions", "timing_ms"}
+    assert set(body) == {"artifact", "predictive", "target_risk", "predictions", "timing_ms"}
+    assert body["predictive"] == {"name": "laplace", "recommended": "laplace", "reason": "it was better"}
     assert body["artifact"] == {
         "name": "fake",
         "digest": "sha256:fake",
@@ -83,6 +84,72 @@ async def test_map_mode_has_no_posterior() -> None:
     assert prediction["probs"] == prediction["map_probs"]
     for field in ("probs_std", "logit_variance", "logit_covariance", "uncertainty"):
         assert prediction[field] is None
+
+
+@pytest.mark.parametrize(
+    ("options", "predictive", "also"),
+    [
+        ({}, "laplace", ()),
+        ({"mode": "laplace"}, "laplace", ()),
+        ({"mode": "map"}, "map", ()),
+        ({"mode": "map", "covariance": True}, "map", ()),
+        ({"predictive": "map"}, "map", ()),
+        ({"predictive": "map", "mode": "map"}, "map", ()),
+        ({"predictive": "ensemble"}, "ensemble", ()),
+        ({"predictive": "ensemble", "mode": "laplace"}, "ensemble", ("laplace",)),
+        ({"predictive": "ensemble", "covariance": True}, "ensemble", ("laplace",)),
+        ({"predictive": "laplace", "covariance": True}, "laplace", ()),
+    ],
+)
+async def test_which_predictive_answers(options: dict[str, Any], predictive: str, also: tuple[str, ...]) -> None:
+    async with serve() as served:
+        body = (await served.predict("fine 7", options=options)).json()
+        assert [name for name, _ in served.predictor.batches] == [predictive]
+        assert served.predictor.also == [also]
+    assert body["predictive"]["name"] == predictive
+    assert (body["predictions"][0]["logit_variance"] is None) == ("laplace" not in (predictive, *also))
+
+
+async def test_the_posterior_comes_with_whatever_is_recommended() -> None:
+    """Mode laplace keeps its variances where the artifact recommends a predictive without a posterior."""
+    predictor = FakePredictor()
+    predictor.recommended = predictor.artifact.manifest.recommended.predictive = "ensemble"
+    async with serve(predictor) as served:
+        body = (await served.predict("fine 7", options={"covariance": True})).json()
+    assert body["predictive"] == {"name": "ensemble", "recommended": "ensemble", "reason": "it was better"}
+    assert body["predictions"][0]["logit_covariance"] == [[0.1, 0.1], [0.1, 0.1]]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"predictive": "swag"}, "it has ['map', 'laplace', 'ensemble']"),
+        ({"predictive": ""}, "it has ['map', 'laplace', 'ensemble']"),
+        ({"predictive": "ensemble", "mode": "map"}, "leave out the mode or the predictive"),
+    ],
+)
+async def test_a_predictive_that_cannot_answer_is_422(options: dict[str, Any], message: str) -> None:
+    async with serve() as served:
+        response = await served.predict("fine 7", options=options)
+    error = response.json()["error"]
+    assert (response.status_code, error["field"]) == (422, "options.predictive")
+    assert message in error["message"]
+
+
+async def test_decisions_are_made_for_the_stated_risk() -> None:
+    async with serve() as served:
+        plain = (await served.predict("fine 7")).json()
+        strict = (await served.predict("fine 7", options={"target_risk": 0.1})).json()
+        lenient = (await served.predict("fine 7", options={"target_risk": 0.2})).json()
+        refused = [await served.predict("a", options={"target_risk": r}) for r in (0, 1, -0.1, 1.5, "0.1")]
+    assert [b["target_risk"] for b in (plain, strict, lenient)] == [0.05, 0.1, 0.2]
+    assert [b["predictions"][0]["decision"] for b in (strict, lenient)] == ["review", "accept"]
+    predictor = FakePredictor()
+    predictor.decides_any_risk = False
+    async with serve(predictor) as served:
+        refused.append(await served.predict("a", options={"target_risk": 0.1}))
+    for response in refused:
+        assert (response.status_code, response.json()["error"]["field"]) == (422, "options.target_risk")
 
 
 async def test_multiple_choice_gives_the_choice_as_text() -> None:
@@ -155,6 +222,9 @@ async def test_evaluate_measures_every_method() -> None:
             "ece",
             "brier",
             "auroc_error",
+            "auprc_error",
+            "aurc",
+            "excess_aurc",
             "intervals",
             "reliability",
             "risk_coverage",

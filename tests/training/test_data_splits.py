@@ -166,6 +166,16 @@ def test_a_calibration_split_of_one_label_is_warned_about() -> None:
     assert "say nothing about the other labels" in warning
 
 
+def test_a_calibration_split_without_some_labels_is_warned_about() -> None:
+    task = Task("toy", TEMPLATES["multiple_choice"], ("A", "B", "C"))
+    fields = [{"question": f"q {i}", "choices": ("x", "y", "z")} for i in range(90)]
+    train = tuple(Example(f"a{i}", fields[i], i % 3, 3) for i in range(60))
+    calibration = tuple(Example(f"b{i}", fields[i], i % 2, 3) for i in range(60, 90))
+    made = Source(task, (Pool("a", train, ("train", "test")), Pool("b", calibration, ("calibration",))), "file", "toy")
+    (warning,) = split(made, counts(), seed=0).report["warnings"]
+    assert "no calibration row has the labels ['C']: coverage and risk as promised do not hold" in warning
+
+
 def test_no_calibration_or_test_rows_are_warned_about() -> None:
     warnings = split(one_pool(40), counts(40, 0, 0), seed=0).report["warnings"]
     assert ["no calibration rows" in warnings[0], "no test rows" in warnings[1]] == [True, True]

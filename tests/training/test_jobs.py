@@ -18,7 +18,7 @@ import torch
 import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny_runs import FinishedRun, sentiment_config, sentiment_rows, write_rows
+from tiny_runs import FinishedRun, sentiment_config, sentiment_rows, write_config, write_rows
 
 from laplora.blocks import Block
 from laplora.posterior_file import read_posterior
@@ -30,6 +30,7 @@ from training.__main__ import main
 from training.config import RunConfig, load_config
 from training.finetune import LabelTrainer, last_checkpoint, member_steps
 from training.fit_laplace import read_choices
+from training.members import read_member_choice
 from training.projected import covariance_under, read_split
 from training.runtime import open_run, write_tensors
 
@@ -437,7 +438,7 @@ def test_a_posterior_of_another_form_over_a_subset_is_served(run_copy: Path) -> 
     config = load_config(run_copy, list(overrides))
     predictor = Predictor.load(config.artifact_dir, device="cpu")
     rows = [predictor.encode({"text": text}, truncate=False) for text in ("The film was great.", "Dull.")]
-    with_posterior, without = predictor.predict(rows), predictor.predict(rows, mode="map")
+    with_posterior, without = predictor.predict(rows), predictor.predict(rows, "map")
     assert [a.map_probs for a in with_posterior] == [pytest.approx(a.map_probs, abs=1e-5) for a in without]
     assert all(a.logit_variance is not None and min(a.logit_variance) > 0 for a in with_posterior)
 
@@ -471,7 +472,9 @@ def test_the_batch_size_does_not_change_the_fit(run_copy: Path, sentiment_run: F
 
 
 def blocks(run: FinishedRun) -> tuple[Block, ...]:
-    return Predictor.load(run.artifact, device="cpu", verify_golden=False)._posterior.blocks
+    posterior = Predictor.load(run.artifact, device="cpu", verify_golden=False)._members.trained.posterior
+    assert posterior is not None
+    return posterior.blocks
 
 
 def test_both_ways_to_choose_the_prior_are_recorded(sentiment_run: FinishedRun, choices_run: FinishedRun) -> None:
@@ -491,9 +494,93 @@ def test_the_log_likelihood_is_the_served_models_on_the_training_rows(
     sentiment_run: FinishedRun, sentiment_predictor: Predictor
 ) -> None:
     run = open_run(sentiment_run.config)
-    answers = sentiment_predictor.predict(run.encode(run.splits.train), mode="map")
+    answers = sentiment_predictor.predict(run.encode(run.splits.train), "map")
     probs = torch.tensor([a.map_probs[e.label] for a, e in zip(answers, run.splits.train, strict=True)])
     assert fit_record(sentiment_run.config)["log_likelihood"] == pytest.approx(float(probs.log().sum()), rel=1e-4)
+
+
+# Members.
+
+
+@pytest.fixture
+def mixture_copy(mixture_run: FinishedRun, tmp_path: Path) -> Path:
+    """The configuration file of a copy of the run with every predictive."""
+    shutil.copytree(mixture_run.config.run_dir, tmp_path / "runs" / "tiny-mixture")
+    content = yaml.safe_load(mixture_run.config_file.read_text())
+    content |= {"runs": str(tmp_path / "runs"), "artifacts": str(tmp_path / "artifacts")}
+    return write_config(tmp_path / "mixture.yaml", **content)
+
+
+def test_an_interrupted_fit_of_the_members_ends_like_an_uninterrupted_one(
+    mixture_copy: Path, mixture_run: FinishedRun
+) -> None:
+    """Three adapters, two passes of five batches each; stopped in the second one's second pass."""
+    config, whole = load_config(mixture_copy), mixture_run.config
+    shutil.rmtree(config.run_dir / "laplace")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(passes, "SAVE_EVERY_S", -1.0)
+        count_passes(patch, stop_at=17)
+        assert job("fit", mixture_copy) == 130
+        seen = count_passes(patch)
+        assert job("fit", mixture_copy) == 0
+    assert seen[0] == 30 - 16
+    for file in (
+        "members/step-20/posterior.safetensors",
+        "members/step-30/posterior.safetensors",
+        "scores.safetensors",
+    ):
+        assert same(load_file(config.run_dir / "laplace" / file), load_file(whole.run_dir / "laplace" / file))
+    for file in ("fit.json", "calibrators.json"):
+        assert (config.run_dir / "laplace" / file).read_text() == (whole.run_dir / "laplace" / file).read_text()
+
+
+def test_finished_members_take_no_pass(mixture_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = count_passes(monkeypatch)
+    assert job("fit", mixture_copy, "predictives.serve=ensemble") == 0
+    assert seen == [0]
+    found = json.loads((load_config(mixture_copy).run_dir / "laplace" / "calibrators.json").read_text())["recommended"]
+    assert (found["predictive"], found["chosen_by"]) == ("ensemble", "configuration")
+    assert "set by the configuration; by the calibration split it would be" in found["reason"]
+
+
+def test_a_members_posterior_is_its_own_adapters(mixture_run: FinishedRun) -> None:
+    """Each adapter has its curvature and its prior: none is the trained one's."""
+    folder = mixture_run.config.run_dir / "laplace"
+    files = [folder / "posterior.safetensors", *sorted(folder.glob("members/*/posterior.safetensors"))]
+    scales = [torch.cat([t.flatten() for n, t in sorted(load_file(f).items()) if n.endswith("scale")]) for f in files]
+    assert len(scales) == 3
+    assert not torch.allclose(scales[0], scales[1], rtol=1e-2)
+    assert not torch.allclose(scales[1], scales[2], rtol=1e-2)
+    precisions = {read_member_choice(f.parent).prior.precision["all"] for f in files[1:]}
+    assert len(precisions) == 2
+
+
+def test_a_changed_member_is_not_taken_for_the_fitted_one(
+    mixture_copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load_config(mixture_copy)
+    file = config.run_dir / "members" / "step-20" / "adapter_model.safetensors"
+    weights = load_file(file)
+    save_file({k: 1.1 * v for k, v in weights.items()}, file, {"format": "pt"})
+    assert job("evaluate", mixture_copy) == 1
+    assert "run 'python -m training fit' again" in capsys.readouterr().err
+    before = load_file(config.run_dir / "laplace" / "members" / "step-20" / "posterior.safetensors")
+    assert job("fit", mixture_copy) == 0
+    assert not same(load_file(config.run_dir / "laplace" / "members" / "step-20" / "posterior.safetensors"), before)
+    file.unlink()
+    assert job("fit", mixture_copy) == 1
+    assert "the adapters of steps [20] were not kept: run 'python -m training finetune'" in capsys.readouterr().err
+
+
+def test_the_recommendation_is_explained(mixture_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By fit already, which sees no test row; and the same every time."""
+    before = json.loads((load_config(mixture_copy).run_dir / "laplace" / "calibrators.json").read_text())["recommended"]
+    assert job("fit", mixture_copy) == 0
+    out = capsys.readouterr().out
+    found = json.loads((load_config(mixture_copy).run_dir / "laplace" / "calibrators.json").read_text())["recommended"]
+    assert found == before
+    assert f"served, chosen by the calibration: {found['reason']}" in out
+    assert f"{found['predictive']}: NLL" in found["reason"]
 
 
 # Evaluate and package.

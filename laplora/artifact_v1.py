@@ -1,0 +1,54 @@
+"""Manifests of format 1, in which an artifact had two modes and one temperature, as what they are in format 2."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def upgraded(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return a manifest's fields of format 1 as format 2 has them.
+
+    Mode ``laplace`` becomes the recommended predictive. The temperature has no thresholds of its own there: it is
+    reported beside an answer, and serves none.
+
+    Raises:
+        KeyError, TypeError, AttributeError: not a manifest of format 1.
+    """
+    calibration = fields["calibration"]
+    thresholds, conformal = calibration["thresholds"], calibration["conformal"]
+
+    def single(covariance: bool, temperature: float, mode: str | None) -> dict[str, Any]:
+        return {
+            "members": "single",
+            "member_count": 1,
+            "covariance": covariance,
+            "temperature": temperature,
+            "nll": None,
+            "thresholds": mode and thresholds[mode],
+            "conformal": mode and conformal[mode],
+        }
+
+    return {
+        **fields,
+        "format_version": 2,
+        "members": [],
+        "dropout": None,
+        "calibration": {
+            "split": thresholds["split"],
+            "rows": calibration["rows"],
+            "coverage": calibration["coverage"],
+            "conformal": "lac",
+            "scores": None,
+        },
+        "predictives": {
+            "map": single(False, 1.0, "map"),
+            "temperature": single(False, calibration["temperature"], None),
+            "laplace": single(True, 1.0, "laplace"),
+        },
+        "recommended": {
+            "predictive": "laplace",
+            "reason": "the posterior predictive is what artifacts of format 1 serve",
+            "chosen_by": "configuration",
+            "table": {},
+        },
+    }

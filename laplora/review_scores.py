@@ -1,0 +1,80 @@
+"""The calibration rows' review scores, kept with an artifact: decisions for a risk that only a request states."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from laplora.errors import ArtifactCorruptError
+from laplora.prediction import Prediction
+from laplora.predictives import PredictiveName
+from laplora.review import accept_threshold
+from laplora.thresholds import ModeThresholds
+from laplora.uncertainty import decide
+
+
+@dataclass(frozen=True)
+class ReviewScores:
+    """One predictive on the calibration rows.
+
+    Attributes:
+        score: (rows,) float64, its review score, nats.
+        error: (rows,) bool, whether its most probable label was wrong.
+    """
+
+    score: torch.Tensor
+    error: torch.Tensor
+
+
+def score_tensors(scores: Mapping[PredictiveName, ReviewScores]) -> dict[str, torch.Tensor]:
+    """Return the scores as named tensors, for safetensors."""
+    tensors = {f"{name}.score": s.score.double().cpu() for name, s in scores.items()}
+    return tensors | {f"{name}.error": s.error.to("cpu", torch.uint8) for name, s in scores.items()}
+
+
+def read_scores(path: Path, names: Sequence[str], rows: int) -> dict[str, ReviewScores]:
+    """Return the scores in a file, by predictive.
+
+    Args:
+        names: the predictives that must be there; rows: of the calibration split.
+
+    Raises:
+        ArtifactCorruptError: an unreadable file, a tensor missing, or one of another shape or with NaN.
+    """
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise ArtifactCorruptError(f"{path.name} cannot be read as safetensors: {error}") from None
+    found: dict[str, ReviewScores] = {}
+    for name in names:
+        score, wrong = tensors.get(f"{name}.score"), tensors.get(f"{name}.error")
+        if score is None or wrong is None or score.shape != (rows,) or wrong.shape != (rows,):
+            raise ArtifactCorruptError(f"{path.name} does not hold the {rows} scores and errors of {name!r}")
+        if not score.is_floating_point() or not bool(score.isfinite().all()):
+            raise ArtifactCorruptError(f"{path.name}: a score of {name!r} is not a number")
+        found[name] = ReviewScores(score.double(), wrong != 0)
+    return found
+
+
+def decided_at(
+    predictions: Sequence[Prediction], thresholds: ModeThresholds, scores: ReviewScores, target_risk: float
+) -> list[Prediction]:
+    """Return the predictions with the decisions that another target risk gives.
+
+    The score, the guarantee and the flags stay the artifact's.
+
+    Raises:
+        ConfigError: a target risk outside (0, 1).
+    """
+    rule = thresholds.review
+    options = {} if rule.confidence is None else {"confidence": rule.confidence}
+    limit = accept_threshold(scores.score, scores.error, target_risk, guarantee=rule.guarantee, **options)
+    asked = thresholds.model_copy(update={"review": rule.model_copy(update={"threshold": limit})})
+    score = torch.tensor([p.score for p in predictions], dtype=torch.float64)
+    decisions = decide(asked, score, [p.flags for p in predictions])
+    return [replace(p, decision=d) for p, d in zip(predictions, decisions, strict=True)]

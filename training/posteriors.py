@@ -1,0 +1,90 @@
+"""One adapter's posterior: its curvature over the training rows, and the priors that can be chosen for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from laplora.blocks import Block
+from laplora.posterior import Granularity, Posterior
+from laplora.prior import PriorChoice, choose_by_evidence, choose_by_validation
+from laplora.structures import StructureSettings, fit_posterior, granularities
+from training.config import RunConfig
+from training.passes import ResumablePass
+from training.projected import ProjectedSplit
+from training.runtime import Run
+
+
+def fit_curvature(
+    run: Run, model: nn.Module, blocks: tuple[Block, ...], folder: Path, adapter: Path | None = None
+) -> tuple[Posterior, float]:
+    """Return the curvature over the training rows, and their log-likelihood (summed, nats).
+
+    Args:
+        folder: where the passes keep their state.
+        adapter: folder of the adapter that is in the model; None: the trained one.
+    """
+    run_pass = ResumablePass(run, model, blocks, folder, adapter)
+    return fit_posterior(structure_settings(run.config), blocks, run_pass), run_pass.log_likelihood
+
+
+def structure_settings(config: RunConfig) -> StructureSettings:
+    """Return which posterior a run fits."""
+    settings = config.laplace
+    return StructureSettings(
+        structure=settings.structure,
+        rank=settings.rank,
+        oversampling=settings.oversampling,
+        joint_rank=settings.joint_rank,
+        seed=config.seed,
+        basis_dtype=getattr(torch, settings.factor_dtype),
+    )
+
+
+def choose_priors(
+    config: RunConfig,
+    posterior: Posterior,
+    calibration: ProjectedSplit,
+    distances: torch.Tensor,
+    log_likelihood: float,
+) -> list[PriorChoice]:
+    """Return every prior choice that is reported: by validation and by evidence, scalar and per group.
+
+    One per group only where the posterior's structure takes it.
+    """
+    wanted: list[Granularity] = ["scalar", "group", config.laplace.granularity]
+    choices = []
+    for granularity in dict.fromkeys(g for g in wanted if g in granularities(posterior.structure)):
+        choices.append(choose_by_evidence(posterior, distances, log_likelihood, granularity))
+        if granularity != "module":
+            choices.append(
+                choose_by_validation(
+                    posterior, calibration.projected, calibration.labels, calibration.class_mask, granularity
+                )
+            )
+    return choices
+
+
+def served_choice(config: RunConfig, choices: list[PriorChoice]) -> PriorChoice:
+    """Return the choice that the configuration asks to serve."""
+    wanted = (config.laplace.prior, config.laplace.granularity)
+    return next(c for c in choices if (c.method, c.prior.granularity) == wanted)
+
+
+def squared_distances(config: RunConfig, blocks: tuple[Block, ...], adapter: Path | None = None) -> torch.Tensor:
+    """Return each block's squared Frobenius distance from its initial value, (blocks,) float64.
+
+    PEFT starts A at random, so the norm itself is not evidence; rows of ``lm_head``'s ``lora_B`` that are no
+    label never move and add nothing.
+
+    Args:
+        adapter: its folder; None: the trained one.
+    """
+    start = load_file(config.run_dir / "initial_adapter" / "adapter_model.safetensors")
+    end = load_file((adapter or config.run_dir / "adapter") / "adapter_model.safetensors")
+    keys = {k.removeprefix("base_model.model.").removesuffix(".weight"): k for k in end}
+    moved = [(end[keys[b.name]].double() - start[keys[b.name]].double()).square().sum() for b in blocks]
+    return torch.stack(moved)
