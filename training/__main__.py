@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     )
     study = jobs.add_parser("study", help=STUDY, description=STUDY)
     study.add_argument(
-        "--config", type=Path, default=Path("training/configs/study.yaml"), help="YAML file of the study"
+        "--config", type=Path, default=Path("training/configs/study/smollm2.yaml"), help="YAML file of the study"
     )
     study.add_argument("--keep-jacobians", action="store_true", help="keep gigabytes per task and seed for analysis")
     study.add_argument("--publish", action="store_true", help="only write docs/results from what is finished")
@@ -94,7 +94,8 @@ def run_study(options: argparse.Namespace) -> None:
     if options.publish:
         publish(config.runs, Path("docs"), config.name)
     elif options.approximation:
-        approximate(config, *options.approximation, options.rows, Path("docs"))
+        task, seed = options.approximation
+        approximate(config, task, seed, options.rows, Path("docs"))
     else:
         run(config, keep_jacobians=options.keep_jacobians)
 

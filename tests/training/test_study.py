@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from tiny_runs import choice_rows, save_tiny_base, sentiment_rows, write_rows
 
 from laplora.blocks import Block
+from laplora.errors import ConfigError
 from laplora.jacobians import contrast_jacobians, find_blocks
 from laplora.model import attach_adapter
 from laplora.predictive import class_probs
@@ -165,3 +166,23 @@ def test_the_replay_gives_rows_in_order(study: StudyConfig) -> None:
     assert torch.equal(torch.cat([j.logits for j, _ in batches]), stores.test.logits)
     flat = torch.cat([torch.cat([b.jacobian.flatten(2) for b in j.blocks], 2) for j, _ in batches])
     assert torch.equal(flat, stores.test.jacobians.float())
+
+
+def test_the_ready_study_loads_and_names_the_promised_tasks() -> None:
+    config = load_study(Path(__file__).parents[2] / "training" / "configs" / "study" / "smollm2.yaml")
+    assert {"sst2", "winogrande_s", "openbookqa", "boolq", "arc_easy", "arc_challenge", "rte"} <= set(config.tasks)
+    assert len(config.tasks) >= 8
+    assert len(config.seeds) == 3
+    run = config.run_config("sst2", 1)
+    assert run.seed == 1
+    assert run.data.split_seed == 0
+
+
+def test_a_bad_study_names_every_bad_field(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text("seeds: []\ntasks: {}\ncolour: red\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="3 bad field") as caught:
+        load_study(file)
+    assert "colour" in str(caught.value)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_study(tmp_path / "none.yaml")
