@@ -16,7 +16,7 @@ from laplora.errors import ArtifactCorruptError, ConfigError, InvalidInputError
 from laplora.golden import not_recorded, read_golden, verify_answers
 from laplora.jacobians import find_blocks
 from laplora.member_adapters import dropout_weights, lora_parameters, read_weights
-from laplora.member_outputs import Member, MemberSet, member_outputs
+from laplora.member_outputs import Member, MemberOutputs, MemberSet, member_outputs
 from laplora.model import attach_adapter, load_base_model, load_tokenizer, locate_base, resolve_device
 from laplora.posterior import Prior, block_precisions
 from laplora.posterior_file import read_posterior
@@ -146,10 +146,23 @@ class Predictor:
         name = self.named(predictive or self.recommended)
         if not rows:
             return []
-        wanted = wanted_outputs([name, *(self.named(other) for other in also)])
-        batch = prompts.collate(rows, class_count=self.class_count, pad_token_id=self._tokenizer.pad_token_id)
-        outputs = member_outputs(self._members, batch.to(self.device), wanted)
+        outputs = self._outputs(rows, [name, *(self.named(other) for other in also)])
         return build_predictions(self.artifact.manifest, rows, outputs, name)
+
+    def predict_each(self, rows: Sequence[EncodedRow]) -> dict[PredictiveName, list[Prediction]]:
+        """Return the answers of every predictive by name, each as ``predict`` gives them, from the same passes.
+
+        Raises:
+            NonFiniteError: NaN or infinity in a logit or variance.
+        """
+        if not rows:
+            return {name: [] for name in self.predictives}
+        outputs = self._outputs(rows, self.predictives)
+        return {name: build_predictions(self.artifact.manifest, rows, outputs, name) for name in self.predictives}
+
+    def _outputs(self, rows: Sequence[EncodedRow], names: Sequence[PredictiveName]) -> MemberOutputs:
+        batch = prompts.collate(rows, class_count=self.class_count, pad_token_id=self._tokenizer.pad_token_id)
+        return member_outputs(self._members, batch.to(self.device), wanted_outputs(names))
 
     @property
     def decides_any_risk(self) -> bool:

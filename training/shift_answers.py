@@ -11,7 +11,6 @@ from safetensors import SafetensorError, safe_open
 
 from laplora.prediction import Prediction
 from laplora.predictor import Predictor
-from laplora.prompts import EncodedRow
 from laplora.uncertainty import FLAGS
 from training.examples import Example
 from training.runtime import batches, progress, write_tensors
@@ -65,7 +64,7 @@ def answer_set(predictor: Predictor, examples: Sequence[Example], batch_size: in
     plan = batches(rows, batch_size)
     found: dict[str, dict[int, Prediction]] = {}
     for index in progress(plan, len(plan), title):
-        for name, predictions in every_prediction(predictor, [rows[i] for i in index]).items():
+        for name, predictions in predictor.predict_each([rows[i] for i in index]).items():
             found.setdefault(name, {}).update(zip(index, predictions, strict=True))
     ordered = {name: [answers[i] for i in range(len(rows))] for name, answers in found.items()}
     first = next(iter(ordered.values()))
@@ -75,11 +74,6 @@ def answer_set(predictor: Predictor, examples: Sequence[Example], batch_size: in
         truncated=torch.tensor([p.truncated for p in first]),
         predictives={name: _stacked(answers, predictor.class_count) for name, answers in ordered.items()},
     )
-
-
-def every_prediction(predictor: Predictor, rows: Sequence[EncodedRow]) -> dict[str, list[Prediction]]:
-    """Return the answers of every predictive that the artifact carries, ``map`` first."""
-    return {name: predictor.predict(rows, name) for name in predictor.predictives}
 
 
 def _stacked(predictions: Sequence[Prediction], classes: int) -> PredictiveRows:

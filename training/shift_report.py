@@ -86,16 +86,11 @@ def shift_record(config: RunConfig, artifact: Artifact, sets: Mapping[str, Any])
         "base_model": manifest.base_model,
         "quantization": manifest.quantization,
         "seed": config.seed,
-        "recommended": recommended(artifact),
+        "recommended": manifest.recommended.predictive,
         "calibration_rows": manifest.calibration.rows,
         "versions": installed_versions(),
         "sets": dict(sets),
     }
-
-
-def recommended(artifact: Artifact) -> str:
-    """Return the predictive that answers unless another is asked for."""
-    return artifact.manifest.recommended.predictive
 
 
 def write_shift_report(record: Mapping[str, Any], folder: Path) -> list[Path]:

@@ -482,3 +482,29 @@ def test_the_documentations_page_is_what_its_json_says() -> None:
     published = json.loads(source.read_text(encoding="utf-8")) if source.is_file() else None
     assert insert_section(page, published) == page
     assert (ROOT / "docs" / "results" / "shift.png").is_file() == (published is not None)
+
+
+# Every predictive.
+
+
+def test_an_artifact_with_every_predictive_reports_them_all_from_the_same_passes(
+    tmp_path: Path, mixture_run: FinishedRun, mixture_predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ``predict`` gives each of them alone; and the model runs no more often than its members need."""
+    path = shift_config(tmp_path, mixture_run, {"rows": 8, "corruptions": [{"kind": "word_drop", "severity": 0.5}]})
+    assert job(path) == 0
+    config = load_config(path)
+    record = json.loads((config.run_dir / "report" / "shift.json").read_text(encoding="utf-8"))
+    names = ["map", "temperature", "laplace", "laplace_temperature"]
+    names += ["ensemble", "ensemble_temperature", "laplace_ensemble", "mc_dropout"]
+    assert list(record["sets"]["test"]["predictives"]) == names
+    assert record["recommended"] == mixture_predictor.recommended
+    test = load_splits(config.data, seed=config.seed).test[:8]
+    rows = [mixture_predictor.encode(corrupt(e, "word_drop", 0.5, config.seed).fields, truncate=True) for e in test]
+    kept = answered(config, "word_drop-0.5").predictives
+    for name in names:
+        alone = torch.tensor([a.probs for a in mixture_predictor.predict(rows, name)], dtype=torch.float64)
+        # Float32, the same rows in one padded batch: the order of sums.
+        torch.testing.assert_close(kept[name].probs, alone, atol=1e-4, rtol=0)
+    spread = {name for name in names if kept[name].epistemic is not None}
+    assert spread == set(names) - {"map", "temperature"}
