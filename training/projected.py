@@ -12,7 +12,7 @@ from torch import nn
 
 from laplora.jacobians import contrast_jacobians
 from laplora.model import label_mass
-from laplora.posterior import Posterior, Prior, ProjectedJacobians, block_precisions
+from laplora.posterior import Posterior, ProjectedJacobians
 from training.examples import Example
 from training.runtime import Run, batches, progress
 
@@ -70,8 +70,3 @@ def read_split(path: Path) -> ProjectedSplit:
     tensors = load_file(path)
     projected = ProjectedJacobians(*(tensors.pop(k) for k in ("contrast_mean", "kept", "rest")))
     return ProjectedSplit(projected=projected, **tensors)
-
-
-def covariance_under(posterior: Posterior, prior: Prior, split: ProjectedSplit) -> torch.Tensor:
-    """Return the rows' contrast covariance under a prior, (rows, classes - 1, classes - 1) float64."""
-    return posterior.covariance(split.projected, block_precisions(prior, posterior.blocks))

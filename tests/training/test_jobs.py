@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from tiny_runs import FinishedRun, sentiment_config, sentiment_rows, write_config, write_rows
 
 from laplora.blocks import Block
+from laplora.posterior import block_precisions
 from laplora.posterior_file import read_posterior
 from laplora.predictor import Predictor
 from training import evaluate as evaluate_job
@@ -31,7 +32,7 @@ from training.config import RunConfig, load_config
 from training.finetune import LabelTrainer, last_checkpoint, member_steps
 from training.fit_laplace import read_choices
 from training.members import read_member_choice
-from training.projected import covariance_under, read_split
+from training.projected import read_split
 from training.runtime import open_run, write_tensors
 
 ROOT = Path(__file__).parent.parent.parent
@@ -467,7 +468,8 @@ def test_the_batch_size_does_not_change_the_fit(run_copy: Path, sentiment_run: F
     for folder in (config.run_dir / "laplace", sentiment_run.config.run_dir / "laplace"):
         choice = read_choices(sentiment_run.config.run_dir / "laplace")[0]
         posterior = read_posterior(folder / "posterior.safetensors", blocks(sentiment_run))
-        covariances.append(covariance_under(posterior, choice.prior, read_split(folder / "calibration.safetensors")))
+        precisions = block_precisions(choice.prior, posterior.blocks)
+        covariances.append(posterior.covariance(read_split(folder / "calibration.safetensors").projected, precisions))
     torch.testing.assert_close(*covariances, rtol=1e-3, atol=1e-6)
 
 
