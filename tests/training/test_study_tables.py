@@ -23,7 +23,7 @@ from training.study.plots import grid_shape, nll_figure, pooled_bins, reliabilit
 from training.study.publish import publish, score_study
 from training.study.records import Published, merge, read_published, rounded, write_published
 from training.study.scores import METRICS, draw_counts, pooled_means, rankings, row_gap, score_method
-from training.study.tables import insert_tables, study_tables
+from training.study.tables import insert_tables, page_tables, study_tables
 from training.study.targets import PLANNED_TASKS, TaskFigures, coverage_error, judge, outcome, task_figures
 
 SCORE_KEYS = ["task", "seed", "method", "nll", "ece", "accuracy", "brier", "auroc_error", "rows", "recommended"]
@@ -35,7 +35,7 @@ def empty_docs(folder: Path) -> Path:
     """Return a documentation folder whose page has every pair of markers and other text around them."""
     docs = folder / "docs"
     docs.mkdir()
-    parts = [f"<!-- study:begin {name} -->\n<!-- study:end {name} -->\n" for name in study_tables(Published())]
+    parts = [f"<!-- study:begin {name} -->\n<!-- study:end {name} -->\n" for name in page_tables(docs / "results")]
     (docs / "results.md").write_text("# Results\n\nbefore\n\n" + "\n".join(parts) + "\nafter\n", encoding="utf-8")
     return docs
 
@@ -245,7 +245,7 @@ def test_tables_need_nothing_but_the_json_files(published_docs: Path, tmp_path: 
     for path in (published_docs / "results").glob("*.json"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     page = (published_docs / "results.md").read_text(encoding="utf-8")
-    assert insert_tables(page, study_tables(read_published(tmp_path))) == page
+    assert insert_tables(page, page_tables(tmp_path)) == page
 
 
 def test_missing_methods_are_dashes_and_fewer_seeds_are_counted(published: Published) -> None:

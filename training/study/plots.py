@@ -37,12 +37,20 @@ def write_plots(published: Published, folder: Path) -> list[Path]:
         return []
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / NLL_PLOT, folder / RELIABILITY_PLOT]
-    for path, figure in zip(paths, (nll_figure(published), reliability_figure(published)), strict=True):
-        raw = io.BytesIO()
-        figure.savefig(raw, dpi=_DPI, format="png")
-        with Image.open(raw) as picture:
-            picture.convert("RGB").quantize(_PALETTE, dither=Image.Dither.NONE).save(path, optimize=True)
+    save_picture(nll_figure(published), paths[0])
+    save_picture(reliability_figure(published), paths[1])
     return paths
+
+
+def save_picture(figure: Figure, path: Path, colors: int = _PALETTE) -> Path:
+    """Write a figure with few colours, which keeps it small, and return its path."""
+    raw = io.BytesIO()
+    figure.savefig(raw, dpi=_DPI, format="png")
+    with Image.open(raw) as picture:
+        # By coverage: the colours of single points count as much as those of areas.
+        few = picture.convert("RGB").quantize(colors, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    few.save(path, optimize=True)
+    return path
 
 
 def nll_figure(published: Published) -> Figure:

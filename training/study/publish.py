@@ -35,7 +35,7 @@ from training.study.records import (
     write_published,
 )
 from training.study.scores import Interval, MethodScores, draw_counts, pooled_means, row_gap, score_method
-from training.study.tables import insert_tables, study_tables
+from training.study.tables import insert_tables, page_tables
 
 
 def publish(runs: Path, docs: Path, name: str = "study") -> list[Path]:
@@ -51,13 +51,13 @@ def publish(runs: Path, docs: Path, name: str = "study") -> list[Path]:
     folder, page = docs / "results", docs / "results.md"
     text = page.read_text(encoding="utf-8")
     old = read_published(folder)
-    insert_tables(text, study_tables(old))  # a page without its markers is refused before anything is computed
+    insert_tables(text, page_tables(folder))  # a page without its markers is refused before anything is computed
     new = score_study(runs / name)
     _say_split_seeds(old, new, runs / name)
     files = write_published(merge(old, new), folder)
     published = read_published(folder)
     files += write_plots(published, folder)
-    page.write_text(insert_tables(text, study_tables(published)), encoding="utf-8")
+    page.write_text(insert_tables(text, page_tables(folder)), encoding="utf-8")
     return [*files, page]
 
 

@@ -197,21 +197,19 @@ def write_published(published: Published, folder: Path) -> list[Path]:
     """Write the four files, one record a line, and return their paths; the same content gives the same bytes."""
     details = published.details
     parts = ", ".join(
-        f'"{name}": {_lines(records)}'
+        f'"{name}": {json_lines(records)}'
         for name, records in (("tasks", details.tasks), ("seeds", details.seeds), ("methods", details.methods))
     )
     setup = rounded(published.setup.model_dump(mode="json"))
     texts = {
-        "study.json": _lines(published.scores),
-        "study_comparisons.json": _lines(published.comparisons),
+        "study.json": json_lines(published.scores),
+        "study_comparisons.json": json_lines(published.comparisons),
         "study_setup.json": json.dumps(setup, indent=2, ensure_ascii=False, allow_nan=False),
         "study_details.json": f"{{{parts}}}",
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
-        temporary = folder / f".{name}.{os.getpid()}"
-        temporary.write_text(text + "\n", encoding="utf-8")
-        temporary.replace(folder / name)
+        write_whole(folder / name, text + "\n")
     return [folder / name for name in texts]
 
 
@@ -294,13 +292,20 @@ def rounded(value: Any) -> Any:
     return [rounded(v) for v in value] if isinstance(value, list | tuple) else value
 
 
-def _place(record: Any) -> tuple[str, int, str]:
-    return record.task, record.seed, record.method
-
-
-def _lines(records: Sequence[Section]) -> str:
+def json_lines(records: Sequence[Section]) -> str:
     """Return records as a JSON array, one a line, so that a change of one is a change of one line."""
     if not records:
         return "[]"
     dumped = [rounded(r.model_dump(mode="json")) for r in records]
     return "[\n" + ",\n".join(json.dumps(d, ensure_ascii=False, allow_nan=False) for d in dumped) + "\n]"
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that is never seen in part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _place(record: Any) -> tuple[str, int, str]:
+    return record.task, record.seed, record.method

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 from laplora.errors import DataError
+from training.study.approximation_records import read_approximation
+from training.study.approximation_table import approximation_table
 from training.study.markdown import escaped, markdown_table, over_seeds
 from training.study.plots import NLL_PLOT, RELIABILITY_PLOT
-from training.study.records import REFERENCES, Published, Reference, Score, ordered_methods
+from training.study.records import REFERENCES, Published, Reference, Score, ordered_methods, read_published
 from training.study.side_tables import side_tables
 from training.study.targets import judge, outcome, shown, task_figures
 
@@ -48,6 +51,15 @@ def study_tables(published: Published) -> dict[str, str]:
         **side_tables(published),
     }
     return tables if published.scores else dict.fromkeys(tables, "") | {"setup": _UNPUBLISHED}
+
+
+def page_tables(folder: Path) -> dict[str, str]:
+    """Return every table of the page by the name of its markers, from the JSON files of a folder.
+
+    Raises:
+        DataError: files that are damaged or incomplete.
+    """
+    return study_tables(read_published(folder)) | {"approximation": approximation_table(read_approximation(folder))}
 
 
 def insert_tables(page: str, tables: dict[str, str]) -> str:
