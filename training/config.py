@@ -81,7 +81,11 @@ class LaplaceConfig(Section):
     factor_dtype: Literal["bfloat16", "float32"] = Field(
         "float32", description="number format of stored bases and directions"
     )
-    prior: Literal["validation", "evidence"] = Field("validation", description="how the served prior is chosen")
+    prior: Literal["validation", "evidence", "leave_one_out"] = Field(
+        "validation",
+        description="how the served prior is chosen: by the calibration rows' likelihood, the training rows' evidence, "
+        "or analytic leave-one-out of the training rows (structure exact)",
+    )
     granularity: Literal["scalar", "group", "module"] = Field(
         "scalar", description="one prior precision in all, per lora_A / lora_B, or per matrix"
     )
@@ -90,6 +94,8 @@ class LaplaceConfig(Section):
     def _fits(self) -> LaplaceConfig:
         if self.prior == "validation" and self.granularity == "module":
             raise ValueError("prior: validation cannot fix one precision per module; use scalar or group")
+        if self.prior == "leave_one_out" and (self.structure != "exact" or self.granularity == "module"):
+            raise ValueError("prior: leave_one_out needs structure: exact, and granularity scalar or group")
         if self.granularity not in granularities(self.structure):
             allowed = " or ".join(granularities(self.structure))
             raise ValueError(
@@ -224,6 +230,8 @@ class RunConfig(Section):
                 f"predictives.ensemble: {self.optimizer.steps} steps have no {wanted.ensemble} different adapters in "
                 "their second half: train longer or keep fewer"
             )
+        if wanted.laplace_ensemble and self.laplace.prior == "leave_one_out":
+            raise ValueError("predictives.laplace_ensemble takes laplace.prior validation or evidence")
         return self
 
     @property

@@ -41,7 +41,10 @@ def fit_laplace(config: RunConfig) -> Path:
     posterior, log_likelihood = fit_curvature(run, model, blocks, folder)
     calibration = project_split(run, model, posterior, run.splits.calibration, "calibration rows")
     distances = squared_distances(config, blocks)
-    choices = choose_priors(config, posterior, calibration, distances, log_likelihood)
+    train = None
+    if config.laplace.prior == "leave_one_out":
+        train = project_split(run, model, posterior, run.splits.train, "training rows")
+    choices = choose_priors(config, posterior, calibration, distances, log_likelihood, train)
     write_tensors(folder / "posterior.safetensors", *posterior_tensors(posterior, config.laplace.factor_dtype))
     write_tensors(folder / "calibration.safetensors", split_tensors(calibration))
     served = served_choice(config, choices)

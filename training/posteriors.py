@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from laplora.blocks import Block
+from laplora.leave_one_out import choose_by_leave_one_out
 from laplora.posterior import Granularity, Posterior
 from laplora.prior import PriorChoice, choose_by_evidence, choose_by_validation
 from laplora.structures import StructureSettings, fit_posterior, granularities
@@ -50,10 +51,14 @@ def choose_priors(
     calibration: ProjectedSplit,
     distances: torch.Tensor,
     log_likelihood: float,
+    train: ProjectedSplit | None = None,
 ) -> list[PriorChoice]:
     """Return every prior choice that is reported: by validation and by evidence, scalar and per group.
 
-    One per group only where the posterior's structure takes it.
+    One per group only where the posterior's structure takes it; by leave-one-out only where it is asked for.
+
+    Args:
+        train: the training rows as the posterior sees them, for leave-one-out.
     """
     wanted: list[Granularity] = ["scalar", "group", config.laplace.granularity]
     choices = []
@@ -65,6 +70,19 @@ def choose_priors(
                     posterior, calibration.projected, calibration.labels, calibration.class_mask, granularity
                 )
             )
+    if config.laplace.prior == "leave_one_out" and train is not None:
+        # The trained adapter is the optimum under a prior that nobody stated; the evidence names one.
+        evidence = next(c for c in choices if c.method == "evidence" and c.prior.granularity == "scalar")
+        choices.append(
+            choose_by_leave_one_out(
+                posterior,
+                train.projected,
+                train.labels,
+                train.class_mask,
+                config.laplace.granularity,
+                trained_under=evidence.prior,
+            )
+        )
     return choices
 
 

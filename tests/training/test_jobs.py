@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from tiny_runs import FinishedRun, sentiment_config, sentiment_rows, write_config, write_rows
 
 from laplora.blocks import Block
+from laplora.errors import ConfigError
 from laplora.posterior import block_precisions
 from laplora.posterior_file import read_posterior
 from laplora.predictor import Predictor
@@ -429,6 +430,25 @@ def test_an_interrupted_fit_of_another_structure_goes_on(
     assert metadata["structure"] == structure
     assert len(covered) == {"all": 10, "values_b": 2, "last_layer": 4}[subset]
     assert set(fit_record(config)["squared_distances"]) == set(covered)
+
+
+@pytest.mark.filterwarnings("ignore:leave-one-out:RuntimeWarning")
+def test_a_prior_by_leave_one_out_of_the_training_rows_is_served(run_copy: Path) -> None:
+    overrides = ("laplace.structure=exact", "laplace.prior=leave_one_out")
+    config = load_config(run_copy, list(overrides))
+    for name in ("fit", "evaluate", "package"):
+        assert job(name, run_copy, *overrides) == 0
+    served = fit_record(config)["served"]
+    assert served == {"method": "leave_one_out", "granularity": "scalar"}
+    manifest = Predictor.load(config.artifact_dir, device="cpu").artifact.manifest
+    assert manifest.prior.method == "leave_one_out"
+    chosen = next(c for c in fit_record(config)["choices"] if c["method"] == "leave_one_out")
+    assert manifest.prior.precision == chosen["prior"]["precision"]
+
+
+def test_leave_one_out_is_refused_where_it_cannot_work(unfitted: Path) -> None:
+    with pytest.raises(ConfigError, match="leave_one_out needs structure: exact"):
+        load_config(unfitted, ["laplace.prior=leave_one_out"])
 
 
 def test_a_posterior_of_another_form_over_a_subset_is_served(run_copy: Path) -> None:
