@@ -1,0 +1,413 @@
+"""bayesian-lora, the reference code of Yang et al. (arXiv 2308.13111), beside the dense truth, one experiment each.
+
+The package is called as its README says, with two things it needs from outside: an ``output_callback`` (without
+one ``jacobian_mean`` reads a global that it does not define) and tokenizer-like inputs with attributes. Nothing
+in it is changed.
+
+Its ranks are set to the model's width where rank is not the question, so that no truncation plays a part, and its
+sampled labels are averaged over seeds where sampling is not the question.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from transformers import BatchEncoding
+
+from benchmarks.peers.dense import (
+    Dense,
+    covariance,
+    dense,
+    evidence,
+    in_contrasts,
+    relative_difference,
+    variance_ratio,
+)
+from benchmarks.peers.ours import fit_laplora, trace
+from benchmarks.peers.subject import Subject, lora_parameters, plain_attention, tiny_subject
+from laplora.jacobians import contrast_jacobians, find_blocks
+from laplora.predictive import contrasts
+from laplora.prompts import EncodedRow
+
+Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]
+
+#: Width of the tiny model: as a rank of the low-rank factors it cuts nothing off.
+WIDTH = 16
+LORA_RANK = 3
+BATCH_SIZES = (1, 2, 4, 8, 24)
+
+
+def compare(seeds: int = 200) -> dict[str, Any]:
+    """Return the result of every experiment.
+
+    Args:
+        seeds: of the package's sampled labels, where its expectation over them is asked for.
+    """
+    subject = tiny_subject(length=6)
+    lora_parameters(subject.model)
+    with plain_attention(), warnings.catch_warnings():
+        # torch: the first layer's LoRA input needs no gradient, which the package's backward hooks do not mind.
+        warnings.filterwarnings("ignore", message="Full backward hook is firing.*")
+        train, test = dense(subject, subject.train), dense(subject, subject.test)
+        return {
+            "rows": {"train": len(subject.train), "test": len(subject.test), "tokens": 6},
+            "jacobians": jacobian_agreement(subject, test),
+            "batch_size": batch_sizes(subject, train),
+            "tokens": which_tokens(subject, train, seeds),
+            "input_factors": input_factors_by_tokens(subject),
+            "order": order_dependence(subject),
+            "padding": padding_side(tiny_subject()),
+            "variance": predictive_variance(subject, train, test),
+            "without_cholesky": without_cholesky(subject, test),
+            "forward_calls": forward_calls(subject, seeds),
+            "dropout": training_mode(),
+            "evidence": model_evidences(subject, train),
+            "one_row": one_row_fails(subject),
+            "no_callback": no_callback_fails(subject),
+        }
+
+
+def inputs_of(subject: Subject, rows: Sequence[EncodedRow], side: str = "left") -> BatchEncoding:
+    """Return rows as a tokenizer would: padded on one side, no positions."""
+    batch = subject.batch(rows)
+    ids, mask = batch.input_ids, batch.attention_mask
+    if side == "right":
+        order = mask.argsort(dim=1, descending=True, stable=True)
+        ids, mask = ids.gather(1, order), mask.gather(1, order)
+    return BatchEncoding({"input_ids": ids, "attention_mask": mask})
+
+
+def class_logits(subject: Subject) -> Callable[[Any, BatchEncoding], torch.Tensor]:
+    """Return the README's forward call, its logits restricted to the class labels."""
+    return lambda model, batch: model(**batch).logits[:, -1, list(subject.label_ids)]
+
+
+def kronecker_factors(
+    subject: Subject,
+    size: int,
+    *,
+    seed: int = 0,
+    rank: int | None = WIDTH,
+    order: Sequence[int] | None = None,
+    side: str = "left",
+    forward: Callable[[Any, BatchEncoding], torch.Tensor] | None = None,
+) -> Factors:
+    """Return the package's factors of the training rows.
+
+    Args:
+        size: rows per batch.
+        seed: of its sampled labels.
+        rank: of its low-rank factors; None for none.
+        order: of the rows.
+    """
+    from bayesian_lora import calculate_kronecker_factors
+
+    rows = [subject.train[i] for i in (range(len(subject.train)) if order is None else order)]
+    loader = [inputs_of(subject, rows[i : i + size], side) for i in range(0, len(rows), size)]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        found: Factors = calculate_kronecker_factors(
+            subject.model, forward or class_logits(subject), loader, rank, WIDTH, ["lora"]
+        )
+    subject.model.zero_grad()
+    subject.model.eval()
+    return found
+
+
+def curvature(found: Factors, *, low_rank: bool = True) -> torch.Tensor:
+    """Return what the factors stand for, a dense block-diagonal (parameters, parameters)."""
+
+    def whole(factor: torch.Tensor) -> torch.Tensor:
+        return factor @ factor.mT if low_rank and factor.shape[0] >= WIDTH else factor
+
+    return torch.block_diag(*(torch.kron(whole(s).contiguous(), whole(a).contiguous()) for a, s in found.values()))
+
+
+def sampled_traces(subject: Subject, seeds: int, **options: Any) -> list[float]:
+    """Return the trace of ``curvature`` by seed of the sampled labels, all rows in one batch."""
+    size = len(subject.train)
+    return [float(curvature(kronecker_factors(subject, size, seed=s, **options)).trace()) for s in range(seeds)]
+
+
+def jacobian_agreement(subject: Subject, test: Dense) -> dict[str, float]:
+    """Return how far ``jacobian_mean`` is from the dense Jacobians: nothing but rounding is expected."""
+    jacobian, logits = package_jacobian(subject, subject.test)
+    flat = torch.cat([j.flatten(2) for j in jacobian.values()], 2)
+    found = torch.einsum("cd,ncp->ndp", contrasts(flat.shape[1]), flat)
+    return {
+        "jacobian": relative_difference(found, test.jacobians),
+        "logits": relative_difference(logits, test.logits),
+    }
+
+
+def package_jacobian(subject: Subject, rows: Sequence[EncodedRow]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Return the package's Jacobians (rows, classes, *weight) by parameter, and its logits (rows, classes)."""
+    from bayesian_lora.main import jacobian_mean
+
+    ids = list(subject.label_ids)
+    with torch.no_grad():
+        return jacobian_mean(
+            subject.model, inputs_of(subject, rows), output_callback=lambda out: out.logits[:, -1, ids]
+        )
+
+
+def batch_sizes(subject: Subject, train: Dense) -> dict[str, dict[str, float]]:
+    """Return the trace of the curvature over the exact GGN's, by rows per batch.
+
+    One seed, which samples the same labels whatever the batch. ``full_rank`` factors are averaged over batches on
+    both sides, low-rank ones are sums.
+    """
+    exact = float(train.ggn().trace())
+    found: dict[str, dict[str, float]] = {}
+    for name, rank in (("low_rank", WIDTH), ("full_rank", None)):
+        traces = {
+            b: curvature(kronecker_factors(subject, b, rank=rank), low_rank=rank is not None).trace()
+            for b in BATCH_SIZES
+        }
+        found[name] = {str(b): float(value) / exact for b, value in traces.items()}
+    return found
+
+
+def which_tokens(subject: Subject, train: Dense, seeds: int) -> dict[str, float]:
+    """Return traces over the exact GGN's: of the package's factors, and of laplora's kinds of KFAC.
+
+    The package's is a mean over seeds at all rows in one batch, times the number of rows: what one row per batch
+    gives. ``sampling`` is the standard deviation over seeds, relative to the mean.
+    """
+    exact = float(train.ggn().trace())
+    traces = sampled_traces(subject, seeds)
+    mean = statistics.mean(traces)
+    kinds = ("kfac_last", "kfac_expand", "kfac_reduce", "ekfac")
+    return {
+        "bayesian-lora": mean * len(subject.train) / exact,
+        **{kind: trace(fit_laplora(subject, kind)) / exact for kind in kinds},
+        "sampling": statistics.stdev(traces) / mean,
+        "seeds": seeds,
+    }
+
+
+def input_factors_by_tokens(subject: Subject) -> dict[str, float]:
+    """Return how far the package's input factors are from those of each choice of tokens; no label enters them.
+
+    The largest over ``lora_A`` blocks of |F - G| / |F|.
+    """
+    blocks = find_blocks(subject.model, len(subject.label_ids))
+    batch = subject.batch(subject.train)
+    found = contrast_jacobians(subject.model, batch, subject.label_ids, blocks, tokens=True)
+    inputs = [
+        entry.inputs
+        for block, entry in zip(blocks, found.blocks, strict=True)
+        if block.group == "lora_A" and entry.inputs is not None
+    ]
+    package = _input_factors(kronecker_factors(subject, 4))
+    wanted = {
+        "last": [x[:, -1].mT @ x[:, -1] for x in inputs],
+        "mean": [x.mean(1).mT @ x.mean(1) for x in inputs],
+        "all": [x.flatten(0, 1).mT @ x.flatten(0, 1) / x.shape[1] for x in inputs],
+    }
+    return {name: _largest_gap(package, factors) for name, factors in wanted.items()}
+
+
+def order_dependence(subject: Subject, rank: int = 4) -> dict[str, float]:
+    """Return how much the low-rank input factors depend on the rows' order, and on the batch size.
+
+    Only the factors of ``lora_A``'s inputs: they depend on no sampled label. The largest over blocks of
+    |F F^T - G G^T| / |F F^T|.
+    """
+    count = len(subject.train)
+    base = _input_factors(kronecker_factors(subject, 4, rank=rank))
+    other = _input_factors(kronecker_factors(subject, 4, rank=rank, order=list(reversed(range(count)))))
+    whole = _input_factors(kronecker_factors(subject, count, rank=rank))
+    uncut = _input_factors(kronecker_factors(subject, 4))
+    uncut_other = _input_factors(kronecker_factors(subject, 4, order=list(reversed(range(count)))))
+    best = [_best_of_rank(f, rank) for f in uncut]
+    return {
+        "rank": rank,
+        "reversed": _largest_gap(base, other),
+        "all_rows_in_one_batch": _largest_gap(base, whole),
+        "best_of_that_rank": _largest_gap(base, best),
+        "one_batch_is_best": _largest_gap(whole, best),
+        "reversed_without_truncation": _largest_gap(uncut, uncut_other),
+    }
+
+
+def _input_factors(found: Factors) -> list[torch.Tensor]:
+    return [a @ a.mT for name, (a, _) in found.items() if "lora_A" in name]
+
+
+def _best_of_rank(matrix: torch.Tensor, rank: int) -> torch.Tensor:
+    values, vectors = torch.linalg.eigh(matrix)
+    kept = vectors[:, -rank:]
+    return kept * values[-rank:] @ kept.mT
+
+
+def _largest_gap(first: Sequence[torch.Tensor], second: Sequence[torch.Tensor]) -> float:
+    return max(float((a - b).norm() / a.norm()) for a, b in zip(first, second, strict=True))
+
+
+def padding_side(subject: Subject) -> dict[str, float]:
+    """Return the trace of the input factors under right padding over left padding, rows of 1 to 7 tokens.
+
+    Also the largest change of a class logit: both read position -1, which is a pad where padding is on the right.
+    """
+    lora_parameters(subject.model)
+    traces = {}
+    for side in ("left", "right"):
+        found = _input_factors(kronecker_factors(subject, 8, side=side))
+        traces[side] = float(sum(f.trace() for f in found))
+    alone = sum(f.trace() for f in _input_factors(kronecker_factors(subject, 1)))
+    forward = class_logits(subject)
+    with torch.no_grad():
+        left, right = (forward(subject.model, inputs_of(subject, subject.train, side)) for side in ("left", "right"))
+    return {
+        "left_over_alone": traces["left"] / float(alone),
+        "right_over_alone": traces["right"] / float(alone),
+        "logit_change": float((left - right).abs().max()),
+    }
+
+
+def package_variance(
+    subject: Subject, rows: Sequence[EncodedRow], found: Factors, prior_variance: float, *, cholesky: bool = True
+) -> torch.Tensor:
+    """Return the package's covariance of the class logits, (rows, classes, classes)."""
+    from bayesian_lora import cholesky_decompose_small_factors, variance
+
+    jacobian, _ = package_jacobian(subject, rows)
+    found = copy.copy(found)
+    if cholesky:
+        found = cholesky_decompose_small_factors(found, WIDTH, "cpu", torch.float64)
+    s2 = torch.tensor(prior_variance, dtype=torch.float64)
+    result: torch.Tensor = variance(
+        inputs_of(subject, rows), jacobian, found, s2, len(subject.label_ids), LORA_RANK, WIDTH, "cpu"
+    )
+    return result
+
+
+def predictive_variance(subject: Subject, train: Dense, test: Dense) -> dict[str, Any]:
+    """Return the package's predictive variance beside that of the exact GGN, by prior variance and batch size.
+
+    ``own_curvature`` compares it with the dense posterior of the very same factors: its algebra alone.
+    """
+    factors = {b: kronecker_factors(subject, b) for b in BATCH_SIZES}
+    found: dict[str, Any] = {}
+    for prior_variance in (1.0, 100.0):
+        truth = covariance(test.jacobians, train.ggn(), 1 / prior_variance)
+        blocks = covariance(test.jacobians, train.block_diagonal(train.ggn()), 1 / prior_variance)
+        ratios = {"exact_block_diagonal": variance_ratio(blocks, truth)}
+        for size, one in factors.items():
+            value = in_contrasts(package_variance(subject, subject.test, one, prior_variance))
+            ratios[f"batch {size}"] = variance_ratio(value, truth)
+        found[f"prior variance {prior_variance:g}"] = ratios
+    own = in_contrasts(package_variance(subject, subject.test, factors[1], 1.0))
+    return found | {"own_curvature": relative_difference(own, covariance(test.jacobians, curvature(factors[1]), 1.0))}
+
+
+def without_cholesky(subject: Subject, test: Dense) -> dict[str, float | None]:
+    """Return the variance where factors go straight into ``variance``, as in the README, over what they stand for."""
+    found = kronecker_factors(subject, 1)
+    straight = package_variance(subject, subject.test, found, 1.0, cholesky=False)
+    return variance_ratio(in_contrasts(straight), covariance(test.jacobians, curvature(found), 1.0))
+
+
+def forward_calls(subject: Subject, seeds: int) -> dict[str, float]:
+    """Return mean traces for two other forward calls, over the class logits' with the same seeds.
+
+    The README returns logits of the whole vocabulary: labels are then sampled from all tokens. The package's example
+    (``examples/example_usage.py`` in its repository) returns probabilities where logits are expected.
+    """
+    restricted = class_logits(subject)
+    wanted = statistics.mean(sampled_traces(subject, seeds))
+    calls = {
+        "whole_vocabulary": lambda model, batch: model(**batch).logits[:, -1],
+        "softmax_twice": lambda model, batch: restricted(model, batch).softmax(-1),
+    }
+    return {
+        name: statistics.mean(sampled_traces(subject, seeds, forward=call)) / wanted for name, call in calls.items()
+    }
+
+
+def training_mode(dropout: float = 0.1, seeds: int = 20) -> dict[str, Any]:
+    """Return what LoRA dropout does: the package switches the model to training mode and leaves it there."""
+    from bayesian_lora import calculate_kronecker_factors
+
+    subject = tiny_subject(length=6, dropout=dropout)
+    lora_parameters(subject.model)
+    still = tiny_subject(length=6)
+    lora_parameters(still.model)
+    size = len(subject.train)
+    quiet = float(sum(f.trace() for f in _input_factors(kronecker_factors(still, size))))
+    noisy = [
+        float(sum(f.trace() for f in _input_factors(kronecker_factors(subject, size, seed=s)))) for s in range(seeds)
+    ]
+    inputs = inputs_of(subject, subject.test)
+    forward = class_logits(subject)
+    calculate_kronecker_factors(subject.model, forward, [inputs], WIDTH, WIDTH, ["lora"])
+    left_training = bool(subject.model.training)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        change = float((forward(subject.model, inputs) - forward(subject.model, inputs)).abs().max())
+    return {
+        "dropout": dropout,
+        "input_trace_over_no_dropout": statistics.mean(noisy) / quiet,
+        "left_in_training_mode": left_training,
+        "logit_change_between_two_calls": change,
+    }
+
+
+def model_evidences(subject: Subject, train: Dense) -> dict[str, Any]:
+    """Return ``model_evidence`` beside the dense evidence of the same factors, by prior variance.
+
+    Both centred at zero, as the package is; training rows' log-likelihood, nats.
+    """
+    from bayesian_lora import cholesky_decompose_small_factors, model_evidence
+
+    found = kronecker_factors(subject, 1)
+    dense_curvature = curvature(found)
+    halves = cholesky_decompose_small_factors(copy.copy(found), WIDTH, "cpu", torch.float64)
+    fit = -float(F.cross_entropy(train.logits, subject.train_labels, reduction="sum"))
+    norms = [p.detach().square().sum() for p in lora_parameters(subject.model).values()]
+    squared = float(sum(norms))
+    grid = [10.0**k for k in range(-4, 5)]
+    package, truth = [], []
+    for s2 in grid:
+        value = model_evidence(
+            subject.model, torch.tensor(fit), halves, LORA_RANK, WIDTH, torch.tensor(s2, dtype=torch.float64)
+        )
+        package.append(float(value.detach()))
+        truth.append(evidence(dense_curvature, 1 / s2, squared, fit))
+    return {
+        "prior_variance": grid,
+        "package": package,
+        "dense": truth,
+        "log_likelihood": fit,
+        "package_best_prior_variance": grid[package.index(max(package))],
+        "dense_best_prior_variance": grid[truth.index(max(truth))],
+        "sum_of_norms": float(sum(n.sqrt() for n in norms)),
+        "sum_of_squared_norms": squared,
+    }
+
+
+def one_row_fails(subject: Subject) -> str:
+    """Return what ``variance`` says of a batch of one row."""
+    try:
+        package_variance(subject, subject.test[:1], kronecker_factors(subject, 1), 1.0)
+    except (AssertionError, RuntimeError, IndexError) as error:
+        return f"{type(error).__name__} in variance()"
+    return "answers"
+
+
+def no_callback_fails(subject: Subject) -> str:
+    """Return what ``jacobian_mean`` says when called with label ids, as in the README."""
+    from bayesian_lora.main import jacobian_mean
+
+    try:
+        jacobian_mean(subject.model, inputs_of(subject, subject.test), torch.tensor(subject.label_ids))
+    except NameError as error:
+        return f"NameError: {error}"
+    return "answers"

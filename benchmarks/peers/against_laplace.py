@@ -1,0 +1,326 @@
+"""laplace-torch beside laplora: the same weights, rows, likelihood and prior precision.
+
+laplace-torch sees the model as a module from a batch to class logits in which the LoRA weights, and nothing else,
+are trainable. Its covariance of the class logits is compared as a softmax sees it, in the contrasts.
+
+| laplace-torch 0.3 | laplora |
+| --- | --- |
+| ``diag`` | ``diagonal`` |
+| ``kron``, ``kfac_approx="expand"`` (its default) | ``kfac_expand`` |
+| ``kron``, ``kfac_approx="reduce"`` | ``kfac_reduce`` |
+| ``full`` | ``exact`` |
+| ``gp`` (every training row) | ``exact``, whose likelihood Hessian it cuts to a diagonal |
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+from transformers import BatchEncoding
+
+from benchmarks.peers.dense import covariance, in_contrasts, relative_difference, variance_ratio
+from benchmarks.peers.ours import covariances, fit_laplora, trace
+from benchmarks.peers.subject import (
+    Subject,
+    artifact_subject,
+    initial_weights,
+    lora_parameters,
+    plain_attention,
+    tiny_subject,
+)
+from laplora.jacobians import find_blocks
+from laplora.metrics import nll
+from laplora.model import label_logits, last_hidden
+from laplora.posterior import Posterior
+from laplora.predictive import class_probs, contrasts, posterior_predictive
+from laplora.prompts import Batch, EncodedRow
+
+#: laplace-torch's Hessian structure and its options, by laplora's name.
+PAIRS: dict[str, tuple[str, dict[str, Any]]] = {
+    "diagonal": ("diag", {}),
+    "kfac_expand": ("kron", {"asdl_fisher_kwargs": {"kfac_approx": "expand"}}),
+    "kfac_reduce": ("kron", {"asdl_fisher_kwargs": {"kfac_approx": "reduce"}}),
+    "exact": ("full", {}),
+}
+#: Prior precision of the tiny models, and of the default artifact (the one that it serves, rounded).
+TINY_PRECISION, ARTIFACT_PRECISION = 2.0, 80.0
+LINKS = ("probit", "bridge", "mc")
+
+
+class ClassLogits(nn.Module):
+    """A batch, as a mapping, to class logits (rows, classes): what laplace-torch takes for a model."""
+
+    def __init__(self, model: Any, label_ids: Sequence[int]) -> None:
+        super().__init__()
+        self.model = model
+        self.label_ids = tuple(label_ids)
+
+    def forward(self, data: Any) -> torch.Tensor:
+        """Return the class logits."""
+        ids = data["input_ids"]
+        possible = torch.ones(len(ids), len(self.label_ids), dtype=torch.bool)
+        batch = Batch(ids, data["attention_mask"], data["position_ids"], possible)
+        return label_logits(self.model, last_hidden(self.model, batch), self.label_ids)
+
+
+def compare(rows: int = 40) -> dict[str, Any]:
+    """Return the comparison on the tiny model, and on the default artifact's model.
+
+    Args:
+        rows: training rows, and test rows, of the artifact's.
+    """
+    with quiet():
+        return {"tiny": compare_tiny(), "artifact": compare_artifact(rows)}
+
+
+def compare_tiny() -> dict[str, Any]:
+    """Return how far each pair of structures is apart on a tiny float64 model, rows of 1 to 7 tokens.
+
+    ``alone``: laplace-torch fits from batches of one row, which need no padding. ``padded``: from batches of eight;
+    laplora's batches are of eight in both.
+    """
+    subject = tiny_subject()
+    start = torch.cat([w.flatten() for w in initial_weights(subject.model).values()])
+    found: dict[str, Any] = {}
+    for structure in PAIRS:
+        ours = fit_laplora(subject, structure, size=8)
+        for name, size in (("alone", 1), ("padded", 8)):
+            theirs = fit_laplace(subject, structure, TINY_PRECISION, size=size, prior_mean=start)
+            found[f"{structure}, {name}"] = difference(subject, theirs, ours, TINY_PRECISION, start)
+    even = tiny_subject(length=6)
+    found["kfac_expand, equal lengths"] = difference(
+        even,
+        fit_laplace(even, "kfac_expand", TINY_PRECISION, size=8, prior_mean=start),
+        fit_laplora(even, "kfac_expand", size=8),
+        TINY_PRECISION,
+        start,
+    )
+    found["padding moves laplora"] = {
+        structure: relative_difference(
+            covariances(subject, fit_laplora(subject, structure, size=8), TINY_PRECISION, size=8),
+            covariances(subject, fit_laplora(subject, structure, size=1), TINY_PRECISION, size=1),
+        )
+        for structure in PAIRS
+    }
+    found["gp"] = gaussian_process(even)
+    return found
+
+
+def compare_artifact(rows: int) -> dict[str, Any]:
+    """Return the same on the default artifact's weights in float32, and the probabilities made from one covariance.
+
+    ``full`` would need a square of 460,800 parameters: it is compared on one block, ``lora_B`` of the last layer's
+    values.
+    """
+    subject = artifact_subject(train=rows, test=rows)
+    zero = torch.zeros(sum(p.numel() for p in lora_parameters(subject.model).values()))
+    found: dict[str, Any] = {"rows": rows, "prior_precision": ARTIFACT_PRECISION}
+    traces: dict[str, float] = {}
+    jacobians: Sequence[torch.Tensor] | None = None
+    for structure in ("diagonal", "kfac_expand", "kfac_reduce"):
+        print(f"laplace-torch: {structure}, {rows} + {rows} rows", flush=True)
+        ours = fit_laplora(subject, structure)
+        theirs = fit_laplace(subject, structure, ARTIFACT_PRECISION, prior_mean=zero)
+        jacobians = jacobians or laplace_jacobians(subject, theirs)
+        found[structure] = difference(subject, theirs, ours, ARTIFACT_PRECISION, zero, jacobians)
+        traces[structure] = trace(ours)
+        if structure == "kfac_expand":
+            found["links"] = link_functions(subject, theirs, jacobians)
+    traces["kfac_last"] = trace(fit_laplora(subject, "kfac_last"))
+    # The diagonal's trace is the exact GGN's.
+    found["traces"] = {kind: traces[kind] / traces["diagonal"] for kind in ("kfac_last", "kfac_expand", "kfac_reduce")}
+    last = [b for b in find_blocks(subject.model, 2) if "v_proj" in b.name and b.group == "lora_B"][-1]
+    ours = fit_laplora(subject, "exact", blocks=(last,))
+    theirs = fit_laplace(subject, "exact", ARTIFACT_PRECISION, names=[last.name])
+    found["exact, one block"] = difference(subject, theirs, ours, ARTIFACT_PRECISION, None)
+    return found
+
+
+def fit_laplace(
+    subject: Subject,
+    structure: str,
+    precision: float,
+    *,
+    size: int = 1,
+    prior_mean: torch.Tensor | None = None,
+    names: Sequence[str] | None = None,
+) -> Any:
+    """Return laplace-torch's posterior of the training rows.
+
+    Args:
+        size: rows per batch.
+        names: blocks it covers, all by default. With some, its subnetwork class: the same algebra from Jacobians,
+            where its ``full`` multiplies the GGN with every unit vector.
+    """
+    from laplace import Laplace
+
+    hessian, options = PAIRS[structure]
+    parameters = lora_parameters(subject.model, names)
+    options = dict(options)
+    if prior_mean is not None:
+        options["prior_mean"] = prior_mean
+    if names is not None:
+        options["subnetwork_indices"] = torch.arange(sum(p.numel() for p in parameters.values()))
+    weights = "all" if names is None else "subnetwork"
+    module = ClassLogits(subject.model, subject.label_ids)
+    posterior = Laplace(module, "classification", weights, hessian, prior_precision=precision, **options)
+    pairs = list(zip(subject.train, subject.train_labels.tolist(), strict=True))
+    posterior.fit(DataLoader(pairs, batch_size=size, collate_fn=lambda p: mapping(subject, *zip(*p, strict=True))))
+    return posterior
+
+
+def mapping(subject: Subject, rows: Sequence[EncodedRow], labels: Sequence[int] | None = None) -> BatchEncoding:
+    """Return rows as the mapping that laplace-torch hands to the model."""
+    batch = subject.batch(rows)
+    data = {key: getattr(batch, key) for key in ("input_ids", "attention_mask", "position_ids")}
+    return BatchEncoding(data | ({} if labels is None else {"labels": torch.tensor(labels)}))
+
+
+def laplace_jacobians(subject: Subject, posterior: Any) -> list[torch.Tensor]:
+    """Return laplace-torch's Jacobians of the test rows' class logits, each (1, classes, parameters)."""
+    return [posterior.backend.jacobians(mapping(subject, [row]))[0] for row in subject.test]
+
+
+def laplace_covariances(posterior: Any, jacobians: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return laplace-torch's covariance of the class logits, (rows, classes, classes)."""
+    return torch.cat([posterior.functional_variance(j).detach() for j in jacobians])
+
+
+def difference(
+    subject: Subject,
+    theirs: Any,
+    ours: Posterior,
+    precision: float,
+    start: torch.Tensor | None,
+    jacobians: Sequence[torch.Tensor] | None = None,
+) -> dict[str, Any]:
+    """Return how far two posteriors are apart: the test rows' covariances, and the log evidence.
+
+    Args:
+        start: what both priors are centred at, flat; None leaves the evidence out.
+        jacobians: laplace-torch's of the test rows, if they are there already.
+    """
+    found = in_contrasts(laplace_covariances(theirs, jacobians or laplace_jacobians(subject, theirs)))
+    wanted = covariances(subject, ours, precision)
+    result: dict[str, Any] = {"covariance": relative_difference(found, wanted)} | variance_ratio(found, wanted)
+    if start is not None:
+        weights = torch.cat([p.detach().flatten() for p in lora_parameters(subject.model).values()])
+        distance = float((weights.double() - start.double()).square().sum())
+        precisions = torch.full((len(ours.blocks),), precision, dtype=torch.float64)
+        fit = -float(F.cross_entropy(train_logits(subject), subject.train_labels, reduction="sum"))
+        wanted_evidence = fit - 0.5 * precision * distance - 0.5 * float(ours.log_determinant_ratio(precisions))
+        found_evidence = float(theirs.log_marginal_likelihood())
+        result |= {
+            "evidence_laplace_torch": found_evidence,
+            "evidence_laplora": wanted_evidence,
+            "evidence": abs(found_evidence - wanted_evidence) / abs(wanted_evidence),
+        }
+    return result
+
+
+@torch.no_grad()
+def train_logits(subject: Subject) -> torch.Tensor:
+    """Return the training rows' class logits, float64."""
+    module = ClassLogits(subject.model, subject.label_ids)
+    return torch.cat([module(mapping(subject, [row])).double() for row in subject.train])
+
+
+class TokenLogits(ClassLogits):
+    """The same from token ids alone, (rows, tokens) without padding: what ``gp`` can collate by itself."""
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return the class logits."""
+        ones = torch.ones_like(ids)
+        return super().forward({"input_ids": ids, "attention_mask": ones, "position_ids": ones.cumsum(1) - 1})
+
+
+def gaussian_process(subject: Subject) -> dict[str, Any]:
+    """Return laplace-torch's function-space posterior over all training rows, beside laplora's exact one.
+
+    It replaces each row's likelihood Hessian ``diag p - p p^T`` by its diagonal, as it says. ``diagonal_hessian`` is
+    what that alone does, from a dense inverse over the same Jacobians; ``package`` is what it answers. Its mean
+    counts frozen parameters too, which its Jacobians do not: they are handed to it as buffers.
+
+    Args:
+        subject: rows all of one length; its model is of no other use afterwards.
+    """
+    from laplace import Laplace
+    from laplace.curvature import CurvlinopsGGN
+
+    wanted = covariances(subject, fit_laplora(subject, "exact"), TINY_PRECISION)
+    lora_parameters(subject.model)
+    for module in subject.model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if not parameter.requires_grad:
+                delattr(module, name)
+                module.register_buffer(name, parameter.detach())
+    posterior = Laplace(
+        TokenLogits(subject.model, subject.label_ids),
+        "classification",
+        "all",
+        "gp",
+        prior_precision=TINY_PRECISION,
+        backend=CurvlinopsGGN,
+        n_subset=len(subject.train),
+    )
+    data = TensorDataset(subject.batch(subject.train).input_ids, subject.train_labels)
+    posterior.fit(DataLoader(data, batch_size=8))
+    jacobians, _ = posterior.backend.jacobians(subject.batch(subject.test).input_ids)
+    found = in_contrasts(posterior.functional_variance(jacobians).detach())
+    training, logits = posterior.backend.jacobians(subject.batch(subject.train).input_ids)
+    probs = logits.softmax(1)
+    hessian = torch.diag_embed(probs * (1 - probs))
+    approximate = torch.einsum("ncp,ncd,ndq->pq", training, hessian, training)
+    alone = in_contrasts(covariance(jacobians, approximate, TINY_PRECISION))
+    return {
+        "package": {"covariance": relative_difference(found, wanted)} | variance_ratio(found, wanted),
+        "diagonal_hessian": {"covariance": relative_difference(alone, wanted)} | variance_ratio(alone, wanted),
+    }
+
+
+def link_functions(subject: Subject, theirs: Any, jacobians: Sequence[torch.Tensor]) -> dict[str, Any]:
+    """Return how far laplace-torch's probabilities are from the integral over the same Gaussian, and their NLL.
+
+    The integral is laplora's, right to 1e-11 at two classes, over laplace-torch's own mean and covariance. Its
+    ``probit`` looks at each class logit's own variance, which holds what is common to all logits and which no
+    softmax sees; ``mc`` takes its default of 100 samples.
+    """
+    transform = contrasts(len(subject.label_ids))
+    possible = torch.ones(len(subject.test), len(subject.label_ids), dtype=torch.bool)
+    inputs = [mapping(subject, [row]) for row in subject.test]
+    with torch.no_grad():
+        logits = torch.cat([theirs.model(x) for x in inputs]).double()
+    full = laplace_covariances(theirs, jacobians).double()
+    exact = posterior_predictive(logits @ transform, in_contrasts(full), possible).probs
+    seen = in_contrasts(full).diagonal(dim1=1, dim2=2).sum(1)
+    found: dict[str, Any] = {
+        "map": {"nll": nll(class_probs(logits, possible), subject.test_labels)},
+        "integral": {"nll": nll(exact, subject.test_labels)},
+        "share_of_variance_that_a_softmax_sees": float((seen / full.diagonal(dim1=1, dim2=2).sum(1)).median()),
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for link in LINKS:
+            probs = torch.cat([theirs(x, pred_type="glm", link_approx=link).detach() for x in inputs]).double()
+            found[link] = {
+                "nll": nll(probs, subject.test_labels),
+                "largest_gap": float((probs - exact).abs().max()),
+                "mean_gap": float((probs - exact).abs()[:, 0].mean()),
+            }
+    return found
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Run with plain attention, and without the warnings that laplace-torch's way of calling torch gives rise to."""
+    with plain_attention(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*batching rule.*")
+        warnings.filterwarnings("ignore", message="The prior precision has changed since fit.*")
+        yield

@@ -1,0 +1,64 @@
+"""laplora's posteriors of a subject's training rows, with nothing cut off and nothing rounded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from benchmarks.peers.subject import Subject
+from laplora.blocks import Block, ContrastJacobians
+from laplora.diagonal_posterior import DiagonalPosterior
+from laplora.eigen_posterior import EigenPosterior
+from laplora.jacobians import contrast_jacobians, find_blocks
+from laplora.posterior import Posterior
+from laplora.structures import StructureSettings, fit_posterior, needs_tokens
+
+State = TypeVar("State")
+
+
+def fit_laplora(
+    subject: Subject, structure: str, *, blocks: tuple[Block, ...] | None = None, size: int = 1
+) -> Posterior:
+    """Return laplora's posterior of the training rows, no rank cut and nothing rounded.
+
+    Args:
+        size: rows per batch.
+    """
+    blocks = blocks or find_blocks(subject.model, len(subject.label_ids))
+    tokens = needs_tokens(structure)
+
+    def run_pass(_title: str, empty: State, add: Callable[[State, ContrastJacobians, torch.Tensor], State]) -> State:
+        state = empty
+        for batch in subject.batches(subject.train, size):
+            found = contrast_jacobians(subject.model, batch, subject.label_ids, blocks, tokens=tokens)
+            state = add(state, found, batch.class_mask)
+        return state
+
+    widest = max(b.wide for b in blocks)
+    settings = StructureSettings(structure=structure, rank=widest, oversampling=0, basis_dtype=torch.float64)
+    return fit_posterior(settings, blocks, run_pass)
+
+
+def covariances(subject: Subject, posterior: Posterior, precision: float, *, size: int = 1) -> torch.Tensor:
+    """Return laplora's covariance of the test rows' contrasts, (rows, classes - 1, classes - 1)."""
+    precisions = torch.full((len(posterior.blocks),), precision, dtype=torch.float64)
+    return torch.cat(
+        [
+            posterior.covariance_of(
+                contrast_jacobians(subject.model, batch, subject.label_ids, posterior.blocks), precisions
+            )
+            for batch in subject.batches(subject.test, size)
+        ]
+    )
+
+
+def trace(posterior: Posterior) -> float:
+    """Return the trace of the curvature over all blocks."""
+    if isinstance(posterior, DiagonalPosterior):
+        return float(sum(d.sum() for d in posterior.diagonal))
+    if not isinstance(posterior, EigenPosterior):
+        raise TypeError(f"the trace of {posterior.structure!r} is not read off here")
+    flat = posterior.spectrum
+    return float(flat.scale.sum() + (flat.tail_count * flat.tail).sum())

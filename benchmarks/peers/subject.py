@@ -1,0 +1,182 @@
+"""What every peer is given: a model with LoRA weights, rows, labels."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from laplora.artifact import read_artifact
+from laplora.model import BaseSpec, attach_adapter, load_base_model, load_tokenizer, locate_base
+from laplora.prompts import Batch, EncodedRow, collate, encode, render
+from training.config import load_config
+from training.data import load_splits
+from training.examples import Example
+
+ROOT = Path(__file__).parents[2]
+ARTIFACT = ROOT / "artifacts" / "sst2-smollm2"
+CONFIG = ROOT / "training" / "configs" / "sst2-smollm2.yaml"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A classifier and the rows it is compared on.
+
+    Attributes:
+        model: PEFT model in eval mode.
+        label_ids: token id of each class.
+        pad_id: token id of padding.
+        train, test: encoded prompts, every class possible; their labels are (rows,) int64.
+    """
+
+    name: str
+    model: Any
+    label_ids: tuple[int, ...]
+    pad_id: int
+    train: tuple[EncodedRow, ...]
+    train_labels: torch.Tensor
+    test: tuple[EncodedRow, ...]
+    test_labels: torch.Tensor
+
+    def batch(self, rows: Sequence[EncodedRow]) -> Batch:
+        """Return rows as one left-padded batch."""
+        return collate(rows, class_count=len(self.label_ids), pad_token_id=self.pad_id)
+
+    def batches(self, rows: Sequence[EncodedRow], size: int = 1) -> Iterator[Batch]:
+        """Yield the rows in order, ``size`` at a time."""
+        for start in range(0, len(rows), size):
+            yield self.batch(rows[start : start + size])
+
+
+def tiny_subject(
+    *,
+    classes: int = 3,
+    train: int = 24,
+    test: int = 8,
+    length: int | None = None,
+    dropout: float = 0.0,
+    dtype: torch.dtype = torch.float64,
+) -> Subject:
+    """Return a random two-layer Llama with LoRA on q and v, and random rows of 1 to 7 tokens.
+
+    Args:
+        length: every row has this many tokens, so that no batch is padded.
+    """
+    tiny = _tiny_models()
+    task = tiny.tiny_task(examples=train + test, classes=classes)
+    rows = [dataclasses.replace(r, class_count=classes) for r in task.rows]
+    if length is not None:
+        draw = tiny.generator(5)
+        drawn = torch.randint(3, tiny.VOCABULARY, (len(rows), length), generator=draw).tolist()
+        rows = [EncodedRow(tuple(ids), classes) for ids in drawn]
+    return Subject(
+        name="tiny",
+        model=tiny.tiny_model("llama", targets=["q_proj", "v_proj"], dropout=dropout, dtype=dtype),
+        label_ids=tuple(task.label_ids),
+        pad_id=tiny.PAD,
+        train=tuple(rows[:train]),
+        train_labels=task.labels[:train],
+        test=tuple(rows[train:]),
+        test_labels=task.labels[train:],
+    )
+
+
+def _tiny_models() -> Any:
+    """Return the tests' module of tiny models, which lies outside of any package."""
+    tests = str(ROOT / "tests")
+    if tests not in sys.path:
+        sys.path.append(tests)
+    import tiny_models
+
+    return tiny_models
+
+
+@dataclass(frozen=True)
+class Sst2:
+    """The default artifact's rows, as text, in its own split.
+
+    Attributes:
+        labels: the words for the classes.
+        location: folder of the base model.
+    """
+
+    train: tuple[Example, ...]
+    calibration: tuple[Example, ...]
+    test: tuple[Example, ...]
+    labels: tuple[str, ...]
+    location: str
+
+
+def artifact_rows() -> Sst2:
+    """Return the rows that the default artifact was trained, calibrated and tested on."""
+    config = load_config(CONFIG)
+    splits = load_splits(config.data, seed=config.seed)
+    location = locate_base(BaseSpec(config.base.model, config.base.revision))
+    return Sst2(splits.train, splits.calibration, splits.test, tuple(splits.task.labels), location)
+
+
+def artifact_subject(*, train: int = 100, test: int = 100) -> Subject:
+    """Return the default artifact's model in float32 on its first training and test rows.
+
+    The base holds the dequantized 4-bit weights and the adapter its stored values: the weights that are served,
+    in an arithmetic whose rounding is no part of the comparison.
+    """
+    manifest = read_artifact(ARTIFACT).manifest
+    rows = artifact_rows()
+    tokenizer = load_tokenizer(rows.location)
+    spec = dataclasses.replace(manifest.base, dtype="float32")
+    base = load_base_model(rows.location, spec, device=torch.device("cpu"), dequantize=True)
+    model = attach_adapter(base, ARTIFACT / "adapter").float()
+    template = manifest.template.template()
+
+    def encoded(examples: Sequence[Example]) -> tuple[EncodedRow, ...]:
+        rendered = [render(template, e.fields, manifest.labels) for e in examples]
+        return tuple(encode(tokenizer, text, n, max_tokens=manifest.max_tokens, truncate=True) for text, n in rendered)
+
+    chosen, held_out = rows.train[:train], rows.test[:test]
+    return Subject(
+        name="sst2-smollm2",
+        model=model,
+        label_ids=tuple(manifest.label_token_ids),
+        pad_id=tokenizer.pad_token_id,
+        train=encoded(chosen),
+        train_labels=torch.tensor([e.label for e in chosen]),
+        test=encoded(held_out),
+        test_labels=torch.tensor([e.label for e in held_out]),
+    )
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Run attention as plain matrix products: the fused kernels of a CPU know no forward-mode derivative."""
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+def lora_parameters(model: Any, names: Sequence[str] | None = None) -> dict[str, torch.nn.Parameter]:
+    """Make LoRA weights, and only them, trainable; return them by block name, in block order.
+
+    Args:
+        names: blocks to train, all by default.
+    """
+    found = {}
+    for name, parameter in model.named_parameters():
+        block = name.removeprefix("base_model.model.").removesuffix(".default.weight")
+        chosen = ".lora_" in name and (names is None or block in names)
+        parameter.requires_grad_(chosen)
+        if chosen:
+            found[block] = parameter
+    return found
+
+
+def initial_weights(model: Any) -> dict[str, torch.Tensor]:
+    """Return plausible initial LoRA weights of a tiny model by block name: A near where it is, B zero."""
+    found = _tiny_models().initial_lora(model)
+    return {n.removeprefix("base_model.model.").removesuffix(".default.weight"): w for n, w in found.items()}

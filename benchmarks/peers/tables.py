@@ -1,0 +1,217 @@
+"""results.json as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+HEAD = """# laplora beside its peers
+
+Written by `python -m benchmarks.peers`; every number is in results.json. docs/peers.md says what the numbers mean.
+"""
+
+
+def render(results: dict[str, Any]) -> str:
+    """Return RESULTS.md of the parts that were measured."""
+    writers = {"laplace": laplace, "bayesian_lora": bayesian_lora, "brier": brier}
+    parts = [write(results[name]) for name, write in writers.items() if name in results]
+    return "\n".join([HEAD, *parts])
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Return a table in Markdown."""
+    lines = ["| " + " | ".join(header) + " |", "| --- " + "| ---: " * (len(header) - 1) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows), ""])
+
+
+def measured(part: dict[str, Any]) -> str:
+    """Return the line that says how a part was measured."""
+    m = part["measured"]
+    versions = ", ".join(f"{name} {version}" for name, version in m["versions"].items())
+    return f"`{m['command']}`, {m['date']}, {m['hardware']}; {versions}.\n"
+
+
+def laplace(part: dict[str, Any]) -> str:
+    """Return the tables of laplace-torch."""
+    tiny, artifact = part["tiny"], part["artifact"]
+    pairs = [(name, v) for name, v in tiny.items() if ", " in name]
+    gp = [("gp", tiny["gp"]["package"]), ("gp: the diagonal Hessian alone", tiny["gp"]["diagonal_hessian"])]
+    real = [(name, v) for name, v in artifact.items() if isinstance(v, dict) and "covariance" in v]
+    links = artifact["links"]
+    return "\n".join(
+        [
+            "## laplace-torch\n",
+            measured(part),
+            "Largest relative difference of a test row's predictive covariance, ratio of variances, and the log "
+            "evidence. Tiny Llama, float64, 24 rows of 1 to 7 tokens; *padded*: laplace-torch's batches hold 8.\n",
+            table(
+                [
+                    "structure",
+                    "covariance",
+                    "median ratio",
+                    "lowest",
+                    "highest",
+                    "evidence, theirs",
+                    "ours",
+                    "difference",
+                ],
+                [_laplace_row(name, v) for name, v in [*pairs, *gp]],
+            ),
+            "The same batches move laplora's covariances by "
+            + ", ".join(f"{v:.0e} ({k})" for k, v in tiny["padding moves laplora"].items())
+            + ".\n",
+            f"The default artifact, float32, {artifact['rows']} training and {artifact['rows']} test rows, one at a "
+            f"time, prior precision {artifact['prior_precision']:g}:\n",
+            table(
+                [
+                    "structure",
+                    "covariance",
+                    "median ratio",
+                    "lowest",
+                    "highest",
+                    "evidence, theirs",
+                    "ours",
+                    "difference",
+                ],
+                [_laplace_row(name, v) for name, v in real],
+            ),
+            "Trace of laplora's kinds of KFAC over the exact GGN's, the same rows: "
+            + ", ".join(f"{name} {v:.2f}" for name, v in artifact["traces"].items())
+            + ".\n",
+            "Probabilities from laplace-torch's own `kron` mean and covariance, against the integral:\n",
+            table(
+                ["", "NLL", "largest gap", "mean gap"],
+                [
+                    [name, f"{v['nll']:.4f}", _or_blank(v, "largest_gap"), _or_blank(v, "mean_gap")]
+                    for name, v in links.items()
+                    if isinstance(v, dict)
+                ],
+            ),
+            "Share of the class logits' variance that a softmax sees, median row: "
+            f"{links['share_of_variance_that_a_softmax_sees']:.3f}.\n",
+        ]
+    )
+
+
+def _laplace_row(name: str, v: dict[str, Any]) -> list[str]:
+    evidence = (
+        [f"{v['evidence_laplace_torch']:.4f}", f"{v['evidence_laplora']:.4f}", f"{v['evidence']:.0e}"]
+        if "evidence" in v
+        else ["", "", ""]
+    )
+    ratios = [f"{v[k]:.4f}" for k in ("median_ratio", "lowest_ratio", "highest_ratio")]
+    return [name, f"{v['covariance']:.1e}", *ratios, *evidence]
+
+
+def _or_blank(values: dict[str, Any], key: str) -> str:
+    return f"{values[key]:.4f}" if key in values else ""
+
+
+def bayesian_lora(part: dict[str, Any]) -> str:
+    """Return the tables of bayesian-lora."""
+    variance = part["variance"]
+    columns = [k for k in variance if k != "own_curvature"]
+    order, padding, dropout, evidence = (part[k] for k in ("order", "padding", "dropout", "evidence"))
+    rows, tokens = part["rows"], part["tokens"]
+    kinds = {name: v for name, v in tokens.items() if name not in ("sampling", "seeds")}
+    return "\n".join(
+        [
+            "## bayesian-lora\n",
+            measured(part),
+            f"Tiny Llama, float64, {rows['train']} training rows of {rows['tokens']} tokens.\n",
+            "Trace of the curvature over the exact GGN's, by rows per batch, one seed of the sampled labels:\n",
+            table(
+                ["factors", *part["batch_size"]["low_rank"]],
+                [
+                    [name.replace("_", " "), *(f"{v:.4f}" for v in ratios.values())]
+                    for name, ratios in part["batch_size"].items()
+                ],
+            ),
+            f"The same by which tokens the factors are made of, one row per batch, mean of {tokens['seeds']} seeds:\n",
+            table(list(kinds), [[f"{v:.4f}" for v in kinds.values()]]),
+            "Median ratio of the predictive variance to the exact GGN's, 8 test rows:\n",
+            table(
+                ["", *columns],
+                [
+                    [name, *(f"{variance[c][name]['median_ratio']:.3f}" for c in columns)]
+                    for name in variance[columns[0]]
+                ],
+            ),
+            table(
+                ["experiment", "result"],
+                [
+                    ["`jacobian_mean` against the dense Jacobian", f"{part['jacobians']['jacobian']:.0e}"],
+                    ["input factors, from the last token's", f"{part['input_factors']['last']:.0e}"],
+                    ["input factors, from every token's", f"{part['input_factors']['all']:.3f}"],
+                    ["`variance` against the dense posterior of its own factors", f"{variance['own_curvature']:.0e}"],
+                    [
+                        "standard deviation of the trace over seeds of the sampled labels, relative",
+                        f"{tokens['sampling']:.3f}",
+                    ],
+                    [f"rank-{order['rank']} input factor, rows reversed", f"{order['reversed']:.3f}"],
+                    [
+                        f"rank-{order['rank']} input factor, from the best of that rank",
+                        f"{order['best_of_that_rank']:.3f}",
+                    ],
+                    ["the same, nothing cut, rows reversed", f"{order['reversed_without_truncation']:.0e}"],
+                    ["input factors' trace, left padding over none", f"{padding['left_over_alone']:.4f}"],
+                    ["input factors' trace, right padding over none", f"{padding['right_over_alone']:.4f}"],
+                    ["largest change of a class logit under right padding", f"{padding['logit_change']:.2f}"],
+                    [
+                        "variance without `cholesky_decompose_small_factors`, over with",
+                        f"{part['without_cholesky']['median_ratio']:.3f}",
+                    ],
+                    [
+                        "trace with the README's forward call, over class logits'",
+                        f"{part['forward_calls']['whole_vocabulary']:.3f}",
+                    ],
+                    [
+                        "trace with the example script's softmax, over class logits'",
+                        f"{part['forward_calls']['softmax_twice']:.3f}",
+                    ],
+                    [
+                        f"input factors' trace with LoRA dropout {dropout['dropout']}, over none",
+                        f"{dropout['input_trace_over_no_dropout']:.3f}",
+                    ],
+                    ["model left in training mode", str(dropout["left_in_training_mode"]).lower()],
+                    ["`variance` on a batch of one row", part["one_row"]],
+                    ["`jacobian_mean` called with label ids only", part["no_callback"]],
+                ],
+            ),
+            "Log evidence of one set of factors, by prior variance; the log-likelihood is "
+            f"{evidence['log_likelihood']:.1f}:\n",
+            table(
+                ["", *(f"{v:g}" for v in evidence["prior_variance"])],
+                [
+                    [name, *(f"{v:.0f}" for v in evidence[key])]
+                    for name, key in (("`model_evidence`", "package"), ("dense", "dense"))
+                ],
+            ),
+        ]
+    )
+
+
+def _cell(values: dict[str, float], key: str) -> str:
+    return f"{values[key]:.4f}" if key in values else ""
+
+
+def brier(part: dict[str, Any]) -> str:
+    """Return the table of brier and of the artifact's methods."""
+    rows = [_metrics(f"brier {name}", v) for name, v in part["brier"].items()]
+    rows += [_metrics(f"laplora {name}", v) for name, v in part["laplora"].items()]
+    return "\n".join(
+        [
+            "## brier\n",
+            measured(part),
+            f"SST-2, {part['rows']['test']} test rows, SmolLM2-135M-Instruct; 95 % bootstrap intervals.\n",
+            table(["method", "labels", "accuracy", "NLL", "ECE", "Brier", "AUROC of errors"], rows),
+        ]
+    )
+
+
+def _metrics(name: str, v: dict[str, Any]) -> list[str]:
+    def cell(key: str) -> str:
+        low, high = v["intervals"][key]
+        return f"{v[key]:.3f} [{low:.3f}, {high:.3f}]"
+
+    return [name, str(v["labels_used"]), *(cell(k) for k in ("accuracy", "nll", "ece", "brier", "auroc_error"))]
