@@ -1,6 +1,6 @@
 """Fitting when a prediction is flagged or goes to a person, on a calibration split.
 
-Two questions are answered for each predictive. Which score ranks its mistakes best: the entropy of the MAP
+Two questions are answered for each predictive. Which score ranks its mistakes best: the entropy of the served
 probabilities, unless another one leads by more than the noise of the few mistakes there are. And up to which
 score answers are accepted: as far as the error rate of the accepted ones stays within a target risk, either
 among the calibration rows (``empirical``) or, with a stated confidence, among new rows like them
@@ -134,10 +134,12 @@ def fit_thresholds(
 
 
 def choose_score(scores: Mapping[Score, torch.Tensor], errors: torch.Tensor) -> tuple[Score, str]:
-    """Return the score to review by, and why: ``map_entropy`` unless another one's lead in AUROC is beyond noise.
+    """Return the score to review by, and why: ``total_entropy`` unless another one's lead in AUROC is beyond noise.
 
-    The lead counts when it is more than 1.28 of its own standard errors, those of the paired difference
-    (DeLong, DeLong and Clarke-Pearson 1988): one-sided 90 %. Among several such scores the best one is taken.
+    The entropy of the served probabilities comes first because a decision by it agrees with the probabilities that the
+    client sees (without it, ``map_entropy``). Another score's lead counts when it is more than 1.28 of its own standard
+    errors, those of the paired difference (DeLong, DeLong and Clarke-Pearson 1988): one-sided 90 %. Among several such
+    scores the best one is taken.
 
     Args:
         scores: (rows,) each, ``map_entropy`` among them, higher meaning less trusted.
@@ -146,20 +148,23 @@ def choose_score(scores: Mapping[Score, torch.Tensor], errors: torch.Tensor) -> 
     mistakes = int(errors.sum())
     if len(scores) == 1:
         return "map_entropy", "the only score without a posterior"
+    first: Score = "total_entropy" if "total_entropy" in scores else "map_entropy"
     if min(mistakes, len(errors) - mistakes) < _FEWEST_ERRORS:
-        return "map_entropy", (
+        return first, (
             f"{mistakes} mistakes in {len(errors)} calibration rows: comparing scores takes {_FEWEST_ERRORS} mistakes "
             f"and {_FEWEST_ERRORS} right answers"
         )
     values = {name: error_auroc(score, errors) or 0.0 for name, score in scores.items()}
-    leads = {n: compare_auroc(s, scores["map_entropy"], errors) for n, s in scores.items() if n != "map_entropy"}
+    leads = {n: compare_auroc(s, scores[first], errors) for n, s in scores.items() if n != first}
     clear = [n for n, (lead, error) in leads.items() if lead > _BEYOND_NOISE * error and lead > 0]
-    chosen: Score = max(clear, key=lambda n: values[n]) if clear else "map_entropy"
-    figures = ", ".join(
-        f"{n} {values[n]:.3f}" + (f" (lead {leads[n][0]:+.3f}, standard error {leads[n][1]:.3f})" if n in leads else "")
-        for n in scores
-    )
-    return chosen, f"AUROC for {mistakes} calibration mistakes: {figures}; map_entropy unless a lead is beyond noise"
+    chosen: Score = max(clear, key=lambda n: values[n]) if clear else first
+    figures = ", ".join(f"{n} {values[n]:.3f}" + (_lead(*leads[n]) if n in leads else "") for n in scores)
+    return chosen, f"AUROC for {mistakes} calibration mistakes: {figures}; {first} unless a lead is beyond noise"
+
+
+def _lead(lead: float, error: float) -> str:
+    # Twice rounded, and 0.0 + -0.0 is 0.0: the order of sums must not decide a digit, or the sign of no lead.
+    return f" (lead {0.0 + round(round(lead, 9), 3):+.3f}, standard error {error:.3f})"
 
 
 def accept_threshold(

@@ -166,25 +166,25 @@ def test_the_chosen_score_is_seldom_behind_and_often_ahead_on_new_rows() -> None
             if lead:
                 ahead += chosen == "epistemic"
             else:
-                behind += chosen != "map_entropy"
+                behind += chosen != "total_entropy"
     # Equal scores: each split prefers another one with probability 0.1; 60 splits give 6, sd 2.3.
     assert behind <= 6 + 4 * 2.3
     # A lead of one standard deviation is some 0.13 in AUROC, more than three standard errors.
     assert ahead >= 54
 
 
-def test_ties_and_too_few_mistakes_leave_map_entropy() -> None:
+def test_ties_and_too_few_mistakes_leave_the_entropy_of_the_served_probabilities() -> None:
     data = split(400, seed=5)
     tied = fitted(data | {"probs": data["map_probs"], "epistemic": torch.zeros(400)})
-    assert tied.for_mode("laplace").review.score == "map_entropy"
+    assert tied.for_mode("laplace").review.score == "total_entropy"
     # Four mistakes only, all of them found by the epistemic column: still too few to prefer it.
     labels = data["probs"].argmax(1)
     labels[:4] = (labels[:4] + 1) % 3
     few = fitted(data | {"labels": labels, "epistemic": (torch.arange(400) < 4).double()}).for_mode("laplace").review
-    assert few.score == "map_entropy"
+    assert few.score == "total_entropy"
     assert few.reason.startswith("4 mistakes in 400 calibration rows: comparing scores takes 5 mistakes")
     wrong = fitted(data | {"labels": (data["probs"].argmax(1) + 1) % 3}).for_mode("laplace").review
-    assert wrong.score == "map_entropy"
+    assert wrong.score == "total_entropy"
     assert fitted(data).for_mode("map").review.reason == "the only score without a posterior"
 
 
