@@ -14,7 +14,7 @@ from laplora.member_outputs import MemberOutputs, Wanted
 from laplora.predictive import PosteriorPredictive, class_probs, contrasts
 from laplora.predictives import PREDICTIVES, PredictiveName, PredictiveSpec, predictive_probs
 from laplora.prompts import EncodedRow
-from laplora.thresholds import Flag, ModeThresholds
+from laplora.thresholds import Decision, Flag, ModeThresholds
 from laplora.uncertainty import decide, decompose, entropy, raise_flags, review_score
 
 
@@ -42,7 +42,10 @@ class Prediction:
         decision: ``accept`` or ``review``.
         calibrated_probs: by the name of each other predictive that what was computed is enough for, ``map`` aside.
         calibrated_scores: by the same names, what ranks their mistakes, nats.
-        tokens: length of the prompt; truncated: whether it was cut.
+        tokens: length of the prompt, of all of them where several orders were asked; truncated: whether it was cut.
+        orders: of the options, that the answer is an average over (``laplora.order_answers``).
+        order_information: nats, mutual information of label and order: the part of ``epistemic`` that is disagreement
+            of the orders; None where one was asked.
     """
 
     predictive: PredictiveName
@@ -66,6 +69,56 @@ class Prediction:
     calibrated_scores: dict[str, float]
     tokens: int
     truncated: bool
+    orders: int = 1
+    order_information: float | None = None
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """What a predictive's thresholds say of a batch.
+
+    Attributes:
+        sets: (batch, classes) bool, the conformal sets.
+        flags: each row's; decisions: each row's.
+    """
+
+    sets: torch.Tensor
+    flags: list[list[Flag]]
+    decisions: list[Decision]
+
+
+def verdicts(
+    manifest: Manifest,
+    name: PredictiveName,
+    *,
+    probs: torch.Tensor,
+    class_mask: torch.Tensor,
+    label_mass: torch.Tensor,
+    truncated: Sequence[bool],
+    epistemic: torch.Tensor | None,
+    score: torch.Tensor,
+) -> Verdicts:
+    """Return sets, flags and decisions by a predictive's thresholds.
+
+    Args:
+        name: one of ``manifest.servable``.
+        probs: (batch, classes); class_mask: (batch, classes) bool.
+        label_mass: (batch,); truncated: per row.
+        epistemic: (batch,) nats, or None; score: (batch,) of ``row_scores``.
+    """
+    record = manifest.predictives[name]
+    assert record.thresholds is not None
+    assert record.conformal is not None
+    sets = label_sets(manifest.calibration.conformal, probs, record.conformal, class_mask)
+    flags = raise_flags(
+        record.thresholds,
+        probs=probs,
+        label_mass=label_mass,
+        set_sizes=sets.sum(1),
+        truncated=truncated,
+        epistemic=epistemic,
+    )
+    return Verdicts(sets, flags, decide(record.thresholds, score, flags))
 
 
 def wanted_outputs(names: Sequence[PredictiveName]) -> set[Wanted]:
@@ -108,9 +161,7 @@ def build_predictions(
     Args:
         name: one of ``manifest.servable`` that the outputs are enough for.
     """
-    record, spec = manifest.predictives[name], manifest.spec(name)
-    assert record.thresholds is not None
-    assert record.conformal is not None
+    spec = manifest.spec(name)
     found = mixtures(manifest, outputs)
     map_probs = class_probs(outputs.logits, outputs.class_mask)
     served = found[name]
@@ -118,20 +169,20 @@ def build_predictions(
     split = decompose(served)
     spread = has_spread(spec)
     epistemic = split.epistemic if spread else None
-    sets = label_sets(manifest.calibration.conformal, probs, record.conformal, outputs.class_mask)
-    flags = raise_flags(
-        record.thresholds,
-        probs=probs,
-        label_mass=outputs.label_mass,
-        set_sizes=sets.sum(1),
-        truncated=[r.truncated for r in rows],
-        epistemic=epistemic,
-    )
     scores = {
         other: row_scores(manifest.predictives[other].thresholds, predictive, map_probs)
         for other, predictive in found.items()
     }
-    decisions = decide(record.thresholds, scores[name], flags)
+    verdict = verdicts(
+        manifest,
+        name,
+        probs=probs,
+        class_mask=outputs.class_mask,
+        label_mass=outputs.label_mass,
+        truncated=[r.truncated for r in rows],
+        epistemic=epistemic,
+        score=scores[name],
+    )
     others = [other for other in found if other not in ("map", name)]
     answers = []
     for i, row in enumerate(rows):
@@ -157,9 +208,9 @@ def build_predictions(
                 epistemic=float(split.epistemic[i]) if spread else None,
                 label_mass=float(outputs.label_mass[i]),
                 score=float(scores[name][i]),
-                prediction_set=[label for k, label in enumerate(labels) if sets[i, k]],
-                flags=list(flags[i]),
-                decision=decisions[i],
+                prediction_set=[label for k, label in enumerate(labels) if verdict.sets[i, k]],
+                flags=list(verdict.flags[i]),
+                decision=verdict.decisions[i],
                 calibrated_probs={other: found[other].probs[i, :count].tolist() for other in others},
                 calibrated_scores={other: float(scores[other][i]) for other in others},
                 tokens=len(row.token_ids),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ from laplora import prompts
 from laplora.artifact import ADAPTER_FOLDER, POSTERIOR, SCORES, Artifact, Manifest, read_artifact
 from laplora.base_check import check_base
 from laplora.blocks import Block
-from laplora.errors import ArtifactCorruptError, ConfigError, InvalidInputError
+from laplora.errors import ArtifactCorruptError, ConfigError, DataError, InvalidInputError
 from laplora.golden import not_recorded, read_golden, verify_answers
 from laplora.jacobians import find_blocks
 from laplora.member_adapters import dropout_weights, lora_parameters, read_weights
 from laplora.member_outputs import Member, MemberOutputs, MemberSet, member_outputs
 from laplora.model import attach_adapter, load_base_model, load_tokenizer, locate_base, resolve_device
+from laplora.order_answers import OrderedRows, average_answer, encode_orders
 from laplora.posterior import Prior, block_precisions
 from laplora.posterior_file import read_posterior
 from laplora.prediction import Prediction, build_predictions, wanted_outputs
@@ -118,6 +120,18 @@ class Predictor:
         prompt, class_count = prompts.render(self._template, inputs, manifest.labels)
         return prompts.encode(self._tokenizer, prompt, class_count, max_tokens=manifest.max_tokens, truncate=truncate)
 
+    def encode_orders(self, inputs: Mapping[str, object], *, truncate: bool, budget: int | None = None) -> OrderedRows:
+        """Return one question's prompts in several orders of its options: as many rows, which all have to be scored.
+
+        Args:
+            budget: the most orders; None takes all of two or three options, and as many as options of more.
+
+        Raises:
+            InvalidInputError: as ``encode``; a template without choices, or an input without them.
+            TooManyTokensError: too long, with ``truncate`` off.
+        """
+        return encode_orders(self._template, inputs, lambda fields: self.encode(fields, truncate=truncate), budget)
+
     @property
     def recommended(self) -> PredictiveName:
         """The predictive that answers unless another is asked for."""
@@ -168,6 +182,31 @@ class Predictor:
     def decides_any_risk(self) -> bool:
         """Whether decisions can be made for a risk that a request states; not for artifacts of format 1."""
         return self._scores is not None
+
+    def predict_orders(
+        self, asked: Sequence[OrderedRows], predictive: str | None = None, *, also: Sequence[str] = ()
+    ) -> list[Prediction]:
+        """Return an answer per question, averaged over its orders and in the user's; all rows run as one batch.
+
+        Args:
+            asked: from ``encode_orders``; the rest as in ``predict``.
+
+        Raises:
+            ConfigError, NonFiniteError: as ``predict``.
+        """
+        rows = [row for one in asked for row in one.rows]
+        return self.average_orders(asked, self.predict(rows, predictive, also=also))
+
+    def average_orders(self, asked: Sequence[OrderedRows], predictions: Sequence[Prediction]) -> list[Prediction]:
+        """Return an answer per question from those of its rows, in any batches, question by question.
+
+        Raises:
+            DataError: another number of predictions than rows.
+        """
+        if len(predictions) != sum(len(one.rows) for one in asked):
+            raise DataError(f"{len(predictions)} predictions are not those of {len(asked)} questions' rows")
+        left = iter(predictions)
+        return [average_answer(self.artifact.manifest, one, list(islice(left, len(one.rows)))) for one in asked]
 
     def decided(self, predictions: Sequence[Prediction], target_risk: float | None) -> tuple[list[Prediction], float]:
         """Return predictions of one predictive with the decisions for a target risk, and that risk.

@@ -81,13 +81,17 @@ class BatchReport:
 
 @dataclass(eq=False)
 class Ticket:
-    """One request's rows on their way through the engine. Times are ``time.monotonic`` seconds."""
+    """One request's rows on their way through the engine. Times are ``time.monotonic`` seconds.
+
+    ``inputs`` holds, for each row, the number of the request's input that it belongs to.
+    """
 
     scorer: Scorer
     ask: Ask
     rows: tuple[EncodedRow, ...]
     deadline: float
     submitted: float
+    inputs: tuple[int, ...]
     future: Future[list[Prediction]] = field(default_factory=Future)
     results: dict[int, Prediction] = field(default_factory=dict)
     started: float | None = None
@@ -170,13 +174,22 @@ class Engine:
         """Requests that have no answer yet."""
         return len(self._open)
 
-    def submit(self, scorer: Scorer, rows: Sequence[EncodedRow], *, ask: Ask, deadline: float) -> Ticket:
+    def submit(
+        self,
+        scorer: Scorer,
+        rows: Sequence[EncodedRow],
+        *,
+        ask: Ask,
+        deadline: float,
+        inputs: Sequence[int] | None = None,
+    ) -> Ticket:
         """Return a ticket whose future will hold one prediction per row.
 
         Cancelling the future takes the rows out of the queue at once.
 
         Args:
             deadline: ``time.monotonic`` seconds after which rows still waiting are dropped.
+            inputs: which input each row belongs to, for messages; by default each row is an input.
 
         Raises:
             DrainingError: the engine takes no more work.
@@ -195,7 +208,8 @@ class Engine:
                     limit=limit,
                     got=got,
                 )
-        ticket = Ticket(scorer, ask, tuple(rows), deadline, time.monotonic())
+        owners = range(len(rows)) if inputs is None else inputs
+        ticket = Ticket(scorer, ask, tuple(rows), deadline, time.monotonic(), tuple(owners))
         with self._changed:
             if self._draining:
                 raise DrainingError("the server is stopping and takes no new requests")
@@ -324,7 +338,7 @@ class Engine:
                 _deliver(queued, prediction, finished)
             return
         if len(batch) == 1:
-            settle(ticket.future, error=_row_failure(failure, batch[0].index))
+            settle(ticket.future, error=_row_failure(failure, ticket.inputs[batch[0].index]))
             return
         # The traceback holds the failed run's tensors: let go of them before the retry needs the memory.
         failure.with_traceback(None)

@@ -91,6 +91,12 @@ class PredictOptions(Strict):
     truncate: bool = Field(
         default=False, description="Whether to cut inputs that are too long, from the left, instead of 422."
     )
+    order_average: bool = Field(
+        default=False,
+        description="Whether to ask each question in several orders of its choices (all 2 or 6 of two or three, as "
+        "many as choices of more) and average the probabilities, so that the answer does not hang on the order sent. "
+        "An input then costs, and counts for every limit, as much as its orders; 422 for templates without choices.",
+    )
 
 
 class PredictRequest(Strict):
@@ -121,7 +127,14 @@ class UncertaintyParts(Answer):
     total: FiniteFloat = Field(description="Entropy of probs, nats.", examples=[0.47])
     aleatoric: FiniteFloat = Field(description="Expected entropy under the posterior, nats.", examples=[0.41])
     epistemic: FiniteFloat = Field(
-        description="Mutual information of label and weights, nats: what more data could remove.", examples=[0.06]
+        description="Mutual information of label and weights, nats: what more data could remove; with order_average, "
+        "of label, weights and order.",
+        examples=[0.06],
+    )
+    order: FiniteFloat | None = Field(
+        default=None,
+        description="The part of epistemic that the order of the choices decides, nats; only with order_average.",
+        examples=[None],
     )
 
 
@@ -142,7 +155,8 @@ class PredictionOut(Answer):
     map_probs: Probabilities = Field(description="Softmax of the fine-tuned model's logits, by label.")
     probs: Probabilities = Field(description="The answering predictive's mean, by label.")
     probs_std: Probabilities | None = Field(
-        description="Standard deviation of each probability over the weights, by label; null for map and temperature."
+        description="Standard deviation of each probability over the weights, by label; null for map and temperature, "
+        "unless order_average gives them a spread."
     )
     calibrated_probs: dict[str, Probabilities] = Field(
         description="Probabilities of each other predictive of the artifact that needed no further pass, by predictive "
@@ -156,7 +170,8 @@ class PredictionOut(Answer):
         default=None, description="Covariance of the centred logits, squared nats; only with options.covariance."
     )
     uncertainty: UncertaintyParts | None = Field(
-        description="Decomposed uncertainty of the answering predictive, nats; null for map and temperature."
+        description="Decomposed uncertainty of the answering predictive, nats; null for map and temperature, "
+        "unless order_average is on."
     )
     label_mass: Probability = Field(description="Probability that the whole vocabulary's softmax puts on the labels.")
     score: FiniteFloat = Field(description="The predictive's review score: higher means more likely wrong.")
@@ -166,7 +181,14 @@ class PredictionOut(Answer):
         + "; ".join(f"{name}: {meaning}" for name, meaning in FLAGS.items())
     )
     decision: Literal["accept", "review"] = Field(description="What to do with the answer.")
-    tokens: int = Field(description="Tokens of the prompt as scored.", examples=[61])
+    tokens: int = Field(
+        description="Tokens of the prompt as scored; with order_average, of all its orders.", examples=[61]
+    )
+    orders: int | None = Field(
+        default=None,
+        description="Orders of the choices that the answer is an average over; only with order_average.",
+        examples=[None],
+    )
     truncated: bool = Field(description="Whether the prompt was cut.")
 
 
@@ -196,6 +218,11 @@ class EvaluateOptions(Strict):
 
     truncate: bool = Field(
         default=False, description="Whether to cut inputs that are too long, from the left, instead of 422."
+    )
+    order_average: bool = Field(
+        default=False,
+        description="Whether to ask each question in several orders of its choices, as in POST /predict, and measure "
+        "the average too: as NAME_order_average beside every method. Limits count an input's orders.",
     )
     bins: int = Field(default=15, ge=1, le=100, description="Equal-width confidence bins of ece and reliability.")
     resamples: int = Field(default=1000, ge=10, le=2000, description="Bootstrap resamples behind the 95 % intervals.")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -29,6 +29,7 @@ from service.settings import Settings
 from service.telemetry import Metrics
 
 if TYPE_CHECKING:
+    from laplora.order_answers import OrderedRows
     from laplora.prediction import Prediction
     from laplora.predictor import Predictor
     from laplora.prompts import EncodedRow
@@ -62,9 +63,13 @@ class ServiceState:
 
 @dataclass(frozen=True)
 class Scored:
-    """One request's predictions, in the order of its inputs, and its stages in milliseconds."""
+    """One request's predictions, in the order of its inputs, and its stages in milliseconds.
+
+    ``own_order`` holds, where several orders were asked and averaged, the predictions in the user's own order alone.
+    """
 
     predictions: list[Prediction]
+    own_order: list[Prediction] | None
     queue_ms: float
     tokenize_ms: float
     compute_ms: float
@@ -93,8 +98,11 @@ def choose_predictor(state: ServiceState, artifact: str | None) -> Predictor:
     )
 
 
-def check_inputs(state: ServiceState, inputs: Sequence[Input]) -> None:
+def check_inputs(state: ServiceState, inputs: Sequence[Input], *, order_average: bool) -> None:
     """Check the number of inputs and that no id comes twice.
+
+    Args:
+        order_average: whether each input is asked in several orders, and counts as many times.
 
     Raises:
         BatchTooLargeError: more than ``max_inputs``.
@@ -108,6 +116,15 @@ def check_inputs(state: ServiceState, inputs: Sequence[Input]) -> None:
             limit=limit,
             got=len(inputs),
         )
+    prompts = sum(_orders(item) for item in inputs) if order_average else len(inputs)
+    if prompts > limit:
+        raise BatchTooLargeError(
+            f"order_average makes {prompts} prompts of the request's {len(inputs)} inputs, max_inputs is {limit}: "
+            "send it in parts",
+            field="inputs",
+            limit=limit,
+            got=prompts,
+        )
     seen: dict[str, int] = {}
     for i, item in enumerate(inputs):
         if item.id is not None and seen.setdefault(item.id, i) != i:
@@ -115,6 +132,14 @@ def check_inputs(state: ServiceState, inputs: Sequence[Input]) -> None:
                 f"inputs {seen[item.id]} and {i} have the same id: make ids unique or leave them out",
                 field=f"inputs.{i}.id",
             )
+
+
+def _orders(item: Input) -> int:
+    """Return how many orders an input is asked in; 1 of what is refused later on."""
+    from laplora.option_order import order_count
+
+    choices = item.template_fields.get("choices")
+    return order_count(len(choices)) if isinstance(choices, list) and len(choices) > 1 else 1
 
 
 def what_is_asked(predictor: Predictor, options: PredictOptions) -> Ask:
@@ -159,9 +184,12 @@ async def score(
     *,
     ask: Ask,
     truncate: bool,
+    order_average: bool,
     deadline: float,
 ) -> Scored:
     """Return the predictions of the inputs, in order. Cancelling this frees the queued rows.
+
+    With ``order_average`` an input is as many rows as it has orders: each takes its place in the queue, in any batch.
 
     Args:
         inputs: the template's fields of each input.
@@ -175,12 +203,31 @@ async def score(
     """
     begun = time.monotonic()
     loop = asyncio.get_running_loop()
-    rows = await loop.run_in_executor(state.tokenizers, _encode_all, predictor, inputs, truncate, deadline)
+    if order_average:
+
+        def orders_of(fields: Mapping[str, Any]) -> OrderedRows:
+            return predictor.encode_orders(fields, truncate=truncate)
+
+        asked = await loop.run_in_executor(state.tokenizers, _encode_all, orders_of, inputs, deadline)
+        rows = [row for one in asked for row in one.rows]
+        owners = [i for i, one in enumerate(asked) for _ in one.rows]
+    else:
+
+        def row_of(fields: Mapping[str, Any]) -> EncodedRow:
+            return predictor.encode(fields, truncate=truncate)
+
+        rows = await loop.run_in_executor(state.tokenizers, _encode_all, row_of, inputs, deadline)
+        asked, owners = [], list(range(len(rows)))
     tokenized = time.monotonic()
-    ticket = state.engine.submit(predictor, rows, ask=ask, deadline=deadline)
-    predictions = await asyncio.wrap_future(ticket.future)
+    ticket = state.engine.submit(predictor, rows, ask=ask, deadline=deadline, inputs=owners)
+    predictions, own_order = await asyncio.wrap_future(ticket.future), None
+    if order_average:
+        firsts = [k for k, owner in enumerate(owners) if k == 0 or owners[k - 1] != owner]
+        own_order = [predictions[k] for k in firsts]
+        predictions = await loop.run_in_executor(state.tokenizers, predictor.average_orders, asked, predictions)
     return Scored(
         predictions,
+        own_order,
         queue_ms=ticket.queue_s * 1000,
         tokenize_ms=(tokenized - begun) * 1000,
         compute_ms=ticket.compute_s * 1000,
@@ -188,14 +235,15 @@ async def score(
 
 
 def _encode_all(
-    predictor: Predictor, inputs: Sequence[Mapping[str, Any]], truncate: bool, deadline: float
-) -> list[EncodedRow]:
+    encode: Callable[[Mapping[str, Any]], T], inputs: Sequence[Mapping[str, Any]], deadline: float
+) -> list[T]:
+    """Return every input encoded, by ``encode``; an error names the input at fault."""
     rows = []
     for i, fields in enumerate(inputs):
         if time.monotonic() > deadline:
             raise DeadlineError("the request's deadline passed while it was tokenized")
         try:
-            rows.append(predictor.encode(fields, truncate=truncate))
+            rows.append(encode(fields))
         except TooManyTokensError as error:
             located = TooManyTokensError(f"input {i}: {error}", limit=error.limit, got=error.got)
             located.field = f"inputs.{i}"

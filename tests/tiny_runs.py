@@ -146,6 +146,7 @@ def choices_config(folder: Path, base: Path) -> Path:
         optimizer={"learning_rate": 5e-3, "steps": 12, "batch_size": 6},
         laplace={"rank": 6, "oversampling": 4, "factor_dtype": "bfloat16", "prior": "evidence", "granularity": "group"},
         predictives={"serve": "laplace"},
+        evaluation={"order_average": True},
         runs=str(folder / "runs"),
         artifacts=str(folder / "artifacts"),
     )

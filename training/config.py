@@ -200,6 +200,16 @@ class ShiftConfig(Section):
         return self
 
 
+class EvaluationConfig(Section):
+    """What is measured on the test split beside every predictive."""
+
+    order_average: bool = Field(
+        False,
+        description="MAP and the served predictive averaged over the orders of the choices too: as many prompts a row "
+        "as orders (2 of two choices, 6 of three, else one for each choice)",
+    )
+
+
 class RunConfig(Section):
     """One run: fine-tune, fit, evaluate, package."""
 
@@ -213,6 +223,7 @@ class RunConfig(Section):
     laplace: LaplaceConfig = LaplaceConfig()
     calibration: CalibrationConfig = CalibrationConfig()
     predictives: PredictivesConfig = PredictivesConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     golden_inputs: tuple[dict[str, Any], ...] = Field(
         (), description="inputs whose answers the artifact records and the server replays; empty: four of calibration"
     )

@@ -23,6 +23,7 @@ from training.examples import Example
 from training.fit_laplace import load_trained, read_choices, verify_fitted
 from training.label_sets import SetQuality, set_quality
 from training.members import Fitted, SplitOutputs, read_member_fits, split_outputs
+from training.order_average import OrderGain, order_averages
 from training.posteriors import served_choice
 from training.projected import project_split, split_tensors
 from training.provenance import evaluation_inputs
@@ -36,15 +37,19 @@ class Measured:
 
     Attributes:
         sets: of the predictives, which are the methods that have sets.
+        gains: of the predictives that were averaged over the orders of the choices.
     """
 
     evaluations: dict[str, Evaluation]
     sets: dict[str, SetQuality]
+    gains: dict[str, OrderGain]
 
     def to_json(self) -> dict[str, Any]:
         """Return plain numbers, lists and dicts, by method."""
         return {
-            name: evaluation.to_json() | ({"sets": vars(self.sets[name])} if name in self.sets else {})
+            name: evaluation.to_json()
+            | ({"sets": vars(self.sets[name])} if name in self.sets else {})
+            | ({"order_average": self.gains[name].to_json()} if name in self.gains else {})
             for name, evaluation in self.evaluations.items()
         }
 
@@ -63,8 +68,12 @@ def evaluate(config: RunConfig) -> Path:
     write_json(folder / "evaluation.json", measured.to_json())
     recommended = read_calibrated(fitted)["recommended"]
     title = f"{config.name}: {len(run.splits.test)} test rows"
-    write_report(measured.evaluations, folder, title=title, sets=measured.sets, note=f"Served: {recommended.reason}.")
+    gains = [gain.sentence(name) for name, gain in measured.gains.items()]
+    note = "\n\n".join(f"{sentence}." for sentence in (f"Served: {recommended.reason}", *gains))
+    write_report(measured.evaluations, folder, title=title, sets=measured.sets, note=note)
     print_table(measured.evaluations, title=title)
+    for sentence in gains:
+        say(sentence)
     say(f"served, chosen by the {recommended.chosen_by}: {recommended.reason}")
     say(f"report: {folder}")
     return folder
@@ -88,7 +97,8 @@ def measure(run: Run, model: Any, fitted: Path) -> Measured:
         config.run_dir / "report" / "test.safetensors", split_tensors(split), {"made_from": evaluation_inputs(run)}
     )
     trained = Fitted(posterior, served.prior, split.projected)
-    outputs = split_outputs(run, model, trained, split, read_member_fits(run, model), test, "test rows")
+    fits = read_member_fits(run, model)
+    outputs = split_outputs(run, model, trained, split, fits, test, "test rows")
     results = {"zero_shot": evaluate_probs(zero_shot, split.labels)}
     sets = {}
     map_probs = class_probs(split.logits, split.class_mask)
@@ -98,11 +108,18 @@ def measure(run: Run, model: Any, fitted: Path) -> Measured:
         results[name] = evaluate_probs(predictive.probs, split.labels, scores)
         chosen = label_sets(calibrated["calibration"].conformal, predictive.probs, record.conformal, split.class_mask)
         sets[name] = set_quality(chosen, split.labels)
+    gains: dict[str, OrderGain] = {}
+    if config.evaluation.order_average:
+        names = dict.fromkeys(("map", calibrated["recommended"].predictive))
+        averaged, gains = order_averages(
+            run, model, outputs, fits, test, {name: calibrated["predictives"][name] for name in names}
+        )
+        results |= averaged
     for choice in choices:
         if choice != served:
             probs = predictive_of(_with_prior(outputs, choice.prior), "laplace", 1.0).probs
             results[f"laplace_{choice.method}_{choice.prior.granularity}"] = evaluate_probs(probs, split.labels)
-    return Measured(results, sets)
+    return Measured(results, sets, gains)
 
 
 def _with_prior(outputs: SplitOutputs, prior: Prior) -> SplitOutputs:

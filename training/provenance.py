@@ -57,7 +57,8 @@ def fit_inputs(run: Run) -> str:
 
 def evaluation_inputs(run: Run) -> str:
     """Return the digest of what the metrics depend on."""
-    return _digest(fit_inputs(run), rows_digest(run.splits.test))
+    settings = run.config.evaluation.model_dump(mode="json")
+    return _digest(fit_inputs(run), rows_digest(run.splits.test), settings)
 
 
 def _task_inputs(run: Run) -> list[Any]:

@@ -82,7 +82,8 @@ def open_run(config: RunConfig) -> Run:
     """Return the run with its splits and tokenizer loaded; everything that can be refused early is.
 
     Raises:
-        ConfigError: no calibration or test rows, or golden inputs that the template does not take.
+        ConfigError: no calibration or test rows, golden inputs that the template does not take, or an average over
+            the orders of choices that it has none of.
         DataError, ModelError, LabelTokenError, DownloadError: data, base or labels that cannot be used.
     """
     device = resolve_device(config.base.device)
@@ -100,6 +101,11 @@ def _check_splits(config: RunConfig, splits: Splits) -> None:
     for name, rows in (("calibration", splits.calibration), ("test", splits.test)):
         if not rows:
             raise ConfigError(f"the {name} split is empty, and a run needs it: set data.{name} to a number of rows")
+    if config.evaluation.order_average and not splits.task.template.takes_choices:
+        raise ConfigError(
+            f"evaluation.order_average reorders choices, and the template {splits.task.template.name!r} takes none: "
+            "turn it off"
+        )
     for number, inputs in enumerate(config.golden_inputs):
         try:
             render(splits.task.template, inputs, splits.task.labels)

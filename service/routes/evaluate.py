@@ -33,7 +33,7 @@ async def evaluate(body: EvaluateRequest, request: Request) -> EvaluateResponse:
     state: ServiceState = request.app.state.service
     deadline = begun + state.settings.request_timeout_s
     predictor = choose_predictor(state, body.artifact)
-    check_inputs(state, body.inputs)
+    check_inputs(state, body.inputs, order_average=body.options.order_average)
     labels = [label_index(i, item, predictor.artifact.manifest.labels) for i, item in enumerate(body.inputs)]
 
     async def work() -> tuple[Scored, dict[str, MethodMetrics]]:
@@ -43,10 +43,11 @@ async def evaluate(body: EvaluateRequest, request: Request) -> EvaluateResponse:
             [item.template_fields for item in body.inputs],
             ask=Ask(predictor.recommended, also=predictor.predictives),
             truncate=body.options.truncate,
+            order_average=body.options.order_average,
             deadline=deadline,
         )
         try:
-            return scored, await run_in_threadpool(measure, scored.predictions, labels, predictor, body.options)
+            return scored, await run_in_threadpool(measure_all, scored, labels, predictor, body.options)
         except NonFiniteError:
             raise UnscorableInputError("the model has no finite answer for one of the inputs", field="inputs") from None
 
@@ -72,6 +73,17 @@ def label_index(index: int, item: LabelledInput, labels: Sequence[str]) -> int:
             field=f"inputs.{index}.label",
         )
     return possible.index(item.label)
+
+
+def measure_all(
+    scored: Scored, labels: Sequence[int], predictor: Predictor, options: EvaluateOptions
+) -> dict[str, MethodMetrics]:
+    """Return the metrics of every predictive by name; with orders averaged, ``NAME_order_average`` beside each."""
+    if scored.own_order is None:
+        return measure(scored.predictions, labels, predictor, options)
+    averaged = measure(scored.predictions, labels, predictor, options)
+    own = measure(scored.own_order, labels, predictor, options)
+    return own | {f"{name}_order_average": metrics for name, metrics in averaged.items()}
 
 
 def measure(

@@ -36,7 +36,7 @@ async def predict(body: PredictRequest, request: Request) -> PredictResponse:
     state: ServiceState = request.app.state.service
     deadline = begun + state.settings.request_timeout_s
     predictor = choose_predictor(state, body.artifact)
-    check_inputs(state, body.inputs)
+    check_inputs(state, body.inputs, order_average=body.options.order_average)
     ask = what_is_asked(predictor, body.options)
     work = score(
         state,
@@ -44,6 +44,7 @@ async def predict(body: PredictRequest, request: Request) -> PredictResponse:
         [item.template_fields for item in body.inputs],
         ask=ask,
         truncate=body.options.truncate,
+        order_average=body.options.order_average,
         deadline=deadline,
     )
     scored = await while_awaited(request, work, deadline=deadline)
@@ -82,6 +83,10 @@ def prediction_out(index: int, item: Input, prediction: Prediction, options: Pre
     optional: dict[str, object] = {} if item.id is None else {"id": item.id}
     if options.covariance:
         optional["logit_covariance"] = p.logit_covariance
+    parts = {"total": p.total, "aleatoric": p.aleatoric, "epistemic": p.epistemic}
+    if p.order_information is not None:
+        optional["orders"] = p.orders
+        parts["order"] = p.order_information
     try:
         return PredictionOut.model_validate(
             {
@@ -94,9 +99,7 @@ def prediction_out(index: int, item: Input, prediction: Prediction, options: Pre
                 "calibrated_probs": {name: by_label(probs) for name, probs in p.calibrated_probs.items()},
                 "logit_mean": p.logit_mean,
                 "logit_variance": p.logit_variance,
-                "uncertainty": {"total": p.total, "aleatoric": p.aleatoric, "epistemic": p.epistemic}
-                if has_spread
-                else None,
+                "uncertainty": parts if has_spread else None,
                 "label_mass": p.label_mass,
                 "score": p.score,
                 "prediction_set": list(p.prediction_set),

@@ -12,9 +12,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import httpx
+import torch
 from fastapi import FastAPI
 
 from laplora.errors import ArtifactCorruptError, TooManyTokensError
+from laplora.option_order import restore_logits
+from laplora.order_answers import OrderedRows, encode_orders
 from laplora.prompts import TEMPLATES, EncodedRow, PromptTemplate, render
 from service.app import create_app
 from service.host import Library
@@ -44,6 +47,8 @@ class FakePrediction:
     calibrated_probs: dict[str, list[float]] = field(default_factory=dict)
     calibrated_scores: dict[str, float] = field(default_factory=dict)
     truncated: bool = False
+    orders: int = 1
+    order_information: float | None = None
 
 
 class FakePredictor:
@@ -106,6 +111,21 @@ class FakePredictor:
                 raise TooManyTokensError("too long", limit=self.max_tokens, got=len(ids))
             ids = ids[-self.max_tokens :]
         return EncodedRow(tuple(ids), classes, truncated=len(words) > len(ids))
+
+    def encode_orders(self, inputs: Mapping[str, object], *, truncate: bool) -> OrderedRows:
+        return encode_orders(self.template, inputs, lambda fields: self.encode(fields, truncate=truncate))
+
+    def average_orders(self, asked: Sequence[OrderedRows], predictions: Sequence[Any]) -> list[Any]:
+        """Average the probabilities; the rest is the first prompt's."""
+        answers, left = [], iter(predictions)
+        for one in asked:
+            own = [next(left) for _ in one.rows]
+            each = restore_logits(torch.tensor([p.probs for p in own], dtype=torch.float64), one.orders)
+            probs = each.mean(0).tolist()
+            more = {"orders": len(own), "order_information": 0.02, "tokens": sum(p.tokens for p in own)}
+            answers.append(replace(own[0], probs=probs, map_probs=probs, **more))
+        assert next(left, None) is None
+        return answers
 
     def predict(
         self, rows: Sequence[EncodedRow], predictive: str | None = None, *, also: Sequence[str] = ()
