@@ -22,7 +22,7 @@ from training.__main__ import main
 from training.runtime import open_run
 from training.study import job
 from training.study.config import StudyConfig, load_study
-from training.study.gather import by_classes_and_length, read_gathered
+from training.study.gather import by_classes_and_length, gather, read_gathered
 from training.study.methods import STRUCTURE_ROWS, read_stores
 from training.study.posteriors import StoredPass, project_stored
 from training.study.store import read_store, replay
@@ -186,3 +186,13 @@ def test_a_bad_study_names_every_bad_field(tmp_path: Path) -> None:
     assert "colour" in str(caught.value)
     with pytest.raises(ConfigError, match="cannot be read"):
         load_study(tmp_path / "none.yaml")
+
+
+def test_another_configuration_uses_nothing_that_was_gathered(study: StudyConfig) -> None:
+    before = (study.folder("reviews", 0) / "test.safetensors").stat().st_mtime_ns
+    gather(study, "reviews", 0)
+    assert (study.folder("reviews", 0) / "test.safetensors").stat().st_mtime_ns == before
+    other = study.model_copy(update={"optimizer": study.optimizer.model_copy(update={"learning_rate": 2e-2})})
+    gather(other, "reviews", 0)
+    assert (study.folder("reviews", 0) / "test.safetensors").stat().st_mtime_ns != before
+    gather(study, "reviews", 0)  # the other tests' store again

@@ -9,7 +9,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from laplora.errors import ConfigError
-from training.config import AdapterConfig, BaseConfig, OptimizerConfig, RunConfig, Section
+from training.config import AdapterConfig, BaseConfig, OptimizerConfig, PredictivesConfig, RunConfig, Section
 from training.data import DataConfig
 
 
@@ -66,6 +66,7 @@ class StudyConfig(Section):
             max_tokens=self.max_tokens,
             adapter=self.adapter,
             optimizer=self.optimizer.model_copy(update=optimizer),
+            predictives=PredictivesConfig(ensemble=self.members if self.members > 1 else 0),
             runs=self.folder(task, seed).parent / f"{seed}" / "run",
         )
 

@@ -16,13 +16,14 @@ from torch import nn
 from laplora.blocks import Block, BlockJacobian, ContrastJacobians
 from laplora.curvature import contrast_hessian
 from laplora.jacobians import ActivationTape, contrast_jacobians, find_blocks
-from laplora.member_adapters import dropout_weights, in_place, read_weights
+from laplora.member_adapters import dropout_weights, in_place, lora_parameters, read_weights
 from laplora.model import attach_adapter, label_logits, label_mass, last_hidden
 from laplora.option_order import option_orders, permute_choices, restore_logits
 from laplora.predictive import contrasts
 from laplora.prompts import EncodedRow
+from training.config import config_hash_fields
 from training.data import Example
-from training.finetune import finetune
+from training.finetune import finetune, member_folder, member_steps
 from training.runtime import Run, open_run, progress, say, write_json, write_tensors
 from training.study.config import StudyConfig
 from training.study.store import offsets
@@ -34,11 +35,18 @@ TOKEN_KINDS = ("last", "expand")
 def gather(config: StudyConfig, task: str, seed: int) -> Path:
     """Fine-tune one model and store what every alternative needs of it; return the folder.
 
-    A finished part is not done again.
+    A finished part is not done again, unless the configuration is another one now: then none of it is used.
     """
     folder = config.folder(task, seed)
     started = time.monotonic()
     settings = config.run_config(task, seed)
+    configuration = config_hash_fields(settings)
+    if read_configuration(folder) != configuration:
+        for stale in folder.glob("*.safetensors"):
+            stale.unlink()
+    elif (folder / "gathered.json").is_file():
+        return folder
+    write_json(folder / "configuration.json", configuration)
     finetune(settings)
     run = open_run(settings)
     model = attach_adapter(run.load_base(), settings.run_dir / "adapter")
@@ -46,7 +54,7 @@ def gather(config: StudyConfig, task: str, seed: int) -> Path:
     for split in ("train", "calibration", "test"):
         if not (folder / f"{split}.safetensors").is_file():
             store_split(run, model, blocks, getattr(run.splits, split), folder, split, config.batch_size)
-    adapters = member_adapters(settings.run_dir / "checkpoints", config.members)
+    adapters = [member_folder(settings, step) for step in member_steps(settings)]
     for split in ("calibration", "test"):
         examples = getattr(run.splits, split)
         path = folder / f"members.{split}.safetensors"
@@ -223,7 +231,7 @@ def gather_forwards(config: StudyConfig, task: str, seed: int) -> None:
             masks = dropout_weights(model, blocks, p=config.adapter.dropout, members=config.dropout_samples, seed=seed)
             logits = {}
             for number, weights in enumerate(masks):
-                with in_place(model, weights):
+                with in_place(lora_parameters(model), weights):
                     logits[f"{number}"] = all_logits(run, model, rows, config.batch_size, f"{task} mask {number}")
             write_tensors(folder / f"dropout.{split}.safetensors", logits)
         if "orders" in missing:
@@ -252,15 +260,9 @@ def order_logits(run: Run, model: Any, examples: Sequence[Example], batch_size: 
     return result
 
 
-def member_adapters(checkpoints: Path, members: int) -> list[Path]:
-    """Return the adapters of the ensemble's members but the final one: evenly over training's second half."""
-    found = sorted((p.parent for p in checkpoints.glob("checkpoint-*/adapter_model.safetensors")), key=_step)
-    return found[-members:-1] if members > 1 else []
-
-
 def member_logits(run: Run, model: Any, adapter: Path, examples: Sequence[Example], batch_size: int) -> torch.Tensor:
     """Return the label logits of every row under another adapter, (rows, classes)."""
-    with in_place(model, read_weights(model, adapter)):
+    with in_place(lora_parameters(model), read_weights(model, adapter)):
         return all_logits(run, model, run.encode(examples), batch_size, f"{run.config.name} {adapter.name}")
 
 
@@ -286,8 +288,10 @@ def squared_distances(run_dir: Path, blocks: Sequence[Block]) -> list[float]:
     return result
 
 
-def _step(path: Path) -> int:
-    return int(path.name.rpartition("-")[2])
+def read_configuration(folder: Path) -> Any:
+    """Return the configuration that a folder's stores were made from, or are being made from; None without any."""
+    path = folder / "configuration.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def read_gathered(folder: Path) -> dict[str, Any]:
