@@ -95,7 +95,8 @@ def compare(config: StudyConfig, task: str, seed: int, rows: int) -> dict[str, A
         got = sum((variances(p, stores, blocks, precision, valid) for p in fits), torch.zeros_like(truth))
         ended = time.monotonic()
         validated = None
-        if len(fits) == 1:
+        # At full rank each of the search's hundred precisions goes through every parameter of every row.
+        if len(fits) == 1 and variant.rank != RANKS[-1]:
             gaussians = Gaussians(
                 fits[0],
                 project_stored(fits[0], stores.calibration, blocks),

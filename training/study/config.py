@@ -35,6 +35,11 @@ class StudyConfig(Section):
     dropout_samples: int = Field(5, ge=0, description="members of MC dropout; 0: without it")
     rank: int = Field(10, ge=1, description="kept eigenvectors k of each wide Kronecker factor")
     joint_rank: int = Field(50, ge=1, description="directions of the joint posteriors")
+    exact_rows: int = Field(
+        700,
+        ge=1,
+        description="the exact posterior is left out where training rows x (classes - 1) are more: its memory",
+    )
     batch_size: int = Field(16, ge=1, description="rows a forward pass; does not change the result")
     tasks: dict[str, StudyTask] = Field(min_length=1)
     runs: Path = Field(Path("runs"), description="folder for intermediate results")

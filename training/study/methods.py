@@ -118,7 +118,10 @@ def compute(config: StudyConfig, stores: Stores, seed: int, say: Callable[[str],
         )
     methods |= member_methods(stores)
     gaussians: dict[str, Gaussians] = {}
+    gradients = len(stores.train.labels) * (stores.train.logits.shape[1] - 1)
     for name, (title, structure, subset) in STRUCTURE_ROWS.items():
+        if structure == "exact" and gradients > config.exact_rows:
+            continue
         only = select_blocks(stores.blocks, subset)
         settings = StructureSettings(structure, rank=config.rank, joint_rank=config.joint_rank, seed=seed)
         started = time.monotonic()
@@ -134,7 +137,7 @@ def compute(config: StudyConfig, stores: Stores, seed: int, say: Callable[[str],
         say(f"{stores.folder.parent.name} {seed}: {title}, {methods[name].seconds:.0f} s")
         if name not in ("laplace", "laplace_exact"):
             del gaussians[name]
-    methods |= prior_methods(stores, gaussians["laplace"], gaussians["laplace_exact"], calibration, test)
+    methods |= prior_methods(stores, gaussians["laplace"], gaussians.get("laplace_exact"), calibration, test)
     return methods
 
 
@@ -176,7 +179,7 @@ def validated(title: str, family: str, gaussians: Gaussians, calibration: Rows, 
 
 
 def prior_methods(
-    stores: Stores, ekfac: Gaussians, exact: Gaussians, calibration: Rows, test: Rows
+    stores: Stores, ekfac: Gaussians, exact: Gaussians | None, calibration: Rows, test: Rows
 ) -> dict[str, Method]:
     """Return the same posteriors under priors chosen in other ways, and with a temperature on top."""
     methods: dict[str, Method] = {}
@@ -205,6 +208,9 @@ def prior_methods(
 
         name = f"laplace_evidence_{granularity}"
         methods[name] = _timed(f"Laplace, evidence, {granularity}", "prior", size, by_evidence)
+
+    if exact is None:
+        return methods
 
     def by_leave_one_out() -> Outcome:
         train = stores.train
