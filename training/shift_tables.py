@@ -186,7 +186,7 @@ def shift_figure(record: Mapping[str, Any]) -> Figure:
     _bars(right, others, areas)
     right.axvline(0.5, color="black", linestyle="--", linewidth=1)
     right.set_xlim(0, 1)
-    right.set_xlabel("AUROC of telling them from the test rows (0.5: chance)")
+    right.set_xlabel("AUROC against the test rows (0.5: chance)")
     return figure
 
 
