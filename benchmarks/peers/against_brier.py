@@ -28,13 +28,11 @@ METRICS = ("accuracy", "nll", "ece", "brier", "auroc_error")
 def compare() -> dict[str, Any]:
     """Return the metrics of brier's levels and of the artifact's methods on the artifact's test rows."""
     rows = artifact_rows()
-    methods, cost = brier_levels(rows)
     return {
         "question": QUESTION,
         "rows": {"train": len(rows.train), "calibration": len(rows.calibration), "test": len(rows.test)},
-        "brier": methods,
+        "brier": brier_levels(rows),
         "laplora": recorded(),
-        "seconds": cost,
     }
 
 
@@ -74,8 +72,8 @@ class RememberingBackend:
         return np.stack([self._hidden[p][where] for p in prompts])
 
 
-def brier_levels(rows: Sst2) -> tuple[dict[str, Any], dict[str, float]]:
-    """Return metrics by level, and the seconds each step took on this machine.
+def brier_levels(rows: Sst2) -> dict[str, Any]:
+    """Return metrics by level.
 
     ``L0`` and ``L1`` get the calibration rows, as the artifact's temperature does. ``L2`` gets the training rows,
     and then the artifact's whole label budget: it splits its rows itself (five folds) to choose its layer and to
@@ -96,7 +94,6 @@ def brier_levels(rows: Sst2) -> tuple[dict[str, Any], dict[str, float]]:
     labels = torch.tensor([e.label for e in test])
     decider = Decider(RememberingBackend(backend, default_layers(backend.num_layers)), max_batch=len(test))
     found: dict[str, Any] = {}
-    seconds: dict[str, float] = {}
     begun = time.perf_counter()
 
     def measure(name: str, level: Any, labelled: int) -> None:
@@ -106,8 +103,8 @@ def brier_levels(rows: Sst2) -> tuple[dict[str, Any], dict[str, float]]:
         told = decisions[0]["sentiment"].meta
         chosen = {key: told[key] for key in ("layer", "solver", "temperature") if key in told}
         found[name] = scores(probs, labels) | {"labels_used": labelled} | chosen
-        seconds[name], begun = round(time.perf_counter() - begun, 1), time.perf_counter()
-        print(f"brier {name}: {seconds[name]} s", flush=True)
+        print(f"brier {name}: {time.perf_counter() - begun:.0f} s", flush=True)
+        begun = time.perf_counter()
 
     measure("raw", "raw", 0)
     decider.fit_prior(texts(calibration), [question])
@@ -117,7 +114,7 @@ def brier_levels(rows: Sst2) -> tuple[dict[str, Any], dict[str, float]]:
     for name, labelled in (("L2, training rows", train), ("L2, all rows", [*train, *calibration])):
         decider.fit_head(texts(labelled), question, words(rows, labelled))
         measure(name, "L2", len(labelled))
-    return found, seconds
+    return found
 
 
 def recorded() -> dict[str, Any]:
