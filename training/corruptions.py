@@ -87,7 +87,8 @@ def typos(text: str, severity: float, draw: random.Random) -> str:
         if following.isalpha() and following != here:
             edits += [swapped, []]
         chosen = mistakes[position].choice(edits)
-        characters[position : position + (2 if chosen == swapped else 1)] = chosen
+        # By identity: of a letter before its like, doubling gives the same letters and takes the place of one.
+        characters[position : position + (2 if chosen is swapped else 1)] = chosen
     return "".join(characters)
 
 

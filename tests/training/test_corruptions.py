@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import get_args
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from laplora.errors import ConfigError
@@ -68,6 +68,7 @@ def test_the_question_that_is_asked_stays(kind: CorruptionKind, example: Example
 
 
 @given(text=TEXTS, severity=SEVERITIES, seed=st.integers(0, 9))
+@example(text="Wßß", severity=0.25, seed=0)
 def test_typos_are_as_many_as_asked(text: str, severity: float, seed: int) -> None:
     """A mistake is one edit, or two where letters change places."""
     letters = sum(c.isalpha() for c in text)
@@ -122,7 +123,7 @@ def test_seed_and_row_decide(kind: CorruptionKind) -> None:
 def test_what_was_measured_with_can_be_made_again() -> None:
     """Golden: another Python, or a change here, must not quietly change the published figures' inputs."""
     assert corrupt(QUESTION, "typos", 0.05, 0).fields["question"] == (
-        "A plant in a dark room ggrows towards the window because it needs light to maake its own fod"
+        "A plant in a dark rooom ggrows towards the window because it needs light to maake its own fod"
     )
     assert corrupt(QUESTION, "word_drop", 0.2, 0).fields["question"] == (
         "A plant in dark room grows towards the because it needs light make its own"
