@@ -114,13 +114,13 @@ def compare_tiny() -> dict[str, Any]:
 
 
 def compare_artifact(rows: int) -> dict[str, Any]:
-    """Return the same on the default artifact's weights in float32, and the probabilities made from one covariance.
+    """Return the same on the default artifact's weights in float64, and the probabilities made from one covariance.
 
     ``full`` would need a square of 460,800 parameters: it is compared on one block, ``lora_B`` of the last layer's
     values.
     """
-    subject = artifact_subject(train=rows, test=rows)
-    zero = torch.zeros(sum(p.numel() for p in lora_parameters(subject.model).values()))
+    subject = artifact_subject(train=rows, test=rows, dtype=torch.float64)
+    zero = centre(subject)
     found: dict[str, Any] = {"rows": rows, "prior_precision": ARTIFACT_PRECISION}
     traces: dict[str, float] = {}
     jacobians: Sequence[torch.Tensor] | None = None
@@ -140,7 +140,33 @@ def compare_artifact(rows: int) -> dict[str, Any]:
     ours = fit_laplora(subject, "exact", blocks=(last,))
     theirs = fit_laplace(subject, "exact", ARTIFACT_PRECISION, names=[last.name])
     found["exact, one block"] = difference(subject, theirs, ours, ARTIFACT_PRECISION, None)
+    found["float32"] = single_precision()
     return found
+
+
+def single_precision(rows: int = 10) -> dict[str, float]:
+    """Return how far the diagonal posteriors are apart in float32, where laplace-torch's sums take over.
+
+    ``double_sums``: the same factors and Jacobians of laplace-torch, summed over parameters in float64.
+    """
+    subject = artifact_subject(train=rows, test=rows)
+    ours = fit_laplora(subject, "diagonal")
+    theirs = fit_laplace(subject, "diagonal", ARTIFACT_PRECISION, prior_mean=centre(subject))
+    jacobians = laplace_jacobians(subject, theirs)
+    found = difference(subject, theirs, ours, ARTIFACT_PRECISION, centre(subject), jacobians)
+    variance = theirs.posterior_variance.double()
+    again = torch.cat([torch.einsum("ncp,p,nkp->nck", j, variance, j) for j in (j.double() for j in jacobians)])
+    return {
+        "rows": rows,
+        "covariance": found["covariance"],
+        "double_sums": relative_difference(in_contrasts(again), covariances(subject, ours, ARTIFACT_PRECISION)),
+        "evidence_gap": abs(found["evidence_laplace_torch"] - found["evidence_laplora"]),
+    }
+
+
+def centre(subject: Subject) -> torch.Tensor:
+    """Return the zero vector that both priors are centred at, flat: the artifact does not ship its initial weights."""
+    return torch.cat([torch.zeros_like(p).flatten() for p in lora_parameters(subject.model).values()])
 
 
 def fit_laplace(

@@ -122,18 +122,20 @@ def artifact_rows() -> Sst2:
     return Sst2(splits.train, splits.calibration, splits.test, tuple(splits.task.labels), location)
 
 
-def artifact_subject(*, train: int = 100, test: int = 100) -> Subject:
-    """Return the default artifact's model in float32 on its first training and test rows.
+def artifact_subject(*, train: int = 100, test: int = 100, dtype: torch.dtype = torch.float32) -> Subject:
+    """Return the default artifact's model on its first training and test rows.
 
-    The base holds the dequantized 4-bit weights and the adapter its stored values: the weights that are served,
-    in an arithmetic whose rounding is no part of the comparison.
+    The base holds the dequantized 4-bit weights and the adapter its stored values: the weights that are served.
+
+    Args:
+        dtype: of the arithmetic; in float64 transformers still takes norms in float32, on both sides.
     """
     manifest = read_artifact(ARTIFACT).manifest
     rows = artifact_rows()
     tokenizer = load_tokenizer(rows.location)
     spec = dataclasses.replace(manifest.base, dtype="float32")
     base = load_base_model(rows.location, spec, device=torch.device("cpu"), dequantize=True)
-    model = attach_adapter(base, ARTIFACT / "adapter").float()
+    model = attach_adapter(base, ARTIFACT / "adapter").to(dtype)
     template = manifest.template.template()
 
     def encoded(examples: Sequence[Example]) -> tuple[EncodedRow, ...]:

@@ -36,8 +36,8 @@ def laplace(part: dict[str, Any]) -> str:
     tiny, artifact = part["tiny"], part["artifact"]
     pairs = [(name, v) for name, v in tiny.items() if ", " in name]
     gp = [("gp", tiny["gp"]["package"]), ("gp: the diagonal Hessian alone", tiny["gp"]["diagonal_hessian"])]
-    real = [(name, v) for name, v in artifact.items() if isinstance(v, dict) and "covariance" in v]
-    links = artifact["links"]
+    real = [(name, v) for name, v in artifact.items() if isinstance(v, dict) and "median_ratio" in v]
+    links, single = artifact["links"], artifact["float32"]
     return "\n".join(
         [
             "## laplace-torch\n",
@@ -60,7 +60,7 @@ def laplace(part: dict[str, Any]) -> str:
             "The same batches move laplora's covariances by "
             + ", ".join(f"{v:.0e} ({k})" for k, v in tiny["padding moves laplora"].items())
             + ".\n",
-            f"The default artifact, float32, {artifact['rows']} training and {artifact['rows']} test rows, one at a "
+            f"The default artifact, float64, {artifact['rows']} training and {artifact['rows']} test rows, one at a "
             f"time, prior precision {artifact['prior_precision']:g}:\n",
             table(
                 [
@@ -75,6 +75,9 @@ def laplace(part: dict[str, Any]) -> str:
                 ],
                 [_laplace_row(name, v) for name, v in real],
             ),
+            f"In float32, {single['rows']} rows, `diag`: covariance {single['covariance']:.1e}, evidence "
+            f"{single['evidence_gap']:.2f} nats apart; covariance with laplace-torch's factors and Jacobians summed in "
+            f"float64: {single['double_sums']:.1e}.\n",
             "Trace of laplora's kinds of KFAC over the exact GGN's, the same rows: "
             + ", ".join(f"{name} {v:.2f}" for name, v in artifact["traces"].items())
             + ".\n",
