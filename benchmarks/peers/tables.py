@@ -11,6 +11,18 @@ Written by `python -m benchmarks.peers`; every number is in results.json. docs/p
 """
 
 
+_LAPLACE_HEAD = (
+    "structure",
+    "covariance",
+    "median ratio",
+    "lowest",
+    "highest",
+    "evidence, theirs",
+    "ours",
+    "difference",
+)
+
+
 def render(results: dict[str, Any]) -> str:
     """Return RESULTS.md of the parts that were measured."""
     writers = {"laplace": laplace, "bayesian_lora": bayesian_lora, "brier": brier}
@@ -45,16 +57,7 @@ def laplace(part: dict[str, Any]) -> str:
             "Largest relative difference of a test row's predictive covariance, ratio of variances, and the log "
             "evidence. Tiny Llama, float64, 24 rows of 1 to 7 tokens; *padded*: laplace-torch's batches hold 8.\n",
             table(
-                [
-                    "structure",
-                    "covariance",
-                    "median ratio",
-                    "lowest",
-                    "highest",
-                    "evidence, theirs",
-                    "ours",
-                    "difference",
-                ],
+                _LAPLACE_HEAD,
                 [_laplace_row(name, v) for name, v in [*pairs, *gp]],
             ),
             "The same batches move laplora's covariances by "
@@ -63,16 +66,7 @@ def laplace(part: dict[str, Any]) -> str:
             f"The default artifact, float64, {artifact['rows']} training and {artifact['rows']} test rows, one at a "
             f"time, prior precision {artifact['prior_precision']:g}:\n",
             table(
-                [
-                    "structure",
-                    "covariance",
-                    "median ratio",
-                    "lowest",
-                    "highest",
-                    "evidence, theirs",
-                    "ours",
-                    "difference",
-                ],
+                _LAPLACE_HEAD,
                 [_laplace_row(name, v) for name, v in real],
             ),
             f"In float32, {single['rows']} rows, `diag`: covariance {single['covariance']:.1e}, evidence "

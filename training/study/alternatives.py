@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from laplora.metrics import row_nll
 from laplora.posterior import Posterior, Prior, ProjectedJacobians, block_precisions
 from laplora.predictive import PosteriorPredictive, contrasts
 from laplora.predictives import Members, PredictiveSpec, fit_predictive_temperature, predictive_probs
@@ -63,12 +64,6 @@ def rows_of(logits: list[torch.Tensor], class_mask: torch.Tensor, labels: torch.
     return Rows(torch.stack([member.double() @ transform for member in logits]), class_mask, labels)
 
 
-def losses(predictive: PosteriorPredictive, labels: torch.Tensor) -> torch.Tensor:
-    """Return (rows,) the NLL of the labels, nats."""
-    picked = predictive.probs.gather(1, labels[:, None])[:, 0]
-    return -picked.clamp_min(torch.finfo(torch.float64).tiny).log()
-
-
 def point_outcome(calibration: Rows, test: Rows, *, tempered: bool) -> Outcome:
     """Return an average over members without posteriors: one member is MAP or temperature scaling."""
 
@@ -81,7 +76,7 @@ def point_outcome(calibration: Rows, test: Rows, *, tempered: bool) -> Outcome:
 
     def fit_score(fitted: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
         held_out = calibration.pick(scored)
-        return losses(predictive(held_out, fit(calibration.pick(fitted))), held_out.labels)
+        return row_nll(predictive(held_out, fit(calibration.pick(fitted))).probs, held_out.labels)
 
     temperature = fit(calibration)
     return Outcome(
@@ -123,7 +118,9 @@ def gaussian_outcome(
     The cross-fitted losses choose one common precision anew in every fold, from a grid: how good this posterior is
     when its prior is chosen by held-out rows. Under a prior chosen otherwise they are an upper bound of what it gives.
     """
-    scored = torch.stack([losses(gaussian_predictive(calibration, c), calibration.labels) for c in _grid(gaussians)])
+    scored = torch.stack(
+        [row_nll(gaussian_predictive(calibration, c).probs, calibration.labels) for c in _grid(gaussians)]
+    )
 
     def fit_score(fitted: torch.Tensor, held_out: torch.Tensor) -> torch.Tensor:
         best = int(scored[:, fitted].mean(1).argmin())
@@ -132,7 +129,7 @@ def gaussian_outcome(
         covariance = gaussians.covariances(Prior("scalar", {"all": float(GRID[best])}))[0]
         some, rest = calibration.pick(fitted), calibration.pick(held_out)
         found = fit_predictive_temperature(some.means, covariance[None, fitted], some.labels, some.class_mask)
-        return losses(gaussian_predictive(rest, covariance[held_out], found), rest.labels)
+        return row_nll(gaussian_predictive(rest, covariance[held_out], found).probs, rest.labels)
 
     at_calibration, at_test = gaussians.covariances(prior)
     temperature = 1.0
@@ -155,7 +152,7 @@ def fixed_prior_outcome(gaussians: Gaussians, calibration: Rows, test: Rows, pri
     return Outcome(
         on_calibration,
         gaussian_predictive(test, at_test),
-        losses(on_calibration, calibration.labels),
+        row_nll(on_calibration.probs, calibration.labels),
         {"prior_precision": _brief(prior)},
     )
 

@@ -14,12 +14,13 @@ from typing import Any
 import torch
 
 from laplora.blocks import Block
+from laplora.metrics import row_nll
 from laplora.posterior import Posterior
 from laplora.prior import choose_by_validation
 from laplora.structures import StructureSettings
 from laplora.subset import select_blocks
 from training.runtime import say
-from training.study.alternatives import Gaussians, gaussian_predictive, losses
+from training.study.alternatives import Gaussians, gaussian_predictive
 from training.study.config import StudyConfig
 from training.study.gather import read_gathered
 from training.study.methods import Stores, posterior_bytes, read_stores
@@ -105,7 +106,9 @@ def compare(config: StudyConfig, task: str, seed: int, rows: int) -> dict[str, A
             own = choose_by_validation(
                 fits[0], gaussians.calibration, calibration.labels, calibration.class_mask, "scalar"
             ).prior
-            validated = float(losses(gaussian_predictive(test, gaussians.covariances(own)[1]), test.labels).mean())
+            validated = float(
+                row_nll(gaussian_predictive(test, gaussians.covariances(own)[1]).probs, test.labels).mean()
+            )
         logs = torch.stack([truth.log(), got.clamp_min(1e-300).log()])
         result.append(
             {

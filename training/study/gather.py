@@ -10,26 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
-from laplora.blocks import Block, BlockJacobian, ContrastJacobians
+from laplora.blocks import Block, BlockJacobian
 from laplora.curvature import contrast_hessian
-from laplora.jacobians import ActivationTape, contrast_jacobians, find_blocks
+from laplora.errors import FactorizationError
+from laplora.jacobians import contrast_jacobians, find_blocks
 from laplora.member_adapters import dropout_weights, in_place, lora_parameters, read_weights
 from laplora.model import attach_adapter, label_logits, label_mass, last_hidden
 from laplora.option_order import option_orders, permute_choices, restore_logits
-from laplora.predictive import contrasts
 from laplora.prompts import EncodedRow
 from training.config import config_hash_fields
 from training.data import Example
 from training.finetune import finetune, member_folder, member_steps
-from training.runtime import Run, open_run, progress, say, write_json, write_tensors
+from training.posteriors import squared_distances
+from training.runtime import Run, open_run, progress, write_json, write_tensors
 from training.study.config import StudyConfig
 from training.study.store import offsets
-
-#: Kinds of Kronecker factors that need every token, and so the model.
-TOKEN_KINDS = ("last", "expand")
 
 
 def gather(config: StudyConfig, task: str, seed: int) -> Path:
@@ -69,7 +66,7 @@ def gather(config: StudyConfig, task: str, seed: int) -> Path:
             "blocks": [vars(b) for b in blocks],
             "steps": settings.optimizer.steps,
             "splits": run.splits.report,
-            "squared_distances": squared_distances(settings.run_dir, blocks),
+            "squared_distances": squared_distances(settings, blocks).tolist(),
             "mean_tokens": sum(len(r.token_ids) for r in run.encode(run.splits.test)) / len(run.splits.test),
             "seconds": time.monotonic() - started,
         },
@@ -104,8 +101,8 @@ def store_split(
         batch = run.collate([rows[i] for i in index])
         # A row's first k classes are reached by the first k - 1 contrasts alone: fewer backward passes.
         possible = int(batch.class_mask.sum(1).max())
-        tape = TokenTape(run, model, blocks, batch, possible) if split == "train" else None
-        result = tape.jacobians() if tape else contrast_jacobians(model, batch, run.label_ids[:possible], blocks)
+        training = split == "train"
+        result = contrast_jacobians(model, batch, run.label_ids[:possible], blocks, tokens=training)
         for i, (first, last) in enumerate(offsets(blocks)):
             jacobians[index, : possible - 1, first:last] = result.blocks[i].jacobian.flatten(2).to(jacobians)
         logits = torch.zeros(len(index), classes)
@@ -114,90 +111,59 @@ def store_split(
         keep("class_mask", index, batch.class_mask.cpu())
         keep("hidden", index, result.hidden.float())
         keep("label_mass", index, label_mass(model, result.hidden, run.label_ids, batch.class_mask).float())
-        if tape is not None:
+        if training:
+            hessian = contrast_hessian(result.logits, batch.class_mask[:, :possible]).float()
+            expand["expand_tokens"] = expand.get("expand_tokens", 0) + batch.attention_mask.sum().float()[None]
             for i, part in enumerate(result.blocks):
-                gradient = torch.zeros(len(index), classes - 1, part.summed_gradient.shape[-1])
-                gradient[:, : possible - 1] = part.summed_gradient.float()
+                last_input, last_gradient = last_tokens(part)
                 keep(f"mean_input.{i}", index, part.mean_input.float())
-                keep(f"summed_gradient.{i}", index, gradient)
-            for name, values in tape.last().items():
-                keep(name, index, values)
-            for name, values in tape.expand(result.logits).items():
-                expand[name] = expand.get(name, torch.zeros_like(values)) + values
+                keep(f"summed_gradient.{i}", index, _all_contrasts(part.summed_gradient.float(), classes))
+                keep(f"last_input.{i}", index, last_input)
+                keep(f"last_gradient.{i}", index, _all_contrasts(last_gradient, classes))
+                names = (f"expand_input.{i}", f"expand_gradient.{i}")
+                for name, values in zip(names, token_products(part, hessian), strict=True):
+                    expand[name] = expand.get(name, 0) + values
     small["labels"] = torch.tensor([e.label for e in examples])
     write_tensors(folder / f"{split}.jacobians.safetensors", {"jacobians": jacobians})
     write_tensors(folder / f"{split}.safetensors", small | expand)
 
 
-class TokenTape:
-    """Jacobians of one batch of training rows, with the token-wise Kronecker inputs of the last and expand kinds."""
+def _all_contrasts(values: torch.Tensor, classes: int) -> torch.Tensor:
+    """Return (batch, classes - 1, out): 0 at the contrasts with classes that these rows cannot have."""
+    padded = torch.zeros(len(values), classes - 1, values.shape[-1])
+    padded[:, : values.shape[1]] = values
+    return padded
 
-    def __init__(self, run: Run, model: nn.Module, blocks: Sequence[Block], batch: Any, possible: int) -> None:
-        self._model, self._blocks, self._batch, self._classes = model, blocks, batch, run.class_count
-        self._ids = run.label_ids[:possible]
-        self._records: list[tuple[torch.Tensor, list[torch.Tensor]]] = []
-        self._sources: list[int] = []  # which activations each block reads
 
-    def jacobians(self) -> ContrastJacobians:
-        """Return the batch's Jacobians, keeping inputs and gradients of every token."""
+def last_tokens(part: BlockJacobian) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return one block's input (batch, in) and gradients (batch, contrasts, out) at the last token.
 
-        with torch.enable_grad(), ActivationTape(self._model, self._blocks) as tape:
-            hidden = last_hidden(self._model, self._batch)
-            logits = label_logits(self._model, hidden, self._ids, tape)
-            transform = contrasts(len(self._ids), logits.dtype).to(logits.device)
-            records = [tape.records[b.name] for b in self._blocks]
-            outputs = [r[1] for r in records]
-            summed = (logits @ transform).sum(0)
-            gradients = [
-                torch.autograd.grad(summed[c], outputs, retain_graph=c + 1 < summed.numel())
-                for c in range(summed.numel())
-            ]
-        mask = self._batch.attention_mask
-        parts = []
-        with torch.no_grad():
-            for i, block in enumerate(self._blocks):
-                real = mask[..., None].to(records[i][0].dtype)
-                inputs = records[i][0] * real
-                deltas = [g[i] * real for g in gradients]
-                self._records.append((inputs, deltas))
-                self._sources.append(records[i][0].data_ptr())
-                order = "bti,bto->bio" if block.group == "lora_A" else "bti,bto->boi"
-                parts.append(
-                    BlockJacobian(
-                        jacobian=torch.stack([torch.einsum(order, inputs, d) for d in deltas], 1),
-                        mean_input=inputs.sum(1) / real.sum(1),
-                        summed_gradient=torch.stack([d.sum(1) for d in deltas], 1),
-                    )
-                )
-        return ContrastJacobians(logits.detach(), hidden.detach(), tuple(parts))
+    Raises:
+        FactorizationError: Jacobians without every token.
+    """
+    inputs, gradients = _every_token(part)
+    return inputs[:, -1].float(), gradients[:, :, -1].float()
 
-    def last(self) -> dict[str, torch.Tensor]:
-        """Return input (batch, in) and gradients (batch, classes - 1, out) at the last token, per block."""
-        result = {}
-        for i, (inputs, deltas) in enumerate(self._records):
-            result[f"last_input.{i}"] = inputs[:, -1].float()
-            gradient = torch.zeros(len(inputs), self._classes - 1, deltas[0].shape[-1])
-            gradient[:, : len(deltas)] = torch.stack([d[:, -1] for d in deltas], 1).float()
-            result[f"last_gradient.{i}"] = gradient
-        return result
 
-    def expand(self, logits: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return, per block, the sums over rows and tokens of both factors' outer products, and token counts."""
-        hessian = contrast_hessian(logits, self._batch.class_mask[:, : logits.shape[-1]]).float()
-        result = {}
-        products: dict[int, torch.Tensor] = {}  # q_proj and v_proj read the same activations
-        for i, (inputs, deltas) in enumerate(self._records):
-            source = self._sources[i]
-            if source not in products:
-                flat = inputs.flatten(0, 1).float()
-                products[source] = flat.T @ flat
-            pair = products[source]
-            stack = torch.stack(deltas, 1).float()  # (batch, contrasts, tokens, out)
-            weighted = torch.einsum("ncd,ndto->ncto", hessian, stack)
-            result[f"expand_input.{i}"] = pair
-            result[f"expand_gradient.{i}"] = weighted.flatten(0, 2).T @ stack.flatten(0, 2)
-        result["expand_tokens"] = self._batch.attention_mask.sum().float()[None]
-        return result
+def token_products(part: BlockJacobian, hessian: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return one block's sums over rows and tokens of both factors' outer products, (in, in) and (out, out) float32.
+
+    Args:
+        hessian: (batch, contrasts, contrasts) float32.
+
+    Raises:
+        FactorizationError: Jacobians without every token.
+    """
+    inputs, gradients = (t.float() for t in _every_token(part))
+    flat = inputs.flatten(0, 1)
+    weighted = torch.einsum("ncd,ndto->ncto", hessian, gradients)
+    return flat.T @ flat, weighted.flatten(0, 2).T @ gradients.flatten(0, 2)
+
+
+def _every_token(part: BlockJacobian) -> tuple[torch.Tensor, torch.Tensor]:
+    if part.inputs is None or part.gradients is None:
+        raise FactorizationError("last and expand factors need Jacobians with every token, got their sums only")
+    return part.inputs, part.gradients
 
 
 def by_classes_and_length(rows: Sequence[EncodedRow], size: int) -> Iterator[list[int]]:
@@ -277,17 +243,6 @@ def all_logits(run: Run, model: Any, rows: list[EncodedRow], batch_size: int, ti
     return logits
 
 
-def squared_distances(run_dir: Path, blocks: Sequence[Block]) -> list[float]:
-    """Return ``|W - W_init|^2`` of every block."""
-    final = load_file(run_dir / "adapter" / "adapter_model.safetensors")
-    initial = load_file(run_dir / "initial_adapter" / "adapter_model.safetensors")
-    result = []
-    for block in blocks:
-        name = next(k for k in final if k.removeprefix("base_model.model.").startswith(f"{block.name}."))
-        result.append(float((final[name].double() - initial[name].double()).square().sum()))
-    return result
-
-
 def read_configuration(folder: Path) -> Any:
     """Return the configuration that a folder's stores were made from, or are being made from; None without any."""
     path = folder / "configuration.json"
@@ -298,8 +253,3 @@ def read_gathered(folder: Path) -> dict[str, Any]:
     """Return the description of a gathered task and seed."""
     found: dict[str, Any] = json.loads((folder / "gathered.json").read_text(encoding="utf-8"))
     return found
-
-
-def announce(task: str, seed: int) -> None:
-    """Say which task and seed comes next."""
-    say(f"== {task}, seed {seed}")

@@ -61,7 +61,6 @@ class Stores:
     calibration: StoredSplit
     test: StoredSplit
     squared_distances: torch.Tensor
-    squared_norms: torch.Tensor | None
 
     def rows(self, split: str, members: list[torch.Tensor] | None = None) -> Rows:
         """Return a split's contrasts, of the trained adapter or of members."""
@@ -96,7 +95,6 @@ STRUCTURE_ROWS: Mapping[str, tuple[str, str, str]] = {
 def read_stores(folder: Path, blocks: tuple[Block, ...], squared_distances: list[float]) -> Stores:
     """Return what was gathered in a folder."""
     train, calibration, test = (read_store(folder, s) for s in ("train", "calibration", "test"))
-    norms = folder / "squared_norms.safetensors"
     return Stores(
         folder,
         blocks,
@@ -104,7 +102,6 @@ def read_stores(folder: Path, blocks: tuple[Block, ...], squared_distances: list
         calibration,
         test,
         torch.tensor(squared_distances, dtype=torch.float64),
-        load_file(norms)["squared_norms"] if norms.is_file() else None,
     )
 
 
