@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_runs import choice_rows, save_tiny_base, sentiment_rows, write_rows
 
 from laplora.blocks import Block
@@ -137,6 +138,36 @@ def test_finished_work_is_not_done_again(study: StudyConfig, capsys: pytest.Capt
     job.run_study(study)
     assert (study.folder("reviews", 0) / "result.json").stat().st_mtime_ns == before
     assert "==" not in capsys.readouterr().out
+
+
+def test_an_average_asked_for_later_is_added_without_jacobians(study: StudyConfig, tmp_path: Path) -> None:
+    shutil.copytree(study.runs / study.name, tmp_path / study.name)
+    late = study.model_copy(update={"runs": tmp_path})
+    folder = late.folder("questions", 0)
+    before = load_file(folder / "predictions.safetensors")
+    for path in (*folder.glob("*.jacobians.safetensors"), *folder.glob("dropout.*"), *folder.glob("orders.*")):
+        path.unlink()
+    added = ("mc_dropout", "mc_dropout_temperature", "order_average", "order_average_temperature")
+    save_file({k: v for k, v in before.items() if k.split(".")[-1] not in added}, folder / "predictions.safetensors")
+    result = json.loads((folder / "result.json").read_text())
+    described = {name: result["methods"].pop(name) for name in added}
+    (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
+    assert not job.finished(late, "questions", 0)
+    job.run_study(late)
+    assert job.finished(late, "questions", 0)
+    after = load_file(folder / "predictions.safetensors")
+    assert after.keys() == before.keys()
+    for name, values in before.items():
+        torch.testing.assert_close(after[name], values, rtol=0, atol=1e-6)
+    methods = json.loads((folder / "result.json").read_text())["methods"]
+    for name in added:
+        assert methods[name] | {"seconds": 0} == described[name] | {"seconds": 0}
+
+
+def test_predictions_of_another_configuration_are_not_finished(study: StudyConfig) -> None:
+    assert job.finished(study, "reviews", 0)
+    other = study.model_copy(update={"optimizer": study.optimizer.model_copy(update={"learning_rate": 2e-2})})
+    assert not job.finished(other, "reviews", 0)
 
 
 def test_two_processes_do_not_work_on_one_task(study: StudyConfig, tmp_path: Path) -> None:

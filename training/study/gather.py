@@ -179,11 +179,16 @@ def by_classes_and_length(rows: Sequence[EncodedRow], size: int) -> Iterator[lis
         yield batch
 
 
+def wanted_forwards(config: StudyConfig, task: str) -> tuple[str, ...]:
+    """Return the kinds of forward passes, beside those of the checkpoints, that a task is to have."""
+    wanted = {"dropout": config.dropout_samples > 0, "orders": config.tasks[task].orders}
+    return tuple(kind for kind, on in wanted.items() if on)
+
+
 def gather_forwards(config: StudyConfig, task: str, seed: int) -> None:
     """Store the logits of dropout masks and of option orders: forward passes alone, of a gathered task and seed."""
     folder = config.folder(task, seed)
-    wanted = {"dropout": config.dropout_samples > 0, "orders": config.tasks[task].orders}
-    missing = [k for k, on in wanted.items() if on and not (folder / f"{k}.test.safetensors").is_file()]
+    missing = [k for k in wanted_forwards(config, task) if not (folder / f"{k}.test.safetensors").is_file()]
     if not missing:
         return
     settings = config.run_config(task, seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import platform
 import time
@@ -12,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from laplora.blocks import Block
+from training.config import config_hash_fields
 from training.package import installed_versions
 from training.runtime import say, write_json, write_tensors
 from training.study.choose import choose
 from training.study.config import StudyConfig
-from training.study.gather import gather, gather_forwards, read_gathered
-from training.study.methods import Method, compute, read_stores
+from training.study.gather import gather, gather_forwards, read_configuration, read_gathered, wanted_forwards
+from training.study.methods import MEMBER_KINDS, Method, compute, member_methods, read_stores
 from training.study.subjects import write_subjects
 
 
@@ -34,19 +37,23 @@ def run_study(config: StudyConfig, *, keep_jacobians: bool = False) -> None:
     subjects = config.runs / config.name / "subjects.jsonl"
     if any(task.data.path == subjects for task in config.tasks.values()):
         write_subjects(subjects)
-    todo = [(t, s) for s in config.seeds for t in config.tasks if not finished(config.folder(t, s))]
+    todo = [(t, s) for s in config.seeds for t in config.tasks if not finished(config, t, s)]
     total = len(config.seeds) * len(config.tasks)
     started, worked = time.monotonic(), 0
     for number, (task, seed) in enumerate(todo):
         folder = config.folder(task, seed)
         folder.mkdir(parents=True, exist_ok=True)
         with claim(folder) as mine:
-            if not mine or finished(folder):
+            if not mine or finished(config, task, seed):
                 continue
             say(f"== {task}, seed {seed} ({total - len(todo) + number + 1} of {total})")
-            gather(config, task, seed)
-            gather_forwards(config, task, seed)
-            predict(config, task, seed)
+            if predicted(config, task, seed):
+                gather_forwards(config, task, seed)
+                add_members(config, task, seed)
+            else:
+                gather(config, task, seed)
+                gather_forwards(config, task, seed)
+                predict(config, task, seed)
             if not keep_jacobians:
                 for path in folder.glob("*.jacobians.safetensors"):
                     path.unlink()
@@ -55,9 +62,20 @@ def run_study(config: StudyConfig, *, keep_jacobians: bool = False) -> None:
         say(f"== {len(todo) - number - 1} left, about {left / 60:.0f} minutes for one process")
 
 
-def finished(folder: Path) -> bool:
-    """Return whether a task and seed has its predictions."""
-    return (folder / "result.json").is_file() and (folder / "predictions.safetensors").is_file()
+def predicted(config: StudyConfig, task: str, seed: int) -> bool:
+    """Return whether a task and seed has its predictions, made under this configuration."""
+    folder = config.folder(task, seed)
+    if not all((folder / name).is_file() for name in ("result.json", "predictions.safetensors", "losses.safetensors")):
+        return False
+    return bool(read_configuration(folder) == config_hash_fields(config.run_config(task, seed)))
+
+
+def finished(config: StudyConfig, task: str, seed: int) -> bool:
+    """Return whether a task and seed has its predictions, and among them every average that the study asks for."""
+    if not predicted(config, task, seed):
+        return False
+    methods = json.loads((config.folder(task, seed) / "result.json").read_text(encoding="utf-8"))["methods"]
+    return all(MEMBER_KINDS[kind].method in methods for kind in wanted_forwards(config, task))
 
 
 @contextmanager
@@ -116,6 +134,26 @@ def predict(config: StudyConfig, task: str, seed: int) -> None:
             ),
         },
     )
+
+
+def add_members(config: StudyConfig, task: str, seed: int) -> None:
+    """Add the averages over dropout masks and option orders to a task and seed that has all else: no Jacobians.
+
+    What is recommended stays: the averages cost a forward pass a member and are not among what it chooses from.
+    """
+    folder = config.folder(task, seed)
+    found = read_gathered(folder)
+    blocks = tuple(Block(**b) for b in found["blocks"])
+    stores = read_stores(folder, blocks, found["squared_distances"], jacobians=False)
+    methods = member_methods(stores)
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    result["methods"] |= {name: _described(method) for name, method in methods.items()}
+    for name, values in (
+        ("losses", {n: m.outcome.calibration_losses for n, m in methods.items()}),
+        ("predictions", {f"probs.{n}": m.outcome.test.probs for n, m in methods.items()}),
+    ):
+        write_tensors(folder / f"{name}.safetensors", load_file(folder / f"{name}.safetensors") | values)
+    write_json(folder / "result.json", result)  # last: until then the task and seed counts as unfinished
 
 
 def _described(method: Method) -> dict[str, Any]:

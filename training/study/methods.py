@@ -92,9 +92,38 @@ STRUCTURE_ROWS: Mapping[str, tuple[str, str, str]] = {
 }
 
 
-def read_stores(folder: Path, blocks: tuple[Block, ...], squared_distances: list[float]) -> Stores:
-    """Return what was gathered in a folder."""
-    train, calibration, test = (read_store(folder, s) for s in ("train", "calibration", "test"))
+@dataclass(frozen=True)
+class MemberKind:
+    """A kind of average over forward passes.
+
+    Attributes:
+        method: its name in the tables, ``_temperature`` after it when tempered.
+        title: what the tables say, with a place for the number of members.
+        own: whether the trained adapter's own logits are one of the members.
+        stored: whether each further member is stored weights, of the adapter's size.
+    """
+
+    method: str
+    title: str
+    own: bool
+    stored: bool
+
+
+#: By the name of the file that holds their logits.
+MEMBER_KINDS: Mapping[str, MemberKind] = {
+    "members": MemberKind("ensemble", "ensemble of {} checkpoints", own=True, stored=True),
+    "dropout": MemberKind("mc_dropout", "MC dropout, {} masks", own=False, stored=False),
+    "orders": MemberKind("order_average", "MAP averaged over {} option orders", own=True, stored=False),
+}
+
+
+def read_stores(
+    folder: Path, blocks: tuple[Block, ...], squared_distances: list[float], *, jacobians: bool = True
+) -> Stores:
+    """Return what was gathered in a folder, its Jacobians too unless they are not wanted."""
+    train, calibration, test = (
+        read_store(folder, s, with_jacobians=jacobians) for s in ("train", "calibration", "test")
+    )
     return Stores(
         folder,
         blocks,
@@ -142,24 +171,19 @@ def member_methods(stores: Stores) -> dict[str, Method]:
     """Return the averages over checkpoints, dropout masks and option orders, where their logits were gathered."""
     adapter = 2 * sum(b.wide * b.narrow for b in stores.blocks)
     methods = {}
-    # file, method, title, whether the trained adapter's own logits are one of the members, bytes a member
-    for kind, name, title, own, size in (
-        ("members", "ensemble", "ensemble of {} checkpoints", True, adapter),
-        ("dropout", "mc_dropout", "MC dropout, {} masks", False, 0),
-        ("orders", "order_average", "MAP averaged over {} option orders", True, 0),
-    ):
-        if not (stores.folder / f"{kind}.test.safetensors").is_file():
+    for file, kind in MEMBER_KINDS.items():
+        if not (stores.folder / f"{file}.test.safetensors").is_file():
             continue
         rows = {}
         for split in ("calibration", "test"):
-            logits = list(load_file(stores.folder / f"{kind}.{split}.safetensors").values())
-            rows[split] = stores.rows(split, logits + [getattr(stores, split).logits] * own)
+            logits = list(load_file(stores.folder / f"{file}.{split}.safetensors").values())
+            rows[split] = stores.rows(split, logits + [getattr(stores, split).logits] * kind.own)
         count = len(rows["test"].means)
         for tempered in (False, True):
-            methods[name + "_temperature" * tempered] = _timed(
-                title.format(count) + ", temperature" * tempered,
+            methods[kind.method + "_temperature" * tempered] = _timed(
+                kind.title.format(count) + ", temperature" * tempered,
                 "ensemble",
-                size * (count - 1) + 8 * tempered,
+                adapter * (count - 1) * kind.stored + 8 * tempered,
                 partial(point_outcome, rows["calibration"], rows["test"], tempered=tempered),
             )
     return methods

@@ -48,11 +48,13 @@ def offsets(blocks: Sequence[Block]) -> list[tuple[int, int]]:
     return result
 
 
-def read_store(folder: Path, split: str) -> StoredSplit:
-    """Return one split of a gathered task; the Jacobians are mapped, not read."""
+def read_store(folder: Path, split: str, *, with_jacobians: bool = True) -> StoredSplit:
+    """Return one split of a gathered task; the Jacobians are mapped, not read, or empty where they are not wanted."""
     tensors = load_file(folder / f"{split}.safetensors")
-    with safe_open(folder / f"{split}.jacobians.safetensors", framework="pt") as handle:
-        jacobians = handle.get_tensor("jacobians")
+    jacobians = torch.empty(0)
+    if with_jacobians:
+        with safe_open(folder / f"{split}.jacobians.safetensors", framework="pt") as handle:
+            jacobians = handle.get_tensor("jacobians")
     own = {k: tensors.pop(k) for k in ("logits", "class_mask", "labels", "label_mass", "hidden")}
     return StoredSplit(jacobians=jacobians, extra=tensors, **own)
 
