@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from laplora.errors import DataError
@@ -68,6 +68,27 @@ class SeedResult(BaseModel):
 
 
 @dataclass(frozen=True)
+class SplitLogits:
+    """A split's logits as the trained adapter gives them.
+
+    Attributes:
+        logits: (rows, classes); class_mask: (rows, classes) bool; labels: (rows,) int64.
+    """
+
+    logits: torch.Tensor
+    class_mask: torch.Tensor
+    labels: torch.Tensor
+
+
+@dataclass(frozen=True)
+class StoredLogits:
+    """The logits of the two splits that are not trained on."""
+
+    calibration: SplitLogits
+    test: SplitLogits
+
+
+@dataclass(frozen=True)
 class Predictions:
     """One finished task and seed.
 
@@ -76,6 +97,7 @@ class Predictions:
         labels: (rows,) int64; class_mask: (rows, classes) bool.
         probs: method -> (rows, classes) float64, ``map`` and the recommended one among them.
         scores: method -> (rows,) float64, where a method ranks mistakes by another score than its entropy.
+        logits: what else lies in the folder; None where only the two files were kept.
     """
 
     result: SeedResult
@@ -83,6 +105,7 @@ class Predictions:
     class_mask: torch.Tensor
     probs: dict[str, torch.Tensor]
     scores: dict[str, torch.Tensor]
+    logits: StoredLogits | None = None
 
 
 def read_predictions(folder: Path) -> Predictions:
@@ -116,7 +139,19 @@ def read_predictions(folder: Path) -> Predictions:
             f"{folder}: probs must hold map, the recommended {result.recommended} and only methods of result.json, "
             f"got {sorted(probs)}" + (f" with {unknown} unknown" if unknown else "")
         )
-    return Predictions(result, labels, class_mask, probs, scores)
+    return Predictions(result, labels, class_mask, probs, scores, _read_logits(folder))
+
+
+def _read_logits(folder: Path) -> StoredLogits | None:
+    """Return the splits' logits, of files that hold much more; None where they are gone."""
+    found = []
+    for split in ("calibration", "test"):
+        path = folder / f"{split}.safetensors"
+        if not path.is_file():
+            return None
+        with safe_open(path, framework="pt") as handle:
+            found.append(SplitLogits(*(handle.get_tensor(k) for k in ("logits", "class_mask", "labels"))))
+    return StoredLogits(*found)
 
 
 def digest(predictions: Predictions) -> str:

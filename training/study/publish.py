@@ -35,6 +35,7 @@ from training.study.records import (
     write_published,
 )
 from training.study.scores import Interval, MethodScores, draw_counts, pooled_means, row_gap, score_method
+from training.study.seed_ensembles import seed_ensembles
 from training.study.tables import insert_tables, page_tables
 
 
@@ -128,6 +129,7 @@ def score_task(seeds: Sequence[Predictions]) -> Published:
         ),
         details=Details(
             tasks=(_task_detail(seeds, counts),),
+            ensembles=tuple(seed_ensembles(seeds, counts)),
             seeds=tuple(_seed_detail(p, scored) for p in seeds),
             methods=tuple(_method_detail(p.result, m, scored[p.result.seed, m]) for p in seeds for m in p.probs),
         ),

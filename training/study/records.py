@@ -147,10 +147,35 @@ class TaskDetail(Section):
     against: dict[Reference, Bounds]
 
 
+class EnsembleScore(Section):
+    """An ensemble over a task's seeds, ``seeds`` of them; ``against_*``: its NLL less the members' mean NLL.
+
+    ``member_nll``, ``member_auroc``, ``against_member``: what each member gives on its own. ``against_laplace``: one
+    model with its posterior. ``auroc_error`` is by the entropy of the ensemble's probabilities, ``auroc_disagreement``
+    by the mutual information between label and member.
+    """
+
+    task: str
+    method: str
+    seeds: int
+    rows: int
+    nll: float
+    ece: float
+    accuracy: float
+    brier: float
+    auroc_error: float | None
+    auroc_disagreement: float | None
+    member_nll: float
+    member_auroc: float | None
+    against_member: Bounds
+    against_laplace: Bounds
+
+
 class Details(Section):
     """study_details.json."""
 
     tasks: tuple[TaskDetail, ...] = ()
+    ensembles: tuple[EnsembleScore, ...] = ()
     seeds: tuple[SeedDetail, ...] = ()
     methods: tuple[MethodDetail, ...] = ()
 
@@ -198,7 +223,12 @@ def write_published(published: Published, folder: Path) -> list[Path]:
     details = published.details
     parts = ", ".join(
         f'"{name}": {json_lines(records)}'
-        for name, records in (("tasks", details.tasks), ("seeds", details.seeds), ("methods", details.methods))
+        for name, records in (
+            ("tasks", details.tasks),
+            ("ensembles", details.ensembles),
+            ("seeds", details.seeds),
+            ("methods", details.methods),
+        )
     )
     setup = rounded(published.setup.model_dump(mode="json"))
     texts = {
@@ -258,6 +288,7 @@ def merge(old: Published, new: Published) -> Published:
         ),
         details=Details(
             tasks=tuple(pooled(lambda r: r.task, old.details.tasks, new.details.tasks)),
+            ensembles=tuple(pooled(lambda r: (r.task, r.method), old.details.ensembles, new.details.ensembles)),
             seeds=tuple(seeds),
             methods=tuple(methods),
         ),

@@ -1,4 +1,4 @@
-"""The study's tables beside the probabilities: prediction sets, option orders, and which score ranks the mistakes."""
+"""The study's tables beside the main ones: prediction sets, ensembles, option orders, and what ranks the mistakes."""
 
 from __future__ import annotations
 
@@ -13,12 +13,19 @@ from training.study.targets import coverage_error, outcome, shown
 _SETS = ("map", "temperature", "laplace")
 #: Averages over option orders, with the method of the user's order alone that each is held against.
 _ORDERS: tuple[tuple[str, Reference], ...] = (("order_average", "map"), ("order_average_temperature", "temperature"))
+#: Ensembles over seeds, as the table names them.
+_SEEDS = {
+    "seeds": "{} MAP",
+    "seeds_temperature": "{} MAP, one temperature",
+    "seeds_laplace": "{} Laplace",
+}
 
 
 def side_tables(published: Published) -> dict[str, str]:
     """Return each of these tables by the name of its markers."""
     return {
         "conformal": conformal_table(published),
+        "ensembles": ensembles_table(published),
         "orders": orders_table(published),
         "rankings": rankings_table(published),
     }
@@ -79,6 +86,34 @@ def orders_table(published: Published) -> str:
     if len(lines) == 1:
         return "No published task was asked in other orders of its options.\n"
     return markdown_table(lines, left={0, 1, 6})
+
+
+def ensembles_table(published: Published) -> str:
+    """Return NLL, ECE and AUROC of the ensembles over seeds, beside their members and beside one model's Laplace."""
+    found = published.details.ensembles
+    if not found:
+        return "No published task has more than one seed.\n"
+    lines = [
+        [
+            "task",
+            "average of",
+            "NLL",
+            "a member's",
+            "one Laplace: difference",
+            "",
+            "ECE",
+            "AUROC",
+            "a member's",
+            "AUROC by disagreement",
+        ]
+    ]
+    for e in found:
+        ranks = ["-" if a is None else f"{a:.3f}" for a in (e.auroc_error, e.member_auroc, e.auroc_disagreement)]
+        title = _SEEDS[e.method].format(e.seeds)
+        end = outcome(*e.against_laplace[1:])
+        numbers = [f"{e.nll:.3f}", f"{e.member_nll:.3f}", shown(e.against_laplace), end, f"{e.ece:.3f}"]
+        lines.append([e.task, title, *numbers, *ranks])
+    return markdown_table(lines, left={0, 1, 5})
 
 
 def rankings_table(published: Published) -> str:
