@@ -98,7 +98,7 @@ def empty_sketch(
 
     Args:
         columns: the rank to keep and an oversampling; cut to the number of coordinates.
-        bases: per block the Kronecker bases whose coordinates are sketched (``joint_core``), or none for the
+        bases: per block the bases whose coordinates are sketched (``joint_core``), or none for the
             parameters themselves (``joint``).
     """
     sizes = [b.wide * b.narrow for b in blocks]
@@ -203,9 +203,7 @@ def sketched_factor(state: JointSketch, rank: int) -> tuple[torch.Tensor, ...]:
 def joint_from_sketch(
     state: JointSketch, rank: int, direction_dtype: torch.dtype, bases: Sequence[KroneckerBasis] = ()
 ) -> JointPosterior:
-    """Return the ``joint`` posterior, or with Kronecker bases the ``joint_core`` posterior, of a sketch.
-
-    A core's directions are few: they stay in float32 where the bases are stored in less.
+    """Return the ``joint`` posterior, or with bases the ``joint_core`` posterior, of a sketch.
 
     Raises:
         FactorizationError: see ``sketched_factor``.
@@ -215,7 +213,7 @@ def joint_from_sketch(
         sketched_factor(state, rank),
         rows=state.rows,
         structure="joint_core" if bases else "joint",
-        direction_dtype=torch.promote_types(direction_dtype, torch.float32) if bases else direction_dtype,
+        direction_dtype=direction_dtype,
         wide=[b.wide for b in bases],
         narrow=[b.narrow for b in bases],
     )

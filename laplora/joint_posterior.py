@@ -5,10 +5,10 @@ once. With ``D = blockdiag(1 / lambda_b)`` the covariance of the contrasts is
 
     ``V = J D J^T - (J D F^T) (I + F D F^T)^-1 (F D J^T)``
 
-(Woodbury; for ``joint_core`` this is the "joint core" of low rank inside Kronecker bases). A difference of two
-large numbers: where F holds nearly all of J it cancels. So F is held as ``F_g = L_g Q_g``, per group g of blocks
-that share a prior precision, ``Q_g`` with orthonormal rows. With the coordinates ``a_g = J_g Q_g^T`` and the rest
-``R_g = J_g - a_g Q_g``, which no row of F meets,
+(Woodbury; for ``joint_core`` this is the "joint core" of low rank inside each block's bases, ``laplora.moments``).
+A difference of two large numbers: where F holds nearly all of J it cancels. So F is held as ``F_g = L_g Q_g``, per
+group g of blocks that share a prior precision, ``Q_g`` with orthonormal rows. With the coordinates
+``a_g = J_g Q_g^T`` and the rest ``R_g = J_g - a_g Q_g``, which no row of F meets,
 
     ``V = a (Lambda + L^T L)^-1 a^T + sum_g R_g R_g^T / lambda_g``,  a = [a_A, a_B],  L = [L_A, L_B]
 
@@ -50,7 +50,7 @@ class JointPosterior:
         factor: (rank, directions of all groups) float64, L: the curvature is ``Q^T L^T L Q``. Columns by group,
             in the order of ``groups``.
         rows: training rows summed.
-        structure: ``joint_core`` (in Kronecker bases), ``joint`` (leading directions over all parameters),
+        structure: ``joint_core`` (in bases of each block), ``joint`` (leading directions over all parameters),
             ``exact`` (every row's gradients, so the exact GGN) or ``ella`` (no variance outside the directions).
         wide: per block (wide, k), orthonormal columns U; empty but for ``joint_core``.
         narrow: per block (narrow, narrow), orthonormal V; empty but for ``joint_core``.

@@ -184,10 +184,9 @@ def _read_diagonal(file: PosteriorFile) -> DiagonalPosterior:
 
 
 def _write_joint(posterior: JointPosterior, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Directions in ``dtype``; those of a core, which are few, in float32 beside bases in ``dtype``."""
     tensors = {"factor": posterior.factor.float()}
     for i, block in enumerate(posterior.blocks):
-        tensors[f"{block.name}.directions"] = posterior.directions[i].to(torch.float32 if posterior.wide else dtype)
+        tensors[f"{block.name}.directions"] = posterior.directions[i].to(dtype)
         if posterior.wide:
             tensors[f"{block.name}.wide"] = posterior.wide[i].to(dtype)
             tensors[f"{block.name}.narrow"] = posterior.narrow[i].to(dtype)

@@ -49,6 +49,7 @@ from laplora.joint_fit import (
     joint_from_sketch,
 )
 from laplora.joint_posterior import JOINT_STRUCTURES, JointPosterior
+from laplora.moments import add_moment_batch, empty_moments, moment_bases
 from laplora.posterior import Granularity, Posterior
 
 
@@ -58,7 +59,7 @@ class StructureSettings:
 
     Attributes:
         structure: one of ``STRUCTURES``.
-        rank: kept eigenvectors k of each wide Kronecker factor.
+        rank: kept eigenvectors k of each wide Kronecker factor; for ``joint_core`` their mean over the blocks.
         oversampling: extra sketch columns beyond the rank.
         joint_rank: directions kept of the curvature over all blocks together.
         seed: of the random test matrices.
@@ -122,17 +123,12 @@ def fit_posterior(settings: StructureSettings, blocks: tuple[Block, ...], run_pa
     return FITTERS[settings.structure](settings, blocks, run_pass)
 
 
-def fit_bases(settings: StructureSettings, blocks: tuple[Block, ...], run_pass: Pass) -> tuple[KroneckerBasis, ...]:
-    """Return each block's Kronecker eigenbases, as they will be stored; one pass, ``factors``."""
-    return _fit_factors(settings, blocks, run_pass, "reduce")[0]
-
-
 def fit_ekfac(settings: StructureSettings, blocks: tuple[Block, ...], run_pass: Pass) -> EigenPosterior:
     """Return the block-diagonal posterior with the GGN's diagonal measured in the Kronecker eigenbases.
 
     Two passes, ``factors`` and ``scales``.
     """
-    bases = fit_bases(settings, blocks, run_pass)
+    bases, _ = _fit_factors(settings, blocks, run_pass, "reduce")
 
     def add(state: EigenSums, jacobians: ContrastJacobians, class_mask: torch.Tensor) -> EigenSums:
         return add_eigen_batch(state, jacobians, bases, class_mask)
@@ -177,11 +173,13 @@ def fit_diagonal(_settings: StructureSettings, blocks: tuple[Block, ...], run_pa
 
 
 def fit_joint_core(settings: StructureSettings, blocks: tuple[Block, ...], run_pass: Pass) -> JointPosterior:
-    """Return the posterior of the leading curvature over all blocks inside their Kronecker bases.
+    """Return the posterior of the leading curvature over all blocks inside bases of their Jacobians.
 
-    Two passes, ``factors`` and ``core``.
+    Two passes, ``moments`` and ``core``.
     """
-    bases = fit_bases(settings, blocks, run_pass)
+    no_rows = empty_moments(blocks, rank=settings.rank, oversampling=settings.oversampling, seed=settings.seed)
+    moments = run_pass("moments", no_rows, add_moment_batch)
+    bases = tuple(stored_basis(b, settings.basis_dtype) for b in moment_bases(moments, settings.rank))
     empty = empty_sketch(blocks, columns=_joint_columns(settings), seed=settings.seed, bases=bases)
     sketch = run_pass("core", empty, partial(add_sketch_batch, bases=bases))
     return joint_from_sketch(sketch, settings.joint_rank, settings.basis_dtype, bases)

@@ -68,16 +68,15 @@ def test_a_round_trip(fitted: Any, tmp_path: Path, structure: str, dtype: str) -
 
 @pytest.mark.parametrize("structure", JOINT_STRUCTURES)
 def test_its_size(fitted: Any, tmp_path: Path, structure: str) -> None:
-    """Half as many bytes in bfloat16; a core's directions are in float32 in both, and few."""
+    """Half as many bytes in bfloat16; a core's directions are in the coordinates of its bases, so they are few."""
     sizes = {}
     for dtype in ("float32", "bfloat16"):
         tensors, _ = posterior_tensors(fitted(structure, dtype)[0], dtype)  # type: ignore[arg-type]
         sizes[dtype] = sum(t.numel() * t.element_size() for n, t in tensors.items() if n != "factor")
         if structure == "joint_core":
-            assert tensors[f"{BLOCK}.directions"].dtype == torch.float32
-            assert tensors[f"{BLOCK}.directions"].shape == (6, 12)
-    if structure != "joint_core":
-        assert sizes["float32"] == 2 * sizes["bfloat16"]
+            kept, narrow = tensors[f"{BLOCK}.wide"].shape[1], tensors[f"{BLOCK}.narrow"].shape[1]
+            assert tensors[f"{BLOCK}.directions"].shape == (6, kept * narrow)
+    assert sizes["float32"] == 2 * sizes["bfloat16"]
 
 
 def test_a_posterior_over_some_blocks(tmp_path: Path) -> None:
@@ -137,12 +136,12 @@ DAMAGE: dict[str, tuple[str, Callable[[Tensors], None], str]] = {
     "coordinates of other bases": (
         "joint_core",
         _replace(WIDE, lambda t: t[:, :3]),
-        r"directions should be a float tensor of shape \(6, 9\), it is torch.float32 \(6, 12\)",
+        r"directions should be a float tensor of shape \(6, 9\), it is torch.float32 \(6, 15\)",
     ),
     "basis of another width": (
         "joint_core",
         _replace(WIDE, lambda t: t[:-1]),
-        r"of shape \(16, 4\), it is .* \(15, 4\)",
+        r"of shape \(16, 5\), it is .* \(15, 5\)",
     ),
     "basis scaled": ("joint_core", _replace(WIDE, lambda t: 1.1 * t), f"a basis of {BLOCK} is not orthonormal"),
     "directions scaled": (

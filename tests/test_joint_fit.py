@@ -172,8 +172,7 @@ def test_directions_are_rounded_before_anything_is_measured(tiny: Any) -> None:
     for structure in JOINT_STRUCTURES:
         found = fit_joint(blocks, rows, structure, 8, basis_dtype=torch.bfloat16)
         stored = [d.to(torch.bfloat16).float() for d in found.directions]
-        same = all(torch.equal(s, d) for s, d in zip(stored, found.directions, strict=True))
-        assert same == (structure != "joint_core"), "a core is small and stays in float32"
+        assert all(torch.equal(s, d) for s, d in zip(stored, found.directions, strict=True))
 
 
 def test_the_posterior_moves_to_a_number_format(tiny: Any) -> None:
@@ -262,7 +261,7 @@ def _changed(rows: list[Rows], change: Any) -> list[Rows]:
 def test_gradients_that_are_not_finite(tiny: Any, structure: str, value: float) -> None:
     model, task, blocks = tiny
     rows = _changed(rows_of(model, task, batch_size=8), lambda j: torch.full_like(j, value))
-    with pytest.raises(NonFiniteError, match="curvature is not finite"):
+    with pytest.raises(NonFiniteError, match=r"curvature (of .* )?is not finite"):
         fit_joint(blocks, rows, structure, 60)
 
 

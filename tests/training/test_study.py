@@ -70,8 +70,8 @@ def test_every_alternative_gives_probabilities_of_every_test_row(study: StudyCon
     result = json.loads((folder / "result.json").read_text())
     tensors = load_file(folder / "predictions.safetensors")
     wanted = {"map", "temperature", "ensemble", "ensemble_temperature", "mc_dropout", *STRUCTURE_ROWS}
-    wanted |= {"laplace_temperature", "laplace_evidence_scalar", "laplace_evidence_group", "laplace_evidence_module"}
-    wanted |= {"laplace_validation_group", "laplace_loo"}
+    wanted |= {"laplace_temperature", "laplace_evidence_scalar", "laplace_evidence_group", "laplace_validation_group"}
+    wanted |= {"laplace_ekfac_evidence_scalar", "laplace_ekfac_evidence_module", "laplace_loo"}
     wanted |= {"order_average", "order_average_temperature"} if task == "questions" else set()
     assert wanted <= set(result["methods"])
     assert {f"probs.{m}" for m in result["methods"]} <= set(tensors)
@@ -107,7 +107,7 @@ def test_the_store_holds_what_the_model_gives(study: StudyConfig) -> None:
         assert bool((stored.jacobians[index][:, possible:] == 0).all())
 
 
-@pytest.mark.parametrize("structure", ["ekfac", "kfac_reduce", "kfac_last", "kfac_expand"])
+@pytest.mark.parametrize("structure", ["ekfac", "kfac_reduce", "kfac_last", "kfac_expand", "joint_core"])
 def test_a_structure_fitted_from_the_store_is_the_one_fitted_from_the_model(study: StudyConfig, structure: str) -> None:
     folder = study.folder("reviews", 0)
     blocks = tuple(Block(**b) for b in read_gathered(folder)["blocks"])

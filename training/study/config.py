@@ -33,7 +33,7 @@ class StudyConfig(Section):
     max_tokens: int = Field(256, ge=8, description="longest prompt, in tokens")
     members: int = Field(3, ge=1, description="checkpoints in the ensemble, the final one included")
     dropout_samples: int = Field(5, ge=0, description="members of MC dropout; 0: without it")
-    rank: int = Field(10, ge=1, description="kept eigenvectors k of each wide Kronecker factor")
+    rank: int = Field(5, ge=1, description="kept eigenvectors k of each wide factor, the mean of the joint core's")
     joint_rank: int = Field(50, ge=1, description="directions of the joint posteriors")
     exact_rows: int = Field(
         700,

@@ -7,14 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
 from laplora.blocks import Block
 from laplora.leave_one_out import choose_by_leave_one_out
-from laplora.posterior import Posterior
+from laplora.posterior import Granularity, Posterior
 from laplora.prior import choose_by_evidence, choose_by_validation
 from laplora.structures import StructureSettings
 from laplora.subset import select_blocks
@@ -78,17 +77,17 @@ class Stores:
 #: Structures that are fitted, with the title of their table row; each at its own validated scalar prior.
 STRUCTURE_ROWS: Mapping[str, tuple[str, str, str]] = {
     # method: (title, structure, subset)
-    "laplace": ("Laplace, EKFAC (k = 10)", "ekfac", "all"),
+    "laplace": ("Laplace, joint core", "joint_core", "all"),
+    "laplace_ekfac": ("Laplace, EKFAC", "ekfac", "all"),
     "laplace_kfac_reduce": ("Laplace, KFAC-reduce", "kfac_reduce", "all"),
     "laplace_kfac_expand": ("Laplace, KFAC-expand", "kfac_expand", "all"),
     "laplace_kfac_last": ("Laplace, KFAC, last token", "kfac_last", "all"),
     "laplace_diagonal": ("Laplace, diagonal", "diagonal", "all"),
-    "laplace_joint_core": ("Laplace, joint core", "joint_core", "all"),
     "laplace_joint": ("Laplace, joint rank 50", "joint", "all"),
     "laplace_exact": ("Laplace, exact GGN (dual)", "exact", "all"),
     "laplace_ella": ("ELLA", "ella", "all"),
-    "laplace_values_b": ("Laplace, lora_B of the values", "ekfac", "values_b"),
-    "laplace_last_layer": ("Laplace, last layer", "ekfac", "last_layer"),
+    "laplace_values_b": ("Laplace, lora_B of the values", "joint_core", "values_b"),
+    "laplace_last_layer": ("Laplace, last layer", "joint_core", "last_layer"),
 }
 
 
@@ -161,9 +160,9 @@ def compute(config: StudyConfig, stores: Stores, seed: int, say: Callable[[str],
         method = validated(title, "structure", gaussians[name], calibration, test)
         methods[name] = replace(method, seconds=method.seconds + fitted)
         say(f"{stores.folder.parent.name} {seed}: {title}, {methods[name].seconds:.0f} s")
-        if name not in ("laplace", "laplace_exact"):
+        if name not in ("laplace", "laplace_ekfac", "laplace_exact"):
             del gaussians[name]
-    methods |= prior_methods(stores, gaussians["laplace"], gaussians.get("laplace_exact"), calibration, test)
+    methods |= prior_methods(stores, gaussians, calibration, test)
     return methods
 
 
@@ -200,44 +199,51 @@ def validated(title: str, family: str, gaussians: Gaussians, calibration: Rows, 
 
 
 def prior_methods(
-    stores: Stores, ekfac: Gaussians, exact: Gaussians | None, calibration: Rows, test: Rows
+    stores: Stores, gaussians: Mapping[str, Gaussians], calibration: Rows, test: Rows
 ) -> dict[str, Method]:
-    """Return the same posteriors under priors chosen in other ways, and with a temperature on top."""
+    """Return the same posteriors under priors chosen in other ways, and with a temperature on top.
+
+    A precision per module is for the block-diagonal posterior: blocks that vary together share one.
+    """
     methods: dict[str, Method] = {}
-    size = posterior_bytes(ekfac.posterior)
-    validation = choose_by_validation(
-        ekfac.posterior, ekfac.calibration, calibration.labels, calibration.class_mask, "scalar"
-    ).prior
+    served, ekfac = gaussians["laplace"], gaussians["laplace_ekfac"]
+    size = posterior_bytes(served.posterior)
+    labels, mask = calibration.labels, calibration.class_mask
+    validation = choose_by_validation(served.posterior, served.calibration, labels, mask, "scalar").prior
 
     def tempered() -> Outcome:
-        return gaussian_outcome(ekfac, calibration, test, validation, tempered=True)
+        return gaussian_outcome(served, calibration, test, validation, tempered=True)
 
     methods["laplace_temperature"] = _timed("Laplace, then temperature", "combined", size + 8, tempered)
 
     def by_group() -> Outcome:
-        choice = choose_by_validation(
-            ekfac.posterior, ekfac.calibration, calibration.labels, calibration.class_mask, "group"
-        )
-        return gaussian_outcome(ekfac, calibration, test, choice.prior)
+        choice = choose_by_validation(served.posterior, served.calibration, labels, mask, "group")
+        return gaussian_outcome(served, calibration, test, choice.prior)
 
     methods["laplace_validation_group"] = _timed("Laplace, validation per group", "prior", size, by_group)
-    for granularity in ("scalar", "group", "module"):
+    rows: tuple[tuple[str, str, Gaussians, Granularity], ...] = (
+        ("evidence_scalar", "evidence, scalar", served, "scalar"),
+        ("evidence_group", "evidence, group", served, "group"),
+        ("ekfac_evidence_scalar", "EKFAC, evidence, scalar", ekfac, "scalar"),
+        ("ekfac_evidence_module", "EKFAC, evidence, module", ekfac, "module"),
+    )
+    for name, title, own, granularity in rows:
 
-        def by_evidence(granularity: Any = granularity) -> Outcome:
-            choice = choose_by_evidence(ekfac.posterior, stores.squared_distances, stores.log_likelihood, granularity)
-            return fixed_prior_outcome(ekfac, calibration, test, choice.prior)
+        def by_evidence(own: Gaussians = own, granularity: Granularity = granularity) -> Outcome:
+            choice = choose_by_evidence(own.posterior, stores.squared_distances, stores.log_likelihood, granularity)
+            return fixed_prior_outcome(own, calibration, test, choice.prior)
 
-        name = f"laplace_evidence_{granularity}"
-        methods[name] = _timed(f"Laplace, evidence, {granularity}", "prior", size, by_evidence)
+        methods[f"laplace_{name}"] = _timed(f"Laplace, {title}", "prior", posterior_bytes(own.posterior), by_evidence)
 
+    exact = gaussians.get("laplace_exact")
     if exact is None:
         return methods
 
     def by_leave_one_out() -> Outcome:
         train = stores.train
         projected = project_stored(exact.posterior, train, stores.blocks)
-        # The block-diagonal posterior's evidence: the exact one's takes a solve per block and precision.
-        evidence = choose_by_evidence(ekfac.posterior, stores.squared_distances, stores.log_likelihood, "scalar")
+        # The core's evidence: the exact posterior's takes a solve with all gradients for every precision.
+        evidence = choose_by_evidence(served.posterior, stores.squared_distances, stores.log_likelihood, "scalar")
         choice = choose_by_leave_one_out(
             exact.posterior, projected, train.labels, train.class_mask, "scalar", trained_under=evidence.prior
         )
