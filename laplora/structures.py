@@ -69,8 +69,8 @@ class StructureSettings:
             parameters, its time with the cube of the number.
     """
 
-    structure: str = "ekfac"
-    rank: int = 10
+    structure: str = "joint_core"
+    rank: int = 5
     oversampling: int = 10
     joint_rank: int = 50
     seed: int = 0

@@ -68,13 +68,17 @@ class LaplaceConfig(Section):
 
     structure: Literal[
         "ekfac", "kfac_reduce", "kfac_expand", "kfac_last", "diagonal", "joint_core", "joint", "exact", "ella"
-    ] = Field("ekfac", description="form of the curvature: by block, by parameter, or over all blocks together")
+    ] = Field("joint_core", description="form of the curvature: by block, by parameter, or over all blocks together")
     subset: str = Field(
         "all",
         description="matrices that the posterior covers: all, values_b (lora_B of v_proj), last_layer, last_4_layers, "
         "or regex: and an expression",
     )
-    rank: int = Field(10, ge=1, description="kept eigenvectors k of each wide Kronecker factor")
+    rank: int = Field(
+        5,
+        ge=1,
+        description="kept eigenvectors k of each matrix's wide side; for joint_core their mean over the matrices",
+    )
     oversampling: int = Field(10, ge=0, description="extra sketch columns beyond k")
     joint_rank: int = Field(50, ge=1, description="directions of the structures over all blocks together")
     batch_size: int = Field(8, ge=1, description="rows a batch; does not change the result")

@@ -104,7 +104,7 @@ def test_combinations_that_cannot_work(tmp_path: Path) -> None:
     content = MINIMAL | {"laplace": {"prior": "validation", "granularity": "module"}}
     with pytest.raises(ConfigError, match="validation cannot fix one precision per module"):
         load_config(write(tmp_path / "run.yaml", content))
-    content = MINIMAL | {"laplace": {"prior": "evidence", "granularity": "module"}}
+    content = MINIMAL | {"laplace": {"structure": "ekfac", "prior": "evidence", "granularity": "module"}}
     assert load_config(write(tmp_path / "run.yaml", content)).laplace.granularity == "module"
 
 

@@ -36,7 +36,6 @@ def approximate(config: StudyConfig, task: str, seed: str, rows: int, docs: Path
     if missing or not (folder / "gathered.json").is_file():
         raise ConfigError(
             f"{folder} holds no {', '.join(missing) or 'gathered.json'}: a study keeps Jacobians only when asked to. "
-            "Delete result.json, train.safetensors, calibration.safetensors and test.safetensors there, if any, then "
-            "run python -m training study --keep-jacobians"
+            "Delete result.json there, if any, then run python -m training study --keep-jacobians"
         )
     return publish_approximation([compare(config, task, seeds[seed], rows)], docs)

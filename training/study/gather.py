@@ -20,7 +20,7 @@ from laplora.member_adapters import dropout_weights, in_place, lora_parameters, 
 from laplora.model import attach_adapter, label_logits, label_mass, last_hidden
 from laplora.option_order import option_orders, permute_choices, restore_logits
 from laplora.prompts import EncodedRow
-from training.config import config_hash_fields
+from training.config import RunConfig
 from training.data import Example
 from training.finetune import finetune, member_folder, member_steps
 from training.posteriors import squared_distances
@@ -37,11 +37,11 @@ def gather(config: StudyConfig, task: str, seed: int) -> Path:
     folder = config.folder(task, seed)
     started = time.monotonic()
     settings = config.run_config(task, seed)
-    configuration = config_hash_fields(settings)
+    configuration = gathered_under(settings)
     if read_configuration(folder) != configuration:
         for stale in folder.glob("*.safetensors"):
             stale.unlink()
-    elif (folder / "gathered.json").is_file():
+    elif (folder / "gathered.json").is_file() and all(stored(folder, s) for s in ("train", "calibration", "test")):
         return folder
     write_json(folder / "configuration.json", configuration)
     finetune(settings)
@@ -49,7 +49,7 @@ def gather(config: StudyConfig, task: str, seed: int) -> Path:
     model = attach_adapter(run.load_base(), settings.run_dir / "adapter")
     blocks = find_blocks(model, run.class_count)
     for split in ("train", "calibration", "test"):
-        if not (folder / f"{split}.safetensors").is_file():
+        if not stored(folder, split):
             store_split(run, model, blocks, getattr(run.splits, split), folder, split, config.batch_size)
     adapters = [member_folder(settings, step) for step in member_steps(settings)]
     for split in ("calibration", "test"):
@@ -72,6 +72,17 @@ def gather(config: StudyConfig, task: str, seed: int) -> Path:
         },
     )
     return folder
+
+
+def gathered_under(settings: RunConfig) -> dict[str, Any]:
+    """Return the fields that what is gathered depends on; how posteriors are fitted from it is not among them."""
+    fields = {"seed", "base", "data", "max_tokens", "adapter", "optimizer", "predictives"}
+    return settings.model_dump(mode="json", include=fields)
+
+
+def stored(folder: Path, split: str) -> bool:
+    """Return whether a split's tensors are there, its Jacobians too, which are not kept unless asked for."""
+    return all((folder / f"{split}.{kind}").is_file() for kind in ("jacobians.safetensors", "safetensors"))
 
 
 def store_split(

@@ -16,12 +16,18 @@ import torch
 from safetensors.torch import load_file
 
 from laplora.blocks import Block
-from training.config import config_hash_fields
 from training.package import installed_versions
 from training.runtime import say, write_json, write_tensors
 from training.study.choose import choose
 from training.study.config import StudyConfig
-from training.study.gather import gather, gather_forwards, read_configuration, read_gathered, wanted_forwards
+from training.study.gather import (
+    gather,
+    gather_forwards,
+    gathered_under,
+    read_configuration,
+    read_gathered,
+    wanted_forwards,
+)
 from training.study.methods import MEMBER_KINDS, Method, compute, member_methods, read_stores
 from training.study.subjects import write_subjects
 
@@ -67,7 +73,7 @@ def predicted(config: StudyConfig, task: str, seed: int) -> bool:
     folder = config.folder(task, seed)
     if not all((folder / name).is_file() for name in ("result.json", "predictions.safetensors", "losses.safetensors")):
         return False
-    return bool(read_configuration(folder) == config_hash_fields(config.run_config(task, seed)))
+    return bool(read_configuration(folder) == gathered_under(config.run_config(task, seed)))
 
 
 def finished(config: StudyConfig, task: str, seed: int) -> bool:
