@@ -15,7 +15,7 @@ JOBS = {
     "run": "fine-tune, fit, evaluate and package; a stopped run continues where it was",
     "finetune": "train the LoRA adapter (resumes at the last checkpoint)",
     "fit": "fit the Laplace posterior and choose the prior precision (resumes)",
-    "evaluate": "measure zero-shot, MAP, temperature and Laplace on the test split",
+    "evaluate": "measure zero-shot and every predictive of the run on the test split",
     "package": "write the artifact that the server loads",
     "shift": "measure the artifact on other data sets and on corrupted inputs (resumes)",
 }
