@@ -103,7 +103,7 @@ def write_shift_report(record: Mapping[str, Any], folder: Path) -> list[Path]:
 
 
 def publish_shift(config: RunConfig, docs: Path = Path("docs")) -> list[Path]:
-    """Write a measured report to ``docs/results`` and between the markers of ``docs/shift.md``; return the files.
+    """Write a measured report to ``docs/results`` and every one there to ``docs/shift.md``; return the files.
 
     Raises:
         ConfigError: nothing measured yet.
@@ -113,9 +113,16 @@ def publish_shift(config: RunConfig, docs: Path = Path("docs")) -> list[Path]:
     if not source.is_file():
         raise ConfigError(f"no shift evaluation at {source}: run 'python -m training shift' without --publish first")
     record = json.loads(source.read_text(encoding="utf-8"))
-    text = insert_section(page.read_text(encoding="utf-8"), record)
     results = docs / "results"
-    write_json(results / "shift.json", record)
-    shift_figure(record).savefig(results / "shift.png", dpi=100)
+    others = [r for r in published_shifts(results) if r["name"] != record["name"]]
+    text = insert_section(page.read_text(encoding="utf-8"), sorted([*others, record], key=lambda r: r["name"]))
+    files = [results / f"shift_{record['name']}.{kind}" for kind in ("json", "png")]
+    write_json(files[0], record)
+    shift_figure(record).savefig(files[1], dpi=100)
     page.write_text(text, encoding="utf-8")
-    return [results / "shift.json", results / "shift.png", page]
+    return [*files, page]
+
+
+def published_shifts(results: Path) -> list[dict[str, Any]]:
+    """Return the reports in a folder, by name."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("shift_*.json"))]

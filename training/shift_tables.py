@@ -29,13 +29,16 @@ _UNPUBLISHED = (
 )
 
 
-def insert_section(page: str, record: Mapping[str, Any] | None) -> str:
-    """Return the page with a report's tables between its markers; one sentence where there is no report.
+def insert_section(page: str, records: Sequence[Mapping[str, Any]]) -> str:
+    """Return the page with every report's tables between its markers; one sentence where there is no report.
 
     Raises:
         DataError: no pair of markers, or more than one.
     """
-    body = _UNPUBLISHED if record is None else f"{shift_tables(record)}\n![NLL and detection](results/shift.png)\n"
+    body = "\n".join(
+        f"### {r['name']}\n\n{shift_tables(r)}\n![NLL and detection](results/shift_{r['name']}.png)\n" for r in records
+    )
+    body = body or _UNPUBLISHED
     text, count = _SECTION.subn(lambda match: f"{match[1]}\n{body}\n{match[3]}", page)
     if count != 1:
         raise DataError(

@@ -28,7 +28,7 @@ from training.data import load_splits
 from training.report import display_name
 from training.runtime import batches
 from training.shift_answers import SetAnswers, read_answers
-from training.shift_report import publish_shift
+from training.shift_report import publish_shift, published_shifts
 from training.shift_tables import insert_section, shift_figure, shift_tables, shown_predictives
 
 ROOT = Path(__file__).parent.parent.parent
@@ -454,13 +454,19 @@ def test_publish_puts_the_measured_figures_on_the_page(
     shutil.copy(ROOT / "docs" / "shift.md", docs)
     monkeypatch.chdir(tmp_path)
     assert job(config_file, "--publish") == 0
-    published = json.loads((docs / "results" / "shift.json").read_text(encoding="utf-8"))
+    published = json.loads((docs / "results" / f"shift_{record['name']}.json").read_text(encoding="utf-8"))
     assert published == record
     page = (docs / "shift.md").read_text(encoding="utf-8")
     assert shift_tables(published) in page
-    assert insert_section(page, published) == page
+    assert insert_section(page, [published]) == page
     assert "No figures are published yet" not in page
-    assert (docs / "results" / "shift.png").stat().st_size > 10_000
+    assert (docs / "results" / f"shift_{record['name']}.png").stat().st_size > 10_000
+    (docs / "results" / "shift_another.json").write_text(json.dumps(record | {"name": "another"}), encoding="utf-8")
+    assert job(config_file, "--publish") == 0
+    both = (docs / "shift.md").read_text(encoding="utf-8")
+    assert [r["name"] for r in published_shifts(docs / "results")] == sorted(["another", record["name"]])
+    assert "### another\n" in both
+    assert f"### {record['name']}\n" in both
 
 
 def test_nothing_to_publish_and_nowhere_to(copy: Path, tmp_path: Path) -> None:
@@ -478,10 +484,11 @@ def test_nothing_to_publish_and_nowhere_to(copy: Path, tmp_path: Path) -> None:
 
 def test_the_documentations_page_is_what_its_json_says() -> None:
     page = (ROOT / "docs" / "shift.md").read_text(encoding="utf-8")
-    source = ROOT / "docs" / "results" / "shift.json"
-    published = json.loads(source.read_text(encoding="utf-8")) if source.is_file() else None
+    published = published_shifts(ROOT / "docs" / "results")
+    assert published
     assert insert_section(page, published) == page
-    assert (ROOT / "docs" / "results" / "shift.png").is_file() == (published is not None)
+    for record in published:
+        assert (ROOT / "docs" / "results" / f"shift_{record['name']}.png").is_file()
 
 
 # Every predictive.
