@@ -35,7 +35,7 @@ MODELS = {
 }
 
 #: (guard, cheaper, laplace) in standard errors; the last one is what recommend does.
-RULES = [(0.0, 0.0, 0.0), (1.96, 1.0, 1.0), (0.5, 1.0, 1.0), (0.5, 1.0, 0.25)]
+RULES = [(0.0, 0.0, 0.0), (1.96, 1.0, 1.0), (0.5, 1.0, 1.0), (0.5, 1.0, 0.25), (0.0, 1.0, 0.25), (-1.0, 1.0, 0.25)]
 
 
 @dataclass(frozen=True)
