@@ -34,7 +34,7 @@ MODELS = {
     "overconfident, empty variance": (3.0, 2.5, 0.3, 0.0),
 }
 
-#: (guard, cheaper, laplace) in standard errors; the last one is what recommend does.
+#: (guard: below MAP by at least, cheaper, laplace) in standard errors; the last one is what recommend does.
 RULES = [(0.0, 0.0, 0.0), (1.96, 1.0, 1.0), (0.5, 1.0, 1.0), (0.5, 1.0, 0.25), (0.0, 1.0, 0.25), (-1.0, 1.0, 0.25)]
 
 
@@ -86,7 +86,7 @@ def recommendations(model: tuple[float, float, float, float], rows: int) -> None
         }
         served = {name: new[name][:, int(calibration[name].mean(0).argmin())] for name in new}
         for r in RULES:
-            rule._GUARD, rule._CHEAPER, rule._LAPLACE = r
+            rule._NESTED_GUARD, rule._CHEAPER, rule._LAPLACE = -r[0], r[1], r[2]
             chosen = served[rule._choose(fitted)[0]]
             for i, other in enumerate(("map", "temperature")):
                 difference = chosen - served[other]

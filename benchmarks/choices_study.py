@@ -48,7 +48,7 @@ def read_cells(folder: Path) -> list[Cell]:
 
 def judge(cells: list[Cell], numbers: tuple[float, float, float]) -> str:
     """Return what one rule serves and how it does, as a line."""
-    rule._GUARD, rule._CHEAPER, rule._LAPLACE = numbers
+    rule._NESTED_GUARD, rule._CHEAPER, rule._LAPLACE = -numbers[0], numbers[1], numbers[2]
     tasks: dict[str, list[tuple[str, dict[str, torch.Tensor]]]] = {}
     for cell in cells:
         tasks.setdefault(cell.task, []).append((rule._choose(cell.calibration)[0], cell.test))

@@ -17,9 +17,12 @@ FitScore = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 #: Resamples of the paired bootstrap.
 _RESAMPLES = 2000
 
-#: Standard errors: by which a candidate must be below MAP; within which a cheaper one is as good as the best; and
-#: within which ``laplace`` is.
-_GUARD, _CHEAPER, _LAPLACE = 0.5, 1.0, 0.25
+#: Predictives that are MAP for one value of what is fitted: a temperature of 1, a prior of no variance.
+NESTING = frozenset({"temperature", "laplace", "laplace_temperature"})
+
+#: Standard errors: up to which a predictive that could have been MAP may be above it; by which any other must be below
+#: it; within which a cheaper one is as good as the best; and within which ``laplace`` is.
+_NESTED_GUARD, _GUARD, _CHEAPER, _LAPLACE = 1.0, 0.5, 1.0, 0.25
 
 
 @dataclass(frozen=True)
@@ -78,10 +81,10 @@ def recommend(losses: Mapping[str, torch.Tensor], order: Sequence[str], seed: in
 
     Differences are paired, row by row, and measured in their standard errors. In this order:
 
-    1. A predictive is a candidate only if its NLL is below MAP's by more than 0.5 standard errors; if none is,
-       MAP is served. With 100 rows of a calibrated model, that serves something else in 6 to 12 % of splits, and
-       something worse than MAP beyond a test split's noise in 2 to 4 %. A guard at 95 % would never do so, but
-       leave 60 % of the splits of a clearly overconfident model with MAP.
+    1. A predictive that is fitted and could have come out as MAP (``NESTING``) is a candidate unless its NLL is above
+       MAP's by more than one standard error: on n rows such a fit costs a calibrated model some 1 / 2n nats, and
+       leaving an overconfident one with MAP costs as much as it is overconfident. Any other must be below MAP by
+       more than 0.5 standard errors. If there is no candidate, MAP is served.
     2. The best candidate has the lowest NLL.
     3. Among the candidates within one standard error of it, the cheapest is chosen: a dearer one must win by more
        than noise (the one-standard-error rule: Breiman et al. 1984). MAP is not among them; step 1 has
@@ -91,8 +94,9 @@ def recommend(losses: Mapping[str, torch.Tensor], order: Sequence[str], seed: in
        could show. At one standard error it would be behind temperature scaling beyond noise on some of the
        models whose variance says nothing about their mistakes.
 
-    The figures are from synthetic models (benchmarks/choices.py). Calibration rows speak for new rows like them: on
-    a shifted test split no rule keeps the promise.
+    Why these numbers: docs/lab-notes.md, from synthetic models (benchmarks/choices.py) and from the study
+    (benchmarks/choices_study.py). Calibration rows speak for new rows like them: on a shifted test split no rule keeps
+    the promise.
 
     Args:
         losses: by predictive (rows,) the NLL of the same calibration rows, cross-fitted; ``map`` among them.
@@ -145,9 +149,13 @@ def _choose(columns: Mapping[str, torch.Tensor]) -> tuple[str, str]:
         mean, error = float(difference.mean()), float(difference.std()) / math.sqrt(len(difference))
         return mean / error if error > 0 else math.copysign(math.inf, mean) if mean else 0.0
 
-    candidates = [name for name in columns if name != "map" and clear_of(name, "map") < -_GUARD]
+    def passes(name: str) -> bool:
+        lead = -clear_of(name, "map")
+        return lead != 0 and lead > (-_NESTED_GUARD if name in NESTING else _GUARD)
+
+    candidates = [name for name in columns if name != "map" and passes(name)]
     if not candidates:
-        return "map", "nothing is below it by more than noise"
+        return "map", "nothing else is as good but for noise"
     best = min(candidates, key=lambda name: float(columns[name].mean()))
     close = [name for name in candidates if clear_of(name, best) <= _CHEAPER]
     if "laplace" in candidates and clear_of("laplace", best) <= _LAPLACE:
