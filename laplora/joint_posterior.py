@@ -27,7 +27,7 @@ import torch
 
 from laplora.blocks import Block, ContrastJacobians
 from laplora.curvature import project
-from laplora.errors import PriorError
+from laplora.errors import NonFiniteError, PriorError
 from laplora.posterior import ProjectedJacobians, contrast_mean
 
 JointStructure = Literal["joint_core", "joint", "exact", "ella"]
@@ -131,6 +131,7 @@ class JointPosterior:
 
         Raises:
             PriorError: precisions that differ inside a group.
+            NonFiniteError: a precision that is NaN.
         """
         by_group = self._group_precisions(precisions)
         kept = projected.kept.double()
@@ -214,6 +215,8 @@ class JointPosterior:
 
     def _group_precisions(self, precisions: torch.Tensor) -> torch.Tensor:
         precisions = precisions.to(self.factor.device)
+        if bool(precisions.isnan().any()):
+            raise NonFiniteError("a prior precision is NaN: no covariance follows from it")
         result = []
         for members in self.groups.values():
             own = precisions[list(members)]
