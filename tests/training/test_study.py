@@ -14,14 +14,14 @@ from safetensors.torch import load_file, save_file
 from tiny_runs import choice_rows, save_tiny_base, sentiment_rows, write_rows
 
 from laplora.blocks import Block
-from laplora.errors import ConfigError
+from laplora.errors import ConfigError, PriorError
 from laplora.jacobians import contrast_jacobians, find_blocks
 from laplora.model import attach_adapter
 from laplora.predictive import class_probs
 from laplora.structures import StructureSettings, fit_posterior
 from training.__main__ import main
 from training.runtime import open_run
-from training.study import job
+from training.study import job, methods
 from training.study.config import StudyConfig, load_study
 from training.study.gather import by_classes_and_length, gather, read_gathered
 from training.study.methods import STRUCTURE_ROWS, read_stores
@@ -162,6 +162,23 @@ def test_an_average_asked_for_later_is_added_without_jacobians(study: StudyConfi
     methods = json.loads((folder / "result.json").read_text())["methods"]
     for name in added:
         assert methods[name] | {"seconds": 0} == described[name] | {"seconds": 0}
+
+
+def test_a_prior_that_cannot_be_chosen_leaves_only_its_own_row_out(
+    study: StudyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PriorError("at no precision")
+
+    monkeypatch.setattr(methods, "choose_by_leave_one_out", refuse)
+    folder = study.folder("reviews", 0)
+    found = read_gathered(folder)
+    stores = read_stores(folder, tuple(Block(**b) for b in found["blocks"]), found["squared_distances"])
+    said: list[str] = []
+    names = set(methods.compute(study, stores, 0, said.append))
+    assert "laplace_loo" not in names
+    assert {"laplace_exact", "laplace_evidence_scalar"} <= names
+    assert any("no leave-one-out prior: at no precision" in line for line in said)
 
 
 def test_predictions_of_another_configuration_are_not_finished(study: StudyConfig) -> None:
