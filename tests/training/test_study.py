@@ -17,11 +17,13 @@ from laplora.blocks import Block
 from laplora.errors import ConfigError, PriorError
 from laplora.jacobians import contrast_jacobians, find_blocks
 from laplora.model import attach_adapter
+from laplora.posterior import Prior
 from laplora.predictive import class_probs
+from laplora.prior import PriorChoice
 from laplora.structures import StructureSettings, fit_posterior
 from training.__main__ import main
 from training.runtime import open_run
-from training.study import job, methods
+from training.study import approximation, job, methods
 from training.study.config import StudyConfig, load_study
 from training.study.gather import by_classes_and_length, gather, read_gathered
 from training.study.methods import STRUCTURE_ROWS, read_stores
@@ -179,6 +181,13 @@ def test_a_prior_that_cannot_be_chosen_leaves_only_its_own_row_out(
     assert "laplace_loo" not in names
     assert {"laplace_exact", "laplace_evidence_scalar"} <= names
     assert any("no leave-one-out prior: at no precision" in line for line in said)
+
+
+def test_posteriors_are_not_compared_where_all_are_alike(study: StudyConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    never = PriorChoice(Prior("scalar", {"all": 1e12}), "validation", 0.0, ("all",))
+    monkeypatch.setattr(approximation, "choose_by_validation", lambda *_: never)
+    with pytest.raises(ConfigError, match=r"reviews, seed 0: .* 1e\+12, where all posteriors are alike"):
+        approximation.compare(study, "reviews", 0, 8)
 
 
 def test_predictions_of_another_configuration_are_not_finished(study: StudyConfig) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from laplora.blocks import Block
+from laplora.errors import ConfigError
 from laplora.metrics import row_nll
 from laplora.posterior import Posterior
 from laplora.prior import choose_by_validation
@@ -69,7 +70,11 @@ def variants() -> Iterator[Variant]:
 
 
 def compare(config: StudyConfig, task: str, seed: int, rows: int) -> dict[str, Any]:
-    """Return every variant's agreement with the exact posterior on the first test rows, its size and its time."""
+    """Return every variant's agreement with the exact posterior on the first test rows, its size and its time.
+
+    Raises:
+        ConfigError: calibration rows that choose no variance at all, or the prior's alone.
+    """
     folder = config.folder(task, seed)
     found = read_gathered(folder)
     blocks = tuple(Block(**b) for b in found["blocks"])
@@ -78,13 +83,14 @@ def compare(config: StudyConfig, task: str, seed: int, rows: int) -> dict[str, A
     calibration, test = stores.rows("calibration"), stores.rows("test")
     exact = fit_stored(StructureSettings("exact", seed=seed), stores.train, blocks, blocks)
     projected = project_stored(exact, stores.calibration, blocks)
-    precision = next(
-        iter(
-            choose_by_validation(
-                exact, projected, calibration.labels, calibration.class_mask, "scalar"
-            ).prior.precision.values()
+    choice = choose_by_validation(exact, projected, calibration.labels, calibration.class_mask, "scalar")
+    if choice.at_bound:
+        raise ConfigError(
+            f"{task}, seed {seed}: on these calibration rows the exact posterior's validation goes to the end of its "
+            f"range, {choice.prior.precision['all']:.0e}, where all posteriors are alike; compare another seed, or "
+            "more --rows"
         )
-    )
+    precision = choice.prior.precision["all"]
     valid = stores.test.class_mask[:, 1:]
     truth = variances(exact, stores, blocks, precision, valid)
     adapter = 2 * sum(b.wide * b.narrow for b in blocks)
