@@ -171,7 +171,7 @@ def add_batch(sums: KroneckerSums, jacobians: ContrastJacobians, class_mask: tor
             narrow.append(sums.narrow[i] + (inputs.T @ inputs).cpu())
             traces.append((weighted * gradients).sum())
         terms.append(count)
-        _check_finite(block, wide[-1], narrow[-1])
+        check_finite(block, wide[-1], narrow[-1])
     return replace(
         sums,
         rows=sums.rows + len(hessian),
@@ -346,7 +346,8 @@ def _what(sums: KroneckerSums) -> tuple[object, ...]:
     return sums.blocks, sums.kind, sums.seed, [w.shape for w in sums.wide]
 
 
-def _check_finite(block: Block, *tensors: torch.Tensor) -> None:
+def check_finite(block: Block, *tensors: torch.Tensor) -> None:
+    """Raise NonFiniteError, which names the block, where its sums hold NaN or infinity."""
     if not all(bool(t.isfinite().all()) for t in tensors):
         raise NonFiniteError(
             f"the curvature of {block.name} is not finite: the model's activations or gradients overflow or hold "

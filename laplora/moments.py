@@ -19,8 +19,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from laplora.blocks import Block, ContrastJacobians
-from laplora.curvature import KroneckerBasis, contrast_hessian, nystrom_eigen, sketch_matrix
-from laplora.errors import FactorizationError, NonFiniteError
+from laplora.curvature import KroneckerBasis, check_finite, contrast_hessian, nystrom_eigen, sketch_matrix
+from laplora.errors import FactorizationError
 
 #: A block keeps at most so many times the mean rank.
 LARGEST_SHARE = 4
@@ -76,11 +76,7 @@ def add_moment_batch(sums: MomentSums, jacobians: ContrastJacobians, class_mask:
         seen = own.mT @ sketch_matrix(block, sums.wide[i].shape[1], sums.seed).to(own.device)
         wide.append(sums.wide[i] + _over_rows(weighted.mT, seen))
         narrow.append(sums.narrow[i] + _over_rows(weighted, own))
-        if not bool(wide[-1].isfinite().all()) or not bool(narrow[-1].isfinite().all()):
-            raise NonFiniteError(
-                f"the curvature of {block.name} is not finite: the model's activations or gradients overflow or hold "
-                "NaN on these rows; check the base weights, or use dtype float32"
-            )
+        check_finite(block, wide[-1], narrow[-1])
     return replace(sums, rows=sums.rows + len(hessian), wide=tuple(wide), narrow=tuple(narrow))
 
 
