@@ -1,6 +1,6 @@
 """What each rule of recommendation would have served in the study, from its stored losses: no model needed.
 
-    python -m benchmarks.choices_study [--runs runs/study]
+    python -m benchmarks.choices_study [--runs runs/study] [--seeds 0 1 2]
 
 Every task and seed chooses on its calibration rows and is judged on its test rows, pooled over a task's seeds as in
 the study's tables. A rule picked here is picked on these test rows: compare rules, do not report the best one's gain.
@@ -33,10 +33,12 @@ class Cell:
     test: dict[str, torch.Tensor]
 
 
-def read_cells(folder: Path) -> list[Cell]:
-    """Return every finished task and seed below TASK/SEED."""
+def read_cells(folder: Path, seeds: list[str] | None = None) -> list[Cell]:
+    """Return every finished task and seed below TASK/SEED; of these seeds only, where given."""
     cells = []
     for path in sorted(folder.glob("*/*/result.json")):
+        if seeds and path.parent.name not in seeds:
+            continue
         losses, found = (
             load_file(path.parent / "losses.safetensors"),
             load_file(path.parent / "predictions.safetensors"),
@@ -73,7 +75,9 @@ def main() -> None:
     """Print one line per rule."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.choices_study", description=__doc__)
     parser.add_argument("--runs", type=Path, default=Path("runs/study"), help="folder of the study's results")
-    cells = read_cells(parser.parse_args().runs)
+    parser.add_argument("--seeds", nargs="+", help="these seeds only, as for a check on seeds that chose nothing")
+    args = parser.parse_args()
+    cells = read_cells(args.runs, args.seeds)
     if not cells:
         raise SystemExit("no finished task: run python -m training study first")
     print(f"{len(cells)} tasks and seeds. Rule in standard errors; how often it serves {', '.join(CANDIDATES)};")

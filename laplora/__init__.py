@@ -29,7 +29,7 @@ from laplora.errors import (
 )
 
 if TYPE_CHECKING:
-    from laplora.artifact import Artifact, Manifest, read_artifact
+    from laplora.artifact import Artifact, read_artifact
     from laplora.calibration import (
         aps_sets,
         aps_threshold,
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     )
     from laplora.jacobians import contrast_jacobians, find_blocks
     from laplora.leave_one_out import choose_by_leave_one_out
+    from laplora.manifest import Manifest
     from laplora.members import dropout_masks, member_weights
     from laplora.metrics import Evaluation, evaluate_probs
     from laplora.option_order import option_orders, permute_choices, restore_contrasts, restore_logits
@@ -134,7 +135,7 @@ __all__ = [
 
 #: Where the names that cost an import live.
 _HOMES = {
-    "artifact": ("Artifact", "Manifest", "read_artifact"),
+    "artifact": ("Artifact", "read_artifact"),
     "calibration": (
         "aps_sets",
         "aps_threshold",
@@ -146,6 +147,7 @@ _HOMES = {
     ),
     "jacobians": ("contrast_jacobians", "find_blocks"),
     "leave_one_out": ("choose_by_leave_one_out",),
+    "manifest": ("Manifest",),
     "members": ("dropout_masks", "member_weights"),
     "metrics": ("Evaluation", "evaluate_probs"),
     "option_order": ("option_orders", "permute_choices", "restore_contrasts", "restore_logits"),

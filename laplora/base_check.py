@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from laplora import prompts
-from laplora.artifact import Manifest
 from laplora.errors import ArtifactIncompatibleError
+from laplora.manifest import Manifest
 from laplora.model import tokenizer_hash, weights_hash
 
 

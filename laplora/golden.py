@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from laplora.artifact import GOLDEN
 from laplora.errors import ArtifactCorruptError, GoldenMismatchError
+from laplora.manifest import GOLDEN
 from laplora.prediction import Prediction
 
 

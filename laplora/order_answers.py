@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from laplora.artifact import Manifest
 from laplora.errors import InvalidInputError
+from laplora.manifest import Manifest
 from laplora.option_order import Order, count_choices, option_orders, permute_choices, restore_logits
 from laplora.order_average import average_by_input, average_orders, order_information
 from laplora.prediction import Prediction, row_scores, verdicts

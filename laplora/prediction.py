@@ -8,8 +8,8 @@ from typing import Literal
 
 import torch
 
-from laplora.artifact import Manifest
 from laplora.conformal import label_sets
+from laplora.manifest import Manifest
 from laplora.member_outputs import MemberOutputs, Wanted
 from laplora.predictive import PosteriorPredictive, class_probs, contrasts
 from laplora.predictives import PREDICTIVES, PredictiveName, PredictiveSpec, predictive_probs

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 
 from laplora import prompts
-from laplora.artifact import ADAPTER_FOLDER, POSTERIOR, SCORES, Artifact, Manifest, read_artifact
+from laplora.artifact import Artifact, read_artifact
 from laplora.base_check import check_base
 from laplora.blocks import Block
 from laplora.errors import ArtifactCorruptError, ConfigError, DataError, InvalidInputError
 from laplora.golden import not_recorded, read_golden, verify_answers
 from laplora.jacobians import find_blocks
+from laplora.manifest import ADAPTER_FOLDER, POSTERIOR, SCORES, Manifest
 from laplora.member_adapters import dropout_weights, lora_parameters, read_weights
 from laplora.member_outputs import Member, MemberOutputs, MemberSet, member_outputs
 from laplora.model import attach_adapter, load_base_model, load_tokenizer, locate_base, resolve_device

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from tiny_runs import FinishedRun, reseal, save_tiny_base
 
 from laplora import artifact as artifact_module
-from laplora.artifact import GOLDEN, MANIFEST, POSTERIOR, SCORES, new_artifact, read_artifact
+from laplora.artifact import new_artifact, read_artifact
 from laplora.errors import (
     ArtifactCorruptError,
     ArtifactIncompatibleError,
@@ -26,6 +26,7 @@ from laplora.errors import (
     LaploraError,
     ModelError,
 )
+from laplora.manifest import GOLDEN, MANIFEST, POSTERIOR, SCORES
 from laplora.predictor import Predictor
 
 ADAPTER = "adapter/adapter_model.safetensors"

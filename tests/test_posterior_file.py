@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 from tiny_models import tiny_model, tiny_task
 from tiny_runs import FinishedRun, reseal
 
-from laplora.artifact import POSTERIOR
 from laplora.blocks import Block
 from laplora.eigen_posterior import EigenPosterior
 from laplora.errors import ArtifactCorruptError
 from laplora.jacobians import contrast_jacobians, find_blocks
+from laplora.manifest import POSTERIOR
 from laplora.posterior import Posterior, Prior, block_precisions
 from laplora.posterior_file import posterior_tensors, read_posterior
 from laplora.predictor import Predictor

@@ -19,7 +19,8 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from laplora.artifact import MANIFEST, Manifest, file_records, write_manifest
+from laplora.artifact import file_records, write_manifest
+from laplora.manifest import MANIFEST, Manifest
 from laplora.offline import ensure_model
 from laplora.predictor import Predictor
 from training.__main__ import main

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from laplora.artifact import SCORES, CalibrationRecord, PredictiveRecord, RecommendedRecord
 from laplora.calibration import SmallCalibrationWarning
 from laplora.conformal import fit_label_sets
+from laplora.manifest import SCORES, CalibrationRecord, PredictiveRecord, RecommendedRecord
 from laplora.metrics import row_nll
 from laplora.posterior import Prior, ProjectedJacobians
 from laplora.prediction import row_scores

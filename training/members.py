@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from laplora.artifact import DropoutRecord
 from laplora.blocks import Block
 from laplora.errors import ConfigError
 from laplora.jacobians import find_blocks
+from laplora.manifest import DropoutRecord
 from laplora.member_adapters import dropout_weights, in_place, lora_parameters, read_weights
 from laplora.member_outputs import Member, MemberSet, Wanted, member_outputs
 from laplora.posterior import Posterior, Prior, ProjectedJacobians, block_precisions

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from laplora.artifact import PredictiveRecord
+from laplora.manifest import PredictiveRecord
 from laplora.metrics import Evaluation, evaluate_probs, row_nll
 from laplora.option_order import Order, option_orders, permute_choices, restore_logits
 from laplora.order_average import average_by_input, average_orders, order_information

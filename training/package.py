@@ -14,7 +14,10 @@ import torch
 from safetensors import safe_open
 
 import laplora
-from laplora.artifact import (
+from laplora.artifact import file_records, new_artifact, write_manifest
+from laplora.errors import ConfigError
+from laplora.golden import golden_entry
+from laplora.manifest import (
     ADAPTER_FOLDER,
     FORMAT_VERSION,
     GOLDEN,
@@ -24,12 +27,7 @@ from laplora.artifact import (
     MemberRecord,
     PriorRecord,
     TemplateRecord,
-    file_records,
-    new_artifact,
-    write_manifest,
 )
-from laplora.errors import ConfigError
-from laplora.golden import golden_entry
 from laplora.model import tokenizer_hash, weights_hash
 from laplora.predictor import Predictor
 from laplora.prior import PriorChoice

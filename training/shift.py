@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from laplora.artifact import Artifact, Manifest, read_artifact
+from laplora.artifact import Artifact, read_artifact
 from laplora.errors import ConfigError, DataError, InvalidInputError
+from laplora.manifest import Manifest
 from laplora.predictor import Predictor
 from laplora.prompts import render
 from training.config import RunConfig, ShiftConfig, config_hash_fields

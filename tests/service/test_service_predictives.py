@@ -12,7 +12,8 @@ import pytest
 from server_process import Process, server_process
 from tiny_runs import FinishedRun
 
-from laplora.artifact import Manifest, read_artifact
+from laplora.artifact import read_artifact
+from laplora.manifest import Manifest
 from laplora.predictives import PREDICTIVES
 from laplora.predictor import Predictor
 
