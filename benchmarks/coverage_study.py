@@ -1,11 +1,10 @@
-"""How much of a prediction set's coverage is the draw of its calibration rows, from the study's stored losses.
+"""How much of a prediction set's coverage is the draw of its calibration rows, from the study's stored predictions.
 
     python -m benchmarks.coverage_study [--runs runs/study]
 
 The study's seeds share one draw of calibration rows per task, so its coverage is one number with a spread of its own.
-Here a task's calibration and test rows are pooled and dealt again, at the study's number of calibration rows and at
-half of all rows, and the recommended predictive's LAC sets are fitted and counted for each deal: what marginal
-coverage promises is the mean over deals.
+Here the test rows are dealt into calibration and test rows again and again, at the study's number of calibration rows
+and at half of them, under the recommended predictive as it is: what conformal sets promise is the mean over deals.
 """
 
 from __future__ import annotations
@@ -13,23 +12,21 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
 from laplora.calibration import conformal_threshold
-from laplora.metrics import row_nll
 
 NOMINAL = 0.9
 DEALS = 1000
 
 
-def label_probs(cell: Path, method: str) -> tuple[torch.Tensor, int]:
-    """Return the probability of each row's own label, (rows,), the calibration rows first, and how many those are."""
-    calibration = load_file(cell / "losses.safetensors")[method]
+def label_probs(cell: Path, method: str) -> torch.Tensor:
+    """Return the probability of each test row's own label, (rows,)."""
     found = load_file(cell / "predictions.safetensors")
-    test = row_nll(found[f"probs.{method}"], found["labels"])
-    return torch.cat([calibration.double(), test.double()]).neg().exp(), len(calibration)
+    return found[f"probs.{method}"].double().gather(1, found["labels"][:, None])[:, 0]
 
 
 def coverage(own: torch.Tensor, calibration_rows: int) -> float:
@@ -43,24 +40,25 @@ def coverage(own: torch.Tensor, calibration_rows: int) -> float:
 
 
 def main() -> None:
-    """Print one line per task: coverage as in the study, then over new deals of the same rows."""
+    """Print one line per task: coverage as in the study, then over deals of its test rows."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.coverage_study", description=__doc__)
     parser.add_argument("--runs", type=Path, default=Path("runs/study"), help="folder of the study's results")
-    tasks: dict[str, list[Path]] = {}
+    tasks: dict[str, list[tuple[Path, dict[str, Any]]]] = {}
     for path in sorted(parser.parse_args().runs.glob("*/*/result.json")):
-        tasks.setdefault(path.parent.parent.name, []).append(path.parent)
+        tasks.setdefault(path.parent.parent.name, []).append((path.parent, json.loads(path.read_text())))
     if not tasks:
         raise SystemExit("no finished task: run python -m training study first")
     print(f"LAC coverage of the recommended predictive, nominal {NOMINAL}, mean over seeds; then {DEALS} deals:")
-    print("task, as drawn; at the study's calibration rows: mean, within 2 points; at half of all rows: the same")
+    print("task, as drawn; at the study's calibration rows: mean, within 2 points; at half of the rows: the same")
     generator = torch.Generator().manual_seed(0)
     for task, cells in tasks.items():
-        found = [label_probs(cell, json.loads((cell / "result.json").read_text())["recommended"]) for cell in cells]
-        rows, few = len(found[0][0]), found[0][1]
-        line = f"{task:14} {mean([coverage(own, few) for own, _ in found]):.3f}"
+        found = [label_probs(cell, result["recommended"]) for cell, result in cells]
+        few, rows = cells[0][1]["calibration_rows"], len(found[0])
+        drawn = mean([result["conformal"][result["recommended"]]["lac"]["coverage"] for _, result in cells])
+        line = f"{task:14} {drawn:.3f}"
         deals = [torch.randperm(rows, generator=generator) for _ in range(DEALS)]
         for calibration_rows in (few, rows // 2):
-            dealt = [mean([coverage(own[deal], calibration_rows) for own, _ in found]) for deal in deals]
+            dealt = [mean([coverage(own[deal], calibration_rows) for own in found]) for deal in deals]
             within = mean([float(abs(c - NOMINAL) <= 0.02) for c in dealt])
             line += f"   {calibration_rows:4d}: {mean(dealt):.3f}, {within:.0%}"
         print(line)
