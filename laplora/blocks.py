@@ -30,7 +30,7 @@ class Block:
 class BlockJacobian:
     """Jacobians of one block for a batch, and what the Kronecker factors need of them.
 
-    The last three are there only where every token was asked for.
+    The sums are there only where they were asked for, and the last three only where every token was.
 
     Attributes:
         jacobian: (batch, classes - 1, wide, narrow), exact, all real tokens.
@@ -42,8 +42,8 @@ class BlockJacobian:
     """
 
     jacobian: torch.Tensor
-    mean_input: torch.Tensor
-    summed_gradient: torch.Tensor
+    mean_input: torch.Tensor | None = None
+    summed_gradient: torch.Tensor | None = None
     inputs: torch.Tensor | None = None
     gradients: torch.Tensor | None = None
     token_counts: torch.Tensor | None = None

@@ -185,6 +185,8 @@ def add_batch(sums: KroneckerSums, jacobians: ContrastJacobians, class_mask: tor
 def _sides(jacobian: BlockJacobian, kind: Kind) -> tuple[torch.Tensor, torch.Tensor, int]:
     """Return inputs (terms, in), gradients (batch, classes - 1, tokens, out) and the number of terms that count."""
     if kind == "reduce":
+        if jacobian.mean_input is None or jacobian.summed_gradient is None:
+            raise FactorizationError("factors of kind 'reduce' need Jacobians with their sums")
         inputs = jacobian.mean_input.double()
         return inputs, jacobian.summed_gradient.double()[:, :, None], len(inputs)
     if jacobian.inputs is None or jacobian.gradients is None or jacobian.token_counts is None:

@@ -3,23 +3,28 @@
 The softmax sees only the C-1 contrasts ``Q^T f``. Examples of a batch do not interact, so one backward pass
 of ``sum_n q_c^T f(x_n)`` gives, at each LoRA linear, the gradient ``delta`` (batch, tokens, out) of every
 example at once; with the linear's input ``x`` (batch, tokens, in) an example's Jacobian is
-``delta^T x`` summed over tokens. Plain autograd of activations: no functional transforms, so it runs
-through 4-bit weights too.
+``delta^T x`` summed over tokens. For decoders like Llama's the pass is written out, all contrasts in one
+(``laplora.reverse``); for others it is torch's automatic differentiation with respect to activations, contrast by
+contrast. No functional transforms, so both run through 4-bit weights too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.functional import pad
 
 from laplora.blocks import Block, BlockJacobian, ContrastJacobians
 from laplora.errors import ModelError
 from laplora.model import ADAPTER, head_name, label_logits, last_hidden, lora_layers
 from laplora.predictive import contrasts
 from laplora.prompts import Batch
+from laplora.reverse import DecoderTape, has_written_out_reverse, readout_gradient
 
 
 def find_blocks(model: nn.Module, class_count: int) -> tuple[Block, ...]:
@@ -79,7 +84,14 @@ class ActivationTape:
 
 
 def contrast_jacobians(
-    model: nn.Module, batch: Batch, label_ids: Sequence[int], blocks: Sequence[Block], *, tokens: bool = False
+    model: Any,
+    batch: Batch,
+    label_ids: Sequence[int],
+    blocks: Sequence[Block],
+    *,
+    sums: bool = True,
+    tokens: bool = False,
+    automatic: bool = False,
 ) -> ContrastJacobians:
     """Return logits and the exact Jacobians of their C-1 contrasts, for every block.
 
@@ -88,8 +100,38 @@ def contrast_jacobians(
     Args:
         batch: on the model's device.
         blocks: those of ``find_blocks`` to compute.
+        sums: whether to give mean inputs and summed gradients too, as a fit needs and a prediction does not.
         tokens: whether to keep every token's input and gradient as well.
+        automatic: differentiate automatically even where the reverse pass is written out; to compare the two.
     """
+    gather = _Gather(batch.attention_mask, sums or tokens, tokens)
+    if has_written_out_reverse(model.get_base_model()) and not automatic:
+        return _written_out(model, batch, label_ids, blocks, gather)
+    return _automatic(model, batch, label_ids, blocks, gather)
+
+
+def _written_out(
+    model: Any, batch: Batch, label_ids: Sequence[int], blocks: Sequence[Block], gather: _Gather
+) -> ContrastJacobians:
+    wanted = {block.name for block in blocks}
+    head = head_name(model)
+    adapted = {name.rpartition(".")[0] for name in wanted} - {head}
+    found: dict[str, BlockJacobian] = {}
+    with torch.no_grad(), DecoderTape(model.get_base_model(), adapted) as tape:
+        hidden = last_hidden(model, batch)
+        logits = label_logits(model, hidden, label_ids)
+        gradient, at_head = readout_gradient(model, hidden, label_ids)
+        parts = [(head, at_head)] if at_head is not None else []
+        for path, part in chain(parts, tape.reverse(gradient.expand(-1, len(hidden), -1))):
+            for side, inputs, deltas in (("lora_A", part.inputs, part.to_a), ("lora_B", part.low, part.to_b)):
+                if (name := f"{path}.{side}") in wanted:
+                    found[name] = gather(side, inputs, deltas)
+    return ContrastJacobians(logits, hidden, tuple(found[block.name] for block in blocks))
+
+
+def _automatic(
+    model: Any, batch: Batch, label_ids: Sequence[int], blocks: Sequence[Block], gather: _Gather
+) -> ContrastJacobians:
     with torch.enable_grad(), ActivationTape(model, blocks) as tape:
         hidden = last_hidden(model, batch)
         logits = label_logits(model, hidden, label_ids, tape)
@@ -102,35 +144,53 @@ def contrast_jacobians(
         ]
     with torch.no_grad():
         result = tuple(
-            _block_jacobian(block, record, [g[i] for g in gradients], batch.attention_mask, tokens=tokens)
-            for i, (block, record) in enumerate(zip(blocks, records, strict=True))
+            gather(block.group, inputs, torch.stack([g[i] for g in gradients]))
+            for i, (block, (inputs, _)) in enumerate(zip(blocks, records, strict=True))
         )
     return ContrastJacobians(logits.detach(), hidden.detach(), result)
 
 
-def _block_jacobian(
-    block: Block,
-    record: tuple[torch.Tensor, torch.Tensor],
-    gradients: Sequence[torch.Tensor],
-    attention_mask: torch.Tensor,
-    *,
-    tokens: bool,
-) -> BlockJacobian:
-    inputs = record[0]
-    if inputs.dim() == 2:  # the head runs at one token
-        inputs, mask = inputs[:, None], torch.ones_like(attention_mask[:, :1])
-    else:
-        mask = attention_mask
-    real = mask[..., None].to(inputs.dtype)
-    # Pad positions have no gradient but do have activations: both sides are masked.
-    inputs = inputs * real
-    deltas = [g.reshape(*mask.shape, -1) * real for g in gradients]
-    order = "bti,bto->bio" if block.group == "lora_A" else "bti,bto->boi"
-    return BlockJacobian(
-        jacobian=torch.stack([torch.einsum(order, inputs, d) for d in deltas], 1),
-        mean_input=inputs.sum(1) / real.sum(1),
-        summed_gradient=torch.stack([d.sum(1) for d in deltas], 1),
-        inputs=inputs if tokens else None,
-        gradients=torch.stack(deltas, 1) if tokens else None,
-        token_counts=mask.sum(1) if tokens else None,
-    )
+@dataclass(frozen=True)
+class _Gather:
+    """Makes a block's Jacobians of its linear's inputs and output gradients.
+
+    Attributes:
+        mask: (batch, tokens), 1 at real tokens.
+        sums, tokens: what is wanted beside the Jacobians.
+    """
+
+    mask: torch.Tensor
+    sums: bool
+    tokens: bool
+
+    def __call__(self, side: str, inputs: torch.Tensor, deltas: torch.Tensor) -> BlockJacobian:
+        """Return the Jacobians.
+
+        Args:
+            inputs: (batch, tokens, in), or (batch, in) at the head, which runs at the last token.
+            deltas: (contrasts, batch, last tokens, out), or (contrasts, batch, out); zero at padding and at every token
+                before the last ones.
+        """
+        mask = self.mask
+        if inputs.dim() == 2:
+            inputs, mask = inputs[:, None], mask[:, -1:]
+            deltas = deltas[:, :, None]
+        contrasts, batch, last, out = deltas.shape
+        # Pad positions have activations, and no gradient: the product needs no mask.
+        recent = inputs[:, -last:].to(deltas.dtype)
+        joined = deltas.permute(1, 0, 3, 2).reshape(batch, contrasts * out, last)
+        jacobian = torch.bmm(joined, recent).view(batch, contrasts, out, -1)
+        if side == "lora_A":  # (narrow, wide): the product is faster this way round
+            jacobian = jacobian.mT
+        if not self.sums:
+            return BlockJacobian(jacobian)
+        real = mask[..., None].to(inputs.dtype)
+        inputs = inputs * real
+        return BlockJacobian(
+            jacobian=jacobian,
+            mean_input=inputs.sum(1) / real.sum(1),
+            summed_gradient=deltas.sum(2).transpose(0, 1),
+            inputs=inputs if self.tokens else None,
+            gradients=pad(deltas.transpose(0, 1), (0, 0, inputs.shape[1] - last, 0)) if self.tokens else None,
+            token_counts=mask.sum(1) if self.tokens else None,
+        )

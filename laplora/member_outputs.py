@@ -128,7 +128,7 @@ def _pass(
         if jacobians:
             assert member.posterior is not None
             assert member.precisions is not None
-            found = contrast_jacobians(members.model, batch, members.label_ids, member.posterior.blocks)
+            found = contrast_jacobians(members.model, batch, members.label_ids, member.posterior.blocks, sums=False)
             covariance = member.posterior.covariance_of(found, member.precisions).cpu()
             logits, hidden = found.logits, found.hidden
         else:

@@ -306,7 +306,7 @@ def label_logits(model: Any, hidden: torch.Tensor, label_ids: Sequence[int], tap
         label_ids: token id of each class.
         tape: records the label rows of an adapted ``lm_head``'s ``lora_B``, which is no module call.
     """
-    head = _head(model)
+    head = output_head(model)
     rows = torch.tensor(list(label_ids), device=hidden.device)
     layer = getattr(head, "base_layer", head)
     wide = torch.promote_types(torch.float32, hidden.dtype)
@@ -331,14 +331,15 @@ def label_mass(model: Any, hidden: torch.Tensor, label_ids: Sequence[int], class
         hidden: (batch, hidden).
         class_mask: (batch, classes) bool.
     """
-    vocabulary: torch.Tensor = _head(model)(hidden).float()
+    vocabulary: torch.Tensor = output_head(model)(hidden).float()
     rows = torch.tensor(list(label_ids), device=hidden.device)
     labels = vocabulary[:, rows].masked_fill(~class_mask, -torch.inf)
     mass: torch.Tensor = (labels.logsumexp(-1) - vocabulary.logsumexp(-1)).exp().clamp(0, 1)
     return mass
 
 
-def _head(model: Any) -> Any:
+def output_head(model: Any) -> Any:
+    """Return the output embedding, as PEFT wraps it where it is adapted."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     return base.get_output_embeddings()
 

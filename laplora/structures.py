@@ -159,6 +159,11 @@ def granularities(structure: str) -> tuple[Granularity, ...]:
     return ("scalar", "group") if structure in JOINT_STRUCTURES else ("scalar", "group", "module")
 
 
+def needs_sums(structure: str) -> bool:
+    """Return whether a structure's passes need the sums over tokens beside the Jacobians."""
+    return structure in ("ekfac", *_KINDS)
+
+
 def needs_tokens(structure: str) -> bool:
     """Return whether a structure's passes need Jacobians with every token's input and gradient."""
     return _KINDS.get(structure, "reduce") != "reduce"

@@ -210,9 +210,9 @@ def test_passes(mixture_predictor: Predictor, name: str, monkeypatch: pytest.Mon
     def counted(function: str) -> None:
         original = getattr(outputs_module, function)
 
-        def call(*arguments: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
             seen[function] += 1
-            return original(*arguments)
+            return original(*arguments, **options)
 
         monkeypatch.setattr(outputs_module, function, call)
 

@@ -14,20 +14,34 @@ from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config, PhiConfig, PretrainedConfig
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    Phi3Config,
+    PhiConfig,
+    PretrainedConfig,
+    Qwen2Config,
+)
 
 from laplora.prompts import Batch, EncodedRow, collate
 
-Architecture = Literal["llama", "phi", "phi3"]
+Architecture = Literal["llama", "phi", "phi3", "mistral", "qwen2"]
 
-#: The three kinds under test. Phi-3 has one fused projection, so other targets.
+#: The three kinds under test. Phi-3 has one fused projection, so other targets. Mistral and Qwen2 are of Llama's kind.
 ARCHITECTURES: tuple[Architecture, ...] = ("llama", "phi", "phi3")
 TARGETS: dict[str, list[str]] = {
     "llama": ["q_proj", "v_proj", "lm_head"],
     "phi": ["q_proj", "v_proj", "lm_head"],
     "phi3": ["qkv_proj", "lm_head"],
 }
-_CONFIGS: dict[str, type[PretrainedConfig]] = {"llama": LlamaConfig, "phi": PhiConfig, "phi3": Phi3Config}
+_CONFIGS: dict[str, type[PretrainedConfig]] = {
+    "llama": LlamaConfig,
+    "phi": PhiConfig,
+    "phi3": Phi3Config,
+    "mistral": MistralConfig,
+    "qwen2": Qwen2Config,
+}
 
 VOCABULARY = 64
 PAD = 0
@@ -39,27 +53,35 @@ def generator(seed: int) -> torch.Generator:
 
 
 def tiny_base(
-    architecture: Architecture, *, tied: bool = False, hidden: int = 16, layers: int = 2, seed: int = 0
+    architecture: Architecture,
+    *,
+    tied: bool = False,
+    hidden: int = 16,
+    layers: int = 2,
+    seed: int = 0,
+    **options: Any,
 ) -> Any:
     """Return a random causal LM in float32, evaluation mode, its weights drawn at a scale that keeps signals alive.
 
     Args:
         tied: whether the embedding and lm_head share one weight.
         hidden: width in units; two heads share it.
+        options: of the model's configuration, in place of these.
     """
-    config = _CONFIGS[architecture](
-        vocab_size=VOCABULARY,
-        hidden_size=hidden,
-        intermediate_size=2 * hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        pad_token_id=PAD,
-        bos_token_id=1,
-        eos_token_id=2,
-        tie_word_embeddings=tied,
-    )
+    settings = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": hidden,
+        "intermediate_size": 2 * hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        "pad_token_id": PAD,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "tie_word_embeddings": tied,
+    }
+    config = _CONFIGS[architecture](**settings | options)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # transformers deprecates an attribute of its own that it reads itself while it builds a model.
         warnings.simplefilter("ignore", FutureWarning)
@@ -78,13 +100,14 @@ def tiny_model(
     dtype: torch.dtype = torch.float64,
     targets: Sequence[str] | None = None,
     dropout: float = 0.1,
+    **options: Any,
 ) -> PeftModel:
     """Return a tiny LM with LoRA, in evaluation mode, every ``lora_B`` non-zero.
 
     In float64 the RMS norms are float64 too: transformers computes them in float32 whatever the model's type
     is, and their rounding (1e-7) would hide every disagreement smaller than itself.
     """
-    base = tiny_base(architecture, tied=tied, hidden=hidden, seed=seed)
+    base = tiny_base(architecture, tied=tied, hidden=hidden, seed=seed, **options)
     if dtype == torch.float64:
         _exact_norms(base)
     return add_lora(

@@ -15,7 +15,7 @@ from torch import nn
 
 from laplora.blocks import Block, ContrastJacobians
 from laplora.jacobians import contrast_jacobians
-from laplora.structures import State, needs_tokens
+from laplora.structures import State, needs_sums, needs_tokens
 from training.provenance import curvature_inputs
 from training.runtime import Run, batches, progress, write_tensors
 
@@ -39,7 +39,8 @@ class ResumablePass:
         self._run, self._model, self._blocks, self._folder = run, model, blocks, folder
         self._rows = run.encode(run.splits.train)
         self._mark = curvature_inputs(run, adapter)
-        self._tokens = needs_tokens(run.config.laplace.structure)
+        structure = run.config.laplace.structure
+        self._wanted = {"sums": needs_sums(structure), "tokens": needs_tokens(structure)}
         self.log_likelihood = 0.0
 
     def __call__(
@@ -55,7 +56,7 @@ class ResumablePass:
         saved_at = time.monotonic()
         for number in progress(range(done, len(plan)), len(plan) - done, f"curvature: {title}"):
             batch = run.collate([self._rows[i] for i in plan[number]])
-            jacobians = contrast_jacobians(self._model, batch, run.label_ids, self._blocks, tokens=self._tokens)
+            jacobians = contrast_jacobians(self._model, batch, run.label_ids, self._blocks, **self._wanted)
             state = add(state, jacobians, batch.class_mask)
             labels = torch.tensor([run.splits.train[i].label for i in plan[number]], device=run.device)
             log_probs = jacobians.logits.double().masked_fill(~batch.class_mask, -torch.inf).log_softmax(-1)

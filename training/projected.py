@@ -48,7 +48,7 @@ def project_split(
     parts: list[tuple[torch.Tensor, ...]] = []
     for index in progress(plan, len(plan), title):
         batch = run.collate([rows[i] for i in index])
-        jacobians = contrast_jacobians(model, batch, run.label_ids, posterior.blocks)
+        jacobians = contrast_jacobians(model, batch, run.label_ids, posterior.blocks, sums=False)
         projected = placed.project(jacobians)
         mass = label_mass(model, jacobians.hidden, run.label_ids, batch.class_mask)
         values = (projected.contrast_mean, projected.kept, projected.rest, jacobians.logits, batch.class_mask, mass)

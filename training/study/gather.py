@@ -126,6 +126,8 @@ def store_split(
             hessian = contrast_hessian(result.logits, batch.class_mask[:, :possible]).float()
             expand["expand_tokens"] = expand.get("expand_tokens", 0) + batch.attention_mask.sum().float()[None]
             for i, part in enumerate(result.blocks):
+                assert part.mean_input is not None
+                assert part.summed_gradient is not None
                 last_input, last_gradient = last_tokens(part)
                 keep(f"mean_input.{i}", index, part.mean_input.float())
                 keep(f"summed_gradient.{i}", index, _all_contrasts(part.summed_gradient.float(), classes))

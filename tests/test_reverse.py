@@ -1,0 +1,184 @@
+"""The written-out reverse pass against torch's automatic differentiation of the same model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import Architecture, tiny_model, tiny_task
+from torch.nn import functional as F
+
+from laplora import attention
+from laplora.attention import attention_gradients, by_torch
+from laplora.blocks import ContrastJacobians
+from laplora.errors import ModelError
+from laplora.jacobians import contrast_jacobians, find_blocks
+from laplora.reverse import DecoderTape, has_written_out_reverse
+
+ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+# float64; the two add in another order.
+EXACT = {"rtol": 1e-9, "atol": 1e-12}
+LLAMA_LIKE: list[tuple[Architecture, dict[str, Any]]] = [
+    ("llama", {}),
+    ("llama", {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden": 32}),
+    (
+        "llama",
+        {"num_attention_heads": 4, "num_key_value_heads": 1, "hidden": 32, "attention_bias": True, "mlp_bias": True},
+    ),
+    ("mistral", {"sliding_window": 3}),
+    ("qwen2", {"num_key_value_heads": 1}),
+]
+
+
+def both(model: Any, task: Any, blocks: Any = None, **wanted: bool) -> tuple[ContrastJacobians, ContrastJacobians]:
+    """Return the written-out and the automatic Jacobians of a task's rows."""
+    blocks = blocks or find_blocks(model, task.classes)
+    assert has_written_out_reverse(model.get_base_model())
+    mine, torchs = (
+        contrast_jacobians(model, task.batch(), task.label_ids, blocks, automatic=automatic, **wanted)
+        for automatic in (False, True)
+    )
+    return mine, torchs
+
+
+def assert_same(mine: ContrastJacobians, torchs: ContrastJacobians, **tolerance: float) -> None:
+    """Compare everything that is there; both have the same things."""
+    assert torch.equal(mine.logits, torchs.logits)
+    assert torch.equal(mine.hidden, torchs.hidden)
+    for one, other in zip(mine.blocks, torchs.blocks, strict=True):
+        for name, value in vars(one).items():
+            expected = getattr(other, name)
+            if value is None or expected is None:
+                assert value is expected is None, name
+            else:
+                torch.testing.assert_close(value, expected, msg=lambda m, n=name: f"{n}: {m}", **tolerance)
+
+
+@pytest.mark.parametrize("tokens", [False, True])
+@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize(("architecture", "options"), LLAMA_LIKE)
+def test_every_linear_of_every_covered_kind(
+    architecture: Architecture, options: dict[str, Any], classes: int, tokens: bool
+) -> None:
+    model = tiny_model(architecture, targets=[*ALL, "lm_head"], layers=3, **options)
+    assert_same(*both(model, tiny_task(examples=7, classes=classes), tokens=tokens), **EXACT)
+
+
+@pytest.mark.parametrize("targets", [[name] for name in [*ALL, "lm_head"]] + [["q_proj", "down_proj"]])
+def test_one_linear_alone(targets: list[str]) -> None:
+    """Where the lowest adapted linear is, the pass stops."""
+    model = tiny_model("llama", targets=targets)
+    assert_same(*both(model, tiny_task(examples=5)), **EXACT)
+
+
+def test_some_blocks_alone() -> None:
+    """Adapters of other linears are passed through, and those of other layers run no further than needed."""
+    model = tiny_model("llama", targets=ALL, layers=4)
+    task = tiny_task(examples=5)
+    for part in ("layers.3.", "layers.1.mlp.down_proj", "v_proj.lora_B", "layers.2.self_attn.o_proj.lora_A"):
+        blocks = [b for b in find_blocks(model, task.classes) if part in b.name]
+        assert_same(*both(model, task, blocks), **EXACT)
+
+
+def test_rows_of_one_length_have_no_mask() -> None:
+    model = tiny_model("llama", targets=ALL)
+    task = tiny_task(examples=6, longest=1)
+    assert_same(*both(model, task), **EXACT)
+    longer = [row for row in tiny_task(examples=40).rows if len(row.token_ids) == 5]
+    assert len(longer) > 1
+    assert_same(*both(model, type(task)(longer, task.labels[: len(longer)], task.label_ids)), **EXACT)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.bfloat16, 0.08)])
+def test_in_the_formats_that_serve(dtype: torch.dtype, tolerance: float) -> None:
+    """Against float64, by the norm of a block: as close as the automatic pass is, up to a factor.
+
+    Tens of roundings in a row, of 6e-8 or 4e-3 each; the adapter is float32 in both.
+    """
+    exact = tiny_model("llama", targets=ALL, layers=3)
+    low = tiny_model("llama", targets=ALL, layers=3, dtype=dtype)
+    for name, weight in low.named_parameters():
+        if "lora_" in name:
+            weight.data = weight.data.float()
+    with torch.no_grad():
+        for weight, rounded in zip(exact.parameters(), low.parameters(), strict=True):
+            weight.copy_(rounded)
+    task = tiny_task(examples=6)
+    mine, torchs = both(low, task)
+    expected = contrast_jacobians(exact, task.batch(), task.label_ids, find_blocks(exact, task.classes))
+    for one, other, true in zip(mine.blocks, torchs.blocks, expected.blocks, strict=True):
+        assert one.jacobian.dtype == other.jacobian.dtype
+        size = true.jacobian.norm()
+        error, torchs_error = ((b.jacobian.double() - true.jacobian).norm() / size for b in (one, other))
+        assert error < tolerance
+        assert error < 1.5 * torchs_error + 1e-6
+
+
+def test_predictions_ask_for_no_sums() -> None:
+    model = tiny_model("llama")
+    task = tiny_task(examples=3)
+    found = contrast_jacobians(model, task.batch(), task.label_ids, find_blocks(model, task.classes), sums=False)
+    assert all(vars(b).keys() - {"jacobian"} == {k for k, v in vars(b).items() if v is None} for b in found.blocks)
+
+
+@pytest.mark.parametrize("architecture", ["phi", "phi3"])
+def test_other_decoders_are_differentiated_automatically(architecture: Architecture) -> None:
+    assert not has_written_out_reverse(tiny_model(architecture).get_base_model())
+
+
+def test_what_is_not_of_this_form_is_not_covered() -> None:
+    for options in ({"hidden_act": "gelu"}, {"attn_implementation": "eager"}):
+        assert not has_written_out_reverse(tiny_model("llama", **options).get_base_model()), options
+    model = tiny_model("llama")
+    model.train()
+    assert not has_written_out_reverse(model.get_base_model())
+
+
+def test_a_layer_that_runs_twice_is_refused() -> None:
+    model = tiny_model("llama")
+    base = model.get_base_model()
+    ids = tiny_task(examples=2).batch().input_ids
+    with torch.no_grad(), DecoderTape(base, {"model.layers.0.self_attn.q_proj"}):
+        model(input_ids=ids)
+        with pytest.raises(ModelError, match="out of turn"):
+            model(input_ids=ids)
+
+
+def test_leaves_no_hook_and_no_gradient_behind() -> None:
+    model = tiny_model("llama", targets=ALL)
+    task = tiny_task(examples=3)
+    both(model, task)
+    assert all(weight.grad is None for weight in model.parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize("rows_at_a_time", [1, 2, 100])
+@pytest.mark.parametrize("last", [1, 3, 6])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_gradients(masked: bool, last: int, rows_at_a_time: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written out and by torch's kernel, against automatic differentiation of the repeated heads."""
+    draw = torch.Generator().manual_seed(0)
+    batch, heads, groups, tokens, size, contrasts = 5, 4, 2, 6, 3, 2
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=draw, dtype=torch.float64)
+
+    query, key, value = random(batch, heads, last, size), *(random(batch, groups, tokens, size) for _ in range(2))
+    gradient = random(contrasts, batch, heads, last, size)
+    mask = torch.ones(tokens, tokens, dtype=torch.bool).tril()[-last:].expand(batch, 1, -1, -1).clone()
+    if masked:
+        mask[0, :, :, :3] = False  # its first tokens are padding, and see nothing
+        gradient[:, 0, :, : max(0, 3 - (tokens - last))] = 0
+    leaves = [t.clone().requires_grad_() for t in (query, key, value)]
+    scores = 0.5 * leaves[0] @ leaves[1].repeat_interleave(2, 1).mT
+    output = F.softmax(scores.masked_fill(~mask, -1e30), -1) @ leaves[2].repeat_interleave(2, 1)
+    expected = [torch.autograd.grad(output, leaves, one, retain_graph=True) for one in gradient]
+    monkeypatch.setattr(attention, "_SCORE_BYTES", rows_at_a_time * 8 * heads * last * tokens)
+    given = mask if masked else None
+    for found in (
+        attention_gradients(query, key, value, given, 0.5, gradient),
+        by_torch(query, key, value, mask, 0.5, gradient),
+    ):
+        for i, part in enumerate(found):
+            torch.testing.assert_close(part.nan_to_num(), torch.stack([one[i] for one in expected]), **EXACT)
