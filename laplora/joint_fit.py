@@ -117,7 +117,7 @@ def add_sketch_batch(
         NonFiniteError: a Jacobian or logit that is NaN or infinite.
     """
     hessian = contrast_hessian(jacobians.logits, class_mask)
-    coordinates = [c for c, _ in block_coordinates(jacobians, [b.wide for b in bases], [b.narrow for b in bases])]
+    coordinates = block_coordinates(jacobians, [b.wide for b in bases], [b.narrow for b in bases])
     seen = torch.zeros((), dtype=torch.float64, device=hessian.device)
     for i, own in enumerate(coordinates):
         seen = seen + own.double() @ joint_test_matrix(state, i).to(hessian.device)
@@ -262,7 +262,7 @@ def add_exact_batch(
     batch, classes = class_mask.shape
     check_exact_size(state.rows + batch, classes, state.blocks, limit)
     root = hessian_root(jacobians.logits, class_mask)
-    flat = torch.cat([c for c, _ in block_coordinates(jacobians)], 2)
+    flat = torch.cat(block_coordinates(jacobians), 2)
     factor = (root.to(flat) @ flat).flatten(0, 1).cpu()
     _check_finite(factor)
     return replace(state, rows=state.rows + batch, factors=(*state.factors, factor))
@@ -307,7 +307,7 @@ def add_kernel_batch(
     new = [i - len(state.keys) for i in held if i >= len(state.keys)]
     gradients = [state.gradients[i] for i in held if i < len(state.keys)]
     if new:
-        flat = torch.cat([c for c, _ in block_coordinates(jacobians)], 2)
+        flat = torch.cat(block_coordinates(jacobians), 2)
         _check_finite(flat)
         counts = class_mask.sum(1).tolist()
         gradients += [flat[i, : counts[i] - 1].to("cpu", copy=True) for i in new]

@@ -26,7 +26,6 @@ from typing import Literal
 import torch
 
 from laplora.blocks import Block, ContrastJacobians
-from laplora.curvature import project
 from laplora.errors import NonFiniteError, PriorError
 from laplora.posterior import ProjectedJacobians, contrast_mean
 
@@ -95,24 +94,13 @@ class JointPosterior:
         ``kept`` is (batch, classes - 1, directions of all groups) and ``rest`` (batch, classes - 1, classes - 1,
         groups), float64; for ``ella``, where nothing else has variance, ``rest`` has no part.
         """
-        coordinates, outside = self._coordinates(jacobians)
-        batch, contrasts = coordinates[0].shape[:2]
         kept, rest = [], []
-        for members in self.groups.values():
-            along = sum(
-                ((coordinates[i] @ self._direction(i, coordinates[i]).T).double() for i in members),
-                coordinates[0].new_zeros((), dtype=torch.float64),
-            )
+        for group, members in self.groups.items():
+            along, left = self._in_core(jacobians, group) if self.wide else self._in_all(jacobians, members)
             kept.append(along)
-            if self.structure == "ella":
-                continue
-            left = coordinates[0].new_zeros(batch, contrasts, contrasts, dtype=torch.float64)
-            for i in members:
-                # The residual first: the difference of two squares would cancel where the directions hold nearly all.
-                residual = coordinates[i] - along.to(coordinates[i]) @ self._direction(i, coordinates[i])
-                left = left + (residual @ residual.mT).double() + outside[i]
-            rest.append(left)
-        empty = coordinates[0].new_zeros(batch, contrasts, contrasts, 0, dtype=torch.float64)
+            if self.structure != "ella":
+                rest.append(left)
+        empty = kept[0].new_zeros(*kept[0].shape[:2], kept[0].shape[1], 0)
         return ProjectedJacobians(
             contrast_mean(jacobians.logits), torch.cat(kept, 2), torch.stack(rest, 3) if rest else empty
         )
@@ -185,11 +173,11 @@ class JointPosterior:
         result = torch.zeros(len(self.blocks), dtype=torch.float64, device=half.device)
         for group, members in self.groups.items():
             part = half[:, self.columns[group]]
+            if self._grams is not None:
+                result[list(members)] = torch.einsum("bij,ij->b", self._grams[group], part.T @ part)
+                continue
             for i in members:
-                if self._grams is not None:
-                    result[i] = ((part.T @ part) * self._grams[i]).sum()
-                else:
-                    result[i] = (part.to(self.directions[i]) @ self.directions[i]).double().square().sum()
+                result[i] = (part.to(self.directions[i]) @ self.directions[i]).double().square().sum()
         return result
 
     @cached_property
@@ -199,19 +187,62 @@ class JointPosterior:
         return values.square(), vectors.T
 
     @cached_property
-    def _grams(self) -> tuple[torch.Tensor, ...] | None:
-        """Per block the inner products of its directions, float64, or none where they are too many."""
+    def _grams(self) -> dict[str, torch.Tensor] | None:
+        """By group, per block the inner products of its directions, float64, or none where they are too many."""
         if sum(d.shape[0] ** 2 * 8 for d in self.directions) > _GRAM_BYTES:
             return None
-        return tuple((d @ d.T).double() for d in self.directions)
+        return {
+            group: torch.stack([(self.directions[i] @ self.directions[i].T).double() for i in members])
+            for group, members in self.groups.items()
+        }
 
-    def _coordinates(self, jacobians: ContrastJacobians) -> tuple[list[torch.Tensor], list[torch.Tensor | float]]:
-        """Return per block the coordinates (batch, classes - 1, coordinates), and the inner products outside."""
-        coordinates = block_coordinates(jacobians, self.wide, self.narrow)
-        return [c for c, _ in coordinates], [outside for _, outside in coordinates]
+    def _in_all(self, jacobians: ContrastJacobians, members: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return a group's Jacobians along its directions, and the inner products of the rest, where J has no bases."""
+        parts = [_at_least_float32(jacobians.blocks[i].jacobian).flatten(2) for i in members]
+        directions = [self.directions[i].to(part) for i, part in zip(members, parts, strict=True)]
+        along = torch.stack([(p @ d.T).double() for p, d in zip(parts, directions, strict=True)]).sum(0)
+        left = along.new_zeros(*along.shape[:2], along.shape[1])
+        if self.structure != "ella":
+            for part, direction in zip(parts, directions, strict=True):
+                # The residual first: the difference of two squares would cancel where the directions hold nearly all.
+                residual = part - along.to(part) @ direction
+                left += (residual @ residual.mT).double()
+        return along, left
 
-    def _direction(self, index: int, like: torch.Tensor) -> torch.Tensor:
-        return self.directions[index].to(like)
+    def _in_core(self, jacobians: ContrastJacobians, group: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the same where each block has bases, in few passes over its Jacobians.
+
+        The narrow bases are orthonormal and whole, so they turn the directions and leave everything else alone.
+        """
+        coordinates, outside = [], []
+        for i in self.groups[group]:
+            jacobian = _at_least_float32(jacobians.blocks[i].jacobian)
+            batch, contrasts = jacobian.shape[:2]
+            flat = jacobian.flatten(0, 1)
+            basis = self.wide[i].to(flat).expand(len(flat), -1, -1)
+            inside = torch.bmm(basis.mT, flat)
+            coordinates.append(inside.view(batch, contrasts, -1))
+            if basis.shape[1] != basis.shape[2]:  # a whole basis leaves nothing out
+                left = torch.baddbmm(flat, basis, inside, alpha=-1).view(batch, contrasts, -1)
+                outside.append(torch.bmm(left, left.mT))
+        joined = torch.cat(coordinates, 2)
+        directions = self._turned_directions[group].to(joined)
+        along = joined @ directions.T
+        residual = torch.baddbmm(joined, along, directions.expand(len(along), -1, -1), alpha=-1)
+        outside.append(torch.bmm(residual, residual.mT))
+        return along.double(), torch.stack(outside).double().sum(0)
+
+    @cached_property
+    def _turned_directions(self) -> dict[str, torch.Tensor]:
+        """Per group (directions, coordinates) over all its blocks, in the coordinates ``U^T J`` without V."""
+        result = {}
+        for group, members in self.groups.items():
+            parts = []
+            for i in members:
+                narrow = self.narrow[i].to(self.directions[i])
+                parts.append((self.directions[i].view(len(self.directions[i]), -1, len(narrow)) @ narrow.mT).flatten(1))
+            result[group] = torch.cat(parts, 1)
+        return result
 
     def _group_precisions(self, precisions: torch.Tensor) -> torch.Tensor:
         precisions = precisions.to(self.factor.device)
@@ -258,25 +289,26 @@ def group_members(structure: str, blocks: Sequence[Block]) -> dict[str, tuple[in
 
 def block_coordinates(
     jacobians: ContrastJacobians, wide: Sequence[torch.Tensor] = (), narrow: Sequence[torch.Tensor] = ()
-) -> list[tuple[torch.Tensor, torch.Tensor | float]]:
-    """Return each block's Jacobians as coordinates, and the inner products of what the coordinates leave out.
+) -> list[torch.Tensor]:
+    """Return each block's Jacobians as coordinates, at least float32.
 
     Args:
         wide, narrow: per block the orthonormal bases U and V; without them the coordinates are the Jacobian.
 
     Returns:
-        Per block coordinates (batch, classes - 1, wide * narrow or k * narrow), at least float32, and inner
-        products (batch, classes - 1, classes - 1) float64, or 0 without bases.
+        Per block (batch, classes - 1, wide * narrow or k * narrow).
     """
-    result: list[tuple[torch.Tensor, torch.Tensor | float]] = []
+    result = []
     for i, block in enumerate(jacobians.blocks):
-        jacobian = block.jacobian.to(torch.promote_types(block.jacobian.dtype, torch.float32))
-        if not wide:
-            result.append((jacobian.flatten(2), 0.0))
-            continue
-        coordinates, rest = project(replace(block, jacobian=jacobian), wide[i].to(jacobian), narrow[i].to(jacobian))
-        result.append((coordinates.flatten(2), rest.double().sum(-1)))
+        jacobian = _at_least_float32(block.jacobian)
+        if wide:
+            jacobian = wide[i].to(jacobian).mT @ (jacobian @ narrow[i].to(jacobian))
+        result.append(jacobian.flatten(2))
     return result
+
+
+def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def build_joint_posterior(
