@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -69,9 +70,9 @@ def choose_by_evidence(
 ) -> PriorChoice:
     """Return the precisions of greatest evidence, each the root of ``lambda D = gamma(lambda)``.
 
-    ``lambda D`` grows and ``gamma`` falls with lambda, so each precision has one maximum, given the others;
-    bisection in log lambda to relative 1e-10. In a block-diagonal posterior the precisions do not see each other;
-    in a joint one they are maximised in turn until none moves.
+    ``lambda D`` grows and ``gamma`` falls with lambda, so each precision has one maximum, given the others: the root of
+    ``log lambda + log D - log gamma`` in log lambda, to relative 1e-10. In a block-diagonal posterior the precisions do
+    not see each other; in a joint one they are maximised in turn until none moves.
 
     Args:
         squared_distances: (blocks,) float64.
@@ -89,22 +90,17 @@ def choose_by_evidence(
     low, high = math.log(LOWEST), math.log(HIGHEST)
     point = dict.fromkeys(members, 0.0)
 
-    def surplus(key: str, log_precision: float) -> tuple[float, float]:
+    def gap(key: str, log_precision: float) -> float:
         precisions = torch.zeros(len(blocks), dtype=torch.float64)
         for other, index in members.items():
             precisions[index] = math.exp(log_precision if other == key else point[other])
         gamma = float(posterior.effective_dimension(precisions)[members[key]].sum())
-        return math.exp(log_precision) * float(squared_distances[members[key]].sum()) - gamma, gamma
+        return log_precision + _log(float(squared_distances[members[key]].sum())) - _log(gamma)
 
     for _sweep in range(_SWEEPS):
         for key in members:
-
-            def gap(log_precision: float, key: str = key) -> float:
-                return surplus(key, log_precision)[0]
-
-            point[key] = _rising_root(gap, low, high)
-        left = {key: surplus(key, value) for key, value in point.items() if value not in (low, high)}
-        if all(abs(gap) <= 1e-8 * gamma for gap, gamma in left.values()):
+            point[key] = _rising_root(partial(gap, key), low, high)
+        if all(abs(gap(key, value)) <= 1e-8 for key, value in point.items() if value not in (low, high)):
             break
     precision = {key: math.exp(value) for key, value in point.items()}
     at_bound = [key for key, value in point.items() if value in (low, high)]
@@ -113,15 +109,33 @@ def choose_by_evidence(
     return PriorChoice(prior, "evidence", value, tuple(at_bound))
 
 
+def _log(value: float) -> float:
+    return math.log(value) if value > 0 else -math.inf
+
+
 def _rising_root(function: Callable[[float], float], low: float, high: float) -> float:
-    """Return the root of a rising function, or the bound that it lies beyond."""
-    if function(low) >= 0:
+    """Return the root of a function of slope one or more, or the bound that it lies beyond.
+
+    False position with the Illinois step (Dowell and Jarratt, 1971); bisection where an end has no finite value.
+    """
+    at_low, at_high = function(low), function(high)
+    if at_low >= 0:
         return low
-    if function(high) <= 0:
+    if at_high <= 0:
         return high
+    before = 0.0
     while high - low > 1e-10:
-        middle = (low + high) / 2
-        low, high = (middle, high) if function(middle) < 0 else (low, middle)
+        finite = math.isfinite(at_low) and math.isfinite(at_high)
+        point = (low * at_high - high * at_low) / (at_high - at_low) if finite else (low + high) / 2
+        value = function(point)
+        if abs(value) <= 1e-10:  # no further than this from the root
+            return point
+        again = value * before > 0  # the other end stayed where it was, and is halved so that it moves
+        before = value
+        if value < 0:
+            low, at_low, at_high = point, value, at_high / 2 if again else at_high
+        else:
+            high, at_high, at_low = point, value, at_low / 2 if again else at_low
     return (low + high) / 2
 
 
