@@ -1,12 +1,13 @@
 """Which waiting rows go to the device together. Pure: no clock, no lock, no thread.
 
 A padded batch costs (rows) x (longest row) tokens, so rows of like length belong together. The oldest
-row is always in the batch: however odd its length, it never waits behind later arrivals.
+row of its kind is always in the batch: however odd its length, it never waits behind later arrivals. Kinds
+take turns: cheap rows do not wait behind a queue of dear ones, nor the other way round.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -23,23 +24,35 @@ class Waiting:
     group: Hashable
 
 
-def form_batch(waiting: Sequence[Waiting], *, token_budget: int) -> list[int]:
+def next_group(waiting: Sequence[Waiting], served: Mapping[Hashable, int]) -> Hashable:
+    """Return the group whose turn it is: the one that was served longest ago; among equals, the oldest row's.
+
+    Args:
+        waiting: rows in order of arrival, at least one.
+        served: by group the number of its last batch; groups that are not there were never served.
+    """
+    return min(dict.fromkeys(row.group for row in waiting), key=lambda group: served.get(group, -1))
+
+
+def form_batch(waiting: Sequence[Waiting], *, token_budget: int, group: Hashable = None) -> list[int]:
     """Return the positions in ``waiting`` of the next batch, shortest row first.
 
     Args:
         waiting: rows in order of arrival.
-        token_budget: most padded tokens of a batch: rows times the longest row. The oldest row goes
+        token_budget: most padded tokens of a batch: rows times the longest row. The group's oldest row goes
             even where it alone is over the budget.
+        group: whose rows; None: the oldest row's.
 
-    The batch is a window of the oldest row's group, sorted by length, that grows from the oldest row
-    towards whichever neighbour is nearer in length, for as long as the padded size fits.
+    The batch is a window of the group, sorted by length, that grows from the group's oldest row towards
+    whichever neighbour is nearer in length, for as long as the padded size fits.
     """
     if not waiting:
         return []
-    group = waiting[0].group
-    by_length = sorted((i for i, row in enumerate(waiting) if row.group == group), key=lambda i: waiting[i].tokens)
-    low = high = by_length.index(0)
-    oldest = waiting[0].tokens
+    group = waiting[0].group if group is None else group
+    of_group = [i for i, row in enumerate(waiting) if row.group == group]
+    by_length = sorted(of_group, key=lambda i: waiting[i].tokens)
+    low = high = by_length.index(of_group[0])
+    oldest = waiting[of_group[0]].tokens
 
     def fits(size: int, longest: int) -> bool:
         return size * longest <= token_budget

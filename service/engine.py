@@ -2,6 +2,7 @@
 
 A request becomes a :class:`Ticket` of rows. Whenever the device is idle and rows wait, the thread forms
 the best batch from all of them, whichever requests they came from, and runs it; it never waits for more.
+What is asked in different ways takes turns, so a MAP answer waits for one Laplace batch at most.
 A ticket's future holds its predictions in the order of its rows, or the first row's failure.
 """
 
@@ -12,13 +13,13 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from laplora.errors import NonFiniteError
-from service.batching import Waiting, form_batch, halves, padded_tokens
+from service.batching import Waiting, form_batch, halves, next_group, padded_tokens
 from service.errors import (
     BatchTooLargeError,
     DeadlineError,
@@ -147,6 +148,8 @@ class Engine:
         self._changed = threading.Condition()
         self._waiting: list[_QueuedRow] = []
         self._queued_tokens = 0
+        self._served: dict[Hashable, int] = {}
+        self._batches = 0
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._open: set[Ticket] = set()
         self._draining = False
@@ -301,10 +304,14 @@ class Engine:
 
     def _take_batch(self) -> list[_QueuedRow]:
         with self._changed:
-            chosen = form_batch(
-                [Waiting(q.tokens, (id(q.ticket.scorer), q.ticket.ask)) for q in self._waiting],
-                token_budget=self.token_budget,
-            )
+            waiting = [Waiting(q.tokens, (id(q.ticket.scorer), q.ticket.ask)) for q in self._waiting]
+            if not waiting:
+                return []
+            group = next_group(waiting, self._served)
+            chosen = form_batch(waiting, token_budget=self.token_budget, group=group)
+            self._batches += 1
+            others = {row.group for row in waiting}
+            self._served = {g: n for g, n in self._served.items() if g in others} | {group: self._batches}
             batch = [self._waiting[i] for i in chosen]
             taken = set(chosen)
             self._waiting = [queued for i, queued in enumerate(self._waiting) if i not in taken]

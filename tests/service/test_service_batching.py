@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.batching import Waiting, form_batch, halves, padded_tokens
+from service.batching import Waiting, form_batch, halves, next_group, padded_tokens
 
 
 def rows(*lengths: int, group: str = "laplace") -> list[Waiting]:
@@ -37,6 +37,21 @@ def test_oldest_goes_even_over_the_budget() -> None:
 def test_groups_never_mix() -> None:
     waiting = [Waiting(3, "map"), Waiting(3, "laplace"), Waiting(3, "map")]
     assert sorted(form_batch(waiting, token_budget=100)) == [0, 2]
+
+
+def test_a_group_is_asked_for_by_name() -> None:
+    waiting = [Waiting(3, "map"), Waiting(9, "laplace"), Waiting(3, "map"), Waiting(8, "laplace")]
+    assert form_batch(waiting, token_budget=18, group="laplace") == [3, 1]
+    assert form_batch(waiting, token_budget=17, group="laplace") == [1]
+
+
+def test_groups_take_turns() -> None:
+    waiting = [Waiting(3, "laplace"), Waiting(3, "map"), Waiting(3, "other")]
+    assert next_group(waiting, {}) == "laplace"
+    assert next_group(waiting, {"laplace": 1}) == "map"
+    assert next_group(waiting, {"laplace": 1, "map": 2}) == "other"
+    assert next_group(waiting, {"laplace": 4, "map": 2, "other": 3}) == "map"
+    assert next_group(waiting[:1], {"laplace": 4}) == "laplace"
 
 
 waiting_rows = st.lists(st.builds(Waiting, st.integers(1, 64), st.sampled_from(["map", "laplace"])), min_size=1)

@@ -85,6 +85,26 @@ def test_map_rows_go_in_their_own_batches(engine: Engine, predictor: FakePredict
     assert [(name, len(rows)) for name, rows in predictor.batches] == [("laplace", 1), ("map", 2), ("laplace", 2)]
 
 
+def test_map_rows_wait_for_one_laplace_batch_at_most(engine: Engine, predictor: FakePredictor) -> None:
+    first = occupy(engine, predictor)
+    laplace = [submit(engine, predictor, EncodedRow((1,) * 14, 2)) for _ in range(3)]
+    cheap = submit(engine, predictor, predictor.row(9), predictive="map")
+    predictor.released.set()
+    for ticket in (first, *laplace, cheap):
+        ticket.future.result()
+    assert [name for name, _ in predictor.batches] == ["laplace", "map", "laplace", "laplace", "laplace"]
+
+
+def test_laplace_rows_are_not_starved_by_map_rows(engine: Engine, predictor: FakePredictor) -> None:
+    first = occupy(engine, predictor)
+    cheap = [submit(engine, predictor, EncodedRow((1,) * 14, 2), predictive="map") for _ in range(3)]
+    dear = submit(engine, predictor, predictor.row(9))
+    predictor.released.set()
+    for ticket in (first, *cheap, dear):
+        ticket.future.result()
+    assert [name for name, _ in predictor.batches] == ["laplace", "map", "laplace", "map", "map"]
+
+
 def test_one_thread_runs_everything(engine: Engine, predictor: FakePredictor) -> None:
     for i in range(3):
         named(submit(engine, predictor, predictor.row(i)))
