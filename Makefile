@@ -7,11 +7,12 @@ ARTIFACT ?= artifacts/sst2-smollm2
 CONFIG ?= training/configs/sst2-smollm2.yaml
 PORT ?= 8000
 
-.PHONY: help setup demo serve train test check format clean
+.PHONY: help setup demo serve train test bench check format clean
 
 help:
 	@echo "make demo                     start the server on the default artifact, ask three questions, keep serving"
 	@echo "make test                     run the whole test suite"
+	@echo "make bench [QUICK=1]          how fast, beside other packages: benchmarks/RESULTS.md (QUICK: some minutes)"
 	@echo "make train [CONFIG=...]       fine-tune, fit, evaluate and package (default: $(CONFIG))"
 	@echo "make serve [ARTIFACT=...]     serve an artifact on port $(PORT)"
 	@echo "make check                    format, lint, types, import rules"
@@ -22,6 +23,10 @@ setup: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(VENV)/.peers: $(VENV)/.installed
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,peers]'
 	@touch $@
 
 demo: setup
@@ -35,6 +40,9 @@ train: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+bench: setup $(VENV)/.peers
+	$(BIN)/python -m benchmarks.speed $(if $(QUICK),--quick)
 
 check: setup
 	$(BIN)/ruff format --check .

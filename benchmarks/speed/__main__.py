@@ -1,0 +1,56 @@
+"""Run the benchmarks and write benchmarks/RESULTS.md and results.json; parts not run keep their figures."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib
+import importlib.metadata
+import os
+import shlex
+import sys
+
+import torch
+
+from benchmarks.peers.__main__ import processor
+from benchmarks.speed.record import Conditions, Record, write
+
+PARTS = ("predict", "peers", "fit", "mixed", "server", "start")
+#: What ``--quick`` runs unless parts are named.
+QUICK_PARTS = ("predict", "peers", "fit")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the chosen parts; each record is written as soon as it is there."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__)
+    parser.add_argument("--only", choices=PARTS, nargs="+", help="these parts alone")
+    parser.add_argument("--quick", action="store_true", help="few sizes, some minutes")
+    options = parser.parse_args(arguments)
+    conditions = conditions_here(sys.argv[1:] if arguments is None else arguments)
+    for part in options.only or (QUICK_PARTS if options.quick else PARTS):
+        for record in importlib.import_module(f"benchmarks.speed.{part}").run(conditions, quick=options.quick):
+            print(line(record), flush=True)
+            write([record])
+
+
+def line(record: Record) -> str:
+    """Return a record as a line of the console."""
+    verdict = "" if record.met is None else (" met" if record.met else " MISSED")
+    target = f" (target {record.target})" if record.target else ""
+    return f"{record.name}: {record.value} [{record.low} to {record.high}] x {record.baseline}{target}{verdict}"
+
+
+def conditions_here(arguments: list[str]) -> Conditions:
+    """Return this machine and moment."""
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft", "bitsandbytes")}
+    measured = {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "command": shlex.join(["python", "-m", "benchmarks.speed", *arguments]),
+        "threads": str(torch.get_num_threads()),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+    }
+    return Conditions(f"{processor()}, {os.cpu_count()} cores", measured)
+
+
+if __name__ == "__main__":
+    main()

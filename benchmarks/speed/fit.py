@@ -1,0 +1,91 @@
+"""What a fit costs over the passes through the model that it cannot do without, and what choosing a prior costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import torch
+
+from benchmarks.speed.record import Conditions, Record
+from benchmarks.speed.subject import load_subject, random_batch
+from benchmarks.speed.timing import Ratio, in_turns, ratio
+from laplora.blocks import Block, ContrastJacobians
+from laplora.jacobians import contrast_jacobians, find_blocks
+from laplora.member_outputs import MemberSet
+from laplora.posterior import Posterior, ProjectedJacobians
+from laplora.prior import choose_by_evidence, choose_by_validation
+from laplora.prompts import Batch
+from laplora.structures import StructureSettings, fit_posterior, needs_sums
+
+State = TypeVar("State")
+ROWS, TOKENS = 32, 32
+#: Held-out rows, as many as the default configurations calibrate on.
+HELD_OUT = 150
+STRUCTURES = ("joint_core", "ekfac")
+
+
+def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
+    """Yield the cost of curvature by structure and batch size, and of the two ways to choose a prior.
+
+    A pass is one forward and one backward over the training rows (two classes); both structures take two.
+    """
+    members = load_subject("bfloat16")
+    blocks = find_blocks(members.model, 2)
+    for size in (8,) if quick else (1, 8, 32):
+        batches = [random_batch(members, size, TOKENS) for _ in range(ROWS // size)]
+
+        def once(batches: list[Batch] = batches) -> None:
+            for batch in batches:
+                contrast_jacobians(members.model, batch, members.label_ids, blocks, sums=False)
+
+        functions: dict[str, Callable[[], Any]] = {"one pass": once}
+        for structure in STRUCTURES:
+            functions[structure] = lambda s=structure, b=batches: fit(members, blocks, b, s)
+        times = in_turns(functions, 3)
+        for structure in STRUCTURES:
+            yield conditions.record(
+                f"fit: {structure}, batches of {size}",
+                ratio(times, structure, "one pass"),
+                "a forward and a backward of the rows",
+                limit=2.4,
+            )
+    yield from choices(conditions, members, blocks)
+
+
+def fit(members: MemberSet, blocks: tuple[Block, ...], batches: list[Batch], structure: str) -> Posterior:
+    """Return the posterior of the batches' rows, at the default ranks."""
+
+    def run_pass(_title: str, empty: State, add: Callable[[State, ContrastJacobians, torch.Tensor], State]) -> State:
+        state = empty
+        for batch in batches:
+            found = contrast_jacobians(members.model, batch, members.label_ids, blocks, sums=needs_sums(structure))
+            state = add(state, found, batch.class_mask)
+        return state
+
+    return fit_posterior(StructureSettings(structure=structure), blocks, run_pass)
+
+
+def choices(conditions: Conditions, members: MemberSet, blocks: tuple[Block, ...]) -> Iterator[Record]:
+    """Yield the seconds of both choices of a prior for the default posterior, held-out rows projected before."""
+    posterior = fit(members, blocks, [random_batch(members, 8, TOKENS)], "joint_core")
+    batch = random_batch(members, 10, TOKENS)
+    found = contrast_jacobians(members.model, batch, members.label_ids, blocks, sums=False)
+    few = posterior.project(found)
+    repeats = HELD_OUT // 10
+    projected = ProjectedJacobians(*(torch.cat([part] * repeats) for part in (few.contrast_mean, few.kept, few.rest)))
+    labels = torch.arange(HELD_OUT) % 2
+    distances = torch.ones(len(blocks), dtype=torch.float64)
+    possible = torch.ones(HELD_OUT, 2, dtype=torch.bool)
+    times = in_turns(
+        {
+            "evidence": lambda: choose_by_evidence(posterior, distances, -10.0, "scalar"),
+            "evidence by group": lambda: choose_by_evidence(posterior, distances, -10.0, "group"),
+            "validation": lambda: choose_by_validation(posterior, projected, labels, possible),
+        },
+        5,
+    )
+    for name, limit in (("evidence", 0.05), ("evidence by group", 0.05), ("validation", 2.0)):
+        seconds = sorted(times[name])
+        middle = Ratio(seconds[len(seconds) // 2], seconds[0], seconds[-1])
+        yield conditions.record(f"fit: prior by {name}", middle, "seconds", limit=limit)

@@ -1,0 +1,162 @@
+"""An answer with its uncertainty: laplora's, other packages', MC dropout's and an ensemble's; same weights and rows.
+
+float32, two classes, batches of 4 x 64 tokens without padding. The packages' posteriors are fitted on a few rows:
+what an answer costs does not depend on it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from benchmarks.peers.subject import Subject, artifact_subject, lora_parameters, plain_attention
+from benchmarks.speed.record import Conditions, Record
+from benchmarks.speed.subject import ARTIFACT
+from benchmarks.speed.timing import in_turns, ratio
+from laplora.artifact import read_artifact
+from laplora.jacobians import contrast_jacobians, find_blocks
+from laplora.manifest import POSTERIOR
+from laplora.model import label_logits, last_hidden
+from laplora.posterior import block_precisions
+from laplora.posterior_file import read_posterior
+from laplora.prompts import EncodedRow
+
+ROWS, TOKENS = 4, 64
+DROPOUT_SAMPLES, ENSEMBLE = 10, 5
+#: Rank of the package's low-rank factors: that of its own example.
+PACKAGE_RANK = 10
+#: Width from which its factors are of low rank.
+WIDE = 64
+FORWARD = "a forward"
+
+
+def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
+    """Yield each method's time over a plain forward pass, and over laplora's."""
+    missing = [name for name in ("bayesian_lora", "laplace") if importlib.util.find_spec(name) is None]
+    if missing:
+        print(f"peers: {' and '.join(missing)} not installed: pip install -c constraints.txt -e '.[peers]'", flush=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        functions = methods(missing)
+        times = in_turns(functions, 3 if quick else 5)
+    for name in functions:
+        if name == FORWARD:
+            continue
+        yield conditions.record(
+            f"peers: {name}", ratio(times, name, FORWARD), FORWARD, limit=2.2 if name == "laplora" else None
+        )
+    for name in functions:
+        if name not in (FORWARD, "laplora"):
+            limit = 6.0 if name == "bayesian-lora" else 1.0
+            yield conditions.record(
+                f"peers: {name}, against laplora",
+                ratio(times, name, "laplora"),
+                "laplora",
+                limit=limit,
+                side="at least",
+            )
+
+
+def methods(missing: list[str]) -> dict[str, Callable[[], Any]]:
+    """Return what is timed, by name."""
+    subject = even_rows(artifact_subject(train=8, test=ROWS))
+    batch = subject.batch(subject.test)
+    model, labels = subject.model, subject.label_ids
+
+    @torch.no_grad()
+    def forward() -> torch.Tensor:
+        return label_logits(model, last_hidden(model, batch), labels)
+
+    def several(count: int) -> torch.Tensor:
+        return torch.stack([forward() for _ in range(count)]).softmax(-1).mean(0)
+
+    def dropout() -> torch.Tensor:
+        modules = [m for name, m in model.named_modules() if ".lora_dropout." in name]
+        for module in modules:
+            module.train()
+        try:
+            return several(DROPOUT_SAMPLES)
+        finally:
+            for module in modules:
+                module.eval()
+
+    found: dict[str, Callable[[], Any]] = {FORWARD: forward, "laplora": laplora(subject)}
+    if "bayesian_lora" not in missing:
+        found["bayesian-lora"] = bayesian_lora(subject)
+    if "laplace" not in missing:
+        found |= {f"laplace-torch, {name}": laplace_torch(subject, name) for name in ("diagonal", "kfac_expand")}
+    return found | {
+        f"MC dropout, {DROPOUT_SAMPLES} samples": dropout,
+        f"ensemble of {ENSEMBLE} checkpoints": lambda: several(ENSEMBLE),
+    }
+
+
+def even_rows(subject: Subject) -> Subject:
+    """Return the subject with random rows of one length."""
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(rows: tuple[EncodedRow, ...]) -> tuple[EncodedRow, ...]:
+        ids = torch.randint(200, 40000, (len(rows), TOKENS), generator=generator).tolist()
+        return tuple(EncodedRow(tuple(row), 2) for row in ids)
+
+    return replace(subject, train=drawn(subject.train), test=drawn(subject.test))
+
+
+def laplora(subject: Subject) -> Callable[[], torch.Tensor]:
+    """Return this library's logits and covariance, with the default artifact's posterior."""
+    posterior = read_posterior(ARTIFACT / POSTERIOR, find_blocks(subject.model, 2)).to("cpu", torch.float32)
+    precisions = block_precisions(read_artifact(ARTIFACT).manifest.prior.prior(), posterior.blocks)
+    batch = subject.batch(subject.test)
+
+    def answer() -> torch.Tensor:
+        found = contrast_jacobians(subject.model, batch, subject.label_ids, posterior.blocks, sums=False)
+        return posterior.covariance_of(found, precisions)
+
+    return answer
+
+
+def bayesian_lora(subject: Subject) -> Callable[[], torch.Tensor]:
+    """Return the package's ``jacobian_mean`` and ``variance``, as its example calls them."""
+    from bayesian_lora import calculate_kronecker_factors, cholesky_decompose_small_factors
+    from bayesian_lora.main import variance
+
+    from benchmarks.peers.against_bayesian_lora import class_logits, inputs_of, package_jacobian
+
+    rank = min(min(p.shape) for p in lora_parameters(subject.model).values())
+    inputs, scale = inputs_of(subject, subject.test), torch.tensor(0.1)
+    with plain_attention():
+        factors = calculate_kronecker_factors(
+            subject.model, class_logits(subject), [inputs_of(subject, subject.train)], PACKAGE_RANK, WIDE, ["lora"]
+        )
+    factors = cholesky_decompose_small_factors(factors, WIDE, "cpu", torch.float32)
+    subject.model.zero_grad()
+    subject.model.eval()
+
+    def answer() -> torch.Tensor:
+        with plain_attention():
+            jacobian, _ = package_jacobian(subject, subject.test)
+        found: torch.Tensor = variance(inputs, jacobian, factors, scale, 2, rank, PACKAGE_RANK, "cpu")
+        return found
+
+    return answer
+
+
+def laplace_torch(subject: Subject, structure: str) -> Callable[[], torch.Tensor]:
+    """Return laplace-torch's probabilities by its linearised (``glm``) predictive."""
+    from benchmarks.peers.against_laplace import fit_laplace, mapping, quiet
+
+    with quiet():
+        posterior = fit_laplace(subject, structure, 80.0, size=4)
+    data = mapping(subject, subject.test)
+
+    def answer() -> torch.Tensor:
+        with quiet():
+            found: torch.Tensor = posterior(data, pred_type="glm", link_approx="probit")
+        return found
+
+    return answer

@@ -1,0 +1,63 @@
+"""From a process's start to a ready server, against loading the base model alone; and an artifact's own load."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+from benchmarks.speed.process import served
+from benchmarks.speed.record import Conditions, Record
+from benchmarks.speed.subject import ARTIFACT
+from benchmarks.speed.timing import Ratio, in_turns, ratio
+from laplora.artifact import read_artifact
+from laplora.jacobians import find_blocks
+from laplora.manifest import POSTERIOR
+from laplora.model import BaseSpec, attach_adapter, load_base_model, locate_base, resolve_device
+from laplora.posterior_file import read_posterior
+
+#: What a user would run without laplora: import, quantise, load; a process of its own, as the server is.
+PLAIN = """
+import sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+config = BitsAndBytesConfig(
+    load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
+)
+AutoTokenizer.from_pretrained(sys.argv[1])
+where = {"": "cpu"}
+AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.bfloat16, quantization_config=config, device_map=where)
+"""
+
+
+def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
+    """Yield the start over ``from_pretrained`` alone, everything in the page cache, and the artifact's seconds."""
+    manifest = read_artifact(ARTIFACT).manifest
+    location = locate_base(manifest.base)
+
+    def plain() -> None:
+        subprocess.run([sys.executable, "-c", PLAIN, location], check=True, capture_output=True)
+
+    def server() -> None:
+        with served():
+            pass
+
+    times = in_turns({"plain": plain, "server": server}, 2 if quick else 5)
+    yield conditions.record(
+        "start: process to ready", ratio(times, "server", "plain"), "from_pretrained in a process", limit=1.5
+    )
+    yield from artifact_load(conditions, location, manifest.base)
+
+
+def artifact_load(conditions: Conditions, location: str, base: BaseSpec) -> Iterator[Record]:
+    """Yield the seconds of verifying an artifact, attaching its adapter and reading its posterior."""
+    seconds = []
+    for _ in range(5):
+        model = load_base_model(location, base, device=resolve_device("auto"))
+        begun = time.perf_counter()
+        artifact = read_artifact(ARTIFACT)
+        adapted = attach_adapter(model, ARTIFACT / "adapter")
+        read_posterior(ARTIFACT / POSTERIOR, find_blocks(adapted, len(artifact.manifest.labels)))
+        seconds.append(time.perf_counter() - begun)
+    seconds.sort()
+    yield conditions.record("start: artifact", Ratio(seconds[2], seconds[0], seconds[-1]), "seconds", limit=0.5)

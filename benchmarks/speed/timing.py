@@ -1,0 +1,47 @@
+"""Times taken in turns, and their ratios."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A ratio of two times: the median over turns, the lowest and the highest."""
+
+    value: float
+    low: float
+    high: float
+
+
+def in_turns(functions: Mapping[str, Callable[[], Any]], turns: int) -> dict[str, list[float]]:
+    """Return each function's seconds, called one after the other, turn by turn, after one turn that is not counted.
+
+    What slows a machine down for a while slows all of them, so ratios are taken within a turn.
+    """
+    found: dict[str, list[float]] = {name: [] for name in functions}
+    for turn in range(turns + 1):
+        for name, function in functions.items():
+            begun = _now()
+            function()
+            if turn:
+                found[name].append(_now() - begun)
+    return found
+
+
+def ratio(times: Mapping[str, list[float]], of: str, to: str) -> Ratio:
+    """Return one function's times over another's."""
+    ratios = [a / b for a, b in zip(times[of], times[to], strict=True)]
+    return Ratio(statistics.median(ratios), min(ratios), max(ratios))
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
