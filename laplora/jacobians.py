@@ -184,8 +184,8 @@ class _Gather:
             jacobian = jacobian.mT
         if not self.sums:
             return BlockJacobian(jacobian)
-        real = mask[..., None].to(inputs.dtype)
-        inputs = inputs * real
+        real = mask[..., None].to(deltas.dtype)
+        inputs = inputs.to(deltas.dtype) * real
         return BlockJacobian(
             jacobian=jacobian,
             mean_input=inputs.sum(1) / real.sum(1),

@@ -66,7 +66,7 @@ def _is_linear(linear: Any) -> bool:
 
 @dataclass(frozen=True)
 class Adapted:
-    """What one adapted linear's Jacobians are made of; in the adapter's number format.
+    """What one adapted linear's Jacobians are made of; in the adapter's number format, but for ``inputs``.
 
     Gradients are those of the last tokens; at the others they are zero.
 
@@ -84,14 +84,15 @@ class Adapted:
 
 @dataclass
 class _Kept:
-    """One layer's activations: outputs of linears by name, and what adapters saw and made of it."""
+    """One layer's activations; by name outputs of linears, and what adapted ones saw and ``lora_A`` made of it."""
 
     x: torch.Tensor
     mask: torch.Tensor | None
     rotary: tuple[torch.Tensor, torch.Tensor]
     middle: torch.Tensor | None = None
     outputs: dict[str, torch.Tensor] = field(default_factory=dict)
-    adapted: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    inputs: dict[str, torch.Tensor] = field(default_factory=dict)
+    low: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 class DecoderTape:
@@ -151,10 +152,15 @@ class DecoderTape:
                 self._handles.append(linear.register_forward_hook(output))
             if f"{self._prefix}.{number}.{name}" in self._adapted:
 
-                def adapter(_m: nn.Module, inputs: Any, result: torch.Tensor, name: str = name) -> None:
-                    self._kept[-1].adapted[name] = (inputs[0], result)
+                def adapted(_m: nn.Module, inputs: tuple[torch.Tensor, ...], name: str = name) -> None:
+                    # as the base sees it: the adapter's own copy is in a wider format, one for each adapter
+                    self._kept[-1].inputs[name] = inputs[0]
 
-                self._handles.append(linear.lora_A[ADAPTER].register_forward_hook(adapter))
+                def low(_m: nn.Module, _i: Any, result: torch.Tensor, name: str = name) -> None:
+                    self._kept[-1].low[name] = result
+
+                self._handles.append(linear.register_forward_pre_hook(adapted))
+                self._handles.append(linear.lora_A[ADAPTER].register_forward_hook(low))
 
     def reverse(self, gradient: torch.Tensor) -> Iterator[tuple[str, Adapted]]:
         """Yield every wanted linear's path with its Jacobians' parts, from the last layer down; once.
@@ -261,8 +267,8 @@ class _LayerReverse:
         to_b = gradient.to(up.dtype) * linear.scaling[ADAPTER]
         to_a: torch.Tensor = to_b @ up
         if f"{self.path}.{name}" in self.wanted:
-            inputs, low = self.kept.adapted[name]
-            self.found.append((f"{self.path}.{name}", Adapted(inputs, low, to_a, to_b)))
+            parts = Adapted(self.kept.inputs[name], self.kept.low[name], to_a, to_b)
+            self.found.append((f"{self.path}.{name}", parts))
         return to_a
 
 
