@@ -88,18 +88,18 @@ def choose_by_evidence(
     for i, block in enumerate(blocks):
         members.setdefault(prior_key(granularity, block), []).append(i)
     low, high = math.log(LOWEST), math.log(HIGHEST)
-    point = dict.fromkeys(members, 0.0)
+    point: dict[str, float] = {}
 
     def gap(key: str, log_precision: float) -> float:
         precisions = torch.zeros(len(blocks), dtype=torch.float64)
         for other, index in members.items():
-            precisions[index] = math.exp(log_precision if other == key else point[other])
+            precisions[index] = math.exp(log_precision if other == key else point.get(other, 0.0))
         gamma = float(posterior.effective_dimension(precisions)[members[key]].sum())
         return log_precision + _log(float(squared_distances[members[key]].sum())) - _log(gamma)
 
     for _sweep in range(_SWEEPS):
         for key in members:
-            point[key] = _rising_root(partial(gap, key), low, high)
+            point[key] = _rising_root(partial(gap, key), low, high, point.get(key))
         if all(abs(gap(key, value)) <= 1e-8 for key, value in point.items() if value not in (low, high)):
             break
     precision = {key: math.exp(value) for key, value in point.items()}
@@ -113,11 +113,18 @@ def _log(value: float) -> float:
     return math.log(value) if value > 0 else -math.inf
 
 
-def _rising_root(function: Callable[[float], float], low: float, high: float) -> float:
+def _rising_root(function: Callable[[float], float], low: float, high: float, near: float | None = None) -> float:
     """Return the root of a function of slope one or more, or the bound that it lies beyond.
 
     False position with the Illinois step (Dowell and Jarratt, 1971); bisection where an end has no finite value.
+
+    Args:
+        near: a guess. The root is no further from it than the function's value there.
     """
+    if near is not None and low < near < high and math.isfinite(value := function(near)):
+        if abs(value) <= 1e-10:
+            return near
+        low, high = max(low, min(near, near - value)), min(high, max(near, near - value))
     at_low, at_high = function(low), function(high)
     if at_low >= 0:
         return low
