@@ -204,9 +204,9 @@ class _LayerReverse:
         gate, up = (kept.outputs[name][:, -last:] for name in _MLP)
         inner = self._linear("mlp.down_proj", upper.to(dtype))
         to_gate = torch.ops.aten.silu_backward(inner * up, gate.expand(inner.shape))
-        below = self._linear("mlp.up_proj", inner * nn.functional.silu(gate))
+        below = self._linear("mlp.up_proj", inner.mul_(nn.functional.silu(gate)))
         below = self._linear("mlp.gate_proj", to_gate, below)
-        upper = upper + norm_gradient(layer.post_attention_layernorm, kept.middle[:, -last:], below)
+        upper = norm_gradient(layer.post_attention_layernorm, kept.middle[:, -last:], below, upper)
         if stop and not self._wants(*_ATTENTION, "self_attn.o_proj"):
             return None
         context = self._linear("self_attn.o_proj", upper.to(dtype))
@@ -243,9 +243,7 @@ class _LayerReverse:
             below = self._linear("self_attn.q_proj", to_q, below)
         else:
             below[:, :, -last:] += self._linear("self_attn.q_proj", to_q)
-        lower = norm_gradient(self.layer.input_layernorm, self.kept.x, below)
-        lower[:, :, -last:] += upper
-        return lower
+        return norm_gradient(self.layer.input_layernorm, self.kept.x, below, upper)
 
     def _wants(self, *names: str) -> bool:
         return any(f"{self.path}.{name}" in self.wanted for name in names)
@@ -317,24 +315,29 @@ def plain_weight(linear: Any, dtype: torch.dtype) -> torch.Tensor:
     return expanded.to(dtype)
 
 
-def norm_gradient(norm: Any, inputs: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+def norm_gradient(
+    norm: Any, inputs: torch.Tensor, gradient: torch.Tensor, onto: torch.Tensor | None = None
+) -> torch.Tensor:
     """Return gradients with respect to the input of a root mean square norm, in at least float32.
 
-    With ``h = x / rms(x)`` and ``g = w * gradient``: ``(g - h mean(g h)) / rms(x)``.
+    With ``r = 1 / rms(x)`` and ``g = w * gradient``: ``r g - r^3 mean(g x) x``.
 
     Args:
         inputs: (batch, tokens, hidden); gradient: (contrasts, batch, tokens, hidden), with respect to its output.
+        onto: what is added at the last tokens, (contrasts, batch, last tokens, hidden).
     """
     wide = torch.promote_types(torch.float32, inputs.dtype)
     x = inputs.to(wide)
     epsilon = norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps
     if epsilon is None:
         epsilon = torch.finfo(wide).eps
-    inverse = x.square().mean(-1, keepdim=True).add_(epsilon).rsqrt_()
-    direction = x.mul(inverse)
-    scaled = gradient.to(wide) * norm.weight.to(wide)
-    along = (scaled * direction).mean(-1, keepdim=True)
-    result: torch.Tensor = torch.addcmul(scaled, direction, along, value=-1).mul_(inverse)
+    size = x.shape[-1]
+    inverse = (torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / size + epsilon).rsqrt()
+    result: torch.Tensor = gradient * norm.weight.to(wide)
+    along = (result * x).sum(-1, keepdim=True).mul_(inverse**3 / -size)
+    result.mul_(inverse).addcmul_(x.expand(result.shape), along)
+    if onto is not None:
+        result[:, :, -onto.shape[2] :] += onto
     return result
 
 
@@ -345,11 +348,17 @@ def _heads(x: torch.Tensor, size: int) -> torch.Tensor:
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Return rotary embeddings applied to (batch, heads, tokens, size)."""
-    first, second = x.chunk(2, -1)
-    return x * cos + torch.cat((-second, first), -1) * sin
+    half = x.shape[-1] // 2
+    result = x * cos
+    result[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
+    result[..., half:].addcmul_(x[..., :half], sin[..., half:])
+    return result
 
 
 def rotate_back(gradient: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Return the transposed of ``rotate``."""
-    first, second = (gradient * sin).chunk(2, -1)
-    return gradient * cos + torch.cat((second, -first), -1)
+    half = gradient.shape[-1] // 2
+    result = gradient * cos
+    result[..., :half].addcmul_(gradient[..., half:], sin[..., half:])
+    result[..., half:].addcmul_(gradient[..., :half], sin[..., :half], value=-1)
+    return result
