@@ -8,6 +8,7 @@ import importlib
 import importlib.metadata
 import os
 import shlex
+import subprocess
 import sys
 
 import torch
@@ -26,11 +27,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--only", choices=PARTS, nargs="+", help="these parts alone")
     parser.add_argument("--quick", action="store_true", help="few sizes, some minutes")
     options = parser.parse_args(arguments)
-    conditions = conditions_here(sys.argv[1:] if arguments is None else arguments)
-    for part in options.only or (QUICK_PARTS if options.quick else PARTS):
-        for record in importlib.import_module(f"benchmarks.speed.{part}").run(conditions, quick=options.quick):
-            print(line(record), flush=True)
-            write([record])
+    given = sys.argv[1:] if arguments is None else arguments
+    parts = options.only or (QUICK_PARTS if options.quick else PARTS)
+    if len(parts) > 1:  # each in a process of its own: what one part leaves behind would slow the next one down
+        for part in parts:
+            quick = ["--quick"] if options.quick else []
+            subprocess.run([sys.executable, "-m", "benchmarks.speed", "--only", part, *quick], check=True)
+        return
+    conditions = conditions_here(given)
+    for record in importlib.import_module(f"benchmarks.speed.{parts[0]}").run(conditions, quick=options.quick):
+        print(line(record), flush=True)
+        write([record])
 
 
 def line(record: Record) -> str:

@@ -48,7 +48,7 @@ def request_of(text: str) -> dict[str, Any]:
 
 def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
     """Yield throughput over the engine's by clients, what one request costs more, and what comes past capacity."""
-    seconds, turns = (6.0, 2) if quick else (15.0, 3)
+    seconds, turns = (6.0, 2) if quick else (8.0, 3)
     texts = sentences(512)
     with served(["--batch-tokens", str(BATCH_TOKENS)]) as address, in_process() as ask, clients(address) as post:
         for concurrency in (1, 32) if quick else (1, 8, 32, 128):
