@@ -7,39 +7,28 @@ from __future__ import annotations
 
 import json
 import statistics
-import time
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
+from benchmarks.speed.subject import ARTIFACT
+from benchmarks.speed.timing import in_turns, ratio
 from laplora.model import last_hidden
 from laplora.predictor import Predictor
 from laplora.prompts import Batch
 
-ARTIFACT = Path(__file__).parent.parent / "artifacts" / "sst2-smollm2"
 TEXT = "the plot makes no sense at all , and the two leads have nothing to say to each other for two hours ."
+TURNS = 7
 MODES: tuple[Literal["map", "laplace"], ...] = ("map", "laplace")
-
-
-def milliseconds(functions: dict[str, Any], repeats: int = 7) -> dict[str, list[float]]:
-    """Return each function's times, taken in turns after one warm-up each."""
-    found: dict[str, list[float]] = {name: [] for name in functions}
-    for turn in range(repeats + 1):
-        for name, function in functions.items():
-            begun = time.perf_counter()
-            function()
-            if turn:
-                found[name].append((time.perf_counter() - begun) * 1000)
-    return found
 
 
 def show(title: str, times: dict[str, list[float]]) -> None:
     """Print medians, ranges, and ratios to the first."""
-    first = statistics.median(next(iter(times.values())))
-    for name, values in times.items():
-        median = statistics.median(values)
-        print(f"{title}, {name}: {median:.0f} ms ({min(values):.0f} to {max(values):.0f}), {median / first:.2f} times")
+    first = next(iter(times))
+    for name, seconds in times.items():
+        values = [1000 * s for s in seconds]
+        spread = f"{statistics.median(values):.0f} ms ({min(values):.0f} to {max(values):.0f})"
+        print(f"{title}, {name}: {spread}, {ratio(times, name, first).value:.2f} times")
 
 
 def drift(predictor: Predictor) -> float:
@@ -65,7 +54,7 @@ def main() -> None:
     for size in (1, 8):
         rows = [loaded["expanded"].encode({"text": TEXT}, truncate=False)] * size
         modes = {mode: lambda mode=mode, rows=rows: loaded["expanded"].predict(rows, mode) for mode in MODES}
-        show(f"{size} x {len(rows[0].token_ids)} tokens", milliseconds(modes))
+        show(f"{size} x {len(rows[0].token_ids)} tokens", in_turns(modes, TURNS))
     ids = torch.randint(5, 40000, (6, 64), generator=torch.Generator().manual_seed(0))
     ones = torch.ones_like(ids)
     batch = Batch(ids, ones, ones.cumsum(1) - 1, torch.ones(6, 2, dtype=torch.bool))
@@ -74,7 +63,7 @@ def main() -> None:
         with torch.no_grad():
             last_hidden(predictor._members.model, batch)
 
-    show("forward, 6 x 64", milliseconds({name: lambda p=p: forward(p) for name, p in loaded.items()}))
+    show("forward, 6 x 64", in_turns({name: lambda p=p: forward(p) for name, p in loaded.items()}, TURNS))
     for name, predictor in loaded.items():
         print(f"golden answers, {name}: largest difference {drift(predictor):.3f}")
 

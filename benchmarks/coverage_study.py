@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -54,19 +55,14 @@ def main() -> None:
     for task, cells in tasks.items():
         found = [label_probs(cell, result["recommended"]) for cell, result in cells]
         few, rows = cells[0][1]["calibration_rows"], len(found[0])
-        drawn = mean([result["conformal"][result["recommended"]]["lac"]["coverage"] for _, result in cells])
+        drawn = fmean([result["conformal"][result["recommended"]]["lac"]["coverage"] for _, result in cells])
         line = f"{task:14} {drawn:.3f}"
         deals = [torch.randperm(rows, generator=generator) for _ in range(DEALS)]
         for calibration_rows in (few, rows // 2):
-            dealt = [mean([coverage(own[deal], calibration_rows) for own in found]) for deal in deals]
-            within = mean([float(abs(c - NOMINAL) <= 0.02) for c in dealt])
-            line += f"   {calibration_rows:4d}: {mean(dealt):.3f}, {within:.0%}"
+            dealt = [fmean([coverage(own[deal], calibration_rows) for own in found]) for deal in deals]
+            within = fmean([float(abs(c - NOMINAL) <= 0.02) for c in dealt])
+            line += f"   {calibration_rows:4d}: {fmean(dealt):.3f}, {within:.0%}"
         print(line)
-
-
-def mean(values: list[float]) -> float:
-    """Return the mean."""
-    return sum(values) / len(values)
 
 
 if __name__ == "__main__":

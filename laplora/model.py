@@ -179,15 +179,13 @@ def keep_4bit_differentiable(model: Any) -> None:
 
 def dequantize_linears(model: Any, dtype: torch.dtype) -> None:
     """Replace each bitsandbytes 4-bit linear by a plain one holding the dequantized weight, in place."""
-    from bitsandbytes.functional import dequantize_4bit
     from bitsandbytes.nn.modules import Linear4bit
 
     linears: list[tuple[str, Any]] = list(model.named_modules())
     for name, module in linears:
         if not isinstance(module, Linear4bit):
             continue
-        quantized: Any = module.weight
-        weight = dequantize_4bit(quantized.data, quantized.quant_state).to(dtype)
+        weight = plain_weight(module, dtype)
         plain = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
         plain.weight = nn.Parameter(weight, requires_grad=False)
         plain.bias = module.bias
@@ -200,6 +198,17 @@ def dequantize_linears(model: Any, dtype: torch.dtype) -> None:
         model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
+
+
+def plain_weight(linear: Any, dtype: torch.dtype) -> torch.Tensor:
+    """Return a linear's weight (out, in), expanded where it is in 4 bits."""
+    weight: Any = linear.weight
+    if hasattr(weight, "quant_state"):
+        from bitsandbytes.functional import dequantize_4bit
+
+        weight = dequantize_4bit(weight.data, weight.quant_state)
+    result: torch.Tensor = weight.to(dtype)
+    return result
 
 
 def attach_adapter(model: nn.Module, folder: Path) -> Any:

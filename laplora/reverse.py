@@ -22,7 +22,7 @@ from torch import nn
 
 from laplora.attention import attention_gradients
 from laplora.errors import ModelError
-from laplora.model import ADAPTER, output_head
+from laplora.model import ADAPTER, output_head, plain_weight
 from laplora.predictive import contrasts
 
 #: Decoder layers of exactly this form, by the names of their classes in transformers.
@@ -100,7 +100,7 @@ class DecoderTape:
 
     Args:
         base: a model that ``has_written_out_reverse`` covers.
-        adapted: module paths of the adapted linears whose Jacobians are wanted.
+        adapted: module paths of the adapted linears whose Jacobians are wanted; those outside the layers are ignored.
 
     Raises:
         ModelError: a layer that ran twice in one forward pass.
@@ -174,8 +174,8 @@ class DecoderTape:
         upper = norm_gradient(self._decoder.norm, self._last, gradient[:, :, None])
         self._last = None
         for number in range(len(self._decoder.layers) - 1, self._lowest - 1, -1):
-            step = _LayerReverse(self._decoder.layers[number], self._kept.pop(), f"{self._prefix}.{number}")
-            step.wanted = self._adapted
+            path = f"{self._prefix}.{number}"
+            step = _LayerReverse(self._decoder.layers[number], self._kept.pop(), path, self._adapted)
             lower = step.run(upper, stop=number == self._lowest)
             yield from step.found
             if lower is None:
@@ -186,9 +186,8 @@ class DecoderTape:
 class _LayerReverse:
     """One layer's reverse pass."""
 
-    def __init__(self, layer: Any, kept: _Kept, path: str) -> None:
-        self.layer, self.kept, self.path = layer, kept, path
-        self.wanted: Collection[str] = ()
+    def __init__(self, layer: Any, kept: _Kept, path: str, wanted: Collection[str]) -> None:
+        self.layer, self.kept, self.path, self.wanted = layer, kept, path, wanted
         self.found: list[tuple[str, Adapted]] = []
 
     def run(self, upper: torch.Tensor, *, stop: bool) -> torch.Tensor | None:
@@ -301,18 +300,6 @@ def readout_gradient(model: Any, hidden: torch.Tensor, label_ids: Sequence[int])
     inputs = hidden.to(down.dtype)
     parts = Adapted(inputs, inputs @ down.T, *(t.expand(-1, len(hidden), -1) for t in (to_a, to_b)))
     return gradient + (to_a @ down).to(wide), parts
-
-
-def plain_weight(linear: Any, dtype: torch.dtype) -> torch.Tensor:
-    """Return a linear's weight (out, in), expanded where it is in 4 bits."""
-    weight = linear.weight
-    if not hasattr(weight, "quant_state"):
-        plain: torch.Tensor = weight.to(dtype)
-        return plain
-    from bitsandbytes.functional import dequantize_4bit
-
-    expanded: torch.Tensor = dequantize_4bit(weight.data, weight.quant_state)
-    return expanded.to(dtype)
 
 
 def norm_gradient(

@@ -13,7 +13,7 @@ from benchmarks.speed.subject import ARTIFACT
 from benchmarks.speed.timing import Ratio, in_turns, ratio
 from laplora.artifact import read_artifact
 from laplora.jacobians import find_blocks
-from laplora.manifest import POSTERIOR
+from laplora.manifest import ADAPTER_FOLDER, POSTERIOR
 from laplora.model import BaseSpec, attach_adapter, load_base_model, locate_base, resolve_device
 from laplora.posterior_file import read_posterior
 
@@ -56,7 +56,7 @@ def artifact_load(conditions: Conditions, location: str, base: BaseSpec) -> Iter
         model = load_base_model(location, base, device=resolve_device("auto"))
         begun = time.perf_counter()
         artifact = read_artifact(ARTIFACT)
-        adapted = attach_adapter(model, ARTIFACT / "adapter")
+        adapted = attach_adapter(model, ARTIFACT / ADAPTER_FOLDER)
         read_posterior(ARTIFACT / POSTERIOR, find_blocks(adapted, len(artifact.manifest.labels)))
         seconds.append(time.perf_counter() - begun)
     seconds.sort()
