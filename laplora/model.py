@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from laplora.errors import ArtifactCorruptError, ModelError
+from laplora.held_weights import HeldWeights, decide
 from laplora.prompts import Batch
 from laplora.quiet import quiet_loading
 
@@ -91,12 +92,19 @@ def load_tokenizer(location: str, revision: str | None = None) -> Any:
 
 
 def load_base_model(location: str, spec: BaseSpec, *, device: torch.device, dequantize: bool | None = None) -> Any:
-    """Return the frozen base model in eval mode.
+    """Return the frozen base model in eval mode; the rest is as in ``load_held_base``."""
+    return load_held_base(location, spec, device=device, dequantize=dequantize)[0]
+
+
+def load_held_base(
+    location: str, spec: BaseSpec, *, device: torch.device, dequantize: bool | None = None
+) -> tuple[Any, HeldWeights]:
+    """Return the frozen base model in eval mode, and how its weights are held.
 
     Args:
         location: what ``locate_base`` returned.
         dequantize: replace each 4-bit weight by its own dequantized values once, at load. The same
-            numbers, faster, in more memory; None means on a CPU only.
+            numbers, faster on a CPU, in more memory; None means on a CPU with the memory for it.
 
     Raises:
         ModelError: nothing to load there, an architecture whose logits are not a plain linear read-out, or
@@ -129,12 +137,14 @@ def load_base_model(location: str, spec: BaseSpec, *, device: torch.device, dequ
     check_readout(model)
     if spec.quantization == "nf4":
         keep_4bit_differentiable(model)
-        if dequantize or (dequantize is None and device.type == "cpu"):
+        held = decide(expanded_bytes(model, dtype), device, dequantize)
+        if held.held == "expanded":
             dequantize_linears(model, dtype)
     else:
+        held = HeldWeights("plain", "the base is not quantized")
         model.to(device)
     model.requires_grad_(False)
-    return model.eval()
+    return model.eval(), held
 
 
 def _unreachable(location: str, what: str, error: Exception) -> str:
@@ -170,21 +180,27 @@ def keep_4bit_differentiable(model: Any) -> None:
     On CPUs with AVX512-BF16, ``Linear4bit`` repacks its weight at the first forward without gradient in
     eval mode, and every later backward through it silently yields no gradient (seen in bitsandbytes 0.50).
     """
+    for module in packed_linears(model).values():
+        module.support_avx512bf16_for_cpu = False
+
+
+def packed_linears(model: Any) -> dict[str, Any]:
+    """Return the bitsandbytes 4-bit linears by module path."""
     from bitsandbytes.nn.modules import Linear4bit
 
-    for module in model.modules():
-        if isinstance(module, Linear4bit):
-            module.support_avx512bf16_for_cpu = False
+    return {name: module for name, module in model.named_modules() if isinstance(module, Linear4bit)}
+
+
+def expanded_bytes(model: Any, dtype: torch.dtype) -> int:
+    """Return the bytes that the 4-bit weights take once expanded."""
+    entries: int = sum(m.in_features * m.out_features for m in packed_linears(model).values())
+    return entries * dtype.itemsize
 
 
 def dequantize_linears(model: Any, dtype: torch.dtype) -> None:
     """Replace each bitsandbytes 4-bit linear by a plain one holding the dequantized weight, in place."""
-    from bitsandbytes.nn.modules import Linear4bit
-
-    linears: list[tuple[str, Any]] = list(model.named_modules())
-    for name, module in linears:
-        if not isinstance(module, Linear4bit):
-            continue
+    for name in list(packed_linears(model)):  # names alone, so that each packed weight goes as its own comes
+        module = model.get_submodule(name)
         weight = plain_weight(module, dtype)
         plain = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
         plain.weight = nn.Parameter(weight, requires_grad=False)

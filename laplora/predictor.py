@@ -15,11 +15,12 @@ from laplora.base_check import check_base
 from laplora.blocks import Block
 from laplora.errors import ArtifactCorruptError, ConfigError, DataError, InvalidInputError
 from laplora.golden import not_recorded, read_golden, verify_answers
+from laplora.held_weights import HeldWeights
 from laplora.jacobians import find_blocks
 from laplora.manifest import ADAPTER_FOLDER, POSTERIOR, SCORES, Manifest
 from laplora.member_adapters import dropout_weights, lora_parameters, read_weights
 from laplora.member_outputs import Member, MemberOutputs, MemberSet, member_outputs
-from laplora.model import attach_adapter, load_base_model, load_tokenizer, locate_base, resolve_device
+from laplora.model import attach_adapter, load_held_base, load_tokenizer, locate_base, resolve_device
 from laplora.order_answers import OrderedRows, average_answer, encode_orders
 from laplora.posterior import Prior, block_precisions
 from laplora.posterior_file import read_posterior
@@ -30,11 +31,18 @@ from laplora.review_scores import decided_at, read_scores
 
 
 class Predictor:
-    """A loaded artifact. ``encode`` may be called from any thread, ``predict`` from one at a time."""
+    """A loaded artifact. ``encode`` may be called from any thread, ``predict`` from one at a time.
 
-    def __init__(self, artifact: Artifact, members: MemberSet, tokenizer: Any, device: torch.device) -> None:
+    Attributes:
+        weights: how the base's weights are held, and why.
+    """
+
+    def __init__(
+        self, artifact: Artifact, members: MemberSet, tokenizer: Any, device: torch.device, weights: HeldWeights
+    ) -> None:
         self.artifact = artifact
         self.device = device
+        self.weights = weights
         self._members = members
         self._tokenizer = tokenizer
         self._template = artifact.manifest.template.template()
@@ -62,7 +70,7 @@ class Predictor:
             device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
             cache_dir: of offline models.
             verify_golden: replay the recorded answers.
-            dequantize: see ``laplora.model.load_base_model``.
+            dequantize: see ``laplora.model.load_held_base``.
             progress: called with the name of each stage.
 
         Raises:
@@ -81,11 +89,11 @@ class Predictor:
         tokenizer = load_tokenizer(location, manifest.revision)
         check_base(manifest, location, tokenizer, cache_dir)
         say("loading base model")
-        base = load_base_model(location, manifest.base, device=where, dequantize=dequantize)
+        base, weights = load_held_base(location, manifest.base, device=where, dequantize=dequantize)
         say("attaching adapter and posterior")
         model = attach_adapter(base, path / ADAPTER_FOLDER)
         members = load_members(path, manifest, model, where)
-        predictor = cls(artifact, members, tokenizer, where)
+        predictor = cls(artifact, members, tokenizer, where, weights)
         if read_artifact(path).digest != artifact.digest:  # a new one took its place, and tensors may be the new one's
             raise ArtifactCorruptError(f"artifact {artifact.name!r} was replaced while it was loaded: load it again")
         if verify_golden:

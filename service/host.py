@@ -59,7 +59,12 @@ def default_library() -> Library:
         from laplora.predictor import Predictor
 
         return Predictor.load(
-            path, device=settings.device, cache_dir=settings.cache, verify_golden=False, progress=progress
+            path,
+            device=settings.device,
+            cache_dir=settings.cache,
+            verify_golden=False,
+            dequantize=settings.dequantize_weights,
+            progress=progress,
         )
 
     def read(path: Path) -> Artifact:
@@ -244,6 +249,13 @@ class ArtifactHost:
         return predictor
 
     def _swap(self, predictor: Predictor) -> None:
+        weights = predictor.weights
+        logger.info(
+            "the base's weights are %s: %s",
+            weights.held,
+            weights.reason,
+            extra={"event": "weights", "held": weights.held, "reason": weights.reason},
+        )
         on_cpu = predictor.device.type == "cpu"
         self._engine.token_budget = self._settings.batch_tokens or (CPU_BATCH_TOKENS if on_cpu else GPU_BATCH_TOKENS)
         self._active = predictor

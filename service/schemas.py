@@ -344,6 +344,15 @@ class RecommendedOut(Answer):
     )
 
 
+class WeightsOut(Answer):
+    """How the server holds the base model's weights."""
+
+    held: Literal["packed", "expanded", "plain"] = Field(
+        description="packed: in 4 bit; expanded: from 4 bit, once at load, the same numbers; plain: never in 4 bit."
+    )
+    reason: str = Field(description="Why, in one sentence; the setting --dequantize asks for one or the other.")
+
+
 class ArtifactSummary(Answer):
     """One artifact of the root."""
 
@@ -357,6 +366,7 @@ class ArtifactSummary(Answer):
     predictives: list[str] | None = Field(description="Names that options.predictive can have.")
     recommended: RecommendedOut | None = Field(description="The predictive that answers unless another is asked for.")
     metrics: dict[str, Any] | None = Field(description="What its manifest records from its own evaluation.")
+    weights: WeightsOut | None = Field(description="How its base model's weights are held; null unless it is active.")
     error: str | None = Field(description="Why it cannot be served, if it cannot be read.")
 
 

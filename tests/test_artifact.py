@@ -399,8 +399,8 @@ def test_an_artifact_replaced_while_it_loads(
             reseal(folder, created="2001-01-01T00:00:00+00:00")
         return model
 
-    original = predictor.load_base_model
-    monkeypatch.setattr(predictor, "load_base_model", slow)
+    original = predictor.load_held_base
+    monkeypatch.setattr(predictor, "load_held_base", slow)
     refused(artifact_copy, ArtifactCorruptError, "was replaced while it was loaded")
 
 

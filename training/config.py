@@ -35,7 +35,9 @@ class BaseConfig(Section):
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="activations and unquantized weights")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     dequantize: bool | None = Field(
-        None, description="turn 4-bit weights into plain ones of the same values at load; null: on a CPU only"
+        None,
+        description="turn 4-bit weights into plain ones of the same values at load; null: on a CPU with the memory "
+        "for it",
     )
 
 

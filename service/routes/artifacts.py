@@ -11,7 +11,14 @@ from fastapi.concurrency import run_in_threadpool
 
 from laplora.errors import LaploraError
 from service.openapi import CANDIDATE_ERRORS, STATE_ERRORS, error_responses
-from service.schemas import ActivateResponse, ArtifactRef, ArtifactsResponse, ArtifactSummary, RecommendedOut
+from service.schemas import (
+    ActivateResponse,
+    ArtifactRef,
+    ArtifactsResponse,
+    ArtifactSummary,
+    RecommendedOut,
+    WeightsOut,
+)
 from service.scoring import ServiceState, choose_predictor
 
 if TYPE_CHECKING:
@@ -27,7 +34,10 @@ async def list_artifacts(request: Request) -> ArtifactsResponse:
     active = state.host.active
     name = None if active is None else active.artifact.name
     known = await run_in_threadpool(state.host.known)
-    return ArtifactsResponse(active=name, artifacts=[_summary(found, item, found == name) for found, item in known])
+    weights = None if active is None else WeightsOut(held=active.weights.held, reason=active.weights.reason)
+    return ArtifactsResponse(
+        active=name, artifacts=[_summary(found, item, weights if found == name else None) for found, item in known]
+    )
 
 
 @router.post(
@@ -67,7 +77,8 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _summary(name: str, item: Artifact | LaploraError, active: bool) -> ArtifactSummary:
+def _summary(name: str, item: Artifact | LaploraError, weights: WeightsOut | None) -> ArtifactSummary:
+    """Return how an artifact is listed; ``weights`` are the active one's."""
     if isinstance(item, LaploraError):
         return ArtifactSummary(
             name=name,
@@ -80,16 +91,18 @@ def _summary(name: str, item: Artifact | LaploraError, active: bool) -> Artifact
             predictives=None,
             recommended=None,
             metrics=None,
+            weights=None,
             error=str(item),
         )
     ref = artifact_ref(item)
     return ArtifactSummary(
         **ref.model_dump(),
-        active=active,
+        active=weights is not None,
         labels=list(item.manifest.labels),
         fields=template_fields(item),
         predictives=list(item.manifest.servable),
         recommended=RecommendedOut.model_validate(item.manifest.recommended.model_dump()),
         metrics=_finite(item.manifest.metrics),
+        weights=weights,
         error=None,
     )

@@ -16,6 +16,7 @@ import torch
 from fastapi import FastAPI
 
 from laplora.errors import ArtifactCorruptError, TooManyTokensError
+from laplora.held_weights import HeldWeights
 from laplora.option_order import restore_logits
 from laplora.order_answers import OrderedRows, encode_orders
 from laplora.prompts import TEMPLATES, EncodedRow, PromptTemplate, render
@@ -85,6 +86,7 @@ class FakePredictor:
         self.class_count = len(labels)
         self.max_tokens = max_tokens
         self.device = SimpleNamespace(type="cpu")
+        self.weights = HeldWeights("plain", "nothing is quantized")
         self.template = template
         self.labels = tuple(labels)
         self.batches: list[tuple[str, list[EncodedRow]]] = []

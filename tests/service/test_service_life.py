@@ -223,7 +223,8 @@ async def test_stopping_answers_what_is_left_with_503() -> None:
         assert code(await running) == (503, "draining")
 
 
-async def test_artifacts_are_listed_with_what_is_wrong(tmp_path: Path) -> None:
+async def test_artifacts_are_listed_with_what_is_wrong(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     first, second = artifacts_in(tmp_path, "first", "second")
     artifacts_in(tmp_path, "broken", ".half-written")
     (tmp_path / "no-artifact").mkdir()
@@ -235,6 +236,12 @@ async def test_artifacts_are_listed_with_what_is_wrong(tmp_path: Path) -> None:
         ("broken", False, False),
         ("second", False, True),
     ]
+    assert [a["weights"] for a in listing["artifacts"]] == [
+        {"held": "plain", "reason": "nothing is quantized"},
+        None,
+        None,
+    ]
+    assert "the base's weights are plain: nothing is quantized" in caplog.text
 
 
 async def test_activation_swaps_without_dropping_requests(tmp_path: Path) -> None:

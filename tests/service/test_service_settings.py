@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from laplora.predictor import Predictor
 from service.__main__ import parse_settings
+from service.host import default_library
 from service.settings import Settings
 
 
@@ -21,6 +23,24 @@ def test_flag_wins_over_environment_wins_over_default(monkeypatch: pytest.Monkey
     monkeypatch.setenv("LAPLORA_PORT", "9000")
     assert parse_settings([]).port == 9000
     assert parse_settings(["--port", "9001", "--max-body-bytes", "2048"]).port == 9001
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ([], None),
+        (["--dequantize", "auto"], None),
+        (["--dequantize", "always"], True),
+        (["--dequantize", "never"], False),
+    ],
+)
+def test_dequantize_reaches_the_library(
+    flags: list[str], expected: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, object] = {}
+    monkeypatch.setattr(Predictor, "load", lambda path, **options: given.update(options))
+    default_library().load(Path("a"), parse_settings(flags), lambda stage: None)
+    assert given["dequantize"] is expected
 
 
 def test_help_names_every_flag_default_and_variable(capsys: pytest.CaptureFixture[str]) -> None:
@@ -41,6 +61,7 @@ def test_help_names_every_flag_default_and_variable(capsys: pytest.CaptureFixtur
         (["--port", "70000"], "--port"),
         (["--port", "http"], "--port"),
         (["--device", "tpu"], "--device"),
+        (["--dequantize", "yes"], "--dequantize"),
         (["--request-timeout-s", "nan"], "--request-timeout-s"),
         (["--request-timeout-s", "0"], "--request-timeout-s"),
         (["--batch-tokens", "0"], "--batch-tokens"),

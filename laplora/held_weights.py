@@ -1,0 +1,111 @@
+"""How a base's weights are held: 4-bit ones as they are, or expanded once at load where memory allows.
+
+Expanded weights are the same numbers and faster on a CPU, where every product would expand them anew; they take about
+four times the memory. Memory is what the system and every control group over this process leave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+#: What has to stay free beside the expanded weights, for activations and everything else: this many bytes and this
+#: share of the weights.
+MARGIN_BYTES = 512 * 2**20
+MARGIN_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class HeldWeights:
+    """How a base's weights are held.
+
+    Attributes:
+        held: ``packed`` (in 4 bit), ``expanded`` (from 4 bit, at load), or ``plain`` (never in 4 bit).
+        reason: why, in one sentence.
+    """
+
+    held: Literal["packed", "expanded", "plain"]
+    reason: str
+
+
+def decide(expanded_bytes: int, device: torch.device, dequantize: bool | None) -> HeldWeights:
+    """Return how 4-bit weights are to be held.
+
+    Args:
+        expanded_bytes: of the weights once expanded.
+        dequantize: what was asked for; None expands on a CPU with the memory for it, and where that is unknown.
+    """
+    if dequantize is not None:
+        return HeldWeights("expanded" if dequantize else "packed", "as asked for")
+    if device.type != "cpu":
+        return HeldWeights("packed", f"{device.type} has kernels for 4-bit weights")
+    available = available_memory_bytes()
+    if available is None:
+        return HeldWeights("expanded", "faster on a CPU; how much memory is available is unknown")
+    needed = round(expanded_bytes * (1 + MARGIN_SHARE)) + MARGIN_BYTES
+    sizes = f"{_gib(expanded_bytes)} and a margin, {_gib(needed)} in all; available are {_gib(available)}"
+    if available < needed:
+        return HeldWeights("packed", f"expanded weights would need {sizes}")
+    return HeldWeights("expanded", f"faster on a CPU, and there is the memory: {sizes}")
+
+
+def _gib(size_bytes: int) -> str:
+    return f"{size_bytes / 2**30:.2f} GiB"
+
+
+def available_memory_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Return the bytes that this process can still take without swapping or being killed, or None where no one says.
+
+    The least of the kernel's own estimate and of what each control group (version 1 and 2) over this process has left,
+    its file cache counted as free.
+
+    Args:
+        proc, cgroups: where these file systems are.
+    """
+    found = [_kib_field(proc / "meminfo", "MemAvailable:"), *_left_in_groups(proc, cgroups)]
+    return min((size for size in found if size is not None), default=None)
+
+
+def _left_in_groups(proc: Path, cgroups: Path) -> Iterator[int | None]:
+    for line in _lines(proc / "self" / "cgroup"):
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            names = "memory.max", "memory.current", ("active_file ", "inactive_file ")
+            roots = [cgroups, cgroups / "unified"]
+        elif "memory" in controllers.split(","):
+            names = "memory.limit_in_bytes", "memory.usage_in_bytes", ("total_active_file ", "total_inactive_file ")
+            roots = [cgroups / "memory"]
+        else:
+            continue
+        # In a container the path may be the host's, and only the root be there.
+        group = Path(path.lstrip("/"))
+        for folder in (root / part for root in roots for part in (group, *group.parents)):
+            limit, used = (_number(next(iter(_lines(folder / name)), "")) for name in names[:2])
+            if limit is not None and used is not None:
+                cache = sum(_field(folder / "memory.stat", name) or 0 for name in names[2])
+                yield max(0, limit - used + cache)
+
+
+def _kib_field(file: Path, name: str) -> int | None:
+    value = _field(file, name)
+    return None if value is None else 1024 * value
+
+
+def _field(file: Path, name: str) -> int | None:
+    found = (line.removeprefix(name).split() for line in _lines(file) if line.startswith(name))
+    return next((_number(words[0]) for words in found if words), None)
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text(encoding="ascii").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return []
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.strip().isdecimal() else None
