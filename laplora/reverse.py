@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -32,16 +33,29 @@ _MLP = ("mlp.gate_proj", "mlp.up_proj")
 _LINEARS = (*_ATTENTION, "self_attn.o_proj", *_MLP, "mlp.down_proj")
 
 
+#: By model, whether its modules are of the covered form: a walk over all of them that no answer should repeat.
+_OF_THE_FORM: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
 def has_written_out_reverse(base: Any) -> bool:
-    """Return whether this module covers a causal language model (PEFT's wrapping taken off)."""
+    """Return whether this module covers a causal language model (PEFT's wrapping taken off).
+
+    Modules are looked at once for each model; exchanging them later is not seen, another mode or attention is.
+    """
+    if base.training or base.config._attn_implementation != "sdpa":
+        return False
+    if base not in _OF_THE_FORM:
+        _OF_THE_FORM[base] = _is_of_the_form(base)
+    return _OF_THE_FORM[base]
+
+
+def _is_of_the_form(base: Any) -> bool:
     decoder = getattr(base, base.base_model_prefix, None)
     layers = getattr(decoder, "layers", None)
     return (
         isinstance(layers, nn.ModuleList)
-        and base.config._attn_implementation == "sdpa"
         and _is_norm(getattr(decoder, "norm", None))
         and all(_is_covered(layer) for layer in layers)
-        and not base.training
     )
 
 

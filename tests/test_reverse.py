@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from tiny_models import Architecture, tiny_model, tiny_task
 from torch.nn import functional as F
 
-from laplora import attention
+from laplora import attention, reverse
 from laplora.attention import attention_gradients, by_torch
 from laplora.blocks import ContrastJacobians
 from laplora.errors import ModelError
@@ -133,6 +134,27 @@ def test_what_is_not_of_this_form_is_not_covered() -> None:
     model = tiny_model("llama")
     model.train()
     assert not has_written_out_reverse(model.get_base_model())
+
+
+def test_modules_are_looked_at_once_for_each_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mode and attention at every call; and no model is kept alive for it."""
+    looks = []
+    look = reverse._is_of_the_form
+    monkeypatch.setattr(reverse, "_is_of_the_form", lambda base: looks.append(0) or look(base))
+    one, other = (tiny_model(name).get_base_model() for name in ("llama", "phi"))
+    assert [has_written_out_reverse(base) for base in (one, other, one, other)] == [True, False, True, False]
+    assert len(looks) == 2
+    one.train()
+    assert not has_written_out_reverse(one)
+    one.eval()
+    assert has_written_out_reverse(one)
+    one.config._attn_implementation = "eager"
+    assert not has_written_out_reverse(one)
+    assert len(looks) == 2
+    known = len(reverse._OF_THE_FORM)
+    del one
+    gc.collect()
+    assert len(reverse._OF_THE_FORM) < known
 
 
 def test_a_layer_that_runs_twice_is_refused() -> None:
