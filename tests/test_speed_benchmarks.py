@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_models import VOCABULARY, tiny_model
 
 from benchmarks.speed import __main__ as job
@@ -74,6 +75,13 @@ def test_a_figure_takes_the_place_of_the_same_on_the_same_hardware(tmp_path: Pat
 def test_the_published_page_is_made_of_the_published_figures() -> None:
     folder = Path(job.__file__).parents[1]
     assert render(json.loads((folder / "results.json").read_text())) == (folder / "RESULTS.md").read_text()
+
+
+def test_versions_are_those_of_what_is_installed() -> None:
+    more = HERE.with_versions("torch", "no-such-package", "pytest")
+    assert more.measured["versions"] == f"torch 2, torch {torch.__version__}, pytest {pytest.__version__}"
+    assert more.record("p: w", Ratio(1, 1, 1), "b").measured == {**HERE.measured, **more.measured}
+    assert HERE.with_versions("no-such-package") == HERE
 
 
 @pytest.mark.parametrize("structure", fit.STRUCTURES)

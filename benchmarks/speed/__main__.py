@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import importlib
-import importlib.metadata
 import os
 import shlex
 import subprocess
@@ -14,7 +13,7 @@ import sys
 import torch
 
 from benchmarks.peers.__main__ import processor
-from benchmarks.speed.record import Conditions, Record, write
+from benchmarks.speed.record import Conditions, Record, versions, write
 
 PARTS = ("predict", "peers", "fit", "mixed", "server", "start")
 #: What ``--quick`` runs unless parts are named.
@@ -49,12 +48,11 @@ def line(record: Record) -> str:
 
 def conditions_here(arguments: list[str]) -> Conditions:
     """Return this machine and moment."""
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft", "bitsandbytes")}
     measured = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "command": shlex.join(["python", "-m", "benchmarks.speed", *arguments]),
         "threads": str(torch.get_num_threads()),
-        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "versions": versions(("torch", "transformers", "peft", "bitsandbytes")),
     }
     return Conditions(f"{processor()}, {os.cpu_count()} cores", measured)
 

@@ -33,6 +33,8 @@ PACKAGE_RANK = 10
 #: Width from which its factors are of low rank.
 WIDE = 64
 FORWARD = "a forward"
+#: What is timed beside laplora, and what laplace-torch computes its curvature with.
+PACKAGES = ("bayesian-lora", "laplace-torch", "curvlinops-for-pytorch")
 
 
 def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
@@ -40,6 +42,7 @@ def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
     missing = [name for name in ("bayesian_lora", "laplace") if importlib.util.find_spec(name) is None]
     if missing:
         print(f"peers: {' and '.join(missing)} not installed: pip install -c constraints.txt -e '.[peers]'", flush=True)
+    conditions = conditions.with_versions(*PACKAGES)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         functions = methods(missing)

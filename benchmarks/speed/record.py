@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,6 +64,20 @@ class Conditions:
         return Record(
             name, *(_digits(v) for v in asdict(ratio).values()), baseline, target, met, self.hardware, self.measured
         )
+
+    def with_versions(self, *packages: str) -> Conditions:
+        """Return the same with further packages' versions, of those that are installed."""
+        known = [self.measured["versions"], versions(packages)]
+        return replace(self, measured={**self.measured, "versions": ", ".join(filter(None, known))})
+
+
+def versions(packages: Sequence[str]) -> str:
+    """Return ``name version`` of each package that is installed, with commas between them."""
+    found = []
+    for name in packages:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found.append(f"{name} {importlib.metadata.version(name)}")
+    return ", ".join(found)
 
 
 def _digits(value: float) -> float:
