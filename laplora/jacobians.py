@@ -114,9 +114,8 @@ def _written_out(
     model: Any, batch: Batch, label_ids: Sequence[int], blocks: Sequence[Block], gather: _Gather
 ) -> ContrastJacobians:
     wanted = {block.name for block in blocks}
-    adapted = {name.rpartition(".")[0] for name in wanted}
     found: dict[str, BlockJacobian] = {}
-    with torch.no_grad(), DecoderTape(model.get_base_model(), adapted) as tape:
+    with torch.no_grad(), DecoderTape(model.get_base_model(), wanted) as tape:
         hidden = last_hidden(model, batch)
         logits = label_logits(model, hidden, label_ids)
         gradient, at_head = readout_gradient(model, hidden, label_ids)
@@ -124,6 +123,7 @@ def _written_out(
         for path, part in chain(parts, tape.reverse(gradient.expand(-1, len(hidden), -1))):
             for side, inputs, deltas in (("lora_A", part.inputs, part.to_a), ("lora_B", part.low, part.to_b)):
                 if (name := f"{path}.{side}") in wanted:
+                    assert inputs is not None
                     found[name] = gather(side, inputs, deltas)
     return ContrastJacobians(logits, hidden, tuple(found[block.name] for block in blocks))
 

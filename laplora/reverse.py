@@ -85,20 +85,21 @@ class Adapted:
     Gradients are those of the last tokens; at the others they are zero.
 
     Attributes:
-        inputs: (batch, tokens, in), of the linear; ``low``: (batch, tokens, rank), what ``lora_A`` made of it.
+        inputs: (batch, tokens, in), of the linear; None where ``lora_A``'s Jacobian is not wanted.
+        low: (batch, tokens, rank), what ``lora_A`` made of it; None where ``lora_B``'s is not wanted.
         to_a: (contrasts, batch, last tokens, rank), gradients at the output of ``lora_A``.
         to_b: (contrasts, batch, last tokens, out), at that of ``lora_B``.
     """
 
-    inputs: torch.Tensor
-    low: torch.Tensor
+    inputs: torch.Tensor | None
+    low: torch.Tensor | None
     to_a: torch.Tensor
     to_b: torch.Tensor
 
 
 @dataclass
 class _Kept:
-    """One layer's activations; by name outputs of linears, and what adapted ones saw and ``lora_A`` made of it."""
+    """One layer's activations; by name outputs of linears, and what wanted ones saw and ``lora_A`` made of it."""
 
     x: torch.Tensor
     mask: torch.Tensor | None
@@ -114,23 +115,25 @@ class DecoderTape:
 
     Args:
         base: a model that ``has_written_out_reverse`` covers.
-        adapted: module paths of the adapted linears whose Jacobians are wanted; those outside the layers are ignored.
+        wanted: names of the blocks whose Jacobians are wanted; those outside the layers are ignored. Adapters of other
+            blocks are passed through, and nothing is kept or computed for their own Jacobians.
 
     Raises:
         ModelError: a layer that ran twice in one forward pass.
     """
 
-    def __init__(self, base: Any, adapted: Collection[str]) -> None:
+    def __init__(self, base: Any, wanted: Collection[str]) -> None:
         self._decoder = getattr(base, base.base_model_prefix)
         self._prefix = f"{base.base_model_prefix}.layers"
-        self._adapted = frozenset(adapted)
+        self._wanted = frozenset(wanted)
+        linears = {block.rpartition(".")[0] for block in wanted}
         self._kept: list[_Kept] = []
         self._last: torch.Tensor | None = None
         self._handles: list[Any] = []
-        layers = range(len(self._decoder.layers))
-        wanted = [i for i in layers if any(f"{self._prefix}.{i}.{name}" in self._adapted for name in _LINEARS)]
+        count = len(self._decoder.layers)
+        found = (i for i in range(count) if any(f"{self._prefix}.{i}.{name}" in linears for name in _LINEARS))
         #: The lowest layer with a wanted Jacobian; nothing below it is kept or differentiated.
-        self._lowest = min(wanted, default=len(self._decoder.layers))
+        self._lowest = next(found, count)
 
     def __enter__(self) -> DecoderTape:
         self._handles.append(self._decoder.norm.register_forward_pre_hook(self._keep_last))
@@ -164,16 +167,18 @@ class DecoderTape:
                     self._kept[-1].outputs[name] = result
 
                 self._handles.append(linear.register_forward_hook(output))
-            if f"{self._prefix}.{number}.{name}" in self._adapted:
+            if f"{self._prefix}.{number}.{name}.lora_A" in self._wanted:
 
-                def adapted(_m: nn.Module, inputs: tuple[torch.Tensor, ...], name: str = name) -> None:
+                def seen(_m: nn.Module, inputs: tuple[torch.Tensor, ...], name: str = name) -> None:
                     # as the base sees it: the adapter's own copy is in a wider format, one for each adapter
                     self._kept[-1].inputs[name] = inputs[0]
+
+                self._handles.append(linear.register_forward_pre_hook(seen))
+            if f"{self._prefix}.{number}.{name}.lora_B" in self._wanted:
 
                 def low(_m: nn.Module, _i: Any, result: torch.Tensor, name: str = name) -> None:
                     self._kept[-1].low[name] = result
 
-                self._handles.append(linear.register_forward_pre_hook(adapted))
                 self._handles.append(linear.lora_A[ADAPTER].register_forward_hook(low))
 
     def reverse(self, gradient: torch.Tensor) -> Iterator[tuple[str, Adapted]]:
@@ -189,7 +194,7 @@ class DecoderTape:
         self._last = None
         for number in range(len(self._decoder.layers) - 1, self._lowest - 1, -1):
             path = f"{self._prefix}.{number}"
-            step = _LayerReverse(self._decoder.layers[number], self._kept.pop(), path, self._adapted)
+            step = _LayerReverse(self._decoder.layers[number], self._kept.pop(), path, self._wanted)
             lower = step.run(upper, stop=number == self._lowest)
             yield from step.found
             if lower is None:
@@ -248,7 +253,8 @@ class _LayerReverse:
     ) -> torch.Tensor | None:
         if stop:
             for name, gradient in zip(_ATTENTION, (to_q, to_k, to_v), strict=True):
-                self._adapter(name, gradient)
+                if self._wants(name):
+                    self._adapter(name, gradient)
             return None
         below = self._linear("self_attn.v_proj", to_v, self._linear("self_attn.k_proj", to_k))
         last = upper.shape[2]
@@ -259,7 +265,7 @@ class _LayerReverse:
         return norm_gradient(self.layer.input_layernorm, self.kept.x, below, upper)
 
     def _wants(self, *names: str) -> bool:
-        return any(f"{self.path}.{name}" in self.wanted for name in names)
+        return any(f"{self.path}.{name}.{side}" in self.wanted for name in names for side in ("lora_A", "lora_B"))
 
     def _linear(self, name: str, gradient: torch.Tensor, onto: torch.Tensor | None = None) -> torch.Tensor:
         """Return gradients with respect to a linear's input of those with respect to its output, added to ``onto``."""
@@ -277,8 +283,8 @@ class _LayerReverse:
         up = linear.lora_B[ADAPTER].weight
         to_b = gradient.to(up.dtype) * linear.scaling[ADAPTER]
         to_a: torch.Tensor = to_b @ up
-        if f"{self.path}.{name}" in self.wanted:
-            parts = Adapted(self.kept.inputs[name], self.kept.low[name], to_a, to_b)
+        if self._wants(name):
+            parts = Adapted(self.kept.inputs.get(name), self.kept.low.get(name), to_a, to_b)
             self.found.append((f"{self.path}.{name}", parts))
         return to_a
 

@@ -15,6 +15,7 @@ from laplora.attention import attention_gradients, by_torch
 from laplora.blocks import ContrastJacobians
 from laplora.errors import ModelError
 from laplora.jacobians import contrast_jacobians, find_blocks
+from laplora.model import last_hidden
 from laplora.reverse import DecoderTape, has_written_out_reverse
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -80,6 +81,24 @@ def test_some_blocks_alone() -> None:
     for part in ("layers.3.", "layers.1.mlp.down_proj", "v_proj.lora_B", "layers.2.self_attn.o_proj.lora_A"):
         blocks = [b for b in find_blocks(model, task.classes) if part in b.name]
         assert_same(*both(model, task, blocks), **EXACT)
+
+
+@pytest.mark.parametrize("sides", [("lora_A",), ("lora_B",), ("lora_A", "lora_B")])
+def test_nothing_is_kept_or_computed_for_other_blocks(sides: tuple[str, ...]) -> None:
+    """Of four adapted linears in each of four layers one is wanted, in the upper two layers."""
+    model = tiny_model("llama", targets=["q_proj", "v_proj", "gate_proj", "down_proj"], layers=4)
+    task = tiny_task(examples=3, classes=2)
+    base = model.get_base_model()
+    wanted = {f"model.layers.{i}.self_attn.v_proj.{side}" for i in (2, 3) for side in sides}
+    with torch.no_grad(), DecoderTape(base, wanted) as tape:
+        hidden = last_hidden(model, task.batch())
+        assert [(set(k.inputs), set(k.low)) for k in tape._kept] == 2 * [
+            ({"self_attn.v_proj"} if "lora_A" in sides else set(), {"self_attn.v_proj"} if "lora_B" in sides else set())
+        ]
+        found = dict(tape.reverse(torch.ones(1, *hidden.shape, dtype=hidden.dtype)))
+    assert list(found) == ["model.layers.3.self_attn.v_proj", "model.layers.2.self_attn.v_proj"]
+    for part in found.values():
+        assert (part.inputs is not None, part.low is not None) == ("lora_A" in sides, "lora_B" in sides)
 
 
 def test_rows_of_one_length_have_no_mask() -> None:
@@ -161,7 +180,7 @@ def test_a_layer_that_runs_twice_is_refused() -> None:
     model = tiny_model("llama")
     base = model.get_base_model()
     ids = tiny_task(examples=2).batch().input_ids
-    with torch.no_grad(), DecoderTape(base, {"model.layers.0.self_attn.q_proj"}):
+    with torch.no_grad(), DecoderTape(base, {"model.layers.0.self_attn.q_proj.lora_A"}):
         model(input_ids=ids)
         with pytest.raises(ModelError, match="out of turn"):
             model(input_ids=ids)
