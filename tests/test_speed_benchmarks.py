@@ -12,7 +12,7 @@ import torch
 from tiny_models import VOCABULARY, tiny_model
 
 from benchmarks.speed import __main__ as job
-from benchmarks.speed import fit
+from benchmarks.speed import fit, subset
 from benchmarks.speed.record import Conditions, merged, render, write
 from benchmarks.speed.subject import random_batch, with_classes
 from benchmarks.speed.timing import Ratio, in_turns, ratio
@@ -99,6 +99,21 @@ def test_parts_time_what_they_say(structure: str) -> None:
     five = replace(five, label_ids=tuple(range(5)))  # with_classes takes tokens that the tiny vocabulary lacks
     found = member_outputs(five, tokens_within(random_batch(five, 4, 8)), {("single", True)})
     assert found.covariances["single"].shape == (1, 4, 4, 4)
+
+
+def test_a_posterior_over_the_values_b_is_smaller_and_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every record there is, on a tiny model: each subset and the two against each other, then the files."""
+    model = tiny_model("llama", targets=["q_proj", "v_proj"], dtype=None)
+    monkeypatch.setattr(subset, "load_subject", lambda _format: MemberSet(model, {}, (3, 4), Member()))
+    monkeypatch.setattr(subset, "with_classes", lambda members, n: replace(members, label_ids=tuple(range(n))))
+    monkeypatch.setattr(subset, "TOKENS", 8)
+    found = {record.name: record for record in subset.run(HERE, quick=True)}
+    assert len(found) == 8
+    assert found["subset: values_b to all, 4 classes, 8 x 8 tokens"].baseline == "an answer under the whole posterior"
+    # A joint core keeps 50 directions at most and the tiny adapter has few numbers: a third of them is in values_b.
+    assert found["subset: posterior file, values_b"].value < 0.6 * found["subset: posterior file, all"].value
+    blocks = subset.with_posterior(MemberSet(model, {}, (3, 4), Member()), "values_b").trained.posterior.blocks
+    assert {block.name.split(".", 3)[3] for block in blocks} == {"self_attn.v_proj.lora_B"}
 
 
 def tokens_within(batch: Batch) -> Batch:

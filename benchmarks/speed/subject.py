@@ -47,7 +47,7 @@ def random_batch(members: MemberSet, rows: int, tokens: int, *, padded: bool = F
         padded: every other row has a quarter of its tokens missing, so that there is a mask.
     """
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(200, 40000, (rows, tokens), generator=generator)
+    ids = torch.randint(200, 40000, (rows, tokens), generator=generator) % members.model.config.vocab_size
     mask = torch.ones_like(ids)
     if padded:
         mask[::2, : tokens // 4] = 0

@@ -41,6 +41,11 @@ def ratio(times: Mapping[str, list[float]], of: str, to: str) -> Ratio:
     return Ratio(statistics.median(ratios), min(ratios), max(ratios))
 
 
+def exactly(value: float) -> Ratio:
+    """Return a figure that is the same at every turn."""
+    return Ratio(value, value, value)
+
+
 def _now() -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
