@@ -7,12 +7,13 @@ ARTIFACT ?= artifacts/sst2-smollm2
 CONFIG ?= training/configs/sst2-smollm2.yaml
 PORT ?= 8000
 
-.PHONY: help setup demo serve train test bench check format clean
+.PHONY: help setup demo serve train test bench bench-gpu check format clean
 
 help:
 	@echo "make demo                     start the server on the default artifact, ask three questions, keep serving"
 	@echo "make test                     run the whole test suite"
 	@echo "make bench [QUICK=1]          how fast, beside other packages: benchmarks/RESULTS.md (QUICK: some minutes)"
+	@echo "make bench-gpu                the same on one CUDA card, in 8 minutes, with a model of Llama-2-7B's shape"
 	@echo "make train [CONFIG=...]       fine-tune, fit, evaluate and package (default: $(CONFIG))"
 	@echo "make serve [ARTIFACT=...]     serve an artifact on port $(PORT)"
 	@echo "make check                    format, lint, types, import rules"
@@ -43,6 +44,9 @@ test: setup
 
 bench: setup $(VENV)/.peers
 	$(BIN)/python -m benchmarks.speed $(if $(QUICK),--quick)
+
+bench-gpu: setup
+	$(BIN)/python -m benchmarks.gpu
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -7,13 +7,18 @@ Tolerances are those of bfloat16, see test_predictor.py.
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks.speed.llama7b import LLAMA_2_7B, random_llama
+from benchmarks.speed.subject import random_batch
+from benchmarks.speed.subset import with_posterior
+from laplora.attention import attention_gradients
 from laplora.jacobians import contrast_jacobians, find_blocks
-from laplora.member_outputs import member_outputs
+from laplora.member_outputs import Member, MemberSet, member_outputs
 from laplora.predictor import Predictor
 from laplora.prompts import EncodedRow, collate
 
@@ -62,6 +67,70 @@ def test_packed_jacobians_are_those_of_the_dequantized_model(
             continue  # a single token attends to itself only: its queries have no gradient
         assert size > 0
         assert float((one.jacobian - other.jacobian).norm()) < 0.15 * size, block.name
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_reverse_pass_through_packed_weights_is_the_automatic_one(padded: bool) -> None:
+    """Two layers of Llama-2-7B's shape in NF4, three contrasts; each pass rounds to bfloat16 in its own order."""
+    members = random_llama(2, device="cuda", quantization="nf4", classes=4)
+    batch = random_batch(members, 4, 40, padded=padded)
+    blocks = find_blocks(members.model, 4)
+    written, automatic = (
+        contrast_jacobians(members.model, batch, members.label_ids, blocks, automatic=automatic)
+        for automatic in (False, True)
+    )
+    for block, one, other in zip(blocks, written.blocks, automatic.blocks, strict=True):
+        size = float(other.jacobian.norm())
+        assert size > 0
+        assert float((one.jacobian - other.jacobian).norm()) < 0.05 * size, block.name
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-3), (torch.bfloat16, 0.03)])
+def test_attention_gradients_of_the_cards_kernels(dtype: torch.dtype, tolerance: float, padded: bool) -> None:
+    """Against the written-out ones in float64 on the CPU; a row's first tokens may be padding, which sees nothing.
+
+    float32 may be computed in TF32, of 10 bits; bfloat16 has 8, in the output and in the probabilities.
+    """
+    draw = torch.Generator().manual_seed(0)
+    rows, heads, groups, tokens, size, contrasts = 3, 8, 4, 48, 64, 2
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=draw).to(dtype)
+
+    query, gradient = random(rows, heads, tokens, size), random(contrasts, rows, heads, tokens, size)
+    key, value = (random(rows, groups, tokens, size) for _ in range(2))
+    mask = torch.ones(tokens, tokens, dtype=torch.bool).tril().expand(rows, 1, -1, -1).clone()
+    if padded:
+        mask[0, :, :, :16] = False
+        gradient[:, 0, :, :16] = 0
+    expected = attention_gradients(*(t.double() for t in (query, key, value)), mask, size**-0.5, gradient.double())
+    on_card = mask.cuda() if padded else None
+    found = attention_gradients(*(t.cuda() for t in (query, key, value)), on_card, size**-0.5, gradient.cuda())
+    for one, other in zip(found, expected, strict=True):
+        assert float((one.cpu().double() - other).norm()) < tolerance * float(other.norm())
+
+
+def test_a_row_in_a_padded_batch_is_answered_as_alone(packed: Predictor) -> None:
+    rows = [packed.encode({"text": "dull . " * count}, truncate=False) for count in (1, 12)]
+    for together, row in zip(packed.predict(rows, "laplace"), rows, strict=True):
+        (alone,) = packed.predict([row], "laplace")
+        assert together.probs == pytest.approx(alone.probs, abs=0.1)
+        assert together.logit_variance == pytest.approx(alone.logit_variance, rel=0.2)
+
+
+def test_a_fit_on_the_card_is_the_one_on_the_cpu() -> None:
+    """A joint core of Llama's kind in bfloat16: variances of new rows, up to the noise of a backward pass."""
+    shape = LLAMA_2_7B | {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4}
+    shape["num_key_value_heads"] = 4
+    here = random_llama(2, device="cpu", quantization="none", shape=shape)
+    there = copy.deepcopy(here.model).cuda()
+    found = []
+    for model in (here.model, there):
+        members = with_posterior(MemberSet(model, {}, (100, 101), Member()), "all")
+        batch = random_batch(members, 4, 24, padded=True)
+        found.append(member_outputs(members, batch, {("single", True)}).covariances["single"])
+    torch.testing.assert_close(found[1], found[0], rtol=0.1, atol=0)
 
 
 def test_laplace_and_map_agree_on_map(packed: Predictor) -> None:

@@ -46,15 +46,17 @@ def line(record: Record) -> str:
     return f"{record.name}: {record.value} [{record.low} to {record.high}] x {record.baseline}{target}{verdict}"
 
 
-def conditions_here(arguments: list[str]) -> Conditions:
-    """Return this machine and moment."""
+def conditions_here(
+    arguments: list[str], *, module: str = "benchmarks.speed", hardware: str | None = None
+) -> Conditions:
+    """Return this moment, and this machine unless another name for it is given."""
     measured = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "command": shlex.join(["python", "-m", "benchmarks.speed", *arguments]),
+        "command": shlex.join(["python", "-m", module, *arguments]),
         "threads": str(torch.get_num_threads()),
         "versions": versions(("torch", "transformers", "peft", "bitsandbytes")),
     }
-    return Conditions(f"{processor()}, {os.cpu_count()} cores", measured)
+    return Conditions(hardware or f"{processor()}, {os.cpu_count()} cores", measured)
 
 
 if __name__ == "__main__":

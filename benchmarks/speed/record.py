@@ -107,8 +107,9 @@ def render(records: Sequence[Mapping[str, Any]]) -> str:
     lines = [
         "# Speed",
         "",
-        "Written by `python -m benchmarks.speed` (`make bench`) from results.json. Every figure is a ratio of times",
-        "taken in turns in one run: the median of the turns, and their range. docs/lab-notes.md says why it is so.",
+        "Written by `python -m benchmarks.speed` (`make bench`) and `python -m benchmarks.gpu` (`make bench-gpu`) from",
+        "results.json. Where no unit is named a figure is a ratio of times taken in turns in one run: the median of",
+        "the turns, and their range. docs/lab-notes.md says why it is so.",
         f"Targets met: {sum(r['met'] for r in judged)} of {len(judged)}.",
     ]
     for hardware in dict.fromkeys(r["hardware"] for r in records):

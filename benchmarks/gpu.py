@@ -1,0 +1,326 @@
+"""How fast on one card, in minutes: a random model of Llama-2-7B's shape in NF4, and the default artifact.
+
+    python -m benchmarks.gpu                                 # or: make bench-gpu
+    python -m benchmarks.gpu --device cpu --layers 2 --quick # the same script where there is no card, to try it
+
+Latency, throughput, Laplace over MAP, peak memory, and the share of what the card itself was measured to do. The
+figures go to results.json and RESULTS.md under the card's name, those of ``--quick`` nowhere unless ``--out`` is given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.peers.__main__ import processor
+from benchmarks.speed.__main__ import conditions_here, line
+from benchmarks.speed.llama7b import LLAMA_2_7B, random_llama
+from benchmarks.speed.record import FOLDER, PAGE, RESULTS, Conditions, Record, write
+from benchmarks.speed.subject import load_subject, random_batch, with_classes
+from benchmarks.speed.subset import with_posterior
+from benchmarks.speed.timing import Ratio, exactly, in_turns, ratio
+from laplora.errors import ModelError
+from laplora.member_outputs import MemberSet, member_outputs
+from laplora.model import resolve_device
+
+#: A step that would begin later is skipped, so that a call takes less than eight.
+MINUTES = 7.0
+GIB = 2**30
+ATTENTION_INPUTS = ("q_proj", "k_proj", "v_proj")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is run.
+
+    Attributes:
+        tokens: of every row.
+        rows: of the batches whose throughput is measured; Laplace over MAP is at the first of them for four classes.
+        fit_rows: training rows, the first of ``rows`` in a batch.
+        answers: whose latencies are measured; ``turns``: of each comparison.
+        product: side of the matrices of the measured peak; ``copied_bytes``: of the measured bandwidth.
+    """
+
+    tokens: int
+    rows: tuple[int, ...]
+    fit_rows: int
+    answers: int
+    turns: int
+    product: int
+    copied_bytes: int
+
+
+FULL = Sizes(64, (8, 32), 32, answers=100, turns=7, product=8192, copied_bytes=GIB)
+QUICK = Sizes(16, (2, 4), 4, answers=5, turns=2, product=512, copied_bytes=2**24)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the device was measured to do."""
+
+    flops_per_s: float
+    bytes_per_s: float
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured.
+
+    Attributes:
+        title: first part of the records' names.
+        members: with a posterior.
+    """
+
+    title: str
+    members: MemberSet
+    conditions: Conditions
+    sizes: Sizes
+    limits: Limits
+
+    def record(self, name: str, *rest: Any, **target: Any) -> Record:
+        """Return a figure of this subject."""
+        return self.conditions.record(f"{self.title}: {name}", *rest, **target)
+
+    def functions(self, rows: int, classes: int = 2) -> dict[str, Callable[[], Any]]:
+        """Return a MAP and a Laplace answer to a batch; rows have no padding."""
+        members = with_classes(self.members, classes)
+        batch = random_batch(members, rows, self.sizes.tokens)
+        return {
+            "MAP": lambda: member_outputs(members, batch, ()),
+            "Laplace": lambda: member_outputs(members, batch, {("single", True)}),
+        }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure and write; return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", help="a device instead of the first CUDA one")
+    parser.add_argument("--layers", type=int, default=32, help="of the random Llama (default: 32, as it has)")
+    parser.add_argument("--quick", action="store_true", help="few rows, short ones and few turns: to try the script")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="folder of results.json and RESULTS.md (default: this one; with --quick nothing is kept)",
+    )
+    options = parser.parse_args(arguments)
+    if options.device is None and not torch.cuda.is_available():
+        print(
+            "benchmarks.gpu: no CUDA device is there, and the figures are a card's; to try the script without one: "
+            "--device cpu --layers 2 --quick",
+            file=sys.stderr,
+        )
+        return 2
+    try:
+        device = resolve_device(options.device or "cuda")
+    except ModelError as error:
+        print(f"benchmarks.gpu: {error}", file=sys.stderr)
+        return 2
+    given = sys.argv[1:] if arguments is None else arguments
+    conditions = conditions_here(given, module="benchmarks.gpu", hardware=hardware(device))
+    out = options.out or (None if options.quick else FOLDER)
+    for record in measured(device, options.layers, QUICK if options.quick else FULL, conditions):
+        print(line(record), flush=True)
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            write([record], out / RESULTS.name, out / PAGE.name)
+    return 0
+
+
+def hardware(device: torch.device) -> str:
+    """Return the card's name, or the processor's and its cores."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{processor()}, {os.cpu_count()} cores"
+
+
+def measured(device: torch.device, layers: int, sizes: Sizes, conditions: Conditions) -> Iterator[Record]:
+    """Yield the records, and say which steps were skipped because the time was over."""
+    over = time.monotonic() + 60 * MINUTES
+    limits = limits_of(device, sizes)
+    yield conditions.record("gpu: matrix product in bfloat16", exactly(limits.flops_per_s / 1e12), "TFLOP/s")
+    yield conditions.record("gpu: copy", exactly(limits.bytes_per_s / 1e9), "GB/s, read and written")
+    loads = {
+        f"gpu, Llama-2-7B's shape, {layers} layers, NF4": lambda: random_llama(
+            layers, device=str(device), quantization="nf4", shape=LLAMA_2_7B
+        ),
+        "gpu, default artifact, NF4": lambda: load_subject("nf4", str(device)),
+    }
+    for title, load in loads.items():
+        if time.monotonic() > over:
+            print(f"skipped after {MINUTES:g} minutes: {title}", flush=True)
+            continue
+        members, peak = fitted(load(), sizes)
+        subject = Subject(title, members, conditions, sizes, limits)
+        if peak is not None:
+            size = f"{sizes.fit_rows} rows of {sizes.tokens} tokens, {sizes.rows[0]} a batch"
+            yield subject.record(f"peak memory, fit of {size}", exactly(peak / GIB), "GiB, weights included")
+        for step in (answer_memory, latency, throughput, more_classes):
+            if time.monotonic() > over:
+                print(f"skipped after {MINUTES:g} minutes: {title}, {step.__name__}", flush=True)
+                continue
+            yield from step(subject)
+        del members, subject  # before the next model is loaded
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def limits_of(device: torch.device, sizes: Sizes) -> Limits:
+    """Return the best of some products of square bfloat16 matrices, and of some copies."""
+    one, other = (torch.randn(sizes.product, sizes.product, device=device).bfloat16() for _ in range(2))
+    source = torch.zeros(sizes.copied_bytes, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    repeats = 8
+    times = in_turns(
+        {
+            "product": lambda: [one @ other for _ in range(repeats)],
+            "copy": lambda: [target.copy_(source) for _ in range(repeats)],
+        },
+        5,
+    )
+    return Limits(
+        repeats * 2 * sizes.product**3 / min(times["product"]), repeats * 2 * source.nbytes / min(times["copy"])
+    )
+
+
+def fitted(members: MemberSet, sizes: Sizes) -> tuple[MemberSet, int | None]:
+    """Return the members with a joint core over the whole adapter, and the peak of fitting it."""
+    made: list[MemberSet] = []
+    batches = [random_batch(members, sizes.rows[0], sizes.tokens)] * (sizes.fit_rows // sizes.rows[0])
+    peak = peak_bytes(members, lambda: made.append(with_posterior(members, "all", batches)))
+    return made[0], peak
+
+
+def answer_memory(subject: Subject) -> Iterator[Record]:
+    """Yield the peaks of a MAP and a Laplace answer by batch; nothing on a CPU."""
+    for rows in (1, *subject.sizes.rows):
+        for name, function in subject.functions(rows).items():
+            peak = peak_bytes(subject.members, function)
+            if peak is not None:
+                size = f"{rows} x {subject.sizes.tokens} tokens"
+                yield subject.record(f"peak memory, {name}, {size}", exactly(peak / GIB), "GiB, weights included")
+
+
+def peak_bytes(members: MemberSet, function: Callable[[], Any]) -> int | None:
+    """Call a function; return the most bytes of tensors on the card meanwhile, those that were there before included.
+
+    None on a CPU, where torch keeps no account.
+    """
+    device = next(members.model.parameters()).device
+    if device.type != "cuda":
+        function()
+        return None
+    torch.cuda.reset_peak_memory_stats(device)
+    function()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device)
+
+
+def latency(subject: Subject) -> Iterator[Record]:
+    """Yield median and 99th percentile of one row's answer, and the share of the bandwidth that its weights take."""
+    times = in_turns(subject.functions(1), subject.sizes.answers)
+    size = f"1 x {subject.sizes.tokens} tokens"
+    for name, seconds in times.items():
+        read = (2 if name == "Laplace" else 1) * weight_bytes(subject.members.model)
+        late = sorted(seconds)[min(len(seconds) - 1, int(0.99 * len(seconds)))]
+        yield subject.record(f"latency, {name}, {size}, median", spread([1e3 * s for s in seconds]), "ms")
+        yield subject.record(f"latency, {name}, {size}, 99th percentile", exactly(1e3 * late), "ms")
+        share = spread([read / s / subject.limits.bytes_per_s for s in seconds])
+        yield subject.record(f"reading its weights, {name}, {size}", share, "the measured copy")
+
+
+def throughput(subject: Subject) -> Iterator[Record]:
+    """Yield rows and tokens a second, Laplace over MAP, and the share of the matrix products' peak, by batch."""
+    sizes = subject.sizes
+    for rows in sizes.rows:
+        times = in_turns(subject.functions(rows), sizes.turns)
+        size = f"{rows} x {sizes.tokens} tokens"
+        yield from over_map(subject, times, rows, 2)
+        for name, seconds in times.items():
+            per_second = spread([rows / s for s in seconds])
+            tokens = spread([rows * sizes.tokens / s for s in seconds])
+            flops = products(subject.members.model, rows, sizes.tokens, contrasts=int(name == "Laplace"))
+            share = spread([flops / s / subject.limits.flops_per_s for s in seconds])
+            yield subject.record(f"throughput, {name}, {size}", per_second, "rows a second")
+            yield subject.record(f"throughput, {name}, {size}, tokens", tokens, "tokens a second")
+            yield subject.record(f"arithmetic, {name}, {size}", share, "the measured matrix product")
+
+
+def more_classes(subject: Subject) -> Iterator[Record]:
+    """Yield Laplace over MAP at four classes."""
+    rows = subject.sizes.rows[0]
+    yield from over_map(subject, in_turns(subject.functions(rows, 4), subject.sizes.turns), rows, 4)
+
+
+def spread(values: Sequence[float]) -> Ratio:
+    """Return the median, the least and the most."""
+    return Ratio(statistics.median(values), min(values), max(values))
+
+
+def over_map(subject: Subject, times: dict[str, list[float]], rows: int, classes: int) -> Iterator[Record]:
+    """Yield the ratio with the target that it has on a CPU."""
+    yield subject.record(
+        f"{classes} classes, {rows} x {subject.sizes.tokens} tokens",
+        ratio(times, "Laplace", "MAP"),
+        "a MAP answer",
+        limit=1.1 * classes if rows >= 8 else None,
+    )
+
+
+def products(model: Any, rows: int, tokens: int, *, contrasts: int) -> float:
+    """Return the floating point operations of an answer's products with the decoder's weights.
+
+    A forward pass, and a reverse pass for each contrast: without the lowest layer's projections to attention, below
+    which nothing is adapted, and in the last layer at one token, but for keys and values.
+    """
+    decoder = model.get_base_model().model
+    last = len(decoder.layers) - 1
+    total = 0.0
+    for number, layer in enumerate(decoder.layers):
+        for name, linear in decoder_linears(layer):
+            each = 2.0 * rows * linear.in_features * linear.out_features
+            back = 1 if number == last and name not in ("k_proj", "v_proj") else tokens
+            if number == 0 and name in ATTENTION_INPUTS:
+                back = 0
+            total += each * (tokens + contrasts * back)
+    return total
+
+
+def decoder_linears(layer: Any) -> Iterator[tuple[str, Any]]:
+    """Yield a layer's own linears by the last part of their names, adapters left out."""
+    for path, module in layer.named_modules():
+        linear = getattr(module, "base_layer", module)
+        if isinstance(linear, torch.nn.Linear) and "lora_" not in path and not path.endswith("base_layer"):
+            yield path.rpartition(".")[2], linear
+
+
+def weight_bytes(model: Any) -> int:
+    """Return the bytes of the decoder layers' weights as they are held, with 4-bit ones' scales."""
+    total = 0
+    for layer in model.get_base_model().model.layers:
+        for _, linear in decoder_linears(layer):
+            total += tensor_bytes([linear.weight])
+            if (state := getattr(linear.weight, "quant_state", None)) is not None:
+                total += tensor_bytes([state.absmax, *([state.state2.absmax] if state.nested else [])])
+    return total
+
+
+def tensor_bytes(tensors: Sequence[torch.Tensor]) -> int:
+    """Return the bytes of some tensors together."""
+    return sum(t.nbytes for t in tensors)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
