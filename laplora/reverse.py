@@ -215,23 +215,26 @@ class _LayerReverse:
         Args:
             upper: (contrasts, batch, last tokens, hidden), with respect to the layer's output.
         """
-        layer, kept = self.layer, self.kept
-        assert kept.middle is not None
-        last = upper.shape[2]
-        dtype = kept.x.dtype
-        gate, up = (kept.outputs[name][:, -last:] for name in _MLP)
-        inner = self._linear("mlp.down_proj", upper.to(dtype))
-        to_gate = torch.ops.aten.silu_backward(inner * up, gate.expand(inner.shape))
-        below = self._linear("mlp.up_proj", inner.mul_(nn.functional.silu(gate)))
-        below = self._linear("mlp.gate_proj", to_gate, below)
-        upper = norm_gradient(layer.post_attention_layernorm, kept.middle[:, -last:], below, upper)
+        upper = self._mlp(upper)
         if stop and not self._wants(*_ATTENTION, "self_attn.o_proj"):
             return None
-        context = self._linear("self_attn.o_proj", upper.to(dtype))
+        context = self._linear("self_attn.o_proj", upper.to(self.kept.x.dtype))
         if stop and not self._wants(*_ATTENTION):
             return None
         to_q, to_k, to_v = self._attention(context)
         return self._below_attention(upper, to_q, to_k, to_v, stop=stop)
+
+    def _mlp(self, upper: torch.Tensor) -> torch.Tensor:
+        """Return gradients with respect to the middle of the layer; its wide ones are let go with this call."""
+        layer, kept = self.layer, self.kept
+        assert kept.middle is not None
+        last = upper.shape[2]
+        gate, up = (kept.outputs[name][:, -last:] for name in _MLP)
+        inner = self._linear("mlp.down_proj", upper.to(kept.x.dtype))
+        to_gate = torch.ops.aten.silu_backward(inner * up, gate.expand(inner.shape))
+        below = self._linear("mlp.up_proj", inner.mul_(nn.functional.silu(gate)))
+        below = self._linear("mlp.gate_proj", to_gate, below)
+        return norm_gradient(layer.post_attention_layernorm, kept.middle[:, -last:], below, upper)
 
     def _attention(self, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return gradients at the outputs of the three projections, (contrasts, batch, tokens, out)."""

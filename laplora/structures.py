@@ -182,12 +182,16 @@ def fit_joint_core(settings: StructureSettings, blocks: tuple[Block, ...], run_p
 
     Two passes, ``moments`` and ``core``.
     """
-    no_rows = empty_moments(blocks, rank=settings.rank, oversampling=settings.oversampling, seed=settings.seed)
-    moments = run_pass("moments", no_rows, add_moment_batch)
-    bases = tuple(stored_basis(b, settings.basis_dtype) for b in moment_bases(moments, settings.rank))
+    bases = tuple(stored_basis(b, settings.basis_dtype) for b in _fit_moments(settings, blocks, run_pass))
     empty = empty_sketch(blocks, columns=_joint_columns(settings), seed=settings.seed, bases=bases)
     sketch = run_pass("core", empty, partial(add_sketch_batch, bases=bases))
     return joint_from_sketch(sketch, settings.joint_rank, settings.basis_dtype, bases)
+
+
+def _fit_moments(settings: StructureSettings, blocks: tuple[Block, ...], run_pass: Pass) -> tuple[KroneckerBasis, ...]:
+    """Return the bases; the moments, several times as large, are let go before the next pass."""
+    empty = empty_moments(blocks, rank=settings.rank, oversampling=settings.oversampling, seed=settings.seed)
+    return moment_bases(run_pass("moments", empty, add_moment_batch), settings.rank)
 
 
 def fit_joint(settings: StructureSettings, blocks: tuple[Block, ...], run_pass: Pass) -> JointPosterior:

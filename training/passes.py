@@ -61,6 +61,7 @@ class ResumablePass:
             labels = torch.tensor([run.splits.train[i].label for i in plan[number]], device=run.device)
             log_probs = jacobians.logits.double().masked_fill(~batch.class_mask, -torch.inf).log_softmax(-1)
             log_likelihood += float(log_probs.gather(1, labels[:, None]).sum())
+            del jacobians  # not held beside the next batch's
             if time.monotonic() - saved_at > SAVE_EVERY_S or number + 1 == len(plan):
                 tensors, numbers = state_parts(state)
                 metadata = {k: str(v) for k, v in numbers.items()}

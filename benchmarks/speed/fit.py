@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
 
+from benchmarks.peers.subject import Subject
+from benchmarks.speed import peers
 from benchmarks.speed.record import Conditions, Record
 from benchmarks.speed.subject import load_subject, random_batch
 from benchmarks.speed.timing import Ratio, in_turns, ratio
@@ -15,7 +18,7 @@ from laplora.jacobians import contrast_jacobians, find_blocks
 from laplora.member_outputs import MemberSet
 from laplora.posterior import Posterior, ProjectedJacobians
 from laplora.prior import choose_by_evidence, choose_by_validation
-from laplora.prompts import Batch
+from laplora.prompts import Batch, EncodedRow
 from laplora.structures import StructureSettings, fit_posterior, needs_sums
 
 State = TypeVar("State")
@@ -23,6 +26,8 @@ ROWS, TOKENS = 32, 32
 #: Held-out rows, as many as the default configurations calibrate on.
 HELD_OUT = 150
 STRUCTURES = ("joint_core", "ekfac")
+#: Rows per batch at which bayesian-lora is timed beside them.
+PACKAGE_BATCH = 8
 
 
 def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
@@ -30,7 +35,7 @@ def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
 
     A pass is one forward and one backward over the training rows (two classes); both structures take two.
     """
-    members = load_subject("bfloat16")
+    members, absent = load_subject("bfloat16"), peers.missing()
     blocks = find_blocks(members.model, 2)
     for size in (8,) if quick else (1, 8, 32):
         batches = [random_batch(members, size, TOKENS) for _ in range(ROWS // size)]
@@ -42,28 +47,45 @@ def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
         functions: dict[str, Callable[[], Any]] = {"one pass": once}
         for structure in STRUCTURES:
             functions[structure] = lambda s=structure, b=batches: fit(members, blocks, b, s)
-        times = in_turns(functions, 3)
-        for structure in STRUCTURES:
+        if size == PACKAGE_BATCH and "bayesian_lora" not in absent:
+            functions["bayesian-lora"] = peers.bayesian_lora_fit(as_subject(members, batches), size)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Full backward hook is firing.*")
+            times = in_turns(functions, 3)
+        for name in list(functions)[1:]:
             yield conditions.record(
-                f"fit: {structure}, batches of {size}",
-                ratio(times, structure, "one pass"),
+                f"fit: {name}, batches of {size}",
+                ratio(times, name, "one pass"),
                 "a forward and a backward of the rows",
-                limit=2.4,
+                limit=2.4 if name in STRUCTURES else None,
             )
     yield from choices(conditions, members, blocks)
 
 
-def fit(members: MemberSet, blocks: tuple[Block, ...], batches: list[Batch], structure: str) -> Posterior:
-    """Return the posterior of the batches' rows, at the default ranks."""
+def as_subject(members: MemberSet, batches: list[Batch]) -> Subject:
+    """Return the batches' rows and the model as other packages are given them."""
+    rows = tuple(EncodedRow(tuple(ids), 2) for batch in batches for ids in batch.input_ids.tolist())
+    labels = torch.zeros(len(rows), dtype=torch.int64)
+    return Subject("rows", members.model, members.label_ids, 0, rows, labels, (), labels[:0])
+
+
+def fit(
+    members: MemberSet, blocks: tuple[Block, ...], batches: list[Batch], structure: str, **options: Any
+) -> Posterior:
+    """Return the posterior of the batches' rows, at the default ranks unless ``options`` of the settings say others."""
 
     def run_pass(_title: str, empty: State, add: Callable[[State, ContrastJacobians, torch.Tensor], State]) -> State:
         state = empty
+        sums = needs_sums(structure)
         for batch in batches:
-            found = contrast_jacobians(members.model, batch, members.label_ids, blocks, sums=needs_sums(structure))
-            state = add(state, found, batch.class_mask)
+            state = add(
+                state,
+                contrast_jacobians(members.model, batch, members.label_ids, blocks, sums=sums),
+                batch.class_mask,
+            )
         return state
 
-    return fit_posterior(StructureSettings(structure=structure), blocks, run_pass)
+    return fit_posterior(StructureSettings(structure=structure, **options), blocks, run_pass)
 
 
 def choices(conditions: Conditions, members: MemberSet, blocks: tuple[Block, ...]) -> Iterator[Record]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from laplora.artifact import read_artifact
 from laplora.jacobians import contrast_jacobians, find_blocks
 from laplora.manifest import POSTERIOR
 from laplora.model import label_logits, last_hidden
-from laplora.posterior import block_precisions
+from laplora.posterior import Posterior, block_precisions
 from laplora.posterior_file import read_posterior
 from laplora.prompts import EncodedRow
 
@@ -39,13 +39,11 @@ PACKAGES = ("bayesian-lora", "laplace-torch", "curvlinops-for-pytorch")
 
 def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
     """Yield each method's time over a plain forward pass, and over laplora's."""
-    missing = [name for name in ("bayesian_lora", "laplace") if importlib.util.find_spec(name) is None]
-    if missing:
-        print(f"peers: {' and '.join(missing)} not installed: pip install -c constraints.txt -e '.[peers]'", flush=True)
+    absent = missing()
     conditions = conditions.with_versions(*PACKAGES)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        functions = methods(missing)
+        functions = methods(absent)
         times = in_turns(functions, 3 if quick else 5)
     for name in functions:
         if name == FORWARD:
@@ -65,15 +63,18 @@ def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
             )
 
 
-def methods(missing: list[str]) -> dict[str, Callable[[], Any]]:
+def missing() -> list[str]:
+    """Return which of the packages are not installed, and say so."""
+    found = [name for name in ("bayesian_lora", "laplace") if importlib.util.find_spec(name) is None]
+    if found:
+        print(f"{' and '.join(found)} not installed: pip install -c constraints.txt -e '.[peers]'", flush=True)
+    return found
+
+
+def methods(absent: Sequence[str]) -> dict[str, Callable[[], Any]]:
     """Return what is timed, by name."""
     subject = even_rows(artifact_subject(train=8, test=ROWS))
-    batch = subject.batch(subject.test)
-    model, labels = subject.model, subject.label_ids
-
-    @torch.no_grad()
-    def forward() -> torch.Tensor:
-        return label_logits(model, last_hidden(model, batch), labels)
+    model, forward = subject.model, plain_forward(subject)
 
     def several(count: int) -> torch.Tensor:
         return torch.stack([forward() for _ in range(count)]).softmax(-1).mean(0)
@@ -89,9 +90,9 @@ def methods(missing: list[str]) -> dict[str, Callable[[], Any]]:
                 module.eval()
 
     found: dict[str, Callable[[], Any]] = {FORWARD: forward, "laplora": laplora(subject)}
-    if "bayesian_lora" not in missing:
+    if "bayesian_lora" not in absent:
         found["bayesian-lora"] = bayesian_lora(subject)
-    if "laplace" not in missing:
+    if "laplace" not in absent:
         found |= {f"laplace-torch, {name}": laplace_torch(subject, name) for name in ("diagonal", "kfac_expand")}
     return found | {
         f"MC dropout, {DROPOUT_SAMPLES} samples": dropout,
@@ -110,10 +111,26 @@ def even_rows(subject: Subject) -> Subject:
     return replace(subject, train=drawn(subject.train), test=drawn(subject.test))
 
 
+def plain_forward(subject: Subject) -> Callable[[], torch.Tensor]:
+    """Return the class logits' function."""
+    batch = subject.batch(subject.test)
+
+    @torch.no_grad()
+    def forward() -> torch.Tensor:
+        return label_logits(subject.model, last_hidden(subject.model, batch), subject.label_ids)
+
+    return forward
+
+
+def served(subject: Subject) -> tuple[Posterior, torch.Tensor]:
+    """Return the default artifact's posterior and its blocks' prior precisions."""
+    posterior = read_posterior(ARTIFACT / POSTERIOR, find_blocks(subject.model, 2)).to("cpu", torch.float32)
+    return posterior, block_precisions(read_artifact(ARTIFACT).manifest.prior.prior(), posterior.blocks)
+
+
 def laplora(subject: Subject) -> Callable[[], torch.Tensor]:
     """Return this library's logits and covariance, with the default artifact's posterior."""
-    posterior = read_posterior(ARTIFACT / POSTERIOR, find_blocks(subject.model, 2)).to("cpu", torch.float32)
-    precisions = block_precisions(read_artifact(ARTIFACT).manifest.prior.prior(), posterior.blocks)
+    posterior, precisions = served(subject)
     batch = subject.batch(subject.test)
 
     def answer() -> torch.Tensor:
@@ -125,20 +142,15 @@ def laplora(subject: Subject) -> Callable[[], torch.Tensor]:
 
 def bayesian_lora(subject: Subject) -> Callable[[], torch.Tensor]:
     """Return the package's ``jacobian_mean`` and ``variance``, as its example calls them."""
-    from bayesian_lora import calculate_kronecker_factors, cholesky_decompose_small_factors
+    from bayesian_lora import cholesky_decompose_small_factors
     from bayesian_lora.main import variance
 
-    from benchmarks.peers.against_bayesian_lora import class_logits, inputs_of, package_jacobian
+    from benchmarks.peers.against_bayesian_lora import inputs_of, package_jacobian
 
     rank = min(min(p.shape) for p in lora_parameters(subject.model).values())
     inputs, scale = inputs_of(subject, subject.test), torch.tensor(0.1)
-    with plain_attention():
-        factors = calculate_kronecker_factors(
-            subject.model, class_logits(subject), [inputs_of(subject, subject.train)], PACKAGE_RANK, WIDE, ["lora"]
-        )
+    factors = bayesian_lora_fit(subject, len(subject.train))()
     factors = cholesky_decompose_small_factors(factors, WIDE, "cpu", torch.float32)
-    subject.model.zero_grad()
-    subject.model.eval()
 
     def answer() -> torch.Tensor:
         with plain_attention():
@@ -147,6 +159,28 @@ def bayesian_lora(subject: Subject) -> Callable[[], torch.Tensor]:
         return found
 
     return answer
+
+
+def bayesian_lora_fit(subject: Subject, size: int) -> Callable[[], Any]:
+    """Return the package's ``calculate_kronecker_factors`` of the training rows, ``size`` at a time."""
+    from bayesian_lora import calculate_kronecker_factors
+
+    from benchmarks.peers.against_bayesian_lora import class_logits, inputs_of
+
+    lora_parameters(subject.model)
+    rows = [subject.train[i : i + size] for i in range(0, len(subject.train), size)]
+    loader = [inputs_of(subject, few) for few in rows]
+
+    def fit() -> Any:
+        with plain_attention():
+            factors = calculate_kronecker_factors(
+                subject.model, class_logits(subject), loader, PACKAGE_RANK, WIDE, ["lora"]
+            )
+        subject.model.zero_grad()
+        subject.model.eval()
+        return factors
+
+    return fit
 
 
 def laplace_torch(subject: Subject, structure: str) -> Callable[[], torch.Tensor]:
