@@ -108,8 +108,8 @@ def render(records: Sequence[Mapping[str, Any]]) -> str:
         "# Speed",
         "",
         "Written by `python -m benchmarks.speed` (`make bench`) and `python -m benchmarks.gpu` (`make bench-gpu`) from",
-        "results.json. Figures of time are ratios of times taken in turns in one run, where no unit is named: the median",
-        "of the turns, and their range. Those of memory are exact: the running total of torch's allocator.",
+        "results.json. Figures of time are ratios of times taken in turns in one run, where no unit is named: the",
+        "median of the turns, and their range. Those of memory are exact: the running total of torch's allocator.",
         "docs/lab-notes.md says why they are so; growth.png shows what grows with what.",
         f"Targets met: {sum(r['met'] for r in judged)} of {len(judged)}.",
     ]
