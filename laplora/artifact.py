@@ -19,7 +19,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from laplora.errors import ArtifactCorruptError, ArtifactError, ArtifactNotFoundError
-from laplora.manifest import ADAPTER_FILES, MANIFEST, POSTERIOR, REQUIRED, SCORES, FileRecord, Manifest, parse_manifest
+from laplora.manifest import (
+    ADAPTER_FILES,
+    DISTILLED,
+    MANIFEST,
+    POSTERIOR,
+    REQUIRED,
+    SCORES,
+    FileRecord,
+    Manifest,
+    parse_manifest,
+)
 from laplora.wheels import file_sha256
 
 
@@ -97,6 +107,7 @@ def _verify_files(path: Path, manifest: Manifest) -> None:
     root = path.resolve()
     present = {p.relative_to(path).as_posix() for p in path.rglob("*") if not p.is_dir()} - {MANIFEST}
     wanted = {*manifest.files, *REQUIRED, *({SCORES} if manifest.calibration.scores else set())}
+    wanted |= {DISTILLED} if manifest.distilled else set()
     for member in manifest.members:
         wanted |= {f"{member.folder}/{file}" for file in ADAPTER_FILES}
         wanted |= {f"{member.folder}/{POSTERIOR}"} if member.prior else set()

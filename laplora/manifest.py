@@ -10,22 +10,23 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from laplora.artifact_v1 import upgraded
 from laplora.conformal import ConformalScore
 from laplora.errors import ArtifactCorruptError, ArtifactIncompatibleError
 from laplora.model import BaseSpec
+from laplora.older_formats import upgraded
 from laplora.posterior import Prior
 from laplora.predictives import PREDICTIVES, PredictiveName, PredictiveSpec, predictive_spec
 from laplora.prompts import PromptTemplate
 from laplora.thresholds import ModeThresholds
 
-FORMAT_VERSION = 2
-#: Versions that are read; older ones as what they would be in this one (``laplora.artifact_v1``).
-READ_VERSIONS = (1, FORMAT_VERSION)
+FORMAT_VERSION = 3
+#: Versions that are read; older ones as what they would be in this one (``laplora.older_formats``).
+READ_VERSIONS = (1, 2, FORMAT_VERSION)
 MANIFEST = "manifest.json"
 POSTERIOR = "posterior.safetensors"
 GOLDEN = "golden.json"
 SCORES = "scores.safetensors"
+DISTILLED = "distilled.safetensors"
 ADAPTER_FOLDER = "adapter"
 #: What every artifact has, next to its manifest. The adapter is never the pickled file that PEFT would fall back to.
 ADAPTER_FILES = (f"{ADAPTER_FOLDER}/adapter_config.json", f"{ADAPTER_FOLDER}/adapter_model.safetensors")
@@ -91,6 +92,16 @@ class MemberRecord(_Record):
     prior: PriorRecord | None = Field(description="of its posterior; null when it has none")
 
 
+class DistilledRecord(_Record):
+    """What predicts the covariance from a forward pass, in ``distilled.safetensors``."""
+
+    inputs: int = Field(ge=1, description="whose exact covariances it was distilled from")
+    error: float = Field(
+        ge=0,
+        description="root mean square of log(trace predicted / trace exact), calibration rows held out of the fit",
+    )
+
+
 class DropoutRecord(_Record):
     """The masks of MC dropout: numbers enough to draw them again."""
 
@@ -102,7 +113,7 @@ class DropoutRecord(_Record):
 class PredictiveRecord(_Record):
     """One way to turn a row into probabilities, and what was fitted for it on the calibration split."""
 
-    members: Literal["single", "checkpoints", "dropout"]
+    members: Literal["single", "distilled", "checkpoints", "dropout"]
     member_count: int = Field(ge=1)
     covariance: bool = Field(description="whether each member carries its posterior")
     temperature: float = Field(gt=0, description="divides the logits; 1 where none was fitted")
@@ -139,6 +150,7 @@ class Manifest(_Record):
     prior: PriorRecord
     members: tuple[MemberRecord, ...] = Field(description="the ensemble's adapters beside the trained one")
     dropout: DropoutRecord | None
+    distilled: DistilledRecord | None
     calibration: CalibrationRecord
     predictives: dict[PredictiveName, PredictiveRecord]
     recommended: RecommendedRecord
@@ -152,6 +164,7 @@ class Manifest(_Record):
     def _consistent(self) -> Manifest:
         counts = {
             "single": 1,
+            "distilled": 1 if self.distilled else 0,
             "checkpoints": 1 + len(self.members),
             "dropout": self.dropout.members if self.dropout else 0,
         }
@@ -169,6 +182,10 @@ class Manifest(_Record):
             raise ValueError("predictives.laplace_ensemble needs a posterior of every member")
         if len({m.folder for m in self.members}) != len(self.members):
             raise ValueError("two members are in one folder")
+        if "fast" in self.servable and "laplace" not in self.servable:
+            raise ValueError("predictives.fast needs laplace, which answers where it is unsure")
+        if self.recommended.predictive == "fast":
+            raise ValueError("fast stands in for laplace, it cannot be the one recommended")
         for name in ("map", self.recommended.predictive):
             if name not in self.servable:
                 raise ValueError(f"the artifact must have the predictive {name!r}, with thresholds")
@@ -206,12 +223,12 @@ def parse_manifest(name: str, raw: bytes) -> Manifest:
     if type(version) is not int or version not in READ_VERSIONS:
         raise ArtifactIncompatibleError(
             f"artifact {name!r} has format {str(version)[:32]}, this version reads "
-            f"{' and '.join(map(str, READ_VERSIONS))}: package it again"
+            f"{', '.join(map(str, READ_VERSIONS))}: package it again"
         )
     try:
-        return Manifest.model_validate(upgraded(fields) if version == 1 else fields)
+        return Manifest.model_validate(upgraded(fields, version))
     except (KeyError, TypeError, AttributeError) as error:
-        raise ArtifactCorruptError(f"{MANIFEST} of {name!r} lacks fields of format 1: {error}") from None
+        raise ArtifactCorruptError(f"{MANIFEST} of {name!r} lacks fields of format {version}: {error}") from None
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(str(p) for p in e['loc'])}: {e['msg']}" for e in error.errors()[:4])
         raise ArtifactCorruptError(f"{MANIFEST} of {name!r} has bad fields: {problems}") from None

@@ -7,11 +7,13 @@ pass is a forward pass, or one with Jacobians where the member's posterior is as
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
+from laplora.distilled import DistilledCovariance
 from laplora.errors import NonFiniteError
 from laplora.jacobians import contrast_jacobians
 from laplora.member_adapters import Weights, in_place
@@ -20,6 +22,7 @@ from laplora.posterior import Posterior
 from laplora.predictive import contrasts
 from laplora.predictives import Members
 from laplora.prompts import Batch
+from laplora.states import StateTape
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class MemberSet:
         parameters: the model's LoRA matrices by block name.
         label_ids: token of each label.
         trained: the attached adapter.
+        distilled: what predicts the covariance of its posterior from its forward pass; None where nothing does.
         checkpoints: the ensemble's other adapters; the trained one is its first member.
         dropout: the trained adapter under each dropout mask.
     """
@@ -53,6 +57,7 @@ class MemberSet:
     parameters: Mapping[str, nn.Parameter]
     label_ids: tuple[int, ...]
     trained: Member
+    distilled: DistilledCovariance | None = None
     checkpoints: tuple[Member, ...] = ()
     dropout: tuple[Member, ...] = ()
 
@@ -60,6 +65,7 @@ class MemberSet:
         """Return the members of a kind, in the order of their outputs."""
         return {
             "single": (self.trained,),
+            "distilled": (self.trained,),
             "checkpoints": (self.trained, *self.checkpoints),
             "dropout": self.dropout,
         }[kind]
@@ -98,13 +104,18 @@ def member_outputs(members: MemberSet, batch: Batch, wanted: Collection[Wanted])
     Raises:
         NonFiniteError: NaN or infinity in a logit, a variance or the label mass.
     """
-    with_posterior = any(covariance for kind, covariance in wanted if kind != "dropout")
-    logits, mass, covariance = _pass(members, members.trained, batch, jacobians=with_posterior)
+    with_posterior = any(covariance for kind, covariance in wanted if kind in ("single", "checkpoints"))
+    distilled = members.distilled if any(kind == "distilled" for kind, _ in wanted) else None
+    with StateTape(members.model, distilled.layers) if distilled else nullcontext() as tape:
+        logits, mass, covariance = _pass(members, members.trained, batch, jacobians=with_posterior)
     assert mass is not None
     transform = contrasts(len(members.label_ids), torch.float64)
     means: dict[Members, torch.Tensor] = {"single": (logits @ transform)[None]}
     covariances: dict[Members, torch.Tensor] = {} if covariance is None else {"single": covariance[None]}
-    for kind in dict.fromkeys(kind for kind, _ in wanted if kind != "single"):
+    if distilled is not None and tape is not None:
+        means["distilled"] = means["single"]
+        covariances["distilled"] = distilled.covariance(tape.states(logits, batch.attention_mask))[None]
+    for kind in dict.fromkeys(kind for kind, _ in wanted if kind not in ("single", "distilled")):
         posteriors = (kind, True) in wanted
         found = [
             (logits, None, covariance) if member is members.trained else _pass(members, member, batch, posteriors)

@@ -12,7 +12,7 @@ from laplora.conformal import label_sets
 from laplora.manifest import Manifest
 from laplora.member_outputs import MemberOutputs, Wanted
 from laplora.predictive import PosteriorPredictive, class_probs, contrasts
-from laplora.predictives import PREDICTIVES, PredictiveName, PredictiveSpec, predictive_probs
+from laplora.predictives import PREDICTIVES, Members, PredictiveName, PredictiveSpec, predictive_probs
 from laplora.prompts import EncodedRow
 from laplora.thresholds import Decision, Flag, ModeThresholds
 from laplora.uncertainty import decide, decompose, entropy, raise_flags, review_score
@@ -190,8 +190,9 @@ def build_predictions(
         labels = manifest.labels[:count]
         logits = outputs.logits[i, :count]
         covariance = None
-        if "single" in outputs.covariances:
-            covariance = _centred(outputs.covariances["single"][0, i], len(manifest.labels), count)
+        kind: Members = "distilled" if name == "fast" else "single"
+        if kind in outputs.covariances:
+            covariance = _centred(outputs.covariances[kind][0, i], len(manifest.labels), count)
         answers.append(
             Prediction(
                 predictive=name,

@@ -8,6 +8,7 @@ divided by one temperature T:
 Without covariances each member is a point: the mixture is then a deep-ensemble average (Lakshminarayanan,
 Pritzel and Blundell, arXiv 1612.01474) over checkpoints, or over dropout masks (Gal and Ghahramani, arXiv
 1506.02142); with them it is a mixture of Laplace approximations (Eschenhagen et al., arXiv 2111.03577).
+``fast`` has the covariance that is distilled from the posterior's (``laplora.distilled``).
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ from laplora.line_search import golden_section
 from laplora.metrics import row_nll
 from laplora.predictive import PosteriorPredictive, class_probs, contrasts, posterior_predictive
 
-Members = Literal["single", "checkpoints", "dropout"]
+Members = Literal["single", "distilled", "checkpoints", "dropout"]
 PredictiveName = Literal[
     "map",
     "temperature",
+    "fast",
     "laplace",
     "laplace_temperature",
     "ensemble",
@@ -47,8 +49,8 @@ class PredictiveSpec:
     """What a predictive averages over.
 
     Attributes:
-        members: the adapters it mixes: the trained one (``single``), checkpoints of several seeds or steps, or
-            the trained one under fixed dropout masks.
+        members: the adapters it mixes: the trained one (``single``, or ``distilled``: with a covariance predicted
+            from its forward pass), checkpoints of several seeds or steps, or the trained one under fixed dropout masks.
         covariance: whether each member carries its posterior over the contrasts.
         temperature: divides every sampled logit; 1 where none is fitted.
 
@@ -72,6 +74,7 @@ PREDICTIVES: Mapping[PredictiveName, PredictiveSpec] = MappingProxyType(
     {
         "map": PredictiveSpec("single", covariance=False),
         "temperature": PredictiveSpec("single", covariance=False),
+        "fast": PredictiveSpec("distilled", covariance=True),
         "laplace": PredictiveSpec("single", covariance=True),
         "laplace_temperature": PredictiveSpec("single", covariance=True),
         "ensemble": PredictiveSpec("checkpoints", covariance=False),
@@ -114,7 +117,7 @@ def predictive_probs(
         class_mask: (batch, classes) bool, true for the possible classes: the first c >= 2 of each row.
 
     Raises:
-        ConfigError: covariances given without need, or missing; more than one member for ``single``.
+        ConfigError: covariances given without need, or missing; more than one member for ``single`` or ``distilled``.
         DataError: shapes that do not fit.
         NonFiniteError: NaN or infinity at a possible class.
         FactorizationError: a covariance that is not positive semi-definite beyond rounding.
@@ -123,8 +126,10 @@ def predictive_probs(
         wanted = "needs" if spec.covariance else "takes no"
         raise ConfigError(f"this predictive {wanted} covariances")
     means, mask = _checked_means(means, class_mask)
-    if spec.members == "single" and len(means) != 1:
-        raise ConfigError(f"the members are 'single', but {len(means)} means were given: use checkpoints or dropout")
+    if spec.members in ("single", "distilled") and len(means) != 1:
+        raise ConfigError(
+            f"the members are {spec.members!r}, but {len(means)} means were given: use checkpoints or dropout"
+        )
     if covariances is not None:
         if covariances.shape != (*means.shape, means.shape[-1]):
             raise DataError(f"covariances must be {(*means.shape, means.shape[-1])}, got {tuple(covariances.shape)}")

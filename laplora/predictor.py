@@ -13,11 +13,13 @@ from laplora import prompts
 from laplora.artifact import Artifact, read_artifact
 from laplora.base_check import check_base
 from laplora.blocks import Block
+from laplora.distilled_file import read_distilled
 from laplora.errors import ArtifactCorruptError, ConfigError, DataError, InvalidInputError
 from laplora.golden import not_recorded, read_golden, verify_answers
+from laplora.handing_over import rows_to_hand_over
 from laplora.held_weights import HeldWeights
 from laplora.jacobians import find_blocks
-from laplora.manifest import ADAPTER_FOLDER, POSTERIOR, SCORES, Manifest
+from laplora.manifest import ADAPTER_FOLDER, DISTILLED, POSTERIOR, SCORES, Manifest
 from laplora.member_adapters import dropout_weights, lora_parameters, read_weights
 from laplora.member_outputs import Member, MemberOutputs, MemberSet, member_outputs
 from laplora.model import attach_adapter, load_held_base, load_tokenizer, locate_base, resolve_device
@@ -27,7 +29,9 @@ from laplora.posterior_file import read_posterior
 from laplora.prediction import Prediction, build_predictions, wanted_outputs
 from laplora.predictives import PredictiveName
 from laplora.prompts import EncodedRow
-from laplora.review_scores import decided_at, read_scores
+from laplora.review_scores import decided_at, read_scores, thresholds_at
+from laplora.states import decoder_layers
+from laplora.thresholds import ModeThresholds
 
 
 class Predictor:
@@ -152,25 +156,52 @@ class Predictor:
         return self.artifact.manifest.servable
 
     def predict(
-        self, rows: Sequence[EncodedRow], predictive: str | None = None, *, also: Sequence[str] = ()
+        self,
+        rows: Sequence[EncodedRow],
+        predictive: str | None = None,
+        *,
+        also: Sequence[str] = (),
+        target_risk: float | None = None,
     ) -> list[Prediction]:
         """Return an answer per row, in order; the rows run as one padded batch.
+
+        A row that ``fast`` is asked for is answered by ``laplace``, and says so, where the error of the predicted
+        covariance could change its label or its decision.
 
         Args:
             predictive: one of ``predictives``; None is the recommended one.
             also: further ones, whose probabilities come beside the answer in ``calibrated_probs``; with
                 ``laplace`` among them the answer has logit variances, whichever predictive it is from. Those that
                 need no further pass through the model are there without being asked for.
+            target_risk: what the decisions will be made for (``decided``), which says where ``fast`` may not be
+                trusted; None: the artifact's.
 
         Raises:
-            ConfigError: a predictive that the artifact does not have.
+            ConfigError: a predictive that the artifact does not have, or a risk that it cannot decide for.
             NonFiniteError: NaN or infinity in a logit or variance.
         """
         name = self.named(predictive or self.recommended)
         if not rows:
             return []
         outputs = self._outputs(rows, [name, *(self.named(other) for other in also)])
-        return build_predictions(self.artifact.manifest, rows, outputs, name)
+        predictions = build_predictions(self.artifact.manifest, rows, outputs, name)
+        if name == "fast":
+            record = self.artifact.manifest.distilled
+            assert record is not None
+            places = rows_to_hand_over(
+                self._thresholds(name, target_risk),
+                record.error,
+                logits=outputs.logits,
+                contrast_mean=outputs.means["distilled"][0],
+                covariance=outputs.covariances["distilled"][0],
+                class_mask=outputs.class_mask,
+                label_mass=outputs.label_mass,
+                truncated=[r.truncated for r in rows],
+            )
+            exact = self.predict([rows[i] for i in places], "laplace", also=also)
+            for i, prediction in zip(places, exact, strict=True):
+                predictions[i] = prediction
+        return predictions
 
     def predict_each(self, rows: Sequence[EncodedRow]) -> dict[PredictiveName, list[Prediction]]:
         """Return the answers of every predictive by name, each as ``predict`` gives them, from the same passes.
@@ -201,8 +232,10 @@ class Predictor:
             asked: from ``encode_orders``; the rest as in ``predict``.
 
         Raises:
-            ConfigError, NonFiniteError: as ``predict``.
+            ConfigError, NonFiniteError: as ``predict``; ``fast``, which may answer some of the orders and not others.
         """
+        if predictive == "fast":
+            raise ConfigError("the orders of the choices are not averaged by fast: use laplace")
         rows = [row for one in asked for row in one.rows]
         return self.average_orders(asked, self.predict(rows, predictive, also=also))
 
@@ -226,17 +259,33 @@ class Predictor:
         Raises:
             ConfigError: a risk outside (0, 1), or an artifact of format 1, which can decide for its own risk only.
         """
-        name = predictions[0].predictive if predictions else self.recommended
+        found = list(predictions)
+        own = self._thresholds(self.recommended, None).review.target_risk
+        if target_risk is None:
+            return found, own
+        for name in dict.fromkeys(p.predictive for p in predictions):
+            places = [i for i, p in enumerate(found) if p.predictive == name]
+            asked = self._thresholds(name, target_risk)
+            for i, prediction in zip(places, decided_at([found[i] for i in places], asked), strict=True):
+                found[i] = prediction
+        return found, target_risk
+
+    def _thresholds(self, name: PredictiveName, target_risk: float | None) -> ModeThresholds:
+        """Return a predictive's thresholds for a target risk; None: the artifact's.
+
+        Raises:
+            ConfigError: as ``decided``.
+        """
         thresholds = self.artifact.manifest.predictives[name].thresholds
         assert thresholds is not None
-        if target_risk is None or not predictions:
-            return list(predictions), target_risk or thresholds.review.target_risk
+        if target_risk is None:
+            return thresholds
         if self._scores is None:
             raise ConfigError(
                 f"artifact {self.artifact.name!r} is of format 1, which can decide for its own target risk "
                 f"({thresholds.review.target_risk:g}) only: package it again"
             )
-        return decided_at(predictions, thresholds, self._scores[name], target_risk), target_risk
+        return thresholds_at(thresholds, self._scores[name], target_risk)
 
     def named(self, predictive: str) -> PredictiveName:
         """Return a name as one of ``predictives``.
@@ -282,6 +331,15 @@ def load_members(path: Path, manifest: Manifest, model: Any, device: torch.devic
         precisions = block_precisions(prior, posterior.blocks).to(device)
         return Member(weights, posterior.to(device, dtype), precisions)
 
+    distilled = None
+    if manifest.distilled:
+        config = model.get_base_model().config
+        distilled = read_distilled(
+            path / DISTILLED,
+            classes=len(manifest.labels),
+            hidden=config.hidden_size,
+            layers=len(decoder_layers(model)),
+        )
     checkpoints = tuple(
         with_posterior(
             read_weights(model, path / record.folder / ADAPTER_FOLDER),
@@ -295,6 +353,7 @@ def load_members(path: Path, manifest: Manifest, model: Any, device: torch.devic
         parameters=lora_parameters(model),
         label_ids=manifest.label_token_ids,
         trained=with_posterior({}, path, manifest.prior.prior()),
+        distilled=distilled,
         checkpoints=checkpoints,
         dropout=dropout_members(manifest, model, blocks),
     )

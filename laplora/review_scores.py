@@ -61,12 +61,8 @@ def read_scores(path: Path, names: Sequence[str], rows: int) -> dict[str, Review
     return found
 
 
-def decided_at(
-    predictions: Sequence[Prediction], thresholds: ModeThresholds, scores: ReviewScores, target_risk: float
-) -> list[Prediction]:
-    """Return the predictions with the decisions that another target risk gives.
-
-    The score, the guarantee and the flags stay the artifact's.
+def thresholds_at(thresholds: ModeThresholds, scores: ReviewScores, target_risk: float) -> ModeThresholds:
+    """Return the thresholds for another target risk; the score, the guarantee and the flags stay the artifact's.
 
     Raises:
         ConfigError: a target risk outside (0, 1).
@@ -74,7 +70,11 @@ def decided_at(
     rule = thresholds.review
     options = {} if rule.confidence is None else {"confidence": rule.confidence}
     limit = accept_threshold(scores.score, scores.error, target_risk, guarantee=rule.guarantee, **options)
-    asked = thresholds.model_copy(update={"review": rule.model_copy(update={"threshold": limit})})
+    return thresholds.model_copy(update={"review": rule.model_copy(update={"threshold": limit})})
+
+
+def decided_at(predictions: Sequence[Prediction], thresholds: ModeThresholds) -> list[Prediction]:
+    """Return the predictions with the decisions that other thresholds (``thresholds_at``) give."""
     score = torch.tensor([p.score for p in predictions], dtype=torch.float64)
-    decisions = decide(asked, score, [p.flags for p in predictions])
+    decisions = decide(thresholds, score, [p.flags for p in predictions])
     return [replace(p, decision=d) for p, d in zip(predictions, decisions, strict=True)]

@@ -43,17 +43,24 @@ class Ask:
     Attributes:
         predictive: name of the one that answers.
         also: names of those whose probabilities are wanted beside the answer.
+        target_risk: that decisions will be made for, where the answer depends on it; None: the artifact's.
     """
 
     predictive: str
     also: tuple[str, ...] = ()
+    target_risk: float | None = None
 
 
 class Scorer(Protocol):
     """What the engine needs of a predictor."""
 
     def predict(
-        self, rows: Sequence[EncodedRow], predictive: str | None = None, *, also: Sequence[str] = ()
+        self,
+        rows: Sequence[EncodedRow],
+        predictive: str | None = None,
+        *,
+        also: Sequence[str] = (),
+        target_risk: float | None = None,
     ) -> list[Prediction]:
         """Return one prediction per row, in order."""
         ...
@@ -331,8 +338,9 @@ class Engine:
         begun = time.monotonic()
         failure: Exception | None = None
         try:
+            ask = ticket.ask
             predictions = ticket.scorer.predict(
-                [queued.row for queued in batch], ticket.ask.predictive, also=ticket.ask.also
+                [queued.row for queued in batch], ask.predictive, also=ask.also, target_risk=ask.target_risk
             )
             if len(predictions) != len(batch):
                 raise RuntimeError(f"the predictor gave {len(predictions)} answers for {len(batch)} rows")

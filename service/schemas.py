@@ -65,10 +65,11 @@ class LabelledInput(Input):
 class PredictOptions(Strict):
     """How to predict."""
 
-    mode: Literal["laplace", "map"] = Field(
+    mode: Literal["laplace", "map", "fast"] = Field(
         default="laplace",
         description="laplace: the artifact's recommended predictive answers, and the posterior's variances come with "
-        "it; map: one forward pass, MAP answers, nothing about the posterior.",
+        "it; map: one forward pass, MAP answers, nothing about the posterior; fast: one forward pass, variances "
+        "predicted from it, and laplace where the error of that could decide (answered_by says which).",
     )
     predictive: str | None = Field(
         default=None,
@@ -152,6 +153,11 @@ class PredictionOut(Answer):
     id: str | None = Field(default=None, description="The input's id, if it had one.")
     label: str = Field(description="Most probable label under probs.", examples=["positive"])
     label_text: str = Field(description="The chosen choice's text, or the label itself.", examples=["positive"])
+    answered_by: str = Field(
+        description="The predictive that made this answer: the one that was asked for, but laplace in place of fast "
+        "where the error of the predicted variance could decide the label or the decision.",
+        examples=["laplace"],
+    )
     map_probs: Probabilities = Field(description="Softmax of the fine-tuned model's logits, by label.")
     probs: Probabilities = Field(description="The answering predictive's mean, by label.")
     probs_std: Probabilities | None = Field(
@@ -164,7 +170,8 @@ class PredictionOut(Answer):
     )
     logit_mean: list[FiniteFloat] = Field(description="Centred MAP logits, nats, in the labels' order.")
     logit_variance: list[FiniteFloat] | None = Field(
-        description="Variance of each centred logit under the posterior, squared nats; null where it was not run."
+        description="Variance of each centred logit under the posterior, squared nats, in answers by fast the "
+        "predicted one; null where there is none."
     )
     logit_covariance: list[list[FiniteFloat]] | None = Field(
         default=None, description="Covariance of the centred logits, squared nats; only with options.covariance."

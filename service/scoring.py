@@ -146,12 +146,12 @@ def what_is_asked(predictor: Predictor, options: PredictOptions) -> Ask:
     """Return which predictive answers a request, and whether the posterior is looked at beside it.
 
     Without a name the recommended one answers, and the posterior's variances come with it in any case; in mode
-    ``map``, MAP answers from a forward pass alone. A named one runs just what it needs, and the posterior on top
-    if the request says mode ``laplace`` or asks for the covariance.
+    ``map``, MAP answers from a forward pass alone, in mode ``fast``, ``fast``. A named one runs just what it needs, and
+    the posterior on top if the request says mode ``laplace`` or asks for the covariance.
 
     Raises:
-        InvalidRequestError: a name that the artifact does not have, or one that mode ``map`` contradicts; a target
-            risk that the artifact cannot decide for.
+        InvalidRequestError: a name that the artifact does not have, or one that the mode contradicts; a target risk
+            that the artifact cannot decide for; several orders of the choices by ``fast``.
     """
     if options.target_risk is not None and not predictor.decides_any_risk:
         raise InvalidRequestError(
@@ -161,20 +161,32 @@ def what_is_asked(predictor: Predictor, options: PredictOptions) -> Ask:
     stated = options.mode if "mode" in options.model_fields_set else None
     name: str
     if options.predictive is None:
-        name, posterior = (predictor.recommended, True) if options.mode == "laplace" else ("map", False)
+        name, posterior = (predictor.recommended, True) if options.mode == "laplace" else (options.mode, False)
     else:
-        name, posterior = options.predictive, stated == "laplace" or (options.covariance and stated != "map")
+        own = stated in ("map", "fast") or options.predictive == "fast"
+        name, posterior = options.predictive, stated == "laplace" or (options.covariance and not own)
+    if stated == "fast" and "fast" not in predictor.predictives:
+        raise InvalidRequestError(
+            "the artifact has no distilled variances: leave the mode out, or package it again with predictives.fast",
+            field="options.mode",
+        )
     if name not in predictor.predictives:
         raise InvalidRequestError(
             f"the artifact has no predictive of that name: it has {list(predictor.predictives)}",
             field="options.predictive",
         )
-    if stated == "map" and name != "map":
+    if stated in ("map", "fast") and name != stated:
         raise InvalidRequestError(
-            "mode map is a forward pass with no other predictive: leave out the mode or the predictive",
+            f"mode {stated} is a forward pass with no other predictive: leave out the mode or the predictive",
             field="options.predictive",
         )
-    return Ask(name, ("laplace",) if posterior and name != "laplace" else ())
+    if name == "fast" and options.order_average:
+        raise InvalidRequestError(
+            "the orders of the choices are not averaged by fast: leave out order_average, or ask for laplace",
+            field="options.order_average",
+        )
+    risk = options.target_risk if name == "fast" else None
+    return Ask(name, ("laplace",) if posterior and name != "laplace" else (), risk)
 
 
 async def score(

@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -49,6 +49,12 @@ class Metrics:
         )
         self.rejects = Counter(
             "laplora_rejects", "Requests refused or failed, by error code.", ["reason"], registry=self.registry
+        )
+        self.answers = Counter(
+            "laplora_answers",
+            "Answered inputs of POST /predict, by the predictive asked for and the one that answered.",
+            ["predictive", "answered_by"],
+            registry=self.registry,
         )
         self.in_flight = Gauge("laplora_requests_in_flight", "HTTP requests being answered.", registry=self.registry)
         self.queue_rows = Gauge("laplora_queue_rows", "Inputs that wait for the device.", registry=self.registry)
@@ -96,6 +102,11 @@ class Metrics:
         """Count one scored request's stages, given in milliseconds."""
         for stage, duration_ms in stages_ms.items():
             self.latency.labels(route, stage).observe(duration_ms / 1000)
+
+    def count_answers(self, predictive: str, answered_by: Sequence[str]) -> None:
+        """Count one request's answers by the predictive asked for and the one that made each."""
+        for name in answered_by:
+            self.answers.labels(predictive, name).inc()
 
     def set_active(self, name: str, digest: str) -> None:
         """Name the artifact that answers."""

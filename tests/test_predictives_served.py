@@ -36,7 +36,8 @@ from laplora.predictor import Predictor
 from laplora.quiet import quiet_loading
 from training.runtime import open_run
 
-NAMES = tuple(PREDICTIVES)
+#: fast, which leaves some rows to laplace, has tests of its own (test_fast_served).
+NAMES = tuple(name for name in PREDICTIVES if name != "fast")
 #: Passes through the model: the trained adapter's, and one for each further member.
 PASSES = {
     "map": 1,
@@ -56,9 +57,10 @@ def averaged(parts: Sequence[Sequence[float]]) -> list[float]:
 
 def test_the_artifact_carries_every_predictive(mixture_run: FinishedRun) -> None:
     manifest = read_artifact(mixture_run.artifact).manifest
-    assert manifest.servable == NAMES
+    assert manifest.servable == tuple(PREDICTIVES)
     counts = {name: record.member_count for name, record in manifest.predictives.items()}
-    assert counts == {n: {"single": 1, "checkpoints": 3, "dropout": 4}[PREDICTIVES[n].members] for n in NAMES}
+    sizes = {"single": 1, "distilled": 1, "checkpoints": 3, "dropout": 4}
+    assert counts == {n: sizes[spec.members] for n, spec in PREDICTIVES.items()}
     assert [(m.folder, m.step) for m in manifest.members] == [("members/1", 20), ("members/2", 30)]
     for member in manifest.members:
         for file in ("adapter/adapter_config.json", "adapter/adapter_model.safetensors", "posterior.safetensors"):
@@ -281,7 +283,9 @@ def test_a_predictive_that_is_not_there(
     mixture_predictor: Predictor, sentiment_predictor: Predictor, name: str
 ) -> None:
     rows = encode(mixture_predictor, SENTIMENT_INPUTS[:1])
-    with pytest.raises(ConfigError, match=r"it has \['map', 'temperature', 'laplace', 'laplace_temperature', 'ens"):
+    with pytest.raises(
+        ConfigError, match=r"it has \['map', 'temperature', 'fast', 'laplace', 'laplace_temperature', 'ens"
+    ):
         mixture_predictor.predict(rows, name)
     with pytest.raises(ConfigError, match=r"no predictive 'ensemble': it has \['map', "):
         sentiment_predictor.predict(rows, "map", also=["ensemble"])

@@ -121,7 +121,7 @@ def sentiment_config(folder: Path, base: Path, **changes: Any) -> Path:
         "adapter": {"rank": 4, "alpha": 8, "dropout": 0.0},
         "optimizer": {"learning_rate": 1e-2, "steps": 60, "batch_size": 6, "checkpoint_every": 20},
         "laplace": {"rank": 6, "oversampling": 4, "batch_size": 8},
-        "predictives": {"serve": "laplace"},
+        "predictives": {"serve": "laplace", "fast": 24},
         "runs": str(folder / "runs"),
         "artifacts": str(folder / "artifacts"),
     }
@@ -153,7 +153,7 @@ def choices_config(folder: Path, base: Path) -> Path:
             "prior": "evidence",
             "granularity": "group",
         },
-        predictives={"serve": "laplace"},
+        predictives={"serve": "laplace", "fast": 24},
         evaluation={"order_average": True},
         runs=str(folder / "runs"),
         artifacts=str(folder / "artifacts"),
@@ -196,7 +196,7 @@ def mixture_run(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: Path
         name="tiny-mixture",
         adapter={"rank": 4, "alpha": 8, "dropout": 0.2},
         optimizer={"learning_rate": 1e-2, "steps": 40, "batch_size": 6, "checkpoint_every": 20},
-        predictives={"ensemble": 3, "mc_dropout": 4, "laplace_ensemble": True},
+        predictives={"fast": 24, "ensemble": 3, "mc_dropout": 4, "laplace_ensemble": True},
     )
     return finish(config, tiny_base_folder)
 

@@ -133,6 +133,17 @@ class PredictivesConfig(Section):
 
     temperature: bool = Field(True, description="temperature scaling of MAP, and of the ensemble where there is one")
     laplace_temperature: bool = Field(True, description="the Laplace predictive with a temperature of its own")
+    fast: int = Field(
+        400,
+        ge=0,
+        description="inputs, beside the training and calibration rows, whose exact covariances are distilled into one "
+        "that costs a forward pass; 0: off",
+    )
+    fast_inputs: Path | None = Field(
+        None,
+        description="JSON Lines or CSV of unlabelled inputs with the template's fields to take them from; null, or too "
+        "few: variants of the training rows",
+    )
     ensemble: int = Field(
         0, ge=0, description="adapters kept from the second half of training, the final one included; 0: off"
     )
@@ -150,6 +161,7 @@ class PredictivesConfig(Section):
         switches: dict[PredictiveName, bool] = {
             "map": True,
             "temperature": self.temperature,
+            "fast": self.fast > 0,
             "laplace": True,
             "laplace_temperature": self.laplace_temperature,
             "ensemble": self.ensemble > 0,
@@ -166,6 +178,10 @@ class PredictivesConfig(Section):
                 raise ValueError(f"{name}: 1 averages over one member, which is no average: use 2 or more, or 0")
         if self.laplace_ensemble and not self.ensemble:
             raise ValueError("laplace_ensemble needs an ensemble: set ensemble to the number of adapters to keep")
+        if self.serve == "fast":
+            raise ValueError("serve: fast stands in for laplace in requests that ask for it, and answers no others")
+        if self.fast_inputs and not self.fast:
+            raise ValueError("fast_inputs is given and fast is off: set fast to how many of them to use")
         if self.serve != "auto" and self.serve not in self.names:
             raise ValueError(f"serve: {self.serve} is off; on are {list(self.names)}")
         return self

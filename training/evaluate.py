@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ from laplora.prediction import row_scores
 from laplora.predictive import class_probs
 from training.calibrate import predictive_of, read_calibrated
 from training.config import RunConfig
+from training.distillation import predicted, read_record, watched_layers
 from training.examples import Example
+from training.fidelity import Fidelity, measure_fidelity
 from training.fit_laplace import load_trained, read_choices, verify_fitted
 from training.label_sets import SetQuality, set_quality
 from training.members import Fitted, SplitOutputs, read_member_fits, split_outputs
@@ -38,11 +40,13 @@ class Measured:
     Attributes:
         sets: of the predictives, which are the methods that have sets.
         gains: of the predictives that were averaged over the orders of the choices.
+        fidelity: of the fast predictive; None without it.
     """
 
     evaluations: dict[str, Evaluation]
     sets: dict[str, SetQuality]
     gains: dict[str, OrderGain]
+    fidelity: Fidelity | None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain numbers, lists and dicts, by method."""
@@ -50,6 +54,7 @@ class Measured:
             name: evaluation.to_json()
             | ({"sets": vars(self.sets[name])} if name in self.sets else {})
             | ({"order_average": self.gains[name].to_json()} if name in self.gains else {})
+            | ({"fidelity": self.fidelity.to_json()} if name == "fast" and self.fidelity else {})
             for name, evaluation in self.evaluations.items()
         }
 
@@ -68,11 +73,12 @@ def evaluate(config: RunConfig) -> Path:
     write_json(folder / "evaluation.json", measured.to_json())
     recommended = read_calibrated(fitted)["recommended"]
     title = f"{config.name}: {len(run.splits.test)} test rows"
-    gains = [gain.sentence(name) for name, gain in measured.gains.items()]
-    note = "\n\n".join(f"{sentence}." for sentence in (f"Served: {recommended.reason}", *gains))
+    said = [gain.sentence(name) for name, gain in measured.gains.items()]
+    said += [measured.fidelity.sentence()] if measured.fidelity else []
+    note = "\n\n".join(f"{sentence}." for sentence in (f"Served: {recommended.reason}", *said))
     write_report(measured.evaluations, folder, title=title, sets=measured.sets, note=note)
     print_table(measured.evaluations, title=title)
-    for sentence in gains:
+    for sentence in said:
         say(sentence)
     say(f"served, chosen by the {recommended.chosen_by}: {recommended.reason}")
     say(f"report: {folder}")
@@ -92,13 +98,14 @@ def measure(run: Run, model: Any, fitted: Path) -> Measured:
     served = served_choice(config, choices)
     with model.disable_adapter():
         zero_shot = plain_probs(run, model, test)
-    split = project_split(run, model, posterior, test, "test rows")
+    split = project_split(run, model, posterior, test, "test rows", watched_layers(config, model))
     write_tensors(
         config.run_dir / "report" / "test.safetensors", split_tensors(split), {"made_from": evaluation_inputs(run)}
     )
     trained = Fitted(posterior, served.prior, split.projected)
     fits = read_member_fits(run, model)
     outputs = split_outputs(run, model, trained, split, fits, test, "test rows")
+    outputs = replace(outputs, distilled=predicted(config, model, split, run.class_count))
     results = {"zero_shot": evaluate_probs(zero_shot, split.labels)}
     sets = {}
     map_probs = class_probs(split.logits, split.class_mask)
@@ -119,7 +126,10 @@ def measure(run: Run, model: Any, fitted: Path) -> Measured:
         if choice != served:
             probs = predictive_of(_with_prior(outputs, choice.prior), "laplace", 1.0).probs
             results[f"laplace_{choice.method}_{choice.prior.granularity}"] = evaluate_probs(probs, split.labels)
-    return Measured(results, sets, gains)
+    record = read_record(config)
+    truncated = [row.truncated for row in run.encode(test)]
+    fidelity = measure_fidelity(calibrated["predictives"], record, outputs, truncated) if record else None
+    return Measured(results, sets, gains, fidelity)
 
 
 def _with_prior(outputs: SplitOutputs, prior: Prior) -> SplitOutputs:

@@ -135,7 +135,44 @@ def read_examples(path: Path, task: Task, *, label_field: str, label_map: Mappin
     return tuple(examples)
 
 
+def read_inputs(path: Path, task: Task) -> tuple[Example, ...]:
+    """Return a file's rows as examples without a label (-1), in order; fields that are not the template's are ignored.
+
+    Raises:
+        DataError: with the file, and line and field of the first problems.
+    """
+    problems = Problems(path)
+    examples = []
+    for record in read_records(path):
+        try:
+            fields, class_count = _fields(record, task)
+            examples.append(Example(_id(record, path), fields, -1, class_count))
+        except RowError as error:
+            problems.add(error)
+    problems.verify()
+    return tuple(examples)
+
+
 def _example(record: Record, path: Path, task: Task, label_field: str, label_map: Mapping[str, str]) -> Example:
+    fields, class_count = _fields(record, task)
+    label = _label(record, task, label_field, label_map)
+    if label >= class_count:
+        raise RowError(
+            record.line,
+            f"field {label_field!r} is {task.labels[label]!r}, but the row has {class_count} choices "
+            f"({', '.join(task.labels[:class_count])})",
+        )
+    return Example(_id(record, path), fields, label, class_count)
+
+
+def _id(record: Record, path: Path) -> str:
+    own_id = record.values.get("id")
+    is_id = isinstance(own_id, str | int) and not isinstance(own_id, bool) and str(own_id).strip()
+    return str(own_id) if is_id else f"{path.name}:{record.line}"
+
+
+def _fields(record: Record, task: Task) -> tuple[dict[str, Any], int]:
+    """Return a row's template fields, and how many classes are possible for it."""
     fields: dict[str, Any] = {}
     for name in task.template.fields:
         fields[name] = _choices(record) if name == "choices" else record.values.get(name)
@@ -146,16 +183,7 @@ def _example(record: Record, path: Path, task: Task, label_field: str, label_map
         _, class_count = render(task.template, fields, task.labels)
     except InvalidInputError as error:
         raise RowError(record.line, str(error)) from None
-    label = _label(record, task, label_field, label_map)
-    if label >= class_count:
-        raise RowError(
-            record.line,
-            f"field {label_field!r} is {task.labels[label]!r}, but the row has {class_count} choices "
-            f"({', '.join(task.labels[:class_count])})",
-        )
-    own_id = record.values.get("id")
-    is_id = isinstance(own_id, str | int) and not isinstance(own_id, bool) and str(own_id).strip()
-    return Example(str(own_id) if is_id else f"{path.name}:{record.line}", fields, label, class_count)
+    return fields, class_count
 
 
 def _choices(record: Record) -> tuple[Any, ...] | None:

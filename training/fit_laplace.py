@@ -7,7 +7,8 @@ saved as they go, so a job that was stopped continues where it was.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+import math
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from laplora.prior import PriorChoice
 from laplora.subset import select_blocks
 from training.calibrate import calibrate, write_calibrated
 from training.config import RunConfig
+from training.distillation import distill_covariance, watched_layers
 from training.finetune import trained_as
 from training.members import Fitted, fit_members, split_outputs
 from training.posteriors import choose_priors, fit_curvature, served_choice, squared_distances
@@ -39,7 +41,8 @@ def fit_laplace(config: RunConfig) -> Path:
     model = load_trained(run)
     blocks = select_blocks(find_blocks(model, run.class_count), config.laplace.subset)
     posterior, log_likelihood = fit_curvature(run, model, blocks, folder)
-    calibration = project_split(run, model, posterior, run.splits.calibration, "calibration rows")
+    layers = watched_layers(config, model)
+    calibration = project_split(run, model, posterior, run.splits.calibration, "calibration rows", layers)
     distances = squared_distances(config, blocks)
     train = None
     if config.laplace.prior == "leave_one_out":
@@ -50,7 +53,10 @@ def fit_laplace(config: RunConfig) -> Path:
     served = served_choice(config, choices)
     fits = fit_members(run, model, posterior.blocks)
     trained = Fitted(posterior, served.prior, calibration.projected)
+    distilled = distill_covariance(run, model, posterior, served.prior, calibration, folder)
     outputs = split_outputs(run, model, trained, calibration, fits, run.splits.calibration, "calibration rows")
+    if distilled:
+        outputs = replace(outputs, distilled=distilled.calibration)
     calibrated = calibrate(config, outputs)
     write_calibrated(folder, calibrated)
     summary = {
@@ -63,6 +69,9 @@ def fit_laplace(config: RunConfig) -> Path:
         "effective_dimension": float(posterior.effective_dimension(block_precisions(served.prior, blocks)).sum()),
     }
     write_json(folder / "fit.json", summary)
+    if distilled:
+        factor = math.exp(distilled.record.error)
+        say(f"fast: distilled from {distilled.record.inputs} inputs, variances within a factor of {factor:.2f}")
     for choice in choices:
         say(
             f"prior by {choice.method} ({choice.prior.granularity}): "

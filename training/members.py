@@ -55,11 +55,13 @@ class SplitOutputs:
         split: the trained adapter's.
         fitted: the trained adapter, then the ensemble's others where they have posteriors.
         means: by kind of members (members, rows, classes - 1), of the kinds that are run without posteriors.
+        distilled: (rows, classes - 1, classes - 1), the covariances that ``fast`` predicts; None without it.
     """
 
     split: ProjectedSplit
     fitted: tuple[Fitted, ...]
     means: dict[Members, torch.Tensor]
+    distilled: torch.Tensor | None = None
 
     def moments(
         self, name: PredictiveName, priors: Sequence[Prior] | None = None
@@ -73,6 +75,9 @@ class SplitOutputs:
         if not spec.covariance:
             single = self.split.projected.contrast_mean[None]
             return (single if spec.members == "single" else self.means[spec.members]), None
+        if spec.members == "distilled":
+            assert self.distilled is not None
+            return self.split.projected.contrast_mean[None], self.distilled[None]
         chosen = self.fitted[:1] if spec.members == "single" else self.fitted
         covariances = [f.covariance(priors[i] if priors else None) for i, f in enumerate(chosen)]
         return torch.stack([f.projected.contrast_mean for f in chosen]), torch.stack(covariances)

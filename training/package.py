@@ -19,6 +19,7 @@ from laplora.errors import ConfigError
 from laplora.golden import golden_entry
 from laplora.manifest import (
     ADAPTER_FOLDER,
+    DISTILLED,
     FORMAT_VERSION,
     GOLDEN,
     POSTERIOR,
@@ -33,6 +34,7 @@ from laplora.predictor import Predictor
 from laplora.prior import PriorChoice
 from training.calibrate import read_calibrated
 from training.config import RunConfig, config_hash_fields
+from training.distillation import read_record
 from training.finetune import member_folder, member_steps
 from training.fit_laplace import read_choices, verify_fitted
 from training.members import dropout_record, fit_folder, read_member_choice
@@ -62,6 +64,8 @@ def package(config: RunConfig) -> Path:
         shutil.copytree(config.run_dir / "adapter", folder / ADAPTER_FOLDER)
         shutil.copy(fitted / POSTERIOR, folder / POSTERIOR)
         shutil.copy(fitted / SCORES, folder / SCORES)
+        if config.predictives.fast:
+            shutil.copy(fitted / DISTILLED, folder / DISTILLED)
         copy_members(config, folder)
         shutil.copytree(report, folder / "report", ignore=shutil.ignore_patterns("*.safetensors"))
         shutil.copy(fitted / "fit.json", folder / "report" / "fit.json")
@@ -110,6 +114,7 @@ def describe(run: Run, fitted: Path, report: Path) -> Manifest:
         prior=prior_record(choice),
         members=member_records(config),
         dropout=dropout_record(config),
+        distilled=read_record(config),
         **read_calibrated(fitted),
         metrics=summary(json.loads((report / "evaluation.json").read_text())),
         config=config_hash_fields(config),
@@ -156,6 +161,7 @@ def summary(evaluation: dict[str, Any]) -> dict[str, Any]:
     return {
         method: {n: values[n] for n in names}
         | ({f"set_{n}": values["sets"][n] for n in ("coverage", "mean_size")} if "sets" in values else {})
+        | ({"fidelity": values["fidelity"]} if "fidelity" in values else {})
         for method, values in evaluation.items()
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import nn
 from laplora.jacobians import contrast_jacobians
 from laplora.model import label_mass
 from laplora.posterior import Posterior, ProjectedJacobians
+from laplora.states import States, StateTape, join_states
 from training.examples import Example
 from training.runtime import Run, batches, progress
 
@@ -25,6 +27,7 @@ class ProjectedSplit:
         projected: in the split's row order.
         logits: (rows, classes); class_mask: (rows, classes) bool; labels: (rows,) int64.
         label_mass: (rows,).
+        states: of their forward passes; None where they were not noted.
     """
 
     projected: ProjectedJacobians
@@ -32,6 +35,7 @@ class ProjectedSplit:
     class_mask: torch.Tensor
     labels: torch.Tensor
     label_mass: torch.Tensor
+    states: States | None = None
 
 
 def project_split(
@@ -40,15 +44,24 @@ def project_split(
     posterior: Posterior,
     examples: tuple[Example, ...],
     title: str,
+    layers: tuple[int, ...] = (),
 ) -> ProjectedSplit:
-    """Return a split's projected Jacobians, logits and label mass, in row order, on the CPU."""
+    """Return a split's projected Jacobians, logits and label mass, in row order, on the CPU.
+
+    Args:
+        layers: after which states are noted.
+    """
     rows = run.encode(examples)
     plan = batches(rows, run.config.laplace.batch_size)
     placed = posterior.to(run.device, torch.float32)
     parts: list[tuple[torch.Tensor, ...]] = []
+    states: list[States] = []
     for index in progress(plan, len(plan), title):
         batch = run.collate([rows[i] for i in index])
-        jacobians = contrast_jacobians(model, batch, run.label_ids, posterior.blocks, sums=False)
+        with StateTape(model, layers) if layers else nullcontext() as tape:
+            jacobians = contrast_jacobians(model, batch, run.label_ids, posterior.blocks, sums=False)
+        if tape is not None:
+            states.append(tape.states(jacobians.logits, batch.attention_mask))
         projected = placed.project(jacobians)
         mass = label_mass(model, jacobians.hidden, run.label_ids, batch.class_mask)
         values = (projected.contrast_mean, projected.kept, projected.rest, jacobians.logits, batch.class_mask, mass)
@@ -56,17 +69,22 @@ def project_split(
     order = torch.tensor([i for index in plan for i in index]).argsort()
     mean, kept, rest, logits, mask, mass = (torch.cat(p)[order] for p in zip(*parts, strict=True))
     labels = torch.tensor([e.label for e in examples])
-    return ProjectedSplit(ProjectedJacobians(mean, kept, rest), logits, mask, labels, mass)
+    noted = join_states(states).take(order) if states else None
+    return ProjectedSplit(ProjectedJacobians(mean, kept, rest), logits, mask, labels, mass, noted)
 
 
 def split_tensors(split: ProjectedSplit) -> dict[str, torch.Tensor]:
     """Return a projected split as named tensors, for a file."""
-    own: dict[str, Any] = {k: v for k, v in vars(split).items() if k != "projected"}
-    return own | vars(split.projected)
+    own: dict[str, Any] = {k: v for k, v in vars(split).items() if k not in ("projected", "states")}
+    states = {} if split.states is None else {"hidden": split.states.hidden, "tokens": split.states.tokens}
+    return own | vars(split.projected) | states
 
 
 def read_split(path: Path) -> ProjectedSplit:
     """Return a projected split from its file."""
     tensors = load_file(path)
     projected = ProjectedJacobians(*(tensors.pop(k) for k in ("contrast_mean", "kept", "rest")))
-    return ProjectedSplit(projected=projected, **tensors)
+    states = None
+    if "hidden" in tensors:
+        states = States(tensors.pop("hidden"), projected.contrast_mean.float(), tensors.pop("tokens"))
+    return ProjectedSplit(projected=projected, states=states, **tensors)

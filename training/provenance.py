@@ -50,7 +50,10 @@ def fit_inputs(run: Run) -> str:
         rows_digest(run.splits.calibration),
         config.laplace.model_dump(mode="json"),
         config.calibration.model_dump(mode="json"),
-        config.predictives.model_dump(mode="json"),
+        config.predictives.model_dump(mode="json", exclude={"fast_inputs"}),
+        hashlib.sha256(config.predictives.fast_inputs.read_bytes()).hexdigest()
+        if config.predictives.fast_inputs
+        else None,
         [_file(path) for path in sorted((config.run_dir / "members").glob("*/adapter_model.safetensors"))],
     )
 

@@ -25,6 +25,7 @@ _NAMES = {
     "zero_shot": "zero-shot",
     "map": "MAP",
     "temperature": "temperature scaling",
+    "fast": "fast (distilled Laplace)",
     "laplace": "Laplace",
     "laplace_temperature": "Laplace + temperature",
     "ensemble": "ensemble",

@@ -55,6 +55,7 @@ async def predict(body: PredictRequest, request: Request) -> PredictResponse:
     ]
     timing = timing_of(scored, begun)
     record(request, timing, rows=len(predictions), tokens=sum(p.tokens for p in scored.predictions))
+    state.metrics.count_answers(ask.predictive, [p.predictive for p in answers])
     recommended = predictor.artifact.manifest.recommended
     return PredictResponse(
         artifact=artifact_ref(predictor.artifact),
@@ -93,6 +94,7 @@ def prediction_out(index: int, item: Input, prediction: Prediction, options: Pre
                 **optional,
                 "label": label,
                 "label_text": choices[p.label_index] if isinstance(choices, list) else label,
+                "answered_by": p.predictive,
                 "map_probs": by_label(p.map_probs),
                 "probs": by_label(p.probs),
                 "probs_std": None if p.probs_std is None else by_label(p.probs_std),

@@ -20,7 +20,7 @@ from service.__main__ import main
 
 
 class GatedPredictor(FakePredictor):
-    def predict(self, rows: Any, predictive: str | None = None, *, also: Any = ()) -> Any:
+    def predict(self, rows: Any, predictive: str | None = None, *, also: Any = (), target_risk: Any = None) -> Any:
         gate = os.environ.get("FAKE_GATE")
         while gate and not Path(gate).exists():
             time.sleep(0.005)

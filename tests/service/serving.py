@@ -130,7 +130,12 @@ class FakePredictor:
         return answers
 
     def predict(
-        self, rows: Sequence[EncodedRow], predictive: str | None = None, *, also: Sequence[str] = ()
+        self,
+        rows: Sequence[EncodedRow],
+        predictive: str | None = None,
+        *,
+        also: Sequence[str] = (),
+        target_risk: float | None = None,
     ) -> list[Any]:
         predictive = predictive or self.recommended
         self.threads.add(threading.current_thread().name)

@@ -217,7 +217,7 @@ def test_one_row_that_does_not_fit_says_so(engine: Engine, predictor: FakePredic
 
 
 def test_wrong_number_of_answers_is_a_failure(engine: Engine, predictor: FakePredictor) -> None:
-    predictor.predict = lambda rows, predictive, also: []  # type: ignore[method-assign,assignment,misc]
+    predictor.predict = lambda rows, predictive, also, target_risk: []  # type: ignore[method-assign,assignment,misc]
     ticket = submit(engine, predictor, predictor.row(4))
     with pytest.raises(RuntimeError, match="0 answers for 1 rows"):
         ticket.future.result()

@@ -1,18 +1,26 @@
-"""Manifests of format 1, in which an artifact had two modes and one temperature, as what they are in format 2."""
+"""Manifests of older formats as what they are in the present one."""
 
 from __future__ import annotations
 
 from typing import Any
 
 
-def upgraded(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return a manifest's fields of format 1 as format 2 has them.
+def upgraded(fields: dict[str, Any], version: int) -> dict[str, Any]:
+    """Return a manifest's fields of a format as format 3 has them.
+
+    Raises:
+        KeyError, TypeError, AttributeError: not a manifest of that format.
+    """
+    if version == 1:
+        fields = _second(fields)
+    return {**fields, "format_version": 3, "distilled": None} if version < 3 else fields
+
+
+def _second(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return a manifest's fields of format 1, with its two modes and one temperature, as format 2 has them.
 
     Mode ``laplace`` becomes the recommended predictive. The temperature has no thresholds of its own there: it is
     reported beside an answer, and serves none.
-
-    Raises:
-        KeyError, TypeError, AttributeError: not a manifest of format 1.
     """
     calibration = fields["calibration"]
     thresholds, conformal = calibration["thresholds"], calibration["conformal"]

@@ -1,0 +1,60 @@
+"""The distilled covariance on disk: named tensors and back, every shape and value checked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from laplora.distilled import TENSORS, DistilledCovariance
+from laplora.errors import ArtifactCorruptError
+
+
+def distilled_tensors(distilled: DistilledCovariance) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Return the predictor as named tensors and metadata, for safetensors."""
+    return {name: getattr(distilled, name) for name in TENSORS}, {"layers": json.dumps(list(distilled.layers))}
+
+
+def read_distilled(path: Path, *, classes: int, hidden: int, layers: int) -> DistilledCovariance:
+    """Return the predictor in a file.
+
+    Args:
+        classes: number of labels; hidden: size of the model's states; layers: how many layers it has.
+
+    Raises:
+        ArtifactCorruptError: an unreadable file, a tensor missing or left over, of another shape or with NaN, or
+            layers that the model does not have.
+    """
+    try:
+        with safe_open(path, framework="pt") as handle:
+            metadata = handle.metadata() or {}
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118  not a dict
+        numbers = json.loads(metadata["layers"])
+    except (SafetensorError, OSError, ValueError, KeyError, RecursionError) as error:
+        raise ArtifactCorruptError(f"{path.name} cannot be read: {type(error).__name__}: {error}") from None
+    if set(tensors) != set(TENSORS):
+        raise ArtifactCorruptError(f"{path.name} should hold {sorted(TENSORS)}, it holds {sorted(tensors)[:16]}")
+    watched = isinstance(numbers, list) and all(type(n) is int and 0 <= n < layers for n in numbers) and numbers
+    if not watched:
+        raise ArtifactCorruptError(f"{path.name}: its layers are not among the model's {layers}")
+    if any(tensors[name].dim() != 2 for name in ("directions", "support")):
+        raise ArtifactCorruptError(f"{path.name}: directions and support should be matrices")
+    kept = tensors["directions"].shape[1]
+    scalars = (classes - 1) + 1 + len(numbers) + 1
+    inputs, entries = tensors["support"].shape[0], classes * (classes - 1) // 2
+    shapes = {
+        "center": (len(numbers) * hidden,),
+        "directions": (len(numbers) * hidden, kept),
+        "scalar_center": (scalars,),
+        "scalar_scale": (scalars,),
+        "support": (inputs, kept + scalars),
+        "coefficients": (inputs, entries),
+        "mean": (entries,),
+    }
+    for name, shape in shapes.items():
+        tensor = tensors[name]
+        if tuple(tensor.shape) != shape or not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
+            raise ArtifactCorruptError(f"{path.name}: {name} should be finite numbers of shape {shape}")
+    return DistilledCovariance(layers=tuple(numbers), **tensors)

@@ -1,0 +1,110 @@
+"""How close the fast predictive comes to the exact one that it stands in for, on rows that neither has seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from laplora.handing_over import rows_to_hand_over
+from laplora.manifest import DistilledRecord, PredictiveRecord
+from laplora.metrics import row_nll
+from laplora.prediction import row_scores
+from laplora.predictive import class_probs
+from laplora.uncertainty import decide, decompose, raise_flags
+from training.calibrate import predictive_of
+from training.members import SplitOutputs
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """The fast predictive against the exact one.
+
+    Attributes:
+        rank_correlation: Spearman's, of the covariances' traces.
+        log_correlation: of their logarithms.
+        nll: mean over rows, nats, of fast alone; laplace_nll: of the exact predictive.
+        handed_over: share of rows that mode fast leaves to the exact predictive.
+        served_nll: of mode fast as served, those rows answered exactly.
+        same_decision: share of rows that are accepted or reviewed as the exact predictive would have it.
+    """
+
+    rank_correlation: float
+    log_correlation: float
+    nll: float
+    laplace_nll: float
+    handed_over: float
+    served_nll: float
+    same_decision: float
+
+    def sentence(self) -> str:
+        """Return it in words."""
+        return (
+            f"Mode fast: its variances rank as the exact ones do with a correlation of {self.rank_correlation:.2f} "
+            f"({self.log_correlation:.2f} of the logarithms); NLL {self.nll:.3f}, as served {self.served_nll:.3f}, "
+            f"exact {self.laplace_nll:.3f}; {self.handed_over:.0%} of the rows are left to the exact predictive, and "
+            f"{self.same_decision:.0%} of all decisions are the same"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain numbers."""
+        return vars(self)
+
+
+def measure_fidelity(
+    predictives: dict[Any, PredictiveRecord], record: DistilledRecord, outputs: SplitOutputs, truncated: Sequence[bool]
+) -> Fidelity:
+    """Return how close fast comes on a split whose predicted covariances are among the outputs.
+
+    Args:
+        predictives: the calibrated ones; truncated: per row.
+    """
+    split = outputs.split
+    assert outputs.distilled is not None
+    exact = outputs.fitted[0].covariance()
+    traces = [c.diagonal(dim1=1, dim2=2).sum(1).double().log() for c in (outputs.distilled, exact)]
+    map_probs = class_probs(split.logits, split.class_mask)
+    decisions, losses = {}, {}
+    for name in ("fast", "laplace"):
+        predictive, thresholds = predictive_of(outputs, name, 1.0), predictives[name].thresholds
+        assert thresholds is not None
+        flags = raise_flags(
+            thresholds,
+            probs=predictive.probs,
+            label_mass=split.label_mass,
+            set_sizes=torch.ones(len(truncated)),
+            truncated=truncated,
+            epistemic=decompose(predictive).epistemic,
+        )
+        decisions[name] = decide(thresholds, row_scores(thresholds, predictive, map_probs), flags)
+        losses[name] = row_nll(predictive.probs, split.labels)
+    thresholds = predictives["fast"].thresholds
+    assert thresholds is not None
+    places = rows_to_hand_over(
+        thresholds,
+        record.error,
+        logits=split.logits,
+        contrast_mean=split.projected.contrast_mean,
+        covariance=outputs.distilled,
+        class_mask=split.class_mask,
+        label_mass=split.label_mass,
+        truncated=truncated,
+    )
+    served = losses["fast"].clone()
+    served[places] = losses["laplace"][places]
+    same = [a == b or i in set(places) for i, (a, b) in enumerate(zip(*decisions.values(), strict=True))]
+    return Fidelity(
+        rank_correlation=_correlation([t.argsort().argsort().double() for t in traces]),
+        log_correlation=_correlation(traces),
+        nll=float(losses["fast"].mean()),
+        laplace_nll=float(losses["laplace"].mean()),
+        handed_over=len(places) / len(truncated),
+        served_nll=float(served.mean()),
+        same_decision=sum(same) / len(same),
+    )
+
+
+def _correlation(columns: Sequence[torch.Tensor]) -> float:
+    return float(torch.corrcoef(torch.stack(list(columns)))[0, 1])
