@@ -349,6 +349,8 @@ def test_the_calibration_nll_is_the_predictives(mixture_run: FinishedRun, mixtur
     run = open_run(mixture_run.config)
     rows, labels = run.encode(run.splits.calibration), torch.tensor([e.label for e in run.splits.calibration])
     for name, record in mixture_predictor.artifact.manifest.predictives.items():
+        if name == "fast":  # judged by what it says of rows that it was not distilled from
+            continue
         probs = torch.tensor([a.probs for a in mixture_predictor.predict(rows, name)], dtype=torch.float64)
         assert record.nll == pytest.approx(float(row_nll(probs, labels).mean()), rel=1e-3)
         assert record.thresholds is not None
@@ -417,13 +419,34 @@ def test_scores_of_other_rows_are_refused(mixture_copy: Path) -> None:
         Predictor.load(mixture_copy, device="cpu")
 
 
-# Artifacts of format 1.
+# Artifacts of older formats.
+
+
+def test_an_artifact_of_format_2_answers_as_it_did(artifact_copy: Path, sentiment_predictor: Predictor) -> None:
+    """It has no fast predictive, and everything else."""
+    (artifact_copy / "distilled.safetensors").unlink()
+    path = artifact_copy / "manifest.json"
+    golden = json.loads((artifact_copy / "golden.json").read_text())
+    for answer in golden["answers"]:
+        del answer["predictives"]["fast"]
+    (artifact_copy / "golden.json").write_text(json.dumps(golden))
+    reseal(artifact_copy)
+    fields = json.loads(path.read_text())
+    del fields["distilled"], fields["predictives"]["fast"]
+    path.write_text(json.dumps(fields | {"format_version": 2}))
+    old = Predictor.load(artifact_copy, device="cpu")
+    assert old.predictives == ("map", "temperature", "laplace", "laplace_temperature")
+    rows = encode(old, SENTIMENT_INPUTS)
+    for name in old.predictives:
+        assert old.predict(rows, name) == sentiment_predictor.predict(rows, name)
+    with pytest.raises(ConfigError, match="no predictive 'fast'"):
+        old.predict(rows, "fast")
 
 
 def downgraded(fields: dict[str, Any]) -> dict[str, Any]:
     """Return a manifest as format 1 had it."""
     old, predictives = dict(fields), fields["predictives"]
-    for name in ("members", "dropout", "predictives", "recommended"):
+    for name in ("members", "dropout", "distilled", "predictives", "recommended"):
         del old[name]
     return old | {
         "format_version": 1,
@@ -446,6 +469,7 @@ def downgraded(fields: dict[str, Any]) -> dict[str, Any]:
 def old_artifact(artifact_copy: Path) -> Path:
     """The float32 artifact as an earlier version wrote it."""
     (artifact_copy / "scores.safetensors").unlink()
+    (artifact_copy / "distilled.safetensors").unlink()
     golden = json.loads((artifact_copy / "golden.json").read_text())
     for answer in golden["answers"]:
         del answer["predictives"]

@@ -70,7 +70,7 @@ class FakePredictor:
     ) -> None:
         record = SimpleNamespace(template=lambda: template)
         self.recommended = "laplace"
-        self.predictives = ("map", "laplace", "ensemble")
+        self.predictives: tuple[str, ...] = ("map", "fast", "laplace", "ensemble")
         self.decides_any_risk = True
         reason = {"predictive": "laplace", "reason": "it was better", "chosen_by": "calibration", "table": {}}
         manifest = SimpleNamespace(
@@ -91,6 +91,7 @@ class FakePredictor:
         self.labels = tuple(labels)
         self.batches: list[tuple[str, list[EncodedRow]]] = []
         self.also: list[tuple[str, ...]] = []
+        self.risks: list[float | None] = []
         self.poison: dict[int, Exception] = {}
         self.most_rows = 10_000
         self.released = threading.Event()
@@ -149,7 +150,9 @@ class FakePredictor:
                     raise self.poison[token]
         if len(rows) > self.most_rows:
             raise RuntimeError("CUDA out of memory")
-        return [self._one(row, predictive, "laplace" in (predictive, *also)) for row in rows]
+        self.risks.append(target_risk)
+        with_variance = predictive == "fast" or "laplace" in (predictive, *also)
+        return [self._one(row, predictive, with_variance) for row in rows]
 
     def row(self, *tokens: int) -> EncodedRow:
         return EncodedRow(tokens, self.class_count)

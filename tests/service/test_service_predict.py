@@ -33,6 +33,7 @@ async def test_answer_has_the_contracts_fields() -> None:
     assert set(prediction) == {
         "label",
         "label_text",
+        "answered_by",
         "map_probs",
         "probs",
         "probs_std",
@@ -92,6 +93,11 @@ async def test_map_mode_has_no_posterior() -> None:
         ({}, "laplace", ()),
         ({"mode": "laplace"}, "laplace", ()),
         ({"mode": "map"}, "map", ()),
+        ({"mode": "fast"}, "fast", ()),
+        ({"mode": "fast", "covariance": True}, "fast", ()),
+        ({"predictive": "fast"}, "fast", ()),
+        ({"predictive": "fast", "mode": "fast"}, "fast", ()),
+        ({"predictive": "fast", "mode": "laplace"}, "fast", ("laplace",)),
         ({"mode": "map", "covariance": True}, "map", ()),
         ({"predictive": "map"}, "map", ()),
         ({"predictive": "map", "mode": "map"}, "map", ()),
@@ -107,7 +113,9 @@ async def test_which_predictive_answers(options: dict[str, Any], predictive: str
         assert [name for name, _ in served.predictor.batches] == [predictive]
         assert served.predictor.also == [also]
     assert body["predictive"]["name"] == predictive
-    assert (body["predictions"][0]["logit_variance"] is None) == ("laplace" not in (predictive, *also))
+    has_variance = predictive == "fast" or "laplace" in (predictive, *also)
+    assert (body["predictions"][0]["logit_variance"] is not None) == has_variance
+    assert body["predictions"][0]["answered_by"] == predictive
 
 
 async def test_the_posterior_comes_with_whatever_is_recommended() -> None:
@@ -123,9 +131,10 @@ async def test_the_posterior_comes_with_whatever_is_recommended() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"predictive": "swag"}, "it has ['map', 'laplace', 'ensemble']"),
-        ({"predictive": ""}, "it has ['map', 'laplace', 'ensemble']"),
+        ({"predictive": "swag"}, "it has ['map', 'fast', 'laplace', 'ensemble']"),
+        ({"predictive": ""}, "it has ['map', 'fast', 'laplace', 'ensemble']"),
         ({"predictive": "ensemble", "mode": "map"}, "leave out the mode or the predictive"),
+        ({"predictive": "ensemble", "mode": "fast"}, "leave out the mode or the predictive"),
     ],
 )
 async def test_a_predictive_that_cannot_answer_is_422(options: dict[str, Any], message: str) -> None:
@@ -134,6 +143,27 @@ async def test_a_predictive_that_cannot_answer_is_422(options: dict[str, Any], m
     error = response.json()["error"]
     assert (response.status_code, error["field"]) == (422, "options.predictive")
     assert message in error["message"]
+
+
+async def test_mode_fast_needs_distilled_variances_and_averages_no_orders() -> None:
+    predictor = FakePredictor()
+    predictor.predictives = ("map", "laplace")
+    async with serve(predictor) as served:
+        response = await served.predict("fine 7", options={"mode": "fast"})
+    error = response.json()["error"]
+    assert (response.status_code, error["field"]) == (422, "options.mode")
+    assert "predictives.fast" in error["message"]
+    async with serve() as served:
+        response = await served.predict("fine 7", options={"mode": "fast", "order_average": True})
+    assert (response.status_code, response.json()["error"]["field"]) == (422, "options.order_average")
+
+
+async def test_the_stated_risk_is_known_where_fast_decides_what_to_hand_over() -> None:
+    async with serve() as served:
+        await served.predict("fine 7", options={"mode": "fast", "target_risk": 0.2})
+        await served.predict("fine 7", options={"mode": "fast"})
+        await served.predict("fine 7", options={"target_risk": 0.2})
+        assert served.predictor.risks[-3:] == [0.2, None, None]
 
 
 async def test_decisions_are_made_for_the_stated_risk() -> None:

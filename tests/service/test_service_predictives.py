@@ -10,14 +10,15 @@ from typing import Any
 import httpx
 import pytest
 from server_process import Process, server_process
-from tiny_runs import FinishedRun
+from tiny_runs import BAD, GOOD, NOUNS, FinishedRun
 
 from laplora.artifact import read_artifact
 from laplora.manifest import Manifest
 from laplora.predictives import PREDICTIVES
 from laplora.predictor import Predictor
 
-NAMES = tuple(PREDICTIVES)
+#: fast leaves some inputs to laplace: it has a test of its own.
+NAMES = tuple(name for name in PREDICTIVES if name != "fast")
 TEXTS = ["The film was superb.", "dull", "The plot was weak, and I say so after seeing it twice.", "qzx ## of"]
 #: Float32, in batches of another shape.
 TOLERANCE = 1e-4
@@ -74,17 +75,35 @@ def test_the_recommended_one_answers_with_the_posteriors_variance(client: httpx.
     assert predict(client, TEXTS, mode="map")["predictive"]["name"] == "map"
 
 
+def test_mode_fast_says_who_answered(client: httpx.Client, mixture_predictor: Predictor) -> None:
+    """Over HTTP as in the library, and counted."""
+    texts = [f"The {noun} was {word}." for noun in NOUNS for word in (*GOOD[:3], *BAD[:3])]
+    body = predict(client, texts, mode="fast", covariance=True)
+    rows = [mixture_predictor.encode({"text": t}, truncate=True) for t in texts]
+    wanted = mixture_predictor.predict(rows, "fast")
+    assert body["predictive"]["name"] == "fast"
+    for got, want in zip(body["predictions"], wanted, strict=True):
+        assert got["answered_by"] == want.predictive
+        assert list(got["probs"].values()) == pytest.approx(want.probs, abs=TOLERANCE)
+        assert (got["flags"], got["decision"]) == (want.flags, want.decision)
+        assert got["logit_covariance"] is not None
+    exact = sum(p.predictive == "laplace" for p in wanted)
+    assert 0 < exact < len(texts)
+    metrics = client.get("/metrics").text
+    assert f'laplora_answers_total{{answered_by="laplace",predictive="fast"}} {exact:.1f}' in metrics
+
+
 def test_unknown_predictives_are_422(client: httpx.Client) -> None:
     response = client.post("/predict", json={"inputs": [{"text": "a"}], "options": {"predictive": "swag"}})
     error = response.json()["error"]
     assert (response.status_code, error["field"]) == (422, "options.predictive")
-    for name in NAMES:
+    for name in PREDICTIVES:
         assert name in error["message"]
 
 
 def test_artifacts_show_the_comparison(client: httpx.Client, manifest: Manifest) -> None:
     (entry,) = [a for a in client.get("/artifacts").json()["artifacts"] if a["active"]]
-    assert entry["predictives"] == list(NAMES)
+    assert entry["predictives"] == list(PREDICTIVES)
     assert entry["recommended"] == json.loads(manifest.recommended.model_dump_json())
     assert set(entry["recommended"]["table"]) == set(NAMES)
 
@@ -104,7 +123,7 @@ def test_evaluate_measures_every_predictive(client: httpx.Client) -> None:
     labels = ["positive", "negative", "negative", "positive"]
     inputs = [{"text": t, "label": label} for t, label in zip(TEXTS, labels, strict=True)]
     methods = client.post("/evaluate", json={"inputs": inputs, "options": {"resamples": 20}}).json()["methods"]
-    assert set(methods) == set(NAMES)
+    assert set(methods) == set(PREDICTIVES)
     for name in NAMES:
         answers = predict(client, TEXTS, predictive=name)["predictions"]
         right = [p["label"] == label for p, label in zip(answers, labels, strict=True)]

@@ -143,13 +143,14 @@ def test_predictives_that_cannot_be(tmp_path: Path, sections: dict[str, Any], me
 
 
 def test_the_predictives_that_are_on(file: Path) -> None:
-    assert load_config(file).predictives.names == ("map", "temperature", "laplace", "laplace_temperature")
+    assert load_config(file).predictives.names == ("map", "temperature", "fast", "laplace", "laplace_temperature")
     every = load_config(
         file, ["predictives.ensemble=3", "predictives.laplace_ensemble=true", "predictives.mc_dropout=4"]
     ).predictives
     assert every.names == (
         "map",
         "temperature",
+        "fast",
         "laplace",
         "laplace_temperature",
         "ensemble",
@@ -157,7 +158,7 @@ def test_the_predictives_that_are_on(file: Path) -> None:
         "laplace_ensemble",
         "mc_dropout",
     )
-    assert load_config(file, ["predictives.temperature=false"]).predictives.names == (
+    assert load_config(file, ["predictives.temperature=false", "predictives.fast=0"]).predictives.names == (
         "map",
         "laplace",
         "laplace_temperature",

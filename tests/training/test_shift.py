@@ -502,7 +502,7 @@ def test_an_artifact_with_every_predictive_reports_them_all_from_the_same_passes
     assert job(path) == 0
     config = load_config(path)
     record = json.loads((config.run_dir / "report" / "shift.json").read_text(encoding="utf-8"))
-    names = ["map", "temperature", "laplace", "laplace_temperature"]
+    names = ["map", "temperature", "fast", "laplace", "laplace_temperature"]
     names += ["ensemble", "ensemble_temperature", "laplace_ensemble", "mc_dropout"]
     assert list(record["sets"]["test"]["predictives"]) == names
     assert record["recommended"] == mixture_predictor.recommended
