@@ -21,9 +21,8 @@ def with_error(predictor: Predictor, error: float) -> Predictor:
     record = artifact.manifest.distilled
     assert record is not None
     manifest = artifact.manifest.model_copy(update={"distilled": record.model_copy(update={"error": error})})
-    return Predictor(
-        dataclasses.replace(artifact, manifest=manifest), predictor._members, predictor._tokenizer, predictor.device
-    )
+    kept = (predictor._members, predictor._tokenizer, predictor.device, predictor.weights)
+    return Predictor(dataclasses.replace(artifact, manifest=manifest), *kept)
 
 
 def rows_of(predictor: Predictor) -> list[Any]:
