@@ -15,7 +15,7 @@ import torch
 from benchmarks.peers.__main__ import processor
 from benchmarks.speed.record import Conditions, Record, versions, write
 
-PARTS = ("predict", "subset", "peers", "fit", "memory", "growth", "large", "mixed", "server", "start")
+PARTS = ("predict", "fast", "subset", "peers", "fit", "memory", "growth", "large", "mixed", "server", "start")
 #: What ``--quick`` runs unless parts are named.
 QUICK_PARTS = ("predict", "peers", "fit")
 
