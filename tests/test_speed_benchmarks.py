@@ -12,7 +12,7 @@ import torch
 from tiny_models import VOCABULARY, tiny_model
 
 from benchmarks.speed import __main__ as job
-from benchmarks.speed import fit, subset
+from benchmarks.speed import fast, fit, subset
 from benchmarks.speed.record import Conditions, merged, render, write
 from benchmarks.speed.subject import random_batch, with_classes
 from benchmarks.speed.timing import Ratio, in_turns, ratio
@@ -114,6 +114,29 @@ def test_a_posterior_over_the_values_b_is_smaller_and_answers(monkeypatch: pytes
     assert found["subset: posterior file, values_b"].value < 0.6 * found["subset: posterior file, all"].value
     blocks = subset.with_posterior(MemberSet(model, {}, (3, 4), Member()), "values_b").trained.posterior.blocks
     assert {block.name.split(".", 3)[3] for block in blocks} == {"self_attn.v_proj.lora_B"}
+
+
+def test_mode_fast_is_measured_on_test_rows_and_its_fidelity_is_the_artifacts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every record there is, on the default artifact: a few tokens, a few rows."""
+    monkeypatch.setattr(fast, "SIZES", ((1, 8), (2, 8)))
+    monkeypatch.setattr(fast, "ROWS", {True: 6, False: 6})
+    found = {record.name: record for record in fast.run(HERE, quick=True)}
+    assert set(found) == {
+        "fast: covariance, 2 x 8 tokens",
+        "fast: handed over",
+        "fast: test rows as served",
+        "fast: test rows exactly",
+        "fast: NLL alone",
+        "fast: NLL as served",
+        "fast: rank correlation of the variances",
+        "fast: log correlation of the variances",
+        "fast: decisions",
+    }
+    assert found["fast: handed over"].value in {round(n / 6, 3) for n in range(7)}
+    assert found["fast: test rows exactly"].low > 1
+    artifact = json.loads((fast.ARTIFACT / "manifest.json").read_text())
+    fidelity = artifact["metrics"]["fast"]["fidelity"]
+    assert found["fast: NLL alone"].value == pytest.approx(fidelity["nll"] / fidelity["laplace_nll"], abs=0.01)
 
 
 def tokens_within(batch: Batch) -> Batch:
