@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         prediction_sets,
         temperature_probs,
     )
+    from laplora.distilled import Distillation, DistilledCovariance, distill
     from laplora.jacobians import contrast_jacobians, find_blocks
     from laplora.leave_one_out import choose_by_leave_one_out
     from laplora.manifest import Manifest
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from laplora.ranking import error_auprc, error_auroc, risk_coverage
     from laplora.recommendation import Recommendation, cross_fitted_nll, recommend
     from laplora.review import accept_threshold
+    from laplora.states import States, StateTape
     from laplora.structures import STRUCTURES, StructureSettings, fit_posterior
     from laplora.subset import select_blocks
     from laplora.uncertainty import FLAGS, Uncertainty, decompose
@@ -73,6 +75,8 @@ __all__ = [
     "ArtifactNotFoundError",
     "ConfigError",
     "DataError",
+    "Distillation",
+    "DistilledCovariance",
     "DownloadError",
     "EncodedRow",
     "Evaluation",
@@ -94,6 +98,8 @@ __all__ = [
     "PriorError",
     "PromptTemplate",
     "Recommendation",
+    "StateTape",
+    "States",
     "StructureSettings",
     "TooManyTokensError",
     "Uncertainty",
@@ -109,6 +115,7 @@ __all__ = [
     "contrast_jacobians",
     "cross_fitted_nll",
     "decompose",
+    "distill",
     "dropout_masks",
     "empirical_coverage",
     "error_auprc",
@@ -145,6 +152,7 @@ _HOMES = {
         "prediction_sets",
         "temperature_probs",
     ),
+    "distilled": ("DistilledCovariance", "Distillation", "distill"),
     "jacobians": ("contrast_jacobians", "find_blocks"),
     "leave_one_out": ("choose_by_leave_one_out",),
     "manifest": ("Manifest",),
@@ -161,6 +169,7 @@ _HOMES = {
     "ranking": ("error_auprc", "error_auroc", "risk_coverage"),
     "recommendation": ("Recommendation", "cross_fitted_nll", "recommend"),
     "review": ("accept_threshold",),
+    "states": ("StateTape", "States"),
     "structures": ("STRUCTURES", "StructureSettings", "fit_posterior"),
     "subset": ("select_blocks",),
     "uncertainty": ("FLAGS", "Uncertainty", "decompose"),
