@@ -611,7 +611,7 @@ def test_the_recommendation_is_explained(mixture_copy: Path, capsys: pytest.Capt
 def test_every_method_is_measured_on_every_test_row(sentiment_run: FinishedRun) -> None:
     folder = sentiment_run.artifact / "report"
     evaluation = json.loads((folder / "evaluation.json").read_text())
-    assert list(evaluation)[:4] == ["zero_shot", "map", "temperature", "laplace"]
+    assert list(evaluation)[:5] == ["zero_shot", "map", "temperature", "fast", "laplace"]
     assert set(evaluation) >= {"laplace_evidence_scalar", "laplace_evidence_group", "laplace_validation_group"}
     assert {e["rows"] for e in evaluation.values()} == {24}
     # scaling logits by one number moves no decision
