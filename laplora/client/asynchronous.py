@@ -1,0 +1,160 @@
+"""The client to await; the same methods as ``laplora.client.blocking.Client``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+import httpx
+
+from laplora.client import bodies
+from laplora.client.answers import Answers, Artifact, Evaluated, ServedArtifact
+from laplora.client.failures import RequestRefusedError, ServiceFailedError, ServiceUnavailableError, failure_of
+from laplora.client.progress import Advance, advancing
+from laplora.client.retries import Retries, unreachable
+
+
+class AsyncClient:
+    """Talks to one service, on one event loop. An asynchronous context manager; arguments as of ``Client``."""
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        api_key: str | None = None,
+        timeout_s: float = 150.0,
+        retries: Retries | None = None,
+        batch_size: int = 64,
+        in_flight: int = 4,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
+        self._http = httpx.AsyncClient(base_url=address, headers=headers, timeout=timeout_s, transport=transport)
+        self._retries = retries or Retries()
+        self._batch_size, self._in_flight = batch_size, in_flight
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def predict(
+        self,
+        inputs: bodies.Inputs,
+        *,
+        mode: bodies.Mode | None = None,
+        predictive: str | None = None,
+        target_risk: float | None = None,
+        covariance: bool = False,
+        truncate: bool = False,
+        order_average: bool = False,
+        artifact: str | None = None,
+        progress: bool | Advance = False,
+    ) -> Answers:
+        """Return an answer per input, in order; arguments and errors as of ``Client.predict``.
+
+        Cancelling it closes the requests in flight, and the service drops what of them still waits.
+        """
+        options = bodies.predict_options(mode, predictive, target_risk, covariance, truncate, order_average)
+        batches = bodies.in_batches(inputs, self._batch_size)
+        room = asyncio.Semaphore(self._in_flight)
+        with advancing(sum(map(len, batches)), progress) as advance:
+
+            async def one(batch: Sequence[Mapping[str, Any]]) -> list[tuple[httpx.Response, int]]:
+                async with room:
+                    return await self._batch(batch, artifact, options, advance)
+
+            tasks = [asyncio.ensure_future(one(batch)) for batch in batches]
+            try:
+                found = await asyncio.gather(*tasks)
+            finally:  # after a failure or a cancellation nothing more is sent
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+        return bodies.answers_of([part for parts in found for part in parts])
+
+    async def _batch(
+        self,
+        inputs: Sequence[Mapping[str, Any]],
+        artifact: str | None,
+        options: Mapping[str, Any],
+        advance: Advance,
+    ) -> list[tuple[httpx.Response, int]]:
+        try:
+            response = await self._send("POST", "/predict", bodies.body_of(inputs, artifact, options))
+        except RequestRefusedError as failure:
+            if not bodies.can_be_split(failure, len(inputs)):
+                raise
+            half = len(inputs) // 2
+            first = await self._batch(inputs[:half], artifact, options, advance)
+            return first + await self._batch(inputs[half:], artifact, options, advance)
+        advance(len(inputs))
+        return [(response, len(inputs))]
+
+    async def evaluate(
+        self,
+        inputs: bodies.Inputs,
+        *,
+        truncate: bool = False,
+        order_average: bool = False,
+        artifact: str | None = None,
+    ) -> Evaluated:
+        """Return the metrics of every predictive; as ``Client.evaluate``."""
+        options = bodies.predict_options(None, None, None, False, truncate, order_average)
+        (rows,) = bodies.in_batches(inputs, 1 << 62)
+        return bodies.evaluated_of(await self._send("POST", "/evaluate", bodies.body_of(rows, artifact, options)))
+
+    async def artifacts(self) -> tuple[ServedArtifact, ...]:
+        """Return the artifacts that the service knows."""
+        return bodies.listing_of(await self._send("GET", "/artifacts"))
+
+    async def activate(self, name: str) -> Artifact:
+        """Let another artifact answer from now on, and return it."""
+        return bodies.activated_of(await self._send("POST", bodies.activation_path(name)))
+
+    async def ready(self) -> bool:
+        """Return whether the service answers and is ready; one try."""
+        try:
+            return (await self._http.get("/health/ready")).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    async def wait_until_ready(self, timeout_s: float = 300.0) -> None:
+        """Return once the service is ready.
+
+        Raises:
+            ServiceUnavailableError: it was not, for this long.
+        """
+        loop = asyncio.get_running_loop()
+        end = loop.time() + timeout_s
+        while not await self.ready():
+            if loop.time() >= end:
+                raise ServiceUnavailableError(f"the service was not ready for {timeout_s:g} s", code="not_ready")
+            await asyncio.sleep(0.2)
+
+    async def _send(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> httpx.Response:
+        tried = 0
+        while True:
+            tried += 1
+            failure: ServiceFailedError
+            try:
+                response = await self._http.request(method, path, json=body)
+            except httpx.TransportError as error:
+                failure = unreachable(error)
+            else:
+                if response.status_code == 200:
+                    return response
+                failure = failure_of(response)
+            wait_s = self._retries.wait_s(failure, tried)
+            if wait_s is None:
+                raise failure
+            await asyncio.sleep(wait_s)

@@ -1,0 +1,26 @@
+"""A bar of how many inputs are answered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+Advance = Callable[[int], None]
+
+
+@contextmanager
+def advancing(total: int, progress: bool | Advance) -> Iterator[Advance]:
+    """Yield a function that is called with the number of inputs that were answered just now.
+
+    Args:
+        progress: true for a bar on standard error, or a function of one's own that is called likewise.
+    """
+    if progress is False:
+        yield lambda count: None
+    elif progress is True:
+        from tqdm.auto import tqdm
+
+        with tqdm(total=total, unit="input") as bar:
+            yield bar.update
+    else:
+        yield progress
