@@ -44,7 +44,7 @@ class Retries:
         again = isinstance(failure, ServiceUnavailableError | ServiceUnreachableError) and failure.code != "timeout"
         if not again or tried >= self.tries:
             return None
-        longest = min(self.longest_s, self.first_s * 2 ** (tried - 1))
+        longest = min(self.longest_s, self.first_s * 2.0 ** (tried - 1))
         return max(failure.retry_after_s or 0.0, longest * random.uniform(0.5, 1.0))
 
 
