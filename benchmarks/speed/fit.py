@@ -42,7 +42,7 @@ def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
         functions = {"one pass": one_pass(members, blocks, batches)} | {
             structure: lambda s=structure, b=batches: fit(members, blocks, b, s) for structure in STRUCTURES
         }
-        yield from over_a_pass(conditions, functions, size, limit=2.4)
+        yield from over_a_pass(conditions, functions, size, 2 if quick else 5, limit=2.4)
     yield from choices(conditions, members, blocks)
     if "bayesian_lora" not in peers.missing():  # last: what is timed after it in this process is slower
         batches = [random_batch(members, PACKAGE_BATCH, TOKENS) for _ in range(ROWS // PACKAGE_BATCH)]
@@ -50,7 +50,7 @@ def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
             "one pass": one_pass(members, blocks, batches),
             "bayesian-lora": peers.bayesian_lora_fit(as_subject(members, batches), PACKAGE_BATCH),
         }
-        yield from over_a_pass(conditions, functions, PACKAGE_BATCH)
+        yield from over_a_pass(conditions, functions, PACKAGE_BATCH, 2 if quick else 5)
 
 
 def one_pass(members: MemberSet, blocks: tuple[Block, ...], batches: list[Batch]) -> Callable[[], Any]:
@@ -64,12 +64,12 @@ def one_pass(members: MemberSet, blocks: tuple[Block, ...], batches: list[Batch]
 
 
 def over_a_pass(
-    conditions: Conditions, functions: dict[str, Callable[[], Any]], size: int, limit: float | None = None
+    conditions: Conditions, functions: dict[str, Callable[[], Any]], size: int, turns: int, limit: float | None = None
 ) -> Iterator[Record]:
     """Yield the times of all functions but the first over the first's."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Full backward hook is firing.*")
-        times = in_turns(functions, 5)
+        times = in_turns(functions, turns)
     for name in list(functions)[1:]:
         yield conditions.record(
             f"fit: {name}, batches of {size}",
