@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from laplora.distilled import TENSORS, DistilledCovariance
 from laplora.errors import ArtifactCorruptError
+from laplora.states import decoder_layers
 
 
 def distilled_tensors(distilled: DistilledCovariance) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Return the predictor as named tensors and metadata, for safetensors."""
     return {name: getattr(distilled, name) for name in TENSORS}, {"layers": json.dumps(list(distilled.layers))}
+
+
+def read_distilled_for(model: Any, path: Path, classes: int) -> DistilledCovariance:
+    """Return the predictor in a file, checked against a loaded model; errors as ``read_distilled``."""
+    hidden: int = model.get_base_model().config.hidden_size
+    return read_distilled(path, classes=classes, hidden=hidden, layers=len(decoder_layers(model)))
 
 
 def read_distilled(path: Path, *, classes: int, hidden: int, layers: int) -> DistilledCovariance:
@@ -57,4 +65,5 @@ def read_distilled(path: Path, *, classes: int, hidden: int, layers: int) -> Dis
         tensor = tensors[name]
         if tuple(tensor.shape) != shape or not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
             raise ArtifactCorruptError(f"{path.name}: {name} should be finite numbers of shape {shape}")
-    return DistilledCovariance(layers=tuple(numbers), **tensors)
+    # As they are multiplied: an answer need not convert them again.
+    return DistilledCovariance(layers=tuple(numbers), **{name: tensor.double() for name, tensor in tensors.items()})

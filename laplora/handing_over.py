@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 
 from laplora.prediction import row_scores
-from laplora.predictive import class_probs
+from laplora.predictive import PosteriorPredictive, class_probs
 from laplora.predictives import PREDICTIVES, predictive_probs
-from laplora.thresholds import ModeThresholds
+from laplora.thresholds import Decision, ModeThresholds
 from laplora.uncertainty import decide, decompose, raise_flags
 
 
@@ -37,14 +37,25 @@ def rows_to_hand_over(
     found = []
     for factor in (1.0, math.exp(error), math.exp(-error)):
         predictive = predictive_probs(PREDICTIVES["fast"], contrast_mean[None], factor * covariance[None], class_mask)
-        flags = raise_flags(
-            thresholds,
-            probs=predictive.probs,
-            label_mass=label_mass,
-            set_sizes=torch.ones(len(logits)),  # the size of the set sends nothing to review
-            truncated=truncated,
-            epistemic=decompose(predictive).epistemic,
-        )
-        decisions = decide(thresholds, row_scores(thresholds, predictive, map_probs), flags)
+        decisions = decisions_of(thresholds, predictive, map_probs, label_mass, truncated)
         found.append(list(zip(predictive.probs.argmax(1).tolist(), decisions, strict=True)))
     return [i for i, answers in enumerate(zip(*found, strict=True)) if len(set(answers)) > 1]
+
+
+def decisions_of(
+    thresholds: ModeThresholds,
+    predictive: PosteriorPredictive,
+    map_probs: torch.Tensor,
+    label_mass: torch.Tensor,
+    truncated: Sequence[bool],
+) -> list[Decision]:
+    """Return what a predictive's thresholds decide of each row; without label sets, whose size decides nothing."""
+    flags = raise_flags(
+        thresholds,
+        probs=predictive.probs,
+        label_mass=label_mass,
+        set_sizes=torch.ones(len(predictive)),
+        truncated=truncated,
+        epistemic=decompose(predictive).epistemic,
+    )
+    return decide(thresholds, row_scores(thresholds, predictive, map_probs), flags)

@@ -13,7 +13,7 @@ from laplora import prompts
 from laplora.artifact import Artifact, read_artifact
 from laplora.base_check import check_base
 from laplora.blocks import Block
-from laplora.distilled_file import read_distilled
+from laplora.distilled_file import read_distilled_for
 from laplora.errors import ArtifactCorruptError, ConfigError, DataError, InvalidInputError
 from laplora.golden import not_recorded, read_golden, verify_answers
 from laplora.handing_over import rows_to_hand_over
@@ -30,7 +30,6 @@ from laplora.prediction import Prediction, build_predictions, wanted_outputs
 from laplora.predictives import PredictiveName
 from laplora.prompts import EncodedRow
 from laplora.review_scores import decided_at, read_scores, thresholds_at
-from laplora.states import decoder_layers
 from laplora.thresholds import ModeThresholds
 
 
@@ -331,15 +330,7 @@ def load_members(path: Path, manifest: Manifest, model: Any, device: torch.devic
         precisions = block_precisions(prior, posterior.blocks).to(device)
         return Member(weights, posterior.to(device, dtype), precisions)
 
-    distilled = None
-    if manifest.distilled:
-        config = model.get_base_model().config
-        distilled = read_distilled(
-            path / DISTILLED,
-            classes=len(manifest.labels),
-            hidden=config.hidden_size,
-            layers=len(decoder_layers(model)),
-        )
+    distilled = read_distilled_for(model, path / DISTILLED, len(manifest.labels)) if manifest.distilled else None
     checkpoints = tuple(
         with_posterior(
             read_weights(model, path / record.folder / ADAPTER_FOLDER),

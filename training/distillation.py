@@ -11,8 +11,8 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from laplora.distilled import DistilledCovariance, distill, log_error
-from laplora.distilled_file import distilled_tensors, read_distilled
+from laplora.distilled import distill, log_error
+from laplora.distilled_file import distilled_tensors, read_distilled_for
 from laplora.manifest import DISTILLED, DistilledRecord
 from laplora.posterior import Posterior, Prior, block_precisions
 from laplora.states import decoder_layers, join_states, spread_layers
@@ -37,7 +37,6 @@ class Distilled:
             that do not hold it.
     """
 
-    predictor: DistilledCovariance
     calibration: torch.Tensor
     record: DistilledRecord
 
@@ -50,7 +49,7 @@ def watched_layers(config: RunConfig, model: Any) -> tuple[int, ...]:
 def distill_covariance(
     run: Run, model: nn.Module, posterior: Posterior, prior: Prior, calibration: ProjectedSplit, folder: Path
 ) -> Distilled | None:
-    """Return the predictor distilled from a posterior under its served prior, None where it is off; and write it.
+    """Distil a predictor from a posterior under its served prior and write it; None where it is off.
 
     Args:
         calibration: that split's rows, with states.
@@ -72,7 +71,7 @@ def distill_covariance(
     record = DistilledRecord(inputs=len(groups), error=log_error(held_out, exact[:count]))
     write_tensors(folder / DISTILLED, *distilled_tensors(found.predictor))
     write_json(folder / "distilled.json", record.model_dump(mode="json"))
-    return Distilled(found.predictor, held_out, record)
+    return Distilled(held_out, record)
 
 
 def further_inputs(run: Run) -> list[tuple[Example, int]]:
@@ -97,11 +96,11 @@ def _passes(
     run: Run, model: nn.Module, posterior: Posterior, examples: list[Example], layers: tuple[int, ...], folder: Path
 ) -> list[ProjectedSplit]:
     """Return the inputs' projected Jacobians and states, part by part; those that are kept are read."""
-    found = []
+    found, model_mark = [], curvature_inputs(run)  # which reads all of the base's weights
     for number, start in enumerate(range(0, len(examples), _PART)):
         part = tuple(examples[start : start + _PART])
         path = folder / f"{number}.safetensors"
-        mark = "/".join((curvature_inputs(run), rows_digest(part), repr(layers)))
+        mark = "/".join((model_mark, rows_digest(part), repr(layers)))
         if not _is_from(path, mark):
             title = f"inputs of fast, {start + 1} to {start + len(part)} of {len(examples)}"
             split = project_split(run, model, posterior, part, title, layers)
@@ -128,6 +127,4 @@ def predicted(config: RunConfig, model: Any, split: ProjectedSplit, classes: int
     """Return the covariances that a run's predictor gives for a split with states; None where it is off."""
     if split.states is None:
         return None
-    path, base = config.run_dir / "laplace" / DISTILLED, model.get_base_model()
-    predictor = read_distilled(path, classes=classes, hidden=base.config.hidden_size, layers=len(decoder_layers(model)))
-    return predictor.covariance(split.states)
+    return read_distilled_for(model, config.run_dir / "laplace" / DISTILLED, classes).covariance(split.states)

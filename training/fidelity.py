@@ -8,12 +8,10 @@ from typing import Any
 
 import torch
 
-from laplora.handing_over import rows_to_hand_over
+from laplora.handing_over import decisions_of, rows_to_hand_over
 from laplora.manifest import DistilledRecord, PredictiveRecord
 from laplora.metrics import row_nll
-from laplora.prediction import row_scores
 from laplora.predictive import class_probs
-from laplora.uncertainty import decide, decompose, raise_flags
 from training.calibrate import predictive_of
 from training.members import SplitOutputs
 
@@ -70,15 +68,7 @@ def measure_fidelity(
     for name in ("fast", "laplace"):
         predictive, thresholds = predictive_of(outputs, name, 1.0), predictives[name].thresholds
         assert thresholds is not None
-        flags = raise_flags(
-            thresholds,
-            probs=predictive.probs,
-            label_mass=split.label_mass,
-            set_sizes=torch.ones(len(truncated)),
-            truncated=truncated,
-            epistemic=decompose(predictive).epistemic,
-        )
-        decisions[name] = decide(thresholds, row_scores(thresholds, predictive, map_probs), flags)
+        decisions[name] = decisions_of(thresholds, predictive, map_probs, split.label_mass, truncated)
         losses[name] = row_nll(predictive.probs, split.labels)
     thresholds = predictives["fast"].thresholds
     assert thresholds is not None
@@ -94,7 +84,8 @@ def measure_fidelity(
     )
     served = losses["fast"].clone()
     served[places] = losses["laplace"][places]
-    same = [a == b or i in set(places) for i, (a, b) in enumerate(zip(*decisions.values(), strict=True))]
+    handed = set(places)
+    same = [a == b or i in handed for i, (a, b) in enumerate(zip(*decisions.values(), strict=True))]
     return Fidelity(
         rank_correlation=_correlation([t.argsort().argsort().double() for t in traces]),
         log_correlation=_correlation(traces),

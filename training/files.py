@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -124,15 +124,7 @@ def read_examples(path: Path, task: Task, *, label_field: str, label_map: Mappin
     Raises:
         DataError: with the file, and line and field of the first problems.
     """
-    problems = Problems(path)
-    examples = []
-    for record in read_records(path):
-        try:
-            examples.append(_example(record, path, task, label_field, label_map))
-        except RowError as error:
-            problems.add(error)
-    problems.verify()
-    return tuple(examples)
+    return _each_row(path, lambda record: _example(record, path, task, label_field, label_map))
 
 
 def read_inputs(path: Path, task: Task) -> tuple[Example, ...]:
@@ -141,12 +133,20 @@ def read_inputs(path: Path, task: Task) -> tuple[Example, ...]:
     Raises:
         DataError: with the file, and line and field of the first problems.
     """
+
+    def unlabelled(record: Record) -> Example:
+        fields, class_count = _fields(record, task)
+        return Example(_id(record, path), fields, -1, class_count)
+
+    return _each_row(path, unlabelled)
+
+
+def _each_row(path: Path, example: Callable[[Record], Example]) -> tuple[Example, ...]:
     problems = Problems(path)
     examples = []
     for record in read_records(path):
         try:
-            fields, class_count = _fields(record, task)
-            examples.append(Example(_id(record, path), fields, -1, class_count))
+            examples.append(example(record))
         except RowError as error:
             problems.add(error)
     problems.verify()

@@ -8,7 +8,6 @@ growth.png shows them.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import statistics
@@ -16,8 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
+from benchmarks.speed import subset
 from benchmarks.speed.allocation import peak_bytes
 from benchmarks.speed.fit import fit
 from benchmarks.speed.growth_figure import draw
@@ -26,8 +24,7 @@ from benchmarks.speed.record import FOLDER, Conditions, Record
 from benchmarks.speed.subject import load_subject, random_batch, with_classes
 from benchmarks.speed.timing import Ratio, exactly, in_turns
 from laplora.jacobians import contrast_jacobians, find_blocks
-from laplora.member_outputs import Member, MemberSet, member_outputs
-from laplora.posterior import Prior, block_precisions
+from laplora.member_outputs import MemberSet, member_outputs
 
 #: SmolLM2-135M's shapes, as arguments of a LlamaConfig; the real one has 30 layers.
 SMOLLM2 = {
@@ -142,10 +139,5 @@ def random_members(*, layers: int, rank: int) -> MemberSet:
 
 
 def with_posterior(members: MemberSet, rank: int = 5) -> MemberSet:
-    """Return the same with a ``joint_core`` posterior fitted on 8 random rows."""
-    blocks = find_blocks(members.model, len(members.label_ids))
-    posterior = fit(members, blocks, [random_batch(members, 8, 8)], "joint_core", rank=rank)
-    precisions = block_precisions(Prior("scalar", {"all": 1.0}), blocks)
-    device = next(members.model.parameters()).device
-    member = Member({}, posterior.to(device, torch.float32), precisions.to(device))
-    return dataclasses.replace(members, trained=member)
+    """Return the same with a ``joint_core`` posterior of that mean rank, fitted on 8 short random rows."""
+    return subset.with_posterior(members, batches=[random_batch(members, 8, 8)], rank=rank)

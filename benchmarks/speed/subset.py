@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -44,15 +45,16 @@ def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
         yield conditions.record(f"subset: posterior file, {name}", exactly(stored_bytes(one) / 1e6), "MB")
 
 
-def with_posterior(members: MemberSet, subset: str, batches: Sequence[Batch] = ()) -> MemberSet:
+def with_posterior(members: MemberSet, subset: str = "all", batches: Sequence[Batch] = (), **options: Any) -> MemberSet:
     """Return the members with a joint core over a subset of the adapter's matrices.
 
     Args:
         batches: what it is fitted on; a few random rows where there is none.
+        options: of the settings of its structure, in place of the defaults.
     """
     device = next(members.model.parameters()).device
     blocks = select_blocks(find_blocks(members.model, len(members.label_ids)), subset)
-    posterior = fit(members, blocks, list(batches) or [random_batch(members, ROWS, TOKENS)], "joint_core")
+    posterior = fit(members, blocks, list(batches) or [random_batch(members, ROWS, TOKENS)], "joint_core", **options)
     precisions = block_precisions(Prior("scalar", {"all": 1.0}), blocks).to(device)
     return replace(members, trained=Member({}, posterior.to(device, torch.float32), precisions))
 
