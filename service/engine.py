@@ -91,7 +91,7 @@ class BatchReport:
 class Ticket:
     """One request's rows on their way through the engine. Times are ``time.monotonic`` seconds.
 
-    ``inputs`` holds, for each row, the number of the request's input that it belongs to.
+    ``inputs`` holds, for each row, the number of the request's input that it belongs to; ``caller`` is who asks.
     """
 
     scorer: Scorer
@@ -100,6 +100,7 @@ class Ticket:
     deadline: float
     submitted: float
     inputs: tuple[int, ...]
+    caller: str = ""
     future: Future[list[Prediction]] = field(default_factory=Future)
     results: dict[int, Prediction] = field(default_factory=dict)
     started: float | None = None
@@ -191,6 +192,7 @@ class Engine:
         *,
         ask: Ask,
         deadline: float,
+        caller: str = "",
         inputs: Sequence[int] | None = None,
     ) -> Ticket:
         """Return a ticket whose future will hold one prediction per row.
@@ -199,6 +201,7 @@ class Engine:
 
         Args:
             deadline: ``time.monotonic`` seconds after which rows still waiting are dropped.
+            caller: name of whoever asks.
             inputs: which input each row belongs to, for messages; by default each row is an input.
 
         Raises:
@@ -219,7 +222,7 @@ class Engine:
                     got=got,
                 )
         owners = range(len(rows)) if inputs is None else inputs
-        ticket = Ticket(scorer, ask, tuple(rows), deadline, time.monotonic(), tuple(owners))
+        ticket = Ticket(scorer, ask, tuple(rows), deadline, time.monotonic(), tuple(owners), caller)
         with self._changed:
             if self._draining:
                 raise DrainingError("the server is stopping and takes no new requests")

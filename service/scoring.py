@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from fastapi import Request
 
 from laplora.errors import ArtifactNotFoundError, InvalidInputError, TooManyTokensError
+from service.callers import Caller
 from service.engine import Ask, Engine
 from service.errors import (
     ArtifactInactiveError,
@@ -198,6 +199,7 @@ async def score(
     truncate: bool,
     order_average: bool,
     deadline: float,
+    caller: Caller,
 ) -> Scored:
     """Return the predictions of the inputs, in order. Cancelling this frees the queued rows.
 
@@ -207,6 +209,7 @@ async def score(
         inputs: the template's fields of each input.
         ask: which predictive, see ``what_is_asked``.
         deadline: ``time.monotonic`` seconds after which waiting rows are dropped.
+        caller: who asks; a caller's requests share its part of the queue.
 
     Raises:
         InvalidInputError, TooManyTokensError: an input does not fit; the field names which.
@@ -231,7 +234,7 @@ async def score(
         rows = await loop.run_in_executor(state.tokenizers, _encode_all, row_of, inputs, deadline)
         asked, owners = [], list(range(len(rows)))
     tokenized = time.monotonic()
-    ticket = state.engine.submit(predictor, rows, ask=ask, deadline=deadline, inputs=owners)
+    ticket = state.engine.submit(predictor, rows, ask=ask, deadline=deadline, caller=caller.name, inputs=owners)
     predictions, own_order = await asyncio.wrap_future(ticket.future), None
     if order_average:
         firsts = [k for k, owner in enumerate(owners) if k == 0 or owners[k - 1] != owner]

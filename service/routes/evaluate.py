@@ -11,6 +11,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from laplora.errors import InvalidInputError, NonFiniteError
 from service.body import JsonBodyRoute
+from service.callers import caller_of
 from service.engine import Ask
 from service.errors import UnscorableInputError
 from service.openapi import SCORING_ERRORS, error_responses
@@ -45,6 +46,7 @@ async def evaluate(body: EvaluateRequest, request: Request) -> EvaluateResponse:
             truncate=body.options.truncate,
             order_average=body.options.order_average,
             deadline=deadline,
+            caller=caller_of(request),
         )
         try:
             return scored, await run_in_threadpool(measure_all, scored, labels, predictor, body.options)

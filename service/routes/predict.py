@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request
 from pydantic import ValidationError
 
 from service.body import JsonBodyRoute
+from service.callers import caller_of
 from service.errors import UnscorableInputError
 from service.openapi import SCORING_ERRORS, error_responses
 from service.routes.artifacts import artifact_ref
@@ -46,6 +47,7 @@ async def predict(body: PredictRequest, request: Request) -> PredictResponse:
         truncate=body.options.truncate,
         order_average=body.options.order_average,
         deadline=deadline,
+        caller=caller_of(request),
     )
     scored = await while_awaited(request, work, deadline=deadline)
     answers, target_risk = predictor.decided(scored.predictions, body.options.target_risk)

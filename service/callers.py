@@ -1,0 +1,33 @@
+"""Who sent a request: the name that queues, limits and jobs go by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from fastapi import Request
+
+Scope = Literal["predict", "evaluate", "admin"]
+SCOPES: frozenset[Scope] = frozenset(get_args(Scope))
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who sent a request, and what it may ask for.
+
+    Attributes:
+        name: an API key's id, or the network address where keys are off. One caller's requests share its part of the
+            queue.
+        scopes: what it may ask for.
+    """
+
+    name: str
+    scopes: frozenset[Scope] = SCOPES
+
+
+def caller_of(request: Request) -> Caller:
+    """Return who sent a request: whom its key names, or its network address, with every scope, where keys are off."""
+    known: Caller | None = getattr(request.state, "caller", None)
+    if known is not None:
+        return known
+    return Caller("unknown" if request.client is None else request.client.host)
