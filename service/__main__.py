@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, NoReturn
 import uvicorn
 from pydantic import ValidationError
 
+from service.logs import configure_logging, logger
 from service.settings import Settings
-from service.telemetry import configure_logging, logger
 
 if TYPE_CHECKING:
     from service.scoring import ServiceState

@@ -15,10 +15,12 @@ from laplora.errors import LaploraError
 from service import host, openapi
 from service.engine import Engine
 from service.errors import InvalidRequestError, MethodNotAllowedError, RouteNotFoundError, kind_of
+from service.logs import log_crash
+from service.metrics import Metrics
+from service.request_context import RequestContext, error_response
 from service.routes import artifacts, evaluate, health, metrics, predict
 from service.scoring import ServiceState
 from service.settings import Settings
-from service.telemetry import Metrics, RequestContext, error_response, log_crash
 
 
 def create_app(

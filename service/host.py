@@ -24,8 +24,9 @@ from laplora.errors import (
 )
 from service.engine import Engine, settle
 from service.errors import ActivationRunningError, DrainingError, NotReadyError
+from service.logs import log_crash, logger
+from service.metrics import Metrics
 from service.settings import Settings
-from service.telemetry import Metrics, log_crash, logger
 
 if TYPE_CHECKING:
     from laplora.artifact import Artifact

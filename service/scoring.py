@@ -26,8 +26,8 @@ from service.errors import (
     InvalidRequestError,
 )
 from service.host import ArtifactHost
+from service.metrics import Metrics
 from service.settings import Settings
-from service.telemetry import Metrics
 
 if TYPE_CHECKING:
     from laplora.order_answers import OrderedRows

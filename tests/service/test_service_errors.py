@@ -9,7 +9,7 @@ import pytest
 from laplora import errors as library
 from service import errors
 from service.errors import ERROR_KINDS, error_content, kind_of, kinds_by_code, retry_after_s
-from service.telemetry import error_response
+from service.request_context import error_response
 
 EXPECTED = {
     errors.RouteNotFoundError: (404, "route_not_found"),

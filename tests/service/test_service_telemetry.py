@@ -6,12 +6,14 @@ import asyncio
 import io
 import json
 import logging
+import threading
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 
 import pytest
 from serving import FakePredictor, serve
 
-from service.telemetry import JsonFormatter, TextFormatter, configure_logging
+from service.logs import JsonFormatter, TextFormatter, configure_logging
 
 SECRET = "zebra-secret"
 
@@ -120,6 +122,7 @@ def record(**extra: object) -> logging.LogRecord:
 def test_json_lines_hold_the_events_fields() -> None:
     event = json.loads(JsonFormatter().format(record(event="greeting", rows=3)))
     assert (event["message"], event["level"], event["event"], event["rows"]) == ("hello you", "info", "greeting", 3)
+    assert datetime.fromisoformat(event["time"]).utcoffset() == timedelta(0)
 
 
 def test_text_lines_are_one_line() -> None:
@@ -142,11 +145,14 @@ def test_tracebacks_hold_no_message() -> None:
 def test_logging_is_configured_only_when_asked() -> None:
     root = logging.getLogger()
     kept = (root.handlers[:], root.level, logging.getLogger("laplora").level, logging.getLogger("uvicorn").level)
+    threads = threading.excepthook
     try:
         configure_logging("warning", "json")
         assert isinstance(root.handlers[0].formatter, JsonFormatter)
         assert logging.getLogger("laplora").level == logging.WARNING
     finally:
+        logging.captureWarnings(False)
+        threading.excepthook = threads
         root.handlers[:] = kept[0]
         root.setLevel(kept[1])
         logging.getLogger("laplora").setLevel(kept[2])

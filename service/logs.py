@@ -1,0 +1,105 @@
+"""Structured logs: one event a line, from a closed list, with the request's id. Never prompt text."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import threading
+import traceback
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from types import MappingProxyType, TracebackType
+from typing import Any
+
+logger = logging.getLogger("laplora.service")
+
+#: Id of the request being served, "" outside of one.
+request_id: ContextVar[str] = ContextVar("laplora_request_id", default="")
+
+#: Every event that the server logs, and when.
+EVENTS = MappingProxyType(
+    {
+        "listening": "the socket is open; address",
+        "stage": "start-up went on; stage, phase",
+        "weights": "how the base model's weights are held; held, reason",
+        "activated": "an artifact answers from now on; artifact, digest",
+        "load_failed": "the artifact to serve first cannot be served; the process leaves with a status that is not 0",
+        "request": "a request was answered: method, route, status, duration_ms, caller; code of a refusal; artifact, "
+        "digest, predictive, rows, tokens and the stages' times of a scored one",
+        "batch_failed": "a batch did not run on the device and is tried again in halves; rows, outcome, error",
+        "crash": "a fault of the server: error (a type), frames (where), never the exception's message",
+        "draining": "SIGTERM or Ctrl-C came: no new requests from now on; in_flight",
+        "stopped": "the process leaves",
+    }
+)
+
+_STANDARD = frozenset(logging.LogRecord("", 0, "", 0, "", (), None).__dict__) | {"message", "asctime", "taskName"}
+
+
+def log_crash(what: str, error: BaseException) -> None:
+    """Log an unexpected exception by its type and frames: its message may hold a client's text."""
+    extra = {"event": "crash", "error": type(error).__name__, "frames": _frames(error.__traceback__)}
+    logger.error(what, extra=extra)
+
+
+def _frames(trace: TracebackType | None) -> list[str]:
+    return [f"{f.filename}:{f.lineno} {f.name}" for f in traceback.extract_tb(trace)]
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object per event: time (UTC), level, logger, message, request_id, and the event's own fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record as one line of JSON."""
+        return json.dumps(
+            {
+                "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+                "level": record.levelname.lower(),
+                "logger": record.name,
+                "message": record.getMessage(),
+                **_fields(record),
+            },
+            default=str,
+        )
+
+
+class TextFormatter(logging.Formatter):
+    """One line of text per event, for a person at a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record as one line of text."""
+        fields = " ".join(f"{name}={value}" for name, value in _fields(record).items())
+        message = " ".join(record.getMessage().split("\n"))
+        return f"{self.formatTime(record, '%H:%M:%S')} {record.levelname:<7} {message}  {fields}".rstrip()
+
+
+def _fields(record: logging.LogRecord) -> dict[str, Any]:
+    fields: dict[str, Any] = {"request_id": request_id.get()} if request_id.get() else {}
+    fields.update({name: value for name, value in record.__dict__.items() if name not in _STANDARD})
+    if record.exc_info and record.exc_info[0] is not None:
+        fields["error"] = record.exc_info[0].__name__
+        fields["frames"] = _frames(record.exc_info[2])
+    return fields
+
+
+def configure_logging(level: str, log_format: str) -> None:
+    """Send the service's, the library's and uvicorn's logs to standard error in one format.
+
+    Python's warnings and exceptions that end a thread go there too: every line is an event.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    logging.captureWarnings(True)
+    threading.excepthook = _thread_crashed
+    logging.getLogger("laplora").setLevel(level.upper())
+    # uvicorn's own lines repeat ours, except when something is wrong.
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+
+
+def _thread_crashed(crash: threading.ExceptHookArgs) -> None:
+    if crash.exc_value is not None and not isinstance(crash.exc_value, SystemExit):
+        log_crash(f"thread {'?' if crash.thread is None else crash.thread.name} ended", crash.exc_value)

@@ -1,0 +1,96 @@
+"""Around every request: its id, its line in the log, its count, and a plain 500 where it crashed."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.errors import error_content, kind_of, retry_after_s
+from service.logs import log_crash, logger, request_id
+from service.metrics import Metrics
+
+_SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+class RequestContext:
+    """ASGI middleware: gives each request its id, counts and logs it, and turns a crash into a plain 500.
+
+    An ``X-Request-ID`` of up to 128 letters, digits, dots, colons, dashes and underscores is kept; any
+    other is replaced. The answer carries the id in the same header.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI connection."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        token = request_id.set(_request_id(Headers(scope=scope)))
+        begun = time.monotonic()
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = request_id.get()
+            await send(message)
+
+        self._metrics.in_flight.inc()
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception as error:
+            log_crash("request crashed", error)
+            self._metrics.rejects.labels(kind_of(Exception()).code).inc()
+            if status == 0:
+                await error_response(error)(scope, receive, send_with_id)
+        finally:
+            self._metrics.in_flight.dec()
+            self._finish(scope, status, time.monotonic() - begun)
+            request_id.reset(token)
+
+    def _finish(self, scope: Scope, status: int, duration_s: float) -> None:
+        # Labels come from closed sets only: a client must not be able to grow the registry.
+        route = getattr(scope.get("route"), "path", None) or "unmatched"
+        method = scope["method"] if scope["method"] in _METHODS else "OTHER"
+        self._metrics.requests.labels(route, method, str(status)).inc()
+        quiet = route.startswith(("/health", "/v2/health", "/metrics"))
+        logger.log(
+            logging.DEBUG if quiet else logging.INFO,
+            "%s %s %s",
+            method,
+            route,
+            status,
+            extra={
+                "event": "request",
+                "method": method,
+                "route": route,
+                "status": status,
+                "duration_ms": round(duration_s * 1000, 3),
+                **scope.get("state", {}).get("log_fields", {}),
+            },
+        )
+
+
+def error_response(error: BaseException) -> JSONResponse:
+    """Return the answer for an exception, as the error table says."""
+    headers = {}
+    retry = retry_after_s(error)
+    if retry is not None:
+        headers["Retry-After"] = str(retry)
+    return JSONResponse(error_content(error, request_id.get()), kind_of(error).status, headers)
+
+
+def _request_id(headers: Headers) -> str:
+    asked = headers.get("x-request-id", "")
+    return asked if _SANE_ID.fullmatch(asked) else uuid.uuid4().hex
