@@ -22,7 +22,7 @@ from laplora.jacobians import find_blocks
 from laplora.manifest import ADAPTER_FOLDER, DISTILLED, POSTERIOR, SCORES, Manifest
 from laplora.member_adapters import dropout_weights, lora_parameters, read_weights
 from laplora.member_outputs import Member, MemberOutputs, MemberSet, member_outputs
-from laplora.model import attach_adapter, load_held_base, load_tokenizer, locate_base, resolve_device
+from laplora.model import attach_adapter, load_tokenizer, locate_base, resolve_device
 from laplora.order_answers import OrderedRows, average_answer, encode_orders
 from laplora.posterior import Prior, block_precisions
 from laplora.posterior_file import read_posterior
@@ -30,6 +30,8 @@ from laplora.prediction import Prediction, build_predictions, wanted_outputs
 from laplora.predictives import PredictiveName
 from laplora.prompts import EncodedRow
 from laplora.review_scores import decided_at, read_scores, thresholds_at
+from laplora.shared_base import LoadedBase, SharedBases, share
+from laplora.tensor_sizes import tensor_bytes
 from laplora.thresholds import ModeThresholds
 
 
@@ -37,15 +39,15 @@ class Predictor:
     """A loaded artifact. ``encode`` may be called from any thread, ``predict`` from one at a time.
 
     Attributes:
-        weights: how the base's weights are held, and why.
+        base: the base model it stands on, which other predictors may share.
     """
 
     def __init__(
-        self, artifact: Artifact, members: MemberSet, tokenizer: Any, device: torch.device, weights: HeldWeights
+        self, artifact: Artifact, members: MemberSet, tokenizer: Any, device: torch.device, base: LoadedBase
     ) -> None:
         self.artifact = artifact
         self.device = device
-        self.weights = weights
+        self.base = base
         self._members = members
         self._tokenizer = tokenizer
         self._template = artifact.manifest.template.template()
@@ -66,6 +68,7 @@ class Predictor:
         verify_golden: bool = True,
         dequantize: bool | None = None,
         progress: Callable[[str], None] | None = None,
+        bases: SharedBases | None = None,
     ) -> Predictor:
         """Return the predictor of an artifact, its base model loaded and everything verified.
 
@@ -75,6 +78,7 @@ class Predictor:
             verify_golden: replay the recorded answers.
             dequantize: see ``laplora.model.load_held_base``.
             progress: called with the name of each stage.
+            bases: where a base that other predictors stand on is shared with them; None: it has its own.
 
         Raises:
             ArtifactError: not found, corrupt, replaced while it was loaded, of another base or tokenizer, or
@@ -91,18 +95,34 @@ class Predictor:
         location = locate_base(manifest.base, cache_dir, progress)
         tokenizer = load_tokenizer(location, manifest.revision)
         check_base(manifest, location, tokenizer, cache_dir)
-        say("loading base model")
-        base, weights = load_held_base(location, manifest.base, device=where, dequantize=dequantize)
+        base = (bases or SharedBases()).get(
+            location,
+            manifest.base,
+            manifest.base_weights_hash,
+            device=where,
+            dequantize=dequantize,
+            on_load=lambda: say("loading base model"),
+        )
         say("attaching adapter and posterior")
-        model = attach_adapter(base, path / ADAPTER_FOLDER)
+        model = attach_adapter(share(base.model), path / ADAPTER_FOLDER)
         members = load_members(path, manifest, model, where)
-        predictor = cls(artifact, members, tokenizer, where, weights)
+        predictor = cls(artifact, members, tokenizer, where, base)
         if read_artifact(path).digest != artifact.digest:  # a new one took its place, and tensors may be the new one's
             raise ArtifactCorruptError(f"artifact {artifact.name!r} was replaced while it was loaded: load it again")
         if verify_golden:
             say("replaying golden answers")
             predictor.verify_golden()
         return predictor
+
+    @property
+    def weights(self) -> HeldWeights:
+        """How the base's weights are held, and why."""
+        return self.base.weights
+
+    @property
+    def own_bytes(self) -> int:
+        """Bytes of tensors that go with this predictor: adapters, posteriors and what is distilled, not the base."""
+        return tensor_bytes(self._members)
 
     @property
     def class_count(self) -> int:
