@@ -19,6 +19,8 @@ from service.logs import configure_logging, logger
 from service.settings import Settings
 
 if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
     from service.scoring import ServiceState
 
 
@@ -86,6 +88,24 @@ def parse_settings(arguments: list[str] | None = None) -> Settings:
         raise SystemExit(2) from None
 
 
+def server_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
+    """Return how uvicorn serves the application."""
+    # Here, and not at the top of the file: --help should not wait for it.
+    from service.connections import protocol, trusted
+
+    return uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        http=protocol(settings.head_timeout_s),
+        **trusted(settings.trusted_proxies),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=5,
+    )
+
+
 def main() -> int:
     """Serve; return the process's exit status."""
     settings = parse_settings()
@@ -102,15 +122,7 @@ def main() -> int:
     from service.app import create_app
 
     app = create_app(settings, on_load_failure=lambda error: server.fail())
-    config = uvicorn.Config(
-        app,
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=5,
-    )
+    config = server_config(app, settings)
     server = DrainingServer(config, app.state.service)
     asyncio.run(server.serve())
     logger.info("stopped", extra={"event": "stopped"})

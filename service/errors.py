@@ -2,6 +2,7 @@
 
     LaploraError
     └── ServiceError
+        ├── MalformedHttpError          bytes that are not HTTP/1.1
         ├── RouteNotFoundError          no endpoint at that path
         ├── MethodNotAllowedError       the endpoint takes another method
         ├── ArtifactInactiveError       a known artifact that is not the active one
@@ -59,6 +60,10 @@ class ServiceError(library.LaploraError):
         self.limit = limit
         self.got = got
         self.retry_after_s = retry_after_s
+
+
+class MalformedHttpError(ServiceError):
+    """Bytes that are not HTTP/1.1."""
 
 
 class RouteNotFoundError(ServiceError):
@@ -146,6 +151,7 @@ class ErrorKind:
 
 #: The only place where a status code is chosen.
 ERROR_KINDS: tuple[ErrorKind, ...] = (
+    ErrorKind(MalformedHttpError, "malformed_http", 400, "The connection's bytes are not HTTP/1.1."),
     ErrorKind(RouteNotFoundError, "route_not_found", 404, "No endpoint at this path."),
     ErrorKind(library.ArtifactNotFoundError, "artifact_not_found", 404, "No artifact of this name."),
     ErrorKind(MethodNotAllowedError, "method_not_allowed", 405, "The endpoint takes another method."),

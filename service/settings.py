@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from inspect import cleandoc
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -45,6 +46,18 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface.")
     port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one and logs it.")
+    trusted_proxies: str = Field(
+        "",
+        description="Addresses or networks of reverse proxies, with commas between them, whose forwarded headers say "
+        "who calls; unset: nobody's do, and the caller is who connects.",
+    )
+    head_timeout_s: float = Field(
+        10.0,
+        gt=0,
+        le=3600,
+        allow_inf_nan=False,
+        description="Seconds in which a request's line and headers must have come before its connection is closed.",
+    )
     batch_tokens: int | None = Field(
         None,
         ge=1,
@@ -72,6 +85,16 @@ class Settings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level logged.")
     log_format: Literal["json", "text"] = Field("json", description="One JSON object or one line of text per event.")
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_addresses(cls, value: str) -> str:
+        # uvicorn takes what it cannot parse for the name of a socket, and "*" for everybody: one would never match,
+        # the other would let each client choose its own name.
+        try:
+            return ",".join(str(ip_network(part.strip())) for part in value.split(",") if part.strip())
+        except ValueError as error:
+            raise ValueError(f"expected IP addresses or networks with commas between them: {error}") from None
 
     @model_validator(mode="after")
     def _requests_fit_the_queue(self) -> Settings:

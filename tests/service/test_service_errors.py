@@ -12,6 +12,7 @@ from service.errors import ERROR_KINDS, error_content, kind_of, kinds_by_code, r
 from service.request_context import error_response
 
 EXPECTED = {
+    errors.MalformedHttpError: (400, "malformed_http"),
     errors.RouteNotFoundError: (404, "route_not_found"),
     library.ArtifactNotFoundError: (404, "artifact_not_found"),
     errors.MethodNotAllowedError: (405, "method_not_allowed"),

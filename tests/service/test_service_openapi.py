@@ -15,8 +15,8 @@ from service.app import create_app
 from service.errors import ERROR_KINDS
 
 SNAPSHOT = Path(__file__).with_name("openapi.json")
-#: Asked for by no single operation: unknown paths and methods, faults, answers that nobody reads.
-UNDOCUMENTED = {"route_not_found", "method_not_allowed", "internal_error", "client_closed_request"}
+#: Asked for by no single operation: no HTTP, unknown paths and methods, faults, answers that nobody reads.
+UNDOCUMENTED = {"malformed_http", "route_not_found", "method_not_allowed", "internal_error", "client_closed_request"}
 
 
 @pytest.fixture

@@ -65,6 +65,10 @@ def test_help_names_every_flag_default_and_variable(capsys: pytest.CaptureFixtur
         (["--request-timeout-s", "nan"], "--request-timeout-s"),
         (["--request-timeout-s", "0"], "--request-timeout-s"),
         (["--batch-tokens", "0"], "--batch-tokens"),
+        (["--trusted-proxies", "*"], "--trusted-proxies"),
+        (["--trusted-proxies", "proxy.example"], "--trusted-proxies"),
+        (["--trusted-proxies", "10.0.0.1/8"], "--trusted-proxies"),
+        (["--head-timeout-s", "0"], "--head-timeout-s"),
         (["--max-inputs", "10", "--max-queue-rows", "5"], "max_queue_rows"),
     ],
 )
