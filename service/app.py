@@ -58,7 +58,8 @@ def create_app(
     app = FastAPI(
         title="laplora",
         version=openapi.API_VERSION,
-        description=openapi.DESCRIPTION,
+        description=openapi.describe(settings),
+        generate_unique_id_function=openapi.operation_id,
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,

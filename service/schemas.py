@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, WithJsonSchema
@@ -14,9 +15,33 @@ Probability = Annotated[FiniteFloat, WithJsonSchema({"type": "number", "minimum"
 Probabilities = dict[str, Probability]
 
 _EXAMPLE_INPUT: dict[str, Any] = {"id": "a1", "text": "a gripping, funny, beautifully acted film ."}
-_FIELDS_SCHEMA: dict[str, Any] = {
-    "additionalProperties": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]},
+_EXAMPLE_QUESTION: dict[str, Any] = {
+    "id": "a2",
+    "question": "The trophy did not fit into the suitcase because the _ was too large.",
+    "choices": ["trophy", "suitcase"],
 }
+_EXAMPLE_PROBS = {"negative": 0.18, "positive": 0.82}
+#: Named here for readers and for generated clients; which of them an input may have is the artifact's to say.
+_INPUT_FIELDS: dict[str, Any] = {
+    "question": {"type": "string", "description": "Question, of templates that take one."},
+    "choices": {
+        "type": "array",
+        "items": {"type": "string"},
+        "description": "Choices of a question, in order: two or more, and no more than the artifact has labels.",
+    },
+    "prompt": {"type": "string", "description": "An already rendered prompt, in place of every other field but id."},
+}
+
+
+def _with_fields(examples: list[dict[str, Any]]) -> Callable[[dict[str, Any]], None]:
+    """Return what adds to an input's schema the fields that a template may have, and examples."""
+
+    def add(schema: dict[str, Any]) -> None:
+        schema["properties"] |= _INPUT_FIELDS
+        schema["additionalProperties"] = {"type": "string", "description": "Further fields of the artifact's template."}
+        schema["examples"] = examples
+
+    return add
 
 
 class Strict(BaseModel):
@@ -34,14 +59,14 @@ class Answer(BaseModel):
 class Input(BaseModel):
     """One input: the fields of the artifact's template (for example `text`), or `question` and `choices`, or `prompt`.
 
-    `prompt` is an already rendered prompt. GET /v2/models/{name} names the active artifact's fields.
+    `prompt` is an already rendered prompt. GET /artifacts names each artifact's fields. One request may mix them.
     """
 
     model_config = ConfigDict(
         strict=True,
         extra="allow",
         allow_inf_nan=False,
-        json_schema_extra={**_FIELDS_SCHEMA, "examples": [_EXAMPLE_INPUT]},
+        json_schema_extra=_with_fields([_EXAMPLE_INPUT, _EXAMPLE_QUESTION]),
     )
 
     id: str | None = Field(default=None, max_length=256, description="Echoed in the answer; unique within the request.")
@@ -56,7 +81,7 @@ class LabelledInput(Input):
     """One input and its true label."""
 
     model_config = ConfigDict(
-        json_schema_extra={**_FIELDS_SCHEMA, "examples": [{**_EXAMPLE_INPUT, "label": "positive"}]}
+        json_schema_extra=_with_fields([{**_EXAMPLE_INPUT, "label": "positive"}, {**_EXAMPLE_QUESTION, "label": "A"}])
     )
 
     label: str = Field(max_length=256, description="True label: one of the artifact's label words.")
@@ -103,7 +128,10 @@ class PredictOptions(Strict):
 class PredictRequest(Strict):
     """Inputs to classify."""
 
-    inputs: list[Input] = Field(min_length=1, description="Inputs, at most max_inputs (413 above); order is kept.")
+    inputs: list[Input] = Field(
+        min_length=1,
+        description="Inputs, at most max_inputs (413 above), with different ids; answers keep their order.",
+    )
     artifact: str | None = Field(
         default=None,
         max_length=256,
@@ -135,7 +163,7 @@ class UncertaintyParts(Answer):
     order: FiniteFloat | None = Field(
         default=None,
         description="The part of epistemic that the order of the choices decides, nats; only with order_average.",
-        examples=[None],
+        examples=[0.01],
     )
 
 
@@ -144,13 +172,16 @@ class PredictiveRef(Answer):
 
     name: str = Field(description="The one that answered.", examples=["laplace"])
     recommended: str = Field(description="The one that answers when none is asked for.", examples=["laplace"])
-    reason: str = Field(description="Why that one is recommended, from the artifact's calibration split.")
+    reason: str = Field(
+        description="Why that one is recommended, from the artifact's calibration split.",
+        examples=["laplace has the lowest nll on the calibration split: 0.374, map 0.834"],
+    )
 
 
 class PredictionOut(Answer):
     """One input's answer. In map mode, what needs the posterior is null and probs equals map_probs."""
 
-    id: str | None = Field(default=None, description="The input's id, if it had one.")
+    id: str | None = Field(default=None, description="The input's id, if it had one.", examples=["a1"])
     label: str = Field(description="Most probable label under probs.", examples=["positive"])
     label_text: str = Field(description="The chosen choice's text, or the label itself.", examples=["positive"])
     answered_by: str = Field(
@@ -158,66 +189,91 @@ class PredictionOut(Answer):
         "where the error of the predicted variance could decide the label or the decision.",
         examples=["laplace"],
     )
-    map_probs: Probabilities = Field(description="Softmax of the fine-tuned model's logits, by label.")
-    probs: Probabilities = Field(description="The answering predictive's mean, by label.")
+    map_probs: Probabilities = Field(
+        description="Softmax of the fine-tuned model's logits, by label: probabilities.",
+        examples=[{"negative": 0.03, "positive": 0.97}],
+    )
+    probs: Probabilities = Field(
+        description="The answering predictive's mean, by label: probabilities.", examples=[_EXAMPLE_PROBS]
+    )
     probs_std: Probabilities | None = Field(
         description="Standard deviation of each probability over the weights, by label; null for map and temperature, "
-        "unless order_average gives them a spread."
+        "unless order_average gives them a spread.",
+        examples=[{"negative": 0.11, "positive": 0.11}],
     )
     calibrated_probs: dict[str, Probabilities] = Field(
         description="Probabilities of each other predictive of the artifact that needed no further pass, by predictive "
-        "and label."
+        "and label.",
+        examples=[{"temperature": {"negative": 0.21, "positive": 0.79}}],
     )
-    logit_mean: list[FiniteFloat] = Field(description="Centred MAP logits, nats, in the labels' order.")
+    logit_mean: list[FiniteFloat] = Field(
+        description="Centred MAP logits, nats, in the labels' order.", examples=[[-1.74, 1.74]]
+    )
     logit_variance: list[FiniteFloat] | None = Field(
         description="Variance of each centred logit under the posterior, squared nats, in answers by fast the "
-        "predicted one; null where there is none."
+        "predicted one; null where there is none.",
+        examples=[[2.3, 2.3]],
     )
     logit_covariance: list[list[FiniteFloat]] | None = Field(
-        default=None, description="Covariance of the centred logits, squared nats; only with options.covariance."
+        default=None,
+        description="Covariance of the centred logits, squared nats; only with options.covariance.",
+        examples=[[[2.3, -2.3], [-2.3, 2.3]]],
     )
     uncertainty: UncertaintyParts | None = Field(
         description="Decomposed uncertainty of the answering predictive, nats; null for map and temperature, "
         "unless order_average is on."
     )
-    label_mass: Probability = Field(description="Probability that the whole vocabulary's softmax puts on the labels.")
-    score: FiniteFloat = Field(description="The predictive's review score: higher means more likely wrong.")
-    prediction_set: list[str] = Field(description="Conformal set: holds the true label at the artifact's stated level.")
+    label_mass: Probability = Field(
+        description="Probability that the whole vocabulary's softmax puts on the labels.", examples=[0.93]
+    )
+    score: FiniteFloat = Field(
+        description="The predictive's review score, of no unit: higher means more likely wrong.", examples=[0.47]
+    )
+    prediction_set: list[str] = Field(
+        description="Conformal set: holds the true label at the artifact's stated level.", examples=[["positive"]]
+    )
     flags: list[Flag] = Field(
         description="Why the answer deserves a look; thresholds come from the artifact's calibration split. "
-        + "; ".join(f"{name}: {meaning}" for name, meaning in FLAGS.items())
+        + "; ".join(f"{name}: {meaning}" for name, meaning in FLAGS.items()),
+        examples=[["high_epistemic"]],
     )
-    decision: Literal["accept", "review"] = Field(description="What to do with the answer.")
+    decision: Literal["accept", "review"] = Field(
+        description="What to do with the answer: use it, or show it to a person.", examples=["review"]
+    )
     tokens: int = Field(
         description="Tokens of the prompt as scored; with order_average, of all its orders.", examples=[61]
     )
     orders: int | None = Field(
         default=None,
-        description="Orders of the choices that the answer is an average over; only with order_average.",
-        examples=[None],
+        description="Number of orders of the choices that the answer is an average over; only with order_average.",
+        examples=[2],
     )
-    truncated: bool = Field(description="Whether the prompt was cut.")
+    truncated: bool = Field(description="Whether the prompt was cut.", examples=[False])
 
 
 class Timing(Answer):
     """Where the time went, milliseconds."""
 
-    queue: FiniteFloat = Field(ge=0, description="From queueing until the first input reached the device, ms.")
-    tokenize: FiniteFloat = Field(ge=0, description="Rendering and tokenizing, ms.")
-    compute: FiniteFloat = Field(
-        ge=0, description="From the first input's start on the device to the last one's end, ms."
+    queue: FiniteFloat = Field(
+        ge=0, description="From queueing until the first input reached the device, ms.", examples=[0.4]
     )
-    total: FiniteFloat = Field(ge=0, description="From the parsed request to the finished answer, ms.")
+    tokenize: FiniteFloat = Field(ge=0, description="Rendering and tokenizing, ms.", examples=[0.3])
+    compute: FiniteFloat = Field(
+        ge=0, description="From the first input's start on the device to the last one's end, ms.", examples=[41.0]
+    )
+    total: FiniteFloat = Field(ge=0, description="From the parsed request to the finished answer, ms.", examples=[42.1])
 
 
 class PredictResponse(Answer):
     """Predictions in the order of the inputs."""
 
-    artifact: ArtifactRef
-    predictive: PredictiveRef
-    target_risk: FiniteFloat = Field(description="The error rate that the decisions were made for.", examples=[0.05])
-    predictions: list[PredictionOut]
-    timing_ms: Timing
+    artifact: ArtifactRef = Field(description="Which artifact answered.")
+    predictive: PredictiveRef = Field(description="Which predictive was asked for.")
+    target_risk: FiniteFloat = Field(
+        description="The error rate, 0 to 1, that the decisions were made for.", examples=[0.05]
+    )
+    predictions: list[PredictionOut] = Field(description="One answer per input, in the inputs' order.")
+    timing_ms: Timing = Field(description="Where the time went, milliseconds.")
 
 
 class EvaluateOptions(Strict):
@@ -239,7 +295,9 @@ class EvaluateOptions(Strict):
 class EvaluateRequest(Strict):
     """Labelled inputs to measure the artifact on."""
 
-    inputs: list[LabelledInput] = Field(min_length=1, description="Labelled inputs, at most max_inputs (413 above).")
+    inputs: list[LabelledInput] = Field(
+        min_length=1, description="Labelled inputs, at most max_inputs (413 above), with different ids."
+    )
     artifact: str | None = Field(
         default=None,
         max_length=256,
@@ -252,102 +310,127 @@ class EvaluateRequest(Strict):
 class ReliabilityBinOut(Answer):
     """One confidence bin (lower, upper]."""
 
-    lower: FiniteFloat = Field(description="Lower edge.")
-    upper: FiniteFloat = Field(description="Upper edge.")
-    count: int = Field(description="Inputs in the bin.")
-    confidence: FiniteFloat | None = Field(description="Mean confidence; null in an empty bin.")
-    accuracy: FiniteFloat | None = Field(description="Accuracy; null in an empty bin.")
+    lower: FiniteFloat = Field(description="Lower edge, a probability.", examples=[0.9])
+    upper: FiniteFloat = Field(description="Upper edge, a probability.", examples=[1.0])
+    count: int = Field(description="Number of inputs in the bin.", examples=[120])
+    confidence: FiniteFloat | None = Field(
+        description="Mean confidence, a probability; null in an empty bin.", examples=[0.96]
+    )
+    accuracy: FiniteFloat | None = Field(
+        description="Share of right answers, 0 to 1; null in an empty bin.", examples=[0.95]
+    )
 
 
 class RiskCoverageOut(Answer):
     """Error rate among the inputs kept, as the least certain are set aside."""
 
-    coverage: list[FiniteFloat] = Field(description="Share of inputs kept.")
-    risk: list[FiniteFloat] = Field(description="Error rate among them.")
-    area: FiniteFloat = Field(description="Area under the curve; lower is better.")
+    coverage: list[FiniteFloat] = Field(description="Share of inputs kept, 0 to 1.", examples=[[0.5, 1.0]])
+    risk: list[FiniteFloat] = Field(description="Error rate among them, 0 to 1.", examples=[[0.02, 0.16]])
+    area: FiniteFloat = Field(description="Area under the curve, 0 to 1; lower is better.", examples=[0.05])
 
 
 class MethodMetrics(Answer):
     """Metrics of one way to get probabilities."""
 
-    accuracy: FiniteFloat
-    nll: FiniteFloat = Field(description="Mean negative log-likelihood, nats.")
-    ece: FiniteFloat = Field(description="Expected calibration error, 0 to 1.")
-    brier: FiniteFloat = Field(description="Mean over inputs of the squared error summed over classes, 0 to 2.")
+    accuracy: FiniteFloat = Field(description="Share of right answers, 0 to 1.", examples=[0.84])
+    nll: FiniteFloat = Field(description="Mean negative log-likelihood, nats.", examples=[0.374])
+    ece: FiniteFloat = Field(description="Expected calibration error, 0 to 1.", examples=[0.036])
+    brier: FiniteFloat = Field(
+        description="Mean over inputs of the squared error summed over classes, 0 to 2.", examples=[0.23]
+    )
     auroc_error: FiniteFloat | None = Field(
-        description="How well the uncertainty ranks the mistakes, 0.5 is chance; null without both outcomes."
+        description="How well the uncertainty ranks the mistakes, 0 to 1, 0.5 is chance; null without both outcomes.",
+        examples=[0.78],
     )
     auprc_error: FiniteFloat | None = Field(
-        description="Average precision of finding the mistakes by the uncertainty; null without a mistake."
+        description="Average precision of finding the mistakes by the uncertainty, 0 to 1; null without a mistake.",
+        examples=[0.41],
     )
-    aurc: FiniteFloat = Field(description="Area under the risk-coverage curve; lower is better.")
-    excess_aurc: FiniteFloat = Field(description="The same above the best ranking that the accuracy allows.")
-    intervals: dict[str, tuple[FiniteFloat, FiniteFloat]] = Field(description="95 % bootstrap interval by metric.")
-    reliability: list[ReliabilityBinOut]
-    risk_coverage: RiskCoverageOut
+    aurc: FiniteFloat = Field(
+        description="Area under the risk-coverage curve, 0 to 1; lower is better.", examples=[0.05]
+    )
+    excess_aurc: FiniteFloat = Field(
+        description="The same above the best ranking that the accuracy allows, 0 to 1.", examples=[0.04]
+    )
+    intervals: dict[str, tuple[FiniteFloat, FiniteFloat]] = Field(
+        description="95 % bootstrap interval by metric, in the metric's unit.",
+        examples=[{"accuracy": [0.81, 0.87], "nll": [0.33, 0.42]}],
+    )
+    reliability: list[ReliabilityBinOut] = Field(description="Confidence bins, from the lowest.")
+    risk_coverage: RiskCoverageOut = Field(
+        description="Error rate among the inputs kept, as the least certain are set aside."
+    )
 
 
 class EvaluateResponse(Answer):
     """Metrics by predictive: every one that the artifact carries."""
 
-    artifact: ArtifactRef
-    rows: int = Field(description="Inputs measured.")
-    methods: dict[str, MethodMetrics]
-    timing_ms: Timing
+    artifact: ArtifactRef = Field(description="Which artifact was measured.")
+    rows: int = Field(description="Number of inputs measured.", examples=[256])
+    methods: dict[str, MethodMetrics] = Field(
+        description="Metrics by predictive: map, the recommended one, and every other that the artifact carries."
+    )
+    timing_ms: Timing = Field(description="Where the time went, milliseconds.")
 
 
 class LiveResponse(Answer):
     """The process answers."""
 
-    status: Literal["live"]
+    status: Literal["live"] = Field(description="Always live.", examples=["live"])
 
 
 class ReadyResponse(Answer):
     """The artifact answers: a real forward pass and the golden replay succeeded."""
 
-    status: Literal["ready"]
-    artifact: ArtifactRef
+    status: Literal["ready"] = Field(description="Always ready: anything else is a 503.", examples=["ready"])
+    artifact: ArtifactRef = Field(description="Which artifact answers.")
 
 
 class V2Live(Answer):
     """Open Inference Protocol liveness."""
 
-    live: bool
+    live: bool = Field(description="Always true.", examples=[True])
 
 
 class V2Ready(Answer):
     """Open Inference Protocol readiness."""
 
-    ready: bool
+    ready: bool = Field(description="Always true: anything else is a 503.", examples=[True])
 
 
 class V2Tensor(Answer):
     """Open Inference Protocol tensor description; -1 is any size."""
 
-    name: str
-    datatype: str
-    shape: list[int]
+    name: str = Field(description="Its name.", examples=["probs"])
+    datatype: str = Field(description="Its type, in the protocol's words.", examples=["FP64"])
+    shape: list[int] = Field(description="Number of entries along each axis; -1 is any.", examples=[[-1, 2]])
 
 
 class V2Model(Answer):
     """Open Inference Protocol model metadata."""
 
-    name: str
-    versions: list[str] = Field(description="The artifact's digest.")
-    platform: Literal["laplora"]
+    name: str = Field(description="The artifact's name.", examples=["sst2-smollm2"])
+    versions: list[str] = Field(description="The artifact's digest.", examples=[["sha256:2c26b46b68ffc68f"]])
+    platform: Literal["laplora"] = Field(description="Always laplora.", examples=["laplora"])
     inputs: list[V2Tensor] = Field(description="The template's fields.")
-    outputs: list[V2Tensor]
+    outputs: list[V2Tensor] = Field(description="What POST /predict answers with.")
 
 
 class RecommendedOut(Answer):
     """The predictive that an artifact recommends, and the comparison that it was chosen by."""
 
     predictive: str = Field(description="Its name.", examples=["laplace"])
-    reason: str = Field(description="Why, in one sentence with figures.")
-    chosen_by: Literal["calibration", "configuration"] = Field(description="Who chose it.")
+    reason: str = Field(
+        description="Why, in one sentence with figures.",
+        examples=["laplace has the lowest nll on the calibration split: 0.374, map 0.834"],
+    )
+    chosen_by: Literal["calibration", "configuration"] = Field(
+        description="Who chose it: the figures, or whoever packaged the artifact.", examples=["calibration"]
+    )
     table: dict[str, dict[str, FiniteFloat]] = Field(
         description="By predictive, on the calibration split, cross-fitted: nll, its difference to map, and that "
-        "difference's 95 % interval, nats."
+        "difference's 95 % interval, nats.",
+        examples=[{"map": {"nll": 0.834}, "laplace": {"nll": 0.374, "difference": -0.46}}],
     )
 
 
@@ -355,40 +438,61 @@ class WeightsOut(Answer):
     """How the server holds the base model's weights."""
 
     held: Literal["packed", "expanded", "plain"] = Field(
-        description="packed: in 4 bit; expanded: from 4 bit, once at load, the same numbers; plain: never in 4 bit."
+        description="packed: in 4 bit; expanded: from 4 bit, once at load, the same numbers; plain: never in 4 bit.",
+        examples=["expanded"],
     )
-    reason: str = Field(description="Why, in one sentence; the setting --dequantize asks for one or the other.")
+    reason: str = Field(
+        description="Why, in one sentence; the setting --dequantize asks for one or the other.",
+        examples=["the expanded weights fit into memory and are faster on a CPU"],
+    )
 
 
 class ArtifactSummary(Answer):
     """One artifact of the root."""
 
-    name: str
-    active: bool
-    digest: str | None = Field(description="Hash of its content; null when it cannot be read.")
-    base_model: str | None
-    quantization: str | None
-    labels: list[str] | None = Field(description="Its label words, in order.")
-    fields: list[str] | None = Field(description="Names of its template's fields.")
-    predictives: list[str] | None = Field(description="Names that options.predictive can have.")
+    name: str = Field(description="Its name.", examples=["sst2-smollm2"])
+    active: bool = Field(description="Whether it answers requests that name no artifact.", examples=[True])
+    digest: str | None = Field(
+        description="Hash of its content; null when it cannot be read.", examples=["sha256:2c26b46b68ffc68f"]
+    )
+    base_model: str | None = Field(
+        description="The base model it was fine-tuned from; null when it cannot be read.",
+        examples=["smollm2-135m-instruct"],
+    )
+    quantization: str | None = Field(
+        description="How the base model's weights are stored: nf4, or none; null when it cannot be read.",
+        examples=["nf4"],
+    )
+    labels: list[str] | None = Field(description="Its label words, in order.", examples=[["negative", "positive"]])
+    fields: list[str] | None = Field(description="Names of its template's fields.", examples=[["text"]])
+    predictives: list[str] | None = Field(
+        description="Names that options.predictive can have.", examples=[["map", "laplace"]]
+    )
     recommended: RecommendedOut | None = Field(description="The predictive that answers unless another is asked for.")
-    metrics: dict[str, Any] | None = Field(description="What its manifest records from its own evaluation.")
+    metrics: dict[str, Any] | None = Field(
+        description="What its manifest records from its own evaluation, by predictive.",
+        examples=[{"map": {"nll": 0.834}, "laplace": {"nll": 0.374}}],
+    )
     weights: WeightsOut | None = Field(description="How its base model's weights are held; null unless it is active.")
-    error: str | None = Field(description="Why it cannot be served, if it cannot be read.")
+    error: str | None = Field(
+        description="Why it cannot be served; null where it can be read.", examples=["the manifest is missing"]
+    )
 
 
 class ArtifactsResponse(Answer):
     """The artifacts that can be activated."""
 
-    active: str | None = Field(description="Name of the one that answers; null while loading.")
-    artifacts: list[ArtifactSummary]
+    active: str | None = Field(
+        description="Name of the one that answers; null while loading.", examples=["sst2-smollm2"]
+    )
+    artifacts: list[ArtifactSummary] = Field(description="The active one first, then those of the artifacts root.")
 
 
 class ActivateResponse(Answer):
     """The artifact that answers from now on."""
 
-    artifact: ArtifactRef
-    previous: str | None = Field(description="Name of the one that answered before.")
+    artifact: ArtifactRef = Field(description="Which artifact answers now.")
+    previous: str | None = Field(description="Name of the one that answered before.", examples=["sst2-smollm2"])
 
 
 class ErrorDetail(Answer):
@@ -402,12 +506,15 @@ class ErrorDetail(Answer):
     field: str | None = Field(
         default=None, description="Dotted path of the field at fault.", examples=["inputs.0.text"]
     )
-    limit: int | None = Field(default=None, description="The limit that was passed.", examples=[512])
-    got: int | None = Field(default=None, description="What came instead.", examples=[900])
+    limit: int | None = Field(default=None, description="The limit that was passed, in its own unit.", examples=[512])
+    got: int | None = Field(default=None, description="What came instead, in the limit's unit.", examples=[900])
 
 
 class ErrorResponse(Answer):
     """The one shape of every error."""
 
-    error: ErrorDetail
-    request_id: str = Field(description="Also in the X-Request-ID header and in the server's log.")
+    error: ErrorDetail = Field(description="What went wrong, for programs and for people.")
+    request_id: str = Field(
+        description="Also in the X-Request-ID header and in the server's log.",
+        examples=["0b6e1c0d3c5f4b0e9a51c1a7f3f0e2d4"],
+    )

@@ -44,7 +44,7 @@ async def list_artifacts(request: Request) -> ArtifactsResponse:
     "/artifacts/{name}/activate",
     responses=error_responses("artifact_not_found", "activation_running", *CANDIDATE_ERRORS, *STATE_ERRORS),
 )
-async def activate(name: str, request: Request) -> ActivateResponse:
+async def activate_artifact(name: str, request: Request) -> ActivateResponse:
     """Load, verify and swap in an artifact; answers when it serves. A broken one is refused and the old one stays."""
     state: ServiceState = request.app.state.service
     choose_predictor(state, None)

@@ -14,13 +14,13 @@ router = APIRouter(tags=["health"])
 
 
 @router.get("/health/live")
-async def live() -> LiveResponse:
+async def health_live() -> LiveResponse:
     """Whether the process answers; true from the start, loading or not."""
     return LiveResponse(status="live")
 
 
 @router.get("/health/ready", responses=error_responses(*STATE_ERRORS))
-async def ready(request: Request) -> ReadyResponse:
+async def health_ready(request: Request) -> ReadyResponse:
     """Whether an artifact answers: a real pass and the golden replay succeeded, and the server is not stopping."""
     state: ServiceState = request.app.state.service
     return ReadyResponse(status="ready", artifact=artifact_ref(choose_predictor(state, None).artifact))

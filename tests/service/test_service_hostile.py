@@ -39,6 +39,11 @@ NOT_JSON = {
     "nested inside": b'{"inputs": [{"text": ' + b"[" * 10_000 + b"]" * 10_000 + b"}]}",
     "enormous integer": b'{"inputs": [{"text": ' + b"9" * 10_000 + b"}]}",
     "two values": b"{} {}",
+    "key twice": b'{"inputs": [{"text": "a"}], "inputs": [{"text": "b"}]}',
+    "field twice": b'{"inputs": [{"text": "a", "text": "zebra-secret"}]}',
+    "key twice, escaped": b'{"inputs": [{"text": "a", "t\\u0065xt": "b"}]}',
+    "key twice in a large body": b'{"inputs": [{"text": "' + b"a" * 100_000 + b'", "id": "a", "id": "b"}]}',
+    "large and cut": b'{"inputs": [{"text": "' + b"a" * 100_000,
 }
 
 
@@ -48,6 +53,13 @@ async def test_what_is_not_json_is_422(name: str) -> None:
         for path in ("/predict", "/evaluate"):
             response = await served.client.post(path, content=NOT_JSON[name], headers=JSON)
             assert (response.status_code, response.json()["error"]["code"]) == (422, "invalid_json")
+            assert SECRET not in response.text
+
+
+async def test_one_key_in_several_objects_and_colons_in_texts_are_no_duplicates() -> None:
+    async with serve() as served:
+        response = await served.predict('{"text": 1, "text": 2}', '"text": a', "\\")
+    assert response.status_code == 200
 
 
 NOT_A_REQUEST: dict[str, tuple[Any, str]] = {

@@ -8,11 +8,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+import jsonschema_rs
 import pytest
 from serving import library, serve, settings
 
 from service.app import create_app
 from service.errors import ERROR_KINDS
+from service.openapi import TAGS
 
 SNAPSHOT = Path(__file__).with_name("openapi.json")
 #: Asked for by no single operation: no HTTP, unknown paths and methods, faults, answers that nobody reads.
@@ -72,12 +74,142 @@ def test_every_code_is_documented_somewhere(document: dict[str, Any]) -> None:
     assert documented == {kind.code for kind in ERROR_KINDS} - UNDOCUMENTED
 
 
-def test_every_operation_and_field_says_what_it_is(document: dict[str, Any]) -> None:
+def test_operations_have_stable_readable_names(document: dict[str, Any]) -> None:
+    """Generated clients call their functions by these: a change breaks whoever generated one."""
+    assert {name: op["operationId"] for name, op in operations(document).items()} == {
+        "POST /predict": "predict",
+        "POST /evaluate": "evaluate",
+        "GET /artifacts": "list_artifacts",
+        "POST /artifacts/{name}/activate": "activate_artifact",
+        "GET /health/live": "health_live",
+        "GET /health/ready": "health_ready",
+        "GET /v2/health/live": "v2_live",
+        "GET /v2/health/ready": "v2_ready",
+        "GET /v2/models/{name}": "v2_model",
+        "GET /metrics": "metrics",
+    }
+
+
+def test_every_operation_says_what_it_is_and_has_a_described_tag(document: dict[str, Any]) -> None:
+    assert {tag["name"]: tag["description"] for tag in document["tags"]} == TAGS
+    used = set()
     for name, operation in operations(document).items():
         assert operation.get("description"), name
-    for name in ("PredictRequest", "PredictionOut", "Timing", "PredictOptions", "EvaluateOptions", "ErrorDetail"):
-        for field, schema in document["components"]["schemas"][name]["properties"].items():
-            assert schema.get("description") or "$ref" in schema, (name, field)
+        assert len(operation["tags"]) == 1, name
+        used.update(operation["tags"])
+    assert used == set(TAGS)
+
+
+def test_every_field_says_what_it_is(document: dict[str, Any]) -> None:
+    for name, schema in document["components"]["schemas"].items():
+        assert schema.get("description"), name
+        for field, found in schema.get("properties", {}).items():
+            # A reference without words of its own has those of its schema, which the line above asks for.
+            assert found.get("description") or set(found) == {"$ref"}, f"{name}.{field} needs a description"
+
+
+def answer_schemas(document: dict[str, Any]) -> set[str]:
+    """Return the names of the schemas that answers are made of."""
+    schemas = document["components"]["schemas"]
+    waiting = [op["responses"] for op in operations(document).values()]
+    found: set[str] = set()
+    while waiting:
+        for name in set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(waiting.pop()))) - found:
+            found.add(name)
+            waiting.append(schemas[name])
+    return found
+
+
+def kinds(schema: dict[str, Any]) -> set[str]:
+    """Return the JSON types that a field's leaves can have; none of another schema."""
+    parts = [*schema.get("anyOf", []), *schema.get("prefixItems", [])]
+    parts += [schema[key] for key in ("items", "additionalProperties") if isinstance(schema.get(key), dict)]
+    own = {schema["type"]} if "type" in schema and not parts else set()
+    return own.union(*(kinds(part) for part in parts))
+
+
+UNITS = re.compile(
+    r"\bnats\b|\bms\b|milliseconds|seconds|\bbytes\b|[Pp]robabilit|0 to [12]\b|[Nn]umber of|[Tt]okens|no unit|unit\b"
+)
+
+
+def test_every_field_of_an_answer_has_an_example_and_every_number_a_unit(document: dict[str, Any]) -> None:
+    for name in answer_schemas(document):
+        for field, schema in document["components"]["schemas"][name].get("properties", {}).items():
+            if not kinds(schema) - {"null"}:
+                continue  # another schema, with examples of its own
+            assert schema.get("examples"), f"{name}.{field} needs an example"
+            if kinds(schema) & {"number", "integer"}:
+                assert UNITS.search(schema["description"]), f"{name}.{field}: in which unit?"
+
+
+def resolved(document: dict[str, Any], schema: Any) -> dict[str, Any]:
+    """Return a schema that can be validated by itself."""
+    return {"components": document["components"], **schema}
+
+
+def test_examples_fit_their_own_schemas(document: dict[str, Any]) -> None:
+    checked = 0
+    for name, schema in document["components"]["schemas"].items():
+        for where, holder in [(name, schema), *((f"{name}.{f}", s) for f, s in schema.get("properties", {}).items())]:
+            for example in holder.get("examples", []):
+                jsonschema_rs.validate(resolved(document, holder), example)
+                checked += 1
+            assert "example" not in holder, where
+    assert checked > 60
+    for operation in operations(document).values():
+        contents = [operation.get("requestBody", {}), *operation["responses"].values()]
+        for media in (m for c in contents for m in c.get("content", {}).values()):
+            examples = [e["value"] for e in media.get("examples", {}).values()]
+            examples += [media["example"]] if "example" in media else []
+            for example in examples:
+                jsonschema_rs.validate(resolved(document, media["schema"]), example)
+
+
+def composed(document: dict[str, Any], schema: dict[str, Any]) -> Any:
+    """Return an example of a schema, made of its fields' own."""
+    if schema.get("examples"):
+        return schema["examples"][0]
+    if "$ref" in schema:
+        return composed(document, document["components"]["schemas"][schema["$ref"].rsplit("/", 1)[1]])
+    if "anyOf" in schema:
+        return composed(document, schema["anyOf"][0])
+    if schema.get("type") == "array":
+        return [composed(document, schema["items"])]
+    if isinstance(schema.get("additionalProperties"), dict):
+        return {"map": composed(document, schema["additionalProperties"])}
+    return {name: composed(document, found) for name, found in schema["properties"].items()}
+
+
+def test_answers_composed_of_their_fields_examples_are_valid(document: dict[str, Any]) -> None:
+    """What a docs page shows as an example of an answer could have come from the server."""
+    for name, operation in operations(document).items():
+        for status, response in operation["responses"].items():
+            schema = response["content"].get("application/json", {}).get("schema")
+            if schema:
+                example = composed(document, schema)
+                jsonschema_rs.validate(resolved(document, schema), example)
+                assert example, (name, status)
+
+
+def test_headers_are_documented(document: dict[str, Any]) -> None:
+    for name, operation in operations(document).items():
+        for status, response in operation["responses"].items():
+            headers = set(response["headers"])
+            assert headers == {"X-Request-ID"} | ({"Retry-After"} if status in ("429", "503") else set()), (
+                name,
+                status,
+            )
+
+
+def test_limits_are_this_servers() -> None:
+    app = create_app(settings(max_inputs=7, request_timeout_s=2.5), library=library())
+    app.state.service.tokenizers.shutdown()
+    description = app.openapi()["info"]["description"]
+    assert "| `max_inputs` | 7 |" in description
+    assert "| `request_timeout_s` | 2.5 |" in description
+    for name in ("max_body_bytes", "max_queue_tokens", "max_queue_rows"):
+        assert f"`{name}`" in description
 
 
 @pytest.mark.anyio
