@@ -12,12 +12,13 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from laplora.errors import LaploraError
-from service import host, openapi
+from service import event_loop, host, openapi
 from service.engine import Engine
 from service.errors import InvalidRequestError, MethodNotAllowedError, RouteNotFoundError, kind_of
 from service.logs import log_crash
 from service.metrics import Metrics
 from service.request_context import RequestContext, error_response
+from service.request_record import note
 from service.routes import artifacts, evaluate, health, metrics, predict
 from service.scoring import ServiceState
 from service.settings import Settings
@@ -42,7 +43,7 @@ def create_app(
         max_queue_rows=settings.max_queue_rows,
         on_batch=measures.count_batch,
     )
-    measures.watch_queue(lambda: engine.queued_rows, lambda: engine.queued_tokens)
+    measures.watch_queue(engine, max_rows=settings.max_queue_rows, max_tokens=settings.max_queue_tokens)
     artifact_host = host.ArtifactHost(settings, engine, measures, library or host.default_library(), on_load_failure)
 
     @asynccontextmanager
@@ -50,7 +51,8 @@ def create_app(
         engine.start()
         artifact_host.start()
         try:
-            yield
+            async with event_loop.watched(measures.loop_lag.observe):
+                yield
         finally:
             engine.stop(join_timeout_s=5.0)
             app.state.service.tokenizers.shutdown(wait=False, cancel_futures=True)
@@ -86,7 +88,7 @@ async def _answer(request: Request, error: Exception) -> JSONResponse:
     request.app.state.service.metrics.rejects.labels(kind.code).inc()
     if kind.status == 500:
         log_crash("request failed", error)
-    request.state.log_fields = {**getattr(request.state, "log_fields", {}), "code": kind.code}
+    note(request, code=kind.code)
     return error_response(error)
 
 

@@ -66,6 +66,9 @@ class Scorer(Protocol):
         ...
 
 
+BatchOutcome = Literal["ok", "out_of_memory", "failed"]
+
+
 @dataclass(frozen=True)
 class BatchReport:
     """What one run of the device did, for metrics.
@@ -84,7 +87,7 @@ class BatchReport:
     tokens: int
     padded_tokens: int
     duration_s: float
-    outcome: Literal["ok", "out_of_memory", "failed"]
+    outcome: BatchOutcome
 
 
 @dataclass(eq=False)
@@ -179,6 +182,13 @@ class Engine:
     def queued_tokens(self) -> int:
         """Tokens that wait."""
         return self._queued_tokens
+
+    @property
+    def oldest_wait_s(self) -> float:
+        """Seconds that the oldest waiting row has waited, 0 where none waits."""
+        with self._changed:
+            arrivals = [queued.ticket.submitted for queued in self._waiting]
+        return time.monotonic() - min(arrivals) if arrivals else 0.0
 
     @property
     def open_tickets(self) -> int:
@@ -368,7 +378,7 @@ class Engine:
 
     def _report(self, batch: list[_QueuedRow], predictive: str, duration_s: float, failure: Exception | None) -> None:
         lengths = [queued.tokens for queued in batch]
-        outcome: Literal["ok", "out_of_memory", "failed"] = "ok"
+        outcome: BatchOutcome = "ok"
         if failure is not None:
             outcome = "out_of_memory" if is_out_of_memory(failure) else "failed"
             _log.warning(

@@ -25,7 +25,7 @@ from laplora.errors import (
 from service.engine import Engine, settle
 from service.errors import ActivationRunningError, DrainingError, NotReadyError
 from service.logs import log_crash, logger
-from service.metrics import Metrics
+from service.metrics import Metrics, Phase
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ class ArtifactHost:
 
     def _load_candidate(self, path: Path) -> Predictor:
         try:
-            return self._load_verified(path, lambda stage: None)
+            return self._load_verified(path, lambda phase, stage: None)
         except (ArtifactError, ModelError, DownloadError, DrainingError):
             raise
         except LaploraError as error:
@@ -220,10 +220,10 @@ class ArtifactHost:
     def _load_first(self) -> None:
         try:
             with self._changing:
-                self._swap(self._load_verified(self._settings.artifact_path, self._set_stage))
-            self.stage = "ready"
+                self._swap(self._load_verified(self._settings.artifact_path, self._enter))
+            self._enter("ready", "ready")
         except Exception as error:
-            self.stage = f"failed: {type(error).__name__}"
+            self._enter("failed", f"failed: {type(error).__name__}")
             if isinstance(error, LaploraError):
                 logger.error("the artifact cannot be served: %s", error, extra={"event": "load_failed"})
             else:
@@ -231,19 +231,21 @@ class ArtifactHost:
             if self._on_failure is not None:
                 self._on_failure(error)
 
-    def _set_stage(self, stage: str) -> None:
+    def _enter(self, phase: Phase, stage: str) -> None:
+        """Say how far the start has come: a phase of the closed list, and a stage in words."""
         if stage != self.stage:
-            logger.info("loading: %s", stage, extra={"event": "stage", "stage": stage})
+            logger.info("start: %s", stage, extra={"event": "stage", "phase": phase, "stage": stage})
         self.stage = stage
+        self._metrics.set_phase(phase)
 
-    def _load_verified(self, path: Path, progress: Progress) -> Predictor:
-        progress("loading the artifact and its base model")
-        predictor = self._library.load(path, self._settings, progress)
-        progress("replaying the golden answers")
+    def _load_verified(self, path: Path, enter: Callable[[Phase, str], None]) -> Predictor:
+        enter("loading", "loading the artifact and its base model")
+        predictor = self._library.load(path, self._settings, lambda stage: enter("loading", stage))
+        enter("verifying", "replaying the golden answers")
         self._engine.call(predictor.verify_golden).result()
         # Whatever the golden file holds, each predictive has answered once before anyone waits for it. On the
         # device thread, like every other pass.
-        progress("answering a first prompt")
+        enter("warming_up", "answering a first prompt")
         warm_up = [predictor.encode({"prompt": "Answer:"}, truncate=True)]
         for predictive in predictor.predictives:
             self._engine.call(partial(predictor.predict, warm_up, predictive)).result()

@@ -27,6 +27,7 @@ EVENTS = MappingProxyType(
         "load_failed": "the artifact to serve first cannot be served; the process leaves with a status that is not 0",
         "request": "a request was answered: method, route, status, duration_ms, caller; code of a refusal; artifact, "
         "digest, predictive, rows, tokens and the stages' times of a scored one",
+        "head_timeout": "a connection was closed because a request's head did not come in time (at level debug)",
         "batch_failed": "a batch did not run on the device and is tried again in halves; rows, outcome, error",
         "crash": "a fault of the server: error (a type), frames (where), never the exception's message",
         "draining": "SIGTERM or Ctrl-C came: no new requests from now on; in_flight",

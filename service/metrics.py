@@ -1,12 +1,24 @@
-"""Prometheus metrics. Labels come from closed sets: a client cannot grow them."""
+"""Prometheus metrics of requests, queue, device and state. Labels come from closed sets: a client cannot grow them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import collections
+import platform
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Literal, get_args
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
-from service.engine import BatchReport
+from service.answer_metrics import AnswerMetrics
+from service.engine import BatchOutcome, BatchReport, Engine
+from service.errors import ERROR_KINDS
+
+if TYPE_CHECKING:
+    from laplora.prediction import Prediction
+
+#: Phases of the start, in order; ``failed`` in the place of ``ready`` where the artifact cannot be served.
+Phase = Literal["starting", "loading", "verifying", "warming_up", "ready", "failed"]
 
 _LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
@@ -16,6 +28,14 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self._of_requests()
+        self._of_the_queue()
+        self._of_the_device()
+        self._of_the_state()
+        self._answered = AnswerMetrics(self.registry)
+
+    def _of_requests(self) -> None:
         self.requests = Counter(
             "laplora_requests", "Answered HTTP requests.", ["route", "method", "status"], registry=self.registry
         )
@@ -29,6 +49,9 @@ class Metrics:
         self.rejects = Counter(
             "laplora_rejects", "Requests refused or failed, by error code.", ["reason"], registry=self.registry
         )
+        for kind in ERROR_KINDS:
+            # From 0 on: a rate over a series that appears with its first event misses that event.
+            self.rejects.labels(kind.code)
         self.answers = Counter(
             "laplora_answers",
             "Answered inputs of POST /predict, by the predictive asked for and the one that answered.",
@@ -36,12 +59,19 @@ class Metrics:
             registry=self.registry,
         )
         self.in_flight = Gauge("laplora_requests_in_flight", "HTTP requests being answered.", registry=self.registry)
+
+    def _of_the_queue(self) -> None:
         self.queue_rows = Gauge("laplora_queue_rows", "Inputs that wait for the device.", registry=self.registry)
         self.queue_tokens = Gauge("laplora_queue_tokens", "Tokens that wait for the device.", registry=self.registry)
-        self.ready = Gauge("laplora_ready", "1 when an artifact answers.", registry=self.registry)
-        self.artifact = Gauge(
-            "laplora_artifact_info", "1 for the artifact that answers.", ["name", "digest"], registry=self.registry
+        self.queue_max_rows = Gauge("laplora_queue_max_rows", "Most inputs that may wait.", registry=self.registry)
+        self.queue_max_tokens = Gauge("laplora_queue_max_tokens", "Most tokens that may wait.", registry=self.registry)
+        self.queue_oldest = Gauge(
+            "laplora_queue_oldest_age_seconds",
+            "Seconds that the oldest waiting input has waited, 0 where none waits.",
+            registry=self.registry,
         )
+
+    def _of_the_device(self) -> None:
         self.batches = Counter("laplora_batches", "Device runs.", ["predictive", "outcome"], registry=self.registry)
         self.batch_rows = Histogram(
             "laplora_batch_rows",
@@ -64,31 +94,86 @@ class Metrics:
             buckets=_LATENCY_BUCKETS_S,
             registry=self.registry,
         )
+        self.device_busy = Counter(
+            "laplora_device_busy_seconds",
+            "Seconds that batches ran on the device, failed ones too; a batch counts once it is over.",
+            registry=self.registry,
+        )
 
-    def watch_queue(self, rows: Callable[[], int], tokens: Callable[[], int]) -> None:
-        """Read the queue's gauges from these functions at scrape time."""
-        self.queue_rows.set_function(rows)
-        self.queue_tokens.set_function(tokens)
+    def _of_the_state(self) -> None:
+        self.ready = Gauge("laplora_ready", "1 while an artifact answers new requests.", registry=self.registry)
+        self.draining = Gauge("laplora_draining", "1 once the server takes no new requests.", registry=self.registry)
+        self.phase = Gauge(
+            "laplora_startup_phase", "1 for the phase that the start is in.", ["phase"], registry=self.registry
+        )
+        self.set_phase("starting")
+        self.artifact = Gauge(
+            "laplora_artifact_info", "1 for the artifact that answers.", ["name", "digest"], registry=self.registry
+        )
+        self.loop_lag = Histogram(
+            "laplora_event_loop_lag_seconds",
+            "Seconds by which the event loop was late to run what was due, looked at ten times a second; the sum's "
+            "rate is the share of time in which it was blocked.",
+            buckets=(0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0),
+            registry=self.registry,
+        )
+        build = Gauge(
+            "laplora_build_info",
+            "1 for the versions that run.",
+            ["version", "python", "torch", "transformers"],
+            registry=self.registry,
+        )
+        packages = [_version(name) for name in ("torch", "transformers")]
+        build.labels(_version("laplora"), platform.python_version(), *packages).set(1)
+
+    def watch_queue(self, engine: Engine, *, max_rows: int, max_tokens: int) -> None:
+        """Read the queue's gauges from the engine at scrape time; the limits are those of its queue."""
+        self.queue_rows.set_function(lambda: engine.queued_rows)
+        self.queue_tokens.set_function(lambda: engine.queued_tokens)
+        self.queue_oldest.set_function(lambda: engine.oldest_wait_s)
+        self.queue_max_rows.set(max_rows)
+        self.queue_max_tokens.set(max_tokens)
 
     def count_batch(self, report: BatchReport) -> None:
         """Count one run of the device."""
-        self.batches.labels(report.predictive, report.outcome).inc()
+        for outcome in get_args(BatchOutcome):
+            self.batches.labels(report.predictive, outcome).inc(outcome == report.outcome)
         self.batch_rows.labels(report.predictive).observe(report.rows)
         self.batch_padding.labels(report.predictive).observe(1 - report.tokens / max(report.padded_tokens, 1))
         self.batch_seconds.labels(report.predictive).observe(report.duration_s)
+        self.device_busy.inc(report.duration_s)
 
     def count_stages(self, route: str, stages_ms: dict[str, float]) -> None:
         """Count one scored request's stages, given in milliseconds."""
         for stage, duration_ms in stages_ms.items():
             self.latency.labels(route, stage).observe(duration_ms / 1000)
 
-    def count_answers(self, predictive: str, answered_by: Sequence[str]) -> None:
-        """Count one request's answers by the predictive asked for and the one that made each."""
-        for name in answered_by:
-            self.answers.labels(predictive, name).inc()
+    def count_answers(self, artifact: str, predictive: str, answers: Sequence[Prediction]) -> None:
+        """Count one request's answers by a loaded artifact, and by the predictive asked for."""
+        for answered_by, rows in collections.Counter(answer.predictive for answer in answers).items():
+            self.answers.labels(predictive, answered_by).inc(rows)
+        self._answered.count(artifact, answers)
+
+    def set_phase(self, phase: Phase) -> None:
+        """Say how far the start has come."""
+        for each in get_args(Phase):
+            self.phase.labels(each).set(each == phase)
 
     def set_active(self, name: str, digest: str) -> None:
         """Name the artifact that answers."""
         self.artifact.clear()
         self.artifact.labels(name, digest).set(1)
         self.ready.set(1)
+
+    def set_draining(self) -> None:
+        """Say that no new requests are taken."""
+        self.ready.set(0)
+        self.draining.set(1)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        # Run from a folder that was copied, not installed.
+        return "unknown"

@@ -8,12 +8,15 @@ import time
 import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.callers import caller_of
 from service.errors import error_content, kind_of, retry_after_s
 from service.logs import log_crash, logger, request_id
 from service.metrics import Metrics
+from service.request_record import RequestRecord
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -36,6 +39,8 @@ class RequestContext:
             await self._app(scope, receive, send)
             return
         token = request_id.set(_request_id(Headers(scope=scope)))
+        record = RequestRecord()
+        scope.setdefault("state", {})["record"] = record
         begun = time.monotonic()
         status = 0
 
@@ -43,7 +48,11 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id.get()
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id.get()
+                if scope["app"].state.service.draining:
+                    # Whoever keeps its connection would send the next request to a server that is about to leave.
+                    headers["connection"] = "close"
             await send(message)
 
         self._metrics.in_flight.inc()
@@ -77,7 +86,9 @@ class RequestContext:
                 "route": route,
                 "status": status,
                 "duration_ms": round(duration_s * 1000, 3),
-                **scope.get("state", {}).get("log_fields", {}),
+                "caller": caller_of(Request(scope)).name,
+                **{f"{name}_ms": round(value, 3) for name, value in scope["state"]["record"].stages_ms.items()},
+                **scope["state"].get("log_fields", {}),
             },
         )
 

@@ -27,6 +27,7 @@ from service.errors import (
 )
 from service.host import ArtifactHost
 from service.metrics import Metrics
+from service.request_record import RequestRecord
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class ServiceState:
     def drain(self) -> None:
         """Take no new requests; those in flight are still answered."""
         self.draining = True
-        self.metrics.ready.set(0)
+        self.metrics.set_draining()
         self.engine.drain()
 
 
@@ -200,6 +201,7 @@ async def score(
     order_average: bool,
     deadline: float,
     caller: Caller,
+    record: RequestRecord | None = None,
 ) -> Scored:
     """Return the predictions of the inputs, in order. Cancelling this frees the queued rows.
 
@@ -210,6 +212,7 @@ async def score(
         ask: which predictive, see ``what_is_asked``.
         deadline: ``time.monotonic`` seconds after which waiting rows are dropped.
         caller: who asks; a caller's requests share its part of the queue.
+        record: where the stages are noted.
 
     Raises:
         InvalidInputError, TooManyTokensError: an input does not fit; the field names which.
@@ -218,24 +221,27 @@ async def score(
     """
     begun = time.monotonic()
     loop = asyncio.get_running_loop()
-    if order_average:
+    record = record or RequestRecord()
+    with record.stage("tokenize"):
+        if order_average:
 
-        def orders_of(fields: Mapping[str, Any]) -> OrderedRows:
-            return predictor.encode_orders(fields, truncate=truncate)
+            def orders_of(fields: Mapping[str, Any]) -> OrderedRows:
+                return predictor.encode_orders(fields, truncate=truncate)
 
-        asked = await loop.run_in_executor(state.tokenizers, _encode_all, orders_of, inputs, deadline)
-        rows = [row for one in asked for row in one.rows]
-        owners = [i for i, one in enumerate(asked) for _ in one.rows]
-    else:
+            asked = await loop.run_in_executor(state.tokenizers, _encode_all, orders_of, inputs, deadline)
+            rows = [row for one in asked for row in one.rows]
+            owners = [i for i, one in enumerate(asked) for _ in one.rows]
+        else:
 
-        def row_of(fields: Mapping[str, Any]) -> EncodedRow:
-            return predictor.encode(fields, truncate=truncate)
+            def row_of(fields: Mapping[str, Any]) -> EncodedRow:
+                return predictor.encode(fields, truncate=truncate)
 
-        rows = await loop.run_in_executor(state.tokenizers, _encode_all, row_of, inputs, deadline)
-        asked, owners = [], list(range(len(rows)))
+            rows = await loop.run_in_executor(state.tokenizers, _encode_all, row_of, inputs, deadline)
+            asked, owners = [], list(range(len(rows)))
     tokenized = time.monotonic()
     ticket = state.engine.submit(predictor, rows, ask=ask, deadline=deadline, caller=caller.name, inputs=owners)
-    predictions, own_order = await asyncio.wrap_future(ticket.future), None
+    with record.stages_of(ticket):
+        predictions, own_order = await asyncio.wrap_future(ticket.future), None
     if order_average:
         firsts = [k for k, owner in enumerate(owners) if k == 0 or owners[k - 1] != owner]
         own_order = [predictions[k] for k in firsts]

@@ -16,8 +16,9 @@ from service.engine import Ask
 from service.errors import UnscorableInputError
 from service.evaluation import label_index, measure, method_rows
 from service.openapi import SCORING_ERRORS, error_responses
+from service.request_record import record_of
 from service.routes.artifacts import artifact_ref
-from service.routes.predict import record, timing_of
+from service.routes.predict import note_asked, record, timing_of
 from service.schemas import EvaluateRequest, EvaluateResponse, LabelledInput, MethodMetrics
 from service.scoring import Scored, ServiceState, check_inputs, choose_predictor, score, while_awaited
 
@@ -35,6 +36,8 @@ async def evaluate(body: EvaluateRequest, request: Request) -> EvaluateResponse:
     deadline = begun + state.settings.request_timeout_s
     predictor = choose_predictor(state, body.artifact)
     check_inputs(state, body.inputs, order_average=body.options.order_average)
+    ask = Ask(predictor.recommended, also=predictor.predictives)
+    note_asked(request, predictor, ask)
     labels = [_label_of(i, item, predictor.artifact.manifest.labels) for i, item in enumerate(body.inputs)]
 
     def measured(scored: Scored) -> dict[str, MethodMetrics]:
@@ -48,11 +51,12 @@ async def evaluate(body: EvaluateRequest, request: Request) -> EvaluateResponse:
             state,
             predictor,
             [item.template_fields for item in body.inputs],
-            ask=Ask(predictor.recommended, also=predictor.predictives),
+            ask=ask,
             truncate=body.options.truncate,
             order_average=body.options.order_average,
             deadline=deadline,
             caller=caller_of(request),
+            record=record_of(request),
         )
         try:
             return scored, await run_in_threadpool(measured, scored)

@@ -10,8 +10,10 @@ from pydantic import ValidationError
 
 from service.body import JsonBodyRoute
 from service.callers import caller_of
+from service.engine import Ask
 from service.errors import UnscorableInputError
 from service.openapi import SCORING_ERRORS, error_responses
+from service.request_record import note, record_of
 from service.routes.artifacts import artifact_ref
 from service.schemas import (
     Input,
@@ -26,6 +28,7 @@ from service.scoring import Scored, ServiceState, check_inputs, choose_predictor
 
 if TYPE_CHECKING:
     from laplora.prediction import Prediction
+    from laplora.predictor import Predictor
 
 router = APIRouter(tags=["scoring"], route_class=JsonBodyRoute)
 
@@ -39,6 +42,7 @@ async def predict(body: PredictRequest, request: Request) -> PredictResponse:
     predictor = choose_predictor(state, body.artifact)
     check_inputs(state, body.inputs, order_average=body.options.order_average)
     ask = what_is_asked(predictor, body.options)
+    note_asked(request, predictor, ask)
     work = score(
         state,
         predictor,
@@ -48,6 +52,7 @@ async def predict(body: PredictRequest, request: Request) -> PredictResponse:
         order_average=body.options.order_average,
         deadline=deadline,
         caller=caller_of(request),
+        record=record_of(request),
     )
     scored = await while_awaited(request, work, deadline=deadline)
     answers, target_risk = predictor.decided(scored.predictions, body.options.target_risk)
@@ -57,7 +62,7 @@ async def predict(body: PredictRequest, request: Request) -> PredictResponse:
     ]
     timing = timing_of(scored, begun)
     record(request, timing, rows=len(predictions), tokens=sum(p.tokens for p in scored.predictions))
-    state.metrics.count_answers(ask.predictive, [p.predictive for p in answers])
+    state.metrics.count_answers(predictor.artifact.name, ask.predictive, answers)
     recommended = predictor.artifact.manifest.recommended
     return PredictResponse(
         artifact=artifact_ref(predictor.artifact),
@@ -135,4 +140,9 @@ def record(request: Request, timing: Timing, *, rows: int, tokens: int) -> None:
     stages = timing.model_dump()
     state: ServiceState = request.app.state.service
     state.metrics.count_stages(request.scope["route"].path, stages)
-    request.state.log_fields = {"rows": rows, "tokens": tokens, **{f"{k}_ms": round(v, 3) for k, v in stages.items()}}
+    note(request, rows=rows, tokens=tokens, **{f"{name}_ms": round(value, 3) for name, value in stages.items()})
+
+
+def note_asked(request: Request, predictor: Predictor, ask: Ask) -> None:
+    """Put what a request asks for into its line in the log, whatever becomes of it."""
+    note(request, artifact=predictor.artifact.name, digest=predictor.artifact.digest, predictive=ask.predictive)
