@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, WithJsonSchema
 
 from laplora.thresholds import Flag
 from laplora.uncertainty import FLAGS
@@ -13,6 +13,14 @@ from laplora.uncertainty import FLAGS
 # Finite is enforced, the range only documented: rounding may leave 1.0000001.
 Probability = Annotated[FiniteFloat, WithJsonSchema({"type": "number", "minimum": 0, "maximum": 1})]
 Probabilities = dict[str, Probability]
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+#: JSON has one kind of number: 15.0 is the integer 15 to JSON Schema, and what some languages write for it.
+WholeNumber = Annotated[int, BeforeValidator(_whole)]
 
 _EXAMPLE_INPUT: dict[str, Any] = {"id": "a1", "text": "a gripping, funny, beautifully acted film ."}
 _EXAMPLE_QUESTION: dict[str, Any] = {
@@ -287,9 +295,13 @@ class EvaluateOptions(Strict):
         description="Whether to ask each question in several orders of its choices, as in POST /predict, and measure "
         "the average too: as NAME_order_average beside every method. Limits count an input's orders.",
     )
-    bins: int = Field(default=15, ge=1, le=100, description="Equal-width confidence bins of ece and reliability.")
-    resamples: int = Field(default=1000, ge=10, le=2000, description="Bootstrap resamples behind the 95 % intervals.")
-    seed: int = Field(default=0, ge=0, le=2**31 - 1, description="Seed of the bootstrap.")
+    bins: WholeNumber = Field(
+        default=15, ge=1, le=100, description="Equal-width confidence bins of ece and reliability."
+    )
+    resamples: WholeNumber = Field(
+        default=1000, ge=10, le=2000, description="Bootstrap resamples behind the 95 % intervals."
+    )
+    seed: WholeNumber = Field(default=0, ge=0, le=2**31 - 1, description="Seed of the bootstrap.")
 
 
 class EvaluateRequest(Strict):

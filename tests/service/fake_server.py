@@ -1,6 +1,7 @@
 """python fake_server.py [flags]: the real process, signals and sockets, over a fake predictor.
 
-With FAKE_GATE=FILE every prediction waits until that file exists; with FAKE_BROKEN=1 loading fails.
+With FAKE_GATE=FILE every prediction waits until that file exists; with FAKE_BROKEN=1 loading fails. FAKE_CHOICES=NAME
+adds an artifact of that name that answers questions with choices.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from serving import FakePredictor, library
 
 import service.app
 from laplora.errors import GoldenMismatchError
+from laplora.prompts import TEMPLATES
 from service.__main__ import main
 
 
@@ -31,5 +33,7 @@ if __name__ == "__main__":
     predictor = GatedPredictor()
     if os.environ.get("FAKE_BROKEN"):
         predictor.golden_error = GoldenMismatchError("recorded 0.5, got 0.7")
-    service.app.create_app = functools.partial(service.app.create_app, library=library(predictor))  # type: ignore[assignment]
+    choices = os.environ.get("FAKE_CHOICES")
+    others = [FakePredictor(choices, template=TEMPLATES["multiple_choice"], labels="ABCD")] if choices else []
+    service.app.create_app = functools.partial(service.app.create_app, library=library(predictor, *others))  # type: ignore[assignment]
     sys.exit(main())

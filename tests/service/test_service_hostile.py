@@ -113,6 +113,19 @@ async def test_what_does_not_fit_is_422_and_names_the_field(name: str) -> None:
         assert SECRET not in response.text
 
 
+async def test_integers_may_be_written_with_a_point_but_not_be_fractions_words_or_truths() -> None:
+    inputs = [{"text": "a", "label": "positive"}]
+    async with serve() as served:
+        response = await served.client.post(
+            "/evaluate", json={"inputs": inputs, "options": {"bins": 10.0, "resamples": 10.0}}
+        )
+        assert response.status_code == 200
+        assert len(response.json()["methods"]["map"]["reliability"]) == 10
+        for value in (10.5, "10", True, None, [10], 10**30, -1, 0):
+            response = await served.client.post("/evaluate", json={"inputs": inputs, "options": {"bins": value}})
+            assert (response.status_code, response.json()["error"]["field"]) == (422, "options.bins"), value
+
+
 async def test_number_beyond_range_is_422() -> None:
     async with serve() as served:
         for raw in (b'{"inputs": [{"text": 1e999}]}', b'{"inputs": [{"text": "a"}], "artifact": 1e999}'):
