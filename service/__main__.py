@@ -119,9 +119,14 @@ def main() -> int:
         )
         return 2
     # Only now: --help and a wrong path should not wait for torch.
+    from laplora.errors import ConfigError
     from service.app import create_app
 
-    app = create_app(settings, on_load_failure=lambda error: server.fail())
+    try:
+        app = create_app(settings, on_load_failure=lambda error: server.fail())
+    except ConfigError as error:
+        logger.error("%s", error, extra={"event": "bad_settings"})
+        return 2
     config = server_config(app, settings)
     server = DrainingServer(config, app.state.service)
     asyncio.run(server.serve())

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -13,8 +15,14 @@ from starlette.exceptions import HTTPException
 
 from laplora.errors import LaploraError
 from service import event_loop, host, openapi
-from service.engine import Engine
-from service.errors import InvalidRequestError, MethodNotAllowedError, RouteNotFoundError, kind_of
+from service.engine import BatchReport, Engine
+from service.errors import (
+    InvalidRequestError,
+    MethodNotAllowedError,
+    RouteNotFoundError,
+    TracingUnavailableError,
+    kind_of,
+)
 from service.logs import log_crash
 from service.metrics import Metrics
 from service.request_context import RequestContext, error_response
@@ -22,6 +30,12 @@ from service.request_record import note
 from service.routes import artifacts, evaluate, health, metrics, predict
 from service.scoring import ServiceState
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.tracing import Tracing
+
+#: Seconds in which the application ends: a batch under way, and the last traces.
+_LEAVE_S = 5.0
 
 
 def create_app(
@@ -35,13 +49,17 @@ def create_app(
     Args:
         library: how artifacts are read and loaded; the real calls when None.
         on_load_failure: called, in the loading thread, when the configured artifact cannot be served.
+
+    Raises:
+        TracingUnavailableError: traces are asked for and OpenTelemetry is not installed.
     """
     measures = Metrics()
+    tracing = _tracing(settings)
     engine = Engine(
         token_budget=settings.batch_tokens or host.CPU_BATCH_TOKENS,
         max_queue_tokens=settings.max_queue_tokens,
         max_queue_rows=settings.max_queue_rows,
-        on_batch=measures.count_batch,
+        on_batch=measures.count_batch if tracing is None else _both(measures.count_batch, tracing.batch),
     )
     measures.watch_queue(engine, max_rows=settings.max_queue_rows, max_tokens=settings.max_queue_tokens)
     artifact_host = host.ArtifactHost(settings, engine, measures, library or host.default_library(), on_load_failure)
@@ -54,7 +72,11 @@ def create_app(
             async with event_loop.watched(measures.loop_lag.observe):
                 yield
         finally:
-            engine.stop(join_timeout_s=5.0)
+            leave_by = time.monotonic() + _LEAVE_S
+            closing = None if tracing is None else tracing.close()
+            engine.stop(join_timeout_s=_LEAVE_S)
+            if closing is not None:
+                closing.join(max(0.0, leave_by - time.monotonic()))
             app.state.service.tokenizers.shutdown(wait=False, cancel_futures=True)
 
     app = FastAPI(
@@ -63,6 +85,9 @@ def create_app(
         description=openapi.describe(settings),
         generate_unique_id_function=openapi.operation_id,
         lifespan=lifespan,
+        # FastAPI's own, which the environment can switch on, sends exceptions' messages and query strings: both can
+        # hold a client's text. See service/tracing.py for what is traced instead.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
         docs_url=None,
         redoc_url=None,
     )
@@ -73,7 +98,7 @@ def create_app(
         measures,
         ThreadPoolExecutor(max_workers=2, thread_name_prefix="laplora-tokenize"),
     )
-    app.add_middleware(RequestContext, metrics=measures)
+    app.add_middleware(RequestContext, metrics=measures, tracing=tracing)
     for router in (predict.router, evaluate.router, artifacts.router, health.router, metrics.router):
         app.include_router(router)
     openapi.install(app)
@@ -81,6 +106,27 @@ def create_app(
     app.add_exception_handler(RequestValidationError, _answer_invalid)
     app.add_exception_handler(HTTPException, _answer_http)
     return app
+
+
+def _tracing(settings: Settings) -> Tracing | None:
+    if settings.otlp_endpoint is None:
+        return None
+    try:
+        from service.tracing import Tracing
+    except ModuleNotFoundError as error:
+        raise TracingUnavailableError(
+            f"--otlp-endpoint needs OpenTelemetry, and {error.name} is not installed: pip install '.[telemetry]', or "
+            "leave the flag out"
+        ) from None
+    return Tracing(settings.otlp_endpoint)
+
+
+def _both(first: Callable[[BatchReport], None], second: Callable[[BatchReport], None]) -> Callable[[BatchReport], None]:
+    def both(report: BatchReport) -> None:
+        first(report)
+        second(report)
+
+    return both
 
 
 async def _answer(request: Request, error: Exception) -> JSONResponse:

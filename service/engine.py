@@ -80,6 +80,8 @@ class BatchReport:
         padded_tokens: rows times the longest row.
         duration_s: seconds on the device.
         outcome: ``ok``, or why the batch was split or given up.
+        begun: ``time.monotonic`` seconds.
+        origins: of the requests whose rows it held, each once (``Ticket.origin``).
     """
 
     predictive: str
@@ -88,13 +90,16 @@ class BatchReport:
     padded_tokens: int
     duration_s: float
     outcome: BatchOutcome
+    begun: float = 0.0
+    origins: tuple[Any, ...] = ()
 
 
 @dataclass(eq=False)
 class Ticket:
     """One request's rows on their way through the engine. Times are ``time.monotonic`` seconds.
 
-    ``inputs`` holds, for each row, the number of the request's input that it belongs to; ``caller`` is who asks.
+    ``inputs`` holds, for each row, the number of the request's input that it belongs to; ``caller`` is who asks,
+    ``origin`` whatever the submitter wants to find in the reports of its batches.
     """
 
     scorer: Scorer
@@ -104,6 +109,7 @@ class Ticket:
     submitted: float
     inputs: tuple[int, ...]
     caller: str = ""
+    origin: Any = None
     future: Future[list[Prediction]] = field(default_factory=Future)
     results: dict[int, Prediction] = field(default_factory=dict)
     started: float | None = None
@@ -204,6 +210,7 @@ class Engine:
         deadline: float,
         caller: str = "",
         inputs: Sequence[int] | None = None,
+        origin: Any = None,
     ) -> Ticket:
         """Return a ticket whose future will hold one prediction per row.
 
@@ -213,6 +220,7 @@ class Engine:
             deadline: ``time.monotonic`` seconds after which rows still waiting are dropped.
             caller: name of whoever asks.
             inputs: which input each row belongs to, for messages; by default each row is an input.
+            origin: handed back in the reports of the batches that hold these rows.
 
         Raises:
             DrainingError: the engine takes no more work.
@@ -232,7 +240,7 @@ class Engine:
                     got=got,
                 )
         owners = range(len(rows)) if inputs is None else inputs
-        ticket = Ticket(scorer, ask, tuple(rows), deadline, time.monotonic(), tuple(owners), caller)
+        ticket = Ticket(scorer, ask, tuple(rows), deadline, time.monotonic(), tuple(owners), caller, origin)
         with self._changed:
             if self._draining:
                 raise DrainingError("the server is stopping and takes no new requests")
@@ -360,7 +368,7 @@ class Engine:
         except Exception as error:
             failure = error
         finished = time.monotonic()
-        self._report(batch, ticket.ask.predictive, finished - begun, failure)
+        self._report(batch, ticket.ask.predictive, begun, finished - begun, failure)
         if failure is None:
             for queued, prediction in zip(batch, predictions, strict=True):
                 _deliver(queued, prediction, finished)
@@ -376,7 +384,9 @@ class Engine:
         for half in halves(len(batch)):
             self._score([batch[i] for i in half])
 
-    def _report(self, batch: list[_QueuedRow], predictive: str, duration_s: float, failure: Exception | None) -> None:
+    def _report(
+        self, batch: list[_QueuedRow], predictive: str, begun: float, duration_s: float, failure: Exception | None
+    ) -> None:
         lengths = [queued.tokens for queued in batch]
         outcome: BatchOutcome = "ok"
         if failure is not None:
@@ -393,7 +403,10 @@ class Engine:
         elif duration_s > 0:
             rate = sum(lengths) / duration_s
             self._tokens_per_s = rate if self._tokens_per_s == 0 else 0.8 * self._tokens_per_s + 0.2 * rate
-        self._on_batch(BatchReport(predictive, len(batch), sum(lengths), padded_tokens(lengths), duration_s, outcome))
+        tickets = dict.fromkeys(queued.ticket for queued in batch)
+        origins = tuple(ticket.origin for ticket in tickets if ticket.origin is not None)
+        padded = padded_tokens(lengths)
+        self._on_batch(BatchReport(predictive, len(batch), sum(lengths), padded, duration_s, outcome, begun, origins))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -1,6 +1,8 @@
 """What can go wrong between a request and its answer, and the one table that gives each its status code.
 
     LaploraError
+    ├── ConfigError
+    │   └── TracingUnavailableError     traces are asked for and OpenTelemetry is not installed; ends the start
     └── ServiceError
         ├── MalformedHttpError          bytes that are not HTTP/1.1
         ├── RouteNotFoundError          no endpoint at that path
@@ -128,6 +130,10 @@ class DeadlineError(ServiceError):
 
 class ClientGoneError(ServiceError):
     """The client closed its connection: nobody is left to read the answer."""
+
+
+class TracingUnavailableError(library.ConfigError):
+    """Traces are asked for and OpenTelemetry is not installed. Raised at the start only, never answered."""
 
 
 @dataclass(frozen=True)

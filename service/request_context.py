@@ -6,6 +6,7 @@ import logging
 import re
 import time
 import uuid
+from typing import TYPE_CHECKING, Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
@@ -18,7 +19,12 @@ from service.logs import log_crash, logger, request_id
 from service.metrics import Metrics
 from service.request_record import RequestRecord
 
+if TYPE_CHECKING:
+    from service.tracing import Tracing
+
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+#: What is traced.
+_SCORED = frozenset({"/predict", "/evaluate"})
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
@@ -29,17 +35,21 @@ class RequestContext:
     other is replaced. The answer carries the id in the same header.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing | None = None) -> None:
         self._app = app
         self._metrics = metrics
+        self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        token = request_id.set(_request_id(Headers(scope=scope)))
+        asked = Headers(scope=scope)
+        token = request_id.set(_request_id(asked))
         record = RequestRecord()
+        if self._tracing is not None and scope["method"] == "POST" and scope["path"] in _SCORED:
+            record.trace = self._tracing.begin(f"POST {scope['path']}", asked)
         scope.setdefault("state", {})["record"] = record
         begun = time.monotonic()
         status = 0
@@ -74,6 +84,19 @@ class RequestContext:
         method = scope["method"] if scope["method"] in _METHODS else "OTHER"
         self._metrics.requests.labels(route, method, str(status)).inc()
         quiet = route.startswith(("/health", "/v2/health", "/metrics"))
+        record: RequestRecord = scope["state"]["record"]
+        fields: dict[str, Any] = scope["state"].get("log_fields", {})
+        if self._tracing is not None and record.trace is not None:
+            self._tracing.end(
+                record.trace,
+                method=method,
+                route=route,
+                status=status,
+                request_id=request_id.get(),
+                fields=fields,
+                stages=record.stages,
+            )
+            fields = {"trace_id": record.trace.trace_id, **fields}
         logger.log(
             logging.DEBUG if quiet else logging.INFO,
             "%s %s %s",
@@ -87,8 +110,8 @@ class RequestContext:
                 "status": status,
                 "duration_ms": round(duration_s * 1000, 3),
                 "caller": caller_of(Request(scope)).name,
-                **{f"{name}_ms": round(value, 3) for name, value in scope["state"]["record"].stages_ms.items()},
-                **scope["state"].get("log_fields", {}),
+                **{f"{name}_ms": round(value, 3) for name, value in record.stages_ms.items()},
+                **fields,
             },
         )
 

@@ -31,7 +31,7 @@ class RequestRecord:
 
     Attributes:
         stages: in the order of time. A request that was refused or given up has those that it came to.
-        trace: the context of its span, None where nothing is traced.
+        trace: its span (``service.tracing.RequestSpan``), None where nothing is traced.
     """
 
     stages: list[Stage] = field(default_factory=list)

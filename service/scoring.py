@@ -239,7 +239,9 @@ async def score(
             rows = await loop.run_in_executor(state.tokenizers, _encode_all, row_of, inputs, deadline)
             asked, owners = [], list(range(len(rows)))
     tokenized = time.monotonic()
-    ticket = state.engine.submit(predictor, rows, ask=ask, deadline=deadline, caller=caller.name, inputs=owners)
+    ticket = state.engine.submit(
+        predictor, rows, ask=ask, deadline=deadline, caller=caller.name, inputs=owners, origin=record.trace
+    )
     with record.stages_of(ticket):
         predictions, own_order = await asyncio.wrap_future(ticket.future), None
     if order_average:

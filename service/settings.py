@@ -83,6 +83,12 @@ class Settings(BaseSettings):
         description="Seconds that requests in flight may still take after SIGTERM or Ctrl-C; what is left then gets a "
         "503, and the process leaves within 5 seconds more.",
     )
+    otlp_endpoint: str | None = Field(
+        None,
+        pattern=r"^https?://[^\s/]+[^\s]*$",
+        description="Base URL of an OpenTelemetry collector (OTLP over HTTP, for example http://127.0.0.1:4318) that "
+        "gets a trace of every scored request; needs the extra telemetry; unset: no traces.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level logged.")
     log_format: Literal["json", "text"] = Field("json", description="One JSON object or one line of text per event.")
 
