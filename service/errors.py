@@ -7,8 +7,10 @@
         ├── MalformedHttpError          bytes that are not HTTP/1.1
         ├── RouteNotFoundError          no endpoint at that path
         ├── MethodNotAllowedError       the endpoint takes another method
-        ├── ArtifactInactiveError       a known artifact that is not the active one
-        ├── ActivationRunningError      another artifact is being activated
+        ├── ArtifactNotLoadedError      a known artifact that is not loaded
+        ├── ArtifactActiveError         the active artifact, which cannot be unloaded
+        ├── ActivationRunningError      another artifact is being loaded
+        ├── ShelfFullError              no room for another artifact
         ├── BodyTooLargeError           more bytes than max_body_bytes
         ├── BatchTooLargeError          more inputs or tokens than one request may bring
         ├── MediaTypeError              a body that is not plain UTF-8 JSON
@@ -76,12 +78,20 @@ class MethodNotAllowedError(ServiceError):
     """The endpoint takes another method."""
 
 
-class ArtifactInactiveError(ServiceError):
-    """A known artifact that is not the active one."""
+class ArtifactNotLoadedError(ServiceError):
+    """A known artifact that is not loaded."""
+
+
+class ArtifactActiveError(ServiceError):
+    """The active artifact, which cannot be unloaded."""
 
 
 class ActivationRunningError(ServiceError):
-    """Another artifact is being activated."""
+    """Another artifact is being loaded."""
+
+
+class ShelfFullError(ServiceError):
+    """No room for another artifact beside those in use."""
 
 
 class BodyTooLargeError(ServiceError):
@@ -161,8 +171,10 @@ ERROR_KINDS: tuple[ErrorKind, ...] = (
     ErrorKind(RouteNotFoundError, "route_not_found", 404, "No endpoint at this path."),
     ErrorKind(library.ArtifactNotFoundError, "artifact_not_found", 404, "No artifact of this name."),
     ErrorKind(MethodNotAllowedError, "method_not_allowed", 405, "The endpoint takes another method."),
-    ErrorKind(ArtifactInactiveError, "artifact_inactive", 409, "The artifact exists but is not the active one."),
-    ErrorKind(ActivationRunningError, "activation_running", 409, "Another activation has not finished."),
+    ErrorKind(ArtifactNotLoadedError, "artifact_not_loaded", 409, "The artifact exists but is not loaded."),
+    ErrorKind(ArtifactActiveError, "artifact_active", 409, "The active artifact cannot be unloaded."),
+    ErrorKind(ActivationRunningError, "activation_running", 409, "Another artifact is being loaded."),
+    ErrorKind(ShelfFullError, "artifacts_full", 409, "No room for another artifact beside those in use."),
     ErrorKind(library.ArtifactCorruptError, "artifact_corrupt", 409, "The artifact's files are not what it says."),
     ErrorKind(
         library.GoldenMismatchError, "golden_mismatch", 409, "The artifact's recorded answers are not reproduced."

@@ -1,14 +1,15 @@
-"""Which artifact answers: loaded in the background, verified on the device, swapped in one assignment.
+"""Which artifacts answer: loaded in the background, verified on the device, put on the shelf in one step.
 
-A request keeps the predictor it was tokenized for, so a swap drops nothing: what was queued before it is
+A request keeps the predictor it was tokenized for, so a change drops nothing: what was queued before it is
 still scored by the old artifact, what comes after by the new one.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,19 +19,22 @@ from laplora.errors import (
     ArtifactError,
     ArtifactIncompatibleError,
     ArtifactNotFoundError,
+    ConfigError,
     DownloadError,
     LaploraError,
     ModelError,
 )
 from service.engine import Engine, settle
-from service.errors import ActivationRunningError, DrainingError, NotReadyError
+from service.errors import ActivationRunningError, ArtifactNotLoadedError, DrainingError, NotReadyError
 from service.logs import log_crash, logger
 from service.metrics import Metrics, Phase
 from service.settings import Settings
+from service.shelf import Place, Shelf
 
 if TYPE_CHECKING:
     from laplora.artifact import Artifact
     from laplora.predictor import Predictor
+    from laplora.shared_base import SharedBases
 
 Progress = Callable[[str], None]
 
@@ -38,6 +42,10 @@ Progress = Callable[[str], None]
 #: on a GPU, a 7B model's backward pass keeps about 9 MB of activations per token.
 CPU_BATCH_TOKENS = 512
 GPU_BATCH_TOKENS = 2048
+
+_LOADED = {"event": "loaded"}
+_ACTIVATED = {"event": "activated"}
+_UNLOADED = {"event": "unloaded"}
 
 
 @dataclass(frozen=True)
@@ -55,10 +63,14 @@ class Library:
 
 def default_library() -> Library:
     """Return the real calls; importing torch and transformers waits until the first of them."""
+    bases: list[SharedBases] = []
 
     def load(path: Path, settings: Settings, progress: Progress) -> Predictor:
         from laplora.predictor import Predictor
+        from laplora.shared_base import SharedBases
 
+        if not bases:
+            bases.append(SharedBases())
         return Predictor.load(
             path,
             device=settings.device,
@@ -66,6 +78,7 @@ def default_library() -> Library:
             verify_golden=False,
             dequantize=settings.dequantize_weights,
             progress=progress,
+            bases=bases[0],
         )
 
     def read(path: Path) -> Artifact:
@@ -76,11 +89,26 @@ def default_library() -> Library:
     return Library(load, read)
 
 
+@dataclass(frozen=True)
+class Change:
+    """What loading or activating an artifact did.
+
+    Attributes:
+        predictor: of the artifact.
+        previous: name of the one that was active before.
+        unloaded: names of those that went to make room.
+    """
+
+    predictor: Predictor
+    previous: str | None
+    unloaded: tuple[str, ...] = ()
+
+
 class ArtifactHost:
-    """Holds the active predictor and replaces it.
+    """Loads artifacts onto the shelf and takes them off it, one change at a time.
 
     Args:
-        on_failure: called in the loading thread when the first artifact cannot be loaded.
+        on_failure: called in the loading thread when an artifact to start with cannot be loaded.
     """
 
     def __init__(
@@ -97,68 +125,148 @@ class ArtifactHost:
         self._library = library
         self._on_failure = on_failure
         self._changing = threading.Lock()
-        self._active: Predictor | None = None
+        self.shelf = Shelf(max_artifacts=settings.max_artifacts, max_bytes=settings.max_artifact_bytes)
         self.stage = "starting"
 
     @property
     def active(self) -> Predictor | None:
-        """The predictor that answers, None while the first one loads."""
-        return self._active
+        """The predictor that answers where a request names none; None until all to start with have passed."""
+        return self.shelf.active if self.stage == "ready" else None
 
     def require_active(self) -> Predictor:
-        """Return the predictor that answers.
+        """Return the predictor that answers where a request names none.
 
         Raises:
             NotReadyError: none does yet; the message names the stage.
         """
-        predictor = self._active
+        predictor = self.active
         if predictor is None:
             raise NotReadyError(f"no artifact answers yet, stage: {self.stage}")
         return predictor
 
-    def start(self) -> None:
-        """Load the configured artifact in a background thread."""
-        threading.Thread(target=self._load_first, name="laplora-load", daemon=True).start()
-
-    def activate(self, name: str) -> tuple[Predictor, str | None]:
-        """Load, verify and swap in an artifact of the root; return its predictor and the previous one's name.
-
-        Blocks for as long as loading takes. The old artifact answers until the new one has passed.
+    @contextmanager
+    def lease(self, name: str | None) -> Iterator[Predictor]:
+        """Yield the predictor of a loaded artifact, None for the active one; it stays loaded inside the block.
 
         Raises:
+            NotReadyError: no artifact answers yet.
+            ArtifactNotFoundError: no artifact of this name is loaded or in the root.
+            ArtifactNotLoadedError: one in the root that is not loaded.
+        """
+        active = self.require_active()
+        if name is not None and self.shelf.find(name) is None:
+            try:
+                self.path_of(name)
+            except ArtifactNotFoundError as error:
+                raise ArtifactNotFoundError(f"{error}; {active.artifact.name!r} is active") from None
+            raise ArtifactNotLoadedError(
+                f"the artifact is not loaded: load it, or leave the field out for {active.artifact.name!r}",
+                field="artifact",
+            )
+        with self.shelf.lease(name) as predictor:
+            yield predictor
+
+    def start(self) -> None:
+        """Load the configured artifacts in a background thread."""
+        threading.Thread(target=self._load_first, name="laplora-load", daemon=True).start()
+
+    def load(self, name: str) -> Change:
+        """Load and verify an artifact of the root, to answer requests that name it.
+
+        Blocks for as long as loading takes. One that is loaded with the same content stays as it is.
+
+        Raises:
+            NotReadyError: the first artifact still loads.
             ArtifactNotFoundError: no such folder in the root.
-            ActivationRunningError: another activation runs.
-            ArtifactError, ModelError, DownloadError: the candidate cannot be served.
+            ActivationRunningError: another change runs.
+            ShelfFullError: no room beside those in use.
+            ArtifactError, ModelError, DownloadError: it cannot be served, or is on another base model than the
+                active one.
+        """
+        return self._change(name, activate=False)
+
+    def activate(self, name: str) -> Change:
+        """Make an artifact of the root the one that answers where a request names none, loaded first if it is not.
+
+        Blocks for as long as loading takes. The old one answers until the new one has passed. One on another base
+        model sends away every artifact on the old base.
+
+        Raises:
+            As ``load``; any base model will do.
+        """
+        return self._change(name, activate=True)
+
+    def unload(self, name: str) -> Predictor:
+        """Take an artifact off the shelf; what is under way is still answered. Return its predictor.
+
+        Raises:
+            NotReadyError: the first artifact still loads.
+            ArtifactNotFoundError: no artifact of this name.
+            ArtifactNotLoadedError, ArtifactActiveError: it is not loaded, or the active one.
         """
         self.require_active()
-        path = self.path_of(name)
-        if not self._changing.acquire(blocking=False):
-            raise ActivationRunningError("another activation has not finished: try again later")
-        try:
-            # Read again under the lock: an activation may have ended since.
-            previous = self.require_active()
-            if previous.artifact.path.resolve() == path.resolve() and self._same_content(previous, path):
-                return previous, previous.artifact.name
-            candidate = self._load_candidate(path)
-            self._swap(candidate)
-            return candidate, previous.artifact.name
-        finally:
-            self._changing.release()
+        if self.shelf.find(name) is None:
+            self.path_of(name)
+        predictor = self.shelf.remove(name)
+        self._tell(_UNLOADED, predictor)
+        return predictor
 
-    def activate_in_background(self, name: str) -> Future[tuple[Predictor, str | None]]:
-        """Return a future of :meth:`activate`, run in a thread that cannot hold up the process's exit."""
-        future: Future[tuple[Predictor, str | None]] = Future()
+    def in_background(self, change: Callable[[str], Change], name: str) -> Future[Change]:
+        """Return a future of ``load`` or ``activate``, run in a thread that cannot hold up the process's exit."""
+        future: Future[Change] = Future()
 
         def run() -> None:
             try:
-                result = self.activate(name)
+                result = change(name)
             except Exception as error:
                 settle(future, error=error)
             else:
                 settle(future, result=result)
 
-        threading.Thread(target=run, name="laplora-activate", daemon=True).start()
+        threading.Thread(target=run, name="laplora-change", daemon=True).start()
         return future
+
+    def _change(self, name: str, *, activate: bool) -> Change:
+        self.require_active()
+        path = self.path_of(name)
+        if not self._changing.acquire(blocking=False):
+            raise ActivationRunningError("another artifact is being loaded: try again later")
+        try:
+            # Read again under the lock: a change may have ended since.
+            active = self.require_active()
+            previous = active.artifact.name
+            artifact = self._library.read(path)
+            loaded = self.shelf.find(artifact.name)
+            if loaded is not None and loaded.artifact.digest == artifact.digest:
+                if activate and loaded is not active and self.shelf.activate(artifact.name):
+                    self._tell(_ACTIVATED, loaded)
+                return Change(loaded, previous)
+            if loaded is not None and loaded.artifact.path.resolve() != path.resolve():
+                raise ArtifactIncompatibleError(
+                    f"another loaded artifact is called {artifact.name!r} as well: unload it first"
+                )
+            if not activate:
+                self._check_base(artifact, active)
+                self.shelf.check_room()
+            candidate = self._load_candidate(path)
+            if not activate and candidate.base is not active.base:
+                raise ArtifactIncompatibleError(
+                    "the base model on disk is not the one in memory: activate the artifact"
+                )
+            unloaded = self.shelf.put(candidate, activate=activate)
+            self._use(candidate)
+            self._tell(_ACTIVATED if activate else _LOADED, candidate)
+            return Change(candidate, previous, tuple(unloaded))
+        finally:
+            self._changing.release()
+
+    def _check_base(self, artifact: Artifact, active: Predictor) -> None:
+        base, other = artifact.manifest.base, active.artifact.manifest.base
+        if base != other:
+            raise ArtifactIncompatibleError(
+                f"the artifact is on the base model {base.model!r} ({base.quantization}, {base.dtype}), the loaded "
+                f"ones on {other.model!r} ({other.quantization}, {other.dtype}): activate it, which sends those away"
+            )
 
     def _load_candidate(self, path: Path) -> Predictor:
         try:
@@ -175,36 +283,36 @@ class ArtifactHost:
             ) from None
 
     def path_of(self, name: str) -> Path:
-        """Return the folder of an artifact that can be activated by name.
+        """Return the folder of an artifact that can be loaded by name.
 
         Raises:
             ArtifactNotFoundError: not the name of a folder in the root.
         """
-        active = self._active
-        if active is not None and active.artifact.name == name:
-            return active.artifact.path
+        loaded = self.shelf.find(name)
+        if loaded is not None:
+            return loaded.artifact.path
         # Only a listed name is accepted, so no spelling of a path can leave the root.
         found = {path.name: path for path in self._folders()}.get(name)
         if found is None:
             raise ArtifactNotFoundError("no artifact of this name: GET /artifacts lists them")
         return found
 
-    def known(self) -> list[tuple[str, Artifact | LaploraError]]:
-        """Return every artifact of the root by name, with the error in place of one that cannot be read.
+    def known(self) -> list[tuple[str, Artifact | LaploraError, Place | None]]:
+        """Return every artifact by name: those on the shelf, the active one first, then the others of the root.
 
-        The active artifact comes first.
+        The error stands in place of one that cannot be read.
         """
-        listing: list[tuple[str, Artifact | LaploraError]] = []
-        active = self._active
-        if active is not None:
-            listing.append((active.artifact.name, active.artifact))
+        listing: list[tuple[str, Artifact | LaploraError, Place | None]] = [
+            (place.name, place.predictor.artifact, place) for place in self.shelf.places
+        ]
+        shown = {place.predictor.artifact.path.resolve() for place in self.shelf.places}
         for path in self._folders():
-            if active is not None and path.resolve() == active.artifact.path.resolve():
+            if path.resolve() in shown:
                 continue
             try:
-                listing.append((path.name, self._library.read(path)))
+                listing.append((path.name, self._library.read(path), None))
             except LaploraError as error:
-                listing.append((path.name, error))
+                listing.append((path.name, error, None))
         return listing
 
     def _folders(self) -> list[Path]:
@@ -214,13 +322,13 @@ class ArtifactHost:
         # Hidden folders are artifacts half written.
         return sorted(p for p in root.iterdir() if not p.name.startswith(".") and (p / "manifest.json").is_file())
 
-    def _same_content(self, predictor: Predictor, path: Path) -> bool:
-        return self._library.read(path).digest == predictor.artifact.digest
-
     def _load_first(self) -> None:
         try:
             with self._changing:
-                self._swap(self._load_verified(self._settings.artifact_path, self._enter))
+                self._put_first(self._settings.artifact_path, activate=True)
+                for name in self._settings.also_load:
+                    if self.shelf.find(name) is None:
+                        self._put_first(self.path_of(name), activate=False)
             self._enter("ready", "ready")
         except Exception as error:
             self._enter("failed", f"failed: {type(error).__name__}")
@@ -230,6 +338,18 @@ class ArtifactHost:
                 log_crash("the artifact could not be loaded", error)
             if self._on_failure is not None:
                 self._on_failure(error)
+
+    def _put_first(self, path: Path, *, activate: bool) -> None:
+        if not activate:
+            active = self.shelf.active
+            assert active is not None
+            self._check_base(self._library.read(path), active)
+        predictor = self._load_verified(path, self._enter)
+        gone = self.shelf.put(predictor, activate=activate)
+        if gone:
+            raise ConfigError(f"the artifacts to start with do not fit beside each other: {gone} had to go")
+        self._use(predictor)
+        self._tell(_ACTIVATED if activate else _LOADED, predictor)
 
     def _enter(self, phase: Phase, stage: str) -> None:
         """Say how far the start has come: a phase of the closed list, and a stage in words."""
@@ -251,7 +371,8 @@ class ArtifactHost:
             self._engine.call(partial(predictor.predict, warm_up, predictive)).result()
         return predictor
 
-    def _swap(self, predictor: Predictor) -> None:
+    def _use(self, predictor: Predictor) -> None:
+        """Set what depends on the base model."""
         weights = predictor.weights
         logger.info(
             "the base's weights are %s: %s",
@@ -261,9 +382,13 @@ class ArtifactHost:
         )
         on_cpu = predictor.device.type == "cpu"
         self._engine.token_budget = self._settings.batch_tokens or (CPU_BATCH_TOKENS if on_cpu else GPU_BATCH_TOKENS)
-        self._active = predictor
-        self._metrics.set_active(predictor.artifact.name, predictor.artifact.digest)
+
+    def _tell(self, what: dict[str, str], predictor: Predictor) -> None:
+        artifact = predictor.artifact
+        active = self.shelf.active
+        self._metrics.set_artifacts(
+            [(p.name, p.predictor.artifact.digest, p.predictor is active) for p in self.shelf.places]
+        )
         logger.info(
-            "artifact is active",
-            extra={"event": "activated", "artifact": predictor.artifact.name, "digest": predictor.artifact.digest},
+            "artifact is %s", what["event"], extra={**what, "artifact": artifact.name, "digest": artifact.digest}
         )

@@ -24,7 +24,9 @@ EVENTS = MappingProxyType(
         "bad_settings": "a setting cannot be obeyed here; the process leaves with status 2",
         "stage": "start-up went on; stage, phase",
         "weights": "how the base model's weights are held; held, reason",
-        "activated": "an artifact answers from now on; artifact, digest",
+        "loaded": "an artifact can be named by requests from now on; artifact, digest",
+        "activated": "an artifact answers from now on where a request names none; artifact, digest",
+        "unloaded": "an artifact takes no new requests; artifact, digest",
         "load_failed": "the artifact to serve first cannot be served; the process leaves with a status that is not 0",
         "request": "a request was answered: method, route, status, duration_ms, caller; code of a refusal; artifact, "
         "digest, predictive, rows, tokens and the stages' times of a scored one",

@@ -108,7 +108,10 @@ class Metrics:
         )
         self.set_phase("starting")
         self.artifact = Gauge(
-            "laplora_artifact_info", "1 for the artifact that answers.", ["name", "digest"], registry=self.registry
+            "laplora_artifact_info",
+            "1 for each loaded artifact; active is true for the one that answers where a request names none.",
+            ["name", "digest", "active"],
+            registry=self.registry,
         )
         self.loop_lag = Histogram(
             "laplora_event_loop_lag_seconds",
@@ -158,12 +161,13 @@ class Metrics:
         """Say how far the start has come."""
         for each in get_args(Phase):
             self.phase.labels(each).set(each == phase)
+        self.ready.set(phase == "ready")
 
-    def set_active(self, name: str, digest: str) -> None:
-        """Name the artifact that answers."""
+    def set_artifacts(self, loaded: Sequence[tuple[str, str, bool]]) -> None:
+        """Name the loaded artifacts: name, digest, and whether it is the active one."""
         self.artifact.clear()
-        self.artifact.labels(name, digest).set(1)
-        self.ready.set(1)
+        for name, digest, active in loaded:
+            self.artifact.labels(name, digest, str(active).lower()).set(1)
 
     def set_draining(self) -> None:
         """Say that no new requests are taken."""

@@ -33,8 +33,8 @@ CANDIDATE_ERRORS = (
 SCORING_ERRORS = (
     *BODY_ERRORS,
     *STATE_ERRORS,
-    "artifact_inactive",
     "artifact_not_found",
+    "artifact_not_loaded",
     "batch_too_large",
     "device_memory",
     "invalid_input",

@@ -143,7 +143,7 @@ class PredictRequest(Strict):
     artifact: str | None = Field(
         default=None,
         max_length=256,
-        description="Name of the artifact that must answer; unset: the active one.",
+        description="Name of the loaded artifact that answers; unset: the active one.",
         examples=[None],
     )
     options: PredictOptions = Field(default_factory=lambda: PredictOptions(), description="How to predict.")
@@ -313,7 +313,7 @@ class EvaluateRequest(Strict):
     artifact: str | None = Field(
         default=None,
         max_length=256,
-        description="Name of the artifact that must answer; unset: the active one.",
+        description="Name of the loaded artifact that answers; unset: the active one.",
         examples=[None],
     )
     options: EvaluateOptions = Field(default_factory=lambda: EvaluateOptions(), description="How to evaluate.")
@@ -464,6 +464,14 @@ class ArtifactSummary(Answer):
 
     name: str = Field(description="Its name.", examples=["sst2-smollm2"])
     active: bool = Field(description="Whether it answers requests that name no artifact.", examples=[True])
+    loaded: bool = Field(description="Whether requests can name it.", examples=[True])
+    requests: int | None = Field(
+        description="Number of requests that it is answering now; null unless it is loaded.", examples=[3]
+    )
+    memory_bytes: int | None = Field(
+        description="Memory of its adapters and posteriors in bytes, the base model not counted; null unless loaded.",
+        examples=[3_400_000],
+    )
     digest: str | None = Field(
         description="Hash of its content; null when it cannot be read.", examples=["sha256:2c26b46b68ffc68f"]
     )
@@ -485,14 +493,14 @@ class ArtifactSummary(Answer):
         description="What its manifest records from its own evaluation, by predictive.",
         examples=[{"map": {"nll": 0.834}, "laplace": {"nll": 0.374}}],
     )
-    weights: WeightsOut | None = Field(description="How its base model's weights are held; null unless it is active.")
+    weights: WeightsOut | None = Field(description="How its base model's weights are held; null unless it is loaded.")
     error: str | None = Field(
         description="Why it cannot be served; null where it can be read.", examples=["the manifest is missing"]
     )
 
 
 class ArtifactsResponse(Answer):
-    """The artifacts that can be activated."""
+    """The loaded artifacts, and the others of the root, which can be loaded."""
 
     active: str | None = Field(
         description="Name of the one that answers; null while loading.", examples=["sst2-smollm2"]
@@ -501,10 +509,26 @@ class ArtifactsResponse(Answer):
 
 
 class ActivateResponse(Answer):
-    """The artifact that answers from now on."""
+    """The artifact that answers from now on where a request names none."""
 
     artifact: ArtifactRef = Field(description="Which artifact answers now.")
-    previous: str | None = Field(description="Name of the one that answered before.", examples=["sst2-smollm2"])
+    previous: str | None = Field(description="Name of the one that was active before.", examples=["sst2-smollm2"])
+    unloaded: list[str] = Field(description="Names of those that went to make room.", examples=[[]])
+
+
+class LoadResponse(Answer):
+    """The artifact that requests can name from now on."""
+
+    artifact: ArtifactRef = Field(description="Which artifact requests can name now.")
+    unloaded: list[str] = Field(
+        description="Names of the least recently used ones, which went to make room.", examples=[["sst2-older"]]
+    )
+
+
+class UnloadResponse(Answer):
+    """The artifact that takes no new requests; those under way are still answered."""
+
+    artifact: ArtifactRef = Field(description="Which artifact it is.")
 
 
 class ErrorDetail(Answer):

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi import Request
 
-from laplora.errors import ArtifactNotFoundError, InvalidInputError, TooManyTokensError
+from laplora.errors import InvalidInputError, TooManyTokensError
 from service.callers import Caller
 from service.engine import Ask, Engine
 from service.errors import (
-    ArtifactInactiveError,
     BatchTooLargeError,
     ClientGoneError,
     DeadlineError,
@@ -77,27 +77,29 @@ class Scored:
     compute_ms: float
 
 
-def choose_predictor(state: ServiceState, artifact: str | None) -> Predictor:
-    """Return the active predictor, if it is the one that was asked for.
+@contextmanager
+def lease(state: ServiceState, artifact: str | None) -> Iterator[Predictor]:
+    """Yield the predictor of a loaded artifact, None for the active one; inside the block it stays in memory.
 
     Raises:
         DrainingError, NotReadyError: none takes requests.
         ArtifactNotFoundError: no artifact has that name.
-        ArtifactInactiveError: it is not the active one.
+        ArtifactNotLoadedError: it is not loaded.
+    """
+    check_taking(state)
+    with state.host.lease(artifact) as predictor:
+        yield predictor
+
+
+def check_taking(state: ServiceState) -> Predictor:
+    """Return the active predictor, if the server takes requests.
+
+    Raises:
+        DrainingError, NotReadyError: it does not.
     """
     if state.draining:
         raise DrainingError("the server is stopping and takes no new requests")
-    predictor = state.host.require_active()
-    if artifact is None or artifact == predictor.artifact.name:
-        return predictor
-    try:
-        state.host.path_of(artifact)
-    except ArtifactNotFoundError as error:
-        raise ArtifactNotFoundError(f"{error}; {predictor.artifact.name!r} is active") from None
-    raise ArtifactInactiveError(
-        f"{predictor.artifact.name!r} is the active artifact: activate the other one first, or leave the field out",
-        field="artifact",
-    )
+    return state.host.require_active()
 
 
 def check_inputs(state: ServiceState, inputs: Sequence[Input], *, order_average: bool) -> None:

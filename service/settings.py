@@ -5,10 +5,10 @@ from __future__ import annotations
 from inspect import cleandoc
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
 class Settings(BaseSettings):
@@ -32,6 +32,21 @@ class Settings(BaseSettings):
     )
     artifacts_root: Path = Field(
         Path("artifacts"), description="Folder whose sub-folders are the artifacts that can be activated by name."
+    )
+    also_load: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Names, with commas between, of further artifacts of the root that are loaded at the start; on the "
+        "same base model. Requests choose one by name.",
+    )
+    max_artifacts: int = Field(
+        8,
+        ge=1,
+        description="Most artifacts that are loaded at once; the least recently used idle one goes for another.",
+    )
+    max_artifact_bytes: int = Field(
+        2 * 2**30,
+        ge=1,
+        description="Most bytes of adapters and posteriors that are loaded at once, the base model not counted.",
     )
     cache: Path | None = Field(
         None, description="Folder of cached base models; unset: the user's cache folder (XDG_CACHE_HOME/laplora)."
@@ -101,6 +116,12 @@ class Settings(BaseSettings):
             return ",".join(str(ip_network(part.strip())) for part in value.split(",") if part.strip())
         except ValueError as error:
             raise ValueError(f"expected IP addresses or networks with commas between them: {error}") from None
+
+    @field_validator("also_load", mode="before")
+    @classmethod
+    def _split_names(cls, value: Any) -> Any:
+        parts = [value] if isinstance(value, str) else value
+        return tuple(name.strip() for part in parts for name in part.split(",") if name.strip())
 
     @model_validator(mode="after")
     def _requests_fit_the_queue(self) -> Settings:

@@ -1,4 +1,4 @@
-"""GET /artifacts and POST /artifacts/{name}/activate."""
+"""GET /artifacts, and POST /artifacts/{name}/load, /activate and /unload."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ from service.schemas import (
     ArtifactRef,
     ArtifactsResponse,
     ArtifactSummary,
+    LoadResponse,
     RecommendedOut,
+    UnloadResponse,
     WeightsOut,
 )
-from service.scoring import ServiceState, choose_predictor
+from service.scoring import ServiceState, check_taking
+from service.shelf import Place
 
 if TYPE_CHECKING:
     from laplora.artifact import Artifact
@@ -27,29 +30,50 @@ if TYPE_CHECKING:
 router = APIRouter(tags=["artifacts"])
 
 
+_CHANGE_ERRORS = ("artifact_not_found", "activation_running", "artifacts_full", *CANDIDATE_ERRORS, *STATE_ERRORS)
+
+
 @router.get("/artifacts")
 async def list_artifacts(request: Request) -> ArtifactsResponse:
-    """The active artifact, and those of the artifacts root that can be activated."""
+    """The loaded artifacts, the active one first, and the others of the artifacts root."""
     state: ServiceState = request.app.state.service
     active = state.host.active
     name = None if active is None else active.artifact.name
     known = await run_in_threadpool(state.host.known)
-    weights = None if active is None else WeightsOut(held=active.weights.held, reason=active.weights.reason)
     return ArtifactsResponse(
-        active=name, artifacts=[_summary(found, item, weights if found == name else None) for found, item in known]
+        active=name, artifacts=[_summary(found, item, place, name) for found, item, place in known]
+    )
+
+
+@router.post("/artifacts/{name}/load", responses=error_responses(*_CHANGE_ERRORS))
+async def load_artifact(name: str, request: Request) -> LoadResponse:
+    """Load and verify an artifact beside the others, for requests that name it; answers when it serves."""
+    state: ServiceState = request.app.state.service
+    check_taking(state)
+    change = await asyncio.wrap_future(state.host.in_background(state.host.load, name))
+    return LoadResponse(artifact=artifact_ref(change.predictor.artifact), unloaded=list(change.unloaded))
+
+
+@router.post("/artifacts/{name}/activate", responses=error_responses(*_CHANGE_ERRORS))
+async def activate_artifact(name: str, request: Request) -> ActivateResponse:
+    """Make an artifact the one that answers unasked, loaded and verified first; a broken one changes nothing."""
+    state: ServiceState = request.app.state.service
+    check_taking(state)
+    change = await asyncio.wrap_future(state.host.in_background(state.host.activate, name))
+    return ActivateResponse(
+        artifact=artifact_ref(change.predictor.artifact), previous=change.previous, unloaded=list(change.unloaded)
     )
 
 
 @router.post(
-    "/artifacts/{name}/activate",
-    responses=error_responses("artifact_not_found", "activation_running", *CANDIDATE_ERRORS, *STATE_ERRORS),
+    "/artifacts/{name}/unload",
+    responses=error_responses("artifact_not_found", "artifact_not_loaded", "artifact_active", *STATE_ERRORS),
 )
-async def activate_artifact(name: str, request: Request) -> ActivateResponse:
-    """Load, verify and swap in an artifact; answers when it serves. A broken one is refused and the old one stays."""
+async def unload_artifact(name: str, request: Request) -> UnloadResponse:
+    """Take an artifact off memory: it gets no new requests, and those under way are still answered."""
     state: ServiceState = request.app.state.service
-    choose_predictor(state, None)
-    predictor, previous = await asyncio.wrap_future(state.host.activate_in_background(name))
-    return ActivateResponse(artifact=artifact_ref(predictor.artifact), previous=previous)
+    check_taking(state)
+    return UnloadResponse(artifact=artifact_ref((await run_in_threadpool(state.host.unload, name)).artifact))
 
 
 def artifact_ref(artifact: Artifact) -> ArtifactRef:
@@ -77,12 +101,20 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _summary(name: str, item: Artifact | LaploraError, weights: WeightsOut | None) -> ArtifactSummary:
-    """Return how an artifact is listed; ``weights`` are the active one's."""
+def _summary(name: str, item: Artifact | LaploraError, place: Place | None, active: str | None) -> ArtifactSummary:
+    """Return how an artifact is listed.
+
+    Args:
+        place: its place on the shelf, if it is loaded.
+        active: name of the active artifact.
+    """
     if isinstance(item, LaploraError):
         return ArtifactSummary(
             name=name,
             active=False,
+            loaded=False,
+            requests=None,
+            memory_bytes=None,
             digest=None,
             base_model=None,
             quantization=None,
@@ -94,15 +126,18 @@ def _summary(name: str, item: Artifact | LaploraError, weights: WeightsOut | Non
             weights=None,
             error=str(item),
         )
-    ref = artifact_ref(item)
+    weights = None if place is None else place.predictor.weights
     return ArtifactSummary(
-        **ref.model_dump(),
-        active=weights is not None,
+        **artifact_ref(item).model_dump(),
+        active=place is not None and place.name == active,
+        loaded=place is not None,
+        requests=None if place is None else place.leases,
+        memory_bytes=None if place is None else place.size_bytes,
         labels=list(item.manifest.labels),
         fields=template_fields(item),
         predictives=list(item.manifest.servable),
         recommended=RecommendedOut.model_validate(item.manifest.recommended.model_dump()),
         metrics=_finite(item.manifest.metrics),
-        weights=weights,
+        weights=None if weights is None else WeightsOut(held=weights.held, reason=weights.reason),
         error=None,
     )

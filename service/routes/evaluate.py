@@ -20,7 +20,7 @@ from service.request_record import record_of
 from service.routes.artifacts import artifact_ref
 from service.routes.predict import note_asked, record, timing_of
 from service.schemas import EvaluateRequest, EvaluateResponse, LabelledInput, MethodMetrics
-from service.scoring import Scored, ServiceState, check_inputs, choose_predictor, score, while_awaited
+from service.scoring import Scored, ServiceState, check_inputs, lease, score, while_awaited
 
 if TYPE_CHECKING:
     from laplora.prediction import Prediction
@@ -34,41 +34,43 @@ async def evaluate(body: EvaluateRequest, request: Request) -> EvaluateResponse:
     begun = time.monotonic()
     state: ServiceState = request.app.state.service
     deadline = begun + state.settings.request_timeout_s
-    predictor = choose_predictor(state, body.artifact)
-    check_inputs(state, body.inputs, order_average=body.options.order_average)
-    ask = Ask(predictor.recommended, also=predictor.predictives)
-    note_asked(request, predictor, ask)
-    labels = [_label_of(i, item, predictor.artifact.manifest.labels) for i, item in enumerate(body.inputs)]
+    with lease(state, body.artifact) as predictor:
+        check_inputs(state, body.inputs, order_average=body.options.order_average)
+        ask = Ask(predictor.recommended, also=predictor.predictives)
+        note_asked(request, predictor, ask)
+        labels = [_label_of(i, item, predictor.artifact.manifest.labels) for i, item in enumerate(body.inputs)]
 
-    def measured(scored: Scored) -> dict[str, MethodMetrics]:
-        own_order: Sequence[Prediction | None] = scored.own_order or [None] * len(labels)
-        pairs = zip(scored.predictions, own_order, strict=True)
-        rows = [method_rows(predictor.recommended, averaged, own) for averaged, own in pairs]
-        return measure(rows, labels, class_count=predictor.class_count, options=body.options)
+        def measured(scored: Scored) -> dict[str, MethodMetrics]:
+            own_order: Sequence[Prediction | None] = scored.own_order or [None] * len(labels)
+            pairs = zip(scored.predictions, own_order, strict=True)
+            rows = [method_rows(predictor.recommended, averaged, own) for averaged, own in pairs]
+            return measure(rows, labels, class_count=predictor.class_count, options=body.options)
 
-    async def work() -> tuple[Scored, dict[str, MethodMetrics]]:
-        scored = await score(
-            state,
-            predictor,
-            [item.template_fields for item in body.inputs],
-            ask=ask,
-            truncate=body.options.truncate,
-            order_average=body.options.order_average,
-            deadline=deadline,
-            caller=caller_of(request),
-            record=record_of(request),
+        async def work() -> tuple[Scored, dict[str, MethodMetrics]]:
+            scored = await score(
+                state,
+                predictor,
+                [item.template_fields for item in body.inputs],
+                ask=ask,
+                truncate=body.options.truncate,
+                order_average=body.options.order_average,
+                deadline=deadline,
+                caller=caller_of(request),
+                record=record_of(request),
+            )
+            try:
+                return scored, await run_in_threadpool(measured, scored)
+            except NonFiniteError:
+                raise UnscorableInputError(
+                    "the model has no finite answer for one of the inputs", field="inputs"
+                ) from None
+
+        scored, methods = await while_awaited(request, work(), deadline=deadline)
+        timing = timing_of(scored, begun)
+        record(request, timing, rows=len(labels), tokens=sum(p.tokens for p in scored.predictions))
+        return EvaluateResponse(
+            artifact=artifact_ref(predictor.artifact), rows=len(labels), methods=methods, timing_ms=timing
         )
-        try:
-            return scored, await run_in_threadpool(measured, scored)
-        except NonFiniteError:
-            raise UnscorableInputError("the model has no finite answer for one of the inputs", field="inputs") from None
-
-    scored, methods = await while_awaited(request, work(), deadline=deadline)
-    timing = timing_of(scored, begun)
-    record(request, timing, rows=len(labels), tokens=sum(p.tokens for p in scored.predictions))
-    return EvaluateResponse(
-        artifact=artifact_ref(predictor.artifact), rows=len(labels), methods=methods, timing_ms=timing
-    )
 
 
 def _label_of(index: int, item: LabelledInput, labels: Sequence[str]) -> int:

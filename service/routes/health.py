@@ -8,7 +8,7 @@ from laplora.errors import ArtifactNotFoundError
 from service.openapi import STATE_ERRORS, error_responses
 from service.routes.artifacts import artifact_ref, template_fields
 from service.schemas import LiveResponse, ReadyResponse, V2Live, V2Model, V2Ready, V2Tensor
-from service.scoring import ServiceState, choose_predictor
+from service.scoring import ServiceState, check_taking
 
 router = APIRouter(tags=["health"])
 
@@ -23,7 +23,7 @@ async def health_live() -> LiveResponse:
 async def health_ready(request: Request) -> ReadyResponse:
     """Whether an artifact answers: a real pass and the golden replay succeeded, and the server is not stopping."""
     state: ServiceState = request.app.state.service
-    return ReadyResponse(status="ready", artifact=artifact_ref(choose_predictor(state, None).artifact))
+    return ReadyResponse(status="ready", artifact=artifact_ref(check_taking(state).artifact))
 
 
 @router.get("/v2/health/live")
@@ -35,17 +35,19 @@ async def v2_live() -> V2Live:
 @router.get("/v2/health/ready", responses=error_responses(*STATE_ERRORS))
 async def v2_ready(request: Request) -> V2Ready:
     """Open Inference Protocol readiness."""
-    choose_predictor(request.app.state.service, None)
+    check_taking(request.app.state.service)
     return V2Ready(ready=True)
 
 
 @router.get("/v2/models/{name}", responses=error_responses("artifact_not_found", "not_ready", "draining"))
 async def v2_model(name: str, request: Request) -> V2Model:
-    """Open Inference Protocol metadata of the active artifact."""
-    predictor = choose_predictor(request.app.state.service, None)
+    """Open Inference Protocol metadata of a loaded artifact."""
+    state: ServiceState = request.app.state.service
+    check_taking(state)
+    predictor = state.host.shelf.find(name)
+    if predictor is None:
+        raise ArtifactNotFoundError("no loaded artifact of this name: GET /artifacts lists them")
     artifact = predictor.artifact
-    if name != artifact.name:
-        raise ArtifactNotFoundError(f"{artifact.name!r} is the only model served now")
     classes = len(artifact.manifest.labels)
     return V2Model(
         name=artifact.name,

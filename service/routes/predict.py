@@ -24,7 +24,7 @@ from service.schemas import (
     PredictResponse,
     Timing,
 )
-from service.scoring import Scored, ServiceState, check_inputs, choose_predictor, score, what_is_asked, while_awaited
+from service.scoring import Scored, ServiceState, check_inputs, lease, score, what_is_asked, while_awaited
 
 if TYPE_CHECKING:
     from laplora.prediction import Prediction
@@ -39,38 +39,40 @@ async def predict(body: PredictRequest, request: Request) -> PredictResponse:
     begun = time.monotonic()
     state: ServiceState = request.app.state.service
     deadline = begun + state.settings.request_timeout_s
-    predictor = choose_predictor(state, body.artifact)
-    check_inputs(state, body.inputs, order_average=body.options.order_average)
-    ask = what_is_asked(predictor, body.options)
-    note_asked(request, predictor, ask)
-    work = score(
-        state,
-        predictor,
-        [item.template_fields for item in body.inputs],
-        ask=ask,
-        truncate=body.options.truncate,
-        order_average=body.options.order_average,
-        deadline=deadline,
-        caller=caller_of(request),
-        record=record_of(request),
-    )
-    scored = await while_awaited(request, work, deadline=deadline)
-    answers, target_risk = predictor.decided(scored.predictions, body.options.target_risk)
-    predictions = [
-        prediction_out(i, item, prediction, body.options)
-        for i, (item, prediction) in enumerate(zip(body.inputs, answers, strict=True))
-    ]
-    timing = timing_of(scored, begun)
-    record(request, timing, rows=len(predictions), tokens=sum(p.tokens for p in scored.predictions))
-    state.metrics.count_answers(predictor.artifact.name, ask.predictive, answers)
-    recommended = predictor.artifact.manifest.recommended
-    return PredictResponse(
-        artifact=artifact_ref(predictor.artifact),
-        predictive=PredictiveRef(name=ask.predictive, recommended=recommended.predictive, reason=recommended.reason),
-        target_risk=target_risk,
-        predictions=predictions,
-        timing_ms=timing,
-    )
+    with lease(state, body.artifact) as predictor:
+        check_inputs(state, body.inputs, order_average=body.options.order_average)
+        ask = what_is_asked(predictor, body.options)
+        note_asked(request, predictor, ask)
+        work = score(
+            state,
+            predictor,
+            [item.template_fields for item in body.inputs],
+            ask=ask,
+            truncate=body.options.truncate,
+            order_average=body.options.order_average,
+            deadline=deadline,
+            caller=caller_of(request),
+            record=record_of(request),
+        )
+        scored = await while_awaited(request, work, deadline=deadline)
+        answers, target_risk = predictor.decided(scored.predictions, body.options.target_risk)
+        predictions = [
+            prediction_out(i, item, prediction, body.options)
+            for i, (item, prediction) in enumerate(zip(body.inputs, answers, strict=True))
+        ]
+        timing = timing_of(scored, begun)
+        record(request, timing, rows=len(predictions), tokens=sum(p.tokens for p in scored.predictions))
+        state.metrics.count_answers(predictor.artifact.name, ask.predictive, answers)
+        recommended = predictor.artifact.manifest.recommended
+        return PredictResponse(
+            artifact=artifact_ref(predictor.artifact),
+            predictive=PredictiveRef(
+                name=ask.predictive, recommended=recommended.predictive, reason=recommended.reason
+            ),
+            target_risk=target_risk,
+            predictions=predictions,
+            timing_ms=timing,
+        )
 
 
 def prediction_out(index: int, item: Input, prediction: Prediction, options: PredictOptions) -> PredictionOut:

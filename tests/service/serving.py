@@ -24,6 +24,9 @@ from service.app import create_app
 from service.host import Library
 from service.settings import Settings
 
+#: What every fake predictor stands on, unless a test says otherwise.
+BASE = SimpleNamespace(model="tiny", quantization="none", dtype="float32")
+
 
 @dataclass
 class FakePrediction:
@@ -74,6 +77,7 @@ class FakePredictor:
         self.decides_any_risk = True
         reason = {"predictive": "laplace", "reason": "it was better", "chosen_by": "calibration", "table": {}}
         manifest = SimpleNamespace(
+            base=BASE,
             base_model="tiny",
             quantization="none",
             labels=tuple(labels),
@@ -82,6 +86,8 @@ class FakePredictor:
             servable=self.predictives,
             recommended=SimpleNamespace(**reason, model_dump=lambda: reason),
         )
+        self.base: object = BASE
+        self.own_bytes = 1000
         self.artifact = SimpleNamespace(name=name, digest=f"sha256:{name}", manifest=manifest, path=path)
         self.class_count = len(labels)
         self.max_tokens = max_tokens

@@ -257,7 +257,7 @@ async def test_activation_swaps_without_dropping_requests(tmp_path: Path) -> Non
         after = await served.predict("c")
         before = [await task for task in (running, waiting)]
         again = (await served.client.post("/artifacts/second/activate")).json()
-    assert code(inactive) == (409, "artifact_inactive")
+    assert code(inactive) == (409, "artifact_not_loaded")
     assert (answer["artifact"]["name"], answer["previous"]) == ("second", "first")
     assert [r.status_code for r in before] == [200, 200]
     assert before[0].json()["artifact"]["name"] == "first"

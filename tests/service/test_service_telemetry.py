@@ -119,7 +119,7 @@ async def test_metrics_count_what_happened() -> None:
         'laplora_latency_seconds_count{route="/predict",stage="total"} 2.0',
         'laplora_batches_total{outcome="ok",predictive="map"} 1.0',
         'laplora_batch_rows_sum{predictive="laplace"} 2.0',
-        'laplora_artifact_info{digest="sha256:fake",name="fake"} 1.0',
+        'laplora_artifact_info{active="true",digest="sha256:fake",name="fake"} 1.0',
         "laplora_queue_rows 1.0",
         "laplora_ready 1.0",
     ):
