@@ -114,10 +114,18 @@ class Evaluated(_Record):
 
 
 class ServedArtifact(_Record):
-    """One artifact that the service knows; fields are None where it cannot be read."""
+    """One artifact that the service knows; fields are None where it cannot be read.
+
+    Attributes:
+        active: it answers where a request names none.
+        loaded: requests can name it.
+        memory_bytes: of its adapters and posteriors; None where it is not loaded.
+    """
 
     name: str
     active: bool
+    loaded: bool
+    memory_bytes: int | None
     digest: str | None
     base_model: str | None
     labels: tuple[str, ...] | None

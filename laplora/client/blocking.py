@@ -142,9 +142,17 @@ class Client:
         """Return the artifacts that the service knows."""
         return bodies.listing_of(self._send("GET", "/artifacts"))
 
+    def load(self, name: str) -> Artifact:
+        """Load an artifact beside the others, for requests that name it, and return it; answers once it serves."""
+        return bodies.changed_of(self._send("POST", bodies.change_path(name, "load")))
+
     def activate(self, name: str) -> Artifact:
-        """Let another artifact answer from now on, and return it."""
-        return bodies.activated_of(self._send("POST", bodies.activation_path(name)))
+        """Let another artifact answer where a request names none, and return it; answers once it serves."""
+        return bodies.changed_of(self._send("POST", bodies.change_path(name, "activate")))
+
+    def unload(self, name: str) -> Artifact:
+        """Take an artifact off the service's memory, and return it; what is under way is still answered."""
+        return bodies.changed_of(self._send("POST", bodies.change_path(name, "unload")))
 
     def ready(self) -> bool:
         """Return whether the service answers and is ready; one try."""

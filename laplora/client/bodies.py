@@ -29,7 +29,7 @@ class _Listing(BaseModel):
     artifacts: tuple[ServedArtifact, ...]
 
 
-class _Activated(BaseModel):
+class _Changed(BaseModel):
     artifact: Artifact
 
 
@@ -57,9 +57,9 @@ def body_of(inputs: Sequence[Mapping[str, Any]], artifact: str | None, options: 
     return body
 
 
-def activation_path(name: str) -> str:
-    """Return where an artifact is activated."""
-    return f"/artifacts/{quote(name, safe='')}/activate"
+def change_path(name: str, change: Literal["load", "activate", "unload"]) -> str:
+    """Return where an artifact is loaded, activated or unloaded."""
+    return f"/artifacts/{quote(name, safe='')}/{change}"
 
 
 def in_batches(inputs: Inputs, size: int) -> list[list[Mapping[str, Any]]]:
@@ -129,9 +129,9 @@ def listing_of(response: httpx.Response) -> tuple[ServedArtifact, ...]:
     return _parsed(_Listing, response).artifacts
 
 
-def activated_of(response: httpx.Response) -> Artifact:
-    """Return the artifact that a response says is active."""
-    return _parsed(_Activated, response).artifact
+def changed_of(response: httpx.Response) -> Artifact:
+    """Return the artifact that a response says was loaded, activated or unloaded."""
+    return _parsed(_Changed, response).artifact
 
 
 def _parsed(kind: type[Record], response: httpx.Response) -> Record:

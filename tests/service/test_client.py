@@ -102,7 +102,9 @@ def test_evaluate_artifacts_and_activate(address: str, sentiment_run: FinishedRu
     with Client(address) as client:
         found = client.evaluate(labelled[:20])
         (listed,) = client.artifacts()
-        active = client.activate(listed.name)
+        active, loaded = client.activate(listed.name), client.load(listed.name)
+        with pytest.raises(RequestRefusedError) as needed:
+            client.unload(listed.name)
         with pytest.raises(RequestRefusedError) as refused:
             client.evaluate(labelled)
         with pytest.raises(RequestRefusedError) as unknown:
@@ -110,7 +112,10 @@ def test_evaluate_artifacts_and_activate(address: str, sentiment_run: FinishedRu
     assert found.rows == 20
     assert 0 <= found.methods["laplace"].ece <= 1
     assert (listed.active, listed.fields) == (True, ("text",))
+    assert (listed.loaded, (listed.memory_bytes or 0) > 0) == (True, True)
+    assert active == loaded
     assert active.name == listed.name == sentiment_run.artifact.name
+    assert (needed.value.status, needed.value.code) == (409, "artifact_active")
     assert (refused.value.status, refused.value.limit, refused.value.got) == (413, 20, 96)
     assert unknown.value.status == 404
 
