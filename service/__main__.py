@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 import uvicorn
 from pydantic import ValidationError
 
+from service.exit_status import ExitStatus
 from service.logs import configure_logging, logger
 from service.settings import Settings
 
@@ -24,16 +25,22 @@ if TYPE_CHECKING:
     from service.scoring import ServiceState
 
 
+#: Longest wait for what is open after a device fault, in seconds.
+FAULT_LEAVE_S = 5.0
+
+
 class DrainingServer(uvicorn.Server):
     """A server that, on SIGTERM or SIGINT, first answers what is in flight and refuses the rest with 503.
 
-    It leaves after ``drain_s`` at the latest; a second signal ends the wait.
+    It leaves after ``drain_s`` at the latest; a second signal ends the wait. Once the device has failed, it leaves
+    by itself, after ``FAULT_LEAVE_S`` at the latest.
     """
 
     def __init__(self, config: uvicorn.Config, state: ServiceState) -> None:
         super().__init__(config)
         self._state = state
         self._drain_until: float | None = None
+        self._leave_at: float | None = None
         self.failed = False
 
     def fail(self) -> None:
@@ -57,8 +64,20 @@ class DrainingServer(uvicorn.Server):
                 address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
                 logger.info("listening on %s", address, extra={"event": "listening", "address": address})
 
+    @property
+    def exit_status(self) -> ExitStatus:
+        """What the process should leave with, once ``serve`` has returned."""
+        if self._state.engine.health.fault is not None:
+            return ExitStatus.DEVICE_FAULT
+        return ExitStatus.START_FAILED if self.failed or not self.started else ExitStatus.CLEAN
+
     async def on_tick(self, counter: int) -> bool:
         """Run ten times a second; true ends the server."""
+        if self._state.engine.health.fault is not None:
+            # The queue is answered by now; what is still open is bodies on their way.
+            self._leave_at = self._leave_at or time.monotonic() + FAULT_LEAVE_S
+            if self._idle or time.monotonic() >= self._leave_at:
+                self.should_exit = True
         if self._drain_until is not None and not self.should_exit:
             if not self._state.draining:
                 logger.info("draining", extra={"event": "draining", "in_flight": self._state.engine.open_tickets})
@@ -85,7 +104,7 @@ def parse_settings(arguments: list[str] | None = None) -> Settings:
             name = ".".join(str(part) for part in problem["loc"]) or "settings"
             flag, variable = f"--{name.replace('_', '-')}", f"LAPLORA_{name.upper()}"
             sys.stderr.write(f"python -m service: {flag} ({variable}): {problem['msg']}\n")
-        raise SystemExit(2) from None
+        raise SystemExit(int(ExitStatus.USAGE)) from None
 
 
 def server_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
@@ -107,7 +126,7 @@ def server_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
 
 
 def main() -> int:
-    """Serve; return the process's exit status."""
+    """Serve; return the process's exit status, an ``ExitStatus``."""
     settings = parse_settings()
     configure_logging(settings.log_level, settings.log_format)
     if not (settings.artifact_path / "manifest.json").is_file():
@@ -117,7 +136,7 @@ def main() -> int:
             settings.artifacts_root,
             extra={"event": "load_failed"},
         )
-        return 2
+        return ExitStatus.USAGE
     # Only now: --help and a wrong path should not wait for torch.
     from laplora.errors import ConfigError
     from service.app import create_app
@@ -130,17 +149,20 @@ def main() -> int:
     config = server_config(app, settings)
     server = DrainingServer(config, app.state.service)
     asyncio.run(server.serve())
-    logger.info("stopped", extra={"event": "stopped"})
-    return 1 if server.failed or not server.started else 0
+    status = server.exit_status
+    logger.info("stopped", extra={"event": "stopped", "status": int(status)})
+    return status
 
 
 def leave(status: int) -> NoReturn:
     """End the process, whatever its daemon threads are doing.
 
     A thread inside torch's native code, loading a model or running a batch, aborts an interpreter that is
-    taken down under it.
+    taken down under it; so may torch itself, once the device has failed.
     """
-    if any(thread.daemon and thread.is_alive() for thread in threading.enumerate()):
+    if status == ExitStatus.DEVICE_FAULT or any(
+        thread.daemon and thread.is_alive() for thread in threading.enumerate()
+    ):
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 
 from laplora.errors import LaploraError
 from service import event_loop, host, openapi
+from service.device_faults import DeviceHealth
 from service.engine import BatchReport, Engine
 from service.errors import (
     InvalidRequestError,
@@ -60,6 +61,7 @@ def create_app(
         max_queue_tokens=settings.max_queue_tokens,
         max_queue_rows=settings.max_queue_rows,
         on_batch=measures.count_batch if tracing is None else _both(measures.count_batch, tracing.batch),
+        health=DeviceHealth(stall_s=settings.stall_s, on_fault=lambda: measures.ready.set(0)),
     )
     measures.watch_queue(engine, max_rows=settings.max_queue_rows, max_tokens=settings.max_queue_tokens)
     artifact_host = host.ArtifactHost(settings, engine, measures, library or host.default_library(), on_load_failure)

@@ -13,16 +13,19 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from laplora.errors import NonFiniteError
 from service.batching import Waiting, form_batch, halves, next_group, padded_tokens
+from service.device_faults import DeviceHealth, is_device_fault, is_out_of_memory
 from service.errors import (
     BatchTooLargeError,
     DeadlineError,
+    DeviceFaultError,
     DeviceMemoryError,
     DrainingError,
     QueueFullError,
@@ -148,6 +151,7 @@ class Engine:
         max_queue_tokens: most tokens that wait; a request with more is refused for good.
         max_queue_rows: most rows that wait.
         on_batch: called on the device thread after each run.
+        health: is told of each run and of each fault.
     """
 
     def __init__(
@@ -157,7 +161,9 @@ class Engine:
         max_queue_tokens: int,
         max_queue_rows: int,
         on_batch: Callable[[BatchReport], None] = lambda report: None,
+        health: DeviceHealth | None = None,
     ) -> None:
+        self.health = health or DeviceHealth(stall_s=math.inf)
         self.token_budget = token_budget
         self._max_queue_tokens = max_queue_tokens
         self._max_queue_rows = max_queue_rows
@@ -176,7 +182,7 @@ class Engine:
 
     def start(self) -> None:
         """Start the device thread. It is a daemon: a batch that never ends cannot hold up the process's exit."""
-        self._thread = threading.Thread(target=self._loop, name="laplora-device", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="laplora-device", daemon=True)
         self._thread.start()
 
     @property
@@ -224,6 +230,7 @@ class Engine:
 
         Raises:
             DrainingError: the engine takes no more work.
+            DeviceFaultError: the device has failed.
             BatchTooLargeError: the rows would not fit into an empty queue.
             QueueFullError: they do not fit now.
         """
@@ -242,8 +249,7 @@ class Engine:
         owners = range(len(rows)) if inputs is None else inputs
         ticket = Ticket(scorer, ask, tuple(rows), deadline, time.monotonic(), tuple(owners), caller, origin)
         with self._changed:
-            if self._draining:
-                raise DrainingError("the server is stopping and takes no new requests")
+            self._require_open()
             for what, limit_name, limit, waiting, new in (
                 ("rows", "max_queue_rows", self._max_queue_rows, len(self._waiting), len(rows)),
                 ("tokens", "max_queue_tokens", self._max_queue_tokens, self._queued_tokens, tokens),
@@ -267,14 +273,19 @@ class Engine:
 
         Raises:
             DrainingError: the engine takes no more work.
+            DeviceFaultError: the device has failed.
         """
         future: Future[Any] = Future()
         with self._changed:
-            if self._draining:
-                raise DrainingError("the server is stopping and takes no new requests")
+            self._require_open()
             self._calls.append((function, future))
             self._changed.notify_all()
         return future
+
+    def _require_open(self) -> None:
+        self.health.require_no_fault()
+        if self._draining:
+            raise DrainingError("the server is stopping and takes no new requests")
 
     def drain(self) -> None:
         """Refuse new work; what waits is still served."""
@@ -284,15 +295,38 @@ class Engine:
 
     def stop(self, *, join_timeout_s: float = 0.0) -> None:
         """Fail what still waits with :class:`DrainingError` and end the thread after its current batch."""
+        self._end(DrainingError("the server stopped before this request was answered"))
+        if self._thread is not None and join_timeout_s > 0:
+            self._thread.join(join_timeout_s)
+
+    @contextmanager
+    def latching_faults(self) -> Iterator[None]:
+        """Hold while something may meet a device fault: it then latches, and ends the engine for everybody.
+
+        Raises:
+            DeviceFaultError: in place of the fault.
+        """
+        try:
+            yield
+        except Exception as error:
+            if not is_device_fault(error):
+                raise
+            raise self._fail(error) from None
+
+    def _fail(self, error: BaseException) -> DeviceFaultError:
+        fault = self.health.latch(error)
+        self._end(fault)
+        return fault
+
+    def _end(self, error: Exception) -> None:
+        """Fail what is open with an error, take no more, and end the thread after its current batch."""
         with self._changed:
             self._draining = self._stopped = True
             left = [ticket.future for ticket in self._open] + [future for _, future in self._calls]
             self._calls.clear()
             self._changed.notify_all()
         for future in left:
-            settle(future, error=DrainingError("the server stopped before this request was answered"))
-        if self._thread is not None and join_timeout_s > 0:
-            self._thread.join(join_timeout_s)
+            settle(future, error=error)
 
     def _forget(self, ticket: Ticket) -> None:
         with self._changed:
@@ -308,6 +342,13 @@ class Engine:
         seconds = self._queued_tokens / self._tokens_per_s if self._tokens_per_s > 0 else 1.0
         return min(60, max(1, math.ceil(seconds)))
 
+    def _run(self) -> None:
+        try:
+            self._loop()
+        except BaseException as error:
+            # Without this thread every request would wait for ever.
+            self._fail(error)
+
     def _loop(self) -> None:
         while True:
             with self._changed:
@@ -316,12 +357,26 @@ class Engine:
                     return
                 call = self._calls.popleft() if self._calls else None
             if call is not None:
-                _run_call(*call)
+                self._run_call(*call)
                 continue
             self._drop_expired()
             batch = self._take_batch()
             if batch:
                 self._score(batch)
+
+    def _run_call(self, function: Callable[[], Any], future: Future[Any]) -> None:
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            with self.health.running(), self.latching_faults():
+                result = function()
+        except Exception as error:
+            settle(future, error=error)
+        except BaseException as error:
+            settle(future, error=self._fail(error))
+            raise
+        else:
+            settle(future, result=result)
 
     def _drop_expired(self) -> None:
         now = time.monotonic()
@@ -360,9 +415,10 @@ class Engine:
         failure: Exception | None = None
         try:
             ask = ticket.ask
-            predictions = ticket.scorer.predict(
-                [queued.row for queued in batch], ask.predictive, also=ask.also, target_risk=ask.target_risk
-            )
+            with self.health.running(), self.latching_faults():
+                predictions = ticket.scorer.predict(
+                    [queued.row for queued in batch], ask.predictive, also=ask.also, target_risk=ask.target_risk
+                )
             if len(predictions) != len(batch):
                 raise RuntimeError(f"the predictor gave {len(predictions)} answers for {len(batch)} rows")
         except Exception as error:
@@ -373,6 +429,8 @@ class Engine:
             for queued, prediction in zip(batch, predictions, strict=True):
                 _deliver(queued, prediction, finished)
             return
+        if isinstance(failure, DeviceFaultError):
+            return  # everybody has that answer already, and no retry could have another
         if len(batch) == 1:
             settle(ticket.future, error=_row_failure(failure, ticket.inputs[batch[0].index]))
             return
@@ -407,14 +465,6 @@ class Engine:
         origins = tuple(ticket.origin for ticket in tickets if ticket.origin is not None)
         padded = padded_tokens(lengths)
         self._on_batch(BatchReport(predictive, len(batch), sum(lengths), padded, duration_s, outcome, begun, origins))
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an exception says that the device (or the host) has no memory left."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    text = str(error).lower() if isinstance(error, RuntimeError) else ""
-    return "out of memory" in text or "can't allocate memory" in text
 
 
 def _release_device_memory() -> None:
@@ -455,12 +505,3 @@ def settle(future: Future[Any], *, result: Any = None, error: Exception | None =
             future.set_exception(error)
     except InvalidStateError:
         _log.debug("an answer came after its request was answered or given up")
-
-
-def _run_call(function: Callable[[], Any], future: Future[Any]) -> None:
-    if not future.set_running_or_notify_cancel():
-        return
-    try:
-        future.set_result(function())
-    except Exception as error:
-        future.set_exception(error)

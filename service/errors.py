@@ -21,6 +21,8 @@
         ├── NotReadyError               the artifact is still loading
         ├── DrainingError               the server is stopping
         ├── DeviceMemoryError           one input alone does not fit the device
+        ├── DeviceFaultError            the device failed for good; the process leaves
+        ├── DeviceStalledError          the device's present run is overdue
         ├── DeadlineError               the request's time ran out
         └── ClientGoneError             nobody is left to read the answer
 
@@ -134,6 +136,14 @@ class DeviceMemoryError(ServiceError):
     """One input alone does not fit the device's memory."""
 
 
+class DeviceFaultError(ServiceError):
+    """The device failed for good; the process leaves and a new one has to take its place."""
+
+
+class DeviceStalledError(ServiceError):
+    """The device's present run is overdue."""
+
+
 class DeadlineError(ServiceError):
     """The request's time ran out."""
 
@@ -195,6 +205,10 @@ ERROR_KINDS: tuple[ErrorKind, ...] = (
     ErrorKind(NotReadyError, "not_ready", 503, "The artifact is still loading.", retry_after_s=5),
     ErrorKind(DrainingError, "draining", 503, "The server is stopping.", retry_after_s=5),
     ErrorKind(DeviceMemoryError, "device_memory", 503, "An input does not fit the device's memory.", retry_after_s=5),
+    ErrorKind(
+        DeviceFaultError, "device_fault", 503, "The device failed: the server leaves, to start anew.", retry_after_s=10
+    ),
+    ErrorKind(DeviceStalledError, "device_stalled", 503, "The device's present run is overdue.", retry_after_s=5),
     ErrorKind(DeadlineError, "deadline_exceeded", 504, "The request's deadline passed."),
     ErrorKind(Exception, "internal_error", 500, "A fault of the server."),
 )

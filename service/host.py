@@ -25,7 +25,13 @@ from laplora.errors import (
     ModelError,
 )
 from service.engine import Engine, settle
-from service.errors import ActivationRunningError, ArtifactNotLoadedError, DrainingError, NotReadyError
+from service.errors import (
+    ActivationRunningError,
+    ArtifactNotLoadedError,
+    DeviceFaultError,
+    DrainingError,
+    NotReadyError,
+)
 from service.logs import log_crash, logger
 from service.metrics import Metrics, Phase
 from service.settings import Settings
@@ -271,7 +277,7 @@ class ArtifactHost:
     def _load_candidate(self, path: Path) -> Predictor:
         try:
             return self._load_verified(path, lambda phase, stage: None)
-        except (ArtifactError, ModelError, DownloadError, DrainingError):
+        except (ArtifactError, ModelError, DownloadError, DrainingError, DeviceFaultError):
             raise
         except LaploraError as error:
             raise ArtifactIncompatibleError(str(error)) from None
@@ -360,7 +366,8 @@ class ArtifactHost:
 
     def _load_verified(self, path: Path, enter: Callable[[Phase, str], None]) -> Predictor:
         enter("loading", "loading the artifact and its base model")
-        predictor = self._library.load(path, self._settings, lambda stage: enter("loading", stage))
+        with self._engine.latching_faults():
+            predictor = self._library.load(path, self._settings, lambda stage: enter("loading", stage))
         enter("verifying", "replaying the golden answers")
         self._engine.call(predictor.verify_golden).result()
         # Whatever the golden file holds, each predictive has answered once before anyone waits for it. On the

@@ -32,9 +32,10 @@ EVENTS = MappingProxyType(
         "digest, predictive, rows, tokens and the stages' times of a scored one",
         "head_timeout": "a connection was closed because a request's head did not come in time (at level debug)",
         "batch_failed": "a batch did not run on the device and is tried again in halves; rows, outcome, error",
+        "device_fault": "the device or its thread failed: requests get 503, the process leaves; error, frames",
         "crash": "a fault of the server: error (a type), frames (where), never the exception's message",
         "draining": "SIGTERM or Ctrl-C came: no new requests from now on; in_flight",
-        "stopped": "the process leaves",
+        "stopped": "the process leaves; status",
     }
 )
 

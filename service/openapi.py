@@ -21,7 +21,7 @@ from service.settings import Settings
 API_VERSION = "1.0"
 
 BODY_ERRORS = ("body_too_large", "unsupported_media_type", "invalid_json", "invalid_request", "deadline_exceeded")
-STATE_ERRORS = ("not_ready", "draining")
+STATE_ERRORS = ("not_ready", "draining", "device_fault")
 CANDIDATE_ERRORS = (
     "artifact_corrupt",
     "artifact_incompatible",

@@ -82,7 +82,7 @@ def lease(state: ServiceState, artifact: str | None) -> Iterator[Predictor]:
     """Yield the predictor of a loaded artifact, None for the active one; inside the block it stays in memory.
 
     Raises:
-        DrainingError, NotReadyError: none takes requests.
+        DeviceFaultError, DrainingError, NotReadyError: none takes requests.
         ArtifactNotFoundError: no artifact has that name.
         ArtifactNotLoadedError: it is not loaded.
     """
@@ -95,8 +95,9 @@ def check_taking(state: ServiceState) -> Predictor:
     """Return the active predictor, if the server takes requests.
 
     Raises:
-        DrainingError, NotReadyError: it does not.
+        DeviceFaultError, DrainingError, NotReadyError: it does not.
     """
+    state.engine.health.require_no_fault()
     if state.draining:
         raise DrainingError("the server is stopping and takes no new requests")
     return state.host.require_active()
@@ -220,6 +221,7 @@ async def score(
         InvalidInputError, TooManyTokensError: an input does not fit; the field names which.
         BatchTooLargeError, QueueFullError, DrainingError, DeadlineError: the queue does not take or keep it.
         UnscorableInputError, DeviceMemoryError: the device has no answer for an input.
+        DeviceFaultError: it has none for anybody any more.
     """
     begun = time.monotonic()
     loop = asyncio.get_running_loop()

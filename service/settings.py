@@ -16,6 +16,9 @@ class Settings(BaseSettings):
 
     Every flag can also be set by the environment variable named beside it; a flag wins. Without any, the
     small default artifact is served at http://127.0.0.1:8000, with its documentation at /docs.
+
+    Exit status: 0 stopped, 1 the artifact or the address cannot be served, 2 a wrong setting, 75 the device failed
+    and a new start may help.
     """
 
     model_config = SettingsConfigDict(
@@ -89,6 +92,14 @@ class Settings(BaseSettings):
     )
     request_timeout_s: float = Field(
         120.0, gt=0, le=3600, allow_inf_nan=False, description="Seconds a request may take in all before a 504."
+    )
+    stall_s: float = Field(
+        120.0,
+        gt=0,
+        le=86_400,
+        allow_inf_nan=False,
+        description="Seconds after which one run of the device that has not ended makes the server not ready, until it "
+        "ends.",
     )
     drain_s: float = Field(
         30.0,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from fastapi import APIRouter, Request
 
 from laplora.errors import ArtifactNotFoundError
@@ -10,20 +12,24 @@ from service.routes.artifacts import artifact_ref, template_fields
 from service.schemas import LiveResponse, ReadyResponse, V2Live, V2Model, V2Ready, V2Tensor
 from service.scoring import ServiceState, check_taking
 
+if TYPE_CHECKING:
+    from laplora.predictor import Predictor
+
 router = APIRouter(tags=["health"])
 
 
 @router.get("/health/live")
 async def health_live() -> LiveResponse:
-    """Whether the process answers; true from the start, loading or not."""
+    """Whether the process answers; true from the start until it leaves, whatever the artifact and the device do."""
     return LiveResponse(status="live")
 
 
-@router.get("/health/ready", responses=error_responses(*STATE_ERRORS))
+@router.get("/health/ready", responses=error_responses("device_stalled", *STATE_ERRORS))
 async def health_ready(request: Request) -> ReadyResponse:
-    """Whether an artifact answers: a real pass and the golden replay succeeded, and the server is not stopping."""
-    state: ServiceState = request.app.state.service
-    return ReadyResponse(status="ready", artifact=artifact_ref(check_taking(state).artifact))
+    """Whether an artifact answers: a real pass and the golden replay succeeded, the server is not stopping, the device
+    has not failed, and no run of it is overdue.
+    """
+    return ReadyResponse(status="ready", artifact=artifact_ref(_ready_predictor(request).artifact))
 
 
 @router.get("/v2/health/live")
@@ -32,14 +38,14 @@ async def v2_live() -> V2Live:
     return V2Live(live=True)
 
 
-@router.get("/v2/health/ready", responses=error_responses(*STATE_ERRORS))
+@router.get("/v2/health/ready", responses=error_responses("device_stalled", *STATE_ERRORS))
 async def v2_ready(request: Request) -> V2Ready:
     """Open Inference Protocol readiness."""
-    check_taking(request.app.state.service)
+    _ready_predictor(request)
     return V2Ready(ready=True)
 
 
-@router.get("/v2/models/{name}", responses=error_responses("artifact_not_found", "not_ready", "draining"))
+@router.get("/v2/models/{name}", responses=error_responses("artifact_not_found", *STATE_ERRORS))
 async def v2_model(name: str, request: Request) -> V2Model:
     """Open Inference Protocol metadata of a loaded artifact."""
     state: ServiceState = request.app.state.service
@@ -62,3 +68,10 @@ async def v2_model(name: str, request: Request) -> V2Model:
             V2Tensor(name="logit_covariance", datatype="FP64", shape=[-1, classes, classes]),
         ],
     )
+
+
+def _ready_predictor(request: Request) -> Predictor:
+    state: ServiceState = request.app.state.service
+    predictor = check_taking(state)
+    state.engine.health.require_responsive()
+    return predictor

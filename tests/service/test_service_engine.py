@@ -11,7 +11,7 @@ from serving import FakePredictor
 
 from laplora.errors import NonFiniteError
 from laplora.prompts import EncodedRow
-from service.engine import Ask, BatchReport, Engine, Ticket, is_out_of_memory
+from service.engine import Ask, BatchReport, Engine, Ticket
 from service.errors import (
     BatchTooLargeError,
     DeadlineError,
@@ -283,18 +283,3 @@ def test_times_add_up(engine: Engine, predictor: FakePredictor) -> None:
     ticket.future.result()
     assert ticket.queue_s >= 0
     assert ticket.compute_s >= 0
-
-
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (MemoryError(), True),
-        (RuntimeError("CUDA out of memory. Tried to allocate"), True),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), True),
-        (type("OutOfMemoryError", (RuntimeError,), {})("x"), True),
-        (RuntimeError("shape mismatch"), False),
-        (ValueError("out of memory"), False),
-    ],
-)
-def test_out_of_memory_is_recognised(error: Exception, expected: bool) -> None:
-    assert is_out_of_memory(error) is expected

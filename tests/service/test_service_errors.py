@@ -38,6 +38,8 @@ EXPECTED = {
     errors.NotReadyError: (503, "not_ready"),
     errors.DrainingError: (503, "draining"),
     errors.DeviceMemoryError: (503, "device_memory"),
+    errors.DeviceFaultError: (503, "device_fault"),
+    errors.DeviceStalledError: (503, "device_stalled"),
     errors.DeadlineError: (504, "deadline_exceeded"),
     Exception: (500, "internal_error"),
 }

@@ -1,0 +1,354 @@
+"""Faults of the device: which errors are one, what they answer, and that nothing undoes them."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from serving import FakePredictor, library, serve, settings
+
+from laplora.errors import ArtifactCorruptError, NonFiniteError
+from service.app import create_app
+from service.device_faults import DeviceHealth, is_device_fault, is_out_of_memory
+from service.engine import Ask, BatchReport, Engine
+from service.errors import DeviceFaultError, DeviceMemoryError
+from service.host import Library
+
+FAULT = "CUDA error: device-side assert triggered"
+FAR = float("inf")
+
+
+def accelerator_error(text: str, code: int | None = None) -> Exception:
+    error = torch.AcceleratorError(text)
+    if code is not None:
+        error.error_code = code  # type: ignore[attr-defined]
+    return error
+
+
+FAULTS = [
+    RuntimeError("CUDA error: device-side assert triggered\nCUDA kernel errors might be asynchronously reported"),
+    RuntimeError("CUDA error: an illegal memory access was encountered"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx( handle, opa, opb)`"),
+    RuntimeError("CUDA error: uncorrectable ECC error encountered"),
+    RuntimeError("CUDA error: unspecified launch failure"),
+    RuntimeError("CUDA error: misaligned address"),
+    RuntimeError("CUDA error: something that came with a later driver"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+    RuntimeError("CUDA driver error: unknown error"),
+    RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"),
+    RuntimeError("HIP error: unspecified launch failure"),
+    accelerator_error("CUDA error: unspecified launch failure"),
+    accelerator_error("CUDA error: an illegal memory access was encountered", 700),
+    accelerator_error("an accelerator of another kind failed"),
+]
+MEMORY = [
+    MemoryError(),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError("CUDA error: out of memory"),
+    accelerator_error("CUDA error: out of memory", 2),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+]
+HARMLESS = [
+    RuntimeError("mat1 and mat2 shapes cannot be multiplied (1x2 and 3x4)"),
+    RuntimeError("CUDA error: invalid configuration argument"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_NOT_SUPPORTED when calling `cublasGemmEx`"),
+    accelerator_error("CUDA error: no kernel image is available for execution on the device", 209),
+    accelerator_error("CUDA error: too many resources requested for launch"),
+    RuntimeError("cusolver error: CUSOLVER_STATUS_INTERNAL_ERROR: the input matrix may contain NaN"),
+    ValueError("out of memory"),
+    ValueError("an input that says CUDA error: device-side assert triggered"),
+    NonFiniteError("NaN"),
+    KeyError("bug"),
+]
+
+
+@pytest.mark.parametrize("error", FAULTS, ids=str)
+def test_a_lost_context_is_a_fault_and_no_lack_of_memory(error: Exception) -> None:
+    assert (is_device_fault(error), is_out_of_memory(error)) == (True, False)
+
+
+@pytest.mark.parametrize("error", MEMORY, ids=str)
+def test_a_lack_of_memory_passes(error: Exception) -> None:
+    assert (is_device_fault(error), is_out_of_memory(error)) == (False, True)
+
+
+@pytest.mark.parametrize("error", HARMLESS, ids=str)
+def test_what_leaves_the_context_alone_is_no_fault(error: Exception) -> None:
+    assert (is_device_fault(error), is_out_of_memory(error)) == (False, False)
+
+
+def raised_from(cause: Exception, *, hidden: bool) -> Exception:
+    """Return the library's own error, as it stands in for one of torch."""
+    try:
+        try:
+            raise cause
+        except Exception as error:
+            raise ArtifactCorruptError("the adapter does not load") from (None if hidden else error)
+    except ArtifactCorruptError as error:
+        return error
+
+
+@pytest.mark.parametrize("hidden", [True, False])
+def test_a_fault_behind_another_error_is_found(hidden: bool) -> None:
+    assert is_device_fault(raised_from(RuntimeError(FAULT), hidden=hidden))
+    assert not is_device_fault(raised_from(RuntimeError("size mismatch"), hidden=hidden))
+
+
+def test_errors_that_are_each_others_cause() -> None:
+    first, second = ValueError(), ValueError()
+    first.__context__, second.__context__ = second, first
+    assert not is_device_fault(first)
+
+
+# The engine.
+
+
+@pytest.fixture
+def predictor() -> Iterator[FakePredictor]:
+    predictor = FakePredictor()
+    yield predictor
+    predictor.released.set()
+
+
+@pytest.fixture
+def start(predictor: FakePredictor) -> Iterator[Callable[..., Engine]]:
+    engines: list[Engine] = []
+
+    def begin(on_batch: Callable[[BatchReport], None] = lambda report: None) -> Engine:
+        engine = Engine(
+            token_budget=16,
+            max_queue_tokens=64,
+            max_queue_rows=12,
+            on_batch=on_batch,
+            health=DeviceHealth(stall_s=FAR),
+        )
+        engine.start()
+        engines.append(engine)
+        return engine
+
+    yield begin
+    predictor.released.set()
+    for engine in engines:
+        engine.stop(join_timeout_s=60)
+
+
+def submit(engine: Engine, predictor: FakePredictor, *tokens: int) -> Any:
+    rows = [predictor.row(token) for token in tokens]
+    return engine.submit(predictor, rows, ask=Ask("laplace"), deadline=FAR).future  # type: ignore[arg-type]
+
+
+def assert_ended(engine: Engine, predictor: FakePredictor) -> None:
+    """Everything new is refused, nothing is left over."""
+    with pytest.raises(DeviceFaultError):
+        submit(engine, predictor, 5)
+    with pytest.raises(DeviceFaultError):
+        engine.call(lambda: None)
+    engine.stop(join_timeout_s=60)
+    with pytest.raises(DeviceFaultError):
+        submit(engine, predictor, 5)
+    assert (engine.queued_rows, engine.queued_tokens, engine.open_tickets) == (0, 0, 0)
+
+
+def test_a_fault_answers_everyone_and_is_not_retried(start: Callable[..., Engine], predictor: FakePredictor) -> None:
+    engine = start()
+    predictor.poison[666] = RuntimeError(FAULT)
+    predictor.hold()
+    first = submit(engine, predictor, 2)
+    predictor.entered.wait()
+    # One batch of 16 tokens, and rows beyond it.
+    doomed = [submit(engine, predictor, 666, 10, 11), submit(engine, predictor, 12)]
+    waiting = submit(engine, predictor, *[1] * 7)
+    predictor.released.set()
+    assert first.result()
+    for future in (*doomed, waiting):
+        with pytest.raises(DeviceFaultError, match="RuntimeError"):
+            future.result()
+    assert len([rows for _, rows in predictor.batches if any(666 in row.token_ids for row in rows)]) == 1
+    assert_ended(engine, predictor)
+
+
+def test_a_fault_in_a_call_ends_the_engine(start: Callable[..., Engine], predictor: FakePredictor) -> None:
+    engine = start()
+    predictor.golden_error = RuntimeError(FAULT)
+    predictor.hold()
+    first = submit(engine, predictor, 2)
+    predictor.entered.wait()
+    call, behind = engine.call(predictor.verify_golden), engine.call(lambda: None)
+    waiting = submit(engine, predictor, 3)
+    predictor.released.set()
+    assert first.result()
+    for future in (call, behind, waiting):
+        with pytest.raises(DeviceFaultError):
+            future.result()
+    assert_ended(engine, predictor)
+
+
+def test_memory_and_bugs_do_not_latch(start: Callable[..., Engine], predictor: FakePredictor) -> None:
+    engine = start()
+    predictor.poison |= {
+        600: torch.OutOfMemoryError("CUDA out of memory"),
+        601: RuntimeError("shapes"),
+        602: KeyError(),
+    }
+    for token, raised in ((600, DeviceMemoryError), (601, RuntimeError), (602, KeyError)):
+        with pytest.raises(raised):
+            submit(engine, predictor, token).result()
+    assert engine.health.fault is None
+    assert submit(engine, predictor, 7).result()
+
+
+@pytest.mark.parametrize("error", [KeyError("bug"), SystemExit("stop")], ids=lambda error: type(error).__name__)
+def test_the_thread_that_dies_takes_nobody_with_it(
+    start: Callable[..., Engine], predictor: FakePredictor, error: BaseException
+) -> None:
+    """An error outside of a prediction: every request would wait for ever."""
+
+    def report(batch: BatchReport) -> None:
+        raise error
+
+    engine = start(report)
+    predictor.hold()
+    running = submit(engine, predictor, 2)
+    predictor.entered.wait()
+    waiting, call = submit(engine, predictor, 3), engine.call(lambda: None)
+    predictor.released.set()
+    for future in (running, waiting, call):
+        with pytest.raises(DeviceFaultError, match=type(error).__name__):
+            future.result()
+    assert_ended(engine, predictor)
+
+
+def test_a_call_that_ends_the_thread_is_answered_too(start: Callable[..., Engine], predictor: FakePredictor) -> None:
+    engine = start()
+
+    def leave() -> None:
+        raise SystemExit
+
+    with pytest.raises(DeviceFaultError, match="SystemExit"):
+        engine.call(leave).result()
+    assert_ended(engine, predictor)
+
+
+def test_the_first_fault_is_the_one_that_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    told: list[str] = []
+    health = DeviceHealth(stall_s=FAR, on_fault=lambda: told.append("x"))
+    assert "RuntimeError" in str(health.latch(RuntimeError(FAULT)))
+    assert "RuntimeError" in str(health.latch(KeyError()))
+    assert (health.fault, told) == ("RuntimeError", ["x"])
+    assert [r.levelname for r in caplog.records] == ["CRITICAL"]
+
+
+# The application.
+
+
+def code(response: httpx.Response) -> tuple[int, str]:
+    return response.status_code, response.json()["error"]["code"]
+
+
+@pytest.mark.anyio
+async def test_every_endpoint_says_that_the_device_failed(caplog: pytest.LogCaptureFixture) -> None:
+    predictor = FakePredictor()
+    predictor.poison[666] = RuntimeError(f"{FAULT} SECRET")
+    async with serve(predictor) as served:
+        assert "laplora_ready 1.0" in (await served.client.get("/metrics")).text
+        predictor.hold()
+        running = asyncio.create_task(served.predict("666"))
+        await asyncio.to_thread(predictor.entered.wait)
+        waiting = asyncio.create_task(served.predict("a", options={"mode": "map"}))
+        await served.until(lambda: served.state.engine.queued_rows == 1)
+        predictor.released.set()
+        answers = [
+            await running,
+            await waiting,
+            await served.predict("b"),
+            await served.client.post("/evaluate", json={"inputs": [{"text": "a", "label": "positive"}]}),
+            await served.client.post("/artifacts/fake/activate"),
+            await served.client.get("/health/ready"),
+            await served.client.get("/v2/health/ready"),
+            await served.client.get("/v2/models/fake"),
+        ]
+        for response in answers:
+            assert code(response) == (503, "device_fault")
+            assert int(response.headers["retry-after"]) >= 1
+            assert "SECRET" not in response.text
+        assert (await served.client.get("/health/live")).json() == {"status": "live"}
+        assert (await served.client.get("/v2/health/live")).json() == {"live": True}
+        assert "laplora_ready 0.0" in (await served.client.get("/metrics")).text
+        served.state.drain()
+        assert code(await served.predict("b")) == (503, "device_fault")
+    (event,) = [r for r in caplog.records if getattr(r, "event", "") == "device_fault"]
+    assert vars(event)["error"] == "RuntimeError"
+    assert vars(event)["frames"]
+    assert not any("SECRET" in str(vars(record)) for record in caplog.records)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("where", ["load", "hidden in load", "golden", "first answer"])
+async def test_a_fault_while_another_artifact_loads(tmp_path: Path, where: str) -> None:
+    """The context is the process's: the artifact that answers has lost it too."""
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text("{}")
+    first = FakePredictor("first", path=tmp_path / "first")
+    second = FakePredictor("second", path=tmp_path / "second")
+    known = library(first, second)
+
+    def load(path: Path, *others: Any) -> Any:
+        if path.name == "second" and "load" in where:
+            raise raised_from(RuntimeError(FAULT), hidden=True) if "hidden" in where else RuntimeError(FAULT)
+        return known.load(path, *others)
+
+    if where == "golden":
+        second.golden_error = RuntimeError(FAULT)
+    elif where == "first answer":
+        second.poison[1] = RuntimeError(FAULT)
+    app = create_app(settings(artifact="first", artifacts_root=tmp_path), library=Library(load, known.read))
+    transport = httpx.ASGITransport(app=app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+    ):
+        while app.state.service.host.active is None:
+            await asyncio.sleep(0.005)
+        refused = await client.post("/artifacts/second/activate")
+        ready = await client.get("/health/ready")
+    assert code(refused) == code(ready) == (503, "device_fault")
+
+
+@pytest.mark.anyio
+async def test_a_run_that_is_overdue_is_not_ready_until_it_ends() -> None:
+    async with serve(stall_s=0.05) as served:
+        served.predictor.hold()
+        running = asyncio.create_task(served.predict("a"))
+        await asyncio.to_thread(served.predictor.entered.wait)
+        for path in ("/health/ready", "/v2/health/ready"):
+            while (response := await served.client.get(path)).status_code == 200:
+                await asyncio.sleep(0.005)
+            assert code(response) == (503, "device_stalled")
+            assert int(response.headers["retry-after"]) >= 1
+        assert (await served.client.get("/health/live")).status_code == 200
+        waiting = asyncio.create_task(served.predict("b"))
+        await served.until(lambda: served.state.engine.queued_rows == 1)
+        served.predictor.released.set()
+        assert [(await task).status_code for task in (running, waiting)] == [200, 200]
+        while (await served.client.get("/health/ready")).status_code != 200:
+            await asyncio.sleep(0.005)
+
+
+@pytest.mark.anyio
+async def test_a_call_that_is_overdue_is_not_ready_either() -> None:
+    may_end = threading.Event()
+    async with serve(stall_s=0.05) as served:
+        call = served.state.engine.call(may_end.wait)
+        while (response := await served.client.get("/health/ready")).status_code == 200:
+            await asyncio.sleep(0.005)
+        may_end.set()
+        assert code(response) == (503, "device_stalled")
+        assert call.result()
