@@ -24,6 +24,7 @@ from service.errors import (
     TracingUnavailableError,
     kind_of,
 )
+from service.library import Library, default_library
 from service.logs import log_crash
 from service.metrics import Metrics
 from service.request_context import RequestContext, error_response
@@ -42,7 +43,7 @@ _LEAVE_S = 5.0
 def create_app(
     settings: Settings,
     *,
-    library: host.Library | None = None,
+    library: Library | None = None,
     on_load_failure: Callable[[Exception], None] | None = None,
 ) -> FastAPI:
     """Return the application. The artifact loads in the background once the application starts.
@@ -64,7 +65,7 @@ def create_app(
         health=DeviceHealth(stall_s=settings.stall_s, on_fault=lambda: measures.ready.set(0)),
     )
     measures.watch_queue(engine, max_rows=settings.max_queue_rows, max_tokens=settings.max_queue_tokens)
-    artifact_host = host.ArtifactHost(settings, engine, measures, library or host.default_library(), on_load_failure)
+    artifact_host = host.ArtifactHost(settings, engine, measures, library or default_library(), on_load_failure)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

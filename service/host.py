@@ -32,6 +32,7 @@ from service.errors import (
     DrainingError,
     NotReadyError,
 )
+from service.library import Library
 from service.logs import log_crash, logger
 from service.metrics import Metrics, Phase
 from service.settings import Settings
@@ -40,9 +41,7 @@ from service.shelf import Place, Shelf
 if TYPE_CHECKING:
     from laplora.artifact import Artifact
     from laplora.predictor import Predictor
-    from laplora.shared_base import SharedBases
-
-Progress = Callable[[str], None]
+    from laplora.shared_base import LoadedBase
 
 #: Default of ``batch_tokens``. A CPU gains nothing from larger batches, and a batch cannot be interrupted;
 #: on a GPU, a 7B model's backward pass keeps about 9 MB of activations per token.
@@ -52,47 +51,6 @@ GPU_BATCH_TOKENS = 2048
 _LOADED = {"event": "loaded"}
 _ACTIVATED = {"event": "activated"}
 _UNLOADED = {"event": "unloaded"}
-
-
-@dataclass(frozen=True)
-class Library:
-    """The two library calls the host makes; tests put fakes here.
-
-    Attributes:
-        load: returns a predictor, its golden answers not yet verified.
-        read: returns an artifact without loading its base model.
-    """
-
-    load: Callable[[Path, Settings, Progress], Predictor]
-    read: Callable[[Path], Artifact]
-
-
-def default_library() -> Library:
-    """Return the real calls; importing torch and transformers waits until the first of them."""
-    bases: list[SharedBases] = []
-
-    def load(path: Path, settings: Settings, progress: Progress) -> Predictor:
-        from laplora.predictor import Predictor
-        from laplora.shared_base import SharedBases
-
-        if not bases:
-            bases.append(SharedBases())
-        return Predictor.load(
-            path,
-            device=settings.device,
-            cache_dir=settings.cache,
-            verify_golden=False,
-            dequantize=settings.dequantize_weights,
-            progress=progress,
-            bases=bases[0],
-        )
-
-    def read(path: Path) -> Artifact:
-        from laplora.artifact import read_artifact
-
-        return read_artifact(path)
-
-    return Library(load, read)
 
 
 @dataclass(frozen=True)
@@ -132,6 +90,7 @@ class ArtifactHost:
         self._on_failure = on_failure
         self._changing = threading.Lock()
         self.shelf = Shelf(max_artifacts=settings.max_artifacts, max_bytes=settings.max_artifact_bytes)
+        self._base: LoadedBase | None = None
         self.stage = "starting"
 
     @property
@@ -379,7 +338,10 @@ class ArtifactHost:
         return predictor
 
     def _use(self, predictor: Predictor) -> None:
-        """Set what depends on the base model."""
+        """Set what depends on the base model, and say how a new one is held."""
+        if self._base is predictor.base:
+            return
+        self._base = predictor.base
         weights = predictor.weights
         logger.info(
             "the base's weights are %s: %s",

@@ -21,7 +21,7 @@ from laplora.option_order import restore_logits
 from laplora.order_answers import OrderedRows, encode_orders
 from laplora.prompts import TEMPLATES, EncodedRow, PromptTemplate, render
 from service.app import create_app
-from service.host import Library
+from service.library import Library
 from service.settings import Settings
 
 #: What every fake predictor stands on, unless a test says otherwise.

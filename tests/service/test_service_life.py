@@ -22,7 +22,7 @@ from laplora.errors import (
     ModelError,
 )
 from service.app import create_app
-from service.host import Library
+from service.library import Library
 
 pytestmark = pytest.mark.anyio
 

@@ -8,7 +8,7 @@ import pytest
 
 from laplora.predictor import Predictor
 from service.__main__ import parse_settings
-from service.host import default_library
+from service.library import default_library
 from service.settings import Settings
 
 
