@@ -16,6 +16,7 @@ import torch
 from laplora.errors import ConfigError, InvalidInputError, LabelTokenError, TooManyTokensError
 
 _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _OPTION = re.compile(r"option([1-9][0-9]*)$")
 
 
@@ -109,7 +110,9 @@ def render(template: PromptTemplate, inputs: Mapping[str, Any], labels: Sequence
     missing = [n for n in expected if n not in inputs]
     unknown = [n for n in inputs if n not in expected]
     if missing or unknown:
-        problem = f"missing {missing}" if missing else f"unknown {unknown[:8]}"
+        # Names only that look like one: a client may have put its text where a name belongs.
+        shown = [n if _NAME.fullmatch(n) else "?" for n in map(str, unknown[:8])]
+        problem = f"missing {missing}" if missing else f"unknown {shown}"
         raise InvalidInputError(
             f"template {template.name!r} takes the fields {list(expected)}; {problem}",
             field=(missing or [str(unknown[0])[:64]])[0],

@@ -23,6 +23,7 @@ from service.errors import (
     RouteNotFoundError,
     TracingUnavailableError,
     kind_of,
+    shown_field,
 )
 from service.library import Library, default_library
 from service.logs import log_crash
@@ -93,6 +94,8 @@ def create_app(
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
         docs_url=None,
         redoc_url=None,
+        # A path with a slash too much is no path of ours: a redirect would go where the Host header says.
+        redirect_slashes=False,
     )
     app.state.service = ServiceState(
         settings,
@@ -145,7 +148,7 @@ async def _answer_invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     # The first problem only, by place and kind: the input that pydantic keeps beside it is never sent.
     first = error.errors()[0]
-    path = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
+    path = shown_field(".".join(str(part) for part in first["loc"] if part != "body") or "body")
     bounds = {name: value for name, value in first.get("ctx", {}).items() if name.startswith(("max_", "min_"))}
     limit = next((value for value in bounds.values() if isinstance(value, int)), None)
     got = first.get("ctx", {}).get("actual_length")

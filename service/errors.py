@@ -31,12 +31,14 @@ The engine raises these without knowing what a status code is.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from laplora import errors as library
 
 #: Longest message sent to a client, in characters: client-controlled names can end up in one.
 MAX_MESSAGE_CHARACTERS = 600
+_WORD = re.compile(r"[A-Za-z0-9_\[\]-]{1,64}")
 #: Longest field path sent to a client, in characters.
 MAX_FIELD_CHARACTERS = 200
 
@@ -248,12 +250,20 @@ def error_content(error: BaseException, request_id: str) -> dict[str, object]:
     detail: dict[str, object] = {"code": kind.code, "message": message}
     field = getattr(error, "field", None)
     if field is not None:
-        detail["field"] = _shorten(str(field), MAX_FIELD_CHARACTERS)
+        detail["field"] = _shorten(shown_field(str(field)), MAX_FIELD_CHARACTERS)
     for name in ("limit", "got"):
         value = getattr(error, name, None)
         if isinstance(value, int):
             detail[name] = value
     return {"error": detail, "request_id": request_id}
+
+
+def shown_field(path: str) -> str:
+    """Return a dotted field path to show: ``?`` in place of a part that is no short word.
+
+    A client chooses its own keys, and may have put text where a name belongs.
+    """
+    return ".".join(part if _WORD.fullmatch(part) else "?" for part in path.split("."))
 
 
 def retry_after_s(error: BaseException) -> int | None:

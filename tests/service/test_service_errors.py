@@ -104,3 +104,10 @@ def test_retry_after_comes_from_the_error_first() -> None:
 def test_unknown_codes_are_refused() -> None:
     with pytest.raises(KeyError, match="no_such_code"):
         kinds_by_code("no_such_code")
+
+
+def test_only_names_are_shown_of_a_field() -> None:
+    assert errors.shown_field("inputs.3.choices[1]") == "inputs.3.choices[1]"
+    assert errors.shown_field("inputs.0.what the patient said") == "inputs.0.?"
+    assert errors.shown_field("inputs.0." + "x" * 65) == "inputs.0.?"
+    assert errors.shown_field("患者は頭が痛い") == "?"

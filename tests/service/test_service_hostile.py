@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from serving import FakePredictor, serve
 
 from laplora.errors import NonFiniteError
+from laplora.prompts import TEMPLATES
 from service.schemas import ErrorResponse
 
 pytestmark = pytest.mark.anyio
@@ -76,6 +77,7 @@ NOT_A_REQUEST: dict[str, tuple[Any, str]] = {
     "input list": ({"inputs": [[]]}, "inputs.0"),
     "id number": ({"inputs": [{"id": 5, "text": "a"}]}, "inputs.0.id"),
     "id object": ({"inputs": [{"id": {}, "text": "a"}]}, "inputs.0.id"),
+    "id of NULs": ({"inputs": [{"id": "\x00" * 257, "text": "a"}]}, "inputs.0.id"),
     "id enormous": ({"inputs": [{"id": "x" * 100_000, "text": "a"}]}, "inputs.0.id"),
     "id twice": ({"inputs": [{"id": "a", "text": "a"}, {"id": "a", "text": "b"}]}, "inputs.1.id"),
     "text missing": ({"inputs": [{}]}, "inputs.0.text"),
@@ -134,6 +136,121 @@ async def test_number_beyond_range_is_422() -> None:
         raw = b'{"inputs": [{"text": "a", "label": "positive"}], "options": {"bins": 1e999}}'
         response = await served.client.post("/evaluate", content=raw, headers=JSON)
         assert (response.status_code, response.json()["error"]["field"]) == (422, "options.bins")
+
+
+STRANGE_TEXTS = {
+    "NUL": "a\x00b",
+    "controls": "".join(map(chr, range(1, 32))) + "\x7f\x85",
+    "right to left": "\u202eabc\u202c \u2066d\u2069 \u200f",
+    "zero width": "a\u200b\u200d\ufeff\u00adb",
+    "expands under NFKC": "\ufdfa" * 20,
+    "marks": "e" + "\u0301" * 50,
+    "emoji": "👩‍👩‍👧‍👦" * 5,
+    "noncharacters": "\ufffe\uffff\U0010ffff",
+    "unassigned": "\U000e0fff\u0378",
+    "a template's braces": "{text} {{text}} {0} %s {choices}",
+    "special tokens": "<|endoftext|><|im_start|>system",
+}
+
+
+@pytest.mark.parametrize("name", STRANGE_TEXTS)
+async def test_strange_text_is_text(name: str) -> None:
+    """Valid Unicode is never refused for what it is; as an id it comes back as it was sent, and nowhere else."""
+    text = STRANGE_TEXTS[name]
+    async with serve() as served:
+        inputs = [{"id": text, "text": text}, {"prompt": text}]
+        response = await served.client.post("/predict", json={"inputs": inputs})
+        labelled = [{"id": text, "text": text, "label": "positive"}]
+        evaluate = await served.client.post("/evaluate", json={"inputs": labelled})
+        wrong = await served.client.post("/predict", json={"inputs": [{"text": text, text: text}], text: text})
+    assert (response.status_code, evaluate.status_code) == (200, 200)
+    assert response.json()["predictions"][0]["id"] == text
+    written = json.dumps(text, ensure_ascii=False)[1:-1]
+    assert response.text.count(written) == 1
+    assert written not in evaluate.text
+    assert wrong.status_code == 422
+    assert text not in wrong.json()["error"]["field"] + wrong.json()["error"]["message"]
+
+
+async def test_text_in_the_place_of_a_name_is_not_echoed() -> None:
+    sentence = "the patient says that she has"
+    bodies = [
+        {"inputs": [{"text": "a", sentence: "b"}]},
+        {"inputs": [{"text": "a"}], sentence: 1},
+        {"inputs": [{"text": "a"}], "options": {sentence: 1}},
+        {"inputs": [{"text": "a"}], "artifact": sentence},
+        {"inputs": [{"text": "a"}], "options": {"predictive": sentence}},
+        {"inputs": [{"text": "a"}], "options": {"mode": sentence}},
+        {"inputs": [{"text": {"a": sentence}}]},
+        {"inputs": [{"text": "a", "id": sentence}, {"text": "b", "id": sentence}]},
+    ]
+    async with serve() as served:
+        for body in bodies:
+            response = await served.client.post("/predict", json=body)
+            assert response.status_code in (404, 422)
+            assert sentence not in response.text
+            assert sentence.split()[1] not in response.text
+        labelled = {"inputs": [{"text": "a", "label": sentence}]}
+        response = await served.client.post("/evaluate", json=labelled)
+        assert (response.status_code, response.json()["error"]["field"]) == (422, "inputs.0.label")
+        assert sentence not in response.text
+
+
+LETTERS = "ABCD"
+WRONG_CHOICES: dict[str, tuple[Any, str]] = {
+    "none": ([], "choices"),
+    "one": (["a"], "choices"),
+    "more than labels": (list("abcde"), "choices"),
+    "256": ([f"choice {i}" for i in range(256)], "choices"),
+    "a text": ("ab", "choices"),
+    "a number": (2, "choices"),
+    "null": (None, "choices"),
+    "an object": ({"A": "a", "B": "b"}, "choices"),
+    "a number among them": (["a", 2], "choices[1]"),
+    "null among them": ([None, "a"], "choices[0]"),
+    "a list among them": (["a", ["b"]], "choices[1]"),
+    "an empty one": (["a", ""], "choices[1]"),
+    "a blank one": (["a", " \n"], "choices[1]"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_CHOICES)
+async def test_wrong_choices_are_422(name: str) -> None:
+    choices, field = WRONG_CHOICES[name]
+    async with serve(FakePredictor(template=TEMPLATES["multiple_choice"], labels=LETTERS)) as served:
+        for options in ({}, {"order_average": True}):
+            body = {"inputs": [{"question": "which", "choices": choices}], "options": options}
+            response = await served.client.post("/predict", json=body)
+            # 256 choices asked in 256 orders are as many prompts as a request may bring.
+            detail = response.json()["error"]
+            assert (response.status_code, detail["code"]) == (422, "invalid_input")
+            assert detail["field"] == f"inputs.0.{field}"
+
+
+async def test_repeated_choices_are_choices() -> None:
+    async with serve(FakePredictor(template=TEMPLATES["multiple_choice"], labels=LETTERS)) as served:
+        body = {"inputs": [{"question": "which", "choices": ["a", "a", "a"]}], "options": {"order_average": True}}
+        response = await served.client.post("/predict", json=body)
+    assert response.status_code == 200
+    assert list(response.json()["predictions"][0]["probs"]) == ["A", "B", "C"]
+
+
+async def test_256_labels_and_choices() -> None:
+    labels = [f"L{i}" for i in range(256)]
+    predictor = FakePredictor(template=TEMPLATES["multiple_choice"], labels=labels, max_tokens=2000)
+    question = {"question": "which", "choices": [f"choice {i}" for i in range(256)]}
+    async with serve(predictor) as served:
+        response = await served.client.post("/predict", json={"inputs": [question], "options": {"covariance": True}})
+        evaluate = await served.client.post(
+            "/evaluate", json={"inputs": [question | {"label": "L255"}], "options": {"resamples": 10}}
+        )
+        both = {"inputs": [question] * 2, "options": {"order_average": True}}
+        many = await served.client.post("/predict", json=both)
+    assert (response.status_code, evaluate.status_code) == (200, 200)
+    (prediction,) = response.json()["predictions"]
+    assert list(prediction["probs"]) == labels
+    assert [len(row) for row in prediction["logit_covariance"]] == [256] * 256
+    assert (many.status_code, many.json()["error"]["got"]) == (413, 512)
 
 
 @pytest.mark.parametrize(
