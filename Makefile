@@ -15,7 +15,7 @@ help:
 	@echo "make bench [QUICK=1]          how fast, beside other packages: benchmarks/RESULTS.md (QUICK: some minutes)"
 	@echo "make bench-gpu                the same on one CUDA card, in 8 minutes, with a model of Llama-2-7B's shape"
 	@echo "make train [CONFIG=...]       fine-tune, fit, evaluate and package (default: $(CONFIG))"
-	@echo "make serve [ARTIFACT=...]     serve an artifact on port $(PORT)"
+	@echo "make serve [ARTIFACT=...]     serve an artifact on port $(PORT), to this machine alone and without API keys"
 	@echo "make check                    format, lint, types, import rules"
 	@echo "make clean                    remove .venv and run results"
 
@@ -34,7 +34,7 @@ demo: setup
 	@$(BIN)/python -m service.demo --artifact $(ARTIFACT) --port $(PORT)
 
 serve: setup
-	@exec $(BIN)/python -m service --artifact $(ARTIFACT) --port $(PORT)
+	@exec $(BIN)/python -m service --artifact $(ARTIFACT) --host 127.0.0.1 --port $(PORT) --auth off
 
 train: setup
 	@exec $(BIN)/python -m training run --config $(CONFIG)

@@ -59,6 +59,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     LAPLORA_CACHE=/var/lib/laplora/cache \
     LAPLORA_ARTIFACTS_ROOT=/artifacts \
     LAPLORA_HOST=0.0.0.0 \
+    LAPLORA_KEYS=/var/lib/laplora/keys.json \
     LAPLORA_PORT=8000 \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 WORKDIR /app

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import os
 import signal
@@ -16,6 +17,8 @@ import uvicorn
 from pydantic import ValidationError
 
 from service.exit_status import ExitStatus
+from service.keyring import open_keyring
+from service.keys import KeysFileError
 from service.logs import configure_logging, logger
 from service.settings import Settings
 
@@ -125,6 +128,14 @@ def server_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
     )
 
 
+def is_loopback(host: str) -> bool:
+    """Return whether an address to listen on can be reached from this machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def main() -> int:
     """Serve; return the process's exit status, an ``ExitStatus``."""
     settings = parse_settings()
@@ -137,6 +148,17 @@ def main() -> int:
             extra={"event": "load_failed"},
         )
         return ExitStatus.USAGE
+    try:
+        open_keyring(settings)
+    except KeysFileError as error:
+        logger.error("%s", error, extra={"event": "keys_refused"})
+        return ExitStatus.USAGE
+    if settings.auth == "off" and not is_loopback(settings.host):
+        logger.warning(
+            "no API key is asked for, and other machines can reach %s: --auth keys --keys FILE asks for one",
+            settings.host,
+            extra={"event": "auth_off"},
+        )
     # Only now: --help and a wrong path should not wait for torch.
     from laplora.errors import ConfigError
     from service.app import create_app

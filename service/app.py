@@ -12,9 +12,11 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from laplora.errors import LaploraError
 from service import event_loop, host, openapi
+from service.access import Access
 from service.device_faults import DeviceHealth
 from service.engine import BatchReport, Engine
 from service.errors import (
@@ -25,6 +27,9 @@ from service.errors import (
     kind_of,
     shown_field,
 )
+from service.headers import SafeHeaders, cors_options
+from service.in_flight import InFlight
+from service.keyring import open_keyring
 from service.library import Library, default_library
 from service.logs import log_crash
 from service.metrics import Metrics
@@ -55,7 +60,9 @@ def create_app(
 
     Raises:
         TracingUnavailableError: traces are asked for and OpenTelemetry is not installed.
+        KeysFileError: API keys are asked for, and there is no file of them that can be used.
     """
+    keyring = open_keyring(settings)
     measures = Metrics()
     tracing = _tracing(settings)
     engine = Engine(
@@ -70,6 +77,8 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        if keyring is not None:
+            keyring.start()
         engine.start()
         artifact_host.start()
         try:
@@ -81,6 +90,8 @@ def create_app(
             engine.stop(join_timeout_s=_LEAVE_S)
             if closing is not None:
                 closing.join(max(0.0, leave_by - time.monotonic()))
+            if keyring is not None:
+                keyring.stop()
             app.state.service.tokenizers.shutdown(wait=False, cancel_futures=True)
 
     app = FastAPI(
@@ -104,10 +115,17 @@ def create_app(
         measures,
         ThreadPoolExecutor(max_workers=2, thread_name_prefix="laplora-tokenize"),
     )
+    # The last one added is the first that a request meets.
+    app.add_middleware(InFlight, most=settings.max_requests, answer=_answer)
+    if keyring is not None:
+        app.add_middleware(Access, keyring=keyring, answer=_answer)
     app.add_middleware(RequestContext, metrics=measures, tracing=tracing)
+    if settings.cors_origins:
+        app.add_middleware(CORSMiddleware, **cors_options(settings.cors_origins.split(",")))
+    app.add_middleware(SafeHeaders, docs_script=openapi.docs_script(app))
     for router in (predict.router, evaluate.router, artifacts.router, health.router, metrics.router):
         app.include_router(router)
-    openapi.install(app)
+    openapi.install(app, with_keys=keyring is not None)
     app.add_exception_handler(LaploraError, _answer)
     app.add_exception_handler(RequestValidationError, _answer_invalid)
     app.add_exception_handler(HTTPException, _answer_http)

@@ -58,6 +58,8 @@ def main() -> int:
             str(options.artifact),
             "--host",
             "127.0.0.1",
+            "--auth",
+            "off",  # nobody but this machine can reach it
             "--port",
             str(options.port),
             "--log-level",

@@ -5,6 +5,8 @@
     │   └── TracingUnavailableError     traces are asked for and OpenTelemetry is not installed; ends the start
     └── ServiceError
         ├── MalformedHttpError          bytes that are not HTTP/1.1
+        ├── UnauthorizedError           no API key, or none of this server's
+        ├── ForbiddenError              an API key without the scope that is needed
         ├── RouteNotFoundError          no endpoint at that path
         ├── MethodNotAllowedError       the endpoint takes another method
         ├── ArtifactNotLoadedError      a known artifact that is not loaded
@@ -17,6 +19,7 @@
         ├── InvalidJsonError            a body that cannot be parsed
         ├── InvalidRequestError         JSON that does not fit the schema
         ├── UnscorableInputError        one input for which the model has no finite answer
+        ├── TooManyRequestsError        more requests being answered at once than max_requests
         ├── QueueFullError              no room to wait
         ├── NotReadyError               the artifact is still loading
         ├── DrainingError               the server is stopping
@@ -74,6 +77,14 @@ class MalformedHttpError(ServiceError):
     """Bytes that are not HTTP/1.1."""
 
 
+class UnauthorizedError(ServiceError):
+    """No API key, or none of this server's."""
+
+
+class ForbiddenError(ServiceError):
+    """An API key without the scope that is needed."""
+
+
 class RouteNotFoundError(ServiceError):
     """No endpoint at that path."""
 
@@ -120,6 +131,10 @@ class InvalidRequestError(ServiceError):
 
 class UnscorableInputError(ServiceError):
     """One input for which the model has no finite answer."""
+
+
+class TooManyRequestsError(ServiceError):
+    """More requests being answered at once than ``max_requests``."""
 
 
 class QueueFullError(ServiceError):
@@ -180,6 +195,8 @@ class ErrorKind:
 #: The only place where a status code is chosen.
 ERROR_KINDS: tuple[ErrorKind, ...] = (
     ErrorKind(MalformedHttpError, "malformed_http", 400, "The connection's bytes are not HTTP/1.1."),
+    ErrorKind(UnauthorizedError, "unauthorized", 401, "No API key was sent, or none of this server's."),
+    ErrorKind(ForbiddenError, "forbidden", 403, "The API key does not have the scope that is needed."),
     ErrorKind(RouteNotFoundError, "route_not_found", 404, "No endpoint at this path."),
     ErrorKind(library.ArtifactNotFoundError, "artifact_not_found", 404, "No artifact of this name."),
     ErrorKind(MethodNotAllowedError, "method_not_allowed", 405, "The endpoint takes another method."),
@@ -202,6 +219,9 @@ ERROR_KINDS: tuple[ErrorKind, ...] = (
     ErrorKind(library.TooManyTokensError, "too_many_tokens", 422, "An input is too long and truncate is false."),
     ErrorKind(library.InvalidInputError, "invalid_input", 422, "An input does not fit the artifact's template."),
     ErrorKind(UnscorableInputError, "unscorable_input", 422, "The model has no finite answer for an input."),
+    ErrorKind(
+        TooManyRequestsError, "too_many_requests", 429, "Too many requests at once: try again later.", retry_after_s=1
+    ),
     ErrorKind(QueueFullError, "queue_full", 429, "No room to wait: try again later.", retry_after_s=1),
     ErrorKind(ClientGoneError, "client_closed_request", 499, "The client closed its connection (logged, never read)."),
     ErrorKind(NotReadyError, "not_ready", 503, "The artifact is still loading.", retry_after_s=5),

@@ -27,6 +27,9 @@ EVENTS = MappingProxyType(
         "loaded": "an artifact can be named by requests from now on; artifact, digest",
         "activated": "an artifact answers from now on where a request names none; artifact, digest",
         "unloaded": "an artifact takes no new requests; artifact, digest",
+        "keys_read": "the file of API keys changed and was read again; keys (how many)",
+        "keys_refused": "the file of API keys cannot be used: the server does not start, or the last good keys stay",
+        "auth_off": "no API key is asked for, and other machines can reach the server",
         "load_failed": "the artifact to serve first cannot be served; the process leaves with a status that is not 0",
         "request": "a request was answered: method, route, status, duration_ms, caller; code of a refusal; artifact, "
         "digest, predictive, rows, tokens and the stages' times of a scored one",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
 
+from service.access import line_of
 from service.errors import kinds_by_code
 from service.schemas import ErrorResponse
 from service.settings import Settings
@@ -84,6 +87,8 @@ def error_responses(*codes: str) -> dict[int | str, dict[str, Any]]:
                     "schema": {"type": "integer", "minimum": 0},
                 }
             }
+        if kind.status == 401:
+            response["headers"] = {"WWW-Authenticate": {"description": "`Bearer`.", "schema": {"type": "string"}}}
     return responses
 
 
@@ -105,8 +110,12 @@ def describe(settings: Settings) -> str:
     )
 
 
-def install(app: FastAPI) -> None:
-    """Give the application its OpenAPI document and a docs page whose assets it serves itself."""
+def install(app: FastAPI, *, with_keys: bool) -> None:
+    """Give the application its OpenAPI document and a docs page whose assets it serves itself.
+
+    Args:
+        with_keys: whether the server asks for API keys; the document says so where an operation needs one.
+    """
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -117,7 +126,11 @@ def install(app: FastAPI) -> None:
                 routes=app.routes,
                 tags=[{"name": name, "description": meaning} for name, meaning in TAGS.items()],
             )
-            app.openapi_schema = _with_request_id(_without_unreachable_422(document))
+            document = _without_unreachable_422(document)
+            for _, method, operation in _operations(document):
+                if method == "POST":
+                    _add_errors(operation, "too_many_requests")
+            app.openapi_schema = _with_request_id(_with_keys(document) if with_keys else document)
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
@@ -125,17 +138,64 @@ def install(app: FastAPI) -> None:
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
-        return get_swagger_ui_html(
-            openapi_url="openapi.json",
-            title=f"{app.title}: API",
-            swagger_js_url="docs/assets/swagger-ui-bundle.js",
-            swagger_css_url="docs/assets/swagger-ui.css",
-            swagger_favicon_url="docs/assets/favicon.png",
-        )
+        return _docs_page(app.title)
 
     @app.get("/", include_in_schema=False)
     async def index() -> RedirectResponse:
         return RedirectResponse("docs")
+
+
+def _docs_page(title: str) -> HTMLResponse:
+    return get_swagger_ui_html(
+        openapi_url="openapi.json",
+        title=f"{title}: API",
+        swagger_js_url="docs/assets/swagger-ui-bundle.js",
+        swagger_css_url="docs/assets/swagger-ui.css",
+        swagger_favicon_url="docs/assets/favicon.png",
+    )
+
+
+def docs_script(app: FastAPI) -> str:
+    """Return the text of the docs page's one inline script."""
+    (script,) = re.findall(r"<script>(.*?)</script>", bytes(_docs_page(app.title).body).decode(), re.DOTALL)
+    return str(script)
+
+
+def _operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            yield path, method.upper(), operation
+
+
+def _with_keys(document: dict[str, Any]) -> dict[str, Any]:
+    """Say of each operation what key it needs, and how it refuses one: from the table, so the two never differ."""
+    document["components"]["securitySchemes"] = {
+        "api_key": {
+            "type": "http",
+            "scheme": "bearer",
+            "description": "An API key: `Authorization: Bearer laplora_...`. Each operation says which scope it needs.",
+        }
+    }
+    for path, method, operation in _operations(document):
+        line = line_of(method, path)
+        need = None if line is None else line.need
+        if need == "open":
+            continue
+        operation["security"] = [{"api_key": []}]
+        _add_errors(operation, "unauthorized")
+        if need not in (None, "key"):
+            operation["description"] = f"{operation['description']}\n\nNeeds an API key with the scope `{need}`."
+            _add_errors(operation, "forbidden")
+    return document
+
+
+def _add_errors(operation: dict[str, Any], *codes: str) -> None:
+    """Document these error codes of an operation, beside those of the same statuses that it has."""
+    for status, response in error_responses(*codes).items():
+        content = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorResponse"}}}
+        known = operation["responses"].setdefault(str(status), {"description": "", "content": content})
+        known["description"] = f"{known['description']}\n{response['description']}".lstrip("\n")
+        known.setdefault("headers", {}).update(response.get("headers", {}))
 
 
 def _without_unreachable_422(document: dict[str, Any]) -> dict[str, Any]:

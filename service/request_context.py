@@ -122,6 +122,8 @@ def error_response(error: BaseException) -> JSONResponse:
     retry = retry_after_s(error)
     if retry is not None:
         headers["Retry-After"] = str(retry)
+    if kind_of(error).status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(error_content(error, request_id.get()), kind_of(error).status, headers)
 
 

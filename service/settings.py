@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from inspect import cleandoc
 from ipaddress import ip_network
 from pathlib import Path
@@ -9,6 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+#: As a browser writes it in the Origin header: lower case, no path, the scheme's own port left out.
+_ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:\d{1,5})?|https?://\[[0-9a-f:]+\](:\d{1,5})?")
 
 
 class Settings(BaseSettings):
@@ -76,6 +80,20 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
         description="Seconds in which a request's line and headers must have come before its connection is closed.",
     )
+    auth: Literal["keys", "off"] = Field(
+        "keys", description="Who is answered: holders of an API key, or, off, everyone who can reach the port."
+    )
+    keys: Path | None = Field(
+        None, description="JSON file of API keys, made by 'python -m service.keys create'; read again when it changes."
+    )
+    cors_origins: str = Field(
+        "",
+        description="Origins whose web pages may call the server, with commas between them, such as "
+        "https://app.example; unset: none may.",
+    )
+    max_requests: int = Field(
+        512, ge=1, description="Most POST requests that are answered at once; more are refused with 429."
+    )
     batch_tokens: int | None = Field(
         None,
         ge=1,
@@ -133,6 +151,15 @@ class Settings(BaseSettings):
     def _split_names(cls, value: Any) -> Any:
         parts = [value] if isinstance(value, str) else value
         return tuple(name.strip() for part in parts for name in part.split(",") if name.strip())
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, value: str) -> str:
+        origins = [part.strip() for part in value.split(",") if part.strip()]
+        for origin in origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin!r} is no origin: expected scheme, host and perhaps port, no path and no *")
+        return ",".join(origins)
 
     @model_validator(mode="after")
     def _requests_fit_the_queue(self) -> Settings:

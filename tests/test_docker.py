@@ -23,6 +23,7 @@ import pytest
 import yaml
 
 from laplora.offline import OFFLINE_MODELS
+from service.callers import SCOPES
 from service.settings import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -126,7 +127,8 @@ def settings_of(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> S
     ours = {name: value for name, value in variables.items() if name.startswith("LAPLORA_")}
     assert {name.removeprefix("LAPLORA_").lower() for name in ours} <= set(Settings.model_fields)
     for name, value in ours.items():
-        monkeypatch.setenv(name, value)
+        # as compose does: a variable of the person's own, or the default behind the colon
+        monkeypatch.setenv(name, re.sub(r"\$\{\w+:-(\w+)\}", r"\1", value))
     return Settings()
 
 
@@ -233,6 +235,8 @@ def test_the_server_listens_where_the_image_says(monkeypatch: pytest.MonkeyPatch
     settings = settings_of(environment(final), monkeypatch)
     assert settings.host == "0.0.0.0"
     assert final.one("EXPOSE") == str(settings.port)
+    assert settings.auth == "keys"
+    assert str(settings.keys) == f"{final.one('VOLUME')}/keys.json", "writable, and kept"
     assert final.one("STOPSIGNAL") == "SIGTERM"
     targets = [rest.split()[-1] for rest in final.all("COPY")]
     assert str(settings.artifact_path) in targets, "the default artifact is where the default settings look"
@@ -283,6 +287,8 @@ def test_compose_offers_a_cpu_and_a_gpu_server(monkeypatch: pytest.MonkeyPatch) 
     for name, service in services.items():
         settings = settings_of({**image, **service["environment"]}, monkeypatch)
         assert settings.device == {"cpu": "cpu", "gpu": "cuda"}[name]
+        assert settings.auth == "keys"
+        assert service["environment"]["LAPLORA_AUTH"] == "${LAPLORA_AUTH:-keys}", "off is said by name"
         # 5 s: what the server takes at most to leave once the drain is over
         assert seconds(service["stop_grace_period"]) > settings.drain_s + 5
         assert service["ports"] == [f"127.0.0.1:${{PORT:-8000}}:{settings.port}"]
@@ -303,6 +309,16 @@ def test_compose_builds_with_arguments_that_the_image_takes() -> None:
         build = service["build"]
         assert (ROOT / "docker" / build["context"] / build["dockerfile"]).is_file()
         assert set(build["args"]) == declared
+
+
+def test_the_readme_makes_its_key_where_the_image_looks() -> None:
+    text = (ROOT / "docker" / "README.md").read_text(encoding="utf-8")
+    files = re.findall(r"-m service\.keys create[^-]*--file (\S+) --id \w+ --scopes ([\w,]+)", text)
+    assert len(files) == 2
+    for file, scopes in files:
+        assert file == environment(parse("service.Dockerfile")[1][-1])["LAPLORA_KEYS"]
+        assert set(scopes.split(",")) <= SCOPES
+    assert (ROOT / "service" / "keys.py").is_file()
 
 
 @pytest.mark.parametrize("path", ["compose.yaml", "README.md", *DOCKERFILES, "../.dockerignore"])

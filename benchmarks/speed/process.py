@@ -32,6 +32,8 @@ def served(flags: Sequence[str] = ()) -> Iterator[str]:
         str(ARTIFACT),
         "--port",
         str(port),
+        "--auth",
+        "off",
         "--log-level",
         "error",
     ]

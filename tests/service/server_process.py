@@ -69,7 +69,7 @@ def server_process(command: Sequence[str], environment: Mapping[str, str] | None
     paths = [str(ROOT), str(Path(__file__).parent), kept.get("PYTHONPATH", "")]
     popen = subprocess.Popen(
         [sys.executable, *command, *([] if "--port" in command else ["--port", "0"])],
-        env={**kept, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **(environment or {})},
+        env={"LAPLORA_AUTH": "off", **kept, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **(environment or {})},
         stderr=subprocess.PIPE,
         text=True,
     )

@@ -223,7 +223,9 @@ class Served:
 
 
 def settings(**values: Any) -> Settings:
-    return Settings(**{"artifact": "fake", "artifacts_root": Path("no-artifacts"), "log_format": "text", **values})
+    return Settings(
+        **{"artifact": "fake", "auth": "off", "artifacts_root": Path("no-artifacts"), "log_format": "text", **values}
+    )
 
 
 def library(*predictors: FakePredictor) -> Library:

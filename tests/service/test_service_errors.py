@@ -13,6 +13,8 @@ from service.request_context import error_response
 
 EXPECTED = {
     errors.MalformedHttpError: (400, "malformed_http"),
+    errors.UnauthorizedError: (401, "unauthorized"),
+    errors.ForbiddenError: (403, "forbidden"),
     errors.RouteNotFoundError: (404, "route_not_found"),
     library.ArtifactNotFoundError: (404, "artifact_not_found"),
     errors.MethodNotAllowedError: (405, "method_not_allowed"),
@@ -33,6 +35,7 @@ EXPECTED = {
     library.TooManyTokensError: (422, "too_many_tokens"),
     library.InvalidInputError: (422, "invalid_input"),
     errors.UnscorableInputError: (422, "unscorable_input"),
+    errors.TooManyRequestsError: (429, "too_many_requests"),
     errors.QueueFullError: (429, "queue_full"),
     errors.ClientGoneError: (499, "client_closed_request"),
     errors.NotReadyError: (503, "not_ready"),
@@ -65,6 +68,7 @@ def test_each_row_answers_with_its_status_and_shape(kind: errors.ErrorKind) -> N
     assert body["error"]["code"] == kind.code
     assert body["error"]["message"]
     assert ("retry-after" in response.headers) == (kind.status in (429, 503))
+    assert response.headers.get("www-authenticate") == ("Bearer" if kind.status == 401 else None)
 
 
 def test_every_service_error_has_a_row() -> None:

@@ -14,6 +14,7 @@ from serving import library, serve, settings
 
 from service.app import create_app
 from service.errors import ERROR_KINDS
+from service.keys import Key, digest, write_keys
 from service.openapi import TAGS
 
 SNAPSHOT = Path(__file__).with_name("openapi.json")
@@ -22,8 +23,10 @@ UNDOCUMENTED = {"malformed_http", "route_not_found", "method_not_allowed", "inte
 
 
 @pytest.fixture
-def document() -> dict[str, Any]:
-    app = create_app(settings(), library=library())
+def document(tmp_path: Path) -> dict[str, Any]:
+    keys = tmp_path / "keys.json"
+    write_keys(keys, [Key(id="a", sha256=digest("a"), scopes=("predict",))])
+    app = create_app(settings(auth="keys", keys=keys), library=library())
     app.state.service.tokenizers.shutdown()
     return app.openapi()
 
@@ -45,20 +48,20 @@ def operations(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def test_statuses_are_exactly_those_that_can_come_out(document: dict[str, Any]) -> None:
-    scoring = ["200", "404", "409", "413", "415", "422", "429", "503", "504"]
+    scoring = ["200", "401", "403", "404", "409", "413", "415", "422", "429", "503", "504"]
     assert {name: sorted(op["responses"]) for name, op in operations(document).items()} == {
         "POST /predict": scoring,
         "POST /evaluate": scoring,
-        "GET /artifacts": ["200"],
-        "POST /artifacts/{name}/load": ["200", "404", "409", "503"],
-        "POST /artifacts/{name}/activate": ["200", "404", "409", "503"],
-        "POST /artifacts/{name}/unload": ["200", "404", "409", "503"],
+        "GET /artifacts": ["200", "401"],
+        "POST /artifacts/{name}/load": ["200", "401", "403", "404", "409", "429", "503"],
+        "POST /artifacts/{name}/activate": ["200", "401", "403", "404", "409", "429", "503"],
+        "POST /artifacts/{name}/unload": ["200", "401", "403", "404", "409", "429", "503"],
         "GET /health/live": ["200"],
         "GET /health/ready": ["200", "503"],
         "GET /v2/health/live": ["200"],
         "GET /v2/health/ready": ["200", "503"],
-        "GET /v2/models/{name}": ["200", "404", "503"],
-        "GET /metrics": ["200"],
+        "GET /v2/models/{name}": ["200", "401", "404", "503"],
+        "GET /metrics": ["200", "401"],
     }
 
 
@@ -197,10 +200,11 @@ def test_answers_composed_of_their_fields_examples_are_valid(document: dict[str,
 
 
 def test_headers_are_documented(document: dict[str, Any]) -> None:
+    more = {"401": ("WWW-Authenticate",), "429": ("Retry-After",), "503": ("Retry-After",)}
     for name, operation in operations(document).items():
         for status, response in operation["responses"].items():
             headers = set(response["headers"])
-            assert headers == {"X-Request-ID"} | ({"Retry-After"} if status in ("429", "503") else set()), (
+            assert headers == {"X-Request-ID", *more.get(status, ())}, (
                 name,
                 status,
             )

@@ -1,0 +1,77 @@
+"""What every answer tells a browser: run nothing, show it in no frame, hand it to no other site, keep no copy.
+
+The documentation page alone runs a script, its own: the policy names that script by its digest.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_ALWAYS = {
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "x-frame-options": "DENY",
+    "cross-origin-resource-policy": "same-origin",
+}
+_NOTHING = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+
+
+def docs_policy(script: str) -> str:
+    """Return the Content-Security-Policy of the documentation page.
+
+    Args:
+        script: the text of its one inline script.
+    """
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    # Swagger UI draws with inline styles and with pictures that its style sheet holds as data.
+    return (
+        f"{_NOTHING}; script-src 'self' 'sha256-{digest}'; style-src 'self' 'unsafe-inline'; "
+        "img-src 'self' data:; connect-src 'self'"
+    )
+
+
+def cors_options(origins: Sequence[str]) -> dict[str, Any]:
+    """Return the options of starlette's CORSMiddleware for these origins: no cookies, the API's own headers alone."""
+    return {
+        "allow_origins": list(origins),
+        "allow_methods": ["GET", "POST", "DELETE"],
+        "allow_headers": ["Authorization", "Content-Type", "Idempotency-Key", "X-Request-ID"],
+        "expose_headers": ["Retry-After", "X-Request-ID"],
+    }
+
+
+class SafeHeaders:
+    """ASGI middleware: puts these headers on every answer, errors included.
+
+    Args:
+        docs_script: the text of the documentation page's inline script.
+    """
+
+    def __init__(self, app: ASGIApp, docs_script: str) -> None:
+        self._app = app
+        self._docs_policy = docs_policy(docs_script)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI connection."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        path = scope["path"]
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers.update(_ALWAYS)
+                headers["content-security-policy"] = self._docs_policy if path == "/docs" else _NOTHING
+                # The page's assets change with the package alone; everything else is about one request.
+                if not path.startswith("/docs"):
+                    headers["cache-control"] = "no-store"
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)
