@@ -98,7 +98,8 @@ class Settings(BaseSettings):
         None,
         ge=1,
         description="Most padded tokens of one device batch (rows times the longest row): bounds memory, and how long "
-        "one batch keeps the others waiting; unset: 512 on a CPU, 2048 on a GPU.",
+        "one batch keeps the others waiting; unset: 512 on a CPU, 2048 on a GPU. 1 lets every row run alone: no other "
+        "request can change a digit of an answer.",
     )
     max_queue_tokens: int = Field(
         65_536, ge=1, description="Most tokens that wait for the device; more are refused with 429."

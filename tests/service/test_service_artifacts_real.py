@@ -88,6 +88,31 @@ async def test_each_answers_as_alone_whatever_runs_beside_it(
     assert apart.abs().max() > 10 * TOLERANCE
 
 
+async def test_rows_that_run_alone_are_the_same_to_the_last_bit(root: Path) -> None:
+    """With ``batch_tokens=1`` no two rows share a batch: traffic cannot change a digit of an answer."""
+    app = create_app(
+        settings(artifact="tiny-mixture", artifacts_root=root, device="cpu", cache=cache(), batch_tokens=1)
+    )
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test", timeout=None) as client,
+    ):
+        host = app.state.service.host
+        while host.active is None:
+            assert not host.stage.startswith("failed"), host.stage
+            await asyncio.sleep(0.01)
+
+        async def ask(*texts: str) -> list[dict[str, float]]:
+            response = await client.post("/predict", json={"inputs": [{"text": text} for text in texts]})
+            return [{**p["probs"], **p["map_probs"]} for p in response.json()["predictions"]]
+
+        quiet = [await ask(text) for text in TEXTS]
+        busy = await asyncio.gather(*(ask(text) for text in TEXTS), *(ask(*TEXTS) for _ in range(3)))
+    assert busy[: len(TEXTS)] == quiet
+    for together in busy[len(TEXTS) :]:
+        assert together == [answers[0] for answers in quiet]
+
+
 def cache() -> Path | None:
     named = os.environ.get("LAPLORA_CACHE")
     return Path(named) if named else None
