@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import math
 import os
 import signal
 import sys
@@ -89,8 +90,7 @@ class DrainingServer(uvicorn.Server):
                 self.should_exit = True
         if self.should_exit:
             # What is still open is answered with 503 now instead of a cut connection.
-            self._state.drain()
-            self._state.engine.stop()
+            self._state.stop()
         return await super().on_tick(counter)
 
     @property
@@ -114,6 +114,7 @@ def server_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
     """Return how uvicorn serves the application."""
     # Here, and not at the top of the file: --help should not wait for it.
     from service.connections import protocol, trusted
+    from service.scoring import LEAVE_S
 
     return uvicorn.Config(
         app,
@@ -124,7 +125,7 @@ def server_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=5,
+        timeout_graceful_shutdown=math.floor(LEAVE_S),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -41,9 +40,6 @@ from service.settings import Settings
 
 if TYPE_CHECKING:
     from service.tracing import Tracing
-
-#: Seconds in which the application ends: a batch under way, and the last traces.
-_LEAVE_S = 5.0
 
 
 def create_app(
@@ -85,14 +81,15 @@ def create_app(
             async with event_loop.watched(measures.loop_lag.observe):
                 yield
         finally:
-            leave_by = time.monotonic() + _LEAVE_S
+            state: ServiceState = app.state.service
+            state.stop()
             closing = None if tracing is None else tracing.close()
-            engine.stop(join_timeout_s=_LEAVE_S)
+            engine.stop(join_timeout_s=state.left_s)
             if closing is not None:
-                closing.join(max(0.0, leave_by - time.monotonic()))
+                closing.join(state.left_s)
             if keyring is not None:
                 keyring.stop()
-            app.state.service.tokenizers.shutdown(wait=False, cancel_futures=True)
+            state.tokenizers.shutdown(wait=False, cancel_futures=True)
 
     app = FastAPI(
         title="laplora",

@@ -6,6 +6,7 @@ Shared by the predict and evaluate endpoints. Nothing here reads or writes HTTP 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +41,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+#: Seconds in which the process leaves once nothing is answered any more: answers on their way out, a batch under way,
+#: the last traces. One less than the 5 that are promised.
+LEAVE_S = 4.0
+
+
 @dataclass
 class ServiceState:
     """What the endpoints share; lives on ``app.state.service``.
@@ -47,6 +53,7 @@ class ServiceState:
     Attributes:
         tokenizers: the threads that render and tokenize.
         draining: set once the server takes no new requests.
+        leave_by: ``time.monotonic`` seconds by which the process should have left; infinity before ``stop``.
     """
 
     settings: Settings
@@ -55,12 +62,24 @@ class ServiceState:
     metrics: Metrics
     tokenizers: ThreadPoolExecutor
     draining: bool = False
+    leave_by: float = math.inf
 
     def drain(self) -> None:
         """Take no new requests; those in flight are still answered."""
         self.draining = True
         self.metrics.set_draining()
         self.engine.drain()
+
+    def stop(self) -> None:
+        """Answer what is left with 503; from now on ``leave_by`` counts."""
+        self.leave_by = min(self.leave_by, time.monotonic() + LEAVE_S)
+        self.drain()
+        self.engine.stop()
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until ``leave_by``, at least 0."""
+        return max(0.0, self.leave_by - time.monotonic())
 
 
 @dataclass(frozen=True)

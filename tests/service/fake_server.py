@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from serving import FakePredictor, library
 import service.app
 from laplora.errors import GoldenMismatchError
 from laplora.prompts import TEMPLATES
-from service.__main__ import main
+from service.__main__ import leave, main
 
 
 class GatedPredictor(FakePredictor):
@@ -36,4 +35,4 @@ if __name__ == "__main__":
     choices = os.environ.get("FAKE_CHOICES")
     others = [FakePredictor(choices, template=TEMPLATES["multiple_choice"], labels="ABCD")] if choices else []
     service.app.create_app = functools.partial(service.app.create_app, library=library(predictor, *others))  # type: ignore[assignment]
-    sys.exit(main())
+    leave(main())

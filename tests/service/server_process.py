@@ -25,6 +25,7 @@ class Process:
 
     popen: subprocess.Popen[str]
     lines: list[str]
+    reader: threading.Thread
 
     @property
     def log(self) -> str:
@@ -51,7 +52,10 @@ class Process:
             yield client
 
     def left(self) -> int:
-        return self.popen.wait()
+        """Return the exit status, once the process has left and all of its log is read."""
+        self.popen.wait()
+        self.reader.join()
+        return self.popen.returncode
 
 
 def is_ready(client: httpx.Client) -> bool:
@@ -73,13 +77,13 @@ def server_process(command: Sequence[str], environment: Mapping[str, str] | None
         stderr=subprocess.PIPE,
         text=True,
     )
-    process = Process(popen, [])
     stderr = popen.stderr
     assert stderr is not None
-    reader = threading.Thread(target=lambda: process.lines.extend(map(str.rstrip, stderr)))
+    lines: list[str] = []
+    reader = threading.Thread(target=lambda: lines.extend(map(str.rstrip, stderr)))
     reader.start()
     try:
-        yield process
+        yield Process(popen, lines, reader)
     finally:
         popen.kill()
         popen.wait()
