@@ -24,13 +24,14 @@ from serving import settings
 from test_service_connections import name_the_caller
 
 from service.__main__ import server_config
+from service.access import ACCESS
 from service.errors import ERROR_KINDS
 from service.schemas import ErrorResponse
 from service.settings import Settings
 
 FAKE_SERVER = Path(__file__).with_name("fake_server.py")
 #: What nginx alone says, beside codes of the server's own table.
-PROXY_CODES = {"rate_limited": 429, "server_unreachable": 503}
+PROXY_CODES = {"server_unreachable": 503}
 #: Another caller than the ordinary one, who comes from 127.0.0.1.
 SLOW = "127.0.0.2"
 
@@ -295,7 +296,7 @@ def test_a_patient_body_never_reaches_the_server_and_holds_one_of_its_addresses_
         patient = pool.submit(be_patient)
         with proxy.client(source=SLOW) as same, proxy.client() as other:
             until(lambda: ask(same).status_code == 429)
-            assert_error(ask(same), 429, "rate_limited")
+            assert_error(ask(same), 429, "too_many_requests")
             assert ask(other).status_code == 200
             assert server.in_flight == 0
             assert not patient.done()
@@ -308,7 +309,7 @@ def test_too_many_requests_of_one_address_are_429(server: Server) -> None:
         refused = client.get("/health/live")
         while refused.status_code != 429:
             refused = client.get("/health/live")
-        assert_error(refused, 429, "rate_limited")
+        assert_error(refused, 429, "too_many_requests")
         with proxy.client() as other:
             assert other.get("/health/live").status_code == 200
 
@@ -424,6 +425,7 @@ def test_a_claimed_address_names_nobody(server: Server) -> None:
         ("GET", "/a/%2e%2e/metrics"),
         ("GET", "/metrics?a=b"),
         ("POST", "/artifacts/fake/activate"),
+        ("DELETE", "/artifacts/fake"),
         ("POST", "/artifacts//fake/activate"),
         ("POST", "/docs/../artifacts/fake/activate"),
     ],
@@ -434,6 +436,13 @@ def test_figures_and_activation_are_for_the_inside(server: Server, method: str, 
         with proxy.client(source="127.0.0.9") as inside:
             assert inside.get("/metrics").status_code == 200
             assert inside.post("/artifacts/fake/activate").status_code == 200
+        with proxy.client() as outside:
+            # To look is the server's to allow.
+            assert outside.get("/artifacts/fake").headers["x-frame-options"]
+
+
+def test_all_that_needs_the_scope_of_an_administrator_is_below_artifacts() -> None:
+    assert {endpoint.split("/")[1] for endpoint, need in ACCESS.items() if need == "admin"} == {"artifacts"}
 
 
 def as_it_stands(proxy: Proxy, method: str, path: str) -> httpx.Response:
