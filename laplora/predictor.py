@@ -29,7 +29,7 @@ from laplora.posterior_file import read_posterior
 from laplora.prediction import Prediction, build_predictions, wanted_outputs
 from laplora.predictives import PredictiveName
 from laplora.prompts import EncodedRow
-from laplora.review_scores import decided_at, read_scores, thresholds_at
+from laplora.review_scores import ReviewScores, decided_at, read_scores, thresholds_at
 from laplora.shared_base import LoadedBase, SharedBases, share
 from laplora.tensor_sizes import tensor_bytes
 from laplora.thresholds import ModeThresholds
@@ -241,6 +241,11 @@ class Predictor:
     def decides_any_risk(self) -> bool:
         """Whether decisions can be made for a risk that a request states; not for artifacts of format 1."""
         return self._scores is not None
+
+    @property
+    def review_scores(self) -> Mapping[str, ReviewScores]:
+        """Each predictive's review scores on the calibration rows; empty for artifacts of format 1."""
+        return self._scores or {}
 
     def predict_orders(
         self, asked: Sequence[OrderedRows], predictive: str | None = None, *, also: Sequence[str] = ()

@@ -44,6 +44,7 @@ ACCESS: Final[dict[str, Need]] = {
     "GET /metrics": "key",
     "POST /predict": "predict",
     "POST /feedback": "predict",
+    "GET /feedback": "key",
     "POST /evaluate": "evaluate",
     "POST /evaluate/jobs": "evaluate",
     "GET /evaluate/jobs": "evaluate",

@@ -12,10 +12,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Route
 
 from laplora.errors import LaploraError
 from service import event_loop, host, openapi
 from service.access import Access
+from service.calibration_gauges import CalibrationGauges
 from service.device_faults import DeviceHealth
 from service.engine import BatchReport, Engine
 from service.errors import (
@@ -26,6 +28,7 @@ from service.errors import (
     kind_of,
     shown_field,
 )
+from service.feedback import FeedbackStore
 from service.headers import SafeHeaders, cors_options
 from service.in_flight import InFlight
 from service.keyring import open_keyring
@@ -34,12 +37,22 @@ from service.logs import log_crash
 from service.metrics import Metrics
 from service.request_context import RequestContext, error_response
 from service.request_record import note
-from service.routes import artifacts, evaluate, health, metrics, predict
+from service.routes import artifacts, evaluate, feedback, health, metrics, predict
 from service.scoring import ServiceState
 from service.settings import Settings
 
 if TYPE_CHECKING:
     from service.tracing import Tracing
+
+
+_ROUTERS = (
+    predict.router,
+    feedback.router,
+    evaluate.router,
+    artifacts.router,
+    health.router,
+    metrics.router,
+)
 
 
 def create_app(
@@ -69,7 +82,13 @@ def create_app(
         health=DeviceHealth(stall_s=settings.stall_s, on_fault=lambda: measures.ready.set(0)),
     )
     measures.watch_queue(engine, max_rows=settings.max_queue_rows, max_tokens=settings.max_queue_tokens)
+    store = FeedbackStore(keep_s=settings.feedback_keep_s, rows=settings.feedback_rows, window=settings.feedback_window)
     artifact_host = host.ArtifactHost(settings, engine, measures, library or default_library(), on_load_failure)
+
+    if store.on:
+        measures.registry.register(
+            CalibrationGauges(lambda: store.reports(artifact_host.loaded_digests), lambda: len(store))
+        )
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -111,6 +130,7 @@ def create_app(
         artifact_host,
         measures,
         ThreadPoolExecutor(max_workers=2, thread_name_prefix="laplora-tokenize"),
+        store,
     )
     # The last one added is the first that a request meets.
     app.add_middleware(InFlight, most=settings.max_requests, answer=_answer)
@@ -120,7 +140,7 @@ def create_app(
     if settings.cors_origins:
         app.add_middleware(CORSMiddleware, **cors_options(settings.cors_origins.split(",")))
     app.add_middleware(SafeHeaders, docs_script=openapi.docs_script(app))
-    for router in (predict.router, evaluate.router, artifacts.router, health.router, metrics.router):
+    for router in _ROUTERS:
         app.include_router(router)
     openapi.install(app, with_keys=keyring is not None)
     app.add_exception_handler(LaploraError, _answer)
@@ -179,6 +199,15 @@ async def _answer_http(request: Request, error: Exception) -> JSONResponse:
         return await _answer(request, RouteNotFoundError("no endpoint at this path: /docs lists them"))
     if error.status_code == 405:
         response = await _answer(request, MethodNotAllowedError("the endpoint takes another method: see Allow"))
-        response.headers.update(error.headers or {})
+        # The router names the methods of the first route at this path; there may be several.
+        response.headers["allow"] = ", ".join(sorted(_methods_at(request))) or (error.headers or {}).get("Allow", "")
         return response
     return await _answer(request, InvalidRequestError(str(error.detail)))
+
+
+def _methods_at(request: Request) -> set[str]:
+    """Return the methods of every route at the request's path."""
+    routes = [route for routes in (request.app.routes, *(router.routes for router in _ROUTERS)) for route in routes]
+    path = request.scope["path"]
+    found = [route for route in routes if isinstance(route, Route) and route.path_regex.match(path)]
+    return {method for route in found for method in route.methods or ()}

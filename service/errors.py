@@ -8,6 +8,7 @@
         ├── UnauthorizedError           no API key, or none of this server's
         ├── ForbiddenError              an API key without the scope that is needed
         ├── RouteNotFoundError          no endpoint at that path
+        ├── FeedbackOffError            predictions are not kept, so none can be labelled
         ├── MethodNotAllowedError       the endpoint takes another method
         ├── ArtifactNotLoadedError      a known artifact that is not loaded
         ├── ArtifactActiveError         the active artifact, which cannot be unloaded
@@ -91,6 +92,10 @@ class RouteNotFoundError(ServiceError):
 
 class MethodNotAllowedError(ServiceError):
     """The endpoint takes another method."""
+
+
+class FeedbackOffError(ServiceError):
+    """Predictions are not kept, so none can be labelled."""
 
 
 class ArtifactNotLoadedError(ServiceError):
@@ -199,6 +204,7 @@ ERROR_KINDS: tuple[ErrorKind, ...] = (
     ErrorKind(ForbiddenError, "forbidden", 403, "The API key does not have the scope that is needed."),
     ErrorKind(RouteNotFoundError, "route_not_found", 404, "No endpoint at this path."),
     ErrorKind(library.ArtifactNotFoundError, "artifact_not_found", 404, "No artifact of this name."),
+    ErrorKind(FeedbackOffError, "feedback_off", 404, "The server keeps no predictions: feedback_rows is 0."),
     ErrorKind(MethodNotAllowedError, "method_not_allowed", 405, "The endpoint takes another method."),
     ErrorKind(ArtifactNotLoadedError, "artifact_not_loaded", 409, "The artifact exists but is not loaded."),
     ErrorKind(ArtifactActiveError, "artifact_active", 409, "The active artifact cannot be unloaded."),

@@ -98,6 +98,11 @@ class ArtifactHost:
         """The predictor that answers where a request names none; None until all to start with have passed."""
         return self.shelf.active if self.stage == "ready" else None
 
+    @property
+    def loaded_digests(self) -> frozenset[str]:
+        """Digests of the artifacts that are loaded."""
+        return frozenset(place.predictor.artifact.digest for place in self.shelf.places)
+
     def require_active(self) -> Predictor:
         """Return the predictor that answers where a request names none.
 

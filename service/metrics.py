@@ -58,6 +58,12 @@ class Metrics:
             ["predictive", "answered_by"],
             registry=self.registry,
         )
+        self.feedback = Counter(
+            "laplora_feedback_items",
+            "Labels that came to POST /feedback, by what became of them.",
+            ["status"],
+            registry=self.registry,
+        )
         self.in_flight = Gauge("laplora_requests_in_flight", "HTTP requests being answered.", registry=self.registry)
 
     def _of_the_queue(self) -> None:

@@ -60,6 +60,7 @@ A request body is one JSON object in UTF-8, declared as `application/json`, not 
 #: What the tags of operations mean, in the order of the docs page.
 TAGS = {
     "scoring": "Answers about inputs: predictions, and metrics where the labels are known.",
+    "feedback": "True labels of earlier predictions, and how calibrated they turned out to be.",
     "artifacts": "Which artifacts there are, and which answers.",
     "health": "For orchestrators and monitoring.",
 }

@@ -257,6 +257,12 @@ class PredictionOut(Answer):
         examples=[2],
     )
     truncated: bool = Field(description="Whether the prompt was cut.", examples=[False])
+    prediction_id: str | None = Field(
+        default=None,
+        description="What POST /feedback knows this answer by, for feedback_keep_s at most; left out where the server "
+        "keeps none. Only the caller that it was sent to can use it.",
+        examples=["gJ3mGpXbHk1TzqJm0yQe2A"],
+    )
 
 
 class Timing(Answer):

@@ -26,6 +26,7 @@ from service.errors import (
     DrainingError,
     InvalidRequestError,
 )
+from service.feedback import FeedbackStore
 from service.host import ArtifactHost
 from service.metrics import Metrics
 from service.request_record import RequestRecord
@@ -52,6 +53,7 @@ class ServiceState:
 
     Attributes:
         tokenizers: the threads that render and tokenize.
+        feedback: answered predictions, until their labels come.
         draining: set once the server takes no new requests.
         leave_by: ``time.monotonic`` seconds by which the process should have left; infinity before ``stop``.
     """
@@ -61,6 +63,7 @@ class ServiceState:
     host: ArtifactHost
     metrics: Metrics
     tokenizers: ThreadPoolExecutor
+    feedback: FeedbackStore
     draining: bool = False
     leave_by: float = math.inf
 

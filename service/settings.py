@@ -134,6 +134,27 @@ class Settings(BaseSettings):
         description="Base URL of an OpenTelemetry collector (OTLP over HTTP, for example http://127.0.0.1:4318) that "
         "gets a trace of every scored request; needs the extra telemetry; unset: no traces.",
     )
+    feedback_keep_s: float = Field(
+        604_800.0,
+        gt=0,
+        le=31_536_000,
+        allow_inf_nan=False,
+        description="Seconds that a prediction's probabilities are kept, without its input, for a true label to come.",
+    )
+    feedback_rows: int = Field(
+        100_000,
+        ge=0,
+        le=10_000_000,
+        description="Most predictions kept for feedback, about 350 bytes each at two classes and 16 more per further "
+        "class; the oldest go first. 0 keeps none, and predictions have no prediction_id.",
+    )
+    feedback_window: int = Field(
+        1000,
+        ge=100,
+        le=10_000,
+        description="Labelled predictions, and recent answers, that figures of calibration are computed from, for each "
+        "artifact and predictive.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level logged.")
     log_format: Literal["json", "text"] = Field("json", description="One JSON object or one line of text per event.")
 

@@ -40,6 +40,7 @@ class Prediction(_Record):
         probs_std: by label; None where the predictive has one set of weights.
         logit_variance, logit_covariance: nats squared, of the centred logits, in the labels' order.
         decision: ``accept`` or ``review``, for the stated target risk.
+        prediction_id: what ``feedback`` knows it by; None where the service keeps no predictions.
     """
 
     id: str | None = None
@@ -62,6 +63,7 @@ class Prediction(_Record):
     tokens: int
     orders: int | None = None
     truncated: bool
+    prediction_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,13 @@ class Answers(Sequence[Prediction]):
 
     def __getitem__(self, place: Any) -> Any:
         return self.predictions[place]
+
+
+class FeedbackResult(_Record):
+    """What became of one label: see POST /feedback on the service's page."""
+
+    prediction_id: str
+    status: Literal["recorded", "repeated", "corrected", "unknown"]
 
 
 class MethodMetrics(_Record):

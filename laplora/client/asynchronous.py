@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 
 from laplora.client import bodies
-from laplora.client.answers import Answers, Artifact, Evaluated, ServedArtifact
+from laplora.client.answers import Answers, Artifact, Evaluated, FeedbackResult, ServedArtifact
 from laplora.client.failures import RequestRefusedError, ServiceFailedError, ServiceUnavailableError, failure_of
 from laplora.client.progress import Advance, advancing
 from laplora.client.retries import Retries, unreachable
@@ -99,6 +99,22 @@ class AsyncClient:
             return first + await self._batch(inputs[half:], artifact, options, advance)
         advance(len(inputs))
         return [(response, len(inputs))]
+
+    async def feedback(self, labels: bodies.Labels) -> tuple[FeedbackResult, ...]:
+        """Tell the true labels of earlier predictions; arguments, result and errors as of ``Client.feedback``."""
+        found: list[FeedbackResult] = []
+        for batch in bodies.feedback_batches(labels, self._batch_size):
+            found += await self._feed(batch)
+        return tuple(found)
+
+    async def _feed(self, items: Sequence[Mapping[str, str]]) -> tuple[FeedbackResult, ...]:
+        try:
+            return bodies.fed_of(await self._send("POST", "/feedback", {"items": items}), len(items))
+        except RequestRefusedError as failure:
+            if not bodies.can_be_split(failure, len(items)):
+                raise
+            half = len(items) // 2
+            return await self._feed(items[:half]) + await self._feed(items[half:])
 
     async def evaluate(
         self,

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 
 from laplora.client import bodies
-from laplora.client.answers import Answers, Artifact, Evaluated, ServedArtifact
+from laplora.client.answers import Answers, Artifact, Evaluated, FeedbackResult, ServedArtifact
 from laplora.client.failures import RequestRefusedError, ServiceFailedError, ServiceUnavailableError, failure_of
 from laplora.client.progress import Advance, advancing
 from laplora.client.retries import Retries, unreachable
@@ -119,6 +119,34 @@ class Client:
             return [found for part in parts for found in self._batch(part, artifact, options, advance, stop)]
         advance(len(inputs))
         return [(response, len(inputs))]
+
+    def feedback(self, labels: bodies.Labels) -> tuple[FeedbackResult, ...]:
+        """Tell the true labels of earlier predictions; return what became of each, in order.
+
+        Telling a label again changes nothing, so a request whose answer was lost is sent again, and then says
+        ``repeated``.
+
+        Args:
+            labels: by ``prediction_id``, or pairs of both.
+
+        Raises:
+            RequestRefusedError: a label that its prediction did not have, or a service that keeps no predictions;
+                earlier batches of a long list have been recorded.
+            ServiceFailedError: as ``predict``.
+        """
+        found: list[FeedbackResult] = []
+        for batch in bodies.feedback_batches(labels, self._batch_size):
+            found += self._feed(batch)
+        return tuple(found)
+
+    def _feed(self, items: Sequence[Mapping[str, str]]) -> tuple[FeedbackResult, ...]:
+        try:
+            return bodies.fed_of(self._send("POST", "/feedback", {"items": items}), len(items))
+        except RequestRefusedError as failure:
+            if not bodies.can_be_split(failure, len(items)):
+                raise
+            half = len(items) // 2
+            return self._feed(items[:half]) + self._feed(items[half:])
 
     def evaluate(
         self,

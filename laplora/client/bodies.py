@@ -9,13 +9,14 @@ from urllib.parse import quote
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from laplora.client.answers import Answers, Artifact, Evaluated, Prediction, ServedArtifact
+from laplora.client.answers import Answers, Artifact, Evaluated, FeedbackResult, Prediction, ServedArtifact
 from laplora.client.failures import RequestRefusedError, ServiceFailedError, failure_of
 from laplora.errors import DataError
 
 Mode = Literal["laplace", "map", "fast"]
 Record = TypeVar("Record", bound=BaseModel)
 Inputs = Iterable[Mapping[str, Any]]
+Labels = Mapping[str, str] | Iterable[tuple[str, str]]
 
 
 class _Predicted(BaseModel):
@@ -27,6 +28,10 @@ class _Predicted(BaseModel):
 
 class _Listing(BaseModel):
     artifacts: tuple[ServedArtifact, ...]
+
+
+class _Fed(BaseModel):
+    results: tuple[FeedbackResult, ...]
 
 
 class _Changed(BaseModel):
@@ -55,6 +60,25 @@ def body_of(inputs: Sequence[Mapping[str, Any]], artifact: str | None, options: 
     if options:
         body["options"] = dict(options)
     return body
+
+
+def feedback_batches(labels: Labels, size: int) -> list[list[dict[str, str]]]:
+    """Return the items of POST /feedback in batches, in order; none of no labels."""
+    pairs = labels.items() if isinstance(labels, Mapping) else labels
+    items = [{"prediction_id": prediction_id, "label": label} for prediction_id, label in pairs]
+    return [items[i : i + size] for i in range(0, len(items), size)]
+
+
+def fed_of(response: httpx.Response, count: int) -> tuple[FeedbackResult, ...]:
+    """Return the results in a response to so many items.
+
+    Raises:
+        ServiceFailedError: a response that is not what the contract says.
+    """
+    results = _parsed(_Fed, response).results
+    if len(results) != count:
+        raise _not_understood(response, f"{len(results)} results of {count} items")
+    return results
 
 
 def change_path(name: str, change: Literal["load", "activate", "unload"]) -> str:

@@ -15,6 +15,7 @@ router = APIRouter(tags=["health"])
         200: {"description": "Prometheus text format.", "content": {"text/plain": {"schema": {"type": "string"}}}}
     },
 )
-async def metrics(request: Request) -> Response:
-    """Requests, latency by stage, queue, batches and refusals, for Prometheus."""
+def metrics(request: Request) -> Response:
+    """Requests, latency by stage, queue, batches, refusals and calibration in production, for Prometheus."""
+    # Not async: figures of calibration take some milliseconds, which answers must not wait for.
     return Response(generate_latest(request.app.state.service.metrics.registry), media_type=CONTENT_TYPE_LATEST)

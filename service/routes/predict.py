@@ -60,6 +60,11 @@ async def predict(body: PredictRequest, request: Request) -> PredictResponse:
             prediction_out(i, item, prediction, body.options)
             for i, (item, prediction) in enumerate(zip(body.inputs, answers, strict=True))
         ]
+        if state.feedback.on:
+            asked_for = f"{ask.predictive}_order_average" if body.options.order_average else ask.predictive
+            ids = state.feedback.remember(predictor, asked_for, caller_of(request).name, answers, target_risk)
+            for prediction, prediction_id in zip(predictions, ids, strict=True):
+                prediction.prediction_id = prediction_id
         timing = timing_of(scored, begun)
         record(request, timing, rows=len(predictions), tokens=sum(p.tokens for p in scored.predictions))
         state.metrics.count_answers(predictor.artifact.name, ask.predictive, answers)

@@ -84,11 +84,14 @@ class FakePredictor:
             template=record,
             metrics={"map": {"nll": 0.5}},
             servable=self.predictives,
+            calibration=SimpleNamespace(coverage=0.9, rows=150),
+            predictives={},
             recommended=SimpleNamespace(**reason, model_dump=lambda: reason),
         )
         self.base: object = BASE
         self.own_bytes = 1000
         self.artifact = SimpleNamespace(name=name, digest=f"sha256:{name}", manifest=manifest, path=path)
+        self.review_scores: dict[str, Any] = {}
         self.class_count = len(labels)
         self.max_tokens = max_tokens
         self.device = SimpleNamespace(type="cpu")

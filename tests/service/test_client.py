@@ -64,6 +64,32 @@ def test_a_long_list_is_answered_in_order(address: str) -> None:
     assert {a.answered_by for a in answers} == {"laplace"}
 
 
+def test_labels_of_earlier_predictions(address: str) -> None:
+    """More at a time than the server takes: halves of what is refused are sent, in order."""
+    with Client(address, batch_size=40) as client:
+        answers = client.predict(TEXTS[:50])
+        labels = {str(a.prediction_id): a.label for a in answers}
+        first = client.feedback(labels)
+        again = client.feedback([("lost", "positive"), *labels.items()])
+        with pytest.raises(RequestRefusedError, match="none of the 2") as refused:
+            client.feedback({str(answers[0].prediction_id): "no such label"})
+        assert client.feedback({}) == ()
+    assert [r.prediction_id for r in first] == list(labels)
+    assert len(labels) == 50
+    assert {r.status for r in first} == {"recorded"}
+    assert [r.status for r in again] == ["unknown", *["repeated"] * 50]
+    assert refused.value.field == "items.0.label"
+
+
+def test_labels_of_earlier_predictions_to_await(address: str) -> None:
+    async def ask() -> list[str]:
+        async with AsyncClient(address, batch_size=40) as client:
+            answers = await client.predict(TEXTS[:30])
+            return [r.status for r in await client.feedback((str(a.prediction_id), a.label) for a in answers)]
+
+    assert asyncio.run(ask()) == ["recorded"] * 30
+
+
 def test_it_is_what_the_server_sends(address: str) -> None:
     """Every field of the contract, against the plain response."""
     options = {"mode": "fast", "covariance": True, "target_risk": 0.2}

@@ -17,6 +17,7 @@ EXPECTED = {
     errors.ForbiddenError: (403, "forbidden"),
     errors.RouteNotFoundError: (404, "route_not_found"),
     library.ArtifactNotFoundError: (404, "artifact_not_found"),
+    errors.FeedbackOffError: (404, "feedback_off"),
     errors.MethodNotAllowedError: (405, "method_not_allowed"),
     errors.ArtifactNotLoadedError: (409, "artifact_not_loaded"),
     errors.ArtifactActiveError: (409, "artifact_active"),

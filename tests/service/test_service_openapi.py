@@ -52,6 +52,8 @@ def test_statuses_are_exactly_those_that_can_come_out(document: dict[str, Any]) 
     assert {name: sorted(op["responses"]) for name, op in operations(document).items()} == {
         "POST /predict": scoring,
         "POST /evaluate": scoring,
+        "POST /feedback": ["200", "401", "403", "404", "413", "415", "422", "429", "504"],
+        "GET /feedback": ["200", "401", "404"],
         "GET /artifacts": ["200", "401"],
         "POST /artifacts/{name}/load": ["200", "401", "403", "404", "409", "429", "503"],
         "POST /artifacts/{name}/activate": ["200", "401", "403", "404", "409", "429", "503"],
@@ -84,6 +86,8 @@ def test_operations_have_stable_readable_names(document: dict[str, Any]) -> None
     assert {name: op["operationId"] for name, op in operations(document).items()} == {
         "POST /predict": "predict",
         "POST /evaluate": "evaluate",
+        "POST /feedback": "give_feedback",
+        "GET /feedback": "watch_calibration",
         "GET /artifacts": "list_artifacts",
         "POST /artifacts/{name}/load": "load_artifact",
         "POST /artifacts/{name}/activate": "activate_artifact",

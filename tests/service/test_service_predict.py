@@ -48,6 +48,7 @@ async def test_answer_has_the_contracts_fields() -> None:
         "decision",
         "tokens",
         "truncated",
+        "prediction_id",
     }
     assert set(prediction["probs"]) == {"negative", "positive"}
     assert prediction["uncertainty"] == {"total": 0.5, "aleatoric": 0.4, "epistemic": 0.1}

@@ -130,7 +130,9 @@ def test_company_in_the_batch_does_not_matter(client: httpx.Client) -> None:
 
 def test_same_request_same_answer(client: httpx.Client) -> None:
     first, second = (predict(client, [{"text": text} for text in TEXTS]) for _ in range(2))
+    ids = [answer.pop("prediction_id") for answer in (*first, *second)]
     assert first == second
+    assert len(set(ids)) == 2 * len(TEXTS)
 
 
 def test_clients_at_once_get_what_they_get_alone(client: httpx.Client) -> None:
