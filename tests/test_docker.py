@@ -314,7 +314,7 @@ def test_compose_builds_with_arguments_that_the_image_takes() -> None:
 def test_the_readme_makes_its_key_where_the_image_looks() -> None:
     text = (ROOT / "docker" / "README.md").read_text(encoding="utf-8")
     files = re.findall(r"-m service\.keys create[^-]*--file (\S+) --id \w+ --scopes ([\w,]+)", text)
-    assert len(files) == 2
+    assert len(files) == 3
     for file, scopes in files:
         assert file == environment(parse("service.Dockerfile")[1][-1])["LAPLORA_KEYS"]
         assert set(scopes.split(",")) <= SCOPES
@@ -322,7 +322,11 @@ def test_the_readme_makes_its_key_where_the_image_looks() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["compose.yaml", "compose.proxy.yaml", "nginx.conf.template", "README.md", *DOCKERFILES, "../.dockerignore"]
+    "path",
+    [
+        *("compose.yaml", "compose.proxy.yaml", "compose.monitoring.yaml", "nginx.conf.template", "README.md"),
+        *(*DOCKERFILES, "../.dockerignore"),
+    ],
 )
 def test_no_file_names_a_registry_or_another_host(path: str) -> None:
     text = (ROOT / "docker" / path).read_text(encoding="utf-8")
