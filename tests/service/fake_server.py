@@ -1,7 +1,7 @@
 """python fake_server.py [flags]: the real process, signals and sockets, over a fake predictor.
 
-With FAKE_GATE=FILE every prediction waits until that file exists; with FAKE_BROKEN=1 loading fails. FAKE_CHOICES=NAME
-adds an artifact of that name that answers questions with choices.
+With FAKE_GATE=FILE every prediction waits until that file exists, and makes FILE.waiting meanwhile; with
+FAKE_BROKEN=1 loading fails. FAKE_CHOICES=NAME adds an artifact of that name that answers questions with choices.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ class GatedPredictor(FakePredictor):
     def predict(self, rows: Any, predictive: str | None = None, *, also: Any = (), target_risk: Any = None) -> Any:
         gate = os.environ.get("FAKE_GATE")
         while gate and not Path(gate).exists():
+            Path(f"{gate}.waiting").touch()
             time.sleep(0.005)
         return super().predict(rows, predictive, also=also)
 
