@@ -126,14 +126,14 @@ class Metrics:
             buckets=(0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0),
             registry=self.registry,
         )
-        build = Gauge(
+        self.build = Gauge(
             "laplora_build_info",
             "1 for the versions that run.",
             ["version", "python", "torch", "transformers"],
             registry=self.registry,
         )
         packages = [_version(name) for name in ("torch", "transformers")]
-        build.labels(_version("laplora"), platform.python_version(), *packages).set(1)
+        self.build.labels(_version("laplora"), platform.python_version(), *packages).set(1)
 
     def watch_queue(self, engine: Engine, *, max_rows: int, max_tokens: int) -> None:
         """Read the queue's gauges from the engine at scrape time; the limits are those of its queue."""
