@@ -184,7 +184,7 @@ def run_promtool(*arguments: str | Path, at: Path) -> None:
 
 @promtool
 def test_the_scrape_configuration_is_valid(tmp_path: Path) -> None:
-    for name in ("prometheus.yaml", "alerts.yaml"):
+    for name in ("prometheus.yaml", "alerts.yaml", "calibration-alerts.yaml"):
         shutil.copy(MONITORING / name, tmp_path)
     (tmp_path / "metrics-token").write_text("lpl_x")
     run_promtool("check", "config", "prometheus.yaml", at=tmp_path)
