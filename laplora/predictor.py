@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from laplora.review_scores import ReviewScores, decided_at, read_scores, thresho
 from laplora.shared_base import LoadedBase, SharedBases, share
 from laplora.tensor_sizes import tensor_bytes
 from laplora.thresholds import ModeThresholds
+from laplora.token_bounds import TokenBounds, token_bounds
 
 
 class Predictor:
@@ -134,6 +136,11 @@ class Predictor:
         """Longest prompt, in tokens."""
         return self.artifact.manifest.max_tokens
 
+    @cached_property
+    def token_bounds(self) -> TokenBounds:
+        """What is certain about a prompt's tokens before it is tokenised."""
+        return token_bounds(self._tokenizer)
+
     @property
     def fields(self) -> tuple[str, ...]:
         """The template's input fields."""
@@ -150,7 +157,14 @@ class Predictor:
         """
         manifest = self.artifact.manifest
         prompt, class_count = prompts.render(self._template, inputs, manifest.labels)
-        return prompts.encode(self._tokenizer, prompt, class_count, max_tokens=manifest.max_tokens, truncate=truncate)
+        return prompts.encode(
+            self._tokenizer,
+            prompt,
+            class_count,
+            max_tokens=manifest.max_tokens,
+            truncate=truncate,
+            bounds=self.token_bounds,
+        )
 
     def encode_orders(self, inputs: Mapping[str, object], *, truncate: bool, budget: int | None = None) -> OrderedRows:
         """Return one question's prompts in several orders of its options: as many rows, which all have to be scored.

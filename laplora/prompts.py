@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from laplora.errors import ConfigError, InvalidInputError, LabelTokenError, TooManyTokensError
+from laplora.token_bounds import TokenBounds
 
 _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -60,6 +61,11 @@ class PromptTemplate:
         """Names of the input fields this template needs, in order of appearance."""
         names = ["choices" if _OPTION.match(n) else n for n in self.placeholders]
         return tuple(dict.fromkeys(names))
+
+    @property
+    def size_bytes(self) -> int:
+        """UTF-8 bytes that a prompt has at least, beside those of its fields."""
+        return len(_PLACEHOLDER.sub("", self.text).encode())
 
 
 #: Templates by name. WinoGrande's is the one of Yang et al. (arXiv 2308.13111), its missing dot included.
@@ -235,16 +241,38 @@ class Batch:
         return self.input_ids.shape[0]
 
 
-def encode(tokenizer: Any, prompt: str, class_count: int, *, max_tokens: int, truncate: bool) -> EncodedRow:
+def encode(
+    tokenizer: Any,
+    prompt: str,
+    class_count: int,
+    *,
+    max_tokens: int,
+    truncate: bool,
+    bounds: TokenBounds | None = None,
+) -> EncodedRow:
     """Return one prompt as token ids, with the tokenizer's own special tokens.
 
     Args:
         max_tokens: limit in tokens, special tokens included.
         truncate: whether to cut a longer prompt from the left, keeping a leading special token.
+        bounds: of the tokenizer: with them, what is certain to be cut or refused is not tokenised. The row is the same.
 
     Raises:
-        TooManyTokensError: longer than ``max_tokens`` and ``truncate`` is false.
+        TooManyTokensError: longer than ``max_tokens`` and ``truncate`` is false; ``got`` is the fewest tokens that it
+            can have where that is certain to be too many.
     """
+    fewest = 1 if bounds is None or len(prompt) <= max_tokens else bounds.fewest(len(prompt.encode()))
+    if bounds is not None and fewest > max_tokens:
+        if not truncate:
+            raise TooManyTokensError(
+                f"the prompt has at least {fewest} tokens, the limit is {max_tokens}: shorten it or set truncate",
+                limit=max_tokens,
+                got=fewest,
+            )
+        # A special token is recognised by its name alone: the longest name's length is enough to see the first one.
+        head = tokenizer.encode(prompt[: bounds.longest_special])[:1]
+        tail = tokenizer.encode(bounds.tail(prompt, max_tokens))
+        return _last_tokens(head + tail, tokenizer, class_count, max_tokens)
     ids = tokenizer.encode(prompt)
     if not ids:
         raise InvalidInputError("the prompt has no tokens")
@@ -256,6 +284,11 @@ def encode(tokenizer: Any, prompt: str, class_count: int, *, max_tokens: int, tr
             limit=max_tokens,
             got=len(ids),
         )
+    return _last_tokens(ids, tokenizer, class_count, max_tokens)
+
+
+def _last_tokens(ids: list[int], tokenizer: Any, class_count: int, max_tokens: int) -> EncodedRow:
+    """Return the end of a longer prompt, after the special token that it starts with, if it does."""
     head = ids[:1] if ids[0] in tokenizer.all_special_ids else []
     return EncodedRow(tuple(head + ids[len(ids) - max_tokens + len(head) :]), class_count, truncated=True)
 

@@ -78,6 +78,8 @@ def create_app(
         token_budget=settings.batch_tokens or host.CPU_BATCH_TOKENS,
         max_queue_tokens=settings.max_queue_tokens,
         max_queue_rows=settings.max_queue_rows,
+        max_tokenize_bytes=settings.tokenize_bytes,
+        client_share=settings.client_share,
         on_batch=measures.count_batch if tracing is None else _both(measures.count_batch, tracing.batch),
         health=DeviceHealth(stall_s=settings.stall_s, on_fault=lambda: measures.ready.set(0)),
     )

@@ -20,17 +20,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from laplora.errors import NonFiniteError
+from service.admission import Admission, Amount, Reservation
 from service.batching import Waiting, form_batch, halves, next_group, padded_tokens
 from service.device_faults import DeviceHealth, is_device_fault, is_out_of_memory
-from service.errors import (
-    BatchTooLargeError,
-    DeadlineError,
-    DeviceFaultError,
-    DeviceMemoryError,
-    DrainingError,
-    QueueFullError,
-    UnscorableInputError,
-)
+from service.errors import DeadlineError, DeviceFaultError, DeviceMemoryError, DrainingError, UnscorableInputError
 
 if TYPE_CHECKING:
     from laplora.prediction import Prediction
@@ -102,7 +95,8 @@ class Ticket:
     """One request's rows on their way through the engine. Times are ``time.monotonic`` seconds.
 
     ``inputs`` holds, for each row, the number of the request's input that it belongs to; ``caller`` is who asks,
-    ``origin`` whatever the submitter wants to find in the reports of its batches.
+    ``reservation`` what its waiting rows hold of the queue, ``origin`` whatever the submitter wants to find in the
+    reports of its batches.
     """
 
     scorer: Scorer
@@ -111,7 +105,8 @@ class Ticket:
     deadline: float
     submitted: float
     inputs: tuple[int, ...]
-    caller: str = ""
+    caller: str
+    reservation: Reservation
     origin: Any = None
     future: Future[list[Prediction]] = field(default_factory=Future)
     results: dict[int, Prediction] = field(default_factory=dict)
@@ -148,10 +143,15 @@ class Engine:
 
     Args:
         token_budget: most padded tokens of one batch; may be changed at any time.
-        max_queue_tokens: most tokens that wait; a request with more is refused for good.
+        max_queue_tokens: most tokens that wait.
         max_queue_rows: most rows that wait.
+        max_tokenize_bytes: most bytes of text that are reserved for and not tokenised yet.
+        client_share: most of the queue that one caller holds; a request with more is refused for good.
         on_batch: called on the device thread after each run.
         health: is told of each run and of each fault.
+
+    Attributes:
+        admission: who holds how much of the queue.
     """
 
     def __init__(
@@ -160,15 +160,21 @@ class Engine:
         token_budget: int,
         max_queue_tokens: int,
         max_queue_rows: int,
+        max_tokenize_bytes: int = 2**24,
+        client_share: float = 1.0,
         on_batch: Callable[[BatchReport], None] = lambda report: None,
         health: DeviceHealth | None = None,
     ) -> None:
         self.health = health or DeviceHealth(stall_s=math.inf)
         self.token_budget = token_budget
-        self._max_queue_tokens = max_queue_tokens
-        self._max_queue_rows = max_queue_rows
+        self.admission = Admission(
+            Amount(max_queue_rows, max_queue_tokens, max_tokenize_bytes), client_share=client_share
+        )
         self._on_batch = on_batch
-        self._changed = threading.Condition()
+        lock = threading.RLock()
+        self._changed = threading.Condition(lock)
+        self._expiry = threading.Condition(lock)
+        self._next_expiry = math.inf
         self._waiting: list[_QueuedRow] = []
         self._queued_tokens = 0
         self._served: dict[Hashable, int] = {}
@@ -177,13 +183,13 @@ class Engine:
         self._open: set[Ticket] = set()
         self._draining = False
         self._stopped = False
-        self._tokens_per_s = 0.0
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Start the device thread. It is a daemon: a batch that never ends cannot hold up the process's exit."""
         self._thread = threading.Thread(target=self._run, name="laplora-device", daemon=True)
         self._thread.start()
+        threading.Thread(target=self._expire, name="laplora-deadlines", daemon=True).start()
 
     @property
     def queued_rows(self) -> int:
@@ -207,6 +213,17 @@ class Engine:
         """Requests that have no answer yet."""
         return len(self._open)
 
+    def reserve(self, caller: str, asked: Amount, *, fewest_tokens: int = 0) -> Reservation:
+        """Return room in the queue for a request that is not tokenised yet; close it when the request ends.
+
+        Raises:
+            DrainingError: the engine takes no more work.
+            DeviceFaultError: the device has failed.
+            BatchTooLargeError, ClientQueueFullError, QueueFullError: as ``Admission.reserve``.
+        """
+        self._require_open()
+        return self.admission.reserve(caller, asked, fewest_tokens=fewest_tokens)
+
     def submit(
         self,
         scorer: Scorer,
@@ -217,54 +234,41 @@ class Engine:
         caller: str = "",
         inputs: Sequence[int] | None = None,
         origin: Any = None,
+        reservation: Reservation | None = None,
     ) -> Ticket:
         """Return a ticket whose future will hold one prediction per row.
 
         Cancelling the future takes the rows out of the queue at once.
 
         Args:
-            deadline: ``time.monotonic`` seconds after which rows still waiting are dropped.
+            deadline: ``time.monotonic`` seconds at which rows still waiting are dropped.
             caller: name of whoever asks.
             inputs: which input each row belongs to, for messages; by default each row is an input.
             origin: handed back in the reports of the batches that hold these rows.
+            reservation: what the request holds already; by default its room is reserved here.
 
         Raises:
             DrainingError: the engine takes no more work.
             DeviceFaultError: the device has failed.
-            BatchTooLargeError: the rows would not fit into an empty queue.
-            QueueFullError: they do not fit now.
+            BatchTooLargeError: the rows would not fit into the caller's part of an empty queue.
+            ClientQueueFullError, QueueFullError: they do not fit now.
         """
-        tokens = sum(len(row.token_ids) for row in rows)
-        for what, limit_name, limit, got in (
-            ("rows", "max_queue_rows", self._max_queue_rows, len(rows)),
-            ("tokens", "max_queue_tokens", self._max_queue_tokens, tokens),
-        ):
-            if got > limit:
-                raise BatchTooLargeError(
-                    f"the request has {got} {what}, {limit_name} is {limit}: send it in parts",
-                    field="inputs",
-                    limit=limit,
-                    got=got,
-                )
+        known = Amount(len(rows), sum(len(row.token_ids) for row in rows))
         owners = range(len(rows)) if inputs is None else inputs
-        ticket = Ticket(scorer, ask, tuple(rows), deadline, time.monotonic(), tuple(owners), caller, origin)
         with self._changed:
             self._require_open()
-            for what, limit_name, limit, waiting, new in (
-                ("rows", "max_queue_rows", self._max_queue_rows, len(self._waiting), len(rows)),
-                ("tokens", "max_queue_tokens", self._max_queue_tokens, self._queued_tokens, tokens),
-            ):
-                if waiting + new > limit:
-                    raise QueueFullError(
-                        f"{waiting} {what} wait and {new} came, {limit_name} is {limit}: try again later",
-                        limit=limit,
-                        got=waiting + new,
-                        retry_after_s=self._backlog_s(),
-                    )
+            if reservation is None:
+                reservation = self.admission.reserve(caller, known, fewest_tokens=known.tokens)
+            else:
+                self.admission.correct(reservation, known)
+            arrived = time.monotonic()
+            ticket = Ticket(scorer, ask, tuple(rows), deadline, arrived, tuple(owners), caller, reservation, origin)
             self._waiting.extend(_QueuedRow(ticket, i) for i in range(len(rows)))
-            self._queued_tokens += tokens
+            self._queued_tokens += known.tokens
             self._open.add(ticket)
             self._changed.notify_all()
+            if deadline < self._next_expiry:
+                self._expiry.notify_all()
         ticket.future.add_done_callback(lambda _: self._forget(ticket))
         return ticket
 
@@ -325,6 +329,7 @@ class Engine:
             left = [ticket.future for ticket in self._open] + [future for _, future in self._calls]
             self._calls.clear()
             self._changed.notify_all()
+            self._expiry.notify_all()
         for future in left:
             settle(future, error=error)
 
@@ -336,11 +341,7 @@ class Engine:
                 self._waiting = [queued for queued in self._waiting if queued.ticket is not ticket]
                 self._queued_tokens -= sum(queued.tokens for queued in gone)
             self._changed.notify_all()
-
-    def _backlog_s(self) -> int:
-        """Seconds until the queue is likely empty, 1 to 60."""
-        seconds = self._queued_tokens / self._tokens_per_s if self._tokens_per_s > 0 else 1.0
-        return min(60, max(1, math.ceil(seconds)))
+        self.admission.close(ticket.reservation)
 
     def _run(self) -> None:
         try:
@@ -378,12 +379,25 @@ class Engine:
         else:
             settle(future, result=result)
 
+    def _expire(self) -> None:
+        """Drop requests at their deadlines, however long the device is busy."""
+        while True:
+            with self._changed:
+                if self._stopped:
+                    return
+                # A request that was answered since may still be who is waited for: that costs one look too many.
+                self._next_expiry = min((ticket.deadline for ticket in self._open), default=math.inf)
+                left_s = self._next_expiry - time.monotonic()
+                if left_s > 0:
+                    self._expiry.wait(min(left_s, threading.TIMEOUT_MAX))
+            self._drop_expired()
+
     def _drop_expired(self) -> None:
         now = time.monotonic()
         with self._changed:
-            late = {queued.ticket for queued in self._waiting if queued.ticket.deadline <= now}
+            late = [ticket for ticket in self._open if ticket.deadline <= now]
         for ticket in late:
-            settle(ticket.future, error=DeadlineError("the request's deadline passed while it waited for the device"))
+            settle(ticket.future, error=DeadlineError("the request's deadline passed before its answer was ready"))
 
     def _take_batch(self) -> list[_QueuedRow]:
         with self._changed:
@@ -399,6 +413,8 @@ class Engine:
             taken = set(chosen)
             self._waiting = [queued for i, queued in enumerate(self._waiting) if i not in taken]
             self._queued_tokens -= sum(queued.tokens for queued in batch)
+            for queued in batch:
+                self.admission.release(queued.ticket.reservation, Amount(1, queued.tokens))
             now = time.monotonic()
             for queued in batch:
                 if queued.ticket.started is None:
@@ -460,7 +476,8 @@ class Engine:
             )
         elif duration_s > 0:
             rate = sum(lengths) / duration_s
-            self._tokens_per_s = rate if self._tokens_per_s == 0 else 0.8 * self._tokens_per_s + 0.2 * rate
+            before = self.admission.tokens_per_s
+            self.admission.tokens_per_s = rate if before == 0 else 0.8 * before + 0.2 * rate
         tickets = dict.fromkeys(queued.ticket for queued in batch)
         origins = tuple(ticket.origin for ticket in tickets if ticket.origin is not None)
         padded = padded_tokens(lengths)

@@ -22,6 +22,7 @@
         ├── UnscorableInputError        one input for which the model has no finite answer
         ├── TooManyRequestsError        more requests being answered at once than max_requests
         ├── QueueFullError              no room to wait
+        │   └── ClientQueueFullError    one caller's share of it is full
         ├── NotReadyError               the artifact is still loading
         ├── DrainingError               the server is stopping
         ├── DeviceMemoryError           one input alone does not fit the device
@@ -146,6 +147,10 @@ class QueueFullError(ServiceError):
     """No room to wait."""
 
 
+class ClientQueueFullError(QueueFullError):
+    """The caller's own requests hold all that one caller may."""
+
+
 class NotReadyError(ServiceError):
     """The artifact is still loading."""
 
@@ -229,6 +234,13 @@ ERROR_KINDS: tuple[ErrorKind, ...] = (
         TooManyRequestsError, "too_many_requests", 429, "Too many requests at once: try again later.", retry_after_s=1
     ),
     ErrorKind(QueueFullError, "queue_full", 429, "No room to wait: try again later.", retry_after_s=1),
+    ErrorKind(
+        ClientQueueFullError,
+        "client_queue_full",
+        429,
+        "The caller's own requests fill its share of the queue.",
+        retry_after_s=1,
+    ),
     ErrorKind(ClientGoneError, "client_closed_request", 499, "The client closed its connection (logged, never read)."),
     ErrorKind(NotReadyError, "not_ready", 503, "The artifact is still loading.", retry_after_s=5),
     ErrorKind(DrainingError, "draining", 503, "The server is stopping.", retry_after_s=5),

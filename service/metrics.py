@@ -69,6 +69,19 @@ class Metrics:
     def _of_the_queue(self) -> None:
         self.queue_rows = Gauge("laplora_queue_rows", "Inputs that wait for the device.", registry=self.registry)
         self.queue_tokens = Gauge("laplora_queue_tokens", "Tokens that wait for the device.", registry=self.registry)
+        self.reserved_rows = Gauge(
+            "laplora_reserved_rows",
+            "Inputs that hold a place in the queue, those being tokenised included.",
+            registry=self.registry,
+        )
+        self.reserved_tokens = Gauge(
+            "laplora_reserved_tokens",
+            "Tokens that hold a place in the queue, estimated for texts being tokenised.",
+            registry=self.registry,
+        )
+        self.tokenize_bytes = Gauge(
+            "laplora_tokenize_bytes", "Bytes of text that wait to be tokenised or are.", registry=self.registry
+        )
         self.queue_max_rows = Gauge("laplora_queue_max_rows", "Most inputs that may wait.", registry=self.registry)
         self.queue_max_tokens = Gauge("laplora_queue_max_tokens", "Most tokens that may wait.", registry=self.registry)
         self.queue_oldest = Gauge(
@@ -140,6 +153,9 @@ class Metrics:
         self.queue_rows.set_function(lambda: engine.queued_rows)
         self.queue_tokens.set_function(lambda: engine.queued_tokens)
         self.queue_oldest.set_function(lambda: engine.oldest_wait_s)
+        self.reserved_rows.set_function(lambda: engine.admission.total.rows)
+        self.reserved_tokens.set_function(lambda: engine.admission.total.tokens)
+        self.tokenize_bytes.set_function(lambda: engine.admission.total.text_bytes)
         self.queue_max_rows.set(max_rows)
         self.queue_max_tokens.set(max_tokens)
 

@@ -39,6 +39,7 @@ SCORING_ERRORS = (
     "artifact_not_found",
     "artifact_not_loaded",
     "batch_too_large",
+    "client_queue_full",
     "device_memory",
     "invalid_input",
     "queue_full",
@@ -100,11 +101,12 @@ def operation_id(route: APIRoute) -> str:
 
 def describe(settings: Settings) -> str:
     """Return the document's description, with the limits of this server: every setting that is a most or a time."""
+    worked_out = {"max_tokenize_bytes": settings.tokenize_bytes}
     rows = [
         f"| `{name}` | {'none' if value is None else f'{value:g}' if isinstance(value, float) else value} | {meaning} |"
         for name, field in Settings.model_fields.items()
-        if name.startswith("max_") or name == "request_timeout_s"
-        for value, meaning in [(getattr(settings, name), field.description)]
+        if name.startswith("max_") or name in ("client_share", "request_timeout_s")
+        for value, meaning in [(worked_out.get(name, getattr(settings, name)), field.description)]
     ]
     return "\n".join(
         [DESCRIPTION.strip(), "\n## Limits of this server\n| limit | value | |\n| --- | --- | --- |", *rows]

@@ -131,6 +131,13 @@ class PredictOptions(Strict):
         "many as choices of more) and average the probabilities, so that the answer does not hang on the order sent. "
         "An input then costs, and counts for every limit, as much as its orders; 422 for templates without choices.",
     )
+    timeout_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="Seconds the request may take, from its parsed body to its answer, before a 504; what of it still "
+        "waits is dropped then. Unset, or more than request_timeout_s: that.",
+        examples=[None],
+    )
 
 
 class PredictRequest(Strict):
@@ -300,6 +307,13 @@ class EvaluateOptions(Strict):
         default=False,
         description="Whether to ask each question in several orders of its choices, as in POST /predict, and measure "
         "the average too: as NAME_order_average beside every method. Limits count an input's orders.",
+    )
+    timeout_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="Seconds the request may take, from its parsed body to its answer, before a 504; what of it still "
+        "waits is dropped then. Unset, or more than request_timeout_s: that.",
+        examples=[None],
     )
     bins: WholeNumber = Field(
         default=15, ge=1, le=100, description="Equal-width confidence bins of ece and reliability."

@@ -8,15 +8,16 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from fastapi import Request
 
-from laplora.errors import InvalidInputError, TooManyTokensError
+from service.admission import Amount, Reservation, TokenEstimate
 from service.callers import Caller
 from service.engine import Ask, Engine
 from service.errors import (
@@ -31,6 +32,7 @@ from service.host import ArtifactHost
 from service.metrics import Metrics
 from service.request_record import RequestRecord
 from service.settings import Settings
+from service.tokenizing import encode_all, text_sizes
 
 if TYPE_CHECKING:
     from laplora.order_answers import OrderedRows
@@ -66,6 +68,27 @@ class ServiceState:
     feedback: FeedbackStore
     draining: bool = False
     leave_by: float = math.inf
+    estimates: WeakKeyDictionary[Predictor, TokenEstimate] = field(default_factory=WeakKeyDictionary)
+
+    def token_estimate(self, predictor: Predictor) -> TokenEstimate:
+        """Return what was learned of an artifact's tokens per byte."""
+        return self.estimates.setdefault(predictor, TokenEstimate())
+
+    def reserve(self, caller: Caller, predictor: Predictor, sizes: Sequence[int], orders: Sequence[int]) -> Reservation:
+        """Return room in the queue for prompts of these many bytes each, in these many orders each.
+
+        Raises:
+            DrainingError, BatchTooLargeError, ClientQueueFullError, QueueFullError: as ``Engine.reserve``.
+        """
+        estimate, bounds, most = self.token_estimate(predictor), predictor.token_bounds, predictor.max_tokens
+        prompts = list(zip(sizes, orders, strict=True))
+        asked = Amount(
+            rows=sum(orders),
+            tokens=sum(count * estimate.tokens(size, most) for size, count in prompts),
+            text_bytes=sum(count * size for size, count in prompts),
+        )
+        fewest = sum(count * min(most, bounds.fewest(size)) for size, count in prompts)
+        return self.engine.reserve(caller.name, asked, fewest_tokens=fewest)
 
     def drain(self) -> None:
         """Take no new requests; those in flight are still answered."""
@@ -143,7 +166,7 @@ def check_inputs(state: ServiceState, inputs: Sequence[Input], *, order_average:
             limit=limit,
             got=len(inputs),
         )
-    prompts = sum(_orders(item) for item in inputs) if order_average else len(inputs)
+    prompts = sum(_orders(item.template_fields) for item in inputs) if order_average else len(inputs)
     if prompts > limit:
         raise BatchTooLargeError(
             f"order_average makes {prompts} prompts of the request's {len(inputs)} inputs, max_inputs is {limit}: "
@@ -161,11 +184,11 @@ def check_inputs(state: ServiceState, inputs: Sequence[Input], *, order_average:
             )
 
 
-def _orders(item: Input) -> int:
+def _orders(fields: Mapping[str, Any]) -> int:
     """Return how many orders an input is asked in; 1 of what is refused later on."""
     from laplora.option_order import order_count
 
-    choices = item.template_fields.get("choices")
+    choices = fields.get("choices")
     return order_count(len(choices)) if isinstance(choices, list) and len(choices) > 1 else 1
 
 
@@ -235,41 +258,58 @@ async def score(
     Args:
         inputs: the template's fields of each input.
         ask: which predictive, see ``what_is_asked``.
-        deadline: ``time.monotonic`` seconds after which waiting rows are dropped.
+        deadline: ``time.monotonic`` seconds at which waiting rows are dropped.
         caller: who asks; a caller's requests share its part of the queue.
         record: where the stages are noted.
 
     Raises:
         InvalidInputError, TooManyTokensError: an input does not fit; the field names which.
-        BatchTooLargeError, QueueFullError, DrainingError, DeadlineError: the queue does not take or keep it.
+        BatchTooLargeError, ClientQueueFullError, QueueFullError, DrainingError: the queue does not take it, most often
+            before anything is tokenised.
+        DeadlineError: the queue does not keep it.
         UnscorableInputError, DeviceMemoryError: the device has no answer for an input.
         DeviceFaultError: it has none for anybody any more.
     """
     begun = time.monotonic()
     loop = asyncio.get_running_loop()
     record = record or RequestRecord()
-    with record.stage("tokenize"):
-        if order_average:
+    orders = [_orders(fields) if order_average else 1 for fields in inputs]
+    sizes = text_sizes(predictor, inputs, truncate=truncate)
+    reservation = state.reserve(caller, predictor, sizes, orders)
+    try:
+        with record.stage("tokenize"):
+            if order_average:
 
-            def orders_of(fields: Mapping[str, Any]) -> OrderedRows:
-                return predictor.encode_orders(fields, truncate=truncate)
+                def orders_of(fields: Mapping[str, Any]) -> OrderedRows:
+                    return predictor.encode_orders(fields, truncate=truncate)
 
-            asked = await loop.run_in_executor(state.tokenizers, _encode_all, orders_of, inputs, deadline)
-            rows = [row for one in asked for row in one.rows]
-            owners = [i for i, one in enumerate(asked) for _ in one.rows]
-        else:
+                each = [size * count for size, count in zip(sizes, orders, strict=True)]
+                asked = await encode_all(state.tokenizers, orders_of, inputs, each, deadline)
+                rows = [row for one in asked for row in one.rows]
+                owners = [i for i, one in enumerate(asked) for _ in one.rows]
+            else:
 
-            def row_of(fields: Mapping[str, Any]) -> EncodedRow:
-                return predictor.encode(fields, truncate=truncate)
+                def row_of(fields: Mapping[str, Any]) -> EncodedRow:
+                    return predictor.encode(fields, truncate=truncate)
 
-            rows = await loop.run_in_executor(state.tokenizers, _encode_all, row_of, inputs, deadline)
-            asked, owners = [], list(range(len(rows)))
-    tokenized = time.monotonic()
-    ticket = state.engine.submit(
-        predictor, rows, ask=ask, deadline=deadline, caller=caller.name, inputs=owners, origin=record.trace
-    )
-    with record.stages_of(ticket):
-        predictions, own_order = await asyncio.wrap_future(ticket.future), None
+                rows = await encode_all(state.tokenizers, row_of, inputs, sizes, deadline)
+                asked, owners = [], list(range(len(rows)))
+        tokenized = time.monotonic()
+        state.token_estimate(predictor).learn_rows(rows, [sizes[owner] for owner in owners])
+        ticket = state.engine.submit(
+            predictor,
+            rows,
+            ask=ask,
+            deadline=deadline,
+            caller=caller.name,
+            inputs=owners,
+            origin=record.trace,
+            reservation=reservation,
+        )
+        with record.stages_of(ticket):
+            predictions, own_order = await asyncio.wrap_future(ticket.future), None
+    finally:
+        state.engine.admission.close(reservation)
     if order_average:
         firsts = [k for k, owner in enumerate(owners) if k == 0 or owners[k - 1] != owner]
         own_order = [predictions[k] for k in firsts]
@@ -283,24 +323,10 @@ async def score(
     )
 
 
-def _encode_all(
-    encode: Callable[[Mapping[str, Any]], T], inputs: Sequence[Mapping[str, Any]], deadline: float
-) -> list[T]:
-    """Return every input encoded, by ``encode``; an error names the input at fault."""
-    rows = []
-    for i, fields in enumerate(inputs):
-        if time.monotonic() > deadline:
-            raise DeadlineError("the request's deadline passed while it was tokenized")
-        try:
-            rows.append(encode(fields))
-        except TooManyTokensError as error:
-            located = TooManyTokensError(f"input {i}: {error}", limit=error.limit, got=error.got)
-            located.field = f"inputs.{i}"
-            raise located from None
-        except InvalidInputError as error:
-            field = f"inputs.{i}.{error.field}" if error.field else f"inputs.{i}"
-            raise InvalidInputError(f"input {i}: {error}", field=field) from None
-    return rows
+def deadline_of(state: ServiceState, begun: float, timeout_s: float | None) -> float:
+    """Return when a request's time is up, ``time.monotonic`` seconds: the server's limit, or what it asks if less."""
+    limit = state.settings.request_timeout_s
+    return begun + (limit if timeout_s is None else min(limit, timeout_s))
 
 
 async def while_awaited(request: Request, work: Coroutine[Any, Any, T], *, deadline: float) -> T:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from inspect import cleandoc
 from ipaddress import ip_network
@@ -102,9 +103,26 @@ class Settings(BaseSettings):
         "request can change a digit of an answer.",
     )
     max_queue_tokens: int = Field(
-        65_536, ge=1, description="Most tokens that wait for the device; more are refused with 429."
+        65_536,
+        ge=1,
+        description="Most tokens that wait for the device, estimated until a text is tokenised; more are refused with "
+        "429.",
     )
     max_queue_rows: int = Field(2048, ge=1, description="Most inputs that wait; more are refused with 429.")
+    max_tokenize_bytes: int | None = Field(
+        None,
+        ge=1024,
+        description="Most bytes of text that wait to be tokenised; more are refused with 429; unset: two bodies of "
+        "max_body_bytes for each caller's share.",
+    )
+    client_share: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Most of the queue that one caller may hold, as a share of its rows, tokens and bytes; more are "
+        "refused with 429.",
+    )
     max_inputs: int = Field(256, ge=1, description="Most inputs of one request; more are refused with 413.")
     max_body_bytes: int = Field(
         4 * 2**20, ge=1024, description="Most bytes of one request body; more are refused with 413."
@@ -185,12 +203,19 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _requests_fit_the_queue(self) -> Settings:
-        if self.max_inputs > self.max_queue_rows:
-            raise ValueError(
-                f"max_inputs ({self.max_inputs}) is above max_queue_rows ({self.max_queue_rows}): "
-                "the largest request could never be queued"
-            )
+        for largest, limit in (("max_inputs", "max_queue_rows"), ("max_body_bytes", "max_tokenize_bytes")):
+            bound = self.tokenize_bytes if limit == "max_tokenize_bytes" else getattr(self, limit)
+            if getattr(self, largest) > int(bound * self.client_share):
+                raise ValueError(
+                    f"{largest} ({getattr(self, largest)}) is above client_share ({self.client_share:g}) of {limit} "
+                    f"({bound}): the largest request could never be queued"
+                )
         return self
+
+    @property
+    def tokenize_bytes(self) -> int:
+        """Most bytes of text that wait to be tokenised."""
+        return self.max_tokenize_bytes or math.ceil(2 * self.max_body_bytes / self.client_share)
 
     @property
     def dequantize_weights(self) -> bool | None:

@@ -29,9 +29,9 @@ WORDS = (
 )
 #: Padded tokens of a batch, and most rows that wait, in both.
 BATCH_TOKENS, QUEUE_ROWS = 512, 2048
-#: A queue that the load past capacity fills.
+#: A queue that the load past capacity fills; the load is one caller's.
 SHORT_QUEUE_ROWS = 32
-SHORT_QUEUE = ("--max-queue-rows", str(SHORT_QUEUE_ROWS), "--max-inputs", str(SHORT_QUEUE_ROWS))
+SHORT_QUEUE = ("--max-queue-rows", str(SHORT_QUEUE_ROWS), "--max-inputs", str(SHORT_QUEUE_ROWS), "--client-share", "1")
 
 
 def sentences(count: int) -> list[str]:
@@ -151,9 +151,7 @@ def clients(address: str) -> Iterator[Callable[[str], Any]]:
 def past_capacity(conditions: Conditions, texts: list[str], seconds: float) -> Iterator[Record]:
     """Yield the latencies of accepted and refused requests when twice as many come as can be answered."""
     with (
-        served(
-            ["--batch-tokens", str(BATCH_TOKENS), "--max-queue-rows", str(SHORT_QUEUE_ROWS), "--max-inputs", "32"]
-        ) as address,
+        served(["--batch-tokens", str(BATCH_TOKENS), *SHORT_QUEUE]) as address,
         clients(address) as post,
         httpx.Client(base_url=address, timeout=None, limits=httpx.Limits(max_connections=None)) as client,
     ):

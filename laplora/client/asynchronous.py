@@ -57,6 +57,7 @@ class AsyncClient:
         covariance: bool = False,
         truncate: bool = False,
         order_average: bool = False,
+        timeout_s: float | None = None,
         artifact: str | None = None,
         progress: bool | Advance = False,
     ) -> Answers:
@@ -64,7 +65,7 @@ class AsyncClient:
 
         Cancelling it closes the requests in flight, and the service drops what of them still waits.
         """
-        options = bodies.predict_options(mode, predictive, target_risk, covariance, truncate, order_average)
+        options = bodies.predict_options(mode, predictive, target_risk, covariance, truncate, order_average, timeout_s)
         batches = bodies.in_batches(inputs, self._batch_size)
         room = asyncio.Semaphore(self._in_flight)
         with advancing(sum(map(len, batches)), progress) as advance:
@@ -122,10 +123,11 @@ class AsyncClient:
         *,
         truncate: bool = False,
         order_average: bool = False,
+        timeout_s: float | None = None,
         artifact: str | None = None,
     ) -> Evaluated:
         """Return the metrics of every predictive; as ``Client.evaluate``."""
-        options = bodies.predict_options(None, None, None, False, truncate, order_average)
+        options = bodies.predict_options(None, None, None, False, truncate, order_average, timeout_s)
         (rows,) = bodies.in_batches(inputs, 1 << 62)
         return bodies.evaluated_of(await self._send("POST", "/evaluate", bodies.body_of(rows, artifact, options)))
 

@@ -69,6 +69,7 @@ class Client:
         covariance: bool = False,
         truncate: bool = False,
         order_average: bool = False,
+        timeout_s: float | None = None,
         artifact: str | None = None,
         progress: bool | Advance = False,
     ) -> Answers:
@@ -77,6 +78,7 @@ class Client:
         Args:
             inputs: each the template's fields (``text``; ``question`` and ``choices``; or ``prompt``), and perhaps
                 an ``id``. For the rest see POST /predict on the service's page.
+            timeout_s: that the service may take for a request; what of it still waits by then is dropped there.
             progress: true shows a bar; a function is called with the number of inputs answered just now.
 
         Raises:
@@ -86,7 +88,7 @@ class Client:
             ServiceFailedError: any other failure of the service.
             DataError: no inputs, or one that is no mapping.
         """
-        options = bodies.predict_options(mode, predictive, target_risk, covariance, truncate, order_average)
+        options = bodies.predict_options(mode, predictive, target_risk, covariance, truncate, order_average, timeout_s)
         batches = bodies.in_batches(inputs, self._batch_size)
         stop = threading.Event()
         with advancing(sum(map(len, batches)), progress) as advance, ThreadPoolExecutor(self._in_flight) as pool:
@@ -154,6 +156,7 @@ class Client:
         *,
         truncate: bool = False,
         order_average: bool = False,
+        timeout_s: float | None = None,
         artifact: str | None = None,
     ) -> Evaluated:
         """Return the metrics of every predictive on inputs that have their true ``label``; one request.
@@ -162,7 +165,7 @@ class Client:
             RequestRefusedError: among others, more inputs than one request may bring.
             ServiceFailedError, DataError: as ``predict``.
         """
-        options = bodies.predict_options(None, None, None, False, truncate, order_average)
+        options = bodies.predict_options(None, None, None, False, truncate, order_average, timeout_s)
         (rows,) = bodies.in_batches(inputs, 1 << 62)
         return bodies.evaluated_of(self._send("POST", "/evaluate", bodies.body_of(rows, artifact, options)))
 

@@ -45,9 +45,10 @@ def predict_options(
     covariance: bool,
     truncate: bool,
     order_average: bool,
+    timeout_s: float | None,
 ) -> dict[str, Any]:
     """Return only what was asked for, so that older services, which refuse what they do not know, answer too."""
-    stated = {"mode": mode, "predictive": predictive, "target_risk": target_risk}
+    stated = {"mode": mode, "predictive": predictive, "target_risk": target_risk, "timeout_s": timeout_s}
     switches = {"covariance": covariance, "truncate": truncate, "order_average": order_average}
     return {k: v for k, v in stated.items() if v is not None} | {k: True for k, v in switches.items() if v}
 

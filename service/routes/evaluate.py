@@ -20,7 +20,7 @@ from service.request_record import record_of
 from service.routes.artifacts import artifact_ref
 from service.routes.predict import note_asked, record, timing_of
 from service.schemas import EvaluateRequest, EvaluateResponse, LabelledInput, MethodMetrics
-from service.scoring import Scored, ServiceState, check_inputs, lease, score, while_awaited
+from service.scoring import Scored, ServiceState, check_inputs, deadline_of, lease, score, while_awaited
 
 if TYPE_CHECKING:
     from laplora.prediction import Prediction
@@ -33,7 +33,7 @@ async def evaluate(body: EvaluateRequest, request: Request) -> EvaluateResponse:
     """Measure every predictive of the artifact on labelled inputs: accuracy, NLL, ECE, Brier, error ranking."""
     begun = time.monotonic()
     state: ServiceState = request.app.state.service
-    deadline = begun + state.settings.request_timeout_s
+    deadline = deadline_of(state, begun, body.options.timeout_s)
     with lease(state, body.artifact) as predictor:
         check_inputs(state, body.inputs, order_average=body.options.order_average)
         ask = Ask(predictor.recommended, also=predictor.predictives)

@@ -24,7 +24,7 @@ from service.schemas import (
     PredictResponse,
     Timing,
 )
-from service.scoring import Scored, ServiceState, check_inputs, lease, score, what_is_asked, while_awaited
+from service.scoring import Scored, ServiceState, check_inputs, deadline_of, lease, score, what_is_asked, while_awaited
 
 if TYPE_CHECKING:
     from laplora.prediction import Prediction
@@ -38,7 +38,7 @@ async def predict(body: PredictRequest, request: Request) -> PredictResponse:
     """Classify inputs: probabilities of MAP and of the predictive asked for, uncertainty, flags and a decision."""
     begun = time.monotonic()
     state: ServiceState = request.app.state.service
-    deadline = begun + state.settings.request_timeout_s
+    deadline = deadline_of(state, begun, body.options.timeout_s)
     with lease(state, body.artifact) as predictor:
         check_inputs(state, body.inputs, order_average=body.options.order_average)
         ask = what_is_asked(predictor, body.options)

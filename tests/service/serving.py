@@ -20,6 +20,7 @@ from laplora.held_weights import HeldWeights
 from laplora.option_order import restore_logits
 from laplora.order_answers import OrderedRows, encode_orders
 from laplora.prompts import TEMPLATES, EncodedRow, PromptTemplate, render
+from laplora.token_bounds import TokenBounds
 from service.app import create_app
 from service.library import Library
 from service.settings import Settings
@@ -94,6 +95,7 @@ class FakePredictor:
         self.review_scores: dict[str, Any] = {}
         self.class_count = len(labels)
         self.max_tokens = max_tokens
+        self.token_bounds = TokenBounds(None)
         self.device = SimpleNamespace(type="cpu")
         self.weights = HeldWeights("plain", "nothing is quantized")
         self.template = template

@@ -362,3 +362,19 @@ def test_not_ready_in_time() -> None:
 def test_no_torch_is_loaded() -> None:
     code = "import sys, laplora.client; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_time_a_request_may_take_goes_with_it_only_if_given() -> None:
+    sent: list[Any] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        sent.append(json.loads(request.content).get("options"))
+        return httpx.Response(504, json={"error": {"code": "deadline_exceeded", "message": "late"}, "request_id": "r"})
+
+    for timeout_s in (None, 1.5):
+        with Client("http://test", transport=httpx.MockTransport(handler)) as client:
+            for ask in (client.predict, client.evaluate):
+                with pytest.raises(ServiceFailedError) as caught:
+                    ask([{"text": "a"}], timeout_s=timeout_s)
+                assert (caught.value.status, caught.value.code) == (504, "deadline_exceeded")
+    assert sent == [None, None, {"timeout_s": 1.5}, {"timeout_s": 1.5}]

@@ -57,7 +57,7 @@ def full_server(tmp_path: Path, *flags: str) -> Iterator[FullServer]:
     (tmp_path / "artifacts" / "fake" / "manifest.json").write_text("{}")
     gate = tmp_path / "gate"
     gate.touch()
-    limits = ("--max-queue-rows", str(QUEUE_ROWS), "--max-inputs", "2", "--batch-tokens", "1")
+    limits = ("--max-queue-rows", str(QUEUE_ROWS), "--max-inputs", "2", "--batch-tokens", "1", "--client-share", "1")
     command = [str(FAKE_SERVER), "--artifact", "fake", "--artifacts-root", str(tmp_path / "artifacts"), *limits, *flags]
     with (
         server_process(command, {"FAKE_GATE": str(gate)}) as process,

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 from serving import FakePredictor
 
 from laplora.errors import NonFiniteError
 from laplora.prompts import EncodedRow
+from service.admission import NOTHING, Amount
 from service.engine import Ask, BatchReport, Engine, Ticket
 from service.errors import (
     BatchTooLargeError,
@@ -149,6 +151,18 @@ def test_expired_rows_are_skipped(engine: Engine, predictor: FakePredictor) -> N
     assert all(row.token_ids != (50,) for _, rows in predictor.batches for row in rows)
 
 
+def test_rows_leave_at_their_deadline_however_long_the_device_is_busy(engine: Engine, predictor: FakePredictor) -> None:
+    occupy(engine, predictor)
+    later = engine.submit(predictor, [predictor.row(51)], ask=Ask("laplace"), deadline=time.monotonic() + 3600)
+    soon = engine.submit(predictor, [predictor.row(50)], ask=Ask("laplace"), deadline=time.monotonic() + 0.02)
+    with pytest.raises(DeadlineError):  # nobody lets the device go on
+        soon.future.result()
+    assert engine.queued_rows == 1
+    assert engine.admission.total == Amount(1, 1)
+    predictor.released.set()
+    assert named(later) == [51]
+
+
 def test_full_queue_refuses_rows_and_tokens(engine: Engine, predictor: FakePredictor) -> None:
     occupy(engine, predictor)
     submit(engine, predictor, *[predictor.row(3)] * 11)
@@ -207,6 +221,55 @@ def test_out_of_memory_splits_until_it_fits(
     assert named(submit(engine, predictor, *[predictor.row(10 + i) for i in range(8)])) == [10 + i for i in range(8)]
     assert {r.rows for r in reports if r.outcome == "ok"} == {2}
     assert {r.outcome for r in reports} == {"ok", "out_of_memory"}
+
+
+def test_retries_in_halves_leave_out_who_gave_up(engine: Engine, predictor: FakePredictor) -> None:
+    first = occupy(engine, predictor)
+    tickets = [submit(engine, predictor, predictor.row(10 + i)) for i in range(4)]
+    tried: list[list[int]] = []
+
+    def predict(rows: Sequence[EncodedRow], predictive: str, **options: object) -> list[Any]:
+        tried.append([row.token_ids[0] for row in rows])
+        if len(rows) == 4:
+            assert tickets[3].future.cancel()
+        if len(rows) > 1:
+            raise RuntimeError("CUDA out of memory")
+        return FakePredictor.predict(predictor, rows, predictive)
+
+    predictor.predict = predict  # type: ignore[method-assign,assignment]
+    predictor.released.set()
+    assert [named(ticket) for ticket in (first, *tickets[:3])] == [[2], [10], [11], [12]]
+    assert tried == [[10, 11, 12, 13], [10, 11], [10], [11], [12]]
+
+
+def test_a_failed_row_takes_its_request_out_and_nobody_else(engine: Engine, predictor: FakePredictor) -> None:
+    predictor.poison[666] = NonFiniteError("NaN")
+    first = occupy(engine, predictor)
+    bad = submit(engine, predictor, predictor.row(666), *[predictor.row(1, i) for i in range(20, 27)])
+    good = submit(engine, predictor, predictor.row(30))
+    predictor.released.set()
+    with pytest.raises(UnscorableInputError):
+        bad.future.result()
+    assert (named(first), named(good)) == ([2], [30])
+    assert (engine.queued_rows, engine.admission.total) == (0, NOTHING)
+
+
+def test_a_batch_that_nobody_waits_for_does_not_run(engine: Engine, predictor: FakePredictor) -> None:
+    first = occupy(engine, predictor)
+    gone = [submit(engine, predictor, predictor.row(50 + i)) for i in range(2)]
+    original = engine._take_batch
+
+    def take_and_give_up() -> Any:
+        batch = original()
+        for ticket in gone:
+            ticket.future.cancel()
+        return batch
+
+    engine._take_batch = take_and_give_up  # type: ignore[method-assign]
+    predictor.released.set()
+    assert named(first) == [2]
+    assert named(submit(engine, predictor, predictor.row(7))) == [7]
+    assert [row.token_ids for _, rows in predictor.batches for row in rows] == [(2,), (7,)]
 
 
 def test_one_row_that_does_not_fit_says_so(engine: Engine, predictor: FakePredictor) -> None:
@@ -276,6 +339,7 @@ def test_many_threads_each_get_their_own_answers(engine: Engine, predictor: Fake
         thread.join()
     assert wrong == []
     assert (engine.queued_rows, engine.queued_tokens, engine.open_tickets) == (0, 0, 0)
+    assert engine.admission.total == NOTHING
 
 
 def test_times_add_up(engine: Engine, predictor: FakePredictor) -> None:

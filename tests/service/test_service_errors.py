@@ -38,6 +38,7 @@ EXPECTED = {
     errors.UnscorableInputError: (422, "unscorable_input"),
     errors.TooManyRequestsError: (429, "too_many_requests"),
     errors.QueueFullError: (429, "queue_full"),
+    errors.ClientQueueFullError: (429, "client_queue_full"),
     errors.ClientGoneError: (499, "client_closed_request"),
     errors.NotReadyError: (503, "not_ready"),
     errors.DrainingError: (503, "draining"),

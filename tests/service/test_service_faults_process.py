@@ -133,7 +133,9 @@ def test_live_while_it_loads(start: Start, tmp_path: Path) -> None:
 
 def test_live_with_a_full_queue_a_stalled_device_and_while_it_drains(start: Start, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
-    process = start("--stall-s", "0.05", "--max-queue-rows", "1", "--max-inputs", "1", FAULT_GATE=str(gate))
+    process = start(
+        "--stall-s", "0.05", "--max-queue-rows", "1", "--max-inputs", "1", "--client-share", "1", FAULT_GATE=str(gate)
+    )
     with process.client() as client, ThreadPoolExecutor() as pool:
         running = pool.submit(predict, client, "668")
         while code_or_ok(client.get("/health/ready")) != "device_stalled":

@@ -308,7 +308,7 @@ async def test_too_many_inputs_is_413() -> None:
 
 
 async def test_more_tokens_than_the_queue_holds_is_413_not_429() -> None:
-    async with serve(max_queue_tokens=10) as served:
+    async with serve(max_queue_tokens=10, client_share=1.0) as served:
         response = await served.predict("a", "b")
     assert (response.status_code, response.json()["error"]["limit"]) == (413, 10)
 

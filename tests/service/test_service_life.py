@@ -117,7 +117,7 @@ async def test_golden_mismatch_is_never_ready() -> None:
 
 
 async def test_full_queue_is_429_with_retry_after() -> None:
-    async with serve(max_queue_rows=2, max_inputs=2) as served:
+    async with serve(max_queue_rows=2, max_inputs=2, client_share=1.0) as served:
         served.predictor.hold()
         running = asyncio.create_task(served.predict("a"))
         await asyncio.to_thread(served.predictor.entered.wait)

@@ -64,7 +64,9 @@ async def test_limits_count_orders(path: str) -> None:
 
 
 async def test_the_queue_counts_orders() -> None:
-    async with serve(choice_predictor(), max_inputs=5, max_queue_rows=5, max_queue_tokens=40) as served:
+    async with serve(
+        choice_predictor(), max_inputs=5, max_queue_rows=5, max_queue_tokens=40, client_share=1.0
+    ) as served:
         response = await served.client.post("/predict", json=ask(FOUR))
     assert response.status_code == 413
     assert "max_queue_tokens" in response.json()["error"]["message"]

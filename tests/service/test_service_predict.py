@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import math
 from typing import Any
 
@@ -298,3 +300,37 @@ async def test_evaluate_is_the_same_every_time() -> None:
     async with serve() as served:
         answers = [(await served.client.post("/evaluate", json=body)).json()["methods"] for _ in range(2)]
     assert answers[0] == answers[1]
+
+
+async def test_a_request_may_ask_for_less_time_than_the_server_gives() -> None:
+    async with serve(request_timeout_s=3600) as served:
+        served.predictor.hold()
+        running = asyncio.create_task(served.predict("a"))
+        await asyncio.to_thread(served.predictor.entered.wait)
+        refused = await served.predict("b 77777", options={"timeout_s": 0.05})
+        rows = {"inputs": [{"text": "b 77777", "label": "positive"}], "options": {"timeout_s": 0.05}}
+        evaluated = await served.client.post("/evaluate", json=rows)
+        assert (served.state.engine.queued_rows, served.state.engine.admission.total.rows) == (0, 0)
+        served.predictor.released.set()
+        assert (await running).status_code == 200
+        assert (await served.predict("a", options={"timeout_s": 60})).status_code == 200
+    for response in (refused, evaluated):
+        assert (response.status_code, response.json()["error"]["code"]) == (504, "deadline_exceeded")
+    assert all(77777 not in row.token_ids for _, rows in served.predictor.batches for row in rows)
+
+
+async def test_nobody_gets_more_time_than_the_server_gives() -> None:
+    async with serve(request_timeout_s=0.05) as served:
+        served.predictor.hold()
+        refused = await served.predict("a", options={"timeout_s": 3600.5})
+        served.predictor.released.set()
+    assert (refused.status_code, refused.json()["error"]["code"]) == (504, "deadline_exceeded")
+
+
+@pytest.mark.parametrize("timeout_s", [0, -1, 0.0, "5", True, 1e999])
+async def test_a_time_that_is_none_is_422(timeout_s: Any) -> None:
+    async with serve() as served:
+        raw = json.dumps({"inputs": [{"text": "a"}], "options": {"timeout_s": timeout_s}})
+        raw = raw.replace("Infinity", "1e999")
+        response = await served.client.post("/predict", content=raw, headers={"content-type": "application/json"})
+    assert (response.status_code, response.json()["error"]["field"]) == (422, "options.timeout_s")

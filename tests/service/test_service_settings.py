@@ -70,6 +70,11 @@ def test_help_names_every_flag_default_and_variable(capsys: pytest.CaptureFixtur
         (["--trusted-proxies", "10.0.0.1/8"], "--trusted-proxies"),
         (["--head-timeout-s", "0"], "--head-timeout-s"),
         (["--max-inputs", "10", "--max-queue-rows", "5"], "max_queue_rows"),
+        (["--max-inputs", "10", "--max-queue-rows", "10"], "client_share"),
+        (["--max-inputs", "10", "--max-queue-rows", "40", "--client-share", "0.2"], "client_share"),
+        (["--max-body-bytes", "2048", "--max-tokenize-bytes", "4095"], "max_tokenize_bytes"),
+        (["--client-share", "0"], "--client-share"),
+        (["--client-share", "1.1"], "--client-share"),
     ],
 )
 def test_bad_values_are_named(arguments: list[str], flag: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,6 +82,14 @@ def test_bad_values_are_named(arguments: list[str], flag: str, capsys: pytest.Ca
         parse_settings(arguments)
     assert stopped.value.code == 2
     assert flag in capsys.readouterr().err
+
+
+def test_the_largest_request_fits_into_one_callers_share() -> None:
+    assert parse_settings(["--max-inputs", "10", "--max-queue-rows", "20"]).client_share == 0.5
+    for share in ("1", "0.5", "0.3", "0.25"):
+        settings = parse_settings(["--client-share", share, "--max-body-bytes", "5000"])
+        assert settings.tokenize_bytes * float(share) >= 2 * settings.max_body_bytes
+    assert parse_settings(["--max-body-bytes", "2048", "--max-tokenize-bytes", "4096"]).tokenize_bytes == 4096
 
 
 def test_unknown_flags_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -195,7 +195,7 @@ async def test_what_clients_name_never_becomes_a_label() -> None:
 
 @pytest.mark.anyio
 async def test_metrics_say_how_the_server_is() -> None:
-    async with serve(max_queue_rows=300, max_queue_tokens=1000) as served:
+    async with serve(max_queue_rows=300, max_queue_tokens=1000, client_share=1.0) as served:
         idle = await scrape_of(served)
         served.predictor.hold()
         running = asyncio.create_task(served.predict("a"))

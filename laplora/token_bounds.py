@@ -1,0 +1,101 @@
+"""What is certain about a text's tokens before it is tokenised: how few there can be, and where it may be cut.
+
+A byte-level BPE writes each byte of the text into exactly one token, so a text of B bytes has at least
+B / (bytes of the vocabulary's longest token) tokens. Its pre-tokeniser splits the text from left to right by a
+pattern that looks ahead but never back. In "letter, space, letter" no piece that the pattern of GPT-2 or of Llama 3
+makes runs across the space from the left, so a piece starts at the space whatever stands before it: the tokens of the
+text from that space on are the last tokens of the whole text. Nothing is certain of any other tokeniser (one that
+strips, normalises, or writes a run of unknown characters as one token).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+#: How Llama 3 splits text, and Qwen 2 but for its digits.
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_KNOWN_PATTERNS = frozenset({_LLAMA3, _LLAMA3.replace("{1,3}", "")})
+_CUT = re.compile(r"(?<=[A-Za-z])(?= [A-Za-z])")
+
+
+@dataclass(frozen=True)
+class TokenBounds:
+    """Bounds of one tokeniser.
+
+    Attributes:
+        longest_bytes: most UTF-8 bytes of a prompt that one token can stand for; None where there is no such bound.
+        longest_special: most characters of a special token's name.
+    """
+
+    longest_bytes: int | None
+    longest_special: int = 0
+
+    def fewest(self, size_bytes: int) -> int:
+        """Return how many tokens a text of this many bytes has at least; 1 where nothing is known."""
+        return 1 if self.longest_bytes is None else max(1, -(-size_bytes // self.longest_bytes))
+
+    def tail(self, text: str, tokens: int) -> str:
+        """Return the end of a text with at least this many tokens, its tokens those of the whole; or the whole text."""
+        if self.longest_bytes is None:
+            return text
+        wanted = tokens * self.longest_bytes  # characters: each has a byte or more, so that is enough
+        end = len(text) - wanted
+        while end > 0:
+            # The last place to cut before what is wanted; the search goes further back, in ever larger windows.
+            start = max(0, end - wanted)
+            last = deque(_CUT.finditer(text, start, end + 2), maxlen=1)
+            if last:
+                return text[last[0].start() :]
+            end, wanted = start, 2 * wanted
+        return text
+
+
+def token_bounds(tokenizer: Any) -> TokenBounds:
+    """Return what is certain of a tokeniser of transformers; no bound where its parts are not known to allow one."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return TokenBounds(None)
+    parts = json.loads(backend.to_str())
+    added = parts["added_tokens"]
+    model = parts["model"]
+    plain = (
+        parts["normalizer"] is None
+        and model["type"] == "BPE"
+        and not (model.get("unk_token") or model.get("byte_fallback") or model.get("dropout"))
+        and _splits_by_known_patterns(parts["pre_tokenizer"])
+        # A name with a space in it could lie across a cut, and one that swallows spaces stands for any number of them.
+        and not any(" " in t["content"] or t["lstrip"] or t["rstrip"] for t in added)
+    )
+    if not plain:
+        return TokenBounds(None)
+    # A byte-level vocabulary writes each byte as one character.
+    longest = max(map(len, model["vocab"]))
+    named = [t["content"] for t in added]
+    longest_added = max((len(name.encode()) for name in named), default=0)
+    return TokenBounds(max(longest, longest_added), max(map(len, named), default=0))
+
+
+def _splits_by_known_patterns(pre_tokenizer: Any) -> bool:
+    if pre_tokenizer is None:
+        return False
+    steps = pre_tokenizer["pretokenizers"] if pre_tokenizer["type"] == "Sequence" else [pre_tokenizer]
+    splits = False
+    for step in steps:
+        if step["type"] == "ByteLevel":
+            if step["add_prefix_space"]:
+                return False
+            splits = splits or step["use_regex"]
+        elif step["type"] == "Split":
+            if step["pattern"].get("Regex") not in _KNOWN_PATTERNS or step["behavior"] != "Isolated" or step["invert"]:
+                return False
+            splits = True
+        elif step["type"] != "Digits":
+            return False
+    return splits and steps[-1]["type"] == "ByteLevel"
