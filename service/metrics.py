@@ -28,6 +28,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._draining = False
         ProcessCollector(registry=self.registry)
         self._of_requests()
         self._of_the_queue()
@@ -183,7 +184,8 @@ class Metrics:
         """Say how far the start has come."""
         for each in get_args(Phase):
             self.phase.labels(each).set(each == phase)
-        self.ready.set(phase == "ready")
+        # Not where SIGTERM came while the artifact was loading.
+        self.ready.set(phase == "ready" and not self._draining)
 
     def set_artifacts(self, loaded: Sequence[tuple[str, str, bool]]) -> None:
         """Name the loaded artifacts: name, digest, and whether it is the active one."""
@@ -193,6 +195,7 @@ class Metrics:
 
     def set_draining(self) -> None:
         """Say that no new requests are taken."""
+        self._draining = True
         self.ready.set(0)
         self.draining.set(1)
 

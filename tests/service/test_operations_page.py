@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -48,9 +48,12 @@ def metrics() -> str:
 
 
 def alerts() -> str:
-    groups = yaml.safe_load((ROOT / "docker" / "monitoring" / "alerts.yaml").read_text(encoding="utf-8"))["groups"]
     rows = []
-    for rule in (rule for group in groups for rule in group["rules"]):
+    rules: list[dict[str, Any]] = []
+    for file in ("alerts.yaml", "calibration-alerts.yaml"):
+        groups = yaml.safe_load((ROOT / "docker" / "monitoring" / file).read_text(encoding="utf-8"))["groups"]
+        rules += [rule for group in groups for rule in group["rules"]]
+    for rule in rules:
         summary = re.sub(r"\{\{ \$labels\.(\w+) \}\}", lambda found: found[1].upper(), rule["annotations"]["summary"])
         when = re.sub(r"\{\{ \$value[^}]*\}\}", "N", summary)
         rows.append((f"`{rule['alert']}`", rule["labels"]["severity"], rule.get("for", "at once"), when))

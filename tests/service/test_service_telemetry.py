@@ -226,6 +226,33 @@ async def test_metrics_say_how_the_server_is() -> None:
 
 
 @pytest.mark.anyio
+async def test_the_start_is_in_the_log_phase_by_phase(log: io.StringIO) -> None:
+    async with serve():
+        pass
+    events = [json.loads(line) for line in log.getvalue().splitlines()]
+    assert [e["phase"] for e in events if e.get("event") == "stage"] == ["loading", "verifying", "warming_up", "ready"]
+
+
+@pytest.mark.anyio
+async def test_a_start_that_ends_in_a_drain_is_not_ready() -> None:
+    predictor = FakePredictor()
+    may_replay, replaying = threading.Event(), threading.Event()
+
+    def verify_golden() -> None:
+        replaying.set()
+        may_replay.wait()
+
+    predictor.verify_golden = verify_golden  # type: ignore[method-assign]
+    async with serve(predictor, wait=False) as served:
+        await asyncio.to_thread(replaying.wait)
+        served.state.metrics.set_draining()
+        may_replay.set()
+        await served.until(lambda: served.state.host.stage == "ready")
+        scrape = await scrape_of(served)
+    assert (scrape("laplora_ready"), scrape("laplora_draining")) == (0, 1)
+
+
+@pytest.mark.anyio
 async def test_the_phase_is_failed_where_the_artifact_cannot_be_served() -> None:
     predictor = FakePredictor()
     predictor.golden_error = GoldenMismatchError("recorded 0.5, got 0.7")
