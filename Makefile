@@ -6,14 +6,16 @@ BIN := $(VENV)/bin
 ARTIFACT ?= artifacts/sst2-smollm2
 CONFIG ?= training/configs/sst2-smollm2.yaml
 PORT ?= 8000
+MINUTES ?= 20
 
-.PHONY: help setup demo serve train test bench bench-gpu check format clean
+.PHONY: help setup demo serve train test bench bench-gpu soak check format clean
 
 help:
 	@echo "make demo                     start the server on the default artifact, ask three questions, keep serving"
 	@echo "make test                     run the whole test suite"
 	@echo "make bench [QUICK=1]          how fast, beside other packages: benchmarks/RESULTS.md (QUICK: some minutes)"
 	@echo "make bench-gpu                the same on one CUDA card, in 8 minutes, with a model of Llama-2-7B's shape"
+	@echo "make soak [MINUTES=20]        every kind of client at once: is memory flat, was an answer wrong? benchmarks/load/"
 	@echo "make train [CONFIG=...]       fine-tune, fit, evaluate and package (default: $(CONFIG))"
 	@echo "make serve [ARTIFACT=...]     serve an artifact on port $(PORT), to this machine alone and without API keys"
 	@echo "make check                    format, lint, types, import rules"
@@ -47,6 +49,9 @@ bench: setup $(VENV)/.peers
 
 bench-gpu: setup
 	$(BIN)/python -m benchmarks.gpu
+
+soak: setup
+	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -1,0 +1,103 @@
+"""Rows whose answers are known, so that a wrong one is noticed whatever else goes on at the server."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+#: What an answer may differ by from the one to the same row alone: in bfloat16 another padding moves a probability by
+#: up to 0.1 (tests/service/test_service_real.py says why).
+TOLERANCE = 0.15
+MODES = ("map", "fast", "laplace")
+TEXTS = (
+    "dull .",
+    "an utter waste of time",
+    "a warm , funny and beautifully acted film that i will gladly watch again .",
+    "the plot makes no sense at all , and the two leads have nothing to say to each other for two long hours .",
+    "it is neither as good nor as bad as you have heard",
+    "handsome , well played and strangely hollow .",
+    "purple seventeen the of tractor ## qzx lamp lamp 0x3f of .",
+    "I laughed , I cried , and then I watched it again and again and went home .",
+)
+
+
+@dataclass(frozen=True)
+class Known:
+    """Texts and what the server says of each when it is asked alone.
+
+    Attributes:
+        texts: of the rows.
+        answers: by text and predictive, ``map_probs`` and ``probs`` one after the other.
+        labels: by text the label with the larger probability of ``map``, for rows that need a true label.
+        modes: those that the artifact has.
+    """
+
+    texts: tuple[str, ...]
+    answers: Mapping[tuple[str, str], Sequence[float]]
+    labels: Mapping[str, str]
+    modes: tuple[str, ...]
+
+    def wrong(self, texts: Sequence[str], mode: str, body: Mapping[str, Any]) -> int:
+        """Return how many of a response's predictions are not what is known of their rows; a missing one is wrong."""
+        found = body.get("predictions", [])
+        same = sum(self._right(text, mode, one) for text, one in zip(texts, found, strict=False))
+        return max(len(texts), len(found)) - same
+
+    def _right(self, text: str, mode: str, prediction: Mapping[str, Any]) -> bool:
+        # Mode fast hands rows over to laplace, and which ones may hang on the padding.
+        known = self.answers.get((text, prediction["answered_by"]), self.answers[text, mode])
+        numbers = _numbers(prediction)
+        return len(numbers) == len(known) and all(abs(a - b) <= TOLERANCE for a, b in zip(numbers, known, strict=True))
+
+    def draw(self, rng: random.Random, most: int) -> list[str]:
+        """Return 1 to ``most`` of the texts, some of them twice."""
+        return rng.choices(self.texts, k=rng.randint(1, most))
+
+
+def _numbers(prediction: Mapping[str, Any]) -> list[float]:
+    return [*prediction["map_probs"].values(), *prediction["probs"].values()]
+
+
+def learn(client: httpx.Client, artifact: Path | None) -> tuple[Known, int]:
+    """Return the rows with the answers of a server that has nothing else to do, and how many contradict the artifact.
+
+    Args:
+        artifact: whose recorded answers are known beforehand; None where only the server itself says what is right.
+    """
+    recorded = [] if artifact is None else json.loads((artifact / "golden.json").read_text(encoding="utf-8"))["answers"]
+    texts = (*(entry["inputs"]["text"] for entry in recorded), *TEXTS)
+    answers: dict[tuple[str, str], Sequence[float]] = {}
+    labels: dict[str, str] = {}
+    modes = [mode for mode in MODES if _ask(client, texts[0], mode) is not None]
+    for text in texts:
+        for mode in modes:
+            one = _ask(client, text, mode)
+            assert one is not None
+            answers[text, one["answered_by"]] = answers[text, mode] = _numbers(one)
+            if mode == "map":
+                labels[text] = one["label"]
+    wrong = sum(
+        any(
+            abs(a - b) > TOLERANCE
+            for a, b in zip(
+                answers[entry["inputs"]["text"], "laplace"], [*entry["map_probs"], *entry["probs"]], strict=True
+            )
+        )
+        for entry in recorded
+    )
+    return Known(texts, answers, labels, tuple(modes)), wrong
+
+
+def _ask(client: httpx.Client, text: str, mode: str) -> dict[str, Any] | None:
+    """Return one prediction, None for a mode that the artifact does not have."""
+    response = client.post("/predict", json={"inputs": [{"text": text}], "options": {"mode": mode}})
+    if response.status_code == 422 and response.json()["error"].get("field") == "options.mode":
+        return None
+    found: dict[str, Any] = response.raise_for_status().json()["predictions"][0]
+    return found

@@ -1,0 +1,152 @@
+"""What a soak found, as a page and a picture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from benchmarks.load.tally import Tally, quantile
+from benchmarks.load.trend import FEWEST, Trend, trend
+from benchmarks.load.watch import Sample
+from benchmarks.speed.record import Conditions
+
+#: The part of a run that is warm-up, and at most how much of it, seconds: caches, pools and the allocator fill.
+WARM_UP_SHARE, WARM_UP_MOST_S = 0.25, 300.0
+
+#: Memory is called flat where growth by this share of it per hour can be ruled out.
+SEEN_SHARE_PER_HOUR = 0.05
+
+
+def after_warm_up(samples: Sequence[Sample]) -> list[Sample]:
+    """Return the samples that a trend is read from."""
+    if not samples:
+        return []
+    begin = min(WARM_UP_MOST_S, WARM_UP_SHARE * samples[-1].time_s)
+    return [one for one in samples if one.time_s > begin]
+
+
+def memory_trend(samples: Sequence[Sample]) -> Trend | None:
+    """Return the trend of memory after warm-up, MB per hour; None where it was not watched for long enough."""
+    kept = [one for one in after_warm_up(samples) if math.isfinite(one.rss_mb)]
+    return trend([one.time_s for one in kept], [one.rss_mb for one in kept])
+
+
+def verdict(samples: Sequence[Sample]) -> str:
+    """Return in words whether memory is flat: that it did not grow says something where growth would have been seen."""
+    found = memory_trend(samples)
+    if found is None:
+        return f"memory: not watched, or fewer than {FEWEST} samples after warm-up"
+    figures = f"{found.per_hour:+.1f} MB per hour after warm-up, 95 % interval {found.low:+.1f} to {found.high:+.1f}"
+    if found.grows:
+        return f"**memory grows**: {figures}"
+    seen = SEEN_SHARE_PER_HOUR * after_warm_up(samples)[0].rss_mb
+    return f"memory is flat: {figures}" if found.high <= seen else f"memory: the run is too short to say; {figures}"
+
+
+def page(samples: Sequence[Sample], tally: Tally, conditions: Conditions, *, contradicted: int) -> str:
+    """Return the page.
+
+    Args:
+        contradicted: recorded answers of the artifact that the idle server did not give.
+    """
+    measured = conditions.measured
+    kept = after_warm_up(samples)
+    rows = {
+        "minutes": f"{samples[-1].time_s / 60:.1f}" if samples else "0",
+        "rows answered and compared": f"{tally.rows}",
+        "wrong answers": f"{tally.wrong + contradicted}",
+        "other faults (a status or a break that should not be)": f"{tally.fault_count}",
+        "memory at the first and last sample after warm-up, MB": _span([one.rss_mb for one in kept]),
+        "open files, least and most after warm-up": _range([one.open_files for one in kept]),
+        "threads, least and most after warm-up": _range([one.threads for one in kept]),
+        "rows per second, median interval": f"{quantile([one.rows_per_s for one in kept], 0.5):.1f}",
+        "latency of POST /predict, p50, p95, p99, ms": ", ".join(
+            f"{1000 * quantile(tally.all_latencies_s, share):.0f}" for share in (0.5, 0.95, 0.99)
+        ),
+    }
+    return "\n".join(
+        [
+            "# Soak",
+            "",
+            f"`{measured['command']}`, {measured['date']}, {conditions.hardware}; {measured['versions']}.",
+            "Clients of every kind at once: predictions of known rows in every mode, evaluations, hostile requests and",
+            "bytes, clients that vanish after 50 ms, and activations, feedback and jobs where the server has them.",
+            "",
+            f"{verdict(samples)}.",
+            "",
+            "| what | value |",
+            "| --- | ---: |",
+            *(f"| {what} | {value} |" for what, value in rows.items()),
+            "",
+            "| came to its end as it should | count |",
+            "| --- | ---: |",
+            *(f"| {kind} | {count} |" for kind, count in sorted(tally.done.items())),
+            "",
+            "| refusals and failures of good requests | count |",
+            "| --- | ---: |",
+            *_counts(tally.errors),
+            "",
+            "| answers to hostile requests | count |",
+            "| --- | ---: |",
+            *_counts(tally.expected),
+            "",
+            *(["Faults:", "", *(f"- {fault}" for fault in tally.faults), ""] if tally.faults else []),
+            "![memory, files, latency and throughput over time](soak.png)",
+            "",
+        ]
+    )
+
+
+def _counts(counted: Mapping[str, int]) -> list[str]:
+    return [f"| {code} | {count} |" for code, count in sorted(counted.items())] or ["| none | 0 |"]
+
+
+def _span(values: Sequence[float]) -> str:
+    return f"{values[0]:.1f}, {values[-1]:.1f}" if values else "none"
+
+
+def _range(values: Sequence[float]) -> str:
+    return f"{min(values):.0f}, {max(values):.0f}" if values else "none"
+
+
+def draw(samples: Sequence[Sample], path: Path) -> None:
+    """Write the picture: memory with its line, files and threads, latency, and rows per second, over minutes."""
+    minutes = [one.time_s / 60 for one in samples]
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    memory, files, latency, throughput = figure.subplots(2, 2, sharex=True).flat
+    memory.plot(minutes, [one.rss_mb for one in samples], color="#1b6ca8", linewidth=1)
+    found, kept = memory_trend(samples), after_warm_up(samples)
+    if found is not None:
+        ends = [kept[0].time_s, kept[-1].time_s]
+        middle = sum(one.time_s for one in kept) / len(kept)
+        level = sum(one.rss_mb for one in kept) / len(kept)
+        memory.plot(
+            [end / 60 for end in ends],
+            [level + found.per_hour * (end - middle) / 3600 for end in ends],
+            "--",
+            color="#c8553d",
+            label=f"{found.per_hour:+.1f} MB/h ({found.low:+.1f} to {found.high:+.1f})",
+        )
+        memory.legend(frameon=False)
+    memory.set_title("resident memory, MB")
+    files.plot(minutes, [one.open_files for one in samples], color="#1b6ca8", linewidth=1, label="open files")
+    files.plot(minutes, [one.threads for one in samples], color="#c8553d", linewidth=1, label="threads")
+    files.set_ylim(bottom=0)
+    files.legend(frameon=False)
+    files.set_title("open files and threads")
+    for name, color in (("p50_ms", "#1b6ca8"), ("p95_ms", "#6a9f58"), ("p99_ms", "#c8553d")):
+        latency.plot(minutes, [getattr(one, name) for one in samples], color=color, linewidth=1, label=name[:3])
+    latency.set_ylim(bottom=0)
+    latency.legend(frameon=False)
+    latency.set_title("latency of POST /predict, ms")
+    throughput.plot(minutes, [one.rows_per_s for one in samples], color="#1b6ca8", linewidth=1)
+    throughput.set_ylim(bottom=0)
+    throughput.set_title("rows answered per second")
+    for panel in (latency, throughput):
+        panel.set_xlabel("minutes")
+    for panel in (memory, files, latency, throughput):
+        panel.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
