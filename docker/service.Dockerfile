@@ -21,6 +21,8 @@ FROM python AS build
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 ARG PIP_NO_INDEX
+# Packages beside the server's own, with spaces between: those of the extra telemetry, for --otlp-endpoint.
+ARG EXTRA_PACKAGES=
 ENV PIP_FIND_LINKS=/wheels PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
 # The dependencies first, with an empty package: this layer stays as it is until one of these two files changes. What
@@ -30,7 +32,7 @@ RUN --mount=type=bind,from=wheels,target=/wheels \
     --mount=type=secret,id=pip,target=/etc/pip.conf \
     python3 -m venv /opt/venv \
     && mkdir laplora && touch README.md laplora/__init__.py \
-    && /opt/venv/bin/python -m pip install -c constraints.txt '.[service]' \
+    && /opt/venv/bin/python -m pip install -c constraints.txt '.[service]' ${EXTRA_PACKAGES} \
     && rm -r build laplora *.egg-info
 COPY laplora laplora
 # BAKE_MODEL=smollm2-135m-instruct: the base model of the default artifact is in the image, so that nothing is

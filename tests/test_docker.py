@@ -311,6 +311,14 @@ def test_compose_builds_with_arguments_that_the_image_takes() -> None:
         assert set(build["args"]) == declared
 
 
+def test_the_packages_for_traces_are_those_of_the_extra() -> None:
+    text = (ROOT / "docker" / "README.md").read_text(encoding="utf-8")
+    (named,) = re.findall(r'EXTRA_PACKAGES="([^"]+)"', text)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extra = project["optional-dependencies"]["telemetry"]
+    assert named.split() == [re.split(r"[<>=]", requirement)[0] for requirement in extra]
+
+
 def test_the_readme_makes_its_key_where_the_image_looks() -> None:
     text = (ROOT / "docker" / "README.md").read_text(encoding="utf-8")
     files = re.findall(r"-m service\.keys create[^-]*--file (\S+) --id \w+ --scopes ([\w,]+)", text)
