@@ -5,7 +5,7 @@ Only POST /predict is counted: labelled rows that an artifact is measured on wou
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
 
@@ -93,6 +93,20 @@ class AnswerMetrics:
             for flag in answer.flags:
                 series.flags[flag].inc()
             series.decisions[answer.decision].inc()
+
+    def keep(self, artifacts: Collection[str]) -> None:
+        """Drop the series of all artifacts but these, so that there are never more than can be loaded."""
+        for artifact, predictive in [by for by in self._series if by[0] not in artifacts]:
+            if self._series.pop((artifact, predictive), None) is None:
+                continue
+            for metric in (self._epistemic, self._confidence, self._label_mass, self._set_labels):
+                metric.remove(artifact, predictive)
+            for counter in (self._tokens, self._truncated):
+                counter.remove(artifact, predictive)
+            for flag in get_args(Flag):
+                self._flags.remove(artifact, predictive, flag)
+            for decision in get_args(Decision):
+                self._decisions.remove(artifact, predictive, decision)
 
     def _begin(self, artifact: str, predictive: str) -> _Series:
         # Every flag and decision from 0 on: a rate over a series that appears with its first event misses that event.

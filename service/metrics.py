@@ -188,10 +188,11 @@ class Metrics:
         self.ready.set(phase == "ready" and not self._draining)
 
     def set_artifacts(self, loaded: Sequence[tuple[str, str, bool]]) -> None:
-        """Name the loaded artifacts: name, digest, and whether it is the active one."""
+        """Name the loaded artifacts: name, digest, and whether it is the active one. Series of others end."""
         self.artifact.clear()
         for name, digest, active in loaded:
             self.artifact.labels(name, digest, str(active).lower()).set(1)
+        self._answered.keep({name for name, _, _ in loaded})
 
     def set_draining(self) -> None:
         """Say that no new requests are taken."""

@@ -20,6 +20,7 @@ import pytest
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 from serving import FakePrediction, FakePredictor, Served, serve
+from test_service_life import artifacts_in
 
 import service
 from laplora.errors import GoldenMismatchError
@@ -191,6 +192,24 @@ async def test_what_clients_name_never_becomes_a_label() -> None:
         await served.client.request(SECRET.upper(), f"/{SECRET}", headers={"x-request-id": SECRET})
         text = (await served.client.get("/metrics")).text
     assert SECRET not in text.lower()
+
+
+@pytest.mark.anyio
+async def test_series_of_an_artifact_end_when_it_is_unloaded(tmp_path: Path) -> None:
+    first, second = artifacts_in(tmp_path, "first", "second")
+    async with serve(first, second, artifact="first", also_load="second", artifacts_root=tmp_path) as served:
+        for name in ("first", "second"):
+            assert (await served.predict("a", artifact=name)).status_code == 200
+        before = await scrape_of(served)
+        assert (await served.client.post("/artifacts/second/unload")).status_code == 200
+        after = await scrape_of(served)
+        assert (await served.client.post("/artifacts/second/load")).status_code == 200
+        await served.predict("a", artifact="second")
+        again = await scrape_of(served)
+    for scrape, expected in ((before, {"first", "second"}), (after, {"first"}), (again, {"first", "second"})):
+        found = {dict(labels).get("artifact") for name, labels in scrape.samples if name.startswith("laplora_")}
+        assert found - {None} == expected
+    assert again("laplora_decisions_total", artifact="second", predictive="laplace", decision="accept") == 1
 
 
 @pytest.mark.anyio
