@@ -24,6 +24,7 @@ from laplora.errors import (
     LaploraError,
     ModelError,
 )
+from service.artifact_folders import artifact_folders
 from service.engine import Engine, settle
 from service.errors import (
     ActivationRunningError,
@@ -261,8 +262,7 @@ class ArtifactHost:
         loaded = self.shelf.find(name)
         if loaded is not None:
             return loaded.artifact.path
-        # Only a listed name is accepted, so no spelling of a path can leave the root.
-        found = {path.name: path for path in self._folders()}.get(name)
+        found = artifact_folders(self._settings.artifacts_root).get(name)
         if found is None:
             raise ArtifactNotFoundError("no artifact of this name: GET /artifacts lists them")
         return found
@@ -276,7 +276,7 @@ class ArtifactHost:
             (place.name, place.predictor.artifact, place) for place in self.shelf.places
         ]
         shown = {place.predictor.artifact.path.resolve() for place in self.shelf.places}
-        for path in self._folders():
+        for path in artifact_folders(self._settings.artifacts_root).values():
             if path.resolve() in shown:
                 continue
             try:
@@ -284,13 +284,6 @@ class ArtifactHost:
             except LaploraError as error:
                 listing.append((path.name, error, None))
         return listing
-
-    def _folders(self) -> list[Path]:
-        root = self._settings.artifacts_root
-        if not root.is_dir():
-            return []
-        # Hidden folders are artifacts half written.
-        return sorted(p for p in root.iterdir() if not p.name.startswith(".") and (p / "manifest.json").is_file())
 
     def _load_first(self) -> None:
         try:
