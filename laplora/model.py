@@ -83,7 +83,7 @@ def load_tokenizer(location: str, revision: str | None = None) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(location, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(location, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ModelError(_unreachable(location, "tokenizer", error)) from None
     if tokenizer.pad_token_id is None:
@@ -107,8 +107,8 @@ def load_held_base(
             numbers, faster on a CPU, in more memory; None means on a CPU with the memory for it.
 
     Raises:
-        ModelError: nothing to load there, an architecture whose logits are not a plain linear read-out, or
-            no bitsandbytes.
+        ModelError: nothing to load there, weights that are pickled or an architecture that is Python code of the
+            model's own, one whose logits are not a plain linear read-out, or no bitsandbytes.
     """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -130,7 +130,14 @@ def load_held_base(
     try:
         with quiet_loading():
             model: Any = AutoModelForCausalLM.from_pretrained(
-                location, revision=spec.revision, dtype=dtype, attn_implementation="sdpa", **options
+                location,
+                revision=spec.revision,
+                dtype=dtype,
+                attn_implementation="sdpa",
+                # Said outright: left open, transformers asks whoever sits at the terminal whether to run it.
+                trust_remote_code=False,
+                use_safetensors=True,
+                **options,
             )
     except (OSError, ValueError) as error:
         raise ModelError(_unreachable(location, "causal language model", error)) from None

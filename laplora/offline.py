@@ -128,9 +128,15 @@ def convert_gguf(source: Path, target: Path) -> None:
     options = {} if gguf_config is None else {"quantization_config": gguf_config(dequantize=True)}
     with _quiet_transformers():
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(str(source.parent), gguf_file=source.name)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                str(source.parent), gguf_file=source.name, trust_remote_code=False
+            )
             model = transformers.AutoModelForCausalLM.from_pretrained(
-                str(source.parent), gguf_file=source.name, dtype=torch.bfloat16, **options
+                str(source.parent),
+                gguf_file=source.name,
+                dtype=torch.bfloat16,
+                trust_remote_code=False,
+                **options,
             )
         except (ImportError, ValueError, KeyError, NotImplementedError, RuntimeError) as error:
             raise DownloadError(
