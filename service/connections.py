@@ -16,6 +16,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from service.errors import MalformedHttpError, error_content, kind_of
+from service.headers import ALWAYS
 
 _log = logging.getLogger("laplora.service")
 
@@ -56,6 +57,7 @@ def protocol(head_timeout_s: float) -> type[H11Protocol]:
                 "content-type": "application/json",
                 "content-length": str(len(body)),
                 "x-request-id": request_id,
+                **ALWAYS,
                 "connection": "close",
             }
             head = h11.Response(status_code=kind_of(error).status, headers=list(headers.items()), reason=b"Bad Request")
