@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,8 @@ import schemathesis
 from schemathesis import engine
 from schemathesis.config import SchemathesisConfig
 from schemathesis.engine import events
-from server_process import server_process
+from server_process import ROOT, server_process
+from tiny_runs import FinishedRun
 
 from service.errors import ERROR_KINDS
 from service.schemas import ErrorResponse
@@ -30,6 +34,8 @@ SEED = 20
 FAKE_SERVER = Path(__file__).with_name("fake_server.py")
 #: 503 is a state that the server may be in, 504 a deadline; the document says where each can come out.
 EXPECTED = ["2xx", "3xx", "4xx", "503", "504"]
+#: Which fields an input has is the artifact's to say, so 422 may answer what fits the document.
+ANY_ARTIFACT = ["2xx", "3xx", "401", "403", "404", "409", "413", "422", "429", "503"]
 
 
 @schemathesis.check
@@ -68,13 +74,22 @@ class Outcome:
         )
 
 
-def run(document: dict[str, Any], address: str, *, examples: int, modes: str, positive: list[str]) -> Outcome:
+def run(
+    document: dict[str, Any],
+    address: str,
+    *,
+    examples: int,
+    modes: str,
+    positive: list[str],
+    token: str | None = None,
+) -> Outcome:
     """Send what schemathesis makes of a document.
 
     Args:
         examples: random requests per operation.
         modes: ``positive``, ``negative`` or ``all``.
         positive: statuses that requests which fit their schema may be answered with.
+        token: API key sent where the document asks for one; schemathesis also tries without it and with others.
     """
     config = SchemathesisConfig.from_dict(
         {
@@ -82,6 +97,7 @@ def run(document: dict[str, Any], address: str, *, examples: int, modes: str, po
             "base-url": address,
             "request-timeout": 60,
             "continue-on-failure": True,
+            **({} if token is None else {"auth": {"openapi": {"api_key": {"bearer": token}}}}),
             # Shrinking a failure can take minutes; the request that showed it is printed as it was.
             "generation": {
                 "mode": modes,
@@ -93,6 +109,8 @@ def run(document: dict[str, Any], address: str, *, examples: int, modes: str, po
             "checks": {
                 "not_a_server_error": {"expected-statuses": EXPECTED},
                 "positive_data_acceptance": {"expected-statuses": positive},
+                # With keys, what is not in the table of who may ask for what is refused by 401, before any 405.
+                "unsupported_method": {"enabled": token is None},
             },
         }
     )
@@ -114,19 +132,29 @@ def run(document: dict[str, Any], address: str, *, examples: int, modes: str, po
     return outcome
 
 
-@pytest.fixture
-def address(tmp_path: Path) -> Iterator[str]:
-    """A server of a text artifact, beside one with choices and one that is broken."""
-    for name in ("fake", "choices", "broken"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "manifest.json").write_text("{}")
-    command = [str(FAKE_SERVER), "--artifact", "fake", "--artifacts-root", str(tmp_path)]
-    environment = {"FAKE_CHOICES": "choices", "LAPLORA_AUTH": "off"}
+@contextmanager
+def serving(command: list[str], **environment: str) -> Iterator[str]:
+    """Yield the address of a server, which is as well afterwards as before."""
     with server_process(command, environment) as process, process.client() as client:
         yield str(client.base_url).rstrip("/")
         assert process.popen.poll() is None
         assert '"event": "crash"' not in process.log
         assert client.get("/health/ready").status_code == 200
+
+
+@pytest.fixture
+def fakes(tmp_path: Path) -> list[str]:
+    """The command of a server of a text artifact, beside one with choices and one that is broken."""
+    for name in ("fake", "choices", "broken"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text("{}")
+    return [str(FAKE_SERVER), "--artifact", "fake", "--artifacts-root", str(tmp_path)]
+
+
+@pytest.fixture
+def address(fakes: list[str]) -> Iterator[str]:
+    with serving(fakes, FAKE_CHOICES="choices", LAPLORA_AUTH="off") as address:
+        yield address
 
 
 def labels_of(document: dict[str, Any]) -> set[str]:
@@ -136,14 +164,7 @@ def labels_of(document: dict[str, Any]) -> set[str]:
 
 def test_every_operation_keeps_the_document(address: str) -> None:
     document = httpx.get(f"{address}/openapi.json").json()
-    # Which fields an input has is the artifact's to say, so 422 may answer what fits the document.
-    outcome = run(
-        document,
-        address,
-        examples=40,
-        modes="all",
-        positive=["2xx", "3xx", "401", "403", "404", "409", "413", "422", "429", "503"],
-    )
+    outcome = run(document, address, examples=40, modes="all", positive=ANY_ARTIFACT)
     assert not outcome.problems, "\n\n".join(outcome.problems[:10])
     for label in labels_of(document):
         assert outcome.count(label, phase="coverage"), label
@@ -154,8 +175,30 @@ def test_every_operation_keeps_the_document(address: str) -> None:
     assert outcome.count("POST /predict", phase="coverage", status=405)
 
 
-def narrowed(document: dict[str, Any]) -> dict[str, Any]:
-    """Return the document with the fields that this server's artifact has, for operations that score inputs."""
+def test_operations_that_need_a_key_refuse_without_it(fakes: list[str], tmp_path: Path) -> None:
+    command = ["-m", "service.keys", "create", "--file", str(tmp_path / "keys.json"), "--id", "a"]
+    scopes = ["--scopes", "predict,evaluate,admin"]
+    made = subprocess.run([sys.executable, *command, *scopes], capture_output=True, text=True, check=True, cwd=ROOT)
+    keys = str(tmp_path / "keys.json")
+    with serving([*fakes, "--keys", keys], FAKE_CHOICES="choices", LAPLORA_AUTH="keys") as address:
+        document = httpx.get(f"{address}/openapi.json").json()
+        outcome = run(document, address, examples=5, modes="all", positive=ANY_ARTIFACT, token=made.stdout.strip())
+    assert not outcome.problems, "\n\n".join(outcome.problems[:10])
+    protected = {
+        f"{method.upper()} {path}"
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+        if operation.get("security")
+    }
+    assert {"POST /predict", "GET /artifacts", "GET /metrics"} <= protected
+    for label in labels_of(document):
+        assert outcome.count(label) > outcome.count(label, status=401), label
+        # Unknown methods of any path need a key as well; of these operations the documented one does.
+        assert label not in protected or outcome.count(label, status=401), label
+
+
+def narrowed(document: dict[str, Any], artifact: str) -> dict[str, Any]:
+    """Return the document with the fields that a review's artifact has, for operations that score inputs."""
     document = copy.deepcopy(document)
     document["paths"] = {path: document["paths"][path] for path in ("/predict", "/evaluate")}
     schemas = document["components"]["schemas"]
@@ -170,20 +213,34 @@ def narrowed(document: dict[str, Any]) -> dict[str, Any]:
         }
     for name in ("PredictRequest", "EvaluateRequest"):
         schemas[name]["properties"]["inputs"]["maxItems"] = 8
-        schemas[name]["properties"]["artifact"] = {"enum": ["fake", None]}
+        schemas[name]["properties"]["artifact"] = {"enum": [artifact, None]}
+        schemas[name]["required"] += ["options"]
     schemas["PredictOptions"]["properties"]["predictive"] = {"enum": [None]}
     for name in ("PredictOptions", "EvaluateOptions"):
-        schemas[name]["properties"]["order_average"] = {"enum": [False]}
+        schemas[name]["properties"] |= {"order_average": {"enum": [False]}, "truncate": {"enum": [True]}}
+        schemas[name]["required"] = ["truncate"]
     # A thousand resamples are most of an evaluation's time.
     schemas["EvaluateOptions"]["properties"]["resamples"]["maximum"] = 12
-    schemas["EvaluateOptions"]["required"] = ["resamples"]
-    schemas["EvaluateRequest"]["required"] += ["options"]
+    schemas["EvaluateOptions"]["required"] += ["resamples"]
     return document
 
 
 def test_every_request_that_fits_the_artifact_is_answered(address: str) -> None:
-    document = narrowed(httpx.get(f"{address}/openapi.json").json())
+    document = narrowed(httpx.get(f"{address}/openapi.json").json(), "fake")
     outcome = run(document, address, examples=60, modes="positive", positive=["200"])
     assert not outcome.problems, "\n\n".join(outcome.problems[:10])
     for label in labels_of(document):
         assert outcome.count(label, phase="fuzzing", status=200) >= 30
+
+
+def test_a_real_tiny_artifact_keeps_it_too(sentiment_run: FinishedRun) -> None:
+    name, root = sentiment_run.artifact.name, sentiment_run.artifact.parent
+    command = ["-m", "service", "--artifact", name, "--artifacts-root", str(root), "--device", "cpu"]
+    with serving(command, LAPLORA_AUTH="off") as address:
+        document = httpx.get(f"{address}/openapi.json").json()
+        outcome = run(narrowed(document, name), address, examples=20, modes="positive", positive=["200"])
+        assert not outcome.problems, "\n\n".join(outcome.problems[:10])
+        for label in ("POST /predict", "POST /evaluate"):
+            assert outcome.count(label, phase="fuzzing", status=200) >= 10
+        outcome = run(document, address, examples=10, modes="all", positive=ANY_ARTIFACT)
+        assert not outcome.problems, "\n\n".join(outcome.problems[:10])
