@@ -10,6 +10,7 @@ from typing import Any
 
 import jsonschema_rs
 import pytest
+from api_page import with_tables
 from serving import library, serve, settings
 
 from service.app import create_app
@@ -18,6 +19,7 @@ from service.keys import Key, digest, write_keys
 from service.openapi import TAGS
 
 SNAPSHOT = Path(__file__).with_name("openapi.json")
+API_PAGE = Path(__file__).resolve().parents[2] / "docs" / "api.md"
 #: Asked for by no single operation: no HTTP, unknown paths and methods, faults, answers that nobody reads.
 UNDOCUMENTED = {"malformed_http", "route_not_found", "method_not_allowed", "internal_error", "client_closed_request"}
 
@@ -37,6 +39,15 @@ def test_snapshot(document: dict[str, Any]) -> None:
     if os.environ.get("LAPLORA_UPDATE_SNAPSHOT"):
         SNAPSHOT.write_text(text, encoding="utf-8")
     assert json.loads(text) == json.loads(SNAPSHOT.read_text(encoding="utf-8"))
+
+
+def test_api_page_has_the_tables_of_the_code(document: dict[str, Any]) -> None:
+    """LAPLORA_UPDATE_SNAPSHOT=1 writes them."""
+    page = API_PAGE.read_text(encoding="utf-8")
+    if os.environ.get("LAPLORA_UPDATE_SNAPSHOT"):
+        page = with_tables(page, document)
+        API_PAGE.write_text(page, encoding="utf-8")
+    assert page == with_tables(page, document)
 
 
 def operations(document: dict[str, Any]) -> dict[str, dict[str, Any]]:

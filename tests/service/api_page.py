@@ -1,0 +1,119 @@
+"""The tables of docs/api.md, made from the OpenAPI document, the error table and the settings."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from service.errors import ERROR_KINDS
+from service.settings import Settings
+
+#: Schemas whose fields the page lists, by the name of their table.
+FIELDS = {
+    "input": "Input",
+    "predict-options": "PredictOptions",
+    "prediction": "PredictionOut",
+    "uncertainty": "UncertaintyParts",
+    "timing": "Timing",
+    "evaluate-options": "EvaluateOptions",
+    "method-metrics": "MethodMetrics",
+}
+#: Those of requests; the others are of answers.
+ASKED = {"Input", "PredictOptions", "EvaluateOptions"}
+
+
+def tables(document: dict[str, Any]) -> dict[str, str]:
+    """Return the page's tables in Markdown, by name."""
+    made = {"endpoints": endpoints(document), "errors": errors(), "limits": limits()}
+    return made | {name: fields(document, schema) for name, schema in FIELDS.items()}
+
+
+def with_tables(page: str, document: dict[str, Any]) -> str:
+    """Return the page with each ``<!-- table: NAME -->`` followed by that table, up to the next blank line.
+
+    Raises:
+        KeyError: a name that is no table's.
+        ValueError: a table that the page does not show.
+    """
+    made = tables(document)
+    missing = set(made) - set(re.findall(r"<!-- table: ([\w-]+) -->", page))
+    if missing:
+        raise ValueError(f"docs/api.md shows no table {sorted(missing)}")
+
+    def filled(match: re.Match[str]) -> str:
+        return f"<!-- table: {match[1]} -->\n{made[match[1]]}\n"
+
+    return re.sub(r"<!-- table: ([\w-]+) -->\n(?:\|.*\n)*", filled, page)
+
+
+def endpoints(document: dict[str, Any]) -> str:
+    rows = []
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            first = operation["description"].split("\n\n")[0].replace("\n", " ")
+            statuses = " ".join(sorted(operation["responses"]))
+            rows.append((f"`{method.upper()} {path}`", f"`{operation['operationId']}`", first, statuses))
+    return table(("endpoint", "operation", "what it does", "statuses"), sorted(rows))
+
+
+def errors() -> str:
+    rows = [
+        (str(kind.status), f"`{kind.code}`", kind.meaning, "" if kind.retry_after_s is None else "yes")
+        for kind in ERROR_KINDS
+    ]
+    return table(("status", "code", "meaning", "`Retry-After`"), sorted(rows, key=lambda row: row[0]))
+
+
+def limits() -> str:
+    rows = [
+        (f"`{name}`", "none" if field.default is None else str(field.default), field.description or "")
+        for name, field in Settings.model_fields.items()
+        if name.startswith("max_") or name == "request_timeout_s"
+    ]
+    return table(("limit", "unless set otherwise", "meaning"), rows)
+
+
+def fields(document: dict[str, Any], schema: str) -> str:
+    found = document["components"]["schemas"][schema]
+    required = found.get("required", [])
+    if schema in ASKED:
+        rows = [
+            (f"`{name}`", kind(field), default(field, name in required), field.get("description", ""))
+            for name, field in found["properties"].items()
+        ]
+        return table(("field", "type", "default", "meaning"), rows)
+    rows = [
+        (f"`{name}`", kind(field), "always" if name in required else "where set", field.get("description", ""))
+        for name, field in found["properties"].items()
+    ]
+    return table(("field", "type", "there", "meaning"), rows)
+
+
+def kind(schema: dict[str, Any]) -> str:
+    """Return a field's type in words."""
+    if "$ref" in schema:
+        return f"`{schema['$ref'].rsplit('/', 1)[1]}`"
+    if "anyOf" in schema:
+        return " or ".join(kind(part) for part in schema["anyOf"])
+    if "enum" in schema:
+        return ", ".join(f"`{value}`" for value in schema["enum"])
+    if schema.get("type") == "array":
+        inner = schema.get("items") or {"type": "number"}
+        return f"list of {kind(inner)}"
+    if isinstance(schema.get("additionalProperties"), dict):
+        return f"{kind(schema['additionalProperties'])} by name"
+    return str(schema.get("type", "any"))
+
+
+def default(schema: dict[str, Any], required: bool) -> str:
+    if "default" in schema and schema["default"] is not None:
+        return f"`{schema['default']!r}`".lower() if isinstance(schema["default"], bool) else f"`{schema['default']}`"
+    return "" if required else "none"
+
+
+def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """Return a Markdown table."""
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |" for line in lines
+    )
