@@ -1,79 +1,97 @@
 """Which waiting rows go to the device together. Pure: no clock, no lock, no thread.
 
-A padded batch costs (rows) x (longest row) tokens, so rows of like length belong together. The oldest
-row of its kind is always in the batch: however odd its length, it never waits behind later arrivals. Kinds
-take turns: cheap rows do not wait behind a queue of dear ones, nor the other way round.
+Whose turn it is (``service.fairness``) decides on one row, the oldest of a request. A padded batch costs (rows) x
+(longest row) tokens, so the rest are the rows of like length that can run with it, whoever sent them: first of callers
+that have had no more than a batch beyond their part, then, in room that these cannot use, of any.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from service.fairness import Request, Turns, callers_ahead, charged, tree_of, whose_turn
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Waiting:
     """One row as the batch former sees it.
 
     Attributes:
         tokens: its length, without padding.
-        group: rows of different groups never share a batch (the artifact and what is asked).
+        request: whose rows it came with.
     """
 
     tokens: int
-    group: Hashable
+    request: Request
 
 
-def next_group(waiting: Sequence[Waiting], served: Mapping[Hashable, int]) -> Hashable:
-    """Return the group whose turn it is: the one that was served longest ago; among equals, the oldest row's.
+def next_batch(waiting: Sequence[Waiting], turns: Turns, *, token_budget: int) -> tuple[list[int], Turns]:
+    """Return the positions in ``waiting`` of the next batch, shortest row first, and the turns after it.
 
     Args:
         waiting: rows in order of arrival, at least one.
-        served: by group the number of its last batch; groups that are not there were never served.
+        turns: as the last batch left them.
+        token_budget: most padded tokens of a batch.
     """
-    return min(dict.fromkeys(row.group for row in waiting), key=lambda group: served.get(group, -1))
+    rows_of: dict[Request, int] = {}
+    for row in waiting:
+        rows_of[row.request] = rows_of.get(row.request, 0) + 1
+    tree = tree_of(rows_of)
+    turn = whose_turn(turns, tree)
+    seed = next(i for i, row in enumerate(waiting) if row.request is turn)
+    ahead = callers_ahead(turns, tree, turn, token_budget)
+    batch = form_batch(waiting, seed=seed, token_budget=token_budget, ahead=ahead)
+    tokens: dict[Request, int] = {}
+    for i in batch:
+        request = waiting[i].request
+        tokens[request] = tokens.get(request, 0) + waiting[i].tokens
+        rows_of[request] -= 1
+    gone = {request for request in tokens if not rows_of[request]}
+    return batch, charged(turns, tree, tokens, gone, batch_tokens=token_budget)
 
 
-def form_batch(waiting: Sequence[Waiting], *, token_budget: int, group: Hashable = None) -> list[int]:
-    """Return the positions in ``waiting`` of the next batch, shortest row first.
+def form_batch(
+    waiting: Sequence[Waiting], *, seed: int, token_budget: int, ahead: Collection[str] = frozenset()
+) -> list[int]:
+    """Return the positions in ``waiting`` of the batch around one row, shortest row first.
 
     Args:
         waiting: rows in order of arrival.
-        token_budget: most padded tokens of a batch: rows times the longest row. The group's oldest row goes
-            even where it alone is over the budget.
-        group: whose rows; None: the oldest row's.
+        seed: position of the row that goes in any case, even where it alone is over the budget.
+        token_budget: most padded tokens of a batch: rows times the longest row.
+        ahead: callers whose rows only take the room that is left.
 
-    The batch is a window of the group, sorted by length, that grows from the group's oldest row towards
-    whichever neighbour is nearer in length, for as long as the padded size fits.
+    The batch grows from the seed towards whichever row of its group is nearer in length, for as long as the padded
+    size fits; rows of one length in order of arrival.
     """
-    if not waiting:
-        return []
-    group = waiting[0].group if group is None else group
-    of_group = [i for i, row in enumerate(waiting) if row.group == group]
-    by_length = sorted(of_group, key=lambda i: waiting[i].tokens)
-    low = high = by_length.index(of_group[0])
-    oldest = waiting[of_group[0]].tokens
-
-    def fits(size: int, longest: int) -> bool:
-        return size * longest <= token_budget
-
-    while True:
-        size = high - low + 2
-        shorter = waiting[by_length[low - 1]].tokens if low > 0 else None
-        longer = waiting[by_length[high + 1]].tokens if high + 1 < len(by_length) else None
-        down = shorter is not None and fits(size, waiting[by_length[high]].tokens)
-        up = longer is not None and fits(size, longer)
-        if down and up:
-            assert shorter is not None
-            assert longer is not None
-            up = longer - oldest < oldest - shorter
-            down = not up
-        if down:
-            low -= 1
-        elif up:
-            high += 1
-        else:
-            return by_length[low : high + 1]
+    group, length = waiting[seed].request.group, waiting[seed].tokens
+    first: list[int] = []
+    last: list[int] = []
+    for i, row in enumerate(waiting):
+        if i != seed and row.request.group == group:
+            (last if row.request.caller in ahead else first).append(i)
+    batch, longest = [seed], length
+    for candidates in (first, last):
+        below = sorted((i for i in candidates if waiting[i].tokens < length), key=lambda i: -waiting[i].tokens)
+        above = sorted((i for i in candidates if waiting[i].tokens >= length), key=lambda i: waiting[i].tokens)
+        down = up = 0
+        while True:
+            room = token_budget // (len(batch) + 1)  # for the longest row
+            shorter = length - waiting[below[down]].tokens if down < len(below) and longest <= room else None
+            longer = waiting[above[up]].tokens - length if up < len(above) else None
+            if longer is not None and max(longest, length + longer) > room:
+                longer = None
+            if longer is not None and (shorter is None or longer <= shorter):
+                batch.append(above[up])
+                longest = max(longest, length + longer)
+                up += 1
+            elif shorter is not None:
+                batch.append(below[down])
+                down += 1
+            else:
+                break
+    return sorted(batch, key=lambda i: (waiting[i].tokens, i))
 
 
 def halves(size: int) -> list[range]:

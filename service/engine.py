@@ -2,7 +2,7 @@
 
 A request becomes a :class:`Ticket` of rows. Whenever the device is idle and rows wait, the thread forms
 the best batch from all of them, whichever requests they came from, and runs it; it never waits for more.
-What is asked in different ways takes turns, so a MAP answer waits for one Laplace batch at most.
+Callers take turns, and so do a caller's requests (``service.fairness``): nobody waits for all of a long request.
 A ticket's future holds its predictions in the order of its rows, or the first row's failure.
 """
 
@@ -13,17 +13,19 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from laplora.errors import NonFiniteError
 from service.admission import Admission, Amount, Reservation
-from service.batching import Waiting, form_batch, halves, next_group, padded_tokens
+from service.batching import Waiting, halves, next_batch, padded_tokens
 from service.device_faults import DeviceHealth, is_device_fault, is_out_of_memory
 from service.errors import DeadlineError, DeviceFaultError, DeviceMemoryError, DrainingError, UnscorableInputError
+from service.fairness import Request, Turns
 
 if TYPE_CHECKING:
     from laplora.prediction import Prediction
@@ -96,7 +98,7 @@ class Ticket:
 
     ``inputs`` holds, for each row, the number of the request's input that it belongs to; ``caller`` is who asks,
     ``reservation`` what its waiting rows hold of the queue, ``origin`` whatever the submitter wants to find in the
-    reports of its batches.
+    reports of its batches, ``waiting`` how many rows are in the queue.
     """
 
     scorer: Scorer
@@ -110,6 +112,7 @@ class Ticket:
     origin: Any = None
     future: Future[list[Prediction]] = field(default_factory=Future)
     results: dict[int, Prediction] = field(default_factory=dict)
+    waiting: int = 0
     started: float | None = None
     finished: float | None = None
 
@@ -125,7 +128,7 @@ class Ticket:
 
 
 @dataclass(frozen=True, eq=False)
-class _QueuedRow:
+class _QueuedRow(Waiting):
     ticket: Ticket
     index: int
 
@@ -133,9 +136,11 @@ class _QueuedRow:
     def row(self) -> EncodedRow:
         return self.ticket.rows[self.index]
 
-    @property
-    def tokens(self) -> int:
-        return len(self.row.token_ids)
+
+@lru_cache(maxsize=4096)
+def _kind(scorer_id: int, ask: Ask) -> object:
+    """Return what stands for rows that can share a batch: one small object, for it is compared a lot."""
+    return object()
 
 
 class Engine:
@@ -177,8 +182,7 @@ class Engine:
         self._next_expiry = math.inf
         self._waiting: list[_QueuedRow] = []
         self._queued_tokens = 0
-        self._served: dict[Hashable, int] = {}
-        self._batches = 0
+        self._turns = Turns()
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._open: set[Ticket] = set()
         self._draining = False
@@ -263,8 +267,10 @@ class Engine:
                 self.admission.correct(reservation, known)
             arrived = time.monotonic()
             ticket = Ticket(scorer, ask, tuple(rows), deadline, arrived, tuple(owners), caller, reservation, origin)
-            self._waiting.extend(_QueuedRow(ticket, i) for i in range(len(rows)))
+            request = Request(caller, _kind(id(scorer), ask))
+            self._waiting.extend(_QueuedRow(len(row.token_ids), request, ticket, i) for i, row in enumerate(rows))
             self._queued_tokens += known.tokens
+            ticket.waiting = len(rows)
             self._open.add(ticket)
             self._changed.notify_all()
             if deadline < self._next_expiry:
@@ -336,10 +342,10 @@ class Engine:
     def _forget(self, ticket: Ticket) -> None:
         with self._changed:
             self._open.discard(ticket)
-            gone = [queued for queued in self._waiting if queued.ticket is ticket]
-            if gone:
+            if ticket.waiting:  # most have no row left here, and the queue may be long
+                self._queued_tokens -= sum(queued.tokens for queued in self._waiting if queued.ticket is ticket)
                 self._waiting = [queued for queued in self._waiting if queued.ticket is not ticket]
-                self._queued_tokens -= sum(queued.tokens for queued in gone)
+                ticket.waiting = 0
             self._changed.notify_all()
         self.admission.close(ticket.reservation)
 
@@ -353,6 +359,8 @@ class Engine:
     def _loop(self) -> None:
         while True:
             with self._changed:
+                if not self._waiting:
+                    self._turns = Turns()  # nobody is kept waiting by what anybody had
                 self._changed.wait_for(lambda: self._stopped or self._calls or self._waiting)
                 if self._stopped:
                     return
@@ -401,19 +409,15 @@ class Engine:
 
     def _take_batch(self) -> list[_QueuedRow]:
         with self._changed:
-            waiting = [Waiting(q.tokens, (id(q.ticket.scorer), q.ticket.ask)) for q in self._waiting]
-            if not waiting:
+            if not self._waiting:
                 return []
-            group = next_group(waiting, self._served)
-            chosen = form_batch(waiting, token_budget=self.token_budget, group=group)
-            self._batches += 1
-            others = {row.group for row in waiting}
-            self._served = {g: n for g, n in self._served.items() if g in others} | {group: self._batches}
+            chosen, self._turns = next_batch(self._waiting, self._turns, token_budget=self.token_budget)
             batch = [self._waiting[i] for i in chosen]
             taken = set(chosen)
             self._waiting = [queued for i, queued in enumerate(self._waiting) if i not in taken]
             self._queued_tokens -= sum(queued.tokens for queued in batch)
             for queued in batch:
+                queued.ticket.waiting -= 1
                 self.admission.release(queued.ticket.reservation, Amount(1, queued.tokens))
             now = time.monotonic()
             for queued in batch:

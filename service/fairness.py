@@ -1,12 +1,150 @@
-"""Whose turn it is: what each caller's part of the device is worth."""
+"""Whose turn it is: fair queueing across callers, across the kinds of answer one caller asks for, across its requests.
+
+One rule at each of the three levels. Everybody there is given tokens, and has a virtual time: tokens given over weight.
+Next is who has the least; among equals, whose oldest row came first. A clock runs with what is given on average, over
+all that wait by weight; who comes back, or is new, starts at the clock: nobody saves up credit while away, and whoever
+keeps waiting is reached by the clock, however many newcomers there are. Everybody in a batch is charged for its rows,
+the one whose turn it was and those whose rows filled it; the lead that this can give has a bound (``MOST_AHEAD``), so
+that room which nobody else could use is not held against its user for long.
+
+This is start-time fair queueing (Goyal, Vin, Cheng, SIGCOMM 1996) with the clock of weighted fair queueing (Demers,
+Keshav, Shenker, SIGCOMM 1989) for those who arrive. Pure: no clock of the wall, no lock, no thread.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 #: Callers whose names start so are evaluation jobs: they have time.
 JOB_PREFIX = "job:"
 JOB_WEIGHT = 0.25
+#: Most that anybody is charged ahead of the clock, in batches.
+MOST_AHEAD = 2
 
 
 def weight_of(caller: str) -> float:
     """Return what a caller's share of the device is in proportion to: 1, and less for an evaluation job."""
     return JOB_WEIGHT if caller.startswith(JOB_PREFIX) else 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """Rows that one caller asked for at once; each object is a request of its own.
+
+    Attributes:
+        caller: who asks.
+        group: rows of different groups never share a batch (the artifact and what is asked).
+    """
+
+    caller: str
+    group: Hashable
+
+
+@dataclass(frozen=True)
+class Turns:
+    """What one level remembers between two batches.
+
+    Attributes:
+        clock: virtual time at which the last batch was taken.
+        coming: the clock once that batch's tokens are counted.
+        given: virtual time of each that waited then or is ahead of the clock.
+        waiting: those that still waited after it.
+        inner: the level below, by member.
+    """
+
+    clock: float = 0.0
+    coming: float = 0.0
+    given: Mapping[Hashable, float] = field(default_factory=dict)
+    waiting: Collection[Hashable] = frozenset()
+    inner: Mapping[Hashable, Turns] = field(default_factory=dict)
+
+    def start(self, member: Hashable) -> float:
+        """Return a waiting member's virtual time: its own if it waited all along, else no less than the clock."""
+        given = self.given.get(member, 0.0)
+        return given if member in self.waiting else max(given, self.clock)
+
+
+#: Waiting requests by caller and group: three levels of members, each with the members below it, none below a request.
+#: Members are in the order of their oldest rows.
+Tree = dict[Any, Any]
+
+
+def tree_of(requests: Iterable[Request]) -> Tree:
+    """Return requests with a waiting row by caller and group.
+
+    Args:
+        requests: the one with the oldest row first.
+    """
+    tree: Tree = {}
+    for request in requests:
+        tree.setdefault(request.caller, {}).setdefault(request.group, {})[request] = {}
+    return tree
+
+
+def whose_turn(turns: Turns, tree: Tree) -> Request:
+    """Return the request whose oldest row goes next."""
+    while True:
+        chosen = min(tree, key=turns.start)
+        turns, tree = turns.inner.get(chosen, Turns()), tree[chosen]
+        if not tree:
+            assert isinstance(chosen, Request)
+            return chosen
+
+
+def callers_ahead(turns: Turns, tree: Tree, seed: Request, tokens: int) -> set[str]:
+    """Return the callers that have had this many tokens more, by weight, than the one whose turn it is."""
+    own = turns.start(seed.caller)
+    return {caller for caller in tree if (turns.start(caller) - own) * weight_of(caller) >= tokens}
+
+
+def charged(
+    turns: Turns, tree: Tree, tokens: Mapping[Request, int], gone: Collection[Request], *, batch_tokens: int
+) -> Turns:
+    """Return the turns after a batch.
+
+    Args:
+        tree: what had a waiting row before it.
+        tokens: what of each request is in the batch.
+        gone: requests that have no row left.
+        batch_tokens: of a full batch; what anybody is charged ahead is measured in it.
+    """
+    most = MOST_AHEAD * max(batch_tokens, sum(tokens.values()))
+    return _charged(turns, tree, list(tokens.items()), gone, most, 0)
+
+
+def _charged(
+    turns: Turns,
+    tree: Tree,
+    tokens: Sequence[tuple[Request, int]],
+    gone: Collection[Request],
+    most: int,
+    level: int,
+) -> Turns:
+    # Everything here is one pass over the members, for there may be thousands, or over the batch.
+    starts = {member: turns.start(member) for member in tree}
+    clock = max(turns.coming, min(starts.values()))
+    weights = sum(map(weight_of, tree)) if level == 0 else len(tree)
+    given, inner = {**turns.given, **starts}, dict(turns.inner)
+    waiting = set(tree)
+    parts: dict[Any, list[tuple[Request, int]]] = {}
+    for request, count in tokens:
+        member = request.caller if level == 0 else request.group if level == 1 else request
+        parts.setdefault(member, []).append((request, count))
+    for member, part in parts.items():
+        start, weight = starts[member], weight_of(member) if level == 0 else 1.0
+        cost = sum(count for _, count in part)
+        given[member] = max(start, min(start + cost / weight, clock + most / weight))
+        if tree[member]:
+            inner[member] = _charged(inner.get(member, Turns()), tree[member], part, gone, most, level + 1)
+        if not inner[member].waiting if tree[member] else member in gone:
+            waiting.remove(member)
+    kept = {member: time for member, time in given.items() if time > clock or member in waiting}
+    return Turns(
+        clock=clock,
+        coming=clock + sum(count for _, count in tokens) / weights,
+        given=kept,
+        waiting=waiting,
+        inner={member: below for member, below in inner.items() if member in kept},
+    )

@@ -306,8 +306,11 @@ async def score(
             origin=record.trace,
             reservation=reservation,
         )
-        with record.stages_of(ticket):
-            predictions, own_order = await asyncio.wrap_future(ticket.future), None
+        try:
+            with record.stages_of(ticket):
+                predictions, own_order = await asyncio.wrap_future(ticket.future), None
+        finally:
+            ticket.future.cancel()  # asyncio would do that too, but later
     finally:
         state.engine.admission.close(reservation)
     if order_average:

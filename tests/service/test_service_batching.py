@@ -6,74 +6,87 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.batching import Waiting, form_batch, halves, next_group, padded_tokens
+from service.batching import Waiting, form_batch, halves, next_batch, padded_tokens
+from service.fairness import Request, Turns
+
+LAPLACE, MAP = Request("a", "laplace"), Request("a", "map")
 
 
-def rows(*lengths: int, group: str = "laplace") -> list[Waiting]:
-    return [Waiting(length, group) for length in lengths]
-
-
-def test_nothing_waits() -> None:
-    assert form_batch([], token_budget=10) == []
+def rows(*lengths: int, request: Request = LAPLACE) -> list[Waiting]:
+    return [Waiting(length, request) for length in lengths]
 
 
 def test_all_that_fits_goes_shortest_first() -> None:
-    assert form_batch(rows(5, 3, 4), token_budget=15) == [1, 2, 0]
+    assert form_batch(rows(5, 3, 4), seed=0, token_budget=15) == [1, 2, 0]
 
 
-def test_rows_of_like_length_go_with_the_oldest() -> None:
-    assert form_batch(rows(10, 2, 11, 9, 30), token_budget=33) == [3, 0, 2]
+def test_rows_of_like_length_go_with_the_seed() -> None:
+    assert form_batch(rows(10, 2, 11, 9, 30), seed=0, token_budget=33) == [3, 0, 2]
+    assert form_batch(rows(30, 2, 11, 9, 10), seed=4, token_budget=33) == [3, 4, 2]
+
+
+def test_rows_of_one_length_go_in_order_of_arrival() -> None:
+    assert form_batch(rows(3, 3, 3, 3, 3), seed=2, token_budget=9) == [0, 1, 2]
 
 
 def test_budget_counts_padding() -> None:
-    assert form_batch(rows(10, 1, 1), token_budget=29) == [2, 0]
-    assert form_batch(rows(10, 1, 1), token_budget=30) == [1, 2, 0]
+    assert form_batch(rows(10, 1, 1), seed=0, token_budget=29) == [1, 0]
+    assert form_batch(rows(10, 1, 1), seed=0, token_budget=30) == [1, 2, 0]
+    assert form_batch(rows(1, 10, 1), seed=0, token_budget=29) == [0, 2]
 
 
-def test_oldest_goes_even_over_the_budget() -> None:
-    assert form_batch(rows(50, 1), token_budget=10) == [0]
+def test_seed_goes_even_over_the_budget() -> None:
+    assert form_batch(rows(50, 1), seed=0, token_budget=10) == [0]
 
 
 def test_groups_never_mix() -> None:
-    waiting = [Waiting(3, "map"), Waiting(3, "laplace"), Waiting(3, "map")]
-    assert sorted(form_batch(waiting, token_budget=100)) == [0, 2]
+    waiting = [Waiting(3, MAP), Waiting(3, LAPLACE), Waiting(3, MAP)]
+    assert form_batch(waiting, seed=0, token_budget=100) == [0, 2]
+    assert form_batch(waiting, seed=1, token_budget=100) == [1]
 
 
-def test_a_group_is_asked_for_by_name() -> None:
-    waiting = [Waiting(3, "map"), Waiting(9, "laplace"), Waiting(3, "map"), Waiting(8, "laplace")]
-    assert form_batch(waiting, token_budget=18, group="laplace") == [3, 1]
-    assert form_batch(waiting, token_budget=17, group="laplace") == [1]
+def test_callers_ahead_take_only_the_room_that_is_left() -> None:
+    mine, theirs = Request("a", "laplace"), Request("b", "laplace")
+    waiting = [*rows(10, request=mine), *rows(10, 10, request=theirs), *rows(8, 6, request=mine)]
+    assert form_batch(waiting, seed=0, token_budget=30) == [0, 1, 2]
+    assert form_batch(waiting, seed=0, token_budget=30, ahead={"b"}) == [4, 3, 0]
+    assert form_batch(waiting, seed=0, token_budget=40, ahead={"b"}) == [4, 3, 0, 1]
 
 
-def test_groups_take_turns() -> None:
-    waiting = [Waiting(3, "laplace"), Waiting(3, "map"), Waiting(3, "other")]
-    assert next_group(waiting, {}) == "laplace"
-    assert next_group(waiting, {"laplace": 1}) == "map"
-    assert next_group(waiting, {"laplace": 1, "map": 2}) == "other"
-    assert next_group(waiting, {"laplace": 4, "map": 2, "other": 3}) == "map"
-    assert next_group(waiting[:1], {"laplace": 4}) == "laplace"
+requests = st.builds(Request, st.sampled_from(["a", "b", "job:c"]), st.sampled_from(["map", "laplace"]))
 
 
-waiting_rows = st.lists(st.builds(Waiting, st.integers(1, 64), st.sampled_from(["map", "laplace"])), min_size=1)
+@st.composite
+def waiting_rows(draw: st.DrawFn) -> list[Waiting]:
+    known = draw(st.lists(requests, min_size=1, max_size=6))
+    return draw(st.lists(st.builds(Waiting, st.integers(1, 64), st.sampled_from(known)), min_size=1))
 
 
-@given(waiting_rows, st.integers(1, 200))
-def test_every_batch_keeps_its_promises(waiting: list[Waiting], budget: int) -> None:
-    batch = form_batch(waiting, token_budget=budget)
+@given(waiting_rows(), st.integers(1, 200), st.data())
+def test_every_batch_keeps_its_promises(waiting: list[Waiting], budget: int, data: st.DataObject) -> None:
+    seed = data.draw(st.integers(0, len(waiting) - 1))
+    ahead = data.draw(st.sets(st.sampled_from(["a", "b", "job:c"])))
+    batch = form_batch(waiting, seed=seed, token_budget=budget, ahead=ahead)
     lengths = [waiting[i].tokens for i in batch]
-    assert 0 in batch
+    assert seed in batch
     assert len(set(batch)) == len(batch)
-    assert {waiting[i].group for i in batch} == {waiting[0].group}
+    assert {waiting[i].request.group for i in batch} == {waiting[seed].request.group}
     assert lengths == sorted(lengths)
-    assert padded_tokens(lengths) <= budget or batch == [0]
+    assert padded_tokens(lengths) <= budget or batch == [seed]
+    # No room is left that a waiting row could use.
+    for i, row in enumerate(waiting):
+        if i not in batch and row.request.group == waiting[seed].request.group:
+            assert padded_tokens([*lengths, row.tokens]) > budget
 
 
-@given(waiting_rows, st.integers(1, 200))
+@given(waiting_rows(), st.integers(1, 200))
 def test_every_row_goes_once(waiting: list[Waiting], budget: int) -> None:
     left = list(enumerate(waiting))
     sent: list[int] = []
+    turns = Turns()
     while left:
-        batch = form_batch([row for _, row in left], token_budget=budget)
+        batch, turns = next_batch([row for _, row in left], turns, token_budget=budget)
+        assert batch
         sent += [left[i][0] for i in batch]
         left = [item for i, item in enumerate(left) if i not in set(batch)]
     assert sorted(sent) == list(range(len(waiting)))
