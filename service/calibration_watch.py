@@ -270,8 +270,10 @@ def measure(labelled: Sequence[tuple[Kept, int]], reference: Reference) -> Figur
     if reference.nll is not None and reference.rows and noise is not None:
         nll_limit = reference.nll + _NORMAL * noise * math.sqrt(1 + rows / reference.rows)
     ece_limit = calibrated.limit
-    if reference.ece is not None:
-        ece_limit = max(ece_limit, reference.ece + calibrated.limit - calibrated.mean)
+    if reference.ece is not None and reference.rows:
+        # The reference was measured on a sample too; noise falls with the root of the rows.
+        spread = (calibrated.limit - calibrated.mean) * math.sqrt(1 + rows / reference.rows)
+        ece_limit = max(ece_limit, reference.ece + spread)
     risk = _mean(risks)
     return Figures(
         rows=rows,

@@ -149,7 +149,26 @@ def test_a_reference_known_to_be_miscalibrated_has_its_own_limit() -> None:
     found = watched(rows, fake).figures
     assert found is not None
     noise = calibrated_ece(rows.probs.amax(1))
-    assert found.ece_limit == pytest.approx(0.144 + noise.limit - noise.mean)
+    # The reference's 400 rows have noise of their own.
+    assert found.ece_limit == pytest.approx(0.144 + (noise.limit - noise.mean) * math.sqrt(1 + 600 / 400))
+
+
+def test_an_evaluations_own_noise_raises_no_alert() -> None:
+    """Rows that go on as the 422 of the evaluation did: their ECE is the reference's, and no sign of a change."""
+    evaluated = Rows(422, seed=5)
+    nll, ece = metrics.nll(evaluated.probs, evaluated.labels), metrics.ece(evaluated.probs, evaluated.labels)
+    fake = predictor(rows=422, nll=nll, ece=ece)
+    fake.artifact.manifest.predictives = {"laplace": thresholds()}
+    for seed in range(20):
+        again = Rows(422, seed=5)
+        places = torch.randint(422, (1000,), generator=torch.Generator().manual_seed(seed))
+        for name in ("probs", "map_probs", "labels", "accepted", "sets", "entropy"):
+            setattr(again, name, getattr(evaluated, name)[places])
+        found = watched(again, fake).figures
+        assert found is not None
+        assert found.nll_limit is not None
+        assert found.ece <= found.ece_limit
+        assert found.nll <= found.nll_limit
 
 
 def test_a_calibrated_stream_is_within_its_limits() -> None:
