@@ -18,7 +18,7 @@ help:
 	@echo "make soak [MINUTES=20]        every kind of client at once: is memory flat, was an answer wrong? benchmarks/load/"
 	@echo "make train [CONFIG=...]       fine-tune, fit, evaluate and package (default: $(CONFIG))"
 	@echo "make serve [ARTIFACT=...]     serve an artifact on port $(PORT), to this machine alone and without API keys"
-	@echo "make check                    format, lint, types, import rules"
+	@echo "make check                    format, lint, types, import rules, known vulnerabilities"
 	@echo "make clean                    remove .venv and run results"
 
 setup: $(VENV)/.installed
@@ -58,6 +58,7 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python .ci/audit.py
 
 format: setup
 	$(BIN)/ruff format .
