@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -27,6 +28,7 @@ from laplora.client import (
     retries,
 )
 from laplora.errors import ConfigError, DataError
+from service.keys import Key, digest, new_token, write_keys
 
 TEXTS = [{"id": f"{n}-{w}", "text": f"The {n} was {w}."} for n in NOUNS for w in (*GOOD, *BAD)]
 QUICK = Retries(tries=3, first_s=0.01, longest_s=0.02)
@@ -378,3 +380,40 @@ def test_the_time_a_request_may_take_goes_with_it_only_if_given() -> None:
                     ask([{"text": "a"}], timeout_s=timeout_s)
                 assert (caught.value.status, caught.value.code) == (504, "deadline_exceeded")
     assert sent == [None, None, {"timeout_s": 1.5}, {"timeout_s": 1.5}]
+
+
+def test_a_key_opens_its_scopes_and_refusals_say_why(sentiment_run: FinishedRun, tmp_path: Path) -> None:
+    """Against a server with keys: the right one, none, a wrong one, and one without the scope; none is tried again."""
+    keys, token = tmp_path / "keys.json", new_token()
+    write_keys(keys, [Key(id="a", sha256=digest(token), scopes=("predict",))])
+    arguments = ["-m", "service", "--artifact", str(sentiment_run.artifact), "--device", "cpu"]
+    labelled = [{"text": TEXTS[0]["text"], "label": "positive"}]
+    with server_process([*arguments, "--auth", "keys", "--keys", str(keys)]) as process, process.client() as plain:
+        url = str(plain.base_url)
+        with Client(url, api_key=token) as client:
+            assert len(client.predict(TEXTS[:2])) == 2
+            assert client.artifacts()
+            for ask in (lambda: client.evaluate(labelled), lambda: client.activate("any")):
+                with pytest.raises(RequestRefusedError) as forbidden:
+                    ask()
+                assert (forbidden.value.status, forbidden.value.code) == (403, "forbidden")
+        for wrong in (None, new_token()):
+            with Client(url, api_key=wrong) as client:
+                client.wait_until_ready()
+                with pytest.raises(RequestRefusedError) as unknown:
+                    client.predict(TEXTS[:1])
+                assert (unknown.value.status, unknown.value.code) == (401, "unauthorized")
+                assert wrong is None or wrong not in str(unknown.value)
+
+        async def awaited() -> int:
+            async with AsyncClient(url, api_key=token) as client:
+                with pytest.raises(RequestRefusedError) as forbidden:
+                    await client.evaluate(labelled)
+                assert forbidden.value.code == "forbidden"
+                return len(await client.predict(TEXTS[:3]))
+
+        assert asyncio.run(awaited()) == 3
+        process.popen.terminate()
+        process.left()
+    asked = [json.loads(line) for line in process.lines if '"event": "request"' in line and '"POST"' in line]
+    assert [line["status"] for line in asked] == [200, 403, 403, 401, 401, 403, 200], "no refusal was tried again"

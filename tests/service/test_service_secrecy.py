@@ -1,0 +1,119 @@
+"""What is asked stays between client and server: not in the log at its most talkative, nor in metrics or errors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from server_process import Process, server_process
+from tiny_runs import FinishedRun
+
+from service.keys import Key, digest, new_token, write_keys
+
+WORD = "Zanzibarquux"
+#: In the place of a field's name. One that reads like a name, such as txet, is named in the refusal on purpose.
+NAME = f"{WORD} said so ."
+TOKEN = new_token()
+GOOD = {"id": WORD, "text": f"The film was {WORD} ."}
+OPTIONS = ("mode", "predictive", "target_risk", "covariance", "truncate", "order_average")
+
+
+def bad_bodies(**more: Any) -> list[Any]:
+    """Bodies that are refused, with the word in each place that a body has."""
+    item = {**GOOD, **more}
+    return [
+        {"inputs": [{**item, NAME: 1}]},
+        {"inputs": [{**item, "text": {NAME: WORD}}]},
+        {"inputs": [{**item, "text": f"{WORD} " * 5000}]},
+        {"inputs": [{**item, "text": [WORD]}]},
+        {"inputs": [{"id": {NAME: 1}, "text": WORD}]},
+        {"inputs": [{"id": WORD * 100, "text": WORD}]},
+        {"inputs": [item, item]},
+        {"inputs": [{"question": WORD, "choices": [WORD, WORD]}]},
+        {"inputs": [{"question": WORD, "choices": WORD}]},
+        {"inputs": [{"prompt": WORD, "text": WORD}]},
+        {"inputs": [{"prompt": [WORD]}]},
+        {"inputs": WORD},
+        {"inputs": [WORD]},
+        {NAME: WORD},
+        [WORD],
+        WORD,
+        {"inputs": [item], "artifact": WORD},
+        {"inputs": [item], "artifact": {NAME: 1}},
+        {"inputs": [item], "options": WORD},
+        {"inputs": [item], "options": {NAME: WORD}},
+        *({"inputs": [item], "options": {name: WORD}} for name in OPTIONS),
+        {"inputs": [item], NAME: 1},
+    ]
+
+
+RAW = [
+    f'{{"inputs": [{{"text": "{WORD}}}',
+    f'{{"inputs": [{{"text": "{WORD}\\ud800"}}]}}',
+    f'{{"inputs": [{{"text": "{WORD}", "text": "{WORD}"}}]}}',
+    f'{{"{NAME}": NaN}}',
+    f"{WORD}",
+    f'{{"inputs": [{{"text": "{WORD}"}}]}}'.encode("utf-16"),
+    b"\xff" + WORD.encode(),
+]
+
+
+@pytest.fixture(scope="module")
+def process(sentiment_run: FinishedRun, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    keys = tmp_path_factory.mktemp("keys") / "keys.json"
+    write_keys(keys, [Key(id="tester", sha256=digest(TOKEN), scopes=("predict", "evaluate", "admin"))])
+    artifact = sentiment_run.artifact
+    command = ["-m", "service", "--artifact", str(artifact), "--artifacts-root", str(artifact.parent)]
+    command += ["--device", "cpu", "--log-level", "debug", "--auth", "keys", "--keys", str(keys)]
+    with server_process(command) as process:
+        yield process
+
+
+def test_the_word_stays_between_client_and_server(process: Process) -> None:
+    headers = {"authorization": f"Bearer {TOKEN}", "x-request-id": "kept-1"}
+    with process.client() as client:
+        client.headers.update(headers)
+        answered = [
+            client.post("/predict", json={"inputs": [GOOD]}),
+            client.post("/predict", json={"inputs": [{"prompt": WORD}], "options": {"covariance": True}}),
+            client.post("/predict", json={"inputs": [GOOD], "options": {"truncate": True, "mode": "fast"}}),
+            client.post("/evaluate", json={"inputs": [{**GOOD, "label": "positive"}]}),
+        ]
+        assert [answer.status_code for answer in answered] == [200] * 4
+        refused = [client.post("/predict", json=body) for body in bad_bodies()]
+        for label in ("positive", WORD, {NAME: WORD}, [WORD]):
+            refused += [client.post("/evaluate", json=body) for body in bad_bodies(label=label)]
+        for wrong in (WORD, {NAME: WORD}, [WORD], None):
+            refused.append(client.post("/evaluate", json={"inputs": [{**GOOD, "label": wrong}]}))
+        for path in ("/predict", "/evaluate"):
+            json_type = {"content-type": "application/json"}
+            refused += [client.post(path, content=raw, headers=json_type) for raw in RAW]
+            refused.append(client.post(path, content=WORD, headers={"content-type": f"text/{WORD}"}))
+        refused += [
+            client.post("/predict", json={"inputs": [GOOD]}, headers={"authorization": f"Bearer {WORD}"}),
+            client.post(f"/artifacts/{WORD}/activate"),
+            client.get(f"/{WORD}"),
+            client.get(f"/{WORD}?{WORD}={WORD}"),
+            client.request(WORD.upper(), "/predict"),
+        ]
+        metrics = client.get("/metrics").text
+    assert [answer.text for answer in refused if answer.status_code < 400] == []
+    assert [answer.status_code for answer in refused if answer.status_code >= 500] == []
+    for answer in refused:
+        assert WORD.lower() not in said(answer), answer.text
+    process.popen.terminate()
+    assert process.left() == 0
+    requests = [line for line in process.lines if '"event": "request"' in line]
+    assert len(requests) > len(refused), "the log is read at its most talkative"
+    assert any(json.loads(line)["level"] == "debug" for line in process.lines if line.startswith("{"))
+    for secret in (WORD.lower(), TOKEN.lower(), digest(TOKEN)):
+        assert secret not in metrics.lower()
+        assert secret not in process.log.lower()
+
+
+def said(answer: httpx.Response) -> str:
+    """Everything of an answer, its headers too."""
+    return (answer.text + str(answer.headers)).lower()
