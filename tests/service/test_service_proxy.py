@@ -74,10 +74,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield Server(client, folder / "gate")
 
 
-@pytest.fixture(autouse=True)
-def released(server: Server) -> Iterator[None]:
-    yield
-    server.release()
+@pytest.fixture
+def busy(server: Server) -> Iterator[Server]:
+    """The server while its device answers nothing."""
+    server.hold()
+    try:
+        yield server
+    finally:
+        server.release()
 
 
 def ask(client: httpx.Client, text: str = "a", **headers: str) -> httpx.Response:
@@ -342,13 +346,19 @@ def forward_once(listener: socket.socket, port: int) -> None:
 @needs_nginx
 @pytest.mark.parametrize("method", ["POST", "GET"])
 def test_a_request_that_broke_off_is_not_sent_again(method: str) -> None:
-    with (
-        upstream(lambda connection, head: None) as (port, heads),
-        proxy_before(port) as proxy,
-        proxy.client() as client,
-    ):
+    broken: list[bytes] = []
+
+    def answer(connection: socket.socket, head: bytes) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+        # The next request on this connection is read, and the connection closed: as by a server that is killed. nginx
+        # would open another connection for it.
+        if again := connection.recv(65536):
+            broken.append(again)
+
+    with upstream(answer) as (port, heads), proxy_before(port) as proxy, proxy.client() as client:
+        assert client.get("/health/live").status_code == 200
         assert_error(client.request(method, "/predict"), 503, "server_unreachable")
-        assert len(heads) == 1
+        assert (len(heads), len(broken)) == (1, 1)
 
 
 @needs_nginx
@@ -380,19 +390,20 @@ def test_events_pass_one_by_one() -> None:
         go_on.wait()
         connection.sendall(b"data: 2\n\n")
 
-    with (
-        upstream(answer) as (port, _),
-        proxy_before(port) as proxy,
-        proxy.client() as client,
-        client.stream("GET", "/evaluate/jobs/j1/events") as response,
-    ):
-        lines = response.iter_lines()
+    with upstream(answer) as (port, _):
         try:
-            # Buffered, it would come when the answer is whole, which is not before the next line.
-            assert next(lines) == "data: 1"
+            with (
+                proxy_before(port) as proxy,
+                proxy.client() as client,
+                client.stream("GET", "/evaluate/jobs/j1/events") as response,
+            ):
+                lines = response.iter_lines()
+                # Buffered, it would come when the answer is whole, which is not before the next line.
+                assert next(lines) == "data: 1"
+                go_on.set()
+                assert [line for line in lines if line] == ["data: 2"]
         finally:
             go_on.set()
-        assert [line for line in lines if line] == ["data: 2"]
 
 
 @needs_nginx
@@ -498,9 +509,8 @@ def test_plain_http_is_refused(server: Server) -> None:
 
 
 @needs_nginx
-def test_a_client_that_goes_away_leaves_the_servers_queue(server: Server) -> None:
-    with proxy_before(server.port) as proxy:
-        server.hold()
+def test_a_client_that_goes_away_leaves_the_servers_queue(busy: Server) -> None:
+    with proxy_before(busy.port) as proxy:
         raw = socket.create_connection(("127.0.0.1", proxy.port))
         body = json.dumps({"inputs": [{"text": f"row {i}"} for i in range(200)]}).encode()
         with proxy.tls.wrap_socket(raw, server_hostname="127.0.0.1") as connection:
@@ -509,8 +519,8 @@ def test_a_client_that_goes_away_leaves_the_servers_queue(server: Server) -> Non
                 + f"content-length: {len(body)}\r\n\r\n".encode()
                 + body
             )
-            until(lambda: server.in_flight == 1 and server.metric("laplora_queue_rows") > 0)
-        until(lambda: server.in_flight == 0 and server.metric("laplora_queue_rows") == 0)
-        server.release()
+            until(lambda: busy.in_flight == 1 and busy.metric("laplora_queue_rows") > 0)
+        until(lambda: busy.in_flight == 0 and busy.metric("laplora_queue_rows") == 0)
+        busy.release()
         with proxy.client() as client:
             assert ask(client).status_code == 200
