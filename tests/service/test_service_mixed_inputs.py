@@ -106,6 +106,8 @@ def predict(client: httpx.Client, inputs: list[dict[str, Any]], **options: Any) 
     response = client.post("/predict", json={"inputs": inputs, "options": options})
     assert response.status_code == 200, response.text
     found: list[dict[str, Any]] = response.json()["predictions"]
+    # Each prediction has an id of its own, by which it can be labelled later.
+    assert len({prediction.pop("prediction_id") for prediction in found}) == len(inputs)
     return found
 
 

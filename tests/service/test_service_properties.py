@@ -119,7 +119,11 @@ class Company:
         responses = await asyncio.gather(*asked)
         for response in responses:
             assert response.status_code == 200, response.text
-        return [response.json()["predictions"] for response in responses]
+        answers = [response.json()["predictions"] for response in responses]
+        # Each prediction has an id of its own, by which it can be labelled later.
+        ids = [prediction.pop("prediction_id") for predictions in answers for prediction in predictions]
+        assert len(set(ids)) == len(ids)
+        return answers
 
 
 @asynccontextmanager
