@@ -112,6 +112,33 @@ def test_operations_have_stable_readable_names(document: dict[str, Any]) -> None
     }
 
 
+FIXED = {
+    "Input": "id question choices prompt",
+    "LabelledInput": "id question choices prompt label",
+    "PredictRequest": "inputs artifact options",
+    "PredictOptions": "covariance truncate mode",
+    "PredictResponse": "artifact predictions timing_ms",
+    "ArtifactRef": "name digest base_model quantization",
+    "PredictionOut": "id label label_text map_probs probs probs_std logit_mean logit_variance logit_covariance "
+    "uncertainty label_mass prediction_set flags decision tokens truncated",
+    "UncertaintyParts": "total aleatoric epistemic",
+    "Timing": "queue tokenize compute total",
+    "MethodMetrics": "accuracy nll ece brier auroc_error intervals reliability risk_coverage",
+    "ErrorResponse": "error request_id",
+    "ErrorDetail": "code message field limit got",
+}
+
+
+def test_names_that_callers_rely_on_stay(document: dict[str, Any]) -> None:
+    for name, fields in FIXED.items():
+        assert set(fields.split()) <= set(document["components"]["schemas"][name]["properties"]), name
+    # One shape of error with nothing beside it, and two forms of a health check.
+    assert set(document["components"]["schemas"]["ErrorResponse"]["properties"]) == {"error", "request_id"}
+    assert {"/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", "/metrics"} <= set(
+        document["paths"]
+    )
+
+
 def test_every_operation_says_what_it_is_and_has_a_described_tag(document: dict[str, Any]) -> None:
     assert {tag["name"]: tag["description"] for tag in document["tags"]} == TAGS
     used = set()
