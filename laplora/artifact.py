@@ -8,6 +8,7 @@ whenever it is read.
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import json
 import os
@@ -18,7 +19,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from laplora.errors import ArtifactCorruptError, ArtifactError, ArtifactNotFoundError
+from safetensors import SafetensorError
+
+from laplora.errors import ArtifactCorruptError, ArtifactError, ArtifactNotFoundError, ArtifactWriteError
 from laplora.manifest import (
     ADAPTER_FILES,
     DISTILLED,
@@ -31,6 +34,9 @@ from laplora.manifest import (
     parse_manifest,
 )
 from laplora.wheels import file_sha256
+
+#: Most bytes of a manifest. It is read whole; every other file by the size that the manifest states.
+MAX_MANIFEST_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -95,11 +101,16 @@ def _read_once(path: Path) -> Artifact:
             f"no artifact at {path.name!r}: expected a folder with a {MANIFEST}; 'python -m training run' makes one"
         )
     try:
+        size = manifest_path.stat().st_size
+        if size > MAX_MANIFEST_BYTES:
+            raise ArtifactCorruptError(f"{MANIFEST} of {path.name!r} has {size} bytes, more than {MAX_MANIFEST_BYTES}")
         raw = manifest_path.read_bytes()
         manifest = parse_manifest(path.name, raw)
         _verify_files(path, manifest)
     except OSError as error:
         raise ArtifactCorruptError(f"artifact {path.name!r} cannot be read: {error.strerror}") from None
+    except RuntimeError:  # of Python 3.11 and 3.12, from Path.resolve
+        raise ArtifactCorruptError(f"artifact {path.name!r} has a link that leads to itself") from None
     return Artifact(path, manifest, "sha256:" + hashlib.sha256(raw).hexdigest())
 
 
@@ -162,6 +173,9 @@ def new_artifact(target: Path) -> Iterator[Path]:
     """Yield a temporary folder that becomes ``target`` when the block ends without an error.
 
     An older artifact there is replaced; on an error it stays and the temporary folder goes.
+
+    Raises:
+        ArtifactWriteError: the disk is full, or the user's share of it.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.parent / f".{target.name}.{os.getpid()}.partial"
@@ -172,8 +186,22 @@ def new_artifact(target: Path) -> Iterator[Path]:
         for item in [partial, *partial.rglob("*")]:
             item.chmod(0o755 if item.is_dir() else 0o644)
         _replace_folder(partial, target)
+    except (OSError, SafetensorError) as error:
+        if _is_full(error):
+            raise ArtifactWriteError(
+                f"no room to write the artifact {target.name!r}: make room on its disk and try again; nothing changed"
+            ) from error
+        raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _is_full(error: OSError | SafetensorError) -> bool:
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if isinstance(error, OSError):
+        return error.errno in numbers
+    # safetensors writes by itself, and gives the number in its message alone.
+    return any(f"os error {number})" in str(error) for number in numbers)
 
 
 def _replace_folder(new: Path, target: Path) -> None:

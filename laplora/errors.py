@@ -15,6 +15,7 @@
         ├── ArtifactNotFoundError
         ├── ArtifactCorruptError        its files are not what its manifest says
         ├── ArtifactIncompatibleError   it belongs to another base, tokenizer or format
+        ├── ArtifactWriteError          there is no room to write it
         └── GoldenMismatchError         its recorded answers are not reproduced
 
 A message says what was expected, what was found, and what to do. It never holds prompt text.
@@ -27,6 +28,7 @@ __all__ = [
     "ArtifactError",
     "ArtifactIncompatibleError",
     "ArtifactNotFoundError",
+    "ArtifactWriteError",
     "ConfigError",
     "DataError",
     "DownloadError",
@@ -114,6 +116,10 @@ class ArtifactCorruptError(ArtifactError):
 
 class ArtifactIncompatibleError(ArtifactError):
     """An artifact of another format, base model, tokenizer or quantization."""
+
+
+class ArtifactWriteError(ArtifactError):
+    """No room to write an artifact; what was there before still is."""
 
 
 class GoldenMismatchError(ArtifactError):

@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -17,6 +16,7 @@ from laplora.older_formats import upgraded
 from laplora.posterior import Prior
 from laplora.predictives import PREDICTIVES, PredictiveName, PredictiveSpec, predictive_spec
 from laplora.prompts import PromptTemplate
+from laplora.strict_json import strict_json
 from laplora.thresholds import ModeThresholds
 
 FORMAT_VERSION = 3
@@ -64,7 +64,7 @@ class PriorRecord(_Record):
 
     method: Literal["validation", "evidence", "leave_one_out"]
     granularity: Literal["scalar", "group", "module"]
-    precision: dict[str, float]
+    precision: dict[str, Annotated[float, Field(gt=0)]]
     objective: float = Field(description="nats: log evidence, or minus the mean held-out NLL")
 
     def prior(self) -> Prior:
@@ -214,7 +214,7 @@ def parse_manifest(name: str, raw: bytes) -> Manifest:
         ArtifactCorruptError: it does not parse, or has bad fields.
     """
     try:
-        fields = json.loads(raw)
+        fields = strict_json(raw)
         version = fields["format_version"]
     except (ValueError, TypeError, KeyError, RecursionError):
         raise ArtifactCorruptError(

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from laplora.adapter_settings import check_settings
 from laplora.errors import ArtifactCorruptError, ModelError
 from laplora.held_weights import HeldWeights, decide
 from laplora.prompts import Batch
@@ -238,7 +239,7 @@ def attach_adapter(model: nn.Module, folder: Path) -> Any:
     """Return the base model with the PEFT adapter in ``folder``, frozen, in eval mode.
 
     Raises:
-        ModelError: an adapter of a kind the method does not cover.
+        ModelError: an adapter of a kind the method does not cover, or one that changes the base's weights.
         ArtifactCorruptError: adapter files that cannot be read, or that do not hold exactly the LoRA
             matrices of this base, each finite.
     """
@@ -248,11 +249,12 @@ def attach_adapter(model: nn.Module, folder: Path) -> Any:
         from peft import PeftModel
 
     try:
+        check_settings(folder)
         with quiet_loading(), warnings.catch_warnings():
             # what peft only warns of is checked below, and refused
             warnings.filterwarnings("ignore", "Found missing adapter keys", UserWarning)
             peft_model = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, RecursionError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ArtifactCorruptError(f"the adapter in {folder.name!r} does not load on this base: {reason}") from None
     layers = lora_layers(peft_model)
@@ -273,7 +275,11 @@ def verify_adapter(folder: Path, layers: Mapping[str, Any]) -> None:
                 f"the adapter in {folder.name!r} does not hold the LoRA matrices of this base: missing "
                 f"{sorted(expected - found)[:2]}, not expected {sorted(found - expected)[:2]}"
             )
-        broken = [name for name in sorted(found) if not bool(file.get_tensor(name).isfinite().all())]
+        tensors = {name: file.get_tensor(name) for name in sorted(found)}
+    odd = [name for name, tensor in tensors.items() if not tensor.is_floating_point()]
+    if odd:
+        raise ArtifactCorruptError(f"the adapter in {folder.name!r} holds {tensors[odd[0]].dtype}: {odd[:2]}")
+    broken = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
     if broken:
         raise ArtifactCorruptError(f"the adapter in {folder.name!r} holds NaN or infinity: {broken[:2]}")
 

@@ -15,7 +15,7 @@ from laplora.artifact import Artifact, read_artifact
 from laplora.base_check import check_base
 from laplora.blocks import Block
 from laplora.distilled_file import read_distilled_for
-from laplora.errors import ArtifactCorruptError, ConfigError, DataError, InvalidInputError
+from laplora.errors import ArtifactCorruptError, ConfigError, DataError, InvalidInputError, PriorError
 from laplora.golden import not_recorded, read_golden, verify_answers
 from laplora.handing_over import rows_to_hand_over
 from laplora.held_weights import HeldWeights
@@ -366,7 +366,10 @@ def load_members(path: Path, manifest: Manifest, model: Any, device: torch.devic
         if prior is None:
             return Member(weights)
         posterior = read_posterior(folder / POSTERIOR, blocks)
-        precisions = block_precisions(prior, posterior.blocks).to(device)
+        try:
+            precisions = block_precisions(prior, posterior.blocks).to(device)
+        except PriorError as error:
+            raise ArtifactCorruptError(f"the prior is not this posterior's: {error}") from None
         return Member(weights, posterior.to(device, dtype), precisions)
 
     distilled = read_distilled_for(model, path / DISTILLED, len(manifest.labels)) if manifest.distilled else None

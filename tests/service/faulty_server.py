@@ -2,15 +2,16 @@
 
 A row with the token 666 meets a CUDA fault, 667 the end of the device's thread, 668 a run that lasts until the file
 FAULT_GATE exists. With FAULT_LOAD_GATE=FILE loading waits for that file; with FAULT_LOAD=1 the golden replay meets a
-CUDA fault.
+CUDA fault; with FAULT_CLOCK=1 the wall clock jumps a year to and fro at each look.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,15 @@ def wait_for(path: str) -> None:
         time.sleep(0.005)
 
 
+def jumping_clock() -> Callable[[], float]:
+    real, year_s = time.time, 365 * 86_400.0
+    steps = itertools.cycle((year_s, -year_s))
+    return lambda: real() + next(steps)
+
+
 if __name__ == "__main__":
+    if os.environ.get("FAULT_CLOCK"):
+        time.time = jumping_clock()
     predictor = FaultyPredictor()
     predictor.poison[666] = FAULT
     if os.environ.get("FAULT_LOAD"):

@@ -1,0 +1,53 @@
+"""What an adapter's settings must not say: peft acts on them before anything of the adapter can be looked at."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from laplora.errors import ArtifactCorruptError, ModelError
+
+#: Ways to start an adapter that leave the base alone. Others (PiSSA, OLoRA, CorDA, LoftQ) take something out of the
+#: base's weights, in place, whenever such an adapter is loaded: every other adapter on that base would change with it.
+_HARMLESS_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
+
+
+def check_settings(folder: Path) -> None:
+    """Raise unless peft can act on the settings in a folder without harm; whatever else they say is not looked at.
+
+    Args:
+        folder: in PEFT's layout.
+
+    Raises:
+        ArtifactCorruptError: no settings, or a rank beyond the adapter's own matrices, which peft would allocate.
+        ModelError: settings that change the base model's weights or its layers.
+        OSError, ValueError, RecursionError, SafetensorError: files that cannot be read.
+    """
+    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    if not isinstance(settings, dict):
+        raise ArtifactCorruptError(f"the adapter in {folder.name!r} has no settings: expected a JSON object")
+    start = settings.get("init_lora_weights")
+    if not any(start is harmless or start == harmless for harmless in _HARMLESS_STARTS):
+        raise ModelError(
+            f"the adapter is of init_lora_weights {str(start)[:32]!r}, which changes the base model's weights: convert "
+            "it with peft's path_initial_model_for_weight_conversion"
+        )
+    if settings.get("layer_replication"):
+        raise ModelError("the adapter sets layer_replication, which the posterior does not cover")
+    pattern = settings.get("rank_pattern") or {}
+    ranks = [settings.get("r"), *(pattern.values() if isinstance(pattern, dict) else [None])]
+    largest = _largest_dimension(folder / "adapter_model.safetensors")
+    if not all(type(rank) is int and rank <= largest for rank in ranks if rank is not None):
+        raise ArtifactCorruptError(
+            f"the adapter in {folder.name!r} states a rank that its matrices, of {largest} rows or columns at most, "
+            "do not have"
+        )
+
+
+def _largest_dimension(file: Path) -> int:
+    with safe_open(file, framework="pt") as handle:
+        names: Any = handle.keys()
+        return max((size for name in names for size in handle.get_slice(name).get_shape()), default=0)

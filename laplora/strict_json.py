@@ -1,0 +1,35 @@
+"""JSON as its standard has it: Python's reader also takes NaN, numbers beyond a float, and a name twice."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+
+def strict_json(raw: bytes | str) -> Any:
+    """Return the value of a JSON text whose numbers are all finite and whose names all differ.
+
+    Raises:
+        ValueError: anything else.
+        RecursionError: nested too deeply.
+    """
+    return json.loads(raw, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_unique)
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError("a number beyond what a float holds")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise ValueError("a name that appears twice")
+    return values
