@@ -22,13 +22,13 @@ def check_settings(folder: Path) -> None:
         folder: in PEFT's layout.
 
     Raises:
-        ArtifactCorruptError: no settings, or a rank beyond the adapter's own matrices, which peft would allocate.
+        ArtifactCorruptError: a rank beyond the adapter's own matrices, which peft would allocate.
         ModelError: settings that change the base model's weights or its layers.
         OSError, ValueError, RecursionError, SafetensorError: files that cannot be read.
     """
     settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     if not isinstance(settings, dict):
-        raise ArtifactCorruptError(f"the adapter in {folder.name!r} has no settings: expected a JSON object")
+        raise ValueError("its settings are no JSON object")
     start = settings.get("init_lora_weights")
     if not any(start is harmless or start == harmless for harmless in _HARMLESS_STARTS):
         raise ModelError(

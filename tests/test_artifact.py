@@ -390,7 +390,7 @@ def test_an_artifact_replaced_while_it_loads(
     artifact_copy: Path, sentiment_run: FinishedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between verification and the last tensor read, another one takes its place: nobody gets a mixture."""
-    from laplora import predictor
+    from laplora import shared_base
 
     def slow(*arguments: Any, **options: Any) -> Any:
         model = original(*arguments, **options)
@@ -399,8 +399,8 @@ def test_an_artifact_replaced_while_it_loads(
             reseal(folder, created="2001-01-01T00:00:00+00:00")
         return model
 
-    original = predictor.load_held_base
-    monkeypatch.setattr(predictor, "load_held_base", slow)
+    original = shared_base.load_held_base
+    monkeypatch.setattr(shared_base, "load_held_base", slow)
     refused(artifact_copy, ArtifactCorruptError, "was replaced while it was loaded")
 
 
