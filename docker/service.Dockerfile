@@ -59,6 +59,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     HOME=/var/lib/laplora \
     LAPLORA_CACHE=/var/lib/laplora/cache \
+    LAPLORA_JOBS_DIR=/var/lib/laplora/jobs \
     LAPLORA_ARTIFACTS_ROOT=/artifacts \
     LAPLORA_HOST=0.0.0.0 \
     LAPLORA_KEYS=/var/lib/laplora/keys.json \

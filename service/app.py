@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -31,13 +32,14 @@ from service.errors import (
 from service.feedback import FeedbackStore
 from service.headers import SafeHeaders, cors_options
 from service.in_flight import InFlight
+from service.jobs.board import JobBoard
 from service.keyring import open_keyring
 from service.library import Library, default_library
 from service.logs import log_crash
 from service.metrics import Metrics
 from service.request_context import RequestContext, error_response
 from service.request_record import note
-from service.routes import artifacts, evaluate, feedback, health, metrics, predict
+from service.routes import artifacts, evaluate, feedback, health, jobs, metrics, predict
 from service.scoring import ServiceState
 from service.settings import Settings
 
@@ -49,6 +51,7 @@ _ROUTERS = (
     predict.router,
     feedback.router,
     evaluate.router,
+    jobs.router,
     artifacts.router,
     health.router,
     metrics.router,
@@ -98,12 +101,15 @@ def create_app(
             keyring.start()
         engine.start()
         artifact_host.start()
+        await app.state.service.jobs.open()
         try:
             async with event_loop.watched(measures.loop_lag.observe):
                 yield
         finally:
             state: ServiceState = app.state.service
             state.stop()
+            closing_jobs = asyncio.create_task(state.jobs.close())
+            await asyncio.wait({closing_jobs}, timeout=state.left_s)
             closing = None if tracing is None else tracing.close()
             engine.stop(join_timeout_s=state.left_s)
             if closing is not None:
@@ -134,6 +140,7 @@ def create_app(
         ThreadPoolExecutor(max_workers=2, thread_name_prefix="laplora-tokenize"),
         store,
     )
+    app.state.service.jobs = JobBoard(app.state.service)
     # The last one added is the first that a request meets.
     app.add_middleware(InFlight, most=settings.max_requests, answer=_answer)
     if keyring is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from email.message import Message
 from typing import Any
 
@@ -69,8 +69,11 @@ class _ParsedRequest(Request):
         return self._value
 
 
-def check_media_type(headers: Headers) -> None:
+def check_media_type(headers: Headers, others: Sequence[str] = ()) -> None:
     """Check that the body is declared as plain UTF-8 JSON.
+
+    Args:
+        others: the media types that will do in place of JSON's.
 
     Raises:
         MediaTypeError: another type, charset or encoding.
@@ -78,8 +81,10 @@ def check_media_type(headers: Headers) -> None:
     message = Message()
     message["content-type"] = headers.get("content-type", "")
     media_type = message.get_content_type()
-    if "content-type" not in headers or not (media_type == "application/json" or media_type.endswith("+json")):
-        raise MediaTypeError("the body must have Content-Type application/json", field="content-type")
+    known = media_type in others if others else media_type == "application/json" or media_type.endswith("+json")
+    if "content-type" not in headers or not known:
+        wanted = " or ".join(others or ["application/json"])
+        raise MediaTypeError(f"the body must have Content-Type {wanted}", field="content-type")
     charset = message.get_param("charset", "utf-8")
     if not isinstance(charset, str) or charset.lower().replace("_", "-") not in ("utf-8", "utf8", "us-ascii"):
         raise MediaTypeError("the body must be UTF-8", field="content-type")
@@ -97,8 +102,7 @@ async def read_bounded(request: Request, limit: int) -> bytes:
         BodyTooLargeError: more bytes announced, or come, than ``limit``; ``got`` is what is known by then.
         ClientGoneError: the client went away while sending.
     """
-    declared = request.headers.get("content-length", "")
-    announced = int(declared) if declared.isascii() and declared.isdigit() and len(declared) < 20 else 0
+    announced = announced_bytes(request.headers)
     stream = request.stream()
     chunks: list[bytes] = []
     size = 0
@@ -106,12 +110,12 @@ async def read_bounded(request: Request, limit: int) -> bytes:
         if announced > limit:
             # A client that asked for "100-continue" has sent nothing yet, and is told before it does.
             if "expect" not in request.headers:
-                await _discard(stream, _DISCARD_FACTOR * limit)
+                await discard(stream, _DISCARD_FACTOR * limit)
             raise _too_large(limit, announced)
         async for chunk in stream:
             size += len(chunk)
             if size > limit:
-                await _discard(stream, _DISCARD_FACTOR * limit)
+                await discard(stream, _DISCARD_FACTOR * limit)
                 raise _too_large(limit, size)
             chunks.append(chunk)
     except ClientDisconnect:
@@ -119,10 +123,17 @@ async def read_bounded(request: Request, limit: int) -> bytes:
     return b"".join(chunks)
 
 
-async def _discard(stream: Any, limit: int) -> None:
+def announced_bytes(headers: Headers) -> int:
+    """Return the body's length as announced, 0 where none is."""
+    declared = headers.get("content-length", "")
+    return int(declared) if declared.isascii() and declared.isdigit() and len(declared) < 20 else 0
+
+
+async def discard(stream: AsyncIterator[bytes], limit: int, *, timeout_s: float = _DISCARD_TIMEOUT_S) -> None:
+    """Read what is still sent and throw it away, up to so many bytes and seconds: then the client reads the answer."""
     size = 0
     try:
-        async with asyncio.timeout(_DISCARD_TIMEOUT_S):
+        async with asyncio.timeout(timeout_s):
             async for chunk in stream:
                 size += len(chunk)
                 if size > limit:

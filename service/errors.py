@@ -14,6 +14,9 @@
         ├── ArtifactActiveError         the active artifact, which cannot be unloaded
         ├── ActivationRunningError      another artifact is being loaded
         ├── ShelfFullError              no room for another artifact
+        ├── JobNotFoundError            no job of that id, or another caller's
+        ├── IdempotencyConflictError    the same key for two different uploads, or two at once
+        ├── ArtifactChangedError        a job's artifact is not the one that is served now
         ├── BodyTooLargeError           more bytes than max_body_bytes
         ├── BatchTooLargeError          more inputs or tokens than one request may bring
         ├── MediaTypeError              a body that is not plain UTF-8 JSON
@@ -23,8 +26,11 @@
         ├── TooManyRequestsError        more requests being answered at once than max_requests
         ├── QueueFullError              no room to wait
         │   └── ClientQueueFullError    one caller's share of it is full
+        ├── TooManyJobsError            no room for another job
         ├── NotReadyError               the artifact is still loading
         ├── DrainingError               the server is stopping
+        ├── JobsUnavailableError        the jobs folder cannot be had
+        ├── StorageFullError            the disk has no room
         ├── DeviceMemoryError           one input alone does not fit the device
         ├── DeviceFaultError            the device failed for good; the process leaves
         ├── DeviceStalledError          the device's present run is overdue
@@ -115,6 +121,18 @@ class ShelfFullError(ServiceError):
     """No room for another artifact beside those in use."""
 
 
+class JobNotFoundError(ServiceError):
+    """No job of that id, or another caller's."""
+
+
+class IdempotencyConflictError(ServiceError):
+    """An upload under a key that is another job's, or another upload's that has not ended."""
+
+
+class ArtifactChangedError(ServiceError):
+    """A job's artifact is not the one that is served now."""
+
+
 class BodyTooLargeError(ServiceError):
     """More bytes than ``max_body_bytes``."""
 
@@ -151,12 +169,24 @@ class ClientQueueFullError(QueueFullError):
     """The caller's own requests hold all that one caller may."""
 
 
+class TooManyJobsError(ServiceError):
+    """No room for another job."""
+
+
 class NotReadyError(ServiceError):
     """The artifact is still loading."""
 
 
 class DrainingError(ServiceError):
     """The server is stopping."""
+
+
+class JobsUnavailableError(ServiceError):
+    """The jobs folder cannot be had; everything else is served."""
+
+
+class StorageFullError(ServiceError):
+    """The disk has no room for what a job needs to keep."""
 
 
 class DeviceMemoryError(ServiceError):
@@ -210,11 +240,19 @@ ERROR_KINDS: tuple[ErrorKind, ...] = (
     ErrorKind(RouteNotFoundError, "route_not_found", 404, "No endpoint at this path."),
     ErrorKind(library.ArtifactNotFoundError, "artifact_not_found", 404, "No artifact of this name."),
     ErrorKind(FeedbackOffError, "feedback_off", 404, "The server keeps no predictions: feedback_rows is 0."),
+    ErrorKind(JobNotFoundError, "job_not_found", 404, "No job of this id, or another caller's."),
     ErrorKind(MethodNotAllowedError, "method_not_allowed", 405, "The endpoint takes another method."),
     ErrorKind(ArtifactNotLoadedError, "artifact_not_loaded", 409, "The artifact exists but is not loaded."),
     ErrorKind(ArtifactActiveError, "artifact_active", 409, "The active artifact cannot be unloaded."),
     ErrorKind(ActivationRunningError, "activation_running", 409, "Another artifact is being loaded."),
     ErrorKind(ShelfFullError, "artifacts_full", 409, "No room for another artifact beside those in use."),
+    ErrorKind(
+        IdempotencyConflictError,
+        "idempotency_conflict",
+        409,
+        "The Idempotency-Key is another job's, or of an upload that has not ended.",
+    ),
+    ErrorKind(ArtifactChangedError, "artifact_changed", 409, "A job's artifact is not the one that is served now."),
     ErrorKind(library.ArtifactCorruptError, "artifact_corrupt", 409, "The artifact's files are not what it says."),
     ErrorKind(
         library.GoldenMismatchError, "golden_mismatch", 409, "The artifact's recorded answers are not reproduced."
@@ -241,9 +279,12 @@ ERROR_KINDS: tuple[ErrorKind, ...] = (
         "The caller's own requests fill its share of the queue.",
         retry_after_s=1,
     ),
+    ErrorKind(TooManyJobsError, "too_many_jobs", 429, "No room for another job.", retry_after_s=60),
     ErrorKind(ClientGoneError, "client_closed_request", 499, "The client closed its connection (logged, never read)."),
     ErrorKind(NotReadyError, "not_ready", 503, "The artifact is still loading.", retry_after_s=5),
     ErrorKind(DrainingError, "draining", 503, "The server is stopping.", retry_after_s=5),
+    ErrorKind(JobsUnavailableError, "jobs_unavailable", 503, "The server cannot keep jobs.", retry_after_s=30),
+    ErrorKind(StorageFullError, "storage_full", 503, "The disk has no room for jobs.", retry_after_s=60),
     ErrorKind(DeviceMemoryError, "device_memory", 503, "An input does not fit the device's memory.", retry_after_s=5),
     ErrorKind(
         DeviceFaultError, "device_fault", 503, "The device failed: the server leaves, to start anew.", retry_after_s=10

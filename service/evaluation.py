@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from laplora.errors import InvalidInputError
-from service.schemas import EvaluateOptions, LabelledInput, MethodMetrics
+from service.schemas import LabelledInput, MeasureOptions, MethodMetrics
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +52,7 @@ def method_rows(asked: str, prediction: Prediction, own_order: Prediction | None
 
 
 def measure(
-    rows: Sequence[Mapping[str, MethodRow]], labels: Sequence[int], *, class_count: int, options: EvaluateOptions
+    rows: Sequence[Mapping[str, MethodRow]], labels: Sequence[int], *, class_count: int, options: MeasureOptions
 ) -> dict[str, MethodMetrics]:
     """Return the metrics of every method, by name; each ranks its mistakes by its own score.
 
@@ -70,7 +70,7 @@ def measure(
 
 
 def measure_method(
-    rows: Sequence[MethodRow], labels: Sequence[int], *, class_count: int, options: EvaluateOptions
+    rows: Sequence[MethodRow], labels: Sequence[int], *, class_count: int, options: MeasureOptions
 ) -> MethodMetrics:
     """Return one method's metrics; arguments and errors as of ``measure``."""
     import torch

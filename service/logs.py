@@ -38,6 +38,11 @@ EVENTS = MappingProxyType(
         "device_fault": "the device or its thread failed: requests get 503, the process leaves; error, frames",
         "crash": "a fault of the server: error (a type), frames (where), never the exception's message",
         "draining": "SIGTERM or Ctrl-C came: no new requests from now on; in_flight",
+        "jobs_folder": "the folder of large evaluations is open; jobs_dir, queued",
+        "jobs_unavailable": "it is not, the server goes on without and tries again; jobs_dir",
+        "job_queued": "an upload is on disk; job, rows",
+        "job_paused": "a job waits and goes on by itself; job, code of what it was refused with",
+        "job_ended": "a job is done, failed or cancelled; job, status, rows_done, code of a failure",
         "stopped": "the process leaves; status",
     }
 )

@@ -119,6 +119,10 @@ class Metrics:
             "Seconds that batches ran on the device, failed ones too; a batch counts once it is over.",
             registry=self.registry,
         )
+        self.jobs = Gauge("laplora_jobs", "Large evaluations kept, by status.", ["status"], registry=self.registry)
+        self.job_rows = Counter(
+            "laplora_job_rows", "Inputs of large evaluations answered and on disk.", registry=self.registry
+        )
 
     def _of_the_state(self) -> None:
         self.ready = Gauge("laplora_ready", "1 while an artifact answers new requests.", registry=self.registry)

@@ -47,6 +47,24 @@ SCORING_ERRORS = (
     "unscorable_input",
 )
 
+#: What any endpoint of jobs can answer, and those that take a job's id.
+JOBS_ERRORS = ("jobs_unavailable",)
+JOB_ERRORS = (*JOBS_ERRORS, "job_not_found")
+#: What an upload of POST /evaluate/jobs can be answered with.
+UPLOAD_ERRORS = (
+    *BODY_ERRORS,
+    *STATE_ERRORS,
+    *JOBS_ERRORS,
+    "artifact_not_loaded",
+    "artifact_not_found",
+    "batch_too_large",
+    "idempotency_conflict",
+    "invalid_input",
+    "storage_full",
+    "too_many_jobs",
+    "too_many_tokens",
+)
+
 DESCRIPTION = """
 Calibrated probabilities for a LoRA-tuned language-model classifier, by the linearised Laplace approximation.
 
@@ -56,12 +74,14 @@ and underscores. Numbers in answers are always finite. Beside what an operation 
 400 `malformed_http`, 404 `route_not_found`, 405 `method_not_allowed` and, should the server have a fault, 500
 `internal_error`.
 
-A request body is one JSON object in UTF-8, declared as `application/json`, not compressed, no key twice in an object.
+A request body is one JSON object in UTF-8, declared as `application/json`, not compressed, no key twice in an object;
+an upload of POST /evaluate/jobs is one such object a line, declared as `application/jsonl` or `application/x-ndjson`.
 """
 
 #: What the tags of operations mean, in the order of the docs page.
 TAGS = {
     "scoring": "Answers about inputs: predictions, and metrics where the labels are known.",
+    "jobs": "Large evaluations: uploaded as JSON Lines, scored in the background, kept across restarts.",
     "feedback": "True labels of earlier predictions, and how calibrated they turned out to be.",
     "artifacts": "Which artifacts there are, and which answers.",
     "health": "For orchestrators and monitoring.",

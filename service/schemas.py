@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, WithJsonSchema
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, WithJsonSchema
 
 from laplora.thresholds import Flag
 from laplora.uncertainty import FLAGS
@@ -297,17 +297,42 @@ class PredictResponse(Answer):
     timing_ms: Timing = Field(description="Where the time went, milliseconds.")
 
 
-class EvaluateOptions(Strict):
+class MeasureOptions(Strict):
     """How to evaluate."""
 
     truncate: bool = Field(
-        default=False, description="Whether to cut inputs that are too long, from the left, instead of 422."
+        default=False,
+        description="Whether to cut inputs that are too long, from the left, instead of 422.",
+        examples=[False],
     )
     order_average: bool = Field(
         default=False,
         description="Whether to ask each question in several orders of its choices, as in POST /predict, and measure "
         "the average too: as NAME_order_average beside every method. Limits count an input's orders.",
+        examples=[False],
     )
+    bins: WholeNumber = Field(
+        default=15,
+        ge=1,
+        le=100,
+        description="Number of equal-width confidence bins of ece and reliability.",
+        examples=[15],
+    )
+    resamples: WholeNumber = Field(
+        default=1000,
+        ge=10,
+        le=2000,
+        description="Number of bootstrap resamples behind the 95 % intervals.",
+        examples=[1000],
+    )
+    seed: WholeNumber = Field(
+        default=0, ge=0, le=2**31 - 1, description="Seed of the bootstrap, a number of no unit.", examples=[0]
+    )
+
+
+class EvaluateOptions(MeasureOptions):
+    """How to evaluate, and for how long."""
+
     timeout_s: float | None = Field(
         default=None,
         gt=0,
@@ -315,13 +340,6 @@ class EvaluateOptions(Strict):
         "waits is dropped then. Unset, or more than request_timeout_s: that.",
         examples=[None],
     )
-    bins: WholeNumber = Field(
-        default=15, ge=1, le=100, description="Equal-width confidence bins of ece and reliability."
-    )
-    resamples: WholeNumber = Field(
-        default=1000, ge=10, le=2000, description="Bootstrap resamples behind the 95 % intervals."
-    )
-    seed: WholeNumber = Field(default=0, ge=0, le=2**31 - 1, description="Seed of the bootstrap.")
 
 
 class EvaluateRequest(Strict):
@@ -403,6 +421,121 @@ class EvaluateResponse(Answer):
         description="Metrics by predictive: map, the recommended one, and every other that the artifact carries."
     )
     timing_ms: Timing = Field(description="Where the time went, milliseconds.")
+
+
+class ErrorDetail(Answer):
+    """What went wrong."""
+
+    code: str = Field(description="Stable name of the error.", examples=["too_many_tokens"])
+    message: str = Field(
+        description="What was expected, what came, what to do.",
+        examples=["the prompt has 900 tokens, the limit is 512: shorten it or set truncate"],
+    )
+    field: str | None = Field(
+        default=None, description="Dotted path of the field at fault.", examples=["inputs.0.text"]
+    )
+    limit: int | None = Field(default=None, description="The limit that was passed, in its own unit.", examples=[512])
+    got: int | None = Field(default=None, description="What came instead, in the limit's unit.", examples=[900])
+
+
+class JobQuery(MeasureOptions):
+    """How to evaluate an upload."""
+
+    model_config = ConfigDict(strict=False)
+
+    artifact: str | None = Field(
+        default=None,
+        max_length=256,
+        description="Name of the artifact that must answer; unset: the active one.",
+        examples=[None],
+    )
+
+    @property
+    def options(self) -> MeasureOptions:
+        """All but the artifact."""
+        return MeasureOptions(**self.model_dump(exclude={"artifact"}))
+
+
+class JobResult(Answer):
+    """What POST /evaluate would say of the same rows: metrics by predictive."""
+
+    artifact: ArtifactRef = Field(description="Which artifact answered.")
+    rows: int = Field(description="Number of inputs measured.", examples=[20000])
+    methods: dict[str, MethodMetrics] = Field(description="Metrics by predictive.")
+
+
+class PartialMetrics(Answer):
+    """Metrics of one predictive on the rows so far, without intervals."""
+
+    accuracy: FiniteFloat = Field(description="Share of right answers, 0 to 1.", examples=[0.84])
+    nll: FiniteFloat = Field(description="Mean negative log-likelihood, nats.", examples=[0.374])
+    ece: FiniteFloat = Field(description="Expected calibration error, 0 to 1.", examples=[0.036])
+
+
+class JobPause(Answer):
+    """What a paused job waits for; it goes on by itself."""
+
+    code: str = Field(
+        description="The error that the job was refused with: queue_full, not_ready, storage_full or another with 429 "
+        "or 503.",
+        examples=["queue_full"],
+    )
+    message: str = Field(
+        description="What was expected and what came.",
+        examples=["2040 rows wait and 40 came, max_queue_rows is 2048: try again later"],
+    )
+
+
+class JobOut(Answer):
+    """A large evaluation and how far it is."""
+
+    id: str = Field(description="Its id.", examples=["7f3c1f0ab5a94f6fa7c3d1b2c4e5f607"])
+    status: Literal["queued", "running", "paused", "done", "failed", "cancelled"] = Field(
+        description="queued: for its turn; running; paused: waiting for what the field paused says; done: there is a "
+        "result; failed: the field error says why; cancelled.",
+        examples=["running"],
+    )
+    owner: str = Field(description="The caller that uploaded it.", examples=["127.0.0.1"])
+    artifact: ArtifactRef = Field(description="The artifact that it measures; no other content of it will do.")
+    options: MeasureOptions = Field(description="How it evaluates.")
+    rows: int = Field(description="Number of inputs in all.", examples=[20000])
+    rows_done: int = Field(description="Number of inputs answered, and their answers on disk.", examples=[5120])
+    rows_per_second: FiniteFloat | None = Field(
+        description="Number of inputs per second of late; null while it does not run.", examples=[11.5]
+    )
+    partial: dict[str, PartialMetrics] | None = Field(
+        description="Metrics by predictive of the rows done; null before the first."
+    )
+    paused: JobPause | None = Field(description="What it waits for; null unless it is paused.")
+    error: ErrorDetail | None = Field(description="Why it failed; null unless it did.")
+    created_at: AwareDatetime = Field(
+        description="When the upload had come, UTC by the server's clock.", examples=["2026-01-31T12:00:00Z"]
+    )
+    started_at: AwareDatetime | None = Field(
+        description="When it began to run; null before.", examples=["2026-01-31T12:00:01Z"]
+    )
+    finished_at: AwareDatetime | None = Field(
+        description="When it ended; null before. job_keep_s later it is removed.", examples=["2026-01-31T12:30:00Z"]
+    )
+    result: JobResult | None = Field(
+        description="The metrics; null unless it is done, and in lists, events and answers to an upload."
+    )
+
+
+class JobsResponse(Answer):
+    """The caller's jobs."""
+
+    jobs: list[JobOut] = Field(description="The newest first; everybody's for a caller with the scope admin.")
+
+
+class JobDeleted(Answer):
+    """What became of a job."""
+
+    id: str = Field(description="Its id.", examples=["7f3c1f0ab5a94f6fa7c3d1b2c4e5f607"])
+    outcome: Literal["cancelled", "removed"] = Field(
+        description="cancelled: it had not ended, runs no more and is still listed; removed: it had ended and is gone.",
+        examples=["cancelled"],
+    )
 
 
 class LiveResponse(Answer):
@@ -549,21 +682,6 @@ class UnloadResponse(Answer):
     """The artifact that takes no new requests; those under way are still answered."""
 
     artifact: ArtifactRef = Field(description="Which artifact it is.")
-
-
-class ErrorDetail(Answer):
-    """What went wrong."""
-
-    code: str = Field(description="Stable name of the error.", examples=["too_many_tokens"])
-    message: str = Field(
-        description="What was expected, what came, what to do.",
-        examples=["the prompt has 900 tokens, the limit is 512: shorten it or set truncate"],
-    )
-    field: str | None = Field(
-        default=None, description="Dotted path of the field at fault.", examples=["inputs.0.text"]
-    )
-    limit: int | None = Field(default=None, description="The limit that was passed, in its own unit.", examples=[512])
-    got: int | None = Field(default=None, description="What came instead, in the limit's unit.", examples=[900])
 
 
 class ErrorResponse(Answer):

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from laplora.prediction import Prediction
     from laplora.predictor import Predictor
     from laplora.prompts import EncodedRow
+    from service.jobs.board import JobBoard
     from service.schemas import Input, PredictOptions
 
 T = TypeVar("T")
@@ -56,6 +57,7 @@ class ServiceState:
     Attributes:
         tokenizers: the threads that render and tokenize.
         feedback: answered predictions, until their labels come.
+        jobs: the large evaluations.
         draining: set once the server takes no new requests.
         leave_by: ``time.monotonic`` seconds by which the process should have left; infinity before ``stop``.
     """
@@ -68,6 +70,7 @@ class ServiceState:
     feedback: FeedbackStore
     draining: bool = False
     leave_by: float = math.inf
+    jobs: JobBoard = field(init=False)
     estimates: WeakKeyDictionary[Predictor, TokenEstimate] = field(default_factory=WeakKeyDictionary)
 
     def token_estimate(self, predictor: Predictor) -> TokenEstimate:
@@ -91,8 +94,9 @@ class ServiceState:
         return self.engine.reserve(caller.name, asked, fewest_tokens=fewest)
 
     def drain(self) -> None:
-        """Take no new requests; those in flight are still answered."""
+        """Take no new requests; those in flight are still answered. Jobs stop, to go on at the next start."""
         self.draining = True
+        self.jobs.drain()
         self.metrics.set_draining()
         self.engine.drain()
 

@@ -127,6 +127,33 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(
         4 * 2**20, ge=1024, description="Most bytes of one request body; more are refused with 413."
     )
+    jobs_dir: Path | None = Field(
+        None,
+        description="Folder that large evaluations are kept in, for one server at a time; unset: the user's state "
+        "folder (XDG_STATE_HOME/laplora/jobs).",
+    )
+    max_job_bytes: int = Field(
+        256 * 2**20, ge=1024, description="Most bytes of one job's upload; more are refused with 413."
+    )
+    max_job_rows: int = Field(
+        100_000, ge=1, description="Most inputs of one job's upload, one a line; more are refused with 413."
+    )
+    max_jobs: int = Field(
+        100,
+        ge=1,
+        le=10_000,
+        description="Most jobs kept; a new one takes the place of the oldest finished one of the caller with the most, "
+        "and is refused with 429 where none is finished.",
+    )
+    max_jobs_per_caller: int = Field(
+        20, ge=1, description="Most unfinished jobs of one caller; more are refused with 429."
+    )
+    job_upload_timeout_s: float = Field(
+        600.0, gt=0, le=86_400, allow_inf_nan=False, description="Seconds a job's upload may take before a 504."
+    )
+    job_keep_s: float = Field(
+        7 * 86_400.0, gt=0, allow_inf_nan=False, description="Seconds that a finished job and its result are kept."
+    )
     request_timeout_s: float = Field(
         120.0, gt=0, le=3600, allow_inf_nan=False, description="Seconds a request may take in all before a 504."
     )

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -71,9 +72,16 @@ def server_process(command: Sequence[str], environment: Mapping[str, str] | None
     """Yield a process of this Python with these arguments; it is gone afterwards, whatever happened."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("LAPLORA_") or k == "LAPLORA_CACHE"}
     paths = [str(ROOT), str(Path(__file__).parent), kept.get("PYTHONPATH", "")]
+    state = tempfile.TemporaryDirectory(prefix="laplora-jobs-")
     popen = subprocess.Popen(
         [sys.executable, *command, *([] if "--port" in command else ["--port", "0"])],
-        env={"LAPLORA_AUTH": "off", **kept, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **(environment or {})},
+        env={
+            "LAPLORA_AUTH": "off",
+            **kept,
+            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+            "LAPLORA_JOBS_DIR": state.name,
+            **(environment or {}),
+        },
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -88,4 +96,5 @@ def server_process(command: Sequence[str], environment: Mapping[str, str] | None
         popen.kill()
         popen.wait()
         reader.join()
+        state.cleanup()
         stderr.close()

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
+import shutil
+import tempfile
 import threading
+import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -227,10 +231,14 @@ class Served:
             await asyncio.sleep(0.005)
 
 
+#: Each server's jobs in a folder of their own: no test is to find another's, or the user's.
+_STATE = Path(tempfile.mkdtemp(prefix="laplora-tests-"))
+atexit.register(shutil.rmtree, _STATE, ignore_errors=True)
+
+
 def settings(**values: Any) -> Settings:
-    return Settings(
-        **{"artifact": "fake", "auth": "off", "artifacts_root": Path("no-artifacts"), "log_format": "text", **values}
-    )
+    own = {"artifact": "fake", "auth": "off", "artifacts_root": Path("no-artifacts"), "log_format": "text"}
+    return Settings(**{**own, "jobs_dir": _STATE / uuid.uuid4().hex, **values})
 
 
 def library(*predictors: FakePredictor) -> Library:

@@ -38,6 +38,12 @@ EXPECTED = ["2xx", "3xx", "4xx", "503", "504"]
 ANY_ARTIFACT = ["2xx", "3xx", "401", "403", "404", "409", "413", "422", "429", "503", "504"]
 
 
+@schemathesis.serializer("application/jsonl", "application/x-ndjson")
+def json_lines(ctx: Any, value: Any) -> bytes:
+    """An upload's lines: to its schema, one string."""
+    return value.encode("utf-8", "surrogatepass") if isinstance(value, str) else json.dumps(value).encode()
+
+
 @schemathesis.check
 def errors_have_one_shape(ctx: Any, response: Any, case: Any) -> None:
     """Every answer names its request; an error is the one shape, its code in the table, its number finite."""

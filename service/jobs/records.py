@@ -1,0 +1,82 @@
+"""One job, as the server holds it in memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel
+
+from service.jobs.sums import Sums
+from service.schemas import ArtifactRef, MeasureOptions
+
+Status = Literal["queued", "running", "paused", "done", "failed", "cancelled"]
+STATUSES: tuple[Status, ...] = get_args(Status)
+#: What a job can be on disk: one that runs is queued there, and so goes on after a restart.
+StoredStatus = Literal["queued", "done", "failed", "cancelled"]
+
+
+class About(BaseModel):
+    """What a job is from its upload on.
+
+    Attributes:
+        labels: the artifact's, in order.
+        rows: lines of the upload; tokens: of all its prompts.
+        created_at: seconds since the epoch.
+    """
+
+    artifact: ArtifactRef
+    labels: tuple[str, ...]
+    options: MeasureOptions
+    rows: int
+    tokens: int
+    created_at: float
+
+
+@dataclass(eq=False)
+class Job:
+    """A job and how far it is. Belongs to the event loop.
+
+    Attributes:
+        number: its key on disk, growing.
+        owner: name of the caller that uploaded it.
+        rows_done: rows whose results are on disk: the first ones, always.
+        input_offset: where in the upload, in bytes, the next row begins.
+        sums: of the rows done, behind the partial metrics.
+        error: code, message and perhaps field, of a failed one.
+        paused: code and message of what it waits for.
+        started_at, finished_at: seconds since the epoch.
+        pace: of the last chunks, rows and seconds.
+        changes: how often it has changed since the server's start.
+        changed: set at the next change, which puts another one in its place.
+    """
+
+    id: str
+    owner: str
+    idempotency_key: str | None
+    about: About
+    number: int = 0
+    status: Status = "queued"
+    rows_done: int = 0
+    input_offset: int = 0
+    sums: Sums = field(default_factory=Sums)
+    error: dict[str, Any] | None = None
+    paused: dict[str, Any] | None = None
+    started_at: float | None = None
+    finished_at: float | None = None
+    pace: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=8))
+    changes: int = 0
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def finished(self) -> bool:
+        """Whether it is done, failed or cancelled."""
+        return self.status in ("done", "failed", "cancelled")
+
+    @property
+    def rows_per_second(self) -> float | None:
+        """Of late, pauses left out; None while nothing runs."""
+        seconds = sum(duration_s for _, duration_s in self.pace)
+        return sum(rows for rows, _ in self.pace) / seconds if self.status == "running" and seconds > 0 else None

@@ -1,0 +1,306 @@
+"""Jobs of a real process: killed, stopped, on a disk without room, followed over a socket."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import sqlite3
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from server_process import Process, server_process
+from test_service_jobs import JSONL, lines, rows
+
+FAKE_SERVER = Path(__file__).with_name("fake_server.py")
+
+
+@dataclass
+class Servers:
+    """Starts servers one after the other on one jobs folder, behind one gate."""
+
+    jobs_dir: Path
+    gate: Path
+    run: Callable[..., Process]
+
+    def start(self, *flags: str) -> Process:
+        return self.run(*flags, FAKE_GATE=str(self.gate), LAPLORA_JOBS_DIR=str(self.jobs_dir))
+
+    def open(self) -> None:
+        self.gate.touch()
+
+    def shut(self) -> None:
+        self.gate.unlink(missing_ok=True)
+
+    def stored(self) -> dict[str, tuple[str, int, list[int]]]:
+        """Return, of a folder that no server has, each job's status, rows done, and rows."""
+        with closing(sqlite3.connect(self.jobs_dir / "jobs.sqlite")) as db:
+            jobs = db.execute("SELECT number, id, status, rows_done FROM jobs").fetchall()
+            return {
+                job_id: (status, done, [r for (r,) in db.execute("SELECT row FROM rows WHERE job = ?", (number,))])
+                for number, job_id, status, done in jobs
+            }
+
+
+@pytest.fixture
+def servers(tmp_path: Path) -> Iterator[Servers]:
+    (tmp_path / "artifacts" / "fake").mkdir(parents=True)
+    (tmp_path / "artifacts" / "fake" / "manifest.json").write_text("{}")
+    with ExitStack() as stack:
+
+        def run(*flags: str, **environment: str) -> Process:
+            command = [str(FAKE_SERVER), "--artifact", "fake", "--artifacts-root", str(tmp_path / "artifacts")]
+            return stack.enter_context(server_process([*command, *flags], environment))
+
+        servers = Servers(tmp_path / "jobs", tmp_path / "gate", run)
+        servers.open()
+        yield servers
+
+
+def submit(client: httpx.Client, items: list[dict[str, Any]], **query: Any) -> str:
+    response = client.post("/evaluate/jobs", content=lines(items), headers=JSONL, params=query)
+    assert response.status_code == 202, response.text
+    return str(response.json()["id"])
+
+
+def until(client: httpx.Client, job_id: str, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    while True:
+        job: dict[str, Any] = client.get(f"/evaluate/jobs/{job_id}").json()
+        if condition(job):
+            return job
+        assert job["status"] not in ("failed", "cancelled"), job
+        time.sleep(0.002)
+
+
+def is_done(job: dict[str, Any]) -> bool:
+    return bool(job["status"] == "done")
+
+
+def value(client: httpx.Client, name: str) -> float:
+    found = [line for line in client.get("/metrics").text.splitlines() if line.startswith(f"{name} ")]
+    return float(found[0].split()[1])
+
+
+def test_killed_jobs_go_on_without_a_lost_or_doubled_row(servers: Servers) -> None:
+    items = rows(2500)
+    flags = ["--batch-tokens", "40", "--max-inputs", "2500", "--max-queue-rows", "6000", "--drain-s", "0"]
+    before, job_id = 0, ""
+    for kill_at in (1, 300, 900):
+        process = servers.start(*flags)
+        with process.client() as client:
+            job_id = job_id or submit(client, items, resamples=10)
+            until(client, job_id, lambda job: job["rows_done"] >= kill_at)  # noqa: B023
+            process.popen.send_signal(signal.SIGKILL)
+            process.popen.wait()
+        ((status, done, stored),) = servers.stored().values()
+        assert status == "queued"
+        assert before <= kill_at <= done < len(items)
+        assert stored == list(range(done))
+        before = done
+    process = servers.start(*flags)
+    with process.client() as client:
+        job = until(client, job_id, is_done)
+        assert job["rows_done"] == job["result"]["rows"] == len(items)
+        assert value(client, "laplora_job_rows_total") == len(items) - before
+        direct = client.post("/evaluate", json={"inputs": items, "options": {"resamples": 10}}).json()
+        assert job["result"]["methods"] == direct["methods"]
+        assert servers.jobs_dir.joinpath("jobs.sqlite").exists()
+        assert not list(servers.jobs_dir.glob("*.jsonl"))
+
+
+def test_what_a_kill_leaves_of_an_upload_is_removed(servers: Servers) -> None:
+    process = servers.start()
+
+    def endless() -> Iterator[bytes]:
+        yield lines(rows(50))
+        while not list(servers.jobs_dir.glob("*.part")):
+            time.sleep(0.005)
+            yield lines(rows(1))
+        process.popen.kill()
+        process.popen.wait()
+        yield lines(rows(50))
+
+    with process.client() as client, pytest.raises(httpx.TransportError):
+        client.post("/evaluate/jobs", content=endless(), headers=JSONL)
+    assert list(servers.jobs_dir.glob("*.part"))
+    with servers.start().client() as client:
+        assert client.get("/evaluate/jobs").json() == {"jobs": []}
+        assert not list(servers.jobs_dir.glob("*.part"))
+
+
+def test_a_client_that_goes_away_while_it_sends_leaves_nothing(servers: Servers) -> None:
+    class GoneAwayError(Exception):
+        pass
+
+    def breaks_off() -> Iterator[bytes]:
+        yield lines(rows(10))
+        while not list(servers.jobs_dir.glob("*.part")):
+            time.sleep(0.005)
+        raise GoneAwayError
+
+    with servers.start().client() as client:
+        with pytest.raises(GoneAwayError):
+            client.post("/evaluate/jobs", content=breaks_off(), headers=JSONL | {"idempotency-key": "k"})
+        while list(servers.jobs_dir.glob("*.part")):
+            time.sleep(0.005)
+        again = client.post("/evaluate/jobs", content=lines(rows(3)), headers=JSONL | {"idempotency-key": "k"})
+        assert again.json()["rows"] == 3
+
+
+def test_a_refused_upload_is_answered_while_much_is_still_sent(servers: Servers) -> None:
+    body = b"no json\n" * 2_000_000
+    with servers.start().client() as client:
+        for content in (body, iter([body[:1_000_000]] * 16)):
+            response = client.post("/evaluate/jobs", content=content, headers=JSONL)
+            assert response.status_code == 422
+            assert response.json()["error"]["field"] == "lines.1"
+
+
+def test_draining_stops_jobs_to_go_on_and_ends_the_streams(servers: Servers) -> None:
+    process = servers.start("--batch-tokens", "40")
+    with process.client() as client:
+        job_id = submit(client, rows(500), resamples=10)
+        until(client, job_id, lambda job: job["rows_done"] > 0)
+        servers.shut()
+        with client.stream("GET", f"/evaluate/jobs/{job_id}/events") as stream:
+            events = stream.iter_lines()
+            assert next(events) == "retry: 2000"
+            process.popen.terminate()
+            seen = [json.loads(line[6:]) for line in events if line.startswith("data: ")]
+        assert seen[-1]["status"] == "queued"
+        assert process.left() == 0
+    ((status, done, stored),) = servers.stored().values()
+    assert (status, stored) == ("queued", list(range(done)))
+    assert 0 < done < 500
+    servers.open()
+    with servers.start().client() as client:
+        assert until(client, job_id, is_done)["result"]["rows"] == 500
+
+
+def test_events_over_a_socket(servers: Servers) -> None:
+    process = servers.start("--batch-tokens", "40")
+    with process.client() as client:
+        servers.shut()
+        job_id = submit(client, rows(100), resamples=10)
+        with client.stream("GET", f"/evaluate/jobs/{job_id}/events") as stream:
+            assert stream.headers["content-type"].startswith("text/event-stream")
+            events = stream.iter_lines()
+            first = next(line for line in events if line.startswith("data: "))
+            assert json.loads(first[6:])["rows_done"] == 0
+            servers.open()
+            left = list(events)
+        ids = [line[4:] for line in left if line.startswith("id: ")]
+        seen = [json.loads(line[6:]) for line in left if line.startswith("data: ")]
+        assert len(ids) == len(seen) == len(set(ids))
+        assert [job["rows_done"] for job in seen] == sorted(job["rows_done"] for job in seen)
+        assert any(0 < job["rows_done"] < 100 for job in seen)
+        last = seen[-1]
+        assert (last["status"], last["rows_done"], last["result"]) == ("done", 100, None)
+        # What was read is not sent again, but the end is news to whoever has not read it.
+        again = client.get(f"/evaluate/jobs/{job_id}/events").text
+        assert f"id: {ids[-1]}\n" in again
+        assert value(client, "laplora_requests_in_flight") == 1
+
+
+def test_a_reader_that_goes_away_leaves_nothing_behind(servers: Servers) -> None:
+    with servers.start().client() as client:
+        servers.shut()
+        job_id = submit(client, rows(5))
+        with ExitStack() as streams:
+            # Held: a reader that is forgotten closes its stream.
+            readers = [
+                streams.enter_context(client.stream("GET", f"/evaluate/jobs/{job_id}/events")).iter_lines()
+                for _ in range(5)
+            ]
+            assert [next(reader) for reader in readers] == ["retry: 2000"] * 5
+            assert value(client, "laplora_requests_in_flight") == 6
+        while value(client, "laplora_requests_in_flight") > 1:
+            time.sleep(0.01)
+        servers.open()
+        until(client, job_id, is_done)
+
+
+# Disks without room
+
+
+@dataclass
+class Disk:
+    """A disk that can be filled and freed."""
+
+    path: Path
+    fill: Callable[[Process], None]
+    free: Callable[[Process], None]
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Disk]:
+    path = tmp_path / "disk"
+    path.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(path)]).returncode:
+        pytest.skip("mounting a small disk needs root")
+
+    def fill(process: Process) -> None:
+        with (path / "filler").open("ab", buffering=0) as file:
+            try:
+                while True:
+                    file.write(b"x" * 4096)
+            except OSError:
+                return
+
+    try:
+        yield Disk(path, fill, lambda process: (path / "filler").unlink())
+    finally:
+        subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+@pytest.fixture
+def limited(tmp_path: Path) -> Disk:
+    """A limit of files' sizes in place of a disk's: needs no root, and is another error."""
+    path = tmp_path / "disk"
+    path.mkdir()
+
+    def limit(process: Process, size: int) -> None:
+        hard = resource.prlimit(process.popen.pid, resource.RLIMIT_FSIZE)[1]
+        resource.prlimit(process.popen.pid, resource.RLIMIT_FSIZE, (size, hard))
+
+    def fill(process: Process) -> None:
+        limit(process, max(file.stat().st_size for file in (path / "jobs").iterdir()))
+
+    return Disk(path, fill, lambda process: limit(process, resource.RLIM_INFINITY))
+
+
+@pytest.mark.parametrize("kind", ["mounted", "limited"])
+def test_a_disk_without_room(servers: Servers, kind: str, request: pytest.FixtureRequest) -> None:
+    disk: Disk = request.getfixturevalue(kind)
+    servers.jobs_dir = disk.path / "jobs"
+    process = servers.start("--batch-tokens", "40")
+    with process.client() as client:
+        servers.shut()
+        job_id = submit(client, rows(3000), resamples=10)
+        names = sorted(path.name for path in servers.jobs_dir.iterdir())
+        disk.fill(process)
+        refused = client.post("/evaluate/jobs", content=lines(rows(5000)), headers=JSONL)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "storage_full")
+        assert int(refused.headers["retry-after"]) > 0
+        assert sorted(path.name for path in servers.jobs_dir.iterdir()) == names
+        assert len(client.get("/evaluate/jobs").json()["jobs"]) == 1
+
+        servers.open()
+        paused = until(client, job_id, lambda job: job["status"] == "paused")
+        assert paused["paused"]["code"] == "storage_full"
+        assert paused["rows_done"] < 3000
+        predicted = client.post("/predict", json={"inputs": [{"text": "a"}]})
+        assert predicted.status_code == 200
+        assert client.get("/health/ready").status_code == 200
+        disk.free(process)
+        done = until(client, job_id, is_done)
+        assert done["result"]["rows"] == 3000
+        assert "Traceback" not in process.log
