@@ -6,6 +6,7 @@ Nothing here knows how requests are written: only the generated functions and cl
 from __future__ import annotations
 
 import importlib
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from server_process import server_process
 
 FAKE_SERVER = Path(__file__).with_name("fake_server.py")
 PACKAGE = "laplora_generated"
+#: The generator knows JSON and files; JSON Lines are a file to it.
+AS_BYTES = dict.fromkeys(("application/jsonl", "application/x-ndjson"), "application/octet-stream")
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +41,7 @@ def package(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     """Folder of the generated package, on Python's path."""
     folder = tmp_path_factory.mktemp("generated")
     config = folder / "config.yaml"
-    config.write_text("post_hooks: []\n")
+    config.write_text(json.dumps({"post_hooks": [], "content_type_overrides": AS_BYTES}))
     done = subprocess.run(
         [
             *(sys.executable, "-m", "openapi_python_client", "generate", "--url", f"{address}/openapi.json"),
