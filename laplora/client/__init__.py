@@ -29,6 +29,7 @@ from laplora.client.failures import (
     ServiceUnavailableError,
     ServiceUnreachableError,
 )
+from laplora.client.jobs import Job, JobFailedError
 from laplora.client.retries import Retries
 
 __all__ = [
@@ -38,6 +39,8 @@ __all__ = [
     "Client",
     "Evaluated",
     "FeedbackResult",
+    "Job",
+    "JobFailedError",
     "MethodMetrics",
     "Prediction",
     "RequestRefusedError",

@@ -9,11 +9,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 
-class _Record(BaseModel):
+class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class Artifact(_Record):
+class Artifact(Record):
     """Which artifact answered."""
 
     name: str
@@ -22,7 +22,7 @@ class Artifact(_Record):
     quantization: str
 
 
-class Uncertainty(_Record):
+class Uncertainty(Record):
     """Nats; total is aleatoric plus epistemic, of which ``order`` is what the order of the choices decides."""
 
     total: float
@@ -31,7 +31,7 @@ class Uncertainty(_Record):
     order: float | None = None
 
 
-class Prediction(_Record):
+class Prediction(Record):
     """One input's answer; the service's page (/docs) describes each field and its unit.
 
     Attributes:
@@ -91,14 +91,14 @@ class Answers(Sequence[Prediction]):
         return self.predictions[place]
 
 
-class FeedbackResult(_Record):
+class FeedbackResult(Record):
     """What became of one label: see POST /feedback on the service's page."""
 
     prediction_id: str
     status: Literal["recorded", "repeated", "corrected", "unknown"]
 
 
-class MethodMetrics(_Record):
+class MethodMetrics(Record):
     """Metrics of one predictive on labelled inputs; ``intervals``: 95 %, by metric."""
 
     accuracy: float
@@ -114,7 +114,7 @@ class MethodMetrics(_Record):
     risk_coverage: dict[str, Any]
 
 
-class Evaluated(_Record):
+class Evaluated(Record):
     """What an artifact scores on labelled inputs, by predictive."""
 
     artifact: Artifact
@@ -122,7 +122,7 @@ class Evaluated(_Record):
     methods: dict[str, MethodMetrics]
 
 
-class ServedArtifact(_Record):
+class ServedArtifact(Record):
     """One artifact that the service knows; fields are None where it cannot be read.
 
     Attributes:

@@ -6,14 +6,16 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import httpx
 
-from laplora.client import bodies
+from laplora.client import bodies, jobs
 from laplora.client.answers import Answers, Artifact, Evaluated, FeedbackResult, ServedArtifact
 from laplora.client.failures import RequestRefusedError, ServiceFailedError, ServiceUnavailableError, failure_of
+from laplora.client.jobs import Job, JobInputs
 from laplora.client.progress import Advance, advancing
 from laplora.client.retries import Retries, unreachable
 
@@ -169,6 +171,80 @@ class Client:
         (rows,) = bodies.in_batches(inputs, 1 << 62)
         return bodies.evaluated_of(self._send("POST", "/evaluate", bodies.body_of(rows, artifact, options)))
 
+    def submit_job(
+        self,
+        inputs: JobInputs,
+        *,
+        truncate: bool = False,
+        order_average: bool = False,
+        bins: int | None = None,
+        resamples: int | None = None,
+        seed: int | None = None,
+        artifact: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> Job:
+        """Return the job of an upload, which the service goes on with by itself, across its restarts too.
+
+        Args:
+            inputs: as of ``evaluate``, however many, or the path of a JSON Lines file of them.
+            bins, resamples, seed: of the metrics; None: the service's.
+            idempotency_key: the same key again gives the same job; None: a new job, once, however often it is sent.
+
+        Raises:
+            RequestRefusedError: a line that the service refuses (field ``lines.N``, from 1), or too many.
+            ServiceFailedError: as ``predict``.
+            DataError: no inputs, or one that is no mapping.
+        """
+        where = jobs.query_of(
+            truncate=truncate,
+            order_average=order_average,
+            bins=bins,
+            resamples=resamples,
+            seed=seed,
+            artifact=artifact,
+        )
+        headers = jobs.upload_headers(idempotency_key)
+        with jobs.upload_file(inputs) as path:
+            return bodies.job_of(self._send("POST", where, upload=path, headers=headers))
+
+    def job(self, job: Job | str) -> Job:
+        """Return how far a job is, by itself or its id."""
+        return bodies.job_of(self._send("GET", jobs.path_of(job)))
+
+    def jobs(self) -> tuple[Job, ...]:
+        """Return one's jobs, the newest first, without results."""
+        return bodies.jobs_of(self._send("GET", jobs.query_of()))
+
+    def cancel_job(self, job: Job | str) -> None:
+        """Cancel a job that has not ended; remove one that has."""
+        self._send("DELETE", jobs.path_of(job))
+
+    def wait_for_job(
+        self, job: Job | str, *, timeout_s: float | None = None, progress: bool | Advance = False
+    ) -> Evaluated:
+        """Return a job's metrics, once it has ended; cancel it with ``cancel_job``, for no wait does.
+
+        Args:
+            timeout_s: None waits for as long as it takes.
+            progress: true shows a bar; a function is called with the number of inputs answered just now.
+
+        Raises:
+            JobFailedError: it failed, or was cancelled.
+            ServiceUnavailableError: it had not ended after ``timeout_s`` (code ``timeout``).
+        """
+        found, wait_s = self.job(job), jobs.FIRST_POLL_S
+        end = None if timeout_s is None else time.monotonic() + timeout_s
+        with advancing(found.rows, progress) as advance:
+            advance(found.rows_done)
+            while not found.finished:
+                if end is not None and time.monotonic() >= end:
+                    raise ServiceUnavailableError(f"job {found.id} had not ended after {timeout_s:g} s", code="timeout")
+                time.sleep(wait_s)
+                wait_s = min(jobs.LONGEST_POLL_S, 1.5 * wait_s)
+                before, found = found.rows_done, self.job(found)
+                advance(found.rows_done - before)
+        return jobs.outcome_of(found)
+
     def artifacts(self) -> tuple[ServedArtifact, ...]:
         """Return the artifacts that the service knows."""
         return bodies.listing_of(self._send("GET", "/artifacts"))
@@ -205,18 +281,26 @@ class Client:
             time.sleep(0.2)
 
     def _send(
-        self, method: str, path: str, body: Mapping[str, Any] | None = None, stop: threading.Event | None = None
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        stop: threading.Event | None = None,
+        *,
+        upload: Path | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> httpx.Response:
         tried = 0
         while True:
             tried += 1
             failure: ServiceFailedError
             try:
-                response = self._http.request(method, path, json=body)
+                content = None if upload is None else jobs.chunks(upload)
+                response = self._http.request(method, path, json=body, content=content, headers=headers)
             except httpx.TransportError as error:
                 failure = unreachable(error)
             else:
-                if response.status_code == 200:
+                if response.status_code in (200, 202):
                     return response
                 failure = failure_of(response)
             wait_s = self._retries.wait_s(failure, tried)

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from laplora.client.answers import Answers, Artifact, Evaluated, FeedbackResult, Prediction, ServedArtifact
 from laplora.client.failures import RequestRefusedError, ServiceFailedError, failure_of
+from laplora.client.jobs import Job, JobListing
 from laplora.errors import DataError
 
 Mode = Literal["laplace", "map", "fast"]
@@ -113,7 +114,7 @@ def result(response: httpx.Response) -> Any:
     Raises:
         ServiceFailedError: any other status, or a body that is no JSON.
     """
-    if response.status_code != 200:
+    if response.status_code not in (200, 202):
         raise failure_of(response)
     try:
         return response.json()
@@ -147,6 +148,16 @@ def answers_of(responses: Sequence[tuple[httpx.Response, int]]) -> Answers:
 def evaluated_of(response: httpx.Response) -> Evaluated:
     """Return the metrics in a response."""
     return _parsed(Evaluated, response)
+
+
+def job_of(response: httpx.Response) -> Job:
+    """Return the job in a response."""
+    return _parsed(Job, response)
+
+
+def jobs_of(response: httpx.Response) -> tuple[Job, ...]:
+    """Return the jobs in a response."""
+    return _parsed(JobListing, response).jobs
 
 
 def listing_of(response: httpx.Response) -> tuple[ServedArtifact, ...]:
