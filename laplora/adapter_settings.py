@@ -23,7 +23,7 @@ def check_settings(folder: Path) -> None:
 
     Raises:
         ArtifactCorruptError: a rank beyond the adapter's own matrices, which peft would allocate.
-        ModelError: settings that change the base model's weights or its layers.
+        ModelError: settings that change the base model's weights or its layers, or name code to import.
         OSError, ValueError, RecursionError, SafetensorError: files that cannot be read.
     """
     settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
@@ -35,6 +35,9 @@ def check_settings(folder: Path) -> None:
             f"the adapter is of init_lora_weights {str(start)[:32]!r}, which changes the base model's weights: convert "
             "it with peft's path_initial_model_for_weight_conversion"
         )
+    for name in ("megatron_config", "auto_mapping"):
+        if settings.get(name):
+            raise ModelError(f"the adapter sets {name}, which names code to import: only plain LoRA is covered")
     if settings.get("layer_replication"):
         raise ModelError("the adapter sets layer_replication, which the posterior does not cover")
     pattern = settings.get("rank_pattern") or {}

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_models import tiny_base
 from transformers import AutoModelForCausalLM
 
 from laplora.errors import ModelError
-from laplora.model import BaseSpec, load_base_model, load_tokenizer
+from laplora.model import BaseSpec, attach_adapter, load_base_model, load_tokenizer
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("laplora", "service", "training")
@@ -157,3 +158,21 @@ def test_pickled_weights_are_not_loaded(tiny_base_folder: Path, tmp_path: Path) 
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
     with pytest.raises(ModelError):
         load_base_model(str(folder), SPEC, device=CPU)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"megatron_config": {"a": 1}, "megatron_core": "this_module"},
+        {"auto_mapping": {"parent_library": "this_module", "base_model_class": "A"}},
+    ],
+)
+def test_adapter_that_names_modules_is_refused_before_one_is_imported(
+    artifact_copy: Path, tmp_path: Path, settings: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "this_module.py").write_text("raise SystemExit")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    file = artifact_copy / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | settings), encoding="utf-8")
+    with pytest.raises(ModelError, match=next(iter(settings))):
+        attach_adapter(tiny_base("llama"), file.parent)
