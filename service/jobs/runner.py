@@ -194,7 +194,7 @@ class Runner:
             return _Chunk(inputs, labels, file.tell())
 
     async def _measure(self, job: Job) -> str:
-        """Return the result, JSON. It takes a while: minutes for 100,000 rows."""
+        """Return the result, JSON. It takes a while: half a minute for each predictive at 100,000 rows."""
         about = job.about
         labels: list[int] = []
         methods: dict[str, list[MethodRow]] = {}

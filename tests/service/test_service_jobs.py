@@ -18,6 +18,7 @@ from service.callers import Caller
 from service.errors import DeviceMemoryError, QueueFullError, StorageFullError
 from service.jobs import pauses
 from service.jobs.records import Job
+from service.routes import jobs as routes
 
 pytestmark = pytest.mark.anyio
 
@@ -174,6 +175,24 @@ async def test_a_job_is_a_caller_of_the_queue_of_its_own() -> None:
         job = await submit(served, rows(5))
         await served.until(predictor.entered.is_set)
         assert {ticket.caller for ticket in served.state.engine._open} == {f"job:{job['id']}"}
+
+
+async def test_a_quiet_stream_of_events_has_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routes, "_HEARTBEAT_S", 0.01)
+    predictor = FakePredictor()
+    async with serve(predictor) as served:
+        predictor.hold()
+        job = held(served, (await submit(served, rows(3)))["id"])
+        await served.until(lambda: job.status == "running")
+        stream = routes._events(served.state.jobs, job, None)
+        parts = [await anext(stream) for _ in range(4)]
+        assert parts[0].startswith("retry:")
+        assert parts[1].startswith(f"id: {served.state.jobs.boot}-{job.changes}\ndata: ")
+        assert parts[2:] == [": the job goes on\n\n"] * 2
+        # What was read is not sent again.
+        again = routes._events(served.state.jobs, job, parts[1].split("\n")[0][4:])
+        assert [await anext(again) for _ in range(2)] == [parts[0], parts[2]]
+        predictor.released.set()
 
 
 # What is wrong with an upload
