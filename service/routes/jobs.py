@@ -36,7 +36,11 @@ _DISCARD_S = 20.0
 _HEARTBEAT_S = 15.0
 _EXAMPLE = '{"text": "a gripping film .", "label": "positive"}\n{"text": "dull .", "label": "negative"}\n'
 _LINES: dict[str, Any] = {
-    "schema": {"type": "string", "description": "One labelled input of POST /evaluate a line, as a JSON object."},
+    "schema": {
+        "type": "string",
+        "format": "binary",
+        "description": "One labelled input of POST /evaluate a line, as a JSON object.",
+    },
     "examples": {"two lines": {"value": _EXAMPLE}},
 }
 _EVENT = {

@@ -9,7 +9,9 @@ import importlib
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -152,6 +154,18 @@ def test_refusals_are_typed(client: Any) -> None:
         if limit is not None:
             assert (response.parsed.error.limit, response.parsed.error.got) == (limit, 5)
             assert response.parsed.error.field == "inputs"
+
+
+def test_a_job(client: Any) -> None:
+    lines = b"".join(json.dumps({"text": f"review {i}", "label": "positive"}).encode() + b"\n" for i in range(9))
+    file = importlib.import_module(f"{PACKAGE}.types").File(payload=BytesIO(lines))
+    submitted = api("jobs.submit_job").sync(client=client, body=file, resamples=10)
+    assert isinstance(submitted, models().JobOut)
+    while (job := api("jobs.get_job").sync(submitted.id, client=client)).status.value not in ("done", "failed"):
+        time.sleep(0.02)
+    assert job.status.value == "done"
+    assert job.result.methods["laplace"].accuracy == 1.0
+    assert isinstance(api("jobs.get_job").sync("nobody", client=client), models().ErrorResponse)
 
 
 def test_health_and_the_open_inference_protocol(client: Any) -> None:

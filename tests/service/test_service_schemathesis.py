@@ -40,7 +40,10 @@ ANY_ARTIFACT = ["2xx", "3xx", "401", "403", "404", "409", "413", "422", "429", "
 
 @schemathesis.serializer("application/jsonl", "application/x-ndjson")
 def json_lines(context: Any, value: Any) -> bytes:
-    """Text goes out as it is; anything else, which only a request that should be refused holds, as one line of JSON."""
+    """Text and bytes go out as they are; anything else, which only a wrong request holds, as one line of JSON."""
+    data = getattr(value, "data", value)  # schemathesis wraps bytes in a text that is empty
+    if isinstance(data, bytes):
+        return data
     return (value if isinstance(value, str) else json.dumps(value, default=repr)).encode("utf-8", "surrogatepass")
 
 
