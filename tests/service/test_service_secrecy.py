@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -62,17 +64,32 @@ RAW = [
 
 
 @pytest.fixture(scope="module")
-def process(sentiment_run: FinishedRun, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+def jobs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("jobs")
+
+
+@pytest.fixture(scope="module")
+def process(sentiment_run: FinishedRun, tmp_path_factory: pytest.TempPathFactory, jobs_dir: Path) -> Iterator[Process]:
     keys = tmp_path_factory.mktemp("keys") / "keys.json"
     write_keys(keys, [Key(id="tester", sha256=digest(TOKEN), scopes=("predict", "evaluate", "admin"))])
     artifact = sentiment_run.artifact
     command = ["-m", "service", "--artifact", str(artifact), "--artifacts-root", str(artifact.parent)]
     command += ["--device", "cpu", "--log-level", "debug", "--auth", "keys", "--keys", str(keys)]
-    with server_process(command) as process:
+    with server_process([*command, "--jobs-dir", str(jobs_dir)]) as process:
         yield process
 
 
-def test_the_word_stays_between_client_and_server(process: Process) -> None:
+def finished_job(client: httpx.Client) -> None:
+    """Run a job whose rows hold the word to its end."""
+    line = json.dumps({**GOOD, "label": "positive"})
+    sent = client.post("/evaluate/jobs", content=line, headers={"content-type": "application/jsonl"})
+    assert sent.status_code == 202, sent.text
+    while (status := client.get(f"/evaluate/jobs/{sent.json()['id']}").json()["status"]) != "done":
+        assert status in ("queued", "running", "paused"), status
+        time.sleep(0.02)
+
+
+def test_the_word_stays_between_client_and_server(process: Process, jobs_dir: Path) -> None:
     headers = {"authorization": f"Bearer {TOKEN}", "x-request-id": "kept-1"}
     with process.client() as client:
         client.headers.update(headers)
@@ -83,6 +100,7 @@ def test_the_word_stays_between_client_and_server(process: Process) -> None:
             client.post("/evaluate", json={"inputs": [{**GOOD, "label": "positive"}]}),
         ]
         assert [answer.status_code for answer in answered] == [200] * 4
+        finished_job(client)
         refused = [client.post("/predict", json=body) for body in bad_bodies()]
         for label in ("positive", WORD, {NAME: WORD}, [WORD]):
             refused += [client.post("/evaluate", json=body) for body in bad_bodies(label=label)]
@@ -99,6 +117,16 @@ def test_the_word_stays_between_client_and_server(process: Process) -> None:
             client.get(f"/{WORD}?{WORD}={WORD}"),
             client.request(WORD.upper(), "/predict"),
         ]
+        known = answered[0].json()["predictions"][0]["prediction_id"]
+        for item in ({"prediction_id": known, "label": WORD}, {"prediction_id": known, NAME: 1}, WORD):
+            refused.append(client.post("/feedback", json={"items": [item]}))
+        refused.append(client.get(f"/evaluate/jobs/{WORD}"))
+        jsonl = {"content-type": "application/jsonl"}
+        for body in bad_bodies(label="positive")[:10]:
+            lines = "\n".join(map(json.dumps, body["inputs"]))
+            refused.append(client.post("/evaluate/jobs", content=lines, headers=jsonl))
+        refused += [client.post("/evaluate/jobs", content=raw, headers=jsonl) for raw in RAW]
+        refused.append(client.post(f"/evaluate/jobs?bins={WORD}&{WORD}={WORD}", content=b"{}", headers=jsonl))
         metrics = client.get("/metrics").text
     assert [answer.text for answer in refused if answer.status_code < 400] == []
     assert [answer.status_code for answer in refused if answer.status_code >= 500] == []
@@ -109,6 +137,9 @@ def test_the_word_stays_between_client_and_server(process: Process) -> None:
     requests = [line for line in process.lines if '"event": "request"' in line]
     assert len(requests) > len(refused), "the log is read at its most talkative"
     assert any(json.loads(line)["level"] == "debug" for line in process.lines if line.startswith("{"))
+    left = [file for file in jobs_dir.rglob("*") if file.is_file()]
+    assert left
+    assert [file.name for file in left if WORD.encode() in file.read_bytes()] == []
     for secret in (WORD.lower(), TOKEN.lower(), digest(TOKEN)):
         assert secret not in metrics.lower()
         assert secret not in process.log.lower()
