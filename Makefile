@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 ARTIFACT ?= artifacts/sst2-smollm2
 CONFIG ?= training/configs/sst2-smollm2.yaml
 PORT ?= 8000
+WORKERS ?= 2
 MINUTES ?= 20
 
 .PHONY: help setup demo serve train test bench bench-gpu soak check format clean
@@ -42,7 +43,7 @@ train: setup
 	@exec $(BIN)/python -m training run --config $(CONFIG)
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 bench: setup $(VENV)/.peers
 	$(BIN)/python -m benchmarks.speed $(if $(QUICK),--quick)

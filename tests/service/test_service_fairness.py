@@ -103,7 +103,7 @@ lengths = st.lists(st.integers(1, BUDGET // 8), min_size=4, max_size=12)
 @given(lengths, lengths, st.sampled_from(["b", "job:b"]), st.integers(0, 2**32))
 @hypothesis_settings(max_examples=40, deadline=None)
 def test_two_greedy_callers_share_by_weight(own: list[int], others: list[int], second: str, seed: int) -> None:
-    """Tokens over weight never differ by more than the most that one can be ahead, whatever their lengths."""
+    """Tokens over weight differ by what one can be ahead of the clock and the batch under way, whatever the lengths."""
     rng = random.Random(seed)
     queue = Queue()
     given_to = {"a": own, second: others}
@@ -115,7 +115,7 @@ def test_two_greedy_callers_share_by_weight(own: list[int], others: list[int], s
                 queue.add(request, [rng.choice(pool) for _ in range(rng.choice((1, 1, 40)))])
         queue.run()
         virtual = [queue.tokens[caller] / weight_of(caller) for caller in given_to]
-        assert abs(virtual[0] - virtual[1]) <= MOST_AHEAD * BUDGET / min(map(weight_of, given_to))
+        assert abs(virtual[0] - virtual[1]) <= (MOST_AHEAD + 1) * BUDGET / min(map(weight_of, given_to))
 
 
 def test_a_job_gets_a_fifth_beside_one_caller_and_all_of_it_alone() -> None:

@@ -15,6 +15,7 @@ FAULTY_SERVER = Path(__file__).with_name("faulty_server.py")
 
 #: Where the wall clock is read, and why: what people or other systems compare with their own clock.
 WALL_CLOCK = {
+    "jobs/board.py": {"time.time"},  # times that are shown, and how long ended jobs are kept
     "keyring.py": {"datetime.now"},  # the day on which a key expires
     "tracing.py": {"time.time_ns"},  # OpenTelemetry's times of a span
 }
