@@ -14,6 +14,7 @@ from laplora.member_outputs import MemberSet, member_outputs
 from laplora.model import load_tokenizer, locate_base
 from laplora.prompts import EncodedRow, collate, encode, render
 from service.batching import Waiting, form_batch, padded_tokens
+from service.fairness import Request
 from training.config import DataConfig
 from training.data import load_splits
 
@@ -69,9 +70,9 @@ def mixed_rows(tokenizer: Any, count: int) -> list[EncodedRow]:
 
 def server_batches(rows: Sequence[EncodedRow]) -> list[list[EncodedRow]]:
     """Return the batches that the server forms of these rows, all of them waiting."""
-    left, batches = list(rows), []
+    left, batches, request = list(rows), [], Request("one", "one")
     while left:
-        chosen = form_batch([Waiting(tokens_of(row), "one") for row in left], token_budget=BATCH_TOKENS)
+        chosen = form_batch([Waiting(tokens_of(row), request) for row in left], seed=0, token_budget=BATCH_TOKENS)
         batches.append([left[i] for i in chosen])
         left = [row for i, row in enumerate(left) if i not in set(chosen)]
     return batches
