@@ -137,6 +137,15 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def bound_kernel_cache() -> None:
+    """Let oneDNN, which torch computes with on a CPU, keep 128 kernels instead of 1,024, unless the environment says.
+
+    Each new shape of a batch adds some, and a server meets every shape: it ends at the memory of the full cache. Has
+    to run before torch computes anything.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
+
+
 def main() -> int:
     """Serve; return the process's exit status, an ``ExitStatus``."""
     settings = parse_settings()
@@ -160,6 +169,7 @@ def main() -> int:
             settings.host,
             extra={"event": "auth_off"},
         )
+    bound_kernel_cache()
     # Only now: --help and a wrong path should not wait for torch.
     from laplora.errors import ConfigError
     from service.app import create_app

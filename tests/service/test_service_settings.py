@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from laplora.predictor import Predictor
-from service.__main__ import parse_settings
+from service.__main__ import bound_kernel_cache, parse_settings
 from service.library import default_library
 from service.settings import Settings
 
@@ -113,3 +114,16 @@ def test_artifact_is_a_name_or_a_path(tmp_path: Path, monkeypatch: pytest.Monkey
     assert path("root/mine") == Path("root/mine")
     assert path(".") == Path(".")
     assert path(str(tmp_path / "elsewhere")) == tmp_path / "elsewhere"
+
+
+@pytest.mark.parametrize("asked", [None, "2000"])
+def test_kernel_cache_is_bounded_unless_the_environment_says(
+    asked: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    monkeypatch.setenv(name, asked or "")
+    if asked is None:
+        monkeypatch.delenv(name)
+    bound_kernel_cache()
+    assert os.environ[name] == (asked or "128")
+    monkeypatch.delenv(name)
