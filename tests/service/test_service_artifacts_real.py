@@ -6,6 +6,8 @@ import asyncio
 import gc
 import os
 import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from tiny_runs import FinishedRun
 
 from laplora.predictor import Predictor
 from service.app import create_app
+from service.host import ArtifactHost
+from service.settings import Settings
 
 pytestmark = pytest.mark.anyio
 
@@ -37,14 +41,9 @@ def alone(predictor: Predictor) -> list[list[float]]:
     return [p.probs for p in predictor.predict(rows, "laplace")]
 
 
-async def test_each_answers_as_alone_whatever_runs_beside_it(
-    root: Path, sentiment_predictor: Predictor, mixture_predictor: Predictor
-) -> None:
-    expected = {"tiny-sentiment": alone(sentiment_predictor), "tiny-mixture": alone(mixture_predictor)}
-    digests = {p.artifact.name: p.artifact.digest for p in (sentiment_predictor, mixture_predictor)}
-    chosen = settings(
-        artifact="tiny-sentiment", also_load="tiny-mixture", artifacts_root=root, device="cpu", cache=cache()
-    )
+@asynccontextmanager
+async def started(chosen: Settings) -> AsyncIterator[tuple[ArtifactHost, httpx.AsyncClient]]:
+    """Yield the host and a client of a ready application."""
     app = create_app(chosen)
     async with (
         app.router.lifespan_context(app),
@@ -54,6 +53,18 @@ async def test_each_answers_as_alone_whatever_runs_beside_it(
         while host.active is None:
             assert not host.stage.startswith("failed"), host.stage
             await asyncio.sleep(0.01)
+        yield host, client
+
+
+async def test_each_answers_as_alone_whatever_runs_beside_it(
+    root: Path, sentiment_predictor: Predictor, mixture_predictor: Predictor
+) -> None:
+    expected = {"tiny-sentiment": alone(sentiment_predictor), "tiny-mixture": alone(mixture_predictor)}
+    digests = {p.artifact.name: p.artifact.digest for p in (sentiment_predictor, mixture_predictor)}
+    chosen = settings(
+        artifact="tiny-sentiment", also_load="tiny-mixture", artifacts_root=root, device="cpu", cache=cache()
+    )
+    async with started(chosen) as (host, client):
 
         async def ask(name: str, i: int) -> tuple[str, int, dict[str, Any]]:
             body = {
@@ -90,17 +101,8 @@ async def test_each_answers_as_alone_whatever_runs_beside_it(
 
 async def test_rows_that_run_alone_are_the_same_to_the_last_bit(root: Path) -> None:
     """With ``batch_tokens=1`` no two rows share a batch: traffic cannot change a digit of an answer."""
-    app = create_app(
-        settings(artifact="tiny-mixture", artifacts_root=root, device="cpu", cache=cache(), batch_tokens=1)
-    )
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test", timeout=None) as client,
-    ):
-        host = app.state.service.host
-        while host.active is None:
-            assert not host.stage.startswith("failed"), host.stage
-            await asyncio.sleep(0.01)
+    chosen = settings(artifact="tiny-mixture", artifacts_root=root, device="cpu", cache=cache(), batch_tokens=1)
+    async with started(chosen) as (_, client):
 
         async def ask(*texts: str) -> list[dict[str, float]]:
             response = await client.post("/predict", json={"inputs": [{"text": text} for text in texts]})
