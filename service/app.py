@@ -18,6 +18,7 @@ from starlette.routing import Route
 from laplora.errors import LaploraError
 from service import event_loop, host, openapi
 from service.access import Access
+from service.artifact_library import Library, default_library
 from service.calibration_gauges import CalibrationGauges
 from service.device_faults import DeviceHealth
 from service.engine import BatchReport, Engine
@@ -34,7 +35,6 @@ from service.headers import SafeHeaders, cors_options
 from service.in_flight import InFlight
 from service.jobs.board import JobBoard
 from service.keyring import open_keyring
-from service.library import Library, default_library
 from service.logs import log_crash
 from service.metrics import Metrics
 from service.request_context import RequestContext, error_response

@@ -25,6 +25,7 @@ from laplora.errors import (
     ModelError,
 )
 from service.artifact_folders import artifact_folders
+from service.artifact_library import Library
 from service.engine import Engine, settle
 from service.errors import (
     ActivationRunningError,
@@ -33,7 +34,6 @@ from service.errors import (
     DrainingError,
     NotReadyError,
 )
-from service.library import Library
 from service.logs import log_crash, logger
 from service.metrics import Metrics, Phase
 from service.settings import Settings

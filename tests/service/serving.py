@@ -26,7 +26,7 @@ from laplora.order_answers import OrderedRows, encode_orders
 from laplora.prompts import TEMPLATES, EncodedRow, PromptTemplate, render
 from laplora.token_bounds import TokenBounds
 from service.app import create_app
-from service.library import Library
+from service.artifact_library import Library
 from service.settings import Settings
 
 #: What every fake predictor stands on, unless a test says otherwise.

@@ -22,7 +22,7 @@ from laplora.errors import (
     ModelError,
 )
 from service.app import create_app
-from service.library import Library
+from service.artifact_library import Library
 
 pytestmark = pytest.mark.anyio
 

@@ -9,7 +9,7 @@ import pytest
 
 from laplora.predictor import Predictor
 from service.__main__ import bound_kernel_cache, parse_settings
-from service.library import default_library
+from service.artifact_library import default_library
 from service.settings import Settings
 
 
