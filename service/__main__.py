@@ -178,7 +178,7 @@ def main() -> int:
         app = create_app(settings, on_load_failure=lambda error: server.fail())
     except ConfigError as error:
         logger.error("%s", error, extra={"event": "bad_settings"})
-        return 2
+        return ExitStatus.USAGE
     config = server_config(app, settings)
     server = DrainingServer(config, app.state.service)
     asyncio.run(server.serve())

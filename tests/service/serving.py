@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import os
 import shutil
 import tempfile
 import threading
@@ -253,21 +254,34 @@ def library(*predictors: FakePredictor) -> Library:
 
 
 @asynccontextmanager
+async def started(app: FastAPI, *, ready: bool = True) -> AsyncIterator[httpx.AsyncClient]:
+    """Yield a client of an application whose life has begun, by default once its artifacts answer."""
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test", timeout=None) as client,
+    ):
+        host = app.state.service.host
+        while ready and host.active is None:
+            assert not host.stage.startswith("failed"), host.stage
+            await asyncio.sleep(0.005)
+        yield client
+
+
+def cache() -> Path | None:
+    """The folder of cached base models that the environment names."""
+    named = os.environ.get("LAPLORA_CACHE")
+    return Path(named) if named else None
+
+
+@asynccontextmanager
 async def serve(
     predictor: FakePredictor | None = None, *others: FakePredictor, wait: bool = True, **values: Any
 ) -> AsyncIterator[Served]:
     predictor = predictor or FakePredictor()
     app = create_app(settings(**values), library=library(predictor, *others))
-    transport = httpx.ASGITransport(app=app)
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://test", timeout=None) as client,
-    ):
+    async with started(app, ready=wait) as client:
         served = Served(app, client, predictor)
         if wait:
-            host = app.state.service.host
-            await served.until(lambda: host.active is not None or host.stage.startswith("failed"))
-            assert host.active is not None, host.stage
             # The first pass of each predictive is the server's own.
             predictor.batches.clear()
             predictor.also.clear()

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from serving import FakePredictor, library, serve, settings
+from serving import FakePredictor, library, serve, settings, started
 from test_service_life import artifacts_in, code
 
 from laplora.errors import GoldenMismatchError
@@ -162,12 +162,7 @@ async def test_two_folders_of_one_name_are_refused(tmp_path: Path) -> None:
     fake = library()
     fake = type(fake)(lambda path, s, p: by_folder[path.name], lambda path: by_folder[path.name].artifact)
     app = create_app(settings(artifact="first", also_load="second", artifacts_root=tmp_path), library=fake)
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client,
-    ):
-        while app.state.service.host.active is None:
-            await asyncio.sleep(0.005)
+    async with started(app) as client:
         refused = await client.post("/artifacts/copy/load")
         assert code(refused) == (409, "artifact_incompatible")
         assert (await client.post("/artifacts/second/unload")).status_code == 200

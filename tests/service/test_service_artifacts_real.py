@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import shutil
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import torch
-from serving import settings
+from serving import cache, settings, started
 from tiny_runs import FinishedRun
 
 from laplora.predictor import Predictor
 from service.app import create_app
-from service.host import ArtifactHost
-from service.settings import Settings
 
 pytestmark = pytest.mark.anyio
 
@@ -41,21 +35,6 @@ def alone(predictor: Predictor) -> list[list[float]]:
     return [p.probs for p in predictor.predict(rows, "laplace")]
 
 
-@asynccontextmanager
-async def started(chosen: Settings) -> AsyncIterator[tuple[ArtifactHost, httpx.AsyncClient]]:
-    """Yield the host and a client of a ready application."""
-    app = create_app(chosen)
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test", timeout=None) as client,
-    ):
-        host = app.state.service.host
-        while host.active is None:
-            assert not host.stage.startswith("failed"), host.stage
-            await asyncio.sleep(0.01)
-        yield host, client
-
-
 async def test_each_answers_as_alone_whatever_runs_beside_it(
     root: Path, sentiment_predictor: Predictor, mixture_predictor: Predictor
 ) -> None:
@@ -64,7 +43,9 @@ async def test_each_answers_as_alone_whatever_runs_beside_it(
     chosen = settings(
         artifact="tiny-sentiment", also_load="tiny-mixture", artifacts_root=root, device="cpu", cache=cache()
     )
-    async with started(chosen) as (host, client):
+    app = create_app(chosen)
+    async with started(app) as client:
+        host = app.state.service.host
 
         async def ask(name: str, i: int) -> tuple[str, int, dict[str, Any]]:
             body = {
@@ -102,7 +83,7 @@ async def test_each_answers_as_alone_whatever_runs_beside_it(
 async def test_rows_that_run_alone_are_the_same_to_the_last_bit(root: Path) -> None:
     """With ``batch_tokens=1`` no two rows share a batch: traffic cannot change a digit of an answer."""
     chosen = settings(artifact="tiny-mixture", artifacts_root=root, device="cpu", cache=cache(), batch_tokens=1)
-    async with started(chosen) as (_, client):
+    async with started(create_app(chosen)) as client:
 
         async def ask(*texts: str) -> list[dict[str, float]]:
             response = await client.post("/predict", json={"inputs": [{"text": text} for text in texts]})
@@ -113,8 +94,3 @@ async def test_rows_that_run_alone_are_the_same_to_the_last_bit(root: Path) -> N
     assert busy[: len(TEXTS)] == quiet
     for together in busy[len(TEXTS) :]:
         assert together == [answers[0] for answers in quiet]
-
-
-def cache() -> Path | None:
-    named = os.environ.get("LAPLORA_CACHE")
-    return Path(named) if named else None

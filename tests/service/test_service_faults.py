@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from serving import FakePredictor, library, serve, settings
+from serving import FakePredictor, library, serve, settings, started
 
 from laplora.errors import ArtifactCorruptError, NonFiniteError
 from service.app import create_app
@@ -310,13 +310,7 @@ async def test_a_fault_while_another_artifact_loads(tmp_path: Path, where: str) 
     elif where == "first answer":
         second.poison[1] = RuntimeError(FAULT)
     app = create_app(settings(artifact="first", artifacts_root=tmp_path), library=Library(load, known.read))
-    transport = httpx.ASGITransport(app=app)
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://test") as client,
-    ):
-        while app.state.service.host.active is None:
-            await asyncio.sleep(0.005)
+    async with started(app) as client:
         refused = await client.post("/artifacts/second/activate")
         ready = await client.get("/health/ready")
     assert code(refused) == code(ready) == (503, "device_fault")

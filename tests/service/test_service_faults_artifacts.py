@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,7 +15,7 @@ import pytest
 import torch
 from damaged_artifacts import DAMAGES, TENSOR_FILES, claims, cuts
 from safetensors.torch import load_file, save_file
-from serving import settings
+from serving import cache, settings, started
 from tiny_runs import FinishedRun, reseal
 
 from laplora.model import weights_hash
@@ -30,20 +29,8 @@ TEXTS = ["The film was superb.", "The plot was dull, and I say so after seeing i
 @asynccontextmanager
 async def served(root: Path, artifact: str, **values: Any) -> AsyncIterator[tuple[httpx.AsyncClient, Any]]:
     """Yield a client of the real library on the artifacts of a folder, and the state behind it."""
-    cache = os.environ.get("LAPLORA_CACHE")
-    chosen = settings(
-        artifact=artifact, artifacts_root=root, device="cpu", cache=Path(cache) if cache else None, **values
-    )
-    app = create_app(chosen)
-    transport = httpx.ASGITransport(app=app)
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://test", timeout=None) as client,
-    ):
-        host = app.state.service.host
-        while host.active is None:
-            assert not host.stage.startswith("failed"), host.stage
-            await asyncio.sleep(0.01)
+    app = create_app(settings(artifact=artifact, artifacts_root=root, device="cpu", cache=cache(), **values))
+    async with started(app) as client:
         yield client, app.state.service
 
 

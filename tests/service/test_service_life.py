@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from serving import FakePredictor, library, serve, settings
+from serving import FakePredictor, library, serve, settings, started
 
 from laplora.errors import (
     ArtifactCorruptError,
@@ -56,10 +56,7 @@ async def test_live_at_once_and_ready_after_loading_and_golden_replay() -> None:
 
     predictor.verify_golden = verify_golden  # type: ignore[method-assign]
     app = create_app(settings(), library=Library(load, lambda path: predictor.artifact))  # type: ignore[arg-type,return-value]
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client,
-    ):
+    async with started(app, ready=False) as client:
         host = app.state.service.host
         while host.stage != "reading the weights":
             await asyncio.sleep(0.005)
@@ -96,10 +93,7 @@ async def test_artifact_that_cannot_be_served_is_reported_and_never_ready(error:
         raise error
 
     app = create_app(settings(), library=Library(load, lambda path: SimpleNamespace()), on_load_failure=failures.append)  # type: ignore[arg-type,return-value]
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client,
-    ):
+    async with started(app, ready=False) as client:
         while not failures:
             await asyncio.sleep(0.005)
         response = await client.get("/health/ready")
@@ -315,12 +309,7 @@ async def test_changed_content_under_the_same_name_is_loaded_again(tmp_path: Pat
     current = [first]
     fake = Library(lambda path, settings, progress: current[0], lambda path: current[0].artifact)  # type: ignore[arg-type,return-value]
     app = create_app(settings(artifact="first", artifacts_root=tmp_path), library=fake)
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client,
-    ):
-        while app.state.service.host.active is None:
-            await asyncio.sleep(0.005)
+    async with started(app) as client:
         current[0] = renewed
         answer = (await client.post("/artifacts/first/activate")).json()
     assert answer["artifact"]["digest"] == "sha256:renewed"

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import shutil
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -31,7 +30,7 @@ from fastapi import FastAPI
 from hypothesis import HealthCheck, Phase, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from serving import settings
+from serving import cache, settings, started
 from tiny_runs import FinishedRun, choices_config, finish
 
 from service.app import create_app
@@ -129,19 +128,10 @@ class Company:
 @asynccontextmanager
 async def serving(root: Path, portal: BlockingPortal) -> AsyncIterator[Company]:
     first, *others = ARTIFACTS
-    cache = Path(os.environ["LAPLORA_CACHE"]) if "LAPLORA_CACHE" in os.environ else None
     app = create_app(
-        settings(artifact=first, also_load=",".join(others), artifacts_root=root, device="cpu", cache=cache)
+        settings(artifact=first, also_load=",".join(others), artifacts_root=root, device="cpu", cache=cache())
     )
-    transport = httpx.ASGITransport(app=app)
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://test", timeout=None) as client,
-    ):
-        host = app.state.service.host
-        while host.active is None:
-            assert not host.stage.startswith("failed"), host.stage
-            await asyncio.sleep(0.01)
+    async with started(app) as client:
         yield Company(app, client, portal)
 
 
