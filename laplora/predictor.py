@@ -216,25 +216,46 @@ class Predictor:
         name = self.named(predictive or self.recommended)
         if not rows:
             return []
-        outputs = self._outputs(rows, [name, *(self.named(other) for other in also)])
-        predictions = build_predictions(self.artifact.manifest, rows, outputs, name)
         if name == "fast":
-            record = self.artifact.manifest.distilled
-            assert record is not None
-            places = rows_to_hand_over(
-                self._thresholds(name, target_risk),
-                record.error,
-                logits=outputs.logits,
-                contrast_mean=outputs.means["distilled"][0],
-                covariance=outputs.covariances["distilled"][0],
-                class_mask=outputs.class_mask,
-                label_mass=outputs.label_mass,
-                truncated=[r.truncated for r in rows],
-            )
-            exact = self.predict([rows[i] for i in places], "laplace", also=also)
-            for i, prediction in zip(places, exact, strict=True):
+            predictions, deferred = self.predict_deferring(rows, also=also, target_risk=target_risk)
+            exact = self.predict([rows[i] for i in deferred], "laplace", also=also)
+            for i, prediction in zip(deferred, exact, strict=True):
                 predictions[i] = prediction
-        return predictions
+            return predictions
+        outputs = self._outputs(rows, [name, *(self.named(other) for other in also)])
+        return build_predictions(self.artifact.manifest, rows, outputs, name)
+
+    def predict_deferring(
+        self, rows: Sequence[EncodedRow], *, also: Sequence[str] = (), target_risk: float | None = None
+    ) -> tuple[list[Prediction], list[int]]:
+        """Return ``fast``'s answer per row, in order, and the positions of the rows that ``laplace`` has to answer.
+
+        A server lets deferred rows share batches with rows that were asked of ``laplace``; ``predict`` answers both in
+        one call. ``fast``'s own answer to a deferred row is not to be served.
+
+        Args:
+            also, target_risk: as in ``predict``.
+
+        Raises:
+            ConfigError, NonFiniteError: as ``predict``.
+        """
+        name = self.named("fast")
+        if not rows:
+            return [], []
+        outputs = self._outputs(rows, [name, *(self.named(other) for other in also)])
+        record = self.artifact.manifest.distilled
+        assert record is not None
+        deferred = rows_to_hand_over(
+            self._thresholds(name, target_risk),
+            record.error,
+            logits=outputs.logits,
+            contrast_mean=outputs.means["distilled"][0],
+            covariance=outputs.covariances["distilled"][0],
+            class_mask=outputs.class_mask,
+            label_mass=outputs.label_mass,
+            truncated=[r.truncated for r in rows],
+        )
+        return build_predictions(self.artifact.manifest, rows, outputs, name), deferred
 
     def predict_each(self, rows: Sequence[EncodedRow]) -> dict[PredictiveName, list[Prediction]]:
         """Return the answers of every predictive by name, each as ``predict`` gives them, from the same passes.

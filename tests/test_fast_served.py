@@ -44,6 +44,16 @@ def test_rows_near_a_threshold_are_answered_exactly(sentiment_predictor: Predict
         assert fast[i].epistemic is not None
 
 
+def test_deferred_rows_can_be_answered_in_batches_of_other_rows(sentiment_predictor: Predictor) -> None:
+    rows = rows_of(sentiment_predictor)
+    served = sentiment_predictor.predict(rows, "fast")
+    answers, deferred = sentiment_predictor.predict_deferring(rows)
+    assert deferred == [i for i, answer in enumerate(served) if answer.predictive == "laplace"]
+    assert [answer.predictive for answer in answers] == ["fast"] * len(rows)
+    assert all(answers[i] == served[i] for i in range(len(rows)) if i not in deferred)
+    assert sentiment_predictor.predict_deferring([]) == ([], [])
+
+
 def test_without_an_error_nothing_is_handed_over_and_more_error_hands_over_more(sentiment_predictor: Predictor) -> None:
     shares = []
     for error in (0.0, 0.2, 1.0, 3.0):
