@@ -19,9 +19,9 @@ from laplora.prompts import PromptTemplate
 from laplora.strict_json import strict_json
 from laplora.thresholds import ModeThresholds
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 #: Versions that are read; older ones as what they would be in this one (``laplora.older_formats``).
-READ_VERSIONS = (1, 2, FORMAT_VERSION)
+READ_VERSIONS = (1, 2, 3, FORMAT_VERSION)
 MANIFEST = "manifest.json"
 POSTERIOR = "posterior.safetensors"
 GOLDEN = "golden.json"

@@ -6,14 +6,23 @@ from typing import Any
 
 
 def upgraded(fields: dict[str, Any], version: int) -> dict[str, Any]:
-    """Return a manifest's fields of a format as format 3 has them.
+    """Return a manifest's fields of a format as the present one has them.
 
     Raises:
         KeyError, TypeError, AttributeError: not a manifest of that format.
     """
     if version == 1:
         fields = _second(fields)
-    return {**fields, "format_version": 3, "distilled": None} if version < 3 else fields
+    if version < 3:
+        fields = {**fields, "format_version": 3, "distilled": None}
+    if version < 4:
+        fields = _fourth(fields)
+    return fields
+
+
+def _fourth(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return a manifest's fields of format 3 as format 4 has them."""
+    return {**fields, "format_version": 4}
 
 
 def _second(fields: dict[str, Any]) -> dict[str, Any]:

@@ -171,10 +171,10 @@ def test_a_git_lfs_pointer_is_called_one(artifact_copy: Path) -> None:
         read_artifact(artifact_copy)
 
 
-@pytest.mark.parametrize("version", [0, 4, "1", "3", True, 1.0, 3.0, None, {}])
+@pytest.mark.parametrize("version", [0, 5, "1", "4", True, 1.0, 4.0, None, {}])
 def test_another_format_version(artifact_copy: Path, version: object) -> None:
     edit_manifest(artifact_copy, format_version=version)
-    with pytest.raises(ArtifactIncompatibleError, match=r"has format .*, this version reads 1, 2, 3"):
+    with pytest.raises(ArtifactIncompatibleError, match=r"has format .*, this version reads 1, 2, 3, 4"):
         read_artifact(artifact_copy)
 
 

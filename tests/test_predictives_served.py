@@ -26,6 +26,7 @@ from laplora import member_outputs as outputs_module
 from laplora import prompts
 from laplora.artifact import read_artifact
 from laplora.errors import ArtifactCorruptError, ConfigError, GoldenMismatchError, NonFiniteError
+from laplora.manifest import FORMAT_VERSION
 from laplora.member_adapters import lora_parameters
 from laplora.members import dropout_masks
 from laplora.metrics import row_nll
@@ -420,6 +421,17 @@ def test_scores_of_other_rows_are_refused(mixture_copy: Path) -> None:
 
 
 # Artifacts of older formats.
+
+
+def test_an_artifact_of_format_3_answers_as_it_did(artifact_copy: Path, sentiment_predictor: Predictor) -> None:
+    path = artifact_copy / "manifest.json"
+    fields = json.loads(path.read_text())
+    path.write_text(json.dumps(fields | {"format_version": 3}))
+    old = Predictor.load(artifact_copy, device="cpu")
+    assert old.artifact.manifest.format_version == FORMAT_VERSION
+    rows = encode(old, SENTIMENT_INPUTS)
+    for name in old.predictives:
+        assert old.predict(rows, name) == sentiment_predictor.predict(rows, name)
 
 
 def test_an_artifact_of_format_2_answers_as_it_did(artifact_copy: Path, sentiment_predictor: Predictor) -> None:
