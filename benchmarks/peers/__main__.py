@@ -1,14 +1,19 @@
-"""Compare with peers and write RESULTS.md and results.json beside this file."""
+"""Compare with peers: results.json and RESULTS.md beside this file, and the tables of docs/peers.md.
+
+    python -m benchmarks.peers                    # all three; half an hour on one core, most of it laplace-torch
+    python -m benchmarks.peers --only laplace     # or bayesian_lora, brier; the others keep their results
+    python -m benchmarks.peers --quick            # few rows, a minute or two: into runs/bench-quick/peers
+    python -m benchmarks.peers --tables           # measures nothing: the pages again, from results.json
+
+Nothing here is a time, so a busy machine gives the same numbers, and parts may run side by side.
+"""
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import importlib
-import importlib.metadata
 import json
 import os
-import platform
 import shlex
 import sys
 from pathlib import Path
@@ -16,10 +21,15 @@ from typing import Any
 
 import torch
 
-from benchmarks.peers.tables import render
+from benchmarks import provenance
+from benchmarks.marked import fill
+from benchmarks.peers.tables import page_tables, render
 
 FOLDER = Path(__file__).parent
+PAGE = provenance.ROOT / "docs" / "peers.md"
 PARTS = {"laplace": "against_laplace", "bayesian_lora": "against_bayesian_lora", "brier": "against_brier"}
+#: Arguments of a quick comparison: rows of the artifact's, seeds of sampled labels, rows of each split.
+QUICK = {"laplace": 2, "bayesian_lora": 2, "brier": 20}
 PACKAGES = {
     "laplace": ["laplace-torch", "curvlinops-for-pytorch"],
     "bayesian_lora": ["bayesian-lora"],
@@ -30,37 +40,58 @@ SHARED = ["laplora", "torch", "transformers", "peft"]
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the chosen comparisons; those not chosen keep the results that are there."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
-    parser.add_argument("--only", choices=list(PARTS), help="one peer alone")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.peers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", choices=list(PARTS), nargs="+", help="these peers alone")
+    parser.add_argument("--quick", action="store_true", help="few rows; nothing published changes")
+    parser.add_argument("--tables", action="store_true", help="measure nothing, write the pages again")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    path = FOLDER / "results.json"
-    results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    for part in [options.only] if options.only else list(PARTS):
+    folder = provenance.SCRATCH / "peers" if options.quick else FOLDER
+    given = sys.argv[1:] if arguments is None else arguments
+    for part in [] if options.tables else options.only or list(PARTS):
         print(f"{part} ...", flush=True)
         module = importlib.import_module(f"benchmarks.peers.{PARTS[part]}")
-        results[part] = {"measured": conditions(part, arguments), **module.compare()}
-        path.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        (FOLDER / "RESULTS.md").write_text(render(results), encoding="utf-8")
+        begun = conditions(part, given)
+        found = module.compare(QUICK[part]) if options.quick else module.compare()
+        keep(folder, part, {"measured": begun, **found})
+    write_pages(folder)
 
 
-def conditions(part: str, arguments: list[str] | None) -> dict[str, Any]:
-    """Return when, with what and on what a comparison ran."""
-    given = sys.argv[1:] if arguments is None else arguments
+def keep(folder: Path, part: str, found: dict[str, Any]) -> None:
+    """Put one part's results in the place of its old ones; others may be written meanwhile."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "results.json"
+    results = {**_read(path), part: found}
+    ordered = {name: results[name] for name in PARTS if name in results}
+    path.write_text(json.dumps(ordered, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def write_pages(folder: Path) -> None:
+    """Write RESULTS.md from what was measured, and the tables of docs/peers.md where that is published."""
+    results = _read(folder / "results.json")
+    (folder / "RESULTS.md").write_text(render(results), encoding="utf-8")
+    if folder == FOLDER:
+        PAGE.write_text(fill(PAGE.read_text(encoding="utf-8"), "peers", page_tables(results)), encoding="utf-8")
+    else:
+        print(f"{folder / 'RESULTS.md'}:\n\n{render(results)}")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def conditions(part: str, arguments: list[str]) -> dict[str, Any]:
+    """Return when, with what, from what and on what a comparison ran."""
     return {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "command": shlex.join(["python", "-m", "benchmarks.peers", *given]),
-        "hardware": f"{processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread used",
-        "versions": {name: importlib.metadata.version(name) for name in [*PACKAGES[part], *SHARED]},
+        "date": provenance.today(),
+        "commit": provenance.commit(),
+        "adapter": provenance.adapter(),
+        "command": shlex.join(["python", "-m", "benchmarks.peers", *arguments]),
+        "hardware": f"{provenance.processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread used",
+        "versions": provenance.versions([*PACKAGES[part], *SHARED]),
     }
-
-
-def processor() -> str:
-    """Return the processor's name."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

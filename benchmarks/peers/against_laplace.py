@@ -14,6 +14,7 @@ are trainable. Its covariance of the class logits is compared as a softmax sees 
 
 from __future__ import annotations
 
+import statistics
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from transformers import BatchEncoding
 from benchmarks.peers.dense import covariance, in_contrasts, relative_difference, variance_ratio
 from benchmarks.peers.ours import covariances, fit_laplora, trace
 from benchmarks.peers.subject import (
+    ARTIFACT,
     Subject,
     artifact_subject,
     initial_weights,
@@ -35,6 +37,7 @@ from benchmarks.peers.subject import (
     plain_attention,
     tiny_subject,
 )
+from laplora.artifact import read_artifact
 from laplora.jacobians import find_blocks
 from laplora.metrics import nll
 from laplora.model import label_logits, last_hidden
@@ -49,8 +52,8 @@ PAIRS: dict[str, tuple[str, dict[str, Any]]] = {
     "kfac_reduce": ("kron", {"asdl_fisher_kwargs": {"kfac_approx": "reduce"}}),
     "exact": ("full", {}),
 }
-#: Prior precision of the tiny models, and of the default artifact (the one that it serves, rounded).
-TINY_PRECISION, ARTIFACT_PRECISION = 2.0, 80.0
+#: Prior precision of the tiny models.
+TINY_PRECISION = 2.0
 LINKS = ("probit", "bridge", "mc")
 
 
@@ -120,16 +123,16 @@ def compare_artifact(rows: int) -> dict[str, Any]:
     values.
     """
     subject = artifact_subject(train=rows, test=rows, dtype=torch.float64)
-    zero = centre(subject)
-    found: dict[str, Any] = {"rows": rows, "prior_precision": ARTIFACT_PRECISION}
+    zero, precision = centre(subject), served_precision()
+    found: dict[str, Any] = {"rows": rows, "prior_precision": precision}
     traces: dict[str, float] = {}
     jacobians: Sequence[torch.Tensor] | None = None
     for structure in ("diagonal", "kfac_expand", "kfac_reduce"):
         print(f"laplace-torch: {structure}, {rows} + {rows} rows", flush=True)
         ours = fit_laplora(subject, structure)
-        theirs = fit_laplace(subject, structure, ARTIFACT_PRECISION, prior_mean=zero)
+        theirs = fit_laplace(subject, structure, precision, prior_mean=zero)
         jacobians = jacobians or laplace_jacobians(subject, theirs)
-        found[structure] = difference(subject, theirs, ours, ARTIFACT_PRECISION, zero, jacobians)
+        found[structure] = difference(subject, theirs, ours, precision, zero, jacobians)
         traces[structure] = trace(ours)
         if structure == "kfac_expand":
             found["links"] = link_functions(subject, theirs, jacobians)
@@ -138,10 +141,16 @@ def compare_artifact(rows: int) -> dict[str, Any]:
     found["traces"] = {kind: traces[kind] / traces["diagonal"] for kind in ("kfac_last", "kfac_expand", "kfac_reduce")}
     last = [b for b in find_blocks(subject.model, 2) if "v_proj" in b.name and b.group == "lora_B"][-1]
     ours = fit_laplora(subject, "exact", blocks=(last,))
-    theirs = fit_laplace(subject, "exact", ARTIFACT_PRECISION, names=[last.name])
-    found["exact, one block"] = difference(subject, theirs, ours, ARTIFACT_PRECISION, None)
-    found["float32"] = single_precision()
+    theirs = fit_laplace(subject, "exact", precision, names=[last.name])
+    found["exact, one block"] = difference(subject, theirs, ours, precision, None)
+    found["float32"] = single_precision(min(rows, 10))
     return found
+
+
+def served_precision() -> float:
+    """Return the prior precision that the default artifact serves, two digits; the mean of its groups' logarithms."""
+    values = read_artifact(ARTIFACT).manifest.prior.precision.values()
+    return float(f"{statistics.geometric_mean(values):.2g}")
 
 
 def single_precision(rows: int = 10) -> dict[str, float]:
@@ -150,16 +159,17 @@ def single_precision(rows: int = 10) -> dict[str, float]:
     ``double_sums``: the same factors and Jacobians of laplace-torch, summed over parameters in float64.
     """
     subject = artifact_subject(train=rows, test=rows)
+    precision = served_precision()
     ours = fit_laplora(subject, "diagonal")
-    theirs = fit_laplace(subject, "diagonal", ARTIFACT_PRECISION, prior_mean=centre(subject))
+    theirs = fit_laplace(subject, "diagonal", precision, prior_mean=centre(subject))
     jacobians = laplace_jacobians(subject, theirs)
-    found = difference(subject, theirs, ours, ARTIFACT_PRECISION, centre(subject), jacobians)
+    found = difference(subject, theirs, ours, precision, centre(subject), jacobians)
     variance = theirs.posterior_variance.double()
     again = torch.cat([torch.einsum("ncp,p,nkp->nck", j, variance, j) for j in (j.double() for j in jacobians)])
     return {
         "rows": rows,
         "covariance": found["covariance"],
-        "double_sums": relative_difference(in_contrasts(again), covariances(subject, ours, ARTIFACT_PRECISION)),
+        "double_sums": relative_difference(in_contrasts(again), covariances(subject, ours, precision)),
         "evidence_gap": abs(found["evidence_laplace_torch"] - found["evidence_laplora"]),
     }
 

@@ -7,12 +7,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from benchmarks.provenance import ARTIFACT, ROOT
 from laplora.artifact import read_artifact
 from laplora.model import BaseSpec, attach_adapter, load_base_model, load_tokenizer, locate_base
 from laplora.prompts import Batch, EncodedRow, collate, encode, render
@@ -20,8 +20,6 @@ from training.config import load_config
 from training.data import load_splits
 from training.examples import Example
 
-ROOT = Path(__file__).parents[2]
-ARTIFACT = ROOT / "artifacts" / "sst2-smollm2"
 CONFIG = ROOT / "training" / "configs" / "sst2-smollm2.yaml"
 
 

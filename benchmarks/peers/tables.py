@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
+
+from benchmarks.provenance import ARTIFACT
+from laplora.artifact import read_artifact
 
 HEAD = """# laplora beside its peers
 
 Written by `python -m benchmarks.peers`; every number is in results.json. docs/peers.md says what the numbers mean.
+No number is a time. laplora's own metrics are those that the default artifact carries.
 """
+
+#: What is compared of classifiers.
+METRICS = ("accuracy", "nll", "ece", "brier", "auroc_error")
+#: laplora's methods beside brier's levels: which of the artifact's rows each takes its labels from.
+LABELS = {
+    "zero_shot": (),
+    "map": ("train",),
+    "temperature": ("train", "calibration"),
+    "laplace": ("train", "calibration"),
+}
 
 
 _LAPLACE_HEAD = (
@@ -39,8 +54,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 def measured(part: dict[str, Any]) -> str:
     """Return the line that says how a part was measured."""
     m = part["measured"]
-    versions = ", ".join(f"{name} {version}" for name, version in m["versions"].items())
-    return f"`{m['command']}`, {m['date']}, {m['hardware']}; {versions}.\n"
+    return (
+        f"`{m['command']}`, {m['date']}, commit {m['commit']}, adapter `{m['adapter']}`, {m['hardware']}; "
+        f"{m['versions']}.\n"
+    )
 
 
 def laplace(part: dict[str, Any]) -> str:
@@ -188,14 +205,10 @@ def bayesian_lora(part: dict[str, Any]) -> str:
     )
 
 
-def _cell(values: dict[str, float], key: str) -> str:
-    return f"{values[key]:.4f}" if key in values else ""
-
-
 def brier(part: dict[str, Any]) -> str:
     """Return the table of brier and of the artifact's methods."""
     rows = [_metrics(f"brier {name}", v) for name, v in part["brier"].items()]
-    rows += [_metrics(f"laplora {name}", v) for name, v in part["laplora"].items()]
+    rows += [_metrics(f"laplora {name}", v) for name, v in recorded().items()]
     return "\n".join(
         [
             "## brier\n",
@@ -204,6 +217,59 @@ def brier(part: dict[str, Any]) -> str:
             table(["method", "labels", "accuracy", "NLL", "ECE", "Brier", "AUROC of errors"], rows),
         ]
     )
+
+
+def recorded() -> dict[str, Any]:
+    """Return the default artifact's own evaluation of the same test rows, as it carries it, by method."""
+    rows = read_artifact(ARTIFACT).manifest.data["rows"]  # read_artifact: every file is what the manifest says
+    evaluation = json.loads((ARTIFACT / "report" / "evaluation.json").read_text(encoding="utf-8"))
+    return {
+        name: kept(evaluation[name]) | {"labels_used": sum(rows[part] for part in parts)}
+        for name, parts in LABELS.items()
+    }
+
+
+def kept(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """Return the metrics that are compared, and their intervals."""
+    intervals = {key: evaluation["intervals"][key] for key in METRICS}
+    return {key: evaluation[key] for key in METRICS} | {"intervals": intervals}
+
+
+def page_tables(results: dict[str, Any]) -> dict[str, str]:
+    """Return the tables of docs/peers.md by name."""
+    tiny, artifact = results["laplace"]["tiny"], results["laplace"]["artifact"]
+    same = [
+        ("`kron`, reduce", "`kfac_reduce`", "kfac_reduce, alone", ""),
+        ("`kron`, expand, rows of one length", "`kfac_expand`", "kfac_expand, equal lengths", ""),
+        ("`diag`", "`diagonal`", "diagonal, alone", "laplora rounds the diagonal to float32, as its file will"),
+        ("`full`", "`exact`", "exact, alone", "laplace-torch multiplies the GGN with a float32 identity"),
+    ]
+    real = [
+        ("`diag`", "`diagonal`", "diagonal"),
+        ("`kron`, reduce", "`kfac_reduce`", "kfac_reduce"),
+        ("`kron`, expand", "`kfac_expand`", "kfac_expand"),
+        ("`full`, last layer's `v_proj.lora_B` alone", "`exact` of that block", "exact, one block"),
+    ]
+    methods = [(f"brier `{name}`", v) for name, v in results["brier"]["brier"].items()]
+    methods += [(f"laplora `{name}`", v) for name, v in recorded().items()]
+    return {
+        "tiny": table(
+            ["laplace-torch", "laplora", "covariance", "evidence", "what is left"],
+            [[theirs, ours, *_gaps(tiny[key]), left] for theirs, ours, key, left in same],
+        ),
+        "artifact": table(
+            ["laplace-torch", "laplora", "covariance", "evidence"],
+            [[theirs, ours, *_gaps(artifact[key])] for theirs, ours, key in real],
+        ),
+        "brier": table(
+            ["method", "labels", "accuracy", "NLL", "ECE"],
+            [[name, v["labels_used"], *(f"{v[k]:.3f}" for k in ("accuracy", "nll", "ece"))] for name, v in methods],
+        ),
+    }
+
+
+def _gaps(values: dict[str, Any]) -> list[str]:
+    return [f"{values[key]:.0e}" if key in values else "" for key in ("covariance", "evidence")]
 
 
 def _metrics(name: str, v: dict[str, Any]) -> list[str]:
