@@ -4,14 +4,14 @@
     python -m benchmarks.gpu --device cpu --layers 2 --quick # the same script where there is no card, to try it
 
 Latency, throughput, Laplace over MAP, peak memory, and the share of what the card itself was measured to do. The
-figures go to results.json and RESULTS.md under the card's name, those of ``--quick`` nowhere unless ``--out`` is given.
+figures go to results.json and RESULTS.md under the card's name; those of ``--quick``, of fewer layers or of no card are
+not published, but left in runs/bench-quick.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
-import os
 import statistics
 import sys
 import time
@@ -22,10 +22,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.peers.__main__ import processor
+from benchmarks import provenance
 from benchmarks.speed.__main__ import conditions_here, line
 from benchmarks.speed.llama7b import LLAMA_2_7B, random_llama
-from benchmarks.speed.record import FOLDER, PAGE, RESULTS, Conditions, Record, write
+from benchmarks.speed.record import FOLDER, Conditions, Record, keep
 from benchmarks.speed.subject import load_subject, random_batch, with_classes
 from benchmarks.speed.subset import with_posterior
 from benchmarks.speed.timing import Ratio, exactly, in_turns, ratio
@@ -112,7 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--out",
         type=Path,
-        help="folder of results.json and RESULTS.md (default: this one; with --quick nothing is kept)",
+        help="folder of results.json and RESULTS.md (default: this one, or runs/bench-quick)",
     )
     options = parser.parse_args(arguments)
     if options.device is None and not torch.cuda.is_available():
@@ -129,12 +129,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     given = sys.argv[1:] if arguments is None else arguments
     conditions = conditions_here(given, module="benchmarks.gpu", hardware=hardware(device))
-    out = options.out or (None if options.quick else FOLDER)
-    for record in measured(device, options.layers, QUICK if options.quick else FULL, conditions):
+    whole = device.type == "cuda" and options.layers == 32 and not options.quick
+    out = options.out or (FOLDER if whole else provenance.SCRATCH)
+    for record in keep(measured(device, options.layers, QUICK if options.quick else FULL, conditions), out):
         print(line(record), flush=True)
-        if out is not None:
-            out.mkdir(parents=True, exist_ok=True)
-            write([record], out / RESULTS.name, out / PAGE.name)
     return 0
 
 
@@ -142,7 +140,7 @@ def hardware(device: torch.device) -> str:
     """Return the card's name, or the processor's and its cores."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{processor()}, {os.cpu_count()} cores"
+    return provenance.hardware()
 
 
 def measured(device: torch.device, layers: int, sizes: Sizes, conditions: Conditions) -> Iterator[Record]:

@@ -5,8 +5,9 @@
 
 The answers of a server that runs are compared with its own from before the load, and none of its artifacts is
 activated; at one of its own, two copies of the artifact take turns. Every ten seconds the server's memory, open files
-and threads, latencies and errors become a line of soak.csv; soak.png shows them and soak.md says what they mean. The
-exit status is 1 where an answer was wrong, something else was not as it should be, or memory grew.
+and threads, latencies and errors become a line of soak.csv; soak.png shows them and soak.md says what they mean, in
+benchmarks/load for a whole run at a server of its own, else in runs/bench-quick/load. The exit status is 1 where an
+answer was wrong, something else was not as it should be, or memory grew.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pathlib import Path
 import httpx
 import psutil
 
+from benchmarks import provenance
 from benchmarks.load.known_rows import Known, learn
 from benchmarks.load.soak_report import draw, memory_trend, page, verdict
 from benchmarks.load.tally import Tally
@@ -36,6 +38,8 @@ from laplora.artifact import read_artifact, write_manifest
 from service.settings import Settings
 
 OUT = Path(__file__).with_name("load")
+#: What is published is at least so long, at a server of its own; anything else is left in the scratch folder.
+PUBLISHED_MINUTES = 20.0
 #: Name of the copy that is activated in turn with the artifact itself.
 SECOND = "sst2-second"
 
@@ -50,8 +54,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--url", help="a server that runs already; its key, if any, in LAPLORA_TOKEN")
     parser.add_argument("--pid", type=int, help="process id of that server, if it is not what listens at the URL")
     parser.add_argument("--clients", type=int, default=6, help="clients that ask for predictions (default: 6)")
-    parser.add_argument("--out", type=Path, default=OUT, help=f"folder of the results (default: {OUT.name})")
+    parser.add_argument("--out", type=Path, help="folder of the results (default: load, or runs/bench-quick/load)")
     options = parser.parse_args(arguments)
+    whole = options.url is None and options.minutes >= PUBLISHED_MINUTES
+    options.out = options.out or (OUT if whole else provenance.SCRATCH / OUT.name)
     options.out.mkdir(parents=True, exist_ok=True)
     given = sys.argv[1:] if arguments is None else arguments
     conditions = conditions_here(given, module="benchmarks.soak").with_versions("uvicorn", "fastapi")

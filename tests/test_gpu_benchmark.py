@@ -11,6 +11,7 @@ import torch
 
 from benchmarks import gpu
 from benchmarks.speed.llama7b import random_llama
+from benchmarks.speed.record import read
 from benchmarks.speed.subject import random_batch
 from laplora import reverse
 from laplora.jacobians import contrast_jacobians, find_blocks
@@ -64,17 +65,22 @@ def test_one_command_writes_everything(tmp_path: Path) -> None:
         f"python -m benchmarks.gpu {' '.join(QUICK)} --out {tmp_path / 'new'}"
     }
     assert not any("peak memory" in name for name in found)  # torch keeps no account of a CPU's
-    assert "### gpu, default artifact, NF4" in (tmp_path / "new" / "RESULTS.md").read_text()
+    assert "#### gpu, default artifact, NF4" in (tmp_path / "new" / "RESULTS.md").read_text()
 
 
 @pytest.mark.usefixtures("small")
-def test_a_quick_run_leaves_the_published_figures_alone(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("arguments", [QUICK, QUICK[:-1], [*QUICK[:2], "--layers", "32"]])
+def test_what_is_no_whole_run_on_a_card_leaves_the_published_figures_alone(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(gpu, "write", lambda *_: pytest.fail("written"))
+    monkeypatch.setattr(gpu.provenance, "SCRATCH", tmp_path)
     monkeypatch.setattr(gpu, "MINUTES", 0.0)
-    assert gpu.main(QUICK) == 0
-    out = capsys.readouterr().out
+    monkeypatch.setattr(gpu, "FULL", gpu.QUICK)
+    before = (gpu.FOLDER / "results.json").read_bytes()
+    assert gpu.main(arguments) == 0
+    assert (gpu.FOLDER / "results.json").read_bytes() == before
+    assert len(read(tmp_path)) == 2
+    out = capsys.readouterr().out.replace("32 layers", "2 layers")
     assert "skipped after 0 minutes: gpu, Llama-2-7B's shape, 2 layers, NF4" in out
     assert "skipped after 0 minutes: gpu, default artifact, NF4" in out
 

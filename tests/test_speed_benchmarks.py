@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +13,11 @@ import pytest
 import torch
 from tiny_models import VOCABULARY, tiny_model
 
+from benchmarks import provenance, published
+from benchmarks.marked import fill
 from benchmarks.speed import __main__ as job
-from benchmarks.speed import fast, fit, subset
-from benchmarks.speed.record import Conditions, merged, render, write
+from benchmarks.speed import fast, fit, overload, predict, subset
+from benchmarks.speed.record import FOLDER, Conditions, Record, keep, merged, read, render
 from benchmarks.speed.subject import random_batch, with_classes
 from benchmarks.speed.timing import Ratio, in_turns, ratio
 from laplora.jacobians import find_blocks
@@ -21,7 +25,9 @@ from laplora.member_outputs import Member, MemberSet, member_outputs
 from laplora.posterior import Prior, block_precisions
 from laplora.prompts import Batch
 
-HERE = Conditions("a processor, 2 cores", {"date": "2026-01-01", "command": "c", "threads": "2", "versions": "torch 2"})
+ROOT = Path(job.__file__).parents[2]
+MEASURED = {"date": "2026-01-01", "commit": "abc", "command": "c", "threads": "2", "versions": "torch 2"}
+HERE = Conditions("a processor, 2 cores", MEASURED)
 
 
 def test_functions_take_turns_and_the_first_turn_does_not_count() -> None:
@@ -54,27 +60,199 @@ def test_verdicts(side: str | None, limit: float | None, met: bool | None) -> No
 
 def test_a_figure_takes_the_place_of_the_same_on_the_same_hardware(tmp_path: Path) -> None:
     elsewhere = Conditions("another, 8 cores", HERE.measured)
-    results, page = tmp_path / "results.json", tmp_path / "RESULTS.md"
-    write(
-        [HERE.record("p: w", Ratio(1, 1, 1), "b"), HERE.record("p: x", Ratio(2, 2, 2), "b", limit=1.0)], results, page
-    )
-    write([elsewhere.record("p: w", Ratio(3, 3, 3), "b"), HERE.record("p: w", Ratio(4, 4, 4), "b")], results, page)
-    kept = json.loads(results.read_text())
+    kept_by(tmp_path, HERE.record("p: w", Ratio(1, 1, 1), "b"), HERE.record("p: x", Ratio(2, 2, 2), "b", limit=1.0))
+    kept_by(tmp_path, elsewhere.record("p: w", Ratio(3, 3, 3), "b"))
+    kept_by(tmp_path, HERE.record("p: x", Ratio(2, 2, 2), "b", limit=1.0), HERE.record("p: w", Ratio(4, 4, 4), "b"))
+    kept = read(tmp_path)
     assert [(r["name"], r["hardware"], r["value"]) for r in kept] == [
         ("p: w", HERE.hardware, 4.0),
         ("p: x", HERE.hardware, 2.0),
         ("p: w", elsewhere.hardware, 3.0),
     ]
-    assert set(kept[0]) >= {"name", "value", "low", "high", "baseline", "target", "met", "hardware"}
-    text = page.read_text()
-    assert "Targets met: 0 of 1." in text
-    assert "| x | 2 | 2 to 2 | b | at most 1 | **missed** |" in text
+    assert set(kept[0]) >= {"name", "value", "low", "high", "baseline", "target", "met", "kind", "hardware"}
+    assert "Targets met: 0 of 1." in page_of(tmp_path)
+    assert "| p | x | 2 | 2 to 2 | b | at most 1 | **missed** |" in page_of(tmp_path)
     assert merged(kept, []) == kept
 
 
+def kept_by(folder: Path, *records: Record) -> None:
+    assert list(keep(records, folder)) == list(records)
+
+
+def page_of(folder: Path) -> str:
+    return (folder / "RESULTS.md").read_text(encoding="utf-8")
+
+
+def test_what_a_part_measures_no_more_goes_with_its_next_run(tmp_path: Path) -> None:
+    kept_by(tmp_path, *(HERE.record(name, Ratio(1, 1, 1), "b") for name in ("p: old", "p: w", "q: other")))
+    kept_by(tmp_path, HERE.record("p: w", Ratio(2, 2, 2), "b"))
+    assert [(r["name"], r["value"]) for r in read(tmp_path)] == [("p: w", 2.0), ("q: other", 1.0)]
+
+
+def test_a_run_that_ends_early_leaves_the_old_figures_it_did_not_reach(tmp_path: Path) -> None:
+    kept_by(tmp_path, *(HERE.record(name, Ratio(1, 1, 1), "b") for name in ("p: w", "p: x")))
+    half = keep([HERE.record("p: w", Ratio(2, 2, 2), "b")], tmp_path)
+    next(half)
+    half.close()
+    assert [(r["name"], r["value"]) for r in read(tmp_path)] == [("p: w", 2.0), ("p: x", 1.0)]
+
+
+def test_targets_that_were_set_are_counted_apart_from_what_was_measured(tmp_path: Path) -> None:
+    """Growth and sizes are compared with arithmetic: neither what holds there nor what does not is a target."""
+    kept_by(
+        tmp_path,
+        HERE.record("p: set", Ratio(1, 1, 1), "b", limit=2.0),
+        HERE.record("g: grows", Ratio(1, 1, 1), "the exponent", arithmetic=1.1),
+        HERE.record("g: grows faster", Ratio(2, 2, 2), "the exponent", arithmetic=1.1),
+        HERE.record("g: plain", Ratio(2, 2, 2), "ms"),
+    )
+    assert [r["kind"] for r in read(tmp_path)] == ["target", "check", "check", "figure"]
+    page = page_of(tmp_path)
+    assert "Targets met: 1 of 1." in page
+    assert "### Targets: 1 of 1 met" in page
+    assert "### Measured beside them: 3 figures; 1 of 2 as arithmetic says" in page
+    assert "| grows faster | 2 | 2 to 2 | the exponent | at most 1.1 | **not so** |" in page
+
+
+def test_each_part_says_when_and_from_what_it_was_measured(tmp_path: Path) -> None:
+    kept_by(tmp_path, HERE.record("p: w", Ratio(1, 1, 1), "b"))
+    assert "| p | `c` | 2026-01-01 | abc |  | 2 | torch 2 |" in page_of(tmp_path)
+    for record in read(FOLDER):
+        assert {"date", "commit", "command"} <= set(record["measured"]), record["name"]
+
+
+def test_growth_and_sizes_are_no_targets_of_the_published_page() -> None:
+    kinds = {r["name"]: r["kind"] for r in read(FOLDER)}
+    assert {kind for name, kind in kinds.items() if name.startswith("growth: ")} == {"check"}
+    assert {kind for name, kind in kinds.items() if name.endswith("to formula")} == {"check"}
+    assert "target" in kinds.values()
+
+
+def test_a_quick_run_leaves_everything_that_is_published_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One part of a quick run, its figures made up; and where the growth's files and the open loop's would go."""
+    monkeypatch.setattr(provenance, "SCRATCH", tmp_path)
+    seen = []
+
+    def run(conditions: Conditions, *, quick: bool) -> list[Record]:
+        seen.append((conditions.out, quick))
+        return [conditions.record("predict: made up", Ratio(9, 9, 9), "b")]
+
+    monkeypatch.setattr(predict, "run", run)
+    before = contents()
+    job.main(["--quick", "--only", "predict"])
+    assert contents() == before
+    assert seen == [(tmp_path, True)]
+    assert [r["name"] for r in read(tmp_path)] == ["predict: made up"]
+    assert "predict: made up: 9" in capsys.readouterr().out
+
+
+def contents() -> dict[str, bytes]:
+    """Return every published file of figures."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    figures = [p for p in FOLDER.rglob("*") if p.suffix in (".json", ".md", ".png", ".csv")]
+    return {str(p): p.read_bytes() for p in [*pages, *figures]}
+
+
+def test_make_bench_quick_is_such_a_run() -> None:
+    assert "benchmarks.speed $(if $(QUICK),--quick)" in (ROOT / "Makefile").read_text(encoding="utf-8")
+    ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").split()
+    assert provenance.SCRATCH.relative_to(ROOT).parts[0] + "/" in ignored
+
+
 def test_the_published_page_is_made_of_the_published_figures() -> None:
-    folder = Path(job.__file__).parents[1]
-    assert render(json.loads((folder / "results.json").read_text())) == (folder / "RESULTS.md").read_text()
+    assert render(read(FOLDER)) == (FOLDER / "RESULTS.md").read_text(encoding="utf-8")
+
+
+def test_sentences_of_other_pages_are_made_of_the_published_figures() -> None:
+    for path, text in published.pages(ROOT, read(FOLDER)).items():
+        assert path.read_text(encoding="utf-8") == text, "run python -m benchmarks.speed --pages"
+
+
+def test_the_sentence_on_fast_follows_from_its_row() -> None:
+    def rows(many: float) -> list[dict[str, object]]:
+        values = {"fast as served, 32 clients": many, "fast as served, one client": 1.5, "handed over": 0.2}
+        made = [HERE.record(f"fast: {name}", Ratio(v, v, v), "b") for name, v in values.items()]
+        return merged([], made)
+
+    assert published.fast_costs(rows(1.4)) == (
+        "1.4 as served to 32 clients at once and 1.5 to one alone (SST-2, 20 % of the rows handed over)"
+    )
+    assert published.fast_costs(rows(1.3)).startswith("1.3 ")
+    assert not any(c.isdigit() for c in published.fast_costs([]))
+
+
+def test_the_sentence_on_overload_gives_one_verdict_of_all_settings() -> None:
+    def rows(late: float) -> list[dict[str, object]]:
+        settings = [("s", [run_of()]), ("t", [run_of(refusals_ms=(1.0, late, late))])]
+        return merged([], [r for name, runs in settings for r in overload.records(HERE, name, runs)])
+
+    assert published.overload_figures(rows(9.0)).startswith("met, 8 of 8.")
+    assert published.overload_figures(rows(11.0)).startswith("**missed**, 7 of 8.")
+    assert "not measured" in published.overload_figures([])
+
+
+def run_of(**twice: object) -> overload.Run:
+    figures = {
+        "load": 2.0,
+        "offered_per_s": 20.0,
+        "answered_per_s": 9.5,
+        "latencies": (1.0, 2.0, 6.5),
+        "refused": 100,
+        "refusals_ms": (1.0, 9.0, 9.5),
+        "retry_after": (1.0, 1.0, 2.0),
+        "told": 100,
+        "sent_late_ms": 1.0,
+        "otherwise": 0,
+    }
+    return overload.Run(10.0, (), overload.Load(**{**figures, **twice}), 20, 20)  # type: ignore[arg-type]
+
+
+def test_the_open_loops_page_is_made_of_its_runs(tmp_path: Path) -> None:
+    kept = replace(HERE, out=tmp_path, measured={**MEASURED, "artifact": "a sha256:1"})
+    overload.keep({"s": [run_of()], "t": [run_of(otherwise=1)]}, kept)
+    page = (tmp_path / "load" / "open_loop.md").read_text(encoding="utf-8")
+    assert page == overload.page(json.loads((tmp_path / "load" / "open_loop.json").read_text(encoding="utf-8")))
+    assert "**Missed: 7 of 8**" in page
+    # 64 rows at 10 a second are 6.4 s, of which 6.5 are 1.02.
+    assert (
+        "| 1, 2 | 10.0 | 20.0 | 9.5 | 0.95 | 1.00, 2.00, 6.50 | 1.02 | 100 | 1.0, 9.0, 9.5 | 1 (1 to 2) | 1 |" in page
+    )
+    if (FOLDER / overload.RUNS).is_file():
+        published_runs = json.loads((FOLDER / overload.RUNS).read_text(encoding="utf-8"))
+        assert overload.page(published_runs) == (FOLDER / overload.PAGE).read_text(encoding="utf-8")
+
+
+def test_places_of_a_page_are_filled_and_none_is_left_over() -> None:
+    page = "It costs <!-- x:begin a -->old<!-- x:end a --> now.\n<!-- x:begin b -->\n| old |\n<!-- x:end b -->\n"
+    filled = fill(page, "x", {"a": "new", "b": "| t |\n"})
+    assert filled == (
+        "It costs <!-- x:begin a -->new<!-- x:end a --> now.\n<!-- x:begin b -->\n\n| t |\n\n<!-- x:end b -->\n"
+    )
+    assert fill(filled, "x", {"a": "new", "b": "| t |"}) == filled
+    for texts in ({"a": "new"}, {"a": "new", "b": "", "c": ""}):
+        with pytest.raises(ValueError, match="one place for each"):
+            fill(page, "x", texts)
+
+
+def test_a_commit_says_whether_its_code_was_changed(tmp_path: Path) -> None:
+    def git(*arguments: str) -> None:
+        names = ["-c", "user.name=n", "-c", "user.email=e@example.com"]
+        subprocess.run(["git", "-C", str(tmp_path), *names, *arguments], check=True, capture_output=True)
+
+    assert provenance.commit(tmp_path) == "unknown"
+    git("init", "-q")
+    for name in ("a.py", "page.md"):
+        (tmp_path / name).write_text("one")
+    git("add", "-A")
+    git("commit", "-q", "-m", "m")
+    head = provenance.commit(tmp_path)
+    assert len(head) == 10
+    (tmp_path / "page.md").write_text("two")  # what a run writes is no change of what it measures
+    assert provenance.commit(tmp_path) == head
+    (tmp_path / "a.py").write_text("two")
+    assert provenance.commit(tmp_path) == f"{head} with changes"
 
 
 def test_versions_are_those_of_what_is_installed() -> None:
@@ -116,24 +294,23 @@ def test_a_posterior_over_the_values_b_is_smaller_and_answers(monkeypatch: pytes
     assert {block.name.split(".", 3)[3] for block in blocks} == {"self_attn.v_proj.lora_B"}
 
 
-def test_mode_fast_is_measured_on_test_rows_and_its_fidelity_is_the_artifacts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every record there is, on the default artifact: a few tokens, a few rows."""
+def test_the_fidelity_of_mode_fast_is_the_artifacts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every record there is but those as served, on the default artifact: a few tokens, a few rows."""
     monkeypatch.setattr(fast, "SIZES", ((1, 8), (2, 8)))
-    monkeypatch.setattr(fast, "ROWS", {True: 6, False: 6})
+    monkeypatch.setattr(fast, "served", lambda: nullcontext("address"))
+    asked = []
+    monkeypatch.setattr(fast, "as_served", lambda *given, turns: asked.append((*given[1:], turns)) or ())
     found = {record.name: record for record in fast.run(HERE, quick=True)}
     assert set(found) == {
         "fast: covariance, 2 x 8 tokens",
-        "fast: handed over",
-        "fast: test rows as served",
-        "fast: test rows exactly",
         "fast: NLL alone",
         "fast: NLL as served",
         "fast: rank correlation of the variances",
         "fast: log correlation of the variances",
         "fast: decisions",
     }
-    assert found["fast: handed over"].value in {round(n / 6, 3) for n in range(7)}
-    assert found["fast: test rows exactly"].low > 1
+    [(address, texts, turns)] = asked
+    assert (address, len(set(texts)), turns) == ("address", 64, 1)
     artifact = json.loads((fast.ARTIFACT / "manifest.json").read_text())
     fidelity = artifact["metrics"]["fast"]["fidelity"]
     assert found["fast: NLL alone"].value == pytest.approx(fidelity["nll"] / fidelity["laplace_nll"], abs=0.01)

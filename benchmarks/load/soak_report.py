@@ -71,7 +71,8 @@ def page(samples: Sequence[Sample], tally: Tally, conditions: Conditions, *, con
         [
             "# Soak",
             "",
-            f"`{measured['command']}`, {measured['date']}, {conditions.hardware}; {measured['versions']}.",
+            f"`{measured['command']}`, {measured['date']}, commit {measured['commit']}, {conditions.hardware}; "
+            f"{measured['versions']}.",
             "Clients of every kind at once: predictions of known rows in every mode, evaluations, hostile requests and",
             "bytes, clients that vanish after 50 ms, and activations, feedback and jobs where the server has them.",
             "",

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import statistics
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -354,9 +354,9 @@ def link_functions(subject: Subject, theirs: Any, jacobians: Sequence[torch.Tens
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Run with plain attention, and without the warnings that laplace-torch's way of calling torch gives rise to."""
-    with plain_attention(), warnings.catch_warnings():
+def quiet(attention: Callable[[], AbstractContextManager[None]] = plain_attention) -> Iterator[None]:
+    """Run with an attention, and without the warnings that laplace-torch's way of calling torch gives rise to."""
+    with attention(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*batching rule.*")
         warnings.filterwarnings("ignore", message="The prior precision has changed since fit.*")
         yield

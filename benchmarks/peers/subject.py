@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -155,9 +155,29 @@ def artifact_subject(*, train: int = 100, test: int = 100, dtype: torch.dtype = 
 
 @contextmanager
 def plain_attention() -> Iterator[None]:
-    """Run attention as plain matrix products: the fused kernels of a CPU know no forward-mode derivative."""
+    """Run torch's attention as plain matrix products: the fused kernels of a CPU know no forward-mode derivative."""
     with sdpa_kernel(SDPBackend.MATH):
         yield
+
+
+@contextmanager
+def eager_attention(model: Any) -> Iterator[None]:
+    """Run a model with transformers' own products instead of torch's attention."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+def attentions(model: Any) -> dict[str, Callable[[], AbstractContextManager[None]]]:
+    """Return the ways in which a model's attention can be computed on a CPU, by name; the first always works."""
+    return {
+        "sdpa by plain products": plain_attention,
+        "sdpa, fused": nullcontext,
+        "eager": lambda: eager_attention(model),
+    }
 
 
 def lora_parameters(model: Any, names: Sequence[str] | None = None) -> dict[str, torch.nn.Parameter]:

@@ -1,42 +1,78 @@
-"""Run the benchmarks and write benchmarks/RESULTS.md and results.json; parts not run keep their figures."""
+"""Run the benchmarks and write benchmarks/RESULTS.md and results.json; parts not run keep their figures.
+
+python -m benchmarks.speed                      # or: make bench; every part
+python -m benchmarks.speed --only fast server   # these parts alone
+python -m benchmarks.speed --quick              # or: make bench QUICK=1; few sizes, some minutes, into
+                                                # runs/bench-quick: nothing published changes
+python -m benchmarks.speed --pages              # measures nothing: the pages again, from results.json
+"""
 
 from __future__ import annotations
 
 import argparse
-import datetime
+import dataclasses
 import importlib
-import os
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import torch
 
-from benchmarks.peers.__main__ import processor
-from benchmarks.speed.record import Conditions, Record, versions, write
+from benchmarks import provenance, published
+from benchmarks.speed.record import FOLDER, PAGE, Conditions, Record, keep, read, write
 
-PARTS = ("predict", "fast", "subset", "peers", "fit", "memory", "growth", "large", "mixed", "server", "start")
+PARTS = (
+    "predict",
+    "fast",
+    "subset",
+    "peers",
+    "fit",
+    "memory",
+    "growth",
+    "large",
+    "mixed",
+    "server",
+    "overload",
+    "start",
+)
 #: What ``--quick`` runs unless parts are named.
-QUICK_PARTS = ("predict", "peers", "fit")
+QUICK_PARTS = ("predict", "peers", "fit", "fast", "overload")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the chosen parts; each record is written as soon as it is there."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.speed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", choices=PARTS, nargs="+", help="these parts alone")
-    parser.add_argument("--quick", action="store_true", help="few sizes, some minutes")
+    parser.add_argument("--quick", action="store_true", help="few sizes, some minutes; nothing published changes")
+    parser.add_argument("--pages", action="store_true", help="measure nothing, write the pages again")
+    parser.add_argument("--out", type=Path, help="folder of the figures (default: benchmarks, or runs/bench-quick)")
     options = parser.parse_args(arguments)
     given = sys.argv[1:] if arguments is None else arguments
-    parts = options.only or (QUICK_PARTS if options.quick else PARTS)
+    out = options.out or (provenance.SCRATCH if options.quick else FOLDER)
+    parts = () if options.pages else options.only or (QUICK_PARTS if options.quick else PARTS)
     if len(parts) > 1:  # each in a process of its own: what one part leaves behind would slow the next one down
         for part in parts:
-            quick = ["--quick"] if options.quick else []
-            subprocess.run([sys.executable, "-m", "benchmarks.speed", "--only", part, *quick], check=True)
+            command = [sys.executable, "-m", "benchmarks.speed", "--only", part, "--out", str(out)]
+            subprocess.run([*command, *(["--quick"] if options.quick else [])], check=True)
+        print(f"\n{(out / PAGE).read_text(encoding='utf-8')}" if options.quick else f"written: {out / PAGE}")
         return
-    conditions = conditions_here(given)
-    for record in importlib.import_module(f"benchmarks.speed.{parts[0]}").run(conditions, quick=options.quick):
-        print(line(record), flush=True)
-        write([record])
+    for part in parts:
+        conditions = dataclasses.replace(conditions_here(command_of(part, given)), out=out)
+        measured = importlib.import_module(f"benchmarks.speed.{part}").run(conditions, quick=options.quick)
+        for record in keep(measured, out):
+            print(line(record), flush=True)
+    if options.pages:
+        write(read(out), out)
+    if out == FOLDER:
+        published.write_pages()
+
+
+def command_of(part: str, arguments: list[str]) -> list[str]:
+    """Return the arguments that make this part alone again, in the published files."""
+    return ["--only", part, *(["--quick"] if "--quick" in arguments else [])]
 
 
 def line(record: Record) -> str:
@@ -51,12 +87,14 @@ def conditions_here(
 ) -> Conditions:
     """Return this moment, and this machine unless another name for it is given."""
     measured = {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "date": provenance.today(),
+        "commit": provenance.commit(),
+        "artifact": provenance.artifact(),
         "command": shlex.join(["python", "-m", module, *arguments]),
         "threads": str(torch.get_num_threads()),
-        "versions": versions(("torch", "transformers", "peft", "bitsandbytes")),
+        "versions": provenance.versions(("torch", "transformers", "peft", "bitsandbytes")),
     }
-    return Conditions(hardware or f"{processor()}, {os.cpu_count()} cores", measured)
+    return Conditions(hardware or provenance.hardware(), measured)
 
 
 if __name__ == "__main__":

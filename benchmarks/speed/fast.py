@@ -1,30 +1,38 @@
-"""Mode fast of the default artifact: what it costs over a MAP answer, and how close it comes to the exact one."""
+"""Mode fast of the default artifact: what it costs over a MAP answer, and how close it comes to the exact one.
+
+The covariance alone is timed in process, on random rows. What is handed over to the exact predictive is part of the
+cost as served: test rows at a server, beside MAP and Laplace in the same run.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from benchmarks.speed.mixed import server_batches
+import httpx
+
+from benchmarks.speed.process import served
 from benchmarks.speed.record import Conditions, Record
 from benchmarks.speed.subject import ARTIFACT, load_subject, random_batch
 from benchmarks.speed.timing import exactly, in_turns, ratio
 from laplora.member_outputs import member_outputs
-from laplora.predictor import Predictor
-from laplora.prompts import EncodedRow
 from training.config import DataConfig
 from training.data import load_splits
 
 SIZES = ((1, 64), (8, 32), (8, 64), (32, 64))
 #: Test rows that are answered, by whether few are to do.
 ROWS = {True: 64, False: 192}
+MODES = ("map", "fast", "laplace")
+#: That ask at once: rows enough for every batch of the server to be full.
+CLIENTS = 32
 #: Test rows of the artifact's task, which no part of it has seen.
 TASK = DataConfig(dataset="sst2", source="wheel", train=300, calibration=150)
 
 
 def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
-    """Yield the cost of predicted covariances, of whole answers with those handed over, and the recorded fidelity."""
+    """Yield the cost of predicted covariances, of answers as served, and the artifact's recorded fidelity."""
     members = load_subject("bfloat16")
     for rows, tokens in SIZES[1:2] if quick else SIZES:
         batch = random_batch(members, rows, tokens, padded=True)
@@ -41,7 +49,8 @@ def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
             "a MAP answer",
             limit=1.15,
         )
-    yield from as_served(conditions, ROWS[quick])
+    with served() as address:
+        yield from as_served(conditions, address, test_texts(ROWS[quick]), turns=1 if quick else 3)
     fidelity = json.loads((ARTIFACT / "report" / "evaluation.json").read_text())["fast"]["fidelity"]
     yield conditions.record(
         "fast: NLL alone", exactly(fidelity["nll"] / fidelity["laplace_nll"]), "the exact predictive's", limit=1.02
@@ -55,24 +64,36 @@ def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
     yield conditions.record("fast: decisions", exactly(fidelity["same_decision"]), "share that is the exact one's")
 
 
-def as_served(conditions: Conditions, count: int) -> Iterator[Record]:
-    """Yield the cost of test rows in mode fast, in the server's batches, and how many are handed over."""
-    predictor = Predictor.load(ARTIFACT, device="cpu", verify_golden=False)
-    test = load_splits(TASK, seed=0).test[:count]
-    rows = [predictor.encode(example.fields, truncate=True) for example in test]
-    batches = server_batches(rows)
-    handed = sum(answer.predictive == "laplace" for batch in batches for answer in predictor.predict(batch, "fast"))
-    yield conditions.record("fast: handed over", exactly(handed / len(rows)), "share of test rows")
+def as_served(conditions: Conditions, address: str, texts: Sequence[str], *, turns: int) -> Iterator[Record]:
+    """Yield the cost of texts at a server, one a request: by many clients at once, whose rows share batches, and alone.
 
-    def asked(name: str) -> Callable[[], Any]:
-        return lambda: answer_all(predictor, batches, name)
+    Each mode answers all texts in turn, so that the three are of one run. HTTP and the clients are part of the cost.
+    """
+    handed: list[bool] = []
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    with httpx.Client(base_url=address, timeout=None, limits=limits) as client:
 
-    times = in_turns({name: asked(name) for name in ("map", "fast", "laplace")}, 3)
-    yield conditions.record("fast: test rows as served", ratio(times, "fast", "map"), "MAP answers")
-    yield conditions.record("fast: test rows exactly", ratio(times, "laplace", "map"), "MAP answers")
+        def ask(text: str, mode: str) -> None:
+            reply = client.post("/predict", json={"inputs": [{"text": text}], "options": {"mode": mode}})
+            reply.raise_for_status()
+            if mode == "fast":
+                handed.append(reply.json()["predictions"][0]["answered_by"] != "fast")
+
+        def all_asked(mode: str, asked: Sequence[str], clients: int) -> Callable[[], Any]:
+            def answered() -> None:
+                with ThreadPoolExecutor(clients) as pool:
+                    list(pool.map(lambda text: ask(text, mode), asked))
+
+            return answered
+
+        for clients, name in ((CLIENTS, f"{CLIENTS} clients"), (1, "one client")):
+            asked = texts if clients > 1 else texts[: len(texts) // 2]
+            times = in_turns({mode: all_asked(mode, asked, clients) for mode in MODES}, turns)
+            for mode in MODES[1:]:
+                yield conditions.record(f"fast: {mode} as served, {name}", ratio(times, mode, "map"), "MAP as served")
+    yield conditions.record("fast: handed over", exactly(sum(handed) / len(handed)), "share of test rows")
 
 
-def answer_all(predictor: Predictor, batches: Sequence[Sequence[EncodedRow]], name: str) -> None:
-    """Answer every batch."""
-    for batch in batches:
-        predictor.predict(batch, name)
+def test_texts(count: int) -> list[str]:
+    """Return the first test rows' texts."""
+    return [example.fields["text"] for example in load_splits(TASK, seed=0).test[:count]]

@@ -20,7 +20,7 @@ from benchmarks.speed.allocation import peak_bytes
 from benchmarks.speed.fit import fit
 from benchmarks.speed.growth_figure import draw
 from benchmarks.speed.llama7b import random_llama
-from benchmarks.speed.record import FOLDER, Conditions, Record
+from benchmarks.speed.record import Conditions, Record
 from benchmarks.speed.subject import load_subject, random_batch, with_classes
 from benchmarks.speed.timing import Ratio, exactly, in_turns
 from laplora.jacobians import contrast_jacobians, find_blocks
@@ -68,14 +68,14 @@ def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
         each_turn = sorted(exponent(sizes, turn) for turn in zip(*times.values(), strict=True))
         seconds = [statistics.median(t) for t in times.values()]
         found = Ratio(statistics.median(each_turn), each_turn[0], each_turn[-1])
-        yield conditions.record(f"growth: {axis.name}, time", found, "the exponent", limit=axis.time_limit)
+        yield conditions.record(f"growth: {axis.name}, time", found, "the exponent", arithmetic=axis.time_limit)
         found = exactly(exponent(sizes, peaks))
-        yield conditions.record(f"growth: {axis.name}, memory", found, "the exponent", limit=axis.memory_limit)
+        yield conditions.record(f"growth: {axis.name}, memory", found, "the exponent", arithmetic=axis.memory_limit)
         values.append({"axis": axis.name, "what": axis.what, "sizes": sizes, "seconds": seconds, "bytes": peaks})
     measured = {"hardware": conditions.hardware, **conditions.measured}
     text = json.dumps({"measured": measured, "axes": values}, indent=1)
-    (FOLDER / "growth.json").write_text(text + "\n", encoding="utf-8")
-    draw(values, FOLDER / "growth.png")
+    (conditions.out / "growth.json").write_text(text + "\n", encoding="utf-8")
+    draw(values, conditions.out / "growth.png")
 
 
 def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:

@@ -44,7 +44,7 @@ def run(conditions: Conditions, *, quick: bool, device: str = "cpu") -> Iterator
             limit = FILE_MB if name in (JOINT, EKFAC) else None
             yield conditions.record(f"large: {name}, layers: {how}", exactly(size / 1e6), "MB", limit=limit)
             over = exactly(size / formula[name])
-            yield conditions.record(f"large: {name}, layers: {how}; to formula", over, "the formula's", limit=1.05)
+            yield conditions.record(f"large: {name}, layers: {how}; to formula", over, "the formula's", arithmetic=1.05)
 
 
 def measured(layers: int, device: str, shape: dict[str, Any] = LLAMA_2_7B) -> dict[str, int]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from benchmarks.peers.subject import Subject, artifact_subject
+from benchmarks.peers.subject import Subject, artifact_subject, plain_attention
 from benchmarks.speed import peers
 from benchmarks.speed.allocation import peak_bytes
 from benchmarks.speed.fit import STRUCTURES, fit
@@ -48,9 +49,9 @@ def answers(conditions: Conditions, subject: Subject, absent: Sequence[str]) -> 
         "laplora": lambda: member_outputs(members, batch, {("single", True)}),
     }
     if "bayesian_lora" not in absent:
-        functions["bayesian-lora"] = peers.bayesian_lora(few)
+        functions["bayesian-lora"] = partial(peers.bayesian_lora(few), plain_attention)
     if "laplace" not in absent:
-        functions["laplace-torch, diagonal"] = peers.laplace_torch(few, "diagonal")
+        functions["laplace-torch, diagonal"] = partial(peers.laplace_torch(few, "diagonal"), plain_attention)
     found = measured(functions)
     for name, size in found.items():
         yield conditions.record(f"memory: {name}", exactly(size / 1e6), UNIT)
@@ -75,11 +76,13 @@ def fits(conditions: Conditions, subject: Subject, absent: Sequence[str]) -> Ite
         found = {name: peak_bytes(function) for name, function in functions.items()}
         yield conditions.record(f"memory: fit, {structure}, {MANY} rows", exactly(found[str(MANY)] / 1e6), UNIT)
         more = exactly(found[str(MANY)] / found[str(FEW)])
-        yield conditions.record(f"memory: fit, {structure}", more, f"with {FEW} rows, with {MANY}", limit=1.01)
+        yield conditions.record(f"memory: fit, {structure}", more, f"with {FEW} rows, with {MANY}", arithmetic=1.01)
         few, many = (file_bytes(made[str(rows)]) for rows in (FEW, MANY))
         yield conditions.record(f"memory: file, {structure}", exactly(many / adapter), "the adapter in float32")
         more = exactly(many / few)
-        yield conditions.record(f"memory: file, {structure}, rows", more, f"with {FEW} rows, with {MANY}", limit=1.0)
+        yield conditions.record(
+            f"memory: file, {structure}, rows", more, f"with {FEW} rows, with {MANY}", arithmetic=1.0
+        )
         default = StructureSettings()
         formula = posterior_bytes(blocks, structure, rank=default.rank, joint_rank=default.joint_rank)
         yield conditions.record(f"memory: file, {structure}, formula", exactly(many / formula), "k d in every block")

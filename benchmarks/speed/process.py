@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 import httpx
@@ -15,8 +16,12 @@ from benchmarks.speed.subject import ARTIFACT
 
 
 @contextmanager
-def served(flags: Sequence[str] = ()) -> Iterator[str]:
+def served(flags: Sequence[str] = (), *, cores: Collection[int] | None = None) -> Iterator[str]:
     """Yield the address of a server of the default artifact, once it is ready; it is gone afterwards.
+
+    Args:
+        flags: of ``python -m service``, beside those that every benchmark has.
+        cores: that it runs on alone; None: those of this thread.
 
     Raises:
         RuntimeError: it left before it was ready.
@@ -37,7 +42,9 @@ def served(flags: Sequence[str] = ()) -> Iterator[str]:
         "--log-level",
         "error",
     ]
-    with subprocess.Popen([*command, *flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with on_cores(cores):  # a process begins on the cores of the thread that starts it
+        process = subprocess.Popen([*command, *flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with process:
         try:
             address = f"http://127.0.0.1:{port}"
             while not _ready(address):
@@ -47,6 +54,17 @@ def served(flags: Sequence[str] = ()) -> Iterator[str]:
             yield address
         finally:
             process.terminate()
+
+
+@contextmanager
+def on_cores(cores: Collection[int] | None) -> Iterator[None]:
+    """Hold this thread, and what it starts meanwhile, on some cores; None changes nothing."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, before if cores is None else cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def _ready(address: str) -> bool:

@@ -1,7 +1,7 @@
-"""The server over HTTP against the same engine called in process, by closed-loop clients; and past its capacity.
+"""The server over HTTP against the same engine called in process, by closed-loop clients.
 
 A closed-loop client sends its next request when it has the answer to the last. Clients, server and engine share this
-machine, so what the clients themselves cost counts against the server.
+machine, so what the clients themselves cost counts against the server. Past its capacity: ``overload``.
 """
 
 from __future__ import annotations
@@ -29,9 +29,6 @@ WORDS = (
 )
 #: Padded tokens of a batch, and most rows that wait, in both.
 BATCH_TOKENS, QUEUE_ROWS = 512, 2048
-#: A queue that the load past capacity fills; the load is one caller's.
-SHORT_QUEUE_ROWS = 32
-SHORT_QUEUE = ("--max-queue-rows", str(SHORT_QUEUE_ROWS), "--max-inputs", str(SHORT_QUEUE_ROWS), "--client-share", "1")
 
 
 def sentences(count: int) -> list[str]:
@@ -47,7 +44,7 @@ def request_of(text: str) -> dict[str, Any]:
 
 
 def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
-    """Yield throughput over the engine's by clients, what one request costs more, and what comes past capacity."""
+    """Yield throughput over the engine's by clients, and what one request costs more."""
     seconds, turns = (6.0, 2) if quick else (8.0, 3)
     texts = sentences(512)
     with served(["--batch-tokens", str(BATCH_TOKENS)]) as address, in_process() as ask, clients(address) as post:
@@ -74,20 +71,14 @@ def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
                     "ms",
                     limit=5.0,
                 )
-    yield from past_capacity(conditions, texts, seconds)
 
 
 class Load:
-    """What closed-loop clients saw: answers a second, and their latencies in seconds."""
+    """What closed-loop clients saw: answers a second, and their median latency in seconds."""
 
     def __init__(self, latencies: list[float], seconds: float) -> None:
         self.per_second = len(latencies) / seconds
         self.median_s = statistics.median(latencies)
-        self.latencies = sorted(latencies)
-
-    def quantile(self, share: float) -> float:
-        """Return a quantile of the latencies, seconds."""
-        return self.latencies[min(len(self.latencies) - 1, int(share * len(self.latencies)))]
 
 
 def closed_loop(function: Callable[[str], Any], texts: list[str], concurrency: int, seconds: float) -> Load:
@@ -146,50 +137,3 @@ def clients(address: str) -> Iterator[Callable[[str], Any]]:
             return reply
 
         yield post
-
-
-def past_capacity(conditions: Conditions, texts: list[str], seconds: float) -> Iterator[Record]:
-    """Yield the latencies of accepted and refused requests when twice as many come as can be answered."""
-    with (
-        served(["--batch-tokens", str(BATCH_TOKENS), *SHORT_QUEUE]) as address,
-        clients(address) as post,
-        httpx.Client(base_url=address, timeout=None, limits=httpx.Limits(max_connections=None)) as client,
-    ):
-        capacity = closed_loop(post, texts, 16, seconds).per_second
-        accepted: list[float] = []
-        refused: list[float] = []
-
-        def one(text: str) -> None:
-            begun = time.perf_counter()
-            status = client.post(
-                "/predict", json={"inputs": [{"text": text}], "options": {"predictive": "laplace"}}
-            ).status_code
-            (accepted if status == 200 else refused).append(time.perf_counter() - begun)
-            if status not in (200, 429):
-                raise RuntimeError(f"the server answered {status}")
-
-        threads = []
-        begun = time.perf_counter()
-        for i in range(int(2 * capacity * seconds)):
-            time.sleep(max(0.0, begun + i / (2 * capacity) - time.perf_counter()))
-            threads.append(threading.Thread(target=one, args=(texts[i % len(texts)],)))
-            threads[-1].start()
-        for thread in threads:
-            thread.join()
-    # A full queue and the batch before it: what a request that is let in can have to wait for.
-    bound = (SHORT_QUEUE_ROWS + 2 * BATCH_TOKENS / 32) / capacity
-    late = Load(accepted, 1.0).quantile(0.99) / bound
-    yield conditions.record(
-        "server: twice capacity, 99th percentile of the accepted",
-        Ratio(late, late, late),
-        "the time to empty a full queue",
-        limit=1.5,
-    )
-    if refused:
-        waited = Load(refused, 1.0)
-        yield conditions.record(
-            "server: twice capacity, median refusal",
-            Ratio(*(1000 * waited.quantile(q) for q in (0.5, 0.05, 0.95))),
-            "ms",
-            limit=10.0,
-        )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from benchmarks.provenance import ARTIFACT
 from laplora.artifact import Artifact, read_artifact
 from laplora.manifest import ADAPTER_FOLDER
 from laplora.member_outputs import MemberSet
@@ -15,7 +15,6 @@ from laplora.model import BaseSpec, attach_adapter, load_base_model, locate_base
 from laplora.predictor import load_members
 from laplora.prompts import Batch
 
-ARTIFACT = Path(__file__).parents[2] / "artifacts" / "sst2-smollm2"
 Format = Literal["float32", "bfloat16", "nf4"]
 
 
