@@ -14,7 +14,7 @@ MINUTES ?= 20
 help:
 	@echo "make demo                     start the server on the default artifact, ask three questions, keep serving"
 	@echo "make test                     run the whole test suite"
-	@echo "make bench [QUICK=1]          how fast, beside other packages: benchmarks/RESULTS.md (QUICK: some minutes)"
+	@echo "make bench [QUICK=1]          how fast, beside other packages: benchmarks/RESULTS.md (QUICK: some minutes, publishes nothing)"
 	@echo "make bench-gpu                the same on one CUDA card, in 8 minutes, with a model of Llama-2-7B's shape"
 	@echo "make soak [MINUTES=20]        every kind of client at once: is memory flat, was an answer wrong? benchmarks/load/"
 	@echo "make train [CONFIG=...]       fine-tune, fit, evaluate and package (default: $(CONFIG))"

@@ -1,25 +1,75 @@
-"""The recorded comparison: it is whole, its tables are what its numbers give."""
+"""The recorded comparison: it is whole, of the present weights, and every table is what its numbers give."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from benchmarks.peers.tables import render
+import pytest
 
-FOLDER = Path(__file__).parents[2] / "benchmarks" / "peers"
+from benchmarks import provenance
+from benchmarks.marked import fill
+from benchmarks.peers import __main__ as job
+from benchmarks.peers import against_brier
+from benchmarks.peers.tables import page_tables, recorded, render
+
+FOLDER = job.FOLDER
+RESULTS = json.loads((FOLDER / "results.json").read_text(encoding="utf-8"))
 
 
 def test_tables_are_of_the_recorded_numbers() -> None:
-    results = json.loads((FOLDER / "results.json").read_text(encoding="utf-8"))
-    assert set(results) == {"laplace", "bayesian_lora", "brier"}
-    assert render(results) == (FOLDER / "RESULTS.md").read_text(encoding="utf-8")
-    for part in results.values():
-        assert set(part["measured"]) == {"date", "command", "hardware", "versions"}
+    assert set(RESULTS) == {"laplace", "bayesian_lora", "brier"}
+    text = (FOLDER / "RESULTS.md").read_text(encoding="utf-8")
+    assert render(RESULTS) == text, "run python -m benchmarks.peers --tables"
+    page = job.PAGE.read_text(encoding="utf-8")
+    assert fill(page, "peers", page_tables(RESULTS)) == page, "run python -m benchmarks.peers --tables"
+    for part in RESULTS.values():
+        assert set(part["measured"]) == {"date", "commit", "adapter", "command", "hardware", "versions"}
+
+
+def test_they_are_of_the_adapter_that_is_served() -> None:
+    found = {name: part["measured"]["adapter"] for name, part in RESULTS.items()}
+    assert set(found.values()) == {provenance.adapter()}, "run python -m benchmarks.peers"
+
+
+def test_laploras_own_metrics_are_the_artifacts() -> None:
+    metrics = json.loads((provenance.ARTIFACT / "manifest.json").read_text(encoding="utf-8"))["metrics"]
+    page = job.PAGE.read_text(encoding="utf-8")
+    for name, found in recorded().items():
+        for key in ("accuracy", "nll", "ece"):
+            assert found[key] == pytest.approx(metrics[name][key], abs=5e-4), (name, key)
+        cells = " | ".join(f"{found[key]:.3f}" for key in ("accuracy", "nll", "ece"))
+        assert f"| laplora `{name}` | {found['labels_used']} | {cells} |" in page
+
+
+def test_a_quick_comparison_leaves_what_is_published_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(provenance, "SCRATCH", tmp_path)
+    monkeypatch.setattr(job.torch, "set_num_threads", lambda _: None)  # the other tests' threads are theirs
+    brier = {**RESULTS["brier"], "rows": {"train": 1, "calibration": 1, "test": 7}}
+    most = []
+    monkeypatch.setattr(against_brier, "compare", lambda rows: most.append(rows) or brier)
+    before = [path.read_bytes() for path in (FOLDER / "results.json", FOLDER / "RESULTS.md", job.PAGE)]
+    job.main(["--quick", "--only", "brier"])
+    assert [path.read_bytes() for path in (FOLDER / "results.json", FOLDER / "RESULTS.md", job.PAGE)] == before
+    assert most == [job.QUICK["brier"]]
+    assert "SST-2, 7 test rows" in (tmp_path / "peers" / "RESULTS.md").read_text(encoding="utf-8")
+    assert "SST-2, 7 test rows" in capsys.readouterr().out
+
+
+def test_parts_that_run_side_by_side_keep_each_others_results(tmp_path: Path) -> None:
+    job.keep(tmp_path, "brier", {"n": 1})
+    job.keep(tmp_path, "laplace", {"n": 2})
+    job.keep(tmp_path, "brier", {"n": 3})
+    assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8")) == {
+        "laplace": {"n": 2},
+        "brier": {"n": 3},
+    }
 
 
 def test_the_artifact_agreed_where_the_posterior_is_the_same() -> None:
-    artifact = json.loads((FOLDER / "results.json").read_text(encoding="utf-8"))["laplace"]["artifact"]
+    artifact = RESULTS["laplace"]["artifact"]
     for structure in ("diagonal", "kfac_reduce", "exact, one block"):
         # transformers takes norms in float32 whatever the model's type is: relative 6e-8 a norm, 61 norms.
         assert artifact[structure]["covariance"] < 1e-6, structure
