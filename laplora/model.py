@@ -55,15 +55,23 @@ class Tape(Protocol):
 
 
 def resolve_device(device: str) -> torch.device:
-    """Return the device to run on; ``auto`` is CUDA where there is one."""
+    """Return the device to run on; ``auto`` is CUDA where there is one.
+
+    Raises:
+        ModelError: no device of that name, no CUDA device, or fewer of them than the number asks for.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ModelError(f"device {device!r} was asked for and no CUDA device is there: use 'cpu' or 'auto'")
     try:
-        return torch.device(device)
+        found = torch.device(device)
     except RuntimeError:
         raise ModelError(f"no device is called {device!r}: use 'auto', 'cpu', 'cuda' or 'cuda:N'") from None
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        last = torch.cuda.device_count() - 1
+        raise ModelError(f"device {device!r} was asked for and the last CUDA device is 'cuda:{last}'")
+    return found
 
 
 def locate_base(spec: BaseSpec, cache: Path | None = None, progress: Callable[[str], None] | None = None) -> str:

@@ -24,7 +24,7 @@ from laplora.manifest import MANIFEST, Manifest
 from laplora.offline import ensure_model
 from laplora.predictor import Predictor
 from training.__main__ import main
-from training.config import RunConfig, load_config
+from training.config import RunConfig, config_hash_fields, load_config
 
 GOOD = ("great", "lovely", "brilliant", "moving", "funny", "superb")
 BAD = ("awful", "boring", "clumsy", "terrible", "dull", "weak")
@@ -158,6 +158,15 @@ def choices_config(folder: Path, base: Path) -> Path:
         runs=str(folder / "runs"),
         artifacts=str(folder / "artifacts"),
     )
+
+
+def copy_run(run: FinishedRun, config_file: Path) -> Path:
+    """Copy a finished run's folder to where another configuration file has it, as that one's; return the file."""
+    config = load_config(config_file)
+    folder = Path(shutil.copytree(run.config.run_dir, config.runs / config.name))
+    record = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(record | config_hash_fields(config)))
+    return config_file
 
 
 def finish(config_file: Path, base: Path) -> FinishedRun:

@@ -15,6 +15,7 @@ from laplora.predictives import PredictiveName
 from laplora.structures import granularities
 from training.corruptions import CorruptionKind
 from training.data import DataConfig
+from training.folders import folder_of
 
 #: A plain folder or file.
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -269,8 +270,8 @@ class RunConfig(Section):
 
     @property
     def run_dir(self) -> Path:
-        """Folder of this run's intermediate results."""
-        return self.runs / self.name
+        """Folder of this run's intermediate results; no other configuration's (``training.folders``)."""
+        return folder_of(self.runs, self.name, config_hash_fields(self))
 
     @property
     def artifact_dir(self) -> Path:

@@ -23,6 +23,8 @@ from laplora.model import label_logits, last_hidden, lora_layers
 from laplora.prompts import Batch, EncodedRow, collate
 from laplora.quiet import quiet_loading
 from training.config import RunConfig, config_hash_fields
+from training.folders import set_aside
+from training.one_device import OneDeviceArguments, on_device
 from training.provenance import adapter_inputs
 from training.runtime import Run, open_run, say, write_json, write_tensors
 
@@ -67,9 +69,10 @@ def finetune(config: RunConfig) -> Path:
         say(f"adapter already trained: {target}")
         return target
     checkpoints = config.run_dir / "checkpoints"
-    if not same:  # results of another configuration must not be taken for this one's
-        for stale in (checkpoints, target, config.run_dir / "members", config.run_dir / "laplace"):
-            shutil.rmtree(stale, ignore_errors=True)
+    if not same:  # results of other rows or another base must not be taken for this run's
+        aside = set_aside(config.run_dir, ("checkpoints", "initial_adapter", "adapter", "members", "laplace", "report"))
+        if aside:
+            say(f"the rows, the base or its weights are not those of the earlier results, which are kept in {aside}")
     elif passed_members(config, last_checkpoint(checkpoints)):
         say("training again from the start: the adapters of the ensemble lie before the last checkpoint")
         shutil.rmtree(checkpoints, ignore_errors=True)
@@ -83,18 +86,19 @@ def finetune(config: RunConfig) -> Path:
     model = add_adapter(run.load_base(), config)
     save_adapter(model, config.run_dir / "initial_adapter")
     write_json(config.run_dir / "config.json", config_hash_fields(config) | {"made_from": adapter_inputs(run)})
-    trainer = LabelTrainer(
-        model=model,
-        args=training_arguments(config, run.device, checkpoints),
-        train_dataset=_Rows(rows, [e.label for e in run.splits.train]),
-        data_collator=_Collator(run),
-    )
-    trainer.label_ids = run.label_ids
-    trainer.add_callback(_KeepMembers(config))
-    last = last_checkpoint(checkpoints)
-    if last:
-        say(f"resuming at {last}")
-    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    with on_device(run.device):
+        trainer = LabelTrainer(
+            model=model,
+            args=training_arguments(config, run.device, checkpoints),
+            train_dataset=_Rows(rows, [e.label for e in run.splits.train]),
+            data_collator=_Collator(run),
+        )
+        trainer.label_ids = run.label_ids
+        trainer.add_callback(_KeepMembers(config))
+        last = last_checkpoint(checkpoints)
+        if last:
+            say(f"resuming at {last}")
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
     if not all(bool(p.isfinite().all()) for p in model.parameters() if p.requires_grad):
         raise NonFiniteError("training ended with NaN or infinite weights: lower optimizer.learning_rate")
     write_json(config.run_dir / "training_log.json", trainer.state.log_history)
@@ -188,7 +192,8 @@ def save_adapter(model: Any, folder: Path, dtype: torch.dtype | None = None) -> 
 def training_arguments(config: RunConfig, device: torch.device, folder: Path) -> TrainingArguments:
     """Return the Trainer's settings for a run."""
     optimizer = config.optimizer
-    return TrainingArguments(
+    return OneDeviceArguments(
+        run_device=str(device),
         output_dir=str(folder),
         max_steps=optimizer.steps,
         per_device_train_batch_size=optimizer.batch_size,
@@ -200,7 +205,6 @@ def training_arguments(config: RunConfig, device: torch.device, folder: Path) ->
         save_total_limit=2,
         logging_steps=max(1, optimizer.steps // 20),
         seed=config.seed,
-        use_cpu=device.type == "cpu",
         dataloader_pin_memory=device.type != "cpu",
         remove_unused_columns=False,
         label_names=["labels"],

@@ -22,6 +22,7 @@ from laplora.manifest import (
     DISTILLED,
     FORMAT_VERSION,
     GOLDEN,
+    MANIFEST,
     POSTERIOR,
     SCORES,
     Manifest,
@@ -37,6 +38,7 @@ from training.config import RunConfig, config_hash_fields
 from training.distillation import read_record
 from training.finetune import member_folder, member_steps
 from training.fit_laplace import read_choices, verify_fitted
+from training.folders import configuration_digest
 from training.members import dropout_record, fit_folder, read_member_choice
 from training.posteriors import served_choice
 from training.provenance import evaluation_inputs
@@ -56,10 +58,15 @@ def package(config: RunConfig) -> Path:
     Raises:
         ConfigError: a step before it has not run, or ran on other inputs.
     """
-    fitted, report = config.run_dir / "laplace", config.run_dir / "report"
     run = open_run(config)
+    fitted, report = config.run_dir / "laplace", config.run_dir / "report"
     verify_fitted(run)
     verify_evaluated(run)
+    if made_by_another(config):
+        say(
+            f"{config.artifact_dir} holds another configuration's artifact, and is replaced; a trial with a name of "
+            "its own (--set name=NAME) would leave it"
+        )
     with new_artifact(config.artifact_dir) as folder:
         shutil.copytree(config.run_dir / "adapter", folder / ADAPTER_FOLDER)
         shutil.copy(fitted / POSTERIOR, folder / POSTERIOR)
@@ -77,6 +84,17 @@ def package(config: RunConfig) -> Path:
         write_manifest(folder, manifest.model_copy(update={"files": file_records(folder)}))
     say(f"artifact: {config.artifact_dir}")
     return config.artifact_dir
+
+
+def made_by_another(config: RunConfig) -> bool:
+    """Return whether there is an artifact of this name that another configuration made."""
+    try:
+        fields = json.loads((config.artifact_dir / MANIFEST).read_text(encoding="utf-8"))["config"]
+        return configuration_digest(fields) != configuration_digest(config_hash_fields(config))
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return True
 
 
 def verify_evaluated(run: Run) -> None:

@@ -11,11 +11,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from laplora.model import weights_hash
 from training.examples import Example
-from training.runtime import Run
+
+if TYPE_CHECKING:
+    from training.runtime import Run
 
 
 def adapter_inputs(run: Run) -> str:

@@ -17,9 +17,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from laplora.errors import ConfigError, InvalidInputError
 from laplora.model import BaseSpec, load_base_model, load_tokenizer, locate_base, resolve_device
 from laplora.prompts import Batch, EncodedRow, collate, encode, render, resolve_label_tokens
-from training.config import RunConfig
+from training.config import RunConfig, config_hash_fields
 from training.data import Example, Splits, load_splits
 from training.finite import check_finite
+from training.folders import claim, owner, siblings, start_from
+from training.provenance import adapter_inputs
 
 Item = TypeVar("Item")
 
@@ -79,7 +81,7 @@ def base_spec(config: RunConfig) -> BaseSpec:
 
 
 def open_run(config: RunConfig) -> Run:
-    """Return the run with its splits and tokenizer loaded; everything that can be refused early is.
+    """Return the run with its splits and tokenizer loaded and its folder begun; what can be refused early is.
 
     Raises:
         ConfigError: no calibration or test rows, golden inputs that the template does not take, or an average over
@@ -92,9 +94,29 @@ def open_run(config: RunConfig) -> Run:
     location = locate_base(base_spec(config), progress=say)
     tokenizer = load_tokenizer(location, config.base.revision)
     label_ids = tuple(resolve_label_tokens(tokenizer, splits.task.template, splits.task.labels))
-    config.run_dir.mkdir(parents=True, exist_ok=True)
+    run = Run(config, splits, location, tokenizer, label_ids, device)
+    _begin_folder(run)
     write_json(config.run_dir / "splits.json", splits.report)
-    return Run(config, splits, location, tokenizer, label_ids, device)
+    return run
+
+
+def _begin_folder(run: Run) -> None:
+    """Give a configuration that has no folder yet one of its own, with what another one of its name has in common."""
+    config = run.config
+    folder = config.run_dir
+    if owner(folder) is not None:
+        return
+    if folder.name != config.name:
+        say(f"{config.runs / config.name} belongs to another configuration; this one's results go to {folder}")
+    fields, inputs = config_hash_fields(config), adapter_inputs(run)
+    shared = [path for path, made_from in siblings(config.runs, config.name) if made_from == inputs]
+    if shared and not folder.exists():
+        say(f"the adapter was trained already, in {shared[-1]}: starting from what lies there")
+        begun = start_from(shared[-1], folder, fields | {"made_from": inputs})
+    else:
+        begun = claim(folder, fields)
+    if not begun:  # another job, started at the same moment, has that folder
+        _begin_folder(run)
 
 
 def _check_splits(config: RunConfig, splits: Splits) -> None:

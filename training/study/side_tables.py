@@ -13,6 +13,8 @@ from training.study.targets import coverage_error, outcome, shown
 _SETS = ("map", "temperature", "laplace")
 #: Averages over option orders, with the method of the user's order alone that each is held against.
 _ORDERS: tuple[tuple[str, Reference], ...] = (("order_average", "map"), ("order_average_temperature", "temperature"))
+#: Seeds on whose test rows the rule of the recommendation was tuned (docs/lab-notes.md).
+RULE_SEEDS = (0, 1)
 #: Ensembles over seeds, as the table names them.
 _SEEDS = {
     "seeds": "{} MAP",
@@ -24,11 +26,49 @@ _SEEDS = {
 def side_tables(published: Published) -> dict[str, str]:
     """Return each of these tables by the name of its markers."""
     return {
+        "price": price_table(published),
         "conformal": conformal_table(published),
         "ensembles": ensembles_table(published),
         "orders": orders_table(published),
         "rankings": rankings_table(published),
     }
+
+
+def price_table(published: Published) -> str:
+    """Return the served posterior's NLL against temperature scaling per task, with the accuracy of both.
+
+    The last column is the recommended method's NLL less temperature scaling's, mean over the seeds whose test rows had
+    no part in choosing the recommendation's rule.
+    """
+    scores = {(s.task, s.seed, s.method): s for s in published.scores}
+    compared = {c.task: c for c in published.comparisons if (c.method, c.against) == ("laplace", "temperature")}
+    names = ", ".join(map(str, RULE_SEEDS))
+    title = f"recommended − temperature, without the seeds {names}"
+    lines = [["task", "accuracy of MAP", "1 / classes", "Laplace − temperature", "", title]]
+    for task, setup in published.setup.tasks.items():
+        if task not in compared:
+            continue
+        found = compared[task]
+        untouched = [
+            (own.nll - scores[task, own.seed, "temperature"].nll)
+            for own in published.scores
+            if own.task == task
+            and own.recommended
+            and own.seed not in RULE_SEEDS
+            and (task, own.seed, "temperature") in scores
+        ]
+        accuracy = _mean([s.accuracy for s in published.scores if (s.task, s.method) == (task, "map")], 3)
+        lines.append(
+            [
+                task,
+                accuracy,
+                f"{1 / (setup.classes if isinstance(setup.classes, int) else len(setup.classes)):.3f}",
+                shown((found.difference, found.low, found.high)),
+                outcome(found.low, found.high),
+                f"{fmean(untouched):+.3f}" if untouched else "-",
+            ]
+        )
+    return markdown_table(lines, left={0, 4}) if len(lines) > 1 else "No published task has both.\n"
 
 
 def conformal_table(published: Published) -> str:
