@@ -35,8 +35,10 @@ def test_a_trial_with_fewer_steps_leaves_the_finished_run_alone(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plain = load_config(finished).run_dir
+    assert job("finetune", finished) == 0  # writes which rows there are, by their own path
     before = digests(plain)
     assert {"adapter/adapter_model.safetensors", "laplace/posterior.safetensors", "laplace/fit.json"} <= before.keys()
+    capsys.readouterr()
     assert job("finetune", finished, "optimizer.steps=5") == 0
     printed = capsys.readouterr().out
     trial = load_config(finished, ["optimizer.steps=5"]).run_dir
@@ -147,9 +149,7 @@ def test_nothing_stale_makes_no_folder(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_replacing_another_configurations_artifact_is_said(
-    finished: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_replacing_another_configurations_artifact_is_said(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert job("package", finished) == 0
     assert job("package", finished, "golden_inputs=[{text: a fine film}]") == 0
     assert "holds another configuration's artifact" not in capsys.readouterr().out

@@ -20,7 +20,9 @@ def three_gpus(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     current = [0]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: current.append(torch.device("cuda", device).index))
+    monkeypatch.setattr(
+        torch.cuda, "set_device", lambda device: current.append(device if isinstance(device, int) else device.index)
+    )
     return current
 
 
@@ -50,6 +52,7 @@ def test_a_gpu_that_is_not_there_is_named(three_gpus: list[int]) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("quantization", ["nf4", "none"])
 def test_fine_tuning_stays_on_the_last_gpu(tmp_path: Path, tiny_base_folder: Path, quantization: str) -> None:
     """On a machine with one GPU this is that one; with several, nothing is allocated on the others."""
