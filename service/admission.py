@@ -99,6 +99,15 @@ class Admission:
         """How many callers hold anything."""
         return len(self._by_caller)
 
+    def check_room(self, caller: str) -> None:
+        """Check that one short row would find room: where it does not, a request need not be read to be refused.
+
+        Raises:
+            ClientQueueFullError, QueueFullError: as ``reserve``.
+        """
+        with self._lock:
+            self._check_room(caller, Amount(rows=1, tokens=1, text_bytes=1), 0.0)
+
     def reserve(self, caller: str, asked: Amount, *, fewest_tokens: int = 0) -> Reservation:
         """Return a reservation for a request.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -32,7 +31,7 @@ from service.errors import (
 )
 from service.feedback import FeedbackStore
 from service.headers import SafeHeaders, cors_options
-from service.in_flight import InFlight
+from service.in_flight import InFlight, Places
 from service.jobs.board import JobBoard
 from service.keyring import open_keyring
 from service.logs import log_crash
@@ -42,6 +41,7 @@ from service.request_record import note
 from service.routes import artifacts, evaluate, feedback, health, jobs, metrics, predict
 from service.scoring import ServiceState
 from service.settings import Settings
+from service.workers import Workers
 
 if TYPE_CHECKING:
     from service.tracing import Tracing
@@ -86,6 +86,10 @@ def create_app(
         on_batch=measures.count_batch if tracing is None else _both(measures.count_batch, tracing.batch),
         health=DeviceHealth(stall_s=settings.stall_s, on_fault=lambda: measures.ready.set(0)),
     )
+    places = Places(
+        max_requests=settings.max_requests, max_bytes=settings.in_flight_bytes, client_share=settings.client_share
+    )
+    measures.body_bytes.set_function(lambda: places.body_bytes)
     measures.watch_queue(engine, max_rows=settings.max_queue_rows, max_tokens=settings.max_queue_tokens)
     store = FeedbackStore(keep_s=settings.feedback_keep_s, rows=settings.feedback_rows, window=settings.feedback_window)
     artifact_host = host.ArtifactHost(settings, engine, measures, library or default_library(), on_load_failure)
@@ -116,7 +120,7 @@ def create_app(
                 closing.join(state.left_s)
             if keyring is not None:
                 keyring.stop()
-            state.tokenizers.shutdown(wait=False, cancel_futures=True)
+            state.workers.stop()
 
     app = FastAPI(
         title="laplora",
@@ -137,12 +141,13 @@ def create_app(
         engine,
         artifact_host,
         measures,
-        ThreadPoolExecutor(max_workers=2, thread_name_prefix="laplora-tokenize"),
+        Workers(),
         store,
+        places,
     )
     app.state.service.jobs = JobBoard(app.state.service)
     # The last one added is the first that a request meets.
-    app.add_middleware(InFlight, most=settings.max_requests, answer=_answer)
+    app.add_middleware(InFlight, places=places, check_queue=app.state.service.check_queue, answer=_answer)
     if keyring is not None:
         app.add_middleware(Access, keyring=keyring, answer=_answer)
     app.add_middleware(RequestContext, metrics=measures, tracing=tracing)

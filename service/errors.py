@@ -18,12 +18,13 @@
         ├── IdempotencyConflictError    the same key for two different uploads, or two at once
         ├── ArtifactChangedError        a job's artifact is not the one that is served now
         ├── BodyTooLargeError           more bytes than max_body_bytes
-        ├── BatchTooLargeError          more inputs or tokens than one request may bring
+        ├── BatchTooLargeError          more inputs, members or tokens than one request may bring
         ├── MediaTypeError              a body that is not plain UTF-8 JSON
         ├── InvalidJsonError            a body that cannot be parsed
         ├── InvalidRequestError         JSON that does not fit the schema
         ├── UnscorableInputError        one input for which the model has no finite answer
-        ├── TooManyRequestsError        more requests being answered at once than max_requests
+        ├── TooManyRequestsError        more requests, or bytes of bodies, being answered at once than there is room for
+        │   └── ClientTooManyRequestsError  one caller's share of them
         ├── QueueFullError              no room to wait
         │   └── ClientQueueFullError    one caller's share of it is full
         ├── TooManyJobsError            no room for another job
@@ -138,7 +139,7 @@ class BodyTooLargeError(ServiceError):
 
 
 class BatchTooLargeError(ServiceError):
-    """More inputs than ``max_inputs``, or more tokens than the queue could ever hold."""
+    """More inputs than ``max_inputs``, more values than those could have, or more tokens than the queue could hold."""
 
 
 class MediaTypeError(ServiceError):
@@ -158,7 +159,11 @@ class UnscorableInputError(ServiceError):
 
 
 class TooManyRequestsError(ServiceError):
-    """More requests being answered at once than ``max_requests``."""
+    """More requests than ``max_requests``, or bytes of bodies than ``max_in_flight_bytes``, being answered at once."""
+
+
+class ClientTooManyRequestsError(TooManyRequestsError):
+    """The caller's own requests have all the places, or bytes, that one caller may have."""
 
 
 class QueueFullError(ServiceError):
@@ -261,7 +266,7 @@ ERROR_KINDS: tuple[ErrorKind, ...] = (
     ErrorKind(library.ModelError, "model_unsupported", 409, "The artifact's base model cannot be used."),
     ErrorKind(library.DownloadError, "model_unavailable", 409, "The artifact's base model could not be fetched."),
     ErrorKind(BodyTooLargeError, "body_too_large", 413, "More bytes than max_body_bytes."),
-    ErrorKind(BatchTooLargeError, "batch_too_large", 413, "More inputs or tokens than one request may bring."),
+    ErrorKind(BatchTooLargeError, "batch_too_large", 413, "More inputs, values or tokens than one request may bring."),
     ErrorKind(MediaTypeError, "unsupported_media_type", 415, "The body is not plain UTF-8 application/json."),
     ErrorKind(InvalidJsonError, "invalid_json", 422, "The body cannot be parsed as JSON."),
     ErrorKind(InvalidRequestError, "invalid_request", 422, "The JSON does not fit the schema."),
@@ -269,7 +274,18 @@ ERROR_KINDS: tuple[ErrorKind, ...] = (
     ErrorKind(library.InvalidInputError, "invalid_input", 422, "An input does not fit the artifact's template."),
     ErrorKind(UnscorableInputError, "unscorable_input", 422, "The model has no finite answer for an input."),
     ErrorKind(
-        TooManyRequestsError, "too_many_requests", 429, "Too many requests at once: try again later.", retry_after_s=1
+        TooManyRequestsError,
+        "too_many_requests",
+        429,
+        "Too many requests, or bytes of bodies, at once: try again later.",
+        retry_after_s=1,
+    ),
+    ErrorKind(
+        ClientTooManyRequestsError,
+        "client_too_many_requests",
+        429,
+        "The caller's own requests have its share of places, or of bytes of bodies.",
+        retry_after_s=1,
     ),
     ErrorKind(QueueFullError, "queue_full", 429, "No room to wait: try again later.", retry_after_s=1),
     ErrorKind(

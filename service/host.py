@@ -26,6 +26,7 @@ from laplora.errors import (
 )
 from service.artifact_folders import artifact_folders
 from service.artifact_library import Library
+from service.artifact_listing import ArtifactListing
 from service.engine import Engine, settle
 from service.errors import (
     ActivationRunningError,
@@ -88,6 +89,7 @@ class ArtifactHost:
         self._engine = engine
         self._metrics = metrics
         self._library = library
+        self.listing = ArtifactListing(library.read)
         self._on_failure = on_failure
         self._changing = threading.Lock()
         self.shelf = Shelf(max_artifacts=settings.max_artifacts, max_bytes=settings.max_artifact_bytes)
@@ -270,20 +272,15 @@ class ArtifactHost:
     def known(self) -> list[tuple[str, Artifact | LaploraError, Place | None]]:
         """Return every artifact by name: those on the shelf, the active one first, then the others of the root.
 
-        The error stands in place of one that cannot be read.
+        The error stands in place of one that cannot be read. For one thread at a time: it reads what has changed.
         """
         listing: list[tuple[str, Artifact | LaploraError, Place | None]] = [
             (place.name, place.predictor.artifact, place) for place in self.shelf.places
         ]
         shown = {place.predictor.artifact.path.resolve() for place in self.shelf.places}
-        for path in artifact_folders(self._settings.artifacts_root).values():
-            if path.resolve() in shown:
-                continue
-            try:
-                listing.append((path.name, self._library.read(path), None))
-            except LaploraError as error:
-                listing.append((path.name, error, None))
-        return listing
+        folders = artifact_folders(self._settings.artifacts_root)
+        others = {name: path for name, path in folders.items() if path.resolve() not in shown}
+        return [*listing, *((name, found, None) for name, found in self.listing.read(others).items())]
 
     def _load_first(self) -> None:
         try:

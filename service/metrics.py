@@ -66,6 +66,9 @@ class Metrics:
             registry=self.registry,
         )
         self.in_flight = Gauge("laplora_requests_in_flight", "HTTP requests being answered.", registry=self.registry)
+        self.body_bytes = Gauge(
+            "laplora_body_bytes", "Bytes of the bodies of requests being answered.", registry=self.registry
+        )
 
     def _of_the_queue(self) -> None:
         self.queue_rows = Gauge("laplora_queue_rows", "Inputs that wait for the device.", registry=self.registry)

@@ -122,7 +122,10 @@ def operation_id(route: APIRoute) -> str:
 
 def describe(settings: Settings) -> str:
     """Return the document's description, with the limits of this server: every setting that is a most or a time."""
-    worked_out = {"max_tokenize_bytes": settings.tokenize_bytes}
+    worked_out = {
+        "max_tokenize_bytes": settings.tokenize_bytes,
+        "max_in_flight_bytes": settings.in_flight_bytes,
+    }
     rows = [
         f"| `{name}` | {'none' if value is None else f'{value:g}' if isinstance(value, float) else value} | {meaning} |"
         for name, field in Settings.model_fields.items()
@@ -151,9 +154,10 @@ def install(app: FastAPI, *, with_keys: bool) -> None:
                 tags=[{"name": name, "description": meaning} for name, meaning in TAGS.items()],
             )
             document = _without_unreachable_422(document)
-            for _, method, operation in _operations(document):
-                if method == "POST":
-                    _add_errors(operation, "too_many_requests")
+            for path, method, operation in _operations(document):
+                line = line_of(method, path)
+                if method == "POST" and (line is None or line.need != "admin"):
+                    _add_errors(operation, "too_many_requests", "client_too_many_requests")
             app.openapi_schema = _with_request_id(_with_keys(document) if with_keys else document)
         return app.openapi_schema
 

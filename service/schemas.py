@@ -145,6 +145,7 @@ class PredictRequest(Strict):
 
     inputs: list[Input] = Field(
         min_length=1,
+        fail_fast=True,
         description="Inputs, at most max_inputs (413 above), with different ids; answers keep their order.",
     )
     artifact: str | None = Field(
@@ -346,7 +347,9 @@ class EvaluateRequest(Strict):
     """Labelled inputs to measure the artifact on."""
 
     inputs: list[LabelledInput] = Field(
-        min_length=1, description="Labelled inputs, at most max_inputs (413 above), with different ids."
+        min_length=1,
+        fail_fast=True,
+        description="Labelled inputs, at most max_inputs (413 above), with different ids.",
     )
     artifact: str | None = Field(
         default=None,

@@ -9,7 +9,6 @@ import asyncio
 import math
 import time
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -29,10 +28,12 @@ from service.errors import (
 )
 from service.feedback import FeedbackStore
 from service.host import ArtifactHost
+from service.in_flight import Places
 from service.metrics import Metrics
 from service.request_record import RequestRecord
 from service.settings import Settings
 from service.tokenizing import encode_all, text_sizes
+from service.workers import Workers
 
 if TYPE_CHECKING:
     from laplora.order_answers import OrderedRows
@@ -55,8 +56,9 @@ class ServiceState:
     """What the endpoints share; lives on ``app.state.service``.
 
     Attributes:
-        tokenizers: the threads that render and tokenize.
+        workers: the threads for what would keep the event loop.
         feedback: answered predictions, until their labels come.
+        places: how many requests are being answered, and of whom.
         jobs: the large evaluations.
         draining: set once the server takes no new requests.
         leave_by: ``time.monotonic`` seconds by which the process should have left; infinity before ``stop``.
@@ -66,8 +68,9 @@ class ServiceState:
     engine: Engine
     host: ArtifactHost
     metrics: Metrics
-    tokenizers: ThreadPoolExecutor
+    workers: Workers
     feedback: FeedbackStore
+    places: Places
     draining: bool = False
     leave_by: float = math.inf
     jobs: JobBoard = field(init=False)
@@ -76,6 +79,16 @@ class ServiceState:
     def token_estimate(self, predictor: Predictor) -> TokenEstimate:
         """Return what was learned of an artifact's tokens per byte."""
         return self.estimates.setdefault(predictor, TokenEstimate())
+
+    def check_queue(self, caller: str) -> None:
+        """Check that the queue would take a short request of a caller.
+
+        Raises:
+            DeviceFaultError, DrainingError, NotReadyError: the server takes no requests.
+            ClientQueueFullError, QueueFullError: there is no room.
+        """
+        check_taking(self)
+        self.engine.admission.check_room(caller)
 
     def reserve(self, caller: Caller, predictor: Predictor, sizes: Sequence[int], orders: Sequence[int]) -> Reservation:
         """Return room in the queue for prompts of these many bytes each, in these many orders each.
@@ -153,23 +166,16 @@ def check_taking(state: ServiceState) -> Predictor:
 
 
 def check_inputs(state: ServiceState, inputs: Sequence[Input], *, order_average: bool) -> None:
-    """Check the number of inputs and that no id comes twice.
+    """Check the number of prompts and that no id comes twice. The number of inputs was checked with the body.
 
     Args:
         order_average: whether each input is asked in several orders, and counts as many times.
 
     Raises:
-        BatchTooLargeError: more than ``max_inputs``.
+        BatchTooLargeError: more prompts than ``max_inputs``.
         InvalidRequestError: an id that two inputs share.
     """
     limit = state.settings.max_inputs
-    if len(inputs) > limit:
-        raise BatchTooLargeError(
-            f"the request has {len(inputs)} inputs, max_inputs is {limit}: send it in parts",
-            field="inputs",
-            limit=limit,
-            got=len(inputs),
-        )
     prompts = sum(_orders(item.template_fields) for item in inputs) if order_average else len(inputs)
     if prompts > limit:
         raise BatchTooLargeError(
@@ -288,7 +294,7 @@ async def score(
                     return predictor.encode_orders(fields, truncate=truncate)
 
                 each = [size * count for size, count in zip(sizes, orders, strict=True)]
-                asked = await encode_all(state.tokenizers, orders_of, inputs, each, deadline)
+                asked = await encode_all(state.workers.tokenize, orders_of, inputs, each, deadline)
                 rows = [row for one in asked for row in one.rows]
                 owners = [i for i, one in enumerate(asked) for _ in one.rows]
             else:
@@ -296,7 +302,7 @@ async def score(
                 def row_of(fields: Mapping[str, Any]) -> EncodedRow:
                     return predictor.encode(fields, truncate=truncate)
 
-                rows = await encode_all(state.tokenizers, row_of, inputs, sizes, deadline)
+                rows = await encode_all(state.workers.tokenize, row_of, inputs, sizes, deadline)
                 asked, owners = [], list(range(len(rows)))
         tokenized = time.monotonic()
         state.token_estimate(predictor).learn_rows(rows, [sizes[owner] for owner in owners])
@@ -320,7 +326,7 @@ async def score(
     if order_average:
         firsts = [k for k, owner in enumerate(owners) if k == 0 or owners[k - 1] != owner]
         own_order = [predictions[k] for k in firsts]
-        predictions = await loop.run_in_executor(state.tokenizers, predictor.average_orders, asked, predictions)
+        predictions = await loop.run_in_executor(state.workers.tokenize, predictor.average_orders, asked, predictions)
     return Scored(
         predictions,
         own_order,

@@ -93,7 +93,16 @@ class Settings(BaseSettings):
         "https://app.example; unset: none may.",
     )
     max_requests: int = Field(
-        512, ge=1, description="Most POST requests that are answered at once; more are refused with 429."
+        512,
+        ge=1,
+        description="Most POST requests that are answered at once, those that need the scope admin not counted; more "
+        "are refused with 429.",
+    )
+    max_in_flight_bytes: int | None = Field(
+        None,
+        ge=1024,
+        description="Most bytes of the bodies of requests that are answered at once, uploads of jobs not counted; more "
+        "are refused with 429 before they are read; unset: eight bodies of max_body_bytes for each caller's share.",
     )
     batch_tokens: int | None = Field(
         None,
@@ -120,8 +129,8 @@ class Settings(BaseSettings):
         gt=0,
         le=1,
         allow_inf_nan=False,
-        description="Most of the queue that one caller may hold, as a share of its rows, tokens and bytes; more are "
-        "refused with 429.",
+        description="Most that one caller may hold, as a share of the queue's rows, tokens and bytes, of max_requests "
+        "and of max_in_flight_bytes; more are refused with 429.",
     )
     max_inputs: int = Field(256, ge=1, description="Most inputs of one request; more are refused with 413.")
     max_body_bytes: int = Field(
@@ -230,8 +239,11 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _requests_fit_the_queue(self) -> Settings:
-        for largest, limit in (("max_inputs", "max_queue_rows"), ("max_body_bytes", "max_tokenize_bytes")):
-            bound = self.tokenize_bytes if limit == "max_tokenize_bytes" else getattr(self, limit)
+        for largest, limit, bound in (
+            ("max_inputs", "max_queue_rows", self.max_queue_rows),
+            ("max_body_bytes", "max_tokenize_bytes", self.tokenize_bytes),
+            ("max_body_bytes", "max_in_flight_bytes", self.in_flight_bytes),
+        ):
             if getattr(self, largest) > int(bound * self.client_share):
                 raise ValueError(
                     f"{largest} ({getattr(self, largest)}) is above client_share ({self.client_share:g}) of {limit} "
@@ -243,6 +255,11 @@ class Settings(BaseSettings):
     def tokenize_bytes(self) -> int:
         """Most bytes of text that wait to be tokenised."""
         return self.max_tokenize_bytes or math.ceil(2 * self.max_body_bytes / self.client_share)
+
+    @property
+    def in_flight_bytes(self) -> int:
+        """Most bytes of the bodies of requests that are answered at once."""
+        return self.max_in_flight_bytes or math.ceil(8 * self.max_body_bytes / self.client_share)
 
     @property
     def dequantize_weights(self) -> bool | None:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pydantic import ValidationError
 
 from laplora.errors import LaploraError
-from service.body import parse_json
 from service.errors import BodyTooLargeError, InvalidJsonError, InvalidRequestError
 from service.evaluation import label_index
+from service.json_parsing import parse_json
 from service.schemas import LabelledInput
 
 

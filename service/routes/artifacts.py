@@ -39,7 +39,7 @@ async def list_artifacts(request: Request) -> ArtifactsResponse:
     state: ServiceState = request.app.state.service
     active = state.host.active
     name = None if active is None else active.artifact.name
-    known = await run_in_threadpool(state.host.known)
+    known = await asyncio.get_running_loop().run_in_executor(state.workers.disk, state.host.known)
     return ArtifactsResponse(
         active=name, artifacts=[_summary(found, item, place, name) for found, item, place in known]
     )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Request
-from fastapi.concurrency import run_in_threadpool
 
 from laplora.errors import InvalidInputError, NonFiniteError
 from service.body import JsonBodyRoute
@@ -59,7 +59,8 @@ async def evaluate(body: EvaluateRequest, request: Request) -> EvaluateResponse:
                 record=record_of(request),
             )
             try:
-                return scored, await run_in_threadpool(measured, scored)
+                loop = asyncio.get_running_loop()
+                return scored, await loop.run_in_executor(state.workers.measure, measured, scored)
             except NonFiniteError:
                 raise UnscorableInputError(
                     "the model has no finite answer for one of the inputs", field="inputs"

@@ -11,7 +11,7 @@ from fastapi.concurrency import run_in_threadpool
 from service.body import JsonBodyRoute
 from service.calibration_watch import Figures, Reference, Report
 from service.callers import caller_of
-from service.errors import BatchTooLargeError, FeedbackOffError
+from service.errors import FeedbackOffError
 from service.feedback import FeedbackStore
 from service.feedback_schemas import (
     DriftOut,
@@ -35,14 +35,6 @@ async def give_feedback(body: FeedbackRequest, request: Request) -> FeedbackResp
     """Tell the true labels of your earlier predictions; one lost id does not refuse the rest, a wrong label does."""
     state: ServiceState = request.app.state.service
     store = _required(state)
-    limit = state.settings.max_inputs
-    if len(body.items) > limit:
-        raise BatchTooLargeError(
-            f"the request has {len(body.items)} items, max_inputs is {limit}: send it in parts",
-            field="items",
-            limit=limit,
-            got=len(body.items),
-        )
     outcomes = store.give(caller_of(request).name, [(item.prediction_id, item.label) for item in body.items])
     for outcome, count in Counter(outcomes).items():
         state.metrics.feedback.labels(outcome).inc(count)

@@ -31,7 +31,7 @@ def document(tmp_path: Path) -> dict[str, Any]:
     keys = tmp_path / "keys.json"
     write_keys(keys, [Key(id="a", sha256=digest("a"), scopes=("predict",))])
     app = create_app(settings(auth="keys", keys=keys), library=library())
-    app.state.service.tokenizers.shutdown()
+    app.state.service.workers.stop()
     return app.openapi()
 
 
@@ -73,9 +73,9 @@ def test_statuses_are_exactly_those_that_can_come_out(document: dict[str, Any]) 
         "DELETE /evaluate/jobs/{job_id}": ["200", "401", "403", "404", "503"],
         "GET /evaluate/jobs/{job_id}/events": ["200", "401", "403", "404", "503"],
         "GET /artifacts": ["200", "401"],
-        "POST /artifacts/{name}/load": ["200", "401", "403", "404", "409", "429", "503"],
-        "POST /artifacts/{name}/activate": ["200", "401", "403", "404", "409", "429", "503"],
-        "POST /artifacts/{name}/unload": ["200", "401", "403", "404", "409", "429", "503"],
+        "POST /artifacts/{name}/load": ["200", "401", "403", "404", "409", "503"],
+        "POST /artifacts/{name}/activate": ["200", "401", "403", "404", "409", "503"],
+        "POST /artifacts/{name}/unload": ["200", "401", "403", "404", "409", "503"],
         "GET /health/live": ["200"],
         "GET /health/ready": ["200", "503"],
         "GET /v2/health/live": ["200"],
@@ -266,7 +266,7 @@ def test_headers_are_documented(document: dict[str, Any]) -> None:
 
 def test_limits_are_this_servers() -> None:
     app = create_app(settings(max_inputs=7, request_timeout_s=2.5), library=library())
-    app.state.service.tokenizers.shutdown()
+    app.state.service.workers.stop()
     description = app.openapi()["info"]["description"]
     assert "| `max_inputs` | 7 |" in description
     assert "| `request_timeout_s` | 2.5 |" in description

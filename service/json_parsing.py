@@ -1,0 +1,88 @@
+"""From a JSON text to its value: strict, and counted before anything of it is built.
+
+A text of 4 MiB can hold two million values. They would take seconds and a gigabyte to build, while nobody else is
+answered, only to be refused. What a text holds is therefore counted in its bytes, which takes some milliseconds.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+from pydantic_core import from_json
+
+from service.errors import BatchTooLargeError, InvalidJsonError, InvalidRequestError
+
+#: Most keys of one object; an input has the fields of a template, its id and its label.
+MAX_KEYS: Final = 64
+#: Most members of lists and objects in a body, for each input that it may have, and at the least.
+MEMBERS_PER_INPUT: Final = 128
+FEWEST_MEMBERS: Final = 4096
+#: What must not stand between quotes, and what means nothing outside of them.
+_WHITE_SPACE = b" \t\r\n"
+
+
+def most_members(max_inputs: int) -> int:
+    """Return the most members of lists and objects that a body of so many inputs may have."""
+    return max(FEWEST_MEMBERS, MEMBERS_PER_INPUT * max_inputs)
+
+
+def count_members(raw: bytes, most: int) -> int:
+    """Return how many members the lists and objects of a JSON text have in all; at least ``most + 1`` of more.
+
+    Exact for what is JSON. Of anything else, it is no less than what a parser meets before it gives up.
+    """
+    # Escaped quotes first: afterwards every quote begins or ends a string.
+    bare = raw.replace(b"\\\\", b"").replace(b'\\"', b"") if b"\\" in raw else raw
+    # No member has more than two strings, its key and itself.
+    strings = (bare.count(b'"') + 1) // 2
+    if strings > 2 * most + 1:
+        return strings // 2
+    # One quote stays in each string's place: a list of one string is not an empty one.
+    outside = b'"'.join(bare.split(b'"')[::2]).translate(None, _WHITE_SPACE)
+    containers = outside.count(b"{") + outside.count(b"[") - outside.count(b"{}") - outside.count(b"[]")
+    return outside.count(b",") + containers
+
+
+def parse_json(raw: bytes, *, max_members: int = FEWEST_MEMBERS) -> Any:
+    """Return the parsed text.
+
+    Args:
+        max_members: of all its lists and objects together.
+
+    Raises:
+        InvalidJsonError: empty, not UTF-8, not JSON, NaN or infinity, a lone surrogate, nested too deep, or a key
+            that comes twice in one object: which of its values was meant, nobody can say.
+        BatchTooLargeError: more members than ``max_members``; nothing was built.
+        InvalidRequestError: an object of more than ``MAX_KEYS`` keys.
+    """
+    if not raw.strip():
+        raise InvalidJsonError("the body is empty: send a JSON object", field="body")
+    # A member takes two bytes at least.
+    if len(raw) > 2 * max_members and (members := count_members(raw, max_members)) > max_members:
+        raise BatchTooLargeError(
+            f"the body's lists and objects have {members} members or more, {max_members} is the most: send it in parts",
+            field="body",
+            limit=max_members,
+            got=members,
+        )
+    try:
+        value = from_json(raw, allow_inf_nan=False)
+        # pydantic's parser keeps the last of two values without a word; Python's, slower, shows each object's pairs.
+        json.loads(raw, object_pairs_hook=_check_keys)
+    except ValueError as error:
+        # The parsers' messages name the problem and the position, never the text.
+        raise InvalidJsonError(f"the body is not valid JSON: {error}", field="body") from None
+    return value
+
+
+def _check_keys(pairs: list[tuple[str, Any]]) -> None:
+    if len(pairs) > MAX_KEYS:
+        raise InvalidRequestError(
+            f"an object in the body has {len(pairs)} keys, {MAX_KEYS} is the most: leave out what is no field",
+            field="body",
+            limit=MAX_KEYS,
+            got=len(pairs),
+        )
+    if len({key for key, _ in pairs}) < len(pairs):
+        raise InvalidJsonError("an object in the body has the same key twice: send each key once", field="body")

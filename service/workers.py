@@ -1,0 +1,34 @@
+"""Threads for what would keep the event loop: a few for each kind of work, so that no kind waits for another.
+
+FastAPI's own threads are left to what is short: the metrics, above all.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+
+class Workers:
+    """The server's threads by kind of work.
+
+    Attributes:
+        tokenize: renders and tokenises prompts.
+        parse: parses large bodies.
+        measure: computes the metrics of POST /evaluate and their bootstrap.
+        disk: reads and hashes artifacts that are not loaded, one at a time.
+    """
+
+    def __init__(self) -> None:
+        self.tokenize = _threads("tokenize", 2)
+        self.parse = _threads("parse", 2)
+        self.measure = _threads("measure", 2)
+        self.disk = _threads("disk", 1)
+
+    def stop(self) -> None:
+        """Begin nothing more; what runs is not waited for."""
+        for threads in (self.tokenize, self.parse, self.measure, self.disk):
+            threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _threads(name: str, most: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=most, thread_name_prefix=f"laplora-{name}")
