@@ -40,6 +40,7 @@ EXPECTED = {
     library.InvalidInputError: (422, "invalid_input"),
     errors.UnscorableInputError: (422, "unscorable_input"),
     errors.TooManyRequestsError: (429, "too_many_requests"),
+    errors.ClientTooManyRequestsError: (429, "client_too_many_requests"),
     errors.QueueFullError: (429, "queue_full"),
     errors.ClientQueueFullError: (429, "client_queue_full"),
     errors.TooManyJobsError: (429, "too_many_jobs"),
