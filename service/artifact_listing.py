@@ -69,7 +69,7 @@ class ArtifactListing:
 
 def fingerprint_of(folder: Path) -> Fingerprint:
     """Return what changes with any file of a folder, without reading one: each path with its number, size and times."""
-    entries = []
+    entries: list[tuple[object, ...]] = []
     for path in (folder, *sorted(folder.rglob("*"))):
         try:
             status = path.stat()
