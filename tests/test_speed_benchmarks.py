@@ -224,6 +224,16 @@ def test_the_open_loops_page_is_made_of_its_runs(tmp_path: Path) -> None:
         assert overload.page(published_runs) == (FOLDER / overload.PAGE).read_text(encoding="utf-8")
 
 
+def test_a_load_that_never_filled_the_queue_says_nothing_of_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
+    idle = [run_of(refused=0, told=0)]
+    names = [record.name for record in overload.records(HERE, "s", idle)]
+    assert not any("refusals" in name for name in names)
+    monkeypatch.setattr(overload, "served", lambda *_given, **_cores: nullcontext("url"))
+    monkeypatch.setattr(overload.overload, "measure", lambda *_given, **_options: idle)
+    with pytest.raises(RuntimeError, match="refused nothing"):
+        list(overload.run(HERE, quick=False))
+
+
 def test_places_of_a_page_are_filled_and_none_is_left_over() -> None:
     page = "It costs <!-- x:begin a -->old<!-- x:end a --> now.\n<!-- x:begin b -->\n| old |\n<!-- x:end b -->\n"
     filled = fill(page, "x", {"a": "new", "b": "| t |\n"})

@@ -117,6 +117,7 @@ def run_of(twice: overload.Load, *, let_in: int = 20) -> overload.Run:
         (overload.Run(10.7, (), load_of(5.0, 100), 20, 20), 0),
         (run_of(load_of(5.6, 100)), 1),
         (run_of(load_of(5.0, 100, refusal_s=0.011)), 2),
+        (run_of(load_of(5.0, 0)), 2),
         (run_of(load_of(5.0, 100, retry_after_s=None)), 3),
         (run_of(load_of(5.0, 100), let_in=19), 3),
         (run_of(load_of(5.0, 100, other=1)), 3),
