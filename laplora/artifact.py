@@ -175,8 +175,9 @@ def new_artifact(target: Path) -> Iterator[Path]:
     An older artifact there is replaced; on an error it stays and the temporary folder goes.
 
     Raises:
-        ArtifactWriteError: the disk is full, or the user's share of it.
+        ArtifactWriteError: the disk is full, or the user's share of it; or what is there is no artifact.
     """
+    check_replaceable(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.parent / f".{target.name}.{os.getpid()}.partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -194,6 +195,17 @@ def new_artifact(target: Path) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_replaceable(target: Path) -> None:
+    """Raise ArtifactWriteError where an artifact would take the place of something that is none."""
+    if target.is_dir() and ((target / MANIFEST).is_file() or not any(target.iterdir())):
+        return
+    if target.exists() or target.is_symlink():
+        raise ArtifactWriteError(
+            f"{target} is there and is no artifact: it would be replaced. Give the artifact another name or folder, or "
+            "remove it"
+        )
 
 
 def _is_full(error: OSError | SafetensorError) -> bool:

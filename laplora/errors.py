@@ -119,7 +119,7 @@ class ArtifactIncompatibleError(ArtifactError):
 
 
 class ArtifactWriteError(ArtifactError):
-    """No room to write an artifact; what was there before still is."""
+    """An artifact that cannot be written: no room, or something else in its place. What was there before still is."""
 
 
 class GoldenMismatchError(ArtifactError):

@@ -22,6 +22,7 @@ from laplora.errors import (
     ArtifactCorruptError,
     ArtifactIncompatibleError,
     ArtifactNotFoundError,
+    ArtifactWriteError,
     GoldenMismatchError,
     LaploraError,
     ModelError,
@@ -442,14 +443,39 @@ def test_a_write_replaces_all_of_the_old_artifact(
     for content in ("one", "two"):
         with new_artifact(tmp_path / "it") as folder:
             (folder / content).write_text(content)
-    assert [p.name for p in (tmp_path / "it").iterdir()] == ["two"]
+            (folder / "manifest.json").write_text("{}")
+    assert sorted(p.name for p in (tmp_path / "it").iterdir()) == ["manifest.json", "two"]
     assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "broken link"])
+def test_what_is_no_artifact_is_not_replaced(tmp_path: Path, kind: str) -> None:
+    """A run whose name is that of a user's folder beside the artifacts must not take its place."""
+    target = tmp_path / "papers"
+    if kind == "folder":
+        target.mkdir()
+        (target / "thesis.tex").write_text("x")
+    elif kind == "file":
+        target.write_text("x")
+    else:
+        target.symlink_to("nowhere")
+    with pytest.raises(ArtifactWriteError, match="papers is there and is no artifact"), new_artifact(target):
+        pytest.fail("nothing should be written")
+    assert [p.name for p in tmp_path.iterdir()] == ["papers"]
+    assert target.is_symlink() or (target / "thesis.tex").is_file() or target.read_text() == "x"
+
+
+def test_an_empty_folder_may_become_an_artifact(tmp_path: Path) -> None:
+    (tmp_path / "it").mkdir()
+    with new_artifact(tmp_path / "it") as folder:
+        (folder / "manifest.json").write_text("{}")
+    assert [p.name for p in (tmp_path / "it").iterdir()] == ["manifest.json"]
 
 
 def test_a_rename_that_fails_brings_the_old_artifact_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(artifact_module, "_exchange", lambda *_: False)
     with new_artifact(tmp_path / "it") as folder:
-        (folder / "old").write_text("")
+        (folder / MANIFEST).write_text("{}")
     rename = Path.rename
 
     def failing(self: Path, target: Path) -> Path:
@@ -460,7 +486,7 @@ def test_a_rename_that_fails_brings_the_old_artifact_back(tmp_path: Path, monkey
     monkeypatch.setattr(Path, "rename", failing)
     with pytest.raises(OSError, match="disk on fire"), new_artifact(tmp_path / "it") as folder:
         (folder / "new").write_text("")
-    assert [p.name for p in (tmp_path / "it").iterdir()] == ["old"]
+    assert [p.name for p in (tmp_path / "it").iterdir()] == [MANIFEST]
     assert leftovers(tmp_path) == []
 
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from laplora.artifact import check_replaceable
 from laplora.errors import ConfigError, InvalidInputError
 from laplora.model import BaseSpec, load_base_model, load_tokenizer, locate_base, resolve_device
 from laplora.prompts import Batch, EncodedRow, collate, encode, render, resolve_label_tokens
@@ -87,8 +88,10 @@ def open_run(config: RunConfig) -> Run:
         ConfigError: no calibration or test rows, golden inputs that the template does not take, or an average over
             the orders of choices that it has none of.
         DataError, ModelError, LabelTokenError, DownloadError: data, base or labels that cannot be used.
+        ArtifactWriteError: something that is no artifact has the finished one's place.
     """
     device = resolve_device(config.base.device)
+    check_replaceable(config.artifact_dir)
     splits = load_splits(config.data, seed=config.seed, progress=say)
     _check_splits(config, splits)
     location = locate_base(base_spec(config), progress=say)

@@ -23,8 +23,9 @@ from laplora.prompts import EncodedRow
 from training.config import RunConfig
 from training.data import Example
 from training.finetune import finetune, member_folder, member_steps
+from training.folders import set_aside
 from training.posteriors import squared_distances
-from training.runtime import Run, open_run, progress, write_json, write_tensors
+from training.runtime import Run, open_run, progress, say, write_json, write_tensors
 from training.study.config import StudyConfig
 from training.study.store import offsets
 
@@ -39,8 +40,9 @@ def gather(config: StudyConfig, task: str, seed: int) -> Path:
     settings = config.run_config(task, seed)
     configuration = gathered_under(settings)
     if read_configuration(folder) != configuration:
-        for stale in folder.glob("*.safetensors"):
-            stale.unlink()
+        aside = set_aside(folder, tuple(path.name for path in folder.glob("*.safetensors")))
+        if aside:
+            say(f"what another configuration gathered is kept in {aside}")
     elif (folder / "gathered.json").is_file() and all(stored(folder, s) for s in ("train", "calibration", "test")):
         return folder
     write_json(folder / "configuration.json", configuration)
