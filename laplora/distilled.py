@@ -7,7 +7,8 @@ predicted is its matrix logarithm, so that whatever comes out is a covariance:
     ``log V(x) = mean + sum_i c_i exp(-|z(x) - z_i|^2 / 2)``
 
 with ``z`` the states of some layers, each at unit root mean square, in their leading principal directions, beside a few
-scalars: the contrasts' mean, its norm, the states' norms and the number of tokens.
+scalars: the contrasts' mean, its norm, the states' norms and the number of tokens. Far from every ``z_i`` that is the
+mean alone; how much a prediction is worth there is ``laplora.distilled_error``'s.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from itertools import product
 
 import torch
 
+from laplora.distilled_error import KernelError, fit_kernel_error, left_out, log_traces, regularised_factor
 from laplora.errors import DataError, NonFiniteError
 from laplora.states import States
 
@@ -26,7 +28,7 @@ _DIRECTIONS = 64
 #: Root mean square of a point in the principal directions, in units of a scalar's standard deviation.
 _SPREAD = 4.0
 #: What is searched: squared lengths of the kernel in units of the median squared distance, and ridges.
-_LENGTHS, _RIDGES = (0.25, 0.5, 1.0, 2.0), (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+_LENGTHS, RIDGES = (0.25, 0.5, 1.0, 2.0), (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 #: Smallest eigenvalue of a covariance, relative to its largest, whose logarithm is taken as it is.
 _FLOOR = 1e-6
 _FOLDS = 5
@@ -36,6 +38,23 @@ _MOST = 1500
 _KEPT = torch.float16
 #: Names of a predictor's tensors.
 TENSORS = ("center", "directions", "scalar_center", "scalar_scale", "support", "coefficients", "mean")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A predicted covariance and what it is worth; float64.
+
+    Attributes:
+        covariance: (batch, classes - 1, classes - 1), of the contrasts, nats squared.
+        log_error: (batch,), one standard deviation of its logarithm's error.
+        unfamiliar: (batch,) bool, where the prediction is of a row unlike all that it was learnt from.
+        variance: (batch,), the kernel machine's own, 0 to 1; None where it does not know its ridge.
+    """
+
+    covariance: torch.Tensor
+    log_error: torch.Tensor
+    unfamiliar: torch.Tensor
+    variance: torch.Tensor | None
 
 
 @dataclass(frozen=True)
@@ -49,6 +68,7 @@ class DistilledCovariance:
         support: (inputs, kept + scalars), ``z_i``.
         coefficients: (inputs, entries), ``c_i``: the upper triangle of a (classes - 1) square matrix, row by row.
         mean: (entries,).
+        error: how far off its logarithm is; one number for all rows where a file of an older format says no more.
     """
 
     layers: tuple[int, ...]
@@ -59,12 +79,32 @@ class DistilledCovariance:
     support: torch.Tensor
     coefficients: torch.Tensor
     mean: torch.Tensor
+    error: KernelError | float
 
     def covariance(self, states: States) -> torch.Tensor:
         """Return the predicted covariance of the contrasts, (batch, classes - 1, classes - 1) float64, nats squared."""
+        return self._predicted(self._kernel(states))
+
+    def estimate(self, states: States) -> Estimate:
+        """Return the predicted covariance and what it is worth."""
+        kernel = self._kernel(states)
+        covariance = self._predicted(kernel)
+        if isinstance(self.error, float):
+            same = torch.full((len(states),), self.error, dtype=torch.float64)
+            return Estimate(covariance, same, torch.zeros(len(states), dtype=torch.bool), None)
+        variance = self.error.variance(kernel)
+        return Estimate(covariance, self.error.log_error(variance), self.error.unfamiliar(variance), variance)
+
+    def support_kernel(self) -> torch.Tensor:
+        """Return the kernel of the support with itself, (inputs, inputs) float64."""
+        return _kernel(self.support, self.support)
+
+    def _kernel(self, states: States) -> torch.Tensor:
         points = _points(states, self.center, self.directions, self.scalar_center, self.scalar_scale)
-        entries = _kernel(points, self.support) @ self.coefficients.double() + self.mean.double()
-        return from_logarithms(entries)
+        return _kernel(points, self.support)
+
+    def _predicted(self, kernel: torch.Tensor) -> torch.Tensor:
+        return from_logarithms(kernel @ self.coefficients.double() + self.mean.double())
 
 
 @dataclass(frozen=True)
@@ -82,19 +122,28 @@ class Distillation:
 
 
 def distill(
-    states: States, covariances: torch.Tensor, groups: torch.Tensor, layers: tuple[int, ...], seed: int
+    states: States,
+    covariances: torch.Tensor,
+    groups: torch.Tensor,
+    layers: tuple[int, ...],
+    seed: int,
+    class_mask: torch.Tensor,
 ) -> Distillation:
     """Return the predictor of covariances that errs least, in the entries of ``log V``, on inputs held out of its fit.
 
-    The kernel's length and the ridge are chosen by cross-validation.
+    The kernel's length and the ridge are chosen by cross-validation. The first inputs are calibration rows, which are
+    like the rows to come: how far off the predictor is, and what is unfamiliar, is learnt from each of them left out of
+    the fit, and they have no part in the principal directions, along which they would look more familiar than new rows.
 
     Args:
         states: of the inputs; covariances: (inputs, classes - 1, classes - 1), their exact ones, nats squared.
         groups: (inputs,) int64; inputs of a group are variants of one another, and are held out together.
         layers: where the states are from; seed: of the folds.
+        class_mask: (calibration rows, classes) bool, the possible classes of the first inputs.
 
     Raises:
-        DataError: shapes that do not fit, or fewer than five groups.
+        DataError: shapes that do not fit, fewer than five groups, no calibration row or one with variants, or no two
+            inputs beside them.
         NonFiniteError: NaN or infinity in a state or covariance.
     """
     count = len(states)
@@ -102,10 +151,17 @@ def distill(
         raise DataError(f"{count} states, {len(covariances)} covariances and {len(groups)} groups do not fit together")
     if not bool(states.hidden.isfinite().all()) or not bool(covariances.isfinite().all()):
         raise NonFiniteError("a state or covariance holds NaN or infinity: nothing to distil from")
+    first = len(class_mask)
+    if not 1 <= first <= count - 2 or bool((torch.bincount(groups)[groups[:first]] > 1).any()):
+        raise DataError(
+            f"{first} calibration rows of {count} inputs: at least one is needed, two inputs beside them, and no "
+            "variants of them"
+        )
     generator = torch.Generator().manual_seed(seed)
     if count > _MOST:
         chosen = torch.randperm(count, generator=generator)[:_MOST].sort().values
-        fit = distill(states.take(chosen), covariances[chosen], groups[chosen], layers, seed)
+        masks = class_mask[chosen[chosen < first]]
+        fit = distill(states.take(chosen), covariances[chosen], groups[chosen], layers, seed, masks)
         held_out = fit.predictor.covariance(states)
         held_out[chosen] = fit.held_out
         return Distillation(fit.predictor, held_out)
@@ -114,16 +170,16 @@ def distill(
         raise DataError(f"{len(names)} different inputs are too few to hold some out: use at least {_FOLDS}")
     entries = logarithms(covariances)
     shape, scalars = _shape(states), _scalars(states)
-    center, scalar_center = shape.mean(0), scalars.mean(0)
+    center, scalar_center = shape[first:].mean(0), scalars.mean(0)
     deviation = scalars.std(0)
     scalar_scale = torch.where(deviation > 1e-6, 1 / deviation.clamp_min(1e-6), 0.0)
-    directions = _principal(shape - center).to(_KEPT)
+    directions = _principal(shape[first:] - center).to(_KEPT)
     unscaled = _points(states, center, directions, scalar_center, scalar_scale)
     distances = torch.cdist(unscaled, unscaled).square()
     median = distances[~torch.eye(count, dtype=torch.bool)].median().clamp_min(1e-12)
     fold = torch.randperm(len(names), generator=generator)[owner] % _FOLDS
     length, ridge = min(
-        product(_LENGTHS, _RIDGES), key=lambda pair: _error(distances / (median * pair[0]), pair[1], entries, fold)
+        product(_LENGTHS, RIDGES), key=lambda pair: _error(distances / (median * pair[0]), pair[1], entries, fold)
     )
     root = float((median * length).rsqrt())
     directions, scalar_scale = (directions.double() * root).to(_KEPT), scalar_scale * root
@@ -133,6 +189,7 @@ def distill(
     for kept, held, coefficients, mean in _fits(kernel, ridge, entries, fold):
         held_out[held] = kernel[held][:, kept] @ coefficients + mean
     coefficients, mean = _solve(kernel, ridge, entries)
+    coefficients, mean = coefficients.float(), mean.float()
     predictor = DistilledCovariance(
         layers=layers,
         center=center.float(),
@@ -140,8 +197,9 @@ def distill(
         scalar_center=scalar_center.float(),
         scalar_scale=scalar_scale.float(),
         support=support,
-        coefficients=coefficients.float(),
-        mean=mean.float(),
+        coefficients=coefficients,
+        mean=mean,
+        error=kernel_error(kernel, ridge, coefficients, mean, class_mask),
     )
     return Distillation(predictor, from_logarithms(held_out))
 
@@ -171,11 +229,22 @@ def from_logarithms(entries: torch.Tensor) -> torch.Tensor:
     return covariances
 
 
-def log_error(predicted: torch.Tensor, exact: torch.Tensor) -> float:
-    """Return the root mean square of ``log(trace predicted / trace exact)`` over covariances (rows, d, d)."""
-    traces = (c.diagonal(dim1=1, dim2=2).sum(1).clamp_min(torch.finfo(torch.float64).tiny) for c in (predicted, exact))
-    one, other = traces
-    return float((one.double().log() - other.double().log()).square().mean().sqrt())
+def kernel_error(
+    kernel: torch.Tensor, ridge: float, coefficients: torch.Tensor, mean: torch.Tensor, class_mask: torch.Tensor
+) -> KernelError:
+    """Return what a fit says of its error, from each of its first inputs left out.
+
+    Args:
+        kernel: (inputs, inputs), of the support; coefficients: (inputs, entries); mean: (entries,).
+        class_mask: (calibration rows, classes) bool, the possible classes of the first inputs.
+    """
+    factor = regularised_factor(kernel, ridge)
+    first = len(class_mask)
+    errors, variances = left_out(factor, coefficients, first)
+    # What was fitted: (K + ridge I) coefficients is it less its mean.
+    fitted = kernel[:first].double() @ coefficients.double() + ridge * coefficients[:first].double() + mean.double()
+    exact, predicted = (log_traces(from_logarithms(e), class_mask) for e in (fitted, fitted - errors))
+    return fit_kernel_error(factor, ridge, predicted - exact, variances)
 
 
 def _shape(states: States) -> torch.Tensor:

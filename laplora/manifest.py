@@ -100,6 +100,12 @@ class DistilledRecord(_Record):
         ge=0,
         description="root mean square of log(trace predicted / trace exact), calibration rows held out of the fit",
     )
+    false_alarms: float | None = Field(
+        gt=0,
+        lt=1,
+        description="share of rows like the calibration rows that may count as unfamiliar; null: of format 3, whose "
+        "file says nothing of a row's own error",
+    )
 
 
 class DropoutRecord(_Record):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from laplora.distilled import DistilledCovariance
+from laplora.distilled import DistilledCovariance, Estimate
 from laplora.errors import NonFiniteError
 from laplora.jacobians import contrast_jacobians
 from laplora.member_adapters import Weights, in_place
@@ -82,6 +82,7 @@ class MemberOutputs:
         means: by kind of members (members, batch, classes - 1), ``Q^T f``, nats.
         covariances: by kind of members (members, batch, classes - 1, classes - 1), nats squared; only the kinds
             that were asked for with their posteriors.
+        estimate: what the kind ``distilled`` has for its covariance, with its error; None where it was not asked for.
     """
 
     logits: torch.Tensor
@@ -89,6 +90,7 @@ class MemberOutputs:
     class_mask: torch.Tensor
     means: dict[Members, torch.Tensor]
     covariances: dict[Members, torch.Tensor]
+    estimate: Estimate | None = None
 
 
 #: A kind of members, and whether with their posteriors.
@@ -112,9 +114,11 @@ def member_outputs(members: MemberSet, batch: Batch, wanted: Collection[Wanted])
     transform = contrasts(len(members.label_ids), torch.float64)
     means: dict[Members, torch.Tensor] = {"single": (logits @ transform)[None]}
     covariances: dict[Members, torch.Tensor] = {} if covariance is None else {"single": covariance[None]}
+    estimate = None
     if distilled is not None and tape is not None:
+        estimate = distilled.estimate(tape.states(logits, batch.attention_mask))
         means["distilled"] = means["single"]
-        covariances["distilled"] = distilled.covariance(tape.states(logits, batch.attention_mask))[None]
+        covariances["distilled"] = estimate.covariance[None]
     for kind in dict.fromkeys(kind for kind, _ in wanted if kind not in ("single", "distilled")):
         posteriors = (kind, True) in wanted
         found = [
@@ -124,7 +128,7 @@ def member_outputs(members: MemberSet, batch: Batch, wanted: Collection[Wanted])
         means[kind] = torch.stack([f @ transform for f, _, _ in found])
         if posteriors:
             covariances[kind] = torch.stack([v for _, _, v in found if v is not None])
-    outputs = MemberOutputs(logits, mass, batch.class_mask.cpu(), means, covariances)
+    outputs = MemberOutputs(logits, mass, batch.class_mask.cpu(), means, covariances, estimate)
     for value in (mass, *means.values(), *covariances.values()):
         if not bool(value.isfinite().all()):
             raise NonFiniteError("the model gave NaN or infinity for this input")

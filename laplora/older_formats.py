@@ -22,7 +22,8 @@ def upgraded(fields: dict[str, Any], version: int) -> dict[str, Any]:
 
 def _fourth(fields: dict[str, Any]) -> dict[str, Any]:
     """Return a manifest's fields of format 3 as format 4 has them."""
-    return {**fields, "format_version": 4}
+    distilled = fields["distilled"]
+    return {**fields, "format_version": 4, "distilled": distilled and {**distilled, "false_alarms": None}}
 
 
 def _second(fields: dict[str, Any]) -> dict[str, Any]:

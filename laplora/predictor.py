@@ -14,10 +14,11 @@ from laplora import prompts
 from laplora.artifact import Artifact, read_artifact
 from laplora.base_check import check_base
 from laplora.blocks import Block
-from laplora.distilled_file import read_distilled_for
+from laplora.distilled import DistilledCovariance
+from laplora.distilled_file import OlderRecord, read_distilled_for
 from laplora.errors import ArtifactCorruptError, ConfigError, DataError, InvalidInputError, PriorError
 from laplora.golden import not_recorded, read_golden, verify_answers
-from laplora.handing_over import rows_to_hand_over
+from laplora.handing_over import Deferral, rows_to_hand_over
 from laplora.held_weights import HeldWeights
 from laplora.jacobians import find_blocks
 from laplora.manifest import ADAPTER_FOLDER, DISTILLED, POSTERIOR, SCORES, Manifest
@@ -199,7 +200,7 @@ class Predictor:
         """Return an answer per row, in order; the rows run as one padded batch.
 
         A row that ``fast`` is asked for is answered by ``laplace``, and says so, where the error of the predicted
-        covariance could change its label or its decision.
+        covariance could change its label or its decision, or where it is unlike all that this was learnt from.
 
         Args:
             predictive: one of ``predictives``; None is the recommended one.
@@ -243,30 +244,43 @@ class Predictor:
         if not rows:
             return [], []
         outputs = self._outputs(rows, [name, *(self.named(other) for other in also)])
-        record = self.artifact.manifest.distilled
-        assert record is not None
-        deferred = rows_to_hand_over(
-            self._thresholds(name, target_risk),
-            record.error,
-            logits=outputs.logits,
-            contrast_mean=outputs.means["distilled"][0],
-            covariance=outputs.covariances["distilled"][0],
-            class_mask=outputs.class_mask,
-            label_mass=outputs.label_mass,
-            truncated=[r.truncated for r in rows],
-        )
-        return build_predictions(self.artifact.manifest, rows, outputs, name), deferred
+        deferral = self._deferral(rows, outputs, target_risk)
+        return build_predictions(self.artifact.manifest, rows, outputs, name), deferral.rows
 
-    def predict_each(self, rows: Sequence[EncodedRow]) -> dict[PredictiveName, list[Prediction]]:
-        """Return the answers of every predictive by name, each as ``predict`` gives them, from the same passes.
+    def predict_each(
+        self, rows: Sequence[EncodedRow]
+    ) -> tuple[dict[PredictiveName, list[Prediction]], Deferral | None]:
+        """Return the answers of every predictive by name, each of its own, and which of ``fast`` are not to be served.
+
+        Args:
+            rows: at least one; they run as one padded batch, through the same passes for all predictives.
+
+        Returns:
+            the answers, in row order; None for the rest where the artifact has no ``fast``.
 
         Raises:
             NonFiniteError: NaN or infinity in a logit or variance.
         """
-        if not rows:
-            return {name: [] for name in self.predictives}
         outputs = self._outputs(rows, self.predictives)
-        return {name: build_predictions(self.artifact.manifest, rows, outputs, name) for name in self.predictives}
+        answers = {name: build_predictions(self.artifact.manifest, rows, outputs, name) for name in self.predictives}
+        return answers, self._deferral(rows, outputs, None) if "fast" in self.predictives else None
+
+    def _deferral(self, rows: Sequence[EncodedRow], outputs: MemberOutputs, target_risk: float | None) -> Deferral:
+        """Return which rows ``fast`` leaves to ``laplace``, from outputs that it was asked for."""
+        estimate = outputs.estimate
+        assert estimate is not None
+        places = rows_to_hand_over(
+            self._thresholds("fast", target_risk),
+            log_error=estimate.log_error,
+            unfamiliar=estimate.unfamiliar,
+            logits=outputs.logits,
+            contrast_mean=outputs.means["distilled"][0],
+            covariance=estimate.covariance,
+            class_mask=outputs.class_mask,
+            label_mass=outputs.label_mass,
+            truncated=[r.truncated for r in rows],
+        )
+        return Deferral(places, estimate.unfamiliar.nonzero()[:, 0].tolist(), estimate.variance)
 
     def _outputs(self, rows: Sequence[EncodedRow], names: Sequence[PredictiveName]) -> MemberOutputs:
         batch = prompts.collate(rows, class_count=self.class_count, pad_token_id=self._tokenizer.pad_token_id)
@@ -393,7 +407,6 @@ def load_members(path: Path, manifest: Manifest, model: Any, device: torch.devic
             raise ArtifactCorruptError(f"the prior is not this posterior's: {error}") from None
         return Member(weights, posterior.to(device, dtype), precisions)
 
-    distilled = read_distilled_for(model, path / DISTILLED, len(manifest.labels)) if manifest.distilled else None
     checkpoints = tuple(
         with_posterior(
             read_weights(model, path / record.folder / ADAPTER_FOLDER),
@@ -407,10 +420,25 @@ def load_members(path: Path, manifest: Manifest, model: Any, device: torch.devic
         parameters=lora_parameters(model),
         label_ids=manifest.label_token_ids,
         trained=with_posterior({}, path, manifest.prior.prior()),
-        distilled=distilled,
+        distilled=load_distilled(path, manifest, model),
         checkpoints=checkpoints,
         dropout=dropout_members(manifest, model, blocks),
     )
+
+
+def load_distilled(path: Path, manifest: Manifest, model: Any) -> DistilledCovariance | None:
+    """Return what predicts the artifact's covariances; None where it has no ``fast``.
+
+    Raises:
+        ArtifactCorruptError: a file that does not hold what the manifest says.
+    """
+    record = manifest.distilled
+    if record is None:
+        return None
+    older = None
+    if record.false_alarms is None:
+        older = OlderRecord(record.inputs, manifest.calibration.rows, record.error)
+    return read_distilled_for(model, path / DISTILLED, len(manifest.labels), older)
 
 
 def dropout_members(manifest: Manifest, model: Any, blocks: Sequence[Block]) -> tuple[Member, ...]:

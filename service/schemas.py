@@ -102,7 +102,8 @@ class PredictOptions(Strict):
         default="laplace",
         description="laplace: the artifact's recommended predictive answers, and the posterior's variances come with "
         "it; map: one forward pass, MAP answers, nothing about the posterior; fast: one forward pass, variances "
-        "predicted from it, and laplace where the error of that could decide (answered_by says which).",
+        "predicted from it, and laplace where the error of that could decide or the input is unlike what they "
+        "were learnt from (answered_by says which).",
     )
     predictive: str | None = Field(
         default=None,
@@ -202,7 +203,8 @@ class PredictionOut(Answer):
     label_text: str = Field(description="The chosen choice's text, or the label itself.", examples=["positive"])
     answered_by: str = Field(
         description="The predictive that made this answer: the one that was asked for, but laplace in place of fast "
-        "where the error of the predicted variance could decide the label or the decision.",
+        "where the error of the predicted variance could decide the label or the decision, or the input is unlike "
+        "those that it was learnt from.",
         examples=["laplace"],
     )
     map_probs: Probabilities = Field(

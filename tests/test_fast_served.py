@@ -6,8 +6,10 @@ import dataclasses
 from typing import Any
 
 import pytest
+import torch
 
 from laplora import member_outputs as outputs_module
+from laplora.distilled_error import KernelError
 from laplora.errors import ConfigError
 from laplora.predictor import Predictor
 from tests.tiny_runs import BAD, GOOD, NOUNS
@@ -15,14 +17,15 @@ from tests.tiny_runs import BAD, GOOD, NOUNS
 TEXTS = [{"text": f"The {noun} was {word}."} for noun in NOUNS[:6] for word in (*GOOD, *BAD)]
 
 
-def with_error(predictor: Predictor, error: float) -> Predictor:
-    """Return the predictor of the same artifact with another error on record."""
-    artifact = predictor.artifact
-    record = artifact.manifest.distilled
-    assert record is not None
-    manifest = artifact.manifest.model_copy(update={"distilled": record.model_copy(update={"error": error})})
-    kept = (predictor._members, predictor._tokenizer, predictor.device, predictor.weights)
-    return Predictor(dataclasses.replace(artifact, manifest=manifest), *kept)
+def with_error(predictor: Predictor, **changes: float) -> Predictor:
+    """Return the predictor of the same artifact whose kernel machine says something else of its error."""
+    members = predictor._members
+    assert members.distilled is not None
+    assert isinstance(members.distilled.error, KernelError)
+    tensors = {name: torch.tensor(value, dtype=torch.float64) for name, value in changes.items()}
+    distilled = dataclasses.replace(members.distilled, error=dataclasses.replace(members.distilled.error, **tensors))
+    kept = (predictor._tokenizer, predictor.device, predictor.base)
+    return Predictor(predictor.artifact, dataclasses.replace(members, distilled=distilled), *kept)
 
 
 def rows_of(predictor: Predictor) -> list[Any]:
@@ -56,8 +59,8 @@ def test_deferred_rows_can_be_answered_in_batches_of_other_rows(sentiment_predic
 
 def test_without_an_error_nothing_is_handed_over_and_more_error_hands_over_more(sentiment_predictor: Predictor) -> None:
     shares = []
-    for error in (0.0, 0.2, 1.0, 3.0):
-        predictor = with_error(sentiment_predictor, error)
+    for scale in (0.0, 0.2, 1.0, 3.0):
+        predictor = with_error(sentiment_predictor, scale=scale, unfamiliar_variance=1.0)
         answers = predictor.predict(rows_of(predictor), "fast")
         shares.append({i for i, answer in enumerate(answers) if answer.predictive == "laplace"})
     assert not shares[0]
@@ -65,23 +68,46 @@ def test_without_an_error_nothing_is_handed_over_and_more_error_hands_over_more(
     assert shares[3]
 
 
-def test_what_is_kept_would_be_decided_alike_at_either_end_of_the_error(sentiment_predictor: Predictor) -> None:
+def test_what_is_kept_would_be_decided_alike_at_either_end_of_the_rows_own_error(
+    sentiment_predictor: Predictor,
+) -> None:
     """By the library's own answers under covariances that are wrong by just that much."""
-    rows, record = rows_of(sentiment_predictor), sentiment_predictor.artifact.manifest.distilled
-    assert record is not None
+    rows = rows_of(sentiment_predictor)
     kept = [i for i, a in enumerate(sentiment_predictor.predict(rows, "fast")) if a.predictive == "fast"]
-    members, plain = sentiment_predictor._members, with_error(sentiment_predictor, 0.0)
+    plain = with_error(sentiment_predictor, scale=0.0, unfamiliar_variance=1.0)
+    estimate = sentiment_predictor._outputs(rows, ["fast"]).estimate
+    assert estimate is not None
+    assert len(set(estimate.log_error.tolist())) > len(rows) // 2
+    own, members = plain.predict(rows, "fast"), plain._members
     assert members.distilled is not None
-    own = plain.predict(rows, "fast")
     changed = 0
-    for shift in (record.error, -record.error):
-        moved = dataclasses.replace(members.distilled, mean=members.distilled.mean + shift)
-        plain._members = dataclasses.replace(members, distilled=moved)
-        for i, answer in enumerate(plain.predict(rows, "fast")):
+    for i, row in enumerate(rows):
+        for shift in (estimate.log_error[i], -estimate.log_error[i]):
+            moved = dataclasses.replace(members.distilled, mean=members.distilled.mean + shift)
+            plain._members = dataclasses.replace(members, distilled=moved)
+            (answer,) = plain.predict([row], "fast")
             same = (answer.decision, answer.label_index) == (own[i].decision, own[i].label_index)
             assert same or i not in kept
             changed += not same
     assert changed
+
+
+def test_unfamiliar_rows_are_answered_exactly_whatever_they_say(sentiment_predictor: Predictor) -> None:
+    """Those of familiar words are not, where no error could decide."""
+    sure = with_error(sentiment_predictor, scale=0.0)
+    strange = [{"text": text} for text in ("7 3 9 9 2 " * 8, "qx zv kw jj vq " * 8, "a = f(b) ; " * 12)]
+    rows = [*rows_of(sure), *(sure.encode(text, truncate=True) for text in strange)]
+    (answers, deferral) = sure.predict_each(rows)
+    assert deferral is not None
+    assert deferral.rows == deferral.unfamiliar
+    assert set(deferral.rows) >= {len(TEXTS), len(TEXTS) + 1, len(TEXTS) + 2}
+    assert len(deferral.rows) < 3 + len(TEXTS) / 2
+    assert deferral.variance is not None
+    assert len(deferral.variance) == len(rows)
+    served = sure.predict(rows, "fast")
+    assert [i for i, answer in enumerate(served) if answer.predictive == "laplace"] == deferral.rows
+    assert answers["fast"][-1].probs != answers["laplace"][-1].probs
+    assert served[-1].probs == pytest.approx(answers["laplace"][-1].probs, abs=1e-5)
 
 
 def test_the_stated_risk_moves_where_fast_is_not_trusted(sentiment_predictor: Predictor) -> None:
@@ -109,7 +135,7 @@ def test_one_forward_pass_unless_rows_are_handed_over(
             return _original(*arguments, **options)
 
         monkeypatch.setattr(outputs_module, function, call)
-    sure = with_error(sentiment_predictor, 0.0)
+    sure = with_error(sentiment_predictor, scale=0.0, unfamiliar_variance=1.0)
     sure.predict(rows_of(sure), "fast")
     assert seen == ["last_hidden"]
     sentiment_predictor.predict(rows_of(sentiment_predictor), "fast")

@@ -11,7 +11,8 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from laplora.distilled import distill, log_error
+from laplora.distilled import Estimate, distill
+from laplora.distilled_error import FALSE_ALARMS, log_error
 from laplora.distilled_file import distilled_tensors, read_distilled_for
 from laplora.manifest import DISTILLED, DistilledRecord
 from laplora.posterior import Posterior, Prior, block_precisions
@@ -66,9 +67,10 @@ def distill_covariance(
     precisions = block_precisions(prior, posterior.blocks)
     exact = torch.cat([posterior.covariance(part.projected, precisions) for part in parts])
     states = join_states([part.states for part in parts if part.states is not None])
-    found = distill(states, exact, groups, layers, run.config.seed)
+    found = distill(states, exact, groups, layers, run.config.seed, calibration.class_mask)
     held_out = found.held_out[:count]
-    record = DistilledRecord(inputs=len(groups), error=log_error(held_out, exact[:count]))
+    error = log_error(held_out, exact[:count], calibration.class_mask)
+    record = DistilledRecord(inputs=len(groups), error=error, false_alarms=FALSE_ALARMS)
     write_tensors(folder / DISTILLED, *distilled_tensors(found.predictor))
     write_json(folder / "distilled.json", record.model_dump(mode="json"))
     return Distilled(held_out, record)
@@ -123,8 +125,8 @@ def read_record(config: RunConfig) -> DistilledRecord | None:
     return DistilledRecord.model_validate_json((config.run_dir / "laplace" / "distilled.json").read_text())
 
 
-def predicted(config: RunConfig, model: Any, split: ProjectedSplit, classes: int) -> torch.Tensor | None:
-    """Return the covariances that a run's predictor gives for a split with states; None where it is off."""
+def predicted(config: RunConfig, model: Any, split: ProjectedSplit, classes: int) -> Estimate | None:
+    """Return the covariances that a run's predictor gives for a split with states, and their errors; None: off."""
     if split.states is None:
         return None
-    return read_distilled_for(model, config.run_dir / "laplace" / DISTILLED, classes).covariance(split.states)
+    return read_distilled_for(model, config.run_dir / "laplace" / DISTILLED, classes).estimate(split.states)

@@ -19,7 +19,7 @@ from laplora.prediction import row_scores
 from laplora.predictive import class_probs
 from training.calibrate import predictive_of, read_calibrated
 from training.config import RunConfig
-from training.distillation import predicted, read_record, watched_layers
+from training.distillation import predicted, watched_layers
 from training.examples import Example
 from training.fidelity import Fidelity, measure_fidelity
 from training.fit_laplace import load_trained, read_choices, verify_fitted
@@ -105,7 +105,8 @@ def measure(run: Run, model: Any, fitted: Path) -> Measured:
     trained = Fitted(posterior, served.prior, split.projected)
     fits = read_member_fits(run, model)
     outputs = split_outputs(run, model, trained, split, fits, test, "test rows")
-    outputs = replace(outputs, distilled=predicted(config, model, split, run.class_count))
+    estimate = predicted(config, model, split, run.class_count)
+    outputs = replace(outputs, distilled=estimate.covariance if estimate else None)
     results = {"zero_shot": evaluate_probs(zero_shot, split.labels)}
     sets = {}
     map_probs = class_probs(split.logits, split.class_mask)
@@ -126,9 +127,8 @@ def measure(run: Run, model: Any, fitted: Path) -> Measured:
         if choice != served:
             probs = predictive_of(_with_prior(outputs, choice.prior), "laplace", 1.0).probs
             results[f"laplace_{choice.method}_{choice.prior.granularity}"] = evaluate_probs(probs, split.labels)
-    record = read_record(config)
     truncated = [row.truncated for row in run.encode(test)]
-    fidelity = measure_fidelity(calibrated["predictives"], record, outputs, truncated) if record else None
+    fidelity = measure_fidelity(calibrated["predictives"], estimate, outputs, truncated) if estimate else None
     return Measured(results, sets, gains, fidelity)
 
 

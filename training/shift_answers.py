@@ -64,7 +64,8 @@ def answer_set(predictor: Predictor, examples: Sequence[Example], batch_size: in
     plan = batches(rows, batch_size)
     found: dict[str, dict[int, Prediction]] = {}
     for index in progress(plan, len(plan), title):
-        for name, predictions in predictor.predict_each([rows[i] for i in index]).items():
+        answers, _ = predictor.predict_each([rows[i] for i in index])
+        for name, predictions in answers.items():
             found.setdefault(name, {}).update(zip(index, predictions, strict=True))
     ordered = {name: [answers[i] for i in range(len(rows))] for name, answers in found.items()}
     first = next(iter(ordered.values()))

@@ -100,6 +100,7 @@ def test_the_artifact_holds_the_predictor_and_its_fidelity(sentiment_run: Finish
     assert manifest.distilled == read_record(sentiment_run.config)
     assert manifest.distilled is not None
     assert manifest.distilled.inputs == 32 + 24 + 24
+    assert manifest.distilled.false_alarms == 0.05
     assert DISTILLED in manifest.files
     evaluation = json.loads((sentiment_run.artifact / "report" / "evaluation.json").read_text())
     fidelity = evaluation["fast"]["fidelity"]
@@ -107,7 +108,8 @@ def test_the_artifact_holds_the_predictor_and_its_fidelity(sentiment_run: Finish
     assert fidelity["nll"] == pytest.approx(evaluation["fast"]["nll"])
     assert fidelity["laplace_nll"] == pytest.approx(evaluation["laplace"]["nll"])
     assert 0.3 < fidelity["rank_correlation"] <= 1
-    assert 0 <= fidelity["handed_over"] < 1
+    assert 0 < fidelity["standardised_error"] < 5
+    assert 0 <= fidelity["unfamiliar"] <= fidelity["handed_over"] < 1
     assert fidelity["handed_over"] <= fidelity["same_decision"] <= 1
     assert "Mode fast:" in (sentiment_run.artifact / "report" / "results.md").read_text()
 
