@@ -1,4 +1,4 @@
-"""python -m service: serve one artifact until SIGTERM or Ctrl-C, then drain."""
+"""python -m service: serve one artifact until SIGTERM or Ctrl-C, then leave without failing a request."""
 
 from __future__ import annotations
 
@@ -34,17 +34,20 @@ FAULT_LEAVE_S = 5.0
 
 
 class DrainingServer(uvicorn.Server):
-    """A server that, on SIGTERM or SIGINT, first answers what is in flight and refuses the rest with 503.
+    """A server that, on SIGTERM or SIGINT, answers what is in flight and refuses the rest with 503.
 
-    It leaves after ``drain_s`` at the latest; a second signal ends the wait. Once the device has failed, it leaves
-    by itself, after ``FAULT_LEAVE_S`` at the latest.
+    On SIGTERM it first answers everything for ``drain_delay_s`` while readiness fails, so that whoever sends requests
+    can learn of it; not where it has not been ready yet. It leaves ``drain_s`` later at the latest; a second signal
+    ends the wait. Once the device has failed or hung, it leaves by itself, after ``FAULT_LEAVE_S`` at the latest.
     """
 
     def __init__(self, config: uvicorn.Config, state: ServiceState) -> None:
         super().__init__(config)
         self._state = state
-        self._drain_until: float | None = None
+        self._drain_at: float | None = None
+        self._drain_until = math.inf
         self._leave_at: float | None = None
+        self._told = False
         self.failed = False
 
     def fail(self) -> None:
@@ -53,11 +56,16 @@ class DrainingServer(uvicorn.Server):
         self.should_exit = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to drain; on a second signal, leave now."""
-        if self._drain_until is not None or self._state.settings.drain_s == 0:
+        """Begin to leave; on a second signal, leave now."""
+        if self._drain_at is not None:
             self.should_exit = True
-            self.force_exit = self._drain_until is not None and sig == signal.SIGINT
-        self._drain_until = self._drain_until or time.monotonic() + self._state.settings.drain_s
+            self.force_exit = sig == signal.SIGINT
+            return
+        was_ready = self._state.host.active is not None
+        delay_s = self._state.settings.drain_delay_s if sig == signal.SIGTERM and was_ready else 0.0
+        self._drain_at = time.monotonic() + delay_s
+        # No more than this in a signal's handler: the rest may need a lock that is held where the signal came.
+        self._state.leaving = True
 
     async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
         """Listen, and say where."""
@@ -77,21 +85,33 @@ class DrainingServer(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Run ten times a second; true ends the server."""
+        self._state.engine.end_if_hung()
         if self._state.engine.health.fault is not None:
             # The queue is answered by now; what is still open is bodies on their way.
             self._leave_at = self._leave_at or time.monotonic() + FAULT_LEAVE_S
             if self._idle or time.monotonic() >= self._leave_at:
                 self.should_exit = True
-        if self._drain_until is not None and not self.should_exit:
-            if not self._state.draining:
-                logger.info("draining", extra={"event": "draining", "in_flight": self._state.engine.open_tickets})
-                self._state.drain()
-            if self._idle or time.monotonic() >= self._drain_until:
-                self.should_exit = True
+        if self._drain_at is not None and not self.should_exit:
+            self._go_on_leaving(self._drain_at)
         if self.should_exit:
             # What is still open is answered with 503 now instead of a cut connection.
             self._state.stop()
         return await super().on_tick(counter)
+
+    def _go_on_leaving(self, drain_at: float) -> None:
+        now = time.monotonic()
+        if now < drain_at:
+            if not self._told:
+                self._told = True
+                self._state.leave()
+                logger.info("leaving", extra={"event": "leaving", "delay_s": self._state.settings.drain_delay_s})
+            return
+        if not self._state.draining:
+            self._drain_until = now + self._state.settings.drain_s
+            logger.info("draining", extra={"event": "draining", "in_flight": self._state.engine.open_tickets})
+            self._state.drain()
+        if self._idle or now >= self._drain_until:
+            self.should_exit = True
 
     @property
     def _idle(self) -> bool:

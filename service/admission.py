@@ -150,6 +150,10 @@ class Admission:
             if not reservation.closed:
                 self._change(reservation, NOTHING.less(gone))
 
+    def regain(self, reservation: Reservation, again: Amount) -> None:
+        """Hold again what was released, whatever the limits: rows that go to the device a second time."""
+        self.release(reservation, NOTHING.less(again))
+
     def close(self, reservation: Reservation) -> None:
         """Give back all that a reservation still holds; again, nothing."""
         with self._lock:

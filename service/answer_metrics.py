@@ -5,6 +5,7 @@ Only POST /predict is counted: labelled rows that an artifact is measured on wou
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
@@ -77,6 +78,8 @@ class AnswerMetrics:
         self._flags = Counter("laplora_flags", "Flags raised.", [*_BY, "flag"], registry=registry)
         self._decisions = Counter("laplora_decisions", "Decisions made.", [*_BY, "decision"], registry=registry)
         self._series: dict[tuple[str, str], _Series] = {}
+        #: Requests count while another thread drops the series of artifacts that went.
+        self._changing = threading.Lock()
 
     def count(self, artifact: str, answers: Iterable[Prediction]) -> None:
         """Count answers of a loaded artifact: a few microseconds each."""
@@ -96,29 +99,30 @@ class AnswerMetrics:
 
     def keep(self, artifacts: Collection[str]) -> None:
         """Drop the series of all artifacts but these, so that there are never more than can be loaded."""
-        for artifact, predictive in [by for by in self._series if by[0] not in artifacts]:
-            if self._series.pop((artifact, predictive), None) is None:
-                continue
-            for metric in (self._epistemic, self._confidence, self._label_mass, self._set_labels):
-                metric.remove(artifact, predictive)
-            for counter in (self._tokens, self._truncated):
-                counter.remove(artifact, predictive)
-            for flag in get_args(Flag):
-                self._flags.remove(artifact, predictive, flag)
-            for decision in get_args(Decision):
-                self._decisions.remove(artifact, predictive, decision)
+        with self._changing:
+            for artifact, predictive in [by for by in self._series if by[0] not in artifacts]:
+                del self._series[artifact, predictive]
+                for metric in (self._epistemic, self._confidence, self._label_mass, self._set_labels):
+                    metric.remove(artifact, predictive)
+                for counter in (self._tokens, self._truncated):
+                    counter.remove(artifact, predictive)
+                for flag in get_args(Flag):
+                    self._flags.remove(artifact, predictive, flag)
+                for decision in get_args(Decision):
+                    self._decisions.remove(artifact, predictive, decision)
 
     def _begin(self, artifact: str, predictive: str) -> _Series:
         # Every flag and decision from 0 on: a rate over a series that appears with its first event misses that event.
         by = (artifact, predictive)
-        series = self._series[by] = _Series(
-            self._epistemic.labels(*by),
-            self._confidence.labels(*by),
-            self._label_mass.labels(*by),
-            self._set_labels.labels(*by),
-            self._tokens.labels(*by),
-            self._truncated.labels(*by),
-            {flag: self._flags.labels(*by, flag) for flag in get_args(Flag)},
-            {decision: self._decisions.labels(*by, decision) for decision in get_args(Decision)},
-        )
+        with self._changing:
+            series = self._series[by] = _Series(
+                self._epistemic.labels(*by),
+                self._confidence.labels(*by),
+                self._label_mass.labels(*by),
+                self._set_labels.labels(*by),
+                self._tokens.labels(*by),
+                self._truncated.labels(*by),
+                {flag: self._flags.labels(*by, flag) for flag in get_args(Flag)},
+                {decision: self._decisions.labels(*by, decision) for decision in get_args(Decision)},
+            )
         return series

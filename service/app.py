@@ -20,7 +20,7 @@ from service.access import Access
 from service.artifact_library import Library, default_library
 from service.calibration_gauges import CalibrationGauges
 from service.device_faults import DeviceHealth
-from service.engine import BatchReport, Engine
+from service.engine import Engine
 from service.errors import (
     InvalidRequestError,
     MethodNotAllowedError,
@@ -83,8 +83,10 @@ def create_app(
         max_queue_rows=settings.max_queue_rows,
         max_tokenize_bytes=settings.tokenize_bytes,
         client_share=settings.client_share,
-        on_batch=measures.count_batch if tracing is None else _both(measures.count_batch, tracing.batch),
-        health=DeviceHealth(stall_s=settings.stall_s, on_fault=lambda: measures.ready.set(0)),
+        on_batch=(measures.count_batch,) if tracing is None else (measures.count_batch, tracing.batch),
+        health=DeviceHealth(
+            stall_s=settings.stall_s, hang_s=settings.run_limit_s, on_fault=lambda: measures.ready.set(0)
+        ),
     )
     places = Places(
         max_requests=settings.max_requests, max_bytes=settings.in_flight_bytes, client_share=settings.client_share
@@ -107,7 +109,7 @@ def create_app(
         artifact_host.start()
         await app.state.service.jobs.open()
         try:
-            async with event_loop.watched(measures.loop_lag.observe):
+            async with event_loop.watched(measures.observe_loop_lag):
                 yield
         finally:
             state: ServiceState = app.state.service
@@ -176,17 +178,9 @@ def _tracing(settings: Settings) -> Tracing | None:
     return Tracing(settings.otlp_endpoint)
 
 
-def _both(first: Callable[[BatchReport], None], second: Callable[[BatchReport], None]) -> Callable[[BatchReport], None]:
-    def both(report: BatchReport) -> None:
-        first(report)
-        second(report)
-
-    return both
-
-
 async def _answer(request: Request, error: Exception) -> JSONResponse:
     kind = kind_of(error)
-    request.app.state.service.metrics.rejects.labels(kind.code).inc()
+    request.app.state.service.metrics.count_reject(kind.code)
     if kind.status == 500:
         log_crash("request failed", error)
     note(request, code=kind.code)

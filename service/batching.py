@@ -7,7 +7,7 @@ that have had no more than a batch beyond their part, then, in room that these c
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 from service.fairness import Request, Turns, callers_ahead, charged, tree_of, whose_turn
@@ -26,19 +26,23 @@ class Waiting:
     request: Request
 
 
-def next_batch(waiting: Sequence[Waiting], turns: Turns, *, token_budget: int) -> tuple[list[int], Turns]:
+def next_batch(
+    waiting: Sequence[Waiting], turns: Turns, *, token_budget: int, patient: Collection[int] = frozenset()
+) -> tuple[list[int], Turns]:
     """Return the positions in ``waiting`` of the next batch, shortest row first, and the turns after it.
 
     Args:
         waiting: rows in order of arrival, at least one.
         turns: as the last batch left them.
         token_budget: most padded tokens of a batch.
+        patient: positions of rows that ask for no turn while others wait, until the rows that could run with them fill
+            a batch. Until then they go along with another's turn only.
     """
     rows_of: dict[Request, int] = {}
     for row in waiting:
         rows_of[row.request] = rows_of.get(row.request, 0) + 1
     tree = tree_of(rows_of)
-    turn = whose_turn(turns, tree)
+    turn = whose_turn(turns, tree_of(_asking(waiting, rows_of, patient, token_budget)) if patient else tree)
     seed = next(i for i, row in enumerate(waiting) if row.request is turn)
     ahead = callers_ahead(turns, tree, turn, token_budget)
     batch = form_batch(waiting, seed=seed, token_budget=token_budget, ahead=ahead)
@@ -49,6 +53,22 @@ def next_batch(waiting: Sequence[Waiting], turns: Turns, *, token_budget: int) -
         rows_of[request] -= 1
     gone = {request for request in tokens if not rows_of[request]}
     return batch, charged(turns, tree, tokens, gone, batch_tokens=token_budget)
+
+
+def _asking(
+    waiting: Sequence[Waiting], rows_of: Mapping[Request, int], patient: Collection[int], token_budget: int
+) -> list[Request]:
+    """Return the requests that ask for a turn, in order of arrival; all of them where each is patient."""
+    tokens: dict[Hashable, int] = {}
+    patient_rows: dict[Request, int] = {}
+    for i, row in enumerate(waiting):
+        group = row.request.group
+        tokens[group] = tokens.get(group, 0) + row.tokens
+        if i in patient:
+            patient_rows[row.request] = patient_rows.get(row.request, 0) + 1
+    full = {group for group, count in tokens.items() if count >= token_budget}
+    asking = [r for r, rows in rows_of.items() if rows > patient_rows.get(r, 0) or r.group in full]
+    return asking or list(rows_of)
 
 
 def form_batch(

@@ -13,6 +13,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from service.calibration_watch import Report, Signal
+from service.unfailing import unfailing
 
 #: ``laplora_feedback_<name>``: attributes of a report.
 _ANSWERS = {
@@ -64,7 +65,10 @@ class CalibrationGauges(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Return the gauges of this moment."""
         yield GaugeMetricFamily("laplora_feedback_kept_rows", "Predictions kept by id.", value=self._kept())
-        reports = self._reports()
+        reports: Sequence[Report] = ()
+        # The other metrics are scraped in the same answer.
+        with unfailing("calibration gauges"):
+            reports = self._reports()
         yield _family(
             "laplora_feedback_rows",
             "Labelled predictions that the figures are computed from.",

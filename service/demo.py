@@ -69,7 +69,7 @@ def main() -> int:
     )
     # The server is in a session of its own, so a Ctrl-C reaches it once, from here, and it drains.
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: server.terminate())
+        signal.signal(number, lambda number, _: server.send_signal(number))
     try:
         if not wait_until_ready(server, url):
             return server.poll() or 1
@@ -78,7 +78,7 @@ def main() -> int:
         server.wait()
     finally:
         if server.poll() is None:
-            server.terminate()
+            server.send_signal(signal.SIGINT)
             server.wait()
     print("stopped")
     return 0 if server.returncode in (0, -signal.SIGINT, -signal.SIGTERM, 130) else server.returncode

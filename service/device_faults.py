@@ -4,6 +4,8 @@ After a CUDA fault the process's context is gone: every later call fails with th
 So :class:`DeviceHealth` latches: nothing in the process clears it, only a new process does. ``service.__main__``
 sees the latch and leaves with ``ExitStatus.DEVICE_FAULT`` once what is open has its answer.
 
+A run that does not end for ``hang_s`` counts as a fault too: its thread cannot be ended, its process can.
+
 There is no timed re-check of an idle device. Each answer is one already, a fault shows at the next request, which
 gets a 503 and a new process; a check on a timer would take the device's time from those who wait.
 """
@@ -11,6 +13,7 @@ gets a 503 and a new process; a check on a timer would take the device's time fr
 from __future__ import annotations
 
 import logging
+import math
 import re
 import threading
 import time
@@ -19,6 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from service.errors import DeviceFaultError, DeviceStalledError
+from service.unfailing import unfailing
 
 _log = logging.getLogger("laplora.service")
 
@@ -79,16 +83,24 @@ def _is_named(error: BaseException, name: str) -> bool:
     return any(cls.__name__ == name for cls in type(error).__mro__)
 
 
+class DeviceHungError(Exception):
+    """A run of the device has taken so long that it is taken never to end. Latched, never answered."""
+
+
 class DeviceHealth:
     """Whether the device answers. Read from any thread, without a lock.
 
     Args:
         stall_s: seconds after which a run that has not ended counts as stalled.
+        hang_s: seconds after which it is taken never to end.
         on_fault: called once, in the thread that met the fault.
     """
 
-    def __init__(self, *, stall_s: float, on_fault: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, *, stall_s: float, hang_s: float = math.inf, on_fault: Callable[[], None] = lambda: None
+    ) -> None:
         self._stall_s = stall_s
+        self._hang_s = hang_s
         self._on_fault = on_fault
         self._latching = threading.Lock()
         self._fault: str | None = None
@@ -108,22 +120,32 @@ class DeviceHealth:
         finally:
             self._run_began = None
 
-    def latch(self, error: BaseException) -> DeviceFaultError:
+    @property
+    def hung(self) -> bool:
+        """Whether the present run has taken more than ``hang_s``."""
+        return self._run_took_more_than(self._hang_s)
+
+    def latch(self, error: BaseException, where: traceback.StackSummary | None = None) -> DeviceFaultError:
         """Record a fault for good, log it, and return what requests are answered with from now on.
 
         Only the first fault counts: what follows from a lost context says nothing new.
+
+        Args:
+            where: the frames to log; None: the error's own.
         """
         with self._latching:
             first = self._fault is None
             self._fault = self._fault or type(error).__name__
         if first:
             # By its type and frames: its text may hold a client's.
-            frames = [f"{f.filename}:{f.lineno} {f.name}" for f in traceback.extract_tb(error.__traceback__)]
+            where = traceback.extract_tb(error.__traceback__) if where is None else where
+            frames = [f"{f.filename}:{f.lineno} {f.name}" for f in where]
             _log.critical(
                 "the device failed, the process leaves",
                 extra={"event": "device_fault", "error": self._fault, "frames": frames},
             )
-            self._on_fault()
+            with unfailing("on_fault"):
+                self._on_fault()
         return self._fault_error()
 
     def require_no_fault(self) -> None:
@@ -143,9 +165,12 @@ class DeviceHealth:
             DeviceStalledError: the present run has taken more than ``stall_s``.
         """
         self.require_no_fault()
-        began = self._run_began
-        if began is not None and time.monotonic() - began > self._stall_s:
+        if self._run_took_more_than(self._stall_s):
             raise DeviceStalledError(f"a run of the device has taken more than {self._stall_s:g} seconds")
+
+    def _run_took_more_than(self, seconds: float) -> bool:
+        began = self._run_began
+        return began is not None and time.monotonic() - began > seconds
 
     def _fault_error(self) -> DeviceFaultError:
         return DeviceFaultError(f"the device failed ({self._fault}) and the server starts anew: try again then")

@@ -4,14 +4,20 @@ A request becomes a :class:`Ticket` of rows. Whenever the device is idle and row
 the best batch from all of them, whichever requests they came from, and runs it; it never waits for more.
 Callers take turns, and so do a caller's requests (``service.fairness``): nobody waits for all of a long request.
 A ticket's future holds its predictions in the order of its rows, or the first row's failure.
+
+Rows that ``fast`` defers go back into the queue, in the same ticket, as rows that ``laplace`` is asked for. They share
+batches with any such rows, and are patient: they take no turn of their own until they fill a batch, nothing else waits,
+``PATIENCE`` batches have gone by, or half of their request's time has.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import sys
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
@@ -23,15 +29,19 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from laplora.errors import NonFiniteError
 from service.admission import Admission, Amount, Reservation
 from service.batching import Waiting, halves, next_batch, padded_tokens
-from service.device_faults import DeviceHealth, is_device_fault, is_out_of_memory
+from service.device_faults import DeviceHealth, DeviceHungError, is_device_fault, is_out_of_memory
 from service.errors import DeadlineError, DeviceFaultError, DeviceMemoryError, DrainingError, UnscorableInputError
 from service.fairness import Request, Turns
+from service.unfailing import unfailing
 
 if TYPE_CHECKING:
     from laplora.prediction import Prediction
     from laplora.prompts import EncodedRow
 
 _log = logging.getLogger("laplora.service")
+
+#: Batches for which deferred rows let others go first. Where one row in eight is deferred, they fill a batch by then.
+PATIENCE = 8
 
 
 @dataclass(frozen=True)
@@ -61,6 +71,12 @@ class Scorer(Protocol):
         target_risk: float | None = None,
     ) -> list[Prediction]:
         """Return one prediction per row, in order."""
+        ...
+
+    def predict_deferring(
+        self, rows: Sequence[EncodedRow], *, also: Sequence[str] = (), target_risk: float | None = None
+    ) -> tuple[list[Prediction], list[int]]:
+        """Return ``fast``'s prediction per row, in order, and the positions of those that ``laplace`` has to answer."""
         ...
 
 
@@ -98,7 +114,8 @@ class Ticket:
 
     ``inputs`` holds, for each row, the number of the request's input that it belongs to; ``caller`` is who asks,
     ``reservation`` what its waiting rows hold of the queue, ``origin`` whatever the submitter wants to find in the
-    reports of its batches, ``waiting`` how many rows are in the queue.
+    reports of its batches, ``waiting`` those of its rows that are in the queue, ``deferred`` whose turn its deferred
+    rows have.
     """
 
     scorer: Scorer
@@ -112,7 +129,8 @@ class Ticket:
     origin: Any = None
     future: Future[list[Prediction]] = field(default_factory=Future)
     results: dict[int, Prediction] = field(default_factory=dict)
-    waiting: int = 0
+    waiting: set[_QueuedRow] = field(default_factory=set)
+    deferred: Request | None = None
     started: float | None = None
     finished: float | None = None
 
@@ -129,12 +147,20 @@ class Ticket:
 
 @dataclass(frozen=True, eq=False)
 class _QueuedRow(Waiting):
+    """A row in the queue; ``patient_until`` is the number of the batch from which it is patient no more."""
+
     ticket: Ticket
     index: int
+    ask: Ask
+    patient_until: int = 0
 
     @property
     def row(self) -> EncodedRow:
         return self.ticket.rows[self.index]
+
+    def is_patient(self, batch_number: int, now: float) -> bool:
+        ticket = self.ticket
+        return batch_number < self.patient_until and now - ticket.submitted < (ticket.deadline - ticket.submitted) / 2
 
 
 @lru_cache(maxsize=4096)
@@ -152,7 +178,7 @@ class Engine:
         max_queue_rows: most rows that wait.
         max_tokenize_bytes: most bytes of text that are reserved for and not tokenised yet.
         client_share: most of the queue that one caller holds; a request with more is refused for good.
-        on_batch: called on the device thread after each run.
+        on_batch: each is called on the device thread after each run; one that fails is logged once.
         health: is told of each run and of each fault.
 
     Attributes:
@@ -167,7 +193,7 @@ class Engine:
         max_queue_rows: int,
         max_tokenize_bytes: int = 2**24,
         client_share: float = 1.0,
-        on_batch: Callable[[BatchReport], None] = lambda report: None,
+        on_batch: Sequence[Callable[[BatchReport], None]] = (),
         health: DeviceHealth | None = None,
     ) -> None:
         self.health = health or DeviceHealth(stall_s=math.inf)
@@ -180,7 +206,8 @@ class Engine:
         self._changed = threading.Condition(lock)
         self._expiry = threading.Condition(lock)
         self._next_expiry = math.inf
-        self._waiting: list[_QueuedRow] = []
+        self._waiting: dict[_QueuedRow, None] = {}  # in order of arrival
+        self._batch_number = 0
         self._queued_tokens = 0
         self._turns = Turns()
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
@@ -268,11 +295,9 @@ class Engine:
             arrived = time.monotonic()
             ticket = Ticket(scorer, ask, tuple(rows), deadline, arrived, tuple(owners), caller, reservation, origin)
             request = Request(caller, _kind(id(scorer), ask))
-            self._waiting.extend(_QueuedRow(len(row.token_ids), request, ticket, i) for i, row in enumerate(rows))
-            self._queued_tokens += known.tokens
-            ticket.waiting = len(rows)
+            self._enqueue([_QueuedRow(len(row.token_ids), request, ticket, i, ask) for i, row in enumerate(rows)])
             self._open.add(ticket)
-            self._changed.notify_all()
+            self._changed.notify()
             if deadline < self._next_expiry:
                 self._expiry.notify_all()
         ticket.future.add_done_callback(lambda _: self._forget(ticket))
@@ -289,7 +314,7 @@ class Engine:
         with self._changed:
             self._require_open()
             self._calls.append((function, future))
-            self._changed.notify_all()
+            self._changed.notify()
         return future
 
     def _require_open(self) -> None:
@@ -301,7 +326,6 @@ class Engine:
         """Refuse new work; what waits is still served."""
         with self._changed:
             self._draining = True
-            self._changed.notify_all()
 
     def stop(self, *, join_timeout_s: float = 0.0) -> None:
         """Fail what still waits with :class:`DrainingError` and end the thread after its current batch."""
@@ -323,8 +347,14 @@ class Engine:
                 raise
             raise self._fail(error) from None
 
-    def _fail(self, error: BaseException) -> DeviceFaultError:
-        fault = self.health.latch(error)
+    def end_if_hung(self) -> None:
+        """End the engine as after a fault, if its present run has taken more than the health's ``hang_s``."""
+        if self.health.hung:
+            thread = None if self._thread is None else sys._current_frames().get(self._thread.ident or 0)
+            self._fail(DeviceHungError("a run of the device does not end"), traceback.extract_stack(thread))
+
+    def _fail(self, error: BaseException, frames: traceback.StackSummary | None = None) -> DeviceFaultError:
+        fault = self.health.latch(error, frames)
         self._end(fault)
         return fault
 
@@ -342,12 +372,20 @@ class Engine:
     def _forget(self, ticket: Ticket) -> None:
         with self._changed:
             self._open.discard(ticket)
-            if ticket.waiting:  # most have no row left here, and the queue may be long
-                self._queued_tokens -= sum(queued.tokens for queued in self._waiting if queued.ticket is ticket)
-                self._waiting = [queued for queued in self._waiting if queued.ticket is not ticket]
-                ticket.waiting = 0
-            self._changed.notify_all()
+            self._dequeue(list(ticket.waiting))
         self.admission.close(ticket.reservation)
+
+    def _enqueue(self, rows: Sequence[_QueuedRow]) -> None:
+        for queued in rows:
+            self._waiting[queued] = None
+            self._queued_tokens += queued.tokens
+            queued.ticket.waiting.add(queued)
+
+    def _dequeue(self, rows: Sequence[_QueuedRow]) -> None:
+        for queued in rows:
+            del self._waiting[queued]
+            self._queued_tokens -= queued.tokens
+            queued.ticket.waiting.remove(queued)
 
     def _run(self) -> None:
         try:
@@ -411,16 +449,19 @@ class Engine:
         with self._changed:
             if not self._waiting:
                 return []
-            chosen, self._turns = next_batch(self._waiting, self._turns, token_budget=self.token_budget)
-            batch = [self._waiting[i] for i in chosen]
-            taken = set(chosen)
-            self._waiting = [queued for i, queued in enumerate(self._waiting) if i not in taken]
-            self._queued_tokens -= sum(queued.tokens for queued in batch)
-            for queued in batch:
-                queued.ticket.waiting -= 1
-                self.admission.release(queued.ticket.reservation, Amount(1, queued.tokens))
             now = time.monotonic()
+            self._batch_number += 1
+            waiting = list(self._waiting)
+            chosen, self._turns = next_batch(
+                waiting,
+                self._turns,
+                token_budget=self.token_budget,
+                patient={i for i, queued in enumerate(waiting) if queued.is_patient(self._batch_number, now)},
+            )
+            batch = [waiting[i] for i in chosen]
+            self._dequeue(batch)
             for queued in batch:
+                self.admission.release(queued.ticket.reservation, Amount(1, queued.tokens))
                 if queued.ticket.started is None:
                     queued.ticket.started = now
             return batch
@@ -430,24 +471,24 @@ class Engine:
         batch = [queued for queued in batch if not queued.ticket.future.done()]
         if not batch:
             return
-        ticket = batch[0].ticket
+        ticket, ask = batch[0].ticket, batch[0].ask
         begun = time.monotonic()
         failure: Exception | None = None
         try:
-            ask = ticket.ask
             with self.health.running(), self.latching_faults():
-                predictions = ticket.scorer.predict(
-                    [queued.row for queued in batch], ask.predictive, also=ask.also, target_risk=ask.target_risk
-                )
+                predictions, deferred = _predict(ticket.scorer, [queued.row for queued in batch], ask)
             if len(predictions) != len(batch):
                 raise RuntimeError(f"the predictor gave {len(predictions)} answers for {len(batch)} rows")
         except Exception as error:
             failure = error
         finished = time.monotonic()
-        self._report(batch, ticket.ask.predictive, begun, finished - begun, failure)
+        self._report(batch, ask.predictive, begun, finished - begun, failure)
         if failure is None:
-            for queued, prediction in zip(batch, predictions, strict=True):
-                _deliver(queued, prediction, finished)
+            self._defer([batch[i] for i in deferred])
+            again = set(deferred)
+            for i, (queued, prediction) in enumerate(zip(batch, predictions, strict=True)):
+                if i not in again:
+                    _deliver(queued, prediction, finished)
             return
         if isinstance(failure, DeviceFaultError):
             return  # everybody has that answer already, and no retry could have another
@@ -461,6 +502,20 @@ class Engine:
         failure = None
         for half in halves(len(batch)):
             self._score([batch[i] for i in half])
+
+    def _defer(self, rows: Sequence[_QueuedRow]) -> None:
+        """Queue rows that ``fast`` ran again, as rows of ``laplace``; not those of a request that has its answer."""
+        with self._changed:
+            for queued in rows:
+                ticket = queued.ticket
+                if ticket.future.done():
+                    continue
+                ask = Ask("laplace", queued.ask.also)
+                ticket.deferred = ticket.deferred or Request(ticket.caller, _kind(id(ticket.scorer), ask))
+                patient_until = self._batch_number + 1 + PATIENCE
+                again = _QueuedRow(queued.tokens, ticket.deferred, ticket, queued.index, ask, patient_until)
+                self._enqueue([again])
+                self.admission.regain(ticket.reservation, Amount(1, queued.tokens))
 
     def _report(
         self, batch: list[_QueuedRow], predictive: str, begun: float, duration_s: float, failure: Exception | None
@@ -485,7 +540,17 @@ class Engine:
         tickets = dict.fromkeys(queued.ticket for queued in batch)
         origins = tuple(ticket.origin for ticket in tickets if ticket.origin is not None)
         padded = padded_tokens(lengths)
-        self._on_batch(BatchReport(predictive, len(batch), sum(lengths), padded, duration_s, outcome, begun, origins))
+        report = BatchReport(predictive, len(batch), sum(lengths), padded, duration_s, outcome, begun, origins)
+        for watcher in self._on_batch:
+            with unfailing(getattr(watcher, "__qualname__", "on_batch")):
+                watcher(report)
+
+
+def _predict(scorer: Scorer, rows: Sequence[EncodedRow], ask: Ask) -> tuple[list[Prediction], list[int]]:
+    """Return a prediction per row, and the positions of those that wait for ``laplace``."""
+    if ask.predictive == "fast":
+        return scorer.predict_deferring(rows, also=ask.also, target_risk=ask.target_risk)
+    return scorer.predict(rows, ask.predictive, also=ask.also, target_risk=ask.target_risk), []
 
 
 def _release_device_memory() -> None:

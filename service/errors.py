@@ -13,6 +13,7 @@
         ├── ArtifactNotLoadedError      a known artifact that is not loaded
         ├── ArtifactActiveError         the active artifact, which cannot be unloaded
         ├── ActivationRunningError      another artifact is being loaded
+        ├── LoadStuckError              a load that was given up still runs
         ├── ShelfFullError              no room for another artifact
         ├── JobNotFoundError            no job of that id, or another caller's
         ├── IdempotencyConflictError    the same key for two different uploads, or two at once
@@ -36,6 +37,7 @@
         ├── DeviceFaultError            the device failed for good; the process leaves
         ├── DeviceStalledError          the device's present run is overdue
         ├── DeadlineError               the request's time ran out
+        ├── LoadTimeoutError            an artifact took too long to load
         └── ClientGoneError             nobody is left to read the answer
 
 The engine raises these without knowing what a status code is.
@@ -116,6 +118,14 @@ class ArtifactActiveError(ServiceError):
 
 class ActivationRunningError(ServiceError):
     """Another artifact is being loaded."""
+
+
+class LoadStuckError(ServiceError):
+    """A load that was given up still runs, and holds memory that nobody can count."""
+
+
+class LoadTimeoutError(ServiceError):
+    """An artifact took longer to load than ``load_timeout_s``."""
 
 
 class ShelfFullError(ServiceError):
@@ -250,6 +260,7 @@ ERROR_KINDS: tuple[ErrorKind, ...] = (
     ErrorKind(ArtifactNotLoadedError, "artifact_not_loaded", 409, "The artifact exists but is not loaded."),
     ErrorKind(ArtifactActiveError, "artifact_active", 409, "The active artifact cannot be unloaded."),
     ErrorKind(ActivationRunningError, "activation_running", 409, "Another artifact is being loaded."),
+    ErrorKind(LoadStuckError, "load_stuck", 409, "A load that was given up still runs: no other can begin."),
     ErrorKind(ShelfFullError, "artifacts_full", 409, "No room for another artifact beside those in use."),
     ErrorKind(
         IdempotencyConflictError,
@@ -307,6 +318,7 @@ ERROR_KINDS: tuple[ErrorKind, ...] = (
     ),
     ErrorKind(DeviceStalledError, "device_stalled", 503, "The device's present run is overdue.", retry_after_s=5),
     ErrorKind(DeadlineError, "deadline_exceeded", 504, "The request's deadline passed."),
+    ErrorKind(LoadTimeoutError, "load_timeout", 504, "The artifact took longer to load than load_timeout_s."),
     ErrorKind(Exception, "internal_error", 500, "A fault of the server."),
 )
 

@@ -27,12 +27,14 @@ from laplora.errors import (
 from service.artifact_folders import artifact_folders
 from service.artifact_library import Library
 from service.artifact_listing import ArtifactListing
+from service.bounded_load import BoundedLoads
 from service.engine import Engine, settle
 from service.errors import (
     ActivationRunningError,
     ArtifactNotLoadedError,
     DeviceFaultError,
     DrainingError,
+    LoadTimeoutError,
     NotReadyError,
 )
 from service.logs import log_crash, logger
@@ -92,6 +94,8 @@ class ArtifactHost:
         self.listing = ArtifactListing(library.read)
         self._on_failure = on_failure
         self._changing = threading.Lock()
+        self._telling = threading.Lock()
+        self._loads = BoundedLoads(settings.load_timeout_s, metrics.set_abandoned_load)
         self.shelf = Shelf(max_artifacts=settings.max_artifacts, max_bytes=settings.max_artifact_bytes)
         self._base: LoadedBase | None = None
         self.stage = "starting"
@@ -105,6 +109,11 @@ class ArtifactHost:
     def loaded_digests(self) -> frozenset[str]:
         """Digests of the artifacts that are loaded."""
         return frozenset(place.predictor.artifact.digest for place in self.shelf.places)
+
+    @property
+    def stuck_load(self) -> str | None:
+        """Name of an artifact whose load was given up and still runs; None where there is none."""
+        return self._loads.stuck
 
     def require_active(self) -> Predictor:
         """Return the predictor that answers where a request names none.
@@ -152,6 +161,7 @@ class ArtifactHost:
             NotReadyError: the first artifact still loads.
             ArtifactNotFoundError: no such folder in the root.
             ActivationRunningError: another change runs.
+            LoadTimeoutError: it takes too long; LoadStuckError: an earlier one did, and still runs.
             ShelfFullError: no room beside those in use.
             ArtifactError, ModelError, DownloadError: it cannot be served, or is on another base model than the
                 active one.
@@ -208,7 +218,13 @@ class ArtifactHost:
             # Read again under the lock: a change may have ended since.
             active = self.require_active()
             previous = active.artifact.name
-            artifact = self._library.read(path)
+            loaded = self.shelf.find(name)
+            if self._loads.stuck and activate and loaded is not None:
+                # As it is in memory: looking at its files might hang as well.
+                self.shelf.activate(name)
+                self._tell(_ACTIVATED, loaded)
+                return Change(loaded, previous)
+            artifact = self._loads.run(name, lambda go_on: self._library.read(path))
             loaded = self.shelf.find(artifact.name)
             if loaded is not None and loaded.artifact.digest == artifact.digest:
                 if activate and loaded is not active and self.shelf.activate(artifact.name):
@@ -221,7 +237,7 @@ class ArtifactHost:
             if not activate:
                 self._check_base(artifact, active)
                 self.shelf.check_room()
-            candidate = self._load_candidate(path)
+            candidate = self._loads.run(name, partial(self._load_candidate, path))
             if not activate and candidate.base is not active.base:
                 raise ArtifactIncompatibleError(
                     "the base model on disk is not the one in memory: activate the artifact"
@@ -241,10 +257,10 @@ class ArtifactHost:
                 f"ones on {other.model!r} ({other.quantization}, {other.dtype}): activate it, which sends those away"
             )
 
-    def _load_candidate(self, path: Path) -> Predictor:
+    def _load_candidate(self, path: Path, go_on: Callable[[], None]) -> Predictor:
         try:
-            return self._load_verified(path, lambda phase, stage: None)
-        except (ArtifactError, ModelError, DownloadError, DrainingError, DeviceFaultError):
+            return self._load_verified(path, lambda phase, stage: go_on())
+        except (ArtifactError, ModelError, DownloadError, DrainingError, DeviceFaultError, LoadTimeoutError):
             raise
         except LaploraError as error:
             raise ArtifactIncompatibleError(str(error)) from None
@@ -349,10 +365,11 @@ class ArtifactHost:
 
     def _tell(self, what: dict[str, str], predictor: Predictor) -> None:
         artifact = predictor.artifact
-        active = self.shelf.active
-        self._metrics.set_artifacts(
-            [(p.name, p.predictor.artifact.digest, p.predictor is active) for p in self.shelf.places]
-        )
+        with self._telling:  # an artifact may be unloaded while another one is loaded: the last word is the newest
+            active = self.shelf.active
+            self._metrics.set_artifacts(
+                [(p.name, p.predictor.artifact.digest, p.predictor is active) for p in self.shelf.places]
+            )
         logger.info(
             "artifact is %s", what["event"], extra={**what, "artifact": artifact.name, "digest": artifact.digest}
         )

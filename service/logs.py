@@ -35,8 +35,14 @@ EVENTS = MappingProxyType(
         "digest, predictive, rows, tokens and the stages' times of a scored one",
         "head_timeout": "a connection was closed because a request's head did not come in time (at level debug)",
         "batch_failed": "a batch did not run on the device and is tried again in halves; rows, outcome, error",
-        "device_fault": "the device or its thread failed: requests get 503, the process leaves; error, frames",
+        "device_fault": "the device or its thread failed, or a run of it took more than hang_s: requests get 503, the "
+        "process leaves; error, frames",
         "crash": "a fault of the server: error (a type), frames (where), never the exception's message",
+        "watcher_failed": "metrics or traces failed, for the first time in this way; answers go on; watcher, error, "
+        "frames",
+        "load_given_up": "an artifact did not load within load_timeout_s; artifact",
+        "load_ended_late": "a load that was given up has ended, and its memory is free; artifact",
+        "leaving": "SIGTERM came: readiness fails from now on, requests are still answered; delay_s",
         "draining": "SIGTERM or Ctrl-C came: no new requests from now on; in_flight",
         "jobs_folder": "the folder of large evaluations is open; jobs_dir, queued",
         "jobs_unavailable": "it is not, the server goes on without and tries again; jobs_dir",
@@ -52,8 +58,13 @@ _STANDARD = frozenset(logging.LogRecord("", 0, "", 0, "", (), None).__dict__) | 
 
 def log_crash(what: str, error: BaseException) -> None:
     """Log an unexpected exception by its type and frames: its message may hold a client's text."""
-    extra = {"event": "crash", "error": type(error).__name__, "frames": _frames(error.__traceback__)}
-    logger.error(what, extra=extra)
+    log_error_of("crash", what, error)
+
+
+def log_error_of(event: str, what: str, error: BaseException, **fields: object) -> None:
+    """Log an event with an exception's type and frames, and without its message, which may hold a client's text."""
+    found = {"event": event, "error": type(error).__name__, "frames": _frames(error.__traceback__)}
+    logger.error(what, extra={**found, **fields})
 
 
 def _frames(trace: TracebackType | None) -> list[str]:

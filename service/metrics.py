@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from service.answer_metrics import AnswerMetrics
 from service.engine import BatchOutcome, BatchReport, Engine
 from service.errors import ERROR_KINDS
+from service.unfailing import unfailing
 
 if TYPE_CHECKING:
     from laplora.prediction import Prediction
@@ -28,7 +29,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._draining = False
+        self._leaving = False
         ProcessCollector(registry=self.registry)
         self._of_requests()
         self._of_the_queue()
@@ -128,12 +129,17 @@ class Metrics:
         )
 
     def _of_the_state(self) -> None:
-        self.ready = Gauge("laplora_ready", "1 while an artifact answers new requests.", registry=self.registry)
+        self.ready = Gauge("laplora_ready", "1 while new requests are to be sent here.", registry=self.registry)
         self.draining = Gauge("laplora_draining", "1 once the server takes no new requests.", registry=self.registry)
         self.phase = Gauge(
             "laplora_startup_phase", "1 for the phase that the start is in.", ["phase"], registry=self.registry
         )
         self.set_phase("starting")
+        self.abandoned_load = Gauge(
+            "laplora_abandoned_load",
+            "1 while an artifact's load that was given up still runs: no other can be loaded.",
+            registry=self.registry,
+        )
         self.artifact = Gauge(
             "laplora_artifact_info",
             "1 for each loaded artifact; active is true for the one that answers where a request names none.",
@@ -167,6 +173,42 @@ class Metrics:
         self.queue_max_rows.set(max_rows)
         self.queue_max_tokens.set(max_tokens)
 
+    @unfailing("metrics.count_in_flight")
+    def count_in_flight(self, more: int) -> None:
+        """Count a request that begins (1) or has ended (-1)."""
+        self.in_flight.inc(more)
+
+    @unfailing("metrics.count_request")
+    def count_request(self, route: str, method: str, status: int) -> None:
+        """Count an answered request; all three from closed sets."""
+        self.requests.labels(route, method, str(status)).inc()
+
+    @unfailing("metrics.count_reject")
+    def count_reject(self, code: str) -> None:
+        """Count a request that was refused or failed."""
+        self.rejects.labels(code).inc()
+
+    @unfailing("metrics.count_feedback")
+    def count_feedback(self, status: str, count: int) -> None:
+        """Count labels by what became of them."""
+        self.feedback.labels(status).inc(count)
+
+    @unfailing("metrics.count_job_rows")
+    def count_job_rows(self, rows: int) -> None:
+        """Count inputs of large evaluations that are answered and on disk."""
+        self.job_rows.inc(rows)
+
+    @unfailing("metrics.set_jobs")
+    def set_jobs(self, status: str, count: int) -> None:
+        """Say how many large evaluations have a status."""
+        self.jobs.labels(status).set(count)
+
+    @unfailing("metrics.observe_loop_lag")
+    def observe_loop_lag(self, seconds: float) -> None:
+        """Count one look at the event loop."""
+        self.loop_lag.observe(seconds)
+
+    @unfailing("metrics.count_batch")
     def count_batch(self, report: BatchReport) -> None:
         """Count one run of the device."""
         for outcome in get_args(BatchOutcome):
@@ -176,24 +218,33 @@ class Metrics:
         self.batch_seconds.labels(report.predictive).observe(report.duration_s)
         self.device_busy.inc(report.duration_s)
 
+    @unfailing("metrics.count_stages")
     def count_stages(self, route: str, stages_ms: dict[str, float]) -> None:
         """Count one scored request's stages, given in milliseconds."""
         for stage, duration_ms in stages_ms.items():
             self.latency.labels(route, stage).observe(duration_ms / 1000)
 
+    @unfailing("metrics.count_answers")
     def count_answers(self, artifact: str, predictive: str, answers: Sequence[Prediction]) -> None:
         """Count one request's answers by a loaded artifact, and by the predictive asked for."""
         for answered_by, rows in collections.Counter(answer.predictive for answer in answers).items():
             self.answers.labels(predictive, answered_by).inc(rows)
         self._answered.count(artifact, answers)
 
+    @unfailing("metrics.set_phase")
     def set_phase(self, phase: Phase) -> None:
         """Say how far the start has come."""
         for each in get_args(Phase):
             self.phase.labels(each).set(each == phase)
         # Not where SIGTERM came while the artifact was loading.
-        self.ready.set(phase == "ready" and not self._draining)
+        self.ready.set(phase == "ready" and not self._leaving)
 
+    @unfailing("metrics.set_abandoned_load")
+    def set_abandoned_load(self, runs: bool) -> None:
+        """Say whether a load that was given up still runs."""
+        self.abandoned_load.set(runs)
+
+    @unfailing("metrics.set_artifacts")
     def set_artifacts(self, loaded: Sequence[tuple[str, str, bool]]) -> None:
         """Name the loaded artifacts: name, digest, and whether it is the active one. Series of others end."""
         self.artifact.clear()
@@ -201,10 +252,15 @@ class Metrics:
             self.artifact.labels(name, digest, str(active).lower()).set(1)
         self._answered.keep({name for name, _, _ in loaded})
 
+    @unfailing("metrics.set_leaving")
+    def set_leaving(self) -> None:
+        """Say that new requests are to go elsewhere."""
+        self._leaving = True
+        self.ready.set(0)
+
+    @unfailing("metrics.set_draining")
     def set_draining(self) -> None:
         """Say that no new requests are taken."""
-        self._draining = True
-        self.ready.set(0)
         self.draining.set(1)
 
 

@@ -18,6 +18,7 @@ from service.errors import error_content, kind_of, retry_after_s
 from service.logs import log_crash, logger, request_id
 from service.metrics import Metrics
 from service.request_record import RequestRecord
+from service.unfailing import unfailing
 
 if TYPE_CHECKING:
     from service.tracing import Tracing
@@ -49,7 +50,8 @@ class RequestContext:
         token = request_id.set(_request_id(asked))
         record = RequestRecord()
         if self._tracing is not None and scope["method"] == "POST" and scope["path"] in _SCORED:
-            record.trace = self._tracing.begin(f"POST {scope['path']}", asked)
+            with unfailing("tracing.begin"):
+                record.trace = self._tracing.begin(f"POST {scope['path']}", asked)
         scope.setdefault("state", {})["record"] = record
         begun = time.monotonic()
         status = 0
@@ -60,21 +62,21 @@ class RequestContext:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id.get()
-                if scope["app"].state.service.draining:
+                if scope["app"].state.service.leaving:
                     # Whoever keeps its connection would send the next request to a server that is about to leave.
                     headers["connection"] = "close"
             await send(message)
 
-        self._metrics.in_flight.inc()
+        self._metrics.count_in_flight(1)
         try:
             await self._app(scope, receive, send_with_id)
         except Exception as error:
             log_crash("request crashed", error)
-            self._metrics.rejects.labels(kind_of(Exception()).code).inc()
+            self._metrics.count_reject(kind_of(Exception()).code)
             if status == 0:
                 await error_response(error)(scope, receive, send_with_id)
         finally:
-            self._metrics.in_flight.dec()
+            self._metrics.count_in_flight(-1)
             self._finish(scope, status, time.monotonic() - begun)
             request_id.reset(token)
 
@@ -82,20 +84,21 @@ class RequestContext:
         # Labels come from closed sets only: a client must not be able to grow the registry.
         route = getattr(scope.get("route"), "path", None) or "unmatched"
         method = scope["method"] if scope["method"] in _METHODS else "OTHER"
-        self._metrics.requests.labels(route, method, str(status)).inc()
+        self._metrics.count_request(route, method, status)
         quiet = route.startswith(("/health", "/v2/health", "/metrics"))
         record: RequestRecord = scope["state"]["record"]
         fields: dict[str, Any] = scope["state"].get("log_fields", {})
         if self._tracing is not None and record.trace is not None:
-            self._tracing.end(
-                record.trace,
-                method=method,
-                route=route,
-                status=status,
-                request_id=request_id.get(),
-                fields=fields,
-                stages=record.stages,
-            )
+            with unfailing("tracing.end"):
+                self._tracing.end(
+                    record.trace,
+                    method=method,
+                    route=route,
+                    status=status,
+                    request_id=request_id.get(),
+                    fields=fields,
+                    stages=record.stages,
+                )
             fields = {"trace_id": record.trace.trace_id, **fields}
         logger.log(
             logging.DEBUG if quiet else logging.INFO,

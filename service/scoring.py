@@ -60,7 +60,8 @@ class ServiceState:
         feedback: answered predictions, until their labels come.
         places: how many requests are being answered, and of whom.
         jobs: the large evaluations.
-        draining: set once the server takes no new requests.
+        leaving: set once readiness fails because the server is about to stop; requests are answered as before.
+        draining: set once the server takes no new requests; it is leaving then.
         leave_by: ``time.monotonic`` seconds by which the process should have left; infinity before ``stop``.
     """
 
@@ -71,6 +72,7 @@ class ServiceState:
     workers: Workers
     feedback: FeedbackStore
     places: Places
+    leaving: bool = False
     draining: bool = False
     leave_by: float = math.inf
     jobs: JobBoard = field(init=False)
@@ -106,8 +108,14 @@ class ServiceState:
         fewest = sum(count * min(most, bounds.fewest(size)) for size, count in prompts)
         return self.engine.reserve(caller.name, asked, fewest_tokens=fewest)
 
+    def leave(self) -> None:
+        """Let readiness fail, so that requests go elsewhere; those that come all the same are still answered."""
+        self.leaving = True
+        self.metrics.set_leaving()
+
     def drain(self) -> None:
         """Take no new requests; those in flight are still answered. Jobs stop, to go on at the next start."""
+        self.leave()
         self.draining = True
         self.jobs.drain()
         self.metrics.set_draining()
@@ -163,6 +171,19 @@ def check_taking(state: ServiceState) -> Predictor:
     if state.draining:
         raise DrainingError("the server is stopping and takes no new requests")
     return state.host.require_active()
+
+
+def check_ready(state: ServiceState) -> Predictor:
+    """Return the active predictor, if new requests are to be sent here.
+
+    Raises:
+        DeviceFaultError, DeviceStalledError, DrainingError, NotReadyError: they are not.
+    """
+    predictor = check_taking(state)
+    if state.leaving:
+        raise DrainingError("the server is about to stop: send new requests elsewhere")
+    state.engine.health.require_responsive()
+    return predictor
 
 
 def check_inputs(state: ServiceState, inputs: Sequence[Input], *, order_average: bool) -> None:

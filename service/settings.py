@@ -23,7 +23,7 @@ class Settings(BaseSettings):
     small default artifact is served at http://127.0.0.1:8000, with its documentation at /docs.
 
     Exit status: 0 stopped, 1 the artifact or the address cannot be served, 2 a wrong setting, 75 the device failed
-    and a new start may help.
+    or hung and a new start may help.
     """
 
     model_config = SettingsConfigDict(
@@ -174,13 +174,37 @@ class Settings(BaseSettings):
         description="Seconds after which one run of the device that has not ended makes the server not ready, until it "
         "ends.",
     )
+    hang_s: float | None = Field(
+        None,
+        gt=0,
+        le=604_800,
+        allow_inf_nan=False,
+        description="Seconds after which one run of the device that has not ended ends the process with status 75, so "
+        "that it is started again; unset: five times stall_s.",
+    )
+    load_timeout_s: float = Field(
+        1800.0,
+        gt=0,
+        le=604_800,
+        allow_inf_nan=False,
+        description="Seconds that loading another artifact into a running server may take, with its base model's "
+        "download if that is a new one, before it is given up with a 504.",
+    )
+    drain_delay_s: float = Field(
+        5.0,
+        ge=0,
+        le=3600,
+        allow_inf_nan=False,
+        description="Seconds after SIGTERM in which readiness already fails while requests are answered as before: as "
+        "long as load balancers may take to notice. Ctrl-C waits for none.",
+    )
     drain_s: float = Field(
         30.0,
         ge=0,
         le=3600,
         allow_inf_nan=False,
-        description="Seconds that requests in flight may still take after SIGTERM or Ctrl-C; what is left then gets a "
-        "503, and the process leaves within 5 seconds more.",
+        description="Seconds that requests in flight may still take after that; what is left then gets a 503, and the "
+        "process leaves within 5 seconds more.",
     )
     otlp_endpoint: str | None = Field(
         None,
@@ -250,6 +274,17 @@ class Settings(BaseSettings):
                     f"({bound}): the largest request could never be queued"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _hangs_stall_first(self) -> Settings:
+        if self.hang_s is not None and self.hang_s < self.stall_s:
+            raise ValueError(f"hang_s ({self.hang_s:g}) is below stall_s ({self.stall_s:g}): a run stalls first")
+        return self
+
+    @property
+    def run_limit_s(self) -> float:
+        """Seconds after which one run of the device is taken never to end."""
+        return 5 * self.stall_s if self.hang_s is None else self.hang_s
 
     @property
     def tokenize_bytes(self) -> int:

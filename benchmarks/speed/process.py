@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -53,7 +54,7 @@ def served(flags: Sequence[str] = (), *, cores: Collection[int] | None = None) -
                 time.sleep(0.02)
             yield address
         finally:
-            process.terminate()
+            process.send_signal(signal.SIGINT)  # on SIGTERM it would first wait for load balancers
 
 
 @contextmanager

@@ -381,7 +381,7 @@ class JobBoard:
         job.rows_done += len(rows)
         job.sums, job.input_offset, job.started_at = sums, input_offset, started_at
         job.status, job.paused = "running", None
-        self._state.metrics.job_rows.inc(len(rows))
+        self._state.metrics.count_job_rows(len(rows))
         self._tell(job)
 
     async def end(
@@ -436,4 +436,4 @@ class JobBoard:
     def _count(self) -> None:
         statuses = [job.status for job in self._jobs.values()]
         for status in STATUSES:
-            self._state.metrics.jobs.labels(status).set(statuses.count(status))
+            self._state.metrics.set_jobs(status, statuses.count(status))

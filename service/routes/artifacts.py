@@ -30,7 +30,15 @@ if TYPE_CHECKING:
 router = APIRouter(tags=["artifacts"])
 
 
-_CHANGE_ERRORS = ("artifact_not_found", "activation_running", "artifacts_full", *CANDIDATE_ERRORS, *STATE_ERRORS)
+_CHANGE_ERRORS = (
+    "artifact_not_found",
+    "activation_running",
+    "load_stuck",
+    "load_timeout",
+    "artifacts_full",
+    *CANDIDATE_ERRORS,
+    *STATE_ERRORS,
+)
 
 
 @router.get("/artifacts")

@@ -37,7 +37,7 @@ async def give_feedback(body: FeedbackRequest, request: Request) -> FeedbackResp
     store = _required(state)
     outcomes = store.give(caller_of(request).name, [(item.prediction_id, item.label) for item in body.items])
     for outcome, count in Counter(outcomes).items():
-        state.metrics.feedback.labels(outcome).inc(count)
+        state.metrics.count_feedback(outcome, count)
     return FeedbackResponse(
         results=[
             FeedbackResult(prediction_id=item.prediction_id, status=outcome)

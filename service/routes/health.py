@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from fastapi import APIRouter, Request
 
 from laplora.errors import ArtifactNotFoundError
 from service.openapi import STATE_ERRORS, error_responses
 from service.routes.artifacts import artifact_ref, template_fields
 from service.schemas import LiveResponse, ReadyResponse, V2Live, V2Model, V2Ready, V2Tensor
-from service.scoring import ServiceState, check_taking
-
-if TYPE_CHECKING:
-    from laplora.predictor import Predictor
+from service.scoring import ServiceState, check_ready, check_taking
 
 router = APIRouter(tags=["health"])
 
@@ -26,10 +21,13 @@ async def health_live() -> LiveResponse:
 
 @router.get("/health/ready", responses=error_responses("device_stalled", *STATE_ERRORS))
 async def health_ready(request: Request) -> ReadyResponse:
-    """Whether an artifact answers: a real pass and the golden replay succeeded, the server is not stopping, the device
-    has not failed, and no run of it is overdue.
+    """Whether new requests are to be sent here: an artifact's real pass and golden replay succeeded, the server is not
+    about to stop, the device has not failed, and no run of it is overdue.
     """
-    return ReadyResponse(status="ready", artifact=artifact_ref(_ready_predictor(request).artifact))
+    state: ServiceState = request.app.state.service
+    return ReadyResponse(
+        status="ready", artifact=artifact_ref(check_ready(state).artifact), stuck_load=state.host.stuck_load
+    )
 
 
 @router.get("/v2/health/live")
@@ -41,7 +39,7 @@ async def v2_live() -> V2Live:
 @router.get("/v2/health/ready", responses=error_responses("device_stalled", *STATE_ERRORS))
 async def v2_ready(request: Request) -> V2Ready:
     """Open Inference Protocol readiness."""
-    _ready_predictor(request)
+    check_ready(request.app.state.service)
     return V2Ready(ready=True)
 
 
@@ -68,10 +66,3 @@ async def v2_model(name: str, request: Request) -> V2Model:
             V2Tensor(name="logit_covariance", datatype="FP64", shape=[-1, classes, classes]),
         ],
     )
-
-
-def _ready_predictor(request: Request) -> Predictor:
-    state: ServiceState = request.app.state.service
-    predictor = check_taking(state)
-    state.engine.health.require_responsive()
-    return predictor

@@ -2,7 +2,8 @@
 
 A row with the token 666 meets a CUDA fault, 667 the end of the device's thread, 668 a run that lasts until the file
 FAULT_GATE exists. With FAULT_LOAD_GATE=FILE loading waits for that file; with FAULT_LOAD=1 the golden replay meets a
-CUDA fault; with FAULT_CLOCK=1 the wall clock jumps a year to and fro at each look.
+CUDA fault, with FAULT_HANG_LOAD=FILE it lasts until that file exists; with FAULT_CLOCK=1 the wall clock jumps a year to
+and fro at each look.
 """
 
 from __future__ import annotations
@@ -33,6 +34,11 @@ class FaultyPredictor(FakePredictor):
         if 668 in tokens:
             wait_for(os.environ["FAULT_GATE"])
         return super().predict(rows, *arguments, **options)
+
+    def verify_golden(self) -> None:
+        if gate := os.environ.get("FAULT_HANG_LOAD"):
+            wait_for(gate)
+        super().verify_golden()
 
 
 def wait_for(path: str) -> None:

@@ -77,6 +77,8 @@ def server_process(command: Sequence[str], environment: Mapping[str, str] | None
         [sys.executable, *command, *([] if "--port" in command else ["--port", "0"])],
         env={
             "LAPLORA_AUTH": "off",
+            # No load balancer has to notice: what is about that says so itself.
+            "LAPLORA_DRAIN_DELAY_S": "0",
             **kept,
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),
             "LAPLORA_JOBS_DIR": state.name,

@@ -65,7 +65,8 @@ class FakePredictor:
     """Answers with probabilities that name the row: its largest token over 100,000.
 
     ``hold`` blocks the device until ``released`` is set; ``poison`` maps a token to the error of every batch
-    that holds it; a batch of more than ``most_rows`` runs out of memory.
+    that holds it; a batch of more than ``most_rows`` runs out of memory. ``fast`` defers rows with a token of
+    ``deferred``.
     """
 
     def __init__(
@@ -109,6 +110,7 @@ class FakePredictor:
         self.also: list[tuple[str, ...]] = []
         self.risks: list[float | None] = []
         self.poison: dict[int, Exception] = {}
+        self.deferred: set[int] = set()
         self.most_rows = 10_000
         self.released = threading.Event()
         self.released.set()
@@ -169,6 +171,12 @@ class FakePredictor:
         self.risks.append(target_risk)
         with_variance = predictive == "fast" or "laplace" in (predictive, *also)
         return [self._one(row, predictive, with_variance) for row in rows]
+
+    def predict_deferring(
+        self, rows: Sequence[EncodedRow], *, also: Sequence[str] = (), target_risk: float | None = None
+    ) -> tuple[list[Any], list[int]]:
+        answers = self.predict(rows, "fast", also=also, target_risk=target_risk)
+        return answers, [i for i, row in enumerate(rows) if self.deferred & set(row.token_ids)]
 
     def row(self, *tokens: int) -> EncodedRow:
         return EncodedRow(tokens, self.class_count)

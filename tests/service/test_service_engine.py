@@ -40,7 +40,7 @@ def reports() -> list[BatchReport]:
 
 @pytest.fixture
 def engine(predictor: FakePredictor, reports: list[BatchReport]) -> Iterator[Engine]:
-    engine = Engine(token_budget=16, max_queue_tokens=64, max_queue_rows=12, on_batch=reports.append)
+    engine = Engine(token_budget=16, max_queue_tokens=64, max_queue_rows=12, on_batch=(reports.append,))
     engine.start()
     yield engine
     predictor.released.set()

@@ -23,6 +23,7 @@ EXPECTED = {
     errors.ArtifactActiveError: (409, "artifact_active"),
     errors.ShelfFullError: (409, "artifacts_full"),
     errors.ActivationRunningError: (409, "activation_running"),
+    errors.LoadStuckError: (409, "load_stuck"),
     library.ArtifactCorruptError: (409, "artifact_corrupt"),
     library.GoldenMismatchError: (409, "golden_mismatch"),
     library.ArtifactError: (409, "artifact_incompatible"),
@@ -53,6 +54,7 @@ EXPECTED = {
     errors.DeviceFaultError: (503, "device_fault"),
     errors.DeviceStalledError: (503, "device_stalled"),
     errors.DeadlineError: (504, "deadline_exceeded"),
+    errors.LoadTimeoutError: (504, "load_timeout"),
     Exception: (500, "internal_error"),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,7 @@ def predictor() -> Iterator[FakePredictor]:
 def start(predictor: FakePredictor) -> Iterator[Callable[..., Engine]]:
     engines: list[Engine] = []
 
-    def begin(on_batch: Callable[[BatchReport], None] = lambda report: None) -> Engine:
+    def begin(*on_batch: Callable[[BatchReport], None]) -> Engine:
         engine = Engine(
             token_budget=16,
             max_queue_tokens=64,
@@ -209,19 +210,68 @@ def test_the_thread_that_dies_takes_nobody_with_it(
     start: Callable[..., Engine], predictor: FakePredictor, error: BaseException
 ) -> None:
     """An error outside of a prediction: every request would wait for ever."""
-
-    def report(batch: BatchReport) -> None:
-        raise error
-
-    engine = start(report)
+    engine = start()
     predictor.hold()
     running = submit(engine, predictor, 2)
     predictor.entered.wait()
     waiting, call = submit(engine, predictor, 3), engine.call(lambda: None)
+
+    def report(*arguments: object) -> None:
+        raise error
+
+    engine._report = report  # type: ignore[method-assign]
     predictor.released.set()
     for future in (running, waiting, call):
         with pytest.raises(DeviceFaultError, match=type(error).__name__):
             future.result()
+    assert_ended(engine, predictor)
+
+
+def test_metrics_and_traces_that_fail_do_not_fail_the_device(
+    start: Callable[..., Engine], predictor: FakePredictor, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: list[BatchReport] = []
+
+    def broken_watcher(report: BatchReport) -> None:
+        raise ValueError("SECRET")
+
+    engine = start(broken_watcher, seen.append)
+    assert [submit(engine, predictor, token).result()[0].predictive for token in (5, 6)] == ["laplace"] * 2
+    assert engine.health.fault is None
+    assert len(seen) == 2, "what comes after it is still told"
+    (logged,) = (r for r in caplog.records if getattr(r, "event", "") == "watcher_failed")
+    assert "broken_watcher" in logged.watcher  # type: ignore[attr-defined]
+    assert (logged.error, "SECRET" in caplog.text) == ("ValueError", False)  # type: ignore[attr-defined]
+
+
+def test_a_fault_ends_the_engine_even_where_nobody_can_be_told(predictor: FakePredictor) -> None:
+    def untold() -> None:
+        raise ValueError("SECRET")
+
+    engine = Engine(
+        token_budget=16, max_queue_tokens=64, max_queue_rows=12, health=DeviceHealth(stall_s=FAR, on_fault=untold)
+    )
+    engine.start()
+    predictor.poison[666] = RuntimeError(FAULT)
+    with pytest.raises(DeviceFaultError):
+        submit(engine, predictor, 666).result()
+    assert_ended(engine, predictor)
+
+
+def test_a_run_that_does_not_end_is_a_fault(start: Callable[..., Engine], predictor: FakePredictor) -> None:
+    engine = start()
+    engine.health = DeviceHealth(stall_s=0.001, hang_s=0.01)
+    engine.end_if_hung()
+    predictor.hold()
+    hanging, waiting = submit(engine, predictor, 2), submit(engine, predictor, 3)
+    predictor.entered.wait()
+    while not engine.health.hung:
+        time.sleep(0.001)
+    engine.end_if_hung()
+    for future in (hanging, waiting):
+        with pytest.raises(DeviceFaultError, match="DeviceHungError"):
+            future.result()
+    predictor.released.set()
     assert_ended(engine, predictor)
 
 

@@ -100,7 +100,7 @@ def engine_of(predictor: Predictor, shortage: Shortage, reports: list[BatchRepor
     def begin(_module: Any, _arguments: Any, named: dict[str, Any]) -> None:
         shortage.begin(named["input_ids"].shape)
 
-    engine = Engine(token_budget=10_000, max_queue_tokens=10_000, max_queue_rows=100, on_batch=reports.append)
+    engine = Engine(token_budget=10_000, max_queue_tokens=10_000, max_queue_rows=100, on_batch=(reports.append,))
     engine.start()
     decoder = predictor._members.model.get_base_model().model
     with hooked(decoder.register_forward_pre_hook(begin, with_kwargs=True)):

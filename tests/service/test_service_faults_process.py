@@ -94,6 +94,40 @@ def test_a_body_that_never_comes_does_not_hold_a_lost_device_up(start: Start) ->
         assert process.left() == ExitStatus.DEVICE_FAULT
 
 
+def test_a_device_that_hangs_answers_what_is_open_and_ends_the_process(start: Start, tmp_path: Path) -> None:
+    """The run waits for a file that nobody makes."""
+    process = start("--stall-s", "0.1", "--hang-s", "0.5", FAULT_GATE=str(tmp_path / "never"))
+    with process.client() as client, ThreadPoolExecutor() as pool:
+        hanging = pool.submit(predict, client, "668")
+        waiting = pool.submit(predict, client, "1")
+        for future in (hanging, waiting):
+            assert code(future.result()) == (503, "device_fault")
+        assert process.left() == ExitStatus.DEVICE_FAULT
+    fault = process.event("device_fault")
+    assert fault["error"] == "DeviceHungError"
+    # Where it hangs: the frames are the device thread's.
+    assert any("faulty_server.py" in frame and "wait_for" in frame for frame in fault["frames"])  # type: ignore[attr-defined]
+
+
+def test_a_device_that_hangs_at_the_first_load(start: Start, tmp_path: Path) -> None:
+    process = start("--stall-s", "0.1", "--hang-s", "0.5", FAULT_HANG_LOAD=str(tmp_path / "never"))
+    assert process.left() == ExitStatus.DEVICE_FAULT
+
+
+def test_a_run_that_is_late_and_ends_ends_nobody(start: Start, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    process = start("--stall-s", "0.05", "--hang-s", "3600", FAULT_GATE=str(gate))
+    with process.client() as client, ThreadPoolExecutor() as pool:
+        late = pool.submit(predict, client, "668")
+        while code_or_ok(client.get("/health/ready")) != "device_stalled":
+            time.sleep(0.01)
+        gate.touch()
+        assert late.result().status_code == 200
+        assert client.get("/health/ready").status_code == 200
+        process.popen.terminate()
+        assert process.left() == ExitStatus.CLEAN
+
+
 def test_a_device_lost_at_the_first_load(start: Start) -> None:
     process = start(FAULT_LOAD="1")
     assert process.left() == ExitStatus.DEVICE_FAULT
@@ -133,9 +167,9 @@ def test_live_while_it_loads(start: Start, tmp_path: Path) -> None:
 
 def test_live_with_a_full_queue_a_stalled_device_and_while_it_drains(start: Start, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
-    process = start(
-        "--stall-s", "0.05", "--max-queue-rows", "1", "--max-inputs", "1", "--client-share", "1", FAULT_GATE=str(gate)
-    )
+    stalls = ("--stall-s", "0.05", "--hang-s", "3600")
+    limits = ("--max-queue-rows", "1", "--max-inputs", "1", "--client-share", "1")
+    process = start(*stalls, *limits, FAULT_GATE=str(gate))
     with process.client() as client, ThreadPoolExecutor() as pool:
         running = pool.submit(predict, client, "668")
         while code_or_ok(client.get("/health/ready")) != "device_stalled":
