@@ -264,6 +264,7 @@ async def test_a_start_that_ends_in_a_drain_is_not_ready() -> None:
     predictor.verify_golden = verify_golden  # type: ignore[method-assign]
     async with serve(predictor, wait=False) as served:
         await asyncio.to_thread(replaying.wait)
+        served.state.metrics.set_leaving()
         served.state.metrics.set_draining()
         may_replay.set()
         await served.until(lambda: served.state.host.stage == "ready")
