@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from tiny_models import VOCABULARY, tiny_model
 from benchmarks import provenance, published
 from benchmarks.marked import fill
 from benchmarks.speed import __main__ as job
-from benchmarks.speed import fast, fit, overload, predict, subset
+from benchmarks.speed import fast, fit, overload, predict, start, subset
 from benchmarks.speed.record import FOLDER, Conditions, Record, keep, merged, read, render
 from benchmarks.speed.subject import random_batch, with_classes
 from benchmarks.speed.timing import Ratio, in_turns, ratio
@@ -302,6 +303,19 @@ def test_a_posterior_over_the_values_b_is_smaller_and_answers(monkeypatch: pytes
     assert found["subset: posterior file, values_b"].value < 0.6 * found["subset: posterior file, all"].value
     blocks = subset.with_posterior(MemberSet(model, {}, (3, 4), Member()), "values_b").trained.posterior.blocks
     assert {block.name.split(".", 3)[3] for block in blocks} == {"self_attn.v_proj.lora_B"}
+
+
+def test_a_server_that_is_slow_to_stop_is_no_slower_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def slow() -> Iterator[str]:
+        yield "address"
+        now.append(100.0)
+
+    now = [0.0]
+    monkeypatch.setattr(start, "served", slow)
+    monkeypatch.setattr(start.time, "perf_counter", lambda: now[-1])
+    assert start.seconds_to_ready() == 0.0
+    assert now == [0.0, 100.0]
 
 
 def test_the_fidelity_of_mode_fast_is_the_artifacts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -236,7 +236,7 @@ def kept(evaluation: dict[str, Any]) -> dict[str, Any]:
 
 
 def page_tables(results: dict[str, Any]) -> dict[str, str]:
-    """Return the tables of docs/peers.md by name."""
+    """Return the tables of docs/peers.md by name, and its sentences' figures on the artifact."""
     tiny, artifact = results["laplace"]["tiny"], results["laplace"]["artifact"]
     same = [
         ("`kron`, reduce", "`kfac_reduce`", "kfac_reduce, alone", ""),
@@ -252,7 +252,7 @@ def page_tables(results: dict[str, Any]) -> dict[str, str]:
     ]
     methods = [(f"brier `{name}`", v) for name, v in results["brier"]["brier"].items()]
     methods += [(f"laplora `{name}`", v) for name, v in recorded().items()]
-    return {
+    return _laplace_sentences(artifact) | {
         "tiny": table(
             ["laplace-torch", "laplora", "covariance", "evidence", "what is left"],
             [[theirs, ours, *_gaps(tiny[key]), left] for theirs, ours, key, left in same],
@@ -265,6 +265,27 @@ def page_tables(results: dict[str, Any]) -> dict[str, str]:
             ["method", "labels", "accuracy", "NLL", "ECE"],
             [[name, v["labels_used"], *(f"{v[k]:.3f}" for k in ("accuracy", "nll", "ece"))] for name, v in methods],
         ),
+    }
+
+
+def _laplace_sentences(artifact: dict[str, Any]) -> dict[str, str]:
+    links, single = artifact["links"], artifact["float32"]
+    gaps = [
+        f"`{name}` {links[name]['mean_gap']:.2f} on average, at most {links[name]['largest_gap']:.2f} "
+        f"(NLL {links[name]['nll']:.3f})"
+        for name in ("probit", "mc", "bridge")
+    ]
+    return {
+        "precision": f"{artifact['prior_precision']:g}",
+        "traces": ", ".join(f"`{name}` {v:.2f}" for name, v in artifact["traces"].items()),
+        "single": (
+            f"`diag` in float32 is {single['covariance']:.0e} apart, the evidence {single['evidence_gap']:.2f} nats; "
+            "with laplace-torch's own factors and Jacobians summed in float64 the covariance is "
+            f"{single['double_sums']:.0e} apart"
+        ),
+        "seen": f"{links['share_of_variance_that_a_softmax_sees']:.0%}",
+        "integral": f"{links['integral']['nll']:.3f} (MAP {links['map']['nll']:.3f})",
+        "links": ", ".join(gaps),
     }
 
 
