@@ -127,8 +127,9 @@ def _add_block(
     transposed = probs.to(query.dtype).mT
     for one, dq, dk, dv in zip(gradient, *found, strict=True):
         upper = one.reshape(rows * groups, queries, size)
-        inner = torch.bmm(upper, v.mT).to(wide)
-        outer = torch._softmax_backward_data(inner, probs, -1, wide).mul_(scale).to(query.dtype)
+        weighted = torch.bmm(upper, v.mT).to(wide).mul_(probs)
+        along = weighted.sum(-1, keepdim=True)
+        outer = weighted.addcmul_(probs, along, value=-1).mul_(scale).to(query.dtype)
         dq.copy_(torch.bmm(outer, k).view(query.shape))
         dk.add_(torch.bmm(outer.mT, q).view(key.shape))
         dv.add_(torch.bmm(transposed, upper).view(value.shape))

