@@ -191,7 +191,7 @@ def test_the_weights_hash_sees_weights_and_nothing_else(tiny_base_folder: Path, 
 
 
 def test_files_that_no_index_names_are_not_hashed(tiny_base_folder: Path, tmp_path: Path) -> None:
-    """A shard left over from an older checkpoint, with a tensor of the same name, and a whole copy in another format."""
+    """A shard left over from an older checkpoint, of the same names, and a copy in another format."""
     one = weights_hash(str(tiny_base_folder), cache=tmp_path / "cache")
     tensors = load_file(tiny_base_folder / "model.safetensors")
     folder = write_shards(tmp_path / "sharded", {"model-00001-of-00001.safetensors": tensors})

@@ -22,12 +22,14 @@ LIBRARY = sorted((ROOT / "laplora").rglob("*.py"))
 UNIX_MODULES = ("fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty")
 #: The same for functions and constants of ``os``.
 UNIX_NAMES = (
-    "O_CLOEXEC O_DIRECTORY O_DSYNC O_NOFOLLOW O_NONBLOCK O_SYNC chown chroot confstr fchdir fchmod fchown fdatasync "
-    "fork forkpty geteuid getegid getgid getgroups getpgid getpgrp getpriority getresuid getsid getuid getxattr "
-    "killpg lchown lockf mkfifo mknod openpty pathconf posix_fadvise posix_fallocate posix_spawn pread preadv pwrite "
-    "register_at_fork sched_getaffinity sched_setaffinity sched_yield sendfile setpgid setpriority setsid setuid "
-    "statvfs sync sysconf uname wait3 wait4 waitid"
-).split()
+    "O_CLOEXEC", "O_DIRECTORY", "O_DSYNC", "O_NOFOLLOW", "O_NONBLOCK", "O_SYNC", "chown", "chroot", "confstr",
+    "fchdir", "fchmod", "fchown", "fdatasync", "fork", "forkpty", "geteuid", "getegid", "getgid", "getgroups",
+    "getpgid", "getpgrp", "getpriority", "getresuid", "getsid", "getuid", "getxattr", "killpg", "lchown",
+    "lockf", "mkfifo", "mknod", "openpty", "pathconf", "posix_fadvise", "posix_fallocate", "posix_spawn",
+    "pread", "preadv", "pwrite", "register_at_fork", "sched_getaffinity", "sched_setaffinity", "sched_yield",
+    "sendfile", "setpgid", "setpriority", "setsid", "setuid", "statvfs", "sync", "sysconf", "uname", "wait3",
+    "wait4", "waitid",
+)  # fmt: skip
 
 #: Other packages are loaded before anything is taken from the process: what they need of this system is their own.
 PROGRAM = f"""
@@ -80,6 +82,5 @@ def unix_uses(tree: ast.AST) -> Iterator[str]:
             yield node.module
         elif isinstance(node, ast.ImportFrom) and node.module == "os":
             yield from (f"os.{alias.name}" for alias in node.names if alias.name in UNIX_NAMES)
-        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "os":
-            if node.attr in UNIX_NAMES:
-                yield f"os.{node.attr}"
+        elif isinstance(node, ast.Attribute) and ast.unparse(node).removeprefix("os.") in UNIX_NAMES:
+            yield ast.unparse(node)
