@@ -53,7 +53,7 @@ def distilled_tensors(distilled: DistilledCovariance) -> tuple[dict[str, torch.T
 
 def read_distilled_for(model: Any, path: Path, classes: int, older: OlderRecord | None = None) -> DistilledCovariance:
     """Return the predictor in a file, checked against a loaded model; arguments and errors as ``read_distilled``."""
-    hidden: int = model.get_base_model().config.hidden_size
+    hidden: int = model.get_base_model().config.get_text_config().hidden_size
     return read_distilled(path, classes=classes, hidden=hidden, layers=len(decoder_layers(model)), older=older)
 
 

@@ -5,15 +5,19 @@ of ``sum_n q_c^T f(x_n)`` gives, at each LoRA linear, the gradient ``delta`` (ba
 example at once; with the linear's input ``x`` (batch, tokens, in) an example's Jacobian is
 ``delta^T x`` summed over tokens. For decoders like Llama's the pass is written out, all contrasts in one
 (``laplora.reverse``); for others it is torch's automatic differentiation with respect to activations, contrast by
-contrast. No functional transforms, so both run through 4-bit weights too.
+contrast. Which of the two a model gets is decided once, by comparing them on a short batch. No functional transforms:
+both run through 4-bit weights too.
 """
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -23,8 +27,14 @@ from laplora.blocks import Block, BlockJacobian, ContrastJacobians
 from laplora.errors import ModelError
 from laplora.model import ADAPTER, head_name, label_logits, last_hidden, lora_layers
 from laplora.predictive import contrasts
+from laplora.probe import probe_batch
 from laplora.prompts import Batch
-from laplora.reverse import DecoderTape, has_written_out_reverse, readout_gradient
+from laplora.reverse import DecoderForm, DecoderTape, decoder_form, readout_gradient
+
+#: How far the Jacobians of the written-out reverse pass may be from automatic ones: the norm of a block's difference
+#: over that of the block. Both round in the number format: 0.04 was seen in bfloat16 (docs/lab-notes.md). The norms of
+#: a float64 model are float32 in transformers.
+REVERSE_TOLERANCE = {torch.bfloat16: 0.2, torch.float16: 0.03, torch.float32: 1e-3, torch.float64: 1e-5}
 
 
 def find_blocks(model: nn.Module, class_count: int) -> tuple[Block, ...]:
@@ -83,6 +93,80 @@ class ActivationTape:
         self._handles.append(module.register_forward_hook(forward_hook))
 
 
+@dataclass(frozen=True, eq=False)
+class ReversePass:
+    """How a model's Jacobians are computed.
+
+    Attributes:
+        kind: ``written_out`` or ``automatic``.
+        reason: why, in one sentence.
+        form: of the decoder whose pass is written out.
+        head: path of the output embedding.
+    """
+
+    kind: Literal["written_out", "automatic"]
+    reason: str
+    form: DecoderForm | None
+    head: str
+
+
+#: By model: decided at its first Jacobians, which load and fit ask for before any answer.
+_DECIDED: WeakKeyDictionary[nn.Module, ReversePass] = WeakKeyDictionary()
+
+
+def reverse_pass(model: Any) -> ReversePass:
+    """Return how a PEFT model's Jacobians are computed, decided at the first call.
+
+    Where the written-out pass covers the decoder, it is compared with automatic differentiation on one short batch. A
+    warning says where it is not used for what that showed. Modules or an attention exchanged later are not looked at.
+    """
+    found = _DECIDED.get(model)
+    if found is None:
+        found = _DECIDED[model] = _decide(model)
+    return found
+
+
+def _decide(model: Any) -> ReversePass:
+    base, head = model.get_base_model(), head_name(model)
+    form = decoder_form(base)
+    if form is None:
+        return ReversePass("automatic", f"the reverse pass of {type(base).__name__} is not written out", None, head)
+    written = ReversePass("written_out", "as automatic differentiation gave it on one batch", form, head)
+    try:
+        fault = _difference(model, written)
+    except (RuntimeError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError, ModelError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        fault = f"it raised {type(error).__name__}"
+    if fault is None:
+        return written
+    reason = f"the written-out reverse pass of {type(base).__name__} is not used: {fault}"
+    warnings.warn(
+        f"{reason}. Jacobians come from automatic differentiation, which is slower", RuntimeWarning, stacklevel=4
+    )
+    return ReversePass("automatic", reason, None, head)
+
+
+def _difference(model: Any, written: ReversePass) -> str | None:
+    """Return where the two passes differ by more than rounding, or None; rows of two lengths, one with padding."""
+    batch = probe_batch(model, 3)
+    labels = batch.input_ids[0, :3].tolist()
+    blocks, gather = find_blocks(model, len(labels)), _Gather(batch.attention_mask, True, False)
+    torchs = _automatic(model, batch, labels, blocks, gather)
+    mine = _written_out(model, batch, labels, blocks, gather, written)
+    sizes = [float(other.jacobian.double().norm()) for other in torchs.blocks]
+    if not all(math.isfinite(size) for size in sizes):  # whoever asks for such Jacobians is told so
+        return None
+    floor = 1e-3 * max(sizes)  # a block that no row reaches has rounding alone
+    tolerance = REVERSE_TOLERANCE[mine.hidden.dtype]
+    for block, one, other, size in zip(blocks, mine.blocks, torchs.blocks, sizes, strict=True):
+        gap = float((one.jacobian.double() - other.jacobian.double()).norm())
+        if not gap <= tolerance * max(size, floor):  # NaN is no match either
+            share = gap / max(size, floor, 1e-30)
+            return f"{block.name} differs from automatic differentiation by {share:.2g} of its norm"
+    return None
+
+
 def contrast_jacobians(
     model: Any,
     batch: Batch,
@@ -103,23 +187,32 @@ def contrast_jacobians(
         sums: whether to give mean inputs and summed gradients too, as a fit needs and a prediction does not.
         tokens: whether to keep every token's input and gradient as well.
         automatic: differentiate automatically even where the reverse pass is written out; to compare the two.
+
+    Raises:
+        ModelError: a model in training mode, whose dropout would be differentiated; an adapted module that runs twice,
+            or whose output no logit depends on.
     """
+    if model.training or model.get_base_model().training:
+        raise ModelError(
+            "Jacobians are those of a model without dropout, this one is in training mode: call model.eval()"
+        )
     gather = _Gather(batch.attention_mask, sums or tokens, tokens)
-    if has_written_out_reverse(model.get_base_model()) and not automatic:
-        return _written_out(model, batch, label_ids, blocks, gather)
+    if not automatic and (how := reverse_pass(model)).kind == "written_out":
+        return _written_out(model, batch, label_ids, blocks, gather, how)
     return _automatic(model, batch, label_ids, blocks, gather)
 
 
 def _written_out(
-    model: Any, batch: Batch, label_ids: Sequence[int], blocks: Sequence[Block], gather: _Gather
+    model: Any, batch: Batch, label_ids: Sequence[int], blocks: Sequence[Block], gather: _Gather, how: ReversePass
 ) -> ContrastJacobians:
+    assert how.form is not None
     wanted = {block.name for block in blocks}
     found: dict[str, BlockJacobian] = {}
-    with torch.no_grad(), DecoderTape(model.get_base_model(), wanted) as tape:
+    with torch.no_grad(), DecoderTape(how.form, wanted) as tape:
         hidden = last_hidden(model, batch)
         logits = label_logits(model, hidden, label_ids)
         gradient, at_head = readout_gradient(model, hidden, label_ids)
-        parts = [] if at_head is None else [(head_name(model), at_head)]
+        parts = [] if at_head is None else [(how.head, at_head)]
         for path, part in chain(parts, tape.reverse(gradient.expand(-1, len(hidden), -1))):
             for side, inputs, deltas in (("lora_A", part.inputs, part.to_a), ("lora_B", part.low, part.to_b)):
                 if (name := f"{path}.{side}") in wanted:
@@ -135,12 +228,19 @@ def _automatic(
         hidden = last_hidden(model, batch)
         logits = label_logits(model, hidden, label_ids, tape)
         transform = contrasts(len(label_ids), logits.dtype).to(logits.device)
+        absent = [b.name for b in blocks if b.name not in tape.records]
+        if absent:
+            raise ModelError(f"{absent[0]} is adapted and did not run: leave its module out of adapter.targets")
         records = [tape.records[b.name] for b in blocks]
         outputs = [r[1] for r in records]
         summed = (logits @ transform).sum(0)
         gradients = [
-            torch.autograd.grad(summed[c], outputs, retain_graph=c + 1 < summed.numel()) for c in range(summed.numel())
+            torch.autograd.grad(summed[c], outputs, retain_graph=c + 1 < summed.numel(), allow_unused=True)
+            for c in range(summed.numel())
         ]
+    unused = [block.name for block, gradient in zip(blocks, gradients[0], strict=True) if gradient is None]
+    if unused:
+        raise ModelError(f"{unused[0]} is adapted and no logit depends on it: leave its module out of adapter.targets")
     with torch.no_grad():
         result = tuple(
             gather(block.group, inputs, torch.stack([g[i] for g in gradients]))

@@ -121,6 +121,8 @@ def load_held_base(
     """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+    from laplora.probe import check_readout
+
     dtype = getattr(torch, spec.dtype)
     options: dict[str, Any] = {}
     if spec.quantization == "nf4":
@@ -150,7 +152,6 @@ def load_held_base(
             )
     except (OSError, ValueError) as error:
         raise ModelError(_unreachable(location, "causal language model", error)) from None
-    check_readout(model)
     if spec.quantization == "nf4":
         keep_4bit_differentiable(model)
         held = decide(expanded_bytes(model, dtype), device, dequantize)
@@ -160,7 +161,9 @@ def load_held_base(
         held = HeldWeights("plain", "the base is not quantized")
         model.to(device)
     model.requires_grad_(False)
-    return model.eval(), held
+    model.eval()
+    check_readout(model)
+    return model, held
 
 
 def _unreachable(location: str, what: str, error: Exception) -> str:
@@ -169,25 +172,6 @@ def _unreachable(location: str, what: str, error: Exception) -> str:
         f"base model {location!r}: no {what} can be loaded from it; give an offline model's name, a folder, or a hub "
         f"id that this machine can reach ({reason})"
     )
-
-
-def check_readout(model: Any) -> None:
-    """Raise ModelError where the logits are more than ``lm_head`` applied to the last hidden state."""
-    config = model.config
-    for name in ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier"):
-        value = getattr(config, name, None)
-        if value not in (None, 1, 1.0):
-            raise ModelError(
-                f"{type(model).__name__} transforms its logits ({name}={value}); laplora reads them as a "
-                "plain linear map of the last hidden state and would be wrong by that transform"
-            )
-    if (
-        not isinstance(model.get_output_embeddings(), nn.Linear)
-        or model.get_output_embeddings().weight.dtype == torch.uint8
-    ):
-        raise ModelError(f"{type(model).__name__} has no plain output embedding: a quantized lm_head is not covered")
-    if not isinstance(getattr(model, model.base_model_prefix, None), nn.Module):
-        raise ModelError(f"{type(model).__name__} has no decoder at .{model.base_model_prefix}")
 
 
 def keep_4bit_differentiable(model: Any) -> None:
@@ -247,11 +231,14 @@ def attach_adapter(model: nn.Module, folder: Path) -> Any:
     """Return the base model with the PEFT adapter in ``folder``, frozen, in eval mode.
 
     Raises:
-        ModelError: an adapter of a kind the method does not cover, or one that changes the base's weights.
+        ModelError: an adapter of a kind the method does not cover, one that changes the base's weights, or one of a
+            module that does not run once on every token (``laplora.probe.check_adapted``).
         ArtifactCorruptError: adapter files that cannot be read, or that do not hold exactly the LoRA
             matrices of this base, each finite.
     """
     from safetensors import SafetensorError
+
+    from laplora.probe import check_adapted
 
     with quiet_loading():
         from peft import PeftModel
@@ -268,7 +255,9 @@ def attach_adapter(model: nn.Module, folder: Path) -> Any:
     layers = lora_layers(peft_model)
     verify_adapter(folder, layers)
     peft_model.requires_grad_(False)
-    return peft_model.eval()
+    peft_model.eval()
+    check_adapted(peft_model)
+    return peft_model
 
 
 def verify_adapter(folder: Path, layers: Mapping[str, Any]) -> None:
@@ -322,8 +311,11 @@ def lora_layers(model: Any) -> dict[str, Any]:
             continue
         if getattr(module, "use_dora", {}).get(ADAPTER) or getattr(module, "lora_variant", {}).get(ADAPTER):
             raise ModelError(f"{name} uses a LoRA variant (such as DoRA), which the posterior does not cover")
-        if not isinstance(module.lora_A[ADAPTER], nn.Linear) or not isinstance(module.lora_B[ADAPTER], nn.Linear):
-            raise ModelError(f"{name} is not a linear layer; only linear layers are covered")
+        plain = module.get_base_layer()
+        if not isinstance(plain, nn.Linear) or not all(
+            isinstance(s[ADAPTER], nn.Linear) for s in (module.lora_A, module.lora_B)
+        ):
+            raise ModelError(f"{name} is a {type(plain).__name__}; only adapted linear layers (nn.Linear) are covered")
         layers[name] = module
     if not layers:
         raise ModelError("the adapter has no LoRA layer on this base model")

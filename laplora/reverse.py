@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -33,30 +32,36 @@ _MLP = ("mlp.gate_proj", "mlp.up_proj")
 _LINEARS = (*_ATTENTION, "self_attn.o_proj", *_MLP, "mlp.down_proj")
 
 
-#: By model, whether its modules are of the covered form: a walk over all of them that no answer should repeat.
-_OF_THE_FORM: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+@dataclass(frozen=True, eq=False)
+class DecoderForm:
+    """The decoder of a model that has the covered form, its modules looked up once.
 
-
-def has_written_out_reverse(base: Any) -> bool:
-    """Return whether this module covers a causal language model (PEFT's wrapping taken off).
-
-    Modules are looked at once for each model; exchanging them later is not seen, another mode or attention is.
+    Attributes:
+        decoder: the module; prefix: where its layers are, by path in the model.
+        layers: of each layer the module, and its linears by name.
     """
-    if base.training or base.config._attn_implementation != "sdpa":
-        return False
-    if base not in _OF_THE_FORM:
-        _OF_THE_FORM[base] = _is_of_the_form(base)
-    return _OF_THE_FORM[base]
+
+    decoder: Any
+    prefix: str
+    layers: tuple[tuple[Any, dict[str, Any]], ...]
 
 
-def _is_of_the_form(base: Any) -> bool:
+def decoder_form(base: Any) -> DecoderForm | None:
+    """Return the form of a causal language model (PEFT's wrapping taken off); None where it is not the covered one.
+
+    By the names of classes and modules alone: whether the pass is right is measured (``laplora.jacobians``).
+    """
     decoder = getattr(base, base.base_model_prefix, None)
     layers = getattr(decoder, "layers", None)
-    return (
+    if not (
         isinstance(layers, nn.ModuleList)
+        and base.config.get_text_config()._attn_implementation == "sdpa"
         and _is_norm(getattr(decoder, "norm", None))
         and all(_is_covered(layer) for layer in layers)
-    )
+    ):
+        return None
+    linears = tuple((layer, {name: layer.get_submodule(name) for name in _LINEARS}) for layer in layers)
+    return DecoderForm(decoder, f"{base.base_model_prefix}.layers", linears)
 
 
 def _is_covered(layer: Any) -> bool:
@@ -114,31 +119,30 @@ class DecoderTape:
     """Keeps what the reverse pass needs of one forward pass; a context manager.
 
     Args:
-        base: a model that ``has_written_out_reverse`` covers.
+        form: of the model's decoder.
         wanted: names of the blocks whose Jacobians are wanted; those outside the layers are ignored. Adapters of other
             blocks are passed through, and nothing is kept or computed for their own Jacobians.
 
     Raises:
-        ModelError: a layer that ran twice in one forward pass.
+        ModelError: a layer that ran twice in one forward pass, or with another attention than at load.
     """
 
-    def __init__(self, base: Any, wanted: Collection[str]) -> None:
-        self._decoder = getattr(base, base.base_model_prefix)
-        self._prefix = f"{base.base_model_prefix}.layers"
+    def __init__(self, form: DecoderForm, wanted: Collection[str]) -> None:
+        self._form = form
         self._wanted = frozenset(wanted)
         linears = {block.rpartition(".")[0] for block in wanted}
         self._kept: list[_Kept] = []
         self._last: torch.Tensor | None = None
         self._handles: list[Any] = []
-        count = len(self._decoder.layers)
-        found = (i for i in range(count) if any(f"{self._prefix}.{i}.{name}" in linears for name in _LINEARS))
+        count = len(form.layers)
+        found = (i for i in range(count) if any(f"{form.prefix}.{i}.{name}" in linears for name in _LINEARS))
         #: The lowest layer with a wanted Jacobian; nothing below it is kept or differentiated.
         self._lowest = next(found, count)
 
     def __enter__(self) -> DecoderTape:
-        self._handles.append(self._decoder.norm.register_forward_pre_hook(self._keep_last))
-        for i in range(self._lowest, len(self._decoder.layers)):
-            self._watch(i, self._decoder.layers[i])
+        self._handles.append(self._form.decoder.norm.register_forward_pre_hook(self._keep_last))
+        for number in range(self._lowest, len(self._form.layers)):
+            self._watch(number, *self._form.layers[number])
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -148,33 +152,35 @@ class DecoderTape:
     def _keep_last(self, _module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         self._last = inputs[0][:, -1:]
 
-    def _watch(self, number: int, layer: Any) -> None:
+    def _watch(self, number: int, layer: Any, linears: dict[str, Any]) -> None:
         def enter(_module: nn.Module, inputs: tuple[torch.Tensor, ...], options: dict[str, Any]) -> None:
             if len(self._kept) != number - self._lowest:
                 raise ModelError(f"layer {number} ran out of turn; shared or checkpointed layers are not covered")
-            self._kept.append(_Kept(inputs[0], options["attention_mask"], options["position_embeddings"]))
+            mask = options["attention_mask"]
+            if mask is not None and mask.dtype != torch.bool:
+                raise ModelError("the model's attention is another one than at load: load it again")
+            self._kept.append(_Kept(inputs[0], mask, options["position_embeddings"]))
 
         def middle(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
             self._kept[-1].middle = inputs[0]
 
         self._handles.append(layer.register_forward_pre_hook(enter, with_kwargs=True))
         self._handles.append(layer.post_attention_layernorm.register_forward_pre_hook(middle))
-        for name in _LINEARS:
-            linear = layer.get_submodule(name)
+        for name, linear in linears.items():
             if name in (*_ATTENTION, *_MLP):
 
                 def output(_m: nn.Module, _i: Any, result: torch.Tensor, name: str = name) -> None:
                     self._kept[-1].outputs[name] = result
 
                 self._handles.append(linear.register_forward_hook(output))
-            if f"{self._prefix}.{number}.{name}.lora_A" in self._wanted:
+            if f"{self._form.prefix}.{number}.{name}.lora_A" in self._wanted:
 
                 def seen(_m: nn.Module, inputs: tuple[torch.Tensor, ...], name: str = name) -> None:
                     # as the base sees it: the adapter's own copy is in a wider format, one for each adapter
                     self._kept[-1].inputs[name] = inputs[0]
 
                 self._handles.append(linear.register_forward_pre_hook(seen))
-            if f"{self._prefix}.{number}.{name}.lora_B" in self._wanted:
+            if f"{self._form.prefix}.{number}.{name}.lora_B" in self._wanted:
 
                 def low(_m: nn.Module, _i: Any, result: torch.Tensor, name: str = name) -> None:
                     self._kept[-1].low[name] = result
@@ -190,11 +196,11 @@ class DecoderTape:
             gradient: (contrasts, batch, hidden), with respect to the final hidden state at the last token.
         """
         assert self._last is not None
-        upper = norm_gradient(self._decoder.norm, self._last, gradient[:, :, None])
+        upper = norm_gradient(self._form.decoder.norm, self._last, gradient[:, :, None])
         self._last = None
-        for number in range(len(self._decoder.layers) - 1, self._lowest - 1, -1):
-            path = f"{self._prefix}.{number}"
-            step = _LayerReverse(self._decoder.layers[number], self._kept.pop(), path, self._wanted)
+        for number in range(len(self._form.layers) - 1, self._lowest - 1, -1):
+            path = f"{self._form.prefix}.{number}"
+            step = _LayerReverse(*self._form.layers[number], self._kept.pop(), path, self._wanted)
             lower = step.run(upper, stop=number == self._lowest)
             yield from step.found
             if lower is None:
@@ -205,8 +211,8 @@ class DecoderTape:
 class _LayerReverse:
     """One layer's reverse pass."""
 
-    def __init__(self, layer: Any, kept: _Kept, path: str, wanted: Collection[str]) -> None:
-        self.layer, self.kept, self.path, self.wanted = layer, kept, path, wanted
+    def __init__(self, layer: Any, linears: dict[str, Any], kept: _Kept, path: str, wanted: Collection[str]) -> None:
+        self.layer, self.linears, self.kept, self.path, self.wanted = layer, linears, kept, path, wanted
         self.found: list[tuple[str, Adapted]] = []
 
     def run(self, upper: torch.Tensor, *, stop: bool) -> torch.Tensor | None:
@@ -272,7 +278,7 @@ class _LayerReverse:
 
     def _linear(self, name: str, gradient: torch.Tensor, onto: torch.Tensor | None = None) -> torch.Tensor:
         """Return gradients with respect to a linear's input of those with respect to its output, added to ``onto``."""
-        linear = self.layer.get_submodule(name)
+        linear = self.linears[name]
         weight = plain_weight(getattr(linear, "base_layer", linear), gradient.dtype)
         result = _product(gradient, weight, onto)
         to_a = self._adapter(name, gradient)
@@ -280,7 +286,7 @@ class _LayerReverse:
 
     def _adapter(self, name: str, gradient: torch.Tensor) -> torch.Tensor | None:
         """Note an adapter's Jacobian parts; return the gradients at ``lora_A``'s output, None without an adapter."""
-        linear = self.layer.get_submodule(name)
+        linear = self.linears[name]
         if not hasattr(linear, "lora_A") or linear.disable_adapters:
             return None
         up = linear.lora_B[ADAPTER].weight

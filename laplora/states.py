@@ -100,10 +100,11 @@ def decoder_layers(model: Any) -> nn.ModuleList:
         ModelError: no list of as many modules as the configuration has layers.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    decoder, count = getattr(base, base.base_model_prefix), base.config.num_hidden_layers
-    for module in decoder.children():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return module
+    decoder, count = getattr(base, base.base_model_prefix), base.config.get_text_config().num_hidden_layers
+    for part in (decoder, getattr(decoder, "language_model", None)):  # the second where it also sees or hears
+        for module in () if part is None else part.children():
+            if isinstance(module, nn.ModuleList) and len(module) == count:
+                return module
     raise ModelError(f"{type(base).__name__} keeps its {count} layers in no list that could be watched")
 
 

@@ -25,7 +25,7 @@ from laplora.member_outputs import Member, MemberSet
 from laplora.model import ADAPTER, lora_layers, plain_weight
 from laplora.posterior import Posterior
 from laplora.posterior_file import posterior_tensors
-from laplora.reverse import has_written_out_reverse
+from laplora.reverse import decoder_form
 
 TINY = {
     "vocab_size": 128,
@@ -108,7 +108,7 @@ def test_the_random_llama_is_what_laplora_serves(quantization: Any) -> None:
     """Covered by the written-out reverse pass, packed where it should be, and every matrix has a gradient."""
     members = random_llama(2, device="cpu", quantization=quantization, rank=3, shape=TINY)
     base = members.model.get_base_model()
-    assert has_written_out_reverse(base)
+    assert decoder_form(base) is not None
     linear = base.model.layers[1].mlp.up_proj
     assert (linear.weight.dtype == torch.uint8) == (quantization == "nf4")
     weight = plain_weight(linear, torch.float32)

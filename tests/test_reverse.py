@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,13 +12,13 @@ import torch
 from tiny_models import Architecture, tiny_model, tiny_task
 from torch.nn import functional as F
 
-from laplora import attention, reverse
+from laplora import attention, jacobians, reverse
 from laplora.attention import attention_gradients, by_torch
 from laplora.blocks import ContrastJacobians
 from laplora.errors import ModelError
-from laplora.jacobians import contrast_jacobians, find_blocks
+from laplora.jacobians import contrast_jacobians, find_blocks, reverse_pass
 from laplora.model import last_hidden
-from laplora.reverse import DecoderTape, has_written_out_reverse
+from laplora.reverse import DecoderForm, DecoderTape, decoder_form
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 # float64; the two add in another order.
@@ -36,7 +38,7 @@ LLAMA_LIKE: list[tuple[Architecture, dict[str, Any]]] = [
 def both(model: Any, task: Any, blocks: Any = None, **wanted: bool) -> tuple[ContrastJacobians, ContrastJacobians]:
     """Return the written-out and the automatic Jacobians of a task's rows."""
     blocks = blocks or find_blocks(model, task.classes)
-    assert has_written_out_reverse(model.get_base_model())
+    assert reverse_pass(model).kind == "written_out"
     mine, torchs = (
         contrast_jacobians(model, task.batch(), task.label_ids, blocks, automatic=automatic, **wanted)
         for automatic in (False, True)
@@ -88,9 +90,8 @@ def test_nothing_is_kept_or_computed_for_other_blocks(sides: tuple[str, ...]) ->
     """Of four adapted linears in each of four layers one is wanted, in the upper two layers."""
     model = tiny_model("llama", targets=["q_proj", "v_proj", "gate_proj", "down_proj"], layers=4)
     task = tiny_task(examples=3, classes=2)
-    base = model.get_base_model()
     wanted = {f"model.layers.{i}.self_attn.v_proj.{side}" for i in (2, 3) for side in sides}
-    with torch.no_grad(), DecoderTape(base, wanted) as tape:
+    with torch.no_grad(), DecoderTape(form_of(model), wanted) as tape:
         hidden = last_hidden(model, task.batch())
         assert [(set(k.inputs), set(k.low)) for k in tape._kept] == 2 * [
             ({"self_attn.v_proj"} if "lora_A" in sides else set(), {"self_attn.v_proj"} if "lora_B" in sides else set())
@@ -144,43 +145,124 @@ def test_predictions_ask_for_no_sums() -> None:
 
 @pytest.mark.parametrize("architecture", ["phi", "phi3"])
 def test_other_decoders_are_differentiated_automatically(architecture: Architecture) -> None:
-    assert not has_written_out_reverse(tiny_model(architecture).get_base_model())
+    how = reverse_pass(tiny_model(architecture))
+    assert (how.kind, how.form) == ("automatic", None)
+    assert how.reason.endswith("ForCausalLM is not written out")
 
 
-def test_what_is_not_of_this_form_is_not_covered() -> None:
-    for options in ({"hidden_act": "gelu"}, {"attn_implementation": "eager"}):
-        assert not has_written_out_reverse(tiny_model("llama", **options).get_base_model()), options
-    model = tiny_model("llama")
-    model.train()
-    assert not has_written_out_reverse(model.get_base_model())
+@pytest.mark.parametrize("options", [{"hidden_act": "gelu"}, {"attn_implementation": "eager"}])
+def test_what_is_not_of_this_form_is_not_covered(options: dict[str, Any]) -> None:
+    model = tiny_model("llama", **options)
+    assert decoder_form(model.get_base_model()) is None
+    assert reverse_pass(model).kind == "automatic"
 
 
-def test_modules_are_looked_at_once_for_each_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mode and attention at every call; and no model is kept alive for it."""
+def test_it_is_decided_once_for_each_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No answer looks at the modules again; and no model is kept alive for it."""
     looks = []
-    look = reverse._is_of_the_form
-    monkeypatch.setattr(reverse, "_is_of_the_form", lambda base: looks.append(0) or look(base))
-    one, other = (tiny_model(name).get_base_model() for name in ("llama", "phi"))
-    assert [has_written_out_reverse(base) for base in (one, other, one, other)] == [True, False, True, False]
+    look = jacobians.decoder_form
+    monkeypatch.setattr(jacobians, "decoder_form", lambda base: looks.append(0) or look(base))
+    one, other, task = tiny_model("llama"), tiny_model("phi"), tiny_task(examples=2)
+    for model in (one, other, one, other):
+        contrast_jacobians(model, task.batch(), task.label_ids, find_blocks(model, task.classes))
+    assert [reverse_pass(model).kind for model in (one, other)] == ["written_out", "automatic"]
     assert len(looks) == 2
-    one.train()
-    assert not has_written_out_reverse(one)
-    one.eval()
-    assert has_written_out_reverse(one)
-    one.config._attn_implementation = "eager"
-    assert not has_written_out_reverse(one)
-    assert len(looks) == 2
-    known = len(reverse._OF_THE_FORM)
-    del one
+    known = len(jacobians._DECIDED)
+    del one, model
     gc.collect()
-    assert len(reverse._OF_THE_FORM) < known
+    assert len(jacobians._DECIDED) < known
+
+
+def halved(layer: Any) -> Iterator[tuple[Any, str, Any]]:
+    """A layer whose attention counts half: its class and modules are Llama's by name, its forward is not."""
+    own = layer.self_attn.forward
+
+    def forward(*args: Any, **options: Any) -> Any:
+        output, *rest = own(*args, **options)
+        return (output / 2, *rest)
+
+    yield layer.self_attn, "forward", forward
+
+
+def capped(layer: Any) -> Iterator[tuple[Any, str, Any]]:
+    """A layer whose gate is bounded."""
+    own = layer.mlp.act_fn.forward
+    yield layer.mlp.act_fn, "forward", lambda x: own(x).clamp(max=0.1)
+
+
+@pytest.mark.parametrize("change", [halved, capped])
+def test_a_pass_that_differs_is_not_used(change: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jacobians are then those of automatic differentiation, and a warning says so once."""
+    model, task = tiny_model("llama", targets=ALL), tiny_task(examples=4)
+    for patch in change(model.get_base_model().model.layers[1]):
+        monkeypatch.setattr(*patch)
+    blocks = find_blocks(model, task.classes)
+    with pytest.warns(RuntimeWarning, match="LlamaForCausalLM is not used: .*differs from automatic") as seen:
+        found = contrast_jacobians(model, task.batch(), task.label_ids, blocks)
+    assert len(seen) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = contrast_jacobians(model, task.batch(), task.label_ids, blocks)
+    exact = contrast_jacobians(model, task.batch(), task.label_ids, blocks, automatic=True)
+    for mine, second, torchs in zip(found.blocks, again.blocks, exact.blocks, strict=True):
+        assert torch.equal(mine.jacobian, torchs.jacobian)
+        assert torch.equal(second.jacobian, torchs.jacobian)
+    how = reverse_pass(model)
+    assert how.kind == "automatic"
+    assert "differs from automatic differentiation by" in how.reason
+
+
+def test_a_pass_that_raises_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_readout(*_: Any) -> Any:
+        raise KeyError("position_embeddings")
+
+    monkeypatch.setattr(jacobians, "readout_gradient", no_readout)
+    with pytest.warns(RuntimeWarning, match="is not used: it raised KeyError"):
+        assert reverse_pass(tiny_model("llama")).kind == "automatic"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_pass_that_is_right_is_used_in_the_formats_that_serve(dtype: torch.dtype) -> None:
+    """Rounding is no difference, and a small fault is: rotary embeddings turned the other way on the way back."""
+    assert reverse_pass(tiny_model("llama", targets=ALL, layers=4, dtype=dtype)).kind == "written_out"
+    with pytest.MonkeyPatch.context() as patch, pytest.warns(RuntimeWarning, match="differs from automatic"):
+        patch.setattr(reverse, "rotate_back", reverse.rotate)
+        assert reverse_pass(tiny_model("llama", targets=ALL, layers=4, dtype=dtype)).kind == "automatic"
+
+
+def test_a_model_in_training_mode_is_refused() -> None:
+    model, task = tiny_model("llama"), tiny_task(examples=2)
+    blocks = find_blocks(model, task.classes)
+    model.train()
+    for automatic in (False, True):
+        with pytest.raises(ModelError, match=r"in training mode.*call model\.eval\(\)"):
+            contrast_jacobians(model, task.batch(), task.label_ids, blocks, automatic=automatic)
+    model.eval()
+    model.get_base_model().train()
+    with pytest.raises(ModelError, match="in training mode"):
+        contrast_jacobians(model, task.batch(), task.label_ids, blocks)
+
+
+def test_an_attention_that_was_exchanged_since_is_refused() -> None:
+    model, task = tiny_model("llama"), tiny_task(examples=3)
+    blocks = find_blocks(model, task.classes)
+    contrast_jacobians(model, task.batch(), task.label_ids, blocks)
+    model.get_base_model().set_attn_implementation("eager")
+    with pytest.raises(ModelError, match="attention is another one than at load"):
+        contrast_jacobians(model, task.batch(), task.label_ids, blocks)
+
+
+def form_of(model: Any) -> DecoderForm:
+    """Return the form of a model's decoder."""
+    form = decoder_form(model.get_base_model())
+    assert form is not None
+    return form
 
 
 def test_a_layer_that_runs_twice_is_refused() -> None:
     model = tiny_model("llama")
-    base = model.get_base_model()
     ids = tiny_task(examples=2).batch().input_ids
-    with torch.no_grad(), DecoderTape(base, {"model.layers.0.self_attn.q_proj.lora_A"}):
+    with torch.no_grad(), DecoderTape(form_of(model), {"model.layers.0.self_attn.q_proj.lora_A"}):
         model(input_ids=ids)
         with pytest.raises(ModelError, match="out of turn"):
             model(input_ids=ids)

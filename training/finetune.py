@@ -18,8 +18,9 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
-from laplora.errors import ModelError, NonFiniteError
-from laplora.model import label_logits, last_hidden, lora_layers
+from laplora.errors import NonFiniteError
+from laplora.model import label_logits, last_hidden
+from laplora.probe import check_adapted, check_targets
 from laplora.prompts import Batch, EncodedRow, collate
 from laplora.quiet import quiet_loading
 from training.config import RunConfig, config_hash_fields
@@ -153,13 +154,11 @@ def add_adapter(base: nn.Module, config: RunConfig) -> Any:
     """Return the base model with a fresh LoRA adapter, adapter weights in float32.
 
     Raises:
-        ModelError: no module has one of the target names, as on models with fused projections.
+        ModelError: a target that names no linear module, as on models with fused projections, or one that does not run
+            once on every token of a text.
     """
     adapter = config.adapter
-    names = {name.rpartition(".")[2] for name, m in base.named_modules() if isinstance(m, nn.Linear)}
-    unknown = sorted(set(adapter.targets) - names)
-    if unknown:
-        raise ModelError(f"adapter.targets {unknown} are not linear modules of this base; it has {sorted(names)}")
+    check_targets(base, adapter.targets)
     with quiet_loading():
         model = get_peft_model(
             base,
@@ -172,7 +171,8 @@ def add_adapter(base: nn.Module, config: RunConfig) -> Any:
             ),
         )
     model.peft_config["default"].base_model_name_or_path = config.base.model
-    lora_layers(model)
+    model.eval()  # dropout would draw from the generator that training draws from
+    check_adapted(model)
     return model
 
 

@@ -682,7 +682,11 @@ def test_golden_inputs_of_the_configuration_are_recorded(run_copy: Path) -> None
         ("run", ["golden_inputs=[{txet: x}]"], "golden_inputs.0: template 'sentiment' takes the fields"),
         ("run", ["base.model=/nowhere"], "base model '/nowhere': no tokenizer can be loaded"),
         ("run", ["base.device=gpu"], "no device is called 'gpu'"),
-        ("run", ["adapter.targets=[qkv_proj]", "name=fresh"], r"adapter.targets \['qkv_proj'\] are not linear modules"),
+        (
+            "run",
+            ["adapter.targets=[qkv_proj]", "name=fresh"],
+            "adapter.targets 'qkv_proj': no module of this base is called that",
+        ),
         ("run", ["optimizer.steps=none", "seed=x"], r"2 bad field\(s\)"),
     ],
 )

@@ -1,0 +1,131 @@
+"""Tiny random models of transformers' own classes, of many kinds of decoder: each with its quirks, by name."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import transformers as hf
+from tiny_models import PAD, VOCABULARY, generator
+
+_COMMON: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": PAD,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+#: Of Gemma 3n and 4: the last two of four layers take keys and values from the others, so their projections never run.
+_SHARED_KEYS: dict[str, Any] = {
+    "num_hidden_layers": 4,
+    "num_kv_shared_layers": 2,
+    "head_dim": 8,
+    "vocab_size_per_layer_input": VOCABULARY,
+    "hidden_size_per_layer_input": 4,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+}
+_GEMMA_4 = _COMMON | _SHARED_KEYS | {"global_head_dim": 8}
+_GEMMA_3N = (
+    _COMMON
+    | _SHARED_KEYS
+    | {"intermediate_size": [32] * 4, "laurel_rank": 4, "altup_num_inputs": 2, "activation_sparsity_pattern": [0.0] * 4}
+)
+_EXPERTS = {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "num_experts": 4}
+
+CONFIGS: dict[str, Callable[..., Any]] = {
+    "llama": lambda **o: hf.LlamaConfig(**_COMMON | o),
+    "mistral": lambda **o: hf.MistralConfig(**_COMMON | o),
+    "qwen2": lambda **o: hf.Qwen2Config(**_COMMON | o),
+    "qwen3": lambda **o: hf.Qwen3Config(**_COMMON | {"head_dim": 8} | o),
+    "phi": lambda **o: hf.PhiConfig(**_COMMON | o),
+    "phi3": lambda **o: hf.Phi3Config(**_COMMON | o),
+    "gemma": lambda **o: hf.GemmaConfig(**_COMMON | {"head_dim": 8} | o),
+    "gemma3_text": lambda **o: hf.Gemma3TextConfig(**_COMMON | {"head_dim": 8} | o),
+    "gemma3": lambda **o: hf.Gemma3Config(
+        text_config=_COMMON | {"head_dim": 8} | o,
+        vision_config=_VISION,
+        mm_tokens_per_image=4,
+        image_token_index=60,
+        boi_token_index=61,
+        eoi_token_index=62,
+    ),
+    "gemma3n_text": lambda **o: hf.Gemma3nTextConfig(**_GEMMA_3N | o),
+    "gemma4_text": lambda **o: hf.Gemma4TextConfig(**_GEMMA_4 | o),
+    "gemma4": lambda **o: hf.Gemma4Config(
+        text_config=_GEMMA_4 | o,
+        vision_config=None,
+        audio_config=None,
+        image_token_id=60,
+        boi_token_id=61,
+        eoi_token_id=62,
+        audio_token_id=59,
+        video_token_id=58,
+    ),
+    "granite": lambda **o: hf.GraniteConfig(**_COMMON | o),
+    "cohere": lambda **o: hf.CohereConfig(**_COMMON | o),
+    "gpt2": lambda **o: hf.GPT2Config(
+        vocab_size=VOCABULARY,
+        n_embd=16,
+        n_layer=2,
+        n_head=2,
+        n_positions=64,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=PAD,
+        **o,
+    ),
+    "opt": lambda **o: hf.OPTConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        ffn_dim=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        word_embed_proj_dim=16,
+        activation_function="gelu",  # without the kinks of relu, where a difference is no derivative
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=PAD,
+        **o,
+    ),
+    "mixtral": lambda **o: hf.MixtralConfig(**_COMMON | {"num_local_experts": 4} | o),
+    "qwen2_moe": lambda **o: hf.Qwen2MoeConfig(**_COMMON | _EXPERTS | o),
+    "bart": lambda **o: hf.BartConfig(
+        vocab_size=VOCABULARY, d_model=16, decoder_layers=2, decoder_attention_heads=2, decoder_ffn_dim=32, **o
+    ),
+}
+
+
+def tiny_architecture(name: str, *, seed: int = 0, **options: Any) -> Any:
+    """Return a random model in float32, evaluation mode, as ``AutoModelForCausalLM`` builds it from its configuration.
+
+    Args:
+        options: of the configuration, of its text part where it has several.
+    """
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # transformers', about attributes and defaults of its own
+        config = CONFIGS[name](**options)
+        model: Any = hf.AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+    if name in ("mixtral", "qwen2_moe"):
+        model.set_experts_implementation("eager")  # the grouped product is in float32 and less only
+    draw = generator(seed)
+    with torch.no_grad():
+        for _, weight in sorted(model.named_parameters()):
+            if weight.dim() > 1:
+                weight.copy_(torch.randn(weight.shape, generator=draw) / weight.shape[-1] ** 0.5)
+    return model.eval()
