@@ -110,6 +110,8 @@ class ReversePass:
     head: str
 
 
+#: What says nothing of the pass.
+_DEVICE_FAULTS = (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError))
 #: By model: decided at its first Jacobians, which load and fit ask for before any answer.
 _DECIDED: WeakKeyDictionary[nn.Module, ReversePass] = WeakKeyDictionary()
 
@@ -134,9 +136,9 @@ def _decide(model: Any) -> ReversePass:
     written = ReversePass("written_out", "as automatic differentiation gave it on one batch", form, head)
     try:
         fault = _difference(model, written)
+    except _DEVICE_FAULTS:
+        raise
     except (RuntimeError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError, ModelError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
         fault = f"it raised {type(error).__name__}"
     if fault is None:
         return written

@@ -20,7 +20,7 @@ from laplora.errors import ArtifactCorruptError, ConfigError, DataError, Invalid
 from laplora.golden import not_recorded, read_golden, verify_answers
 from laplora.handing_over import Deferral, rows_to_hand_over
 from laplora.held_weights import HeldWeights
-from laplora.jacobians import find_blocks
+from laplora.jacobians import ReversePass, find_blocks, reverse_pass
 from laplora.manifest import ADAPTER_FOLDER, DISTILLED, POSTERIOR, SCORES, Manifest
 from laplora.member_adapters import dropout_weights, lora_parameters, read_weights
 from laplora.member_outputs import Member, MemberOutputs, MemberSet, member_outputs
@@ -108,6 +108,7 @@ class Predictor:
         )
         say("attaching adapter and posterior")
         model = attach_adapter(share(base.model), path / ADAPTER_FOLDER)
+        reverse_pass(model)  # decided before anyone waits for an answer
         members = load_members(path, manifest, model, where)
         predictor = cls(artifact, members, tokenizer, where, base)
         if read_artifact(path).digest != artifact.digest:  # a new one took its place, and tensors may be the new one's
@@ -121,6 +122,11 @@ class Predictor:
     def weights(self) -> HeldWeights:
         """How the base's weights are held, and why."""
         return self.base.weights
+
+    @property
+    def reverse_pass(self) -> ReversePass:
+        """How its Jacobians are computed, and why."""
+        return reverse_pass(self._members.model)
 
     @property
     def own_bytes(self) -> int:
@@ -378,14 +384,15 @@ class Predictor:
 
         Raises:
             ArtifactCorruptError: a golden file that does not hold answers to valid inputs.
-            GoldenMismatchError: a probability further from the recorded one than the tolerance.
+            GoldenMismatchError: a probability, or the logarithm of a variance, further from the recorded one than its
+                tolerance.
         """
-        recorded, tolerance = read_golden(self.artifact.path)
+        golden = read_golden(self.artifact.path)
         try:
-            rows = [self.encode(answer.inputs, truncate=True) for answer in recorded]
+            rows = [self.encode(answer.inputs, truncate=True) for answer in golden.answers]
         except InvalidInputError as error:
             raise not_recorded(error) from None
-        verify_answers(self.predict(rows, also=self.predictives), recorded, tolerance)
+        verify_answers(self.predict(rows, also=self.predictives), golden)
 
 
 def load_members(path: Path, manifest: Manifest, model: Any, device: torch.device) -> MemberSet:

@@ -94,8 +94,8 @@ def check_readout(model: Any) -> None:
     moved = float((hidden[1:] - alone).double().norm() / hidden[1:].double().norm())
     if moved > _PADDING_TOLERANCE.get(hidden.dtype, 1e-2):
         raise ModelError(
-            f"{kind} answers otherwise where a row is padded on the left: its last hidden state moves by {moved:.2g} of "
-            "its norm. It does not heed position_ids or attention_mask: use another base model"
+            f"{kind} answers otherwise where a row is padded on the left: its last hidden state moves by {moved:.2g} "
+            "of its norm. It does not heed position_ids or attention_mask: use another base model"
         )
     if len(seen) != 1:
         raise ModelError(f"{kind} runs {head_name(model)} {len(seen)} times in one forward pass, expected once")

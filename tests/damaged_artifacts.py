@@ -290,6 +290,14 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
         sealed(GOLDEN, lambda g: g["answers"][0].update(map_probs=g["answers"][0]["map_probs"][::-1])),
         "golden_mismatch",
     ),
+    "golden variances of another posterior": (
+        sealed(GOLDEN, lambda g: g["answers"][0].update(logit_variance=[30.0, 30.0])),
+        "golden_mismatch",
+    ),
+    "golden variances with NaN": (
+        sealed(GOLDEN, lambda g: g["answers"][0].update(logit_variance=[float("nan")] * 2)),
+        CORRUPT,
+    ),
     "golden answers with NaN": (
         sealed(GOLDEN, lambda g: g["answers"][0].update(map_probs=[float("nan")] * 2)),
         "golden_mismatch",

@@ -355,6 +355,12 @@ def test_an_adapter_configuration_that_is_none(artifact_copy: Path, text: str) -
         (lambda g: g.update(tolerance=float("inf")), "a replay proves nothing"),
         (lambda g: g.update(tolerance=float("nan")), "a replay proves nothing"),
         (lambda g: g.update(answers=3), "TypeError"),
+        (lambda g: g.update(variance_tolerance=float("inf")), "the variance tolerance inf: expected 0 to 3"),
+        (lambda g: g.update(variance_tolerance=float("nan")), "a replay of variances proves nothing"),
+        (lambda g: g.update(variance_tolerance="x"), "ValueError"),
+        (lambda g: g["answers"][0].update(logit_variance=[float("nan"), 1.0]), "a variance that is none"),
+        (lambda g: g["answers"][1].update(logit_variance=[1.0, -1.0]), "a variance that is none"),
+        (lambda g: g["answers"][1].update(logit_variance=3.0), "TypeError"),
         (lambda g: g["answers"][0].update(inputs={"wrong": "x"}), "InvalidInputError"),
         (lambda g: g["answers"][0].update(probs="x"), "ValueError"),
     ],
@@ -375,6 +381,29 @@ def test_golden_answers_that_are_not_reproduced(artifact_copy: Path, probs: list
     (artifact_copy / GOLDEN).write_text(json.dumps(golden))
     reseal(artifact_copy)
     refused(artifact_copy, GoldenMismatchError, r"golden answer 0: probs differs by .*, more than 0\.002")
+
+
+def test_another_prior_fails_the_golden_replay(artifact_copy: Path) -> None:
+    """Its variances alone say so where the probabilities are allowed to move."""
+    manifest = json.loads((artifact_copy / MANIFEST).read_text())
+    golden = json.loads((artifact_copy / GOLDEN).read_text())
+    assert golden["variance_tolerance"] == 0.05
+    (artifact_copy / GOLDEN).write_text(json.dumps(golden | {"tolerance": 0.9}))
+    prior = manifest["prior"] | {"precision": {k: 10 * v for k, v in manifest["prior"]["precision"].items()}}
+    reseal(artifact_copy, prior=prior)
+    message = r"golden answer 0: logit_variance differs by more than a factor of 1\.05: expected \[.*\], got \["
+    refused(artifact_copy, GoldenMismatchError, message)
+
+
+def test_variances_that_were_not_recorded_are_not_replayed(artifact_copy: Path) -> None:
+    golden = json.loads((artifact_copy / GOLDEN).read_text())
+    for number, entry in enumerate(golden["answers"]):
+        entry["logit_variance"] = None
+        if number:
+            del entry["logit_variance"]
+    (artifact_copy / GOLDEN).write_text(json.dumps(golden))
+    reseal(artifact_copy)
+    Predictor.load(artifact_copy, device="cpu")
 
 
 def test_a_tampered_adapter_fails_the_golden_replay(artifact_copy: Path) -> None:

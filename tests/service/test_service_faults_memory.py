@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from laplora import jacobians, reverse
+from laplora.jacobians import ReversePass
 from laplora.predictor import Predictor
 from service.engine import Ask, BatchReport, Engine
 from service.errors import DeviceMemoryError
@@ -79,7 +80,7 @@ def in_backward(model: Any, shortage: Shortage, monkeypatch: pytest.MonkeyPatch)
 
     layer = model.get_base_model().model.layers[-1].mlp
     with monkeypatch.context() as patch, hooked(layer.register_forward_hook(watch)):
-        patch.setattr(jacobians, "has_written_out_reverse", lambda base: False)
+        patch.setattr(jacobians, "reverse_pass", lambda model: ReversePass("automatic", "", None, "lm_head"))
         yield
 
 
