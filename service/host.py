@@ -338,6 +338,18 @@ class ArtifactHost:
         enter("loading", "loading the artifact and its base model")
         with self._engine.latching_faults():
             predictor = self._library.load(path, self._settings, lambda stage: enter("loading", stage))
+        how = predictor.reverse_pass
+        logger.info(
+            "Jacobians are %s: %s",
+            how.kind,
+            how.reason,
+            extra={
+                "event": "reverse_pass",
+                "artifact": predictor.artifact.name,
+                "kind": how.kind,
+                "reason": how.reason,
+            },
+        )
         enter("verifying", "replaying the golden answers")
         self._engine.call(predictor.verify_golden).result()
         # Whatever the golden file holds, each predictive has answered once before anyone waits for it. On the

@@ -24,6 +24,7 @@ EVENTS = MappingProxyType(
         "bad_settings": "a setting cannot be obeyed here; the process leaves with status 2",
         "stage": "start-up went on; stage, phase",
         "weights": "how the base model's weights are held; held, reason",
+        "reverse_pass": "how a loaded artifact's Jacobians are computed; artifact, kind, reason",
         "loaded": "an artifact can be named by requests from now on; artifact, digest",
         "activated": "an artifact answers from now on where a request names none; artifact, digest",
         "unloaded": "an artifact takes no new requests; artifact, digest",

@@ -623,6 +623,19 @@ class WeightsOut(Answer):
     )
 
 
+class ReversePassOut(Answer):
+    """How an artifact's Jacobians are computed, which the variances are made of."""
+
+    kind: Literal["written_out", "automatic"] = Field(
+        description="written_out: by a reverse pass that was equal to automatic differentiation on one batch, at load; "
+        "automatic: by automatic differentiation, the same numbers, slower.",
+        examples=["written_out"],
+    )
+    reason: str = Field(
+        description="Why, in one sentence.", examples=["as automatic differentiation gave it on one batch"]
+    )
+
+
 class ArtifactSummary(Answer):
     """One artifact of the root."""
 
@@ -658,6 +671,7 @@ class ArtifactSummary(Answer):
         examples=[{"map": {"nll": 0.834}, "laplace": {"nll": 0.374}}],
     )
     weights: WeightsOut | None = Field(description="How its base model's weights are held; null unless it is loaded.")
+    reverse_pass: ReversePassOut | None = Field(description="How its Jacobians are computed; null unless it is loaded.")
     error: str | None = Field(
         description="Why it cannot be served; null where it can be read.", examples=["the manifest is missing"]
     )

@@ -18,6 +18,7 @@ from service.schemas import (
     ArtifactSummary,
     LoadResponse,
     RecommendedOut,
+    ReversePassOut,
     UnloadResponse,
     WeightsOut,
 )
@@ -132,9 +133,11 @@ def _summary(name: str, item: Artifact | LaploraError, place: Place | None, acti
             recommended=None,
             metrics=None,
             weights=None,
+            reverse_pass=None,
             error=str(item),
         )
     weights = None if place is None else place.predictor.weights
+    reverse = None if place is None else place.predictor.reverse_pass
     return ArtifactSummary(
         **artifact_ref(item).model_dump(),
         active=place is not None and place.name == active,
@@ -147,5 +150,6 @@ def _summary(name: str, item: Artifact | LaploraError, place: Place | None, acti
         recommended=RecommendedOut.model_validate(item.manifest.recommended.model_dump()),
         metrics=_finite(item.manifest.metrics),
         weights=None if weights is None else WeightsOut(held=weights.held, reason=weights.reason),
+        reverse_pass=None if reverse is None else ReversePassOut(kind=reverse.kind, reason=reverse.reason),
         error=None,
     )

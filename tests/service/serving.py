@@ -22,6 +22,7 @@ from fastapi import FastAPI
 
 from laplora.errors import ArtifactCorruptError, TooManyTokensError
 from laplora.held_weights import HeldWeights
+from laplora.jacobians import ReversePass
 from laplora.option_order import restore_logits
 from laplora.order_answers import OrderedRows, encode_orders
 from laplora.prompts import TEMPLATES, EncodedRow, PromptTemplate, render
@@ -104,6 +105,7 @@ class FakePredictor:
         self.token_bounds = TokenBounds(None)
         self.device = SimpleNamespace(type="cpu")
         self.weights = HeldWeights("plain", "nothing is quantized")
+        self.reverse_pass = ReversePass("automatic", "a fake has none", None, "lm_head")
         self.template = template
         self.labels = tuple(labels)
         self.batches: list[tuple[str, list[EncodedRow]]] = []

@@ -236,6 +236,12 @@ async def test_artifacts_are_listed_with_what_is_wrong(tmp_path: Path, caplog: p
         None,
     ]
     assert "the base's weights are plain: nothing is quantized" in caplog.text
+    assert [a["reverse_pass"] for a in listing["artifacts"]] == [
+        {"kind": "automatic", "reason": "a fake has none"},
+        None,
+        None,
+    ]
+    assert "Jacobians are automatic: a fake has none" in caplog.text
 
 
 async def test_activation_swaps_without_dropping_requests(tmp_path: Path) -> None:
