@@ -9,7 +9,7 @@ PORT ?= 8000
 WORKERS ?= 2
 MINUTES ?= 20
 
-.PHONY: help setup demo serve train test bench bench-gpu soak check format clean
+.PHONY: help setup demo serve train test bench bench-gpu soak images check format clean
 
 help:
 	@echo "make demo                     start the server on the default artifact, ask three questions, keep serving"
@@ -19,6 +19,7 @@ help:
 	@echo "make soak [MINUTES=20]        every kind of client at once: is memory flat, was an answer wrong? benchmarks/load/"
 	@echo "make train [CONFIG=...]       fine-tune, fit, evaluate and package (default: $(CONFIG))"
 	@echo "make serve [ARTIFACT=...]     serve an artifact on port $(PORT), to this machine alone and without API keys"
+	@echo "make images [ARGS=...]        build both images with buildah, without a daemon, and try them: docker/README.md"
 	@echo "make check                    format, lint, types, import rules, known vulnerabilities"
 	@echo "make clean                    remove .venv and run results"
 
@@ -53,6 +54,9 @@ bench-gpu: setup
 
 soak: setup
 	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
+
+images:
+	docker/try_images.sh $(ARGS)
 
 check: setup
 	$(BIN)/ruff format --check .

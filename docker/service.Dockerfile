@@ -1,7 +1,7 @@
 # The server: python -m service on the default artifact, as a user without rights, port 8000.
 # From the repository root: docker build -f docker/service.Dockerfile -t laplora-service .
-# Any Debian base will do; one without python3 gets Debian's own.
-ARG BASE_IMAGE=python:3.11-slim-trixie
+# Any Debian base will do; one without python3 gets Debian's own. README.md says how to move this one on.
+ARG BASE_IMAGE=python:3.11.16-slim-trixie@sha256:be1575ed968de893bd54f4c56315ff7c4736ce522c1bca08fd521731aafc0d76
 
 # Wheels that pip prefers to its index; --build-context wheels=FOLDER puts a folder in the place of this empty stage.
 FROM scratch AS wheels
@@ -16,6 +16,9 @@ RUN if ! command -v python3 >/dev/null; then \
     && useradd --uid 10001 --gid laplora --home-dir /var/lib/laplora --no-create-home --shell /usr/sbin/nologin laplora
 
 FROM python AS build
+# What torch is built for: 12.8 or 13.0, both in pip's own index; 12.6 or cpu, from PyTorch's index of wheels for that, as
+# PIP_EXTRA_INDEX_URL. README.md says which driver and which cards each needs.
+ARG CUDA=12.8
 # Not set, each of these leaves pip as the base has it configured. An index with a password is no build argument
 # (those stay in the image's history): give a whole pip.conf as --secret id=pip,src=pip.conf
 ARG PIP_INDEX_URL
@@ -25,15 +28,24 @@ ARG PIP_NO_INDEX
 ARG EXTRA_PACKAGES=
 ENV PIP_FIND_LINKS=/wheels PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
-# The dependencies first, with an empty package: this layer stays as it is until one of these two files changes. What
-# the empty package leaves behind goes, since setuptools would prefer its newer files to the real ones.
+# The dependencies first, without the package itself: this layer stays as it is until one of these two files changes.
 COPY constraints.txt pyproject.toml ./
 RUN --mount=type=bind,from=wheels,target=/wheels \
     --mount=type=secret,id=pip,target=/etc/pip.conf \
-    python3 -m venv /opt/venv \
-    && mkdir laplora && touch README.md laplora/__init__.py \
-    && /opt/venv/bin/python -m pip install -c constraints.txt '.[service]' ${EXTRA_PACKAGES} \
-    && rm -r build laplora *.egg-info
+    torch=$(sed -n 's/^torch==//p' constraints.txt) \
+    && case "${CUDA}" in \
+        12.8) torch=2.10.0 ;; \
+        13.0) ;; \
+        12.6) torch=${torch}+cu126 ;; \
+        cpu) torch=${torch}+cpu ;; \
+        *) echo "CUDA is 12.8, 13.0, 12.6 or cpu; not '${CUDA}'" >&2; exit 1 ;; \
+    esac \
+    && sed -i "s/^torch==.*/torch==${torch}/" constraints.txt \
+    && python3 -m venv /opt/venv \
+    && touch README.md \
+    && /opt/venv/bin/python -m pip install -c constraints.txt '.[service]' ${EXTRA_PACKAGES}
+# An index may hold another build of the same version. One without CUDA needs no driver.
+RUN /opt/venv/bin/python -c "import torch; assert torch.version.cuda in (None, '${CUDA}'), torch.version.cuda"
 COPY laplora laplora
 # BAKE_MODEL=smollm2-135m-instruct: the base model of the default artifact is in the image, so that nothing is
 # fetched at the first start.
@@ -54,7 +66,8 @@ COPY --from=build /opt/venv /opt/venv
 COPY --from=build --chown=10001:10001 /state /var/lib/laplora
 COPY artifacts/sst2-smollm2 /artifacts/sst2-smollm2
 COPY service /app/service
-# The NVIDIA runtime reads the last one; without a GPU it has no effect.
+# The last two are for a GPU: what NVIDIA's runtime mounts, and memory that rows of every length do not break into pieces
+# (by torch's older name, which every torch reads).
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     HOME=/var/lib/laplora \
@@ -64,7 +77,16 @@ ENV PATH=/opt/venv/bin:$PATH \
     LAPLORA_HOST=0.0.0.0 \
     LAPLORA_KEYS=/var/lib/laplora/keys.json \
     LAPLORA_PORT=8000 \
-    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
+ARG BASE_IMAGE
+ARG REVISION=
+LABEL org.opencontainers.image.title="laplora-service" \
+    org.opencontainers.image.description="Calibrated probabilities of LoRA classifiers over HTTP" \
+    org.opencontainers.image.version="0.1.0" \
+    org.opencontainers.image.revision="${REVISION}" \
+    org.opencontainers.image.licenses="Apache-2.0" \
+    org.opencontainers.image.base.name="${BASE_IMAGE}"
 WORKDIR /app
 USER 10001:10001
 VOLUME /var/lib/laplora
@@ -72,6 +94,6 @@ EXPOSE 8000
 STOPSIGNAL SIGTERM
 # Liveness: whether the process answers. Whether the model is loaded is /health/ready (see compose.yaml). The empty
 # ProxyHandler keeps a proxy set for the container out of a call to itself.
-HEALTHCHECK --interval=15s --timeout=5s --start-period=60s --retries=3 \
+HEALTHCHECK --interval=15s --timeout=5s --start-period=300s --retries=3 \
     CMD ["python", "-c", "import os, urllib.request as r; r.build_opener(r.ProxyHandler({})).open('http://127.0.0.1:%s/health/live' % os.environ['LAPLORA_PORT'], timeout=4)"]
 ENTRYPOINT ["python", "-m", "service"]

@@ -1,4 +1,6 @@
-"""The images' recipes, read without an engine: what each must say, and that its paths and settings exist."""
+"""The images' recipes, without an engine: what each must say, that its paths and settings exist, and that its package
+layers run. ``docker/try_images.sh`` builds the images and starts them.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import threading
@@ -20,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import setuptools
 import yaml
 
 from laplora.offline import OFFLINE_MODELS
@@ -29,7 +33,7 @@ from service.settings import Settings
 ROOT = Path(__file__).parent.parent
 DOCKERFILES = ("service.Dockerfile", "training.Dockerfile")
 INSTRUCTIONS = {
-    *("ARG", "FROM", "RUN", "COPY", "ENV", "WORKDIR", "USER"),
+    *("ARG", "FROM", "RUN", "COPY", "ENV", "WORKDIR", "USER", "LABEL"),
     *("VOLUME", "EXPOSE", "STOPSIGNAL", "HEALTHCHECK", "ENTRYPOINT", "CMD"),
 }
 
@@ -73,9 +77,14 @@ def parse(name: str) -> tuple[list[str], list[Stage]]:
     return arguments, stages
 
 
-def environment(stage: Stage) -> dict[str, str]:
-    """Return what a stage's ENV lines set."""
-    return dict(pair.split("=", 1) for rest in stage.all("ENV") for pair in shlex.split(rest))
+def environment(stage: Stage, word: str = "ENV") -> dict[str, str]:
+    """Return what a stage's ENV lines set, or its LABEL lines."""
+    return dict(pair.split("=", 1) for rest in stage.all(word) for pair in shlex.split(rest))
+
+
+def project() -> dict[str, Any]:
+    loaded: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return loaded
 
 
 def copies(stage: Stage) -> Iterator[tuple[str | None, list[str]]]:
@@ -109,8 +118,11 @@ def in_context(path: str) -> bool:
     return kept
 
 
-def compose() -> dict[str, Any]:
-    loaded: dict[str, Any] = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text(encoding="utf-8"))
+COMPOSE_FILES = ("compose.yaml", "compose.proxy.yaml", "compose.monitoring.yaml")
+
+
+def compose(name: str = "compose.yaml") -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load((ROOT / "docker" / name).read_text(encoding="utf-8"))
     return loaded
 
 
@@ -192,12 +204,106 @@ def test_dependencies_come_from_an_extra_and_the_constraints(name: str) -> None:
     runs = [run for stage in parse(name)[1] for run in stage.all("RUN")]
     (extra,) = [match for run in runs for match in re.findall(r"pip install -c constraints\.txt '\.\[(\w+)\]'", run)]
     assert name == f"{extra}.Dockerfile"
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert extra in project["optional-dependencies"]
-    # The empty package of the first install would otherwise be taken for the real one by the second.
-    first, second = (run for run in runs if "pip install" in run)
-    assert first.endswith("&& rm -r build laplora *.egg-info")
-    assert "diff -r --exclude=__pycache__ laplora /opt/venv/" in second
+    assert extra in project()["optional-dependencies"]
+
+
+@pytest.fixture
+def backend(tmp_path: Path) -> Path:
+    """A folder with setuptools alone, so that a package is built without an index and without this environment."""
+    installed = Path(setuptools.__file__).parent
+    folder = tmp_path / "backend"
+    folder.mkdir()
+    for part in (installed, installed.parent / "_distutils_hack"):
+        (folder / part.name).symlink_to(part)
+    return folder
+
+
+def in_folder(command: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a RUN line's commands with /bin/sh in ``folder``, which takes the place of the image's own folders."""
+    command = re.sub(r"--mount=\S+ ", "", command)
+    for path in ("/opt/venv", "/state", "/out"):
+        command = re.sub(rf"(?<![\w/]){path}\b", str(folder / path.rsplit("/")[-1]), command)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {"PATH": path, "HOME": str(folder), "PIP_DISABLE_PIP_VERSION_CHECK": "1", **variables}
+    source = folder / "src"
+    return subprocess.run(
+        ["sh", "-c", command], cwd=source, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_the_layers_of_packages_run_and_install_the_whole_package(name: str, tmp_path: Path, backend: Path) -> None:
+    build = next(stage for stage in parse(name)[1] if stage.name == "build")
+    source, site = tmp_path / "src", f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
+    source.mkdir()
+    installs = []
+    for word, rest in build.lines:
+        if word == "COPY":
+            *copied, target = rest.split()
+            for path in copied:
+                if (ROOT / path).is_dir():
+                    shutil.copytree(ROOT / path, source / target, ignore=shutil.ignore_patterns("__pycache__"))
+                else:
+                    shutil.copy(ROOT / path, source / target)
+        elif word == "RUN" and "pip install" in rest:
+            # The line as it is, but for what would fetch something: dependencies and setuptools.
+            offline = rest.replace("pip install", "pip install --no-index --no-deps --no-build-isolation")
+            done = in_folder(offline, tmp_path, PYTHONPATH=str(backend), CUDA="cpu", BAKE_MODEL="", EXTRA_PACKAGES="")
+            assert done.returncode == 0, done.stdout + done.stderr
+            installs.append(sorted(path.name for path in (tmp_path / "venv" / site).glob("laplora*")))
+    dist_info = f"laplora-{project()['version']}.dist-info"
+    assert installs == [[dist_info], ["laplora", dist_info]], "first what it needs alone, then the package"
+    installed = {str(path.relative_to(tmp_path / "venv" / site)) for path in (tmp_path / "venv" / site).rglob("*.py")}
+    assert {path for path in in_git("laplora") if path.endswith(".py")} <= installed
+    metadata = (tmp_path / "venv" / site / dist_info / "METADATA").read_text(encoding="utf-8")
+    extra = name.removesuffix(".Dockerfile")
+    for requirement in project()["optional-dependencies"][extra]:
+        if requirement.startswith("laplora["):
+            continue  # setuptools sorts the extras of an extra
+        assert re.search(rf'^Requires-Dist: {re.escape(requirement)}; extra == "{extra}"$', metadata, re.M), requirement
+
+
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_the_version_of_cuda_chooses_the_build_of_torch(name: str, tmp_path: Path) -> None:
+    build = next(stage for stage in parse(name)[1] if stage.name == "build")
+    (layer,) = [run for run in build.all("RUN") if "pip install -c" in run]
+    choice, _, _ = layer.partition("&& python3 -m venv")
+    tested = next(line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch=="))
+    chosen = {}
+    for cuda in ("12.8", "13.0", "12.6", "cpu"):
+        (tmp_path / "src").mkdir(exist_ok=True)
+        shutil.copy(ROOT / "constraints.txt", tmp_path / "src")
+        assert in_folder(choice, tmp_path, CUDA=cuda).returncode == 0
+        lines = (tmp_path / "src" / "constraints.txt").read_text().splitlines()
+        (chosen[cuda],) = [line for line in lines if line.startswith("torch==")]
+        assert len(lines) == len((ROOT / "constraints.txt").read_text().splitlines())
+    assert chosen == {"12.8": "torch==2.10.0", "13.0": tested, "12.6": f"{tested}+cu126", "cpu": f"{tested}+cpu"}
+    refused = in_folder(choice, tmp_path, CUDA="11.8")
+    assert (refused.returncode, refused.stderr) == (1, "CUDA is 12.8, 13.0, 12.6 or cpu; not '11.8'\n")
+    # The default, and what the page says of each.
+    assert "CUDA=12.8" in build.all("ARG")
+    page = (ROOT / "docker" / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([\w.]+)`(?:, the default)? \| (2\.\d+)", page, re.M)
+    assert dict(rows) == {cuda: re.split(r"==|\.\d+(?:\+|$)", line)[1] for cuda, line in chosen.items()}
+
+
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_the_base_is_pinned_by_its_digest(name: str) -> None:
+    (base,) = parse(name)[0]
+    assert re.fullmatch(r"BASE_IMAGE=python:3\.\d+\.\d+-slim-\w+@sha256:[0-9a-f]{64}", base)
+
+
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_the_image_says_what_it_is_and_how_a_gpus_memory_is_shared_out(name: str) -> None:
+    final = parse(name)[1][-1]
+    labels = {key.removeprefix("org.opencontainers.image."): text for key, text in environment(final, "LABEL").items()}
+    assert labels["title"] == f"laplora-{name.removesuffix('.Dockerfile')}"
+    assert labels["version"] == project()["version"]
+    assert labels["licenses"] == project()["license"]
+    assert (labels["revision"], labels["base.name"]) == ("${REVISION}", "${BASE_IMAGE}")
+    assert {"REVISION=", "BASE_IMAGE"} <= set(final.all("ARG"))
+    assert labels["description"]
+    assert environment(final)["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
 
 
 @pytest.mark.parametrize("name", DOCKERFILES)
@@ -293,13 +399,51 @@ def test_compose_offers_a_cpu_and_a_gpu_server(monkeypatch: pytest.MonkeyPatch) 
         assert seconds(service["stop_grace_period"]) > settings.drain_delay_s + settings.drain_s + 5
         assert service["ports"] == [f"127.0.0.1:${{PORT:-8000}}:{settings.port}"]
         assert service["restart"] == "unless-stopped"
-        targets = [volume.split(":")[1] for volume in service["volumes"]]
-        assert targets == [str(settings.artifacts_root), stages[-1].one("VOLUME")]
-        assert (ROOT / "docker" / service["volumes"][0].split(":")[0]).is_dir()
+        artifacts, state = service["volumes"]
+        assert artifacts["target"] == str(settings.artifacts_root)
+        assert state.split(":")[1] == stages[-1].one("VOLUME")
+        assert (ROOT / "docker" / artifacts["source"]).is_dir()
+        # A first start that fetches 14 GB over 2 MB/s takes two hours.
+        assert seconds(service["healthcheck"]["start_period"]) > 2 * 3600
     (device,) = services["gpu"]["deploy"]["resources"]["reservations"]["devices"]
     assert device["capabilities"] == ["gpu"]
     assert "deploy" not in services["cpu"]
     assert services["cpu"]["image"] != services["gpu"]["image"], "they hold different builds of torch"
+
+
+@pytest.mark.parametrize("file", COMPOSE_FILES)
+def test_what_compose_mounts_is_there_or_an_error(file: str) -> None:
+    loaded = compose(file)
+    mounts = [mount for service in loaded["services"].values() for mount in service.get("volumes", [])]
+    for mount in mounts:
+        if isinstance(mount, str):
+            assert mount.split(":")[0] in loaded["volumes"], (
+                "a path in the short form becomes a folder if it is missing"
+            )
+        else:
+            assert (mount["type"], mount["bind"], mount["read_only"]) == ("bind", {"create_host_path": False}, True)
+            default = re.sub(r"\$\{\w+:-(.+)\}", r"\1", mount["source"])
+            # What a deployer brings is not in git, and must not get there.
+            assert in_git(str(os.path.normpath(f"docker/{default}"))) or default in (
+                "./certificates",
+                "./monitoring/metrics-token",
+            )
+    assert mounts
+
+
+@pytest.mark.parametrize("file", COMPOSE_FILES)
+def test_logs_are_rotated(file: str) -> None:
+    for name, service in compose(file)["services"].items():
+        if file != "compose.yaml" and name in ("cpu", "gpu"):
+            continue  # what is laid over compose.yaml's own
+        assert set(service["logging"]["options"]) >= {"max-size", "max-file"}, name
+
+
+def test_no_command_of_the_readme_makes_a_folder_of_a_missing_file() -> None:
+    text = (ROOT / "docker" / "README.md").read_text(encoding="utf-8")
+    sources = re.findall(r"(?:-v|--volume) \"?([^\s:\"]+):", text)
+    assert sources
+    assert [source for source in sources if "/" in source or "." in source] == []
 
 
 def test_compose_builds_with_arguments_that_the_image_takes() -> None:
@@ -314,8 +458,7 @@ def test_compose_builds_with_arguments_that_the_image_takes() -> None:
 def test_the_packages_for_traces_are_those_of_the_extra() -> None:
     text = (ROOT / "docker" / "README.md").read_text(encoding="utf-8")
     (named,) = re.findall(r'EXTRA_PACKAGES="([^"]+)"', text)
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extra = project["optional-dependencies"]["telemetry"]
+    extra = project()["optional-dependencies"]["telemetry"]
     assert named.split() == [re.split(r"[<>=]", requirement)[0] for requirement in extra]
 
 
@@ -332,7 +475,7 @@ def test_the_readme_makes_its_key_where_the_image_looks() -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        *("compose.yaml", "compose.proxy.yaml", "compose.monitoring.yaml", "nginx.conf.template", "README.md"),
+        *(*COMPOSE_FILES, "nginx.conf.template", "README.md", "try_images.sh"),
         *(*DOCKERFILES, "../.dockerignore"),
     ],
 )

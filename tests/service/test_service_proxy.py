@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import ssl
@@ -162,13 +163,25 @@ def test_compose_puts_the_proxy_where_the_server_believes_it() -> None:
         assert trusted == f"{proxy['networks']['inside']['ipv4_address']}/32"
         assert values["PROXY_UPSTREAM"] == f"{service['networks']['inside']['ipv4_address']}:{Settings().port}"
     assert proxy["ports"][0].endswith(f":{values['PROXY_PORT']}")
-    template, certificates = (volume.rsplit(":", 2)[-3:-1] for volume in proxy["volumes"])
+    template, certificates = ((volume["source"], volume["target"]) for volume in proxy["volumes"])
     assert (COMPOSE.parent / template[0]).samefile(TEMPLATE)
     assert f"{proxy['environment']['NGINX_ENVSUBST_OUTPUT_DIR']}/{Path(template[1]).stem}" in proxy["command"]
     for name in ("PROXY_CERTIFICATE", "PROXY_CERTIFICATE_KEY"):
         assert Path(values[name]).parent == Path(certificates[1])
     assert proxy["read_only"]
     assert [mount.partition(":")[0] for mount in proxy["tmpfs"]] == [values["PROXY_TEMP"]]
+
+
+def test_all_bodies_at_their_limit_fit_the_folder_for_bodies() -> None:
+    (mount,) = yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))["services"]["proxy"]["tmpfs"]
+    (mebibytes,) = re.findall(r":size=(\d+)m,", mount)
+    values = {name: int(value) for name, value in defaults().items() if value.isdigit()}
+    bodies = values["PROXY_BODIES"] * values["PROXY_MAX_BODY_BYTES"]
+    uploads = values["PROXY_UPLOADS"] * values["PROXY_MAX_JOB_BYTES"]
+    assert values["PROXY_UPLOADS"] >= 4
+    assert bodies + uploads < int(mebibytes) * 2**20
+    # Answers must not be there too: those of results have no limit.
+    assert "proxy_max_temp_file_size 0;" in TEMPLATE.read_text(encoding="utf-8")
 
 
 def test_codes_are_the_servers_with_the_same_status_or_the_proxys_own() -> None:
@@ -304,6 +317,81 @@ def test_a_patient_body_never_reaches_the_server_and_holds_one_of_its_addresses_
             assert ask(other).status_code == 200
             assert server.in_flight == 0
             assert not patient.done()
+
+
+@contextmanager
+def begun(proxy: Proxy, path: str, source: str) -> Iterator[Callable[[], httpx.Response]]:
+    """Yield a POST of 400,000 bytes of which half are sent; calling it sends the rest and returns the answer."""
+    half = b" " * 200_000
+    raw = socket.create_connection(("127.0.0.1", proxy.port), source_address=(source, 0))
+    with proxy.tls.wrap_socket(raw, server_hostname="127.0.0.1") as connection:
+        head = f"POST {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {2 * len(half)}\r\n\r\n"
+        connection.sendall(head.encode() + half)
+
+        def finish() -> httpx.Response:
+            connection.sendall(half)
+            return parsed(received(connection))
+
+        yield finish
+
+
+@needs_nginx
+@pytest.mark.parametrize(
+    ("path", "limit", "other"), [("/evaluate/jobs", "UPLOADS", "/predict"), ("/predict", "BODIES", "/evaluate/jobs")]
+)
+def test_bodies_of_all_addresses_together_are_bounded(path: str, limit: str, other: str) -> None:
+    def answer(connection: socket.socket, head: bytes) -> None:
+        left = sum(int(found) for found in re.findall(rb"(?i)content-length: (\d+)", head))
+        left -= len(head.partition(b"\r\n\r\n")[2])
+        while left > 0:
+            left -= len(connection.recv(65536))
+        connection.sendall(b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n")
+
+    with (
+        upstream(answer) as (port, _),
+        proxy_before(port, BODY_TIMEOUT_S=60, **{limit: 2}) as proxy,
+        begun(proxy, path, "127.0.0.2") as first,
+        begun(proxy, path, "127.0.0.3") as second,
+        proxy.client(source="127.0.0.4") as third,
+    ):
+        until(lambda: third.post(path, content=b" ").status_code == 429)
+        assert_error(third.post(path, content=b" " * 300_000), 429, "too_many_requests")
+        # What has no body takes no room, and the other kind has room of its own.
+        assert third.get(path).status_code == 204
+        assert third.post(other, content=b" " * 300_000).status_code == 204
+        assert first().status_code == 204
+        until(lambda: third.post(path, content=b" " * 300_000).status_code == 204)
+        assert second().status_code == 204
+
+
+def temporary_files(proxy: Proxy) -> set[str]:
+    """Return the kinds of temporary files that nginx has open, by folder: it takes their names away at once."""
+    master = (proxy.folder / "nginx.pid").read_text().strip()
+    workers = Path(f"/proc/{master}/task/{master}/children").read_text().split()
+    links = [os.readlink(link) for pid in workers for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()]
+    gone = [link for link in links if link.startswith(str(proxy.folder)) and link.endswith(" (deleted)")]
+    return {Path(link).relative_to(proxy.folder).parts[0] for link in gone}
+
+
+@needs_nginx
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are not listed in /proc here")
+def test_a_large_body_takes_room_and_a_large_answer_to_a_slow_client_takes_none() -> None:
+    size = 32 * 2**20
+
+    def answer(connection: socket.socket, head: bytes) -> None:
+        connection.sendall(f"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {size}\r\n\r\n".encode())
+        connection.sendall(b" " * size)
+
+    with upstream(answer) as (port, _), proxy_before(port) as proxy, proxy.client() as client:
+        with begun(proxy, "/predict", SLOW):
+            until(lambda: temporary_files(proxy) == {"bodies"})
+        until(lambda: temporary_files(proxy) == set())
+        with client.stream("GET", "/evaluate/jobs/j1/result") as response:
+            read = 0
+            for piece in response.iter_raw(2**20):
+                read += len(piece)
+                assert temporary_files(proxy) == set()
+        assert read == size
 
 
 @needs_nginx

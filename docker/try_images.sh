@@ -1,0 +1,68 @@
+#!/usr/bin/env bash
+# Builds both images with buildah, without a daemon, and tries them: the jobs start, and the server, without a network,
+# gets ready, answers with an API key and leaves with status 0 at SIGTERM. As root on Debian; "apt install buildah
+# debootstrap" has all it needs, and a CPU image takes some 12 GB of disk. Arguments are for both builds:
+#   docker/try_images.sh --build-arg CUDA=cpu --build-context wheels=wheels --secret id=pip,src=pip.conf
+# BASE_IMAGE is the base, if it is set; else a bare Debian that debootstrap makes, with Debian's own Python.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export BUILDAH_ISOLATION=chroot STORAGE_DRIVER=vfs
+
+limit() { case $1 in unlimited) echo -1 ;; *) echo "$1" ;; esac; }
+
+build() { # NAME ARGUMENT...
+    local name=$1 began=$SECONDS
+    shift
+    # docker's format has a place for the HEALTHCHECK; --layers=false spares vfs a full copy for each layer.
+    buildah bud --quiet --network host --layers=false --format docker --build-arg BASE_IMAGE="$BASE_IMAGE" \
+        --build-arg REVISION="$(git rev-parse HEAD 2>/dev/null)" "$@" \
+        --tag "localhost/laplora-$name" --file "docker/$name.Dockerfile" .
+    echo "laplora-$name: $(buildah images --format '{{.Size}}' "localhost/laplora-$name") in $((SECONDS - began)) s"
+}
+
+innermost() { # of a chain of processes: buildah stops at SIGTERM without a word to what it runs
+    local pid=$1 child
+    while child=$(cat /proc/"$pid"/task/*/children) && [ -n "$child" ]; do pid=${child%% *}; done
+    echo "$pid"
+}
+
+serve() { # in a network of its own, where only the loopback interface is
+    local token buildah status=0 url=http://127.0.0.1:8000
+    ip link set lo up
+    container=$(buildah from localhost/laplora-service)
+    trap 'buildah rm "$container" >/dev/null' EXIT
+    token=$(buildah run "$container" -- python -m service.keys create --file /var/lib/laplora/keys.json \
+        --id me --scopes predict)
+    buildah run --env LAPLORA_HOST=127.0.0.1 "$container" -- python -m service &
+    buildah=$! SECONDS=0
+    until curl -sf "$url/health/ready"; do kill -0 $buildah; sleep 1; done
+    echo && echo "ready after $SECONDS s"
+    curl -sf "$url/predict" -H "authorization: Bearer $token" -H 'content-type: application/json' \
+        -d '{"inputs": [{"text": "a warm , funny and beautifully acted film ."}]}' | grep -o '"label":"positive"'
+    kill -TERM "$(innermost $buildah)"
+    wait $buildah || status=$?
+    echo "left with status $status"
+    return $status
+}
+
+settings=$(mktemp -d)
+trap 'rm -rf "$settings"' EXIT
+# buildah's own limits are higher than those of some machines, which then refuse them.
+printf '[containers]\ndefault_ulimits = ["nofile=%s:%s", "nproc=%s:%s"]\n' \
+    "$(limit "$(ulimit -Hn)")"{,} "$(limit "$(ulimit -Hu)")"{,} >"$settings/containers.conf"
+export CONTAINERS_CONF=$settings/containers.conf
+
+if [ -z "${BASE_IMAGE:-}" ]; then
+    BASE_IMAGE=localhost/laplora-base
+    debootstrap --variant=minbase trixie "$settings/base" >/dev/null
+    base=$(buildah from scratch)
+    buildah add --quiet "$base" "$settings/base" / >/dev/null
+    buildah commit --quiet --rm "$base" "$BASE_IMAGE" >/dev/null
+fi
+build training "$@"
+jobs=$(buildah from localhost/laplora-training)
+buildah run "$jobs" -- python -m training run --config training/configs/sst2-smollm2.yaml --help >/dev/null
+buildah rm "$jobs" >/dev/null
+build service --build-arg BAKE_MODEL=smollm2-135m-instruct "$@"
+export -f serve innermost
+unshare --net bash -euo pipefail -c serve
