@@ -7,6 +7,7 @@ import logging
 import sys
 import threading
 import traceback
+from collections.abc import Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from types import MappingProxyType, TracebackType
@@ -57,15 +58,14 @@ EVENTS = MappingProxyType(
 _STANDARD = frozenset(logging.LogRecord("", 0, "", 0, "", (), None).__dict__) | {"message", "asctime", "taskName"}
 
 
-def log_crash(what: str, error: BaseException) -> None:
-    """Log an unexpected exception by its type and frames: its message may hold a client's text."""
-    log_error_of("crash", what, error)
+def log_crash(what: str, error: BaseException, instead: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Log an unexpected exception by its type and frames: its message may hold a client's text.
 
-
-def log_error_of(event: str, what: str, error: BaseException, **fields: object) -> None:
-    """Log an event with an exception's type and frames, and without its message, which may hold a client's text."""
-    found = {"event": event, "error": type(error).__name__, "frames": _frames(error.__traceback__)}
-    logger.error(what, extra={**found, **fields})
+    Args:
+        instead: another event, with its own fields.
+    """
+    extra = {"event": "crash", "error": type(error).__name__, "frames": _frames(error.__traceback__), **instead}
+    logger.error(what, extra=extra)
 
 
 def _frames(trace: TracebackType | None) -> list[str]:

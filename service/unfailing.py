@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from service.logs import log_error_of
+from service.logs import log_crash
 
 _failed: set[str] = set()
 _lock = threading.Lock()
@@ -26,4 +26,5 @@ def unfailing(what: str) -> Iterator[None]:
             first = what not in _failed
             _failed.add(what)
         if first:
-            log_error_of("watcher_failed", "metrics or traces failed, what they watch goes on", error, watcher=what)
+            event = {"event": "watcher_failed", "watcher": what}
+            log_crash("metrics or traces failed, what they watch goes on", error, event)
