@@ -1,0 +1,58 @@
+"""How the speed benchmark treats other methods fairly: their fastest attention, and adapters that differ."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+
+from benchmarks.peers.subject import attentions, tiny_subject
+from benchmarks.speed import peers
+
+
+def test_a_package_is_timed_with_the_fastest_attention_that_works_and_answers_alike(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = ["slow", "broken", "another answer", "fast"]
+    monkeypatch.setattr(peers, "attentions", lambda _model: {name: lambda name=name: name for name in names})
+
+    def answer(attention: peers.Attention) -> torch.Tensor:
+        if (name := attention()) == "broken":
+            raise RuntimeError("no derivative")
+        if name == "slow":
+            time.sleep(0.05)
+        return torch.tensor([[2.0 if name == "another answer" else 1.0]])
+
+    chosen, function = peers.fastest(tiny_subject(), answer)  # type: ignore[arg-type]
+    assert chosen == "fast"
+    assert function() == 1.0
+
+
+def test_every_attention_gives_the_same_logits_and_is_undone() -> None:
+    subject = tiny_subject(length=6)
+    forward = peers.plain_forward(subject)
+    before, found = subject.model.config._attn_implementation, []
+    for attention in attentions(subject.model).values():
+        with attention():
+            found.append(forward())
+    assert subject.model.config._attn_implementation == before
+    for logits in found[1:]:
+        assert torch.allclose(logits, found[0], atol=1e-6)  # a softmax in float32 in one of them
+
+
+def test_the_ensemble_is_of_adapters_that_differ_and_leaves_the_model_its_own() -> None:
+    subject = tiny_subject(length=6)
+    forward = peers.plain_forward(subject)
+    seen = []
+
+    def noted() -> torch.Tensor:
+        seen.append(forward())
+        return seen[-1]
+
+    before = forward()
+    mean = peers.ensemble(subject, noted)()
+    assert len(seen) == peers.ENSEMBLE
+    assert all((one - other).abs().max() > 1e-6 for i, one in enumerate(seen) for other in seen[:i])
+    assert torch.allclose(mean, torch.stack(seen).softmax(-1).mean(0))
+    assert torch.equal(forward(), before)
