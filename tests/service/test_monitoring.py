@@ -230,11 +230,8 @@ def test_compose_mounts_what_the_containers_read() -> None:
         assert re.fullmatch(r"\$\{[A-Z]+_IMAGE:-\S+:\S+\}", service["image"])
         assert all(port.startswith("127.0.0.1:") for port in service["ports"])
         assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"])
-    mounted = {
-        target: source
-        for name in ("prometheus", "grafana")
-        for source, target in (volume.removesuffix(":ro").rsplit(":", 1) for volume in services[name]["volumes"])
-    }
+    mounts = [mount for name in ("prometheus", "grafana") for mount in services[name]["volumes"]]
+    mounted = {mount["target"]: mount["source"] for mount in mounts if isinstance(mount, dict)}
     for source in mounted.values():
         if source.startswith("./"):
             assert (DOCKER / source).exists()
