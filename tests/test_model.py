@@ -191,6 +191,28 @@ def test_a_whole_file_comes_before_an_index(tiny_base_folder: Path, tmp_path: Pa
     assert weights_hash(folder, cache=tmp_path / "cache") != one
 
 
+def test_of_a_hub_model_the_named_shards_alone_are_fetched(
+    tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = load_file(tiny_base_folder / "model.safetensors")
+    write_shards(tmp_path / "hub", {"model-00001-of-00001.safetensors": tensors})
+    save_file({"x": torch.ones(2)}, tmp_path / "hub" / "consolidated.safetensors")
+    (tmp_path / "hub" / "config.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "here").mkdir()
+
+    def fetch(location: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        assert (location, revision) == ("someone/model", "main")
+        for name in allow_patterns:
+            if (tmp_path / "hub" / name).is_file():
+                shutil.copy(tmp_path / "hub" / name, tmp_path / "here")
+        return str(tmp_path / "here")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    found = weights_hash("someone/model", "main", cache=tmp_path / "cache")
+    assert found == weights_hash(str(tiny_base_folder), cache=tmp_path / "cache")
+    assert not (tmp_path / "here" / "consolidated.safetensors").exists()
+
+
 @pytest.mark.parametrize(
     ("index", "message"),
     [
