@@ -191,13 +191,22 @@ class PredictivesConfig(Section):
 class CorruptionConfig(Section):
     """One way to corrupt the test rows."""
 
-    kind: CorruptionKind = Field(description="typos, word_drop, word_shuffle, truncated_context or choice_noise")
+    kind: CorruptionKind = Field(
+        description="typos, word_drop, word_shuffle, truncated_context, choice_noise or gibberish"
+    )
     severity: float = Field(0.1, gt=0, le=1, description="share of the letters or words that are touched")
 
     @property
     def name(self) -> str:
         """What its rows are called, for example ``typos-0.1``."""
         return f"{self.kind}-{self.severity:g}"
+
+
+class StrangerConfig(Section):
+    """Texts of another data set, which are no questions to the artifact and have no answer."""
+
+    data: DataConfig = Field(description="the data set, as for the run itself; its test split is used")
+    field: str = Field(description="which field of its rows is the text")
 
 
 class ShiftConfig(Section):
@@ -207,13 +216,16 @@ class ShiftConfig(Section):
     sets: dict[str, DataConfig] = Field(
         {}, description="other data sets by a name; their test splits are asked with the artifact's own template"
     )
+    strangers: dict[str, StrangerConfig] = Field(
+        {}, description="texts without an answer by a name, in the place of the artifact's only field"
+    )
     corruptions: tuple[CorruptionConfig, ...] = Field((), description="of the run's own test rows")
 
     @model_validator(mode="after")
     def _fits(self) -> ShiftConfig:
-        names = [*self.sets, *(c.name for c in self.corruptions)]
+        names = [*self.sets, *self.strangers, *(c.name for c in self.corruptions)]
         if not names:
-            raise ValueError("name at least one set or corruption")
+            raise ValueError("name at least one set, stranger or corruption")
         for name in names:
             if not re.fullmatch(_NAME, name) or name == "test" or names.count(name) > 1:
                 raise ValueError(

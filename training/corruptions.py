@@ -4,6 +4,7 @@ The severity is the share of what a corruption can touch (letters or words) that
 is touched depends on the seed, the row's id and the kind alone, so a higher severity touches also what a lower one
 does, and one corruption's rows can be compared with another's. Typing mistakes are those of Belinkov and Bisk (arXiv
 1711.02173): a neighbouring key, two letters that changed places, one missing, one twice.
+``gibberish`` is what no reader could answer: words of random letters.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import random
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from string import ascii_lowercase
 from typing import Any, Literal, get_args
 
 from laplora.errors import ConfigError
 from training.examples import Example
 
-CorruptionKind = Literal["typos", "word_drop", "word_shuffle", "truncated_context", "choice_noise"]
+CorruptionKind = Literal["typos", "word_drop", "word_shuffle", "truncated_context", "choice_noise", "gibberish"]
 
 #: The keys beside each letter on a QWERTY keyboard.
 _ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
@@ -36,10 +38,10 @@ _NEIGHBOURS = {
 def corrupt(example: Example, kind: CorruptionKind, severity: float, seed: int) -> Example:
     """Return an example with corrupted text and the same label and choices to choose from.
 
-    ``typos``, ``word_drop`` and ``word_shuffle`` touch every text field, ``choices`` excepted; ``truncated_context``
-    takes the first words of the longest of these fields; ``choice_noise`` makes typing mistakes in the choices, none of
-    which becomes equal to another one. No text becomes empty, and one without a letter, or of one word, may stay as
-    it is.
+    ``typos``, ``word_drop``, ``word_shuffle`` and ``gibberish`` touch every text field, ``choices`` excepted;
+    ``truncated_context`` takes the first words of the longest of these fields; ``choice_noise`` makes typing mistakes
+    in the choices, none of which becomes equal to another one. No text becomes empty, and one without a letter, or of
+    one word, may stay as it is.
 
     Args:
         severity: share of the letters or words that are touched, above 0 and at most 1.
@@ -118,11 +120,23 @@ def cut_start(text: str, severity: float, draw: random.Random) -> str:
     return "".join(word + space for word, space in words[count:]) if count > 0 else text
 
 
+def random_letters(text: str, severity: float, draw: random.Random) -> str:
+    """Return the text with that share of its words in random small letters, as many as each had."""
+    start, words = _words(text)
+    order = draw.sample(range(len(words)), len(words))
+    letters = {place: random.Random(draw.random()) for place in order}
+    for place in order[: _count(len(words), severity)]:
+        word, space = words[place]
+        words[place] = ("".join(letters[place].choices(ascii_lowercase, k=len(word))), space)
+    return start + "".join(word + space for word, space in words)
+
+
 _TEXT: dict[str, Callable[[str, float, random.Random], str]] = {
     "typos": typos,
     "word_drop": drop_words,
     "word_shuffle": shuffle_words,
     "truncated_context": cut_start,
+    "gibberish": random_letters,
 }
 
 

@@ -26,6 +26,7 @@ _NAMES = {
     "map": "MAP",
     "temperature": "temperature scaling",
     "fast": "fast (distilled Laplace)",
+    "fast_served": "fast as served",
     "laplace": "Laplace",
     "laplace_temperature": "Laplace + temperature",
     "ensemble": "ensemble",

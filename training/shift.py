@@ -1,8 +1,8 @@
 """Shift: how a finished artifact does on rows that are not like those it was trained on.
 
-Three kinds of set, asked with the artifact's own template and answered by every predictive it carries: the run's test
-rows, other data sets (as in Yang et al., arXiv 2308.13111), and corruptions of the test rows. Beside the
-metrics of each set, every score is measured as a detector of rows from another distribution.
+Four kinds of set, asked with the artifact's own template and answered by every predictive it carries: the run's test
+rows, other data sets (as in Yang et al., arXiv 2308.13111), texts that have no answer at all, and corruptions of the
+test rows. Beside the metrics of each set, every score is measured as a detector of rows from another distribution.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from laplora.errors import ConfigError, DataError, InvalidInputError
 from laplora.manifest import Manifest
 from laplora.predictor import Predictor
 from laplora.prompts import render
-from training.config import RunConfig, ShiftConfig, config_hash_fields
+from training.config import RunConfig, ShiftConfig, StrangerConfig, config_hash_fields
 from training.corruptions import corrupt
 from training.data import DataConfig, Example, Splits, load_splits
 from training.runtime import say, write_json
 from training.shift_answers import SetAnswers, answer_set, read_answers, write_answers
 from training.shift_report import set_record, shift_record, write_shift_report
 
-SetKind = Literal["in_distribution", "shifted", "corrupted"]
+SetKind = Literal["in_distribution", "shifted", "stranger", "corrupted"]
 #: The name of the run's own test rows.
 TEST = "test"
 
@@ -38,6 +38,7 @@ class ShiftSet:
 
     Attributes:
         source: where they come from, in words.
+        examples: of a stranger with the label -1.
         left_out: rows of the source that were not used, by the reason: ``choices`` (as many as the artifact cannot
             take) and ``repeated`` (the run's own splits hold the same prompt).
     """
@@ -108,6 +109,11 @@ def shift_sets(config: RunConfig, settings: ShiftConfig, manifest: Manifest, spl
             sets.append(shifted_set(name, data, config.seed, settings.rows, manifest, own))
         except DataError as error:
             raise DataError(f"shift.sets.{name}: {error}") from None
+    for name, stranger in settings.strangers.items():
+        try:
+            sets.append(stranger_set(name, stranger, config.seed, settings.rows, manifest))
+        except DataError as error:
+            raise DataError(f"shift.strangers.{name}: {error}") from None
     for corruption in settings.corruptions:
         examples = tuple(
             corrupt(e, corruption.kind, corruption.severity, config.seed) for e in splits.test[: settings.rows]
@@ -154,6 +160,25 @@ def shifted_set(name: str, data: DataConfig, seed: int, limit: int, manifest: Ma
             f"choices that the artifact cannot take, {left_out['repeated']} are among its own rows): two are needed"
         )
     return ShiftSet(name, "shifted", splits.report["source_detail"], tuple(usable[:limit]), left_out)
+
+
+def stranger_set(name: str, stranger: StrangerConfig, seed: int, limit: int, manifest: Manifest) -> ShiftSet:
+    """Return the texts of another data set, at most ``limit``, each one once; they have no label.
+
+    Raises:
+        DataError: a template of more than one field or with choices, no such field, or fewer than two texts.
+    """
+    splits, template = load_splits(stranger.data, seed=seed), manifest.template.template()
+    if len(template.fields) != 1 or template.takes_choices:
+        raise DataError(f"the artifact's template has the fields {sorted(template.fields)}: texts need one")
+    (own,) = template.fields
+    if stranger.field == "choices" or stranger.field not in splits.task.template.fields:
+        raise DataError(f"its rows have the fields {sorted(splits.task.template.fields)}, no text {stranger.field!r}")
+    texts = list(dict.fromkeys(example.fields[stranger.field] for example in splits.test))[:limit]
+    if len(texts) < 2:
+        raise DataError(f"{len(texts)} different texts in its test split: two are needed")
+    examples = tuple(Example(f"{name}-{i}", {own: text}, -1, len(manifest.labels)) for i, text in enumerate(texts))
+    return ShiftSet(name, "stranger", f"{splits.report['source_detail']}, field {stranger.field}", examples, {})
 
 
 def answer_sets(config: RunConfig, artifact: Artifact, sets: list[ShiftSet]) -> dict[str, SetAnswers]:

@@ -43,14 +43,20 @@ class SetAnswers:
     """An artifact's answers to one set.
 
     Attributes:
-        labels: (rows,) int64; label_mass: (rows,) float64; truncated: (rows,) bool.
-        predictives: by name.
+        labels: (rows,) int64, -1 where there is no answer; label_mass: (rows,) float64; truncated: (rows,) bool.
+        predictives: by name; with ``fast`` also ``fast_served``, in which ``laplace`` has answered deferred rows.
+        deferral: (rows, 2) bool, whether mode ``fast`` leaves the row to ``laplace``, and whether as unfamiliar; None
+            without ``fast``.
+        kernel_variance: (rows,) float64, what the kernel machine of ``fast`` does not know of a row; None where it does
+            not say.
     """
 
     labels: torch.Tensor
     label_mass: torch.Tensor
     truncated: torch.Tensor
     predictives: dict[str, PredictiveRows]
+    deferral: torch.Tensor | None = None
+    kernel_variance: torch.Tensor | None = None
 
 
 def answer_set(predictor: Predictor, examples: Sequence[Example], batch_size: int, title: str) -> SetAnswers:
@@ -63,17 +69,31 @@ def answer_set(predictor: Predictor, examples: Sequence[Example], batch_size: in
     rows = [predictor.encode(example.fields, truncate=True) for example in examples]
     plan = batches(rows, batch_size)
     found: dict[str, dict[int, Prediction]] = {}
+    deferral = torch.zeros(len(rows), 2, dtype=torch.bool)
+    variance = torch.full((len(rows),), torch.nan, dtype=torch.float64)
     for index in progress(plan, len(plan), title):
-        answers, _ = predictor.predict_each([rows[i] for i in index])
+        answers, deferred = predictor.predict_each([rows[i] for i in index])
+        if deferred:
+            places = torch.tensor(index)
+            deferral[places[deferred.rows], 0] = deferral[places[deferred.unfamiliar], 1] = True
+            if deferred.variance is not None:
+                variance[places] = deferred.variance
         for name, predictions in answers.items():
             found.setdefault(name, {}).update(zip(index, predictions, strict=True))
-    ordered = {name: [answers[i] for i in range(len(rows))] for name, answers in found.items()}
+    ordered: dict[str, list[Prediction]] = {}
+    for predictive, answered in found.items():
+        ordered[predictive] = [answered[i] for i in range(len(rows))]
+        if predictive == "fast":
+            exact = found["laplace"]
+            ordered["fast_served"] = [exact[i] if deferral[i, 0] else answered[i] for i in range(len(rows))]
     first = next(iter(ordered.values()))
     return SetAnswers(
         labels=torch.tensor([example.label for example in examples]),
         label_mass=torch.tensor([p.label_mass for p in first], dtype=torch.float64),
         truncated=torch.tensor([p.truncated for p in first]),
         predictives={name: _stacked(answers, predictor.class_count) for name, answers in ordered.items()},
+        deferral=deferral if "fast" in found else None,
+        kernel_variance=None if bool(variance.isnan().any()) else variance,
     )
 
 
@@ -94,6 +114,9 @@ def _stacked(predictions: Sequence[Prediction], classes: int) -> PredictiveRows:
 def write_answers(path: Path, answers: SetAnswers, made_from: str) -> None:
     """Write a set's answers, with the digest of what they were made from."""
     tensors = {"labels": answers.labels, "label_mass": answers.label_mass, "truncated": answers.truncated}
+    for name in ("deferral", "kernel_variance"):
+        if (column := getattr(answers, name)) is not None:
+            tensors[name] = column
     for name, rows in answers.predictives.items():
         tensors |= {f"{column}.{name}": getattr(rows, column) for column in _COLUMNS}
         if rows.epistemic is not None:
@@ -117,6 +140,13 @@ def read_answers(path: Path, made_from: str) -> SetAnswers | None:
             )
             for name in metadata["predictives"].split()
         }
-        return SetAnswers(tensors["labels"], tensors["label_mass"], tensors["truncated"], predictives)
+        return SetAnswers(
+            tensors["labels"],
+            tensors["label_mass"],
+            tensors["truncated"],
+            predictives,
+            tensors["deferral"] if "fast" in predictives else None,
+            tensors.get("kernel_variance"),
+        )
     except (OSError, SafetensorError, KeyError):
         return None

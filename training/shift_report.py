@@ -13,7 +13,7 @@ import torch
 from laplora.artifact import Artifact
 from laplora.detection import detection
 from laplora.errors import ConfigError
-from laplora.metrics import evaluate_probs
+from laplora.metrics import Evaluation, evaluate_probs
 from laplora.uncertainty import FLAGS, entropy
 from training.config import RunConfig
 from training.package import installed_versions
@@ -21,6 +21,8 @@ from training.runtime import write_json
 from training.shift_answers import PredictiveRows, SetAnswers
 from training.shift_tables import insert_section, shift_figure, shift_tables
 
+#: ``fast`` alone, and with the exact answers in the place of those that it hands over.
+_FAST = ("fast", "fast_served")
 _METRICS = ("accuracy", "nll", "ece", "brier", "auroc_error")
 
 
@@ -30,23 +32,26 @@ def set_record(answers: SetAnswers, inside: SetAnswers | None) -> dict[str, Any]
     Args:
         inside: the answers to the run's own test rows, which the set's rows are to be told from; None for those rows.
     """
+    labelled = bool((answers.labels >= 0).all())
     detectors = {} if inside is None else {"label_mass": _detected(-inside.label_mass, -answers.label_mass)}
+    if inside is not None and inside.kernel_variance is not None and answers.kernel_variance is not None:
+        detectors["kernel_variance"] = _detected(inside.kernel_variance, answers.kernel_variance)
     predictives = {}
     for name, rows in answers.predictives.items():
-        evaluation = evaluate_probs(rows.probs, answers.labels, rows.score)
+        evaluation = evaluate_probs(rows.probs, answers.labels, rows.score) if labelled else None
         errors, accepted = rows.probs.argmax(1) != answers.labels, ~rows.review
         own = {} if inside is None else _detectors(inside.predictives[name], rows)
         if name == "map" and own:
             detectors["map_entropy"] = own["total_entropy"]
         predictives[name] = {
-            **{metric: _rounded(getattr(evaluation, metric)) for metric in _METRICS},
-            "intervals": {m: [_rounded(v) for v in pair] for m, pair in evaluation.intervals.items() if m in _METRICS},
+            **{metric: _rounded(getattr(evaluation, metric, None)) for metric in _METRICS},
+            "intervals": _intervals(evaluation),
             "total_entropy": _rounded(float(entropy(rows.probs).mean())),
             "epistemic": None if rows.epistemic is None else _rounded(float(rows.epistemic.mean())),
             "flags": {flag: _rounded(float(rows.flags[:, i].double().mean())) for i, flag in enumerate(FLAGS)},
             "review": _rounded(float(rows.review.double().mean())),
             "accepted": int(accepted.sum()),
-            "accepted_errors": int(errors[accepted].sum()),
+            "accepted_errors": int(errors[accepted].sum()) if labelled else None,
             "detection": own,
         }
     return {
@@ -54,8 +59,28 @@ def set_record(answers: SetAnswers, inside: SetAnswers | None) -> dict[str, Any]
         "truncated": int(answers.truncated.sum()),
         "label_mass": _rounded(float(answers.label_mass.mean())),
         "detection": detectors,
+        "fast": _handed_over(answers),
         "predictives": predictives,
     }
+
+
+def _handed_over(answers: SetAnswers) -> dict[str, Any] | None:
+    """Return which share mode ``fast`` hands over, and of how many rows its decision is ``laplace``'s."""
+    if answers.deferral is None:
+        return None
+    deferred, unfamiliar = answers.deferral.double().mean(0).tolist()
+    exact = answers.predictives["laplace"].review
+    same = {name: float((answers.predictives[name].review == exact).double().mean()) for name in _FAST}
+    return {
+        "handed_over": _rounded(deferred),
+        "unfamiliar": _rounded(unfamiliar),
+        "same_decision": {name: _rounded(share) for name, share in same.items()},
+    }
+
+
+def _intervals(evaluation: Evaluation | None) -> dict[str, list[float | None]]:
+    found = evaluation.intervals.items() if evaluation else ()
+    return {metric: [_rounded(v) for v in pair] for metric, pair in found if metric in _METRICS}
 
 
 def _detectors(inside: PredictiveRows, outside: PredictiveRows) -> dict[str, dict[str, Any]]:

@@ -16,15 +16,24 @@ from training.report import display_name
 #: Scores that tell shifted rows from test rows, as they are written; those with a predictive's name are its own.
 _DETECTORS = {
     "label_mass": "label mass (low)",
+    "kernel_variance": "fast's kernel variance",
     "epistemic": "epistemic",
     "total_entropy": "total entropy",
     "map_entropy": "MAP entropy",
     "confidence": "1 − confidence",
 }
-_COLORS = ("#c44e52", "#dd8452", "#2a6fb0", "#55a868", "#8172b3", "#937860")
+#: What is shown of every predictive: its title, and whether the smallest or the largest of a row is the best; None:
+#: neither.
+_TABLES: dict[str, tuple[str, Any]] = {
+    "accuracy": ("Accuracy", max),
+    "nll": ("NLL", min),
+    "ece": ("ECE", min),
+    "total_entropy": ("Mean entropy", None),
+}
+_COLORS = ("#c44e52", "#dd8452", "#2a6fb0", "#55a868", "#8172b3", "#937860", "#4c4c4c")
 _SECTION = re.compile(r"(<!-- shift:begin -->\n)(.*?)(<!-- shift:end -->)", flags=re.DOTALL)
 _UNPUBLISHED = (
-    "No figures are published yet: `python -m training shift --config training/configs/shift-openbookqa-smollm2.yaml` "
+    "No figures are published yet: `python -m training shift --config training/configs/sst2-smollm2.yaml` "
     "measures them, and `--publish` puts them here.\n"
 )
 
@@ -48,9 +57,10 @@ def insert_section(page: str, records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def shown_predictives(record: Mapping[str, Any]) -> list[str]:
-    """Return the predictives that the tables and the plot show: MAP, temperature, Laplace and what is recommended."""
+    """Return the predictives that the plot shows: MAP, temperature, fast, Laplace and what is recommended."""
     there = record["sets"]["test"]["predictives"]
-    return [n for n in dict.fromkeys(["map", "temperature", "laplace", record["recommended"]]) if n in there]
+    wanted = ["map", "temperature", "fast_served", "laplace", record["recommended"]]
+    return [n for n in dict.fromkeys(wanted) if n in there]
 
 
 def epistemic_predictive(record: Mapping[str, Any]) -> str | None:
@@ -74,14 +84,25 @@ def shift_tables(record: Mapping[str, Any]) -> str:
     served, chosen = record["recommended"], epistemic_predictive(record)
     intro = (
         f"`{record['name']}` on {record['base_model']} ({record['quantization']}), seed {record['seed']}, artifact "
-        f"`{record['artifact'][:19]}`; recommended predictive: {display_name(served)}, whose accuracy, flags and "
-        f"decisions these are. NLL and entropies in nats, ECE over 15 bins, bold: best of its row; intervals: 95 %.\n"
+        f"`{record['artifact'][:19]}`; recommended predictive: {display_name(served)}. NLL and entropies in nats, ECE "
+        f"over 15 bins, bold: best of its row; intervals: 95 %; texts without an answer have entropies alone.\n"
     )
-    parts = [intro, _quality_table(record, shown_predictives(record)), _operation_table(record, served, chosen)]
+    parts = [intro]
+    parts += [_predictives_table(record, metric, *shown) for metric, shown in _TABLES.items()]
+    parts.append(f"Flags and decisions of {display_name(served)}:\n\n" + _operation_table(record, served, chosen))
+    if any(own["fast"] for own in record["sets"].values()):
+        parts.append(
+            "What mode fast hands over to Laplace, all rows and the unfamiliar ones among them, and the share of rows "
+            "whose decision is Laplace's:\n\n" + _handed_over_table(record)
+        )
     others = [name for name, own in record["sets"].items() if own["kind"] != "in_distribution"]
     own_name = f" (epistemic: {display_name(chosen)})" if chosen not in (None, served) else ""
     parts.append(
-        f"AUROC of telling a set's rows from the test rows{own_name}; 0.5 is chance:\n\n"
+        "AUROC of telling a set's rows from the test rows by each predictive's entropy; 0.5 is chance:\n\n"
+        + _entropy_table(record, others)
+    )
+    parts.append(
+        f"The same by other scores{own_name}, the entropy and confidence of {display_name(served)}:\n\n"
         + _detection_table(record, others, "auroc", best=max)
     )
     parts.append(
@@ -91,17 +112,42 @@ def shift_tables(record: Mapping[str, Any]) -> str:
     return "\n".join([*parts, _sources(record)])
 
 
-def _quality_table(record: Mapping[str, Any], names: Sequence[str]) -> str:
-    titles = [display_name(n) for n in names]
-    lines = [["set", "rows", "accuracy", *(f"NLL {t}" for t in titles), *(f"ECE {t}" for t in titles)]]
+def _predictives_table(record: Mapping[str, Any], metric: str, title: str, best: Any) -> str:
+    names = list(record["sets"]["test"]["predictives"])
+    lines = [["set", "rows", *(f"{title}, {display_name(n)}" for n in names)]]
     for name, own in record["sets"].items():
-        values = own["predictives"]
-        cells = [_interval(values[record["recommended"]], "accuracy")]
-        for metric in ("nll", "ece"):
-            best = min(f"{values[n][metric]:.3f}" for n in names)
-            cells += [_bold(f"{values[n][metric]:.3f}", best) for n in names]
-        lines.append([_set_name(name), str(own["rows"]), *cells])
+        values = [own["predictives"][n][metric] for n in names]
+        if all(value is None for value in values):
+            continue
+        texts = [f"{value:.3f}" for value in values]
+        top = best(texts) if best else ""
+        lines.append([_set_name(name), str(own["rows"]), *(_bold(text, top) for text in texts)])
     return _table(lines)
+
+
+def _handed_over_table(record: Mapping[str, Any]) -> str:
+    names = list(record["sets"]["test"]["fast"]["same_decision"])
+    lines = [["set", "rows", "handed over", "unfamiliar", *(f"decided alike, {display_name(n)}" for n in names)]]
+    for name, own in record["sets"].items():
+        shares = [own["fast"]["handed_over"], own["fast"]["unfamiliar"], *own["fast"]["same_decision"].values()]
+        lines.append([_set_name(name), str(own["rows"]), *(f"{share:.3f}" for share in shares)])
+    return _table(lines)
+
+
+def _entropy_table(record: Mapping[str, Any], names: Sequence[str]) -> str:
+    predictives = list(record["sets"]["test"]["predictives"])
+    lines = [["set", *(display_name(n) for n in predictives)]]
+    for name in names:
+        own = record["sets"][name]["predictives"]
+        found = [own[n]["detection"]["total_entropy"] for n in predictives]
+        top = max(f"{one['auroc']:.3f}" for one in found)
+        lines.append([_set_name(name), *(_auroc(one, top) for one in found)])
+    return _table(lines)
+
+
+def _auroc(detection: Mapping[str, float], top: str) -> str:
+    bounds = f"[{_short(detection['low'])}–{_short(detection['high'])}]"
+    return f"{_bold(format(detection['auroc'], '.3f'), top)} {bounds}"
 
 
 def _operation_table(record: Mapping[str, Any], served: str, chosen: str | None) -> str:
@@ -120,7 +166,7 @@ def _operation_table(record: Mapping[str, Any], served: str, chosen: str | None)
                 *(f"{mine['flags'][flag]:.3f}" for flag in FLAGS),
                 f"{mine['review']:.3f}",
                 str(count),
-                f"{errors / count:.3f} ({errors})" if count else "-",
+                f"{errors / count:.3f} ({errors})" if count and errors is not None else "-",
             ]
         )
     return _table(lines)
@@ -134,9 +180,7 @@ def _detection_table(record: Mapping[str, Any], names: Sequence[str], value: str
         cells = []
         top = best(f"{own[key][value]:.3f}" for key in keys)
         for key in keys:
-            text = _bold(f"{own[key][value]:.3f}", top)
-            bounds = f" [{_short(own[key]['low'])}–{_short(own[key]['high'])}]" if value == "auroc" else ""
-            cells.append(text + bounds)
+            cells.append(_auroc(own[key], top) if value == "auroc" else _bold(f"{own[key][value]:.3f}", top))
         lines.append([_set_name(name), *cells])
     return _table(lines)
 
@@ -152,11 +196,6 @@ def _sources(record: Mapping[str, Any]) -> str:
 
 def _set_name(name: str) -> str:
     return "test rows" if name == "test" else name
-
-
-def _interval(values: Mapping[str, Any], metric: str) -> str:
-    low, high = values["intervals"][metric]
-    return f"{values[metric]:.3f} [{_short(low)}–{_short(high)}]"
 
 
 def _short(value: float) -> str:
@@ -179,8 +218,9 @@ def shift_figure(record: Mapping[str, Any]) -> Figure:
     figure = Figure(figsize=(10, 1.6 + 0.55 * len(sets)), layout="constrained")
     figure.suptitle(f"{record['name']}: the same artifact on other rows", fontweight="bold")
     left, right = figure.subplots(1, 2)
-    nll = {display_name(n): [sets[s]["predictives"][n]["nll"] for s in sets] for n in names}
-    _bars(left, [_set_name(s) for s in sets], nll)
+    labelled = [s for s in sets if sets[s]["predictives"]["map"]["nll"] is not None]
+    nll = {display_name(n): [sets[s]["predictives"][n]["nll"] for s in labelled] for n in names}
+    _bars(left, [_set_name(s) for s in labelled], nll)
     left.set_xlabel("NLL, nats: shorter is better")
     found = {s: detectors(record, s) for s in others}
     areas = {

@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 
 from laplora.errors import ConfigError
 from laplora.prompts import TEMPLATES, render
-from training.corruptions import CorruptionKind, corrupt, cut_start, drop_words, shuffle_words, typos
+from training.corruptions import (
+    CorruptionKind,
+    corrupt,
+    cut_start,
+    drop_words,
+    random_letters,
+    shuffle_words,
+    typos,
+)
 from training.examples import Example
 
 KINDS: tuple[CorruptionKind, ...] = get_args(CorruptionKind)
@@ -174,3 +182,13 @@ def test_text_without_letters_or_of_one_word_stays() -> None:
 def test_what_cannot_be(kind: CorruptionKind, severity: float, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         corrupt(Example("s-1", {"text": "A fine film."}, 1, 2), kind, severity, 0)
+
+
+@given(text=TEXTS, severity=SEVERITIES, seed=st.integers(0, 9))
+def test_gibberish_has_as_many_letters_in_as_many_words(text: str, severity: float, seed: int) -> None:
+    found = random_letters(text, severity, random.Random(seed))
+    before, after = text.split(" "), found.split(" ")
+    assert [len(word) for word in after] == [len(word) for word in before]
+    assert sum(a != b for a, b in zip(before, after, strict=True)) <= max(1, round(severity * len(before)))
+    whole = random_letters(text, 1.0, random.Random(seed))
+    assert all(word.islower() and word.isascii() and word.isalpha() for word in whole.split(" "))

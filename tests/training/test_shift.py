@@ -22,7 +22,7 @@ from laplora.predictor import Predictor
 from laplora.uncertainty import FLAGS, entropy
 from training import shift as shift_job
 from training.__main__ import main
-from training.config import CorruptionConfig, RunConfig, ShiftConfig, config_hash_fields, load_config
+from training.config import CorruptionConfig, RunConfig, ShiftConfig, StrangerConfig, config_hash_fields, load_config
 from training.corruptions import corrupt
 from training.data import load_splits
 from training.report import display_name
@@ -202,6 +202,13 @@ def test_every_figure_follows_from_the_kept_answers(record: dict[str, Any], conf
             assert values["accepted"] == int((~rows.review).sum())
             assert values["accepted_errors"] == int((~right & ~rows.review).sum())
             assert (values["epistemic"] is None) == (rows.epistemic is None) == (predictive in ("map", "temperature"))
+            assert values["total_entropy"] == pytest.approx(float(entropy(rows.probs).mean()), abs=1e-6)
+        assert kept.deferral is not None
+        assert own["fast"]["handed_over"] == pytest.approx(float(kept.deferral[:, 0].double().mean()), abs=1e-6)
+        assert own["fast"]["unfamiliar"] == pytest.approx(float(kept.deferral[:, 1].double().mean()), abs=1e-6)
+        for predictive, share in own["fast"]["same_decision"].items():
+            alike = kept.predictives[predictive].review == kept.predictives["laplace"].review
+            assert share == pytest.approx(float(alike.double().mean()), abs=1e-6)
         if name == "test":
             assert own["detection"] == {}
             continue
@@ -211,6 +218,67 @@ def test_every_figure_follows_from_the_kept_answers(record: dict[str, Any], conf
         entropies = [entropy(a.predictives["map"].probs) for a in (inside, kept)]
         assert own["detection"]["map_entropy"]["auroc"] == pytest.approx(detection(*entropies).auroc, abs=1e-6)
         assert set(own["predictives"]["laplace"]["detection"]) == {"total_entropy", "confidence", "epistemic"}
+
+
+def test_fast_as_served_is_laplace_where_it_is_handed_over(config: RunConfig, choices_predictor: Predictor) -> None:
+    """As the predictor gives it, in the same batches."""
+    examples = load_splits(config.data, seed=config.seed).test
+    rows = [choices_predictor.encode(e.fields, truncate=True) for e in examples]
+    kept = answered(config, "test")
+    assert kept.deferral is not None
+    assert kept.kernel_variance is not None
+    assert bool((kept.deferral[:, 1] <= kept.deferral[:, 0]).all())
+    own, exact, served = (kept.predictives[name].probs for name in ("fast", "laplace", "fast_served"))
+    assert torch.equal(served, exact.where(kept.deferral[:, :1], own))
+    for index in batches(rows, config.laplace.batch_size):
+        for i, answer in zip(index, choices_predictor.predict([rows[i] for i in index], "fast"), strict=True):
+            assert (answer.predictive == "laplace") == bool(kept.deferral[i, 0])
+
+
+def test_what_is_unfamiliar_is_handed_over(sentiment_run: FinishedRun, tmp_path: Path) -> None:
+    """Texts of another kind, which have no answer, and words of random letters; hardly any of the run's own rows."""
+    stranger = {"data": other_data(other_questions(tmp_path / "other.jsonl")), "field": "question"}
+    gibberish = {"kind": "gibberish", "severity": 1.0}
+    path = shift_config(tmp_path, sentiment_run, {"strangers": {"questions": stranger}, "corruptions": [gibberish]})
+    assert job(path) == 0
+    config = load_config(path)
+    record = json.loads((config.run_dir / "report" / "shift.json").read_text(encoding="utf-8"))
+    sets = record["sets"]
+    assert [own["kind"] for own in sets.values()] == ["in_distribution", "stranger", "corrupted"]
+    questions = sets["questions"]
+    assert questions["rows"] == len(answered(config, "questions").labels) == 48
+    for values in questions["predictives"].values():
+        assert [values[m] for m in ("accuracy", "nll", "ece", "accepted_errors")] == [None] * 4
+        assert values["total_entropy"] > 0
+    for name in ("questions", "gibberish-1"):
+        assert sets[name]["fast"]["handed_over"] >= sets[name]["fast"]["unfamiliar"] > 0.5
+        assert sets[name]["detection"]["kernel_variance"]["auroc"] > 0.8
+    assert sets["test"]["fast"]["unfamiliar"] < 0.3
+    text = shift_tables(record)
+    assert text.count("| questions | 48 |") == 2  # entropies and what is handed over
+    assert shift_figure(record).axes
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"field": "text"}, "its rows have the fields ['choices', 'question'], no text 'text'"),
+        ({"field": "choices"}, "no text 'choices'"),
+    ],
+)
+def test_strangers_without_the_text(
+    sentiment_run: FinishedRun, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    stranger = {"data": other_data(other_questions(tmp_path / "other.jsonl"))} | changes
+    assert message in refusal(shift_config(tmp_path, sentiment_run, {"strangers": {"questions": stranger}}))
+
+
+def test_strangers_to_a_template_of_several_fields(choices_run: FinishedRun, tmp_path: Path) -> None:
+    stranger = {"data": other_data(other_questions(tmp_path / "other.jsonl")), "field": "question"}
+    message = refusal(shift_config(tmp_path, choices_run, {"strangers": {"questions": stranger}}))
+    assert message.startswith(
+        "shift.strangers.questions: the artifact's template has the fields ['choices', 'question']"
+    )
 
 
 def test_flags_and_decisions_are_the_services(config: RunConfig, choices_predictor: Predictor) -> None:
@@ -372,7 +440,7 @@ def test_noise_in_choices_needs_choices(tmp_path: Path, sentiment_run: FinishedR
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({}, "name at least one set or corruption"),
+        ({}, "name at least one set, stranger or corruption"),
         ({"sets": {"test": {"dataset": "arc_easy"}}}, "'test': each set and corruption needs a name of its own"),
         ({"sets": {"a/b": {"dataset": "arc_easy"}}}, "'a/b': each set"),
         ({"corruptions": [{"kind": "typos"}, {"kind": "typos", "severity": 0.1}]}, "'typos-0.1': each set"),
@@ -388,7 +456,7 @@ def test_sections_that_cannot_be(section: dict[str, Any], message: str) -> None:
         ShiftConfig.model_validate(section)
 
 
-@pytest.mark.parametrize("model", [ShiftConfig, CorruptionConfig])
+@pytest.mark.parametrize("model", [ShiftConfig, StrangerConfig, CorruptionConfig])
 def test_every_field_is_described(model: type[BaseModel]) -> None:
     assert all(field.description for field in model.model_fields.values())
 
@@ -404,15 +472,17 @@ def test_the_section_does_not_change_what_a_run_makes(config: RunConfig, choices
 def test_the_tables_hold_the_records_figures(record: dict[str, Any]) -> None:
     text = shift_tables(record)
     for name, own in record["sets"].items():
-        (line, *_) = [
-            row for row in text.splitlines() if row.startswith(f"| {'test rows' if name == 'test' else name} ")
-        ]
-        assert f"| {own['rows']} |" in line
-        for predictive in shown_predictives(record):
-            assert f"{own['predictives'][predictive]['nll']:.3f}" in line
+        lines = [row for row in text.splitlines() if row.startswith(f"| {'test rows' if name == 'test' else name} ")]
+        for metric, line in zip(("accuracy", "nll", "ece", "total_entropy"), lines, strict=False):
+            assert f"| {own['rows']} |" in line
+            assert len(own["predictives"]) == len(line.split("|")) - 4
+            for values in own["predictives"].values():
+                assert f"{values[metric]:.3f}" in line
         if name != "test":
             assert f"{own['detection']['label_mass']['auroc']:.3f}" in text
-    assert "NLL MAP" in text
+    for title in ("Accuracy", "NLL", "ECE", "Mean entropy"):
+        assert f"{title}, MAP" in text
+        assert f"{title}, fast as served" in text
     assert f"recommended predictive: {display_name(record['recommended'])}" in text
     assert "other: " in text
     assert "left out: " in text
@@ -420,13 +490,15 @@ def test_the_tables_hold_the_records_figures(record: dict[str, Any]) -> None:
 
 def test_the_best_of_a_row_is_bold_and_nothing_accepted_is_a_dash(record: dict[str, Any]) -> None:
     changed = json.loads(json.dumps(record))
-    other, names = changed["sets"]["other"], shown_predictives(record)
+    other = changed["sets"]["other"]
+    names = list(other["predictives"])
     for i, name in enumerate(names):
-        other["predictives"][name] |= {"nll": 1.0 + i, "ece": 0.5 - 0.1 * i, "accepted": 0, "accepted_errors": 0}
+        other["predictives"][name] |= {"nll": 1.0 + i, "ece": 0.9 - 0.1 * i, "accepted": 0, "accepted_errors": 0}
     losses = ["**1.000**", *(f"{1 + i:.3f}" for i in range(1, len(names)))]
-    gaps = [*(f"{0.5 - 0.1 * i:.3f}" for i in range(len(names) - 1)), f"**{0.5 - 0.1 * (len(names) - 1):.3f}**"]
-    quality, operation = [row for row in shift_tables(changed).splitlines() if row.startswith("| other ")][:2]
-    assert quality.endswith(f"| {' | '.join(losses + gaps)} |")
+    gaps = [*(f"{0.9 - 0.1 * i:.3f}" for i in range(len(names) - 1)), f"**{0.9 - 0.1 * (len(names) - 1):.3f}**"]
+    _, nll, ece, _, operation = [row for row in shift_tables(changed).splitlines() if row.startswith("| other ")][:5]
+    assert nll.endswith(f"| {' | '.join(losses)} |")
+    assert ece.endswith(f"| {' | '.join(gaps)} |")
     assert operation.endswith("| 0 | - |")
 
 
@@ -441,7 +513,7 @@ def test_the_report_is_written_whole(config: RunConfig, record: dict[str, Any]) 
         "test rows" if name == "test" else name for name in record["sets"]
     ]
     assert len(left.patches) == len(shown_predictives(record)) * 4
-    assert len(right.patches) == 5 * 3
+    assert len(right.patches) == 6 * 3
     widths = {round(bar.get_width(), 6) for bar in right.patches}
     assert record["sets"]["other"]["detection"]["label_mass"]["auroc"] in widths
 
@@ -485,7 +557,6 @@ def test_nothing_to_publish_and_nowhere_to(copy: Path, tmp_path: Path) -> None:
 def test_the_documentations_page_is_what_its_json_says() -> None:
     page = (ROOT / "docs" / "shift.md").read_text(encoding="utf-8")
     published = published_shifts(ROOT / "docs" / "results")
-    assert published
     assert insert_section(page, published) == page
     for record in published:
         assert (ROOT / "docs" / "results" / f"shift_{record['name']}.png").is_file()
@@ -504,14 +575,17 @@ def test_an_artifact_with_every_predictive_reports_them_all_from_the_same_passes
     record = json.loads((config.run_dir / "report" / "shift.json").read_text(encoding="utf-8"))
     names = ["map", "temperature", "fast", "laplace", "laplace_temperature"]
     names += ["ensemble", "ensemble_temperature", "laplace_ensemble", "mc_dropout"]
-    assert list(record["sets"]["test"]["predictives"]) == names
+    found = list(record["sets"]["test"]["predictives"])
+    assert [name for name in found if name != "fast_served"] == names
+    assert found.index("fast_served") == found.index("fast") + 1
     assert record["recommended"] == mixture_predictor.recommended
     test = load_splits(config.data, seed=config.seed).test[:8]
     rows = [mixture_predictor.encode(corrupt(e, "word_drop", 0.5, config.seed).fields, truncate=True) for e in test]
     kept = answered(config, "word_drop-0.5").predictives
     for name in names:
+        place = "fast_served" if name == "fast" else name
         alone = torch.tensor([a.probs for a in mixture_predictor.predict(rows, name)], dtype=torch.float64)
         # Float32, the same rows in one padded batch: the order of sums.
-        torch.testing.assert_close(kept[name].probs, alone, atol=1e-4, rtol=0)
+        torch.testing.assert_close(kept[place].probs, alone, atol=1e-4, rtol=0)
     spread = {name for name in names if kept[name].epistemic is not None}
     assert spread == set(names) - {"map", "temperature"}
