@@ -18,8 +18,12 @@ MAX_KEYS: Final = 64
 #: Most members of lists and objects in a body, for each input that it may have, and at the least.
 MEMBERS_PER_INPUT: Final = 128
 FEWEST_MEMBERS: Final = 4096
-#: What must not stand between quotes, and what means nothing outside of them.
+#: Most digits in a row of a number, in a text long enough for many of them: reading 4,000 takes thousands of steps.
+MAX_DIGITS: Final = 100
 _WHITE_SPACE = b" \t\r\n"
+#: Every digit as a zero, and more of those than a number may have.
+_DIGITS = bytes.maketrans(b"123456789", b"0" * 9)
+_TOO_LONG = b"0" * (MAX_DIGITS + 1)
 
 
 def most_members(max_inputs: int) -> int:
@@ -32,16 +36,41 @@ def count_members(raw: bytes, most: int) -> int:
 
     Exact for what is JSON. Of anything else, it is no less than what a parser meets before it gives up.
     """
-    # Escaped quotes first: afterwards every quote begins or ends a string.
-    bare = raw.replace(b"\\\\", b"").replace(b'\\"', b"") if b"\\" in raw else raw
+    strings, outside = _outside_strings(raw, 2 * most + 1)
     # No member has more than two strings, its key and itself.
-    strings = (bare.count(b'"') + 1) // 2
-    if strings > 2 * most + 1:
-        return strings // 2
-    # One quote stays in each string's place: a list of one string is not an empty one.
-    outside = b'"'.join(bare.split(b'"')[::2]).translate(None, _WHITE_SPACE)
+    return strings // 2 if outside is None else _members(outside)
+
+
+def _members(outside: bytes) -> int:
     containers = outside.count(b"{") + outside.count(b"[") - outside.count(b"{}") - outside.count(b"[]")
     return outside.count(b",") + containers
+
+
+def _outside_strings(raw: bytes, most: int) -> tuple[int, bytes | None]:
+    """Return how many strings a JSON text has, and it without white space and strings; None for more than ``most``.
+
+    One quote stays in each string's place: a list of one string is not an empty one.
+    """
+    # Escaped quotes first: afterwards every quote begins or ends a string.
+    bare = raw.replace(b"\\\\", b"").replace(b'\\"', b"") if b"\\" in raw else raw
+    strings = (bare.count(b'"') + 1) // 2
+    return strings, None if strings > most else b'"'.join(bare.split(b'"')[::2]).translate(None, _WHITE_SPACE)
+
+
+def _check_size(raw: bytes, max_members: int) -> None:
+    strings, outside = _outside_strings(raw, 2 * max_members + 1)
+    members = strings // 2 if outside is None else _members(outside)
+    if members > max_members:
+        raise BatchTooLargeError(
+            f"the body's lists and objects have {members} members or more, {max_members} is the most: send it in parts",
+            field="body",
+            limit=max_members,
+            got=members,
+        )
+    if outside is not None and _TOO_LONG in outside.translate(_DIGITS):
+        raise InvalidJsonError(
+            f"a number in the body has more than {MAX_DIGITS} digits: send no more than a float holds", field="body"
+        )
 
 
 def parse_json(raw: bytes, *, max_members: int = FEWEST_MEMBERS) -> Any:
@@ -51,21 +80,17 @@ def parse_json(raw: bytes, *, max_members: int = FEWEST_MEMBERS) -> Any:
         max_members: of all its lists and objects together.
 
     Raises:
-        InvalidJsonError: empty, not UTF-8, not JSON, NaN or infinity, a lone surrogate, nested too deep, or a key
-            that comes twice in one object: which of its values was meant, nobody can say.
+        InvalidJsonError: empty, not UTF-8, not JSON, NaN or infinity, a number of thousands of digits, a lone
+            surrogate, nested too deep, or a key that comes twice in one object: which of its values was meant, nobody
+            can say.
         BatchTooLargeError: more members than ``max_members``; nothing was built.
         InvalidRequestError: an object of more than ``MAX_KEYS`` keys.
     """
     if not raw.strip():
         raise InvalidJsonError("the body is empty: send a JSON object", field="body")
     # A member takes two bytes at least.
-    if len(raw) > 2 * max_members and (members := count_members(raw, max_members)) > max_members:
-        raise BatchTooLargeError(
-            f"the body's lists and objects have {members} members or more, {max_members} is the most: send it in parts",
-            field="body",
-            limit=max_members,
-            got=members,
-        )
+    if len(raw) > 2 * max_members:
+        _check_size(raw, max_members)
     try:
         value = from_json(raw, allow_inf_nan=False)
         # pydantic's parser keeps the last of two values without a word; Python's, slower, shows each object's pairs.

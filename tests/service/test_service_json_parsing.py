@@ -16,7 +16,7 @@ from serving import serve
 
 from service import body, json_parsing
 from service.errors import BatchTooLargeError, InvalidJsonError, InvalidRequestError
-from service.json_parsing import FEWEST_MEMBERS, MAX_KEYS, count_members, most_members, parse_json
+from service.json_parsing import FEWEST_MEMBERS, MAX_DIGITS, MAX_KEYS, count_members, most_members, parse_json
 from service.schemas import Input, PredictRequest
 
 JSON = {"content-type": "application/json"}
@@ -120,9 +120,16 @@ def test_commas_and_braces_in_a_text_are_no_members(text: str) -> None:
     assert parse_json(raw, max_members=3) == {"inputs": [{"text": text}]}
 
 
-def test_a_number_of_4_mib_of_digits_is_no_number() -> None:
-    with pytest.raises(InvalidJsonError):
-        parse_json(b'{"inputs": [{"text": ' + b"9" * SIZE + b"}]}")
+@pytest.mark.parametrize("number", [b"9" * 4000, b"0." + b"9" * 4000, b"1e" + b"9" * 4000, b"9" * (MAX_DIGITS + 1)])
+def test_many_long_numbers_are_refused_unread(number: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_parsing, "from_json", pytest.fail)
+    with pytest.raises(InvalidJsonError, match="digits"):
+        parse_json(filled(b"[", number + b",", number + b"]"), max_members=100_000)
+
+
+def test_digits_in_a_text_and_short_numbers_are_read() -> None:
+    value = {"inputs": [{"text": "9" * 100_000}], "more": [10**MAX_DIGITS // 10] * 10}
+    assert parse_json(json.dumps(value).encode()) == value
 
 
 @pytest.mark.anyio
