@@ -14,10 +14,11 @@ import argparse
 import http.client
 import json
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -85,6 +86,7 @@ def attacks(at_once: int) -> list[Attack]:
     """Return every attack, the last one with so many connections at once."""
     text = b'{"inputs": [{"text": "a"}], '
     return [
+        Attack("a short body without a fault, to compare with", lambda: PROBE),
         Attack("1.4 million inputs {}", _in_list(b"{}")),
         Attack("2.1 million inputs 0", _in_list(b"0")),
         Attack("labelled inputs {}", _in_list(b"{}"), "/evaluate"),
@@ -221,14 +223,14 @@ def suffer(url: str, process: psutil.Process, attack: Attack) -> Outcome:
     )
 
 
-def page(outcomes: Sequence[Outcome], conditions: Conditions) -> str:
-    """Return the results as Markdown."""
+def page(outcomes: Sequence[Outcome], conditions: Conditions, load: float) -> str:
+    """Return the results as Markdown; ``load``: how many threads wanted to run on this machine before."""
     measured = conditions.measured
     lines = [
         "# Hostile bodies",
         "",
         f"`{measured['command']}`, {measured['date']}, {conditions.hardware}; {measured['versions']}.",
-        "Clients and server share the machine. Each body has 4 MiB; while it was sent and answered, another client",
+        f"Clients and server share the machine, whose load was {load:.0f} before it began. Each body has 4 MiB; while it was sent and answered, another client",
         "asked for `/health/live` and for one prediction (mode map), again and again: the worst of each. Memory is how",
         "far the server's resident memory rose.",
         "",
@@ -261,8 +263,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     given = sys.argv[1:] if arguments is None else arguments
     conditions = conditions_here(given, module="benchmarks.hostile_bodies").with_versions("uvicorn", "fastapi")
-    outcomes = []
-    with served() if options.url is None else nullcontext(options.url) as url:
+    outcomes, load = [], psutil.getloadavg()[0]
+    with ExitStack() as stack:
+        jobs = stack.enter_context(tempfile.TemporaryDirectory(prefix="laplora-hostile-"))
+        url = options.url or stack.enter_context(served(["--jobs-dir", jobs]))
         process = process_at(url)
         if process is None:
             parser.error("the server is not of this machine: these bodies are for the loopback address alone")
@@ -270,7 +274,7 @@ def main(arguments: list[str] | None = None) -> int:
             if options.only in attack.name:
                 outcomes.append(suffer(url, process, attack))
                 print(f"{attack.name}: {outcomes[-1]}", flush=True)
-    options.out.write_text(page(outcomes, conditions), encoding="utf-8")
+    options.out.write_text(page(outcomes, conditions, load), encoding="utf-8")
     return int(any(name.startswith("500") or not name[0].isdigit() for one in outcomes for name in one.answers))
 
 

@@ -208,13 +208,14 @@ def main() -> int:
 
 
 def leave(status: int) -> NoReturn:
-    """End the process, whatever its daemon threads are doing.
+    """End the process, whatever its threads are doing.
 
     A thread inside torch's native code, loading a model or running a batch, aborts an interpreter that is
-    taken down under it; so may torch itself, once the device has failed.
+    taken down under it; so may torch itself, once the device has failed. One that reads a disk that does not
+    answer would be waited for.
     """
     if status == ExitStatus.DEVICE_FAULT or any(
-        thread.daemon and thread.is_alive() for thread in threading.enumerate()
+        thread is not threading.main_thread() and thread.is_alive() for thread in threading.enumerate()
     ):
         logging.shutdown()
         sys.stdout.flush()

@@ -32,34 +32,40 @@ def most_members(max_inputs: int) -> int:
 
 
 def count_members(raw: bytes, most: int) -> int:
-    """Return how many members the lists and objects of a JSON text have in all; at least ``most + 1`` of more.
+    """Return how many members the lists and objects of a JSON text have in all; more than ``most`` where it is more.
 
-    Exact for what is JSON. Of anything else, it is no less than what a parser meets before it gives up.
+    Exact up to ``most`` for what is JSON. Of anything else, it is no less than what a parser meets before it gives up.
     """
-    strings, outside = _outside_strings(raw, 2 * most + 1)
-    # No member has more than two strings, its key and itself.
-    return strings // 2 if outside is None else _members(outside)
-
-
-def _members(outside: bytes) -> int:
-    containers = outside.count(b"{") + outside.count(b"[") - outside.count(b"{}") - outside.count(b"[]")
-    return outside.count(b",") + containers
+    least, outside = _outside_strings(raw, most)
+    return least if outside is None else least + _containers(outside)
 
 
 def _outside_strings(raw: bytes, most: int) -> tuple[int, bytes | None]:
-    """Return how many strings a JSON text has, and it without white space and strings; None for more than ``most``.
+    """Return how many members a JSON text has but for the first of each list and object, and what is outside strings.
 
-    One quote stays in each string's place: a list of one string is not an empty one.
+    None is in the second's place once there are more than ``most``. One quote stays in each string's place: a list of
+    one string is not an empty one.
     """
     # Escaped quotes first: afterwards every quote begins or ends a string.
     bare = raw.replace(b"\\\\", b"").replace(b'\\"', b"") if b"\\" in raw else raw
+    # No member has more than two strings, its key and itself.
     strings = (bare.count(b'"') + 1) // 2
-    return strings, None if strings > most else b'"'.join(bare.split(b'"')[::2]).translate(None, _WHITE_SPACE)
+    if strings > 2 * most + 1:
+        return strings // 2, None
+    outside = b'"'.join(bare.split(b'"')[::2])
+    commas = outside.count(b",")
+    return (commas + 1, None) if commas >= most else (commas, outside.translate(None, _WHITE_SPACE))
+
+
+def _containers(outside: bytes) -> int:
+    """Return how many lists and objects are not empty."""
+    return outside.count(b"{") + outside.count(b"[") - outside.count(b"{}") - outside.count(b"[]")
 
 
 def _check_size(raw: bytes, max_members: int) -> None:
-    strings, outside = _outside_strings(raw, 2 * max_members + 1)
-    members = strings // 2 if outside is None else _members(outside)
+    members, outside = _outside_strings(raw, max_members)
+    if outside is not None:
+        members += _containers(outside)
     if members > max_members:
         raise BatchTooLargeError(
             f"the body's lists and objects have {members} members or more, {max_members} is the most: send it in parts",

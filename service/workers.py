@@ -13,14 +13,15 @@ class Workers:
 
     Attributes:
         tokenize: renders and tokenises prompts.
-        parse: parses large bodies.
+        parse: parses large bodies, one at a time: a parser keeps the interpreter to itself, and two of them would
+            keep it from the event loop for twice as long.
         measure: computes the metrics of POST /evaluate and their bootstrap.
         disk: reads and hashes artifacts that are not loaded, one at a time.
     """
 
     def __init__(self) -> None:
         self.tokenize = _threads("tokenize", 2)
-        self.parse = _threads("parse", 2)
+        self.parse = _threads("parse", 1)
         self.measure = _threads("measure", 2)
         self.disk = _threads("disk", 1)
 

@@ -2,6 +2,7 @@
 
 With FAKE_GATE=FILE every prediction waits until that file exists, and makes FILE.waiting meanwhile; with
 FAKE_BROKEN=1 loading fails. FAKE_CHOICES=NAME adds an artifact of that name that answers questions with choices.
+A folder named "stuck" in the root is never read to its end.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import functools
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,5 +37,12 @@ if __name__ == "__main__":
         predictor.golden_error = GoldenMismatchError("recorded 0.5, got 0.7")
     choices = os.environ.get("FAKE_CHOICES")
     others = [FakePredictor(choices, template=TEMPLATES["multiple_choice"], labels="ABCD")] if choices else []
-    service.app.create_app = functools.partial(service.app.create_app, library=library(predictor, *others))  # type: ignore[assignment]
+    known = library(predictor, *others)
+
+    def read(path: Path) -> Any:
+        while path.name == "stuck":
+            time.sleep(0.01)
+        return known.read(path)
+
+    service.app.create_app = functools.partial(service.app.create_app, library=replace(known, read=read))  # type: ignore[assignment]
     leave(main())

@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,3 +127,20 @@ def test_an_idle_kept_connection_holds_nobody_up(full: Full) -> None:
     assert server.process.left() == 0
     assert server.kept.sock is not None
     assert server.kept.sock.recv(1) == b"", "the server has closed it"
+
+
+def test_a_disk_that_does_not_answer_holds_up_no_exit(tmp_path: Path) -> None:
+    root = tmp_path / "artifacts"
+    for name in ("fake", "stuck"):
+        (root / name).mkdir(parents=True)
+        (root / name / "manifest.json").write_text("{}")
+    command = [str(FAKE_SERVER), "--artifact", "fake", "--artifacts-root", str(root), "--drain-s", "0.1"]
+    with server_process(command) as process, process.client() as client, ThreadPoolExecutor(1) as asking:
+        listing = asking.submit(client.get, "/artifacts")
+        with httpx.Client(base_url=client.base_url, timeout=None) as other:
+            while "laplora_requests_in_flight 2.0" not in other.get("/metrics").text:
+                time.sleep(0.01)
+        process.popen.terminate()
+        assert process.left() == 0
+        with suppress(httpx.TransportError):
+            assert listing.result().status_code >= 500

@@ -139,7 +139,7 @@ async def test_the_one_error_shape_says_limit_and_what_came() -> None:
         response = await served.client.post("/predict", content=raw, headers=JSON)
         detail = response.json()["error"]
         assert (response.status_code, detail["code"], detail["limit"]) == (413, "batch_too_large", 32_768)
-        assert detail["got"] == raw.count(b"{}") + 1
+        assert detail["got"] == raw.count(b"{}")
         keys = {f"k{i}": 0 for i in range(100)}
         for options in ({"options": keys}, keys):
             response = await served.client.post("/predict", json={"inputs": [{"text": "a"}], **options})
