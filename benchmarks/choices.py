@@ -17,6 +17,7 @@ import torch
 
 import laplora.recommendation as rule
 import laplora.review as review
+from laplora.cross_fitting import cross_fitted
 from laplora.predictive import posterior_predictive
 from laplora.ranking import error_auroc
 from laplora.uncertainty import decompose, entropy
@@ -81,7 +82,7 @@ def recommendations(model: tuple[float, float, float, float], rows: int) -> None
     for _ in range(TRIALS):
         calibration, new = (columns(draw(model, n, generator)) for n in (rows, NEW))
         fitted = {
-            name: rule.cross_fitted_nll(lambda f, s, c=c: c[s, int(c[f].mean(0).argmin())], rows)  # type: ignore[misc]
+            name: cross_fitted(lambda f, s, c=c: c[s, int(c[f].mean(0).argmin())], rows)  # type: ignore[misc]
             for name, c in calibration.items()
         }
         served = {name: new[name][:, int(calibration[name].mean(0).argmin())] for name in new}

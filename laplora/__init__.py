@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         prediction_sets,
         temperature_probs,
     )
+    from laplora.cross_fitting import cross_fitted
     from laplora.distilled import Distillation, DistilledCovariance, distill
     from laplora.jacobians import contrast_jacobians, find_blocks
     from laplora.leave_one_out import choose_by_leave_one_out
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
     from laplora.prior import PriorChoice, choose_by_evidence, choose_by_validation
     from laplora.prompts import TEMPLATES, EncodedRow, PromptTemplate
     from laplora.ranking import error_auprc, error_auroc, risk_coverage
-    from laplora.recommendation import Recommendation, cross_fitted_nll, recommend
+    from laplora.recommendation import Recommendation, recommend
     from laplora.review import accept_threshold
     from laplora.states import States, StateTape
     from laplora.structures import STRUCTURES, StructureSettings, fit_posterior
@@ -115,7 +116,7 @@ __all__ = [
     "choose_by_validation",
     "conformal_threshold",
     "contrast_jacobians",
-    "cross_fitted_nll",
+    "cross_fitted",
     "decompose",
     "distill",
     "dropout_masks",
@@ -154,6 +155,7 @@ _HOMES = {
         "prediction_sets",
         "temperature_probs",
     ),
+    "cross_fitting": ("cross_fitted",),
     "distilled": ("DistilledCovariance", "Distillation", "distill"),
     "jacobians": ("contrast_jacobians", "find_blocks"),
     "leave_one_out": ("choose_by_leave_one_out",),
@@ -169,7 +171,7 @@ _HOMES = {
     "prior": ("PriorChoice", "choose_by_evidence", "choose_by_validation"),
     "prompts": ("TEMPLATES", "EncodedRow", "PromptTemplate"),
     "ranking": ("error_auprc", "error_auroc", "risk_coverage"),
-    "recommendation": ("Recommendation", "cross_fitted_nll", "recommend"),
+    "recommendation": ("Recommendation", "recommend"),
     "review": ("accept_threshold",),
     "states": ("StateTape", "States"),
     "structures": ("STRUCTURES", "StructureSettings", "fit_posterior"),

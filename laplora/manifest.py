@@ -77,6 +77,11 @@ class CalibrationRecord(_Record):
 
     split: str = Field(description="its name")
     rows: int = Field(ge=0)
+    folds: int | None = Field(
+        ge=2,
+        description="of the cross-fitting: thresholds, sets and scores are set on each row's outputs under what was "
+        "fitted without its fold; null: on what was fitted on the same rows (formats 1 to 3)",
+    )
     coverage: float = Field(gt=0, lt=1, description="nominal, of the prediction sets")
     conformal: ConformalScore = Field(description="score of the prediction sets")
     scores: Literal["scores.safetensors"] | None = Field(
@@ -123,7 +128,7 @@ class PredictiveRecord(_Record):
     member_count: int = Field(ge=1)
     covariance: bool = Field(description="whether each member carries its posterior")
     temperature: float = Field(gt=0, description="divides the logits; 1 where none was fitted")
-    nll: float | None = Field(description="nats, mean over the calibration rows, fitted on the same rows")
+    nll: float | None = Field(description="nats, mean over the calibration rows, each under what was fitted without it")
     thresholds: ModeThresholds | None = Field(description="null: it is reported beside another, and serves no answer")
     conformal: float | None = Field(description="threshold of its prediction sets; null with the thresholds")
 

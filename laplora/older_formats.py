@@ -21,9 +21,14 @@ def upgraded(fields: dict[str, Any], version: int) -> dict[str, Any]:
 
 
 def _fourth(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return a manifest's fields of format 3 as format 4 has them."""
-    distilled = fields["distilled"]
-    return {**fields, "format_version": 4, "distilled": distilled and {**distilled, "false_alarms": None}}
+    """Return a manifest's fields of format 3 as format 4 has them: nothing was cross-fitted."""
+    distilled, calibration = fields["distilled"], fields["calibration"]
+    return {
+        **fields,
+        "format_version": 4,
+        "distilled": distilled and {**distilled, "false_alarms": None},
+        "calibration": {**calibration, "folds": None},
+    }
 
 
 def _second(fields: dict[str, Any]) -> dict[str, Any]:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from laplora.calibration import FEWEST_ROWS, SmallCalibrationWarning
 from laplora.errors import ConfigError, DataError, NonFiniteError
-
-FitScore = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 #: Resamples of the paired bootstrap.
 _RESAMPLES = 2000
@@ -39,41 +37,6 @@ class Recommendation:
     predictive: str
     reason: str
     table: dict[str, dict[str, float]]
-
-
-def cross_fitted_nll(fit_score: FitScore, rows: int, folds: int = 5, seed: int = 0) -> torch.Tensor:
-    """Return (rows,) the NLL of every row under parameters fitted without it, float64, nats.
-
-    What is fitted on the calibration split (a temperature, a prior precision) is fitted once per fold on the
-    other folds. Fold membership depends on the seed and the number of rows alone.
-
-    Args:
-        fit_score: takes the row numbers to fit on and those to score, both int64 and ascending, and returns the
-            latter's NLL, (scored,).
-        rows: of the calibration split; with fewer than ``folds``, each row is a fold.
-
-    Raises:
-        ConfigError: fewer than two folds.
-        DataError: fewer than two rows, or scores of another shape.
-        NonFiniteError: NaN or infinity in a score.
-    """
-    if folds < 2:
-        raise ConfigError(f"cross-fitting needs at least two folds, got {folds}")
-    if rows < 2:
-        raise DataError(f"cross-fitting needs at least two rows, got {rows}")
-    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
-    scores = torch.zeros(rows, dtype=torch.float64)
-    for fold in order.tensor_split(min(folds, rows)):
-        held_out = torch.zeros(rows, dtype=torch.bool)
-        held_out[fold] = True
-        scored = held_out.nonzero()[:, 0]
-        got = fit_score((~held_out).nonzero()[:, 0], scored).detach().to("cpu", torch.float64)
-        if got.shape != scored.shape:
-            raise DataError(f"fit_score must return ({len(scored)},) losses, got {tuple(got.shape)}")
-        if not got.isfinite().all():
-            raise NonFiniteError("fit_score returned NaN or infinity")
-        scores[scored] = got
-    return scores
 
 
 def recommend(losses: Mapping[str, torch.Tensor], order: Sequence[str], seed: int = 0) -> Recommendation:
@@ -130,18 +93,18 @@ def recommend(losses: Mapping[str, torch.Tensor], order: Sequence[str], seed: in
     table = _table(columns, seed)
     chosen, why = _choose(columns)
     entry = table[chosen]
-    if chosen == "map":
-        figures = f"NLL {entry['nll']:.3f} on {rows} calibration rows"
-    else:
-        figures = (
-            f"NLL {entry['nll']:.3f} on {rows} calibration rows, {entry['difference_to_map']:+.3f} against map "
-            f"(95 % {entry['low']:+.3f} to {entry['high']:+.3f})"
-        )
+    figures = f"NLL {entry['nll']:.3f} on {rows} calibration rows"
+    if chosen != "map":
+        figures += f", {_against(entry['difference_to_map'])} (95 % {entry['low']:+.3f} to {entry['high']:+.3f})"
     return Recommendation(chosen, f"{chosen}: {figures}; {why}", table)
 
 
 def _choose(columns: Mapping[str, torch.Tensor]) -> tuple[str, str]:
-    """Return the predictive and which step of the rule decided; ``columns`` from the cheapest to the dearest."""
+    """Return the predictive and why; ``columns`` from the cheapest to the dearest.
+
+    Every claim of the sentence is about means of these losses, and each is looked up before it is made.
+    """
+    means = {name: float(column.mean()) for name, column in columns.items()}
 
     def clear_of(name: str, other: str) -> float:
         """Return the NLL above another's, in standard errors of the paired difference; 0 for equal losses."""
@@ -153,16 +116,41 @@ def _choose(columns: Mapping[str, torch.Tensor]) -> tuple[str, str]:
         lead = -clear_of(name, "map")
         return lead != 0 and lead > (-_NESTED_GUARD if name in NESTING else _GUARD)
 
+    def standing(name: str) -> str:
+        """Return where a predictive stands among all: the lowest, or which are lower and why they are not served."""
+        lower = sorted((n for n in means if means[n] < means[name]), key=means.__getitem__)
+        if not lower:
+            return "no other is lower" if list(means.values()).count(means[name]) > 1 else "the lowest"
+        return ", ".join(f"{n} is lower by {_size(means[name] - means[n])}, {passed_over(n)}" for n in lower)
+
+    def passed_over(name: str) -> str:
+        if name == "map":
+            return "within one standard error"
+        if means[name] > means["map"]:
+            return "but above map by at least one standard error"
+        return "but not below map by more than half a standard error"
+
     candidates = [name for name in columns if name != "map" and passes(name)]
     if not candidates:
-        return "map", "nothing else is as good but for noise"
-    best = min(candidates, key=lambda name: float(columns[name].mean()))
+        return "map", standing("map")
+    best = min(candidates, key=means.__getitem__)
     close = [name for name in candidates if clear_of(name, best) <= _CHEAPER]
     if "laplace" in candidates and clear_of("laplace", best) <= _LAPLACE:
-        return "laplace", "the lowest" if best == "laplace" else f"no different from {best}, and it has a variance"
-    if close[0] == best:
-        return best, "the lowest"
-    return close[0], f"within one standard error of {best}, and cheaper"
+        chosen, why = "laplace", f"within {_LAPLACE:g} standard errors of {best}, and it has a variance"
+    else:
+        chosen, why = close[0], f"within one standard error of {best}, and cheaper"
+    if chosen != best:
+        return chosen, why
+    return best, standing(best)
+
+
+def _against(difference: float) -> str:
+    """Return a difference to MAP in words that hold after rounding."""
+    return f"{difference:+.3f} against map" if abs(difference) >= 0.0005 else "no different from map to 0.001"
+
+
+def _size(difference: float) -> str:
+    return f"{difference:.3f}" if difference >= 0.0005 else "less than 0.001"
 
 
 def _table(columns: Mapping[str, torch.Tensor], seed: int) -> dict[str, dict[str, float]]:

@@ -1,10 +1,9 @@
 """Fitting when a prediction is flagged or goes to a person, on a calibration split.
 
-Two questions are answered for each predictive. Which score ranks its mistakes best: the entropy of the served
-probabilities, unless another one leads by more than the noise of the few mistakes there are. And up to which
-score answers are accepted: as far as the error rate of the accepted ones stays within a target risk, either
-among the calibration rows (``empirical``) or, with a stated confidence, among new rows like them
-(``upper_bound``).
+Every row of the split should come with the predictive that was fitted without it (``laplora.cross_fitting``). Which
+score is compared is fixed before any mistake is seen; up to which score answers are accepted is fitted, so that the
+error rate of the accepted ones stays near a target risk (``empirical``) or, with a stated confidence, within it
+(``upper_bound``). docs/promises.md says what each promises, and how often it was kept.
 """
 
 from __future__ import annotations
@@ -18,15 +17,16 @@ import torch
 from laplora.calibration import FEWEST_ROWS, SmallCalibrationWarning, warn_about_labels
 from laplora.errors import ConfigError, DataError, NonFiniteError
 from laplora.predictive import PosteriorPredictive
-from laplora.ranking import compare_auroc, error_auroc, tie_groups
+from laplora.ranking import error_auroc, tie_groups
 from laplora.thresholds import Flag, FlagThreshold, Guarantee, ModeThresholds, ReviewRule, Score, Thresholds
-from laplora.uncertainty import check_columns, decompose, entropy
+from laplora.uncertainty import agreed_entropy, check_columns, decompose, entropy
 
-#: Fewer mistakes than this cannot tell scores apart.
-_FEWEST_ERRORS = 5
-
-#: One-sided 90 % of a normal: a lead in AUROC beyond this many of its standard errors is not noise.
-_BEYOND_NOISE = 1.2816
+#: Why each guarantee reviews by the score that it does.
+_REASONS: dict[Guarantee, str] = {
+    "empirical": "the entropy of the served probabilities, fixed before any mistake was seen",
+    "upper_bound": "MAP's entropy, which nothing fitted on the calibration rows changes; a row with another label than "
+    "MAP's is reviewed",
+}
 
 
 def fit_thresholds(
@@ -43,8 +43,13 @@ def fit_thresholds(
 ) -> Thresholds:
     """Return every threshold of every predictive, from the predictions on a calibration split.
 
+    The review score is the entropy of the predictive's own probabilities, or, for ``upper_bound``, MAP's: the bound is
+    on MAP's mistakes, and rows where the predictive has another label are not accepted, so it holds whatever was fitted
+    on the same rows. ``low_confidence`` is fitted as ``empirical`` under either guarantee.
+
     Args:
-        predictives: by name, ``map`` among them, each with rows of (classes,) probabilities.
+        predictives: by name, ``map`` among them, each with rows of (classes,) probabilities; where something was fitted
+            on the split, each row's under the fit without it.
         labels: (rows,) int64.
         label_mass: (rows,) probability that the full vocabulary gives the label tokens.
         split: the split's name, recorded.
@@ -87,18 +92,23 @@ def fit_thresholds(
         level=label_mass_level,
         origin=f"{label_mass_level:g} quantile of the label mass of {rows} rows of {split!r}",
     )
-    map_entropy = entropy(predictives["map"].probs)
+    map_probs = predictives["map"].probs
+    map_entropy = entropy(map_probs)
+    # Checks the options under either guarantee.
+    map_bound = accept_threshold(
+        map_entropy, map_probs.argmax(1) != labels, target_risk, guarantee=guarantee, confidence=confidence
+    )
 
     def one(name: str, predictive: PosteriorPredictive) -> ModeThresholds:
         confidences, predicted = predictive.probs.double().max(1)
         errors = predicted != labels
-        lowest = accept_threshold(-confidences, errors, target_risk, guarantee=guarantee, confidence=confidence)
+        lowest = accept_threshold(-confidences, errors, target_risk)
         flags: dict[Flag, FlagThreshold] = {
             "low_confidence": FlagThreshold(
                 value=None if lowest is None else -lowest,
                 level=target_risk,
-                origin=f"lowest confidence from which {rows} rows of {split!r} err at most {target_risk:g}"
-                + (f" ({confidence:.0%} upper bound)" if guarantee == "upper_bound" else ""),
+                origin=f"lowest confidence from which {rows} rows of {split!r} and one mistake more err at most "
+                f"{target_risk:g}",
             ),
             "low_label_mass": low_mass,
         }
@@ -113,58 +123,29 @@ def fit_thresholds(
                 origin=f"{epistemic_level:g} quantile of the epistemic uncertainty of {rows} rows of {split!r}",
             )
         auroc: dict[Score, float | None] = {score: error_auroc(values, errors) for score, values in scores.items()}
-        score, reason = choose_score(scores, errors)
-        threshold = accept_threshold(scores[score], errors, target_risk, guarantee=guarantee, confidence=confidence)
-        accepted = scores[score] <= (-math.inf if threshold is None else threshold)
+        bound = guarantee == "upper_bound"
+        score: Score = "map_entropy" if bound or name == "map" else "total_entropy"
+        if bound:
+            threshold = map_bound
+            accepted = agreed_entropy(map_probs, predictive.probs) <= (-math.inf if threshold is None else threshold)
+        else:
+            threshold = accept_threshold(scores[score], errors, target_risk)
+            accepted = scores[score] <= (-math.inf if threshold is None else threshold)
         review = ReviewRule(
             score=score,
             threshold=threshold,
             target_risk=target_risk,
             guarantee=guarantee,
-            confidence=confidence if guarantee == "upper_bound" else None,
+            confidence=confidence if bound else None,
             accepted=int(accepted.sum()),
             accepted_risk=float(errors[accepted].double().mean()) if accepted.any() else None,
             auroc=auroc,
-            reason=reason,
+            reason=_REASONS[guarantee],
         )
         return ModeThresholds(errors=int(errors.sum()), flags=flags, review=review)
 
     fitted = {name: one(name, predictive) for name, predictive in predictives.items()}
     return Thresholds(split=split, rows=rows, predictives=fitted)
-
-
-def choose_score(scores: Mapping[Score, torch.Tensor], errors: torch.Tensor) -> tuple[Score, str]:
-    """Return the score to review by, and why: ``total_entropy`` unless another one's lead in AUROC is beyond noise.
-
-    The entropy of the served probabilities comes first because a decision by it agrees with the probabilities that the
-    client sees (without it, ``map_entropy``). Another score's lead counts when it is more than 1.28 of its own standard
-    errors, those of the paired difference (DeLong, DeLong and Clarke-Pearson 1988): one-sided 90 %. Among several such
-    scores the best one is taken.
-
-    Args:
-        scores: (rows,) each, ``map_entropy`` among them, higher meaning less trusted.
-        errors: (rows,) bool, true at mistakes.
-    """
-    mistakes = int(errors.sum())
-    if len(scores) == 1:
-        return "map_entropy", "the only score without a posterior"
-    first: Score = "total_entropy" if "total_entropy" in scores else "map_entropy"
-    if min(mistakes, len(errors) - mistakes) < _FEWEST_ERRORS:
-        return first, (
-            f"{mistakes} mistakes in {len(errors)} calibration rows: comparing scores takes {_FEWEST_ERRORS} mistakes "
-            f"and {_FEWEST_ERRORS} right answers"
-        )
-    values = {name: error_auroc(score, errors) or 0.0 for name, score in scores.items()}
-    leads = {n: compare_auroc(s, scores[first], errors) for n, s in scores.items() if n != first}
-    clear = [n for n, (lead, error) in leads.items() if lead > _BEYOND_NOISE * error and lead > 0]
-    chosen: Score = max(clear, key=lambda n: values[n]) if clear else first
-    figures = ", ".join(f"{n} {values[n]:.3f}" + (_lead(*leads[n]) if n in leads else "") for n in scores)
-    return chosen, f"AUROC for {mistakes} calibration mistakes: {figures}; {first} unless a lead is beyond noise"
-
-
-def _lead(lead: float, error: float) -> str:
-    # Twice rounded, and 0.0 + -0.0 is 0.0: the order of sums must not decide a digit, or the sign of no lead.
-    return f" (lead {0.0 + round(round(lead, 9), 3):+.3f}, standard error {error:.3f})"
 
 
 def accept_threshold(
@@ -177,17 +158,20 @@ def accept_threshold(
 ) -> float | None:
     """Return the largest score up to which answers may be accepted at a target risk; None accepts nothing.
 
-    ``empirical``: the largest calibration score t whose rows with score <= t err at a rate of at most
-    ``target_risk``. It is tuned on the rows it is judged by, so about half of all splits give a rate above the
-    target on new rows.
+    ``empirical``: the largest calibration score t with (errors + 1) / (accepted + 1) at most ``target_risk`` among the
+    rows with score <= t: the new row counts as a mistake in advance, as in conformal risk control (Angelopoulos et al.,
+    arXiv 2208.02814). In the mean over draws of exchangeable calibration rows, P(accepted and wrong) is at most
+    ``target_risk`` times P(score <= t*), with t* >= t the largest score at which the new row, counted as it is, keeps
+    the target. That is no bound on the error rate among the accepted, which need not grow with t; it comes near
+    ``target_risk`` in the mean, and about half of all splits give more.
 
     ``upper_bound``: with probability at least ``confidence`` over the draw of the calibration rows, the error
     rate among new exchangeable rows with score <= t is at most ``target_risk``. A score passes when its
     Clopper-Pearson bound (Clopper and Pearson 1934) does. Many are tried, so they are tried in a fixed order,
     from few accepted rows to many, up to the first that fails, which costs no confidence (fixed-sequence
-    testing: Angelopoulos et al., Learn then Test, arXiv 2110.01052). Conformal risk control (arXiv 2208.02814)
-    does not apply: the error rate among accepted rows need not grow with t. At a target of 5 % and a confidence
-    of 90 %, nothing passes with fewer than 46 calibration rows, nor when one of the 46 surest is a mistake.
+    testing: Angelopoulos et al., Learn then Test, arXiv 2110.01052). It holds for scores that were not chosen or
+    fitted on the same rows. At a target of 5 % and a confidence of 90 %, nothing passes with fewer than 46
+    calibration rows, nor when one of the 46 surest is a mistake.
 
     Args:
         scores: (rows,) uncertainty, higher meaning less trusted.
@@ -211,7 +195,7 @@ def accept_threshold(
     within, answered = wrong.cumsum(0), counts.cumsum(0)
     if guarantee == "empirical":
         # 1 of 20 is not above 0.05 only because of rounding.
-        fits = (within <= target_risk * answered + 1e-9).nonzero()[:, 0]
+        fits = (within + 1 <= target_risk * (answered + 1) + 1e-9).nonzero()[:, 0]
         return float(values[fits[-1]]) if len(fits) else None
     # Given the score at the edge, only the rows strictly below it are a sample from what is accepted: rows at
     # the edge count as mistakes if they are, but not as right answers.

@@ -11,24 +11,40 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from laplora.errors import ArtifactCorruptError
-from laplora.prediction import Prediction
+from laplora.prediction import Prediction, row_scores
+from laplora.predictive import PosteriorPredictive
 from laplora.predictives import PredictiveName
 from laplora.review import accept_threshold
 from laplora.thresholds import ModeThresholds
-from laplora.uncertainty import decide
+from laplora.uncertainty import decide, entropy
 
 
 @dataclass(frozen=True)
 class ReviewScores:
-    """One predictive on the calibration rows.
+    """One predictive on the calibration rows, each row under what was fitted without it.
 
     Attributes:
         score: (rows,) float64, its review score, nats.
-        error: (rows,) bool, whether its most probable label was wrong.
+        error: (rows,) bool, whether its most probable label was wrong; MAP's where the guarantee is ``upper_bound``.
     """
 
     score: torch.Tensor
     error: torch.Tensor
+
+
+def review_scores(
+    thresholds: ModeThresholds, predictive: PosteriorPredictive, map_probs: torch.Tensor, labels: torch.Tensor
+) -> ReviewScores:
+    """Return what a predictive's thresholds for another target risk are fitted on.
+
+    Under ``upper_bound`` that is MAP: its entropy and its mistakes (``laplora.uncertainty.agreed_entropy``).
+
+    Args:
+        predictive: of the calibration rows; map_probs: (rows, classes), theirs; labels: (rows,) int64.
+    """
+    if thresholds.review.guarantee == "upper_bound":
+        return ReviewScores(entropy(map_probs), map_probs.argmax(1) != labels)
+    return ReviewScores(row_scores(thresholds, predictive, map_probs), predictive.probs.argmax(1) != labels)
 
 
 def score_tensors(scores: Mapping[PredictiveName, ReviewScores]) -> dict[str, torch.Tensor]:

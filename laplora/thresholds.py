@@ -37,8 +37,8 @@ class ReviewRule(_Frozen):
     target_risk: float = Field(description="Error rate that accepted answers were to stay within.")
     guarantee: Guarantee = Field(
         "empirical",
-        description="empirical: the accepted calibration rows stay within the target risk. upper_bound: so do new rows "
-        "like them, with the given confidence.",
+        description="empirical: the accepted calibration rows and one mistake more stay within the target risk. "
+        "upper_bound: so do new rows like them, with the given confidence; rows whose label is not MAP's are reviewed.",
     )
     confidence: float | None = Field(None, description="Of the upper bound; null for empirical.")
     accepted: int = Field(description="Calibration rows at or below the threshold.")

@@ -8,6 +8,7 @@ probabilities: ``map`` and ``temperature`` have no epistemic part.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -65,18 +66,31 @@ def review_score(
 ) -> torch.Tensor:
     """Return (batch,) the score that this artifact reviews by, nats.
 
+    Under the guarantee ``upper_bound`` MAP's entropy is ``agreed_entropy`` with the labels of ``probs``.
+
     Raises:
         ConfigError: the score needs the posterior's ``probs`` or ``epistemic`` and they are None.
     """
     score = thresholds.review.score
     if score == "map_entropy":
-        return entropy(map_probs)
+        bound = thresholds.review.guarantee == "upper_bound" and probs is not None
+        return agreed_entropy(map_probs, probs) if bound else entropy(map_probs)
     values = None if probs is None else entropy(probs)
     if score == "epistemic":
         values = None if epistemic is None else epistemic.double()
     if values is None:
         raise ConfigError(f"the review score {score!r} needs the posterior: use the thresholds of mode map")
     return values
+
+
+def agreed_entropy(map_probs: torch.Tensor, probs: torch.Tensor) -> torch.Tensor:
+    """Return (batch,) MAP's entropy, nats; where ``probs`` have another label, twice the largest entropy there is.
+
+    Mistakes among rows that are accepted by it are mistakes of MAP at most, whatever ``probs`` (batch, classes) were
+    fitted on: a bound on MAP's error rate is one on theirs.
+    """
+    agrees = map_probs.argmax(1) == probs.argmax(1)
+    return torch.where(agrees, entropy(map_probs), 2 * math.log(map_probs.shape[1]))
 
 
 def raise_flags(

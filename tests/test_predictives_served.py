@@ -457,7 +457,7 @@ def test_an_artifact_of_format_2_answers_as_it_did(artifact_copy: Path, sentimen
     (artifact_copy / "golden.json").write_text(json.dumps(golden))
     reseal(artifact_copy)
     fields = json.loads(path.read_text())
-    del fields["distilled"], fields["predictives"]["fast"]
+    del fields["distilled"], fields["predictives"]["fast"], fields["calibration"]["folds"]
     path.write_text(json.dumps(fields | {"format_version": 2}))
     old = Predictor.load(artifact_copy, device="cpu")
     assert old.predictives == ("map", "temperature", "laplace", "laplace_temperature")
@@ -466,6 +466,20 @@ def test_an_artifact_of_format_2_answers_as_it_did(artifact_copy: Path, sentimen
         assert old.predict(rows, name) == sentiment_predictor.predict(rows, name)
     with pytest.raises(ConfigError, match="no predictive 'fast'"):
         old.predict(rows, "fast")
+
+
+def test_an_artifact_of_format_3_answers_as_it_did(artifact_copy: Path, sentiment_predictor: Predictor) -> None:
+    """Its thresholds are from fits on the same rows, and it does not say otherwise."""
+    path = artifact_copy / "manifest.json"
+    fields = json.loads(path.read_text())
+    del fields["calibration"]["folds"]
+    path.write_text(json.dumps(fields | {"format_version": 3}))
+    old = Predictor.load(artifact_copy, device="cpu")
+    assert old.artifact.manifest.calibration.folds is None
+    assert sentiment_predictor.artifact.manifest.calibration.folds == 5
+    rows = encode(old, SENTIMENT_INPUTS)
+    for name in old.predictives:
+        assert old.predict(rows, name) == sentiment_predictor.predict(rows, name)
 
 
 def downgraded(fields: dict[str, Any]) -> dict[str, Any]:

@@ -3,59 +3,20 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from laplora.calibration import SmallCalibrationWarning, fit_temperature, temperature_probs
+from laplora.cross_fitting import cross_fitted
 from laplora.errors import ConfigError, DataError, NonFiniteError
 from laplora.metrics import row_nll
-from laplora.recommendation import cross_fitted_nll, recommend
+from laplora.recommendation import Recommendation, recommend
 
 F64 = torch.float64
-
-
-def test_every_row_is_scored_once_without_being_fitted_on() -> None:
-    calls: list[tuple[set[int], set[int]]] = []
-
-    def fit_score(fit: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
-        assert torch.equal(fit, fit.sort().values)
-        calls.append((set(fit.tolist()), set(score.tolist())))
-        return score.double()
-
-    got = cross_fitted_nll(fit_score, 23, folds=5)
-    assert torch.equal(got, torch.arange(23, dtype=F64))
-    assert len(calls) == 5
-    for fit, score in calls:
-        assert not fit & score
-        assert fit | score == set(range(23))
-        assert len(score) in (4, 5)
-    again, other = [], []
-    cross_fitted_nll(lambda f, s: (again.append(set(s.tolist())), s.double())[1], 23)
-    cross_fitted_nll(lambda f, s: (other.append(set(s.tolist())), s.double())[1], 23, seed=1)
-    assert again == [score for _, score in calls]
-    assert other != again
-    calls.clear()
-    cross_fitted_nll(fit_score, 3, folds=5)
-    assert [len(score) for _, score in calls] == [1, 1, 1]
-
-
-def test_cross_fitting_charges_for_what_was_fitted() -> None:
-    """One free number per row fits its own rows perfectly and says nothing about others."""
-    values = torch.randn(40, generator=torch.Generator().manual_seed(0), dtype=F64)
-    got = cross_fitted_nll(lambda fit, score: (values[score] - values[fit].mean()).square(), 40)
-    assert float(got.mean()) > float((values - values.mean()).square().mean())
-
-
-def test_cross_fitting_refuses() -> None:
-    with pytest.raises(ConfigError, match="two folds"):
-        cross_fitted_nll(lambda f, s: s.double(), 10, folds=1)
-    with pytest.raises(DataError, match="two rows"):
-        cross_fitted_nll(lambda f, s: s.double(), 1)
-    with pytest.raises(DataError, match=r"\(2,\) losses"):
-        cross_fitted_nll(lambda f, s: s.double()[:1], 10)
-    with pytest.raises(NonFiniteError):
-        cross_fitted_nll(lambda f, s: s * math.nan, 10)
 
 
 def losses(**below_map: tuple[float, float]) -> dict[str, torch.Tensor]:
@@ -85,7 +46,7 @@ def test_map_stays_where_what_could_have_been_map_is_above_it_beyond_noise() -> 
     assert choose(losses(temperature=(0.11, 1.0), laplace=(0.09, 1.0))) == "laplace"
     got = recommend(losses(temperature=(0.11, 1.0)), ["map", "temperature"])
     assert got.reason.startswith("map: NLL ")
-    assert got.reason.endswith("nothing else is as good but for noise")
+    assert got.reason.endswith("; the lowest")
 
 
 def test_map_stays_unless_any_other_is_below_it_by_more_than_half_a_standard_error() -> None:
@@ -111,7 +72,7 @@ def test_a_dearer_one_must_lead_by_more_than_its_noise() -> None:
 def test_laplace_is_preferred_only_where_nothing_speaks_against_it() -> None:
     got = recommend(losses(temperature=(-0.300, 0.0), laplace=(-0.297, 0.2)), ["map", "temperature", "laplace"])
     assert got.predictive == "laplace"  # 0.15 standard errors behind
-    assert got.reason.endswith("no different from temperature, and it has a variance")
+    assert got.reason.endswith("within 0.25 standard errors of temperature, and it has a variance")
     assert choose(losses(temperature=(-0.30, 0.0), laplace=(-0.29, 0.2))) == "temperature"  # 0.5 behind
     assert choose(losses(temperature=(-0.30, 0.0), laplace=(-0.31, 0.2))) == "laplace"  # ahead, though within noise
     # It is held to the same guard against MAP as temperature scaling.
@@ -134,6 +95,108 @@ def test_the_table_has_every_figure() -> None:
     assert f"{got.table[got.predictive]['difference_to_map']:+.3f} against map" in got.reason
 
 
+NAMES = ("map", "temperature", "laplace", "ensemble", "mc_dropout")
+
+
+def check_reason(columns: dict[str, torch.Tensor], got: Recommendation) -> str:
+    """Assert that every claim of a reason holds for the losses; return the last part, without figures."""
+    means = {name: float(column.mean()) for name, column in columns.items()}
+    mean = means[got.predictive]
+
+    def in_errors(name: str, other: str) -> float:
+        difference = columns[name] - columns[other]
+        error = float(difference.std()) / math.sqrt(len(difference))
+        mean = float(difference.mean())
+        return mean / error if error else math.copysign(math.inf, mean) if mean else 0.0
+
+    head, _, why = got.reason.partition("; ")
+    name, nll = re.match(r"(\w+): NLL (\S+) on \d+ calibration rows", head).groups()  # type: ignore[union-attr]
+    assert name == got.predictive
+    assert nll == f"{mean:.3f}"
+    stated = re.search(r", ([+-]\S+) against map \(95 % ([+-]\S+) to ([+-]\S+)\)$", head)
+    if stated:
+        difference, low, high = map(float, stated.groups())
+        assert difference == pytest.approx(mean - means["map"], abs=0.00051)
+        assert (difference > 0) == (mean > means["map"])
+        assert low <= difference <= high
+    elif name != "map":
+        assert ", no different from map to 0.001 (95 % " in head
+        assert abs(mean - means["map"]) < 0.0005
+    lower = {n for n in means if means[n] < mean}
+    if why == "the lowest":
+        assert all(mean < other for n, other in means.items() if n != name)
+    elif why == "no other is lower":
+        assert not lower
+        assert list(means.values()).count(mean) > 1
+    elif near := re.fullmatch(r"within (one|0\.25) standard errors? of (\w+), and (cheaper|it has a variance)", why):
+        assert means[near[2]] <= mean
+        assert abs(in_errors(name, near[2])) <= {"one": 1.0, "0.25": 0.25}[near[1]]
+        assert near[3] == "it has a variance" if name == "laplace" and near[1] == "0.25" else near[3] == "cheaper"
+        if near[3] == "cheaper":
+            assert list(columns).index(name) < list(columns).index(near[2])
+    else:
+        claims = re.findall(r"(\w+) is lower by (\S+|less than 0\.001), (.+?)(?=, \w+ is lower by|$)", why)
+        assert {n for n, _, _ in claims} == lower
+        for n, by, reason in claims:
+            assert (
+                mean - means[n] < 0.0005 if "less" in by else float(by) == pytest.approx(mean - means[n], abs=0.00051)
+            )
+            if reason == "within one standard error":
+                assert n == "map"
+                assert 0 < in_errors(name, "map") < 1
+            elif reason == "but above map by at least one standard error":
+                assert in_errors(n, "map") >= 1
+            else:
+                assert reason == "but not below map by more than half a standard error"
+                assert means[n] == means["map"] or in_errors(n, "map") >= -0.5
+    return re.sub(r"[\d.]+", "#", why)
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    count=st.integers(2, len(NAMES)),
+    shifts=st.lists(st.sampled_from([-0.1, -0.03, -0.004, -0.0002, 0.0, 0.0002, 0.004, 0.03]), min_size=5, max_size=5),
+    spreads=st.lists(st.sampled_from([0.0, 0.0, 0.003, 0.03, 0.3]), min_size=5, max_size=5),
+)
+@settings(max_examples=100, deadline=None)
+def test_whatever_the_losses_every_claim_of_the_reason_holds(
+    seed: int, count: int, shifts: list[float], spreads: list[float]
+) -> None:
+    g = torch.Generator().manual_seed(seed)
+    base = torch.rand(60, generator=g, dtype=F64)
+    columns = {"map": base}
+    for name, shift, spread in zip(NAMES[1:count], shifts, spreads, strict=False):
+        columns[name] = base + shift + spread * torch.randn(60, generator=g, dtype=F64)
+    check_reason(columns, recommend(columns, list(columns)))
+
+
+def test_every_branch_of_the_reason() -> None:
+    base = losses()["map"]
+    noise = losses(ensemble=(0.0, 1.0))["ensemble"] - base
+    cases = {
+        "the lowest": losses(temperature=(0.11, 1.0)),
+        "no other is lower": {"map": base, "laplace": base.clone()},
+        "within # standard errors of temperature, and it has a variance": losses(
+            temperature=(-0.300, 0.0), laplace=(-0.297, 0.2)
+        ),
+        "within one standard error of ensemble, and cheaper": losses(temperature=(-0.30, 0.0), ensemble=(-0.31, 0.2)),
+        # What was printed as the lowest where MAP was lower.
+        "map is lower by #, within one standard error": losses(temperature=(0.002, 0.1)),
+        "ensemble is lower by #, but not below map by more than half a standard error": {
+            "map": base,
+            "ensemble": base - 0.02 + noise,
+        },
+        "map is lower by #, within one standard error, "
+        "laplace is lower by #, but above map by at least one standard error": {
+            "map": base,
+            "temperature": base + 0.05 + noise,
+            "laplace": base + 0.02 + 0.01 * noise,
+        },
+    }
+    for want, columns in cases.items():
+        assert check_reason(columns, recommend(columns, list(columns))) == want
+
+
 def one_split(sharpness: float, seed: int) -> float | None:
     """Return what temperature scaling, if it is recommended on 100 rows, adds to the NLL of 2000 new ones."""
     g = torch.Generator().manual_seed(seed)
@@ -149,7 +212,7 @@ def one_split(sharpness: float, seed: int) -> float | None:
     def fit(rows: torch.Tensor) -> float:
         return fit_temperature(logits[rows], labels[rows], mask[rows])
 
-    fitted = cross_fitted_nll(lambda rows, scored: nll_at(fit(rows), scored), 100)
+    fitted = cross_fitted(lambda rows, scored: nll_at(fit(rows), scored), 100)
     got = recommend({"map": nll_at(1.0, calibration), "temperature": fitted}, ["map", "temperature"])
     if got.predictive == "map":
         return None

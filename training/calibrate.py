@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,10 @@ import torch
 
 from laplora.calibration import SmallCalibrationWarning
 from laplora.conformal import fit_label_sets
+from laplora.cross_fitting import FOLDS, cross_fitted_predictive
 from laplora.manifest import SCORES, CalibrationRecord, PredictiveRecord, RecommendedRecord
 from laplora.metrics import row_nll
 from laplora.posterior import Prior, ProjectedJacobians
-from laplora.prediction import row_scores
 from laplora.predictive import PosteriorPredictive
 from laplora.predictives import (
     PREDICTIVES,
@@ -27,15 +27,12 @@ from laplora.predictives import (
     predictive_spec,
 )
 from laplora.prior import choose_by_validation
-from laplora.recommendation import cross_fitted_nll, recommend
+from laplora.recommendation import recommend
 from laplora.review import fit_thresholds
-from laplora.review_scores import ReviewScores, score_tensors
+from laplora.review_scores import ReviewScores, review_scores, score_tensors
 from training.config import RunConfig
 from training.members import SplitOutputs
 from training.runtime import write_json, write_tensors
-
-#: Folds of the cross-fitting behind the recommendation.
-FOLDS = 5
 
 
 @dataclass(frozen=True)
@@ -54,17 +51,20 @@ class Calibrated:
 
 
 def calibrate(config: RunConfig, outputs: SplitOutputs) -> Calibrated:
-    """Return every predictive's temperature, thresholds and conformal threshold, and which one to recommend."""
+    """Return every predictive's temperature, thresholds and conformal threshold, and which one to recommend.
+
+    Served are parameters fitted on all calibration rows. Thresholds, label sets and the recommendation are set on what
+    each row gets from a fit without it.
+    """
     settings, split = config.calibration, outputs.split
     names = config.predictives.names
     labels = split.labels
-    temperatures = {name: fit_temperature_of(outputs, name) for name in names}
-    found = {name: predictive_of(outputs, name, temperatures[name]) for name in names}
+    held_out = out_of_fold(config, outputs)
     with warnings.catch_warnings():
         # What a small split or one without some labels means was said before training (training.splitting).
         warnings.simplefilter("ignore", SmallCalibrationWarning)
         thresholds = fit_thresholds(
-            {str(name): predictive for name, predictive in found.items()},
+            {str(name): predictive for name, predictive in held_out.items()},
             labels,
             split.label_mass,
             split="calibration",
@@ -72,25 +72,40 @@ def calibrate(config: RunConfig, outputs: SplitOutputs) -> Calibrated:
             guarantee=settings.guarantee,
             confidence=settings.confidence,
         )
-    map_probs = found["map"].probs
+    map_probs = held_out["map"].probs
     records: dict[PredictiveName, PredictiveRecord] = {}
     scores: dict[PredictiveName, ReviewScores] = {}
-    for name, predictive in found.items():
-        spec, own = PREDICTIVES[name], thresholds.predictives[name]
+    for name in names:
+        spec, own, predictive = PREDICTIVES[name], thresholds.predictives[name], held_out[name]
         records[name] = PredictiveRecord(
             members=spec.members,
             member_count=len(outputs.moments(name)[0]),
             covariance=spec.covariance,
-            temperature=temperatures[name],
+            temperature=fit_temperature_of(outputs, name),
             nll=float(row_nll(predictive.probs, labels).mean()),
             thresholds=own,
             conformal=fit_label_sets(settings.conformal, predictive.probs, labels, settings.coverage),
         )
-        scores[name] = ReviewScores(row_scores(own, predictive, map_probs), predictive.probs.argmax(1) != labels)
+        scores[name] = review_scores(own, predictive, map_probs, labels)
     record = CalibrationRecord(
-        split="calibration", rows=len(labels), coverage=settings.coverage, conformal=settings.conformal, scores=SCORES
+        split="calibration",
+        rows=len(labels),
+        folds=min(FOLDS, len(labels)),
+        coverage=settings.coverage,
+        conformal=settings.conformal,
+        scores=SCORES,
     )
-    return Calibrated(record, records, recommendation(config, outputs), scores)
+    return Calibrated(record, records, recommendation(config, held_out, labels), scores)
+
+
+def out_of_fold(config: RunConfig, outputs: SplitOutputs) -> dict[PredictiveName, PosteriorPredictive]:
+    """Return every predictive of each calibration row, with prior and temperature fitted on the folds without it."""
+    priors = _PriorsWithout(config, outputs)
+    rows = len(outputs.split.labels)
+    return {
+        name: cross_fitted_predictive(_fold_predictive(outputs, name, priors), rows, FOLDS, config.seed)
+        for name in config.predictives.names
+    }
 
 
 def predictive_of(outputs: SplitOutputs, name: PredictiveName, temperature: float) -> PosteriorPredictive:
@@ -105,15 +120,17 @@ def fit_temperature_of(outputs: SplitOutputs, name: PredictiveName) -> float:
     return fit_predictive_temperature(*outputs.moments(name), outputs.split.labels, outputs.split.class_mask)
 
 
-def recommendation(config: RunConfig, outputs: SplitOutputs) -> RecommendedRecord:
-    """Return which predictive answers by default, compared on losses that were fitted without their row."""
+def recommendation(
+    config: RunConfig, held_out: Mapping[PredictiveName, PosteriorPredictive], labels: torch.Tensor
+) -> RecommendedRecord:
+    """Return which predictive answers by default, compared on losses that were fitted without their row.
+
+    Args:
+        held_out: from ``out_of_fold``; labels: (rows,) int64.
+    """
     # fast stands in for laplace where it is asked for, and for nothing by itself.
     names = tuple(name for name in config.predictives.names if name != "fast")
-    priors = _PriorsWithout(config, outputs)
-    rows = len(outputs.split.labels)
-    losses: dict[str, torch.Tensor] = {
-        name: cross_fitted_nll(_fold_losses(outputs, name, priors), rows, FOLDS, config.seed) for name in names
-    }
+    losses: dict[str, torch.Tensor] = {name: row_nll(held_out[name].probs, labels) for name in names}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SmallCalibrationWarning)  # said before training
         by_data = recommend(losses, names, config.seed)
@@ -156,27 +173,26 @@ class _PriorsWithout:
         return known[:count]
 
 
-def _fold_losses(
+def _fold_predictive(
     outputs: SplitOutputs, name: PredictiveName, priors: _PriorsWithout
-) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """Return the function that fits a predictive on some rows and scores others."""
+) -> Callable[[torch.Tensor, torch.Tensor], PosteriorPredictive]:
+    """Return the function that fits a predictive on some rows and answers others."""
     spec, split = PREDICTIVES[name], outputs.split
     fixed = None if spec.covariance else outputs.moments(name)
 
-    def losses(fit: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
-        count = 1 if spec.members == "single" else len(outputs.fitted)
+    def predictive(fit: torch.Tensor, answered: torch.Tensor) -> PosteriorPredictive:
+        count = len(outputs.fitted) if spec.members == "checkpoints" else 1
         means, covariances = fixed or outputs.moments(name, priors(fit, count))
         temperature = 1.0
         if name in TEMPERED:
             of_fit = None if covariances is None else covariances[:, fit]
             temperature = fit_predictive_temperature(means[:, fit], of_fit, split.labels[fit], split.class_mask[fit])
-        of_score = None if covariances is None else covariances[:, score]
-        probs = predictive_probs(
-            predictive_spec(name, temperature), means[:, score], of_score, split.class_mask[score]
-        ).probs
-        return row_nll(probs, split.labels[score])
+        of_answered = None if covariances is None else covariances[:, answered]
+        return predictive_probs(
+            predictive_spec(name, temperature), means[:, answered], of_answered, split.class_mask[answered]
+        )
 
-    return losses
+    return predictive
 
 
 def take(projected: ProjectedJacobians, rows: torch.Tensor) -> ProjectedJacobians:

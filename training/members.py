@@ -76,11 +76,19 @@ class SplitOutputs:
             single = self.split.projected.contrast_mean[None]
             return (single if spec.members == "single" else self.means[spec.members]), None
         if spec.members == "distilled":
-            assert self.distilled is not None
-            return self.split.projected.contrast_mean[None], self.distilled[None]
+            return self.split.projected.contrast_mean[None], self._distilled(priors)[None]
         chosen = self.fitted[:1] if spec.members == "single" else self.fitted
         covariances = [f.covariance(priors[i] if priors else None) for i, f in enumerate(chosen)]
         return torch.stack([f.projected.contrast_mean for f in chosen]), torch.stack(covariances)
+
+    def _distilled(self, priors: Sequence[Prior] | None) -> torch.Tensor:
+        """Return what ``fast`` predicts; under another prior, times the exact covariance's change of size."""
+        assert self.distilled is not None
+        if priors is None:
+            return self.distilled
+        trained = self.fitted[0]
+        sizes = [c.diagonal(dim1=1, dim2=2).sum(1) for c in (trained.covariance(priors[0]), trained.covariance())]
+        return self.distilled * (sizes[0] / sizes[1].clamp_min(torch.finfo(torch.float64).tiny))[:, None, None]
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
+from laplora.cross_fitting import cross_fitted_predictive
 from laplora.metrics import row_nll
 from laplora.posterior import Posterior, Prior, ProjectedJacobians, block_precisions
 from laplora.predictive import PosteriorPredictive, contrasts
 from laplora.predictives import Members, PredictiveSpec, fit_predictive_temperature, predictive_probs
-from laplora.recommendation import cross_fitted_nll
 
 #: Precisions at which an alternative is scored before the best is refined: even in the logarithm.
 GRID = torch.logspace(-4, 8, 49, dtype=torch.float64)
@@ -46,9 +46,9 @@ class Outcome:
     """What an alternative says of both splits.
 
     Attributes:
-        calibration: its predictive on the calibration rows, parameters fitted on all of them.
-        test: on the test rows.
-        calibration_losses: (rows,) cross-fitted NLL, nats.
+        calibration: its predictive on the calibration rows, each row's under parameters fitted without it.
+        test: on the test rows, parameters fitted on all calibration rows.
+        calibration_losses: (rows,) NLL of ``calibration``, nats.
         parameters: what was fitted.
     """
 
@@ -74,15 +74,15 @@ def point_outcome(calibration: Rows, test: Rows, *, tempered: bool) -> Outcome:
         members: Members = "single" if len(rows.means) == 1 else "checkpoints"
         return predictive_probs(PredictiveSpec(members, False, temperature), rows.means, None, rows.class_mask)
 
-    def fit_score(fitted: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
-        held_out = calibration.pick(scored)
-        return row_nll(predictive(held_out, fit(calibration.pick(fitted))).probs, held_out.labels)
+    def held_out(fitted: torch.Tensor, answered: torch.Tensor) -> PosteriorPredictive:
+        return predictive(calibration.pick(answered), fit(calibration.pick(fitted)))
 
     temperature = fit(calibration)
+    crossed = cross_fitted_predictive(held_out, len(calibration.labels))
     return Outcome(
-        predictive(calibration, temperature),
+        crossed,
         predictive(test, temperature),
-        cross_fitted_nll(fit_score, len(calibration.labels)),
+        row_nll(crossed.probs, calibration.labels),
         {"temperature": temperature} if tempered else {},
     )
 
@@ -115,21 +115,20 @@ def gaussian_outcome(
 ) -> Outcome:
     """Return the posterior predictive under a prior.
 
-    The cross-fitted losses choose one common precision anew in every fold, from a grid: how good this posterior is
-    when its prior is chosen by held-out rows. Under a prior chosen otherwise they are an upper bound of what it gives.
+    The calibration rows' predictive chooses one common precision anew in every fold, from a grid: how good this
+    posterior is when its prior is chosen by held-out rows. Under a prior chosen otherwise its losses are an upper
+    bound of what it gives.
     """
-    scored = torch.stack(
-        [row_nll(gaussian_predictive(calibration, c).probs, calibration.labels) for c in _grid(gaussians)]
-    )
+    covariances = _grid(gaussians)
+    scored = torch.stack([row_nll(gaussian_predictive(calibration, c).probs, calibration.labels) for c in covariances])
 
-    def fit_score(fitted: torch.Tensor, held_out: torch.Tensor) -> torch.Tensor:
-        best = int(scored[:, fitted].mean(1).argmin())
-        if not tempered:
-            return scored[best, held_out]
-        covariance = gaussians.covariances(Prior("scalar", {"all": float(GRID[best])}))[0]
-        some, rest = calibration.pick(fitted), calibration.pick(held_out)
-        found = fit_predictive_temperature(some.means, covariance[None, fitted], some.labels, some.class_mask)
-        return row_nll(gaussian_predictive(rest, covariance[held_out], found).probs, rest.labels)
+    def held_out(fitted: torch.Tensor, answered: torch.Tensor) -> PosteriorPredictive:
+        covariance = covariances[int(scored[:, fitted].mean(1).argmin())]
+        found = 1.0
+        if tempered:
+            some = calibration.pick(fitted)
+            found = fit_predictive_temperature(some.means, covariance[None, fitted], some.labels, some.class_mask)
+        return gaussian_predictive(calibration.pick(answered), covariance[answered], found)
 
     at_calibration, at_test = gaussians.covariances(prior)
     temperature = 1.0
@@ -137,10 +136,11 @@ def gaussian_outcome(
         temperature = fit_predictive_temperature(
             calibration.means, at_calibration[None], calibration.labels, calibration.class_mask
         )
+    crossed = cross_fitted_predictive(held_out, len(calibration.labels))
     return Outcome(
-        gaussian_predictive(calibration, at_calibration, temperature),
+        crossed,
         gaussian_predictive(test, at_test, temperature),
-        cross_fitted_nll(fit_score, len(calibration.labels)),
+        row_nll(crossed.probs, calibration.labels),
         {"prior_precision": _brief(prior)} | ({"temperature": temperature} if tempered else {}),
     )
 

@@ -12,13 +12,14 @@ from laplora.calibration import aps_sets, aps_threshold, conformal_threshold, pr
 from laplora.predictive import PosteriorPredictive
 from laplora.ranking import error_auroc
 from laplora.recommendation import Recommendation, recommend
-from laplora.review import choose_score
 from laplora.thresholds import Score
 from laplora.uncertainty import decompose, entropy
 from training.study.methods import Method, Stores
 
 #: What an artifact carries unless its configuration says otherwise, from the cheapest to serve to the dearest.
 CANDIDATES = ("map", "temperature", "laplace", "laplace_temperature")
+#: What an artifact reviews by: not chosen by the mistakes that it is then held to.
+REVIEW_SCORE: Score = "total_entropy"
 #: Nominal coverage of the prediction sets.
 COVERAGE = 0.9
 
@@ -48,14 +49,12 @@ def choose(methods: Mapping[str, Method], stores: Stores) -> Choice:
     losses = {name: methods[name].outcome.calibration_losses for name in CANDIDATES}
     recommendation = recommend(losses, CANDIDATES)
     served = methods[recommendation.predictive].outcome
-    errors = served.calibration.probs.argmax(1) != stores.calibration.labels
-    score, reason = choose_score(uncertainties(methods, "calibration", served.calibration), errors)
-    scores = uncertainties(methods, "test", served.test)
+    scores = uncertainties(methods, served.test)
     return Choice(
         recommendation,
-        score,
-        reason,
-        {recommendation.predictive: scores[score]},
+        REVIEW_SCORE,
+        "fixed before any mistake was seen",
+        {recommendation.predictive: scores[REVIEW_SCORE]},
         {
             name: error_auroc(values, served.test.probs.argmax(1) != stores.test.labels)
             for name, values in scores.items()
@@ -64,9 +63,9 @@ def choose(methods: Mapping[str, Method], stores: Stores) -> Choice:
     )
 
 
-def uncertainties(methods: Mapping[str, Method], split: str, served: PosteriorPredictive) -> dict[Score, torch.Tensor]:
-    """Return the scores that mistakes can be ranked by, (rows,) nats each."""
-    of = {name: getattr(methods[name].outcome, split) for name in ("map", "laplace")}
+def uncertainties(methods: Mapping[str, Method], served: PosteriorPredictive) -> dict[Score, torch.Tensor]:
+    """Return the scores that mistakes can be ranked by, (rows,) nats each, on the test rows."""
+    of = {name: methods[name].outcome.test for name in ("map", "laplace")}
     return {
         "map_entropy": entropy(of["map"].probs),
         "total_entropy": entropy(served.probs),
