@@ -60,9 +60,7 @@ def synthetic_table(model: Synthetic, rows: int, seed: int) -> Table:
     covariance = (model.sharpness * max(model.noise, 0.3)) ** 2 * variance[:, None, None] * identity
     mask = torch.ones(rows, model.classes, dtype=torch.bool)
     mass = torch.rand(rows, generator=g, dtype=torch.float64)
-    laplace = [
-        predictive_probs(PREDICTIVES["laplace"], mean[None], scale * covariance[None], mask) for scale in SCALES
-    ]
+    laplace = [predictive_probs(PREDICTIVES["laplace"], mean[None], scale * covariance[None], mask) for scale in SCALES]
     return Table(points(mean, mask, labels) | {"laplace": column_of(laplace, labels)}, labels, mask, mass)
 
 
@@ -82,5 +80,6 @@ def real_table(split: ProjectedSplit, posterior: Posterior, blocks: tuple[Block,
 def points(mean: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> dict[str, Column]:
     """Return MAP and temperature scaling."""
     map_ = predictive_probs(PREDICTIVES["map"], mean[None], None, mask)
-    tempered = [predictive_probs(predictive_spec("temperature", float(t)), mean[None], None, mask) for t in TEMPERATURES]
+    specs = [predictive_spec("temperature", float(t)) for t in TEMPERATURES]
+    tempered = [predictive_probs(spec, mean[None], None, mask) for spec in specs]
     return {"map": column_of([map_], labels), "temperature": column_of(tempered, labels)}
