@@ -1,4 +1,4 @@
-"""How often the recommendation and the review score are right, on synthetic two-class models.
+"""How often the recommendation is right, on synthetic two-class models.
 
     python -m benchmarks.choices
 
@@ -16,11 +16,7 @@ from dataclasses import dataclass
 import torch
 
 import laplora.recommendation as rule
-import laplora.review as review
 from laplora.cross_fitting import cross_fitted
-from laplora.predictive import posterior_predictive
-from laplora.ranking import error_auroc
-from laplora.uncertainty import decompose, entropy
 
 TRIALS, NEW = 120, 2000
 SCALES = torch.cat([torch.zeros(1), torch.logspace(-3, 2, 26)]).double()  # of the covariance: 1 / prior precision
@@ -101,46 +97,12 @@ def recommendations(model: tuple[float, float, float, float], rows: int) -> None
         )
 
 
-def scores(model: tuple[float, float, float, float], rows: int) -> None:
-    """Print what each bar for a lead gains in AUROC on new rows."""
-    bars = (0.0, 1.0, 1.2816, 2.0)
-    gains = {bar: [0.0, 0, 0] for bar in bars}
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(TRIALS):
-        sample = draw(model, rows + NEW, generator)
-        mask = torch.ones(rows + NEW, 2, dtype=torch.bool)
-        mean, variance = sample.mean[:, None] / -math.sqrt(2), sample.variance[:, None, None] * model[1] ** 2 / 2
-        predictive = posterior_predictive(mean, variance * model[2] ** 2, mask, method="probit")
-        probs = torch.stack([torch.sigmoid(-sample.mean), torch.sigmoid(sample.mean)], 1)
-        errors = probs.argmax(1) != sample.labels
-        every: dict[review.Score, torch.Tensor] = {
-            "map_entropy": entropy(probs),
-            "total_entropy": entropy(predictive.probs),
-            "epistemic": decompose(predictive).epistemic,
-        }
-        area = {n: error_auroc(s[rows:], errors[rows:]) or 0.0 for n, s in every.items()}
-        for bar in bars:
-            review._BEYOND_NOISE = bar
-            chosen, _ = review.choose_score({n: s[:rows] for n, s in every.items()}, errors[:rows])
-            lead = area[chosen] - area["map_entropy"]
-            gains[bar][0] += lead / TRIALS
-            gains[bar][1] += lead < -0.01
-            gains[bar][2] += lead >= 0.03
-    for bar, (lead, behind, ahead) in gains.items():
-        print(
-            f"    lead over {bar:4.2f} standard errors: AUROC {lead:+.4f}, behind by 0.01 in {behind / TRIALS:4.0%}, "
-            f"ahead by 0.03 in {ahead / TRIALS:4.0%}"
-        )
-
-
 def main() -> None:
-    """Print both tables."""
+    """Print the table."""
     for rows in (100, 200):
         for name, model in MODELS.items():
             print(f"{name}, {rows} calibration rows")
             recommendations(model, rows)
-            if model[2]:
-                scores(model, rows)
 
 
 if __name__ == "__main__":

@@ -117,8 +117,8 @@ class CalibrationConfig(Section):
     target_risk: float = Field(0.05, gt=0, lt=1, description="error rate allowed among accepted answers")
     guarantee: Literal["empirical", "upper_bound"] = Field(
         "empirical",
-        description="of the target risk: empirical, the calibration rows stay within it; upper_bound, so do new rows "
-        "like them, with the given confidence (takes many calibration rows)",
+        description="of the target risk: empirical, the calibration rows and one mistake more stay within it; "
+        "upper_bound, new rows like them do, with the given confidence (takes many calibration rows)",
     )
     confidence: float = Field(0.9, gt=0, lt=1, description="of the guarantee upper_bound")
     coverage: float = Field(0.9, gt=0, lt=1, description="of the split-conformal prediction sets")
