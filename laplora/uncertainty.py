@@ -73,8 +73,9 @@ def review_score(
     """
     score = thresholds.review.score
     if score == "map_entropy":
-        bound = thresholds.review.guarantee == "upper_bound" and probs is not None
-        return agreed_entropy(map_probs, probs) if bound else entropy(map_probs)
+        if thresholds.review.guarantee == "upper_bound" and probs is not None:
+            return agreed_entropy(map_probs, probs)
+        return entropy(map_probs)
     values = None if probs is None else entropy(probs)
     if score == "epistemic":
         values = None if epistemic is None else epistemic.double()
