@@ -49,6 +49,7 @@ ACCESS: Final[dict[str, Need]] = {
     "POST /evaluate/jobs": "evaluate",
     "GET /evaluate/jobs": "evaluate",
     "GET /evaluate/jobs/{rest:path}": "evaluate",
+    "POST /evaluate/jobs/{rest:path}": "evaluate",
     "DELETE /evaluate/jobs/{rest:path}": "evaluate",
     "POST /artifacts/{rest:path}": "admin",
     "DELETE /artifacts/{rest:path}": "admin",

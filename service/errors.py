@@ -24,6 +24,7 @@
         ├── InvalidJsonError            a body that cannot be parsed
         ├── InvalidRequestError         JSON that does not fit the schema
         ├── UnscorableInputError        one input for which the model has no finite answer
+        ├── TooManyBadRowsError         a job with more rows that cannot be scored than max_job_bad_rows
         ├── TooManyRequestsError        more requests, or bytes of bodies, being answered at once than there is room for
         │   └── ClientTooManyRequestsError  one caller's share of them
         ├── QueueFullError              no room to wait
@@ -168,6 +169,10 @@ class UnscorableInputError(ServiceError):
     """One input for which the model has no finite answer."""
 
 
+class TooManyBadRowsError(ServiceError):
+    """A job with more rows that cannot be scored than it may have, or with no other."""
+
+
 class TooManyRequestsError(ServiceError):
     """More requests than ``max_requests``, or bytes of bodies than ``max_in_flight_bytes``, being answered at once."""
 
@@ -284,6 +289,7 @@ ERROR_KINDS: tuple[ErrorKind, ...] = (
     ErrorKind(library.TooManyTokensError, "too_many_tokens", 422, "An input is too long and truncate is false."),
     ErrorKind(library.InvalidInputError, "invalid_input", 422, "An input does not fit the artifact's template."),
     ErrorKind(UnscorableInputError, "unscorable_input", 422, "The model has no finite answer for an input."),
+    ErrorKind(TooManyBadRowsError, "too_many_bad_rows", 422, "More of a job's rows cannot be scored than may be."),
     ErrorKind(
         TooManyRequestsError,
         "too_many_requests",

@@ -127,6 +127,11 @@ class Metrics:
         self.job_rows = Counter(
             "laplora_job_rows", "Inputs of large evaluations answered and on disk.", registry=self.registry
         )
+        self.job_bad_rows = Counter(
+            "laplora_job_bad_rows",
+            "Inputs of large evaluations that could not be scored, left out and recorded.",
+            registry=self.registry,
+        )
 
     def _of_the_state(self) -> None:
         self.ready = Gauge("laplora_ready", "1 while new requests are to be sent here.", registry=self.registry)

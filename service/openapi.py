@@ -125,6 +125,7 @@ def describe(settings: Settings) -> str:
     worked_out = {
         "max_tokenize_bytes": settings.tokenize_bytes,
         "max_in_flight_bytes": settings.in_flight_bytes,
+        "max_jobs_bytes": settings.jobs_bytes,
     }
     rows = [
         f"| `{name}` | {'none' if value is None else f'{value:g}' if isinstance(value, float) else value} | {meaning} |"

@@ -462,7 +462,7 @@ class JobQuery(MeasureOptions):
 
 
 class JobResult(Answer):
-    """What POST /evaluate would say of the same rows: metrics by predictive."""
+    """What POST /evaluate would say of the rows that could be scored: metrics by predictive."""
 
     artifact: ArtifactRef = Field(description="Which artifact answered.")
     rows: int = Field(description="Number of inputs measured.", examples=[20000])
@@ -491,6 +491,16 @@ class JobPause(Answer):
     )
 
 
+class BadRow(Answer):
+    """One line of an upload that could not be scored."""
+
+    line: int = Field(description="Number of the line, from 1.", examples=[17])
+    code: str = Field(
+        description="The error of POST /evaluate for it: unscorable_input, device_memory or another.",
+        examples=["unscorable_input"],
+    )
+
+
 class JobOut(Answer):
     """A large evaluation and how far it is."""
 
@@ -504,12 +514,23 @@ class JobOut(Answer):
     artifact: ArtifactRef = Field(description="The artifact that it measures; no other content of it will do.")
     options: MeasureOptions = Field(description="How it evaluates.")
     rows: int = Field(description="Number of inputs in all.", examples=[20000])
-    rows_done: int = Field(description="Number of inputs answered, and their answers on disk.", examples=[5120])
+    rows_done: int = Field(
+        description="Number of inputs that are over, answered or left out, and on disk.", examples=[5120]
+    )
+    rows_bad: int = Field(
+        description="Number of inputs that could not be scored: left out, and no part of any metric. More than "
+        "max_job_bad_rows fail the job.",
+        examples=[1],
+    )
     rows_per_second: FiniteFloat | None = Field(
-        description="Number of inputs per second of late; null while it does not run.", examples=[11.5]
+        description="Number of inputs per second of late, with other jobs' turns between; null while it does not run.",
+        examples=[11.5],
     )
     partial: dict[str, PartialMetrics] | None = Field(
-        description="Metrics by predictive of the rows done; null before the first."
+        description="Metrics by predictive of the rows done and scored; null before the first."
+    )
+    bad_rows: list[BadRow] | None = Field(
+        description="The lines that could not be scored; null in lists, events, and answers to an upload or a cancel."
     )
     paused: JobPause | None = Field(description="What it waits for; null unless it is paused.")
     error: ErrorDetail | None = Field(description="Why it failed; null unless it did.")
@@ -523,7 +544,7 @@ class JobOut(Answer):
         description="When it ended; null before. job_keep_s later it is removed.", examples=["2026-01-31T12:30:00Z"]
     )
     result: JobResult | None = Field(
-        description="The metrics; null unless it is done, and in lists, events and answers to an upload."
+        description="The metrics; null unless it is done, and in lists, events, and answers to an upload or a cancel."
     )
 
 
@@ -537,8 +558,9 @@ class JobDeleted(Answer):
     """What became of a job."""
 
     id: str = Field(description="Its id.", examples=["7f3c1f0ab5a94f6fa7c3d1b2c4e5f607"])
-    outcome: Literal["cancelled", "removed"] = Field(
-        description="cancelled: it had not ended, runs no more and is still listed; removed: it had ended and is gone.",
+    outcome: Literal["cancelled", "kept", "removed"] = Field(
+        description="cancelled: it had not ended, runs no more and is still listed; kept: it ended before you were "
+        "told so, and nothing was removed: the next DELETE removes it; removed: it is gone.",
         examples=["cancelled"],
     )
 

@@ -129,8 +129,8 @@ class Settings(BaseSettings):
         gt=0,
         le=1,
         allow_inf_nan=False,
-        description="Most that one caller may hold, as a share of the queue's rows, tokens and bytes, of max_requests "
-        "and of max_in_flight_bytes; more are refused with 429.",
+        description="Most that one caller may hold, as a share of the queue's rows, tokens and bytes, of max_requests, "
+        "of max_in_flight_bytes and of max_jobs_bytes; more are refused with 429.",
     )
     max_inputs: int = Field(256, ge=1, description="Most inputs of one request; more are refused with 413.")
     max_body_bytes: int = Field(
@@ -138,14 +138,28 @@ class Settings(BaseSettings):
     )
     jobs_dir: Path | None = Field(
         None,
-        description="Folder that large evaluations are kept in, for one server at a time; unset: the user's state "
-        "folder (XDG_STATE_HOME/laplora/jobs).",
+        description="Folder that large evaluations are kept in, in its sub-folder laplora-jobs, for one server at a "
+        "time; one that holds other files is not used; unset: the user's state folder (XDG_STATE_HOME/laplora/jobs).",
     )
     max_job_bytes: int = Field(
         256 * 2**20, ge=1024, description="Most bytes of one job's upload; more are refused with 413."
     )
     max_job_rows: int = Field(
         100_000, ge=1, description="Most inputs of one job's upload, one a line; more are refused with 413."
+    )
+    max_jobs_bytes: int | None = Field(
+        None,
+        ge=1024,
+        description="Most bytes of all uploads under way and of unfinished jobs, of which one caller may hold "
+        "client_share; an upload that does not fit now is refused with 429, one that never would with 413; unset: four "
+        "uploads of max_job_bytes for each caller's share.",
+    )
+    max_job_bad_rows: int = Field(
+        100,
+        ge=0,
+        le=10_000,
+        description="Most rows of one job that may have no answer: they are left out and reported; with more the job "
+        "fails.",
     )
     max_jobs: int = Field(
         100,
@@ -159,6 +173,12 @@ class Settings(BaseSettings):
     )
     job_upload_timeout_s: float = Field(
         600.0, gt=0, le=86_400, allow_inf_nan=False, description="Seconds a job's upload may take before a 504."
+    )
+    job_wait_s: float = Field(
+        86_400.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds that a job waits, while the server runs, for its artifact to be loaded, before it fails.",
     )
     job_keep_s: float = Field(
         7 * 86_400.0, gt=0, allow_inf_nan=False, description="Seconds that a finished job and its result are kept."
@@ -295,6 +315,11 @@ class Settings(BaseSettings):
     def in_flight_bytes(self) -> int:
         """Most bytes of the bodies of requests that are answered at once."""
         return self.max_in_flight_bytes or math.ceil(8 * self.max_body_bytes / self.client_share)
+
+    @property
+    def jobs_bytes(self) -> int:
+        """Most bytes of all uploads under way and of unfinished jobs."""
+        return self.max_jobs_bytes or math.ceil(4 * self.max_job_bytes / self.client_share)
 
     @property
     def dequantize_weights(self) -> bool | None:

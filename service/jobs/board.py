@@ -10,6 +10,7 @@ import asyncio
 import sqlite3
 import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
@@ -22,18 +23,18 @@ from service.errors import (
     JobNotFoundError,
     JobsUnavailableError,
     StorageFullError,
-    TooManyJobsError,
     error_content,
     kind_of,
 )
-from service.evaluation import MethodRow
-from service.jobs.folder import JobsFolder, default_jobs_dir
+from service.jobs.chunks import Chunk
+from service.jobs.folder import JobsFolder, StrangersError, default_jobs_dir
+from service.jobs.quota import Quota
 from service.jobs.records import STATUSES, About, Job, StoredStatus
 from service.jobs.runner import Runner
-from service.jobs.store import Store
+from service.jobs.store import ScoredRow, Store
 from service.jobs.sums import Sums
 from service.jobs.upload import Limits, Upload
-from service.jobs.waiting import whole
+from service.jobs.waiting import cancelled, whole
 from service.logs import log_crash, logger
 from service.schemas import ArtifactRef, MeasureOptions
 from service.scoring import ServiceState
@@ -42,6 +43,8 @@ T = TypeVar("T")
 
 #: How often the folder is tried again, and finished jobs are looked through for those whose time is over.
 _KEEPING_S = 5.0
+#: Most jobs that one transaction removes, with their results.
+_REMOVED_AT_ONCE = 16
 
 
 class JobBoard:
@@ -61,13 +64,16 @@ class JobBoard:
         self._settings = state.settings
         self._jobs: dict[str, Job] = {}
         #: By owner and idempotency key: uploads that have not ended.
-        self._uploads: dict[object, str] = {}
+        self._uploads: set[object] = set()
+        self.quota = Quota(self._settings)
         self._cancelling: set[str] = set()
         self._why_closed: JobsUnavailableError | None = JobsUnavailableError("the jobs folder is not open yet")
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="laplora-jobs-disk")
         self._checkers = ThreadPoolExecutor(2, thread_name_prefix="laplora-jobs-upload")
         self._runner = Runner(state, self)
         self._keeper: asyncio.Task[None] | None = None
+        self._sweeper: asyncio.Task[None] | None = None
+        self._writes: set[asyncio.Task[None]] = set()
         self._changing = asyncio.Lock()
         self.draining = False
         self.boot = uuid.uuid4().hex[:8]
@@ -89,10 +95,9 @@ class JobBoard:
     async def close(self) -> None:
         """Drain, and let another process have the folder."""
         self.drain()
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.wait({self._keeper})
+        await cancelled([self._keeper])
         await self._runner.wait_closed()
+        await cancelled([self._sweeper])
         if self._why_closed is None:
             self._why_closed = JobsUnavailableError("the jobs folder is closed")
             await self.on_disk_thread(self._close_folder)
@@ -116,16 +121,20 @@ class JobBoard:
                 log_crash("the jobs folder could not be opened", error)
                 error = JobsUnavailableError("the jobs folder cannot be opened: the server's log has the details")
             if str(error) != str(self._why_closed):
-                logger.error(
-                    "jobs are not available: %s", error, extra={"event": "jobs_unavailable", "jobs_dir": str(path)}
-                )
+                names = {"files": error.names} if isinstance(error, StrangersError) else {}
+                fields = {"event": "jobs_unavailable", "jobs_dir": str(path), **names}
+                logger.error("jobs are not available: %s", error, extra=fields)
             self._why_closed = JobsUnavailableError(str(error))
             return
         self._jobs = {job.id: job for job in jobs}
         self._why_closed = None
+        for job in jobs:
+            if not job.finished:
+                job.hold = self.quota.hold(job.owner, self.folder.inputs(job.id).stat().st_size)
         waiting = sum(not job.finished for job in jobs)
         logger.info("jobs folder", extra={"event": "jobs_folder", "jobs_dir": str(path), "queued": waiting})
         self._count()
+        self._sweep()
         self._runner.wake()
 
     def _open_folder(self, path: Path) -> list[Job]:
@@ -155,6 +164,7 @@ class JobBoard:
                 for job in [job for job in self._jobs.values() if job.id in self._cancelling]:
                     await self.cancel(job)
                 await self._remove_old()
+                self._sweep()
             except StorageFullError:
                 continue
             except Exception as error:
@@ -195,8 +205,17 @@ class JobBoard:
         """Return a job's result, JSON; None before it is done."""
         return await self.on_disk_thread(self.store.result, job.number) if job.status == "done" else None
 
-    def known(self, owner: str, key: str | None, artifact: str | None, options: MeasureOptions) -> Job | None:
+    async def bad_rows(self, job: Job) -> list[tuple[int, str]]:
+        """Return the numbers, from 0, of a job's rows that could not be scored, and the codes of why."""
+        return await self.on_disk_thread(self.store.bad_rows, job.number) if job.rows_bad else []
+
+    def known(
+        self, owner: str, key: str | None, artifact: str | None, options: MeasureOptions, *, announced_bytes: int
+    ) -> Job | None:
         """Return the job that this caller uploaded under this key, if there is one.
+
+        Args:
+            announced_bytes: of the upload, 0 where it does not say.
 
         Raises:
             IdempotencyConflictError: it is being uploaded, or was uploaded with other options.
@@ -215,17 +234,7 @@ class JobBoard:
                             field="idempotency-key",
                         )
                     return job
-        open_owners = [job.owner for job in self._jobs.values() if not job.finished] + list(self._uploads.values())
-        for what, limit_name, limit, got in (
-            ("unfinished jobs", "max_jobs", self._settings.max_jobs, len(open_owners)),
-            ("of them yours", "max_jobs_per_caller", self._settings.max_jobs_per_caller, open_owners.count(owner)),
-        ):
-            if got >= limit:
-                raise TooManyJobsError(
-                    f"there are {got} {what}, {limit_name} is {limit}: wait for one to end, or cancel one",
-                    limit=limit,
-                    got=got + 1,
-                )
+        self.quota.check_room(owner, announced_bytes)
         return None
 
     async def take(
@@ -234,6 +243,7 @@ class JobBoard:
         *,
         owner: str,
         key: str | None,
+        announced_bytes: int,
         artifact: ArtifactRef,
         labels: Sequence[str],
         options: MeasureOptions,
@@ -244,18 +254,22 @@ class JobBoard:
         Call ``known`` before, without awaiting anything in between.
 
         Raises:
+            BodyTooLargeError, TooManyJobsError: as ``Quota.grow``.
             LaploraError: as ``Upload``.
         """
         job_id = uuid.uuid4().hex
         place: object = job_id if key is None else (owner, key)
-        self._uploads[place] = owner
+        self._uploads.add(place)
+        hold, received = self.quota.hold(owner, announced_bytes), 0
         loop = asyncio.get_running_loop()
-        limits = Limits(self._settings.max_job_bytes, self._settings.max_job_rows, self._settings.max_body_bytes)
+        limits = Limits(self._settings.max_job_rows, self._settings.max_body_bytes)
         upload: Upload | None = None
         try:
             path = self.folder.upload(job_id)
             upload = await whole(loop.run_in_executor(self._checkers, lambda: Upload(path, limits, tokens_of, labels)))
             async for chunk in body:
+                received += len(chunk)
+                self.quota.grow(hold, received)
                 await whole(loop.run_in_executor(self._checkers, upload.feed, chunk))
             await whole(loop.run_in_executor(self._checkers, upload.finish))
             about = About(
@@ -266,13 +280,14 @@ class JobBoard:
                 tokens=upload.tokens,
                 created_at=time.time(),
             )
-            job = Job(job_id, owner, key, about)
+            job = Job(job_id, owner, key, about, hold=hold)
             await whole(self._register(job))
         finally:
-            del self._uploads[place]
+            self._uploads.discard(place)
             if upload is not None:
                 upload.close()
             if job_id not in self._jobs:
+                self.quota.release(hold)
                 await whole(self.on_disk_thread(self.folder.discard, job_id))
         with suppress(StorageFullError):
             await self._remove_old()
@@ -290,7 +305,7 @@ class JobBoard:
         self._runner.wake()
 
     async def cancel(self, job: Job) -> None:
-        """Stop a job for good: its rows leave the queue at once, its prompts the disk.
+        """Stop a job for good: its rows leave the queue at once, its prompts the disk. One that has ended stays so.
 
         Raises:
             StorageFullError: that cannot be written down yet; nothing of the job runs, and the server tries again.
@@ -316,11 +331,27 @@ class JobBoard:
         """
         async with self._changing:
             jobs = [job for job in jobs if job.id in self._jobs]
-            if jobs:
-                await self.on_disk_thread(self.store.remove, [job.number for job in jobs])
-            for job in jobs:
-                del self._jobs[job.id]
+            for first in range(0, len(jobs), _REMOVED_AT_ONCE):
+                some = jobs[first : first + _REMOVED_AT_ONCE]
+                await self.on_disk_thread(self.store.remove, [job.number for job in some])
+                for job in some:
+                    del self._jobs[job.id]
             self._count()
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove from the disk what is no job's any more, a little at a time, so that nothing waits long for it."""
+        if self._sweeper is None or self._sweeper.done():
+            self._sweeper = asyncio.create_task(self._sweep_all(), name="laplora-jobs-sweeper")
+
+    async def _sweep_all(self) -> None:
+        try:
+            while self._why_closed is None and await self.on_disk_thread(self.store.sweep):
+                pass
+        except StorageFullError:
+            return  # tried again by and by
+        except Exception as error:
+            log_crash("what is left of jobs could not be removed", error)
 
     async def _remove_old(self) -> None:
         finished = [job for job in self._jobs.values() if job.finished]
@@ -339,10 +370,10 @@ class JobBoard:
     # Told by the runner
 
     def waiting(self) -> list[Job]:
-        """Return the queued jobs in the order of their uploads."""
+        """Return the jobs that are to go on, in the order of their uploads."""
         if self._why_closed is not None:
             return []
-        return [job for job in self._jobs.values() if job.status == "queued" and job.id not in self._cancelling]
+        return [job for job in self._jobs.values() if not job.finished and job.id not in self._cancelling]
 
     def runs(self, job: Job) -> None:
         """A queued job has begun to run. A paused one stays so until something of it went through."""
@@ -360,29 +391,47 @@ class JobBoard:
             self._tell(job)
 
     async def keep_rows(
-        self,
-        job: Job,
-        labels: Sequence[int],
-        rows: Sequence[Mapping[str, MethodRow]],
-        *,
-        sums: Sums,
-        input_offset: int,
+        self, job: Job, chunk: Chunk, scored: Sequence[ScoredRow], bad: Mapping[int, str], *, sums: Sums
     ) -> None:
-        """Keep the results of a job's next rows."""
+        """Keep the results of a job's next rows.
+
+        Args:
+            bad: by number, the codes of those without an answer.
+            sums: of all rows, with these.
+        """
         started_at = job.started_at or time.time()
 
         def write() -> bool:
             return self.store.add_rows(
-                job.number, job.rows_done, labels, rows, sums=sums, input_offset=input_offset, started_at=started_at
+                job.number,
+                chunk.first,
+                chunk.count,
+                scored=scored,
+                bad=bad,
+                sums=sums,
+                input_offset=chunk.end,
+                started_at=started_at,
             )
 
         if not await self.on_disk_thread(write):
             raise RuntimeError("the rows are not the job's next ones")
-        job.rows_done += len(rows)
-        job.sums, job.input_offset, job.started_at = sums, input_offset, started_at
+        job.rows_done += chunk.count
+        job.bad_counts.update(bad.values())
+        job.sums, job.input_offset, job.started_at = sums, chunk.end, started_at
         job.status, job.paused = "running", None
-        self._state.metrics.count_job_rows(len(rows))
+        self._state.metrics.count_job_rows(len(scored), bad=len(bad))
         self._tell(job)
+
+    def keep_absence_soon(self, job: Job) -> None:
+        """Keep, in the background, for how long a job's artifact has not been loaded."""
+        task = asyncio.create_task(self.keep_absence(job))
+        self._writes.add(task)
+        task.add_done_callback(self._writes.discard)
+
+    async def keep_absence(self, job: Job) -> None:
+        """Keep for how long a job's artifact has not been loaded; a disk without room forgets it."""
+        with suppress(StorageFullError):
+            await self.on_disk_thread(self.store.set_absent, job.number, job.absent_s)
 
     async def end(
         self,
@@ -391,26 +440,44 @@ class JobBoard:
         *,
         error: dict[str, Any] | None = None,
         result: str | None = None,
+        bad: Mapping[int, str] | None = None,
     ) -> None:
-        """A job is done, or has failed."""
+        """A job is done, or has failed. One that has ended otherwise meanwhile stays so.
+
+        Args:
+            bad: as of ``keep_rows``, of rows that are not over.
+        """
         async with self._changing:
-            await self._end(job, status, error=error, result=result)
-            await self.on_disk_thread(self.folder.discard, job.id)
+            if not job.finished:
+                await self._end(job, status, error=error, result=result, bad=bad)
+                await self.on_disk_thread(self.folder.discard, job.id)
 
     async def _end(
-        self, job: Job, status: StoredStatus, *, error: dict[str, Any] | None = None, result: str | None = None
+        self,
+        job: Job,
+        status: StoredStatus,
+        *,
+        error: dict[str, Any] | None = None,
+        result: str | None = None,
+        bad: Mapping[int, str] | None = None,
     ) -> None:
         finished_at = time.time()
 
         def write() -> bool:
-            return self.store.end(job.number, status, finished_at=finished_at, error=error, result=result)
+            return self.store.end(
+                job.number, status, finished_at=finished_at, error=error, result=result, bad=bad or {}
+            )
 
         await self.on_disk_thread(write)
         job.status, job.finished_at, job.error, job.paused = status, finished_at, error, None
+        job.bad_counts.update((bad or {}).values())
+        self._state.metrics.count_job_rows(0, bad=len(bad or {}))
+        self.quota.release(job.hold)
         code = {} if error is None else {"code": error["code"]}
-        fields = {"job": job.id, "status": status, "rows_done": job.rows_done, **code}
+        fields = {"job": job.id, "status": status, "rows_done": job.rows_done, "rows_bad": job.rows_bad, **code}
         logger.info("job ended", extra={"event": "job_ended", **fields})
         self._tell(job)
+        self._sweep()
 
     def lose(self, job: Job, error: Exception) -> None:
         """A job has failed, and even that could not be written down: it runs no more until the next start."""
@@ -418,6 +485,7 @@ class JobBoard:
         job.status, job.paused, job.finished_at = "failed", None, time.time()
         detail: Any = error_content(error, "")["error"]
         job.error = detail
+        self.quota.release(job.hold)
         self._tell(job)
 
     def stopped(self, job: Job) -> None:
@@ -434,6 +502,6 @@ class JobBoard:
         self._count()
 
     def _count(self) -> None:
-        statuses = [job.status for job in self._jobs.values()]
+        counts = Counter(job.status for job in self._jobs.values())
         for status in STATUSES:
-            self._state.metrics.set_jobs(status, statuses.count(status))
+            self._state.metrics.set_jobs(status, counts[status])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 
 from service.errors import ArtifactNotLoadedError, DeviceMemoryError, DrainingError, kind_of
@@ -27,11 +26,11 @@ class Pauses:
             return True
         return kind_of(error).status in (429, 503) and not isinstance(error, DrainingError)
 
-    async def wait(self) -> None:
-        """Wait longer each time, up to 15 s."""
-        longest = min(_LONGEST_S, _FIRST_S * 2.0**self.tried)
+    def next_s(self) -> float:
+        """Return for how many seconds to wait now: longer each time, up to 15."""
+        longest = min(_LONGEST_S, _FIRST_S * 2.0 ** min(self.tried, 10))
         self.tried += 1
-        await asyncio.sleep(longest * random.uniform(0.5, 1.0))
+        return longest * random.uniform(0.5, 1.0)
 
     def over(self) -> None:
         """Begin anew: something went through."""

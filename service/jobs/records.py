@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel
 
+from service.jobs.quota import Hold
 from service.jobs.sums import Sums
 from service.schemas import ArtifactRef, MeasureOptions
 
@@ -42,15 +43,20 @@ class Job:
     Attributes:
         number: its key on disk, growing.
         owner: name of the caller that uploaded it.
-        rows_done: rows whose results are on disk: the first ones, always.
+        rows_done: rows that are over, and on disk: the first ones, always.
+        bad_counts: of those of them that could not be scored, by the code of why.
         input_offset: where in the upload, in bytes, the next row begins.
         sums: of the rows done, behind the partial metrics.
+        absent_s: seconds that its artifact has not been loaded while the server ran, since it last was.
         error: code, message and perhaps field, of a failed one.
         paused: code and message of what it waits for.
         started_at, finished_at: seconds since the epoch.
         pace: of the last chunks, rows and seconds.
+        hold: what it holds of the limits until it has ended.
+        told: names of the callers who were told that it has ended.
         changes: how often it has changed since the server's start.
         changed: set at the next change, which puts another one in its place.
+        event: the newest change as its readers get it, and which one that is.
     """
 
     id: str
@@ -60,15 +66,20 @@ class Job:
     number: int = 0
     status: Status = "queued"
     rows_done: int = 0
+    bad_counts: Counter[str] = field(default_factory=Counter)
     input_offset: int = 0
     sums: Sums = field(default_factory=Sums)
+    absent_s: float = 0.0
     error: dict[str, Any] | None = None
     paused: dict[str, Any] | None = None
     started_at: float | None = None
     finished_at: float | None = None
     pace: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=8))
+    hold: Hold | None = None
+    told: set[str] = field(default_factory=set)
     changes: int = 0
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+    event: tuple[int, bytes] = (-1, b"")
 
     @property
     def finished(self) -> bool:
@@ -76,7 +87,12 @@ class Job:
         return self.status in ("done", "failed", "cancelled")
 
     @property
+    def rows_bad(self) -> int:
+        """How many of the rows done could not be scored."""
+        return self.bad_counts.total()
+
+    @property
     def rows_per_second(self) -> float | None:
-        """Of late, pauses left out; None while nothing runs."""
+        """Of late, with the turns of other jobs between, pauses left out; None while it does not run."""
         seconds = sum(duration_s for _, duration_s in self.pace)
         return sum(rows for rows, _ in self.pace) / seconds if self.status == "running" and seconds > 0 else None

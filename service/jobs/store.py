@@ -1,6 +1,8 @@
 """Jobs and their rows' results in SQLite: every change is one transaction that is on disk when it returns.
 
-No prompt is in it. Used from one thread; the folder's lock keeps other processes out.
+No transaction holds more rows than one chunk of a job, so the log stays short: the rows of a job that has ended or was
+removed go afterwards, some at a time (``sweep``). No prompt is in the database. Used from one thread; the folder's lock
+keeps other processes out.
 """
 
 from __future__ import annotations
@@ -8,19 +10,21 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from service.errors import JobsUnavailableError
 from service.evaluation import MethodRow
-from service.jobs.folder import private_file, storage_errors
+from service.jobs.disk import private_file, storage_errors
 from service.jobs.records import About, Job, StoredStatus
 from service.jobs.sums import Sums
 
-_VERSION = 1
-_SCHEMA = """
+#: How each version's database becomes the next one's; a new one goes through all of them.
+_UPGRADES = (
+    """
 CREATE TABLE jobs (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
     id TEXT NOT NULL UNIQUE,
@@ -44,7 +48,28 @@ CREATE TABLE rows (
     methods TEXT NOT NULL,
     PRIMARY KEY (job, row)
 ) STRICT, WITHOUT ROWID;
-"""
+""",
+    """
+CREATE TABLE bad_rows (
+    job INTEGER NOT NULL,
+    row INTEGER NOT NULL,
+    code TEXT NOT NULL,
+    PRIMARY KEY (job, row)
+) STRICT, WITHOUT ROWID;
+ALTER TABLE jobs ADD COLUMN absent_s REAL NOT NULL DEFAULT 0;
+""",
+)
+#: Most rows that one transaction removes, and most pages that it gives back to the disk.
+_SLICE_ROWS = 256
+_SLICE_PAGES = 64
+
+
+class ScoredRow(NamedTuple):
+    """One row's answer: its number, from 0, its true label's position, and its numbers by method."""
+
+    row: int
+    label: int
+    methods: Mapping[str, MethodRow]
 
 
 class Store:
@@ -87,14 +112,14 @@ class Store:
         ):
             self._db.execute(f"PRAGMA {pragma}").fetchall()
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if version > _VERSION:
+        if version > len(_UPGRADES):
             self._db.close()
             raise JobsUnavailableError("the jobs folder is a newer server's: give this one another jobs_dir")
-        if version < _VERSION:
+        for number, statements in enumerate(_UPGRADES[version:], start=version + 1):
             with self._transaction():
-                for statement in _SCHEMA.split(";\n"):
+                for statement in statements.split(";\n"):
                     self._db.execute(statement)
-                self._db.execute(f"PRAGMA user_version = {_VERSION}")
+                self._db.execute(f"PRAGMA user_version = {number}")
 
     def close(self) -> None:
         """Close the database; the log goes into it."""
@@ -111,13 +136,18 @@ class Store:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 # The log's room, if the disk had none, is there for the next try.
-                self._shrink()
+                self._empty_log()
                 raise
 
     def jobs(self) -> list[Job]:
         """Return every job in the order of their uploads, without the results."""
-        names = "number, id, owner, idempotency_key, about, status, rows_done, input_offset, sums, error"
-        found = self._db.execute(f"SELECT {names}, started_at, finished_at FROM jobs ORDER BY number").fetchall()
+        names = (
+            "number, id, owner, idempotency_key, about, status, rows_done, input_offset, sums, error, started_at, "
+            "finished_at, absent_s"
+        )
+        bad_counts: dict[int, Counter[str]] = {}
+        for number, code, count in self._db.execute("SELECT job, code, count(*) FROM bad_rows GROUP BY job, code"):
+            bad_counts.setdefault(number, Counter())[code] = count
         return [
             Job(
                 number=number,
@@ -127,15 +157,29 @@ class Store:
                 about=About.model_validate_json(about),
                 status=status,
                 rows_done=rows_done,
+                bad_counts=bad_counts.get(number, Counter()),
                 input_offset=offset,
                 sums=Sums.model_validate_json(sums),
                 error=None if error is None else json.loads(error),
                 started_at=started_at,
                 finished_at=finished_at,
+                absent_s=absent_s,
             )
-            for number, job_id, owner, key, about, status, rows_done, offset, sums, error, started_at, finished_at in (
-                found
-            )
+            for (
+                number,
+                job_id,
+                owner,
+                key,
+                about,
+                status,
+                rows_done,
+                offset,
+                sums,
+                error,
+                started_at,
+                finished_at,
+                absent_s,
+            ) in self._db.execute(f"SELECT {names} FROM jobs ORDER BY number").fetchall()
         ]
 
     def add(self, job: Job) -> int:
@@ -152,9 +196,10 @@ class Store:
         self,
         job: int,
         first: int,
-        labels: Sequence[int],
-        rows: Sequence[Mapping[str, MethodRow]],
+        count: int,
         *,
+        scored: Sequence[ScoredRow],
+        bad: Mapping[int, str],
         sums: Sums,
         input_offset: int,
         started_at: float,
@@ -163,31 +208,49 @@ class Store:
 
         Args:
             first: number of the first row, from 0.
+            count: how many rows are over with these: those scored and the bad ones.
+            bad: by a row's number the code of why it has no answer.
             sums, input_offset: as they are with these rows.
         """
         with self._transaction():
             cursor = self._db.execute(
-                "UPDATE jobs SET rows_done = ?, input_offset = ?, sums = ?, started_at = coalesce(started_at, ?) "
-                "WHERE number = ? AND status = 'queued' AND rows_done = ?",
-                (first + len(rows), input_offset, sums.model_dump_json(), started_at, job, first),
+                "UPDATE jobs SET rows_done = ?, input_offset = ?, sums = ?, started_at = coalesce(started_at, ?), "
+                "absent_s = 0 WHERE number = ? AND status = 'queued' AND rows_done = ?",
+                (first + count, input_offset, sums.model_dump_json(), started_at, job, first),
             )
             if cursor.rowcount != 1:
                 return False
             self._db.executemany(
                 "INSERT INTO rows (job, row, label, methods) VALUES (?, ?, ?, ?)",
                 [
-                    (job, first + i, label, json.dumps(methods, allow_nan=False, separators=(",", ":")))
-                    for i, (label, methods) in enumerate(zip(labels, rows, strict=True))
+                    (job, row, label, json.dumps(methods, allow_nan=False, separators=(",", ":")))
+                    for row, label, methods in scored
                 ],
             )
+            self._add_bad(job, bad)
             return True
 
-    def rows(self, job: int, first: int, count: int) -> list[tuple[int, dict[str, MethodRow]]]:
-        """Return at most ``count`` rows from number ``first`` on, in order: each its label's place and its numbers."""
-        found = self._db.execute(
-            "SELECT label, methods FROM rows WHERE job = ? AND row >= ? ORDER BY row LIMIT ?", (job, first, count)
+    def _add_bad(self, job: int, bad: Mapping[int, str]) -> None:
+        self._db.executemany(
+            "INSERT OR IGNORE INTO bad_rows (job, row, code) VALUES (?, ?, ?)",
+            [(job, row, code) for row, code in sorted(bad.items())],
         )
-        return [(label, json.loads(methods)) for label, methods in found]
+
+    def rows(self, job: int, after: int, count: int) -> list[ScoredRow]:
+        """Return at most ``count`` scored rows of numbers above ``after``, in order."""
+        found = self._db.execute(
+            "SELECT row, label, methods FROM rows WHERE job = ? AND row > ? ORDER BY row LIMIT ?", (job, after, count)
+        )
+        return [ScoredRow(row, label, json.loads(methods)) for row, label, methods in found]
+
+    def bad_rows(self, job: int) -> list[tuple[int, str]]:
+        """Return the numbers, from 0, of the rows that could not be scored, in order, and the codes of why."""
+        return self._db.execute("SELECT row, code FROM bad_rows WHERE job = ? ORDER BY row", (job,)).fetchall()
+
+    def set_absent(self, job: int, absent_s: float) -> None:
+        """Keep for how long a job's artifact has not been loaded, in seconds."""
+        with self._transaction():
+            self._db.execute("UPDATE jobs SET absent_s = ? WHERE number = ?", (absent_s, job))
 
     def end(
         self,
@@ -197,11 +260,13 @@ class Store:
         finished_at: float,
         error: Mapping[str, Any] | None = None,
         result: str | None = None,
+        bad: Mapping[int, str] | None = None,
     ) -> bool:
-        """Let a job end, and remove its rows, of which the result has all that is wanted; false if it has ended.
+        """Let a job end; false if it has. Its rows, of which the result has all that is wanted, are for ``sweep``.
 
         Args:
             result: JSON.
+            bad: as of ``add_rows``, of rows that are not over.
         """
         with self._transaction():
             cursor = self._db.execute(
@@ -209,8 +274,7 @@ class Store:
                 "WHERE number = ? AND status = 'queued'",
                 (status, finished_at, None if error is None else json.dumps(error), result, job),
             )
-            self._db.execute("DELETE FROM rows WHERE job = ?", (job,))
-        self._shrink()
+            self._add_bad(job, bad or {})
         return cursor.rowcount == 1
 
     def result(self, job: int) -> str | None:
@@ -219,16 +283,42 @@ class Store:
         return None if found is None else found[0]
 
     def remove(self, jobs: Sequence[int]) -> None:
-        """Remove jobs and all of theirs."""
+        """Remove jobs, a few at once; what of their rows is left is for ``sweep``."""
         with self._transaction():
-            for table, column in (("rows", "job"), ("jobs", "number")):
-                self._db.executemany(f"DELETE FROM {table} WHERE {column} = ?", [(job,) for job in jobs])
-        self._shrink()
+            self._db.executemany("DELETE FROM jobs WHERE number = ?", [(job,) for job in jobs])
 
-    def _shrink(self) -> None:
-        # What was removed is the disk's again. That is no part of the promise: a full disk may put it off.
+    def sweep(self) -> bool:
+        """Remove some of what is no job's any more, and give its room back to the disk; false once nothing is left."""
+        for table, needed in (("rows", "status = 'queued'"), ("bad_rows", "true")):
+            job = self._leftover(table, needed)
+            if job is not None:
+                with self._transaction():
+                    self._db.execute(
+                        f"DELETE FROM {table} WHERE job = ? AND row IN "
+                        f"(SELECT row FROM {table} WHERE job = ? ORDER BY row LIMIT {_SLICE_ROWS})",
+                        (job, job),
+                    )
+                return True
+        if self._db.execute("PRAGMA freelist_count").fetchone()[0]:
+            with storage_errors():
+                self._db.execute(f"PRAGMA incremental_vacuum({_SLICE_PAGES})").fetchall()
+            return True
+        self._empty_log()
+        return False
+
+    def _leftover(self, table: str, needed: str) -> int | None:
+        """Return a job that has rows in a table and does not need them, by a look at each job that has some."""
+        job = -1
+        while True:
+            (job,) = self._db.execute(f"SELECT min(job) FROM {table} WHERE job > ?", (job,)).fetchone()
+            if job is None:
+                return None
+            if self._db.execute(f"SELECT 1 FROM jobs WHERE number = ? AND {needed}", (job,)).fetchone() is None:
+                return int(job)
+
+    def _empty_log(self) -> None:
+        # That is no part of any promise: a full disk may put it off.
         try:
-            self._db.execute("PRAGMA incremental_vacuum").fetchall()
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         except sqlite3.OperationalError:
             return

@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from laplora.errors import LaploraError
-from service.errors import BatchTooLargeError, BodyTooLargeError, InvalidRequestError
-from service.jobs.folder import private_file, storage_errors
+from service.errors import BatchTooLargeError, InvalidRequestError
+from service.jobs.disk import private_file, storage_errors
 from service.jobs.lines import LineSplitter, located, read_line
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one upload: bytes and lines in all, bytes of one line."""
+    """Of one upload: lines in all, bytes of one line."""
 
-    max_bytes: int
     max_rows: int
     max_line_bytes: int
 
@@ -41,7 +40,6 @@ class Upload:
         self._labels = labels
         self._lines = LineSplitter(limits.max_line_bytes)
         self._ids: set[bytes] = set()
-        self._bytes = 0
         self.rows = 0
         self.tokens = 0
         with storage_errors():
@@ -51,13 +49,10 @@ class Upload:
         """Check and write the lines that are whole with this chunk.
 
         Raises:
-            BodyTooLargeError, BatchTooLargeError: more bytes, or more lines, than the limits say.
+            BodyTooLargeError, BatchTooLargeError: more bytes of a line, or more lines, than the limits say.
             LaploraError: a line that POST /evaluate would refuse as an input; the field names it.
             StorageFullError: the disk has no room.
         """
-        self._bytes += len(chunk)
-        if self._bytes > self._limits.max_bytes:
-            raise too_many_bytes(self._limits.max_bytes, self._bytes)
         self._take(self._lines.feed(chunk))
 
     def finish(self) -> None:
@@ -102,10 +97,3 @@ class Upload:
                     "an earlier line has the same id: make ids unique or leave them out", field="id"
                 )
         self.tokens += self._tokens_of(item.template_fields)
-
-
-def too_many_bytes(limit: int, got: int) -> BodyTooLargeError:
-    """Return the error of an upload with more bytes than ``max_job_bytes``."""
-    return BodyTooLargeError(
-        f"the upload has at least {got} bytes, max_job_bytes is {limit}: send it in parts", limit=limit, got=got
-    )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Future
 from threading import Thread
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from service.engine import settle
 
@@ -21,6 +21,15 @@ async def whole(work: Awaitable[T]) -> T:
     except asyncio.CancelledError:
         await asyncio.wait({task})
         raise
+
+
+async def cancelled(tasks: Iterable[asyncio.Task[Any] | None]) -> None:
+    """Cancel tasks, those that are there, and return once they are over."""
+    found = {task for task in tasks if task is not None}
+    for task in found:
+        task.cancel()
+    if found:
+        await asyncio.wait(found)
 
 
 async def in_thread(function: Callable[[], T]) -> T:

@@ -1,11 +1,9 @@
-"""Large evaluations: POST and GET /evaluate/jobs, and GET, DELETE and the events of one."""
+"""Large evaluations: POST and GET /evaluate/jobs, and GET, DELETE, cancel and the events of one."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from contextlib import aclosing
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -18,11 +16,11 @@ from service.callers import caller_of
 from service.errors import ClientGoneError, DeadlineError
 from service.jobs.board import JobBoard
 from service.jobs.records import Job
-from service.jobs.upload import too_many_bytes
+from service.jobs.shown import events, job_out
 from service.openapi import JOB_ERRORS, JOBS_ERRORS, UPLOAD_ERRORS, error_responses
 from service.request_record import note
 from service.routes.artifacts import artifact_ref
-from service.schemas import JobDeleted, JobOut, JobPause, JobQuery, JobResult, JobsResponse, PartialMetrics
+from service.schemas import JobDeleted, JobOut, JobQuery, JobsResponse
 from service.scoring import ServiceState, lease
 
 if TYPE_CHECKING:
@@ -33,7 +31,6 @@ router = APIRouter(tags=["jobs"])
 MEDIA_TYPES = ("application/jsonl", "application/x-ndjson")
 #: What is still sent of a refused upload is read for so long, so that the client reads why instead of a reset.
 _DISCARD_S = 20.0
-_HEARTBEAT_S = 15.0
 _EXAMPLE = '{"text": "a gripping film .", "label": "positive"}\n{"text": "dull .", "label": "negative"}\n'
 _LINES: dict[str, Any] = {
     "schema": {
@@ -86,6 +83,7 @@ async def submit_job(
         raise
     response.headers["Location"] = f"/evaluate/jobs/{job.id}"
     note(request, job=job.id, rows=job.about.rows, tokens=job.about.tokens)
+    _told(request, job)
     return job_out(job)
 
 
@@ -93,9 +91,8 @@ async def _submitted(state: ServiceState, request: Request, query: JobQuery, key
     settings, owner = state.settings, caller_of(request).name
     check_media_type(request.headers, MEDIA_TYPES)
     announced = announced_bytes(request.headers)
-    if announced > settings.max_job_bytes:
-        raise too_many_bytes(settings.max_job_bytes, announced)
-    known = state.jobs.known(owner, key, query.artifact, query.options)
+    state.jobs.quota.check_size(announced)
+    known = state.jobs.known(owner, key, query.artifact, query.options, announced_bytes=announced)
     if known is not None:
         await _discard_rest(request, settings.max_job_bytes)
         return known
@@ -106,6 +103,7 @@ async def _submitted(state: ServiceState, request: Request, query: JobQuery, key
                     body,
                     owner=owner,
                     key=key,
+                    announced_bytes=announced,
                     artifact=artifact_ref(predictor.artifact),
                     labels=predictor.artifact.manifest.labels,
                     options=query.options,
@@ -133,8 +131,9 @@ async def _discard_rest(request: Request, limit: int) -> None:
 @router.get("/evaluate/jobs", responses=error_responses(*JOBS_ERRORS))
 async def list_jobs(request: Request) -> JobsResponse:
     """Your jobs, without their results; everybody's with the scope admin."""
-    board, owner = _board(request), _whose(request)
-    return JobsResponse(jobs=[job_out(job) for job in board.jobs_of(owner)])
+    jobs = _board(request).jobs_of(_whose(request))
+    _told(request, *jobs)
+    return JobsResponse(jobs=[job_out(job) for job in jobs])
 
 
 @router.get("/evaluate/jobs/{job_id}", responses=error_responses(*JOB_ERRORS))
@@ -142,19 +141,40 @@ async def get_job(job_id: str, request: Request) -> JobOut:
     """How far a job is, its metrics so far, and its result once it is done."""
     board = _board(request)
     job = board.job(job_id, _whose(request))
-    return job_out(job, await board.result(job))
+    bad_rows = await board.bad_rows(job)
+    result = await board.result(job)
+    _told(request, job)
+    return job_out(job, result=result, bad_rows=bad_rows)
+
+
+@router.post("/evaluate/jobs/{job_id}/cancel", responses=error_responses(*JOB_ERRORS, "storage_full"))
+async def cancel_job(job_id: str, request: Request) -> JobOut:
+    """Cancel a job: nothing more of it runs, and it stays listed. One that has ended stays as it is.
+
+    So a cancel that comes late, or twice, destroys nothing: `status` of the answer says what became of the job.
+    """
+    board = _board(request)
+    job = board.job(job_id, _whose(request))
+    await board.cancel(job)
+    _told(request, job)
+    return job_out(job)
 
 
 @router.delete("/evaluate/jobs/{job_id}", responses=error_responses(*JOB_ERRORS, "storage_full"))
 async def delete_job(job_id: str, request: Request) -> JobDeleted:
-    """Cancel a job that has not ended: nothing more of it runs. Remove one that has."""
+    """Remove a job that has ended, with its result. One that has not is cancelled, and stays listed.
+
+    A job that ended before you were told so is kept, once: a DELETE that was meant to cancel it takes no result away.
+    """
     board = _board(request)
     job = board.job(job_id, _whose(request))
-    if job.finished:
+    if job.finished and caller_of(request).name in job.told:
         await board.remove([job])
         return JobDeleted(id=job.id, outcome="removed")
     await board.cancel(job)
-    return JobDeleted(id=job.id, outcome="cancelled")
+    _told(request, job)
+    cancelled_now = job.status == "cancelled"
+    return JobDeleted(id=job.id, outcome="cancelled" if cancelled_now else "kept")
 
 
 @router.get(
@@ -182,61 +202,17 @@ async def job_events(
     board = _board(request)
     job = board.job(job_id, _whose(request))
     return StreamingResponse(
-        _events(board, job, last_event_id),
+        events(board, job, last_event_id, caller_of(request).name),
         media_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
 
 
-async def _events(board: JobBoard, job: Job, seen: str | None) -> AsyncIterator[str]:
-    # At once, so that the headers reach a client that waits for the first byte.
-    yield "retry: 2000\n\n"
-    while True:
-        changed, event_id = job.changed, f"{board.boot}-{job.changes}"
-        if event_id != seen:
-            seen = event_id
-            yield f"id: {event_id}\ndata: {job_out(job).model_dump_json()}\n\n"
-            if job.finished:
-                return
-        if board.draining and job.status not in ("running", "paused"):
-            return
-        try:
-            async with asyncio.timeout(_HEARTBEAT_S):
-                await changed.wait()
-        except TimeoutError:
-            yield ": the job goes on\n\n"
-
-
-def job_out(job: Job, result: str | None = None) -> JobOut:
-    """Return a job as the contract writes it.
-
-    Args:
-        result: JSON.
-    """
-    partial = job.sums.metrics()
-    return JobOut.model_validate(
-        {
-            "id": job.id,
-            "status": job.status,
-            "owner": job.owner,
-            "artifact": job.about.artifact,
-            "options": job.about.options,
-            "rows": job.about.rows,
-            "rows_done": job.rows_done,
-            "rows_per_second": job.rows_per_second,
-            "partial": partial and {name: PartialMetrics.model_validate(found) for name, found in partial.items()},
-            "paused": job.paused and JobPause.model_validate(job.paused),
-            "error": job.error,
-            "created_at": _time(job.about.created_at),
-            "started_at": _time(job.started_at),
-            "finished_at": _time(job.finished_at),
-            "result": None if result is None else JobResult.model_validate_json(result),
-        }
-    )
-
-
-def _time(seconds: float | None) -> datetime | None:
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+def _told(request: Request, *jobs: Job) -> None:
+    """Note that the caller is told how these jobs are: of one that has ended, that a DELETE means to remove it."""
+    for job in jobs:
+        if job.finished:
+            job.told.add(caller_of(request).name)
 
 
 def _board(request: Request) -> JobBoard:

@@ -16,9 +16,8 @@ from starlette.datastructures import Headers
 from laplora.prompts import TEMPLATES
 from service.callers import Caller
 from service.errors import DeviceMemoryError, QueueFullError, StorageFullError
-from service.jobs import pauses
+from service.jobs import pauses, shown
 from service.jobs.records import Job
-from service.routes import jobs as routes
 
 pytestmark = pytest.mark.anyio
 
@@ -69,8 +68,12 @@ def held(served: Served, job_id: str) -> Job:
 
 
 def folder(served: Served) -> Path:
-    path: Path = served.state.settings.jobs_dir
+    path: Path = served.state.settings.jobs_dir / "laplora-jobs"
     return path
+
+
+def uploads(served: Served) -> list[str]:
+    return sorted(p.name for pattern in ("*.jsonl", "*.part") for p in folder(served).glob(pattern))
 
 
 def refused(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
@@ -163,7 +166,8 @@ async def test_prompts_leave_the_disk_with_the_jobs_end() -> None:
 async def test_the_folder_is_for_the_servers_user_alone() -> None:
     async with serve() as served:
         await submit(served, rows(3))
-        assert folder(served).stat().st_mode & 0o777 == 0o700
+        for path in (folder(served), folder(served).parent):
+            assert path.stat().st_mode & 0o777 == 0o700
         for path in folder(served).iterdir():
             assert path.stat().st_mode & 0o777 == 0o600, path.name
 
@@ -178,20 +182,20 @@ async def test_a_job_is_a_caller_of_the_queue_of_its_own() -> None:
 
 
 async def test_a_quiet_stream_of_events_has_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(routes, "_HEARTBEAT_S", 0.01)
+    monkeypatch.setattr(shown, "_HEARTBEAT_S", 0.01)
     predictor = FakePredictor()
     async with serve(predictor) as served:
         predictor.hold()
         job = held(served, (await submit(served, rows(3)))["id"])
         await served.until(lambda: job.status == "running")
-        stream = routes._events(served.state.jobs, job, None)
-        parts = [await anext(stream) for _ in range(4)]
+        stream = shown.events(served.state.jobs, job, None, "ann")
+        parts = [(await anext(stream)).decode() for _ in range(4)]
         assert parts[0].startswith("retry:")
         assert parts[1].startswith(f"id: {served.state.jobs.boot}-{job.changes}\ndata: ")
         assert parts[2:] == [": the job goes on\n\n"] * 2
         # What was read is not sent again.
-        again = routes._events(served.state.jobs, job, parts[1].split("\n")[0][4:])
-        assert [await anext(again) for _ in range(2)] == [parts[0], parts[2]]
+        again = shown.events(served.state.jobs, job, parts[1].split("\n")[0][4:], "ann")
+        assert [(await anext(again)).decode() for _ in range(2)] == [parts[0], parts[2]]
         predictor.released.set()
 
 
@@ -229,7 +233,7 @@ async def test_a_bad_line_is_named_and_nothing_is_kept(line: str, code: str, fie
         assert "line 3" in error["message"]
         assert "private" not in response.text
         assert served.state.jobs.jobs_of(None) == []
-        assert sorted(p.name for p in folder(served).glob("*.[jp]*")) == []
+        assert uploads(served) == []
 
 
 async def test_lines_may_end_as_files_do() -> None:
@@ -296,7 +300,7 @@ async def test_limits_hold_without_a_content_length() -> None:
         assert too_large["got"] > 2048
         announced = refused(await post(served, b" " * 4096), 413, "body_too_large")
         assert (announced["limit"], announced["got"]) == (2048, 4096)
-        assert not list(folder(served).glob("*.[jp]*"))
+        assert uploads(served) == []
 
 
 async def test_an_empty_upload_is_refused() -> None:
@@ -334,7 +338,7 @@ async def test_an_upload_that_takes_too_long_is_given_up() -> None:
         await served.until(lambda: not served.state.jobs._uploads)
         sent.cancel()
         await asyncio.gather(sent, return_exceptions=True)
-        assert not list(folder(served).glob("*.[jp]*"))
+        assert uploads(served) == []
         assert served.state.jobs.jobs_of(None) == []
 
 
@@ -437,30 +441,6 @@ async def test_unknown_ids(job_id: str) -> None:
             assert response.status_code == 404
 
 
-async def test_callers_take_turns() -> None:
-    predictor = FakePredictor()
-    async with serve(predictor) as served:
-        board = served.state.jobs
-        predictor.hold()
-        running = await submit(served, rows(2))
-        await served.until(predictor.entered.is_set)
-        later = [await submit(served, rows(2)) for _ in range(3)]
-        other = held(served, later[-1]["id"])
-        other.owner = "another"
-        finished: list[str] = []
-        tell = board._tell
-
-        def note(job: Job) -> None:
-            if job.finished:
-                finished.append(job.id)
-            tell(job)
-
-        board._tell = note
-        predictor.released.set()
-        await served.until(lambda: len(finished) == 4)
-        assert finished == [running["id"], other.id, later[0]["id"], later[1]["id"]]
-
-
 async def test_room_for_jobs_is_bounded() -> None:
     predictor = FakePredictor()
     async with serve(predictor, max_jobs=3, max_jobs_per_caller=2) as served:
@@ -471,7 +451,9 @@ async def test_room_for_jobs_is_bounded() -> None:
         assert (error["limit"], error["got"]) == (2, 3)
         assert "retry-after" in response.headers
         for job in (first, second):
-            held(served, job["id"]).owner = "another"
+            own = held(served, job["id"])
+            assert own.hold is not None
+            own.owner = own.hold.owner = "another"
         third = await submit(served, rows(1))
         assert refused(await post(served, lines(rows(1))), 429, "too_many_jobs")["limit"] == 3
         predictor.released.set()
@@ -533,7 +515,7 @@ async def test_a_queued_job_can_be_cancelled() -> None:
 async def test_what_passes_is_waited_out(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     predictor = FakePredictor()
     async with serve(predictor) as served:
-        refusals, submit_rows, go_on = 0, served.state.engine.submit, asyncio.Event()
+        refusals, submit_rows, runner, go_on = 0, served.state.engine.submit, served.state.jobs._runner, asyncio.Event()
 
         def full(*args: Any, **kw: Any) -> Any:
             nonlocal refusals
@@ -542,12 +524,12 @@ async def test_what_passes_is_waited_out(error: Exception, monkeypatch: pytest.M
                 raise error
             return submit_rows(*args, **kw)
 
-        async def wait(self: pauses.Pauses) -> None:
+        def next_s(self: pauses.Pauses) -> float:
             self.tried += 1
-            await go_on.wait()
+            return 0.0 if go_on.is_set() else 3600.0
 
         monkeypatch.setattr(served.state.engine, "submit", full)
-        monkeypatch.setattr(pauses.Pauses, "wait", wait)
+        monkeypatch.setattr(pauses.Pauses, "next_s", next_s)
         job = await submit(served, rows(40))
         await served.until(lambda: held(served, job["id"]).status == "paused")
         paused = await get(served, job["id"])
@@ -557,18 +539,10 @@ async def test_what_passes_is_waited_out(error: Exception, monkeypatch: pytest.M
         assert paused["paused"]["message"]
         assert (await served.predict("row 1")).status_code == 200
         go_on.set()
+        runner._runs[job["id"]].not_before = 0.0
+        runner.wake()
         done = await ended(served, job["id"])
         assert (done["status"], done["paused"], done["result"]["rows"]) == ("done", None, 40)
-
-
-async def test_a_row_that_never_fits_fails_the_job_by_name() -> None:
-    predictor = FakePredictor()
-    async with serve(predictor) as served:
-        predictor.poison[777] = RuntimeError("CUDA out of memory")
-        job = await submit(served, [*rows(5), {"text": "row 777", "label": "positive"}])
-        failed = await ended(served, job["id"])
-        assert failed["status"] == "failed"
-        assert (failed["error"]["code"], failed["error"]["field"]) == ("device_memory", "lines.6")
 
 
 async def test_chunks_shrink_until_the_queue_takes_them() -> None:
@@ -577,35 +551,13 @@ async def test_chunks_shrink_until_the_queue_takes_them() -> None:
         assert (await ended(served, job["id"]))["result"]["rows"] == 30
 
 
-async def test_a_row_without_a_finite_answer_fails_the_job_by_its_line() -> None:
-    predictor = FakePredictor()
-    async with serve(predictor, batch_tokens=8) as served:
-        predictor.nan = True
-        job = await submit(served, rows(3))
-        failed = await ended(served, job["id"])
-        assert (failed["error"]["code"], failed["error"]["field"]) == ("unscorable_input", "lines.1")
-        assert "line 1" in failed["error"]["message"]
-
-
-async def test_a_fault_fails_the_job_and_not_the_next() -> None:
-    predictor = FakePredictor()
-    async with serve(predictor) as served:
-        predictor.poison[777] = ValueError("secret words")
-        bad = await submit(served, [{"text": "row 777", "label": "positive"}])
-        good = await submit(served, rows(3))
-        failed = await ended(served, bad["id"])
-        assert failed["error"]["code"] == "internal_error"
-        assert "secret" not in json.dumps(failed)
-        assert (await ended(served, good["id"]))["status"] == "done"
-
-
 async def test_jobs_wait_for_the_artifact() -> None:
     """A job that another start of the server left is there before the artifact is."""
     predictor = FakePredictor()
     async with serve(predictor) as served:
         predictor.hold()
         job = await submit(served, rows(5))
-        path = folder(served)
+        path = served.state.settings.jobs_dir
     loading = FakePredictor()
     loading.hold()
     async with serve(loading, wait=False, jobs_dir=path) as served:
@@ -622,14 +574,14 @@ async def test_a_job_goes_on_with_its_own_artifact_only(name: str) -> None:
     async with serve(predictor, batch_tokens=40) as served:
         predictor.hold()
         job = await submit(served, rows(5))
-        path = folder(served)
+        path = served.state.settings.jobs_dir
     another = FakePredictor(name)
     another.artifact.digest = "sha256:another"
     async with serve(another, artifact=name, jobs_dir=path) as served:
         failed = await ended(served, job["id"])
         assert (failed["status"], failed["error"]["code"]) == ("failed", "artifact_changed")
         assert "fake" in failed["error"]["message"]
-        await served.until(lambda: not list(path.glob("*.jsonl")))
+        await served.until(lambda: not uploads(served))
 
 
 async def test_a_job_waits_for_its_artifact_to_be_loaded_and_holds_up_no_other(tmp_path: Path) -> None:
@@ -640,7 +592,7 @@ async def test_a_job_waits_for_its_artifact_to_be_loaded_and_holds_up_no_other(t
     async with serve(first, second, artifacts_root=tmp_path) as served:
         first.hold()
         job = await submit(served, rows(5))
-        path = folder(served)
+        path = served.state.settings.jobs_dir
     first.released.set()
     async with serve(first, second, artifact="other", artifacts_root=tmp_path, jobs_dir=path) as served:
         await served.until(lambda: held(served, job["id"]).paused is not None)
@@ -689,7 +641,7 @@ async def test_without_a_folder_all_but_jobs_is_served(tmp_path: Path) -> None:
 async def test_one_server_at_a_time_has_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.jobs.board._KEEPING_S", 0.02)
     async with serve() as first:
-        path = folder(first)
+        path = first.state.settings.jobs_dir
         job = await submit(first, rows(2))
         await ended(first, job["id"])
         async with serve(jobs_dir=path) as second:

@@ -34,6 +34,11 @@ class Servers:
     def start(self, *flags: str) -> Process:
         return self.run(*flags, FAKE_GATE=str(self.gate), LAPLORA_JOBS_DIR=str(self.jobs_dir))
 
+    @property
+    def folder(self) -> Path:
+        """Where the server's own files are."""
+        return self.jobs_dir / "laplora-jobs"
+
     def open(self) -> None:
         self.gate.touch()
 
@@ -42,7 +47,7 @@ class Servers:
 
     def stored(self) -> dict[str, tuple[str, int, list[int]]]:
         """Return, of a folder that no server has, each job's status, rows done, and rows."""
-        with closing(sqlite3.connect(self.jobs_dir / "jobs.sqlite")) as db:
+        with closing(sqlite3.connect(self.folder / "jobs.sqlite")) as db:
             jobs = db.execute("SELECT number, id, status, rows_done FROM jobs").fetchall()
             return {
                 job_id: (status, done, [r for (r,) in db.execute("SELECT row FROM rows WHERE job = ?", (number,))])
@@ -112,8 +117,8 @@ def test_killed_jobs_go_on_without_a_lost_or_doubled_row(servers: Servers) -> No
         assert value(client, "laplora_job_rows_total") == len(items) - before
         direct = client.post("/evaluate", json={"inputs": items, "options": {"resamples": 10}}).json()
         assert job["result"]["methods"] == direct["methods"]
-        assert servers.jobs_dir.joinpath("jobs.sqlite").exists()
-        assert not list(servers.jobs_dir.glob("*.jsonl"))
+        assert servers.folder.joinpath("jobs.sqlite").exists()
+        assert not list(servers.folder.glob("*.jsonl"))
 
 
 def test_what_a_kill_leaves_of_an_upload_is_removed(servers: Servers) -> None:
@@ -121,7 +126,7 @@ def test_what_a_kill_leaves_of_an_upload_is_removed(servers: Servers) -> None:
 
     def endless() -> Iterator[bytes]:
         yield lines(rows(50))
-        while not list(servers.jobs_dir.glob("*.part")):
+        while not list(servers.folder.glob("*.part")):
             time.sleep(0.005)
             yield lines(rows(1))
         process.popen.kill()
@@ -130,10 +135,10 @@ def test_what_a_kill_leaves_of_an_upload_is_removed(servers: Servers) -> None:
 
     with process.client() as client, pytest.raises(httpx.TransportError):
         client.post("/evaluate/jobs", content=endless(), headers=JSONL)
-    assert list(servers.jobs_dir.glob("*.part"))
+    assert list(servers.folder.glob("*.part"))
     with servers.start().client() as client:
         assert client.get("/evaluate/jobs").json() == {"jobs": []}
-        assert not list(servers.jobs_dir.glob("*.part"))
+        assert not list(servers.folder.glob("*.part"))
 
 
 def test_a_client_that_goes_away_while_it_sends_leaves_nothing(servers: Servers) -> None:
@@ -142,14 +147,14 @@ def test_a_client_that_goes_away_while_it_sends_leaves_nothing(servers: Servers)
 
     def breaks_off() -> Iterator[bytes]:
         yield lines(rows(10))
-        while not list(servers.jobs_dir.glob("*.part")):
+        while not list(servers.folder.glob("*.part")):
             time.sleep(0.005)
         raise GoneAwayError
 
     with servers.start().client() as client:
         with pytest.raises(GoneAwayError):
             client.post("/evaluate/jobs", content=breaks_off(), headers=JSONL | {"idempotency-key": "k"})
-        while list(servers.jobs_dir.glob("*.part")):
+        while list(servers.folder.glob("*.part")):
             time.sleep(0.005)
         again = client.post("/evaluate/jobs", content=lines(rows(3)), headers=JSONL | {"idempotency-key": "k"})
         assert again.json()["rows"] == 3
@@ -272,7 +277,7 @@ def limited(tmp_path: Path) -> Disk:
         resource.prlimit(process.popen.pid, resource.RLIMIT_FSIZE, (size, hard))
 
     def fill(process: Process) -> None:
-        limit(process, max(file.stat().st_size for file in (path / "jobs").iterdir()))
+        limit(process, max(file.stat().st_size for file in (path / "jobs" / "laplora-jobs").iterdir()))
 
     return Disk(path, fill, lambda process: limit(process, resource.RLIM_INFINITY))
 
@@ -285,12 +290,12 @@ def test_a_disk_without_room(servers: Servers, kind: str, request: pytest.Fixtur
     with process.client() as client:
         servers.shut()
         job_id = submit(client, rows(3000), resamples=10)
-        names = sorted(path.name for path in servers.jobs_dir.iterdir())
+        names = sorted(path.name for path in servers.folder.iterdir())
         disk.fill(process)
         refused = client.post("/evaluate/jobs", content=lines(rows(5000)), headers=JSONL)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "storage_full")
         assert int(refused.headers["retry-after"]) > 0
-        assert sorted(path.name for path in servers.jobs_dir.iterdir()) == names
+        assert sorted(path.name for path in servers.folder.iterdir()) == names
         assert len(client.get("/evaluate/jobs").json()["jobs"]) == 1
 
         servers.open()
