@@ -29,13 +29,14 @@ from laplora.client.failures import (
     ServiceUnavailableError,
     ServiceUnreachableError,
 )
-from laplora.client.jobs import Job, JobFailedError
+from laplora.client.jobs import BadRow, Job, JobFailedError
 from laplora.client.retries import Retries
 
 __all__ = [
     "Answers",
     "Artifact",
     "AsyncClient",
+    "BadRow",
     "Client",
     "Evaluated",
     "FeedbackResult",

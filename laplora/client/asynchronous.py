@@ -167,8 +167,13 @@ class AsyncClient:
         """Return one's jobs, the newest first, without results."""
         return bodies.jobs_of(await self._send("GET", jobs.query_of()))
 
-    async def cancel_job(self, job: Job | str) -> None:
-        """Cancel a job that has not ended; remove one that has."""
+    async def cancel_job(self, job: Job | str) -> Job:
+        """Cancel a job, and return it; as ``Client.cancel_job``."""
+        return bodies.job_of(await self._send("POST", jobs.cancel_path(job)))
+
+    async def remove_job(self, job: Job | str) -> None:
+        """Remove a job that has ended, with its result; as ``Client.remove_job``."""
+        jobs.check_ended(await self.job(job))
         await self._send("DELETE", jobs.path_of(job))
 
     async def wait_for_job(

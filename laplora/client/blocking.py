@@ -215,14 +215,25 @@ class Client:
         """Return one's jobs, the newest first, without results."""
         return bodies.jobs_of(self._send("GET", jobs.query_of()))
 
-    def cancel_job(self, job: Job | str) -> None:
-        """Cancel a job that has not ended; remove one that has."""
+    def cancel_job(self, job: Job | str) -> Job:
+        """Cancel a job, and return it. One that has ended stays as it is, its result too."""
+        return bodies.job_of(self._send("POST", jobs.cancel_path(job)))
+
+    def remove_job(self, job: Job | str) -> None:
+        """Remove a job that has ended, with its result.
+
+        Raises:
+            RequestRefusedError: it has not ended (code ``job_not_ended``): cancel it first. Or there is none.
+        """
+        jobs.check_ended(self.job(job))
         self._send("DELETE", jobs.path_of(job))
 
     def wait_for_job(
         self, job: Job | str, *, timeout_s: float | None = None, progress: bool | Advance = False
     ) -> Evaluated:
         """Return a job's metrics, once it has ended; cancel it with ``cancel_job``, for no wait does.
+
+        Rows that could not be scored are no part of them: a ``UserWarning`` says how many there were.
 
         Args:
             timeout_s: None waits for as long as it takes.

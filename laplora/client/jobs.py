@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 import uuid
+import warnings
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, Literal
 from urllib.parse import quote, urlencode
 
 from laplora.client.answers import Artifact, Evaluated, Record
-from laplora.client.failures import ServiceFailedError
+from laplora.client.failures import RequestRefusedError, ServiceFailedError
 from laplora.errors import DataError
 
 JobInputs = Iterable[Mapping[str, Any]] | str | os.PathLike[str]
@@ -22,10 +23,19 @@ _CHUNK_BYTES = 1 << 18
 FIRST_POLL_S, LONGEST_POLL_S = 0.1, 2.0
 
 
+class BadRow(Record):
+    """A line of an upload, from 1, that could not be scored, and the code of why."""
+
+    line: int
+    code: str
+
+
 class Job(Record):
     """A large evaluation.
 
     Attributes:
+        rows_done: rows that are over; rows_bad: those of them that could not be scored.
+        bad_rows: which those are; None in lists, and in answers to an upload or a cancel.
         rows_per_second: of late; None while it does not run.
         partial: by predictive accuracy, NLL (nats) and ECE of the rows done.
         paused, error: code and message of what it waits for, or failed with.
@@ -37,6 +47,8 @@ class Job(Record):
     artifact: Artifact
     rows: int
     rows_done: int
+    rows_bad: int = 0
+    bad_rows: tuple[BadRow, ...] | None = None
     rows_per_second: float | None = None
     partial: dict[str, dict[str, float]] | None = None
     paused: dict[str, Any] | None = None
@@ -60,12 +72,18 @@ class JobListing(Record):
 
 
 def outcome_of(job: Job) -> Evaluated:
-    """Return the metrics of a finished job.
+    """Return the metrics of a finished job; a ``UserWarning`` says how many rows could not be scored.
 
     Raises:
         JobFailedError: it has none.
     """
     if job.result is not None:
+        if job.rows_bad:
+            warnings.warn(
+                f"{job.rows_bad} of {job.rows} rows of job {job.id} could not be scored and are no part of its "
+                "metrics: its bad_rows name them",
+                stacklevel=3,
+            )
         return job.result
     error = job.error or {"code": "cancelled", "message": "it was cancelled"}
     raise JobFailedError(
@@ -80,6 +98,21 @@ def outcome_of(job: Job) -> Evaluated:
 def path_of(job: Job | str) -> str:
     """Return where a job is."""
     return f"{_PATH}/{quote(job if isinstance(job, str) else job.id, safe='')}"
+
+
+def cancel_path(job: Job | str) -> str:
+    """Return where a job is cancelled."""
+    return f"{path_of(job)}/cancel"
+
+
+def check_ended(job: Job) -> None:
+    """Check that a job has ended.
+
+    Raises:
+        RequestRefusedError: it has not.
+    """
+    if not job.finished:
+        raise RequestRefusedError(f"job {job.id} is {job.status}: cancel it first", code="job_not_ended")
 
 
 def query_of(**options: Any) -> str:

@@ -121,9 +121,10 @@ class JobBoard:
                 log_crash("the jobs folder could not be opened", error)
                 error = JobsUnavailableError("the jobs folder cannot be opened: the server's log has the details")
             if str(error) != str(self._why_closed):
-                names = {"files": error.names} if isinstance(error, StrangersError) else {}
-                fields = {"event": "jobs_unavailable", "jobs_dir": str(path), **names}
-                logger.error("jobs are not available: %s", error, extra=fields)
+                files = {"files": error.names} if isinstance(error, StrangersError) else {}
+                shown = "".join(f", {name!r}" for name in files.get("files", ()))
+                fields = {"event": "jobs_unavailable", "jobs_dir": str(path), **files}
+                logger.error("jobs are not available: %s%s", error, shown, extra=fields)
             self._why_closed = JobsUnavailableError(str(error))
             return
         self._jobs = {job.id: job for job in jobs}

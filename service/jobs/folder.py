@@ -42,8 +42,8 @@ class StrangersError(JobsUnavailableError):
 
     def __init__(self, names: Collection[str]) -> None:
         super().__init__(
-            f"expected a jobs folder that is empty or a server's own, got one with {len(names)} other files, whose "
-            "names are in the server's log; nothing was touched: give the server another jobs_dir, or move them away"
+            f"expected a jobs folder that is empty or a server's own, got one with other files ({len(names)}, named in "
+            "the server's log); nothing was touched: give the server another jobs_dir, or move them away"
         )
         self.names = sorted(names)[:10]
 

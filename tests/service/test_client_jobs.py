@@ -17,6 +17,7 @@ from test_service_jobs import rows
 
 from laplora.client import (
     AsyncClient,
+    BadRow,
     Client,
     Evaluated,
     JobFailedError,
@@ -82,7 +83,9 @@ def test_async_gives_the_same(address: str, capsys: pytest.CaptureFixture[str]) 
             again = await client.submit_job(items, idempotency_key="async")
             assert again.id == job.id
             found = await client.wait_for_job(job, progress=True)
-            await client.cancel_job(job)
+            assert (await client.cancel_job(job)).status == "done"
+            assert (await client.job(job)).result == found
+            await client.remove_job(job)
             assert job.id not in {other.id for other in await client.jobs()}
             with pytest.raises(RequestRefusedError, match="no job"):
                 await client.job(job)
@@ -99,10 +102,55 @@ def test_cancelled_and_late_jobs(address: str, held: Path) -> None:
         with pytest.raises(ServiceUnavailableError, match="had not ended") as late:
             client.wait_for_job(job, timeout_s=0.01)
         assert late.value.code == "timeout"
-        client.cancel_job(job)
+        with pytest.raises(RequestRefusedError, match="cancel it first") as running:
+            client.remove_job(job)
+        assert running.value.code == "job_not_ended"
+        assert not client.job(job).finished
+        assert client.cancel_job(job).status == "cancelled"
         with pytest.raises(JobFailedError) as cancelled:
             client.wait_for_job(job)
         assert cancelled.value.code == "cancelled"
+        client.remove_job(job)
+        for lost in (client.remove_job, client.cancel_job):
+            with pytest.raises(RequestRefusedError, match="no job"):
+                lost(job)
+
+
+async def _remove_running(address: str, job: str) -> None:
+    async with AsyncClient(address) as client:
+        await client.remove_job(job)
+
+
+def test_a_running_job_is_not_removed_by_the_async_client_either(address: str, held: Path) -> None:
+    with Client(address) as client:
+        job = client.submit_job(rows(9))
+        with pytest.raises(RequestRefusedError, match="cancel it first"):
+            asyncio.run(_remove_running(address, job.id))
+        client.cancel_job(job)
+
+
+def test_rows_without_an_answer_are_not_passed_over_in_silence() -> None:
+    metrics = {"accuracy": 1.0, "nll": 0.1, "ece": 0.0}
+    result = {"artifact": JOB["artifact"], "rows": 1, "methods": {}}
+    done = {**JOB, "status": "done", "error": None, "rows_done": 2, "rows_bad": 1, "result": result}
+    done |= {"partial": {"map": metrics}, "bad_rows": [{"line": 2, "code": "unscorable_input"}]}
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json=done)
+
+    async def later(request: httpx.Request) -> httpx.Response:
+        return handler(request)
+
+    async def ask() -> Evaluated:
+        async with AsyncClient("http://server", transport=httpx.MockTransport(later)) as client:
+            return await client.wait_for_job("j")
+
+    with Client("http://server", transport=httpx.MockTransport(handler)) as client:
+        assert client.job("j").bad_rows == (BadRow(line=2, code="unscorable_input"),)
+        with pytest.warns(UserWarning, match="1 of 2 rows of job j could not be scored"):
+            assert client.wait_for_job("j").rows == 1
+    with pytest.warns(UserWarning, match="1 of 2 rows of job j could not be scored"):
+        assert asyncio.run(ask()).rows == 1
 
 
 def test_what_cannot_be_a_job(address: str, tmp_path: Path) -> None:
@@ -120,7 +168,7 @@ def test_what_cannot_be_a_job(address: str, tmp_path: Path) -> None:
             client.submit_job(tmp_path / "none.jsonl")
 
 
-JOB = {
+JOB: dict[str, Any] = {
     "id": "j",
     "status": "failed",
     "artifact": {"name": "n", "digest": "d", "base_model": "b", "quantization": "q"},

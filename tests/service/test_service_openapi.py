@@ -23,7 +23,7 @@ API_PAGE = Path(__file__).resolve().parents[2] / "docs" / "api.md"
 #: Asked for by no single operation: no HTTP, unknown paths and methods, faults, answers that nobody reads.
 UNDOCUMENTED = {"malformed_http", "route_not_found", "method_not_allowed", "internal_error", "client_closed_request"}
 #: Why a job failed, in its own answer.
-UNDOCUMENTED |= {"artifact_changed"}
+UNDOCUMENTED |= {"artifact_changed", "too_many_bad_rows"}
 
 
 @pytest.fixture
@@ -71,6 +71,7 @@ def test_statuses_are_exactly_those_that_can_come_out(document: dict[str, Any]) 
         "GET /evaluate/jobs": ["200", "401", "403", "503"],
         "GET /evaluate/jobs/{job_id}": ["200", "401", "403", "404", "503"],
         "DELETE /evaluate/jobs/{job_id}": ["200", "401", "403", "404", "503"],
+        "POST /evaluate/jobs/{job_id}/cancel": ["200", "401", "403", "404", "429", "503"],
         "GET /evaluate/jobs/{job_id}/events": ["200", "401", "403", "404", "503"],
         "GET /artifacts": ["200", "401"],
         "POST /artifacts/{name}/load": ["200", "401", "403", "404", "409", "503", "504"],
@@ -108,6 +109,7 @@ def test_operations_have_stable_readable_names(document: dict[str, Any]) -> None
         "GET /evaluate/jobs": "list_jobs",
         "GET /evaluate/jobs/{job_id}": "get_job",
         "DELETE /evaluate/jobs/{job_id}": "delete_job",
+        "POST /evaluate/jobs/{job_id}/cancel": "cancel_job",
         "GET /evaluate/jobs/{job_id}/events": "job_events",
         "POST /feedback": "give_feedback",
         "GET /feedback": "watch_calibration",
