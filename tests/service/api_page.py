@@ -17,6 +17,7 @@ FIELDS = {
     "timing": "Timing",
     "evaluate-options": "EvaluateOptions",
     "method-metrics": "MethodMetrics",
+    "job": "JobOut",
 }
 #: Those of requests; the others are of answers.
 ASKED = {"Input", "PredictOptions", "EvaluateOptions"}

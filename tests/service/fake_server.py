@@ -3,6 +3,7 @@
 With FAKE_GATE=FILE every prediction waits until that file exists, and makes FILE.waiting meanwhile; with
 FAKE_BROKEN=1 loading fails. FAKE_CHOICES=NAME adds an artifact of that name that answers questions with choices.
 A folder named "stuck" in the root is never read to its end.
+With FAKE_POISON=N,... rows with these tokens have no answer.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ if __name__ == "__main__":
     predictor = GatedPredictor()
     if os.environ.get("FAKE_BROKEN"):
         predictor.golden_error = GoldenMismatchError("recorded 0.5, got 0.7")
+    for token in filter(None, os.environ.get("FAKE_POISON", "").split(",")):
+        predictor.poison[int(token)] = ValueError("poison")
     choices = os.environ.get("FAKE_CHOICES")
     others = [FakePredictor(choices, template=TEMPLATES["multiple_choice"], labels="ABCD")] if choices else []
     known = library(predictor, *others)

@@ -31,8 +31,9 @@ class Servers:
     gate: Path
     run: Callable[..., Process]
 
-    def start(self, *flags: str) -> Process:
-        return self.run(*flags, FAKE_GATE=str(self.gate), LAPLORA_JOBS_DIR=str(self.jobs_dir))
+    def start(self, *flags: str, poison: str = "") -> Process:
+        environment = {"FAKE_GATE": str(self.gate), "LAPLORA_JOBS_DIR": str(self.jobs_dir), "FAKE_POISON": poison}
+        return self.run(*flags, **environment)
 
     @property
     def folder(self) -> Path:
@@ -119,6 +120,81 @@ def test_killed_jobs_go_on_without_a_lost_or_doubled_row(servers: Servers) -> No
         assert job["result"]["methods"] == direct["methods"]
         assert servers.folder.joinpath("jobs.sqlite").exists()
         assert not list(servers.folder.glob("*.jsonl"))
+
+
+def test_a_kill_forgets_no_bad_row(servers: Servers) -> None:
+    items = rows(600)
+    bad = (3, 150, 151, 420, 599)
+    for number in bad:
+        items[number] = {"text": f"row {90_500 + number}", "label": "positive"}
+    poison = ",".join(str(90_500 + number) for number in bad)
+    flags = ["--batch-tokens", "40", "--max-inputs", "600", "--drain-s", "0"]
+    job_id = ""
+    for kill_at in (100, 300):
+        process = servers.start(*flags, poison=poison)
+        with process.client() as client:
+            job_id = job_id or submit(client, items, resamples=10)
+            until(client, job_id, lambda job: job["rows_done"] >= kill_at)  # noqa: B023
+            process.popen.send_signal(signal.SIGKILL)
+            process.popen.wait()
+        ((_, done, stored),) = servers.stored().values()
+        assert stored == [row for row in range(done) if row not in bad]
+    process = servers.start(*flags, poison=poison)
+    with process.client() as client:
+        job = until(client, job_id, is_done)
+        assert (job["rows_done"], job["rows_bad"], job["result"]["rows"]) == (600, 5, 595)
+        assert [row["line"] for row in job["bad_rows"]] == [number + 1 for number in bad]
+        good = [item for i, item in enumerate(items) if i not in bad]
+        direct = client.post("/evaluate", json={"inputs": good, "options": {"resamples": 10}}).json()
+        assert job["result"]["methods"] == direct["methods"]
+
+
+def test_a_kill_while_a_large_job_is_removed_loses_nothing_else(servers: Servers) -> None:
+    flags = ["--batch-tokens", "4000", "--max-queue-rows", "6000", "--drain-s", "0"]
+    process = servers.start(*flags)
+    with process.client() as client:
+        done = submit(client, rows(6), resamples=10)
+        result = until(client, done, is_done)["result"]
+        servers.shut()
+        large = submit(client, rows(6000), resamples=10)
+        servers.open()
+        until(client, large, lambda job: job["rows_done"] >= 5000)
+        assert client.post(f"/evaluate/jobs/{large}/cancel").json()["status"] in ("cancelled", "done")
+        process.popen.send_signal(signal.SIGKILL)
+        process.popen.wait()
+    process = servers.start(*flags)
+    with process.client() as client:
+        assert client.get(f"/evaluate/jobs/{done}").json()["result"] == result
+        assert client.get(f"/evaluate/jobs/{large}").json()["status"] in ("cancelled", "done")
+        assert client.delete(f"/evaluate/jobs/{large}").json()["outcome"] == "removed"
+        assert [job["id"] for job in client.get("/evaluate/jobs").json()["jobs"]] == [done]
+        # The log is emptied once all of it is gone.
+        while servers.folder.joinpath("jobs.sqlite-wal").stat().st_size:
+            time.sleep(0.01)
+    process.popen.terminate()
+    process.left()
+    assert servers.stored() == {done: ("done", 6, [])}
+    with closing(sqlite3.connect(servers.folder / "jobs.sqlite")) as db:
+        assert db.execute("SELECT count(*) FROM rows").fetchone() == (0,)
+
+
+def test_a_folder_of_a_users_data_stays_as_it_was(servers: Servers) -> None:
+    servers.jobs_dir.mkdir()
+    for name in ("train.jsonl", "validation.jsonl", "download.part", "7f3c1f0ab5a94f6fa7c3d1b2c4e5f607.jsonl"):
+        (servers.jobs_dir / name).write_text("a user's data\n")
+    process = servers.start()
+    with process.client() as client:
+        refused = client.post("/evaluate/jobs", content=lines(rows(3)), headers=JSONL)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "jobs_unavailable")
+        assert client.post("/predict", json={"inputs": [{"text": "a"}]}).status_code == 200
+        told = process.event("jobs_unavailable")
+        assert "download.part" in str(told["files"])
+    process.popen.terminate()
+    assert process.left() == 0
+    assert {path.name: path.read_text() for path in servers.jobs_dir.iterdir()} == dict.fromkeys(
+        ("train.jsonl", "validation.jsonl", "download.part", "7f3c1f0ab5a94f6fa7c3d1b2c4e5f607.jsonl"),
+        "a user's data\n",
+    )
 
 
 def test_what_a_kill_leaves_of_an_upload_is_removed(servers: Servers) -> None:
