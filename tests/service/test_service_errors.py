@@ -40,6 +40,7 @@ EXPECTED = {
     library.TooManyTokensError: (422, "too_many_tokens"),
     library.InvalidInputError: (422, "invalid_input"),
     errors.UnscorableInputError: (422, "unscorable_input"),
+    errors.TooManyBadRowsError: (422, "too_many_bad_rows"),
     errors.TooManyRequestsError: (429, "too_many_requests"),
     errors.ClientTooManyRequestsError: (429, "client_too_many_requests"),
     errors.QueueFullError: (429, "queue_full"),

@@ -295,3 +295,16 @@ async def test_an_artifact_that_comes_back_in_time_ends_the_wait(tmp_path: Path)
         assert (await ended(served, job["id"]))["status"] == "done"
         assert waiting.absent_s == 0
         assert [found.absent_s for found in served.state.jobs.store.jobs()] == [0]
+
+
+async def test_a_cancel_passes_where_no_other_request_does() -> None:
+    predictor = FakePredictor()
+    async with serve(predictor, max_requests=1) as served:
+        predictor.hold()
+        job = await submit(served, rows(5))
+        asked = asyncio.ensure_future(served.predict("row 1"))
+        await served.until(lambda: served.state.engine.open_tickets >= 2)
+        assert (await served.predict("row 2")).status_code == 429
+        assert (await cancel(served, job["id"]))["status"] == "cancelled"
+        predictor.released.set()
+        assert (await asked).status_code == 200
