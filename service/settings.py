@@ -138,8 +138,8 @@ class Settings(BaseSettings):
     )
     jobs_dir: Path | None = Field(
         None,
-        description="Folder that large evaluations are kept in, for one server at a time; one that holds other files is "
-        "not used; unset: the user's state folder (XDG_STATE_HOME/laplora/jobs).",
+        description="Folder that large evaluations are kept in, for one server at a time; one that holds other files "
+        "is not used; unset: the user's state folder (XDG_STATE_HOME/laplora/jobs).",
     )
     max_job_bytes: int = Field(
         256 * 2**20, ge=1024, description="Most bytes of one job's upload; more are refused with 413."
