@@ -199,9 +199,10 @@ class Metrics:
         self.feedback.labels(status).inc(count)
 
     @unfailing("metrics.count_job_rows")
-    def count_job_rows(self, rows: int) -> None:
-        """Count inputs of large evaluations that are answered and on disk."""
+    def count_job_rows(self, rows: int, *, bad: int) -> None:
+        """Count inputs of large evaluations that are on disk: answered, or left out."""
         self.job_rows.inc(rows)
+        self.job_bad_rows.inc(bad)
 
     @unfailing("metrics.set_jobs")
     def set_jobs(self, status: str, count: int) -> None:
