@@ -166,6 +166,15 @@ def bound_kernel_cache() -> None:
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 
 
+def share_interpreter() -> None:
+    """Let a thread that waits for the interpreter have it after 0.5 ms instead of 5.
+
+    torch gives the interpreter away in each operation. Where requests keep the event loop busy, the device's thread
+    would then wait for it up to 5 ms several hundred times a batch.
+    """
+    sys.setswitchinterval(0.0005)
+
+
 def main() -> int:
     """Serve; return the process's exit status, an ``ExitStatus``."""
     settings = parse_settings()
@@ -190,6 +199,7 @@ def main() -> int:
             extra={"event": "auth_off"},
         )
     bound_kernel_cache()
+    share_interpreter()
     # Only now: --help and a wrong path should not wait for torch.
     from laplora.errors import ConfigError
     from service.app import create_app

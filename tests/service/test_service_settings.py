@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from laplora.predictor import Predictor
-from service.__main__ import bound_kernel_cache, parse_settings
+from service.__main__ import bound_kernel_cache, parse_settings, share_interpreter
 from service.artifact_library import default_library
 from service.settings import Settings
 
@@ -127,3 +129,19 @@ def test_kernel_cache_is_bounded_unless_the_environment_says(
     bound_kernel_cache()
     assert os.environ[name] == (asked or "128")
     monkeypatch.delenv(name)
+
+
+def test_the_device_gets_the_interpreter_soon() -> None:
+    before = sys.getswitchinterval()
+    try:
+        share_interpreter()
+        assert sys.getswitchinterval() == pytest.approx(0.0005)
+    finally:
+        sys.setswitchinterval(before)
+
+
+def test_a_run_stalls_before_it_hangs() -> None:
+    assert Settings(stall_s=2).run_limit_s == 10
+    assert Settings(stall_s=2, hang_s=3).run_limit_s == 3
+    with pytest.raises(ValidationError, match="below stall_s"):
+        Settings(stall_s=4, hang_s=3)
