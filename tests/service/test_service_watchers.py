@@ -121,3 +121,25 @@ def test_artifacts_come_and_go_while_answers_are_counted() -> None:
     assert errors == []
     metrics.keep(set())
     assert "artifact 1" not in generate_latest(registry).decode()
+
+
+def test_a_series_that_begins_while_others_are_dropped() -> None:
+    """Deterministic: the new series begins in the middle of the look through them."""
+    metrics = AnswerMetrics(CollectorRegistry())
+    predictor = FakePredictor()
+    answers: list[Any] = predictor.predict([predictor.row(5)])
+    threads: list[threading.Thread] = []
+
+    class Kept(set[str]):
+        def __contains__(self, name: object) -> bool:
+            threads.append(threading.Thread(target=metrics.count, args=(f"new {len(threads)}", answers)))
+            threads[-1].start()
+            threads[-1].join(0.2)  # with the lock it ends after the look only
+            return True
+
+    metrics.count("first", answers)
+    metrics.count("second", answers)
+    metrics.keep(Kept())
+    for thread in threads:
+        thread.join()
+    assert len(threads) == 2
