@@ -12,6 +12,7 @@ MINUTES ?= 20
 .PHONY: help setup demo serve train test bench bench-gpu soak images check format clean
 
 help:
+	@echo "make setup                    install everything into .venv; the others do it where it is missing"
 	@echo "make demo                     start the server on the default artifact, ask three questions, keep serving"
 	@echo "make test                     run the whole test suite"
 	@echo "make bench [QUICK=1]          how fast, beside other packages: benchmarks/RESULTS.md (QUICK: some minutes, publishes nothing)"
@@ -21,6 +22,7 @@ help:
 	@echo "make serve [ARTIFACT=...]     serve an artifact on port $(PORT), to this machine alone and without API keys"
 	@echo "make images [ARGS=...]        build both images with buildah, without a daemon, and try them: docker/README.md"
 	@echo "make check                    format, lint, types, import rules, known vulnerabilities"
+	@echo "make format                   format and fix what ruff can fix"
 	@echo "make clean                    remove .venv and run results"
 
 setup: $(VENV)/.installed

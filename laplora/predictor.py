@@ -14,11 +14,11 @@ from laplora import prompts
 from laplora.artifact import Artifact, read_artifact
 from laplora.base_check import check_base
 from laplora.blocks import Block
+from laplora.deferral import Deferral, rows_to_defer
 from laplora.distilled import DistilledCovariance
 from laplora.distilled_file import OlderRecord, read_distilled_for
 from laplora.errors import ArtifactCorruptError, ConfigError, DataError, InvalidInputError, PriorError
 from laplora.golden import not_recorded, read_golden, verify_answers
-from laplora.handing_over import Deferral, rows_to_hand_over
 from laplora.held_weights import HeldWeights
 from laplora.jacobians import ReversePass, find_blocks, reverse_pass
 from laplora.manifest import ADAPTER_FOLDER, DISTILLED, POSTERIOR, SCORES, Manifest
@@ -275,7 +275,7 @@ class Predictor:
         """Return which rows ``fast`` leaves to ``laplace``, from outputs that it was asked for."""
         estimate = outputs.estimate
         assert estimate is not None
-        places = rows_to_hand_over(
+        places = rows_to_defer(
             self._thresholds("fast", target_risk),
             log_error=estimate.log_error,
             unfamiliar=estimate.unfamiliar,

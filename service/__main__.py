@@ -124,9 +124,10 @@ def parse_settings(arguments: list[str] | None = None) -> Settings:
         return Settings(_cli_parse_args=sys.argv[1:] if arguments is None else arguments)  # type: ignore[call-arg]
     except ValidationError as error:
         for problem in error.errors():
-            name = ".".join(str(part) for part in problem["loc"]) or "settings"
-            flag, variable = f"--{name.replace('_', '-')}", f"LAPLORA_{name.upper()}"
-            sys.stderr.write(f"python -m service: {flag} ({variable}): {problem['msg']}\n")
+            name = ".".join(str(part) for part in problem["loc"])
+            # A problem of several settings together has no place, and its message names them.
+            where = f"--{name.replace('_', '-')} (LAPLORA_{name.upper()}): " if name else ""
+            sys.stderr.write(f"python -m service: {where}{problem['msg'].removeprefix('Value error, ')}\n")
         raise SystemExit(int(ExitStatus.USAGE)) from None
 
 

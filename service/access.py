@@ -52,7 +52,6 @@ ACCESS: Final[dict[str, Need]] = {
     "POST /evaluate/jobs/{rest:path}": "evaluate",
     "DELETE /evaluate/jobs/{rest:path}": "evaluate",
     "POST /artifacts/{rest:path}": "admin",
-    "DELETE /artifacts/{rest:path}": "admin",
 }
 
 

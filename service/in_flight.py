@@ -1,7 +1,7 @@
 """How many requests are answered at once and how many bytes their bodies have: past that, a POST is refused unread.
 
-One caller has at most its share of both, so that there is always a place for somebody else. Administration, health and
-metrics need no place.
+One caller has at most its share of both, so that there is always a place for somebody else. Administration, cancelling
+a job, health and metrics need no place.
 """
 
 from __future__ import annotations
@@ -21,6 +21,12 @@ from service.errors import ClientTooManyRequestsError, ServiceError, TooManyRequ
 _FREE = frozenset({"/evaluate/jobs/{rest:path}"})
 #: What needs room in the queue.
 _SCORED = frozenset({"/predict", "/evaluate"})
+
+
+def needs_place(method: str, path: str) -> bool:
+    """Return whether a request takes one of the places, so that it may be refused with 429 for want of one."""
+    line = line_of(method, path)
+    return method == "POST" and (line is None or (line.need != "admin" and line.path not in _FREE))
 
 
 @dataclass(eq=False)
@@ -135,13 +141,10 @@ class InFlight:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
-        if scope["type"] != "http" or scope["method"] != "POST":
+        if scope["type"] != "http" or not needs_place(scope["method"], scope["path"]):
             await self._app(scope, receive, send)
             return
         line = line_of(scope["method"], scope["path"])
-        if line is not None and (line.need == "admin" or line.path in _FREE):
-            await self._app(scope, receive, send)
-            return
         request = Request(scope, receive)
         caller = caller_of(request).name
         try:

@@ -47,7 +47,8 @@ EVENTS = MappingProxyType(
         "leaving": "SIGTERM came: readiness fails from now on, requests are still answered; delay_s",
         "draining": "SIGTERM or Ctrl-C came: no new requests from now on; in_flight",
         "jobs_folder": "the folder of large evaluations is open; jobs_dir, queued",
-        "jobs_unavailable": "it is not, the server goes on without and tries again; jobs_dir, files of others",
+        "jobs_unavailable": "the folder of large evaluations cannot be used; the server goes on without and tries "
+        "again; jobs_dir, files (names of others' files)",
         "job_queued": "an upload is on disk; job, rows",
         "job_paused": "a job waits and goes on by itself; job, code of what it was refused with",
         "job_ended": "a job is done, failed or cancelled; job, status, rows_done, rows_bad, code of a failure",

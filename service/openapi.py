@@ -17,6 +17,7 @@ from fastapi.staticfiles import StaticFiles
 
 from service.access import line_of
 from service.errors import kinds_by_code
+from service.in_flight import needs_place
 from service.schemas import ErrorResponse
 from service.settings import Settings
 
@@ -156,8 +157,7 @@ def install(app: FastAPI, *, with_keys: bool) -> None:
             )
             document = _without_unreachable_422(document)
             for path, method, operation in _operations(document):
-                line = line_of(method, path)
-                if method == "POST" and (line is None or line.need != "admin"):
+                if needs_place(method, path):
                     _add_errors(operation, "too_many_requests", "client_too_many_requests")
             app.openapi_schema = _with_request_id(_with_keys(document) if with_keys else document)
         return app.openapi_schema

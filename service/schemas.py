@@ -129,8 +129,9 @@ class PredictOptions(Strict):
     order_average: bool = Field(
         default=False,
         description="Whether to ask each question in several orders of its choices (all 2 or 6 of two or three, as "
-        "many as choices of more) and average the probabilities, so that the answer does not hang on the order sent. "
-        "An input then costs, and counts for every limit, as much as its orders; 422 for templates without choices.",
+        "many as choices of more) and average the probabilities. Of two or three choices the answer then does not "
+        "depend on the order sent; of more it favours no place. An input then costs, and counts for every limit, as "
+        "much as its orders; 422 for templates without choices.",
     )
     timeout_s: float | None = Field(
         default=None,

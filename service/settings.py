@@ -95,8 +95,8 @@ class Settings(BaseSettings):
     max_requests: int = Field(
         512,
         ge=1,
-        description="Most POST requests that are answered at once, those that need the scope admin not counted; more "
-        "are refused with 429.",
+        description="Most POST requests that are answered at once, but for those that need the scope admin or cancel a "
+        "job; more are refused with 429.",
     )
     max_in_flight_bytes: int | None = Field(
         None,

@@ -57,7 +57,7 @@ def test_deferred_rows_can_be_answered_in_batches_of_other_rows(sentiment_predic
     assert sentiment_predictor.predict_deferring([]) == ([], [])
 
 
-def test_without_an_error_nothing_is_handed_over_and_more_error_hands_over_more(sentiment_predictor: Predictor) -> None:
+def test_without_an_error_nothing_is_deferred_and_more_error_defers_more(sentiment_predictor: Predictor) -> None:
     shares = []
     for scale in (0.0, 0.2, 1.0, 3.0):
         predictor = with_error(sentiment_predictor, scale=scale, unfamiliar_variance=1.0)
@@ -123,7 +123,7 @@ def test_the_stated_risk_moves_where_fast_is_not_trusted(sentiment_predictor: Pr
     assert len({frozenset(places) for places in handed.values()}) > 1
 
 
-def test_one_forward_pass_unless_rows_are_handed_over(
+def test_one_forward_pass_unless_rows_are_deferred(
     sentiment_predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []

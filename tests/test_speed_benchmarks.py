@@ -178,7 +178,7 @@ def test_the_sentence_on_fast_follows_from_its_row() -> None:
         return merged([], made)
 
     assert published.fast_costs(rows(1.4)) == (
-        "1.4 as served to 32 clients at once and 1.5 to one alone (SST-2, 20 % of the rows handed over)"
+        "1.4 as served to 32 clients at once and 1.5 to one alone (SST-2, 20 % of the rows deferred)"
     )
     assert published.fast_costs(rows(1.3)).startswith("1.3 ")
     assert not any(c.isdigit() for c in published.fast_costs([]))

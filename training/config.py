@@ -315,8 +315,17 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
-        lines = [f"  {'.'.join(str(p) for p in e['loc'])}: {e['msg']}" for e in error.errors()]
-        raise ConfigError(f"{path}: {len(lines)} bad field(s)\n" + "\n".join(lines)) from None
+        raise bad_fields(path, error) from None
+
+
+def bad_fields(path: Path, error: ValidationError) -> ConfigError:
+    """Return the error that names every bad field of a configuration, each on a line of its own."""
+    lines = []
+    for problem in error.errors():
+        # A problem of several sections together has no place, and its message names them.
+        where = f"{'.'.join(str(part) for part in problem['loc'])}: " if problem["loc"] else ""
+        lines.append(f"  {where}{problem['msg'].removeprefix('Value error, ')}")
+    return ConfigError(f"{path}: {len(lines)} bad field(s)\n" + "\n".join(lines))
 
 
 def _override(raw: dict[str, Any], item: str) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from laplora.deferral import decisions_of, rows_to_defer
 from laplora.distilled import Estimate
 from laplora.distilled_error import log_traces
-from laplora.handing_over import decisions_of, rows_to_hand_over
 from laplora.manifest import PredictiveRecord
 from laplora.metrics import row_nll
 from laplora.predictive import class_probs
@@ -78,7 +78,7 @@ def measure_fidelity(
         losses[name] = row_nll(predictive.probs, split.labels)
     thresholds = predictives["fast"].thresholds
     assert thresholds is not None
-    places = rows_to_hand_over(
+    places = rows_to_defer(
         thresholds,
         log_error=estimate.log_error,
         unfamiliar=estimate.unfamiliar,

@@ -21,7 +21,7 @@ from training.runtime import write_json
 from training.shift_answers import PredictiveRows, SetAnswers
 from training.shift_tables import insert_section, shift_figure, shift_tables
 
-#: ``fast`` alone, and with the exact answers in the place of those that it hands over.
+#: ``fast`` alone, and with the exact answers in the place of those that it defers to ``laplace``.
 _FAST = ("fast", "fast_served")
 _METRICS = ("accuracy", "nll", "ece", "brier", "auroc_error")
 
@@ -59,13 +59,13 @@ def set_record(answers: SetAnswers, inside: SetAnswers | None) -> dict[str, Any]
         "truncated": int(answers.truncated.sum()),
         "label_mass": _rounded(float(answers.label_mass.mean())),
         "detection": detectors,
-        "fast": _handed_over(answers),
+        "fast": _deferral(answers),
         "predictives": predictives,
     }
 
 
-def _handed_over(answers: SetAnswers) -> dict[str, Any] | None:
-    """Return which share mode ``fast`` hands over, and of how many rows its decision is ``laplace``'s."""
+def _deferral(answers: SetAnswers) -> dict[str, Any] | None:
+    """Return which share mode ``fast`` defers, and of how many rows its decision is ``laplace``'s."""
     if answers.deferral is None:
         return None
     deferred, unfamiliar = answers.deferral.double().mean(0).tolist()

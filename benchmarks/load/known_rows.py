@@ -50,7 +50,7 @@ class Known:
         return max(len(texts), len(found)) - same
 
     def _right(self, text: str, mode: str, prediction: Mapping[str, Any]) -> bool:
-        # Mode fast hands rows over to laplace, and which ones may hang on the padding.
+        # Mode fast defers rows to laplace, and which ones may depend on the padding.
         known = self.answers.get((text, prediction["answered_by"]), self.answers[text, mode])
         numbers = _numbers(prediction)
         return len(numbers) == len(known) and all(abs(a - b) <= TOLERANCE for a, b in zip(numbers, known, strict=True))

@@ -1,6 +1,6 @@
 """Compare with peers: results.json and RESULTS.md beside this file, and the tables of docs/peers.md.
 
-    python -m benchmarks.peers                    # all three; half an hour on one core, most of it laplace-torch
+    python -m benchmarks.peers                    # all three; 20 minutes, most of it laplace-torch
     python -m benchmarks.peers --only laplace     # or bayesian_lora, brier; the others keep their results
     python -m benchmarks.peers --quick            # few rows, a minute or two: into runs/bench-quick/peers
     python -m benchmarks.peers --tables           # measures nothing: the pages again, from results.json

@@ -1,6 +1,6 @@
 """Mode fast of the default artifact: what it costs over a MAP answer, and how close it comes to the exact one.
 
-The covariance alone is timed in process, on random rows. What is handed over to the exact predictive is part of the
+The covariance alone is timed in process, on random rows. What is deferred to the exact predictive is part of the
 cost as served: test rows at a server, beside MAP and Laplace in the same run.
 """
 

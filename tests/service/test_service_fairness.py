@@ -82,7 +82,7 @@ def test_rows_of_a_request_go_in_order_where_lengths_are_alike() -> None:
     assert [row for _ in range(3) for row in queue.run()] == rows
 
 
-def test_being_away_earns_nothing() -> None:
+def test_an_idle_caller_gains_no_credit() -> None:
     queue = Queue(100)
     away, there = Request("away", "map"), Request("there", "map")
     queue.add(away, [10] * 10)

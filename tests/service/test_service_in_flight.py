@@ -101,6 +101,26 @@ async def test_one_caller_has_its_share_of_the_places_and_another_still_gets_in(
         assert served.state.places.requests == 0
 
 
+async def test_the_document_says_429_of_exactly_those_operations_that_need_a_place() -> None:
+    """Whatever else an operation would answer to an empty body: with no place left it comes to that, or to this."""
+    async with serve(max_requests=1) as served:
+        running = await busy(served, 1)
+        refused, told = set(), set()
+        for path, methods in served.app.openapi()["paths"].items():
+            for method, operation in methods.items():
+                if path.endswith("/events"):
+                    continue
+                answer = await served.client.request(method, path.format(job_id="none", name="none"))
+                name = f"{method.upper()} {path}"
+                if answer.status_code == 429:
+                    refused.add(name)
+                if "too_many_requests" in operation["responses"].get("429", {}).get("description", ""):
+                    told.add(name)
+        assert refused == told == {"POST /predict", "POST /evaluate", "POST /evaluate/jobs", "POST /feedback"}
+        served.predictor.released.set()
+        assert [answer.status_code for answer in await asyncio.gather(*running)] == [200]
+
+
 async def test_refused_and_broken_requests_give_their_places_back() -> None:
     async with serve(max_requests=1) as served:
         for _ in range(3):

@@ -84,7 +84,7 @@ def test_wrong_lost_and_doubled_answers_are_counted() -> None:
     assert known.wrong(["x"], "laplace", right) == 1
     moved = 0.9 - TOLERANCE - 0.01
     assert known.wrong(["x"], "laplace", {"predictions": [answer(moved, 1 - moved)]}) == 1
-    # Handed over by fast: compared with what laplace says.
+    # Deferred by fast: compared with what laplace says.
     assert known.wrong(["x"], "fast", {"predictions": [answer(0.9, 0.1)]}) == 0
     assert known.wrong(["x"], "fast", {"predictions": [answer(0.9, 0.1, by="fast")]}) == 1
 

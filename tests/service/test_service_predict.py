@@ -161,7 +161,7 @@ async def test_mode_fast_needs_distilled_variances_and_averages_no_orders() -> N
     assert (response.status_code, response.json()["error"]["field"]) == (422, "options.order_average")
 
 
-async def test_the_stated_risk_is_known_where_fast_decides_what_to_hand_over() -> None:
+async def test_the_stated_risk_is_known_where_fast_decides_what_to_defer() -> None:
     async with serve() as served:
         await served.predict("fine 7", options={"mode": "fast", "target_risk": 0.2})
         await served.predict("fine 7", options={"mode": "fast"})

@@ -1,4 +1,4 @@
-"""What a row is answered does not hang on its company: property tests on three real tiny artifacts, served at once.
+"""No answer depends on what shares its batch: property tests on three real tiny artifacts, served at once.
 
 A text artifact, one with every predictive (an ensemble, dropout masks) and one with choices share a base model in
 float32. Hypothesis draws requests for them, the size of batches and what is asked; the device is held until all of

@@ -84,7 +84,15 @@ def test_bad_values_are_named(arguments: list[str], flag: str, capsys: pytest.Ca
     with pytest.raises(SystemExit) as stopped:
         parse_settings(arguments)
     assert stopped.value.code == 2
-    assert flag in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert flag in printed
+    assert "Value error" not in printed
+
+
+def test_settings_that_do_not_fit_together_are_named_and_no_flag_is_made_up(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_settings(["--hang-s", "50", "--stall-s", "100"])
+    assert capsys.readouterr().err == "python -m service: hang_s (50) is below stall_s (100): a run stalls first\n"
 
 
 def test_the_largest_request_fits_into_one_callers_share() -> None:

@@ -178,6 +178,10 @@ def test_a_name_is_one_plain_folder(tmp_path: Path, name: str) -> None:
         ("- 1\n- 2\n", "must hold a mapping of sections"),
         ("name: [", "is not valid YAML"),
         ("name: !!python/object/apply:os.system ['true']", "is not valid YAML"),
+        (
+            "{name: a, data: {dataset: sst2}, adapter: {dropout: 0}, predictives: {mc_dropout: 4}}",
+            r"1 bad field\(s\)\n  predictives.mc_dropout needs dropout",
+        ),
         ("{}", r"2 bad field\(s\)\n  name: Field required\n  data: Field required"),
     ],
 )

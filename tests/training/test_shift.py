@@ -220,7 +220,7 @@ def test_every_figure_follows_from_the_kept_answers(record: dict[str, Any], conf
         assert set(own["predictives"]["laplace"]["detection"]) == {"total_entropy", "confidence", "epistemic"}
 
 
-def test_fast_as_served_is_laplace_where_it_is_handed_over(config: RunConfig, choices_predictor: Predictor) -> None:
+def test_fast_as_served_is_laplace_where_it_defers(config: RunConfig, choices_predictor: Predictor) -> None:
     """As the predictor gives it, in the same batches."""
     examples = load_splits(config.data, seed=config.seed).test
     rows = [choices_predictor.encode(e.fields, truncate=True) for e in examples]
@@ -235,7 +235,7 @@ def test_fast_as_served_is_laplace_where_it_is_handed_over(config: RunConfig, ch
             assert (answer.predictive == "laplace") == bool(kept.deferral[i, 0])
 
 
-def test_what_is_unfamiliar_is_handed_over(sentiment_run: FinishedRun, tmp_path: Path) -> None:
+def test_what_is_unfamiliar_is_deferred(sentiment_run: FinishedRun, tmp_path: Path) -> None:
     """Texts of another kind, which have no answer, and words of random letters; hardly any of the run's own rows."""
     stranger = {"data": other_data(other_questions(tmp_path / "other.jsonl")), "field": "question"}
     gibberish = {"kind": "gibberish", "severity": 1.0}
@@ -255,7 +255,7 @@ def test_what_is_unfamiliar_is_handed_over(sentiment_run: FinishedRun, tmp_path:
         assert sets[name]["detection"]["kernel_variance"]["auroc"] > 0.8
     assert sets["test"]["fast"]["unfamiliar"] < 0.3
     text = shift_tables(record)
-    assert text.count("| questions | 48 |") == 2  # entropies and what is handed over
+    assert text.count("| questions | 48 |") == 2  # entropies and what is deferred
     assert shift_figure(record).axes
 
 

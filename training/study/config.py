@@ -9,7 +9,15 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from laplora.errors import ConfigError
-from training.config import AdapterConfig, BaseConfig, OptimizerConfig, PredictivesConfig, RunConfig, Section
+from training.config import (
+    AdapterConfig,
+    BaseConfig,
+    OptimizerConfig,
+    PredictivesConfig,
+    RunConfig,
+    Section,
+    bad_fields,
+)
 from training.data import DataConfig
 
 
@@ -88,5 +96,4 @@ def load_study(path: Path, overrides: dict[str, Any] | None = None) -> StudyConf
     except (OSError, yaml.YAMLError, TypeError) as error:
         raise ConfigError(f"{path} cannot be read as a study's configuration: {error}") from None
     except ValidationError as error:
-        lines = [f"  {'.'.join(str(p) for p in e['loc'])}: {e['msg']}" for e in error.errors()]
-        raise ConfigError(f"{path}: {len(lines)} bad field(s)\n" + "\n".join(lines)) from None
+        raise bad_fields(path, error) from None

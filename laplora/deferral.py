@@ -33,7 +33,7 @@ class Deferral:
     variance: torch.Tensor | None
 
 
-def rows_to_hand_over(
+def rows_to_defer(
     thresholds: ModeThresholds,
     *,
     log_error: torch.Tensor,
