@@ -72,6 +72,37 @@ def cross_fitted_predictive(
     return PosteriorPredictive(found[:, :classes], found[:, classes:-1], found[:, -1])
 
 
+def rank_aligned(
+    scores: Callable[[torch.Tensor], torch.Tensor], served: torch.Tensor, folds: int = FOLDS, seed: int = 0
+) -> torch.Tensor:
+    """Return (rows, kinds) scores of each row under parameters fitted without it, on the served fit's scale, float64.
+
+    Under its fold's fit, in which it had no part, a row has a rank among all rows; the served score of that rank stands
+    for it. Scores of different folds do not compare as they are: each fit has a scale of its own, and one that did not
+    see a confident mistake is surer of everything, of that mistake first. Where fitting changes no rank (a temperature
+    with two classes) the served scores come back.
+
+    Args:
+        scores: takes the rows to fit on, int64 and ascending, and returns (rows, kinds) all rows' scores of that fit.
+        served: (rows, kinds) their scores under the fit on all rows.
+
+    Raises:
+        ConfigError, DataError, NonFiniteError: as ``cross_fitted``.
+    """
+    ordered = served.detach().to("cpu", torch.float64).sort(0).values
+    if ordered.ndim != 2 or not ordered.isfinite().all():
+        raise DataError(f"served scores must be finite, of shape (rows, kinds), got {tuple(served.shape)}")
+
+    def outputs(fitted: torch.Tensor, held_out: torch.Tensor) -> torch.Tensor:
+        own = scores(fitted).detach().to("cpu", torch.float64)
+        if own.shape != ordered.shape:
+            raise DataError(f"scores must return {tuple(ordered.shape)}, got {tuple(own.shape)}")
+        ranks = own.argsort(dim=0, stable=True).argsort(dim=0)
+        return ordered.gather(0, ranks[held_out])
+
+    return cross_fitted(outputs, len(ordered), folds, seed)
+
+
 def fold_rows(rows: int, folds: int = FOLDS, seed: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Return for each fold the rows to fit on and those held out, int64 and ascending.
 

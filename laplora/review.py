@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 
@@ -29,6 +30,19 @@ _REASONS: dict[Guarantee, str] = {
 }
 
 
+@dataclass(frozen=True)
+class Sureness:
+    """How sure a predictive is of each row, (rows,) float64: its probabilities' entropy in nats, and the largest."""
+
+    entropy: torch.Tensor
+    confidence: torch.Tensor
+
+
+def sureness_of(predictive: PosteriorPredictive) -> Sureness:
+    """Return how sure a predictive is of its rows."""
+    return Sureness(entropy(predictive.probs), predictive.probs.double().max(1).values)
+
+
 def fit_thresholds(
     predictives: Mapping[str, PosteriorPredictive],
     labels: torch.Tensor,
@@ -40,6 +54,7 @@ def fit_thresholds(
     confidence: float = 0.9,
     epistemic_level: float = 0.95,
     label_mass_level: float = 0.01,
+    sureness: Mapping[str, Sureness] | None = None,
 ) -> Thresholds:
     """Return every threshold of every predictive, from the predictions on a calibration split.
 
@@ -58,6 +73,8 @@ def fit_thresholds(
         confidence: of the guarantee ``upper_bound``.
         epistemic_level: quantile above which ``high_epistemic`` is raised.
         label_mass_level: quantile below which ``low_label_mass`` is raised.
+        sureness: by name what review and ``low_confidence`` go by, where that is not the predictive's own: out-of-fold
+            scores on the scale of what is served (``laplora.cross_fitting.rank_aligned``).
 
     Raises:
         ConfigError: a level outside (0, 1), an unknown guarantee, or no ``map``.
@@ -100,9 +117,9 @@ def fit_thresholds(
     )
 
     def one(name: str, predictive: PosteriorPredictive) -> ModeThresholds:
-        confidences, predicted = predictive.probs.double().max(1)
-        errors = predicted != labels
-        lowest = accept_threshold(-confidences, errors, target_risk)
+        own = (sureness or {}).get(name) or sureness_of(predictive)
+        errors = predictive.probs.argmax(1) != labels
+        lowest = accept_threshold(-own.confidence, errors, target_risk)
         flags: dict[Flag, FlagThreshold] = {
             "low_confidence": FlagThreshold(
                 value=None if lowest is None else -lowest,
@@ -114,7 +131,7 @@ def fit_thresholds(
         }
         scores: dict[Score, torch.Tensor] = {"map_entropy": map_entropy}
         if name != "map":
-            scores["total_entropy"] = entropy(predictive.probs)
+            scores["total_entropy"] = own.entropy
         if bool((predictive.std > 0).any()):  # a point has no epistemic part, only its rounding
             scores["epistemic"] = decompose(predictive).epistemic
             flags["high_epistemic"] = FlagThreshold(

@@ -11,10 +11,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from laplora.errors import ArtifactCorruptError
-from laplora.prediction import Prediction, row_scores
+from laplora.prediction import Prediction
 from laplora.predictive import PosteriorPredictive
 from laplora.predictives import PredictiveName
-from laplora.review import accept_threshold
+from laplora.review import Sureness, accept_threshold
 from laplora.thresholds import ModeThresholds
 from laplora.uncertainty import decide, entropy
 
@@ -33,7 +33,11 @@ class ReviewScores:
 
 
 def review_scores(
-    thresholds: ModeThresholds, predictive: PosteriorPredictive, map_probs: torch.Tensor, labels: torch.Tensor
+    thresholds: ModeThresholds,
+    predictive: PosteriorPredictive,
+    map_probs: torch.Tensor,
+    labels: torch.Tensor,
+    sureness: Sureness,
 ) -> ReviewScores:
     """Return what a predictive's thresholds for another target risk are fitted on.
 
@@ -41,10 +45,11 @@ def review_scores(
 
     Args:
         predictive: of the calibration rows; map_probs: (rows, classes), theirs; labels: (rows,) int64.
+        sureness: what ``fit_thresholds`` had for the predictive.
     """
     if thresholds.review.guarantee == "upper_bound":
         return ReviewScores(entropy(map_probs), map_probs.argmax(1) != labels)
-    return ReviewScores(row_scores(thresholds, predictive, map_probs), predictive.probs.argmax(1) != labels)
+    return ReviewScores(sureness.entropy, predictive.probs.argmax(1) != labels)
 
 
 def score_tensors(scores: Mapping[PredictiveName, ReviewScores]) -> dict[str, torch.Tensor]:

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from laplora.cross_fitting import cross_fitted, cross_fitted_predictive, fold_rows
+from laplora.cross_fitting import cross_fitted, cross_fitted_predictive, fold_rows, rank_aligned
 from laplora.errors import ConfigError, DataError, NonFiniteError
 from laplora.predictive import PosteriorPredictive
 
@@ -71,3 +71,48 @@ def test_a_predictive_is_put_together_from_its_folds_in_row_order() -> None:
     assert torch.equal(got.expected_entropy, whole.expected_entropy)
     for fitted, held_out in fold_rows(17):
         assert torch.equal(got.probs[held_out], whole.probs[held_out] + fitted.sum())
+
+
+def test_a_scale_of_each_fold_leaves_the_served_scores() -> None:
+    """Where the fits differ by a monotone map, no row changes its rank: the served scores come back, bit for bit."""
+    values = torch.rand(40, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    got = rank_aligned(lambda fit: values * values[fit].mean(), 3 * values)
+    assert torch.equal(got, 3 * values)
+
+
+def test_a_rank_is_that_of_the_fit_without_the_row() -> None:
+    """A fit that puts the rows it saw first gives a held-out row a later rank than a fit on all rows would."""
+    values = torch.arange(20, dtype=torch.float64)[:, None]
+
+    def scores(fit: torch.Tensor) -> torch.Tensor:
+        shifted = values + 100
+        shifted[fit] -= 100
+        return shifted
+
+    got = rank_aligned(scores, values)
+    for fitted, held_out in fold_rows(20):
+        assert bool((got[held_out] >= len(fitted)).all())
+
+
+def test_a_row_has_no_part_in_its_own_rank() -> None:
+    """Another value of one row in what is fitted changes other folds' scores, and none of its own fold's."""
+    g = torch.Generator().manual_seed(3)
+    values, served = torch.rand(30, generator=g, dtype=torch.float64), torch.rand(30, 1, generator=g).double()
+
+    def aligned(fitted_on: torch.Tensor) -> torch.Tensor:
+        return rank_aligned(lambda fit: (values - fitted_on[fit].mean()).abs()[:, None], served)[:, 0]
+
+    other = values.clone()
+    other[7] += 20
+    fold = next(held_out for _, held_out in fold_rows(30) if 7 in held_out)
+    before, after = aligned(values), aligned(other)
+    assert torch.equal(before[fold], after[fold])
+    assert not torch.equal(before, after)
+
+
+def test_scores_to_align_must_fit_together() -> None:
+    served = torch.zeros(10, 1)
+    with pytest.raises(DataError, match=r"\(10, 1\), got \(10,\)"):
+        rank_aligned(lambda fit: torch.zeros(10), served)
+    with pytest.raises(DataError, match="finite, of shape"):
+        rank_aligned(lambda fit: served, served / 0)

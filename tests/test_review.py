@@ -14,7 +14,7 @@ from scipy import stats
 from laplora.calibration import SmallCalibrationWarning
 from laplora.errors import ConfigError, DataError, NonFiniteError
 from laplora.predictive import PosteriorPredictive
-from laplora.review import accept_threshold, binomial_cdf, fit_thresholds
+from laplora.review import accept_threshold, binomial_cdf, fit_thresholds, sureness_of
 from laplora.review_scores import review_scores, thresholds_at
 from laplora.thresholds import Thresholds
 from laplora.uncertainty import decide, entropy, raise_flags, review_score
@@ -179,7 +179,7 @@ def test_scores_for_another_risk_give_the_artifacts_threshold_at_its_own(guarant
     data = split(400, seed=5)
     thresholds = fitted(data, guarantee=guarantee, target_risk=0.2).for_mode("laplace")
     predictive = PosteriorPredictive(data["probs"], data["probs"], entropy(data["probs"]) - data["epistemic"])
-    scores = review_scores(thresholds, predictive, data["map_probs"], data["labels"])
+    scores = review_scores(thresholds, predictive, data["map_probs"], data["labels"], sureness_of(predictive))
     assert thresholds.review.threshold is not None
     assert thresholds_at(thresholds, scores, 0.2) == thresholds
     other = thresholds_at(thresholds, scores, 0.25).review.threshold

@@ -13,7 +13,7 @@ import torch
 
 from laplora.calibration import SmallCalibrationWarning
 from laplora.conformal import fit_label_sets
-from laplora.cross_fitting import FOLDS, cross_fitted_predictive
+from laplora.cross_fitting import FOLDS, cross_fitted_predictive, rank_aligned
 from laplora.manifest import SCORES, CalibrationRecord, PredictiveRecord, RecommendedRecord
 from laplora.metrics import row_nll
 from laplora.posterior import Prior, ProjectedJacobians
@@ -28,7 +28,7 @@ from laplora.predictives import (
 )
 from laplora.prior import choose_by_validation
 from laplora.recommendation import recommend
-from laplora.review import fit_thresholds
+from laplora.review import Sureness, fit_thresholds, sureness_of
 from laplora.review_scores import ReviewScores, review_scores, score_tensors
 from training.config import RunConfig
 from training.members import SplitOutputs
@@ -59,7 +59,9 @@ def calibrate(config: RunConfig, outputs: SplitOutputs) -> Calibrated:
     settings, split = config.calibration, outputs.split
     names = config.predictives.names
     labels = split.labels
-    held_out = out_of_fold(config, outputs)
+    priors = _PriorsWithout(config, outputs)
+    held_out = out_of_fold(config, outputs, priors)
+    sureness = {name: held_out_sureness(config, outputs, name, priors) for name in names}
     with warnings.catch_warnings():
         # What a small split or one without some labels means was said before training (training.splitting).
         warnings.simplefilter("ignore", SmallCalibrationWarning)
@@ -71,6 +73,7 @@ def calibrate(config: RunConfig, outputs: SplitOutputs) -> Calibrated:
             target_risk=settings.target_risk,
             guarantee=settings.guarantee,
             confidence=settings.confidence,
+            sureness={str(name): sure for name, sure in sureness.items()},
         )
     map_probs = held_out["map"].probs
     records: dict[PredictiveName, PredictiveRecord] = {}
@@ -86,7 +89,7 @@ def calibrate(config: RunConfig, outputs: SplitOutputs) -> Calibrated:
             thresholds=own,
             conformal=fit_label_sets(settings.conformal, predictive.probs, labels, settings.coverage),
         )
-        scores[name] = review_scores(own, predictive, map_probs, labels)
+        scores[name] = review_scores(own, predictive, map_probs, labels, sureness[name])
     record = CalibrationRecord(
         split="calibration",
         rows=len(labels),
@@ -98,14 +101,30 @@ def calibrate(config: RunConfig, outputs: SplitOutputs) -> Calibrated:
     return Calibrated(record, records, recommendation(config, held_out, labels), scores)
 
 
-def out_of_fold(config: RunConfig, outputs: SplitOutputs) -> dict[PredictiveName, PosteriorPredictive]:
+def out_of_fold(
+    config: RunConfig, outputs: SplitOutputs, priors: _PriorsWithout | None = None
+) -> dict[PredictiveName, PosteriorPredictive]:
     """Return every predictive of each calibration row, with prior and temperature fitted on the folds without it."""
-    priors = _PriorsWithout(config, outputs)
-    rows = len(outputs.split.labels)
+    rows, priors = len(outputs.split.labels), priors or _PriorsWithout(config, outputs)
     return {
         name: cross_fitted_predictive(_fold_predictive(outputs, name, priors), rows, FOLDS, config.seed)
         for name in config.predictives.names
     }
+
+
+def held_out_sureness(
+    config: RunConfig, outputs: SplitOutputs, name: PredictiveName, priors: _PriorsWithout
+) -> Sureness:
+    """Return how sure a predictive is of each calibration row by the folds without it, on the served fit's scale."""
+    predict, everything = _fold_predictive(outputs, name, priors), torch.arange(len(outputs.split.labels))
+
+    def columns(predictive: PosteriorPredictive) -> torch.Tensor:
+        sure = sureness_of(predictive)
+        return torch.stack([sure.entropy, sure.confidence], 1)
+
+    served = columns(predictive_of(outputs, name, fit_temperature_of(outputs, name)))
+    found = rank_aligned(lambda fitted: columns(predict(fitted, everything)), served, FOLDS, config.seed)
+    return Sureness(found[:, 0], found[:, 1])
 
 
 def predictive_of(outputs: SplitOutputs, name: PredictiveName, temperature: float) -> PosteriorPredictive:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.promises.table import Table
+from benchmarks.promises.table import Column, Table
 from laplora.conformal import fit_label_sets
-from laplora.cross_fitting import FOLDS, cross_fitted_predictive
+from laplora.cross_fitting import FOLDS, cross_fitted_predictive, rank_aligned
 from laplora.predictive import PosteriorPredictive
 from laplora.ranking import compare_auroc, error_auroc, tie_groups
-from laplora.review import accept_threshold, fit_thresholds
+from laplora.review import Sureness, accept_threshold, fit_thresholds, sureness_of
 from laplora.thresholds import Guarantee, ModeThresholds, Score
 from laplora.uncertainty import decompose, entropy
 
@@ -48,7 +48,17 @@ def fit_now(
         )
         for name, column in table.columns.items()
     }
-    return {guarantee: _fitted(table, rows, held_out, risk, guarantee, level) for guarantee in GUARANTEES}
+    sureness = {name: _held_out_sureness(column, rows, folds) for name, column in table.columns.items()}
+    return {guarantee: _fitted(table, rows, held_out, risk, guarantee, level, sureness) for guarantee in GUARANTEES}
+
+
+def _held_out_sureness(column: Column, rows: torch.Tensor, folds: int) -> Sureness:
+    def columns(fitted: torch.Tensor) -> torch.Tensor:
+        sure = sureness_of(column.at(column.fit(fitted), rows))
+        return torch.stack([sure.entropy, sure.confidence], 1)
+
+    found = rank_aligned(lambda fitted: columns(rows[fitted]), columns(rows), folds)
+    return Sureness(found[:, 0], found[:, 1])
 
 
 def fit_before(table: Table, rows: torch.Tensor, risk: float, level: float) -> dict[Guarantee, dict[str, Fitted]]:
@@ -84,10 +94,11 @@ def _fitted(
     risk: float,
     guarantee: Guarantee,
     level: float,
+    sureness: dict[str, Sureness] | None = None,
 ) -> dict[str, Fitted]:
-    labels = table.labels[rows]
+    labels, mass = table.labels[rows], table.label_mass[rows]
     thresholds = fit_thresholds(
-        on_rows, labels, table.label_mass[rows], split="calibration", target_risk=risk, guarantee=guarantee
+        on_rows, labels, mass, split="calibration", target_risk=risk, guarantee=guarantee, sureness=sureness
     )
     return {
         name: Fitted(

@@ -17,7 +17,7 @@ from laplora.predictive import contrasts
 from laplora.predictives import fit_predictive_temperature
 from laplora.prior import choose_by_validation
 from laplora.uncertainty import entropy
-from training.calibrate import calibrate, out_of_fold, predictive_of, take
+from training.calibrate import _PriorsWithout, calibrate, held_out_sureness, out_of_fold, predictive_of, take
 from training.config import RunConfig
 from training.members import Fitted, SplitOutputs
 from training.projected import ProjectedSplit
@@ -97,7 +97,10 @@ def test_served_is_the_fit_on_all_rows_and_thresholds_are_of_the_folds(config: R
         probs = held_out[name].probs
         assert record.nll == pytest.approx(float(row_nll(probs, split.labels).mean()))
         assert record.conformal == fit_label_sets("lac", probs, split.labels, 0.9)
-        assert torch.equal(got.scores[name].score, entropy(probs))
+        sure = held_out_sureness(config, found, name, _PriorsWithout(config, found))
+        assert torch.equal(got.scores[name].score, sure.entropy)
+        served = entropy(predictive_of(found, name, record.temperature).probs)
+        assert set(sure.entropy.tolist()) <= set(served.tolist())
         assert torch.equal(got.scores[name].error, probs.argmax(1) != split.labels)
         if name != "fast":
             assert got.recommended.table[name]["nll"] == pytest.approx(record.nll)
@@ -134,3 +137,13 @@ def test_the_upper_bound_is_maps_for_every_predictive(config: RunConfig) -> None
     for scores in got.scores.values():
         assert torch.equal(scores.score, got.scores["map"].score)
         assert torch.equal(scores.error, got.scores["map"].error)
+
+
+def test_a_temperature_accepts_what_map_accepts_at_two_classes(config: RunConfig) -> None:
+    """One number changes no order of two classes' entropies: folds of other temperatures must not either."""
+    found = calibrate(config, outputs())
+    map_rule, rule = (found.predictives[name].thresholds.review for name in ("map", "temperature"))  # type: ignore[union-attr]
+    assert rule.accepted == map_rule.accepted > 0
+    assert torch.equal(
+        found.scores["map"].score.argsort(stable=True), found.scores["temperature"].score.argsort(stable=True)
+    )
