@@ -21,6 +21,8 @@ DEFAULT_VARIANCE_TOLERANCE = 1.0
 MAX_VARIANCE_TOLERANCE = 3.0
 #: Variances below this, nats squared, count as this: they change no answer, and 0 has no logarithm.
 LEAST_VARIANCE = 1e-6
+#: Most answers of a file. Each is a pass of every predictive before the artifact serves.
+MAX_ANSWERS = 64
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Golden:
     """An artifact's recorded answers.
 
     Attributes:
-        answers: at least one.
+        answers: at least one, at most ``MAX_ANSWERS``.
         tolerance: absolute, on every probability.
         variance_tolerance: absolute, on the logarithm of every variance; on the mean of an artifact's n answers it is
             this over the square root of n, since what rounding does to one answer it does not do to the next.
@@ -62,6 +64,7 @@ def read_golden(folder: Path) -> Golden:
     """
     try:
         golden = json.loads((folder / GOLDEN).read_text(encoding="utf-8"))
+        recorded = list(golden["answers"])
         tolerance = float(golden["tolerance"])
         variance_tolerance = float(golden.get("variance_tolerance", DEFAULT_VARIANCE_TOLERANCE))
         answers = [
@@ -70,10 +73,14 @@ def read_golden(folder: Path) -> Golden:
                 {name: _numbers(values) for name, values in _recorded(entry)},
                 None if entry.get("logit_variance") is None else _numbers(entry["logit_variance"]),
             )
-            for entry in golden["answers"]
+            for entry in recorded[:MAX_ANSWERS]
         ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise not_recorded(error) from None
+    if len(recorded) > MAX_ANSWERS:
+        raise ArtifactCorruptError(
+            f"{GOLDEN} has {len(recorded)} answers: expected at most {MAX_ANSWERS}, since all are replayed"
+        )
     if not answers or not 0 <= tolerance < 1:
         raise ArtifactCorruptError(
             f"{GOLDEN} has {len(answers)} answers and the tolerance {tolerance}: expected one answer or more and a "

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
+from operator import call
 from pathlib import Path
 from typing import Any
 
@@ -379,8 +380,11 @@ class Predictor:
             f"artifact {self.artifact.name!r} has no predictive {predictive[:64]!r}: it has {list(self.predictives)}"
         )
 
-    def verify_golden(self) -> None:
-        """Replay the artifact's recorded answers, those of every predictive.
+    def verify_golden(self, run: Callable[[Callable[[], list[Prediction]]], list[Prediction]] = call) -> None:
+        """Replay the artifact's recorded answers, those of every predictive, one answer in each pass.
+
+        Args:
+            run: returns what a pass returns; a server runs each on its device's thread, other requests' between them.
 
         Raises:
             ArtifactCorruptError: a golden file that does not hold answers to valid inputs.
@@ -392,7 +396,8 @@ class Predictor:
             rows = [self.encode(answer.inputs, truncate=True) for answer in golden.answers]
         except InvalidInputError as error:
             raise not_recorded(error) from None
-        verify_answers(self.predict(rows, also=self.predictives), golden)
+        passes = [partial(self.predict, [row], also=self.predictives) for row in rows]
+        verify_answers([answer for one in passes for answer in run(one)], golden)
 
 
 def load_members(path: Path, manifest: Manifest, model: Any, device: torch.device) -> MemberSet:

@@ -306,6 +306,8 @@ class Engine:
     def call(self, function: Callable[[], Any]) -> Future[Any]:
         """Return a future of ``function()`` run on the device thread before the next batch.
 
+        What waits gets a batch between two calls.
+
         Raises:
             DrainingError: the engine takes no more work.
             DeviceFaultError: the device has failed.
@@ -405,7 +407,6 @@ class Engine:
                 call = self._calls.popleft() if self._calls else None
             if call is not None:
                 self._run_call(*call)
-                continue
             self._drop_expired()
             batch = self._take_batch()
             if batch:

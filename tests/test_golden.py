@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from laplora.errors import GoldenMismatchError
-from laplora.golden import DEFAULT_VARIANCE_TOLERANCE, Golden, GoldenAnswer, read_golden, verify_answers
+from laplora.errors import ArtifactCorruptError, GoldenMismatchError
+from laplora.golden import DEFAULT_VARIANCE_TOLERANCE, MAX_ANSWERS, Golden, GoldenAnswer, read_golden, verify_answers
 
 ARTIFACT = Path(__file__).parent.parent / "artifacts" / "sst2-smollm2"
 PROBS = [0.25, 0.75]
@@ -92,3 +92,14 @@ def test_the_default_artifact_records_variances() -> None:
     golden = read_golden(ARTIFACT)
     assert all(answer.logit_variance for answer in golden.answers)
     assert golden.variance_tolerance == 1.0
+
+
+def test_more_answers_than_a_start_may_replay_are_refused(tmp_path: Path) -> None:
+    entry = {"inputs": {"text": "x"}, "map_probs": PROBS, "probs": PROBS}
+    for count in (MAX_ANSWERS, MAX_ANSWERS + 1):
+        (tmp_path / "golden.json").write_text(json.dumps({"tolerance": 0.1, "answers": [entry] * count}))
+        if count == MAX_ANSWERS:
+            assert len(read_golden(tmp_path).answers) == MAX_ANSWERS
+            continue
+        with pytest.raises(ArtifactCorruptError, match="has 65 answers: expected at most 64"):
+            read_golden(tmp_path)

@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from laplora import prompts
 from laplora.artifact import Artifact, read_artifact
-from laplora.errors import InvalidInputError, LaploraError, NonFiniteError, TooManyTokensError
+from laplora.errors import GoldenMismatchError, InvalidInputError, LaploraError, NonFiniteError, TooManyTokensError
 from laplora.model import locate_base
 from laplora.prediction import Prediction
 from laplora.predictor import Predictor
@@ -333,6 +333,35 @@ def test_the_golden_answers_are_replayed(sentiment_predictor: Predictor, choices
             (answer,) = predictor.predict(encode(predictor, [entry["inputs"]]))
             assert distance(answer.probs, entry["probs"]) <= golden["tolerance"]
             assert distance(answer.logit_mean, entry["logit_mean"]) <= 8 * golden["tolerance"]
+
+
+def test_golden_answers_are_replayed_one_in_a_pass(sentiment_predictor: Predictor) -> None:
+    """However many there are, no pass takes longer than one answer's."""
+    passes: list[int] = []
+
+    def run(one_pass: Any) -> Any:
+        answers = one_pass()
+        passes.append(len(answers))
+        return answers
+
+    sentiment_predictor.verify_golden(run)
+    golden = json.loads((sentiment_predictor.artifact.path / "golden.json").read_text())
+    assert passes == [1] * len(golden["answers"])
+    assert len(passes) > 1
+
+
+def test_golden_answers_are_compared_all_together(sentiment_predictor: Predictor) -> None:
+    """Variances that all move one way may move less than each alone."""
+
+    def run(one_pass: Any) -> Any:
+        (answer,) = one_pass()
+        return [
+            dataclasses.replace(answer, logit_variance=[v * math.exp(0.8 * tolerance) for v in answer.logit_variance])
+        ]
+
+    tolerance = json.loads((sentiment_predictor.artifact.path / "golden.json").read_text())["variance_tolerance"]
+    with pytest.raises(GoldenMismatchError, match="together"):
+        sentiment_predictor.verify_golden(run)
 
 
 def test_a_base_with_nan_is_no_answer(sentiment_run: FinishedRun) -> None:

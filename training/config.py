@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from laplora.conformal import ConformalScore
 from laplora.errors import ConfigError
+from laplora.golden import MAX_ANSWERS
 from laplora.predictives import PredictiveName
 from laplora.structures import granularities
 from training.corruptions import CorruptionKind
@@ -260,7 +261,9 @@ class RunConfig(Section):
     predictives: PredictivesConfig = PredictivesConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     golden_inputs: tuple[dict[str, Any], ...] = Field(
-        (), description="inputs whose answers the artifact records and the server replays; empty: four of calibration"
+        (),
+        max_length=MAX_ANSWERS,
+        description="inputs whose answers the artifact records and the server replays; empty: four of calibration",
     )
     shift: ShiftConfig | None = Field(None, description="what the job shift measures the artifact on; null: nothing")
     runs: Path = Field(Path("runs"), description="folder for intermediate results")

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from operator import call
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -118,6 +119,7 @@ class FakePredictor:
         self.released.set()
         self.entered = threading.Event()
         self.golden_error: Exception | None = None
+        self.golden_answers = 1
         self.threads: set[str] = set()
         self.nan = False
 
@@ -216,10 +218,15 @@ class FakePredictor:
             calibrated_scores={"temperature": 0.3},
         )
 
-    def verify_golden(self) -> None:
+    def verify_golden(self, run: Callable[[Callable[[], list[Any]]], list[Any]] = call) -> None:
+        for _ in range(self.golden_answers):
+            run(self.golden_answer)
+
+    def golden_answer(self) -> list[Any]:
         self.threads.add(threading.current_thread().name)
         if self.golden_error is not None:
             raise self.golden_error
+        return []
 
 
 @dataclass

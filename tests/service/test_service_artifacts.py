@@ -177,11 +177,12 @@ async def test_not_ready_until_every_artifact_to_start_with_has_passed(tmp_path:
     first, second = artifacts_in(tmp_path, "first", "second")
     may_replay, replaying = threading.Event(), threading.Event()
 
-    def verify_golden() -> None:
+    def golden_answer() -> list[Any]:
         replaying.set()
         may_replay.wait()
+        return []
 
-    second.verify_golden = verify_golden  # type: ignore[method-assign]
+    second.golden_answer = golden_answer  # type: ignore[method-assign]
     async with serve(
         first, second, artifact="first", also_load=("second",), artifacts_root=tmp_path, wait=False
     ) as served:

@@ -13,6 +13,7 @@ import httpx
 import pytest
 import torch
 from serving import FakePredictor, library, serve, settings, started
+from test_service_life import artifacts_in
 
 from laplora.errors import ArtifactCorruptError, NonFiniteError
 from service.app import create_app
@@ -296,6 +297,35 @@ def test_the_first_fault_is_the_one_that_is_told(caplog: pytest.LogCaptureFixtur
 
 
 # The application.
+
+
+@pytest.mark.anyio
+async def test_a_slow_replay_of_many_answers_is_no_hung_device(tmp_path: Path) -> None:
+    """Each answer is a run of its own, and a request that waits goes before the next."""
+    first, second = artifacts_in(tmp_path, "first", "second")
+    second.golden_answers = 4
+    begun: list[float | None] = []
+    answered: list[int] = []
+
+    def golden_answer() -> list[Any]:
+        engine = served.state.engine
+        begun.append(engine.health._run_began)
+        answered.append(len(first.batches))
+        requests.append(asyncio.run_coroutine_threadsafe(served.predict("7"), loop))
+        while not engine.queued_rows:
+            time.sleep(0.001)
+        return []
+
+    requests: list[Any] = []
+    loop = asyncio.get_running_loop()
+    second.golden_answer = golden_answer  # type: ignore[method-assign]
+    async with serve(first, second, artifact="first", artifacts_root=tmp_path) as served:
+        loaded = await served.client.post("/artifacts/second/load")
+        responses = [await asyncio.wrap_future(request) for request in requests]
+    assert loaded.status_code == 200
+    assert len({*begun, None}) == 5, "the time of a run begins anew with each answer"
+    assert answered == [0, 1, 2, 3]
+    assert [response.status_code for response in responses] == [200] * 4
 
 
 def code(response: httpx.Response) -> tuple[int, str]:

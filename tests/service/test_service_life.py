@@ -50,11 +50,12 @@ async def test_live_at_once_and_ready_after_loading_and_golden_replay() -> None:
         order.append("loaded")
         return predictor
 
-    def verify_golden() -> None:
+    def golden_answer() -> list[Any]:
         may_replay.wait()
         order.append("replayed")
+        return []
 
-    predictor.verify_golden = verify_golden  # type: ignore[method-assign]
+    predictor.golden_answer = golden_answer  # type: ignore[method-assign]
     app = create_app(settings(), library=Library(load, lambda path: predictor.artifact))  # type: ignore[arg-type,return-value]
     async with started(app, ready=False) as client:
         host = app.state.service.host
@@ -295,11 +296,12 @@ async def test_two_activations_at_once_are_refused(tmp_path: Path) -> None:
     first, second = artifacts_in(tmp_path, "first", "second")
     may_replay, replaying = threading.Event(), threading.Event()
 
-    def verify_golden() -> None:
+    def golden_answer() -> list[Any]:
         replaying.set()
         may_replay.wait()
+        return []
 
-    second.verify_golden = verify_golden  # type: ignore[method-assign]
+    second.golden_answer = golden_answer  # type: ignore[method-assign]
     async with serve(first, second, artifact="first", artifacts_root=tmp_path) as served:
         swap = asyncio.create_task(served.client.post("/artifacts/second/activate"))
         await asyncio.to_thread(replaying.wait)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -257,11 +257,12 @@ async def test_a_start_that_ends_in_a_drain_is_not_ready() -> None:
     predictor = FakePredictor()
     may_replay, replaying = threading.Event(), threading.Event()
 
-    def verify_golden() -> None:
+    def golden_answer() -> list[Any]:
         replaying.set()
         may_replay.wait()
+        return []
 
-    predictor.verify_golden = verify_golden  # type: ignore[method-assign]
+    predictor.golden_answer = golden_answer  # type: ignore[method-assign]
     async with serve(predictor, wait=False) as served:
         await asyncio.to_thread(replaying.wait)
         served.state.metrics.set_leaving()
