@@ -220,18 +220,20 @@ class ArtifactHost:
             active = self.require_active()
             previous = active.artifact.name
             loaded = self.shelf.find(name)
-            if self._loads.stuck and activate and loaded is not None:
-                # As it is in memory: looking at its files might hang as well.
-                self.shelf.activate(name)
+            # Where a load is stuck, as it is in memory: looking at its files might hang as well.
+            if self._loads.stuck and activate and loaded is not None and self.shelf.activate(name):
                 self._tell(_ACTIVATED, loaded)
                 return Change(loaded, previous)
             artifact = self._loads.run(name, lambda go_on: self._library.read(path))
             loaded = self.shelf.find(artifact.name)
             if loaded is not None and loaded.artifact.digest == artifact.digest:
-                if activate and loaded is not active and self.shelf.activate(artifact.name):
+                if not activate or loaded is active:
+                    return Change(loaded, previous)
+                if self.shelf.activate(artifact.name):
                     self._tell(_ACTIVATED, loaded)
-                return Change(loaded, previous)
-            if loaded is not None and loaded.artifact.path.resolve() != path.resolve():
+                    return Change(loaded, previous)
+                # Somebody unloaded it since it was found: it is loaded again.
+            elif loaded is not None and loaded.artifact.path.resolve() != path.resolve():
                 raise ArtifactIncompatibleError(
                     f"another loaded artifact is called {artifact.name!r} as well: unload it first"
                 )

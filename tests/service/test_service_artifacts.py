@@ -194,6 +194,24 @@ async def test_not_ready_until_every_artifact_to_start_with_has_passed(tmp_path:
         assert (await served.predict("a", artifact="second")).status_code == 200
 
 
+async def test_what_is_unloaded_while_it_is_activated_is_loaded_again(tmp_path: Path) -> None:
+    first, second = artifacts_in(tmp_path, "first", "second")
+    async with serve(first, second, artifact="first", also_load=("second",), artifacts_root=tmp_path) as served:
+        shelf = served.state.host.shelf
+        activate, second.batches = shelf.activate, []
+
+        def unload_first(name: str) -> bool:
+            shelf.remove("second")
+            return bool(activate(name))
+
+        shelf.activate = unload_first
+        activated = await served.client.post("/artifacts/second/activate")
+        answer = await served.predict("a")
+    assert activated.status_code == 200
+    assert activated.json()["artifact"]["name"] == answer.json()["artifact"]["name"] == "second"
+    assert second.batches, "it was loaded and warmed up again"
+
+
 @pytest.mark.parametrize(("also", "most"), [("nobody", 8), ("second", 1)])
 async def test_artifacts_to_start_with_must_be_there_and_fit(tmp_path: Path, also: str, most: int) -> None:
     first, second = artifacts_in(tmp_path, "first", "second")
