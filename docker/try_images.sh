@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds both images with buildah, without a daemon, and tries them: the jobs start, and the server, without a network,
 # gets ready, answers with an API key and leaves with status 0 at SIGTERM. As root on Debian; "apt install buildah
-# debootstrap" has all it needs, and a CPU image takes some 12 GB of disk. Arguments are for both builds:
+# debootstrap iproute2 curl" has all it needs, and a CPU image takes some 12 GB of disk. Arguments are for both builds:
 #   docker/try_images.sh --build-arg CUDA=cpu --build-context wheels=wheels --secret id=pip,src=pip.conf
 # BASE_IMAGE is the base, if it is set; else a bare Debian that debootstrap makes, with Debian's own Python.
 set -euo pipefail

@@ -16,7 +16,7 @@ class ExitStatus(IntEnum):
     CLEAN = 0
     #: The artifact cannot be served, or the address cannot be listened on.
     START_FAILED = 1
-    #: A setting that cannot be, or a path without an artifact.
+    #: A setting that cannot be, a file of keys that cannot be used, or a path without an artifact.
     USAGE = 2
     #: The device failed while serving (EX_TEMPFAIL of sysexits.h): start again.
     DEVICE_FAULT = 75

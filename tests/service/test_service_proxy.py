@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import socket
 import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,8 +21,18 @@ import httpx
 import pytest
 import uvicorn
 import yaml
-from proxy_process import COMPOSE, TEMPLATE, Proxy, defaults, free_port, needs_nginx, proxy_before
-from server_process import server_process
+from proxy_process import (
+    COMPOSE,
+    TEMPLATE,
+    Proxy,
+    certify,
+    defaults,
+    filled_in,
+    free_port,
+    needs_nginx,
+    proxy_before,
+)
+from server_process import ROOT, server_process
 from serving import settings
 from test_service_connections import name_the_caller
 
@@ -142,6 +154,28 @@ def upstream(answer: Callable[[socket.socket, bytes], None]) -> Iterator[tuple[i
 def test_every_value_of_the_template_has_a_default_in_compose() -> None:
     named = set(re.findall(r"\$\{(\w+)\}", TEMPLATE.read_text(encoding="utf-8")))
     assert named == set(defaults())
+
+
+@needs_nginx
+@pytest.mark.skipif(shutil.which("envsubst") is None, reason="envsubst is not installed here")
+def test_the_commands_of_the_readme_fill_in_the_template(tmp_path: Path) -> None:
+    """As they stand but for the server, the folder of bodies, and nginx, which is only asked whether it is content."""
+    page = (ROOT / "docker" / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^Without Docker.*\n```\n(python -m service .* &\n[^`]+)```", page, re.M)
+    _, *commands = block.replace("/tmp/laplora-proxy", str(tmp_path / "bodies")).splitlines()
+    commands[-1], started, _ = commands[-1].partition(" && nginx ")
+    assert started
+    (tmp_path / "docker").symlink_to(COMPOSE.parent)
+    certify(tmp_path)
+    # Of root's environment: where nginx is.
+    environment = {"PATH": f"{os.environ['PATH']}:/usr/sbin"}
+    script = "set -e\n" + "\n".join(commands)
+    ended = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    own = {"UPSTREAM": "127.0.0.1:8000", "TEMP": str(tmp_path / "bodies")}
+    own |= {"CERTIFICATE": str(tmp_path / "tls.crt"), "CERTIFICATE_KEY": str(tmp_path / "tls.key")}
+    values = defaults() | {f"PROXY_{name}": value for name, value in own.items()}
+    assert (tmp_path / "nginx.conf").read_text(encoding="utf-8") == filled_in(values)
 
 
 def test_the_values_fit_the_servers_own() -> None:
