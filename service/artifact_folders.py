@@ -23,6 +23,18 @@ def artifact_folders(root: Path) -> dict[str, Path]:
     return {path.name: path for path in entries if not path.name.startswith(".") and _is_artifact(path, root)}
 
 
+def artifact_folder(root: Path, name: str) -> Path | None:
+    """Return the artifact's folder of this name directly in the root, by the rules of ``artifact_folders``; None: none.
+
+    Only this one folder is looked into, however many the root has.
+    """
+    try:
+        path = next((path for path in root.iterdir() if path.name == name), None)
+    except OSError:
+        return None
+    return path if path is not None and not name.startswith(".") and _is_artifact(path, root) else None
+
+
 def _is_artifact(path: Path, root: Path) -> bool:
     try:
         folder, manifest = path.resolve(strict=True), (path / MANIFEST).resolve(strict=True)

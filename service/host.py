@@ -24,14 +24,13 @@ from laplora.errors import (
     LaploraError,
     ModelError,
 )
-from service.artifact_folders import artifact_folders
+from service.artifact_folders import artifact_folder, artifact_folders
 from service.artifact_library import Library
 from service.artifact_listing import ArtifactListing
 from service.bounded_load import BoundedLoads
 from service.engine import Engine, settle
 from service.errors import (
     ActivationRunningError,
-    ArtifactNotLoadedError,
     DeviceFaultError,
     DrainingError,
     LoadTimeoutError,
@@ -133,19 +132,9 @@ class ArtifactHost:
 
         Raises:
             NotReadyError: no artifact answers yet.
-            ArtifactNotFoundError: no artifact of this name is loaded or in the root.
-            ArtifactNotLoadedError: one in the root that is not loaded.
+            ArtifactNotLoadedError: it is not loaded.
         """
-        active = self.require_active()
-        if name is not None and self.shelf.find(name) is None:
-            try:
-                self.path_of(name)
-            except ArtifactNotFoundError as error:
-                raise ArtifactNotFoundError(f"{error}; {active.artifact.name!r} is active") from None
-            raise ArtifactNotLoadedError(
-                f"the artifact is not loaded: load it, or leave the field out for {active.artifact.name!r}",
-                field="artifact",
-            )
+        self.require_active()
         with self.shelf.lease(name) as predictor:
             yield predictor
 
@@ -185,12 +174,9 @@ class ArtifactHost:
 
         Raises:
             NotReadyError: the first artifact still loads.
-            ArtifactNotFoundError: no artifact of this name.
             ArtifactNotLoadedError, ArtifactActiveError: it is not loaded, or the active one.
         """
         self.require_active()
-        if self.shelf.find(name) is None:
-            self.path_of(name)
         predictor = self.shelf.remove(name)
         self._tell(_UNLOADED, predictor)
         return predictor
@@ -212,7 +198,6 @@ class ArtifactHost:
 
     def _change(self, name: str, *, activate: bool) -> Change:
         self.require_active()
-        path = self.path_of(name)
         if not self._changing.acquire(blocking=False):
             raise ActivationRunningError("another artifact is being loaded: try again later")
         try:
@@ -224,7 +209,7 @@ class ArtifactHost:
             if self._loads.stuck and activate and loaded is not None and self.shelf.activate(name):
                 self._tell(_ACTIVATED, loaded)
                 return Change(loaded, previous)
-            artifact = self._loads.run(name, lambda go_on: self._library.read(path))
+            path, artifact = self._loads.run(name, lambda go_on: self._found(name))
             loaded = self.shelf.find(artifact.name)
             if loaded is not None and loaded.artifact.digest == artifact.digest:
                 if not activate or loaded is active:
@@ -252,6 +237,10 @@ class ArtifactHost:
         finally:
             self._changing.release()
 
+    def _found(self, name: str) -> tuple[Path, Artifact]:
+        path = self.path_of(name)
+        return path, self._library.read(path)
+
     def _check_base(self, artifact: Artifact, active: Predictor) -> None:
         base, other = artifact.manifest.base, active.artifact.manifest.base
         if base != other:
@@ -275,7 +264,7 @@ class ArtifactHost:
             ) from None
 
     def path_of(self, name: str) -> Path:
-        """Return the folder of an artifact that can be loaded by name.
+        """Return the folder of an artifact that can be loaded by name. Looks at the disk: not for the event loop.
 
         Raises:
             ArtifactNotFoundError: not the name of a folder in the root.
@@ -283,7 +272,7 @@ class ArtifactHost:
         loaded = self.shelf.find(name)
         if loaded is not None:
             return loaded.artifact.path
-        found = artifact_folders(self._settings.artifacts_root).get(name)
+        found = artifact_folder(self._settings.artifacts_root, name)
         if found is None:
             raise ArtifactNotFoundError("no artifact of this name: GET /artifacts lists them")
         return found

@@ -8,18 +8,20 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from fastapi import Request
 
+from laplora.errors import ArtifactNotFoundError
 from service.admission import Amount, Reservation, TokenEstimate
 from service.callers import Caller
 from service.engine import Ask, Engine
 from service.errors import (
+    ArtifactNotLoadedError,
     BatchTooLargeError,
     ClientGoneError,
     DeadlineError,
@@ -49,6 +51,8 @@ T = TypeVar("T")
 #: Seconds in which the process leaves once nothing is answered any more: answers on their way out, a batch under way,
 #: the last traces. One less than the 5 that are promised.
 LEAVE_S = 4.0
+#: Seconds in which the disk is to say whether an artifact that is not loaded is there.
+LOOK_UP_S = 1.0
 
 
 @dataclass
@@ -147,18 +151,42 @@ class Scored:
     compute_ms: float
 
 
-@contextmanager
-def lease(state: ServiceState, artifact: str | None) -> Iterator[Predictor]:
+@asynccontextmanager
+async def lease(state: ServiceState, artifact: str | None) -> AsyncIterator[Predictor]:
     """Yield the predictor of a loaded artifact, None for the active one; inside the block it stays in memory.
 
     Raises:
         DeviceFaultError, DrainingError, NotReadyError: none takes requests.
-        ArtifactNotFoundError: no artifact has that name.
-        ArtifactNotLoadedError: it is not loaded.
+        ArtifactNotFoundError, ArtifactNotLoadedError: as ``require_loaded``.
     """
     check_taking(state)
+    if artifact is not None:
+        await require_loaded(state, artifact)
     with state.host.lease(artifact) as predictor:
         yield predictor
+
+
+async def require_loaded(state: ServiceState, name: str) -> None:
+    """Return if an artifact is loaded.
+
+    Only a name that is not is looked for on the disk, and never on the event loop: the disk may not answer.
+
+    Raises:
+        ArtifactNotFoundError: no artifact has that name.
+        ArtifactNotLoadedError: it is not loaded; where the disk takes more than ``LOOK_UP_S``, it may not exist either.
+    """
+    host, loop = state.host, asyncio.get_running_loop()
+    if host.shelf.find(name) is not None:
+        return
+    active = host.require_active().artifact.name
+    with suppress(TimeoutError):
+        try:
+            await asyncio.wait_for(loop.run_in_executor(state.workers.names, host.path_of, name), LOOK_UP_S)
+        except ArtifactNotFoundError as error:
+            raise ArtifactNotFoundError(f"{error}; {active!r} is active") from None
+    raise ArtifactNotLoadedError(
+        f"the artifact is not loaded: load it, or leave the field out for {active!r}", field="artifact"
+    )
 
 
 def check_taking(state: ServiceState) -> Predictor:

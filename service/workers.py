@@ -17,6 +17,7 @@ class Workers:
             keep it from the event loop for twice as long.
         measure: computes the metrics of POST /evaluate and their bootstrap.
         disk: reads and hashes artifacts that are not loaded, one at a time.
+        names: looks whether an artifact that is not loaded is there, one at a time.
     """
 
     def __init__(self) -> None:
@@ -24,10 +25,11 @@ class Workers:
         self.parse = _threads("parse", 1)
         self.measure = _threads("measure", 2)
         self.disk = _threads("disk", 1)
+        self.names = _threads("names", 1)
 
     def stop(self) -> None:
         """Begin nothing more; what runs is not waited for."""
-        for threads in (self.tokenize, self.parse, self.measure, self.disk):
+        for threads in (self.tokenize, self.parse, self.measure, self.disk, self.names):
             threads.shutdown(wait=False, cancel_futures=True)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -141,8 +141,8 @@ def _finite_rows(asked: str, scored: Scored, chunk: Chunk) -> tuple[list[ScoredR
     return found, bad
 
 
-@contextmanager
-def pinned(state: ServiceState, name: str, digest: str) -> Iterator[Predictor]:
+@asynccontextmanager
+async def pinned(state: ServiceState, name: str, digest: str) -> AsyncIterator[Predictor]:
     """Yield the predictor of the artifact with this name and digest: its content is part of what a result says.
 
     Inside the block it stays in memory. One that is not loaded may be again: that is to be waited for.
@@ -151,9 +151,9 @@ def pinned(state: ServiceState, name: str, digest: str) -> Iterator[Predictor]:
         ArtifactChangedError: it is gone, or of another content.
         ArtifactNotLoadedError, DeviceFaultError, DrainingError, NotReadyError: as ``lease``.
     """
-    with ExitStack() as held:
+    async with AsyncExitStack() as held:
         try:
-            predictor = held.enter_context(lease(state, name))
+            predictor = await held.enter_async_context(lease(state, name))
         except ArtifactNotFoundError:
             raise ArtifactChangedError(
                 f"the job began on artifact {name!r}, which is gone: upload it again for another"

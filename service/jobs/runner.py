@@ -269,7 +269,7 @@ class Runner:
 
     async def _score(self, run: _Run, chunk: Chunk) -> tuple[list[ScoredRow], dict[int, Exception]]:
         about = run.job.about
-        with pinned(self._state, about.artifact.name, about.artifact.digest) as predictor:
+        async with pinned(self._state, about.artifact.name, about.artifact.digest) as predictor:
             run.absent_at, run.job.absent_s = None, 0.0
             self._board.runs(run.job)
             if not chunk.inputs:

@@ -22,7 +22,7 @@ from service.schemas import (
     UnloadResponse,
     WeightsOut,
 )
-from service.scoring import ServiceState, check_taking
+from service.scoring import ServiceState, check_taking, require_loaded
 from service.shelf import Place
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ async def unload_artifact(name: str, request: Request) -> UnloadResponse:
     """Take an artifact off memory: it gets no new requests, and those under way are still answered."""
     state: ServiceState = request.app.state.service
     check_taking(state)
+    await require_loaded(state, name)
     return UnloadResponse(artifact=artifact_ref((await run_in_threadpool(state.host.unload, name)).artifact))
 
 

@@ -34,7 +34,7 @@ async def evaluate(body: EvaluateRequest, request: Request) -> EvaluateResponse:
     begun = time.monotonic()
     state: ServiceState = request.app.state.service
     deadline = deadline_of(state, begun, body.options.timeout_s)
-    with lease(state, body.artifact) as predictor:
+    async with lease(state, body.artifact) as predictor:
         check_inputs(state, body.inputs, order_average=body.options.order_average)
         ask = Ask(predictor.recommended, also=predictor.predictives)
         note_asked(request, predictor, ask)

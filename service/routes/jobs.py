@@ -97,18 +97,21 @@ async def _submitted(state: ServiceState, request: Request, query: JobQuery, key
         await _discard_rest(request, settings.max_job_bytes)
         return known
     try:
-        with lease(state, query.artifact) as predictor:
-            async with asyncio.timeout(settings.job_upload_timeout_s), aclosing(request.stream()) as body:
-                return await state.jobs.take(
-                    body,
-                    owner=owner,
-                    key=key,
-                    announced_bytes=announced,
-                    artifact=artifact_ref(predictor.artifact),
-                    labels=predictor.artifact.manifest.labels,
-                    options=query.options,
-                    tokens_of=lambda fields: _tokens_of(predictor, fields, query),
-                )
+        async with (
+            lease(state, query.artifact) as predictor,
+            asyncio.timeout(settings.job_upload_timeout_s),
+            aclosing(request.stream()) as body,
+        ):
+            return await state.jobs.take(
+                body,
+                owner=owner,
+                key=key,
+                announced_bytes=announced,
+                artifact=artifact_ref(predictor.artifact),
+                labels=predictor.artifact.manifest.labels,
+                options=query.options,
+                tokens_of=lambda fields: _tokens_of(predictor, fields, query),
+            )
     except TimeoutError:
         raise DeadlineError("the upload took longer than job_upload_timeout_s: send it in parts") from None
     except ClientDisconnect:

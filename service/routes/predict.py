@@ -39,7 +39,7 @@ async def predict(body: PredictRequest, request: Request) -> PredictResponse:
     begun = time.monotonic()
     state: ServiceState = request.app.state.service
     deadline = deadline_of(state, begun, body.options.timeout_s)
-    with lease(state, body.artifact) as predictor:
+    async with lease(state, body.artifact) as predictor:
         check_inputs(state, body.inputs, order_average=body.options.order_average)
         ask = what_is_asked(predictor, body.options)
         note_asked(request, predictor, ask)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,11 @@ import pytest
 from serving import FakePredictor, serve
 from tiny_runs import FinishedRun
 
+import service.host
+import service.scoring
 from laplora.artifact import read_artifact
 from laplora.errors import ArtifactCorruptError
-from service.artifact_folders import artifact_folders
+from service.artifact_folders import artifact_folder, artifact_folders
 
 NAMES = [
     "..",
@@ -57,6 +61,71 @@ def root(tmp_path: Path) -> Path:
 
 def test_only_folders_with_a_manifest_are_artifacts(root: Path) -> None:
     assert artifact_folders(root) == {"fake": root / "fake"}
+
+
+def test_one_folder_is_found_as_in_the_list(root: Path) -> None:
+    (root / "linked").symlink_to(root.parent / "outside")
+    (root / "current").symlink_to("fake")
+    for name in (*NAMES, "fake", "empty", "file", "linked", "current", "outside", "FAKE", ""):
+        assert artifact_folder(root, name) == artifact_folders(root).get(name), name
+    assert artifact_folder(root, "fake") == root / "fake"
+    assert artifact_folder(root / "nowhere", "fake") is None
+
+
+def test_looking_for_one_folder_looks_into_no_other(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[Path] = []
+    real = Path.resolve
+
+    def resolve(self: Path, strict: bool = False) -> Path:
+        looked.append(self)
+        return real(self, strict=strict)
+
+    for number in range(5):
+        artifact(root / f"other-{number}")
+    monkeypatch.setattr(Path, "resolve", resolve)
+    assert artifact_folder(root, "fake") == root / "fake"
+    assert not any("other" in path.name for path in looked)
+
+
+@pytest.mark.anyio
+async def test_a_root_that_does_not_answer_keeps_nobody_else_waiting(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_go = threading.Event()
+    threads: set[str] = set()
+
+    def never(root: Path, name: str) -> None:
+        threads.add(threading.current_thread().name)
+        assert threading.current_thread() is not threading.main_thread()
+        let_go.wait()
+
+    monkeypatch.setattr(service.host, "artifact_folder", never)
+    monkeypatch.setattr(service.scoring, "LOOK_UP_S", 0.2)
+    body = {"inputs": [{"text": "a"}], "artifact": "nobody"}
+    try:
+        async with serve(FakePredictor(path=root / "fake"), artifacts_root=root, load_timeout_s=0.2) as served:
+            asking = asyncio.create_task(served.client.post("/predict", json=body))
+            while not threads:
+                await asyncio.sleep(0.001)
+            assert (await served.client.get("/health/live")).status_code == 200
+            assert (await served.predict("a")).status_code == 200
+            assert (await served.predict("a", artifact="fake")).status_code == 200
+            assert not asking.done()
+            refused = [
+                await asking,
+                await served.client.post("/artifacts/nobody/unload"),
+                await served.client.post("/artifacts/nobody/load"),
+                await served.client.post("/artifacts/nobody/load"),
+            ]
+    finally:
+        let_go.set()
+    assert [(r.status_code, r.json()["error"]["code"]) for r in refused] == [
+        (409, "artifact_not_loaded"),
+        (409, "artifact_not_loaded"),
+        (504, "load_timeout"),
+        (409, "load_stuck"),
+    ]
+    assert not any("AnyIO" in name for name in threads), "the threads that FastAPI keeps for what is short"
 
 
 def test_no_root_has_no_artifacts(root: Path) -> None:
