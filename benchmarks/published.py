@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.marked import fill
 from benchmarks.provenance import ROOT
-from benchmarks.speed.record import FOLDER, read
+from benchmarks.speed.record import FOLDER, read, verdict
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -73,8 +74,12 @@ def overload_figures(records: Records) -> str:
             f"{setting}: {value(goodput)} of the capacity answered, 99th percentile {value(waited)} times the time to "
             f"empty a full queue, refusals' 95th percentile {value(refused)} ms"
         )
-    verdict = "met" if kept == len(judged) else "**missed**"
-    return f"{verdict}, {kept} of {len(judged)}. Medians of the runs: {'; '.join(texts)}"
+    every = Counter(verdict(r) for r in judged)
+    overall = "met" if kept == len(judged) else "**missed**"
+    return (
+        f"{overall}, {kept} of {len(judged)} by the medians; in every run {every['met']} met and "
+        f"{every['missed']} missed, {every['open']} open. Medians of the runs: {'; '.join(texts)}"
+    )
 
 
 #: By page, the sentences that stand between its markers.

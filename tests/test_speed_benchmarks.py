@@ -7,7 +7,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -15,10 +15,13 @@ import torch
 from tiny_models import VOCABULARY, tiny_model
 
 from benchmarks import provenance, published
+from benchmarks.load.overload import settings
 from benchmarks.marked import fill
 from benchmarks.speed import __main__ as job
 from benchmarks.speed import fast, fit, overload, predict, start, subset
-from benchmarks.speed.record import FOLDER, Conditions, Record, keep, merged, read, render
+from benchmarks.speed import record as kept_files
+from benchmarks.speed.expected import FIGURES, TARGETS, is_named, missing
+from benchmarks.speed.record import FOLDER, Conditions, Record, keep, merged, read, render, verdict
 from benchmarks.speed.subject import random_batch, with_classes
 from benchmarks.speed.timing import Ratio, in_turns, ratio
 from laplora.jacobians import find_blocks
@@ -59,6 +62,92 @@ def test_verdicts(side: str | None, limit: float | None, met: bool | None) -> No
     assert record.target == (None if side is None else f"{side} 2")
 
 
+@pytest.mark.parametrize(
+    ("side", "figures", "expected"),
+    [
+        ("at most", (1.9, 1.8, 2.1), "open"),
+        ("at most", (2.1, 1.9, 2.2), "open"),
+        ("at most", (1.9, 1.8, 2.0), "open"),
+        ("at most", (1.9, 1.8, 1.99), "met"),
+        ("at most", (2.1, 2.01, 2.2), "missed"),
+        ("at least", (2.1, 1.9, 2.2), "open"),
+        ("at least", (2.1, 2.01, 2.2), "met"),
+        ("at least", (1.9, 1.8, 1.99), "missed"),
+        ("at most", (2.0, 2.0, 2.0), "met"),
+        ("at least", (2.0, 2.0, 2.0), "met"),
+        (None, (2.0, 1.0, 3.0), None),
+    ],
+)
+def test_a_target_is_met_or_missed_where_every_turn_says_so(
+    side: str | None, figures: tuple[float, float, float], expected: str | None
+) -> None:
+    limit = None if side is None else 2.0
+    record = HERE.record("p: w", Ratio(*figures), "b", limit=limit, side=side or "at most")  # type: ignore[arg-type]
+    assert verdict(asdict(record)) == expected
+
+
+def test_open_targets_are_counted_apart_and_keep_the_medians_word(tmp_path: Path) -> None:
+    """An overhead of 3.58 ms between -2.15 and 23.8 is no proof of at most 5; nor is 2.21 of more than 2.2."""
+    overhead = HERE.record("p: overhead", Ratio(3.58, -2.15, 23.8), "ms", limit=5.0)
+    kept_by(
+        tmp_path,
+        overhead,
+        HERE.record("p: answer", Ratio(2.21, 2.07, 2.46), "b", limit=2.2),
+        HERE.record("p: sure", Ratio(1, 0.9, 1.1), "b", limit=2.2),
+        HERE.record("g: grows", Ratio(1, 0.9, 1.2), "the exponent", arithmetic=1.1),
+    )
+    page = page_of(tmp_path)
+    counts = "Met in every turn: 1. Missed in every turn: 0. Open: 2 (by the median 1 met, 1 missed)."
+    assert page.count(counts) == 2
+    assert f"Targets: 3. {counts} Not measured yet: 0." in page
+    assert "By the medians alone,\n2 of the 3 measured are met." in page
+    assert "| p | overhead | 3.58 | -2.15 to 23.8 | ms | at most 5 | open; met by the median |" in page
+    assert "| p | answer | 2.21 | 2.07 to 2.46 | b | at most 2.2 | open; **missed** by the median |" in page
+    assert "| grows | 1 | 0.9 to 1.2 | the exponent | at most 1.1 | open; so it is by the median |" in page
+    assert "1 figures; 0 of 1 as arithmetic says, 1 open" in page
+    assert job.line(overhead).endswith("(target at most 5) open, met by the median")
+
+
+def test_what_is_not_measured_is_listed_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_files, "TARGETS", {"c": ("p: w", "p: x"), "d": ("q: y",)})
+    monkeypatch.setattr(kept_files, "FIGURES", {"c": ("p: z",)})
+    kept_by(tmp_path, HERE.record("p: w, 2 cores", Ratio(1, 1, 1), "b", limit=2.0))
+    assert "## Not measured yet" not in page_of(tmp_path), "a run elsewhere owes no more than it was asked for"
+    monkeypatch.setattr(kept_files, "FOLDER", tmp_path)
+    kept_by(
+        tmp_path, HERE.record("p: x", Ratio(1, 1, 1), "b"), HERE.record("p: w, 2 cores", Ratio(1, 1, 1), "b", limit=2)
+    )
+    page = page_of(tmp_path)
+    assert "Targets: 3. Met in every turn: 1. Missed in every turn: 0. Open: 0. Not measured yet: 2." in page
+    table = page.partition("## Not measured yet")[2].strip().splitlines()[2:]
+    assert table == ["| p | x | target | `c` |", "| q | y | target | `d` |", "| p | z | figure | `c` |"]
+    kept_by(tmp_path, *(HERE.record(name, Ratio(1, 1, 1), "b", limit=2.0) for name in ("p: w", "p: x", "p: z", "q: y")))
+    assert "## Not measured yet" not in page_of(tmp_path)
+    assert "Not measured yet: 0." in page_of(tmp_path)
+
+
+def test_every_target_is_expected_by_its_name() -> None:
+    """What the parts call their figures, where that can be asked without measuring, and what is published."""
+    names = [name for part in TARGETS.values() for name in part]
+    assert len(set(names)) == len(names)
+    measured = {r["name"] for r in read(FOLDER) if r["kind"] == "target"}
+    cases = {
+        f"predict: {c.number_format}, {c.classes} classes, {c.rows} x {c.tokens} tokens"
+        for c in predict.FULL
+        if c.rows > 1
+    }
+    covariances = {f"fast: covariance, {rows} x {tokens} tokens" for rows, tokens in fast.SIZES}
+    past = {r.name for s in settings() for r in overload.records(HERE, s.name, [run_of()]) if r.kind == "target"}
+    assert {
+        name for name in measured | cases | covariances | past if not any(is_named(name, n) for n in names)
+    } == set()
+    assert not {name for name in names if name.startswith("predict: ")} - cases
+    assert not {name for name in names if name.startswith("fast: covariance")} - covariances
+    if len(settings()) > 1:
+        overload_alone = {c: n for c, n in TARGETS.items() if c.endswith("overload")}
+        assert missing(overload_alone, past) == {}
+
+
 def test_a_figure_takes_the_place_of_the_same_on_the_same_hardware(tmp_path: Path) -> None:
     elsewhere = Conditions("another, 8 cores", HERE.measured)
     kept_by(tmp_path, HERE.record("p: w", Ratio(1, 1, 1), "b"), HERE.record("p: x", Ratio(2, 2, 2), "b", limit=1.0))
@@ -71,7 +160,7 @@ def test_a_figure_takes_the_place_of_the_same_on_the_same_hardware(tmp_path: Pat
         ("p: w", elsewhere.hardware, 3.0),
     ]
     assert set(kept[0]) >= {"name", "value", "low", "high", "baseline", "target", "met", "kind", "hardware"}
-    assert "Targets met: 0 of 1." in page_of(tmp_path)
+    assert "Targets: 1. Met in every turn: 0. Missed in every turn: 1. Open: 0. Not measured" in page_of(tmp_path)
     assert "| p | x | 2 | 2 to 2 | b | at most 1 | **missed** |" in page_of(tmp_path)
     assert merged(kept, []) == kept
 
@@ -109,8 +198,8 @@ def test_targets_that_were_set_are_counted_apart_from_what_was_measured(tmp_path
     )
     assert [r["kind"] for r in read(tmp_path)] == ["target", "check", "check", "figure"]
     page = page_of(tmp_path)
-    assert "Targets met: 1 of 1." in page
-    assert "### Targets: 1 of 1 met" in page
+    assert "Targets: 1. Met in every turn: 1. Missed in every turn: 0. Open: 0." in page
+    assert "### Targets measured: 1" in page
     assert "### Measured beside them: 3 figures; 1 of 2 as arithmetic says" in page
     assert "| grows faster | 2 | 2 to 2 | the exponent | at most 1.1 | **not so** |" in page
 
@@ -163,7 +252,7 @@ def test_make_bench_quick_is_such_a_run() -> None:
 
 
 def test_the_published_page_is_made_of_the_published_figures() -> None:
-    assert render(read(FOLDER)) == (FOLDER / "RESULTS.md").read_text(encoding="utf-8")
+    assert render(read(FOLDER), TARGETS, FIGURES) == (FOLDER / "RESULTS.md").read_text(encoding="utf-8")
 
 
 def test_sentences_of_other_pages_are_made_of_the_published_figures() -> None:
@@ -189,8 +278,12 @@ def test_the_sentence_on_overload_gives_one_verdict_of_all_settings() -> None:
         settings = [("s", [run_of()]), ("t", [run_of(refusals_ms=(1.0, late, late))])]
         return merged([], [r for name, runs in settings for r in overload.records(HERE, name, runs)])
 
-    assert published.overload_figures(rows(9.0)).startswith("met, 8 of 8.")
-    assert published.overload_figures(rows(11.0)).startswith("**missed**, 7 of 8.")
+    assert published.overload_figures(rows(9.0)).startswith(
+        "met, 8 of 8 by the medians; in every run 8 met and 0 missed, 0 open."
+    )
+    assert published.overload_figures(rows(11.0)).startswith(
+        "**missed**, 7 of 8 by the medians; in every run 7 met and 1 missed, 0 open."
+    )
     assert "not measured" in published.overload_figures([])
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import provenance, published
-from benchmarks.speed.record import FOLDER, PAGE, Conditions, Record, keep, read, write
+from benchmarks.speed.record import FOLDER, PAGE, Conditions, Record, keep, read, verdict, write
 
 PARTS = (
     "predict",
@@ -77,9 +77,11 @@ def command_of(part: str, arguments: list[str]) -> list[str]:
 
 def line(record: Record) -> str:
     """Return a record as a line of the console."""
-    verdict = "" if record.met is None else (" met" if record.met else " MISSED")
+    words = "" if record.met is None else (" met" if record.met else " MISSED")
+    if verdict(dataclasses.asdict(record)) == "open":
+        words = f" open,{words} by the median"
     target = f" (target {record.target})" if record.target else ""
-    return f"{record.name}: {record.value} [{record.low} to {record.high}] x {record.baseline}{target}{verdict}"
+    return f"{record.name}: {record.value} [{record.low} to {record.high}] x {record.baseline}{target}{words}"
 
 
 def conditions_here(
