@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -179,9 +180,7 @@ def new_artifact(target: Path) -> Iterator[Path]:
     """
     check_replaceable(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.parent / f".{target.name}.{os.getpid()}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
     try:
         yield partial
         for item in [partial, *partial.rglob("*")]:
@@ -199,13 +198,22 @@ def new_artifact(target: Path) -> Iterator[Path]:
 
 def check_replaceable(target: Path) -> None:
     """Raise ArtifactWriteError where an artifact would take the place of something that is none."""
-    if target.is_dir() and ((target / MANIFEST).is_file() or not any(target.iterdir())):
+    if target.is_dir() and (not any(target.iterdir()) or _has_manifest(target)):
         return
     if target.exists() or target.is_symlink():
         raise ArtifactWriteError(
             f"{target} is there and is no artifact: it would be replaced. Give the artifact another name or folder, or "
             "remove it"
         )
+
+
+def _has_manifest(folder: Path) -> bool:
+    """Return whether a folder's manifest is one of an artifact, of any format, and no web page's or package's."""
+    try:
+        fields = json.loads((folder / MANIFEST).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(fields, dict) and type(fields.get("format_version")) is int
 
 
 def _is_full(error: OSError | SafetensorError) -> bool:

@@ -472,18 +472,20 @@ def test_a_write_replaces_all_of_the_old_artifact(
     for content in ("one", "two"):
         with new_artifact(tmp_path / "it") as folder:
             (folder / content).write_text(content)
-            (folder / "manifest.json").write_text("{}")
+            (folder / MANIFEST).write_text('{"format_version": 4}')
     assert sorted(p.name for p in (tmp_path / "it").iterdir()) == ["manifest.json", "two"]
     assert leftovers(tmp_path) == []
 
 
-@pytest.mark.parametrize("kind", ["folder", "file", "broken link"])
+@pytest.mark.parametrize("kind", ["folder", "another manifest", "file", "broken link"])
 def test_what_is_no_artifact_is_not_replaced(tmp_path: Path, kind: str) -> None:
     """A run whose name is that of a user's folder beside the artifacts must not take its place."""
     target = tmp_path / "papers"
-    if kind == "folder":
+    if kind in ("folder", "another manifest"):
         target.mkdir()
         (target / "thesis.tex").write_text("x")
+        if kind == "another manifest":  # of a web page
+            (target / MANIFEST).write_text('{"name": "papers", "start_url": "/"}')
     elif kind == "file":
         target.write_text("x")
     else:
@@ -497,14 +499,14 @@ def test_what_is_no_artifact_is_not_replaced(tmp_path: Path, kind: str) -> None:
 def test_an_empty_folder_may_become_an_artifact(tmp_path: Path) -> None:
     (tmp_path / "it").mkdir()
     with new_artifact(tmp_path / "it") as folder:
-        (folder / "manifest.json").write_text("{}")
+        (folder / MANIFEST).write_text('{"format_version": 4}')
     assert [p.name for p in (tmp_path / "it").iterdir()] == ["manifest.json"]
 
 
 def test_a_rename_that_fails_brings_the_old_artifact_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(artifact_module, "_exchange", lambda *_: False)
     with new_artifact(tmp_path / "it") as folder:
-        (folder / MANIFEST).write_text("{}")
+        (folder / MANIFEST).write_text('{"format_version": 4}')
     rename = Path.rename
 
     def failing(self: Path, target: Path) -> Path:

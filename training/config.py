@@ -249,7 +249,7 @@ class EvaluationConfig(Section):
 class RunConfig(Section):
     """One run: fine-tune, fit, evaluate, package."""
 
-    name: str = Field(pattern=_NAME, description="of the run and its artifact")
+    name: str = Field(pattern=_NAME, max_length=55, description="of the run and its artifact")
     seed: int = Field(0, ge=0, description="of splits, initial adapter, dropout and row order")
     base: BaseConfig = BaseConfig()
     data: DataConfig
@@ -290,8 +290,8 @@ class RunConfig(Section):
 
     @property
     def artifact_dir(self) -> Path:
-        """Folder of the finished artifact."""
-        return self.artifacts / self.name
+        """Folder of the finished artifact, called as the run's folder is: a trial does not replace what is served."""
+        return self.artifacts / self.run_dir.name
 
 
 def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:

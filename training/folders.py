@@ -7,10 +7,16 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
+
+from laplora.errors import ConfigError
 
 #: The file of a run's folder that says whose it is: the configuration's fields, and ``made_from`` once it was trained.
 CONFIG = "config.json"
@@ -33,9 +39,10 @@ def folder_of(runs: Path, name: str, fields: Mapping[str, Any]) -> Path:
     """Return the folder of a configuration: ``runs/NAME``, or ``runs/NAME-DIGEST`` where another one has that."""
     digest = configuration_digest(fields)
     plain, own = runs / name, runs / f"{name}-{digest[:8]}"
-    if own.is_dir():
-        return own
-    return plain if owner(plain) in (None, digest) else own
+    owners = owner(plain), owner(own)
+    if digest in owners:  # a folder that it has is kept, whatever becomes of the other one
+        return plain if owners[0] == digest else own
+    return plain if owners[0] is None and not own.exists() else own
 
 
 def owner(folder: Path) -> str | None:
@@ -55,15 +62,23 @@ def owner(folder: Path) -> str | None:
 def claim(folder: Path, fields: Mapping[str, Any]) -> bool:
     """Make a folder a configuration's and return whether it is; False: another one was there first.
 
-    The record is made by an exclusive creation, so that of two jobs that start together only one has the folder.
+    The record appears whole or not at all, so that of two jobs that start together only one has the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(prefix=f".{CONFIG}.", dir=folder)
     try:
-        with (folder / CONFIG).open("x", encoding="utf-8") as file:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(json.dumps(fields, indent=2, ensure_ascii=False) + "\n")
+        os.chmod(partial, 0o644)
+        os.link(partial, folder / CONFIG)
     except FileExistsError:
-        return owner(folder) == configuration_digest(fields)
-    return True
+        pass
+    except OSError:  # a file system without hard links
+        with suppress(FileExistsError), (folder / CONFIG).open("x", encoding="utf-8") as file:
+            file.write(Path(partial).read_text(encoding="utf-8"))
+    finally:
+        os.unlink(partial)
+    return owner(folder) == configuration_digest(fields)
 
 
 def siblings(runs: Path, name: str) -> Iterator[tuple[Path, str]]:
@@ -84,10 +99,11 @@ def start_from(sibling: Path, folder: Path, fields: Mapping[str, Any]) -> bool:
     Checkpoints stay behind, and so do files that are being written. The folder appears whole; False: another job was
     faster.
     """
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}")
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     left_out = shutil.ignore_patterns(".*", CONFIG, "checkpoints", "earlier-*")
     try:
-        shutil.copytree(sibling, partial, ignore=left_out)
+        shutil.copytree(sibling, partial, ignore=left_out, dirs_exist_ok=True)
+        partial.chmod(0o755)
         claim(partial, fields)
         partial.rename(folder)
     except FileExistsError:
@@ -99,6 +115,22 @@ def start_from(sibling: Path, folder: Path, fields: Mapping[str, Any]) -> bool:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return True
+
+
+def in_use(folder: Path) -> FileLock:
+    """Return the lock of a run's folder, held for as long as the returned object lives; one process may have it twice.
+
+    Raises:
+        ConfigError: another process has it.
+    """
+    lock = FileLock(folder / ".lock", is_singleton=True)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError(
+            f"another job works in {folder}: wait for it, or give this run another name (--set name=NAME)"
+        ) from None
+    return lock
 
 
 def set_aside(folder: Path, names: tuple[str, ...]) -> Path | None:

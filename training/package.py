@@ -66,8 +66,8 @@ def package(config: RunConfig) -> Path:
     verify_evaluated(run)
     if made_by_another(config):
         say(
-            f"{config.artifact_dir} holds another configuration's artifact, and is replaced; a trial with a name of "
-            "its own (--set name=NAME) would leave it"
+            f"{config.artifact_dir} holds an artifact of another configuration, whose run is not in {config.runs}: "
+            "it is replaced"
         )
     with new_artifact(config.artifact_dir) as folder:
         shutil.copytree(config.run_dir / "adapter", folder / ADAPTER_FOLDER)
@@ -119,7 +119,7 @@ def describe(run: Run, fitted: Path, report: Path) -> Manifest:
     template = {k: v for k, v in asdict(task.template).items() if k in TemplateRecord.model_fields}
     return Manifest(
         format_version=FORMAT_VERSION,
-        name=config.name,
+        name=config.artifact_dir.name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         base_model=config.base.model,
         revision=config.base.revision,

@@ -7,11 +7,12 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from filelock import FileLock
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from laplora.artifact import check_replaceable
@@ -21,7 +22,7 @@ from laplora.prompts import Batch, EncodedRow, collate, encode, render, resolve_
 from training.config import RunConfig, config_hash_fields
 from training.data import Example, Splits, load_splits
 from training.finite import check_finite
-from training.folders import claim, owner, siblings, start_from
+from training.folders import claim, in_use, owner, siblings, start_from
 from training.provenance import adapter_inputs
 
 Item = TypeVar("Item")
@@ -34,6 +35,7 @@ class Run:
     Attributes:
         location: folder or hub id of the base model.
         label_ids: token id of each label.
+        lock: keeps other processes out of the run's folder while this lives.
     """
 
     config: RunConfig
@@ -42,6 +44,7 @@ class Run:
     tokenizer: Any
     label_ids: tuple[int, ...]
     device: torch.device
+    lock: FileLock | None = None
 
     @property
     def class_count(self) -> int:
@@ -85,8 +88,8 @@ def open_run(config: RunConfig) -> Run:
     """Return the run with its splits and tokenizer loaded and its folder begun; what can be refused early is.
 
     Raises:
-        ConfigError: no calibration or test rows, golden inputs that the template does not take, or an average over
-            the orders of choices that it has none of.
+        ConfigError: another job in the run's folder, no calibration or test rows, golden inputs that the template does
+            not take, or an average over the orders of choices that it has none of.
         DataError, ModelError, LabelTokenError, DownloadError: data, base or labels that cannot be used.
         ArtifactWriteError: something that is no artifact has the finished one's place.
     """
@@ -99,6 +102,7 @@ def open_run(config: RunConfig) -> Run:
     label_ids = tuple(resolve_label_tokens(tokenizer, splits.task.template, splits.task.labels))
     run = Run(config, splits, location, tokenizer, label_ids, device)
     _begin_folder(run)
+    run = replace(run, lock=in_use(config.run_dir))
     write_json(config.run_dir / "splits.json", splits.report)
     return run
 

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_runs import FinishedRun, copy_run, sentiment_config, sentiment_rows, write_rows
 
+from laplora.artifact import read_artifact
 from training.__main__ import main
 from training.config import load_config
 from training.finetune import LabelTrainer
@@ -131,6 +137,77 @@ def test_of_jobs_that_start_together_one_has_the_folder(tmp_path: Path) -> None:
     assert owner(tmp_path / "n") == configuration_digest({"seed": won.index(True)})
 
 
+def test_a_record_appears_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a job that starts meanwhile sees is nobody's folder or this one's: a half-written record is never there."""
+    seen = []
+    link = os.link
+
+    def watched(*names: Any) -> None:
+        seen.append(owner(tmp_path / "n"))
+        link(*names)
+        seen.append(owner(tmp_path / "n"))
+
+    monkeypatch.setattr(os, "link", watched)
+    assert claim(tmp_path / "n", {"seed": 1})
+    assert seen == [None, configuration_digest({"seed": 1})]
+    assert [p.name for p in (tmp_path / "n").iterdir()] == ["config.json"]
+
+
+def test_a_folder_is_claimed_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*names: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+    assert claim(tmp_path / "n", {"seed": 1})
+    assert not claim(tmp_path / "n", {"seed": 2})
+    assert owner(tmp_path / "n") == configuration_digest({"seed": 1})
+
+
+def test_a_folder_that_was_begun_stays_the_configurations(tmp_path: Path) -> None:
+    """Whatever becomes of the plain folder while a run works in its own: removed, or claimed by a third one."""
+    assert claim(tmp_path / "n", {"seed": 0})
+    own = folder_of(tmp_path, "n", {"seed": 1})
+    assert claim(own, {"seed": 1})
+    shutil.rmtree(tmp_path / "n")
+    assert folder_of(tmp_path, "n", {"seed": 1}) == own
+    assert claim(tmp_path / "n", {"seed": 2})
+    assert folder_of(tmp_path, "n", {"seed": 1}) == own
+
+
+def test_another_process_in_the_same_folder_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = load_config(finished).run_dir
+    path = str(folder / ".lock")
+    code = f"from filelock import FileLock as F; held = F({path!r}); held.acquire(); print('held', flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        assert job("package", finished) == 1
+        assert f"another job works in {folder}" in capsys.readouterr().err
+        other.communicate(b"\n")
+    assert job("package", finished) == 0
+
+
+def test_two_containers_have_one_process_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So temporary names must not be made of it: a second copy that fails takes nothing of the first one's away."""
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    source = tmp_path / "n"
+    (source / "adapter").mkdir(parents=True)
+    copytree, nested = shutil.copytree, []
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        made = copytree(*arguments, **options)
+        if not nested:
+            nested.append(True)
+            nested.append(start_from(source, tmp_path / "n-1", {"seed": 1}))
+        return made
+
+    monkeypatch.setattr(shutil, "copytree", slow)
+    assert not start_from(source, tmp_path / "n-1", {"seed": 1})
+    assert nested == [True, True]
+    assert sorted(digests(tmp_path / "n-1")) == ["config.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["n", "n-1"]
+
+
 def test_a_copy_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     source = tmp_path / "n"
     for name in ("adapter/weights", "checkpoints/checkpoint-5/state", "earlier-1/adapter/weights", ".adapter.77"):
@@ -149,10 +226,26 @@ def test_nothing_stale_makes_no_folder(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_replacing_another_configurations_artifact_is_said(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_trial_does_not_replace_the_artifact(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert job("package", finished) == 0
-    assert job("package", finished, "golden_inputs=[{text: a fine film}]") == 0
-    assert "holds another configuration's artifact" not in capsys.readouterr().out
+    served = load_config(finished).artifact_dir
+    before = digests(served)
+    trial = "calibration.coverage=0.8"
     for name in ("fit", "evaluate", "package"):
-        assert job(name, finished, "calibration.coverage=0.8") == 0
-    assert "holds another configuration's artifact, and is replaced" in capsys.readouterr().out
+        assert job(name, finished, trial) == 0
+    other = load_config(finished, [trial]).artifact_dir
+    assert other.name == load_config(finished, [trial]).run_dir.name != served.name
+    assert read_artifact(other).manifest.name == other.name
+    assert digests(served) == before
+
+
+def test_replacing_an_artifact_of_an_unknown_run_is_said(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As where the runs of the artifact in this repository are not there."""
+    assert job("package", finished) == 0
+    assert "it is replaced" not in capsys.readouterr().out
+    manifest = load_config(finished).artifact_dir / "manifest.json"
+    fields = json.loads(manifest.read_text())
+    fields["config"]["calibration"]["coverage"] = 0.5
+    manifest.write_text(json.dumps(fields))
+    assert job("package", finished) == 0
+    assert "holds an artifact of another configuration" in capsys.readouterr().out
