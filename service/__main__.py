@@ -134,14 +134,21 @@ def parse_settings(arguments: list[str] | None = None) -> Settings:
 def server_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
     """Return how uvicorn serves the application."""
     # Here, and not at the top of the file: --help should not wait for it.
-    from service.connections import protocol, trusted
+    from service.connections import Connections, most_connections, protocol, trusted
     from service.scoring import LEAVE_S
 
+    connections = Connections(
+        max_connections=most_connections(settings.max_connections),
+        client_share=settings.client_share,
+        proxies=settings.trusted_proxies,
+    )
     return uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
-        http=protocol(settings.head_timeout_s),
+        http=protocol(connections, head_timeout_s=settings.head_timeout_s, send_timeout_s=settings.send_timeout_s),
+        # Another protocol would know none of these limits.
+        ws="none",
         **trusted(settings.trusted_proxies),
         log_config=None,
         access_log=False,

@@ -47,8 +47,8 @@ class Places:
     """
 
     def __init__(self, *, max_requests: int, max_bytes: int, client_share: float = 1.0) -> None:
-        self._requests = _Limit("requests", "max_requests", max_requests, client_share)
-        self._bytes = _Limit("bytes of bodies", "max_in_flight_bytes", max_bytes, client_share)
+        self._requests = SharedLimit("requests", "max_requests", max_requests, client_share)
+        self._bytes = SharedLimit("bytes of bodies", "max_in_flight_bytes", max_bytes, client_share)
 
     @property
     def requests(self) -> int:
@@ -85,7 +85,7 @@ class Places:
         place.body_bytes = 0
 
 
-class _Limit:
+class SharedLimit:
     """Something that all callers share, with a most for everybody together and one for each."""
 
     def __init__(self, what: str, setting: str, most: int, client_share: float) -> None:
@@ -94,9 +94,17 @@ class _Limit:
         self._by_caller: dict[str, int] = {}
         self.total = 0
 
-    def add(self, caller: str, more: int) -> None:
+    def add(self, caller: str, more: int, *, whole: bool = False) -> None:
+        """Count so many more for a caller.
+
+        Args:
+            whole: whether this caller may have all there is, and not its share alone.
+
+        Raises:
+            ClientTooManyRequestsError, TooManyRequestsError: the caller's share, or all, is taken.
+        """
         own = self._by_caller.get(caller, 0)
-        if own + more > self._client_most < self._most:
+        if not whole and own + more > self._client_most < self._most:
             raise ClientTooManyRequestsError(
                 f"you have {own} {self._what} in flight and {more} came, one caller may have {self._client_most} "
                 f"({self._setting} times client_share): wait for your own answers first",
@@ -114,6 +122,7 @@ class _Limit:
         self._by_caller[caller] = own + more
 
     def remove(self, caller: str, less: int) -> None:
+        """Take so many off a caller's."""
         self.total -= less
         left = self._by_caller.get(caller, 0) - less
         if left:

@@ -36,6 +36,8 @@ EVENTS = MappingProxyType(
         "request": "a request was answered: method, route, status, duration_ms, caller; code of a refusal; artifact, "
         "digest, predictive, rows, tokens and the stages' times of a scored one",
         "head_timeout": "a connection was closed because a request's head did not come in time (at level debug)",
+        "send_timeout": "a connection was closed because its client did not take an answer in time (at level debug)",
+        "connection_refused": "a connection was one too many, of its address or of all (at level debug)",
         "batch_failed": "a batch did not run on the device and is tried again in halves; rows, outcome, error",
         "device_fault": "the device or its thread failed, or a run of it took more than hang_s: requests get 503, the "
         "process leaves; error, frames",

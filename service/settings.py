@@ -81,6 +81,20 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
         description="Seconds in which a request's line and headers must have come before its connection is closed.",
     )
+    send_timeout_s: float = Field(
+        30.0,
+        gt=0,
+        le=3600,
+        allow_inf_nan=False,
+        description="Seconds in which a client must take 64 KiB of an answer that waits for it, or all that is left, "
+        "before its connection is closed.",
+    )
+    max_connections: int = Field(
+        2048,
+        ge=1,
+        description="Most connections at a time, fewer where the process may not open as many files; more are answered "
+        "429 and closed.",
+    )
     auth: Literal["keys", "off"] = Field(
         "keys", description="Who is answered: holders of an API key, or, off, everyone who can reach the port."
     )
@@ -130,7 +144,8 @@ class Settings(BaseSettings):
         le=1,
         allow_inf_nan=False,
         description="Most that one caller may hold, as a share of the queue's rows, tokens and bytes, of max_requests, "
-        "of max_in_flight_bytes and of max_jobs_bytes; more are refused with 429.",
+        "of max_in_flight_bytes and of max_jobs_bytes, and one address, but for trusted_proxies, of max_connections; "
+        "more are refused with 429.",
     )
     max_inputs: int = Field(256, ge=1, description="Most inputs of one request; more are refused with 413.")
     max_body_bytes: int = Field(

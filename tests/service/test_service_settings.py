@@ -72,6 +72,8 @@ def test_help_names_every_flag_default_and_variable(capsys: pytest.CaptureFixtur
         (["--trusted-proxies", "proxy.example"], "--trusted-proxies"),
         (["--trusted-proxies", "10.0.0.1/8"], "--trusted-proxies"),
         (["--head-timeout-s", "0"], "--head-timeout-s"),
+        (["--send-timeout-s", "0"], "--send-timeout-s"),
+        (["--max-connections", "0"], "--max-connections"),
         (["--max-inputs", "10", "--max-queue-rows", "5"], "max_queue_rows"),
         (["--max-inputs", "10", "--max-queue-rows", "10"], "client_share"),
         (["--max-inputs", "10", "--max-queue-rows", "40", "--client-share", "0.2"], "client_share"),
