@@ -53,6 +53,8 @@ EVENTS = MappingProxyType(
         "again; jobs_dir, files (names of others' files)",
         "job_queued": "an upload is on disk; job, rows",
         "job_paused": "a job waits and goes on by itself; job, code of what it was refused with",
+        "job_row_given_up": "a row is left out: it ran at several unclean ends of the server, alone at the last; job, "
+        "row (from 0), tries",
         "job_ended": "a job is done, failed or cancelled; job, status, rows_done, rows_bad, code of a failure",
         "stopped": "the process leaves; status",
     }

@@ -497,7 +497,8 @@ class BadRow(Answer):
 
     line: int = Field(description="Number of the line, from 1.", examples=[17])
     code: str = Field(
-        description="The error of POST /evaluate for it: unscorable_input, device_memory or another.",
+        description="The error of POST /evaluate for it: unscorable_input, device_memory or another; device_fault: the "
+        "server ended uncleanly, several times, while this row ran.",
         examples=["unscorable_input"],
     )
 

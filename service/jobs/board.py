@@ -423,6 +423,30 @@ class JobBoard:
         self._state.metrics.count_job_rows(len(scored), bad=len(bad))
         self._tell(job)
 
+    async def begin(self, job: Job, chunk: Chunk, *, alone: bool) -> None:
+        """Keep, before a chunk goes to the device, that it is under way: what takes the process with it is known then.
+
+        Args:
+            alone: nothing of any job is under way beside it.
+        """
+        tries = job.begun.get(chunk.rows, 0) + alone
+        await self.on_disk_thread(self.store.set_begun, job.number, chunk.rows, tries)
+
+    async def not_begun(self, job: Job, chunk: Chunk) -> None:
+        """A chunk is not under way any more: the process lives, so it is not what a later end of it is about."""
+        with suppress(StorageFullError):
+            await self.on_disk_thread(self.store.set_begun, job.number, chunk.rows, job.begun.get(chunk.rows))
+
+    async def none_begun(self, jobs: Sequence[Job]) -> None:
+        """Nothing of these jobs is under way any more; what earlier processes left begun stays so."""
+        with suppress(StorageFullError):
+            begun = {
+                job.number: {rows: tries for rows, tries in job.begun.items() if rows[1] > job.rows_done}
+                for job in jobs
+                if not job.finished
+            }
+            await self.on_disk_thread(self.store.restore_begun, begun)
+
     def keep_absence_soon(self, job: Job) -> None:
         """Keep, in the background, for how long a job's artifact has not been loaded."""
         task = asyncio.create_task(self.keep_absence(job))

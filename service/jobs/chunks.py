@@ -17,7 +17,7 @@ from service.engine import Ask
 from service.errors import ArtifactChangedError, BatchTooLargeError, DeviceMemoryError, UnscorableInputError, kind_of
 from service.evaluation import method_rows
 from service.jobs.lines import read_line
-from service.jobs.records import About
+from service.jobs.records import About, Rows
 from service.jobs.store import ScoredRow
 from service.scoring import Scored, ServiceState, lease, score
 
@@ -47,6 +47,11 @@ class Chunk:
     bad: Mapping[int, str]
     begin: int
     end: int
+
+    @property
+    def rows(self) -> Rows:
+        """Which rows of the job they are."""
+        return self.first, self.first + self.count
 
 
 class RowError(Exception):

@@ -17,6 +17,8 @@ Status = Literal["queued", "running", "paused", "done", "failed", "cancelled"]
 STATUSES: tuple[Status, ...] = get_args(Status)
 #: What a job can be on disk: one that runs is queued there, and so goes on after a restart.
 StoredStatus = Literal["queued", "done", "failed", "cancelled"]
+#: Consecutive rows of a job: the number of the first one, and of the one after the last.
+Rows = tuple[int, int]
 
 
 class About(BaseModel):
@@ -45,6 +47,8 @@ class Job:
         owner: name of the caller that uploaded it.
         rows_done: rows that are over, and on disk: the first ones, always.
         bad_counts: of those of them that could not be scored, by the code of why.
+        begun: rows that were under way when an earlier process ended uncleanly, and how often nothing of any job was
+            under way beside them.
         input_offset: where in the upload, in bytes, the next row begins.
         sums: of the rows done, behind the partial metrics.
         absent_s: seconds that its artifact has not been loaded while the server ran, since it last was.
@@ -67,6 +71,7 @@ class Job:
     status: Status = "queued"
     rows_done: int = 0
     bad_counts: Counter[str] = field(default_factory=Counter)
+    begun: dict[Rows, int] = field(default_factory=dict)
     input_offset: int = 0
     sums: Sums = field(default_factory=Sums)
     absent_s: float = 0.0

@@ -4,6 +4,10 @@ Two chunks are under way at any time, of one job or of two: while the device is 
 queued behind it, so that the device goes from one to the next. No more artifacts than that are held. Chunks of one job
 go to disk in their order, each in one transaction; what one failed for undoes those read after it.
 
+What is under way is on disk before it runs. What was under way when a process ended uncleanly (a lost device, a kill)
+is suspect: the next process tries those rows one by one, with no other chunk beside them, and leaves out a row that
+was alone at several such ends. So no row can keep the server in a restart loop.
+
 A job is one caller of the queue among the others, so that requests do not wait behind all of it. What the queue or the
 disk has no room for is tried again later. A row without an answer is left out and recorded.
 """
@@ -21,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from service.errors import (
     ArtifactNotLoadedError,
     BatchTooLargeError,
+    DeviceFaultError,
     DrainingError,
     QueueFullError,
     TooManyBadRowsError,
@@ -34,7 +39,7 @@ from service.jobs.records import Job, StoredStatus
 from service.jobs.store import ScoredRow
 from service.jobs.turns import Turns
 from service.jobs.waiting import cancelled, whole
-from service.logs import log_crash
+from service.logs import log_crash, logger
 from service.scoring import ServiceState
 
 if TYPE_CHECKING:
@@ -47,6 +52,8 @@ _CHUNK_BATCHES = 2
 _CHUNK_ROWS = 256
 #: For how much longer an artifact has to be absent before that is written down: what a kill may forget.
 _ABSENCE_STEP_S = 60.0
+#: A row that was alone at so many unclean ends is left out; a first one, with others beside it, is not counted.
+_LONE_TRIES = 2
 
 
 @dataclass(eq=False)
@@ -60,6 +67,7 @@ class _Run:
         chunks: under way, in order.
         alone: the last chunk ahead found no room: the next one waits for those before it.
         not_before: ``time.monotonic`` seconds of the next try.
+        suspect_before: rows of numbers below were perhaps under way when an earlier process ended uncleanly.
         absent_at: the same, of the last try that did not find the artifact loaded.
         kept_at: the same, when a chunk came to disk, since the last pause; 0 before.
         ending: the status and more that the job ends with, once that is known.
@@ -76,6 +84,7 @@ class _Run:
     finishing: asyncio.Task[None] | None = None
     alone: bool = False
     dropped: bool = False
+    suspect_before: int = 0
     not_before: float = 0.0
     absent_at: float | None = None
     kept_at: float = 0.0
@@ -85,6 +94,11 @@ class _Run:
     def tasks(self) -> set[asyncio.Task[None]]:
         """What is under way."""
         return {*self.chunks, *([] if self.finishing is None else [self.finishing])}
+
+    @property
+    def suspect(self) -> bool:
+        """Whether its next row is tried alone."""
+        return self.job.rows_done < self.suspect_before
 
     @property
     def has_more(self) -> bool:
@@ -120,6 +134,7 @@ class Runner:
         for job in waiting:
             if job.id not in self._runs:
                 run = self._runs[job.id] = _Run(job, job.rows_done, job.input_offset)
+                self._suspect(run)
                 if not run.has_more:
                     self._finish(run)
         self._callers.meet({run.job.owner for run in self._runs.values()})
@@ -127,6 +142,20 @@ class Runner:
         self._woken.set()
         if self._begins is None and self._runs:
             self._begins = asyncio.create_task(self._begin_chunks(), name="laplora-jobs")
+
+    def _suspect(self, run: _Run) -> None:
+        job = run.job
+        run.suspect_before = max((after for _, after in job.begun), default=0)
+        row = job.rows_done
+        tries = job.begun.get((row, row + 1), 0)
+        if tries < _LONE_TRIES:
+            return
+        fields = {"event": "job_row_given_up", "job": job.id, "row": row, "tries": tries}
+        logger.error("a row of a job is left out: the server ended uncleanly whenever it ran", extra=fields)
+        try:
+            self._found_bad(run, {row: DeviceFaultError("the server ended uncleanly whenever this row ran")})
+        except TooManyBadRowsError as too_many:
+            self._fail(run, too_many)
 
     def stop(self) -> None:
         """Stop every job at its last whole chunk; what of them waits for the device is dropped."""
@@ -143,6 +172,8 @@ class Runner:
             if run.absent_at is not None and not run.job.finished:
                 run.job.absent_s += time.monotonic() - run.absent_at
                 await self._board.keep_absence(run.job)
+        if runs and self._state.engine.health.fault is None:
+            await self._board.none_begun([run.job for run in runs])
 
     async def wait_closed(self) -> None:
         """Return once nothing of :meth:`stop` is left to do."""
@@ -168,11 +199,13 @@ class Runner:
         while True:
             try:
                 self._woken.clear()
-                run = self._next()
+                now = time.monotonic()
+                run = self._next(now)
                 if run is not None:
                     await self._begin_chunk(run)
                     continue
-                waits = [run.not_before for run in self._runs.values() if run.has_more and not run.chunks]
+                # Those whose time has come wait for a chunk to end, which wakes this.
+                waits = [run.not_before for run in self._runs.values() if run.has_more and run.not_before > now]
                 wait_s = max(0.0, min(waits, default=math.inf) - time.monotonic())
                 try:
                     async with asyncio.timeout(None if self._busy or math.isinf(wait_s) else wait_s):
@@ -185,11 +218,11 @@ class Runner:
 
     @property
     def _busy(self) -> bool:
-        return sum(len(run.chunks) for run in self._runs.values()) >= _CHUNKS
+        under_way = [run for run in self._runs.values() if run.chunks]
+        return sum(len(run.chunks) for run in under_way) >= _CHUNKS or any(run.suspect for run in under_way)
 
-    def _next(self) -> _Run | None:
+    def _next(self, now: float) -> _Run | None:
         """Return the job whose turn it is to begin a chunk, None if none can."""
-        now = time.monotonic()
         ready: dict[str, dict[str, _Run]] = {}
         if not self._busy:
             for job_id, run in self._runs.items():
@@ -199,13 +232,15 @@ class Runner:
             return None
         caller = self._callers.next(ready)
         job_id = self._jobs.next(ready[caller])
+        if ready[caller][job_id].suspect and any(run.chunks for run in self._runs.values()):
+            return None
         self._callers.take(caller)
         self._jobs.take(job_id)
         return ready[caller][job_id]
 
     async def _begin_chunk(self, run: _Run) -> None:
         job, board = run.job, self._board
-        rows = min(run.rows, self._batch_rows(job), job.about.rows - run.next_row)
+        rows = 1 if run.suspect else min(run.rows, self._batch_rows(job), job.about.rows - run.next_row)
         first, offset = run.next_row, run.next_offset
         try:
             chunk = await board.on_disk_thread(
@@ -247,6 +282,8 @@ class Runner:
                 await asyncio.wait({before})
             await self._keep(run, chunk, scored, bad, begun)
         except Exception as error:
+            if self._state.engine.health.fault is None:
+                await self._board.not_begun(run.job, chunk)
             if task in run.chunks:
                 # Those read after this one begin where it ended: they are read anew.
                 position = run.chunks.index(task)
@@ -274,6 +311,7 @@ class Runner:
             self._board.runs(run.job)
             if not chunk.inputs:
                 return [], {}
+            await self._board.begin(run.job, chunk, alone=run.suspect)
             return await score_chunk(self._state, predictor, run.job.id, about, chunk)
 
     async def _keep(

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from service.errors import JobsUnavailableError
 from service.evaluation import MethodRow
 from service.jobs.disk import private_file, storage_errors
-from service.jobs.records import About, Job, StoredStatus
+from service.jobs.records import About, Job, Rows, StoredStatus
 from service.jobs.sums import Sums
 
 #: How each version's database becomes the next one's; a new one goes through all of them.
@@ -57,6 +57,15 @@ CREATE TABLE bad_rows (
     PRIMARY KEY (job, row)
 ) STRICT, WITHOUT ROWID;
 ALTER TABLE jobs ADD COLUMN absent_s REAL NOT NULL DEFAULT 0;
+""",
+    """
+CREATE TABLE begun (
+    job INTEGER NOT NULL,
+    first INTEGER NOT NULL,
+    after INTEGER NOT NULL,
+    lone_tries INTEGER NOT NULL,
+    PRIMARY KEY (job, first, after)
+) STRICT, WITHOUT ROWID;
 """,
 )
 #: Most rows that one transaction removes, and most pages that it gives back to the disk.
@@ -148,6 +157,9 @@ class Store:
         bad_counts: dict[int, Counter[str]] = {}
         for number, code, count in self._db.execute("SELECT job, code, count(*) FROM bad_rows GROUP BY job, code"):
             bad_counts.setdefault(number, Counter())[code] = count
+        begun: dict[int, dict[Rows, int]] = {}
+        for number, first, after, lone_tries in self._db.execute("SELECT job, first, after, lone_tries FROM begun"):
+            begun.setdefault(number, {})[first, after] = lone_tries
         return [
             Job(
                 number=number,
@@ -158,6 +170,7 @@ class Store:
                 status=status,
                 rows_done=rows_done,
                 bad_counts=bad_counts.get(number, Counter()),
+                begun=begun.get(number, {}),
                 input_offset=offset,
                 sums=Sums.model_validate_json(sums),
                 error=None if error is None else json.loads(error),
@@ -228,6 +241,7 @@ class Store:
                 ],
             )
             self._add_bad(job, bad)
+            self._db.execute("DELETE FROM begun WHERE job = ? AND after <= ?", (job, first + count))
             return True
 
     def _add_bad(self, job: int, bad: Mapping[int, str]) -> None:
@@ -246,6 +260,32 @@ class Store:
     def bad_rows(self, job: int) -> list[tuple[int, str]]:
         """Return the numbers, from 0, of the rows that could not be scored, in order, and the codes of why."""
         return self._db.execute("SELECT row, code FROM bad_rows WHERE job = ? ORDER BY row", (job,)).fetchall()
+
+    def set_begun(self, job: int, rows: Rows, lone_tries: int | None) -> None:
+        """Keep that these rows are under way, of a job that has not ended; ``add_rows`` forgets those that are over.
+
+        Args:
+            lone_tries: how often they were begun with nothing of any job beside them; None: they are not under way.
+        """
+        with self._transaction():
+            if lone_tries is None:
+                self._db.execute("DELETE FROM begun WHERE job = ? AND first = ? AND after = ?", (job, *rows))
+            else:
+                self._db.execute(
+                    "INSERT OR REPLACE INTO begun (job, first, after, lone_tries) "
+                    "SELECT number, ?, ?, ? FROM jobs WHERE number = ? AND status = 'queued'",
+                    (*rows, lone_tries, job),
+                )
+
+    def restore_begun(self, begun: Mapping[int, Mapping[Rows, int]]) -> None:
+        """Keep, by job, these rows alone as under way, with their lone tries."""
+        with self._transaction():
+            for job, known in begun.items():
+                self._db.execute("DELETE FROM begun WHERE job = ?", (job,))
+                self._db.executemany(
+                    "INSERT INTO begun (job, first, after, lone_tries) VALUES (?, ?, ?, ?)",
+                    [(job, first, after, tries) for (first, after), tries in known.items()],
+                )
 
     def set_absent(self, job: int, absent_s: float) -> None:
         """Keep for how long a job's artifact has not been loaded, in seconds."""
@@ -275,6 +315,7 @@ class Store:
                 (status, finished_at, None if error is None else json.dumps(error), result, job),
             )
             self._add_bad(job, bad or {})
+            self._db.execute("DELETE FROM begun WHERE job = ?", (job,))
         return cursor.rowcount == 1
 
     def result(self, job: int) -> str | None:

@@ -1,9 +1,9 @@
 """python faulty_server.py [flags]: the real process over a fake predictor, whose device and files fail as told.
 
 A row with the token 666 meets a CUDA fault, 667 the end of the device's thread, 668 a run that lasts until the file
-FAULT_GATE exists. With FAULT_LOAD_GATE=FILE loading waits for that file; with FAULT_LOAD=1 the golden replay meets a
-CUDA fault, with FAULT_HANG_LOAD=FILE it lasts until that file exists; with FAULT_CLOCK=1 the wall clock jumps a year to
-and fro at each look.
+FAULT_GATE exists, 669 a kill of the process, as by a host without memory. With FAULT_LOAD_GATE=FILE loading waits for
+that file; with FAULT_LOAD=1 the golden replay meets a CUDA fault, with FAULT_HANG_LOAD=FILE it lasts until that file
+exists; with FAULT_CLOCK=1 the wall clock jumps a year to and fro at each look.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+import signal
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,6 +34,8 @@ class FaultyPredictor(FakePredictor):
             raise SystemExit("SECRET")
         if 668 in tokens:
             wait_for(os.environ["FAULT_GATE"])
+        if 669 in tokens:
+            os.kill(os.getpid(), signal.SIGKILL)
         return super().predict(rows, *arguments, **options)
 
     def golden_answer(self) -> list[Any]:

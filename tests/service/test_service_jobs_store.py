@@ -126,6 +126,51 @@ def test_an_older_database_opens_and_nothing_in_it_changes(tmp_path: Path) -> No
         store.close()
 
 
+#: What the second version added to the first; never to be changed.
+SECOND_DDL = """
+CREATE TABLE bad_rows (
+    job INTEGER NOT NULL,
+    row INTEGER NOT NULL,
+    code TEXT NOT NULL,
+    PRIMARY KEY (job, row)
+) STRICT, WITHOUT ROWID;
+ALTER TABLE jobs ADD COLUMN absent_s REAL NOT NULL DEFAULT 0;
+PRAGMA user_version = 2;
+"""
+
+
+def test_a_second_versions_database_opens_and_keeps_what_is_under_way_from_now_on(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.sqlite"
+    job = new_job(rows=9)
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript(FIRST_DDL)
+        db.executescript(SECOND_DDL)
+        insert = "INSERT INTO jobs (id, owner, about, rows_done, sums, absent_s) VALUES (?, 'ann', ?, 2, ?, 7.5)"
+        db.execute(insert, ("a" * 32, job.about.model_dump_json(), Sums().model_dump_json()))
+        db.execute("INSERT INTO rows VALUES (1, 0, 1, '{\"map\": [[0.5, 0.5], null]}')")
+        db.execute("INSERT INTO bad_rows VALUES (1, 1, 'device_memory')")
+        db.commit()
+    store = Store(path)
+    (opened,) = store.jobs()
+    assert (opened.rows_done, opened.bad_counts, opened.absent_s, opened.begun) == (2, {"device_memory": 1}, 7.5, {})
+    assert store.rows(1, -1, 10) == [ScoredRow(0, 1, {"map": [[0.5, 0.5], None]})]  # type: ignore[dict-item]
+    store.set_begun(1, (2, 3), 1)
+    store.set_begun(1, (2, 5), 0)
+    store.set_begun(1, (5, 9), 0)
+    store.close()
+    store = Store(path)
+    assert store.jobs()[0].begun == {(2, 3): 1, (2, 5): 0, (5, 9): 0}
+    common = {"sums": Sums(), "input_offset": 0, "started_at": 1e9}
+    assert store.add_rows(1, 2, 1, scored=[], bad={2: "device_fault"}, **common)  # type: ignore[arg-type]
+    assert store.jobs()[0].begun == {(2, 5): 0, (5, 9): 0}
+    store.set_begun(1, (5, 9), None)
+    assert store.jobs()[0].begun == {(2, 5): 0}
+    assert store.end(1, "cancelled", finished_at=1e9)
+    store.set_begun(1, (3, 5), 0)
+    assert store.jobs()[0].begun == {}
+    store.close()
+
+
 def test_a_newer_database_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "jobs.sqlite"
     Store(path).close()
