@@ -13,7 +13,7 @@ from training.study.targets import coverage_error, outcome, shown
 _SETS = ("map", "temperature", "laplace")
 #: Averages over option orders, with the method of the user's order alone that each is held against.
 _ORDERS: tuple[tuple[str, Reference], ...] = (("order_average", "map"), ("order_average_temperature", "temperature"))
-#: Seeds on whose test rows the rule of the recommendation was tuned (docs/lab-notes.md).
+#: Seeds under whose models the rule of the recommendation was tuned, on the test rows of all (docs/lab-notes.md).
 RULE_SEEDS = (0, 1)
 #: Ensembles over seeds, as the table names them.
 _SEEDS = {
@@ -37,8 +37,8 @@ def side_tables(published: Published) -> dict[str, str]:
 def price_table(published: Published) -> str:
     """Return the served posterior's NLL against temperature scaling per task, with the accuracy of both.
 
-    The last column is the recommended method's NLL less temperature scaling's, mean over the seeds whose test rows had
-    no part in choosing the recommendation's rule.
+    The last column is the recommended method's NLL less temperature scaling's, mean over the seeds whose models had no
+    part in choosing the recommendation's rule; their test rows, which all seeds share, had.
     """
     scores = {(s.task, s.seed, s.method): s for s in published.scores}
     compared = {c.task: c for c in published.comparisons if (c.method, c.against) == ("laplace", "temperature")}
