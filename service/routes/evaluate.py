@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Request
@@ -34,6 +34,7 @@ async def evaluate(body: EvaluateRequest, request: Request) -> EvaluateResponse:
     begun = time.monotonic()
     state: ServiceState = request.app.state.service
     deadline = deadline_of(state, begun, body.options.timeout_s)
+    caller = caller_of(request)
     async with lease(state, body.artifact) as predictor:
         check_inputs(state, body.inputs, order_average=body.options.order_average)
         ask = Ask(predictor.recommended, also=predictor.predictives)
@@ -55,12 +56,11 @@ async def evaluate(body: EvaluateRequest, request: Request) -> EvaluateResponse:
                 truncate=body.options.truncate,
                 order_average=body.options.order_average,
                 deadline=deadline,
-                caller=caller_of(request),
+                caller=caller,
                 record=record_of(request),
             )
             try:
-                loop = asyncio.get_running_loop()
-                return scored, await loop.run_in_executor(state.workers.measure, measured, scored)
+                return scored, await state.workers.measure.run(caller.name, partial(measured, scored))
             except NonFiniteError:
                 raise UnscorableInputError(
                     "the model has no finite answer for one of the inputs", field="inputs"
