@@ -309,6 +309,9 @@ def test_the_open_loops_page_is_made_of_its_runs(tmp_path: Path) -> None:
     page = (tmp_path / "load" / "open_loop.md").read_text(encoding="utf-8")
     assert page == overload.page(json.loads((tmp_path / "load" / "open_loop.json").read_text(encoding="utf-8")))
     assert "**Missed: 7 of 8**" in page
+    (tmp_path / "load" / "open_loop.md").write_text("old")
+    job.main(["--pages", "--out", str(tmp_path)])
+    assert (tmp_path / "load" / "open_loop.md").read_text(encoding="utf-8") == page
     # 64 rows at 10 a second are 6.4 s, of which 6.5 are 1.02.
     assert (
         "| 1, 2 | 10.0 | 20.0 | 9.5 | 0.95 | 1.00, 2.00, 6.50 | 1.02 | 100 | 1.0, 9.0, 9.5 | 1 (1 to 2) | 1 |" in page
@@ -316,6 +319,14 @@ def test_the_open_loops_page_is_made_of_its_runs(tmp_path: Path) -> None:
     if (FOLDER / overload.RUNS).is_file():
         published_runs = json.loads((FOLDER / overload.RUNS).read_text(encoding="utf-8"))
         assert overload.page(published_runs) == (FOLDER / overload.PAGE).read_text(encoding="utf-8")
+
+
+def test_the_open_loops_page_says_in_how_many_runs_each_is_met() -> None:
+    """Refusals in 9 ms by the median, and in 11 in one run of three."""
+    runs = [run_of(), run_of(), run_of(refusals_ms=(1.0, 11.0, 12.0))]
+    page = overload.overload.page({"s": runs}, "now", queue_rows=overload.QUEUE_ROWS, mode="map")
+    assert "- met, in 3 of 3 runs: answers are" in page
+    assert "- met, in 2 of 3 runs: 95 % of the refusals take at most 9.0 ms" in page
 
 
 def test_a_load_that_never_filled_the_queue_says_nothing_of_refusals(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -227,7 +227,7 @@ def page(found: Mapping[str, Sequence[Run]], measured: str, *, queue_rows: int, 
         found: the runs by setting; measured: when, from what and on what.
     """
     every = [kept for runs in found.values() for _, kept in verdicts(runs, queue_rows)]
-    verdict = f"{'Met' if all(every) else 'Missed'}: {sum(every)} of {len(every)}"
+    overall = f"{'Met' if all(every) else 'Missed'}: {sum(every)} of {len(every)}"
     lines = [
         "# The server past its capacity",
         "",
@@ -237,11 +237,14 @@ def page(found: Mapping[str, Sequence[Run]], measured: str, *, queue_rows: int, 
         "wait for their answers, found anew before each run; Poisson arrivals at twice that, latency from the time a",
         "request was meant for. benchmarks/load/overload.py has the protocol.",
         "",
-        f"**{verdict}** of what is asked, by the medians of the runs.",
+        f"**{overall}** of what is asked, by the medians of the runs.",
     ]
     for name, runs in found.items():
         lines += ["", f"## {name[0].upper()}{name[1:]}", ""]
-        lines += [f"- {'met' if kept else '**missed**'}: {what}" for what, kept in verdicts(runs, queue_rows)]
+        alone = [verdicts([run], queue_rows) for run in runs]
+        for i, (what, kept) in enumerate(verdicts(runs, queue_rows)):
+            count = sum(verdict[i][1] for verdict in alone)
+            lines.append(f"- {'met' if kept else '**missed**'}, in {count} of {len(runs)} runs: {what}")
         lines += ["", *_table(runs, queue_rows)]
     return "\n".join(lines) + "\n"
 

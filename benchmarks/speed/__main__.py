@@ -66,6 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
             print(line(record), flush=True)
     if options.pages:
         write(read(out), out)
+        importlib.import_module("benchmarks.speed.overload").write_page(out)
     if out == FOLDER:
         published.write_pages()
 

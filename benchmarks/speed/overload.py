@@ -93,7 +93,14 @@ def keep(found: Mapping[str, Sequence[Run]], conditions: Conditions) -> None:
     }
     (conditions.out / RUNS).parent.mkdir(parents=True, exist_ok=True)
     (conditions.out / RUNS).write_text(json.dumps(kept, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    (conditions.out / PAGE).write_text(page(kept), encoding="utf-8")
+    write_page(conditions.out)
+
+
+def write_page(folder: Path) -> None:
+    """Write the page of the runs that a folder has; without any the page stays as it is."""
+    if (folder / RUNS).is_file():
+        kept = json.loads((folder / RUNS).read_text(encoding="utf-8"))
+        (folder / PAGE).write_text(page(kept), encoding="utf-8")
 
 
 def page(kept: Mapping[str, Any]) -> str:
