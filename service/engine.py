@@ -499,7 +499,9 @@ class Engine:
         # The traceback holds the failed run's tensors: let go of them before the retry needs the memory.
         failure.with_traceback(None)
         if is_out_of_memory(failure):
-            _release_device_memory()
+            # It waits for the device, as a run does, and may meet a fault or hang as one.
+            with self.health.running(), self.latching_faults():
+                _release_device_memory()
         failure = None
         for half in halves(len(batch)):
             self._score([batch[i] for i in half])

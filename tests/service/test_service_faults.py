@@ -15,6 +15,7 @@ import torch
 from serving import FakePredictor, library, serve, settings, started
 from test_service_life import artifacts_in
 
+import service.engine
 from laplora.errors import ArtifactCorruptError, NonFiniteError
 from service.app import create_app
 from service.device_faults import DeviceHealth, is_device_fault, is_out_of_memory
@@ -273,6 +274,47 @@ def test_a_run_that_does_not_end_is_a_fault(start: Callable[..., Engine], predic
         with pytest.raises(DeviceFaultError, match="DeviceHungError"):
             future.result()
     predictor.released.set()
+    assert_ended(engine, predictor)
+
+
+def test_releasing_memory_that_does_not_end_is_a_fault(
+    start: Callable[..., Engine], predictor: FakePredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits for the device: after running out of memory on a sick one, for ever."""
+    engine = start()
+    engine.health = DeviceHealth(stall_s=0.001, hang_s=0.01)
+    releasing, let_go = threading.Event(), threading.Event()
+
+    def release() -> None:
+        releasing.set()
+        let_go.wait()
+
+    monkeypatch.setattr(service.engine, "_release_device_memory", release)
+    predictor.most_rows = 1
+    hanging = submit(engine, predictor, 2, 3)
+    releasing.wait()
+    began = engine.health._run_began
+    while began is not None and not engine.health.hung:
+        time.sleep(0.001)
+    engine.end_if_hung()
+    let_go.set()
+    with pytest.raises(DeviceFaultError, match="DeviceHungError"):
+        hanging.result()
+    assert_ended(engine, predictor)
+
+
+def test_a_fault_while_memory_is_released_is_latched(
+    start: Callable[..., Engine], predictor: FakePredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = start()
+
+    def release() -> None:
+        raise RuntimeError(FAULT)
+
+    monkeypatch.setattr(service.engine, "_release_device_memory", release)
+    predictor.most_rows = 1
+    with pytest.raises(DeviceFaultError, match="RuntimeError"):
+        submit(engine, predictor, 2, 3).result()
     assert_ended(engine, predictor)
 
 
