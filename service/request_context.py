@@ -1,7 +1,8 @@
-"""Around every request: its id, its line in the log, its count, and a plain 500 where it crashed."""
+"""Around every request: its id, its log line and its count; a plain 500 where it crashed, a 503 where it was cut off."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
@@ -14,10 +15,10 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.callers import caller_of
-from service.errors import error_content, kind_of, retry_after_s
+from service.errors import DrainingError, error_content, kind_of, retry_after_s
 from service.logs import log_crash, logger, request_id
 from service.metrics import Metrics
-from service.request_record import RequestRecord
+from service.request_record import RequestRecord, note
 from service.unfailing import unfailing
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 
 class RequestContext:
     """ASGI middleware: gives each request its id, counts and logs it, and turns a crash into a plain 500.
+
+    What still waits for its body when the server leaves is cancelled by uvicorn, and gets a 503.
 
     An ``X-Request-ID`` of up to 128 letters, digits, dots, colons, dashes and underscores is kept; any
     other is replaced. The answer carries the id in the same header.
@@ -75,6 +78,13 @@ class RequestContext:
             self._metrics.count_reject(kind_of(Exception()).code)
             if status == 0:
                 await error_response(error)(scope, receive, send_with_id)
+        except asyncio.CancelledError:
+            if status or not scope["app"].state.service.draining:
+                raise
+            leaving = DrainingError("the server is stopping, and the request had not come in time")
+            self._metrics.count_reject(kind_of(leaving).code)
+            note(Request(scope), code=kind_of(leaving).code)
+            await error_response(leaving)(scope, receive, send_with_id)
         finally:
             self._metrics.count_in_flight(-1)
             self._finish(scope, status, time.monotonic() - begun)

@@ -144,3 +144,32 @@ def test_a_disk_that_does_not_answer_holds_up_no_exit(tmp_path: Path) -> None:
         assert process.left() == 0
         with suppress(httpx.TransportError):
             assert listing.result().status_code >= 500
+
+
+@pytest.mark.parametrize(
+    ("path", "media_type"), [("/predict", "application/json"), ("/evaluate/jobs", "application/jsonl")]
+)
+def test_a_body_that_is_not_all_there_at_the_drains_end_is_a_503(tmp_path: Path, path: str, media_type: str) -> None:
+    (tmp_path / "fake").mkdir()
+    (tmp_path / "fake" / "manifest.json").write_text("{}")
+    command = [str(FAKE_SERVER), "--artifact", "fake", "--artifacts-root", str(tmp_path), "--drain-s", "0.1"]
+    with server_process(command) as process, process.client() as client:
+        port = client.base_url.port
+        assert port is not None
+        slow = http.client.HTTPConnection("127.0.0.1", port)
+        slow.putrequest("POST", path)
+        for name, value in (("content-type", media_type), ("content-length", "50"), ("x-request-id", "slow")):
+            slow.putheader(name, value)
+        slow.endheaders(b"{")
+        until(client, "laplora_requests_in_flight 2.0")
+        process.popen.terminate()
+        answer = slow.getresponse()
+        body = json.loads(answer.read())
+        slow.close()
+        assert (answer.status, body["error"]["code"], body["request_id"]) == (503, "draining", "slow")
+        assert answer.getheader("x-request-id") == "slow"
+        assert answer.getheader("retry-after")
+        assert process.left() == 0
+        assert "Traceback" not in process.log
+        logged = [json.loads(line) for line in process.lines if '"request_id": "slow"' in line]
+        assert [(line["event"], line["status"], line["code"]) for line in logged] == [("request", 503, "draining")]
