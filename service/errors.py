@@ -25,7 +25,7 @@
         ├── InvalidRequestError         JSON that does not fit the schema
         ├── UnscorableInputError        one input for which the model has no finite answer
         ├── TooManyBadRowsError         a job with more rows that cannot be scored than max_job_bad_rows
-        ├── TooManyRequestsError        more requests, bytes of bodies or connections at once than there is room for
+        ├── TooManyRequestsError        more requests, bytes, streams or connections at once than there is room for
         │   └── ClientTooManyRequestsError  one caller's share of them
         ├── QueueFullError              no room to wait
         │   └── ClientQueueFullError    one caller's share of it is full
@@ -174,11 +174,11 @@ class TooManyBadRowsError(ServiceError):
 
 
 class TooManyRequestsError(ServiceError):
-    """More than ``max_requests``, than ``max_in_flight_bytes`` of their bodies, or than ``max_connections``."""
+    """More than ``max_requests``, ``max_in_flight_bytes``, ``max_event_streams`` or ``max_connections``."""
 
 
 class ClientTooManyRequestsError(TooManyRequestsError):
-    """The caller has all the places, bytes or connections that one caller may have."""
+    """The caller has all the places, bytes, streams or connections that one caller may have."""
 
 
 class QueueFullError(ServiceError):
@@ -294,14 +294,14 @@ ERROR_KINDS: tuple[ErrorKind, ...] = (
         TooManyRequestsError,
         "too_many_requests",
         429,
-        "Too many requests, bytes of bodies or connections at once: try again later.",
+        "Too many requests, bytes of bodies, streams of events or connections at once: try again later.",
         retry_after_s=1,
     ),
     ErrorKind(
         ClientTooManyRequestsError,
         "client_too_many_requests",
         429,
-        "The caller has its share of places, of bytes of bodies or of connections.",
+        "The caller has its share of places, of bytes of bodies, of streams of events or of connections.",
         retry_after_s=1,
     ),
     ErrorKind(QueueFullError, "queue_full", 429, "No room to wait: try again later.", retry_after_s=1),

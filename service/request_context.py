@@ -1,4 +1,4 @@
-"""Around every request: its id, its log line and its count; a plain 500 where it crashed, a 503 where it was cut off."""
+"""Around every request: its id, log line and count; a plain 500 where it crashed, a 503 where the server left it."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ from service.errors import (
 )
 from service.feedback import FeedbackStore
 from service.host import ArtifactHost
-from service.in_flight import Places
+from service.in_flight import Places, SharedLimit
 from service.metrics import Metrics
 from service.request_record import RequestRecord
 from service.settings import Settings
@@ -63,6 +63,7 @@ class ServiceState:
         workers: the threads for what would keep the event loop.
         feedback: answered predictions, until their labels come.
         places: how many requests are being answered, and of whom.
+        event_streams: how many streams of jobs' events are open, and of whom.
         jobs: the large evaluations.
         leaving: set once readiness fails because the server is about to stop; requests are answered as before.
         draining: set once the server takes no new requests; it is leaving then.
@@ -80,7 +81,14 @@ class ServiceState:
     draining: bool = False
     leave_by: float = math.inf
     jobs: JobBoard = field(init=False)
+    event_streams: SharedLimit = field(init=False)
     estimates: WeakKeyDictionary[Predictor, TokenEstimate] = field(default_factory=WeakKeyDictionary)
+
+    def __post_init__(self) -> None:
+        """Make what its settings alone say."""
+        self.event_streams = SharedLimit(
+            "streams of events", "max_event_streams", self.settings.max_event_streams, self.settings.client_share
+        )
 
     def token_estimate(self, predictor: Predictor) -> TokenEstimate:
         """Return what was learned of an artifact's tokens per byte."""

@@ -144,8 +144,8 @@ class Settings(BaseSettings):
         le=1,
         allow_inf_nan=False,
         description="Most that one caller may hold, as a share of the queue's rows, tokens and bytes, of max_requests, "
-        "of max_in_flight_bytes and of max_jobs_bytes, and one address, but for trusted_proxies, of max_connections; "
-        "more are refused with 429.",
+        "of max_in_flight_bytes, of max_jobs_bytes and of max_event_streams, and one address, but for trusted_proxies, "
+        "of max_connections; more are refused with 429.",
     )
     max_inputs: int = Field(256, ge=1, description="Most inputs of one request; more are refused with 413.")
     max_body_bytes: int = Field(
@@ -185,6 +185,12 @@ class Settings(BaseSettings):
     )
     max_jobs_per_caller: int = Field(
         20, ge=1, description="Most unfinished jobs of one caller; more are refused with 429."
+    )
+    max_event_streams: int = Field(
+        100,
+        ge=1,
+        description="Most streams of jobs' events that are open at once, each a connection of its own; more requests "
+        "for one are refused with 429.",
     )
     job_upload_timeout_s: float = Field(
         600.0, gt=0, le=86_400, allow_inf_nan=False, description="Seconds a job's upload may take before a 504."

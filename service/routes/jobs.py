@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
 
 from laplora.errors import LaploraError
 from service.body import announced_bytes, check_media_type, discard
@@ -27,6 +29,22 @@ if TYPE_CHECKING:
     from laplora.predictor import Predictor
 
 router = APIRouter(tags=["jobs"])
+
+
+class _EventStream(StreamingResponse):
+    """A stream of server-sent events that says when it is over, however it ends."""
+
+    def __init__(self, events: AsyncIterator[bytes], on_end: Callable[[], None]) -> None:
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        super().__init__(events, media_type="text/event-stream", headers=headers)
+        self._on_end = on_end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._on_end()
+
 
 MEDIA_TYPES = ("application/jsonl", "application/x-ndjson")
 #: What is still sent of a refused upload is read for so long, so that the client reads why instead of a reset.
@@ -188,7 +206,7 @@ async def delete_job(job_id: str, request: Request) -> JobDeleted:
             "description": "Server-sent events; the data of each is a job as of GET, without its result.",
             "content": {"text/event-stream": {"schema": _EVENT}},
         },
-        **error_responses(*JOB_ERRORS),
+        **error_responses(*JOB_ERRORS, "too_many_requests", "client_too_many_requests"),
     },
 )
 async def job_events(
@@ -202,12 +220,11 @@ async def job_events(
 
     Who reads slower than the job changes gets the newest state each time. A comment every 15 s keeps the connection.
     """
-    board = _board(request)
-    job = board.job(job_id, _whose(request))
-    return StreamingResponse(
-        events(board, job, last_event_id, caller_of(request).name),
-        media_type="text/event-stream",
-        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+    state: ServiceState = request.app.state.service
+    job, reader = state.jobs.job(job_id, _whose(request)), caller_of(request).name
+    state.event_streams.add(reader, 1)
+    return _EventStream(
+        events(state.jobs, job, last_event_id, reader), on_end=lambda: state.event_streams.remove(reader, 1)
     )
 
 

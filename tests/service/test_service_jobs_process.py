@@ -291,6 +291,26 @@ def test_events_over_a_socket(servers: Servers) -> None:
         assert value(client, "laplora_requests_in_flight") == 1
 
 
+def test_one_caller_has_its_share_of_the_streams_and_another_still_gets_in(servers: Servers) -> None:
+    with servers.start("--max-event-streams", "4").client() as client:
+        servers.shut()
+        path = f"/evaluate/jobs/{submit(client, rows(5))}/events"
+        with ExitStack() as streams:
+            readers = [streams.enter_context(client.stream("GET", path)).iter_lines() for _ in range(2)]
+            assert [next(reader) for reader in readers] == ["retry: 2000"] * 2
+            with client.stream("GET", path) as refused:
+                assert refused.status_code == 429
+                assert refused.headers["retry-after"]
+                assert json.loads(refused.read())["error"]["code"] == "client_too_many_requests"
+            other = {"transport": httpx.HTTPTransport(local_address="127.0.0.2"), "base_url": client.base_url}
+            with httpx.Client(**other, timeout=None) as elsewhere, elsewhere.stream("GET", path) as allowed:
+                assert next(allowed.iter_lines()) == "retry: 2000"
+        while value(client, "laplora_requests_in_flight") > 1:
+            time.sleep(0.01)
+        with client.stream("GET", path) as again:
+            assert next(again.iter_lines()) == "retry: 2000"
+
+
 def test_a_reader_that_goes_away_leaves_nothing_behind(servers: Servers) -> None:
     with servers.start().client() as client:
         servers.shut()

@@ -72,7 +72,7 @@ def test_statuses_are_exactly_those_that_can_come_out(document: dict[str, Any]) 
         "GET /evaluate/jobs/{job_id}": ["200", "401", "403", "404", "503"],
         "DELETE /evaluate/jobs/{job_id}": ["200", "401", "403", "404", "503"],
         "POST /evaluate/jobs/{job_id}/cancel": ["200", "401", "403", "404", "503"],
-        "GET /evaluate/jobs/{job_id}/events": ["200", "401", "403", "404", "503"],
+        "GET /evaluate/jobs/{job_id}/events": ["200", "401", "403", "404", "429", "503"],
         "GET /artifacts": ["200", "401"],
         "POST /artifacts/{name}/load": ["200", "401", "403", "404", "409", "503", "504"],
         "POST /artifacts/{name}/activate": ["200", "401", "403", "404", "409", "503", "504"],
