@@ -12,9 +12,12 @@ import torch
 
 from laplora.errors import ConfigError, DataError, NonFiniteError
 
-#: Bounds of the temperature. The lower one is met when the calibration rows are separable: the likelihood then
-#: grows without end as the temperature falls.
+#: Bounds of the temperature.
 TEMPERATURE_BOUNDS = (0.05, 100.0)
+
+#: Weight of the temperature's prior, in rows. Without it the likelihood of separable rows (no mistake among them, as
+#: often on an accurate model) grows without end as the temperature falls.
+_PRIOR_ROWS = 1.0
 
 _BISECTIONS = 80
 
@@ -27,10 +30,11 @@ class SmallCalibrationWarning(UserWarning):
 
 
 def fit_temperature(logits: torch.Tensor, labels: torch.Tensor, class_mask: torch.Tensor) -> float:
-    """Return the temperature T that minimises the mean NLL of softmax(logits / T) (Guo et al., arXiv 1706.04599).
+    """Return the temperature T that minimises the mean NLL of softmax(logits / T) plus ``temperature_penalty``.
 
-    The NLL is convex in 1 / T, so its derivative has one sign change, found by bisection in log T: one answer,
-    to rounding, from any data.
+    Temperature scaling (Guo et al., arXiv 1706.04599) with a prior that weighs as much as one row. Both terms are
+    convex in 1 / T, so the derivative has one sign change, found by bisection in log T: one answer, to rounding,
+    from any data.
 
     Args:
         logits: (rows, classes), nats; any value at impossible classes.
@@ -48,9 +52,9 @@ def fit_temperature(logits: torch.Tensor, labels: torch.Tensor, class_mask: torc
     of_label = logits.gather(1, labels[:, None])[:, 0]
 
     def slope(temperature: float) -> float:
-        """Return d NLL / d (1 / T): the expected logit minus the label's, mean over rows."""
+        """Return the derivative by 1 / T: the expected logit minus the label's, mean over rows, and the prior's."""
         probs = torch.softmax((logits / temperature).masked_fill(~mask, -math.inf), 1)
-        return float(((probs * logits).sum(1) - of_label).mean())
+        return float(((probs * logits).sum(1) - of_label).mean()) + _PRIOR_ROWS * (1 - temperature) / len(labels)
 
     low, high = TEMPERATURE_BOUNDS
     if slope(low) <= 0:
@@ -61,6 +65,15 @@ def fit_temperature(logits: torch.Tensor, labels: torch.Tensor, class_mask: torc
         middle = math.sqrt(low * high)
         low, high = (low, middle) if slope(middle) < 0 else (middle, high)
     return math.sqrt(low * high)
+
+
+def temperature_penalty(log_temperature: float, rows: int) -> float:
+    """Return what the temperature's prior adds to the mean NLL of ``rows`` rows: (1 / T - 1 - log(1 / T)) / rows, nats.
+
+    It is minus the logarithm of a Gamma(2, 1) density of 1 / T, but for a constant: 0 at T = 1, where it has the
+    curvature of a standard normal prior of log T, and convex in 1 / T, which that prior is not.
+    """
+    return _PRIOR_ROWS * (math.expm1(-log_temperature) + log_temperature) / rows
 
 
 def temperature_probs(logits: torch.Tensor, temperature: float, class_mask: torch.Tensor) -> torch.Tensor:

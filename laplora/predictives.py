@@ -21,7 +21,7 @@ from typing import Literal, get_args
 
 import torch
 
-from laplora.calibration import TEMPERATURE_BOUNDS, checked_labels, fit_temperature
+from laplora.calibration import TEMPERATURE_BOUNDS, checked_labels, fit_temperature, temperature_penalty
 from laplora.errors import ConfigError, DataError, NonFiniteError
 from laplora.line_search import golden_section
 from laplora.metrics import row_nll
@@ -145,7 +145,7 @@ def predictive_probs(
 def fit_predictive_temperature(
     means: torch.Tensor, covariances: torch.Tensor | None, labels: torch.Tensor, class_mask: torch.Tensor
 ) -> float:
-    """Return the temperature T that minimises the mean NLL of the mixture of ``softmax(z / T)``.
+    """Return the temperature T that minimises the mean NLL of the mixture of ``softmax(z / T)`` and its prior's term.
 
     A temperature scales every mean by 1/T and every covariance by 1/T^2: it divides each sampled logit, inside
     the average (Rahaman and Thiery, arXiv 2007.08792, compare this with scaling the average). One member
@@ -165,17 +165,18 @@ def fit_predictive_temperature(
         return fit_temperature(_logits(means[0]), labels, mask)
     labels = checked_labels(labels, mask)
 
-    def nll(log_temperature: float) -> float:
+    def penalised_nll(log_temperature: float) -> float:
         spec = PredictiveSpec("checkpoints", covariances is not None, math.exp(log_temperature))
-        return float(row_nll(predictive_probs(spec, means, covariances, mask).probs, labels).mean())
+        nll = float(row_nll(predictive_probs(spec, means, covariances, mask).probs, labels).mean())
+        return nll + temperature_penalty(log_temperature, len(labels))
 
     low, high = (math.log(bound) for bound in TEMPERATURE_BOUNDS)
     step = (high - low) / (_GRID - 1)
     grid = [low + step * i for i in range(_GRID)]
-    scores = [nll(g) for g in grid]
+    scores = [penalised_nll(g) for g in grid]
     best = min(range(_GRID), key=scores.__getitem__)
-    refined = golden_section(nll, max(low, grid[best] - step), min(high, grid[best] + step), 1e-6)
-    return math.exp(refined if nll(refined) < scores[best] else grid[best])
+    refined = golden_section(penalised_nll, max(low, grid[best] - step), min(high, grid[best] + step), 1e-6)
+    return math.exp(refined if penalised_nll(refined) < scores[best] else grid[best])
 
 
 def _checked_means(means: torch.Tensor, class_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

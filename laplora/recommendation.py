@@ -18,6 +18,10 @@ _RESAMPLES = 2000
 #: Predictives that are MAP for one value of what is fitted: a temperature of 1, a prior of no variance.
 NESTING = frozenset({"temperature", "laplace", "laplace_temperature"})
 
+#: Nats over the rows: how far above MAP a predictive may be at most, five times the 1 / 2 that a needless fit of one
+#: number costs. Standard errors cannot see it: one outlier d among n rows makes mean and standard error both d / n.
+_COST = 5 / 2
+
 #: Standard errors: up to which a predictive that could have been MAP may be above it; by which any other must be below
 #: it; within which a cheaper one is as good as the best; and within which ``laplace`` is.
 _NESTED_GUARD, _GUARD, _CHEAPER, _LAPLACE = 1.0, 0.5, 1.0, 0.25
@@ -45,9 +49,9 @@ def recommend(losses: Mapping[str, torch.Tensor], order: Sequence[str], seed: in
     Differences are paired, row by row, and measured in their standard errors. In this order:
 
     1. A predictive that is fitted and could have come out as MAP (``NESTING``) is a candidate unless its NLL is above
-       MAP's by more than one standard error: on n rows such a fit costs a calibrated model some 1 / 2n nats, and
-       leaving an overconfident one with MAP costs as much as it is overconfident. Any other must be below MAP by
-       more than 0.5 standard errors. If there is no candidate, MAP is served.
+       MAP's by one standard error, or by more than 5 / 2n nats on n rows. Where no row stands out, a fit costs a
+       calibrated model some 1 / 2n, and leaving an overconfident one with MAP costs as much as it is overconfident.
+       Any other must be below MAP by more than 0.5 standard errors. If there is no candidate, MAP is served.
     2. The best candidate has the lowest NLL.
     3. Among the candidates within one standard error of it, the cheapest is chosen: a dearer one must win by more
        than noise (the one-standard-error rule: Breiman et al. 1984). MAP is not among them; step 1 has
@@ -105,6 +109,7 @@ def _choose(columns: Mapping[str, torch.Tensor]) -> tuple[str, str]:
     Every claim of the sentence is about means of these losses, and each is looked up before it is made.
     """
     means = {name: float(column.mean()) for name, column in columns.items()}
+    rows = len(columns["map"])
 
     def clear_of(name: str, other: str) -> float:
         """Return the NLL above another's, in standard errors of the paired difference; 0 for equal losses."""
@@ -113,6 +118,8 @@ def _choose(columns: Mapping[str, torch.Tensor]) -> tuple[str, str]:
         return mean / error if error > 0 else math.copysign(math.inf, mean) if mean else 0.0
 
     def passes(name: str) -> bool:
+        if means[name] - means["map"] > _COST / rows:
+            return False
         lead = -clear_of(name, "map")
         return lead != 0 and lead > (-_NESTED_GUARD if name in NESTING else _GUARD)
 
@@ -126,7 +133,8 @@ def _choose(columns: Mapping[str, torch.Tensor]) -> tuple[str, str]:
     def passed_over(name: str) -> str:
         if name == "map":
             return "within one standard error"
-        if means[name] > means["map"]:
+        # Never by more than the cost: what is lower than a candidate, or than MAP, is within it too.
+        if name in NESTING and means[name] > means["map"]:
             return "but above map by at least one standard error"
         return "but not below map by more than half a standard error"
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize
 
-from laplora.calibration import TEMPERATURE_BOUNDS, fit_temperature, temperature_probs
+from laplora.calibration import TEMPERATURE_BOUNDS, fit_temperature, temperature_penalty, temperature_probs
 from laplora.errors import ConfigError, DataError, FactorizationError, NonFiniteError
 from laplora.metrics import nll
 from laplora.predictive import class_probs, contrasts, posterior_predictive
@@ -153,7 +153,8 @@ def test_the_temperature_is_scipys_minimum(covariance: bool, classes: int) -> No
 
     def objective(log_temperature: float) -> float:
         spec = PredictiveSpec("checkpoints", covariance, math.exp(log_temperature))
-        return nll(predictive_probs(spec, means, covariances, mask).probs, labels)
+        penalty = temperature_penalty(log_temperature, len(labels))
+        return nll(predictive_probs(spec, means, covariances, mask).probs, labels) + penalty
 
     best = optimize.minimize_scalar(objective, bounds=(-2, 4), method="bounded", options={"xatol": 1e-6})
     # Values alone resolve the place of a minimum to the square root of their rounding; the search stops at 1e-6.
@@ -177,9 +178,18 @@ def test_the_temperature_stays_in_its_bounds() -> None:
     mask = torch.ones(2, 2, dtype=torch.bool)
     right = torch.tensor([0, 1])
     low, high = TEMPERATURE_BOUNDS
-    # The NLL falls without end towards one side; at the other end of the grid it is flat to rounding.
-    assert low <= fit_predictive_temperature(means, None, right, mask) < 1
-    assert fit_predictive_temperature(means, None, 1 - right, mask) == pytest.approx(high, rel=1e-5)
+    # The NLL falls without end towards one side. Two rows weigh little against the prior; huge logits and many rows do.
+    assert 0.5 < fit_predictive_temperature(means, None, right, mask) < 1
+    assert fit_predictive_temperature(1e4 * means, None, 1 - right, mask) == pytest.approx(high, rel=1e-5)
+    many, all_of = 0.02 * means.repeat(1, 2000, 1), mask.repeat(2000, 1)
+    assert fit_predictive_temperature(many, None, right.repeat(2000), all_of) == pytest.approx(low, rel=1e-5)
+
+
+def test_rows_without_a_mistake_do_not_sharpen_a_posterior() -> None:
+    means = torch.linspace(-30, 30, 150, dtype=F64)[None, :, None]
+    labels, mask = (means[0, :, 0] > 0).long(), torch.ones(150, 2, dtype=torch.bool)
+    covariances = torch.ones(1, 150, 1, 1, dtype=F64)
+    assert fit_predictive_temperature(means, covariances, labels, mask) > 0.3
 
 
 def test_refusals() -> None:

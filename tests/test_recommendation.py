@@ -40,13 +40,26 @@ def choose(columns: dict[str, torch.Tensor]) -> str:
 
 
 def test_map_stays_where_what_could_have_been_map_is_above_it_beyond_noise() -> None:
-    # The standard error is 0.1.
-    assert choose(losses(temperature=(0.09, 1.0))) == "temperature"
-    assert choose(losses(temperature=(0.11, 1.0), laplace=(0.11, 1.0))) == "map"
-    assert choose(losses(temperature=(0.11, 1.0), laplace=(0.09, 1.0))) == "laplace"
-    got = recommend(losses(temperature=(0.11, 1.0)), ["map", "temperature"])
+    # The standard error is 0.01, and 5 / 2n is 0.025.
+    assert choose(losses(temperature=(0.009, 0.1))) == "temperature"
+    assert choose(losses(temperature=(0.011, 0.1), laplace=(0.011, 0.1))) == "map"
+    assert choose(losses(temperature=(0.011, 0.1), laplace=(0.009, 0.1))) == "laplace"
+    got = recommend(losses(temperature=(0.011, 0.1)), ["map", "temperature"])
     assert got.reason.startswith("map: NLL ")
     assert got.reason.endswith("; the lowest")
+
+
+def test_one_outlier_does_not_excuse_a_predictive_that_is_far_above_map() -> None:
+    base = losses()["map"]
+    outlier = torch.zeros(100, dtype=F64)
+    outlier[7] = 1.0
+    # The mean and its standard error are both a hundredth of the outlier, whatever its size.
+    assert choose({"map": base, "temperature": base + 35 * outlier - 0.001}) == "map"
+    assert choose({"map": base, "laplace": base + 2.6 * outlier - 0.0001}) == "map"
+    assert choose({"map": base, "laplace": base + 2.4 * outlier - 0.0001}) == "laplace"
+    # No noise is large enough to excuse it.
+    assert choose(losses(temperature=(0.026, 1.0))) == "map"
+    assert choose(losses(temperature=(0.024, 1.0))) == "temperature"
 
 
 def test_map_stays_unless_any_other_is_below_it_by_more_than_half_a_standard_error() -> None:
@@ -76,7 +89,7 @@ def test_laplace_is_preferred_only_where_nothing_speaks_against_it() -> None:
     assert choose(losses(temperature=(-0.30, 0.0), laplace=(-0.29, 0.2))) == "temperature"  # 0.5 behind
     assert choose(losses(temperature=(-0.30, 0.0), laplace=(-0.31, 0.2))) == "laplace"  # ahead, though within noise
     # It is held to the same guard against MAP as temperature scaling.
-    assert choose(losses(temperature=(-0.01, 0.1), laplace=(0.101, 1.0))) == "temperature"
+    assert choose(losses(temperature=(-0.01, 0.1), laplace=(0.011, 0.1))) == "temperature"
 
 
 def test_the_table_has_every_figure() -> None:
@@ -144,11 +157,13 @@ def check_reason(columns: dict[str, torch.Tensor], got: Recommendation) -> str:
             if reason == "within one standard error":
                 assert n == "map"
                 assert 0 < in_errors(name, "map") < 1
+                assert mean - means["map"] <= 2.5 / len(columns[name])
             elif reason == "but above map by at least one standard error":
                 assert in_errors(n, "map") >= 1
             else:
                 assert reason == "but not below map by more than half a standard error"
                 assert means[n] == means["map"] or in_errors(n, "map") >= -0.5
+                assert n not in ("temperature", "laplace") or means[n] == means["map"]
     return re.sub(r"[\d.]+", "#", why)
 
 
@@ -174,7 +189,7 @@ def test_every_branch_of_the_reason() -> None:
     base = losses()["map"]
     noise = losses(ensemble=(0.0, 1.0))["ensemble"] - base
     cases = {
-        "the lowest": losses(temperature=(0.11, 1.0)),
+        "the lowest": losses(temperature=(0.011, 0.1)),
         "no other is lower": {"map": base, "laplace": base.clone()},
         "within # standard errors of temperature, and it has a variance": losses(
             temperature=(-0.300, 0.0), laplace=(-0.297, 0.2)
@@ -189,8 +204,15 @@ def test_every_branch_of_the_reason() -> None:
         "map is lower by #, within one standard error, "
         "laplace is lower by #, but above map by at least one standard error": {
             "map": base,
-            "temperature": base + 0.05 + noise,
-            "laplace": base + 0.02 + 0.01 * noise,
+            "temperature": base + 0.02 + noise,
+            "laplace": base + 0.01 + 0.01 * noise,
+        },
+        # An ensemble above MAP within noise is not "above by at least one standard error".
+        "map is lower by #, within one standard error, "
+        "ensemble is lower by #, but not below map by more than half a standard error": {
+            "map": base,
+            "temperature": base + 0.02 + noise,
+            "ensemble": base + 0.01 + noise,
         },
     }
     for want, columns in cases.items():
