@@ -195,6 +195,13 @@ class Settings(BaseSettings):
     job_upload_timeout_s: float = Field(
         600.0, gt=0, le=86_400, allow_inf_nan=False, description="Seconds a job's upload may take before a 504."
     )
+    job_upload_idle_s: float = Field(
+        20.0,
+        gt=0,
+        le=86_400,
+        allow_inf_nan=False,
+        description="Seconds that a job's upload may bring nothing, while the server waits for it, before a 504.",
+    )
     job_wait_s: float = Field(
         86_400.0,
         gt=0,

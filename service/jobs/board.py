@@ -244,7 +244,6 @@ class JobBoard:
         *,
         owner: str,
         key: str | None,
-        announced_bytes: int,
         artifact: ArtifactRef,
         labels: Sequence[str],
         options: MeasureOptions,
@@ -261,7 +260,7 @@ class JobBoard:
         job_id = uuid.uuid4().hex
         place: object = job_id if key is None else (owner, key)
         self._uploads.add(place)
-        hold, received = self.quota.hold(owner, announced_bytes), 0
+        hold, received = self.quota.hold(owner, 0), 0
         loop = asyncio.get_running_loop()
         limits = Limits(self._settings.max_job_rows, self._settings.max_body_bytes)
         upload: Upload | None = None

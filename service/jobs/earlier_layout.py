@@ -17,7 +17,14 @@ from service.jobs.disk import sync_folder
 
 _DATABASE = "jobs.sqlite"
 _LOGS = tuple(_DATABASE + end for end in ("-wal", "-shm", "-journal"))
-_TABLES = frozenset({"jobs", "rows", "sqlite_sequence"})
+_VERSION = 1
+_COLUMNS = {
+    "jobs": "number id owner idempotency_key about status rows_done input_offset sums error result started_at "
+    "finished_at",
+    "rows": "job row label methods",
+    "sqlite_sequence": "name seq",
+}
+_TABLES = {table: frozenset(columns.split()) for table, columns in _COLUMNS.items()}
 
 
 def is_own_name(jobs_dir: Path, name: str) -> bool:
@@ -28,7 +35,9 @@ def is_own_name(jobs_dir: Path, name: str) -> bool:
 
 
 def is_there(jobs_dir: Path) -> bool:
-    """Return whether ``jobs_dir`` has a database of the first version, by its tables; none are in one that is new.
+    """Return whether ``jobs_dir`` has a database of the first version, by its number, tables and columns.
+
+    One that is new has none of them.
 
     Raises:
         JobsUnavailableError: it is no database.
@@ -40,14 +49,18 @@ def is_there(jobs_dir: Path) -> bool:
     uri = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
     try:
         with closing(sqlite3.connect(uri, uri=True)) as db:
-            tables = {name for (name,) in db.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
+            (version,) = db.execute("PRAGMA user_version").fetchone()
+            tables = {
+                name: frozenset(column for (column,) in db.execute("SELECT name FROM pragma_table_info(?)", (name,)))
+                for (name,) in db.execute("SELECT name FROM sqlite_schema WHERE type != 'index'").fetchall()
+            }
     except sqlite3.OperationalError:
         raise
     except sqlite3.DatabaseError as error:
         raise JobsUnavailableError(
             "the jobs folder's database is not one: move the folder away, the server makes a new one"
         ) from error
-    return not tables or {"jobs", "rows"} <= tables <= _TABLES
+    return (version, tables) in ((0, {}), (_VERSION, _TABLES))
 
 
 def move_in(jobs_dir: Path, own: Path) -> None:

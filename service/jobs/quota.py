@@ -1,7 +1,7 @@
 """How many unfinished jobs, and how many bytes of their uploads, there may be: in all, and of one caller.
 
-An upload holds its place from its first byte on: what it announces, or else what has come of it. Its job holds the
-place until it has ended, when its upload leaves the disk.
+What an upload announces has to fit when it begins. It holds what has come of it, so that announcing alone takes no room
+from others. Its job holds the place until it has ended, when its upload leaves the disk.
 """
 
 from __future__ import annotations

@@ -3,14 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from concurrent.futures import Future
 from threading import Thread
 from typing import Any, TypeVar
 
 from service.engine import settle
+from service.errors import DeadlineError
 
 T = TypeVar("T")
+
+
+class IdleUploadError(DeadlineError):
+    """An upload brought nothing for too long."""
+
+
+async def steadily(body: AsyncIterator[bytes], idle_s: float) -> AsyncIterator[bytes]:
+    """Yield what comes of an upload.
+
+    Raises:
+        IdleUploadError: nothing came for ``idle_s`` seconds; the time between two asks for more is not counted.
+    """
+    while True:
+        try:
+            async with asyncio.timeout(idle_s):
+                chunk = await anext(body, None)
+        except TimeoutError:
+            raise IdleUploadError(
+                f"nothing of the upload came for job_upload_idle_s ({idle_s:g} s): send it without pauses"
+            ) from None
+        if chunk is None:
+            return
+        yield chunk
 
 
 async def whole(work: Awaitable[T]) -> T:

@@ -19,6 +19,7 @@ from service.errors import ClientGoneError, DeadlineError
 from service.jobs.board import JobBoard
 from service.jobs.records import Job
 from service.jobs.shown import events, job_out
+from service.jobs.waiting import IdleUploadError, steadily
 from service.openapi import JOB_ERRORS, JOBS_ERRORS, UPLOAD_ERRORS, error_responses
 from service.request_record import note
 from service.routes.artifacts import artifact_ref
@@ -95,8 +96,9 @@ async def submit_job(
     state: ServiceState = request.app.state.service
     try:
         job = await _submitted(state, request, query, idempotency_key)
-    except LaploraError:
-        if "expect" not in request.headers:
+    except LaploraError as error:
+        # Who sends nothing need not be heard out.
+        if not isinstance(error, IdleUploadError) and "expect" not in request.headers:
             await _discard_rest(request, state.settings.max_job_bytes)
         raise
     response.headers["Location"] = f"/evaluate/jobs/{job.id}"
@@ -120,11 +122,14 @@ async def _submitted(state: ServiceState, request: Request, query: JobQuery, key
             asyncio.timeout(settings.job_upload_timeout_s),
             aclosing(request.stream()) as body,
         ):
+            # Once more: while the artifact was looked up, others may have come.
+            known = state.jobs.known(owner, key, query.artifact, query.options, announced_bytes=announced)
+            if known is not None:
+                return known
             return await state.jobs.take(
-                body,
+                steadily(body, settings.job_upload_idle_s),
                 owner=owner,
                 key=key,
-                announced_bytes=announced,
                 artifact=artifact_ref(predictor.artifact),
                 labels=predictor.artifact.manifest.labels,
                 options=query.options,

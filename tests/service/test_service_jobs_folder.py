@@ -6,6 +6,7 @@ import json
 import os
 import sqlite3
 import stat
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -74,11 +75,21 @@ async def test_a_folder_with_strangers_files_is_refused_and_left_alone(
 
 
 @pytest.mark.parametrize(
-    "tables", ["CREATE TABLE jobs (a)", "CREATE TABLE jobs (a); CREATE TABLE rows (b); CREATE TABLE mine (c)"]
+    "tables",
+    [
+        "CREATE TABLE jobs (a)",
+        "CREATE TABLE jobs (a); CREATE TABLE rows (b); CREATE TABLE mine (c)",
+        "CREATE TABLE jobs (id TEXT, owner TEXT); CREATE TABLE rows (job INTEGER, row INTEGER)",
+        "CREATE TABLE jobs (id TEXT, owner TEXT); CREATE TABLE rows (job INTEGER); PRAGMA user_version = 1",
+        "PRAGMA user_version = 7",
+        pytest.param(lambda: FIRST_DDL.replace("user_version = 1", "user_version = 3"), id="another version"),
+        pytest.param(lambda: FIRST_DDL + "CREATE VIEW mine AS SELECT 1;", id="a view"),
+        pytest.param(lambda: FIRST_DDL + "ALTER TABLE jobs ADD COLUMN mine TEXT;", id="another column"),
+    ],
 )
-def test_another_programs_database_is_a_strangers_file(tables: str, tmp_path: Path) -> None:
+def test_another_programs_database_is_a_strangers_file(tables: str | Callable[[], str], tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "jobs.sqlite")) as db:
-        db.executescript(tables)
+        db.executescript(tables if isinstance(tables, str) else tables())
     before = contents(tmp_path)
     with pytest.raises(StrangersError) as error:
         JobsFolder(tmp_path)

@@ -1,4 +1,4 @@
-"""How many bytes uploads may have together: reserved before they come, and given back by the job's end."""
+"""How many bytes uploads may have together: checked before they come, held as they come, free at the end."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ async def test_without_a_content_length_bytes_are_counted_as_they_come() -> None
         predictor.released.set()
 
 
-async def test_what_an_upload_announces_is_held_from_its_first_byte_to_its_end() -> None:
+async def test_an_upload_holds_what_has_come_of_it_whatever_it_announces() -> None:
     going_on = asyncio.Event()
 
     async def held_up() -> AsyncIterator[bytes]:
@@ -125,20 +125,54 @@ async def test_what_an_upload_announces_is_held_from_its_first_byte_to_its_end()
         yield b"not a line\n"
 
     async with serve(max_jobs_bytes=8000, max_job_bytes=6000) as served:
-        headers = {"content-length": "3500"}
+        headers = {"content-length": "4000"}
         first = asyncio.ensure_future(post(served, held_up(), **headers))
-        await served.until(lambda: served.state.jobs.quota.held_bytes == 3500)
-        refused(await post(served, upload(1000)), 429, "too_many_jobs")
+        await served.until(lambda: served.state.jobs.quota.held_bytes == 100)
+        assert (await post(served, upload(1000))).status_code == 202
         going_on.set()
         refused(await first, 422, "invalid_json")
-        assert served.state.jobs.quota.held_bytes == 0
+        await served.until(lambda: served.state.jobs.quota.held_bytes == 0)
         # The same where the client goes away.
         gone = asyncio.ensure_future(post(served, endless(), **headers))
-        await served.until(lambda: served.state.jobs.quota.held_bytes == 3500)
+        await served.until(lambda: served.state.jobs.quota.held_bytes == 100)
         gone.cancel()
         await asyncio.gather(gone, return_exceptions=True)
         await served.until(lambda: served.state.jobs.quota.held_bytes == 0)
         assert uploads(served) == []
+
+
+async def test_announcing_alone_takes_no_callers_room() -> None:
+    async def silent() -> AsyncIterator[bytes]:
+        await asyncio.Event().wait()
+        yield b""
+
+    async with serve(max_jobs_bytes=8000, max_job_bytes=6000, client_share=0.5) as served:
+        announced = JSONL | {"content-length": "4000"}
+        transport = httpx.ASGITransport(app=Named(served.app))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=None) as client:
+
+            def post_as(caller: str, body: Any, headers: dict[str, str]) -> Any:
+                return client.post("/evaluate/jobs", content=body, headers=headers | {"x-caller": caller})
+
+            silent_ones = [
+                asyncio.ensure_future(post_as(caller, silent(), announced)) for caller in ("ann", "bob") for _ in "ab"
+            ]
+            await served.until(lambda: len(served.state.jobs.quota._holds) == 4)
+            assert served.state.jobs.quota.held_bytes == 0
+            assert (await post_as("cid", upload(2000), JSONL)).status_code == 202
+            for one in silent_ones:
+                one.cancel()
+            await asyncio.gather(*silent_ones, return_exceptions=True)
+            await served.until(lambda: not any(h.owner in ("ann", "bob") for h in served.state.jobs.quota._holds))
+
+
+@pytest.mark.parametrize("announced", [{}, {"content-length": "3500"}])
+async def test_an_upload_that_brings_nothing_ends_and_gives_its_place_back(announced: dict[str, str]) -> None:
+    async with serve(job_upload_idle_s=0.2) as served:
+        error = refused(await post(served, endless(), **announced), 504, "deadline_exceeded")
+        assert "job_upload_idle_s" in error["message"]
+        assert (served.state.jobs.quota.held_bytes, uploads(served)) == (0, [])
+        assert (await post(served, upload(200))).status_code == 202
 
 
 async def endless() -> AsyncIterator[bytes]:
