@@ -2,8 +2,10 @@
 
 Every row of the split should come with the predictive that was fitted without it (``laplora.cross_fitting``). Which
 score is compared is fixed before any mistake is seen; up to which score answers are accepted is fitted, so that the
-error rate of the accepted ones stays near a target risk (``empirical``) or, with a stated confidence, within it
-(``upper_bound``). docs/promises.md says what each promises, and how often it was kept.
+error rate of the accepted ones stays near a target risk (``empirical``) or, with a stated confidence, at most that
+share of the rows up to the threshold are accepted and wrong (``upper_bound``): among the accepted alone the rate may be
+higher by what flags and disagreement with MAP take out. docs/promises.md says what each
+promises, and how often it was kept.
 """
 
 from __future__ import annotations
@@ -21,6 +23,9 @@ from laplora.predictive import PosteriorPredictive
 from laplora.ranking import error_auroc, tie_groups
 from laplora.thresholds import Flag, FlagThreshold, Guarantee, ModeThresholds, ReviewRule, Score, Thresholds
 from laplora.uncertainty import agreed_entropy, check_columns, decompose, entropy
+
+#: Thresholds whose bounds are computed together.
+_BLOCK = 256
 
 #: Why each guarantee reviews by the score that it does.
 _REASONS: dict[Guarantee, str] = {
@@ -179,8 +184,8 @@ def accept_threshold(
     rows with score <= t: the new row counts as a mistake in advance, as in conformal risk control (Angelopoulos et al.,
     arXiv 2208.02814). In the mean over draws of exchangeable calibration rows, P(accepted and wrong) is at most
     ``target_risk`` times P(score <= t*), with t* >= t the largest score at which the new row, counted as it is, keeps
-    the target. That is no bound on the error rate among the accepted, which need not grow with t; it comes near
-    ``target_risk`` in the mean, and about half of all splits give more.
+    the target. That is no bound on the error rate among the accepted, which need not grow with t; it is
+    near the target where many thresholds meet it, above it where few do; a third of all splits or more give more.
 
     ``upper_bound``: with probability at least ``confidence`` over the draw of the calibration rows, the error
     rate among new exchangeable rows with score <= t is at most ``target_risk``. A score passes when its
@@ -217,12 +222,18 @@ def accept_threshold(
     # Given the score at the edge, only the rows strictly below it are a sample from what is accepted: rows at
     # the edge count as mistakes if they are, but not as right answers.
     sample = answered - (counts - wrong).long()
-    passes = binomial_cdf(within.long(), sample, target_risk) <= 1 - confidence
     # The first to try must not depend on the mistakes: the fewest rows that could pass, with none among them.
     fewest = math.ceil(math.log(1 - confidence) / math.log1p(-target_risk)) + 1
     start = int(torch.searchsorted(answered, fewest))
-    passed = int(passes[start:].long().cumprod(0).sum())
-    return float(values[start + passed - 1]) if passed else None
+    # In blocks, up to the first that fails: all at once would take rows x mistakes.
+    end = len(values)
+    for first in range(start, len(values), _BLOCK):
+        block = slice(first, first + _BLOCK)
+        fails = binomial_cdf(within[block].long(), sample[block], target_risk) > 1 - confidence
+        if fails.any():
+            end = first + int(fails.long().argmax())
+            break
+    return float(values[end - 1]) if end > start else None
 
 
 def binomial_cdf(successes: torch.Tensor, trials: torch.Tensor, probability: float) -> torch.Tensor:

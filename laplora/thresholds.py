@@ -38,7 +38,9 @@ class ReviewRule(_Frozen):
     guarantee: Guarantee = Field(
         "empirical",
         description="empirical: the accepted calibration rows and one mistake more stay within the target risk. "
-        "upper_bound: so do new rows like them, with the given confidence; rows whose label is not MAP's are reviewed.",
+        "upper_bound: with the given confidence, of new rows with MAP entropy up to the threshold at most target_risk "
+        "are accepted and wrong; among the accepted alone the rate may be higher by what flags and disagreement with "
+        "MAP's label take out.",
     )
     confidence: float | None = Field(None, description="Of the upper bound; null for empirical.")
     accepted: int = Field(description="Calibration rows at or below the threshold.")

@@ -252,6 +252,37 @@ def test_an_accepted_bound_is_clopper_pearsons(rows: int, seed: int, target: flo
     assert stats.beta.ppf(0.9, wrong + 1, total - wrong) <= target + 1e-12
 
 
+@pytest.mark.parametrize("rows", [200, 900, 2000])
+@pytest.mark.parametrize("ties", [False, True])
+def test_the_bound_is_tried_in_blocks_up_to_the_first_that_fails(
+    rows: int, ties: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    g = torch.Generator().manual_seed(rows)
+    scores = torch.rand(rows, generator=g, dtype=F64)
+    scores = (scores * 40).round() / 40 if ties else scores
+    errors = torch.rand(rows, generator=g, dtype=F64) < 0.15 * scores
+    errors[scores <= scores.sort().values[80]] = False
+    # All at once: every distinct score with the rows strictly below it, or at it and wrong.
+    values = scores.unique()
+    below = torch.stack([(scores < v).sum() + (errors & (scores == v)).sum() for v in values])
+    wrong = torch.stack([(errors & (scores <= v)).sum() for v in values])
+    start = int(torch.searchsorted(torch.stack([(scores <= v).sum() for v in values]), 46))
+    passes = binomial_cdf(wrong, below, 0.05)[start:] <= 0.1
+    passed = int(passes.long().cumprod(0).sum())
+    want = float(values[start + passed - 1]) if passed else None
+
+    sizes: list[int] = []
+
+    def counted(successes: torch.Tensor, trials: torch.Tensor, probability: float) -> torch.Tensor:
+        sizes.append(len(successes))
+        return binomial_cdf(successes, trials, probability)
+
+    monkeypatch.setattr("laplora.review.binomial_cdf", counted)
+    assert accept_threshold(scores, errors, 0.05, guarantee="upper_bound") == want
+    assert max(sizes) <= 256
+    assert len(sizes) == passed // 256 + 1
+
+
 def test_the_upper_bound_needs_rows_and_the_rule_records_it() -> None:
     right = torch.zeros(46, dtype=torch.bool)
     scores = torch.arange(46, dtype=F64)

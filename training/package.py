@@ -47,9 +47,10 @@ from training.runtime import Run, open_run, say, write_json
 PACKAGES = ("transformers", "peft", "bitsandbytes", "safetensors", "tokenizers")
 
 #: How far a replayed probability may be from the recorded one. Activations in bfloat16 are rounded differently by
-#: every processor and kernel: 0.033 was seen between instruction sets and between packed and expanded 4-bit weights,
-#: more than 0.1 with another base. Float32 differs by the order of sums.
-TOLERANCE = {"bfloat16": 0.1, "float32": 2e-3}
+#: every processor and kernel: 0.033 was seen on the four golden answers; 0.20 among 60 other sentences. What it lets
+#: through is compared besides: hashes of base, quantization and tokenizer, and the variances. Float32 differs by the
+#: order of sums.
+TOLERANCE = {"bfloat16": 0.25, "float32": 2e-3}
 #: The same of the logarithm of a variance: 0.57 was seen in bfloat16, of an answer with ten times the others' variance.
 VARIANCE_TOLERANCE = {"bfloat16": 1.0, "float32": 0.05}
 
