@@ -165,6 +165,13 @@ def test_the_predictives_that_are_on(file: Path) -> None:
     )
 
 
+def test_no_more_golden_inputs_than_a_server_replays(tmp_path: Path) -> None:
+    inputs = [{"text": "a"}] * 65
+    assert load_config(write(tmp_path / "run.yaml", MINIMAL | {"golden_inputs": inputs[:64]})).golden_inputs
+    with pytest.raises(ConfigError, match=r"golden_inputs: .* at most 64"):
+        load_config(write(tmp_path / "run.yaml", MINIMAL | {"golden_inputs": inputs}))
+
+
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "-x", "a b", "x" * 65, "ü"])
 def test_a_name_is_one_plain_folder(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError, match="name: String should match pattern"):
