@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -314,7 +314,16 @@ STALLED_BODY = (
 
 @needs_nginx
 def test_slow_clients_are_closed_and_the_server_never_sees_them(server: Server) -> None:
-    short = {"HEAD_TIMEOUT_S": 2, "BODY_TIMEOUT_S": 1, "CONNECTIONS": 40, "REQUESTS_PER_S": 1000, "BURST": 1000}
+    short = {
+        "HEAD_TIMEOUT_S": 2,
+        "BODY_TIMEOUT_S": 1,
+        "CONNECTIONS": 40,
+        "BODIES_OF_ONE": 40,
+        "REQUESTS_PER_S": 1000,
+        "BURST": 1000,
+    }
+    # So that there is a count of them.
+    assert ask(server.client).status_code == 200
     before = server.metric('laplora_requests_total{method="POST",route="/predict",status="200"}')
     with (
         proxy_before(server.port, **short) as proxy,
@@ -369,20 +378,22 @@ def begun(proxy: Proxy, path: str, source: str) -> Iterator[Callable[[], httpx.R
         yield finish
 
 
+def take_a_body(connection: socket.socket, head: bytes) -> None:
+    """Read a body to its end, and answer 204."""
+    left = sum(int(found) for found in re.findall(rb"(?i)content-length: (\d+)", head))
+    left -= len(head.partition(b"\r\n\r\n")[2])
+    while left > 0:
+        left -= len(connection.recv(65536))
+    connection.sendall(b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n")
+
+
 @needs_nginx
 @pytest.mark.parametrize(
     ("path", "limit", "other"), [("/evaluate/jobs", "UPLOADS", "/predict"), ("/predict", "BODIES", "/evaluate/jobs")]
 )
 def test_bodies_of_all_addresses_together_are_bounded(path: str, limit: str, other: str) -> None:
-    def answer(connection: socket.socket, head: bytes) -> None:
-        left = sum(int(found) for found in re.findall(rb"(?i)content-length: (\d+)", head))
-        left -= len(head.partition(b"\r\n\r\n")[2])
-        while left > 0:
-            left -= len(connection.recv(65536))
-        connection.sendall(b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n")
-
     with (
-        upstream(answer) as (port, _),
+        upstream(take_a_body) as (port, _),
         proxy_before(port, BODY_TIMEOUT_S=60, **{limit: 2}) as proxy,
         begun(proxy, path, "127.0.0.2") as first,
         begun(proxy, path, "127.0.0.3") as second,
@@ -396,6 +407,25 @@ def test_bodies_of_all_addresses_together_are_bounded(path: str, limit: str, oth
         assert first().status_code == 204
         until(lambda: third.post(path, content=b" " * 300_000).status_code == 204)
         assert second().status_code == 204
+
+
+@needs_nginx
+@pytest.mark.parametrize(("path", "limit"), [("/evaluate/jobs", "UPLOADS_OF_ONE"), ("/predict", "BODIES_OF_ONE")])
+def test_one_address_has_few_of_the_bodies_however_slowly_it_sends_them(path: str, limit: str) -> None:
+    most = int(defaults()[f"PROXY_{limit}"])
+    with (
+        upstream(take_a_body) as (port, _),
+        proxy_before(port, BODY_TIMEOUT_S=60) as proxy,
+        ExitStack() as stack,
+        proxy.client(source=SLOW) as same,
+        proxy.client(source="127.0.0.3") as other,
+    ):
+        finishes = [stack.enter_context(begun(proxy, path, SLOW)) for _ in range(most)]
+        until(lambda: same.post(path, content=b" ").status_code == 429)
+        assert_error(same.post(path, content=b" "), 429, "too_many_requests")
+        assert other.post(path, content=b" " * 300_000).status_code == 204
+        assert [finish().status_code for finish in finishes] == [204] * most
+        until(lambda: same.post(path, content=b" ").status_code == 204)
 
 
 def temporary_files(proxy: Proxy) -> set[str]:
