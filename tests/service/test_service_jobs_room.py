@@ -147,7 +147,7 @@ async def test_announcing_alone_takes_no_callers_room() -> None:
         yield b""
 
     async with serve(max_jobs_bytes=8000, max_job_bytes=6000, client_share=0.5) as served:
-        announced = JSONL | {"content-length": "4000"}
+        announced = JSONL | {"content-length": "2000"}
         transport = httpx.ASGITransport(app=Named(served.app))
         async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=None) as client:
 
