@@ -92,8 +92,8 @@ def shift_tables(record: Mapping[str, Any]) -> str:
     parts.append(f"Flags and decisions of {display_name(served)}:\n\n" + _operation_table(record, served, chosen))
     if any(own["fast"] for own in record["sets"].values()):
         parts.append(
-            "What mode fast hands over to Laplace, all rows and the unfamiliar ones among them, and the share of rows "
-            "whose decision is Laplace's:\n\n" + _handed_over_table(record)
+            "What mode fast defers to Laplace, all rows and the unfamiliar ones among them, and the share of rows "
+            "whose decision is Laplace's:\n\n" + _deferral_table(record)
         )
     others = [name for name, own in record["sets"].items() if own["kind"] != "in_distribution"]
     own_name = f" (epistemic: {display_name(chosen)})" if chosen not in (None, served) else ""
@@ -125,9 +125,9 @@ def _predictives_table(record: Mapping[str, Any], metric: str, title: str, best:
     return _table(lines)
 
 
-def _handed_over_table(record: Mapping[str, Any]) -> str:
+def _deferral_table(record: Mapping[str, Any]) -> str:
     names = list(record["sets"]["test"]["fast"]["same_decision"])
-    lines = [["set", "rows", "handed over", "unfamiliar", *(f"decided alike, {display_name(n)}" for n in names)]]
+    lines = [["set", "rows", "deferred", "unfamiliar", *(f"decided alike, {display_name(n)}" for n in names)]]
     for name, own in record["sets"].items():
         shares = [own["fast"]["handed_over"], own["fast"]["unfamiliar"], *own["fast"]["same_decision"].values()]
         lines.append([_set_name(name), str(own["rows"]), *(f"{share:.3f}" for share in shares)])
