@@ -138,6 +138,7 @@ async def test_refused_and_broken_requests_give_their_places_back() -> None:
 async def test_a_full_queue_refuses_before_the_body_is_read() -> None:
     async with serve(max_queue_rows=1, max_inputs=1, client_share=1.0) as served:
         running = await busy(served, 1)
+        await served.until(lambda: served.state.engine.queued_rows == 0)  # on the device, no longer in the queue
         running.append(asyncio.create_task(served.predict("b")))
         await served.until(lambda: served.state.engine.queued_rows == 1)
         for path in ("/predict", "/evaluate"):
