@@ -194,7 +194,7 @@ def protocol(connections: Connections, *, head_timeout_s: float, send_timeout_s:
 
         def _await_head(self) -> None:
             if self._head_timer is None:
-                self._head_timer = self.loop.call_later(head_timeout_s, self._give_up, "head_timeout")
+                self._head_timer = self.loop.call_later(head_timeout_s, self._give_up, {"event": "head_timeout"})
 
         def _forget_head(self) -> None:
             if self._head_timer is not None:
@@ -215,12 +215,12 @@ def protocol(connections: Connections, *, head_timeout_s: float, send_timeout_s:
         def _look_at_taking(self) -> None:
             self._taking_timer = None
             if self.transport.get_write_buffer_size() > self._unsent_bytes - _TAKEN_BYTES:
-                self._give_up("send_timeout")
+                self._give_up({"event": "send_timeout"})
             else:
                 self._await_taking()
 
-        def _give_up(self, event: str) -> None:
-            _log.debug("a connection was closed: its client was too slow", extra={"event": event})
+        def _give_up(self, event: dict[str, str]) -> None:
+            _log.debug("a connection was closed: its client was too slow", extra=event)
             # At once, and not when the client has read what was written: it may never.
             self.transport.abort()
 
