@@ -5,6 +5,7 @@ layers run. ``docker/try_images.sh`` builds the images and starts them.
 from __future__ import annotations
 
 import ast
+import importlib.util
 import json
 import os
 import re
@@ -23,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import setuptools
 import yaml
 
 from laplora.offline import OFFLINE_MODELS
@@ -210,7 +210,11 @@ def test_dependencies_come_from_an_extra_and_the_constraints(name: str) -> None:
 @pytest.fixture
 def backend(tmp_path: Path) -> Path:
     """A folder with setuptools alone, so that a package is built without an index and without this environment."""
-    installed = Path(setuptools.__file__).parent
+    # Found, not imported: setuptools takes the place of distutils in whatever process imports it.
+    found = importlib.util.find_spec("setuptools")
+    assert found is not None
+    assert found.origin is not None
+    installed = Path(found.origin).parent
     folder = tmp_path / "backend"
     folder.mkdir()
     for part in (installed, installed.parent / "_distutils_hack"):
