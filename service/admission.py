@@ -2,7 +2,10 @@
 
 Room is reserved before a text is tokenised, from an estimate of its tokens; the reservation is corrected once they are
 known, shrinks as rows go to the device, and is closed with the request, however that ends. One caller holds at most
-its share of each limit, so that a full queue always has room for somebody else.
+its share of each limit, so that a full queue always has room for somebody else; and who holds some already gets more
+only within its share of what the others leave. The device's turns are shared among callers, so the room has to be: with
+first come, first served, whose rows happened to fill it would wait for turns that are everybody's, longer than a full
+queue takes (the dynamic thresholds of Choudhury and Hahne, IEEE/ACM Transactions on Networking 1998).
 
 A correction may take the queue's tokens above the limit by ``CORRECTION_SHARE`` of it; a request whose tokens were
 underestimated by more than there is room for then is refused after all, as if it had come later.
@@ -72,7 +75,7 @@ class Admission:
 
     Args:
         limits: most that everybody together holds.
-        client_share: most that one caller holds, as a share of each limit.
+        client_share: most that one caller holds, as a share of each limit, and of what others leave of it.
     """
 
     def __init__(self, limits: Amount, *, client_share: float = 1.0) -> None:
@@ -106,7 +109,7 @@ class Admission:
             ClientQueueFullError, QueueFullError: as ``reserve``.
         """
         with self._lock:
-            self._check_room(caller, Amount(rows=1, tokens=1, text_bytes=1), 0.0)
+            self._check_room(caller, Amount(rows=1, tokens=1, text_bytes=1))
 
     def reserve(self, caller: str, asked: Amount, *, fewest_tokens: int = 0) -> Reservation:
         """Return a reservation for a request.
@@ -124,7 +127,7 @@ class Admission:
         self._check_size(asked._replace(tokens=fewest_tokens))
         asked = asked._replace(tokens=min(asked.tokens, self._client_limits.tokens))
         with self._lock:
-            self._check_room(caller, asked, 0.0)
+            self._check_room(caller, asked)
             reservation = Reservation(caller, NOTHING)
             self._change(reservation, asked)
         return reservation
@@ -141,7 +144,7 @@ class Admission:
             if reservation.closed:
                 raise RuntimeError("the reservation was given back before its rows came")
             more = known.less(reservation.held)
-            self._check_room(reservation.caller, more, CORRECTION_SHARE)
+            self._check_room(reservation.caller, more, slack=CORRECTION_SHARE)
             self._change(reservation, more)
 
     def release(self, reservation: Reservation, gone: Amount) -> None:
@@ -182,15 +185,20 @@ class Admission:
                     got=got,
                 )
 
-    def _check_room(self, caller: str, more: Amount, slack: float) -> None:
+    def _check_room(self, caller: str, more: Amount, *, slack: float = 0.0) -> None:
+        """Check a request's room; with ``slack`` that of one that was let in already, within the limits alone."""
         own = self.held_by(caller)
         for i, (what, setting) in enumerate(zip(_WHAT, _SETTINGS, strict=True)):
             if more[i] <= 0:
                 continue
-            held, limit = own[i], self._client_limits[i]
+            held, others, limit = own[i], self._total[i] - own[i], self._client_limits[i]
+            room = setting
+            if own != NOTHING and slack == 0:
+                limit = int((self._limits[i] - others) * self._client_share)
+                room = f"{setting} less {others} of other callers"
             if self._client_share < 1 and held + more[i] > limit * (1 + slack):
                 raise ClientQueueFullError(
-                    f"your requests hold {held} {what} and {more[i]} came, one caller may hold {limit} ({setting} "
+                    f"your requests hold {held} {what} and {more[i]} came, one caller may hold {limit} ({room} "
                     "times client_share): wait for your own answers first",
                     limit=limit,
                     got=held + more[i],

@@ -63,12 +63,14 @@ def create_app(
     *,
     library: Library | None = None,
     on_load_failure: Callable[[Exception], None] | None = None,
+    on_change: Callable[[], None] = lambda: None,
 ) -> FastAPI:
     """Return the application. The artifact loads in the background once the application starts.
 
     Args:
         library: how artifacts are read and loaded; the real calls when None.
         on_load_failure: called, in the loading thread, when the configured artifact cannot be served.
+        on_change: called after models came into memory or went, in the thread that saw to it.
 
     Raises:
         TracingUnavailableError: traces are asked for and OpenTelemetry is not installed.
@@ -94,7 +96,9 @@ def create_app(
     measures.body_bytes.set_function(lambda: places.body_bytes)
     measures.watch_queue(engine, max_rows=settings.max_queue_rows, max_tokens=settings.max_queue_tokens)
     store = FeedbackStore(keep_s=settings.feedback_keep_s, rows=settings.feedback_rows, window=settings.feedback_window)
-    artifact_host = host.ArtifactHost(settings, engine, measures, library or default_library(), on_load_failure)
+    artifact_host = host.ArtifactHost(
+        settings, engine, measures, library or default_library(), on_load_failure, on_change
+    )
 
     if store.on:
         measures.registry.register(

@@ -1,16 +1,21 @@
 """Which waiting rows go to the device together. Pure: no clock, no lock, no thread.
 
 Whose turn it is (``service.fairness``) decides on one row, the oldest of a request. A padded batch costs (rows) x
-(longest row) tokens, so the rest are the rows of like length that can run with it, whoever sent them: first of callers
-that have had no more than a batch beyond their part, then, in room that these cannot use, of any.
+(longest row) tokens, so the rest are the rows of like length that can run with it, whoever sent them. The more of the
+queue these may come from, the less is padding, and the longer a row of a rare length waits: they come from the rows
+whose turns are next (``window_tokens``), and only in room that these cannot use from any.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from service.fairness import Request, Turns, callers_ahead, charged, tree_of, whose_turn
+from service.fairness import Request, Turns, callers_ahead, charged, in_turn, tree_of, whose_turn
+
+#: What a batch is chosen from: so many batches, or this share of what waits where that is more.
+WINDOW_BATCHES = 2
+WINDOW_SHARE = 1 / 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,25 +43,53 @@ def next_batch(
         patient: positions of rows that ask for no turn while others wait, until the rows that could run with them fill
             a batch. Until then they go along with another's turn only.
     """
-    rows_of: dict[Request, int] = {}
-    for row in waiting:
-        rows_of[row.request] = rows_of.get(row.request, 0) + 1
+    rows_of: dict[Request, list[int]] = {}
+    for i, row in enumerate(waiting):
+        rows_of.setdefault(row.request, []).append(i)
     tree = tree_of(rows_of)
     turn = whose_turn(turns, tree_of(_asking(waiting, rows_of, patient, token_budget)) if patient else tree)
-    seed = next(i for i, row in enumerate(waiting) if row.request is turn)
+    # A request's rows go in order of arrival where they are alike, and its oldest is the first of them.
+    seed = rows_of[turn][0]
     ahead = callers_ahead(turns, tree, turn, token_budget)
-    batch = form_batch(waiting, seed=seed, token_budget=token_budget, ahead=ahead)
+    lengths = [row.tokens for row in waiting]
+    alike: dict[str, list[int]] = {}
+    for i, row in enumerate(waiting):
+        if row.request.group == turn.group and row.request.caller not in ahead:
+            alike.setdefault(row.request.caller, []).append(i)
+    tokens_alike = sum(lengths[i] for rows in alike.values() for i in rows)
+    first = _first(in_turn(turns, alike, lengths), lengths, window_tokens(tokens_alike, token_budget))
+    batch = form_batch(waiting, seed=seed, token_budget=token_budget, first=first)
     tokens: dict[Request, int] = {}
+    taken: dict[Request, int] = {}
     for i in batch:
         request = waiting[i].request
-        tokens[request] = tokens.get(request, 0) + waiting[i].tokens
-        rows_of[request] -= 1
-    gone = {request for request in tokens if not rows_of[request]}
+        tokens[request] = tokens.get(request, 0) + lengths[i]
+        taken[request] = taken.get(request, 0) + 1
+    gone = {request for request, count in taken.items() if count == len(rows_of[request])}
     return batch, charged(turns, tree, tokens, gone, batch_tokens=token_budget)
 
 
+def window_tokens(waiting_tokens: int, token_budget: int) -> float:
+    """Return the tokens of the rows that a batch is chosen from, where this many wait that could share it."""
+    return max(WINDOW_BATCHES * token_budget, WINDOW_SHARE * waiting_tokens)
+
+
+def _first(order: Iterable[int], lengths: Sequence[int], tokens: float) -> set[int]:
+    """Return the positions of the first rows that have this many tokens together, one at least."""
+    first: set[int] = set()
+    for i in order:
+        if tokens <= 0:
+            break
+        first.add(i)
+        tokens -= lengths[i]
+    return first
+
+
 def _asking(
-    waiting: Sequence[Waiting], rows_of: Mapping[Request, int], patient: Collection[int], token_budget: int
+    waiting: Sequence[Waiting],
+    rows_of: Mapping[Request, Sequence[int]],
+    patient: Collection[int],
+    token_budget: int,
 ) -> list[Request]:
     """Return the requests that ask for a turn, in order of arrival; all of them where each is patient."""
     tokens: dict[Hashable, int] = {}
@@ -67,12 +100,12 @@ def _asking(
         if i in patient:
             patient_rows[row.request] = patient_rows.get(row.request, 0) + 1
     full = {group for group, count in tokens.items() if count >= token_budget}
-    asking = [r for r, rows in rows_of.items() if rows > patient_rows.get(r, 0) or r.group in full]
+    asking = [r for r, rows in rows_of.items() if len(rows) > patient_rows.get(r, 0) or r.group in full]
     return asking or list(rows_of)
 
 
 def form_batch(
-    waiting: Sequence[Waiting], *, seed: int, token_budget: int, ahead: Collection[str] = frozenset()
+    waiting: Sequence[Waiting], *, seed: int, token_budget: int, first: Collection[int] | None = None
 ) -> list[int]:
     """Return the positions in ``waiting`` of the batch around one row, shortest row first.
 
@@ -80,19 +113,19 @@ def form_batch(
         waiting: rows in order of arrival.
         seed: position of the row that goes in any case, even where it alone is over the budget.
         token_budget: most padded tokens of a batch: rows times the longest row.
-        ahead: callers whose rows only take the room that is left.
+        first: positions of the rows that the others leave room for; None: of all.
 
     The batch grows from the seed towards whichever row of its group is nearer in length, for as long as the padded
     size fits; rows of one length in order of arrival.
     """
     group, length = waiting[seed].request.group, waiting[seed].tokens
-    first: list[int] = []
-    last: list[int] = []
+    before: list[int] = []
+    after: list[int] = []
     for i, row in enumerate(waiting):
         if i != seed and row.request.group == group:
-            (last if row.request.caller in ahead else first).append(i)
+            (before if first is None or i in first else after).append(i)
     batch, longest = [seed], length
-    for candidates in (first, last):
+    for candidates in (before, after):
         below = sorted((i for i in candidates if waiting[i].tokens < length), key=lambda i: -waiting[i].tokens)
         above = sorted((i for i in candidates if waiting[i].tokens >= length), key=lambda i: waiting[i].tokens)
         down = up = 0

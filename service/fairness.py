@@ -13,8 +13,9 @@ Keshav, Shenker, SIGCOMM 1989) for those who arrive. Pure: no clock of the wall,
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from heapq import merge
 from typing import Any
 
 #: Callers whose names start so are evaluation jobs: they have time.
@@ -91,6 +92,23 @@ def whose_turn(turns: Turns, tree: Tree) -> Request:
         if not tree:
             assert isinstance(chosen, Request)
             return chosen
+
+
+def in_turn(turns: Turns, rows_of: Mapping[str, Sequence[int]], tokens: Sequence[int]) -> Iterator[int]:
+    """Yield the positions of waiting rows in the order in which they would go alone, if only callers took turns.
+
+    Args:
+        rows_of: positions of each caller's rows, in order of arrival.
+        tokens: of the row at each position.
+    """
+
+    def timed(caller: str, rows: Sequence[int]) -> Iterator[tuple[float, int]]:
+        time, weight = turns.start(caller), weight_of(caller)
+        for i in rows:
+            yield time, i
+            time += tokens[i] / weight
+
+    return (i for _, i in merge(*(timed(caller, rows) for caller, rows in rows_of.items())))
 
 
 def callers_ahead(turns: Turns, tree: Tree, seed: Request, tokens: int) -> set[str]:

@@ -77,6 +77,7 @@ class ArtifactHost:
 
     Args:
         on_failure: called in the loading thread when an artifact to start with cannot be loaded.
+        on_change: called after models came into memory or went, in the thread that saw to it.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class ArtifactHost:
         metrics: Metrics,
         library: Library,
         on_failure: Callable[[Exception], None] | None = None,
+        on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self._settings = settings
         self._engine = engine
@@ -93,6 +95,7 @@ class ArtifactHost:
         self._library = library
         self.listing = ArtifactListing(library.read)
         self._on_failure = on_failure
+        self._on_change = on_change
         self._changing = threading.Lock()
         self._telling = threading.Lock()
         self._loads = BoundedLoads(settings.load_timeout_s, metrics.set_abandoned_load)
@@ -179,6 +182,7 @@ class ArtifactHost:
         self.require_active()
         predictor = self.shelf.remove(name)
         self._tell(_UNLOADED, predictor)
+        self._on_change()
         return predictor
 
     def in_background(self, change: Callable[[str], Change], name: str) -> Future[Change]:
@@ -233,6 +237,7 @@ class ArtifactHost:
             unloaded = self.shelf.put(candidate, activate=activate)
             self._use(candidate)
             self._tell(_ACTIVATED if activate else _LOADED, candidate)
+            self._on_change()
             return Change(candidate, previous, tuple(unloaded))
         finally:
             self._changing.release()
@@ -297,6 +302,7 @@ class ArtifactHost:
                 for name in self._settings.also_load:
                     if self.shelf.find(name) is None:
                         self._put_first(self.path_of(name), activate=False)
+            self._on_change()
             self._enter("ready", "ready")
         except Exception as error:
             self._enter("failed", f"failed: {type(error).__name__}")

@@ -143,9 +143,9 @@ class Settings(BaseSettings):
         gt=0,
         le=1,
         allow_inf_nan=False,
-        description="Most that one caller may hold, as a share of the queue's rows, tokens and bytes, of max_requests, "
-        "of max_in_flight_bytes, of max_jobs_bytes and of max_event_streams, and one address, but for trusted_proxies, "
-        "of max_connections; more are refused with 429.",
+        description="Most that one caller may hold, as a share of the queue's rows, tokens and bytes (once it holds "
+        "some, of those that other callers leave), of max_requests, of max_in_flight_bytes, of max_jobs_bytes and of "
+        "max_event_streams, and one address, but for trusted_proxies, of max_connections; more are refused with 429.",
     )
     max_inputs: int = Field(256, ge=1, description="Most inputs of one request; more are refused with 413.")
     max_body_bytes: int = Field(

@@ -49,7 +49,7 @@ class Plan:
 
     runs: int = 3
     capacity_s: float = 15.0
-    load_s: float = 25.0
+    load_s: float = 40.0
     lighter_s: float = 15.0
 
 

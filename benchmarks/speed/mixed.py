@@ -13,8 +13,8 @@ from laplora.artifact import read_artifact
 from laplora.member_outputs import MemberSet, member_outputs
 from laplora.model import load_tokenizer, locate_base
 from laplora.prompts import EncodedRow, collate, encode, render
-from service.batching import Waiting, form_batch, padded_tokens
-from service.fairness import Request
+from service.batching import Waiting, next_batch, padded_tokens
+from service.fairness import Request, Turns
 from training.config import DataConfig
 from training.data import load_splits
 
@@ -70,9 +70,9 @@ def mixed_rows(tokenizer: Any, count: int) -> list[EncodedRow]:
 
 def server_batches(rows: Sequence[EncodedRow]) -> list[list[EncodedRow]]:
     """Return the batches that the server forms of these rows, all of them waiting."""
-    left, batches, request = list(rows), [], Request("one", "one")
+    left, batches, request, turns = list(rows), [], Request("one", "one"), Turns()
     while left:
-        chosen = form_batch([Waiting(tokens_of(row), request) for row in left], seed=0, token_budget=BATCH_TOKENS)
+        chosen, turns = next_batch([Waiting(tokens_of(row), request) for row in left], turns, token_budget=BATCH_TOKENS)
         batches.append([left[i] for i in chosen])
         left = [row for i, row in enumerate(left) if i not in set(chosen)]
     return batches

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import httpx
@@ -81,6 +82,37 @@ def test_limits_hold_together_and_for_each_caller() -> None:
     assert not isinstance(full.value, ClientQueueFullError)
     assert (full.value.limit, full.value.got) == (8, 9)
     assert (admission.total, admission.held_by("a"), admission.callers) == (Amount(7, 52, 10), Amount(3, 20, 10), 2)
+
+
+@pytest.mark.parametrize("callers", [1, 2, 3, 8])
+def test_callers_who_fill_the_queue_together_hold_equal_parts(callers: int) -> None:
+    """With a share of one half each holds as much as is left: one in two, one in three and so on."""
+    admission = Admission(Amount(720, 10**6, 10**6), client_share=0.5)
+    names = [f"caller {i}" for i in range(callers)]
+    held: dict[str, list[Reservation]] = {name: [] for name in names}
+    rng = random.Random(0)
+    for _ in range(40_000):
+        name = rng.choice(names)
+        with suppress(QueueFullError):
+            held[name].append(admission.reserve(name, Amount(1, 1)))
+        served = rng.choice(names)  # the device's turns are shared alike
+        if held[served] and rng.random() < 0.5:
+            admission.close(held[served].pop(0))
+    for name in names:
+        assert admission.held_by(name).rows == pytest.approx(720 / (callers + 1), rel=0.1)
+
+
+def test_who_holds_nothing_gets_in_while_there_is_room() -> None:
+    admission = Admission(Amount(100, 1000, 1000), client_share=0.5)
+    admission.reserve("a", Amount(50, 50))
+    large = admission.reserve("b", Amount(45, 45))
+    with pytest.raises(ClientQueueFullError, match="less 50 of other callers") as caught:
+        admission.reserve("b", Amount(1, 1))
+    assert (caught.value.limit, caught.value.got) == (25, 46)
+    admission.correct(large, Amount(45, 60))  # was let in: its tokens are no new request
+    admission.close(large)
+    admission.reserve("b", Amount(20, 20))
+    admission.reserve("b", Amount(5, 5))
 
 
 def test_what_can_never_fit_is_refused_for_good() -> None:

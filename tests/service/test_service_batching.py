@@ -45,12 +45,11 @@ def test_groups_never_mix() -> None:
     assert form_batch(waiting, seed=1, token_budget=100) == [1]
 
 
-def test_callers_ahead_take_only_the_room_that_is_left() -> None:
-    mine, theirs = Request("a", "laplace"), Request("b", "laplace")
-    waiting = [*rows(10, request=mine), *rows(10, 10, request=theirs), *rows(8, 6, request=mine)]
+def test_rows_that_are_not_first_take_only_the_room_that_is_left() -> None:
+    waiting = rows(10, 10, 10, 8, 6)
     assert form_batch(waiting, seed=0, token_budget=30) == [0, 1, 2]
-    assert form_batch(waiting, seed=0, token_budget=30, ahead={"b"}) == [4, 3, 0]
-    assert form_batch(waiting, seed=0, token_budget=40, ahead={"b"}) == [4, 3, 0, 1]
+    assert form_batch(waiting, seed=0, token_budget=30, first={0, 3, 4}) == [4, 3, 0]
+    assert form_batch(waiting, seed=0, token_budget=40, first={3, 4}) == [4, 3, 0, 1]
 
 
 requests = st.builds(Request, st.sampled_from(["a", "b", "job:c"]), st.sampled_from(["map", "laplace"]))
@@ -65,8 +64,8 @@ def waiting_rows(draw: st.DrawFn) -> list[Waiting]:
 @given(waiting_rows(), st.integers(1, 200), st.data())
 def test_every_batch_keeps_its_promises(waiting: list[Waiting], budget: int, data: st.DataObject) -> None:
     seed = data.draw(st.integers(0, len(waiting) - 1))
-    ahead = data.draw(st.sets(st.sampled_from(["a", "b", "job:c"])))
-    batch = form_batch(waiting, seed=seed, token_budget=budget, ahead=ahead)
+    first = data.draw(st.none() | st.sets(st.integers(0, len(waiting) - 1)))
+    batch = form_batch(waiting, seed=seed, token_budget=budget, first=first)
     lengths = [waiting[i].tokens for i in batch]
     assert seed in batch
     assert len(set(batch)) == len(batch)

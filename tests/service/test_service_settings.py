@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import os
-import sys
+import weakref
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
 from laplora.predictor import Predictor
-from service.__main__ import bound_kernel_cache, parse_settings, share_interpreter
+from service.__main__ import bound_kernel_cache, exempt_from_collection, let_waiting_threads_sleep, parse_settings
 from service.artifact_library import default_library
 from service.settings import Settings
 
@@ -141,13 +142,37 @@ def test_kernel_cache_is_bounded_unless_the_environment_says(
     monkeypatch.delenv(name)
 
 
-def test_the_device_gets_the_interpreter_soon() -> None:
-    before = sys.getswitchinterval()
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+)
+def test_waiting_threads_sleep_unless_the_environment_says(
+    given: dict[str, str], found: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, given.get(name, ""))
+        if name not in given:
+            monkeypatch.delenv(name)
+    let_waiting_threads_sleep()
+    assert os.environ.get("GOMP_SPINCOUNT") == found
+
+
+def test_what_is_in_memory_is_exempt_from_collection_and_garbage_is_not() -> None:
+    class Cycle:
+        def __init__(self) -> None:
+            self.me = self
+
+    model, garbage = Cycle(), Cycle()
+    gone = weakref.ref(garbage)
     try:
-        share_interpreter()
-        assert sys.getswitchinterval() == pytest.approx(0.0005)
+        exempt_from_collection()
+        assert not any(one is model for one in gc.get_objects())
+        del garbage  # as a model that is unloaded after the next one came
+        exempt_from_collection()
+        assert gone() is None
     finally:
-        sys.setswitchinterval(before)
+        gc.unfreeze()
+    assert any(one is model for one in gc.get_objects())
 
 
 def test_a_run_stalls_before_it_hangs() -> None:
