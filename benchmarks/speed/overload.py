@@ -34,7 +34,7 @@ def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
     Raises:
         RuntimeError: the queue never filled, so that nothing can be said of refusals; a quick run leaves them out.
     """
-    conditions = conditions.with_versions("uvicorn", "fastapi", "httpx")
+    conditions = conditions.with_versions("uvicorn", "fastapi", "aiohttp")
     found: dict[str, list[Run]] = {}
     for setting in overload.settings():
         print(f"{setting.name}:", flush=True)
