@@ -308,7 +308,7 @@ def test_the_open_loops_page_is_made_of_its_runs(tmp_path: Path) -> None:
     overload.keep({"s": [run_of()], "t": [run_of(otherwise=1)]}, kept)
     page = (tmp_path / "load" / "open_loop.md").read_text(encoding="utf-8")
     assert page == overload.page(json.loads((tmp_path / "load" / "open_loop.json").read_text(encoding="utf-8")))
-    assert "**Missed: 7 of 8**" in page
+    assert "**Met: 7 of 8** things asked" in page
     (tmp_path / "load" / "open_loop.md").write_text("old")
     job.main(["--pages", "--out", str(tmp_path)])
     assert (tmp_path / "load" / "open_loop.md").read_text(encoding="utf-8") == page
