@@ -4,8 +4,8 @@ Every row of the split should come with the predictive that was fitted without i
 score is compared is fixed before any mistake is seen; up to which score answers are accepted is fitted, so that the
 error rate of the accepted ones stays near a target risk (``empirical``) or, with a stated confidence, at most that
 share of the rows up to the threshold are accepted and wrong (``upper_bound``): among the accepted alone the rate may be
-higher by what flags and disagreement with MAP take out. docs/promises.md says what each
-promises, and how often it was kept.
+higher by what flags and disagreement with MAP take out. docs/promises.md says what each promises, and how often it was
+kept.
 """
 
 from __future__ import annotations
