@@ -49,7 +49,7 @@ def fast_costs(records: Records) -> str:
         named(records, f"fast: {name}") for name in ("fast as served, 32", "fast as served, one", "handed over")
     )
     if many is None or alone is None or handed is None:
-        return "between one and a Laplace answer, by what it defers to laplace"
+        return "between one MAP answer and one Laplace answer, depending on how many rows it defers"
     return (
         f"{many['value']:.3g} as served to 32 clients at once and {alone['value']:.3g} to one alone (SST-2, "
         f"{100 * handed['value']:.0f} % of the rows deferred)"

@@ -69,8 +69,19 @@ class DrainingServer(uvicorn.Server):
         self._state.leaving = True
 
     async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
-        """Listen, and say where."""
-        await super().startup(sockets)  # type: ignore[arg-type]
+        """Listen, and say where; where that fails, end with ``START_FAILED`` instead of uvicorn's own status."""
+        try:
+            await super().startup(sockets)  # type: ignore[arg-type]
+        except SystemExit:
+            self.fail()
+            if not self.lifespan.should_exit:
+                logger.error(
+                    "cannot listen on %s, port %d (uvicorn's line above says why): --port takes another one",
+                    self.config.host,
+                    self.config.port,
+                    extra={"event": "listen_failed"},
+                )
+            return
         for server in getattr(self, "servers", []):
             for socket in server.sockets:
                 host, port = socket.getsockname()[:2]

@@ -22,6 +22,7 @@ request_id: ContextVar[str] = ContextVar("laplora_request_id", default="")
 EVENTS = MappingProxyType(
     {
         "listening": "the socket is open; address",
+        "listen_failed": "the address cannot be listened on; the process leaves with status 1",
         "bad_settings": "a setting cannot be obeyed here; the process leaves with status 2",
         "stage": "start-up went on; stage, phase",
         "weights": "how the base model's weights are held; held, reason",

@@ -243,7 +243,7 @@ def page(found: Mapping[str, Sequence[Run]], measured: str, *, queue_rows: int, 
         alone = [verdicts([run], queue_rows) for run in runs]
         for i, (what, kept) in enumerate(verdicts(runs, queue_rows)):
             count = sum(verdict[i][1] for verdict in alone)
-            lines.append(f"- {'met' if kept else '**missed**'}, in {count} of {len(runs)} runs: {what}")
+            lines.append(f"- {'met' if kept else '**missed**'} (met in {count} of {len(runs)} runs): {what}")
         lines += ["", *_table(runs, queue_rows)]
     return "\n".join(lines) + "\n"
 

@@ -93,14 +93,14 @@ class Conditions:
 
 
 def _digits(value: float) -> float:
-    """Return three significant digits."""
-    return float(f"{value:.3g}") if math.isfinite(value) else value
+    """Return five significant digits: more than is shown, so that a verdict is not one of rounding."""
+    return float(f"{value:.5g}") if math.isfinite(value) else value
 
 
 def verdict(record: Mapping[str, Any]) -> Verdict | None:
     """Return what a record's range says of its limit, None where it has none.
 
-    The range is open where the limit lies in it, its ends included: three digits do not say on which side an end lies
+    The range is open where the limit lies in it, its ends included: its digits do not say on which side an end lies
     that is equal to the limit. A figure without a range has no noise, and is never open.
     """
     if record["met"] is None:

@@ -15,6 +15,8 @@ import httpx
 import pytest
 from server_process import Process, server_process
 
+from service.exit_status import ExitStatus
+
 FAKE_SERVER = Path(__file__).with_name("fake_server.py")
 
 
@@ -114,9 +116,10 @@ def test_taken_port_ends_the_process(start: Start) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         process = start("--port", str(taken.getsockname()[1]))
-        assert process.left() != 0
-        while "address already in use" not in process.log:
+        assert process.left() == ExitStatus.START_FAILED
+        while "--port takes another one" not in process.log:
             time.sleep(0.01)
+        assert "address already in use" in process.log
 
 
 def test_closed_connection_frees_its_queued_rows(start: Start, tmp_path: Path) -> None:
