@@ -16,7 +16,7 @@ help:
 	@echo "make demo                     start the server on the default artifact, ask three questions, keep serving"
 	@echo "make test                     run the whole test suite"
 	@echo "make bench [QUICK=1]          how fast, beside other packages: benchmarks/RESULTS.md (QUICK: some minutes, publishes nothing)"
-	@echo "make bench-gpu                the same on one CUDA card, in 8 minutes, with a model of Llama-2-7B's shape"
+	@echo "make bench-gpu                the same on one CUDA card, meant to take 8 minutes, with a model of Llama-2-7B's shape"
 	@echo "make soak [MINUTES=20]        every kind of client at once: is memory flat, was an answer wrong? benchmarks/load/"
 	@echo "make train [CONFIG=...]       fine-tune, fit, evaluate and package (default: $(CONFIG))"
 	@echo "make serve [ARTIFACT=...]     serve an artifact on port $(PORT), to this machine alone and without API keys"

@@ -10,6 +10,7 @@ calibration rows and judged on 2000 new ones. Two minutes on one core.
 
 from __future__ import annotations
 
+import argparse
 import math
 from dataclasses import dataclass
 
@@ -99,6 +100,7 @@ def recommendations(model: tuple[float, float, float, float], rows: int) -> None
 
 def main() -> None:
     """Print the table."""
+    argparse.ArgumentParser(prog="python -m benchmarks.choices", description=__doc__).parse_args()
     for rows in (100, 200):
         for name, model in MODELS.items():
             print(f"{name}, {rows} calibration rows")

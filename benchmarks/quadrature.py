@@ -5,6 +5,8 @@ Gauss-Hermite rules of several sizes, a trapezoid rule of 257 nodes, and what th
 
 from __future__ import annotations
 
+import argparse
+
 import mpmath
 import numpy as np
 import torch
@@ -53,6 +55,7 @@ def library(mean: float, variance: float) -> float:
 
 def main() -> None:
     """Print the largest error over the means, per variance and rule."""
+    argparse.ArgumentParser(prog="python -m benchmarks.quadrature", description=__doc__).parse_args()
     rules = {
         "GH 32": lambda m, v: hermite(m, v, 32),
         "GH 64": lambda m, v: hermite(m, v, 64),

@@ -37,6 +37,7 @@ _NAMES = {
 _COLORS = {"zero_shot": "#8c8c8c", "map": "#c44e52", "temperature": "#dd8452", "laplace": "#2a6fb0"}
 _OTHERS = ("#55a868", "#8172b3", "#937860", "#da8bc3", "#64b5cd", "#ccb974")
 _BAR = "#7ba6d0"
+_TOP = "#1f4e79"
 #: Gap -> (face, edge and hatch colour, hatch, legend). Opaque: over a bar a see-through colour becomes another one.
 _OVER = ("#f3c9cf", "#d1495b", "///", "gap: overconfident")
 _UNDER = ("#cbe3cf", "#3a7d44", "\\\\\\", "gap: underconfident")
@@ -173,7 +174,8 @@ def reliability_figure(evaluations: Mapping[str, Evaluation], *, title: str) -> 
         for half in (0, 1):
             grid[2 * (empty // columns) + half, empty % columns].set_axis_off()
     handles = [
-        Patch(facecolor=_BAR, edgecolor="white", label="accuracy"),
+        Patch(facecolor=_BAR, edgecolor="white", label="rows answered rightly"),
+        Line2D([], [], color=_TOP, linewidth=2, label="accuracy"),
         *(Patch(facecolor=f, edgecolor=e, hatch=h, label=label) for f, e, h, label in (_OVER, _UNDER)),
         Line2D([], [], color="black", linestyle="--", linewidth=1, label="perfect calibration"),
     ]
@@ -219,6 +221,7 @@ def _draw_bins(axes: Axes, evaluation: Evaluation, method: str, *, first: bool) 
         face, edge, hatch, _ = _OVER if b.confidence > b.accuracy else _UNDER
         bottom, height = min(b.confidence, b.accuracy), abs(b.confidence - b.accuracy)
         axes.bar(middle, height, bottom=bottom, width=width, color=face, edgecolor=edge, hatch=hatch, linewidth=0.8)
+        axes.hlines(b.accuracy, b.lower, b.upper, color=_TOP, linewidth=2)
     axes.plot([0, 1], [0, 1], color="black", linestyle="--", linewidth=1)
     axes.set_ylim(0, 1)
     axes.set_title(
