@@ -2,10 +2,11 @@
 
 Room is reserved before a text is tokenised, from an estimate of its tokens; the reservation is corrected once they are
 known, shrinks as rows go to the device, and is closed with the request, however that ends. One caller holds at most
-its share of each limit, so that a full queue always has room for somebody else; and who holds some already gets more
-only within its share of what the others leave. The device's turns are shared among callers, so the room has to be: with
-first come, first served, whose rows happened to fill it would wait for turns that are everybody's, longer than a full
-queue takes (the dynamic thresholds of Choudhury and Hahne, IEEE/ACM Transactions on Networking 1998).
+its share of each limit, so that a full queue always has room for somebody else; and who holds some already gets more of
+the same only within its share of what the others leave. The device's turns are shared among callers, so the room has to
+be. If the room went by first come, first served, whoever's rows happened to fill it would wait for turns that are
+everybody's, longer than a full queue takes (dynamic thresholds: Choudhury and Hahne, IEEE/ACM Transactions on
+Networking 1998).
 
 A correction may take the queue's tokens above the limit by ``CORRECTION_SHARE`` of it; a request whose tokens were
 underestimated by more than there is room for then is refused after all, as if it had come later.
@@ -191,24 +192,29 @@ class Admission:
         for i, (what, setting) in enumerate(zip(_WHAT, _SETTINGS, strict=True)):
             if more[i] <= 0:
                 continue
-            held, others, limit = own[i], self._total[i] - own[i], self._client_limits[i]
-            room = setting
-            if own != NOTHING and slack == 0:
-                limit = int((self._limits[i] - others) * self._client_share)
-                room = f"{setting} less {others} of other callers"
+            held, limit = own[i], self._client_limits[i]
             if self._client_share < 1 and held + more[i] > limit * (1 + slack):
                 raise ClientQueueFullError(
-                    f"your requests hold {held} {what} and {more[i]} came, one caller may hold {limit} ({room} "
+                    f"your requests hold {held} {what} and {more[i]} came, one caller may hold {limit} ({setting} "
                     "times client_share): wait for your own answers first",
                     limit=limit,
                     got=held + more[i],
                     retry_after_s=self._backlog_s(own.tokens, self._share_of(caller)),
                 )
-            held, limit = self._total[i], self._limits[i]
-            if held + more[i] > limit * (1 + slack):
+            total, limit = self._total[i], self._limits[i]
+            if total + more[i] > limit * (1 + slack):
                 raise QueueFullError(
-                    f"{held} {what} wait and {more[i]} came, {setting} is {limit}: try again later",
+                    f"{total} {what} wait and {more[i]} came, {setting} is {limit}: try again later",
                     limit=limit,
+                    got=total + more[i],
+                    retry_after_s=self._backlog_s(self._total.tokens, 1.0),
+                )
+            part = int((limit - (total - held)) * self._client_share)
+            if held > 0 and slack == 0 and held + more[i] > part:
+                raise QueueFullError(
+                    f"{total} {what} wait, {held} of them yours, and {more[i]} came: one caller may hold {part} now "
+                    f"({setting} less what other callers hold, times client_share): try again later",
+                    limit=part,
                     got=held + more[i],
                     retry_after_s=self._backlog_s(self._total.tokens, 1.0),
                 )

@@ -2,8 +2,9 @@
 
 Whose turn it is (``service.fairness``) decides on one row, the oldest of a request. A padded batch costs (rows) x
 (longest row) tokens, so the rest are the rows of like length that can run with it, whoever sent them. The more of the
-queue these may come from, the less is padding, and the longer a row of a rare length waits: they come from the rows
-whose turns are next (``window_tokens``), and only in room that these cannot use from any.
+queue these may come from, the less is padding, and the longer a row of a rare length waits. So they come from the rows
+whose turns are next (``window_tokens``), of callers that have had no more than a batch beyond their part; in room that
+these cannot use, from all rows of those callers; then, in the same way, from the other callers'.
 """
 
 from __future__ import annotations
@@ -52,13 +53,14 @@ def next_batch(
     seed = rows_of[turn][0]
     ahead = callers_ahead(turns, tree, turn, token_budget)
     lengths = [row.tokens for row in waiting]
-    alike: dict[str, list[int]] = {}
+    alike: tuple[dict[str, list[int]], dict[str, list[int]]] = ({}, {})
     for i, row in enumerate(waiting):
-        if row.request.group == turn.group and row.request.caller not in ahead:
-            alike.setdefault(row.request.caller, []).append(i)
-    tokens_alike = sum(lengths[i] for rows in alike.values() for i in rows)
-    first = _first(in_turn(turns, alike, lengths), lengths, window_tokens(tokens_alike, token_budget))
-    batch = form_batch(waiting, seed=seed, token_budget=token_budget, first=first)
+        if row.request.group == turn.group:
+            alike[row.request.caller in ahead].setdefault(row.request.caller, []).append(i)
+    most = window_tokens(sum(row.tokens for row in waiting if row.request.group == turn.group), token_budget)
+    near, far = (_first(in_turn(turns, rows, lengths), lengths, most) for rows in alike)
+    tiers = [near, {i for rows in alike[False].values() for i in rows}, far]
+    batch = form_batch(waiting, seed=seed, token_budget=token_budget, tiers=tiers)
     tokens: dict[Request, int] = {}
     taken: dict[Request, int] = {}
     for i in batch:
@@ -105,7 +107,7 @@ def _asking(
 
 
 def form_batch(
-    waiting: Sequence[Waiting], *, seed: int, token_budget: int, first: Collection[int] | None = None
+    waiting: Sequence[Waiting], *, seed: int, token_budget: int, tiers: Sequence[Collection[int]] = ()
 ) -> list[int]:
     """Return the positions in ``waiting`` of the batch around one row, shortest row first.
 
@@ -113,19 +115,19 @@ def form_batch(
         waiting: rows in order of arrival.
         seed: position of the row that goes in any case, even where it alone is over the budget.
         token_budget: most padded tokens of a batch: rows times the longest row.
-        first: positions of the rows that the others leave room for; None: of all.
+        tiers: positions of rows; those of a later tier take the room that the earlier ones leave, and rows of none the
+            room that is left then.
 
     The batch grows from the seed towards whichever row of its group is nearer in length, for as long as the padded
     size fits; rows of one length in order of arrival.
     """
     group, length = waiting[seed].request.group, waiting[seed].tokens
-    before: list[int] = []
-    after: list[int] = []
+    candidates_of: list[list[int]] = [[] for _ in range(len(tiers) + 1)]
     for i, row in enumerate(waiting):
         if i != seed and row.request.group == group:
-            (before if first is None or i in first else after).append(i)
+            candidates_of[next((k for k, tier in enumerate(tiers) if i in tier), len(tiers))].append(i)
     batch, longest = [seed], length
-    for candidates in (before, after):
+    for candidates in candidates_of:
         below = sorted((i for i in candidates if waiting[i].tokens < length), key=lambda i: -waiting[i].tokens)
         above = sorted((i for i in candidates if waiting[i].tokens >= length), key=lambda i: waiting[i].tokens)
         down = up = 0

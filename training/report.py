@@ -174,7 +174,6 @@ def reliability_figure(evaluations: Mapping[str, Evaluation], *, title: str) -> 
         for half in (0, 1):
             grid[2 * (empty // columns) + half, empty % columns].set_axis_off()
     handles = [
-        Patch(facecolor=_BAR, edgecolor="white", label="rows answered rightly"),
         Line2D([], [], color=_TOP, linewidth=2, label="accuracy"),
         *(Patch(facecolor=f, edgecolor=e, hatch=h, label=label) for f, e, h, label in (_OVER, _UNDER)),
         Line2D([], [], color="black", linestyle="--", linewidth=1, label="perfect calibration"),

@@ -85,7 +85,7 @@ class Callers:
         try:
             async with self._clients[number % CALLERS].post("/predict", json=body) as response:
                 await response.read()
-        except aiohttp.ClientError:
+        except (aiohttp.ClientError, TimeoutError):
             return Outcome(meant, sent, time.perf_counter() - begun, 0, None)
         wait = response.headers.get("retry-after")
         done = time.perf_counter() - begun

@@ -24,7 +24,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.load.known_rows import TEXTS
-from benchmarks.load.open_arrivals import Callers, Outcome, after_their_wait, closed_loop, open_loop, poisson_times
+from benchmarks.load.open_arrivals import (
+    CALLERS,
+    Callers,
+    Outcome,
+    after_their_wait,
+    closed_loop,
+    open_loop,
+    poisson_times,
+)
 from benchmarks.load.tally import quantile
 from benchmarks.speed.process import on_cores
 
@@ -232,9 +240,9 @@ def page(found: Mapping[str, Sequence[Run]], measured: str, *, queue_rows: int, 
         "",
         measured,
         "",
-        f"Requests of one row, mode {mode}; {queue_rows} rows may wait. Capacity by {CLOSED_LOOP_CLIENTS} clients that",
-        "wait for their answers, found anew before each run; Poisson arrivals at twice that, latency from the time a",
-        "request was meant for. benchmarks/load/overload.py has the protocol.",
+        f"Requests of one row by {CALLERS} callers, mode {mode}; {queue_rows} rows may wait. Capacity by",
+        f"{CLOSED_LOOP_CLIENTS} clients that wait for their answers, found anew before each run; Poisson arrivals at",
+        "twice that, latency from the time a request was meant for. benchmarks/load/overload.py has the protocol.",
         "",
         f"**Met: {sum(every)} of {len(every)}** things asked, by the medians of the runs.",
     ]

@@ -106,9 +106,12 @@ def test_who_holds_nothing_gets_in_while_there_is_room() -> None:
     admission = Admission(Amount(100, 1000, 1000), client_share=0.5)
     admission.reserve("a", Amount(50, 50))
     large = admission.reserve("b", Amount(45, 45))
-    with pytest.raises(ClientQueueFullError, match="less 50 of other callers") as caught:
+    admission.tokens_per_s = 10.0
+    with pytest.raises(QueueFullError, match="one caller may hold 25 now") as caught:
         admission.reserve("b", Amount(1, 1))
-    assert (caught.value.limit, caught.value.got) == (25, 46)
+    assert not isinstance(caught.value, ClientQueueFullError)  # the others fill the queue, not its own requests
+    assert (caught.value.limit, caught.value.got, caught.value.retry_after_s) == (25, 46, 10)
+    admission.reserve("b", Amount(0, 1, 400))  # it holds no text: its first is let in
     admission.correct(large, Amount(45, 60))  # was let in: its tokens are no new request
     admission.close(large)
     admission.reserve("b", Amount(20, 20))

@@ -45,11 +45,12 @@ def test_groups_never_mix() -> None:
     assert form_batch(waiting, seed=1, token_budget=100) == [1]
 
 
-def test_rows_that_are_not_first_take_only_the_room_that_is_left() -> None:
+def test_rows_of_a_later_tier_take_only_the_room_that_is_left() -> None:
     waiting = rows(10, 10, 10, 8, 6)
     assert form_batch(waiting, seed=0, token_budget=30) == [0, 1, 2]
-    assert form_batch(waiting, seed=0, token_budget=30, first={0, 3, 4}) == [4, 3, 0]
-    assert form_batch(waiting, seed=0, token_budget=40, first={3, 4}) == [4, 3, 0, 1]
+    assert form_batch(waiting, seed=0, token_budget=30, tiers=[{0, 3, 4}]) == [4, 3, 0]
+    assert form_batch(waiting, seed=0, token_budget=40, tiers=[{3, 4}]) == [4, 3, 0, 1]
+    assert form_batch(waiting, seed=0, token_budget=40, tiers=[{4}, {2, 3}]) == [4, 3, 0, 2]
 
 
 requests = st.builds(Request, st.sampled_from(["a", "b", "job:c"]), st.sampled_from(["map", "laplace"]))
@@ -64,8 +65,8 @@ def waiting_rows(draw: st.DrawFn) -> list[Waiting]:
 @given(waiting_rows(), st.integers(1, 200), st.data())
 def test_every_batch_keeps_its_promises(waiting: list[Waiting], budget: int, data: st.DataObject) -> None:
     seed = data.draw(st.integers(0, len(waiting) - 1))
-    first = data.draw(st.none() | st.sets(st.integers(0, len(waiting) - 1)))
-    batch = form_batch(waiting, seed=seed, token_budget=budget, first=first)
+    tiers = data.draw(st.lists(st.sets(st.integers(0, len(waiting) - 1)), max_size=2))
+    batch = form_batch(waiting, seed=seed, token_budget=budget, tiers=tiers)
     lengths = [waiting[i].tokens for i in batch]
     assert seed in batch
     assert len(set(batch)) == len(batch)
