@@ -45,13 +45,15 @@ def value(record: Mapping[str, Any]) -> str:
 
 def fast_costs(records: Records) -> str:
     """Return what an answer of mode fast costs as served, with no number where none is published."""
-    many, alone, handed = (
-        named(records, f"fast: {name}") for name in ("fast as served, 32", "fast as served, one", "handed over")
+    many, exact, alone, handed = (
+        named(records, f"fast: {name}")
+        for name in ("fast as served, 32", "laplace as served, 32", "fast as served, one", "handed over")
     )
-    if many is None or alone is None or handed is None:
+    if many is None or exact is None or alone is None or handed is None:
         return "between one MAP answer and one Laplace answer, depending on how many rows it defers"
     return (
-        f"{many['value']:.3g} as served to 32 clients at once and {alone['value']:.3g} to one alone (SST-2, "
+        f"{many['value']:.3g} MAP answers as served to 32 clients at once, where a Laplace answer costs "
+        f"{exact['value']:.3g}, and {alone['value']:.3g} to one client alone (SST-2, "
         f"{100 * handed['value']:.0f} % of the rows deferred)"
     )
 

@@ -262,12 +262,18 @@ def test_sentences_of_other_pages_are_made_of_the_published_figures() -> None:
 
 def test_the_sentence_on_fast_follows_from_its_row() -> None:
     def rows(many: float) -> list[dict[str, object]]:
-        values = {"fast as served, 32 clients": many, "fast as served, one client": 1.5, "handed over": 0.2}
+        values = {
+            "fast as served, 32 clients": many,
+            "laplace as served, 32 clients": 2.2,
+            "fast as served, one client": 1.5,
+            "handed over": 0.2,
+        }
         made = [HERE.record(f"fast: {name}", Ratio(v, v, v), "b") for name, v in values.items()]
         return merged([], made)
 
     assert published.fast_costs(rows(1.4)) == (
-        "1.4 as served to 32 clients at once and 1.5 to one alone (SST-2, 20 % of the rows deferred)"
+        "1.4 MAP answers as served to 32 clients at once, where a Laplace answer costs 2.2, "
+        "and 1.5 to one client alone (SST-2, 20 % of the rows deferred)"
     )
     assert published.fast_costs(rows(1.3)).startswith("1.3 ")
     assert not any(c.isdigit() for c in published.fast_costs([]))
