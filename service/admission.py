@@ -123,7 +123,7 @@ class Admission:
         Raises:
             BatchTooLargeError: it is larger than what one caller may hold, and will never fit.
             ClientQueueFullError: it does not fit into the caller's share now.
-            QueueFullError: it does not fit into the queue now.
+            QueueFullError: it does not fit into the queue now, or not into the caller's share of what others leave.
         """
         self._check_size(asked._replace(tokens=fewest_tokens))
         asked = asked._replace(tokens=min(asked.tokens, self._client_limits.tokens))
@@ -145,7 +145,7 @@ class Admission:
             if reservation.closed:
                 raise RuntimeError("the reservation was given back before its rows came")
             more = known.less(reservation.held)
-            self._check_room(reservation.caller, more, slack=CORRECTION_SHARE)
+            self._check_room(reservation.caller, more, let_in=True)
             self._change(reservation, more)
 
     def release(self, reservation: Reservation, gone: Amount) -> None:
@@ -186,9 +186,10 @@ class Admission:
                     got=got,
                 )
 
-    def _check_room(self, caller: str, more: Amount, *, slack: float = 0.0) -> None:
-        """Check a request's room; with ``slack`` that of one that was let in already, within the limits alone."""
+    def _check_room(self, caller: str, more: Amount, *, let_in: bool = False) -> None:
+        """Check a request's room; one that was let in already may exceed the limits by ``CORRECTION_SHARE``."""
         own = self.held_by(caller)
+        slack = CORRECTION_SHARE if let_in else 0.0
         for i, (what, setting) in enumerate(zip(_WHAT, _SETTINGS, strict=True)):
             if more[i] <= 0:
                 continue
@@ -210,7 +211,7 @@ class Admission:
                     retry_after_s=self._backlog_s(self._total.tokens, 1.0),
                 )
             part = int((limit - (total - held)) * self._client_share)
-            if held > 0 and slack == 0 and held + more[i] > part:
+            if held > 0 and not let_in and held + more[i] > part:
                 raise QueueFullError(
                     f"{total} {what} wait, {held} of them yours, and {more[i]} came: one caller may hold {part} now "
                     f"({setting} less what other callers hold, times client_share): try again later",

@@ -3,12 +3,13 @@
 Whose turn it is (``service.fairness``) decides on one row, the oldest of a request. A padded batch costs (rows) x
 (longest row) tokens, so the rest are the rows of like length that can run with it, whoever sent them. The more of the
 queue these may come from, the less is padding, and the longer a row of a rare length waits. So they come from the rows
-whose turns are next (``window_tokens``), of callers that have had no more than a batch beyond their part; in room that
+whose turns are next (``WINDOW_BATCHES``), of callers that have had no more than a batch beyond their part; in room that
 these cannot use, from all rows of those callers; then, in the same way, from the other callers'.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -49,35 +50,38 @@ def next_batch(
         rows_of.setdefault(row.request, []).append(i)
     tree = tree_of(rows_of)
     turn = whose_turn(turns, tree_of(_asking(waiting, rows_of, patient, token_budget)) if patient else tree)
-    # A request's rows go in order of arrival where they are alike, and its oldest is the first of them.
-    seed = rows_of[turn][0]
     ahead = callers_ahead(turns, tree, turn, token_budget)
-    lengths = [row.tokens for row in waiting]
-    alike: tuple[dict[str, list[int]], dict[str, list[int]]] = ({}, {})
-    for i, row in enumerate(waiting):
-        if row.request.group == turn.group:
-            alike[row.request.caller in ahead].setdefault(row.request.caller, []).append(i)
-    most = window_tokens(sum(row.tokens for row in waiting if row.request.group == turn.group), token_budget)
-    near, far = (_first(in_turn(turns, rows, lengths), lengths, most) for rows in alike)
-    tiers = [near, {i for rows in alike[False].values() for i in rows}, far]
-    batch = form_batch(waiting, seed=seed, token_budget=token_budget, tiers=tiers)
-    tokens: dict[Request, int] = {}
-    taken: dict[Request, int] = {}
+    tiers = _tiers(waiting, turns, turn.group, ahead, token_budget)
+    batch = form_batch(waiting, seed=rows_of[turn][0], token_budget=token_budget, tiers=tiers)
+    taken = Counter(waiting[i].request for i in batch)
+    tokens = dict.fromkeys(taken, 0)
     for i in batch:
-        request = waiting[i].request
-        tokens[request] = tokens.get(request, 0) + lengths[i]
-        taken[request] = taken.get(request, 0) + 1
+        tokens[waiting[i].request] += waiting[i].tokens
     gone = {request for request, count in taken.items() if count == len(rows_of[request])}
     return batch, charged(turns, tree, tokens, gone, batch_tokens=token_budget)
 
 
-def window_tokens(waiting_tokens: int, token_budget: int) -> float:
-    """Return the tokens of the rows that a batch is chosen from, where this many wait that could share it."""
-    return max(WINDOW_BATCHES * token_budget, WINDOW_SHARE * waiting_tokens)
+def _tiers(
+    waiting: Sequence[Waiting], turns: Turns, group: Hashable, ahead: Collection[str], token_budget: int
+) -> list[Collection[int]]:
+    """Return the positions of a group's rows by preference: callers that are not ahead before those that are, and of
+    each the rows whose turns are next before the others; the last others are in no tier.
+    """
+    lengths = [row.tokens for row in waiting]
+    others: dict[str, list[int]] = {}
+    of_ahead: dict[str, list[int]] = {}
+    group_tokens = 0
+    for i, row in enumerate(waiting):
+        if row.request.group == group:
+            group_tokens += row.tokens
+            (of_ahead if row.request.caller in ahead else others).setdefault(row.request.caller, []).append(i)
+    most = max(WINDOW_BATCHES * token_budget, WINDOW_SHARE * group_tokens)
+    next_others, next_of_ahead = (_first(in_turn(turns, rows, lengths), lengths, most) for rows in (others, of_ahead))
+    return [next_others, {i for rows in others.values() for i in rows}, next_of_ahead]
 
 
 def _first(order: Iterable[int], lengths: Sequence[int], tokens: float) -> set[int]:
-    """Return the positions of the first rows that have this many tokens together, one at least."""
+    """Return the positions of the first rows that have this many tokens together."""
     first: set[int] = set()
     for i in order:
         if tokens <= 0:

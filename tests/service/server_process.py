@@ -20,6 +20,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def fake_artifacts(folder: Path) -> Path:
+    """Return a root with the one artifact that the fake servers have, made in a folder."""
+    root = folder / "artifacts"
+    (root / "fake").mkdir(parents=True)
+    (root / "fake" / "manifest.json").write_text("{}")
+    return root
+
+
 @dataclass
 class Process:
     """A server process; ``lines`` holds its log so far."""

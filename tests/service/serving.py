@@ -19,6 +19,7 @@ from typing import Any
 
 import httpx
 import torch
+import uvicorn
 from fastapi import FastAPI
 
 from laplora.errors import ArtifactCorruptError, TooManyTokensError
@@ -28,6 +29,7 @@ from laplora.option_order import restore_logits
 from laplora.order_answers import OrderedRows, encode_orders
 from laplora.prompts import TEMPLATES, EncodedRow, PromptTemplate, render
 from laplora.token_bounds import TokenBounds
+from service.__main__ import server_config
 from service.app import create_app
 from service.artifact_library import Library
 from service.settings import Settings
@@ -306,3 +308,21 @@ async def serve(
             yield served
         finally:
             predictor.released.set()
+
+
+@asynccontextmanager
+async def on_uvicorn(app: Any, **values: Any) -> AsyncIterator[uvicorn.Server]:
+    """Yield uvicorn with an application and the server's own configuration, on a free port."""
+    config = server_config(app, settings(port=0, **values))
+    config.lifespan = "off"
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.005)
+    try:
+        yield server
+    finally:
+        server.should_exit = server.force_exit = True
+        for connection in list(server.server_state.connections):
+            connection.transport.abort()
+        await serving

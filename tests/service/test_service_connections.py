@@ -10,13 +10,11 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
-from serving import settings
+from serving import on_uvicorn
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from service.__main__ import server_config
 from service.callers import caller_of
 from service.schemas import ErrorResponse
 
@@ -36,17 +34,8 @@ async def name_the_caller(scope: Scope, receive: Receive, send: Send) -> None:
 @asynccontextmanager
 async def running(**values: Any) -> AsyncIterator[int]:
     """Yield the port of uvicorn with the server's own configuration."""
-    config = server_config(name_the_caller, settings(port=0, **values))
-    config.lifespan = "off"
-    server = uvicorn.Server(config)
-    serving = asyncio.create_task(server.serve())
-    while not server.started:
-        await asyncio.sleep(0.005)
-    try:
+    async with on_uvicorn(name_the_caller, **values) as server:
         yield server.servers[0].sockets[0].getsockname()[1]
-    finally:
-        server.should_exit = True
-        await serving
 
 
 async def drip(writer: asyncio.StreamWriter, head: bytes) -> None:

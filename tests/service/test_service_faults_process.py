@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from server_process import Process, server_process
+from server_process import Process, fake_artifacts, server_process
 
 from service.exit_status import ExitStatus
 
@@ -24,9 +24,7 @@ Start = Callable[..., Process]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    root = tmp_path / "artifacts"
-    (root / "fake").mkdir(parents=True)
-    (root / "fake" / "manifest.json").write_text("{}")
+    root = fake_artifacts(tmp_path)
     with ExitStack() as stack:
 
         def run(*flags: str, **environment: str) -> Process:

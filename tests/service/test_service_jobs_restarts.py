@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from server_process import Process, server_process
+from server_process import Process, fake_artifacts, server_process
 from serving import FakePredictor, serve, settings
 from test_service_jobs import ended, rows, submit
 from test_service_jobs_process import FAKE_SERVER, is_done, until
@@ -31,9 +31,7 @@ MOST_ENDS = 3
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    root = tmp_path / "artifacts"
-    (root / "fake").mkdir(parents=True)
-    (root / "fake" / "manifest.json").write_text("{}")
+    root = fake_artifacts(tmp_path)
     with ExitStack() as stack:
 
         def run(*flags: str) -> Process:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from server_process import Process, server_process
+from server_process import Process, fake_artifacts, server_process
 
 from service.exit_status import ExitStatus
 
@@ -25,9 +25,7 @@ Start = Callable[..., Process]
 
 @pytest.fixture
 def artifacts(tmp_path: Path) -> Path:
-    (tmp_path / "artifacts" / "fake").mkdir(parents=True)
-    (tmp_path / "artifacts" / "fake" / "manifest.json").write_text("{}")
-    return tmp_path / "artifacts"
+    return fake_artifacts(tmp_path)
 
 
 @pytest.fixture

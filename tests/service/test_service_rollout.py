@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 from balancer import LOOK_EVERY_S, balancer
-from server_process import Process, is_ready, server_process
+from server_process import Process, fake_artifacts, is_ready, server_process
 
 FAKE_SERVER = Path(__file__).with_name("fake_server.py")
 CLIENTS = 6
@@ -24,9 +24,7 @@ Start = Callable[..., Process]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    root = tmp_path / "artifacts"
-    (root / "fake").mkdir(parents=True)
-    (root / "fake" / "manifest.json").write_text("{}")
+    root = fake_artifacts(tmp_path)
     with ExitStack() as stack:
 
         def run(*flags: str, **environment: str) -> Process:

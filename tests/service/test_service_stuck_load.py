@@ -43,7 +43,7 @@ class Hanging:
             self._perhaps_hang("read", path)
             return known.read(path)
 
-        self.library = Library(load, read)
+        self.as_library = Library(load, read)
 
     def _perhaps_hang(self, call: str, path: Path) -> None:
         if call == self.hangs_in and path.name == "second":
@@ -60,7 +60,7 @@ def hanging(tmp_path: Path) -> Iterator[Hanging]:
 @asynccontextmanager
 async def served(hanging: Hanging, root: Path) -> AsyncIterator[httpx.AsyncClient]:
     values = {"artifact": "first", "artifacts_root": root, "load_timeout_s": 0.2}
-    async with started(create_app(settings(**values), library=hanging.library)) as client:
+    async with started(create_app(settings(**values), library=hanging.as_library)) as client:
         yield client
 
 
@@ -99,7 +99,7 @@ async def test_a_load_that_hangs_is_given_up_and_told(
 async def test_what_is_unloaded_beside_a_stuck_load_is_not_said_to_be_active(hanging: Hanging, tmp_path: Path) -> None:
     app = create_app(
         settings(artifact="first", also_load="third", artifacts_root=tmp_path, load_timeout_s=0.2),
-        library=hanging.library,
+        library=hanging.as_library,
     )
     async with started(app) as client:
         assert code(await client.post("/artifacts/second/load")) == (504, "load_timeout")

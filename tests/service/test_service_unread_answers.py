@@ -8,19 +8,15 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 import uvicorn
 from server_process import ROOT, server_process
-from serving import settings
+from serving import on_uvicorn
 from starlette.types import Receive, Scope, Send
-
-from service.__main__ import server_config
 
 pytestmark = pytest.mark.anyio
 
@@ -52,23 +48,6 @@ class LargeAnswers:
         self.ended += 1
 
 
-@asynccontextmanager
-async def running(app: Any, **values: Any) -> AsyncIterator[uvicorn.Server]:
-    config = server_config(app, settings(port=0, **values))
-    config.lifespan = "off"
-    server = uvicorn.Server(config)
-    serving = asyncio.create_task(server.serve())
-    while not server.started:
-        await asyncio.sleep(0.005)
-    try:
-        yield server
-    finally:
-        server.should_exit = server.force_exit = True
-        for connection in list(server.server_state.connections):
-            connection.transport.abort()
-        await serving
-
-
 def port_of(server: uvicorn.Server) -> int:
     return int(server.servers[0].sockets[0].getsockname()[1])
 
@@ -95,7 +74,7 @@ def connected(port: int, address: str = "127.0.0.1") -> socket.socket:
 )
 async def test_a_client_that_takes_no_answer_is_closed(pieces: int, sent: bytes) -> None:
     app = LargeAnswers(pieces)
-    async with running(app, send_timeout_s=0.3) as server, asyncio.timeout(GIVE_UP_S):
+    async with on_uvicorn(app, send_timeout_s=0.3) as server, asyncio.timeout(GIVE_UP_S):
         with connected(port_of(server)) as client:
             client.sendall(sent)
             while not app.begun or server.server_state.connections or server.server_state.tasks:
@@ -105,7 +84,7 @@ async def test_a_client_that_takes_no_answer_is_closed(pieces: int, sent: bytes)
 
 async def test_a_client_that_only_half_closed_and_takes_nothing_is_closed() -> None:
     app = LargeAnswers()
-    async with running(app, send_timeout_s=0.3) as server, asyncio.timeout(GIVE_UP_S):
+    async with on_uvicorn(app, send_timeout_s=0.3) as server, asyncio.timeout(GIVE_UP_S):
         with connected(port_of(server)) as client:
             client.sendall(GET)
             while not app.ended:
@@ -117,7 +96,7 @@ async def test_a_client_that_only_half_closed_and_takes_nothing_is_closed() -> N
 
 async def test_a_slow_client_that_takes_enough_gets_all_of_its_answers() -> None:
     app = LargeAnswers()
-    async with running(app, send_timeout_s=1.0, head_timeout_s=0.5) as server, asyncio.timeout(GIVE_UP_S):
+    async with on_uvicorn(app, send_timeout_s=1.0, head_timeout_s=0.5) as server, asyncio.timeout(GIVE_UP_S):
         reader, writer = await asyncio.open_connection("127.0.0.1", port_of(server), limit=2**16)
         writer.write(GET * 3)
         for _ in range(3):
@@ -135,7 +114,7 @@ async def test_a_slow_client_that_takes_enough_gets_all_of_its_answers() -> None
 
 async def test_a_request_begins_only_once_the_answers_before_it_are_taken() -> None:
     app = LargeAnswers()
-    async with running(app) as server, asyncio.timeout(GIVE_UP_S):
+    async with on_uvicorn(app) as server, asyncio.timeout(GIVE_UP_S):
         reader, writer = await asyncio.open_connection("127.0.0.1", port_of(server), limit=2**16)
         writer.write(GET * 2)
         while not app.begun:
@@ -152,7 +131,7 @@ async def test_a_request_begins_only_once_the_answers_before_it_are_taken() -> N
 
 
 async def test_one_address_has_its_share_of_the_connections_and_another_still_gets_in() -> None:
-    async with running(LargeAnswers(), max_connections=8, client_share=0.5) as server, asyncio.timeout(GIVE_UP_S):
+    async with on_uvicorn(LargeAnswers(), max_connections=8, client_share=0.5) as server, asyncio.timeout(GIVE_UP_S):
         with ExitStack() as stack:
             for _ in range(4):
                 stack.enter_context(connected(port_of(server), OTHER))
@@ -176,7 +155,7 @@ async def test_one_address_has_its_share_of_the_connections_and_another_still_ge
 
 async def test_a_trusted_proxy_may_have_every_connection_and_no_more() -> None:
     values = {"max_connections": 4, "client_share": 0.5, "trusted_proxies": "127.0.0.0/24"}
-    async with running(LargeAnswers(), **values) as server, asyncio.timeout(GIVE_UP_S):
+    async with on_uvicorn(LargeAnswers(), **values) as server, asyncio.timeout(GIVE_UP_S):
         with ExitStack() as stack:
             for _ in range(4):
                 stack.enter_context(connected(port_of(server), OTHER))
