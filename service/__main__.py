@@ -189,17 +189,18 @@ def bound_kernel_cache() -> None:
 def let_waiting_threads_sleep() -> None:
     """Let a torch thread that waits for the others sleep soon, unless the environment says how it waits.
 
-    libgomp lets it turn in place for milliseconds. On a core that a request needs meanwhile, that keeps the request
-    waiting, and with it the thread that all the others wait for. Has to run before torch is imported.
+    libgomp's default is to spin for milliseconds. A core that spins is not free for a request or for the thread that
+    the others wait for. Has to run before torch is imported.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 
 def exempt_from_collection() -> None:
-    """Take what is in memory out of Python's garbage collections, after one that leaves no garbage in it.
+    """Collect Python's garbage once more, then leave what is in memory out of later collections.
 
-    A collection goes through every object of the models, and nothing else runs meanwhile: 0.3 s with the default one.
+    A full collection goes through every object of the models, and nothing else runs meanwhile: 0.3 s with the default
+    model. Call it again whenever a model came or went.
     """
     gc.unfreeze()
     gc.collect()

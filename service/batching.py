@@ -64,8 +64,10 @@ def next_batch(
 def _tiers(
     waiting: Sequence[Waiting], turns: Turns, group: Hashable, ahead: Collection[str], token_budget: int
 ) -> list[Collection[int]]:
-    """Return the positions of a group's rows by preference: callers that are not ahead before those that are, and of
-    each the rows whose turns are next before the others; the last others are in no tier.
+    """Return the positions of a group's rows, most wanted first.
+
+    First come the rows whose turns are next, of callers that are not ahead; then all rows of these callers; then the
+    rows whose turns are next, of callers that are ahead. The rest of those is in no tier.
     """
     lengths = [row.tokens for row in waiting]
     others: dict[str, list[int]] = {}
