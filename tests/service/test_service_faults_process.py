@@ -94,9 +94,12 @@ def test_a_body_that_never_comes_does_not_hold_a_lost_device_up(start: Start) ->
 
 def test_a_device_that_hangs_answers_what_is_open_and_ends_the_process(start: Start, tmp_path: Path) -> None:
     """The run waits for a file that nobody makes."""
-    process = start("--stall-s", "0.1", "--hang-s", "0.5", FAULT_GATE=str(tmp_path / "never"))
+    process = start("--stall-s", "3", "--hang-s", "4", FAULT_GATE=str(tmp_path / "never"))
     with process.client() as client, ThreadPoolExecutor() as pool:
         hanging = pool.submit(predict, client, "668")
+        # The second comes behind it, and before the server refuses because of the stall.
+        while "laplora_requests_in_flight 2.0" not in client.get("/metrics").text:
+            time.sleep(0.01)
         waiting = pool.submit(predict, client, "1")
         for future in (hanging, waiting):
             assert code(future.result()) == (503, "device_fault")
