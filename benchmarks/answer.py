@@ -13,9 +13,9 @@ import torch
 
 from benchmarks.speed.subject import ARTIFACT
 from benchmarks.speed.timing import in_turns, ratio
-from laplora.model import last_hidden
+from laplora.models.base import last_hidden
 from laplora.predictor import Predictor
-from laplora.prompts import Batch
+from laplora.prompts.templates import Batch
 
 TEXT = "the plot makes no sense at all , and the two leads have nothing to say to each other for two hours ."
 TURNS = 7

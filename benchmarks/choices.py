@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import torch
 
-import laplora.recommendation as rule
-from laplora.cross_fitting import cross_fitted
+import laplora.decisions.recommendation as rule
+from laplora.predictive.cross_fitting import cross_fitted
 
 TRIALS, NEW = 120, 2000
 SCALES = torch.cat([torch.zeros(1), torch.logspace(-3, 2, 26)]).double()  # of the covariance: 1 / prior precision

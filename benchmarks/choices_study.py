@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-import laplora.recommendation as rule
-from laplora.metrics import row_nll
-from training.study.choose import CANDIDATES
-from training.study.scores import draw_counts, pooled_means
+import laplora.decisions.recommendation as rule
+from benchmarks.study.compute.choose import CANDIDATES
+from benchmarks.study.results.scores import draw_counts, pooled_means
+from laplora.metrics.scores import row_nll
 
 #: (guard, cheaper, laplace) in standard errors: below MAP by how much, and what counts as close to the best.
 RULES = [(g, c, p) for g in (-1.0, -0.5, 0.0, 0.5, 1.96) for c, p in ((0.0, 0.0), (1.0, 0.25), (1.0, 1.0), (0.0, 1.0))]
@@ -79,7 +79,7 @@ def main() -> None:
     args = parser.parse_args()
     cells = read_cells(args.runs, args.seeds)
     if not cells:
-        raise SystemExit("no finished task: run python -m training study first")
+        raise SystemExit("no finished task: run python -m benchmarks.study first")
     print(f"{len(cells)} tasks and seeds. Rule in standard errors; how often it serves {', '.join(CANDIDATES)};")
     print("then against map and against temperature: mean NLL difference over tasks, tasks won, tied, lost.")
     for numbers in RULES:

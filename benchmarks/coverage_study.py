@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from laplora.calibration import conformal_threshold
+from laplora.decisions.temperature import conformal_threshold
 
 NOMINAL = 0.9
 DEALS = 1000
@@ -48,7 +48,7 @@ def main() -> None:
     for path in sorted(parser.parse_args().runs.glob("*/*/result.json")):
         tasks.setdefault(path.parent.parent.name, []).append((path.parent, json.loads(path.read_text())))
     if not tasks:
-        raise SystemExit("no finished task: run python -m training study first")
+        raise SystemExit("no finished task: run python -m benchmarks.study first")
     print(f"LAC coverage of the recommended predictive, nominal {NOMINAL}, mean over seeds; then {DEALS} deals:")
     print("task, as drawn; at the study's calibration rows: mean, within 2 points; at half of the rows: the same")
     generator = torch.Generator().manual_seed(0)

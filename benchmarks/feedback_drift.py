@@ -17,14 +17,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from laplora.prediction import Prediction
+from laplora.answers.prediction import Prediction
 from laplora.predictor import Predictor
-from service.calibration_watch import Report
-from service.feedback import FeedbackStore
+from service.feedback.labels import FeedbackStore
+from service.feedback.watch import Report
 from training.config import load_config
-from training.corruptions import corrupt
-from training.data import load_splits
-from training.sources import read_benchmark
+from training.data.corruptions import corrupt
+from training.data.section import load_splits
+from training.data.sources import read_benchmark
 
 CONFIG = Path("training/configs/sst2-smollm2.yaml")
 CORRUPTIONS = (("typos", 0.1), ("typos", 0.3), ("word_drop", 0.3), ("word_shuffle", 1.0), ("truncated_context", 0.5))

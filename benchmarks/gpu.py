@@ -30,8 +30,8 @@ from benchmarks.speed.subject import load_subject, random_batch, with_classes
 from benchmarks.speed.subset import with_posterior
 from benchmarks.speed.timing import Ratio, exactly, in_turns, ratio
 from laplora.errors import ModelError
-from laplora.member_outputs import MemberSet, member_outputs
-from laplora.model import resolve_device
+from laplora.models.base import resolve_device
+from laplora.predictive.member_outputs import MemberSet, member_outputs
 
 #: A step that would begin later is skipped, so that a call takes less than eight.
 MINUTES = 7.0

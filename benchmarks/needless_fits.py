@@ -13,9 +13,9 @@ import argparse
 
 import torch
 
-import laplora.calibration as calibration
-import laplora.recommendation as rule
-from laplora.cross_fitting import cross_fitted
+import laplora.decisions.recommendation as rule
+import laplora.decisions.temperature as calibration
+from laplora.predictive.cross_fitting import cross_fitted
 
 SPLITS, ROWS, NEW = 150, 150, 4000
 

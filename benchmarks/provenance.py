@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from laplora.artifact import read_artifact
+from laplora.artifact.folder import read_artifact
 
 ROOT = Path(__file__).parents[1]
 #: The artifact that whatever needs one is measured on.

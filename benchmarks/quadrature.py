@@ -11,7 +11,7 @@ import mpmath
 import numpy as np
 import torch
 
-from laplora.predictive import posterior_predictive
+from laplora.predictive.gaussian import posterior_predictive
 
 MEANS = (0.0, 1.0, -4.0, -15.0)
 VARIANCES = (1e-2, 1.0, 1e2, 1e3, 1e4)

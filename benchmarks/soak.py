@@ -34,7 +34,7 @@ from benchmarks.load.watch import Sample, process_at, record
 from benchmarks.speed.__main__ import conditions_here
 from benchmarks.speed.process import served
 from benchmarks.speed.subject import ARTIFACT
-from laplora.artifact import read_artifact, write_manifest
+from laplora.artifact.folder import read_artifact, write_manifest
 from service.settings import Settings
 
 OUT = Path(__file__).with_name("load")

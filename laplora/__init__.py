@@ -30,8 +30,12 @@ from laplora.errors import (
 )
 
 if TYPE_CHECKING:
-    from laplora.artifact import Artifact, read_artifact
-    from laplora.calibration import (
+    from laplora.answers.prediction import Prediction
+    from laplora.artifact.folder import Artifact, read_artifact
+    from laplora.artifact.manifest import Manifest
+    from laplora.decisions.recommendation import Recommendation, recommend
+    from laplora.decisions.review import accept_threshold
+    from laplora.decisions.temperature import (
         aps_sets,
         aps_threshold,
         conformal_threshold,
@@ -40,28 +44,24 @@ if TYPE_CHECKING:
         prediction_sets,
         temperature_probs,
     )
-    from laplora.cross_fitting import cross_fitted
-    from laplora.distilled import Distillation, DistilledCovariance, distill
-    from laplora.jacobians import contrast_jacobians, find_blocks
-    from laplora.leave_one_out import choose_by_leave_one_out
-    from laplora.manifest import Manifest
-    from laplora.members import dropout_masks, member_weights
-    from laplora.metrics import Evaluation, evaluate_probs
-    from laplora.option_order import option_orders, permute_choices, restore_contrasts, restore_logits
-    from laplora.posterior import Posterior, Prior, block_precisions
-    from laplora.prediction import Prediction
-    from laplora.predictive import PosteriorPredictive, posterior_predictive
-    from laplora.predictives import PREDICTIVES, PredictiveSpec, fit_predictive_temperature, predictive_probs
+    from laplora.decisions.uncertainty import FLAGS, Uncertainty, decompose
+    from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
+    from laplora.jacobians.states import States, StateTape
+    from laplora.metrics.ranking import error_auprc, error_auroc, risk_coverage
+    from laplora.metrics.scores import Evaluation, evaluate_probs
+    from laplora.posterior.base import Posterior, Prior, block_precisions
+    from laplora.posterior.leave_one_out import choose_by_leave_one_out
+    from laplora.posterior.prior import PriorChoice, choose_by_evidence, choose_by_validation
+    from laplora.posterior.structures import STRUCTURES, StructureSettings, fit_posterior
+    from laplora.posterior.subset import select_blocks
+    from laplora.predictive.cross_fitting import cross_fitted
+    from laplora.predictive.distilled import Distillation, DistilledCovariance, distill
+    from laplora.predictive.gaussian import PosteriorPredictive, posterior_predictive
+    from laplora.predictive.kinds import PREDICTIVES, PredictiveSpec, fit_predictive_temperature, predictive_probs
+    from laplora.predictive.members import dropout_masks, member_weights
     from laplora.predictor import Predictor
-    from laplora.prior import PriorChoice, choose_by_evidence, choose_by_validation
-    from laplora.prompts import TEMPLATES, EncodedRow, PromptTemplate
-    from laplora.ranking import error_auprc, error_auroc, risk_coverage
-    from laplora.recommendation import Recommendation, recommend
-    from laplora.review import accept_threshold
-    from laplora.states import States, StateTape
-    from laplora.structures import STRUCTURES, StructureSettings, fit_posterior
-    from laplora.subset import select_blocks
-    from laplora.uncertainty import FLAGS, Uncertainty, decompose
+    from laplora.prompts.option_order import option_orders, permute_choices, restore_contrasts, restore_logits
+    from laplora.prompts.templates import TEMPLATES, EncodedRow, PromptTemplate
 
 __version__ = "0.1.0"
 
@@ -145,8 +145,8 @@ __all__ = [
 
 #: Where the names that cost an import live.
 _HOMES = {
-    "artifact": ("Artifact", "read_artifact"),
-    "calibration": (
+    "artifact.folder": ("Artifact", "read_artifact"),
+    "decisions.temperature": (
         "aps_sets",
         "aps_threshold",
         "conformal_threshold",
@@ -155,28 +155,28 @@ _HOMES = {
         "prediction_sets",
         "temperature_probs",
     ),
-    "cross_fitting": ("cross_fitted",),
-    "distilled": ("DistilledCovariance", "Distillation", "distill"),
-    "jacobians": ("contrast_jacobians", "find_blocks"),
-    "leave_one_out": ("choose_by_leave_one_out",),
-    "manifest": ("Manifest",),
-    "members": ("dropout_masks", "member_weights"),
-    "metrics": ("Evaluation", "evaluate_probs"),
-    "option_order": ("option_orders", "permute_choices", "restore_contrasts", "restore_logits"),
-    "posterior": ("Posterior", "Prior", "block_precisions"),
-    "predictive": ("PosteriorPredictive", "posterior_predictive"),
-    "predictives": ("PREDICTIVES", "PredictiveSpec", "fit_predictive_temperature", "predictive_probs"),
-    "prediction": ("Prediction",),
+    "predictive.cross_fitting": ("cross_fitted",),
+    "predictive.distilled": ("DistilledCovariance", "Distillation", "distill"),
+    "jacobians.contrasts": ("contrast_jacobians", "find_blocks"),
+    "posterior.leave_one_out": ("choose_by_leave_one_out",),
+    "artifact.manifest": ("Manifest",),
+    "predictive.members": ("dropout_masks", "member_weights"),
+    "metrics.scores": ("Evaluation", "evaluate_probs"),
+    "prompts.option_order": ("option_orders", "permute_choices", "restore_contrasts", "restore_logits"),
+    "posterior.base": ("Posterior", "Prior", "block_precisions"),
+    "predictive.gaussian": ("PosteriorPredictive", "posterior_predictive"),
+    "predictive.kinds": ("PREDICTIVES", "PredictiveSpec", "fit_predictive_temperature", "predictive_probs"),
+    "answers.prediction": ("Prediction",),
     "predictor": ("Predictor",),
-    "prior": ("PriorChoice", "choose_by_evidence", "choose_by_validation"),
-    "prompts": ("TEMPLATES", "EncodedRow", "PromptTemplate"),
-    "ranking": ("error_auprc", "error_auroc", "risk_coverage"),
-    "recommendation": ("Recommendation", "recommend"),
-    "review": ("accept_threshold",),
-    "states": ("StateTape", "States"),
-    "structures": ("STRUCTURES", "StructureSettings", "fit_posterior"),
-    "subset": ("select_blocks",),
-    "uncertainty": ("FLAGS", "Uncertainty", "decompose"),
+    "posterior.prior": ("PriorChoice", "choose_by_evidence", "choose_by_validation"),
+    "prompts.templates": ("TEMPLATES", "EncodedRow", "PromptTemplate"),
+    "metrics.ranking": ("error_auprc", "error_auroc", "risk_coverage"),
+    "decisions.recommendation": ("Recommendation", "recommend"),
+    "decisions.review": ("accept_threshold",),
+    "jacobians.states": ("StateTape", "States"),
+    "posterior.structures": ("STRUCTURES", "StructureSettings", "fit_posterior"),
+    "posterior.subset": ("select_blocks",),
+    "decisions.uncertainty": ("FLAGS", "Uncertainty", "decompose"),
 }
 
 

@@ -11,32 +11,32 @@ from typing import Any
 
 import torch
 
-from laplora import prompts
-from laplora.artifact import Artifact, read_artifact
-from laplora.base_check import check_base
-from laplora.blocks import Block
-from laplora.deferral import Deferral, rows_to_defer
-from laplora.distilled import DistilledCovariance
-from laplora.distilled_file import OlderRecord, read_distilled_for
+from laplora.answers.base_check import check_base
+from laplora.answers.deferral import Deferral, rows_to_defer
+from laplora.answers.golden import not_recorded, read_golden, verify_answers
+from laplora.answers.order_answers import OrderedRows, average_answer, encode_orders
+from laplora.answers.prediction import Prediction, build_predictions, wanted_outputs
+from laplora.answers.review_scores import ReviewScores, decided_at, read_scores, thresholds_at
+from laplora.artifact.folder import Artifact, read_artifact
+from laplora.artifact.manifest import ADAPTER_FOLDER, DISTILLED, POSTERIOR, SCORES, Manifest
+from laplora.decisions.thresholds import ModeThresholds
 from laplora.errors import ArtifactCorruptError, ConfigError, DataError, InvalidInputError, PriorError
-from laplora.golden import not_recorded, read_golden, verify_answers
-from laplora.held_weights import HeldWeights
-from laplora.jacobians import ReversePass, find_blocks, reverse_pass
-from laplora.manifest import ADAPTER_FOLDER, DISTILLED, POSTERIOR, SCORES, Manifest
-from laplora.member_adapters import dropout_weights, lora_parameters, read_weights
-from laplora.member_outputs import Member, MemberOutputs, MemberSet, member_outputs
-from laplora.model import attach_adapter, load_tokenizer, locate_base, resolve_device
-from laplora.order_answers import OrderedRows, average_answer, encode_orders
-from laplora.posterior import Prior, block_precisions
-from laplora.posterior_file import read_posterior
-from laplora.prediction import Prediction, build_predictions, wanted_outputs
-from laplora.predictives import PredictiveName
-from laplora.prompts import EncodedRow
-from laplora.review_scores import ReviewScores, decided_at, read_scores, thresholds_at
-from laplora.shared_base import LoadedBase, SharedBases, share
-from laplora.tensor_sizes import tensor_bytes
-from laplora.thresholds import ModeThresholds
-from laplora.token_bounds import TokenBounds, token_bounds
+from laplora.jacobians.blocks import Block
+from laplora.jacobians.contrasts import ReversePass, find_blocks, reverse_pass
+from laplora.models.base import attach_adapter, load_tokenizer, locate_base, resolve_device
+from laplora.models.held_weights import HeldWeights
+from laplora.models.shared_base import LoadedBase, SharedBases, share
+from laplora.models.tensor_sizes import tensor_bytes
+from laplora.posterior.base import Prior, block_precisions
+from laplora.posterior.file import read_posterior
+from laplora.predictive.distilled import DistilledCovariance
+from laplora.predictive.distilled_file import OlderRecord, read_distilled_for
+from laplora.predictive.kinds import PredictiveName
+from laplora.predictive.member_adapters import dropout_weights, lora_parameters, read_weights
+from laplora.predictive.member_outputs import Member, MemberOutputs, MemberSet, member_outputs
+from laplora.prompts import templates as prompts
+from laplora.prompts.templates import EncodedRow
+from laplora.prompts.token_bounds import TokenBounds, token_bounds
 
 
 class Predictor:
@@ -80,7 +80,7 @@ class Predictor:
             device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
             cache_dir: of offline models.
             verify_golden: replay the recorded answers.
-            dequantize: see ``laplora.model.load_held_base``.
+            dequantize: see ``laplora.models.base.load_held_base``.
             progress: called with the name of each stage.
             bases: where a base that other predictors stand on is shared with them; None: it has its own.
 

@@ -19,15 +19,15 @@ import uvicorn
 from pydantic import ValidationError
 
 from service.exit_status import ExitStatus
-from service.keyring import open_keyring
 from service.keys import KeysFileError
-from service.logs import configure_logging, logger
+from service.security.keyring import open_keyring
 from service.settings import Settings
+from service.telemetry.logs import configure_logging, logger
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
-    from service.scoring import ServiceState
+    from service.scoring.state import ServiceState
 
 
 #: Longest wait for what is open after a device fault, in seconds.
@@ -146,8 +146,8 @@ def parse_settings(arguments: list[str] | None = None) -> Settings:
 def server_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
     """Return how uvicorn serves the application."""
     # Here, and not at the top of the file: --help should not wait for it.
-    from service.connections import Connections, most_connections, protocol, trusted
-    from service.scoring import LEAVE_S
+    from service.http.connections import Connections, most_connections, protocol, trusted
+    from service.scoring.state import LEAVE_S
 
     connections = Connections(
         max_connections=most_connections(settings.max_connections),

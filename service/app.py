@@ -15,12 +15,8 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
 from laplora.errors import LaploraError
-from service import event_loop, host, openapi
-from service.access import Access
-from service.artifact_library import Library, default_library
-from service.calibration_gauges import CalibrationGauges
-from service.device_faults import DeviceHealth
-from service.engine import Engine
+from service.artifacts import host
+from service.artifacts.library import Library, default_library
 from service.errors import (
     InvalidRequestError,
     MethodNotAllowedError,
@@ -29,22 +25,28 @@ from service.errors import (
     kind_of,
     shown_field,
 )
-from service.feedback import FeedbackStore
-from service.headers import SafeHeaders, cors_options
-from service.in_flight import InFlight, Places
+from service.feedback.gauges import CalibrationGauges
+from service.feedback.labels import FeedbackStore
+from service.http import openapi
+from service.http.headers import SafeHeaders, cors_options
+from service.http.in_flight import InFlight, Places
+from service.http.request_context import RequestContext, error_response
+from service.http.routes import artifacts, evaluate, feedback, health, jobs, metrics, predict
 from service.jobs.board import JobBoard
-from service.keyring import open_keyring
-from service.logs import log_crash
-from service.metrics import Metrics
-from service.request_context import RequestContext, error_response
-from service.request_record import note
-from service.routes import artifacts, evaluate, feedback, health, jobs, metrics, predict
-from service.scoring import ServiceState
+from service.scoring.device_faults import DeviceHealth
+from service.scoring.engine import Engine
+from service.scoring.state import ServiceState
+from service.scoring.workers import Workers
+from service.security.access import Access
+from service.security.keyring import open_keyring
 from service.settings import Settings
-from service.workers import Workers
+from service.telemetry import event_loop
+from service.telemetry.logs import log_crash
+from service.telemetry.metrics import Metrics
+from service.telemetry.request_record import note
 
 if TYPE_CHECKING:
-    from service.tracing import Tracing
+    from service.telemetry.tracing import Tracing
 
 
 _ROUTERS = (
@@ -135,7 +137,7 @@ def create_app(
         generate_unique_id_function=openapi.operation_id,
         lifespan=lifespan,
         # FastAPI's own, which the environment can switch on, sends exceptions' messages and query strings: both can
-        # hold a client's text. See service/tracing.py for what is traced instead.
+        # hold a client's text. See service/telemetry/tracing.py for what is traced instead.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
         docs_url=None,
         redoc_url=None,
@@ -173,7 +175,7 @@ def _tracing(settings: Settings) -> Tracing | None:
     if settings.otlp_endpoint is None:
         return None
     try:
-        from service.tracing import Tracing
+        from service.telemetry.tracing import Tracing
     except ModuleNotFoundError as error:
         raise TracingUnavailableError(
             f"--otlp-endpoint needs OpenTelemetry, and {error.name} is not installed: pip install '.[telemetry]', or "

@@ -31,7 +31,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from laplora.errors import ConfigError
-from service.callers import SCOPES, Scope
+from service.security.callers import SCOPES, Scope
 
 #: What every token starts with, so that a person, or a scanner for leaked secrets, knows one.
 TOKEN_PREFIX = "laplora_"

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from laplora.predictive import PosteriorPredictive, contrasts, posterior_predictive
-from laplora.review import fit_thresholds
-from laplora.thresholds import Thresholds
-from laplora.uncertainty import decompose, entropy
+from laplora.decisions.review import fit_thresholds
+from laplora.decisions.thresholds import Thresholds
+from laplora.decisions.uncertainty import decompose, entropy
+from laplora.predictive.gaussian import PosteriorPredictive, contrasts, posterior_predictive
 
 F64 = torch.float64
 

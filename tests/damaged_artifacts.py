@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_runs import reseal
 
-from laplora.manifest import DISTILLED, GOLDEN, MANIFEST, POSTERIOR, SCORES
+from laplora.artifact.manifest import DISTILLED, GOLDEN, MANIFEST, POSTERIOR, SCORES
 
 ADAPTER = "adapter/adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter/adapter_config.json"

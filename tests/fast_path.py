@@ -10,7 +10,9 @@ import dense_reference as dense
 import torch
 from tiny_models import Task
 
-from laplora import curvature, eigen_posterior, jacobians
+from laplora.jacobians import contrasts as jacobians
+from laplora.posterior import curvature
+from laplora.posterior import eigen as eigen_posterior
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def fit(
 def model_pass(
     model: Any, task: Task, blocks: Sequence[jacobians.Block], *, batch_size: int = 16, tokens: bool = False
 ) -> Callable[..., Any]:
-    """Return a pass over a task's rows, as ``laplora.structures.fit_posterior`` takes it.
+    """Return a pass over a task's rows, as ``laplora.posterior.structures.fit_posterior`` takes it.
 
     The Jacobians are computed once, whatever the number of passes.
     """

@@ -13,12 +13,12 @@ from reference_problem import Problem
 from tiny_models import Task, tiny_task
 from torch import Tensor
 
-from laplora.blocks import Block, ContrastJacobians
-from laplora.jacobians import contrast_jacobians, find_blocks
-from laplora.joint_posterior import JointPosterior
-from laplora.posterior import Prior
-from laplora.predictive import contrasts
-from laplora.structures import StructureSettings, fit_posterior
+from laplora.jacobians.blocks import Block, ContrastJacobians
+from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
+from laplora.posterior.base import Prior
+from laplora.posterior.joint import JointPosterior
+from laplora.posterior.structures import StructureSettings, fit_posterior
+from laplora.predictive.gaussian import contrasts
 
 #: Every precision is matched at these: weak, strong, and one per group, either way round.
 PRIORS = {

@@ -10,7 +10,7 @@ import pytest
 
 from training.__main__ import JOBS, main
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -26,11 +26,11 @@ from typing import Any
 import pytest
 import yaml
 
-from laplora.offline import OFFLINE_MODELS
-from service.callers import SCOPES
+from laplora.models.offline import OFFLINE_MODELS
+from service.security.callers import SCOPES
 from service.settings import Settings
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 DOCKERFILES = ("service.Dockerfile", "training.Dockerfile")
 INSTRUCTIONS = {
     *("ARG", "FROM", "RUN", "COPY", "ENV", "WORKDIR", "USER", "LABEL"),

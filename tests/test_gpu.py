@@ -16,18 +16,18 @@ import torch
 from benchmarks.speed.llama7b import LLAMA_2_7B, random_llama
 from benchmarks.speed.subject import random_batch
 from benchmarks.speed.subset import with_posterior
-from laplora.attention import attention_gradients
-from laplora.jacobians import contrast_jacobians, find_blocks
-from laplora.member_outputs import Member, MemberSet, member_outputs
+from laplora.jacobians.attention import attention_gradients
+from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
+from laplora.predictive.member_outputs import Member, MemberSet, member_outputs
 from laplora.predictor import Predictor
-from laplora.prompts import EncodedRow, collate
+from laplora.prompts.templates import EncodedRow, collate
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 
-ARTIFACT = Path(__file__).parent.parent / "artifacts" / "sst2-smollm2"
+ARTIFACT = Path(__file__).resolve().parents[1] / "artifacts" / "sst2-smollm2"
 
 
 @pytest.fixture(scope="module")

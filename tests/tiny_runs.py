@@ -19,9 +19,9 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from laplora.artifact import file_records, write_manifest
-from laplora.manifest import MANIFEST, Manifest
-from laplora.offline import ensure_model
+from laplora.artifact.folder import file_records, write_manifest
+from laplora.artifact.manifest import MANIFEST, Manifest
+from laplora.models.offline import ensure_model
 from laplora.predictor import Predictor
 from training.__main__ import main
 from training.config import RunConfig, config_hash_fields, load_config

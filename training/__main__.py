@@ -19,7 +19,6 @@ JOBS = {
     "package": "write the artifact that the server loads",
     "shift": "measure the artifact on other data sets and on corrupted inputs (resumes)",
 }
-STUDY = "compare every alternative on many tasks and seeds (resumes; several processes share the work)"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -44,21 +43,6 @@ def parser() -> argparse.ArgumentParser:
     jobs.choices["shift"].add_argument(
         "--publish", action="store_true", help="only write docs/shift.md and docs/results from what was measured"
     )
-    study = jobs.add_parser("study", help=STUDY, description=STUDY)
-    study.add_argument(
-        "--config", type=Path, default=Path("training/configs/study/smollm2.yaml"), help="YAML file of the study"
-    )
-    study.add_argument("--keep-jacobians", action="store_true", help="keep gigabytes per task and seed for analysis")
-    study.add_argument("--publish", action="store_true", help="only write docs/results from what is finished")
-    study.add_argument(
-        "--approximation",
-        nargs=2,
-        metavar=("TASK", "SEED"),
-        help="only compare each structure's variances with the exact ones, from kept Jacobians, and publish that",
-    )
-    study.add_argument(
-        "--rows", type=int, default=200, help="test rows of --approximation, from the first (default: 200)"
-    )
     return top
 
 
@@ -66,9 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one job and return the exit status: 0 done, 1 refused with a reason, 130 interrupted."""
     options = parser().parse_args(arguments)
     try:
-        if options.job == "study":
-            run_study(options)
-        elif options.job == "shift" and options.publish:
+        if options.job == "shift" and options.publish:
             job("publish_shift")(load_config(options.config, options.overrides))
         else:
             job(options.job)(load_config(options.config, options.overrides))
@@ -81,30 +63,11 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def run_study(options: argparse.Namespace) -> None:
-    """Run the calibration study, publish what is finished of it, or compare structures on one task and seed."""
-    from laplora.quiet import quiet_loading
-
-    with quiet_loading():
-        from training.study.approximate import approximate
-        from training.study.config import load_study
-        from training.study.job import run_study as run
-        from training.study.publish import publish
-    config = load_study(options.config)
-    if options.publish:
-        publish(config.runs, Path("docs"), config.name)
-    elif options.approximation:
-        task, seed = options.approximation
-        approximate(config, task, seed, options.rows, Path("docs"))
-    else:
-        run(config, keep_jacobians=options.keep_jacobians)
-
-
 def job(name: str) -> Callable[[RunConfig], object]:
     """Return the function of a job; its imports are paid for by that job only."""
-    from laplora.quiet import quiet_loading
+    from laplora.models.quiet import quiet_loading
 
-    elsewhere = {"fit": ("fit_laplace", "fit_laplace"), "publish_shift": ("shift_report", "publish_shift")}
+    elsewhere = {"fit": ("fit_laplace", "fit_laplace"), "publish_shift": ("report.shift", "publish_shift")}
     module, function = elsewhere.get(name, (name, name))
     with quiet_loading():
         found: Callable[[RunConfig], object] = getattr(importlib.import_module(f"training.{module}"), function)

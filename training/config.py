@@ -9,14 +9,14 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from laplora.conformal import ConformalScore
+from laplora.answers.golden import MAX_ANSWERS
+from laplora.decisions.conformal import ConformalScore
 from laplora.errors import ConfigError
-from laplora.golden import MAX_ANSWERS
-from laplora.predictives import PredictiveName
-from laplora.structures import granularities
-from training.corruptions import CorruptionKind
-from training.data import DataConfig
-from training.folders import folder_of
+from laplora.posterior.structures import granularities
+from laplora.predictive.kinds import PredictiveName
+from training.data.corruptions import CorruptionKind
+from training.data.section import DataConfig
+from training.workspace.folders import folder_of
 
 #: A plain folder or file.
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -287,7 +287,7 @@ class RunConfig(Section):
 
     @property
     def run_dir(self) -> Path:
-        """Folder of this run's intermediate results; no other configuration's (``training.folders``)."""
+        """Folder of this run's intermediate results; no other configuration's (``training.workspace.folders``)."""
         return folder_of(self.runs, self.name, config_hash_fields(self))
 
     @property

@@ -9,28 +9,28 @@ from typing import Any
 import torch
 from torch import nn
 
-from laplora.conformal import label_sets
-from laplora.jacobians import find_blocks
-from laplora.metrics import Evaluation, evaluate_probs
-from laplora.model import label_logits, last_hidden
-from laplora.posterior import Prior
-from laplora.posterior_file import read_posterior
-from laplora.prediction import row_scores
-from laplora.predictive import class_probs
-from training.calibrate import predictive_of, read_calibrated
+from laplora.answers.prediction import row_scores
+from laplora.decisions.conformal import label_sets
+from laplora.jacobians.contrasts import find_blocks
+from laplora.metrics.scores import Evaluation, evaluate_probs
+from laplora.models.base import label_logits, last_hidden
+from laplora.posterior.base import Prior
+from laplora.posterior.file import read_posterior
+from laplora.predictive.gaussian import class_probs
+from training.calibration.calibrate import predictive_of, read_calibrated
+from training.calibration.distillation import predicted, watched_layers
+from training.calibration.fidelity import Fidelity, measure_fidelity
+from training.calibration.label_sets import SetQuality, set_quality
+from training.calibration.members import Fitted, SplitOutputs, read_member_fits, split_outputs
+from training.calibration.order_average import OrderGain, order_averages
+from training.calibration.posteriors import served_choice
+from training.calibration.projected import project_split, split_tensors
 from training.config import RunConfig
-from training.distillation import predicted, watched_layers
-from training.examples import Example
-from training.fidelity import Fidelity, measure_fidelity
+from training.data.examples import Example
 from training.fit_laplace import load_trained, read_choices, verify_fitted
-from training.label_sets import SetQuality, set_quality
-from training.members import Fitted, SplitOutputs, read_member_fits, split_outputs
-from training.order_average import OrderGain, order_averages
-from training.posteriors import served_choice
-from training.projected import project_split, split_tensors
-from training.provenance import evaluation_inputs
-from training.report import print_table, write_report
-from training.runtime import Run, batches, open_run, progress, say, write_json, write_tensors
+from training.report.evaluation import print_table, write_report
+from training.workspace.provenance import evaluation_inputs
+from training.workspace.runtime import Run, batches, open_run, progress, say, write_json, write_tensors
 
 
 @dataclass(frozen=True)

@@ -19,15 +19,15 @@ from torch.nn import functional as F
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
 from laplora.errors import NonFiniteError
-from laplora.model import label_logits, last_hidden
-from laplora.probe import check_adapted, check_targets
-from laplora.prompts import Batch, EncodedRow, collate
-from laplora.quiet import quiet_loading
+from laplora.models.base import label_logits, last_hidden
+from laplora.models.probe import check_adapted, check_targets
+from laplora.models.quiet import quiet_loading
+from laplora.prompts.templates import Batch, EncodedRow, collate
 from training.config import RunConfig, config_hash_fields
-from training.folders import set_aside
-from training.one_device import OneDeviceArguments, on_device
-from training.provenance import adapter_inputs
-from training.runtime import Run, open_run, say, write_json, write_tensors
+from training.workspace.folders import set_aside
+from training.workspace.one_device import OneDeviceArguments, on_device
+from training.workspace.provenance import adapter_inputs
+from training.workspace.runtime import Run, open_run, say, write_json, write_tensors
 
 
 class LabelTrainer(Trainer):

@@ -13,21 +13,21 @@ from pathlib import Path
 from typing import Any
 
 from laplora.errors import ConfigError
-from laplora.jacobians import find_blocks
-from laplora.model import attach_adapter
-from laplora.posterior import Prior, block_precisions
-from laplora.posterior_file import posterior_tensors
-from laplora.prior import PriorChoice
-from laplora.subset import select_blocks
-from training.calibrate import calibrate, write_calibrated
+from laplora.jacobians.contrasts import find_blocks
+from laplora.models.base import attach_adapter
+from laplora.posterior.base import Prior, block_precisions
+from laplora.posterior.file import posterior_tensors
+from laplora.posterior.prior import PriorChoice
+from laplora.posterior.subset import select_blocks
+from training.calibration.calibrate import calibrate, write_calibrated
+from training.calibration.distillation import distill_covariance, watched_layers
+from training.calibration.members import Fitted, fit_members, split_outputs
+from training.calibration.posteriors import choose_priors, fit_curvature, served_choice, squared_distances
+from training.calibration.projected import project_split, split_tensors
 from training.config import RunConfig
-from training.distillation import distill_covariance, watched_layers
 from training.finetune import trained_as
-from training.members import Fitted, fit_members, split_outputs
-from training.posteriors import choose_priors, fit_curvature, served_choice, squared_distances
-from training.projected import project_split, split_tensors
-from training.provenance import fit_inputs
-from training.runtime import Run, open_run, say, write_json, write_tensors
+from training.workspace.provenance import fit_inputs
+from training.workspace.runtime import Run, open_run, say, write_json, write_tensors
 
 
 def fit_laplace(config: RunConfig) -> Path:

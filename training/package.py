@@ -14,10 +14,9 @@ import torch
 from safetensors import safe_open
 
 import laplora
-from laplora.artifact import file_records, new_artifact, write_manifest
-from laplora.errors import ConfigError
-from laplora.golden import golden_entry
-from laplora.manifest import (
+from laplora.answers.golden import golden_entry
+from laplora.artifact.folder import file_records, new_artifact, write_manifest
+from laplora.artifact.manifest import (
     ADAPTER_FOLDER,
     DISTILLED,
     FORMAT_VERSION,
@@ -30,19 +29,20 @@ from laplora.manifest import (
     PriorRecord,
     TemplateRecord,
 )
-from laplora.model import tokenizer_hash, weights_hash
+from laplora.errors import ConfigError
+from laplora.models.base import tokenizer_hash, weights_hash
+from laplora.posterior.prior import PriorChoice
 from laplora.predictor import Predictor
-from laplora.prior import PriorChoice
-from training.calibrate import read_calibrated
+from training.calibration.calibrate import read_calibrated
+from training.calibration.distillation import read_record
+from training.calibration.members import dropout_record, fit_folder, read_member_choice
+from training.calibration.posteriors import served_choice
 from training.config import RunConfig, config_hash_fields
-from training.distillation import read_record
 from training.finetune import member_folder, member_steps
 from training.fit_laplace import read_choices, verify_fitted
-from training.folders import configuration_digest
-from training.members import dropout_record, fit_folder, read_member_choice
-from training.posteriors import served_choice
-from training.provenance import evaluation_inputs
-from training.runtime import Run, open_run, say, write_json
+from training.workspace.folders import configuration_digest
+from training.workspace.provenance import evaluation_inputs
+from training.workspace.runtime import Run, open_run, say, write_json
 
 PACKAGES = ("transformers", "peft", "bitsandbytes", "safetensors", "tokenizers")
 

@@ -15,17 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from laplora.artifact import Artifact, read_artifact
+from laplora.artifact.folder import Artifact, read_artifact
+from laplora.artifact.manifest import Manifest
 from laplora.errors import ConfigError, DataError, InvalidInputError
-from laplora.manifest import Manifest
 from laplora.predictor import Predictor
-from laplora.prompts import render
+from laplora.prompts.templates import render
 from training.config import RunConfig, ShiftConfig, StrangerConfig, config_hash_fields
-from training.corruptions import corrupt
-from training.data import DataConfig, Example, Splits, load_splits
-from training.runtime import say, write_json
-from training.shift_answers import SetAnswers, answer_set, read_answers, write_answers
-from training.shift_report import set_record, shift_record, write_shift_report
+from training.data.corruptions import corrupt
+from training.data.section import DataConfig, Example, Splits, load_splits
+from training.report.shift import set_record, shift_record, write_shift_report
+from training.report.shift_answers import SetAnswers, answer_set, read_answers, write_answers
+from training.workspace.runtime import say, write_json
 
 SetKind = Literal["in_distribution", "shifted", "stranger", "corrupted"]
 #: The name of the run's own test rows.

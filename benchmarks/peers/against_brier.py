@@ -2,7 +2,7 @@
 
 The same base model, rows and labels as the default artifact, in bfloat16 as the artifact is served. brier asks in
 its own words (its prompt format is part of it) and loads no 4-bit weights, so its base is the unquantized one.
-Probabilities of both are scored by the same code, ``laplora.metrics``.
+Probabilities of both are scored by the same code, ``laplora.metrics.scores``.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import torch
 
 from benchmarks.peers.subject import Sst2, artifact_rows
 from benchmarks.peers.tables import kept
-from laplora.metrics import evaluate_probs
-from training.examples import Example
+from laplora.metrics.scores import evaluate_probs
+from training.data.examples import Example
 
 QUESTION = "Is this review positive or negative?"
 

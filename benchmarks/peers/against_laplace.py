@@ -37,13 +37,13 @@ from benchmarks.peers.subject import (
     plain_attention,
     tiny_subject,
 )
-from laplora.artifact import read_artifact
-from laplora.jacobians import find_blocks
-from laplora.metrics import nll
-from laplora.model import label_logits, last_hidden
-from laplora.posterior import Posterior
-from laplora.predictive import class_probs, contrasts, posterior_predictive
-from laplora.prompts import Batch, EncodedRow
+from laplora.artifact.folder import read_artifact
+from laplora.jacobians.contrasts import find_blocks
+from laplora.metrics.scores import nll
+from laplora.models.base import label_logits, last_hidden
+from laplora.posterior.base import Posterior
+from laplora.predictive.gaussian import class_probs, contrasts, posterior_predictive
+from laplora.prompts.templates import Batch, EncodedRow
 
 #: laplace-torch's Hessian structure and its options, by laplora's name.
 PAIRS: dict[str, tuple[str, dict[str, Any]]] = {

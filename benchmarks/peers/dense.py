@@ -1,7 +1,7 @@
 """The dense truth that peers are measured against: explicit float64 matrices over all LoRA weights of a tiny model.
 
-Jacobians come from ``laplora.jacobians``, which the tests compare with one autograd call per number. Everything
-else here is a dense product or inverse: slow, and too short to be wrong.
+Jacobians come from ``laplora.jacobians.contrasts``, which the tests compare with one autograd call per number.
+Everything else here is a dense product or inverse: slow, and too short to be wrong.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.peers.subject import Subject
-from laplora.blocks import Block
-from laplora.curvature import contrast_hessian
-from laplora.jacobians import contrast_jacobians, find_blocks
-from laplora.predictive import contrasts
-from laplora.prompts import EncodedRow
+from laplora.jacobians.blocks import Block
+from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
+from laplora.posterior.curvature import contrast_hessian
+from laplora.predictive.gaussian import contrasts
+from laplora.prompts.templates import EncodedRow
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from typing import TypeVar
 import torch
 
 from benchmarks.peers.subject import Subject
-from laplora.blocks import Block, ContrastJacobians
-from laplora.diagonal_posterior import DiagonalPosterior
-from laplora.eigen_posterior import EigenPosterior
-from laplora.jacobians import contrast_jacobians, find_blocks
-from laplora.posterior import Posterior
-from laplora.structures import StructureSettings, fit_posterior, needs_tokens
+from laplora.jacobians.blocks import Block, ContrastJacobians
+from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
+from laplora.posterior.base import Posterior
+from laplora.posterior.diagonal import DiagonalPosterior
+from laplora.posterior.eigen import EigenPosterior
+from laplora.posterior.structures import StructureSettings, fit_posterior, needs_tokens
 
 State = TypeVar("State")
 

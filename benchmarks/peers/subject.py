@@ -13,12 +13,12 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.provenance import ARTIFACT, ROOT
-from laplora.artifact import read_artifact
-from laplora.model import BaseSpec, attach_adapter, load_base_model, load_tokenizer, locate_base
-from laplora.prompts import Batch, EncodedRow, collate, encode, render
+from laplora.artifact.folder import read_artifact
+from laplora.models.base import BaseSpec, attach_adapter, load_base_model, load_tokenizer, locate_base
+from laplora.prompts.templates import Batch, EncodedRow, collate, encode, render
 from training.config import load_config
-from training.data import load_splits
-from training.examples import Example
+from training.data.examples import Example
+from training.data.section import load_splits
 
 CONFIG = ROOT / "training" / "configs" / "sst2-smollm2.yaml"
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.provenance import ARTIFACT
-from laplora.artifact import read_artifact
+from laplora.artifact.folder import read_artifact
 
 HEAD = """# laplora beside its peers
 

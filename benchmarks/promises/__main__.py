@@ -5,8 +5,8 @@
     python -m benchmarks.promises deal TABLE... [--risks 0.05 0.1]
 
 Before: prior, temperature, review score, thresholds and sets are fitted on the same rows. Now: as
-``training.calibrate`` does, thresholds and sets on what each row gets from a fit without it. Both on the same draws;
-both serve what is fitted on all calibration rows. Rules are chosen on synthetic models alone.
+``training.calibration.calibrate`` does, thresholds and sets on what each row gets from a fit without it. Both on the
+same draws; both serve what is fitted on all calibration rows. Rules are chosen on synthetic models alone.
 """
 
 from __future__ import annotations

@@ -11,11 +11,11 @@ import torch
 
 from benchmarks.promises.rules import Fitted, fit_before, fit_now
 from benchmarks.promises.table import Table
-from laplora.calibration import SmallCalibrationWarning
-from laplora.conformal import label_sets
-from laplora.prediction import row_scores
-from laplora.thresholds import Guarantee
-from laplora.uncertainty import decompose, entropy
+from laplora.answers.prediction import row_scores
+from laplora.decisions.conformal import label_sets
+from laplora.decisions.temperature import SmallCalibrationWarning
+from laplora.decisions.thresholds import Guarantee
+from laplora.decisions.uncertainty import decompose, entropy
 
 Fit = Callable[[Table, torch.Tensor, float, float], dict[Guarantee, dict[str, Fitted]]]
 METHODS: dict[str, Fit] = {"before": fit_before, "now": fit_now}

@@ -9,13 +9,13 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.promises.models import real_table
 from benchmarks.promises.table import Column, Table
-from laplora.jacobians import find_blocks
-from laplora.model import attach_adapter
-from laplora.posterior_file import read_posterior
-from laplora.subset import select_blocks
+from laplora.jacobians.contrasts import find_blocks
+from laplora.models.base import attach_adapter
+from laplora.posterior.file import read_posterior
+from laplora.posterior.subset import select_blocks
+from training.calibration.projected import project_split
 from training.config import load_config
-from training.projected import project_split
-from training.runtime import open_run
+from training.workspace.runtime import open_run
 
 
 def held_out_table(config_file: Path, artifact: Path | None, rows: int | None) -> Table:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.promises.table import Column, Table, column_of
-from laplora.blocks import Block
-from laplora.posterior import Posterior, Prior, block_precisions
-from laplora.predictive import contrasts
-from laplora.predictives import PREDICTIVES, predictive_probs, predictive_spec
-from training.projected import ProjectedSplit
+from laplora.jacobians.blocks import Block
+from laplora.posterior.base import Posterior, Prior, block_precisions
+from laplora.predictive.gaussian import contrasts
+from laplora.predictive.kinds import PREDICTIVES, predictive_probs, predictive_spec
+from training.calibration.projected import ProjectedSplit
 
 #: Even in the logarithm, as fine as what is fitted is known from some hundred rows.
 TEMPERATURES = torch.logspace(math.log10(0.2), math.log10(20), 41, dtype=torch.float64)

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.promises.table import Column, Table
-from laplora.conformal import fit_label_sets
-from laplora.cross_fitting import FOLDS, cross_fitted_predictive, rank_aligned
-from laplora.predictive import PosteriorPredictive
-from laplora.ranking import compare_auroc, error_auroc, tie_groups
-from laplora.review import Sureness, accept_threshold, fit_thresholds, sureness_of
-from laplora.thresholds import Guarantee, ModeThresholds, Score
-from laplora.uncertainty import decompose, entropy
+from laplora.decisions.conformal import fit_label_sets
+from laplora.decisions.review import Sureness, accept_threshold, fit_thresholds, sureness_of
+from laplora.decisions.thresholds import Guarantee, ModeThresholds, Score
+from laplora.decisions.uncertainty import decompose, entropy
+from laplora.metrics.ranking import compare_auroc, error_auroc, tie_groups
+from laplora.predictive.cross_fitting import FOLDS, cross_fitted_predictive, rank_aligned
+from laplora.predictive.gaussian import PosteriorPredictive
 
 GUARANTEES: tuple[Guarantee, ...] = ("empirical", "upper_bound")
 
@@ -39,7 +39,7 @@ class Fitted:
 def fit_now(
     table: Table, rows: torch.Tensor, risk: float, level: float, folds: int = FOLDS
 ) -> dict[Guarantee, dict[str, Fitted]]:
-    """Return every predictive as ``training.calibrate`` fits it on these rows of a table, by guarantee and name."""
+    """Return every predictive as ``training.calibration.calibrate`` fits it on these rows, by guarantee and name."""
     held_out = {
         name: cross_fitted_predictive(
             lambda fit, answer, c=column: c.at(c.fit(rows[fit]), rows[answer]),  # type: ignore[misc]

@@ -17,9 +17,9 @@ from benchmarks.speed.process import served
 from benchmarks.speed.record import Conditions, Record
 from benchmarks.speed.subject import ARTIFACT, load_subject, random_batch
 from benchmarks.speed.timing import exactly, in_turns, ratio
-from laplora.member_outputs import member_outputs
+from laplora.predictive.member_outputs import member_outputs
 from training.config import DataConfig
-from training.data import load_splits
+from training.data.section import load_splits
 
 SIZES = ((1, 64), (8, 32), (8, 64), (32, 64))
 #: Test rows that are answered, by whether few are to do.

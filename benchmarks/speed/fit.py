@@ -13,13 +13,13 @@ from benchmarks.speed import peers
 from benchmarks.speed.record import Conditions, Record
 from benchmarks.speed.subject import load_subject, random_batch
 from benchmarks.speed.timing import Ratio, in_turns, ratio
-from laplora.blocks import Block, ContrastJacobians
-from laplora.jacobians import contrast_jacobians, find_blocks
-from laplora.member_outputs import MemberSet
-from laplora.posterior import Posterior, ProjectedJacobians
-from laplora.prior import choose_by_evidence, choose_by_validation
-from laplora.prompts import Batch, EncodedRow
-from laplora.structures import StructureSettings, fit_posterior, needs_sums
+from laplora.jacobians.blocks import Block, ContrastJacobians
+from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
+from laplora.posterior.base import Posterior, ProjectedJacobians
+from laplora.posterior.prior import choose_by_evidence, choose_by_validation
+from laplora.posterior.structures import StructureSettings, fit_posterior, needs_sums
+from laplora.predictive.member_outputs import MemberSet
+from laplora.prompts.templates import Batch, EncodedRow
 
 State = TypeVar("State")
 ROWS, TOKENS = 32, 32

@@ -23,8 +23,8 @@ from benchmarks.speed.llama7b import random_llama
 from benchmarks.speed.record import Conditions, Record
 from benchmarks.speed.subject import load_subject, random_batch, with_classes
 from benchmarks.speed.timing import Ratio, exactly, in_turns
-from laplora.jacobians import contrast_jacobians, find_blocks
-from laplora.member_outputs import MemberSet, member_outputs
+from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
+from laplora.predictive.member_outputs import MemberSet, member_outputs
 
 #: SmolLM2-135M's shapes, as arguments of a LlamaConfig; the real one has 30 layers.
 SMOLLM2 = {

@@ -19,11 +19,11 @@ from benchmarks.speed.record import Conditions, Record
 from benchmarks.speed.size import answer_bytes, moment_bytes, posterior_bytes, weight_bytes
 from benchmarks.speed.subject import random_batch
 from benchmarks.speed.timing import exactly
-from laplora.blocks import Block
-from laplora.jacobians import find_blocks
-from laplora.posterior import Posterior
-from laplora.posterior_file import posterior_tensors
-from laplora.structures import StructureSettings
+from laplora.jacobians.blocks import Block
+from laplora.jacobians.contrasts import find_blocks
+from laplora.posterior.base import Posterior
+from laplora.posterior.file import posterior_tensors
+from laplora.posterior.structures import StructureSettings
 
 LAYERS, ROWS, TOKENS, LORA_RANK, EKFAC_RANK = 32, 8, 64, 8, 10
 MODEL, ANSWER, FIT = "model", "answer above the model", "fit above the model"

@@ -14,10 +14,10 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from laplora.member_adapters import lora_parameters
-from laplora.member_outputs import Member, MemberSet
-from laplora.model import ADAPTER, keep_4bit_differentiable, lora_layers
-from laplora.quiet import quiet_loading
+from laplora.models.base import ADAPTER, keep_4bit_differentiable, lora_layers
+from laplora.models.quiet import quiet_loading
+from laplora.predictive.member_adapters import lora_parameters
+from laplora.predictive.member_outputs import Member, MemberSet
 
 Quantization = Literal["nf4", "none"]
 #: Arguments of a LlamaConfig: what Touvron et al. (arXiv 2307.09288) train.

@@ -21,10 +21,10 @@ from benchmarks.speed.large import file_bytes
 from benchmarks.speed.record import Conditions, Record
 from benchmarks.speed.size import posterior_bytes
 from benchmarks.speed.timing import exactly
-from laplora.jacobians import find_blocks
-from laplora.member_outputs import Member, MemberSet, member_outputs
-from laplora.posterior import Posterior
-from laplora.structures import StructureSettings
+from laplora.jacobians.contrasts import find_blocks
+from laplora.posterior.base import Posterior
+from laplora.posterior.structures import StructureSettings
+from laplora.predictive.member_outputs import Member, MemberSet, member_outputs
 
 UNIT = "MB above the loaded model"
 FEW, MANY, BATCH = 16, 64, 8

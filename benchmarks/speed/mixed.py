@@ -9,14 +9,14 @@ from typing import Any
 from benchmarks.speed.record import Conditions, Record
 from benchmarks.speed.subject import ARTIFACT, load_subject
 from benchmarks.speed.timing import Ratio, in_turns, ratio
-from laplora.artifact import read_artifact
-from laplora.member_outputs import MemberSet, member_outputs
-from laplora.model import load_tokenizer, locate_base
-from laplora.prompts import EncodedRow, collate, encode, render
-from service.batching import Waiting, next_batch, padded_tokens
-from service.fairness import Request, Turns
+from laplora.artifact.folder import read_artifact
+from laplora.models.base import load_tokenizer, locate_base
+from laplora.predictive.member_outputs import MemberSet, member_outputs
+from laplora.prompts.templates import EncodedRow, collate, encode, render
+from service.scoring.batching import Waiting, next_batch, padded_tokens
+from service.scoring.fairness import Request, Turns
 from training.config import DataConfig
-from training.data import load_splits
+from training.data.section import load_splits
 
 #: Padded tokens of a batch, as the server has them on a CPU.
 BATCH_TOKENS = 512

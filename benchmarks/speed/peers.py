@@ -22,15 +22,15 @@ from benchmarks.peers.subject import Subject, artifact_subject, attentions, lora
 from benchmarks.speed.record import Conditions, Record
 from benchmarks.speed.subject import ARTIFACT
 from benchmarks.speed.timing import in_turns, ratio
-from laplora.artifact import read_artifact
-from laplora.jacobians import contrast_jacobians, find_blocks
-from laplora.manifest import POSTERIOR
-from laplora.member_adapters import in_place
-from laplora.member_adapters import lora_parameters as adapter_parameters
-from laplora.model import label_logits, last_hidden
-from laplora.posterior import Posterior, block_precisions
-from laplora.posterior_file import read_posterior
-from laplora.prompts import EncodedRow
+from laplora.artifact.folder import read_artifact
+from laplora.artifact.manifest import POSTERIOR
+from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
+from laplora.models.base import label_logits, last_hidden
+from laplora.posterior.base import Posterior, block_precisions
+from laplora.posterior.file import read_posterior
+from laplora.predictive.member_adapters import in_place
+from laplora.predictive.member_adapters import lora_parameters as adapter_parameters
+from laplora.prompts.templates import EncodedRow
 
 ROWS, TOKENS = 4, 64
 DROPOUT_SAMPLES, ENSEMBLE = 10, 5

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from benchmarks.speed.record import Conditions, Record
 from benchmarks.speed.subject import Format, load_subject, random_batch, with_classes
 from benchmarks.speed.timing import in_turns, ratio
-from laplora.member_outputs import MemberSet, member_outputs
+from laplora.predictive.member_outputs import MemberSet, member_outputs
 
 
 @dataclass(frozen=True)

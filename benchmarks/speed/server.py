@@ -21,7 +21,7 @@ from benchmarks.speed.record import Conditions, Record
 from benchmarks.speed.subject import ARTIFACT
 from benchmarks.speed.timing import Ratio
 from laplora.predictor import Predictor
-from service.engine import Ask, Engine
+from service.scoring.engine import Ask, Engine
 
 WORDS = (
     "the plot makes no sense at all and the two leads have nothing to say",

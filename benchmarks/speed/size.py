@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from laplora.blocks import Block
+from laplora.jacobians.blocks import Block
 
 #: Bytes of a number: bfloat16, in which bases are stored and models run; float32.
 HALF, SINGLE, DOUBLE = 2, 4, 8

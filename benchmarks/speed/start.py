@@ -11,11 +11,11 @@ from benchmarks.speed.process import served
 from benchmarks.speed.record import Conditions, Record
 from benchmarks.speed.subject import ARTIFACT
 from benchmarks.speed.timing import Ratio, ratio
-from laplora.artifact import read_artifact
-from laplora.jacobians import find_blocks
-from laplora.manifest import ADAPTER_FOLDER, POSTERIOR
-from laplora.model import BaseSpec, attach_adapter, load_base_model, locate_base, resolve_device
-from laplora.posterior_file import read_posterior
+from laplora.artifact.folder import read_artifact
+from laplora.artifact.manifest import ADAPTER_FOLDER, POSTERIOR
+from laplora.jacobians.contrasts import find_blocks
+from laplora.models.base import BaseSpec, attach_adapter, load_base_model, locate_base, resolve_device
+from laplora.posterior.file import read_posterior
 
 #: What a user would run without laplora: import, quantise, load; a process of its own, as the server is.
 PLAIN = """

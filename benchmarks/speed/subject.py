@@ -8,12 +8,12 @@ from typing import Any, Literal
 import torch
 
 from benchmarks.provenance import ARTIFACT
-from laplora.artifact import Artifact, read_artifact
-from laplora.manifest import ADAPTER_FOLDER
-from laplora.member_outputs import MemberSet
-from laplora.model import BaseSpec, attach_adapter, load_base_model, locate_base
+from laplora.artifact.folder import Artifact, read_artifact
+from laplora.artifact.manifest import ADAPTER_FOLDER
+from laplora.models.base import BaseSpec, attach_adapter, load_base_model, locate_base
+from laplora.predictive.member_outputs import MemberSet
 from laplora.predictor import load_members
-from laplora.prompts import Batch
+from laplora.prompts.templates import Batch
 
 Format = Literal["float32", "bfloat16", "nf4"]
 

@@ -12,12 +12,12 @@ from benchmarks.speed.fit import fit
 from benchmarks.speed.record import Conditions, Record
 from benchmarks.speed.subject import load_subject, random_batch, with_classes
 from benchmarks.speed.timing import exactly, in_turns, ratio
-from laplora.jacobians import find_blocks
-from laplora.member_outputs import Member, MemberSet, member_outputs
-from laplora.posterior import Prior, block_precisions
-from laplora.posterior_file import posterior_tensors
-from laplora.prompts import Batch
-from laplora.subset import select_blocks
+from laplora.jacobians.contrasts import find_blocks
+from laplora.posterior.base import Prior, block_precisions
+from laplora.posterior.file import posterior_tensors
+from laplora.posterior.subset import select_blocks
+from laplora.predictive.member_outputs import Member, MemberSet, member_outputs
+from laplora.prompts.templates import Batch
 
 SUBSETS = ("all", "values_b")
 ROWS, TOKENS = 8, 64

@@ -26,6 +26,7 @@ from service.errors import (
     error_content,
     kind_of,
 )
+from service.http.schemas import ArtifactRef, MeasureOptions
 from service.jobs.chunks import Chunk
 from service.jobs.folder import JobsFolder, StrangersError, default_jobs_dir
 from service.jobs.quota import Quota
@@ -35,9 +36,8 @@ from service.jobs.store import ScoredRow, Store
 from service.jobs.sums import Sums
 from service.jobs.upload import Limits, Upload
 from service.jobs.waiting import cancelled, whole
-from service.logs import log_crash, logger
-from service.schemas import ArtifactRef, MeasureOptions
-from service.scoring import ServiceState
+from service.scoring.state import ServiceState
+from service.telemetry.logs import log_crash, logger
 
 T = TypeVar("T")
 

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from laplora.errors import ArtifactNotFoundError
-from service.callers import Caller
-from service.engine import Ask
 from service.errors import ArtifactChangedError, BatchTooLargeError, DeviceMemoryError, UnscorableInputError, kind_of
-from service.evaluation import method_rows
 from service.jobs.lines import read_line
 from service.jobs.records import About, Rows
 from service.jobs.store import ScoredRow
-from service.scoring import Scored, ServiceState, lease, score
+from service.scoring.engine import Ask
+from service.scoring.evaluation import method_rows
+from service.scoring.state import Scored, ServiceState, lease, score
+from service.security.callers import Caller
 
 if TYPE_CHECKING:
     from laplora.predictor import Predictor

@@ -8,9 +8,9 @@ from pydantic import ValidationError
 
 from laplora.errors import LaploraError
 from service.errors import BodyTooLargeError, InvalidJsonError, InvalidRequestError
-from service.evaluation import label_index
-from service.json_parsing import parse_json
-from service.schemas import LabelledInput
+from service.http.json_parsing import parse_json
+from service.http.schemas import LabelledInput
+from service.scoring.evaluation import label_index
 
 
 class LineSplitter:

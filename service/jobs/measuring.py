@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from service.evaluation import MethodRow, measure_method
+from service.http.schemas import JobResult, MethodMetrics
 from service.jobs.records import Job
 from service.jobs.waiting import in_thread
-from service.schemas import JobResult, MethodMetrics
+from service.scoring.evaluation import MethodRow, measure_method
 
 if TYPE_CHECKING:
     from service.jobs.board import JobBoard

@@ -9,9 +9,9 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel
 
+from service.http.schemas import ArtifactRef, MeasureOptions
 from service.jobs.quota import Hold
 from service.jobs.sums import Sums
-from service.schemas import ArtifactRef, MeasureOptions
 
 Status = Literal["queued", "running", "paused", "done", "failed", "cancelled"]
 STATUSES: tuple[Status, ...] = get_args(Status)

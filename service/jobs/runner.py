@@ -39,8 +39,8 @@ from service.jobs.records import Job, StoredStatus
 from service.jobs.store import ScoredRow
 from service.jobs.turns import Turns
 from service.jobs.waiting import cancelled, whole
-from service.logs import log_crash, logger
-from service.scoring import ServiceState
+from service.scoring.state import ServiceState
+from service.telemetry.logs import log_crash, logger
 
 if TYPE_CHECKING:
     from service.jobs.board import JobBoard

@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from service.http.schemas import BadRow, JobOut, JobPause, JobResult, PartialMetrics
 from service.jobs.records import Job
-from service.schemas import BadRow, JobOut, JobPause, JobResult, PartialMetrics
 
 if TYPE_CHECKING:
     from service.jobs.board import JobBoard

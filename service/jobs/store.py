@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from service.errors import JobsUnavailableError
-from service.evaluation import MethodRow
 from service.jobs.disk import private_file, storage_errors
 from service.jobs.records import About, Job, Rows, StoredStatus
 from service.jobs.sums import Sums
+from service.scoring.evaluation import MethodRow
 
 #: How each version's database becomes the next one's; a new one goes through all of them.
 _UPGRADES = (

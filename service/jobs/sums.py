@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import BaseModel
 
-from service.evaluation import MethodRow, padded_probs
+from service.scoring.evaluation import MethodRow, padded_probs
 
 
 class MethodSums(BaseModel):
@@ -35,7 +35,7 @@ class Sums(BaseModel):
         """
         import torch
 
-        from laplora.metrics import reliability_bins, row_nll
+        from laplora.metrics.scores import reliability_bins, row_nll
 
         truth = torch.tensor(labels)
         methods = {}
@@ -58,7 +58,7 @@ class Sums(BaseModel):
         return Sums(rows=self.rows + len(rows), methods=methods)
 
     def metrics(self) -> dict[str, dict[str, float]] | None:
-        """Return accuracy, NLL (nats) and ECE by method, as of ``laplora.metrics``; None without a row."""
+        """Return accuracy, NLL (nats) and ECE by method, as of ``laplora.metrics.scores``; None without a row."""
         if self.rows == 0:
             return None
         return {

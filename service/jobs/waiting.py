@@ -8,8 +8,8 @@ from concurrent.futures import Future
 from threading import Thread
 from typing import Any, TypeVar
 
-from service.engine import settle
 from service.errors import DeadlineError
+from service.scoring.engine import settle
 
 T = TypeVar("T")
 

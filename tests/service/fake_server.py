@@ -19,7 +19,7 @@ from serving import FakePredictor, library
 
 import service.app
 from laplora.errors import GoldenMismatchError
-from laplora.prompts import TEMPLATES
+from laplora.prompts.templates import TEMPLATES
 from service.__main__ import leave, main
 
 

@@ -22,16 +22,16 @@ import torch
 import uvicorn
 from fastapi import FastAPI
 
+from laplora.answers.order_answers import OrderedRows, encode_orders
 from laplora.errors import ArtifactCorruptError, TooManyTokensError
-from laplora.held_weights import HeldWeights
-from laplora.jacobians import ReversePass
-from laplora.option_order import restore_logits
-from laplora.order_answers import OrderedRows, encode_orders
-from laplora.prompts import TEMPLATES, EncodedRow, PromptTemplate, render
-from laplora.token_bounds import TokenBounds
+from laplora.jacobians.contrasts import ReversePass
+from laplora.models.held_weights import HeldWeights
+from laplora.prompts.option_order import restore_logits
+from laplora.prompts.templates import TEMPLATES, EncodedRow, PromptTemplate, render
+from laplora.prompts.token_bounds import TokenBounds
 from service.__main__ import server_config
 from service.app import create_app
-from service.artifact_library import Library
+from service.artifacts.library import Library
 from service.settings import Settings
 
 #: What every fake predictor stands on, unless a test says otherwise.

@@ -20,23 +20,23 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_runs import FinishedRun, copy_run, sentiment_config, sentiment_rows, write_config, write_rows
 
-from laplora.blocks import Block
 from laplora.errors import ConfigError
-from laplora.posterior import block_precisions
-from laplora.posterior_file import read_posterior
+from laplora.jacobians.blocks import Block
+from laplora.posterior.base import block_precisions
+from laplora.posterior.file import read_posterior
 from laplora.predictor import Predictor
 from training import evaluate as evaluate_job
 from training import finetune as finetune_job
-from training import passes
 from training.__main__ import main
+from training.calibration import passes
+from training.calibration.members import read_member_choice
+from training.calibration.projected import read_split
 from training.config import RunConfig, load_config
 from training.finetune import LabelTrainer, last_checkpoint, member_steps
 from training.fit_laplace import read_choices
-from training.members import read_member_choice
-from training.projected import read_split
-from training.runtime import open_run, write_tensors
+from training.workspace.runtime import open_run, write_tensors
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PLOTS = ("report/reliability.png", "report/risk_coverage.png", "report/results.md")
 SHORT = {"learning_rate": 1e-2, "steps": 24, "batch_size": 6, "checkpoint_every": 8}
 DROPOUT = {"rank": 4, "alpha": 8, "dropout": 0.1}

@@ -15,23 +15,23 @@ from PIL import Image
 from pydantic import BaseModel, ValidationError
 from tiny_runs import FinishedRun, choice_rows, reseal, sentiment_rows, write_rows
 
-from laplora.detection import detection
+from laplora.decisions.uncertainty import FLAGS, entropy
 from laplora.errors import ConfigError, DataError
-from laplora.metrics import evaluate_probs
+from laplora.metrics.detection import detection
+from laplora.metrics.scores import evaluate_probs
 from laplora.predictor import Predictor
-from laplora.uncertainty import FLAGS, entropy
 from training import shift as shift_job
 from training.__main__ import main
 from training.config import CorruptionConfig, RunConfig, ShiftConfig, StrangerConfig, config_hash_fields, load_config
-from training.corruptions import corrupt
-from training.data import load_splits
-from training.report import display_name
-from training.runtime import batches
-from training.shift_answers import SetAnswers, read_answers
-from training.shift_report import publish_shift, published_shifts
-from training.shift_tables import insert_section, shift_figure, shift_tables, shown_predictives
+from training.data.corruptions import corrupt
+from training.data.section import load_splits
+from training.report.evaluation import display_name
+from training.report.shift import publish_shift, published_shifts
+from training.report.shift_answers import SetAnswers, read_answers
+from training.report.shift_tables import insert_section, shift_figure, shift_tables, shown_predictives
+from training.workspace.runtime import batches
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TOPICS = ("a lake", "the sun", "steel", "an oak", "a whale", "rust", "bread", "glass", "a fox", "sand")
 
 

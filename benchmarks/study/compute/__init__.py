@@ -1,0 +1,1 @@
+"""The alternatives of the study, computed from what the model gave."""

@@ -1,0 +1,175 @@
+"""The alternatives of the study: how each is computed from what the model gave, and scored on held-out folds.
+
+Parameters that an alternative has (a temperature, a prior precision) are fitted on the calibration split. The loss
+that alternatives are compared by on that split is cross-fitted: every row under parameters fitted without it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from laplora.metrics.scores import row_nll
+from laplora.posterior.base import Posterior, Prior, ProjectedJacobians, block_precisions
+from laplora.predictive.cross_fitting import cross_fitted_predictive
+from laplora.predictive.gaussian import PosteriorPredictive, contrasts
+from laplora.predictive.kinds import Members, PredictiveSpec, fit_predictive_temperature, predictive_probs
+
+#: Precisions at which an alternative is scored before the best is refined: even in the logarithm.
+GRID = torch.logspace(-4, 8, 49, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One split's logits as contrasts.
+
+    Attributes:
+        means: (members, rows, classes - 1) float64.
+        class_mask: (rows, classes) bool; labels: (rows,) int64.
+    """
+
+    means: torch.Tensor
+    class_mask: torch.Tensor
+    labels: torch.Tensor
+
+    def pick(self, rows: torch.Tensor) -> Rows:
+        """Return some of the rows."""
+        return Rows(self.means[:, rows], self.class_mask[rows], self.labels[rows])
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an alternative says of both splits.
+
+    Attributes:
+        calibration: its predictive on the calibration rows, each row's under parameters fitted without it.
+        test: on the test rows, parameters fitted on all calibration rows.
+        calibration_losses: (rows,) NLL of ``calibration``, nats.
+        parameters: what was fitted.
+    """
+
+    calibration: PosteriorPredictive
+    test: PosteriorPredictive
+    calibration_losses: torch.Tensor
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+
+def rows_of(logits: list[torch.Tensor], class_mask: torch.Tensor, labels: torch.Tensor) -> Rows:
+    """Return a split from the logits (rows, classes) of one or more members."""
+    transform = contrasts(class_mask.shape[1], torch.float64)
+    return Rows(torch.stack([member.double() @ transform for member in logits]), class_mask, labels)
+
+
+def point_outcome(calibration: Rows, test: Rows, *, tempered: bool) -> Outcome:
+    """Return an average over members without posteriors: one member is MAP or temperature scaling."""
+
+    def fit(rows: Rows) -> float:
+        return fit_predictive_temperature(rows.means, None, rows.labels, rows.class_mask) if tempered else 1.0
+
+    def predictive(rows: Rows, temperature: float) -> PosteriorPredictive:
+        members: Members = "single" if len(rows.means) == 1 else "checkpoints"
+        return predictive_probs(PredictiveSpec(members, False, temperature), rows.means, None, rows.class_mask)
+
+    def held_out(fitted: torch.Tensor, answered: torch.Tensor) -> PosteriorPredictive:
+        return predictive(calibration.pick(answered), fit(calibration.pick(fitted)))
+
+    temperature = fit(calibration)
+    crossed = cross_fitted_predictive(held_out, len(calibration.labels))
+    return Outcome(
+        crossed,
+        predictive(test, temperature),
+        row_nll(crossed.probs, calibration.labels),
+        {"temperature": temperature} if tempered else {},
+    )
+
+
+Covariance = Callable[[Prior], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Gaussians:
+    """A posterior's view of both splits: their covariance under any prior."""
+
+    posterior: Posterior
+    calibration: ProjectedJacobians
+    test: ProjectedJacobians
+
+    def covariances(self, prior: Prior) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the contrast covariances of both splits, (rows, classes - 1, classes - 1)."""
+        precisions = block_precisions(prior, self.posterior.blocks)
+        return self.posterior.covariance(self.calibration, precisions), self.posterior.covariance(self.test, precisions)
+
+
+def gaussian_predictive(rows: Rows, covariance: torch.Tensor, temperature: float = 1.0) -> PosteriorPredictive:
+    """Return the posterior predictive of a split."""
+    spec = PredictiveSpec("single", True, temperature)
+    return predictive_probs(spec, rows.means, covariance[None], rows.class_mask)
+
+
+def gaussian_outcome(
+    gaussians: Gaussians, calibration: Rows, test: Rows, prior: Prior, *, tempered: bool = False
+) -> Outcome:
+    """Return the posterior predictive under a prior.
+
+    The calibration rows' predictive chooses one common precision anew in every fold, from a grid: how good this
+    posterior is when its prior is chosen by held-out rows. Under a prior chosen otherwise its losses are an upper
+    bound of what it gives.
+    """
+    covariances = _grid(gaussians)
+    scored = torch.stack([row_nll(gaussian_predictive(calibration, c).probs, calibration.labels) for c in covariances])
+
+    def held_out(fitted: torch.Tensor, answered: torch.Tensor) -> PosteriorPredictive:
+        covariance = covariances[int(scored[:, fitted].mean(1).argmin())]
+        found = 1.0
+        if tempered:
+            some = calibration.pick(fitted)
+            found = fit_predictive_temperature(some.means, covariance[None, fitted], some.labels, some.class_mask)
+        return gaussian_predictive(calibration.pick(answered), covariance[answered], found)
+
+    at_calibration, at_test = gaussians.covariances(prior)
+    temperature = 1.0
+    if tempered:
+        temperature = fit_predictive_temperature(
+            calibration.means, at_calibration[None], calibration.labels, calibration.class_mask
+        )
+    crossed = cross_fitted_predictive(held_out, len(calibration.labels))
+    return Outcome(
+        crossed,
+        gaussian_predictive(test, at_test, temperature),
+        row_nll(crossed.probs, calibration.labels),
+        {"prior_precision": _brief(prior)} | ({"temperature": temperature} if tempered else {}),
+    )
+
+
+def fixed_prior_outcome(gaussians: Gaussians, calibration: Rows, test: Rows, prior: Prior) -> Outcome:
+    """Return the posterior predictive under a prior that saw no calibration row: its losses need no folds."""
+    at_calibration, at_test = gaussians.covariances(prior)
+    on_calibration = gaussian_predictive(calibration, at_calibration)
+    return Outcome(
+        on_calibration,
+        gaussian_predictive(test, at_test),
+        row_nll(on_calibration.probs, calibration.labels),
+        {"prior_precision": _brief(prior)},
+    )
+
+
+def _grid(gaussians: Gaussians) -> list[torch.Tensor]:
+    blocks = gaussians.posterior.blocks
+    return [
+        gaussians.posterior.covariance(
+            gaussians.calibration, block_precisions(Prior("scalar", {"all": float(value)}), blocks)
+        )
+        for value in GRID
+    ]
+
+
+def _brief(prior: Prior) -> dict[str, float] | float:
+    """Return the precisions; of many only the middle one and how many there are."""
+    if len(prior.precision) <= 2:
+        return {k: round(v, 6) for k, v in prior.precision.items()}
+    logs = sorted(math.log(v) for v in prior.precision.values())
+    return {"median": math.exp(logs[len(logs) // 2]), "count": float(len(logs))}

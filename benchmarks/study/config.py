@@ -1,0 +1,99 @@
+"""The study's configuration: tasks, seeds, and what every run of it shares."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from laplora.errors import ConfigError
+from training.config import (
+    AdapterConfig,
+    BaseConfig,
+    OptimizerConfig,
+    PredictivesConfig,
+    RunConfig,
+    Section,
+    bad_fields,
+)
+from training.data.section import DataConfig
+
+
+class StudyTask(Section):
+    """One task of the study."""
+
+    data: DataConfig
+    steps: int | None = Field(None, ge=1, description="optimizer steps; null: the study's")
+    orders: bool = Field(False, description="also measure the average over option orders")
+    shift: dict[str, DataConfig] = Field({}, description="other test sets that this task's models are measured on")
+
+
+class StudyConfig(Section):
+    """Tasks x seeds x alternatives."""
+
+    name: str = Field("study", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="folder of its results")
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="of training rows, initial adapter and order")
+    base: BaseConfig = BaseConfig()
+    adapter: AdapterConfig = AdapterConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    max_tokens: int = Field(256, ge=8, description="longest prompt, in tokens")
+    members: int = Field(3, ge=1, description="checkpoints in the ensemble, the final one included")
+    dropout_samples: int = Field(5, ge=0, description="members of MC dropout; 0: without it")
+    rank: int = Field(5, ge=1, description="kept eigenvectors k of each wide factor, the mean of the joint core's")
+    joint_rank: int = Field(50, ge=1, description="directions of the joint posteriors")
+    exact_rows: int = Field(
+        700,
+        ge=1,
+        description="the exact posterior is left out where training rows x (classes - 1) are more: its memory",
+    )
+    batch_size: int = Field(16, ge=1, description="rows a forward pass; does not change the result")
+    tasks: dict[str, StudyTask] = Field(min_length=1)
+    runs: Path = Field(Path("runs"), description="folder for intermediate results")
+
+    @model_validator(mode="after")
+    def _checkpoints(self) -> StudyConfig:
+        if self.members > 1 and self.optimizer.steps % (2 * (self.members - 1)):
+            raise ValueError(
+                f"optimizer.steps must be a multiple of {2 * (self.members - 1)}, so that {self.members} members lie "
+                "evenly in the second half of training"
+            )
+        return self
+
+    def folder(self, task: str, seed: int) -> Path:
+        """Return where the results of one task and seed lie."""
+        return self.runs / self.name / task / str(seed)
+
+    def run_config(self, task: str, seed: int) -> RunConfig:
+        """Return the configuration of one fine-tuning run."""
+        chosen = self.tasks[task]
+        steps = chosen.steps or self.optimizer.steps
+        interval = steps // (2 * (self.members - 1)) if self.members > 1 else steps
+        optimizer = {"steps": steps, "checkpoint_every": interval}
+        return RunConfig(
+            name=f"{task}-{seed}",
+            seed=seed,
+            base=self.base,
+            data=chosen.data,
+            max_tokens=self.max_tokens,
+            adapter=self.adapter,
+            optimizer=self.optimizer.model_copy(update=optimizer),
+            predictives=PredictivesConfig(ensemble=self.members if self.members > 1 else 0),
+            runs=self.folder(task, seed).parent / f"{seed}" / "run",
+        )
+
+
+def load_study(path: Path, overrides: dict[str, Any] | None = None) -> StudyConfig:
+    """Return the study in a YAML file.
+
+    Raises:
+        ConfigError: no such file, bad YAML, or bad fields, all of them named at once.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return StudyConfig.model_validate({**raw, **(overrides or {})})
+    except (OSError, yaml.YAMLError, TypeError) as error:
+        raise ConfigError(f"{path} cannot be read as a study's configuration: {error}") from None
+    except ValidationError as error:
+        raise bad_fields(path, error) from None

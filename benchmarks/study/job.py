@@ -1,0 +1,188 @@
+"""The study's job: every task and seed from fine-tuning to predictions, resumable, by one process or several."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from safetensors.torch import load_file
+
+from benchmarks.study.compute.choose import choose
+from benchmarks.study.compute.methods import MEMBER_KINDS, Method, compute, member_methods, read_stores
+from benchmarks.study.config import StudyConfig
+from benchmarks.study.gather import (
+    gather,
+    gather_forwards,
+    gathered_under,
+    read_configuration,
+    read_gathered,
+    wanted_forwards,
+)
+from benchmarks.study.subjects import write_subjects
+from laplora.jacobians.blocks import Block
+from training.package import installed_versions
+from training.workspace.runtime import say, write_json, write_tensors
+
+
+def run_study(config: StudyConfig, *, keep_jacobians: bool = False) -> None:
+    """Work on every task and seed that is not finished and that no other process works on.
+
+    Start the same command twice to use two processes; stop it at any time, the same command continues.
+
+    Args:
+        keep_jacobians: leave the Jacobians (gigabytes for each task and seed) in place for further analysis.
+    """
+    subjects = config.runs / config.name / "subjects.jsonl"
+    if any(task.data.path == subjects for task in config.tasks.values()):
+        write_subjects(subjects)
+    todo = [(t, s) for s in config.seeds for t in config.tasks if not finished(config, t, s)]
+    total = len(config.seeds) * len(config.tasks)
+    started, worked = time.monotonic(), 0
+    for number, (task, seed) in enumerate(todo):
+        folder = config.folder(task, seed)
+        folder.mkdir(parents=True, exist_ok=True)
+        with claim(folder) as mine:
+            if not mine or finished(config, task, seed):
+                continue
+            say(f"== {task}, seed {seed} ({total - len(todo) + number + 1} of {total})")
+            if predicted(config, task, seed):
+                gather_forwards(config, task, seed)
+                add_members(config, task, seed)
+            else:
+                gather(config, task, seed)
+                gather_forwards(config, task, seed)
+                predict(config, task, seed)
+            if not keep_jacobians:
+                for path in folder.glob("*.jacobians.safetensors"):
+                    path.unlink()
+        worked += 1
+        left = (time.monotonic() - started) / worked * (len(todo) - number - 1)
+        say(f"== {len(todo) - number - 1} left, about {left / 60:.0f} minutes for one process")
+
+
+def predicted(config: StudyConfig, task: str, seed: int) -> bool:
+    """Return whether a task and seed has its predictions, made under this configuration."""
+    folder = config.folder(task, seed)
+    if not all((folder / name).is_file() for name in ("result.json", "predictions.safetensors", "losses.safetensors")):
+        return False
+    return bool(read_configuration(folder) == gathered_under(config.run_config(task, seed)))
+
+
+def finished(config: StudyConfig, task: str, seed: int) -> bool:
+    """Return whether a task and seed has its predictions, and among them every average that the study asks for."""
+    if not predicted(config, task, seed):
+        return False
+    methods = json.loads((config.folder(task, seed) / "result.json").read_text(encoding="utf-8"))["methods"]
+    return all(MEMBER_KINDS[kind].method in methods for kind in wanted_forwards(config, task))
+
+
+@contextmanager
+def claim(folder: Path) -> Iterator[bool]:
+    """Give whether this process holds a task and seed; the hold ends with the block, or with the process."""
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def predict(config: StudyConfig, task: str, seed: int) -> None:
+    """Compute every alternative of a gathered task and seed, and write its predictions and result."""
+    folder = config.folder(task, seed)
+    found = read_gathered(folder)
+    blocks = tuple(Block(**b) for b in found["blocks"])
+    stores = read_stores(folder, blocks, found["squared_distances"])
+    methods = compute(config, stores, seed, say)
+    choice = choose(methods, stores)
+    tensors = {"labels": stores.test.labels, "class_mask": stores.test.class_mask}
+    tensors |= {f"probs.{name}": method.outcome.test.probs for name, method in methods.items()}
+    tensors |= {f"score.{name}": score for name, score in choice.scores.items()}
+    write_tensors(folder / "predictions.safetensors", tensors)
+    # The calibration split's losses behind the recommendation: another rule can be tried on them without the model.
+    write_tensors(folder / "losses.safetensors", {n: m.outcome.calibration_losses for n, m in methods.items()})
+    report = found["splits"]
+    write_json(
+        folder / "result.json",
+        {
+            "task": task,
+            "seed": seed,
+            "rows": len(stores.test.labels),
+            "train_rows": len(stores.train.labels),
+            "calibration_rows": len(stores.calibration.labels),
+            "steps": found["steps"],
+            "classes": found["labels"],
+            "capped": {
+                "available": report["available"],
+                "max_prompt_characters": config.tasks[task].data.max_prompt_characters,
+            },
+            "recommended": choice.recommendation.predictive,
+            "recommendation_reason": choice.recommendation.reason,
+            "recommendation_table": choice.recommendation.table,
+            "review_score": choice.review_score,
+            "review_reason": choice.review_reason,
+            "rankings": choice.rankings,
+            "methods": {name: _described(method) for name, method in methods.items()},
+            "conformal": choice.conformal,
+            "versions": installed_versions(),
+            "hardware": hardware(),
+            "configuration": config.run_config(task, 0).model_dump(
+                mode="json", include={"base", "adapter", "optimizer", "max_tokens"}
+            ),
+        },
+    )
+
+
+def add_members(config: StudyConfig, task: str, seed: int) -> None:
+    """Add the averages over dropout masks and option orders to a task and seed that has all else: no Jacobians.
+
+    What is recommended stays: the averages cost a forward pass a member and are not among what it chooses from.
+    """
+    folder = config.folder(task, seed)
+    found = read_gathered(folder)
+    blocks = tuple(Block(**b) for b in found["blocks"])
+    stores = read_stores(folder, blocks, found["squared_distances"], jacobians=False)
+    methods = member_methods(stores)
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    result["methods"] |= {name: _described(method) for name, method in methods.items()}
+    for name, values in (
+        ("losses", {n: m.outcome.calibration_losses for n, m in methods.items()}),
+        ("predictions", {f"probs.{n}": m.outcome.test.probs for n, m in methods.items()}),
+    ):
+        write_tensors(folder / f"{name}.safetensors", load_file(folder / f"{name}.safetensors") | values)
+    write_json(folder / "result.json", result)  # last: until then the task and seed counts as unfinished
+
+
+def _described(method: Method) -> dict[str, Any]:
+    return {
+        "title": method.title,
+        "family": method.family,
+        "calibration_nll": float(method.outcome.calibration_losses.mean()),
+        "seconds": round(method.seconds, 2),
+        "bytes": method.size_bytes,
+        **method.outcome.parameters,
+    }
+
+
+def hardware() -> dict[str, Any]:
+    """Return the processor, the cores that may be used, and the threads that are."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+    return {"processor": name, "cores": os.cpu_count(), "threads": torch.get_num_threads()}

@@ -1,0 +1,1 @@
+"""The study's tables and plots, made from the published files alone."""

@@ -1,0 +1,174 @@
+"""What the study's job leaves for each task and seed: a result.json and the test rows' predictions beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+
+from benchmarks.study.results.records import SetQuality
+from laplora.errors import DataError
+
+_ORDERS = re.compile(r"\b(\d+) option orders\b")
+
+
+class MethodResult(BaseModel):
+    """One method in a result.json: how it is written, and what it cost; further keys are its own parameters."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    title: str
+    family: str
+    calibration_nll: float | None = None
+    seconds: float | None = None
+    bytes: int | None = None
+
+    @property
+    def option_orders(self) -> int | None:
+        """The orders that its title says it averages, each a forward pass; None for a method of the user's order."""
+        found = _ORDERS.search(self.title)
+        return int(found[1]) if found else None
+
+    @property
+    def shared_title(self) -> str:
+        """The title without their number, which differs between tasks: questions with more options have more."""
+        return _ORDERS.sub("option orders", self.title)
+
+
+class SeedResult(BaseModel):
+    """A result.json. ``configuration``: anything else that makes two runs different experiments."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    task: str
+    seed: int
+    rows: int
+    train_rows: int
+    calibration_rows: int
+    steps: int
+    classes: int | tuple[str, ...]
+    capped: dict[str, Any]
+    recommended: str
+    recommendation_reason: str
+    review_score: str
+    methods: dict[str, MethodResult]
+    conformal: dict[str, dict[str, SetQuality]] = {}
+    rankings: dict[str, float | None] = {}
+    versions: dict[str, Any]
+    hardware: Any
+    configuration: Any = None
+
+
+@dataclass(frozen=True)
+class SplitLogits:
+    """A split's logits as the trained adapter gives them.
+
+    Attributes:
+        logits: (rows, classes); class_mask: (rows, classes) bool; labels: (rows,) int64.
+    """
+
+    logits: torch.Tensor
+    class_mask: torch.Tensor
+    labels: torch.Tensor
+
+
+@dataclass(frozen=True)
+class StoredLogits:
+    """The logits of the two splits that are not trained on."""
+
+    calibration: SplitLogits
+    test: SplitLogits
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """One finished task and seed.
+
+    Attributes:
+        result: its result.json.
+        labels: (rows,) int64; class_mask: (rows, classes) bool.
+        probs: method -> (rows, classes) float64, ``map`` and the recommended one among them.
+        scores: method -> (rows,) float64, where a method ranks mistakes by another score than its entropy.
+        logits: what else lies in the folder; None where only the two files were kept.
+    """
+
+    result: SeedResult
+    labels: torch.Tensor
+    class_mask: torch.Tensor
+    probs: dict[str, torch.Tensor]
+    scores: dict[str, torch.Tensor]
+    logits: StoredLogits | None = None
+
+
+def read_predictions(folder: Path) -> Predictions:
+    """Return one finished task and seed.
+
+    Raises:
+        DataError: files that are damaged, do not fit each other, or lack MAP or the recommended method.
+    """
+    try:
+        result = SeedResult.model_validate_json((folder / "result.json").read_bytes())
+        tensors = load_file(folder / "predictions.safetensors")
+        labels, class_mask = tensors["labels"].long(), tensors["class_mask"].bool()
+    except ValidationError as error:
+        fields = ", ".join(".".join(str(part) for part in e["loc"]) for e in error.errors())
+        raise DataError(f"{folder / 'result.json'}: bad or missing: {fields}") from None
+    except (SafetensorError, KeyError) as error:
+        raise DataError(f"{folder / 'predictions.safetensors'} cannot be used: {error}") from None
+    probs, scores = (
+        {k.removeprefix(head): v.double() for k, v in sorted(tensors.items()) if k.startswith(head)}
+        for head in ("probs.", "score.")
+    )
+    for name, values in probs.items():
+        if values.shape != class_mask.shape or len(values) != len(labels) or len(labels) != result.rows:
+            raise DataError(
+                f"{folder}: {result.rows} rows expected, labels {tuple(labels.shape)}, class_mask "
+                f"{tuple(class_mask.shape)}, probs.{name} {tuple(values.shape)}: they must fit each other"
+            )
+    unknown = sorted(set(probs) - set(result.methods))
+    if unknown or not {"map", result.recommended} <= set(probs):
+        raise DataError(
+            f"{folder}: probs must hold map, the recommended {result.recommended} and only methods of result.json, "
+            f"got {sorted(probs)}" + (f" with {unknown} unknown" if unknown else "")
+        )
+    return Predictions(result, labels, class_mask, probs, scores, _read_logits(folder))
+
+
+def _read_logits(folder: Path) -> StoredLogits | None:
+    """Return the splits' logits, of files that hold much more; None where they are gone."""
+    found = []
+    for split in ("calibration", "test"):
+        path = folder / f"{split}.safetensors"
+        if not path.is_file():
+            return None
+        with safe_open(path, framework="pt") as handle:
+            found.append(SplitLogits(*(handle.get_tensor(k) for k in ("logits", "class_mask", "labels"))))
+    return StoredLogits(*found)
+
+
+def digest(predictions: Predictions) -> str:
+    """Return what tells one experiment from another, the seed left out: SHA-256, hexadecimal."""
+    names = {"task", "rows", "train_rows", "calibration_rows", "steps", "classes", "configuration"}
+    chosen = predictions.result.model_dump(mode="json", include=names)
+    settings = json.dumps(without_folders(chosen), sort_keys=True)
+    content = hashlib.sha256(settings.encode())
+    content.update(predictions.labels.numpy().tobytes())
+    content.update(predictions.class_mask.numpy().tobytes())
+    return content.hexdigest()
+
+
+def without_folders(value: Any) -> Any:
+    """Return a JSON value with absolute paths cut to their last part: they differ between machines, and say nothing."""
+    if isinstance(value, dict):
+        return {k: without_folders(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_folders(v) for v in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value

@@ -1,0 +1,1 @@
+"""From what the members of an artifact say of a batch to its answers."""

@@ -1,0 +1,86 @@
+"""Which rows the fast predictive leaves to the exact one: where its covariance's error could decide, and the strange.
+
+Every row has an error of its own (``laplora.predictive.distilled_error``). Of a row unlike all that the covariance was
+learnt from that error is an extrapolation, so such a row is left to the exact predictive whatever it says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from laplora.answers.prediction import row_scores
+from laplora.decisions.thresholds import Decision, ModeThresholds
+from laplora.decisions.uncertainty import decide, decompose, raise_flags
+from laplora.predictive.gaussian import PosteriorPredictive, class_probs
+from laplora.predictive.kinds import PREDICTIVES, predictive_probs
+
+
+@dataclass(frozen=True)
+class Deferral:
+    """Which rows of a batch ``fast`` leaves to ``laplace``, and why.
+
+    Attributes:
+        rows: all of them, in order.
+        unfamiliar: those that are unlike what the covariance was learnt from, in order.
+        variance: (batch,), the kernel machine's own; None in artifacts of format 3 that do not tell.
+    """
+
+    rows: list[int]
+    unfamiliar: list[int]
+    variance: torch.Tensor | None
+
+
+def rows_to_defer(
+    thresholds: ModeThresholds,
+    *,
+    log_error: torch.Tensor,
+    unfamiliar: torch.Tensor,
+    logits: torch.Tensor,
+    contrast_mean: torch.Tensor,
+    covariance: torch.Tensor,
+    class_mask: torch.Tensor,
+    label_mass: torch.Tensor,
+    truncated: Sequence[bool],
+) -> list[int]:
+    """Return the unfamiliar rows and those whose label or decision changes within the error of their covariance.
+
+    The covariance is multiplied and divided by ``exp(log_error)``.
+
+    Args:
+        thresholds: of ``fast``.
+        log_error: (batch,), one standard deviation of the logarithm of its covariance; unfamiliar: (batch,) bool.
+        logits: (batch, classes), nats; contrast_mean: (batch, classes - 1).
+        covariance: (batch, classes - 1, classes - 1), predicted.
+        class_mask: (batch, classes) bool; label_mass: (batch,); truncated: per row.
+    """
+    map_probs = class_probs(logits, class_mask)
+    found = []
+    for factor in (torch.ones_like(log_error), log_error.exp(), (-log_error).exp()):
+        scaled = factor[:, None, None] * covariance
+        predictive = predictive_probs(PREDICTIVES["fast"], contrast_mean[None], scaled[None], class_mask)
+        decisions = decisions_of(thresholds, predictive, map_probs, label_mass, truncated)
+        found.append(list(zip(predictive.probs.argmax(1).tolist(), decisions, strict=True)))
+    strange = unfamiliar.tolist()
+    return [i for i, answers in enumerate(zip(*found, strict=True)) if strange[i] or len(set(answers)) > 1]
+
+
+def decisions_of(
+    thresholds: ModeThresholds,
+    predictive: PosteriorPredictive,
+    map_probs: torch.Tensor,
+    label_mass: torch.Tensor,
+    truncated: Sequence[bool],
+) -> list[Decision]:
+    """Return what a predictive's thresholds decide of each row; without label sets, whose size decides nothing."""
+    flags = raise_flags(
+        thresholds,
+        probs=predictive.probs,
+        label_mass=label_mass,
+        set_sizes=torch.ones(len(predictive)),
+        truncated=truncated,
+        epistemic=decompose(predictive).epistemic,
+    )
+    return decide(thresholds, row_scores(thresholds, predictive, map_probs), flags)

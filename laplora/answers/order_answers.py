@@ -1,0 +1,173 @@
+"""An input asked in several orders of its options, and the one answer that its prompts' answers make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from laplora.answers.prediction import Prediction, row_scores, verdicts
+from laplora.artifact.manifest import Manifest
+from laplora.decisions.uncertainty import decompose, entropy
+from laplora.errors import InvalidInputError
+from laplora.predictive.gaussian import PosteriorPredictive
+from laplora.predictive.kinds import PredictiveName
+from laplora.predictive.order_average import average_by_input, average_orders, order_information
+from laplora.prompts.option_order import Order, count_choices, option_orders, permute_choices, restore_logits
+from laplora.prompts.templates import EncodedRow, PromptTemplate
+
+
+@dataclass(frozen=True)
+class OrderedRows:
+    """One input's prompts.
+
+    Attributes:
+        rows: one for each order, the user's own first.
+        orders: ``orders[k][i]`` is the index, in the user's list, of the option that prompt k shows at place i.
+    """
+
+    rows: tuple[EncodedRow, ...]
+    orders: tuple[Order, ...]
+
+
+def encode_orders(
+    template: PromptTemplate,
+    inputs: Mapping[str, object],
+    encode: Callable[[Mapping[str, object]], EncodedRow],
+    budget: int | None = None,
+) -> OrderedRows:
+    """Return one input's prompts in the orders of ``option_orders``.
+
+    Args:
+        encode: turns one input into a row.
+        budget: the most prompts; None takes all orders of two or three options and as many as options of more.
+
+    Raises:
+        InvalidInputError: a template that takes no choices, an input without them, or what ``encode`` refuses.
+        ConfigError: a budget below 1.
+    """
+    if not template.takes_choices:
+        raise InvalidInputError(
+            f"order_average reorders a question's choices, and template {template.name!r} takes none: turn it off"
+        )
+    count = count_choices(inputs)
+    own = encode(inputs)  # refuses what the template does, such as a single choice, before any order is made
+    orders = option_orders(count, budget)
+    return OrderedRows((own, *(encode(permute_choices(inputs, order)) for order in orders[1:])), orders)
+
+
+def average_answer(manifest: Manifest, asked: OrderedRows, predictions: Sequence[Prediction]) -> Prediction:
+    """Return the one answer of an input, in the user's order.
+
+    The orders are equal members of a mixture: probabilities are averaged, those of every predictive; the centred
+    logits have the mixture's mean and covariance; the epistemic part of the uncertainty holds what the orders
+    disagree about. Flags, set and decision come from the averages by the artifact's thresholds.
+
+    Args:
+        predictions: of the prompts, in their order, all of one predictive.
+
+    Raises:
+        DataError: another number of predictions than prompts.
+    """
+    first, orders = predictions[0], asked.orders
+    name = first.predictive
+    each = _table([p.probs for p in predictions])
+    map_probs = _mean([p.map_probs for p in predictions], orders)
+    spread = [p.probs_std for p in predictions if p.probs_std is not None]
+    std = _table(spread) if spread else torch.zeros_like(each)
+    served = average_orders(PosteriorPredictive(each, std, _expected_entropy(predictions)), orders, [len(orders)])
+    probs = map_probs if name == "map" else served.probs
+    split = decompose(served)
+
+    others = {
+        other: _other(manifest, other, predictions, orders)
+        for other in manifest.predictives
+        if other in first.calibrated_probs
+    }
+    score = row_scores(manifest.predictives[name].thresholds, served, map_probs)
+    verdict = verdicts(
+        manifest,
+        name,
+        probs=probs,
+        class_mask=torch.ones_like(probs, dtype=torch.bool),
+        label_mass=torch.tensor([p.label_mass for p in predictions], dtype=torch.float64).mean(0, keepdim=True),
+        truncated=[any(p.truncated for p in predictions)],
+        epistemic=split.epistemic,
+        score=score,
+    )
+    logit_mean, covariance = _logit_moments(predictions, orders)
+    return replace(
+        first,
+        label_index=int(probs[0].argmax()),
+        map_probs=map_probs[0].tolist(),
+        probs=probs[0].tolist(),
+        probs_std=served.std[0].tolist(),
+        logit_mean=logit_mean.tolist(),
+        logit_variance=None if covariance is None else covariance.diagonal().clamp_min(0).tolist(),
+        logit_covariance=None if covariance is None else covariance.tolist(),
+        total=float(split.total),
+        aleatoric=float(split.aleatoric),
+        epistemic=float(split.epistemic),
+        label_mass=sum(p.label_mass for p in predictions) / len(predictions),
+        score=float(score),
+        prediction_set=[label for k, label in enumerate(first.labels) if verdict.sets[0, k]],
+        flags=list(verdict.flags[0]),
+        decision=verdict.decisions[0],
+        calibrated_probs={other: predictive.probs[0].tolist() for other, predictive in others.items()},
+        calibrated_scores={
+            other: float(row_scores(manifest.predictives[other].thresholds, found, map_probs))
+            for other, found in others.items()
+        },
+        tokens=sum(p.tokens for p in predictions),
+        truncated=any(p.truncated for p in predictions),
+        orders=len(orders),
+        order_information=float(order_information(each, orders, [len(orders)])),
+    )
+
+
+def _table(rows: Sequence[Sequence[float]]) -> torch.Tensor:
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def _mean(rows: Sequence[Sequence[float]], orders: Sequence[Order]) -> torch.Tensor:
+    """Return (1, classes) the mean over the orders, in the user's."""
+    return average_by_input(restore_logits(_table(rows), orders), [len(orders)])
+
+
+def _expected_entropy(predictions: Sequence[Prediction]) -> torch.Tensor:
+    """Return (orders,) the aleatoric part of each answer: all of its entropy where there is one set of weights."""
+    return torch.tensor([p.total if p.aleatoric is None else p.aleatoric for p in predictions], dtype=torch.float64)
+
+
+def _other(
+    manifest: Manifest, other: PredictiveName, predictions: Sequence[Prediction], orders: Sequence[Order]
+) -> PosteriorPredictive:
+    """Return the average of a predictive that is only beside the answer: its probabilities, and what its score needs.
+
+    Its epistemic part is known where it is the score: the expected entropy is what it leaves of the total.
+    """
+    each = _table([p.calibrated_probs[other] for p in predictions])
+    expected = entropy(each)
+    thresholds = manifest.predictives[other].thresholds
+    if thresholds is not None and thresholds.review.score == "epistemic":
+        expected = expected - torch.tensor([p.calibrated_scores[other] for p in predictions], dtype=torch.float64)
+    return average_orders(PosteriorPredictive(each, torch.zeros_like(each), expected), orders, [len(orders)])
+
+
+def _logit_moments(
+    predictions: Sequence[Prediction], orders: Sequence[Order]
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return mean (classes,) of the centred logits over the orders, and covariance (classes, classes), nats squared.
+
+    The covariance is the mean of the orders' plus the covariance of their means; None where no posterior was run.
+    """
+    means = restore_logits(_table([p.logit_mean for p in predictions]), orders)
+    mean = means.mean(0)
+    within = [p.logit_covariance for p in predictions]
+    places = [torch.tensor(order).argsort() for order in orders]
+    restored = [_table(v)[at][:, at] for v, at in zip(within, places, strict=True) if v is not None]
+    if len(restored) < len(predictions):
+        return mean, None
+    centred = means - mean
+    return mean, torch.stack(restored).mean(0) + centred.T @ centred / len(orders)

@@ -1,0 +1,228 @@
+"""From what the members say of a batch to its answers: probabilities, uncertainty, flags, sets and decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from laplora.artifact.manifest import Manifest
+from laplora.decisions.conformal import label_sets
+from laplora.decisions.thresholds import Decision, Flag, ModeThresholds
+from laplora.decisions.uncertainty import decide, decompose, entropy, raise_flags, review_score
+from laplora.predictive.gaussian import PosteriorPredictive, class_probs, contrasts
+from laplora.predictive.kinds import PREDICTIVES, Members, PredictiveName, PredictiveSpec, predictive_probs
+from laplora.predictive.member_outputs import MemberOutputs, Wanted
+from laplora.prompts.templates import EncodedRow
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer to one row; every list has one entry per possible label of the row, in label order.
+
+    Attributes:
+        predictive: name of the predictive that made ``probs`` and all that follows from them.
+        labels: the possible labels.
+        label_index: of the most probable one under ``probs``.
+        map_probs: softmax of the logits at the trained weights.
+        probs: the predictive's mean.
+        probs_std: standard deviation of each probability over the weights; None where the predictive has one set
+            of weights only (``map``, ``temperature``), as are ``aleatoric`` and ``epistemic``.
+        logit_mean: centred logits at the trained weights, nats.
+        logit_variance: of the centred logits under the trained adapter's posterior, nats squared; None where no
+            posterior was asked for.
+        logit_covariance: the whole matrix.
+        total, aleatoric, epistemic: nats; total is the entropy of ``probs``.
+        label_mass: probability of the possible labels under the full-vocabulary softmax.
+        score: what the predictive's review rule compares, nats.
+        prediction_set: split-conformal set of labels.
+        flags: see ``laplora.decisions.uncertainty.FLAGS``.
+        decision: ``accept`` or ``review``.
+        calibrated_probs: by the name of each other predictive that what was computed is enough for, ``map`` aside.
+        calibrated_scores: by the same names, what ranks their mistakes, nats.
+        tokens: length of the prompt, of all of them where several orders were asked; truncated: whether it was cut.
+        orders: of the options, that the answer is an average over (``laplora.answers.order_answers``).
+        order_information: nats, mutual information of label and order: the part of ``epistemic`` that is disagreement
+            of the orders; None where one was asked.
+    """
+
+    predictive: PredictiveName
+    labels: tuple[str, ...]
+    label_index: int
+    map_probs: list[float]
+    probs: list[float]
+    probs_std: list[float] | None
+    logit_mean: list[float]
+    logit_variance: list[float] | None
+    logit_covariance: list[list[float]] | None
+    total: float
+    aleatoric: float | None
+    epistemic: float | None
+    label_mass: float
+    score: float
+    prediction_set: list[str]
+    flags: list[Flag]
+    decision: Literal["accept", "review"]
+    calibrated_probs: dict[str, list[float]]
+    calibrated_scores: dict[str, float]
+    tokens: int
+    truncated: bool
+    orders: int = 1
+    order_information: float | None = None
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """What a predictive's thresholds say of a batch.
+
+    Attributes:
+        sets: (batch, classes) bool, the conformal sets.
+        flags: each row's; decisions: each row's.
+    """
+
+    sets: torch.Tensor
+    flags: list[list[Flag]]
+    decisions: list[Decision]
+
+
+def verdicts(
+    manifest: Manifest,
+    name: PredictiveName,
+    *,
+    probs: torch.Tensor,
+    class_mask: torch.Tensor,
+    label_mass: torch.Tensor,
+    truncated: Sequence[bool],
+    epistemic: torch.Tensor | None,
+    score: torch.Tensor,
+) -> Verdicts:
+    """Return sets, flags and decisions by a predictive's thresholds.
+
+    Args:
+        name: one of ``manifest.servable``.
+        probs: (batch, classes); class_mask: (batch, classes) bool.
+        label_mass: (batch,); truncated: per row.
+        epistemic: (batch,) nats, or None; score: (batch,) of ``row_scores``.
+    """
+    record = manifest.predictives[name]
+    assert record.thresholds is not None
+    assert record.conformal is not None
+    sets = label_sets(manifest.calibration.conformal, probs, record.conformal, class_mask)
+    flags = raise_flags(
+        record.thresholds,
+        probs=probs,
+        label_mass=label_mass,
+        set_sizes=sets.sum(1),
+        truncated=truncated,
+        epistemic=epistemic,
+    )
+    return Verdicts(sets, flags, decide(record.thresholds, score, flags))
+
+
+def wanted_outputs(names: Sequence[PredictiveName]) -> set[Wanted]:
+    """Return what must run for these predictives."""
+    return {(PREDICTIVES[name].members, PREDICTIVES[name].covariance) for name in names}
+
+
+def has_spread(spec: PredictiveSpec) -> bool:
+    """Return whether a predictive averages over several weights, so that there is something epistemic to it."""
+    return spec.covariance or spec.members != "single"
+
+
+def mixtures(manifest: Manifest, outputs: MemberOutputs) -> dict[PredictiveName, PosteriorPredictive]:
+    """Return the moments of every predictive of the artifact that the outputs are enough for."""
+    found = {}
+    for name in manifest.predictives:
+        spec = manifest.spec(name)
+        if spec.members not in outputs.means or (spec.covariance and spec.members not in outputs.covariances):
+            continue
+        covariances = outputs.covariances[spec.members] if spec.covariance else None
+        found[name] = predictive_probs(spec, outputs.means[spec.members], covariances, outputs.class_mask)
+    return found
+
+
+def row_scores(
+    thresholds: ModeThresholds | None, predictive: PosteriorPredictive, map_probs: torch.Tensor
+) -> torch.Tensor:
+    """Return (batch,) what ranks a predictive's mistakes: its review score, or the entropy where it has no rule."""
+    if thresholds is None:
+        return entropy(predictive.probs)
+    epistemic = decompose(predictive).epistemic
+    return review_score(thresholds, map_probs=map_probs, probs=predictive.probs, epistemic=epistemic)
+
+
+def build_predictions(
+    manifest: Manifest, rows: Sequence[EncodedRow], outputs: MemberOutputs, name: PredictiveName
+) -> list[Prediction]:
+    """Return the answers of one predictive, in row order.
+
+    Args:
+        name: one of ``manifest.servable`` that the outputs are enough for.
+    """
+    spec = manifest.spec(name)
+    found = mixtures(manifest, outputs)
+    map_probs = class_probs(outputs.logits, outputs.class_mask)
+    served = found[name]
+    probs = map_probs if name == "map" else served.probs
+    split = decompose(served)
+    spread = has_spread(spec)
+    epistemic = split.epistemic if spread else None
+    scores = {
+        other: row_scores(manifest.predictives[other].thresholds, predictive, map_probs)
+        for other, predictive in found.items()
+    }
+    verdict = verdicts(
+        manifest,
+        name,
+        probs=probs,
+        class_mask=outputs.class_mask,
+        label_mass=outputs.label_mass,
+        truncated=[r.truncated for r in rows],
+        epistemic=epistemic,
+        score=scores[name],
+    )
+    others = [other for other in found if other not in ("map", name)]
+    answers = []
+    for i, row in enumerate(rows):
+        count = row.class_count
+        labels = manifest.labels[:count]
+        logits = outputs.logits[i, :count]
+        covariance = None
+        kind: Members = "distilled" if name == "fast" else "single"
+        if kind in outputs.covariances:
+            covariance = _centred(outputs.covariances[kind][0, i], len(manifest.labels), count)
+        answers.append(
+            Prediction(
+                predictive=name,
+                labels=labels,
+                label_index=int(probs[i].argmax()),
+                map_probs=map_probs[i, :count].tolist(),
+                probs=probs[i, :count].tolist(),
+                probs_std=served.std[i, :count].tolist() if spread else None,
+                logit_mean=(logits - logits.mean()).tolist(),
+                logit_variance=None if covariance is None else covariance.diagonal().clamp_min(0).tolist(),
+                logit_covariance=None if covariance is None else covariance.tolist(),
+                total=float(split.total[i]),
+                aleatoric=float(split.aleatoric[i]) if spread else None,
+                epistemic=float(split.epistemic[i]) if spread else None,
+                label_mass=float(outputs.label_mass[i]),
+                score=float(scores[name][i]),
+                prediction_set=[label for k, label in enumerate(labels) if verdict.sets[i, k]],
+                flags=list(verdict.flags[i]),
+                decision=verdict.decisions[i],
+                calibrated_probs={other: found[other].probs[i, :count].tolist() for other in others},
+                calibrated_scores={other: float(scores[other][i]) for other in others},
+                tokens=len(row.token_ids),
+                truncated=row.truncated,
+            )
+        )
+    return answers
+
+
+def _centred(contrast_covariance: torch.Tensor, classes: int, count: int) -> torch.Tensor:
+    """Return the covariance of the first ``count`` logits less their mean, (count, count)."""
+    transform = contrasts(classes, torch.float64)[:count]
+    transform = transform - transform.mean(0)
+    return transform @ contrast_covariance @ transform.T

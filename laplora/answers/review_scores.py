@@ -1,0 +1,101 @@
+"""The calibration rows' review scores, kept with an artifact: decisions for a risk that only a request states."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from laplora.answers.prediction import Prediction
+from laplora.decisions.review import Sureness, accept_threshold
+from laplora.decisions.thresholds import ModeThresholds
+from laplora.decisions.uncertainty import decide, entropy
+from laplora.errors import ArtifactCorruptError
+from laplora.predictive.gaussian import PosteriorPredictive
+from laplora.predictive.kinds import PredictiveName
+
+
+@dataclass(frozen=True)
+class ReviewScores:
+    """One predictive on the calibration rows, each row under what was fitted without it.
+
+    Attributes:
+        score: (rows,) float64, its review score, nats.
+        error: (rows,) bool, whether its most probable label was wrong; MAP's where the guarantee is ``upper_bound``.
+    """
+
+    score: torch.Tensor
+    error: torch.Tensor
+
+
+def review_scores(
+    thresholds: ModeThresholds,
+    predictive: PosteriorPredictive,
+    map_probs: torch.Tensor,
+    labels: torch.Tensor,
+    sureness: Sureness,
+) -> ReviewScores:
+    """Return what a predictive's thresholds for another target risk are fitted on.
+
+    Under ``upper_bound`` that is MAP: its entropy and its mistakes (``laplora.decisions.uncertainty.agreed_entropy``).
+
+    Args:
+        predictive: of the calibration rows; map_probs: (rows, classes), theirs; labels: (rows,) int64.
+        sureness: what ``fit_thresholds`` had for the predictive.
+    """
+    if thresholds.review.guarantee == "upper_bound":
+        return ReviewScores(entropy(map_probs), map_probs.argmax(1) != labels)
+    return ReviewScores(sureness.entropy, predictive.probs.argmax(1) != labels)
+
+
+def score_tensors(scores: Mapping[PredictiveName, ReviewScores]) -> dict[str, torch.Tensor]:
+    """Return the scores as named tensors, for safetensors."""
+    tensors = {f"{name}.score": s.score.double().cpu() for name, s in scores.items()}
+    return tensors | {f"{name}.error": s.error.to("cpu", torch.uint8) for name, s in scores.items()}
+
+
+def read_scores(path: Path, names: Sequence[str], rows: int) -> dict[str, ReviewScores]:
+    """Return the scores in a file, by predictive.
+
+    Args:
+        names: the predictives that must be there; rows: of the calibration split.
+
+    Raises:
+        ArtifactCorruptError: an unreadable file, a tensor missing, or one of another shape or with NaN.
+    """
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise ArtifactCorruptError(f"{path.name} cannot be read as safetensors: {error}") from None
+    found: dict[str, ReviewScores] = {}
+    for name in names:
+        score, wrong = tensors.get(f"{name}.score"), tensors.get(f"{name}.error")
+        if score is None or wrong is None or score.shape != (rows,) or wrong.shape != (rows,):
+            raise ArtifactCorruptError(f"{path.name} does not hold the {rows} scores and errors of {name!r}")
+        if not score.is_floating_point() or not bool(score.isfinite().all()):
+            raise ArtifactCorruptError(f"{path.name}: a score of {name!r} is not a number")
+        found[name] = ReviewScores(score.double(), wrong != 0)
+    return found
+
+
+def thresholds_at(thresholds: ModeThresholds, scores: ReviewScores, target_risk: float) -> ModeThresholds:
+    """Return the thresholds for another target risk; the score, the guarantee and the flags stay the artifact's.
+
+    Raises:
+        ConfigError: a target risk outside (0, 1).
+    """
+    rule = thresholds.review
+    options = {} if rule.confidence is None else {"confidence": rule.confidence}
+    limit = accept_threshold(scores.score, scores.error, target_risk, guarantee=rule.guarantee, **options)
+    return thresholds.model_copy(update={"review": rule.model_copy(update={"threshold": limit})})
+
+
+def decided_at(predictions: Sequence[Prediction], thresholds: ModeThresholds) -> list[Prediction]:
+    """Return the predictions with the decisions that other thresholds (``thresholds_at``) give."""
+    score = torch.tensor([p.score for p in predictions], dtype=torch.float64)
+    decisions = decide(thresholds, score, [p.flags for p in predictions])
+    return [replace(p, decision=d) for p, d in zip(predictions, decisions, strict=True)]

@@ -1,0 +1,1 @@
+"""The artifact: a folder that holds everything a served answer depends on, but for the base weights."""

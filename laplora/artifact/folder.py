@@ -1,0 +1,251 @@
+"""The artifact: a folder that holds everything a served answer depends on, but for the base weights.
+
+``artifacts/FORMAT.md`` is the written format, ``laplora.artifact.manifest`` what it says of itself. An artifact is
+written to a temporary folder and renamed, so a reader never sees half of one; it is verified against its manifest
+whenever it is read.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from laplora.artifact.manifest import (
+    ADAPTER_FILES,
+    DISTILLED,
+    MANIFEST,
+    POSTERIOR,
+    REQUIRED,
+    SCORES,
+    FileRecord,
+    Manifest,
+    parse_manifest,
+)
+from laplora.errors import ArtifactCorruptError, ArtifactError, ArtifactNotFoundError, ArtifactWriteError
+from laplora.models.wheels import file_sha256
+
+#: Most bytes of a manifest. It is read whole; every other file by the size that the manifest states.
+MAX_MANIFEST_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A verified artifact on disk.
+
+    Attributes:
+        path: its folder.
+        manifest: its manifest.
+        digest: ``sha256:`` and the digest of the manifest's bytes, which hold every other file's digest.
+    """
+
+    path: Path
+    manifest: Manifest
+    digest: str
+
+    @property
+    def name(self) -> str:
+        """The artifact's name."""
+        return self.manifest.name
+
+
+def read_artifact(path: Path) -> Artifact:
+    """Return the artifact in a folder, after checking every file against the manifest.
+
+    An artifact that is replaced while it is read is read again: the result is the old one or the new one.
+
+    Raises:
+        ArtifactNotFoundError: no such folder, or one without a manifest.
+        ArtifactIncompatibleError: written in another format version.
+        ArtifactCorruptError: a manifest that does not parse; a file missing, left over, cut, changed or
+            unreadable; a link out of the folder.
+    """
+    while True:
+        before = _identity(path)
+        try:
+            artifact = _read_once(path)
+        except ArtifactError:
+            if _identity(path) == before:
+                raise
+            continue
+        if _identity(path) == before:
+            return artifact
+
+
+def _identity(path: Path) -> tuple[int, ...] | None:
+    """Return what tells a folder from the one that replaces it under the same name.
+
+    The times too: a file system gives the number of a folder that is gone to the next one.
+    """
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _read_once(path: Path) -> Artifact:
+    manifest_path = path / MANIFEST
+    if not manifest_path.is_file():
+        raise ArtifactNotFoundError(
+            f"no artifact at {path.name!r}: expected a folder with a {MANIFEST}; 'python -m training run' makes one"
+        )
+    try:
+        size = manifest_path.stat().st_size
+        if size > MAX_MANIFEST_BYTES:
+            raise ArtifactCorruptError(f"{MANIFEST} of {path.name!r} has {size} bytes, more than {MAX_MANIFEST_BYTES}")
+        raw = manifest_path.read_bytes()
+        manifest = parse_manifest(path.name, raw)
+        _verify_files(path, manifest)
+    except OSError as error:
+        raise ArtifactCorruptError(f"artifact {path.name!r} cannot be read: {error.strerror}") from None
+    except RuntimeError:  # of Python 3.11 and 3.12, from Path.resolve
+        raise ArtifactCorruptError(f"artifact {path.name!r} has a link that leads to itself") from None
+    return Artifact(path, manifest, "sha256:" + hashlib.sha256(raw).hexdigest())
+
+
+def _verify_files(path: Path, manifest: Manifest) -> None:
+    root = path.resolve()
+    present = {p.relative_to(path).as_posix() for p in path.rglob("*") if not p.is_dir()} - {MANIFEST}
+    wanted = {*manifest.files, *REQUIRED, *({SCORES} if manifest.calibration.scores else set())}
+    wanted |= {DISTILLED} if manifest.distilled else set()
+    for member in manifest.members:
+        wanted |= {f"{member.folder}/{file}" for file in ADAPTER_FILES}
+        wanted |= {f"{member.folder}/{POSTERIOR}"} if member.prior else set()
+    missing, extra = sorted(wanted - present), sorted(present - set(manifest.files))
+    if missing or extra:
+        raise ArtifactCorruptError(
+            f"artifact {path.name!r}: files missing {missing[:4]}, not in the manifest {extra[:4]}"
+        )
+    for name in (MANIFEST, *manifest.files):
+        if not (path / name).resolve().is_relative_to(root):
+            raise ArtifactCorruptError(f"artifact {path.name!r}: {name} leads out of the folder")
+        if not (path / name).is_file():
+            raise ArtifactCorruptError(f"artifact {path.name!r}: {name} is not a regular file")
+    for name, record in manifest.files.items():
+        _verify_file(path, name, record)
+
+
+def _verify_file(path: Path, name: str, record: FileRecord) -> None:
+    file = path / name
+    size = file.stat().st_size
+    if size != record.size_bytes:
+        with file.open("rb") as handle:
+            pointer = handle.read(64).startswith(b"version https://git-lfs")
+        hint = ": it is a git-lfs pointer, fetch the real file with 'git lfs pull'" if pointer else ""
+        raise ArtifactCorruptError(
+            f"artifact {path.name!r}: {name} has {size} bytes, the manifest says {record.size_bytes}{hint}"
+        )
+    digest = file_sha256(file)
+    if digest != record.sha256:
+        raise ArtifactCorruptError(
+            f"artifact {path.name!r}: {name} has the SHA-256 {digest[:12]}..., the manifest says "
+            f"{record.sha256[:12]}...: it is not the file that was written, copy the artifact again"
+        )
+
+
+def file_records(folder: Path) -> dict[str, FileRecord]:
+    """Return a record of every file in a folder but the manifest, by path."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    return {
+        p.relative_to(folder).as_posix(): FileRecord(sha256=file_sha256(p), size_bytes=p.stat().st_size) for p in files
+    }
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest, the last file of an artifact."""
+    text = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+@contextmanager
+def new_artifact(target: Path) -> Iterator[Path]:
+    """Yield a temporary folder that becomes ``target`` when the block ends without an error.
+
+    An older artifact there is replaced; on an error it stays and the temporary folder goes.
+
+    Raises:
+        ArtifactWriteError: the disk is full, or the user's share of it; or what is there is no artifact.
+    """
+    check_replaceable(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    try:
+        yield partial
+        for item in [partial, *partial.rglob("*")]:
+            item.chmod(0o755 if item.is_dir() else 0o644)
+        _replace_folder(partial, target)
+    except (OSError, SafetensorError) as error:
+        if _is_full(error):
+            raise ArtifactWriteError(
+                f"no room to write the artifact {target.name!r}: make room on its disk and try again; nothing changed"
+            ) from error
+        raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_replaceable(target: Path) -> None:
+    """Raise ArtifactWriteError where an artifact would take the place of something that is none."""
+    if target.is_dir() and (not any(target.iterdir()) or _has_manifest(target)):
+        return
+    if target.exists() or target.is_symlink():
+        raise ArtifactWriteError(
+            f"{target} is there and is no artifact: it would be replaced. Give the artifact another name or folder, or "
+            "remove it"
+        )
+
+
+def _has_manifest(folder: Path) -> bool:
+    """Return whether a folder's manifest is one of an artifact, of any format, and no web page's or package's."""
+    try:
+        fields = json.loads((folder / MANIFEST).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(fields, dict) and type(fields.get("format_version")) is int
+
+
+def _is_full(error: OSError | SafetensorError) -> bool:
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if isinstance(error, OSError):
+        return error.errno in numbers
+    # safetensors writes by itself, and gives the number in its message alone.
+    return any(f"os error {number})" in str(error) for number in numbers)
+
+
+def _replace_folder(new: Path, target: Path) -> None:
+    """Move ``new`` to ``target``; what was there before ends up at ``new``, or is gone."""
+    if not target.exists():
+        new.rename(target)
+        return
+    if _exchange(new, target):
+        return
+    # where folders cannot change places in one step, the name is free for a moment
+    old = new.with_suffix(".old")
+    target.rename(old)
+    try:
+        new.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two folders change places in one step, where the system can (Linux); return whether it did."""
+    if sys.platform != "linux":
+        return False
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return renameat2 is not None and renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0

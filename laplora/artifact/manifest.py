@@ -1,0 +1,245 @@
+"""What an artifact says of itself: the records of its manifest, and the names of its files.
+
+``artifacts/FORMAT.md`` is the written format.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from laplora.artifact.older_formats import upgraded
+from laplora.artifact.strict_json import strict_json
+from laplora.decisions.conformal import ConformalScore
+from laplora.decisions.thresholds import ModeThresholds
+from laplora.errors import ArtifactCorruptError, ArtifactIncompatibleError
+from laplora.models.base import BaseSpec
+from laplora.posterior.base import Prior
+from laplora.predictive.kinds import PREDICTIVES, PredictiveName, PredictiveSpec, predictive_spec
+from laplora.prompts.templates import PromptTemplate
+
+FORMAT_VERSION = 4
+#: Versions that are read; older ones as what they would be in this one (``laplora.artifact.older_formats``).
+READ_VERSIONS = (1, 2, 3, FORMAT_VERSION)
+MANIFEST = "manifest.json"
+POSTERIOR = "posterior.safetensors"
+GOLDEN = "golden.json"
+SCORES = "scores.safetensors"
+DISTILLED = "distilled.safetensors"
+ADAPTER_FOLDER = "adapter"
+#: What every artifact has, next to its manifest. The adapter is never the pickled file that PEFT would fall back to.
+ADAPTER_FILES = (f"{ADAPTER_FOLDER}/adapter_config.json", f"{ADAPTER_FOLDER}/adapter_model.safetensors")
+REQUIRED = (*ADAPTER_FILES, POSTERIOR, GOLDEN)
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class FileRecord(_Record):
+    """One file of the artifact."""
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size_bytes: int = Field(ge=0)
+
+
+class TemplateRecord(_Record):
+    """The prompt template, whole."""
+
+    name: str
+    version: int
+    text: str
+    choice: str
+    choice_separator: str
+    label_prefix: str
+
+    def template(self) -> PromptTemplate:
+        """Return the template."""
+        return PromptTemplate(**self.model_dump())
+
+
+class PriorRecord(_Record):
+    """The served prior and how it was chosen."""
+
+    method: Literal["validation", "evidence", "leave_one_out"]
+    granularity: Literal["scalar", "group", "module"]
+    precision: dict[str, Annotated[float, Field(gt=0)]]
+    objective: float = Field(description="nats: log evidence, or minus the mean held-out NLL")
+
+    def prior(self) -> Prior:
+        """Return the prior."""
+        return Prior(self.granularity, self.precision)
+
+
+class CalibrationRecord(_Record):
+    """The calibration split, and what was asked of it."""
+
+    split: str = Field(description="its name")
+    rows: int = Field(ge=0)
+    folds: int | None = Field(
+        ge=2,
+        description="of the cross-fitting: thresholds, sets and scores are set on each row's outputs under what was "
+        "fitted without its fold; null: on what was fitted on the same rows (formats 1 to 3)",
+    )
+    coverage: float = Field(gt=0, lt=1, description="nominal, of the prediction sets")
+    conformal: ConformalScore = Field(description="score of the prediction sets")
+    scores: Literal["scores.safetensors"] | None = Field(
+        description="file of what each predictive's review score was on these rows, and where it erred; null: none"
+    )
+
+
+class MemberRecord(_Record):
+    """A further adapter of the ensemble, in a folder of its own."""
+
+    folder: str = Field(pattern=r"^members/[1-9][0-9]{0,3}$")
+    step: int = Field(ge=1, description="optimizer step at which it was kept")
+    prior: PriorRecord | None = Field(description="of its posterior; null when it has none")
+
+
+class DistilledRecord(_Record):
+    """What predicts the covariance from a forward pass, in ``distilled.safetensors``."""
+
+    inputs: int = Field(ge=1, description="whose exact covariances it was distilled from")
+    error: float = Field(
+        ge=0,
+        description="root mean square of log(trace predicted / trace exact), calibration rows held out of the fit",
+    )
+    false_alarms: float | None = Field(
+        gt=0,
+        lt=1,
+        description="share of rows like the calibration rows that may count as unfamiliar; null: of format 3, whose "
+        "file says nothing of a row's own error",
+    )
+
+
+class DropoutRecord(_Record):
+    """The masks of MC dropout: numbers enough to draw them again."""
+
+    probability: float = Field(gt=0, lt=1, description="of an input feature to be dropped")
+    members: int = Field(ge=2, description="masks")
+    seed: int = Field(ge=0)
+
+
+class PredictiveRecord(_Record):
+    """One way to turn a row into probabilities, and what was fitted for it on the calibration split."""
+
+    members: Literal["single", "distilled", "checkpoints", "dropout"]
+    member_count: int = Field(ge=1)
+    covariance: bool = Field(description="whether each member carries its posterior")
+    temperature: float = Field(gt=0, description="divides the logits; 1 where none was fitted")
+    nll: float | None = Field(description="nats, mean over the calibration rows, each under what was fitted without it")
+    thresholds: ModeThresholds | None = Field(description="null: it is reported beside another, and serves no answer")
+    conformal: float | None = Field(description="threshold of its prediction sets; null with the thresholds")
+
+
+class RecommendedRecord(_Record):
+    """The predictive that answers unless a request names another."""
+
+    predictive: PredictiveName
+    reason: str
+    chosen_by: Literal["calibration", "configuration"]
+    table: dict[str, dict[str, float]] = Field(description="by predictive, cross-fitted on the calibration split")
+
+
+class Manifest(_Record):
+    """Everything about an artifact but its tensors."""
+
+    format_version: int = Field(description="of the format, see artifacts/FORMAT.md")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    created: str = Field(description="UTC, ISO 8601")
+    base_model: str
+    revision: str | None
+    base_weights_hash: str
+    quantization: Literal["nf4", "none"]
+    dtype: Literal["bfloat16", "float32"]
+    tokenizer_hash: str
+    template: TemplateRecord
+    labels: tuple[str, ...] = Field(min_length=2)
+    label_token_ids: tuple[int, ...] = Field(min_length=2)
+    max_tokens: int = Field(ge=8)
+    prior: PriorRecord
+    members: tuple[MemberRecord, ...] = Field(description="the ensemble's adapters beside the trained one")
+    dropout: DropoutRecord | None
+    distilled: DistilledRecord | None
+    calibration: CalibrationRecord
+    predictives: dict[PredictiveName, PredictiveRecord]
+    recommended: RecommendedRecord
+    metrics: dict[str, Any] = Field(description="on the test split, by method")
+    config: dict[str, Any] = Field(description="the run's configuration, resolved")
+    data: dict[str, Any] = Field(description="source, sizes and seeds of the splits")
+    versions: dict[str, str] = Field(description="of the packages that made it")
+    files: dict[str, FileRecord] = Field(description="every other file, by path in the artifact")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Manifest:
+        counts = {
+            "single": 1,
+            "distilled": 1 if self.distilled else 0,
+            "checkpoints": 1 + len(self.members),
+            "dropout": self.dropout.members if self.dropout else 0,
+        }
+        for name, record in self.predictives.items():
+            spec = PREDICTIVES[name]
+            if (record.members, record.covariance) != (spec.members, spec.covariance):
+                raise ValueError(f"predictives.{name} is a mixture over {spec.members}, covariance {spec.covariance}")
+            if record.member_count != counts[record.members]:
+                raise ValueError(
+                    f"predictives.{name} has {record.member_count} members, the artifact {counts[record.members]}"
+                )
+            if (record.thresholds is None) != (record.conformal is None):
+                raise ValueError(f"predictives.{name} has only one of thresholds and conformal")
+        if self.predictives.get("laplace_ensemble") and any(m.prior is None for m in self.members):
+            raise ValueError("predictives.laplace_ensemble needs a posterior of every member")
+        if len({m.folder for m in self.members}) != len(self.members):
+            raise ValueError("two members are in one folder")
+        if "fast" in self.servable and "laplace" not in self.servable:
+            raise ValueError("predictives.fast needs laplace, which answers where it is unsure")
+        if self.recommended.predictive == "fast":
+            raise ValueError("fast stands in for laplace, it cannot be the one recommended")
+        for name in ("map", self.recommended.predictive):
+            if name not in self.servable:
+                raise ValueError(f"the artifact must have the predictive {name!r}, with thresholds")
+        return self
+
+    @property
+    def servable(self) -> tuple[PredictiveName, ...]:
+        """The predictives that a request can ask for, in order."""
+        return tuple(name for name, record in self.predictives.items() if record.thresholds is not None)
+
+    def spec(self, name: PredictiveName) -> PredictiveSpec:
+        """Return one of the artifact's predictives with its temperature."""
+        return predictive_spec(name, self.predictives[name].temperature)
+
+    @property
+    def base(self) -> BaseSpec:
+        """The base model this artifact belongs to."""
+        return BaseSpec(self.base_model, self.revision, self.quantization, self.dtype)
+
+
+def parse_manifest(name: str, raw: bytes) -> Manifest:
+    """Return the manifest in a file's bytes; ``name`` is what messages call the artifact.
+
+    Raises:
+        ArtifactIncompatibleError: written in a format version that this one does not read.
+        ArtifactCorruptError: it does not parse, or has bad fields.
+    """
+    try:
+        fields = strict_json(raw)
+        version = fields["format_version"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise ArtifactCorruptError(
+            f"{MANIFEST} of {name!r} is not a JSON manifest: expected an object with a format_version"
+        ) from None
+    if type(version) is not int or version not in READ_VERSIONS:
+        raise ArtifactIncompatibleError(
+            f"artifact {name!r} has format {str(version)[:32]}, this version reads "
+            f"{', '.join(map(str, READ_VERSIONS))}: package it again"
+        )
+    try:
+        return Manifest.model_validate(upgraded(fields, version))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ArtifactCorruptError(f"{MANIFEST} of {name!r} lacks fields of format {version}: {error}") from None
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(str(p) for p in e['loc'])}: {e['msg']}" for e in error.errors()[:4])
+        raise ArtifactCorruptError(f"{MANIFEST} of {name!r} has bad fields: {problems}") from None

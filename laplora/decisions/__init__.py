@@ -1,0 +1,1 @@
+"""What is decided from probabilities: calibrators, prediction sets, flags, review, the recommendation."""

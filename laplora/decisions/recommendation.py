@@ -1,0 +1,182 @@
+"""Which predictive an artifact should serve by default, from losses on its calibration split."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from laplora.decisions.temperature import FEWEST_ROWS, SmallCalibrationWarning
+from laplora.errors import ConfigError, DataError, NonFiniteError
+
+#: Resamples of the paired bootstrap.
+_RESAMPLES = 2000
+
+#: Predictives that are MAP for one value of what is fitted: a temperature of 1, a prior of no variance.
+NESTING = frozenset({"temperature", "laplace", "laplace_temperature"})
+
+#: Nats over the rows: how far above MAP a predictive may be at most, five times the 1 / 2 that a needless fit of one
+#: number costs. Standard errors cannot see it: one outlier d among n rows makes mean and standard error both d / n.
+_COST = 5 / 2
+
+#: Standard errors: up to which a predictive that could have been MAP may be above it; by which any other must be below
+#: it; within which a cheaper one is as good as the best; and within which ``laplace`` is.
+_NESTED_GUARD, _GUARD, _CHEAPER, _LAPLACE = 1.0, 0.5, 1.0, 0.25
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """The predictive to serve by default.
+
+    Attributes:
+        predictive: its name.
+        reason: one sentence with figures.
+        table: by name ``nll`` (cross-fitted calibration NLL, mean over rows, nats), ``difference_to_map``, and
+            ``low`` and ``high``, the difference's paired-bootstrap interval at 95 %.
+    """
+
+    predictive: str
+    reason: str
+    table: dict[str, dict[str, float]]
+
+
+def recommend(losses: Mapping[str, torch.Tensor], order: Sequence[str], seed: int = 0) -> Recommendation:
+    """Return the predictive to serve by default.
+
+    Differences are paired, row by row, and measured in their standard errors. In this order:
+
+    1. A predictive that is fitted and could have come out as MAP (``NESTING``) is a candidate unless its NLL is above
+       MAP's by one standard error, or by more than 5 / 2n nats on n rows. Where no row stands out, a fit costs a
+       calibrated model some 1 / 2n, and leaving an overconfident one with MAP costs as much as it is overconfident.
+       Any other must be below MAP by more than 0.5 standard errors. If there is no candidate, MAP is served.
+    2. The best candidate has the lowest NLL.
+    3. Among the candidates within one standard error of it, the cheapest is chosen: a dearer one must win by more
+       than noise (the one-standard-error rule: Breiman et al. 1984). MAP is not among them; step 1 has
+       judged it.
+    4. But ``laplace``, if it is a candidate within 0.25 standard errors of the best one, is preferred to a cheaper
+       one: it is the predictive with a variance and an epistemic part, at no cost in NLL that 100 to 200 rows
+       could show. At one standard error it would be behind temperature scaling beyond noise on some of the
+       models whose variance says nothing about their mistakes.
+
+    Why these numbers: docs/lab-notes.md, from synthetic models (benchmarks/choices.py) and from the study
+    (benchmarks/choices_study.py). Calibration rows speak for new rows like them: on a shifted test split no rule keeps
+    the promise.
+
+    Args:
+        losses: by predictive (rows,) the NLL of the same calibration rows, cross-fitted; ``map`` among them.
+        order: the same names from the cheapest to serve to the dearest.
+        seed: of the bootstrap behind the reported intervals; the choice does not depend on it.
+
+    Raises:
+        ConfigError: no ``map``, or ``order`` that does not name every predictive once.
+        DataError: fewer than two rows, or losses of different length.
+        NonFiniteError: NaN or infinity in a loss.
+
+    Warns:
+        SmallCalibrationWarning: fewer than 20 rows.
+    """
+    names = list(order)
+    if "map" not in losses or sorted(names) != sorted(losses):
+        raise ConfigError(f"order must name every predictive once, map among them: {names} for {sorted(losses)}")
+    columns = {name: losses[name].detach().to("cpu", torch.float64) for name in names}
+    rows = len(columns["map"])
+    for name, column in columns.items():
+        if column.shape != (rows,) or rows < 2:
+            raise DataError(f"losses of {name!r} must be ({rows},) with at least two rows, got {tuple(column.shape)}")
+        if not column.isfinite().all():
+            raise NonFiniteError(f"a loss of {name!r} is NaN or infinite")
+    if rows < FEWEST_ROWS:
+        warnings.warn(
+            f"a predictive recommended on {rows} calibration rows is a guess: use at least {FEWEST_ROWS}",
+            SmallCalibrationWarning,
+            stacklevel=2,
+        )
+    table = _table(columns, seed)
+    chosen, why = _choose(columns)
+    entry = table[chosen]
+    figures = f"NLL {entry['nll']:.3f} on {rows} calibration rows"
+    if chosen != "map":
+        figures += f", {_against(entry['difference_to_map'])} (95 % {entry['low']:+.3f} to {entry['high']:+.3f})"
+    return Recommendation(chosen, f"{chosen}: {figures}; {why}", table)
+
+
+def _choose(columns: Mapping[str, torch.Tensor]) -> tuple[str, str]:
+    """Return the predictive and why; ``columns`` from the cheapest to the dearest.
+
+    Every claim of the sentence is about means of these losses, and each is looked up before it is made.
+    """
+    means = {name: float(column.mean()) for name, column in columns.items()}
+    rows = len(columns["map"])
+
+    def clear_of(name: str, other: str) -> float:
+        """Return the NLL above another's, in standard errors of the paired difference; 0 for equal losses."""
+        difference = columns[name] - columns[other]
+        mean, error = float(difference.mean()), float(difference.std()) / math.sqrt(len(difference))
+        return mean / error if error > 0 else math.copysign(math.inf, mean) if mean else 0.0
+
+    def passes(name: str) -> bool:
+        if means[name] - means["map"] > _COST / rows:
+            return False
+        lead = -clear_of(name, "map")
+        return lead != 0 and lead > (-_NESTED_GUARD if name in NESTING else _GUARD)
+
+    def standing(name: str) -> str:
+        """Return where a predictive stands among all: the lowest, or which are lower and why they are not served."""
+        lower = sorted((n for n in means if means[n] < means[name]), key=means.__getitem__)
+        if not lower:
+            return "no other is lower" if list(means.values()).count(means[name]) > 1 else "the lowest"
+        return ", ".join(f"{n} is lower by {_size(means[name] - means[n])}, {passed_over(n)}" for n in lower)
+
+    def passed_over(name: str) -> str:
+        if name == "map":
+            return "within one standard error"
+        # Never by more than the cost: what is lower than a candidate, or than MAP, is within it too.
+        if name in NESTING and means[name] > means["map"]:
+            return "but above map by at least one standard error"
+        return "but not below map by more than half a standard error"
+
+    candidates = [name for name in columns if name != "map" and passes(name)]
+    if not candidates:
+        return "map", standing("map")
+    best = min(candidates, key=means.__getitem__)
+    close = [name for name in candidates if clear_of(name, best) <= _CHEAPER]
+    if "laplace" in candidates and clear_of("laplace", best) <= _LAPLACE:
+        chosen, why = "laplace", f"within {_LAPLACE:g} standard errors of {best}, and it has a variance"
+    else:
+        chosen, why = close[0], f"within one standard error of {best}, and cheaper"
+    if chosen != best:
+        return chosen, why
+    return best, standing(best)
+
+
+def _against(difference: float) -> str:
+    """Return a difference to MAP in words that hold after rounding."""
+    return f"{difference:+.3f} against map" if abs(difference) >= 0.0005 else "no different from map to 0.001"
+
+
+def _size(difference: float) -> str:
+    return f"{difference:.3f}" if difference >= 0.0005 else "less than 0.001"
+
+
+def _table(columns: Mapping[str, torch.Tensor], seed: int) -> dict[str, dict[str, float]]:
+    """Return the NLLs and their paired differences to MAP with bootstrap intervals."""
+    stacked = torch.stack(list(columns.values()), 1)
+    rows = len(stacked)
+    differences = stacked - columns["map"][:, None]
+    generator = torch.Generator().manual_seed(seed)
+    resampled = torch.stack(
+        [differences[torch.randint(rows, (rows,), generator=generator)].mean(0) for _ in range(_RESAMPLES)]
+    )
+    low, high = resampled.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0)
+    return {
+        name: {
+            "nll": float(stacked[:, i].mean()),
+            "difference_to_map": float(differences[:, i].mean()),
+            "low": float(low[i]),
+            "high": float(high[i]),
+        }
+        for i, name in enumerate(columns)
+    }

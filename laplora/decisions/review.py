@@ -1,0 +1,253 @@
+"""Fitting when a prediction is flagged or goes to a person, on a calibration split.
+
+Every row of the split should come with the predictive that was fitted without it
+(``laplora.predictive.cross_fitting``). Which score is compared is fixed before any mistake is seen; up to which score
+answers are accepted is fitted, so that the error rate of the accepted ones stays near a target risk (``empirical``) or,
+with a stated confidence, at most that share of the rows up to the threshold are accepted and wrong (``upper_bound``):
+among the accepted alone the rate may be higher by what flags and disagreement with MAP take out. docs/promises.md says
+what each promises, and how often it was kept.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from laplora.decisions.temperature import FEWEST_ROWS, SmallCalibrationWarning, warn_about_labels
+from laplora.decisions.thresholds import Flag, FlagThreshold, Guarantee, ModeThresholds, ReviewRule, Score, Thresholds
+from laplora.decisions.uncertainty import agreed_entropy, check_columns, decompose, entropy
+from laplora.errors import ConfigError, DataError, NonFiniteError
+from laplora.metrics.ranking import error_auroc, tie_groups
+from laplora.predictive.gaussian import PosteriorPredictive
+
+#: Thresholds whose bounds are computed together.
+_BLOCK = 256
+
+#: Why each guarantee reviews by the score that it does.
+_REASONS: dict[Guarantee, str] = {
+    "empirical": "the entropy of the served probabilities, fixed before any mistake was seen",
+    "upper_bound": "MAP's entropy, which nothing fitted on the calibration rows changes; a row with another label than "
+    "MAP's is reviewed",
+}
+
+
+@dataclass(frozen=True)
+class Sureness:
+    """How sure a predictive is of each row, (rows,) float64: its probabilities' entropy in nats, and the largest."""
+
+    entropy: torch.Tensor
+    confidence: torch.Tensor
+
+
+def sureness_of(predictive: PosteriorPredictive) -> Sureness:
+    """Return how sure a predictive is of its rows."""
+    return Sureness(entropy(predictive.probs), predictive.probs.double().max(1).values)
+
+
+def fit_thresholds(
+    predictives: Mapping[str, PosteriorPredictive],
+    labels: torch.Tensor,
+    label_mass: torch.Tensor,
+    *,
+    split: str,
+    target_risk: float = 0.05,
+    guarantee: Guarantee = "empirical",
+    confidence: float = 0.9,
+    epistemic_level: float = 0.95,
+    label_mass_level: float = 0.01,
+    sureness: Mapping[str, Sureness] | None = None,
+) -> Thresholds:
+    """Return every threshold of every predictive, from the predictions on a calibration split.
+
+    The review score is the entropy of the predictive's own probabilities, or, for ``upper_bound``, MAP's: the bound is
+    on MAP's mistakes, and rows where the predictive has another label are not accepted, so it holds whatever was fitted
+    on the same rows. ``low_confidence`` is fitted as ``empirical`` under either guarantee.
+
+    Args:
+        predictives: by name, ``map`` among them, each with rows of (classes,) probabilities; where something was fitted
+            on the split, each row's under the fit without it.
+        labels: (rows,) int64.
+        label_mass: (rows,) probability that the full vocabulary gives the label tokens.
+        split: the split's name, recorded.
+        target_risk: error rate that accepted rows should stay within.
+        guarantee: of the target risk: see ``accept_threshold``.
+        confidence: of the guarantee ``upper_bound``.
+        epistemic_level: quantile above which ``high_epistemic`` is raised.
+        label_mass_level: quantile below which ``low_label_mass`` is raised.
+        sureness: by name what review and ``low_confidence`` go by, where that is not the predictive's own: out-of-fold
+            scores on the scale of what is served (``laplora.predictive.cross_fitting.rank_aligned``).
+
+    Raises:
+        ConfigError: a level outside (0, 1), an unknown guarantee, or no ``map``.
+        DataError: no rows, or shapes that do not fit.
+        NonFiniteError: NaN or infinity.
+
+    Warns:
+        SmallCalibrationWarning: fewer than 20 rows, or labels that do not occur among them.
+    """
+    for name, level in (("epistemic", epistemic_level), ("label_mass", label_mass_level)):
+        if not 0 < level < 1:
+            raise ConfigError(f"{name} level must be in (0, 1), got {level}")
+    if "map" not in predictives:
+        raise ConfigError(f"thresholds need the predictive 'map', whose entropy is a score, got {list(predictives)}")
+    rows, labels = len(labels), labels.detach().cpu()
+    check_columns(rows, labels=labels, label_mass=label_mass)
+    for name, predictive in predictives.items():
+        probs = predictive.probs
+        if probs.ndim != 2 or len(probs) != rows or predictive.expected_entropy.shape != (rows,):
+            raise DataError(f"the predictive {name!r} must have {rows} rows, got {tuple(probs.shape)}")
+        if not (probs.isfinite().all() and predictive.expected_entropy.isfinite().all()):
+            raise NonFiniteError(f"the predictive {name!r} holds NaN or infinity")
+    if rows < FEWEST_ROWS:
+        warnings.warn(
+            f"thresholds from {rows} calibration rows mean little: use at least {FEWEST_ROWS}",
+            SmallCalibrationWarning,
+            stacklevel=2,
+        )
+    warn_about_labels(labels, predictives["map"].probs.shape[1], split)
+    low_mass = FlagThreshold(
+        value=_quantile(label_mass, label_mass_level),
+        level=label_mass_level,
+        origin=f"{label_mass_level:g} quantile of the label mass of {rows} rows of {split!r}",
+    )
+    map_probs = predictives["map"].probs
+    map_entropy = entropy(map_probs)
+    # Checks the options under either guarantee.
+    map_bound = accept_threshold(
+        map_entropy, map_probs.argmax(1) != labels, target_risk, guarantee=guarantee, confidence=confidence
+    )
+
+    def one(name: str, predictive: PosteriorPredictive) -> ModeThresholds:
+        own = (sureness or {}).get(name) or sureness_of(predictive)
+        errors = predictive.probs.argmax(1) != labels
+        lowest = accept_threshold(-own.confidence, errors, target_risk)
+        flags: dict[Flag, FlagThreshold] = {
+            "low_confidence": FlagThreshold(
+                value=None if lowest is None else -lowest,
+                level=target_risk,
+                origin=f"lowest confidence from which {rows} rows of {split!r} and one mistake more err at most "
+                f"{target_risk:g}",
+            ),
+            "low_label_mass": low_mass,
+        }
+        scores: dict[Score, torch.Tensor] = {"map_entropy": map_entropy}
+        if name != "map":
+            scores["total_entropy"] = own.entropy
+        if bool((predictive.std > 0).any()):  # a point has no epistemic part, only its rounding
+            scores["epistemic"] = decompose(predictive).epistemic
+            flags["high_epistemic"] = FlagThreshold(
+                value=_quantile(scores["epistemic"], epistemic_level),
+                level=epistemic_level,
+                origin=f"{epistemic_level:g} quantile of the epistemic uncertainty of {rows} rows of {split!r}",
+            )
+        auroc: dict[Score, float | None] = {score: error_auroc(values, errors) for score, values in scores.items()}
+        bound = guarantee == "upper_bound"
+        score: Score = "map_entropy" if bound or name == "map" else "total_entropy"
+        if bound:
+            threshold = map_bound
+            accepted = agreed_entropy(map_probs, predictive.probs) <= (-math.inf if threshold is None else threshold)
+        else:
+            threshold = accept_threshold(scores[score], errors, target_risk)
+            accepted = scores[score] <= (-math.inf if threshold is None else threshold)
+        review = ReviewRule(
+            score=score,
+            threshold=threshold,
+            target_risk=target_risk,
+            guarantee=guarantee,
+            confidence=confidence if bound else None,
+            accepted=int(accepted.sum()),
+            accepted_risk=float(errors[accepted].double().mean()) if accepted.any() else None,
+            auroc=auroc,
+            reason=_REASONS[guarantee],
+        )
+        return ModeThresholds(errors=int(errors.sum()), flags=flags, review=review)
+
+    fitted = {name: one(name, predictive) for name, predictive in predictives.items()}
+    return Thresholds(split=split, rows=rows, predictives=fitted)
+
+
+def accept_threshold(
+    scores: torch.Tensor,
+    errors: torch.Tensor,
+    target_risk: float,
+    *,
+    guarantee: Guarantee = "empirical",
+    confidence: float = 0.9,
+) -> float | None:
+    """Return the largest score up to which answers may be accepted at a target risk; None accepts nothing.
+
+    ``empirical``: the largest calibration score t with (errors + 1) / (accepted + 1) at most ``target_risk`` among the
+    rows with score <= t: the new row counts as a mistake in advance, as in conformal risk control (Angelopoulos et al.,
+    arXiv 2208.02814). In the mean over draws of exchangeable calibration rows, P(accepted and wrong) is at most
+    ``target_risk`` times P(score <= t*), with t* >= t the largest score at which the new row, counted as it is, keeps
+    the target. That is no bound on the error rate among the accepted, which need not grow with t; it is
+    near the target where many thresholds meet it, above it where few do; a third of all splits or more give more.
+
+    ``upper_bound``: with probability at least ``confidence`` over the draw of the calibration rows, the error
+    rate among new exchangeable rows with score <= t is at most ``target_risk``. A score passes when its
+    Clopper-Pearson bound (Clopper and Pearson 1934) does. Many are tried, so they are tried in a fixed order,
+    from few accepted rows to many, up to the first that fails, which costs no confidence (fixed-sequence
+    testing: Angelopoulos et al., Learn then Test, arXiv 2110.01052). It holds for scores that were not chosen or
+    fitted on the same rows. At a target of 5 % and a confidence of 90 %, nothing passes with fewer than 46
+    calibration rows, nor when one of the 46 surest is a mistake.
+
+    Args:
+        scores: (rows,) uncertainty, higher meaning less trusted.
+        errors: (rows,) bool, true at mistakes.
+        target_risk: in (0, 1).
+        confidence: in (0, 1); of ``upper_bound`` only.
+
+    Raises:
+        ConfigError: a target risk or confidence outside (0, 1), or an unknown guarantee.
+        DataError: no rows, or shapes that do not fit.
+        NonFiniteError: NaN or infinity in a score.
+    """
+    for name, level in (("target_risk", target_risk), ("confidence", confidence)):
+        if not 0 < level < 1:
+            raise ConfigError(f"{name} must be in (0, 1), got {level}")
+    if guarantee not in ("empirical", "upper_bound"):
+        raise ConfigError(f"guarantee must be empirical or upper_bound, got {guarantee!r}")
+    check_columns(len(errors), scores=scores)
+    values, group, counts = tie_groups(scores.detach().double().cpu())
+    wrong = torch.bincount(group, weights=errors.detach().cpu().double(), minlength=len(values))
+    within, answered = wrong.cumsum(0), counts.cumsum(0)
+    if guarantee == "empirical":
+        # 1 of 20 is not above 0.05 only because of rounding.
+        fits = (within + 1 <= target_risk * (answered + 1) + 1e-9).nonzero()[:, 0]
+        return float(values[fits[-1]]) if len(fits) else None
+    # Given the score at the edge, only the rows strictly below it are a sample from what is accepted: rows at
+    # the edge count as mistakes if they are, but not as right answers.
+    sample = answered - (counts - wrong).long()
+    # The first to try must not depend on the mistakes: the fewest rows that could pass, with none among them.
+    fewest = math.ceil(math.log(1 - confidence) / math.log1p(-target_risk)) + 1
+    start = int(torch.searchsorted(answered, fewest))
+    # In blocks, up to the first that fails: all at once would take rows x mistakes.
+    end = len(values)
+    for first in range(start, len(values), _BLOCK):
+        block = slice(first, first + _BLOCK)
+        fails = binomial_cdf(within[block].long(), sample[block], target_risk) > 1 - confidence
+        if fails.any():
+            end = first + int(fails.long().argmax())
+            break
+    return float(values[end - 1]) if end > start else None
+
+
+def binomial_cdf(successes: torch.Tensor, trials: torch.Tensor, probability: float) -> torch.Tensor:
+    """Return P(X <= successes) for X ~ Binomial(trials, probability), elementwise, float64.
+
+    Args:
+        successes: (n,) int64, 0 to trials; trials: (n,) int64, from 0.
+    """
+    k = torch.arange(int(successes.max()) + 1, dtype=torch.float64)
+    n = trials.double()[:, None]
+    log_choose = torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma((n - k).clamp_min(0) + 1)
+    log_mass = log_choose + k * math.log(probability) + (n - k) * math.log1p(-probability)
+    return log_mass.exp().masked_fill(k > successes[:, None], 0).sum(1).clamp_max(1)
+
+
+def _quantile(values: torch.Tensor, level: float) -> float:
+    return float(values.double().quantile(level))

@@ -1,0 +1,168 @@
+"""What a prediction does not know: entropies, the flags raised from them, and the decision to ask a person.
+
+The entropy of the predictive mean splits into what stays even if the parameters were known (aleatoric, the
+expected entropy) and what the posterior or the members add (epistemic, the mutual information between label and
+parameters; Houlsby et al., arXiv 1112.5745). The thresholds are those of the predictive that made the
+probabilities: ``map`` and ``temperature`` have no epistemic part.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+
+from laplora.decisions.thresholds import Decision, Flag, ModeThresholds
+from laplora.errors import ConfigError, DataError, NonFiniteError
+from laplora.predictive.gaussian import PosteriorPredictive
+
+#: Every flag there is, in the order in which they are listed, and what raises it.
+FLAGS: Mapping[Flag, str] = MappingProxyType(
+    {
+        "high_epistemic": "epistemic uncertainty (posterior, members) above the 95 % quantile of the calibration split",
+        "low_confidence": "largest probability below the confidence from which calibration rows met the target risk",
+        "low_label_mass": "the full vocabulary gives the label tokens less than the calibration split's 1 % quantile",
+        "ambiguous_set": "the conformal prediction set does not hold exactly one label",
+        "truncated": "the prompt was longer than the limit and was cut from the left",
+    }
+)
+
+#: Flags that send a row to review whatever its score: the model is outside what it was calibrated on.
+REVIEW_FLAGS: frozenset[Flag] = frozenset({"high_epistemic", "low_label_mass", "truncated"})
+
+
+@dataclass(frozen=True)
+class Uncertainty:
+    """Entropy split in two, each (batch,) float64, nats; total = aleatoric + epistemic, all at least 0."""
+
+    total: torch.Tensor
+    aleatoric: torch.Tensor
+    epistemic: torch.Tensor
+
+
+def entropy(probs: torch.Tensor) -> torch.Tensor:
+    """Return (batch,) the entropy of each row of ``probs`` (batch, classes), nats; 0 ln 0 is 0."""
+    terms: torch.Tensor = torch.special.entr(probs.double())
+    return terms.sum(1)
+
+
+def decompose(predictive: PosteriorPredictive) -> Uncertainty:
+    """Return total, aleatoric and epistemic uncertainty (batch,), nats."""
+    total = entropy(predictive.probs)
+    # Jensen's inequality, which rounding can break by 1e-16 where the posterior is sharp.
+    aleatoric = predictive.expected_entropy.clamp_min(0).minimum(total)
+    return Uncertainty(total, aleatoric, total - aleatoric)
+
+
+def review_score(
+    thresholds: ModeThresholds,
+    *,
+    map_probs: torch.Tensor,
+    probs: torch.Tensor | None = None,
+    epistemic: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return (batch,) the score that this artifact reviews by, nats.
+
+    Under the guarantee ``upper_bound`` MAP's entropy is ``agreed_entropy`` with the labels of ``probs``.
+
+    Raises:
+        ConfigError: the score needs the posterior's ``probs`` or ``epistemic`` and they are None.
+    """
+    score = thresholds.review.score
+    if score == "map_entropy":
+        if thresholds.review.guarantee == "upper_bound" and probs is not None:
+            return agreed_entropy(map_probs, probs)
+        return entropy(map_probs)
+    values = None if probs is None else entropy(probs)
+    if score == "epistemic":
+        values = None if epistemic is None else epistemic.double()
+    if values is None:
+        raise ConfigError(f"the review score {score!r} needs the posterior: use the thresholds of mode map")
+    return values
+
+
+def agreed_entropy(map_probs: torch.Tensor, probs: torch.Tensor) -> torch.Tensor:
+    """Return (batch,) MAP's entropy, nats; where ``probs`` have another label, twice the largest entropy there is.
+
+    Mistakes among rows that are accepted by it are mistakes of MAP at most, whatever ``probs`` (batch, classes) were
+    fitted on: a bound on MAP's error rate is one on theirs.
+    """
+    agrees = map_probs.argmax(1) == probs.argmax(1)
+    return torch.where(agrees, entropy(map_probs), 2 * math.log(map_probs.shape[1]))
+
+
+def raise_flags(
+    thresholds: ModeThresholds,
+    *,
+    probs: torch.Tensor,
+    label_mass: torch.Tensor,
+    set_sizes: torch.Tensor,
+    truncated: Sequence[bool],
+    epistemic: torch.Tensor | None = None,
+) -> list[list[Flag]]:
+    """Return each row's flags, in the order of ``FLAGS``.
+
+    Args:
+        thresholds: of the predictive that made ``probs``.
+        probs: (batch, classes).
+        label_mass: (batch,).
+        set_sizes: (batch,) labels in the conformal prediction set.
+        truncated: per row, whether its prompt was cut.
+        epistemic: (batch,) nats; None where there is none.
+
+    Raises:
+        DataError: shapes that do not fit.
+        NonFiniteError: NaN or infinity.
+    """
+    batch = len(probs)
+    if len(truncated) != batch:
+        raise DataError(f"truncated must have {batch} entries, got {len(truncated)}")
+    check_columns(batch, label_mass=label_mass, set_sizes=set_sizes, epistemic=epistemic)
+
+    def below(flag: Flag, values: torch.Tensor) -> torch.Tensor:
+        limit = thresholds.flags[flag].value
+        return torch.ones(batch, dtype=torch.bool) if limit is None else values.double().cpu() < limit
+
+    raised: dict[Flag, torch.Tensor] = {
+        "low_confidence": below("low_confidence", probs.amax(1)),
+        "low_label_mass": below("low_label_mass", label_mass),
+        "ambiguous_set": set_sizes.cpu() != 1,
+        "truncated": torch.tensor(list(truncated), dtype=torch.bool),
+    }
+    if epistemic is not None and (limit := thresholds.flags.get("high_epistemic")) and limit.value is not None:
+        raised["high_epistemic"] = epistemic.double().cpu() > limit.value
+    return [[flag for flag in FLAGS if flag in raised and raised[flag][i]] for i in range(batch)]
+
+
+def decide(thresholds: ModeThresholds, score: torch.Tensor, flags: Sequence[Sequence[Flag]]) -> list[Decision]:
+    """Return "review" or "accept" for each row.
+
+    Args:
+        score: (batch,) from ``review_score``.
+        flags: from ``raise_flags``; those in ``REVIEW_FLAGS`` send a row to review.
+    """
+    check_columns(len(flags), score=score)
+    limit = thresholds.review.threshold
+    return [
+        "review" if limit is None or value > limit or REVIEW_FLAGS.intersection(row) else "accept"
+        for value, row in zip(score.double().tolist(), flags, strict=True)
+    ]
+
+
+def check_columns(rows: int, **columns: torch.Tensor | None) -> None:
+    """Check that every column given is (rows,), not empty, and finite.
+
+    Raises:
+        DataError: one of another shape, or no rows.
+        NonFiniteError: NaN or infinity in one.
+    """
+    for name, values in columns.items():
+        if values is None:
+            continue
+        if values.shape != (rows,) or not rows:
+            raise DataError(f"{name} must be ({rows},) with at least one row, got {tuple(values.shape)}")
+        if not values.isfinite().all():
+            raise NonFiniteError(f"{name} holds NaN or infinity")

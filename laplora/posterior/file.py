@@ -1,0 +1,237 @@
+"""The posterior on disk: named tensors and back, every shape and value checked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from laplora.errors import ArtifactCorruptError
+from laplora.jacobians.blocks import Block
+from laplora.posterior.base import Posterior
+from laplora.posterior.curvature import orthonormalize
+from laplora.posterior.diagonal import DiagonalPosterior
+from laplora.posterior.eigen import EigenPosterior
+from laplora.posterior.joint import JOINT_STRUCTURES, JointPosterior, group_members
+
+_PARTS = ("wide", "narrow", "scale", "tail")
+
+
+@dataclass(frozen=True)
+class PosteriorFile:
+    """A file as it was read, and what it should hold.
+
+    Attributes:
+        name: of the file, for messages.
+        tensors: by name, as stored.
+        blocks: what the posterior covers; rows: training rows summed.
+        structure: one of ``laplora.posterior.structures.STRUCTURES``.
+    """
+
+    name: str
+    tensors: dict[str, torch.Tensor]
+    blocks: tuple[Block, ...]
+    rows: int
+    structure: str
+
+    def expect(self, names: set[str]) -> None:
+        """Raise ArtifactCorruptError unless the file holds exactly these tensors."""
+        if set(self.tensors) != names:
+            odd = sorted(set(self.tensors) ^ names)
+            raise ArtifactCorruptError(
+                f"{self.name} and the adapter name different tensors, {len(odd)} in all, such as {odd[0]!r}"
+            )
+
+    def check(self, name: str, shape: tuple[int, ...], *, curvature: bool = False) -> torch.Tensor:
+        """Return a tensor of a known shape and finite values, of no negative ones if it is ``curvature``.
+
+        Raises:
+            ArtifactCorruptError: another shape, no float, or a value that cannot be.
+        """
+        tensor = self.tensors[name]
+        if tuple(tensor.shape) != shape or not tensor.is_floating_point():
+            raise ArtifactCorruptError(
+                f"{self.name}: {name} should be a float tensor of shape {shape}, "
+                f"it is {tensor.dtype} {tuple(tensor.shape)}"
+            )
+        if not bool(tensor.isfinite().all()):
+            raise ArtifactCorruptError(f"{self.name}: {name} holds NaN or infinity")
+        if curvature and bool((tensor < 0).any()):
+            raise ArtifactCorruptError(f"{self.name}: {name} holds a negative curvature")
+        return tensor
+
+    def rows_of(self, name: str) -> int:
+        """Return how many rows a matrix has, or 1 for ``check`` to refuse where it is none or has none."""
+        tensor = self.tensors[name]
+        return max(tensor.shape[0], 1) if tensor.dim() == 2 else 1
+
+
+def posterior_tensors(
+    posterior: Posterior, factor_dtype: Literal["bfloat16", "float32"]
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Return the posterior as named tensors and metadata, for safetensors.
+
+    What multiplies Jacobians is in ``factor_dtype``, curvature in float32. Reading orthonormalises bases
+    again, so the rounding costs no orthogonality.
+    """
+    write, _ = FORMS[posterior.structure]
+    tensors = write(posterior, getattr(torch, factor_dtype))
+    metadata = {
+        "rows": str(posterior.rows),
+        "factor_dtype": factor_dtype,
+        "structure": posterior.structure,
+        "blocks": json.dumps([b.name for b in posterior.blocks]),
+    }
+    return {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, metadata
+
+
+def read_posterior(path: Path, blocks: tuple[Block, ...]) -> Posterior:
+    """Return the posterior in a file, float64 on the CPU.
+
+    Args:
+        blocks: those of the loaded adapter, of which the posterior may cover some.
+
+    Raises:
+        ArtifactCorruptError: an unreadable file, an unknown structure, a block missing or left over, a wrong
+            shape, a value that is not finite, a negative curvature, or a basis that is not orthonormal.
+    """
+    try:
+        with safe_open(path, framework="pt") as handle:
+            metadata = handle.metadata() or {}
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118  not a dict
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ArtifactCorruptError(f"{path.name} cannot be read as safetensors: {error}") from None
+    if not metadata.get("rows", "").isdecimal():
+        raise ArtifactCorruptError(f"{path.name} does not say how many rows its curvature sums")
+    structure = metadata.get("structure", "ekfac")  # files of before there were others do not say
+    if structure not in FORMS:
+        raise ArtifactCorruptError(
+            f"{path.name} holds a posterior of structure {structure!r}, which this version does not know"
+        )
+    covered = _covered(path.name, metadata.get("blocks"), blocks)
+    _, read = FORMS[structure]
+    return read(PosteriorFile(path.name, tensors, covered, int(metadata["rows"]), structure))
+
+
+def _covered(file: str, stored: str | None, blocks: tuple[Block, ...]) -> tuple[Block, ...]:
+    if stored is None:
+        return blocks
+    by_name = {b.name: b for b in blocks}
+    try:
+        names = json.loads(stored)
+    except ValueError:
+        names = None
+    if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
+        raise ArtifactCorruptError(f"{file} does not list the blocks that its posterior covers")
+    unknown = [n for n in names if n not in by_name]
+    if unknown or len(set(names)) != len(names):
+        what = f"{unknown[0]!r}, which the adapter has not" if unknown else "a block twice"
+        raise ArtifactCorruptError(f"{file} and the adapter name different blocks: the posterior covers {what}")
+    return tuple(by_name[n] for n in names)
+
+
+def _write_eigen(posterior: EigenPosterior, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    tensors: dict[str, torch.Tensor] = {}
+    for i, block in enumerate(posterior.blocks):
+        tensors[f"{block.name}.wide"] = posterior.wide[i].to(dtype)
+        tensors[f"{block.name}.narrow"] = posterior.narrow[i].to(dtype)
+        tensors[f"{block.name}.scale"] = posterior.scale[i].float()
+        tensors[f"{block.name}.tail"] = posterior.tail[i].float()
+    return tensors
+
+
+def _read_eigen(file: PosteriorFile) -> EigenPosterior:
+    file.expect({f"{b.name}.{p}" for b in file.blocks for p in _PARTS})
+    parts: dict[str, list[torch.Tensor]] = {p: [] for p in _PARTS}
+    for block in file.blocks:
+        stored = file.tensors[f"{block.name}.wide"]
+        kept = max(stored.shape[-1], 1) if stored.dim() == 2 else -1
+        wide = file.check(f"{block.name}.wide", (block.wide, kept))
+        narrow = file.check(f"{block.name}.narrow", (block.narrow, block.narrow))
+        scale = file.check(f"{block.name}.scale", (kept, block.narrow), curvature=True)
+        tail = file.check(f"{block.name}.tail", (block.narrow,), curvature=True)
+        parts["wide"].append(_basis(file.name, block, wide))
+        parts["narrow"].append(_basis(file.name, block, narrow))
+        parts["scale"].append(scale.double())
+        parts["tail"].append(tail.double())
+    bases, narrow_bases, scales, tails = (tuple(parts[p]) for p in _PARTS)
+    return EigenPosterior(file.blocks, bases, narrow_bases, scales, tails, file.rows, file.structure)
+
+
+def _basis(file: str, block: Block, stored: torch.Tensor) -> torch.Tensor:
+    vectors = stored.double()
+    identity = torch.eye(vectors.shape[1], dtype=torch.float64)
+    # bfloat16 keeps 8 bits, so columns of unit length come back within about 1e-2 of orthonormal.
+    if float((vectors.T @ vectors - identity).abs().max()) > 0.05:
+        raise ArtifactCorruptError(f"{file}: a basis of {block.name} is not orthonormal")
+    return orthonormalize(stored)
+
+
+def _write_diagonal(posterior: DiagonalPosterior, _dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    parts = zip(posterior.blocks, posterior.diagonal, strict=True)
+    return {f"{block.name}.diagonal": diagonal.float() for block, diagonal in parts}
+
+
+def _read_diagonal(file: PosteriorFile) -> DiagonalPosterior:
+    file.expect({f"{b.name}.diagonal" for b in file.blocks})
+    found = [file.check(f"{b.name}.diagonal", (b.wide, b.narrow), curvature=True) for b in file.blocks]
+    return DiagonalPosterior(file.blocks, tuple(d.double() for d in found), file.rows)
+
+
+def _write_joint(posterior: JointPosterior, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    tensors = {"factor": posterior.factor.float()}
+    for i, block in enumerate(posterior.blocks):
+        tensors[f"{block.name}.directions"] = posterior.directions[i].to(dtype)
+        if posterior.wide:
+            tensors[f"{block.name}.wide"] = posterior.wide[i].to(dtype)
+            tensors[f"{block.name}.narrow"] = posterior.narrow[i].to(dtype)
+    return tensors
+
+
+def _read_joint(file: PosteriorFile) -> JointPosterior:
+    parts = ("wide", "narrow", "directions") if file.structure == "joint_core" else ("directions",)
+    file.expect({f"{b.name}.{p}" for b in file.blocks for p in parts} | {"factor"})
+    wide, narrow, directions = [], [], []
+    groups = group_members(file.structure, file.blocks)
+    counts = {i: file.rows_of(f"{file.blocks[own[0]].name}.directions") for own in groups.values() for i in own}
+    for i, block in enumerate(file.blocks):
+        coordinates = block.wide * block.narrow
+        if file.structure == "joint_core":
+            stored = file.tensors[f"{block.name}.wide"]
+            kept = max(stored.shape[-1], 1) if stored.dim() == 2 else -1
+            wide.append(_basis(file.name, block, file.check(f"{block.name}.wide", (block.wide, kept))))
+            narrow.append(_basis(file.name, block, file.check(f"{block.name}.narrow", (block.narrow, block.narrow))))
+            coordinates = kept * block.narrow
+        # Not float64: they are as large as the adapter, once per direction.
+        directions.append(file.check(f"{block.name}.directions", (counts[i], coordinates)).float())
+    for group, own in groups.items():
+        gram = sum((directions[i] @ directions[i].T for i in own), torch.zeros(()))
+        # As of a basis: bfloat16 keeps 8 bits.
+        if float((gram - torch.eye(len(gram))).abs().max()) > 0.05:
+            raise ArtifactCorruptError(f"{file.name}: the directions of {group} are not orthonormal")
+    columns = sum(counts[own[0]] for own in groups.values())
+    factor = file.check("factor", (file.rows_of("factor"), columns))
+    if len(factor) > columns:
+        raise ArtifactCorruptError(f"{file.name}: factor has {len(factor)} rows, more than its {columns} directions")
+    return JointPosterior(
+        blocks=file.blocks,
+        directions=tuple(directions),
+        factor=factor.double(),
+        rows=file.rows,
+        structure=next(s for s in JOINT_STRUCTURES if s == file.structure),
+        wide=tuple(wide),
+        narrow=tuple(narrow),
+    )
+
+
+#: By structure: what turns a posterior into tensors, and a file into a posterior.
+FORMS: dict[str, tuple[Callable[[Any, torch.dtype], dict[str, torch.Tensor]], Callable[[PosteriorFile], Posterior]]] = {
+    **dict.fromkeys(("ekfac", "kfac_reduce", "kfac_expand", "kfac_last"), (_write_eigen, _read_eigen)),
+    "diagonal": (_write_diagonal, _read_diagonal),
+    **dict.fromkeys(JOINT_STRUCTURES, (_write_joint, _read_joint)),
+}

@@ -1,0 +1,352 @@
+"""The posterior over all blocks together: curvature between modules, in few directions.
+
+The GGN is ``H ~ F^T F`` with one row of F (rank x parameters) per direction of curvature, over all blocks at
+once. With ``D = blockdiag(1 / lambda_b)`` the covariance of the contrasts is
+
+    ``V = J D J^T - (J D F^T) (I + F D F^T)^-1 (F D J^T)``
+
+(Woodbury; for ``joint_core`` this is the "joint core" of low rank inside each block's bases,
+``laplora.posterior.moments``). A difference of two large numbers: where F holds nearly all of J it cancels. So F is
+held as ``F_g = L_g Q_g``, per group g of blocks that share a prior precision, ``Q_g`` with orthonormal rows. With the
+coordinates ``a_g = J_g Q_g^T`` and the rest ``R_g = J_g - a_g Q_g``, which no row of F meets,
+
+    ``V = a (Lambda + L^T L)^-1 a^T + sum_g R_g R_g^T / lambda_g``,  a = [a_A, a_B],  L = [L_A, L_B]
+
+is the same number as a sum of positive semi-definite terms, exact for one precision in all and for one per
+group. No matrix of the size of the parameters squared is ever formed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal
+
+import torch
+
+from laplora.errors import NonFiniteError, PriorError
+from laplora.jacobians.blocks import Block, ContrastJacobians
+from laplora.posterior.base import ProjectedJacobians, contrast_mean
+
+JointStructure = Literal["joint_core", "joint", "exact", "ella"]
+#: The structures of this form.
+JOINT_STRUCTURES: tuple[JointStructure, ...] = ("joint_core", "joint", "exact", "ella")
+
+#: Inner products of the directions, block by block, are kept up to this size; beyond it they are recomputed.
+_GRAM_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class JointPosterior:
+    """Low-rank curvature over all blocks together.
+
+    Attributes:
+        blocks: which blocks, in order.
+        directions: per block (directions of its group, coordinates): the block's part of ``Q_g``. A block's
+            coordinates are its Jacobian, flattened with the narrow side running fastest, or, where there are
+            bases, ``U^T J V`` flattened likewise. Over the blocks of a group the rows are orthonormal.
+        factor: (rank, directions of all groups) float64, L: the curvature is ``Q^T L^T L Q``. Columns by group,
+            in the order of ``groups``.
+        rows: training rows summed.
+        structure: ``joint_core`` (in bases of each block), ``joint`` (leading directions over all parameters),
+            ``exact`` (every row's gradients, so the exact GGN) or ``ella`` (no variance outside the directions).
+        wide: per block (wide, k), orthonormal columns U; empty but for ``joint_core``.
+        narrow: per block (narrow, narrow), orthonormal V; empty but for ``joint_core``.
+    """
+
+    blocks: tuple[Block, ...]
+    directions: tuple[torch.Tensor, ...]
+    factor: torch.Tensor
+    rows: int
+    structure: JointStructure
+    wide: tuple[torch.Tensor, ...] = ()
+    narrow: tuple[torch.Tensor, ...] = ()
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> JointPosterior:
+        """Return the posterior on a device, bases and directions in a number format; the factor stays float64."""
+        return replace(
+            self,
+            directions=tuple(t.to(device, dtype) for t in self.directions),
+            factor=self.factor.to(device),
+            wide=tuple(t.to(device, dtype) for t in self.wide),
+            narrow=tuple(t.to(device, dtype) for t in self.narrow),
+        )
+
+    @cached_property
+    def groups(self) -> dict[str, tuple[int, ...]]:
+        """Indices of the blocks that share orthonormal directions and a precision, by group."""
+        return group_members(self.structure, self.blocks)
+
+    @cached_property
+    def columns(self) -> dict[str, slice]:
+        """Where each group's directions stand in ``factor`` and in ``kept``."""
+        result, start = {}, 0
+        for group, members in self.groups.items():
+            count = self.directions[members[0]].shape[0]
+            result[group] = slice(start, start + count)
+            start += count
+        return result
+
+    def project(self, jacobians: ContrastJacobians) -> ProjectedJacobians:
+        """Return a batch's Jacobians along the directions, and the inner products of what is left, by group.
+
+        ``kept`` is (batch, classes - 1, directions of all groups) and ``rest`` (batch, classes - 1, classes - 1,
+        groups), float64; for ``ella``, where nothing else has variance, ``rest`` has no part.
+        """
+        kept, rest = [], []
+        for group, members in self.groups.items():
+            along, left = self._in_core(jacobians, group) if self.wide else self._in_all(jacobians, members)
+            kept.append(along)
+            if self.structure != "ella":
+                rest.append(left)
+        empty = kept[0].new_zeros(*kept[0].shape[:2], kept[0].shape[1], 0)
+        return ProjectedJacobians(
+            contrast_mean(jacobians.logits), torch.cat(kept, 2), torch.stack(rest, 3) if rest else empty
+        )
+
+    def covariance(self, projected: ProjectedJacobians, precisions: torch.Tensor) -> torch.Tensor:
+        """Return the covariance of the contrasts under the linearised posterior.
+
+        One precision in all costs a product with the factor's singular vectors; one per group a Cholesky
+        factorisation of the directions' precision.
+
+        Args:
+            precisions: (blocks,) float64 from ``block_precisions``.
+
+        Returns:
+            (batch, classes - 1, classes - 1) float64, symmetric, nats squared.
+
+        Raises:
+            PriorError: precisions that differ inside a group.
+            NonFiniteError: a precision that is NaN.
+        """
+        by_group = self._group_precisions(precisions)
+        kept = projected.kept.double()
+        if self._is_scalar(by_group):
+            squares, vectors = self._spectrum
+            along = kept @ vectors
+            outside = kept - along @ vectors.T  # in one group only rounding, in two what the other group's rows miss
+            covariance = (along / (by_group[0] + squares)) @ along.mT + outside @ outside.mT / by_group[0]
+        else:
+            root = self._column_precisions(by_group).rsqrt()  # 0 at an infinite precision
+            scaled = self.factor * root
+            identity = torch.eye(len(root), dtype=torch.float64, device=root.device)
+            cholesky = torch.linalg.cholesky(identity + scaled.T @ scaled)
+            half = torch.linalg.solve_triangular(cholesky, (kept * root).mT, upper=False)
+            covariance = half.mT @ half
+        covariance = covariance + projected.rest.double() @ (1 / by_group[: projected.rest.shape[-1]])
+        return (covariance + covariance.mT) / 2
+
+    def covariance_of(self, jacobians: ContrastJacobians, precisions: torch.Tensor) -> torch.Tensor:
+        """Return the covariance of a batch's contrasts, as ``covariance`` does."""
+        return self.covariance(self.project(jacobians), precisions)
+
+    def log_determinant_ratio(self, precisions: torch.Tensor) -> torch.Tensor:
+        """Return the log determinant of the posterior precision relative to the prior's, a scalar, nats.
+
+        ``log det (I + F D F^T)``.
+
+        Raises:
+            PriorError: precisions that differ inside a group.
+        """
+        by_group = self._group_precisions(precisions)
+        if self._is_scalar(by_group):
+            return torch.log1p(self._spectrum[0] / by_group[0]).sum()
+        return 2 * self._dual_cholesky(self._column_precisions(by_group)).diagonal().log().sum()
+
+    def effective_dimension(self, precisions: torch.Tensor) -> torch.Tensor:
+        """Return ``gamma``, how many parameters the data determine, per block, (blocks,) float64 (MacKay 1992).
+
+        ``gamma_b = tr [(I + F D F^T)^-1 F_b D_b F_b^T]``; the sum over blocks is the usual trace.
+
+        Raises:
+            PriorError: precisions that differ inside a group.
+        """
+        by_group = self._group_precisions(precisions)
+        if self._is_scalar(by_group):
+            squares, vectors = self._spectrum
+            half = (vectors * (squares / (by_group[0] + squares)).sqrt()).T
+        else:
+            each = self._column_precisions(by_group)
+            half = torch.linalg.solve_triangular(self._dual_cholesky(each), self.factor * each.rsqrt(), upper=False)
+        result = torch.zeros(len(self.blocks), dtype=torch.float64, device=half.device)
+        for group, members in self.groups.items():
+            part = half[:, self.columns[group]]
+            if self._grams is not None:
+                result[list(members)] = torch.einsum("bij,ij->b", self._grams[group], part.T @ part)
+                continue
+            for i in members:
+                result[i] = (part.to(self.directions[i]) @ self.directions[i]).double().square().sum()
+        return result
+
+    @cached_property
+    def _spectrum(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Squared singular values of the factor (rank,), descending, and its right vectors (directions, rank)."""
+        _, values, vectors = torch.linalg.svd(self.factor, full_matrices=False)
+        return values.square(), vectors.T
+
+    @cached_property
+    def _grams(self) -> dict[str, torch.Tensor] | None:
+        """By group, per block the inner products of its directions, float64, or none where they are too many."""
+        if sum(d.shape[0] ** 2 * 8 for d in self.directions) > _GRAM_BYTES:
+            return None
+        return {
+            group: torch.stack([(self.directions[i] @ self.directions[i].T).double() for i in members])
+            for group, members in self.groups.items()
+        }
+
+    def _in_all(self, jacobians: ContrastJacobians, members: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return a group's Jacobians along its directions, and the inner products of the rest, where J has no bases."""
+        parts = [_at_least_float32(jacobians.blocks[i].jacobian).flatten(2) for i in members]
+        directions = [self.directions[i].to(part) for i, part in zip(members, parts, strict=True)]
+        along = torch.stack([(p @ d.T).double() for p, d in zip(parts, directions, strict=True)]).sum(0)
+        left = along.new_zeros(*along.shape[:2], along.shape[1])
+        if self.structure != "ella":
+            for part, direction in zip(parts, directions, strict=True):
+                # The residual first: the difference of two squares would cancel where the directions hold nearly all.
+                residual = part - along.to(part) @ direction
+                left += (residual @ residual.mT).double()
+        return along, left
+
+    def _in_core(self, jacobians: ContrastJacobians, group: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the same where each block has bases, in few passes over its Jacobians.
+
+        The narrow bases are orthonormal and whole, so they turn the directions and leave everything else alone.
+        """
+        coordinates, outside = [], []
+        for i in self.groups[group]:
+            jacobian = _at_least_float32(jacobians.blocks[i].jacobian)
+            batch, contrasts = jacobian.shape[:2]
+            flat = jacobian.flatten(0, 1)
+            basis = self.wide[i].to(flat).expand(len(flat), -1, -1)
+            inside = torch.bmm(basis.mT, flat)
+            coordinates.append(inside.view(batch, contrasts, -1))
+            if basis.shape[1] != basis.shape[2]:  # a whole basis leaves nothing out
+                left = torch.baddbmm(flat, basis, inside, alpha=-1).view(batch, contrasts, -1)
+                outside.append(torch.bmm(left, left.mT))
+        joined = torch.cat(coordinates, 2)
+        directions = self._turned_directions[group].to(joined)
+        along = joined @ directions.T
+        residual = torch.baddbmm(joined, along, directions.expand(len(along), -1, -1), alpha=-1)
+        outside.append(torch.bmm(residual, residual.mT))
+        return along.double(), torch.stack(outside).double().sum(0)
+
+    @cached_property
+    def _turned_directions(self) -> dict[str, torch.Tensor]:
+        """Per group (directions, coordinates) over all its blocks, in the coordinates ``U^T J`` without V."""
+        result = {}
+        for group, members in self.groups.items():
+            parts = []
+            for i in members:
+                narrow = self.narrow[i].to(self.directions[i])
+                parts.append((self.directions[i].view(len(self.directions[i]), -1, len(narrow)) @ narrow.mT).flatten(1))
+            result[group] = torch.cat(parts, 1)
+        return result
+
+    def _group_precisions(self, precisions: torch.Tensor) -> torch.Tensor:
+        precisions = precisions.to(self.factor.device)
+        if bool(precisions.isnan().any()):
+            raise NonFiniteError("a prior precision is NaN: no covariance follows from it")
+        result = []
+        for members in self.groups.values():
+            own = precisions[list(members)]
+            if bool((own != own[0]).any()):
+                allowed = "scalar" if self.structure == "ella" else "scalar or group"
+                raise PriorError(
+                    f"a posterior of structure {self.structure!r} takes a prior of granularity {allowed}: its blocks "
+                    f"vary together, and here they have {len(set(own.tolist()))} different precisions; choose a "
+                    f"{allowed} prior, or structure ekfac"
+                )
+            result.append(own[0])
+        return torch.stack(result)
+
+    def _column_precisions(self, by_group: torch.Tensor) -> torch.Tensor:
+        counts = [s.stop - s.start for s in self.columns.values()]
+        result: torch.Tensor = by_group.repeat_interleave(torch.tensor(counts, device=by_group.device))
+        return result
+
+    def _dual_cholesky(self, column_precisions: torch.Tensor) -> torch.Tensor:
+        """Return the Cholesky factor of ``I + F D F^T``, (rank, rank) float64."""
+        scaled = self.factor * column_precisions.rsqrt()
+        identity = torch.eye(len(scaled), dtype=torch.float64, device=scaled.device)
+        result: torch.Tensor = torch.linalg.cholesky(identity + scaled @ scaled.T)
+        return result
+
+    @staticmethod
+    def _is_scalar(by_group: torch.Tensor) -> bool:
+        return bool((by_group == by_group[0]).all())
+
+
+def group_members(structure: str, blocks: Sequence[Block]) -> dict[str, tuple[int, ...]]:
+    """Return which blocks share orthonormal directions: those of one group, or for ``ella`` all of them."""
+    result: dict[str, tuple[int, ...]] = {}
+    for i, block in enumerate(blocks):
+        key = "all" if structure == "ella" else block.group
+        result[key] = (*result.get(key, ()), i)
+    return result
+
+
+def block_coordinates(
+    jacobians: ContrastJacobians, wide: Sequence[torch.Tensor] = (), narrow: Sequence[torch.Tensor] = ()
+) -> list[torch.Tensor]:
+    """Return each block's Jacobians as coordinates, at least float32.
+
+    Args:
+        wide, narrow: per block the orthonormal bases U and V; without them the coordinates are the Jacobian.
+
+    Returns:
+        Per block (batch, classes - 1, wide * narrow or k * narrow).
+    """
+    result = []
+    for i, block in enumerate(jacobians.blocks):
+        jacobian = _at_least_float32(block.jacobian)
+        if wide:
+            jacobian = wide[i].to(jacobian).mT @ (jacobian @ narrow[i].to(jacobian))
+        result.append(jacobian.flatten(2))
+    return result
+
+
+def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def build_joint_posterior(
+    blocks: Sequence[Block],
+    factor: Sequence[torch.Tensor],
+    *,
+    rows: int,
+    structure: JointStructure,
+    direction_dtype: torch.dtype = torch.float32,
+    wide: Sequence[torch.Tensor] = (),
+    narrow: Sequence[torch.Tensor] = (),
+) -> JointPosterior:
+    """Return the posterior whose curvature is ``F^T F``.
+
+    Args:
+        factor: per block (rank, coordinates), the block's part of F.
+        direction_dtype: the number format in which directions will be stored. They are rounded to it here, so
+            that what is measured is what will be served, and held in at least float32.
+        wide, narrow: per block the bases that the coordinates refer to, for ``joint_core``.
+    """
+    directions: dict[int, torch.Tensor] = {}
+    factors = []
+    held = torch.promote_types(direction_dtype, torch.float32)
+    for members in group_members(structure, blocks).values():
+        # QR and not the Gram matrix: directions of little curvature come out orthonormal too.
+        q, r = torch.linalg.qr(torch.cat([factor[i].T for i in members]).double())
+        factors.append(r.T)
+        for i, part in zip(members, q.split([factor[i].shape[1] for i in members]), strict=True):
+            directions[i] = part.T.to(direction_dtype).to(held).contiguous()
+    joined = torch.cat(factors, 1)
+    if joined.shape[0] > joined.shape[1]:  # more rows than parameters: the triangle has the same square
+        joined = torch.linalg.qr(joined).R
+    return JointPosterior(
+        blocks=tuple(blocks),
+        directions=tuple(directions[i] for i in range(len(blocks))),
+        factor=joined.contiguous(),
+        rows=rows,
+        structure=structure,
+        wide=tuple(wide),
+        narrow=tuple(narrow),
+    )

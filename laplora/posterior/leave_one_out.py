@@ -1,0 +1,143 @@
+"""Choosing the prior precision without held-out rows: every training row predicted without itself.
+
+Under the linearised model each training row is one Gaussian factor ("site") of the posterior over the weights.
+Dividing it out (the "cavity") needs no refit: with ``V_n`` the covariance of row n's contrasts under the
+``exact`` posterior of all rows, ``f_n`` its contrasts, ``Lambda_n`` the Hessian of its loss and
+``g_n = Q^T (p_n - y_n)`` the gradient,
+
+    ``V_-n = (V_n^-1 - Lambda_n)^-1 = V_n (I - Lambda_n V_n)^-1``,   ``f_-n = f_n + V_-n g_n``.
+
+These are exactly the moments of the posterior without the row's site (Vehtari et al., arXiv 1412.7461, on Laplace
+approximations), so a choice costs no pass through the model. Other structures hold a row's own curvature only in
+part, and dividing it out whole would be another model's answer: they are refused.
+
+One thing the cavity cannot know: how strongly the row pulled at the weights while they were trained. ``g_n`` is taken
+back under the prior that is tried, and as its precision grows nothing is taken back: the prediction "without" the row
+becomes the trained one, which has seen it. On an overfitted adapter the training rows' NLL is near 0 and the choice
+runs to the largest precision, which is MAP. ``trained_under`` separates the two: the mean moves as under that prior
+(the evidence's choice is a natural one), and only the covariance follows the prior that is tried.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import torch
+
+from laplora.errors import PriorError
+from laplora.posterior.base import Granularity, Posterior, Prior, ProjectedJacobians, block_precisions
+from laplora.posterior.joint_fit import hessian_root
+from laplora.posterior.prior import PriorChoice, predictive_nll, search_precisions
+from laplora.predictive.gaussian import class_probs, contrasts
+
+#: Where a row's own share of its precision comes this close to 1, what is left is rounding of float32 Jacobians.
+_ROUNDING = 1e-7
+
+
+def cavities(
+    contrast_mean: torch.Tensor, covariance: torch.Tensor, labels: torch.Tensor, class_mask: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return each training row's contrasts under the posterior without the row.
+
+    Args:
+        contrast_mean: (rows, classes - 1), nats; covariance: (rows, classes - 1, classes - 1) under the posterior
+            of all rows.
+        labels: (rows,) int64; class_mask: (rows, classes) bool.
+
+    Returns:
+        mean (rows, classes - 1) and covariance (rows, classes - 1, classes - 1), float64, and proper (rows,) bool:
+        false where ``V_n^-1 - Lambda_n`` is not positive definite beyond rounding, so that there is no such
+        Gaussian; mean and covariance are meaningless there.
+    """
+    mean, covariance = contrast_mean.double(), covariance.double()
+    transform = contrasts(class_mask.shape[1]).to(mean.device)
+    logits = mean @ transform.T
+    target = torch.nn.functional.one_hot(labels, class_mask.shape[1])
+    gradient = (class_probs(logits, class_mask) - target) @ transform
+    # V (I - Lambda V)^-1 = V + V R (I - R V R)^-1 R V with R R = Lambda: symmetric, and V may be singular.
+    root = hessian_root(logits, class_mask)
+    share, vectors = torch.linalg.eigh(root @ covariance @ root)
+    proper = 1 - share[:, -1] > _ROUNDING
+    half = covariance @ root @ vectors
+    left = half / (1 - share).clamp_min(_ROUNDING)[:, None, :] @ half.mT
+    without = covariance + (left + left.mT) / 2
+    return mean + (without @ gradient[:, :, None])[:, :, 0], without, proper
+
+
+def choose_by_leave_one_out(
+    posterior: Posterior,
+    projected: ProjectedJacobians,
+    labels: torch.Tensor,
+    class_mask: torch.Tensor,
+    granularity: Granularity = "scalar",
+    *,
+    trained_under: Prior | None = None,
+) -> PriorChoice:
+    """Return the precisions of least leave-one-out NLL on the training rows.
+
+    The search is that of ``choose_by_validation``. A precision at which some row has no proper cavity is
+    infeasible, whatever the other rows say; where the choice lies next to such precisions they are named in a warning
+    and the choice counts as at a bound.
+
+    Args:
+        posterior: of structure ``exact``.
+        projected: the projected Jacobians of the rows that it was fitted to.
+        labels: (rows,) int64; class_mask: (rows, classes) bool.
+        trained_under: prior under which a row's pull at the weights is taken back; none takes it back under the
+            prior that is tried, which on an overfitted adapter prefers MAP (see the module's text).
+
+    Raises:
+        PriorError: another structure, other rows, ``module`` granularity, or no feasible precision.
+    """
+    if posterior.structure != "exact":
+        raise PriorError(
+            f"leave-one-out takes the exact posterior, from which a row can be divided out; this one is of structure "
+            f"{posterior.structure!r}: fit structure exact for the choice, or choose by validation or evidence"
+        )
+    if len(labels) != posterior.rows:
+        raise PriorError(
+            f"leave-one-out takes the {posterior.rows} rows that the posterior was fitted to, got {len(labels)}"
+        )
+    infeasible: list[Prior] = []
+
+    def moments(prior: Prior) -> tuple[torch.Tensor, torch.Tensor] | None:
+        covariance = posterior.covariance(projected, block_precisions(prior, posterior.blocks))
+        mean, without, proper = cavities(projected.contrast_mean, covariance, labels, class_mask)
+        return (mean, without) if bool(proper.all()) else None
+
+    retrained = moments(trained_under) if trained_under else None
+    if trained_under and retrained is None:
+        raise PriorError(
+            f"under the prior {trained_under.precision} some row cannot be divided out of the posterior: take a "
+            "larger precision for trained_under"
+        )
+
+    def nll(prior: Prior) -> float:
+        found = moments(prior)
+        if found is None:
+            infeasible.append(prior)
+            return math.inf
+        return predictive_nll((retrained or found)[0], found[1], labels, class_mask)
+
+    prior, value, at_bound = search_precisions(nll, posterior.blocks, granularity)
+    if not math.isfinite(value):
+        raise PriorError(
+            "at no precision can every row be divided out of the posterior: are these the rows, in the model's "
+            "present state, that it was fitted to?"
+        )
+    near = [p for p in infeasible if _neighbours(p, prior)]
+    if near:
+        warnings.warn(
+            f"leave-one-out: the choice {prior.precision} lies beside {len(near)} infeasible precisions, such as "
+            f"{near[0].precision}, where some row cannot be divided out of the posterior",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        at_bound = tuple(prior.precision)
+    return PriorChoice(prior, "leave_one_out", -value, at_bound)
+
+
+def _neighbours(first: Prior, second: Prior) -> bool:
+    """Return whether all precisions are within a factor of 2 of each other; the grid's step is 1.8."""
+    return all(abs(math.log(first.precision[k] / second.precision[k])) < math.log(2) for k in second.precision)

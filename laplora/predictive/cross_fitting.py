@@ -1,0 +1,122 @@
+"""Cross-fitting: what is fitted on the calibration rows, judged on calibration rows that it was not fitted on.
+
+Each of a few folds is held out in turn: parameters are fitted on the other folds, and the fold's rows get their outputs
+from that fit. So no row is lost, and none certifies itself. One pass over the folds serves everything that is then set
+on the calibration rows: the comparison of predictives, thresholds, flags and label sets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from laplora.errors import ConfigError, DataError, NonFiniteError
+from laplora.predictive.gaussian import PosteriorPredictive
+
+#: Takes the row numbers to fit on and those to answer, both int64 and ascending, and returns the latter's outputs.
+FitPredict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+#: Folds, unless a caller says otherwise.
+FOLDS = 5
+
+
+def cross_fitted(fit_predict: FitPredict, rows: int, folds: int = FOLDS, seed: int = 0) -> torch.Tensor:
+    """Return (rows, ...) the outputs of every row under parameters fitted without it, float64 on the CPU.
+
+    What is fitted on the calibration split (a temperature, a prior precision) is fitted once per fold on the other
+    folds. Fold membership depends on the seed and the number of rows alone.
+
+    Args:
+        fit_predict: returns (answered, ...) of the same trailing shape for every fold.
+        rows: of the calibration split; with fewer than ``folds``, each row is a fold.
+
+    Raises:
+        ConfigError: fewer than two folds.
+        DataError: fewer than two rows, or outputs of another number of rows.
+        NonFiniteError: NaN or infinity in an output.
+    """
+    order, parts = [], []
+    for fitted, held_out in fold_rows(rows, folds, seed):
+        outputs = fit_predict(fitted, held_out).detach().to("cpu", torch.float64)
+        if outputs.ndim < 1 or len(outputs) != len(held_out):
+            raise DataError(f"fit_predict must return {len(held_out)} rows, got {tuple(outputs.shape)}")
+        if not outputs.isfinite().all():
+            raise NonFiniteError("fit_predict returned NaN or infinity")
+        order.append(held_out)
+        parts.append(outputs)
+    return torch.cat(parts)[torch.cat(order).argsort()]
+
+
+def cross_fitted_predictive(
+    fit_predict: Callable[[torch.Tensor, torch.Tensor], PosteriorPredictive],
+    rows: int,
+    folds: int = FOLDS,
+    seed: int = 0,
+) -> PosteriorPredictive:
+    """Return the predictive of every row under parameters fitted without it.
+
+    Args:
+        fit_predict: as for ``cross_fitted``, returning the answered rows' predictive.
+
+    Raises:
+        ConfigError, DataError, NonFiniteError: as ``cross_fitted``.
+    """
+
+    def outputs(fitted: torch.Tensor, held_out: torch.Tensor) -> torch.Tensor:
+        found = fit_predict(fitted, held_out)
+        return torch.cat([found.probs, found.std, found.expected_entropy[:, None]], 1)
+
+    found = cross_fitted(outputs, rows, folds, seed)
+    classes = found.shape[1] // 2
+    return PosteriorPredictive(found[:, :classes], found[:, classes:-1], found[:, -1])
+
+
+def rank_aligned(
+    scores: Callable[[torch.Tensor], torch.Tensor], served: torch.Tensor, folds: int = FOLDS, seed: int = 0
+) -> torch.Tensor:
+    """Return (rows, kinds) scores of each row under parameters fitted without it, on the served fit's scale, float64.
+
+    Under its fold's fit, in which it had no part, a row has a rank among all rows; the served score of that rank stands
+    for it. Scores of different folds do not compare as they are: each fit has a scale of its own, and one that did not
+    see a confident mistake is surer of everything, of that mistake first. Where fitting changes no rank (a temperature
+    with two classes) the served scores come back.
+
+    Args:
+        scores: takes the rows to fit on, int64 and ascending, and returns (rows, kinds) all rows' scores of that fit.
+        served: (rows, kinds) their scores under the fit on all rows.
+
+    Raises:
+        ConfigError, DataError, NonFiniteError: as ``cross_fitted``.
+    """
+    ordered = served.detach().to("cpu", torch.float64).sort(0).values
+    if ordered.ndim != 2 or not ordered.isfinite().all():
+        raise DataError(f"served scores must be finite, of shape (rows, kinds), got {tuple(served.shape)}")
+
+    def outputs(fitted: torch.Tensor, held_out: torch.Tensor) -> torch.Tensor:
+        own = scores(fitted).detach().to("cpu", torch.float64)
+        if own.shape != ordered.shape:
+            raise DataError(f"scores must return {tuple(ordered.shape)}, got {tuple(own.shape)}")
+        ranks = own.argsort(dim=0, stable=True).argsort(dim=0)
+        return ordered.gather(0, ranks[held_out])
+
+    return cross_fitted(outputs, len(ordered), folds, seed)
+
+
+def fold_rows(rows: int, folds: int = FOLDS, seed: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Return for each fold the rows to fit on and those held out, int64 and ascending.
+
+    Raises:
+        ConfigError, DataError: as ``cross_fitted``.
+    """
+    if folds < 2:
+        raise ConfigError(f"cross-fitting needs at least two folds, got {folds}")
+    if rows < 2:
+        raise DataError(f"cross-fitting needs at least two rows, got {rows}")
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
+    found = []
+    for fold in order.tensor_split(min(folds, rows)):
+        held_out = torch.zeros(rows, dtype=torch.bool)
+        held_out[fold] = True
+        found.append(((~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]))
+    return found

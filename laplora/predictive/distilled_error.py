@@ -1,0 +1,120 @@
+"""How far off a predicted covariance may be, row by row, and of which rows nothing is known.
+
+Kernel ridge regression is the mean of a Gaussian process whose noise is the ridge (Rasmussen and Williams, Gaussian
+Processes for Machine Learning, 2006, equations 2.25 and 2.26). With ``k`` a row's kernel against the support and ``K``
+the support's own, the process knows the row up to
+
+    ``v = 1 - k^T (K + ridge I)^-1 k``
+
+which is the prior's 1 where no input of the fit is near, and there the prediction is only the mean. The logarithm of
+the covariance is then off by ``scale sqrt(v + ridge)``, one standard deviation. The scale, and the ``v`` above which a
+row is unfamiliar, are from rows that are like those to come, each one left out of the fit (equation 5.12). What leaves
+the principal directions altogether, and none of the scalars, is not seen.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from laplora.predictive.gaussian import contrasts
+
+#: Share of rows like the calibration rows that may count as unfamiliar.
+FALSE_ALARMS = 0.05
+
+
+@dataclass(frozen=True)
+class KernelError:
+    """What a kernel machine says of its own error.
+
+    Attributes:
+        ridge: () float64, of the fit.
+        scale: () float64, standard deviation of the error of ``log V`` for each unit of ``sqrt(v + ridge)``.
+        unfamiliar_variance: () float64, a row with a larger ``v`` is unfamiliar.
+        factor: (inputs, inputs) float64, lower Cholesky factor of ``K + ridge I``.
+    """
+
+    ridge: torch.Tensor
+    scale: torch.Tensor
+    unfamiliar_variance: torch.Tensor
+    factor: torch.Tensor
+
+    def variance(self, kernel: torch.Tensor) -> torch.Tensor:
+        """Return (batch,) float64 the ``v`` of rows whose kernel against the support is (batch, inputs)."""
+        known: torch.Tensor = torch.linalg.solve_triangular(self.factor, kernel.T, upper=False).square().sum(0)
+        return (1 - known).clamp(0, 1)
+
+    def log_error(self, variance: torch.Tensor) -> torch.Tensor:
+        """Return (batch,) float64 one standard deviation of the error of ``log V``."""
+        return self.scale * (variance + self.ridge).sqrt()
+
+    def unfamiliar(self, variance: torch.Tensor) -> torch.Tensor:
+        """Return (batch,) bool, where the kernel machine knows too little to be asked."""
+        return variance > self.unfamiliar_variance
+
+
+def regularised_factor(kernel: torch.Tensor, ridge: float) -> torch.Tensor:
+    """Return the lower Cholesky factor of ``K + ridge I``, (inputs, inputs) float64."""
+    regular = kernel.double() + ridge * torch.eye(len(kernel), dtype=torch.float64)
+    factor: torch.Tensor = torch.linalg.cholesky(regular)
+    return factor
+
+
+def left_out(factor: torch.Tensor, coefficients: torch.Tensor, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the errors and variances of the first rows of a fit, each one left out of it.
+
+    The mean that is added to every prediction stays as it is: one row of hundreds hardly moves it.
+
+    Args:
+        factor: of the fit; coefficients: (inputs, entries), ``(K + ridge I)^-1`` times what is fitted less its mean.
+
+    Returns:
+        ``y - prediction`` (rows, entries), and ``v + ridge`` (rows,), float64.
+    """
+    identity = torch.eye(len(factor), dtype=torch.float64)[:, :rows]
+    variances = 1 / torch.linalg.solve_triangular(factor, identity, upper=False).square().sum(0)
+    return coefficients[:rows].double() * variances[:, None], variances
+
+
+def fit_kernel_error(
+    factor: torch.Tensor, ridge: float, log_errors: torch.Tensor, variances: torch.Tensor
+) -> KernelError:
+    """Return the error that gives left-out rows' errors unit scale, with ``FALSE_ALARMS`` of rows like them unfamiliar.
+
+    With fewer rows than that share can be counted on, only what is beyond all of them is unfamiliar.
+
+    Args:
+        factor: of ``K + ridge I``; log_errors: (rows,), of rows left out; variances: (rows,), their ``v + ridge``.
+    """
+    rows = len(variances)
+    place = min(math.ceil((rows + 1) * (1 - FALSE_ALARMS)), rows)
+    return KernelError(
+        ridge=torch.tensor(ridge, dtype=torch.float64),
+        scale=(log_errors.double().square() / variances).mean().sqrt(),
+        unfamiliar_variance=(variances - ridge).clamp(0, 1).sort().values[place - 1],
+        factor=factor,
+    )
+
+
+def log_traces(covariances: torch.Tensor, class_mask: torch.Tensor) -> torch.Tensor:
+    """Return (rows,) float64 the logarithm of the summed variances of the possible classes' logits, less their mean.
+
+    Args:
+        covariances: (rows, classes - 1, classes - 1), of the contrasts; class_mask: (rows, classes) bool.
+    """
+    possible = class_mask.cpu().double()[..., None]
+    transform = contrasts(class_mask.shape[1], torch.float64)
+    centred = (transform - (possible * transform).sum(1, keepdim=True) / possible.sum(1, keepdim=True)) * possible
+    traces = torch.einsum("nci,nij,ncj->n", centred, covariances.double().cpu(), centred)
+    return traces.clamp_min(torch.finfo(torch.float64).tiny).log()
+
+
+def log_error(predicted: torch.Tensor, exact: torch.Tensor, class_mask: torch.Tensor) -> float:
+    """Return the root mean square of ``log(trace predicted / trace exact)`` over rows, of their possible classes.
+
+    Args:
+        predicted, exact: (rows, classes - 1, classes - 1); class_mask: (rows, classes) bool.
+    """
+    return float((log_traces(predicted, class_mask) - log_traces(exact, class_mask)).square().mean().sqrt())

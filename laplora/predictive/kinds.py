@@ -1,0 +1,220 @@
+"""The predictives an artifact can serve: how members and their posteriors become one row's probabilities.
+
+A predictive is an equal mixture over members, each a Gaussian over the contrasts (``laplora.predictive.gaussian``), all
+divided by one temperature T:
+
+    probs = 1/M sum_m E[softmax(Q z / T)],   z ~ N(mean_m, covariance_m)
+
+Without covariances each member is a point: the mixture is then a deep-ensemble average (Lakshminarayanan,
+Pritzel and Blundell, arXiv 1612.01474) over checkpoints, or over dropout masks (Gal and Ghahramani, arXiv
+1506.02142); with them it is a mixture of Laplace approximations (Eschenhagen et al., arXiv 2111.03577).
+``fast`` has the covariance that is distilled from the posterior's (``laplora.predictive.distilled``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Literal, get_args
+
+import torch
+
+from laplora.decisions.temperature import TEMPERATURE_BOUNDS, checked_labels, fit_temperature, temperature_penalty
+from laplora.errors import ConfigError, DataError, NonFiniteError
+from laplora.metrics.scores import row_nll
+from laplora.posterior.line_search import golden_section
+from laplora.predictive.gaussian import PosteriorPredictive, class_probs, contrasts, posterior_predictive
+
+Members = Literal["single", "distilled", "checkpoints", "dropout"]
+PredictiveName = Literal[
+    "map",
+    "temperature",
+    "fast",
+    "laplace",
+    "laplace_temperature",
+    "ensemble",
+    "ensemble_temperature",
+    "laplace_ensemble",
+    "mc_dropout",
+]
+
+#: Points of the search for a temperature, over ``TEMPERATURE_BOUNDS``, before it is refined.
+_GRID = 39
+
+
+@dataclass(frozen=True)
+class PredictiveSpec:
+    """What a predictive averages over.
+
+    Attributes:
+        members: the adapters it mixes: the trained one (``single``, or ``distilled``: with a covariance predicted
+            from its forward pass), checkpoints of several seeds or steps, or the trained one under fixed dropout masks.
+        covariance: whether each member carries its posterior over the contrasts.
+        temperature: divides every sampled logit; 1 where none is fitted.
+
+    Raises:
+        ConfigError: unknown members, or a temperature that is not a positive number.
+    """
+
+    members: Members
+    covariance: bool
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.members not in get_args(Members):
+            raise ConfigError(f"members must be one of {', '.join(get_args(Members))}, got {self.members!r}")
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise ConfigError(f"a temperature is a positive number, got {self.temperature}")
+
+
+#: Every predictive by name, from the cheapest to serve to the dearest; those in ``TEMPERED`` with T to be fitted.
+PREDICTIVES: Mapping[PredictiveName, PredictiveSpec] = MappingProxyType(
+    {
+        "map": PredictiveSpec("single", covariance=False),
+        "temperature": PredictiveSpec("single", covariance=False),
+        "fast": PredictiveSpec("distilled", covariance=True),
+        "laplace": PredictiveSpec("single", covariance=True),
+        "laplace_temperature": PredictiveSpec("single", covariance=True),
+        "ensemble": PredictiveSpec("checkpoints", covariance=False),
+        "ensemble_temperature": PredictiveSpec("checkpoints", covariance=False),
+        "laplace_ensemble": PredictiveSpec("checkpoints", covariance=True),
+        "mc_dropout": PredictiveSpec("dropout", covariance=False),
+    }
+)
+
+#: The predictives whose temperature is fitted on the calibration split; the others' is 1.
+TEMPERED: frozenset[PredictiveName] = frozenset({"temperature", "laplace_temperature", "ensemble_temperature"})
+
+
+def predictive_spec(name: str, temperature: float = 1.0) -> PredictiveSpec:
+    """Return the named predictive with its fitted temperature.
+
+    Raises:
+        ConfigError: an unknown name, or a temperature other than 1 for a predictive that has none.
+    """
+    template = next((spec for known, spec in PREDICTIVES.items() if known == name), None)
+    if template is None:
+        raise ConfigError(f"a predictive is one of {', '.join(PREDICTIVES)}, got {name!r}")
+    if temperature != 1.0 and name not in TEMPERED:
+        raise ConfigError(f"the predictive {name!r} has no temperature, got {temperature}")
+    return replace(template, temperature=temperature)
+
+
+def predictive_probs(
+    spec: PredictiveSpec, means: torch.Tensor, covariances: torch.Tensor | None, class_mask: torch.Tensor
+) -> PosteriorPredictive:
+    """Return the mean, spread and expected entropy of the mixture, float64 on the CPU.
+
+    ``std`` is from the mixture's second moments, ``Var p = mean_m Var_m p + Var_m E_m p``; ``expected_entropy``
+    is the members' mean, so that what is left of the total is disagreement, within and between the members. One
+    member without covariance is ``class_probs``, one with it is ``posterior_predictive``, to the last bit.
+
+    Args:
+        means: (members, batch, classes - 1) ``Q^T f`` of every member, nats.
+        covariances: (members, batch, classes - 1, classes - 1), nats^2; None unless the spec has covariances.
+        class_mask: (batch, classes) bool, true for the possible classes: the first c >= 2 of each row.
+
+    Raises:
+        ConfigError: covariances given without need, or missing; more than one member for ``single`` or ``distilled``.
+        DataError: shapes that do not fit.
+        NonFiniteError: NaN or infinity at a possible class.
+        FactorizationError: a covariance that is not positive semi-definite beyond rounding.
+    """
+    if spec.covariance != (covariances is not None):
+        wanted = "needs" if spec.covariance else "takes no"
+        raise ConfigError(f"this predictive {wanted} covariances")
+    means, mask = _checked_means(means, class_mask)
+    if spec.members in ("single", "distilled") and len(means) != 1:
+        raise ConfigError(
+            f"the members are {spec.members!r}, but {len(means)} means were given: use checkpoints or dropout"
+        )
+    if covariances is not None:
+        if covariances.shape != (*means.shape, means.shape[-1]):
+            raise DataError(f"covariances must be {(*means.shape, means.shape[-1])}, got {tuple(covariances.shape)}")
+        covariances = covariances.detach().to("cpu", torch.float64) / spec.temperature**2
+    means = means / spec.temperature
+    members = [
+        posterior_predictive(mean, covariances[m], mask) if covariances is not None else _point(mean, mask)
+        for m, mean in enumerate(means)
+    ]
+    return members[0] if len(members) == 1 else _mixture(members)
+
+
+def fit_predictive_temperature(
+    means: torch.Tensor, covariances: torch.Tensor | None, labels: torch.Tensor, class_mask: torch.Tensor
+) -> float:
+    """Return the temperature T that minimises the mean NLL of the mixture of ``softmax(z / T)`` and its prior's term.
+
+    A temperature scales every mean by 1/T and every covariance by 1/T^2: it divides each sampled logit, inside
+    the average (Rahaman and Thiery, arXiv 2007.08792, compare this with scaling the average). One member
+    without covariance is temperature scaling, by ``fit_temperature``. Otherwise the NLL need not be convex: a
+    grid over ``TEMPERATURE_BOUNDS`` even in log T, then golden-section search around its best point to 1e-6.
+
+    Args:
+        means: (members, rows, classes - 1); covariances: as for ``predictive_probs``, or None.
+        labels: (rows,) int64; class_mask: (rows, classes) bool.
+
+    Raises:
+        DataError: no rows, shapes that do not fit, or a label that is not a possible class.
+        NonFiniteError, FactorizationError: as ``predictive_probs``.
+    """
+    means, mask = _checked_means(means, class_mask)
+    if len(means) == 1 and covariances is None:
+        return fit_temperature(_logits(means[0]), labels, mask)
+    labels = checked_labels(labels, mask)
+
+    def penalised_nll(log_temperature: float) -> float:
+        spec = PredictiveSpec("checkpoints", covariances is not None, math.exp(log_temperature))
+        nll = float(row_nll(predictive_probs(spec, means, covariances, mask).probs, labels).mean())
+        return nll + temperature_penalty(log_temperature, len(labels))
+
+    low, high = (math.log(bound) for bound in TEMPERATURE_BOUNDS)
+    step = (high - low) / (_GRID - 1)
+    grid = [low + step * i for i in range(_GRID)]
+    scores = [penalised_nll(g) for g in grid]
+    best = min(range(_GRID), key=scores.__getitem__)
+    refined = golden_section(penalised_nll, max(low, grid[best] - step), min(high, grid[best] + step), 1e-6)
+    return math.exp(refined if penalised_nll(refined) < scores[best] else grid[best])
+
+
+def _checked_means(means: torch.Tensor, class_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return float64 means, exactly 0 at the contrasts of impossible classes, and the mask, both on the CPU."""
+    means, mask = means.detach().to("cpu", torch.float64), class_mask.detach().cpu()
+    if mask.ndim != 2 or mask.dtype != torch.bool:
+        raise DataError(f"class_mask must be (batch, classes) bool, got {tuple(mask.shape)} {mask.dtype}")
+    batch, classes = mask.shape
+    if means.ndim != 3 or not len(means) or means.shape[1:] != (batch, classes - 1):
+        raise DataError(
+            f"means must be (members, {batch}, {classes - 1}) with at least one member, got {tuple(means.shape)}"
+        )
+    counts = mask.sum(1)
+    if not torch.equal(mask, torch.arange(classes) < counts[:, None]) or (counts < 2).any():
+        raise DataError("each row of class_mask must be true for its first classes, at least two of them")
+    means = means.masked_fill(~mask[:, 1:], 0)  # the contrasts of a prefix of the classes are a prefix too
+    if not means.isfinite().all():
+        raise NonFiniteError("the members' logits hold NaN or infinity: nothing to predict from")
+    return means, mask
+
+
+def _logits(mean: torch.Tensor) -> torch.Tensor:
+    """Return (batch, classes) logits with these contrasts, those of each row summing to 0."""
+    return mean @ contrasts(mean.shape[1] + 1).T
+
+
+def _point(mean: torch.Tensor, mask: torch.Tensor) -> PosteriorPredictive:
+    """Return one member without covariance."""
+    probs = class_probs(_logits(mean), mask)
+    return PosteriorPredictive(probs, torch.zeros_like(probs), torch.special.entr(probs).sum(1))
+
+
+def _mixture(members: list[PosteriorPredictive]) -> PosteriorPredictive:
+    """Return the equal mixture's moments."""
+    each = torch.stack([member.probs for member in members])
+    probs = each.mean(0)
+    # About the mean: E[p^2] - E[p]^2 would lose every digit where the members agree.
+    between = (each - probs).square().mean(0)
+    within = torch.stack([member.std for member in members]).square().mean(0)
+    expected_entropy = torch.stack([member.expected_entropy for member in members]).mean(0)
+    return PosteriorPredictive(probs / probs.sum(1, keepdim=True), (within + between).sqrt(), expected_entropy)

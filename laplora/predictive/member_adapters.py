@@ -1,0 +1,109 @@
+"""The adapters that a predictive averages over, on one base model: their weights change places in it.
+
+A member is a set of LoRA weights by block name (``laplora.jacobians.contrasts.find_blocks``). The base's weights are
+shared, and putting a member in place copies nothing: the parameters point at its tensors until the block ends.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from laplora.errors import ArtifactCorruptError, ConfigError
+from laplora.jacobians.blocks import Block
+from laplora.models.base import ADAPTER, lora_layers, verify_adapter
+from laplora.predictive.members import dropout_masks, member_weights
+
+#: LoRA weights by block name, each of the shape, dtype and device that the model has them in.
+Weights = Mapping[str, torch.Tensor]
+
+
+def lora_parameters(model: Any) -> dict[str, nn.Parameter]:
+    """Return every LoRA matrix of a PEFT model by block name, as (out, in) parameters, in module order."""
+    return {
+        f"{name}.{side}": getattr(layer, side)[ADAPTER].weight
+        for name, layer in lora_layers(model).items()
+        for side in ("lora_A", "lora_B")
+    }
+
+
+def read_weights(model: Any, folder: Path) -> dict[str, torch.Tensor]:
+    """Return the weights of an adapter on disk, ready to take the place of the model's own.
+
+    Args:
+        model: with an adapter of the same settings attached.
+        folder: in PEFT's layout.
+
+    Raises:
+        ArtifactCorruptError: files that cannot be read, other settings or modules than the model's adapter has,
+            or values that are not finite.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    name = f"{folder.parent.name}/{folder.name}"
+    try:
+        settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        verify_adapter(folder, lora_layers(model))
+        stored = load_file(folder / "adapter_model.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ArtifactCorruptError(f"the adapter in {name} cannot be read: {type(error).__name__}") from None
+    config = model.peft_config[ADAPTER]
+    differing = [k for k in ("r", "lora_alpha", "use_rslora") if settings.get(k) != getattr(config, k)]
+    if differing:
+        raise ArtifactCorruptError(f"the adapter in {name} has another {differing[0]} than the artifact's own")
+    weights = {}
+    for block, parameter in lora_parameters(model).items():
+        tensor = stored[f"base_model.model.{block}.weight"]
+        if tensor.shape != parameter.shape:
+            raise ArtifactCorruptError(
+                f"the adapter in {name}: {block} should be {tuple(parameter.shape)}, it is {tuple(tensor.shape)}"
+            )
+        weights[block] = tensor.to(parameter.device, parameter.dtype)
+    return weights
+
+
+def dropout_weights(
+    model: Any, blocks: Sequence[Block], *, p: float, members: int, seed: int
+) -> tuple[dict[str, torch.Tensor], ...]:
+    """Return the ``lora_A`` weights of every dropout member of the model's adapter (``laplora.predictive.members``).
+
+    Raises:
+        ConfigError: a probability outside (0, 1), or no members.
+    """
+    masks = dropout_masks(blocks, p, members, seed)
+    trained = {name: weight.detach() for name, weight in lora_parameters(model).items() if name in masks}
+    return tuple(member_weights(trained, masks, member) for member in range(members))
+
+
+@contextmanager
+def in_place(parameters: Mapping[str, nn.Parameter], weights: Weights) -> Iterator[None]:
+    """Let a model have these LoRA weights inside the block; its own are back after it, whatever happens.
+
+    Not for two threads at once: both would see one member's weights.
+
+    Args:
+        parameters: the model's, from ``lora_parameters``.
+        weights: of some or all of them; the others stay.
+
+    Raises:
+        ConfigError: a block that the model does not have, or a weight of another shape, dtype or device.
+    """
+    for name, weight in weights.items():
+        own = parameters.get(name)
+        if own is None or (own.shape, own.dtype, own.device) != (weight.shape, weight.dtype, weight.device):
+            raise ConfigError(f"the weights of {name!r} do not fit this model's adapter")
+    own_data = {name: parameters[name].data for name in weights}
+    try:
+        for name, weight in weights.items():
+            parameters[name].data = weight
+        yield
+    finally:
+        for name, data in own_data.items():
+            parameters[name].data = data

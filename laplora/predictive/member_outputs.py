@@ -1,0 +1,157 @@
+"""What the members of an artifact say of a batch: the passes through the model, before any probability.
+
+The trained adapter runs once, whatever is asked for; each further member once more, with its weights in place. A
+pass is a forward pass, or one with Jacobians where the member's posterior is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from laplora.errors import NonFiniteError
+from laplora.jacobians.contrasts import contrast_jacobians
+from laplora.jacobians.states import StateTape
+from laplora.models.base import label_logits, label_mass, last_hidden
+from laplora.posterior.base import Posterior
+from laplora.predictive.distilled import DistilledCovariance, Estimate
+from laplora.predictive.gaussian import contrasts
+from laplora.predictive.kinds import Members
+from laplora.predictive.member_adapters import Weights, in_place
+from laplora.prompts.templates import Batch
+
+
+@dataclass(frozen=True)
+class Member:
+    """One adapter.
+
+    Attributes:
+        weights: what takes the place of the trained adapter's; empty for the trained one itself.
+        posterior: None where the member has none.
+        precisions: (blocks,) float64, the prior's for the posterior's blocks; with a posterior.
+    """
+
+    weights: Weights = field(default_factory=dict)
+    posterior: Posterior | None = None
+    precisions: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class MemberSet:
+    """A model with everything that its predictives average over.
+
+    Attributes:
+        parameters: the model's LoRA matrices by block name.
+        label_ids: token of each label.
+        trained: the attached adapter.
+        distilled: what predicts the covariance of its posterior from its forward pass; None where nothing does.
+        checkpoints: the ensemble's other adapters; the trained one is its first member.
+        dropout: the trained adapter under each dropout mask.
+    """
+
+    model: nn.Module
+    parameters: Mapping[str, nn.Parameter]
+    label_ids: tuple[int, ...]
+    trained: Member
+    distilled: DistilledCovariance | None = None
+    checkpoints: tuple[Member, ...] = ()
+    dropout: tuple[Member, ...] = ()
+
+    def of(self, kind: Members) -> tuple[Member, ...]:
+        """Return the members of a kind, in the order of their outputs."""
+        return {
+            "single": (self.trained,),
+            "distilled": (self.trained,),
+            "checkpoints": (self.trained, *self.checkpoints),
+            "dropout": self.dropout,
+        }[kind]
+
+
+@dataclass(frozen=True)
+class MemberOutputs:
+    """What members say of a batch; on the CPU, float64.
+
+    Attributes:
+        logits: (batch, classes), the trained adapter's, nats.
+        label_mass: (batch,), the trained adapter's.
+        class_mask: (batch, classes) bool.
+        means: by kind of members (members, batch, classes - 1), ``Q^T f``, nats.
+        covariances: by kind of members (members, batch, classes - 1, classes - 1), nats squared; only the kinds
+            that were asked for with their posteriors.
+        estimate: what the kind ``distilled`` has for its covariance, with its error; None where it was not asked for.
+    """
+
+    logits: torch.Tensor
+    label_mass: torch.Tensor
+    class_mask: torch.Tensor
+    means: dict[Members, torch.Tensor]
+    covariances: dict[Members, torch.Tensor]
+    estimate: Estimate | None = None
+
+
+#: A kind of members, and whether with their posteriors.
+Wanted = tuple[Members, bool]
+
+
+def member_outputs(members: MemberSet, batch: Batch, wanted: Collection[Wanted]) -> MemberOutputs:
+    """Return what the members say of a batch on the model's device.
+
+    Args:
+        wanted: beside the trained adapter's logits, which are always there.
+
+    Raises:
+        NonFiniteError: NaN or infinity in a logit, a variance or the label mass.
+    """
+    with_posterior = any(covariance for kind, covariance in wanted if kind in ("single", "checkpoints"))
+    distilled = members.distilled if any(kind == "distilled" for kind, _ in wanted) else None
+    with StateTape(members.model, distilled.layers) if distilled else nullcontext() as tape:
+        logits, mass, covariance = _pass(members, members.trained, batch, jacobians=with_posterior)
+    assert mass is not None
+    transform = contrasts(len(members.label_ids), torch.float64)
+    means: dict[Members, torch.Tensor] = {"single": (logits @ transform)[None]}
+    covariances: dict[Members, torch.Tensor] = {} if covariance is None else {"single": covariance[None]}
+    estimate = None
+    if distilled is not None and tape is not None:
+        estimate = distilled.estimate(tape.states(logits, batch.attention_mask))
+        means["distilled"] = means["single"]
+        covariances["distilled"] = estimate.covariance[None]
+    for kind in dict.fromkeys(kind for kind, _ in wanted if kind not in ("single", "distilled")):
+        posteriors = (kind, True) in wanted
+        found = [
+            (logits, None, covariance) if member is members.trained else _pass(members, member, batch, posteriors)
+            for member in members.of(kind)
+        ]
+        means[kind] = torch.stack([f @ transform for f, _, _ in found])
+        if posteriors:
+            covariances[kind] = torch.stack([v for _, _, v in found if v is not None])
+    outputs = MemberOutputs(logits, mass, batch.class_mask.cpu(), means, covariances, estimate)
+    for value in (mass, *means.values(), *covariances.values()):
+        if not bool(value.isfinite().all()):
+            raise NonFiniteError("the model gave NaN or infinity for this input")
+    return outputs
+
+
+def _pass(
+    members: MemberSet, member: Member, batch: Batch, jacobians: bool
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """Return one member's logits (batch, classes), its label mass (the trained one's only) and its covariance."""
+    with in_place(members.parameters, member.weights):
+        if jacobians:
+            assert member.posterior is not None
+            assert member.precisions is not None
+            found = contrast_jacobians(members.model, batch, members.label_ids, member.posterior.blocks, sums=False)
+            covariance = member.posterior.covariance_of(found, member.precisions).cpu()
+            logits, hidden = found.logits, found.hidden
+        else:
+            covariance = None
+            with torch.no_grad():
+                hidden = last_hidden(members.model, batch)
+                logits = label_logits(members.model, hidden, members.label_ids)
+        mass = None
+        if member is members.trained:
+            mass = label_mass(members.model, hidden, members.label_ids, batch.class_mask).double().cpu()
+    return logits.double().cpu(), mass, covariance

@@ -1,0 +1,84 @@
+"""Adapters whose lora_A columns are under fixed dropout masks: the members of an MC-dropout predictive.
+
+Dropping input feature i of ``lora_A (mask * x)`` with a mask that is tied over tokens and rows (Gal and
+Ghahramani, arXiv 1512.05287, section 4.1) is the same as multiplying column i of the weight. So a member is an
+adapter like any other: the same input has the same answer whatever batch it is in, and no random state is
+needed to serve it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+
+import torch
+
+from laplora.errors import ConfigError
+from laplora.jacobians.blocks import Block
+
+
+def dropout_masks(
+    modules: Iterable[Block | tuple[str, int]], p: float, members: int, seed: int
+) -> dict[str, torch.Tensor]:
+    """Return by name the masks (members, in_features) float32 of every lora_A: 0 with probability p, else 1 / (1 - p).
+
+    A mask is drawn from the seed, the name and the member's number alone: neither the other modules, nor their
+    order, nor how many members there are changes it.
+
+    Args:
+        modules: blocks, of which only the ``lora_A`` ones get masks, or (name, in_features) pairs.
+        p: probability that an input feature is dropped, in (0, 1).
+
+    Raises:
+        ConfigError: p outside (0, 1), no members, no lora_A at all, or a name given twice.
+    """
+    if not 0 < p < 1:
+        raise ConfigError(f"the dropout probability is in (0, 1), got {p}: without dropout every member is the adapter")
+    if members < 1:
+        raise ConfigError(f"MC dropout needs at least one member, got {members}")
+    masks: dict[str, torch.Tensor] = {}
+    for module in modules:
+        if isinstance(module, Block) and module.group != "lora_A":
+            continue
+        name, in_features = (module.name, module.wide) if isinstance(module, Block) else module
+        if name in masks:
+            raise ConfigError(f"two modules are called {name!r}: each needs a mask of its own")
+        drawn = torch.stack([_uniform(seed, name, member, in_features) for member in range(members)])
+        masks[name] = (drawn >= p).float() / (1 - p)
+    if not masks:
+        raise ConfigError("no lora_A was given: there is nothing to drop")
+    return masks
+
+
+def member_weights(
+    lora_a: Mapping[str, torch.Tensor], masks: Mapping[str, torch.Tensor], member: int
+) -> dict[str, torch.Tensor]:
+    """Return one member's lora_A weights by name, each (rank, in_features) in its own dtype and on its own device.
+
+    Args:
+        lora_a: the trained weights (rank, in_features) by name; they are not changed.
+        masks: from ``dropout_masks``, under the same names.
+        member: from 0.
+
+    Raises:
+        ConfigError: names that do not agree, a mask of another width, or no such member.
+    """
+    if lora_a.keys() != masks.keys():
+        differing = sorted(lora_a.keys() ^ masks.keys())
+        raise ConfigError(f"weights and masks must have the same names, these differ: {differing[:4]}")
+    weights = {}
+    for name, weight in lora_a.items():
+        mask = masks[name]
+        if mask.ndim != 2 or mask.shape[1] != weight.shape[1]:
+            raise ConfigError(f"{name!r} takes masks (members, {weight.shape[1]}), got {tuple(mask.shape)}")
+        if not 0 <= member < len(mask):
+            raise ConfigError(f"there are members 0 to {len(mask) - 1}, got {member}")
+        weights[name] = weight.detach() * mask[member].to(weight.device, weight.dtype)
+    return weights
+
+
+def _uniform(seed: int, name: str, member: int, size: int) -> torch.Tensor:
+    """Return (size,) uniform numbers, float64."""
+    digest = hashlib.sha256(f"{seed}/{member}/{name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)  # manual_seed takes 63 bits
+    return torch.rand(size, generator=generator, dtype=torch.float64)

@@ -1,0 +1,192 @@
+"""Orders of a question's options, and their answers brought back to the order the user gave.
+
+A model that answers with the letter of an option also judges the letter and the place: swap the options and the
+answer changes (Zheng et al., arXiv 2309.03882; Pezeshkpour and Hruschka, arXiv 2308.11483). Asked in every
+order, with the probabilities averaged over the orders, it cannot: the average over all permutations does not
+depend on the order the user gave. Each order is one member of a mixture: the logits of one order are a Gaussian
+over the contrasts, its mean and covariance are brought back to the user's order here, exactly, and the
+probabilities of the members are averaged (never their logits).
+
+An order is a tuple of positions: ``order[i]`` is the index, in the user's list, of the option shown at place i.
+
+All n! orders are affordable for two or three options. For more, a balanced few shows every option equally often
+at every place, which takes out the bias of letters and places, and a Williams design (Australian Journal of
+Scientific Research A 2, 149-168, 1949) also puts every option equally often after every other one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, islice, permutations
+from math import factorial
+from typing import Any
+
+import torch
+
+from laplora.errors import ConfigError, DataError, InvalidInputError
+from laplora.predictive.gaussian import contrasts
+
+Order = tuple[int, ...]
+
+#: Up to this many options every permutation is asked unless a budget says otherwise: 2 and 6 orders.
+_ALL_PERMUTATIONS = 3
+
+
+def option_orders(count: int, budget: int | None = None) -> tuple[Order, ...]:
+    """Return the orders to ask, the user's own first; always the same ones.
+
+    By default all permutations of two or three options, and ``count`` balanced orders of more. Within a budget of
+    at least ``count`` it is the largest multiple of ``count`` that fits (at most ``count!``): so every option
+    stands equally often at every place. A smaller budget shows no option twice at one place. Of an even count the
+    first ``count`` orders, of an odd count the first ``2 count``, also put each option equally often after each
+    other one.
+
+    Any user's order that is among the first ``count`` gives the same set of prompts whatever the budget (a
+    multiple of ``count``), so the same average; with ``count!`` orders every user's order does.
+
+    Args:
+        count: options of the question, at least 2.
+        budget: the most orders to return, at least 1.
+
+    Raises:
+        ConfigError: fewer than two options, or a budget below 1.
+    """
+    return tuple(islice(_balanced(count), order_count(count, budget)))
+
+
+def order_count(count: int, budget: int | None = None) -> int:
+    """Return how many orders ``option_orders`` gives, without making any: the cost of an input, in prompts.
+
+    Raises:
+        ConfigError: as ``option_orders``.
+    """
+    if count < 2:
+        raise ConfigError(f"an order needs at least two options, got {count}")
+    if budget is None:
+        return factorial(count) if count <= _ALL_PERMUTATIONS else count
+    if budget < 1:
+        raise ConfigError(f"the budget of orders must be at least 1, got {budget}")
+    return budget if budget < count else min(budget - budget % count, factorial(count))
+
+
+def _balanced(count: int) -> Iterator[Order]:
+    """Yield all permutations, in groups of ``count`` that are Latin squares, those of a Williams design first.
+
+    The square of a sequence s has the rows ``s + k (mod count)``: cosets of the cyclic group, so the squares are
+    disjoint and together all permutations. The options are renamed so that the first row is the identity; the
+    first square is then a group, which keeps every square when it acts on the user's order.
+    """
+    zigzag = [(i + 1) // 2 if i % 2 else (count - i // 2) % count for i in range(count)]  # 0, 1, n - 1, 2, n - 2, ...
+    # Backwards, each option follows the one it came before. Of an even count that is the same square again.
+    backwards = [(place - zigzag[-1]) % count for place in reversed(zigzag)]
+    name = {place: option for option, place in enumerate(zigzag)}
+    seen: set[Order] = set()
+    others = ((0, *rest) for rest in permutations(range(1, count)))
+    for sequence in chain([tuple(zigzag), tuple(backwards)], others):
+        if sequence in seen:
+            continue
+        seen.add(sequence)
+        for shift in range(count):
+            yield tuple(name[(place + shift) % count] for place in sequence)
+
+
+def permute_choices(fields: Mapping[str, Any], order: Sequence[int]) -> dict[str, Any]:
+    """Return the input with its ``choices`` in that order; the other fields as they are.
+
+    Raises:
+        InvalidInputError: an input without a list of ``choices`` (a rendered ``prompt``, or a template that takes
+            none), or with another number of them than ``order`` has.
+        ConfigError: not an order.
+    """
+    count = count_choices(fields)
+    _check(order)
+    if count != len(order):
+        raise InvalidInputError(f"an order of {len(order)} options cannot show {count} choices", field="choices")
+    return {**fields, "choices": [fields["choices"][i] for i in order]}
+
+
+def count_choices(fields: Mapping[str, Any]) -> int:
+    """Return how many options an input has.
+
+    Raises:
+        InvalidInputError: an input without a list of ``choices``: nothing to reorder.
+    """
+    choices = fields.get("choices")
+    if choices is None:
+        raise InvalidInputError(
+            f"order_average reorders the field 'choices', this input has {sorted(map(str, fields))[:8]}: "
+            "send a question with choices, or turn order_average off",
+            field="choices",
+        )
+    if isinstance(choices, str) or not isinstance(choices, Sequence):
+        raise InvalidInputError("field 'choices' must be a list of strings", field="choices")
+    return len(choices)
+
+
+def restore_logits(logits: torch.Tensor, order: Sequence[int] | Sequence[Sequence[int]]) -> torch.Tensor:
+    """Return (batch, classes) logits in the user's order, from those of the prompt in the order shown.
+
+    Any value per class may be restored so: probabilities and their standard deviations too.
+
+    Args:
+        logits: (batch, classes), class i of the option at place i; classes past the row's options stay put.
+        order: one for all rows, or one per row.
+
+    Raises:
+        ConfigError: not an order.
+        DataError: more options than classes, or another number of orders than rows.
+    """
+    return logits.gather(1, _places(order, *logits.shape).to(logits.device))
+
+
+def restore_contrasts(
+    contrast_mean: torch.Tensor,
+    contrast_covariance: torch.Tensor | None,
+    order: Sequence[int] | Sequence[Sequence[int]],
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return the Gaussian over the contrasts in the user's order, from that of the prompt in the order shown.
+
+    With P the permutation of the logits, ``f = P f_shown``, and Q the contrasts, ``T = Q^T P Q`` is orthogonal
+    (P maps the ones vector to itself) and the Gaussian becomes ``N(T m, T V T^T)``: exact. P moves a row's own
+    options only, so impossible classes stay impossible.
+
+    Args:
+        contrast_mean: (batch, classes - 1), nats.
+        contrast_covariance: (batch, classes - 1, classes - 1), nats squared, or None.
+        order: one for all rows, or one per row.
+
+    Returns:
+        Mean and covariance, float64, on the device of the mean.
+
+    Raises:
+        ConfigError: not an order.
+        DataError: more options than classes, or another number of orders than rows.
+    """
+    mean = contrast_mean.double()
+    batch, classes = mean.shape[0], mean.shape[1] + 1
+    q = contrasts(classes, torch.float64)
+    rotation = (q.T @ q[_places(order, batch, classes)]).to(mean.device)  # (batch, C-1, C-1)
+    restored = (rotation @ mean[..., None])[..., 0]
+    if contrast_covariance is None:
+        return restored, None
+    return restored, rotation @ contrast_covariance.to(mean.device, torch.float64) @ rotation.mT
+
+
+def _places(order: Sequence[int] | Sequence[Sequence[int]], batch: int, classes: int) -> torch.Tensor:
+    """Return (batch, classes) int64: at which place each of the user's options was shown."""
+    nested = len(order) > 0 and isinstance(order[0], Sequence)
+    orders: list[Any] = list(order) if nested else [order] * batch
+    if len(orders) != batch:
+        raise DataError(f"expected one order per row, got {len(orders)} orders for {batch} rows")
+    places = torch.arange(classes).repeat(batch, 1)
+    for row, one in enumerate(orders):
+        _check(one)
+        if len(one) > classes:
+            raise DataError(f"an order of {len(one)} options does not fit {classes} classes")
+        places[row, torch.tensor(one)] = torch.arange(len(one))
+    return places
+
+
+def _check(order: Sequence[int]) -> None:
+    if len(order) < 2 or sorted(order) != list(range(len(order))):
+        raise ConfigError(f"an order must be a permutation of 0 to n - 1 with n >= 2, got {tuple(order)[:16]}")

@@ -1,0 +1,310 @@
+"""Prompt templates, label tokens, and left-padded batches.
+
+The class logits are read at the last real token, so prompts are padded on the left and cut on the
+left: the end of the prompt ("Answer:") is never lost.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from laplora.errors import ConfigError, InvalidInputError, LabelTokenError, TooManyTokensError
+from laplora.prompts.token_bounds import TokenBounds
+
+_PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_OPTION = re.compile(r"option([1-9][0-9]*)$")
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """A named, versioned prompt.
+
+    Attributes:
+        name: what an artifact records.
+        version: raised whenever the text changes.
+        text: the prompt with ``{field}`` placeholders; ``{{`` and ``}}`` are literal braces.
+            ``{choices}`` is the rendered list of choices, ``{option1}`` the first one, and so on.
+        choice: how one choice is written, from ``{label}`` and ``{text}``.
+        choice_separator: what stands between two choices.
+        label_prefix: what stands between the prompt and the label token.
+    """
+
+    name: str
+    version: int
+    text: str
+    choice: str = "{label}. {text}"
+    choice_separator: str = "\n"
+    label_prefix: str = " "
+    placeholders: tuple[str, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        names = tuple(dict.fromkeys(m.group(1) for m in _PLACEHOLDER.finditer(self.text) if m.group(1)))
+        if not names:
+            raise ConfigError(
+                f"template {self.name!r} has no {{field}} placeholder: every input would be the same prompt"
+            )
+        object.__setattr__(self, "placeholders", names)
+
+    @property
+    def takes_choices(self) -> bool:
+        """Whether the template is filled from a question and a list of choices."""
+        return "choices" in self.placeholders or "option1" in self.placeholders
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of the input fields this template needs, in order of appearance."""
+        names = ["choices" if _OPTION.match(n) else n for n in self.placeholders]
+        return tuple(dict.fromkeys(names))
+
+    @property
+    def size_bytes(self) -> int:
+        """UTF-8 bytes that a prompt has at least, beside those of its fields."""
+        return len(_PLACEHOLDER.sub("", self.text).encode())
+
+
+#: Templates by name. WinoGrande's is the one of Yang et al. (arXiv 2308.13111), its missing dot included.
+TEMPLATES: dict[str, PromptTemplate] = {
+    t.name: t
+    for t in (
+        PromptTemplate(
+            "winogrande",
+            1,
+            "Select one of the choices that answers the following question: {question} "
+            "Choices: A. {option1}. B {option2}. Answer:",
+        ),
+        PromptTemplate(
+            "multiple_choice",
+            1,
+            "Select one of the choices that answers the following question: {question} Choices:\n{choices}\nAnswer:",
+        ),
+        PromptTemplate(
+            "boolq",
+            1,
+            "Answer the question with only Yes or No: {question} Context: {passage}. Answer:",
+        ),
+        PromptTemplate("sentiment", 1, "Review: {text}\nIs this review positive or negative? Answer:"),
+        PromptTemplate(
+            "entailment",
+            1,
+            "{premise}\nQuestion: {hypothesis} Yes or No?\nAnswer:",
+        ),
+    )
+}
+
+
+def render(template: PromptTemplate, inputs: Mapping[str, Any], labels: Sequence[str]) -> tuple[str, int]:
+    """Return the prompt of one input and the number of classes it can take.
+
+    Args:
+        template: the artifact's template.
+        inputs: the template's named fields, each a string; ``choices`` is a sequence of strings.
+            ``{"prompt": text}`` alone is taken as already rendered.
+        labels: the artifact's labels in order; the first ``len(choices)`` of them are in play.
+
+    Raises:
+        InvalidInputError: a field missing, unknown, empty or not text; too few or too many choices.
+    """
+    if set(inputs) == {"prompt"}:
+        return _text(inputs["prompt"], "prompt"), len(labels)
+    expected = template.fields
+    missing = [n for n in expected if n not in inputs]
+    unknown = [n for n in inputs if n not in expected]
+    if missing or unknown:
+        # Names only that look like one: a client may have put its text where a name belongs.
+        shown = [n if _NAME.fullmatch(n) else "?" for n in map(str, unknown[:8])]
+        problem = f"missing {missing}" if missing else f"unknown {shown}"
+        raise InvalidInputError(
+            f"template {template.name!r} takes the fields {list(expected)}; {problem}",
+            field=(missing or [str(unknown[0])[:64]])[0],
+        )
+    values: dict[str, str] = {}
+    class_count = len(labels)
+    for name in expected:
+        if name != "choices":
+            values[name] = _text(inputs[name], name)
+            continue
+        choices = _choices(inputs[name], template, len(labels))
+        class_count = len(choices)
+        values.update({f"option{i + 1}": c for i, c in enumerate(choices)})
+        values["choices"] = template.choice_separator.join(
+            _fill(template.choice, {"label": label, "text": c}) for label, c in zip(labels, choices, strict=False)
+        )
+    return _fill(template.text, values), class_count
+
+
+def _fill(text: str, values: Mapping[str, str]) -> str:
+    def one(match: re.Match[str]) -> str:
+        name = match.group(1)
+        return values[name] if name else match.group(0)[0]
+
+    return _PLACEHOLDER.sub(one, text)
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise InvalidInputError(f"field {name!r} must be a string, got {type(value).__name__}", field=name)
+    if not value.strip():
+        raise InvalidInputError(f"field {name!r} is empty: send at least one visible character", field=name)
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise InvalidInputError(
+            f"field {name!r} holds an unpaired surrogate: send valid Unicode text", field=name
+        ) from None
+    return value
+
+
+def _choices(value: Any, template: PromptTemplate, class_count: int) -> list[str]:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise InvalidInputError("field 'choices' must be a list of strings", field="choices")
+    options = [int(m.group(1)) for n in template.placeholders if (m := _OPTION.match(n))]
+    low, high = (max(options), max(options)) if options else (2, class_count)
+    if not low <= len(value) <= high:
+        wanted = str(low) if low == high else f"{low} to {high}"
+        raise InvalidInputError(f"template {template.name!r} takes {wanted} choices, got {len(value)}", field="choices")
+    return [_text(c, f"choices[{i}]") for i, c in enumerate(value)]
+
+
+def resolve_label_tokens(tokenizer: Any, template: PromptTemplate, labels: Sequence[str]) -> list[int]:
+    """Return the token id that follows the prompt for each label, in order.
+
+    The id is read off the tokenizer in place, as the one token that ``prefix + label`` adds after the
+    end of the template's text, so byte-level BPE (``" A"``) and SentencePiece (``"▁A"``) both resolve.
+
+    Raises:
+        LabelTokenError: fewer than two labels, a label of several tokens, or two labels with one token.
+    """
+    if len(labels) < 2:
+        raise LabelTokenError(f"a classifier needs at least two labels, got {list(labels)}")
+    tail = _PLACEHOLDER.split(template.text)[-1] or ":"
+    head = tokenizer.encode(tail, add_special_tokens=False)
+    ids: list[int] = []
+    for label in labels:
+        whole = tokenizer.encode(tail + template.label_prefix + label, add_special_tokens=False)
+        added = whole[len(head) :]
+        if whole[: len(head)] != head or len(added) != 1:
+            pieces = tokenizer.convert_ids_to_tokens(added)
+            raise LabelTokenError(
+                f"label {label!r} must be one token after the prompt, this tokenizer makes it {pieces}: "
+                "choose a shorter label word and map your data's label to it"
+            )
+        if added[0] in ids:
+            raise LabelTokenError(
+                f"labels {labels[ids.index(added[0])]!r} and {label!r} collide: both are token {added[0]}"
+            )
+        ids.append(added[0])
+    return ids
+
+
+@dataclass(frozen=True)
+class EncodedRow:
+    """One tokenised prompt.
+
+    Attributes:
+        token_ids: without padding.
+        class_count: how many of the artifact's labels, from the first, are possible answers.
+        truncated: whether tokens were cut from the left.
+    """
+
+    token_ids: tuple[int, ...]
+    class_count: int
+    truncated: bool = False
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Left-padded rows.
+
+    Attributes:
+        input_ids: (batch, tokens) int64.
+        attention_mask: (batch, tokens) int64, 1 at real tokens.
+        position_ids: (batch, tokens) int64, 0 at each row's first real token.
+        class_mask: (batch, classes) bool, true where the class is a possible answer.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    position_ids: torch.Tensor
+    class_mask: torch.Tensor
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Return the batch on a device."""
+        return Batch(*(t.to(device) for t in (self.input_ids, self.attention_mask, self.position_ids, self.class_mask)))
+
+    def __len__(self) -> int:
+        return self.input_ids.shape[0]
+
+
+def encode(
+    tokenizer: Any,
+    prompt: str,
+    class_count: int,
+    *,
+    max_tokens: int,
+    truncate: bool,
+    bounds: TokenBounds | None = None,
+) -> EncodedRow:
+    """Return one prompt as token ids, with the tokenizer's own special tokens.
+
+    Args:
+        max_tokens: limit in tokens, special tokens included.
+        truncate: whether to cut a longer prompt from the left, keeping a leading special token.
+        bounds: of the tokenizer: with them, what is certain to be cut or refused is not tokenised. The row is the same.
+
+    Raises:
+        TooManyTokensError: longer than ``max_tokens`` and ``truncate`` is false; ``got`` is the fewest tokens that it
+            can have where that is certain to be too many.
+    """
+    fewest = 1 if bounds is None or len(prompt) <= max_tokens else bounds.fewest(len(prompt.encode()))
+    if bounds is not None and fewest > max_tokens:
+        if not truncate:
+            raise TooManyTokensError(
+                f"the prompt has at least {fewest} tokens, the limit is {max_tokens}: shorten it or set truncate",
+                limit=max_tokens,
+                got=fewest,
+            )
+        # A special token is recognised by its name alone: the longest name's length is enough to see the first one.
+        head = tokenizer.encode(prompt[: bounds.longest_special])[:1]
+        tail = tokenizer.encode(bounds.tail(prompt, max_tokens))
+        return _last_tokens(head + tail, tokenizer, class_count, max_tokens)
+    ids = tokenizer.encode(prompt)
+    if not ids:
+        raise InvalidInputError("the prompt has no tokens")
+    if len(ids) <= max_tokens:
+        return EncodedRow(tuple(ids), class_count)
+    if not truncate:
+        raise TooManyTokensError(
+            f"the prompt has {len(ids)} tokens, the limit is {max_tokens}: shorten it or set truncate",
+            limit=max_tokens,
+            got=len(ids),
+        )
+    return _last_tokens(ids, tokenizer, class_count, max_tokens)
+
+
+def _last_tokens(ids: list[int], tokenizer: Any, class_count: int, max_tokens: int) -> EncodedRow:
+    """Return the end of a longer prompt, after the special token that it starts with, if it does."""
+    head = ids[:1] if ids[0] in tokenizer.all_special_ids else []
+    return EncodedRow(tuple(head + ids[len(ids) - max_tokens + len(head) :]), class_count, truncated=True)
+
+
+def collate(rows: Sequence[EncodedRow], *, class_count: int, pad_token_id: int) -> Batch:
+    """Return rows as one left-padded batch on the CPU, in the order given."""
+    longest = max(len(r.token_ids) for r in rows)
+    input_ids = torch.full((len(rows), longest), pad_token_id, dtype=torch.int64)
+    mask = torch.zeros((len(rows), longest), dtype=torch.int64)
+    for i, row in enumerate(rows):
+        input_ids[i, longest - len(row.token_ids) :] = torch.tensor(row.token_ids)
+        mask[i, longest - len(row.token_ids) :] = 1
+    counts = torch.tensor([r.class_count for r in rows])
+    return Batch(
+        input_ids=input_ids,
+        attention_mask=mask,
+        position_ids=(mask.cumsum(1) - 1).clamp_min(0),
+        class_mask=torch.arange(class_count)[None, :] < counts[:, None],
+    )

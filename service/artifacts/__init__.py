@@ -1,0 +1,1 @@
+"""Which artifacts answer: loaded, leased, swapped."""

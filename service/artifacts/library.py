@@ -1,0 +1,58 @@
+"""What the server needs of the library: an artifact read, and a predictor loaded. Imports torch at the first call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from service.settings import Settings
+
+if TYPE_CHECKING:
+    from laplora.artifact.folder import Artifact
+    from laplora.models.shared_base import SharedBases
+    from laplora.predictor import Predictor
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Library:
+    """The two library calls the host makes; tests put fakes here.
+
+    Attributes:
+        load: returns a predictor, its golden answers not yet verified.
+        read: returns an artifact without loading its base model.
+    """
+
+    load: Callable[[Path, Settings, Progress], Predictor]
+    read: Callable[[Path], Artifact]
+
+
+def default_library() -> Library:
+    """Return the real calls; importing torch and transformers waits until the first of them."""
+    bases: list[SharedBases] = []
+
+    def load(path: Path, settings: Settings, progress: Progress) -> Predictor:
+        from laplora.models.shared_base import SharedBases
+        from laplora.predictor import Predictor
+
+        if not bases:
+            bases.append(SharedBases())
+        return Predictor.load(
+            path,
+            device=settings.device,
+            cache_dir=settings.cache,
+            verify_golden=False,
+            dequantize=settings.dequantize_weights,
+            progress=progress,
+            bases=bases[0],
+        )
+
+    def read(path: Path) -> Artifact:
+        from laplora.artifact.folder import read_artifact
+
+        return read_artifact(path)
+
+    return Library(load, read)

@@ -1,0 +1,81 @@
+"""Artifacts of the root that are not loaded: verified once, and again only when a file of theirs has changed.
+
+A folder is the same while each of its files has the same device, number, size, and times of its last change, and no
+file came or went. A folder that has only just changed is read again at the next look: a file system's clock may be
+too coarse to show a second change.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from laplora.errors import LaploraError
+
+if TYPE_CHECKING:
+    from laplora.artifact.folder import Artifact
+
+#: Seconds for which a folder must have been seen unchanged before what is read of it is kept. FAT has the coarsest
+#: clock of the file systems in use, 2 s.
+SETTLED_S = 2.0
+
+Fingerprint = tuple[tuple[object, ...], ...]
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What was read of a folder; ``seen`` is when its present fingerprint was first seen, ``clock`` seconds."""
+
+    fingerprint: Fingerprint
+    seen: float
+    read: float
+    found: Artifact | LaploraError
+
+
+class ArtifactListing:
+    """Reads folders of artifacts, those that have not changed from memory. For one thread at a time.
+
+    Args:
+        read: returns the artifact in a folder, every file verified.
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, read: Callable[[Path], Artifact], clock: Callable[[], float] = time.monotonic) -> None:
+        self._read = read
+        self._clock = clock
+        self._known: dict[Path, _Known] = {}
+
+    def read(self, folders: Mapping[str, Path]) -> dict[str, Artifact | LaploraError]:
+        """Return what is in each folder, by name: an artifact, or why it cannot be served. The others are forgotten."""
+        self._known = {path: known for path, known in self._known.items() if path in folders.values()}
+        return {name: self._read_one(path) for name, path in folders.items()}
+
+    def _read_one(self, path: Path) -> Artifact | LaploraError:
+        now, fingerprint, known = self._clock(), fingerprint_of(path), self._known.get(path)
+        seen = known.seen if known is not None and known.fingerprint == fingerprint else now
+        if known is not None and known.seen == seen and known.read - seen >= SETTLED_S:
+            return known.found
+        found: Artifact | LaploraError
+        try:
+            found = self._read(path)
+        except LaploraError as error:
+            found = error
+        self._known[path] = _Known(fingerprint, seen, now, found)
+        return found
+
+
+def fingerprint_of(folder: Path) -> Fingerprint:
+    """Return what changes with any file of a folder, without reading one: each path with its number, size and times."""
+    entries: list[tuple[object, ...]] = []
+    for path in (folder, *sorted(folder.rglob("*"))):
+        try:
+            status = path.stat()
+        except OSError:  # gone meanwhile, or a link to nothing
+            entries.append((path.as_posix(),))
+            continue
+        times = status.st_mtime_ns, status.st_ctime_ns
+        entries.append((path.as_posix(), status.st_dev, status.st_ino, status.st_size, *times))
+    return tuple(entries)

@@ -1,0 +1,1 @@
+"""True labels that come later, and the watch over calibration."""

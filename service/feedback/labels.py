@@ -1,0 +1,213 @@
+"""Answered predictions, kept for a while so that their true labels can be told later. Knows no HTTP and no prompt.
+
+A prediction is known by an unguessable id and to its own caller only. What is kept is what the figures need
+(``service.feedback.watch``): probabilities, sets and decisions, never an input. Both the number kept and their age
+are bounded; age goes by a monotonic clock, so that a wall clock that jumps changes nothing.
+"""
+
+from __future__ import annotations
+
+import secrets
+import struct
+import sys
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from service.errors import InvalidRequestError
+from service.feedback.watch import Report, Series, reference_of
+
+if TYPE_CHECKING:
+    from laplora.answers.prediction import Prediction
+    from laplora.predictor import Predictor
+
+#: What became of one label. ``unknown``: no prediction of this id was made for this caller, or it is kept no longer.
+Outcome = Literal["recorded", "repeated", "corrected", "unknown"]
+
+#: Random bytes of an id: 128 bits cannot be guessed, and two ids never meet.
+_ID_BYTES = 16
+#: Windows are searched for rows that are too old this many times within ``feedback_keep_s``.
+_SWEEPS = 100
+
+
+@dataclass(slots=True, eq=False)
+class Kept:
+    """One answered prediction.
+
+    Attributes:
+        series: which artifact and predictive answered.
+        caller: whom the answer went to.
+        answered: ``clock`` seconds.
+        labels: the possible labels.
+        numbers: float64, ``map_probs`` and then ``probs``, in the labels' order; see ``probabilities``.
+        prediction_set: bit k is set where label k is in it.
+        score: the predictive's review score, nats.
+        target_risk: that the decision was made for.
+        label: place of the true one, -1 until it is told.
+    """
+
+    series: Series
+    caller: str
+    answered: float
+    labels: tuple[str, ...]
+    numbers: bytes
+    prediction_set: int
+    score: float
+    target_risk: float
+    accepted: bool
+    flags: tuple[str, ...]
+    label: int = -1
+
+    def probabilities(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return ``map_probs`` and ``probs``."""
+        numbers = struct.unpack(f"{2 * len(self.labels)}d", self.numbers)
+        return numbers[: len(self.labels)], numbers[len(self.labels) :]
+
+
+class FeedbackStore:
+    """Keeps predictions by their ids, the oldest leaving first. May be used from several threads.
+
+    Args:
+        keep_s: seconds that a prediction is kept.
+        rows: most predictions kept by id; 0 keeps none, and gives no ids.
+        window: labelled predictions, and recent answers, of a series that figures are computed from. A labelled one
+            counts in its window even where newer predictions have pushed out its id.
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, *, keep_s: float, rows: int, window: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.keep_s, self.rows, self.window = keep_s, rows, window
+        self._clock = clock
+        self._kept: OrderedDict[str, Kept] = OrderedDict()
+        self._series: dict[tuple[str, str], Series] = {}
+        self._lock = threading.Lock()
+        self._next_sweep = clock() + keep_s / _SWEEPS
+
+    @property
+    def on(self) -> bool:
+        """Whether predictions are kept at all."""
+        return self.rows > 0
+
+    def __len__(self) -> int:
+        """Return how many predictions are kept by id."""
+        with self._lock:
+            self._expire()
+            return len(self._kept)
+
+    def remember(
+        self,
+        predictor: Predictor,
+        predictive: str,
+        caller: str,
+        predictions: Sequence[Prediction],
+        target_risk: float,
+    ) -> list[str]:
+        """Keep one request's predictions and return an id for each, in order.
+
+        Args:
+            predictive: that was asked for; with ``_order_average`` behind it where orders were averaged.
+            caller: the only one who can give feedback on them.
+            target_risk: that their decisions were made for.
+        """
+        ids = [secrets.token_urlsafe(_ID_BYTES) for _ in predictions]
+        # Every row holds it: one string for all of a caller's rows.
+        caller = sys.intern(caller)
+        with self._lock:
+            now = self._clock()
+            series = self._series_of(predictor, predictive)
+            for prediction_id, p in zip(ids, predictions, strict=True):
+                self._kept[prediction_id] = Kept(
+                    series=series,
+                    caller=caller,
+                    answered=now,
+                    labels=series.shared(p.labels),
+                    numbers=struct.pack(f"{2 * len(p.labels)}d", *p.map_probs, *p.probs),
+                    prediction_set=sum(1 << k for k, label in enumerate(p.labels) if label in p.prediction_set),
+                    score=p.score,
+                    target_risk=target_risk,
+                    accepted=p.decision == "accept",
+                    flags=series.shared(p.flags),
+                )
+            series.count(predictions, now)
+            self._expire()
+        return ids
+
+    def give(self, caller: str, items: Sequence[tuple[str, str]]) -> list[Outcome]:
+        """Record true labels and return what became of each; nothing is recorded if one is refused.
+
+        The same label again changes nothing; another one takes the place of the first, and the prediction counts once
+        either way, where it first did.
+
+        Args:
+            items: ids and labels; the same id may come more than once.
+
+        Raises:
+            InvalidRequestError: a label that is none of its prediction's; the field names which.
+        """
+        with self._lock:
+            self._expire()
+            places = [self._place(caller, i, prediction_id, label) for i, (prediction_id, label) in enumerate(items)]
+            return [self._record(place) for place in places]
+
+    def reports(self, digests: Collection[str]) -> list[Report]:
+        """Return the figures of every series of these artifacts, by artifact and predictive. Takes milliseconds.
+
+        Args:
+            digests: of the artifacts that are loaded.
+        """
+        with self._lock:
+            self._expire(sweep=True)
+            found = [(series, series.snapshot()) for (digest, _), series in self._series.items() if digest in digests]
+        reports = [series.report(snapshot) for series, snapshot in found]
+        return sorted(reports, key=lambda report: (report.artifact, report.predictive))
+
+    def _series_of(self, predictor: Predictor, predictive: str) -> Series:
+        artifact = predictor.artifact
+        key = artifact.digest, predictive
+        if key not in self._series:
+            reference = reference_of(predictor, predictive)
+            self._series[key] = Series(artifact.name, artifact.digest, predictive, reference, self.window)
+        return self._series[key]
+
+    def _expire(self, *, sweep: bool = False) -> None:
+        """Forget what is too old or too much; ``sweep``: in the windows too, which is dearer."""
+        now = self._clock()
+        oldest = now - self.keep_s
+        while self._kept:
+            first = next(iter(self._kept.values()))
+            if len(self._kept) <= self.rows and first.answered >= oldest:
+                break
+            self._kept.popitem(last=False)
+        if sweep or now >= self._next_sweep:
+            self._next_sweep = now + self.keep_s / _SWEEPS
+            for key, series in list(self._series.items()):
+                series.forget_before(oldest)
+                # As old as all it held: an artifact that has long left must not leave its series behind.
+                if series.last_answered < oldest and series.rows == 0:
+                    del self._series[key]
+
+    def _place(self, caller: str, number: int, prediction_id: str, label: str) -> tuple[Kept, int] | None:
+        kept = self._kept.get(prediction_id)
+        # Another's prediction is as unknown as none: an answer must not tell that the id exists, nor its labels.
+        if kept is None or kept.caller != caller:
+            return None
+        if label not in kept.labels:
+            raise InvalidRequestError(
+                f"items.{number}: the label is none of the {len(kept.labels)} that this prediction had: "
+                "send one of the names in its probs",
+                field=f"items.{number}.label",
+            )
+        return kept, kept.labels.index(label)
+
+    def _record(self, place: tuple[Kept, int] | None) -> Outcome:
+        if place is None:
+            return "unknown"
+        kept, label = place
+        before, kept.label = kept.label, label
+        if before == label:
+            return "repeated"
+        kept.series.label(kept, first=before < 0)
+        return "recorded" if before < 0 else "corrected"

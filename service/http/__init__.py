@@ -1,0 +1,1 @@
+"""What faces a client: endpoints, bodies, headers, connections, the OpenAPI document."""

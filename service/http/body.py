@@ -1,0 +1,215 @@
+"""Reading a JSON body from someone who may be hostile: bounded, strict, and never a 500.
+
+FastAPI's own reader takes bodies of any size and Python's JSON dialect (NaN, lone surrogates, nesting
+until RecursionError). Here a route reads at most ``max_body_bytes``, for which the server must have room, and counts
+what came before pydantic builds anything of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from email.message import Message
+from functools import partial
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
+
+from service.errors import (
+    BatchTooLargeError,
+    BodyTooLargeError,
+    ClientGoneError,
+    DeadlineError,
+    MediaTypeError,
+    ServiceError,
+)
+from service.http.json_parsing import most_members, parse_json
+
+#: A refused body is read and thrown away up to this many times the limit: a client that is still sending
+#: when the connection closes would see a reset instead of the 413.
+_DISCARD_FACTOR = 16
+_DISCARD_BYTES = 2**26
+_DISCARD_TIMEOUT_S = 2.0
+#: Largest body that is parsed on the event loop, which takes a few ms at worst.
+_PARSED_INLINE_BYTES = 32 * 1024
+#: The lists of bodies whose items are bounded by ``max_inputs``.
+_LISTS = ("inputs", "items")
+
+
+class JsonBodyRoute(APIRoute):
+    """A route whose JSON body is bounded, counted and parsed strictly before FastAPI sees it."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return FastAPI's handler, wrapped where the endpoint has a body."""
+        handler = super().get_route_handler()
+        if self.body_field is None:
+            return handler
+
+        async def bounded(request: Request) -> Response:
+            settings = request.app.state.service.settings
+            check_media_type(request.headers)
+            try:
+                async with asyncio.timeout(settings.request_timeout_s):
+                    # Only the value is kept: of the bytes, nothing needs more than their parsing.
+                    value = await _read_value(request)
+            except TimeoutError:
+                raise DeadlineError("the request's deadline passed before its body had come") from None
+            check_lists(value, settings.max_inputs)
+            return await handler(_ParsedRequest(request, value))
+
+        return bounded
+
+
+async def _read_value(request: Request) -> Any:
+    state = request.app.state.service
+    places, place = state.places, request.state.place
+    raw = await read_bounded(request, state.settings.max_body_bytes, lambda more: places.hold(place, more))
+    most = most_members(state.settings.max_inputs)
+    if len(raw) <= _PARSED_INLINE_BYTES:
+        return parse_json(raw, max_members=most)
+    # A large body takes a while to parse: other requests are served meanwhile.
+    work = partial(parse_json, raw, max_members=most)
+    return await asyncio.get_running_loop().run_in_executor(state.workers.parse, work)
+
+
+def check_lists(value: Any, max_inputs: int) -> None:
+    """Check that each list of inputs, or of labels, in a body has at most ``max_inputs`` items.
+
+    Raises:
+        BatchTooLargeError: it has more; none of them was validated.
+    """
+    for name, items in value.items() if isinstance(value, dict) else ():
+        if name in _LISTS and isinstance(items, list) and len(items) > max_inputs:
+            raise BatchTooLargeError(
+                f"the request has {len(items)} {name}, max_inputs is {max_inputs}: send it in parts",
+                field=name,
+                limit=max_inputs,
+                got=len(items),
+            )
+
+
+class _ParsedRequest(Request):
+    """A request whose body was read and parsed."""
+
+    def __init__(self, request: Request, value: Any) -> None:
+        super().__init__(request.scope, request.receive)
+        self._value = value
+
+    async def body(self) -> bytes:
+        # FastAPI asks only whether there is one.
+        return b"parsed"
+
+    async def json(self) -> Any:
+        return self._value
+
+
+def check_media_type(headers: Headers, others: Sequence[str] = ()) -> None:
+    """Check that the body is declared as plain UTF-8 JSON.
+
+    Args:
+        others: the media types that will do in place of JSON's.
+
+    Raises:
+        MediaTypeError: another type, charset or encoding.
+    """
+    message = Message()
+    message["content-type"] = headers.get("content-type", "")
+    media_type = message.get_content_type()
+    known = media_type in others if others else media_type == "application/json" or media_type.endswith("+json")
+    if "content-type" not in headers or not known:
+        wanted = " or ".join(others or ["application/json"])
+        raise MediaTypeError(f"the body must have Content-Type {wanted}", field="content-type")
+    charset = message.get_param("charset", "utf-8")
+    if not isinstance(charset, str) or charset.lower().replace("_", "-") not in ("utf-8", "utf8", "us-ascii"):
+        raise MediaTypeError("the body must be UTF-8", field="content-type")
+    if headers.get("content-encoding", "identity").lower() != "identity":
+        raise MediaTypeError("the body must not be compressed", field="content-encoding")
+
+
+async def read_bounded(request: Request, limit: int, hold: Callable[[int], None] = lambda more: None) -> bytes:
+    """Return the request's body.
+
+    Args:
+        limit: most bytes.
+        hold: finds room for so many bytes more, or raises: called with the announced length before anything is
+            read, and with what comes beyond it as it comes.
+
+    Raises:
+        BodyTooLargeError: more bytes announced, or come, than ``limit``; ``got`` is what is known by then.
+        ClientGoneError: the client went away while sending.
+        ServiceError: what ``hold`` raises.
+    """
+    announced = announced_bytes(request.headers)
+    stream = request.stream()
+    chunks: list[bytes] = []
+    size = held = 0
+    try:
+        if announced > limit:
+            # A client that asked for "100-continue" has sent nothing yet, and is told before it does.
+            if "expect" not in request.headers:
+                await discard(stream, _DISCARD_FACTOR * limit)
+            raise _too_large(limit, announced)
+        if announced:
+            await _held(request, hold, announced)
+            held = announced
+        async for chunk in stream:
+            size += len(chunk)
+            if size > limit:
+                await discard(stream, _DISCARD_FACTOR * limit)
+                raise _too_large(limit, size)
+            if size > held:
+                await _held(request, hold, size - held)
+                held = size
+            chunks.append(chunk)
+    except ClientDisconnect:
+        raise ClientGoneError("the client closed its connection while sending the body") from None
+    return b"".join(chunks)
+
+
+async def _held(request: Request, hold: Callable[[int], None], more_bytes: int) -> None:
+    try:
+        hold(more_bytes)
+    except ServiceError:
+        await hear_out(request)
+        raise
+
+
+async def hear_out(request: Request) -> None:
+    """Read what is still sent on a connection that ends with the answer, and throw it away, as ``discard`` does.
+
+    Of a connection that stays, the server reads on by itself.
+
+    Raises:
+        ClientDisconnect: the client went away.
+    """
+    closes = request.scope.get("http_version") == "1.0" or "close" in request.headers.get("connection", "").lower()
+    if closes and "expect" not in request.headers:
+        await discard(request.stream(), _DISCARD_BYTES)
+
+
+def announced_bytes(headers: Headers) -> int:
+    """Return the body's length as announced, 0 where none is."""
+    declared = headers.get("content-length", "")
+    return int(declared) if declared.isascii() and declared.isdigit() and len(declared) < 20 else 0
+
+
+async def discard(stream: AsyncIterator[bytes], limit: int, *, timeout_s: float = _DISCARD_TIMEOUT_S) -> None:
+    """Read what is still sent and throw it away, up to so many bytes and seconds: then the client reads the answer."""
+    size = 0
+    try:
+        async with asyncio.timeout(timeout_s):
+            async for chunk in stream:
+                size += len(chunk)
+                if size > limit:
+                    return
+    except TimeoutError:
+        return
+
+
+def _too_large(limit: int, got: int) -> BodyTooLargeError:
+    return BodyTooLargeError(
+        f"the body has at least {got} bytes, max_body_bytes is {limit}: send it in parts", limit=limit, got=got
+    )

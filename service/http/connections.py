@@ -1,0 +1,235 @@
+"""What a connection may do: how many there are, and a time limit for request heads and for answers that nobody takes.
+
+uvicorn waits for a request head, and for an answer to be read, as long as the client likes. A client that sends one
+byte of a head at a time, or reads nothing, would hold its connection, and one of the process's file descriptors, for
+ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import resource
+import uuid
+from collections.abc import Callable
+from ipaddress import ip_address, ip_network
+from typing import Any, cast
+
+import h11
+from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
+
+from service.errors import MalformedHttpError, ServiceError, error_content, kind_of, retry_after_s
+from service.http.headers import ALWAYS
+from service.http.in_flight import SharedLimit
+
+_log = logging.getLogger("laplora.service")
+
+#: What a client has to take of an answer in ``send_timeout_s``, or else all that is left of it.
+_TAKEN_BYTES = 64 * 1024
+#: Open files that are no connections: the listening socket, logs, jobs, an artifact that is read.
+_OTHER_FILES = 64
+
+
+class Connections:
+    """How many connections there are, and of which addresses. For the event loop's thread alone.
+
+    Args:
+        max_connections: most connections.
+        client_share: most that one address has, as a share of them.
+        proxies: addresses and networks, with commas between them, that may have all.
+    """
+
+    def __init__(self, *, max_connections: int, client_share: float = 1.0, proxies: str = "") -> None:
+        self._limit = SharedLimit("connections", "max_connections", max_connections, client_share)
+        self._proxies = [ip_network(part) for part in proxies.split(",") if part]
+
+    def add(self, address: str) -> None:
+        """Count one more; take it off with ``remove``.
+
+        Raises:
+            ClientTooManyRequestsError, TooManyRequestsError: the address's share, or every connection, is taken.
+        """
+        self._limit.add(address, 1, whole=self._is_proxy(address))
+
+    def remove(self, address: str) -> None:
+        """Take one off."""
+        self._limit.remove(address, 1)
+
+    def _is_proxy(self, address: str) -> bool:
+        return bool(self._proxies) and any(ip_address(address) in network for network in self._proxies)
+
+
+def most_connections(wanted: int) -> int:
+    """Return how many connections there may be: as many as wanted, or fewer where the process may not open the files.
+
+    The process's own limit of open files is raised first, as far as it may be without rights.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = wanted + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return wanted if soft == resource.RLIM_INFINITY else max(1, min(wanted, soft - _OTHER_FILES))
+
+
+class _WatchedTransport:
+    """A transport that says when it is closed: what was written and not yet taken keeps its connection open."""
+
+    def __init__(self, transport: asyncio.Transport, on_close: Callable[[], None]) -> None:
+        self._transport = transport
+        self._on_close = on_close
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def close(self) -> None:
+        self._transport.close()
+        self._on_close()
+
+
+def protocol(connections: Connections, *, head_timeout_s: float, send_timeout_s: float) -> type[H11Protocol]:
+    """Return the protocol that uvicorn runs for each connection.
+
+    Args:
+        connections: who has how many; those beyond are answered 429 and closed at once.
+        head_timeout_s: seconds from a connection's start, or the first byte of a later request on it, in which a
+            request's line and headers must have come; the connection is closed otherwise.
+        send_timeout_s: seconds in which a client must take 64 KiB of an answer that waits for it, or all that is left;
+            the connection is closed otherwise.
+    """
+
+    class BoundedConnection(H11Protocol):
+        """HTTP/1.1 with time limits for request heads and for answers that are not taken."""
+
+        _address: str | None = None
+        _head_timer: asyncio.TimerHandle | None = None
+        _taking_timer: asyncio.TimerHandle | None = None
+        _unsent_bytes = 0
+        #: Whether a request has come that waits until the answers before it are taken.
+        _next_waits = False
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            watched = _WatchedTransport(transport, self._await_taking)
+            super().connection_made(cast(asyncio.Transport, watched))
+            address = self.client[0] if self.client else ""
+            try:
+                connections.add(address)
+            except ServiceError as error:
+                _log.debug("a connection was refused", extra={"event": "connection_refused"})
+                self._answer_and_close(error)
+                return
+            self._address = address
+            self._await_head()
+
+        def data_received(self, data: bytes) -> None:
+            if not self._in_request:
+                self._await_head()
+            super().data_received(data)
+            if self._in_request or self._next_waits:
+                self._forget_head()
+
+        def handle_events(self) -> None:
+            if self.flow.write_paused and not self._in_request and self.conn.trailing_data[0]:
+                # Begun now, it would keep its place until the answers before it are taken.
+                self._next_waits = True
+                self.flow.pause_reading()
+                self._unset_keepalive_if_required()
+                return
+            super().handle_events()
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._await_taking()
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            self._forget_taking()
+            if self.transport.is_closing():
+                self._await_taking()
+            elif self._next_waits:
+                self._next_waits = False
+                self.flow.resume_reading()
+                self._await_head()
+                self.handle_events()
+                if self._in_request:
+                    self._forget_head()
+
+        def eof_received(self) -> None:
+            # The transport closes itself after this.
+            self._await_taking()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._forget_head()
+            self._forget_taking()
+            if self._address is not None:
+                connections.remove(self._address)
+                self._address = None
+            super().connection_lost(exc)
+
+        def send_400_response(self, msg: str) -> None:
+            self._answer_and_close(
+                MalformedHttpError("the request is not HTTP/1.1: check its request line, headers and framing")
+            )
+
+        def _answer_and_close(self, error: ServiceError) -> None:
+            request_id, status, retry_s = uuid.uuid4().hex, kind_of(error).status, retry_after_s(error)
+            body = json.dumps(error_content(error, request_id)).encode()
+            headers = {
+                "content-type": "application/json",
+                "content-length": str(len(body)),
+                "x-request-id": request_id,
+                **({} if retry_s is None else {"retry-after": str(retry_s)}),
+                **ALWAYS,
+                "connection": "close",
+            }
+            head = h11.Response(status_code=status, headers=list(headers.items()), reason=STATUS_PHRASES[status])
+            for event in (head, h11.Data(data=body), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+            self.transport.close()
+
+        @property
+        def _in_request(self) -> bool:
+            return self.cycle is not None and not self.cycle.response_complete
+
+        def _await_head(self) -> None:
+            if self._head_timer is None:
+                self._head_timer = self.loop.call_later(head_timeout_s, self._give_up, {"event": "head_timeout"})
+
+        def _forget_head(self) -> None:
+            if self._head_timer is not None:
+                self._head_timer.cancel()
+                self._head_timer = None
+
+        def _await_taking(self) -> None:
+            unsent_bytes = self.transport.get_write_buffer_size()
+            if self._taking_timer is None and unsent_bytes:
+                self._unsent_bytes = unsent_bytes
+                self._taking_timer = self.loop.call_later(send_timeout_s, self._look_at_taking)
+
+        def _forget_taking(self) -> None:
+            if self._taking_timer is not None:
+                self._taking_timer.cancel()
+                self._taking_timer = None
+
+        def _look_at_taking(self) -> None:
+            self._taking_timer = None
+            if self.transport.get_write_buffer_size() > self._unsent_bytes - _TAKEN_BYTES:
+                self._give_up({"event": "send_timeout"})
+            else:
+                self._await_taking()
+
+        def _give_up(self, event: dict[str, str]) -> None:
+            _log.debug("a connection was closed: its client was too slow", extra=event)
+            # At once, and not when the client has read what was written: it may never.
+            self.transport.abort()
+
+    return BoundedConnection
+
+
+def trusted(proxies: str) -> dict[str, Any]:
+    """Return uvicorn's settings for forwarded headers: those of these addresses count, those of anybody else do not.
+
+    Without them uvicorn would believe whoever connects from 127.0.0.1, or from where FORWARDED_ALLOW_IPS says.
+    """
+    return {"proxy_headers": bool(proxies), "forwarded_allow_ips": proxies}

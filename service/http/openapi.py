@@ -1,0 +1,250 @@
+"""The documented surface: which errors an endpoint can answer, the OpenAPI document, and offline docs pages."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fastapi_offline
+from fastapi import FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import HTMLResponse, RedirectResponse
+from fastapi.routing import APIRoute
+from fastapi.staticfiles import StaticFiles
+
+from service.errors import kinds_by_code
+from service.http.in_flight import needs_place
+from service.http.schemas import ErrorResponse
+from service.security.access import line_of
+from service.settings import Settings
+
+#: Version of the HTTP contract, not of the package.
+API_VERSION = "1.0"
+
+BODY_ERRORS = ("body_too_large", "unsupported_media_type", "invalid_json", "invalid_request", "deadline_exceeded")
+STATE_ERRORS = ("not_ready", "draining", "device_fault")
+CANDIDATE_ERRORS = (
+    "artifact_corrupt",
+    "artifact_incompatible",
+    "golden_mismatch",
+    "model_unavailable",
+    "model_unsupported",
+)
+#: What /predict and /evaluate can answer instead of 200.
+SCORING_ERRORS = (
+    *BODY_ERRORS,
+    *STATE_ERRORS,
+    "artifact_not_found",
+    "artifact_not_loaded",
+    "batch_too_large",
+    "client_queue_full",
+    "device_memory",
+    "invalid_input",
+    "queue_full",
+    "too_many_tokens",
+    "unscorable_input",
+)
+
+#: What any endpoint of jobs can answer, and those that take a job's id.
+JOBS_ERRORS = ("jobs_unavailable",)
+JOB_ERRORS = (*JOBS_ERRORS, "job_not_found")
+#: What an upload of POST /evaluate/jobs can be answered with.
+UPLOAD_ERRORS = (
+    *BODY_ERRORS,
+    *STATE_ERRORS,
+    *JOBS_ERRORS,
+    "artifact_not_loaded",
+    "artifact_not_found",
+    "batch_too_large",
+    "idempotency_conflict",
+    "invalid_input",
+    "storage_full",
+    "too_many_jobs",
+    "too_many_tokens",
+)
+
+DESCRIPTION = """
+Calibrated probabilities for a LoRA-tuned language-model classifier, by the linearised Laplace approximation.
+
+Every error has one shape, `{"error": {"code", "message", "field"?, "limit"?, "got"?}, "request_id"}`; branch on
+`code`. Every answer carries `X-Request-ID`: yours, if you sent one of up to 128 letters, digits, dots, colons, dashes
+and underscores. Numbers in answers are always finite. Beside what an operation lists, any request may be answered with
+400 `malformed_http`, 404 `route_not_found`, 405 `method_not_allowed`, 429 `too_many_requests` or
+`client_too_many_requests` where there are too many connections and, should the server have a fault, 500
+`internal_error`.
+
+A request body is one JSON object in UTF-8, declared as `application/json`, not compressed, no key twice in an object;
+an upload of POST /evaluate/jobs is one such object a line, declared as `application/jsonl` or `application/x-ndjson`.
+"""
+
+#: What the tags of operations mean, in the order of the docs page.
+TAGS = {
+    "scoring": "Answers about inputs: predictions, and metrics where the labels are known.",
+    "jobs": "Large evaluations: uploaded as JSON Lines, scored in the background, kept across restarts.",
+    "feedback": "True labels of earlier predictions, and how calibrated they turned out to be.",
+    "artifacts": "Which artifacts there are, and which answers.",
+    "health": "For orchestrators and monitoring.",
+}
+
+REQUEST_ID_HEADER = "X-Request-ID"
+_REQUEST_ID = {
+    "description": "Id of the request, also in the server's log and in the body of an error.",
+    "required": True,
+    "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,128}$"},
+}
+
+_ASSETS = Path(fastapi_offline.__file__).parent / "static"
+
+
+def error_responses(*codes: str) -> dict[int | str, dict[str, Any]]:
+    """Return FastAPI's ``responses`` for an endpoint that can answer with these error codes."""
+    responses: dict[int | str, dict[str, Any]] = {}
+    for kind in kinds_by_code(*codes):
+        response = responses.setdefault(kind.status, {"model": ErrorResponse, "description": ""})
+        response["description"] = f"{response['description']}\n- `{kind.code}`: {kind.meaning}".lstrip("\n")
+        if kind.retry_after_s is not None:
+            response["headers"] = {
+                "Retry-After": {
+                    "description": "Seconds until another try makes sense.",
+                    "schema": {"type": "integer", "minimum": 0},
+                }
+            }
+        if kind.status == 401:
+            response["headers"] = {"WWW-Authenticate": {"description": "`Bearer`.", "schema": {"type": "string"}}}
+    return responses
+
+
+def operation_id(route: APIRoute) -> str:
+    """Return the operation's id: the name of the endpoint's function, which generated clients call theirs."""
+    return route.name
+
+
+def describe(settings: Settings) -> str:
+    """Return the document's description, with the limits of this server: every setting that is a most or a time."""
+    worked_out = {
+        "max_tokenize_bytes": settings.tokenize_bytes,
+        "max_in_flight_bytes": settings.in_flight_bytes,
+        "max_jobs_bytes": settings.jobs_bytes,
+    }
+    rows = [
+        f"| `{name}` | {'none' if value is None else f'{value:g}' if isinstance(value, float) else value} | {meaning} |"
+        for name, field in Settings.model_fields.items()
+        if name.startswith("max_") or name in ("client_share", "request_timeout_s")
+        for value, meaning in [(worked_out.get(name, getattr(settings, name)), field.description)]
+    ]
+    return "\n".join(
+        [DESCRIPTION.strip(), "\n## Limits of this server\n| limit | value | |\n| --- | --- | --- |", *rows]
+    )
+
+
+def install(app: FastAPI, *, with_keys: bool) -> None:
+    """Give the application its OpenAPI document and a docs page whose assets it serves itself.
+
+    Args:
+        with_keys: whether the server asks for API keys; the document says so where an operation needs one.
+    """
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = get_openapi(
+                title=app.title,
+                version=app.version,
+                description=app.description,
+                routes=app.routes,
+                tags=[{"name": name, "description": meaning} for name, meaning in TAGS.items()],
+            )
+            document = _without_unreachable_422(document)
+            for path, method, operation in _operations(document):
+                if needs_place(method, path):
+                    _add_errors(operation, "too_many_requests", "client_too_many_requests")
+            app.openapi_schema = _with_request_id(_with_keys(document) if with_keys else document)
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+    app.mount("/docs/assets", StaticFiles(directory=_ASSETS), name="docs-assets")
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return _docs_page(app.title)
+
+    @app.get("/", include_in_schema=False)
+    async def index() -> RedirectResponse:
+        return RedirectResponse("docs")
+
+
+def _docs_page(title: str) -> HTMLResponse:
+    return get_swagger_ui_html(
+        openapi_url="openapi.json",
+        title=f"{title}: API",
+        swagger_js_url="docs/assets/swagger-ui-bundle.js",
+        swagger_css_url="docs/assets/swagger-ui.css",
+        swagger_favicon_url="docs/assets/favicon.png",
+    )
+
+
+def docs_script(app: FastAPI) -> str:
+    """Return the text of the docs page's one inline script."""
+    (script,) = re.findall(r"<script>(.*?)</script>", bytes(_docs_page(app.title).body).decode(), re.DOTALL)
+    return str(script)
+
+
+def _operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            yield path, method.upper(), operation
+
+
+def _with_keys(document: dict[str, Any]) -> dict[str, Any]:
+    """Say of each operation what key it needs, and how it refuses one: from the table, so the two never differ."""
+    document["components"]["securitySchemes"] = {
+        "api_key": {
+            "type": "http",
+            "scheme": "bearer",
+            "description": "An API key: `Authorization: Bearer laplora_...`. Each operation says which scope it needs.",
+        }
+    }
+    for path, method, operation in _operations(document):
+        line = line_of(method, path)
+        need = None if line is None else line.need
+        if need == "open":
+            continue
+        operation["security"] = [{"api_key": []}]
+        _add_errors(operation, "unauthorized")
+        if need not in (None, "key"):
+            operation["description"] = f"{operation['description']}\n\nNeeds an API key with the scope `{need}`."
+            _add_errors(operation, "forbidden")
+    return document
+
+
+def _add_errors(operation: dict[str, Any], *codes: str) -> None:
+    """Document these error codes of an operation, beside those of the same statuses that it has."""
+    for status, response in error_responses(*codes).items():
+        content = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorResponse"}}}
+        known = operation["responses"].setdefault(str(status), {"description": "", "content": content})
+        known["description"] = f"{known['description']}\n{response['description']}".lstrip("\n")
+        known.setdefault("headers", {}).update(response.get("headers", {}))
+
+
+def _without_unreachable_422(document: dict[str, Any]) -> dict[str, Any]:
+    # FastAPI adds its own 422 to every endpoint with a parameter; here a path parameter is any string.
+    for path in document["paths"].values():
+        for operation in path.values():
+            responses = operation["responses"]
+            if "HTTPValidationError" in str(responses.get("422")):
+                del responses["422"]
+    for name in ("HTTPValidationError", "ValidationError"):
+        document["components"]["schemas"].pop(name, None)
+    return document
+
+
+def _with_request_id(document: dict[str, Any]) -> dict[str, Any]:
+    document["components"]["headers"] = {REQUEST_ID_HEADER: _REQUEST_ID}
+    for path in document["paths"].values():
+        for operation in path.values():
+            for response in operation["responses"].values():
+                reference = {"$ref": f"#/components/headers/{REQUEST_ID_HEADER}"}
+                response["headers"] = {**response.get("headers", {}), REQUEST_ID_HEADER: reference}
+    return document

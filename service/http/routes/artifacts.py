@@ -1,0 +1,156 @@
+"""GET /artifacts, and POST /artifacts/{name}/load, /activate and /unload."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import TYPE_CHECKING, Any
+
+from fastapi import APIRouter, Request
+from fastapi.concurrency import run_in_threadpool
+
+from laplora.errors import LaploraError
+from service.artifacts.shelf import Place
+from service.http.openapi import CANDIDATE_ERRORS, STATE_ERRORS, error_responses
+from service.http.schemas import (
+    ActivateResponse,
+    ArtifactRef,
+    ArtifactsResponse,
+    ArtifactSummary,
+    LoadResponse,
+    RecommendedOut,
+    ReversePassOut,
+    UnloadResponse,
+    WeightsOut,
+)
+from service.scoring.state import ServiceState, check_taking, require_loaded
+
+if TYPE_CHECKING:
+    from laplora.artifact.folder import Artifact
+
+router = APIRouter(tags=["artifacts"])
+
+
+_CHANGE_ERRORS = (
+    "artifact_not_found",
+    "activation_running",
+    "load_stuck",
+    "load_timeout",
+    "artifacts_full",
+    *CANDIDATE_ERRORS,
+    *STATE_ERRORS,
+)
+
+
+@router.get("/artifacts")
+async def list_artifacts(request: Request) -> ArtifactsResponse:
+    """The loaded artifacts, the active one first, and the others of the artifacts root."""
+    state: ServiceState = request.app.state.service
+    active = state.host.active
+    name = None if active is None else active.artifact.name
+    known = await asyncio.get_running_loop().run_in_executor(state.workers.disk, state.host.known)
+    return ArtifactsResponse(
+        active=name, artifacts=[_summary(found, item, place, name) for found, item, place in known]
+    )
+
+
+@router.post("/artifacts/{name}/load", responses=error_responses(*_CHANGE_ERRORS))
+async def load_artifact(name: str, request: Request) -> LoadResponse:
+    """Load and verify an artifact beside the others, for requests that name it; answers when it serves."""
+    state: ServiceState = request.app.state.service
+    check_taking(state)
+    change = await asyncio.wrap_future(state.host.in_background(state.host.load, name))
+    return LoadResponse(artifact=artifact_ref(change.predictor.artifact), unloaded=list(change.unloaded))
+
+
+@router.post("/artifacts/{name}/activate", responses=error_responses(*_CHANGE_ERRORS))
+async def activate_artifact(name: str, request: Request) -> ActivateResponse:
+    """Make an artifact the one that answers unasked, loaded and verified first; a broken one changes nothing."""
+    state: ServiceState = request.app.state.service
+    check_taking(state)
+    change = await asyncio.wrap_future(state.host.in_background(state.host.activate, name))
+    return ActivateResponse(
+        artifact=artifact_ref(change.predictor.artifact), previous=change.previous, unloaded=list(change.unloaded)
+    )
+
+
+@router.post(
+    "/artifacts/{name}/unload",
+    responses=error_responses("artifact_not_found", "artifact_not_loaded", "artifact_active", *STATE_ERRORS),
+)
+async def unload_artifact(name: str, request: Request) -> UnloadResponse:
+    """Take an artifact off memory: it gets no new requests, and those under way are still answered."""
+    state: ServiceState = request.app.state.service
+    check_taking(state)
+    await require_loaded(state, name)
+    return UnloadResponse(artifact=artifact_ref((await run_in_threadpool(state.host.unload, name)).artifact))
+
+
+def artifact_ref(artifact: Artifact) -> ArtifactRef:
+    """Return how answers name an artifact."""
+    manifest = artifact.manifest
+    return ArtifactRef(
+        name=artifact.name,
+        digest=artifact.digest,
+        base_model=manifest.base_model,
+        quantization=manifest.quantization,
+    )
+
+
+def template_fields(artifact: Artifact) -> list[str]:
+    """Return the names of the fields an input of this artifact has."""
+    return list(artifact.manifest.template.template().fields)
+
+
+def _finite(value: Any) -> Any:
+    """Return a JSON value with null in place of NaN and infinity, which a manifest's free-form part may hold."""
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _summary(name: str, item: Artifact | LaploraError, place: Place | None, active: str | None) -> ArtifactSummary:
+    """Return how an artifact is listed.
+
+    Args:
+        place: its place on the shelf, if it is loaded.
+        active: name of the active artifact.
+    """
+    if isinstance(item, LaploraError):
+        return ArtifactSummary(
+            name=name,
+            active=False,
+            loaded=False,
+            requests=None,
+            memory_bytes=None,
+            digest=None,
+            base_model=None,
+            quantization=None,
+            labels=None,
+            fields=None,
+            predictives=None,
+            recommended=None,
+            metrics=None,
+            weights=None,
+            reverse_pass=None,
+            error=str(item),
+        )
+    weights = None if place is None else place.predictor.weights
+    reverse = None if place is None else place.predictor.reverse_pass
+    return ArtifactSummary(
+        **artifact_ref(item).model_dump(),
+        active=place is not None and place.name == active,
+        loaded=place is not None,
+        requests=None if place is None else place.leases,
+        memory_bytes=None if place is None else place.size_bytes,
+        labels=list(item.manifest.labels),
+        fields=template_fields(item),
+        predictives=list(item.manifest.servable),
+        recommended=RecommendedOut.model_validate(item.manifest.recommended.model_dump()),
+        metrics=_finite(item.manifest.metrics),
+        weights=None if weights is None else WeightsOut(held=weights.held, reason=weights.reason),
+        reverse_pass=None if reverse is None else ReversePassOut(kind=reverse.kind, reason=reverse.reason),
+        error=None,
+    )

@@ -1,0 +1,251 @@
+"""Large evaluations: POST and GET /evaluate/jobs, and GET, DELETE, cancel and the events of one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
+
+from laplora.errors import LaploraError
+from service.errors import ClientGoneError, DeadlineError
+from service.http.body import announced_bytes, check_media_type, discard
+from service.http.openapi import JOB_ERRORS, JOBS_ERRORS, UPLOAD_ERRORS, error_responses
+from service.http.routes.artifacts import artifact_ref
+from service.http.schemas import JobDeleted, JobOut, JobQuery, JobsResponse
+from service.jobs.board import JobBoard
+from service.jobs.records import Job
+from service.jobs.shown import events, job_out
+from service.jobs.waiting import IdleUploadError, steadily
+from service.scoring.state import ServiceState, lease
+from service.security.callers import caller_of
+from service.telemetry.request_record import note
+
+if TYPE_CHECKING:
+    from laplora.predictor import Predictor
+
+router = APIRouter(tags=["jobs"])
+
+
+class _EventStream(StreamingResponse):
+    """A stream of server-sent events that says when it is over, however it ends."""
+
+    def __init__(self, events: AsyncIterator[bytes], on_end: Callable[[], None]) -> None:
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        super().__init__(events, media_type="text/event-stream", headers=headers)
+        self._on_end = on_end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._on_end()
+
+
+MEDIA_TYPES = ("application/jsonl", "application/x-ndjson")
+#: What is still sent of a refused upload is read for so long, so that the client reads why instead of a reset.
+_DISCARD_S = 20.0
+_EXAMPLE = '{"text": "a gripping film .", "label": "positive"}\n{"text": "dull .", "label": "negative"}\n'
+_LINES: dict[str, Any] = {
+    "schema": {
+        "type": "string",
+        "format": "binary",
+        "description": "One labelled input of POST /evaluate a line, as a JSON object.",
+    },
+    "examples": {"two lines": {"value": _EXAMPLE}},
+}
+_EVENT = {
+    "type": "object",
+    "description": "One event of the stream.",
+    "properties": {"id": {"type": "string"}, "data": {"type": "string", "description": "A job, as JSON."}},
+}
+_LOCATION = {"Location": {"description": "Where the job is.", "schema": {"type": "string"}}}
+
+
+@router.post(
+    "/evaluate/jobs",
+    status_code=202,
+    responses={202: {"headers": _LOCATION}, **error_responses(*UPLOAD_ERRORS)},
+    openapi_extra={"requestBody": {"required": True, "content": dict.fromkeys(MEDIA_TYPES, _LINES)}},
+)
+async def submit_job(
+    query: Annotated[JobQuery, Query()],
+    request: Request,
+    response: Response,
+    idempotency_key: Annotated[
+        str | None,
+        Header(
+            min_length=1,
+            max_length=255,
+            pattern=r"^[!-~]+$",
+            description="Of your choice: the same key again gives the same job, for as long as it is kept.",
+        ),
+    ] = None,
+) -> JobOut:
+    """Evaluate more inputs than one request may bring, in the background: one labelled input a line (JSON Lines).
+
+    Every line is checked before this answers: what is wrong with one is refused with `field` `lines.N...`, N from 1,
+    and nothing is kept. The prompts are on the server's disk until the job has ended, the result until `job_keep_s`
+    after that or DELETE.
+    """
+    state: ServiceState = request.app.state.service
+    try:
+        job = await _submitted(state, request, query, idempotency_key)
+    except LaploraError as error:
+        # Who sends nothing need not be heard out.
+        if not isinstance(error, IdleUploadError) and "expect" not in request.headers:
+            await _discard_rest(request, state.settings.max_job_bytes)
+        raise
+    response.headers["Location"] = f"/evaluate/jobs/{job.id}"
+    note(request, job=job.id, rows=job.about.rows, tokens=job.about.tokens)
+    _told(request, job)
+    return job_out(job)
+
+
+async def _submitted(state: ServiceState, request: Request, query: JobQuery, key: str | None) -> Job:
+    settings, owner = state.settings, caller_of(request).name
+    check_media_type(request.headers, MEDIA_TYPES)
+    announced = announced_bytes(request.headers)
+    state.jobs.quota.check_size(announced)
+    known = state.jobs.known(owner, key, query.artifact, query.options, announced_bytes=announced)
+    if known is not None:
+        await _discard_rest(request, settings.max_job_bytes)
+        return known
+    try:
+        async with (
+            lease(state, query.artifact) as predictor,
+            asyncio.timeout(settings.job_upload_timeout_s),
+            aclosing(request.stream()) as body,
+        ):
+            # Once more: while the artifact was looked up, others may have come.
+            known = state.jobs.known(owner, key, query.artifact, query.options, announced_bytes=announced)
+            if known is not None:
+                return known
+            return await state.jobs.take(
+                steadily(body, settings.job_upload_idle_s),
+                owner=owner,
+                key=key,
+                artifact=artifact_ref(predictor.artifact),
+                labels=predictor.artifact.manifest.labels,
+                options=query.options,
+                tokens_of=lambda fields: _tokens_of(predictor, fields, query),
+            )
+    except TimeoutError:
+        raise DeadlineError("the upload took longer than job_upload_timeout_s: send it in parts") from None
+    except ClientDisconnect:
+        raise ClientGoneError("the client closed its connection while sending the upload") from None
+
+
+def _tokens_of(predictor: Predictor, fields: dict[str, Any], query: JobQuery) -> int:
+    if query.order_average:
+        return sum(len(row.token_ids) for row in predictor.encode_orders(fields, truncate=query.truncate).rows)
+    return len(predictor.encode(fields, truncate=query.truncate).token_ids)
+
+
+async def _discard_rest(request: Request, limit: int) -> None:
+    try:
+        await discard(request.stream(), limit, timeout_s=_DISCARD_S)
+    except (ClientDisconnect, RuntimeError):
+        return
+
+
+@router.get("/evaluate/jobs", responses=error_responses(*JOBS_ERRORS))
+async def list_jobs(request: Request) -> JobsResponse:
+    """Your jobs, without their results; everybody's with the scope admin."""
+    jobs = _board(request).jobs_of(_whose(request))
+    _told(request, *jobs)
+    return JobsResponse(jobs=[job_out(job) for job in jobs])
+
+
+@router.get("/evaluate/jobs/{job_id}", responses=error_responses(*JOB_ERRORS))
+async def get_job(job_id: str, request: Request) -> JobOut:
+    """How far a job is, its metrics so far, and its result once it is done."""
+    board = _board(request)
+    job = board.job(job_id, _whose(request))
+    bad_rows = await board.bad_rows(job)
+    result = await board.result(job)
+    _told(request, job)
+    return job_out(job, result=result, bad_rows=bad_rows)
+
+
+@router.post("/evaluate/jobs/{job_id}/cancel", responses=error_responses(*JOB_ERRORS, "storage_full"))
+async def cancel_job(job_id: str, request: Request) -> JobOut:
+    """Cancel a job: nothing more of it runs, and it stays listed. One that has ended stays as it is.
+
+    So a cancel that comes late, or twice, destroys nothing: `status` of the answer says what became of the job.
+    """
+    board = _board(request)
+    job = board.job(job_id, _whose(request))
+    await board.cancel(job)
+    _told(request, job)
+    return job_out(job)
+
+
+@router.delete("/evaluate/jobs/{job_id}", responses=error_responses(*JOB_ERRORS, "storage_full"))
+async def delete_job(job_id: str, request: Request) -> JobDeleted:
+    """Remove a job that has ended, with its result. One that has not is cancelled, and stays listed.
+
+    A job that ended before you were told so is kept, once: a DELETE that was meant to cancel it takes no result away.
+    """
+    board = _board(request)
+    job = board.job(job_id, _whose(request))
+    if job.finished and caller_of(request).name in job.told:
+        await board.remove([job])
+        return JobDeleted(id=job.id, outcome="removed")
+    await board.cancel(job)
+    _told(request, job)
+    cancelled_now = job.status == "cancelled"
+    return JobDeleted(id=job.id, outcome="cancelled" if cancelled_now else "kept")
+
+
+@router.get(
+    "/evaluate/jobs/{job_id}/events",
+    response_class=StreamingResponse,
+    responses={
+        200: {
+            "description": "Server-sent events; the data of each is a job as of GET, without its result.",
+            "content": {"text/event-stream": {"schema": _EVENT}},
+        },
+        **error_responses(*JOB_ERRORS, "too_many_requests", "client_too_many_requests"),
+    },
+)
+async def job_events(
+    job_id: str,
+    request: Request,
+    last_event_id: Annotated[
+        str | None, Header(description="The last event that was read: its state is not sent again.")
+    ] = None,
+) -> StreamingResponse:
+    """Follow a job: its state now, then an event for each change, until it has ended or the server stops.
+
+    Who reads slower than the job changes gets the newest state each time. A comment every 15 s keeps the connection.
+    """
+    state: ServiceState = request.app.state.service
+    job, reader = state.jobs.job(job_id, _whose(request)), caller_of(request).name
+    state.event_streams.add(reader, 1)
+    return _EventStream(
+        events(state.jobs, job, last_event_id, reader), on_end=lambda: state.event_streams.remove(reader, 1)
+    )
+
+
+def _told(request: Request, *jobs: Job) -> None:
+    """Note that the caller is told how these jobs are: of one that has ended, that a DELETE means to remove it."""
+    for job in jobs:
+        if job.finished:
+            job.told.add(caller_of(request).name)
+
+
+def _board(request: Request) -> JobBoard:
+    state: ServiceState = request.app.state.service
+    return state.jobs
+
+
+def _whose(request: Request) -> str | None:
+    """Return whose jobs the caller may see; None for everybody's."""
+    caller = caller_of(request)
+    return None if "admin" in caller.scopes else caller.name

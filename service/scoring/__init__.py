@@ -1,0 +1,1 @@
+"""From parsed inputs to predictions: tokenised, queued, batched, computed on the device."""

@@ -1,0 +1,256 @@
+"""Who holds how much of the queue: rows, tokens, and text that is still to be tokenised. Knows no HTTP and no clock.
+
+Room is reserved before a text is tokenised, from an estimate of its tokens; the reservation is corrected once they are
+known, shrinks as rows go to the device, and is closed with the request, however that ends. One caller holds at most
+its share of each limit, so that a full queue always has room for somebody else; and who holds some already gets more of
+the same only within its share of what the others leave. The device's turns are shared among callers, so the room has to
+be. If the room went by first come, first served, whoever's rows happened to fill it would wait for turns that are
+everybody's, longer than a full queue takes (dynamic thresholds: Choudhury and Hahne, IEEE/ACM Transactions on
+Networking 1998).
+
+A correction may take the queue's tokens above the limit by ``CORRECTION_SHARE`` of it; a request whose tokens were
+underestimated by more than there is room for then is refused after all, as if it had come later.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from service.errors import BatchTooLargeError, ClientQueueFullError, QueueFullError
+from service.scoring.fairness import weight_of
+
+if TYPE_CHECKING:
+    from laplora.prompts.templates import EncodedRow
+
+#: By how much corrections may exceed a limit, as a share of it.
+CORRECTION_SHARE = 1 / 8
+#: Tokens per byte that are assumed before any text was tokenised: English has 0.23, three bytes a token are generous.
+FIRST_TOKENS_PER_BYTE = 1 / 3
+#: Bytes of text that an estimate goes back to.
+_MEMORY_BYTES = 2**20
+
+
+class Amount(NamedTuple):
+    """Part of the queue.
+
+    Attributes:
+        rows: prompts.
+        tokens: theirs, without padding.
+        text_bytes: UTF-8 bytes that wait for the tokenizer threads or are with them.
+    """
+
+    rows: int = 0
+    tokens: int = 0
+    text_bytes: int = 0
+
+    def plus(self, other: Amount) -> Amount:
+        """Return the sum."""
+        return Amount(self.rows + other.rows, self.tokens + other.tokens, self.text_bytes + other.text_bytes)
+
+    def less(self, other: Amount) -> Amount:
+        """Return the difference."""
+        return Amount(self.rows - other.rows, self.tokens - other.tokens, self.text_bytes - other.text_bytes)
+
+
+NOTHING = Amount()
+#: What each is called in messages, and the setting that limits it.
+_WHAT = ("rows", "tokens", "bytes of text")
+_SETTINGS = ("max_queue_rows", "max_queue_tokens", "max_tokenize_bytes")
+
+
+@dataclass(eq=False)
+class Reservation:
+    """What one request holds of the queue; only its :class:`Admission` changes it."""
+
+    caller: str
+    held: Amount
+    closed: bool = False
+
+
+class Admission:
+    """The queue's limits and who holds what. Every method may be called from any thread.
+
+    Args:
+        limits: most that everybody together holds.
+        client_share: most that one caller holds, as a share of each limit, and of what others leave of it.
+    """
+
+    def __init__(self, limits: Amount, *, client_share: float = 1.0) -> None:
+        self._limits = limits
+        self._client_share = client_share
+        self._client_limits = Amount(*(max(1, int(limit * client_share)) for limit in limits))
+        self._lock = threading.Lock()
+        self._total = NOTHING
+        self._by_caller: dict[str, Amount] = {}
+        #: Tokens that the device does in a second, 0 while nobody knows: what Retry-After is worked out from.
+        self.tokens_per_s = 0.0
+
+    @property
+    def total(self) -> Amount:
+        """What everybody together holds."""
+        return self._total
+
+    def held_by(self, caller: str) -> Amount:
+        """Return what one caller holds."""
+        return self._by_caller.get(caller, NOTHING)
+
+    @property
+    def callers(self) -> int:
+        """How many callers hold anything."""
+        return len(self._by_caller)
+
+    def check_room(self, caller: str) -> None:
+        """Check that one short row would find room: where it does not, a request need not be read to be refused.
+
+        Raises:
+            ClientQueueFullError, QueueFullError: as ``reserve``.
+        """
+        with self._lock:
+            self._check_room(caller, Amount(rows=1, tokens=1, text_bytes=1))
+
+    def reserve(self, caller: str, asked: Amount, *, fewest_tokens: int = 0) -> Reservation:
+        """Return a reservation for a request.
+
+        Args:
+            asked: its rows, its tokens as estimated or known, and its text that is to be tokenised.
+            fewest_tokens: that it has for certain. More estimated than one caller may hold asks for all of that: only
+                what is certain is refused for good.
+
+        Raises:
+            BatchTooLargeError: it is larger than what one caller may hold, and will never fit.
+            ClientQueueFullError: it does not fit into the caller's share now.
+            QueueFullError: it does not fit into the queue now, or not into the caller's share of what others leave.
+        """
+        self._check_size(asked._replace(tokens=fewest_tokens))
+        asked = asked._replace(tokens=min(asked.tokens, self._client_limits.tokens))
+        with self._lock:
+            self._check_room(caller, asked)
+            reservation = Reservation(caller, NOTHING)
+            self._change(reservation, asked)
+        return reservation
+
+    def correct(self, reservation: Reservation, known: Amount) -> None:
+        """Put what is known after tokenising in place of an estimate.
+
+        Raises:
+            BatchTooLargeError: it is larger than what one caller may hold.
+            ClientQueueFullError, QueueFullError: more than there is room for, ``CORRECTION_SHARE`` above the limits.
+        """
+        self._check_size(known)
+        with self._lock:
+            if reservation.closed:
+                raise RuntimeError("the reservation was given back before its rows came")
+            more = known.less(reservation.held)
+            self._check_room(reservation.caller, more, let_in=True)
+            self._change(reservation, more)
+
+    def release(self, reservation: Reservation, gone: Amount) -> None:
+        """Give back a part, such as rows that went to the device; nothing after the reservation was closed."""
+        with self._lock:
+            if not reservation.closed:
+                self._change(reservation, NOTHING.less(gone))
+
+    def regain(self, reservation: Reservation, again: Amount) -> None:
+        """Hold again what was released, whatever the limits: rows that go to the device a second time."""
+        self.release(reservation, NOTHING.less(again))
+
+    def close(self, reservation: Reservation) -> None:
+        """Give back all that a reservation still holds; again, nothing."""
+        with self._lock:
+            if not reservation.closed:
+                self._change(reservation, NOTHING.less(reservation.held))
+                reservation.closed = True
+
+    def _change(self, reservation: Reservation, more: Amount) -> None:
+        caller = reservation.caller
+        reservation.held = reservation.held.plus(more)
+        self._total = self._total.plus(more)
+        self._by_caller[caller] = self.held_by(caller).plus(more)
+        if self._by_caller[caller] == NOTHING:
+            del self._by_caller[caller]
+
+    def _check_size(self, asked: Amount) -> None:
+        for what, setting, got, limit, whole in zip(
+            _WHAT, _SETTINGS, asked, self._client_limits, self._limits, strict=True
+        ):
+            if got > limit:
+                of = "" if limit == whole else f" and one caller may hold {limit} of it (client_share)"
+                raise BatchTooLargeError(
+                    f"the request has {got} {what}, {setting} is {whole}{of}: send it in parts",
+                    field="inputs",
+                    limit=limit,
+                    got=got,
+                )
+
+    def _check_room(self, caller: str, more: Amount, *, let_in: bool = False) -> None:
+        """Check a request's room; one that was let in already may exceed the limits by ``CORRECTION_SHARE``."""
+        own = self.held_by(caller)
+        slack = CORRECTION_SHARE if let_in else 0.0
+        for i, (what, setting) in enumerate(zip(_WHAT, _SETTINGS, strict=True)):
+            if more[i] <= 0:
+                continue
+            held, limit = own[i], self._client_limits[i]
+            if self._client_share < 1 and held + more[i] > limit * (1 + slack):
+                raise ClientQueueFullError(
+                    f"your requests hold {held} {what} and {more[i]} came, one caller may hold {limit} ({setting} "
+                    "times client_share): wait for your own answers first",
+                    limit=limit,
+                    got=held + more[i],
+                    retry_after_s=self._backlog_s(own.tokens, self._share_of(caller)),
+                )
+            total, limit = self._total[i], self._limits[i]
+            if total + more[i] > limit * (1 + slack):
+                raise QueueFullError(
+                    f"{total} {what} wait and {more[i]} came, {setting} is {limit}: try again later",
+                    limit=limit,
+                    got=total + more[i],
+                    retry_after_s=self._backlog_s(self._total.tokens, 1.0),
+                )
+            part = int((limit - (total - held)) * self._client_share)
+            if held > 0 and not let_in and held + more[i] > part:
+                raise QueueFullError(
+                    f"{total} {what} wait, {held} of them yours, and {more[i]} came: one caller may hold {part} now "
+                    f"({setting} less what other callers hold, times client_share): try again later",
+                    limit=part,
+                    got=held + more[i],
+                    retry_after_s=self._backlog_s(self._total.tokens, 1.0),
+                )
+
+    def _share_of(self, caller: str) -> float:
+        return weight_of(caller) / sum(map(weight_of, {caller, *self._by_caller}))
+
+    def _backlog_s(self, tokens: int, share: float) -> int:
+        """Seconds until this many tokens are done by this share of the device, 1 to 60."""
+        rate = self.tokens_per_s * share
+        return min(60, max(1, math.ceil(tokens / rate))) if rate > 0 else 1
+
+
+class TokenEstimate:
+    """Tokens of an artifact's prompts before they are tokenised, from those of the last ones, byte for byte."""
+
+    def __init__(self) -> None:
+        self._tokens, self._bytes = FIRST_TOKENS_PER_BYTE * _MEMORY_BYTES / 64, _MEMORY_BYTES / 64
+
+    @property
+    def tokens_per_byte(self) -> float:
+        """What is expected of the next text."""
+        return self._tokens / self._bytes
+
+    def tokens(self, text_bytes: int, max_tokens: int) -> int:
+        """Return the tokens to expect of a prompt of this many UTF-8 bytes that is cut or refused above a limit."""
+        return min(max_tokens, max(1, math.ceil(text_bytes * self.tokens_per_byte)))
+
+    def learn(self, tokens: int, text_bytes: int) -> None:
+        """Take in how many tokens a text turned out to have."""
+        self._tokens, self._bytes = self._tokens + tokens, self._bytes + text_bytes
+        if self._bytes > _MEMORY_BYTES:
+            self._tokens, self._bytes = self._tokens / 2, self._bytes / 2
+
+    def learn_rows(self, rows: Sequence[EncodedRow], sizes: Sequence[int]) -> None:
+        """Take in a request's rows, each of a prompt of this many bytes; those that were cut tell nothing."""
+        whole = [(len(row.token_ids), size) for row, size in zip(rows, sizes, strict=True) if not row.truncated]
+        self.learn(sum(tokens for tokens, _ in whole), sum(size for _, size in whole))

@@ -1,0 +1,166 @@
+"""Which waiting rows go to the device together. Pure: no clock, no lock, no thread.
+
+Whose turn it is (``service.scoring.fairness``) decides on one row, the oldest of a request. A padded batch costs (rows)
+x (longest row) tokens, so the rest are the rows of like length that can run with it, whoever sent them. The more of the
+queue these may come from, the less is padding, and the longer a row of a rare length waits. So they come from the rows
+whose turns are next (``WINDOW_BATCHES``), of callers that have had no more than a batch beyond their part; in room that
+these cannot use, from all rows of those callers; then, in the same way, from the other callers'.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from service.scoring.fairness import Request, Turns, callers_ahead, charged, in_turn, tree_of, whose_turn
+
+#: What a batch is chosen from: so many batches, or this share of what waits where that is more.
+WINDOW_BATCHES = 2
+WINDOW_SHARE = 1 / 4
+
+
+@dataclass(frozen=True, eq=False)
+class Waiting:
+    """One row as the batch former sees it.
+
+    Attributes:
+        tokens: its length, without padding.
+        request: whose rows it came with.
+    """
+
+    tokens: int
+    request: Request
+
+
+def next_batch(
+    waiting: Sequence[Waiting], turns: Turns, *, token_budget: int, patient: Collection[int] = frozenset()
+) -> tuple[list[int], Turns]:
+    """Return the positions in ``waiting`` of the next batch, shortest row first, and the turns after it.
+
+    Args:
+        waiting: rows in order of arrival, at least one.
+        turns: as the last batch left them.
+        token_budget: most padded tokens of a batch.
+        patient: positions of rows that ask for no turn while others wait, until the rows that could run with them fill
+            a batch. Until then they go along with another's turn only.
+    """
+    rows_of: dict[Request, list[int]] = {}
+    for i, row in enumerate(waiting):
+        rows_of.setdefault(row.request, []).append(i)
+    tree = tree_of(rows_of)
+    turn = whose_turn(turns, tree_of(_asking(waiting, rows_of, patient, token_budget)) if patient else tree)
+    ahead = callers_ahead(turns, tree, turn, token_budget)
+    tiers = _tiers(waiting, turns, turn.group, ahead, token_budget)
+    batch = form_batch(waiting, seed=rows_of[turn][0], token_budget=token_budget, tiers=tiers)
+    taken = Counter(waiting[i].request for i in batch)
+    tokens = dict.fromkeys(taken, 0)
+    for i in batch:
+        tokens[waiting[i].request] += waiting[i].tokens
+    gone = {request for request, count in taken.items() if count == len(rows_of[request])}
+    return batch, charged(turns, tree, tokens, gone, batch_tokens=token_budget)
+
+
+def _tiers(
+    waiting: Sequence[Waiting], turns: Turns, group: Hashable, ahead: Collection[str], token_budget: int
+) -> list[Collection[int]]:
+    """Return the positions of a group's rows, most wanted first.
+
+    First come the rows whose turns are next, of callers that are not ahead; then all rows of these callers; then the
+    rows whose turns are next, of callers that are ahead. The rest of those is in no tier.
+    """
+    lengths = [row.tokens for row in waiting]
+    others: dict[str, list[int]] = {}
+    of_ahead: dict[str, list[int]] = {}
+    group_tokens = 0
+    for i, row in enumerate(waiting):
+        if row.request.group == group:
+            group_tokens += row.tokens
+            (of_ahead if row.request.caller in ahead else others).setdefault(row.request.caller, []).append(i)
+    most = max(WINDOW_BATCHES * token_budget, WINDOW_SHARE * group_tokens)
+    next_others, next_of_ahead = (_first(in_turn(turns, rows, lengths), lengths, most) for rows in (others, of_ahead))
+    return [next_others, {i for rows in others.values() for i in rows}, next_of_ahead]
+
+
+def _first(order: Iterable[int], lengths: Sequence[int], tokens: float) -> set[int]:
+    """Return the positions of the first rows that have this many tokens together."""
+    first: set[int] = set()
+    for i in order:
+        if tokens <= 0:
+            break
+        first.add(i)
+        tokens -= lengths[i]
+    return first
+
+
+def _asking(
+    waiting: Sequence[Waiting],
+    rows_of: Mapping[Request, Sequence[int]],
+    patient: Collection[int],
+    token_budget: int,
+) -> list[Request]:
+    """Return the requests that ask for a turn, in order of arrival; all of them where each is patient."""
+    tokens: dict[Hashable, int] = {}
+    patient_rows: dict[Request, int] = {}
+    for i, row in enumerate(waiting):
+        group = row.request.group
+        tokens[group] = tokens.get(group, 0) + row.tokens
+        if i in patient:
+            patient_rows[row.request] = patient_rows.get(row.request, 0) + 1
+    full = {group for group, count in tokens.items() if count >= token_budget}
+    asking = [r for r, rows in rows_of.items() if len(rows) > patient_rows.get(r, 0) or r.group in full]
+    return asking or list(rows_of)
+
+
+def form_batch(
+    waiting: Sequence[Waiting], *, seed: int, token_budget: int, tiers: Sequence[Collection[int]] = ()
+) -> list[int]:
+    """Return the positions in ``waiting`` of the batch around one row, shortest row first.
+
+    Args:
+        waiting: rows in order of arrival.
+        seed: position of the row that goes in any case, even where it alone is over the budget.
+        token_budget: most padded tokens of a batch: rows times the longest row.
+        tiers: positions of rows; those of a later tier take the room that the earlier ones leave, and rows of none the
+            room that is left then.
+
+    The batch grows from the seed towards whichever row of its group is nearer in length, for as long as the padded
+    size fits; rows of one length in order of arrival.
+    """
+    group, length = waiting[seed].request.group, waiting[seed].tokens
+    candidates_of: list[list[int]] = [[] for _ in range(len(tiers) + 1)]
+    for i, row in enumerate(waiting):
+        if i != seed and row.request.group == group:
+            candidates_of[next((k for k, tier in enumerate(tiers) if i in tier), len(tiers))].append(i)
+    batch, longest = [seed], length
+    for candidates in candidates_of:
+        below = sorted((i for i in candidates if waiting[i].tokens < length), key=lambda i: -waiting[i].tokens)
+        above = sorted((i for i in candidates if waiting[i].tokens >= length), key=lambda i: waiting[i].tokens)
+        down = up = 0
+        while True:
+            room = token_budget // (len(batch) + 1)  # for the longest row
+            shorter = length - waiting[below[down]].tokens if down < len(below) and longest <= room else None
+            longer = waiting[above[up]].tokens - length if up < len(above) else None
+            if longer is not None and max(longest, length + longer) > room:
+                longer = None
+            if longer is not None and (shorter is None or longer <= shorter):
+                batch.append(above[up])
+                longest = max(longest, length + longer)
+                up += 1
+            elif shorter is not None:
+                batch.append(below[down])
+                down += 1
+            else:
+                break
+    return sorted(batch, key=lambda i: (waiting[i].tokens, i))
+
+
+def halves(size: int) -> list[range]:
+    """Return the two ranges that split ``size`` positions in the middle, for a retry after a failure."""
+    middle = size // 2
+    return [range(middle), range(middle, size)]
+
+
+def padded_tokens(lengths: Sequence[int]) -> int:
+    """Return what a batch of rows of these lengths costs: rows times the longest."""
+    return len(lengths) * max(lengths, default=0)

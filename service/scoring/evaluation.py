@@ -1,0 +1,97 @@
+"""From predictions and true labels to the metrics of every predictive. Shared by POST /evaluate and its jobs.
+
+Each input becomes one :data:`MethodRow` per method: all that its metrics need, plain numbers that can be kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from laplora.errors import InvalidInputError
+from service.http.schemas import LabelledInput, MeasureOptions, MethodMetrics
+
+if TYPE_CHECKING:
+    import torch
+
+    from laplora.answers.prediction import Prediction
+
+#: An input's probabilities under one method, and the score that ranks its mistakes: None for the entropy of them.
+MethodRow = tuple[Sequence[float], float | None]
+
+
+def label_index(item: LabelledInput, labels: Sequence[str]) -> int:
+    """Return the position of an input's true label among the labels it can take.
+
+    Raises:
+        InvalidInputError: the label is not one of them.
+    """
+    choices = item.template_fields.get("choices")
+    possible = list(labels[: len(choices)] if isinstance(choices, list) else labels)
+    if item.label not in possible:
+        raise InvalidInputError(
+            f"the label must be one of {possible}, the artifact's label words",
+            field="label",
+        )
+    return possible.index(item.label)
+
+
+def method_rows(asked: str, prediction: Prediction, own_order: Prediction | None = None) -> dict[str, MethodRow]:
+    """Return one input's numbers by method; with orders averaged, ``NAME_order_average`` beside each.
+
+    Args:
+        asked: the predictive that was asked for.
+        own_order: the prediction in the user's own order of the choices, where ``prediction`` averages several.
+    """
+    if own_order is not None:
+        averaged = method_rows(asked, prediction)
+        return method_rows(asked, own_order) | {f"{name}_order_average": row for name, row in averaged.items()}
+    p = prediction
+    others = {name: (probs, p.calibrated_scores[name]) for name, probs in p.calibrated_probs.items()}
+    return {"map": (p.map_probs, None), asked: (p.probs, p.score), **others}
+
+
+def measure(
+    rows: Sequence[Mapping[str, MethodRow]], labels: Sequence[int], *, class_count: int, options: MeasureOptions
+) -> dict[str, MethodMetrics]:
+    """Return the metrics of every method, by name; each ranks its mistakes by its own score.
+
+    Args:
+        rows: at least one, all with the same methods.
+        labels: the true label's position, per row.
+
+    Raises:
+        NonFiniteError: a number that is not finite.
+    """
+    return {
+        name: measure_method([row[name] for row in rows], labels, class_count=class_count, options=options)
+        for name in rows[0]
+    }
+
+
+def measure_method(
+    rows: Sequence[MethodRow], labels: Sequence[int], *, class_count: int, options: MeasureOptions
+) -> MethodMetrics:
+    """Return one method's metrics; arguments and errors as of ``measure``."""
+    import torch
+
+    from laplora.metrics.scores import evaluate_probs
+
+    scores = [score for _, score in rows if score is not None]
+    found: dict[str, Any] = evaluate_probs(
+        padded_probs([probs for probs, _ in rows], class_count),
+        torch.tensor(labels),
+        torch.tensor(scores, dtype=torch.float64) if scores else None,
+        bins=options.bins,
+        resamples=options.resamples,
+        seed=options.seed,
+    ).to_json()
+    del found["rows"]
+    return MethodMetrics.model_validate(found)
+
+
+def padded_probs(rows: Sequence[Sequence[float]], class_count: int) -> torch.Tensor:
+    """Return (rows, class_count) float64; a row with fewer choices has probability 0 at the classes it cannot take."""
+    import torch
+
+    return torch.tensor([[*row, *[0.0] * (class_count - len(row))] for row in rows], dtype=torch.float64)

@@ -1,0 +1,278 @@
+"""Prometheus metrics of requests, queue, device and state. Labels come from closed sets: a client cannot grow them."""
+
+from __future__ import annotations
+
+import collections
+import platform
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Literal, get_args
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+
+from service.errors import ERROR_KINDS
+from service.scoring.engine import BatchOutcome, BatchReport, Engine
+from service.telemetry.answer_metrics import AnswerMetrics
+from service.telemetry.unfailing import unfailing
+
+if TYPE_CHECKING:
+    from laplora.answers.prediction import Prediction
+
+#: Phases of the start, in order; ``failed`` in the place of ``ready`` where the artifact cannot be served.
+Phase = Literal["starting", "loading", "verifying", "warming_up", "ready", "failed"]
+
+_LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+
+class Metrics:
+    """The service's Prometheus metrics, in a registry of their own so that two applications never collide."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._leaving = False
+        ProcessCollector(registry=self.registry)
+        self._of_requests()
+        self._of_the_queue()
+        self._of_the_device()
+        self._of_the_state()
+        self._answered = AnswerMetrics(self.registry)
+
+    def _of_requests(self) -> None:
+        self.requests = Counter(
+            "laplora_requests", "Answered HTTP requests.", ["route", "method", "status"], registry=self.registry
+        )
+        self.latency = Histogram(
+            "laplora_latency_seconds",
+            "Seconds of each stage of a scored request.",
+            ["route", "stage"],
+            buckets=_LATENCY_BUCKETS_S,
+            registry=self.registry,
+        )
+        self.rejects = Counter(
+            "laplora_rejects", "Requests refused or failed, by error code.", ["reason"], registry=self.registry
+        )
+        for kind in ERROR_KINDS:
+            # From 0 on: a rate over a series that appears with its first event misses that event.
+            self.rejects.labels(kind.code)
+        self.answers = Counter(
+            "laplora_answers",
+            "Answered inputs of POST /predict, by the predictive asked for and the one that answered.",
+            ["predictive", "answered_by"],
+            registry=self.registry,
+        )
+        self.feedback = Counter(
+            "laplora_feedback_items",
+            "Labels that came to POST /feedback, by what became of them.",
+            ["status"],
+            registry=self.registry,
+        )
+        self.in_flight = Gauge("laplora_requests_in_flight", "HTTP requests being answered.", registry=self.registry)
+        self.body_bytes = Gauge(
+            "laplora_body_bytes", "Bytes of the bodies of requests being answered.", registry=self.registry
+        )
+
+    def _of_the_queue(self) -> None:
+        self.queue_rows = Gauge("laplora_queue_rows", "Inputs that wait for the device.", registry=self.registry)
+        self.queue_tokens = Gauge("laplora_queue_tokens", "Tokens that wait for the device.", registry=self.registry)
+        self.reserved_rows = Gauge(
+            "laplora_reserved_rows",
+            "Inputs that hold a place in the queue, those being tokenised included.",
+            registry=self.registry,
+        )
+        self.reserved_tokens = Gauge(
+            "laplora_reserved_tokens",
+            "Tokens that hold a place in the queue, estimated for texts being tokenised.",
+            registry=self.registry,
+        )
+        self.tokenize_bytes = Gauge(
+            "laplora_tokenize_bytes", "Bytes of text that wait to be tokenised or are.", registry=self.registry
+        )
+        self.queue_max_rows = Gauge("laplora_queue_max_rows", "Most inputs that may wait.", registry=self.registry)
+        self.queue_max_tokens = Gauge("laplora_queue_max_tokens", "Most tokens that may wait.", registry=self.registry)
+        self.queue_oldest = Gauge(
+            "laplora_queue_oldest_age_seconds",
+            "Seconds that the oldest waiting input has waited, 0 where none waits.",
+            registry=self.registry,
+        )
+
+    def _of_the_device(self) -> None:
+        self.batches = Counter("laplora_batches", "Device runs.", ["predictive", "outcome"], registry=self.registry)
+        self.batch_rows = Histogram(
+            "laplora_batch_rows",
+            "Rows of each device run.",
+            ["predictive"],
+            buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
+            registry=self.registry,
+        )
+        self.batch_padding = Histogram(
+            "laplora_batch_padding_ratio",
+            "Share of each device run's tokens that was padding.",
+            ["predictive"],
+            buckets=(0.0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9),
+            registry=self.registry,
+        )
+        self.batch_seconds = Histogram(
+            "laplora_batch_seconds",
+            "Seconds of each device run.",
+            ["predictive"],
+            buckets=_LATENCY_BUCKETS_S,
+            registry=self.registry,
+        )
+        self.device_busy = Counter(
+            "laplora_device_busy_seconds",
+            "Seconds that batches ran on the device, failed ones too; a batch counts once it is over.",
+            registry=self.registry,
+        )
+        self.jobs = Gauge("laplora_jobs", "Large evaluations kept, by status.", ["status"], registry=self.registry)
+        self.job_rows = Counter(
+            "laplora_job_rows", "Inputs of large evaluations answered and on disk.", registry=self.registry
+        )
+        self.job_bad_rows = Counter(
+            "laplora_job_bad_rows",
+            "Inputs of large evaluations that could not be scored, left out and recorded.",
+            registry=self.registry,
+        )
+
+    def _of_the_state(self) -> None:
+        self.ready = Gauge("laplora_ready", "1 while new requests are to be sent here.", registry=self.registry)
+        self.draining = Gauge("laplora_draining", "1 once the server takes no new requests.", registry=self.registry)
+        self.phase = Gauge(
+            "laplora_startup_phase", "1 for the phase that the start is in.", ["phase"], registry=self.registry
+        )
+        self.set_phase("starting")
+        self.abandoned_load = Gauge(
+            "laplora_abandoned_load",
+            "1 while an artifact's load that was given up still runs: no other can be loaded.",
+            registry=self.registry,
+        )
+        self.artifact = Gauge(
+            "laplora_artifact_info",
+            "1 for each loaded artifact; active is true for the one that answers where a request names none.",
+            ["name", "digest", "active"],
+            registry=self.registry,
+        )
+        self.loop_lag = Histogram(
+            "laplora_event_loop_lag_seconds",
+            "Seconds by which the event loop was late to run what was due, looked at ten times a second; the sum's "
+            "rate is the share of time in which it was blocked.",
+            buckets=(0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0),
+            registry=self.registry,
+        )
+        self.build = Gauge(
+            "laplora_build_info",
+            "1 for the versions that run.",
+            ["version", "python", "torch", "transformers"],
+            registry=self.registry,
+        )
+        packages = [_version(name) for name in ("torch", "transformers")]
+        self.build.labels(_version("laplora"), platform.python_version(), *packages).set(1)
+
+    def watch_queue(self, engine: Engine, *, max_rows: int, max_tokens: int) -> None:
+        """Read the queue's gauges from the engine at scrape time; the limits are those of its queue."""
+        self.queue_rows.set_function(lambda: engine.queued_rows)
+        self.queue_tokens.set_function(lambda: engine.queued_tokens)
+        self.queue_oldest.set_function(lambda: engine.oldest_wait_s)
+        self.reserved_rows.set_function(lambda: engine.admission.total.rows)
+        self.reserved_tokens.set_function(lambda: engine.admission.total.tokens)
+        self.tokenize_bytes.set_function(lambda: engine.admission.total.text_bytes)
+        self.queue_max_rows.set(max_rows)
+        self.queue_max_tokens.set(max_tokens)
+
+    @unfailing("metrics.count_in_flight")
+    def count_in_flight(self, more: int) -> None:
+        """Count a request that begins (1) or has ended (-1)."""
+        self.in_flight.inc(more)
+
+    @unfailing("metrics.count_request")
+    def count_request(self, route: str, method: str, status: int) -> None:
+        """Count an answered request; all three from closed sets."""
+        self.requests.labels(route, method, str(status)).inc()
+
+    @unfailing("metrics.count_reject")
+    def count_reject(self, code: str) -> None:
+        """Count a request that was refused or failed."""
+        self.rejects.labels(code).inc()
+
+    @unfailing("metrics.count_feedback")
+    def count_feedback(self, status: str, count: int) -> None:
+        """Count labels by what became of them."""
+        self.feedback.labels(status).inc(count)
+
+    @unfailing("metrics.count_job_rows")
+    def count_job_rows(self, rows: int, *, bad: int) -> None:
+        """Count inputs of large evaluations that are on disk: answered, or left out."""
+        self.job_rows.inc(rows)
+        self.job_bad_rows.inc(bad)
+
+    @unfailing("metrics.set_jobs")
+    def set_jobs(self, status: str, count: int) -> None:
+        """Say how many large evaluations have a status."""
+        self.jobs.labels(status).set(count)
+
+    @unfailing("metrics.observe_loop_lag")
+    def observe_loop_lag(self, seconds: float) -> None:
+        """Count one look at the event loop."""
+        self.loop_lag.observe(seconds)
+
+    @unfailing("metrics.count_batch")
+    def count_batch(self, report: BatchReport) -> None:
+        """Count one run of the device."""
+        for outcome in get_args(BatchOutcome):
+            self.batches.labels(report.predictive, outcome).inc(outcome == report.outcome)
+        self.batch_rows.labels(report.predictive).observe(report.rows)
+        self.batch_padding.labels(report.predictive).observe(1 - report.tokens / max(report.padded_tokens, 1))
+        self.batch_seconds.labels(report.predictive).observe(report.duration_s)
+        self.device_busy.inc(report.duration_s)
+
+    @unfailing("metrics.count_stages")
+    def count_stages(self, route: str, stages_ms: dict[str, float]) -> None:
+        """Count one scored request's stages, given in milliseconds."""
+        for stage, duration_ms in stages_ms.items():
+            self.latency.labels(route, stage).observe(duration_ms / 1000)
+
+    @unfailing("metrics.count_answers")
+    def count_answers(self, artifact: str, predictive: str, answers: Sequence[Prediction]) -> None:
+        """Count one request's answers by a loaded artifact, and by the predictive asked for."""
+        for answered_by, rows in collections.Counter(answer.predictive for answer in answers).items():
+            self.answers.labels(predictive, answered_by).inc(rows)
+        self._answered.count(artifact, answers)
+
+    @unfailing("metrics.set_phase")
+    def set_phase(self, phase: Phase) -> None:
+        """Say how far the start has come."""
+        for each in get_args(Phase):
+            self.phase.labels(each).set(each == phase)
+        # Not where SIGTERM came while the artifact was loading.
+        self.ready.set(phase == "ready" and not self._leaving)
+
+    @unfailing("metrics.set_abandoned_load")
+    def set_abandoned_load(self, runs: bool) -> None:
+        """Say whether a load that was given up still runs."""
+        self.abandoned_load.set(runs)
+
+    @unfailing("metrics.set_artifacts")
+    def set_artifacts(self, loaded: Sequence[tuple[str, str, bool]]) -> None:
+        """Name the loaded artifacts: name, digest, and whether it is the active one. Series of others end."""
+        self.artifact.clear()
+        for name, digest, active in loaded:
+            self.artifact.labels(name, digest, str(active).lower()).set(1)
+        self._answered.keep({name for name, _, _ in loaded})
+
+    @unfailing("metrics.set_leaving")
+    def set_leaving(self) -> None:
+        """Say that new requests are to go elsewhere."""
+        self._leaving = True
+        self.ready.set(0)
+
+    @unfailing("metrics.set_draining")
+    def set_draining(self) -> None:
+        """Say that no new requests are taken."""
+        self.draining.set(1)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        # Run from a folder that was copied, not installed.
+        return "unknown"

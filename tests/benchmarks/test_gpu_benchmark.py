@@ -1,0 +1,143 @@
+"""``python -m benchmarks.gpu`` on a CPU, on a tiny model of the same kind: what it writes, refuses and skips."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import gpu
+from benchmarks.speed.llama7b import random_llama
+from benchmarks.speed.record import read
+from benchmarks.speed.subject import random_batch
+from laplora.jacobians import reverse
+from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
+from laplora.predictive.member_outputs import MemberSet
+
+pytest.importorskip("bitsandbytes")
+
+SHAPE = {
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 64,
+}
+#: Entries of the seven linears of a layer: queries and outputs, keys and values, the MLP.
+LAYER = 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128
+
+
+def tiny(layers: int = 2) -> MemberSet:
+    return random_llama(layers, device="cpu", quantization="nf4", shape=SHAPE)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "LLAMA_2_7B", SHAPE)
+    monkeypatch.setattr(gpu, "load_subject", lambda _format, _device: tiny())
+
+
+QUICK = ["--device", "cpu", "--layers", "2", "--quick"]
+
+
+@pytest.mark.usefixtures("small")
+def test_one_command_writes_everything(tmp_path: Path) -> None:
+    assert gpu.main([*QUICK, "--out", str(tmp_path / "new")]) == 0
+    records = json.loads((tmp_path / "new" / "results.json").read_text())
+    found = {r["name"]: r for r in records}
+    for title in ("gpu, Llama-2-7B's shape, 2 layers, NF4", "gpu, default artifact, NF4"):
+        for answer in ("MAP", "Laplace"):
+            median = found[f"{title}: latency, {answer}, 1 x 16 tokens, median"]
+            late = found[f"{title}: latency, {answer}, 1 x 16 tokens, 99th percentile"]
+            assert 0 < median["low"] <= median["value"] <= late["value"] <= median["high"]
+            assert 0 < found[f"{title}: reading its weights, {answer}, 1 x 16 tokens"]["value"] < 1
+            for rows in (2, 4):
+                each = found[f"{title}: throughput, {answer}, {rows} x 16 tokens"]["value"]
+                tokens = found[f"{title}: throughput, {answer}, {rows} x 16 tokens, tokens"]["value"]
+                assert tokens == pytest.approx(16 * each, rel=0.01)  # three digits of each
+                assert found[f"{title}: arithmetic, {answer}, {rows} x 16 tokens"]["value"] > 0
+        assert {f"{title}: {c} classes, 2 x 16 tokens" for c in (2, 4)} <= set(found)
+    assert {r["measured"]["command"] for r in records} == {
+        f"python -m benchmarks.gpu {' '.join(QUICK)} --out {tmp_path / 'new'}"
+    }
+    assert not any("peak memory" in name for name in found)  # torch keeps no account of a CPU's
+    assert "#### gpu, default artifact, NF4" in (tmp_path / "new" / "RESULTS.md").read_text()
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("arguments", [QUICK, QUICK[:-1], [*QUICK[:2], "--layers", "32"]])
+def test_what_is_no_whole_run_on_a_card_leaves_the_published_figures_alone(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu.provenance, "SCRATCH", tmp_path)
+    monkeypatch.setattr(gpu, "MINUTES", 0.0)
+    monkeypatch.setattr(gpu, "FULL", gpu.QUICK)
+    before = (gpu.FOLDER / "results.json").read_bytes()
+    assert gpu.main(arguments) == 0
+    assert (gpu.FOLDER / "results.json").read_bytes() == before
+    assert len(read(tmp_path)) == 2
+    out = capsys.readouterr().out.replace("32 layers", "2 layers")
+    assert "skipped after 0 minutes: gpu, Llama-2-7B's shape, 2 layers, NF4" in out
+    assert "skipped after 0 minutes: gpu, default artifact, NF4" in out
+
+
+@pytest.mark.usefixtures("small")
+def test_steps_are_skipped_one_by_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A clock that has run out once the first model's latencies are there."""
+    times = iter([0.0, *[1.0] * 3])
+    monkeypatch.setattr(gpu.time, "monotonic", lambda: next(times, 1e6))
+    conditions = gpu.conditions_here([], module="benchmarks.gpu", hardware="here")
+    names = [r.name for r in gpu.measured(torch.device("cpu"), 2, gpu.QUICK, conditions)]
+    assert names[-1].endswith("reading its weights, Laplace, 1 x 16 tokens")
+    skipped = [line for line in capsys.readouterr().out.splitlines() if line.startswith("skipped")]
+    assert [line.rpartition(", ")[2] for line in skipped] == ["throughput", "more_classes", "NF4"]
+
+
+def test_without_a_card_the_command_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu.main([]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "no CUDA device is there" in captured.err
+    assert "--device cpu --layers 2 --quick" in captured.err
+    assert gpu.main(["--device", "cuda"]) == 2
+    assert "no CUDA device is there: use 'cpu'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_the_arithmetic_is_what_the_passes_multiply(layers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reverse pass's products with the base's weights, counted as they are made; three contrasts."""
+    members = tiny(layers)
+    rows, tokens, classes = 2, 5, 4
+    assert gpu.products(members.model, rows, tokens, contrasts=0) == 2 * layers * LAYER * rows * tokens
+    counted = []
+    product = reverse._product
+
+    def count(x: torch.Tensor, weight: torch.Tensor, onto: Any = None) -> torch.Tensor:
+        if min(weight.shape) > 8:  # not an adapter's
+            counted.append(2 * x[..., 0].numel() * weight.numel())
+        return product(x, weight, onto)
+
+    batch = random_batch(members, rows, tokens)
+    # A model's first batch also measures whether the written-out reverse pass fits it.
+    contrast_jacobians(members.model, batch, range(100, 100 + classes), find_blocks(members.model, classes))
+    monkeypatch.setattr(reverse, "_product", count)
+    contrast_jacobians(members.model, batch, range(100, 100 + classes), find_blocks(members.model, classes))
+    both = gpu.products(members.model, rows, tokens, contrasts=classes - 1)
+    assert both - gpu.products(members.model, rows, tokens, contrasts=0) == sum(counted)
+
+
+def test_weights_are_counted_as_they_are_held() -> None:
+    """Codes of half a byte, a byte for 64 of them, and four for 256 of those, rounded up by matrix."""
+    size = gpu.weight_bytes(tiny().model)
+    entries = 2 * LAYER
+    assert size >= entries / 2 + entries / 64
+    assert size <= entries / 2 + entries / 64 + 14 * 4
+    plain = random_llama(2, device="cpu", quantization="none", shape=SHAPE)
+    assert gpu.weight_bytes(plain.model) == 2 * entries

@@ -1,0 +1,231 @@
+"""The load benchmarks: what they call growth, a wrong answer and a kept promise; and that they run at a server."""
+
+from __future__ import annotations
+
+import csv
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from server_process import server_process
+
+from benchmarks import open_loop, provenance, soak
+from benchmarks.load import overload
+from benchmarks.load.known_rows import TOLERANCE, Known
+from benchmarks.load.open_arrivals import Outcome, poisson_times
+from benchmarks.load.soak_report import verdict
+from benchmarks.load.tally import quantile
+from benchmarks.load.trend import FEWEST, trend
+from benchmarks.load.watch import Sample
+from benchmarks.speed import fast
+from benchmarks.speed.process import on_cores
+from benchmarks.speed.record import Conditions
+
+FAKE_SERVER = Path(__file__).resolve().parents[2] / "tests" / "service" / "fake_server.py"
+
+
+def series(per_hour: float, *, seed: int = 0, noise: float = 2.0, kept: float = 0.8) -> tuple[list[float], list[float]]:
+    """Return 20 minutes of memory, a sample in 10 s: a line, and noise of which ``kept`` stays from one to the next."""
+    rng, level, values = random.Random(seed), 0.0, []
+    times = [10.0 * i for i in range(1, 121)]
+    for time_s in times:
+        level = kept * level + rng.gauss(0, noise)
+        values.append(1000 + per_hour * time_s / 3600 + level)
+    return times, values
+
+
+def test_growth_is_told_from_noise_that_lingers() -> None:
+    false = sum((found := trend(*series(0.0, seed=seed))) is not None and found.grows for seed in range(200))
+    seen = sum((found := trend(*series(200.0, seed=seed))) is not None and found.grows for seed in range(200))
+    # One-sided error of a 95 % interval: 2.5 %, 5 of 200; 16 is what chance gives once in 10,000 times.
+    assert false <= 16
+    assert seen >= 190
+
+
+def test_a_line_is_its_own_trend_and_few_points_have_none() -> None:
+    times, values = series(60.0, noise=0.0)
+    found = trend(times, values)
+    assert found is not None
+    assert found.per_hour == pytest.approx(60)
+    assert trend(times[: FEWEST - 1], values[: FEWEST - 1]) is None
+
+
+def samples(times: list[float], values: list[float]) -> list[Sample]:
+    return [Sample(t, v, 10, 5, 1.0, 1.0, 1.0, 1.0, 0, 0, "") for t, v in zip(times, values, strict=True)]
+
+
+def test_flat_is_said_only_where_growth_would_have_been_seen() -> None:
+    assert "grows" in verdict(samples(*series(500.0)))
+    assert "is flat" in verdict(samples(*series(0.0, noise=0.2)))
+    assert "too short" in verdict(samples(*series(0.0, noise=20.0)))
+    assert "not watched" in verdict(samples(*series(0.0))[:3])
+
+
+def answer(*probs: float, by: str = "laplace") -> dict[str, object]:
+    both = dict(zip("ab", probs, strict=True))
+    return {"map_probs": both, "probs": both, "answered_by": by}
+
+
+def test_wrong_lost_and_doubled_answers_are_counted() -> None:
+    known = Known(
+        ("x", "y"),
+        {("x", "laplace"): [0.9, 0.1] * 2, ("x", "fast"): [0.7, 0.3] * 2, ("y", "laplace"): [0.2, 0.8] * 2},
+        {},
+        ("fast", "laplace"),
+    )
+    right = {"predictions": [answer(0.9, 0.1), answer(0.2, 0.8)]}
+    assert known.wrong(["x", "y"], "laplace", right) == 0
+    assert known.wrong(["y", "x"], "laplace", right) == 2
+    assert known.wrong(["x", "y"], "laplace", {"predictions": right["predictions"][:1]}) == 1
+    assert known.wrong(["x"], "laplace", right) == 1
+    moved = 0.9 - TOLERANCE - 0.01
+    assert known.wrong(["x"], "laplace", {"predictions": [answer(moved, 1 - moved)]}) == 1
+    # Deferred by fast: compared with what laplace says.
+    assert known.wrong(["x"], "fast", {"predictions": [answer(0.9, 0.1)]}) == 0
+    assert known.wrong(["x"], "fast", {"predictions": [answer(0.9, 0.1, by="fast")]}) == 1
+
+
+def test_arrivals_are_in_order_and_of_their_rate() -> None:
+    times = poisson_times(50.0, 100.0, seed=1)
+    assert times == sorted(times)
+    assert times[-1] < 100
+    # Five standard deviations of a Poisson count of 5,000.
+    assert abs(len(times) - 5000) <= 5 * 5000**0.5
+
+
+def load_of(
+    answered_s: float, refused: int, *, refusal_s: float = 0.008, retry_after_s: float | None = 2.0, other: int = 0
+) -> overload.Load:
+    """Return what came of 10 s: 95 answers that end within them, all as late, and so many refusals."""
+    outcomes = [Outcome(9.0 - answered_s, 9.0 - answered_s, 9.0, 200, None)] * 95
+    outcomes += [Outcome(0.0, 0.1, 0.1 + refusal_s, 429, retry_after_s)] * refused
+    return overload.summary(2.0, 10.0, [*outcomes, *[Outcome(0, 0, 1, 503, 5.0)] * other])
+
+
+def run_of(twice: overload.Load, *, let_in: int = 20) -> overload.Run:
+    return overload.Run(10.0, (), twice, 20, let_in)
+
+
+@pytest.mark.parametrize(
+    ("run", "missed"),
+    [
+        (run_of(load_of(5.0, 100)), None),
+        (overload.Run(10.7, (), load_of(5.0, 100), 20, 20), 0),
+        (run_of(load_of(5.6, 100)), 1),
+        (run_of(load_of(5.0, 100, refusal_s=0.011)), 2),
+        (run_of(load_of(5.0, 0)), 2),
+        (run_of(load_of(5.0, 100, retry_after_s=None)), 3),
+        (run_of(load_of(5.0, 100), let_in=19), 3),
+        (run_of(load_of(5.0, 100, other=1)), 3),
+    ],
+)
+def test_each_promise_can_be_broken(run: overload.Run, missed: int | None) -> None:
+    """A capacity of 10 a second: a queue of 36 rows takes 3.6 s, and one and a half times that is 5.4."""
+    kept = [kept for _, kept in overload.verdicts([run], 36)]
+    assert [i for i, ok in enumerate(kept) if not ok] == ([] if missed is None else [missed])
+
+
+def test_a_refusal_is_judged_by_the_95th_percentile() -> None:
+    """A median within the limit is not enough: 94 of 100 are fast, 6 are not."""
+    fast_ones = [Outcome(0.0, 0.0, 0.002, 429, 1.0)] * 94
+    slow = [Outcome(0.0, 0.0, 0.086, 429, 1.0)] * 6
+    load = overload.summary(2.0, 10.0, [*fast_ones, *slow, *[Outcome(0.0, 0.0, 1.0, 200, None)] * 95])
+    assert load.refusals_ms == (2.0, 86.0, 86.0)
+    assert not overload.verdicts([run_of(load)], 36)[2][1]
+
+
+def test_several_runs_are_judged_by_their_median() -> None:
+    good, bad = run_of(load_of(5.0, 100)), run_of(load_of(9.0, 100))
+    assert all(kept for _, kept in overload.verdicts([good, bad, good], 36))
+    assert not overload.verdicts([bad, bad, good], 36)[1][1]
+
+
+def test_answers_after_the_loads_end_make_its_time_longer() -> None:
+    outcomes = [Outcome(0.0, 0.0, 20.0, 200, None)] * 100
+    assert overload.summary(2.0, 10.0, outcomes).answered_per_s == 5.0
+
+
+def test_clients_have_a_core_of_their_own_and_the_server_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overload.os, "sched_getaffinity", lambda _: {0, 1, 5})
+    shared, apart = overload.settings()
+    assert (shared.server, shared.clients) == (None, None)
+    assert (apart.server, apart.clients) == ({0, 1}, {5})
+    assert "core of their own, the server on 2" in apart.name
+    monkeypatch.setattr(overload.os, "sched_getaffinity", lambda _: {0})
+    assert len(overload.settings()) == 1
+
+
+def test_what_starts_on_some_cores_stays_on_them() -> None:
+    before = os.sched_getaffinity(0)
+    one = {min(before)}
+    code = "import os, sys; print(sorted(os.sched_getaffinity(0)))"
+    with on_cores(one):
+        assert os.sched_getaffinity(0) == one
+        found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert os.sched_getaffinity(0) == before
+    assert found.strip() == str(sorted(one))
+
+
+def test_latency_counts_from_the_time_a_request_was_meant_for() -> None:
+    assert Outcome(meant=1.0, sent=3.0, done=3.5, status=200, retry_after_s=None).latency_s == 2.5
+    assert quantile([3.0, 1.0, 2.0], 0.5) == 2.0
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    root = tmp_path_factory.mktemp("artifacts")
+    (root / "fake").mkdir()
+    (root / "fake" / "manifest.json").write_text("{}")
+    flags = ["--artifact", "fake", "--artifacts-root", str(root), "--max-queue-rows", "64", "--max-inputs", "32"]
+    with server_process([str(FAKE_SERVER), *flags]) as process, process.client() as client:
+        yield str(client.base_url).rstrip("/")
+
+
+def test_a_short_soak_finds_nothing_wrong_and_leaves_a_log_a_page_and_a_picture(url: str, tmp_path: Path) -> None:
+    assert soak.main(["--url", url, "--minutes", "0.05", "--every-s", "0.6", "--out", str(tmp_path)]) == 0
+    lines = list(csv.DictReader((tmp_path / "soak.csv").read_text(encoding="utf-8").splitlines()))
+    assert len(lines) >= 2
+    assert float(lines[-1]["rss_mb"]) > 10
+    assert int(float(lines[-1]["open_files"])) > 3
+    page = (tmp_path / "soak.md").read_text(encoding="utf-8")
+    assert "| wrong answers | 0 |" in page
+    for kind in ("predict", "hostile", "vanished", "garbage", "evaluate"):
+        assert f"| {kind} | " in page
+    assert (tmp_path / "soak.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_short_open_loop_prints_its_table(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    # Whether what is asked is met is the machine's affair: the fake device has no limit, the clients do.
+    open_loop.main(["--url", url, "--seconds", "0.5", "--queue-rows", "64", "--runs", "2"])
+    page = capsys.readouterr().out
+    rows = [line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| ")]
+    assert rows == ["run, load", "---", "1, 0.5", "1, 1", "1, 2", "2, 2"]
+
+
+def test_every_mode_is_asked_for_every_text_as_served(url: str) -> None:
+    """The fake server hands nothing over; each mode answers all texts at once, and half of them alone."""
+    here = Conditions("h", {"versions": ""})
+    found = list(fast.as_served(here, url, [f"text {i}" for i in range(8)], turns=1))
+    assert [record.name for record in found] == [
+        "fast: fast as served, 32 clients",
+        "fast: laplace as served, 32 clients",
+        "fast: fast as served, one client",
+        "fast: laplace as served, one client",
+        "fast: handed over",
+    ]
+    assert found[-1].value in (0.0, 1.0)
+    assert min(record.low for record in found[:-1]) > 0
+
+
+def test_a_soak_that_is_short_or_of_another_server_is_not_published(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(provenance, "SCRATCH", tmp_path)
+    before = (soak.OUT / "soak.md").read_bytes()
+    soak.main(["--url", url, "--minutes", "0.02", "--every-s", "0.6"])
+    assert (soak.OUT / "soak.md").read_bytes() == before
+    assert (tmp_path / "load" / "soak.md").is_file()

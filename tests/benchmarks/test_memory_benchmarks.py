@@ -1,0 +1,173 @@
+"""The memory meter, the formulas of sizes against what is really held, and the parts that measure growth."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import tiny_model, tiny_task
+
+from benchmarks.speed import growth, large
+from benchmarks.speed.allocation import peak_bytes
+from benchmarks.speed.fit import STRUCTURES, fit
+from benchmarks.speed.growth_figure import draw
+from benchmarks.speed.llama7b import random_llama
+from benchmarks.speed.record import FOLDER
+from benchmarks.speed.size import answer_bytes, posterior_bytes
+from benchmarks.speed.subject import random_batch
+from laplora.jacobians.blocks import Block
+from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
+from laplora.jacobians.reverse import decoder_form
+from laplora.models.base import ADAPTER, lora_layers, plain_weight
+from laplora.posterior.base import Posterior
+from laplora.posterior.file import posterior_tensors
+from laplora.predictive.member_outputs import Member, MemberSet
+
+TINY = {
+    "vocab_size": 128,
+    "hidden_size": 256,
+    "intermediate_size": 688,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+
+
+@dataclasses.dataclass
+class Known:
+    """A function of known allocations."""
+
+    kept: list[torch.Tensor]
+
+    def __call__(self) -> torch.Tensor:
+        """Hold 3 MB, then 2.5, then 1 and what it returns, 1; let go of what was there before."""
+        self.kept.clear()
+        first, second = torch.empty(250_000), torch.empty(500_000)
+        del first
+        many = [torch.empty(250) for _ in range(500)]
+        del second, many
+        return torch.empty(250_000)
+
+
+def test_the_peak_is_exact_and_leaves_out_what_was_there_before() -> None:
+    assert peak_bytes(Known([torch.zeros(5_000_000)])) <= 3_000_000
+    assert peak_bytes(Known([])) == 3_000_000
+    assert peak_bytes(lambda: torch.empty(100)) == 400  # what is returned counts
+    assert peak_bytes(lambda: None) == 0
+
+
+def sizes_of(structure: str, *, rows: int = 24, rank: int = 4, **model: Any) -> tuple[int, int]:
+    """Return the bytes of a fitted tiny posterior's tensors, and those of the formula."""
+    lora = tiny_model("llama", targets=["q_proj", "v_proj"], **model)
+    blocks, task = find_blocks(lora, 3), tiny_task(examples=rows)
+    members = MemberSet(lora, {}, tuple(task.label_ids), Member())
+    posterior = fit(members, blocks, list(task.batches(8)), structure, rank=rank, joint_rank=10)
+    return tensor_bytes(posterior), posterior_bytes(blocks, structure, rank=rank, joint_rank=10)
+
+
+def tensor_bytes(posterior: Posterior) -> int:
+    tensors, _ = posterior_tensors(posterior, "bfloat16")
+    return sum(t.nbytes for t in tensors.values())
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_a_posterior_takes_k_times_d_in_every_block(structure: str) -> None:
+    """Whatever the rows; the formula is exact, so width and rank enter as it says: each at most linearly."""
+    found, formula = sizes_of(structure)
+    assert found == formula
+    assert sizes_of(structure, rows=9) == (found, formula)
+    wider, wider_formula = sizes_of(structure, hidden=32)
+    assert wider == wider_formula < 2 * found
+    higher, higher_formula = sizes_of(structure, rank=8)
+    assert higher == higher_formula < 2.01 * found  # the joint factor's columns are twice as many at most
+
+
+def test_the_formula_is_near_where_widths_differ() -> None:
+    """An adapted lm_head's lora_B is as wide as there are labels; keys are narrower than queries."""
+    lora = tiny_model("llama", num_key_value_heads=1)
+    task = tiny_task()
+    blocks = find_blocks(lora, 3)
+    members = MemberSet(lora, {}, tuple(task.label_ids), Member())
+    posterior = fit(members, blocks, list(task.batches(8)), "joint_core", rank=4, joint_rank=10)
+    assert tensor_bytes(posterior) == pytest.approx(
+        posterior_bytes(blocks, "joint_core", rank=4, joint_rank=10), rel=0.2
+    )
+
+
+def test_no_formula_for_other_structures() -> None:
+    with pytest.raises(ValueError, match="joint"):
+        posterior_bytes([Block("b", "lora_A", 16, 3)], "joint", rank=4)
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "none"])
+def test_the_random_llama_is_what_laplora_serves(quantization: Any) -> None:
+    """Covered by the written-out reverse pass, packed where it should be, and every matrix has a gradient."""
+    members = random_llama(2, device="cpu", quantization=quantization, rank=3, shape=TINY)
+    base = members.model.get_base_model()
+    assert decoder_form(base) is not None
+    linear = base.model.layers[1].mlp.up_proj
+    assert (linear.weight.dtype == torch.uint8) == (quantization == "nf4")
+    weight = plain_weight(linear, torch.float32)
+    assert weight.shape == (688, 256)
+    assert 0.015 < float(weight.std()) < 0.035  # 0.02; uniform NF4 codes are a little wider than normal numbers
+    adapted = lora_layers(members.model)
+    assert len(adapted) == 4
+    assert all(layer.lora_B[ADAPTER].weight.abs().min() > 0 for layer in adapted.values())
+    batch = random_batch(members, 2, 6)
+    found = contrast_jacobians(members.model, batch, members.label_ids, find_blocks(members.model, 2))
+    assert all(float(block.jacobian.abs().max()) > 0 for block in found.blocks)
+
+
+@pytest.mark.parametrize(("layers", "classes"), [(3, 2), (6, 2), (4, 5)])
+def test_an_answer_takes_what_the_formula_says(layers: int, classes: int) -> None:
+    """8 x 16 tokens. Within a tenth: attention's scores, which the formula leaves out, are more on so small a model."""
+    members = random_llama(layers, device="cpu", quantization="nf4", rank=4, classes=classes, shape=TINY)
+    function = growth.answer(growth.with_posterior(members), 8, 16)
+    function()
+    formula = answer_bytes(members.model.config, 8, 16, classes, adapted=2, rank=4)
+    assert peak_bytes(function) == pytest.approx(formula, rel=0.1)
+
+
+def test_large_is_measured_against_formulas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a tiny shape. The model's 4-bit constants are rounded up to whole blocks; files have headers."""
+    monkeypatch.setattr(large, "TOKENS", 16)
+    found, formula = large.measured(3, "cpu", TINY), large.formulas("cpu", 3, TINY)
+    assert found[large.MODEL] == pytest.approx(formula[large.MODEL], rel=0.01)
+    for peak in (large.ANSWER, large.FIT):
+        assert found[peak] == pytest.approx(formula[peak], rel=0.07)
+    for file in (large.JOINT, large.EKFAC):
+        assert formula[file] < found[file] < formula[file] + 8192
+
+
+def test_a_fit_holds_no_more_for_more_rows() -> None:
+    members = random_llama(2, device="cpu", quantization="none", rank=4, shape=TINY)
+    blocks, batch = find_blocks(members.model, 2), random_batch(members, 4, 8)
+    two, six = (peak_bytes(lambda n=n: fit(members, blocks, [batch] * n, "joint_core")) for n in (2, 6))
+    assert six == two
+
+
+def test_the_exponent_is_the_slope_of_the_upper_half() -> None:
+    sizes = (1, 2, 4, 8, 16, 32)
+    assert growth.exponent(sizes, [5.0, 5.0, 5.0, *(3 * s**1.5 for s in sizes[3:])]) == pytest.approx(1.5)
+    assert growth.exponent((1, 2, 4), [7.0, 2.0, 4.0]) == pytest.approx(1.0)
+    assert 1.0 < growth.exponent((64, 512), [growth.products(64), growth.products(512)]) < 1.1
+
+
+def test_parts_of_growth_measure_what_they_say() -> None:
+    members = growth.with_posterior(random_llama(1, device="cpu", quantization="none", rank=4, shape=TINY), rank=6)
+    assert members.trained.posterior is not None
+    assert sum(w.shape[1] for w in members.trained.posterior.wide) == 6 * 4
+    assert growth.answer(members, 3, 5)().covariances["single"].shape == (1, 3, 1, 1)
+    assert growth.projection(members, 2)().shape == (8, 1, 1)
+    assert growth.fitting(members, 16)().rows == 16
+
+
+def test_the_figure_is_drawn_of_the_published_values(tmp_path: Path) -> None:
+    axes = json.loads((FOLDER / "growth.json").read_text())["axes"]
+    assert [len(a["sizes"]) for a in axes] == [len(a["seconds"]) for a in axes] == [len(a["bytes"]) for a in axes]
+    draw(axes, tmp_path / "growth.png")
+    assert (tmp_path / "growth.png").read_bytes()[:4] == b"\x89PNG"

@@ -1,0 +1,154 @@
+"""Mode fast on a finished run: one forward pass, and the exact predictive where its error could decide."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from tiny_runs import BAD, GOOD, NOUNS
+
+from laplora.errors import ConfigError
+from laplora.predictive import member_outputs as outputs_module
+from laplora.predictive.distilled_error import KernelError
+from laplora.predictor import Predictor
+
+TEXTS = [{"text": f"The {noun} was {word}."} for noun in NOUNS[:6] for word in (*GOOD, *BAD)]
+
+
+def with_error(predictor: Predictor, **changes: float) -> Predictor:
+    """Return the predictor of the same artifact whose kernel machine says something else of its error."""
+    members = predictor._members
+    assert members.distilled is not None
+    assert isinstance(members.distilled.error, KernelError)
+    tensors = {name: torch.tensor(value, dtype=torch.float64) for name, value in changes.items()}
+    distilled = dataclasses.replace(members.distilled, error=dataclasses.replace(members.distilled.error, **tensors))
+    kept = (predictor._tokenizer, predictor.device, predictor.base)
+    return Predictor(predictor.artifact, dataclasses.replace(members, distilled=distilled), *kept)
+
+
+def rows_of(predictor: Predictor) -> list[Any]:
+    return [predictor.encode(text, truncate=True) for text in TEXTS]
+
+
+def test_rows_near_a_threshold_are_answered_exactly(sentiment_predictor: Predictor) -> None:
+    rows = rows_of(sentiment_predictor)
+    fast, exact = sentiment_predictor.predict(rows, "fast"), sentiment_predictor.predict(rows, "laplace")
+    places = [i for i, answer in enumerate(fast) if answer.predictive == "laplace"]
+    assert {answer.predictive for answer in fast} == {"fast", "laplace"}
+    for i in places:
+        assert fast[i].decision == exact[i].decision
+        assert fast[i].probs == pytest.approx(exact[i].probs, abs=1e-5)
+        assert fast[i].logit_variance == pytest.approx(exact[i].logit_variance, rel=1e-3)
+    for i in set(range(len(rows))) - set(places):
+        assert fast[i].probs != exact[i].probs
+        assert fast[i].logit_variance is not None
+        assert fast[i].epistemic is not None
+
+
+def test_deferred_rows_can_be_answered_in_batches_of_other_rows(sentiment_predictor: Predictor) -> None:
+    rows = rows_of(sentiment_predictor)
+    served = sentiment_predictor.predict(rows, "fast")
+    answers, deferred = sentiment_predictor.predict_deferring(rows)
+    assert deferred == [i for i, answer in enumerate(served) if answer.predictive == "laplace"]
+    assert [answer.predictive for answer in answers] == ["fast"] * len(rows)
+    assert all(answers[i] == served[i] for i in range(len(rows)) if i not in deferred)
+    assert sentiment_predictor.predict_deferring([]) == ([], [])
+
+
+def test_without_an_error_nothing_is_deferred_and_more_error_defers_more(sentiment_predictor: Predictor) -> None:
+    shares = []
+    for scale in (0.0, 0.2, 1.0, 3.0):
+        predictor = with_error(sentiment_predictor, scale=scale, unfamiliar_variance=1.0)
+        answers = predictor.predict(rows_of(predictor), "fast")
+        shares.append({i for i, answer in enumerate(answers) if answer.predictive == "laplace"})
+    assert not shares[0]
+    assert len(shares[1]) <= len(shares[2]) <= len(shares[3])
+    assert shares[3]
+
+
+def test_what_is_kept_would_be_decided_alike_at_either_end_of_the_rows_own_error(
+    sentiment_predictor: Predictor,
+) -> None:
+    """By the library's own answers under covariances that are wrong by just that much."""
+    rows = rows_of(sentiment_predictor)
+    kept = [i for i, a in enumerate(sentiment_predictor.predict(rows, "fast")) if a.predictive == "fast"]
+    plain = with_error(sentiment_predictor, scale=0.0, unfamiliar_variance=1.0)
+    estimate = sentiment_predictor._outputs(rows, ["fast"]).estimate
+    assert estimate is not None
+    assert len(set(estimate.log_error.tolist())) > len(rows) // 2
+    own, members = plain.predict(rows, "fast"), plain._members
+    assert members.distilled is not None
+    changed = 0
+    for i, row in enumerate(rows):
+        for shift in (estimate.log_error[i], -estimate.log_error[i]):
+            moved = dataclasses.replace(members.distilled, mean=members.distilled.mean + shift)
+            plain._members = dataclasses.replace(members, distilled=moved)
+            (answer,) = plain.predict([row], "fast")
+            same = (answer.decision, answer.label_index) == (own[i].decision, own[i].label_index)
+            assert same or i not in kept
+            changed += not same
+    assert changed
+
+
+def test_unfamiliar_rows_are_answered_exactly_whatever_they_say(sentiment_predictor: Predictor) -> None:
+    """Those of familiar words are not, where no error could decide."""
+    sure = with_error(sentiment_predictor, scale=0.0)
+    strange = [{"text": text} for text in ("7 3 9 9 2 " * 8, "qx zv kw jj vq " * 8, "a = f(b) ; " * 12)]
+    rows = [*rows_of(sure), *(sure.encode(text, truncate=True) for text in strange)]
+    (answers, deferral) = sure.predict_each(rows)
+    assert deferral is not None
+    assert deferral.rows == deferral.unfamiliar
+    assert set(deferral.rows) >= {len(TEXTS), len(TEXTS) + 1, len(TEXTS) + 2}
+    assert len(deferral.rows) < 3 + len(TEXTS) / 2
+    assert deferral.variance is not None
+    assert len(deferral.variance) == len(rows)
+    served = sure.predict(rows, "fast")
+    assert [i for i, answer in enumerate(served) if answer.predictive == "laplace"] == deferral.rows
+    assert answers["fast"][-1].probs != answers["laplace"][-1].probs
+    assert served[-1].probs == pytest.approx(answers["laplace"][-1].probs, abs=1e-5)
+
+
+def test_the_stated_risk_moves_where_fast_is_not_trusted(sentiment_predictor: Predictor) -> None:
+    rows = rows_of(sentiment_predictor)
+    handed = {}
+    for risk in (0.001, 0.2, 0.3, 0.4, 0.999):
+        answers = sentiment_predictor.predict(rows, "fast", target_risk=risk)
+        handed[risk] = {i for i, a in enumerate(answers) if a.predictive == "laplace"}
+        decided, _ = sentiment_predictor.decided(answers, risk)
+        exact, _ = sentiment_predictor.decided(sentiment_predictor.predict(rows, "laplace"), risk)
+        for i in handed[risk]:
+            assert decided[i].decision == exact[i].decision
+    assert len({frozenset(places) for places in handed.values()}) > 1
+
+
+def test_one_forward_pass_unless_rows_are_deferred(
+    sentiment_predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    for function in ("last_hidden", "contrast_jacobians"):
+        original = getattr(outputs_module, function)
+
+        def call(*arguments: Any, _name: str = function, _original: Any = original, **options: Any) -> Any:
+            seen.append(_name)
+            return _original(*arguments, **options)
+
+        monkeypatch.setattr(outputs_module, function, call)
+    sure = with_error(sentiment_predictor, scale=0.0, unfamiliar_variance=1.0)
+    sure.predict(rows_of(sure), "fast")
+    assert seen == ["last_hidden"]
+    sentiment_predictor.predict(rows_of(sentiment_predictor), "fast")
+    assert seen == ["last_hidden", "last_hidden", "contrast_jacobians"]
+
+
+def test_it_is_no_default_and_averages_no_orders(choices_predictor: Predictor) -> None:
+    assert choices_predictor.recommended != "fast"
+    assert "fast" not in choices_predictor.artifact.manifest.recommended.table
+    inputs = {"question": "Is a dull plot good?", "choices": ["good", "bad", "neither of them"]}
+    asked = choices_predictor.encode_orders(inputs, truncate=True)
+    with pytest.raises(ConfigError, match="orders"):
+        choices_predictor.predict_orders([asked], "fast")
+    (answer,) = choices_predictor.predict([choices_predictor.encode(inputs, truncate=True)], "fast")
+    assert answer.logit_covariance is not None
+    assert len(answer.logit_covariance) == 3

@@ -1,0 +1,112 @@
+"""Recorded answers against those of a loaded artifact: how far each may move, and what is never a match."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from laplora.answers.golden import (
+    DEFAULT_VARIANCE_TOLERANCE,
+    MAX_ANSWERS,
+    Golden,
+    GoldenAnswer,
+    read_golden,
+    verify_answers,
+)
+from laplora.errors import ArtifactCorruptError, GoldenMismatchError
+
+ARTIFACT = Path(__file__).resolve().parents[3] / "artifacts" / "sst2-smollm2"
+PROBS = [0.25, 0.75]
+
+
+def answer(variance: list[float] | None) -> Any:
+    return SimpleNamespace(map_probs=PROBS, probs=PROBS, calibrated_probs={}, logit_variance=variance)
+
+
+def replay(recorded: list[list[float] | None], got: list[list[float] | None], tolerance: float = 0.5) -> None:
+    """Compare answers whose probabilities are the recorded ones."""
+    golden = [GoldenAnswer({}, {"map_probs": PROBS, "probs": PROBS}, variance) for variance in recorded]
+    verify_answers([answer(variance) for variance in got], Golden(golden, 0.1, tolerance))
+
+
+@pytest.mark.parametrize(
+    ("recorded", "got"),
+    [
+        ([2.0, 2.0], [2.0, 2.0]),
+        ([2.0, 2.0], [2.0 * math.exp(0.499), 2.0 * math.exp(-0.499)]),
+        ([0.0, 0.0], [0.0, 0.0]),
+        ([0.0, 1e-9], [1e-7, 0.0]),  # too small to change an answer, and their logarithms are far apart
+        (None, [2.0, 2.0]),
+        (None, None),
+    ],
+)
+def test_variances_that_match(recorded: list[float] | None, got: list[float] | None) -> None:
+    replay([recorded], [got])
+
+
+@pytest.mark.parametrize(
+    ("recorded", "got", "shown"),
+    [
+        ([2.0, 2.0], [2.0, 2.0 * math.exp(0.501)], r"expected \[2, 2\], got \[2, 3.301\]"),
+        ([2.0, 2.0], [2.0 * math.exp(-0.501), 2.0], r"expected \[2, 2\], got \[1.212, 2\]"),
+        ([2.0, 2.0], [math.nan, 2.0], r"got \[nan, 2\]"),
+        ([2.0, 2.0], [2.0, math.inf], r"got \[2, inf\]"),
+        ([2.0, 2.0], [0.0, 2.0], r"got \[0, 2\]"),
+        ([0.0, 0.0], [0.5, 0.5], r"expected \[0, 0\], got \[0.5, 0.5\]"),
+        ([2.0, 2.0], [2.0], r"got \[2\]"),
+        ([2.0, 2.0], None, r"got \[\]"),
+    ],
+)
+def test_variances_that_do_not(recorded: list[float], got: list[float] | None, shown: str) -> None:
+    message = rf"golden answer 1: logit_variance differs by more than a factor of 1\.65: .*{shown}\. The loaded model"
+    with pytest.raises(GoldenMismatchError, match=message):
+        replay([[2.0, 2.0], recorded], [[2.0, 2.0], got])
+
+
+def test_variances_that_all_move_together_may_move_less() -> None:
+    """Rounding moves one answer's up and another's down; another prior moves all of them one way."""
+    recorded: list[list[float] | None] = [[2.0, 2.0]] * 4
+    apart: list[list[float] | None] = [[2.0 * math.exp(step)] * 2 for step in (0.4, -0.4, 0.3, -0.3)]
+    replay(recorded, apart)
+    replay(recorded, [[2.0 * math.exp(0.24)] * 2] * 4)
+    with pytest.raises(GoldenMismatchError, match=r"variances of all 4 together are 1\.3 times .* a factor of 1\.28"):
+        replay(recorded, [[2.0 * math.exp(0.26)] * 2] * 4)
+
+
+def test_probabilities_that_do_not_match_are_shown() -> None:
+    golden = Golden([GoldenAnswer({}, {"probs": [0.5, 0.5]})], 0.1)
+    with pytest.raises(
+        GoldenMismatchError, match=r"probs differs by 0\.2500, more than 0\.1: expected \[0\.5, 0\.5\], got"
+    ):
+        verify_answers([answer(None)], golden)
+
+
+def test_a_file_without_a_tolerance_of_variances_has_the_default(tmp_path: Path) -> None:
+    """As those that were written before there was one."""
+    entry = {"inputs": {"text": "x"}, "map_probs": PROBS, "probs": PROBS, "logit_variance": [1.0, 2.0]}
+    (tmp_path / "golden.json").write_text(json.dumps({"tolerance": 0.1, "answers": [entry]}), encoding="utf-8")
+    golden = read_golden(tmp_path)
+    assert golden.variance_tolerance == DEFAULT_VARIANCE_TOLERANCE
+    assert golden.answers[0].logit_variance == [1.0, 2.0]
+
+
+def test_the_default_artifact_records_variances() -> None:
+    golden = read_golden(ARTIFACT)
+    assert all(answer.logit_variance for answer in golden.answers)
+    assert golden.variance_tolerance == 1.0
+
+
+def test_more_answers_than_a_start_may_replay_are_refused(tmp_path: Path) -> None:
+    entry = {"inputs": {"text": "x"}, "map_probs": PROBS, "probs": PROBS}
+    for count in (MAX_ANSWERS, MAX_ANSWERS + 1):
+        (tmp_path / "golden.json").write_text(json.dumps({"tolerance": 0.1, "answers": [entry] * count}))
+        if count == MAX_ANSWERS:
+            assert len(read_golden(tmp_path).answers) == MAX_ANSWERS
+            continue
+        with pytest.raises(ArtifactCorruptError, match="has 65 answers: expected at most 64"):
+            read_golden(tmp_path)

@@ -1,0 +1,539 @@
+"""Every predictive of an artifact, served: against plain peft, whatever the batch, and with everything put back.
+
+Tolerances as in ``test_predictor``: float32 sums in another order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from peft import PeftModel
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from test_predictor import FLOAT32, SENTIMENT_INPUTS, distance, encode, numbers
+from tiny_runs import FinishedRun, reseal
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from laplora.answers.prediction import Prediction
+from laplora.artifact.folder import read_artifact
+from laplora.artifact.manifest import FORMAT_VERSION
+from laplora.errors import ArtifactCorruptError, ConfigError, GoldenMismatchError, NonFiniteError
+from laplora.metrics.scores import row_nll
+from laplora.models.base import ADAPTER, locate_base, lora_layers
+from laplora.models.quiet import quiet_loading
+from laplora.predictive import member_outputs as outputs_module
+from laplora.predictive.distilled import TENSORS
+from laplora.predictive.kinds import PREDICTIVES
+from laplora.predictive.member_adapters import lora_parameters
+from laplora.predictive.members import dropout_masks
+from laplora.predictor import Predictor
+from laplora.prompts import templates as prompts
+from training.workspace.runtime import open_run
+
+#: fast, which leaves some rows to laplace, has tests of its own (test_fast_served).
+NAMES = tuple(name for name in PREDICTIVES if name != "fast")
+#: Passes through the model: the trained adapter's, and one for each further member.
+PASSES = {
+    "map": 1,
+    "temperature": 1,
+    "laplace": 1,
+    "laplace_temperature": 1,
+    "ensemble": 3,
+    "ensemble_temperature": 3,
+    "laplace_ensemble": 3,
+    "mc_dropout": 5,
+}
+
+
+def averaged(parts: Sequence[Sequence[float]]) -> list[float]:
+    return torch.tensor(parts, dtype=torch.float64).mean(0).tolist()  # type: ignore[no-any-return]
+
+
+def test_the_artifact_carries_every_predictive(mixture_run: FinishedRun) -> None:
+    manifest = read_artifact(mixture_run.artifact).manifest
+    assert manifest.servable == tuple(PREDICTIVES)
+    counts = {name: record.member_count for name, record in manifest.predictives.items()}
+    sizes = {"single": 1, "distilled": 1, "checkpoints": 3, "dropout": 4}
+    assert counts == {n: sizes[spec.members] for n, spec in PREDICTIVES.items()}
+    assert [(m.folder, m.step) for m in manifest.members] == [("members/1", 20), ("members/2", 30)]
+    for member in manifest.members:
+        for file in ("adapter/adapter_config.json", "adapter/adapter_model.safetensors", "posterior.safetensors"):
+            assert f"{member.folder}/{file}" in manifest.files
+    assert manifest.recommended.predictive in NAMES
+    assert manifest.recommended.chosen_by == "calibration"
+    assert set(manifest.recommended.table) == set(NAMES)
+    assert manifest.recommended.table["map"]["difference_to_map"] == 0
+    tempered = {n for n, record in manifest.predictives.items() if record.temperature != 1}
+    assert tempered == {"temperature", "laplace_temperature", "ensemble_temperature"}
+
+
+# The probabilities, by nothing of laplora's model code.
+
+
+class PlainMembers:
+    """The artifact's adapters, each loaded by peft from its own folder."""
+
+    def __init__(self, run: FinishedRun) -> None:
+        self.artifact = read_artifact(run.artifact)
+        location = locate_base(self.artifact.manifest.base)
+        self.tokenizer = AutoTokenizer.from_pretrained(location)
+        self.models = []
+        for folder in ("adapter", "members/1/adapter", "members/2/adapter"):
+            with quiet_loading():
+                base = AutoModelForCausalLM.from_pretrained(location, dtype=torch.float32)
+                self.models.append(PeftModel.from_pretrained(base, str(run.artifact / folder)).eval())
+
+    @torch.no_grad()
+    def logits(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        manifest = self.artifact.manifest
+        prompt, _ = prompts.render(manifest.template.template(), inputs, manifest.labels)
+        ids = torch.tensor([self.tokenizer.encode(prompt)])
+        found: torch.Tensor = model(input_ids=ids).logits[0, -1].double()[list(manifest.label_token_ids)]
+        return found
+
+
+def test_probabilities_are_those_of_plain_peft(mixture_run: FinishedRun, mixture_predictor: Predictor) -> None:
+    plain, rows = PlainMembers(mixture_run), encode(mixture_predictor, SENTIMENT_INPUTS)
+    manifest = mixture_predictor.artifact.manifest
+    for name in ("temperature", "ensemble", "ensemble_temperature"):
+        temperature = manifest.predictives[name].temperature  # type: ignore[index]
+        models = plain.models[:1] if name == "temperature" else plain.models
+        for inputs, answer in zip(SENTIMENT_INPUTS, mixture_predictor.predict(rows, name), strict=True):
+            parts = [(plain.logits(m, inputs) / temperature).softmax(0).tolist() for m in models]
+            assert distance(answer.probs, averaged(parts)) < FLOAT32
+            std = torch.tensor(parts).std(0, correction=0).tolist()
+            assert answer.probs_std is None if name == "temperature" else distance(answer.probs_std or [], std) < 1e-4
+
+
+def test_mc_dropout_is_dropout_with_tied_masks(mixture_run: FinishedRun, mixture_predictor: Predictor) -> None:
+    """The recorded masks on the inputs of each lora_A, in plain peft."""
+    plain, rows = PlainMembers(mixture_run), encode(mixture_predictor, SENTIMENT_INPUTS)
+    record = plain.artifact.manifest.dropout
+    assert record is not None
+    assert (record.probability, record.members) == (0.2, 4)
+    model = plain.models[0]
+    layers = {f"{name}.lora_A": layer.lora_A[ADAPTER] for name, layer in lora_layers(model).items()}
+    masks = dropout_masks([(n, m.in_features) for n, m in layers.items()], 0.2, 4, record.seed)
+    parts: list[list[list[float]]] = []
+    for member in range(4):
+        handles = [
+            layer.register_forward_pre_hook(lambda _m, x, mask=masks[name][member]: (x[0] * mask,))
+            for name, layer in layers.items()
+        ]
+        parts.append([plain.logits(model, i).softmax(0).tolist() for i in SENTIMENT_INPUTS])
+        for handle in handles:
+            handle.remove()
+    for i, answer in enumerate(mixture_predictor.predict(rows, "mc_dropout")):
+        assert distance(answer.probs, averaged([p[i] for p in parts])) < FLOAT32
+        assert distance(answer.probs, answer.map_probs) > 1e-4
+        assert answer.epistemic is not None
+        assert answer.epistemic > 0
+
+
+def test_the_laplace_ensemble_averages_its_members_predictives(
+    mixture_run: FinishedRun, mixture_predictor: Predictor, tmp_path: Path
+) -> None:
+    """Each member on its own, as the trained adapter of an artifact with its posterior and its prior."""
+    manifest = read_artifact(mixture_run.artifact).manifest
+    rows = encode(mixture_predictor, SENTIMENT_INPUTS)
+    parts = [[a.probs for a in mixture_predictor.predict(rows, "laplace")]]
+    for member in manifest.members:
+        path = Path(shutil.copytree(mixture_run.artifact, tmp_path / member.folder))
+        for file in ("adapter/adapter_model.safetensors", "posterior.safetensors"):
+            shutil.copy(path / member.folder / file, path / file)
+        assert member.prior is not None
+        reseal(path, prior=member.prior.model_dump(mode="json"))
+        alone = Predictor.load(path, device="cpu", verify_golden=False)
+        parts.append([a.probs for a in alone.predict(rows, "laplace")])
+    assert distance(parts[0][0], parts[1][0]) > 1e-3
+    for i, answer in enumerate(mixture_predictor.predict(rows, "laplace_ensemble")):
+        assert distance(answer.probs, averaged([p[i] for p in parts])) < FLOAT32
+
+
+# The same input has the same answer.
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(order=st.permutations(range(len(SENTIMENT_INPUTS))), size=st.integers(1, len(SENTIMENT_INPUTS)))
+def test_whatever_the_batch(mixture_predictor: Predictor, name: str, order: list[int], size: int) -> None:
+    rows = encode(mixture_predictor, SENTIMENT_INPUTS)
+    alone = [mixture_predictor.predict([row], name)[0] for row in rows]
+    for answer, i in zip(mixture_predictor.predict([rows[i] for i in order[:size]], name), order, strict=False):
+        for got, want in zip(numbers(answer), numbers(alone[i]), strict=True):
+            assert got == pytest.approx(want, rel=1e-4, abs=2e-5)
+        assert (answer.flags, answer.decision, answer.prediction_set) == (
+            alone[i].flags,
+            alone[i].decision,
+            alone[i].prediction_set,
+        )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_another_predictive_in_between_changes_nothing(mixture_predictor: Predictor, name: str) -> None:
+    """Bit for bit: what was swapped in is out again."""
+    rows = encode(mixture_predictor, SENTIMENT_INPUTS)
+    before = {other: mixture_predictor.predict(rows, other) for other in ("map", "laplace")}
+    first = mixture_predictor.predict(rows, name)
+    assert {other: mixture_predictor.predict(rows, other) for other in before} == before
+    assert mixture_predictor.predict(rows, name) == first
+    assert {a.predictive for a in first} == {name}
+
+
+def test_a_failed_member_leaves_the_trained_adapter_in_place(mixture_run: FinishedRun) -> None:
+    predictor = Predictor.load(mixture_run.artifact, device="cpu", verify_golden=False)
+    members = predictor._members
+    rows = encode(predictor, SENTIMENT_INPUTS)
+    own = {name: p.detach().clone() for name, p in lora_parameters(members.model).items()}
+    before = predictor.predict(rows, "laplace")
+    last = members.checkpoints[-1]
+    broken = dataclasses.replace(last, weights={n: w * torch.nan for n, w in last.weights.items()})
+    predictor._members = dataclasses.replace(members, checkpoints=(*members.checkpoints[:-1], broken))
+    for name in ("ensemble", "laplace_ensemble"):
+        with pytest.raises(NonFiniteError):
+            predictor.predict(rows, name)
+    assert all(torch.equal(own[name], p) for name, p in lora_parameters(members.model).items())
+    assert predictor.predict(rows, "laplace") == before
+
+
+# One pass for each member, and only as much as is needed.
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_passes(mixture_predictor: Predictor, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = {"last_hidden": 0, "contrast_jacobians": 0}
+
+    def counted(function: str) -> None:
+        original = getattr(outputs_module, function)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            seen[function] += 1
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(outputs_module, function, call)
+
+    for function in seen:
+        counted(function)
+    answers = mixture_predictor.predict(encode(mixture_predictor, SENTIMENT_INPUTS), name)
+    jacobians = PASSES[name] if PREDICTIVES[name].covariance else 0  # type: ignore[index]
+    assert seen == {"last_hidden": PASSES[name] - jacobians, "contrast_jacobians": jacobians}
+    assert (answers[0].logit_variance is None) == (jacobians == 0)
+
+
+def test_what_needs_no_further_pass_comes_along(mixture_predictor: Predictor) -> None:
+    rows = encode(mixture_predictor, SENTIMENT_INPUTS[:2])
+
+    def beside(name: str, *also: str) -> set[str]:
+        (first, _) = mixture_predictor.predict(rows, name, also=also)
+        assert first.calibrated_probs.keys() == first.calibrated_scores.keys()
+        assert (first.logit_covariance is not None) == (PREDICTIVES[name].covariance or "laplace" in also)  # type: ignore[index]
+        return set(first.calibrated_probs)
+
+    assert beside("map") == {"temperature"}
+    assert beside("temperature") == set()
+    assert beside("laplace") == {"temperature", "laplace_temperature"}
+    assert beside("ensemble") == {"temperature", "ensemble_temperature"}
+    assert beside("mc_dropout", "laplace") == {"temperature", "laplace", "laplace_temperature"}
+    assert beside("laplace", *NAMES) == {*NAMES} - {"map", "laplace"}
+
+
+def test_what_comes_along_is_what_would_be_answered(mixture_predictor: Predictor) -> None:
+    rows = encode(mixture_predictor, SENTIMENT_INPUTS)
+    together = mixture_predictor.predict(rows, "map", also=NAMES)
+    for name in NAMES[1:]:
+        for answer, one in zip(mixture_predictor.predict(rows, name), together, strict=True):
+            assert distance(answer.probs, one.calibrated_probs[name]) < FLOAT32
+            assert answer.score == pytest.approx(one.calibrated_scores[name], abs=1e-4)
+            assert answer.map_probs == pytest.approx(one.map_probs, abs=FLOAT32)
+
+
+# What follows from the probabilities is the predictive's own.
+
+
+def test_sets_and_uncertainty_are_the_predictives_own(mixture_predictor: Predictor) -> None:
+    manifest, rows = mixture_predictor.artifact.manifest, encode(mixture_predictor, SENTIMENT_INPUTS)
+    for name in NAMES:
+        spread = PREDICTIVES[name].covariance or PREDICTIVES[name].members != "single"
+        threshold = manifest.predictives[name].conformal
+        assert threshold is not None
+        for answer in mixture_predictor.predict(rows, name):
+            assert answer.prediction_set == [
+                label for label, p in zip(answer.labels, answer.probs, strict=True) if 1 - p <= threshold
+            ]
+            assert answer.total == pytest.approx(float(torch.special.entr(torch.tensor(answer.probs)).sum()), abs=1e-6)
+            assert (answer.epistemic is not None) == (answer.probs_std is not None) == spread
+            if answer.epistemic is not None and answer.aleatoric is not None:
+                assert answer.total == pytest.approx(answer.aleatoric + answer.epistemic, abs=1e-9)
+                assert answer.epistemic >= 0
+
+
+def test_none_is_the_recommended_one(mixture_predictor: Predictor) -> None:
+    rows = encode(mixture_predictor, SENTIMENT_INPUTS)
+    assert mixture_predictor.predict(rows) == mixture_predictor.predict(rows, mixture_predictor.recommended)
+
+
+@pytest.mark.parametrize("name", ["swag", "Laplace"])
+def test_a_predictive_that_is_not_there(
+    mixture_predictor: Predictor, sentiment_predictor: Predictor, name: str
+) -> None:
+    rows = encode(mixture_predictor, SENTIMENT_INPUTS[:1])
+    with pytest.raises(
+        ConfigError, match=r"it has \['map', 'temperature', 'fast', 'laplace', 'laplace_temperature', 'ens"
+    ):
+        mixture_predictor.predict(rows, name)
+    with pytest.raises(ConfigError, match=r"no predictive 'ensemble': it has \['map', "):
+        sentiment_predictor.predict(rows, "map", also=["ensemble"])
+
+
+# Decisions for a stated risk.
+
+
+def decisions(predictor: Predictor, answers: list[Prediction], risk: float | None) -> list[str]:
+    return [a.decision for a in predictor.decided(answers, risk)[0]]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_decisions_for_a_stated_risk(mixture_predictor: Predictor, name: str) -> None:
+    texts = [{"text": f"The {noun} was {word}."} for noun in ("film", "lamp") for word in ("great", "dull", "of", "")]
+    answers = mixture_predictor.predict(encode(mixture_predictor, texts), name)
+    own = mixture_predictor.artifact.manifest.predictives[name].thresholds  # type: ignore[index]
+    assert own is not None
+    same, risk = mixture_predictor.decided(answers, own.review.target_risk)
+    assert same == answers
+    assert risk == own.review.target_risk == mixture_predictor.decided(answers, None)[1]
+    accepted = [
+        {i for i, d in enumerate(decisions(mixture_predictor, answers, r)) if d == "accept"}
+        for r in (0.0001, 0.02, 0.1, 0.3, 0.9999)
+    ]
+    assert all(a <= b for a, b in itertools.pairwise(accepted))
+    with pytest.raises(ConfigError):
+        mixture_predictor.decided(answers, 1.5)
+
+
+def test_an_empty_request_is_decided_too(mixture_predictor: Predictor) -> None:
+    assert mixture_predictor.decided(mixture_predictor.predict([]), 0.2) == ([], 0.2)
+
+
+# What is measured is what answers.
+
+
+def test_the_report_measures_what_answers(mixture_run: FinishedRun, mixture_predictor: Predictor) -> None:
+    run = open_run(mixture_run.config)
+    evaluation = json.loads((mixture_run.artifact / "report" / "evaluation.json").read_text())
+    assert [n for n in evaluation if n in NAMES] == list(NAMES)
+    rows, labels = run.encode(run.splits.test), torch.tensor([e.label for e in run.splits.test])
+    for name in NAMES:
+        answers = mixture_predictor.predict(rows, name)
+        nll = row_nll(torch.tensor([a.probs for a in answers], dtype=torch.float64), labels).mean()
+        assert evaluation[name]["nll"] == pytest.approx(float(nll), rel=1e-3)
+        held = [a.labels[i] in a.prediction_set for a, i in zip(answers, labels.tolist(), strict=True)]
+        sets = evaluation[name]["sets"]
+        assert sets["coverage"] == pytest.approx(sum(held) / len(held), abs=0.05)
+        assert sets["mean_size"] == pytest.approx(sum(len(a.prediction_set) for a in answers) / len(held), abs=0.05)
+        assert sets["intervals"]["coverage"][0] <= sets["coverage"] <= sets["intervals"]["coverage"][1]
+        manifest = mixture_predictor.artifact.manifest
+        assert manifest.metrics[name]["set_coverage"] == sets["coverage"]
+    report = (mixture_run.artifact / "report" / "results.md").read_text()
+    assert f"Served: {mixture_predictor.artifact.manifest.recommended.reason}." in report
+    assert "| Laplace ensemble |" in report
+    assert "set coverage" in report
+
+
+def test_the_calibration_nll_is_of_fits_without_the_row(mixture_run: FinishedRun, mixture_predictor: Predictor) -> None:
+    run = open_run(mixture_run.config)
+    rows, labels = run.encode(run.splits.calibration), torch.tensor([e.label for e in run.splits.calibration])
+    table = mixture_predictor.artifact.manifest.recommended.table
+    for name, record in mixture_predictor.artifact.manifest.predictives.items():
+        if name == "fast":  # judged by what it says of rows that it was not distilled from
+            continue
+        assert record.thresholds is not None
+        assert record.nll == pytest.approx(table[name]["nll"])
+        probs = torch.tensor([a.probs for a in mixture_predictor.predict(rows, name)], dtype=torch.float64)
+        served = float(row_nll(probs, labels).mean())
+        if name in ("map", "ensemble", "mc_dropout"):  # nothing is fitted, so cross-fitting changes nothing
+            assert record.nll == pytest.approx(served, rel=1e-3)
+            assert record.thresholds.errors == int((probs.argmax(1) != labels).sum())
+        elif name in ("temperature", "ensemble_temperature"):  # what has seen the rows looks better than it is
+            assert table[name]["nll"] > served
+
+
+# Damaged members.
+
+
+@pytest.fixture
+def mixture_copy(mixture_run: FinishedRun, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(mixture_run.artifact, tmp_path / "tiny-mixture"))
+
+
+@pytest.mark.parametrize(
+    "file", ["members/1/adapter/adapter_model.safetensors", "members/2/posterior.safetensors", "scores.safetensors"]
+)
+def test_a_members_file_that_is_gone(mixture_copy: Path, file: str) -> None:
+    (mixture_copy / file).unlink()
+    reseal(mixture_copy)
+    with pytest.raises(ArtifactCorruptError, match=rf"files missing \['{file}'\]"):
+        read_artifact(mixture_copy)
+
+
+def test_members_of_another_run_fail_the_golden_replay(mixture_copy: Path) -> None:
+    """The right shapes and hashes, and the wrong weights: only what the ensemble answers can tell."""
+    one, two = (mixture_copy / f"members/{i}/adapter/adapter_model.safetensors" for i in (1, 2))
+    shutil.copy(mixture_copy / "adapter" / "adapter_model.safetensors", one)
+    shutil.copy(mixture_copy / "adapter" / "adapter_model.safetensors", two)
+    reseal(mixture_copy)
+    with pytest.raises(GoldenMismatchError, match=r"golden answer 0: (probs|ensemble) differs by"):
+        Predictor.load(mixture_copy, device="cpu")
+
+
+def test_other_dropout_masks_fail_the_golden_replay(mixture_copy: Path) -> None:
+    reseal(mixture_copy, dropout={"probability": 0.6, "members": 4, "seed": 1})
+    with pytest.raises(GoldenMismatchError, match=r"(probs|mc_dropout) differs by"):
+        Predictor.load(mixture_copy, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"members": []}, "predictives.ensemble has 3 members, the artifact 1"),
+        ({"dropout": None}, "predictives.mc_dropout has 4 members, the artifact 0"),
+    ],
+)
+def test_a_manifest_that_contradicts_itself(mixture_copy: Path, changes: dict[str, Any], message: str) -> None:
+    path = mixture_copy / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(ArtifactCorruptError, match=message):
+        read_artifact(mixture_copy)
+
+
+def test_scores_of_other_rows_are_refused(mixture_copy: Path) -> None:
+    fields = json.loads((mixture_copy / "manifest.json").read_text())
+    reseal(mixture_copy, calibration=fields["calibration"] | {"rows": 7})
+    with pytest.raises(ArtifactCorruptError, match=r"scores.safetensors does not hold the 7 scores and errors"):
+        Predictor.load(mixture_copy, device="cpu")
+
+
+# Artifacts of older formats.
+
+
+def test_an_artifact_of_format_3_answers_as_it_did(artifact_copy: Path, sentiment_predictor: Predictor) -> None:
+    """Its distilled file does not say how far off each row is, which follows from what else it holds,
+    and its thresholds are from fits on the same rows."""
+    distilled = artifact_copy / "distilled.safetensors"
+    with safe_open(distilled, framework="pt") as file:
+        metadata = file.metadata()
+    save_file({n: t for n, t in load_file(distilled).items() if n in TENSORS}, distilled, metadata)
+    path = artifact_copy / "manifest.json"
+    reseal(artifact_copy)
+    fields = json.loads(path.read_text())
+    del fields["distilled"]["false_alarms"], fields["calibration"]["folds"]
+    path.write_text(json.dumps(fields | {"format_version": 3}))
+    old = Predictor.load(artifact_copy, device="cpu")
+    assert old.artifact.manifest.format_version == FORMAT_VERSION
+    assert old.artifact.manifest.calibration.folds is None
+    assert sentiment_predictor.artifact.manifest.calibration.folds == 5
+    rows = encode(old, SENTIMENT_INPUTS)
+    for name in old.predictives:
+        assert old.predict(rows, name) == sentiment_predictor.predict(rows, name)
+    estimates = [p._outputs(rows, ["fast"]).estimate for p in (old, sentiment_predictor)]
+    for part in ("log_error", "variance"):
+        torch.testing.assert_close(*(getattr(e, part) for e in estimates), rtol=1e-5, atol=1e-8)
+
+
+def test_an_artifact_of_format_2_answers_as_it_did(artifact_copy: Path, sentiment_predictor: Predictor) -> None:
+    """It has no fast predictive, and everything else."""
+    (artifact_copy / "distilled.safetensors").unlink()
+    path = artifact_copy / "manifest.json"
+    golden = json.loads((artifact_copy / "golden.json").read_text())
+    for answer in golden["answers"]:
+        del answer["predictives"]["fast"]
+    (artifact_copy / "golden.json").write_text(json.dumps(golden))
+    reseal(artifact_copy)
+    fields = json.loads(path.read_text())
+    del fields["distilled"], fields["predictives"]["fast"], fields["calibration"]["folds"]
+    path.write_text(json.dumps(fields | {"format_version": 2}))
+    old = Predictor.load(artifact_copy, device="cpu")
+    assert old.predictives == ("map", "temperature", "laplace", "laplace_temperature")
+    rows = encode(old, SENTIMENT_INPUTS)
+    for name in old.predictives:
+        assert old.predict(rows, name) == sentiment_predictor.predict(rows, name)
+    with pytest.raises(ConfigError, match="no predictive 'fast'"):
+        old.predict(rows, "fast")
+
+
+def downgraded(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return a manifest as format 1 had it."""
+    old, predictives = dict(fields), fields["predictives"]
+    for name in ("members", "dropout", "distilled", "predictives", "recommended"):
+        del old[name]
+    return old | {
+        "format_version": 1,
+        "calibration": {
+            "rows": fields["calibration"]["rows"],
+            "temperature": predictives["temperature"]["temperature"],
+            "thresholds": {
+                "split": "calibration",
+                "rows": fields["calibration"]["rows"],
+                "laplace": predictives["laplace"]["thresholds"],
+                "map": predictives["map"]["thresholds"],
+            },
+            "conformal": {name: predictives[name]["conformal"] for name in ("laplace", "map")},
+            "coverage": 0.9,
+        },
+    }
+
+
+@pytest.fixture
+def old_artifact(artifact_copy: Path) -> Path:
+    """The float32 artifact as an earlier version wrote it."""
+    (artifact_copy / "scores.safetensors").unlink()
+    (artifact_copy / "distilled.safetensors").unlink()
+    golden = json.loads((artifact_copy / "golden.json").read_text())
+    for answer in golden["answers"]:
+        del answer["predictives"]
+    (artifact_copy / "golden.json").write_text(json.dumps(golden))
+    reseal(artifact_copy)
+    path = artifact_copy / "manifest.json"
+    path.write_text(json.dumps(downgraded(json.loads(path.read_text()))))
+    return artifact_copy
+
+
+def test_an_artifact_of_format_1_answers_as_it_did(old_artifact: Path, sentiment_predictor: Predictor) -> None:
+    old = Predictor.load(old_artifact, device="cpu")
+    assert (old.recommended, old.predictives) == ("laplace", ("map", "laplace"))
+    rows = encode(old, SENTIMENT_INPUTS)
+    for name in ("laplace", "map"):
+        for one, two in zip(old.predict(rows, name), sentiment_predictor.predict(rows, name), strict=True):
+            assert set(one.calibrated_probs) == {"temperature"}
+            assert dataclasses.replace(one, calibrated_probs={}, calibrated_scores={}) == dataclasses.replace(
+                two, calibrated_probs={}, calibrated_scores={}
+            )
+            assert one.calibrated_probs["temperature"] == two.calibrated_probs["temperature"]
+
+
+def test_an_artifact_of_format_1_decides_for_its_own_risk_only(old_artifact: Path) -> None:
+    old = Predictor.load(old_artifact, device="cpu")
+    answers = old.predict(encode(old, SENTIMENT_INPUTS[:1]))
+    assert old.decided(answers, None) == (answers, 0.05)
+    assert not old.decides_any_risk
+    with pytest.raises(ConfigError, match=r"is of format 1, .* \(0.05\) only: package it again"):
+        old.decided(answers, 0.1)
+
+
+@pytest.mark.parametrize("gone", ["calibration", "prior", "labels"])
+def test_a_manifest_of_format_1_that_lacks_a_field(old_artifact: Path, gone: str) -> None:
+    path = old_artifact / "manifest.json"
+    fields = json.loads(path.read_text())
+    del fields[gone]
+    path.write_text(json.dumps(fields))
+    with pytest.raises(ArtifactCorruptError, match=gone):
+        read_artifact(old_artifact)

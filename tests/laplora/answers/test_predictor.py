@@ -1,0 +1,436 @@
+"""From an artifact to answers, against plain transformers and peft on the same files.
+
+Tolerances. In float32 the two differ by the order of sums (other padding, a read-out of two rows in place of
+49,152): at most 3e-7 in a probability here, 1e-5 is allowed for other processors. In bfloat16 every activation keeps
+8 bits, steps of 2^-8 relative, and another padding, an unpacked weight or a read-out in float32 rounds elsewhere: a
+logit of size 2 to 4 moves by a step of 2^-7 or two, a probability by a quarter of that, and 0.005 was seen on the tiny
+model; 0.02 is allowed. The real model has thirty layers and logits of 8 to 22, in steps of 1/16
+and 1/8. Against the same 4-bit weights computed in float32, plain transformers is off by up to 0.18 in the difference
+of two logits and the predictor by up to 0.41 (mean 0.09 and 0.15, eight texts), both to either side: rounding. A
+probability's slope is at most 1/4, so 0.15 is allowed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from tiny_runs import NOUNS, FinishedRun, choice_rows, reseal, sentiment_rows
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+from laplora.answers.prediction import Prediction
+from laplora.artifact.folder import Artifact, read_artifact
+from laplora.errors import GoldenMismatchError, InvalidInputError, LaploraError, NonFiniteError, TooManyTokensError
+from laplora.models.base import locate_base
+from laplora.models.quiet import quiet_loading
+from laplora.predictor import Predictor
+from laplora.prompts import templates as prompts
+from laplora.prompts.templates import EncodedRow
+
+DEFAULT_ARTIFACT = Path(__file__).resolve().parents[3] / "artifacts" / "sst2-smollm2"
+FLOAT32, BFLOAT16, BFLOAT16_REAL = 1e-5, 0.02, 0.15
+VARIANCE_BFLOAT16 = 0.05
+
+SENTIMENT_INPUTS = [
+    {"text": "dull"},
+    {"text": "A moving, funny and superb film."},
+    {"text": "The remake was awful, " + "and then it went on and on, " * 4 + "until it ended."},
+    {"text": "ça alors ! 映画 🎬"},
+    {"text": "qzx lamp ## of of"},
+]
+CHOICE_INPUTS = [
+    {"question": "Is a dull plot good?", "choices": ["good", "bad"]},
+    {"question": "Is a moving plot good, or is it " + "not " * 20 + "?", "choices": ["good", "bad", "neither of them"]},
+    {"question": "?", "choices": ["x", "y", "z"]},
+]
+
+
+class PlainModel:
+    """An artifact through transformers and peft alone: one prompt at a time, no padding, the whole vocabulary."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        manifest = self.manifest = artifact.manifest
+        location = locate_base(manifest.base)
+        options: dict[str, Any] = {}
+        dtype = getattr(torch, manifest.dtype)
+        if manifest.quantization == "nf4":
+            options["quantization_config"] = BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=dtype,
+            )
+        with quiet_loading():  # the packages' noise, which the suite would take for failures
+            base = AutoModelForCausalLM.from_pretrained(location, dtype=dtype, **options)
+            self.model = PeftModel.from_pretrained(base, str(artifact.path / "adapter")).eval()
+        self.tokenizer = AutoTokenizer.from_pretrained(location)
+
+    @torch.no_grad()
+    def map_probs(self, inputs: dict[str, Any]) -> list[float]:
+        """Return the softmax over the label tokens' logits."""
+        prompt, classes = prompts.render(self.manifest.template.template(), inputs, self.manifest.labels)
+        ids = torch.tensor([self.tokenizer.encode(prompt)[-self.manifest.max_tokens :]])
+        logits = self.model(input_ids=ids).logits[0, -1].double()
+        return logits[list(self.manifest.label_token_ids[:classes])].softmax(-1).tolist()
+
+
+@pytest.fixture(scope="module")
+def real_predictor() -> Predictor:
+    if not DEFAULT_ARTIFACT.is_dir():
+        pytest.skip("the default artifact is not in this checkout")
+    return Predictor.load(DEFAULT_ARTIFACT, device="cpu")
+
+
+def encode(predictor: Predictor, inputs: Sequence[dict[str, Any]]) -> list[EncodedRow]:
+    return [predictor.encode(i, truncate=True) for i in inputs]
+
+
+def distance(one: Sequence[float], other: Sequence[float]) -> float:
+    return max(abs(a - b) for a, b in zip(one, other, strict=True))
+
+
+# The same answer as plain transformers and peft, whatever else is in the batch.
+
+
+def check_against_plain(predictor: Predictor, inputs: Sequence[dict[str, Any]], tolerance: float) -> None:
+    plain = PlainModel(predictor.artifact)
+    want = [plain.map_probs(i) for i in inputs]
+    del plain
+    rows = encode(predictor, inputs)
+    together = predictor.predict(rows, "map")
+    with_variance = predictor.predict(rows)
+    for i, row in enumerate(rows):
+        alone = predictor.predict([row], "map")[0]
+        for answer in (alone, together[i], with_variance[i]):
+            assert distance(answer.map_probs, want[i]) < tolerance
+
+
+def test_map_is_a_plain_forward_in_float32(sentiment_predictor: Predictor) -> None:
+    check_against_plain(sentiment_predictor, SENTIMENT_INPUTS, FLOAT32)
+
+
+def test_map_is_a_plain_forward_in_4_bit(choices_predictor: Predictor) -> None:
+    check_against_plain(choices_predictor, CHOICE_INPUTS, BFLOAT16)
+
+
+def test_map_is_a_plain_forward_for_the_default_artifact(real_predictor: Predictor) -> None:
+    check_against_plain(real_predictor, SENTIMENT_INPUTS[:3], BFLOAT16_REAL)
+
+
+def test_packed_4_bit_weights_give_the_same_answers(choices_run: FinishedRun, choices_predictor: Predictor) -> None:
+    """Unpacked at load or used as they are: the same numbers, in probabilities and in variances.
+
+    A variance is a sum of squares of thousands of entries with some tens of roundings of 2^-8 each, which mostly
+    cancel: 7e-4 of it was seen, one rounding for each of them in a row is allowed.
+    """
+    packed = Predictor.load(choices_run.artifact, device="cpu", dequantize=False)
+    assert (packed.weights.held, choices_predictor.weights.held) == ("packed", "expanded")
+    for one, two in zip(
+        packed.predict(encode(packed, CHOICE_INPUTS)),
+        choices_predictor.predict(encode(choices_predictor, CHOICE_INPUTS)),
+        strict=True,
+    ):
+        assert distance(one.map_probs, two.map_probs) < BFLOAT16
+        assert distance(one.probs, two.probs) < BFLOAT16
+        assert one.logit_variance == pytest.approx(two.logit_variance, rel=VARIANCE_BFLOAT16)
+
+
+# A row's answer does not depend on its company.
+
+
+def numbers(answer: Prediction) -> list[float]:
+    """Every number of an answer, flat."""
+    flat: list[float] = []
+    for value in dataclasses.asdict(answer).values():
+        stack = [value]
+        while stack:
+            item = stack.pop()
+            if isinstance(item, float):
+                flat.append(item)
+            elif isinstance(item, dict):
+                stack.extend(item.values())
+            elif isinstance(item, list | tuple):
+                stack.extend(item)
+    return flat
+
+
+@pytest.mark.parametrize("mode", ["laplace", "map"])
+def test_alone_and_in_company(sentiment_predictor: Predictor, mode: Any) -> None:
+    """Each number, relative to 1: float32 rounding of a few hundred terms."""
+    rows = encode(sentiment_predictor, SENTIMENT_INPUTS)
+    assert len({len(r.token_ids) for r in rows}) > 3
+    company = sentiment_predictor.predict(rows, mode)
+    for row, together in zip(rows, company, strict=True):
+        (alone,) = sentiment_predictor.predict([row], mode)
+        for a, b in zip(numbers(alone), numbers(together), strict=True):
+            assert a == pytest.approx(b, rel=1e-4, abs=2e-5)
+        assert (alone.flags, alone.decision, alone.prediction_set) == (
+            together.flags,
+            together.decision,
+            together.prediction_set,
+        )
+
+
+@pytest.mark.parametrize("mode", ["laplace", "map"])
+def test_order_is_kept(sentiment_predictor: Predictor, mode: Any) -> None:
+    rows = encode(sentiment_predictor, SENTIMENT_INPUTS[:3])
+    want = [a.map_probs for a in sentiment_predictor.predict(rows, mode)]
+    for order in itertools.permutations(range(3)):
+        got = sentiment_predictor.predict([rows[i] for i in order], mode)
+        assert [a.tokens for a in got] == [len(rows[i].token_ids) for i in order]
+        for place, i in enumerate(order):
+            assert distance(got[place].map_probs, want[i]) < FLOAT32
+
+
+def test_equal_rows_get_equal_answers(sentiment_predictor: Predictor) -> None:
+    (row,) = encode(sentiment_predictor, SENTIMENT_INPUTS[:1])
+    one, *others = sentiment_predictor.predict([row] * 3)
+    for other in others:
+        assert numbers(other) == pytest.approx(numbers(one), rel=1e-5, abs=1e-6)
+    again, *_ = sentiment_predictor.predict([row] * 3)
+    assert again == one
+
+
+def test_one_token(sentiment_predictor: Predictor, choices_predictor: Predictor) -> None:
+    """Batch 1 of one token: the case in which bitsandbytes takes another kernel, and sums are over nothing."""
+    for predictor in (sentiment_predictor, choices_predictor):
+        (answer,) = predictor.predict([EncodedRow((260,), predictor.class_count)])
+        assert answer.logit_variance is not None
+        assert min(answer.logit_variance) > 0
+        assert answer.tokens == 1
+
+
+def test_no_rows(sentiment_predictor: Predictor) -> None:
+    assert sentiment_predictor.predict([]) == []
+
+
+# What an answer is.
+
+
+def check_answer(predictor: Predictor, row: EncodedRow, answer: Prediction, mode: str) -> None:
+    count = row.class_count
+    assert answer.labels == predictor.artifact.manifest.labels[:count]
+    assert all(math.isfinite(n) for n in numbers(answer))
+    for probs in (answer.map_probs, answer.probs, answer.calibrated_probs["temperature"]):
+        assert len(probs) == count
+        assert min(probs) >= 0
+        assert sum(probs) == pytest.approx(1, abs=1e-9)
+    assert answer.label_index == answer.probs.index(max(answer.probs))
+    assert sum(answer.logit_mean) == pytest.approx(0, abs=1e-6)
+    assert torch.tensor(answer.logit_mean).softmax(-1).tolist() == pytest.approx(answer.map_probs, abs=1e-6)
+    assert 0 <= answer.label_mass <= 1
+    assert answer.prediction_set
+    assert set(answer.prediction_set) <= set(answer.labels)
+    assert answer.decision in ("accept", "review")
+    assert answer.total is not None
+    posterior = (answer.probs_std, answer.logit_variance, answer.logit_covariance, answer.epistemic, answer.aleatoric)
+    if mode == "map":
+        assert answer.probs == answer.map_probs
+        assert posterior == (None,) * 5
+        return
+    assert None not in posterior
+    covariance = torch.tensor(answer.logit_covariance, dtype=torch.float64)
+    assert covariance.shape == (count, count)
+    assert covariance.diagonal().tolist() == pytest.approx(answer.logit_variance)
+    torch.testing.assert_close(covariance, covariance.T)
+    # centred: the direction of equal shifts, which the softmax does not see, has no variance
+    torch.testing.assert_close(covariance.sum(0), torch.zeros(count, dtype=torch.float64), atol=1e-9, rtol=0)
+    assert float(torch.linalg.eigvalsh(covariance).min()) > -1e-9
+    assert answer.aleatoric is not None
+    assert answer.epistemic is not None
+    assert answer.epistemic >= 0
+    assert answer.total == pytest.approx(answer.aleatoric + answer.epistemic, abs=1e-6)
+    assert answer.probs_std is not None
+    assert all(0 <= s <= 0.5 for s in answer.probs_std)
+
+
+@pytest.mark.parametrize("mode", ["laplace", "map"])
+def test_answers_hold_together(sentiment_predictor: Predictor, choices_predictor: Predictor, mode: Any) -> None:
+    for predictor, inputs in (
+        (sentiment_predictor, [*SENTIMENT_INPUTS, *({"text": r["text"]} for r in sentiment_rows()[:20])]),
+        (
+            choices_predictor,
+            [*CHOICE_INPUTS, *({k: r[k] for k in ("question", "choices")} for r in choice_rows()[:20])],
+        ),
+    ):
+        rows = encode(predictor, inputs)
+        for row, answer in zip(rows, predictor.predict(rows, mode), strict=True):
+            check_answer(predictor, row, answer, mode)
+
+
+def test_the_default_artifact_answers(real_predictor: Predictor) -> None:
+    rows = encode(real_predictor, SENTIMENT_INPUTS)
+    answers = real_predictor.predict(rows)
+    for row, answer in zip(rows, answers, strict=True):
+        check_answer(real_predictor, row, answer, "laplace")
+    assert answers[0].labels[answers[0].label_index] == "negative"
+    assert answers[1].labels[answers[1].label_index] == "positive"
+
+
+def test_fewer_choices_than_labels(choices_predictor: Predictor) -> None:
+    two, three = choices_predictor.predict(encode(choices_predictor, CHOICE_INPUTS[:2]))
+    assert (two.labels, three.labels) == (("A", "B"), ("A", "B", "C"))
+    assert (len(two.probs), len(three.probs)) == (2, 3)
+
+
+def test_the_label_is_not_the_answer_of_a_shuffled_list(choices_predictor: Predictor) -> None:
+    """``calibrated_probs`` and ``map_probs`` rank the labels alike: temperature only flattens or sharpens."""
+    for answer in choices_predictor.predict(encode(choices_predictor, CHOICE_INPUTS)):
+        tempered = answer.calibrated_probs["temperature"]
+        assert sorted(range(len(tempered)), key=tempered.__getitem__) == sorted(
+            range(len(tempered)), key=answer.map_probs.__getitem__
+        )
+
+
+def with_prior(run: FinishedRun, folder: Path, precision: float) -> Predictor:
+    path = Path(shutil.copytree(run.artifact, folder / run.artifact.name))
+    reseal(
+        path, prior={"method": "evidence", "granularity": "scalar", "precision": {"all": precision}, "objective": 0.0}
+    )
+    return Predictor.load(path, device="cpu", verify_golden=False)
+
+
+def test_an_infinitely_sharp_prior_is_map(sentiment_run: FinishedRun, choices_run: FinishedRun, tmp_path: Path) -> None:
+    """At precision 1e15 what is left of the variance is below float64's rounding of a probability."""
+    for run, inputs in ((sentiment_run, SENTIMENT_INPUTS), (choices_run, CHOICE_INPUTS)):
+        predictor = with_prior(run, tmp_path, 1e15)
+        for answer in predictor.predict(encode(predictor, inputs)):
+            assert distance(answer.probs, answer.map_probs) < 1e-8
+            assert answer.logit_variance is not None
+            assert max(answer.logit_variance) < 1e-9
+            assert answer.epistemic == pytest.approx(0, abs=1e-8)
+
+
+def test_a_flat_prior_is_nearly_no_answer(sentiment_run: FinishedRun, tmp_path: Path) -> None:
+    """And at the other end the answer goes towards one half, still finite, and grows no surer on the way."""
+    surest = [1.0] * len(SENTIMENT_INPUTS)
+    for step, precision in enumerate((1e6, 1e2, 1e-2, 1e-6)):
+        predictor = with_prior(sentiment_run, tmp_path / str(step), precision)
+        answers = predictor.predict(encode(predictor, SENTIMENT_INPUTS))
+        for answer, before in zip(answers, surest, strict=True):
+            assert max(answer.probs) <= before + 1e-9
+        surest = [max(a.probs) for a in answers]
+    assert max(surest) < 0.6
+
+
+# Golden answers, and numbers that are none.
+
+
+def test_the_golden_answers_are_replayed(sentiment_predictor: Predictor, choices_predictor: Predictor) -> None:
+    for predictor in (sentiment_predictor, choices_predictor):
+        predictor.verify_golden()
+        golden = json.loads((predictor.artifact.path / "golden.json").read_text())
+        for entry in golden["answers"]:
+            (answer,) = predictor.predict(encode(predictor, [entry["inputs"]]))
+            assert distance(answer.probs, entry["probs"]) <= golden["tolerance"]
+            assert distance(answer.logit_mean, entry["logit_mean"]) <= 8 * golden["tolerance"]
+
+
+def test_golden_answers_are_replayed_one_in_a_pass(sentiment_predictor: Predictor) -> None:
+    """However many there are, no pass takes longer than one answer's."""
+    passes: list[int] = []
+
+    def run(one_pass: Any) -> Any:
+        answers = one_pass()
+        passes.append(len(answers))
+        return answers
+
+    sentiment_predictor.verify_golden(run)
+    golden = json.loads((sentiment_predictor.artifact.path / "golden.json").read_text())
+    assert passes == [1] * len(golden["answers"])
+    assert len(passes) > 1
+
+
+def test_golden_answers_are_compared_all_together(sentiment_predictor: Predictor) -> None:
+    """Variances that all move one way may move less than each alone."""
+
+    def run(one_pass: Any) -> Any:
+        (answer,) = one_pass()
+        return [
+            dataclasses.replace(answer, logit_variance=[v * math.exp(0.8 * tolerance) for v in answer.logit_variance])
+        ]
+
+    tolerance = json.loads((sentiment_predictor.artifact.path / "golden.json").read_text())["variance_tolerance"]
+    with pytest.raises(GoldenMismatchError, match="together"):
+        sentiment_predictor.verify_golden(run)
+
+
+def test_a_base_with_nan_is_no_answer(sentiment_run: FinishedRun) -> None:
+    predictor = Predictor.load(sentiment_run.artifact, device="cpu")
+    rows = encode(predictor, SENTIMENT_INPUTS)
+    weights = dict(predictor._members.model.named_parameters())
+    with torch.no_grad():
+        next(w for n, w in weights.items() if n.endswith("mlp.down_proj.weight"))[0, 0] = torch.nan
+    for mode in ("laplace", "map"):
+        with pytest.raises(NonFiniteError, match="NaN or infinity"):
+            predictor.predict(rows, mode)
+    with pytest.raises(NonFiniteError):
+        predictor.verify_golden()
+
+
+def test_a_posterior_with_infinite_variance_is_no_answer(sentiment_run: FinishedRun, tmp_path: Path) -> None:
+    predictor = with_prior(sentiment_run, tmp_path, 1.0)
+    trained = predictor._members.trained
+    assert trained.precisions is not None
+    broken = dataclasses.replace(trained, precisions=torch.full_like(trained.precisions, torch.nan))
+    predictor._members = dataclasses.replace(predictor._members, trained=broken)
+    with pytest.raises(NonFiniteError):
+        predictor.predict(encode(predictor, SENTIMENT_INPUTS[:1]))
+
+
+# Inputs.
+
+
+def test_inputs_that_cannot_be_encoded(sentiment_predictor: Predictor) -> None:
+    assert sentiment_predictor.fields == ("text",)
+    assert sentiment_predictor.max_tokens == 64
+    for wrong in ({"question": "x", "choices": ["a", "b"]}, {"text": ""}, {"text": "x", "label": "positive"}, {}):
+        with pytest.raises(InvalidInputError):
+            sentiment_predictor.encode(wrong, truncate=True)
+    with pytest.raises(TooManyTokensError, match="the limit is 64"):
+        sentiment_predictor.encode({"text": "word " * 100}, truncate=False)
+
+
+def test_a_cut_prompt_says_so(sentiment_predictor: Predictor) -> None:
+    row = sentiment_predictor.encode({"text": "word " * 100}, truncate=True)
+    (answer,) = sentiment_predictor.predict([row])
+    assert (answer.tokens, answer.truncated) == (64, True)
+    assert "truncated" in answer.flags
+
+
+def test_loading_says_what_it_does(sentiment_run: FinishedRun) -> None:
+    stages: list[str] = []
+    Predictor.load(sentiment_run.artifact, device="cpu", progress=stages.append)
+    assert stages == [
+        "verifying artifact",
+        "locating base model",
+        "loading base model",
+        "attaching adapter and posterior",
+        "replaying golden answers",
+    ]
+
+
+def test_a_device_that_is_not_there(sentiment_run: FinishedRun) -> None:
+    with pytest.raises(LaploraError, match="no device is called 'gpu'"):
+        Predictor.load(sentiment_run.artifact, device="gpu")
+
+
+def test_the_tiny_model_learned_something(sentiment_predictor: Predictor) -> None:
+    """A guard of the other tests here: on a model that always says one half they would prove little."""
+    rows = [{"text": f"The {noun} was {word}."} for noun in NOUNS[:3] for word in ("superb", "dull")]
+    probs = [a.map_probs[1] for a in sentiment_predictor.predict(encode(sentiment_predictor, rows))]
+    assert max(probs) - min(probs) > 0.3
+
+
+def test_the_artifact_is_the_one_on_disk(sentiment_run: FinishedRun, sentiment_predictor: Predictor) -> None:
+    assert sentiment_predictor.artifact == read_artifact(sentiment_run.artifact)
+    assert sentiment_predictor.class_count == 2

@@ -1,0 +1,120 @@
+"""One question in several orders, on a real tiny model: the user's order does not matter, every field is a mixture's.
+
+Prompts run one at a time here, so that the same prompt gives the same numbers to the last bit: in bfloat16 other
+padding rounds elsewhere. What is left is the order of sums in float64.
+"""
+
+from __future__ import annotations
+
+from itertools import permutations
+from typing import Any
+
+import pytest
+import torch
+
+from laplora.answers.order_answers import OrderedRows
+from laplora.errors import DataError, InvalidInputError
+from laplora.predictor import Prediction, Predictor
+from laplora.prompts.option_order import permute_choices
+
+TWO = {"question": "Is a dull plot good?", "choices": ["good", "bad"]}
+THREE = {"question": "Is a moving plot good?", "choices": ["good", "bad", "neither of them"]}
+ROUNDING = 1e-12
+
+
+def answers(predictor: Predictor, asked: OrderedRows, predictive: str) -> list[Prediction]:
+    return [predictor.predict([row], predictive, also=["laplace"])[0] for row in asked.rows]
+
+
+def averaged(predictor: Predictor, inputs: dict[str, Any], predictive: str) -> Prediction:
+    asked = predictor.encode_orders(inputs, truncate=False)
+    return predictor.average_orders([asked], answers(predictor, asked, predictive))[0]
+
+
+def by_text(inputs: dict[str, Any], values: list[float]) -> dict[str, float]:
+    return dict(zip(inputs["choices"], values, strict=True))
+
+
+@pytest.mark.parametrize("inputs", [TWO, THREE])
+@pytest.mark.parametrize("predictive", ["map", "laplace"])
+def test_the_answer_does_not_hang_on_the_users_order(
+    choices_predictor: Predictor, inputs: dict[str, Any], predictive: str
+) -> None:
+    truth = averaged(choices_predictor, inputs, predictive)
+    single = []
+    for order in permutations(range(len(inputs["choices"]))):
+        asked = permute_choices(inputs, order)
+        got = averaged(choices_predictor, asked, predictive)
+        for name in ("probs", "map_probs", "probs_std", "logit_mean", "logit_variance"):
+            wanted = by_text(inputs, getattr(truth, name))
+            assert by_text(asked, getattr(got, name)) == pytest.approx(wanted, abs=ROUNDING), name
+        for name in ("total", "aleatoric", "epistemic", "label_mass", "score", "order_information"):
+            assert getattr(got, name) == pytest.approx(getattr(truth, name), abs=ROUNDING), name
+        assert (got.flags, got.decision) == (truth.flags, truth.decision)
+        chosen = [asked["choices"][got.labels.index(label)] for label in got.prediction_set]
+        assert set(chosen) == {inputs["choices"][truth.labels.index(label)] for label in truth.prediction_set}
+        alone = choices_predictor.predict([choices_predictor.encode(asked, truncate=False)], predictive)[0]
+        single.append(alone.probs[asked["choices"].index("good")])
+    assert max(single) - min(single) > 1e-3  # asked once, it does
+
+
+def test_every_field_is_the_mixtures(choices_predictor: Predictor) -> None:
+    asked = choices_predictor.encode_orders(THREE, truncate=False)
+    each = answers(choices_predictor, asked, "laplace")
+    got = choices_predictor.average_orders([asked], each)[0]
+    assert got.orders == len(asked.rows) == 6
+    assert asked.rows[0] == choices_predictor.encode(THREE, truncate=False)
+    inverse = [[order.index(option) for option in range(3)] for order in asked.orders]
+
+    def restored(name: str) -> torch.Tensor:
+        rows = [[getattr(p, name)[i] for i in at] for p, at in zip(each, inverse, strict=True)]
+        return torch.tensor(rows, dtype=torch.float64)
+
+    probs, std, mean = restored("probs"), restored("probs_std"), restored("logit_mean")
+    assert got.probs == pytest.approx(probs.mean(0).tolist(), abs=ROUNDING)
+    assert got.map_probs == pytest.approx(restored("map_probs").mean(0).tolist(), abs=ROUNDING)
+    variance = (std**2 + probs**2).mean(0) - probs.mean(0) ** 2
+    assert got.probs_std == pytest.approx(variance.sqrt().tolist(), abs=1e-9)  # the difference of squares cancels
+    assert got.logit_mean == pytest.approx(mean.mean(0).tolist(), abs=ROUNDING)
+    assert got.logit_covariance is not None
+    within = torch.stack(
+        [torch.tensor(p.logit_covariance)[at][:, at] for p, at in zip(each, inverse, strict=True)]
+    ).double()
+    wanted = within.mean(0) + torch.cov(mean.T, correction=0)
+    torch.testing.assert_close(torch.tensor(got.logit_covariance).double(), wanted, atol=1e-6, rtol=1e-5)  # float32
+    assert got.aleatoric == pytest.approx(sum(p.aleatoric or 0 for p in each) / 6, abs=ROUNDING)
+    assert got.total == pytest.approx((got.aleatoric or 0) + (got.epistemic or 0), abs=ROUNDING)
+    own = sum(p.epistemic or 0 for p in each) / 6
+    assert got.epistemic == pytest.approx(own + (got.order_information or 0), abs=ROUNDING)
+    assert got.tokens == sum(p.tokens for p in each)
+    for name, values in got.calibrated_probs.items():
+        rows = [[p.calibrated_probs[name][i] for i in at] for p, at in zip(each, inverse, strict=True)]
+        assert values == pytest.approx(torch.tensor(rows, dtype=torch.float64).mean(0).tolist(), abs=ROUNDING)
+    assert got.calibrated_scores.keys() == got.calibrated_probs.keys()
+
+
+def test_a_batch_of_questions_is_each_alone(choices_predictor: Predictor) -> None:
+    asked = [choices_predictor.encode_orders(inputs, truncate=False) for inputs in (TWO, THREE)]
+    together = choices_predictor.predict_orders(asked, "laplace")
+    assert [p.orders for p in together] == [2, 6]
+    assert choices_predictor.predict_orders([], "laplace") == []
+    for inputs, got in zip((TWO, THREE), together, strict=True):
+        assert got.probs == pytest.approx(averaged(choices_predictor, inputs, "laplace").probs, abs=0.02)  # bfloat16
+
+
+def test_a_budget_asks_less(choices_predictor: Predictor) -> None:
+    asked = choices_predictor.encode_orders(THREE, truncate=False, budget=4)
+    assert len(asked.rows) == 3
+    assert choices_predictor.predict_orders([asked])[0].orders == 3
+
+
+def test_what_cannot_be_reordered_is_refused(choices_predictor: Predictor, sentiment_predictor: Predictor) -> None:
+    with pytest.raises(InvalidInputError, match="template 'sentiment' takes none"):
+        sentiment_predictor.encode_orders({"text": "dull"}, truncate=False)
+    with pytest.raises(InvalidInputError, match="this input has \\['prompt'\\]"):
+        choices_predictor.encode_orders({"prompt": "Answer:"}, truncate=False)
+    with pytest.raises(InvalidInputError, match="got 1"):
+        choices_predictor.encode_orders({"question": "?", "choices": ["x"]}, truncate=False)
+    asked = choices_predictor.encode_orders(TWO, truncate=False)
+    with pytest.raises(DataError, match="1 predictions are not those"):
+        choices_predictor.average_orders([asked], choices_predictor.predict(asked.rows[:1]))

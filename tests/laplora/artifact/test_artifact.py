@@ -1,0 +1,555 @@
+"""Artifacts on disk: one test per way of being wrong, and a writer that never shows half of one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_runs import FinishedRun, reseal, save_tiny_base
+
+from laplora.artifact import folder as artifact_module
+from laplora.artifact.folder import new_artifact, read_artifact
+from laplora.artifact.manifest import GOLDEN, MANIFEST, POSTERIOR, SCORES
+from laplora.errors import (
+    ArtifactCorruptError,
+    ArtifactIncompatibleError,
+    ArtifactNotFoundError,
+    ArtifactWriteError,
+    GoldenMismatchError,
+    LaploraError,
+    ModelError,
+)
+from laplora.predictor import Predictor
+
+ADAPTER = "adapter/adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter/adapter_config.json"
+FILES = (ADAPTER, ADAPTER_CONFIG, POSTERIOR, GOLDEN, SCORES, "report/evaluation.json", "report/reliability.png")
+DEFAULT_ARTIFACT = Path(__file__).resolve().parents[3] / "artifacts" / "sst2-smollm2"
+
+
+def edit_manifest(folder: Path, **changes: Any) -> None:
+    """Change fields of the manifest's JSON, valid or not."""
+    path = folder / MANIFEST
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_reads_what_the_job_wrote(sentiment_run: FinishedRun) -> None:
+    artifact = read_artifact(sentiment_run.artifact)
+    assert artifact.name == "tiny-sentiment"
+    assert artifact.manifest.labels == ("negative", "positive")
+    assert set(FILES) <= set(artifact.manifest.files)
+    assert artifact.digest == "sha256:" + hashlib.sha256((sentiment_run.artifact / MANIFEST).read_bytes()).hexdigest()
+
+
+def test_files_can_be_read_by_another_user(sentiment_run: FinishedRun) -> None:
+    """A server in a container runs as someone else; safetensors alone would leave files at mode 600."""
+    for path in [sentiment_run.artifact, *sentiment_run.artifact.rglob("*")]:
+        assert path.stat().st_mode & 0o777 == (0o755 if path.is_dir() else 0o644)
+
+
+@pytest.mark.skipif(not DEFAULT_ARTIFACT.is_dir(), reason="the default artifact is not in this checkout")
+def test_the_committed_artifact_reads_and_is_small() -> None:
+    """A format change that leaves it behind must raise the format version, and package it again."""
+    artifact = read_artifact(DEFAULT_ARTIFACT)
+    assert artifact.manifest.quantization == "nf4"
+    assert sum(r.size_bytes for r in artifact.manifest.files.values()) < 10_000_000
+
+
+@pytest.mark.parametrize("name", ["nothing-here", "a-file"])
+def test_no_artifact(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a-file").write_text("")
+    with pytest.raises(ArtifactNotFoundError, match=f"no artifact at '{name}'.*manifest.json"):
+        read_artifact(tmp_path / name)
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("cut", ["empty", "one byte", "header length", "header", "middle", "last byte missing"])
+def test_a_truncated_file(artifact_copy: Path, file: str, cut: str) -> None:
+    raw = (artifact_copy / file).read_bytes()
+    kept = {"empty": 0, "one byte": 1, "header length": 8, "header": 40, "middle": len(raw) // 2}.get(cut, len(raw) - 1)
+    (artifact_copy / file).write_bytes(raw[:kept])
+    with pytest.raises(ArtifactCorruptError, match=f"{file} has {kept} bytes, the manifest says {len(raw)}"):
+        read_artifact(artifact_copy)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 0.25, 0.5, 0.9, -2])
+def test_a_truncated_manifest(artifact_copy: Path, kept: float) -> None:
+    raw = (artifact_copy / MANIFEST).read_bytes()
+    (artifact_copy / MANIFEST).write_bytes(raw[: int(kept * len(raw)) if isinstance(kept, float) else kept])
+    with pytest.raises(ArtifactCorruptError, match="not a JSON manifest"):
+        read_artifact(artifact_copy)
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("place", [0, 0.5, 1])
+def test_a_flipped_bit(artifact_copy: Path, file: str, place: float) -> None:
+    raw = bytearray((artifact_copy / file).read_bytes())
+    raw[int(place * (len(raw) - 1))] ^= 1
+    (artifact_copy / file).write_bytes(raw)
+    with pytest.raises(ArtifactCorruptError, match=f"{file} has the SHA-256 [0-9a-f]*..., the manifest says"):
+        read_artifact(artifact_copy)
+
+
+def test_a_flipped_bit_in_the_manifest_is_refused_or_changes_the_digest(artifact_copy: Path) -> None:
+    """Nothing but the digest vouches for the manifest itself, so a digit may change unseen, but never silently."""
+    raw = (artifact_copy / MANIFEST).read_bytes()
+    digest = read_artifact(artifact_copy).digest
+    for place in range(0, len(raw), 97):
+        (artifact_copy / MANIFEST).write_bytes(raw[:place] + bytes([raw[place] ^ 1]) + raw[place + 1 :])
+        try:
+            assert read_artifact(artifact_copy).digest != digest
+        except LaploraError:
+            continue
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_missing_file(artifact_copy: Path, file: str) -> None:
+    (artifact_copy / file).unlink()
+    with pytest.raises(ArtifactCorruptError, match=rf"files missing \['{file}'\]"):
+        read_artifact(artifact_copy)
+
+
+@pytest.mark.parametrize("file", [ADAPTER, ADAPTER_CONFIG, POSTERIOR, GOLDEN, SCORES])
+def test_a_missing_file_that_the_manifest_does_not_miss(artifact_copy: Path, file: str) -> None:
+    """Without its safetensors file PEFT would look for a pickled one, or on the hub."""
+    (artifact_copy / file).unlink()
+    reseal(artifact_copy)
+    with pytest.raises(ArtifactCorruptError, match=rf"files missing \['{file}'\]"):
+        read_artifact(artifact_copy)
+
+
+@pytest.mark.parametrize("file", ["adapter/adapter_model.bin", ".hidden", "report/deep/er.txt"])
+def test_an_extra_file(artifact_copy: Path, file: str) -> None:
+    (artifact_copy / file).parent.mkdir(exist_ok=True)
+    (artifact_copy / file).write_text("x")
+    with pytest.raises(ArtifactCorruptError, match=rf"not in the manifest \['{file}'\]"):
+        read_artifact(artifact_copy)
+
+
+@pytest.mark.parametrize("file", [ADAPTER, MANIFEST])
+def test_a_link_out_of_the_folder(artifact_copy: Path, tmp_path: Path, file: str) -> None:
+    shutil.move(artifact_copy / file, tmp_path / "outside")
+    (artifact_copy / file).symlink_to(tmp_path / "outside")
+    with pytest.raises(ArtifactCorruptError, match=f"{file} leads out of the folder"):
+        read_artifact(artifact_copy)
+
+
+def test_a_linked_subfolder(artifact_copy: Path, tmp_path: Path) -> None:
+    shutil.move(artifact_copy / "adapter", tmp_path / "outside")
+    (artifact_copy / "adapter").symlink_to(tmp_path / "outside")
+    with pytest.raises(ArtifactCorruptError, match=r"files missing|leads out"):
+        read_artifact(artifact_copy)
+
+
+def test_a_pipe_in_place_of_a_file(artifact_copy: Path) -> None:
+    """Opening it would wait for a writer for ever."""
+    (artifact_copy / GOLDEN).unlink()
+    os.mkfifo(artifact_copy / GOLDEN)
+    with pytest.raises(ArtifactCorruptError, match=r"golden.json is not a regular file"):
+        read_artifact(artifact_copy)
+
+
+def test_a_manifest_path_out_of_the_folder(artifact_copy: Path, tmp_path: Path) -> None:
+    (tmp_path / "outside").write_text("x")
+    files = json.loads((artifact_copy / MANIFEST).read_text())["files"]
+    edit_manifest(artifact_copy, files=files | {"../outside": files[GOLDEN]})
+    with pytest.raises(ArtifactCorruptError, match=r"files missing \['../outside'\]"):
+        read_artifact(artifact_copy)
+
+
+def test_a_git_lfs_pointer_is_called_one(artifact_copy: Path) -> None:
+    (artifact_copy / ADAPTER).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 796904\n")
+    with pytest.raises(ArtifactCorruptError, match=r"it is a git-lfs pointer, .*git lfs pull"):
+        read_artifact(artifact_copy)
+
+
+@pytest.mark.parametrize("version", [0, 5, "1", "4", True, 1.0, 4.0, None, {}])
+def test_another_format_version(artifact_copy: Path, version: object) -> None:
+    edit_manifest(artifact_copy, format_version=version)
+    with pytest.raises(ArtifactIncompatibleError, match=r"has format .*, this version reads 1, 2, 3, 4"):
+        read_artifact(artifact_copy)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "null",
+        "[]",
+        "3",
+        '"x"',
+        "{}",
+        "{",
+        "[" * 100_000,
+        '{"format_version": ' + "[" * 100_000,
+        "\ufeff{}",
+        "9" * 5000,
+    ],
+    ids=[
+        "empty",
+        "null",
+        "list",
+        "number",
+        "string",
+        "no version",
+        "open",
+        "deep",
+        "deep inside",
+        "mark",
+        "huge number",
+    ],
+)
+def test_a_manifest_that_is_none(artifact_copy: Path, text: str) -> None:
+    (artifact_copy / MANIFEST).write_text(text)
+    with pytest.raises(ArtifactCorruptError, match=r"not a JSON manifest: expected an object with a format_version"):
+        read_artifact(artifact_copy)
+
+
+def test_a_manifest_that_is_not_utf8(artifact_copy: Path) -> None:
+    (artifact_copy / MANIFEST).write_bytes(b"\xff\xfe\x00{")
+    with pytest.raises(ArtifactCorruptError, match="not a JSON manifest"):
+        read_artifact(artifact_copy)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"labels": ["only one"]}, "labels"),
+        ({"label_token_ids": "x"}, "label_token_ids"),
+        ({"max_tokens": -1}, "max_tokens"),
+        ({"quantization": "int3"}, "quantization"),
+        ({"name": "../../etc"}, "name"),
+        ({"surprise": 1}, "surprise"),
+        (
+            {"prior": {"method": "evidence", "granularity": "scalar", "precision": {"all": "NaN"}, "objective": 0}},
+            "prior",
+        ),
+        ({"files": {GOLDEN: {"sha256": "zz", "size_bytes": 3}}}, "sha256"),
+        ({"metrics": None}, "metrics"),
+        ({"predictives": {}}, "must have the predictive 'map'"),
+        ({"predictives": {"swag": {}}}, "predictives.swag"),
+        (
+            {"recommended": {"predictive": "ensemble", "reason": "", "chosen_by": "calibration", "table": {}}},
+            "must have the predictive 'ensemble'",
+        ),
+        ({"members": [{"folder": "../x", "step": 1, "prior": None}]}, "members.0.folder"),
+        ({"dropout": {"probability": 1.0, "members": 2, "seed": 0}}, "dropout.probability"),
+    ],
+)
+def test_bad_fields_are_named(artifact_copy: Path, changes: dict[str, Any], field: str) -> None:
+    edit_manifest(artifact_copy, **changes)
+    with pytest.raises(ArtifactCorruptError, match=f"has bad fields: .*{field}"):
+        read_artifact(artifact_copy)
+
+
+def test_deep_nesting_where_anything_is_allowed(artifact_copy: Path) -> None:
+    nested: list[Any] = []
+    for _ in range(500):
+        nested = [nested]
+    edit_manifest(artifact_copy, metrics={"x": nested})
+    assert read_artifact(artifact_copy).manifest.metrics["x"]
+
+
+# What lies behind the hashes: each manifest is sealed again, so that only the deeper check can find the fault.
+
+
+def refused(folder: Path, error: type[LaploraError], message: str) -> None:
+    with pytest.raises(error, match=message):
+        Predictor.load(folder, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"base_weights_hash": "sha256:" + "0" * 64}, ArtifactIncompatibleError, "belongs to base weights sha256:0000"),
+        ({"tokenizer_hash": "sha256:" + "0" * 64}, ArtifactIncompatibleError, "another tokenizer"),
+        ({"label_token_ids": [5, 6]}, ArtifactIncompatibleError, r"its labels are tokens .* here, \[5, 6\] there"),
+        ({"labels": ["positive", "negative"]}, ArtifactIncompatibleError, "its labels are tokens"),
+        ({"quantization": "nf4"}, GoldenMismatchError, "not the one that was measured"),
+        ({"base_model": "/nowhere/at/all"}, ModelError, "base model '/nowhere/at/all': no tokenizer"),
+    ],
+)
+def test_an_artifact_of_something_else(
+    artifact_copy: Path, changes: dict[str, Any], error: type[LaploraError], message: str
+) -> None:
+    reseal(artifact_copy, **changes)
+    refused(artifact_copy, error, message)
+
+
+def test_a_base_with_other_weights(artifact_copy: Path, tmp_path: Path) -> None:
+    reseal(artifact_copy, base_model=str(save_tiny_base(tmp_path / "other", seed=1)))
+    refused(artifact_copy, ArtifactIncompatibleError, "belongs to base weights sha256:.*has sha256:")
+
+
+def test_a_prior_that_names_other_blocks(artifact_copy: Path) -> None:
+    prior = {"method": "evidence", "granularity": "group", "precision": {"lora_A": 1.0}, "objective": 0.0}
+    reseal(artifact_copy, prior=prior)
+    refused(artifact_copy, LaploraError, "no precision for .*lora_B")
+
+
+Tensors = dict[str, torch.Tensor]
+
+
+def _drop(tensors: Tensors) -> None:
+    del tensors[min(tensors)]
+
+
+def _add(tensors: Tensors) -> None:
+    tensors["base_model.model.model.layers.9.self_attn.q_proj.lora_A.weight"] = torch.zeros(4, 64)
+
+
+def _nan(tensors: Tensors) -> None:
+    tensors[min(tensors)][0, 0] = torch.nan
+
+
+def _shape(tensors: Tensors) -> None:
+    tensors[min(tensors)] = torch.zeros(3, 5)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_drop, "missing .*lm_head.lora_A"),
+        (_add, "not expected .*layers.9"),
+        (_nan, "holds NaN or infinity: .*lm_head.lora_A"),
+        (_shape, "does not load on this base"),
+    ],
+)
+def test_an_adapter_that_is_not_the_bases(artifact_copy: Path, damage: Callable[[Tensors], None], message: str) -> None:
+    tensors = load_file(artifact_copy / ADAPTER)
+    damage(tensors)
+    save_file(tensors, artifact_copy / ADAPTER, {"format": "pt"})
+    reseal(artifact_copy)
+    refused(artifact_copy, ArtifactCorruptError, message)
+
+
+@pytest.mark.parametrize("kept", [0, 8, 100, 0.5, -1])
+def test_a_truncated_adapter_behind_the_hashes(artifact_copy: Path, kept: float) -> None:
+    raw = (artifact_copy / ADAPTER).read_bytes()
+    (artifact_copy / ADAPTER).write_bytes(raw[: int(kept * len(raw)) if isinstance(kept, float) else kept])
+    reseal(artifact_copy)
+    refused(artifact_copy, ArtifactCorruptError, "the adapter in 'adapter' does not load")
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", "{", '{"peft_type": "NO_SUCH_KIND"}', "[" * 100_000])
+def test_an_adapter_configuration_that_is_none(artifact_copy: Path, text: str) -> None:
+    (artifact_copy / ADAPTER_CONFIG).write_text(text)
+    reseal(artifact_copy)
+    refused(artifact_copy, ArtifactCorruptError, "the adapter in 'adapter' does not load")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda g: g.clear(), "KeyError"),
+        (lambda g: g.update(answers=[]), "has 0 answers"),
+        (lambda g: g.update(tolerance=float("inf")), "a replay proves nothing"),
+        (lambda g: g.update(tolerance=float("nan")), "a replay proves nothing"),
+        (lambda g: g.update(answers=3), "TypeError"),
+        (lambda g: g.update(variance_tolerance=float("inf")), "the variance tolerance inf: expected 0 to 3"),
+        (lambda g: g.update(variance_tolerance=float("nan")), "a replay of variances proves nothing"),
+        (lambda g: g.update(variance_tolerance="x"), "ValueError"),
+        (lambda g: g["answers"][0].update(logit_variance=[float("nan"), 1.0]), "a variance that is none"),
+        (lambda g: g["answers"][1].update(logit_variance=[1.0, -1.0]), "a variance that is none"),
+        (lambda g: g["answers"][1].update(logit_variance=3.0), "TypeError"),
+        (lambda g: g["answers"][0].update(inputs={"wrong": "x"}), "InvalidInputError"),
+        (lambda g: g["answers"][0].update(probs="x"), "ValueError"),
+    ],
+)
+def test_golden_answers_that_are_none(artifact_copy: Path, change: Callable[[Any], Any], message: str) -> None:
+    golden = json.loads((artifact_copy / GOLDEN).read_text())
+    change(golden)
+    (artifact_copy / GOLDEN).write_text(json.dumps(golden))
+    reseal(artifact_copy)
+    refused(artifact_copy, ArtifactCorruptError, f"golden.json .*{message}")
+
+
+@pytest.mark.parametrize("probs", [[0.9, 0.1], [0.1], [], [None, None]])
+def test_golden_answers_that_are_not_reproduced(artifact_copy: Path, probs: list[float | None]) -> None:
+    golden = json.loads((artifact_copy / GOLDEN).read_text())
+    golden["answers"][0]["probs"] = [float("nan") if p is None else p for p in probs]
+    golden["answers"][0]["probs"][:1] = golden["answers"][0]["map_probs"][:1] if probs == [None, None] else probs[:1]
+    (artifact_copy / GOLDEN).write_text(json.dumps(golden))
+    reseal(artifact_copy)
+    refused(artifact_copy, GoldenMismatchError, r"golden answer 0: probs differs by .*, more than 0\.002")
+
+
+def test_another_prior_fails_the_golden_replay(artifact_copy: Path) -> None:
+    """Its variances alone say so where the probabilities are allowed to move."""
+    manifest = json.loads((artifact_copy / MANIFEST).read_text())
+    golden = json.loads((artifact_copy / GOLDEN).read_text())
+    assert golden["variance_tolerance"] == 0.05
+    (artifact_copy / GOLDEN).write_text(json.dumps(golden | {"tolerance": 0.9}))
+    prior = manifest["prior"] | {"precision": {k: 10 * v for k, v in manifest["prior"]["precision"].items()}}
+    reseal(artifact_copy, prior=prior)
+    message = r"golden answer 0: logit_variance differs by more than a factor of 1\.05: expected \[.*\], got \["
+    refused(artifact_copy, GoldenMismatchError, message)
+
+
+def test_variances_that_were_not_recorded_are_not_replayed(artifact_copy: Path) -> None:
+    golden = json.loads((artifact_copy / GOLDEN).read_text())
+    for number, entry in enumerate(golden["answers"]):
+        entry["logit_variance"] = None
+        if number:
+            del entry["logit_variance"]
+    (artifact_copy / GOLDEN).write_text(json.dumps(golden))
+    reseal(artifact_copy)
+    Predictor.load(artifact_copy, device="cpu")
+
+
+def test_a_tampered_adapter_fails_the_golden_replay(artifact_copy: Path) -> None:
+    """Valid in every respect but one: these are not the weights that were measured."""
+    tensors = load_file(artifact_copy / ADAPTER)
+    for name, tensor in tensors.items():
+        tensors[name] = 1.5 * tensor
+    save_file(tensors, artifact_copy / ADAPTER, {"format": "pt"})
+    reseal(artifact_copy)
+    refused(artifact_copy, GoldenMismatchError, "golden answer 0: map_probs differs by")
+
+
+def test_an_artifact_replaced_while_it_loads(
+    artifact_copy: Path, sentiment_run: FinishedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between verification and the last tensor read, another one takes its place: nobody gets a mixture."""
+    from laplora.models import shared_base
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        model = original(*arguments, **options)
+        with new_artifact(artifact_copy) as folder:
+            shutil.copytree(sentiment_run.artifact, folder, dirs_exist_ok=True)
+            reseal(folder, created="2001-01-01T00:00:00+00:00")
+        return model
+
+    original = shared_base.load_held_base
+    monkeypatch.setattr(shared_base, "load_held_base", slow)
+    refused(artifact_copy, ArtifactCorruptError, "was replaced while it was loaded")
+
+
+# Writing.
+
+
+def leftovers(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir() if p.name.startswith("."))
+
+
+def write_half(target: Path, error: type[BaseException]) -> None:
+    """Begin an artifact and fail."""
+    with new_artifact(target) as folder:
+        (folder / "half").write_text("x")
+        raise error
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_failed_write_leaves_the_old_artifact_alone(artifact_copy: Path, error: type[BaseException]) -> None:
+    before = read_artifact(artifact_copy)
+    with pytest.raises(error):
+        write_half(artifact_copy, error)
+    assert read_artifact(artifact_copy) == before
+    assert leftovers(artifact_copy.parent) == []
+
+
+def test_a_failed_first_write_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError):
+        write_half(tmp_path / "deep" / "new", RuntimeError)
+    assert list((tmp_path / "deep").iterdir()) == []
+
+
+@pytest.mark.parametrize("exchange", [True, False], ids=["exchange", "two renames"])
+def test_a_write_replaces_all_of_the_old_artifact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool
+) -> None:
+    if not exchange:
+        monkeypatch.setattr(artifact_module, "_exchange", lambda *_: False)
+    for content in ("one", "two"):
+        with new_artifact(tmp_path / "it") as folder:
+            (folder / content).write_text(content)
+            (folder / MANIFEST).write_text('{"format_version": 4}')
+    assert sorted(p.name for p in (tmp_path / "it").iterdir()) == ["manifest.json", "two"]
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", ["folder", "another manifest", "file", "broken link"])
+def test_what_is_no_artifact_is_not_replaced(tmp_path: Path, kind: str) -> None:
+    """A run whose name is that of a user's folder beside the artifacts must not take its place."""
+    target = tmp_path / "papers"
+    if kind in ("folder", "another manifest"):
+        target.mkdir()
+        (target / "thesis.tex").write_text("x")
+        if kind == "another manifest":  # of a web page
+            (target / MANIFEST).write_text('{"name": "papers", "start_url": "/"}')
+    elif kind == "file":
+        target.write_text("x")
+    else:
+        target.symlink_to("nowhere")
+    with pytest.raises(ArtifactWriteError, match="papers is there and is no artifact"), new_artifact(target):
+        pytest.fail("nothing should be written")
+    assert [p.name for p in tmp_path.iterdir()] == ["papers"]
+    assert target.is_symlink() or (target / "thesis.tex").is_file() or target.read_text() == "x"
+
+
+def test_an_empty_folder_may_become_an_artifact(tmp_path: Path) -> None:
+    (tmp_path / "it").mkdir()
+    with new_artifact(tmp_path / "it") as folder:
+        (folder / MANIFEST).write_text('{"format_version": 4}')
+    assert [p.name for p in (tmp_path / "it").iterdir()] == ["manifest.json"]
+
+
+def test_a_rename_that_fails_brings_the_old_artifact_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(artifact_module, "_exchange", lambda *_: False)
+    with new_artifact(tmp_path / "it") as folder:
+        (folder / MANIFEST).write_text('{"format_version": 4}')
+    rename = Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if self.suffix == ".partial":
+            raise OSError("disk on fire")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError, match="disk on fire"), new_artifact(tmp_path / "it") as folder:
+        (folder / "new").write_text("")
+    assert [p.name for p in (tmp_path / "it").iterdir()] == [MANIFEST]
+    assert leftovers(tmp_path) == []
+
+
+def test_a_reader_sees_the_old_or_the_new_artifact(sentiment_run: FinishedRun, tmp_path: Path) -> None:
+    """Two artifacts take turns under one name while it is read: each answer is one of the two, whole."""
+    target, digests = tmp_path / "it", set()
+    for created in ("2001-01-01T00:00:00+00:00", "2002-02-02T00:00:00+00:00"):
+        folder = Path(shutil.copytree(sentiment_run.artifact, tmp_path / created[:4]))
+        # an own file each, so that a mixture of the two can only fail
+        (folder / f"report/{created[:4]}").write_text(created)
+        reseal(folder, created=created)
+        digests.add(read_artifact(folder).digest)
+    shutil.copytree(tmp_path / "2001", target)
+    done = threading.Event()
+
+    def write() -> None:
+        try:
+            for turn in range(24):
+                with new_artifact(target) as folder:
+                    shutil.copytree(tmp_path / ("2002", "2001")[turn % 2], folder, dirs_exist_ok=True)
+        finally:
+            done.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    seen = set()
+    try:
+        while not done.is_set():
+            artifact = read_artifact(target)
+            assert f"report/{artifact.manifest.created[:4]}" in artifact.manifest.files
+            seen.add(artifact.digest)
+    finally:
+        writer.join()
+    assert seen <= digests
+    assert leftovers(tmp_path) == []

@@ -1,0 +1,199 @@
+"""Artifacts that are not what they say, beside those of test_artifact.py and test_posterior_file.py: each is refused
+by a named error, without a crash, a wait or an allocation of what it claims.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from damaged_artifacts import DAMAGES, TENSOR_FILES, claims, cuts
+from safetensors.torch import save_file
+from tiny_runs import FinishedRun, reseal
+
+from laplora.artifact.folder import new_artifact, read_artifact
+from laplora.artifact.manifest import POSTERIOR
+from laplora.errors import ArtifactCorruptError, ArtifactError, ArtifactWriteError, LaploraError
+from laplora.models.shared_base import SharedBases
+from laplora.predictor import Predictor
+from service.errors import kind_of
+
+#: Room for what loading really needs: a claim of gigabytes does not fit.
+ROOM_BYTES = 2**30
+
+
+@pytest.fixture(scope="module")
+def bases(mixture_run: FinishedRun) -> Iterator[SharedBases]:
+    """The base stays in memory, so that loading reads the artifact's own files alone."""
+    bases = SharedBases()
+    kept = Predictor.load(mixture_run.artifact, device="cpu", bases=bases)
+    yield bases
+    assert kept.artifact.name == "tiny-mixture"
+
+
+@pytest.fixture
+def copy(mixture_run: FinishedRun, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(mixture_run.artifact, tmp_path / "tiny-mixture"))
+
+
+@pytest.fixture
+def little_memory() -> Iterator[None]:
+    """Let the process take ROOM_BYTES more at most while a test runs."""
+    if sys.platform != "linux":
+        pytest.skip("needs Linux's limit of a process's memory")
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (size + ROOM_BYTES, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def loaded(folder: Path, bases: SharedBases) -> Predictor:
+    return Predictor.load(folder, device="cpu", bases=bases)
+
+
+def outcome(call: Callable[[], Any]) -> str:
+    """Return the name of the artifact error that a call raises, or what happened instead."""
+    try:
+        call()
+    except ArtifactError as error:
+        return type(error).__name__
+    except Exception as error:
+        return f"raised {type(error).__name__}: {error}"
+    return "accepted"
+
+
+@pytest.mark.parametrize("file", TENSOR_FILES)
+def test_a_file_cut_at_any_boundary(copy: Path, bases: SharedBases, file: str) -> None:
+    raw = (copy / file).read_bytes()
+    read_artifact(copy)
+    found: dict[str, tuple[str, str]] = {}
+    original = (copy / "manifest.json").read_bytes()
+    for kept, broken in cuts(raw):
+        (copy / file).write_bytes(broken)
+        by_hash = outcome(lambda: read_artifact(copy))
+        reseal(copy)
+        found[kept] = (by_hash, outcome(lambda: loaded(copy, bases)))
+        (copy / "manifest.json").write_bytes(original)
+    assert found
+    assert {k: v for k, v in found.items() if v != ("ArtifactCorruptError", "ArtifactCorruptError")} == {}
+
+
+@pytest.mark.usefixtures("little_memory")
+@pytest.mark.parametrize("file", TENSOR_FILES)
+def test_a_header_that_claims_what_is_not_there(copy: Path, bases: SharedBases, file: str) -> None:
+    raw = (copy / file).read_bytes()
+    found = {}
+    for claim, broken in claims(raw):
+        (copy / file).write_bytes(broken)
+        reseal(copy)
+        found[claim] = outcome(lambda: loaded(copy, bases))
+    assert found
+    assert {k: v for k, v in found.items() if v != "ArtifactCorruptError"} == {}
+
+
+@pytest.mark.usefixtures("little_memory")
+@pytest.mark.parametrize("name", DAMAGES)
+def test_what_cannot_be(copy: Path, bases: SharedBases, name: str) -> None:
+    damage, code = DAMAGES[name]
+    damage(copy)
+    with pytest.raises(LaploraError) as refused:
+        loaded(copy, bases)
+    assert kind_of(refused.value).code == code
+
+
+def test_the_base_is_the_same_after_all_of_them(
+    mixture_run: FinishedRun, copy: Path, tmp_path: Path, bases: SharedBases
+) -> None:
+    """What is refused has been attached to the shared base before: no answer may have changed."""
+    good = loaded(mixture_run.artifact, bases)
+    rows = [good.encode({"text": text}, truncate=True) for text in ("The film was superb.", "The plot was dull.")]
+    before = good.predict(rows, "laplace")
+    for number, (damage, _) in enumerate(DAMAGES.values()):
+        folder = Path(shutil.copytree(copy, tmp_path / str(number) / "tiny-mixture"))
+        damage(folder)
+        assert outcome(lambda folder=folder: loaded(folder, bases)) != "accepted"
+    assert good.predict(rows, "laplace") == before
+    again = loaded(mixture_run.artifact, bases)
+    assert [p.probs for p in again.predict(rows, "laplace")] == [p.probs for p in before]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read anything")
+def test_a_file_without_permissions(copy: Path) -> None:
+    (copy / POSTERIOR).chmod(0)
+    with pytest.raises(ArtifactCorruptError, match="cannot be read"):
+        read_artifact(copy)
+
+
+# No room.
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """Let the process write files of 100 kB at most while a test runs."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 4 MB, where the system lets one be mounted."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk]).returncode:
+        pytest.skip("no disk can be mounted here")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def tensors_into(folder: Path) -> None:
+    save_file({"x": torch.zeros(2_000_000)}, folder / "x.safetensors")
+
+
+def bytes_into(folder: Path) -> None:
+    (folder / "first").write_text("fits")
+    (folder / "x").write_bytes(bytes(8_000_000))
+
+
+def assert_nothing_changed(target: Path, run: FinishedRun, write: Callable[[Path], None]) -> None:
+    before = read_artifact(target)
+    with (
+        pytest.raises(ArtifactWriteError, match="no room to write the artifact 'tiny-sentiment'"),
+        new_artifact(target) as new,
+    ):
+        write(new)
+    assert read_artifact(target) == before
+    assert sorted(p.name for p in target.parent.iterdir()) == [target.name]
+    with new_artifact(target) as new:
+        shutil.copytree(run.artifact, new, dirs_exist_ok=True)
+    assert read_artifact(target).digest == before.digest
+
+
+@pytest.mark.parametrize("write", [tensors_into, bytes_into])
+def test_a_full_disk_leaves_the_old_artifact_and_nothing_half(
+    sentiment_run: FinishedRun, small_disk: Path, write: Callable[[Path], None]
+) -> None:
+    shutil.copytree(sentiment_run.artifact, small_disk / "tiny-sentiment")
+    assert_nothing_changed(small_disk / "tiny-sentiment", sentiment_run, write)
+
+
+@pytest.mark.parametrize("write", [tensors_into, bytes_into])
+def test_a_file_that_may_not_be_written_in_full(
+    artifact_copy: Path, sentiment_run: FinishedRun, request: pytest.FixtureRequest, write: Callable[[Path], None]
+) -> None:
+    before = read_artifact(artifact_copy)
+    request.getfixturevalue("small_files")
+    with pytest.raises(ArtifactWriteError), new_artifact(artifact_copy) as new:
+        write(new)
+    assert read_artifact(artifact_copy) == before
+    assert sorted(p.name for p in artifact_copy.parent.iterdir()) == [artifact_copy.name]

@@ -1,0 +1,140 @@
+"""The split of entropy, flags raised from thresholds, and the decision."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from calibration_split import F64, fitted, map_only, split
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from laplora.decisions.uncertainty import FLAGS, REVIEW_FLAGS, decide, decompose, entropy, raise_flags, review_score
+from laplora.errors import ConfigError, DataError, NonFiniteError
+from laplora.predictive.gaussian import PosteriorPredictive, posterior_predictive
+
+
+def test_entropy() -> None:
+    probs = torch.tensor([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]])
+    assert entropy(probs).tolist() == pytest.approx([math.log(2), 0.0])
+    assert entropy(probs).dtype == F64
+
+
+@given(scale=st.floats(0, 50), classes=st.integers(2, 5), seed=st.integers(0, 999))
+@settings(max_examples=40, deadline=None)
+def test_decomposition_adds_up_and_is_never_negative(scale: float, classes: int, seed: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    mean = 3 * torch.randn(4, classes - 1, generator=g, dtype=F64)
+    covariance = scale * torch.eye(classes - 1, dtype=F64).expand(4, -1, -1)
+    mask = torch.ones(4, classes, dtype=torch.bool)
+    got = decompose(posterior_predictive(mean, covariance, mask, samples=64))
+    assert (got.aleatoric >= 0).all()
+    assert (got.epistemic >= 0).all()
+    # One subtraction and one addition.
+    torch.testing.assert_close(got.aleatoric + got.epistemic, got.total, atol=1e-15, rtol=0)
+    assert (got.total <= math.log(classes) + 1e-12).all()
+    if scale == 0:
+        # Without variance nothing is epistemic, to rounding of an entropy.
+        torch.testing.assert_close(got.epistemic, torch.zeros(4, dtype=F64), atol=1e-13, rtol=0)
+
+
+def test_rounding_below_zero_is_clamped() -> None:
+    probs = torch.tensor([[0.5, 0.5]], dtype=F64)
+    above = torch.tensor([math.log(2) + 1e-15], dtype=F64)
+    got = decompose(PosteriorPredictive(probs, torch.zeros(1, 2), above))
+    assert got.epistemic.item() == 0.0
+
+
+def test_each_flag_is_raised_by_its_cause_alone() -> None:
+    thresholds = fitted(split(), target_risk=0.1).for_mode("laplace")
+    epistemic, mass, confidence = (
+        thresholds.flags[f].value or 0.0 for f in ("high_epistemic", "low_label_mass", "low_confidence")
+    )
+    fine: dict[str, Any] = {
+        "probs": torch.tensor([[1.0, 0.0, 0.0]], dtype=F64),
+        "label_mass": torch.tensor([1.0], dtype=F64),
+        "set_sizes": torch.tensor([1]),
+        "truncated": [False],
+        "epistemic": torch.tensor([0.0], dtype=F64),
+    }
+    low = confidence - 1e-9
+    causes: dict[str, dict[str, Any]] = {
+        "high_epistemic": {"epistemic": torch.tensor([epistemic + 1e-9], dtype=F64)},
+        "low_confidence": {"probs": torch.tensor([[low, 1 - low, 0.0]], dtype=F64)},
+        "low_label_mass": {"label_mass": torch.tensor([mass - 1e-9], dtype=F64)},
+        "ambiguous_set": {"set_sizes": torch.tensor([2])},
+        "truncated": {"truncated": [True]},
+    }
+    assert list(causes) == list(FLAGS)
+    assert raise_flags(thresholds, **fine) == [[]]
+    low_score = torch.tensor([-1.0])
+    assert decide(thresholds, low_score, [[]]) == ["accept"]
+    for flag, cause in causes.items():
+        raised = raise_flags(thresholds, **fine | cause)
+        assert raised == [[flag]]
+        assert decide(thresholds, low_score, raised) == ["review" if flag in REVIEW_FLAGS else "accept"]
+    assert raise_flags(thresholds, **fine | {"set_sizes": torch.tensor([0])}) == [["ambiguous_set"]]
+    # At the threshold itself nothing is raised, and all causes together keep the documented order.
+    edge = fine | {"epistemic": torch.tensor([epistemic], dtype=F64), "label_mass": torch.tensor([mass], dtype=F64)}
+    assert raise_flags(thresholds, **edge) == [[]]
+    everything = fine | {k: v for cause in causes.values() for k, v in cause.items()}
+    assert raise_flags(thresholds, **everything) == [list(FLAGS)]
+    limit = thresholds.review.threshold or 0.0
+    at_and_above = torch.tensor([limit, limit + 1e-9], dtype=F64)
+    assert decide(thresholds, at_and_above, [[], []]) == ["accept", "review"]
+
+
+def test_mode_map_needs_no_posterior() -> None:
+    data = split()
+    both = fitted(data)
+    alone = fitted(map_only(data))
+    assert list(alone.predictives) == ["map"]
+    assert alone.for_mode("map") == both.for_mode("map")
+    with pytest.raises(ConfigError, match="no thresholds were fitted"):
+        alone.for_mode("laplace")
+    score = review_score(alone.for_mode("map"), map_probs=data["map_probs"])
+    assert torch.equal(score, entropy(data["map_probs"]))
+    flags = raise_flags(
+        alone.for_mode("map"),
+        probs=data["map_probs"],
+        label_mass=data["label_mass"],
+        set_sizes=torch.ones(200),
+        truncated=[False] * 200,
+    )
+    assert {f for row in flags for f in row} == {"low_confidence", "low_label_mass"}
+    # On its own split the decision keeps the promised risk.
+    accepted = torch.tensor([d == "accept" for d in decide(alone.for_mode("map"), score, flags)])
+    errors = data["map_probs"].argmax(1) != data["labels"]
+    assert alone.for_mode("map").review.accepted_risk is not None
+    assert alone.for_mode("map").review.accepted_risk <= 0.05
+    assert accepted.sum() <= alone.for_mode("map").review.accepted
+    assert accepted.any()
+    assert errors[accepted].double().mean() <= 0.06  # low_label_mass takes rows out, so the rate may move a little
+
+
+def test_laplace_scores_refuse_mode_map_inputs() -> None:
+    data = split(400, seed=5)
+    errors = data["probs"].argmax(1) != data["labels"]
+    thresholds = fitted(data | {"epistemic": errors.double()}).for_mode("laplace")
+    # As artifacts of format 3 may hold it.
+    thresholds = thresholds.model_copy(update={"review": thresholds.review.model_copy(update={"score": "epistemic"})})
+    with pytest.raises(ConfigError, match="epistemic"):
+        review_score(thresholds, map_probs=data["map_probs"])
+
+
+def test_refusals() -> None:
+    thresholds = fitted(split(30)).for_mode("map")
+    good: dict[str, Any] = {
+        "probs": torch.tensor([[1.0, 0.0]]),
+        "label_mass": torch.ones(1),
+        "set_sizes": torch.ones(1),
+        "truncated": [False],
+    }
+    with pytest.raises(DataError, match="truncated"):
+        raise_flags(thresholds, **good | {"truncated": []})
+    with pytest.raises(NonFiniteError, match="label_mass"):
+        raise_flags(thresholds, **good | {"label_mass": torch.tensor([math.nan])})
+    with pytest.raises(DataError, match="score"):
+        decide(thresholds, torch.ones(2), [[]])

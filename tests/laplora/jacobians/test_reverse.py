@@ -1,0 +1,310 @@
+"""The written-out reverse pass against torch's automatic differentiation of the same model."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import Architecture, tiny_model, tiny_task
+from torch.nn import functional as F
+
+from laplora.errors import ModelError
+from laplora.jacobians import attention, reverse
+from laplora.jacobians import contrasts as jacobians
+from laplora.jacobians.attention import attention_gradients, by_torch
+from laplora.jacobians.blocks import ContrastJacobians
+from laplora.jacobians.contrasts import contrast_jacobians, find_blocks, reverse_pass
+from laplora.jacobians.reverse import DecoderForm, DecoderTape, decoder_form
+from laplora.models.base import last_hidden
+
+ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+# float64; the two add in another order.
+EXACT = {"rtol": 1e-9, "atol": 1e-12}
+LLAMA_LIKE: list[tuple[Architecture, dict[str, Any]]] = [
+    ("llama", {}),
+    ("llama", {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden": 32}),
+    (
+        "llama",
+        {"num_attention_heads": 4, "num_key_value_heads": 1, "hidden": 32, "attention_bias": True, "mlp_bias": True},
+    ),
+    ("mistral", {"sliding_window": 3}),
+    ("qwen2", {"num_key_value_heads": 1}),
+]
+
+
+def both(model: Any, task: Any, blocks: Any = None, **wanted: bool) -> tuple[ContrastJacobians, ContrastJacobians]:
+    """Return the written-out and the automatic Jacobians of a task's rows."""
+    blocks = blocks or find_blocks(model, task.classes)
+    assert reverse_pass(model).kind == "written_out"
+    mine, torchs = (
+        contrast_jacobians(model, task.batch(), task.label_ids, blocks, automatic=automatic, **wanted)
+        for automatic in (False, True)
+    )
+    return mine, torchs
+
+
+def assert_same(mine: ContrastJacobians, torchs: ContrastJacobians, **tolerance: float) -> None:
+    """Compare everything that is there; both have the same things."""
+    assert torch.equal(mine.logits, torchs.logits)
+    assert torch.equal(mine.hidden, torchs.hidden)
+    for one, other in zip(mine.blocks, torchs.blocks, strict=True):
+        for name, value in vars(one).items():
+            expected = getattr(other, name)
+            if value is None or expected is None:
+                assert value is expected is None, name
+            else:
+                torch.testing.assert_close(value, expected, msg=lambda m, n=name: f"{n}: {m}", **tolerance)
+
+
+@pytest.mark.parametrize("tokens", [False, True])
+@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize(("architecture", "options"), LLAMA_LIKE)
+def test_every_linear_of_every_covered_kind(
+    architecture: Architecture, options: dict[str, Any], classes: int, tokens: bool
+) -> None:
+    model = tiny_model(architecture, targets=[*ALL, "lm_head"], layers=3, **options)
+    assert_same(*both(model, tiny_task(examples=7, classes=classes), tokens=tokens), **EXACT)
+
+
+@pytest.mark.parametrize("targets", [[name] for name in [*ALL, "lm_head"]] + [["q_proj", "down_proj"]])
+def test_one_linear_alone(targets: list[str]) -> None:
+    """Where the lowest adapted linear is, the pass stops."""
+    model = tiny_model("llama", targets=targets)
+    assert_same(*both(model, tiny_task(examples=5)), **EXACT)
+
+
+def test_some_blocks_alone() -> None:
+    """Adapters of other linears are passed through, and those of other layers run no further than needed."""
+    model = tiny_model("llama", targets=ALL, layers=4)
+    task = tiny_task(examples=5)
+    for part in ("layers.3.", "layers.1.mlp.down_proj", "v_proj.lora_B", "layers.2.self_attn.o_proj.lora_A"):
+        blocks = [b for b in find_blocks(model, task.classes) if part in b.name]
+        assert_same(*both(model, task, blocks), **EXACT)
+
+
+@pytest.mark.parametrize("sides", [("lora_A",), ("lora_B",), ("lora_A", "lora_B")])
+def test_nothing_is_kept_or_computed_for_other_blocks(sides: tuple[str, ...]) -> None:
+    """Of four adapted linears in each of four layers one is wanted, in the upper two layers."""
+    model = tiny_model("llama", targets=["q_proj", "v_proj", "gate_proj", "down_proj"], layers=4)
+    task = tiny_task(examples=3, classes=2)
+    wanted = {f"model.layers.{i}.self_attn.v_proj.{side}" for i in (2, 3) for side in sides}
+    with torch.no_grad(), DecoderTape(form_of(model), wanted) as tape:
+        hidden = last_hidden(model, task.batch())
+        assert [(set(k.inputs), set(k.low)) for k in tape._kept] == 2 * [
+            ({"self_attn.v_proj"} if "lora_A" in sides else set(), {"self_attn.v_proj"} if "lora_B" in sides else set())
+        ]
+        found = dict(tape.reverse(torch.ones(1, *hidden.shape, dtype=hidden.dtype)))
+    assert list(found) == ["model.layers.3.self_attn.v_proj", "model.layers.2.self_attn.v_proj"]
+    for part in found.values():
+        assert (part.inputs is not None, part.low is not None) == ("lora_A" in sides, "lora_B" in sides)
+
+
+def test_rows_of_one_length_have_no_mask() -> None:
+    model = tiny_model("llama", targets=ALL)
+    task = tiny_task(examples=6, longest=1)
+    assert_same(*both(model, task), **EXACT)
+    longer = [row for row in tiny_task(examples=40).rows if len(row.token_ids) == 5]
+    assert len(longer) > 1
+    assert_same(*both(model, type(task)(longer, task.labels[: len(longer)], task.label_ids)), **EXACT)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.bfloat16, 0.08)])
+def test_in_the_formats_that_serve(dtype: torch.dtype, tolerance: float) -> None:
+    """Against float64, by the norm of a block: as close as the automatic pass is, up to a factor.
+
+    Tens of roundings in a row, of 6e-8 or 4e-3 each; the adapter is float32 in both.
+    """
+    exact = tiny_model("llama", targets=ALL, layers=3)
+    low = tiny_model("llama", targets=ALL, layers=3, dtype=dtype)
+    for name, weight in low.named_parameters():
+        if "lora_" in name:
+            weight.data = weight.data.float()
+    with torch.no_grad():
+        for weight, rounded in zip(exact.parameters(), low.parameters(), strict=True):
+            weight.copy_(rounded)
+    task = tiny_task(examples=6)
+    mine, torchs = both(low, task)
+    expected = contrast_jacobians(exact, task.batch(), task.label_ids, find_blocks(exact, task.classes))
+    for one, other, true in zip(mine.blocks, torchs.blocks, expected.blocks, strict=True):
+        assert one.jacobian.dtype == other.jacobian.dtype
+        size = true.jacobian.norm()
+        error, torchs_error = ((b.jacobian.double() - true.jacobian).norm() / size for b in (one, other))
+        assert error < tolerance
+        assert error < 1.5 * torchs_error + 1e-6
+
+
+def test_predictions_ask_for_no_sums() -> None:
+    model = tiny_model("llama")
+    task = tiny_task(examples=3)
+    found = contrast_jacobians(model, task.batch(), task.label_ids, find_blocks(model, task.classes), sums=False)
+    assert all(vars(b).keys() - {"jacobian"} == {k for k, v in vars(b).items() if v is None} for b in found.blocks)
+
+
+@pytest.mark.parametrize("architecture", ["phi", "phi3"])
+def test_other_decoders_are_differentiated_automatically(architecture: Architecture) -> None:
+    how = reverse_pass(tiny_model(architecture))
+    assert (how.kind, how.form) == ("automatic", None)
+    assert how.reason.endswith("ForCausalLM is not written out")
+
+
+@pytest.mark.parametrize("options", [{"hidden_act": "gelu"}, {"attn_implementation": "eager"}])
+def test_what_is_not_of_this_form_is_not_covered(options: dict[str, Any]) -> None:
+    model = tiny_model("llama", **options)
+    assert decoder_form(model.get_base_model()) is None
+    assert reverse_pass(model).kind == "automatic"
+
+
+def test_it_is_decided_once_for_each_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No answer looks at the modules again; and no model is kept alive for it."""
+    looks = []
+    look = jacobians.decoder_form
+    monkeypatch.setattr(jacobians, "decoder_form", lambda base: looks.append(0) or look(base))
+    one, other, task = tiny_model("llama"), tiny_model("phi"), tiny_task(examples=2)
+    for model in (one, other, one, other):
+        contrast_jacobians(model, task.batch(), task.label_ids, find_blocks(model, task.classes))
+    assert [reverse_pass(model).kind for model in (one, other)] == ["written_out", "automatic"]
+    assert len(looks) == 2
+    known = len(jacobians._DECIDED)
+    del one, model
+    gc.collect()
+    assert len(jacobians._DECIDED) < known
+
+
+def halved(layer: Any) -> Iterator[tuple[Any, str, Any]]:
+    """A layer whose attention counts half: its class and modules are Llama's by name, its forward is not."""
+    own = layer.self_attn.forward
+
+    def forward(*args: Any, **options: Any) -> Any:
+        output, *rest = own(*args, **options)
+        return (output / 2, *rest)
+
+    yield layer.self_attn, "forward", forward
+
+
+def capped(layer: Any) -> Iterator[tuple[Any, str, Any]]:
+    """A layer whose gate is bounded."""
+    own = layer.mlp.act_fn.forward
+    yield layer.mlp.act_fn, "forward", lambda x: own(x).clamp(max=0.1)
+
+
+@pytest.mark.parametrize("change", [halved, capped])
+def test_a_pass_that_differs_is_not_used(change: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jacobians are then those of automatic differentiation, and a warning says so once."""
+    model, task = tiny_model("llama", targets=ALL), tiny_task(examples=4)
+    for patch in change(model.get_base_model().model.layers[1]):
+        monkeypatch.setattr(*patch)
+    blocks = find_blocks(model, task.classes)
+    with pytest.warns(RuntimeWarning, match="LlamaForCausalLM is not used: .*differs from automatic") as seen:
+        found = contrast_jacobians(model, task.batch(), task.label_ids, blocks)
+    assert len(seen) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = contrast_jacobians(model, task.batch(), task.label_ids, blocks)
+    exact = contrast_jacobians(model, task.batch(), task.label_ids, blocks, automatic=True)
+    for mine, second, torchs in zip(found.blocks, again.blocks, exact.blocks, strict=True):
+        assert torch.equal(mine.jacobian, torchs.jacobian)
+        assert torch.equal(second.jacobian, torchs.jacobian)
+    how = reverse_pass(model)
+    assert how.kind == "automatic"
+    assert "differs from automatic differentiation by" in how.reason
+
+
+def test_a_pass_that_raises_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_readout(*_: Any) -> Any:
+        raise KeyError("position_embeddings")
+
+    monkeypatch.setattr(jacobians, "readout_gradient", no_readout)
+    with pytest.warns(RuntimeWarning, match="is not used: it raised KeyError"):
+        assert reverse_pass(tiny_model("llama")).kind == "automatic"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_pass_that_is_right_is_used_in_the_formats_that_serve(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounding is no difference, and a small fault is: rotary embeddings turned the other way on the way back."""
+    assert reverse_pass(tiny_model("llama", targets=ALL, layers=4, dtype=dtype)).kind == "written_out"
+    monkeypatch.setattr(reverse, "rotate_back", reverse.rotate)
+    with pytest.warns(RuntimeWarning, match="differs from automatic"):
+        assert reverse_pass(tiny_model("llama", targets=ALL, layers=4, dtype=dtype)).kind == "automatic"
+
+
+def test_a_model_in_training_mode_is_refused() -> None:
+    model, task = tiny_model("llama"), tiny_task(examples=2)
+    blocks = find_blocks(model, task.classes)
+    model.train()
+    for automatic in (False, True):
+        with pytest.raises(ModelError, match=r"in training mode.*call model\.eval\(\)"):
+            contrast_jacobians(model, task.batch(), task.label_ids, blocks, automatic=automatic)
+    model.eval()
+    model.get_base_model().train()
+    with pytest.raises(ModelError, match="in training mode"):
+        contrast_jacobians(model, task.batch(), task.label_ids, blocks)
+
+
+def test_an_attention_that_was_exchanged_since_is_refused() -> None:
+    model, task = tiny_model("llama"), tiny_task(examples=3)
+    blocks = find_blocks(model, task.classes)
+    contrast_jacobians(model, task.batch(), task.label_ids, blocks)
+    model.get_base_model().set_attn_implementation("eager")
+    with pytest.raises(ModelError, match="attention is another one than at load"):
+        contrast_jacobians(model, task.batch(), task.label_ids, blocks)
+
+
+def form_of(model: Any) -> DecoderForm:
+    """Return the form of a model's decoder."""
+    form = decoder_form(model.get_base_model())
+    assert form is not None
+    return form
+
+
+def test_a_layer_that_runs_twice_is_refused() -> None:
+    model = tiny_model("llama")
+    ids = tiny_task(examples=2).batch().input_ids
+    with torch.no_grad(), DecoderTape(form_of(model), {"model.layers.0.self_attn.q_proj.lora_A"}):
+        model(input_ids=ids)
+        with pytest.raises(ModelError, match="out of turn"):
+            model(input_ids=ids)
+
+
+def test_leaves_no_hook_and_no_gradient_behind() -> None:
+    model = tiny_model("llama", targets=ALL)
+    task = tiny_task(examples=3)
+    both(model, task)
+    assert all(weight.grad is None for weight in model.parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize("rows_at_a_time", [1, 2, 100])
+@pytest.mark.parametrize("last", [1, 3, 6])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_gradients(masked: bool, last: int, rows_at_a_time: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written out and by torch's kernel, against automatic differentiation of the repeated heads."""
+    draw = torch.Generator().manual_seed(0)
+    batch, heads, groups, tokens, size, contrasts = 5, 4, 2, 6, 3, 2
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=draw, dtype=torch.float64)
+
+    query, key, value = random(batch, heads, last, size), *(random(batch, groups, tokens, size) for _ in range(2))
+    gradient = random(contrasts, batch, heads, last, size)
+    mask = torch.ones(tokens, tokens, dtype=torch.bool).tril()[-last:].expand(batch, 1, -1, -1).clone()
+    if masked:
+        mask[0, :, :, :3] = False  # its first tokens are padding, and see nothing
+        gradient[:, 0, :, : max(0, 3 - (tokens - last))] = 0
+    leaves = [t.clone().requires_grad_() for t in (query, key, value)]
+    scores = 0.5 * leaves[0] @ leaves[1].repeat_interleave(2, 1).mT
+    output = F.softmax(scores.masked_fill(~mask, -1e30), -1) @ leaves[2].repeat_interleave(2, 1)
+    expected = [torch.autograd.grad(output, leaves, one, retain_graph=True) for one in gradient]
+    monkeypatch.setattr(attention, "_SCORE_BYTES", rows_at_a_time * 8 * heads * last * tokens)
+    given = mask if masked else None
+    for found in (
+        attention_gradients(query, key, value, given, 0.5, gradient),
+        by_torch(query, key, value, mask, 0.5, gradient),
+    ):
+        for i, part in enumerate(found):
+            torch.testing.assert_close(part, torch.stack([one[i] for one in expected]), **EXACT)

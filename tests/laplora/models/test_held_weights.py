@@ -1,0 +1,120 @@
+"""Whether 4-bit weights are expanded at load: by what is asked for, the device, and the memory that is left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_runs import FinishedRun
+
+from laplora.models import held_weights
+from laplora.models.base import BaseSpec, load_base_model, load_held_base
+from laplora.models.held_weights import MARGIN_BYTES, available_memory_bytes, decide
+from laplora.predictor import Predictor
+
+CPU = torch.device("cpu")
+GIB = 2**30
+UNLIMITED_V1 = 9223372036854771712
+
+
+def write(folder: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
+def group_v2(limit: object, used: int, active: int = 0, inactive: int = 0) -> dict[str, str]:
+    stat = f"anon 5\nfile 7\nactive_file {active}\ninactive_file {inactive}\n"
+    return {"memory.max": f"{limit}\n", "memory.current": f"{used}\n", "memory.stat": stat}
+
+
+def group_v1(limit: int, used: int, inactive: int = 0) -> dict[str, str]:
+    stat = f"active_file 1\ninactive_file 2\ntotal_active_file 0\ntotal_inactive_file {inactive}\n"
+    return {"memory.limit_in_bytes": f"{limit}\n", "memory.usage_in_bytes": f"{used}\n", "memory.stat": stat}
+
+
+@pytest.mark.parametrize(
+    ("own", "groups", "expected"),
+    [
+        ("0::/", {}, 8 * GIB),
+        ("0::/a/b", {"a/b": group_v2("max", GIB)}, 8 * GIB),
+        ("0::/a/b", {"a/b": group_v2(3 * GIB, GIB)}, 2 * GIB),
+        ("0::/a/b", {"a/b": group_v2("max", GIB), "a": group_v2(5 * GIB, GIB)}, 4 * GIB),
+        ("0::/a", {"a": group_v2(3 * GIB, 3 * GIB, active=GIB, inactive=GIB)}, 2 * GIB),
+        ("0::/a", {"a": group_v2(GIB, 2 * GIB)}, 0),
+        ("0::/a", {"a": group_v2(20 * GIB, GIB)}, 8 * GIB),
+        ("0::/the/hosts/path", {".": group_v2(2 * GIB, GIB)}, GIB),
+        ("0::/a", {"unified/a": group_v2(2 * GIB, GIB)}, GIB),
+        ("4:memory:/a\n0::/", {"memory/a": group_v1(3 * GIB, 2 * GIB, inactive=GIB)}, 2 * GIB),
+        ("4:cpu,memory:/a", {"memory/a": group_v1(UNLIMITED_V1, GIB), "memory": group_v1(2 * GIB, GIB)}, GIB),
+        ("3:cpu:/a", {"memory/a": group_v1(3 * GIB, 2 * GIB)}, 8 * GIB),
+        ("0::/a", {"a": {"memory.max": "not a number", "memory.current": "1"}}, 8 * GIB),
+    ],
+)
+def test_the_least_that_the_system_and_every_group_leave(
+    own: str, groups: dict[str, dict[str, str]], expected: int, tmp_path: Path
+) -> None:
+    write(tmp_path / "proc", {"self/cgroup": own + "\n", "meminfo": f"MemFree: 1 kB\nMemAvailable:  {8 * 2**20} kB\n"})
+    for path, files in groups.items():
+        write(tmp_path / "cgroup" / path, files)
+    assert available_memory_bytes(tmp_path / "proc", tmp_path / "cgroup") == expected
+
+
+def test_memory_that_no_one_tells_is_unknown(tmp_path: Path) -> None:
+    assert available_memory_bytes(tmp_path, tmp_path) is None
+    write(tmp_path, {"meminfo": "MemTotal: 5 kB\n"})
+    assert available_memory_bytes(tmp_path, tmp_path) is None
+
+
+def test_this_machine_has_some_memory() -> None:
+    found = available_memory_bytes()
+    assert found is None or 2**20 < found < 2**60
+
+
+@pytest.mark.parametrize(
+    ("available", "held"),
+    [(None, "expanded"), (0, "packed"), (4 * GIB + MARGIN_BYTES, "packed"), (5 * GIB + MARGIN_BYTES, "expanded")],
+)
+def test_a_cpu_expands_where_memory_allows(available: int | None, held: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(held_weights, "available_memory_bytes", lambda: available)
+    found = decide(4 * GIB, CPU, None)
+    assert found.held == held
+    assert ("unknown" in found.reason) == (available is None)
+    if available is not None:
+        assert f"4.00 GiB and a margin, 5.50 GiB in all; available are {available / GIB:.2f} GiB" in found.reason
+    # what is asked for is done, whatever there is
+    assert (decide(4 * GIB, CPU, True).held, decide(4 * GIB, CPU, False).held) == ("expanded", "packed")
+
+
+def test_other_devices_keep_4_bit_weights_unless_asked() -> None:
+    cuda = torch.device("cuda")
+    assert [decide(1, cuda, asked).held for asked in (None, True, False)] == ["packed", "expanded", "packed"]
+
+
+def test_a_base_is_loaded_as_decided(tiny_base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the bytes of its own 4-bit matrices: the tiny model's two layers, in the activations' format."""
+    seen = []
+    monkeypatch.setattr(held_weights, "available_memory_bytes", lambda: seen.append(0) or 0)
+    spec = BaseSpec("x", None, "nf4", "bfloat16")
+    model, held = load_held_base(str(tiny_base_folder), spec, device=CPU)
+    assert held.held == "packed"
+    assert seen
+    plain = load_base_model(str(tiny_base_folder), BaseSpec("x", None, "none", "bfloat16"), device=CPU)
+    linears = [m for n, m in plain.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"]
+    assert f"{sum(m.weight.nbytes for m in linears) / GIB:.2f} GiB" in held.reason
+    assert any(type(m).__name__ == "Linear4bit" for m in model.modules())
+    _, held = load_held_base(str(tiny_base_folder), BaseSpec("x", None, "none", "float32"), device=CPU)
+    assert held.held == "plain"
+
+
+def test_the_predictor_says_how(
+    choices_run: FinishedRun, sentiment_predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(held_weights, "available_memory_bytes", lambda: 0)
+    predictor = Predictor.load(
+        choices_run.artifact, device="cpu"
+    )  # its golden answers are replayed with packed weights
+    assert predictor.weights.held == "packed"
+    assert "available are 0.00 GiB" in predictor.weights.reason
+    assert sentiment_predictor.weights.held == "plain"

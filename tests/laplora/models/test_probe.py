@@ -1,0 +1,281 @@
+"""What a model does with one short batch, on transformers' own classes: read as it answers, or refused by name."""
+
+from __future__ import annotations
+
+import warnings
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tiny_architectures import tiny_architecture
+from tiny_models import add_lora, generator, tiny_base, tiny_model, tiny_task
+from torch import nn
+
+from laplora.errors import ModelError
+from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
+from laplora.jacobians.states import decoder_layers
+from laplora.models.base import label_logits, last_hidden, lora_layers
+from laplora.models.probe import check_adapted, check_readout, check_targets, probe_batch
+from laplora.predictive.gaussian import contrasts
+from training.finetune import add_adapter
+
+#: Kinds whose logits are lm_head of the last hidden state, and targets that run on every token.
+READ: dict[str, list[str]] = {
+    "llama": ["q_proj", "v_proj", "lm_head"],
+    "mistral": ["q_proj", "v_proj"],
+    "qwen2": ["q_proj", "v_proj"],
+    "qwen3": ["q_proj", "v_proj", "lm_head"],
+    "phi": ["q_proj", "fc1"],
+    "phi3": ["qkv_proj"],
+    "gemma": ["q_proj", "down_proj"],
+    "gemma3_text": ["q_proj", "v_proj"],
+    "gemma3": ["down_proj", "o_proj"],
+    "gpt2": ["lm_head"],
+    "opt": ["q_proj", "v_proj"],
+    "mixtral": ["q_proj", "v_proj"],
+    "qwen2_moe": ["q_proj", "v_proj"],
+}
+#: The same of kinds whose configuration says what is done to the logits.
+UNCAPPED: dict[str, dict[str, Any]] = {
+    "granite": {"logits_scaling": 1.0},
+    "cohere": {"logit_scale": 1.0},
+    "gemma4_text": {"final_logit_softcapping": None},
+    "gemma4": {"final_logit_softcapping": None},
+}
+
+
+@pytest.mark.parametrize("name", [*READ, *UNCAPPED])
+def test_label_logits_are_the_models_own(name: str) -> None:
+    """Of every kind that is not refused; the probe's own batch is not the one that is compared here."""
+    model, task = tiny_architecture(name, **UNCAPPED.get(name, {})), tiny_task(examples=6)
+    check_readout(model)
+    batch = task.batch()
+    with torch.no_grad():
+        ours = label_logits(model, last_hidden(model, batch), task.label_ids)
+        whole = model(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, position_ids=batch.position_ids
+        ).logits[:, -1]
+    torch.testing.assert_close(ours, whole[:, task.label_ids], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("gemma3n_text", {"final_logit_softcapping": 30.0}, r"Gemma3nForCausalLM .*\(final_logit_softcapping=30\)"),
+        ("gemma4_text", {"final_logit_softcapping": 30.0}, r"Gemma4ForCausalLM .*\(final_logit_softcapping=30\)"),
+        # its configuration holds the text's in a part of its own, and the outer one has no such setting
+        ("gemma4", {"final_logit_softcapping": 30.0}, r"Gemma4ForCond.*\(final_logit_softcapping=30\): lm_head gave"),
+        ("gemma3_text", {"final_logit_softcapping": 30.0}, r"\(final_logit_softcapping=30\): lm_head gave -100"),
+        ("granite", {"logits_scaling": 8.0}, r"\(logits_scaling=8\): lm_head gave -100, its logit is -12.5"),
+        ("cohere", {}, r"\(logit_scale=0.0625\)"),
+    ],
+)
+def test_logits_that_are_transformed_are_refused(name: str, options: dict[str, Any], message: str) -> None:
+    """A soft cap changes the small logits of these models by 0.3 % and less: more has to be sent through it."""
+    with pytest.raises(ModelError, match=message):
+        check_readout(tiny_architecture(name, **options))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda logits: logits * 1.5, "lm_head gave -100, its logit is -150"),
+        (lambda logits: logits + 0.5, "lm_head gave .*its logit is"),
+        (lambda logits: 30 * torch.tanh(logits / 30), "lm_head gave -100, its logit is -29.92"),
+        (lambda logits: logits[..., :-3], "gives 61 logits of the 64"),
+    ],
+)
+def test_a_transform_that_no_setting_names_is_refused(
+    change: Any, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_base("llama")
+    own = model.forward
+
+    def forward(**inputs: Any) -> Any:
+        output = own(**inputs)
+        output.logits = change(output.logits)
+        return output
+
+    monkeypatch.setattr(model, "forward", forward)
+    with pytest.raises(ModelError, match=message):
+        check_readout(model)
+
+
+def test_a_head_that_sees_another_state_is_refused() -> None:
+    """As of models that divide the last hidden state before lm_head."""
+    model = tiny_base("llama")
+    model.lm_head.register_forward_pre_hook(lambda _m, inputs: (inputs[0] / 2,))
+    with pytest.raises(ModelError, match=r"lm_head (sees another state|is more than its weight)"):
+        check_readout(model)
+
+
+def test_a_head_that_is_more_than_linear_is_refused() -> None:
+    class Scaled(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x)
+
+    model = tiny_base("llama")
+    head = Scaled(16, 64, bias=False)
+    head.weight = model.lm_head.weight
+    model.lm_head = head
+    with pytest.raises(ModelError, match="lm_head is more than its weight and bias"):
+        check_readout(model)
+
+
+def test_a_model_without_a_plain_head_is_refused() -> None:
+    model = tiny_base("llama")
+    model.set_output_embeddings(nn.Sequential(model.get_output_embeddings()))
+    with pytest.raises(ModelError, match="no plain output embedding"):
+        check_readout(model)
+
+
+def test_a_model_that_does_not_run_on_tokens_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_base("llama")
+
+    def forward(pixel_values: Any, **inputs: Any) -> Any:
+        raise AssertionError
+
+    monkeypatch.setattr(model.model, "forward", forward)
+    with pytest.raises(ModelError, match=r"does not run on token ids, attention mask and positions .*'pixel_values'"):
+        check_readout(model)
+
+
+def test_a_model_whose_positions_are_places_is_refused() -> None:
+    """Bart's decoder counts padding as tokens, so that a row's answer would depend on the others of its batch."""
+    with pytest.raises(ModelError, match="BartForCausalLM answers otherwise where a row is padded on the left"):
+        check_readout(tiny_architecture("bart"))
+
+
+def test_weights_that_are_not_finite_are_for_others_to_refuse() -> None:
+    """What reads them says so with their name (``training.workspace.finite``); NaN is the same as NaN here."""
+    model = tiny_base("llama")
+    model.model.norm.weight.data[0] = torch.nan
+    check_readout(model)
+
+
+def test_the_probe_has_padding_and_no_token_of_another_kind() -> None:
+    batch = probe_batch(tiny_architecture("gemma3"))
+    assert batch.attention_mask.tolist() == [[1] * 6, [0, 0, 0, 1, 1, 1]]
+    real = batch.input_ids[batch.attention_mask.bool()]
+    assert not set(real.tolist()) & {0, 1, 2, 60, 61, 62}
+    assert len(set(real.tolist())) == len(real)
+
+
+@pytest.mark.parametrize("name", READ)
+def test_jacobians_of_every_kind_are_derivatives(name: str) -> None:
+    """Against a difference of the model's own contrasts along a random direction of all adapter weights."""
+    model = add_lora(tiny_architecture(name), READ[name], dtype=torch.float64)
+    check_adapted(model)
+    task = tiny_task(examples=4)
+    blocks = find_blocks(model, task.classes)
+    found = contrast_jacobians(model, task.batch(), task.label_ids, blocks)
+    draw, change = generator(5), 0.0
+    transform = contrasts(task.classes, torch.float64)
+    weights = dict(model.get_base_model().named_parameters())
+    steps = {}
+    for block, jacobian in zip(blocks, found.blocks, strict=True):
+        weight = weights[f"{block.name}.default.weight"]
+        step = torch.randn(weight.shape, generator=draw, dtype=torch.float64)
+        if block.name == "lm_head.lora_B":
+            step, part = step, step[task.label_ids]
+        else:
+            part = step
+        along = part if block.group == "lora_B" else part.T
+        change = change + torch.einsum("ncdr,dr->nc", jacobian.jacobian, along)
+        steps[block.name] = (weight, step)
+
+    def moved(size: float) -> torch.Tensor:
+        with torch.no_grad():
+            for weight, step in steps.values():
+                weight += size * step
+            logits = label_logits(model, last_hidden(model, task.batch()), task.label_ids) @ transform
+            for weight, step in steps.values():
+                weight -= size * step
+        return logits
+
+    difference = (moved(1e-3) - moved(-1e-3)) / 2e-3
+    assert float(difference.abs().max()) > 1e-2
+    # the step's third order, and norms and routers that transformers computes in float32
+    torch.testing.assert_close(change, difference, rtol=2e-3, atol=2e-3 * float(difference.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("name", "targets", "message"),
+    [
+        ("qwen2_moe", ["up_proj"], r"module model.layers.0.mlp.shared_expert.up_proj sees inputs of shape \(12, 16\)"),
+        (
+            "qwen2_moe",
+            ["q_proj", "shared_expert_gate"],
+            r"shared_expert_gate sees inputs of shape \(12, 16\) in place of",
+        ),
+        ("gemma3", ["q_proj"], r"module model.vision_tower.*q_proj never runs on text.*choose.*'down_proj'.*'o_proj'"),
+        ("opt", ["q_proj", "fc1"], r"layers.0.fc1 sees inputs of shape \(12, 16\).*choose.*'k_proj'"),
+        ("gemma3n_text", ["q_proj", "modality_router"], "altup.modality_router runs 2 times in one forward pass"),
+    ],
+)
+def test_what_does_not_run_on_each_rows_tokens_is_refused(name: str, targets: list[str], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        check_adapted(add_lora(tiny_architecture(name), targets, dtype=None))
+
+
+def test_a_module_that_runs_twice_is_refused() -> None:
+    model = tiny_model("llama", layers=2)
+    layers = model.get_base_model().model.layers
+    layers[1] = layers[0]
+    with pytest.raises(ModelError, match=r"layers.0.self_attn.q_proj runs 2 times in one forward pass"):
+        check_adapted(model)
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "message"),
+    [
+        ("gpt2", "c_attn", "transformer.h.0.attn.c_attn is a module of the kind Conv1D"),
+        ("llama", "embed_tokens", "model.embed_tokens is a module of the kind Embedding"),
+        ("mixtral", "gate_up_proj", "model.layers.0.mlp.experts.gate_up_proj is a parameter that MixtralExperts holds"),
+        ("qwen2_moe", "experts", "model.layers.0.mlp.experts is a module of the kind Qwen2MoeExperts"),
+        ("llama", "c_attn", r"no module of this base is called that; the linear ones are \['down_proj'"),
+    ],
+)
+def test_targets_that_are_not_linear_are_refused_before_anything_is_adapted(
+    name: str, target: str, message: str
+) -> None:
+    base = tiny_architecture(name)
+    with pytest.raises(ModelError, match=message):
+        check_targets(base, [target])
+    adapter = SimpleNamespace(targets=(target,), rank=2, alpha=4, dropout=0.0)
+    with pytest.raises(ModelError, match=message):
+        add_adapter(base, SimpleNamespace(adapter=adapter, base=SimpleNamespace(model="x")))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("gpt2", {"target_modules": ["c_attn"], "fan_in_fan_out": True}, "c_attn is a Conv1D; only adapted linear"),
+        ("gpt2", {"target_modules": ["wte"]}, "transformer.wte is an embedding with LoRA"),
+        ("mixtral", {"target_parameters": ["mlp.experts.gate_up_proj"], "target_modules": []}, "target_parameters"),
+    ],
+)
+def test_adapters_of_other_modules_are_refused(name: str, options: dict[str, Any], message: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft's own
+        model = get_peft_model(tiny_architecture(name), LoraConfig(r=2, task_type="CAUSAL_LM", **options))
+    with pytest.raises(ModelError, match=message):
+        lora_layers(model)
+
+
+def test_the_text_layers_of_a_model_that_also_sees() -> None:
+    """Its own configuration has no number of layers: the text's has."""
+    assert len(decoder_layers(tiny_architecture("gemma3"))) == 2
+    assert len(decoder_layers(tiny_architecture("qwen3"))) == 2
+
+
+def test_the_probe_leaves_nothing_behind() -> None:
+    """No hook, no gradient, no number drawn from torch's generator."""
+    model = add_lora(tiny_base("llama"), ["q_proj"], dtype=None)
+    state = torch.get_rng_state()
+    check_readout(model.get_base_model())
+    check_adapted(model)
+    assert torch.equal(state, torch.get_rng_state())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())

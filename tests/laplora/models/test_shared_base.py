@@ -1,0 +1,125 @@
+"""Several artifacts on one base in memory: each says what it says alone, and the weights are there once."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import add_lora, tiny_base
+from tiny_runs import FinishedRun
+
+from laplora.models.base import lora_layers, packed_linears
+from laplora.models.shared_base import SharedBases, share
+from laplora.models.tensor_sizes import tensor_bytes
+from laplora.predictor import Predictor
+
+TEXTS = ("The film was superb.", "The plot was dull, and I say so after seeing it twice.", "Nothing.")
+
+
+def answers(predictor: Predictor, texts: Sequence[str] = TEXTS) -> list[Any]:
+    rows = [predictor.encode({"text": text}, truncate=True) for text in texts]
+    return predictor.predict(rows, "laplace", also=predictor.predictives)
+
+
+@pytest.fixture
+def pair(sentiment_run: FinishedRun, mixture_run: FinishedRun) -> tuple[SharedBases, Predictor, Predictor]:
+    bases = SharedBases()
+    one, other = (Predictor.load(run.artifact, device="cpu", bases=bases) for run in (sentiment_run, mixture_run))
+    return bases, one, other
+
+
+def test_each_says_what_it_says_alone(
+    pair: tuple[SharedBases, Predictor, Predictor], sentiment_predictor: Predictor, mixture_predictor: Predictor
+) -> None:
+    """The same numbers to the last bit: the same modules' arithmetic on the same tensors. In turn, in both orders."""
+    _, one, other = pair
+    for _ in range(2):
+        assert answers(one) == answers(sentiment_predictor)
+        assert answers(other) == answers(mixture_predictor)
+    assert answers(one) == answers(sentiment_predictor)
+    assert answers(one)[0].probs != answers(other)[0].probs
+
+
+def test_weights_are_in_memory_once_and_the_base_stays_bare(pair: tuple[SharedBases, Predictor, Predictor]) -> None:
+    bases, one, other = pair
+    assert bases.count == 1
+    assert one.base is other.base
+    for predictor in (one, other):
+        attached = lora_layers(predictor._members.model)
+        for name, layer in attached.items():
+            assert layer.base_layer.weight is one.base.model.get_submodule(name).weight
+    assert not any("lora" in name for name, _ in one.base.model.named_modules())
+    assert not any(m._forward_hooks for m in one.base.model.modules())
+
+
+def test_base_goes_with_its_last_predictor(sentiment_run: FinishedRun, mixture_run: FinishedRun) -> None:
+    bases, loads = SharedBases(), []
+    one = Predictor.load(sentiment_run.artifact, device="cpu", bases=bases, progress=loads.append)
+    other = Predictor.load(mixture_run.artifact, device="cpu", bases=bases, progress=loads.append)
+    assert loads.count("loading base model") == 1
+    del one
+    gc.collect()
+    assert bases.count == 1
+    answers(other)
+    del other
+    gc.collect()
+    assert bases.count == 0
+
+
+def test_bases_of_other_formats_are_others(sentiment_run: FinishedRun, choices_run: FinishedRun) -> None:
+    bases = SharedBases()
+    held = [Predictor.load(run.artifact, device="cpu", bases=bases) for run in (sentiment_run, choices_run)]
+    assert bases.count == 2
+    assert held[0].base is not held[1].base
+
+
+def test_packed_weights_are_shared_too(choices_run: FinishedRun, choices_predictor: Predictor) -> None:
+    bases = SharedBases()
+    one, other = (Predictor.load(choices_run.artifact, device="cpu", bases=bases, dequantize=False) for _ in range(2))
+    packed = packed_linears(one.base.model)
+    assert packed
+    for name, module in packed.items():
+        for predictor in (one, other):
+            mine = predictor._members.model.get_base_model().get_submodule(name)
+            mine = getattr(mine, "base_layer", mine)
+            assert mine is not module
+            assert mine.weight is module.weight
+            assert mine.weight.quant_state is module.weight.quant_state
+    inputs = {"question": "Is a superb film good?", "choices": ["good", "bad"]}
+    said = [p.predict([p.encode(inputs, truncate=True)])[0] for p in (one, other)]
+    assert said[0] == said[1]
+    expanded = choices_predictor.predict([choices_predictor.encode(inputs, truncate=True)])[0]
+    torch.testing.assert_close(torch.tensor(said[0].probs), torch.tensor(expanded.probs), atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_shared_tree_keeps_ties_and_takes_adapters_of_its_own(tied: bool) -> None:
+    base = tiny_base("llama", tied=tied)
+    ids = torch.arange(1, 9)[None]
+    before = base(ids).logits
+    one, other = share(base), share(base)
+    assert (one.lm_head.weight is one.model.embed_tokens.weight) is tied
+    changed = add_lora(one, ["q_proj", "lm_head"], rank=2, seed=3, dropout=0.0, dtype=torch.float32)
+    assert not torch.equal(changed(ids).logits, before)
+    assert torch.equal(other(ids).logits, before)
+    assert torch.equal(base(ids).logits, before)
+
+
+def test_own_bytes_are_the_tensors_beside_the_base(pair: tuple[SharedBases, Predictor, Predictor]) -> None:
+    _, one, other = pair
+    lora = sum(p.numel() * p.element_size() for p in one._members.parameters.values())
+    posterior = tensor_bytes(one._members.trained.posterior)
+    assert posterior > 0
+    assert one.own_bytes >= lora + posterior
+    base = sum(p.numel() * p.element_size() for p in one.base.model.parameters())
+    assert one.own_bytes < base
+    # Two more adapters with posteriors, and dropout masks.
+    assert other.own_bytes > 2 * (lora + posterior)
+
+
+def test_tensor_bytes_count_a_storage_once() -> None:
+    whole = torch.zeros(10, dtype=torch.float64)
+    assert tensor_bytes(whole, {"a": (whole[:3], [whole.view(2, 5)])}, "text", None, 3) == 80

@@ -1,0 +1,178 @@
+"""Files are read, never run: no unpickling in the code, and a base model that brings code of its own is refused."""
+
+from __future__ import annotations
+
+import ast
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import tiny_base
+from transformers import AutoModelForCausalLM
+
+from laplora.errors import ModelError
+from laplora.models.base import BaseSpec, attach_adapter, load_base_model, load_tokenizer
+
+ROOT = Path(__file__).resolve().parents[3]
+PACKAGES = ("laplora", "service", "training")
+#: Modules whose loading functions run what is in the file.
+UNPICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "jsonpickle"}
+
+
+def offences(tree: ast.AST) -> Iterator[str]:
+    """What of a file's syntax could run what it loads."""
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or ""]
+        yield from (f"imports {name}" for name in names if name.split(".")[0] in UNPICKLERS)
+        if isinstance(node, ast.Attribute) and node.attr in ("unsafe_load", "full_load", "UnsafeLoader", "FullLoader"):
+            yield node.attr
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        given = {keyword.arg: keyword.value for keyword in node.keywords}
+        if called in ("torch.load", "torch.jit.load", "torch.hub.load"):
+            value = given.get("weights_only")
+            if not (called == "torch.load" and isinstance(value, ast.Constant) and value.value is True):
+                yield f"{called} without weights_only=True"
+        if called in ("eval", "exec", "yaml.load", "yaml.load_all") or called.endswith("read_pickle"):
+            yield called
+        if called.endswith(("np.load", "numpy.load")) and "allow_pickle" in given:
+            yield "numpy.load with allow_pickle"
+        trusted = given.get("trust_remote_code")
+        if trusted is not None and not (isinstance(trusted, ast.Constant) and trusted.value is False):
+            yield "trust_remote_code is not False"
+        if "Auto" in called and called.endswith(".from_pretrained") and trusted is None:
+            yield f"{called} does not say trust_remote_code=False"
+
+
+FILES = [file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py"))]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_code_runs_what_it_loads(package: str) -> None:
+    files = [file for file in FILES if file.is_relative_to(ROOT / package)]
+    assert len(files) > 10
+    found = {str(file): list(offences(ast.parse(file.read_text(encoding="utf-8")))) for file in files}
+    assert {file: problems for file, problems in found.items() if problems} == {}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import pickle",
+        "from joblib import load",
+        "torch.load(p)",
+        "torch.load(p, weights_only=False)",
+        "torch.load(p, weights_only=flag)",
+        "AutoModel.from_pretrained(p)",
+        "transformers.AutoConfig.from_pretrained(p, trust_remote_code=True)",
+        "f(trust_remote_code=flag)",
+        "yaml.load(text, Loader=yaml.Loader)",
+        "numpy.load(p, allow_pickle=True)",
+        "pd.read_pickle(p)",
+        "eval(text)",
+    ],
+)
+def test_the_search_finds(code: str) -> None:
+    assert list(offences(ast.parse(code)))
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["torch.load(p, weights_only=True)", "AutoModel.from_pretrained(p, trust_remote_code=False)", "model.eval()"],
+)
+def test_the_search_lets_pass(code: str) -> None:
+    assert list(offences(ast.parse(code))) == []
+
+
+@pytest.fixture
+def with_code(tiny_base_folder: Path, tmp_path: Path) -> Path:
+    """A base of a kind that transformers does not have, whose classes are in a Python file beside it."""
+    folder = tmp_path / "base"
+    shutil.copytree(tiny_base_folder, folder)
+    (folder / "own.py").write_text(
+        "from pathlib import Path\n"
+        f"Path({str(tmp_path / 'was-run')!r}).touch()\n"
+        "from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast\n"
+        "class OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
+        "class OwnModel(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+        "class OwnTokenizer(PreTrainedTokenizerFast):\n    pass\n"
+    )
+    change(folder / "config.json", model_type="own", auto_map=AUTO_MAP)
+    return folder
+
+
+AUTO_MAP = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+SPEC = BaseSpec("base", quantization="none", dtype="float32")
+CPU = torch.device("cpu")
+
+
+def change(file: Path, **values: object) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+def test_a_base_with_code_of_its_own_is_refused_and_its_code_not_run(with_code: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="custom code"):
+        load_base_model(str(with_code), SPEC, device=CPU)
+    assert not (tmp_path / "was-run").exists()
+
+
+def test_that_base_would_have_run_it(with_code: Path, tmp_path: Path) -> None:
+    """The refusal is ours: transformers runs the same folder's code where it is told to."""
+    AutoModelForCausalLM.from_pretrained(with_code, trust_remote_code=True)
+    assert (tmp_path / "was-run").exists()
+
+
+def test_a_tokenizer_with_code_of_its_own_does_not_run_it(with_code: Path, tmp_path: Path) -> None:
+    names = {"AutoTokenizer": ["own.OwnTokenizer", "own.OwnTokenizer"]}
+    change(with_code / "tokenizer_config.json", tokenizer_class="OwnTokenizer", auto_map=names)
+    with pytest.raises(ModelError, match="custom code"):
+        load_tokenizer(str(with_code))
+    assert not (tmp_path / "was-run").exists()
+
+
+def test_a_known_architecture_is_loaded_without_the_code_beside_it(
+    with_code: Path, tiny_base_folder: Path, tmp_path: Path
+) -> None:
+    """Hub models often bring code from before transformers had their kind: its own is used."""
+    known = json.loads((tiny_base_folder / "config.json").read_text())["model_type"]
+    change(with_code / "config.json", model_type=known)
+    model = load_base_model(str(with_code), SPEC, device=CPU)
+    assert type(model).__module__.startswith("transformers.models.")
+    assert not (tmp_path / "was-run").exists()
+
+
+def test_pickled_weights_are_not_loaded(tiny_base_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pickled"
+    shutil.copytree(tiny_base_folder, folder)
+    model = load_base_model(str(folder), SPEC, device=CPU)
+    for file in folder.glob("*.safetensors"):
+        file.unlink()
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    with pytest.raises(ModelError):
+        load_base_model(str(folder), SPEC, device=CPU)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"megatron_config": {"a": 1}, "megatron_core": "this_module"},
+        {"auto_mapping": {"parent_library": "this_module", "base_model_class": "A"}},
+    ],
+)
+def test_adapter_that_names_modules_is_refused_before_one_is_imported(
+    artifact_copy: Path, tmp_path: Path, settings: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "this_module.py").write_text("raise SystemExit")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    file = artifact_copy / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | settings), encoding="utf-8")
+    with pytest.raises(ModelError, match=next(iter(settings))):
+        attach_adapter(tiny_base("llama"), file.parent)

@@ -1,0 +1,86 @@
+"""What the library needs of the system is what Windows has: an artifact loads there.
+
+There is no Windows machine here. What POSIX alone has is taken away from a process that then does the work.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tiny_runs import FinishedRun
+
+ROOT = Path(__file__).resolve().parents[3]
+LIBRARY = sorted((ROOT / "laplora").rglob("*.py"))
+
+#: Modules of the standard library that CPython has on Unix alone (its documentation: "Availability: Unix").
+UNIX_MODULES = ("fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty")
+#: The same for functions and constants of ``os``.
+UNIX_NAMES = (
+    "O_CLOEXEC", "O_DIRECTORY", "O_DSYNC", "O_NOFOLLOW", "O_NONBLOCK", "O_SYNC", "chown", "chroot", "confstr",
+    "fchdir", "fchmod", "fchown", "fdatasync", "fork", "forkpty", "geteuid", "getegid", "getgid", "getgroups",
+    "getpgid", "getpgrp", "getpriority", "getresuid", "getsid", "getuid", "getxattr", "killpg", "lchown",
+    "lockf", "mkfifo", "mknod", "openpty", "pathconf", "posix_fadvise", "posix_fallocate", "posix_spawn",
+    "pread", "preadv", "pwrite", "register_at_fork", "sched_getaffinity", "sched_setaffinity", "sched_yield",
+    "sendfile", "setpgid", "setpriority", "setsid", "setuid", "statvfs", "sync", "sysconf", "uname", "wait3",
+    "wait4", "waitid",
+)  # fmt: skip
+
+#: Other packages are loaded before anything is taken from the process: what they need of this system is their own.
+PROGRAM = f"""
+import os, sys
+import filelock, numpy, peft, pydantic, safetensors.torch, torch, transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+for name in {UNIX_MODULES!r}:
+    sys.modules[name] = None
+for name in {UNIX_NAMES!r}:
+    if hasattr(os, name):
+        delattr(os, name)
+sys.platform = "win32"
+from pathlib import Path
+from laplora.predictor import Predictor
+
+cache = Path(sys.argv[2])
+predictor = Predictor.load(Path(sys.argv[1]), device="cpu", cache_dir=cache)
+(answer,) = predictor.predict([predictor.encode({{"text": "a fine film"}}, truncate=False)])
+assert answer.logit_variance
+print("answered", answer.labels[answer.label_index])
+"""
+
+
+def test_an_artifact_loads_where_unix_is_not(sentiment_run: FinishedRun, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", PROGRAM, str(sentiment_run.artifact), str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("answered ")
+
+
+@pytest.mark.parametrize("file", LIBRARY, ids=lambda file: file.stem)
+def test_no_file_of_the_library_names_what_unix_alone_has(file: Path) -> None:
+    assert sorted(unix_uses(ast.parse(file.read_text(encoding="utf-8")))) == []
+
+
+def test_what_unix_alone_has_would_be_seen() -> None:
+    program = (
+        "import fcntl\nfrom resource import getrusage\nimport os\nos.open('.', os.O_DIRECTORY)\nfrom os import fork"
+    )
+    assert sorted(unix_uses(ast.parse(program))) == ["fcntl", "os.O_DIRECTORY", "os.fork", "resource"]
+
+
+def unix_uses(tree: ast.AST) -> Iterator[str]:
+    """Yield every module, and every name of ``os``, that Windows does not have."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in UNIX_MODULES)
+        elif isinstance(node, ast.ImportFrom) and node.module in UNIX_MODULES:
+            yield node.module
+        elif isinstance(node, ast.ImportFrom) and node.module == "os":
+            yield from (f"os.{alias.name}" for alias in node.names if alias.name in UNIX_NAMES)
+        elif isinstance(node, ast.Attribute) and ast.unparse(node).removeprefix("os.") in UNIX_NAMES:
+            yield ast.unparse(node)

@@ -1,0 +1,382 @@
+"""The joint posteriors against explicit matrices over all parameters together."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from joint_problem import (
+    PRIORS,
+    block_traces,
+    dense_curvature,
+    dense_ggn,
+    fit_joint,
+    flat_jacobians,
+    held_out,
+    parameter_precisions,
+    rows_of,
+)
+from reference_problem import Problem
+from tiny_models import generator
+
+from laplora.errors import PriorError
+from laplora.jacobians.blocks import Block, BlockJacobian, ContrastJacobians
+from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
+from laplora.posterior.base import Prior, block_precisions
+from laplora.posterior.joint import JOINT_STRUCTURES, JointPosterior, build_joint_posterior
+from laplora.posterior.prior import choose_by_evidence, choose_by_validation
+from laplora.predictive.gaussian import posterior_predictive
+
+# Relative to the largest covariance. Both sides factorise matrices of condition up to 1e6; seen: 1e-12.
+EXACT = 1e-9
+#: Structures that hold the whole GGN when nothing is left out.
+WHOLE = ("exact", "joint", "joint_core")
+
+
+_FITTED: dict[tuple[Any, ...], JointPosterior] = {}
+
+
+def fitted(problem: Problem, structure: str, joint_rank: int = 130, rank: int = 1000) -> JointPosterior:
+    """Return a joint posterior of the problem's training rows; fitted once."""
+    key = (problem.model, structure, joint_rank, rank)
+    if key not in _FITTED:
+        blocks = find_blocks(problem.model, problem.task.classes)
+        rows = rows_of(problem.model, problem.task, batch_size=16)
+        _FITTED[key] = fit_joint(blocks, rows, structure, joint_rank, rank=rank)
+    return _FITTED[key]
+
+
+def assert_matches(problem: Problem, found: JointPosterior, curvature: torch.Tensor, prior: Prior) -> None:
+    """Assert that covariance, log determinant and effective dimensions are those of a dense curvature."""
+    precisions = block_precisions(prior, found.blocks)
+    diagonal = parameter_precisions(precisions, found.blocks)
+    covariance = torch.linalg.inv(curvature + diagonal.diag())
+    task = held_out(problem)
+    jacobians = flat_jacobians(problem, found.blocks, task)
+    expected = jacobians @ covariance @ jacobians.mT
+    projected = found.project(contrast_jacobians(problem.model, task.batch(), task.label_ids, found.blocks))
+    got = found.covariance(projected, precisions)
+    assert torch.equal(got, got.mT)
+    torch.testing.assert_close(got, expected, rtol=0, atol=EXACT * float(expected.abs().max()))
+    relative = torch.eye(len(diagonal), dtype=torch.float64) + curvature / diagonal.sqrt() / diagonal.sqrt()[:, None]
+    assert float(found.log_determinant_ratio(precisions)) == pytest.approx(float(torch.logdet(relative)), rel=EXACT)
+    gamma = block_traces(curvature @ covariance, found.blocks)
+    torch.testing.assert_close(found.effective_dimension(precisions), gamma, rtol=0, atol=EXACT * float(gamma.sum()))
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+@pytest.mark.parametrize("structure", WHOLE)
+def test_with_nothing_left_out_it_is_the_exact_posterior(problem: Problem, structure: str, prior: str) -> None:
+    found = fitted(problem, structure)
+    assert found.structure == structure
+    assert found.rows == 60
+    assert_matches(problem, found, dense_ggn(problem, found.blocks), PRIORS[prior])
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+@pytest.mark.parametrize(("structure", "rank"), [("joint", 1000), ("joint_core", 4)])
+def test_with_few_directions_it_is_the_posterior_of_their_curvature(
+    problem: Problem, structure: str, rank: int, prior: str
+) -> None:
+    """The rest of the space keeps the prior's variance, inside and outside the Kronecker bases."""
+    found = fitted(problem, structure, 7, rank)
+    assert found.factor.shape[0] == 7
+    curvature = dense_curvature(found)
+    assert torch.linalg.matrix_rank(curvature) == 7
+    assert_matches(problem, found, curvature, PRIORS[prior])
+
+
+@pytest.mark.parametrize("precision", [0.02, 30.0])
+def test_ella_is_the_exact_posterior_inside_its_features(problem: Problem, precision: float) -> None:
+    """With features that span every training gradient: equal on the span's part of an input, 0 outside of it."""
+    found = fitted(problem, "ella")
+    precisions = block_precisions(Prior("scalar", {"all": precision}), found.blocks)
+    ggn = dense_ggn(problem, found.blocks)
+    covariance = torch.linalg.inv(ggn + precision * torch.eye(len(ggn), dtype=torch.float64))
+    rows = torch.cat(found.directions, 1)
+    task = held_out(problem)
+    jacobians = flat_jacobians(problem, found.blocks, task)
+    inside = jacobians @ rows.T @ rows
+    assert 0.1 < float(inside.norm() / jacobians.norm()) < 0.95, "the rows lie in the span, or nothing of them does"
+    expected = inside @ covariance @ inside.mT
+    projected = found.project(contrast_jacobians(problem.model, task.batch(), task.label_ids, found.blocks))
+    assert projected.rest.shape == (9, 2, 2, 0)
+    got = found.covariance(projected, precisions)
+    torch.testing.assert_close(got, expected, rtol=0, atol=EXACT * float(expected.abs().max()))
+    # The training rows' own gradients lie in the span.
+    batch = problem.task.batch()
+    own = found.covariance_of(
+        contrast_jacobians(problem.model, batch, problem.task.label_ids, found.blocks), precisions
+    )
+    flat = flat_jacobians(problem, found.blocks)
+    expected = flat @ covariance @ flat.mT
+    whole = batch.class_mask.all(1)  # of a row with fewer classes the last contrast is no feature
+    torch.testing.assert_close(own[whole], expected[whole], rtol=0, atol=EXACT * float(expected.abs().max()))
+    torch.testing.assert_close(
+        found.log_determinant_ratio(precisions),
+        torch.logdet(torch.eye(len(ggn), dtype=torch.float64) + ggn / precision),
+        rtol=EXACT,
+        atol=0,
+    )
+
+
+def test_a_posterior_over_one_group_or_over_few_parameters(problem: Problem) -> None:
+    """More rows than parameters: the exact posterior's square is then that of the parameters."""
+    every = find_blocks(problem.model, problem.task.classes)
+    for blocks in (tuple(b for b in every if b.group == "lora_B"), every[-1:]):
+        rows = rows_of(problem.model, problem.task, batch_size=16, blocks=blocks)
+        for structure in WHOLE:
+            found = fit_joint(blocks, rows, structure)
+            assert_matches(problem, found, dense_ggn(problem, blocks), Prior("group", {"lora_B": 0.3}))
+    assert found.factor.shape == (9, 9)
+
+
+@pytest.mark.parametrize("structure", JOINT_STRUCTURES)
+def test_a_precision_per_module_is_refused(problem: Problem, structure: str) -> None:
+    found = fitted(problem, structure, 7)
+    batch = problem.task.batch([0, 1])
+    jacobians = contrast_jacobians(problem.model, batch, problem.task.label_ids, found.blocks)
+    module = {b.name: 1.0 + i for i, b in enumerate(found.blocks)}
+    priors = [Prior("module", module)] + ([PRIORS["group"]] if structure == "ella" else [])
+    for prior in priors:
+        precisions = block_precisions(prior, found.blocks)
+        asks: list[Any] = [
+            lambda p=precisions: found.covariance_of(jacobians, p),
+            lambda p=precisions: found.log_determinant_ratio(p),
+            lambda p=precisions: found.effective_dimension(p),
+        ]
+        for ask in asks:
+            with pytest.raises(PriorError, match=f"structure '{structure}' takes a prior of granularity scalar"):
+                ask()
+
+
+@pytest.mark.parametrize("structure", JOINT_STRUCTURES)
+def test_infinite_precision_is_map(problem: Problem, structure: str) -> None:
+    found = fitted(problem, structure, 7)
+    batch = problem.task.batch()
+    projected = found.project(contrast_jacobians(problem.model, batch, problem.task.label_ids, found.blocks))
+    before = math.inf
+    for precision in (1.0, 1e3, 1e6, 1e12):
+        precisions = block_precisions(Prior("scalar", {"all": precision}), found.blocks)
+        size = float(found.covariance(projected, precisions).abs().max())
+        assert size < before
+        before = size
+    # Squared gradients here are below 1e3.
+    assert before < 1e-9
+    for prior in [Prior("scalar", {"all": math.inf})] + (
+        [] if structure == "ella" else [Prior("group", {"lora_A": math.inf, "lora_B": 1.0})]
+    ):
+        precisions = block_precisions(prior, found.blocks)
+        covariance = found.covariance(projected, precisions)
+        gamma = found.effective_dimension(precisions)
+        assert covariance.isfinite().all()
+        assert not gamma[precisions == math.inf].any()
+        if prior.granularity == "scalar":
+            assert not covariance.any()
+            assert float(found.log_determinant_ratio(precisions)) == 0
+
+
+def test_batches_put_together_are_the_whole(problem: Problem) -> None:
+    """Projections are stored, batch after batch, and answer as the whole does."""
+    found = fitted(problem, "joint", 7)
+    precisions = block_precisions(PRIORS["group"], found.blocks)
+    parts = [found.project(r.jacobians) for r in rows_of(problem.model, problem.task, batch_size=7)]
+    together = replace(
+        parts[0],
+        contrast_mean=torch.cat([p.contrast_mean for p in parts]),
+        kept=torch.cat([p.kept for p in parts]),
+        rest=torch.cat([p.rest for p in parts]),
+    )
+    batch = problem.task.batch()
+    whole = found.covariance_of(
+        contrast_jacobians(problem.model, batch, problem.task.label_ids, found.blocks), precisions
+    )
+    torch.testing.assert_close(found.covariance(together, precisions), whole, rtol=1e-9, atol=1e-12)
+
+
+def random_posterior(
+    seed: int, *, rank: int, log_scale: float, inside: float, core: bool, dtype: torch.dtype
+) -> tuple[JointPosterior, ContrastJacobians, torch.Tensor]:
+    """Return a random posterior over three blocks of two groups, four rows of Jacobians, and these as one matrix.
+
+    Args:
+        log_scale: decimal logarithm of the ratio of the largest to the smallest curvature.
+        inside: share of the Jacobians that lies in the span of the curvature's directions.
+    """
+    draw = generator(seed)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=draw, dtype=torch.float64)
+
+    blocks = (Block("m.lora_A", "lora_A", 6, 2), Block("m.lora_B", "lora_B", 5, 2), Block("n.lora_A", "lora_A", 4, 2))
+    kept = [3 if core else b.wide for b in blocks]
+    wide = [torch.linalg.qr(normal(b.wide, k)).Q for b, k in zip(blocks, kept, strict=True)] if core else []
+    narrow = [torch.linalg.qr(normal(2, 2)).Q for _ in blocks] if core else []
+    rows = 10 ** (log_scale * torch.rand(rank, 1, generator=draw, dtype=torch.float64) / 2)
+    factor = [rows * normal(rank, 2 * k) for k in kept]
+    found = build_joint_posterior(
+        blocks,
+        factor,
+        rows=4,
+        structure="joint_core" if core else "joint",
+        direction_dtype=torch.float64,
+        wide=wide,
+        narrow=narrow,
+    ).to("cpu", dtype)
+    span = torch.linalg.eigh(dense_curvature(found)).eigenvectors[:, -rank:]
+    flat = normal(4, 3, 30)
+    flat = (inside * flat @ span @ span.T + (1 - inside) * flat).to(dtype)
+    parts = flat.split([2 * b.wide for b in blocks], 2)
+    empty = torch.zeros(0)
+    jacobians = tuple(
+        BlockJacobian(p.unflatten(2, (b.wide, 2)), empty, empty) for b, p in zip(blocks, parts, strict=True)
+    )
+    return found, ContrastJacobians(torch.zeros(4, 4, dtype=dtype), empty, jacobians), flat.double()
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    rank=st.integers(1, 12),
+    log_scale=st.floats(0, 8),
+    log_a=st.floats(-5, 6),
+    log_b=st.floats(-5, 6),
+    scalar=st.booleans(),
+    inside=st.sampled_from([0.0, 0.9, 1.0]),
+    core=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+@settings(max_examples=80, deadline=None, derandomize=True)
+def test_covariance_is_symmetric_psd_and_below_the_prior(
+    seed: int,
+    rank: int,
+    log_scale: float,
+    log_a: float,
+    log_b: float,
+    scalar: bool,
+    inside: float,
+    core: bool,
+    dtype: torch.dtype,
+) -> None:
+    """Whatever the spread of curvatures, and also where the Jacobians lie in the span and the variance nearly 0.
+
+    There a difference of ``J D J^T`` and its captured part would lose all digits: the prior's variance can be
+    1e13 times the posterior's.
+    """
+    found, jacobians, flat = random_posterior(
+        seed, rank=rank, log_scale=log_scale, inside=inside, core=core, dtype=dtype
+    )
+    prior = (
+        Prior("scalar", {"all": 10**log_a}) if scalar else Prior("group", {"lora_A": 10**log_a, "lora_B": 10**log_b})
+    )
+    precisions = block_precisions(prior, found.blocks)
+    got = found.covariance_of(jacobians, precisions)
+    assert torch.equal(got, got.mT)
+    diagonal = parameter_precisions(precisions, found.blocks)
+    before = flat / diagonal @ flat.mT
+    largest = torch.linalg.eigvalsh(before)[:, -1]
+    # float32 coordinates are off by 1e-7 of the gradient: with the weight of the prior, 1e-6 of its variance is safe.
+    rounding = 1e-6 if dtype == torch.float32 else 1e-12
+    assert (torch.linalg.eigvalsh(got)[:, 0] >= -1e-12 * largest).all()
+    assert (torch.linalg.eigvalsh(before - got)[:, 0] >= -rounding * largest).all()
+    if dtype == torch.float64:
+        expected = flat @ torch.linalg.inv(dense_curvature(found) + diagonal.diag()) @ flat.mT
+        # The dense inverse itself is right to 1e-16 times the condition of what it inverts.
+        condition = (diagonal.max() + float(found.factor.square().sum())) / diagonal.min()
+        error = 1e-14 * condition * torch.linalg.eigvalsh(expected)[:, -1] + 1e-13 * largest
+        assert ((got - expected).abs().amax((1, 2)) <= error).all()
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    low=st.floats(-3, 3),
+    step=st.floats(0.01, 3),
+    group=st.sampled_from(["lora_A", "lora_B"]),
+)
+@settings(max_examples=30, deadline=None, derandomize=True)
+def test_covariance_and_log_determinant_fall_with_each_precision(
+    seed: int, low: float, step: float, group: str
+) -> None:
+    found, jacobians, _ = random_posterior(seed, rank=4, log_scale=2.0, inside=0.5, core=True, dtype=torch.float64)
+    loose = {"lora_A": 10**low, "lora_B": 10**low}
+    tight = loose | {group: 10 ** (low + step)}
+    first, second = (block_precisions(Prior("group", p), found.blocks) for p in (loose, tight))
+    gap = found.covariance_of(jacobians, first) - found.covariance_of(jacobians, second)
+    assert torch.linalg.eigvalsh(gap).min() >= -1e-9 * found.covariance_of(jacobians, first).abs().max()
+    assert found.log_determinant_ratio(first) > found.log_determinant_ratio(second)
+
+
+def test_the_effective_dimension_is_the_slope_of_the_log_determinant() -> None:
+    found, _, _ = random_posterior(5, rank=6, log_scale=2.0, inside=0.5, core=False, dtype=torch.float64)
+    prior = {"lora_A": 0.7, "lora_B": 5.0}
+    gamma = found.effective_dimension(block_precisions(Prior("group", prior), found.blocks))
+    for group, index in (("lora_A", [0, 2]), ("lora_B", [1])):
+        values = [
+            float(
+                found.log_determinant_ratio(
+                    block_precisions(Prior("group", prior | {group: prior[group] * math.exp(h)}), found.blocks)
+                )
+            )
+            for h in (-1e-4, 1e-4)
+        ]
+        # A central difference at 1e-4 is right to 1e-8 of the third derivative.
+        assert (values[0] - values[1]) / 2e-4 == pytest.approx(float(gamma[index].sum()), rel=1e-6)
+
+
+def test_many_directions_are_added_up_without_their_inner_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, _, _ = random_posterior(6, rank=6, log_scale=2.0, inside=0.5, core=False, dtype=torch.float64)
+    monkeypatch.setattr("laplora.posterior.joint._GRAM_BYTES", 0)
+    fresh = replace(found)
+    for prior in (Prior("scalar", {"all": 0.4}), PRIORS["group"]):
+        precisions = block_precisions(prior, found.blocks)
+        torch.testing.assert_close(
+            fresh.effective_dimension(precisions), found.effective_dimension(precisions), rtol=1e-12, atol=0
+        )
+    assert fresh._grams is None
+
+
+@pytest.mark.parametrize("granularity", ["scalar", "group"])
+def test_evidence_takes_the_precisions_together(problem: Problem, granularity: Any) -> None:
+    """No neighbour of the choice has more evidence: each group's best precision depends on the other's."""
+    found = fitted(problem, "exact")
+    distances = torch.tensor([b.wide * b.narrow / (4.0 if b.group == "lora_A" else 1.0) for b in found.blocks]).double()
+    choice = choose_by_evidence(found, distances, -50.0, granularity)
+    assert choice.at_bound == ()
+    ggn = dense_ggn(problem, found.blocks)
+
+    def evidence(precision: dict[str, float]) -> float:
+        precisions = block_precisions(Prior(granularity, precision), found.blocks)
+        root = parameter_precisions(precisions, found.blocks).rsqrt()
+        determinant = torch.logdet(torch.eye(len(ggn), dtype=torch.float64) + root[:, None] * ggn * root)
+        return -50.0 - 0.5 * float((precisions * distances).sum()) - 0.5 * float(determinant)
+
+    best = evidence(choice.prior.precision)
+    assert choice.objective == pytest.approx(best, rel=1e-10)
+    for key, value in choice.prior.precision.items():
+        # At a maximum; a move of 1 per cent costs about 1e-4 of gamma / 2.
+        for factor in (0.99, 1.01):
+            assert evidence(choice.prior.precision | {key: value * factor}) < best
+    if granularity == "group":
+        alone = Prior("scalar", {"all": choice.prior.precision["lora_B"]})
+        members = [i for i, b in enumerate(found.blocks) if b.group == "lora_B"]
+        apart = found.effective_dimension(block_precisions(alone, found.blocks))[members].sum()
+        together = found.effective_dimension(block_precisions(choice.prior, found.blocks))[members].sum()
+        assert abs(float(apart / together) - 1) > 0.01, "the groups do not see each other: one sweep would do"
+
+
+def test_validation_searches_it_as_any_other(problem: Problem) -> None:
+    found = fitted(problem, "joint_core", 7, 4)
+    task = held_out(problem)
+    batch = task.batch()
+    projected = found.project(contrast_jacobians(problem.model, batch, task.label_ids, found.blocks))
+    choice = choose_by_validation(found, projected, task.labels, batch.class_mask, "group")
+    covariance = found.covariance(projected, block_precisions(choice.prior, found.blocks))
+    probs = posterior_predictive(projected.contrast_mean, covariance, batch.class_mask).probs
+    nll = -float(probs.gather(1, task.labels[:, None]).log().mean())
+    assert -choice.objective == pytest.approx(nll, abs=1e-12)
+    with pytest.raises(PriorError, match="one precision per module"):
+        choose_by_validation(found, projected, task.labels, batch.class_mask, "module")

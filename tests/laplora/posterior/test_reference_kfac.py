@@ -1,0 +1,166 @@
+"""The kinds of KFAC against dense factors, and the three on data where a Kronecker product is the exact GGN."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, get_args
+
+import dense_reference as dense
+import pytest
+import torch
+from fast_path import by_key, key_of, model_pass
+from reference_problem import Problem
+from tiny_models import Task, tiny_model, tiny_task
+
+from laplora.errors import FactorizationError
+from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
+from laplora.posterior import curvature
+from laplora.posterior.base import Prior, block_precisions
+from laplora.posterior.curvature import Kind
+from laplora.posterior.eigen import EigenPosterior
+from laplora.posterior.structures import StructureSettings, fit_posterior
+from laplora.predictive.gaussian import contrasts
+from laplora.prompts.templates import EncodedRow
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+PRIOR = Prior("group", {"lora_A": 3.0, "lora_B": 0.05})
+
+# Sums over at most 60 x 7 float64 outer products in another order, relative to the largest entry.
+ROUNDING = 1e-11
+
+
+def close(found: torch.Tensor, expected: torch.Tensor, tolerance: float = ROUNDING) -> None:
+    """Assert agreement relative to the largest entry."""
+    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance * max(float(expected.abs().max()), 1e-300))
+
+
+def dense_factors(problem: Problem, kind: Kind) -> dict[dense.Key, dense.Factors]:
+    if kind == "reduce":
+        return problem.truth.factors
+    return dense.kfac_tokens(problem.model, problem.task.batch(), problem.task.label_ids, last=kind == "last")
+
+
+def fit_kfac(model: Any, task: Task, kind: Kind, *, rank: int = 1000, batch_size: int = 16) -> EigenPosterior:
+    blocks = find_blocks(model, task.classes)
+    settings = StructureSettings(f"kfac_{kind}", rank=rank, oversampling=1000, basis_dtype=torch.float64)
+    run_pass = model_pass(model, task, blocks, batch_size=batch_size, tokens=kind != "reduce")
+    found = fit_posterior(settings, blocks, run_pass)
+    assert isinstance(found, EigenPosterior)
+    return found
+
+
+def dense_blocks(posterior: EigenPosterior) -> dict[dense.Key, torch.Tensor]:
+    """Return each block's curvature as one matrix."""
+    parts = zip(posterior.wide, posterior.narrow, posterior.scale, posterior.tail, strict=True)
+    return by_key([dense.block_curvature(dense.Basis(u, v), s, t) for u, v, s, t in parts], posterior.blocks)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_curvature_is_the_product_of_the_dense_factors(problem: Problem, kind: Kind) -> None:
+    posterior = fit_kfac(problem.model, problem.task, kind)
+    assert (posterior.structure, posterior.rows) == (f"kfac_{kind}", 60)
+    factors = dense_factors(problem, kind)
+    for key, found in dense_blocks(posterior).items():
+        # Eigenvectors are right to the shift that keeps the sketch's Cholesky factor stable, near 1e-15 of the norm.
+        close(found, dense.kron(factors[key].large, factors[key].small), 1e-10)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_predictions_match_the_dense_posterior(problem: Problem, kind: Kind) -> None:
+    """A truncated basis with its tail, at rows that were not fitted: covariance and log determinant."""
+    posterior = fit_kfac(problem.model, problem.task, kind, rank=4)
+    curvature_of = {}
+    for key, factors in dense_factors(problem, kind).items():
+        basis = dense.eigenbasis(factors, 4)
+        large, small = (torch.linalg.eigvalsh(m).flip(0).clamp_min(0) for m in (factors.large, factors.small))
+        rest = large[4:].mean() if len(large) > 4 else torch.zeros(()).double()
+        curvature_of[key] = dense.block_curvature(basis, torch.outer(large[:4], small), rest * small)
+    test = replace(tiny_task(examples=9, seed=99), label_ids=problem.task.label_ids)
+    batch = test.batch()
+    jacobians = contrast_jacobians(problem.model, batch, test.label_ids, posterior.blocks)
+    precisions = block_precisions(PRIOR, posterior.blocks)
+    prior = {key: PRIOR.precision[f"lora_{key.side}"] for key in curvature_of}
+    full = dense.logit_covariance(dense.jacobians(problem.model, batch, test.label_ids), curvature_of, prior)
+    q = contrasts(problem.task.classes)
+    # As for EKFAC: eigenvectors of well separated eigenvalues, relative to the largest covariance.
+    close(posterior.covariance_of(jacobians, precisions), q.T @ full @ q, 1e-8)
+    expected = dense.log_determinant(curvature_of, prior)
+    assert float(posterior.log_determinant_ratio(precisions)) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_truncated_basis_keeps_the_products_trace(problem: Problem, kind: Kind) -> None:
+    posterior = fit_kfac(problem.model, problem.task, kind, rank=2)
+    factors = dense_factors(problem, kind)
+    for block, scale, tail in zip(posterior.blocks, posterior.scale, posterior.tail, strict=True):
+        expected = torch.trace(factors[key_of(block)].large) * torch.trace(factors[key_of(block)].small)
+        close(scale.sum() + (block.wide - len(scale)) * tail.sum(), expected)
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_all_kinds_are_the_exact_ggn_where_it_factorises(rows: int) -> None:
+    """Equal rows of one token: every sum is so many times one Kronecker product, of scale right in all kinds.
+
+    A factor 1/N too many or too few, or a mean where a sum belongs, is off by the number of rows.
+    """
+    model = tiny_model("llama")
+    task = tiny_task(examples=rows)
+    task = replace(task, rows=[EncodedRow((7,), 3)] * rows)
+    ggn = dense.truth(model, task.batch(), task.label_ids).ggn
+    for kind in KINDS:
+        for key, found in dense_blocks(fit_kfac(model, task, kind, batch_size=2)).items():
+            close(found, ggn[key], 1e-9)
+
+
+def test_all_kinds_agree_on_rows_of_one_token() -> None:
+    model = tiny_model("phi3")
+    task = tiny_task(examples=12)
+    task = replace(task, rows=[EncodedRow(row.token_ids[:1], row.class_count) for row in task.rows])
+    reduce, *others = (dense_blocks(fit_kfac(model, task, kind)) for kind in KINDS)
+    for other in others:
+        for key, expected in reduce.items():
+            close(other[key], expected, 1e-9)
+
+
+def test_kinds_differ_on_rows_of_several_tokens(problem: Problem) -> None:
+    """So the agreement above is not that of one and the same code."""
+    traces = [torch.stack([s.sum() for s in fit_kfac(problem.model, problem.task, kind).scale]) for kind in KINDS]
+    for first, second in ((0, 1), (0, 2), (1, 2)):
+        assert (traces[first] / traces[second]).log().abs().max() > 0.1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sums_do_not_depend_on_batching_and_merge(kind: Kind) -> None:
+    """Rows of 1 to 7 tokens, alone and padded together: padding is no term of KFAC-expand's mean."""
+    model = tiny_model("llama")
+    task = tiny_task(examples=20)
+    blocks = find_blocks(model, task.classes)
+
+    def sums(indices: range, batch_size: int) -> curvature.KroneckerSums:
+        part = replace(task, rows=[task.rows[i] for i in indices])
+        run_pass = model_pass(model, part, blocks, batch_size=batch_size, tokens=True)
+        empty = curvature.empty_sums(blocks, sketch_columns=6, seed=0, kind=kind)
+        found = run_pass("factors", empty, curvature.add_batch)
+        assert isinstance(found, curvature.KroneckerSums)
+        return found
+
+    whole = sums(range(20), 20)
+    for other in (sums(range(20), 1), curvature.merge_sums(sums(range(7), 4), sums(range(7, 20), 8))):
+        assert (other.rows, other.kind) == (20, kind)
+        assert torch.equal(other.terms, whole.terms)
+        close(other.wide_trace, whole.wide_trace)
+        for a, b in zip(other.wide + other.narrow, whole.wide + whole.narrow, strict=True):
+            close(a, b)
+    tokens = sum(len(row.token_ids) for row in task.rows) if kind == "expand" else 20
+    heads = torch.tensor([b.name.startswith("lm_head") for b in blocks])
+    assert (whole.terms[~heads] == tokens).all()
+    assert (whole.terms[heads] == 20).all()
+
+
+@pytest.mark.parametrize("kind", ["expand", "last"])
+def test_kinds_of_tokens_refuse_jacobians_without_them(kind: Kind) -> None:
+    model, task = tiny_model("llama"), tiny_task(examples=3)
+    blocks = find_blocks(model, task.classes)
+    settings = StructureSettings(f"kfac_{kind}")
+    with pytest.raises(FactorizationError, match=f"kind '{kind}' need Jacobians with every token"):
+        fit_posterior(settings, blocks, model_pass(model, task, blocks))

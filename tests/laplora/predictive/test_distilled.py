@@ -1,0 +1,366 @@
+"""Covariances distilled into a forward pass's states: what is learnt, what is held out, what comes out."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from laplora.errors import ArtifactCorruptError, DataError, NonFiniteError
+from laplora.jacobians.states import States
+from laplora.predictive import distilled as module
+from laplora.predictive.distilled import (
+    Distillation,
+    DistilledCovariance,
+    distill,
+    from_logarithms,
+    logarithms,
+)
+from laplora.predictive.distilled_error import FALSE_ALARMS, KernelError, log_error, log_traces
+from laplora.predictive.distilled_file import ERROR_TENSORS, OlderRecord, distilled_tensors, read_distilled
+
+CLASSES, LAYERS, HIDDEN = 3, 2, 12
+
+
+def problem(count: int = 160, seed: int = 0) -> tuple[States, torch.Tensor]:
+    """Return states, and covariances that are a smooth function of them."""
+    draw = torch.Generator().manual_seed(seed)
+    latent = torch.randn(count, 3, generator=draw, dtype=torch.float64)
+    mix = torch.randn(3, LAYERS * HIDDEN, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    hidden = (
+        latent @ mix + 0.05 * torch.randn(count, LAYERS * HIDDEN, generator=draw, dtype=torch.float64) + 1
+    ).float()
+    mean = torch.randn(count, CLASSES - 1, generator=draw)
+    entries = torch.stack([latent[:, 0].sin(), 0.3 * latent[:, 1], 0.5 * latent[:, 2].abs() - 1], 1)
+    tokens = torch.randint(5, 40, (count,), generator=draw).float()
+    return States(hidden.view(count, LAYERS, HIDDEN), mean, tokens), from_logarithms(entries)
+
+
+def fitted(count: int = 160, groups: torch.Tensor | None = None) -> Distillation:
+    states, covariances = problem(count)
+    groups = torch.arange(count) if groups is None else groups
+    return distill(states, covariances, groups, (1, 4), seed=0, class_mask=all_classes(count // 4))
+
+
+def all_classes(rows: int) -> torch.Tensor:
+    """Return the mask of rows that can have every class."""
+    return torch.ones(rows, CLASSES, dtype=torch.bool)
+
+
+def test_matrix_logarithms() -> None:
+    draw = torch.randn(6, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    covariances = draw @ draw.mT
+    torch.testing.assert_close(from_logarithms(logarithms(covariances)), covariances)
+    assert logarithms(covariances).shape == (6, 10)
+    one = torch.tensor([[[2.0]]], dtype=torch.float64)
+    assert float(logarithms(one)) == pytest.approx(math.log(2))
+
+
+def test_a_singular_covariance_has_a_finite_logarithm() -> None:
+    column = torch.tensor([[[1.0], [2.0]], [[0.0], [0.0]]], dtype=torch.float64)
+    covariances = column @ column.mT
+    entries = logarithms(covariances)
+    assert bool(entries.isfinite().all())
+    torch.testing.assert_close(from_logarithms(entries), covariances, atol=1e-4, rtol=1e-4)
+
+
+def test_what_is_learnt_holds_on_new_inputs() -> None:
+    predictor = fitted().predictor
+    states, exact = problem(80, seed=5)
+    predicted = predictor.covariance(states)
+    constant = from_logarithms(logarithms(problem()[1]).mean(0, keepdim=True)).expand_as(exact)
+    mask = all_classes(80)
+    assert log_error(predicted, exact, mask) < 0.4 * log_error(constant, exact, mask)
+    torch.testing.assert_close(predicted, predicted.mT)
+    assert bool((torch.linalg.eigvalsh(predicted) > 0).all())
+
+
+def test_an_input_far_from_all_others_has_the_mean_logarithm() -> None:
+    predictor = fitted().predictor
+    states, _ = problem(1, seed=3)
+    far = States(-states.hidden.flip(0, 1, 2) * 7, states.contrast_mean + 500, states.tokens)
+    torch.testing.assert_close(predictor.covariance(far), from_logarithms(predictor.mean[None]))
+
+
+def test_groups_are_held_out_together() -> None:
+    """What an input's group says has no part in its held-out covariance."""
+    states, covariances = problem()
+    groups = torch.arange(160).where(torch.arange(160) < 8, torch.arange(160) // 4 + 100)
+    before = distill(states, covariances, groups, (0,), seed=0, class_mask=all_classes(8)).held_out
+    changed = covariances.clone()
+    changed[8:12] *= 1.01  # too little to change which kernel is chosen
+    after = distill(states, changed, groups, (0,), seed=0, class_mask=all_classes(8)).held_out
+    torch.testing.assert_close(after[8:12], before[8:12], rtol=1e-6, atol=0)
+    assert not torch.allclose(after, before, rtol=1e-6, atol=0)
+
+
+def test_held_out_is_worse_than_seen() -> None:
+    """Otherwise nothing was held out."""
+    found = fitted()
+    states, exact = problem()
+    mask = all_classes(160)
+    assert log_error(found.held_out, exact, mask) > 1.1 * log_error(found.predictor.covariance(states), exact, mask)
+
+
+def test_more_inputs_than_a_fit_uses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MOST", 100)
+    found = fitted()
+    assert len(found.predictor.support) == 100
+    states, exact = problem()
+    assert found.held_out.shape == exact.shape
+    same = (found.predictor.covariance(states) - found.held_out).abs().amax((1, 2)) == 0
+    assert int(same.sum()) == 60
+
+
+def test_same_inputs_same_predictor() -> None:
+    one, other = fitted().predictor, fitted().predictor
+    assert all(torch.equal(getattr(one, n), getattr(other, n)) for n in module.TENSORS)
+
+
+def test_a_row_does_not_depend_on_its_batch() -> None:
+    predictor = fitted().predictor
+    states, _ = problem(7, seed=2)
+    together = predictor.covariance(states)
+    alone = torch.cat([predictor.covariance(states.take(torch.tensor([i]))) for i in range(7)])
+    torch.testing.assert_close(together, alone, rtol=1e-9, atol=0)
+
+
+def test_refusals() -> None:
+    states, covariances = problem(20)
+    with pytest.raises(DataError, match="do not fit together"):
+        distill(states, covariances[:19], torch.arange(20), (0,), seed=0, class_mask=all_classes(5))
+    groups = torch.arange(20).clamp_max(3)
+    with pytest.raises(DataError, match="4 different inputs"):
+        distill(states, covariances, groups, (0,), seed=0, class_mask=all_classes(3))
+    with pytest.raises(NonFiniteError):
+        distill(states, covariances * torch.nan, torch.arange(20), (0,), seed=0, class_mask=all_classes(5))
+    for rows, groups in ((0, torch.arange(20)), (19, torch.arange(20)), (5, torch.arange(20).clamp_min(4))):
+        with pytest.raises(DataError, match=f"{rows} calibration rows of 20 inputs"):
+            distill(states, covariances, groups, (0,), seed=0, class_mask=all_classes(rows))
+
+
+# The error of each row.
+
+
+def far_from(states: States) -> States:
+    """Return inputs that are like none of these."""
+    return States(-states.hidden.flip(0, 1, 2) * 7, states.contrast_mean + 500, states.tokens)
+
+
+def test_the_variance_is_the_gaussian_processs() -> None:
+    """Against the conditional of the joint distribution of the support, with noise, and a new row."""
+    predictor = fitted(60).predictor
+    states, _ = problem(9, seed=3)
+    assert isinstance(predictor.error, KernelError)
+    kernel, inside = predictor._kernel(states), predictor.support_kernel()
+    noisy = inside + float(predictor.error.ridge) * torch.eye(60, dtype=torch.float64)
+    expected = torch.stack([1 - row @ torch.linalg.inv(noisy) @ row for row in kernel])
+    estimate = predictor.estimate(states)
+    assert estimate.variance is not None
+    torch.testing.assert_close(estimate.variance, expected, rtol=1e-8, atol=1e-10)
+    spread = predictor.error.scale * (expected + predictor.error.ridge).sqrt()
+    torch.testing.assert_close(estimate.log_error, spread, rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(estimate.covariance, predictor.covariance(states), rtol=0, atol=0)
+
+
+def test_far_from_all_inputs_nothing_is_known() -> None:
+    predictor = fitted().predictor
+    states, _ = problem(40, seed=3)
+    near, far = predictor.estimate(states), predictor.estimate(far_from(states))
+    assert far.variance is not None
+    torch.testing.assert_close(far.variance, torch.ones(40, dtype=torch.float64))
+    assert bool(far.unfamiliar.all())
+    assert float(near.unfamiliar.double().mean()) < 0.3
+    assert float(far.log_error.min()) > float(near.log_error.max())
+
+
+def test_left_out_rows_are_those_of_fits_without_them() -> None:
+    """The closed form against leaving each row out, with the same kernel, ridge and mean."""
+    predictor, first = fitted(60).predictor, 15
+    error, kernel = predictor.error, predictor.support_kernel()
+    assert isinstance(error, KernelError)
+    ridge, mean = float(error.ridge), predictor.mean.double()
+    coefficients = predictor.coefficients.double()
+    exact = kernel @ coefficients + ridge * coefficients + mean
+    standardised, variances = [], []
+    for i in range(first):
+        rest = torch.tensor([j for j in range(60) if j != i])
+        noisy = kernel[rest][:, rest] + ridge * torch.eye(59, dtype=torch.float64)
+        row = kernel[i, rest]
+        guess = row @ torch.linalg.solve(noisy, exact[rest] - mean) + mean
+        variances.append(float(1 - row @ torch.linalg.solve(noisy, row)))
+        one = all_classes(1)
+        off = log_traces(from_logarithms(guess[None]), one) - log_traces(from_logarithms(exact[i][None]), one)
+        standardised.append(float(off) / (variances[-1] + ridge) ** 0.5)
+    expected = math.sqrt(sum(e * e for e in standardised) / first)
+    assert float(error.scale) == pytest.approx(expected, rel=1e-4)
+    assert float(error.unfamiliar_variance) == pytest.approx(max(variances), rel=1e-6)  # 5 % of 15 rows is none
+
+
+def test_errors_have_unit_scale_and_alarms_their_rate_on_rows_of_no_part() -> None:
+    states, exact = problem(1000)
+    mask = all_classes(150)
+    part = torch.arange(400)
+    predictor = distill(states.take(part), exact[:400], part, (1, 4), seed=0, class_mask=mask).predictor
+    rest = torch.arange(400, 1000)
+    estimate = predictor.estimate(states.take(rest))
+    mask = all_classes(600)
+    errors = (log_traces(estimate.covariance, mask) - log_traces(exact[rest], mask)) / estimate.log_error
+    assert 0.7 < float(errors.square().mean().sqrt()) < 1.4
+    # The limit is a quantile of 150 rows, off by 0.018 itself; the share is of 600 rows, off by 0.009.
+    assert abs(float(estimate.unfamiliar.double().mean()) - FALSE_ALARMS) < 0.06
+
+
+def test_calibration_rows_have_no_part_in_the_directions() -> None:
+    states, covariances = problem(80)
+    moved = States(states.hidden.clone(), states.contrast_mean, states.tokens)
+    moved.hidden[:20] = moved.hidden[:20].flip(2)
+    one, other = (
+        distill(s, covariances, torch.arange(80), (0,), seed=0, class_mask=all_classes(20)).predictor
+        for s in (states, moved)
+    )
+    assert torch.equal(one.center, other.center)
+    ratio = one.directions.double() / other.directions.double()  # the kernel's length is another
+    torch.testing.assert_close(ratio, ratio[0, 0].expand_as(ratio), rtol=5e-3, atol=0)
+
+
+def test_impossible_classes_have_no_part_in_the_error() -> None:
+    """Of rows with two of three classes: the variance of the difference of these two logits."""
+    draw = torch.randn(5, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    covariances, mask = draw @ draw.mT, all_classes(5)
+    mask[:, 2] = False
+    # The first column of the contrasts is the difference of the first two logits, over the root of two.
+    torch.testing.assert_close(log_traces(covariances, mask), covariances[:, 0, 0].log())
+    torch.testing.assert_close(
+        log_traces(covariances, all_classes(5)), covariances.diagonal(dim1=1, dim2=2).sum(1).log()
+    )
+    wrong = covariances.clone()
+    wrong[:, 1, 1] *= 100
+    assert log_error(wrong, covariances, mask) == pytest.approx(0, abs=1e-12)
+    assert log_error(wrong, covariances, all_classes(5)) > 1
+
+
+# The file.
+
+
+def written(folder: Path) -> tuple[Path, DistilledCovariance]:
+    predictor = fitted(40).predictor
+    path = folder / "distilled.safetensors"
+    save_file(
+        {k: v.contiguous() for k, v in distilled_tensors(predictor)[0].items()}, path, distilled_tensors(predictor)[1]
+    )
+    return path, predictor
+
+
+def read(path: Path) -> DistilledCovariance:
+    return read_distilled(path, classes=CLASSES, hidden=HIDDEN, layers=5)
+
+
+def test_a_file_gives_the_same_answers(tmp_path: Path) -> None:
+    path, predictor = written(tmp_path)
+    again = read(path)
+    states, _ = problem(5, seed=8)
+    assert again.layers == (1, 4)
+    one, other = again.estimate(states), predictor.estimate(states)
+    torch.testing.assert_close(one.covariance, other.covariance, rtol=1e-12, atol=0)
+    torch.testing.assert_close(one.variance, other.variance, rtol=1e-9, atol=1e-12)
+    assert torch.equal(one.unfamiliar, other.unfamiliar)
+    torch.testing.assert_close(one.log_error, other.log_error, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", [*module.TENSORS, *ERROR_TENSORS])
+@pytest.mark.parametrize("fault", ["missing", "nan", "shape", "integers"])
+def test_a_broken_tensor(tmp_path: Path, name: str, fault: str) -> None:
+    path, predictor = written(tmp_path)
+    tensors, metadata = load_file(path), distilled_tensors(predictor)[1]
+    tensor = tensors.pop(name)
+    if fault == "nan":
+        tensor.view(-1)[0] = torch.nan
+    broken = {"nan": tensor, "shape": tensor[..., None], "integers": tensor.long(), "missing": None}[fault]
+    if broken is not None:
+        tensors[name] = broken
+    save_file(tensors, path, metadata)
+    with pytest.raises(ArtifactCorruptError):
+        read(path)
+
+
+@pytest.mark.parametrize("layers", ["[]", "[5]", "[true]", "{}", "[1", '["1"]', "[1]"])
+def test_broken_layers(tmp_path: Path, layers: str) -> None:
+    path, _ = written(tmp_path)
+    save_file(load_file(path), path, {"layers": layers})
+    with pytest.raises(ArtifactCorruptError):
+        read(path)
+
+
+def test_no_file(tmp_path: Path) -> None:
+    (tmp_path / "distilled.safetensors").write_bytes(b"\x08\x00")
+    for name in ("distilled.safetensors", "other.safetensors"):
+        with pytest.raises(ArtifactCorruptError, match="cannot be read"):
+            read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("ridge", 0.0), ("ridge", -1.0), ("error_scale", -0.1), ("unfamiliar_variance", 1.5)]
+)
+def test_an_error_that_is_none(tmp_path: Path, name: str, value: float) -> None:
+    path, predictor = written(tmp_path)
+    save_file(load_file(path) | {name: torch.tensor(value).double()}, path, distilled_tensors(predictor)[1])
+    with pytest.raises(ArtifactCorruptError, match="should be above 0"):
+        read(path)
+
+
+# Files of format 3.
+
+
+def written_as_3(folder: Path) -> tuple[Path, DistilledCovariance]:
+    path, predictor = written(folder)
+    tensors = {name: tensor for name, tensor in load_file(path).items() if name in module.TENSORS}
+    save_file(tensors, path, distilled_tensors(predictor)[1])
+    return path, predictor
+
+
+def read_3(path: Path, older: OlderRecord) -> DistilledCovariance:
+    return read_distilled(path, classes=CLASSES, hidden=HIDDEN, layers=5, older=older)
+
+
+def test_a_file_of_format_3_says_what_its_fit_knew(tmp_path: Path) -> None:
+    """Ridge, scale and limit follow from what it holds."""
+    path, predictor = written_as_3(tmp_path)
+    again = read_3(path, OlderRecord(inputs=40, calibration_rows=10, error=0.5))
+    assert isinstance(again.error, KernelError)
+    assert isinstance(predictor.error, KernelError)
+    for name in ("ridge", "scale", "unfamiliar_variance", "factor"):
+        torch.testing.assert_close(getattr(again.error, name), getattr(predictor.error, name), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("older", [OlderRecord(2000, 10, 0.5), OlderRecord(40, 0, 0.5), OlderRecord(40, 41, 0.5)])
+def test_a_file_of_format_3_without_all_of_it_has_one_error_for_all_rows(tmp_path: Path, older: OlderRecord) -> None:
+    path, predictor = written_as_3(tmp_path)
+    again = read_3(path, older)
+    states, _ = problem(6, seed=4)
+    estimate = again.estimate(far_from(states))
+    assert estimate.variance is None
+    assert estimate.log_error.tolist() == [0.5] * 6
+    assert not estimate.unfamiliar.any()
+    torch.testing.assert_close(again.covariance(states), predictor.covariance(states), rtol=1e-12, atol=0)
+    with pytest.raises(TypeError):
+        distilled_tensors(again)
+
+
+def test_coefficients_that_no_known_ridge_explains(tmp_path: Path) -> None:
+    path, predictor = written_as_3(tmp_path)
+    tensors = load_file(path)
+    save_file(tensors | {"coefficients": tensors["coefficients"] + 1}, path, distilled_tensors(predictor)[1])
+    assert read_3(path, OlderRecord(40, 10, 0.5)).error == 0.5
+
+
+def test_each_format_is_read_as_itself(tmp_path: Path) -> None:
+    path, _ = written(tmp_path)
+    with pytest.raises(ArtifactCorruptError, match="should hold"):
+        read_3(path, OlderRecord(40, 10, 0.5))
+    path, _ = written_as_3(tmp_path)
+    with pytest.raises(ArtifactCorruptError, match="should hold"):
+        read(path)

@@ -1,0 +1,145 @@
+"""Members on one base: swapped in exactly, back afterwards, refused when they are another adapter's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import tiny_model, tiny_task
+
+from laplora.errors import ArtifactCorruptError, ConfigError
+from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
+from laplora.models.base import ADAPTER, label_logits, last_hidden, lora_layers
+from laplora.predictive.member_adapters import dropout_weights, in_place, lora_parameters, read_weights
+from training.finetune import save_adapter
+
+
+def snapshot(model: Any) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in lora_parameters(model).items()}
+
+
+@pytest.fixture
+def model() -> Any:
+    return tiny_model("llama", dtype=torch.float64)
+
+
+@pytest.fixture
+def other() -> Any:
+    """The same base, another adapter."""
+    made = tiny_model("llama", dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in lora_parameters(made).values():
+            parameter.mul_(-0.5)
+    return made
+
+
+def logits(model: Any) -> torch.Tensor:
+    task = tiny_task()
+    with torch.no_grad():
+        return label_logits(model, last_hidden(model, task.batch()), task.label_ids)
+
+
+def test_names_are_the_blocks(model: Any) -> None:
+    assert list(lora_parameters(model)) == [b.name for b in find_blocks(model, 3)]
+
+
+def test_a_member_in_place_is_that_adapter(model: Any, other: Any, tmp_path: Path) -> None:
+    """Bit for bit, in logits and in Jacobians; and the model's own weights are back afterwards, bit for bit."""
+    save_adapter(other, tmp_path / "m" / "adapter")
+    weights = read_weights(model, tmp_path / "m" / "adapter")
+    before, own = logits(model), snapshot(model)
+    task = tiny_task()
+    blocks = find_blocks(model, len(task.label_ids))
+    with in_place(lora_parameters(model), weights):
+        assert torch.equal(logits(model), logits(other))
+        for one, two in zip(
+            contrast_jacobians(model, task.batch(), task.label_ids, blocks).blocks,
+            contrast_jacobians(other, task.batch(), task.label_ids, blocks).blocks,
+            strict=True,
+        ):
+            assert torch.equal(one.jacobian, two.jacobian)
+    assert not torch.equal(before, logits(other))
+    assert torch.equal(before, logits(model))
+    assert all(torch.equal(own[name], p) for name, p in lora_parameters(model).items())
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_the_own_weights_are_back_after_an_error(model: Any, other: Any, error: type[BaseException]) -> None:
+    before, own = logits(model), snapshot(model)
+    with pytest.raises(error), in_place(lora_parameters(model), snapshot(other)):
+        raise error
+    assert torch.equal(before, logits(model))
+    assert all(torch.equal(own[name], p) for name, p in lora_parameters(model).items())
+
+
+def test_members_can_be_nested(model: Any, other: Any) -> None:
+    first, second = snapshot(other), {n: 2 * w for n, w in snapshot(other).items()}
+    with in_place(lora_parameters(model), first):
+        want = logits(model)
+        with in_place(lora_parameters(model), second):
+            assert not torch.equal(logits(model), want)
+        assert torch.equal(logits(model), want)
+
+
+def test_a_dropout_member_is_dropout_on_the_adapters_input(model: Any) -> None:
+    """Against a mask multiplied into every lora_A's input by a hook."""
+    task = tiny_task()
+    blocks = find_blocks(model, len(task.label_ids))
+    members = dropout_weights(model, blocks, p=0.4, members=3, seed=5)
+    assert {n for m in members for n in m} == {b.name for b in blocks if b.group == "lora_A"}
+    plain = logits(model)
+    for weights in members:
+        with in_place(lora_parameters(model), weights):
+            got = logits(model)
+        handles = []
+        for name, layer in lora_layers(model).items():
+            linear = layer.lora_A[ADAPTER]
+            mask = torch.where(weights[f"{name}.lora_A"].abs().sum(0) == 0, 0.0, 1 / 0.6).double()
+            handles.append(linear.register_forward_pre_hook(lambda _m, x, mask=mask: (x[0] * mask,)))
+        want = logits(model)
+        for handle in handles:
+            handle.remove()
+        # the mask is float32: 1/0.6 is right to 6e-8
+        torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
+        assert not torch.allclose(got, plain, atol=1e-3)
+
+
+def test_weights_of_another_shape_are_refused(model: Any) -> None:
+    own = snapshot(model)
+    name = next(iter(own))
+    for wrong in ({name: own[name].T}, {name: own[name].float()}, {"model.nowhere.lora_A": own[name]}):
+        with (
+            pytest.raises(ConfigError, match="do not fit this model's adapter"),
+            in_place(lora_parameters(model), wrong),
+        ):
+            pytest.fail("must not be entered")
+
+
+def test_a_member_of_another_adapter_is_refused(model: Any, other: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "m" / "adapter"
+    with pytest.raises(ArtifactCorruptError, match=r"m/adapter cannot be read: FileNotFoundError"):
+        read_weights(model, folder)
+    save_adapter(other, folder)
+    config, file = folder / "adapter_config.json", folder / "adapter_model.safetensors"
+    good = json.loads(config.read_text())
+    config.write_text(json.dumps(good | {"lora_alpha": 99}))
+    with pytest.raises(ArtifactCorruptError, match="has another lora_alpha"):
+        read_weights(model, folder)
+    config.write_text(json.dumps(good))
+    tensors = load_file(file)
+    key = next(iter(tensors))
+    for change, message in (
+        ({key: tensors[key] * torch.nan}, "holds NaN or infinity"),
+        ({key: tensors[key][:, :-1].contiguous()}, "should be"),
+        ({"surplus": tensors[key].clone()}, "not expected"),
+    ):
+        save_file(tensors | change, file)
+        with pytest.raises(ArtifactCorruptError, match=message):
+            read_weights(model, folder)
+    file.write_bytes(b"\x00" * 7)
+    with pytest.raises(ArtifactCorruptError, match=r"cannot be read: SafetensorError"):
+        read_weights(model, folder)

@@ -1,0 +1,102 @@
+"""Averages over orders against the moments of a mixture written out, for inputs with different numbers of options."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from laplora.errors import DataError
+from laplora.predictive.gaussian import PosteriorPredictive, contrasts, posterior_predictive
+from laplora.predictive.kinds import PredictiveSpec, predictive_probs
+from laplora.predictive.order_average import average_by_input, average_orders, order_information
+from laplora.prompts.option_order import Order, option_orders, restore_contrasts
+
+F64 = torch.float64
+CLASSES = 4
+OPTIONS = (2, 4, 3, 2)
+
+
+def asked() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[Order], list[int]]:
+    """Return mean, covariance and class mask of every prompt, its order, and prompts of each input."""
+    orders = [order for count in OPTIONS for order in option_orders(count)]
+    counts = [len(option_orders(count)) for count in OPTIONS]
+    draw = torch.Generator().manual_seed(5)
+    mean = torch.randn(len(orders), CLASSES - 1, generator=draw, dtype=F64)
+    a = torch.randn(len(orders), CLASSES - 1, CLASSES - 1, generator=draw, dtype=F64)
+    mask = torch.arange(CLASSES) < torch.tensor([len(order) for order in orders])[:, None]
+    return mean, a @ a.mT, mask, orders, counts
+
+
+def test_the_average_is_the_mixture_of_the_orders_as_members() -> None:
+    mean, covariance, mask, orders, counts = asked()
+    got = average_orders(posterior_predictive(mean, covariance, mask, method="probit"), orders, counts)
+    restored_mean, restored_covariance = restore_contrasts(mean, covariance, orders)
+    assert restored_covariance is not None
+    start = 0
+    for i, count in enumerate(counts):
+        members = [
+            posterior_predictive(
+                restored_mean[r : r + 1], restored_covariance[r : r + 1], mask[r : r + 1], method="probit"
+            )
+            for r in range(start, start + count)
+        ]
+        probs = torch.stack([m.probs[0] for m in members])
+        second = torch.stack([m.std[0] ** 2 for m in members]) + probs**2
+        torch.testing.assert_close(got.probs[i], probs.mean(0), atol=1e-12, rtol=1e-12)
+        variance = second.mean(0) - probs.mean(0) ** 2
+        torch.testing.assert_close(got.std[i] ** 2, variance, atol=1e-12, rtol=1e-9)
+        entropy = torch.stack([m.expected_entropy[0] for m in members]).mean()
+        torch.testing.assert_close(got.expected_entropy[i], entropy, atol=1e-12, rtol=1e-12)
+        assert got.probs[i, OPTIONS[i] :].eq(0).all()
+        start += count
+
+
+def test_points_averaged_are_an_ensemble_of_the_restored_members() -> None:
+    mean, _, mask, orders, _ = asked()
+    rows = [i for i, order in enumerate(orders) if len(order) == 4]
+    spec = PredictiveSpec("single", covariance=False)
+    each = predictive_probs(spec, mean[None, rows], None, mask[rows])
+    got = average_orders(each, [orders[i] for i in rows], [len(rows)])
+    restored, _ = restore_contrasts(mean[rows], None, [orders[i] for i in rows])
+    members = PredictiveSpec("checkpoints", covariance=False)
+    wanted = predictive_probs(members, restored[:, None], None, mask[rows[:1]])
+    for name in ("probs", "std", "expected_entropy"):
+        torch.testing.assert_close(getattr(got, name), getattr(wanted, name), atol=1e-13, rtol=1e-12)
+
+
+def test_orders_that_agree_change_nothing_and_hold_no_information() -> None:
+    orders = option_orders(3)
+    shown = torch.tensor([0.7, 0.2, 0.1, 0.0], dtype=F64)
+    probs = torch.stack([torch.cat([shown[list(order)], shown[3:]]) for order in orders])
+    predictive = PosteriorPredictive(probs, torch.zeros_like(probs), torch.special.entr(probs).sum(1))
+    got = average_orders(predictive, orders, [6])
+    torch.testing.assert_close(got.probs[0], shown, atol=1e-15, rtol=0)
+    assert got.std.max() < 1e-15
+    assert order_information(probs, orders, [6]).item() < 1e-15
+
+
+def test_an_answer_that_only_looks_at_the_place_is_all_order() -> None:
+    orders = option_orders(4)
+    probs = torch.eye(4, dtype=F64)[:1].repeat(4, 1)  # always the first place, never a doubt
+    assert order_information(probs, orders, [4]).item() == pytest.approx(math.log(4), abs=1e-15)
+    predictive = PosteriorPredictive(probs, torch.zeros_like(probs), torch.zeros(4, dtype=F64))
+    got = average_orders(predictive, orders, [4])
+    assert got.probs.tolist() == [[0.25] * 4]
+    assert got.expected_entropy.item() == 0
+
+
+@pytest.mark.parametrize("counts", [[], [2, 0, 1], [2, 2]])
+def test_rows_that_do_not_divide_into_inputs_are_refused(counts: list[int]) -> None:
+    with pytest.raises(DataError, match="3 rows do not divide"):
+        average_by_input(torch.zeros(3, 2), counts)
+
+
+def test_the_moments_of_the_contrasts_need_the_restored_order() -> None:
+    # Averaged without restoring, two orders that say the same cancel out.
+    q = contrasts(2)
+    logits = torch.tensor([[2.0, -2.0], [-2.0, 2.0]], dtype=F64)
+    restored, _ = restore_contrasts(logits @ q, None, option_orders(2))
+    torch.testing.assert_close(average_by_input(restored, [2]), (logits @ q)[:1])
+    assert average_by_input(logits @ q, [2]).abs().item() == 0

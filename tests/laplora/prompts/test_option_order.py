@@ -1,0 +1,220 @@
+"""Orders of options: balanced, exact on the way back, and an average that forgets the user's order."""
+
+from __future__ import annotations
+
+from itertools import pairwise, permutations
+from math import factorial
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from laplora.errors import ConfigError, DataError, InvalidInputError
+from laplora.predictive.gaussian import contrasts, posterior_predictive
+from laplora.prompts.option_order import (
+    Order,
+    count_choices,
+    option_orders,
+    order_count,
+    permute_choices,
+    restore_contrasts,
+    restore_logits,
+)
+
+F64 = torch.float64
+
+
+def prefix_mask(counts: list[int], classes: int) -> torch.Tensor:
+    return torch.arange(classes) < torch.tensor(counts)[:, None]
+
+
+def random_gaussian(batch: int, classes: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return logits (batch, classes), their contrasts and a full-rank covariance of the contrasts."""
+    g = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(batch, classes, generator=g, dtype=F64)
+    a = torch.randn(batch, classes - 1, classes - 1, generator=g, dtype=F64)
+    return logits, logits @ contrasts(classes), a @ a.mT
+
+
+@pytest.mark.parametrize(("count", "wanted"), [(2, 2), (3, 6), (4, 4), (5, 5), (9, 9)])
+def test_default_is_every_permutation_of_few_and_one_square_of_many(count: int, wanted: int) -> None:
+    orders = option_orders(count)
+    assert len(orders) == len(set(orders)) == wanted
+    assert orders[0] == tuple(range(count))
+    assert orders == option_orders(count)
+    assert order_count(count) == wanted
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5])
+def test_a_large_enough_budget_asks_every_permutation_once(count: int) -> None:
+    orders = option_orders(count, 10**6)
+    assert sorted(orders) == sorted(permutations(range(count)))
+    assert option_orders(count, factorial(count)) == orders
+
+
+@given(count=st.integers(2, 8), budget=st.integers(1, 60))
+@settings(max_examples=60, deadline=None)
+def test_orders_fit_the_budget_and_are_balanced(count: int, budget: int) -> None:
+    orders = option_orders(count, budget)
+    assert orders[0] == tuple(range(count))
+    assert 1 <= len(orders) == len(set(orders)) <= budget
+    assert order_count(count, budget) == len(orders)
+    assert all(sorted(order) == list(range(count)) for order in orders)
+    assert orders == option_orders(count, 60)[: len(orders)]  # a larger budget only adds
+    shown = [[order[place] for order in orders] for place in range(count)]
+    if budget < count:
+        assert len(orders) == budget
+        assert all(len(set(at)) == len(at) for at in shown)
+    else:
+        assert len(orders) == min(budget - budget % count, factorial(count))
+        assert all(at.count(option) == len(orders) // count for at in shown for option in range(count))
+
+
+@pytest.mark.parametrize("count", range(2, 12))
+def test_williams_designs_balance_what_an_option_follows(count: int) -> None:
+    orders = option_orders(count, count if count % 2 == 0 else 2 * count)
+    follows = [pair for order in orders for pair in pairwise(order)]
+    each = len(orders) // count  # an option has count - 1 others, and follows something in all orders but a count-th
+    assert all(follows.count((a, b)) == each for a in range(count) for b in range(count) if a != b)
+
+
+def test_too_few_options_or_no_budget_is_refused() -> None:
+    with pytest.raises(ConfigError, match="at least two options, got 1"):
+        option_orders(1)
+    with pytest.raises(ConfigError, match="at least 1, got 0"):
+        option_orders(4, 0)
+    assert order_count(10**6) == 10**6  # none is made to be counted
+
+
+def test_choices_are_shown_in_the_order_and_nothing_else_changes() -> None:
+    fields = {"question": "Which?", "choices": ["a", "b", "c"]}
+    assert permute_choices(fields, (2, 0, 1)) == {"question": "Which?", "choices": ["c", "a", "b"]}
+    assert fields["choices"] == ["a", "b", "c"]
+    assert count_choices(fields) == 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"text": "Good."}, r"order_average reorders the field 'choices', this input has \['text'\]"),
+        ({"prompt": "Good. Answer:"}, r"order_average .* \['prompt'\]"),
+        ({"question": "Which?", "choices": "ab"}, "must be a list of strings"),
+        ({"question": "Which?", "choices": 3}, "must be a list of strings"),
+        ({"question": "Which?", "choices": ["a", "b", "c"]}, "an order of 2 options cannot show 3 choices"),
+    ],
+)
+def test_inputs_without_options_to_reorder_are_refused_by_field(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message) as caught:
+        permute_choices(fields, (1, 0))
+    assert caught.value.field == "choices"
+
+
+@pytest.mark.parametrize("order", [(0, 0), (1, 2), (0,), (), (0, 1, 3)])
+def test_what_is_no_permutation_is_refused(order: Order) -> None:
+    with pytest.raises(ConfigError, match="must be a permutation"):
+        permute_choices({"choices": ["a"] * len(order)}, order)
+    with pytest.raises(ConfigError, match="must be a permutation"):
+        restore_logits(torch.zeros(1, 4), order)
+
+
+def test_orders_that_do_not_fit_the_batch_are_refused() -> None:
+    with pytest.raises(DataError, match="2 orders for 3 rows"):
+        restore_logits(torch.zeros(3, 2), [(0, 1), (1, 0)])
+    with pytest.raises(DataError, match="order of 3 options does not fit 2 classes"):
+        restore_contrasts(torch.zeros(1, 1), None, (0, 1, 2))
+
+
+def test_restored_logits_stand_where_the_user_put_their_option() -> None:
+    order = (2, 0, 1)
+    scores = {"a": 1.0, "b": 2.0, "c": 3.0}
+    shown = permute_choices({"choices": ["a", "b", "c"]}, order)["choices"]
+    logits = torch.tensor([[scores[c] for c in shown] + [9.0]])  # a fourth class that this row does not have
+    assert restore_logits(logits, order).tolist() == [[1.0, 2.0, 3.0, 9.0]]
+
+
+@given(classes=st.integers(2, 6), seed=st.integers(0, 10**6), data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_contrasts_and_covariance_are_those_of_the_restored_logits(
+    classes: int, seed: int, data: st.DataObject
+) -> None:
+    counts = data.draw(st.lists(st.integers(2, classes), min_size=1, max_size=4))
+    orders = [tuple(data.draw(st.permutations(range(count)))) for count in counts]
+    logits, mean, covariance = random_gaussian(len(counts), classes, seed)
+    got_mean, got_covariance = restore_contrasts(mean, covariance, orders)
+    q = contrasts(classes)
+    # The truth moves the logits and their centred covariance one by one; a few float64 roundings each.
+    torch.testing.assert_close(got_mean, restore_logits(logits, orders) @ q, atol=1e-13, rtol=1e-13)
+    full = q @ covariance @ q.T
+    for row, order in enumerate(orders):
+        place = {option: at for at, option in enumerate(order)}
+        at = [place.get(option, option) for option in range(classes)]
+        wanted = torch.stack([torch.stack([full[row, i, j] for j in at]) for i in at])
+        torch.testing.assert_close(q @ got_covariance[row] @ q.T, wanted, atol=1e-12, rtol=1e-12)
+        # The contrasts of the possible classes never mix with those of the impossible ones.
+        c = counts[row]
+        torch.testing.assert_close(
+            got_covariance[row, : c - 1, : c - 1],
+            restore_contrasts(mean[row : row + 1, : c - 1], covariance[row : row + 1, : c - 1, : c - 1], order)[1][0],
+            atol=1e-13,
+            rtol=1e-13,
+        )
+
+
+def test_one_order_serves_all_rows_and_a_missing_covariance_stays_missing() -> None:
+    logits, mean, covariance = random_gaussian(3, 4, 0)
+    order = (3, 1, 0, 2)
+    torch.testing.assert_close(
+        restore_contrasts(mean, covariance, order), restore_contrasts(mean, covariance, [order] * 3)
+    )
+    assert torch.equal(restore_logits(logits, order), restore_logits(logits, [order] * 3))
+    restored, nothing = restore_contrasts(mean.float(), None, order)
+    assert nothing is None
+    assert restored.dtype == F64
+
+
+def toy_answer(shown: list[str], classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean (1, classes - 1) and covariance of a toy model's contrasts, biased to places and neighbours."""
+    worth = {"a": 0.3, "b": -0.4, "c": 0.9, "d": 0.1}
+    logits = torch.zeros(1, classes, dtype=F64)
+    spread = torch.ones(classes, dtype=F64)
+    for place, option in enumerate(shown):
+        before = worth[shown[place - 1]] if place else 0.5
+        logits[0, place] = worth[option] * (1 + 0.4 * place) - 0.7 * place + 0.3 * before
+        spread[place] = 0.2 + worth[option] ** 2 + 0.5 * place
+    q = contrasts(classes)
+    return logits @ q, (q.T @ torch.diag(spread) @ q)[None]
+
+
+def averaged(choices: list[str], orders: tuple[Order, ...], classes: int) -> dict[str, float]:
+    """Return the probability of each option, averaged over the orders, by its text."""
+    mask = prefix_mask([len(choices)], classes)
+    total = torch.zeros(1, classes, dtype=F64)
+    for order in orders:
+        shown = permute_choices({"choices": choices}, order)["choices"]
+        mean, covariance = restore_contrasts(*toy_answer(shown, classes), order)
+        assert covariance is not None
+        total += posterior_predictive(mean, covariance, mask, method="probit").probs / len(orders)
+    assert total[0, len(choices) :].eq(0).all()
+    return dict(zip(choices, total[0].tolist(), strict=False))
+
+
+@pytest.mark.parametrize("options", ["ab", "abc", "abcd"])
+def test_the_average_over_all_orders_forgets_the_users_order(options: str) -> None:
+    orders = option_orders(len(options), factorial(len(options)))
+    truth = averaged(list(options), orders, 4)
+    for given_order in permutations(options):
+        got = averaged(list(given_order), orders, 4)
+        # Sums of at most 24 probabilities in another sequence.
+        assert got == pytest.approx(truth, abs=1e-14)
+    single = [averaged(list(g), option_orders(len(options), 1), 4)["a"] for g in permutations(options)]
+    assert max(single) - min(single) > 0.05  # the toy model does depend on it
+
+
+@pytest.mark.parametrize("budget", [4, 8, 12])
+def test_a_balanced_few_forget_the_users_order_within_their_group(budget: int) -> None:
+    orders = option_orders(4, budget)
+    truth = averaged(list("abcd"), orders, 4)
+    for order in orders[:4]:
+        got = averaged(permute_choices({"choices": list("abcd")}, order)["choices"], orders, 4)
+        assert got == pytest.approx(truth, abs=1e-14)

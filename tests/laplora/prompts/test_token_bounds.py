@@ -1,0 +1,165 @@
+"""What is certain before tokenising: bounds that hold, and cuts that change no token."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from laplora.errors import TooManyTokensError
+from laplora.models.offline import ensure_model
+from laplora.prompts.templates import encode
+from laplora.prompts.token_bounds import _LLAMA3, TokenBounds, token_bounds
+
+ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
+#: Letters, digits, marks, spaces of every kind, other scripts, emoji, and the names of special tokens.
+PIECES = [
+    *"abzAZ019.,!?'-_()#=\t\n\r\x00 ",
+    *["  ", "    ", " \n ", "'s", "'LL", " don't", "word", " Word", " the film", " the film was long", "12345"],
+    *[
+        "é",
+        "e\u0301",
+        "ß",
+        "漢字",
+        " 映画 ",
+        "🎬",
+        "👩\u200d👩\u200d👧",
+        "\u00a0",
+        "\u2003",
+        "\u200b",
+        "ا",
+        "क्ष",
+        "\U00020000",
+    ],
+    *["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|im_", "<repo_name> a", "a" * 90, "#" * 170, "\n" + " " * 170],
+]
+
+
+@pytest.fixture(scope="module")
+def smollm() -> Any:
+    return AutoTokenizer.from_pretrained(str(ensure_model("smollm2-135m-instruct")))
+
+
+def byte_level(change: Callable[[Tokenizer], None] = lambda inner: None, **model: Any) -> Any:
+    """A byte-level BPE of a few merges, with a token that starts each text."""
+    merges = [("Ġ", "t"), ("h", "e"), ("Ġt", "he"), ("Ġ", "Ġ"), ("ĠĠ", "ĠĠ"), ("a", "a"), ("aa", "aa")]
+    words = ["<s>", *ALPHABET, *dict.fromkeys(a + b for a, b in merges)]
+    inner = Tokenizer(models.BPE({w: i for i, w in enumerate(words)}, merges, **model))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    change(inner)
+    return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>")
+
+
+def llama3(inner: Tokenizer) -> None:
+    split = pre_tokenizers.Split(Regex(_LLAMA3), "isolated")
+    inner.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
+
+
+def random_text(rng: random.Random, pieces: int) -> str:
+    # Runs of one piece as well as mixtures: what a vocabulary has long tokens for.
+    return "".join(rng.choice(PIECES) * rng.choice((1, 1, 1, 2, 12)) for _ in range(pieces))
+
+
+def assert_same_row(tokenizer: Any, text: str, max_tokens: int) -> bool:
+    """Check that bounds change no row; return whether anything was certain before tokenising."""
+    bounds = token_bounds(tokenizer)
+    plain = encode(tokenizer, text, 2, max_tokens=max_tokens, truncate=True)
+    assert encode(tokenizer, text, 2, max_tokens=max_tokens, truncate=True, bounds=bounds) == plain
+    assert bounds.fewest(len(text.encode())) <= len(tokenizer.encode(text))
+    return bounds.tail(text, max_tokens) != text
+
+
+@pytest.mark.parametrize("max_tokens", [4, 16])
+def test_cut_text_has_the_tokens_of_the_whole(smollm: Any, max_tokens: int) -> None:
+    cut = 0
+    for tokenizer in (smollm, byte_level(), byte_level(llama3)):
+        rng = random.Random(max_tokens)
+        cut += sum(assert_same_row(tokenizer, random_text(rng, 60), max_tokens) for _ in range(20))
+    assert cut > 20
+
+
+@given(st.lists(st.sampled_from(PIECES), min_size=1, max_size=30).map(" film and film ".join))
+@hypothesis_settings(max_examples=100, deadline=None)
+def test_cut_text_has_the_tokens_of_the_whole_anywhere(text: str) -> None:
+    for tokenizer in _SMALL:
+        assert_same_row(tokenizer, text, 5)
+
+
+_SMALL = [byte_level(), byte_level(llama3)]
+
+
+def test_bounds_of_the_default_base(smollm: Any) -> None:
+    bounds = token_bounds(smollm)
+    assert bounds.longest_bytes == 81  # a line break and 80 spaces
+    assert bounds.longest_special == len("<jupyter_output>")
+
+
+def test_text_without_a_place_to_cut_stays_whole() -> None:
+    bounds = TokenBounds(2)
+    for text in ("a" * 500, " " * 500, "1 2 " * 100, "é è " * 100):
+        assert bounds.tail(text, 4) == text
+    assert bounds.tail("ab cd " + "." * 400, 4) == " cd " + "." * 400
+
+
+def test_what_is_certainly_too_long_is_not_tokenised(smollm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    tokenize = smollm.encode
+
+    def counted(text: str) -> Any:
+        seen.append(len(text))
+        return tokenize(text)
+
+    monkeypatch.setattr(smollm, "encode", counted)
+    text = "a long film . " * 100_000
+    bounds = token_bounds(smollm)
+    with pytest.raises(TooManyTokensError) as caught:
+        encode(smollm, text, 2, max_tokens=64, truncate=False, bounds=bounds)
+    assert (caught.value.limit, caught.value.got, seen) == (64, -(-len(text) // 81), [])
+    assert encode(smollm, text, 2, max_tokens=64, truncate=True, bounds=bounds).truncated
+    assert sum(seen) < 2 * 64 * 81
+
+
+def no_pattern(inner: Tokenizer) -> None:
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+
+
+def other_pattern(inner: Tokenizer) -> None:
+    split = pre_tokenizers.Split(Regex(r"(?<=a)b|\s+"), "isolated")
+    inner.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
+
+
+def normalised(inner: Tokenizer) -> None:
+    inner.normalizer = normalizers.Strip()
+
+
+def swallows_spaces(inner: Tokenizer) -> None:
+    inner.add_special_tokens([AddedToken("<x>", lstrip=True)])
+
+
+def spaced_name(inner: Tokenizer) -> None:
+    inner.add_special_tokens([AddedToken("<a b>")])
+
+
+@pytest.mark.parametrize("change", [no_pattern, other_pattern, normalised, swallows_spaces, spaced_name])
+def test_nothing_is_certain_of_other_tokenisers(change: Callable[[Tokenizer], None]) -> None:
+    tokenizer = byte_level(change)
+    assert token_bounds(tokenizer) == TokenBounds(None)
+    text = "a long film " * 100
+    bounds = token_bounds(tokenizer)
+    assert (bounds.fewest(10**9), bounds.tail(text, 4)) == (1, text)
+    assert encode(tokenizer, text, 2, max_tokens=9, truncate=True, bounds=bounds) == encode(
+        tokenizer, text, 2, max_tokens=9, truncate=True
+    )
+
+
+def test_nothing_is_certain_where_characters_can_be_unknown() -> None:
+    assert token_bounds(byte_level(unk_token="<s>")) == TokenBounds(None)
+    assert token_bounds(object()) == TokenBounds(None)

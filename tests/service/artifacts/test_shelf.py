@@ -1,0 +1,198 @@
+"""The loaded artifacts: bounds, who goes for whom, and leases that nothing takes away."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from serving import FakePredictor
+
+from service.artifacts.shelf import Shelf
+from service.errors import ArtifactActiveError, ArtifactNotLoadedError, ShelfFullError
+
+
+def predictor(name: str, size_bytes: int = 10, *, base: object = None, folder: str | None = None) -> Any:
+    fake = FakePredictor(name, path=Path("root") / (folder or name))
+    fake.own_bytes = size_bytes
+    fake.base = base or fake.base
+    return fake
+
+
+def names(shelf: Shelf) -> list[str]:
+    return [place.name for place in shelf.places]
+
+
+@pytest.fixture
+def shelf() -> Shelf:
+    shelf = Shelf(max_artifacts=3, max_bytes=100)
+    shelf.put(predictor("a"), activate=True)
+    return shelf
+
+
+def test_least_recently_used_goes_and_never_the_active_one(shelf: Shelf) -> None:
+    shelf.put(predictor("b"), activate=False)
+    shelf.put(predictor("c"), activate=False)
+    with shelf.lease("b"):
+        pass
+    assert shelf.put(predictor("d"), activate=False) == ["c"]
+    assert names(shelf) == ["a", "b", "d"]
+
+
+def test_one_in_use_never_goes(shelf: Shelf) -> None:
+    shelf.put(predictor("b"), activate=False)
+    shelf.put(predictor("c"), activate=False)
+    with shelf.lease("b"), shelf.lease("c"):
+        with pytest.raises(ShelfFullError, match="in use"):
+            shelf.check_room()
+        with pytest.raises(ShelfFullError, match="max_artifacts is 3"):
+            shelf.put(predictor("d"), activate=False)
+        assert names(shelf) == ["a", "b", "c"]
+    shelf.check_room()
+    assert shelf.put(predictor("d"), activate=False) == ["b"]
+
+
+def test_bytes_are_bounded(shelf: Shelf) -> None:
+    shelf.put(predictor("b", 60), activate=False)
+    assert shelf.put(predictor("c", 80), activate=False) == ["b"]
+    with pytest.raises(ShelfFullError) as refused:
+        shelf.put(predictor("d", 95), activate=False)
+    assert (refused.value.limit, refused.value.got) == (100, 105)
+    assert names(shelf) == ["a", "c"]
+
+
+def test_activation_may_send_away_the_former_one_only_where_nothing_else_helps() -> None:
+    shelf = Shelf(max_artifacts=1, max_bytes=100)
+    shelf.put(predictor("a"), activate=True)
+    with shelf.lease("a") as held:
+        assert shelf.put(predictor("b"), activate=True) == ["a"]
+        assert held.artifact.name == "a"
+    assert names(shelf) == ["b"]
+    roomy = Shelf(max_artifacts=2, max_bytes=100)
+    roomy.put(predictor("a"), activate=True)
+    roomy.put(predictor("b"), activate=False)
+    assert roomy.put(predictor("c"), activate=True) == ["b"]
+    assert names(roomy) == ["c", "a"]
+
+
+def test_another_base_sends_all_others_away(shelf: Shelf) -> None:
+    shelf.put(predictor("b"), activate=False)
+    with shelf.lease("b"):
+        assert sorted(shelf.put(predictor("c", base=object()), activate=True)) == ["a", "b"]
+    assert names(shelf) == ["c"]
+
+
+def test_same_name_takes_the_place_and_the_activity(shelf: Shelf) -> None:
+    renewed = predictor("a", 20)
+    with shelf.lease("a") as old:
+        assert shelf.put(renewed, activate=False) == []
+        assert old is not renewed
+        assert shelf.active is renewed
+    assert [p.leases for p in shelf.places] == [0]
+
+
+def test_removing_ends_no_lease(shelf: Shelf) -> None:
+    added = predictor("b")
+    shelf.put(added, activate=False)
+    with shelf.lease("b") as held:
+        assert shelf.remove("b") is added
+        assert held is added
+        with pytest.raises(ArtifactNotLoadedError), shelf.lease("b"):
+            pass
+    with pytest.raises(ArtifactNotLoadedError):
+        shelf.remove("b")
+    with pytest.raises(ArtifactActiveError):
+        shelf.remove("a")
+
+
+def test_found_by_folder_too(shelf: Shelf) -> None:
+    added = predictor("b", folder="b-2026")
+    shelf.put(added, activate=False)
+    assert shelf.find("b") is added
+    assert shelf.find("b-2026") is added
+    assert shelf.activate("b-2026")
+    assert shelf.active is added
+    assert not shelf.activate("nobody")
+    assert shelf.active is added
+
+
+def test_lease_ends_with_an_error_too(shelf: Shelf) -> None:
+    with pytest.raises(KeyError), shelf.lease(None):
+        raise KeyError
+    assert [p.leases for p in shelf.places] == [0]
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """Whatever the order: bounds hold, the active one is there, and nothing leased is ever sent away unasked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shelf = Shelf(max_artifacts=3, max_bytes=50)
+        self.shelf.put(predictor("n0"), activate=True)
+        self.leases: list[tuple[str, Any, Any]] = []
+
+    @rule(number=st.integers(0, 6), size=st.integers(1, 30), activate=st.booleans())
+    def put(self, number: int, size: int, activate: bool) -> None:
+        before, active = set(names(self.shelf)), self.shelf.active
+        held = {place.name for place in self.shelf.places if place.leases}
+        try:
+            gone = self.shelf.put(predictor(f"n{number}", size), activate=activate)
+        except ShelfFullError:
+            assert set(names(self.shelf)) == before
+            assert self.shelf.active is active
+            return
+        assert active is not None
+        former = {active.artifact.name} if activate else set()
+        assert not set(gone) & (held - former)
+        assert set(names(self.shelf)) == (before - set(gone)) | {f"n{number}"}
+
+    @rule(number=st.integers(0, 6))
+    def take(self, number: int) -> None:
+        context = self.shelf.lease(f"n{number}")
+        try:
+            self.leases.append((f"n{number}", context, context.__enter__()))
+        except ArtifactNotLoadedError:
+            assert f"n{number}" not in names(self.shelf)
+
+    @precondition(lambda self: self.leases)
+    @rule(choice=st.randoms(use_true_random=False))
+    def release(self, choice: Any) -> None:
+        _, context, _ = self.leases.pop(choice.randrange(len(self.leases)))
+        context.__exit__(None, None, None)
+
+    @rule(number=st.integers(0, 6))
+    def remove(self, number: int) -> None:
+        try:
+            self.shelf.remove(f"n{number}")
+        except (ArtifactNotLoadedError, ArtifactActiveError):
+            return
+        assert f"n{number}" not in names(self.shelf)
+
+    @invariant()
+    def bounded(self) -> None:
+        places = self.shelf.places
+        assert len(places) <= 3
+        assert sum(p.size_bytes for p in places) <= 50
+        assert self.shelf.active is places[0].predictor
+        for place in places:
+            assert place.leases == sum(held is place.predictor for _, _, held in self.leases)
+
+
+TestAnyOrder = AnyOrder.TestCase
+
+
+@given(st.lists(st.sampled_from("abcdef"), max_size=30))
+def test_order_of_leaving_is_order_of_use(uses: list[str]) -> None:
+    shelf = Shelf(max_artifacts=7, max_bytes=1000)
+    shelf.put(predictor("z"), activate=True)
+    for name in "abcdef":
+        shelf.put(predictor(name), activate=False)
+    for name in uses:
+        with shelf.lease(name):
+            pass
+    last_use = {name: i for i, name in enumerate([*"abcdef", *uses])}
+    gone = [shelf.put(predictor(f"new{i}"), activate=False)[0] for i in range(6)]
+    assert gone == sorted("abcdef", key=lambda name: last_use[name])

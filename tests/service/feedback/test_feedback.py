@@ -1,0 +1,342 @@
+"""POST and GET /feedback: ids, labels, corrections, bounds, whose predictions they are, and that no prompt is kept."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import re
+import tracemalloc
+import types
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from serving import FakePredictor, Served, serve
+
+from service.feedback.labels import FeedbackStore
+from service.security.callers import Caller
+
+pytestmark = pytest.mark.anyio
+SECRET = "zebra-secret"
+
+
+class Clock:
+    """A monotonic clock that the test moves."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def store(predictor: FakePredictor, clock: Clock, **values: Any) -> FeedbackStore:
+    return FeedbackStore(clock=clock, **{"keep_s": 100.0, "rows": 1000, "window": 100, **values})
+
+
+def remember(kept: FeedbackStore, predictor: FakePredictor, *tokens: int, caller: str = "one") -> list[str]:
+    predictions = predictor.predict([predictor.row(token) for token in tokens])
+    return kept.remember(predictor, "laplace", caller, predictions, 0.05)  # type: ignore[arg-type]
+
+
+async def ids(served: Served, *texts: str, **body: Any) -> list[str]:
+    answer = (await served.predict(*texts, **body)).json()
+    return [one["prediction_id"] for one in answer["predictions"]]
+
+
+async def give(served: Served, *items: tuple[str, str]) -> list[str]:
+    body = {"items": [{"prediction_id": one, "label": label} for one, label in items]}
+    response = await served.client.post("/feedback", json=body)
+    assert response.status_code == 200, response.text
+    results = response.json()["results"]
+    assert [result["prediction_id"] for result in results] == [one for one, _ in items]
+    return [result["status"] for result in results]
+
+
+async def series(served: Served) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = (await served.client.get("/feedback")).json()["series"]
+    return found
+
+
+async def test_every_prediction_has_an_unguessable_id_of_its_own() -> None:
+    async with serve() as served:
+        found = [one for _ in range(20) for one in await ids(served, "a 7", "a 7", "b 9")]
+    assert len(set(found)) == len(found) == 60
+    # 128 bits in the alphabet of URLs.
+    assert all(re.fullmatch(r"[A-Za-z0-9_-]{22}", one) for one in found)
+
+
+async def test_recorded_repeated_corrected_and_unknown_in_one_request() -> None:
+    async with serve() as served:
+        first, second = await ids(served, "a 70000", "b 20000")
+        statuses = await give(served, (first, "negative"), (second, "negative"), ("lost", "positive"))
+        assert statuses == ["recorded", "recorded", "unknown"]
+        statuses = await give(served, (first, "negative"), (second, "positive"), (second, "positive"))
+        assert statuses == ["repeated", "corrected", "repeated"]
+        (found,) = await series(served)
+        text = (await served.client.get("/metrics")).text
+    assert (found["predictions"], found["labelled"]) == (2, 2)
+    # The largest probability of each is its label's: 0.7 for negative, and since the correction 0.8 for positive.
+    assert found["figures"]["accuracy"]["value"] == 1.0
+    for line in (
+        'status="recorded"} 2.0',
+        'status="repeated"} 2.0',
+        'status="corrected"} 1.0',
+        'status="unknown"} 1.0',
+    ):
+        assert f"laplora_feedback_items_total{{{line}" in text
+    assert "laplora_feedback_kept_rows 2.0" in text
+
+
+async def test_a_label_that_the_prediction_had_not_is_refused_and_nothing_is_recorded() -> None:
+    async with serve() as served:
+        first, second = await ids(served, "a 7", "b 9")
+        items = [{"prediction_id": first, "label": "negative"}, {"prediction_id": second, "label": SECRET}]
+        response = await served.client.post("/feedback", json={"items": items})
+        assert response.status_code == 422
+        assert response.json()["error"]["code"] == "invalid_request"
+        assert response.json()["error"]["field"] == "items.1.label"
+        assert SECRET not in response.text
+        assert await give(served, (first, "negative")) == ["recorded"]
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"items": []}, "items"),
+        ({}, "items"),
+        ({"items": [{"prediction_id": "a"}]}, "items.0.label"),
+        ({"items": [{"prediction_id": "", "label": "a"}]}, "items.0.prediction_id"),
+        ({"items": [{"prediction_id": "a" * 65, "label": "a"}]}, "items.0.prediction_id"),
+        ({"items": [{"prediction_id": 7, "label": "a"}]}, "items.0.prediction_id"),
+        ({"items": [{"prediction_id": "a", "label": None}]}, "items.0.label"),
+        ({"items": [{"prediction_id": "a", "label": "a", "weight": 2}]}, "items.0.weight"),
+        ({"items": [{"prediction_id": "a", "label": "a"}], "more": 1}, "more"),
+    ],
+)
+async def test_bodies_are_strict(body: dict[str, Any], field: str) -> None:
+    async with serve() as served:
+        response = await served.client.post("/feedback", json=body)
+    assert (response.status_code, response.json()["error"]["field"]) == (422, field)
+
+
+async def test_too_many_items_are_refused_with_the_limit() -> None:
+    async with serve(max_inputs=3) as served:
+        items = [{"prediction_id": "a", "label": "b"}] * 4
+        response = await served.client.post("/feedback", json={"items": items})
+    error = response.json()["error"]
+    assert (response.status_code, error["field"], error["limit"], error["got"]) == (413, "items", 3, 4)
+
+
+async def test_other_methods_are_told_both_that_there_are() -> None:
+    async with serve() as served:
+        response = await served.client.put("/feedback", json={})
+        plain = await served.client.get("/predict")
+    assert (response.status_code, response.headers["allow"]) == (405, "GET, POST")
+    assert (plain.status_code, plain.headers["allow"]) == (405, "POST")
+
+
+async def test_without_rows_nothing_is_kept_and_no_id_is_given() -> None:
+    async with serve(feedback_rows=0) as served:
+        (prediction,) = (await served.predict("a 7")).json()["predictions"]
+        assert "prediction_id" not in prediction
+        item = {"prediction_id": "a", "label": "negative"}
+        refused = [await served.client.post("/feedback", json={"items": [item]}), await served.client.get("/feedback")]
+        text = (await served.client.get("/metrics")).text
+    assert [(r.status_code, r.json()["error"]["code"]) for r in refused] == [(404, "feedback_off")] * 2
+    assert "laplora_feedback_rows" not in text
+    assert "laplora_feedback_kept" not in text
+
+
+async def test_only_its_own_caller_can_label_a_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another's id is as unknown as one that never was, whatever label comes with it."""
+    async with serve() as served:
+        (own,) = await ids(served, "a 7")
+        monkeypatch.setattr("service.http.routes.feedback.caller_of", lambda request: Caller("another"))
+        assert await give(served, (own, "negative"), (own, "no such label"), ("lost", "negative")) == ["unknown"] * 3
+        monkeypatch.undo()
+        assert await give(served, (own, "negative")) == ["recorded"]
+
+
+async def test_choices_have_the_labels_of_their_own_question() -> None:
+    from laplora.prompts.templates import TEMPLATES
+
+    predictor = FakePredictor(template=TEMPLATES["multiple_choice"], labels=("A", "B", "C", "D"))
+    async with serve(predictor) as served:
+        inputs = [{"question": "q 7", "choices": ["x", "y"]}, {"question": "q 7", "choices": ["x", "y", "z"]}]
+        answer = (await served.client.post("/predict", json={"inputs": inputs})).json()
+        two, three = (one["prediction_id"] for one in answer["predictions"])
+        items = {"items": [{"prediction_id": two, "label": "C"}]}
+        assert (await served.client.post("/feedback", json=items)).status_code == 422
+        assert await give(served, (two, "B"), (three, "C")) == ["recorded", "recorded"]
+        await served.client.post("/predict", json={"inputs": inputs, "options": {"order_average": True}})
+        (average, plain) = sorted(await series(served), key=lambda one: one["labelled"])
+    assert (plain["predictive"], plain["labelled"]) == ("laplace", 2)
+    assert (average["predictive"], average["predictions"]) == ("laplace_order_average", 2)
+
+
+async def test_failed_requests_leave_nothing_behind() -> None:
+    predictor = FakePredictor()
+    async with serve(predictor) as served:
+        predictor.nan = True
+        assert (await served.predict("a 7")).status_code == 422
+        predictor.nan = False
+        assert len(served.state.feedback) == 0
+
+
+async def test_the_oldest_go_first() -> None:
+    predictor, clock = FakePredictor(), Clock()
+    kept = store(predictor, clock, rows=5)
+    found = [one for token in range(8) for one in remember(kept, predictor, 10 + token)]
+    assert len(kept) == 5
+    statuses = kept.give("one", [(one, "negative") for one in found])
+    assert statuses == ["unknown"] * 3 + ["recorded"] * 5
+    # What was labelled counts in its window even when newer predictions have taken the place of its id.
+    remember(kept, predictor, *range(10, 15))
+    assert kept.give("one", [(found[-1], "positive")]) == ["unknown"]
+    (report,) = kept.reports({"sha256:fake"})
+    assert report.figures is not None
+    assert report.figures.rows == 5
+
+
+async def test_age_goes_by_the_monotonic_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wall clock that jumps by years, either way, changes nothing."""
+    predictor, clock = FakePredictor(), Clock()
+    kept = store(predictor, clock)
+    (early,) = remember(kept, predictor, 7)
+    for wall in (0.0, 1e12, -1e9):
+        monkeypatch.setattr("time.time", lambda wall=wall: wall)
+        assert kept.give("one", [(early, "negative")])[0] in ("recorded", "repeated")
+    monkeypatch.undo()
+    clock.now += 60
+    (late,) = remember(kept, predictor, 8)
+    clock.now += 40
+    assert len(kept) == 2
+    clock.now += 1
+    assert len(kept) == 1
+    assert kept.give("one", [(early, "negative"), (late, "negative")]) == ["unknown", "recorded"]
+    (report,) = kept.reports({"sha256:fake"})
+    assert report.figures is not None
+    assert report.figures.rows == 1  # the early one has left its window too
+    clock.now += 100
+    assert kept.reports({"sha256:fake"}) == []
+    assert len(kept) == 0
+
+
+async def test_windows_forget_what_is_old_without_being_asked() -> None:
+    """A server that nobody scrapes drops rows all the same."""
+    predictor, clock = FakePredictor(), Clock()
+    kept = store(predictor, clock)
+    kept.give("one", [(remember(kept, predictor, 7)[0], "negative")])
+    clock.now += 101
+    remember(kept, predictor, 8)
+    assert [one.rows for one in kept._series.values()] == [0]
+
+
+async def test_a_window_holds_the_last_labelled_ones() -> None:
+    predictor, clock = FakePredictor(), Clock()
+    kept = store(predictor, clock)
+    found = remember(kept, predictor, *[90_000] * 100, *[10_000] * 50)
+    # The first hundred are right; then fifty mistakes push the first fifty out.
+    kept.give("one", [(one, "negative") for one in found])
+    (report,) = kept.reports({"sha256:fake"})
+    assert report.figures is not None
+    assert (report.figures.rows, report.figures.accuracy) == (100, 0.5)
+
+
+@pytest.mark.parametrize(("classes", "most"), [(2, 450), (10, 600)])
+async def test_a_kept_prediction_takes_few_bytes(classes: int, most: int) -> None:
+    predictor, clock = FakePredictor(labels=[chr(65 + i) for i in range(classes)]), Clock()
+    kept = store(predictor, clock, rows=100_000)
+    remember(kept, predictor, *range(10, 310))  # fills the series' own windows
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for start in range(0, 3000, 100):
+            remember(kept, predictor, *range(10 + start, 110 + start))
+        predictor.batches.clear()
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert 0 < (after - before) / 3000 < most
+
+
+def reachable(start: object) -> Iterator[object]:
+    """Yield every object that can be reached from one, code and modules aside."""
+    seen: set[int] = set()
+    waiting = [start]
+    while waiting:
+        one = waiting.pop()
+        if id(one) in seen or isinstance(one, (type, types.ModuleType, types.FunctionType, types.MethodType)):
+            continue
+        seen.add(id(one))
+        yield one
+        waiting.extend(gc.get_referents(one))
+
+
+async def test_nothing_kept_holds_a_prompt_or_a_clients_id() -> None:
+    async with serve() as served:
+        inputs = [{"id": f"{SECRET}-id", "text": f"{SECRET} 7"}]
+        answer = (await served.client.post("/predict", json={"inputs": inputs})).json()
+        await give(served, (answer["predictions"][0]["prediction_id"], "negative"))
+        await served.client.get("/feedback")
+        texts = [one for one in reachable(served.state.feedback._kept) if isinstance(one, (str, bytes))]
+        texts += [one for one in reachable(served.state.feedback._series) if isinstance(one, (str, bytes))]
+    # The walk does reach what is kept.
+    assert answer["predictions"][0]["prediction_id"] in texts
+    assert "laplace" in texts
+    assert not [one for one in texts if (SECRET if isinstance(one, str) else SECRET.encode()) in one]
+
+
+async def test_threads_at_once_lose_and_double_nothing() -> None:
+    predictor, clock = FakePredictor(), Clock()
+    kept = store(predictor, clock, window=2000, rows=10_000)
+
+    def work(caller: str) -> list[str]:
+        statuses: list[str] = []
+        for round_ in range(20):
+            own = remember(kept, predictor, *[10_000 + round_] * 5, caller=caller)
+            statuses += kept.give(caller, [(one, "negative") for one in own])
+            statuses += kept.give(caller, [(one, "positive") for one in own])
+            kept.reports({"sha256:fake"})
+        return statuses
+
+    with ThreadPoolExecutor(8) as pool:
+        found = [status for statuses in pool.map(work, [f"caller {i}" for i in range(8)]) for status in statuses]
+    assert sorted(found) == ["corrected"] * 800 + ["recorded"] * 800
+    (report,) = kept.reports({"sha256:fake"})
+    assert report.figures is not None
+    assert (report.predictions, report.figures.rows) == (800, 800)
+    assert report.figures.accuracy == 1.0  # of every one, the correction counts
+
+
+async def test_requests_at_once_each_get_their_own_ids() -> None:
+    async with serve() as served:
+        found = await asyncio.gather(*(ids(served, f"a {i}", f"b {i}") for i in range(10, 40)))
+        everything = [one for own in found for one in own]
+        assert len(set(everything)) == 60
+        results = await asyncio.gather(*(give(served, *[(one, "negative") for one in own]) for own in found))
+        (report,) = await series(served)
+    assert results == [["recorded", "recorded"]] * 30
+    assert (report["predictions"], report["labelled"]) == (60, 60)
+
+
+async def test_figures_are_of_loaded_artifacts_only() -> None:
+    """Of what was unloaded the gauges are gone, but labels are still taken; loaded again, it has them."""
+    predictor, other = FakePredictor("fake"), FakePredictor("other")
+    async with serve(predictor, other) as served:
+        served.state.host.path_of = lambda name: predictor.artifact.path.with_name(name)
+        (old,) = await ids(served, "a 7")
+        assert (await served.client.post("/artifacts/other/activate")).status_code == 200
+        await ids(served, "a 7")
+        assert [one["artifact"] for one in await series(served)] == ["fake", "other"]
+        assert (await served.client.post("/artifacts/fake/unload")).status_code == 200
+        assert await give(served, (old, "negative")) == ["recorded"]
+        assert [one["artifact"] for one in await series(served)] == ["other"]
+        text = (await served.client.get("/metrics")).text
+        assert 'laplora_feedback_rows{artifact="other",predictive="laplace"} 0.0' in text
+        assert not re.search(r'laplora_(feedback|reference|\w+_drift)\w*{artifact="fake"', text)
+        assert (await served.client.post("/artifacts/fake/load")).status_code == 200
+        back, _ = await series(served)
+    assert (back["artifact"], back["labelled"]) == ("fake", 1)

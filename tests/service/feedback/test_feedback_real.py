@@ -1,0 +1,80 @@
+"""The default artifact behind a real socket: answers, their labels, the figures and the gauges."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+import torch
+from server_process import ROOT, server_process
+
+from laplora.artifact.folder import read_artifact
+from laplora.client import Client
+from laplora.metrics import scores as metrics
+
+ARTIFACT = ROOT / "artifacts" / "sst2-smollm2"
+#: True labels, so that some answers are wrong.
+TEXTS = {
+    "a gripping , funny and beautifully acted film .": "positive",
+    "dull .": "negative",
+    "an utter waste of time": "negative",
+    "it is neither as good nor as bad as you have heard": "positive",
+    "handsome , well played and strangely hollow .": "positive",
+    "two hours of noise without a single idea .": "negative",
+}
+
+
+def gauge(text: str, name: str, **labels: str) -> float:
+    inside = ",".join(f'{key}="{value}"' for key, value in sorted(labels.items()))
+    (line,) = [line for line in text.splitlines() if line.startswith(f"{name}{{{inside}}} ")]
+    return float(line.split()[-1])
+
+
+def test_answers_labels_figures_and_gauges() -> None:
+    artifact = read_artifact(ARTIFACT)
+    inputs = [{"text": text} for _ in range(9) for text in TEXTS]
+    labels = [label for _ in range(9) for label in TEXTS.values()]
+    with server_process(["-m", "service", "--artifact", str(ARTIFACT)]) as process, process.client() as http:
+        address = str(http.base_url)
+        with Client(address) as client:
+            answers = client.predict(inputs)
+            given = [(str(a.prediction_id), label) for a, label in zip(answers, labels, strict=True)]
+            statuses = [[result.status for result in client.feedback(given)] for _ in range(2)]
+        watch = httpx.get(f"{address}/feedback").json()
+        text = httpx.get(f"{address}/metrics").text
+    assert statuses == [["recorded"] * 54, ["repeated"] * 54]
+    (found,) = watch["series"]
+    names = {"artifact": artifact.name, "predictive": "laplace"}
+    assert {key: found[key] for key in names} == names
+    assert (found["digest"], found["predictions"], found["labelled"]) == (artifact.digest, 54, 54)
+
+    order = artifact.manifest.labels
+    probs = torch.tensor([[a.probs[label] for label in order] for a in answers], dtype=torch.float64)
+    map_probs = torch.tensor([[a.map_probs[label] for label in order] for a in answers], dtype=torch.float64)
+    truth = torch.tensor([order.index(label) for label in labels])
+    figures = found["figures"]
+    # JSON holds a float64 whole: the same numbers on both sides.
+    assert figures["accuracy"]["value"] == metrics.accuracy(probs, truth) < 1
+    assert figures["nll"]["value"] == pytest.approx(metrics.nll(probs, truth), rel=1e-12)
+    assert figures["ece"]["value"] == pytest.approx(metrics.ece(probs, truth), rel=1e-12)
+    assert figures["map_nll"] == pytest.approx(metrics.nll(map_probs, truth), rel=1e-12)
+    held = [label in a.prediction_set for a, label in zip(answers, labels, strict=True)]
+    assert figures["coverage"] == {
+        "value": pytest.approx(sum(held) / 54),
+        "limit": figures["coverage"]["limit"],
+        "reference": 0.9,
+    }
+    assert figures["accepted"] == sum(a.decision == "accept" for a in answers)
+    measured = artifact.manifest.metrics["laplace"]
+    assert figures["nll"]["reference"] == measured["nll"]
+    assert {(d["signal"], d["reference"]) for d in found["drift"]} == {
+        ("epistemic", "calibration_quantile"),
+        ("confidence", "calibration"),
+        ("score", "calibration"),
+    }
+
+    assert gauge(text, "laplora_feedback_rows", **names) == 54
+    assert gauge(text, "laplora_feedback_nll", **names) == pytest.approx(figures["nll"]["value"])
+    assert gauge(text, "laplora_feedback_nll_limit", **names) == pytest.approx(figures["nll"]["limit"])
+    assert gauge(text, "laplora_reference_nll", **names) == measured["nll"]
+    assert gauge(text, "laplora_confidence_drift", **names, reference="calibration") > 0
+    assert 'laplora_feedback_items_total{status="repeated"} 54.0' in text

@@ -1,0 +1,127 @@
+"""Connections before their request is whole, and whose word on the caller's address counts: uvicorn as we run it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+from serving import on_uvicorn
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
+
+from service.http.schemas import ErrorResponse
+from service.security.callers import caller_of
+
+pytestmark = pytest.mark.anyio
+
+#: A head that is never finished: each byte of it is sent on its own.
+ENDLESS_HEAD = b"GET / HTTP/1.1\r\nx: "
+
+
+async def name_the_caller(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer with whom the server takes the caller for."""
+    request = Request(scope, receive)
+    await request.body()
+    await JSONResponse({"caller": caller_of(request).name, "scheme": scope["scheme"]})(scope, receive, send)
+
+
+@asynccontextmanager
+async def running(**values: Any) -> AsyncIterator[int]:
+    """Yield the port of uvicorn with the server's own configuration."""
+    async with on_uvicorn(name_the_caller, **values) as server:
+        yield server.servers[0].sockets[0].getsockname()[1]
+
+
+async def drip(writer: asyncio.StreamWriter, head: bytes) -> None:
+    """Send a head byte by byte, and its last byte again and again, until the connection is closed."""
+    position = 0
+    try:
+        while True:
+            writer.write(head[position : position + 1])
+            await writer.drain()
+            position = min(position + 1, len(head) - 1)
+            await asyncio.sleep(0.01)
+    except ConnectionError:
+        return
+
+
+async def test_slow_heads_are_closed_while_others_are_answered() -> None:
+    async with running(head_timeout_s=0.3) as port, httpx.AsyncClient(timeout=None) as client:
+        slow = [await asyncio.open_connection("127.0.0.1", port) for _ in range(200)]
+        drips = [asyncio.create_task(drip(writer, ENDLESS_HEAD)) for _, writer in slow]
+        while not all(task.done() for task in drips):
+            assert (await client.get(f"http://127.0.0.1:{port}/")).status_code == 200
+        for _, writer in slow:
+            writer.close()
+
+
+async def test_connection_that_sends_nothing_is_closed() -> None:
+    async with running(head_timeout_s=0.05) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        assert await reader.read() == b""
+        writer.close()
+
+
+async def test_slow_head_of_a_later_request_is_closed_too() -> None:
+    async with running(head_timeout_s=0.3) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+        assert b"200" in await reader.readuntil(b"\r\n\r\n")
+        await drip(writer, ENDLESS_HEAD)
+        writer.close()
+
+
+async def test_the_limit_of_a_head_is_none_for_its_body() -> None:
+    async with running(head_timeout_s=0.2) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 40\r\n\r\n")
+        for _ in range(40):
+            writer.write(b" ")
+            await writer.drain()
+            await asyncio.sleep(0.02)
+        assert b"200" in await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    "sent", [b"\x00\xff\xfe\r\n\r\n", b"GET /\xff HTTP/9.9\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", b"x" * 100_000]
+)
+async def test_what_is_no_http_is_400_in_the_one_shape(sent: bytes) -> None:
+    async with running() as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(sent)
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+        writer.close()
+    assert head.startswith(b"HTTP/1.1 400 ")
+    found = ErrorResponse.model_validate(json.loads(body))
+    assert found.error.code == "malformed_http"
+    assert f"x-request-id: {found.request_id}".encode() in head
+
+
+@pytest.mark.parametrize(
+    ("proxies", "forwarded", "caller"),
+    [
+        ("", "203.0.113.9", "127.0.0.1"),
+        ("10.1.2.3", "203.0.113.9", "127.0.0.1"),
+        ("127.0.0.1", "203.0.113.9", "203.0.113.9"),
+        ("10.0.0.0/8, 127.0.0.0/8", "203.0.113.9", "203.0.113.9"),
+        # What the proxy adds is on the right; left of it is what the client claims.
+        ("127.0.0.1", "198.51.100.1, 203.0.113.9", "203.0.113.9"),
+        ("127.0.0.1,10.1.2.3", "198.51.100.1, 203.0.113.9, 10.1.2.3", "203.0.113.9"),
+    ],
+)
+async def test_forwarded_address_counts_from_trusted_proxies_alone(
+    proxies: str, forwarded: str, caller: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # uvicorn's own variable must not open what the setting leaves closed.
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")
+    headers = {"x-forwarded-for": forwarded, "x-forwarded-proto": "https"}
+    async with running(trusted_proxies=proxies) as port, httpx.AsyncClient(timeout=None) as client:
+        answer = (await client.get(f"http://127.0.0.1:{port}/", headers=headers)).json()
+    assert answer == {"caller": caller, "scheme": "http" if caller == "127.0.0.1" else "https"}

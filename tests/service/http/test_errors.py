@@ -1,0 +1,129 @@
+"""The error table: one row per kind, one status per row."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from laplora import errors as library
+from service import errors
+from service.errors import ERROR_KINDS, error_content, kind_of, kinds_by_code, retry_after_s
+from service.http.request_context import error_response
+
+EXPECTED = {
+    errors.MalformedHttpError: (400, "malformed_http"),
+    errors.UnauthorizedError: (401, "unauthorized"),
+    errors.ForbiddenError: (403, "forbidden"),
+    errors.RouteNotFoundError: (404, "route_not_found"),
+    library.ArtifactNotFoundError: (404, "artifact_not_found"),
+    errors.FeedbackOffError: (404, "feedback_off"),
+    errors.MethodNotAllowedError: (405, "method_not_allowed"),
+    errors.ArtifactNotLoadedError: (409, "artifact_not_loaded"),
+    errors.ArtifactActiveError: (409, "artifact_active"),
+    errors.ShelfFullError: (409, "artifacts_full"),
+    errors.ActivationRunningError: (409, "activation_running"),
+    errors.LoadStuckError: (409, "load_stuck"),
+    library.ArtifactCorruptError: (409, "artifact_corrupt"),
+    library.GoldenMismatchError: (409, "golden_mismatch"),
+    library.ArtifactError: (409, "artifact_incompatible"),
+    library.ModelError: (409, "model_unsupported"),
+    library.DownloadError: (409, "model_unavailable"),
+    errors.JobNotFoundError: (404, "job_not_found"),
+    errors.IdempotencyConflictError: (409, "idempotency_conflict"),
+    errors.ArtifactChangedError: (409, "artifact_changed"),
+    errors.BodyTooLargeError: (413, "body_too_large"),
+    errors.BatchTooLargeError: (413, "batch_too_large"),
+    errors.MediaTypeError: (415, "unsupported_media_type"),
+    errors.InvalidJsonError: (422, "invalid_json"),
+    errors.InvalidRequestError: (422, "invalid_request"),
+    library.TooManyTokensError: (422, "too_many_tokens"),
+    library.InvalidInputError: (422, "invalid_input"),
+    errors.UnscorableInputError: (422, "unscorable_input"),
+    errors.TooManyBadRowsError: (422, "too_many_bad_rows"),
+    errors.TooManyRequestsError: (429, "too_many_requests"),
+    errors.ClientTooManyRequestsError: (429, "client_too_many_requests"),
+    errors.QueueFullError: (429, "queue_full"),
+    errors.ClientQueueFullError: (429, "client_queue_full"),
+    errors.TooManyJobsError: (429, "too_many_jobs"),
+    errors.ClientGoneError: (499, "client_closed_request"),
+    errors.NotReadyError: (503, "not_ready"),
+    errors.DrainingError: (503, "draining"),
+    errors.JobsUnavailableError: (503, "jobs_unavailable"),
+    errors.StorageFullError: (503, "storage_full"),
+    errors.DeviceMemoryError: (503, "device_memory"),
+    errors.DeviceFaultError: (503, "device_fault"),
+    errors.DeviceStalledError: (503, "device_stalled"),
+    errors.DeadlineError: (504, "deadline_exceeded"),
+    errors.LoadTimeoutError: (504, "load_timeout"),
+    Exception: (500, "internal_error"),
+}
+
+
+def make(raised: type[Exception]) -> Exception:
+    if raised is library.TooManyTokensError:
+        return library.TooManyTokensError("too long", limit=5, got=9)
+    return raised("a message")
+
+
+def test_table_is_exactly_this() -> None:
+    assert {kind.raised: (kind.status, kind.code) for kind in ERROR_KINDS} == EXPECTED
+
+
+@pytest.mark.parametrize("kind", ERROR_KINDS, ids=lambda kind: kind.code)
+def test_each_row_answers_with_its_status_and_shape(kind: errors.ErrorKind) -> None:
+    error = make(kind.raised)
+    response = error_response(error)
+    body = json.loads(bytes(response.body))
+    assert response.status_code == kind.status
+    assert set(body) == {"error", "request_id"}
+    assert body["error"]["code"] == kind.code
+    assert body["error"]["message"]
+    assert ("retry-after" in response.headers) == (kind.status in (429, 503))
+    assert response.headers.get("www-authenticate") == ("Bearer" if kind.status == 401 else None)
+
+
+def test_every_service_error_has_a_row() -> None:
+    unlisted = [cls for cls in errors.ServiceError.__subclasses__() if cls not in EXPECTED]
+    assert unlisted == []
+
+
+def test_subclasses_take_the_nearest_row() -> None:
+    assert kind_of(library.ArtifactIncompatibleError("x")).code == "artifact_incompatible"
+    assert kind_of(KeyError("x")).code == "internal_error"
+    assert kind_of(library.PriorError("x")).code == "internal_error"
+
+
+def test_numbers_and_field_are_sent_where_known() -> None:
+    error = errors.BatchTooLargeError("too many", field="inputs", limit=5, got=6)
+    assert error_content(error, "r1") == {
+        "error": {"code": "batch_too_large", "message": "too many", "field": "inputs", "limit": 5, "got": 6},
+        "request_id": "r1",
+    }
+
+
+def test_unexpected_message_is_not_sent() -> None:
+    assert "secret" not in json.dumps(error_content(KeyError("secret prompt"), "r1"))
+
+
+def test_long_or_broken_messages_are_cut_and_repaired() -> None:
+    content = error_content(library.InvalidInputError("x" * 5000 + "\ud800", field="\udfff" * 5000), "r1")
+    assert len(json.dumps(content, ensure_ascii=False).encode()) < 2000
+
+
+def test_retry_after_comes_from_the_error_first() -> None:
+    assert retry_after_s(errors.QueueFullError("full", retry_after_s=17)) == 17
+    assert retry_after_s(errors.QueueFullError("full")) == 1
+    assert retry_after_s(errors.InvalidJsonError("bad")) is None
+
+
+def test_unknown_codes_are_refused() -> None:
+    with pytest.raises(KeyError, match="no_such_code"):
+        kinds_by_code("no_such_code")
+
+
+def test_only_names_are_shown_of_a_field() -> None:
+    assert errors.shown_field("inputs.3.choices[1]") == "inputs.3.choices[1]"
+    assert errors.shown_field("inputs.0.what the patient said") == "inputs.0.?"
+    assert errors.shown_field("inputs.0." + "x" * 65) == "inputs.0.?"
+    assert errors.shown_field("患者は頭が痛い") == "?"

@@ -1,0 +1,187 @@
+"""A client that openapi-python-client generates from the server's document works against the server.
+
+Nothing here knows how requests are written: only the generated functions and classes are used.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import httpx
+import pytest
+from server_process import server_process
+
+FAKE_SERVER = Path(__file__).resolve().parents[1] / "fake_server.py"
+PACKAGE = "laplora_generated"
+#: The generator knows JSON and files; JSON Lines are a file to it.
+AS_BYTES = dict.fromkeys(("application/jsonl", "application/x-ndjson"), "application/octet-stream")
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    root = tmp_path_factory.mktemp("artifacts")
+    for name in ("fake", "choices"):
+        (root / name).mkdir()
+        (root / name / "manifest.json").write_text("{}")
+    command = [str(FAKE_SERVER), "--artifact", "fake", "--artifacts-root", str(root), "--max-inputs", "4"]
+    environment = {"FAKE_CHOICES": "choices", "LAPLORA_AUTH": "off"}
+    with server_process(command, environment) as process, process.client() as client:
+        yield str(client.base_url).rstrip("/")
+
+
+@pytest.fixture(scope="module")
+def package(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Folder of the generated package, on Python's path."""
+    folder = tmp_path_factory.mktemp("generated")
+    config = folder / "config.yaml"
+    config.write_text(json.dumps({"post_hooks": [], "content_type_overrides": AS_BYTES}))
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "openapi_python_client", "generate", "--url", f"{address}/openapi.json"),
+            *("--output-path", str(folder / PACKAGE), "--meta", "none", "--config", str(config), "--fail-on-warning"),
+        ],
+        capture_output=True,
+        text=True,
+    )
+    # A warning is where the generator leaves an endpoint out.
+    assert done.returncode == 0, done.stdout + done.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        yield folder / PACKAGE
+    for name in [name for name in sys.modules if name.split(".")[0] == PACKAGE]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def client(address: str, package: Path) -> Iterator[Any]:
+    with importlib.import_module(PACKAGE).Client(base_url=address) as client:
+        yield client
+
+
+def api(name: str) -> ModuleType:
+    """Return the generated module of an operation, such as ``scoring.predict``."""
+    return importlib.import_module(f"{PACKAGE}.api.{name}")
+
+
+def models() -> ModuleType:
+    return importlib.import_module(f"{PACKAGE}.models")
+
+
+def texts(*values: str) -> list[Any]:
+    return [models().Input.from_dict({"id": f"r{i}", "text": value}) for i, value in enumerate(values)]
+
+
+def test_every_operation_has_its_function(address: str, package: Path) -> None:
+    document = httpx.get(f"{address}/openapi.json").json()
+    asked = {op["operationId"] for methods in document["paths"].values() for op in methods.values()}
+    made = {path.stem for path in package.glob("api/*/*.py")} - {"__init__"}
+    assert made == asked
+    for path in package.glob("api/*/*.py"):
+        if path.stem != "__init__":
+            assert callable(api(f"{path.parent.name}.{path.stem}").sync_detailed)
+
+
+def test_predict(client: Any) -> None:
+    m = models()
+    options = m.PredictOptions(covariance=True, target_risk=0.2)
+    body = m.PredictRequest(inputs=texts("review 5000", "review 90000"), artifact="fake", options=options)
+    answer = api("scoring.predict").sync(client=client, body=body)
+    assert isinstance(answer, m.PredictResponse)
+    assert answer.artifact.name == "fake"
+    assert answer.target_risk == 0.2
+    assert [p.id for p in answer.predictions] == ["r0", "r1"]
+    first, second = (p.probs.to_dict() for p in answer.predictions)
+    assert first == pytest.approx({"negative": 0.05, "positive": 0.95})
+    assert second == pytest.approx({"negative": 0.9, "positive": 0.1})
+    assert answer.predictions[0].logit_covariance == [[0.1, 0.1], [0.1, 0.1]]
+    assert answer.predictions[0].uncertainty.epistemic == 0.1
+    assert answer.timing_ms.total >= answer.timing_ms.compute
+
+
+def test_map_leaves_out_what_needs_a_posterior(client: Any) -> None:
+    m = models()
+    body = m.PredictRequest(inputs=texts("a"), options=m.PredictOptions(mode=m.PredictOptionsMode.MAP))
+    (prediction,) = api("scoring.predict").sync(client=client, body=body).predictions
+    assert prediction.logit_variance is None
+    assert prediction.uncertainty is None
+    assert prediction.probs.to_dict() == prediction.map_probs.to_dict()
+
+
+def test_evaluate(client: Any) -> None:
+    m = models()
+    inputs = [m.LabelledInput.from_dict({"text": "a", "label": "positive"}) for _ in range(3)]
+    body = m.EvaluateRequest(inputs=inputs, options=m.EvaluateOptions(resamples=20))
+    answer = api("scoring.evaluate").sync(client=client, body=body)
+    assert isinstance(answer, m.EvaluateResponse)
+    assert answer.rows == 3
+    assert {"map", "laplace", "temperature"} <= set(answer.methods.additional_keys)
+    assert answer.methods["laplace"].accuracy == 1.0
+    assert len(answer.methods["laplace"].intervals["nll"]) == 2
+
+
+def test_artifacts(client: Any) -> None:
+    m = models()
+    listing = api("artifacts.list_artifacts").sync(client=client)
+    assert listing.active == "fake"
+    assert {a.name: a.labels for a in listing.artifacts} == {"fake": ["negative", "positive"], "choices": list("ABCD")}
+    unknown = api("artifacts.activate_artifact").sync_detailed("nobody", client=client)
+    assert unknown.status_code == 404
+    assert isinstance(unknown.parsed, m.ErrorResponse)
+    assert unknown.parsed.error.code == "artifact_not_found"
+    activated = api("artifacts.activate_artifact").sync("fake", client=client)
+    assert (activated.artifact.name, activated.previous) == ("fake", "fake")
+
+
+def test_refusals_are_typed(client: Any) -> None:
+    m = models()
+    wrong = m.PredictRequest(inputs=[m.Input(prompt=""), m.Input(question="a", choices=["b", "c"])])
+    many = m.PredictRequest(inputs=texts(*"abcde"))
+    for body, status, code, limit in ((wrong, 422, "invalid_input", None), (many, 413, "batch_too_large", 4)):
+        response = api("scoring.predict").sync_detailed(client=client, body=body)
+        assert response.status_code == status
+        assert isinstance(response.parsed, m.ErrorResponse)
+        assert response.parsed.error.code == code
+        assert response.parsed.request_id == response.headers["x-request-id"]
+        if limit is not None:
+            assert (response.parsed.error.limit, response.parsed.error.got) == (limit, 5)
+            assert response.parsed.error.field == "inputs"
+
+
+def test_a_job(client: Any) -> None:
+    lines = b"".join(json.dumps({"text": f"review {i}", "label": "positive"}).encode() + b"\n" for i in range(9))
+    file = importlib.import_module(f"{PACKAGE}.types").File(payload=BytesIO(lines))
+    submitted = api("jobs.submit_job").sync(client=client, body=file, resamples=10)
+    assert isinstance(submitted, models().JobOut)
+    while (job := api("jobs.get_job").sync(submitted.id, client=client)).status.value not in ("done", "failed"):
+        time.sleep(0.02)
+    assert job.status.value == "done"
+    assert job.result.methods["laplace"].accuracy == 1.0
+    assert isinstance(api("jobs.get_job").sync("nobody", client=client), models().ErrorResponse)
+
+
+def test_health_and_the_open_inference_protocol(client: Any) -> None:
+    assert api("health.health_live").sync(client=client).status == "live"
+    assert api("health.health_ready").sync(client=client).artifact.name == "fake"
+    assert api("health.v2_ready").sync(client=client).ready
+    model = api("health.v2_model").sync("fake", client=client)
+    assert [tensor.name for tensor in model.inputs] == ["text"]
+    assert isinstance(api("health.v2_model").sync("nobody", client=client), models().ErrorResponse)
+    metrics = api("health.metrics").sync_detailed(client=client)
+    assert b"laplora_requests_total" in metrics.content
+
+
+@pytest.mark.anyio
+async def test_asynchronous_functions(address: str, package: Path) -> None:
+    body = models().PredictRequest(inputs=texts("a"))
+    async with importlib.import_module(PACKAGE).Client(base_url=address) as client:
+        answer = await api("scoring.predict").asyncio(client=client, body=body)
+    assert answer.to_dict()["predictions"][0]["id"] == "r0"

@@ -1,0 +1,175 @@
+"""Hostile bytes on a real socket, each with the status it gets: framing, headers, methods and paths.
+
+What clients send holds a secret; neither an answer nor the log may.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from server_process import Process, server_process
+
+from service.http.schemas import ErrorResponse
+
+FAKE_SERVER = Path(__file__).resolve().parents[1] / "fake_server.py"
+SECRET = b"zebra-secret"
+BODY = b'{"inputs": [{"text": "zebra-secret"}]}'
+HOST = b"Host: x\r\nConnection: close\r\n"
+
+
+@pytest.fixture(scope="module")
+def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    root = tmp_path_factory.mktemp("artifacts")
+    (root / "fake").mkdir()
+    (root / "fake" / "manifest.json").write_text("{}")
+    command = [str(FAKE_SERVER), "--artifact", "fake", "--artifacts-root", str(root), "--request-timeout-s", "5"]
+    with server_process(command, {"LAPLORA_AUTH": "off"}) as process, process.client() as client:
+        yield process
+        # Whatever was sent before: it goes on, nothing crashed, and the log holds nothing of it.
+        assert client.post("/predict", json={"inputs": [{"text": "a"}]}).status_code == 200
+        assert '"event": "crash"' not in process.log
+        assert "Traceback" not in process.log
+        assert SECRET.decode() not in process.log
+
+
+def send(process: Process, raw: bytes) -> bytes:
+    """Return everything that the server answers until it closes the connection."""
+    address = urlsplit(str(process.event("listening")["address"]))
+    with socket.create_connection((address.hostname, address.port)) as connection:
+        connection.sendall(raw)
+        answer = b""
+        try:
+            while piece := connection.recv(65536):
+                answer += piece
+        except ConnectionResetError:
+            # It closed with our bytes unread; what it said before that is what counts.
+            pass
+        return answer
+
+
+def post(extra: bytes = b"", *, path: bytes = b"/predict", body: bytes = BODY, length: bool = True) -> bytes:
+    sized = b"Content-Length: %d\r\n" % len(body) if length else b""
+    head = b"POST " + path + b" HTTP/1.1\r\n" + HOST + b"Content-Type: application/json\r\n" + sized
+    return head + extra + b"\r\n" + body
+
+
+def check(answer: bytes, status: int, code: str | None) -> None:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status), answer[:300]
+    assert SECRET not in answer
+    headers = dict(line.lower().split(": ", 1) for line in head.decode().split("\r\n")[1:])
+    assert headers["x-request-id"]
+    if code is not None:
+        found = ErrorResponse.model_validate_json(body)
+        assert (found.error.code, found.request_id) == (code, headers["x-request-id"])
+
+
+def chunked(*pieces: bytes) -> bytes:
+    return b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in (*pieces, b""))
+
+
+FRAMING: dict[str, tuple[bytes, int, str | None]] = {
+    "500 headers": (post(b"".join(b"x-%d: zebra-secret\r\n" % i for i in range(500))), 200, None),
+    "20,000 headers": (post(b"".join(b"x-%d: zebra-secret\r\n" % i for i in range(20_000))), 400, "malformed_http"),
+    "header of 200 kB": (post(b"x: " + SECRET * 20_000 + b"\r\n"), 400, "malformed_http"),
+    "length too short": (post(b"Content-Length: 5\r\n", length=False), 422, "invalid_json"),
+    "length zero": (post(b"Content-Length: 0\r\n", length=False, body=b""), 422, "invalid_json"),
+    "no length and no body": (post(length=False, body=b""), 422, "invalid_json"),
+    "length too long": (post(b"Content-Length: 4000\r\n", length=False), 504, "deadline_exceeded"),
+    "length above the limit": (post(b"Content-Length: 99999999\r\n", length=False), 413, "body_too_large"),
+    "two lengths": (post(b"Content-Length: 5\r\n"), 400, "malformed_http"),
+    "negative length": (post(b"Content-Length: -5\r\n", length=False), 400, "malformed_http"),
+    "length with a sign": (post(b"Content-Length: +38\r\n", length=False), 400, "malformed_http"),
+    "length of 30 digits": (post(b"Content-Length: " + b"9" * 30 + b"\r\n", length=False), 400, "malformed_http"),
+    "length is a word": (post(b"Content-Length: zebra-secret\r\n", length=False), 400, "malformed_http"),
+    "chunks": (post(b"Transfer-Encoding: chunked\r\n", length=False, body=chunked(BODY[:7], BODY[7:])), 200, None),
+    "broken chunks": (post(b"Transfer-Encoding: chunked\r\n", length=False, body=b"zebra\r\n"), 400, "malformed_http"),
+    "unknown transfer encoding": (post(b"Transfer-Encoding: gzip\r\n", length=False), 400, "malformed_http"),
+    "gzip": (post(b"Content-Encoding: gzip\r\n"), 415, "unsupported_media_type"),
+    "no host": (b"GET /health/live HTTP/1.1\r\nConnection: close\r\n\r\n", 400, "malformed_http"),
+    "two hosts": (b"GET /health/live HTTP/1.1\r\nHost: zebra-secret\r\n" + HOST + b"\r\n", 400, "malformed_http"),
+    "space in the path": (b"GET /zebra-secret x HTTP/1.1\r\n" + HOST + b"\r\n", 400, "malformed_http"),
+    "raw bytes in the path": (b"GET /\xff\xfe HTTP/1.1\r\n" + HOST + b"\r\n", 400, "malformed_http"),
+    "TLS": (bytes.fromhex("16030100a5010000a10303"), 400, "malformed_http"),
+    "raw bytes in a header": (post(b"X: \xff\xfe\x80\r\n"), 200, None),
+    "raw bytes in the request id": (post(b"X-Request-ID: \xff\xfe\r\n"), 200, None),
+    "request id too long": (post(b"X-Request-ID: " + SECRET * 20 + b"\r\n"), 200, None),
+    "a host to be redirected to": (b"GET / HTTP/1.1\r\nConnection: close\r\nHost: zebra-secret\r\n\r\n", 307, None),
+    "websocket": (
+        b"GET /predict HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade, close\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n",
+        405,
+        "method_not_allowed",
+    ),
+    "another server's address": (b"GET http://zebra-secret/ HTTP/1.1\r\n" + HOST + b"\r\n", 404, "route_not_found"),
+    "CONNECT": (b"CONNECT zebra-secret:80 HTTP/1.1\r\n" + HOST + b"\r\n", 404, "route_not_found"),
+    "OPTIONS of everything": (b"OPTIONS * HTTP/1.1\r\n" + HOST + b"\r\n", 404, "route_not_found"),
+}
+
+
+@pytest.mark.parametrize("name", FRAMING)
+def test_framing_and_headers(process: Process, name: str) -> None:
+    raw, status, code = FRAMING[name]
+    check(send(process, raw), status, code)
+
+
+@pytest.mark.parametrize("method", ["OPTIONS", "TRACE", "PUT", "PATCH", "DELETE", "BREW", "post"])
+@pytest.mark.parametrize("path", ["/predict", "/health/live", "/docs/assets/swagger-ui.css"])
+def test_other_methods_are_405_with_the_right_one(process: Process, method: str, path: str) -> None:
+    raw = f"{method} {path} HTTP/1.1\r\n".encode() + HOST + b"Cookie: zebra-secret\r\n\r\n"
+    answer = send(process, raw)
+    check(answer, 405, "method_not_allowed")
+    if not path.startswith("/docs"):
+        assert (b"\r\nallow: POST\r\n" in answer) == (path == "/predict")
+
+
+def test_head_has_no_body(process: Process) -> None:
+    for path, status in ((b"/predict", 405), (b"/zebra-secret", 404)):
+        answer = send(process, b"HEAD " + path + b" HTTP/1.1\r\n" + HOST + b"\r\n")
+        check(answer, status, None)
+        assert answer.endswith(b"\r\n\r\n")
+
+
+PATHS = {
+    b"//predict": 404,
+    b"/predict/": 404,
+    b"/./predict": 404,
+    b"/zebra-secret/../predict": 404,
+    b"/%2e%2e/predict": 404,
+    b"/predict%00": 404,
+    b"/predict%2f": 404,
+    b"/predict%20": 404,
+    b"/predict;zebra-secret=1": 404,
+    b"/predict#zebra-secret": 404,
+    b"/PREDICT": 404,
+    b"/%ff%fe": 404,
+    b"/%ed%a0%80": 404,
+    b"/" + SECRET * 1000: 404,
+    # These name the endpoint: percent-encoding of letters means the letters, and it takes no parameters.
+    b"/%70redict": 200,
+    b"/predict?": 200,
+    b"/predict?inputs=zebra-secret&inputs=%ff&%00": 200,
+}
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_path_tricks(process: Process, path: bytes) -> None:
+    check(send(process, post(path=path)), PATHS[path], "route_not_found" if PATHS[path] == 404 else None)
+
+
+@pytest.mark.parametrize("name", [b"..%2f..%2fapp.py", b"..%5c..%5capp.py", b"%2e%2e/app.py", b"%00", b"a" * 5000, b""])
+def test_no_path_leaves_the_docs_assets(process: Process, name: bytes) -> None:
+    answer = send(process, b"GET /docs/assets/" + name + b" HTTP/1.1\r\n" + HOST + b"\r\n")
+    check(answer, 404, "route_not_found")
+
+
+def test_two_requests_at_once_get_two_answers_in_order(process: Process) -> None:
+    first = post().replace(b"Connection: close\r\n", b"")
+    answer = send(process, first + post(path=b"/nowhere"))
+    assert re.findall(rb"HTTP/1.1 (\d+) ", answer) == [b"200", b"404"]
+    assert answer.index(b'"predictions"') < answer.index(b'"route_not_found"')

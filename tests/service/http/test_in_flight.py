@@ -1,0 +1,230 @@
+"""How many requests are answered at once, how many bytes their bodies have, and whose they are."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from serving import FakePredictor, Served, serve
+
+from service.errors import ClientTooManyRequestsError, TooManyRequestsError
+from service.http.in_flight import Place, Places
+from service.keys import Key, digest, write_keys
+
+pytestmark = pytest.mark.anyio
+
+JSON = {"content-type": "application/json"}
+
+
+class Body:
+    """A body in chunks; ``read`` says how many were asked for."""
+
+    def __init__(self, *chunks: bytes) -> None:
+        self._chunks, self.read = chunks, 0
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for chunk in self._chunks:
+            self.read += 1
+            yield chunk
+
+
+def announced(size: int) -> dict[str, str]:
+    return {**JSON, "content-length": str(size)}
+
+
+def refusal(response: httpx.Response) -> tuple[Any, ...]:
+    assert response.status_code == 429
+    assert int(response.headers["retry-after"]) >= 1
+    error = response.json()["error"]
+    return error["code"], error["limit"], error["got"]
+
+
+async def busy(served: Served, count: int) -> list[asyncio.Task[httpx.Response]]:
+    """Return requests that wait for a device that is held."""
+    served.predictor.hold()
+    running = [asyncio.create_task(served.predict("a")) for _ in range(count)]
+    await served.until(lambda: served.state.engine.open_tickets == count)
+    return running
+
+
+async def test_one_post_too_many_is_refused_before_its_body_is_read() -> None:
+    async with serve(max_requests=2, client_share=1.0) as served:
+        running = await busy(served, 2)
+        for path in ("/predict", "/evaluate", "/feedback", "/evaluate/jobs", "/nowhere"):
+            body = Body(b" ")
+            refused = await served.client.post(path, content=body)
+            assert refusal(refused) == ("too_many_requests", 2, 3)
+            assert body.read == 0
+        for path in ("/health/live", "/health/ready", "/metrics", "/artifacts", "/docs"):
+            assert (await served.client.get(path)).status_code == 200
+        served.predictor.released.set()
+        assert [answer.status_code for answer in await asyncio.gather(*running)] == [200, 200]
+        assert (await served.predict("a")).status_code == 200
+        counts = (await served.client.get("/metrics")).text
+    assert 'laplora_rejects_total{reason="too_many_requests"} 5.0' in counts
+    assert 'laplora_requests_total{method="POST",route="/predict",status="429"} 1.0' in counts
+
+
+async def test_administration_needs_no_place() -> None:
+    async with serve(FakePredictor(), max_requests=1, client_share=1.0) as served:
+        running = await busy(served, 1)
+        for path in ("load", "activate", "unload"):
+            response = await served.client.post(f"/artifacts/nothing/{path}")
+            assert response.status_code == 404
+        served.predictor.released.set()
+        await asyncio.gather(*running)
+
+
+async def test_one_caller_has_its_share_of_the_places_and_another_still_gets_in(tmp_path: Path) -> None:
+    keys = tmp_path / "keys.json"
+    write_keys(keys, [Key(id=name, sha256=digest(name), scopes=("predict", "evaluate")) for name in "ab"])
+    async with serve(max_requests=4, auth="keys", keys=keys) as served:
+        served.predictor.hold()
+
+        def ask(token: str) -> asyncio.Task[httpx.Response]:
+            headers = {"authorization": f"Bearer {token}"}
+            return asyncio.create_task(
+                served.client.post("/predict", json={"inputs": [{"text": "a"}]}, headers=headers)
+            )
+
+        greedy = [ask("a"), ask("a")]
+        await served.until(lambda: served.state.engine.open_tickets == 2)
+        assert refusal(await ask("a")) == ("client_too_many_requests", 2, 3)
+        other = ask("b")
+        await served.until(lambda: served.state.engine.open_tickets == 3)
+        served.predictor.released.set()
+        assert [answer.status_code for answer in await asyncio.gather(*greedy, other)] == [200] * 3
+        assert served.state.places.requests == 0
+
+
+async def test_the_document_says_429_of_exactly_those_operations_that_need_a_place() -> None:
+    """Whatever else an operation would answer to an empty body: with no place left it comes to that, or to this."""
+    async with serve(max_requests=1) as served:
+        running = await busy(served, 1)
+        refused, told = set(), set()
+        for path, methods in served.app.openapi()["paths"].items():
+            for method, operation in methods.items():
+                if path.endswith("/events"):
+                    continue
+                answer = await served.client.request(method, path.format(job_id="none", name="none"))
+                name = f"{method.upper()} {path}"
+                if answer.status_code == 429:
+                    refused.add(name)
+                if "too_many_requests" in operation["responses"].get("429", {}).get("description", ""):
+                    told.add(name)
+        assert refused == told == {"POST /predict", "POST /evaluate", "POST /evaluate/jobs", "POST /feedback"}
+        served.predictor.released.set()
+        assert [answer.status_code for answer in await asyncio.gather(*running)] == [200]
+
+
+async def test_refused_and_broken_requests_give_their_places_back() -> None:
+    async with serve(max_requests=1) as served:
+        for _ in range(3):
+            assert (await served.client.post("/predict", json={})).status_code == 422
+            assert (await served.client.post("/nowhere")).status_code == 404
+        (gone,) = await busy(served, 1)
+        gone.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await gone
+        served.predictor.released.set()
+        assert (await served.predict("a")).status_code == 200
+        assert (served.state.places.requests, served.state.places.body_bytes) == (0, 0)
+
+
+async def test_a_full_queue_refuses_before_the_body_is_read() -> None:
+    async with serve(max_queue_rows=1, max_inputs=1, client_share=1.0) as served:
+        running = await busy(served, 1)
+        await served.until(lambda: served.state.engine.queued_rows == 0)  # on the device, no longer in the queue
+        running.append(asyncio.create_task(served.predict("b")))
+        await served.until(lambda: served.state.engine.queued_rows == 1)
+        for path in ("/predict", "/evaluate"):
+            body = Body(b" ")
+            refused = await served.client.post(path, content=body, headers=JSON)
+            assert refusal(refused) == ("queue_full", 1, 2)
+            assert body.read == 0
+        served.predictor.released.set()
+        assert [answer.status_code for answer in await asyncio.gather(*running)] == [200, 200]
+
+
+async def test_a_server_that_takes_nothing_says_so_before_the_body_is_read() -> None:
+    async with serve() as served:
+        served.state.drain()
+        body = Body(b" ")
+        refused = await served.client.post("/predict", content=body, headers=JSON)
+    assert (refused.status_code, refused.json()["error"]["code"], body.read) == (503, "draining", 0)
+
+
+async def test_announced_bytes_are_counted_before_they_are_read_and_until_the_answer() -> None:
+    async with serve(max_body_bytes=1024, max_in_flight_bytes=2048, client_share=1.0) as served:
+        text = b'{"inputs": [{"text": "a"}]}'
+        served.predictor.hold()
+        running = asyncio.create_task(served.client.post("/predict", content=text.ljust(1024), headers=JSON))
+        await served.until(lambda: served.state.engine.open_tickets == 1)
+        assert "laplora_body_bytes 1024.0" in (await served.client.get("/metrics")).text
+        slow_body = asyncio.Event()
+
+        async def slowly() -> AsyncIterator[bytes]:
+            yield text
+            await slow_body.wait()
+            yield b" " * (1000 - len(text))
+
+        slow = asyncio.create_task(served.client.post("/predict", content=slowly(), headers=announced(1000)))
+        await served.until(lambda: served.state.places.body_bytes == 2024)
+        body = Body(text)
+        refused = await served.client.post("/predict", content=body, headers=announced(len(text)))
+        assert refusal(refused) == ("too_many_requests", 2048, 2024 + len(text))
+        assert body.read == 0
+        # Without an announcement, what comes is counted as it comes.
+        body = Body(b" " * 20, text)
+        assert refusal(await served.client.post("/predict", content=body, headers=JSON))[1:] == (2048, 2044 + len(text))
+        assert body.read == 2
+        slow_body.set()
+        served.predictor.released.set()
+        assert [answer.status_code for answer in await asyncio.gather(running, slow)] == [200, 200]
+        assert served.state.places.body_bytes == 0
+
+
+async def test_one_caller_has_its_share_of_the_bytes() -> None:
+    async with serve(max_body_bytes=1024, max_in_flight_bytes=2048, client_share=0.5) as served:
+        served.predictor.hold()
+        text = b'{"inputs": [{"text": "a"}]}'
+        running = asyncio.create_task(served.client.post("/predict", content=text.ljust(1024), headers=JSON))
+        await served.until(lambda: served.state.engine.open_tickets == 1)
+        refused = await served.client.post("/predict", content=text, headers=JSON)
+        assert refusal(refused) == ("client_too_many_requests", 1024, 1024 + len(text))
+        served.predictor.released.set()
+        assert (await running).status_code == 200
+
+
+async def test_a_client_that_closes_after_the_answer_is_heard_out() -> None:
+    async with serve(max_requests=1, client_share=1.0) as served:
+        running = await busy(served, 1)
+        body = Body(b"a", b"b")
+        refused = await served.client.post("/predict", content=body, headers={**JSON, "connection": "close"})
+        assert (refused.status_code, body.read) == (429, 2)
+        served.predictor.released.set()
+        await asyncio.gather(*running)
+
+
+def test_what_is_held_is_the_sum_of_what_is_open() -> None:
+    places = Places(max_requests=3, max_bytes=100, client_share=0.7)
+    a, b = places.take("a"), places.take("b")
+    places.hold(a, 60)
+    with pytest.raises(ClientTooManyRequestsError):
+        places.hold(a, 11)
+    with pytest.raises(TooManyRequestsError) as refused:
+        places.hold(b, 41)
+    assert (type(refused.value), refused.value.limit, refused.value.got) == (TooManyRequestsError, 100, 101)
+    places.hold(b, 40)
+    more: list[Place] = [places.take("a")]
+    with pytest.raises(ClientTooManyRequestsError):
+        places.take("a")
+    with pytest.raises(TooManyRequestsError):
+        places.take("c")
+    for place in (a, b, *more):
+        places.leave(place)
+    assert (places.requests, places.body_bytes, places.take("c").body_bytes) == (0, 0, 0)

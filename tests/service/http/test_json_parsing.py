@@ -1,0 +1,185 @@
+"""What a JSON text holds is counted before it is built, and what is too much is never built."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from serving import serve
+
+from service.errors import BatchTooLargeError, InvalidJsonError, InvalidRequestError
+from service.http import body, json_parsing
+from service.http.json_parsing import FEWEST_MEMBERS, MAX_DIGITS, MAX_KEYS, count_members, most_members, parse_json
+from service.http.schemas import Input, PredictRequest
+
+JSON = {"content-type": "application/json"}
+SIZE = 4 * 2**20
+
+
+def members(value: Any) -> int:
+    """Return the members of lists and objects, counted in the value."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return sum(1 + members(item) for item in inner)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=6) | st.text(alphabet='\\"{}[],: ', max_size=6),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.text(max_size=4) | st.text(alphabet='\\"{}[],', max_size=4), inner, max_size=4)
+    ),
+    max_leaves=20,
+)
+
+
+@given(json_values, st.booleans(), st.sampled_from([None, 1]))
+def test_the_count_is_that_of_the_value(value: Any, ascii_only: bool, indent: int | None) -> None:
+    raw = json.dumps(value, ensure_ascii=ascii_only, indent=indent).encode("utf-8", "surrogatepass")
+    assert count_members(raw, 10_000) == members(value)
+
+
+@given(st.text(alphabet='{}[],:"\\0a ', max_size=40))
+def test_what_a_parser_builds_of_a_broken_text_is_counted(text: str) -> None:
+    """Python's own parser, told to count what it meets until it gives up: never more than what was counted before."""
+    met = 0
+
+    def pairs(found: list[tuple[str, Any]]) -> None:
+        nonlocal met
+        met += len(found)
+
+    decoder = json.JSONDecoder(object_pairs_hook=pairs)
+    with contextlib.suppress(ValueError):
+        decoder.raw_decode(text)
+    assert met <= count_members(text.encode(), 10_000)
+
+
+def filled(head: bytes, unit: bytes, tail: bytes) -> bytes:
+    return head + unit * ((SIZE - len(head) - len(tail)) // len(unit)) + tail
+
+
+TOO_MANY: dict[str, Callable[[], bytes]] = {
+    "inputs {}": lambda: filled(b'{"inputs": [', b"{},", b"{}]}"),
+    "inputs 0": lambda: filled(b'{"inputs": [', b"0,", b"0]}"),
+    "inputs []": lambda: filled(b'{"inputs": [', b"[],", b"[]]}"),
+    "empty strings": lambda: filled(b'{"inputs": [', b'"",', b'""]}'),
+    "labels": lambda: filled(b'{"items": [', b"0,", b"0]}"),
+    "choices": lambda: filled(b'{"inputs": [{"question": "a", "choices": [', b'"b",', b'"b"]}]}'),
+    "one key again and again": lambda: filled(b"{", b'"k":0,', b'"k":0}'),
+    "unknown keys": lambda: b"{" + b",".join(b'"%07d":0' % i for i in range(300_000)) + b"}",
+    "nested lists": lambda: b"[" * SIZE,
+    "after an escape that is none": lambda: filled(b"[", b"0,", b"\\]"),
+    "cut": lambda: filled(b"[", b'{"a":0},', b'"'),
+}
+
+
+@pytest.mark.parametrize("name", TOO_MANY)
+def test_too_many_members_are_refused_before_any_is_built(name: str) -> None:
+    raw = TOO_MANY[name]()
+    tracemalloc.start()
+    try:
+        with pytest.raises(BatchTooLargeError) as refused:
+            parse_json(raw, max_members=32_768)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (refused.value.field, refused.value.limit) == ("body", 32_768)
+    assert refused.value.got is not None
+    assert refused.value.got > 32_768
+    # Two copies of the bytes at most, and pieces; the values would take 100 MiB and more.
+    assert peak < 6 * SIZE
+
+
+def test_a_body_may_have_as_many_members_as_its_limit() -> None:
+    raw = json.dumps([0] * FEWEST_MEMBERS).encode()
+    assert len(parse_json(raw)) == FEWEST_MEMBERS
+    with pytest.raises(BatchTooLargeError) as refused:
+        parse_json(raw[:-1] + b",0]")
+    assert refused.value.got == FEWEST_MEMBERS + 1
+    assert most_members(1) == FEWEST_MEMBERS
+    assert most_members(256) == 32_768
+
+
+def test_an_object_has_at_most_so_many_keys() -> None:
+    keys = {f"k{i}": 0 for i in range(MAX_KEYS)}
+    assert parse_json(json.dumps({"inputs": [keys]}).encode()) == {"inputs": [keys]}
+    with pytest.raises(InvalidRequestError) as refused:
+        parse_json(json.dumps({"inputs": [keys | {"one": 1}]}).encode())
+    assert (refused.value.limit, refused.value.got) == (MAX_KEYS, MAX_KEYS + 1)
+
+
+@pytest.mark.parametrize("text", ["a, b, " * 10_000, '{"[,]}' * 10_000, "\\" * 60_000, '\\"' * 30_000])
+def test_commas_and_braces_in_a_text_are_no_members(text: str) -> None:
+    raw = json.dumps({"inputs": [{"text": text}]}).encode()
+    assert parse_json(raw, max_members=3) == {"inputs": [{"text": text}]}
+
+
+@pytest.mark.parametrize("number", [b"9" * 4000, b"0." + b"9" * 4000, b"1e" + b"9" * 4000, b"9" * (MAX_DIGITS + 1)])
+def test_many_long_numbers_are_refused_unread(number: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_parsing, "from_json", pytest.fail)
+    with pytest.raises(InvalidJsonError, match="digits"):
+        parse_json(filled(b"[", number + b",", number + b"]"), max_members=100_000)
+
+
+def test_digits_in_a_text_and_short_numbers_are_read() -> None:
+    value = {"inputs": [{"text": "9" * 100_000}], "more": [10**MAX_DIGITS // 10] * 10}
+    assert parse_json(json.dumps(value).encode()) == value
+
+
+@pytest.mark.anyio
+async def test_the_one_error_shape_says_limit_and_what_came() -> None:
+    async with serve() as served:
+        raw = TOO_MANY["inputs {}"]()
+        response = await served.client.post("/predict", content=raw, headers=JSON)
+        detail = response.json()["error"]
+        assert (response.status_code, detail["code"], detail["limit"]) == (413, "batch_too_large", 32_768)
+        assert detail["got"] == raw.count(b"{}")
+        keys = {f"k{i}": 0 for i in range(100)}
+        for options in ({"options": keys}, keys):
+            response = await served.client.post("/predict", json={"inputs": [{"text": "a"}], **options})
+            detail = response.json()["error"]
+            assert (response.status_code, detail["code"], detail["limit"]) == (422, "invalid_request", MAX_KEYS)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("path", "name", "item"),
+    [("/predict", "inputs", {"text": "a"}), ("/evaluate", "inputs", {}), ("/feedback", "items", 0)],
+)
+async def test_no_item_of_too_many_is_validated(path: str, name: str, item: Any) -> None:
+    """The count is refused before pydantic sees an item: a list of wrong ones says how many came, not what is wrong."""
+    async with serve(max_inputs=2) as served:
+        response = await served.client.post(path, json={name: [item] * 3})
+        detail = response.json()["error"]
+        assert (response.status_code, detail["code"]) == (413, "batch_too_large")
+        assert (detail["field"], detail["limit"], detail["got"]) == (name, 2, 3)
+
+
+def test_validation_stops_at_the_first_wrong_input() -> None:
+    with pytest.raises(ValueError, match="inputs") as refused:
+        PredictRequest.model_validate({"inputs": [0] * 256})
+    assert len(refused.value.errors()) == 1  # type: ignore[attr-defined]
+    assert isinstance(PredictRequest.model_validate({"inputs": [{"text": "a"}]}).inputs[0], Input)
+
+
+@pytest.mark.anyio
+async def test_a_large_body_is_parsed_by_threads_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    names: list[str] = []
+    real = json_parsing.parse_json
+
+    def parse(raw: bytes, **limits: int) -> Any:
+        names.append(threading.current_thread().name)
+        return real(raw, **limits)
+
+    monkeypatch.setattr(body, "parse_json", parse)
+    async with serve() as served:
+        assert (await served.predict("a " * 100_000)).status_code == 422
+        assert (await served.predict("a")).status_code == 200
+    assert names[0].startswith("laplora-parse")
+    assert names[1] == threading.current_thread().name

@@ -1,0 +1,291 @@
+"""The documented surface: a snapshot, exactly the statuses that can come out, and a docs page without a network."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import jsonschema_rs
+import pytest
+from api_page import with_tables
+from serving import library, serve, settings
+
+from service.app import create_app
+from service.errors import ERROR_KINDS
+from service.http.openapi import TAGS
+from service.keys import Key, digest, write_keys
+
+SNAPSHOT = Path(__file__).with_name("openapi.json")
+API_PAGE = Path(__file__).resolve().parents[3] / "docs" / "api.md"
+#: Asked for by no single operation: no HTTP, unknown paths and methods, faults, answers that nobody reads.
+UNDOCUMENTED = {"malformed_http", "route_not_found", "method_not_allowed", "internal_error", "client_closed_request"}
+#: Why a job failed, in its own answer.
+UNDOCUMENTED |= {"artifact_changed", "too_many_bad_rows"}
+
+
+@pytest.fixture
+def document(tmp_path: Path) -> dict[str, Any]:
+    keys = tmp_path / "keys.json"
+    write_keys(keys, [Key(id="a", sha256=digest("a"), scopes=("predict",))])
+    app = create_app(settings(auth="keys", keys=keys), library=library())
+    app.state.service.workers.stop()
+    return app.openapi()
+
+
+def test_snapshot(document: dict[str, Any]) -> None:
+    """A change of the contract shows in a diff; LAPLORA_UPDATE_SNAPSHOT=1 writes the new one."""
+    text = json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    if os.environ.get("LAPLORA_UPDATE_SNAPSHOT"):
+        SNAPSHOT.write_text(text, encoding="utf-8")
+    assert json.loads(text) == json.loads(SNAPSHOT.read_text(encoding="utf-8"))
+
+
+def test_api_page_has_the_tables_of_the_code(document: dict[str, Any]) -> None:
+    """LAPLORA_UPDATE_SNAPSHOT=1 writes them."""
+    page = API_PAGE.read_text(encoding="utf-8")
+    if os.environ.get("LAPLORA_UPDATE_SNAPSHOT"):
+        page = with_tables(page, document)
+        API_PAGE.write_text(page, encoding="utf-8")
+    assert page == with_tables(page, document)
+
+
+def operations(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {
+        f"{method.upper()} {path}": operation
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+    }
+
+
+def test_statuses_are_exactly_those_that_can_come_out(document: dict[str, Any]) -> None:
+    scoring = ["200", "401", "403", "404", "409", "413", "415", "422", "429", "503", "504"]
+    assert {name: sorted(op["responses"]) for name, op in operations(document).items()} == {
+        "POST /predict": scoring,
+        "POST /evaluate": scoring,
+        "POST /feedback": ["200", "401", "403", "404", "413", "415", "422", "429", "504"],
+        "GET /feedback": ["200", "401", "404"],
+        "POST /evaluate/jobs": ["202", *scoring[1:]],
+        "GET /evaluate/jobs": ["200", "401", "403", "503"],
+        "GET /evaluate/jobs/{job_id}": ["200", "401", "403", "404", "503"],
+        "DELETE /evaluate/jobs/{job_id}": ["200", "401", "403", "404", "503"],
+        "POST /evaluate/jobs/{job_id}/cancel": ["200", "401", "403", "404", "503"],
+        "GET /evaluate/jobs/{job_id}/events": ["200", "401", "403", "404", "429", "503"],
+        "GET /artifacts": ["200", "401"],
+        "POST /artifacts/{name}/load": ["200", "401", "403", "404", "409", "503", "504"],
+        "POST /artifacts/{name}/activate": ["200", "401", "403", "404", "409", "503", "504"],
+        "POST /artifacts/{name}/unload": ["200", "401", "403", "404", "409", "503"],
+        "GET /health/live": ["200"],
+        "GET /health/ready": ["200", "503"],
+        "GET /v2/health/live": ["200"],
+        "GET /v2/health/ready": ["200", "503"],
+        "GET /v2/models/{name}": ["200", "401", "404", "503"],
+        "GET /metrics": ["200", "401"],
+    }
+
+
+def test_every_error_has_the_one_schema(document: dict[str, Any]) -> None:
+    for name, operation in operations(document).items():
+        for status, response in operation["responses"].items():
+            if status not in ("200", "202"):
+                schema = response["content"]["application/json"]["schema"]
+                assert schema == {"$ref": "#/components/schemas/ErrorResponse"}, (name, status)
+    assert "HTTPValidationError" not in document["components"]["schemas"]
+
+
+def test_every_code_is_documented_somewhere(document: dict[str, Any]) -> None:
+    documented = set(re.findall(r"`(\w+)`:", json.dumps([op["responses"] for op in operations(document).values()])))
+    assert documented == {kind.code for kind in ERROR_KINDS} - UNDOCUMENTED
+
+
+def test_operations_have_stable_readable_names(document: dict[str, Any]) -> None:
+    """Generated clients call their functions by these: a change breaks whoever generated one."""
+    assert {name: op["operationId"] for name, op in operations(document).items()} == {
+        "POST /predict": "predict",
+        "POST /evaluate": "evaluate",
+        "POST /evaluate/jobs": "submit_job",
+        "GET /evaluate/jobs": "list_jobs",
+        "GET /evaluate/jobs/{job_id}": "get_job",
+        "DELETE /evaluate/jobs/{job_id}": "delete_job",
+        "POST /evaluate/jobs/{job_id}/cancel": "cancel_job",
+        "GET /evaluate/jobs/{job_id}/events": "job_events",
+        "POST /feedback": "give_feedback",
+        "GET /feedback": "watch_calibration",
+        "GET /artifacts": "list_artifacts",
+        "POST /artifacts/{name}/load": "load_artifact",
+        "POST /artifacts/{name}/activate": "activate_artifact",
+        "POST /artifacts/{name}/unload": "unload_artifact",
+        "GET /health/live": "health_live",
+        "GET /health/ready": "health_ready",
+        "GET /v2/health/live": "v2_live",
+        "GET /v2/health/ready": "v2_ready",
+        "GET /v2/models/{name}": "v2_model",
+        "GET /metrics": "metrics",
+    }
+
+
+FIXED = {
+    "Input": "id question choices prompt",
+    "LabelledInput": "id question choices prompt label",
+    "PredictRequest": "inputs artifact options",
+    "PredictOptions": "covariance truncate mode",
+    "PredictResponse": "artifact predictions timing_ms",
+    "ArtifactRef": "name digest base_model quantization",
+    "PredictionOut": "id label label_text map_probs probs probs_std logit_mean logit_variance logit_covariance "
+    "uncertainty label_mass prediction_set flags decision tokens truncated",
+    "UncertaintyParts": "total aleatoric epistemic",
+    "Timing": "queue tokenize compute total",
+    "MethodMetrics": "accuracy nll ece brier auroc_error intervals reliability risk_coverage",
+    "ErrorResponse": "error request_id",
+    "ErrorDetail": "code message field limit got",
+}
+
+
+def test_names_that_callers_rely_on_stay(document: dict[str, Any]) -> None:
+    for name, fields in FIXED.items():
+        assert set(fields.split()) <= set(document["components"]["schemas"][name]["properties"]), name
+    # One shape of error with nothing beside it, and two forms of a health check.
+    assert set(document["components"]["schemas"]["ErrorResponse"]["properties"]) == {"error", "request_id"}
+    assert {"/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", "/metrics"} <= set(
+        document["paths"]
+    )
+
+
+def test_every_operation_says_what_it_is_and_has_a_described_tag(document: dict[str, Any]) -> None:
+    assert {tag["name"]: tag["description"] for tag in document["tags"]} == TAGS
+    used = set()
+    for name, operation in operations(document).items():
+        assert operation.get("description"), name
+        assert len(operation["tags"]) == 1, name
+        used.update(operation["tags"])
+    assert used == set(TAGS)
+
+
+def test_every_field_says_what_it_is(document: dict[str, Any]) -> None:
+    for name, schema in document["components"]["schemas"].items():
+        assert schema.get("description"), name
+        for field, found in schema.get("properties", {}).items():
+            # A reference without words of its own has those of its schema, which the line above asks for.
+            assert found.get("description") or set(found) == {"$ref"}, f"{name}.{field} needs a description"
+
+
+def answer_schemas(document: dict[str, Any]) -> set[str]:
+    """Return the names of the schemas that answers are made of."""
+    schemas = document["components"]["schemas"]
+    waiting = [op["responses"] for op in operations(document).values()]
+    found: set[str] = set()
+    while waiting:
+        for name in set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(waiting.pop()))) - found:
+            found.add(name)
+            waiting.append(schemas[name])
+    return found
+
+
+def kinds(schema: dict[str, Any]) -> set[str]:
+    """Return the JSON types that a field's leaves can have; none of another schema."""
+    parts = [*schema.get("anyOf", []), *schema.get("prefixItems", [])]
+    parts += [schema[key] for key in ("items", "additionalProperties") if isinstance(schema.get(key), dict)]
+    own = {schema["type"]} if "type" in schema and not parts else set()
+    return own.union(*(kinds(part) for part in parts))
+
+
+UNITS = re.compile(
+    r"\bnats\b|\bms\b|milliseconds|seconds|\bbytes\b|[Pp]robabilit|0 to [12]\b|[Nn]umber of|[Tt]okens|no unit|unit\b"
+)
+
+
+def test_every_field_of_an_answer_has_an_example_and_every_number_a_unit(document: dict[str, Any]) -> None:
+    for name in answer_schemas(document):
+        for field, schema in document["components"]["schemas"][name].get("properties", {}).items():
+            if not kinds(schema) - {"null"}:
+                continue  # another schema, with examples of its own
+            assert schema.get("examples"), f"{name}.{field} needs an example"
+            if kinds(schema) & {"number", "integer"}:
+                assert UNITS.search(schema["description"]), f"{name}.{field}: in which unit?"
+
+
+def resolved(document: dict[str, Any], schema: Any) -> dict[str, Any]:
+    """Return a schema that can be validated by itself."""
+    return {"components": document["components"], **schema}
+
+
+def test_examples_fit_their_own_schemas(document: dict[str, Any]) -> None:
+    checked = 0
+    for name, schema in document["components"]["schemas"].items():
+        for where, holder in [(name, schema), *((f"{name}.{f}", s) for f, s in schema.get("properties", {}).items())]:
+            for example in holder.get("examples", []):
+                jsonschema_rs.validate(resolved(document, holder), example)
+                checked += 1
+            assert "example" not in holder, where
+    assert checked > 60
+    for operation in operations(document).values():
+        contents = [operation.get("requestBody", {}), *operation["responses"].values()]
+        for media in (m for c in contents for m in c.get("content", {}).values()):
+            examples = [e["value"] for e in media.get("examples", {}).values()]
+            examples += [media["example"]] if "example" in media else []
+            for example in examples:
+                jsonschema_rs.validate(resolved(document, media["schema"]), example)
+
+
+def composed(document: dict[str, Any], schema: dict[str, Any]) -> Any:
+    """Return an example of a schema, made of its fields' own."""
+    if schema.get("examples"):
+        return schema["examples"][0]
+    if "$ref" in schema:
+        return composed(document, document["components"]["schemas"][schema["$ref"].rsplit("/", 1)[1]])
+    if "anyOf" in schema:
+        return composed(document, schema["anyOf"][0])
+    if schema.get("type") == "array":
+        return [composed(document, schema["items"])]
+    if isinstance(schema.get("additionalProperties"), dict):
+        return {"map": composed(document, schema["additionalProperties"])}
+    return {name: composed(document, found) for name, found in schema["properties"].items()}
+
+
+def test_answers_composed_of_their_fields_examples_are_valid(document: dict[str, Any]) -> None:
+    """What a docs page shows as an example of an answer could have come from the server."""
+    for name, operation in operations(document).items():
+        for status, response in operation["responses"].items():
+            schema = response["content"].get("application/json", {}).get("schema")
+            if schema:
+                example = composed(document, schema)
+                jsonschema_rs.validate(resolved(document, schema), example)
+                assert example, (name, status)
+
+
+def test_headers_are_documented(document: dict[str, Any]) -> None:
+    more = {"202": ("Location",), "401": ("WWW-Authenticate",), "429": ("Retry-After",), "503": ("Retry-After",)}
+    for name, operation in operations(document).items():
+        for status, response in operation["responses"].items():
+            headers = set(response["headers"])
+            assert headers == {"X-Request-ID", *more.get(status, ())}, (
+                name,
+                status,
+            )
+
+
+def test_limits_are_this_servers() -> None:
+    app = create_app(settings(max_inputs=7, request_timeout_s=2.5), library=library())
+    app.state.service.workers.stop()
+    description = app.openapi()["info"]["description"]
+    assert "| `max_inputs` | 7 |" in description
+    assert "| `request_timeout_s` | 2.5 |" in description
+    for name in ("max_body_bytes", "max_queue_tokens", "max_queue_rows"):
+        assert f"`{name}`" in description
+
+
+@pytest.mark.anyio
+async def test_docs_page_needs_no_network() -> None:
+    async with serve() as served:
+        page = await served.client.get("/docs")
+        links = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+        assert any(link.endswith(".js") for link in links)
+        assert any(link.endswith(".css") for link in links)
+        for link in links:
+            assert not link.startswith(("http:", "https:", "//"))
+            assert (await served.client.get(f"/{link}")).status_code == 200
+        assert "openapi.json" in page.text
+        assert (await served.client.get("/openapi.json")).status_code == 200
+        assert (await served.client.get("/", follow_redirects=True)).url.path == "/docs"

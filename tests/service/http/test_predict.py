@@ -1,0 +1,336 @@
+"""POST /predict and POST /evaluate: what a well-meaning client gets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from typing import Any
+
+import pytest
+from serving import FakePredictor, serve
+
+from laplora.prompts.templates import TEMPLATES
+
+pytestmark = pytest.mark.anyio
+
+
+def choice_predictor() -> FakePredictor:
+    return FakePredictor(template=TEMPLATES["multiple_choice"], labels=("A", "B", "C", "D"))
+
+
+async def test_answer_has_the_contracts_fields() -> None:
+    async with serve() as served:
+        body = (await served.predict("fine 7")).json()
+    assert set(body) == {"artifact", "predictive", "target_risk", "predictions", "timing_ms"}
+    assert body["predictive"] == {"name": "laplace", "recommended": "laplace", "reason": "it was better"}
+    assert body["artifact"] == {
+        "name": "fake",
+        "digest": "sha256:fake",
+        "base_model": "tiny",
+        "quantization": "none",
+    }
+    assert set(body["timing_ms"]) == {"queue", "tokenize", "compute", "total"}
+    (prediction,) = body["predictions"]
+    assert set(prediction) == {
+        "label",
+        "label_text",
+        "answered_by",
+        "map_probs",
+        "probs",
+        "probs_std",
+        "calibrated_probs",
+        "logit_mean",
+        "logit_variance",
+        "uncertainty",
+        "label_mass",
+        "score",
+        "prediction_set",
+        "flags",
+        "decision",
+        "tokens",
+        "truncated",
+        "prediction_id",
+    }
+    assert set(prediction["probs"]) == {"negative", "positive"}
+    assert prediction["uncertainty"] == {"total": 0.5, "aleatoric": 0.4, "epistemic": 0.1}
+
+
+async def test_stages_are_part_of_the_total() -> None:
+    async with serve() as served:
+        timing = (await served.predict("fine 7")).json()["timing_ms"]
+    assert all(value >= 0 for value in timing.values())
+    assert timing["queue"] + timing["tokenize"] + timing["compute"] <= timing["total"]
+
+
+async def test_order_and_ids_are_kept_across_batches() -> None:
+    texts = [{"id": f"r{i}", "text": "word " * (20 - i) + str(100 + i)} for i in range(20)]
+    async with serve(batch_tokens=40) as served:
+        response = await served.client.post("/predict", json={"inputs": texts})
+        assert len(served.predictor.batches) > 1
+    got = [(p["id"], round(p["map_probs"]["negative"] * 100_000)) for p in response.json()["predictions"]]
+    assert got == [(f"r{i}", 100 + i) for i in range(20)]
+
+
+async def test_covariance_comes_only_when_asked_for() -> None:
+    async with serve() as served:
+        plain = (await served.predict("fine")).json()["predictions"][0]
+        asked = (await served.predict("fine", options={"covariance": True})).json()["predictions"][0]
+    assert "logit_covariance" not in plain
+    assert asked["logit_covariance"] == [[0.1, 0.1], [0.1, 0.1]]
+
+
+async def test_map_mode_has_no_posterior() -> None:
+    async with serve() as served:
+        response = await served.predict("fine 7", options={"mode": "map", "covariance": True})
+        assert [mode for mode, _ in served.predictor.batches] == ["map"]
+    (prediction,) = response.json()["predictions"]
+    assert prediction["probs"] == prediction["map_probs"]
+    for field in ("probs_std", "logit_variance", "logit_covariance", "uncertainty"):
+        assert prediction[field] is None
+
+
+@pytest.mark.parametrize(
+    ("options", "predictive", "also"),
+    [
+        ({}, "laplace", ()),
+        ({"mode": "laplace"}, "laplace", ()),
+        ({"mode": "map"}, "map", ()),
+        ({"mode": "fast"}, "fast", ()),
+        ({"mode": "fast", "covariance": True}, "fast", ()),
+        ({"predictive": "fast"}, "fast", ()),
+        ({"predictive": "fast", "mode": "fast"}, "fast", ()),
+        ({"predictive": "fast", "mode": "laplace"}, "fast", ("laplace",)),
+        ({"mode": "map", "covariance": True}, "map", ()),
+        ({"predictive": "map"}, "map", ()),
+        ({"predictive": "map", "mode": "map"}, "map", ()),
+        ({"predictive": "ensemble"}, "ensemble", ()),
+        ({"predictive": "ensemble", "mode": "laplace"}, "ensemble", ("laplace",)),
+        ({"predictive": "ensemble", "covariance": True}, "ensemble", ("laplace",)),
+        ({"predictive": "laplace", "covariance": True}, "laplace", ()),
+    ],
+)
+async def test_which_predictive_answers(options: dict[str, Any], predictive: str, also: tuple[str, ...]) -> None:
+    async with serve() as served:
+        body = (await served.predict("fine 7", options=options)).json()
+        assert [name for name, _ in served.predictor.batches] == [predictive]
+        assert served.predictor.also == [also]
+    assert body["predictive"]["name"] == predictive
+    has_variance = predictive == "fast" or "laplace" in (predictive, *also)
+    assert (body["predictions"][0]["logit_variance"] is not None) == has_variance
+    assert body["predictions"][0]["answered_by"] == predictive
+
+
+async def test_the_posterior_comes_with_whatever_is_recommended() -> None:
+    """Mode laplace keeps its variances where the artifact recommends a predictive without a posterior."""
+    predictor = FakePredictor()
+    predictor.recommended = predictor.artifact.manifest.recommended.predictive = "ensemble"
+    async with serve(predictor) as served:
+        body = (await served.predict("fine 7", options={"covariance": True})).json()
+    assert body["predictive"] == {"name": "ensemble", "recommended": "ensemble", "reason": "it was better"}
+    assert body["predictions"][0]["logit_covariance"] == [[0.1, 0.1], [0.1, 0.1]]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"predictive": "swag"}, "it has ['map', 'fast', 'laplace', 'ensemble']"),
+        ({"predictive": ""}, "it has ['map', 'fast', 'laplace', 'ensemble']"),
+        ({"predictive": "ensemble", "mode": "map"}, "leave out the mode or the predictive"),
+        ({"predictive": "ensemble", "mode": "fast"}, "leave out the mode or the predictive"),
+    ],
+)
+async def test_a_predictive_that_cannot_answer_is_422(options: dict[str, Any], message: str) -> None:
+    async with serve() as served:
+        response = await served.predict("fine 7", options=options)
+    error = response.json()["error"]
+    assert (response.status_code, error["field"]) == (422, "options.predictive")
+    assert message in error["message"]
+
+
+async def test_mode_fast_needs_distilled_variances_and_averages_no_orders() -> None:
+    predictor = FakePredictor()
+    predictor.predictives = ("map", "laplace")
+    async with serve(predictor) as served:
+        response = await served.predict("fine 7", options={"mode": "fast"})
+    error = response.json()["error"]
+    assert (response.status_code, error["field"]) == (422, "options.mode")
+    assert "predictives.fast" in error["message"]
+    async with serve() as served:
+        response = await served.predict("fine 7", options={"mode": "fast", "order_average": True})
+    assert (response.status_code, response.json()["error"]["field"]) == (422, "options.order_average")
+
+
+async def test_the_stated_risk_is_known_where_fast_decides_what_to_defer() -> None:
+    async with serve() as served:
+        await served.predict("fine 7", options={"mode": "fast", "target_risk": 0.2})
+        await served.predict("fine 7", options={"mode": "fast"})
+        await served.predict("fine 7", options={"target_risk": 0.2})
+        assert served.predictor.risks[-3:] == [0.2, None, None]
+
+
+async def test_decisions_are_made_for_the_stated_risk() -> None:
+    async with serve() as served:
+        plain = (await served.predict("fine 7")).json()
+        strict = (await served.predict("fine 7", options={"target_risk": 0.1})).json()
+        lenient = (await served.predict("fine 7", options={"target_risk": 0.2})).json()
+        refused = [await served.predict("a", options={"target_risk": r}) for r in (0, 1, -0.1, 1.5, "0.1")]
+    assert [b["target_risk"] for b in (plain, strict, lenient)] == [0.05, 0.1, 0.2]
+    assert [b["predictions"][0]["decision"] for b in (strict, lenient)] == ["review", "accept"]
+    predictor = FakePredictor()
+    predictor.decides_any_risk = False
+    async with serve(predictor) as served:
+        refused.append(await served.predict("a", options={"target_risk": 0.1}))
+    for response in refused:
+        assert (response.status_code, response.json()["error"]["field"]) == (422, "options.target_risk")
+
+
+async def test_multiple_choice_gives_the_choice_as_text() -> None:
+    item = {"question": "Which one?", "choices": ["this", "that", "neither"]}
+    async with serve(choice_predictor()) as served:
+        (prediction,) = (await served.client.post("/predict", json={"inputs": [item]})).json()["predictions"]
+    assert (prediction["label"], prediction["label_text"]) == ("C", "neither")
+    assert list(prediction["probs"]) == ["A", "B", "C"]
+
+
+async def test_rendered_prompt_is_taken() -> None:
+    async with serve() as served:
+        response = await served.client.post("/predict", json={"inputs": [{"prompt": "anything at all 5"}]})
+    assert response.json()["predictions"][0]["tokens"] == 4
+
+
+async def test_truncation_is_asked_for_and_reported() -> None:
+    async with serve(FakePredictor(max_tokens=8)) as served:
+        refused = await served.predict("word " * 30)
+        taken = await served.predict("word " * 30, options={"truncate": True})
+    assert refused.status_code == 422
+    assert refused.json()["error"] == {
+        "code": "too_many_tokens",
+        "message": "input 0: too long",
+        "field": "inputs.0",
+        "limit": 8,
+        "got": 38,
+    }
+    assert taken.json()["predictions"][0]["truncated"] is True
+
+
+async def test_active_artifact_can_be_named() -> None:
+    async with serve() as served:
+        assert (await served.predict("fine", artifact="fake")).status_code == 200
+        unknown = await served.predict("fine", artifact="nobody")
+    assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "artifact_not_found")
+
+
+async def test_json_suffix_types_and_charset_are_taken() -> None:
+    async with serve() as served:
+        for content_type in ("application/json; charset=UTF-8", "application/vnd.x+json"):
+            response = await served.client.post(
+                "/predict", content=b'{"inputs":[{"text":"\xc3\xa9"}]}', headers={"content-type": content_type}
+            )
+            assert response.status_code == 200
+
+
+async def test_nul_and_astral_characters_are_text() -> None:
+    async with serve() as served:
+        response = await served.client.post("/predict", json={"inputs": [{"id": "\0😀", "text": "a\0b 😀"}]})
+    assert response.status_code == 200
+    assert response.json()["predictions"][0]["id"] == "\0😀"
+
+
+def labelled(*pairs: tuple[str, str]) -> dict[str, Any]:
+    return {"inputs": [{"text": text, "label": label} for text, label in pairs]}
+
+
+async def test_evaluate_measures_every_method() -> None:
+    pairs = [("fine 7", "positive"), ("bad 8", "negative"), ("so so 9", "positive")]
+    async with serve() as served:
+        response = await served.client.post("/evaluate", json=labelled(*pairs))
+    body = response.json()
+    assert body["rows"] == 3
+    assert set(body["methods"]) == {"map", "laplace", "temperature"}
+    for metrics in body["methods"].values():
+        assert set(metrics) == {
+            "accuracy",
+            "nll",
+            "ece",
+            "brier",
+            "auroc_error",
+            "auprc_error",
+            "aurc",
+            "excess_aurc",
+            "intervals",
+            "reliability",
+            "risk_coverage",
+        }
+        assert metrics["accuracy"] == pytest.approx(2 / 3)
+        assert metrics["nll"] == pytest.approx(-(math.log(1 - 7e-5) + math.log(8e-5) + math.log(1 - 9e-5)) / 3)
+        assert len(metrics["reliability"]) == 15
+        assert metrics["intervals"]["accuracy"][0] <= 2 / 3 <= metrics["intervals"]["accuracy"][1]
+
+
+async def test_evaluate_one_row_and_no_mistake() -> None:
+    async with serve() as served:
+        body = (await served.client.post("/evaluate", json=labelled(("fine 7", "positive")))).json()
+    assert body["methods"]["laplace"]["accuracy"] == 1.0
+    assert body["methods"]["laplace"]["auroc_error"] is None
+
+
+async def test_evaluate_takes_rows_with_different_numbers_of_choices() -> None:
+    inputs = [
+        {"question": "q", "choices": ["x", "y"], "label": "B"},
+        {"question": "q", "choices": ["x", "y", "z", "w"], "label": "B"},
+    ]
+    async with serve(choice_predictor()) as served:
+        good = await served.client.post("/evaluate", json={"inputs": inputs})
+        bad = await served.client.post("/evaluate", json={"inputs": [{**inputs[0], "label": "C"}]})
+    assert good.json()["methods"]["map"]["accuracy"] == 1.0
+    assert (bad.status_code, bad.json()["error"]["field"]) == (422, "inputs.0.label")
+
+
+async def test_evaluate_refuses_unknown_and_missing_labels() -> None:
+    async with serve() as served:
+        unknown = await served.client.post("/evaluate", json=labelled(("fine", "Positive")))
+        missing = await served.client.post("/evaluate", json={"inputs": [{"text": "fine"}]})
+    assert (unknown.status_code, unknown.json()["error"]["code"]) == (422, "invalid_input")
+    assert (missing.status_code, missing.json()["error"]["field"]) == (422, "inputs.0.label")
+
+
+async def test_evaluate_is_the_same_every_time() -> None:
+    body = {**labelled(("a 7", "positive"), ("b 8", "negative"), ("c 9", "positive")), "options": {"resamples": 50}}
+    async with serve() as served:
+        answers = [(await served.client.post("/evaluate", json=body)).json()["methods"] for _ in range(2)]
+    assert answers[0] == answers[1]
+
+
+async def test_a_request_may_ask_for_less_time_than_the_server_gives() -> None:
+    async with serve(request_timeout_s=3600) as served:
+        served.predictor.hold()
+        running = asyncio.create_task(served.predict("a"))
+        await asyncio.to_thread(served.predictor.entered.wait)
+        refused = await served.predict("b 77777", options={"timeout_s": 0.05})
+        rows = {"inputs": [{"text": "b 77777", "label": "positive"}], "options": {"timeout_s": 0.05}}
+        evaluated = await served.client.post("/evaluate", json=rows)
+        assert (served.state.engine.queued_rows, served.state.engine.admission.total.rows) == (0, 0)
+        served.predictor.released.set()
+        assert (await running).status_code == 200
+        assert (await served.predict("a", options={"timeout_s": 60})).status_code == 200
+    for response in (refused, evaluated):
+        assert (response.status_code, response.json()["error"]["code"]) == (504, "deadline_exceeded")
+    assert all(77777 not in row.token_ids for _, rows in served.predictor.batches for row in rows)
+
+
+async def test_nobody_gets_more_time_than_the_server_gives() -> None:
+    async with serve(request_timeout_s=0.05) as served:
+        served.predictor.hold()
+        refused = await served.predict("a", options={"timeout_s": 3600.5})
+        served.predictor.released.set()
+    assert (refused.status_code, refused.json()["error"]["code"]) == (504, "deadline_exceeded")
+
+
+@pytest.mark.parametrize("timeout_s", [0, -1, 0.0, "5", True, 1e999])
+async def test_a_time_that_is_none_is_422(timeout_s: Any) -> None:
+    async with serve() as served:
+        raw = json.dumps({"inputs": [{"text": "a"}], "options": {"timeout_s": timeout_s}})
+        raw = raw.replace("Infinity", "1e999")
+        response = await served.client.post("/predict", content=raw, headers={"content-type": "application/json"})
+    assert (response.status_code, response.json()["error"]["field"]) == (422, "options.timeout_s")

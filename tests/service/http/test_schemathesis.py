@@ -1,0 +1,271 @@
+"""The OpenAPI document against the running server: valid, invalid and chained requests to every operation it lists.
+
+schemathesis reads the operations off the document, so a new endpoint is tested without a line here. Its four phases
+are the documented examples, one request per keyword and boundary of each schema (unknown methods included), random
+requests, and chains, in which names from one answer go into the next request. Everything is drawn from one seed.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import schemathesis
+from schemathesis import engine
+from schemathesis.config import SchemathesisConfig
+from schemathesis.engine import events
+from server_process import ROOT, server_process
+from tiny_runs import FinishedRun
+
+from service.errors import ERROR_KINDS
+from service.http.schemas import ErrorResponse
+
+SEED = 20
+FAKE_SERVER = Path(__file__).resolve().parents[1] / "fake_server.py"
+#: 503 is a state that the server may be in, 504 a deadline; the document says where each can come out.
+EXPECTED = ["2xx", "3xx", "4xx", "503", "504"]
+#: Which fields an input has is the artifact's to say, so 422 may answer what fits the document; timeout_s can be tiny.
+ANY_ARTIFACT = ["2xx", "3xx", "401", "403", "404", "409", "413", "422", "429", "503", "504"]
+
+
+@schemathesis.serializer("application/jsonl", "application/x-ndjson")
+def json_lines(context: Any, value: Any) -> bytes:
+    """Text and bytes go out as they are; anything else, which only a wrong request holds, as one line of JSON."""
+    data = getattr(value, "data", value)  # schemathesis wraps bytes in a text that is empty
+    if isinstance(data, bytes):
+        return data
+    return (value if isinstance(value, str) else json.dumps(value, default=repr)).encode("utf-8", "surrogatepass")
+
+
+@schemathesis.check
+def errors_have_one_shape(ctx: Any, response: Any, case: Any) -> None:
+    """Every answer names its request; an error is the one shape, its code in the table, its number finite."""
+    (request_id,) = response.headers["x-request-id"]
+    if response.status_code < 400:
+        if response.headers["content-type"][0].startswith("application/json"):
+            json.loads(response.content, parse_constant=_refuse)
+        return
+    assert response.headers["content-type"] == ["application/json"]
+    body = ErrorResponse.model_validate_json(response.content)
+    assert body.request_id == request_id
+    (kind,) = [kind for kind in ERROR_KINDS if kind.code == body.error.code]
+    assert response.status_code == kind.status
+    assert ("retry-after" in response.headers) == (kind.retry_after_s is not None)
+
+
+def _refuse(constant: str) -> None:
+    raise AssertionError(f"{constant} in an answer")
+
+
+@dataclass
+class Outcome:
+    """What came of a run: failures and errors to show, and how often each operation gave each status, by phase."""
+
+    problems: list[str] = field(default_factory=list)
+    statuses: Counter[tuple[str, str, int]] = field(default_factory=Counter)
+
+    def count(self, operation: str, *, phase: str | None = None, status: int | None = None) -> int:
+        """Return the number of answers that fit."""
+        return sum(
+            times
+            for (in_phase, label, got), times in self.statuses.items()
+            if label == operation and phase in (None, in_phase) and status in (None, got)
+        )
+
+
+def run(
+    document: dict[str, Any],
+    address: str,
+    *,
+    examples: int,
+    modes: str,
+    positive: list[str],
+    token: str | None = None,
+) -> Outcome:
+    """Send what schemathesis makes of a document.
+
+    Args:
+        examples: random requests per operation.
+        modes: ``positive``, ``negative`` or ``all``.
+        positive: statuses that requests which fit their schema may be answered with.
+        token: API key sent where the document asks for one; schemathesis also tries without it and with others.
+    """
+    config = SchemathesisConfig.from_dict(
+        {
+            "seed": SEED,
+            "base-url": address,
+            "request-timeout": 60,
+            "continue-on-failure": True,
+            **({} if token is None else {"auth": {"openapi": {"api_key": {"bearer": token}}}}),
+            # Shrinking a failure can take minutes; the request that showed it is printed as it was.
+            "generation": {
+                "mode": modes,
+                "max-examples": examples,
+                "deterministic": True,
+                "database": "none",
+                "no-shrink": True,
+            },
+            "checks": {
+                "not_a_server_error": {"expected-statuses": EXPECTED},
+                "positive_data_acceptance": {"expected-statuses": positive},
+                # With keys, what is not in the table of who may ask for what is refused by 401, before any 405.
+                "unsupported_method": {"enabled": token is None},
+            },
+        }
+    )
+    outcome = Outcome()
+    loaded = schemathesis.openapi.from_dict(with_events(document), config=config)
+    for event in engine.from_schema(loaded).execute():
+        if isinstance(event, events.ScenarioFinished):
+            for case_id, interaction in event.recorder.interactions.items():
+                label = event.recorder.cases[case_id].value.operation.label
+                status = 0 if interaction.response is None else interaction.response.status_code
+                outcome.statuses[event.phase.value, label, status] += 1
+            for check in (check for checks in event.recorder.checks.values() for check in checks):
+                if check.failure_info is not None:
+                    failure, sample = check.failure_info.failure, check.failure_info.code_sample
+                    outcome.problems.append(f"{failure.operation}: {check.name}: {failure.message}\n{sample[:2000]}")
+        elif isinstance(event, events.NonFatalError):
+            outcome.problems.append(f"{event.label}: {event.value!r}")
+        elif isinstance(event, events.FatalError):
+            raise event.exception
+    return outcome
+
+
+def with_events(document: dict[str, Any]) -> dict[str, Any]:
+    """Return the document with streams of events described one event at a time, which is how schemathesis checks them.
+
+    OpenAPI 3.1 can only call the whole stream a string.
+    """
+    document = copy.deepcopy(document)
+    for operation in (operation for methods in document["paths"].values() for operation in methods.values()):
+        for response in operation["responses"].values():
+            if "text/event-stream" in response.get("content", {}):
+                schema = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
+                response["content"]["text/event-stream"]["schema"] = schema
+    return document
+
+
+@contextmanager
+def serving(command: list[str], **environment: str) -> Iterator[str]:
+    """Yield the address of a server, which is as well afterwards as before."""
+    with server_process(command, environment) as process, process.client() as client:
+        yield str(client.base_url).rstrip("/")
+        assert process.popen.poll() is None
+        assert '"event": "crash"' not in process.log
+        assert client.get("/health/ready").status_code == 200
+
+
+@pytest.fixture
+def fakes(tmp_path: Path) -> list[str]:
+    """The command of a server of a text artifact, beside one with choices and one that is broken."""
+    for name in ("fake", "choices", "broken"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text("{}")
+    return [str(FAKE_SERVER), "--artifact", "fake", "--artifacts-root", str(tmp_path)]
+
+
+@pytest.fixture
+def address(fakes: list[str]) -> Iterator[str]:
+    with serving(fakes, FAKE_CHOICES="choices", LAPLORA_AUTH="off") as address:
+        yield address
+
+
+def labels_of(document: dict[str, Any]) -> set[str]:
+    """Return the operations' names as schemathesis writes them."""
+    return {f"{method.upper()} {path}" for path, methods in document["paths"].items() for method in methods}
+
+
+def test_every_operation_keeps_the_document(address: str) -> None:
+    document = httpx.get(f"{address}/openapi.json").json()
+    outcome = run(document, address, examples=40, modes="all", positive=ANY_ARTIFACT)
+    assert not outcome.problems, "\n\n".join(outcome.problems[:10])
+    for label in labels_of(document):
+        assert outcome.count(label, phase="coverage"), label
+        assert outcome.count(label, phase="fuzzing"), label
+    # The chains went on with names that the server gave, not with random ones alone.
+    assert outcome.count("POST /artifacts/{name}/activate", phase="stateful", status=200)
+    assert outcome.count("POST /predict", status=422)
+    assert outcome.count("POST /predict", phase="coverage", status=405)
+
+
+def test_operations_that_need_a_key_refuse_without_it(fakes: list[str], tmp_path: Path) -> None:
+    command = ["-m", "service.keys", "create", "--file", str(tmp_path / "keys.json"), "--id", "a"]
+    scopes = ["--scopes", "predict,evaluate,admin"]
+    made = subprocess.run([sys.executable, *command, *scopes], capture_output=True, text=True, check=True, cwd=ROOT)
+    keys = str(tmp_path / "keys.json")
+    with serving([*fakes, "--keys", keys], FAKE_CHOICES="choices", LAPLORA_AUTH="keys") as address:
+        document = httpx.get(f"{address}/openapi.json").json()
+        outcome = run(document, address, examples=5, modes="all", positive=ANY_ARTIFACT, token=made.stdout.strip())
+    assert not outcome.problems, "\n\n".join(outcome.problems[:10])
+    protected = {
+        f"{method.upper()} {path}"
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+        if operation.get("security")
+    }
+    assert {"POST /predict", "GET /artifacts", "GET /metrics"} <= protected
+    for label in labels_of(document):
+        assert outcome.count(label) > outcome.count(label, status=401), label
+        # Unknown methods of any path need a key as well; of these operations the documented one does.
+        assert label not in protected or outcome.count(label, status=401), label
+
+
+def narrowed(document: dict[str, Any], artifact: str) -> dict[str, Any]:
+    """Return the document with the fields that a review's artifact has, for operations that score inputs."""
+    document = copy.deepcopy(document)
+    document["paths"] = {path: document["paths"][path] for path in ("/predict", "/evaluate")}
+    schemas = document["components"]["schemas"]
+    text = {"type": "string", "minLength": 1, "maxLength": 60, "pattern": r"^[^\s\u0000-\u001f]+$"}
+    label = {"enum": ["negative", "positive"]}
+    for name, fields in (("Input", {"text": text}), ("LabelledInput", {"text": text, "label": label})):
+        schemas[name] = {
+            "type": "object",
+            "properties": fields,
+            "required": list(fields),
+            "additionalProperties": False,
+        }
+    for name in ("PredictRequest", "EvaluateRequest"):
+        schemas[name]["properties"]["inputs"]["maxItems"] = 8
+        schemas[name]["properties"]["artifact"] = {"enum": [artifact, None]}
+        schemas[name]["required"] += ["options"]
+    schemas["PredictOptions"]["properties"]["predictive"] = {"enum": [None]}
+    for name in ("PredictOptions", "EvaluateOptions"):
+        schemas[name]["properties"] |= {"order_average": {"enum": [False]}, "truncate": {"enum": [True]}}
+        schemas[name]["properties"]["timeout_s"] = {"enum": [None, 60.0]}
+        schemas[name]["required"] = ["truncate"]
+    # A thousand resamples are most of an evaluation's time.
+    schemas["EvaluateOptions"]["properties"]["resamples"]["maximum"] = 12
+    schemas["EvaluateOptions"]["required"] += ["resamples"]
+    return document
+
+
+def test_every_request_that_fits_the_artifact_is_answered(address: str) -> None:
+    document = narrowed(httpx.get(f"{address}/openapi.json").json(), "fake")
+    outcome = run(document, address, examples=60, modes="positive", positive=["200"])
+    assert not outcome.problems, "\n\n".join(outcome.problems[:10])
+    for label in labels_of(document):
+        assert outcome.count(label, phase="fuzzing", status=200) >= 30
+
+
+def test_a_real_tiny_artifact_keeps_it_too(sentiment_run: FinishedRun) -> None:
+    name, root = sentiment_run.artifact.name, sentiment_run.artifact.parent
+    command = ["-m", "service", "--artifact", name, "--artifacts-root", str(root), "--device", "cpu"]
+    with serving(command, LAPLORA_AUTH="off") as address:
+        document = httpx.get(f"{address}/openapi.json").json()
+        outcome = run(narrowed(document, name), address, examples=20, modes="positive", positive=["200"])
+        assert not outcome.problems, "\n\n".join(outcome.problems[:10])
+        for label in ("POST /predict", "POST /evaluate"):
+            assert outcome.count(label, phase="fuzzing", status=200) >= 10
+        outcome = run(document, address, examples=10, modes="all", positive=ANY_ARTIFACT)
+        assert not outcome.problems, "\n\n".join(outcome.problems[:10])

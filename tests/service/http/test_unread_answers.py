@@ -1,0 +1,214 @@
+"""Clients that take no answers: each is closed in time, holds no place meanwhile, and leaves connections to others."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx
+import pytest
+import uvicorn
+from server_process import ROOT, server_process
+from serving import on_uvicorn
+from starlette.types import Receive, Scope, Send
+
+pytestmark = pytest.mark.anyio
+
+FAKE_SERVER = Path(__file__).resolve().parents[1] / "fake_server.py"
+#: More than the kernel keeps of it on both sides.
+LARGE = b"x" * (16 * 2**20)
+GET = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
+#: Other addresses of this machine.
+OTHER, THIRD = "127.0.0.2", "127.0.0.3"
+#: The test has failed, and would wait for ever.
+GIVE_UP_S = 60
+
+
+class LargeAnswers:
+    """An application whose answers are large; it counts them, begun and ended."""
+
+    def __init__(self, pieces: int = 1) -> None:
+        self.begun = self.ended = 0
+        self._pieces = pieces
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        self.begun += 1
+        size = len(LARGE) * self._pieces
+        headers = [(b"content-length", str(size).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        for left in reversed(range(self._pieces)):
+            await send({"type": "http.response.body", "body": LARGE, "more_body": left > 0})
+        self.ended += 1
+
+
+def port_of(server: uvicorn.Server) -> int:
+    return int(server.servers[0].sockets[0].getsockname()[1])
+
+
+def connected(port: int, address: str = "127.0.0.1") -> socket.socket:
+    """Return a connection that will be read little of."""
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+    client.bind((address, 0))
+    client.connect(("127.0.0.1", port))
+    return client
+
+
+@pytest.mark.parametrize(
+    ("pieces", "sent"),
+    [
+        (1, GET),
+        (2, GET),
+        (1, GET * 40),
+        (1, GET.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n")),
+        (1, b"GET / HTTP/1.0\r\n\r\n"),
+    ],
+    ids=["whole", "in-pieces", "pipelined", "to-be-closed", "http-1.0"],
+)
+async def test_a_client_that_takes_no_answer_is_closed(pieces: int, sent: bytes) -> None:
+    app = LargeAnswers(pieces)
+    async with on_uvicorn(app, send_timeout_s=0.3) as server, asyncio.timeout(GIVE_UP_S):
+        with connected(port_of(server)) as client:
+            client.sendall(sent)
+            while not app.begun or server.server_state.connections or server.server_state.tasks:
+                await asyncio.sleep(0.01)
+    assert app.begun == app.ended == 1
+
+
+async def test_a_client_that_only_half_closed_and_takes_nothing_is_closed() -> None:
+    app = LargeAnswers()
+    async with on_uvicorn(app, send_timeout_s=0.3) as server, asyncio.timeout(GIVE_UP_S):
+        with connected(port_of(server)) as client:
+            client.sendall(GET)
+            while not app.ended:
+                await asyncio.sleep(0.01)
+            client.shutdown(socket.SHUT_WR)
+            while server.server_state.connections:
+                await asyncio.sleep(0.01)
+
+
+async def test_a_slow_client_that_takes_enough_gets_all_of_its_answers() -> None:
+    app = LargeAnswers()
+    async with on_uvicorn(app, send_timeout_s=1.0, head_timeout_s=0.5) as server, asyncio.timeout(GIVE_UP_S):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port_of(server), limit=2**16)
+        writer.write(GET * 3)
+        for _ in range(3):
+            assert b"200" in await reader.readuntil(b"\r\n\r\n")
+            left = len(LARGE)
+            while left:
+                left -= len(await reader.read(min(left, 2**20)))
+                await asyncio.sleep(0.02)
+        # The connection is as good as ever.
+        writer.write(GET)
+        assert b"200" in await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+    assert app.begun == 4
+
+
+async def test_a_request_begins_only_once_the_answers_before_it_are_taken() -> None:
+    app = LargeAnswers()
+    async with on_uvicorn(app) as server, asyncio.timeout(GIVE_UP_S):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port_of(server), limit=2**16)
+        writer.write(GET * 2)
+        while not app.begun:
+            await asyncio.sleep(0.01)
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port_of(server)}", timeout=None) as other:
+            # Whatever came with the first has been looked at by now.
+            assert (await other.get("/")).status_code == 200
+        assert app.begun == 2
+        for _ in range(2):
+            await reader.readuntil(b"\r\n\r\n")
+            assert await reader.readexactly(len(LARGE)) == LARGE
+        writer.close()
+    assert app.begun == 3
+
+
+async def test_one_address_has_its_share_of_the_connections_and_another_still_gets_in() -> None:
+    async with on_uvicorn(LargeAnswers(), max_connections=8, client_share=0.5) as server, asyncio.timeout(GIVE_UP_S):
+        with ExitStack() as stack:
+            for _ in range(4):
+                stack.enter_context(connected(port_of(server), OTHER))
+            while len(server.server_state.connections) < 4:
+                await asyncio.sleep(0.01)
+            reader, writer = await asyncio.open_connection("127.0.0.1", port_of(server), local_addr=(OTHER, 0))
+            head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+            writer.close()
+            assert head.startswith(b"HTTP/1.1 429 ")
+            assert b"retry-after: " in head
+            assert json.loads(body)["error"]["code"] == "client_too_many_requests"
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port_of(server)}", timeout=None) as client:
+                assert (await client.get("/")).status_code == 200
+        # Those that are gone are counted no longer.
+        while server.server_state.connections:
+            await asyncio.sleep(0.01)
+        transport = httpx.AsyncHTTPTransport(local_address=OTHER)
+        async with httpx.AsyncClient(transport=transport, timeout=None) as again:
+            assert (await again.get(f"http://127.0.0.1:{port_of(server)}/")).status_code == 200
+
+
+async def test_a_trusted_proxy_may_have_every_connection_and_no_more() -> None:
+    values = {"max_connections": 4, "client_share": 0.5, "trusted_proxies": "127.0.0.0/24"}
+    async with on_uvicorn(LargeAnswers(), **values) as server, asyncio.timeout(GIVE_UP_S):
+        with ExitStack() as stack:
+            for _ in range(4):
+                stack.enter_context(connected(port_of(server), OTHER))
+            while len(server.server_state.connections) < 4:
+                await asyncio.sleep(0.01)
+            reader, writer = await asyncio.open_connection("127.0.0.1", port_of(server))
+            _, _, body = (await reader.read()).partition(b"\r\n\r\n")
+            writer.close()
+            assert json.loads(body)["error"]["code"] == "too_many_requests"
+
+
+def test_connections_leave_files_for_the_rest() -> None:
+    script = (
+        "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (100, 200));"
+        "from service.connections import most_connections as most;"
+        "print(most(20), resource.getrlimit(resource.RLIMIT_NOFILE)[0], most(2048),"
+        " resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["20", "100", "136", "200"]
+
+
+def test_clients_that_take_nothing_keep_nobody_from_the_server(tmp_path: Path) -> None:
+    (tmp_path / "fake").mkdir()
+    (tmp_path / "fake" / "manifest.json").write_text("{}")
+    flags = ["--artifact", "fake", "--artifacts-root", str(tmp_path), "--max-connections", "64", "--max-requests", "8"]
+    inputs = {"inputs": [{"text": "7 a"}] * 256, "options": {"covariance": True}}
+    body = json.dumps(inputs).encode()
+    head = f"POST /predict HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    request = head.encode() + body
+    with server_process([str(FAKE_SERVER), *flags]) as process, process.client() as client, ExitStack() as stack:
+        port = client.base_url.port
+        assert port is not None
+        unread = [stack.enter_context(connected(port, address)) for address in (OTHER, THIRD) for _ in range(16)]
+        # The kernel keeps the first answers: with more of them no client's requests all come to their end.
+        left = {connection: request * 40 for connection in unread}
+        for connection in unread:
+            connection.setblocking(False)
+        quiet = 0
+        while quiet < 20:
+            quiet += 1
+            for connection, rest in left.items():
+                try:
+                    sent = connection.send(rest[:65536])
+                except (BlockingIOError, ConnectionError):
+                    continue
+                if sent:
+                    quiet, left[connection] = 0, rest[sent:]
+            assert client.get("/health/live").status_code == 200
+        # Their first requests have places while they are answered, and no longer.
+        while "laplora_requests_in_flight 1.0" not in client.get("/metrics").text.splitlines():
+            assert process.popen.poll() is None
+        answers = [client.post("/predict", json={"inputs": [{"text": "7"}]}) for _ in range(5)]
+        assert [answer.status_code for answer in answers] == [200] * 5
+        assert len(os.listdir(f"/proc/{process.popen.pid}/fd")) < 128

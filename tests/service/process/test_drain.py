@@ -1,0 +1,175 @@
+"""SIGTERM under a full queue, with the real process: what was accepted is answered, the rest refused, the exit clean.
+
+The queue is full while a gate is shut; with the gate shut for good only the drain's end can answer.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+from server_process import Process, server_process
+
+FAKE_SERVER = Path(__file__).resolve().parents[1] / "fake_server.py"
+QUEUE_ROWS = 6
+BODY = json.dumps({"inputs": [{"text": "a"}]})
+JSON = {"content-type": "application/json"}
+
+
+@dataclass
+class FullServer:
+    """A server with one row on the device, a full queue behind it, and a kept connection that was used once."""
+
+    process: Process
+    client: httpx.Client
+    gate: Path
+    accepted: list[Future[httpx.Response]]
+    kept: http.client.HTTPConnection
+
+    def ask_on_kept(self) -> tuple[int, str | None, str]:
+        """Return the status, the Connection header and the error code of one more request on the kept connection."""
+        self.kept.request("POST", "/predict", BODY, JSON)
+        answer = self.kept.getresponse()
+        code = json.loads(answer.read()).get("error", {}).get("code", "")
+        return answer.status, answer.getheader("connection"), code
+
+
+Full = Callable[..., "FullServer"]
+
+
+@pytest.fixture
+def full(tmp_path: Path) -> Iterator[Full]:
+    with ExitStack() as stack:
+        yield lambda *flags: stack.enter_context(full_server(tmp_path, *flags))
+
+
+@contextmanager
+def full_server(tmp_path: Path, *flags: str) -> Iterator[FullServer]:
+    (tmp_path / "artifacts" / "fake").mkdir(parents=True)
+    (tmp_path / "artifacts" / "fake" / "manifest.json").write_text("{}")
+    gate = tmp_path / "gate"
+    gate.touch()
+    limits = ("--max-queue-rows", str(QUEUE_ROWS), "--max-inputs", "2", "--batch-tokens", "1", "--client-share", "1")
+    command = [str(FAKE_SERVER), "--artifact", "fake", "--artifacts-root", str(tmp_path / "artifacts"), *limits, *flags]
+    with (
+        server_process(command, {"FAKE_GATE": str(gate)}) as process,
+        process.client() as client,
+        ThreadPoolExecutor(QUEUE_ROWS + 1) as pool,
+    ):
+        gate.unlink()
+        address = client.base_url
+        kept = http.client.HTTPConnection(address.host, address.port)
+        try:
+            predict = {"content": BODY, "headers": JSON}
+            accepted = [pool.submit(client.post, "/predict", **predict)]
+            until(client, "laplora_requests_in_flight 2.0")
+            until(client, "laplora_queue_rows 0.0")
+            accepted += [pool.submit(client.post, "/predict", **predict) for _ in range(QUEUE_ROWS)]
+            until(client, f"laplora_queue_rows {QUEUE_ROWS}.0")
+            server = FullServer(process, client, gate, accepted, kept)
+            assert server.ask_on_kept() == (429, None, "queue_full")
+            yield server
+        finally:
+            kept.close()
+            # Whoever still waits gets an answer, or a closed connection.
+            process.popen.kill()
+
+
+def until(client: httpx.Client, line: str) -> None:
+    while line not in client.get("/metrics").text.splitlines():
+        time.sleep(0.01)
+
+
+def test_what_was_accepted_is_answered_and_the_rest_is_refused(full: Full) -> None:
+    server = full()
+    server.process.popen.terminate()
+    server.process.event("draining")
+    # The connection that was kept open ends with this answer, so that its client goes elsewhere.
+    assert server.ask_on_kept() == (503, "close", "draining")
+    assert server.kept.sock is None
+    # The gate opens once the last word on new requests is spoken.
+    server.gate.touch()
+    answers = [answer.result() for answer in server.accepted]
+    assert [answer.status_code for answer in answers] == [200] * (QUEUE_ROWS + 1)
+    assert {answer.headers["connection"] for answer in answers} == {"close"}
+    assert server.process.left() == 0
+    assert server.process.event("draining")["in_flight"] == QUEUE_ROWS + 1
+    assert server.process.event("stopped")
+
+
+def test_the_drains_end_answers_whatever_is_left(full: Full) -> None:
+    server = full("--drain-s", "0.5")
+    server.process.popen.terminate()
+    # The gate stays shut: the device never comes back from its batch.
+    answers = [answer.result() for answer in server.accepted]
+    assert [answer.status_code for answer in answers] == [503] * (QUEUE_ROWS + 1)
+    for answer in answers:
+        assert answer.json()["error"]["code"] == "draining"
+        assert "retry-after" in answer.headers
+        assert answer.headers["connection"] == "close"
+    assert server.process.left() == 0
+    assert "Traceback" not in server.process.log
+
+
+def test_an_idle_kept_connection_holds_nobody_up(full: Full) -> None:
+    server = full()
+    server.gate.touch()
+    assert [answer.result().status_code for answer in server.accepted] == [200] * (QUEUE_ROWS + 1)
+    server.process.popen.terminate()
+    assert server.process.left() == 0
+    assert server.kept.sock is not None
+    assert server.kept.sock.recv(1) == b"", "the server has closed it"
+
+
+def test_a_disk_that_does_not_answer_holds_up_no_exit(tmp_path: Path) -> None:
+    root = tmp_path / "artifacts"
+    for name in ("fake", "stuck"):
+        (root / name).mkdir(parents=True)
+        (root / name / "manifest.json").write_text("{}")
+    command = [str(FAKE_SERVER), "--artifact", "fake", "--artifacts-root", str(root), "--drain-s", "0.1"]
+    with server_process(command) as process, process.client() as client, ThreadPoolExecutor(1) as asking:
+        listing = asking.submit(client.get, "/artifacts")
+        with httpx.Client(base_url=client.base_url, timeout=None) as other:
+            while "laplora_requests_in_flight 2.0" not in other.get("/metrics").text:
+                time.sleep(0.01)
+        process.popen.terminate()
+        assert process.left() == 0
+        with suppress(httpx.TransportError):
+            assert listing.result().status_code >= 500
+
+
+@pytest.mark.parametrize(
+    ("path", "media_type"), [("/predict", "application/json"), ("/evaluate/jobs", "application/jsonl")]
+)
+def test_a_body_that_is_not_all_there_at_the_drains_end_is_a_503(tmp_path: Path, path: str, media_type: str) -> None:
+    (tmp_path / "fake").mkdir()
+    (tmp_path / "fake" / "manifest.json").write_text("{}")
+    command = [str(FAKE_SERVER), "--artifact", "fake", "--artifacts-root", str(tmp_path), "--drain-s", "0.1"]
+    with server_process(command) as process, process.client() as client:
+        port = client.base_url.port
+        assert port is not None
+        slow = http.client.HTTPConnection("127.0.0.1", port)
+        slow.putrequest("POST", path)
+        for name, value in (("content-type", media_type), ("content-length", "50"), ("x-request-id", "slow")):
+            slow.putheader(name, value)
+        slow.endheaders(b"{")
+        until(client, "laplora_requests_in_flight 2.0")
+        process.popen.terminate()
+        answer = slow.getresponse()
+        body = json.loads(answer.read())
+        slow.close()
+        assert (answer.status, body["error"]["code"], body["request_id"]) == (503, "draining", "slow")
+        assert answer.getheader("x-request-id") == "slow"
+        assert answer.getheader("retry-after")
+        assert process.left() == 0
+        assert "Traceback" not in process.log
+        logged = [json.loads(line) for line in process.lines if '"request_id": "slow"' in line]
+        assert [(line["event"], line["status"], line["code"]) for line in logged] == [("request", 503, "draining")]

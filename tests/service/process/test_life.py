@@ -1,0 +1,349 @@
+"""Readiness, full queues, deadlines, disconnects, draining, and swapping artifacts under way."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+from serving import FakePredictor, library, serve, settings, started
+
+from laplora.errors import (
+    ArtifactCorruptError,
+    ConfigError,
+    DownloadError,
+    GoldenMismatchError,
+    LaploraError,
+    ModelError,
+)
+from service.app import create_app
+from service.artifacts.library import Library
+
+pytestmark = pytest.mark.anyio
+
+
+def code(response: httpx.Response) -> tuple[int, str]:
+    return response.status_code, response.json()["error"]["code"]
+
+
+def artifacts_in(root: Path, *names: str) -> list[FakePredictor]:
+    predictors = []
+    for name in names:
+        (root / name).mkdir()
+        (root / name / "manifest.json").write_text("{}")
+        predictors.append(FakePredictor(name, path=root / name))
+    return predictors
+
+
+async def test_live_at_once_and_ready_after_loading_and_golden_replay() -> None:
+    predictor = FakePredictor()
+    may_load, may_replay, order = threading.Event(), threading.Event(), []
+
+    def load(path: Path, settings: Any, progress: Any) -> Any:
+        progress("reading the weights")
+        may_load.wait()
+        order.append("loaded")
+        return predictor
+
+    def golden_answer() -> list[Any]:
+        may_replay.wait()
+        order.append("replayed")
+        return []
+
+    predictor.golden_answer = golden_answer  # type: ignore[method-assign]
+    app = create_app(settings(), library=Library(load, lambda path: predictor.artifact))  # type: ignore[arg-type,return-value]
+    async with started(app, ready=False) as client:
+        host = app.state.service.host
+        while host.stage != "reading the weights":
+            await asyncio.sleep(0.005)
+        assert (await client.get("/health/live")).json() == {"status": "live"}
+        assert (await client.get("/v2/health/live")).json() == {"live": True}
+        for request in (
+            client.get("/health/ready"),
+            client.get("/v2/health/ready"),
+            client.get("/v2/models/fake"),
+            client.post("/predict", json={"inputs": [{"text": "a"}]}),
+            client.post("/artifacts/fake/activate"),
+        ):
+            response = await request
+            assert code(response) == (503, "not_ready")
+            assert int(response.headers["retry-after"]) >= 1
+            assert "reading the weights" in response.json()["error"]["message"]
+        assert (await client.get("/artifacts")).json() == {"active": None, "artifacts": []}
+        may_load.set()
+        while host.stage != "replaying the golden answers":
+            await asyncio.sleep(0.005)
+        assert code(await client.get("/health/ready")) == (503, "not_ready")
+        may_replay.set()
+        while host.active is None:
+            await asyncio.sleep(0.005)
+        assert (await client.get("/health/ready")).json()["artifact"]["name"] == "fake"
+    assert order == ["loaded", "replayed"]
+
+
+@pytest.mark.parametrize("error", [ArtifactCorruptError("cut"), RuntimeError("anything")])
+async def test_artifact_that_cannot_be_served_is_reported_and_never_ready(error: Exception) -> None:
+    failures: list[Exception] = []
+
+    def load(path: Path, settings: Any, progress: Any) -> Any:
+        raise error
+
+    app = create_app(settings(), library=Library(load, lambda path: SimpleNamespace()), on_load_failure=failures.append)  # type: ignore[arg-type,return-value]
+    async with started(app, ready=False) as client:
+        while not failures:
+            await asyncio.sleep(0.005)
+        response = await client.get("/health/ready")
+    assert failures == [error]
+    assert code(response) == (503, "not_ready")
+    assert type(error).__name__ in response.json()["error"]["message"]
+
+
+async def test_golden_mismatch_is_never_ready() -> None:
+    predictor = FakePredictor()
+    predictor.golden_error = GoldenMismatchError("0.1 off")
+    async with serve(predictor, wait=False) as served:
+        await served.until(lambda: served.state.host.stage.startswith("failed"))
+        assert code(await served.predict("a")) == (503, "not_ready")
+
+
+async def test_full_queue_is_429_with_retry_after() -> None:
+    async with serve(max_queue_rows=2, max_inputs=2, client_share=1.0) as served:
+        served.predictor.hold()
+        running = asyncio.create_task(served.predict("a"))
+        await asyncio.to_thread(served.predictor.entered.wait)
+        waiting = asyncio.create_task(served.predict("b", "c"))
+        await served.until(lambda: served.state.engine.queued_rows == 2)
+        refused = await served.predict("d")
+        served.predictor.released.set()
+        assert [(await task).status_code for task in (running, waiting)] == [200, 200]
+        assert (await served.predict("d")).status_code == 200
+    assert code(refused) == (429, "queue_full")
+    assert int(refused.headers["retry-after"]) >= 1
+    assert refused.json()["error"]["limit"] == 2
+
+
+async def test_deadline_is_504_and_frees_the_queue() -> None:
+    async with serve(request_timeout_s=0.2) as served:
+        served.predictor.hold()
+        running = asyncio.create_task(served.predict("a"))
+        await asyncio.to_thread(served.predictor.entered.wait)
+        assert code(await served.predict("b 77777")) == (504, "deadline_exceeded")
+        assert served.state.engine.queued_rows == 0
+        assert code(await running) == (504, "deadline_exceeded")
+        served.predictor.released.set()
+    assert all(77777 not in row.token_ids for _, rows in served.predictor.batches for row in rows)
+
+
+async def test_body_that_never_comes_is_504() -> None:
+    async def never() -> Any:
+        yield b"{"
+        await asyncio.Event().wait()
+
+    async with serve(request_timeout_s=0.1) as served:
+        response = await served.client.post("/predict", content=never(), headers={"content-type": "application/json"})
+    assert code(response) == (504, "deadline_exceeded")
+
+
+async def test_disconnect_frees_queued_rows() -> None:
+    async with serve() as served:
+        served.predictor.hold()
+        running = asyncio.create_task(served.predict("a"))
+        await asyncio.to_thread(served.predictor.entered.wait)
+        gone, sent = asyncio.Event(), []
+        messages = [{"type": "http.request", "body": b'{"inputs": [{"text": "b 77777"}]}', "more_body": False}]
+
+        async def receive() -> dict[str, Any]:
+            if messages:
+                return messages.pop()
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "method": "POST",
+            "path": "/predict",
+            "raw_path": b"/predict",
+            "query_string": b"",
+            "root_path": "",
+            "scheme": "http",
+            "headers": [(b"content-type", b"application/json")],
+            "client": None,
+            "server": ("test", 80),
+        }
+        request = asyncio.create_task(served.app(scope, receive, send))
+        await served.until(lambda: served.state.engine.queued_rows == 1)
+        gone.set()
+        await request
+        assert served.state.engine.queued_rows == 0
+        assert sent[0]["status"] == 499
+        served.predictor.released.set()
+        assert (await running).status_code == 200
+    assert all(77777 not in row.token_ids for _, rows in served.predictor.batches for row in rows)
+
+
+async def test_draining_answers_what_is_in_flight_and_refuses_the_rest() -> None:
+    async with serve() as served:
+        served.predictor.hold()
+        running = asyncio.create_task(served.predict("a"))
+        await asyncio.to_thread(served.predictor.entered.wait)
+        served.state.drain()
+        for response in (
+            await served.predict("b"),
+            await served.client.get("/health/ready"),
+            await served.client.get("/v2/health/ready"),
+        ):
+            assert code(response) == (503, "draining")
+            assert "retry-after" in response.headers
+        assert (await served.client.get("/health/live")).status_code == 200
+        served.predictor.released.set()
+        assert (await running).status_code == 200
+
+
+async def test_stopping_answers_what_is_left_with_503() -> None:
+    async with serve() as served:
+        served.predictor.hold()
+        running = asyncio.create_task(served.predict("a"))
+        await asyncio.to_thread(served.predictor.entered.wait)
+        served.state.engine.stop()
+        assert code(await running) == (503, "draining")
+
+
+async def test_artifacts_are_listed_with_what_is_wrong(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    first, second = artifacts_in(tmp_path, "first", "second")
+    artifacts_in(tmp_path, "broken", ".half-written")
+    (tmp_path / "no-artifact").mkdir()
+    async with serve(first, second, artifact="first", artifacts_root=tmp_path) as served:
+        listing = (await served.client.get("/artifacts")).json()
+    assert listing["active"] == "first"
+    assert [(a["name"], a["active"], a["error"] is None) for a in listing["artifacts"]] == [
+        ("first", True, True),
+        ("broken", False, False),
+        ("second", False, True),
+    ]
+    assert [a["weights"] for a in listing["artifacts"]] == [
+        {"held": "plain", "reason": "nothing is quantized"},
+        None,
+        None,
+    ]
+    assert "the base's weights are plain: nothing is quantized" in caplog.text
+    assert [a["reverse_pass"] for a in listing["artifacts"]] == [
+        {"kind": "automatic", "reason": "a fake has none"},
+        None,
+        None,
+    ]
+    assert "Jacobians are automatic: a fake has none" in caplog.text
+
+
+async def test_activation_swaps_without_dropping_requests(tmp_path: Path) -> None:
+    first, second = artifacts_in(tmp_path, "first", "second")
+    async with serve(first, second, artifact="first", artifacts_root=tmp_path) as served:
+        inactive = await served.predict("a", artifact="second")
+        first.hold()
+        running, waiting = (asyncio.create_task(served.predict(text)) for text in ("a", "b"))
+        await asyncio.to_thread(first.entered.wait)
+        swap = asyncio.create_task(served.client.post("/artifacts/second/activate"))
+        first.released.set()
+        answer = (await swap).json()
+        after = await served.predict("c")
+        before = [await task for task in (running, waiting)]
+        again = (await served.client.post("/artifacts/second/activate")).json()
+    assert code(inactive) == (409, "artifact_not_loaded")
+    assert (answer["artifact"]["name"], answer["previous"]) == ("second", "first")
+    assert [r.status_code for r in before] == [200, 200]
+    assert before[0].json()["artifact"]["name"] == "first"
+    assert after.json()["artifact"]["name"] == "second"
+    assert again["artifact"]["name"] == "second"
+    assert sum(len(rows) for _, rows in first.batches) >= 1
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ArtifactCorruptError("cut"), "artifact_corrupt"),
+        (GoldenMismatchError("off"), "golden_mismatch"),
+        (ModelError("no lora"), "model_unsupported"),
+        (DownloadError("offline"), "model_unavailable"),
+        (ConfigError("no placeholder"), "artifact_incompatible"),
+        (OSError("disk"), "artifact_incompatible"),
+        (MemoryError(), "artifact_incompatible"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+async def test_broken_candidate_is_409_and_the_old_one_serves(tmp_path: Path, error: Exception, expected: str) -> None:
+    first, second = artifacts_in(tmp_path, "first", "second")
+    second.golden_error = error
+    async with serve(first, second, artifact="first", artifacts_root=tmp_path) as served:
+        refused = await served.client.post("/artifacts/second/activate")
+        after = await served.predict("a")
+        unknown = await served.client.post("/artifacts/third/activate")
+    assert code(refused) == (409, expected)
+    assert after.json()["artifact"]["name"] == "first"
+    assert code(unknown) == (404, "artifact_not_found")
+
+
+async def test_two_activations_at_once_are_refused(tmp_path: Path) -> None:
+    first, second = artifacts_in(tmp_path, "first", "second")
+    may_replay, replaying = threading.Event(), threading.Event()
+
+    def golden_answer() -> list[Any]:
+        replaying.set()
+        may_replay.wait()
+        return []
+
+    second.golden_answer = golden_answer  # type: ignore[method-assign]
+    async with serve(first, second, artifact="first", artifacts_root=tmp_path) as served:
+        swap = asyncio.create_task(served.client.post("/artifacts/second/activate"))
+        await asyncio.to_thread(replaying.wait)
+        refused = await served.client.post("/artifacts/second/activate")
+        may_replay.set()
+        assert (await swap).status_code == 200
+    assert code(refused) == (409, "activation_running")
+
+
+async def test_changed_content_under_the_same_name_is_loaded_again(tmp_path: Path) -> None:
+    first, renewed = *artifacts_in(tmp_path, "first"), FakePredictor("first", path=tmp_path / "first")
+    renewed.artifact.digest = "sha256:renewed"
+    current = [first]
+    fake = Library(lambda path, settings, progress: current[0], lambda path: current[0].artifact)  # type: ignore[arg-type,return-value]
+    app = create_app(settings(artifact="first", artifacts_root=tmp_path), library=fake)
+    async with started(app) as client:
+        current[0] = renewed
+        answer = (await client.post("/artifacts/first/activate")).json()
+    assert answer["artifact"]["digest"] == "sha256:renewed"
+
+
+def test_library_default_reads_nothing_until_called() -> None:
+    assert callable(library().load)
+    with pytest.raises(LaploraError):
+        library().read(Path("nobody"))
+
+
+async def test_errors_of_one_request_do_not_reach_another() -> None:
+    predictor = FakePredictor()
+    predictor.poison[666] = RuntimeError("bug")
+    async with serve(predictor) as served:
+        answers = await asyncio.gather(*(served.predict(f"{666 if i % 5 == 0 else 100 + i}") for i in range(20)))
+    assert [r.status_code for r in answers] == [500 if i % 5 == 0 else 200 for i in range(20)]
+    for i, response in enumerate(answers):
+        if i % 5:
+            got = json.loads(response.text)["predictions"][0]["map_probs"]["negative"]
+            assert round(got * 100_000) == 100 + i
+
+
+@pytest.mark.parametrize(("device", "asked", "budget"), [("cpu", None, 512), ("cuda", None, 2048), ("cuda", 77, 77)])
+async def test_batch_budget_suits_the_device_unless_set(device: str, asked: int | None, budget: int) -> None:
+    predictor = FakePredictor()
+    predictor.device.type = device
+    async with serve(predictor, batch_tokens=asked) as served:
+        assert served.state.engine.token_budget == budget

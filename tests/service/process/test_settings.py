@@ -1,0 +1,182 @@
+"""Environment variables, flags, and what --help says."""
+
+from __future__ import annotations
+
+import gc
+import os
+import weakref
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from laplora.predictor import Predictor
+from service.__main__ import bound_kernel_cache, exempt_from_collection, let_waiting_threads_sleep, parse_settings
+from service.artifacts.library import default_library
+from service.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"LAPLORA_{name.upper()}", raising=False)
+
+
+def test_flag_wins_over_environment_wins_over_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert parse_settings([]).port == 8000
+    monkeypatch.setenv("LAPLORA_PORT", "9000")
+    assert parse_settings([]).port == 9000
+    assert parse_settings(["--port", "9001", "--max-body-bytes", "2048"]).port == 9001
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ([], None),
+        (["--dequantize", "auto"], None),
+        (["--dequantize", "always"], True),
+        (["--dequantize", "never"], False),
+    ],
+)
+def test_dequantize_reaches_the_library(
+    flags: list[str], expected: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, object] = {}
+    monkeypatch.setattr(Predictor, "load", lambda path, **options: given.update(options))
+    default_library().load(Path("a"), parse_settings(flags), lambda stage: None)
+    assert given["dequantize"] is expected
+
+
+def test_help_names_every_flag_default_and_variable(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        parse_settings(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert stopped.value.code == 0
+    for name, field in Settings.model_fields.items():
+        assert f"--{name.replace('_', '-')} " in text
+        assert f"LAPLORA_{name.upper()}" in text
+        assert field.description
+        assert field.description in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "flag"),
+    [
+        (["--port", "70000"], "--port"),
+        (["--port", "http"], "--port"),
+        (["--device", "tpu"], "--device"),
+        (["--dequantize", "yes"], "--dequantize"),
+        (["--request-timeout-s", "nan"], "--request-timeout-s"),
+        (["--request-timeout-s", "0"], "--request-timeout-s"),
+        (["--batch-tokens", "0"], "--batch-tokens"),
+        (["--trusted-proxies", "*"], "--trusted-proxies"),
+        (["--trusted-proxies", "proxy.example"], "--trusted-proxies"),
+        (["--trusted-proxies", "10.0.0.1/8"], "--trusted-proxies"),
+        (["--head-timeout-s", "0"], "--head-timeout-s"),
+        (["--send-timeout-s", "0"], "--send-timeout-s"),
+        (["--max-connections", "0"], "--max-connections"),
+        (["--max-inputs", "10", "--max-queue-rows", "5"], "max_queue_rows"),
+        (["--max-inputs", "10", "--max-queue-rows", "10"], "client_share"),
+        (["--max-inputs", "10", "--max-queue-rows", "40", "--client-share", "0.2"], "client_share"),
+        (["--max-body-bytes", "2048", "--max-tokenize-bytes", "4095"], "max_tokenize_bytes"),
+        (["--client-share", "0"], "--client-share"),
+        (["--client-share", "1.1"], "--client-share"),
+    ],
+)
+def test_bad_values_are_named(arguments: list[str], flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        parse_settings(arguments)
+    assert stopped.value.code == 2
+    printed = capsys.readouterr().err
+    assert flag in printed
+    assert "Value error" not in printed
+
+
+def test_settings_that_do_not_fit_together_are_named_and_no_flag_is_made_up(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_settings(["--hang-s", "50", "--stall-s", "100"])
+    assert capsys.readouterr().err == "python -m service: hang_s (50) is below stall_s (100): a run stalls first\n"
+
+
+def test_the_largest_request_fits_into_one_callers_share() -> None:
+    assert parse_settings(["--max-inputs", "10", "--max-queue-rows", "20"]).client_share == 0.5
+    for share in ("1", "0.5", "0.3", "0.25"):
+        settings = parse_settings(["--client-share", share, "--max-body-bytes", "5000"])
+        assert settings.tokenize_bytes * float(share) >= 2 * settings.max_body_bytes
+    assert parse_settings(["--max-body-bytes", "2048", "--max-tokenize-bytes", "4096"]).tokenize_bytes == 4096
+
+
+def test_unknown_flags_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        parse_settings(["--prot", "80"])
+    assert stopped.value.code == 2
+    assert "--prot" in capsys.readouterr().err
+
+
+def test_artifact_is_a_name_or_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "root" / "mine").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+
+    def path(artifact: str) -> Path:
+        return Settings(artifact=artifact, artifacts_root=Path("root")).artifact_path
+
+    assert path("mine") == Path("root/mine")
+    assert path("absent") == Path("root/absent")
+    assert path("elsewhere") == Path("elsewhere")
+    assert path("root/mine") == Path("root/mine")
+    assert path(".") == Path(".")
+    assert path(str(tmp_path / "elsewhere")) == tmp_path / "elsewhere"
+
+
+@pytest.mark.parametrize("asked", [None, "2000"])
+def test_kernel_cache_is_bounded_unless_the_environment_says(
+    asked: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    monkeypatch.setenv(name, asked or "")
+    if asked is None:
+        monkeypatch.delenv(name)
+    bound_kernel_cache()
+    assert os.environ[name] == (asked or "128")
+    monkeypatch.delenv(name)
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+)
+def test_waiting_threads_sleep_unless_the_environment_says(
+    given: dict[str, str], found: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, given.get(name, ""))
+        if name not in given:
+            monkeypatch.delenv(name)
+    let_waiting_threads_sleep()
+    assert os.environ.get("GOMP_SPINCOUNT") == found
+
+
+def test_what_is_in_memory_is_exempt_from_collection_and_garbage_is_not() -> None:
+    class Cycle:
+        def __init__(self) -> None:
+            self.me = self
+
+    model, garbage = Cycle(), Cycle()
+    gone = weakref.ref(garbage)
+    try:
+        exempt_from_collection()
+        assert not any(one is model for one in gc.get_objects())
+        del garbage  # as a model that is unloaded after the next one came
+        exempt_from_collection()
+        assert gone() is None
+    finally:
+        gc.unfreeze()
+    assert any(one is model for one in gc.get_objects())
+
+
+def test_a_run_stalls_before_it_hangs() -> None:
+    assert Settings(stall_s=2).run_limit_s == 10
+    assert Settings(stall_s=2, hang_s=3).run_limit_s == 3
+    with pytest.raises(ValidationError, match="below stall_s"):
+        Settings(stall_s=4, hang_s=3)

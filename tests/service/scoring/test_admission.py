@@ -1,0 +1,426 @@
+"""Room in the queue: reserved before tokenising, corrected after, given back however a request ends."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from serving import FakePredictor, Served, serve
+
+from laplora.prompts.templates import EncodedRow
+from laplora.prompts.token_bounds import TokenBounds
+from service.errors import BatchTooLargeError, ClientQueueFullError, QueueFullError
+from service.scoring.admission import CORRECTION_SHARE, NOTHING, Admission, Amount, Reservation, TokenEstimate
+from service.scoring.tokenizing import TOKENIZE_PART_BYTES, in_parts
+
+pytestmark = pytest.mark.anyio
+
+LIMITS = Amount(rows=8, tokens=64, text_bytes=1000)
+
+
+def code(response: httpx.Response) -> tuple[int, str]:
+    return response.status_code, response.json()["error"]["code"]
+
+
+class CountingPredictor(FakePredictor):
+    """Remembers what it tokenised; while ``gate`` is clear, tokenising waits."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.gate = threading.Event()
+        self.gate.set()
+        self.encoded: list[str] = []
+
+    def encode(self, inputs: Mapping[str, object], *, truncate: bool) -> EncodedRow:
+        self.encoded.append(str(inputs.get("text")))
+        self.gate.wait()
+        return super().encode(inputs, truncate=truncate)
+
+
+@asynccontextmanager
+async def served_to(address: str, served: Served) -> Any:
+    """Yield a client of the same application with an address of its own."""
+    transport = httpx.ASGITransport(app=served.app, client=(address, 1))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=None) as client:
+        yield client
+
+
+async def hold_device(served: Served) -> asyncio.Task[httpx.Response]:
+    served.predictor.hold()
+    running = asyncio.create_task(served.predict("a"))
+    await asyncio.to_thread(served.predictor.entered.wait)
+    return running
+
+
+def reserved(served: Served) -> Amount:
+    total: Amount = served.state.engine.admission.total
+    return total
+
+
+def test_limits_hold_together_and_for_each_caller() -> None:
+    admission = Admission(LIMITS, client_share=0.5)
+    admission.reserve("a", Amount(3, 20, 10))
+    with pytest.raises(ClientQueueFullError) as rows:
+        admission.reserve("a", Amount(2, 1))
+    assert (rows.value.limit, rows.value.got) == (4, 5)
+    with pytest.raises(ClientQueueFullError, match="max_queue_tokens") as tokens:
+        admission.reserve("a", Amount(1, 13))
+    assert (tokens.value.limit, tokens.value.got) == (32, 33)
+    with pytest.raises(ClientQueueFullError, match="max_tokenize_bytes"):
+        admission.reserve("a", Amount(1, 1, 491))
+    admission.reserve("b", Amount(4, 32))
+    with pytest.raises(QueueFullError, match="max_queue_rows") as full:
+        admission.reserve("c", Amount(2, 2))
+    assert not isinstance(full.value, ClientQueueFullError)
+    assert (full.value.limit, full.value.got) == (8, 9)
+    assert (admission.total, admission.held_by("a"), admission.callers) == (Amount(7, 52, 10), Amount(3, 20, 10), 2)
+
+
+@pytest.mark.parametrize("callers", [1, 2, 3, 8])
+def test_callers_who_fill_the_queue_together_hold_equal_parts(callers: int) -> None:
+    """With a share of one half each holds as much as is left: one in two, one in three and so on."""
+    admission = Admission(Amount(720, 10**6, 10**6), client_share=0.5)
+    names = [f"caller {i}" for i in range(callers)]
+    held: dict[str, list[Reservation]] = {name: [] for name in names}
+    rng = random.Random(0)
+    for _ in range(40_000):
+        name = rng.choice(names)
+        with suppress(QueueFullError):
+            held[name].append(admission.reserve(name, Amount(1, 1)))
+        served = rng.choice(names)  # the device's turns are shared alike
+        if held[served] and rng.random() < 0.5:
+            admission.close(held[served].pop(0))
+    for name in names:
+        assert admission.held_by(name).rows == pytest.approx(720 / (callers + 1), rel=0.1)
+
+
+def test_who_holds_nothing_gets_in_while_there_is_room() -> None:
+    admission = Admission(Amount(100, 1000, 1000), client_share=0.5)
+    admission.reserve("a", Amount(50, 50))
+    large = admission.reserve("b", Amount(45, 45))
+    admission.tokens_per_s = 10.0
+    with pytest.raises(QueueFullError, match="one caller may hold 25 now") as caught:
+        admission.reserve("b", Amount(1, 1))
+    assert not isinstance(caught.value, ClientQueueFullError)  # the others fill the queue, not its own requests
+    assert (caught.value.limit, caught.value.got, caught.value.retry_after_s) == (25, 46, 10)
+    admission.reserve("b", Amount(0, 1, 400))  # it holds no text: its first is let in
+    admission.correct(large, Amount(45, 60))  # was let in: its tokens are no new request
+    admission.close(large)
+    admission.reserve("b", Amount(20, 20))
+    admission.reserve("b", Amount(5, 5))
+
+
+def test_what_can_never_fit_is_refused_for_good() -> None:
+    admission = Admission(LIMITS, client_share=0.5)
+    for asked, fewest, limit in (
+        (Amount(5, 5), 5, 4),
+        (Amount(1, 40), 33, 32),
+        (Amount(1, 1, 501), 1, 500),
+    ):
+        with pytest.raises(BatchTooLargeError, match="client_share") as caught:
+            admission.reserve("a", asked, fewest_tokens=fewest)
+        assert caught.value.limit == limit
+    assert admission.total == NOTHING
+
+
+def test_an_estimate_alone_refuses_nobody_for_good() -> None:
+    admission = Admission(LIMITS)
+    reservation = admission.reserve("a", Amount(1, 10_000), fewest_tokens=3)
+    assert reservation.held.tokens == 64
+    admission.correct(reservation, Amount(1, 5))
+    assert admission.total == Amount(1, 5)
+
+
+def test_correction_may_exceed_the_limit_by_an_eighth() -> None:
+    admission = Admission(LIMITS)
+    admission.reserve("a", Amount(1, 40))
+    low = admission.reserve("b", Amount(1, 4))
+    with pytest.raises(QueueFullError):
+        admission.correct(low, Amount(1, 33))
+    assert low.held.tokens == 4
+    admission.correct(low, Amount(1, 32))
+    assert admission.total.tokens == 64 * (1 + CORRECTION_SHARE)
+    admission.correct(low, Amount(1, 20))  # downwards, whatever the rest holds
+    with pytest.raises(BatchTooLargeError):
+        admission.correct(low, Amount(1, 65))
+
+
+def test_a_closed_reservation_holds_nothing_any_more() -> None:
+    admission = Admission(LIMITS)
+    reservation = admission.reserve("a", Amount(2, 4, 6))
+    admission.close(reservation)
+    admission.close(reservation)
+    admission.release(reservation, Amount(1, 2))
+    with pytest.raises(RuntimeError):
+        admission.correct(reservation, Amount(1, 1))
+    assert (admission.total, admission.callers) == (NOTHING, 0)
+
+
+def test_retry_after_is_the_time_of_the_backlog_that_is_in_the_way() -> None:
+    admission = Admission(Amount(1000, 1000, 1000), client_share=0.5)
+    with pytest.raises(BatchTooLargeError):
+        admission.reserve("a", Amount(1, 501), fewest_tokens=501)
+    admission.reserve("a", Amount(1, 500))
+    admission.reserve("b", Amount(1, 450))
+
+    def retry_after_s(caller: str, tokens: int) -> int | None:
+        with pytest.raises(QueueFullError) as caught:
+            admission.reserve(caller, Amount(1, tokens))
+        return caught.value.retry_after_s
+
+    assert retry_after_s("a", 1) == 1  # nobody knows how fast the device is
+    admission.tokens_per_s = 100.0
+    assert retry_after_s("a", 1) == 10  # 500 tokens at half the device
+    assert retry_after_s("c", 60) == 10  # 950 tokens at all of it
+    admission.tokens_per_s = 1.0
+    assert retry_after_s("c", 60) == 60
+
+
+events = st.lists(
+    st.tuples(
+        st.sampled_from(["reserve", "correct", "release", "close"]),
+        st.integers(0, 5),
+        st.integers(0, 6),
+        st.integers(0, 40),
+        st.integers(0, 600),
+    ),
+    max_size=60,
+)
+
+
+@given(events, st.sampled_from([0.25, 0.5, 1.0]))
+def test_counters_are_the_sum_of_what_is_open_and_zero_in_the_end(
+    sequence: list[tuple[str, int, int, int, int]], share: float
+) -> None:
+    admission = Admission(LIMITS, client_share=share)
+    known: list[Reservation] = []
+    for event, which, rows, tokens, text_bytes in sequence:
+        reservation = known[which % len(known)] if known else None
+        try:
+            if event == "reserve":
+                known.append(admission.reserve(f"caller {which % 3}", Amount(rows, tokens, text_bytes)))
+            elif reservation is not None and event == "correct" and not reservation.closed:
+                admission.correct(reservation, Amount(rows, tokens))
+            elif reservation is not None and event == "release":
+                part = Amount(min(rows, reservation.held.rows), min(tokens, reservation.held.tokens))
+                admission.release(reservation, part)
+            elif reservation is not None and event == "close":
+                admission.close(reservation)
+        except (QueueFullError, BatchTooLargeError):
+            pass
+        still = [r for r in known if not r.closed]
+        assert admission.total == Amount(*(sum(r.held[i] for r in still) for i in range(3)))
+        for held, limit in zip(admission.total, LIMITS, strict=True):
+            assert 0 <= held <= limit * (1 + CORRECTION_SHARE)
+        for caller in ("caller 0", "caller 1", "caller 2"):
+            for held, limit in zip(admission.held_by(caller), LIMITS, strict=True):
+                assert 0 <= held <= max(1, int(limit * share)) * (1 + CORRECTION_SHARE)
+    for reservation in known:
+        admission.close(reservation)
+    assert (admission.total, admission.callers) == (NOTHING, 0)
+
+
+def test_estimate_learns_what_texts_have() -> None:
+    estimate = TokenEstimate()
+    assert estimate.tokens(300, 1000) == 100
+    assert estimate.tokens(300, 64) == 64  # a longer one is cut or refused
+    for _ in range(100):
+        estimate.learn(2300, 10_000)
+    assert estimate.tokens_per_byte == pytest.approx(0.23, abs=0.005)
+    for _ in range(1000):
+        estimate.learn(7000, 10_000)
+    assert estimate.tokens_per_byte == pytest.approx(0.7, abs=0.005)
+
+
+def test_what_was_cut_teaches_nothing() -> None:
+    estimate = TokenEstimate()
+    before = estimate.tokens_per_byte
+    estimate.learn_rows([EncodedRow((1,) * 4, 2, truncated=True)], [10**6])
+    assert estimate.tokens_per_byte == before
+    estimate.learn_rows([EncodedRow((1,) * 4, 2, truncated=True), EncodedRow((1,) * 500, 2)], [10**6, 1000])
+    assert estimate.tokens_per_byte > before
+
+
+@given(st.lists(st.integers(0, 50), min_size=1), st.integers(1, 100))
+def test_parts_cover_in_order_and_stay_small(sizes: list[int], most: int) -> None:
+    parts = in_parts(sizes, most)
+    assert [i for part in parts for i in part] == list(range(len(sizes)))
+    assert all(len(part) == 1 or sum(sizes[i] for i in part) <= most for part in parts)
+
+
+async def test_no_room_is_429_before_anything_is_tokenised() -> None:
+    predictor = CountingPredictor()
+    async with serve(predictor, max_queue_tokens=100, client_share=1.0) as served:
+        running = await hold_device(served)
+        waiting = asyncio.create_task(served.predict("b " * 45))
+        await served.until(lambda: served.state.engine.queued_rows == 1)
+        before = list(predictor.encoded)
+        refused = await served.predict("c " * 100)
+        assert predictor.encoded == before
+        predictor.released.set()
+        assert [(await task).status_code for task in (running, waiting)] == [200, 200]
+    assert code(refused) == (429, "queue_full")
+    assert int(refused.headers["retry-after"]) >= 1
+    assert refused.json()["error"]["limit"] == 100
+
+
+async def test_one_caller_fills_its_share_and_another_still_gets_in() -> None:
+    async with serve(max_queue_rows=4, max_inputs=2) as served, served_to("10.0.0.2", served) as other:
+        running = await hold_device(served)
+        waiting = [asyncio.create_task(served.predict("b")) for _ in range(2)]
+        await served.until(lambda: served.state.engine.queued_rows == 2)
+        refused = await served.predict("c")
+        admitted = asyncio.create_task(other.post("/predict", json={"inputs": [{"text": "d"}]}))
+        await served.until(lambda: served.state.engine.queued_rows == 3)
+        served.predictor.released.set()
+        assert [(await task).status_code for task in (running, *waiting, admitted)] == [200] * 4
+        assert (await served.predict("c")).status_code == 200
+        assert reserved(served) == NOTHING
+    assert code(refused) == (429, "client_queue_full")
+    assert (refused.json()["error"]["limit"], refused.json()["error"]["got"]) == (2, 3)
+    assert int(refused.headers["retry-after"]) >= 1
+
+
+async def test_more_than_one_caller_may_hold_is_413_and_names_the_limit() -> None:
+    predictor = CountingPredictor()
+    predictor.token_bounds = TokenBounds(8)
+    async with serve(predictor, max_queue_tokens=60) as served:
+        predictor.encoded.clear()
+        refused = await served.predict(*["seven77 " * 20] * 2)
+        assert predictor.encoded == []  # 40 tokens at least
+        known = await served.predict(*["b " * 8] * 2)
+        assert len(predictor.encoded) == 2  # 17 each, as it turned out
+        assert reserved(served) == NOTHING
+    for response in (refused, known):
+        assert code(response) == (413, "batch_too_large")
+        assert response.json()["error"]["limit"] == 30
+        assert "max_queue_tokens is 60" in response.json()["error"]["message"]
+
+
+async def test_certainly_too_long_is_422_at_once_unless_cut() -> None:
+    predictor = CountingPredictor()
+    predictor.token_bounds = TokenBounds(8)
+    async with serve(predictor) as served:
+        predictor.encoded.clear()
+        refused = await served.predict("fine", "x" * (8 * 64 + 1))
+        assert predictor.encoded == []
+        cut = await served.predict("seven77 " * 100, options={"truncate": True})
+    assert code(refused) == (422, "too_many_tokens")
+    error = refused.json()["error"]
+    assert (error["field"], error["limit"], error["got"]) == ("inputs.1", 64, 65)
+    assert cut.json()["predictions"][0]["truncated"] is True
+
+
+async def test_an_underestimate_without_room_is_429_after_all() -> None:
+    async with serve(max_queue_tokens=100, client_share=1.0) as served:
+        running = await hold_device(served)
+        waiting = asyncio.create_task(served.predict("b " * 45))
+        await served.until(lambda: served.state.engine.queued_rows == 1)
+        held = reserved(served)
+        served.state.token_estimate(served.predictor).learn(0, 10**7)
+        refused = await served.predict("c " * 55)
+        assert reserved(served) == held
+        served.predictor.released.set()
+        assert [(await task).status_code for task in (running, waiting)] == [200, 200]
+    assert code(refused) == (429, "queue_full")
+
+
+async def test_text_that_waits_to_be_tokenised_is_bounded() -> None:
+    predictor = CountingPredictor()
+    async with serve(predictor, max_body_bytes=1024, max_tokenize_bytes=2048, client_share=0.5) as served:
+        predictor.gate.clear()
+        first = asyncio.create_task(served.predict("x" * 800))
+        await served.until(lambda: len(predictor.encoded) > 1)
+        assert reserved(served).text_bytes > 800
+        metrics = (await served.client.get("/metrics")).text
+        refused = await served.predict("y" * 800)
+        predictor.gate.set()
+        assert (await first).status_code == 200
+        assert reserved(served) == NOTHING
+    assert code(refused) == (429, "client_queue_full")
+    assert "max_tokenize_bytes" in refused.json()["error"]["message"]
+    assert "laplora_reserved_rows 1.0" in metrics
+    assert "laplora_queue_rows 0.0" in metrics
+    (tokens,) = [line for line in metrics.splitlines() if line.startswith("laplora_reserved_tokens ")]
+    assert float(tokens.split()[1]) > 1
+    (size,) = [line for line in metrics.splitlines() if line.startswith("laplora_tokenize_bytes ")]
+    assert float(size.split()[1]) > 800
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"inputs": [{"text": "a"}, {"wrong": "b"}]},
+        {"inputs": [{"text": "a"}, {"text": ["b"]}]},
+        {"inputs": [{"text": "a " * 100}]},
+        {"inputs": [{"text": "a"}], "options": {"order_average": True}},
+        {"inputs": [{"text": "666"}]},
+    ],
+)
+async def test_failed_requests_give_their_room_back(body: dict[str, Any]) -> None:
+    predictor = FakePredictor()
+    predictor.poison[666] = KeyError("bug")
+    async with serve(predictor) as served:
+        response = await served.client.post("/predict", json=body)
+        assert response.status_code in (422, 500)
+        assert (reserved(served), served.state.engine.open_tickets) == (NOTHING, 0)
+
+
+async def until_gone(served: Served, task: asyncio.Task[Any], condition: Callable[[], bool]) -> None:
+    await served.until(condition)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_cancelled_while_tokenised_gives_room_back_and_stops_early() -> None:
+    predictor = CountingPredictor()
+    async with serve(predictor) as served:
+        predictor.encoded.clear()
+        predictor.gate.clear()
+        texts = [f"{i} " + "x" * TOKENIZE_PART_BYTES for i in range(20)]
+        task = asyncio.create_task(served.predict(*texts))
+        await until_gone(served, task, lambda: len(predictor.encoded) == 1)
+        await served.until(lambda: reserved(served) == NOTHING)
+        predictor.gate.set()
+        assert (await served.predict("after")).status_code == 200
+        assert [text[:5] for text in predictor.encoded] == ["0 xxx", "after"]
+        assert served.state.engine.open_tickets == 0
+
+
+async def test_cancelled_before_its_turn_to_be_tokenised_is_never_tokenised() -> None:
+    predictor = CountingPredictor()
+    async with serve(predictor) as served:
+        predictor.encoded.clear()
+        predictor.gate.clear()
+        busy = [asyncio.create_task(served.predict(f"busy {i}")) for i in range(2)]
+        await served.until(lambda: len(predictor.encoded) == 2)
+        task = asyncio.create_task(served.predict("doomed"))
+        await until_gone(served, task, lambda: reserved(served).rows == 3)
+        await served.until(lambda: reserved(served).rows == 2)
+        predictor.gate.set()
+        assert [(await one).status_code for one in busy] == [200, 200]
+        assert "doomed" not in predictor.encoded
+
+
+async def test_a_long_request_does_not_keep_the_tokenizer_threads_from_others() -> None:
+    predictor = CountingPredictor()
+    async with serve(predictor) as served:
+        predictor.encoded.clear()
+        predictor.gate.clear()
+        long = [asyncio.create_task(served.predict(*[f"x{i}" + "x" * TOKENIZE_PART_BYTES] * 9)) for i in range(2)]
+        await served.until(lambda: len(predictor.encoded) == 2)
+        small = asyncio.create_task(served.predict("small"))
+        await served.until(lambda: reserved(served).rows == 19)
+        predictor.gate.set()
+        assert (await small).status_code == 200
+        assert [(await one).status_code for one in long] == [200, 200]
+        assert predictor.encoded.index("small") <= 3

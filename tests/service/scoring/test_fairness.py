@@ -1,0 +1,196 @@
+"""Nobody starves, shares are equal by weight, and being away earns nothing: by simulation of the queue."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from service.scoring.batching import Waiting, next_batch
+from service.scoring.fairness import JOB_WEIGHT, MOST_AHEAD, Request, Turns, weight_of
+
+BUDGET = 512
+
+
+class Queue:
+    """What the engine does with rows, without a device: one batch after another."""
+
+    def __init__(self, budget: int = BUDGET) -> None:
+        self.budget = budget
+        self.waiting: list[Waiting] = []
+        self.turns = Turns()
+        self.tokens: Counter[str] = Counter()
+
+    def add(self, request: Request, lengths: Sequence[int]) -> Request:
+        self.waiting += [Waiting(length, request) for length in lengths]
+        return request
+
+    def run(self) -> list[Waiting]:
+        chosen, self.turns = next_batch(self.waiting, self.turns, token_budget=self.budget)
+        batch = [self.waiting[i] for i in chosen]
+        self.waiting = [row for i, row in enumerate(self.waiting) if i not in set(chosen)]
+        for row in batch:
+            self.tokens[row.request.caller] += row.tokens
+        return batch
+
+    def batches_until(self, request: Request) -> int:
+        """Return how many batches ran up to the first that holds a row of this request."""
+        count = 1
+        while all(row.request is not request for row in self.run()):
+            count += 1
+        return count
+
+    def left(self, request: Request) -> int:
+        return sum(row.request is request for row in self.waiting)
+
+
+@pytest.mark.parametrize(("caller", "group"), [("b", "laplace"), ("b", "map"), ("a", "laplace"), ("a", "map")])
+def test_a_long_request_keeps_a_small_one_waiting_for_the_running_batch_alone(caller: str, group: str) -> None:
+    queue = Queue()
+    long = queue.add(Request("a", "laplace"), [60] * 2000)
+    for _ in range(20):
+        queue.run()
+    small = queue.add(Request(caller, group), [7])  # of another length: it fills nobody's batch
+    assert queue.batches_until(small) == 1
+    assert queue.left(long) > 1800
+
+
+def test_kinds_of_one_caller_take_turns() -> None:
+    queue = Queue(16)
+    laplace, cheap = Request("a", "laplace"), Request("a", "map")
+    queue.add(laplace, [14] * 4)
+    queue.add(cheap, [14] * 4)
+    order = [queue.run()[0].request.group for _ in range(8)]
+    assert order == ["laplace", "map"] * 4
+
+
+def test_requests_of_one_caller_go_in_order_of_arrival_where_they_had_the_same() -> None:
+    queue = Queue(16)
+    known = [queue.add(Request("a", "map"), [10]) for _ in range(5)]
+    assert [queue.run()[0].request for _ in known] == known
+
+
+def test_rows_of_a_request_go_in_order_where_lengths_are_alike() -> None:
+    queue = Queue(100)
+    queue.add(Request("a", "map"), [10] * 30)
+    rows = list(queue.waiting)
+    assert [row for _ in range(3) for row in queue.run()] == rows
+
+
+def test_an_idle_caller_gains_no_credit() -> None:
+    queue = Queue(100)
+    away, there = Request("away", "map"), Request("there", "map")
+    queue.add(away, [10] * 10)
+    queue.add(there, [10] * 1000)
+    for _ in range(50):
+        queue.run()
+    queue.add(away, [10] * 1000)
+    before = queue.tokens.copy()
+    for _ in range(20):
+        queue.run()
+    got = queue.tokens - before
+    assert abs(got["away"] - got["there"]) <= 2 * 100
+
+
+lengths = st.lists(st.integers(1, BUDGET // 8), min_size=4, max_size=12)
+
+
+@given(lengths, lengths, st.sampled_from(["b", "job:b"]), st.integers(0, 2**32))
+@hypothesis_settings(max_examples=40, deadline=None)
+def test_two_greedy_callers_share_by_weight(own: list[int], others: list[int], second: str, seed: int) -> None:
+    """Tokens over weight differ by what one can be ahead of the clock and the batch under way, whatever the lengths."""
+    rng = random.Random(seed)
+    queue = Queue()
+    given_to = {"a": own, second: others}
+    for _ in range(60):
+        for caller, pool in given_to.items():
+            # New requests all the time, of one row or many: a caller gets nothing by splitting what it asks for.
+            while sum(row.request.caller == caller for row in queue.waiting) < BUDGET // min(pool) + 1:
+                request = Request(caller, "map")
+                queue.add(request, [rng.choice(pool) for _ in range(rng.choice((1, 1, 40)))])
+        queue.run()
+        virtual = [queue.tokens[caller] / weight_of(caller) for caller in given_to]
+        assert abs(virtual[0] - virtual[1]) <= (MOST_AHEAD + 1) * BUDGET / min(map(weight_of, given_to))
+
+
+def test_a_job_gets_a_fifth_beside_one_caller_and_all_of_it_alone() -> None:
+    queue = Queue()
+    queue.add(Request("job:1", "map"), [32] * 4000)
+    queue.add(Request("a", "map"), [32] * 1600)
+    while any(row.request.caller == "a" for row in queue.waiting):
+        queue.run()
+    share = queue.tokens["job:1"] / sum(queue.tokens.values())
+    assert share == pytest.approx(JOB_WEIGHT / (1 + JOB_WEIGHT), abs=0.03)
+    before = queue.tokens["job:1"]
+    queue.run()
+    assert queue.tokens["job:1"] - before == BUDGET
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["a", "b", "c", "d", "job:e"]), st.sampled_from(["map", "laplace"]), lengths),
+        min_size=1,
+        max_size=12,
+    ),
+    st.integers(0, 12),
+    st.sampled_from(["new", "job:new"]),
+)
+@hypothesis_settings(max_examples=60, deadline=None)
+def test_a_new_caller_waits_for_a_few_batches_of_each_other_caller(
+    backlog: list[tuple[str, str, list[int]]], before: int, name: str
+) -> None:
+    queue = Queue(64)
+    for caller, group, pool in backlog:
+        queue.add(Request(caller, group), pool * 20)
+    for _ in range(min(before, len(queue.waiting) // 8)):
+        queue.run()
+    others = {row.request.caller for row in queue.waiting}
+    new = queue.add(Request(name, "other kind"), [5])
+    assert queue.batches_until(new) <= 1 + 3 * len(others)
+
+
+def test_a_long_request_goes_on_beside_a_stream_of_new_ones_of_its_caller() -> None:
+    """As from many people behind one address: each batch could be filled with requests that just came."""
+    queue = Queue(64)
+    long = queue.add(Request("a", "map"), [30] * 40)
+    batches = 0
+    while queue.left(long):
+        for _ in range(6 - sum(row.request is not long for row in queue.waiting)):
+            queue.add(Request("a", "map"), [16])
+        queue.run()
+        batches += 1
+    # Seven requests share the device: a seventh of 64 tokens a batch, and as much again for turns that come late.
+    assert batches <= 2 * 40 * 30 * 7 / 64
+
+
+def test_a_job_goes_on_beside_a_stream_of_new_callers() -> None:
+    queue = Queue(64)
+    job = queue.add(Request("job:1", "map"), [30] * 20)
+    batches = 0
+    while queue.left(job):
+        while sum(row.request is not job for row in queue.waiting) < 4:
+            queue.add(Request(f"caller {batches} {len(queue.waiting)}", "map"), [16])
+        queue.run()
+        batches += 1
+    assert batches <= 2 * 20 * 30 * (4 + JOB_WEIGHT) / JOB_WEIGHT / 64
+
+
+def test_nothing_is_remembered_of_who_is_gone() -> None:
+    queue = Queue(64)
+    queue.add(Request("stays", "map"), [16] * 400)
+    for i in range(300):
+        queue.add(Request(f"caller {i}", f"kind {i}"), [16])
+    for _ in range(250):
+        queue.run()
+        queue.waiting = [row for row in queue.waiting if row.request.caller != "caller 299"]  # one gives up
+    while len({row.request.caller for row in queue.waiting}) > 1:
+        queue.run()
+    for _ in range(4):
+        queue.run()
+    assert set(queue.turns.given) == {"stays"}
+    assert set(queue.turns.inner) == {"stays"}

@@ -1,0 +1,117 @@
+"""``options.order_average``: one answer from several orders of the choices, paid for by the prompt."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from serving import FakePredictor, serve
+
+from laplora.errors import NonFiniteError
+from laplora.prompts.templates import TEMPLATES
+
+pytestmark = pytest.mark.anyio
+
+TWO = {"id": "two", "question": "7", "choices": ["x", "y"]}
+THREE = {"id": "three", "question": "50000", "choices": ["x", "y", "z"]}
+FOUR = {"id": "four", "question": "9000", "choices": ["x", "y", "z", "w"]}
+
+
+def choice_predictor() -> FakePredictor:
+    return FakePredictor(template=TEMPLATES["multiple_choice"], labels=("A", "B", "C", "D"))
+
+
+def ask(*inputs: dict[str, Any], **options: Any) -> dict[str, Any]:
+    return {"inputs": list(inputs), "options": {"order_average": True, **options}}
+
+
+async def test_each_input_is_asked_in_its_orders_and_answered_once() -> None:
+    async with serve(choice_predictor()) as served:
+        response = await served.client.post("/predict", json=ask(TWO, THREE, FOUR))
+        prompts = sum(len(rows) for _, rows in served.predictor.batches)
+    assert response.status_code == 200, response.text
+    answers = response.json()["predictions"]
+    assert [a["id"] for a in answers] == ["two", "three", "four"]
+    assert [a["orders"] for a in answers] == [2, 6, 4]
+    assert prompts == 12
+    for answer in answers:
+        # The fake looks at the place alone, so every option gets the same share.
+        share = 1 / len(answer["probs"])
+        assert list(answer["probs"].values()) == pytest.approx([share] * len(answer["probs"]))
+        assert answer["uncertainty"]["order"] == 0.02
+        assert answer["tokens"] % answer["orders"] == 0
+
+
+async def test_without_it_nothing_is_said_about_orders() -> None:
+    async with serve(choice_predictor()) as served:
+        response = await served.client.post("/predict", json={"inputs": [TWO]})
+    (answer,) = response.json()["predictions"]
+    assert "orders" not in answer
+    assert "order" not in answer["uncertainty"]
+
+
+@pytest.mark.parametrize("path", ["/predict", "/evaluate"])
+async def test_limits_count_orders(path: str) -> None:
+    labelled = [{**one, "label": "A"} if path == "/evaluate" else one for one in (TWO, THREE)]
+    async with serve(choice_predictor(), max_inputs=7) as served:
+        response = await served.client.post(path, json=ask(*labelled))
+        alone = await served.client.post(path, json=ask(labelled[1]))
+    assert response.status_code == 413
+    error = response.json()["error"]
+    assert (error["limit"], error["got"], error["field"]) == (7, 8, "inputs")
+    assert "order_average makes 8 prompts" in error["message"]
+    assert alone.status_code == 200
+
+
+async def test_the_queue_counts_orders() -> None:
+    async with serve(
+        choice_predictor(), max_inputs=5, max_queue_rows=5, max_queue_tokens=40, client_share=1.0
+    ) as served:
+        response = await served.client.post("/predict", json=ask(FOUR))
+    assert response.status_code == 413
+    assert "max_queue_tokens" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "field"),
+    [
+        ({"prompt": "7 ? Answer:"}, "inputs.1.choices"),
+        ({"question": "7"}, "inputs.1.choices"),
+        ({"question": "7", "choices": ["x"]}, "inputs.1.choices"),
+        ({"question": "7", "choices": ["x"] * 5}, "inputs.1.choices"),
+        ({"question": "7", "choices": "xy"}, "inputs.1.choices"),
+    ],
+)
+async def test_inputs_without_options_to_reorder_are_refused(inputs: dict[str, Any], field: str) -> None:
+    async with serve(choice_predictor()) as served:
+        response = await served.client.post("/predict", json=ask(TWO, inputs))
+    assert response.status_code == 422
+    assert response.json()["error"]["field"] == field
+
+
+async def test_templates_without_choices_are_refused_by_name() -> None:
+    async with serve() as served:
+        response = await served.client.post("/predict", json=ask({"text": "fine 7"}))
+    assert response.status_code == 422
+    assert "template 'sentiment' takes none" in response.json()["error"]["message"]
+
+
+async def test_a_failing_prompt_is_blamed_on_its_input() -> None:
+    predictor = choice_predictor()
+    predictor.poison[9000] = NonFiniteError("NaN")
+    async with serve(predictor) as served:
+        response = await served.client.post("/predict", json=ask(TWO, THREE, FOUR))
+    assert response.status_code == 422
+    assert response.json()["error"]["field"] == "inputs.2"
+
+
+async def test_evaluate_has_both_of_each_method() -> None:
+    labelled = [{**TWO, "label": "A"}, {**THREE, "label": "B"}]
+    async with serve(choice_predictor()) as served:
+        averaged = (await served.client.post("/evaluate", json=ask(*labelled))).json()
+        plain = (await served.client.post("/evaluate", json={"inputs": labelled})).json()
+    assert averaged["rows"] == 2
+    assert set(averaged["methods"]) == {n + end for n in plain["methods"] for end in ("", "_order_average")}
+    for name, metrics in plain["methods"].items():
+        assert averaged["methods"][name] == metrics
+    assert averaged["methods"]["map_order_average"]["nll"] == pytest.approx(0.896, abs=1e-3)  # (ln 2 + ln 3) / 2

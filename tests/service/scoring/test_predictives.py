@@ -1,0 +1,145 @@
+"""``python -m service`` on a tiny artifact with every predictive: each one through a real socket."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+from server_process import Process, server_process
+from tiny_runs import BAD, GOOD, NOUNS, FinishedRun
+
+from laplora.artifact.folder import read_artifact
+from laplora.artifact.manifest import Manifest
+from laplora.predictive.kinds import PREDICTIVES
+from laplora.predictor import Predictor
+
+#: fast leaves some inputs to laplace: it has a test of its own.
+NAMES = tuple(name for name in PREDICTIVES if name != "fast")
+TEXTS = ["The film was superb.", "dull", "The plot was weak, and I say so after seeing it twice.", "qzx ## of"]
+#: Float32, in batches of another shape.
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def process(mixture_run: FinishedRun) -> Iterator[Process]:
+    with server_process(["-m", "service", "--artifact", str(mixture_run.artifact), "--device", "cpu"]) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def client(process: Process) -> Iterator[httpx.Client]:
+    with process.client() as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def manifest(mixture_run: FinishedRun) -> Manifest:
+    return read_artifact(mixture_run.artifact).manifest
+
+
+def predict(client: httpx.Client, texts: list[str], **options: Any) -> dict[str, Any]:
+    response = client.post("/predict", json={"inputs": [{"text": t} for t in texts], "options": options})
+    assert response.status_code == 200, response.text
+    body: dict[str, Any] = json.loads(response.text, parse_constant=pytest.fail)
+    return body
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_predictive_answers_as_the_library_does(
+    client: httpx.Client, mixture_predictor: Predictor, manifest: Manifest, name: str
+) -> None:
+    body = predict(client, TEXTS, predictive=name)
+    recommended = manifest.recommended
+    assert body["predictive"] == {
+        "name": name,
+        "recommended": recommended.predictive,
+        "reason": recommended.reason,
+    }
+    rows = [mixture_predictor.encode({"text": t}, truncate=True) for t in TEXTS]
+    for got, want in zip(body["predictions"], mixture_predictor.predict(rows, name), strict=True):
+        assert list(got["probs"].values()) == pytest.approx(want.probs, abs=TOLERANCE)
+        assert got["prediction_set"] == want.prediction_set
+        assert (got["flags"], got["decision"]) == (want.flags, want.decision)
+        assert (got["logit_variance"] is None) == (not PREDICTIVES[name].covariance)  # type: ignore[index]
+        assert (got["uncertainty"] is None) == (want.epistemic is None)
+
+
+def test_the_recommended_one_answers_with_the_posteriors_variance(client: httpx.Client, manifest: Manifest) -> None:
+    body = predict(client, TEXTS, covariance=True)
+    assert body["predictive"]["name"] == manifest.recommended.predictive
+    assert all(p["logit_covariance"] is not None for p in body["predictions"])
+    assert predict(client, TEXTS, mode="map")["predictive"]["name"] == "map"
+
+
+def test_mode_fast_says_who_answered(client: httpx.Client, mixture_predictor: Predictor) -> None:
+    """Over HTTP as in the library, and counted."""
+    texts = [f"The {noun} was {word}." for noun in NOUNS for word in (*GOOD[:3], *BAD[:3])]
+    body = predict(client, texts, mode="fast", covariance=True)
+    rows = [mixture_predictor.encode({"text": t}, truncate=True) for t in texts]
+    wanted = mixture_predictor.predict(rows, "fast")
+    assert body["predictive"]["name"] == "fast"
+    for got, want in zip(body["predictions"], wanted, strict=True):
+        assert got["answered_by"] == want.predictive
+        assert list(got["probs"].values()) == pytest.approx(want.probs, abs=TOLERANCE)
+        assert (got["flags"], got["decision"]) == (want.flags, want.decision)
+        assert got["logit_covariance"] is not None
+    exact = sum(p.predictive == "laplace" for p in wanted)
+    assert 0 < exact < len(texts)
+    metrics = client.get("/metrics").text
+    assert f'laplora_answers_total{{answered_by="laplace",predictive="fast"}} {exact:.1f}' in metrics
+
+
+def test_unknown_predictives_are_422(client: httpx.Client) -> None:
+    response = client.post("/predict", json={"inputs": [{"text": "a"}], "options": {"predictive": "swag"}})
+    error = response.json()["error"]
+    assert (response.status_code, error["field"]) == (422, "options.predictive")
+    for name in PREDICTIVES:
+        assert name in error["message"]
+
+
+def test_artifacts_show_the_comparison(client: httpx.Client, manifest: Manifest) -> None:
+    (entry,) = [a for a in client.get("/artifacts").json()["artifacts"] if a["active"]]
+    assert entry["predictives"] == list(PREDICTIVES)
+    assert entry["recommended"] == json.loads(manifest.recommended.model_dump_json())
+    assert set(entry["recommended"]["table"]) == set(NAMES)
+
+
+def test_decisions_for_a_stated_risk(client: httpx.Client) -> None:
+    """What is accepted at a risk is accepted at every greater one."""
+    accepted: set[int] = set()
+    for risk in (0.001, 0.1, 0.4, 0.999):
+        body = predict(client, TEXTS, target_risk=risk)
+        now = {i for i, p in enumerate(body["predictions"]) if p["decision"] == "accept"}
+        assert body["target_risk"] == risk
+        assert accepted <= now
+        accepted = now
+
+
+def test_evaluate_measures_every_predictive(client: httpx.Client) -> None:
+    labels = ["positive", "negative", "negative", "positive"]
+    inputs = [{"text": t, "label": label} for t, label in zip(TEXTS, labels, strict=True)]
+    methods = client.post("/evaluate", json={"inputs": inputs, "options": {"resamples": 20}}).json()["methods"]
+    assert set(methods) == set(PREDICTIVES)
+    for name in NAMES:
+        answers = predict(client, TEXTS, predictive=name)["predictions"]
+        right = [p["label"] == label for p, label in zip(answers, labels, strict=True)]
+        assert methods[name]["accuracy"] == pytest.approx(sum(right) / 4)
+
+
+def test_clients_at_once_get_the_predictive_they_ask_for(client: httpx.Client) -> None:
+    """Members change places on one model: no request sees another one's."""
+    expected = {name: predict(client, TEXTS, predictive=name)["predictions"] for name in NAMES}
+
+    def ask(number: int) -> tuple[str, list[dict[str, Any]]]:
+        name = NAMES[number % len(NAMES)]
+        return name, predict(client, TEXTS, predictive=name)["predictions"]
+
+    with ThreadPoolExecutor(8) as pool:
+        for name, answers in pool.map(ask, range(32)):
+            for got, want in zip(answers, expected[name], strict=True):
+                assert list(got["probs"].values()) == pytest.approx(list(want["probs"].values()), abs=TOLERANCE)
+                assert list(got["map_probs"].values()) == pytest.approx(list(want["map_probs"].values()), abs=TOLERANCE)

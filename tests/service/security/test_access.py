@@ -1,0 +1,280 @@
+"""Who may ask for what: every endpoint is decided, refusals come before the body, and the document says the same."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from fastapi.routing import iter_route_contexts
+from server_process import Process, server_process
+from serving import FakePredictor, Served, library, serve, settings
+from starlette.routing import Mount
+
+from service.app import create_app
+from service.http.openapi import error_responses
+from service.keys import Key, digest, new_token, write_keys
+from service.security.access import ACCESS, line_of
+from service.security.callers import SCOPES
+
+FAKE_SERVER = Path(__file__).resolve().parents[1] / "fake_server.py"
+TOKENS = {name: new_token() for name in (*sorted(SCOPES), "none")}
+BODY: dict[str, Any] = {"inputs": [{"text": "a"}]}
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Path:
+    """A key for each scope, by its name."""
+    file = tmp_path / "keys.json"
+    write_keys(file, [Key(id=f"only-{s}", sha256=digest(TOKENS[s]), scopes=(s,)) for s in sorted(SCOPES)])
+    return file
+
+
+def bearer(scope: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {TOKENS[scope]}"}
+
+
+@asynccontextmanager
+async def guarded(keys: Path, predictor: FakePredictor | None = None, **values: Any) -> AsyncIterator[Served]:
+    async with serve(predictor, auth="keys", keys=keys, **values) as served:
+        yield served
+
+
+def endpoints(app: FastAPI) -> Iterator[tuple[str, str]]:
+    """Every method and path that the application answers, with the router's own place-holders."""
+    for context in iter_route_contexts(app.routes):
+        if isinstance(context.route, Mount):
+            yield "GET", f"{context.path}/some/file"
+        else:
+            assert context.methods, f"{context.path}: neither HTTP nor a mount"
+            yield from ((method, str(context.path)) for method in context.methods)
+
+
+def test_every_endpoint_of_the_application_is_decided(keys: Path) -> None:
+    """An endpoint without a line in service/security/access.py fails here: give it one."""
+    app = create_app(settings(auth="keys", keys=keys), library=library())
+    app.state.service.workers.stop()
+    found = list(endpoints(app))
+    assert [endpoint for endpoint in found if line_of(*endpoint) is None] == []
+    assert {"POST /predict", "GET /openapi.json", "GET /docs/assets/some/file"} <= {" ".join(e) for e in found}
+
+
+def test_the_walk_finds_an_endpoint_that_is_not_decided() -> None:
+    app = create_app(settings(), library=library())
+    app.state.service.workers.stop()
+    app.add_api_route("/forgotten/{name}", lambda: None, methods=["PUT"])
+    assert [e for e in endpoints(app) if line_of(*e) is None] == [("PUT", "/forgotten/{name}")]
+
+
+OPEN = ("/", "/docs", "/docs/assets/swagger-ui.css", "/openapi.json", "/health/live", "/health/ready")
+
+
+@pytest.mark.anyio
+async def test_what_is_open_needs_no_key(keys: Path) -> None:
+    async with guarded(keys) as served:
+        for path in (*OPEN, "/v2/health/live", "/v2/health/ready"):
+            assert (await served.client.get(path)).status_code in (200, 307), path
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("path", ["/artifacts", "/metrics", "/v2/models/fake"])
+async def test_any_key_may_look(path: str, keys: Path) -> None:
+    async with guarded(keys) as served:
+        for scope in SCOPES:
+            assert (await served.client.get(path, headers=bearer(scope))).status_code == 200
+        assert (await served.client.get(path)).status_code == 401
+
+
+ASKS = {
+    "predict": ("POST", "/predict", BODY),
+    "evaluate": ("POST", "/evaluate", {"inputs": [{"text": "a", "label": "positive"}]}),
+    "admin": ("POST", "/artifacts/fake/activate", None),
+}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("needed", ASKS)
+async def test_a_scope_opens_its_own_endpoints_alone(needed: str, keys: Path) -> None:
+    method, path, body = ASKS[needed]
+    async with guarded(keys) as served:
+        for scope in SCOPES:
+            answer = await served.client.request(method, path, json=body, headers=bearer(scope))
+            if scope == needed:
+                assert answer.status_code == 200
+            else:
+                assert (answer.status_code, answer.json()["error"]["code"]) == (403, "forbidden")
+                assert repr(needed) in answer.json()["error"]["message"]
+        assert (await served.client.request(method, path, json=body)).status_code == 401
+
+
+@pytest.mark.anyio
+async def test_where_keys_are_off_everyone_may_do_everything() -> None:
+    async with serve() as served:
+        for method, path, body in ASKS.values():
+            assert (await served.client.request(method, path, json=body)).status_code == 200
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"authorization": ""},
+        {"authorization": "Bearer"},
+        {"authorization": "Bearer "},
+        {"authorization": TOKENS["predict"]},
+        {"authorization": f"Basic {TOKENS['predict']}"},
+        {"authorization": f"Bearer {TOKENS['none']}"},
+        {"authorization": f"Bearer {TOKENS['predict']}x"},
+        {"authorization": f"Bearer {TOKENS['predict'].upper()}"},
+        {"authorization": f"Bearer {digest(TOKENS['predict'])}"},
+        {"authorization": b"Bearer \xff\xfe"},
+        {"x-api-key": TOKENS["predict"]},
+        {"cookie": f"token={TOKENS['predict']}"},
+    ],
+)
+async def test_what_is_not_a_key_is_refused(headers: dict[str, str], keys: Path) -> None:
+    async with guarded(keys) as served:
+        answer = await served.client.post(f"/predict?token={TOKENS['predict']}", json=BODY, headers=headers)
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert answer.headers["x-request-id"] == answer.json()["request_id"]
+    assert answer.json()["error"]["code"] == "unauthorized"
+    assert "laplora_" not in answer.text
+
+
+@pytest.mark.anyio
+async def test_the_scheme_is_read_in_any_case(keys: Path) -> None:
+    async with guarded(keys) as served:
+        headers = {"authorization": f"bEARER  {TOKENS['predict']}"}
+        assert (await served.client.post("/predict", json=BODY, headers=headers)).status_code == 200
+
+
+@pytest.mark.anyio
+async def test_what_is_not_in_the_table_needs_a_key_before_it_says_that_it_is_not_there(keys: Path) -> None:
+    async with guarded(keys) as served:
+        for method, path in (("GET", "/nowhere"), ("PUT", "/predict"), ("GET", "/predict/")):
+            assert (await served.client.request(method, path)).status_code == 401
+        assert (await served.client.get("/nowhere", headers=bearer("predict"))).status_code == 404
+        assert (await served.client.put("/predict", headers=bearer("predict"))).status_code == 405
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "path", ["/predict/", "//predict", "/%70redict", "/health/../predict", "/PREDICT", "/predict%0A", "/predict%00"]
+)
+async def test_no_spelling_of_a_path_gets_around(path: str, keys: Path) -> None:
+    async with guarded(keys) as served:
+        sent = httpx.Request("POST", "http://test/predict", json=BODY)
+        sent.url = httpx.URL("http://test/predict").copy_with(raw_path=path.encode())
+        answer = await served.client.send(sent, follow_redirects=True)
+    assert answer.status_code == 401
+
+
+@pytest.mark.anyio
+async def test_a_refusal_reads_nothing_of_the_body(keys: Path) -> None:
+    async with guarded(keys) as served:
+        for headers, status in (({}, 401), (bearer("evaluate"), 403)):
+            read: list[bytes] = []
+
+            async def body(read: list[bytes] = read) -> AsyncIterator[bytes]:
+                read.append(b" ")
+                yield b" "
+
+            answer = await served.client.post("/predict", content=body(), headers=headers)
+            assert (answer.status_code, read) == (status, [])
+
+
+@pytest.mark.anyio
+async def test_the_queue_knows_the_caller_by_the_keys_id(keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with guarded(keys) as served:
+        submit, callers = served.state.engine.submit, []
+
+        def noted(*args: Any, **named: Any) -> Any:
+            callers.append(named["caller"])
+            return submit(*args, **named)
+
+        monkeypatch.setattr(served.state.engine, "submit", noted)
+        await served.client.post("/predict", json=BODY, headers=bearer("predict"))
+    assert callers == ["only-predict"]
+
+
+@pytest.mark.anyio
+async def test_refusals_are_counted_and_logged_without_the_token(keys: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG")
+    async with guarded(keys) as served:
+        await served.client.post("/predict", json=BODY, headers=bearer("none"))
+        await served.client.post("/predict", json=BODY, headers=bearer("evaluate"))
+        counts = (await served.client.get("/metrics", headers=bearer("admin"))).text
+    assert 'laplora_rejects_total{reason="unauthorized"} 1.0' in counts
+    assert 'laplora_requests_total{method="POST",route="/predict",status="403"} 1.0' in counts
+    lines = [r for r in caplog.records if getattr(r, "event", "") == "request"]
+    assert [(r.caller, r.code) for r in lines[:2]] == [  # type: ignore[attr-defined]
+        ("127.0.0.1", "unauthorized"),
+        ("only-evaluate", "forbidden"),
+    ]
+    everything = counts + json.dumps([{k: str(v) for k, v in vars(r).items()} for r in caplog.records])
+    assert not any(token in everything or digest(token) in everything for token in TOKENS.values())
+
+
+def document(**values: Any) -> dict[str, Any]:
+    app = create_app(settings(**values), library=library())
+    app.state.service.workers.stop()
+    return app.openapi()
+
+
+def test_the_document_says_what_each_operation_needs(keys: Path) -> None:
+    found = document(auth="keys", keys=keys)
+    assert found["components"]["securitySchemes"]["api_key"]["scheme"] == "bearer"
+    for path, methods in found["paths"].items():
+        for method, operation in methods.items():
+            line = line_of(method.upper(), path)
+            assert line is not None
+            assert ("security" in operation) == ("401" in operation["responses"]) == (line.need != "open")
+            assert ("403" in operation["responses"]) == (line.need in SCOPES)
+            if line.need in SCOPES:
+                assert f"`{line.need}`" in operation["description"]
+    assert "WWW-Authenticate" in found["paths"]["/predict"]["post"]["responses"]["401"]["headers"]
+
+
+def test_without_keys_the_document_asks_for_none() -> None:
+    text = json.dumps(document())
+    assert not any(word in text for word in ("securitySchemes", '"security"', '"401"', '"403"'))
+
+
+def test_error_responses_name_the_challenge() -> None:
+    assert set(error_responses("unauthorized", "forbidden")) == {401, 403}
+
+
+def test_the_table_holds_no_line_twice() -> None:
+    assert len({(line.split("{")[0], line.count("{")) for line in ACCESS}) == len(ACCESS)
+
+
+@pytest.fixture
+def process(keys: Path, tmp_path: Path) -> Iterator[Process]:
+    (tmp_path / "artifacts" / "fake").mkdir(parents=True)
+    (tmp_path / "artifacts" / "fake" / "manifest.json").write_text("{}")
+    flags = ["--artifact", "fake", "--artifacts-root", str(tmp_path / "artifacts"), "--keys", str(keys)]
+    with server_process([str(FAKE_SERVER), *flags, "--auth", "keys"]) as process:
+        yield process
+
+
+def test_strangers_are_told_before_they_send_and_after_four_megabytes(process: Process) -> None:
+    """With 100-continue the body is never asked for; without, the answer still comes, not a reset."""
+    head = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 4000000\r\n"
+    with process.client() as client:
+        address = urlsplit(str(client.base_url))
+        with socket.create_connection((address.hostname, address.port)) as connection:
+            connection.sendall(head + b"expect: 100-continue\r\n\r\n")
+            assert connection.recv(4096).startswith(b"HTTP/1.1 401")
+        answer = client.post("/predict", content=b" " * 4_000_000, headers={"content-type": "application/json"})
+        assert answer.status_code == 401
+        assert "server" not in answer.headers
+        assert client.post("/predict", json=BODY, headers=bearer("predict")).status_code == 200

@@ -1,0 +1,312 @@
+"""The file of API keys: the command that makes it, what is refused, and what a running server makes of changes."""
+
+from __future__ import annotations
+
+import json
+import re
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import date
+from pathlib import Path
+
+import httpx
+import pytest
+from server_process import ROOT, Process, server_process
+
+from service.errors import UnauthorizedError
+from service.keys import Key, KeysFileError, digest, main, new_token, read_keys, write_keys
+from service.security import keyring as keyring_module
+from service.security.callers import Caller
+from service.security.keyring import Keyring
+
+#: Refuses before it imports what the fake one needs.
+REAL = ("-m", "service")
+FAKE_SERVER = Path(__file__).resolve().parents[1] / "fake_server.py"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "keys.json"
+
+
+def made(file: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Make a key by the command; return its token."""
+    assert main(["create", "--file", str(file), *arguments]) == 0
+    return capsys.readouterr().out.strip()
+
+
+def test_a_token_is_256_random_bits_behind_a_known_prefix() -> None:
+    tokens = {new_token() for _ in range(100)}
+    assert len(tokens) == 100
+    for token in tokens:
+        assert re.fullmatch(r"laplora_[A-Za-z0-9_-]{43}", token)
+
+
+def test_create_prints_the_token_once_and_keeps_its_digest(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    token = made(file, capsys, "--id", "team-a", "--scopes", "predict,evaluate", "--expires", "2027-01-01")
+    made(file, capsys, "--id", "team-b", "--scopes", "admin", "--comment", "the deploy job")
+    assert token not in file.read_text()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    first, second = read_keys(file)
+    assert first == Key(
+        id="team-a", sha256=digest(token), scopes=("predict", "evaluate"), expires=date(2027, 1, 1), comment=None
+    )
+    assert (second.id, second.scopes, second.expires, second.comment) == ("team-b", ("admin",), None, "the deploy job")
+    assert [p.name for p in file.parent.iterdir()] == ["keys.json"]
+
+
+def test_list_and_revoke(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokens = [made(file, capsys, "--id", name, "--scopes", "predict") for name in ("a", "a", "b")]
+    assert main(["list", "--file", str(file)]) == 0
+    listed = capsys.readouterr().out
+    assert [line.split()[:2] for line in listed.splitlines()] == [
+        [name, digest(token)[:12]] for name, token in zip("aab", tokens, strict=True)
+    ]
+    assert not any(token in listed for token in tokens)
+    assert main(["revoke", "--file", str(file), "--id", "a", "--fingerprint", digest(tokens[0])[:12]]) == 0
+    assert [key.sha256 for key in read_keys(file)] == [digest(token) for token in tokens[1:]]
+    assert main(["revoke", "--file", str(file), "--id", "a"]) == 0
+    assert [key.id for key in read_keys(file)] == ["b"]
+    assert main(["revoke", "--file", str(file), "--id", "a"]) == 2
+    assert "no such key" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--id", "a b", "--scopes", "predict"],
+        ["--id", "", "--scopes", "predict"],
+        ["--id", "a\n", "--scopes", "predict"],
+        ["--id", "a", "--scopes", "predict,everything"],
+        ["--id", "a", "--scopes", ""],
+    ],
+)
+def test_what_is_no_key_is_not_written(arguments: list[str], file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["create", "--file", str(file), *arguments]) == 2
+    assert capsys.readouterr().err.startswith("python -m service.keys: --")
+    assert not file.exists()
+
+
+def test_commands_at_the_same_time_lose_no_key(file: Path) -> None:
+    def create(number: int) -> None:
+        command = [sys.executable, "-m", "service.keys", "create", "--file", str(file), "--scopes", "predict"]
+        subprocess.run([*command, "--id", f"k{number}"], cwd=ROOT, check=True, capture_output=True)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(create, range(8)))
+    assert {key.id for key in read_keys(file)} == {f"k{i}" for i in range(8)}
+
+
+def test_a_failed_write_leaves_what_was_there(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_keys(file, [key("a", "t")])
+    before = file.read_bytes()
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk")))
+    with pytest.raises(OSError, match="disk"):
+        write_keys(file, [])
+    assert file.read_bytes() == before
+    assert [p.name for p in file.parent.iterdir()] == ["keys.json"]
+
+
+def test_a_link_to_the_file_stays_a_link(file: Path, tmp_path: Path) -> None:
+    write_keys(file, [key("a", "t")])
+    link = tmp_path / "link.json"
+    link.symlink_to(file)
+    write_keys(link, [key("b", "u")])
+    assert link.is_symlink()
+    assert [k.id for k in read_keys(file)] == ["b"]
+
+
+def key(name: str, token: str, *, scopes: tuple[str, ...] = ("predict",), expires: date | None = None) -> Key:
+    return Key.model_validate({"id": name, "sha256": digest(token), "scopes": scopes, "expires": expires})
+
+
+GOOD = {"id": "a", "sha256": "0" * 64, "scopes": ["predict"]}
+#: Text of a file that is no file of keys, and what its refusal says.
+BROKEN = {
+    "empty": ("", "it is empty"),
+    "no JSON": ('{"keys": [', "Invalid JSON"),
+    "another form": ("[]", "the file: "),
+    "an unknown field": (json.dumps({"keys": [], "more": 1}), "more: "),
+    "an unknown scope": (json.dumps({"keys": [{**GOOD, "scopes": ["root"]}]}), "keys.0.scopes.0: "),
+    "no scope": (json.dumps({"keys": [{**GOOD, "scopes": []}]}), "keys.0.scopes: "),
+    "a token for a digest": (json.dumps({"keys": [{**GOOD, "sha256": "laplora_SECRET"}]}), "keys.0.sha256: "),
+    "a bad day": (json.dumps({"keys": [{**GOOD, "expires": "soon"}]}), "keys.0.expires: "),
+    "an id for a log's line": (json.dumps({"keys": [{**GOOD, "id": "a\nb"}]}), "keys.0.id: "),
+    "one digest twice": (json.dumps({"keys": [GOOD, {**GOOD, "id": "b"}]}), "the same sha256"),
+}
+
+
+@pytest.mark.parametrize(("text", "said"), BROKEN.values(), ids=BROKEN)
+def test_a_broken_file_is_refused_by_name_and_place(text: str, said: str, file: Path) -> None:
+    file.write_text(text)
+    with pytest.raises(KeysFileError) as refused:
+        read_keys(file)
+    assert str(file) in str(refused.value)
+    assert said in str(refused.value)
+    assert "SECRET" not in str(refused.value)
+
+
+def test_a_file_that_everyone_can_write_or_that_is_none_is_refused(file: Path, tmp_path: Path) -> None:
+    with pytest.raises(KeysFileError, match="No such file"):
+        read_keys(file)
+    with pytest.raises(KeysFileError, match="directory"):
+        read_keys(tmp_path)
+    write_keys(file, [key("a", "t")])
+    file.chmod(0o602)
+    with pytest.raises(KeysFileError, match="everyone can write it"):
+        read_keys(file)
+
+
+def test_a_token_names_its_holder_and_nothing_else_does(file: Path) -> None:
+    write_keys(file, [key("a", "one"), key("a", "two"), key("b", "three", scopes=("evaluate", "admin"))])
+    keyring = Keyring(file)
+    assert keyring.caller("one") == keyring.caller("two") == Caller("a", frozenset({"predict"}))
+    assert keyring.caller("three") == Caller("b", frozenset({"evaluate", "admin"}))
+    for wrong in ("", "On", "one ", "four", digest("one"), "ü\udfff"):
+        with pytest.raises(UnauthorizedError):
+            keyring.caller(wrong)
+
+
+def test_every_key_is_compared_in_constant_time(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever of the keys it is, or none: the same comparisons, all by compare_digest."""
+    write_keys(file, [key(name, name) for name in "abcd"])
+    keyring = Keyring(file)
+    compared: list[str] = []
+
+    def compare(one: str, other: str) -> bool:
+        compared.append(one)
+        return one == other
+
+    monkeypatch.setattr(keyring_module.hmac, "compare_digest", compare)
+    for token in "abd":
+        keyring.caller(token)
+    with pytest.raises(UnauthorizedError):
+        keyring.caller("x")
+    assert compared == 4 * [digest(name) for name in "abcd"]
+
+
+def test_a_key_is_refused_from_the_day_it_expires(file: Path) -> None:
+    write_keys(file, [key("a", "t", expires=date(2027, 1, 1))])
+    today = date(2026, 12, 31)
+    keyring = Keyring(file, today=lambda: today)
+    assert keyring.caller("t").name == "a"
+    today = date(2027, 1, 1)
+    with pytest.raises(UnauthorizedError, match="expired on 2027-01-01"):
+        keyring.caller("t")
+
+
+def test_a_start_without_a_key_is_refused(file: Path) -> None:
+    write_keys(file, [])
+    with pytest.raises(KeysFileError, match="holds no key"):
+        Keyring(file)
+
+
+def spoil(file: Path, how: str) -> None:
+    if how == "gone":
+        file.unlink()
+    elif how == "writable by everyone":
+        file.chmod(0o666)
+    else:
+        file.write_text({"empty": "", "broken": '{"keys": [{'}[how])
+
+
+@pytest.mark.parametrize("how", ["gone", "writable by everyone", "empty", "broken"])
+def test_a_file_that_goes_bad_keeps_the_last_good_keys(how: str, file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_keys(file, [key("a", "t")])
+    keyring = Keyring(file)
+    spoil(file, how)
+    for _ in range(3):
+        keyring.look()
+    assert keyring.caller("t").name == "a"
+    (record,) = caplog.records
+    assert (record.levelname, record.event) == ("ERROR", "keys_refused")  # type: ignore[attr-defined]
+    write_keys(file, [key("b", "u")])
+    keyring.look()
+    assert keyring.caller("u").name == "b"
+    with pytest.raises(UnauthorizedError):
+        keyring.caller("t")
+
+
+def test_the_last_key_can_be_revoked(file: Path) -> None:
+    write_keys(file, [key("a", "t")])
+    keyring = Keyring(file)
+    assert main(["revoke", "--file", str(file), "--id", "a"]) == 0
+    keyring.look()
+    with pytest.raises(UnauthorizedError):
+        keyring.caller("t")
+
+
+@pytest.fixture
+def artifacts(tmp_path: Path) -> Path:
+    (tmp_path / "artifacts" / "fake").mkdir(parents=True)
+    (tmp_path / "artifacts" / "fake" / "manifest.json").write_text("{}")
+    return tmp_path / "artifacts"
+
+
+def command(artifacts: Path, *flags: str, server: Sequence[str] = (str(FAKE_SERVER),)) -> list[str]:
+    return [*server, "--artifact", "fake", "--artifacts-root", str(artifacts), *flags]
+
+
+@pytest.fixture
+def process(file: Path, artifacts: Path) -> Iterator[Process]:
+    write_keys(file, [key("a", FIRST)])
+    with server_process(command(artifacts, "--auth", "keys", "--keys", str(file))) as process:
+        yield process
+
+
+FIRST, SECOND = new_token(), new_token()
+
+
+def predicted(client: httpx.Client, token: str) -> int:
+    time.sleep(0.02)
+    body = {"inputs": [{"text": "a"}]}
+    return client.post("/predict", json=body, headers={"authorization": f"Bearer {token}"}).status_code
+
+
+def test_keys_are_changed_while_the_server_runs(process: Process, file: Path) -> None:
+    with process.client() as client:
+        assert predicted(client, FIRST) == 200
+        assert predicted(client, SECOND) == 401
+        write_keys(file, [*read_keys(file), key("a", SECOND)])
+        while predicted(client, SECOND) != 200:
+            assert predicted(client, FIRST) == 200
+        write_keys(file, [key("a", SECOND)])
+        while predicted(client, FIRST) != 401:
+            assert predicted(client, SECOND) == 200
+        file.write_text("not keys")
+        process.event("keys_refused")
+        assert predicted(client, SECOND) == 200
+        process.popen.terminate()
+        assert process.left() == 0
+    assert not any(token in process.log or digest(token) in process.log for token in (FIRST, SECOND))
+    asked = [json.loads(line) for line in process.lines if '"POST"' in line]
+    assert {line.get("caller") for line in asked if line["status"] == 200} == {"a"}
+    assert {line.get("caller") for line in asked if line["status"] == 401} == {"127.0.0.1"}
+    assert {line["route"] for line in asked} == {"/predict"}
+
+
+@pytest.mark.parametrize("content", [None, "", '{"keys": []}', "{"])
+def test_a_server_does_not_start_on_a_bad_file(content: str | None, file: Path, artifacts: Path) -> None:
+    if content is not None:
+        file.write_text(content)
+    with server_process(command(artifacts, "--keys", str(file), server=REAL), {"LAPLORA_AUTH": "keys"}) as process:
+        assert process.left() == 2
+    assert str(file) in process.log
+    assert '"keys_refused"' in process.log
+
+
+def test_without_keys_it_starts_only_where_they_are_switched_off(artifacts: Path) -> None:
+    with server_process(command(artifacts, "--auth", "keys", server=REAL)) as process:
+        assert process.left() == 2
+    assert "--keys FILE (LAPLORA_KEYS)" in process.log
+    assert "--auth off (LAPLORA_AUTH=off)" in process.log
+    with server_process(command(artifacts, "--auth", "off")) as process, process.client() as client:
+        assert client.post("/predict", json={"inputs": [{"text": "a"}]}).status_code == 200
+        assert '"auth_off"' not in process.log
+    with server_process(command(artifacts, "--auth", "off", "--host", "0.0.0.0")) as process:
+        assert process.event("auth_off")["level"] == "warning"
+        process.event("listening")

@@ -1,0 +1,248 @@
+"""Dashboard, alert rules and scrape configuration: they parse, and ask for nothing that the server does not expose.
+
+What promtool says (Debian's package prometheus) is tested where it is installed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+from serving import FakePredictor, serve
+
+from service.errors import ERROR_KINDS
+from service.scoring.engine import BatchOutcome
+from service.telemetry.metrics import Phase
+
+DOCKER = Path(__file__).resolve().parents[3] / "docker"
+MONITORING = DOCKER / "monitoring"
+#: What Prometheus adds to every series.
+TARGET_LABELS = {"job", "instance"}
+#: Units of Grafana's own list (kbn.valueFormats) that the dashboard uses.
+UNITS = {"short", "s", "bytes", "percentunit", "reqps", "rps", "ops"}
+
+promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+
+
+def dashboard() -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((MONITORING / "grafana-dashboard.json").read_text(encoding="utf-8"))
+    return loaded
+
+
+def yaml_of(path: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return loaded
+
+
+def rules() -> dict[str, dict[str, Any]]:
+    return {rule["alert"]: rule for group in yaml_of(MONITORING / "alerts.yaml")["groups"] for rule in group["rules"]}
+
+
+def panels() -> list[dict[str, Any]]:
+    return [panel for panel in dashboard()["panels"] if panel["type"] != "row"]
+
+
+def expressions() -> Iterator[tuple[str, str]]:
+    """Yield every expression of the dashboard and the rules, by where it is, with Grafana's variables filled in."""
+    for panel in panels():
+        for target in panel["targets"]:
+            yield f"panel {panel['title']!r} {target['refId']}", target["expr"]
+    for annotation in dashboard()["annotations"]["list"]:
+        yield f"annotation {annotation['name']!r}", annotation["expr"]
+    for name, rule in rules().items():
+        yield f"alert {name}", rule["expr"]
+
+
+def filled(expression: str) -> str:
+    return re.sub(r"\$\w+", lambda found: "5m" if found[0] == "$__rate_interval" else ".*", expression)
+
+
+def selectors(expression: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield every series that an expression asks for: its name, and the labels that it has to have."""
+    for name, matchers in re.findall(r"\b((?:laplora|process)_\w+|up)\b(?:\{([^}]*)\})?", expression):
+        yield name, dict(re.findall(r'(\w+)\s*(?:=~|!~|!=|=)\s*"([^"]*)"', matchers))
+
+
+@pytest.fixture(scope="module")
+async def exposed() -> dict[str, list[dict[str, str]]]:
+    """Labels of every sample of a real scrape by the sample's name, after answers, refusals and a failed batch."""
+    predictor = FakePredictor()
+    predictor.poison[666] = RuntimeError("bug")
+    async with serve(predictor) as served:
+        for mode in ("laplace", "map", "fast"):
+            answered = (await served.predict("a b", "c", options={"mode": mode})).json()["predictions"]
+            items = [{"prediction_id": answer["prediction_id"], "label": "negative"} for answer in answered]
+            assert (await served.client.post("/feedback", json={"items": items})).status_code == 200
+        await served.predict("666")
+        labelled = [{"text": "a", "label": "negative"}]
+        assert (await served.client.post("/evaluate", json={"inputs": labelled})).status_code == 200
+        while True:
+            text = (await served.client.get("/metrics")).text
+            found: dict[str, list[dict[str, str]]] = {}
+            for family in text_string_to_metric_families(text):
+                # A gauge that has no value yet, as of drift before there are enough answers, has its name.
+                if family.type == "gauge":
+                    found.setdefault(family.name, [])
+                for sample in family.samples:
+                    found.setdefault(sample.name, []).append(sample.labels)
+            if "laplora_event_loop_lag_seconds_bucket" in found:
+                return found
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.mark.anyio
+async def test_every_series_asked_for_is_exposed_with_its_labels(exposed: dict[str, list[dict[str, str]]]) -> None:
+    asked = 0
+    for where, expression in expressions():
+        for name, matchers in selectors(expression):
+            if name == "up":
+                continue
+            asked += 1
+            assert name in exposed, f"{where} asks for {name}"
+            labels = {label for sample in exposed[name] for label in sample} | TARGET_LABELS
+            fits = set(matchers) <= labels or not exposed[name]
+            assert fits, f"{where} asks {name} for labels that it does not have"
+        grouped = {label for by in re.findall(r"by \(([^)]*)\)", expression) for label in by.split(", ")}
+        names = {name for name, _ in selectors(expression)}
+        known = {label for name in names for sample in exposed.get(name, []) for label in sample}
+        assert grouped <= known | TARGET_LABELS, f"{where} groups by a label that nothing has"
+    assert asked > 60
+
+
+def test_values_of_closed_lists_are_in_them() -> None:
+    closed = {
+        "reason": {kind.code for kind in ERROR_KINDS},
+        "outcome": set(BatchOutcome.__args__),  # type: ignore[attr-defined]
+        "phase": set(Phase.__args__),  # type: ignore[attr-defined]
+        "stage": {"total", "queue", "compute", "tokenize"},
+        "decision": {"accept", "review"},
+    }
+    for where, expression in expressions():
+        for _, matchers in selectors(expression):
+            for label, known in closed.items():
+                named = set(matchers[label].split("|")) if label in matchers else set()
+                assert named <= known, f"{where} names a {label} that there is not"
+
+
+def test_every_alert_says_what_it_is_and_what_to_do() -> None:
+    for name, rule in rules().items():
+        assert re.fullmatch(r"Laplora[A-Z]\w+", name)
+        assert set(rule["annotations"]) == {"summary", "action"}
+        assert rule["labels"]["severity"] in ("critical", "warning")
+
+
+def test_the_dashboard_can_be_imported_anywhere() -> None:
+    board = dashboard()
+    variables = {variable["name"]: variable for variable in board["templating"]["list"]}
+    assert variables["datasource"]["type"] == "datasource"
+    assert variables["datasource"]["query"] == "prometheus"
+    everything = [*board["panels"], *board["annotations"]["list"], *board["templating"]["list"]]
+    named = [thing["datasource"] for thing in everything if "datasource" in thing]
+    named += [target["datasource"] for panel in panels() for target in panel["targets"]]
+    assert {json.dumps(source) for source in named} == {'{"type": "prometheus", "uid": "${datasource}"}'}
+    for _, expression in expressions():
+        assert set(re.findall(r"\$(\w+)", expression)) <= {*variables, "__rate_interval"}
+    assert "__inputs" not in board
+    assert "id" not in board, "the number of another Grafana's data base"
+
+
+def test_the_dashboards_panels_have_their_places_and_words() -> None:
+    board = dashboard()
+    ids = [panel["id"] for panel in board["panels"]]
+    assert len(set(ids)) == len(ids)
+    for panel in panels():
+        assert panel["title"]
+        assert panel["description"], f"{panel['title']} says nothing of itself"
+        assert [target["refId"] for target in panel["targets"]] == [chr(65 + i) for i in range(len(panel["targets"]))]
+        assert panel["fieldConfig"]["defaults"].get("unit", "short") in UNITS
+    places = [panel["gridPos"] for panel in board["panels"]]
+    for place in places:
+        assert place["x"] + place["w"] <= 24
+    for one, other in combinations(places, 2):
+        beside = one["x"] + one["w"] <= other["x"] or other["x"] + other["w"] <= one["x"]
+        apart = one["y"] + one["h"] <= other["y"] or other["y"] + other["h"] <= one["y"]
+        assert beside or apart
+
+
+def run_promtool(*arguments: str | Path, at: Path) -> None:
+    done = subprocess.run(["promtool", *map(str, arguments)], cwd=at, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@promtool
+def test_the_scrape_configuration_is_valid(tmp_path: Path) -> None:
+    for name in ("prometheus.yaml", "alerts.yaml", "calibration-alerts.yaml"):
+        shutil.copy(MONITORING / name, tmp_path)
+    (tmp_path / "metrics-token").write_text("lpl_x")
+    run_promtool("check", "config", "prometheus.yaml", at=tmp_path)
+
+
+@promtool
+def test_the_dashboards_expressions_parse(tmp_path: Path) -> None:
+    found = [filled(expression) for _, expression in expressions()]
+    recorded = [{"record": f"expression:{i}", "expr": expression} for i, expression in enumerate(found)]
+    (tmp_path / "all.yaml").write_text(yaml.safe_dump({"groups": [{"name": "all", "rules": recorded}]}))
+    run_promtool("check", "rules", "--lint-fatal", "all.yaml", at=tmp_path)
+
+
+@promtool
+def test_the_alert_rules_fire_and_stay_silent_as_written() -> None:
+    run_promtool("check", "rules", "--lint-fatal", "alerts.yaml", at=MONITORING)
+    run_promtool("test", "rules", "alerts.test.yaml", at=MONITORING)
+
+
+def test_every_alert_has_a_history_on_which_it_fires_and_one_on_which_it_does_not() -> None:
+    outcomes: dict[str, set[bool]] = {}
+    for case in yaml_of(MONITORING / "alerts.test.yaml")["tests"]:
+        for query in case["promql_expr_test"]:
+            (name,) = re.findall(r'alertname="(\w+)"', query["expr"])
+            outcomes.setdefault(name, set()).add(bool(query["exp_samples"]))
+    assert outcomes == {name: {True, False} for name in rules()}
+
+
+def test_compose_mounts_what_the_containers_read() -> None:
+    compose = yaml_of(DOCKER / "compose.monitoring.yaml")
+    server = yaml_of(DOCKER / "compose.yaml")["services"]
+    services = compose["services"]
+    assert set(services) == {*server, "prometheus", "grafana"}
+    scrape = yaml_of(MONITORING / "prometheus.yaml")
+    (job,) = scrape["scrape_configs"]
+    for name in server:
+        (alias,) = services[name]["networks"]["default"]["aliases"]
+        assert job["static_configs"] == [{"targets": [f"{alias}:8000"]}]
+    for name in ("prometheus", "grafana"):
+        service = services[name]
+        assert service["profiles"] == ["monitoring"]
+        # Any image can be named from outside, and nothing is open to other machines.
+        assert re.fullmatch(r"\$\{[A-Z]+_IMAGE:-\S+:\S+\}", service["image"])
+        assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+        assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"])
+    mounts = [mount for name in ("prometheus", "grafana") for mount in services[name]["volumes"]]
+    mounted = {mount["target"]: mount["source"] for mount in mounts if isinstance(mount, dict)}
+    for source in mounted.values():
+        if source.startswith("./"):
+            assert (DOCKER / source).exists()
+    configured = next(flag for flag in services["prometheus"]["command"] if flag.startswith("--config.file"))
+    folder = Path(configured.partition("=")[2]).parent
+    assert configured.endswith("prometheus.yaml")
+    assert {str(folder / name) for name in scrape["rule_files"]} <= set(mounted)
+    assert str(folder / job["authorization"]["credentials_file"]) in mounted
+    (provider,) = yaml_of(MONITORING / "provisioning" / "dashboards" / "laplora.yaml")["providers"]
+    home = services["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert mounted[home] == "./monitoring/grafana-dashboard.json"
+    assert str(Path(home).parent) == provider["options"]["path"]
+    (source,) = yaml_of(MONITORING / "provisioning" / "datasources" / "prometheus.yaml")["datasources"]
+    assert (source["type"], source["url"]) == ("prometheus", "http://prometheus:9090")

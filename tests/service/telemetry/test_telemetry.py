@@ -1,0 +1,407 @@
+"""Request ids, logs and metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import io
+import json
+import logging
+import re
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+from prometheus_client.parser import text_string_to_metric_families
+from serving import FakePrediction, FakePredictor, Served, serve
+from test_life import artifacts_in
+
+import service
+from laplora.decisions.uncertainty import FLAGS
+from laplora.errors import GoldenMismatchError
+from laplora.prompts.templates import EncodedRow
+from service.errors import ERROR_KINDS
+from service.telemetry.event_loop import INTERVAL_S, watched
+from service.telemetry.logs import EVENTS, JsonFormatter, TextFormatter, configure_logging
+from service.telemetry.metrics import Phase
+
+SECRET = "zebra-secret"
+
+
+@pytest.fixture
+def log() -> Iterator[io.StringIO]:
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JsonFormatter())
+    logger = logging.getLogger("laplora.service")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel("DEBUG")
+    yield stream
+    logger.removeHandler(handler)
+    logger.setLevel(level)
+
+
+@pytest.mark.anyio
+async def test_sane_request_ids_are_kept_and_others_replaced() -> None:
+    async with serve() as served:
+        for asked, kept in [
+            ("abc-123_X.y:z", True),
+            ("x" * 128, True),
+            ("x" * 129, False),
+            ("", False),
+            ("a b", False),
+            ('"};drop', False),
+        ]:
+            response = await served.client.get("/health/live", headers={"x-request-id": asked})
+            got = response.headers["x-request-id"]
+            assert (got == asked) is kept
+            assert got
+        error = await served.client.get("/nope", headers={"x-request-id": "mine"})
+        assert error.json()["request_id"] == "mine"
+
+
+@pytest.mark.anyio
+async def test_log_lines_are_json_with_id_and_stages_and_no_text(log: io.StringIO) -> None:
+    predictor = FakePredictor()
+    predictor.poison[666] = KeyError(SECRET)
+    async with serve(predictor) as served:
+        await served.client.post("/predict", json={"inputs": [{"text": SECRET}]}, headers={"x-request-id": "good-one"})
+        await served.predict(f"{SECRET} 666")
+        await served.client.post("/predict", json={"inputs": [{"txt": SECRET}]})
+        await served.client.get(f"/{SECRET}?{SECRET}")
+    assert SECRET not in log.getvalue()
+    events = [json.loads(line) for line in log.getvalue().splitlines()]
+    requests = [event for event in events if event.get("event") == "request"]
+    assert [event["status"] for event in requests] == [200, 500, 422, 404]
+    first = requests[0]
+    assert first["request_id"] == "good-one"
+    assert first["route"] == "/predict"
+    assert first["rows"] == 1
+    assert {"queue_ms", "tokenize_ms", "compute_ms", "total_ms", "duration_ms", "tokens"} <= set(first)
+    assert requests[2]["code"] == "invalid_input"
+    crash = next(event for event in events if event.get("event") == "crash")
+    assert crash["error"] == "KeyError"
+    assert crash["frames"]
+
+
+@pytest.mark.anyio
+async def test_metrics_count_what_happened() -> None:
+    async with serve() as served:
+        await served.predict("a", "b c")
+        await served.predict("a", options={"mode": "map"})
+        await served.client.post("/predict", content=b"{")
+        await served.client.get("/x1")
+        await served.client.request("BREW", "/x2")
+        served.predictor.hold()
+        running = asyncio.create_task(served.predict("a"))
+        await asyncio.to_thread(served.predictor.entered.wait)
+        waiting = asyncio.create_task(served.predict("a"))
+        await served.until(lambda: served.state.engine.queued_rows == 1)
+        response = await served.client.get("/metrics")
+        served.predictor.released.set()
+        await asyncio.gather(running, waiting)
+    assert response.headers["content-type"].startswith("text/plain")
+    lines = set(response.text.splitlines())
+    for expected in (
+        'laplora_requests_total{method="POST",route="/predict",status="200"} 2.0',
+        'laplora_requests_total{method="POST",route="/predict",status="415"} 1.0',
+        'laplora_requests_total{method="GET",route="unmatched",status="404"} 1.0',
+        'laplora_requests_total{method="OTHER",route="unmatched",status="404"} 1.0',
+        'laplora_rejects_total{reason="unsupported_media_type"} 1.0',
+        'laplora_rejects_total{reason="route_not_found"} 2.0',
+        'laplora_latency_seconds_count{route="/predict",stage="compute"} 2.0',
+        'laplora_latency_seconds_count{route="/predict",stage="total"} 2.0',
+        'laplora_batches_total{outcome="ok",predictive="map"} 1.0',
+        'laplora_batch_rows_sum{predictive="laplace"} 2.0',
+        'laplora_artifact_info{active="true",digest="sha256:fake",name="fake"} 1.0',
+        "laplora_queue_rows 1.0",
+        "laplora_ready 1.0",
+    ):
+        assert expected in lines
+    assert any(line.startswith("laplora_queue_tokens") for line in lines)
+    assert any(line.startswith("laplora_batch_padding_ratio_sum") for line in lines)
+
+
+class Doubtful(FakePredictor):
+    """Every answer has flags, two labels in its set, and goes to a person."""
+
+    def _one(self, row: EncodedRow, predictive: str, posterior: bool) -> FakePrediction:
+        answer = super()._one(row, predictive, posterior)
+        raised = ["low_confidence", "ambiguous_set"]
+        return replace(answer, flags=raised, decision="review", prediction_set=list(self.labels))
+
+
+class Scrape:
+    """What GET /metrics said: ``scrape(name, label=value)`` is one sample."""
+
+    def __init__(self, text: str) -> None:
+        families = text_string_to_metric_families(text)
+        self.samples = {(s.name, frozenset(s.labels.items())): s.value for family in families for s in family.samples}
+
+    def __call__(self, name: str, **labels: str) -> float:
+        return self.samples[name, frozenset(labels.items())]
+
+    def labels(self, name: str) -> list[dict[str, str]]:
+        return [dict(labels) for found, labels in self.samples if found == name]
+
+
+async def scrape_of(served: Served) -> Scrape:
+    return Scrape((await served.client.get("/metrics")).text)
+
+
+@pytest.mark.anyio
+async def test_metrics_say_what_the_answers_look_like() -> None:
+    predictor = Doubtful(max_tokens=16)
+    async with serve(predictor) as served:
+        answers = [
+            await served.predict("70000 a", "20000"),
+            await served.predict(" ".join(["b"] * 40), options={"truncate": True, "mode": "map"}),
+        ]
+        scrape = await scrape_of(served)
+    assert [answer.status_code for answer in answers] == [200, 200]
+    laplace, map_ = ({"artifact": "fake", "predictive": name} for name in ("laplace", "map"))
+    assert scrape("laplora_epistemic_uncertainty_nats_sum", **laplace) == pytest.approx(0.2)
+    assert scrape("laplora_confidence_ratio_sum", **laplace) == pytest.approx(0.7 + 0.8)
+    assert scrape("laplora_label_mass_ratio_sum", **laplace) == pytest.approx(1.8)
+    assert scrape("laplora_prediction_set_labels_sum", **laplace) == 4
+    assert scrape("laplora_truncated_rows_total", **laplace) == 0
+    # map has nothing epistemic.
+    assert scrape("laplora_epistemic_uncertainty_nats_count", **map_) == 0
+    assert scrape("laplora_confidence_ratio_count", **map_) == 1
+    assert scrape("laplora_truncated_rows_total", **map_) == 1
+    assert scrape("laplora_answered_tokens_total", **map_) == 16
+    for rows, by in ((2, laplace), (1, map_)):
+        flags = {flag: scrape("laplora_flags_total", flag=flag, **by) for flag in FLAGS}
+        assert flags == {flag: rows if flag in ("low_confidence", "ambiguous_set") else 0 for flag in FLAGS}
+        decisions = [scrape("laplora_decisions_total", decision=name, **by) for name in ("review", "accept")]
+        assert decisions == [rows, 0]
+
+
+@pytest.mark.anyio
+async def test_what_clients_name_never_becomes_a_label() -> None:
+    async with serve() as served:
+        await served.predict("a", artifact=SECRET)
+        await served.predict("a", options={"predictive": SECRET})
+        await served.client.request(SECRET.upper(), f"/{SECRET}", headers={"x-request-id": SECRET})
+        text = (await served.client.get("/metrics")).text
+    assert SECRET not in text.lower()
+
+
+@pytest.mark.anyio
+async def test_series_of_an_artifact_end_when_it_is_unloaded(tmp_path: Path) -> None:
+    first, second = artifacts_in(tmp_path, "first", "second")
+    async with serve(first, second, artifact="first", also_load="second", artifacts_root=tmp_path) as served:
+        for name in ("first", "second"):
+            assert (await served.predict("a", artifact=name)).status_code == 200
+        before = await scrape_of(served)
+        assert (await served.client.post("/artifacts/second/unload")).status_code == 200
+        after = await scrape_of(served)
+        assert (await served.client.post("/artifacts/second/load")).status_code == 200
+        await served.predict("a", artifact="second")
+        again = await scrape_of(served)
+    for scrape, expected in ((before, {"first", "second"}), (after, {"first"}), (again, {"first", "second"})):
+        found = {dict(labels).get("artifact") for name, labels in scrape.samples if name.startswith("laplora_")}
+        assert found - {None} == expected
+    assert again("laplora_decisions_total", artifact="second", predictive="laplace", decision="accept") == 1
+
+
+@pytest.mark.anyio
+async def test_metrics_say_how_the_server_is() -> None:
+    async with serve(max_queue_rows=300, max_queue_tokens=1000, client_share=1.0) as served:
+        idle = await scrape_of(served)
+        served.predictor.hold()
+        running = asyncio.create_task(served.predict("a"))
+        await asyncio.to_thread(served.predictor.entered.wait)
+        waiting = asyncio.create_task(served.predict("a"))
+        await served.until(lambda: served.state.engine.queued_rows == 1)
+        busy = await scrape_of(served)
+        served.predictor.released.set()
+        await asyncio.gather(running, waiting)
+        after = await scrape_of(served)
+        served.state.drain()
+        draining = await scrape_of(served)
+    age = "laplora_queue_oldest_age_seconds"
+    assert idle(age) == after(age) == 0 < busy(age)
+    assert (idle("laplora_queue_max_rows"), idle("laplora_queue_max_tokens")) == (300, 1000)
+    assert idle("laplora_device_busy_seconds_total") < after("laplora_device_busy_seconds_total")
+    assert after("laplora_batches_total", outcome="ok", predictive="laplace") == 2
+    assert after("laplora_batches_total", outcome="out_of_memory", predictive="laplace") == 0
+    assert [(now("laplora_ready"), now("laplora_draining")) for now in (after, draining)] == [(1, 0), (0, 1)]
+    phases = {
+        labels["phase"]: idle("laplora_startup_phase", **labels) for labels in idle.labels("laplora_startup_phase")
+    }
+    assert phases == {phase: phase == "ready" for phase in get_args(Phase)}
+    (build,) = idle.labels("laplora_build_info")
+    assert torch.__version__.startswith(build["torch"])
+    assert [idle("laplora_rejects_total", reason=kind.code) for kind in ERROR_KINDS] == [0] * len(ERROR_KINDS)
+    assert idle("process_resident_memory_bytes") > 0
+
+
+@pytest.mark.anyio
+async def test_the_start_is_in_the_log_phase_by_phase(log: io.StringIO) -> None:
+    async with serve():
+        pass
+    events = [json.loads(line) for line in log.getvalue().splitlines()]
+    assert [e["phase"] for e in events if e.get("event") == "stage"] == ["loading", "verifying", "warming_up", "ready"]
+
+
+@pytest.mark.anyio
+async def test_a_start_that_ends_in_a_drain_is_not_ready() -> None:
+    predictor = FakePredictor()
+    may_replay, replaying = threading.Event(), threading.Event()
+
+    def golden_answer() -> list[Any]:
+        replaying.set()
+        may_replay.wait()
+        return []
+
+    predictor.golden_answer = golden_answer  # type: ignore[method-assign]
+    async with serve(predictor, wait=False) as served:
+        await asyncio.to_thread(replaying.wait)
+        served.state.metrics.set_leaving()
+        served.state.metrics.set_draining()
+        may_replay.set()
+        await served.until(lambda: served.state.host.stage == "ready")
+        scrape = await scrape_of(served)
+    assert (scrape("laplora_ready"), scrape("laplora_draining")) == (0, 1)
+
+
+@pytest.mark.anyio
+async def test_the_phase_is_failed_where_the_artifact_cannot_be_served() -> None:
+    predictor = FakePredictor()
+    predictor.golden_error = GoldenMismatchError("recorded 0.5, got 0.7")
+    async with serve(predictor, wait=False) as served:
+        await served.until(lambda: served.state.host.stage.startswith("failed"))
+        scrape = await scrape_of(served)
+    assert scrape("laplora_startup_phase", phase="failed") == 1
+    assert scrape("laplora_ready") == 0
+
+
+@pytest.mark.anyio
+async def test_a_blocked_event_loop_shows_in_one_piece() -> None:
+    blocked_s = 3 * INTERVAL_S
+    lags: list[float] = []
+    async with watched(lags.append):
+        while not lags:
+            await asyncio.sleep(0)
+        time.sleep(blocked_s)
+        before = len(lags)
+        while len(lags) == before:
+            await asyncio.sleep(0)
+    assert max(lags[before:]) >= blocked_s - INTERVAL_S
+
+
+@pytest.mark.anyio
+async def test_lag_is_exposed() -> None:
+    async with serve() as served:
+        while (await scrape_of(served))("laplora_event_loop_lag_seconds_count") == 0:
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.anyio
+async def test_tasks_that_fail_unseen_are_logged_without_their_message(log: io.StringIO) -> None:
+    async def fail() -> None:
+        raise KeyError(SECRET)
+
+    async with serve():
+        task = asyncio.create_task(fail())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert task.done()
+        del task
+        gc.collect()
+    (crash,) = [event for event in map(json.loads, log.getvalue().splitlines()) if event.get("event") == "crash"]
+    assert crash["error"] == "KeyError"
+    assert SECRET not in log.getvalue()
+
+
+@pytest.mark.anyio
+async def test_a_requests_line_says_who_asked_for_what(log: io.StringIO) -> None:
+    async with serve(request_timeout_s=0.2) as served:
+        await served.predict("a", options={"mode": "map"})
+        served.predictor.hold()
+        late = await served.predict("a")
+        served.predictor.released.set()
+        await served.client.post("/predict", content=b"{", headers={"content-type": "application/json"})
+    lines = [json.loads(line) for line in log.getvalue().splitlines()]
+    answered, late_line, refused = (line for line in lines if line.get("event") == "request")
+    assert late.status_code == 504
+    for line, predictive in ((answered, "map"), (late_line, "laplace")):
+        named = {"artifact": "fake", "digest": "sha256:fake", "predictive": predictive, "caller": "127.0.0.1"}
+        assert named.items() <= line.items()
+        # The one that was given up has the stages that it came to.
+        assert {"tokenize_ms", "queue_ms", "compute_ms"} <= set(line)
+    assert "code" not in answered
+    assert late_line["code"] == "deadline_exceeded"
+    assert refused["code"] == "invalid_json"
+    assert refused["caller"] == "127.0.0.1"
+
+
+@pytest.mark.anyio
+async def test_a_draining_server_closes_connections_after_their_answer() -> None:
+    async with serve() as served:
+        kept = await served.predict("a")
+        served.state.drain()
+        closed = await served.predict("a")
+    assert "connection" not in kept.headers
+    assert (closed.status_code, closed.headers["connection"]) == (503, "close")
+
+
+def test_the_list_of_events_is_closed() -> None:
+    """Every event in the code is in EVENTS (service/telemetry/logs.py), and the other way round."""
+    sources = [path.read_text(encoding="utf-8") for path in Path(service.__file__).parent.rglob("*.py")]
+    logged = [name for text in sources for name in re.findall(r'"event": "(\w+)"', text)]
+    assert set(logged) == set(EVENTS)
+
+
+def record(**extra: object) -> logging.LogRecord:
+    made = logging.LogRecord("laplora.service", logging.INFO, "f.py", 1, "hello %s", ("you",), None)
+    made.__dict__.update(extra)
+    return made
+
+
+def test_json_lines_hold_the_events_fields() -> None:
+    event = json.loads(JsonFormatter().format(record(event="greeting", rows=3)))
+    assert (event["message"], event["level"], event["event"], event["rows"]) == ("hello you", "info", "greeting", 3)
+    assert datetime.fromisoformat(event["time"]).utcoffset() == timedelta(0)
+
+
+def test_text_lines_are_one_line() -> None:
+    line = TextFormatter().format(record(event="greeting", rows=3))
+    assert "hello you" in line
+    assert line.endswith("event=greeting rows=3")
+
+
+def test_tracebacks_hold_no_message() -> None:
+    try:
+        raise ValueError(SECRET)
+    except ValueError as error:
+        made = record()
+        made.exc_info = (type(error), error, error.__traceback__)
+    text = JsonFormatter().format(made)
+    assert SECRET not in text
+    assert "ValueError" in text
+
+
+def test_logging_is_configured_only_when_asked() -> None:
+    root = logging.getLogger()
+    kept = (root.handlers[:], root.level, logging.getLogger("laplora").level, logging.getLogger("uvicorn").level)
+    threads = threading.excepthook
+    try:
+        configure_logging("warning", "json")
+        assert isinstance(root.handlers[0].formatter, JsonFormatter)
+        assert logging.getLogger("laplora").level == logging.WARNING
+    finally:
+        logging.captureWarnings(False)
+        threading.excepthook = threads
+        root.handlers[:] = kept[0]
+        root.setLevel(kept[1])
+        logging.getLogger("laplora").setLevel(kept[2])
+        logging.getLogger("uvicorn").setLevel(kept[3])

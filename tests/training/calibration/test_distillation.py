@@ -1,0 +1,160 @@
+"""What the fast predictive is distilled from, and what a run keeps of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_runs import FinishedRun, sentiment_config, write_rows
+
+from laplora.artifact.folder import read_artifact
+from laplora.artifact.manifest import DISTILLED
+from laplora.errors import ConfigError, DataError
+from laplora.jacobians.contrasts import find_blocks
+from laplora.posterior.base import block_precisions
+from laplora.posterior.file import read_posterior
+from laplora.predictive.distilled_file import read_distilled
+from training.calibration import distillation
+from training.calibration.distillation import distill_covariance, further_inputs, read_record, watched_layers
+from training.calibration.posteriors import served_choice
+from training.calibration.projected import project_split
+from training.config import load_config
+from training.data.examples import Example
+from training.data.variants import variants
+from training.fit_laplace import load_trained, read_choices
+from training.workspace.runtime import open_run
+
+ROWS = tuple(
+    Example(str(i), {"question": f"one two three {i} five", "choices": ("a", "b", f"c{i}")}, i % 3, 3) for i in range(8)
+)
+
+
+def test_variants_are_like_their_rows_and_the_same_again() -> None:
+    made = variants(ROWS, 200, seed=0)
+    assert made == variants(ROWS, 200, seed=0)
+    assert made != variants(ROWS, 200, seed=1)
+    assert len({example.id for example, _ in made}) == 200
+    for example, origin in made:
+        assert sorted(example.fields["choices"]) == sorted(ROWS[origin].fields["choices"])
+        words = set(example.fields["question"].split())
+        assert words
+        assert words <= {word for row in ROWS for word in row.fields["question"].split()}
+    assert len({example.fields["question"] for example, _ in made}) > 60
+    assert len({example.fields["choices"] for example, _ in made}) > 20
+
+
+def test_variants_of_texts_of_one_word_or_none() -> None:
+    rows = (Example("0", {"text": "word"}, 0, 2), Example("1", {"text": ""}, 0, 2))
+    assert len(variants(rows, 40, seed=0)) == 40
+
+
+def own_run(folder: Path, finished: FinishedRun, **changes: object) -> Path:
+    """Return the configuration of a run with this base, its adapter not trained yet."""
+    return sentiment_config(folder, finished.base, **changes)
+
+
+def test_inputs_are_training_rows_the_users_own_then_variants(sentiment_run: FinishedRun, tmp_path: Path) -> None:
+    unlabelled = [{"text": f"A remark of number {i}."} for i in range(10)]
+    path = write_rows(tmp_path / "unlabelled.jsonl", unlabelled)
+    config = load_config(own_run(tmp_path, sentiment_run, predictives={"fast": 30, "fast_inputs": str(path)}))
+    run = open_run(config)
+    inputs = further_inputs(run)
+    train, own, made = inputs[:30], inputs[30:40], inputs[40:]
+    assert all(example is run.splits.train[i] for example, i in train)
+    assert [e.fields["text"] for e, _ in own] == [row["text"] for row in unlabelled]
+    assert {e.label for e, _ in own} == {-1}
+    assert [i for _, i in own] == list(range(40, 50))
+    assert len(made) == 20
+    assert all("variant" in e.id for e, _ in made)
+    assert all(i < 40 for _, i in made)
+
+
+def test_more_of_the_users_own_than_wanted(sentiment_run: FinishedRun, tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "unlabelled.jsonl", [{"text": f"Number {i}."} for i in range(50)])
+    config = load_config(own_run(tmp_path, sentiment_run, predictives={"fast": 6, "fast_inputs": str(path)}))
+    inputs = further_inputs(open_run(config))
+    assert len(inputs) == 12
+    assert len({e.fields["text"] for e, _ in inputs[6:]}) == 6
+
+
+def test_an_unlabelled_file_without_the_field(sentiment_run: FinishedRun, tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "unlabelled.jsonl", [{"sentence": "no text here"}])
+    config = load_config(own_run(tmp_path, sentiment_run, predictives={"fast": 6, "fast_inputs": str(path)}))
+    with pytest.raises(DataError, match="'text' is missing"):
+        further_inputs(open_run(config))
+
+
+@pytest.mark.parametrize(
+    ("predictives", "message"),
+    [({"fast": 0, "fast_inputs": "a.jsonl"}, "fast is off"), ({"serve": "fast"}, "stands in for laplace")],
+)
+def test_refused(sentiment_run: FinishedRun, tmp_path: Path, predictives: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(own_run(tmp_path, sentiment_run, predictives=predictives))
+
+
+def test_the_artifact_holds_the_predictor_and_its_fidelity(sentiment_run: FinishedRun) -> None:
+    manifest = read_artifact(sentiment_run.artifact).manifest
+    assert manifest.distilled == read_record(sentiment_run.config)
+    assert manifest.distilled is not None
+    assert manifest.distilled.inputs == 32 + 24 + 24
+    assert manifest.distilled.false_alarms == 0.05
+    assert DISTILLED in manifest.files
+    evaluation = json.loads((sentiment_run.artifact / "report" / "evaluation.json").read_text())
+    fidelity = evaluation["fast"]["fidelity"]
+    assert manifest.metrics["fast"]["fidelity"] == fidelity
+    assert fidelity["nll"] == pytest.approx(evaluation["fast"]["nll"])
+    assert fidelity["laplace_nll"] == pytest.approx(evaluation["laplace"]["nll"])
+    assert 0.3 < fidelity["rank_correlation"] <= 1
+    assert 0 < fidelity["standardised_error"] < 5
+    assert 0 <= fidelity["unfamiliar"] <= fidelity["handed_over"] < 1
+    assert fidelity["handed_over"] <= fidelity["same_decision"] <= 1
+    assert "Mode fast:" in (sentiment_run.artifact / "report" / "results.md").read_text()
+
+
+def test_off_leaves_nothing(sentiment_run: FinishedRun, tmp_path: Path) -> None:
+    config = load_config(own_run(tmp_path, sentiment_run, predictives={"fast": 0}))
+    assert "fast" not in config.predictives.names
+    assert read_record(config) is None
+
+
+def test_kept_passes_are_read_and_those_of_other_inputs_are_not(
+    sentiment_run: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stopped job loses one part at most, and the distilled file is the same."""
+    monkeypatch.setattr(distillation, "_PART", 20)
+    run = open_run(sentiment_run.config)
+    model = load_trained(run)
+    laplace = sentiment_run.config.run_dir / "laplace"
+    posterior = read_posterior(laplace / "posterior.safetensors", find_blocks(model, 2))
+    prior = served_choice(run.config, read_choices(laplace)).prior
+    layers = watched_layers(run.config, model)
+    calibration = project_split(run, model, posterior, run.splits.calibration, "calibration", layers)
+    calls: list[str] = []
+    original = distillation.project_split
+
+    def counted(*arguments: object, **options: object) -> object:
+        calls.append(str(arguments[4]))
+        return original(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(distillation, "project_split", counted)
+    first = distill_covariance(run, model, posterior, prior, calibration, tmp_path)
+    assert first is not None
+    assert len(calls) == 3  # 24 training rows and 24 variants, 20 at a time
+    (tmp_path / "distillation" / "1.safetensors").unlink()
+    second = distill_covariance(run, model, posterior, prior, calibration, tmp_path)
+    assert second is not None
+    assert calls[3:] == [calls[1]]
+    assert torch.equal(first.calibration, second.calibration)
+    assert first.record == second.record
+    read = read_distilled(tmp_path / DISTILLED, classes=2, hidden=64, layers=2)
+    assert calibration.states is not None
+    exact = posterior.covariance(calibration.projected, block_precisions(prior, posterior.blocks))
+    assert read.covariance(calibration.states).shape == exact.shape
+    other = run.config.model_copy(update={"seed": 5})
+    changed = type(run)(other, *(getattr(run, n) for n in ("splits", "location", "tokenizer", "label_ids", "device")))
+    monkeypatch.setattr(distillation, "curvature_inputs", lambda _run: "fixed")
+    distill_covariance(changed, model, posterior, prior, calibration, tmp_path)
+    assert len(calls) == 7

@@ -1,0 +1,310 @@
+"""The user's own files: what is accepted, and how every kind of mistake is named."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from laplora.errors import ConfigError, DataError
+from laplora.prompts.templates import TEMPLATES
+from training.data.examples import Example, Task
+from training.data.files import read_examples
+from training.data.section import DataConfig, load_splits
+from training.data.tables import read_records
+
+SENTIMENT = Task("toy", TEMPLATES["sentiment"], ("negative", "positive"))
+CHOICE = Task("toy", TEMPLATES["multiple_choice"], ("A", "B", "C", "D"))
+
+
+def read(path: Path, content: str | bytes, task: Task = SENTIMENT, **options: Any) -> tuple[Example, ...]:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return read_examples(path, task, **{"label_field": "label", "label_map": {}, **options})
+
+
+def jsonl(*rows: Any) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def test_json_lines(tmp_path: Path) -> None:
+    content = jsonl(
+        {"text": "good\u2028really", "label": "positive", "id": "x1", "extra": [1]},
+        {"text": "bad", "label": " negative "},
+    )
+    first, second = read(tmp_path / "a.jsonl", content)
+    assert first == Example("x1", {"text": "good\u2028really"}, 1, 2)
+    assert second == Example("a.jsonl:2", {"text": "bad"}, 0, 2)
+
+
+def test_csv_with_quotes_line_breaks_and_physical_line_numbers(tmp_path: Path) -> None:
+    content = 'label,text,note\npositive,"one ""two"",\nthree",x\n\nnegative,plain,\n'
+    first, second = read(tmp_path / "a.csv", content)
+    assert first == Example("a.csv:2", {"text": 'one "two",\nthree'}, 1, 2)
+    assert second == Example("a.csv:5", {"text": "plain"}, 0, 2)
+
+
+def test_tab_separated(tmp_path: Path) -> None:
+    (row,) = read(tmp_path / "a.tsv", "text\tlabel\nfine, thanks\tpositive\n")
+    assert (row.fields, row.label) == ({"text": "fine, thanks"}, 1)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
+def test_byte_order_mark_and_crlf(tmp_path: Path, name: str) -> None:
+    plain = jsonl({"text": "good", "label": "positive"}) if name == "a.jsonl" else "text,label\ngood,positive\n"
+    expected = read(tmp_path / name, plain)
+    assert read(tmp_path / name, b"\xef\xbb\xbf" + plain.replace("\n", "\r\n").encode()) == expected
+    assert read(tmp_path / name, plain.rstrip("\n")) == expected
+
+
+def test_label_map_takes_numbers_and_booleans(tmp_path: Path) -> None:
+    rows = [{"text": f"t{i}", "label": v} for i, v in enumerate([0, 1, True, False, "1", 1.0])]
+    label_map = {"0": "negative", "1": "positive", "true": "positive", "false": "negative", "1.0": "positive"}
+    assert [e.label for e in read(tmp_path / "a.jsonl", jsonl(*rows), label_map=label_map)] == [0, 1, 1, 0, 1, 1]
+
+
+def test_choices_from_an_array_or_from_columns(tmp_path: Path) -> None:
+    row = {"question": "q", "choices": ["x", "y", "z"], "label": "C"}
+    (expected,) = read(tmp_path / "a.jsonl", jsonl(row), CHOICE)
+    assert expected.fields == {"question": "q", "choices": ("x", "y", "z")}
+    assert (expected.label, expected.class_count) == (2, 3)
+    cells = "question,option1,option2,option3,option4,label\nq,x,y,z,,C\n"
+    (row_of_cells,) = read(tmp_path / "a.csv", cells, CHOICE)
+    assert (row_of_cells.fields, row_of_cells.class_count) == (expected.fields, 3)
+    (array_in_cell,) = read(tmp_path / "b.csv", 'question,choices,label\nq,"[""x"",""y"",""z""]",C\n', CHOICE)
+    assert array_in_cell.fields == expected.fields
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("{bad", "line 2: not valid JSON (column 2: "),
+        ("[1]", "line 2: expected a JSON object on one line, got an array"),
+        ("3", "line 2: expected a JSON object on one line, got a number"),
+        ("null", "got null"),
+        ('{"text": "SECRET"}', "line 2: field 'label' (the label) is missing"),
+        ('{"label": "positive", "txet": "SECRET"}', "line 2: field 'text' is missing; the row has ['label', 'txet']"),
+        ('{"text": null, "label": "positive"}', "line 2: field 'text' is missing"),
+        ('{"text": "  ", "label": "positive"}', "line 2: field 'text' is empty"),
+        ('{"text": 5, "label": "positive"}', "line 2: field 'text' must be a string, got int"),
+        ('{"text": "\\ud800", "label": "positive"}', "line 2: field 'text' holds an unpaired surrogate"),
+        (
+            '{"text": "SECRET", "label": "good"}',
+            "line 2: field 'label' is 'good', expected one of ['negative', 'positive']",
+        ),
+        ('{"text": "SECRET", "label": "' + "SECRET" * 20 + '"}', "field 'label' is a text of 120 characters"),
+        (
+            '{"text": "SECRET", "label": ["positive"]}',
+            "line 2: field 'label' must be a string, a number, true or false",
+        ),
+        ('{"text": "SECRET", "label": " "}', "line 2: field 'label' (the label) is empty"),
+        ('{"text": "a", "text": "b", "label": "positive"}', "line 2: field 'text' appears twice"),
+        ('{"text": NaN, "label": "positive"}', "line 2: NaN is not JSON"),
+        ('{"text": "a", "label": ' + "1" * 5000 + "}", "line 2: not usable JSON"),
+        ("[" * 100_000, "line 2: not usable JSON"),
+    ],
+)
+def test_a_bad_line_of_json_is_named(tmp_path: Path, line: str, expected: str) -> None:
+    content = jsonl({"text": "fine", "label": "positive"}) + line + "\n"
+    with pytest.raises(DataError) as caught:
+        read(tmp_path / "a.jsonl", content)
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path / 'a.jsonl'}, line 2: ")
+    assert expected in message
+    assert "SECRET" not in message
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("text,label\na,positive\nb\n", "line 3: has 1 fields, the header has 2"),
+        ("text,label\na,positive\nb,c,negative\n", "line 3: has 3 fields, the header has 2"),
+        ('text,label\n"a\n\nb",positive\nc\n', "line 5: has 1 fields"),
+        ('text,label\na,positive\n"never closed,negative\n', "line 3: not valid CSV"),
+        ('text,label\na,positive\n"a"b,negative\n', "line 3: not valid CSV"),
+        ("text,label,text\na,positive,b\n", "line 1: the header names ['text'] more than once"),
+        ("text,lable\na,positive\n", "line 2: field 'label' (the label) is missing"),
+        ("text,label\n,positive\n", "line 2: field 'text' is empty"),
+        ("text,label\nx,\n", "line 2: field 'label' (the label) is empty"),
+        ("text,label\n", "holds no rows after its header"),
+        ("", "is empty, expected a header line"),
+        ("text,label\n" + "x" * 200_000 + ",positive\n", "line 2: not valid CSV (field larger"),
+        ("text,label\ra,positive\r", "line 1: not valid CSV"),
+    ],
+)
+def test_a_bad_line_of_csv_is_named(tmp_path: Path, content: str, expected: str) -> None:
+    with pytest.raises(DataError) as caught:
+        read(tmp_path / "a.csv", content)
+    assert str(caught.value).startswith(str(tmp_path / "a.csv"))
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (
+            {"question": "q", "choices": ["x", "y"], "label": "C"},
+            "field 'label' is 'C', but the row has 2 choices (A, B)",
+        ),
+        ({"question": "q", "choices": ["x"], "label": "A"}, "takes 2 to 4 choices, got 1"),
+        ({"question": "q", "choices": list("vwxyz"), "label": "A"}, "takes 2 to 4 choices, got 5"),
+        ({"question": "q", "choices": ["x", " "], "label": "A"}, "field 'choices[1]' is empty"),
+        ({"question": "q", "choices": ["x", 1], "label": "A"}, "field 'choices[1]' must be a string"),
+        ({"question": "q", "choices": {"a": "x"}, "label": "A"}, "field 'choices' must be an array"),
+        ({"question": "q", "choices": "x, y", "label": "A"}, "field 'choices' must hold a JSON array"),
+        ({"question": "q", "option1": "x", "option3": "y", "label": "A"}, "field 'option2' is missing"),
+        ({"question": "q", "label": "A"}, "field 'choices' is missing"),
+    ],
+)
+def test_bad_choices_are_named(tmp_path: Path, row: dict[str, Any], expected: str) -> None:
+    with pytest.raises(DataError) as caught:
+        read(tmp_path / "a.jsonl", jsonl(row), CHOICE)
+    assert str(caught.value).startswith(f"{tmp_path / 'a.jsonl'}, line 1: ")
+    assert expected in str(caught.value)
+
+
+def test_bytes_that_are_not_utf8_are_named_by_line(tmp_path: Path) -> None:
+    good = jsonl({"text": "fine", "label": "positive"}).encode()
+    with pytest.raises(DataError, match=r"a\.jsonl, line 2: byte 11 of the line is not UTF-8"):
+        read(tmp_path / "a.jsonl", good + b'{"text": "\xe9", "label": "positive"}\n')
+    with pytest.raises(DataError, match=r"a\.csv, line 3: byte 3 of the line is not UTF-8"):
+        read(tmp_path / "a.csv", b"text,label\na,positive\ncaf\xe9,negative\n".replace(b"caf", b"ca"))
+    with pytest.raises(DataError, match="is UTF-16: save it as UTF-8"):
+        read(tmp_path / "b.csv", "text,label\n".encode("utf-16"))
+
+
+def test_the_first_problems_are_listed_and_all_are_counted(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        read(tmp_path / "a.jsonl", jsonl(*({"text": "t", "label": i} for i in range(12))))
+    lines = str(caught.value).split("\n")
+    assert len(lines) == 6
+    assert lines[-1] == "... and 7 more rows with a problem"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.json", "[]", "expected a file that ends in one of"),
+        ("a", "", "got 'no ending'"),
+        ("a.jsonl", "\n \n", "holds no rows"),
+        ("a.jsonl", None, "cannot be read"),
+    ],
+)
+def test_a_file_that_cannot_be_used(tmp_path: Path, name: str, content: str | None, expected: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=expected):
+        read_records(tmp_path / name)
+
+
+@given(st.binary(max_size=200), st.sampled_from(["jsonl", "csv", "tsv"]))
+def test_any_bytes_are_read_or_refused_by_name(tmp_path_factory: pytest.TempPathFactory, raw: bytes, end: str) -> None:
+    path = tmp_path_factory.getbasetemp() / f"fuzz.{end}"
+    path.write_bytes(raw)
+    problem, count = "", 0
+    try:
+        count = len(read_records(path))
+    except DataError as error:
+        problem = str(error)
+    assert problem.startswith(str(path)) if problem else count > 0
+
+
+def reviews(count: int, start: int = 0) -> str:
+    return jsonl(*({"review": f"text {i}", "stars": 1 + 4 * (i % 2)} for i in range(start, start + count)))
+
+
+def config(**values: Any) -> DataConfig:
+    return DataConfig.model_validate(
+        {
+            "dataset": "file",
+            "template": {"name": "stars", "text": "Review: {review}\nPositive?"},
+            "labels": ["No", "Yes"],
+            "label_field": "stars",
+            "label_map": {1: "No", 5: "Yes"},
+            **values,
+        }
+    )
+
+
+def test_one_file_is_split_three_ways(tmp_path: Path) -> None:
+    path = tmp_path / "reviews.jsonl"
+    path.write_text(reviews(140))
+    lines: list[str] = []
+    splits = load_splits(config(path=str(path)), seed=0, progress=lines.append)
+    assert splits.report["rows"] == {"train": 80, "calibration": 20, "test": 40}
+    assert splits.task.name == "reviews"
+    assert splits.task.template.name == "stars"
+    assert splits.task.labels == ("No", "Yes")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert splits.report["source_detail"] == f"reviews.jsonl (sha256 {digest})"
+    assert lines == []
+
+
+def test_a_file_for_each_split(tmp_path: Path) -> None:
+    paths = {name: tmp_path / f"{name}.jsonl" for name in ("train", "calibration", "test")}
+    for i, path in enumerate(paths.values()):
+        path.write_text(reviews(30, start=30 * i))
+    splits = load_splits(config(path={k: str(v) for k, v in paths.items()}, name="mine"), seed=0)
+    assert splits.report["rows"] == {"train": 30, "calibration": 30, "test": 30}
+    assert splits.task.name == "mine"
+    assert all(e.id.startswith("test.jsonl:") for e in splits.test)
+    del paths["calibration"]
+    lines: list[str] = []
+    splits = load_splits(config(path={k: str(v) for k, v in paths.items()}), seed=0, progress=lines.append)
+    assert splits.report["rows"] == {"train": 24, "calibration": 6, "test": 30}
+    assert [line.split(" ")[0] for line in lines] == ["warning:"]
+
+
+def test_one_file_for_two_splits_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(reviews(30))
+    path = str(tmp_path / "a.jsonl")
+    with pytest.raises(ConfigError, match="more than one split"):
+        load_splits(config(path={"train": path, "test": path}), seed=0)
+
+
+def test_a_prompt_that_would_hold_the_answer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="the prompt would hold the answer"):
+        load_splits(config(path=str(tmp_path / "a.jsonl"), label_field="review"), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"path": None}, r"dataset file needs \['path'\]"),
+        ({"labels": []}, r"dataset file needs \['labels'\]"),
+        ({"labels": ["Yes"]}, "at least two different words"),
+        ({"labels": ["Yes", "Yes"]}, "at least two different words"),
+        ({"labels": ["Yes", " No"]}, "a space around it"),
+        ({"labels": [False, True]}, "put the words in quotes"),
+        ({"label_map": {1: False, 5: True}}, "put the words in quotes"),
+        ({"label_map": {1: "No", 5: "Maybe"}}, "label_map leads to"),
+        ({"label_map": {1: "No"}}, "no value of label_map leads to"),
+        ({"template": "reviews"}, "no template is called 'reviews'"),
+        ({"template": {"name": "x", "text": "no field"}}, "no {field} placeholder"),
+        ({"template": {"name": "x", "text": "{a}", "sep": ""}}, "Extra inputs are not permitted"),
+        ({"dataset": "sst2"}, "belong to dataset file, not to sst2"),
+        ({"dataset": "imdb"}, "Input should be"),
+        ({"subjects": ["law"]}, "subjects belong to dataset mmlu"),
+        ({"train": 0}, "greater than or equal to 1"),
+        ({"shuffle": True}, "Extra inputs are not permitted"),
+    ],
+)
+def test_a_config_that_cannot_work_is_refused(values: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ValidationError, match=expected):
+        config(**{"path": "a.jsonl", **values})
+
+
+def test_mmlu_needs_subjects_once_each() -> None:
+    with pytest.raises(ValidationError, match="needs subjects"):
+        DataConfig(dataset="mmlu")
+    with pytest.raises(ValidationError, match="names one twice"):
+        DataConfig(dataset="mmlu", subjects=("law", "law"))
+
+
+def test_every_config_field_is_described() -> None:
+    assert [name for name, field in DataConfig.model_fields.items() if not field.description] == []

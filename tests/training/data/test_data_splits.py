@@ -1,0 +1,211 @@
+"""Splits are disjoint, deduplicated, seeded and counted; what cannot work is refused at once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from laplora.errors import DataError
+from laplora.prompts.templates import TEMPLATES
+from training.data.examples import Example, Pool, Role, Source, Task
+from training.data.splitting import split, without_long_prompts
+
+TASK = Task("toy", TEMPLATES["sentiment"], ("negative", "positive"))
+ALL: tuple[Role, ...] = ("train", "calibration", "test")
+
+
+def rows(texts: Sequence[str], *, prefix: str = "r", label: int | None = None) -> tuple[Example, ...]:
+    return tuple(
+        Example(f"{prefix}{i}", {"text": t}, i % 2 if label is None else label, 2) for i, t in enumerate(texts)
+    )
+
+
+def source(*pools: Pool) -> Source:
+    return Source(TASK, pools, "file", "toy")
+
+
+def one_pool(count: int) -> Source:
+    return source(Pool("toy rows", rows([f"text {i}" for i in range(count)]), ALL))
+
+
+def counts(train: int | None = None, calibration: int | None = None, test: int | None = None) -> dict[Role, int | None]:
+    return {"train": train, "calibration": calibration, "test": test}
+
+
+@given(st.integers(8, 60), st.integers(0, 2**32))
+def test_splits_are_disjoint_complete_and_repeatable(count: int, seed: int) -> None:
+    splits = split(one_pool(count), counts(), seed=seed)
+    ids = [[e.id for e in part] for part in (splits.train, splits.calibration, splits.test)]
+    assert len({i for part in ids for i in part}) == count == sum(len(part) for part in ids)
+    assert all(ids)
+    again = split(one_pool(count), counts(), seed=seed)
+    assert (again.train, again.calibration, again.test) == (splits.train, splits.calibration, splits.test)
+
+
+def test_the_same_on_every_machine() -> None:
+    splits = split(one_pool(12), counts(), seed=7)
+    assert [e.id for e in splits.test + splits.calibration] == ["r7", "r11", "r3", "r10"]
+
+
+def test_test_rows_do_not_depend_on_the_number_of_training_rows() -> None:
+    first = split(one_pool(100), counts(20, 10, 30), seed=0)
+    second = split(one_pool(100), counts(60, 10, 30), seed=0)
+    assert first.test == second.test
+    assert first.calibration == second.calibration
+    assert second.train[:20] == first.train
+    assert split(one_pool(100), counts(20, 10, 30), seed=1).test != first.test
+
+
+@pytest.mark.parametrize(
+    ("wanted", "sizes"),
+    [
+        (counts(), (40, 10, 20)),  # 4:1:2
+        (counts(train=30, calibration=15), (30, 15, 25)),  # one open: all that the others leave
+        (counts(calibration=0), (47, 0, 23)),
+        (counts(20, 10, 5), (20, 10, 5)),
+        (counts(70, 0, 0), (70, 0, 0)),
+    ],
+)
+def test_open_sizes(wanted: dict[Role, int | None], sizes: tuple[int, int, int]) -> None:
+    splits = split(one_pool(70), wanted, seed=0)
+    assert (len(splits.train), len(splits.calibration), len(splits.test)) == sizes
+
+
+def test_a_pool_may_have_a_default_size() -> None:
+    parts = [rows([f"{name} {i}" for i in range(50)], prefix=name) for name in "abc"]
+    made = source(
+        Pool("a", parts[0], ("train",)), Pool("b", parts[1], ("calibration",), 25), Pool("c", parts[2], ("test",))
+    )
+    assert split(made, counts(), seed=0).report["rows"] == {"train": 50, "calibration": 25, "test": 50}
+    assert split(made, counts(calibration=40), seed=0).report["rows"]["calibration"] == 40
+
+
+def test_duplicates_stay_in_the_test_split_first() -> None:
+    made = source(
+        Pool("a", rows(["same", "x", "SAME ", "y", "z", "c\nc", "w"], prefix="a"), ("train",)),
+        Pool("b", rows(["c c", "d", "e", "x  "], prefix="b"), ("calibration",)),
+        Pool("c", rows(["Same", "x", "q"], prefix="c"), ("test",)),
+    )
+    splits = split(made, counts(), seed=0)
+    assert sorted(e.id for e in splits.test) == ["c0", "c1", "c2"]
+    assert sorted(e.id for e in splits.calibration) == ["b0", "b1", "b2"]
+    assert sorted(e.id for e in splits.train) == ["a3", "a4", "a6"]
+    assert splits.report["duplicates_dropped"] == {
+        "a": {"within": 0, "across": 4, "conflicting_labels": 1},
+        "b": {"within": 0, "across": 1, "conflicting_labels": 0},
+        "c": {"within": 0, "across": 0, "conflicting_labels": 0},
+    }
+    assert splits.report["available"] == {"a": 7, "b": 4, "c": 3}
+    assert any("another label" in line for line in splits.report["warnings"])
+    assert [line[:42] for line in splits.report["warnings"] if "another split's file" in line] == [
+        "a: 4 rows repeat rows of another split's f",
+        "b: 1 rows repeat rows of another split's f",
+    ]
+
+
+def test_duplicates_within_a_pool_never_reach_two_splits() -> None:
+    made = source(Pool("toy rows", rows([f"text {i % 40}" for i in range(80)]), ALL))
+    splits = split(made, counts(), seed=0)
+    texts = [e.fields["text"] for e in splits.train + splits.calibration + splits.test]
+    assert len(texts) == len(set(texts)) == 40
+    assert splits.report["duplicates_dropped"]["toy rows"] == {
+        "within": 40,
+        "across": 0,
+        "conflicting_labels": 0,
+    }
+
+
+def test_too_many_rows_asked_for() -> None:
+    with pytest.raises(DataError) as caught:
+        split(one_pool(872), counts(700, 150, 100), seed=0)
+    assert (
+        str(caught.value)
+        == "toy rows: train 700 + calibration 150 + test 100 rows asked for, 872 are there: ask for fewer"
+    )
+    made = source(Pool("toy rows", rows(["one", "two", "two", "three"]), ALL))
+    with pytest.raises(DataError, match=r"3 are there \(after 1 duplicates were dropped\)"):
+        split(made, counts(train=4), seed=0)
+    with pytest.raises(DataError, match=r"train 9 \+ calibration 1 \+ test at least 1 rows"):
+        split(one_pool(10), counts(train=9, calibration=1), seed=0)
+
+
+def test_fewer_training_rows_than_classes() -> None:
+    with pytest.raises(DataError, match="1 training rows are fewer than the 2 classes"):
+        split(one_pool(10), counts(train=1), seed=0)
+
+
+def test_one_class_only() -> None:
+    made = source(Pool("toy rows", rows([f"text {i}" for i in range(30)], label=1), ALL))
+    with pytest.raises(DataError, match="every training row has the label 'positive'"):
+        split(made, counts(), seed=0)
+
+
+def test_a_label_that_training_never_sees_is_warned_about() -> None:
+    task = Task("toy", TEMPLATES["multiple_choice"], ("A", "B", "C"))
+    fields = [{"question": f"q {i}", "choices": ("x", "y", "z")} for i in range(60)]
+    train = tuple(Example(f"a{i}", fields[i], i % 2, 3) for i in range(20))
+    rest = tuple(Example(f"b{i}", fields[i], i % 3, 3) for i in range(20, 60))
+    made = Source(task, (Pool("a", train, ("train",)), Pool("b", rest, ("calibration", "test"))), "file", "toy")
+    warnings = split(made, counts(calibration=10), seed=0).report["warnings"]
+    assert any("no training row has the label 'C'" in line for line in warnings)
+    assert any("the test split holds labels that no training row has: ['C']" in line for line in warnings)
+    assert any("10 calibration rows are fewer than 20" in line for line in warnings)
+
+
+def test_a_calibration_split_of_one_label_is_warned_about() -> None:
+    made = source(
+        Pool("a", rows([f"a {i}" for i in range(30)], prefix="a"), ("train", "test")),
+        Pool("b", rows([f"b {i}" for i in range(25)], prefix="b", label=1), ("calibration",)),
+    )
+    (warning,) = split(made, counts(), seed=0).report["warnings"]
+    assert "every calibration row has the label 'positive'" in warning
+    assert "say nothing about the other labels" in warning
+
+
+def test_a_calibration_split_without_some_labels_is_warned_about() -> None:
+    task = Task("toy", TEMPLATES["multiple_choice"], ("A", "B", "C"))
+    fields = [{"question": f"q {i}", "choices": ("x", "y", "z")} for i in range(90)]
+    train = tuple(Example(f"a{i}", fields[i], i % 3, 3) for i in range(60))
+    calibration = tuple(Example(f"b{i}", fields[i], i % 2, 3) for i in range(60, 90))
+    made = Source(task, (Pool("a", train, ("train", "test")), Pool("b", calibration, ("calibration",))), "file", "toy")
+    (warning,) = split(made, counts(), seed=0).report["warnings"]
+    assert "no calibration row has the labels ['C']: coverage and risk as promised do not hold" in warning
+
+
+def test_no_calibration_or_test_rows_are_warned_about() -> None:
+    warnings = split(one_pool(40), counts(40, 0, 0), seed=0).report["warnings"]
+    assert ["no calibration rows" in warnings[0], "no test rows" in warnings[1]] == [True, True]
+
+
+def test_the_report_is_json_and_counts_classes() -> None:
+    report = split(one_pool(70), counts(), seed=5).report
+    assert json.loads(json.dumps(report)) == report
+    assert report["seed"] == 5
+    assert {role: sum(report["classes"][role].values()) for role in report["rows"]} == report["rows"]
+
+
+def test_train_seed_draws_other_training_rows_and_leaves_the_rest() -> None:
+    plain = split(one_pool(100), counts(20, 10, 30), seed=0)
+    first = split(one_pool(100), counts(20, 10, 30), seed=0, train_seed=1)
+    second = split(one_pool(100), counts(20, 10, 30), seed=0, train_seed=2)
+    assert plain.test == first.test == second.test
+    assert plain.calibration == first.calibration == second.calibration
+    assert {e.id for e in first.train} != {e.id for e in second.train}
+    assert not {e.id for e in first.train} & {e.id for e in first.test + first.calibration}
+    assert first.train == split(one_pool(100), counts(20, 10, 30), seed=0, train_seed=1).train
+    assert first.report["train_seed"] == 1
+    assert plain.report["train_seed"] == 0
+
+
+def test_long_prompts_are_left_out_and_counted() -> None:
+    texts = [f"short {i}" for i in range(20)] + [f"{'long ' * 50}{i}" for i in range(5)]
+    whole = source(Pool("toy rows", rows(texts), ALL))
+    kept = without_long_prompts(whole, 200)
+    assert len(kept.pools[0].examples) == 20
+    assert "5 rows with prompts over 200 characters left out" in kept.detail
+    with pytest.raises(DataError, match="no prompt has 10 characters"):
+        without_long_prompts(whole, 10)

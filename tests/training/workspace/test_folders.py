@@ -1,0 +1,251 @@
+"""A run's folder belongs to one configuration: another one gets another folder, and nothing is deleted for it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_runs import FinishedRun, copy_run, sentiment_config, sentiment_rows, write_rows
+
+from laplora.artifact.folder import read_artifact
+from training.__main__ import main
+from training.config import load_config
+from training.finetune import LabelTrainer
+from training.workspace.folders import claim, configuration_digest, folder_of, owner, set_aside, start_from
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = (p for p in folder.rglob("*") if p.is_file())
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def job(name: str, config_file: Path, *overrides: str) -> int:
+    return main([name, "--config", str(config_file), *(f"--set={o}" for o in overrides)])
+
+
+@pytest.fixture
+def finished(sentiment_run: FinishedRun, tmp_path: Path) -> Path:
+    """The configuration file of a finished run, whose folder is ``runs/tiny-sentiment`` beside it."""
+    return copy_run(sentiment_run, sentiment_config(tmp_path, sentiment_run.base))
+
+
+def test_a_trial_with_fewer_steps_leaves_the_finished_run_alone(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = load_config(finished).run_dir
+    assert job("finetune", finished) == 0  # writes which rows there are, by their own path
+    before = digests(plain)
+    assert {"adapter/adapter_model.safetensors", "laplace/posterior.safetensors", "laplace/fit.json"} <= before.keys()
+    capsys.readouterr()
+    assert job("finetune", finished, "optimizer.steps=5") == 0
+    printed = capsys.readouterr().out
+    trial = load_config(finished, ["optimizer.steps=5"]).run_dir
+    assert plain.name == "tiny-sentiment"
+    assert trial.parent == plain.parent
+    assert trial != plain
+    assert f"{plain} belongs to another configuration; this one's results go to {trial}" in printed
+    assert (trial / "adapter" / "adapter_model.safetensors").is_file()
+    assert digests(plain) == before
+    assert job("finetune", finished) == 0
+    assert "adapter already trained" in capsys.readouterr().out
+    assert digests(plain) == before
+    assert job("finetune", finished, "optimizer.steps=5") == 0
+    assert f"adapter already trained: {trial}" in capsys.readouterr().out
+
+
+def test_another_posterior_starts_from_the_adapter_that_is_there(
+    finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The adapter does not depend on the posterior's settings, so it is not trained a second time."""
+    plain = load_config(finished).run_dir
+    before = digests(plain)
+    monkeypatch.setattr(LabelTrainer, "train", None)
+    assert job("finetune", finished, "laplace.rank=3") == 0
+    own = load_config(finished, ["laplace.rank=3"]).run_dir
+    assert f"the adapter was trained already, in {plain}: starting from what lies there" in capsys.readouterr().out
+    assert own != plain
+    kept = digests(own)
+    for name in ("adapter/adapter_model.safetensors", "initial_adapter/adapter_model.safetensors"):
+        assert kept[name] == before[name]
+    assert job("fit", finished, "laplace.rank=3") == 0
+    assert digests(own)["laplace/posterior.safetensors"] != before["laplace/posterior.safetensors"]
+    assert digests(plain) == before
+
+
+def test_other_rows_in_the_same_file_keep_the_earlier_results(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load_config(finished)
+    before = digests(config.run_dir)
+    rows = sentiment_rows()
+    for row in rows:
+        row["text"] += " Really."
+    write_rows(finished.parent / "reviews.jsonl", rows)
+    assert job("finetune", finished) == 0
+    (earlier,) = config.run_dir.glob("earlier-*")
+    assert f"earlier results, which are kept in {earlier}" in capsys.readouterr().out
+    moved = digests(earlier)
+    assert moved == {name: digest for name, digest in before.items() if name in moved}
+    assert {"adapter/adapter_model.safetensors", "laplace/posterior.safetensors"} <= moved.keys()
+    assert not (config.run_dir / "laplace").exists()
+
+
+def test_what_changes_no_result_changes_no_folder(finished: Path) -> None:
+    plain = load_config(finished).run_dir
+    for override in ("golden_inputs=[{text: x}]", "base.device=cuda:1", "base.dequantize=false", "artifacts=elsewhere"):
+        assert load_config(finished, [override]).run_dir == plain
+    for override in ("seed=7", "laplace.rank=3", "calibration.coverage=0.8", "evaluation.order_average=true"):
+        assert load_config(finished, [override]).run_dir != plain
+
+
+def test_a_folder_of_an_earlier_version_is_read_and_left_alone(
+    finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its record lacks a field that there is now: it is another configuration's, and its adapter is still the one."""
+    plain = load_config(finished).run_dir
+    record = json.loads((plain / "config.json").read_text())
+    del record["evaluation"]
+    (plain / "config.json").write_text(json.dumps(record))
+    before = digests(plain)
+    monkeypatch.setattr(LabelTrainer, "train", None)
+    assert job("package", finished) == 0
+    assert "starting from what lies there" in capsys.readouterr().out
+    assert digests(plain) == before
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "\udcff"], ids=["empty", "cut", "no object", "no text"])
+def test_a_record_that_cannot_be_read_belongs_to_nobody_here(tmp_path: Path, text: str) -> None:
+    (tmp_path / "n").mkdir()
+    (tmp_path / "n" / "config.json").write_bytes(text.encode(errors="surrogateescape"))
+    digest = configuration_digest({"seed": 1})
+    assert folder_of(tmp_path, "n", {"seed": 1}) == tmp_path / f"n-{digest[:8]}"
+    assert not claim(tmp_path / "n", {"seed": 1})
+
+
+def test_of_jobs_that_start_together_one_has_the_folder(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(lambda seed: claim(tmp_path / "n", {"seed": seed}), range(32)))
+    assert sum(won) == 1
+    assert owner(tmp_path / "n") == configuration_digest({"seed": won.index(True)})
+
+
+def test_a_record_appears_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a job that starts meanwhile sees is nobody's folder or this one's: a half-written record is never there."""
+    seen = []
+    link = os.link
+
+    def watched(*names: Any) -> None:
+        seen.append(owner(tmp_path / "n"))
+        link(*names)
+        seen.append(owner(tmp_path / "n"))
+
+    monkeypatch.setattr(os, "link", watched)
+    assert claim(tmp_path / "n", {"seed": 1})
+    assert seen == [None, configuration_digest({"seed": 1})]
+    assert [p.name for p in (tmp_path / "n").iterdir()] == ["config.json"]
+
+
+def test_a_folder_is_claimed_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*names: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+    assert claim(tmp_path / "n", {"seed": 1})
+    assert not claim(tmp_path / "n", {"seed": 2})
+    assert owner(tmp_path / "n") == configuration_digest({"seed": 1})
+
+
+def test_a_folder_that_was_begun_stays_the_configurations(tmp_path: Path) -> None:
+    """Whatever becomes of the plain folder while a run works in its own: removed, or claimed by a third one."""
+    assert claim(tmp_path / "n", {"seed": 0})
+    own = folder_of(tmp_path, "n", {"seed": 1})
+    assert claim(own, {"seed": 1})
+    shutil.rmtree(tmp_path / "n")
+    assert folder_of(tmp_path, "n", {"seed": 1}) == own
+    assert claim(tmp_path / "n", {"seed": 2})
+    assert folder_of(tmp_path, "n", {"seed": 1}) == own
+
+
+def test_another_process_in_the_same_folder_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = load_config(finished).run_dir
+    path = str(folder / ".lock")
+    code = f"from filelock import FileLock as F; held = F({path!r}); held.acquire(); print('held', flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        assert job("package", finished) == 1
+        assert f"another job works in {folder}" in capsys.readouterr().err
+        other.communicate(b"\n")
+    assert job("package", finished) == 0
+
+
+def test_two_containers_have_one_process_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So temporary names must not be made of it: a second copy that fails takes nothing of the first one's away."""
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    source = tmp_path / "n"
+    (source / "adapter").mkdir(parents=True)
+    copytree, nested = shutil.copytree, []
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        made = copytree(*arguments, **options)
+        if not nested:
+            nested.append(True)
+            nested.append(start_from(source, tmp_path / "n-1", {"seed": 1}))
+        return made
+
+    monkeypatch.setattr(shutil, "copytree", slow)
+    assert not start_from(source, tmp_path / "n-1", {"seed": 1})
+    assert nested == [True, True]
+    assert sorted(digests(tmp_path / "n-1")) == ["config.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["n", "n-1"]
+
+
+def test_a_copy_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    source = tmp_path / "n"
+    for name in ("adapter/weights", "checkpoints/checkpoint-5/state", "earlier-1/adapter/weights", ".adapter.77"):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text(name)
+    assert claim(source, {"seed": 0})
+    assert start_from(source, tmp_path / "n-1", {"seed": 1})
+    assert sorted(digests(tmp_path / "n-1")) == ["adapter/weights", "config.json"]
+    assert owner(tmp_path / "n-1") == configuration_digest({"seed": 1})
+    assert not start_from(source, tmp_path / "n-1", {"seed": 2})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["n", "n-1"]
+
+
+def test_nothing_stale_makes_no_folder(tmp_path: Path) -> None:
+    assert set_aside(tmp_path, ("adapter", "laplace")) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_trial_does_not_replace_the_artifact(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert job("package", finished) == 0
+    served = load_config(finished).artifact_dir
+    before = digests(served)
+    trial = "calibration.coverage=0.8"
+    for name in ("fit", "evaluate", "package"):
+        assert job(name, finished, trial) == 0
+    other = load_config(finished, [trial]).artifact_dir
+    assert other.name == load_config(finished, [trial]).run_dir.name != served.name
+    assert read_artifact(other).manifest.name == other.name
+    assert digests(served) == before
+
+
+def test_replacing_an_artifact_of_an_unknown_run_is_said(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As where the runs of the artifact in this repository are not there."""
+    assert job("package", finished) == 0
+    assert "it is replaced" not in capsys.readouterr().out
+    manifest = load_config(finished).artifact_dir / "manifest.json"
+    fields = json.loads(manifest.read_text())
+    fields["config"]["calibration"]["coverage"] = 0.5
+    manifest.write_text(json.dumps(fields))
+    assert job("package", finished) == 0
+    assert "holds an artifact of another configuration" in capsys.readouterr().out

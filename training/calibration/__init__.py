@@ -1,0 +1,1 @@
+"""What a run computes of its calibration rows: members, posteriors, thresholds, the distilled covariance."""

@@ -1,0 +1,161 @@
+"""Evaluate: what it gains to ask each question in several orders of its options, and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from laplora.answers.prediction import row_scores
+from laplora.artifact.manifest import PredictiveRecord
+from laplora.metrics.scores import Evaluation, evaluate_probs, row_nll
+from laplora.predictive.gaussian import PosteriorPredictive
+from laplora.predictive.kinds import PredictiveName
+from laplora.predictive.order_average import average_by_input, average_orders, order_information
+from laplora.prompts.option_order import Order, option_orders, permute_choices, restore_logits
+from training.calibration.calibrate import predictive_of
+from training.calibration.members import Fitted, MemberFit, SplitOutputs, split_outputs
+from training.calibration.projected import project_split
+from training.data.examples import Example
+from training.report.evaluation import display_name
+from training.workspace.runtime import Run
+
+#: What a method's name ends with when its orders were averaged.
+SUFFIX = "_order_average"
+
+#: Resamples of the paired bootstrap.
+_RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class OrderGain:
+    """One predictive averaged over the orders, against itself in the order of the data.
+
+    Attributes:
+        prompts: a row on average: the cost, as a multiple of one prompt.
+        nll_difference: averaged less not averaged, nats a row; low and high: its paired-bootstrap interval at 95 %.
+        accuracy_difference: likewise.
+        changed: share of the rows whose answer is not the same in every order.
+        information: mutual information of label and order, nats a row.
+    """
+
+    prompts: float
+    nll_difference: float
+    low: float
+    high: float
+    accuracy_difference: float
+    changed: float
+    information: float
+
+    def to_json(self) -> dict[str, float]:
+        """Return plain numbers."""
+        return asdict(self)
+
+    def sentence(self, method: str) -> str:
+        """Return cost and gain in words."""
+        return (
+            f"{display_name(method)} of {self.prompts:.1f} prompts a row: NLL {self.nll_difference:+.3f} "
+            f"(95 % {self.low:+.3f} to {self.high:+.3f}) and accuracy {self.accuracy_difference:+.3f} against the "
+            f"order of the data; the order changes the answer to {self.changed:.0%} of the rows"
+        )
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The prompts of a split, row by row, the row's own order first.
+
+    Attributes:
+        orders: of each prompt; counts: prompts of each row.
+        others: the prompts in another order than the data's.
+        sources: of each prompt, its number in the split's rows followed by ``others``.
+    """
+
+    orders: list[Order]
+    counts: list[int]
+    others: tuple[Example, ...]
+    sources: torch.Tensor
+
+
+def order_averages(
+    run: Run,
+    model: Any,
+    outputs: SplitOutputs,
+    fits: Sequence[MemberFit],
+    examples: tuple[Example, ...],
+    records: Mapping[PredictiveName, PredictiveRecord],
+) -> tuple[dict[str, Evaluation], dict[str, OrderGain]]:
+    """Return evaluation and gain of each predictive averaged over the orders, both by the averaged method's name.
+
+    Args:
+        outputs: of ``examples``, which are asked in the further orders here.
+        records: of the predictives to average.
+    """
+    asked = _ask(examples)
+    trained = outputs.fitted[0]
+    split = project_split(run, model, trained.posterior, asked.others, "test rows, other orders")
+    fitted = Fitted(trained.posterior, trained.prior, split.projected)
+    other_outputs = split_outputs(run, model, fitted, split, fits, asked.others, "test rows, other orders")
+    labels = outputs.split.labels
+    own = {name: predictive_of(outputs, name, record.temperature) for name, record in records.items()}
+    each = {
+        name: _joined(own[name], predictive_of(other_outputs, name, record.temperature), asked.sources)
+        for name, record in records.items()
+    }
+    averaged = {name: average_orders(predictive, asked.orders, asked.counts) for name, predictive in each.items()}
+    map_probs = averaged["map"].probs
+    evaluations, gains = {}, {}
+    for name, record in records.items():
+        scores = row_scores(record.thresholds, averaged[name], map_probs)
+        evaluations[name + SUFFIX] = evaluate_probs(averaged[name].probs, labels, scores)
+        gains[name + SUFFIX] = _gain(own[name].probs, each[name].probs, averaged[name].probs, asked, labels, run)
+    return evaluations, gains
+
+
+def _ask(examples: Sequence[Example]) -> _Asked:
+    """Return the prompts of examples in all their orders."""
+    orders: list[Order] = []
+    counts: list[int] = []
+    others: list[Example] = []
+    sources: list[int] = []
+    for row, example in enumerate(examples):
+        own = option_orders(example.class_count)
+        orders += own
+        counts.append(len(own))
+        sources += [row, *range(len(examples) + len(others), len(examples) + len(others) + len(own) - 1)]
+        others += [
+            replace(example, fields=permute_choices(example.fields, order), label=order.index(example.label))
+            for order in own[1:]
+        ]
+    return _Asked(orders, counts, tuple(others), torch.tensor(sources))
+
+
+def _joined(own: PosteriorPredictive, others: PosteriorPredictive, sources: torch.Tensor) -> PosteriorPredictive:
+    """Return the predictive of every prompt, in the order of the prompts."""
+    return PosteriorPredictive(
+        torch.cat([own.probs, others.probs])[sources],
+        torch.cat([own.std, others.std])[sources],
+        torch.cat([own.expected_entropy, others.expected_entropy])[sources],
+    )
+
+
+def _gain(
+    own: torch.Tensor, each: torch.Tensor, averaged: torch.Tensor, asked: _Asked, labels: torch.Tensor, run: Run
+) -> OrderGain:
+    difference = row_nll(averaged, labels) - row_nll(own, labels)
+    draw = torch.Generator().manual_seed(run.config.seed)
+    drawn = torch.randint(len(labels), (_RESAMPLES, len(labels)), generator=draw)
+    low, high = difference[drawn].mean(1).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    right = (averaged.argmax(1) == labels).double() - (own.argmax(1) == labels).double()
+    answers = restore_logits(each, asked.orders).argmax(1).double()
+    first = answers[torch.tensor([0, *asked.counts[:-1]]).cumsum(0)].repeat_interleave(torch.tensor(asked.counts))
+    return OrderGain(
+        prompts=len(asked.orders) / len(labels),
+        nll_difference=float(difference.mean()),
+        low=low,
+        high=high,
+        accuracy_difference=float(right.mean()),
+        changed=float((average_by_input((answers != first).double(), asked.counts) > 0).double().mean()),
+        information=float(order_information(each, asked.orders, asked.counts).mean()),
+    )

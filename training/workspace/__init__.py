@@ -1,0 +1,1 @@
+"""What every job of a run shares: its folder, its stages, its model and its provenance."""

@@ -1,0 +1,200 @@
+"""What every job of a run shares: its splits, its model, its progress bar, its stage files."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from filelock import FileLock
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from laplora.artifact.folder import check_replaceable
+from laplora.errors import ConfigError, InvalidInputError
+from laplora.models.base import BaseSpec, load_base_model, load_tokenizer, locate_base, resolve_device
+from laplora.prompts.templates import Batch, EncodedRow, collate, encode, render, resolve_label_tokens
+from training.config import RunConfig, config_hash_fields
+from training.data.section import Example, Splits, load_splits
+from training.workspace.finite import check_finite
+from training.workspace.folders import claim, in_use, owner, siblings, start_from
+from training.workspace.provenance import adapter_inputs
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A configuration with its data and tokenizer loaded.
+
+    Attributes:
+        location: folder or hub id of the base model.
+        label_ids: token id of each label.
+        lock: keeps other processes out of the run's folder while this lives.
+    """
+
+    config: RunConfig
+    splits: Splits
+    location: str
+    tokenizer: Any
+    label_ids: tuple[int, ...]
+    device: torch.device
+    lock: FileLock | None = None
+
+    @property
+    def class_count(self) -> int:
+        """Number of labels."""
+        return len(self.label_ids)
+
+    def encode(self, examples: Sequence[Example]) -> list[EncodedRow]:
+        """Return examples as token rows, cut at the run's limit."""
+        task = self.splits.task
+        rows = []
+        for example in examples:
+            prompt, count = render(task.template, example.fields, task.labels)
+            rows.append(encode(self.tokenizer, prompt, count, max_tokens=self.config.max_tokens, truncate=True))
+        return rows
+
+    def collate(self, rows: Sequence[EncodedRow]) -> Batch:
+        """Return rows as one batch on the run's device."""
+        batch = collate(rows, class_count=self.class_count, pad_token_id=self.tokenizer.pad_token_id)
+        return batch.to(self.device)
+
+    def load_base(self) -> Any:
+        """Return the base model as this run uses it.
+
+        Raises:
+            ModelError: a base that cannot be loaded or is not covered.
+            NonFiniteError: a base whose weights hold NaN or infinity.
+        """
+        spec = base_spec(self.config)
+        model = load_base_model(self.location, spec, device=self.device, dequantize=self.config.base.dequantize)
+        check_finite(model, spec.model)
+        return model
+
+
+def base_spec(config: RunConfig) -> BaseSpec:
+    """Return the configured base model."""
+    base = config.base
+    return BaseSpec(base.model, base.revision, base.quantization, base.dtype)
+
+
+def open_run(config: RunConfig) -> Run:
+    """Return the run with its splits and tokenizer loaded and its folder begun; what can be refused early is.
+
+    Raises:
+        ConfigError: another job in the run's folder, no calibration or test rows, golden inputs that the template does
+            not take, or an average over the orders of choices that it has none of.
+        DataError, ModelError, LabelTokenError, DownloadError: data, base or labels that cannot be used.
+        ArtifactWriteError: something that is no artifact has the finished one's place.
+    """
+    device = resolve_device(config.base.device)
+    check_replaceable(config.artifact_dir)
+    splits = load_splits(config.data, seed=config.seed, progress=say)
+    _check_splits(config, splits)
+    location = locate_base(base_spec(config), progress=say)
+    tokenizer = load_tokenizer(location, config.base.revision)
+    label_ids = tuple(resolve_label_tokens(tokenizer, splits.task.template, splits.task.labels))
+    run = Run(config, splits, location, tokenizer, label_ids, device)
+    _begin_folder(run)
+    run = replace(run, lock=in_use(config.run_dir))
+    write_json(config.run_dir / "splits.json", splits.report)
+    return run
+
+
+def _begin_folder(run: Run) -> None:
+    """Give a configuration that has no folder yet one of its own, with what another one of its name has in common."""
+    config = run.config
+    folder = config.run_dir
+    if owner(folder) is not None:
+        return
+    if folder.name != config.name:
+        say(f"{config.runs / config.name} belongs to another configuration; this one's results go to {folder}")
+    fields, inputs = config_hash_fields(config), adapter_inputs(run)
+    shared = [path for path, made_from in siblings(config.runs, config.name) if made_from == inputs]
+    if shared and not folder.exists():
+        say(f"the adapter was trained already, in {shared[-1]}: starting from what lies there")
+        begun = start_from(shared[-1], folder, fields | {"made_from": inputs})
+    else:
+        begun = claim(folder, fields)
+    if not begun:  # another job, started at the same moment, has that folder
+        _begin_folder(run)
+
+
+def _check_splits(config: RunConfig, splits: Splits) -> None:
+    for name, rows in (("calibration", splits.calibration), ("test", splits.test)):
+        if not rows:
+            raise ConfigError(f"the {name} split is empty, and a run needs it: set data.{name} to a number of rows")
+    if config.evaluation.order_average and not splits.task.template.takes_choices:
+        raise ConfigError(
+            f"evaluation.order_average reorders choices, and the template {splits.task.template.name!r} takes none: "
+            "turn it off"
+        )
+    for number, inputs in enumerate(config.golden_inputs):
+        try:
+            render(splits.task.template, inputs, splits.task.labels)
+        except InvalidInputError as error:
+            raise ConfigError(f"golden_inputs.{number}: {error}") from None
+
+
+def say(line: str) -> None:
+    """Print one line of progress to the terminal."""
+    print(line, flush=True)  # noqa: T201  the jobs' user interface
+
+
+def progress(items: Iterable[Item], total: int, title: str) -> Iterator[Item]:
+    """Yield items under a progress bar with the time left; about ten plain lines where there is no terminal."""
+    if not sys.stdout.isatty():
+        started, step = time.monotonic(), max(1, -(-total // 10))
+        for done, item in enumerate(items, 1):
+            yield item
+            if done % step == 0 or done == total:
+                spent = time.monotonic() - started
+                say(f"{title}: {done}/{total}, {spent:.0f} s, {spent / done * (total - done):.0f} s left")
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TextColumn("left"), TimeRemainingColumn()) as bar:
+        task = bar.add_task(title, total=total)
+        for item in items:
+            yield item
+            bar.advance(task)
+
+
+def batches(rows: Sequence[EncodedRow], size: int) -> list[list[int]]:
+    """Return row numbers in batches of like length, every row once, the last batch partial."""
+    order = sorted(range(len(rows)), key=lambda i: (len(rows[i].token_ids), i))
+    return [order[i : i + size] for i in range(0, len(order), size)]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON in one step, so that a reader never sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write safetensors in one step; the same tensors and metadata give the same bytes."""
+    from safetensors.torch import save
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    raw = save({k: v.contiguous() for k, v in tensors.items()}, metadata)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(_sorted_metadata(raw))
+    temporary.replace(path)
+
+
+def _sorted_metadata(raw: bytes) -> bytes:
+    """Return a safetensors file with its metadata in order, which the package writes in a random one."""
+    end = 8 + int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8:end])
+    if "__metadata__" in header:
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    return raw[:8] + text.ljust(end - 8) + raw[end:]
