@@ -65,6 +65,7 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python .ci/unasync.py --check
 	$(BIN)/python .ci/audit.py
 
 format: setup

@@ -1,4 +1,4 @@
-"""A Python client of the service: retries, long lists in batches, typed answers; blocking and asynchronous.
+"""A Python client of the service: typed answers, retries, and lists of any length in batches.
 
     from laplora.client import Client
 
@@ -6,7 +6,12 @@
         for answer in client.predict([{"text": "a gripping film ."}]):
             print(answer.label, answer.probs[answer.label], answer.decision)
 
-``AsyncClient`` has the same methods to await. Needs httpx and nothing else of laplora: no torch is loaded.
+``Client`` may be used from several threads. ``AsyncClient`` has the same methods to await, on one event loop; a
+cancelled call closes its requests in flight, and the service drops their inputs that still wait. Neither loads torch.
+
+Start with ``asynchronous``: ``.ci/unasync.py`` makes ``blocking`` of it, and ``tasks`` and ``threads`` hold what they
+do differently. ``requests`` and ``responses`` know the contract, ``answers`` and ``jobs`` have the types, ``retries``
+and ``failures`` say what happens when no answer comes, ``progress`` draws the bar.
 """
 
 from __future__ import annotations
@@ -24,12 +29,13 @@ from laplora.client.answers import (
 from laplora.client.asynchronous import AsyncClient
 from laplora.client.blocking import Client
 from laplora.client.failures import (
+    JobFailedError,
     RequestRefusedError,
     ServiceFailedError,
     ServiceUnavailableError,
     ServiceUnreachableError,
 )
-from laplora.client.jobs import BadRow, Job, JobFailedError
+from laplora.client.jobs import BadRow, Job
 from laplora.client.retries import Retries
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""What the service answers, typed. Fields that a newer service adds are ignored."""
+"""Typed answers of the service. Fields that a newer service adds are ignored."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Record(BaseModel):
+    """Base of every answer: read-only."""
+
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
@@ -23,7 +25,8 @@ class Artifact(Record):
 
 
 class Uncertainty(Record):
-    """Nats; total is aleatoric plus epistemic, of which ``order`` is what the order of the choices decides."""
+    """In nats. ``total`` is ``aleatoric`` plus ``epistemic``; ``order`` is the part of ``epistemic`` that the order
+    of the choices causes."""
 
     total: float
     aleatoric: float
@@ -32,15 +35,16 @@ class Uncertainty(Record):
 
 
 class Prediction(Record):
-    """One input's answer; the service's page (/docs) describes each field and its unit.
+    """The answer to one input. The service's page (/docs) describes each field and its unit.
 
     Attributes:
-        answered_by: the predictive that made it; None from a service that does not say.
-        probs: by label, the predictive's mean; map_probs: the fine-tuned model's own.
-        probs_std: by label; None where the predictive has one set of weights.
-        logit_variance, logit_covariance: nats squared, of the centred logits, in the labels' order.
+        answered_by: name of the predictive that computed it; None from an older service.
+        probs: by label, of the predictive; map_probs: of the fine-tuned model alone.
+        probs_std: by label; None for a predictive with one set of weights.
+        logit_variance: (classes,), logit_covariance: (classes, classes), of the centred logits in the labels' order,
+            in nats squared.
         decision: ``accept`` or ``review``, for the stated target risk.
-        prediction_id: what ``feedback`` knows it by; None where the service keeps no predictions.
+        prediction_id: for ``feedback``; None from a service that keeps no predictions.
     """
 
     id: str | None = None
@@ -71,9 +75,9 @@ class Answers(Sequence[Prediction]):
     """Predictions in the order of the inputs.
 
     Attributes:
-        artifacts: those that answered; several where one took another's place between batches.
-        predictive: name of the one that was asked for.
-        target_risk: the error rate that decisions were made for.
+        artifacts: those that answered; several where one replaced another between batches.
+        predictive: name of the requested one.
+        target_risk: error rate among accepted answers that the decisions aim for.
     """
 
     predictions: tuple[Prediction, ...]
@@ -87,19 +91,19 @@ class Answers(Sequence[Prediction]):
     def __iter__(self) -> Iterator[Prediction]:
         return iter(self.predictions)
 
-    def __getitem__(self, place: Any) -> Any:
-        return self.predictions[place]
+    def __getitem__(self, index: Any) -> Any:
+        return self.predictions[index]
 
 
 class FeedbackResult(Record):
-    """What became of one label: see POST /feedback on the service's page."""
+    """The result for one label: see POST /feedback on the service's page."""
 
     prediction_id: str
     status: Literal["recorded", "repeated", "corrected", "unknown"]
 
 
 class MethodMetrics(Record):
-    """Metrics of one predictive on labelled inputs; ``intervals``: 95 %, by metric."""
+    """Metrics of one predictive on labelled inputs, with 95 % ``intervals`` by metric."""
 
     accuracy: float
     nll: float
@@ -115,7 +119,7 @@ class MethodMetrics(Record):
 
 
 class Evaluated(Record):
-    """What an artifact scores on labelled inputs, by predictive."""
+    """Metrics of an artifact on labelled inputs, by predictive."""
 
     artifact: Artifact
     rows: int
@@ -123,12 +127,12 @@ class Evaluated(Record):
 
 
 class ServedArtifact(Record):
-    """One artifact that the service knows; fields are None where it cannot be read.
+    """One artifact that the service knows. Fields are None where it cannot be read.
 
     Attributes:
-        active: it answers where a request names none.
+        active: it answers the requests that name none.
         loaded: requests can name it.
-        memory_bytes: of its adapters and posteriors; None where it is not loaded.
+        memory_bytes: of its adapters and posteriors; None unless it is loaded.
     """
 
     name: str

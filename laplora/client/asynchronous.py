@@ -1,26 +1,40 @@
-"""The client to await; the same methods as ``laplora.client.blocking.Client``."""
+"""The asynchronous client."""
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import httpx
 
-from laplora.client import bodies, jobs
+from laplora.client import jobs, requests, responses, tasks
 from laplora.client.answers import Answers, Artifact, Evaluated, FeedbackResult, ServedArtifact
-from laplora.client.failures import RequestRefusedError, ServiceFailedError, ServiceUnavailableError, failure_of
-from laplora.client.jobs import Job, JobInputs
+from laplora.client.failures import RequestRefusedError, ServiceFailedError, ServiceUnavailableError
+from laplora.client.jobs import Inputs, Job
 from laplora.client.progress import Advance, advancing
-from laplora.client.retries import Retries, unreachable
+from laplora.client.retries import Retries
+
+Row = TypeVar("Row")
+Part = TypeVar("Part")
+_CHUNK_BYTES = 1 << 18
 
 
 class AsyncClient:
-    """Talks to one service, on one event loop. An asynchronous context manager; arguments as of ``Client``."""
+    """Talks to one service. An asynchronous context manager.
+
+    Args:
+        address: such as ``http://localhost:8000``.
+        api_key: sent as a bearer token, where the service or a proxy before it requires one.
+        timeout_s: for one try of one request.
+        retries: when to try again.
+        batch_size: most inputs of one request. A request that is refused as too large is sent in halves.
+        in_flight: most requests at a time, of one call.
+        transport: of httpx, in place of the network.
+    """
 
     def __init__(
         self,
@@ -52,9 +66,9 @@ class AsyncClient:
 
     async def predict(
         self,
-        inputs: bodies.Inputs,
+        inputs: Iterable[Mapping[str, Any]],
         *,
-        mode: bodies.Mode | None = None,
+        mode: Literal["laplace", "map", "fast"] | None = None,
         predictive: str | None = None,
         target_risk: float | None = None,
         covariance: bool = False,
@@ -64,79 +78,98 @@ class AsyncClient:
         artifact: str | None = None,
         progress: bool | Advance = False,
     ) -> Answers:
-        """Return an answer per input, in order; arguments and errors as of ``Client.predict``.
+        """Return an answer per input, in order, however many there are.
 
-        Cancelling it closes the requests in flight, and the service drops what of them still waits.
+        Args:
+            inputs: each has the template's fields (``text``; ``question`` and ``choices``; or ``prompt``), and an
+                ``id`` if you like. For the other arguments see POST /predict on the service's page.
+            timeout_s: how long the service may take for one request. It drops what still waits by then.
+            progress: true shows a bar. A function is called with the number of inputs answered since its last call.
+
+        Raises:
+            RequestRefusedError: the service refuses an input or an option; the other answers are lost.
+            ServiceUnavailableError: no room, or not ready, at every try.
+            ServiceUnreachableError: no answer came.
+            ServiceFailedError: any other failure of the service.
+            DataError: no inputs, or one that is no mapping.
         """
-        options = bodies.predict_options(mode, predictive, target_risk, covariance, truncate, order_average, timeout_s)
-        batches = bodies.in_batches(inputs, self._batch_size)
-        room = asyncio.Semaphore(self._in_flight)
-        with advancing(sum(map(len, batches)), progress) as advance:
+        options = requests.stated(
+            mode=mode,
+            predictive=predictive,
+            target_risk=target_risk,
+            covariance=covariance,
+            truncate=truncate,
+            order_average=order_average,
+            timeout_s=timeout_s,
+        )
+        rows = requests.checked(inputs)
+        with advancing(len(rows), progress) as advance:
 
-            async def one(batch: Sequence[Mapping[str, Any]]) -> list[tuple[httpx.Response, int]]:
-                async with room:
-                    return await self._batch(batch, artifact, options, advance)
+            async def answer(batch: Sequence[Mapping[str, Any]]) -> responses.Predicted:
+                response = await self._send("POST", "/predict", json=requests.body_of(batch, artifact, options))
+                advance(len(batch))
+                return responses.predicted(response, len(batch))
 
-            tasks = [asyncio.ensure_future(one(batch)) for batch in batches]
-            try:
-                found = await asyncio.gather(*tasks)
-            finally:  # after a failure or a cancellation nothing more is sent
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
-        return bodies.answers_of([part for parts in found for part in parts])
+            in_halves = partial(self._in_halves, answer)
+            parts = await tasks.each(in_halves, requests.batches(rows, self._batch_size), self._in_flight)
+        return responses.joined([part for halves in parts for part in halves])
 
-    async def _batch(
-        self,
-        inputs: Sequence[Mapping[str, Any]],
-        artifact: str | None,
-        options: Mapping[str, Any],
-        advance: Advance,
-    ) -> list[tuple[httpx.Response, int]]:
+    async def _in_halves(self, send: Callable[[Sequence[Row]], Awaitable[Part]], rows: Sequence[Row]) -> list[Part]:
+        """Return what rows are answered with: one part, or several where they are too many for one request."""
         try:
-            response = await self._send("POST", "/predict", bodies.body_of(inputs, artifact, options))
+            return [await send(rows)]
         except RequestRefusedError as failure:
-            if not bodies.can_be_split(failure, len(inputs)):
+            if failure.status != 413 or len(rows) == 1:
                 raise
-            half = len(inputs) // 2
-            first = await self._batch(inputs[:half], artifact, options, advance)
-            return first + await self._batch(inputs[half:], artifact, options, advance)
-        advance(len(inputs))
-        return [(response, len(inputs))]
+        half = len(rows) // 2
+        return await self._in_halves(send, rows[:half]) + await self._in_halves(send, rows[half:])
 
-    async def feedback(self, labels: bodies.Labels) -> tuple[FeedbackResult, ...]:
-        """Tell the true labels of earlier predictions; arguments, result and errors as of ``Client.feedback``."""
-        found: list[FeedbackResult] = []
-        for batch in bodies.feedback_batches(labels, self._batch_size):
-            found += await self._feed(batch)
-        return tuple(found)
+    async def feedback(self, labels: Mapping[str, str] | Iterable[tuple[str, str]]) -> tuple[FeedbackResult, ...]:
+        """Send the true labels of earlier predictions; return what became of each, in order.
 
-    async def _feed(self, items: Sequence[Mapping[str, str]]) -> tuple[FeedbackResult, ...]:
-        try:
-            return bodies.fed_of(await self._send("POST", "/feedback", {"items": items}), len(items))
-        except RequestRefusedError as failure:
-            if not bodies.can_be_split(failure, len(items)):
-                raise
-            half = len(items) // 2
-            return await self._feed(items[:half]) + await self._feed(items[half:])
+        A label that is sent again changes nothing. A request whose answer was lost is therefore sent again, and its
+        results are ``repeated``.
+
+        Args:
+            labels: by ``prediction_id``, or pairs of both.
+
+        Raises:
+            RequestRefusedError: a label that its prediction did not have, or a service that keeps no predictions.
+                Earlier batches of a long list have been recorded.
+            ServiceFailedError: as ``predict``.
+        """
+
+        async def tell(batch: Sequence[Mapping[str, str]]) -> tuple[FeedbackResult, ...]:
+            return responses.fed(await self._send("POST", "/feedback", json={"items": batch}), len(batch))
+
+        results: list[FeedbackResult] = []
+        for batch in requests.batches(requests.feedback_items(labels), self._batch_size):
+            for part in await self._in_halves(tell, batch):
+                results += part
+        return tuple(results)
 
     async def evaluate(
         self,
-        inputs: bodies.Inputs,
+        inputs: Iterable[Mapping[str, Any]],
         *,
         truncate: bool = False,
         order_average: bool = False,
         timeout_s: float | None = None,
         artifact: str | None = None,
     ) -> Evaluated:
-        """Return the metrics of every predictive; as ``Client.evaluate``."""
-        options = bodies.predict_options(None, None, None, False, truncate, order_average, timeout_s)
-        (rows,) = bodies.in_batches(inputs, 1 << 62)
-        return bodies.evaluated_of(await self._send("POST", "/evaluate", bodies.body_of(rows, artifact, options)))
+        """Return the metrics of every predictive on inputs with their true ``label``, sent as one request.
+
+        Raises:
+            RequestRefusedError: among others, more inputs than one request may have.
+            ServiceFailedError, DataError: as ``predict``.
+        """
+        options = requests.stated(truncate=truncate, order_average=order_average, timeout_s=timeout_s)
+        body = requests.body_of(requests.checked(inputs), artifact, options)
+        return responses.parsed(Evaluated, await self._send("POST", "/evaluate", json=body))
 
     async def submit_job(
         self,
-        inputs: JobInputs,
+        inputs: Inputs,
         *,
         truncate: bool = False,
         order_average: bool = False,
@@ -146,8 +179,19 @@ class AsyncClient:
         artifact: str | None = None,
         idempotency_key: str | None = None,
     ) -> Job:
-        """Return the job of an upload; as ``Client.submit_job``."""
-        where = jobs.query_of(
+        """Upload inputs; return the job that the service makes of them, and continues across its restarts.
+
+        Args:
+            inputs: as of ``evaluate``, however many, or the path of a JSON Lines file of them.
+            bins, resamples, seed: of the metrics; None: the service's.
+            idempotency_key: the same key again gives the same job. None: one new job, however often it is sent.
+
+        Raises:
+            RequestRefusedError: a line that the service refuses (field ``lines.N``, from 1), or too many lines.
+            ServiceFailedError: as ``predict``.
+            DataError: no inputs, or one that is no mapping.
+        """
+        options = requests.stated(
             truncate=truncate,
             order_average=order_average,
             bins=bins,
@@ -157,101 +201,121 @@ class AsyncClient:
         )
         headers = jobs.upload_headers(idempotency_key)
         with jobs.upload_file(inputs) as path:
-            return bodies.job_of(await self._send("POST", where, upload=path, headers=headers))
+            response = await self._send("POST", jobs.PATH, upload=path, params=options, headers=headers)
+        return responses.parsed(Job, response)
 
     async def job(self, job: Job | str) -> Job:
-        """Return how far a job is, by itself or its id."""
-        return bodies.job_of(await self._send("GET", jobs.path_of(job)))
+        """Return the present state of a job, by the job or its id."""
+        return responses.parsed(Job, await self._send("GET", jobs.path_of(job)))
 
     async def jobs(self) -> tuple[Job, ...]:
-        """Return one's jobs, the newest first, without results."""
-        return bodies.jobs_of(await self._send("GET", jobs.query_of()))
+        """Return the caller's jobs, the newest first, without results."""
+        return responses.parsed(responses.Jobs, await self._send("GET", jobs.PATH)).jobs
 
     async def cancel_job(self, job: Job | str) -> Job:
-        """Cancel a job, and return it; as ``Client.cancel_job``."""
-        return bodies.job_of(await self._send("POST", jobs.cancel_path(job)))
+        """Cancel a job, and return it. A job that has ended stays as it is, with its result."""
+        return responses.parsed(Job, await self._send("POST", f"{jobs.path_of(job)}/cancel"))
 
     async def remove_job(self, job: Job | str) -> None:
-        """Remove a job that has ended, with its result; as ``Client.remove_job``."""
+        """Remove a job that has ended, with its result.
+
+        Raises:
+            RequestRefusedError: there is none, or it has not ended (code ``job_not_ended``): cancel it first.
+        """
         jobs.check_ended(await self.job(job))
         await self._send("DELETE", jobs.path_of(job))
 
     async def wait_for_job(
         self, job: Job | str, *, timeout_s: float | None = None, progress: bool | Advance = False
     ) -> Evaluated:
-        """Return a job's metrics, once it has ended; as ``Client.wait_for_job``."""
-        found, wait_s = await self.job(job), jobs.FIRST_POLL_S
+        """Wait for a job to end; return its metrics. However the wait ends, only ``cancel_job`` cancels the job.
+
+        Rows that could not be scored are not part of the metrics: a ``UserWarning`` gives their number.
+
+        Args:
+            timeout_s: None waits for as long as it takes.
+            progress: true shows a bar. A function is called with the number of inputs done since its last call.
+
+        Raises:
+            JobFailedError: it failed, or was cancelled.
+            ServiceUnavailableError: it had not ended after ``timeout_s`` (code ``timeout``).
+        """
+        state, wait_s = await self.job(job), jobs.FIRST_POLL_S
         end = None if timeout_s is None else time.monotonic() + timeout_s
-        with advancing(found.rows, progress) as advance:
-            advance(found.rows_done)
-            while not found.finished:
+        with advancing(state.rows, progress) as advance:
+            advance(state.rows_done)
+            while not state.finished:
                 if end is not None and time.monotonic() >= end:
-                    raise ServiceUnavailableError(f"job {found.id} had not ended after {timeout_s:g} s", code="timeout")
-                await asyncio.sleep(wait_s)
+                    raise ServiceUnavailableError(f"job {state.id} had not ended after {timeout_s:g} s", code="timeout")
+                await tasks.sleep(wait_s)
                 wait_s = min(jobs.LONGEST_POLL_S, 1.5 * wait_s)
-                before, found = found.rows_done, await self.job(found)
-                advance(found.rows_done - before)
-        return jobs.outcome_of(found)
+                before, state = state.rows_done, await self.job(state)
+                advance(state.rows_done - before)
+        return jobs.outcome_of(state)
 
     async def artifacts(self) -> tuple[ServedArtifact, ...]:
         """Return the artifacts that the service knows."""
-        return bodies.listing_of(await self._send("GET", "/artifacts"))
+        return responses.parsed(responses.Listing, await self._send("GET", "/artifacts")).artifacts
 
     async def load(self, name: str) -> Artifact:
-        """Load an artifact beside the others, for requests that name it, and return it; answers once it serves."""
-        return bodies.changed_of(await self._send("POST", bodies.change_path(name, "load")))
+        """Load an artifact beside the others, for requests that name it; return it once it serves."""
+        return await self._change(name, "load")
 
     async def activate(self, name: str) -> Artifact:
-        """Let another artifact answer where a request names none, and return it; answers once it serves."""
-        return bodies.changed_of(await self._send("POST", bodies.change_path(name, "activate")))
+        """Let an artifact answer the requests that name none; return it once it serves."""
+        return await self._change(name, "activate")
 
     async def unload(self, name: str) -> Artifact:
-        """Take an artifact off the service's memory, and return it; what is under way is still answered."""
-        return bodies.changed_of(await self._send("POST", bodies.change_path(name, "unload")))
+        """Remove an artifact from the service's memory, and return it. Requests under way are still answered."""
+        return await self._change(name, "unload")
+
+    async def _change(self, name: str, change: Literal["load", "activate", "unload"]) -> Artifact:
+        response = await self._send("POST", requests.artifact_path(name, change))
+        return responses.parsed(responses.Changed, response).artifact
 
     async def ready(self) -> bool:
         """Return whether the service answers and is ready; one try."""
         try:
-            return (await self._http.get("/health/ready")).status_code == 200
+            response = await self._http.get("/health/ready")
         except httpx.TransportError:
             return False
+        return response.status_code == 200
 
     async def wait_until_ready(self, timeout_s: float = 300.0) -> None:
         """Return once the service is ready.
 
         Raises:
-            ServiceUnavailableError: it was not, for this long.
+            ServiceUnavailableError: it was not ready in time.
         """
-        loop = asyncio.get_running_loop()
-        end = loop.time() + timeout_s
+        end = time.monotonic() + timeout_s
         while not await self.ready():
-            if loop.time() >= end:
+            if time.monotonic() >= end:
                 raise ServiceUnavailableError(f"the service was not ready for {timeout_s:g} s", code="not_ready")
-            await asyncio.sleep(0.2)
+            await tasks.sleep(0.2)
 
-    async def _send(
-        self,
-        method: str,
-        path: str,
-        body: Mapping[str, Any] | None = None,
-        *,
-        upload: Path | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> httpx.Response:
+    async def _send(self, method: str, path: str, *, upload: Path | None = None, **request: Any) -> httpx.Response:
+        """Return the response to a request that succeeded, at the first try or a later one."""
         tried = 0
         while True:
             tried += 1
+            content = None if upload is None else _chunks(upload)
             failure: ServiceFailedError
             try:
-                content = None if upload is None else jobs.chunks_async(upload)
-                response = await self._http.request(method, path, json=body, content=content, headers=headers)
+                response = await self._http.request(method, path, content=content, **request)
             except httpx.TransportError as error:
-                failure = unreachable(error)
+                failure = responses.unreachable(error)
             else:
                 if response.status_code in (200, 202):
                     return response
-                failure = failure_of(response)
+                failure = responses.failure_of(response)
             wait_s = self._retries.wait_s(failure, tried)
             if wait_s is None:
                 raise failure
-            await asyncio.sleep(wait_s)
+            await tasks.sleep(wait_s)
+
+
+async def _chunks(path: Path) -> AsyncIterator[bytes]:
+    """Yield a file's bytes. Reading 256 KB from a disk delays an event loop less than starting a thread does."""
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            yield chunk

@@ -1,35 +1,41 @@
-"""The client that blocks; batches of a long list are in flight a few at a time, from threads."""
+"""The blocking client.
+
+Generated from asynchronous.py by .ci/unasync.py: edit that file, and run the script.
+"""
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import httpx
 
-from laplora.client import bodies, jobs
+from laplora.client import jobs, requests, responses, threads
 from laplora.client.answers import Answers, Artifact, Evaluated, FeedbackResult, ServedArtifact
-from laplora.client.failures import RequestRefusedError, ServiceFailedError, ServiceUnavailableError, failure_of
-from laplora.client.jobs import Job, JobInputs
+from laplora.client.failures import RequestRefusedError, ServiceFailedError, ServiceUnavailableError
+from laplora.client.jobs import Inputs, Job
 from laplora.client.progress import Advance, advancing
-from laplora.client.retries import Retries, unreachable
+from laplora.client.retries import Retries
+
+Row = TypeVar("Row")
+Part = TypeVar("Part")
+_CHUNK_BYTES = 1 << 18
 
 
 class Client:
-    """Talks to one service. A context manager; may be used from several threads.
+    """Talks to one service. A context manager.
 
     Args:
         address: such as ``http://localhost:8000``.
-        api_key: sent as a bearer token, where the service or a proxy before it wants one.
+        api_key: sent as a bearer token, where the service or a proxy before it requires one.
         timeout_s: for one try of one request.
         retries: when to try again.
-        batch_size: inputs of one request at most; a request that is refused as too large is sent in halves.
-        in_flight: requests at a time, from one call.
+        batch_size: most inputs of one request. A request that is refused as too large is sent in halves.
+        in_flight: most requests at a time, of one call.
         transport: of httpx, in place of the network.
     """
 
@@ -63,9 +69,9 @@ class Client:
 
     def predict(
         self,
-        inputs: bodies.Inputs,
+        inputs: Iterable[Mapping[str, Any]],
         *,
-        mode: bodies.Mode | None = None,
+        mode: Literal["laplace", "map", "fast"] | None = None,
         predictive: str | None = None,
         target_risk: float | None = None,
         covariance: bool = False,
@@ -78,102 +84,95 @@ class Client:
         """Return an answer per input, in order, however many there are.
 
         Args:
-            inputs: each the template's fields (``text``; ``question`` and ``choices``; or ``prompt``), and perhaps
-                an ``id``. For the rest see POST /predict on the service's page.
-            timeout_s: that the service may take for a request; what of it still waits by then is dropped there.
-            progress: true shows a bar; a function is called with the number of inputs answered just now.
+            inputs: each has the template's fields (``text``; ``question`` and ``choices``; or ``prompt``), and an
+                ``id`` if you like. For the other arguments see POST /predict on the service's page.
+            timeout_s: how long the service may take for one request. It drops what still waits by then.
+            progress: true shows a bar. A function is called with the number of inputs answered since its last call.
 
         Raises:
-            RequestRefusedError: an input or option that the service refuses; nothing is returned of the others.
+            RequestRefusedError: the service refuses an input or an option; the other answers are lost.
             ServiceUnavailableError: no room, or not ready, at every try.
             ServiceUnreachableError: no answer came.
             ServiceFailedError: any other failure of the service.
             DataError: no inputs, or one that is no mapping.
         """
-        options = bodies.predict_options(mode, predictive, target_risk, covariance, truncate, order_average, timeout_s)
-        batches = bodies.in_batches(inputs, self._batch_size)
-        stop = threading.Event()
-        with advancing(sum(map(len, batches)), progress) as advance, ThreadPoolExecutor(self._in_flight) as pool:
-            futures = [pool.submit(self._batch, batch, artifact, options, advance, stop) for batch in batches]
-            try:
-                wait(futures, return_when=FIRST_EXCEPTION)
-            finally:  # after a failure or Ctrl-C nothing more is sent
-                stop.set()
-                pool.shutdown(wait=False, cancel_futures=True)
-            failed = [f for f in futures if f.done() and not f.cancelled() and f.exception()]
-            for future in failed:
-                future.result()
-            return bodies.answers_of([part for future in futures for part in future.result()])
+        options = requests.stated(
+            mode=mode,
+            predictive=predictive,
+            target_risk=target_risk,
+            covariance=covariance,
+            truncate=truncate,
+            order_average=order_average,
+            timeout_s=timeout_s,
+        )
+        rows = requests.checked(inputs)
+        with advancing(len(rows), progress) as advance:
 
-    def _batch(
-        self,
-        inputs: Sequence[Mapping[str, Any]],
-        artifact: str | None,
-        options: Mapping[str, Any],
-        advance: Advance,
-        stop: threading.Event,
-    ) -> list[tuple[httpx.Response, int]]:
+            def answer(batch: Sequence[Mapping[str, Any]]) -> responses.Predicted:
+                response = self._send("POST", "/predict", json=requests.body_of(batch, artifact, options))
+                advance(len(batch))
+                return responses.predicted(response, len(batch))
+
+            in_halves = partial(self._in_halves, answer)
+            parts = threads.each(in_halves, requests.batches(rows, self._batch_size), self._in_flight)
+        return responses.joined([part for halves in parts for part in halves])
+
+    def _in_halves(self, send: Callable[[Sequence[Row]], Part], rows: Sequence[Row]) -> list[Part]:
+        """Return what rows are answered with: one part, or several where they are too many for one request."""
         try:
-            response = self._send("POST", "/predict", bodies.body_of(inputs, artifact, options), stop)
+            return [send(rows)]
         except RequestRefusedError as failure:
-            if not bodies.can_be_split(failure, len(inputs)):
+            if failure.status != 413 or len(rows) == 1:
                 raise
-            half = len(inputs) // 2
-            parts = (inputs[:half], inputs[half:])
-            return [found for part in parts for found in self._batch(part, artifact, options, advance, stop)]
-        advance(len(inputs))
-        return [(response, len(inputs))]
+        half = len(rows) // 2
+        return self._in_halves(send, rows[:half]) + self._in_halves(send, rows[half:])
 
-    def feedback(self, labels: bodies.Labels) -> tuple[FeedbackResult, ...]:
-        """Tell the true labels of earlier predictions; return what became of each, in order.
+    def feedback(self, labels: Mapping[str, str] | Iterable[tuple[str, str]]) -> tuple[FeedbackResult, ...]:
+        """Send the true labels of earlier predictions; return what became of each, in order.
 
-        Telling a label again changes nothing, so a request whose answer was lost is sent again, and then says
-        ``repeated``.
+        A label that is sent again changes nothing. A request whose answer was lost is therefore sent again, and its
+        results are ``repeated``.
 
         Args:
             labels: by ``prediction_id``, or pairs of both.
 
         Raises:
-            RequestRefusedError: a label that its prediction did not have, or a service that keeps no predictions;
-                earlier batches of a long list have been recorded.
+            RequestRefusedError: a label that its prediction did not have, or a service that keeps no predictions.
+                Earlier batches of a long list have been recorded.
             ServiceFailedError: as ``predict``.
         """
-        found: list[FeedbackResult] = []
-        for batch in bodies.feedback_batches(labels, self._batch_size):
-            found += self._feed(batch)
-        return tuple(found)
 
-    def _feed(self, items: Sequence[Mapping[str, str]]) -> tuple[FeedbackResult, ...]:
-        try:
-            return bodies.fed_of(self._send("POST", "/feedback", {"items": items}), len(items))
-        except RequestRefusedError as failure:
-            if not bodies.can_be_split(failure, len(items)):
-                raise
-            half = len(items) // 2
-            return self._feed(items[:half]) + self._feed(items[half:])
+        def tell(batch: Sequence[Mapping[str, str]]) -> tuple[FeedbackResult, ...]:
+            return responses.fed(self._send("POST", "/feedback", json={"items": batch}), len(batch))
+
+        results: list[FeedbackResult] = []
+        for batch in requests.batches(requests.feedback_items(labels), self._batch_size):
+            for part in self._in_halves(tell, batch):
+                results += part
+        return tuple(results)
 
     def evaluate(
         self,
-        inputs: bodies.Inputs,
+        inputs: Iterable[Mapping[str, Any]],
         *,
         truncate: bool = False,
         order_average: bool = False,
         timeout_s: float | None = None,
         artifact: str | None = None,
     ) -> Evaluated:
-        """Return the metrics of every predictive on inputs that have their true ``label``; one request.
+        """Return the metrics of every predictive on inputs with their true ``label``, sent as one request.
 
         Raises:
-            RequestRefusedError: among others, more inputs than one request may bring.
+            RequestRefusedError: among others, more inputs than one request may have.
             ServiceFailedError, DataError: as ``predict``.
         """
-        options = bodies.predict_options(None, None, None, False, truncate, order_average, timeout_s)
-        (rows,) = bodies.in_batches(inputs, 1 << 62)
-        return bodies.evaluated_of(self._send("POST", "/evaluate", bodies.body_of(rows, artifact, options)))
+        options = requests.stated(truncate=truncate, order_average=order_average, timeout_s=timeout_s)
+        body = requests.body_of(requests.checked(inputs), artifact, options)
+        return responses.parsed(Evaluated, self._send("POST", "/evaluate", json=body))
 
     def submit_job(
         self,
-        inputs: JobInputs,
+        inputs: Inputs,
         *,
         truncate: bool = False,
         order_average: bool = False,
@@ -183,19 +182,19 @@ class Client:
         artifact: str | None = None,
         idempotency_key: str | None = None,
     ) -> Job:
-        """Return the job of an upload, which the service goes on with by itself, across its restarts too.
+        """Upload inputs; return the job that the service makes of them, and continues across its restarts.
 
         Args:
             inputs: as of ``evaluate``, however many, or the path of a JSON Lines file of them.
             bins, resamples, seed: of the metrics; None: the service's.
-            idempotency_key: the same key again gives the same job; None: a new job, once, however often it is sent.
+            idempotency_key: the same key again gives the same job. None: one new job, however often it is sent.
 
         Raises:
-            RequestRefusedError: a line that the service refuses (field ``lines.N``, from 1), or too many.
+            RequestRefusedError: a line that the service refuses (field ``lines.N``, from 1), or too many lines.
             ServiceFailedError: as ``predict``.
             DataError: no inputs, or one that is no mapping.
         """
-        where = jobs.query_of(
+        options = requests.stated(
             truncate=truncate,
             order_average=order_average,
             bins=bins,
@@ -205,25 +204,26 @@ class Client:
         )
         headers = jobs.upload_headers(idempotency_key)
         with jobs.upload_file(inputs) as path:
-            return bodies.job_of(self._send("POST", where, upload=path, headers=headers))
+            response = self._send("POST", jobs.PATH, upload=path, params=options, headers=headers)
+        return responses.parsed(Job, response)
 
     def job(self, job: Job | str) -> Job:
-        """Return how far a job is, by itself or its id."""
-        return bodies.job_of(self._send("GET", jobs.path_of(job)))
+        """Return the present state of a job, by the job or its id."""
+        return responses.parsed(Job, self._send("GET", jobs.path_of(job)))
 
     def jobs(self) -> tuple[Job, ...]:
-        """Return one's jobs, the newest first, without results."""
-        return bodies.jobs_of(self._send("GET", jobs.query_of()))
+        """Return the caller's jobs, the newest first, without results."""
+        return responses.parsed(responses.Jobs, self._send("GET", jobs.PATH)).jobs
 
     def cancel_job(self, job: Job | str) -> Job:
-        """Cancel a job, and return it. One that has ended stays as it is, its result too."""
-        return bodies.job_of(self._send("POST", jobs.cancel_path(job)))
+        """Cancel a job, and return it. A job that has ended stays as it is, with its result."""
+        return responses.parsed(Job, self._send("POST", f"{jobs.path_of(job)}/cancel"))
 
     def remove_job(self, job: Job | str) -> None:
         """Remove a job that has ended, with its result.
 
         Raises:
-            RequestRefusedError: it has not ended (code ``job_not_ended``): cancel it first. Or there is none.
+            RequestRefusedError: there is none, or it has not ended (code ``job_not_ended``): cancel it first.
         """
         jobs.check_ended(self.job(job))
         self._send("DELETE", jobs.path_of(job))
@@ -231,93 +231,94 @@ class Client:
     def wait_for_job(
         self, job: Job | str, *, timeout_s: float | None = None, progress: bool | Advance = False
     ) -> Evaluated:
-        """Return a job's metrics, once it has ended; cancel it with ``cancel_job``, for no wait does.
+        """Wait for a job to end; return its metrics. However the wait ends, only ``cancel_job`` cancels the job.
 
-        Rows that could not be scored are no part of them: a ``UserWarning`` says how many there were.
+        Rows that could not be scored are not part of the metrics: a ``UserWarning`` gives their number.
 
         Args:
             timeout_s: None waits for as long as it takes.
-            progress: true shows a bar; a function is called with the number of inputs answered just now.
+            progress: true shows a bar. A function is called with the number of inputs done since its last call.
 
         Raises:
             JobFailedError: it failed, or was cancelled.
             ServiceUnavailableError: it had not ended after ``timeout_s`` (code ``timeout``).
         """
-        found, wait_s = self.job(job), jobs.FIRST_POLL_S
+        state, wait_s = self.job(job), jobs.FIRST_POLL_S
         end = None if timeout_s is None else time.monotonic() + timeout_s
-        with advancing(found.rows, progress) as advance:
-            advance(found.rows_done)
-            while not found.finished:
+        with advancing(state.rows, progress) as advance:
+            advance(state.rows_done)
+            while not state.finished:
                 if end is not None and time.monotonic() >= end:
-                    raise ServiceUnavailableError(f"job {found.id} had not ended after {timeout_s:g} s", code="timeout")
-                time.sleep(wait_s)
+                    raise ServiceUnavailableError(f"job {state.id} had not ended after {timeout_s:g} s", code="timeout")
+                threads.sleep(wait_s)
                 wait_s = min(jobs.LONGEST_POLL_S, 1.5 * wait_s)
-                before, found = found.rows_done, self.job(found)
-                advance(found.rows_done - before)
-        return jobs.outcome_of(found)
+                before, state = state.rows_done, self.job(state)
+                advance(state.rows_done - before)
+        return jobs.outcome_of(state)
 
     def artifacts(self) -> tuple[ServedArtifact, ...]:
         """Return the artifacts that the service knows."""
-        return bodies.listing_of(self._send("GET", "/artifacts"))
+        return responses.parsed(responses.Listing, self._send("GET", "/artifacts")).artifacts
 
     def load(self, name: str) -> Artifact:
-        """Load an artifact beside the others, for requests that name it, and return it; answers once it serves."""
-        return bodies.changed_of(self._send("POST", bodies.change_path(name, "load")))
+        """Load an artifact beside the others, for requests that name it; return it once it serves."""
+        return self._change(name, "load")
 
     def activate(self, name: str) -> Artifact:
-        """Let another artifact answer where a request names none, and return it; answers once it serves."""
-        return bodies.changed_of(self._send("POST", bodies.change_path(name, "activate")))
+        """Let an artifact answer the requests that name none; return it once it serves."""
+        return self._change(name, "activate")
 
     def unload(self, name: str) -> Artifact:
-        """Take an artifact off the service's memory, and return it; what is under way is still answered."""
-        return bodies.changed_of(self._send("POST", bodies.change_path(name, "unload")))
+        """Remove an artifact from the service's memory, and return it. Requests under way are still answered."""
+        return self._change(name, "unload")
+
+    def _change(self, name: str, change: Literal["load", "activate", "unload"]) -> Artifact:
+        response = self._send("POST", requests.artifact_path(name, change))
+        return responses.parsed(responses.Changed, response).artifact
 
     def ready(self) -> bool:
         """Return whether the service answers and is ready; one try."""
         try:
-            return self._http.get("/health/ready").status_code == 200
+            response = self._http.get("/health/ready")
         except httpx.TransportError:
             return False
+        return response.status_code == 200
 
     def wait_until_ready(self, timeout_s: float = 300.0) -> None:
         """Return once the service is ready.
 
         Raises:
-            ServiceUnavailableError: it was not, for this long.
+            ServiceUnavailableError: it was not ready in time.
         """
         end = time.monotonic() + timeout_s
         while not self.ready():
             if time.monotonic() >= end:
                 raise ServiceUnavailableError(f"the service was not ready for {timeout_s:g} s", code="not_ready")
-            time.sleep(0.2)
+            threads.sleep(0.2)
 
-    def _send(
-        self,
-        method: str,
-        path: str,
-        body: Mapping[str, Any] | None = None,
-        stop: threading.Event | None = None,
-        *,
-        upload: Path | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> httpx.Response:
+    def _send(self, method: str, path: str, *, upload: Path | None = None, **request: Any) -> httpx.Response:
+        """Return the response to a request that succeeded, at the first try or a later one."""
         tried = 0
         while True:
             tried += 1
+            content = None if upload is None else _chunks(upload)
             failure: ServiceFailedError
             try:
-                content = None if upload is None else jobs.chunks(upload)
-                response = self._http.request(method, path, json=body, content=content, headers=headers)
+                response = self._http.request(method, path, content=content, **request)
             except httpx.TransportError as error:
-                failure = unreachable(error)
+                failure = responses.unreachable(error)
             else:
                 if response.status_code in (200, 202):
                     return response
-                failure = failure_of(response)
+                failure = responses.failure_of(response)
             wait_s = self._retries.wait_s(failure, tried)
             if wait_s is None:
                 raise failure
-            if stop is None:
-                time.sleep(wait_s)
-            elif stop.wait(wait_s):
-                raise failure
+            threads.sleep(wait_s)
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    """Yield a file's bytes. Reading 256 KB from a disk delays an event loop less than starting a thread does."""
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            yield chunk

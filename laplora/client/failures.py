@@ -1,10 +1,14 @@
-"""What the client raises: everything that the service refuses, and everything that keeps it from answering."""
+"""The client's errors.
+
+LaploraError
+└── ServiceFailedError             the service did not answer with a result
+    ├── RequestRefusedError        the request cannot be answered as it is
+    ├── ServiceUnavailableError    no room, or not ready, at every try
+    ├── ServiceUnreachableError    no answer came
+    └── JobFailedError             a job failed, or was cancelled
+"""
 
 from __future__ import annotations
-
-from typing import Any
-
-import httpx
 
 from laplora.errors import LaploraError
 
@@ -15,9 +19,9 @@ class ServiceFailedError(LaploraError):
     Attributes:
         status: HTTP status; None where no answer came.
         code: the service's name of the error.
-        request_id: under which the service's log has it.
+        request_id: identifies the request in the service's log.
         field: of the request, at fault; limit, got: where a limit was passed.
-        retry_after_s: seconds after which the service asked to try again.
+        retry_after_s: seconds that the service wants the client to wait.
     """
 
     def __init__(
@@ -54,35 +58,5 @@ class ServiceUnreachableError(ServiceFailedError):
     """No answer came: no connection, one that broke, or none in time."""
 
 
-def failure_of(response: httpx.Response) -> ServiceFailedError:
-    """Return the error that a response without a result stands for, the service's own or a proxy's."""
-    try:
-        body: Any = response.json()
-    except ValueError:
-        body = None
-    detail = body.get("error") if isinstance(body, dict) else None
-    if not isinstance(detail, dict):
-        detail = {"message": f"HTTP status {response.status_code} without the service's error body: is it a proxy's?"}
-    kind: type[ServiceFailedError] = ServiceFailedError
-    if response.status_code in (429, 503):
-        kind = ServiceUnavailableError
-    elif 400 <= response.status_code < 500:
-        kind = RequestRefusedError
-    return kind(
-        str(detail.get("message")),
-        status=response.status_code,
-        code=detail.get("code"),
-        request_id=body.get("request_id") if isinstance(body, dict) else response.headers.get("x-request-id"),
-        field=detail.get("field"),
-        limit=detail.get("limit"),
-        got=detail.get("got"),
-        retry_after_s=_seconds(response.headers.get("retry-after")),
-    )
-
-
-def _seconds(header: str | None) -> float | None:
-    """Return a Retry-After header's seconds; dates, which the service does not send, count as none."""
-    try:
-        return max(0.0, float(header)) if header is not None else None
-    except ValueError:
-        return None
+class JobFailedError(ServiceFailedError):
+    """The awaited job failed, or was cancelled (code ``cancelled``)."""

@@ -1,4 +1,4 @@
-"""Large evaluations: uploads from an iterable or a file, and how far a job is."""
+"""Large evaluations: their uploads, from an iterable or a file, and their states."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ import os
 import tempfile
 import uuid
 import warnings
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 from laplora.client.answers import Artifact, Evaluated, Record
-from laplora.client.failures import RequestRefusedError, ServiceFailedError
+from laplora.client.failures import JobFailedError, RequestRefusedError
+from laplora.client.requests import check_mapping
 from laplora.errors import DataError
 
-JobInputs = Iterable[Mapping[str, Any]] | str | os.PathLike[str]
-_PATH = "/evaluate/jobs"
-_CHUNK_BYTES = 1 << 18
+Inputs = Iterable[Mapping[str, Any]] | str | os.PathLike[str]
+PATH = "/evaluate/jobs"
 FIRST_POLL_S, LONGEST_POLL_S = 0.1, 2.0
 
 
 class BadRow(Record):
-    """A line of an upload, from 1, that could not be scored, and the code of why."""
+    """A line of an upload, from 1, that could not be scored, and the code of its error."""
 
     line: int
     code: str
@@ -34,10 +34,10 @@ class Job(Record):
     """A large evaluation.
 
     Attributes:
-        rows_done: rows that are over; rows_bad: those of them that could not be scored.
-        bad_rows: which those are; None in lists, and in answers to an upload or a cancel.
-        rows_per_second: of late; None while it does not run.
-        partial: by predictive accuracy, NLL (nats) and ECE of the rows done.
+        rows_done: finished rows; rows_bad: those of them that could not be scored.
+        bad_rows: the latter, each with its error; None in lists, and in answers to an upload or a cancel.
+        rows_per_second: over the last seconds; None while the job does not run.
+        partial: accuracy, NLL (nats) and ECE of the finished rows, by predictive.
         paused, error: code and message of what it waits for, or failed with.
         result: None until it is done, and in lists.
     """
@@ -61,18 +61,8 @@ class Job(Record):
         return self.status in ("done", "failed", "cancelled")
 
 
-class JobFailedError(ServiceFailedError):
-    """The job that was waited for failed, or was cancelled (code ``cancelled``)."""
-
-
-class JobListing(Record):
-    """The caller's jobs."""
-
-    jobs: tuple[Job, ...]
-
-
 def outcome_of(job: Job) -> Evaluated:
-    """Return the metrics of a finished job; a ``UserWarning`` says how many rows could not be scored.
+    """Return the metrics of a finished job; a ``UserWarning`` gives the number of rows that could not be scored.
 
     Raises:
         JobFailedError: it has none.
@@ -86,23 +76,8 @@ def outcome_of(job: Job) -> Evaluated:
             )
         return job.result
     error = job.error or {"code": "cancelled", "message": "it was cancelled"}
-    raise JobFailedError(
-        f"job {job.id}: {error['message']}",
-        code=error["code"],
-        field=error.get("field"),
-        limit=error.get("limit"),
-        got=error.get("got"),
-    )
-
-
-def path_of(job: Job | str) -> str:
-    """Return where a job is."""
-    return f"{_PATH}/{quote(job if isinstance(job, str) else job.id, safe='')}"
-
-
-def cancel_path(job: Job | str) -> str:
-    """Return where a job is cancelled."""
-    return f"{path_of(job)}/cancel"
+    details = {name: error.get(name) for name in ("code", "field", "limit", "got")}
+    raise JobFailedError(f"job {job.id}: {error['message']}", **details)
 
 
 def check_ended(job: Job) -> None:
@@ -115,20 +90,19 @@ def check_ended(job: Job) -> None:
         raise RequestRefusedError(f"job {job.id} is {job.status}: cancel it first", code="job_not_ended")
 
 
-def query_of(**options: Any) -> str:
-    """Return where jobs are uploaded and listed, with the options that are set."""
-    stated = {k: str(v).lower() if isinstance(v, bool) else v for k, v in options.items() if v not in (None, False)}
-    return f"{_PATH}?{urlencode(stated)}" if stated else _PATH
+def path_of(job: Job | str) -> str:
+    """Return where a job is."""
+    return f"{PATH}/{quote(job if isinstance(job, str) else job.id, safe='')}"
 
 
 def upload_headers(idempotency_key: str | None) -> dict[str, str]:
-    """Return an upload's headers; where the caller has no key, a new one, so that another try is no other job."""
+    """Return an upload's headers, with a new key where the caller gives none: a retry then makes no second job."""
     return {"content-type": "application/jsonl", "idempotency-key": idempotency_key or uuid.uuid4().hex}
 
 
 @contextmanager
-def upload_file(inputs: JobInputs) -> Iterator[Path]:
-    """Yield the file of an upload: the one that was named, or a temporary one, so that it can be sent again.
+def upload_file(inputs: Inputs) -> Iterator[Path]:
+    """Yield the file of an upload, which can be sent again: the named one, or a temporary one.
 
     Raises:
         DataError: no inputs, or one that is no mapping.
@@ -141,22 +115,8 @@ def upload_file(inputs: JobInputs) -> Iterator[Path]:
         rows = 0
         with path.open("w", encoding="utf-8") as file:
             for rows, row in enumerate(inputs, start=1):
-                if not isinstance(row, Mapping):
-                    raise DataError(f"input {rows - 1} is {type(row).__name__}: each is a mapping of labelled fields")
+                check_mapping(row, rows - 1)
                 file.write(json.dumps(dict(row), allow_nan=False) + "\n")
         if rows == 0:
             raise DataError("no inputs: a job evaluates one or more")
         yield path
-
-
-def chunks(path: Path) -> Iterator[bytes]:
-    """Yield a file's bytes."""
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            yield chunk
-
-
-async def chunks_async(path: Path) -> AsyncIterator[bytes]:
-    """Yield a file's bytes; reading 256 KB from a disk holds up an event loop less than a thread's start."""
-    for chunk in chunks(path):
-        yield chunk

@@ -10,10 +10,10 @@ Advance = Callable[[int], None]
 
 @contextmanager
 def advancing(total: int, progress: bool | Advance) -> Iterator[Advance]:
-    """Yield a function that is called with the number of inputs that were answered just now.
+    """Yield a function to call with the number of inputs answered since its last call.
 
     Args:
-        progress: true for a bar on standard error, or a function of one's own that is called likewise.
+        progress: true for a bar on standard error, false for none, or the function itself.
     """
     if progress is False:
         yield lambda count: None

@@ -1,4 +1,4 @@
-"""How long to wait before the next try: exponential back-off with jitter, never less than the service asks for.
+"""The wait before the next try: exponential back-off with jitter, at least as long as the service asks for.
 
 Jitter spreads the clients that a full queue turned away together (Brooker, "Exponential backoff and jitter", 2015).
 """
@@ -8,15 +8,13 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-import httpx
-
 from laplora.client.failures import ServiceFailedError, ServiceUnavailableError, ServiceUnreachableError
 from laplora.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class Retries:
-    """When to try again: 429, 503, and connections that were refused or broke. A prediction may be asked for twice.
+    """When to try again: after 429, 503, and connections that were refused or broke. Inputs may be scored twice.
 
     Attributes:
         tries: in all; 1 never tries again.
@@ -39,16 +37,10 @@ class Retries:
         """Return the seconds to wait after a failed try, None where the failure is final.
 
         Args:
-            tried: how often by now, from 1.
+            tried: number of tries so far, from 1.
         """
         again = isinstance(failure, ServiceUnavailableError | ServiceUnreachableError) and failure.code != "timeout"
         if not again or tried >= self.tries:
             return None
         longest = min(self.longest_s, self.first_s * 2.0 ** (tried - 1))
         return max(failure.retry_after_s or 0.0, longest * random.uniform(0.5, 1.0))
-
-
-def unreachable(error: httpx.TransportError) -> ServiceUnreachableError:
-    """Return the client's error for one of httpx's."""
-    code = "timeout" if isinstance(error, httpx.TimeoutException) else "unreachable"
-    return ServiceUnreachableError(f"no answer from the service ({type(error).__name__}: {error})", code=code)

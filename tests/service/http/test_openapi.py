@@ -11,6 +11,7 @@ from typing import Any
 import jsonschema_rs
 import pytest
 from api_page import with_tables
+from contract import SNAPSHOT, composed
 from serving import library, serve, settings
 
 from service.app import create_app
@@ -18,7 +19,6 @@ from service.errors import ERROR_KINDS
 from service.http.openapi import TAGS
 from service.keys import Key, digest, write_keys
 
-SNAPSHOT = Path(__file__).with_name("openapi.json")
 API_PAGE = Path(__file__).resolve().parents[3] / "docs" / "api.md"
 #: Asked for by no single operation: no HTTP, unknown paths and methods, faults, answers that nobody reads.
 UNDOCUMENTED = {"malformed_http", "route_not_found", "method_not_allowed", "internal_error", "client_closed_request"}
@@ -227,21 +227,6 @@ def test_examples_fit_their_own_schemas(document: dict[str, Any]) -> None:
             examples += [media["example"]] if "example" in media else []
             for example in examples:
                 jsonschema_rs.validate(resolved(document, media["schema"]), example)
-
-
-def composed(document: dict[str, Any], schema: dict[str, Any]) -> Any:
-    """Return an example of a schema, made of its fields' own."""
-    if schema.get("examples"):
-        return schema["examples"][0]
-    if "$ref" in schema:
-        return composed(document, document["components"]["schemas"][schema["$ref"].rsplit("/", 1)[1]])
-    if "anyOf" in schema:
-        return composed(document, schema["anyOf"][0])
-    if schema.get("type") == "array":
-        return [composed(document, schema["items"])]
-    if isinstance(schema.get("additionalProperties"), dict):
-        return {"map": composed(document, schema["additionalProperties"])}
-    return {name: composed(document, found) for name, found in schema["properties"].items()}
 
 
 def test_answers_composed_of_their_fields_examples_are_valid(document: dict[str, Any]) -> None:

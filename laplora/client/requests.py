@@ -1,0 +1,57 @@
+"""Requests as the service takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+from laplora.errors import DataError
+
+Row = TypeVar("Row")
+
+
+def stated(**options: Any) -> dict[str, Any]:
+    """Return the options that are set. Older services refuse options that they do not know."""
+    return {name: value for name, value in options.items() if value is not None and value is not False}
+
+
+def body_of(inputs: Sequence[Mapping[str, Any]], artifact: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a request's body."""
+    return {"inputs": [dict(row) for row in inputs], **stated(artifact=artifact, options=dict(options) or None)}
+
+
+def checked(inputs: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the inputs.
+
+    Raises:
+        DataError: no inputs, or an input that is no mapping.
+    """
+    rows = list(inputs)
+    for number, row in enumerate(rows):
+        check_mapping(row, number)
+    if not rows:
+        raise DataError("no inputs: the service answers one or more")
+    return rows
+
+
+def check_mapping(row: object, number: int) -> None:
+    """Raise DataError where an input is no mapping."""
+    if not isinstance(row, Mapping):
+        raise DataError(f"input {number} is {type(row).__name__}: each is a mapping of the template's fields")
+
+
+def batches(rows: Sequence[Row], size: int) -> list[Sequence[Row]]:
+    """Return the rows in batches, in order; no batch of no rows."""
+    return [rows[i : i + size] for i in range(0, len(rows), size)]
+
+
+def feedback_items(labels: Mapping[str, str] | Iterable[tuple[str, str]]) -> list[dict[str, str]]:
+    """Return the items of POST /feedback."""
+    pairs = labels.items() if isinstance(labels, Mapping) else labels
+    return [{"prediction_id": prediction_id, "label": label} for prediction_id, label in pairs]
+
+
+def artifact_path(name: str, change: str) -> str:
+    """Return where an artifact is loaded, activated or unloaded."""
+    return f"/artifacts/{quote(name, safe='')}/{change}"

@@ -1,0 +1,142 @@
+"""Responses of the service as typed answers, or as the error that each stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import httpx
+from pydantic import Field, ValidationError
+
+from laplora.client.answers import Answers, Artifact, FeedbackResult, Prediction, Record, ServedArtifact
+from laplora.client.failures import (
+    RequestRefusedError,
+    ServiceFailedError,
+    ServiceUnavailableError,
+    ServiceUnreachableError,
+)
+from laplora.client.jobs import Job
+
+Answer = TypeVar("Answer", bound=Record)
+
+
+class Predicted(Record):
+    """Of POST /predict."""
+
+    artifact: Artifact
+    predictive: dict[str, Any] = Field(default_factory=dict)
+    target_risk: float | None = None
+    predictions: tuple[Prediction, ...]
+
+
+class Fed(Record):
+    """Of POST /feedback."""
+
+    results: tuple[FeedbackResult, ...]
+
+
+class Listing(Record):
+    """Of GET /artifacts."""
+
+    artifacts: tuple[ServedArtifact, ...]
+
+
+class Changed(Record):
+    """Of a request that loads, activates or unloads an artifact."""
+
+    artifact: Artifact
+
+
+class Jobs(Record):
+    """Of GET /evaluate/jobs."""
+
+    jobs: tuple[Job, ...]
+
+
+def parsed(kind: type[Answer], response: httpx.Response) -> Answer:
+    """Return the answer in a successful response.
+
+    Raises:
+        ServiceFailedError: the response is not what the contract says.
+    """
+    try:
+        return kind.model_validate(response.json())
+    except ValidationError as error:
+        fields = ", ".join(".".join(map(str, e["loc"])) for e in error.errors()[:4])
+        raise _not_understood(response, f"unexpected {fields}") from None
+    except ValueError:
+        raise _not_understood(response, "no JSON") from None
+
+
+def predicted(response: httpx.Response, count: int) -> Predicted:
+    """Return the answers to this many inputs; raises as ``parsed``."""
+    answer = parsed(Predicted, response)
+    if len(answer.predictions) != count:
+        raise _not_understood(response, f"{len(answer.predictions)} answers to {count} inputs")
+    return answer
+
+
+def fed(response: httpx.Response, count: int) -> tuple[FeedbackResult, ...]:
+    """Return the results of this many labels; raises as ``parsed``."""
+    results = parsed(Fed, response).results
+    if len(results) != count:
+        raise _not_understood(response, f"{len(results)} results of {count} items")
+    return results
+
+
+def joined(parts: Sequence[Predicted]) -> Answers:
+    """Return the answers of the parts of one list, in order."""
+    return Answers(
+        predictions=tuple(p for part in parts for p in part.predictions),
+        artifacts=tuple({part.artifact.digest: part.artifact for part in parts}.values()),
+        predictive=parts[0].predictive.get("name"),
+        target_risk=parts[0].target_risk,
+    )
+
+
+def unreachable(error: httpx.TransportError) -> ServiceUnreachableError:
+    """Return the error of a request without a response."""
+    code = "timeout" if isinstance(error, httpx.TimeoutException) else "unreachable"
+    return ServiceUnreachableError(f"no answer from the service ({type(error).__name__}: {error})", code=code)
+
+
+def failure_of(response: httpx.Response) -> ServiceFailedError:
+    """Return the error of a response that did not succeed, whether the service or a proxy sent it."""
+    try:
+        body: Any = response.json()
+    except ValueError:
+        body = None
+    detail = body.get("error") if isinstance(body, dict) else None
+    if not isinstance(detail, dict):
+        detail = {"message": f"HTTP status {response.status_code} without the service's error body: is it a proxy's?"}
+    kind: type[ServiceFailedError] = ServiceFailedError
+    if response.status_code in (429, 503):
+        kind = ServiceUnavailableError
+    elif 400 <= response.status_code < 500:
+        kind = RequestRefusedError
+    return kind(
+        str(detail.get("message")),
+        status=response.status_code,
+        code=detail.get("code"),
+        request_id=body.get("request_id") if isinstance(body, dict) else response.headers.get("x-request-id"),
+        field=detail.get("field"),
+        limit=detail.get("limit"),
+        got=detail.get("got"),
+        retry_after_s=_seconds(response.headers.get("retry-after")),
+    )
+
+
+def _seconds(header: str | None) -> float | None:
+    """Return a Retry-After header's seconds. The service sends no dates, and one counts as none."""
+    try:
+        return max(0.0, float(header)) if header is not None else None
+    except ValueError:
+        return None
+
+
+def _not_understood(response: httpx.Response, why: str) -> ServiceFailedError:
+    return ServiceFailedError(
+        f"the answer is not the service's ({why}): is another version or another server at this address?",
+        status=response.status_code,
+        request_id=response.headers.get("x-request-id"),
+    )
