@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.speed.subject import ARTIFACT
 from benchmarks.speed.timing import in_turns, ratio
-from laplora.models.base import last_hidden
+from laplora.models.readout import last_hidden
 from laplora.predictor import Predictor
 from laplora.prompts.templates import Batch
 

@@ -23,7 +23,8 @@ from laplora.decisions.thresholds import ModeThresholds
 from laplora.errors import ArtifactCorruptError, ConfigError, DataError, InvalidInputError, PriorError
 from laplora.jacobians.blocks import Block
 from laplora.jacobians.contrasts import ReversePass, find_blocks, reverse_pass
-from laplora.models.base import attach_adapter, load_tokenizer, locate_base, resolve_device
+from laplora.models.adapters import attach_adapter
+from laplora.models.base import load_tokenizer, locate_base, resolve_device
 from laplora.models.held_weights import HeldWeights
 from laplora.models.shared_base import LoadedBase, SharedBases, share
 from laplora.models.tensor_sizes import tensor_bytes

@@ -13,7 +13,7 @@ from laplora.answers.prediction import row_scores
 from laplora.decisions.conformal import label_sets
 from laplora.jacobians.contrasts import find_blocks
 from laplora.metrics.scores import Evaluation, evaluate_probs
-from laplora.models.base import label_logits, last_hidden
+from laplora.models.readout import label_logits, last_hidden
 from laplora.posterior.base import Prior
 from laplora.posterior.file import read_posterior
 from laplora.predictive.gaussian import class_probs

@@ -19,9 +19,9 @@ from torch.nn import functional as F
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
 from laplora.errors import NonFiniteError
-from laplora.models.base import label_logits, last_hidden
 from laplora.models.probe import check_adapted, check_targets
 from laplora.models.quiet import quiet_loading
+from laplora.models.readout import label_logits, last_hidden
 from laplora.prompts.templates import Batch, EncodedRow, collate
 from training.config import RunConfig, config_hash_fields
 from training.workspace.folders import set_aside

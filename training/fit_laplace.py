@@ -14,7 +14,7 @@ from typing import Any
 
 from laplora.errors import ConfigError
 from laplora.jacobians.contrasts import find_blocks
-from laplora.models.base import attach_adapter
+from laplora.models.adapters import attach_adapter
 from laplora.posterior.base import Prior, block_precisions
 from laplora.posterior.file import posterior_tensors
 from laplora.posterior.prior import PriorChoice

@@ -30,7 +30,7 @@ from laplora.artifact.manifest import (
     TemplateRecord,
 )
 from laplora.errors import ConfigError
-from laplora.models.base import tokenizer_hash, weights_hash
+from laplora.models.hashes import tokenizer_hash, weights_hash
 from laplora.posterior.prior import PriorChoice
 from laplora.predictor import Predictor
 from training.calibration.calibrate import read_calibrated

@@ -40,7 +40,7 @@ from benchmarks.peers.subject import (
 from laplora.artifact.folder import read_artifact
 from laplora.jacobians.contrasts import find_blocks
 from laplora.metrics.scores import nll
-from laplora.models.base import label_logits, last_hidden
+from laplora.models.readout import label_logits, last_hidden
 from laplora.posterior.base import Posterior
 from laplora.predictive.gaussian import class_probs, contrasts, posterior_predictive
 from laplora.prompts.templates import Batch, EncodedRow

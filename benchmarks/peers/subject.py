@@ -14,7 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.provenance import ARTIFACT, ROOT
 from laplora.artifact.folder import read_artifact
-from laplora.models.base import BaseSpec, attach_adapter, load_base_model, load_tokenizer, locate_base
+from laplora.models.adapters import attach_adapter
+from laplora.models.base import BaseSpec, load_base_model, load_tokenizer, locate_base
 from laplora.prompts.templates import Batch, EncodedRow, collate, encode, render
 from training.config import load_config
 from training.data.examples import Example

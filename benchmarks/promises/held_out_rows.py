@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from benchmarks.promises.models import real_table
 from benchmarks.promises.table import Column, Table
 from laplora.jacobians.contrasts import find_blocks
-from laplora.models.base import attach_adapter
+from laplora.models.adapters import attach_adapter
 from laplora.posterior.file import read_posterior
 from laplora.posterior.subset import select_blocks
 from training.calibration.projected import project_split

@@ -14,7 +14,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from laplora.models.base import ADAPTER, keep_4bit_differentiable, lora_layers
+from laplora.models.four_bit import keep_4bit_differentiable
+from laplora.models.lora import ADAPTER, lora_layers
 from laplora.models.quiet import quiet_loading
 from laplora.predictive.member_adapters import lora_parameters
 from laplora.predictive.member_outputs import Member, MemberSet

@@ -25,7 +25,7 @@ from benchmarks.speed.timing import in_turns, ratio
 from laplora.artifact.folder import read_artifact
 from laplora.artifact.manifest import POSTERIOR
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
-from laplora.models.base import label_logits, last_hidden
+from laplora.models.readout import label_logits, last_hidden
 from laplora.posterior.base import Posterior, block_precisions
 from laplora.posterior.file import read_posterior
 from laplora.predictive.member_adapters import in_place

@@ -14,7 +14,8 @@ from benchmarks.speed.timing import Ratio, ratio
 from laplora.artifact.folder import read_artifact
 from laplora.artifact.manifest import ADAPTER_FOLDER, POSTERIOR
 from laplora.jacobians.contrasts import find_blocks
-from laplora.models.base import BaseSpec, attach_adapter, load_base_model, locate_base, resolve_device
+from laplora.models.adapters import attach_adapter
+from laplora.models.base import BaseSpec, load_base_model, locate_base, resolve_device
 from laplora.posterior.file import read_posterior
 
 #: What a user would run without laplora: import, quantise, load; a process of its own, as the server is.

@@ -10,7 +10,8 @@ import torch
 from benchmarks.provenance import ARTIFACT
 from laplora.artifact.folder import Artifact, read_artifact
 from laplora.artifact.manifest import ADAPTER_FOLDER
-from laplora.models.base import BaseSpec, attach_adapter, load_base_model, locate_base
+from laplora.models.adapters import attach_adapter
+from laplora.models.base import BaseSpec, load_base_model, locate_base
 from laplora.predictive.member_outputs import MemberSet
 from laplora.predictor import load_members
 from laplora.prompts.templates import Batch

@@ -7,7 +7,7 @@ from typing import Any
 
 from laplora.artifact.manifest import Manifest
 from laplora.errors import ArtifactIncompatibleError
-from laplora.models.base import tokenizer_hash, weights_hash
+from laplora.models.hashes import tokenizer_hash, weights_hash
 from laplora.prompts import templates as prompts
 
 

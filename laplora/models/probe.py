@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from laplora.errors import ModelError
-from laplora.models.base import head_name, label_logits, last_hidden, lora_layers
+from laplora.models.lora import lora_layers
+from laplora.models.readout import head_name, label_logits, last_hidden
 from laplora.prompts.templates import Batch, EncodedRow, collate
 
 #: Tokens of the two rows.

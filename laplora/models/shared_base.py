@@ -62,7 +62,7 @@ class SharedBases:
 
         Args:
             location: what ``laplora.models.base.locate_base`` returned.
-            weights_hash: of the files there (``laplora.models.base.weights_hash``): others under the same name are
+            weights_hash: of the files there (``laplora.models.hashes.weights_hash``): others under the same name are
                 another base.
             dequantize: see ``laplora.models.base.load_held_base``.
             on_load: called before it is loaded.

@@ -17,7 +17,8 @@ from torch import nn
 
 from laplora.errors import ArtifactCorruptError, ConfigError
 from laplora.jacobians.blocks import Block
-from laplora.models.base import ADAPTER, lora_layers, verify_adapter
+from laplora.models.adapters import verify_adapter
+from laplora.models.lora import ADAPTER, lora_layers
 from laplora.predictive.members import dropout_masks, member_weights
 
 #: LoRA weights by block name, each of the shape, dtype and device that the model has them in.

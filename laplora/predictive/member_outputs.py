@@ -16,7 +16,7 @@ from torch import nn
 from laplora.errors import NonFiniteError
 from laplora.jacobians.contrasts import contrast_jacobians
 from laplora.jacobians.states import StateTape
-from laplora.models.base import label_logits, label_mass, last_hidden
+from laplora.models.readout import label_logits, label_mass, last_hidden
 from laplora.posterior.base import Posterior
 from laplora.predictive.distilled import DistilledCovariance, Estimate
 from laplora.predictive.gaussian import contrasts

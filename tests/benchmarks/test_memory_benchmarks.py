@@ -22,7 +22,8 @@ from benchmarks.speed.subject import random_batch
 from laplora.jacobians.blocks import Block
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
 from laplora.jacobians.reverse import decoder_form
-from laplora.models.base import ADAPTER, lora_layers, plain_weight
+from laplora.models.four_bit import plain_weight
+from laplora.models.lora import ADAPTER, lora_layers
 from laplora.posterior.base import Posterior
 from laplora.posterior.file import posterior_tensors
 from laplora.predictive.member_outputs import Member, MemberSet

@@ -13,7 +13,7 @@ from torch import nn
 
 from laplora.jacobians.contrasts import contrast_jacobians
 from laplora.jacobians.states import States, StateTape, join_states
-from laplora.models.base import label_mass
+from laplora.models.readout import label_mass
 from laplora.posterior.base import Posterior, ProjectedJacobians
 from training.data.examples import Example
 from training.workspace.runtime import Run, batches, progress

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from laplora.models.base import weights_hash
+from laplora.models.hashes import weights_hash
 from training.data.examples import Example
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from benchmarks.study.store import read_store, replay
 from laplora.errors import ConfigError, PriorError
 from laplora.jacobians.blocks import Block
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
-from laplora.models.base import attach_adapter
+from laplora.models.adapters import attach_adapter
 from laplora.posterior.base import Prior
 from laplora.posterior.prior import PriorChoice
 from laplora.posterior.structures import StructureSettings, fit_posterior

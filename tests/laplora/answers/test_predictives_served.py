@@ -29,7 +29,8 @@ from laplora.artifact.folder import read_artifact
 from laplora.artifact.manifest import FORMAT_VERSION
 from laplora.errors import ArtifactCorruptError, ConfigError, GoldenMismatchError, NonFiniteError
 from laplora.metrics.scores import row_nll
-from laplora.models.base import ADAPTER, locate_base, lora_layers
+from laplora.models.base import locate_base
+from laplora.models.lora import ADAPTER, lora_layers
 from laplora.models.quiet import quiet_loading
 from laplora.predictive import member_outputs as outputs_module
 from laplora.predictive.distilled import TENSORS

@@ -19,7 +19,7 @@ from laplora.jacobians.attention import attention_gradients, by_torch
 from laplora.jacobians.blocks import ContrastJacobians
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks, reverse_pass
 from laplora.jacobians.reverse import DecoderForm, DecoderTape, decoder_form
-from laplora.models.base import last_hidden
+from laplora.models.readout import last_hidden
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 # float64; the two add in another order.

@@ -17,19 +17,12 @@ from tiny_runs import FinishedRun
 
 from laplora.errors import ArtifactCorruptError, ModelError
 from laplora.jacobians.contrasts import find_blocks
-from laplora.models.base import (
-    BaseSpec,
-    attach_adapter,
-    label_logits,
-    label_mass,
-    last_hidden,
-    load_base_model,
-    load_tokenizer,
-    lora_layers,
-    resolve_device,
-    weights_hash,
-)
+from laplora.models.adapters import attach_adapter
+from laplora.models.base import BaseSpec, load_base_model, load_tokenizer, resolve_device
+from laplora.models.hashes import weights_hash
+from laplora.models.lora import lora_layers
 from laplora.models.offline import ensure_model
+from laplora.models.readout import label_logits, label_mass, last_hidden
 from training.finetune import save_adapter
 
 CPU = torch.device("cpu")

@@ -16,8 +16,9 @@ from torch import nn
 from laplora.errors import ModelError
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
 from laplora.jacobians.states import decoder_layers
-from laplora.models.base import label_logits, last_hidden, lora_layers
+from laplora.models.lora import lora_layers
 from laplora.models.probe import check_adapted, check_readout, check_targets, probe_batch
+from laplora.models.readout import label_logits, last_hidden
 from laplora.predictive.gaussian import contrasts
 from training.finetune import add_adapter
 

@@ -11,7 +11,8 @@ import torch
 from tiny_models import add_lora, tiny_base
 from tiny_runs import FinishedRun
 
-from laplora.models.base import lora_layers, packed_linears
+from laplora.models.four_bit import packed_linears
+from laplora.models.lora import lora_layers
 from laplora.models.shared_base import SharedBases, share
 from laplora.models.tensor_sizes import tensor_bytes
 from laplora.predictor import Predictor

@@ -14,7 +14,8 @@ from tiny_models import tiny_base
 from transformers import AutoModelForCausalLM
 
 from laplora.errors import ModelError
-from laplora.models.base import BaseSpec, attach_adapter, load_base_model, load_tokenizer
+from laplora.models.adapters import attach_adapter
+from laplora.models.base import BaseSpec, load_base_model, load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[3]
 PACKAGES = ("laplora", "service", "training")

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from serving import cache, settings, started
 from tiny_runs import FinishedRun, reseal
 
-from laplora.models.base import weights_hash
+from laplora.models.hashes import weights_hash
 from service.app import create_app
 
 pytestmark = pytest.mark.anyio

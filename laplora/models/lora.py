@@ -1,4 +1,4 @@
-"""What an adapter's settings must not say: peft acts on them before anything of the adapter can be looked at."""
+"""Which LoRA adapters are covered: what their settings must not say, and their layers in a model."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
+from torch import nn
 
 from laplora.errors import ArtifactCorruptError, ModelError
+
+ADAPTER = "default"
 
 #: Ways to start an adapter that leave the base alone. Others (PiSSA, OLoRA, CorDA, LoftQ) take something out of the
 #: base's weights, in place, whenever such an adapter is loaded: every other adapter on that base would change with it.
@@ -54,3 +57,44 @@ def _largest_dimension(file: Path) -> int:
     with safe_open(file, framework="pt") as handle:
         names: Any = handle.keys()
         return max((size for name in names for size in handle.get_slice(name).get_shape()), default=0)
+
+
+def lora_layers(model: Any) -> dict[str, Any]:
+    """Return the LoRA layers of a PEFT model by module path in the base model, in module order.
+
+    Raises:
+        ModelError: no LoRA layer, another kind of adapter, or trained parameters that the posterior would
+            not cover (DoRA, LoRA biases, adapted embeddings, convolutions, ``modules_to_save``).
+    """
+    from peft.tuners.lora import LoraLayer
+
+    config = model.peft_config[ADAPTER]
+    kind = getattr(config.peft_type, "value", config.peft_type)
+    if kind != "LORA":
+        raise ModelError(f"the adapter is of the kind {kind}; only LoRA is covered")
+    for name in ("trainable_token_indices", "target_parameters", "layer_replication"):
+        if getattr(config, name, None):
+            raise ModelError(f"the adapter sets {name}, which the posterior does not cover")
+    if getattr(config, "modules_to_save", None):
+        raise ModelError(f"the adapter retrains whole modules ({config.modules_to_save}); only LoRA is covered")
+    if config.bias != "none" or getattr(config, "lora_bias", False):
+        raise ModelError("the adapter trains biases; set bias='none' and lora_bias=False")
+    layers: dict[str, Any] = {}
+    for name, module in model.get_base_model().named_modules():
+        if not isinstance(module, LoraLayer):
+            continue
+        if getattr(module, "lora_embedding_A", None):
+            raise ModelError(f"{name} is an embedding with LoRA, which the posterior does not cover")
+        if ADAPTER not in module.lora_A:
+            continue
+        if getattr(module, "use_dora", {}).get(ADAPTER) or getattr(module, "lora_variant", {}).get(ADAPTER):
+            raise ModelError(f"{name} uses a LoRA variant (such as DoRA), which the posterior does not cover")
+        plain = module.get_base_layer()
+        if not isinstance(plain, nn.Linear) or not all(
+            isinstance(s[ADAPTER], nn.Linear) for s in (module.lora_A, module.lora_B)
+        ):
+            raise ModelError(f"{name} is a {type(plain).__name__}; only adapted linear layers (nn.Linear) are covered")
+        layers[name] = module
+    if not layers:
+        raise ModelError("the adapter has no LoRA layer on this base model")
+    return layers

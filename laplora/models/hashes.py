@@ -1,0 +1,124 @@
+"""What a base model and its tokenizer are, as hashes that an artifact records."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from laplora.errors import ModelError
+from laplora.models.wheels import cache_root
+
+_WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def weights_hash(location: str, revision: str | None = None, cache: Path | None = None) -> str:
+    """Return ``sha256:`` and the digest of a base model's weights, whatever files hold them.
+
+    Tensors enter by sorted name with dtype, shape and bytes, so resharding does not change the hash. The files are
+    those that transformers loads: ``model.safetensors``, or else exactly the shards that the index names; others in the
+    folder do not count. The result is remembered per file size and modification time, since hashing reads every byte.
+
+    Raises:
+        ModelError: no safetensors weights, an index that cannot be read, or one that names a file that is not there.
+    """
+    files = weight_files(location, revision)
+    key = hashlib.sha256(
+        json.dumps([[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files]).encode()
+    ).hexdigest()
+    note = cache_root(cache) / "weight-hashes" / key
+    if note.is_file():
+        return note.read_text(encoding="ascii")
+    value = "sha256:" + _hash_tensors(files)
+    note.parent.mkdir(parents=True, exist_ok=True)
+    temporary = note.with_suffix(f".{os.getpid()}")
+    temporary.write_text(value, encoding="ascii")
+    temporary.replace(note)
+    return value
+
+
+def weight_files(location: str, revision: str | None = None) -> list[Path]:
+    """Return the files that hold a checkpoint's weights, in order of name; fetched if they are on the hub.
+
+    Raises:
+        ModelError: as ``weights_hash``.
+    """
+    folder, local = Path(location), Path(location).is_dir()
+    if not local:
+        folder = _fetch(location, revision, ["config.json", _WHOLE, _INDEX])
+    names = [_WHOLE, _INDEX] if (name := _named_weights(folder)) is None else [name]
+    if not local:
+        folder = _fetch(location, revision, names)
+    present = next((folder / name for name in names if (folder / name).is_file()), None)
+    if present is None:
+        raise ModelError(f"base model {location!r} has no safetensors weights; laplora loads no pickled ones")
+    if not present.name.endswith(".index.json"):
+        return [present]
+    shards = _indexed(present, location)
+    if not local:
+        folder = _fetch(location, revision, shards)
+    missing = [shard for shard in shards if not (folder / shard).is_file()]
+    if missing:
+        raise ModelError(
+            f"base model {location!r}: {present.name} names {missing[0]!r}, which is not there: fetch it again"
+        )
+    return [folder / shard for shard in shards]
+
+
+def _named_weights(folder: Path) -> str | None:
+    """Return the file that the configuration names for the weights, if it names one; transformers loads that one."""
+    try:
+        name = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("transformers_weights")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
+    return name if isinstance(name, str) else None
+
+
+def _indexed(index: Path, location: str) -> list[str]:
+    """Return the names of an index's shards, each once, in order of name."""
+    try:
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if not shards or any(s != Path(s).name or not s.endswith(".safetensors") for s in shards):
+            raise ValueError
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise ModelError(
+            f"base model {location!r}: {index.name} does not map tensors to safetensors files of its folder: fetch it "
+            "again"
+        ) from None
+    return sorted(shards)
+
+
+def _fetch(location: str, revision: str | None, names: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(location, revision=revision, allow_patterns=names))
+
+
+def _hash_tensors(files: Sequence[Path]) -> str:
+    from safetensors import safe_open
+
+    owners: dict[str, Path] = {}
+    for file in files:
+        with safe_open(file, framework="pt") as handle:
+            owners.update(dict.fromkeys(handle.keys(), file))
+    digest = hashlib.sha256()
+    for name in sorted(owners):
+        with safe_open(owners[name], framework="pt") as handle:
+            tensor = handle.get_tensor(name).contiguous()
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """Return ``sha256:`` and the digest of the tokenizer's vocabulary, merges and processing."""
+    state = tokenizer.backend_tokenizer.to_str()
+    return "sha256:" + hashlib.sha256(state.encode()).hexdigest()
