@@ -57,7 +57,7 @@ RUN --mount=type=bind,from=wheels,target=/wheels \
     && mkdir -p /state/cache \
     && if [ -n "${BAKE_MODEL}" ]; then \
         LAPLORA_CACHE=/state/cache HOME=/tmp \
-        /opt/venv/bin/python -c 'import sys; from laplora.offline import ensure_model; ensure_model(sys.argv[1])' "${BAKE_MODEL}"; \
+        /opt/venv/bin/python -c 'import sys; from laplora.models.offline import ensure_model; ensure_model(sys.argv[1])' "${BAKE_MODEL}"; \
     fi
 
 FROM python

