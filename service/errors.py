@@ -1,47 +1,7 @@
-"""What can go wrong between a request and its answer, and the one table that gives each its status code.
+"""What can go wrong between a request and its answer; each error's class, code, status and meaning in one definition.
 
-    LaploraError
-    ├── ConfigError
-    │   └── TracingUnavailableError     traces are asked for and OpenTelemetry is not installed; ends the start
-    └── ServiceError
-        ├── MalformedHttpError          bytes that are not HTTP/1.1
-        ├── UnauthorizedError           no API key, or none of this server's
-        ├── ForbiddenError              an API key without the scope that is needed
-        ├── RouteNotFoundError          no endpoint at that path
-        ├── FeedbackOffError            predictions are not kept, so none can be labelled
-        ├── MethodNotAllowedError       the endpoint takes another method
-        ├── ArtifactNotLoadedError      a known artifact that is not loaded
-        ├── ArtifactActiveError         the active artifact, which cannot be unloaded
-        ├── ActivationRunningError      another artifact is being loaded
-        ├── LoadStuckError              a load that was given up still runs
-        ├── ShelfFullError              no room for another artifact
-        ├── JobNotFoundError            no job of that id, or another caller's
-        ├── IdempotencyConflictError    the same key for two different uploads, or two at once
-        ├── ArtifactChangedError        a job's artifact is not the one that is served now
-        ├── BodyTooLargeError           more bytes than max_body_bytes
-        ├── BatchTooLargeError          more inputs, members or tokens than one request may bring
-        ├── MediaTypeError              a body that is not plain UTF-8 JSON
-        ├── InvalidJsonError            a body that cannot be parsed
-        ├── InvalidRequestError         JSON that does not fit the schema
-        ├── UnscorableInputError        one input for which the model has no finite answer
-        ├── TooManyBadRowsError         a job with more rows that cannot be scored than max_job_bad_rows
-        ├── TooManyRequestsError        more requests, bytes, streams or connections at once than there is room for
-        │   └── ClientTooManyRequestsError  one caller's share of them
-        ├── QueueFullError              no room to wait
-        │   └── ClientQueueFullError    one caller's share of it is full
-        ├── TooManyJobsError            no room for another job
-        ├── NotReadyError               the artifact is still loading
-        ├── DrainingError               the server is stopping
-        ├── JobsUnavailableError        the jobs folder cannot be had
-        ├── StorageFullError            the disk has no room
-        ├── DeviceMemoryError           one input alone does not fit the device
-        ├── DeviceFaultError            the device failed for good; the process leaves
-        ├── DeviceStalledError          the device's present run is overdue
-        ├── DeadlineError               the request's time ran out
-        ├── LoadTimeoutError            an artifact took too long to load
-        └── ClientGoneError             nobody is left to read the answer
-
-The engine raises these without knowing what a status code is.
+The first line of a class's docstring is its meaning in the API's documentation. What raises an error need not know what
+a status code is. An exception is answered as its own class says, or as the nearest base class that has a code.
 """
 
 from __future__ import annotations
@@ -53,13 +13,36 @@ from laplora import errors as library
 
 #: Longest message sent to a client, in characters: client-controlled names can end up in one.
 MAX_MESSAGE_CHARACTERS = 600
-_WORD = re.compile(r"[A-Za-z0-9_\[\]-]{1,64}")
 #: Longest field path sent to a client, in characters.
 MAX_FIELD_CHARACTERS = 200
+_WORD = re.compile(r"[A-Za-z0-9_\[\]-]{1,64}")
+
+
+@dataclass(frozen=True)
+class ErrorKind:
+    """How one class of exceptions is answered.
+
+    Attributes:
+        raised: the exception, with its subclasses unless they have a code of their own.
+        code: what clients branch on; it never changes.
+        status: HTTP status code.
+        meaning: one line for the API's documentation.
+        retry_after_s: default of the ``Retry-After`` header in seconds, None for no header.
+    """
+
+    raised: type[Exception]
+    code: str
+    status: int
+    meaning: str
+    retry_after_s: int | None = None
+
+
+#: Every kind, in the order in which the API's documentation lists them.
+ERROR_KINDS: list[ErrorKind] = []
 
 
 class ServiceError(library.LaploraError):
-    """Base of the service's own errors.
+    """Base of the service's own errors. A subclass without a code is answered as its base class.
 
     Args:
         message: expected, got, what to do. Never prompt text.
@@ -68,6 +51,12 @@ class ServiceError(library.LaploraError):
         got: what came instead.
         retry_after_s: seconds after which another try makes sense.
     """
+
+    def __init_subclass__(cls, *, code: str | None = None, status: int = 500, retry_after_s: int | None = None) -> None:
+        super().__init_subclass__()
+        if code is not None:
+            meaning = (cls.__doc__ or code).partition("\n")[0]
+            ERROR_KINDS.append(ErrorKind(cls, code, status, meaning, retry_after_s))
 
     def __init__(
         self,
@@ -85,248 +74,185 @@ class ServiceError(library.LaploraError):
         self.retry_after_s = retry_after_s
 
 
-class MalformedHttpError(ServiceError):
-    """Bytes that are not HTTP/1.1."""
+def _answered(raised: type[Exception], code: str, status: int, meaning: str) -> None:
+    """Say how an exception that is none of the service's is answered."""
+    ERROR_KINDS.append(ErrorKind(raised, code, status, meaning))
 
 
-class UnauthorizedError(ServiceError):
-    """No API key, or none of this server's."""
+class MalformedHttpError(ServiceError, code="malformed_http", status=400):
+    """The connection's bytes are not HTTP/1.1."""
 
 
-class ForbiddenError(ServiceError):
-    """An API key without the scope that is needed."""
+class UnauthorizedError(ServiceError, code="unauthorized", status=401):
+    """No API key was sent, or none of this server's."""
 
 
-class RouteNotFoundError(ServiceError):
-    """No endpoint at that path."""
+class ForbiddenError(ServiceError, code="forbidden", status=403):
+    """The API key does not have the scope that is needed."""
 
 
-class MethodNotAllowedError(ServiceError):
+class RouteNotFoundError(ServiceError, code="route_not_found", status=404):
+    """No endpoint at this path."""
+
+
+_answered(library.ArtifactNotFoundError, "artifact_not_found", 404, "No artifact of this name.")
+
+
+class FeedbackOffError(ServiceError, code="feedback_off", status=404):
+    """The server keeps no predictions: feedback_rows is 0."""
+
+
+class JobNotFoundError(ServiceError, code="job_not_found", status=404):
+    """No job of this id, or another caller's."""
+
+
+class MethodNotAllowedError(ServiceError, code="method_not_allowed", status=405):
     """The endpoint takes another method."""
 
 
-class FeedbackOffError(ServiceError):
-    """Predictions are not kept, so none can be labelled."""
+class ArtifactNotLoadedError(ServiceError, code="artifact_not_loaded", status=409):
+    """The artifact exists but is not loaded."""
 
 
-class ArtifactNotLoadedError(ServiceError):
-    """A known artifact that is not loaded."""
+class ArtifactActiveError(ServiceError, code="artifact_active", status=409):
+    """The active artifact cannot be unloaded."""
 
 
-class ArtifactActiveError(ServiceError):
-    """The active artifact, which cannot be unloaded."""
-
-
-class ActivationRunningError(ServiceError):
+class ActivationRunningError(ServiceError, code="activation_running", status=409):
     """Another artifact is being loaded."""
 
 
-class LoadStuckError(ServiceError):
-    """A load that was given up still runs, and holds memory that nobody can count."""
+class LoadStuckError(ServiceError, code="load_stuck", status=409):
+    """A load that was given up still runs: no other can begin."""
 
 
-class LoadTimeoutError(ServiceError):
-    """An artifact took longer to load than ``load_timeout_s``."""
-
-
-class ShelfFullError(ServiceError):
+class ShelfFullError(ServiceError, code="artifacts_full", status=409):
     """No room for another artifact beside those in use."""
 
 
-class JobNotFoundError(ServiceError):
-    """No job of that id, or another caller's."""
+class IdempotencyConflictError(ServiceError, code="idempotency_conflict", status=409):
+    """The Idempotency-Key is another job's, or of an upload that has not ended."""
 
 
-class IdempotencyConflictError(ServiceError):
-    """An upload under a key that is another job's, or another upload's that has not ended."""
-
-
-class ArtifactChangedError(ServiceError):
+class ArtifactChangedError(ServiceError, code="artifact_changed", status=409):
     """A job's artifact is not the one that is served now."""
 
 
-class BodyTooLargeError(ServiceError):
-    """More bytes than ``max_body_bytes``."""
+_answered(library.ArtifactCorruptError, "artifact_corrupt", 409, "The artifact's files are not what it says.")
 
 
-class BatchTooLargeError(ServiceError):
-    """More inputs than ``max_inputs``, more values than those could have, or more tokens than the queue could hold."""
+_answered(library.GoldenMismatchError, "golden_mismatch", 409, "The artifact's recorded answers are not reproduced.")
 
 
-class MediaTypeError(ServiceError):
-    """A body that is not plain UTF-8 JSON."""
+_answered(library.ArtifactError, "artifact_incompatible", 409, "The artifact does not fit this server.")
 
 
-class InvalidJsonError(ServiceError):
-    """A body that cannot be parsed."""
+_answered(library.ModelError, "model_unsupported", 409, "The artifact's base model cannot be used.")
 
 
-class InvalidRequestError(ServiceError):
-    """JSON that does not fit the schema."""
+_answered(library.DownloadError, "model_unavailable", 409, "The artifact's base model could not be fetched.")
 
 
-class UnscorableInputError(ServiceError):
-    """One input for which the model has no finite answer."""
+class BodyTooLargeError(ServiceError, code="body_too_large", status=413):
+    """More bytes than max_body_bytes."""
 
 
-class TooManyBadRowsError(ServiceError):
-    """A job with more rows that cannot be scored than it may have, or with no other."""
+class BatchTooLargeError(ServiceError, code="batch_too_large", status=413):
+    """More inputs, values or tokens than one request may bring."""
 
 
-class TooManyRequestsError(ServiceError):
-    """More than ``max_requests``, ``max_in_flight_bytes``, ``max_event_streams`` or ``max_connections``."""
+class MediaTypeError(ServiceError, code="unsupported_media_type", status=415):
+    """The body is not plain UTF-8 application/json."""
 
 
-class ClientTooManyRequestsError(TooManyRequestsError):
-    """The caller has all the places, bytes, streams or connections that one caller may have."""
+class InvalidJsonError(ServiceError, code="invalid_json", status=422):
+    """The body cannot be parsed as JSON."""
 
 
-class QueueFullError(ServiceError):
-    """No room to wait."""
+class InvalidRequestError(ServiceError, code="invalid_request", status=422):
+    """The JSON does not fit the schema."""
 
 
-class ClientQueueFullError(QueueFullError):
-    """The caller's own requests hold all that one caller may."""
+_answered(library.TooManyTokensError, "too_many_tokens", 422, "An input is too long and truncate is false.")
 
 
-class TooManyJobsError(ServiceError):
+_answered(library.InvalidInputError, "invalid_input", 422, "An input does not fit the artifact's template.")
+
+
+class UnscorableInputError(ServiceError, code="unscorable_input", status=422):
+    """The model has no finite answer for an input."""
+
+
+class TooManyBadRowsError(ServiceError, code="too_many_bad_rows", status=422):
+    """More of a job's rows cannot be scored than may be."""
+
+
+class TooManyRequestsError(ServiceError, code="too_many_requests", status=429, retry_after_s=1):
+    """Too many requests, bytes of bodies, streams of events or connections at once: try again later."""
+
+
+class ClientTooManyRequestsError(TooManyRequestsError, code="client_too_many_requests", status=429, retry_after_s=1):
+    """The caller has its share of places, of bytes of bodies, of streams of events or of connections."""
+
+
+class QueueFullError(ServiceError, code="queue_full", status=429, retry_after_s=1):
+    """No room to wait: try again later."""
+
+
+class ClientQueueFullError(QueueFullError, code="client_queue_full", status=429, retry_after_s=1):
+    """The caller's own requests fill its share of the queue."""
+
+
+class TooManyJobsError(ServiceError, code="too_many_jobs", status=429, retry_after_s=60):
     """No room for another job."""
 
 
-class NotReadyError(ServiceError):
+class ClientGoneError(ServiceError, code="client_closed_request", status=499):
+    """The client closed its connection (logged, never read)."""
+
+
+class NotReadyError(ServiceError, code="not_ready", status=503, retry_after_s=5):
     """The artifact is still loading."""
 
 
-class DrainingError(ServiceError):
+class DrainingError(ServiceError, code="draining", status=503, retry_after_s=5):
     """The server is stopping."""
 
 
-class JobsUnavailableError(ServiceError):
-    """The jobs folder cannot be had; everything else is served."""
+class JobsUnavailableError(ServiceError, code="jobs_unavailable", status=503, retry_after_s=30):
+    """The server cannot keep jobs."""
 
 
-class StorageFullError(ServiceError):
-    """The disk has no room for what a job needs to keep."""
+class StorageFullError(ServiceError, code="storage_full", status=503, retry_after_s=60):
+    """The disk has no room for jobs."""
 
 
-class DeviceMemoryError(ServiceError):
-    """One input alone does not fit the device's memory."""
+class DeviceMemoryError(ServiceError, code="device_memory", status=503, retry_after_s=5):
+    """An input does not fit the device's memory."""
 
 
-class DeviceFaultError(ServiceError):
-    """The device failed for good; the process leaves and a new one has to take its place."""
+class DeviceFaultError(ServiceError, code="device_fault", status=503, retry_after_s=10):
+    """The device failed: the server leaves, to start anew."""
 
 
-class DeviceStalledError(ServiceError):
+class DeviceStalledError(ServiceError, code="device_stalled", status=503, retry_after_s=5):
     """The device's present run is overdue."""
 
 
-class DeadlineError(ServiceError):
-    """The request's time ran out."""
+class DeadlineError(ServiceError, code="deadline_exceeded", status=504):
+    """The request's deadline passed."""
 
 
-class ClientGoneError(ServiceError):
-    """The client closed its connection: nobody is left to read the answer."""
+class LoadTimeoutError(ServiceError, code="load_timeout", status=504):
+    """The artifact took longer to load than load_timeout_s."""
+
+
+_answered(Exception, "internal_error", 500, "A fault of the server.")
 
 
 class TracingUnavailableError(library.ConfigError):
     """Traces are asked for and OpenTelemetry is not installed. Raised at the start only, never answered."""
 
-
-@dataclass(frozen=True)
-class ErrorKind:
-    """One row of the table.
-
-    Attributes:
-        raised: the exception, with its subclasses unless they have a row of their own.
-        code: what clients branch on; it never changes.
-        status: HTTP status code.
-        meaning: one line for the API's documentation.
-        retry_after_s: default of the ``Retry-After`` header in seconds, None for no header.
-    """
-
-    raised: type[Exception]
-    code: str
-    status: int
-    meaning: str
-    retry_after_s: int | None = None
-
-
-#: The only place where a status code is chosen.
-ERROR_KINDS: tuple[ErrorKind, ...] = (
-    ErrorKind(MalformedHttpError, "malformed_http", 400, "The connection's bytes are not HTTP/1.1."),
-    ErrorKind(UnauthorizedError, "unauthorized", 401, "No API key was sent, or none of this server's."),
-    ErrorKind(ForbiddenError, "forbidden", 403, "The API key does not have the scope that is needed."),
-    ErrorKind(RouteNotFoundError, "route_not_found", 404, "No endpoint at this path."),
-    ErrorKind(library.ArtifactNotFoundError, "artifact_not_found", 404, "No artifact of this name."),
-    ErrorKind(FeedbackOffError, "feedback_off", 404, "The server keeps no predictions: feedback_rows is 0."),
-    ErrorKind(JobNotFoundError, "job_not_found", 404, "No job of this id, or another caller's."),
-    ErrorKind(MethodNotAllowedError, "method_not_allowed", 405, "The endpoint takes another method."),
-    ErrorKind(ArtifactNotLoadedError, "artifact_not_loaded", 409, "The artifact exists but is not loaded."),
-    ErrorKind(ArtifactActiveError, "artifact_active", 409, "The active artifact cannot be unloaded."),
-    ErrorKind(ActivationRunningError, "activation_running", 409, "Another artifact is being loaded."),
-    ErrorKind(LoadStuckError, "load_stuck", 409, "A load that was given up still runs: no other can begin."),
-    ErrorKind(ShelfFullError, "artifacts_full", 409, "No room for another artifact beside those in use."),
-    ErrorKind(
-        IdempotencyConflictError,
-        "idempotency_conflict",
-        409,
-        "The Idempotency-Key is another job's, or of an upload that has not ended.",
-    ),
-    ErrorKind(ArtifactChangedError, "artifact_changed", 409, "A job's artifact is not the one that is served now."),
-    ErrorKind(library.ArtifactCorruptError, "artifact_corrupt", 409, "The artifact's files are not what it says."),
-    ErrorKind(
-        library.GoldenMismatchError, "golden_mismatch", 409, "The artifact's recorded answers are not reproduced."
-    ),
-    ErrorKind(library.ArtifactError, "artifact_incompatible", 409, "The artifact does not fit this server."),
-    ErrorKind(library.ModelError, "model_unsupported", 409, "The artifact's base model cannot be used."),
-    ErrorKind(library.DownloadError, "model_unavailable", 409, "The artifact's base model could not be fetched."),
-    ErrorKind(BodyTooLargeError, "body_too_large", 413, "More bytes than max_body_bytes."),
-    ErrorKind(BatchTooLargeError, "batch_too_large", 413, "More inputs, values or tokens than one request may bring."),
-    ErrorKind(MediaTypeError, "unsupported_media_type", 415, "The body is not plain UTF-8 application/json."),
-    ErrorKind(InvalidJsonError, "invalid_json", 422, "The body cannot be parsed as JSON."),
-    ErrorKind(InvalidRequestError, "invalid_request", 422, "The JSON does not fit the schema."),
-    ErrorKind(library.TooManyTokensError, "too_many_tokens", 422, "An input is too long and truncate is false."),
-    ErrorKind(library.InvalidInputError, "invalid_input", 422, "An input does not fit the artifact's template."),
-    ErrorKind(UnscorableInputError, "unscorable_input", 422, "The model has no finite answer for an input."),
-    ErrorKind(TooManyBadRowsError, "too_many_bad_rows", 422, "More of a job's rows cannot be scored than may be."),
-    ErrorKind(
-        TooManyRequestsError,
-        "too_many_requests",
-        429,
-        "Too many requests, bytes of bodies, streams of events or connections at once: try again later.",
-        retry_after_s=1,
-    ),
-    ErrorKind(
-        ClientTooManyRequestsError,
-        "client_too_many_requests",
-        429,
-        "The caller has its share of places, of bytes of bodies, of streams of events or of connections.",
-        retry_after_s=1,
-    ),
-    ErrorKind(QueueFullError, "queue_full", 429, "No room to wait: try again later.", retry_after_s=1),
-    ErrorKind(
-        ClientQueueFullError,
-        "client_queue_full",
-        429,
-        "The caller's own requests fill its share of the queue.",
-        retry_after_s=1,
-    ),
-    ErrorKind(TooManyJobsError, "too_many_jobs", 429, "No room for another job.", retry_after_s=60),
-    ErrorKind(ClientGoneError, "client_closed_request", 499, "The client closed its connection (logged, never read)."),
-    ErrorKind(NotReadyError, "not_ready", 503, "The artifact is still loading.", retry_after_s=5),
-    ErrorKind(DrainingError, "draining", 503, "The server is stopping.", retry_after_s=5),
-    ErrorKind(JobsUnavailableError, "jobs_unavailable", 503, "The server cannot keep jobs.", retry_after_s=30),
-    ErrorKind(StorageFullError, "storage_full", 503, "The disk has no room for jobs.", retry_after_s=60),
-    ErrorKind(DeviceMemoryError, "device_memory", 503, "An input does not fit the device's memory.", retry_after_s=5),
-    ErrorKind(
-        DeviceFaultError, "device_fault", 503, "The device failed: the server leaves, to start anew.", retry_after_s=10
-    ),
-    ErrorKind(DeviceStalledError, "device_stalled", 503, "The device's present run is overdue.", retry_after_s=5),
-    ErrorKind(DeadlineError, "deadline_exceeded", 504, "The request's deadline passed."),
-    ErrorKind(LoadTimeoutError, "load_timeout", 504, "The artifact took longer to load than load_timeout_s."),
-    ErrorKind(Exception, "internal_error", 500, "A fault of the server."),
-)
 
 _BY_EXCEPTION = {kind.raised: kind for kind in ERROR_KINDS}
 
