@@ -17,7 +17,7 @@ from fastapi.staticfiles import StaticFiles
 
 from service.errors import kinds_by_code
 from service.http.in_flight import needs_place
-from service.http.schemas import ErrorResponse
+from service.http.schemas.errors import ErrorResponse
 from service.security.access import line_of
 from service.settings import Settings
 

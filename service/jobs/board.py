@@ -26,7 +26,8 @@ from service.errors import (
     error_content,
     kind_of,
 )
-from service.http.schemas import ArtifactRef, MeasureOptions
+from service.http.schemas.artifacts import ArtifactRef
+from service.http.schemas.evaluate import MeasureOptions
 from service.jobs.chunks import Chunk
 from service.jobs.folder import JobsFolder, StrangersError, default_jobs_dir
 from service.jobs.quota import Quota

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from laplora.errors import LaploraError
 from service.errors import BodyTooLargeError, InvalidJsonError, InvalidRequestError
 from service.http.json_parsing import parse_json
-from service.http.schemas import LabelledInput
+from service.http.schemas.inputs import LabelledInput
 from service.scoring.evaluation import label_index
 
 

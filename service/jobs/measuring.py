@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from service.http.schemas import JobResult, MethodMetrics
+from service.http.schemas.evaluate import MethodMetrics
+from service.http.schemas.jobs import JobResult
 from service.jobs.records import Job
 from service.jobs.waiting import in_thread
 from service.scoring.evaluation import MethodRow, measure_method

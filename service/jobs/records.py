@@ -9,7 +9,8 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel
 
-from service.http.schemas import ArtifactRef, MeasureOptions
+from service.http.schemas.artifacts import ArtifactRef
+from service.http.schemas.evaluate import MeasureOptions
 from service.jobs.quota import Hold
 from service.jobs.sums import Sums
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from service.http.schemas import BadRow, JobOut, JobPause, JobResult, PartialMetrics
+from service.http.schemas.jobs import BadRow, JobOut, JobPause, JobResult, PartialMetrics
 from service.jobs.records import Job
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from laplora.errors import InvalidInputError
-from service.http.schemas import LabelledInput, MeasureOptions, MethodMetrics
+from service.http.schemas.evaluate import MeasureOptions, MethodMetrics
+from service.http.schemas.inputs import LabelledInput
 
 if TYPE_CHECKING:
     import torch

@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from laplora.answers.prediction import Prediction
     from laplora.predictor import Predictor
     from laplora.prompts.templates import EncodedRow
-    from service.http.schemas import Input, PredictOptions
+    from service.http.schemas.inputs import Input
+    from service.http.schemas.predict import PredictOptions
     from service.jobs.board import JobBoard
 
 T = TypeVar("T")

@@ -12,7 +12,7 @@ from fastapi.concurrency import run_in_threadpool
 from laplora.errors import LaploraError
 from service.artifacts.shelf import Place
 from service.http.openapi import CANDIDATE_ERRORS, STATE_ERRORS, error_responses
-from service.http.schemas import (
+from service.http.schemas.artifacts import (
     ActivateResponse,
     ArtifactRef,
     ArtifactsResponse,

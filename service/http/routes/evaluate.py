@@ -15,7 +15,8 @@ from service.http.body import JsonBodyRoute
 from service.http.openapi import SCORING_ERRORS, error_responses
 from service.http.routes.artifacts import artifact_ref
 from service.http.routes.predict import note_asked, record, timing_of
-from service.http.schemas import EvaluateRequest, EvaluateResponse, LabelledInput, MethodMetrics
+from service.http.schemas.evaluate import EvaluateRequest, EvaluateResponse, MethodMetrics
+from service.http.schemas.inputs import LabelledInput
 from service.scoring.engine import Ask
 from service.scoring.evaluation import label_index, measure, method_rows
 from service.scoring.state import Scored, ServiceState, check_inputs, deadline_of, lease, score, while_awaited

@@ -12,7 +12,8 @@ from service.errors import FeedbackOffError
 from service.feedback.labels import FeedbackStore
 from service.feedback.watch import Figures, Reference, Report
 from service.http.body import JsonBodyRoute
-from service.http.feedback_schemas import (
+from service.http.openapi import BODY_ERRORS, error_responses
+from service.http.schemas.feedback import (
     DriftOut,
     FeedbackRequest,
     FeedbackResponse,
@@ -23,7 +24,6 @@ from service.http.feedback_schemas import (
     WatchedFigure,
     WatchResponse,
 )
-from service.http.openapi import BODY_ERRORS, error_responses
 from service.scoring.state import ServiceState
 from service.security.callers import caller_of
 

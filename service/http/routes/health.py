@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request
 from laplora.errors import ArtifactNotFoundError
 from service.http.openapi import STATE_ERRORS, error_responses
 from service.http.routes.artifacts import artifact_ref, template_fields
-from service.http.schemas import LiveResponse, ReadyResponse, V2Live, V2Model, V2Ready, V2Tensor
+from service.http.schemas.health import LiveResponse, ReadyResponse, V2Live, V2Model, V2Ready, V2Tensor
 from service.scoring.state import ServiceState, check_ready, check_taking
 
 router = APIRouter(tags=["health"])

@@ -17,7 +17,7 @@ from service.errors import ClientGoneError, DeadlineError
 from service.http.body import announced_bytes, check_media_type, discard
 from service.http.openapi import JOB_ERRORS, JOBS_ERRORS, UPLOAD_ERRORS, error_responses
 from service.http.routes.artifacts import artifact_ref
-from service.http.schemas import JobDeleted, JobOut, JobQuery, JobsResponse
+from service.http.schemas.jobs import JobDeleted, JobOut, JobQuery, JobsResponse
 from service.jobs.board import JobBoard
 from service.jobs.records import Job
 from service.jobs.shown import events, job_out

@@ -12,15 +12,9 @@ from service.errors import UnscorableInputError
 from service.http.body import JsonBodyRoute
 from service.http.openapi import SCORING_ERRORS, error_responses
 from service.http.routes.artifacts import artifact_ref
-from service.http.schemas import (
-    Input,
-    PredictionOut,
-    PredictiveRef,
-    PredictOptions,
-    PredictRequest,
-    PredictResponse,
-    Timing,
-)
+from service.http.schemas.base import Timing
+from service.http.schemas.inputs import Input
+from service.http.schemas.predict import PredictionOut, PredictiveRef, PredictOptions, PredictRequest, PredictResponse
 from service.scoring.engine import Ask
 from service.scoring.state import (
     Scored,

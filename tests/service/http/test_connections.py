@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from service.http.schemas import ErrorResponse
+from service.http.schemas.errors import ErrorResponse
 from service.security.callers import caller_of
 
 pytestmark = pytest.mark.anyio

@@ -14,7 +14,7 @@ from serving import FakePredictor, serve
 
 from laplora.errors import NonFiniteError
 from laplora.prompts.templates import TEMPLATES
-from service.http.schemas import ErrorResponse
+from service.http.schemas.errors import ErrorResponse
 
 pytestmark = pytest.mark.anyio
 

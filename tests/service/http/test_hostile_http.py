@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 from server_process import Process, server_process
 
-from service.http.schemas import ErrorResponse
+from service.http.schemas.errors import ErrorResponse
 
 FAKE_SERVER = Path(__file__).resolve().parents[1] / "fake_server.py"
 SECRET = b"zebra-secret"

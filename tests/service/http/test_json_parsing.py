@@ -17,7 +17,8 @@ from serving import serve
 from service.errors import BatchTooLargeError, InvalidJsonError, InvalidRequestError
 from service.http import body, json_parsing
 from service.http.json_parsing import FEWEST_MEMBERS, MAX_DIGITS, MAX_KEYS, count_members, most_members, parse_json
-from service.http.schemas import Input, PredictRequest
+from service.http.schemas.inputs import Input
+from service.http.schemas.predict import PredictRequest
 
 JSON = {"content-type": "application/json"}
 SIZE = 4 * 2**20

@@ -28,7 +28,7 @@ from server_process import ROOT, server_process
 from tiny_runs import FinishedRun
 
 from service.errors import ERROR_KINDS
-from service.http.schemas import ErrorResponse
+from service.http.schemas.errors import ErrorResponse
 
 SEED = 20
 FAKE_SERVER = Path(__file__).resolve().parents[1] / "fake_server.py"

@@ -10,7 +10,8 @@ import pytest
 from test_jobs_folder import FIRST_DDL
 
 from service.errors import JobsUnavailableError
-from service.http.schemas import ArtifactRef, MeasureOptions
+from service.http.schemas.artifacts import ArtifactRef
+from service.http.schemas.evaluate import MeasureOptions
 from service.jobs.records import About, Job
 from service.jobs.store import ScoredRow, Store
 from service.jobs.sums import Sums

@@ -38,7 +38,7 @@ from test_connections import name_the_caller
 
 from service.__main__ import server_config
 from service.errors import ERROR_KINDS
-from service.http.schemas import ErrorResponse
+from service.http.schemas.errors import ErrorResponse
 from service.security.access import ACCESS
 from service.settings import Settings
 

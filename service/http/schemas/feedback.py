@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, FiniteFloat
 
-from service.http.schemas import Answer, Probability, Strict
+from service.http.schemas.base import Answer, Probability, Strict
 
 _LIMIT = "null where there is nothing to compare with."
 

@@ -1,0 +1,67 @@
+"""One input of a request, and one with its true label."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+_EXAMPLE_INPUT: dict[str, Any] = {"id": "a1", "text": "a gripping, funny, beautifully acted film ."}
+_EXAMPLE_QUESTION: dict[str, Any] = {
+    "id": "a2",
+    "question": "The trophy did not fit into the suitcase because the _ was too large.",
+    "choices": ["trophy", "suitcase"],
+}
+#: Named here for readers and for generated clients; which of them an input may have is the artifact's to say.
+_INPUT_FIELDS: dict[str, Any] = {
+    "question": {"type": "string", "description": "Question, of templates that take one."},
+    "choices": {
+        "type": "array",
+        "items": {"type": "string"},
+        "description": "Choices of a question, in order: two or more, and no more than the artifact has labels.",
+    },
+    "prompt": {"type": "string", "description": "An already rendered prompt, in place of every other field but id."},
+}
+
+
+def _with_fields(examples: list[dict[str, Any]]) -> Callable[[dict[str, Any]], None]:
+    """Return what adds to an input's schema the fields that a template may have, and examples."""
+
+    def add(schema: dict[str, Any]) -> None:
+        schema["properties"] |= _INPUT_FIELDS
+        schema["additionalProperties"] = {"type": "string", "description": "Further fields of the artifact's template."}
+        schema["examples"] = examples
+
+    return add
+
+
+class Input(BaseModel):
+    """One input: the fields of the artifact's template (for example `text`), or `question` and `choices`, or `prompt`.
+
+    `prompt` is an already rendered prompt. GET /artifacts names each artifact's fields. One request may mix them.
+    """
+
+    model_config = ConfigDict(
+        strict=True,
+        extra="allow",
+        allow_inf_nan=False,
+        json_schema_extra=_with_fields([_EXAMPLE_INPUT, _EXAMPLE_QUESTION]),
+    )
+
+    id: str | None = Field(default=None, max_length=256, description="Echoed in the answer; unique within the request.")
+
+    @property
+    def template_fields(self) -> dict[str, Any]:
+        """Whatever was sent beside this model's own fields."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class LabelledInput(Input):
+    """One input and its true label."""
+
+    model_config = ConfigDict(
+        json_schema_extra=_with_fields([{**_EXAMPLE_INPUT, "label": "positive"}, {**_EXAMPLE_QUESTION, "label": "A"}])
+    )
+
+    label: str = Field(max_length=256, description="True label: one of the artifact's label words.")

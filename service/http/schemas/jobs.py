@@ -1,0 +1,135 @@
+"""Query and bodies of /evaluate/jobs."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import AwareDatetime, ConfigDict, Field, FiniteFloat
+
+from service.http.schemas.artifacts import ArtifactRef
+from service.http.schemas.base import Answer
+from service.http.schemas.errors import ErrorDetail
+from service.http.schemas.evaluate import MeasureOptions, MethodMetrics
+
+
+class JobQuery(MeasureOptions):
+    """How to evaluate an upload."""
+
+    model_config = ConfigDict(strict=False)
+
+    artifact: str | None = Field(
+        default=None,
+        max_length=256,
+        description="Name of the artifact that must answer; unset: the active one.",
+        examples=[None],
+    )
+
+    @property
+    def options(self) -> MeasureOptions:
+        """All but the artifact."""
+        return MeasureOptions(**self.model_dump(exclude={"artifact"}))
+
+
+class JobResult(Answer):
+    """What POST /evaluate would say of the rows that could be scored: metrics by predictive."""
+
+    artifact: ArtifactRef = Field(description="Which artifact answered.")
+    rows: int = Field(description="Number of inputs measured.", examples=[20000])
+    methods: dict[str, MethodMetrics] = Field(description="Metrics by predictive.")
+
+
+class PartialMetrics(Answer):
+    """Metrics of one predictive on the rows so far, without intervals."""
+
+    accuracy: FiniteFloat = Field(description="Share of right answers, 0 to 1.", examples=[0.84])
+    nll: FiniteFloat = Field(description="Mean negative log-likelihood, nats.", examples=[0.374])
+    ece: FiniteFloat = Field(description="Expected calibration error, 0 to 1.", examples=[0.036])
+
+
+class JobPause(Answer):
+    """What a paused job waits for; it goes on by itself."""
+
+    code: str = Field(
+        description="The error that the job was refused with: queue_full, not_ready, storage_full or another with 429 "
+        "or 503.",
+        examples=["queue_full"],
+    )
+    message: str = Field(
+        description="What was expected and what came.",
+        examples=["2040 rows wait and 40 came, max_queue_rows is 2048: try again later"],
+    )
+
+
+class BadRow(Answer):
+    """One line of an upload that could not be scored."""
+
+    line: int = Field(description="Number of the line, from 1.", examples=[17])
+    code: str = Field(
+        description="The error of POST /evaluate for it: unscorable_input, device_memory or another; device_fault: the "
+        "server ended uncleanly, several times, while this row ran.",
+        examples=["unscorable_input"],
+    )
+
+
+class JobOut(Answer):
+    """A large evaluation and how far it is."""
+
+    id: str = Field(description="Its id.", examples=["7f3c1f0ab5a94f6fa7c3d1b2c4e5f607"])
+    status: Literal["queued", "running", "paused", "done", "failed", "cancelled"] = Field(
+        description="queued: for its turn; running; paused: waiting for what the field paused says; done: there is a "
+        "result; failed: the field error says why; cancelled.",
+        examples=["running"],
+    )
+    owner: str = Field(description="The caller that uploaded it.", examples=["127.0.0.1"])
+    artifact: ArtifactRef = Field(description="The artifact that it measures; no other content of it will do.")
+    options: MeasureOptions = Field(description="How it evaluates.")
+    rows: int = Field(description="Number of inputs in all.", examples=[20000])
+    rows_done: int = Field(
+        description="Number of inputs that are over, answered or left out, and on disk.", examples=[5120]
+    )
+    rows_bad: int = Field(
+        description="Number of inputs that could not be scored: left out, and no part of any metric. More than "
+        "max_job_bad_rows fail the job.",
+        examples=[1],
+    )
+    rows_per_second: FiniteFloat | None = Field(
+        description="Number of inputs per second of late, with other jobs' turns between; null while it does not run.",
+        examples=[11.5],
+    )
+    partial: dict[str, PartialMetrics] | None = Field(
+        description="Metrics by predictive of the rows done and scored; null before the first."
+    )
+    bad_rows: list[BadRow] | None = Field(
+        description="The lines that could not be scored; null in lists, events, and answers to an upload or a cancel."
+    )
+    paused: JobPause | None = Field(description="What it waits for; null unless it is paused.")
+    error: ErrorDetail | None = Field(description="Why it failed; null unless it did.")
+    created_at: AwareDatetime = Field(
+        description="When the upload had come, UTC by the server's clock.", examples=["2026-01-31T12:00:00Z"]
+    )
+    started_at: AwareDatetime | None = Field(
+        description="When it began to run; null before.", examples=["2026-01-31T12:00:01Z"]
+    )
+    finished_at: AwareDatetime | None = Field(
+        description="When it ended; null before. job_keep_s later it is removed.", examples=["2026-01-31T12:30:00Z"]
+    )
+    result: JobResult | None = Field(
+        description="The metrics; null unless it is done, and in lists, events, and answers to an upload or a cancel."
+    )
+
+
+class JobsResponse(Answer):
+    """The caller's jobs."""
+
+    jobs: list[JobOut] = Field(description="The newest first; everybody's for a caller with the scope admin.")
+
+
+class JobDeleted(Answer):
+    """What became of a job."""
+
+    id: str = Field(description="Its id.", examples=["7f3c1f0ab5a94f6fa7c3d1b2c4e5f607"])
+    outcome: Literal["cancelled", "kept", "removed"] = Field(
+        description="cancelled: it had not ended, runs no more and is still listed; kept: it ended before you were "
+        "told so, and nothing was removed: the next DELETE removes it; removed: it is gone.",
+        examples=["cancelled"],
+    )
