@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from laplora.decisions.uncertainty import FLAGS, Uncertainty, decompose
     from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
     from laplora.jacobians.states import States, StateTape
+    from laplora.linearised import PosteriorPredictive
     from laplora.metrics.ranking import error_auprc, error_auroc, risk_coverage
     from laplora.metrics.scores import Evaluation, evaluate_probs
     from laplora.posterior.base import Posterior, Prior, block_precisions
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
     from laplora.posterior.subset import select_blocks
     from laplora.predictive.cross_fitting import cross_fitted
     from laplora.predictive.distilled import Distillation, DistilledCovariance, distill
-    from laplora.predictive.gaussian import PosteriorPredictive, posterior_predictive
+    from laplora.predictive.gaussian import posterior_predictive
     from laplora.predictive.kinds import PREDICTIVES, PredictiveSpec, fit_predictive_temperature, predictive_probs
     from laplora.predictive.members import dropout_masks, member_weights
     from laplora.predictor import Predictor
@@ -164,7 +165,8 @@ _HOMES = {
     "metrics.scores": ("Evaluation", "evaluate_probs"),
     "prompts.option_order": ("option_orders", "permute_choices", "restore_contrasts", "restore_logits"),
     "posterior.base": ("Posterior", "Prior", "block_precisions"),
-    "predictive.gaussian": ("PosteriorPredictive", "posterior_predictive"),
+    "linearised": ("PosteriorPredictive",),
+    "predictive.gaussian": ("posterior_predictive",),
     "predictive.kinds": ("PREDICTIVES", "PredictiveSpec", "fit_predictive_temperature", "predictive_probs"),
     "answers.prediction": ("Prediction",),
     "predictor": ("Predictor",),

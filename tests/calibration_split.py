@@ -8,8 +8,9 @@ import torch
 
 from laplora.decisions.review import fit_thresholds
 from laplora.decisions.thresholds import Thresholds
-from laplora.decisions.uncertainty import decompose, entropy
-from laplora.predictive.gaussian import PosteriorPredictive, contrasts, posterior_predictive
+from laplora.decisions.uncertainty import decompose
+from laplora.linearised import PosteriorPredictive, contrasts, entropy
+from laplora.predictive.gaussian import posterior_predictive
 
 F64 = torch.float64
 

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from laplora.jacobians.blocks import Block, ContrastJacobians
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
+from laplora.linearised import contrasts
 from laplora.posterior.base import Prior
 from laplora.posterior.joint import JointPosterior
 from laplora.posterior.structures import StructureSettings, fit_posterior
-from laplora.predictive.gaussian import contrasts
 
 #: Every precision is matched at these: weak, strong, and one per group, either way round.
 PRIORS = {

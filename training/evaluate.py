@@ -12,11 +12,11 @@ from torch import nn
 from laplora.answers.prediction import row_scores
 from laplora.decisions.conformal import label_sets
 from laplora.jacobians.contrasts import find_blocks
+from laplora.linearised import class_probs
 from laplora.metrics.scores import Evaluation, evaluate_probs
 from laplora.models.readout import label_logits, last_hidden
 from laplora.posterior.base import Prior
 from laplora.posterior.file import read_posterior
-from laplora.predictive.gaussian import class_probs
 from training.calibration.calibrate import predictive_of, read_calibrated
 from training.calibration.distillation import predicted, watched_layers
 from training.calibration.fidelity import Fidelity, measure_fidelity

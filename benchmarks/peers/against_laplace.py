@@ -39,10 +39,11 @@ from benchmarks.peers.subject import (
 )
 from laplora.artifact.folder import read_artifact
 from laplora.jacobians.contrasts import find_blocks
+from laplora.linearised import class_probs, contrasts
 from laplora.metrics.scores import nll
 from laplora.models.readout import label_logits, last_hidden
 from laplora.posterior.base import Posterior
-from laplora.predictive.gaussian import class_probs, contrasts, posterior_predictive
+from laplora.predictive.gaussian import posterior_predictive
 from laplora.prompts.templates import Batch, EncodedRow
 
 #: laplace-torch's Hessian structure and its options, by laplora's name.

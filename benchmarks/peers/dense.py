@@ -14,8 +14,7 @@ import torch
 from benchmarks.peers.subject import Subject
 from laplora.jacobians.blocks import Block
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
-from laplora.posterior.curvature import contrast_hessian
-from laplora.predictive.gaussian import contrasts
+from laplora.linearised import contrast_hessian, contrasts
 from laplora.prompts.templates import EncodedRow
 
 

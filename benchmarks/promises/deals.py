@@ -15,7 +15,8 @@ from laplora.answers.prediction import row_scores
 from laplora.decisions.conformal import label_sets
 from laplora.decisions.temperature import SmallCalibrationWarning
 from laplora.decisions.thresholds import Guarantee
-from laplora.decisions.uncertainty import decompose, entropy
+from laplora.decisions.uncertainty import decompose
+from laplora.linearised import entropy
 
 Fit = Callable[[Table, torch.Tensor, float, float], dict[Guarantee, dict[str, Fitted]]]
 METHODS: dict[str, Fit] = {"before": fit_before, "now": fit_now}

@@ -9,8 +9,8 @@ import torch
 
 from benchmarks.promises.table import Column, Table, column_of
 from laplora.jacobians.blocks import Block
+from laplora.linearised import contrasts
 from laplora.posterior.base import Posterior, Prior, block_precisions
-from laplora.predictive.gaussian import contrasts
 from laplora.predictive.kinds import PREDICTIVES, predictive_probs, predictive_spec
 from training.calibration.projected import ProjectedSplit
 

@@ -11,10 +11,10 @@ from benchmarks.promises.table import Column, Table
 from laplora.decisions.conformal import fit_label_sets
 from laplora.decisions.review import Sureness, accept_threshold, fit_thresholds, sureness_of
 from laplora.decisions.thresholds import Guarantee, ModeThresholds, Score
-from laplora.decisions.uncertainty import decompose, entropy
+from laplora.decisions.uncertainty import decompose
+from laplora.linearised import PosteriorPredictive, entropy
 from laplora.metrics.ranking import compare_auroc, error_auroc, tie_groups
 from laplora.predictive.cross_fitting import FOLDS, cross_fitted_predictive, rank_aligned
-from laplora.predictive.gaussian import PosteriorPredictive
 
 GUARANTEES: tuple[Guarantee, ...] = ("empirical", "upper_bound")
 

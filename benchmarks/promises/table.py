@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
+from laplora.linearised import PosteriorPredictive
 from laplora.metrics.scores import row_nll
-from laplora.predictive.gaussian import PosteriorPredictive
 
 
 @dataclass(frozen=True)

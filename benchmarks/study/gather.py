@@ -17,9 +17,9 @@ from benchmarks.study.store import offsets
 from laplora.errors import FactorizationError
 from laplora.jacobians.blocks import Block, BlockJacobian
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
+from laplora.linearised import contrast_hessian
 from laplora.models.adapters import attach_adapter
 from laplora.models.readout import label_logits, label_mass, last_hidden
-from laplora.posterior.curvature import contrast_hessian
 from laplora.predictive.member_adapters import dropout_weights, in_place, lora_parameters, read_weights
 from laplora.prompts.option_order import option_orders, permute_choices, restore_logits
 from laplora.prompts.templates import EncodedRow

@@ -14,7 +14,7 @@ import torch
 from laplora.answers.prediction import row_scores
 from laplora.decisions.thresholds import Decision, ModeThresholds
 from laplora.decisions.uncertainty import decide, decompose, raise_flags
-from laplora.predictive.gaussian import PosteriorPredictive, class_probs
+from laplora.linearised import PosteriorPredictive, class_probs
 from laplora.predictive.kinds import PREDICTIVES, predictive_probs
 
 

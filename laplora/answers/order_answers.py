@@ -9,9 +9,9 @@ import torch
 
 from laplora.answers.prediction import Prediction, row_scores, verdicts
 from laplora.artifact.manifest import Manifest
-from laplora.decisions.uncertainty import decompose, entropy
+from laplora.decisions.uncertainty import decompose
 from laplora.errors import InvalidInputError
-from laplora.predictive.gaussian import PosteriorPredictive
+from laplora.linearised import PosteriorPredictive, entropy
 from laplora.predictive.kinds import PredictiveName
 from laplora.predictive.order_average import average_by_input, average_orders, order_information
 from laplora.prompts.option_order import Order, count_choices, option_orders, permute_choices, restore_logits

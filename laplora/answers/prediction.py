@@ -11,8 +11,8 @@ import torch
 from laplora.artifact.manifest import Manifest
 from laplora.decisions.conformal import label_sets
 from laplora.decisions.thresholds import Decision, Flag, ModeThresholds
-from laplora.decisions.uncertainty import decide, decompose, entropy, raise_flags, review_score
-from laplora.predictive.gaussian import PosteriorPredictive, class_probs, contrasts
+from laplora.decisions.uncertainty import decide, decompose, raise_flags, review_score
+from laplora.linearised import PosteriorPredictive, class_probs, contrasts, entropy
 from laplora.predictive.kinds import PREDICTIVES, Members, PredictiveName, PredictiveSpec, predictive_probs
 from laplora.predictive.member_outputs import MemberOutputs, Wanted
 from laplora.prompts.templates import EncodedRow

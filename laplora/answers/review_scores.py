@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from laplora.answers.prediction import Prediction
 from laplora.decisions.review import Sureness, accept_threshold
 from laplora.decisions.thresholds import ModeThresholds
-from laplora.decisions.uncertainty import decide, entropy
+from laplora.decisions.uncertainty import decide
 from laplora.errors import ArtifactCorruptError
-from laplora.predictive.gaussian import PosteriorPredictive
+from laplora.linearised import PosteriorPredictive, entropy
 from laplora.predictive.kinds import PredictiveName
 
 

@@ -19,10 +19,10 @@ import torch
 
 from laplora.decisions.temperature import FEWEST_ROWS, SmallCalibrationWarning, warn_about_labels
 from laplora.decisions.thresholds import Flag, FlagThreshold, Guarantee, ModeThresholds, ReviewRule, Score, Thresholds
-from laplora.decisions.uncertainty import agreed_entropy, check_columns, decompose, entropy
+from laplora.decisions.uncertainty import agreed_entropy, check_columns, decompose
 from laplora.errors import ConfigError, DataError, NonFiniteError
+from laplora.linearised import PosteriorPredictive, entropy
 from laplora.metrics.ranking import error_auroc, tie_groups
-from laplora.predictive.gaussian import PosteriorPredictive
 
 #: Thresholds whose bounds are computed together.
 _BLOCK = 256

@@ -17,7 +17,7 @@ import torch
 
 from laplora.decisions.thresholds import Decision, Flag, ModeThresholds
 from laplora.errors import ConfigError, DataError, NonFiniteError
-from laplora.predictive.gaussian import PosteriorPredictive
+from laplora.linearised import PosteriorPredictive, entropy
 
 #: Every flag there is, in the order in which they are listed, and what raises it.
 FLAGS: Mapping[Flag, str] = MappingProxyType(
@@ -41,12 +41,6 @@ class Uncertainty:
     total: torch.Tensor
     aleatoric: torch.Tensor
     epistemic: torch.Tensor
-
-
-def entropy(probs: torch.Tensor) -> torch.Tensor:
-    """Return (batch,) the entropy of each row of ``probs`` (batch, classes), nats; 0 ln 0 is 0."""
-    terms: torch.Tensor = torch.special.entr(probs.double())
-    return terms.sum(1)
 
 
 def decompose(predictive: PosteriorPredictive) -> Uncertainty:

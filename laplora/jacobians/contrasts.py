@@ -26,10 +26,10 @@ from torch.nn.functional import pad
 from laplora.errors import ModelError
 from laplora.jacobians.blocks import Block, BlockJacobian, ContrastJacobians
 from laplora.jacobians.reverse import DecoderForm, DecoderTape, decoder_form, readout_gradient
+from laplora.linearised import contrasts
 from laplora.models.lora import ADAPTER, lora_layers
 from laplora.models.probe import probe_batch
 from laplora.models.readout import head_name, label_logits, last_hidden
-from laplora.predictive.gaussian import contrasts
 from laplora.prompts.templates import Batch
 
 #: How far the Jacobians of the written-out reverse pass may be from automatic ones: the norm of a block's difference

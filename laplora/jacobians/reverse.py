@@ -22,10 +22,10 @@ from torch import nn
 
 from laplora.errors import ModelError
 from laplora.jacobians.attention import attention_gradients
+from laplora.linearised import contrasts
 from laplora.models.four_bit import plain_weight
 from laplora.models.lora import ADAPTER
 from laplora.models.readout import output_head
-from laplora.predictive.gaussian import contrasts
 
 #: Decoder layers of exactly this form, by the names of their classes in transformers.
 _LAYERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer")

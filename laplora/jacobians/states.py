@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from laplora.errors import ModelError
-from laplora.predictive.gaussian import contrasts
+from laplora.linearised import contrasts
 
 
 @dataclass(frozen=True)

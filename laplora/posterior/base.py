@@ -15,7 +15,6 @@ import torch
 
 from laplora.errors import PriorError
 from laplora.jacobians.blocks import Block, ContrastJacobians
-from laplora.predictive.gaussian import contrasts
 
 Granularity = Literal["scalar", "group", "module"]
 
@@ -86,11 +85,6 @@ class Posterior(Protocol):
 
     def effective_dimension(self, precisions: torch.Tensor) -> torch.Tensor:
         """Return how many parameters the data determine, per block, (blocks,) float64 (MacKay 1992)."""
-
-
-def contrast_mean(logits: torch.Tensor) -> torch.Tensor:
-    """Return ``Q^T f``, the logits as far as a softmax sees them, (batch, classes - 1), nats."""
-    return logits @ contrasts(logits.shape[-1], logits.dtype).to(logits.device)
 
 
 def block_precisions(prior: Prior, blocks: Sequence[Block]) -> torch.Tensor:

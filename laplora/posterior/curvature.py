@@ -34,7 +34,7 @@ import torch
 
 from laplora.errors import FactorizationError, NonFiniteError
 from laplora.jacobians.blocks import Block, BlockJacobian, ContrastJacobians
-from laplora.predictive.gaussian import class_probs, contrasts
+from laplora.linearised import contrast_hessian
 
 Kind = Literal["reduce", "expand", "last"]
 
@@ -107,24 +107,6 @@ def sketch_matrix(block: Block, columns: int, seed: int) -> torch.Tensor:
         return torch.eye(block.wide, dtype=torch.float64)
     generator = torch.Generator().manual_seed(zlib.crc32(block.name.encode()) ^ seed)
     return torch.randn(block.wide, columns, dtype=torch.float64, generator=generator)
-
-
-def contrast_hessian(logits: torch.Tensor, class_mask: torch.Tensor) -> torch.Tensor:
-    """Return ``Lambda_n``, the Hessian of the negative log-likelihood in the contrasts.
-
-    Needs no factorisation, so probabilities near 0 do no harm.
-
-    Args:
-        logits: (batch, classes).
-        class_mask: (batch, classes) bool; impossible classes have probability 0.
-
-    Returns:
-        (batch, classes - 1, classes - 1) float64.
-    """
-    probs = class_probs(logits, class_mask)
-    transform = contrasts(logits.shape[-1], torch.float64).to(logits.device)
-    centred = torch.diag_embed(probs) - probs[:, :, None] * probs[:, None, :]
-    return transform.T @ centred @ transform
 
 
 def empty_sums(blocks: Sequence[Block], *, sketch_columns: int, seed: int, kind: Kind = "reduce") -> KroneckerSums:

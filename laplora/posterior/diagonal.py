@@ -16,8 +16,8 @@ import torch
 
 from laplora.errors import FactorizationError, NonFiniteError
 from laplora.jacobians.blocks import Block, ContrastJacobians
-from laplora.posterior.base import ProjectedJacobians, contrast_mean
-from laplora.posterior.curvature import contrast_hessian
+from laplora.linearised import contrast_hessian, contrast_mean
+from laplora.posterior.base import ProjectedJacobians
 
 #: Levels per factor of ten in curvature. Parameters of one level get the weight of its mean curvature, so a single
 #: one's share of the variance is off by a level's width, 47 %, at most, and that of a level whose squared Jacobians go

@@ -15,7 +15,8 @@ from functools import cached_property
 import torch
 
 from laplora.jacobians.blocks import Block, ContrastJacobians
-from laplora.posterior.base import ProjectedJacobians, contrast_mean
+from laplora.linearised import contrast_mean
+from laplora.posterior.base import ProjectedJacobians
 from laplora.posterior.curvature import EigenSums, KroneckerBasis, project
 
 

@@ -27,7 +27,8 @@ import torch
 
 from laplora.errors import NonFiniteError, PriorError
 from laplora.jacobians.blocks import Block, ContrastJacobians
-from laplora.posterior.base import ProjectedJacobians, contrast_mean
+from laplora.linearised import contrast_mean
+from laplora.posterior.base import ProjectedJacobians
 
 JointStructure = Literal["joint_core", "joint", "exact", "ella"]
 #: The structures of this form.

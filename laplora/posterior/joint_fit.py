@@ -19,9 +19,9 @@ import torch
 
 from laplora.errors import ConfigError, FactorizationError, NonFiniteError
 from laplora.jacobians.blocks import Block, ContrastJacobians
-from laplora.posterior.curvature import KroneckerBasis, contrast_hessian
+from laplora.linearised import contrast_hessian, hessian_root
+from laplora.posterior.curvature import KroneckerBasis
 from laplora.posterior.joint import JointPosterior, block_coordinates, build_joint_posterior
-from laplora.predictive.gaussian import class_probs, contrasts
 
 #: Rows times (classes - 1) up to which the exact posterior is fitted unless the settings say otherwise.
 EXACT_LIMIT = 4000
@@ -217,22 +217,6 @@ def joint_from_sketch(
         wide=[b.wide for b in bases],
         narrow=[b.narrow for b in bases],
     )
-
-
-def hessian_root(logits: torch.Tensor, class_mask: torch.Tensor) -> torch.Tensor:
-    """Return the symmetric square root of ``Lambda_n``, (batch, classes - 1, classes - 1) float64.
-
-    ``B = diag(sqrt p) - p sqrt(p)^T`` has ``B B^T = diag p - p p^T`` exactly, whatever p. From the singular
-    value decomposition of ``Q^T B`` the symmetric root follows with all its digits, where a Cholesky factor
-    would fail as a probability nears 0 and the root of an eigenvalue would lose half of them.
-    """
-    probs = class_probs(logits, class_mask)
-    root = probs.sqrt()
-    half = torch.diag_embed(root) - probs[:, :, None] * root[:, None, :]
-    transform = contrasts(logits.shape[-1], torch.float64).to(logits.device)
-    vectors, values, _ = torch.linalg.svd(transform.T @ half, full_matrices=False)
-    result: torch.Tensor = (vectors * values[:, None, :]) @ vectors.mT
-    return result
 
 
 def check_exact_size(rows: int, classes: int, blocks: Sequence[Block], limit: int = EXACT_LIMIT) -> None:

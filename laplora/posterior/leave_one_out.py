@@ -26,10 +26,9 @@ import warnings
 import torch
 
 from laplora.errors import PriorError
+from laplora.linearised import class_probs, contrasts, hessian_root
 from laplora.posterior.base import Granularity, Posterior, Prior, ProjectedJacobians, block_precisions
-from laplora.posterior.joint_fit import hessian_root
 from laplora.posterior.prior import PriorChoice, predictive_nll, search_precisions
-from laplora.predictive.gaussian import class_probs, contrasts
 
 #: Where a row's own share of its precision comes this close to 1, what is left is rounding of float32 Jacobians.
 _ROUNDING = 1e-7

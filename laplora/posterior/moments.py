@@ -20,7 +20,8 @@ import torch
 
 from laplora.errors import FactorizationError
 from laplora.jacobians.blocks import Block, ContrastJacobians
-from laplora.posterior.curvature import KroneckerBasis, check_finite, contrast_hessian, nystrom_eigen, sketch_matrix
+from laplora.linearised import contrast_hessian
+from laplora.posterior.curvature import KroneckerBasis, check_finite, nystrom_eigen, sketch_matrix
 
 #: A block keeps at most so many times the mean rank.
 LARGEST_SHARE = 4

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 
 from laplora.errors import ConfigError, DataError, NonFiniteError
-from laplora.predictive.gaussian import PosteriorPredictive
+from laplora.linearised import PosteriorPredictive
 
 #: Takes the row numbers to fit on and those to answer, both int64 and ascending, and returns the latter's outputs.
 FitPredict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import torch
 
-from laplora.predictive.gaussian import contrasts
+from laplora.linearised import contrasts
 
 #: Share of rows like the calibration rows that may count as unfamiliar.
 FALSE_ALARMS = 0.05

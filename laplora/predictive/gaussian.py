@@ -16,13 +16,13 @@ with more classes use scrambled Sobol points in antithetic pairs (Owen 1998) wit
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
 import torch
 
 from laplora.errors import ConfigError, DataError, FactorizationError, NonFiniteError
+from laplora.linearised import PosteriorPredictive, class_counts, contrast_logits, contrasts
 
 Method = Literal["auto", "quadrature", "sobol", "probit"]
 
@@ -35,54 +35,6 @@ _NEGATIVE_ROUNDING = 1e-6
 
 #: Elements per temporary; larger batches are split by rows.
 _BLOCK = 1 << 21
-
-
-@dataclass(frozen=True)
-class PosteriorPredictive:
-    """Moments of the class probabilities under the posterior, all float64 on the CPU.
-
-    Attributes:
-        probs: (batch, classes) mean probability; exactly 0 at impossible classes; rows sum to 1.
-        std: (batch, classes) standard deviation of the probability.
-        expected_entropy: (batch,) mean entropy of the sampled probabilities, nats.
-    """
-
-    probs: torch.Tensor
-    std: torch.Tensor
-    expected_entropy: torch.Tensor
-
-    def __len__(self) -> int:
-        return self.probs.shape[0]
-
-
-def class_probs(logits: torch.Tensor, class_mask: torch.Tensor) -> torch.Tensor:
-    """Return (batch, classes) float64 the softmax over each row's possible classes, exactly 0 at the others.
-
-    Args:
-        logits: (batch, classes), nats; any value at impossible classes.
-        class_mask: (batch, classes) bool.
-    """
-    return logits.double().masked_fill(~class_mask, -torch.inf).softmax(-1)
-
-
-def contrasts(classes: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    """Return Q (classes, classes - 1): Helmert contrasts, orthonormal columns orthogonal to the ones vector.
-
-    Column k compares class k + 1 with the mean of the classes before it. So the first c - 1 columns touch the
-    first c classes only, and there they equal ``contrasts(c)``: the contrasts of a row with fewer possible
-    classes are a prefix of the contrasts of all of them.
-
-    Raises:
-        ConfigError: fewer than two classes.
-    """
-    if classes < 2:
-        raise ConfigError(f"contrasts need at least two classes, got {classes}")
-    q = torch.zeros(classes, classes - 1, dtype=torch.float64)
-    for k in range(classes - 1):
-        scale = math.sqrt((k + 1) * (k + 2))
-        q[: k + 1, k] = 1 / scale
-        q[k + 1, k] = -(k + 1) / scale
-    return q.to(dtype)
 
 
 def posterior_predictive(
@@ -153,17 +105,13 @@ def posterior_predictive(
 
 def _class_counts(mean: torch.Tensor, covariance: torch.Tensor, class_mask: torch.Tensor) -> torch.Tensor:
     """Return (batch,) how many classes are possible, after checking every shape."""
-    if class_mask.ndim != 2 or class_mask.dtype != torch.bool:
-        raise DataError(f"class_mask must be (batch, classes) bool, got {tuple(class_mask.shape)} {class_mask.dtype}")
+    counts = class_counts(class_mask)
     batch, classes = class_mask.shape
     if mean.shape != (batch, classes - 1) or covariance.shape != (batch, classes - 1, classes - 1):
         raise DataError(
             f"for a class mask of {(batch, classes)} the contrast mean must be {(batch, classes - 1)} and the "
             f"covariance {(batch, classes - 1, classes - 1)}, got {tuple(mean.shape)} and {tuple(covariance.shape)}"
         )
-    counts = class_mask.sum(1)
-    if not torch.equal(class_mask, torch.arange(classes) < counts[:, None]) or (counts < 2).any():
-        raise DataError("each row of class_mask must be true for its first classes, at least two of them")
     return counts
 
 
@@ -201,7 +149,7 @@ def _sobol(
     """Return the moments over antithetic Sobol points."""
     dimension = mean.shape[1]
     z = mean[:, None, :] + _normal_points(dimension, samples, seed) @ root  # (batch, samples, d)
-    log_probs = torch.log_softmax(z @ contrasts(dimension + 1).T, 2)
+    log_probs = torch.log_softmax(contrast_logits(z), 2)
     return _moments(log_probs, torch.full((samples,), 1 / samples, dtype=torch.float64))
 
 

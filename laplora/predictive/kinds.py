@@ -23,9 +23,10 @@ import torch
 
 from laplora.decisions.temperature import TEMPERATURE_BOUNDS, checked_labels, fit_temperature, temperature_penalty
 from laplora.errors import ConfigError, DataError, NonFiniteError
+from laplora.linearised import PosteriorPredictive, class_counts, class_probs, contrast_logits, entropy
 from laplora.metrics.scores import row_nll
 from laplora.posterior.line_search import golden_section
-from laplora.predictive.gaussian import PosteriorPredictive, class_probs, contrasts, posterior_predictive
+from laplora.predictive.gaussian import posterior_predictive
 
 Members = Literal["single", "distilled", "checkpoints", "dropout"]
 PredictiveName = Literal[
@@ -162,7 +163,7 @@ def fit_predictive_temperature(
     """
     means, mask = _checked_means(means, class_mask)
     if len(means) == 1 and covariances is None:
-        return fit_temperature(_logits(means[0]), labels, mask)
+        return fit_temperature(contrast_logits(means[0]), labels, mask)
     labels = checked_labels(labels, mask)
 
     def penalised_nll(log_temperature: float) -> float:
@@ -182,31 +183,22 @@ def fit_predictive_temperature(
 def _checked_means(means: torch.Tensor, class_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return float64 means, exactly 0 at the contrasts of impossible classes, and the mask, both on the CPU."""
     means, mask = means.detach().to("cpu", torch.float64), class_mask.detach().cpu()
-    if mask.ndim != 2 or mask.dtype != torch.bool:
-        raise DataError(f"class_mask must be (batch, classes) bool, got {tuple(mask.shape)} {mask.dtype}")
+    class_counts(mask)
     batch, classes = mask.shape
     if means.ndim != 3 or not len(means) or means.shape[1:] != (batch, classes - 1):
         raise DataError(
             f"means must be (members, {batch}, {classes - 1}) with at least one member, got {tuple(means.shape)}"
         )
-    counts = mask.sum(1)
-    if not torch.equal(mask, torch.arange(classes) < counts[:, None]) or (counts < 2).any():
-        raise DataError("each row of class_mask must be true for its first classes, at least two of them")
     means = means.masked_fill(~mask[:, 1:], 0)  # the contrasts of a prefix of the classes are a prefix too
     if not means.isfinite().all():
         raise NonFiniteError("the members' logits hold NaN or infinity: nothing to predict from")
     return means, mask
 
 
-def _logits(mean: torch.Tensor) -> torch.Tensor:
-    """Return (batch, classes) logits with these contrasts, those of each row summing to 0."""
-    return mean @ contrasts(mean.shape[1] + 1).T
-
-
 def _point(mean: torch.Tensor, mask: torch.Tensor) -> PosteriorPredictive:
     """Return one member without covariance."""
-    probs = class_probs(_logits(mean), mask)
-    return PosteriorPredictive(probs, torch.zeros_like(probs), torch.special.entr(probs).sum(1))
+    probs = class_probs(contrast_logits(mean), mask)
+    return PosteriorPredictive(probs, torch.zeros_like(probs), entropy(probs))
 
 
 def _mixture(members: list[PosteriorPredictive]) -> PosteriorPredictive:

@@ -16,10 +16,10 @@ from torch import nn
 from laplora.errors import NonFiniteError
 from laplora.jacobians.contrasts import contrast_jacobians
 from laplora.jacobians.states import StateTape
+from laplora.linearised import contrasts
 from laplora.models.readout import label_logits, label_mass, last_hidden
 from laplora.posterior.base import Posterior
 from laplora.predictive.distilled import DistilledCovariance, Estimate
-from laplora.predictive.gaussian import contrasts
 from laplora.predictive.kinds import Members
 from laplora.predictive.member_adapters import Weights, in_place
 from laplora.prompts.templates import Batch

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 
 from laplora.errors import DataError
-from laplora.predictive.gaussian import PosteriorPredictive
+from laplora.linearised import PosteriorPredictive
 from laplora.prompts.option_order import Order, restore_logits
 
 

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from laplora.errors import ConfigError, DataError, InvalidInputError
-from laplora.predictive.gaussian import contrasts
+from laplora.linearised import contrasts
 
 Order = tuple[int, ...]
 

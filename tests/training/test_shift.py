@@ -15,8 +15,9 @@ from PIL import Image
 from pydantic import BaseModel, ValidationError
 from tiny_runs import FinishedRun, choice_rows, reseal, sentiment_rows, write_rows
 
-from laplora.decisions.uncertainty import FLAGS, entropy
+from laplora.decisions.uncertainty import FLAGS
 from laplora.errors import ConfigError, DataError
+from laplora.linearised import entropy
 from laplora.metrics.detection import detection
 from laplora.metrics.scores import evaluate_probs
 from laplora.predictor import Predictor

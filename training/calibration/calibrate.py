@@ -17,11 +17,11 @@ from laplora.decisions.conformal import fit_label_sets
 from laplora.decisions.recommendation import recommend
 from laplora.decisions.review import Sureness, fit_thresholds, sureness_of
 from laplora.decisions.temperature import SmallCalibrationWarning
+from laplora.linearised import PosteriorPredictive
 from laplora.metrics.scores import row_nll
 from laplora.posterior.base import Prior, ProjectedJacobians
 from laplora.posterior.prior import choose_by_validation
 from laplora.predictive.cross_fitting import FOLDS, cross_fitted_predictive, rank_aligned
-from laplora.predictive.gaussian import PosteriorPredictive
 from laplora.predictive.kinds import (
     PREDICTIVES,
     TEMPERED,

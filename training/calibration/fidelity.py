@@ -10,10 +10,10 @@ import torch
 
 from laplora.answers.deferral import decisions_of, rows_to_defer
 from laplora.artifact.manifest import PredictiveRecord
+from laplora.linearised import class_probs
 from laplora.metrics.scores import row_nll
 from laplora.predictive.distilled import Estimate
 from laplora.predictive.distilled_error import log_traces
-from laplora.predictive.gaussian import class_probs
 from training.calibration.calibrate import predictive_of
 from training.calibration.members import SplitOutputs
 

@@ -10,8 +10,8 @@ import torch
 
 from laplora.answers.prediction import row_scores
 from laplora.artifact.manifest import PredictiveRecord
+from laplora.linearised import PosteriorPredictive
 from laplora.metrics.scores import Evaluation, evaluate_probs, row_nll
-from laplora.predictive.gaussian import PosteriorPredictive
 from laplora.predictive.kinds import PredictiveName
 from laplora.predictive.order_average import average_by_input, average_orders, order_information
 from laplora.prompts.option_order import Order, option_orders, permute_choices, restore_logits

@@ -15,6 +15,7 @@ from torch import nn
 
 from laplora.jacobians.blocks import Block, ContrastJacobians
 from laplora.jacobians.contrasts import contrast_jacobians
+from laplora.linearised import class_log_probs
 from laplora.posterior.structures import State, needs_sums, needs_tokens
 from training.workspace.provenance import curvature_inputs
 from training.workspace.runtime import Run, batches, progress, write_tensors
@@ -59,7 +60,7 @@ class ResumablePass:
             jacobians = contrast_jacobians(self._model, batch, run.label_ids, self._blocks, **self._wanted)
             state = add(state, jacobians, batch.class_mask)
             labels = torch.tensor([run.splits.train[i].label for i in plan[number]], device=run.device)
-            log_probs = jacobians.logits.double().masked_fill(~batch.class_mask, -torch.inf).log_softmax(-1)
+            log_probs = class_log_probs(jacobians.logits, batch.class_mask)
             log_likelihood += float(log_probs.gather(1, labels[:, None]).sum())
             del jacobians  # not held beside the next batch's
             if time.monotonic() - saved_at > SAVE_EVERY_S or number + 1 == len(plan):

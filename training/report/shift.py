@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from laplora.artifact.folder import Artifact
-from laplora.decisions.uncertainty import FLAGS, entropy
+from laplora.decisions.uncertainty import FLAGS
 from laplora.errors import ConfigError
+from laplora.linearised import entropy
 from laplora.metrics.detection import detection
 from laplora.metrics.scores import Evaluation, evaluate_probs
 from training.config import RunConfig

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
+from laplora.linearised import PosteriorPredictive, contrasts
 from laplora.metrics.scores import row_nll
 from laplora.posterior.base import Posterior, Prior, ProjectedJacobians, block_precisions
 from laplora.predictive.cross_fitting import cross_fitted_predictive
-from laplora.predictive.gaussian import PosteriorPredictive, contrasts
 from laplora.predictive.kinds import Members, PredictiveSpec, fit_predictive_temperature, predictive_probs
 
 #: Precisions at which an alternative is scored before the best is refined: even in the logarithm.

@@ -12,9 +12,9 @@ from benchmarks.study.compute.methods import Method, Stores
 from laplora.decisions.recommendation import Recommendation, recommend
 from laplora.decisions.temperature import aps_sets, aps_threshold, conformal_threshold, prediction_sets
 from laplora.decisions.thresholds import Score
-from laplora.decisions.uncertainty import decompose, entropy
+from laplora.decisions.uncertainty import decompose
+from laplora.linearised import PosteriorPredictive, entropy
 from laplora.metrics.ranking import error_auroc
-from laplora.predictive.gaussian import PosteriorPredictive
 
 #: What an artifact carries unless its configuration says otherwise, from the cheapest to serve to the dearest.
 CANDIDATES = ("map", "temperature", "laplace", "laplace_temperature")

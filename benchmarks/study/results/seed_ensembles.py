@@ -15,7 +15,7 @@ from benchmarks.study.compute.alternatives import point_outcome, rows_of
 from benchmarks.study.results.predictions import Predictions
 from benchmarks.study.results.records import EnsembleScore
 from benchmarks.study.results.scores import pooled_means, score_method
-from laplora.decisions.uncertainty import entropy
+from laplora.linearised import entropy
 from laplora.metrics.ranking import error_auroc
 from laplora.metrics.scores import row_nll
 

@@ -23,11 +23,11 @@ from benchmarks.study.store import read_store, replay
 from laplora.errors import ConfigError, PriorError
 from laplora.jacobians.blocks import Block
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
+from laplora.linearised import class_probs
 from laplora.models.adapters import attach_adapter
 from laplora.posterior.base import Prior
 from laplora.posterior.prior import PriorChoice
 from laplora.posterior.structures import StructureSettings, fit_posterior
-from laplora.predictive.gaussian import class_probs
 from training.__main__ import main
 from training.workspace.runtime import open_run
 

@@ -16,9 +16,9 @@ from laplora.answers.review_scores import review_scores, thresholds_at
 from laplora.decisions.review import accept_threshold, binomial_cdf, fit_thresholds, sureness_of
 from laplora.decisions.temperature import SmallCalibrationWarning
 from laplora.decisions.thresholds import Thresholds
-from laplora.decisions.uncertainty import decide, entropy, raise_flags, review_score
+from laplora.decisions.uncertainty import decide, raise_flags, review_score
 from laplora.errors import ConfigError, DataError, NonFiniteError
-from laplora.predictive.gaussian import PosteriorPredictive
+from laplora.linearised import PosteriorPredictive, entropy
 
 
 def test_thresholds_record_value_level_and_origin() -> None:

@@ -11,9 +11,10 @@ from calibration_split import F64, fitted, map_only, split
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from laplora.decisions.uncertainty import FLAGS, REVIEW_FLAGS, decide, decompose, entropy, raise_flags, review_score
+from laplora.decisions.uncertainty import FLAGS, REVIEW_FLAGS, decide, decompose, raise_flags, review_score
 from laplora.errors import ConfigError, DataError, NonFiniteError
-from laplora.predictive.gaussian import PosteriorPredictive, posterior_predictive
+from laplora.linearised import PosteriorPredictive, entropy
+from laplora.predictive.gaussian import posterior_predictive
 
 
 def test_entropy() -> None:

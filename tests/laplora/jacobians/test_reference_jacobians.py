@@ -11,7 +11,7 @@ from fast_path import by_key
 from tiny_models import ARCHITECTURES, Architecture, Task, tiny_model, tiny_task
 
 from laplora.jacobians.contrasts import ContrastJacobians, contrast_jacobians, find_blocks
-from laplora.predictive.gaussian import contrasts
+from laplora.linearised import contrasts
 
 # float64 through two layers and sums over at most 7 tokens; values are of order 0.01 to 1. The two sides add in
 # another order, and padding moves where a sum is split: some hundred roundings of 1e-16.

@@ -14,8 +14,8 @@ from fast_path import by_key
 from tiny_models import ARCHITECTURES, TARGETS, Task, add_lora, tiny_base, tiny_task
 
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
+from laplora.linearised import contrasts
 from laplora.models.base import BaseSpec, load_base_model
-from laplora.predictive.gaussian import contrasts
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 

@@ -9,8 +9,8 @@ from tiny_models import tiny_model, tiny_task
 from laplora.errors import ModelError
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
 from laplora.jacobians.states import StateTape, join_states, spread_layers
+from laplora.linearised import contrasts
 from laplora.models.readout import label_logits, last_hidden
-from laplora.predictive.gaussian import contrasts
 
 KINDS = ("llama", "phi", "phi3")
 

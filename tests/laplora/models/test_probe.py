@@ -16,10 +16,10 @@ from torch import nn
 from laplora.errors import ModelError
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
 from laplora.jacobians.states import decoder_layers
+from laplora.linearised import contrasts
 from laplora.models.lora import lora_layers
 from laplora.models.probe import check_adapted, check_readout, check_targets, probe_batch
 from laplora.models.readout import label_logits, last_hidden
-from laplora.predictive.gaussian import contrasts
 from training.finetune import add_adapter
 
 #: Kinds whose logits are lm_head of the last hidden state, and targets that run on every token.

@@ -16,8 +16,9 @@ from tiny_models import generator, tiny_model, tiny_task
 from laplora.errors import ConfigError, FactorizationError, NonFiniteError
 from laplora.jacobians.blocks import Block
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
+from laplora.linearised import contrast_hessian, hessian_root
 from laplora.posterior.base import Prior, block_precisions
-from laplora.posterior.curvature import KroneckerBasis, contrast_hessian
+from laplora.posterior.curvature import KroneckerBasis
 from laplora.posterior.joint import JOINT_STRUCTURES, JointPosterior
 from laplora.posterior.joint_fit import (
     ExactRows,
@@ -31,7 +32,6 @@ from laplora.posterior.joint_fit import (
     empty_feature_sums,
     empty_kernel_rows,
     empty_sketch,
-    hessian_root,
     joint_from_rows,
     joint_from_sketch,
     joint_test_matrix,

@@ -15,12 +15,11 @@ from tiny_models import generator, tiny_model, tiny_task
 from laplora.errors import PriorError
 from laplora.jacobians.blocks import Block, BlockJacobian, ContrastJacobians
 from laplora.jacobians.contrasts import find_blocks
+from laplora.linearised import class_probs, contrast_hessian, contrasts
 from laplora.posterior.base import Prior, ProjectedJacobians, block_precisions
-from laplora.posterior.curvature import contrast_hessian
 from laplora.posterior.joint import JointPosterior
 from laplora.posterior.joint_fit import ExactRows, add_exact_batch, joint_from_rows
 from laplora.posterior.leave_one_out import cavities, choose_by_leave_one_out
-from laplora.predictive.gaussian import class_probs, contrasts
 
 # Against explicit inverses of matrices of condition up to 1e4.
 EXACT = 1e-8

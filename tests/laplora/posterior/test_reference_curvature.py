@@ -11,8 +11,8 @@ from tiny_models import generator, tiny_model, tiny_task
 
 from laplora.errors import FactorizationError
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
+from laplora.linearised import contrasts
 from laplora.posterior import curvature
-from laplora.predictive.gaussian import contrasts
 
 # Sums over 60 float64 outer products in another order, relative to the largest entry.
 ROUNDING = 1e-11

@@ -14,6 +14,7 @@ from tiny_models import generator, tiny_task
 from laplora.errors import FactorizationError, NonFiniteError
 from laplora.jacobians.blocks import Block, BlockJacobian, ContrastJacobians
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
+from laplora.linearised import contrasts
 from laplora.posterior.base import Prior, block_precisions
 from laplora.posterior.diagonal import (
     DECADES,
@@ -26,7 +27,6 @@ from laplora.posterior.diagonal import (
 )
 from laplora.posterior.prior import choose_by_evidence, choose_by_validation
 from laplora.posterior.structures import StructureSettings, fit_posterior
-from laplora.predictive.gaussian import contrasts
 
 PRIORS = {
     "scalar": Prior("scalar", {"all": 0.3}),

@@ -14,12 +14,12 @@ from tiny_models import Task, tiny_model, tiny_task
 
 from laplora.errors import FactorizationError
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
+from laplora.linearised import contrasts
 from laplora.posterior import curvature
 from laplora.posterior.base import Prior, block_precisions
 from laplora.posterior.curvature import Kind
 from laplora.posterior.eigen import EigenPosterior
 from laplora.posterior.structures import StructureSettings, fit_posterior
-from laplora.predictive.gaussian import contrasts
 from laplora.prompts.templates import EncodedRow
 
 KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -18,10 +18,11 @@ from safetensors.torch import save_file
 from tiny_models import ARCHITECTURES, Architecture, generator, tiny_model, tiny_task
 
 from laplora.jacobians.contrasts import Block, BlockJacobian, ContrastJacobians, contrast_jacobians
+from laplora.linearised import contrasts
 from laplora.posterior.base import Posterior, Prior, block_precisions
 from laplora.posterior.eigen import EigenPosterior
 from laplora.posterior.file import posterior_tensors, read_posterior
-from laplora.predictive.gaussian import contrasts, posterior_predictive
+from laplora.predictive.gaussian import posterior_predictive
 
 PRIOR = Prior("group", {"lora_A": 3.0, "lora_B": 0.05})
 

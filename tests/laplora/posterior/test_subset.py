@@ -15,6 +15,7 @@ from tiny_models import tiny_model, tiny_task
 from laplora.errors import ConfigError
 from laplora.jacobians.blocks import Block
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
+from laplora.linearised import contrasts
 from laplora.posterior.base import Prior, block_precisions
 from laplora.posterior.structures import (
     FITTERS,
@@ -25,7 +26,6 @@ from laplora.posterior.structures import (
     needs_tokens,
 )
 from laplora.posterior.subset import select_blocks
-from laplora.predictive.gaussian import contrasts
 from training.config import LaplaceConfig
 
 

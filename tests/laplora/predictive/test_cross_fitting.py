@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from laplora.errors import ConfigError, DataError, NonFiniteError
+from laplora.linearised import PosteriorPredictive
 from laplora.predictive.cross_fitting import cross_fitted, cross_fitted_predictive, fold_rows, rank_aligned
-from laplora.predictive.gaussian import PosteriorPredictive
 
 F64 = torch.float64
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from laplora.errors import DataError
-from laplora.predictive.gaussian import PosteriorPredictive, contrasts, posterior_predictive
+from laplora.linearised import PosteriorPredictive, contrasts
+from laplora.predictive.gaussian import posterior_predictive
 from laplora.predictive.kinds import PredictiveSpec, predictive_probs
 from laplora.predictive.order_average import average_by_input, average_orders, order_information
 from laplora.prompts.option_order import Order, option_orders, restore_contrasts

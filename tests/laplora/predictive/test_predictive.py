@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from scipy import integrate
 
 from laplora.errors import ConfigError, DataError, FactorizationError, NonFiniteError
-from laplora.predictive.gaussian import Method, PosteriorPredictive, contrasts, posterior_predictive
+from laplora.linearised import PosteriorPredictive, contrasts
+from laplora.predictive.gaussian import Method, posterior_predictive
 
 F64 = torch.float64
 

@@ -12,8 +12,9 @@ from scipy import optimize
 
 from laplora.decisions.temperature import TEMPERATURE_BOUNDS, fit_temperature, temperature_penalty, temperature_probs
 from laplora.errors import ConfigError, DataError, FactorizationError, NonFiniteError
+from laplora.linearised import class_probs, contrasts
 from laplora.metrics.scores import nll
-from laplora.predictive.gaussian import class_probs, contrasts, posterior_predictive
+from laplora.predictive.gaussian import posterior_predictive
 from laplora.predictive.kinds import (
     PREDICTIVES,
     TEMPERED,

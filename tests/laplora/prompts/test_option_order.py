@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laplora.errors import ConfigError, DataError, InvalidInputError
-from laplora.predictive.gaussian import contrasts, posterior_predictive
+from laplora.linearised import contrasts
+from laplora.predictive.gaussian import posterior_predictive
 from laplora.prompts.option_order import (
     Order,
     count_choices,

@@ -9,13 +9,12 @@ import pytest
 import torch
 
 from laplora.decisions.conformal import fit_label_sets
-from laplora.decisions.uncertainty import entropy
 from laplora.jacobians.blocks import Block
+from laplora.linearised import contrasts, entropy
 from laplora.metrics.scores import row_nll
 from laplora.posterior.base import ProjectedJacobians
 from laplora.posterior.prior import choose_by_validation
 from laplora.predictive.cross_fitting import FOLDS, fold_rows
-from laplora.predictive.gaussian import contrasts
 from laplora.predictive.kinds import fit_predictive_temperature
 from training.calibration.calibrate import (
     _PriorsWithout,

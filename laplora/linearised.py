@@ -1,0 +1,140 @@
+"""The symbols of the method, in one place: contrasts Q, the Hessian Lambda and its root, class probabilities.
+
+The class logits are linearised in the LoRA weights around the trained ones, ``f(theta) = f + J (theta - theta*)`` (Yang
+et al., arXiv 2308.13111, section 2). The softmax does not see a common shift of the logits, so everything lives in the
+C-1 contrasts ``z = Q^T f``:
+
+    ``p = softmax(f)``,   ``f = Q z`` up to that shift,   ``Lambda = Q^T (diag p - p p^T) Q``.
+
+``Lambda`` is the Hessian of a row's negative log-likelihood in ``z``, so the generalised Gauss-Newton matrix (GGN) of
+the training loss is ``H = sum_n J_n^T Lambda_n J_n`` with ``J_n = dz_n / dtheta``. Under the posterior of a prior
+precision ``lambda`` the contrasts are Gaussian, ``z ~ N(Q^T f, J (lambda I + H)^-1 J^T)`` (equation 12 there).
+
+``class_mask`` is (batch, classes) bool everywhere: true for a row's possible classes, the first c >= 2 of each row.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from laplora.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class PosteriorPredictive:
+    """Moments of the class probabilities under the posterior, all float64 on the CPU.
+
+    Attributes:
+        probs: (batch, classes) mean probability; exactly 0 at impossible classes; rows sum to 1.
+        std: (batch, classes) standard deviation of the probability.
+        expected_entropy: (batch,) mean entropy of the sampled probabilities, nats.
+    """
+
+    probs: torch.Tensor
+    std: torch.Tensor
+    expected_entropy: torch.Tensor
+
+    def __len__(self) -> int:
+        return self.probs.shape[0]
+
+
+def contrasts(classes: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    """Return Q (classes, classes - 1): Helmert contrasts, orthonormal columns orthogonal to the ones vector.
+
+    Column k compares class k + 1 with the mean of the classes before it. So the first c - 1 columns touch the
+    first c classes only, and there they equal ``contrasts(c)``: the contrasts of a row with fewer possible
+    classes are a prefix of the contrasts of all of them.
+
+    Raises:
+        ConfigError: fewer than two classes.
+    """
+    if classes < 2:
+        raise ConfigError(f"contrasts need at least two classes, got {classes}")
+    q = torch.zeros(classes, classes - 1, dtype=torch.float64)
+    for k in range(classes - 1):
+        scale = math.sqrt((k + 1) * (k + 2))
+        q[: k + 1, k] = 1 / scale
+        q[k + 1, k] = -(k + 1) / scale
+    return q.to(dtype)
+
+
+def contrast_mean(logits: torch.Tensor) -> torch.Tensor:
+    """Return ``Q^T f`` (..., classes - 1) of logits (..., classes), nats."""
+    return logits @ contrasts(logits.shape[-1], logits.dtype).to(logits.device)
+
+
+def contrast_logits(contrast_mean: torch.Tensor) -> torch.Tensor:
+    """Return ``Q z`` (..., classes): the logits with these contrasts (..., classes - 1) that sum to 0, nats."""
+    return contrast_mean @ contrasts(contrast_mean.shape[-1] + 1, contrast_mean.dtype).to(contrast_mean.device).T
+
+
+def class_log_probs(logits: torch.Tensor, class_mask: torch.Tensor) -> torch.Tensor:
+    """Return (batch, classes) float64 the log-softmax over each row's possible classes, -inf at the others, nats.
+
+    Args:
+        logits: (batch, classes), nats; any value at impossible classes.
+    """
+    return logits.double().masked_fill(~class_mask, -torch.inf).log_softmax(-1)
+
+
+def class_probs(logits: torch.Tensor, class_mask: torch.Tensor) -> torch.Tensor:
+    """Return (batch, classes) float64 the softmax over each row's possible classes, exactly 0 at the others.
+
+    Args:
+        logits: (batch, classes), nats; any value at impossible classes.
+    """
+    return logits.double().masked_fill(~class_mask, -torch.inf).softmax(-1)
+
+
+def entropy(probs: torch.Tensor) -> torch.Tensor:
+    """Return (batch,) float64 the entropy of each row of ``probs`` (batch, classes), nats; 0 ln 0 is 0."""
+    terms: torch.Tensor = torch.special.entr(probs.double())
+    return terms.sum(1)
+
+
+def contrast_hessian(logits: torch.Tensor, class_mask: torch.Tensor) -> torch.Tensor:
+    """Return ``Lambda`` (batch, classes - 1, classes - 1) float64, exact over the classes.
+
+    Needs no factorisation, so probabilities near 0 do no harm.
+
+    Args:
+        logits: (batch, classes), nats.
+    """
+    probs = class_probs(logits, class_mask)
+    transform = contrasts(logits.shape[-1], torch.float64).to(logits.device)
+    centred = torch.diag_embed(probs) - probs[:, :, None] * probs[:, None, :]
+    return transform.T @ centred @ transform
+
+
+def hessian_root(logits: torch.Tensor, class_mask: torch.Tensor) -> torch.Tensor:
+    """Return the symmetric square root of ``Lambda``, (batch, classes - 1, classes - 1) float64.
+
+    ``B = diag(sqrt p) - p sqrt(p)^T`` has ``B B^T = diag p - p p^T`` exactly, whatever p. The symmetric root follows
+    from the singular value decomposition of ``Q^T B`` with all its digits. A Cholesky factor would fail as a
+    probability nears 0, and the root of an eigenvalue would lose half of the digits.
+    """
+    probs = class_probs(logits, class_mask)
+    root = probs.sqrt()
+    half = torch.diag_embed(root) - probs[:, :, None] * root[:, None, :]
+    transform = contrasts(logits.shape[-1], torch.float64).to(logits.device)
+    vectors, values, _ = torch.linalg.svd(transform.T @ half, full_matrices=False)
+    result: torch.Tensor = (vectors * values[:, None, :]) @ vectors.mT
+    return result
+
+
+def class_counts(class_mask: torch.Tensor) -> torch.Tensor:
+    """Return (batch,) int64 how many classes are possible in each row.
+
+    Raises:
+        DataError: not (batch, classes) bool, or a row that is not true for its first c >= 2 classes.
+    """
+    if class_mask.ndim != 2 or class_mask.dtype != torch.bool:
+        raise DataError(f"class_mask must be (batch, classes) bool, got {tuple(class_mask.shape)} {class_mask.dtype}")
+    counts = class_mask.sum(1)
+    prefix = torch.arange(class_mask.shape[1], device=class_mask.device) < counts[:, None]
+    if not torch.equal(class_mask, prefix) or (counts < 2).any():
+        raise DataError("each row of class_mask must be true for its first classes, at least two of them")
+    return counts
