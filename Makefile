@@ -9,12 +9,13 @@ PORT ?= 8000
 WORKERS ?= 2
 MINUTES ?= 20
 
-.PHONY: help setup demo serve train test bench bench-gpu soak images check format clean
+.PHONY: help setup demo serve train test docs bench bench-gpu soak images check format clean
 
 help:
 	@echo "make setup                    install everything into .venv; the others do it where it is missing"
 	@echo "make demo                     start the server on the default artifact, ask three questions, keep serving"
 	@echo "make test                     run the whole test suite"
+	@echo "make docs                     build the documentation site into site/, with every link checked"
 	@echo "make bench [QUICK=1]          how fast, beside other packages: benchmarks/RESULTS.md (QUICK: some minutes, publishes nothing)"
 	@echo "make bench-gpu                the same on one CUDA card, meant to take 8 minutes, with a model of Llama-2-7B's shape"
 	@echo "make soak [MINUTES=20]        every kind of client at once: is memory flat, was an answer wrong? benchmarks/load/"
@@ -48,6 +49,10 @@ train: setup
 test: setup
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
+docs: setup
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "open site/index.html, or serve it with its search: $(BIN)/python -m http.server --directory site"
+
 bench: setup $(VENV)/.peers
 	$(BIN)/python -m benchmarks.speed $(if $(QUICK),--quick)
 
@@ -73,4 +78,4 @@ format: setup
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) runs build dist *.egg-info
+	rm -rf $(VENV) runs build dist site *.egg-info

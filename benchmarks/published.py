@@ -86,6 +86,6 @@ def overload_figures(records: Records) -> str:
 
 #: By page, the sentences that stand between its markers.
 PLACES: Mapping[str, Mapping[str, Callable[[Records], str]]] = {
-    "README.md": {"fast": fast_costs},
+    "docs/evidence.md": {"fast": fast_costs},
     "docs/reliability.md": {"overload": overload_figures},
 }

@@ -94,7 +94,7 @@ TARGETS: Mapping[str, tuple[str, ...]] = {
         "gpu, default artifact, NF4: 4 classes, 8 x 64 tokens",
     ),
 }
-#: Names of the figures without a target that a sentence of README goes by (``benchmarks.published``).
+#: Names of the figures without a target that a sentence of docs/evidence.md goes by (``benchmarks.published``).
 FIGURES: Mapping[str, tuple[str, ...]] = {
     "python -m benchmarks.speed --only fast": (
         "fast: fast as served, 32 clients",

@@ -1,0 +1,85 @@
+"""docs/evidence.md says what the pages with the measured tables say."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from documents import ROOT, read, row, words
+
+EVIDENCE = "docs/evidence.md"
+TEXT = words(EVIDENCE)
+COUNTS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+@pytest.mark.parametrize(
+    ("first", "method"),
+    [
+        ("zero-shot", "zero_shot"),
+        ("fine-tuned (MAP)", "map"),
+        ("temperature scaling", "temperature"),
+        ("**Laplace (served)**", "laplace"),
+    ],
+)
+def test_the_first_table_is_the_artifacts(first: str, method: str) -> None:
+    metrics = json.loads(read("artifacts/sst2-smollm2/manifest.json"))["metrics"][method]
+    assert row(EVIDENCE, first) == [f"{metrics[name]:.3f}" for name in ("accuracy", "nll", "ece")]
+
+
+def test_the_results_page_holds_the_artifacts_table() -> None:
+    table = read("artifacts/sst2-smollm2/report/results.md").partition("\n")[2]
+    assert table.strip() in read("docs/results.md")
+
+
+def test_wins_ties_and_losses_are_the_studys() -> None:
+    against_map, against_temperature = row("docs/results.md", "Laplace, joint core", after="study:begin matrix")[-2:]
+    assert row(EVIDENCE, "Laplace, joint core") == [against_map, against_temperature]
+    won, tied, lost = (COUNTS[int(count)] for count in against_temperature.split(" / "))
+    for page in ("README.md", EVIDENCE):
+        assert "nine tasks" in words(page).lower()
+    assert f"won against it on {won}, tied on {tied} and lost on {lost}" in words("README.md")
+    won, _, lost = (COUNTS[int(count)] for count in against_map.split(" / "))
+    assert f"better on {won} tasks and worse on {lost}" in TEXT
+
+
+def test_what_is_recommended_is_the_studys() -> None:
+    table = read("docs/results.md").partition("study:begin recommended")[2].partition("<!--")[0]
+    rows = [[cell.strip() for cell in line.split("|")] for line in table.splitlines() if line.startswith("| ")][2:]
+    counts = [
+        " / ".join(str(sum(cells[column] == verdict for cells in rows)) for verdict in ("win", "tie", "loss"))
+        for column in (7, 9)
+    ]
+    assert row(EVIDENCE, "what each artifact recommends") == counts
+
+
+def test_targets_are_the_studys() -> None:
+    table = read("docs/results.md").partition("study:begin targets")[2].partition("<!--")[0]
+    met, missed = (COUNTS[table.count(f"| **{verdict}** |")] for verdict in ("met", "missed"))
+    assert f"{met} were met and {missed} missed" in TEXT
+
+
+def test_shift_is_the_shift_pages() -> None:
+    texts = ("arc_questions", "boolq_passages")
+    unfamiliar = [float(row("docs/shift.md", name, after="What mode fast defers")[2]) for name in texts]
+    assert f"defers {min(unfamiliar) * 100:.0f} to {max(unfamiliar):.0%} as unfamiliar".replace("%", " %") in TEXT
+    gibberish = float(row("docs/shift.md", "gibberish-1", after="What mode fast defers")[2])
+    assert f"of words of random letters {gibberish:.0%}".replace("%", " %") in TEXT
+    aurocs = [[cell.strip("*")[:5] for cell in row("docs/shift.md", name, after="AUROC of telling")] for name in texts]
+    of_map, of_laplace = (sorted(cells[column] for cells in aurocs) for column in (0, 4))
+    assert "an AUROC of {} to {} where Laplace's has {} to {}".format(*of_map, *of_laplace) in TEXT
+
+
+def test_the_load_is_the_load_pages() -> None:
+    soak, open_loop = read("benchmarks/load/soak.md"), read("benchmarks/load/open_loop.md")
+    (answers,) = row("benchmarks/load/soak.md", "rows answered and compared")
+    assert row("benchmarks/load/soak.md", "wrong answers") == ["0"]
+    assert "memory is flat" in soak
+    assert f"{answers} answers were compared and none was wrong; memory stayed flat" in TEXT
+    kept, limits = re.findall(r"\*\*Met: (\d) of (\d)\*\*", open_loop)[0]
+    assert f"it keeps {COUNTS[int(kept)]} of {COUNTS[int(limits)]} limits" in TEXT
+
+
+def test_every_generated_page_is_linked() -> None:
+    for page in ("results.md", *(f"../{p.relative_to(ROOT)}" for p in ROOT.glob("benchmarks/**/*.md"))):
+        assert f"({page}" in read(EVIDENCE), page

@@ -1,0 +1,105 @@
+"""The examples of the pages: data parses, configurations are valid, programs and commands exist with their flags.
+
+What the server answers to the pages' requests is in tests/service/test_api_page.py.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import re
+import shlex
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import yaml
+from documents import ROOT, Block, blocks, read
+
+from training.config import RunConfig
+
+LANGUAGES = {"sh", "json", "yaml", "python", "text"}
+TARGETS = set(re.findall(r"^([\w-]+):", read("Makefile"), re.MULTILINE))
+#: What a page may call beside make, python and this project's own files: programs of the system.
+PROGRAMS = {"curl", "echo"}
+
+
+def commands(block: Block) -> list[list[str]]:
+    """Return the words of each command of a block, comments left out; a quotation may go over several lines."""
+    found, text = [], ""
+    for line in block.text.replace("\\\n", " ").splitlines():
+        text += line + "\n"
+        if text.count("'") % 2 == 0:
+            found.append(shlex.split(text, comments=True))
+            text = ""
+    return [words for words in found if words]
+
+
+def module_calls() -> dict[str, set[str]]:
+    """Return the flags that the pages give to each ``python -m`` command, its subcommand among its words."""
+    found: dict[str, set[str]] = {}
+    for block in blocks("sh"):
+        for words in commands(block):
+            if words[0].rpartition("/")[2] == "python" and words[1] == "-m":
+                named = [word for word in words[2:4] if not word.startswith("-")]
+                flags = {word for word in words[3:] if word.startswith("--")}
+                found.setdefault(" ".join(named), set()).update(flags)
+    return found
+
+
+def test_every_block_has_a_language_that_is_checked() -> None:
+    assert [str(block) for block in blocks() if block.language not in LANGUAGES] == []
+    assert all(blocks(language) for language in LANGUAGES)
+
+
+@pytest.mark.parametrize("block", blocks("json"), ids=str)
+def test_json_parses(block: Block) -> None:
+    json.loads(block.text)
+
+
+@pytest.mark.parametrize("block", blocks("yaml"), ids=str)
+def test_configurations_are_valid(block: Block) -> None:
+    """A whole configuration as it is, a section in the place of the default artifact's."""
+    given: dict[str, Any] = yaml.safe_load(block.text)
+    if "name" not in given:
+        given = yaml.safe_load(read("training/configs/sst2-smollm2.yaml")) | given
+    RunConfig.model_validate(given)
+
+
+@pytest.mark.parametrize("block", blocks("python"), ids=str)
+def test_programs_compile_and_import_what_exists(block: Block) -> None:
+    for node in ast.walk(ast.parse(block.text)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("laplora"):
+            module = importlib.import_module(node.module or "")
+            for name in node.names:
+                assert hasattr(module, name.name), name.name
+
+
+@pytest.mark.parametrize("block", blocks("sh"), ids=str)
+def test_commands_exist(block: Block) -> None:
+    for words in commands(block):
+        program = words[0].rpartition("/")[2]
+        if program == "make":
+            assert words[1] in TARGETS
+            assert {word.partition("=")[0] for word in words[2:]} <= {"CONFIG", "ARTIFACT"}
+        elif program == "python" and words[1] == "-m":
+            assert importlib.util.find_spec(words[2]), words[2]
+        elif block.page != "docker/README.md":  # its commands are tried by docker/try_images.sh
+            assert program in PROGRAMS | {"pip", "git"}, words
+        for word in words:
+            if re.match(r"(training/configs|artifacts)/[\w./-]+$", word):
+                assert (ROOT / word).exists() or "your" in word or "tickets" in word, word
+
+
+@pytest.mark.parametrize("command", sorted(module_calls()))
+def test_flags_exist(command: str) -> None:
+    if command == "pytest tests/peers":
+        pytest.skip("no command of this project")
+    shown = subprocess.run(
+        [sys.executable, "-m", *command.split(), "--help"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert shown.returncode == 0, shown.stderr
+    missing = {flag for flag in module_calls()[command] if f"{flag} " not in shown.stdout.replace(",", " ")}
+    assert missing == set()

@@ -1,0 +1,49 @@
+"""README's figures are the default artifact's and the study's, and its tree exists."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from documents import ROOT, read, words
+from PIL import Image
+
+from benchmarks import before_after
+
+README = read("README.md")
+
+
+def test_the_picture_is_of_the_artifact_as_it_is() -> None:
+    with Image.open(before_after.PICTURE) as picture:
+        assert picture.info["Source"] == before_after.digest(before_after.ARTIFACT), (
+            "run python -m benchmarks.before_after"
+        )
+
+
+def test_the_caption_has_the_artifacts_figures() -> None:
+    before, after = (before_after.read_evaluations(before_after.ARTIFACT)[method] for method in ("map", "laplace"))
+    confidence = sum(b.count * (b.confidence or 0) for b in before.reliability) / before.rows
+    caption = words("README.md")
+    assert before.accuracy == after.accuracy
+    assert f"It is right on {before.accuracy:.0%} of the test rows.".replace("%", " %") in caption
+    assert f"it is {confidence:.0%} sure on average".replace("%", " %") in caption
+    assert f"(ECE) is {before.ece:.3f}." in caption
+    assert f"the error is {after.ece:.3f} at the same accuracy" in caption
+
+
+def test_every_path_in_the_tree_exists() -> None:
+    tree = re.search(r"^## What is where\n```text\n(.*?)```", README, re.MULTILINE | re.DOTALL)
+    assert tree
+    lines = tree[1].splitlines()
+    assert len(lines) <= 10
+    for line in lines:
+        folder, _, words = line.partition("/")
+        assert (ROOT / folder).is_dir(), folder
+        if folder in ("laplora", "service"):
+            rooms = {path.parent.name for path in (ROOT / folder).glob("*/__init__.py")}
+            assert set(re.split(r", ", words.partition(": ")[2])) == rooms
+
+
+def test_the_answer_that_is_shown_has_five_fields_of_the_api() -> None:
+    (shown,) = (json.loads(text) for text in re.findall(r"```json\n(.*?)```", README, re.DOTALL))
+    assert list(shown) == ["label", "map_probs", "probs", "probs_std", "decision"]
