@@ -2,8 +2,8 @@
 
     python -m benchmarks.before_after
 
-The bins are those of the artifact's ``report/evaluation.json``. The picture holds the artifact's digest in its metadata:
-a test sees when it is out of date.
+The bins are those of the artifact's ``report/evaluation.json``. The picture's metadata hold the artifact's digest, so
+that a test sees when the picture is out of date.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import json
 from pathlib import Path
 
 from benchmarks.provenance import ROOT
-from laplora.metrics import Evaluation, ReliabilityBin
-from laplora.ranking import RiskCoverage
-from training.report import reliability_figure
+from laplora.metrics.ranking import RiskCoverage
+from laplora.metrics.scores import Evaluation, ReliabilityBin
+from training.report.evaluation import reliability_figure
 
 ARTIFACT = ROOT / "artifacts" / "sst2-smollm2"
 PICTURE = ROOT / "docs" / "pictures" / "before_after.png"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +38,17 @@ def blocks(*languages: str) -> list[Block]:
             line = text.count("\n", 0, match.start()) + 1
             found.append(Block(page.relative_to(ROOT).as_posix(), line, match[1], match[2]))
     return [block for block in found if not languages or block.language in languages]
+
+
+def commands(block: Block) -> list[list[str]]:
+    """Return the words of each command of a block, comments left out; a quotation may go over several lines."""
+    found, text = [], ""
+    for line in block.text.replace("\\\n", " ").splitlines():
+        text += line + "\n"
+        if text.count("'") % 2 == 0:
+            found.append(shlex.split(text, comments=True))
+            text = ""
+    return [words for words in found if words]
 
 
 def row(page: str, first: str, *, after: str = "") -> list[str]:

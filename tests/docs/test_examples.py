@@ -1,6 +1,6 @@
 """The examples of the pages: data parses, configurations are valid, programs and commands exist with their flags.
 
-What the server answers to the pages' requests is in tests/service/test_api_page.py.
+The requests and programs that need a server are run in test_requests.py.
 """
 
 from __future__ import annotations
@@ -9,14 +9,13 @@ import ast
 import importlib.util
 import json
 import re
-import shlex
-import subprocess
+import runpy
 import sys
 from typing import Any
 
 import pytest
 import yaml
-from documents import ROOT, Block, blocks, read
+from documents import ROOT, Block, blocks, commands, read
 
 from training.config import RunConfig
 
@@ -26,23 +25,12 @@ TARGETS = set(re.findall(r"^([\w-]+):", read("Makefile"), re.MULTILINE))
 PROGRAMS = {"curl", "echo"}
 
 
-def commands(block: Block) -> list[list[str]]:
-    """Return the words of each command of a block, comments left out; a quotation may go over several lines."""
-    found, text = [], ""
-    for line in block.text.replace("\\\n", " ").splitlines():
-        text += line + "\n"
-        if text.count("'") % 2 == 0:
-            found.append(shlex.split(text, comments=True))
-            text = ""
-    return [words for words in found if words]
-
-
 def module_calls() -> dict[str, set[str]]:
     """Return the flags that the pages give to each ``python -m`` command, its subcommand among its words."""
     found: dict[str, set[str]] = {}
     for block in blocks("sh"):
         for words in commands(block):
-            if words[0].rpartition("/")[2] == "python" and words[1] == "-m":
+            if words[0].rpartition("/")[2] == "python" and words[1] == "-m" and words[2] != "pytest":
                 named = [word for word in words[2:4] if not word.startswith("-")]
                 flags = {word for word in words[3:] if word.startswith("--")}
                 found.setdefault(" ".join(named), set()).update(flags)
@@ -93,13 +81,13 @@ def test_commands_exist(block: Block) -> None:
                 assert (ROOT / word).exists() or "your" in word or "tickets" in word, word
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 @pytest.mark.parametrize("command", sorted(module_calls()))
-def test_flags_exist(command: str) -> None:
-    if command == "pytest tests/peers":
-        pytest.skip("no command of this project")
-    shown = subprocess.run(
-        [sys.executable, "-m", *command.split(), "--help"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert shown.returncode == 0, shown.stderr
-    missing = {flag for flag in module_calls()[command] if f"{flag} " not in shown.stdout.replace(",", " ")}
-    assert missing == set()
+def test_flags_exist(command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    module, *words = command.split()
+    monkeypatch.setattr(sys, "argv", [module, *words, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(module, run_name="__main__")
+    assert not ended.value.code
+    help_text = capsys.readouterr().out.replace(",", " ")
+    assert {flag for flag in module_calls()[command] if f"{flag} " not in help_text} == set()

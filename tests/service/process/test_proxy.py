@@ -161,7 +161,7 @@ def test_every_value_of_the_template_has_a_default_in_compose() -> None:
 def test_the_commands_of_the_readme_fill_in_the_template(tmp_path: Path) -> None:
     """As they stand but for the server, the folder of bodies, and nginx, which is only asked whether it is content."""
     page = (ROOT / "docker" / "README.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"^Without Docker.*\n```\n(python -m service .* &\n[^`]+)```", page, re.M)
+    (block,) = re.findall(r"^Without Docker.*\n```sh\n(python -m service .* &\n[^`]+)```", page, re.M)
     _, *commands = block.replace("/tmp/laplora-proxy", str(tmp_path / "bodies")).splitlines()
     commands[-1], started, _ = commands[-1].partition(" && nginx ")
     assert started

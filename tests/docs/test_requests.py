@@ -1,0 +1,160 @@
+"""The requests and programs of the pages, run against a server: what they show could have come back."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import jsonschema_rs
+import pytest
+from documents import ROOT, Block, blocks, commands
+from server_process import server_process
+
+PAGES = ("README.md", "docs/api.md", "docs/quick-start.md", "docs/serving.md")
+FAKE_SERVER = ROOT / "tests" / "service" / "fake_server.py"
+
+
+@dataclass
+class Example:
+    """The words of a curl command, and the whole answer that its page shows right below."""
+
+    block: Block
+    words: Sequence[str]
+    shown: Any
+
+    def __str__(self) -> str:
+        return str(self.block)
+
+    def request(self, folder: Path = Path()) -> httpx.Request:
+        """Return what curl would send; files are those of a folder."""
+        url, method, body, headers = "", None, None, {}
+        words = iter([word.replace("sst2-smollm2", "fake") for word in self.words[1:]])
+        for word in words:
+            if word == "-X":
+                method = next(words)
+            elif word == "-H":
+                name, _, value = next(words).partition(": ")
+                headers[name] = value
+            elif word == "-d":
+                body = next(words).encode()
+            elif word == "-T":
+                body = (folder / next(words)).read_bytes()
+            elif not re.fullmatch("-s?N?", word):
+                url = f"http://{word}"
+        return httpx.Request(method or ("GET" if body is None else "POST"), url, headers=headers, content=body)
+
+
+def examples() -> list[Example]:
+    """Return the curl commands of the pages."""
+    answers = {(block.page, block.line): json.loads(block.text) for block in blocks("json")}
+    return [
+        Example(block, words, answers.get((block.page, block.line + block.text.count("\n") + 2)))
+        for block in blocks("sh")
+        if block.page in PAGES
+        for words in commands(block)
+        if words[0] == "curl"
+    ]
+
+
+#: The commands that follow one job from its upload on, in one block.
+JOB = [example for example in examples() if "/evaluate/jobs" in example.block.text and "-T" in example.block.text]
+EXAMPLES = [example for example in examples() if example not in JOB]
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    root = tmp_path_factory.mktemp("artifacts")
+    for name in ("fake", "winogrande-smollm2"):
+        (root / name).mkdir()
+        (root / name / "manifest.json").write_text("{}")
+    command = [str(FAKE_SERVER), "--artifact", "fake", "--artifacts-root", str(root)]
+    environment = {"FAKE_CHOICES": "winogrande-smollm2", "LAPLORA_AUTH": "off"}
+    with (
+        server_process([*command, "--also-load", "winogrande-smollm2"], environment) as process,
+        process.client() as client,
+    ):
+        yield client
+
+
+@pytest.fixture(scope="module")
+def document(client: httpx.Client) -> dict[str, Any]:
+    found: dict[str, Any] = client.get("/openapi.json").json()
+    return found
+
+
+def answered(client: httpx.Client, request: httpx.Request) -> httpx.Response:
+    """Send a request to the server of the tests, whatever host it names."""
+    path = request.url.raw_path.decode()
+    return client.request(request.method, path, headers=dict(request.headers), content=request.content)
+
+
+def schema_of(document: dict[str, Any], request: httpx.Request, status: int) -> dict[str, Any]:
+    """Return the documented schema of an answer to a request."""
+    for path, methods in document["paths"].items():
+        if re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", path), request.url.path):
+            content = methods[request.method.lower()]["responses"][str(status)]["content"]
+            return {"components": document["components"], **content["application/json"]["schema"]}
+    raise AssertionError(f"no such endpoint: {request.url.path}")
+
+
+def test_there_are_examples_of_every_kind() -> None:
+    paths = {example.request().url.path for example in EXAMPLES}
+    assert {"/predict", "/evaluate", "/artifacts", "/artifacts/fake/activate", "/health/ready", "/feedback"} <= paths
+    assert {example.block.page for example in EXAMPLES} == set(PAGES)
+    assert len(JOB) == 4
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=str)
+def test_a_request_is_answered_as_shown(client: httpx.Client, document: dict[str, Any], example: Example) -> None:
+    request, shown = example.request(), example.shown
+    response = answered(client, request)
+    refused = shown is not None and "error" in shown
+    assert response.is_success != refused, response.text
+    schema = schema_of(document, request, response.status_code)
+    jsonschema_rs.validate(schema, response.json())
+    if shown is not None:
+        jsonschema_rs.validate(schema, shown)
+        assert shown.keys() == response.json().keys()
+        if refused:
+            assert {**shown, "request_id": ""} == {**response.json(), "request_id": ""}
+        elif "predictions" in shown:
+            assert shown["predictions"][0].keys() == response.json()["predictions"][0].keys()
+
+
+def test_the_fields_that_the_readme_shows_are_an_answers(client: httpx.Client, document: dict[str, Any]) -> None:
+    (example,) = (example for example in EXAMPLES if example.block.page == "README.md")
+    (shown,) = (json.loads(block.text) for block in blocks("json") if block.page == "README.md")
+    assert len(shown) == 5
+    whole = answered(client, example.request()).json()
+    whole["predictions"][0] |= shown
+    jsonschema_rs.validate(schema_of(document, example.request(), 200), whole)
+
+
+def test_the_commands_of_a_job_follow_it_to_its_end(client: httpx.Client, tmp_path: Path) -> None:
+    (echo,) = (words for words in commands(JOB[0].block) if words[0] == "echo")
+    (tmp_path / echo[-1]).write_text(f"{echo[1]}\n", encoding="utf-8")
+    job = ""
+    statuses = []
+    for example in JOB:
+        words = [word.replace("/ID", f"/{job}") for word in example.words]
+        response = answered(client, Example(example.block, words, None).request(tmp_path))
+        statuses.append(response.status_code)
+        job = job or response.json()["id"]
+        if "-sN" in words:
+            assert "done" in response.text
+    assert statuses == [202, 200, 200, 200]
+
+
+@pytest.mark.parametrize("block", [b for b in blocks("python") if "localhost:8000" in b.text], ids=str)
+def test_a_program_runs(client: httpx.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: Block) -> None:
+    (tmp_path / "reviews.txt").write_text("dull .\na gripping film .\n", encoding="utf-8")
+    (tmp_path / "test.jsonl").write_text('{"text": "dull .", "label": "negative"}\n', encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    address = str(client.base_url).rstrip("/")
+    program = block.text.replace("http://localhost:8000", address).replace("progress=True", "progress=False")
+    exec(compile(program, str(block), "exec"), {"__name__": "__main__"})
