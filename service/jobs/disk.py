@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from laplora.files import FULL_DISK
 from service.errors import StorageFullError
-
-_FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 def sync_folder(path: Path) -> None:
@@ -43,6 +41,6 @@ def storage_errors() -> Iterator[None]:
             raise
         raise StorageFullError("the disk has no room for jobs: try again later, or remove jobs") from error
     except OSError as error:
-        if error.errno not in _FULL_ERRNOS:
+        if error.errno not in FULL_DISK:
             raise
         raise StorageFullError("the disk has no room for jobs: try again later, or remove jobs") from error

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from laplora.errors import ConfigError, InvalidInputError
-from laplora.models.wheels import file_sha256
+from laplora.files import file_sha256
 from laplora.prompts.templates import TEMPLATES, PromptTemplate, render
 from training.data.examples import ROLES, Example, Pool, Role, Source, Task
 from training.data.tables import Problems, Record, RowError, read_records

@@ -5,11 +5,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from laplora.errors import ConfigError
+from laplora.files import write_whole
 
 #: The file of a run's folder that says whose it is: the configuration's fields, and ``made_from`` once it was trained.
 CONFIG = "config.json"
@@ -65,19 +64,9 @@ def claim(folder: Path, fields: Mapping[str, Any]) -> bool:
     The record appears whole or not at all, so that of two jobs that start together only one has the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(prefix=f".{CONFIG}.", dir=folder)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(json.dumps(fields, indent=2, ensure_ascii=False) + "\n")
-        os.chmod(partial, 0o644)
-        os.link(partial, folder / CONFIG)
-    except FileExistsError:
-        pass
-    except OSError:  # a file system without hard links
-        with suppress(FileExistsError), (folder / CONFIG).open("x", encoding="utf-8") as file:
-            file.write(Path(partial).read_text(encoding="utf-8"))
-    finally:
-        os.unlink(partial)
+    with FileLock(folder / ".claim"):
+        if not (folder / CONFIG).exists():
+            write_whole(folder / CONFIG, json.dumps(fields, indent=2, ensure_ascii=False) + "\n")
     return owner(folder) == configuration_digest(fields)
 
 

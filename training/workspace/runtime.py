@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from laplora.artifact.folder import check_replaceable
 from laplora.errors import ConfigError, InvalidInputError
+from laplora.files import write_whole
 from laplora.models.base import BaseSpec, load_base_model, load_tokenizer, locate_base, resolve_device
 from laplora.prompts.templates import Batch, EncodedRow, collate, encode, render, resolve_label_tokens
 from training.config import RunConfig, config_hash_fields
@@ -173,21 +173,14 @@ def batches(rows: Sequence[EncodedRow], size: int) -> list[list[int]]:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON in one step, so that a reader never sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write safetensors in one step; the same tensors and metadata give the same bytes."""
     from safetensors.torch import save
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    raw = save({k: v.contiguous() for k, v in tensors.items()}, metadata)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(_sorted_metadata(raw))
-    temporary.replace(path)
+    write_whole(path, _sorted_metadata(save({k: v.contiguous() for k, v in tensors.items()}, metadata)))
 
 
 def _sorted_metadata(raw: bytes) -> bytes:

@@ -13,8 +13,9 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from benchmarks.study.results.records import json_lines, write_whole
+from benchmarks.study.results.records import json_lines
 from laplora.errors import DataError
+from laplora.files import write_whole
 from training.config import Section
 
 FILE = "approximation.json"

@@ -11,7 +11,6 @@ Floats have 6 significant digits. Every table and plot is made from these files 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +18,7 @@ from typing import Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from laplora.errors import DataError
+from laplora.files import write_whole
 from training.config import Section
 
 Reference = Literal["map", "temperature"]
@@ -329,13 +329,6 @@ def json_lines(records: Sequence[Section]) -> str:
         return "[]"
     dumped = [rounded(r.model_dump(mode="json")) for r in records]
     return "[\n" + ",\n".join(json.dumps(d, ensure_ascii=False, allow_nan=False) for d in dumped) + "\n]"
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that is never seen in part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def _place(record: Any) -> tuple[str, int, str]:

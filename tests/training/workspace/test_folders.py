@@ -137,32 +137,6 @@ def test_of_jobs_that_start_together_one_has_the_folder(tmp_path: Path) -> None:
     assert owner(tmp_path / "n") == configuration_digest({"seed": won.index(True)})
 
 
-def test_a_record_appears_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a job that starts meanwhile sees is nobody's folder or this one's: a half-written record is never there."""
-    seen = []
-    link = os.link
-
-    def watched(*names: Any) -> None:
-        seen.append(owner(tmp_path / "n"))
-        link(*names)
-        seen.append(owner(tmp_path / "n"))
-
-    monkeypatch.setattr(os, "link", watched)
-    assert claim(tmp_path / "n", {"seed": 1})
-    assert seen == [None, configuration_digest({"seed": 1})]
-    assert [p.name for p in (tmp_path / "n").iterdir()] == ["config.json"]
-
-
-def test_a_folder_is_claimed_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(*names: Any) -> None:
-        raise PermissionError(1, "Operation not permitted")
-
-    monkeypatch.setattr(os, "link", refused)
-    assert claim(tmp_path / "n", {"seed": 1})
-    assert not claim(tmp_path / "n", {"seed": 2})
-    assert owner(tmp_path / "n") == configuration_digest({"seed": 1})
-
-
 def test_a_folder_that_was_begun_stays_the_configurations(tmp_path: Path) -> None:
     """Whatever becomes of the plain folder while a run works in its own: removed, or claimed by a third one."""
     assert claim(tmp_path / "n", {"seed": 0})
