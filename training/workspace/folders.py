@@ -66,8 +66,12 @@ def claim(folder: Path, fields: Mapping[str, Any]) -> bool:
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".claim"):
         if not (folder / CONFIG).exists():
-            write_whole(folder / CONFIG, json.dumps(fields, indent=2, ensure_ascii=False) + "\n")
+            _write_record(folder, fields)
     return owner(folder) == configuration_digest(fields)
+
+
+def _write_record(folder: Path, fields: Mapping[str, Any]) -> None:
+    write_whole(folder / CONFIG, json.dumps(fields, indent=2, ensure_ascii=False) + "\n")
 
 
 def siblings(runs: Path, name: str) -> Iterator[tuple[Path, str]]:
@@ -93,7 +97,7 @@ def start_from(sibling: Path, folder: Path, fields: Mapping[str, Any]) -> bool:
     try:
         shutil.copytree(sibling, partial, ignore=left_out, dirs_exist_ok=True)
         partial.chmod(0o755)
-        claim(partial, fields)
+        _write_record(partial, fields)
         partial.rename(folder)
     except FileExistsError:
         return False
