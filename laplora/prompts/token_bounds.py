@@ -66,7 +66,7 @@ class TokenBounds:
 
 
 def token_bounds(tokenizer: Any) -> TokenBounds:
-    """Return what is certain of a tokeniser of transformers; no bound where its parts are not known to allow one."""
+    """Return the bounds of a tokeniser of transformers: no bound unless all of its parts are known to keep one."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return TokenBounds(None)
