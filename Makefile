@@ -22,8 +22,8 @@ help:
 	@echo "make train [CONFIG=...]       fine-tune, fit, evaluate and package (default: $(CONFIG))"
 	@echo "make serve [ARTIFACT=...]     serve an artifact on port $(PORT), to this machine alone and without API keys"
 	@echo "make images [ARGS=...]        build both images with buildah, without a daemon, and try them: docker/README.md"
-	@echo "make check                    format, lint, types, import rules, known vulnerabilities"
-	@echo "make format                   format and fix what ruff can fix"
+	@echo "make check                    format, lint, types, import rules, the generated client, known vulnerabilities"
+	@echo "make format                   format, fix what ruff can fix, write the generated client"
 	@echo "make clean                    remove .venv and run results"
 
 setup: $(VENV)/.installed
@@ -76,6 +76,7 @@ check: setup
 format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+	$(BIN)/python .ci/unasync.py
 
 clean:
 	rm -rf $(VENV) runs build dist site *.egg-info
