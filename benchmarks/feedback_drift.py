@@ -20,7 +20,7 @@ from typing import Any
 from laplora.answers.prediction import Prediction
 from laplora.predictor import Predictor
 from service.feedback.labels import FeedbackStore
-from service.feedback.watch import Report
+from service.feedback.records import Report, Watched
 from training.config import load_config
 from training.data.corruptions import corrupt
 from training.data.section import load_splits
@@ -64,17 +64,17 @@ def alerts(report: Report) -> set[str]:
     fired = {
         f"{found.signal} drift ({found.reference})"
         for found in report.drift
-        if found.drift.p_value < DRIFT_P_VALUE and found.drift.gap > DRIFT_GAP and report.recent_rows >= FEWEST_ROWS
+        if found.p_value < DRIFT_P_VALUE and found.gap > DRIFT_GAP and report.recent >= FEWEST_ROWS
     }
     f = report.figures
     if f is None or f.rows < FEWEST_ROWS:
         return fired
     pairs = {
-        "nll": (f.nll, f.nll_limit),
-        "ece": (f.ece, f.ece_limit),
-        "coverage": (f.coverage_limit, f.coverage),
-        "accepted risk": (f.accepted_risk, f.accepted_risk_limit),
-        "worse than map": (f.map_gain_limit, f.map_gain),
+        "nll": (f.nll.value, f.nll.limit),
+        "ece": (f.ece.value, f.ece.limit),
+        "coverage": (f.coverage.limit, f.coverage.value),
+        "accepted risk": (f.accepted_risk.value, f.accepted_risk.limit),
+        "worse than map": (f.map_gain.limit, f.map_gain.value),
     }
     return fired | {name for name, (high, low) in pairs.items() if high is not None and low is not None and high > low}
 
@@ -82,16 +82,19 @@ def alerts(report: Report) -> set[str]:
 def line(name: str, report: Report) -> str:
     """Return one row of the table."""
     f = report.figures
-    gaps = {(d.signal, d.reference): f"{d.drift.gap:.3f} ({d.drift.p_value:.1e})" for d in report.drift}
+    gaps = {(d.signal, d.reference): f"{d.gap:.3f} ({d.p_value:.1e})" for d in report.drift}
     signals = [("epistemic", "calibration_quantile"), ("confidence", "calibration")]
     signals += [("epistemic", "activation"), ("confidence", "activation")]
-    cells = [name, str(report.recent_rows), *(gaps.get(signal, "-") for signal in signals)]
+    cells = [name, str(report.recent), *(gaps.get(signal, "-") for signal in signals)]
     if f is not None:
-        cells += [f"{f.accuracy:.3f}", f"{f.nll:.3f} ({f.nll_limit:.3f})", f"{f.ece:.3f} ({f.ece_limit:.3f})"]
-        cells += [f"{f.coverage:.3f} ({f.coverage_limit:.3f})", f"{f.accepted_risk:.3f} ({f.accepted_risk_limit:.3f})"]
+        cells += [f"{f.accuracy.value:.3f}", *map(_beside, (f.nll, f.ece, f.coverage, f.accepted_risk))]
     else:
         cells += ["-"] * 5
     return " | ".join(["", *cells, ", ".join(sorted(alerts(report))) or "none", ""]).strip()
+
+
+def _beside(figure: Watched) -> str:
+    return f"{figure.value:.3f} ({figure.limit:.3f})"
 
 
 def streams(predictor: Predictor, pool: Sequence[Prediction], labels: Sequence[str]) -> Counter[str]:

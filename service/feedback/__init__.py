@@ -1,1 +1,6 @@
-"""True labels that come later, and the watch over calibration."""
+"""True labels that come later, and the watch over calibration.
+
+Read ``records`` first: what is kept and reported. ``labels`` keeps answers and takes their labels, ``series`` holds the
+windows of one artifact and predictive, ``figures`` computes from them beside what the artifact records
+(``references``), and ``gauges`` shows the reports to Prometheus.
+"""

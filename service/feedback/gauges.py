@@ -1,4 +1,4 @@
-"""The figures of ``service.feedback.watch`` as Prometheus gauges, computed when they are scraped.
+"""The figures of feedback as Prometheus gauges, computed when they are scraped.
 
 Labels are closed: an artifact that is loaded, one of its predictives, one of three references. Gauges of an artifact
 that is no longer loaded are gone with the next scrape, and a figure that cannot be computed has no gauge.
@@ -7,48 +7,56 @@ that is no longer loaded are gone with the next scrape, and a figure that cannot
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from operator import attrgetter
 from typing import get_args
 
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from service.feedback.watch import Report, Signal
+from service.feedback.records import Report, Signal
 from service.telemetry.unfailing import unfailing
 
-#: ``laplora_feedback_<name>``: attributes of a report.
-_ANSWERS = {
-    "recent_rows": "Answers that drift is computed from.",
-    "accepted_share": "Accepted, of the recent answers.",
-    "labelled_accepted_share": "Accepted, of the labelled answers.",
-}
-#: ``laplora_reference_<name>``: attributes of the reference.
-_REFERENCE = {
-    "accuracy": "Accuracy in the artifact's evaluation.",
-    "nll": "NLL in the artifact's evaluation, nats.",
-    "ece": "ECE in the artifact's evaluation.",
-    "brier": "Brier score in the artifact's evaluation.",
-    "auroc_error": "AUROC of mistakes by the review score in the artifact's evaluation.",
-    "coverage": "Stated level of the prediction sets.",
-}
-#: ``laplora_feedback_<name>``: attributes of the figures.
-_FIGURES = {
-    "accuracy": "Accuracy of labelled predictions.",
-    "nll": "Mean NLL of labelled predictions, nats.",
-    "nll_limit": "Highest NLL within chance of the reference, nats.",
-    "ece": "ECE of labelled predictions, 15 bins.",
-    "ece_expected": "ECE that a calibrated model measures on the same confidences.",
-    "ece_limit": "Highest ECE within chance.",
-    "brier": "Brier score of labelled predictions.",
-    "auroc_error": "AUROC of mistakes by the review score.",
-    "coverage": "Share of labelled predictions whose set holds the label.",
-    "coverage_limit": "Lowest coverage within chance of the stated level.",
-    "accepted_rows": "Labelled predictions that were accepted.",
-    "accepted_risk": "Error rate of accepted answers.",
-    "accepted_risk_limit": "Highest error rate of accepted answers within chance of the target.",
-    "target_risk": "Mean error rate that accepted answers were to have.",
-    "map_nll": "Mean NLL of MAP on the same rows, nats.",
-    "map_gain": "NLL of MAP less that of the served predictive, nats.",
-    "map_gain_limit": "Lowest gain over MAP within chance of none, nats.",
+#: By gauge, the attribute of a report that it shows, and what that means.
+_GAUGES = {
+    "feedback_rows": ("labelled", "Labelled predictions that the figures are computed from."),
+    "feedback_recent_rows": ("recent", "Answers that drift is computed from."),
+    "feedback_accepted_share": ("accepted_share", "Accepted, of the recent answers."),
+    "feedback_labelled_accepted_share": ("labelled_accepted_share", "Accepted, of the labelled answers."),
+    "reference_accuracy": ("baseline.accuracy", "Accuracy in the artifact's evaluation."),
+    "reference_nll": ("baseline.nll", "NLL in the artifact's evaluation, nats."),
+    "reference_ece": ("baseline.ece", "ECE in the artifact's evaluation."),
+    "reference_brier": ("baseline.brier", "Brier score in the artifact's evaluation."),
+    "reference_auroc_error": (
+        "baseline.auroc_error",
+        "AUROC of mistakes by the review score in the artifact's evaluation.",
+    ),
+    "reference_coverage": ("baseline.coverage", "Stated level of the prediction sets."),
+    "feedback_accuracy": ("figures.accuracy.value", "Accuracy of labelled predictions."),
+    "feedback_nll": ("figures.nll.value", "Mean NLL of labelled predictions, nats."),
+    "feedback_nll_limit": ("figures.nll.limit", "Highest NLL within chance of the reference, nats."),
+    "feedback_ece": ("figures.ece.value", "ECE of labelled predictions, 15 bins."),
+    "feedback_ece_expected": (
+        "figures.ece_expected",
+        "ECE that a calibrated model measures on the same confidences.",
+    ),
+    "feedback_ece_limit": ("figures.ece.limit", "Highest ECE within chance."),
+    "feedback_brier": ("figures.brier.value", "Brier score of labelled predictions."),
+    "feedback_auroc_error": ("figures.auroc_error.value", "AUROC of mistakes by the review score."),
+    "feedback_coverage": ("figures.coverage.value", "Share of labelled predictions whose set holds the label."),
+    "feedback_coverage_limit": ("figures.coverage.limit", "Lowest coverage within chance of the stated level."),
+    "feedback_accepted_rows": ("figures.accepted", "Labelled predictions that were accepted."),
+    "feedback_accepted_risk": ("figures.accepted_risk.value", "Error rate of accepted answers."),
+    "feedback_accepted_risk_limit": (
+        "figures.accepted_risk.limit",
+        "Highest error rate of accepted answers within chance of the target.",
+    ),
+    "feedback_target_risk": (
+        "figures.accepted_risk.reference",
+        "Mean error rate that accepted answers were to have.",
+    ),
+    "feedback_map_nll": ("figures.map_nll", "Mean NLL of MAP on the same rows, nats."),
+    "feedback_map_gain": ("figures.map_gain.value", "NLL of MAP less that of the served predictive, nats."),
+    "feedback_map_gain_limit": ("figures.map_gain.limit", "Lowest gain over MAP within chance of none, nats."),
 }
 
 
@@ -69,29 +77,17 @@ class CalibrationGauges(Collector):
         # The other metrics are scraped in the same answer.
         with unfailing("calibration gauges"):
             reports = self._reports()
-        yield _family(
-            "laplora_feedback_rows",
-            "Labelled predictions that the figures are computed from.",
-            [(report, 0 if report.figures is None else report.figures.rows) for report in reports],
-        )
-        for prefix, names, parts in (
-            ("feedback", _ANSWERS, reports),
-            ("reference", _REFERENCE, [report.reference for report in reports]),
-            ("feedback", _FIGURES, [report.figures for report in reports]),
-        ):
-            for name, meaning in names.items():
-                # Without figures there is no such attribute, and no gauge.
-                values = [(report, getattr(part, name, None)) for report, part in zip(reports, parts, strict=True)]
-                yield _family(f"laplora_{prefix}_{name}", meaning, values)
+        for name, (attribute, meaning) in _GAUGES.items():
+            family = GaugeMetricFamily(f"laplora_{name}", meaning, labels=["artifact", "predictive"])
+            for report in reports:
+                # Nothing is labelled: no figures, and no gauges of them.
+                if report.figures is None and attribute.startswith("figures."):
+                    continue
+                value = attrgetter(attribute)(report)
+                if value is not None:
+                    family.add_metric([report.artifact, report.predictive], value)
+            yield family
         yield from _drift(reports)
-
-
-def _family(name: str, meaning: str, values: Sequence[tuple[Report, float | None]]) -> GaugeMetricFamily:
-    family = GaugeMetricFamily(name, meaning, labels=["artifact", "predictive"])
-    for report, value in values:
-        if value is not None:
-            family.add_metric([report.artifact, report.predictive], value)
-    return family
 
 
 def _drift(reports: Sequence[Report]) -> Iterator[GaugeMetricFamily]:
@@ -107,7 +103,7 @@ def _drift(reports: Sequence[Report]) -> Iterator[GaugeMetricFamily]:
             for found in report.drift:
                 if found.signal == signal:
                     values = [report.artifact, report.predictive, found.reference]
-                    gap.add_metric(values, found.drift.gap)
-                    p_value.add_metric(values, found.drift.p_value)
+                    gap.add_metric(values, found.gap)
+                    p_value.add_metric(values, found.p_value)
         yield gap
         yield p_value

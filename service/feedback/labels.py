@@ -1,8 +1,8 @@
 """Answered predictions, kept for a while so that their true labels can be told later. Knows no HTTP and no prompt.
 
-A prediction is known by an unguessable id and to its own caller only. What is kept is what the figures need
-(``service.feedback.watch``): probabilities, sets and decisions, never an input. Both the number kept and their age
-are bounded; age goes by a monotonic clock, so that a wall clock that jumps changes nothing.
+A prediction is known by an unguessable id and to its caller only. What is kept is what the figures need:
+probabilities, sets and decisions, never an input. Both the number kept and their age are bounded. Age goes by a
+monotonic clock, so that a wall clock that jumps changes nothing.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from service.errors import InvalidRequestError
-from service.feedback.watch import Report, Series, reference_of
+from service.feedback.records import Kept, Report, SeriesKey
+from service.feedback.references import reference_of
+from service.feedback.series import Series
 
 if TYPE_CHECKING:
     from laplora.answers.prediction import Prediction
@@ -31,40 +32,6 @@ Outcome = Literal["recorded", "repeated", "corrected", "unknown"]
 _ID_BYTES = 16
 #: Windows are searched for rows that are too old this many times within ``feedback_keep_s``.
 _SWEEPS = 100
-
-
-@dataclass(slots=True, eq=False)
-class Kept:
-    """One answered prediction.
-
-    Attributes:
-        series: which artifact and predictive answered.
-        caller: whom the answer went to.
-        answered: ``clock`` seconds.
-        labels: the possible labels.
-        numbers: float64, ``map_probs`` and then ``probs``, in the labels' order; see ``probabilities``.
-        prediction_set: bit k is set where label k is in it.
-        score: the predictive's review score, nats.
-        target_risk: that the decision was made for.
-        label: place of the true one, -1 until it is told.
-    """
-
-    series: Series
-    caller: str
-    answered: float
-    labels: tuple[str, ...]
-    numbers: bytes
-    prediction_set: int
-    score: float
-    target_risk: float
-    accepted: bool
-    flags: tuple[str, ...]
-    label: int = -1
-
-    def probabilities(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Return ``map_probs`` and ``probs``."""
-        numbers = struct.unpack(f"{2 * len(self.labels)}d", self.numbers)
-        return numbers[: len(self.labels)], numbers[len(self.labels) :]
 
 
 class FeedbackStore:
@@ -82,7 +49,7 @@ class FeedbackStore:
         self.keep_s, self.rows, self.window = keep_s, rows, window
         self._clock = clock
         self._kept: OrderedDict[str, Kept] = OrderedDict()
-        self._series: dict[tuple[str, str], Series] = {}
+        self._series: dict[SeriesKey, Series] = {}
         self._lock = threading.Lock()
         self._next_sweep = clock() + keep_s / _SWEEPS
 
@@ -117,10 +84,11 @@ class FeedbackStore:
         caller = sys.intern(caller)
         with self._lock:
             now = self._clock()
-            series = self._series_of(predictor, predictive)
+            key = predictor.artifact.digest, predictive
+            series = self._series_of(key, predictor)
             for prediction_id, p in zip(ids, predictions, strict=True):
                 self._kept[prediction_id] = Kept(
-                    series=series,
+                    series=key,
                     caller=caller,
                     answered=now,
                     labels=series.shared(p.labels),
@@ -164,12 +132,10 @@ class FeedbackStore:
         reports = [series.report(snapshot) for series, snapshot in found]
         return sorted(reports, key=lambda report: (report.artifact, report.predictive))
 
-    def _series_of(self, predictor: Predictor, predictive: str) -> Series:
-        artifact = predictor.artifact
-        key = artifact.digest, predictive
+    def _series_of(self, key: SeriesKey, predictor: Predictor) -> Series:
         if key not in self._series:
-            reference = reference_of(predictor, predictive)
-            self._series[key] = Series(artifact.name, artifact.digest, predictive, reference, self.window)
+            reference = reference_of(predictor, key[1])
+            self._series[key] = Series(predictor.artifact.name, *key, reference, self.window)
         return self._series[key]
 
     def _expire(self, *, sweep: bool = False) -> None:
@@ -209,5 +175,5 @@ class FeedbackStore:
         before, kept.label = kept.label, label
         if before == label:
             return "repeated"
-        kept.series.label(kept, first=before < 0)
+        self._series[kept.series].label(kept, first=before < 0)
         return "recorded" if before < 0 else "corrected"

@@ -242,7 +242,7 @@ async def test_a_window_holds_the_last_labelled_ones() -> None:
     kept.give("one", [(one, "negative") for one in found])
     (report,) = kept.reports({"sha256:fake"})
     assert report.figures is not None
-    assert (report.figures.rows, report.figures.accuracy) == (100, 0.5)
+    assert (report.figures.rows, report.figures.accuracy.value) == (100, 0.5)
 
 
 @pytest.mark.parametrize(("classes", "most"), [(2, 450), (10, 600)])
@@ -308,7 +308,7 @@ async def test_threads_at_once_lose_and_double_nothing() -> None:
     (report,) = kept.reports({"sha256:fake"})
     assert report.figures is not None
     assert (report.predictions, report.figures.rows) == (800, 800)
-    assert report.figures.accuracy == 1.0  # of every one, the correction counts
+    assert report.figures.accuracy.value == 1.0  # of every one, the correction counts
 
 
 async def test_requests_at_once_each_get_their_own_ids() -> None:

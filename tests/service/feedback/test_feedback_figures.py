@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -19,7 +19,8 @@ from laplora.metrics.drift import kolmogorov_smirnov
 from laplora.metrics.noise import calibrated_ece, highest_risk, lowest_coverage
 from laplora.metrics.ranking import error_auroc
 from service.feedback.labels import FeedbackStore
-from service.feedback.watch import Report, reference_of
+from service.feedback.records import Figures
+from service.feedback.references import reference_of, rows_above
 
 ARTIFACT = ROOT / "artifacts" / "sst2-smollm2"
 LABELS = ("A", "B", "C")
@@ -62,34 +63,36 @@ class Rows:
 def predictor(**reference: Any) -> FakePredictor:
     found = FakePredictor(labels=LABELS)
     found.artifact.manifest.metrics = {"laplace": reference}
+    found.artifact.manifest.predictives = {"laplace": thresholds()} if reference else {}
     return found
 
 
-def watched(rows: Rows, predictor: FakePredictor, *, window: int = 1000, risk: float = 0.05) -> Report:
+def watched(rows: Rows, predictor: FakePredictor, *, window: int = 1000) -> Figures:
     store = FeedbackStore(keep_s=100.0, rows=5000, window=window)
-    ids = store.remember(predictor, "laplace", "one", rows.predictions(), risk)  # type: ignore[arg-type]
+    ids = store.remember(predictor, "laplace", "one", rows.predictions(), 0.05)  # type: ignore[arg-type]
     assert set(store.give("one", list(zip(ids, rows.names(), strict=True)))) == {"recorded"}
     (report,) = store.reports({predictor.artifact.digest})
-    return report
+    assert report.figures is not None
+    assert report.labelled == report.figures.rows
+    return report.figures
 
 
 def test_figures_are_those_of_the_metrics() -> None:
     rows = Rows(600)
-    found = watched(rows, predictor()).figures
-    assert found is not None
+    found = watched(rows, predictor())
     probs, labels = rows.probs, rows.labels
     wrong = probs.argmax(1) != labels
     assert found.rows == 600
-    assert found.accuracy == metrics.accuracy(probs, labels)
-    assert found.nll == metrics.nll(probs, labels)
-    assert found.ece == metrics.ece(probs, labels)
-    assert found.brier == metrics.brier(probs, labels)
-    assert found.auroc_error == error_auroc(rows.entropy, wrong)
+    assert found.accuracy.value == metrics.accuracy(probs, labels)
+    assert found.nll.value == metrics.nll(probs, labels)
+    assert found.ece.value == metrics.ece(probs, labels)
+    assert found.brier.value == metrics.brier(probs, labels)
+    assert found.auroc_error.value == error_auroc(rows.entropy, wrong)
     assert found.map_nll == metrics.nll(rows.map_probs, labels)
-    assert found.map_gain == pytest.approx(found.map_nll - found.nll)
-    assert found.coverage == pytest.approx(float(rows.sets.gather(1, labels[:, None]).double().mean()))
-    assert found.accepted_rows == int(rows.accepted.sum())
-    assert found.accepted_risk == pytest.approx(float(wrong[rows.accepted].double().mean()))
+    assert found.map_gain.value == pytest.approx(found.map_nll - found.nll.value)
+    assert found.coverage.value == pytest.approx(float(rows.sets.gather(1, labels[:, None]).double().mean()))
+    assert found.accepted == int(rows.accepted.sum())
+    assert found.accepted_risk.value == pytest.approx(float(wrong[rows.accepted].double().mean()))
     unsure = probs.amax(1) < 0.5
     assert found.flags["low_confidence"].rows == int(unsure.sum())
     assert found.flags["low_confidence"].error_rate == pytest.approx(float(wrong[unsure].double().mean()))
@@ -97,31 +100,27 @@ def test_figures_are_those_of_the_metrics() -> None:
 
 def test_only_the_last_rows_of_the_window_count() -> None:
     rows = Rows(600)
-    found = watched(rows, predictor(), window=250).figures
-    assert found is not None
-    assert (found.rows, found.nll) == (250, metrics.nll(rows.probs[-250:], rows.labels[-250:]))
+    found = watched(rows, predictor(), window=250)
+    assert (found.rows, found.nll.value) == (250, metrics.nll(rows.probs[-250:], rows.labels[-250:]))
 
 
 def test_limits_are_the_noise_of_these_rows() -> None:
     rows = Rows(600)
     fake = predictor(rows=400, nll=0.8, ece=0.01)
-    fake.artifact.manifest.predictives = {"laplace": thresholds()}
-    report = watched(rows, fake)
-    found = report.figures
-    assert found is not None
+    found = watched(rows, fake)
     losses = metrics.row_nll(rows.probs, rows.labels)
     # Of the difference of two means, the reference's rows taken to spread as these do.
     error = float(losses.std()) * math.sqrt(1 / 600 + 1 / 400)
-    assert found.nll_limit == pytest.approx(0.8 + 3.0902 * error)
+    assert found.nll.limit == pytest.approx(0.8 + 3.0902 * error)
     noise = calibrated_ece(rows.probs.amax(1))
-    assert (found.ece_expected, found.ece_limit) == (noise.mean, noise.limit)
-    assert found.coverage_limit == lowest_coverage(0.9, 600, 150)
-    assert found.accepted_risk_limit == highest_risk(0.05, found.accepted_rows)
-    assert found.target_risk == pytest.approx(0.05)
+    assert (found.ece_expected, found.ece.limit) == (noise.mean, noise.limit)
+    assert found.coverage.limit == lowest_coverage(0.9, 600, 150)
+    assert found.accepted_risk.limit == highest_risk(0.05, found.accepted)
+    assert found.accepted_risk.reference == pytest.approx(0.05)
     gain = metrics.row_nll(rows.map_probs, rows.labels) - losses
-    assert found.map_gain_limit == pytest.approx(-3.0902 * float(gain.std()) / math.sqrt(600))
+    assert found.map_gain.limit == pytest.approx(-3.0902 * float(gain.std()) / math.sqrt(600))
     # Overconfident MAP: the served predictive earns its keep.
-    assert found.map_gain > 0 > found.map_gain_limit
+    assert found.map_gain.value > 0 > found.map_gain.limit
 
 
 def thresholds() -> Any:
@@ -145,12 +144,10 @@ def test_a_reference_known_to_be_miscalibrated_has_its_own_limit() -> None:
     """MAP's ECE was 0.144 when the artifact was made: an alert for that alone would never end."""
     rows = Rows(600)
     fake = predictor(rows=400, nll=0.8, ece=0.144)
-    fake.artifact.manifest.predictives = {"laplace": thresholds()}
-    found = watched(rows, fake).figures
-    assert found is not None
+    found = watched(rows, fake)
     noise = calibrated_ece(rows.probs.amax(1))
     # The reference's 400 rows have noise of their own.
-    assert found.ece_limit == pytest.approx(0.144 + (noise.limit - noise.mean) * math.sqrt(1 + 600 / 400))
+    assert found.ece.limit == pytest.approx(0.144 + (noise.limit - noise.mean) * math.sqrt(1 + 600 / 400))
 
 
 def test_an_evaluations_own_noise_raises_no_alert() -> None:
@@ -158,50 +155,44 @@ def test_an_evaluations_own_noise_raises_no_alert() -> None:
     evaluated = Rows(422, seed=5)
     nll, ece = metrics.nll(evaluated.probs, evaluated.labels), metrics.ece(evaluated.probs, evaluated.labels)
     fake = predictor(rows=422, nll=nll, ece=ece)
-    fake.artifact.manifest.predictives = {"laplace": thresholds()}
     for seed in range(20):
         again = Rows(422, seed=5)
         places = torch.randint(422, (1000,), generator=torch.Generator().manual_seed(seed))
         for name in ("probs", "map_probs", "labels", "accepted", "sets", "entropy"):
             setattr(again, name, getattr(evaluated, name)[places])
-        found = watched(again, fake).figures
-        assert found is not None
-        assert found.nll_limit is not None
-        assert found.ece <= found.ece_limit
-        assert found.nll <= found.nll_limit
+        found = watched(again, fake)
+        assert found.nll.limit is not None
+        assert found.ece.value <= found.ece.limit
+        assert found.nll.value <= found.nll.limit
 
 
 def test_a_calibrated_stream_is_within_its_limits() -> None:
     """Labels drawn from the probabilities: over 40 streams nothing passes a limit that one in 1,000 would."""
     passed = 0
     for seed in range(40):
-        found = watched(Rows(300, seed), predictor()).figures
-        assert found is not None
-        passed += found.ece > found.ece_limit
+        found = watched(Rows(300, seed), predictor())
+        passed += found.ece.value > found.ece.limit
     assert passed == 0
 
 
 def test_wrong_labels_pass_the_limits() -> None:
     rows = Rows(600)
     fake = predictor(rows=400, nll=metrics.nll(rows.probs, rows.labels), ece=0.02)
-    fake.artifact.manifest.predictives = {"laplace": thresholds()}
     rows.labels = (rows.labels + (torch.arange(600) % 3 == 0).long()) % 3
-    found = watched(rows, fake).figures
-    assert found is not None
-    assert found.nll_limit is not None
-    assert found.coverage_limit is not None
-    assert found.accepted_risk is not None
-    assert found.accepted_risk_limit is not None
-    assert found.nll > found.nll_limit
-    assert found.ece > found.ece_limit
-    assert found.coverage < found.coverage_limit
-    assert found.accepted_risk > found.accepted_risk_limit
+    found = watched(rows, fake)
+    assert found.nll.limit is not None
+    assert found.coverage.limit is not None
+    assert found.accepted_risk.value is not None
+    assert found.accepted_risk.limit is not None
+    assert found.nll.value > found.nll.limit
+    assert found.ece.value > found.ece.limit
+    assert found.coverage.value < found.coverage.limit
+    assert found.accepted_risk.value > found.accepted_risk.limit
 
 
 def test_one_row_has_figures_and_no_noise_of_a_mean() -> None:
-    found = watched(Rows(1), predictor(rows=400, nll=0.8)).figures
-    assert found is not None
-    assert (found.rows, found.nll_limit, found.map_gain_limit, found.auroc_error) == (1, None, None, None)
+    found = watched(Rows(1), predictor(rows=400, nll=0.8))
+    assert (found.rows, found.nll.limit, found.map_gain.limit, found.auroc_error.value) == (1, None, None, None)
 
 
 def test_accepted_answers_are_held_to_the_risks_they_were_accepted_for() -> None:
@@ -213,7 +204,7 @@ def test_accepted_answers_are_held_to_the_risks_they_were_accepted_for() -> None
     (report,) = store.reports({"sha256:fake"})
     first, second = int(rows.accepted[:200].sum()), int(rows.accepted[200:].sum())
     assert report.figures is not None
-    assert report.figures.target_risk == pytest.approx((0.02 * first + 0.1 * second) / (first + second))
+    assert report.figures.accepted_risk.reference == pytest.approx((0.02 * first + 0.1 * second) / (first + second))
 
 
 def test_labels_of_reviewed_answers_alone_show_as_such() -> None:
@@ -225,7 +216,7 @@ def test_labels_of_reviewed_answers_alone_show_as_such() -> None:
     assert report.labelled_accepted_share == 0.0
     assert report.accepted_share == pytest.approx(float(rows.accepted.double().mean()))
     assert report.figures is not None
-    assert (report.figures.accepted_risk, report.figures.accepted_risk_limit) == (None, None)
+    assert (report.figures.accepted_risk.value, report.figures.accepted_risk.limit) == (None, None)
 
 
 def test_drift_from_the_first_answers() -> None:
@@ -236,7 +227,7 @@ def test_drift_from_the_first_answers() -> None:
     def found(part: list[FakePrediction]) -> dict[tuple[str, str], Any]:
         store.remember(fake, "laplace", "one", part, 0.05)  # type: ignore[arg-type]
         (report,) = store.reports({"sha256:fake"})
-        return {(one.signal, one.reference): one.drift for one in report.drift}
+        return {(one.signal, one.reference): one for one in report.drift}
 
     assert found(predictions[:100]) == {}
     assert found(predictions[100:149]) == {}  # too few after the first hundred
@@ -244,7 +235,8 @@ def test_drift_from_the_first_answers() -> None:
     assert set(quiet) == {(signal, "activation") for signal in ("epistemic", "confidence", "score")}
     epistemic = [p.epistemic for p in predictions]
     first, later = (torch.tensor(part, dtype=torch.float64) for part in (epistemic[:100], epistemic[200:300]))
-    assert quiet["epistemic", "activation"] == kolmogorov_smirnov(first, later)
+    expected = asdict(kolmogorov_smirnov(first, later))
+    assert asdict(quiet["epistemic", "activation"]) == expected | {"signal": "epistemic", "reference": "activation"}
     assert quiet["epistemic", "activation"].p_value > 0.001
     loud = found([replace(p, epistemic=(p.epistemic or 0.0) + 0.3) for p in predictions[300:]])
     assert loud["epistemic", "activation"].p_value < 1e-6
@@ -281,16 +273,15 @@ def test_the_default_artifacts_references(default: Any) -> None:
 
 
 def test_the_quantile_leaves_as_many_rows_above_as_counted() -> None:
-    """Against torch's own interpolation, which the artifact's threshold comes from."""
+    """Against torch's interpolation, which the artifact's threshold comes from."""
     values = torch.rand(150, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for rows in (20, 21, 150):
         for level in (0.5, 0.9, 0.95):
             above = int((values[:rows] > values[:rows].quantile(level)).sum())
-            assert above == rows - 1 - math.floor(level * (rows - 1) + 1e-9)
+            assert rows_above(level, rows) == above
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), "0.3", None, True])
 def test_a_metric_that_is_no_number_is_no_reference(value: object) -> None:
     fake = predictor(rows=400, nll=value)
-    fake.artifact.manifest.predictives = {"laplace": thresholds()}
     assert reference_of(fake, "laplace").nll is None  # type: ignore[arg-type]

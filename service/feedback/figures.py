@@ -1,0 +1,132 @@
+"""The figures of labelled predictions beside what the artifact records, and the drift of all answers. Pure.
+
+Each figure has the limit that chance alone passes once in a thousand looks. Drift needs no labels: it compares recent
+answers with the artifact's calibration rows, and with the first answers given.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import get_args
+
+import torch
+
+from laplora.metrics.drift import gap_above, kolmogorov_smirnov
+from laplora.metrics.noise import calibrated_ece, highest_risk, lowest_coverage
+from laplora.metrics.ranking import error_auroc
+from laplora.metrics.scores import accuracy, brier, ece, nll, row_nll
+from service.feedback.records import Answered, DriftFigure, Figures, FlagFigure, Kept, Reference, Signal, Watched
+
+#: One-sided probability of passing a limit by chance, and the normal's quantile of it.
+CHANCE = 0.001
+_NORMAL = 3.0902
+#: Drift is not looked for in fewer recent answers.
+FEWEST_RECENT = 50
+
+
+def measure(labelled: Sequence[tuple[Kept, int]], reference: Reference) -> Figures:
+    """Return the figures of labelled predictions, at least one, given with the places of their labels."""
+    rows = len(labelled)
+    map_probs, probs = (_padded(table) for table in zip(*(k.probabilities() for k, _ in labelled), strict=True))
+    labels = torch.tensor([label for _, label in labelled])
+    losses, map_losses = row_nll(probs, labels), row_nll(map_probs, labels)
+    wrong = (probs.argmax(1) != labels).tolist()
+    accepted = [error for (kept, _), error in zip(labelled, wrong, strict=True) if kept.accepted]
+    risks = [kept.target_risk for kept, _ in labelled if kept.accepted]
+    calibrated = calibrated_ece(probs.amax(1), chance=CHANCE)
+    noise, gain_noise = _standard_error(losses), _standard_error(map_losses - losses)
+    # The reference was measured on a sample too; noise falls with the root of the rows.
+    both = math.sqrt(1 + rows / reference.rows) if reference.rows else math.nan
+    nll_limit = None
+    if reference.nll is not None and reference.rows and noise is not None:
+        nll_limit = reference.nll + _NORMAL * noise * both
+    ece_limit = calibrated.limit
+    if reference.ece is not None and reference.rows:
+        ece_limit = max(ece_limit, reference.ece + (calibrated.limit - calibrated.mean) * both)
+    coverage_limit = None
+    if reference.coverage is not None:
+        coverage_limit = lowest_coverage(reference.coverage, rows, reference.calibration_rows, chance=CHANCE)
+    risk = math.fsum(risks) / len(risks) if risks else None
+    auroc = error_auroc(_column([kept.score for kept, _ in labelled]), torch.tensor(wrong))
+    covered = sum(kept.prediction_set >> label & 1 for kept, label in labelled)
+    return Figures(
+        rows=rows,
+        accuracy=Watched(accuracy(probs, labels), reference=reference.accuracy),
+        nll=Watched(nll(probs, labels), nll_limit, reference.nll),
+        ece=Watched(ece(probs, labels), ece_limit, reference.ece),
+        ece_expected=calibrated.mean,
+        brier=Watched(brier(probs, labels), reference=reference.brier),
+        auroc_error=Watched(auroc, reference=reference.auroc_error),
+        coverage=Watched(covered / rows, coverage_limit, reference.coverage),
+        accepted=len(accepted),
+        accepted_risk=Watched(
+            share(accepted), None if risk is None else highest_risk(risk, len(risks), chance=CHANCE), risk
+        ),
+        map_nll=nll(map_probs, labels),
+        map_gain=Watched(
+            float((map_losses - losses).mean()), None if gain_noise is None else -_NORMAL * gain_noise, 0.0
+        ),
+        flags=_by_flag([kept.flags for kept, _ in labelled], wrong),
+    )
+
+
+def drifts(
+    reference: Reference, *, recent: Sequence[Answered], first: Sequence[Answered], later: Sequence[Answered]
+) -> list[DriftFigure]:
+    """Return every signal against every baseline there is for it.
+
+    Args:
+        first: the first answers given, complete wherever ``later`` holds any; later: recent ones after these.
+    """
+    found: list[DriftFigure] = []
+    for signal in get_args(Signal):
+        values = _values(recent, signal)
+        if len(values) >= FEWEST_RECENT:
+            if reference.scores is not None and signal in reference.scores_rank:
+                # The scores are recent answers' own scores, which order rows as this signal does.
+                drift = kolmogorov_smirnov(reference.scores, _values(recent, "score"))
+                found.append(DriftFigure(**asdict(drift), signal=signal, reference="calibration"))
+            elif signal == "epistemic" and reference.epistemic_above is not None:
+                threshold, above = reference.epistemic_above
+                drift = gap_above(threshold, above, reference.calibration_rows, values)
+                found.append(DriftFigure(**asdict(drift), signal=signal, reference="calibration_quantile"))
+        early, late = _values(first, signal), _values(later, signal)
+        if len(late) >= FEWEST_RECENT and len(early):
+            drift = kolmogorov_smirnov(early, late)
+            found.append(DriftFigure(**asdict(drift), signal=signal, reference="activation"))
+    return found
+
+
+def share(values: Sequence[bool]) -> float | None:
+    """Return the share of true values, 0 to 1; None of none."""
+    return sum(values) / len(values) if values else None
+
+
+def _values(rows: Sequence[Answered], signal: Signal) -> torch.Tensor:
+    """Return (rows,) float64 the signal of the rows that have it."""
+    values = [getattr(one, signal) for one in rows]
+    return _column([value for value in values if value is not None])
+
+
+def _column(values: Sequence[float]) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def _padded(table: Sequence[Sequence[float]]) -> torch.Tensor:
+    """Return (rows, classes) float64, 0 where a row had fewer labels."""
+    classes = max(len(row) for row in table)
+    return torch.tensor([[*row, *[0.0] * (classes - len(row))] for row in table], dtype=torch.float64)
+
+
+def _by_flag(flags: Sequence[Sequence[str]], wrong: Sequence[bool]) -> dict[str, FlagFigure]:
+    errors: dict[str, list[bool]] = {}
+    for raised, error in zip(flags, wrong, strict=True):
+        for name in raised:
+            errors.setdefault(name, []).append(error)
+    return {name: FlagFigure(len(found), sum(found) / len(found)) for name, found in sorted(errors.items())}
+
+
+def _standard_error(values: torch.Tensor) -> float | None:
+    return float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else None

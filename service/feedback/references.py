@@ -1,0 +1,68 @@
+"""What an artifact records of a predictive: the reference of its figures in production."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from service.feedback.records import Reference, Signal
+
+if TYPE_CHECKING:
+    from laplora.predictor import Predictor
+
+
+def reference_of(predictor: Predictor, predictive: str) -> Reference:
+    """Return what the artifact records of a predictive.
+
+    ``fast`` defers unsure rows to another predictive, so its calibration scores are not those of its answers. An
+    average over orders (another name than the artifact's predictives have) was not calibrated at all, and is compared
+    with nothing but its first answers and the stated level of its sets.
+    """
+    manifest = predictor.artifact.manifest
+    calibration = manifest.calibration
+    stated = Reference(coverage=calibration.coverage, calibration_rows=calibration.rows)
+    record = {str(name): found for name, found in manifest.predictives.items()}.get(predictive)
+    if record is None or record.thresholds is None:
+        return stated
+    metrics = manifest.metrics.get(predictive)
+    metrics = metrics if isinstance(metrics, dict) else {}
+    rows = metrics.get("rows")
+    measured: dict[str, Any] = {
+        name: _number(metrics.get(name)) for name in ("accuracy", "nll", "ece", "brier", "auroc_error")
+    }
+    reference = replace(stated, rows=rows if isinstance(rows, int) and rows > 0 else 0, **measured)
+    if predictive == "fast":
+        fidelity = metrics.get("fidelity")
+        served = _number(fidelity.get("served_nll")) if isinstance(fidelity, dict) else None
+        return reference if served is None else replace(reference, nll=served)
+    rule, flag = record.thresholds.review, record.thresholds.flags.get("high_epistemic")
+    ranks: list[Signal] = ["score"]
+    if rule.score == "epistemic":
+        ranks.append("epistemic")
+    # Between two classes the entropy of the answer falls as its confidence grows: the same gap, and the same p-value.
+    answers_entropy = rule.score == "total_entropy" or (rule.score == "map_entropy" and predictive == "map")
+    if answers_entropy and len(manifest.labels) == 2:
+        ranks.append("confidence")
+    scores = predictor.review_scores
+    above = None
+    if flag is not None and flag.value is not None:
+        above = flag.value, rows_above(flag.level, calibration.rows)
+    return replace(
+        reference,
+        scores=scores[predictive].score if predictive in scores else None,
+        scores_rank=tuple(ranks),
+        epistemic_above=above,
+    )
+
+
+def rows_above(level: float, rows: int) -> int:
+    """Return how many of different values ``torch.quantile`` leaves above the value that it interpolates to."""
+    return rows - 1 - math.floor(level * (rows - 1) + 1e-9)
+
+
+def _number(value: Any) -> float | None:
+    """Return a metric of the manifest's free-form part, None unless it is a finite number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(value) if math.isfinite(value) else None
