@@ -21,16 +21,19 @@ from training.calibration.calibrate import predictive_of, read_calibrated
 from training.calibration.distillation import predicted, watched_layers
 from training.calibration.fidelity import Fidelity, measure_fidelity
 from training.calibration.label_sets import SetQuality, set_quality
-from training.calibration.members import Fitted, SplitOutputs, read_member_fits, split_outputs
+from training.calibration.members import read_member_fits
 from training.calibration.order_average import OrderGain, order_averages
-from training.calibration.posteriors import served_choice
+from training.calibration.outputs import Fitted, SplitOutputs, split_outputs
+from training.calibration.posteriors import read_choices, served_choice
 from training.calibration.projected import project_split, split_tensors
 from training.config import RunConfig
 from training.data.examples import Example
-from training.fit_laplace import load_trained, read_choices, verify_fitted
-from training.report.evaluation import print_table, write_report
+from training.report.evaluation import display_name, print_table, write_report
+from training.workspace.files import write_json, write_tensors
 from training.workspace.provenance import evaluation_inputs
-from training.workspace.runtime import Run, batches, open_run, progress, say, write_json, write_tensors
+from training.workspace.results import load_trained, verify_fitted
+from training.workspace.runtime import Run, batches, open_run
+from training.workspace.terminal import progress, say
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ def evaluate(config: RunConfig) -> Path:
     write_json(folder / "evaluation.json", measured.to_json())
     recommended = read_calibrated(fitted)["recommended"]
     title = f"{config.name}: {len(run.splits.test)} test rows"
-    said = [gain.sentence(name) for name, gain in measured.gains.items()]
+    said = [gain.sentence(display_name(name)) for name, gain in measured.gains.items()]
     said += [measured.fidelity.sentence()] if measured.fidelity else []
     note = "\n\n".join(f"{sentence}." for sentence in (f"Served: {recommended.reason}", *said))
     write_report(measured.evaluations, folder, title=title, sets=measured.sets, note=note)

@@ -24,10 +24,14 @@ from laplora.models.quiet import quiet_loading
 from laplora.models.readout import label_logits, last_hidden
 from laplora.prompts.templates import Batch, EncodedRow, collate
 from training.config import RunConfig, config_hash_fields
+from training.workspace.files import write_json, write_tensors
 from training.workspace.folders import set_aside
+from training.workspace.members import member_folder, member_steps, missing_members
 from training.workspace.one_device import OneDeviceArguments, on_device
 from training.workspace.provenance import adapter_inputs
-from training.workspace.runtime import Run, open_run, say, write_json, write_tensors
+from training.workspace.results import trained_as
+from training.workspace.runtime import Run, open_run
+from training.workspace.terminal import say
 
 
 class LabelTrainer(Trainer):
@@ -108,26 +112,6 @@ def finetune(config: RunConfig) -> Path:
     shutil.rmtree(target, ignore_errors=True)
     partial.replace(target)
     return target
-
-
-def member_steps(config: RunConfig) -> tuple[int, ...]:
-    """Return the steps whose adapters an ensemble has beside the final one, ascending.
-
-    With the final one they are evenly spaced over the second half of training; empty without an ensemble.
-    """
-    count, steps = config.predictives.ensemble, config.optimizer.steps
-    first = steps - steps // 2
-    return tuple(first + i * (steps - first) // (count - 1) for i in range(count - 1)) if count else ()
-
-
-def member_folder(config: RunConfig, step: int) -> Path:
-    """Return the folder of the adapter kept at a step."""
-    return config.run_dir / "members" / f"step-{step}"
-
-
-def missing_members(config: RunConfig) -> list[int]:
-    """Return the steps whose adapters the ensemble needs and the run does not have."""
-    return [s for s in member_steps(config) if not (member_folder(config, s) / "adapter_model.safetensors").is_file()]
 
 
 def passed_members(config: RunConfig, checkpoint: Path | None) -> list[int]:
@@ -231,12 +215,6 @@ class _Collator:
         run = self._run
         batch = collate([i[0] for i in items], class_count=run.class_count, pad_token_id=run.tokenizer.pad_token_id)
         return {**vars(batch), "labels": torch.tensor([i[1] for i in items])}
-
-
-def trained_as(run: Run) -> bool:
-    """Return whether what lies in the run's folder was trained, or begun, from exactly this run's inputs."""
-    path = run.config.run_dir / "config.json"
-    return path.is_file() and json.loads(path.read_text()).get("made_from") == adapter_inputs(run)
 
 
 def last_checkpoint(folder: Path) -> Path | None:

@@ -6,28 +6,26 @@ saved as they go, so a job that was stopped continues where it was.
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
-from laplora.errors import ConfigError
 from laplora.jacobians.contrasts import find_blocks
-from laplora.models.adapters import attach_adapter
-from laplora.posterior.base import Prior, block_precisions
+from laplora.posterior.base import block_precisions
 from laplora.posterior.file import posterior_tensors
-from laplora.posterior.prior import PriorChoice
 from laplora.posterior.subset import select_blocks
 from training.calibration.calibrate import calibrate, write_calibrated
 from training.calibration.distillation import distill_covariance, watched_layers
-from training.calibration.members import Fitted, fit_members, split_outputs
+from training.calibration.members import fit_members
+from training.calibration.outputs import Fitted, split_outputs
 from training.calibration.posteriors import choose_priors, fit_curvature, served_choice, squared_distances
 from training.calibration.projected import project_split, split_tensors
 from training.config import RunConfig
-from training.finetune import trained_as
+from training.workspace.files import write_json, write_tensors
 from training.workspace.provenance import fit_inputs
-from training.workspace.runtime import Run, open_run, say, write_json, write_tensors
+from training.workspace.results import load_trained
+from training.workspace.runtime import open_run
+from training.workspace.terminal import say
 
 
 def fit_laplace(config: RunConfig) -> Path:
@@ -80,40 +78,3 @@ def fit_laplace(config: RunConfig) -> Path:
         )
     say(f"served, chosen by the {calibrated.recommended.chosen_by}: {calibrated.recommended.reason}")
     return folder
-
-
-def load_trained(run: Run) -> Any:
-    """Return the run's base with its trained adapter, as it will be served.
-
-    Raises:
-        ConfigError: no adapter, or one that was trained from something else.
-    """
-    folder = run.config.run_dir / "adapter"
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise ConfigError(f"no trained adapter in {folder}: run 'python -m training finetune' first")
-    if not trained_as(run):
-        raise ConfigError(
-            f"the adapter in {folder} was trained from another configuration, other rows or another base: run "
-            "'python -m training finetune' again, or give this run another name"
-        )
-    return attach_adapter(run.load_base(), folder)
-
-
-def verify_fitted(run: Run) -> None:
-    """Raise ConfigError where there is no fitted posterior, or it was fitted from something else."""
-    path = run.config.run_dir / "laplace" / "fit.json"
-    if not path.is_file():
-        raise ConfigError(f"no fitted posterior in {path.parent}: run 'python -m training fit' first")
-    if json.loads(path.read_text()).get("made_from") != fit_inputs(run):
-        raise ConfigError(
-            f"the posterior in {path.parent} was fitted from another configuration, other rows or another adapter: "
-            "run 'python -m training fit' again"
-        )
-
-
-def read_choices(folder: Path) -> list[PriorChoice]:
-    """Return the prior choices recorded by ``fit_laplace``."""
-    record = json.loads((folder / "fit.json").read_text())
-    return [
-        PriorChoice(Prior(**c["prior"]), c["method"], c["objective"], tuple(c["at_bound"])) for c in record["choices"]
-    ]

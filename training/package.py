@@ -6,14 +6,11 @@ import json
 import shutil
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import safe_open
 
-import laplora
 from laplora.answers.golden import golden_entry
 from laplora.artifact.folder import file_records, new_artifact, write_manifest
 from laplora.artifact.manifest import (
@@ -35,16 +32,16 @@ from laplora.posterior.prior import PriorChoice
 from laplora.predictor import Predictor
 from training.calibration.calibrate import read_calibrated
 from training.calibration.distillation import read_record
-from training.calibration.members import dropout_record, fit_folder, read_member_choice
-from training.calibration.posteriors import served_choice
+from training.calibration.members import dropout_record, fit_folder
+from training.calibration.posteriors import read_choices, read_member_choice, served_choice
 from training.config import RunConfig, config_hash_fields
-from training.finetune import member_folder, member_steps
-from training.fit_laplace import read_choices, verify_fitted
-from training.workspace.folders import configuration_digest
-from training.workspace.provenance import evaluation_inputs
-from training.workspace.runtime import Run, open_run, say, write_json
-
-PACKAGES = ("transformers", "peft", "bitsandbytes", "safetensors", "tokenizers")
+from training.config.folders import configuration_digest
+from training.workspace.files import write_json
+from training.workspace.members import member_folder, member_steps
+from training.workspace.provenance import evaluation_inputs, installed_versions
+from training.workspace.results import verify_fitted
+from training.workspace.runtime import Run, open_run
+from training.workspace.terminal import say
 
 #: How far a replayed probability may be from the recorded one. Activations in bfloat16 are rounded differently by
 #: every processor and kernel: 0.033 was seen on the four golden answers; 0.20 among 60 other sentences. What it lets
@@ -197,14 +194,3 @@ def golden_answers(run: Run, predictor: Predictor) -> dict[str, Any]:
         "variance_tolerance": VARIANCE_TOLERANCE[run.config.base.dtype],
         "answers": [golden_entry(i, a) for i, a in zip(inputs, answers, strict=True)],
     }
-
-
-def installed_versions() -> dict[str, str]:
-    """Return the versions of the packages that shape an artifact."""
-    found = {"laplora": laplora.__version__, "torch": str(torch.__version__)}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found

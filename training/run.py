@@ -9,7 +9,7 @@ from training.evaluate import evaluate
 from training.finetune import finetune
 from training.fit_laplace import fit_laplace
 from training.package import package
-from training.workspace.runtime import say
+from training.workspace.terminal import say
 
 
 def run(config: RunConfig) -> Path:

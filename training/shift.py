@@ -25,7 +25,8 @@ from training.data.corruptions import corrupt
 from training.data.section import DataConfig, Example, Splits, load_splits
 from training.report.shift import set_record, shift_record, write_shift_report
 from training.report.shift_answers import SetAnswers, answer_set, read_answers, write_answers
-from training.workspace.runtime import say, write_json
+from training.workspace.files import write_json
+from training.workspace.terminal import say
 
 SetKind = Literal["in_distribution", "shifted", "stranger", "corrupted"]
 #: The name of the run's own test rows.

@@ -26,9 +26,12 @@ from laplora.prompts.templates import EncodedRow
 from training.calibration.posteriors import squared_distances
 from training.config import RunConfig
 from training.data.section import Example
-from training.finetune import finetune, member_folder, member_steps
+from training.finetune import finetune
+from training.workspace.files import write_json, write_tensors
 from training.workspace.folders import set_aside
-from training.workspace.runtime import Run, open_run, progress, say, write_json, write_tensors
+from training.workspace.members import member_folder, member_steps
+from training.workspace.runtime import Run, open_run
+from training.workspace.terminal import progress, say
 
 
 def gather(config: StudyConfig, task: str, seed: int) -> Path:

@@ -28,8 +28,9 @@ from benchmarks.study.gather import (
 )
 from benchmarks.study.subjects import write_subjects
 from laplora.jacobians.blocks import Block
-from training.package import installed_versions
-from training.workspace.runtime import say, write_json, write_tensors
+from training.workspace.files import write_json, write_tensors
+from training.workspace.provenance import installed_versions
+from training.workspace.terminal import say
 
 
 def run_study(config: StudyConfig, *, keep_jacobians: bool = False) -> None:

@@ -29,12 +29,13 @@ from training import evaluate as evaluate_job
 from training import finetune as finetune_job
 from training.__main__ import main
 from training.calibration import passes
-from training.calibration.members import read_member_choice
+from training.calibration.posteriors import read_choices, read_member_choice
 from training.calibration.projected import read_split
 from training.config import RunConfig, load_config
-from training.finetune import LabelTrainer, last_checkpoint, member_steps
-from training.fit_laplace import read_choices
-from training.workspace.runtime import open_run, write_tensors
+from training.finetune import LabelTrainer, last_checkpoint
+from training.workspace.files import write_tensors
+from training.workspace.members import member_steps
+from training.workspace.runtime import open_run
 
 ROOT = Path(__file__).resolve().parents[2]
 PLOTS = ("report/reliability.png", "report/risk_coverage.png", "report/results.md")

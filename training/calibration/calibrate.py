@@ -30,9 +30,9 @@ from laplora.predictive.kinds import (
     predictive_probs,
     predictive_spec,
 )
-from training.calibration.members import SplitOutputs
+from training.calibration.outputs import SplitOutputs
 from training.config import RunConfig
-from training.workspace.runtime import write_json, write_tensors
+from training.workspace.files import write_json, write_tensors
 
 
 @dataclass(frozen=True)

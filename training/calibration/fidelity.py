@@ -15,7 +15,7 @@ from laplora.metrics.scores import row_nll
 from laplora.predictive.distilled import Estimate
 from laplora.predictive.distilled_error import log_traces
 from training.calibration.calibrate import predictive_of
-from training.calibration.members import SplitOutputs
+from training.calibration.outputs import SplitOutputs
 
 
 @dataclass(frozen=True)

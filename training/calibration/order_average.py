@@ -16,10 +16,10 @@ from laplora.predictive.kinds import PredictiveName
 from laplora.predictive.order_average import average_by_input, average_orders, order_information
 from laplora.prompts.option_order import Order, option_orders, permute_choices, restore_logits
 from training.calibration.calibrate import predictive_of
-from training.calibration.members import Fitted, MemberFit, SplitOutputs, split_outputs
+from training.calibration.members import MemberFit
+from training.calibration.outputs import Fitted, SplitOutputs, split_outputs
 from training.calibration.projected import project_split
 from training.data.examples import Example
-from training.report.evaluation import display_name
 from training.workspace.runtime import Run
 
 #: What a method's name ends with when its orders were averaged.
@@ -53,10 +53,10 @@ class OrderGain:
         """Return plain numbers."""
         return asdict(self)
 
-    def sentence(self, method: str) -> str:
-        """Return cost and gain in words."""
+    def sentence(self, title: str) -> str:
+        """Return cost and gain in words, the method by its title."""
         return (
-            f"{display_name(method)} of {self.prompts:.1f} prompts a row: NLL {self.nll_difference:+.3f} "
+            f"{title} of {self.prompts:.1f} prompts a row: NLL {self.nll_difference:+.3f} "
             f"(95 % {self.low:+.3f} to {self.high:+.3f}) and accuracy {self.accuracy_difference:+.3f} against the "
             f"order of the data; the order changes the answer to {self.changed:.0%} of the rows"
         )

@@ -17,8 +17,10 @@ from laplora.jacobians.blocks import Block, ContrastJacobians
 from laplora.jacobians.contrasts import contrast_jacobians
 from laplora.linearised import class_log_probs
 from laplora.posterior.structures import State, needs_sums, needs_tokens
+from training.workspace.files import write_tensors
 from training.workspace.provenance import curvature_inputs
-from training.workspace.runtime import Run, batches, progress, write_tensors
+from training.workspace.runtime import Run, batches
+from training.workspace.terminal import progress
 
 #: How often a state is saved, seconds.
 SAVE_EVERY_S = 30.0

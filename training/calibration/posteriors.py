@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
 from laplora.jacobians.blocks import Block
-from laplora.posterior.base import Granularity, Posterior
+from laplora.posterior.base import Granularity, Posterior, Prior
 from laplora.posterior.leave_one_out import choose_by_leave_one_out
 from laplora.posterior.prior import PriorChoice, choose_by_evidence, choose_by_validation
 from laplora.posterior.structures import StructureSettings, fit_posterior, granularities
@@ -90,6 +92,20 @@ def served_choice(config: RunConfig, choices: list[PriorChoice]) -> PriorChoice:
     """Return the choice that the configuration asks to serve."""
     wanted = (config.laplace.prior, config.laplace.granularity)
     return next(c for c in choices if (c.method, c.prior.granularity) == wanted)
+
+
+def read_choices(folder: Path) -> list[PriorChoice]:
+    """Return the prior choices that the fit recorded."""
+    return [_choice(fields) for fields in json.loads((folder / "fit.json").read_text())["choices"]]
+
+
+def read_member_choice(folder: Path) -> PriorChoice:
+    """Return the prior that was chosen for one further adapter."""
+    return _choice(json.loads((folder / "fit.json").read_text())["choice"])
+
+
+def _choice(fields: dict[str, Any]) -> PriorChoice:
+    return PriorChoice(Prior(**fields["prior"]), fields["method"], fields["objective"], tuple(fields["at_bound"]))
 
 
 def squared_distances(config: RunConfig, blocks: tuple[Block, ...], adapter: Path | None = None) -> torch.Tensor:

@@ -17,10 +17,10 @@ from laplora.linearised import entropy
 from laplora.metrics.detection import detection
 from laplora.metrics.scores import Evaluation, evaluate_probs
 from training.config import RunConfig
-from training.package import installed_versions
 from training.report.shift_answers import PredictiveRows, SetAnswers
 from training.report.shift_tables import insert_section, shift_figure, shift_tables
-from training.workspace.runtime import write_json
+from training.workspace.files import write_json
+from training.workspace.provenance import installed_versions
 
 #: ``fast`` alone, and with the exact answers in the place of those that it defers to ``laplace``.
 _FAST = ("fast", "fast_served")

@@ -13,7 +13,9 @@ from laplora.answers.prediction import Prediction
 from laplora.decisions.uncertainty import FLAGS
 from laplora.predictor import Predictor
 from training.data.examples import Example
-from training.workspace.runtime import batches, progress, write_tensors
+from training.workspace.files import write_tensors
+from training.workspace.runtime import batches
+from training.workspace.terminal import progress
 
 #: What each predictive says of a row: name -> shape behind the rows (C: classes, F: flags).
 _COLUMNS = {"probs": "C", "score": "", "flags": "F", "review": ""}

@@ -1,9 +1,8 @@
-"""Which folder below ``runs`` is a run's: each belongs to one configuration, and nothing of another's is deleted."""
+"""A run's folder is taken, copied, locked and cleared: nothing of another configuration's is deleted."""
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import shutil
 import tempfile
@@ -15,63 +14,17 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from laplora.errors import ConfigError
-from laplora.files import write_whole
-
-#: The file of a run's folder that says whose it is: the configuration's fields, and ``made_from`` once it was trained.
-CONFIG = "config.json"
-#: Fields of a configuration that change no result of a run.
-_WITHOUT_EFFECT = (("golden_inputs",), ("base", "device"), ("base", "dequantize"))
-
-
-def configuration_digest(fields: Mapping[str, Any]) -> str:
-    """Return the SHA-256, in hex, of a configuration's fields as JSON, without those that change no result."""
-    kept = json.loads(json.dumps({k: v for k, v in fields.items() if k != "made_from"}))
-    for *sections, last in _WITHOUT_EFFECT:
-        place = kept
-        for section in sections:
-            place = place.get(section, {})
-        place.pop(last, None)
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
-
-
-def folder_of(runs: Path, name: str, fields: Mapping[str, Any]) -> Path:
-    """Return the folder of a configuration: ``runs/NAME``, or ``runs/NAME-DIGEST`` where another one has that."""
-    digest = configuration_digest(fields)
-    plain, own = runs / name, runs / f"{name}-{digest[:8]}"
-    owners = owner(plain), owner(own)
-    if digest in owners:  # a folder that it has is kept, whatever becomes of the other one
-        return plain if owners[0] == digest else own
-    return plain if owners[0] is None and not own.exists() else own
-
-
-def owner(folder: Path) -> str | None:
-    """Return the digest of the configuration that a folder belongs to; None: it is nobody's yet.
-
-    A record that cannot be read gives the empty string, which is no configuration's digest.
-    """
-    path = folder / CONFIG
-    if not path.exists():
-        return None
-    try:
-        return configuration_digest(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, AttributeError):
-        return ""
+from training.config.folders import CONFIG, configuration_digest, owner
+from training.workspace.files import write_json
 
 
 def claim(folder: Path, fields: Mapping[str, Any]) -> bool:
-    """Make a folder a configuration's and return whether it is; False: another one was there first.
-
-    The record appears whole or not at all, so that of two jobs that start together only one has the folder.
-    """
+    """Make a folder a configuration's and return whether it is; False: another one was there first."""
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".claim"):
         if not (folder / CONFIG).exists():
-            _write_record(folder, fields)
+            write_json(folder / CONFIG, fields)
     return owner(folder) == configuration_digest(fields)
-
-
-def _write_record(folder: Path, fields: Mapping[str, Any]) -> None:
-    write_whole(folder / CONFIG, json.dumps(fields, indent=2, ensure_ascii=False) + "\n")
 
 
 def siblings(runs: Path, name: str) -> Iterator[tuple[Path, str]]:
@@ -97,7 +50,7 @@ def start_from(sibling: Path, folder: Path, fields: Mapping[str, Any]) -> bool:
     try:
         shutil.copytree(sibling, partial, ignore=left_out, dirs_exist_ok=True)
         partial.chmod(0o755)
-        _write_record(partial, fields)
+        write_json(partial / CONFIG, fields)
         partial.rename(folder)
     except FileExistsError:
         return False

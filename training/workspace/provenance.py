@@ -10,14 +10,21 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+import laplora
 from laplora.models.hashes import weights_hash
 from training.data.examples import Example
 
 if TYPE_CHECKING:
     from training.workspace.runtime import Run
+
+#: Packages whose versions shape an artifact, beside laplora and torch.
+PACKAGES = ("transformers", "peft", "bitsandbytes", "safetensors", "tokenizers")
 
 
 def adapter_inputs(run: Run) -> str:
@@ -84,3 +91,14 @@ def _file(path: Path) -> list[str]:
 
 def _digest(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def installed_versions() -> dict[str, str]:
+    """Return the versions of the packages that shape an artifact."""
+    found = {"laplora": laplora.__version__, "torch": str(torch.__version__)}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,29 +1,26 @@
-"""What every job of a run shares: its splits, its model, its progress bar, its stage files."""
+"""A run as every job opens it: its configuration, splits, tokenizer, device and folder."""
 
 from __future__ import annotations
 
-import json
-import sys
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from filelock import FileLock
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from laplora.artifact.folder import check_replaceable
 from laplora.errors import ConfigError, InvalidInputError
-from laplora.files import write_whole
 from laplora.models.base import BaseSpec, load_base_model, load_tokenizer, locate_base, resolve_device
 from laplora.prompts.templates import Batch, EncodedRow, collate, encode, render, resolve_label_tokens
 from training.config import RunConfig, config_hash_fields
+from training.config.folders import owner
 from training.data.section import Example, Splits, load_splits
+from training.workspace.files import write_json
 from training.workspace.finite import check_finite
-from training.workspace.folders import claim, in_use, owner, siblings, start_from
+from training.workspace.folders import claim, in_use, siblings, start_from
 from training.workspace.provenance import adapter_inputs
+from training.workspace.terminal import say
 
 Item = TypeVar("Item")
 
@@ -142,52 +139,7 @@ def _check_splits(config: RunConfig, splits: Splits) -> None:
             raise ConfigError(f"golden_inputs.{number}: {error}") from None
 
 
-def say(line: str) -> None:
-    """Print one line of progress to the terminal."""
-    print(line, flush=True)  # noqa: T201  the jobs' user interface
-
-
-def progress(items: Iterable[Item], total: int, title: str) -> Iterator[Item]:
-    """Yield items under a progress bar with the time left; about ten plain lines where there is no terminal."""
-    if not sys.stdout.isatty():
-        started, step = time.monotonic(), max(1, -(-total // 10))
-        for done, item in enumerate(items, 1):
-            yield item
-            if done % step == 0 or done == total:
-                spent = time.monotonic() - started
-                say(f"{title}: {done}/{total}, {spent:.0f} s, {spent / done * (total - done):.0f} s left")
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("left"), TimeRemainingColumn()) as bar:
-        task = bar.add_task(title, total=total)
-        for item in items:
-            yield item
-            bar.advance(task)
-
-
 def batches(rows: Sequence[EncodedRow], size: int) -> list[list[int]]:
     """Return row numbers in batches of like length, every row once, the last batch partial."""
     order = sorted(range(len(rows)), key=lambda i: (len(rows[i].token_ids), i))
     return [order[i : i + size] for i in range(0, len(order), size)]
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON in one step, so that a reader never sees half of it."""
-    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write safetensors in one step; the same tensors and metadata give the same bytes."""
-    from safetensors.torch import save
-
-    write_whole(path, _sorted_metadata(save({k: v.contiguous() for k, v in tensors.items()}, metadata)))
-
-
-def _sorted_metadata(raw: bytes) -> bytes:
-    """Return a safetensors file with its metadata in order, which the package writes in a random one."""
-    end = 8 + int.from_bytes(raw[:8], "little")
-    header = json.loads(raw[8:end])
-    if "__metadata__" in header:
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    return raw[:8] + text.ljust(end - 8) + raw[end:]

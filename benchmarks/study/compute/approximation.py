@@ -26,7 +26,7 @@ from laplora.posterior.base import Posterior
 from laplora.posterior.prior import choose_by_validation
 from laplora.posterior.structures import StructureSettings
 from laplora.posterior.subset import select_blocks
-from training.workspace.runtime import say
+from training.workspace.terminal import say
 
 #: Kept eigenvectors of the wide factors; 10,000 is all of them.
 RANKS = (2, 5, 10, 20, 10_000)

@@ -36,7 +36,7 @@ from benchmarks.study.results.seed_ensembles import seed_ensembles
 from laplora.errors import DataError
 from laplora.metrics.ranking import error_auroc
 from laplora.metrics.scores import ReliabilityBin, row_nll
-from training.workspace.runtime import say
+from training.workspace.terminal import say
 
 
 def publish(runs: Path, docs: Path, name: str = "study") -> list[Path]:

@@ -13,6 +13,7 @@ from PIL import Image
 from synthetic_approximation import ADAPTER, WIDTH, comparison
 from synthetic_study import TASKS, write_study
 
+from benchmarks.study.__main__ import main
 from benchmarks.study.compute import approximate as approximate_module
 from benchmarks.study.compute.approximation import compare, variants
 from benchmarks.study.config import StudyConfig, load_study
@@ -24,8 +25,7 @@ from benchmarks.study.results.publish import publish
 from benchmarks.study.results.publish_approximation import publish_approximation
 from laplora.errors import DataError
 from laplora.jacobians.blocks import Block
-from training.__main__ import main
-from training.workspace.runtime import write_json, write_tensors
+from training.workspace.files import write_json, write_tensors
 
 CLASSES = 3
 BLOCKS = tuple(
@@ -319,7 +319,7 @@ def test_the_command_compares_and_publishes(
 
     monkeypatch.setattr(approximate_module, "compare", recorded)
     file = str(study.runs.parent / "study.yaml")
-    assert main(["study", "--config", file, "--approximation", "reviews", "0", "--rows", "7"]) == 0
+    assert main(["--config", file, "--approximation", "reviews", "0", "--rows", "7"]) == 0
     assert asked == [("reviews", 0, 7)]
     assert (docs / "results" / "approximation.json").is_file()
 
@@ -339,5 +339,5 @@ def test_what_cannot_be_compared_is_refused(
     study: StudyConfig, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = str(study.runs.parent / "study.yaml")
-    assert main(["study", "--config", file, "--approximation", *arguments]) == 1
+    assert main(["--config", file, "--approximation", *arguments]) == 1
     assert message in capsys.readouterr().err

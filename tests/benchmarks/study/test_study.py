@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from tiny_runs import choice_rows, save_tiny_base, sentiment_rows, write_rows
 
 from benchmarks.study import job
+from benchmarks.study.__main__ import main
 from benchmarks.study.compute import approximation, methods
 from benchmarks.study.compute.methods import STRUCTURE_ROWS, read_stores
 from benchmarks.study.compute.posteriors import StoredPass, project_stored
@@ -28,7 +29,6 @@ from laplora.models.adapters import attach_adapter
 from laplora.posterior.base import Prior
 from laplora.posterior.prior import PriorChoice
 from laplora.posterior.structures import StructureSettings, fit_posterior
-from training.__main__ import main
 from training.workspace.runtime import open_run
 
 
@@ -63,7 +63,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> StudyConfig:
     }
     file = folder / "study.yaml"
     file.write_text(yaml.safe_dump(config), encoding="utf-8")
-    assert main(["study", "--config", str(file), "--keep-jacobians"]) == 0
+    assert main(["--config", str(file), "--keep-jacobians"]) == 0
     return load_study(file)
 
 

@@ -24,7 +24,7 @@ from training.calibration.calibrate import (
     predictive_of,
     take,
 )
-from training.calibration.members import Fitted, SplitOutputs
+from training.calibration.outputs import Fitted, SplitOutputs
 from training.calibration.projected import ProjectedSplit
 from training.config import RunConfig
 

@@ -18,12 +18,12 @@ from laplora.posterior.file import read_posterior
 from laplora.predictive.distilled_file import read_distilled
 from training.calibration import distillation
 from training.calibration.distillation import distill_covariance, further_inputs, read_record, watched_layers
-from training.calibration.posteriors import served_choice
+from training.calibration.posteriors import read_choices, served_choice
 from training.calibration.projected import project_split
 from training.config import load_config
 from training.data.examples import Example
 from training.data.variants import variants
-from training.fit_laplace import load_trained, read_choices
+from training.workspace.results import load_trained
 from training.workspace.runtime import open_run
 
 ROWS = tuple(

@@ -15,6 +15,7 @@ from laplora.predictor import Predictor
 from laplora.prompts.option_order import option_orders
 from training.calibration.order_average import OrderGain, _ask
 from training.data.examples import Example
+from training.report.evaluation import display_name
 from training.workspace.runtime import open_run
 
 
@@ -62,7 +63,7 @@ def test_the_report_has_cost_and_gain_of_map_and_of_what_is_served(
         assert gain.accuracy_difference == pytest.approx(got["accuracy"] - own["accuracy"], abs=1e-12)
         assert gain.low <= gain.nll_difference <= gain.high
         assert gain.information > 0
-        assert gain.sentence(name) in text
+        assert gain.sentence(display_name(name)) in text
         assert f"{gain.prompts:.1f} prompts a row" in text
 
 

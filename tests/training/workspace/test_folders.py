@@ -18,8 +18,9 @@ from tiny_runs import FinishedRun, copy_run, sentiment_config, sentiment_rows, w
 from laplora.artifact.folder import read_artifact
 from training.__main__ import main
 from training.config import load_config
+from training.config.folders import configuration_digest, folder_of, owner
 from training.finetune import LabelTrainer
-from training.workspace.folders import claim, configuration_digest, folder_of, owner, set_aside, start_from
+from training.workspace.folders import claim, set_aside, start_from
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -1,25 +1,15 @@
-"""The one configuration of a training run: YAML in, frozen and checked values out."""
+"""The sections of a run's configuration: base, adapter, optimizer, posterior, calibration, predictives, evaluation."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from laplora.answers.golden import MAX_ANSWERS
 from laplora.decisions.conformal import ConformalScore
-from laplora.errors import ConfigError
 from laplora.posterior.structures import granularities
 from laplora.predictive.kinds import PredictiveName
-from training.data.corruptions import CorruptionKind
-from training.data.section import DataConfig
-from training.workspace.folders import folder_of
-
-#: A plain folder or file.
-_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 
 class Section(BaseModel):
@@ -191,53 +181,6 @@ class PredictivesConfig(Section):
         return self
 
 
-class CorruptionConfig(Section):
-    """One way to corrupt the test rows."""
-
-    kind: CorruptionKind = Field(
-        description="typos, word_drop, word_shuffle, truncated_context, choice_noise or gibberish"
-    )
-    severity: float = Field(0.1, gt=0, le=1, description="share of the letters or words that are touched")
-
-    @property
-    def name(self) -> str:
-        """What its rows are called, for example ``typos-0.1``."""
-        return f"{self.kind}-{self.severity:g}"
-
-
-class StrangerConfig(Section):
-    """Texts of another data set, which are no questions to the artifact and have no answer."""
-
-    data: DataConfig = Field(description="the data set, as for the run itself; its test split is used")
-    field: str = Field(description="which field of its rows is the text")
-
-
-class ShiftConfig(Section):
-    """Rows of other distributions than the training rows', on which the finished artifact is measured."""
-
-    rows: int = Field(200, ge=2, description="rows of each of these sets, at most; drawn by the run's seed")
-    sets: dict[str, DataConfig] = Field(
-        {}, description="other data sets by a name; their test splits are asked with the artifact's own template"
-    )
-    strangers: dict[str, StrangerConfig] = Field(
-        {}, description="texts without an answer by a name, in the place of the artifact's only field"
-    )
-    corruptions: tuple[CorruptionConfig, ...] = Field((), description="of the run's own test rows")
-
-    @model_validator(mode="after")
-    def _fits(self) -> ShiftConfig:
-        names = [*self.sets, *self.strangers, *(c.name for c in self.corruptions)]
-        if not names:
-            raise ValueError("name at least one set, stranger or corruption")
-        for name in names:
-            if not re.fullmatch(_NAME, name) or name == "test" or names.count(name) > 1:
-                raise ValueError(
-                    f"{name!r}: each set and corruption needs a name of its own, of letters, digits, '.', '_' and '-', "
-                    "other than test, which is the run's own test split"
-                )
-        return self
-
-
 class EvaluationConfig(Section):
     """What is measured on the test split beside every predictive."""
 
@@ -246,111 +189,3 @@ class EvaluationConfig(Section):
         description="MAP and the served predictive averaged over the orders of the choices too: as many prompts a row "
         "as orders (2 of two choices, 6 of three, else one for each choice)",
     )
-
-
-class RunConfig(Section):
-    """One run: fine-tune, fit, evaluate, package."""
-
-    name: str = Field(pattern=_NAME, max_length=55, description="of the run and its artifact")
-    seed: int = Field(0, ge=0, description="of splits, initial adapter, dropout and row order")
-    base: BaseConfig = BaseConfig()
-    data: DataConfig
-    max_tokens: int = Field(512, ge=8, description="longest prompt, in tokens; longer ones are cut on the left")
-    adapter: AdapterConfig = AdapterConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    laplace: LaplaceConfig = LaplaceConfig()
-    calibration: CalibrationConfig = CalibrationConfig()
-    predictives: PredictivesConfig = PredictivesConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
-    golden_inputs: tuple[dict[str, Any], ...] = Field(
-        (),
-        max_length=MAX_ANSWERS,
-        description="inputs whose answers the artifact records and the server replays; empty: four of calibration",
-    )
-    shift: ShiftConfig | None = Field(None, description="what the job shift measures the artifact on; null: nothing")
-    runs: Path = Field(Path("runs"), description="folder for intermediate results")
-    artifacts: Path = Field(Path("artifacts"), description="folder for finished artifacts")
-
-    @model_validator(mode="after")
-    def _fits(self) -> RunConfig:
-        wanted = self.predictives
-        if wanted.mc_dropout and not self.adapter.dropout:
-            raise ValueError("predictives.mc_dropout needs dropout to average over: set adapter.dropout above 0")
-        if wanted.ensemble and self.optimizer.steps < 2 * (wanted.ensemble - 1):
-            raise ValueError(
-                f"predictives.ensemble: {self.optimizer.steps} steps have no {wanted.ensemble} different adapters in "
-                "their second half: train longer or keep fewer"
-            )
-        if wanted.laplace_ensemble and self.laplace.prior == "leave_one_out":
-            raise ValueError("predictives.laplace_ensemble takes laplace.prior validation or evidence")
-        return self
-
-    @property
-    def run_dir(self) -> Path:
-        """Folder of this run's intermediate results; no other configuration's (``training.workspace.folders``)."""
-        return folder_of(self.runs, self.name, config_hash_fields(self))
-
-    @property
-    def artifact_dir(self) -> Path:
-        """Folder of the finished artifact, called as the run's folder is: a trial does not replace what is served."""
-        return self.artifacts / self.run_dir.name
-
-
-def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
-    """Return the configuration in a YAML file.
-
-    Args:
-        overrides: ``section.key=value`` strings, the value in YAML.
-
-    Raises:
-        ConfigError: no such file, bad YAML, or bad fields, all of them named at once.
-    """
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"no configuration at {path}; the ready ones are in training/configs") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read as UTF-8 text: {error}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path} must hold a mapping of sections")
-    for item in overrides or []:
-        _override(raw, item)
-    try:
-        return RunConfig.model_validate(raw)
-    except ValidationError as error:
-        raise bad_fields(path, error) from None
-
-
-def bad_fields(path: Path, error: ValidationError) -> ConfigError:
-    """Return the error that names every bad field of a configuration, each on a line of its own."""
-    lines = []
-    for problem in error.errors():
-        # A problem of several sections together has no place, and its message names them.
-        where = f"{'.'.join(str(part) for part in problem['loc'])}: " if problem["loc"] else ""
-        lines.append(f"  {where}{problem['msg'].removeprefix('Value error, ')}")
-    return ConfigError(f"{path}: {len(lines)} bad field(s)\n" + "\n".join(lines))
-
-
-def _override(raw: dict[str, Any], item: str) -> None:
-    key, separator, value = item.partition("=")
-    if not separator or not key:
-        raise ConfigError(f"--set takes section.key=value, got {item!r}")
-    *sections, last = key.split(".")
-    place = raw
-    for section in sections:
-        if place.get(section) is None:
-            place[section] = {}
-        place = place[section]
-        if not isinstance(place, dict):
-            raise ConfigError(f"--set {key}: {section} is a single value, it has no fields")
-    try:
-        place[last] = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {key}: the value is not valid YAML") from None
-
-
-def config_hash_fields(config: RunConfig) -> dict[str, Any]:
-    """Return the configuration as JSON values, without what does not change the artifact: folders, and later tests."""
-    return config.model_dump(mode="json", exclude={"runs", "artifacts", "shift"})

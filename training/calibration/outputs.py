@@ -1,0 +1,142 @@
+"""What the adapters that a run's predictives average over give on one split: means and covariances."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from laplora.jacobians.contrasts import find_blocks
+from laplora.posterior.base import Posterior, Prior, ProjectedJacobians, block_precisions
+from laplora.predictive.kinds import PREDICTIVES, Members, PredictiveName
+from laplora.predictive.member_adapters import dropout_weights, in_place, lora_parameters, read_weights
+from laplora.predictive.member_outputs import Member, MemberSet, Wanted, member_outputs
+from training.calibration.members import MemberFit, dropout_record
+from training.calibration.projected import ProjectedSplit, project_split
+from training.data.examples import Example
+from training.workspace.members import check_kept, member_folder, member_steps
+from training.workspace.runtime import Run, batches
+from training.workspace.terminal import progress
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """One adapter's posterior under its prior, and a split's rows as it sees them.
+
+    Attributes:
+        projected: in the split's row order.
+    """
+
+    posterior: Posterior
+    prior: Prior
+    projected: ProjectedJacobians
+
+    def covariance(self, prior: Prior | None = None) -> torch.Tensor:
+        """Return (rows, classes - 1, classes - 1) float64 the contrasts' covariance, under the own prior by default."""
+        return self.posterior.covariance(self.projected, block_precisions(prior or self.prior, self.posterior.blocks))
+
+
+@dataclass(frozen=True)
+class SplitOutputs:
+    """Everything that a run's predictives need of one split.
+
+    Attributes:
+        split: the trained adapter's.
+        fitted: the trained adapter, then the ensemble's others where they have posteriors.
+        means: by kind of members (members, rows, classes - 1), of the kinds that are run without posteriors.
+        distilled: (rows, classes - 1, classes - 1), the covariances that ``fast`` predicts; None without it.
+    """
+
+    split: ProjectedSplit
+    fitted: tuple[Fitted, ...]
+    means: dict[Members, torch.Tensor]
+    distilled: torch.Tensor | None = None
+
+    def moments(
+        self, name: PredictiveName, priors: Sequence[Prior] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return a predictive's means (members, rows, classes - 1) and covariances, None where it has none.
+
+        Args:
+            priors: of ``fitted``, in place of their own.
+        """
+        spec = PREDICTIVES[name]
+        if not spec.covariance:
+            single = self.split.projected.contrast_mean[None]
+            return (single if spec.members == "single" else self.means[spec.members]), None
+        if spec.members == "distilled":
+            return self.split.projected.contrast_mean[None], self._distilled(priors)[None]
+        chosen = self.fitted[:1] if spec.members == "single" else self.fitted
+        covariances = [f.covariance(priors[i] if priors else None) for i, f in enumerate(chosen)]
+        return torch.stack([f.projected.contrast_mean for f in chosen]), torch.stack(covariances)
+
+    def _distilled(self, priors: Sequence[Prior] | None) -> torch.Tensor:
+        """Return what ``fast`` predicts; under another prior, times the exact covariance's change of size."""
+        assert self.distilled is not None
+        if priors is None:
+            return self.distilled
+        trained = self.fitted[0]
+        sizes = [c.diagonal(dim1=1, dim2=2).sum(1) for c in (trained.covariance(priors[0]), trained.covariance())]
+        return self.distilled * (sizes[0] / sizes[1].clamp_min(torch.finfo(torch.float64).tiny))[:, None, None]
+
+
+def split_outputs(
+    run: Run,
+    model: nn.Module,
+    trained: Fitted,
+    split: ProjectedSplit,
+    fits: Sequence[MemberFit],
+    examples: tuple[Example, ...],
+    title: str,
+) -> SplitOutputs:
+    """Return what every member says of a split.
+
+    Args:
+        trained: the trained adapter's; split: its rows.
+        title: of the progress bars, such as ``test rows``.
+    """
+    others = []
+    for fit in fits:
+        weights = read_weights(model, member_folder(run.config, fit.step))
+        with in_place(lora_parameters(model), weights):
+            found = project_split(run, model, fit.posterior, examples, f"{title}, step {fit.step}")
+        others.append(Fitted(fit.posterior, fit.choice.prior, found.projected))
+    return SplitOutputs(split, (trained, *others), forward_means(run, model, examples, f"{title}, members"))
+
+
+def forward_means(run: Run, model: Any, examples: tuple[Example, ...], title: str) -> dict[Members, torch.Tensor]:
+    """Return by kind (members, rows, classes - 1) the contrasts of the members that run without posteriors."""
+    config = run.config
+    wanted: set[Wanted] = set()
+    checkpoints: list[Mapping[str, torch.Tensor]] = []
+    dropout: tuple[dict[str, torch.Tensor], ...] = ()
+    if config.predictives.ensemble:
+        check_kept(config)
+        wanted.add(("checkpoints", False))
+        checkpoints = [read_weights(model, member_folder(config, step)) for step in member_steps(config)]
+    if record := dropout_record(config):
+        wanted.add(("dropout", False))
+        blocks = find_blocks(model, run.class_count)
+        dropout = dropout_weights(model, blocks, p=record.probability, members=record.members, seed=record.seed)
+    if not wanted:
+        return {}
+    members = MemberSet(
+        model=model,
+        parameters=lora_parameters(model),
+        label_ids=run.label_ids,
+        trained=Member(),
+        checkpoints=tuple(Member(w) for w in checkpoints),
+        dropout=tuple(Member(w) for w in dropout),
+    )
+    rows = run.encode(examples)
+    plan = batches(rows, config.laplace.batch_size)
+    parts: dict[Members, list[torch.Tensor]] = {kind: [] for kind, _ in sorted(wanted)}
+    for index in progress(plan, len(plan), title):
+        outputs = member_outputs(members, run.collate([rows[i] for i in index]), wanted)
+        for kind, part in parts.items():
+            part.append(outputs.means[kind])
+    order = torch.tensor([i for index in plan for i in index]).argsort()
+    return {kind: torch.cat(part, 1)[:, order] for kind, part in parts.items()}

@@ -1,0 +1,38 @@
+"""The one configuration of a training run.
+
+Read ``run`` first: :class:`RunConfig` and how a YAML file and ``--set`` become one. ``sections`` and ``shift`` hold its
+parts, each field with its description; ``folders`` says which folder a configuration's results lie in.
+"""
+
+from training.config.run import RunConfig, bad_fields, config_hash_fields, load_config
+from training.config.sections import (
+    AdapterConfig,
+    BaseConfig,
+    CalibrationConfig,
+    EvaluationConfig,
+    LaplaceConfig,
+    OptimizerConfig,
+    PredictivesConfig,
+    Section,
+)
+from training.config.shift import CorruptionConfig, ShiftConfig, StrangerConfig
+from training.data.section import DataConfig
+
+__all__ = [
+    "AdapterConfig",
+    "BaseConfig",
+    "CalibrationConfig",
+    "CorruptionConfig",
+    "DataConfig",
+    "EvaluationConfig",
+    "LaplaceConfig",
+    "OptimizerConfig",
+    "PredictivesConfig",
+    "RunConfig",
+    "Section",
+    "ShiftConfig",
+    "StrangerConfig",
+    "bad_fields",
+    "config_hash_fields",
+    "load_config",
+]

@@ -1,0 +1,133 @@
+"""The configuration of one run: YAML in, frozen and checked values out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from laplora.answers.golden import MAX_ANSWERS
+from laplora.errors import ConfigError
+from training.config.folders import NAME, folder_of
+from training.config.sections import (
+    AdapterConfig,
+    BaseConfig,
+    CalibrationConfig,
+    EvaluationConfig,
+    LaplaceConfig,
+    OptimizerConfig,
+    PredictivesConfig,
+    Section,
+)
+from training.config.shift import ShiftConfig
+from training.data.section import DataConfig
+
+
+class RunConfig(Section):
+    """One run: fine-tune, fit, evaluate, package."""
+
+    name: str = Field(pattern=NAME, max_length=55, description="of the run and its artifact")
+    seed: int = Field(0, ge=0, description="of splits, initial adapter, dropout and row order")
+    base: BaseConfig = BaseConfig()
+    data: DataConfig
+    max_tokens: int = Field(512, ge=8, description="longest prompt, in tokens; longer ones are cut on the left")
+    adapter: AdapterConfig = AdapterConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    laplace: LaplaceConfig = LaplaceConfig()
+    calibration: CalibrationConfig = CalibrationConfig()
+    predictives: PredictivesConfig = PredictivesConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    golden_inputs: tuple[dict[str, Any], ...] = Field(
+        (),
+        max_length=MAX_ANSWERS,
+        description="inputs whose answers the artifact records and the server replays; empty: four of calibration",
+    )
+    shift: ShiftConfig | None = Field(None, description="what the job shift measures the artifact on; null: nothing")
+    runs: Path = Field(Path("runs"), description="folder for intermediate results")
+    artifacts: Path = Field(Path("artifacts"), description="folder for finished artifacts")
+
+    @model_validator(mode="after")
+    def _fits(self) -> RunConfig:
+        wanted = self.predictives
+        if wanted.mc_dropout and not self.adapter.dropout:
+            raise ValueError("predictives.mc_dropout needs dropout to average over: set adapter.dropout above 0")
+        if wanted.ensemble and self.optimizer.steps < 2 * (wanted.ensemble - 1):
+            raise ValueError(
+                f"predictives.ensemble: {self.optimizer.steps} steps have no {wanted.ensemble} different adapters in "
+                "their second half: train longer or keep fewer"
+            )
+        if wanted.laplace_ensemble and self.laplace.prior == "leave_one_out":
+            raise ValueError("predictives.laplace_ensemble takes laplace.prior validation or evidence")
+        return self
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of this run's intermediate results; no other configuration's (``training.workspace.folders``)."""
+        return folder_of(self.runs, self.name, config_hash_fields(self))
+
+    @property
+    def artifact_dir(self) -> Path:
+        """Folder of the finished artifact, called as the run's folder is: a trial does not replace what is served."""
+        return self.artifacts / self.run_dir.name
+
+
+def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
+    """Return the configuration in a YAML file.
+
+    Args:
+        overrides: ``section.key=value`` strings, the value in YAML.
+
+    Raises:
+        ConfigError: no such file, bad YAML, or bad fields, all of them named at once.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"no configuration at {path}; the ready ones are in training/configs") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read as UTF-8 text: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} must hold a mapping of sections")
+    for item in overrides or []:
+        _override(raw, item)
+    try:
+        return RunConfig.model_validate(raw)
+    except ValidationError as error:
+        raise bad_fields(path, error) from None
+
+
+def bad_fields(path: Path, error: ValidationError) -> ConfigError:
+    """Return the error that names every bad field of a configuration, each on a line of its own."""
+    lines = []
+    for problem in error.errors():
+        # A problem of several sections together has no place, and its message names them.
+        where = f"{'.'.join(str(part) for part in problem['loc'])}: " if problem["loc"] else ""
+        lines.append(f"  {where}{problem['msg'].removeprefix('Value error, ')}")
+    return ConfigError(f"{path}: {len(lines)} bad field(s)\n" + "\n".join(lines))
+
+
+def _override(raw: dict[str, Any], item: str) -> None:
+    key, separator, value = item.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"--set takes section.key=value, got {item!r}")
+    *sections, last = key.split(".")
+    place = raw
+    for section in sections:
+        if place.get(section) is None:
+            place[section] = {}
+        place = place[section]
+        if not isinstance(place, dict):
+            raise ConfigError(f"--set {key}: {section} is a single value, it has no fields")
+    try:
+        place[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {key}: the value is not valid YAML") from None
+
+
+def config_hash_fields(config: RunConfig) -> dict[str, Any]:
+    """Return the configuration as JSON values, without what does not change the artifact: folders, and later tests."""
+    return config.model_dump(mode="json", exclude={"runs", "artifacts", "shift"})

@@ -1,0 +1,59 @@
+"""The section ``shift``: the rows of other distributions that a finished artifact is measured on."""
+
+from __future__ import annotations
+
+import re
+
+from pydantic import Field, model_validator
+
+from training.config.folders import NAME
+from training.config.sections import Section
+from training.data.corruptions import CorruptionKind
+from training.data.section import DataConfig
+
+
+class CorruptionConfig(Section):
+    """One way to corrupt the test rows."""
+
+    kind: CorruptionKind = Field(
+        description="typos, word_drop, word_shuffle, truncated_context, choice_noise or gibberish"
+    )
+    severity: float = Field(0.1, gt=0, le=1, description="share of the letters or words that are touched")
+
+    @property
+    def name(self) -> str:
+        """What its rows are called, for example ``typos-0.1``."""
+        return f"{self.kind}-{self.severity:g}"
+
+
+class StrangerConfig(Section):
+    """Texts of another data set, which are no questions to the artifact and have no answer."""
+
+    data: DataConfig = Field(description="the data set, as for the run itself; its test split is used")
+    field: str = Field(description="which field of its rows is the text")
+
+
+class ShiftConfig(Section):
+    """Rows of other distributions than the training rows', on which the finished artifact is measured."""
+
+    rows: int = Field(200, ge=2, description="rows of each of these sets, at most; drawn by the run's seed")
+    sets: dict[str, DataConfig] = Field(
+        {}, description="other data sets by a name; their test splits are asked with the artifact's own template"
+    )
+    strangers: dict[str, StrangerConfig] = Field(
+        {}, description="texts without an answer by a name, in the place of the artifact's only field"
+    )
+    corruptions: tuple[CorruptionConfig, ...] = Field((), description="of the run's own test rows")
+
+    @model_validator(mode="after")
+    def _fits(self) -> ShiftConfig:
+        names = [*self.sets, *self.strangers, *(c.name for c in self.corruptions)]
+        if not names:
+            raise ValueError("name at least one set, stranger or corruption")
+        for name in names:
+            if not re.fullmatch(NAME, name) or name == "test" or names.count(name) > 1:
+                raise ValueError(
+                    f"{name!r}: each set and corruption needs a name of its own, of letters, digits, '.', '_' and '-', "
+                    "other than test, which is the run's own test split"
+                )
+        return self

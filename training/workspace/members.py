@@ -1,0 +1,35 @@
+"""The adapters that an ensemble averages over beside the final one: at which steps they are kept, and where."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from laplora.errors import ConfigError
+from training.config import RunConfig
+
+
+def member_steps(config: RunConfig) -> tuple[int, ...]:
+    """Return the steps whose adapters an ensemble has beside the final one, ascending.
+
+    With the final one they are evenly spaced over the second half of training; empty without an ensemble.
+    """
+    count, steps = config.predictives.ensemble, config.optimizer.steps
+    first = steps - steps // 2
+    return tuple(first + i * (steps - first) // (count - 1) for i in range(count - 1)) if count else ()
+
+
+def member_folder(config: RunConfig, step: int) -> Path:
+    """Return the folder of the adapter kept at a step."""
+    return config.run_dir / "members" / f"step-{step}"
+
+
+def missing_members(config: RunConfig) -> list[int]:
+    """Return the steps whose adapters the ensemble needs and the run does not have."""
+    return [s for s in member_steps(config) if not (member_folder(config, s) / "adapter_model.safetensors").is_file()]
+
+
+def check_kept(config: RunConfig) -> None:
+    """Raise ConfigError where the run does not have the adapters that its ensemble averages over."""
+    missing = missing_members(config)
+    if missing:
+        raise ConfigError(f"the adapters of steps {missing} were not kept: run 'python -m training finetune' again")

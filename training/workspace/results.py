@@ -1,0 +1,46 @@
+"""What earlier jobs of a run left, and whether it was made from exactly this run's inputs."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from laplora.errors import ConfigError
+from laplora.models.adapters import attach_adapter
+from training.workspace.provenance import adapter_inputs, fit_inputs
+from training.workspace.runtime import Run
+
+
+def trained_as(run: Run) -> bool:
+    """Return whether what lies in the run's folder was trained, or begun, from exactly this run's inputs."""
+    path = run.config.run_dir / "config.json"
+    return path.is_file() and json.loads(path.read_text()).get("made_from") == adapter_inputs(run)
+
+
+def load_trained(run: Run) -> Any:
+    """Return the run's base with its trained adapter, as it will be served.
+
+    Raises:
+        ConfigError: no adapter, or one that was trained from something else.
+    """
+    folder = run.config.run_dir / "adapter"
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise ConfigError(f"no trained adapter in {folder}: run 'python -m training finetune' first")
+    if not trained_as(run):
+        raise ConfigError(
+            f"the adapter in {folder} was trained from another configuration, other rows or another base: run "
+            "'python -m training finetune' again, or give this run another name"
+        )
+    return attach_adapter(run.load_base(), folder)
+
+
+def verify_fitted(run: Run) -> None:
+    """Raise ConfigError where there is no fitted posterior, or it was fitted from something else."""
+    path = run.config.run_dir / "laplace" / "fit.json"
+    if not path.is_file():
+        raise ConfigError(f"no fitted posterior in {path.parent}: run 'python -m training fit' first")
+    if json.loads(path.read_text()).get("made_from") != fit_inputs(run):
+        raise ConfigError(
+            f"the posterior in {path.parent} was fitted from another configuration, other rows or another adapter: "
+            "run 'python -m training fit' again"
+        )

@@ -1,0 +1,35 @@
+"""What a job prints: lines of progress, and a bar with the time left."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+Item = TypeVar("Item")
+
+
+def say(line: str) -> None:
+    """Print one line of progress to the terminal."""
+    print(line, flush=True)  # noqa: T201  the jobs' user interface
+
+
+def progress(items: Iterable[Item], total: int, title: str) -> Iterator[Item]:
+    """Yield items under a progress bar with the time left; about ten plain lines where there is no terminal."""
+    if not sys.stdout.isatty():
+        started, step = time.monotonic(), max(1, -(-total // 10))
+        for done, item in enumerate(items, 1):
+            yield item
+            if done % step == 0 or done == total:
+                spent = time.monotonic() - started
+                say(f"{title}: {done}/{total}, {spent:.0f} s, {spent / done * (total - done):.0f} s left")
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TextColumn("left"), TimeRemainingColumn()) as bar:
+        task = bar.add_task(title, total=total)
+        for item in items:
+            yield item
+            bar.advance(task)
