@@ -1,1 +1,9 @@
-"""Scripts behind the figures in docs/lab-notes.md; each is run by hand and prints its table."""
+"""What is measured beyond the tests; README.md names every table and the command that makes it.
+
+- ``study``: every alternative on many tasks and seeds (``python -m benchmarks.study``), docs/results.md.
+- ``peers``: other packages on the same weights and rows, docs/peers.md.
+- ``speed``: times and memory as ratios, and ``gpu.py``, the same on a GPU: RESULTS.md.
+- ``load``: a server for a long time (``soak.py``), past its capacity, and under hostile bodies.
+- ``rules``: decision rules on synthetic models and stored predictions, for the lab notes.
+- ``harness``: what these share: subjects, a server process, timing, records and their page.
+"""

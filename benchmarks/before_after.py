@@ -12,7 +12,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from benchmarks.provenance import ROOT
+from benchmarks.harness.provenance import ROOT
 from laplora.metrics.ranking import RiskCoverage
 from laplora.metrics.scores import Evaluation, ReliabilityBin
 from training.report.evaluation import reliability_figure

@@ -22,13 +22,12 @@ from typing import Any
 
 import torch
 
-from benchmarks import provenance
-from benchmarks.speed.__main__ import conditions_here, line
-from benchmarks.speed.llama7b import LLAMA_2_7B, random_llama
-from benchmarks.speed.record import FOLDER, Conditions, Record, keep
-from benchmarks.speed.subject import load_subject, random_batch, with_classes
-from benchmarks.speed.subset import with_posterior
-from benchmarks.speed.timing import Ratio, exactly, in_turns, ratio
+from benchmarks.harness import provenance
+from benchmarks.harness.llama7b import LLAMA_2_7B, random_llama
+from benchmarks.harness.record import FOLDER, Conditions, Record, conditions_here, keep
+from benchmarks.harness.subject import load_subject, random_batch, with_classes
+from benchmarks.harness.timing import Ratio, exactly, in_turns, ratio
+from benchmarks.speed.parts.subset import with_posterior
 from laplora.errors import ModelError
 from laplora.models.base import resolve_device
 from laplora.predictive.member_outputs import MemberSet, member_outputs
@@ -132,7 +131,7 @@ def main(arguments: list[str] | None = None) -> int:
     whole = device.type == "cuda" and options.layers == 32 and not options.quick
     out = options.out or (FOLDER if whole else provenance.SCRATCH)
     for record in keep(measured(device, options.layers, QUICK if options.quick else FULL, conditions), out):
-        print(line(record), flush=True)
+        print(record.line, flush=True)
     return 0
 
 

@@ -25,15 +25,15 @@ from pathlib import Path
 import httpx
 import psutil
 
-from benchmarks import provenance
+from benchmarks.harness import provenance
+from benchmarks.harness.process import served
+from benchmarks.harness.record import conditions_here
+from benchmarks.harness.subject import ARTIFACT
 from benchmarks.load.known_rows import Known, learn
 from benchmarks.load.soak_report import draw, memory_trend, page, verdict
 from benchmarks.load.tally import Tally
 from benchmarks.load.traffic import Session, run
 from benchmarks.load.watch import Sample, process_at, record
-from benchmarks.speed.__main__ import conditions_here
-from benchmarks.speed.process import served
-from benchmarks.speed.subject import ARTIFACT
 from laplora.artifact.folder import read_artifact, write_manifest
 from service.settings import Settings
 

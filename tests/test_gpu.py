@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.speed.llama7b import LLAMA_2_7B, random_llama
-from benchmarks.speed.subject import random_batch
-from benchmarks.speed.subset import with_posterior
+from benchmarks.harness.llama7b import LLAMA_2_7B, random_llama
+from benchmarks.harness.subject import random_batch
+from benchmarks.speed.parts.subset import with_posterior
 from laplora.jacobians.attention import attention_gradients
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
 from laplora.predictive.member_outputs import Member, MemberSet, member_outputs

@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.harness.process import on_cores
 from benchmarks.load.known_rows import TEXTS
 from benchmarks.load.open_arrivals import (
     CALLERS,
@@ -34,7 +35,6 @@ from benchmarks.load.open_arrivals import (
     poisson_times,
 )
 from benchmarks.load.tally import quantile
-from benchmarks.speed.process import on_cores
 
 #: Times the capacity.
 OVERLOAD = 2.0

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from benchmarks.harness.record import Conditions
 from benchmarks.load.tally import Tally, quantile
 from benchmarks.load.trend import FEWEST, Trend, trend
 from benchmarks.load.watch import Sample
-from benchmarks.speed.record import Conditions
 
 #: The part of a run that is warm-up, and at most how much of it, seconds: caches, pools and the allocator fill.
 WARM_UP_SHARE, WARM_UP_MOST_S = 0.25, 300.0

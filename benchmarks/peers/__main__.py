@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 
-from benchmarks import provenance
-from benchmarks.marked import fill
+from benchmarks.harness import provenance
 from benchmarks.peers.tables import page_tables, render
+from training.report.markdown import fill
 
 FOLDER = Path(__file__).parent
 PAGE = provenance.ROOT / "docs" / "peers.md"

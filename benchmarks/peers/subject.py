@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.provenance import ARTIFACT, ROOT
+from benchmarks.harness.provenance import ARTIFACT, ROOT
 from laplora.artifact.folder import read_artifact
 from laplora.models.adapters import attach_adapter
 from laplora.models.base import BaseSpec, load_base_model, load_tokenizer, locate_base

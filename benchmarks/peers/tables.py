@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.provenance import ARTIFACT
+from benchmarks.harness.provenance import ARTIFACT
 from laplora.artifact.folder import read_artifact
 
 HEAD = """# laplora beside its peers

@@ -12,15 +12,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib
-import shlex
 import subprocess
 import sys
 from pathlib import Path
 
-import torch
-
-from benchmarks import provenance, published
-from benchmarks.speed.record import FOLDER, PAGE, Conditions, Record, keep, read, verdict, write
+from benchmarks.harness import provenance
+from benchmarks.harness.page import PAGE
+from benchmarks.harness.record import FOLDER, conditions_here, keep, read, write
+from benchmarks.speed import published
 
 PARTS = (
     "predict",
@@ -61,12 +60,12 @@ def main(arguments: list[str] | None = None) -> None:
         return
     for part in parts:
         conditions = dataclasses.replace(conditions_here(command_of(part, given)), out=out)
-        measured = importlib.import_module(f"benchmarks.speed.{part}").run(conditions, quick=options.quick)
+        measured = importlib.import_module(f"benchmarks.speed.parts.{part}").run(conditions, quick=options.quick)
         for record in keep(measured, out):
-            print(line(record), flush=True)
+            print(record.line, flush=True)
     if options.pages:
         write(read(out), out)
-        importlib.import_module("benchmarks.speed.overload").write_page(out)
+        importlib.import_module("benchmarks.speed.parts.overload").write_page(out)
     if out == FOLDER:
         published.write_pages()
 
@@ -74,30 +73,6 @@ def main(arguments: list[str] | None = None) -> None:
 def command_of(part: str, arguments: list[str]) -> list[str]:
     """Return the arguments that make this part alone again, in the published files."""
     return ["--only", part, *(["--quick"] if "--quick" in arguments else [])]
-
-
-def line(record: Record) -> str:
-    """Return a record as a line of the console."""
-    words = "" if record.met is None else (" met" if record.met else " MISSED")
-    if verdict(dataclasses.asdict(record)) == "open":
-        words = f" open,{words} by the median"
-    target = f" (target {record.target})" if record.target else ""
-    return f"{record.name}: {record.value} [{record.low} to {record.high}] x {record.baseline}{target}{words}"
-
-
-def conditions_here(
-    arguments: list[str], *, module: str = "benchmarks.speed", hardware: str | None = None
-) -> Conditions:
-    """Return this moment, and this machine unless another name for it is given."""
-    measured = {
-        "date": provenance.today(),
-        "commit": provenance.commit(),
-        "artifact": provenance.artifact(),
-        "command": shlex.join(["python", "-m", module, *arguments]),
-        "threads": str(torch.get_num_threads()),
-        "versions": provenance.versions(("torch", "transformers", "peft", "bitsandbytes")),
-    }
-    return Conditions(hardware or provenance.hardware(), measured)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ def parser() -> argparse.ArgumentParser:
         description="Compare every alternative on many tasks and seeds (resumes; several processes share the work).",
     )
     top.add_argument(
-        "--config", type=Path, default=Path("training/configs/study/smollm2.yaml"), help="YAML file of the study"
+        "--config", type=Path, default=Path("benchmarks/study/configs/smollm2.yaml"), help="YAML file of the study"
     )
     top.add_argument("--keep-jacobians", action="store_true", help="keep gigabytes per task and seed for analysis")
     top.add_argument("--publish", action="store_true", help="only write docs/results from what is finished")

@@ -61,9 +61,9 @@ def recommend(losses: Mapping[str, torch.Tensor], order: Sequence[str], seed: in
        could show. At one standard error it would be behind temperature scaling beyond noise on some of the
        models whose variance says nothing about their mistakes.
 
-    Why these numbers: docs/lab-notes.md, from synthetic models (benchmarks/choices.py) and from the study
-    (benchmarks/choices_study.py). Calibration rows speak for new rows like them: on a shifted test split no rule keeps
-    the promise.
+    Why these numbers: docs/lab-notes.md, from synthetic models (benchmarks.rules.choices) and from the study
+    (benchmarks.rules.choices_study). Calibration rows speak for new rows like them: on a shifted test split no rule
+    keeps the promise.
 
     Args:
         losses: by predictive (rows,) the NLL of the same calibration rows, cross-fitted; ``map`` among them.

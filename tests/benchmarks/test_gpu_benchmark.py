@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from benchmarks import gpu
-from benchmarks.speed.llama7b import random_llama
-from benchmarks.speed.record import read
-from benchmarks.speed.subject import random_batch
+from benchmarks.harness.llama7b import random_llama
+from benchmarks.harness.record import read
+from benchmarks.harness.subject import random_batch
 from laplora.jacobians import reverse
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
 from laplora.predictive.member_outputs import MemberSet

@@ -13,17 +13,18 @@ from pathlib import Path
 import pytest
 from server_process import server_process
 
-from benchmarks import open_loop, provenance, soak
-from benchmarks.load import overload
+from benchmarks import soak
+from benchmarks.harness import provenance
+from benchmarks.harness.process import on_cores
+from benchmarks.harness.record import Conditions
+from benchmarks.load import open_loop, overload
 from benchmarks.load.known_rows import TOLERANCE, Known
 from benchmarks.load.open_arrivals import Outcome, poisson_times
 from benchmarks.load.soak_report import verdict
 from benchmarks.load.tally import quantile
 from benchmarks.load.trend import FEWEST, trend
 from benchmarks.load.watch import Sample
-from benchmarks.speed import fast
-from benchmarks.speed.process import on_cores
-from benchmarks.speed.record import Conditions
+from benchmarks.speed.parts import fast
 
 FAKE_SERVER = Path(__file__).resolve().parents[2] / "tests" / "service" / "fake_server.py"
 

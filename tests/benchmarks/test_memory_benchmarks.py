@@ -11,14 +11,14 @@ import pytest
 import torch
 from tiny_models import tiny_model, tiny_task
 
-from benchmarks.speed import growth, large
-from benchmarks.speed.allocation import peak_bytes
-from benchmarks.speed.fit import STRUCTURES, fit
-from benchmarks.speed.growth_figure import draw
-from benchmarks.speed.llama7b import random_llama
-from benchmarks.speed.record import FOLDER
-from benchmarks.speed.size import answer_bytes, posterior_bytes
-from benchmarks.speed.subject import random_batch
+from benchmarks.harness.allocation import peak_bytes
+from benchmarks.harness.llama7b import random_llama
+from benchmarks.harness.record import FOLDER
+from benchmarks.harness.subject import random_batch
+from benchmarks.speed.parts import growth, large
+from benchmarks.speed.parts.fit import STRUCTURES, fit
+from benchmarks.speed.parts.growth import draw
+from benchmarks.speed.parts.size import answer_bytes, posterior_bytes
 from laplora.jacobians.blocks import Block
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
 from laplora.jacobians.reverse import decoder_form

@@ -14,16 +14,14 @@ import pytest
 import torch
 from tiny_models import VOCABULARY, tiny_model
 
-from benchmarks import provenance, published
-from benchmarks.load.overload import settings
-from benchmarks.marked import fill
+from benchmarks.harness import page as results_page
+from benchmarks.harness import provenance
+from benchmarks.harness.record import FOLDER, Conditions, Record, keep, read
+from benchmarks.harness.subject import random_batch, with_classes
+from benchmarks.harness.timing import Ratio, in_turns, ratio
 from benchmarks.speed import __main__ as job
-from benchmarks.speed import fast, fit, overload, predict, start, subset
-from benchmarks.speed import record as kept_files
-from benchmarks.speed.expected import FIGURES, TARGETS, is_named, missing
-from benchmarks.speed.record import FOLDER, Conditions, Record, keep, merged, read, render, verdict
-from benchmarks.speed.subject import random_batch, with_classes
-from benchmarks.speed.timing import Ratio, in_turns, ratio
+from benchmarks.speed import published
+from benchmarks.speed.parts import fast, fit, overload, predict, start, subset
 from laplora.jacobians.contrasts import find_blocks
 from laplora.posterior.base import Prior, block_precisions
 from laplora.predictive.member_outputs import Member, MemberSet, member_outputs
@@ -83,7 +81,7 @@ def test_a_target_is_met_or_missed_where_every_turn_says_so(
 ) -> None:
     limit = None if side is None else 2.0
     record = HERE.record("p: w", Ratio(*figures), "b", limit=limit, side=side or "at most")  # type: ignore[arg-type]
-    assert verdict(asdict(record)) == expected
+    assert results_page.verdict(asdict(record)) == expected
 
 
 def test_open_targets_are_counted_apart_and_keep_the_medians_word(tmp_path: Path) -> None:
@@ -105,47 +103,17 @@ def test_open_targets_are_counted_apart_and_keep_the_medians_word(tmp_path: Path
     assert "| p | answer | 2.21 | 2.07 to 2.46 | b | at most 2.2 | open; **missed** by the median |" in page
     assert "| grows | 1 | 0.9 to 1.2 | the exponent | at most 1.1 | open; so it is by the median |" in page
     assert "1 figures; 0 of 1 as arithmetic says, 1 open" in page
-    assert job.line(overhead).endswith("(target at most 5) open, met by the median")
+    assert overhead.line.endswith("(target at most 5) open, met by the median")
 
 
 def test_what_is_not_measured_is_listed_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept_files, "TARGETS", {"c": ("p: w", "p: x"), "d": ("q: y",)})
-    monkeypatch.setattr(kept_files, "FIGURES", {"c": ("p: z",)})
-    kept_by(tmp_path, HERE.record("p: w, 2 cores", Ratio(1, 1, 1), "b", limit=2.0))
-    assert "## Not measured yet" not in page_of(tmp_path), "a run elsewhere owes no more than it was asked for"
-    monkeypatch.setattr(kept_files, "FOLDER", tmp_path)
-    kept_by(
-        tmp_path, HERE.record("p: x", Ratio(1, 1, 1), "b"), HERE.record("p: w, 2 cores", Ratio(1, 1, 1), "b", limit=2)
-    )
-    page = page_of(tmp_path)
-    assert "Targets: 3. Met in every turn: 1. Missed in every turn: 0. Open: 0. Not measured yet: 2." in page
-    table = page.partition("## Not measured yet")[2].strip().splitlines()[2:]
-    assert table == ["| p | x | target | `c` |", "| q | y | target | `d` |", "| p | z | figure | `c` |"]
-    kept_by(tmp_path, *(HERE.record(name, Ratio(1, 1, 1), "b", limit=2.0) for name in ("p: w", "p: x", "p: z", "q: y")))
-    assert "## Not measured yet" not in page_of(tmp_path)
-    assert "Not measured yet: 0." in page_of(tmp_path)
-
-
-def test_every_target_is_expected_by_its_name() -> None:
-    """What the parts call their figures, where that can be asked without measuring, and what is published."""
-    names = [name for part in TARGETS.values() for name in part]
-    assert len(set(names)) == len(names)
-    measured = {r["name"] for r in read(FOLDER) if r["kind"] == "target"}
-    cases = {
-        f"predict: {c.number_format}, {c.classes} classes, {c.rows} x {c.tokens} tokens"
-        for c in predict.FULL
-        if c.rows > 1
-    }
-    covariances = {f"fast: covariance, {rows} x {tokens} tokens" for rows, tokens in fast.SIZES}
-    past = {r.name for s in settings() for r in overload.records(HERE, s.name, [run_of()]) if r.kind == "target"}
-    assert {
-        name for name in measured | cases | covariances | past if not any(is_named(name, n) for n in names)
-    } == set()
-    assert not {name for name in names if name.startswith("predict: ")} - cases
-    assert not {name for name in names if name.startswith("fast: covariance")} - covariances
-    if len(settings()) > 1:
-        overload_alone = {c: n for c, n in TARGETS.items() if c.endswith("overload")}
-        assert missing(overload_alone, past) == {}
+    monkeypatch.setattr(results_page, "EXPECTED", {"c": ("p: w", "p: x"), "d": ("q: y",)})
+    kept_by(tmp_path, HERE.record("p: w", Ratio(1, 1, 1), "b", limit=2.0))
+    assert "## Not measured yet" not in page_of(tmp_path), "only the published page lists what is missing"
+    text = results_page.render(read(tmp_path), published=True)
+    assert "Targets: 3. Met in every turn: 1. Missed in every turn: 0. Open: 0. Not measured yet: 2." in text
+    table = text.partition("## Not measured yet")[2].strip().splitlines()[2:]
+    assert table == ["| p | x | target | `c` |", "| q | y | target | `d` |"]
 
 
 def test_a_figure_takes_the_place_of_the_same_on_the_same_hardware(tmp_path: Path) -> None:
@@ -162,7 +130,6 @@ def test_a_figure_takes_the_place_of_the_same_on_the_same_hardware(tmp_path: Pat
     assert set(kept[0]) >= {"name", "value", "low", "high", "baseline", "target", "met", "kind", "hardware"}
     assert "Targets: 1. Met in every turn: 0. Missed in every turn: 1. Open: 0. Not measured" in page_of(tmp_path)
     assert "| p | x | 2 | 2 to 2 | b | at most 1 | **missed** |" in page_of(tmp_path)
-    assert merged(kept, []) == kept
 
 
 def kept_by(folder: Path, *records: Record) -> None:
@@ -252,7 +219,7 @@ def test_make_bench_quick_is_such_a_run() -> None:
 
 
 def test_the_published_page_is_made_of_the_published_figures() -> None:
-    assert render(read(FOLDER), TARGETS, FIGURES) == (FOLDER / "RESULTS.md").read_text(encoding="utf-8")
+    assert results_page.render(read(FOLDER), published=True) == (FOLDER / "RESULTS.md").read_text(encoding="utf-8")
 
 
 def test_sentences_of_other_pages_are_made_of_the_published_figures() -> None:
@@ -269,7 +236,7 @@ def test_the_sentence_on_fast_follows_from_its_row() -> None:
             "handed over": 0.2,
         }
         made = [HERE.record(f"fast: {name}", Ratio(v, v, v), "b") for name, v in values.items()]
-        return merged([], made)
+        return [asdict(record) for record in made]
 
     assert published.fast_costs(rows(1.4)) == (
         "1.4 MAP answers as served to 32 clients at once, where a Laplace answer costs 2.2, "
@@ -282,7 +249,7 @@ def test_the_sentence_on_fast_follows_from_its_row() -> None:
 def test_the_sentence_on_overload_gives_one_verdict_of_all_settings() -> None:
     def rows(late: float) -> list[dict[str, object]]:
         settings = [("s", [run_of()]), ("t", [run_of(refusals_ms=(1.0, late, late))])]
-        return merged([], [r for name, runs in settings for r in overload.records(HERE, name, runs)])
+        return [asdict(r) for name, runs in settings for r in overload.records(HERE, name, runs)]
 
     assert published.overload_figures(rows(9.0)).startswith(
         "met, 8 of 8 by the medians; in every run 8 met and 0 missed, 0 open."
@@ -343,18 +310,6 @@ def test_a_load_that_never_filled_the_queue_says_nothing_of_refusals(monkeypatch
     monkeypatch.setattr(overload.overload, "measure", lambda *_given, **_options: idle)
     with pytest.raises(RuntimeError, match="refused nothing"):
         list(overload.run(HERE, quick=False))
-
-
-def test_places_of_a_page_are_filled_and_none_is_left_over() -> None:
-    page = "It costs <!-- x:begin a -->old<!-- x:end a --> now.\n<!-- x:begin b -->\n| old |\n<!-- x:end b -->\n"
-    filled = fill(page, "x", {"a": "new", "b": "| t |\n"})
-    assert filled == (
-        "It costs <!-- x:begin a -->new<!-- x:end a --> now.\n<!-- x:begin b -->\n\n| t |\n\n<!-- x:end b -->\n"
-    )
-    assert fill(filled, "x", {"a": "new", "b": "| t |"}) == filled
-    for texts in ({"a": "new"}, {"a": "new", "b": "", "c": ""}):
-        with pytest.raises(ValueError, match="one place for each"):
-            fill(page, "x", texts)
 
 
 def test_a_commit_says_whether_its_code_was_changed(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.peers.subject import attentions, tiny_subject
-from benchmarks.speed import peers
+from benchmarks.speed.parts import peers
 
 
 def test_a_package_is_timed_with_the_fastest_attention_that_works_and_answers_alike(

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import provenance
-from benchmarks.marked import fill
+from benchmarks.harness import provenance
 from benchmarks.peers import __main__ as job
 from benchmarks.peers import against_brier
 from benchmarks.peers.tables import page_tables, recorded, render
+from training.report.markdown import fill
 
 FOLDER = job.FOLDER
 RESULTS = json.loads((FOLDER / "results.json").read_text(encoding="utf-8"))

@@ -227,7 +227,7 @@ def test_the_replay_gives_rows_in_order(study: StudyConfig) -> None:
 
 
 def test_the_ready_study_loads_and_names_the_promised_tasks() -> None:
-    config = load_study(Path(__file__).resolve().parents[3] / "training" / "configs" / "study" / "smollm2.yaml")
+    config = load_study(Path(__file__).resolve().parents[3] / "benchmarks" / "study" / "configs" / "smollm2.yaml")
     assert {"sst2", "winogrande_s", "openbookqa", "boolq", "arc_easy", "arc_challenge", "rte"} <= set(config.tasks)
     assert len(config.tasks) >= 8
     assert len(config.seeds) == 3

@@ -9,7 +9,7 @@ import psutil
 import pytest
 from server_process import server_process
 
-from benchmarks.hostile_bodies import SIZE, Attack, attacks, suffer
+from benchmarks.load.hostile_bodies import SIZE, Attack, attacks, suffer
 from benchmarks.load.watch import process_at
 
 FAKE_SERVER = Path(__file__).resolve().parents[1] / "fake_server.py"

@@ -1,0 +1,140 @@
+"""RESULTS.md, made of the records of results.json alone."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from training.report.markdown import markdown_table
+
+PAGE = "RESULTS.md"
+Records = Sequence[Mapping[str, Any]]
+#: What the turns say of a limit: all of them alike, or not.
+Verdict = Literal["met", "missed", "open"]
+#: Targets that no machine has to have measured, by the command that measures them: the page counts those missing.
+EXPECTED: Mapping[str, tuple[str, ...]] = {
+    "python -m benchmarks.gpu": tuple(
+        f"{title}: {size} tokens"
+        for title in ("gpu, Llama-2-7B's shape, 32 layers, NF4", "gpu, default artifact, NF4")
+        for size in ("2 classes, 8 x 64", "2 classes, 32 x 64", "4 classes, 8 x 64")
+    )
+}
+_HEAD = """# Speed
+
+Written by `python -m benchmarks.speed` (`make bench`) and `python -m benchmarks.gpu` (`make bench-gpu`)
+from results.json; a part is made anew by the command beside it, and the others stand as they are. Figures
+of time are ratios of times taken in turns in one run, where no unit is named: the median of the turns, and
+their range. Those of memory are exact: the running total of torch's allocator. docs/lab-notes.md says why
+they are so; growth.png shows what grows with what, load/open_loop.md the server past its capacity.
+
+Targets: {targets}. {counts} Not measured yet: {unmeasured}.
+
+A target is open where its limit lies within the range of the turns. By the medians alone,
+{by_median} of the {judged} measured are met. What was merely measured is counted apart,
+growth and sizes too, which are compared with what arithmetic says that they must be.
+"""
+
+
+def verdict(record: Mapping[str, Any]) -> Verdict | None:
+    """Return what a record's range says of its limit, None where it has none.
+
+    The range is open where the limit lies in it, its ends included: its digits do not say on which side an end lies
+    that is equal to the limit. A figure without a range has no noise, and is never open.
+    """
+    if record["met"] is None:
+        return None
+    limit = float(record["target"].rpartition(" ")[2])
+    if record["low"] < record["high"] and record["low"] <= limit <= record["high"]:
+        return "open"
+    return "met" if record["met"] else "missed"
+
+
+def part_of(name: str) -> str:
+    """Return the part of a record's name."""
+    return name.partition(":")[0]
+
+
+def render(records: Records, *, published: bool) -> str:
+    """Return the page: how many targets are met, then for each hardware its targets and its other figures.
+
+    Args:
+        published: whether targets that are not there are listed as not measured yet.
+    """
+    judged = [r for r in records if r["kind"] == "target"]
+    names = {r["name"] for r in judged}
+    missing = [(c, name) for c, expected in EXPECTED.items() for name in expected if published and name not in names]
+    head = _HEAD.format(
+        targets=len(judged) + len(missing),
+        counts=_counts(judged),
+        unmeasured=len(missing),
+        by_median=sum(r["met"] for r in judged),
+        judged=len(judged),
+    )
+    parts = [head]
+    for hardware in dict.fromkeys(r["hardware"] for r in records):
+        parts += _hardware(hardware, [r for r in records if r["hardware"] == hardware])
+    if missing:
+        rows = [[*_name(name), "target", f"`{command}`"] for command, name in missing]
+        parts += ["## Not measured yet\n", markdown_table(["part", "what", "kind", "command"], rows, left=range(4))]
+    return "\n".join(parts)
+
+
+def _hardware(hardware: str, records: Records) -> list[str]:
+    """Return a machine's blocks: what was measured when, its targets, and its other figures by part."""
+    by_part: dict[str, list[Mapping[str, Any]]] = {}
+    for r in records:
+        by_part.setdefault(part_of(r["name"]), []).append(r)
+    blocks = [f"## {hardware}\n", _origins(by_part)]
+    targets = [r for own in by_part.values() for r in own if r["kind"] == "target"]
+    others = {part: [r for r in own if r["kind"] != "target"] for part, own in by_part.items()}
+    if targets:
+        rows = [[part_of(r["name"]), *_row(r, "met", "**missed**")] for r in targets]
+        heading = ["part", "what", "value", "range", "to", "target", ""]
+        blocks += [f"### Targets measured: {len(targets)}\n", _counts(targets) + "\n"]
+        blocks.append(markdown_table(heading, rows, left=(0, 1, 4, 5, 6)))
+    if count := sum(map(len, others.values())):
+        checked = Counter(verdict(r) for own in others.values() for r in own if r["kind"] == "check")
+        holds = f"; {checked['met']} of {checked.total()} as arithmetic says" if checked else ""
+        holds += f", {checked['open']} open" if checked["open"] else ""
+        blocks.append(f"### Measured beside them: {count} figures{holds}\n")
+    for part, own in others.items():
+        if own:
+            heading = ["what", "value", "range", "to", "arithmetic says", ""]
+            rows = [_row(r, "so it is", "**not so**") for r in own]
+            blocks += [f"#### {part}\n", markdown_table(heading, rows, left=(0, 3, 4, 5))]
+    return blocks
+
+
+def _origins(by_part: Mapping[str, Records]) -> str:
+    """Return the table of what was measured when and from what."""
+    keys = ("date", "commit", "artifact", "threads", "versions")
+    rows = []
+    for part, own in by_part.items():
+        for text in dict.fromkeys(json.dumps(r["measured"], sort_keys=True) for r in own):
+            measured = json.loads(text)
+            rows.append([part, f"`{measured['command']}`", *(measured.get(key, "") for key in keys)])
+    return markdown_table(["part", "command", *keys], rows, left=range(7))
+
+
+def _counts(judged: Records) -> str:
+    """Return sentences on how many targets are met, missed and open."""
+    count = Counter(verdict(r) for r in judged)
+    by_median = sum(r["met"] for r in judged if verdict(r) == "open")
+    how = f" (by the median {by_median} met, {count['open'] - by_median} missed)" if count["open"] else ""
+    return f"Met in every turn: {count['met']}. Missed in every turn: {count['missed']}. Open: {count['open']}{how}."
+
+
+def _row(record: Mapping[str, Any], right: str, wrong: str) -> list[str]:
+    words = "" if record["met"] is None else (right if record["met"] else wrong)
+    if verdict(record) == "open":
+        words = f"open; {words} by the median"
+    spread = f"{record['low']:.3g} to {record['high']:.3g}"
+    what = _name(record["name"])[1]
+    return [what, f"{record['value']:.3g}", spread, record["baseline"], record["target"] or "", words]
+
+
+def _name(name: str) -> tuple[str, str]:
+    part, _, what = name.partition(":")
+    return part, what.strip()

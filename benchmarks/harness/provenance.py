@@ -1,0 +1,76 @@
+"""Where, when and from what a figure comes: kept beside it, and shown on its page."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from laplora.artifact.folder import read_artifact
+
+ROOT = Path(__file__).parents[2]
+#: The artifact that whatever needs one is measured on.
+ARTIFACT = ROOT / "artifacts" / "sst2-smollm2"
+#: Where quick runs leave their figures: git ignores it, and nothing published is made of it.
+SCRATCH = ROOT / "runs" / "bench-quick"
+#: What a figure can depend on; the pages and figures themselves are not among it, a run changes them.
+_CODE = ("*.py", "artifacts", "constraints.txt")
+
+
+def today() -> str:
+    """Return the date, UTC."""
+    return datetime.datetime.now(datetime.UTC).date().isoformat()
+
+
+def commit(root: Path = ROOT) -> str:
+    """Return the checkout's commit, with a note where its code was changed since; ``unknown`` outside of one."""
+    try:
+        head = _git(root, "rev-parse", "--short=10", "HEAD")
+        changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", *_CODE)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return f"{head} with changes" if changed else head
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def artifact(folder: Path = ARTIFACT) -> str:
+    """Return an artifact's name and the start of its digest."""
+    found = read_artifact(folder)
+    return f"{found.name} {found.digest[:19]}"
+
+
+def adapter(folder: Path = ARTIFACT) -> str:
+    """Return the start of the SHA-256 of an artifact's adapter: of the weights alone."""
+    files = read_artifact(folder).manifest.files
+    return files["adapter/adapter_model.safetensors"].sha256[:12]
+
+
+def processor() -> str:
+    """Return the processor's name."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def hardware() -> str:
+    """Return processor and cores."""
+    return f"{processor()}, {os.cpu_count()} cores"
+
+
+def versions(packages: Sequence[str]) -> str:
+    """Return ``name version`` of each package that is installed, with commas between them."""
+    found = []
+    for name in packages:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found.append(f"{name} {importlib.metadata.version(name)}")
+    return ", ".join(found)

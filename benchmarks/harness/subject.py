@@ -1,0 +1,58 @@
+"""What is timed: the default artifact's model, adapter and posterior, in any number format and with any label count."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import torch
+
+from benchmarks.harness.provenance import ARTIFACT
+from laplora.artifact.folder import Artifact, read_artifact
+from laplora.artifact.manifest import ADAPTER_FOLDER
+from laplora.models.adapters import attach_adapter
+from laplora.models.base import BaseSpec, load_base_model, locate_base
+from laplora.predictive.member_outputs import MemberSet
+from laplora.predictor import load_members
+from laplora.prompts.templates import Batch
+
+Format = Literal["float32", "bfloat16", "nf4"]
+
+
+def load_subject(number_format: Format, device: str = "cpu") -> MemberSet:
+    """Return the default artifact's model and posterior; ``nf4`` stays packed, the others hold the plain base."""
+    artifact: Artifact = read_artifact(ARTIFACT)
+    manifest = artifact.manifest
+    spec = BaseSpec(
+        manifest.base_model,
+        manifest.revision,
+        "nf4" if number_format == "nf4" else "none",
+        "float32" if number_format == "float32" else "bfloat16",
+    )
+    where = torch.device(device)
+    base = load_base_model(locate_base(spec), spec, device=where, dequantize=False)
+    model = attach_adapter(base, ARTIFACT / ADAPTER_FOLDER)
+    return load_members(ARTIFACT, manifest, model, where)
+
+
+def with_classes(members: MemberSet, classes: int) -> MemberSet:
+    """Return the same with other labels: the posterior of an adapter that leaves ``lm_head`` alone knows none."""
+    return dataclasses.replace(members, label_ids=tuple(range(100, 100 + classes)))
+
+
+def random_batch(members: MemberSet, rows: int, tokens: int, *, padded: bool = False) -> Batch:
+    """Return rows of random tokens, for as many classes as the labels.
+
+    Args:
+        padded: every other row has a quarter of its tokens missing, so that there is a mask.
+    """
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(200, 40000, (rows, tokens), generator=generator) % members.model.config.vocab_size
+    mask = torch.ones_like(ids)
+    if padded:
+        mask[::2, : tokens // 4] = 0
+    device = next(members.model.parameters()).device
+    possible = torch.ones(rows, len(members.label_ids), dtype=torch.bool)
+    positions = (mask.cumsum(1) - 1).clamp_min(0)
+    parts: tuple[Any, ...] = (ids * mask, mask, positions, possible)
+    return Batch(*(p.to(device) for p in parts))

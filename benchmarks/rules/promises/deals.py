@@ -1,0 +1,93 @@
+"""Dealing a table's rows into calibration and new rows again and again, and how often what was promised came true."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from benchmarks.rules.promises.rules import Fitted, fit_before, fit_now
+from benchmarks.rules.promises.table import Table
+from laplora.answers.prediction import row_scores
+from laplora.decisions.conformal import label_sets
+from laplora.decisions.temperature import SmallCalibrationWarning
+from laplora.decisions.thresholds import Guarantee
+from laplora.decisions.uncertainty import decompose
+from laplora.linearised import entropy
+
+Fit = Callable[[Table, torch.Tensor, float, float], dict[Guarantee, dict[str, Fitted]]]
+METHODS: dict[str, Fit] = {"before": fit_before, "now": fit_now}
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What one predictive did over all deals, one number a deal each.
+
+    Attributes:
+        risk: error rate of the new rows that were accepted; NaN where none was.
+        below: error rate of those up to the threshold whatever their flags, a row of another label than MAP's under
+            ``upper_bound`` counting as right, as what is promised there counts it.
+        accepted: share of the new rows; wrong: share that were accepted and wrong.
+        coverage: share whose label set holds the label; size: labels in a set.
+    """
+
+    risk: torch.Tensor
+    below: torch.Tensor
+    accepted: torch.Tensor
+    wrong: torch.Tensor
+    coverage: torch.Tensor
+    size: torch.Tensor
+
+
+def deal(
+    table: Table, fit: Fit, *, calibration_rows: int, draws: int, risk: float, level: float, seed: int
+) -> dict[tuple[Guarantee, str], Kept]:
+    """Return by guarantee and predictive what each deal gave: fitted on some rows as served, judged on all others.
+
+    Deals depend on the seed and the number of rows alone: methods are compared on the same ones.
+    """
+    g = torch.Generator().manual_seed(seed)
+    found: dict[tuple[Guarantee, str], list[list[float]]] = {}
+    for _ in range(draws):
+        order = torch.randperm(len(table.labels), generator=g)
+        rows, new = order[:calibration_rows].sort().values, order[calibration_rows:]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SmallCalibrationWarning)
+            fitted = fit(table, rows, risk, level)
+        for guarantee, predictives in fitted.items():
+            for name, one in predictives.items():
+                found.setdefault((guarantee, name), []).append(judged(table, name, one, new))
+    return {key: Kept(*torch.tensor(lines, dtype=torch.float64).T) for key, lines in found.items()}
+
+
+def judged(table: Table, name: str, fitted: Fitted, new: torch.Tensor) -> list[float]:
+    """Return the fields of ``Kept`` for one deal."""
+    predictive, map_probs = table.columns[name].at(fitted.setting, new), table.columns["map"].at(0, new).probs
+    labels, rule, flags = table.labels[new], fitted.thresholds.review, fitted.thresholds.flags
+    wrong = predictive.probs.argmax(1) != labels
+    score = row_scores(fitted.thresholds, predictive, map_probs)
+    limit = -math.inf if rule.threshold is None else rule.threshold
+    up_to = score <= limit
+    # What decide and raise_flags give, for many rows at once: the flags that send a row to review.
+    flagged = table.label_mass[new] < (flags["low_label_mass"].value or 0.0)
+    if "high_epistemic" in flags:
+        flagged |= decompose(predictive).epistemic > (flags["high_epistemic"].value or 0.0)
+    accepted = up_to & ~flagged
+    promised = entropy(map_probs) <= limit if rule.guarantee == "upper_bound" else up_to
+    sets = label_sets("lac", predictive.probs, fitted.sets, table.class_mask[new])
+    return [
+        rate(wrong, accepted),
+        rate(wrong & up_to, promised),
+        float(accepted.double().mean()),
+        float((wrong & accepted).double().mean()),
+        float(sets.gather(1, labels[:, None]).double().mean()),
+        float(sets.sum(1).double().mean()),
+    ]
+
+
+def rate(events: torch.Tensor, among: torch.Tensor) -> float:
+    """Return the share of events among some rows; NaN where there are none."""
+    return float(events[among].double().mean()) if among.any() else math.nan

@@ -1,0 +1,75 @@
+"""Error of the two-class predictive mean against arbitrary precision: ``python -m benchmarks.rules.quadrature``.
+
+Gauss-Hermite rules of several sizes, a trapezoid rule of 257 nodes, and what the library does.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import mpmath
+import numpy as np
+import torch
+
+from laplora.predictive.gaussian import posterior_predictive
+
+MEANS = (0.0, 1.0, -4.0, -15.0)
+VARIANCES = (1e-2, 1.0, 1e2, 1e3, 1e4)
+
+
+def truth(mean: float, variance: float) -> float:
+    """Return the mean of sigmoid(z), z ~ N(mean, variance), by mpmath at 30 digits."""
+    mpmath.mp.dps = 30
+    deviation = mpmath.sqrt(variance)
+
+    def integrand(t: mpmath.mpf) -> mpmath.mpf:
+        return mpmath.npdf(t) / (1 + mpmath.exp(-(mean + deviation * t)))
+
+    step = -mean / deviation  # where the sigmoid turns, the integrand is steepest
+    points = sorted({mpmath.mpf(-14), mpmath.mpf(14), *(max(min(step + d / deviation, 14), -14) for d in (-30, 0, 30))})
+    return float(mpmath.quad(integrand, points))
+
+
+def hermite(mean: float, variance: float, nodes: int) -> float:
+    """Return the same by Gauss-Hermite quadrature."""
+    points, weights = np.polynomial.hermite_e.hermegauss(nodes)
+    values = 0.5 * (1 + np.tanh((mean + variance**0.5 * points) / 2))
+    return float((weights * values).sum() / weights.sum())
+
+
+def trapezoid(mean: float, variance: float, nodes: int) -> float:
+    """Return the same by the trapezoid rule over 8.5 deviations each side."""
+    points = np.linspace(-8.5, 8.5, nodes)
+    weights = np.exp(-(points**2) / 2)
+    values = 0.5 * (1 + np.tanh((mean + variance**0.5 * points) / 2))
+    return float((weights * values).sum() / weights.sum())
+
+
+def library(mean: float, variance: float) -> float:
+    """Return the same by laplora; the first contrast is the logit difference over the square root of 2."""
+    contrast = torch.tensor([[mean / 2**0.5]], dtype=torch.float64)
+    covariance = torch.tensor([[[variance / 2]]], dtype=torch.float64)
+    probs = posterior_predictive(contrast, covariance, torch.ones(1, 2, dtype=torch.bool)).probs
+    return float(probs[0, 0])
+
+
+def main() -> None:
+    """Print the largest error over the means, per variance and rule."""
+    argparse.ArgumentParser(prog="python -m benchmarks.rules.quadrature", description=__doc__).parse_args()
+    rules = {
+        "GH 32": lambda m, v: hermite(m, v, 32),
+        "GH 64": lambda m, v: hermite(m, v, 64),
+        "GH 256": lambda m, v: hermite(m, v, 256),
+        "trapezoid 257": lambda m, v: trapezoid(m, v, 257),
+        "laplora": library,
+    }
+    print("| variance | " + " | ".join(rules) + " |")
+    print("| --- " * (len(rules) + 1) + "|")
+    for variance in VARIANCES:
+        exact = [truth(m, variance) for m in MEANS]
+        errors = [max(abs(r(m, variance) - e) for m, e in zip(MEANS, exact, strict=True)) for r in rules.values()]
+        print(f"| {variance:g} | " + " | ".join(f"{e:.0e}" for e in errors) + " |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""What a fit costs over the passes through the model that it cannot do without, and what choosing a prior costs."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import torch
+
+from benchmarks.harness.record import Conditions, Record
+from benchmarks.harness.subject import load_subject, random_batch
+from benchmarks.harness.timing import Ratio, in_turns, ratio
+from benchmarks.peers.subject import Subject
+from benchmarks.speed.parts import peers
+from laplora.jacobians.blocks import Block, ContrastJacobians
+from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
+from laplora.posterior.base import Posterior, ProjectedJacobians
+from laplora.posterior.prior import choose_by_evidence, choose_by_validation
+from laplora.posterior.structures import StructureSettings, fit_posterior, needs_sums
+from laplora.predictive.member_outputs import MemberSet
+from laplora.prompts.templates import Batch, EncodedRow
+
+State = TypeVar("State")
+ROWS, TOKENS = 32, 32
+#: Held-out rows, as many as the default configurations calibrate on.
+HELD_OUT = 150
+STRUCTURES = ("joint_core", "ekfac")
+#: Rows per batch at which bayesian-lora is timed beside them.
+PACKAGE_BATCH = 8
+
+
+def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
+    """Yield the cost of curvature by structure and batch size, and of the two ways to choose a prior.
+
+    A pass is one forward and one backward over the training rows (two classes); both structures take two.
+    """
+    members = load_subject("bfloat16")
+    blocks = find_blocks(members.model, 2)
+    for size in (8,) if quick else (1, 8, 32):
+        batches = [random_batch(members, size, TOKENS) for _ in range(ROWS // size)]
+        functions = {"one pass": one_pass(members, blocks, batches)} | {
+            structure: lambda s=structure, b=batches: fit(members, blocks, b, s) for structure in STRUCTURES
+        }
+        yield from over_a_pass(conditions, functions, size, 2 if quick else 5, limit=2.4)
+    yield from choices(conditions, members, blocks)
+    if "bayesian_lora" not in peers.missing():  # last: what is timed after it in this process is slower
+        batches = [random_batch(members, PACKAGE_BATCH, TOKENS) for _ in range(ROWS // PACKAGE_BATCH)]
+        functions = {
+            "one pass": one_pass(members, blocks, batches),
+            "bayesian-lora": peers.bayesian_lora_fit(as_subject(members, batches), PACKAGE_BATCH),
+        }
+        yield from over_a_pass(conditions, functions, PACKAGE_BATCH, 2 if quick else 5)
+
+
+def one_pass(members: MemberSet, blocks: tuple[Block, ...], batches: list[Batch]) -> Callable[[], Any]:
+    """Return a function that computes every row's Jacobians and keeps none."""
+
+    def once() -> None:
+        for batch in batches:
+            contrast_jacobians(members.model, batch, members.label_ids, blocks, sums=False)
+
+    return once
+
+
+def over_a_pass(
+    conditions: Conditions, functions: dict[str, Callable[[], Any]], size: int, turns: int, limit: float | None = None
+) -> Iterator[Record]:
+    """Yield the times of all functions but the first over the first's."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Full backward hook is firing.*")
+        times = in_turns(functions, turns)
+    for name in list(functions)[1:]:
+        yield conditions.record(
+            f"fit: {name}, batches of {size}",
+            ratio(times, name, "one pass"),
+            "a forward and a backward of the rows",
+            limit=limit,
+        )
+
+
+def as_subject(members: MemberSet, batches: list[Batch]) -> Subject:
+    """Return the batches' rows and the model as other packages are given them."""
+    rows = tuple(EncodedRow(tuple(ids), 2) for batch in batches for ids in batch.input_ids.tolist())
+    labels = torch.zeros(len(rows), dtype=torch.int64)
+    return Subject("rows", members.model, members.label_ids, 0, rows, labels, (), labels[:0])
+
+
+def fit(
+    members: MemberSet, blocks: tuple[Block, ...], batches: list[Batch], structure: str, **options: Any
+) -> Posterior:
+    """Return the posterior of the batches' rows, at the default ranks unless ``options`` of the settings say others."""
+
+    def run_pass(_title: str, empty: State, add: Callable[[State, ContrastJacobians, torch.Tensor], State]) -> State:
+        state = empty
+        sums = needs_sums(structure)
+        for batch in batches:
+            state = add(
+                state,
+                contrast_jacobians(members.model, batch, members.label_ids, blocks, sums=sums),
+                batch.class_mask,
+            )
+        return state
+
+    return fit_posterior(StructureSettings(structure=structure, **options), blocks, run_pass)
+
+
+def choices(conditions: Conditions, members: MemberSet, blocks: tuple[Block, ...]) -> Iterator[Record]:
+    """Yield the seconds of both choices of a prior for the default posterior, held-out rows projected before."""
+    posterior = fit(members, blocks, [random_batch(members, 8, TOKENS)], "joint_core")
+    batch = random_batch(members, 10, TOKENS)
+    found = contrast_jacobians(members.model, batch, members.label_ids, blocks, sums=False)
+    few = posterior.project(found)
+    repeats = HELD_OUT // 10
+    projected = ProjectedJacobians(*(torch.cat([part] * repeats) for part in (few.contrast_mean, few.kept, few.rest)))
+    labels = torch.arange(HELD_OUT) % 2
+    distances = torch.ones(len(blocks), dtype=torch.float64)
+    possible = torch.ones(HELD_OUT, 2, dtype=torch.bool)
+    times = in_turns(
+        {
+            "evidence": lambda: choose_by_evidence(posterior, distances, -10.0, "scalar"),
+            "evidence by group": lambda: choose_by_evidence(posterior, distances, -10.0, "group"),
+            "validation": lambda: choose_by_validation(posterior, projected, labels, possible),
+        },
+        5,
+    )
+    for name, limit in (("evidence", 0.05), ("evidence by group", 0.05), ("validation", 2.0)):
+        seconds = sorted(times[name])
+        middle = Ratio(seconds[len(seconds) // 2], seconds[0], seconds[-1])
+        yield conditions.record(f"fit: prior by {name}", middle, "seconds", limit=limit)

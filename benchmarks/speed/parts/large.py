@@ -1,0 +1,99 @@
+"""Llama-2-7B by formula, checked on random weights of its shapes: the model, an answer, a fit, the posterior's file.
+
+NF4, LoRA of rank 8 on q_proj and v_proj, two classes, batches of 8 x 64 tokens. Two layers and four give what each
+takes, and so what 32 would; unless the benchmark is to be quick all 32 are built and run too. MB are 10^6 bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from safetensors.torch import save
+
+from benchmarks.harness.allocation import peak_bytes
+from benchmarks.harness.llama7b import LLAMA_2_7B, random_llama
+from benchmarks.harness.record import Conditions, Record
+from benchmarks.harness.subject import random_batch
+from benchmarks.harness.timing import exactly
+from benchmarks.speed.parts.fit import fit
+from benchmarks.speed.parts.growth import answer, with_posterior
+from benchmarks.speed.parts.size import answer_bytes, moment_bytes, posterior_bytes, weight_bytes
+from laplora.jacobians.blocks import Block
+from laplora.jacobians.contrasts import find_blocks
+from laplora.posterior.base import Posterior
+from laplora.posterior.file import posterior_tensors
+from laplora.posterior.structures import StructureSettings
+
+LAYERS, ROWS, TOKENS, LORA_RANK, EKFAC_RANK = 32, 8, 64, 8, 10
+MODEL, ANSWER, FIT = "model", "answer above the model", "fit above the model"
+JOINT, EKFAC = "file, joint_core", f"file, ekfac of rank {EKFAC_RANK}"
+#: What a posterior's file may take.
+FILE_MB = 25.0
+
+
+def run(conditions: Conditions, *, quick: bool, device: str = "cpu") -> Iterator[Record]:
+    """Yield megabytes of 32 layers, and what they are over the formulas'."""
+    few, more = (measured(layers, device) for layers in (2, 4))
+    found = {"from 2 and 4": {name: few[name] + (more[name] - few[name]) // 2 * (LAYERS - 2) for name in few}}
+    if not quick:
+        found["all"] = measured(LAYERS, device)
+    formula = formulas(device)
+    for how, sizes in found.items():
+        for name, size in sizes.items():
+            limit = FILE_MB if name in (JOINT, EKFAC) else None
+            yield conditions.record(f"large: {name}, layers: {how}", exactly(size / 1e6), "MB", limit=limit)
+            over = exactly(size / formula[name])
+            yield conditions.record(f"large: {name}, layers: {how}; to formula", over, "the formula's", arithmetic=1.05)
+
+
+def measured(layers: int, device: str, shape: dict[str, Any] = LLAMA_2_7B) -> dict[str, int]:
+    """Return the bytes that so many layers take."""
+    bare = random_llama(layers, device=device, quantization="nf4", rank=LORA_RANK, shape=shape)
+    blocks, batches = find_blocks(bare.model, 2), [random_batch(bare, ROWS, TOKENS)] * 2
+    members = with_posterior(bare)
+    made: list[Posterior] = []
+    return {
+        MODEL: model_bytes(bare.model),
+        ANSWER: peak_bytes(answer(members, ROWS, TOKENS), device),
+        FIT: peak_bytes(lambda: made.append(fit(members, blocks, batches, "joint_core")), device),
+        JOINT: file_bytes(made[0]),
+        EKFAC: file_bytes(fit(members, blocks, [random_batch(bare, 2, 2)], "ekfac", rank=EKFAC_RANK)),
+    }
+
+
+def formulas(device: str, layers: int = LAYERS, shape: dict[str, Any] = LLAMA_2_7B) -> dict[str, int]:
+    """Return the same by formula."""
+    from transformers import LlamaConfig
+
+    config, wide = LlamaConfig(**shape, num_hidden_layers=layers), shape["hidden_size"]
+    keys = wide * config.num_key_value_heads // config.num_attention_heads
+    outputs = {f"{i}.{name}": out for i in range(layers) for name, out in (("q_proj", wide), ("v_proj", keys))}
+    blocks = []
+    for name, out in outputs.items():
+        blocks += [Block(f"{name}.A", "lora_A", wide, LORA_RANK), Block(f"{name}.B", "lora_B", out, LORA_RANK)]
+    default = StructureSettings()
+    above = answer_bytes(config, ROWS, TOKENS, 2, adapted=2, rank=LORA_RANK)
+    sums = 2 * moment_bytes(blocks, default.rank, default.oversampling) if device == "cpu" else 0
+    return {
+        MODEL: weight_bytes(config, sum(b.wide * b.narrow for b in blocks), "nf4"),
+        ANSWER: above,
+        FIT: above + sums,
+        JOINT: posterior_bytes(blocks, "joint_core", rank=default.rank, joint_rank=default.joint_rank),
+        EKFAC: posterior_bytes(blocks, "ekfac", rank=EKFAC_RANK),
+    }
+
+
+def model_bytes(model: Any) -> int:
+    """Return the bytes of a model's parameters and of the constants of its 4-bit ones."""
+    total = 0
+    for parameter in model.parameters():
+        total += parameter.nbytes
+        if (state := getattr(parameter, "quant_state", None)) is not None:
+            total += state.absmax.nbytes + state.state2.absmax.nbytes
+    return total
+
+
+def file_bytes(posterior: Posterior) -> int:
+    """Return the size of a posterior's file, bases in bfloat16."""
+    return len(save(*posterior_tensors(posterior, "bfloat16")))

@@ -1,0 +1,104 @@
+"""Peak memory of an answer and of a fit beside other packages', above the loaded model; and the posterior's own size.
+
+An answer as in the ``peers`` part: float32, two classes, 4 x 64 tokens. A fit takes rows of that length, 8 at a time.
+An answer is measured at its second run: what it keeps for later ones is there already. Other packages run with
+torch's attention as plain products, which all can differentiate (the fused one takes bayesian-lora 652 MB, not 674).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from benchmarks.harness.allocation import peak_bytes
+from benchmarks.harness.record import Conditions, Record
+from benchmarks.harness.timing import exactly
+from benchmarks.peers.subject import Subject, artifact_subject, plain_attention
+from benchmarks.speed.parts import peers
+from benchmarks.speed.parts.fit import STRUCTURES, fit
+from benchmarks.speed.parts.large import file_bytes
+from benchmarks.speed.parts.size import posterior_bytes
+from laplora.jacobians.contrasts import find_blocks
+from laplora.posterior.base import Posterior
+from laplora.posterior.structures import StructureSettings
+from laplora.predictive.member_outputs import Member, MemberSet, member_outputs
+
+UNIT = "MB above the loaded model"
+FEW, MANY, BATCH = 16, 64, 8
+
+
+def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
+    """Yield megabytes of answers and fits, and what they must not grow with."""
+    absent = peers.missing()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        subject = peers.even_rows(artifact_subject(train=MANY, test=peers.ROWS))
+        yield from answers(conditions, subject, absent)
+        yield from fits(conditions, subject, absent)
+
+
+def answers(conditions: Conditions, subject: Subject, absent: Sequence[str]) -> Iterator[Record]:
+    """Yield what one answer takes: a forward pass, laplora's and other packages'."""
+    posterior, precisions = peers.served(subject)
+    members = MemberSet(subject.model, {}, subject.label_ids, Member({}, posterior, precisions))
+    batch, few = subject.batch(subject.test), first_rows(subject, BATCH)
+    functions: dict[str, Callable[[], Any]] = {
+        peers.FORWARD: peers.plain_forward(subject),
+        "laplora": lambda: member_outputs(members, batch, {("single", True)}),
+    }
+    if "bayesian_lora" not in absent:
+        functions["bayesian-lora"] = partial(peers.bayesian_lora(few), plain_attention)
+    if "laplace" not in absent:
+        functions["laplace-torch, diagonal"] = partial(peers.laplace_torch(few, "diagonal"), plain_attention)
+    found = measured(functions)
+    for name, size in found.items():
+        yield conditions.record(f"memory: {name}", exactly(size / 1e6), UNIT)
+    for name in list(functions)[2:]:
+        share = exactly(found["laplora"] / found[name])
+        yield conditions.record(f"memory: laplora, against {name}", share, f"{name}'s", limit=1 / 3)
+
+
+def fits(conditions: Conditions, subject: Subject, absent: Sequence[str]) -> Iterator[Record]:
+    """Yield what a fit takes, and how much more of it for four times the rows; and its posterior's file."""
+    blocks = find_blocks(subject.model, 2)
+    adapter = 4 * sum(b.wide * b.narrow for b in blocks)
+    members = MemberSet(subject.model, {}, subject.label_ids, Member())
+    for structure in STRUCTURES:
+        made: dict[str, Posterior] = {}
+
+        def one(rows: int, structure: str = structure, made: dict[str, Posterior] = made) -> None:
+            batches = list(subject.batches(subject.train[:rows], BATCH))
+            made[str(rows)] = fit(members, blocks, batches, structure)
+
+        functions = {str(rows): lambda rows=rows, one=one: one(rows) for rows in (FEW, MANY)}
+        found = {name: peak_bytes(function) for name, function in functions.items()}
+        yield conditions.record(f"memory: fit, {structure}, {MANY} rows", exactly(found[str(MANY)] / 1e6), UNIT)
+        more = exactly(found[str(MANY)] / found[str(FEW)])
+        yield conditions.record(f"memory: fit, {structure}", more, f"with {FEW} rows, with {MANY}", arithmetic=1.01)
+        few, many = (file_bytes(made[str(rows)]) for rows in (FEW, MANY))
+        yield conditions.record(f"memory: file, {structure}", exactly(many / adapter), "the adapter in float32")
+        more = exactly(many / few)
+        yield conditions.record(
+            f"memory: file, {structure}, rows", more, f"with {FEW} rows, with {MANY}", arithmetic=1.0
+        )
+        default = StructureSettings()
+        formula = posterior_bytes(blocks, structure, rank=default.rank, joint_rank=default.joint_rank)
+        yield conditions.record(f"memory: file, {structure}, formula", exactly(many / formula), "k d in every block")
+    if "bayesian_lora" not in absent:
+        size = peak_bytes(peers.bayesian_lora_fit(subject, BATCH))
+        yield conditions.record(f"memory: fit, bayesian-lora, {MANY} rows", exactly(size / 1e6), UNIT)
+
+
+def first_rows(subject: Subject, rows: int) -> Subject:
+    """Return a subject with its first training rows alone."""
+    return replace(subject, train=subject.train[:rows], train_labels=subject.train_labels[:rows])
+
+
+def measured(functions: Mapping[str, Callable[[], Any]]) -> dict[str, int]:
+    """Return each function's peak bytes at its second call."""
+    for function in functions.values():
+        function()
+    return {name: peak_bytes(function) for name, function in functions.items()}

@@ -1,0 +1,259 @@
+"""An answer with its uncertainty: laplora's, other packages', MC dropout's and an ensemble's; same weights and rows.
+
+float32, two classes, batches of 4 x 64 tokens without padding. The packages' posteriors are fitted on a few rows:
+what an answer costs does not depend on it. Each package differentiates through attention in its own way, and each is
+timed with the attention that it is fastest with, which its row names; the forward passes are of torch's fused one.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from benchmarks.harness.record import Conditions, Record
+from benchmarks.harness.subject import ARTIFACT
+from benchmarks.harness.timing import in_turns, ratio
+from benchmarks.peers.dense import relative_difference
+from benchmarks.peers.subject import Subject, artifact_subject, attentions, lora_parameters, plain_attention
+from laplora.artifact.folder import read_artifact
+from laplora.artifact.manifest import POSTERIOR
+from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
+from laplora.models.readout import label_logits, last_hidden
+from laplora.posterior.base import Posterior, block_precisions
+from laplora.posterior.file import read_posterior
+from laplora.predictive.member_adapters import in_place
+from laplora.predictive.member_adapters import lora_parameters as adapter_parameters
+from laplora.prompts.templates import EncodedRow
+
+ROWS, TOKENS = 4, 64
+DROPOUT_SAMPLES, ENSEMBLE = 10, 5
+#: Rank of the package's low-rank factors: that of its own example.
+PACKAGE_RANK = 10
+#: Width from which its factors are of low rank.
+WIDE = 64
+FORWARD = "a forward"
+Attention = Callable[[], AbstractContextManager[None]]
+#: A package's answer with an attention.
+Answer = Callable[[Attention], torch.Tensor]
+#: How far an answer may move with another attention: rounding in float32.
+SAME = 1e-2
+#: What is timed beside laplora, and what laplace-torch computes its curvature with.
+PACKAGES = ("bayesian-lora", "laplace-torch", "curvlinops-for-pytorch")
+
+
+def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
+    """Yield each method's time over a plain forward pass, and over laplora's."""
+    absent = missing()
+    conditions = conditions.with_versions(*PACKAGES)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        functions = methods(absent)
+        times = in_turns(functions, 3 if quick else 5)
+    for name in functions:
+        if name == FORWARD:
+            continue
+        yield conditions.record(
+            f"peers: {name}", ratio(times, name, FORWARD), FORWARD, limit=2.2 if name == "laplora" else None
+        )
+    for name in functions:
+        if name not in (FORWARD, "laplora"):
+            limit = 6.0 if name.startswith("bayesian-lora") else 1.0
+            yield conditions.record(
+                f"peers: {name}, against laplora",
+                ratio(times, name, "laplora"),
+                "laplora",
+                limit=limit,
+                side="at least",
+            )
+
+
+def missing() -> list[str]:
+    """Return which of the packages are not installed, and say so."""
+    found = [name for name in ("bayesian_lora", "laplace") if importlib.util.find_spec(name) is None]
+    if found:
+        print(f"{' and '.join(found)} not installed: pip install -c constraints.txt -e '.[peers]'", flush=True)
+    return found
+
+
+def methods(absent: Sequence[str]) -> dict[str, Callable[[], Any]]:
+    """Return what is timed, by name."""
+    subject = even_rows(artifact_subject(train=8, test=ROWS))
+    model, forward = subject.model, plain_forward(subject)
+
+    def dropout() -> torch.Tensor:
+        modules = [m for name, m in model.named_modules() if ".lora_dropout." in name]
+        for module in modules:
+            module.train()
+        try:
+            return torch.stack([forward() for _ in range(DROPOUT_SAMPLES)]).softmax(-1).mean(0)
+        finally:
+            for module in modules:
+                module.eval()
+
+    found: dict[str, Callable[[], Any]] = {FORWARD: forward, "laplora": laplora(subject)}
+    answers: dict[str, Answer] = {}
+    if "bayesian_lora" not in absent:
+        answers["bayesian-lora"] = bayesian_lora(subject)
+    if "laplace" not in absent:
+        answers |= {f"laplace-torch, {name}": laplace_torch(subject, name) for name in ("diagonal", "kfac_expand")}
+    for package, answer in answers.items():
+        attention, function = fastest(subject, answer)
+        found[f"{package} ({attention})"] = function
+    return found | {
+        f"MC dropout, {DROPOUT_SAMPLES} samples": dropout,
+        f"ensemble of {ENSEMBLE} adapters": ensemble(subject, forward),
+    }
+
+
+def fastest(subject: Subject, answer: Answer) -> tuple[str, Callable[[], torch.Tensor]]:
+    """Return the attention with which a package answers fastest, and that answer.
+
+    One that raises an error, or that changes the answer by more than rounding, is left out.
+    """
+    seconds: dict[str, float] = {}
+    ways = attentions(subject.model)
+    known: torch.Tensor | None = None
+    for name, attention in ways.items():
+        try:
+            value = answer(attention)
+            known = value if known is None else known
+            if relative_difference(value, known) > SAME:
+                continue
+            begun = time.perf_counter()
+            answer(attention)
+            seconds[name] = time.perf_counter() - begun
+        except (RuntimeError, NotImplementedError, TypeError) as error:
+            print(f"without {name}: {type(error).__name__}", flush=True)
+    best = min(seconds, key=lambda name: seconds[name])
+    return best, lambda: answer(ways[best])
+
+
+def ensemble(subject: Subject, forward: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+    """Return the mean probabilities of several adapters on the one base, each put in place for its forward pass.
+
+    The adapters are the artifact's, each with a perturbation of its own: what an answer costs does not depend on it.
+    """
+    parameters = adapter_parameters(subject.model)
+    generator = torch.Generator().manual_seed(0)
+    members = [
+        {
+            n: p.detach() + 0.1 * p.detach().std() * torch.randn(p.shape, generator=generator)
+            for n, p in parameters.items()
+        }
+        for _ in range(ENSEMBLE)
+    ]
+
+    def answer() -> torch.Tensor:
+        found = []
+        for weights in members:
+            with in_place(parameters, weights):
+                found.append(forward())
+        return torch.stack(found).softmax(-1).mean(0)
+
+    return answer
+
+
+def even_rows(subject: Subject) -> Subject:
+    """Return the subject with random rows of one length."""
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(rows: tuple[EncodedRow, ...]) -> tuple[EncodedRow, ...]:
+        ids = torch.randint(200, 40000, (len(rows), TOKENS), generator=generator).tolist()
+        return tuple(EncodedRow(tuple(row), 2) for row in ids)
+
+    return replace(subject, train=drawn(subject.train), test=drawn(subject.test))
+
+
+def plain_forward(subject: Subject) -> Callable[[], torch.Tensor]:
+    """Return the class logits' function."""
+    batch = subject.batch(subject.test)
+
+    @torch.no_grad()
+    def forward() -> torch.Tensor:
+        return label_logits(subject.model, last_hidden(subject.model, batch), subject.label_ids)
+
+    return forward
+
+
+def served(subject: Subject) -> tuple[Posterior, torch.Tensor]:
+    """Return the default artifact's posterior and its blocks' prior precisions."""
+    posterior = read_posterior(ARTIFACT / POSTERIOR, find_blocks(subject.model, 2)).to("cpu", torch.float32)
+    return posterior, block_precisions(read_artifact(ARTIFACT).manifest.prior.prior(), posterior.blocks)
+
+
+def laplora(subject: Subject) -> Callable[[], torch.Tensor]:
+    """Return this library's logits and covariance, with the default artifact's posterior."""
+    posterior, precisions = served(subject)
+    batch = subject.batch(subject.test)
+
+    def answer() -> torch.Tensor:
+        found = contrast_jacobians(subject.model, batch, subject.label_ids, posterior.blocks, sums=False)
+        return posterior.covariance_of(found, precisions)
+
+    return answer
+
+
+def bayesian_lora(subject: Subject) -> Answer:
+    """Return the package's ``jacobian_mean`` and ``variance``, as its example calls them."""
+    from bayesian_lora import cholesky_decompose_small_factors
+    from bayesian_lora.main import variance
+
+    from benchmarks.peers.against_bayesian_lora import inputs_of, package_jacobian
+
+    rank = min(min(p.shape) for p in lora_parameters(subject.model).values())
+    inputs, scale = inputs_of(subject, subject.test), torch.tensor(0.1)
+    factors = bayesian_lora_fit(subject, len(subject.train))()
+    factors = cholesky_decompose_small_factors(factors, WIDE, "cpu", torch.float32)
+
+    def answer(attention: Attention) -> torch.Tensor:
+        with attention():
+            jacobian, _ = package_jacobian(subject, subject.test)
+        found: torch.Tensor = variance(inputs, jacobian, factors, scale, 2, rank, PACKAGE_RANK, "cpu")
+        return found
+
+    return answer
+
+
+def bayesian_lora_fit(subject: Subject, size: int) -> Callable[[], Any]:
+    """Return the package's ``calculate_kronecker_factors`` of the training rows, ``size`` at a time."""
+    from bayesian_lora import calculate_kronecker_factors
+
+    from benchmarks.peers.against_bayesian_lora import class_logits, inputs_of
+
+    lora_parameters(subject.model)
+    rows = [subject.train[i : i + size] for i in range(0, len(subject.train), size)]
+    loader = [inputs_of(subject, few) for few in rows]
+
+    def fit() -> Any:
+        with plain_attention():
+            factors = calculate_kronecker_factors(
+                subject.model, class_logits(subject), loader, PACKAGE_RANK, WIDE, ["lora"]
+            )
+        subject.model.zero_grad()
+        subject.model.eval()
+        return factors
+
+    return fit
+
+
+def laplace_torch(subject: Subject, structure: str) -> Answer:
+    """Return laplace-torch's probabilities by its linearised (``glm``) predictive."""
+    from benchmarks.peers.against_laplace import fit_laplace, mapping, quiet
+
+    with quiet():
+        posterior = fit_laplace(subject, structure, 80.0, size=4)
+    data = mapping(subject, subject.test)
+
+    def answer(attention: Attention) -> torch.Tensor:
+        with quiet(attention):
+            found: torch.Tensor = posterior(data, pred_type="glm", link_approx="probit")
+        return found
+
+    return answer

@@ -1,0 +1,139 @@
+"""The server over HTTP against the same engine called in process, by closed-loop clients.
+
+A closed-loop client sends its next request when it has the answer to the last. Clients, server and engine share this
+machine, so what the clients themselves cost counts against the server. Past its capacity: ``overload``.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+
+from benchmarks.harness.process import served
+from benchmarks.harness.record import Conditions, Record
+from benchmarks.harness.subject import ARTIFACT
+from benchmarks.harness.timing import Ratio
+from laplora.predictor import Predictor
+from service.scoring.engine import Ask, Engine
+
+WORDS = (
+    "the plot makes no sense at all and the two leads have nothing to say",
+    "a warm and funny film strangely hollow but well played",
+)
+#: Padded tokens of a batch, and most rows that wait, in both.
+BATCH_TOKENS, QUEUE_ROWS = 512, 2048
+
+
+def sentences(count: int) -> list[str]:
+    """Return sentences of 5 to 30 words."""
+    draw = random.Random(0)
+    words = " ".join(WORDS).split()
+    return [" ".join(draw.choices(words, k=draw.randint(5, 30))) for _ in range(count)]
+
+
+def request_of(text: str) -> dict[str, Any]:
+    """Return the request body of one text."""
+    return {"inputs": [{"text": text}], "options": {"predictive": "laplace"}}
+
+
+def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
+    """Yield throughput over the engine's by clients, and what one request costs more."""
+    seconds, turns = (6.0, 2) if quick else (8.0, 3)
+    texts = sentences(512)
+    with served(["--batch-tokens", str(BATCH_TOKENS)]) as address, in_process() as ask, clients(address) as post:
+        for concurrency in (1, 32) if quick else (1, 8, 32, 128):
+            found: dict[str, list[Load]] = {"http": [], "engine": []}
+            for turn in range(turns + 1):
+                for name, function in (("engine", ask), ("http", post)):
+                    load = closed_loop(function, texts, concurrency, seconds if turn else 2.0)
+                    if turn:
+                        found[name].append(load)
+            ratios = [h.per_second / e.per_second for h, e in zip(found["http"], found["engine"], strict=True)]
+            yield conditions.record(
+                f"server: throughput, {concurrency} clients",
+                Ratio(statistics.median(ratios), min(ratios), max(ratios)),
+                "the engine in process",
+                limit=0.92 if concurrency == 32 else None,
+                side="at least",
+            )
+            if concurrency == 1:
+                over = [1000 * (h.median_s - e.median_s) for h, e in zip(found["http"], found["engine"], strict=True)]
+                yield conditions.record(
+                    "server: overhead of one request",
+                    Ratio(statistics.median(over), min(over), max(over)),
+                    "ms",
+                    limit=5.0,
+                )
+
+
+class Load:
+    """What closed-loop clients saw: answers a second, and their median latency in seconds."""
+
+    def __init__(self, latencies: list[float], seconds: float) -> None:
+        self.per_second = len(latencies) / seconds
+        self.median_s = statistics.median(latencies)
+
+
+def closed_loop(function: Callable[[str], Any], texts: list[str], concurrency: int, seconds: float) -> Load:
+    """Return what this many clients see for this long."""
+    latencies: list[float] = []
+    begun = time.perf_counter()
+    errors: list[BaseException] = []
+
+    def client(number: int) -> None:
+        position = number
+        try:
+            while (now := time.perf_counter()) - begun < seconds:
+                function(texts[position % len(texts)])
+                latencies.append(time.perf_counter() - now)
+                position += concurrency
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=client, args=(i,)) for i in range(concurrency)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return Load(latencies, time.perf_counter() - begun)
+
+
+@contextmanager
+def in_process() -> Iterator[Callable[[str], Any]]:
+    """Yield a function that asks the engine of this process for a text's answer."""
+    engine = Engine(token_budget=BATCH_TOKENS, max_queue_tokens=1 << 20, max_queue_rows=QUEUE_ROWS)
+    engine.start()
+    # Where two threads of a process have run torch, OpenMP has more workers than cores, and all of them are slower.
+    predictor = engine.call(lambda: Predictor.load(ARTIFACT)).result()
+
+    def ask(text: str) -> Any:
+        row = predictor.encode({"text": text}, truncate=True)
+        return engine.submit(predictor, [row], ask=Ask("laplace"), deadline=float("inf")).future.result()
+
+    try:
+        yield ask
+    finally:
+        engine.stop(join_timeout_s=60)
+
+
+@contextmanager
+def clients(address: str) -> Iterator[Callable[[str], Any]]:
+    """Yield a function that posts a text to the server, each thread on its own connection."""
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    with httpx.Client(base_url=address, timeout=None, limits=limits) as client:
+
+        def post(text: str) -> Any:
+            reply = client.post("/predict", json=request_of(text))
+            reply.raise_for_status()
+            return reply
+
+        yield post
