@@ -27,7 +27,9 @@ from service.telemetry.logs import configure_logging, logger
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
-    from service.scoring.state import ServiceState
+    from service.artifacts.host import ArtifactHost
+    from service.lifecycle import Lifecycle
+    from service.scoring.engine import Engine
 
 
 #: Longest wait for what is open after a device fault, in seconds.
@@ -42,9 +44,19 @@ class DrainingServer(uvicorn.Server):
     ends the wait. Once the device has failed or hung, it leaves by itself, after ``FAULT_LEAVE_S`` at the latest.
     """
 
-    def __init__(self, config: uvicorn.Config, state: ServiceState) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        lifecycle: Lifecycle,
+        engine: Engine,
+        artifacts: ArtifactHost,
+        *,
+        drain_delay_s: float,
+        drain_s: float,
+    ) -> None:
         super().__init__(config)
-        self._state = state
+        self._lifecycle, self._engine, self._artifacts = lifecycle, engine, artifacts
+        self._drain_delay_s, self._drain_s = drain_delay_s, drain_s
         self._drain_at: float | None = None
         self._drain_until = math.inf
         self._leave_at: float | None = None
@@ -62,11 +74,11 @@ class DrainingServer(uvicorn.Server):
             self.should_exit = True
             self.force_exit = sig == signal.SIGINT
             return
-        was_ready = self._state.host.active is not None
-        delay_s = self._state.settings.drain_delay_s if sig == signal.SIGTERM and was_ready else 0.0
+        was_ready = self._artifacts.active is not None
+        delay_s = self._drain_delay_s if sig == signal.SIGTERM and was_ready else 0.0
         self._drain_at = time.monotonic() + delay_s
         # No more than this in a signal's handler: the rest may need a lock that is held where the signal came.
-        self._state.leaving = True
+        self._lifecycle.leaving = True
 
     async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
         """Listen, and say where; where that fails, end with ``START_FAILED`` instead of uvicorn's own status."""
@@ -91,14 +103,14 @@ class DrainingServer(uvicorn.Server):
     @property
     def exit_status(self) -> ExitStatus:
         """What the process should leave with, once ``serve`` has returned."""
-        if self._state.engine.health.fault is not None:
+        if self._engine.health.fault is not None:
             return ExitStatus.DEVICE_FAULT
         return ExitStatus.START_FAILED if self.failed or not self.started else ExitStatus.CLEAN
 
     async def on_tick(self, counter: int) -> bool:
         """Run ten times a second; true ends the server."""
-        self._state.engine.end_if_hung()
-        if self._state.engine.health.fault is not None:
+        self._engine.end_if_hung()
+        if self._engine.health.fault is not None:
             # The queue is answered by now; what is still open is bodies on their way.
             self._leave_at = self._leave_at or time.monotonic() + FAULT_LEAVE_S
             if self._idle or time.monotonic() >= self._leave_at:
@@ -107,7 +119,7 @@ class DrainingServer(uvicorn.Server):
             self._go_on_leaving(self._drain_at)
         if self.should_exit:
             # What is still open is answered with 503 now instead of a cut connection.
-            self._state.stop()
+            self._lifecycle.stop()
         return await super().on_tick(counter)
 
     def _go_on_leaving(self, drain_at: float) -> None:
@@ -115,13 +127,13 @@ class DrainingServer(uvicorn.Server):
         if now < drain_at:
             if not self._told:
                 self._told = True
-                self._state.leave()
-                logger.info("leaving", extra={"event": "leaving", "delay_s": self._state.settings.drain_delay_s})
+                self._lifecycle.leave()
+                logger.info("leaving", extra={"event": "leaving", "delay_s": self._drain_delay_s})
             return
-        if not self._state.draining:
-            self._drain_until = now + self._state.settings.drain_s
-            logger.info("draining", extra={"event": "draining", "in_flight": self._state.engine.open_tickets})
-            self._state.drain()
+        if not self._lifecycle.draining:
+            self._drain_until = now + self._drain_s
+            logger.info("draining", extra={"event": "draining", "in_flight": self._engine.open_tickets})
+            self._lifecycle.drain()
         if self._idle or now >= self._drain_until:
             self.should_exit = True
 
@@ -147,7 +159,7 @@ def server_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
     """Return how uvicorn serves the application."""
     # Here, and not at the top of the file: --help should not wait for it.
     from service.http.connections import Connections, most_connections, protocol, trusted
-    from service.scoring.state import LEAVE_S
+    from service.lifecycle import LEAVE_S
 
     connections = Connections(
         max_connections=most_connections(settings.max_connections),
@@ -242,7 +254,15 @@ def main() -> int:
         logger.error("%s", error, extra={"event": "bad_settings"})
         return ExitStatus.USAGE
     config = server_config(app, settings)
-    server = DrainingServer(config, app.state.service)
+    parts = app.state
+    server = DrainingServer(
+        config,
+        parts.lifecycle,
+        parts.engine,
+        parts.artifacts,
+        drain_delay_s=settings.drain_delay_s,
+        drain_s=settings.drain_s,
+    )
     asyncio.run(server.serve())
     status = server.exit_status
     logger.info("stopped", extra={"event": "stopped", "status": int(status)})

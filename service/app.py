@@ -15,7 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
 from laplora.errors import LaploraError
-from service.artifacts import host
+from service.artifacts.host import CPU_BATCH_TOKENS, ArtifactHost
 from service.artifacts.library import Library, default_library
 from service.errors import (
     InvalidRequestError,
@@ -29,14 +29,14 @@ from service.feedback.gauges import CalibrationGauges
 from service.feedback.labels import FeedbackStore
 from service.http import openapi
 from service.http.headers import SafeHeaders, cors_options
-from service.http.in_flight import InFlight, Places
+from service.http.in_flight import InFlight, Places, SharedLimit
 from service.http.request_context import RequestContext, error_response
 from service.http.routes import artifacts, evaluate, feedback, health, jobs, metrics, predict
 from service.jobs.board import JobBoard
+from service.lifecycle import Lifecycle
 from service.scoring.device_faults import DeviceHealth
 from service.scoring.engine import Engine
-from service.scoring.state import ServiceState
-from service.scoring.workers import Workers
+from service.scoring.scorer import Scorer
 from service.security.access import Access
 from service.security.keyring import open_keyring
 from service.settings import Settings
@@ -44,6 +44,7 @@ from service.telemetry import event_loop
 from service.telemetry.logs import log_crash
 from service.telemetry.metrics import Metrics
 from service.telemetry.request_record import note
+from service.threads import OneEach, Threads
 
 if TYPE_CHECKING:
     from service.telemetry.tracing import Tracing
@@ -82,7 +83,7 @@ def create_app(
     measures = Metrics()
     tracing = _tracing(settings)
     engine = Engine(
-        token_budget=settings.batch_tokens or host.CPU_BATCH_TOKENS,
+        token_budget=settings.batch_tokens or CPU_BATCH_TOKENS,
         max_queue_tokens=settings.max_queue_tokens,
         max_queue_rows=settings.max_queue_rows,
         max_tokenize_bytes=settings.tokenize_bytes,
@@ -96,11 +97,23 @@ def create_app(
         max_requests=settings.max_requests, max_bytes=settings.in_flight_bytes, client_share=settings.client_share
     )
     measures.body_bytes.set_function(lambda: places.body_bytes)
-    measures.watch_queue(engine, max_rows=settings.max_queue_rows, max_tokens=settings.max_queue_tokens)
+    _watch_queue(measures, engine, settings)
     store = FeedbackStore(keep_s=settings.feedback_keep_s, rows=settings.feedback_rows, window=settings.feedback_window)
-    artifact_host = host.ArtifactHost(
-        settings, engine, measures, library or default_library(), on_load_failure, on_change
+    threads = Threads()
+    artifact_host = ArtifactHost(
+        settings, engine, measures, library or default_library(), threads, on_load_failure, on_change
     )
+    scorer = Scorer(engine, threads.pool("tokenize", 2))
+    board = JobBoard(settings, scorer, artifact_host, measures)
+    lifecycle = Lifecycle(
+        on_leave=(measures.set_leaving,),
+        on_drain=(board.drain, measures.set_draining, engine.drain),
+        on_stop=(engine.stop,),
+    )
+
+    def check_queue(caller: str) -> None:
+        artifact_host.require_taking()
+        engine.admission.check_room(caller)
 
     if store.on:
         measures.registry.register(
@@ -113,22 +126,21 @@ def create_app(
             keyring.start()
         engine.start()
         artifact_host.start()
-        await app.state.service.jobs.open()
+        await board.open()
         try:
             async with event_loop.watched(measures.observe_loop_lag):
                 yield
         finally:
-            state: ServiceState = app.state.service
-            state.stop()
-            closing_jobs = asyncio.create_task(state.jobs.close())
-            await asyncio.wait({closing_jobs}, timeout=state.left_s)
+            lifecycle.stop()
+            closing_jobs = asyncio.create_task(board.close())
+            await asyncio.wait({closing_jobs}, timeout=lifecycle.left_s)
             closing = None if tracing is None else tracing.close()
-            engine.stop(join_timeout_s=state.left_s)
+            engine.stop(join_timeout_s=lifecycle.left_s)
             if closing is not None:
-                closing.join(state.left_s)
+                closing.join(lifecycle.left_s)
             if keyring is not None:
                 keyring.stop()
-            state.workers.stop()
+            threads.stop()
 
     app = FastAPI(
         title="laplora",
@@ -144,18 +156,17 @@ def create_app(
         # A path with a slash too much is no path of ours: a redirect would go where the Host header says.
         redirect_slashes=False,
     )
-    app.state.service = ServiceState(
-        settings,
-        engine,
-        artifact_host,
-        measures,
-        Workers(),
-        store,
-        places,
+    # What endpoints are given: see service/http/routes/dependencies.py.
+    app.state.settings, app.state.engine, app.state.scorer = settings, engine, scorer
+    app.state.artifacts, app.state.feedback, app.state.jobs = artifact_host, store, board
+    app.state.metrics, app.state.lifecycle, app.state.places = measures, lifecycle, places
+    app.state.threads, app.state.parse_threads = threads, threads.pool("parse", 1)
+    app.state.measure_threads = OneEach(threads.pool("measure", 2))
+    app.state.event_streams = SharedLimit(
+        "streams of events", "max_event_streams", settings.max_event_streams, settings.client_share
     )
-    app.state.service.jobs = JobBoard(app.state.service)
     # The last one added is the first that a request meets.
-    app.add_middleware(InFlight, places=places, check_queue=app.state.service.check_queue, answer=_answer)
+    app.add_middleware(InFlight, places=places, check_queue=check_queue, answer=_answer)
     if keyring is not None:
         app.add_middleware(Access, keyring=keyring, answer=_answer)
     app.add_middleware(RequestContext, metrics=measures, tracing=tracing)
@@ -169,6 +180,18 @@ def create_app(
     app.add_exception_handler(RequestValidationError, _answer_invalid)
     app.add_exception_handler(HTTPException, _answer_http)
     return app
+
+
+def _watch_queue(metrics: Metrics, engine: Engine, settings: Settings) -> None:
+    """Let the queue's gauges be read when they are scraped."""
+    metrics.queue_rows.set_function(lambda: engine.queued_rows)
+    metrics.queue_tokens.set_function(lambda: engine.queued_tokens)
+    metrics.queue_oldest.set_function(lambda: engine.oldest_wait_s)
+    metrics.reserved_rows.set_function(lambda: engine.admission.total.rows)
+    metrics.reserved_tokens.set_function(lambda: engine.admission.total.tokens)
+    metrics.tokenize_bytes.set_function(lambda: engine.admission.total.text_bytes)
+    metrics.queue_max_rows.set(settings.max_queue_rows)
+    metrics.queue_max_tokens.set(settings.max_queue_tokens)
 
 
 def _tracing(settings: Settings) -> Tracing | None:
@@ -186,7 +209,7 @@ def _tracing(settings: Settings) -> Tracing | None:
 
 async def _answer(request: Request, error: Exception) -> JSONResponse:
     kind = kind_of(error)
-    request.app.state.service.metrics.count_reject(kind.code)
+    request.app.state.metrics.count_reject(kind.code)
     if kind.status == 500:
         log_crash("request failed", error)
     note(request, code=kind.code)

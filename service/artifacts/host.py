@@ -6,10 +6,11 @@ still scored by the old artifact, what comes after by the new one.
 
 from __future__ import annotations
 
+import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,15 +32,17 @@ from service.artifacts.listing import ArtifactListing
 from service.artifacts.shelf import Place, Shelf
 from service.errors import (
     ActivationRunningError,
+    ArtifactNotLoadedError,
     DeviceFaultError,
     DrainingError,
     LoadTimeoutError,
     NotReadyError,
 )
-from service.scoring.engine import Engine, settle
+from service.scoring.engine import Engine
 from service.settings import Settings
 from service.telemetry.logs import log_crash, logger
 from service.telemetry.metrics import Metrics, Phase
+from service.threads import Threads, in_daemon_thread
 
 if TYPE_CHECKING:
     from laplora.answers.prediction import Prediction
@@ -51,6 +54,8 @@ if TYPE_CHECKING:
 #: on a GPU, a 7B model's backward pass keeps about 9 MB of activations per token.
 CPU_BATCH_TOKENS = 512
 GPU_BATCH_TOKENS = 2048
+#: Seconds in which the disk is to say whether an artifact that is not loaded is there.
+LOOK_UP_S = 1.0
 
 _LOADED = {"event": "loaded"}
 _ACTIVATED = {"event": "activated"}
@@ -86,6 +91,7 @@ class ArtifactHost:
         engine: Engine,
         metrics: Metrics,
         library: Library,
+        threads: Threads,
         on_failure: Callable[[Exception], None] | None = None,
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
@@ -93,6 +99,8 @@ class ArtifactHost:
         self._engine = engine
         self._metrics = metrics
         self._library = library
+        #: One disk that does not answer keeps neither the other kind of work nor anybody else waiting.
+        self._name_threads, self._disk_threads = threads.pool("names", 1), threads.pool("disk", 1)
         self.listing = ArtifactListing(library.read)
         self._on_failure = on_failure
         self._on_change = on_change
@@ -129,17 +137,50 @@ class ArtifactHost:
             raise NotReadyError(f"no artifact answers yet, stage: {self.stage}")
         return predictor
 
-    @contextmanager
-    def lease(self, name: str | None) -> Iterator[Predictor]:
-        """Yield the predictor of a loaded artifact, None for the active one; it stays loaded inside the block.
+    def require_taking(self) -> Predictor:
+        """Return the active predictor, if the server takes requests.
 
         Raises:
-            NotReadyError: no artifact answers yet.
-            ArtifactNotLoadedError: it is not loaded.
+            DeviceFaultError, DrainingError, NotReadyError: it does not.
         """
-        self.require_active()
+        self._engine.require_open()
+        return self.require_active()
+
+    @asynccontextmanager
+    async def lease(self, name: str | None) -> AsyncIterator[Predictor]:
+        """Yield the predictor of a loaded artifact, None for the active one; it stays in memory inside the block.
+
+        Raises:
+            DeviceFaultError, DrainingError, NotReadyError: none takes requests.
+            ArtifactNotFoundError, ArtifactNotLoadedError: as ``require_loaded``.
+        """
+        self.require_taking()
+        if name is not None:
+            await self.require_loaded(name)
         with self.shelf.lease(name) as predictor:
             yield predictor
+
+    async def require_loaded(self, name: str) -> None:
+        """Return if an artifact is loaded.
+
+        Only a name that is not is looked for on the disk, and never on the event loop: the disk may not answer.
+
+        Raises:
+            ArtifactNotFoundError: no artifact has that name.
+            ArtifactNotLoadedError: it is not loaded; where the disk takes more than ``LOOK_UP_S``, it may not exist.
+        """
+        if self.shelf.find(name) is not None:
+            return
+        active = self.require_active().artifact.name
+        looking = asyncio.get_running_loop().run_in_executor(self._name_threads, self.path_of, name)
+        try:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(looking, LOOK_UP_S)
+        except ArtifactNotFoundError as error:
+            raise ArtifactNotFoundError(f"{error}; {active!r} is active") from None
+        raise ArtifactNotLoadedError(
+            f"the artifact is not loaded: load it, or leave the field out for {active!r}", field="artifact"
+        )
 
     def start(self) -> None:
         """Load the configured artifacts in a background thread."""
@@ -187,18 +228,7 @@ class ArtifactHost:
 
     def in_background(self, change: Callable[[str], Change], name: str) -> Future[Change]:
         """Return a future of ``load`` or ``activate``, run in a thread that cannot hold up the process's exit."""
-        future: Future[Change] = Future()
-
-        def run() -> None:
-            try:
-                result = change(name)
-            except Exception as error:
-                settle(future, error=error)
-            else:
-                settle(future, result=result)
-
-        threading.Thread(target=run, name="laplora-change", daemon=True).start()
-        return future
+        return in_daemon_thread("laplora-change", lambda: change(name))
 
     def _change(self, name: str, *, activate: bool) -> Change:
         self.require_active()
@@ -282,11 +312,14 @@ class ArtifactHost:
             raise ArtifactNotFoundError("no artifact of this name: GET /artifacts lists them")
         return found
 
-    def known(self) -> list[tuple[str, Artifact | LaploraError, Place | None]]:
+    async def known(self) -> list[tuple[str, Artifact | LaploraError, Place | None]]:
         """Return every artifact by name: those on the shelf, the active one first, then the others of the root.
 
-        The error stands in place of one that cannot be read. For one thread at a time: it reads what has changed.
+        The error stands in place of one that cannot be read.
         """
+        return await asyncio.get_running_loop().run_in_executor(self._disk_threads, self._known)
+
+    def _known(self) -> list[tuple[str, Artifact | LaploraError, Place | None]]:
         listing: list[tuple[str, Artifact | LaploraError, Place | None]] = [
             (place.name, place.predictor.artifact, place) for place in self.shelf.places
         ]

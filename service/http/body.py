@@ -49,7 +49,7 @@ class JsonBodyRoute(APIRoute):
             return handler
 
         async def bounded(request: Request) -> Response:
-            settings = request.app.state.service.settings
+            settings = request.app.state.settings
             check_media_type(request.headers)
             try:
                 async with asyncio.timeout(settings.request_timeout_s):
@@ -64,15 +64,15 @@ class JsonBodyRoute(APIRoute):
 
 
 async def _read_value(request: Request) -> Any:
-    state = request.app.state.service
-    places, place = state.places, request.state.place
-    raw = await read_bounded(request, state.settings.max_body_bytes, lambda more: places.hold(place, more))
-    most = most_members(state.settings.max_inputs)
+    state = request.app.state
+    settings, places, place = state.settings, state.places, request.state.place
+    raw = await read_bounded(request, settings.max_body_bytes, lambda more: places.hold(place, more))
+    most = most_members(settings.max_inputs)
     if len(raw) <= _PARSED_INLINE_BYTES:
         return parse_json(raw, max_members=most)
     # A large body takes a while to parse: other requests are served meanwhile.
     work = partial(parse_json, raw, max_members=most)
-    return await asyncio.get_running_loop().run_in_executor(state.workers.parse, work)
+    return await asyncio.get_running_loop().run_in_executor(state.parse_threads, work)
 
 
 def check_lists(value: Any, max_inputs: int) -> None:

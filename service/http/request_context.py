@@ -7,7 +7,7 @@ import logging
 import re
 import time
 import uuid
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
@@ -65,7 +65,7 @@ class RequestContext:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id.get()
-                if scope["app"].state.service.leaving:
+                if scope["app"].state.lifecycle.leaving:
                     # Whoever keeps its connection would send the next request to a server that is about to leave.
                     headers["connection"] = "close"
             await send(message)
@@ -79,7 +79,7 @@ class RequestContext:
             if status == 0:
                 await error_response(error)(scope, receive, send_with_id)
         except asyncio.CancelledError:
-            if status or not scope["app"].state.service.draining:
+            if status or not scope["app"].state.lifecycle.draining:
                 raise
             leaving = DrainingError("the server is stopping, and the request had not come in time")
             self._metrics.count_reject(kind_of(leaving).code)
@@ -97,7 +97,7 @@ class RequestContext:
         self._metrics.count_request(route, method, status)
         quiet = route.startswith(("/health", "/v2/health", "/metrics"))
         record: RequestRecord = scope["state"]["record"]
-        fields: dict[str, Any] = scope["state"].get("log_fields", {})
+        fields = record.fields
         if self._tracing is not None and record.trace is not None:
             with unfailing("tracing.end"):
                 self._tracing.end(

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from laplora.errors import LaploraError
+from service.artifacts.host import ArtifactHost
 from service.errors import (
     IdempotencyConflictError,
     JobNotFoundError,
@@ -37,8 +38,10 @@ from service.jobs.store import ScoredRow, Store
 from service.jobs.sums import Sums
 from service.jobs.upload import Limits, Upload
 from service.jobs.waiting import cancelled, whole
-from service.scoring.state import ServiceState
+from service.scoring.scorer import Scorer
+from service.settings import Settings
 from service.telemetry.logs import log_crash, logger
+from service.telemetry.metrics import Metrics
 
 T = TypeVar("T")
 
@@ -60,9 +63,9 @@ class JobBoard:
     folder: JobsFolder
     store: Store
 
-    def __init__(self, state: ServiceState) -> None:
-        self._state = state
-        self._settings = state.settings
+    def __init__(self, settings: Settings, scorer: Scorer, artifacts: ArtifactHost, metrics: Metrics) -> None:
+        self._settings = settings
+        self._metrics = metrics
         self._jobs: dict[str, Job] = {}
         #: By owner and idempotency key: uploads that have not ended.
         self._uploads: set[object] = set()
@@ -71,7 +74,7 @@ class JobBoard:
         self._why_closed: JobsUnavailableError | None = JobsUnavailableError("the jobs folder is not open yet")
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="laplora-jobs-disk")
         self._checkers = ThreadPoolExecutor(2, thread_name_prefix="laplora-jobs-upload")
-        self._runner = Runner(state, self)
+        self._runner = Runner(settings, scorer, artifacts, self)
         self._keeper: asyncio.Task[None] | None = None
         self._sweeper: asyncio.Task[None] | None = None
         self._writes: set[asyncio.Task[None]] = set()
@@ -420,7 +423,7 @@ class JobBoard:
         job.bad_counts.update(bad.values())
         job.sums, job.input_offset, job.started_at = sums, chunk.end, started_at
         job.status, job.paused = "running", None
-        self._state.metrics.count_job_rows(len(scored), bad=len(bad))
+        self._metrics.count_job_rows(len(scored), bad=len(bad))
         self._tell(job)
 
     async def begin(self, job: Job, chunk: Chunk, *, alone: bool) -> None:
@@ -496,7 +499,7 @@ class JobBoard:
         await self.on_disk_thread(write)
         job.status, job.finished_at, job.error, job.paused = status, finished_at, error, None
         job.bad_counts.update((bad or {}).values())
-        self._state.metrics.count_job_rows(0, bad=len(bad or {}))
+        self._metrics.count_job_rows(0, bad=len(bad or {}))
         self.quota.release(job.hold)
         code = {} if error is None else {"code": error["code"]}
         fields = {"job": job.id, "status": status, "rows_done": job.rows_done, "rows_bad": job.rows_bad, **code}
@@ -529,4 +532,4 @@ class JobBoard:
     def _count(self) -> None:
         counts = Counter(job.status for job in self._jobs.values())
         for status in STATUSES:
-            self._state.metrics.set_jobs(status, counts[status])
+            self._metrics.set_jobs(status, counts[status])

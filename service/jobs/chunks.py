@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -12,20 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from laplora.errors import ArtifactNotFoundError
+from service.artifacts.host import ArtifactHost
 from service.errors import ArtifactChangedError, BatchTooLargeError, DeviceMemoryError, UnscorableInputError, kind_of
 from service.jobs.lines import read_line
 from service.jobs.records import About, Rows
 from service.jobs.store import ScoredRow
-from service.scoring.engine import Ask
 from service.scoring.evaluation import method_rows
-from service.scoring.state import Scored, ServiceState, lease, score
-from service.security.callers import Caller
+from service.scoring.plan import Ask, Plan, Scored
+from service.scoring.scorer import Scorer
 
 if TYPE_CHECKING:
     from laplora.predictor import Predictor
-
-#: A job has no deadline; 30 years, a finite number, is none.
-_NO_DEADLINE_S = 1e9
 
 
 @dataclass(frozen=True)
@@ -97,7 +93,7 @@ def read_chunk(
 
 
 async def score_chunk(
-    state: ServiceState, predictor: Predictor, job_id: str, about: About, chunk: Chunk
+    scorer: Scorer, predictor: Predictor, job_id: str, about: About, chunk: Chunk
 ) -> tuple[list[ScoredRow], dict[int, Exception]]:
     """Return the chunk's answers, and, by number, the error of each row whose answer is not finite.
 
@@ -107,17 +103,16 @@ async def score_chunk(
         LaploraError: nothing could be scored now: no room, not ready, the server is stopping.
     """
     asked = predictor.recommended
+    plan = Plan(
+        predictor,
+        chunk.inputs,
+        ask=Ask(asked, also=predictor.predictives),
+        caller=f"job:{job_id}",
+        truncate=about.options.truncate,
+        order_average=about.options.order_average,
+    )
     try:
-        scored = await score(
-            state,
-            predictor,
-            chunk.inputs,
-            ask=Ask(asked, also=predictor.predictives),
-            truncate=about.options.truncate,
-            order_average=about.options.order_average,
-            deadline=time.monotonic() + _NO_DEADLINE_S,
-            caller=Caller(f"job:{job_id}"),
-        )
+        scored = await scorer.score(plan)
     except Exception as error:
         row = _row_at_fault(error, chunk)
         # What is refused for a while, or because it is too much, is about no row, unless it names one.
@@ -147,7 +142,7 @@ def _finite_rows(asked: str, scored: Scored, chunk: Chunk) -> tuple[list[ScoredR
 
 
 @asynccontextmanager
-async def pinned(state: ServiceState, name: str, digest: str) -> AsyncIterator[Predictor]:
+async def pinned(artifacts: ArtifactHost, name: str, digest: str) -> AsyncIterator[Predictor]:
     """Yield the predictor of the artifact with this name and digest: its content is part of what a result says.
 
     Inside the block it stays in memory. One that is not loaded may be again: that is to be waited for.
@@ -158,7 +153,7 @@ async def pinned(state: ServiceState, name: str, digest: str) -> AsyncIterator[P
     """
     async with AsyncExitStack() as held:
         try:
-            predictor = await held.enter_async_context(lease(state, name))
+            predictor = await held.enter_async_context(artifacts.lease(name))
         except ArtifactNotFoundError:
             raise ArtifactChangedError(
                 f"the job began on artifact {name!r}, which is gone: upload it again for another"

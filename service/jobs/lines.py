@@ -75,7 +75,7 @@ def read_line(line: bytes, labels: Sequence[str]) -> tuple[LabelledInput, int]:
         first = error.errors(include_input=False, include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"])
         raise InvalidRequestError(f"{field[:200] or 'the object'}: {first['msg']}", field=field or None) from None
-    return item, label_index(item, labels)
+    return item, label_index(item.label, item.template_fields, labels)
 
 
 def located(error: LaploraError, number: int, field: str | None) -> LaploraError:

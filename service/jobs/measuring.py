@@ -47,6 +47,7 @@ class Measuring:
             last = page[-1].row
         if len(rows) != job.sums.rows:
             raise RuntimeError(f"{len(rows)} of {job.sums.rows} scored rows are on disk")
-        return await in_thread(
-            lambda: measure_method(rows, labels, class_count=len(about.labels), options=about.options)
+        metrics = await in_thread(
+            lambda: measure_method(rows, labels, class_count=len(about.labels), how=about.options)
         )
+        return MethodMetrics.model_validate(metrics)

@@ -22,6 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from service.artifacts.host import ArtifactHost
 from service.errors import (
     ArtifactNotLoadedError,
     BatchTooLargeError,
@@ -39,7 +40,8 @@ from service.jobs.records import Job, StoredStatus
 from service.jobs.store import ScoredRow
 from service.jobs.turns import Turns
 from service.jobs.waiting import cancelled, whole
-from service.scoring.state import ServiceState
+from service.scoring.scorer import Scorer
+from service.settings import Settings
 from service.telemetry.logs import log_crash, logger
 
 if TYPE_CHECKING:
@@ -115,8 +117,10 @@ class _Run:
 class Runner:
     """Runs the jobs of a board. Belongs to the event loop."""
 
-    def __init__(self, state: ServiceState, board: JobBoard) -> None:
-        self._state = state
+    def __init__(self, settings: Settings, scorer: Scorer, artifacts: ArtifactHost, board: JobBoard) -> None:
+        self._settings = settings
+        self._scorer = scorer
+        self._artifacts = artifacts
         self._board = board
         self._measuring = Measuring(board)
         self._runs: dict[str, _Run] = {}
@@ -172,7 +176,7 @@ class Runner:
             if run.absent_at is not None and not run.job.finished:
                 run.job.absent_s += time.monotonic() - run.absent_at
                 await self._board.keep_absence(run.job)
-        if runs and self._state.engine.health.fault is None:
+        if runs and self._scorer.health.fault is None:
             await self._board.none_begun([run.job for run in runs])
 
     async def wait_closed(self) -> None:
@@ -250,7 +254,7 @@ class Runner:
                     first=first,
                     offset=offset,
                     rows=rows,
-                    most_bytes=self._state.settings.max_body_bytes,
+                    most_bytes=self._settings.max_body_bytes,
                     bad=run.bad,
                 )
             )
@@ -269,7 +273,7 @@ class Runner:
 
     def _batch_rows(self, job: Job) -> int:
         tokens_each = max(1.0, job.about.tokens / job.about.rows)
-        return max(1, math.floor(_CHUNK_BATCHES * self._state.engine.token_budget / tokens_each))
+        return max(1, math.floor(_CHUNK_BATCHES * self._scorer.batch_tokens / tokens_each))
 
     # A chunk goes through, or does not
 
@@ -282,7 +286,7 @@ class Runner:
                 await asyncio.wait({before})
             await self._keep(run, chunk, scored, bad, begun)
         except Exception as error:
-            if self._state.engine.health.fault is None:
+            if self._scorer.health.fault is None:
                 await self._board.not_begun(run.job, chunk)
             if task in run.chunks:
                 # Those read after this one begin where it ended: they are read anew.
@@ -306,13 +310,13 @@ class Runner:
 
     async def _score(self, run: _Run, chunk: Chunk) -> tuple[list[ScoredRow], dict[int, Exception]]:
         about = run.job.about
-        async with pinned(self._state, about.artifact.name, about.artifact.digest) as predictor:
+        async with pinned(self._artifacts, about.artifact.name, about.artifact.digest) as predictor:
             run.absent_at, run.job.absent_s = None, 0.0
             self._board.runs(run.job)
             if not chunk.inputs:
                 return [], {}
             await self._board.begin(run.job, chunk, alone=run.suspect)
-            return await score_chunk(self._state, predictor, run.job.id, about, chunk)
+            return await score_chunk(self._scorer, predictor, run.job.id, about, chunk)
 
     async def _keep(
         self, run: _Run, chunk: Chunk, scored: list[ScoredRow], bad: Mapping[int, Exception], begun: float
@@ -371,7 +375,7 @@ class Runner:
         if not isinstance(error, ArtifactNotLoadedError):
             run.absent_at = None
         else:
-            before, limit_s = job.absent_s, self._state.settings.job_wait_s
+            before, limit_s = job.absent_s, self._settings.job_wait_s
             job.absent_s += 0.0 if run.absent_at is None else now - run.absent_at
             run.absent_at = now
             if job.absent_s >= limit_s:
@@ -394,7 +398,7 @@ class Runner:
         Raises:
             TooManyBadRowsError: they are more than a job may have.
         """
-        job, limit = run.job, self._state.settings.max_job_bad_rows
+        job, limit = run.job, self._settings.max_job_bad_rows
         for row, error in bad.items():
             run.bad[row] = kind_of(error).code
             if kind_of(error).status == 500:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from concurrent.futures import Future
-from threading import Thread
 from typing import Any, TypeVar
 
 from service.errors import DeadlineError
-from service.scoring.engine import settle
+from service.threads import in_daemon_thread
 
 T = TypeVar("T")
 
@@ -58,15 +56,4 @@ async def cancelled(tasks: Iterable[asyncio.Task[Any] | None]) -> None:
 
 async def in_thread(function: Callable[[], T]) -> T:
     """Return the function's result; its thread can hold up neither the event loop nor the process's exit."""
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            result = function()
-        except Exception as error:
-            settle(future, error=error)
-        else:
-            settle(future, result=result)
-
-    Thread(target=run, name="laplora-measure", daemon=True).start()
-    return await asyncio.wrap_future(future)
+    return await asyncio.wrap_future(in_daemon_thread("laplora-measure", function))

@@ -20,11 +20,11 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from laplora.errors import NonFiniteError
 from service.errors import DeadlineError, DeviceFaultError, DeviceMemoryError, DrainingError, UnscorableInputError
@@ -32,7 +32,10 @@ from service.scoring.admission import Admission, Amount, Reservation
 from service.scoring.batching import Waiting, halves, next_batch, padded_tokens
 from service.scoring.device_faults import DeviceHealth, DeviceHungError, is_device_fault, is_out_of_memory
 from service.scoring.fairness import Request, Turns
+from service.scoring.plan import Ask
+from service.telemetry.batch_report import BatchOutcome, BatchReport
 from service.telemetry.unfailing import unfailing
+from service.threads import settle
 
 if TYPE_CHECKING:
     from laplora.answers.prediction import Prediction
@@ -42,21 +45,6 @@ _log = logging.getLogger("laplora.service")
 
 #: Batches for which deferred rows let others go first. Where one row in eight is deferred, they fill a batch by then.
 PATIENCE = 8
-
-
-@dataclass(frozen=True)
-class Ask:
-    """What is asked about a request's rows; only rows of one kind share a batch.
-
-    Attributes:
-        predictive: name of the one that answers.
-        also: names of those whose probabilities are wanted beside the answer.
-        target_risk: that decisions will be made for, where the answer depends on it; None: the artifact's.
-    """
-
-    predictive: str
-    also: tuple[str, ...] = ()
-    target_risk: float | None = None
 
 
 class Scorer(Protocol):
@@ -80,42 +68,13 @@ class Scorer(Protocol):
         ...
 
 
-BatchOutcome = Literal["ok", "out_of_memory", "failed"]
-
-
-@dataclass(frozen=True)
-class BatchReport:
-    """What one run of the device did, for metrics.
-
-    Attributes:
-        predictive: the one that answered.
-        rows: rows in the batch.
-        tokens: real tokens.
-        padded_tokens: rows times the longest row.
-        duration_s: seconds on the device.
-        outcome: ``ok``, or why the batch was split or given up.
-        begun: ``time.monotonic`` seconds.
-        origins: of the requests whose rows it held, each once (``Ticket.origin``).
-    """
-
-    predictive: str
-    rows: int
-    tokens: int
-    padded_tokens: int
-    duration_s: float
-    outcome: BatchOutcome
-    begun: float = 0.0
-    origins: tuple[Any, ...] = ()
-
-
 @dataclass(eq=False)
 class Ticket:
     """One request's rows on their way through the engine. Times are ``time.monotonic`` seconds.
 
     ``inputs`` holds, for each row, the number of the request's input that it belongs to; ``caller`` is who asks,
-    ``reservation`` what its waiting rows hold of the queue, ``origin`` whatever the submitter wants to find in the
-    reports of its batches, ``waiting`` those of its rows that are in the queue, ``deferred`` whose turn its deferred
-    rows have.
+    ``reservation`` what its waiting rows hold of the queue, ``trace`` what the reports of its batches name,
+    ``waiting`` those of its rows that are in the queue, ``deferred`` whose turn its deferred rows have.
     """
 
     scorer: Scorer
@@ -126,7 +85,7 @@ class Ticket:
     inputs: tuple[int, ...]
     caller: str
     reservation: Reservation
-    origin: Any = None
+    trace: Any = None
     future: Future[list[Prediction]] = field(default_factory=Future)
     results: dict[int, Prediction] = field(default_factory=dict)
     waiting: set[_QueuedRow] = field(default_factory=set)
@@ -252,7 +211,7 @@ class Engine:
             DeviceFaultError: the device has failed.
             BatchTooLargeError, ClientQueueFullError, QueueFullError: as ``Admission.reserve``.
         """
-        self._require_open()
+        self.require_open()
         return self.admission.reserve(caller, asked, fewest_tokens=fewest_tokens)
 
     def submit(
@@ -264,7 +223,7 @@ class Engine:
         deadline: float,
         caller: str = "",
         inputs: Sequence[int] | None = None,
-        origin: Any = None,
+        trace: Any = None,
         reservation: Reservation | None = None,
     ) -> Ticket:
         """Return a ticket whose future will hold one prediction per row.
@@ -275,7 +234,7 @@ class Engine:
             deadline: ``time.monotonic`` seconds at which rows still waiting are dropped.
             caller: name of whoever asks.
             inputs: which input each row belongs to, for messages; by default each row is an input.
-            origin: handed back in the reports of the batches that hold these rows.
+            trace: handed back in the reports of the batches that hold these rows.
             reservation: what the request holds already; by default its room is reserved here.
 
         Raises:
@@ -287,13 +246,13 @@ class Engine:
         known = Amount(len(rows), sum(len(row.token_ids) for row in rows))
         owners = range(len(rows)) if inputs is None else inputs
         with self._changed:
-            self._require_open()
+            self.require_open()
             if reservation is None:
                 reservation = self.admission.reserve(caller, known, fewest_tokens=known.tokens)
             else:
                 self.admission.correct(reservation, known)
             arrived = time.monotonic()
-            ticket = Ticket(scorer, ask, tuple(rows), deadline, arrived, tuple(owners), caller, reservation, origin)
+            ticket = Ticket(scorer, ask, tuple(rows), deadline, arrived, tuple(owners), caller, reservation, trace)
             request = Request(caller, _kind(id(scorer), ask))
             self._enqueue([_QueuedRow(len(row.token_ids), request, ticket, i, ask) for i, row in enumerate(rows)])
             self._open.add(ticket)
@@ -314,12 +273,18 @@ class Engine:
         """
         future: Future[Any] = Future()
         with self._changed:
-            self._require_open()
+            self.require_open()
             self._calls.append((function, future))
             self._changed.notify()
         return future
 
-    def _require_open(self) -> None:
+    def require_open(self) -> None:
+        """Check that new work is taken.
+
+        Raises:
+            DeviceFaultError: the device has failed.
+            DrainingError: the server is stopping.
+        """
         self.health.require_no_fault()
         if self._draining:
             raise DrainingError("the server is stopping and takes no new requests")
@@ -541,9 +506,9 @@ class Engine:
             before = self.admission.tokens_per_s
             self.admission.tokens_per_s = rate if before == 0 else 0.8 * before + 0.2 * rate
         tickets = dict.fromkeys(queued.ticket for queued in batch)
-        origins = tuple(ticket.origin for ticket in tickets if ticket.origin is not None)
+        traces = tuple(ticket.trace for ticket in tickets if ticket.trace is not None)
         padded = padded_tokens(lengths)
-        report = BatchReport(predictive, len(batch), sum(lengths), padded, duration_s, outcome, begun, origins)
+        report = BatchReport(predictive, len(batch), sum(lengths), padded, duration_s, outcome, begun, traces)
         for watcher in self._on_batch:
             with unfailing(getattr(watcher, "__qualname__", "on_batch")):
                 watcher(report)
@@ -583,14 +548,3 @@ def _deliver(queued: _QueuedRow, prediction: Prediction, finished: float) -> Non
     if len(ticket.results) == len(ticket.rows):
         ticket.finished = finished
         settle(ticket.future, result=[ticket.results[i] for i in range(len(ticket.rows))])
-
-
-def settle(future: Future[Any], *, result: Any = None, error: Exception | None = None) -> None:
-    """Give a future its result or error, unless someone gave it up before."""
-    try:
-        if error is None:
-            future.set_result(result)
-        else:
-            future.set_exception(error)
-    except InvalidStateError:
-        _log.debug("an answer came after its request was answered or given up")

@@ -6,11 +6,9 @@ Each input becomes one :data:`MethodRow` per method: all that its metrics need, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from laplora.errors import InvalidInputError
-from service.http.schemas.evaluate import MeasureOptions, MethodMetrics
-from service.http.schemas.inputs import LabelledInput
 
 if TYPE_CHECKING:
     import torch
@@ -21,20 +19,32 @@ if TYPE_CHECKING:
 MethodRow = tuple[Sequence[float], float | None]
 
 
-def label_index(item: LabelledInput, labels: Sequence[str]) -> int:
+class HowMeasured(Protocol):
+    """Bins of the ECE, and resamples and seed of the bootstrap."""
+
+    bins: int
+    resamples: int
+    seed: int
+
+
+def label_index(label: str, fields: Mapping[str, Any], labels: Sequence[str]) -> int:
     """Return the position of an input's true label among the labels it can take.
+
+    Args:
+        fields: the input's fields of the template.
+        labels: the artifact's.
 
     Raises:
         InvalidInputError: the label is not one of them.
     """
-    choices = item.template_fields.get("choices")
+    choices = fields.get("choices")
     possible = list(labels[: len(choices)] if isinstance(choices, list) else labels)
-    if item.label not in possible:
+    if label not in possible:
         raise InvalidInputError(
             f"the label must be one of {possible}, the artifact's label words",
             field="label",
         )
-    return possible.index(item.label)
+    return possible.index(label)
 
 
 def method_rows(asked: str, prediction: Prediction, own_order: Prediction | None = None) -> dict[str, MethodRow]:
@@ -53,9 +63,9 @@ def method_rows(asked: str, prediction: Prediction, own_order: Prediction | None
 
 
 def measure(
-    rows: Sequence[Mapping[str, MethodRow]], labels: Sequence[int], *, class_count: int, options: MeasureOptions
-) -> dict[str, MethodMetrics]:
-    """Return the metrics of every method, by name; each ranks its mistakes by its own score.
+    rows: Sequence[Mapping[str, MethodRow]], labels: Sequence[int], *, class_count: int, how: HowMeasured
+) -> dict[str, dict[str, Any]]:
+    """Return the metrics of every method, by name, as ``measure_method`` does.
 
     Args:
         rows: at least one, all with the same methods.
@@ -65,30 +75,29 @@ def measure(
         NonFiniteError: a number that is not finite.
     """
     return {
-        name: measure_method([row[name] for row in rows], labels, class_count=class_count, options=options)
-        for name in rows[0]
+        name: measure_method([row[name] for row in rows], labels, class_count=class_count, how=how) for name in rows[0]
     }
 
 
 def measure_method(
-    rows: Sequence[MethodRow], labels: Sequence[int], *, class_count: int, options: MeasureOptions
-) -> MethodMetrics:
-    """Return one method's metrics; arguments and errors as of ``measure``."""
+    rows: Sequence[MethodRow], labels: Sequence[int], *, class_count: int, how: HowMeasured
+) -> dict[str, Any]:
+    """Return one method's metrics as JSON values; it ranks its mistakes by its score. Arguments as of ``measure``."""
     import torch
 
     from laplora.metrics.scores import evaluate_probs
 
     scores = [score for _, score in rows if score is not None]
-    found: dict[str, Any] = evaluate_probs(
+    metrics: dict[str, Any] = evaluate_probs(
         padded_probs([probs for probs, _ in rows], class_count),
         torch.tensor(labels),
         torch.tensor(scores, dtype=torch.float64) if scores else None,
-        bins=options.bins,
-        resamples=options.resamples,
-        seed=options.seed,
+        bins=how.bins,
+        resamples=how.resamples,
+        seed=how.seed,
     ).to_json()
-    del found["rows"]
-    return MethodMetrics.model_validate(found)
+    del metrics["rows"]
+    return metrics
 
 
 def padded_probs(rows: Sequence[Sequence[float]], class_count: int) -> torch.Tensor:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from service.errors import ERROR_KINDS
-from service.scoring.engine import BatchOutcome, BatchReport, Engine
 from service.telemetry.answer_metrics import AnswerMetrics
+from service.telemetry.batch_report import BatchOutcome, BatchReport
 from service.telemetry.unfailing import unfailing
 
 if TYPE_CHECKING:
@@ -166,17 +166,6 @@ class Metrics:
         )
         packages = [_version(name) for name in ("torch", "transformers")]
         self.build.labels(_version("laplora"), platform.python_version(), *packages).set(1)
-
-    def watch_queue(self, engine: Engine, *, max_rows: int, max_tokens: int) -> None:
-        """Read the queue's gauges from the engine at scrape time; the limits are those of its queue."""
-        self.queue_rows.set_function(lambda: engine.queued_rows)
-        self.queue_tokens.set_function(lambda: engine.queued_tokens)
-        self.queue_oldest.set_function(lambda: engine.oldest_wait_s)
-        self.reserved_rows.set_function(lambda: engine.admission.total.rows)
-        self.reserved_tokens.set_function(lambda: engine.admission.total.tokens)
-        self.tokenize_bytes.set_function(lambda: engine.admission.total.text_bytes)
-        self.queue_max_rows.set(max_rows)
-        self.queue_max_tokens.set(max_tokens)
 
     @unfailing("metrics.count_in_flight")
     def count_in_flight(self, more: int) -> None:

@@ -22,7 +22,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from service.scoring.engine import BatchReport
+from service.telemetry.batch_report import BatchReport
 from service.telemetry.request_record import Stage
 
 #: What a request's log fields are called in its span.
@@ -129,7 +129,7 @@ class Tracing:
 
     def batch(self, report: BatchReport) -> None:
         """Make the span of one run of the device, linked to the traced requests whose rows it ran, if there are any."""
-        requests = [origin for origin in report.origins if isinstance(origin, RequestSpan)]
+        requests = [trace for trace in report.traces if isinstance(trace, RequestSpan)]
         traced = [request for request in requests if request.context.trace_flags.sampled]
         if not traced:
             return

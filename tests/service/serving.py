@@ -241,7 +241,7 @@ class Served:
 
     @property
     def state(self) -> Any:
-        return self.app.state.service
+        return self.app.state
 
     async def predict(self, *texts: str, **body: Any) -> httpx.Response:
         return await self.client.post("/predict", json={"inputs": [{"text": t} for t in texts], **body})
@@ -279,7 +279,7 @@ async def started(app: FastAPI, *, ready: bool = True) -> AsyncIterator[httpx.As
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test", timeout=None) as client,
     ):
-        host = app.state.service.host
+        host = app.state.artifacts
         while ready and host.active is None:
             assert not host.stage.startswith("failed"), host.stage
             await asyncio.sleep(0.005)

@@ -21,7 +21,8 @@ from benchmarks.harness.record import Conditions, Record
 from benchmarks.harness.subject import ARTIFACT
 from benchmarks.harness.timing import Ratio
 from laplora.predictor import Predictor
-from service.scoring.engine import Ask, Engine
+from service.scoring.engine import Engine
+from service.scoring.plan import Ask
 
 WORDS = (
     "the plot makes no sense at all and the two leads have nothing to say",

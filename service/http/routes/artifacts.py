@@ -6,12 +6,13 @@ import asyncio
 import math
 from typing import TYPE_CHECKING, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from fastapi.concurrency import run_in_threadpool
 
 from laplora.errors import LaploraError
 from service.artifacts.shelf import Place
 from service.http.openapi import CANDIDATE_ERRORS, STATE_ERRORS, error_responses
+from service.http.routes.dependencies import ArtifactsDep
 from service.http.schemas.artifacts import (
     ActivateResponse,
     ArtifactRef,
@@ -23,7 +24,6 @@ from service.http.schemas.artifacts import (
     UnloadResponse,
     WeightsOut,
 )
-from service.scoring.state import ServiceState, check_taking, require_loaded
 
 if TYPE_CHECKING:
     from laplora.artifact.folder import Artifact
@@ -43,32 +43,29 @@ _CHANGE_ERRORS = (
 
 
 @router.get("/artifacts")
-async def list_artifacts(request: Request) -> ArtifactsResponse:
+async def list_artifacts(artifacts: ArtifactsDep) -> ArtifactsResponse:
     """The loaded artifacts, the active one first, and the others of the artifacts root."""
-    state: ServiceState = request.app.state.service
-    active = state.host.active
+    active = artifacts.active
     name = None if active is None else active.artifact.name
-    known = await asyncio.get_running_loop().run_in_executor(state.workers.disk, state.host.known)
+    known = await artifacts.known()
     return ArtifactsResponse(
         active=name, artifacts=[_summary(found, item, place, name) for found, item, place in known]
     )
 
 
 @router.post("/artifacts/{name}/load", responses=error_responses(*_CHANGE_ERRORS))
-async def load_artifact(name: str, request: Request) -> LoadResponse:
+async def load_artifact(name: str, artifacts: ArtifactsDep) -> LoadResponse:
     """Load and verify an artifact beside the others, for requests that name it; answers when it serves."""
-    state: ServiceState = request.app.state.service
-    check_taking(state)
-    change = await asyncio.wrap_future(state.host.in_background(state.host.load, name))
+    artifacts.require_taking()
+    change = await asyncio.wrap_future(artifacts.in_background(artifacts.load, name))
     return LoadResponse(artifact=artifact_ref(change.predictor.artifact), unloaded=list(change.unloaded))
 
 
 @router.post("/artifacts/{name}/activate", responses=error_responses(*_CHANGE_ERRORS))
-async def activate_artifact(name: str, request: Request) -> ActivateResponse:
+async def activate_artifact(name: str, artifacts: ArtifactsDep) -> ActivateResponse:
     """Make an artifact the one that answers unasked, loaded and verified first; a broken one changes nothing."""
-    state: ServiceState = request.app.state.service
-    check_taking(state)
-    change = await asyncio.wrap_future(state.host.in_background(state.host.activate, name))
+    artifacts.require_taking()
+    change = await asyncio.wrap_future(artifacts.in_background(artifacts.activate, name))
     return ActivateResponse(
         artifact=artifact_ref(change.predictor.artifact), previous=change.previous, unloaded=list(change.unloaded)
     )
@@ -78,12 +75,11 @@ async def activate_artifact(name: str, request: Request) -> ActivateResponse:
     "/artifacts/{name}/unload",
     responses=error_responses("artifact_not_found", "artifact_not_loaded", "artifact_active", *STATE_ERRORS),
 )
-async def unload_artifact(name: str, request: Request) -> UnloadResponse:
+async def unload_artifact(name: str, artifacts: ArtifactsDep) -> UnloadResponse:
     """Take an artifact off memory: it gets no new requests, and those under way are still answered."""
-    state: ServiceState = request.app.state.service
-    check_taking(state)
-    await require_loaded(state, name)
-    return UnloadResponse(artifact=artifact_ref((await run_in_threadpool(state.host.unload, name)).artifact))
+    artifacts.require_taking()
+    await artifacts.require_loaded(name)
+    return UnloadResponse(artifact=artifact_ref((await run_in_threadpool(artifacts.unload, name)).artifact))
 
 
 def artifact_ref(artifact: Artifact) -> ArtifactRef:

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 
 from laplora.errors import InvalidInputError, NonFiniteError
 from service.errors import UnscorableInputError
 from service.http.body import JsonBodyRoute
 from service.http.openapi import SCORING_ERRORS, error_responses
 from service.http.routes.artifacts import artifact_ref
-from service.http.routes.predict import note_asked, record, timing_of
+from service.http.routes.dependencies import MeasureThreadsDep, ScorerDep
+from service.http.routes.planning import PlanningDep
 from service.http.schemas.evaluate import EvaluateRequest, EvaluateResponse, MethodMetrics
 from service.http.schemas.inputs import LabelledInput
-from service.scoring.engine import Ask
 from service.scoring.evaluation import label_index, measure, method_rows
-from service.scoring.state import Scored, ServiceState, check_inputs, deadline_of, lease, score, while_awaited
-from service.security.callers import caller_of
-from service.telemetry.request_record import record_of
+from service.scoring.plan import Ask, Scored
 
 if TYPE_CHECKING:
     from laplora.answers.prediction import Prediction
@@ -30,53 +26,40 @@ router = APIRouter(tags=["scoring"], route_class=JsonBodyRoute)
 
 
 @router.post("/evaluate", responses=error_responses(*SCORING_ERRORS))
-async def evaluate(body: EvaluateRequest, request: Request) -> EvaluateResponse:
+async def evaluate(
+    body: EvaluateRequest, planning: PlanningDep, scorer: ScorerDep, measure_threads: MeasureThreadsDep
+) -> EvaluateResponse:
     """Measure every predictive of the artifact on labelled inputs: accuracy, NLL, ECE, Brier, error ranking."""
-    begun = time.monotonic()
-    state: ServiceState = request.app.state.service
-    deadline = deadline_of(state, begun, body.options.timeout_s)
-    caller = caller_of(request)
-    async with lease(state, body.artifact) as predictor:
-        check_inputs(state, body.inputs, order_average=body.options.order_average)
-        ask = Ask(predictor.recommended, also=predictor.predictives)
-        note_asked(request, predictor, ask)
+    async with planning.plan(body, lambda predictor: Ask(predictor.recommended, also=predictor.predictives)) as plan:
+        predictor = plan.predictor
         labels = [_label_of(i, item, predictor.artifact.manifest.labels) for i, item in enumerate(body.inputs)]
 
-        def measured(scored: Scored) -> dict[str, MethodMetrics]:
+        def measured(scored: Scored) -> dict[str, dict[str, Any]]:
             own_order: Sequence[Prediction | None] = scored.own_order or [None] * len(labels)
             pairs = zip(scored.predictions, own_order, strict=True)
-            rows = [method_rows(predictor.recommended, averaged, own) for averaged, own in pairs]
-            return measure(rows, labels, class_count=predictor.class_count, options=body.options)
+            rows = [method_rows(plan.ask.predictive, averaged, own) for averaged, own in pairs]
+            return measure(rows, labels, class_count=predictor.class_count, how=body.options)
 
-        async def work() -> tuple[Scored, dict[str, MethodMetrics]]:
-            scored = await score(
-                state,
-                predictor,
-                [item.template_fields for item in body.inputs],
-                ask=ask,
-                truncate=body.options.truncate,
-                order_average=body.options.order_average,
-                deadline=deadline,
-                caller=caller,
-                record=record_of(request),
-            )
+        async def work() -> tuple[Scored, dict[str, dict[str, Any]]]:
+            scored = await scorer.score(plan)
             try:
-                return scored, await state.workers.measure.run(caller.name, partial(measured, scored))
+                return scored, await measure_threads.run(plan.caller, lambda: measured(scored))
             except NonFiniteError:
                 raise UnscorableInputError(
                     "the model has no finite answer for one of the inputs", field="inputs"
                 ) from None
 
-        scored, methods = await while_awaited(request, work(), deadline=deadline)
-        timing = timing_of(scored, begun)
-        record(request, timing, rows=len(labels), tokens=sum(p.tokens for p in scored.predictions))
+        scored, methods = await planning.awaited(plan, work())
         return EvaluateResponse(
-            artifact=artifact_ref(predictor.artifact), rows=len(labels), methods=methods, timing_ms=timing
+            artifact=artifact_ref(predictor.artifact),
+            rows=len(labels),
+            methods={name: MethodMetrics.model_validate(metrics) for name, metrics in methods.items()},
+            timing_ms=planning.timing(plan, tokens=sum(p.tokens for p in scored.predictions)),
         )
 
 
 def _label_of(index: int, item: LabelledInput, labels: Sequence[str]) -> int:
     try:
-        return label_index(item, labels)
+        return label_index(item.label, item.template_fields, labels)
     except InvalidInputError as error:
         raise InvalidInputError(f"input {index}: {error}", field=f"inputs.{index}.{error.field}") from None

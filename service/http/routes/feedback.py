@@ -4,28 +4,28 @@ from __future__ import annotations
 
 from collections import Counter
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from fastapi.concurrency import run_in_threadpool
 
 from service.errors import FeedbackOffError
 from service.feedback.labels import FeedbackStore
 from service.http.body import JsonBodyRoute
 from service.http.openapi import BODY_ERRORS, error_responses
+from service.http.routes.dependencies import ArtifactsDep, CallerDep, FeedbackDep, MetricsDep
 from service.http.schemas.feedback import FeedbackRequest, FeedbackResponse, FeedbackResult, SeriesOut, WatchResponse
-from service.scoring.state import ServiceState
-from service.security.callers import caller_of
 
 router = APIRouter(tags=["feedback"], route_class=JsonBodyRoute)
 
 
 @router.post("/feedback", responses=error_responses(*BODY_ERRORS, "batch_too_large", "feedback_off"))
-async def give_feedback(body: FeedbackRequest, request: Request) -> FeedbackResponse:
+async def give_feedback(
+    body: FeedbackRequest, caller: CallerDep, feedback: FeedbackDep, metrics: MetricsDep
+) -> FeedbackResponse:
     """Tell the true labels of your earlier predictions; one lost id does not refuse the rest, a wrong label does."""
-    state: ServiceState = request.app.state.service
-    store = _required(state)
-    outcomes = store.give(caller_of(request).name, [(item.prediction_id, item.label) for item in body.items])
+    store = _required(feedback)
+    outcomes = store.give(caller.name, [(item.prediction_id, item.label) for item in body.items])
     for outcome, count in Counter(outcomes).items():
-        state.metrics.count_feedback(outcome, count)
+        metrics.count_feedback(outcome, count)
     return FeedbackResponse(
         results=[
             FeedbackResult(prediction_id=item.prediction_id, status=outcome)
@@ -35,11 +35,10 @@ async def give_feedback(body: FeedbackRequest, request: Request) -> FeedbackResp
 
 
 @router.get("/feedback", responses=error_responses("feedback_off"))
-async def watch_calibration(request: Request) -> WatchResponse:
+async def watch_calibration(feedback: FeedbackDep, artifacts: ArtifactsDep) -> WatchResponse:
     """Rolling accuracy, calibration, coverage and risk of labelled predictions, and drift of all, by artifact."""
-    state: ServiceState = request.app.state.service
-    store = _required(state)
-    reports = await run_in_threadpool(store.reports, state.host.loaded_digests)
+    store = _required(feedback)
+    reports = await run_in_threadpool(store.reports, artifacts.loaded_digests)
     return WatchResponse(
         window=store.window,
         keep_s=store.keep_s,
@@ -48,7 +47,7 @@ async def watch_calibration(request: Request) -> WatchResponse:
     )
 
 
-def _required(state: ServiceState) -> FeedbackStore:
-    if not state.feedback.on:
+def _required(feedback: FeedbackStore) -> FeedbackStore:
+    if not feedback.on:
         raise FeedbackOffError("the server keeps no predictions, so none can be labelled: feedback_rows is 0")
-    return state.feedback
+    return feedback

@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastapi import APIRouter, Depends
 
 from laplora.errors import ArtifactNotFoundError
+from service.errors import DrainingError
 from service.http.openapi import STATE_ERRORS, error_responses
 from service.http.routes.artifacts import artifact_ref, template_fields
+from service.http.routes.dependencies import ArtifactsDep, LifecycleDep, ScorerDep
 from service.http.schemas.health import LiveResponse, ReadyResponse, V2Live, V2Model, V2Ready, V2Tensor
-from service.scoring.state import ServiceState, check_ready, check_taking
+
+if TYPE_CHECKING:
+    from laplora.predictor import Predictor
 
 router = APIRouter(tags=["health"])
+
+
+async def _ready(artifacts: ArtifactsDep, lifecycle: LifecycleDep, scorer: ScorerDep) -> Predictor:
+    """Return the active predictor, if new requests are to be sent here.
+
+    Raises:
+        DeviceFaultError, DeviceStalledError, DrainingError, NotReadyError: they are not.
+    """
+    predictor = artifacts.require_taking()
+    if lifecycle.leaving:
+        raise DrainingError("the server is about to stop: send new requests elsewhere")
+    scorer.health.require_responsive()
+    return predictor
+
+
+ReadyDep = Annotated[Any, Depends(_ready)]
 
 
 @router.get("/health/live")
@@ -20,14 +42,11 @@ async def health_live() -> LiveResponse:
 
 
 @router.get("/health/ready", responses=error_responses("device_stalled", *STATE_ERRORS))
-async def health_ready(request: Request) -> ReadyResponse:
+async def health_ready(active: ReadyDep, artifacts: ArtifactsDep) -> ReadyResponse:
     """Whether new requests are to be sent here: an artifact's real pass and golden replay succeeded, the server is not
     about to stop, the device has not failed, and no run of it is overdue.
     """
-    state: ServiceState = request.app.state.service
-    return ReadyResponse(
-        status="ready", artifact=artifact_ref(check_ready(state).artifact), stuck_load=state.host.stuck_load
-    )
+    return ReadyResponse(status="ready", artifact=artifact_ref(active.artifact), stuck_load=artifacts.stuck_load)
 
 
 @router.get("/v2/health/live")
@@ -37,18 +56,16 @@ async def v2_live() -> V2Live:
 
 
 @router.get("/v2/health/ready", responses=error_responses("device_stalled", *STATE_ERRORS))
-async def v2_ready(request: Request) -> V2Ready:
+async def v2_ready(active: ReadyDep) -> V2Ready:
     """Open Inference Protocol readiness."""
-    check_ready(request.app.state.service)
     return V2Ready(ready=True)
 
 
 @router.get("/v2/models/{name}", responses=error_responses("artifact_not_found", *STATE_ERRORS))
-async def v2_model(name: str, request: Request) -> V2Model:
+async def v2_model(name: str, artifacts: ArtifactsDep) -> V2Model:
     """Open Inference Protocol metadata of a loaded artifact."""
-    state: ServiceState = request.app.state.service
-    check_taking(state)
-    predictor = state.host.shelf.find(name)
+    artifacts.require_taking()
+    predictor = artifacts.shelf.find(name)
     if predictor is None:
         raise ArtifactNotFoundError("no loaded artifact of this name: GET /artifacts lists them")
     artifact = predictor.artifact

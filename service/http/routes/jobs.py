@@ -13,17 +13,19 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from laplora.errors import LaploraError
+from service.artifacts.host import ArtifactHost
 from service.errors import ClientGoneError, DeadlineError
 from service.http.body import announced_bytes, check_media_type, discard
 from service.http.openapi import JOB_ERRORS, JOBS_ERRORS, UPLOAD_ERRORS, error_responses
 from service.http.routes.artifacts import artifact_ref
+from service.http.routes.dependencies import ArtifactsDep, CallerDep, EventStreamsDep, JobsDep, SettingsDep
 from service.http.schemas.jobs import JobDeleted, JobOut, JobQuery, JobsResponse
 from service.jobs.board import JobBoard
 from service.jobs.records import Job
 from service.jobs.shown import events, job_out
 from service.jobs.waiting import IdleUploadError, steadily
-from service.scoring.state import ServiceState, lease
-from service.security.callers import caller_of
+from service.security.callers import Caller
+from service.settings import Settings
 from service.telemetry.request_record import note
 
 if TYPE_CHECKING:
@@ -77,6 +79,10 @@ async def submit_job(
     query: Annotated[JobQuery, Query()],
     request: Request,
     response: Response,
+    caller: CallerDep,
+    settings: SettingsDep,
+    artifacts: ArtifactsDep,
+    jobs: JobsDep,
     idempotency_key: Annotated[
         str | None,
         Header(
@@ -93,40 +99,46 @@ async def submit_job(
     and nothing is kept. The prompts are on the server's disk until the job has ended, the result until `job_keep_s`
     after that or DELETE.
     """
-    state: ServiceState = request.app.state.service
     try:
-        job = await _submitted(state, request, query, idempotency_key)
+        job = await _submitted(request, query, caller.name, idempotency_key, settings, artifacts, jobs)
     except LaploraError as error:
         # Who sends nothing need not be heard out.
         if not isinstance(error, IdleUploadError) and "expect" not in request.headers:
-            await _discard_rest(request, state.settings.max_job_bytes)
+            await _discard_rest(request, settings.max_job_bytes)
         raise
     response.headers["Location"] = f"/evaluate/jobs/{job.id}"
     note(request, job=job.id, rows=job.about.rows, tokens=job.about.tokens)
-    _told(request, job)
+    _told(caller, job)
     return job_out(job)
 
 
-async def _submitted(state: ServiceState, request: Request, query: JobQuery, key: str | None) -> Job:
-    settings, owner = state.settings, caller_of(request).name
+async def _submitted(
+    request: Request,
+    query: JobQuery,
+    owner: str,
+    key: str | None,
+    settings: Settings,
+    artifacts: ArtifactHost,
+    jobs: JobBoard,
+) -> Job:
     check_media_type(request.headers, MEDIA_TYPES)
     announced = announced_bytes(request.headers)
-    state.jobs.quota.check_size(announced)
-    known = state.jobs.known(owner, key, query.artifact, query.options, announced_bytes=announced)
+    jobs.quota.check_size(announced)
+    known = jobs.known(owner, key, query.artifact, query.options, announced_bytes=announced)
     if known is not None:
         await _discard_rest(request, settings.max_job_bytes)
         return known
     try:
         async with (
-            lease(state, query.artifact) as predictor,
+            artifacts.lease(query.artifact) as predictor,
             asyncio.timeout(settings.job_upload_timeout_s),
             aclosing(request.stream()) as body,
         ):
             # Once more: while the artifact was looked up, others may have come.
-            known = state.jobs.known(owner, key, query.artifact, query.options, announced_bytes=announced)
+            known = jobs.known(owner, key, query.artifact, query.options, announced_bytes=announced)
             if known is not None:
                 return known
-            return await state.jobs.take(
+            return await jobs.take(
                 steadily(body, settings.job_upload_idle_s),
                 owner=owner,
                 key=key,
@@ -155,50 +167,47 @@ async def _discard_rest(request: Request, limit: int) -> None:
 
 
 @router.get("/evaluate/jobs", responses=error_responses(*JOBS_ERRORS))
-async def list_jobs(request: Request) -> JobsResponse:
+async def list_jobs(caller: CallerDep, board: JobsDep) -> JobsResponse:
     """Your jobs, without their results; everybody's with the scope admin."""
-    jobs = _board(request).jobs_of(_whose(request))
-    _told(request, *jobs)
+    jobs = board.jobs_of(_whose(caller))
+    _told(caller, *jobs)
     return JobsResponse(jobs=[job_out(job) for job in jobs])
 
 
 @router.get("/evaluate/jobs/{job_id}", responses=error_responses(*JOB_ERRORS))
-async def get_job(job_id: str, request: Request) -> JobOut:
+async def get_job(job_id: str, caller: CallerDep, board: JobsDep) -> JobOut:
     """How far a job is, its metrics so far, and its result once it is done."""
-    board = _board(request)
-    job = board.job(job_id, _whose(request))
+    job = board.job(job_id, _whose(caller))
     bad_rows = await board.bad_rows(job)
     result = await board.result(job)
-    _told(request, job)
+    _told(caller, job)
     return job_out(job, result=result, bad_rows=bad_rows)
 
 
 @router.post("/evaluate/jobs/{job_id}/cancel", responses=error_responses(*JOB_ERRORS, "storage_full"))
-async def cancel_job(job_id: str, request: Request) -> JobOut:
+async def cancel_job(job_id: str, caller: CallerDep, board: JobsDep) -> JobOut:
     """Cancel a job: nothing more of it runs, and it stays listed. One that has ended stays as it is.
 
     So a cancel that comes late, or twice, destroys nothing: `status` of the answer says what became of the job.
     """
-    board = _board(request)
-    job = board.job(job_id, _whose(request))
+    job = board.job(job_id, _whose(caller))
     await board.cancel(job)
-    _told(request, job)
+    _told(caller, job)
     return job_out(job)
 
 
 @router.delete("/evaluate/jobs/{job_id}", responses=error_responses(*JOB_ERRORS, "storage_full"))
-async def delete_job(job_id: str, request: Request) -> JobDeleted:
+async def delete_job(job_id: str, caller: CallerDep, board: JobsDep) -> JobDeleted:
     """Remove a job that has ended, with its result. One that has not is cancelled, and stays listed.
 
     A job that ended before you were told so is kept, once: a DELETE that was meant to cancel it takes no result away.
     """
-    board = _board(request)
-    job = board.job(job_id, _whose(request))
-    if job.finished and caller_of(request).name in job.told:
+    job = board.job(job_id, _whose(caller))
+    if job.finished and caller.name in job.told:
         await board.remove([job])
         return JobDeleted(id=job.id, outcome="removed")
     await board.cancel(job)
-    _told(request, job)
+    _told(caller, job)
     cancelled_now = job.status == "cancelled"
     return JobDeleted(id=job.id, outcome="cancelled" if cancelled_now else "kept")
 
@@ -216,7 +225,9 @@ async def delete_job(job_id: str, request: Request) -> JobDeleted:
 )
 async def job_events(
     job_id: str,
-    request: Request,
+    caller: CallerDep,
+    board: JobsDep,
+    streams: EventStreamsDep,
     last_event_id: Annotated[
         str | None, Header(description="The last event that was read: its state is not sent again.")
     ] = None,
@@ -225,27 +236,18 @@ async def job_events(
 
     Who reads slower than the job changes gets the newest state each time. A comment every 15 s keeps the connection.
     """
-    state: ServiceState = request.app.state.service
-    job, reader = state.jobs.job(job_id, _whose(request)), caller_of(request).name
-    state.event_streams.add(reader, 1)
-    return _EventStream(
-        events(state.jobs, job, last_event_id, reader), on_end=lambda: state.event_streams.remove(reader, 1)
-    )
+    job, reader = board.job(job_id, _whose(caller)), caller.name
+    streams.add(reader, 1)
+    return _EventStream(events(board, job, last_event_id, reader), on_end=lambda: streams.remove(reader, 1))
 
 
-def _told(request: Request, *jobs: Job) -> None:
+def _told(caller: Caller, *jobs: Job) -> None:
     """Note that the caller is told how these jobs are: of one that has ended, that a DELETE means to remove it."""
     for job in jobs:
         if job.finished:
-            job.told.add(caller_of(request).name)
+            job.told.add(caller.name)
 
 
-def _board(request: Request) -> JobBoard:
-    state: ServiceState = request.app.state.service
-    return state.jobs
-
-
-def _whose(request: Request) -> str | None:
+def _whose(caller: Caller) -> str | None:
     """Return whose jobs the caller may see; None for everybody's."""
-    caller = caller_of(request)
     return None if "admin" in caller.scopes else caller.name

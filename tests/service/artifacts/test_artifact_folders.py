@@ -16,7 +16,6 @@ from serving import FakePredictor, serve
 from tiny_runs import FinishedRun
 
 import service.artifacts.host
-import service.scoring.state
 from laplora.artifact.folder import read_artifact
 from laplora.errors import ArtifactCorruptError
 from service.artifacts.folders import artifact_folder, artifact_folders
@@ -100,7 +99,7 @@ async def test_a_root_that_does_not_answer_keeps_nobody_else_waiting(
         let_go.wait()
 
     monkeypatch.setattr(service.artifacts.host, "artifact_folder", never)
-    monkeypatch.setattr(service.scoring.state, "LOOK_UP_S", 0.2)
+    monkeypatch.setattr(service.artifacts.host, "LOOK_UP_S", 0.2)
     body = {"inputs": [{"text": "a"}], "artifact": "nobody"}
     try:
         async with serve(FakePredictor(path=root / "fake"), artifacts_root=root, load_timeout_s=0.2) as served:
@@ -166,7 +165,7 @@ async def test_no_spelling_leaves_the_root(name: str, root: Path, monkeypatch: p
     fake = FakePredictor(path=root / "fake")
     looked: list[Path] = []
     async with serve(fake, artifacts_root=root) as served:
-        host = served.state.host
+        host = served.state.artifacts
         real = host._library.read
 
         def read(path: Path) -> Any:

@@ -140,7 +140,7 @@ async def test_slow_hashing_keeps_nobody_from_metrics_parsing_and_evaluating(tmp
         raise ArtifactCorruptError("slow")
 
     async with serve(FakePredictor(), artifacts_root=root) as served:
-        served.state.host.listing = ArtifactListing(read)
+        served.state.artifacts.listing = ArtifactListing(read)
         listed = [asyncio.create_task(served.client.get("/artifacts")) for _ in range(60)]
         await served.until(begun.is_set)
         assert (await served.client.get("/metrics")).status_code == 200

@@ -75,7 +75,7 @@ async def test_unloading_drops_nothing_under_way(tmp_path: Path) -> None:
         second.hold()
         running, waiting = (asyncio.create_task(served.predict(text, artifact="second")) for text in ("a", "b"))
         await asyncio.to_thread(second.entered.wait)
-        await served.until(lambda: served.state.host.shelf.places[1].leases == 2)
+        await served.until(lambda: served.state.artifacts.shelf.places[1].leases == 2)
         unloaded = await served.client.post("/artifacts/second/unload")
         refused = await served.predict("c", artifact="second")
         again = await served.client.post("/artifacts/second/unload")
@@ -190,14 +190,14 @@ async def test_not_ready_until_every_artifact_to_start_with_has_passed(tmp_path:
         assert code(await served.client.get("/health/ready")) == (503, "not_ready")
         assert code(await served.predict("a")) == (503, "not_ready")
         may_replay.set()
-        await served.until(lambda: served.state.host.active is not None)
+        await served.until(lambda: served.state.artifacts.active is not None)
         assert (await served.predict("a", artifact="second")).status_code == 200
 
 
 async def test_what_is_unloaded_while_it_is_activated_is_loaded_again(tmp_path: Path) -> None:
     first, second = artifacts_in(tmp_path, "first", "second")
     async with serve(first, second, artifact="first", also_load=("second",), artifacts_root=tmp_path) as served:
-        shelf = served.state.host.shelf
+        shelf = served.state.artifacts.shelf
         activate, second.batches = shelf.activate, []
 
         def unload_first(name: str) -> bool:
@@ -218,7 +218,7 @@ async def test_artifacts_to_start_with_must_be_there_and_fit(tmp_path: Path, als
     async with serve(
         first, second, artifact="first", also_load=(also,), max_artifacts=most, artifacts_root=tmp_path, wait=False
     ) as served:
-        await served.until(lambda: served.state.host.stage.startswith("failed"))
+        await served.until(lambda: served.state.artifacts.stage.startswith("failed"))
         assert code(await served.predict("a")) == (503, "not_ready")
 
 

@@ -45,7 +45,7 @@ async def test_each_answers_as_alone_whatever_runs_beside_it(
     )
     app = create_app(chosen)
     async with started(app) as client:
-        host = app.state.service.host
+        host = app.state.artifacts
 
         async def ask(name: str, i: int) -> tuple[str, int, dict[str, Any]]:
             body = {

@@ -31,7 +31,7 @@ async def served(root: Path, artifact: str, **values: Any) -> AsyncIterator[tupl
     """Yield a client of the real library on the artifacts of a folder, and the state behind it."""
     app = create_app(settings(artifact=artifact, artifacts_root=root, device="cpu", cache=cache(), **values))
     async with started(app) as client:
-        yield client, app.state.service
+        yield client, app.state
 
 
 def code(response: httpx.Response) -> tuple[int, str]:
@@ -117,7 +117,7 @@ async def test_a_base_with_nan_is_refused_by_name(
 async def test_weights_that_become_nan_are_no_answer(sentiment_run: FinishedRun, tmp_path: Path, mode: str) -> None:
     shutil.copytree(sentiment_run.artifact, tmp_path / "tiny-sentiment")
     async with served(tmp_path, "tiny-sentiment") as (client, state):
-        weights = dict(state.host.active._members.model.named_parameters())
+        weights = dict(state.artifacts.active._members.model.named_parameters())
         with torch.no_grad():
             next(w for name, w in sorted(weights.items()) if name.endswith("lora_B.default.weight"))[0, 0] = torch.nan
         response = await client.post("/predict", json={"inputs": [{"text": TEXTS[0]}], "options": {"mode": mode}})

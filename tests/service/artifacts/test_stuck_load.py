@@ -103,7 +103,7 @@ async def test_what_is_unloaded_beside_a_stuck_load_is_not_said_to_be_active(han
     )
     async with started(app) as client:
         assert code(await client.post("/artifacts/second/load")) == (504, "load_timeout")
-        shelf = app.state.service.host.shelf
+        shelf = app.state.artifacts.shelf
         activate = shelf.activate
 
         def unload_first(name: str) -> bool:

@@ -326,7 +326,7 @@ async def test_figures_are_of_loaded_artifacts_only() -> None:
     """Of what was unloaded the gauges are gone, but labels are still taken; loaded again, it has them."""
     predictor, other = FakePredictor("fake"), FakePredictor("other")
     async with serve(predictor, other) as served:
-        served.state.host.path_of = lambda name: predictor.artifact.path.with_name(name)
+        served.state.artifacts.path_of = lambda name: predictor.artifact.path.with_name(name)
         (old,) = await ids(served, "a 7")
         assert (await served.client.post("/artifacts/other/activate")).status_code == 200
         await ids(served, "a 7")

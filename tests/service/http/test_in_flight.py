@@ -152,7 +152,7 @@ async def test_a_full_queue_refuses_before_the_body_is_read() -> None:
 
 async def test_a_server_that_takes_nothing_says_so_before_the_body_is_read() -> None:
     async with serve() as served:
-        served.state.drain()
+        served.state.lifecycle.drain()
         body = Body(b" ")
         refused = await served.client.post("/predict", content=body, headers=JSON)
     assert (refused.status_code, refused.json()["error"]["code"], body.read) == (503, "draining", 0)

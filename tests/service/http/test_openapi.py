@@ -31,7 +31,7 @@ def document(tmp_path: Path) -> dict[str, Any]:
     keys = tmp_path / "keys.json"
     write_keys(keys, [Key(id="a", sha256=digest("a"), scopes=("predict",))])
     app = create_app(settings(auth="keys", keys=keys), library=library())
-    app.state.service.workers.stop()
+    app.state.threads.stop()
     return app.openapi()
 
 
@@ -253,7 +253,7 @@ def test_headers_are_documented(document: dict[str, Any]) -> None:
 
 def test_limits_are_this_servers() -> None:
     app = create_app(settings(max_inputs=7, request_timeout_s=2.5), library=library())
-    app.state.service.workers.stop()
+    app.state.threads.stop()
     description = app.openapi()["info"]["description"]
     assert "| `max_inputs` | 7 |" in description
     assert "| `request_timeout_s` | 2.5 |" in description

@@ -98,7 +98,7 @@ class Company:
 
     def together(self, bodies: list[dict[str, Any]], token_budget: int) -> list[list[dict[str, Any]]]:
         """Return the predictions of requests whose rows all wait before the first one is scored."""
-        engine = self.app.state.service.engine
+        engine = self.app.state.engine
         usual, engine.token_budget = engine.token_budget, token_budget
         try:
             return self.portal.call(self._together, bodies)
@@ -106,7 +106,7 @@ class Company:
             engine.token_budget = usual
 
     async def _together(self, bodies: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-        engine = self.app.state.service.engine
+        engine = self.app.state.engine
         released = threading.Event()
         engine.call(released.wait)
         asked = [asyncio.ensure_future(self.client.post("/predict", json=body)) for body in bodies]

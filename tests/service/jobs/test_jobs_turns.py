@@ -179,7 +179,7 @@ async def test_two_chunks_are_under_way_and_no_more_artifacts_are_held(tmp_path:
             predictor.hold()
         jobs = [await submit(served, rows(40), artifact=name, resamples=10) for name in names]
         await served.until(lambda: len(served.state.engine._open) == 2)
-        shelf, held_at_once = served.state.host.shelf, []
+        shelf, held_at_once = served.state.artifacts.shelf, []
         for predictor in predictors:
             predict = predictor.predict
 

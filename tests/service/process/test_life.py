@@ -58,7 +58,7 @@ async def test_live_at_once_and_ready_after_loading_and_golden_replay() -> None:
     predictor.golden_answer = golden_answer  # type: ignore[method-assign]
     app = create_app(settings(), library=Library(load, lambda path: predictor.artifact))  # type: ignore[arg-type,return-value]
     async with started(app, ready=False) as client:
-        host = app.state.service.host
+        host = app.state.artifacts
         while host.stage != "reading the weights":
             await asyncio.sleep(0.005)
         assert (await client.get("/health/live")).json() == {"status": "live"}
@@ -107,7 +107,7 @@ async def test_golden_mismatch_is_never_ready() -> None:
     predictor = FakePredictor()
     predictor.golden_error = GoldenMismatchError("0.1 off")
     async with serve(predictor, wait=False) as served:
-        await served.until(lambda: served.state.host.stage.startswith("failed"))
+        await served.until(lambda: served.state.artifacts.stage.startswith("failed"))
         assert code(await served.predict("a")) == (503, "not_ready")
 
 
@@ -196,7 +196,7 @@ async def test_draining_answers_what_is_in_flight_and_refuses_the_rest() -> None
         served.predictor.hold()
         running = asyncio.create_task(served.predict("a"))
         await asyncio.to_thread(served.predictor.entered.wait)
-        served.state.drain()
+        served.state.lifecycle.drain()
         for response in (
             await served.predict("b"),
             await served.client.get("/health/ready"),

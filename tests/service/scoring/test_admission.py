@@ -325,7 +325,7 @@ async def test_an_underestimate_without_room_is_429_after_all() -> None:
         waiting = asyncio.create_task(served.predict("b " * 45))
         await served.until(lambda: served.state.engine.queued_rows == 1)
         held = reserved(served)
-        served.state.token_estimate(served.predictor).learn(0, 10**7)
+        served.state.scorer.token_estimate(served.predictor).learn(0, 10**7)
         refused = await served.predict("c " * 55)
         assert reserved(served) == held
         served.predictor.released.set()

@@ -13,8 +13,10 @@ from laplora.errors import NonFiniteError
 from service.errors import DeadlineError, UnscorableInputError
 from service.scoring.admission import NOTHING, Amount
 from service.scoring.batching import Waiting, next_batch
-from service.scoring.engine import PATIENCE, Ask, BatchReport, Engine, Ticket
+from service.scoring.engine import PATIENCE, Engine, Ticket
 from service.scoring.fairness import Request, Turns
+from service.scoring.plan import Ask
+from service.telemetry.batch_report import BatchReport
 
 FAR = float("inf")
 DEFERRED = 700

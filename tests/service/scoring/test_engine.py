@@ -21,7 +21,9 @@ from service.errors import (
     UnscorableInputError,
 )
 from service.scoring.admission import NOTHING, Amount
-from service.scoring.engine import Ask, BatchReport, Engine, Ticket
+from service.scoring.engine import Engine, Ticket
+from service.scoring.plan import Ask
+from service.telemetry.batch_report import BatchReport
 
 FAR = float("inf")
 

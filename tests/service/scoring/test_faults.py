@@ -21,7 +21,9 @@ from service.app import create_app
 from service.artifacts.host import Library
 from service.errors import DeviceFaultError, DeviceMemoryError
 from service.scoring.device_faults import DeviceHealth, is_device_fault, is_out_of_memory
-from service.scoring.engine import Ask, BatchReport, Engine
+from service.scoring.engine import Engine
+from service.scoring.plan import Ask
+from service.telemetry.batch_report import BatchReport
 
 FAULT = "CUDA error: device-side assert triggered"
 FAR = float("inf")
@@ -403,7 +405,7 @@ async def test_every_endpoint_says_that_the_device_failed(caplog: pytest.LogCapt
         assert (await served.client.get("/health/live")).json() == {"status": "live"}
         assert (await served.client.get("/v2/health/live")).json() == {"live": True}
         assert "laplora_ready 0.0" in (await served.client.get("/metrics")).text
-        served.state.drain()
+        served.state.lifecycle.drain()
         assert code(await served.predict("b")) == (503, "device_fault")
     (event,) = [r for r in caplog.records if getattr(r, "event", "") == "device_fault"]
     assert vars(event)["error"] == "RuntimeError"

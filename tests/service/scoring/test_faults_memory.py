@@ -15,7 +15,9 @@ from laplora.jacobians import reverse
 from laplora.jacobians.contrasts import ReversePass
 from laplora.predictor import Predictor
 from service.errors import DeviceMemoryError
-from service.scoring.engine import Ask, BatchReport, Engine
+from service.scoring.engine import Engine
+from service.scoring.plan import Ask
+from service.telemetry.batch_report import BatchReport
 
 TEXTS = [f"The {noun} was {word}." for noun in ("film", "plot", "cast") for word in ("superb", "dull", "moving")]
 #: Float32: sums in another order, as padding and the size of a batch change them.

@@ -13,7 +13,7 @@ import pytest
 from serving import Served, serve
 
 import service.http.routes.evaluate
-from service.scoring.one_each import OneEach
+from service.threads import OneEach
 
 pytestmark = pytest.mark.anyio
 

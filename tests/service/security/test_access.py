@@ -60,7 +60,7 @@ def endpoints(app: FastAPI) -> Iterator[tuple[str, str]]:
 def test_every_endpoint_of_the_application_is_decided(keys: Path) -> None:
     """An endpoint without a line in service/security/access.py fails here: give it one."""
     app = create_app(settings(auth="keys", keys=keys), library=library())
-    app.state.service.workers.stop()
+    app.state.threads.stop()
     found = list(endpoints(app))
     assert [endpoint for endpoint in found if line_of(*endpoint) is None] == []
     assert {"POST /predict", "GET /openapi.json", "GET /docs/assets/some/file"} <= {" ".join(e) for e in found}
@@ -68,7 +68,7 @@ def test_every_endpoint_of_the_application_is_decided(keys: Path) -> None:
 
 def test_the_walk_finds_an_endpoint_that_is_not_decided() -> None:
     app = create_app(settings(), library=library())
-    app.state.service.workers.stop()
+    app.state.threads.stop()
     app.add_api_route("/forgotten/{name}", lambda: None, methods=["PUT"])
     assert [e for e in endpoints(app) if line_of(*e) is None] == [("PUT", "/forgotten/{name}")]
 
@@ -226,7 +226,7 @@ async def test_refusals_are_counted_and_logged_without_the_token(keys: Path, cap
 
 def document(**values: Any) -> dict[str, Any]:
     app = create_app(settings(**values), library=library())
-    app.state.service.workers.stop()
+    app.state.threads.stop()
     return app.openapi()
 
 

@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from serving import FakePredictor, serve
 
 from service.errors import ERROR_KINDS
-from service.scoring.engine import BatchOutcome
+from service.telemetry.batch_report import BatchOutcome
 from service.telemetry.metrics import Phase
 
 DOCKER = Path(__file__).resolve().parents[3] / "docker"

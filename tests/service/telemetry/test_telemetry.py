@@ -225,7 +225,7 @@ async def test_metrics_say_how_the_server_is() -> None:
         served.predictor.released.set()
         await asyncio.gather(running, waiting)
         after = await scrape_of(served)
-        served.state.drain()
+        served.state.lifecycle.drain()
         draining = await scrape_of(served)
     age = "laplora_queue_oldest_age_seconds"
     assert idle(age) == after(age) == 0 < busy(age)
@@ -268,7 +268,7 @@ async def test_a_start_that_ends_in_a_drain_is_not_ready() -> None:
         served.state.metrics.set_leaving()
         served.state.metrics.set_draining()
         may_replay.set()
-        await served.until(lambda: served.state.host.stage == "ready")
+        await served.until(lambda: served.state.artifacts.stage == "ready")
         scrape = await scrape_of(served)
     assert (scrape("laplora_ready"), scrape("laplora_draining")) == (0, 1)
 
@@ -278,7 +278,7 @@ async def test_the_phase_is_failed_where_the_artifact_cannot_be_served() -> None
     predictor = FakePredictor()
     predictor.golden_error = GoldenMismatchError("recorded 0.5, got 0.7")
     async with serve(predictor, wait=False) as served:
-        await served.until(lambda: served.state.host.stage.startswith("failed"))
+        await served.until(lambda: served.state.artifacts.stage.startswith("failed"))
         scrape = await scrape_of(served)
     assert scrape("laplora_startup_phase", phase="failed") == 1
     assert scrape("laplora_ready") == 0
@@ -348,7 +348,7 @@ async def test_a_requests_line_says_who_asked_for_what(log: io.StringIO) -> None
 async def test_a_draining_server_closes_connections_after_their_answer() -> None:
     async with serve() as served:
         kept = await served.predict("a")
-        served.state.drain()
+        served.state.lifecycle.drain()
         closed = await served.predict("a")
     assert "connection" not in kept.headers
     assert (closed.status_code, closed.headers["connection"]) == (503, "close")

@@ -60,8 +60,8 @@ async def test_requests_and_loads_go_on_with_every_metric_broken(
         assert (await served.client.post("/feedback", json={"items": [label]})).status_code == 200
         assert (await served.client.post("/artifacts/second/activate")).status_code == 200
         assert served.state.engine.health.fault is None
-        served.state.drain()
-        assert served.state.draining
+        served.state.lifecycle.drain()
+        assert served.state.lifecycle.draining
     found = events(caplog)
     assert len(found) == len(set(found))
     expected = {"count_batch", "count_request", "count_reject", "count_answers", "count_stages", "set_artifacts"}

@@ -1,0 +1,44 @@
+"""The parts of the application that endpoints are given. ``service.app`` puts them on ``app.state``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import Depends, Request
+
+from service.artifacts.host import ArtifactHost
+from service.feedback.labels import FeedbackStore
+from service.http.in_flight import SharedLimit
+from service.jobs.board import JobBoard
+from service.lifecycle import Lifecycle
+from service.scoring.scorer import Scorer
+from service.security.callers import Caller, caller_of
+from service.settings import Settings
+from service.telemetry.metrics import Metrics
+from service.threads import OneEach
+
+
+def _part(name: str) -> Any:
+    # A coroutine: FastAPI would call a plain function on a thread.
+    async def part(request: Request) -> Any:
+        return getattr(request.app.state, name)
+
+    return Depends(part)
+
+
+async def _caller(request: Request) -> Caller:
+    return caller_of(request)
+
+
+SettingsDep = Annotated[Settings, _part("settings")]
+ScorerDep = Annotated[Scorer, _part("scorer")]
+ArtifactsDep = Annotated[ArtifactHost, _part("artifacts")]
+FeedbackDep = Annotated[FeedbackStore, _part("feedback")]
+JobsDep = Annotated[JobBoard, _part("jobs")]
+MetricsDep = Annotated[Metrics, _part("metrics")]
+LifecycleDep = Annotated[Lifecycle, _part("lifecycle")]
+#: Streams of jobs' events that are open, and of whom.
+EventStreamsDep = Annotated[SharedLimit, _part("event_streams")]
+#: Where the metrics of POST /evaluate and their bootstrap are computed, one evaluation of each caller at a time.
+MeasureThreadsDep = Annotated[OneEach, _part("measure_threads")]
+CallerDep = Annotated[Caller, Depends(_caller)]

@@ -1,0 +1,135 @@
+"""What POST /predict and POST /evaluate do alike: a plan from the body, scored for as long as somebody waits."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+from fastapi import Depends, Request
+
+from service.errors import BatchTooLargeError, ClientGoneError, DeadlineError, InvalidRequestError
+from service.http.routes.dependencies import ArtifactsDep, MetricsDep, SettingsDep
+from service.http.schemas.base import Timing
+from service.http.schemas.evaluate import EvaluateRequest
+from service.http.schemas.inputs import Input
+from service.http.schemas.predict import PredictRequest
+from service.scoring.plan import Ask, Plan, order_counts
+from service.security.callers import caller_of
+from service.telemetry.request_record import note, record_of
+
+if TYPE_CHECKING:
+    from laplora.predictor import Predictor
+
+T = TypeVar("T")
+
+
+class Planning:
+    """Plans the scoring of one HTTP request, and says where its time went."""
+
+    def __init__(self, request: Request, settings: SettingsDep, artifacts: ArtifactsDep, metrics: MetricsDep) -> None:
+        self._request, self._settings, self._artifacts, self._metrics = request, settings, artifacts, metrics
+
+    @asynccontextmanager
+    async def plan(
+        self, body: PredictRequest | EvaluateRequest, ask_of: Callable[[Predictor], Ask]
+    ) -> AsyncIterator[Plan]:
+        """Yield the plan for a body; inside the block its artifact stays in memory.
+
+        Raises:
+            DeviceFaultError, DrainingError, NotReadyError, ArtifactNotFoundError, ArtifactNotLoadedError: as
+                ``ArtifactHost.lease``.
+            BatchTooLargeError, InvalidRequestError: as ``check_inputs``, or what ``ask_of`` raises.
+        """
+        begun, options = time.monotonic(), body.options
+        limit_s = self._settings.request_timeout_s
+        timeout_s = limit_s if options.timeout_s is None else min(limit_s, options.timeout_s)
+        async with self._artifacts.lease(body.artifact) as predictor:
+            check_inputs(body.inputs, self._settings.max_inputs, order_average=options.order_average)
+            plan = Plan(
+                predictor,
+                [item.template_fields for item in body.inputs],
+                ask=ask_of(predictor),
+                caller=caller_of(self._request).name,
+                truncate=options.truncate,
+                order_average=options.order_average,
+                begun=begun,
+                deadline=begun + timeout_s,
+                record=record_of(self._request),
+            )
+            artifact = predictor.artifact
+            note(self._request, artifact=artifact.name, digest=artifact.digest, predictive=plan.ask.predictive)
+            yield plan
+
+    async def awaited(self, plan: Plan, work: Coroutine[Any, Any, T]) -> T:
+        """Return the work's result; cancel it when the client goes away or the plan's deadline passes.
+
+        Raises:
+            ClientGoneError: the connection closed first.
+            DeadlineError: the deadline passed first.
+            Exception: whatever the work raises.
+        """
+        task = asyncio.ensure_future(work)
+        gone = asyncio.ensure_future(_disconnected(self._request))
+        left_s = max(0.0, plan.deadline - time.monotonic())
+        try:
+            await asyncio.wait({task, gone}, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            if gone.done():
+                raise ClientGoneError("the client closed its connection before the answer was ready")
+            raise DeadlineError("the request's deadline passed before its answer was ready: send less or try later")
+        finally:
+            for pending in (task, gone):
+                pending.cancel()
+            await asyncio.gather(task, gone, return_exceptions=True)
+
+    def timing(self, plan: Plan, *, tokens: int) -> Timing:
+        """Return where the time of a scored plan went; count it, and note it for the log."""
+        stages = {**plan.record.stages_ms, "total": (time.monotonic() - plan.begun) * 1000}
+        self._metrics.count_stages(self._request.scope["route"].path, stages)
+        note(self._request, rows=len(plan.inputs), tokens=tokens, total_ms=round(stages["total"], 3))
+        return Timing(**stages)
+
+
+async def _planning(request: Request, settings: SettingsDep, artifacts: ArtifactsDep, metrics: MetricsDep) -> Planning:
+    return Planning(request, settings, artifacts, metrics)
+
+
+PlanningDep = Annotated[Planning, Depends(_planning)]
+
+
+def check_inputs(inputs: Sequence[Input], max_inputs: int, *, order_average: bool) -> None:
+    """Check the number of prompts and that no id comes twice. The number of inputs was checked with the body.
+
+    Args:
+        order_average: whether each input is asked in several orders, and counts as many times.
+
+    Raises:
+        BatchTooLargeError: more prompts than ``max_inputs``.
+        InvalidRequestError: an id that two inputs share.
+    """
+    prompts = sum(order_counts([item.template_fields for item in inputs], order_average=order_average))
+    if prompts > max_inputs:
+        raise BatchTooLargeError(
+            f"order_average makes {prompts} prompts of the request's {len(inputs)} inputs, max_inputs is {max_inputs}: "
+            "send it in parts",
+            field="inputs",
+            limit=max_inputs,
+            got=prompts,
+        )
+    seen: dict[str, int] = {}
+    for i, item in enumerate(inputs):
+        if item.id is not None and seen.setdefault(item.id, i) != i:
+            raise InvalidRequestError(
+                f"inputs {seen[item.id]} and {i} have the same id: make ids unique or leave them out",
+                field=f"inputs.{i}.id",
+            )
+
+
+async def _disconnected(request: Request) -> None:
+    # The body was read to its end: whatever comes next is the end of the connection.
+    while (await request.receive())["type"] != "http.disconnect":
+        continue

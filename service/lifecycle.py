@@ -1,0 +1,63 @@
+"""How far the server is from leaving: told by ``service.__main__``, read by whoever answers."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+
+#: Seconds in which the process leaves once nothing is answered any more: answers on their way out, a batch under way,
+#: the last traces. One less than the 5 that are promised.
+LEAVE_S = 4.0
+
+
+class Lifecycle:
+    """The steps of leaving, in their order: leave, drain, stop. Each includes those before it, and may come again.
+
+    Args:
+        on_leave, on_drain, on_stop: called with each step, in order.
+
+    Attributes:
+        leaving: readiness fails, because the server is about to stop; requests are answered as before.
+        draining: no new requests are taken.
+        leave_by: ``time.monotonic`` seconds by which the process should have left; infinity before ``stop``.
+    """
+
+    def __init__(
+        self,
+        *,
+        on_leave: Sequence[Callable[[], None]] = (),
+        on_drain: Sequence[Callable[[], None]] = (),
+        on_stop: Sequence[Callable[[], None]] = (),
+    ) -> None:
+        self._on_leave, self._on_drain, self._on_stop = on_leave, on_drain, on_stop
+        self.leaving = False
+        self.draining = False
+        self.leave_by = math.inf
+
+    def leave(self) -> None:
+        """Let readiness fail, so that requests go elsewhere; those that come all the same are still answered."""
+        self.leaving = True
+        _call(self._on_leave)
+
+    def drain(self) -> None:
+        """Take no new requests; those in flight are still answered."""
+        self.leave()
+        self.draining = True
+        _call(self._on_drain)
+
+    def stop(self) -> None:
+        """Answer what is left with 503; from now on ``leave_by`` counts."""
+        self.leave_by = min(self.leave_by, time.monotonic() + LEAVE_S)
+        self.drain()
+        _call(self._on_stop)
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until ``leave_by``, at least 0."""
+        return max(0.0, self.leave_by - time.monotonic())
+
+
+def _call(functions: Sequence[Callable[[], None]]) -> None:
+    for function in functions:
+        function()

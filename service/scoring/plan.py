@@ -1,0 +1,138 @@
+"""The plan of a request: what is wanted of which artifact, by whom and by when. It travels to the device and back."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from service.errors import InvalidRequestError
+from service.telemetry.request_record import RequestRecord
+
+if TYPE_CHECKING:
+    from laplora.answers.prediction import Prediction
+    from laplora.predictor import Predictor
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What is wanted of a request's rows; only rows of one kind share a batch.
+
+    Attributes:
+        predictive: name of the one that answers.
+        also: names of those whose probabilities are wanted beside the answer.
+        target_risk: that decisions will be made for, where the answer depends on it; None: the artifact's.
+    """
+
+    predictive: str
+    also: tuple[str, ...] = ()
+    target_risk: float | None = None
+
+
+@dataclass(eq=False)
+class Plan:
+    """One request for predictions, of an endpoint or of a job.
+
+    Attributes:
+        predictor: of the artifact; whoever makes the plan holds a lease on it until the plan has its answer.
+        inputs: the template's fields of each input.
+        caller: name of who asks; a caller's plans share its part of the queue.
+        truncate: whether prompts that are too long are cut.
+        order_average: whether each input is asked in several orders of its choices, each a row.
+        begun, deadline: ``time.monotonic`` seconds at which the request began, and at which rows that still wait are
+            dropped.
+        record: where the stages are noted.
+    """
+
+    predictor: Predictor
+    inputs: Sequence[Mapping[str, Any]]
+    ask: Ask
+    caller: str
+    truncate: bool = False
+    order_average: bool = False
+    begun: float = field(default_factory=time.monotonic)
+    deadline: float = math.inf
+    record: RequestRecord = field(default_factory=RequestRecord)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A plan's predictions, in the order of its inputs.
+
+    ``own_order`` holds, where several orders were averaged, the predictions in the user's order alone.
+    """
+
+    predictions: list[Prediction]
+    own_order: list[Prediction] | None = None
+
+
+def order_counts(inputs: Sequence[Mapping[str, Any]], *, order_average: bool) -> list[int]:
+    """Return in how many orders of its choices each input is asked; 1 for an input that is refused later on."""
+    return [_orders(fields) if order_average else 1 for fields in inputs]
+
+
+def _orders(fields: Mapping[str, Any]) -> int:
+    from laplora.prompts.option_order import order_count
+
+    choices = fields.get("choices")
+    return order_count(len(choices)) if isinstance(choices, list) and len(choices) > 1 else 1
+
+
+def choose_ask(
+    predictor: Predictor,
+    *,
+    mode: Literal["laplace", "map", "fast"] | None,
+    predictive: str | None,
+    covariance: bool,
+    order_average: bool,
+    target_risk: float | None,
+) -> Ask:
+    """Return which predictive answers a request, and whether the posterior is looked at beside it.
+
+    Without a name the recommended one answers, and the posterior's variances come with it in any case; in mode
+    ``map``, MAP answers from a forward pass alone, in mode ``fast``, ``fast``. A named one runs just what it needs, and
+    the posterior on top if the request says mode ``laplace`` or asks for the covariance.
+
+    Args:
+        mode: as the request states it; None: it does not.
+
+    Raises:
+        InvalidRequestError: a name that the artifact does not have, or one that the mode contradicts; a target risk
+            that the artifact cannot decide for; several orders of the choices by ``fast``.
+    """
+    if target_risk is not None and not predictor.decides_any_risk:
+        raise InvalidRequestError(
+            "the artifact is of an older format and decides for its own target risk only: leave target_risk out",
+            field="options.target_risk",
+        )
+    without_posterior = mode in ("map", "fast")
+    name: str
+    if predictive is None:
+        name = mode if mode in ("map", "fast") else predictor.recommended
+        posterior = not without_posterior
+    else:
+        name = predictive
+        posterior = mode == "laplace" or (covariance and not without_posterior and name != "fast")
+    if mode == "fast" and "fast" not in predictor.predictives:
+        raise InvalidRequestError(
+            "the artifact has no distilled variances: leave the mode out, or package it again with predictives.fast",
+            field="options.mode",
+        )
+    if name not in predictor.predictives:
+        raise InvalidRequestError(
+            f"the artifact has no predictive of that name: it has {list(predictor.predictives)}",
+            field="options.predictive",
+        )
+    if without_posterior and name != mode:
+        raise InvalidRequestError(
+            f"mode {mode} is a forward pass with no other predictive: leave out the mode or the predictive",
+            field="options.predictive",
+        )
+    if name == "fast" and order_average:
+        raise InvalidRequestError(
+            "the orders of the choices are not averaged by fast: leave out order_average, or ask for laplace",
+            field="options.order_average",
+        )
+    return Ask(name, ("laplace",) if posterior and name != "laplace" else (), target_risk if name == "fast" else None)

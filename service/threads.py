@@ -1,0 +1,95 @@
+"""Threads for what would keep the event loop: a few for each kind of work, so that no kind waits for another."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import Executor, Future, InvalidStateError, ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any, TypeVar
+from weakref import WeakValueDictionary
+
+T = TypeVar("T")
+
+
+def settle(future: Future[Any], *, result: Any = None, error: BaseException | None = None) -> None:
+    """Give a future its result or error, unless someone gave it up before."""
+    with suppress(InvalidStateError):
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
+
+
+def in_daemon_thread(name: str, function: Callable[[], T]) -> Future[T]:
+    """Return a future of ``function()``, run in a thread of its own that cannot hold up the process's exit."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            result = function()
+        except Exception as error:
+            settle(future, error=error)
+        else:
+            settle(future, result=result)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return future
+
+
+class Threads:
+    """Makes the server's threads by kind of work, and stops them all."""
+
+    def __init__(self) -> None:
+        self._pools: list[ThreadPoolExecutor] = []
+
+    def pool(self, name: str, most: int) -> ThreadPoolExecutor:
+        """Return up to ``most`` threads for one kind of work; the first begins with the first work."""
+        pool = ThreadPoolExecutor(max_workers=most, thread_name_prefix=f"laplora-{name}")
+        self._pools.append(pool)
+        return pool
+
+    def stop(self) -> None:
+        """Begin nothing more; what runs is not waited for."""
+        for pool in self._pools:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+class OneEach:
+    """Runs work on threads, one piece for each caller at a time, in its order. For one event loop.
+
+    Whoever comes waits for one piece of each other caller at most, however many those have waiting.
+
+    Args:
+        threads: that run the work; it is stopped by whoever made it.
+    """
+
+    def __init__(self, threads: Executor) -> None:
+        self._threads = threads
+        self._turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+
+    async def run(self, caller: str, work: Callable[[], T]) -> T:
+        """Return what ``work()`` returns.
+
+        Work that nobody awaits any more does not begin. What has begun runs on, and its caller's next piece waits for
+        its end.
+
+        Raises:
+            Exception: whatever the work raises.
+        """
+        turn = self._turns.setdefault(caller, asyncio.Semaphore(1))
+        loop = asyncio.get_running_loop()
+        await turn.acquire()
+
+        def end_turn(_: object) -> None:
+            with suppress(RuntimeError):  # the loop is closed: nobody waits
+                loop.call_soon_threadsafe(turn.release)
+
+        try:
+            future = self._threads.submit(work)
+        except BaseException:
+            turn.release()
+            raise
+        future.add_done_callback(end_turn)
+        return await asyncio.wrap_future(future)
