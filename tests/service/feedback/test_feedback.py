@@ -153,7 +153,7 @@ async def test_only_its_own_caller_can_label_a_prediction(monkeypatch: pytest.Mo
     """Another's id is as unknown as one that never was, whatever label comes with it."""
     async with serve() as served:
         (own,) = await ids(served, "a 7")
-        monkeypatch.setattr("service.http.routes.feedback.caller_of", lambda request: Caller("another"))
+        monkeypatch.setattr("service.http.routes.dependencies.caller_of", lambda request: Caller("another"))
         assert await give(served, (own, "negative"), (own, "no such label"), ("lost", "negative")) == ["unknown"] * 3
         monkeypatch.undo()
         assert await give(served, (own, "negative")) == ["recorded"]
