@@ -11,12 +11,13 @@ import json
 import re
 import runpy
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import training_page
 import yaml
-from documents import ROOT, Block, blocks, commands, read
+from documents import PAGES, ROOT, Block, blocks, commands, read
 
 from training.config import RunConfig
 
@@ -98,3 +99,27 @@ def test_the_training_page_has_every_field_of_a_configuration() -> None:
     page = read("docs/training.md")
     assert page == training_page.with_fields(page), "run python tests/docs/training_page.py"
     assert page.count("| `laplace.") > 5
+
+
+def importable(name: str) -> bool:
+    """Return whether a dotted name is a module's, or that of something in one."""
+    module, _, rest = name.rpartition(".")
+    try:
+        if importlib.util.find_spec(name):
+            return True
+    except ModuleNotFoundError:
+        pass
+    return bool(module) and importable(module) and hasattr(importlib.import_module(module), rest)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_names_in_sentences_exist(page: Path) -> None:
+    """Modules and files; the lab notes name what was removed since, a trace's attributes begin with laplora too."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    code = re.findall(r"`([^`\n]+)`(?! \(since removed|, before)", text)
+    packages = "(?:laplora|service|training|benchmarks)"
+    modules = {name for part in code for name in re.findall(rf"(?:^|-m )({packages}(?:\.\w+)+)", part)}
+    modules = {name for name in modules if not name.endswith(".Dockerfile") and name != "laplora.rows"}
+    assert {name for name in modules if not importable(name)} == set()
+    paths = {part for part in code if re.fullmatch(rf"({packages}|tests|docker)/[\w./-]*", part)}
+    assert {path for path in paths if not (ROOT / path).exists()} == set()
