@@ -19,8 +19,8 @@ import uvicorn
 from pydantic import ValidationError
 
 from service.exit_status import ExitStatus
-from service.keys import KeysFileError
 from service.security.keyring import open_keyring
+from service.security.keys_file import KeysFileError
 from service.settings import Settings
 from service.telemetry.logs import configure_logging, logger
 

@@ -1,126 +1,23 @@
-"""The file of API keys, and the command that makes, lists and revokes them.
+"""The command that makes, lists and revokes API keys. A token is printed once; the file holds its digest alone.
 
-    python -m service.keys create --file keys.json --id team-a --scopes predict,evaluate --expires 2027-01-01
-    python -m service.keys list --file keys.json
-    python -m service.keys revoke --file keys.json --id team-a
-
-A token is ``laplora_`` and 256 bits of the system's randomness. It is printed once; the file holds its SHA-256 alone.
-A plain digest, without salt and without the deliberate slowness that a password needs, is enough: nobody can try
-2^256 tokens, however fast each try is, and two keys never share a token, so there is nothing for a salt to hide. A
-fast digest is also what lets every request be checked without becoming a way to load the server.
-
-Several entries may have one id: while a key is replaced, the old and the new token are the same caller.
+python -m service.keys create --file keys.json --id team-a --scopes predict,evaluate --expires 2027-01-01
+python -m service.keys list --file keys.json
+python -m service.keys revoke --file keys.json --id team-a
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
-import os
-import secrets
-import stat
 import sys
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
 from filelock import FileLock
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
-from laplora.errors import ConfigError
-from laplora.files import write_whole
-from service.security.callers import SCOPES, Scope
-
-#: What every token starts with, so that a person, or a scanner for leaked secrets, knows one.
-TOKEN_PREFIX = "laplora_"
-#: How many digits of a token's SHA-256 name it in listings.
-FINGERPRINT_DIGITS = 12
-
-
-class KeysFileError(ConfigError):
-    """A file of API keys that is absent, writable by everyone, or not what it should be."""
-
-
-class Key(BaseModel):
-    """One API key.
-
-    Attributes:
-        id: the caller's name, in logs and where callers share something.
-        sha256: of the token, 64 lower-case hexadecimal digits.
-        scopes: what its holder may ask for.
-        expires: the day, in UTC, from which the key is refused; None for never.
-        comment: for people.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    scopes: tuple[Scope, ...] = Field(min_length=1)
-    expires: date | None = None
-    comment: str | None = Field(None, max_length=200)
-
-    @property
-    def fingerprint(self) -> str:
-        """The first digits of the token's SHA-256, which tell one id's keys apart."""
-        return self.sha256[:FINGERPRINT_DIGITS]
-
-
-class _KeysFile(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    keys: tuple[Key, ...]
-
-
-def digest(token: str) -> str:
-    """Return the SHA-256 of a token, in lower-case hexadecimal digits."""
-    return hashlib.sha256(token.encode("utf-8", "replace")).hexdigest()
-
-
-def new_token() -> str:
-    """Return a new token: the prefix and 256 random bits."""
-    return TOKEN_PREFIX + secrets.token_urlsafe(32)
-
-
-def read_keys(path: Path) -> tuple[Key, ...]:
-    """Return the keys of a file, which may be none at all.
-
-    Raises:
-        KeysFileError: no regular file there, one that everyone can write, or one of another form. The message names
-            the file and the place in it, never its content.
-    """
-    try:
-        with path.open("rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise KeysFileError(f"keys file {path}: expected a regular file")
-            if status.st_mode & stat.S_IWOTH:
-                raise KeysFileError(f"keys file {path}: everyone can write it, so anyone could add a key: chmod 600")
-            raw = file.read()
-    except OSError as error:
-        raise KeysFileError(f"keys file {path}: {error.strerror}") from None
-    if not raw.strip():
-        raise KeysFileError(f'keys file {path}: it is empty; without keys it would hold {{"keys": []}}')
-    try:
-        keys = _KeysFile.model_validate_json(raw).keys
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        place = ".".join(map(str, first["loc"])) or "the file"
-        raise KeysFileError(f"keys file {path}: {place}: {first['msg']}") from None
-    if len({key.sha256 for key in keys}) < len(keys):
-        raise KeysFileError(f"keys file {path}: two keys have the same sha256")
-    return keys
-
-
-def write_keys(path: Path, keys: Sequence[Key]) -> None:
-    """Put a file with these keys in the place of ``path``, in one step, readable by its owner alone.
-
-    Raises:
-        OSError: it cannot be written; what was there stays.
-    """
-    text = json.dumps({"keys": [key.model_dump(mode="json", exclude_none=True) for key in keys]}, indent=2) + "\n"
-    write_whole(path.resolve(), text, mode=0o600)  # resolved: a link stays one
+from service.security.callers import SCOPES
+from service.security.keys_file import Key, KeysFileError, digest, new_token, read_keys, write_keys
 
 
 def _lock(path: Path) -> FileLock:

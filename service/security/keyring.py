@@ -10,8 +10,8 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 
 from service.errors import UnauthorizedError
-from service.keys import Key, KeysFileError, digest, read_keys
 from service.security.callers import Caller
+from service.security.keys_file import Key, KeysFileError, digest, read_keys
 from service.settings import Settings
 from service.telemetry.logs import logger
 

@@ -16,6 +16,8 @@ from pydantic import ValidationError
 from server_process import server_process
 from serving import serve, settings
 
+pytestmark = pytest.mark.anyio
+
 FAKE_SERVER = Path(__file__).resolve().parents[1] / "fake_server.py"
 BODY = {"inputs": [{"text": "a"}]}
 ALWAYS = {
@@ -37,7 +39,6 @@ ASKS: dict[str, tuple[str, str, int]] = {
 }
 
 
-@pytest.mark.anyio
 @pytest.mark.parametrize(("method", "path", "status"), ASKS.values(), ids=ASKS)
 async def test_every_answer_is_for_one_reader(method: str, path: str, status: int) -> None:
     async with serve() as served:
@@ -52,7 +53,6 @@ async def test_every_answer_is_for_one_reader(method: str, path: str, status: in
     assert "access-control-allow-origin" not in answer.headers
 
 
-@pytest.mark.anyio
 async def test_a_crash_has_them_too(monkeypatch: pytest.MonkeyPatch) -> None:
     async with serve() as served:
         monkeypatch.setattr("service.http.routes.predict.prediction_out", None)
@@ -61,7 +61,6 @@ async def test_a_crash_has_them_too(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {name: answer.headers[name] for name in ALWAYS} == ALWAYS
 
 
-@pytest.mark.anyio
 async def test_the_documentation_page_may_run_its_own_script_and_nothing_else() -> None:
     async with serve() as served:
         page = await served.client.get("/docs")
@@ -80,7 +79,6 @@ def preflight(origin: str, method: str = "POST", header: str = "authorization") 
     return {"origin": origin, **asked}
 
 
-@pytest.mark.anyio
 async def test_no_origin_may_call_by_default() -> None:
     async with serve() as served:
         asked = await served.client.options("/predict", headers=preflight(ORIGIN))
@@ -89,7 +87,6 @@ async def test_no_origin_may_call_by_default() -> None:
     assert not any(name.startswith("access-control") for name in (*asked.headers, *answer.headers))
 
 
-@pytest.mark.anyio
 async def test_named_origins_may_call_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     async with serve(cors_origins=f"{ORIGIN}, http://localhost:3000") as served:
         for origin in (ORIGIN, "http://localhost:3000"):

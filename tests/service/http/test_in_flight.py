@@ -13,7 +13,7 @@ from serving import FakePredictor, Served, serve
 
 from service.errors import ClientTooManyRequestsError, TooManyRequestsError
 from service.http.in_flight import Place, Places
-from service.keys import Key, digest, write_keys
+from service.security.keys_file import Key, digest, write_keys
 
 pytestmark = pytest.mark.anyio
 

@@ -20,6 +20,8 @@ from service.http.json_parsing import FEWEST_MEMBERS, MAX_DIGITS, MAX_KEYS, coun
 from service.http.schemas.inputs import Input
 from service.http.schemas.predict import PredictRequest
 
+pytestmark = pytest.mark.anyio
+
 JSON = {"content-type": "application/json"}
 SIZE = 4 * 2**20
 
@@ -133,7 +135,6 @@ def test_digits_in_a_text_and_short_numbers_are_read() -> None:
     assert parse_json(json.dumps(value).encode()) == value
 
 
-@pytest.mark.anyio
 async def test_the_one_error_shape_says_limit_and_what_came() -> None:
     async with serve() as served:
         raw = TOO_MANY["inputs {}"]()
@@ -148,7 +149,6 @@ async def test_the_one_error_shape_says_limit_and_what_came() -> None:
             assert (response.status_code, detail["code"], detail["limit"]) == (422, "invalid_request", MAX_KEYS)
 
 
-@pytest.mark.anyio
 @pytest.mark.parametrize(
     ("path", "name", "item"),
     [("/predict", "inputs", {"text": "a"}), ("/evaluate", "inputs", {}), ("/feedback", "items", 0)],
@@ -169,7 +169,6 @@ def test_validation_stops_at_the_first_wrong_input() -> None:
     assert isinstance(PredictRequest.model_validate({"inputs": [{"text": "a"}]}).inputs[0], Input)
 
 
-@pytest.mark.anyio
 async def test_a_large_body_is_parsed_by_threads_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     names: list[str] = []
     real = json_parsing.parse_json

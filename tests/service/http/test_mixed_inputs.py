@@ -18,6 +18,8 @@ from tiny_runs import FinishedRun
 
 from laplora.prompts.templates import TEMPLATES, PromptTemplate, render
 
+pytestmark = pytest.mark.anyio
+
 LETTERS = tuple("ABCD")
 PAIR = PromptTemplate("pair", 1, "{premise} entails {hypothesis}? Answer:")
 #: By template, how an input of each kind is written for number i; the number ends up among its prompt's tokens.
@@ -47,7 +49,6 @@ def classes_of(item: dict[str, Any], labels: tuple[str, ...]) -> int:
     return len(item["choices"]) if "choices" in item else len(labels)
 
 
-@pytest.mark.anyio
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("options", [{}, {"mode": "map"}, {"predictive": "ensemble"}])
 async def test_kinds_mix_up_to_the_largest_request(name: str, options: dict[str, Any]) -> None:
@@ -71,7 +72,6 @@ async def test_kinds_mix_up_to_the_largest_request(name: str, options: dict[str,
         assert answer["label_text"] == expected
 
 
-@pytest.mark.anyio
 async def test_orders_are_averaged_of_those_that_have_choices() -> None:
     choice, prompt = {"question": "number 700", "choices": ["x", "y", "z"]}, {"prompt": "rendered 900"}
     async with serve(FakePredictor(template=TEMPLATES["multiple_choice"], labels=LETTERS)) as served:
@@ -82,7 +82,6 @@ async def test_orders_are_averaged_of_those_that_have_choices() -> None:
     assert response.json()["error"]["field"].startswith("inputs.1")
 
 
-@pytest.mark.anyio
 async def test_evaluate_mixes_them_too() -> None:
     inputs = [{**make(i + 100), "label": "B"} for i, make in enumerate(KINDS["multiple_choice"])]
     async with serve(FakePredictor(template=TEMPLATES["multiple_choice"], labels=LETTERS)) as served:

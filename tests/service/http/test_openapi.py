@@ -17,7 +17,7 @@ from serving import library, serve, settings
 from service.app import create_app
 from service.errors import ERROR_KINDS
 from service.http.openapi import TAGS
-from service.keys import Key, digest, write_keys
+from service.security.keys_file import Key, digest, write_keys
 
 API_PAGE = Path(__file__).resolve().parents[3] / "docs" / "api.md"
 #: Asked for by no single operation: no HTTP, unknown paths and methods, faults, answers that nobody reads.

@@ -170,7 +170,7 @@ async def test_a_trusted_proxy_may_have_every_connection_and_no_more() -> None:
 def test_connections_leave_files_for_the_rest() -> None:
     script = (
         "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (100, 200));"
-        "from service.connections import most_connections as most;"
+        "from service.http.connections import most_connections as most;"
         "print(most(20), resource.getrlimit(resource.RLIMIT_NOFILE)[0], most(2048),"
         " resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
     )

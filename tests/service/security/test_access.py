@@ -20,9 +20,11 @@ from starlette.routing import Mount
 
 from service.app import create_app
 from service.http.openapi import error_responses
-from service.keys import Key, digest, new_token, write_keys
 from service.security.access import ACCESS, line_of
 from service.security.callers import SCOPES
+from service.security.keys_file import Key, digest, new_token, write_keys
+
+pytestmark = pytest.mark.anyio
 
 FAKE_SERVER = Path(__file__).resolve().parents[1] / "fake_server.py"
 TOKENS = {name: new_token() for name in (*sorted(SCOPES), "none")}
@@ -76,14 +78,12 @@ def test_the_walk_finds_an_endpoint_that_is_not_decided() -> None:
 OPEN = ("/", "/docs", "/docs/assets/swagger-ui.css", "/openapi.json", "/health/live", "/health/ready")
 
 
-@pytest.mark.anyio
 async def test_what_is_open_needs_no_key(keys: Path) -> None:
     async with guarded(keys) as served:
         for path in (*OPEN, "/v2/health/live", "/v2/health/ready"):
             assert (await served.client.get(path)).status_code in (200, 307), path
 
 
-@pytest.mark.anyio
 @pytest.mark.parametrize("path", ["/artifacts", "/metrics", "/v2/models/fake"])
 async def test_any_key_may_look(path: str, keys: Path) -> None:
     async with guarded(keys) as served:
@@ -99,7 +99,6 @@ ASKS = {
 }
 
 
-@pytest.mark.anyio
 @pytest.mark.parametrize("needed", ASKS)
 async def test_a_scope_opens_its_own_endpoints_alone(needed: str, keys: Path) -> None:
     method, path, body = ASKS[needed]
@@ -114,14 +113,12 @@ async def test_a_scope_opens_its_own_endpoints_alone(needed: str, keys: Path) ->
         assert (await served.client.request(method, path, json=body)).status_code == 401
 
 
-@pytest.mark.anyio
 async def test_where_keys_are_off_everyone_may_do_everything() -> None:
     async with serve() as served:
         for method, path, body in ASKS.values():
             assert (await served.client.request(method, path, json=body)).status_code == 200
 
 
-@pytest.mark.anyio
 @pytest.mark.parametrize(
     "headers",
     [
@@ -150,14 +147,12 @@ async def test_what_is_not_a_key_is_refused(headers: dict[str, str], keys: Path)
     assert "laplora_" not in answer.text
 
 
-@pytest.mark.anyio
 async def test_the_scheme_is_read_in_any_case(keys: Path) -> None:
     async with guarded(keys) as served:
         headers = {"authorization": f"bEARER  {TOKENS['predict']}"}
         assert (await served.client.post("/predict", json=BODY, headers=headers)).status_code == 200
 
 
-@pytest.mark.anyio
 async def test_what_is_not_in_the_table_needs_a_key_before_it_says_that_it_is_not_there(keys: Path) -> None:
     async with guarded(keys) as served:
         for method, path in (("GET", "/nowhere"), ("PUT", "/predict"), ("GET", "/predict/")):
@@ -166,7 +161,6 @@ async def test_what_is_not_in_the_table_needs_a_key_before_it_says_that_it_is_no
         assert (await served.client.put("/predict", headers=bearer("predict"))).status_code == 405
 
 
-@pytest.mark.anyio
 @pytest.mark.parametrize(
     "path", ["/predict/", "//predict", "/%70redict", "/health/../predict", "/PREDICT", "/predict%0A", "/predict%00"]
 )
@@ -178,7 +172,6 @@ async def test_no_spelling_of_a_path_gets_around(path: str, keys: Path) -> None:
     assert answer.status_code == 401
 
 
-@pytest.mark.anyio
 async def test_a_refusal_reads_nothing_of_the_body(keys: Path) -> None:
     async with guarded(keys) as served:
         for headers, status in (({}, 401), (bearer("evaluate"), 403)):
@@ -192,7 +185,6 @@ async def test_a_refusal_reads_nothing_of_the_body(keys: Path) -> None:
             assert (answer.status_code, read) == (status, [])
 
 
-@pytest.mark.anyio
 async def test_the_queue_knows_the_caller_by_the_keys_id(keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with guarded(keys) as served:
         submit, callers = served.state.engine.submit, []
@@ -206,7 +198,6 @@ async def test_the_queue_knows_the_caller_by_the_keys_id(keys: Path, monkeypatch
     assert callers == ["only-predict"]
 
 
-@pytest.mark.anyio
 async def test_refusals_are_counted_and_logged_without_the_token(keys: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG")
     async with guarded(keys) as served:

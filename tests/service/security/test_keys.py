@@ -18,10 +18,11 @@ import pytest
 from server_process import ROOT, Process, server_process
 
 from service.errors import UnauthorizedError
-from service.keys import Key, KeysFileError, digest, main, new_token, read_keys, write_keys
+from service.keys import main
 from service.security import keyring as keyring_module
 from service.security.callers import Caller
 from service.security.keyring import Keyring
+from service.security.keys_file import Key, KeysFileError, digest, new_token, read_keys, write_keys
 
 #: Refuses before it imports what the fake one needs.
 REAL = ("-m", "service")

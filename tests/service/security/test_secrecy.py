@@ -13,7 +13,7 @@ import pytest
 from server_process import Process, server_process
 from tiny_runs import FinishedRun
 
-from service.keys import Key, digest, new_token, write_keys
+from service.security.keys_file import Key, digest, new_token, write_keys
 
 WORD = "Zanzibarquux"
 #: In the place of a field's name. One that reads like a name, such as txet, is named in the refusal on purpose.

@@ -31,6 +31,8 @@ from service.telemetry.event_loop import INTERVAL_S, watched
 from service.telemetry.logs import EVENTS, JsonFormatter, TextFormatter, configure_logging
 from service.telemetry.metrics import Phase
 
+pytestmark = pytest.mark.anyio
+
 SECRET = "zebra-secret"
 
 
@@ -48,7 +50,6 @@ def log() -> Iterator[io.StringIO]:
     logger.setLevel(level)
 
 
-@pytest.mark.anyio
 async def test_sane_request_ids_are_kept_and_others_replaced() -> None:
     async with serve() as served:
         for asked, kept in [
@@ -67,7 +68,6 @@ async def test_sane_request_ids_are_kept_and_others_replaced() -> None:
         assert error.json()["request_id"] == "mine"
 
 
-@pytest.mark.anyio
 async def test_log_lines_are_json_with_id_and_stages_and_no_text(log: io.StringIO) -> None:
     predictor = FakePredictor()
     predictor.poison[666] = KeyError(SECRET)
@@ -91,7 +91,6 @@ async def test_log_lines_are_json_with_id_and_stages_and_no_text(log: io.StringI
     assert crash["frames"]
 
 
-@pytest.mark.anyio
 async def test_metrics_count_what_happened() -> None:
     async with serve() as served:
         await served.predict("a", "b c")
@@ -156,7 +155,6 @@ async def scrape_of(served: Served) -> Scrape:
     return Scrape((await served.client.get("/metrics")).text)
 
 
-@pytest.mark.anyio
 async def test_metrics_say_what_the_answers_look_like() -> None:
     predictor = Doubtful(max_tokens=16)
     async with serve(predictor) as served:
@@ -184,7 +182,6 @@ async def test_metrics_say_what_the_answers_look_like() -> None:
         assert decisions == [rows, 0]
 
 
-@pytest.mark.anyio
 async def test_what_clients_name_never_becomes_a_label() -> None:
     async with serve() as served:
         await served.predict("a", artifact=SECRET)
@@ -194,7 +191,6 @@ async def test_what_clients_name_never_becomes_a_label() -> None:
     assert SECRET not in text.lower()
 
 
-@pytest.mark.anyio
 async def test_series_of_an_artifact_end_when_it_is_unloaded(tmp_path: Path) -> None:
     first, second = artifacts_in(tmp_path, "first", "second")
     async with serve(first, second, artifact="first", also_load="second", artifacts_root=tmp_path) as served:
@@ -212,7 +208,6 @@ async def test_series_of_an_artifact_end_when_it_is_unloaded(tmp_path: Path) -> 
     assert again("laplora_decisions_total", artifact="second", predictive="laplace", decision="accept") == 1
 
 
-@pytest.mark.anyio
 async def test_metrics_say_how_the_server_is() -> None:
     async with serve(max_queue_rows=300, max_queue_tokens=1000, client_share=1.0) as served:
         idle = await scrape_of(served)
@@ -244,7 +239,6 @@ async def test_metrics_say_how_the_server_is() -> None:
     assert idle("process_resident_memory_bytes") > 0
 
 
-@pytest.mark.anyio
 async def test_the_start_is_in_the_log_phase_by_phase(log: io.StringIO) -> None:
     async with serve():
         pass
@@ -252,7 +246,6 @@ async def test_the_start_is_in_the_log_phase_by_phase(log: io.StringIO) -> None:
     assert [e["phase"] for e in events if e.get("event") == "stage"] == ["loading", "verifying", "warming_up", "ready"]
 
 
-@pytest.mark.anyio
 async def test_a_start_that_ends_in_a_drain_is_not_ready() -> None:
     predictor = FakePredictor()
     may_replay, replaying = threading.Event(), threading.Event()
@@ -273,7 +266,6 @@ async def test_a_start_that_ends_in_a_drain_is_not_ready() -> None:
     assert (scrape("laplora_ready"), scrape("laplora_draining")) == (0, 1)
 
 
-@pytest.mark.anyio
 async def test_the_phase_is_failed_where_the_artifact_cannot_be_served() -> None:
     predictor = FakePredictor()
     predictor.golden_error = GoldenMismatchError("recorded 0.5, got 0.7")
@@ -284,7 +276,6 @@ async def test_the_phase_is_failed_where_the_artifact_cannot_be_served() -> None
     assert scrape("laplora_ready") == 0
 
 
-@pytest.mark.anyio
 async def test_a_blocked_event_loop_shows_in_one_piece() -> None:
     blocked_s = 3 * INTERVAL_S
     lags: list[float] = []
@@ -298,14 +289,12 @@ async def test_a_blocked_event_loop_shows_in_one_piece() -> None:
     assert max(lags[before:]) >= blocked_s - INTERVAL_S
 
 
-@pytest.mark.anyio
 async def test_lag_is_exposed() -> None:
     async with serve() as served:
         while (await scrape_of(served))("laplora_event_loop_lag_seconds_count") == 0:
             await asyncio.sleep(0.01)
 
 
-@pytest.mark.anyio
 async def test_tasks_that_fail_unseen_are_logged_without_their_message(log: io.StringIO) -> None:
     async def fail() -> None:
         raise KeyError(SECRET)
@@ -322,7 +311,6 @@ async def test_tasks_that_fail_unseen_are_logged_without_their_message(log: io.S
     assert SECRET not in log.getvalue()
 
 
-@pytest.mark.anyio
 async def test_a_requests_line_says_who_asked_for_what(log: io.StringIO) -> None:
     async with serve(request_timeout_s=0.2) as served:
         await served.predict("a", options={"mode": "map"})
@@ -344,7 +332,6 @@ async def test_a_requests_line_says_who_asked_for_what(log: io.StringIO) -> None
     assert refused["caller"] == "127.0.0.1"
 
 
-@pytest.mark.anyio
 async def test_a_draining_server_closes_connections_after_their_answer() -> None:
     async with serve() as served:
         kept = await served.predict("a")

@@ -16,6 +16,8 @@ from service.telemetry.answer_metrics import AnswerMetrics
 from service.telemetry.metrics import Metrics, Phase
 from service.telemetry.unfailing import unfailing
 
+pytestmark = pytest.mark.anyio
+
 
 @pytest.fixture(autouse=True)
 def nothing_failed_yet(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,7 +45,6 @@ class Broken:
         raise ValueError("SECRET")
 
 
-@pytest.mark.anyio
 async def test_requests_and_loads_go_on_with_every_metric_broken(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -69,7 +70,6 @@ async def test_requests_and_loads_go_on_with_every_metric_broken(
     assert any("count_batch" in name for name in found)
 
 
-@pytest.mark.anyio
 async def test_a_report_that_fails_leaves_the_other_metrics_readable(monkeypatch: pytest.MonkeyPatch) -> None:
     async with serve() as served:
 
