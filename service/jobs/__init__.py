@@ -1,5 +1,7 @@
 """Large evaluations: uploaded as JSON Lines, scored in the background, kept on disk across restarts.
 
-``lines.py`` and ``upload.py`` take an upload in, ``store.py`` and ``folder.py`` keep it, ``runner.py`` scores it,
-``board.py`` knows every job and is what the routes ask.
+``board`` is what the routes and the application call. Below it, ``runner`` decides whose turn it is, ``run`` takes one
+job through, chunk by chunk (``chunks``), and ``ledger`` keeps every change, in memory and on disk: ``folder`` holds the
+files, ``store`` the database. ``upload`` takes lines in, ``quota`` bounds them, ``waiting`` has turns and pauses,
+``metrics`` measures, and ``shown`` writes a job as the contract does. ``records`` says what a job is: read it first.
 """

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from laplora.errors import ArtifactNotFoundError
 from service.artifacts.host import ArtifactHost
 from service.errors import ArtifactChangedError, BatchTooLargeError, DeviceMemoryError, UnscorableInputError, kind_of
-from service.jobs.lines import read_line
+from service.jobs.metrics import ScoredRow
 from service.jobs.records import About, Rows
-from service.jobs.store import ScoredRow
+from service.jobs.upload import read_line
 from service.scoring.evaluation import method_rows
 from service.scoring.plan import Ask, Plan, Scored
 from service.scoring.scorer import Scorer

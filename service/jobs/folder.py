@@ -1,6 +1,6 @@
 """The folder that jobs are kept in: one process at a time, and readable by its user alone.
 
-Everything is in a sub-folder of its own, which a marker names as the server's:
+Everything is in a sub-folder, which a marker names as the server's:
 
     JOBS_DIR/laplora-jobs/
         made-by-laplora     the marker
@@ -8,29 +8,29 @@ Everything is in a sub-folder of its own, which a marker names as the server's:
         jobs.sqlite         the jobs, their rows' results and metrics (``store.py``)
         ID.part, ID.jsonl   the upload ID, until and once it is whole; ID has 32 hexadecimal digits
 
-No other file is ever written, moved or removed. A folder that holds other files is not taken: whoever named it meant
-another one. Hidden files and ``lost+found`` are nobody's mistake, and are left alone.
+No other file is ever written, moved or removed. A folder that holds other files is refused: whoever named it meant
+another one. Hidden files and ``lost+found`` are left alone.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection
-from contextlib import ExitStack
+import sqlite3
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from service.errors import JobsUnavailableError
-from service.jobs import earlier_layout
-from service.jobs.disk import private_file, storage_errors, sync_folder
+from laplora.files import FULL_DISK
+from service.errors import JobsUnavailableError, StorageFullError
 
-OWN_FOLDER = "laplora-jobs"
+SUBFOLDER = "laplora-jobs"
 MARKER = "made-by-laplora"
 DATABASE = "jobs.sqlite"
 _UPLOAD = re.compile(r"(?P<id>[0-9a-f]{32})\.(?P<kind>part|jsonl)")
-_OWN_NAMES = frozenset({MARKER, "lock", *(DATABASE + end for end in ("", "-wal", "-shm", "-journal"))})
+_NAMES = frozenset({MARKER, "lock", *(DATABASE + end for end in ("", "-wal", "-shm", "-journal"))})
 
 
 class StrangersError(JobsUnavailableError):
@@ -54,9 +54,7 @@ def default_jobs_dir() -> Path:
 
 
 class JobsFolder:
-    """The server's own folder inside ``jobs_dir``, locked for this process until :meth:`close`.
-
-    What an earlier version kept in ``jobs_dir`` itself is moved in, see ``earlier_layout``.
+    """The server's sub-folder of ``jobs_dir``, locked for this process until :meth:`close`.
 
     Args:
         jobs_dir: made if it is not there, for this user alone.
@@ -67,23 +65,23 @@ class JobsFolder:
     """
 
     def __init__(self, jobs_dir: Path) -> None:
-        self.path = jobs_dir / OWN_FOLDER
-        self._locks = ExitStack()
+        self.path = jobs_dir / SUBFOLDER
+        self._lock = FileLock(self.path / "lock", timeout=0, mode=0o600, thread_local=False)
         try:
             if not jobs_dir.is_dir():
                 jobs_dir.mkdir(mode=0o700, parents=True)
-            check_no_strangers(jobs_dir)
-            if (jobs_dir / "lock").exists():
-                # An earlier version's server would hold this one.
-                self._lock(jobs_dir / "lock")
+            _check_no_strangers(jobs_dir)
             if not self.path.is_dir():
                 self.path.mkdir(mode=0o700)
             # The marker comes first: without it, what is in the folder is a stranger's.
             os.close(private_file(self.path / MARKER))
-            self._lock(self.path / "lock")
+            self._lock.acquire()
             with storage_errors():
-                earlier_layout.move_in(jobs_dir, self.path)
                 self.sync()
+        except Timeout:
+            raise JobsUnavailableError(
+                "another server process has the jobs folder: stop that one, or give this one a jobs_dir of its own"
+            ) from None
         except OSError as error:
             self.close()
             raise JobsUnavailableError(
@@ -92,16 +90,6 @@ class JobsFolder:
         except BaseException:
             self.close()
             raise
-
-    def _lock(self, path: Path) -> None:
-        lock = FileLock(path, timeout=0, mode=0o600, thread_local=False)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise JobsUnavailableError(
-                "another server process has the jobs folder: stop that one, or give this one a jobs_dir of its own"
-            ) from None
-        self._locks.callback(lock.release)
 
     @property
     def database(self) -> Path:
@@ -123,7 +111,11 @@ class JobsFolder:
 
     def sync(self) -> None:
         """Bring the folder's entries to disk."""
-        sync_folder(self.path)
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
     def discard(self, job_id: str) -> None:
         """Remove a job's inputs, whole or not, if they are there."""
@@ -133,36 +125,30 @@ class JobsFolder:
     def discard_others(self, job_ids: Collection[str]) -> None:
         """Remove every upload but these jobs': what a crash left. Files of other names stay."""
         for path in list(self.path.iterdir()):
-            found = _UPLOAD.fullmatch(path.name)
-            if found is not None and (found["kind"] == "part" or found["id"] not in job_ids):
+            upload = _UPLOAD.fullmatch(path.name)
+            if upload is not None and (upload["kind"] == "part" or upload["id"] not in job_ids):
                 path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Let another process have the folder."""
-        self._locks.close()
+        self._lock.release()
 
 
-def check_no_strangers(jobs_dir: Path) -> None:
-    """Check that a folder is empty, or holds what a server, or an earlier version's, made.
+def _check_no_strangers(jobs_dir: Path) -> None:
+    """Check that a folder is empty, or holds what a server made.
 
     Raises:
         StrangersError: it holds something else. Nothing was changed.
     """
-    own = jobs_dir / OWN_FOLDER
-    marked = own.is_dir() and not own.is_symlink() and (own / MARKER).is_file()
-    earlier = marked or earlier_layout.is_there(jobs_dir)
-    strangers = [
-        name
-        for name in _shown(jobs_dir)
-        if not (name == OWN_FOLDER and own.is_dir() and not own.is_symlink())
-        and not (earlier_layout.is_own_name(jobs_dir, name))
-        and not (earlier and _UPLOAD.fullmatch(name))
-    ]
-    if own.is_dir():
+    subfolder = jobs_dir / SUBFOLDER
+    is_folder = subfolder.is_dir() and not subfolder.is_symlink()
+    strangers = [name for name in _shown(jobs_dir) if not (name == SUBFOLDER and is_folder)]
+    if is_folder:
+        marked = (subfolder / MARKER).is_file()
         strangers += [
-            f"{OWN_FOLDER}/{name}"
-            for name in _shown(own)
-            if not marked or (name not in _OWN_NAMES and not _UPLOAD.fullmatch(name))
+            f"{SUBFOLDER}/{name}"
+            for name in _shown(subfolder)
+            if not (marked and (name in _NAMES or _UPLOAD.fullmatch(name)))
         ]
     if strangers:
         raise StrangersError(strangers)
@@ -170,3 +156,28 @@ def check_no_strangers(jobs_dir: Path) -> None:
 
 def _shown(folder: Path) -> list[str]:
     return [name for name in os.listdir(folder) if not name.startswith(".") and name != "lost+found"]
+
+
+def private_file(path: Path) -> int:
+    """Return the descriptor of a file opened for appending, made for this user alone if it is new."""
+    return os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+
+
+@contextmanager
+def storage_errors() -> Iterator[None]:
+    """Turn what a full disk raises, of files or of SQLite, into the service's error.
+
+    Raises:
+        StorageFullError: no room, a quota reached, or a write that the disk refused.
+    """
+    try:
+        yield
+    except (sqlite3.OperationalError, OSError) as error:
+        if isinstance(error, OSError):
+            full = error.errno in FULL_DISK
+        else:
+            # A quota or a file's largest size is no ENOSPC, and SQLite calls it a failed write.
+            full = error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+        if not full:
+            raise
+        raise StorageFullError("the disk has no room for jobs: try again later, or remove jobs") from error

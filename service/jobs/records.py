@@ -11,8 +11,8 @@ from pydantic import BaseModel
 
 from service.http.schemas.artifacts import ArtifactRef
 from service.http.schemas.evaluate import MeasureOptions
+from service.jobs.metrics import Sums
 from service.jobs.quota import Hold
-from service.jobs.sums import Sums
 
 Status = Literal["queued", "running", "paused", "done", "failed", "cancelled"]
 STATUSES: tuple[Status, ...] = get_args(Status)
@@ -58,6 +58,7 @@ class Job:
         started_at, finished_at: seconds since the epoch.
         pace: of the last chunks, rows and seconds.
         hold: what it holds of the limits until it has ended.
+        cancelling: it is to be cancelled, which may not be on disk yet.
         told: names of the callers who were told that it has ended.
         changes: how often it has changed since the server's start.
         changed: set at the next change, which puts another one in its place.
@@ -82,6 +83,7 @@ class Job:
     finished_at: float | None = None
     pace: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=8))
     hold: Hold | None = None
+    cancelling: bool = False
     told: set[str] = field(default_factory=set)
     changes: int = 0
     changed: asyncio.Event = field(default_factory=asyncio.Event)

@@ -8,13 +8,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 from service.http.schemas.jobs import BadRow, JobOut, JobPause, JobResult, PartialMetrics
+from service.jobs.board import JobBoard
 from service.jobs.records import Job
-
-if TYPE_CHECKING:
-    from service.jobs.board import JobBoard
 
 _HEARTBEAT_S = 15.0
 _OPENING = b"retry: 2000\n\n"
@@ -40,7 +37,7 @@ def job_out(job: Job, *, result: str | None = None, bad_rows: Sequence[tuple[int
             "rows_done": job.rows_done,
             "rows_bad": job.rows_bad,
             "rows_per_second": job.rows_per_second,
-            "partial": partial and {name: PartialMetrics.model_validate(found) for name, found in partial.items()},
+            "partial": partial and {name: PartialMetrics(**metrics) for name, metrics in partial.items()},
             "bad_rows": None if bad_rows is None else [BadRow(line=row + 1, code=code) for row, code in bad_rows],
             "paused": job.paused and JobPause.model_validate(job.paused),
             "error": job.error,

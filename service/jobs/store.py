@@ -14,17 +14,16 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from service.errors import JobsUnavailableError
-from service.jobs.disk import private_file, storage_errors
+from service.jobs.folder import private_file, storage_errors
+from service.jobs.metrics import ScoredRow, Sums
 from service.jobs.records import About, Job, Rows, StoredStatus
-from service.jobs.sums import Sums
-from service.scoring.evaluation import MethodRow
 
-#: How each version's database becomes the next one's; a new one goes through all of them.
-_UPGRADES = (
-    """
+#: Of the tables below. A database of another format is refused.
+_FORMAT = 3
+_TABLES = """
 CREATE TABLE jobs (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
     id TEXT NOT NULL UNIQUE,
@@ -39,6 +38,7 @@ CREATE TABLE jobs (
     result TEXT,
     started_at REAL,
     finished_at REAL,
+    absent_s REAL NOT NULL DEFAULT 0,
     UNIQUE (owner, idempotency_key)
 ) STRICT;
 CREATE TABLE rows (
@@ -48,17 +48,12 @@ CREATE TABLE rows (
     methods TEXT NOT NULL,
     PRIMARY KEY (job, row)
 ) STRICT, WITHOUT ROWID;
-""",
-    """
 CREATE TABLE bad_rows (
     job INTEGER NOT NULL,
     row INTEGER NOT NULL,
     code TEXT NOT NULL,
     PRIMARY KEY (job, row)
 ) STRICT, WITHOUT ROWID;
-ALTER TABLE jobs ADD COLUMN absent_s REAL NOT NULL DEFAULT 0;
-""",
-    """
 CREATE TABLE begun (
     job INTEGER NOT NULL,
     first INTEGER NOT NULL,
@@ -66,19 +61,15 @@ CREATE TABLE begun (
     lone_tries INTEGER NOT NULL,
     PRIMARY KEY (job, first, after)
 ) STRICT, WITHOUT ROWID;
-""",
+"""
+#: Those that are attributes of a job.
+_JOB_COLUMNS = (
+    "number, id, owner, idempotency_key, about, status, rows_done, input_offset, sums, error, started_at, finished_at, "
+    "absent_s"
 )
 #: Most rows that one transaction removes, and most pages that it gives back to the disk.
 _SLICE_ROWS = 256
 _SLICE_PAGES = 64
-
-
-class ScoredRow(NamedTuple):
-    """One row's answer: its number, from 0, its true label's position, and its numbers by method."""
-
-    row: int
-    label: int
-    methods: Mapping[str, MethodRow]
 
 
 class Store:
@@ -92,7 +83,7 @@ class Store:
         """Open the database, made for this user alone if it is new.
 
         Raises:
-            JobsUnavailableError: it is no database of jobs, or a newer version's.
+            JobsUnavailableError: it is no database of jobs, or one of another format.
         """
         with storage_errors():
             os.close(private_file(path))
@@ -109,9 +100,15 @@ class Store:
                 ) from error
 
     def _prepare(self) -> None:
+        # One connection in all: the index of the log is in memory, so there is no third file to run full.
+        self._db.execute("PRAGMA locking_mode = EXCLUSIVE").fetchall()
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version not in (0, _FORMAT):
+            self._db.close()
+            raise JobsUnavailableError(
+                f"the jobs folder has format {version}, this server reads format {_FORMAT}: give it another jobs_dir"
+            )
         for pragma in (
-            # One connection in all: the index of the log is in memory, so there is no third file to run full.
-            "locking_mode = EXCLUSIVE",
             "auto_vacuum = INCREMENTAL",
             "journal_mode = WAL",
             "synchronous = FULL",
@@ -120,15 +117,10 @@ class Store:
             "temp_store = MEMORY",
         ):
             self._db.execute(f"PRAGMA {pragma}").fetchall()
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if version > len(_UPGRADES):
-            self._db.close()
-            raise JobsUnavailableError("the jobs folder is a newer server's: give this one another jobs_dir")
-        for number, statements in enumerate(_UPGRADES[version:], start=version + 1):
+        if version == 0:
             with self._transaction():
-                for statement in statements.split(";\n"):
+                for statement in [*_TABLES.split(";\n"), f"PRAGMA user_version = {_FORMAT}"]:
                     self._db.execute(statement)
-                self._db.execute(f"PRAGMA user_version = {number}")
 
     def close(self) -> None:
         """Close the database; the log goes into it."""
@@ -149,51 +141,24 @@ class Store:
                 raise
 
     def jobs(self) -> list[Job]:
-        """Return every job in the order of their uploads, without the results."""
-        names = (
-            "number, id, owner, idempotency_key, about, status, rows_done, input_offset, sums, error, started_at, "
-            "finished_at, absent_s"
-        )
+        """Return every job, in the order of their uploads."""
         bad_counts: dict[int, Counter[str]] = {}
         for number, code, count in self._db.execute("SELECT job, code, count(*) FROM bad_rows GROUP BY job, code"):
             bad_counts.setdefault(number, Counter())[code] = count
         begun: dict[int, dict[Rows, int]] = {}
         for number, first, after, lone_tries in self._db.execute("SELECT job, first, after, lone_tries FROM begun"):
             begun.setdefault(number, {})[first, after] = lone_tries
-        return [
-            Job(
-                number=number,
-                id=job_id,
-                owner=owner,
-                idempotency_key=key,
-                about=About.model_validate_json(about),
-                status=status,
-                rows_done=rows_done,
-                bad_counts=bad_counts.get(number, Counter()),
-                begun=begun.get(number, {}),
-                input_offset=offset,
-                sums=Sums.model_validate_json(sums),
-                error=None if error is None else json.loads(error),
-                started_at=started_at,
-                finished_at=finished_at,
-                absent_s=absent_s,
-            )
-            for (
-                number,
-                job_id,
-                owner,
-                key,
-                about,
-                status,
-                rows_done,
-                offset,
-                sums,
-                error,
-                started_at,
-                finished_at,
-                absent_s,
-            ) in self._db.execute(f"SELECT {names} FROM jobs ORDER BY number").fetchall()
-        ]
+        cursor = self._db.cursor()
+        cursor.row_factory = sqlite3.Row
+        jobs = []
+        for row in cursor.execute(f"SELECT {_JOB_COLUMNS} FROM jobs ORDER BY number"):
+            values = dict(row)
+            values["about"] = About.model_validate_json(values["about"])
+            values["sums"] = Sums.model_validate_json(values["sums"])
+            values["error"] = None if values["error"] is None else json.loads(values["error"])
+            number = values["number"]
+            jobs.append(Job(**values, bad_counts=bad_counts.get(number, Counter()), begun=begun.get(number, {})))
+        return jobs
 
     def add(self, job: Job) -> int:
         """Keep a new job, and return its number."""

@@ -2,17 +2,110 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from laplora.errors import LaploraError
-from service.errors import BatchTooLargeError, InvalidRequestError
-from service.jobs.disk import private_file, storage_errors
-from service.jobs.lines import LineSplitter, located, read_line
+from service.errors import BatchTooLargeError, BodyTooLargeError, DeadlineError, InvalidJsonError, InvalidRequestError
+from service.http.json_parsing import parse_json
+from service.http.schemas.inputs import LabelledInput
+from service.jobs.folder import private_file, storage_errors
+from service.scoring.evaluation import label_index
+
+
+class IdleUploadError(DeadlineError):
+    """An upload brought nothing for too long."""
+
+
+async def steadily(body: AsyncIterator[bytes], idle_s: float) -> AsyncIterator[bytes]:
+    """Yield what comes of an upload.
+
+    Raises:
+        IdleUploadError: nothing came for ``idle_s`` seconds; the time between two asks for more is not counted.
+    """
+    while True:
+        try:
+            async with asyncio.timeout(idle_s):
+                chunk = await anext(body, None)
+        except TimeoutError:
+            raise IdleUploadError(
+                f"nothing of the upload came for job_upload_idle_s ({idle_s:g} s): send it without pauses"
+            ) from None
+        if chunk is None:
+            return
+        yield chunk
+
+
+class LineSplitter:
+    """Cuts a stream of bytes into lines, without holding more than one that is not whole.
+
+    Args:
+        max_line_bytes: of one line.
+    """
+
+    def __init__(self, max_line_bytes: int) -> None:
+        self._max_line_bytes = max_line_bytes
+        self._begun: list[bytes] = []
+        self._begun_bytes = 0
+        self._lines = 0
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """Return the lines that are whole with this chunk, without their ends.
+
+        Raises:
+            BodyTooLargeError: a line longer than ``max_line_bytes``, whole or not.
+        """
+        *whole, rest = chunk.split(b"\n")
+        if whole:
+            whole[0] = b"".join([*self._begun, whole[0]])
+            self._begun, self._begun_bytes = [], 0
+        self._begun.append(rest)
+        self._begun_bytes += len(rest)
+        sizes = [*map(len, whole), self._begun_bytes]
+        if max(sizes) > self._max_line_bytes:
+            late = next(i for i, size in enumerate(sizes) if size > self._max_line_bytes)
+            number = self._lines + late + 1
+            raise BodyTooLargeError(
+                f"line {number} has at least {sizes[late]} bytes, max_body_bytes is {self._max_line_bytes} of one line",
+                field=f"lines.{number}",
+                limit=self._max_line_bytes,
+                got=sizes[late],
+            )
+        self._lines += len(whole)
+        return whole
+
+    def end(self) -> list[bytes]:
+        """Return the last line, if it has no end of its own."""
+        last = b"".join(self._begun)
+        self._begun = []
+        return [last] if last.strip() else []
+
+
+def read_line(line: bytes, labels: Sequence[str]) -> tuple[LabelledInput, int]:
+    """Return a line's input and the position of its true label.
+
+    Raises:
+        InvalidJsonError, InvalidRequestError, InvalidInputError: as of a body; fields and messages are of the line.
+    """
+    if not line.strip():
+        raise InvalidJsonError("it is empty: each line is one JSON object")
+    try:
+        item = LabelledInput.model_validate(parse_json(line))
+    except InvalidJsonError as error:
+        raise InvalidJsonError(str(error).replace("the body", "it", 1)) from None
+    except ValidationError as error:
+        # The first problem only, by place and kind, as of a body: never what was sent.
+        first = error.errors(include_input=False, include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise InvalidRequestError(f"{field[:200] or 'the object'}: {first['msg']}", field=field or None) from None
+    return item, label_index(item.label, item.template_fields, labels)
 
 
 @dataclass(frozen=True)
@@ -80,7 +173,7 @@ class Upload:
             try:
                 self._check(line)
             except LaploraError as error:
-                raise located(error, self.rows + 1, getattr(error, "field", None)) from None
+                raise _located(error, self.rows + 1) from None
             self.rows += 1
         left = memoryview(b"".join(line + b"\n" for line in lines))
         with storage_errors():
@@ -97,3 +190,11 @@ class Upload:
                     "an earlier line has the same id: make ids unique or leave them out", field="id"
                 )
         self.tokens += self._tokens_of(item.template_fields)
+
+
+def _located(error: LaploraError, number: int) -> LaploraError:
+    """Return the error of a line, its field and its message now the upload's; lines count from 1."""
+    field = getattr(error, "field", None)
+    error.args = (f"line {number}: {error}",)
+    error.field = f"lines.{number}.{field}" if field and field != "body" else f"lines.{number}"  # type: ignore[attr-defined]
+    return error

@@ -1,42 +1,74 @@
-"""Awaiting what a cancellation must not cut in two, and what must hold up nobody."""
+"""How jobs wait: for their turn, for what passes, and for work that a cancellation must not cut in two."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+import random
+from collections.abc import Awaitable, Collection, Iterable
 from typing import Any, TypeVar
 
-from service.errors import DeadlineError
-from service.threads import in_daemon_thread
+from service.errors import ArtifactNotLoadedError, DeviceMemoryError, DrainingError, kind_of
 
 T = TypeVar("T")
 
+_FIRST_PAUSE_S = 0.25
+_LONGEST_PAUSE_S = 15.0
+#: A row that does not fit the device may fit once another process has left it. After so many tries it does not.
+_DEVICE_MEMORY_TRIES = 4
 
-class IdleUploadError(DeadlineError):
-    """An upload brought nothing for too long."""
 
+class Turns:
+    """Round robin: the member that has waited longest is next.
 
-async def steadily(body: AsyncIterator[bytes], idle_s: float) -> AsyncIterator[bytes]:
-    """Yield what comes of an upload.
-
-    Raises:
-        IdleUploadError: nothing came for ``idle_s`` seconds; the time between two asks for more is not counted.
+    A newcomer comes behind all who have waited since before the last turn, and before the one who had it. A member that
+    leaves and comes back, again and again, never passes one that stays.
     """
-    while True:
-        try:
-            async with asyncio.timeout(idle_s):
-                chunk = await anext(body, None)
-        except TimeoutError:
-            raise IdleUploadError(
-                f"nothing of the upload came for job_upload_idle_s ({idle_s:g} s): send it without pauses"
-            ) from None
-        if chunk is None:
-            return
-        yield chunk
+
+    def __init__(self) -> None:
+        self._taken = 0
+        self._last: dict[str, float] = {}
+
+    def meet(self, members: Collection[str]) -> None:
+        """Take in who is there: newcomers get their place, who has left is forgotten."""
+        self._last = {member: self._last.get(member, self._taken - 0.5) for member in members}
+
+    def next(self, members: Iterable[str]) -> str:
+        """Return which of these members is next; among newcomers the first."""
+        return min(members, key=lambda member: self._last.get(member, self._taken - 0.5))
+
+    def take(self, member: str) -> None:
+        """Let a member have its turn."""
+        self._taken += 1
+        self._last[member] = self._taken
+
+
+class Pauses:
+    """The pauses of one job between its tries: exponential back-off with jitter."""
+
+    def __init__(self) -> None:
+        self.tried = 0
+
+    def waits_out(self, error: Exception) -> bool:
+        """Return whether what was refused is tried again: no room, or not ready or loaded; not the job's own fault."""
+        if isinstance(error, DeviceMemoryError) and self.tried >= _DEVICE_MEMORY_TRIES:
+            return False
+        if isinstance(error, ArtifactNotLoadedError):
+            return True
+        return kind_of(error).status in (429, 503) and not isinstance(error, DrainingError)
+
+    def next_s(self) -> float:
+        """Return for how many seconds to wait now: longer each time, up to 15."""
+        longest = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** min(self.tried, 10))
+        self.tried += 1
+        return longest * random.uniform(0.5, 1.0)
+
+    def over(self) -> None:
+        """Begin anew: something went through."""
+        self.tried = 0
 
 
 async def whole(work: Awaitable[T]) -> T:
-    """Return the work's result; a cancellation is heeded once it has ended, not in the middle of it."""
+    """Return the work's result. A cancellation takes effect once the work has ended, not in the middle of it."""
     task = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(task)
@@ -47,13 +79,8 @@ async def whole(work: Awaitable[T]) -> T:
 
 async def cancelled(tasks: Iterable[asyncio.Task[Any] | None]) -> None:
     """Cancel tasks, those that are there, and return once they are over."""
-    found = {task for task in tasks if task is not None}
-    for task in found:
+    present = {task for task in tasks if task is not None}
+    for task in present:
         task.cancel()
-    if found:
-        await asyncio.wait(found)
-
-
-async def in_thread(function: Callable[[], T]) -> T:
-    """Return the function's result; its thread can hold up neither the event loop nor the process's exit."""
-    return await asyncio.wrap_future(in_daemon_thread("laplora-measure", function))
+    if present:
+        await asyncio.wait(present)

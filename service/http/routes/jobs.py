@@ -23,7 +23,7 @@ from service.http.schemas.jobs import JobDeleted, JobOut, JobQuery, JobsResponse
 from service.jobs.board import JobBoard
 from service.jobs.records import Job
 from service.jobs.shown import events, job_out
-from service.jobs.waiting import IdleUploadError, steadily
+from service.jobs.upload import IdleUploadError, steadily
 from service.security.callers import Caller
 from service.settings import Settings
 from service.telemetry.request_record import note
@@ -178,8 +178,8 @@ async def list_jobs(caller: CallerDep, board: JobsDep) -> JobsResponse:
 async def get_job(job_id: str, caller: CallerDep, board: JobsDep) -> JobOut:
     """How far a job is, its metrics so far, and its result once it is done."""
     job = board.job(job_id, _whose(caller))
-    bad_rows = await board.bad_rows(job)
-    result = await board.result(job)
+    bad_rows = await board.ledger.bad_rows(job)
+    result = await board.ledger.result(job)
     _told(caller, job)
     return job_out(job, result=result, bad_rows=bad_rows)
 
@@ -204,7 +204,7 @@ async def delete_job(job_id: str, caller: CallerDep, board: JobsDep) -> JobDelet
     """
     job = board.job(job_id, _whose(caller))
     if job.finished and caller.name in job.told:
-        await board.remove([job])
+        await board.ledger.remove([job])
         return JobDeleted(id=job.id, outcome="removed")
     await board.cancel(job)
     _told(caller, job)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
 
-import httpx
 import pytest
-from serving import FakePredictor, Served, serve, settings
-from test_jobs import JSONL, Named, ended, held, lines, post, refused, rows, submit, uploads
+from job_calls import callers, ended, held, lines, post, refused, rows, stopped_job, submit, uploads
+from serving import FakePredictor, serve, settings
 
 from service.errors import BodyTooLargeError, TooManyJobsError
 from service.jobs.quota import Quota
@@ -63,44 +61,33 @@ def test_unless_set_the_limit_is_four_of_the_largest_uploads_for_each_callers_sh
 
 async def test_an_upload_that_does_not_fit_is_refused_before_it_comes() -> None:
     predictor = FakePredictor()
-    async with serve(predictor, max_jobs_bytes=8000, max_job_bytes=6000) as served:
+    async with serve(predictor, max_jobs_bytes=8000, max_job_bytes=6000) as served, callers(served) as who:
         predictor.hold()
         error = refused(await post(served, upload(4001)), 413, "body_too_large")
         assert (error["limit"], error["got"]) == (4000, 4001)
-        first = await submit_bytes(served, 3000)
+        first = (await post(served, upload(3000))).json()
         response = await post(served, upload(1500))
         error = refused(response, 429, "too_many_jobs")
         assert (error["limit"], error["got"]) == (4000, 4500)
         assert "max_jobs_bytes" in error["message"]
         assert int(response.headers["retry-after"]) > 0
-        # Another caller has its own share.
-        transport = httpx.ASGITransport(app=Named(served.app))
-        async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=None) as client:
-            other = await client.post("/evaluate/jobs", content=upload(3900), headers=JSONL | {"x-caller": "ann"})
-            assert other.status_code == 202
-            # 3,000 and 3,900 of 8,000 are held: a third caller meets everybody's limit.
-            third = await client.post("/evaluate/jobs", content=upload(2000), headers=JSONL | {"x-caller": "bob"})
-            error = refused(third, 429, "too_many_jobs")
-            assert (error["limit"], error["got"]) == (8000, 8900)
+        # Another caller has its own share; with 3,000 and 3,900 of 8,000 held a third one meets everybody's limit.
+        other = await who.json("ann", "POST", content=upload(3900))
+        error = refused(await who.call("bob", "POST", content=upload(2000)), 429, "too_many_jobs")
+        assert (error["limit"], error["got"]) == (8000, 8900)
         assert len(uploads(served)) == 2
         predictor.released.set()
-        await ended(served, first)
-        await ended(served, other.json()["id"])
+        for job in (first, other):
+            await ended(served, job["id"])
         assert served.state.jobs.quota.held_bytes == 0
         assert (await post(served, upload(4000))).status_code == 202
-
-
-async def submit_bytes(served: Served, size: int) -> str:
-    response = await post(served, upload(size))
-    assert response.status_code == 202, response.text
-    return str(response.json()["id"])
 
 
 async def test_without_a_content_length_bytes_are_counted_as_they_come() -> None:
     predictor = FakePredictor()
     async with serve(predictor, max_jobs_bytes=8000, max_job_bytes=6000) as served:
         predictor.hold()
-        await submit_bytes(served, 3000)
+        assert (await post(served, upload(3000))).status_code == 202
 
         async def in_parts(count: int) -> AsyncIterator[bytes]:
             for _ in range(count):
@@ -146,24 +133,20 @@ async def test_announcing_alone_takes_no_callers_room() -> None:
         await asyncio.Event().wait()
         yield b""
 
-    async with serve(max_jobs_bytes=8000, max_job_bytes=6000, client_share=0.5) as served:
-        announced = JSONL | {"content-length": "2000"}
-        transport = httpx.ASGITransport(app=Named(served.app))
-        async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=None) as client:
-
-            def post_as(caller: str, body: Any, headers: dict[str, str]) -> Any:
-                return client.post("/evaluate/jobs", content=body, headers=headers | {"x-caller": caller})
-
-            silent_ones = [
-                asyncio.ensure_future(post_as(caller, silent(), announced)) for caller in ("ann", "bob") for _ in "ab"
-            ]
-            await served.until(lambda: len(served.state.jobs.quota._holds) == 4)
-            assert served.state.jobs.quota.held_bytes == 0
-            assert (await post_as("cid", upload(2000), JSONL)).status_code == 202
-            for one in silent_ones:
-                one.cancel()
-            await asyncio.gather(*silent_ones, return_exceptions=True)
-            await served.until(lambda: not any(h.owner in ("ann", "bob") for h in served.state.jobs.quota._holds))
+    async with serve(max_jobs_bytes=8000, max_job_bytes=6000) as served, callers(served) as who:
+        announced = {"content-length": "2000"}
+        silent_ones = [
+            asyncio.ensure_future(who.call(caller, "POST", content=silent(), headers=announced))
+            for caller in ("ann", "ann", "bob", "bob")
+        ]
+        quota = served.state.jobs.quota
+        await served.until(lambda: len(quota._holds) == 4)
+        assert quota.held_bytes == 0
+        assert (await who.call("cid", "POST", content=upload(2000))).status_code == 202
+        for one in silent_ones:
+            one.cancel()
+        await asyncio.gather(*silent_ones, return_exceptions=True)
+        await served.until(lambda: not any(hold.owner in ("ann", "bob") for hold in quota._holds))
 
 
 @pytest.mark.parametrize("announced", [{}, {"content-length": "3500"}])
@@ -186,29 +169,24 @@ async def test_every_end_gives_the_bytes_back(how: str) -> None:
     async with serve(predictor) as served:
         predictor.hold()
         predictor.nan = how == "failed"
-        job = await submit(served, rows(5), resamples=10)
+        job_id = await submit(served, rows(5))
         assert served.state.jobs.quota.held_bytes == len(lines(rows(5)))
         if how == "cancelled":
-            await served.client.post(f"/evaluate/jobs/{job['id']}/cancel")
+            await served.client.post(f"/evaluate/jobs/{job_id}/cancel")
         predictor.released.set()
-        assert (await ended(served, job["id"]))["status"] == (how if how != "removed" else "done")
+        assert (await ended(served, job_id))["status"] == (how if how != "removed" else "done")
         if how == "removed":
-            await served.client.delete(f"/evaluate/jobs/{job['id']}")
+            await served.client.delete(f"/evaluate/jobs/{job_id}")
         assert served.state.jobs.quota.held_bytes == 0
 
 
 async def test_a_restart_counts_the_unfinished_jobs_again() -> None:
-    predictor = FakePredictor()
-    async with serve(predictor) as served:
-        predictor.hold()
-        job = await submit(served, rows(5), resamples=10)
-        path = served.state.settings.jobs_dir
+    job_id, path = await stopped_job(FakePredictor())
     slow = FakePredictor()
     slow.hold()
-    more: dict[str, Any] = {"wait": False, "jobs_dir": path}
-    async with serve(slow, **more) as served:
+    async with serve(slow, wait=False, jobs_dir=path) as served:
         assert served.state.jobs.quota.held_bytes == len(lines(rows(5)))
-        assert held(served, job["id"]).hold is not None
+        assert held(served, job_id).hold is not None
         slow.released.set()
-        await ended(served, job["id"])
+        await ended(served, job_id)
         assert served.state.jobs.quota.held_bytes == 0

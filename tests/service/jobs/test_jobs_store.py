@@ -1,4 +1,4 @@
-"""The database of jobs: older ones open, removing is done in small steps, and a kill between them loses nothing."""
+"""The database of jobs: rows once and in order, removing in small steps, and a kill between them loses nothing."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from test_jobs_folder import FIRST_DDL
 
 from service.errors import JobsUnavailableError
 from service.http.schemas.artifacts import ArtifactRef
 from service.http.schemas.evaluate import MeasureOptions
+from service.jobs.metrics import ScoredRow, Sums
 from service.jobs.records import About, Job
-from service.jobs.store import ScoredRow, Store
-from service.jobs.sums import Sums
+from service.jobs.store import Store
 
 ROWS = 20_000
 #: What the log may come to, in bytes: about a megabyte, whatever the job's size.
@@ -30,15 +29,18 @@ def new_job(name: str = "a" * 32, rows: int = ROWS) -> Job:
     return Job(name, "ann", None, about)
 
 
+def add(store: Store, number: int, rows: range, bad: dict[int, str]) -> bool:
+    scored = [ScoredRow(row, row % 2, LINE) for row in rows if row not in bad]
+    return store.add_rows(
+        number, rows.start, len(rows), scored=scored, bad=bad, sums=Sums(), input_offset=rows.start, started_at=1e9
+    )
+
+
 def fill(store: Store, number: int, rows: int = ROWS, bad: int = 0) -> None:
     """Put a job's rows on disk as a server does; every one of ``bad`` rows has no answer."""
     for first in range(0, rows, 250):
         numbers = range(first, min(rows, first + 250))
-        without = {row: "unscorable_input" for row in numbers if row < bad}
-        scored = [ScoredRow(row, row % 2, LINE) for row in numbers if row not in without]
-        assert store.add_rows(
-            number, first, len(numbers), scored=scored, bad=without, sums=Sums(), input_offset=first, started_at=1e9
-        )
+        assert add(store, number, numbers, {row: "unscorable_input" for row in numbers if row < bad})
 
 
 def count(path: Path, table: str) -> int:
@@ -105,95 +107,49 @@ def test_what_a_kill_leaves_of_a_removal_goes_at_the_next_start(tmp_path: Path) 
     assert count(path, "bad_rows") == 20
 
 
-def test_an_older_database_opens_and_nothing_in_it_changes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [1, 2, 99])
+def test_a_database_of_another_format_is_refused_by_name_and_left_alone(version: int, tmp_path: Path) -> None:
     path = tmp_path / "jobs.sqlite"
-    job = new_job(rows=2)
     with closing(sqlite3.connect(path)) as db:
-        db.executescript(FIRST_DDL)
-        insert = "INSERT INTO jobs (id, owner, about, status, rows_done, sums, result) VALUES (?, 'ann', ?, ?, ?, ?, ?)"
-        about, sums = job.about.model_dump_json(), Sums().model_dump_json()
-        db.execute(insert, ("a" * 32, about, "queued", 1, sums, None))
-        db.execute(insert, ("b" * 32, about, "done", 2, sums, '{"kept": 1}'))
-        db.execute("INSERT INTO rows VALUES (1, 0, 1, '{\"map\": [[0.5, 0.5], null]}')")
-        db.commit()
-    for _ in range(2):
-        store = Store(path)
-        first, second = store.jobs()
-        assert (first.status, first.rows_done, first.rows_bad, first.absent_s) == ("queued", 1, 0, 0.0)
-        assert store.rows(first.number, -1, 10) == [ScoredRow(0, 1, {"map": [[0.5, 0.5], None]})]  # type: ignore[dict-item]
-        assert store.result(second.number) == '{"kept": 1}'
-        assert store.bad_rows(second.number) == []
-        store.set_absent(first.number, 0.0)
-        store.close()
+        db.execute("CREATE TABLE jobs (anything)")
+        db.execute(f"PRAGMA user_version = {version}")
+    before = path.read_bytes()
+    with pytest.raises(JobsUnavailableError, match=f"format {version}, this server reads format 3"):
+        Store(path)
+    assert path.read_bytes() == before
 
 
-#: What the second version added to the first; never to be changed.
-SECOND_DDL = """
-CREATE TABLE bad_rows (
-    job INTEGER NOT NULL,
-    row INTEGER NOT NULL,
-    code TEXT NOT NULL,
-    PRIMARY KEY (job, row)
-) STRICT, WITHOUT ROWID;
-ALTER TABLE jobs ADD COLUMN absent_s REAL NOT NULL DEFAULT 0;
-PRAGMA user_version = 2;
-"""
-
-
-def test_a_second_versions_database_opens_and_keeps_what_is_under_way_from_now_on(tmp_path: Path) -> None:
+def test_what_is_under_way_is_kept_until_it_is_over(tmp_path: Path) -> None:
     path = tmp_path / "jobs.sqlite"
-    job = new_job(rows=9)
-    with closing(sqlite3.connect(path)) as db:
-        db.executescript(FIRST_DDL)
-        db.executescript(SECOND_DDL)
-        insert = "INSERT INTO jobs (id, owner, about, rows_done, sums, absent_s) VALUES (?, 'ann', ?, 2, ?, 7.5)"
-        db.execute(insert, ("a" * 32, job.about.model_dump_json(), Sums().model_dump_json()))
-        db.execute("INSERT INTO rows VALUES (1, 0, 1, '{\"map\": [[0.5, 0.5], null]}')")
-        db.execute("INSERT INTO bad_rows VALUES (1, 1, 'device_memory')")
-        db.commit()
     store = Store(path)
-    (opened,) = store.jobs()
-    assert (opened.rows_done, opened.bad_counts, opened.absent_s, opened.begun) == (2, {"device_memory": 1}, 7.5, {})
-    assert store.rows(1, -1, 10) == [ScoredRow(0, 1, {"map": [[0.5, 0.5], None]})]  # type: ignore[dict-item]
-    store.set_begun(1, (2, 3), 1)
-    store.set_begun(1, (2, 5), 0)
-    store.set_begun(1, (5, 9), 0)
+    number = store.add(new_job(rows=9))
+    assert add(store, number, range(2), {1: "device_memory"})
+    store.set_absent(number, 7.5)
+    store.set_begun(number, (2, 3), 1)
+    store.set_begun(number, (2, 5), 0)
+    store.set_begun(number, (5, 9), 0)
     store.close()
     store = Store(path)
-    assert store.jobs()[0].begun == {(2, 3): 1, (2, 5): 0, (5, 9): 0}
-    common = {"sums": Sums(), "input_offset": 0, "started_at": 1e9}
-    assert store.add_rows(1, 2, 1, scored=[], bad={2: "device_fault"}, **common)  # type: ignore[arg-type]
+    (job,) = store.jobs()
+    assert (job.rows_done, job.bad_counts, job.absent_s) == (2, {"device_memory": 1}, 7.5)
+    assert job.begun == {(2, 3): 1, (2, 5): 0, (5, 9): 0}
+    assert add(store, number, range(2, 3), {2: "device_fault"})
     assert store.jobs()[0].begun == {(2, 5): 0, (5, 9): 0}
-    store.set_begun(1, (5, 9), None)
+    store.set_begun(number, (5, 9), None)
     assert store.jobs()[0].begun == {(2, 5): 0}
-    assert store.end(1, "cancelled", finished_at=1e9)
-    store.set_begun(1, (3, 5), 0)
+    assert store.end(number, "cancelled", finished_at=1e9)
+    store.set_begun(number, (3, 5), 0)
     assert store.jobs()[0].begun == {}
     store.close()
-
-
-def test_a_newer_database_is_refused_by_name(tmp_path: Path) -> None:
-    path = tmp_path / "jobs.sqlite"
-    Store(path).close()
-    with closing(sqlite3.connect(path)) as db:
-        db.execute("PRAGMA user_version = 99")
-    with pytest.raises(JobsUnavailableError, match="newer server"):
-        Store(path)
 
 
 def test_rows_go_to_disk_once_and_in_order(tmp_path: Path) -> None:
     store = Store(tmp_path / "jobs.sqlite")
     number = store.add(new_job(rows=10))
-
-    def add(first: int, rows: range, bad: dict[int, str]) -> bool:
-        scored = [ScoredRow(row, 0, LINE) for row in rows if row not in bad]
-        common = {"sums": Sums(), "input_offset": 0, "started_at": 1e9}
-        return store.add_rows(number, first, len(rows), scored=scored, bad=bad, **common)  # type: ignore[arg-type]
-
-    assert not add(3, range(3, 6), {})
-    assert add(0, range(3), {1: "internal_error"})
-    assert not add(0, range(3), {})
-    assert add(3, range(3, 6), {3: "device_memory", 4: "device_memory", 5: "device_memory"})
+    assert not add(store, number, range(3, 6), {})
+    assert add(store, number, range(3), {1: "internal_error"})
+    assert not add(store, number, range(3), {})
+    assert add(store, number, range(3, 6), dict.fromkeys(range(3, 6), "device_memory"))
     assert [row.row for row in store.rows(number, -1, 10)] == [0, 2]
     assert [row.row for row in store.rows(number, 0, 10)] == [2]
     assert store.bad_rows(number) == [(1, "internal_error"), *((row, "device_memory") for row in (3, 4, 5))]
@@ -201,6 +157,6 @@ def test_rows_go_to_disk_once_and_in_order(tmp_path: Path) -> None:
     assert job.bad_counts == {"internal_error": 1, "device_memory": 3}
     assert store.end(number, "failed", finished_at=1e9, error={}, bad={5: "x", 6: "device_memory"})
     assert not store.end(number, "done", finished_at=1e9)
-    assert not add(6, range(6, 9), {})
+    assert not add(store, number, range(6, 9), {})
     assert store.bad_rows(number)[-2:] == [(5, "device_memory"), (6, "device_memory")]
     store.close()

@@ -9,26 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from job_calls import callers, ended, get, held, lines, rows, submit
 from serving import FakePredictor, Served, serve
-from test_jobs import ended, get, held, rows, submit
 
-from service.jobs import measuring, pauses, shown
+from service.jobs import metrics, shown
 from service.jobs.records import Job
-from service.jobs.turns import Turns
+from service.jobs.waiting import Turns
+
+pytestmark = pytest.mark.anyio
 
 #: Chunks of four rows, which have ten tokens each, and device batches of two.
 SMALL: dict[str, Any] = {"batch_tokens": 20}
 
 
-@pytest.fixture(autouse=True)
-def quick_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pauses, "_LONGEST_S", 0.02)
-
-
 # The rule
 
 
-def test_who_waited_longest_is_next() -> None:
+async def test_who_waited_longest_is_next() -> None:
     turns = Turns()
     turns.meet(["a", "b", "c"])
     order = []
@@ -39,7 +36,7 @@ def test_who_waited_longest_is_next() -> None:
     assert turns.next("ac") == "c"
 
 
-def test_a_newcomer_waits_one_round_at_most_and_passes_nobody_who_waits() -> None:
+async def test_a_newcomer_waits_one_round_at_most_and_passes_nobody_who_waits() -> None:
     turns = Turns()
     turns.meet(["a", "b"])
     turns.take("a")
@@ -52,7 +49,7 @@ def test_a_newcomer_waits_one_round_at_most_and_passes_nobody_who_waits() -> Non
     assert order == ["a", "new", "b", "a"]
 
 
-def test_leaving_and_coming_back_earns_nothing() -> None:
+async def test_leaving_and_coming_back_earns_nothing() -> None:
     turns, order = Turns(), []
     for _ in range(6):
         turns.meet(["stays"])
@@ -65,58 +62,50 @@ def test_leaving_and_coming_back_earns_nothing() -> None:
 # Jobs
 
 
-def owned(served: Served, job_id: str, owner: str) -> Job:
-    job = held(served, job_id)
-    assert job.hold is not None
-    job.owner = job.hold.owner = owner
-    return job
-
-
 def chunks_kept(served: Served, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return a list that grows by a job's id as each of its chunks comes to disk."""
     order: list[str] = []
-    keep = served.state.jobs.keep_rows
+    keep = served.state.jobs.ledger.keep_rows
 
     async def noting(job: Job, *args: Any, **kw: Any) -> None:
         await keep(job, *args, **kw)
         order.append(job.id)
 
-    monkeypatch.setattr(served.state.jobs, "keep_rows", noting)
+    monkeypatch.setattr(served.state.jobs.ledger, "keep_rows", noting)
     return order
 
 
-@pytest.mark.anyio
 async def test_a_short_job_does_not_wait_for_a_long_one(monkeypatch: pytest.MonkeyPatch) -> None:
     predictor = FakePredictor()
     async with serve(predictor, **SMALL) as served:
         order = chunks_kept(served, monkeypatch)
         predictor.hold()
-        long = await submit(served, rows(400), resamples=10)
+        long = await submit(served, rows(400))
         await served.until(predictor.entered.is_set)
-        short = [await submit(served, rows(4), resamples=10) for _ in range(3)]
+        short = [await submit(served, rows(4)) for _ in range(3)]
         predictor.released.set()
         for job in short:
-            assert (await ended(served, job["id"]))["status"] == "done"
-        assert not held(served, long["id"]).finished
+            assert (await ended(served, job))["status"] == "done"
+        assert not held(served, long).finished
         # One turn each: at most the two chunks that were under way, and one turn between two short ones.
-        last = max(order.index(job["id"]) for job in short)
-        assert order[: last + 1].count(long["id"]) <= 2 + len(short)
-        assert (await ended(served, long["id"]))["result"]["rows"] == 400
+        last = max(order.index(job) for job in short)
+        assert order[: last + 1].count(long) <= 2 + len(short)
+        assert (await ended(served, long))["result"]["rows"] == 400
 
 
-@pytest.mark.anyio
 async def test_callers_take_turns_however_many_jobs_they_have(monkeypatch: pytest.MonkeyPatch) -> None:
     predictor = FakePredictor()
-    async with serve(predictor, **SMALL) as served:
+    async with serve(predictor, **SMALL) as served, callers(served) as who:
         order = chunks_kept(served, monkeypatch)
+
+        async def submit_as(caller: str) -> str:
+            return str((await who.json(caller, "POST", "?resamples=10", content=lines(rows(40))))["id"])
+
         predictor.hold()
-        first = await submit(served, rows(40), resamples=10)
+        many = [await submit_as("many")]
         await served.until(predictor.entered.is_set)
-        many = [first, *[await submit(served, rows(40), resamples=10) for _ in range(4)]]
-        own = owned(served, (await submit(served, rows(40), resamples=10))["id"], "another")
-        for job in many:
-            owned(served, job["id"], "who has many")
-        served.state.jobs._runner.wake()
+        many += [await submit_as("many") for _ in range(4)]
+        own = held(served, await submit_as("another"))
         predictor.released.set()
         await served.until(lambda: own.finished)
         # Of ten chunks each its caller had every second one; those of the other were spread over the five jobs.
@@ -124,13 +113,12 @@ async def test_callers_take_turns_however_many_jobs_they_have(monkeypatch: pytes
         between = order[at : len(order) - order[::-1].index(own.id)]
         assert between.count(own.id) == 10
         assert 8 <= len(between) - 10 <= 11
-        counts = [between.count(job["id"]) for job in many]
+        counts = [between.count(job) for job in many]
         assert max(counts) - min(counts) <= 1
         for job in many:
-            assert (await ended(served, job["id"]))["result"]["rows"] == 40
+            assert (await ended(served, job))["result"]["rows"] == 40
 
 
-@pytest.mark.anyio
 async def test_the_next_chunk_waits_behind_the_device_before_it_is_needed() -> None:
     """The device is never without rows while a job has some: counted at each of its runs."""
     predictor = FakePredictor()
@@ -149,7 +137,7 @@ async def test_the_next_chunk_waits_behind_the_device_before_it_is_needed() -> N
             return predict(batch, *args, **kw)
 
         def settled(go_on: threading.Event) -> None:
-            own = served.state.jobs._jobs.get(job_id)
+            own = served.state.jobs.ledger.jobs.get(job_id)
             # Behind the last chunk of four rows comes nothing.
             read_ahead = rows_left <= 4 or len(engine._open) == 2
             if own is None or read_ahead or own.finished:
@@ -159,7 +147,7 @@ async def test_the_next_chunk_waits_behind_the_device_before_it_is_needed() -> N
 
         loop = asyncio.get_running_loop()
         predictor.predict = counting  # type: ignore[method-assign]
-        job_id = (await submit(served, rows(100), resamples=10))["id"]
+        job_id = await submit(served, rows(100))
         assert (await ended(served, job_id))["status"] == "done"
         assert len(waiting) >= 40
         assert [left for queued, left in waiting if left and not queued] == []
@@ -167,7 +155,6 @@ async def test_the_next_chunk_waits_behind_the_device_before_it_is_needed() -> N
         assert max(queued for queued, _ in waiting) <= 8
 
 
-@pytest.mark.anyio
 async def test_two_chunks_are_under_way_and_no_more_artifacts_are_held(tmp_path: Path) -> None:
     names = ["fake", "b", "c", "d"]
     for name in names:
@@ -177,7 +164,7 @@ async def test_two_chunks_are_under_way_and_no_more_artifacts_are_held(tmp_path:
     async with serve(*predictors, artifacts_root=tmp_path, also_load=("b", "c", "d"), **SMALL) as served:
         for predictor in predictors:
             predictor.hold()
-        jobs = [await submit(served, rows(40), artifact=name, resamples=10) for name in names]
+        jobs = [await submit(served, rows(40), artifact=name) for name in names]
         await served.until(lambda: len(served.state.engine._open) == 2)
         shelf, held_at_once = served.state.artifacts.shelf, []
         for predictor in predictors:
@@ -192,31 +179,14 @@ async def test_two_chunks_are_under_way_and_no_more_artifacts_are_held(tmp_path:
         for predictor in predictors:
             predictor.released.set()
         for job in jobs:
-            assert (await ended(served, job["id"]))["result"]["rows"] == 40
+            assert (await ended(served, job))["result"]["rows"] == 40
         assert max(map(sum, held_at_once)) == 2
         # They took turns, whichever artifact they are on.
         assert [1, 1] in [sorted(leases)[2:] for leases in held_at_once]
 
 
-@pytest.mark.anyio
-async def test_a_chunk_that_fails_undoes_the_one_read_after_it() -> None:
-    predictor = FakePredictor()
-    async with serve(predictor, **SMALL) as served:
-        items = rows(60)
-        for number in (2, 9, 30):
-            items[number] = {"text": f"row {90_500 + number}", "label": "positive"}
-            predictor.poison[90_500 + number] = ValueError("x")
-        done = await ended(served, (await submit(served, items, resamples=10))["id"])
-        assert (done["rows_done"], done["rows_bad"], done["result"]["rows"]) == (60, 3, 57)
-        assert [row["line"] for row in done["bad_rows"]] == [3, 10, 31]
-        good = [item for i, item in enumerate(items) if i not in (2, 9, 30)]
-        direct = await served.client.post("/evaluate", json={"inputs": good, "options": {"resamples": 10}})
-        assert done["result"]["methods"] == direct.json()["methods"]
-
-
-@pytest.mark.anyio
 async def test_a_short_job_does_not_wait_for_a_long_ones_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
-    going_on, begun, measure = threading.Event(), threading.Event(), measuring.measure_method
+    going_on, begun, measure = threading.Event(), threading.Event(), metrics.measure_method
 
     def slow(method_rows: Any, *args: Any, **kw: Any) -> Any:
         if len(method_rows) == 50:
@@ -224,21 +194,20 @@ async def test_a_short_job_does_not_wait_for_a_long_ones_metrics(monkeypatch: py
             going_on.wait()
         return measure(method_rows, *args, **kw)
 
-    monkeypatch.setattr(measuring, "measure_method", slow)
+    monkeypatch.setattr(metrics, "measure_method", slow)
     async with serve() as served:
-        long = await submit(served, rows(50), resamples=10)
+        long = await submit(served, rows(50))
         await served.until(begun.is_set)
-        short = await submit(served, rows(5), resamples=10)
-        assert (await ended(served, short["id"]))["status"] == "done"
-        assert (await get(served, long["id"]))["status"] == "running"
+        short = await submit(served, rows(5))
+        assert (await ended(served, short))["status"] == "done"
+        assert (await get(served, long))["status"] == "running"
         going_on.set()
-        assert (await ended(served, long["id"]))["result"]["rows"] == 50
+        assert (await ended(served, long))["result"]["rows"] == 50
 
 
 # Events
 
 
-@pytest.mark.anyio
 async def test_an_event_is_made_once_for_all_its_readers(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
     job_out: Callable[..., Any] = shown.job_out
@@ -250,7 +219,7 @@ async def test_an_event_is_made_once_for_all_its_readers(monkeypatch: pytest.Mon
     predictor = FakePredictor()
     async with serve(predictor, **SMALL) as served:
         predictor.hold()
-        job = held(served, (await submit(served, rows(40), resamples=10))["id"])
+        job = held(served, await submit(served, rows(40)))
         await served.until(lambda: job.status == "running")
         monkeypatch.setattr(shown, "job_out", counting)
         board = served.state.jobs
@@ -269,12 +238,11 @@ async def test_an_event_is_made_once_for_all_its_readers(monkeypatch: pytest.Mon
         assert {id(event) for event in last} == {id(last[0])}
 
 
-@pytest.mark.anyio
 async def test_a_slow_reader_of_events_still_gets_the_end() -> None:
     predictor = FakePredictor()
     async with serve(predictor) as served:
         predictor.hold()
-        job = held(served, (await submit(served, rows(5), resamples=10))["id"])
+        job = held(served, await submit(served, rows(5)))
         await served.until(lambda: job.status == "running")
         stream = shown.events(served.state.jobs, job, None, "ann")
         assert [b"running" in await anext(stream) for _ in range(2)] == [False, True]
@@ -285,3 +253,21 @@ async def test_a_slow_reader_of_events_still_gets_the_end() -> None:
         # Who reads on from there has read it all.
         again = shown.events(served.state.jobs, job, f"{served.state.jobs.boot}-{job.changes}", "ann")
         assert [event async for event in again] == [b"retry: 2000\n\n"]
+
+
+async def test_a_quiet_stream_of_events_has_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shown, "_HEARTBEAT_S", 0.01)
+    predictor = FakePredictor()
+    async with serve(predictor) as served:
+        predictor.hold()
+        job = held(served, await submit(served, rows(3)))
+        await served.until(lambda: job.status == "running")
+        stream = shown.events(served.state.jobs, job, None, "ann")
+        parts = [(await anext(stream)).decode() for _ in range(4)]
+        assert parts[0].startswith("retry:")
+        assert parts[1].startswith(f"id: {served.state.jobs.boot}-{job.changes}\ndata: ")
+        assert parts[2:] == [": the job goes on\n\n"] * 2
+        # What was read is not sent again.
+        again = shown.events(served.state.jobs, job, parts[1].split("\n")[0][4:], "ann")
+        assert [(await anext(again)).decode() for _ in range(2)] == [parts[0], parts[2]]
+        predictor.released.set()

@@ -1,0 +1,349 @@
+"""One job that has not ended: its chunks go through, or do not, and it ends.
+
+Chunks of one job go to disk in their order, each in one transaction; what one failed for undoes those read after it.
+A job is one caller of the queue among the others, so that requests do not wait behind all of it. What the queue or the
+disk has no room for is tried again later. A row without an answer is left out and recorded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from service.artifacts.host import ArtifactHost
+from service.errors import (
+    ArtifactNotLoadedError,
+    BatchTooLargeError,
+    DeviceFaultError,
+    DrainingError,
+    QueueFullError,
+    TooManyBadRowsError,
+    error_content,
+    kind_of,
+)
+from service.http.schemas.jobs import JobResult
+from service.jobs.chunks import Chunk, RowError, pinned, score_chunk
+from service.jobs.ledger import Ledger
+from service.jobs.metrics import Measuring, ScoredRow
+from service.jobs.records import Job, StoredStatus
+from service.jobs.waiting import Pauses, cancelled, whole
+from service.scoring.scorer import Scorer
+from service.settings import Settings
+from service.telemetry.logs import log_crash, logger
+
+#: Most rows of a chunk.
+_CHUNK_ROWS = 256
+#: For how much longer an artifact has to be absent before that is written down: what a kill may forget.
+_ABSENCE_STEP_S = 60.0
+#: A row that was alone at so many unclean ends is left out; a first one, with others beside it, is not counted.
+_LONE_TRIES = 2
+
+
+@dataclass(frozen=True)
+class Means:
+    """What every run works with.
+
+    Attributes:
+        look: called when another chunk may begin.
+        forget: called when a job has ended.
+        stop: called when the server is stopping.
+    """
+
+    settings: Settings
+    scorer: Scorer
+    artifacts: ArtifactHost
+    ledger: Ledger
+    measuring: Measuring
+    look: Callable[[], None]
+    forget: Callable[[Job], None]
+    stop: Callable[[], None]
+
+
+@dataclass(eq=False)
+class Run:
+    """A job that has not ended, and what of it is under way.
+
+    Attributes:
+        rows: of the next chunk at most; most_rows: that any can have.
+        bad: by number, the codes of rows that turned out to have no answer, which are not on disk yet.
+        chunks: under way, in order.
+        alone: the last chunk ahead got no room: the next one waits for those before it.
+        stopped: nothing more of it begins.
+        next_row, next_offset: where the next chunk begins; ahead of what is on disk by the chunks under way.
+        suspect_before: rows of numbers below were perhaps under way when an earlier process ended uncleanly.
+        not_before: ``time.monotonic`` seconds of the next try.
+        absent_at: the same, of the last try that did not find the artifact loaded.
+        kept_at: the same, when a chunk came to disk, since the last pause; 0 before.
+        ending: the status and more that the job ends with, once that is known.
+    """
+
+    job: Job
+    means: Means
+    rows: int = _CHUNK_ROWS
+    most_rows: int = _CHUNK_ROWS
+    pauses: Pauses = field(default_factory=Pauses)
+    bad: dict[int, str] = field(default_factory=dict)
+    chunks: list[asyncio.Task[None]] = field(default_factory=list)
+    finishing: asyncio.Task[None] | None = None
+    alone: bool = False
+    stopped: bool = False
+    not_before: float = 0.0
+    absent_at: float | None = None
+    kept_at: float = 0.0
+    ending: tuple[StoredStatus, dict[str, Any]] | None = None
+
+    def __post_init__(self) -> None:
+        """Begin where the disk says; leave out a row that was alone at several unclean ends."""
+        job = self.job
+        self.next_row, self.next_offset = job.rows_done, job.input_offset
+        self.suspect_before = max((after for _, after in job.begun), default=0)
+        row = job.rows_done
+        tries = job.begun.get((row, row + 1), 0)
+        if tries >= _LONE_TRIES:
+            fields = {"event": "job_row_given_up", "job": job.id, "row": row, "tries": tries}
+            logger.error("a row of a job is left out: the server ended uncleanly whenever it ran", extra=fields)
+            self._leave_out({row: DeviceFaultError("the server ended uncleanly whenever this row ran")})
+        if not self.has_more:
+            self._finish()
+
+    @property
+    def tasks(self) -> set[asyncio.Task[None]]:
+        """What is under way."""
+        return {*self.chunks, *([] if self.finishing is None else [self.finishing])}
+
+    @property
+    def suspect(self) -> bool:
+        """Whether its next row is tried alone."""
+        return self.job.rows_done < self.suspect_before
+
+    @property
+    def has_more(self) -> bool:
+        """Whether another chunk can be read, now or later."""
+        ends = self.stopped or self.finishing is not None or self.ending is not None
+        return not ends and self.next_row < self.job.about.rows
+
+    @property
+    def new_bad(self) -> dict[int, str]:
+        """``bad`` without what has come to disk."""
+        return {row: code for row, code in self.bad.items() if row >= self.job.rows_done}
+
+    async def stop(self) -> None:
+        """Let nothing more begin, and return once nothing is under way."""
+        self.stopped = True
+        await cancelled(self.tasks)
+
+    async def requeue(self) -> None:
+        """Let a stopped job wait for the next start of the server."""
+        self.means.ledger.stopped(self.job)
+        if self.absent_at is not None and not self.job.finished:
+            self.job.absent_s += time.monotonic() - self.absent_at
+            await self.means.ledger.keep_absence(self.job)
+
+    # A chunk goes through
+
+    def begin(self, chunk: Chunk) -> None:
+        """Score the next chunk and keep its rows, behind the chunk before it."""
+        self.next_row, self.next_offset = chunk.first + chunk.count, chunk.end
+        before = self.chunks[-1] if self.chunks else None
+        self.chunks.append(asyncio.create_task(self._go_through(chunk, before), name="laplora-job"))
+
+    async def _go_through(self, chunk: Chunk, before: asyncio.Task[None] | None) -> None:
+        task, begun = asyncio.current_task(), time.monotonic()
+        assert task is not None
+        try:
+            scored, bad = await self._score(chunk)
+            if before is not None:
+                await asyncio.wait({before})
+            await self._keep(chunk, scored, bad, begun)
+        except Exception as error:
+            if self.means.scorer.health.fault is None:
+                await self.means.ledger.not_begun(self.job, chunk)
+            if task in self.chunks:
+                # Those read after this one begin where it ended: they are read anew.
+                position = self.chunks.index(task)
+                for later in self.chunks[position + 1 :]:
+                    later.cancel()
+                self.chunks = self.chunks[: position + 1]
+                self.next_row, self.next_offset = chunk.first, chunk.begin
+                self._take_failure(chunk, error, ahead=position > 0)
+        finally:
+            if task in self.chunks:
+                self.chunks.remove(task)
+            if not self.stopped:
+                self._go_on()
+
+    def _go_on(self) -> None:
+        over = self.ending is not None or self.job.rows_done == self.job.about.rows
+        if over and self.finishing is None and not self.chunks:
+            self._finish()
+        self.means.look()
+
+    async def _score(self, chunk: Chunk) -> tuple[list[ScoredRow], dict[int, Exception]]:
+        job, ledger = self.job, self.means.ledger
+        async with pinned(self.means.artifacts, job.about.artifact.name, job.about.artifact.digest) as predictor:
+            self.absent_at, job.absent_s = None, 0.0
+            ledger.runs(job)
+            if not chunk.inputs:
+                return [], {}
+            await ledger.begin(job, chunk, alone=self.suspect)
+            return await score_chunk(self.means.scorer, predictor, job.id, job.about, chunk)
+
+    async def _keep(self, chunk: Chunk, scored: list[ScoredRow], bad: Mapping[int, Exception], begun: float) -> None:
+        job, about, ledger = self.job, self.job.about, self.means.ledger
+        self._take_bad(bad)
+        sums = job.sums
+        if scored:
+            plus = partial(sums.plus, scored, class_count=len(about.labels), bins=about.options.bins)
+            sums = await ledger.on_disk(plus)
+        codes = {**chunk.bad, **{row: kind_of(error).code for row, error in bad.items()}}
+        await whole(ledger.keep_rows(job, chunk, scored, codes, sums=sums))
+        since, self.kept_at = self.kept_at or begun, time.monotonic()
+        job.pace.append((chunk.count, self.kept_at - since))
+        self.bad = self.new_bad
+        self.rows, self.alone = min(self.most_rows, 2 * self.rows), False
+        self.pauses.over()
+
+    # A chunk does not go through
+
+    def unreadable(self, error: Exception) -> None:
+        """Let the job fail: its next chunk could not be read."""
+        if not self.stopped:
+            self._fail(error)
+            self._go_on()
+
+    def _take_failure(self, chunk: Chunk, error: Exception, *, ahead: bool) -> None:
+        if isinstance(error, DrainingError):
+            self.means.stop()
+            return
+        cause = error.cause if isinstance(error, RowError) else error
+        half, few = max(1, len(chunk.numbers) // 2), len(chunk.numbers) <= 1
+        if isinstance(cause, BatchTooLargeError) and not few:
+            self.rows = self.most_rows = half
+        elif self.pauses.waits_out(cause):
+            if ahead:
+                self.alone = True
+                return
+            if isinstance(cause, QueueFullError):
+                self.rows = half
+            self._pause(cause)
+        elif isinstance(error, RowError) or isinstance(cause, BatchTooLargeError):
+            row = error.row if isinstance(error, RowError) else None
+            if row is None and not few:
+                self.rows = half
+            else:
+                self._leave_out({chunk.numbers[0] if row is None else row: cause})
+        else:
+            self._fail(error)
+
+    def _pause(self, error: Exception) -> None:
+        job, now = self.job, time.monotonic()
+        self.kept_at = 0.0
+        if not isinstance(error, ArtifactNotLoadedError):
+            self.absent_at = None
+        else:
+            before, limit_s = job.absent_s, self.means.settings.job_wait_s
+            job.absent_s += 0.0 if self.absent_at is None else now - self.absent_at
+            self.absent_at = now
+            if job.absent_s >= limit_s:
+                self._fail(
+                    ArtifactNotLoadedError(
+                        f"artifact {job.about.artifact.name!r} was not loaded for job_wait_s ({limit_s:g} s): load it "
+                        "and upload the job again"
+                    ),
+                )
+                return
+            if before // _ABSENCE_STEP_S != job.absent_s // _ABSENCE_STEP_S:
+                self.means.ledger.keep_absence_soon(job)
+        self.means.ledger.pause(job, error)
+        self.not_before = now + self.pauses.next_s()
+
+    def _leave_out(self, bad: Mapping[int, Exception]) -> None:
+        """Leave rows out, or fail where there are too many."""
+        try:
+            self._take_bad(bad)
+        except TooManyBadRowsError as too_many:
+            self._fail(too_many)
+
+    def _take_bad(self, bad: Mapping[int, Exception]) -> None:
+        """Take in rows that have no answer.
+
+        Raises:
+            TooManyBadRowsError: they are more than a job may have.
+        """
+        limit = self.means.settings.max_job_bad_rows
+        for row, error in bad.items():
+            self.bad[row] = kind_of(error).code
+            if kind_of(error).status == 500:
+                log_crash("a row of a job could not be scored", error)
+        counts = self.job.bad_counts + Counter(self.new_bad.values())
+        if bad and counts.total() > limit:
+            raise TooManyBadRowsError(
+                f"{counts.total()} rows could not be scored ({_in_words(counts)}), max_job_bad_rows is {limit}: the "
+                "job lists their lines, change or leave out those",
+                field=f"lines.{min(bad) + 1}",
+                limit=limit,
+                got=counts.total(),
+            )
+
+    # The job ends
+
+    def _fail(self, error: Exception) -> None:
+        if kind_of(error).status == 500:
+            log_crash("a job failed", error)
+        self.ending = "failed", {"error": error_content(error, "")["error"]}
+        for chunk in self.chunks:
+            if chunk is not asyncio.current_task():
+                chunk.cancel()
+
+    def _finish(self) -> None:
+        self.finishing = asyncio.create_task(self._end(), name="laplora-job-end")
+
+    async def _end(self) -> None:
+        job, ledger, pauses = self.job, self.means.ledger, Pauses()
+        while True:
+            try:
+                if self.ending is None:
+                    self.ending = "done", {"result": await self._result()}
+                status, more = self.ending
+                await whole(ledger.end(job, status, bad=self.new_bad, **more))
+                break
+            except Exception as error:
+                if pauses.waits_out(error):
+                    ledger.pause(job, error)
+                    await asyncio.sleep(pauses.next_s())
+                elif self.ending is not None and self.ending[0] == "failed":
+                    ledger.lose(job, error)
+                    break
+                else:
+                    self._fail(error)
+        self.means.forget(job)
+
+    async def _result(self) -> str:
+        """Return the result, JSON.
+
+        Raises:
+            TooManyBadRowsError: no row could be scored.
+        """
+        job, about, ledger = self.job, self.job.about, self.means.ledger
+        if job.sums.rows == 0:
+            ((first, _), *_) = await ledger.bad_rows(job)
+            raise TooManyBadRowsError(
+                f"no row could be scored ({_in_words(job.bad_counts)})", field=f"lines.{first + 1}"
+            )
+        methods = await self.means.measuring.metrics(
+            partial(ledger.rows_after, job),
+            names=job.sums.methods,
+            rows=job.sums.rows,
+            class_count=len(about.labels),
+            options=about.options,
+        )
+        return JobResult(artifact=about.artifact, rows=job.sums.rows, methods=methods).model_dump_json()
+
+
+def _in_words(counts: Counter[str]) -> str:
+    return ", ".join(f"{code}: {count}" for code, count in sorted(counts.items()))

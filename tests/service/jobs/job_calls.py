@@ -1,0 +1,165 @@
+"""Calls of /evaluate/jobs on a server in this process, and what they leave there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+from serving import FakePredictor, Served, serve
+from starlette.datastructures import Headers
+
+from service.jobs.records import Job
+from service.security.callers import Caller
+
+JSONL = {"content-type": "application/jsonl"}
+
+
+def rows(count: int, first: int = 0) -> list[dict[str, Any]]:
+    """Return labelled inputs; each one's probability of ``negative`` names it."""
+    return [
+        {"text": f"row {(i * 7919 + 101) % 90_000 + 2}", "label": ("negative", "positive")[i % 3 == 0]}
+        for i in range(first, first + count)
+    ]
+
+
+def poisoned(count: int, *numbers: int) -> list[dict[str, Any]]:
+    """Return labelled inputs, of which these, from 0, hold the token 90,500 and their number."""
+    items = rows(count)
+    for number in numbers:
+        items[number] = {"text": f"row {90_500 + number}", "label": "positive"}
+    return items
+
+
+def lines(items: list[dict[str, Any]]) -> bytes:
+    return b"".join(json.dumps(item).encode() + b"\n" for item in items)
+
+
+async def post(served: Served, body: Any, **headers: str) -> httpx.Response:
+    return await served.client.post("/evaluate/jobs", content=body, headers=JSONL | headers)
+
+
+async def submit(served: Served, items: list[dict[str, Any]], **query: Any) -> str:
+    """Return the id of a job of these items; with 10 resamples unless the query says otherwise."""
+    query = {"resamples": 10, **query}
+    response = await served.client.post("/evaluate/jobs", content=lines(items), headers=JSONL, params=query)
+    assert response.status_code == 202, response.text
+    job_id = str(response.json()["id"])
+    assert response.headers["location"] == f"/evaluate/jobs/{job_id}"
+    return job_id
+
+
+async def get(served: Served, job_id: str) -> dict[str, Any]:
+    response = await served.client.get(f"/evaluate/jobs/{job_id}")
+    assert response.status_code == 200, response.text
+    found: dict[str, Any] = response.json()
+    return found
+
+
+async def ended(served: Served, job_id: str) -> dict[str, Any]:
+    job = held(served, job_id)
+    await served.until(lambda: job.finished)
+    return await get(served, job_id)
+
+
+async def paused(served: Served, job_id: str) -> str:
+    """Return the code of what a job waits for, once it does."""
+    job = held(served, job_id)
+    await served.until(lambda: job.paused is not None)
+    found = await get(served, job_id)
+    assert (found["status"], bool(found["paused"]["message"])) == ("paused", True)
+    return str(found["paused"]["code"])
+
+
+async def cancel(served: Served, job_id: str) -> dict[str, Any]:
+    response = await served.client.post(f"/evaluate/jobs/{job_id}/cancel")
+    assert response.status_code == 200, response.text
+    found: dict[str, Any] = response.json()
+    return found
+
+
+async def delete(served: Served, job_id: str) -> str:
+    response = await served.client.delete(f"/evaluate/jobs/{job_id}")
+    assert response.status_code == 200, response.text
+    return str(response.json()["outcome"])
+
+
+async def methods(served: Served, items: list[dict[str, Any]], **options: Any) -> Any:
+    """Return the metrics that POST /evaluate gives of the items."""
+    options = {"resamples": 10, **options}
+    response = await served.client.post("/evaluate", json={"inputs": items, "options": options})
+    return response.json()["methods"]
+
+
+def refused(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    error: dict[str, Any] = response.json()["error"]
+    assert (response.status_code, error["code"]) == (status, code), response.text
+    return error
+
+
+def held(served: Served, job_id: str) -> Job:
+    job: Job = served.state.jobs.job(job_id, None)
+    return job
+
+
+def jobs(served: Served) -> list[str]:
+    return [job.id for job in served.state.jobs.jobs_of(None)]
+
+
+def folder(served: Served) -> Path:
+    path: Path = served.state.settings.jobs_dir / "laplora-jobs"
+    return path
+
+
+def uploads(served: Served) -> list[str]:
+    return sorted(p.name for pattern in ("*.jsonl", "*.part") for p in folder(served).glob(pattern))
+
+
+async def stopped_job(
+    predictor: FakePredictor, *others: FakePredictor, count: int = 5, **values: Any
+) -> tuple[str, Path]:
+    """Leave a job, of which nothing has run, on a server that stopped; return its id and the folder of jobs."""
+    async with serve(predictor, *others, **values) as served:
+        predictor.hold()
+        job_id = await submit(served, rows(count))
+        await served.until(predictor.entered.is_set)
+    return job_id, served.state.settings.jobs_dir
+
+
+class _Named:
+    """Puts a caller before the application, as API keys do."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        name = Headers(scope=scope).get("x-caller", "")
+        scopes = frozenset({"evaluate", "admin"} if name == "root" else {"evaluate"})
+        scope.setdefault("state", {})["caller"] = Caller(name, scopes)  # type: ignore[arg-type]
+        await self.app(scope, receive, send)
+
+
+class Callers:
+    """A client of a server that names who calls."""
+
+    def __init__(self, client: httpx.AsyncClient) -> None:
+        self._client = client
+
+    async def call(self, caller: str, method: str, path: str = "", **more: Any) -> httpx.Response:
+        headers = JSONL | {"x-caller": caller} | more.pop("headers", {})
+        return await self._client.request(method, f"/evaluate/jobs{path}", headers=headers, **more)
+
+    async def json(self, caller: str, method: str, path: str = "", **more: Any) -> Any:
+        response = await self.call(caller, method, path, **more)
+        assert response.status_code < 300, response.text
+        return response.json()
+
+
+@asynccontextmanager
+async def callers(served: Served) -> AsyncIterator[Callers]:
+    transport = httpx.ASGITransport(app=_Named(served.app))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=None) as client:
+        yield Callers(client)

@@ -1,0 +1,81 @@
+"""Servers that are processes, started one after the other on one jobs folder."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import httpx
+from job_calls import JSONL, lines
+from server_process import Process, fake_artifacts, server_process
+
+HERE = Path(__file__).resolve().parents[1]
+
+
+class Servers:
+    """Starts fake servers, whose device runs while a gate is open, and faulty ones, whose device some tokens end."""
+
+    def __init__(self, path: Path, stack: ExitStack) -> None:
+        self.jobs_dir, self.gate = path / "jobs", path / "gate"
+        self._artifacts, self._stack = fake_artifacts(path), stack
+        self.open()
+
+    def start(self, *flags: str, script: str = "fake_server.py", poison: str = "") -> Process:
+        command = [str(HERE / script), "--artifact", "fake", "--artifacts-root", str(self._artifacts), *flags]
+        gates = {"FAKE_GATE": str(self.gate), "FAULT_GATE": str(self.gate.with_name("never"))}
+        environment = {**gates, "LAPLORA_JOBS_DIR": str(self.jobs_dir), "FAKE_POISON": poison}
+        return self._stack.enter_context(server_process(command, environment))
+
+    @property
+    def folder(self) -> Path:
+        """Where the server's own files are."""
+        return self.jobs_dir / "laplora-jobs"
+
+    def open(self) -> None:
+        self.gate.touch()
+
+    def shut(self) -> None:
+        self.gate.unlink(missing_ok=True)
+
+    def stored(self) -> dict[str, tuple[str, int, list[int]]]:
+        """Return, of a folder that no server has, each job's status, rows done, and rows."""
+        with closing(sqlite3.connect(self.folder / "jobs.sqlite")) as db:
+            jobs = db.execute("SELECT number, id, status, rows_done FROM jobs").fetchall()
+            return {
+                job_id: (status, done, [r for (r,) in db.execute("SELECT row FROM rows WHERE job = ?", (number,))])
+                for number, job_id, status, done in jobs
+            }
+
+
+def submit_to(client: httpx.Client, items: list[dict[str, Any]], **query: Any) -> str:
+    response = client.post("/evaluate/jobs", content=lines(items), headers=JSONL, params={"resamples": 10, **query})
+    assert response.status_code == 202, response.text
+    return str(response.json()["id"])
+
+
+def until(client: httpx.Client, job_id: str, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    while True:
+        job: dict[str, Any] = client.get(f"/evaluate/jobs/{job_id}").json()
+        if condition(job):
+            return job
+        assert job["status"] not in ("done", "failed", "cancelled"), job
+        time.sleep(0.002)
+
+
+def has(status: str) -> Callable[[dict[str, Any]], bool]:
+    return lambda job: bool(job["status"] == status)
+
+
+def metric(client: httpx.Client, name: str) -> float:
+    (line,) = [line for line in client.get("/metrics").text.splitlines() if line.startswith(f"{name} ")]
+    return float(line.split()[1])
+
+
+def methods(client: httpx.Client, items: list[dict[str, Any]]) -> Any:
+    """Return the metrics that POST /evaluate gives of the items."""
+    response = client.post("/evaluate", json={"inputs": items, "options": {"resamples": 10}})
+    return response.json()["methods"]
