@@ -51,9 +51,8 @@ if TYPE_CHECKING:
     from laplora.metrics.ranking import error_auprc, error_auroc, risk_coverage
     from laplora.metrics.scores import Evaluation, evaluate_probs
     from laplora.posterior.base import Posterior, Prior, block_precisions
-    from laplora.posterior.leave_one_out import choose_by_leave_one_out
-    from laplora.posterior.prior import PriorChoice, choose_by_evidence, choose_by_validation
-    from laplora.posterior.structures import STRUCTURES, StructureSettings, fit_posterior
+    from laplora.posterior.passes import StructureSettings
+    from laplora.posterior.structures import STRUCTURES, fit_posterior
     from laplora.posterior.subset import select_blocks
     from laplora.predictive.cross_fitting import cross_fitted
     from laplora.predictive.distilled import Distillation, DistilledCovariance, distill
@@ -61,6 +60,10 @@ if TYPE_CHECKING:
     from laplora.predictive.kinds import PREDICTIVES, PredictiveSpec, fit_predictive_temperature, predictive_probs
     from laplora.predictive.members import dropout_masks, member_weights
     from laplora.predictor import Predictor
+    from laplora.prior.evidence import choose_by_evidence
+    from laplora.prior.leave_one_out import choose_by_leave_one_out
+    from laplora.prior.search import PriorChoice
+    from laplora.prior.validation import choose_by_validation
     from laplora.prompts.option_order import option_orders, permute_choices, restore_contrasts, restore_logits
     from laplora.prompts.templates import TEMPLATES, EncodedRow, PromptTemplate
 
@@ -159,7 +162,7 @@ _HOMES = {
     "predictive.cross_fitting": ("cross_fitted",),
     "predictive.distilled": ("DistilledCovariance", "Distillation", "distill"),
     "jacobians.contrasts": ("contrast_jacobians", "find_blocks"),
-    "posterior.leave_one_out": ("choose_by_leave_one_out",),
+    "prior.leave_one_out": ("choose_by_leave_one_out",),
     "artifact.manifest": ("Manifest",),
     "predictive.members": ("dropout_masks", "member_weights"),
     "metrics.scores": ("Evaluation", "evaluate_probs"),
@@ -170,13 +173,16 @@ _HOMES = {
     "predictive.kinds": ("PREDICTIVES", "PredictiveSpec", "fit_predictive_temperature", "predictive_probs"),
     "answers.prediction": ("Prediction",),
     "predictor": ("Predictor",),
-    "posterior.prior": ("PriorChoice", "choose_by_evidence", "choose_by_validation"),
+    "prior.evidence": ("choose_by_evidence",),
+    "prior.search": ("PriorChoice",),
+    "prior.validation": ("choose_by_validation",),
     "prompts.templates": ("TEMPLATES", "EncodedRow", "PromptTemplate"),
     "metrics.ranking": ("error_auprc", "error_auroc", "risk_coverage"),
     "decisions.recommendation": ("Recommendation", "recommend"),
     "decisions.review": ("accept_threshold",),
     "jacobians.states": ("StateTape", "States"),
-    "posterior.structures": ("STRUCTURES", "StructureSettings", "fit_posterior"),
+    "posterior.passes": ("StructureSettings",),
+    "posterior.structures": ("STRUCTURES", "fit_posterior"),
     "posterior.subset": ("select_blocks",),
     "decisions.uncertainty": ("FLAGS", "Uncertainty", "decompose"),
 }

@@ -1,4 +1,4 @@
-"""laplora's own way from a model to a posterior, in one call, and the names that connect it to the reference."""
+"""laplora's path from a model to a posterior, in one call, and the names that connect it to the reference."""
 
 from __future__ import annotations
 
@@ -10,20 +10,78 @@ import dense_reference as dense
 import torch
 from tiny_models import Task
 
-from laplora.jacobians import contrasts as jacobians
-from laplora.posterior import curvature
-from laplora.posterior import eigen as eigen_posterior
+from laplora.jacobians.blocks import Block, ContrastJacobians
+from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
+from laplora.posterior.eigen import EigenPosterior
+from laplora.posterior.kronecker import (
+    EigenSums,
+    KroneckerBasis,
+    KroneckerSums,
+    add_batch,
+    add_eigen_batch,
+    ekfac_posterior,
+    empty_eigen_sums,
+    empty_sums,
+    kronecker_bases,
+)
+from laplora.posterior.sketch import stored_basis
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Jacobians of some rows, and the class mask."""
+
+    jacobians: ContrastJacobians
+    class_mask: torch.Tensor
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Every intermediate result of the fast path on one training set."""
+    """Every intermediate result of an ``ekfac`` fit on one training set."""
 
-    blocks: tuple[jacobians.Block, ...]
-    sums: curvature.KroneckerSums
-    bases: tuple[curvature.KroneckerBasis, ...]
-    eigen_sums: curvature.EigenSums
-    posterior: eigen_posterior.EigenPosterior
+    blocks: tuple[Block, ...]
+    sums: KroneckerSums
+    bases: tuple[KroneckerBasis, ...]
+    eigen_sums: EigenSums
+    posterior: EigenPosterior
+
+
+def close(found: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-11) -> None:
+    """Assert agreement relative to the largest entry: small entries of a matrix carry its large ones' rounding.
+
+    Args:
+        tolerance: by default that of sums over some hundred float64 outer products in another order.
+    """
+    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance * max(float(expected.abs().max()), 1e-300))
+
+
+def rows_of(
+    model: Any,
+    task: Task,
+    *,
+    batch_size: int,
+    order: Sequence[int] | None = None,
+    blocks: Sequence[Block] = (),
+    tokens: bool = False,
+) -> list[Rows]:
+    """Return the fast path's Jacobians of a task, by batch."""
+    blocks = blocks or find_blocks(model, task.classes)
+    return [
+        Rows(contrast_jacobians(model, batch, task.label_ids, blocks, tokens=tokens), batch.class_mask)
+        for batch in task.batches(batch_size, order)
+    ]
+
+
+def replay(batches: Sequence[Rows]) -> Callable[..., Any]:
+    """Return a pass over stored Jacobians, as ``laplora.posterior.structures.fit_posterior`` takes it."""
+
+    def run_pass(_title: str, empty: Any, add: Any) -> Any:
+        state = empty
+        for batch in batches:
+            state = add(state, batch.jacobians, batch.class_mask)
+        return state
+
+    return run_pass
 
 
 def fit(
@@ -36,61 +94,42 @@ def fit(
     order: Sequence[int] | None = None,
     stored_as: torch.dtype | None = None,
 ) -> Fit:
-    """Return the fast path's fit.
+    """Return the ``ekfac`` fit, step by step.
 
     Args:
         rank, sketch: cut to each block's size, so by default nothing is left out.
         stored_as: round the bases to this type before the second pass, as a fit that will be stored does.
     """
-    blocks = jacobians.find_blocks(model, task.classes)
-    sums = curvature.empty_sums(blocks, sketch_columns=sketch, seed=0)
-    for batch in task.batches(batch_size, order):
-        found = jacobians.contrast_jacobians(model, batch, task.label_ids, blocks)
-        sums = curvature.add_batch(sums, found, batch.class_mask)
-    bases = curvature.kronecker_bases(sums, rank)
+    blocks = find_blocks(model, task.classes)
+    run_pass = replay(rows_of(model, task, batch_size=batch_size, order=order))
+    sums = run_pass("factors", empty_sums(blocks, sketch_columns=sketch, seed=0), add_batch)
+    bases = kronecker_bases(sums, rank)
     if stored_as is not None:
-        bases = tuple(curvature.stored_basis(basis, stored_as) for basis in bases)
-    eigen_sums = curvature.empty_eigen_sums(bases)
-    for batch in task.batches(batch_size, order):
-        found = jacobians.contrast_jacobians(model, batch, task.label_ids, blocks)
-        eigen_sums = curvature.add_eigen_batch(eigen_sums, found, bases, batch.class_mask)
-    return Fit(blocks, sums, bases, eigen_sums, eigen_posterior.build_posterior(blocks, bases, eigen_sums))
+        bases = tuple(stored_basis(basis, stored_as) for basis in bases)
+    eigen_sums = run_pass(
+        "scales", empty_eigen_sums(bases), lambda state, found, mask: add_eigen_batch(state, found, bases, mask)
+    )
+    return Fit(blocks, sums, bases, eigen_sums, ekfac_posterior(blocks, bases, eigen_sums))
 
 
-def model_pass(
-    model: Any, task: Task, blocks: Sequence[jacobians.Block], *, batch_size: int = 16, tokens: bool = False
-) -> Callable[..., Any]:
-    """Return a pass over a task's rows, as ``laplora.posterior.structures.fit_posterior`` takes it.
-
-    The Jacobians are computed once, whatever the number of passes.
-    """
-    seen = []
-    for batch in task.batches(batch_size):
-        found = jacobians.contrast_jacobians(model, batch, task.label_ids, blocks, tokens=tokens)
-        seen.append((found, batch.class_mask))
-
-    def run_pass(_title: str, empty: Any, add: Any) -> Any:
-        state = empty
-        for found, class_mask in seen:
-            state = add(state, found, class_mask)
-        return state
-
-    return run_pass
-
-
-def key_of(block: jacobians.Block) -> dense.Key:
+def key_of(block: Block) -> dense.Key:
     """Return the reference's name of a block."""
     module, _, side = block.name.rpartition(".lora_")
     return dense.Key(f"base_model.model.{module}", side)
 
 
-def by_key(found: Sequence[Any], blocks: Sequence[jacobians.Block]) -> dict[dense.Key, Any]:
+def by_key(found: Sequence[Any], blocks: Sequence[Block]) -> dict[dense.Key, Any]:
     """Return per-block results under the reference's names."""
     return {key_of(block): item for block, item in zip(blocks, found, strict=True)}
 
 
 def basis_by_key(found: Fit) -> dict[dense.Key, dense.Basis]:
     """Return the bases that the fast path chose, as the reference writes them."""
+    return by_key([dense.Basis(basis.wide, basis.narrow) for basis in found.bases], found.blocks)
+
+
+def dense_curvature_of(found: Fit, ggn: dict[dense.Key, torch.Tensor]) -> dict[dense.Key, torch.Tensor]:
+    """Return the dense EKFAC curvature of every block in the bases that the fast path chose."""
     return {
-        key_of(b): dense.Basis(basis.wide, basis.narrow) for b, basis in zip(found.blocks, found.bases, strict=True)
+        key: dense.block_curvature(basis, *dense.ekfac(ggn[key], basis)) for key, basis in basis_by_key(found).items()
     }

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import dense_reference as dense
 import torch
-from fast_path import key_of
+from fast_path import Rows, key_of, replay
 from reference_problem import Problem
 from tiny_models import Task, tiny_task
 from torch import Tensor
 
-from laplora.jacobians.blocks import Block, ContrastJacobians
-from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
+from laplora.jacobians.blocks import Block
 from laplora.linearised import contrasts
-from laplora.posterior.base import Prior
+from laplora.posterior.base import Prior, block_precisions
 from laplora.posterior.joint import JointPosterior
-from laplora.posterior.structures import StructureSettings, fit_posterior
+from laplora.posterior.passes import StructureSettings
+from laplora.posterior.structures import fit_posterior
 
+PRIOR = Prior("scalar", {"all": 0.5})
 #: Every precision is matched at these: weak, strong, and one per group, either way round.
 PRIORS = {
     "weak": Prior("scalar", {"all": 0.02}),
@@ -27,37 +28,6 @@ PRIORS = {
     "group": Prior("group", {"lora_A": 3.0, "lora_B": 0.05}),
     "other group": Prior("group", {"lora_A": 0.1, "lora_B": 20.0}),
 }
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Jacobians of some rows, and the class mask."""
-
-    jacobians: ContrastJacobians
-    class_mask: Tensor
-
-
-def replay(batches: Sequence[Rows]) -> Callable[..., Any]:
-    """Return a pass over stored Jacobians."""
-
-    def run_pass(_title: str, empty: Any, add: Any) -> Any:
-        state = empty
-        for batch in batches:
-            state = add(state, batch.jacobians, batch.class_mask)
-        return state
-
-    return run_pass
-
-
-def rows_of(
-    model: Any, task: Task, *, batch_size: int, order: Sequence[int] | None = None, blocks: Sequence[Block] = ()
-) -> list[Rows]:
-    """Return the fast path's Jacobians of a task, by batch."""
-    blocks = blocks or find_blocks(model, task.classes)
-    return [
-        Rows(contrast_jacobians(model, batch, task.label_ids, blocks), batch.class_mask)
-        for batch in task.batches(batch_size, order)
-    ]
 
 
 def cast(batches: Sequence[Rows], dtype: torch.dtype) -> list[Rows]:
@@ -80,6 +50,12 @@ def cast(batches: Sequence[Rows], dtype: torch.dtype) -> list[Rows]:
         )
         for one in batches
     ]
+
+
+def covariance(found: Any, rows: Rows) -> Tensor:
+    """Return the covariance of the rows' contrasts under ``PRIOR``."""
+    result: Tensor = found.covariance_of(rows.jacobians, block_precisions(PRIOR, found.blocks))
+    return result
 
 
 def fit_joint(

@@ -32,7 +32,7 @@ def test_the_contracts_say_what_the_design_says() -> None:
     ("module", "absent"),
     [
         ("laplora.predictor", ("fastapi", "uvicorn", "datasets", "matplotlib", "rich", "yaml")),
-        ("laplora.posterior.prior", ("transformers", "peft", "pydantic", "safetensors")),
+        ("laplora.prior.validation", ("transformers", "peft", "pydantic", "safetensors")),
         ("training.__main__", ("transformers", "peft", "datasets", "matplotlib")),
     ],
 )

@@ -28,8 +28,8 @@ from laplora.artifact.manifest import (
 )
 from laplora.errors import ConfigError
 from laplora.models.hashes import tokenizer_hash, weights_hash
-from laplora.posterior.prior import PriorChoice
 from laplora.predictor import Predictor
+from laplora.prior.search import PriorChoice
 from training.calibration.calibrate import read_calibrated
 from training.calibration.distillation import read_record
 from training.calibration.members import dropout_record, fit_folder

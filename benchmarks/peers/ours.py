@@ -8,12 +8,13 @@ from typing import TypeVar
 import torch
 
 from benchmarks.peers.subject import Subject
+from benchmarks.study.structures import fit_posterior, needs_tokens
+from benchmarks.study.structures.diagonal import DiagonalPosterior
 from laplora.jacobians.blocks import Block, ContrastJacobians
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
 from laplora.posterior.base import Posterior
-from laplora.posterior.diagonal import DiagonalPosterior
 from laplora.posterior.eigen import EigenPosterior
-from laplora.posterior.structures import StructureSettings, fit_posterior, needs_tokens
+from laplora.posterior.passes import StructureSettings
 
 State = TypeVar("State")
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from benchmarks.study.config import StudyConfig
 from benchmarks.study.store import offsets
-from laplora.errors import FactorizationError
+from benchmarks.study.structures.kfac import every_token
 from laplora.jacobians.blocks import Block, BlockJacobian
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
 from laplora.linearised import contrast_hessian
@@ -134,11 +134,11 @@ def store_split(
             for i, part in enumerate(result.blocks):
                 assert part.mean_input is not None
                 assert part.summed_gradient is not None
-                last_input, last_gradient = last_tokens(part)
+                inputs, gradients, _ = every_token(part)
                 keep(f"mean_input.{i}", index, part.mean_input.float())
                 keep(f"summed_gradient.{i}", index, _all_contrasts(part.summed_gradient.float(), classes))
-                keep(f"last_input.{i}", index, last_input)
-                keep(f"last_gradient.{i}", index, _all_contrasts(last_gradient, classes))
+                keep(f"last_input.{i}", index, inputs[:, -1].float())
+                keep(f"last_gradient.{i}", index, _all_contrasts(gradients[:, :, -1].float(), classes))
                 names = (f"expand_input.{i}", f"expand_gradient.{i}")
                 for name, values in zip(names, token_products(part, hessian), strict=True):
                     expand[name] = expand.get(name, 0) + values
@@ -154,16 +154,6 @@ def _all_contrasts(values: torch.Tensor, classes: int) -> torch.Tensor:
     return padded
 
 
-def last_tokens(part: BlockJacobian) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return one block's input (batch, in) and gradients (batch, contrasts, out) at the last token.
-
-    Raises:
-        FactorizationError: Jacobians without every token.
-    """
-    inputs, gradients = _every_token(part)
-    return inputs[:, -1].float(), gradients[:, :, -1].float()
-
-
 def token_products(part: BlockJacobian, hessian: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return one block's sums over rows and tokens of both factors' outer products, (in, in) and (out, out) float32.
 
@@ -173,16 +163,11 @@ def token_products(part: BlockJacobian, hessian: torch.Tensor) -> tuple[torch.Te
     Raises:
         FactorizationError: Jacobians without every token.
     """
-    inputs, gradients = (t.float() for t in _every_token(part))
+    every_input, every_gradient, _ = every_token(part)
+    inputs, gradients = every_input.float(), every_gradient.float()
     flat = inputs.flatten(0, 1)
     weighted = torch.einsum("ncd,ndto->ncto", hessian, gradients)
     return flat.T @ flat, weighted.flatten(0, 2).T @ gradients.flatten(0, 2)
-
-
-def _every_token(part: BlockJacobian) -> tuple[torch.Tensor, torch.Tensor]:
-    if part.inputs is None or part.gradients is None:
-        raise FactorizationError("last and expand factors need Jacobians with every token, got their sums only")
-    return part.inputs, part.gradients
 
 
 def by_classes_and_length(rows: Sequence[EncodedRow], size: int) -> Iterator[list[int]]:

@@ -8,16 +8,14 @@ No matrix is inverted anywhere.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 
-from laplora.jacobians.blocks import Block, ContrastJacobians
+from laplora.jacobians.blocks import Block, BlockJacobian, ContrastJacobians
 from laplora.linearised import contrast_mean
 from laplora.posterior.base import ProjectedJacobians
-from laplora.posterior.curvature import EigenSums, KroneckerBasis, project
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class EigenPosterior:
         scale: per block (k, narrow), curvature ``s_aj`` summed over the training rows.
         tail: per block (narrow,), ``tau_j``, the mean curvature of the directions left out.
         rows: training rows summed.
-        structure: where ``scale`` comes from: ``ekfac``, or a kind of KFAC.
+        structure: where ``scale`` comes from: ``ekfac``, measured in the bases, or ``kfac_reduce``, the factors' own.
     """
 
     blocks: tuple[Block, ...]
@@ -139,42 +137,20 @@ class EigenPosterior:
         return result.index_add(0, flat.scale_block, kept).index_add(0, flat.tail_block, rest)
 
 
-def kronecker_posterior(
-    blocks: Sequence[Block], bases: Sequence[KroneckerBasis], rows: int, structure: str
-) -> EigenPosterior:
-    """Return the posterior whose curvature is the Kronecker product itself.
-
-    ``s_aj`` is the product of the two factors' eigenvalues, ``tau_j`` that of the wide factor's mean eigenvalue
-    outside the basis and the narrow one's j-th: each block keeps the trace of its Kronecker product.
+def project(jacobian: BlockJacobian, wide: torch.Tensor, narrow: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a block's Jacobians in the eigenbasis, and the inner products of what the basis leaves out.
 
     Args:
-        structure: ``kfac_`` and the kind of the factors.
+        wide: (wide, k), the kept basis; narrow: (narrow, narrow).
+
+    Returns:
+        coordinates (batch, classes - 1, k, narrow), ``u_a^T J_c v_j``, and rest (batch, classes - 1,
+        classes - 1, narrow), ``<R_c v_j, R_c' v_j>`` with ``R = J - U U^T J``; exactly 0 for a full basis.
     """
-    return EigenPosterior(
-        blocks=tuple(blocks),
-        wide=tuple(b.wide for b in bases),
-        narrow=tuple(b.narrow for b in bases),
-        scale=tuple(torch.outer(b.wide_eigenvalues, b.narrow_eigenvalues) for b in bases),
-        tail=tuple(b.wide_rest * b.narrow_eigenvalues for b in bases),
-        rows=rows,
-        structure=structure,
-    )
-
-
-def build_posterior(blocks: Sequence[Block], bases: Sequence[KroneckerBasis], sums: EigenSums) -> EigenPosterior:
-    """Return the ``ekfac`` posterior from bases and the second pass over the rows.
-
-    ``tau_j`` is the mean of what the basis leaves out, so each block keeps the exact GGN's trace.
-    """
-    tails = []
-    for block, basis, rest in zip(blocks, bases, sums.rest, strict=True):
-        left_out = block.wide - basis.wide.shape[1]
-        tails.append(rest.clamp_min(0) / max(left_out, 1))  # a sum of squares; below zero is rounding
-    return EigenPosterior(
-        blocks=tuple(blocks),
-        wide=tuple(b.wide for b in bases),
-        narrow=tuple(b.narrow for b in bases),
-        scale=tuple(s.clamp_min(0) for s in sums.scale),
-        tail=tuple(tails),
-        rows=sums.rows,
-    )
+    rotated = jacobian.jacobian @ narrow.to(jacobian.jacobian)
+    basis = wide.to(rotated)
+    coordinates = torch.einsum("dk,ncdj->nckj", basis, rotated)
+    # The residual first: the difference of the two squares would cancel where the basis holds nearly all.
+    residual = rotated - torch.einsum("dk,nckj->ncdj", basis, coordinates)
+    rest = torch.einsum("ncdj,nedj->ncej", residual, residual)
+    return coordinates, torch.zeros_like(rest) if wide.shape[0] == wide.shape[1] else rest

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,10 +14,9 @@ from safetensors import SafetensorError, safe_open
 from laplora.errors import ArtifactCorruptError
 from laplora.jacobians.blocks import Block
 from laplora.posterior.base import Posterior
-from laplora.posterior.curvature import orthonormalize
-from laplora.posterior.diagonal import DiagonalPosterior
 from laplora.posterior.eigen import EigenPosterior
 from laplora.posterior.joint import JOINT_STRUCTURES, JointPosterior, group_members
+from laplora.posterior.sketch import orthonormalize
 
 _PARTS = ("wide", "narrow", "scale", "tail")
 
@@ -79,8 +78,13 @@ def posterior_tensors(
     What multiplies Jacobians is in ``factor_dtype``, curvature in float32. Reading orthonormalises bases
     again, so the rounding costs no orthogonality.
     """
-    write, _ = FORMS[posterior.structure]
-    tensors = write(posterior, getattr(torch, factor_dtype))
+    dtype = getattr(torch, factor_dtype)
+    if isinstance(posterior, JointPosterior):
+        tensors = _write_joint(posterior, dtype)
+    elif isinstance(posterior, EigenPosterior):
+        tensors = _write_eigen(posterior, dtype)
+    else:
+        raise TypeError(f"a posterior of structure {posterior.structure!r} has no file")
     metadata = {
         "rows": str(posterior.rows),
         "factor_dtype": factor_dtype,
@@ -109,13 +113,12 @@ def read_posterior(path: Path, blocks: tuple[Block, ...]) -> Posterior:
     if not metadata.get("rows", "").isdecimal():
         raise ArtifactCorruptError(f"{path.name} does not say how many rows its curvature sums")
     structure = metadata.get("structure", "ekfac")  # files of before there were others do not say
-    if structure not in FORMS:
+    if structure not in READERS:
         raise ArtifactCorruptError(
             f"{path.name} holds a posterior of structure {structure!r}, which this version does not know"
         )
     covered = _covered(path.name, metadata.get("blocks"), blocks)
-    _, read = FORMS[structure]
-    return read(PosteriorFile(path.name, tensors, covered, int(metadata["rows"]), structure))
+    return READERS[structure](PosteriorFile(path.name, tensors, covered, int(metadata["rows"]), structure))
 
 
 def _covered(file: str, stored: str | None, blocks: tuple[Block, ...]) -> tuple[Block, ...]:
@@ -172,17 +175,6 @@ def _basis(file: str, block: Block, stored: torch.Tensor) -> torch.Tensor:
     return orthonormalize(stored)
 
 
-def _write_diagonal(posterior: DiagonalPosterior, _dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    parts = zip(posterior.blocks, posterior.diagonal, strict=True)
-    return {f"{block.name}.diagonal": diagonal.float() for block, diagonal in parts}
-
-
-def _read_diagonal(file: PosteriorFile) -> DiagonalPosterior:
-    file.expect({f"{b.name}.diagonal" for b in file.blocks})
-    found = [file.check(f"{b.name}.diagonal", (b.wide, b.narrow), curvature=True) for b in file.blocks]
-    return DiagonalPosterior(file.blocks, tuple(d.double() for d in found), file.rows)
-
-
 def _write_joint(posterior: JointPosterior, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     tensors = {"factor": posterior.factor.float()}
     for i, block in enumerate(posterior.blocks):
@@ -197,7 +189,7 @@ def _read_joint(file: PosteriorFile) -> JointPosterior:
     parts = ("wide", "narrow", "directions") if file.structure == "joint_core" else ("directions",)
     file.expect({f"{b.name}.{p}" for b in file.blocks for p in parts} | {"factor"})
     wide, narrow, directions = [], [], []
-    groups = group_members(file.structure, file.blocks)
+    groups = group_members(file.blocks)
     counts = {i: file.rows_of(f"{file.blocks[own[0]].name}.directions") for own in groups.values() for i in own}
     for i, block in enumerate(file.blocks):
         coordinates = block.wide * block.narrow
@@ -229,9 +221,8 @@ def _read_joint(file: PosteriorFile) -> JointPosterior:
     )
 
 
-#: By structure: what turns a posterior into tensors, and a file into a posterior.
-FORMS: dict[str, tuple[Callable[[Any, torch.dtype], dict[str, torch.Tensor]], Callable[[PosteriorFile], Posterior]]] = {
-    **dict.fromkeys(("ekfac", "kfac_reduce", "kfac_expand", "kfac_last"), (_write_eigen, _read_eigen)),
-    "diagonal": (_write_diagonal, _read_diagonal),
-    **dict.fromkeys(JOINT_STRUCTURES, (_write_joint, _read_joint)),
+#: By structure: what turns a file into a posterior.
+READERS: dict[str, Callable[[PosteriorFile], Posterior]] = {
+    **dict.fromkeys(("ekfac", "kfac_reduce"), _read_eigen),
+    **dict.fromkeys(JOINT_STRUCTURES, _read_joint),
 }

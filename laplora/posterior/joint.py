@@ -6,7 +6,7 @@ once. With ``D = blockdiag(1 / lambda_b)`` the covariance of the contrasts is
     ``V = J D J^T - (J D F^T) (I + F D F^T)^-1 (F D J^T)``
 
 (Woodbury; for ``joint_core`` this is the "joint core" of low rank inside each block's bases,
-``laplora.posterior.moments``). A difference of two large numbers: where F holds nearly all of J it cancels. So F is
+``laplora.posterior.joint_core``). A difference of two large numbers: where F holds nearly all of J it cancels. So F is
 held as ``F_g = L_g Q_g``, per group g of blocks that share a prior precision, ``Q_g`` with orthonormal rows. With the
 coordinates ``a_g = J_g Q_g^T`` and the rest ``R_g = J_g - a_g Q_g``, which no row of F meets,
 
@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -30,9 +30,9 @@ from laplora.jacobians.blocks import Block, ContrastJacobians
 from laplora.linearised import contrast_mean
 from laplora.posterior.base import ProjectedJacobians
 
-JointStructure = Literal["joint_core", "joint", "exact", "ella"]
+JointStructure = Literal["joint_core", "joint", "exact"]
 #: The structures of this form.
-JOINT_STRUCTURES: tuple[JointStructure, ...] = ("joint_core", "joint", "exact", "ella")
+JOINT_STRUCTURES: tuple[JointStructure, ...] = get_args(JointStructure)
 
 #: Inner products of the directions, block by block, are kept up to this size; beyond it they are recomputed.
 _GRAM_BYTES = 1 << 30
@@ -50,8 +50,8 @@ class JointPosterior:
         factor: (rank, directions of all groups) float64, L: the curvature is ``Q^T L^T L Q``. Columns by group,
             in the order of ``groups``.
         rows: training rows summed.
-        structure: ``joint_core`` (in bases of each block), ``joint`` (leading directions over all parameters),
-            ``exact`` (every row's gradients, so the exact GGN) or ``ella`` (no variance outside the directions).
+        structure: ``joint_core`` (in bases of each block), ``joint`` (leading directions over all parameters) or
+            ``exact`` (every row's gradients, so the exact GGN).
         wide: per block (wide, k), orthonormal columns U; empty but for ``joint_core``.
         narrow: per block (narrow, narrow), orthonormal V; empty but for ``joint_core``.
     """
@@ -77,7 +77,7 @@ class JointPosterior:
     @cached_property
     def groups(self) -> dict[str, tuple[int, ...]]:
         """Indices of the blocks that share orthonormal directions and a precision, by group."""
-        return group_members(self.structure, self.blocks)
+        return group_members(self.blocks)
 
     @cached_property
     def columns(self) -> dict[str, slice]:
@@ -93,18 +93,14 @@ class JointPosterior:
         """Return a batch's Jacobians along the directions, and the inner products of what is left, by group.
 
         ``kept`` is (batch, classes - 1, directions of all groups) and ``rest`` (batch, classes - 1, classes - 1,
-        groups), float64; for ``ella``, where nothing else has variance, ``rest`` has no part.
+        groups), float64.
         """
         kept, rest = [], []
         for group, members in self.groups.items():
             along, left = self._in_core(jacobians, group) if self.wide else self._in_all(jacobians, members)
             kept.append(along)
-            if self.structure != "ella":
-                rest.append(left)
-        empty = kept[0].new_zeros(*kept[0].shape[:2], kept[0].shape[1], 0)
-        return ProjectedJacobians(
-            contrast_mean(jacobians.logits), torch.cat(kept, 2), torch.stack(rest, 3) if rest else empty
-        )
+            rest.append(left)
+        return ProjectedJacobians(contrast_mean(jacobians.logits), torch.cat(kept, 2), torch.stack(rest, 3))
 
     def covariance(self, projected: ProjectedJacobians, precisions: torch.Tensor) -> torch.Tensor:
         """Return the covariance of the contrasts under the linearised posterior.
@@ -136,7 +132,7 @@ class JointPosterior:
             cholesky = torch.linalg.cholesky(identity + scaled.T @ scaled)
             half = torch.linalg.solve_triangular(cholesky, (kept * root).mT, upper=False)
             covariance = half.mT @ half
-        covariance = covariance + projected.rest.double() @ (1 / by_group[: projected.rest.shape[-1]])
+        covariance = covariance + projected.rest.double() @ (1 / by_group)
         return (covariance + covariance.mT) / 2
 
     def covariance_of(self, jacobians: ContrastJacobians, precisions: torch.Tensor) -> torch.Tensor:
@@ -203,11 +199,10 @@ class JointPosterior:
         directions = [self.directions[i].to(part) for i, part in zip(members, parts, strict=True)]
         along = torch.stack([(p @ d.T).double() for p, d in zip(parts, directions, strict=True)]).sum(0)
         left = along.new_zeros(*along.shape[:2], along.shape[1])
-        if self.structure != "ella":
-            for part, direction in zip(parts, directions, strict=True):
-                # The residual first: the difference of two squares would cancel where the directions hold nearly all.
-                residual = part - along.to(part) @ direction
-                left += (residual @ residual.mT).double()
+        for part, direction in zip(parts, directions, strict=True):
+            # The residual first: the difference of two squares would cancel where the directions hold nearly all.
+            residual = part - along.to(part) @ direction
+            left += (residual @ residual.mT).double()
         return along, left
 
     def _in_core(self, jacobians: ContrastJacobians, group: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -251,15 +246,14 @@ class JointPosterior:
             raise NonFiniteError("a prior precision is NaN: no covariance follows from it")
         result = []
         for members in self.groups.values():
-            own = precisions[list(members)]
-            if bool((own != own[0]).any()):
-                allowed = "scalar" if self.structure == "ella" else "scalar or group"
+            of_group = precisions[list(members)]
+            if bool((of_group != of_group[0]).any()):
                 raise PriorError(
-                    f"a posterior of structure {self.structure!r} takes a prior of granularity {allowed}: its blocks "
-                    f"vary together, and here they have {len(set(own.tolist()))} different precisions; choose a "
-                    f"{allowed} prior, or structure ekfac"
+                    f"a posterior of structure {self.structure!r} takes a prior of granularity scalar or group: its "
+                    f"blocks vary together, and here they have {len(set(of_group.tolist()))} different precisions; "
+                    "choose a scalar or group prior, or structure ekfac"
                 )
-            result.append(own[0])
+            result.append(of_group[0])
         return torch.stack(result)
 
     def _column_precisions(self, by_group: torch.Tensor) -> torch.Tensor:
@@ -279,12 +273,11 @@ class JointPosterior:
         return bool((by_group == by_group[0]).all())
 
 
-def group_members(structure: str, blocks: Sequence[Block]) -> dict[str, tuple[int, ...]]:
-    """Return which blocks share orthonormal directions: those of one group, or for ``ella`` all of them."""
+def group_members(blocks: Sequence[Block]) -> dict[str, tuple[int, ...]]:
+    """Return which blocks share orthonormal directions: those of one group."""
     result: dict[str, tuple[int, ...]] = {}
     for i, block in enumerate(blocks):
-        key = "all" if structure == "ella" else block.group
-        result[key] = (*result.get(key, ()), i)
+        result[block.group] = (*result.get(block.group, ()), i)
     return result
 
 
@@ -333,7 +326,7 @@ def build_joint_posterior(
     directions: dict[int, torch.Tensor] = {}
     factors = []
     held = torch.promote_types(direction_dtype, torch.float32)
-    for members in group_members(structure, blocks).values():
+    for members in group_members(blocks).values():
         # QR and not the Gram matrix: directions of little curvature come out orthonormal too.
         q, r = torch.linalg.qr(torch.cat([factor[i].T for i in members]).double())
         factors.append(r.T)

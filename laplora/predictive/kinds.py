@@ -25,8 +25,8 @@ from laplora.decisions.temperature import TEMPERATURE_BOUNDS, checked_labels, fi
 from laplora.errors import ConfigError, DataError, NonFiniteError
 from laplora.linearised import PosteriorPredictive, class_counts, class_probs, contrast_logits, entropy
 from laplora.metrics.scores import row_nll
-from laplora.posterior.line_search import golden_section
 from laplora.predictive.gaussian import posterior_predictive
+from laplora.predictive.search import grid_minimum
 
 Members = Literal["single", "distilled", "checkpoints", "dropout"]
 PredictiveName = Literal[
@@ -151,7 +151,7 @@ def fit_predictive_temperature(
     A temperature scales every mean by 1/T and every covariance by 1/T^2: it divides each sampled logit, inside
     the average (Rahaman and Thiery, arXiv 2007.08792, compare this with scaling the average). One member
     without covariance is temperature scaling, by ``fit_temperature``. Otherwise the NLL need not be convex: a
-    grid over ``TEMPERATURE_BOUNDS`` even in log T, then golden-section search around its best point to 1e-6.
+    grid over ``TEMPERATURE_BOUNDS`` even in log T, then Brent's method around its best point to 1e-6.
 
     Args:
         means: (members, rows, classes - 1); covariances: as for ``predictive_probs``, or None.
@@ -172,12 +172,7 @@ def fit_predictive_temperature(
         return nll + temperature_penalty(log_temperature, len(labels))
 
     low, high = (math.log(bound) for bound in TEMPERATURE_BOUNDS)
-    step = (high - low) / (_GRID - 1)
-    grid = [low + step * i for i in range(_GRID)]
-    scores = [penalised_nll(g) for g in grid]
-    best = min(range(_GRID), key=scores.__getitem__)
-    refined = golden_section(penalised_nll, max(low, grid[best] - step), min(high, grid[best] + step), 1e-6)
-    return math.exp(refined if penalised_nll(refined) < scores[best] else grid[best])
+    return math.exp(grid_minimum(penalised_nll, low, high, points=_GRID, tolerance=1e-6))
 
 
 def _checked_means(means: torch.Tensor, class_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -407,7 +407,7 @@ def test_an_interrupted_fit_ends_like_an_uninterrupted_one(
 
 
 @pytest.mark.parametrize(
-    ("structure", "subset"), [("kfac_expand", "all"), ("exact", "values_b"), ("diagonal", "last_layer")]
+    ("structure", "subset"), [("kfac_reduce", "all"), ("exact", "values_b"), ("joint", "last_layer")]
 )
 def test_an_interrupted_fit_of_another_structure_goes_on(
     unfitted: Path, sentiment_run: FinishedRun, tmp_path: Path, structure: str, subset: str
@@ -457,7 +457,7 @@ def test_leave_one_out_is_refused_where_it_cannot_work(unfitted: Path) -> None:
 
 def test_a_posterior_of_another_form_over_a_subset_is_served(run_copy: Path) -> None:
     """From the fit to the golden answers that the loaded artifact repeats."""
-    overrides = ("laplace.structure=diagonal", "laplace.subset=regex:lora_B$", "laplace.granularity=group")
+    overrides = ("laplace.structure=ekfac", "laplace.subset=regex:lora_B$", "laplace.granularity=group")
     for name in ("fit", "evaluate", "package"):
         assert job(name, run_copy, *overrides) == 0
     config = load_config(run_copy, list(overrides))

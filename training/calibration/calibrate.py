@@ -20,7 +20,6 @@ from laplora.decisions.temperature import SmallCalibrationWarning
 from laplora.linearised import PosteriorPredictive
 from laplora.metrics.scores import row_nll
 from laplora.posterior.base import Prior, ProjectedJacobians
-from laplora.posterior.prior import choose_by_validation
 from laplora.predictive.cross_fitting import FOLDS, cross_fitted_predictive, rank_aligned
 from laplora.predictive.kinds import (
     PREDICTIVES,
@@ -30,6 +29,7 @@ from laplora.predictive.kinds import (
     predictive_probs,
     predictive_spec,
 )
+from laplora.prior.validation import choose_by_validation
 from training.calibration.outputs import SplitOutputs
 from training.config import RunConfig
 from training.workspace.files import write_json, write_tensors

@@ -13,8 +13,8 @@ from laplora.jacobians.blocks import Block
 from laplora.jacobians.contrasts import find_blocks
 from laplora.posterior.base import Posterior
 from laplora.posterior.file import posterior_tensors, read_posterior
-from laplora.posterior.prior import PriorChoice
 from laplora.predictive.member_adapters import in_place, lora_parameters, read_weights
+from laplora.prior.search import PriorChoice
 from training.calibration.posteriors import (
     choose_priors,
     fit_curvature,

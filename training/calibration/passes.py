@@ -16,7 +16,8 @@ from torch import nn
 from laplora.jacobians.blocks import Block, ContrastJacobians
 from laplora.jacobians.contrasts import contrast_jacobians
 from laplora.linearised import class_log_probs
-from laplora.posterior.structures import State, needs_sums, needs_tokens
+from laplora.posterior.passes import State
+from laplora.posterior.structures import needs_sums
 from training.workspace.files import write_tensors
 from training.workspace.provenance import curvature_inputs
 from training.workspace.runtime import Run, batches
@@ -42,8 +43,7 @@ class ResumablePass:
         self._run, self._model, self._blocks, self._folder = run, model, blocks, folder
         self._rows = run.encode(run.splits.train)
         self._mark = curvature_inputs(run, adapter)
-        structure = run.config.laplace.structure
-        self._wanted = {"sums": needs_sums(structure), "tokens": needs_tokens(structure)}
+        self._sums = needs_sums(run.config.laplace.structure)
         self.log_likelihood = 0.0
 
     def __call__(
@@ -59,7 +59,7 @@ class ResumablePass:
         saved_at = time.monotonic()
         for number in progress(range(done, len(plan)), len(plan) - done, f"curvature: {title}"):
             batch = run.collate([self._rows[i] for i in plan[number]])
-            jacobians = contrast_jacobians(self._model, batch, run.label_ids, self._blocks, **self._wanted)
+            jacobians = contrast_jacobians(self._model, batch, run.label_ids, self._blocks, sums=self._sums)
             state = add(state, jacobians, batch.class_mask)
             labels = torch.tensor([run.splits.train[i].label for i in plan[number]], device=run.device)
             log_probs = class_log_probs(jacobians.logits, batch.class_mask)

@@ -12,9 +12,12 @@ from torch import nn
 
 from laplora.jacobians.blocks import Block
 from laplora.posterior.base import Granularity, Posterior, Prior
-from laplora.posterior.leave_one_out import choose_by_leave_one_out
-from laplora.posterior.prior import PriorChoice, choose_by_evidence, choose_by_validation
-from laplora.posterior.structures import StructureSettings, fit_posterior, granularities
+from laplora.posterior.passes import StructureSettings
+from laplora.posterior.structures import fit_posterior, granularities
+from laplora.prior.evidence import choose_by_evidence
+from laplora.prior.leave_one_out import choose_by_leave_one_out
+from laplora.prior.search import PriorChoice
+from laplora.prior.validation import choose_by_validation
 from training.calibration.passes import ResumablePass
 from training.calibration.projected import ProjectedSplit
 from training.config import RunConfig

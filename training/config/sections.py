@@ -60,9 +60,9 @@ class OptimizerConfig(Section):
 class LaplaceConfig(Section):
     """The posterior and its prior."""
 
-    structure: Literal[
-        "ekfac", "kfac_reduce", "kfac_expand", "kfac_last", "diagonal", "joint_core", "joint", "exact", "ella"
-    ] = Field("joint_core", description="form of the curvature: by block, by parameter, or over all blocks together")
+    structure: Literal["joint_core", "ekfac", "kfac_reduce", "joint", "exact"] = Field(
+        "joint_core", description="form of the curvature: over all blocks together, or by block"
+    )
     subset: str = Field(
         "all",
         description="matrices that the posterior covers: all, values_b (lora_B of v_proj), last_layer, last_4_layers, "

@@ -16,9 +16,11 @@ from benchmarks.speed.parts import peers
 from laplora.jacobians.blocks import Block, ContrastJacobians
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
 from laplora.posterior.base import Posterior, ProjectedJacobians
-from laplora.posterior.prior import choose_by_evidence, choose_by_validation
-from laplora.posterior.structures import StructureSettings, fit_posterior, needs_sums
+from laplora.posterior.passes import StructureSettings
+from laplora.posterior.structures import fit_posterior, needs_sums
 from laplora.predictive.member_outputs import MemberSet
+from laplora.prior.evidence import choose_by_evidence
+from laplora.prior.validation import choose_by_validation
 from laplora.prompts.templates import Batch, EncodedRow
 
 State = TypeVar("State")

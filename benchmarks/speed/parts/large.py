@@ -23,7 +23,7 @@ from laplora.jacobians.blocks import Block
 from laplora.jacobians.contrasts import find_blocks
 from laplora.posterior.base import Posterior
 from laplora.posterior.file import posterior_tensors
-from laplora.posterior.structures import StructureSettings
+from laplora.posterior.passes import StructureSettings
 
 LAYERS, ROWS, TOKENS, LORA_RANK, EKFAC_RANK = 32, 8, 64, 8, 10
 MODEL, ANSWER, FIT = "model", "answer above the model", "fit above the model"

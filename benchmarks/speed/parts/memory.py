@@ -23,7 +23,7 @@ from benchmarks.speed.parts.large import file_bytes
 from benchmarks.speed.parts.size import posterior_bytes
 from laplora.jacobians.contrasts import find_blocks
 from laplora.posterior.base import Posterior
-from laplora.posterior.structures import StructureSettings
+from laplora.posterior.passes import StructureSettings
 from laplora.predictive.member_outputs import Member, MemberSet, member_outputs
 
 UNIT = "MB above the loaded model"

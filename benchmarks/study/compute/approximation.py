@@ -23,9 +23,9 @@ from laplora.errors import ConfigError
 from laplora.jacobians.blocks import Block
 from laplora.metrics.scores import row_nll
 from laplora.posterior.base import Posterior
-from laplora.posterior.prior import choose_by_validation
-from laplora.posterior.structures import StructureSettings
+from laplora.posterior.passes import StructureSettings
 from laplora.posterior.subset import select_blocks
+from laplora.prior.validation import choose_by_validation
 from training.workspace.terminal import say
 
 #: Kept eigenvectors of the wide factors; 10,000 is all of them.

@@ -23,13 +23,17 @@ from benchmarks.study.compute.alternatives import (
 from benchmarks.study.compute.posteriors import fit_stored, project_stored
 from benchmarks.study.config import StudyConfig
 from benchmarks.study.store import StoredSplit, read_store
+from benchmarks.study.structures.diagonal import DiagonalPosterior
+from benchmarks.study.structures.ella import EllaPosterior
 from laplora.errors import PriorError
 from laplora.jacobians.blocks import Block
 from laplora.posterior.base import Granularity, Posterior
-from laplora.posterior.leave_one_out import choose_by_leave_one_out
-from laplora.posterior.prior import choose_by_evidence, choose_by_validation
-from laplora.posterior.structures import StructureSettings
+from laplora.posterior.file import posterior_tensors
+from laplora.posterior.passes import StructureSettings
 from laplora.posterior.subset import select_blocks
+from laplora.prior.evidence import choose_by_evidence
+from laplora.prior.leave_one_out import choose_by_leave_one_out
+from laplora.prior.validation import choose_by_validation
 
 
 @dataclass(frozen=True)
@@ -261,8 +265,10 @@ def prior_methods(
 
 def posterior_bytes(posterior: Posterior) -> int:
     """Return the size of a posterior's file, bases in bfloat16."""
-    from laplora.posterior.file import posterior_tensors
-
+    if isinstance(posterior, DiagonalPosterior):
+        return sum(4 * d.numel() for d in posterior.diagonal)
+    if isinstance(posterior, EllaPosterior):
+        return 4 * posterior.eigenvectors.numel() + sum(2 * d.numel() for d in posterior.directions)
     tensors, _ = posterior_tensors(posterior, "bfloat16")
     return sum(t.numel() * t.element_size() for t in tensors.values())
 

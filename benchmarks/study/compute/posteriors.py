@@ -9,10 +9,12 @@ from typing import Any, TypeVar, cast
 import torch
 
 from benchmarks.study.store import StoredSplit, replay
+from benchmarks.study.structures import fit_posterior
+from benchmarks.study.structures.kfac import TokenSums
 from laplora.jacobians.blocks import Block, BlockJacobian, ContrastJacobians
 from laplora.posterior.base import Posterior, ProjectedJacobians
-from laplora.posterior.curvature import KroneckerSums, sketch_matrix
-from laplora.posterior.structures import StructureSettings, fit_posterior
+from laplora.posterior.passes import StructureSettings
+from laplora.posterior.sketch import sketch_matrix
 
 State = TypeVar("State", bound=Any)
 
@@ -31,11 +33,11 @@ class StoredPass:
         self, title: str, empty: State, add: Callable[[State, ContrastJacobians, torch.Tensor], State]
     ) -> State:
         """Return the state after every stored row."""
-        if isinstance(empty, KroneckerSums) and self.structure == "kfac_expand":
+        if isinstance(empty, TokenSums):
             return cast(State, expand_sums(self.split, self.blocks, self.only, empty))
         state = empty
         for jacobians, mask in replay(self.split, self.blocks, self.batch_size, only=self.only):
-            if self.structure == "kfac_last" and isinstance(empty, KroneckerSums):
+            if self.structure == "kfac_last":
                 jacobians = with_last_tokens(self.split, self.blocks, self.only, jacobians, state.rows)
             state = add(state, jacobians, mask)
         return state
@@ -56,9 +58,7 @@ def with_last_tokens(
     return replace(jacobians, blocks=tuple(parts))
 
 
-def expand_sums(
-    split: StoredSplit, blocks: Sequence[Block], only: Sequence[Block], empty: KroneckerSums
-) -> KroneckerSums:
+def expand_sums(split: StoredSplit, blocks: Sequence[Block], only: Sequence[Block], empty: TokenSums) -> TokenSums:
     """Return the KFAC-expand sums of all rows from the stored outer products of every token."""
     names = {b.name: i for i, b in enumerate(blocks)}
     wide, narrow, traces = [], [], []

@@ -21,14 +21,15 @@ from benchmarks.study.compute.posteriors import StoredPass, project_stored
 from benchmarks.study.config import StudyConfig, load_study
 from benchmarks.study.gather import by_classes_and_length, gather, read_gathered
 from benchmarks.study.store import read_store, replay
+from benchmarks.study.structures import fit_posterior
 from laplora.errors import ConfigError, PriorError
 from laplora.jacobians.blocks import Block
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
 from laplora.linearised import class_probs
 from laplora.models.adapters import attach_adapter
 from laplora.posterior.base import Prior
-from laplora.posterior.prior import PriorChoice
-from laplora.posterior.structures import StructureSettings, fit_posterior
+from laplora.posterior.passes import StructureSettings
+from laplora.prior.search import PriorChoice
 from training.workspace.runtime import open_run
 
 

@@ -8,7 +8,7 @@ from typing import get_args
 import dense_reference as dense
 import pytest
 import torch
-from fast_path import key_of, model_pass
+from fast_path import key_of, replay, rows_of
 from reference_problem import Problem
 from tiny_models import tiny_model, tiny_task
 
@@ -17,14 +17,8 @@ from laplora.jacobians.blocks import Block
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
 from laplora.linearised import contrasts
 from laplora.posterior.base import Prior, block_precisions
-from laplora.posterior.structures import (
-    FITTERS,
-    STRUCTURES,
-    StructureSettings,
-    fit_posterior,
-    granularities,
-    needs_tokens,
-)
+from laplora.posterior.passes import StructureSettings
+from laplora.posterior.structures import FITTERS, STRUCTURES, fit_posterior, granularities
 from laplora.posterior.subset import select_blocks
 from training.config import LaplaceConfig
 
@@ -76,12 +70,12 @@ def test_no_layer_at_all() -> None:
         select_blocks(adapter(2)[-2:], "last_layer")
 
 
-@pytest.mark.parametrize("structure", ["ekfac", "diagonal", "exact"])
+@pytest.mark.parametrize("structure", ["ekfac", "joint_core", "exact"])
 @pytest.mark.parametrize("subset", ["last_layer", "regex:lora_B$"])
 def test_other_weights_have_no_variance(problem: Problem, structure: str, subset: str) -> None:
     """At a precision far above the curvature every structure has the prior's covariance of those blocks alone."""
     blocks = select_blocks(find_blocks(problem.model, problem.task.classes), subset)
-    run_pass = model_pass(problem.model, problem.task, blocks)
+    run_pass = replay(rows_of(problem.model, problem.task, batch_size=16, blocks=blocks))
     settings = StructureSettings(structure, rank=1000, oversampling=0, basis_dtype=torch.float64)
     posterior = fit_posterior(settings, blocks, run_pass)
     assert posterior.blocks == blocks
@@ -99,12 +93,11 @@ def test_other_weights_have_no_variance(problem: Problem, structure: str, subset
 
 def test_structures_are_those_of_the_configuration() -> None:
     assert get_args(LaplaceConfig.model_fields["structure"].annotation) == STRUCTURES == tuple(FITTERS)
-    assert [s for s in STRUCTURES if needs_tokens(s)] == ["kfac_expand", "kfac_last"]
-    assert [s for s in STRUCTURES if granularities(s) == ("scalar", "group", "module")] == list(STRUCTURES[:5])
+    assert [s for s in STRUCTURES if granularities(s) == ("scalar", "group", "module")] == ["ekfac", "kfac_reduce"]
 
 
 def test_an_unknown_structure_is_named() -> None:
     model, task = tiny_model("llama"), tiny_task(examples=2)
     blocks = find_blocks(model, task.classes)
-    with pytest.raises(ConfigError, match="no posterior structure 'swag'; there are ekfac, kfac_reduce"):
-        fit_posterior(StructureSettings("swag"), blocks, model_pass(model, task, blocks))
+    with pytest.raises(ConfigError, match="no posterior structure 'swag'; there are joint_core, ekfac"):
+        fit_posterior(StructureSettings("swag"), blocks, replay(rows_of(model, task, batch_size=2)))

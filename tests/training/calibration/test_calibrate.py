@@ -13,9 +13,9 @@ from laplora.jacobians.blocks import Block
 from laplora.linearised import contrasts, entropy
 from laplora.metrics.scores import row_nll
 from laplora.posterior.base import ProjectedJacobians
-from laplora.posterior.prior import choose_by_validation
 from laplora.predictive.cross_fitting import FOLDS, fold_rows
 from laplora.predictive.kinds import fit_predictive_temperature
+from laplora.prior.validation import choose_by_validation
 from training.calibration.calibrate import (
     _PriorsWithout,
     calibrate,

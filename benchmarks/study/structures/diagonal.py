@@ -14,10 +14,10 @@ from functools import cached_property
 
 import torch
 
-from laplora.errors import FactorizationError, NonFiniteError
 from laplora.jacobians.blocks import Block, ContrastJacobians
 from laplora.linearised import contrast_hessian, contrast_mean
 from laplora.posterior.base import ProjectedJacobians
+from laplora.posterior.passes import Pass, StructureSettings, check_any_rows, check_curvature
 
 #: Levels per factor of ten in curvature. Parameters of one level get the weight of its mean curvature, so a single
 #: one's share of the variance is off by a level's width, 47 %, at most, and that of a level whose squared Jacobians go
@@ -29,7 +29,7 @@ DECADES = 10
 
 @dataclass(frozen=True)
 class DiagonalSums:
-    """Sums over rows of the GGN's diagonal; two of them add up.
+    """Sums over rows of the GGN's diagonal.
 
     Attributes:
         blocks: which blocks, in order.
@@ -159,6 +159,11 @@ class DiagonalPosterior:
         )
 
 
+def fit_diagonal(_settings: StructureSettings, blocks: tuple[Block, ...], run_pass: Pass) -> DiagonalPosterior:
+    """Return the posterior with the GGN's diagonal; one pass, ``diagonal``."""
+    return diagonal_posterior(run_pass("diagonal", empty_diagonal_sums(blocks), add_diagonal_batch))
+
+
 def empty_diagonal_sums(blocks: Sequence[Block]) -> DiagonalSums:
     """Return the sums over no rows."""
     zeros = tuple(torch.zeros(b.wide, b.narrow, dtype=torch.float64) for b in blocks)
@@ -177,24 +182,8 @@ def add_diagonal_batch(sums: DiagonalSums, jacobians: ContrastJacobians, class_m
         jacobian = part.jacobian.double()
         weighted = torch.einsum("nce,nedj->ncdj", hessian, jacobian)
         diagonal.append(before + (weighted * jacobian).sum((0, 1)).cpu())
-        if not bool(diagonal[-1].isfinite().all()):
-            raise NonFiniteError(
-                f"the curvature of {block.name} is not finite: the model's activations or gradients overflow or hold "
-                "NaN on these rows; check the base weights, or use dtype float32"
-            )
+        check_curvature(block.name, diagonal[-1])
     return replace(sums, rows=sums.rows + len(hessian), diagonal=tuple(diagonal))
-
-
-def merge_diagonal_sums(first: DiagonalSums, second: DiagonalSums) -> DiagonalSums:
-    """Return the sums over the rows of both.
-
-    Raises:
-        FactorizationError: sums of other blocks.
-    """
-    if first.blocks != second.blocks:
-        raise FactorizationError("curvature sums merge only with the same blocks")
-    diagonal = tuple(a + b for a, b in zip(first.diagonal, second.diagonal, strict=True))
-    return replace(first, rows=first.rows + second.rows, diagonal=diagonal)
 
 
 def diagonal_posterior(sums: DiagonalSums) -> DiagonalPosterior:
@@ -206,7 +195,6 @@ def diagonal_posterior(sums: DiagonalSums) -> DiagonalPosterior:
     Raises:
         FactorizationError: no rows.
     """
-    if sums.rows == 0:
-        raise FactorizationError("no rows were summed: the curvature of nothing has no diagonal")
+    check_any_rows(sums)
     diagonal = tuple(d.clamp_min(0).float().double() for d in sums.diagonal)
     return DiagonalPosterior(sums.blocks, diagonal, sums.rows)

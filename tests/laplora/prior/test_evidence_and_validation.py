@@ -8,13 +8,14 @@ from typing import Any
 import dense_reference as dense
 import pytest
 import torch
-from fast_path import Fit, basis_by_key, fit, key_of
+from fast_path import Fit, dense_curvature_of, fit, key_of
 from reference_problem import Problem
 from tiny_models import generator, initial_lora, tiny_model, tiny_task
 
 from laplora.jacobians.contrasts import contrast_jacobians
 from laplora.posterior.base import Prior, block_precisions
-from laplora.posterior.prior import choose_by_evidence, choose_by_validation, log_evidence
+from laplora.prior.evidence import choose_by_evidence, log_evidence
+from laplora.prior.validation import choose_by_validation
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,7 @@ def case(problem: Problem, rank: int = 4) -> Case:
         if module.endswith("lm_head") and key.side == "B":
             moved = moved[problem.task.label_ids]
         distances[key] = float(moved.square().sum())
-    curvature = {
-        key: dense.block_curvature(basis, *dense.ekfac(problem.truth.ggn[key], basis))
-        for key, basis in basis_by_key(found).items()
-    }
+    curvature = dense_curvature_of(found, problem.truth.ggn)
     mask = problem.task.batch().class_mask
     return Case(
         found,
@@ -138,9 +136,7 @@ def test_validation_choice_beats_a_fine_grid() -> None:
     train = tiny_task(examples=20, classes=2)
     found = fit(model, train, batch_size=8, rank=4)
     ggn = dense.truth(model, train.batch(), train.label_ids).ggn
-    curvature = {
-        key: dense.block_curvature(basis, *dense.ekfac(ggn[key], basis)) for key, basis in basis_by_key(found).items()
-    }
+    curvature = dense_curvature_of(found, ggn)
     task = replace(tiny_task(examples=60, classes=2, seed=41), label_ids=train.label_ids)
     batch = task.batch()
     logits = dense.map_logits(model, batch, task.label_ids)

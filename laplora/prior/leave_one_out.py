@@ -26,9 +26,10 @@ import warnings
 import torch
 
 from laplora.errors import PriorError
-from laplora.linearised import class_probs, contrasts, hessian_root
+from laplora.linearised import class_probs, contrast_logits, hessian_root
+from laplora.linearised import contrast_mean as to_contrasts
 from laplora.posterior.base import Granularity, Posterior, Prior, ProjectedJacobians, block_precisions
-from laplora.posterior.prior import PriorChoice, predictive_nll, search_precisions
+from laplora.prior.search import PriorChoice, predictive_nll, search_precisions
 
 #: Where a row's own share of its precision comes this close to 1, what is left is rounding of float32 Jacobians.
 _ROUNDING = 1e-7
@@ -50,10 +51,9 @@ def cavities(
         Gaussian; mean and covariance are meaningless there.
     """
     mean, covariance = contrast_mean.double(), covariance.double()
-    transform = contrasts(class_mask.shape[1]).to(mean.device)
-    logits = mean @ transform.T
+    logits = contrast_logits(mean)
     target = torch.nn.functional.one_hot(labels, class_mask.shape[1])
-    gradient = (class_probs(logits, class_mask) - target) @ transform
+    gradient = to_contrasts(class_probs(logits, class_mask) - target)
     # V (I - Lambda V)^-1 = V + V R (I - R V R)^-1 R V with R R = Lambda: symmetric, and V may be singular.
     root = hessian_root(logits, class_mask)
     share, vectors = torch.linalg.eigh(root @ covariance @ root)

@@ -3,48 +3,40 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any
 
 import dense_reference as dense
 import pytest
 import torch
-from fast_path import by_key, key_of, model_pass
+from fast_path import by_key, close, key_of, replay, rows_of
 from reference_problem import Problem
 from tiny_models import Task, tiny_model, tiny_task
 
+from benchmarks.study.structures import fit_posterior, needs_tokens
+from benchmarks.study.structures.kfac import TokenSums, add_expand_batch, empty_token_sums
 from laplora.errors import FactorizationError
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
 from laplora.linearised import contrasts
-from laplora.posterior import curvature
 from laplora.posterior.base import Prior, block_precisions
-from laplora.posterior.curvature import Kind
 from laplora.posterior.eigen import EigenPosterior
-from laplora.posterior.structures import StructureSettings, fit_posterior
+from laplora.posterior.passes import StructureSettings
 from laplora.prompts.templates import EncodedRow
 
-KINDS: tuple[Kind, ...] = get_args(Kind)
+KINDS = ("reduce", "expand", "last")
 PRIOR = Prior("group", {"lora_A": 3.0, "lora_B": 0.05})
 
-# Sums over at most 60 x 7 float64 outer products in another order, relative to the largest entry.
-ROUNDING = 1e-11
 
-
-def close(found: torch.Tensor, expected: torch.Tensor, tolerance: float = ROUNDING) -> None:
-    """Assert agreement relative to the largest entry."""
-    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance * max(float(expected.abs().max()), 1e-300))
-
-
-def dense_factors(problem: Problem, kind: Kind) -> dict[dense.Key, dense.Factors]:
+def dense_factors(problem: Problem, kind: str) -> dict[dense.Key, dense.Factors]:
     if kind == "reduce":
         return problem.truth.factors
     return dense.kfac_tokens(problem.model, problem.task.batch(), problem.task.label_ids, last=kind == "last")
 
 
-def fit_kfac(model: Any, task: Task, kind: Kind, *, rank: int = 1000, batch_size: int = 16) -> EigenPosterior:
+def fit_kfac(model: Any, task: Task, kind: str, *, rank: int = 1000, batch_size: int = 16) -> EigenPosterior:
     blocks = find_blocks(model, task.classes)
     settings = StructureSettings(f"kfac_{kind}", rank=rank, oversampling=1000, basis_dtype=torch.float64)
-    run_pass = model_pass(model, task, blocks, batch_size=batch_size, tokens=kind != "reduce")
-    found = fit_posterior(settings, blocks, run_pass)
+    rows = rows_of(model, task, batch_size=batch_size, tokens=needs_tokens(settings.structure))
+    found = fit_posterior(settings, blocks, replay(rows))
     assert isinstance(found, EigenPosterior)
     return found
 
@@ -56,7 +48,7 @@ def dense_blocks(posterior: EigenPosterior) -> dict[dense.Key, torch.Tensor]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_curvature_is_the_product_of_the_dense_factors(problem: Problem, kind: Kind) -> None:
+def test_curvature_is_the_product_of_the_dense_factors(problem: Problem, kind: str) -> None:
     posterior = fit_kfac(problem.model, problem.task, kind)
     assert (posterior.structure, posterior.rows) == (f"kfac_{kind}", 60)
     factors = dense_factors(problem, kind)
@@ -66,7 +58,7 @@ def test_curvature_is_the_product_of_the_dense_factors(problem: Problem, kind: K
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_predictions_match_the_dense_posterior(problem: Problem, kind: Kind) -> None:
+def test_predictions_match_the_dense_posterior(problem: Problem, kind: str) -> None:
     """A truncated basis with its tail, at rows that were not fitted: covariance and log determinant."""
     posterior = fit_kfac(problem.model, problem.task, kind, rank=4)
     curvature_of = {}
@@ -89,7 +81,7 @@ def test_predictions_match_the_dense_posterior(problem: Problem, kind: Kind) -> 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_truncated_basis_keeps_the_products_trace(problem: Problem, kind: Kind) -> None:
+def test_a_truncated_basis_keeps_the_products_trace(problem: Problem, kind: str) -> None:
     posterior = fit_kfac(problem.model, problem.task, kind, rank=2)
     factors = dense_factors(problem, kind)
     for block, scale, tail in zip(posterior.blocks, posterior.scale, posterior.tail, strict=True):
@@ -130,37 +122,27 @@ def test_kinds_differ_on_rows_of_several_tokens(problem: Problem) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_sums_do_not_depend_on_batching_and_merge(kind: Kind) -> None:
+def test_the_posterior_does_not_depend_on_batching(kind: str) -> None:
     """Rows of 1 to 7 tokens, alone and padded together: padding is no term of KFAC-expand's mean."""
-    model = tiny_model("llama")
-    task = tiny_task(examples=20)
+    model, task = tiny_model("llama"), tiny_task(examples=20)
+    whole, other = (dense_blocks(fit_kfac(model, task, kind, batch_size=size)) for size in (20, 1))
+    for key, expected in whole.items():
+        close(other[key], expected, 1e-10)
+
+
+def test_the_terms_of_expand_are_its_real_tokens() -> None:
+    model, task = tiny_model("llama"), tiny_task(examples=20)
     blocks = find_blocks(model, task.classes)
-
-    def sums(indices: range, batch_size: int) -> curvature.KroneckerSums:
-        part = replace(task, rows=[task.rows[i] for i in indices])
-        run_pass = model_pass(model, part, blocks, batch_size=batch_size, tokens=True)
-        empty = curvature.empty_sums(blocks, sketch_columns=6, seed=0, kind=kind)
-        found = run_pass("factors", empty, curvature.add_batch)
-        assert isinstance(found, curvature.KroneckerSums)
-        return found
-
-    whole = sums(range(20), 20)
-    for other in (sums(range(20), 1), curvature.merge_sums(sums(range(7), 4), sums(range(7, 20), 8))):
-        assert (other.rows, other.kind) == (20, kind)
-        assert torch.equal(other.terms, whole.terms)
-        close(other.wide_trace, whole.wide_trace)
-        for a, b in zip(other.wide + other.narrow, whole.wide + whole.narrow, strict=True):
-            close(a, b)
-    tokens = sum(len(row.token_ids) for row in task.rows) if kind == "expand" else 20
+    empty = empty_token_sums(StructureSettings("kfac_expand"), blocks)
+    sums: TokenSums = replay(rows_of(model, task, batch_size=8, tokens=True))("", empty, add_expand_batch)
     heads = torch.tensor([b.name.startswith("lm_head") for b in blocks])
-    assert (whole.terms[~heads] == tokens).all()
-    assert (whole.terms[heads] == 20).all()
+    assert (sums.terms[~heads] == sum(len(row.token_ids) for row in task.rows)).all()
+    assert (sums.terms[heads] == 20).all()
 
 
 @pytest.mark.parametrize("kind", ["expand", "last"])
-def test_kinds_of_tokens_refuse_jacobians_without_them(kind: Kind) -> None:
+def test_kinds_of_tokens_refuse_jacobians_without_them(kind: str) -> None:
     model, task = tiny_model("llama"), tiny_task(examples=3)
-    blocks = find_blocks(model, task.classes)
-    settings = StructureSettings(f"kfac_{kind}")
-    with pytest.raises(FactorizationError, match=f"kind '{kind}' need Jacobians with every token"):
-        fit_posterior(settings, blocks, model_pass(model, task, blocks))
+    rows = rows_of(model, task, batch_size=3)
+    with pytest.raises(FactorizationError, match="need Jacobians with every token"):
+        fit_posterior(StructureSettings(f"kfac_{kind}"), find_blocks(model, task.classes), replay(rows))

@@ -10,7 +10,7 @@ from typing import Any
 import dense_reference as dense
 import pytest
 import torch
-from fast_path import Fit, basis_by_key, by_key, fit, key_of
+from fast_path import Fit, basis_by_key, by_key, dense_curvature_of, fit, key_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference_problem import Problem
@@ -106,10 +106,7 @@ def test_rows_with_fewer_classes_match(problem: Problem) -> None:
     state = found.posterior
     projected = state.project(contrast_jacobians(problem.model, batch, problem.task.label_ids, found.blocks))
     covariance = state.covariance(projected, block_precisions(PRIOR, found.blocks))
-    curvature = {
-        key: dense.block_curvature(basis, *dense.ekfac(problem.truth.ggn[key], basis))
-        for key, basis in basis_by_key(found).items()
-    }
+    curvature = dense_curvature_of(found, problem.truth.ggn)
     prior = {key: PRIOR.precision[f"lora_{key.side}"] for key in curvature}
     full = dense.logit_covariance(problem.truth.jacobians, curvature, prior)
     seen = dense.centring(batch.class_mask)
@@ -153,10 +150,7 @@ def test_probabilities_match_plain_monte_carlo(architecture: Architecture, class
     task = tiny_task(examples=20, classes=classes)
     truth = dense.truth(model, task.batch(), task.label_ids)
     found = fit(model, task, batch_size=6, rank=4)
-    curvature = {
-        key: dense.block_curvature(basis, *dense.ekfac(truth.ggn[key], basis))
-        for key, basis in basis_by_key(found).items()
-    }
+    curvature = dense_curvature_of(found, truth.ggn)
     some = [2, 4, 7]
     batch = task.batch(some)
     full = dense.logit_covariance(

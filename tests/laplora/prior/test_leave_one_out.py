@@ -9,7 +9,8 @@ from typing import Any
 import dense_reference as dense
 import pytest
 import torch
-from joint_problem import fit_joint, parameter_precisions, rows_of
+from fast_path import Rows, rows_of
+from joint_problem import fit_joint, parameter_precisions
 from tiny_models import generator, tiny_model, tiny_task
 
 from laplora.errors import PriorError
@@ -18,8 +19,7 @@ from laplora.jacobians.contrasts import find_blocks
 from laplora.linearised import class_probs, contrast_hessian, contrasts
 from laplora.posterior.base import Prior, ProjectedJacobians, block_precisions
 from laplora.posterior.joint import JointPosterior
-from laplora.posterior.joint_fit import ExactRows, add_exact_batch, joint_from_rows
-from laplora.posterior.leave_one_out import cavities, choose_by_leave_one_out
+from laplora.prior.leave_one_out import cavities, choose_by_leave_one_out
 
 # Against explicit inverses of matrices of condition up to 1e4.
 EXACT = 1e-8
@@ -65,8 +65,7 @@ class Linear:
         return ContrastJacobians(self.logits, self.features, blocks)
 
     def exact(self) -> tuple[JointPosterior, ProjectedJacobians]:
-        state = add_exact_batch(ExactRows(self.blocks, 0, ()), self.jacobians(), self.mask)
-        posterior = joint_from_rows(state, torch.float64)
+        posterior = fit_joint(self.blocks, [Rows(self.jacobians(), self.mask)], "exact")
         return posterior, posterior.project(self.jacobians())
 
     def without(self, row: int) -> Linear:

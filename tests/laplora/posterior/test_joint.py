@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from fast_path import rows_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from joint_problem import (
@@ -19,7 +20,6 @@ from joint_problem import (
     flat_jacobians,
     held_out,
     parameter_precisions,
-    rows_of,
 )
 from reference_problem import Problem
 from tiny_models import generator
@@ -29,15 +29,12 @@ from laplora.jacobians.blocks import Block, BlockJacobian, ContrastJacobians
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
 from laplora.posterior.base import Prior, block_precisions
 from laplora.posterior.joint import JOINT_STRUCTURES, JointPosterior, build_joint_posterior
-from laplora.posterior.prior import choose_by_evidence, choose_by_validation
 from laplora.predictive.gaussian import posterior_predictive
+from laplora.prior.evidence import choose_by_evidence
+from laplora.prior.validation import choose_by_validation
 
 # Relative to the largest covariance. Both sides factorise matrices of condition up to 1e6; seen: 1e-12.
 EXACT = 1e-9
-#: Structures that hold the whole GGN when nothing is left out.
-WHOLE = ("exact", "joint", "joint_core")
-
-
 _FITTED: dict[tuple[Any, ...], JointPosterior] = {}
 
 
@@ -70,7 +67,7 @@ def assert_matches(problem: Problem, found: JointPosterior, curvature: torch.Ten
 
 
 @pytest.mark.parametrize("prior", PRIORS)
-@pytest.mark.parametrize("structure", WHOLE)
+@pytest.mark.parametrize("structure", JOINT_STRUCTURES)
 def test_with_nothing_left_out_it_is_the_exact_posterior(problem: Problem, structure: str, prior: str) -> None:
     found = fitted(problem, structure)
     assert found.structure == structure
@@ -91,46 +88,12 @@ def test_with_few_directions_it_is_the_posterior_of_their_curvature(
     assert_matches(problem, found, curvature, PRIORS[prior])
 
 
-@pytest.mark.parametrize("precision", [0.02, 30.0])
-def test_ella_is_the_exact_posterior_inside_its_features(problem: Problem, precision: float) -> None:
-    """With features that span every training gradient: equal on the span's part of an input, 0 outside of it."""
-    found = fitted(problem, "ella")
-    precisions = block_precisions(Prior("scalar", {"all": precision}), found.blocks)
-    ggn = dense_ggn(problem, found.blocks)
-    covariance = torch.linalg.inv(ggn + precision * torch.eye(len(ggn), dtype=torch.float64))
-    rows = torch.cat(found.directions, 1)
-    task = held_out(problem)
-    jacobians = flat_jacobians(problem, found.blocks, task)
-    inside = jacobians @ rows.T @ rows
-    assert 0.1 < float(inside.norm() / jacobians.norm()) < 0.95, "the rows lie in the span, or nothing of them does"
-    expected = inside @ covariance @ inside.mT
-    projected = found.project(contrast_jacobians(problem.model, task.batch(), task.label_ids, found.blocks))
-    assert projected.rest.shape == (9, 2, 2, 0)
-    got = found.covariance(projected, precisions)
-    torch.testing.assert_close(got, expected, rtol=0, atol=EXACT * float(expected.abs().max()))
-    # The training rows' own gradients lie in the span.
-    batch = problem.task.batch()
-    own = found.covariance_of(
-        contrast_jacobians(problem.model, batch, problem.task.label_ids, found.blocks), precisions
-    )
-    flat = flat_jacobians(problem, found.blocks)
-    expected = flat @ covariance @ flat.mT
-    whole = batch.class_mask.all(1)  # of a row with fewer classes the last contrast is no feature
-    torch.testing.assert_close(own[whole], expected[whole], rtol=0, atol=EXACT * float(expected.abs().max()))
-    torch.testing.assert_close(
-        found.log_determinant_ratio(precisions),
-        torch.logdet(torch.eye(len(ggn), dtype=torch.float64) + ggn / precision),
-        rtol=EXACT,
-        atol=0,
-    )
-
-
 def test_a_posterior_over_one_group_or_over_few_parameters(problem: Problem) -> None:
     """More rows than parameters: the exact posterior's square is then that of the parameters."""
     every = find_blocks(problem.model, problem.task.classes)
     for blocks in (tuple(b for b in every if b.group == "lora_B"), every[-1:]):
         rows = rows_of(problem.model, problem.task, batch_size=16, blocks=blocks)
-        for structure in WHOLE:
+        for structure in JOINT_STRUCTURES:
             found = fit_joint(blocks, rows, structure)
             assert_matches(problem, found, dense_ggn(problem, blocks), Prior("group", {"lora_B": 0.3}))
     assert found.factor.shape == (9, 9)
@@ -142,17 +105,15 @@ def test_a_precision_per_module_is_refused(problem: Problem, structure: str) -> 
     batch = problem.task.batch([0, 1])
     jacobians = contrast_jacobians(problem.model, batch, problem.task.label_ids, found.blocks)
     module = {b.name: 1.0 + i for i, b in enumerate(found.blocks)}
-    priors = [Prior("module", module)] + ([PRIORS["group"]] if structure == "ella" else [])
-    for prior in priors:
-        precisions = block_precisions(prior, found.blocks)
-        asks: list[Any] = [
-            lambda p=precisions: found.covariance_of(jacobians, p),
-            lambda p=precisions: found.log_determinant_ratio(p),
-            lambda p=precisions: found.effective_dimension(p),
-        ]
-        for ask in asks:
-            with pytest.raises(PriorError, match=f"structure '{structure}' takes a prior of granularity scalar"):
-                ask()
+    precisions = block_precisions(Prior("module", module), found.blocks)
+    calls: list[Any] = [
+        lambda: found.covariance_of(jacobians, precisions),
+        lambda: found.log_determinant_ratio(precisions),
+        lambda: found.effective_dimension(precisions),
+    ]
+    for call in calls:
+        with pytest.raises(PriorError, match=f"structure '{structure}' takes a prior of granularity scalar"):
+            call()
 
 
 @pytest.mark.parametrize("structure", JOINT_STRUCTURES)
@@ -168,9 +129,7 @@ def test_infinite_precision_is_map(problem: Problem, structure: str) -> None:
         before = size
     # Squared gradients here are below 1e3.
     assert before < 1e-9
-    for prior in [Prior("scalar", {"all": math.inf})] + (
-        [] if structure == "ella" else [Prior("group", {"lora_A": math.inf, "lora_B": 1.0})]
-    ):
+    for prior in (Prior("scalar", {"all": math.inf}), Prior("group", {"lora_A": math.inf, "lora_B": 1.0})):
         precisions = block_precisions(prior, found.blocks)
         covariance = found.covariance(projected, precisions)
         gamma = found.effective_dimension(precisions)

@@ -7,26 +7,27 @@ from dataclasses import replace
 import dense_reference as dense
 import pytest
 import torch
-from fast_path import by_key, key_of, model_pass
+from fast_path import by_key, key_of, replay, rows_of
 from reference_problem import Problem
 from tiny_models import generator, tiny_task
 
-from laplora.errors import FactorizationError, NonFiniteError
-from laplora.jacobians.blocks import Block, BlockJacobian, ContrastJacobians
-from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
-from laplora.linearised import contrasts
-from laplora.posterior.base import Prior, block_precisions
-from laplora.posterior.diagonal import (
+from benchmarks.study.structures import fit_posterior
+from benchmarks.study.structures.diagonal import (
     DECADES,
     LEVELS_PER_DECADE,
     DiagonalPosterior,
     add_diagonal_batch,
     diagonal_posterior,
     empty_diagonal_sums,
-    merge_diagonal_sums,
 )
-from laplora.posterior.prior import choose_by_evidence, choose_by_validation
-from laplora.posterior.structures import StructureSettings, fit_posterior
+from laplora.errors import FactorizationError, NonFiniteError
+from laplora.jacobians.blocks import Block, BlockJacobian, ContrastJacobians
+from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
+from laplora.linearised import contrasts
+from laplora.posterior.base import Prior, block_precisions
+from laplora.posterior.passes import StructureSettings
+from laplora.prior.evidence import choose_by_evidence
+from laplora.prior.validation import choose_by_validation
 
 PRIORS = {
     "scalar": Prior("scalar", {"all": 0.3}),
@@ -42,7 +43,7 @@ LEVELS = 0.06
 
 def fitted(problem: Problem) -> DiagonalPosterior:
     blocks = find_blocks(problem.model, problem.task.classes)
-    run_pass = model_pass(problem.model, problem.task, blocks, batch_size=7)
+    run_pass = replay(rows_of(problem.model, problem.task, batch_size=7))
     found = fit_posterior(StructureSettings("diagonal"), blocks, run_pass)
     assert isinstance(found, DiagonalPosterior)
     return found
@@ -148,19 +149,15 @@ def test_priors_are_chosen_by_levels(problem: Problem) -> None:
     torch.testing.assert_close(precisions * distances, posterior.effective_dimension(precisions), rtol=1e-6, atol=0)
 
 
-def test_sums_do_not_depend_on_batching_and_merge(problem: Problem) -> None:
-    task, blocks = problem.task, find_blocks(problem.model, problem.task.classes)
-
-    def sums(first: int, last: int, batch_size: int):  # type: ignore[no-untyped-def]
-        run_pass = model_pass(problem.model, replace(task, rows=task.rows[first:last]), blocks, batch_size=batch_size)
-        return run_pass("diagonal", empty_diagonal_sums(blocks), add_diagonal_batch)
-
-    whole, merged = sums(0, 20, 20), merge_diagonal_sums(sums(0, 7, 1), sums(7, 20, 6))
-    assert merged.rows == whole.rows == 20
-    for a, b in zip(merged.diagonal, whole.diagonal, strict=True):
+def test_sums_do_not_depend_on_batching(problem: Problem) -> None:
+    blocks = find_blocks(problem.model, problem.task.classes)
+    whole, other = (
+        replay(rows_of(problem.model, problem.task, batch_size=n))("", empty_diagonal_sums(blocks), add_diagonal_batch)
+        for n in (60, 7)
+    )
+    assert other.rows == whole.rows == 60
+    for a, b in zip(other.diagonal, whole.diagonal, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-14 * float(b.max()))
-    with pytest.raises(FactorizationError, match="same blocks"):
-        merge_diagonal_sums(whole, empty_diagonal_sums(blocks[1:]))
 
 
 def test_nothing_and_nan_are_refused(problem: Problem) -> None:

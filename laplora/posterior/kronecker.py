@@ -1,0 +1,237 @@
+"""Fitting the block-diagonal posteriors: Kronecker factors, their eigenbases, and the curvature measured in them.
+
+Two passes over the training rows. The first sums, per block, both factors of KFAC-reduce (Eschenhagen et al., arXiv
+2311.00636, section 3): with ``xbar_n`` row n's input averaged over its tokens and ``gbar_nc`` the output gradient of
+contrast c summed over them, the block's curvature is nearly ``A x G`` with
+
+    ``A = 1/N sum_n xbar_n xbar_n^T``,   ``G = sum_n sum_cc' Lambda_n,cc' gbar_nc gbar_nc'^T``.
+
+The narrow factor is kept whole, the wide one as a sketch. The second pass measures the GGN's diagonal in the Kronecker
+eigenbasis (EKFAC, George et al., arXiv 1806.03884) from the all-token Jacobians, with an isotropic tail for what the
+basis leaves out, so that every block keeps the exact GGN's trace. ``kfac_reduce`` stops after the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from laplora.errors import FactorizationError
+from laplora.jacobians.blocks import Block, BlockJacobian, ContrastJacobians
+from laplora.linearised import contrast_hessian
+from laplora.posterior.eigen import EigenPosterior, project
+from laplora.posterior.passes import Pass, StructureSettings, check_any_rows, check_curvature
+from laplora.posterior.sketch import Basis, nystrom_eigen, sketch_matrix, stored_basis
+
+
+@dataclass(frozen=True)
+class KroneckerSums:
+    """Sums over rows of both Kronecker factors, without their ``1/N``; two of them add up.
+
+    Attributes:
+        blocks: which blocks, in order.
+        rows: number of examples summed.
+        wide: per block (wide, sketch) float64, the wide factor times ``sketch_matrix``.
+        narrow: per block (narrow, narrow) float64.
+        wide_trace: (blocks,) float64, the wide factor's trace.
+        seed: of the sketch matrices.
+    """
+
+    blocks: tuple[Block, ...]
+    rows: int
+    wide: tuple[torch.Tensor, ...]
+    narrow: tuple[torch.Tensor, ...]
+    wide_trace: torch.Tensor
+    seed: int
+
+
+@dataclass(frozen=True)
+class KroneckerBasis(Basis):
+    """Eigenvectors of one block's factors.
+
+    Attributes:
+        wide_eigenvalues: (k,) float64, descending.
+        narrow_eigenvalues: (narrow,) float64, descending.
+        wide_rest: mean eigenvalue of the wide factor over the directions left out; 0 when there are none.
+    """
+
+    wide_eigenvalues: torch.Tensor
+    narrow_eigenvalues: torch.Tensor
+    wide_rest: float
+
+
+@dataclass(frozen=True)
+class EigenSums:
+    """Sums over rows of the GGN's diagonal in the Kronecker eigenbasis; two of them add up.
+
+    Attributes:
+        rows: number of examples summed.
+        scale: per block (k, narrow) float64, ``sum_n sum_cc' Lambda_cc' (u_a^T J_nc v_j)(u_a^T J_nc' v_j)``.
+        rest: per block (narrow,) float64, the same summed over every direction orthogonal to the kept ``u_a``.
+    """
+
+    rows: int
+    scale: tuple[torch.Tensor, ...]
+    rest: tuple[torch.Tensor, ...]
+
+
+def fit_ekfac(settings: StructureSettings, blocks: tuple[Block, ...], run_pass: Pass) -> EigenPosterior:
+    """Return the posterior with the GGN's diagonal in the Kronecker eigenbases; passes ``factors`` and ``scales``."""
+    bases, _ = _fit_factors(settings, blocks, run_pass)
+
+    def add(state: EigenSums, jacobians: ContrastJacobians, class_mask: torch.Tensor) -> EigenSums:
+        return add_eigen_batch(state, jacobians, bases, class_mask)
+
+    return ekfac_posterior(blocks, bases, run_pass("scales", empty_eigen_sums(bases), add))
+
+
+def fit_kfac_reduce(settings: StructureSettings, blocks: tuple[Block, ...], run_pass: Pass) -> EigenPosterior:
+    """Return the posterior whose curvature is the Kronecker product itself; one pass, ``factors``."""
+    bases, rows = _fit_factors(settings, blocks, run_pass)
+    return kfac_posterior(blocks, bases, rows, "kfac_reduce")
+
+
+def _fit_factors(
+    settings: StructureSettings, blocks: tuple[Block, ...], run_pass: Pass
+) -> tuple[tuple[KroneckerBasis, ...], int]:
+    empty = empty_sums(blocks, sketch_columns=settings.rank + settings.oversampling, seed=settings.seed)
+    sums = run_pass("factors", empty, add_batch)
+    return tuple(stored_basis(b, settings.basis_dtype) for b in kronecker_bases(sums, settings.rank)), sums.rows
+
+
+def empty_sums(blocks: Sequence[Block], *, sketch_columns: int, seed: int) -> KroneckerSums:
+    """Return the factors' sums over no rows.
+
+    Args:
+        sketch_columns: of the wide side: the rank to keep and an oversampling of about as many.
+    """
+    return KroneckerSums(
+        blocks=tuple(blocks),
+        rows=0,
+        wide=tuple(torch.zeros(b.wide, min(sketch_columns, b.wide), dtype=torch.float64) for b in blocks),
+        narrow=tuple(torch.zeros(b.narrow, b.narrow, dtype=torch.float64) for b in blocks),
+        wide_trace=torch.zeros(len(blocks), dtype=torch.float64),
+        seed=seed,
+    )
+
+
+def add_batch(sums: KroneckerSums, jacobians: ContrastJacobians, class_mask: torch.Tensor) -> KroneckerSums:
+    """Return the sums with one batch added.
+
+    Raises:
+        NonFiniteError: a Jacobian or logit that is NaN or infinite.
+        FactorizationError: Jacobians without their sums over tokens.
+    """
+    hessian = contrast_hessian(jacobians.logits, class_mask)
+    wide, narrow, traces = [], [], []
+    for i, (block, jacobian) in enumerate(zip(sums.blocks, jacobians.blocks, strict=True)):
+        test = sketch_matrix(block, sums.wide[i].shape[1], sums.seed).to(hessian.device)
+        inputs, gradients = _sums_over_tokens(jacobian)
+        weighted = hessian @ gradients
+        if block.group == "lora_A":
+            wide.append(sums.wide[i] + (inputs.T @ (inputs @ test)).cpu())
+            narrow.append(sums.narrow[i] + torch.einsum("nci,ncj->ij", weighted, gradients).cpu())
+            traces.append(inputs.square().sum())
+        else:
+            flat = gradients.flatten(0, 1)
+            wide.append(sums.wide[i] + (weighted.flatten(0, 1).T @ (flat @ test)).cpu())
+            narrow.append(sums.narrow[i] + (inputs.T @ inputs).cpu())
+            traces.append((weighted * gradients).sum())
+        check_curvature(block.name, wide[-1], narrow[-1])
+    return replace(
+        sums,
+        rows=sums.rows + len(hessian),
+        wide=tuple(wide),
+        narrow=tuple(narrow),
+        wide_trace=sums.wide_trace + torch.stack(traces).cpu(),
+    )
+
+
+def _sums_over_tokens(jacobian: BlockJacobian) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean inputs (batch, in) and summed gradients (batch, classes - 1, out), float64."""
+    if jacobian.mean_input is None or jacobian.summed_gradient is None:
+        raise FactorizationError("Kronecker factors need Jacobians with their sums over tokens")
+    return jacobian.mean_input.double(), jacobian.summed_gradient.double()
+
+
+def kronecker_bases(sums: KroneckerSums, rank: int) -> tuple[KroneckerBasis, ...]:
+    """Return each block's eigenbases: all of the narrow side, the leading ``rank`` of the wide side.
+
+    The ``1/N`` is put on the eigenvalues of the factor over inputs.
+
+    Raises:
+        FactorizationError: no rows, or a factor that stays indefinite.
+    """
+    check_any_rows(sums)
+    bases = []
+    for i, (block, wide, narrow) in enumerate(zip(sums.blocks, sums.wide, sums.narrow, strict=True)):
+        wide_scale, narrow_scale = (1 / sums.rows, 1.0) if block.group == "lora_A" else (1.0, 1 / sums.rows)
+        test = sketch_matrix(block, wide.shape[1], sums.seed)
+        values, vectors = nystrom_eigen(wide * wide_scale, test, min(rank, block.wide), block.name)
+        narrow_values, narrow_vectors = torch.linalg.eigh((narrow + narrow.T) / 2 * narrow_scale)
+        left_out = block.wide - len(values)
+        rest = max(float(sums.wide_trace[i]) * wide_scale - float(values.sum()), 0.0) / left_out if left_out else 0.0
+        bases.append(KroneckerBasis(vectors, narrow_vectors.flip(1), values, narrow_values.flip(0).clamp_min(0), rest))
+    return tuple(bases)
+
+
+def empty_eigen_sums(bases: Sequence[Basis]) -> EigenSums:
+    """Return the second pass's sums over no rows."""
+    return EigenSums(
+        0,
+        tuple(torch.zeros(b.wide.shape[1], b.narrow.shape[1], dtype=torch.float64) for b in bases),
+        tuple(torch.zeros(b.narrow.shape[1], dtype=torch.float64) for b in bases),
+    )
+
+
+def add_eigen_batch(
+    sums: EigenSums, jacobians: ContrastJacobians, bases: Sequence[Basis], class_mask: torch.Tensor
+) -> EigenSums:
+    """Return the second pass's sums with one batch added."""
+    hessian = contrast_hessian(jacobians.logits, class_mask)
+    scale, rest = [], []
+    for i, (basis, jacobian) in enumerate(zip(bases, jacobians.blocks, strict=True)):
+        coordinates, left_out = project(jacobian, basis.wide.to(hessian.device), basis.narrow.to(hessian.device))
+        coordinates = coordinates.double()
+        weighted = torch.einsum("nce,nekj->nckj", hessian, coordinates)
+        scale.append(sums.scale[i] + (weighted * coordinates).sum((0, 1)).cpu())
+        rest.append(sums.rest[i] + torch.einsum("nce,ncej->j", hessian, left_out.double()).cpu())
+    return EigenSums(sums.rows + len(hessian), tuple(scale), tuple(rest))
+
+
+def kfac_posterior(
+    blocks: Sequence[Block], bases: Sequence[KroneckerBasis], rows: int, structure: str
+) -> EigenPosterior:
+    """Return the posterior whose curvature is the Kronecker product.
+
+    ``s_aj`` is the product of the two factors' eigenvalues, ``tau_j`` that of the wide factor's mean eigenvalue
+    outside the basis and the narrow one's j-th: each block keeps the trace of its Kronecker product.
+    """
+    return EigenPosterior(
+        blocks=tuple(blocks),
+        wide=tuple(b.wide for b in bases),
+        narrow=tuple(b.narrow for b in bases),
+        scale=tuple(torch.outer(b.wide_eigenvalues, b.narrow_eigenvalues) for b in bases),
+        tail=tuple(b.wide_rest * b.narrow_eigenvalues for b in bases),
+        rows=rows,
+        structure=structure,
+    )
+
+
+def ekfac_posterior(blocks: Sequence[Block], bases: Sequence[Basis], sums: EigenSums) -> EigenPosterior:
+    """Return the ``ekfac`` posterior from bases and the second pass over the rows.
+
+    ``tau_j`` is the mean of what the basis leaves out, so each block keeps the exact GGN's trace.
+    """
+    left_out = [max(block.wide - basis.wide.shape[1], 1) for block, basis in zip(blocks, bases, strict=True)]
+    return EigenPosterior(
+        blocks=tuple(blocks),
+        wide=tuple(b.wide for b in bases),
+        narrow=tuple(b.narrow for b in bases),
+        scale=tuple(s.clamp_min(0) for s in sums.scale),
+        # A sum of squares; below zero is rounding.
+        tail=tuple(rest.clamp_min(0) / count for rest, count in zip(sums.rest, left_out, strict=True)),
+        rows=sums.rows,
+    )

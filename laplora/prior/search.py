@@ -1,0 +1,108 @@
+"""The search for prior precisions of least loss on labelled rows, and what every choice of a prior returns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from laplora.errors import PriorError
+from laplora.jacobians.blocks import Block
+from laplora.posterior.base import Granularity, Prior, prior_key
+from laplora.predictive.gaussian import posterior_predictive
+from laplora.predictive.search import grid_minimum
+
+#: Searched range of a precision. Beyond it the posterior is the prior, or the answer is MAP, to rounding.
+LOWEST, HIGHEST = 1e-6, 1e12
+#: Points of the grid over the logarithm of one common precision: a factor of 1.8 from each to the next.
+_POINTS = 73
+
+
+@dataclass(frozen=True)
+class PriorChoice:
+    """A prior and how it was chosen.
+
+    Attributes:
+        prior: the chosen precisions.
+        method: ``evidence``, ``validation`` or ``leave_one_out``.
+        objective: what was maximised, in nats: the log evidence of the training set, or minus the mean
+            NLL of the held-out rows, or of the training rows, each predicted without itself.
+        at_bound: precisions that ended at the edge of the searched range.
+    """
+
+    prior: Prior
+    method: Literal["evidence", "validation", "leave_one_out"]
+    objective: float
+    at_bound: tuple[str, ...]
+
+
+def predictive_nll(
+    contrast_mean: torch.Tensor, covariance: torch.Tensor, labels: torch.Tensor, class_mask: torch.Tensor
+) -> float:
+    """Return the mean NLL of labels under the posterior predictive, nats.
+
+    Args:
+        contrast_mean: (rows, classes - 1); covariance: (rows, classes - 1, classes - 1).
+        labels: (rows,) int64; class_mask: (rows, classes) bool.
+    """
+    probs = posterior_predictive(contrast_mean, covariance, class_mask).probs
+    picked = probs.gather(1, labels[:, None]).clamp_min(torch.finfo(torch.float64).tiny)
+    return -float(picked.log().mean())
+
+
+def search_precisions(
+    objective: Callable[[Prior], float], blocks: Sequence[Block], granularity: Granularity
+) -> tuple[Prior, float, tuple[str, ...]]:
+    """Return the prior of least objective, its value, and the precisions at the edge of the searched range.
+
+    A grid over one common precision (the objective need not be convex in it) and Brent's method around its best point;
+    for ``group``, coordinate descent from there.
+
+    Args:
+        objective: of a prior; infinite where the prior is infeasible.
+
+    Raises:
+        PriorError: ``module`` granularity, which so few rows cannot determine.
+    """
+    if granularity == "module":
+        raise PriorError("one precision per module has more unknowns than held-out rows can fix; use evidence")
+    keys = list(dict.fromkeys(prior_key(granularity, b) for b in blocks))
+
+    def prior_at(point: Sequence[float]) -> Prior:
+        return Prior(granularity, {k: math.exp(v) for k, v in zip(keys, point, strict=True)})
+
+    def value_at(point: Sequence[float]) -> float:
+        return objective(prior_at(point))
+
+    low, high = math.log(LOWEST), math.log(HIGHEST)
+    common = grid_minimum(lambda v: value_at([v] * len(keys)), low, high, points=_POINTS, tolerance=1e-3)
+    point = [common] * len(keys)
+    if len(keys) > 1:
+        point = _coordinate_descent(value_at, point, low, high)
+    step = (high - low) / (_POINTS - 1)
+    edge = tuple(k for k, v in zip(keys, point, strict=True) if v <= low + step or v >= high - step)
+    return prior_at(point), value_at(point), edge
+
+
+def _coordinate_descent(
+    function: Callable[[Sequence[float]], float], start: Sequence[float], low: float, high: float
+) -> list[float]:
+    point, value = list(start), function(start)
+    for _sweep in range(10):
+        before = value
+        for i in range(len(point)):
+
+            def along(v: float, i: int = i) -> float:
+                return function([*point[:i], v, *point[i + 1 :]])
+
+            around = max(low, point[i] - 4), min(high, point[i] + 4)
+            candidate = grid_minimum(along, *around, points=3, tolerance=1e-2)
+            score = along(candidate)
+            if score < value:
+                point[i], value = candidate, score
+        if before - value < 1e-6:
+            break
+    return point

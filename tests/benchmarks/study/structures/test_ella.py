@@ -1,0 +1,134 @@
+"""ELLA against the dense GGN inside its features, and the rows that its kernel is made of."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from fast_path import replay, rows_of
+from joint_problem import PRIOR, dense_ggn, flat_jacobians, held_out
+from reference_problem import Problem
+from tiny_models import Task, tiny_model, tiny_task
+
+from benchmarks.study.structures import fit_posterior
+from benchmarks.study.structures.ella import EllaPosterior, KernelRows, add_kernel_batch, kernel_features
+from laplora.errors import FactorizationError, PriorError
+from laplora.jacobians.blocks import Block
+from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
+from laplora.linearised import contrast_hessian
+from laplora.posterior.base import Prior, block_precisions
+from laplora.posterior.passes import StructureSettings
+
+NO_KEYS = torch.zeros(0, dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> tuple[Any, Task, tuple[Block, ...]]:
+    """A model, 24 rows of three classes, and its blocks."""
+    model = tiny_model("llama")
+    return model, tiny_task(), find_blocks(model, 3)
+
+
+def fit(model: Any, task: Task, features: int, **options: Any) -> EllaPosterior:
+    settings = StructureSettings("ella", joint_rank=features, basis_dtype=torch.float64)
+    blocks = find_blocks(model, task.classes)
+    found = fit_posterior(settings, blocks, replay(rows_of(model, task, batch_size=16, **options)))
+    assert isinstance(found, EllaPosterior)
+    return found
+
+
+@pytest.mark.parametrize("precision", [0.02, 30.0])
+def test_ella_is_the_exact_posterior_inside_its_features(problem: Problem, precision: float) -> None:
+    """With features that span every training gradient: equal on the span's part of an input, 0 outside of it."""
+    found = fit(problem.model, problem.task, 130)
+    precisions = block_precisions(Prior("scalar", {"all": precision}), found.blocks)
+    ggn = dense_ggn(problem, found.blocks)
+    covariance = torch.linalg.inv(ggn + precision * torch.eye(len(ggn), dtype=torch.float64))
+    rows = torch.cat(found.directions, 1)
+    task = held_out(problem)
+    jacobians = flat_jacobians(problem, found.blocks, task)
+    inside = jacobians @ rows.T @ rows
+    assert 0.1 < float(inside.norm() / jacobians.norm()) < 0.95, "the rows lie in the span, or nothing of them does"
+    expected = inside @ covariance @ inside.mT
+    projected = found.project(contrast_jacobians(problem.model, task.batch(), task.label_ids, found.blocks))
+    assert projected.rest.shape == (9, 2, 2, 0)
+    got = found.covariance(projected, precisions)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-9 * float(expected.abs().max()))
+    # The training rows' own gradients lie in the span.
+    batch = problem.task.batch()
+    own = found.covariance_of(
+        contrast_jacobians(problem.model, batch, problem.task.label_ids, found.blocks), precisions
+    )
+    flat = flat_jacobians(problem, found.blocks)
+    expected = flat @ covariance @ flat.mT
+    whole = batch.class_mask.all(1)  # of a row with fewer classes the last contrast is no feature
+    torch.testing.assert_close(own[whole], expected[whole], rtol=0, atol=1e-9 * float(expected.abs().max()))
+    torch.testing.assert_close(
+        found.log_determinant_ratio(precisions),
+        torch.logdet(torch.eye(len(ggn), dtype=torch.float64) + ggn / precision),
+        rtol=1e-9,
+        atol=0,
+    )
+
+
+def test_the_kernel_rows_are_a_seeded_random_subset(tiny: Any) -> None:
+    model, task, blocks = tiny
+    rows = rows_of(model, task, batch_size=7)
+
+    def held(seed: int, features: int) -> Any:
+        return replay(rows)(
+            "",
+            KernelRows(blocks, 0, NO_KEYS, (), seed),
+            partial(add_kernel_batch, features=features),
+        )
+
+    one, again, other = held(0, 5), held(0, 5), held(1, 5)
+    assert (one.rows, len(one.gradients)) == (24, 10)  # 4 x 5 contrasts are 10 rows of three classes
+    assert torch.equal(one.keys, again.keys)
+    assert not torch.equal(one.keys, other.keys)
+    everything = held(0, 100)
+    assert len(everything.gradients) == 24
+    assert sum(len(g) for g in everything.gradients) == int((task.batch().class_mask.sum(1) - 1).sum())
+    smallest = everything.keys.argsort()[:10].sort().values
+    assert torch.equal(one.keys, everything.keys[smallest])
+    for i, j in enumerate(smallest.tolist()):
+        assert torch.equal(one.gradients[i], everything.gradients[j])
+
+
+def test_ella_with_few_features_is_the_ggn_in_their_span(tiny: Any) -> None:
+    """A dense subspace posterior in its own features, on rows that were not fitted."""
+    model, task, blocks = tiny
+    rows = rows_of(model, task, batch_size=8)
+    found = fit(model, task, 6)
+    span = torch.cat(found.directions, 1)
+    assert span.shape[0] == 6
+    torch.testing.assert_close(span @ span.T, torch.eye(6, dtype=torch.float64), rtol=0, atol=1e-12)
+    flat = torch.cat([torch.cat([b.jacobian.flatten(2) for b in r.jacobians.blocks], 2) for r in rows])
+    hessian = torch.cat([contrast_hessian(r.jacobians.logits, r.class_mask) for r in rows])
+    features = flat @ span.T
+    inside = torch.einsum("nck,nce,nel->kl", features, hessian, features)
+    problem = Problem(model, task, None)  # type: ignore[arg-type]
+    new = held_out(problem)
+    jacobians = contrast_jacobians(model, new.batch(), task.label_ids, blocks)
+    a = torch.cat([b.jacobian.flatten(2) for b in jacobians.blocks], 2) @ span.T
+    expected = a @ torch.linalg.inv(inside + 0.5 * torch.eye(6, dtype=torch.float64)) @ a.mT
+    got = found.covariance_of(jacobians, block_precisions(PRIOR, blocks))
+    torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_neither_precisions_by_group_nor_vanishing_gradients(tiny: Any) -> None:
+    model, task, blocks = tiny
+    found = fit(model, task, 6)
+    precisions = block_precisions(Prior("group", {"lora_A": 1.0, "lora_B": 2.0}), blocks)
+    with pytest.raises(PriorError, match="takes a prior of granularity scalar"):
+        found.log_determinant_ratio(precisions)
+    nothing = KernelRows(blocks, 0, NO_KEYS, (), 0)
+    with pytest.raises(FactorizationError, match="no rows were"):
+        kernel_features(nothing, 2, torch.float32)
+    size = sum(b.wide * b.narrow for b in blocks)
+    still = replace(nothing, rows=2, gradients=(torch.zeros(2, size),))
+    with pytest.raises(FactorizationError, match="all vanish"):
+        kernel_features(still, 2, torch.float32)
