@@ -33,17 +33,16 @@ if TYPE_CHECKING:
     from laplora.answers.prediction import Prediction
     from laplora.artifact.folder import Artifact, read_artifact
     from laplora.artifact.manifest import Manifest
-    from laplora.decisions.recommendation import Recommendation, recommend
-    from laplora.decisions.review import accept_threshold
-    from laplora.decisions.temperature import (
+    from laplora.decisions.conformal import (
         aps_sets,
         aps_threshold,
         conformal_threshold,
         empirical_coverage,
-        fit_temperature,
         prediction_sets,
-        temperature_probs,
     )
+    from laplora.decisions.recommendation import Recommendation, recommend
+    from laplora.decisions.review import accept_threshold
+    from laplora.decisions.temperature import fit_temperature, temperature_probs
     from laplora.decisions.uncertainty import FLAGS, Uncertainty, decompose
     from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
     from laplora.jacobians.states import States, StateTape
@@ -150,15 +149,14 @@ __all__ = [
 #: Where the names that cost an import live.
 _HOMES = {
     "artifact.folder": ("Artifact", "read_artifact"),
-    "decisions.temperature": (
+    "decisions.conformal": (
         "aps_sets",
         "aps_threshold",
         "conformal_threshold",
         "empirical_coverage",
-        "fit_temperature",
         "prediction_sets",
-        "temperature_probs",
     ),
+    "decisions.temperature": ("fit_temperature", "temperature_probs"),
     "predictive.cross_fitting": ("cross_fitted",),
     "predictive.distilled": ("DistilledCovariance", "Distillation", "distill"),
     "jacobians.contrasts": ("contrast_jacobians", "find_blocks"),

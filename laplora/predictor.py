@@ -11,30 +11,25 @@ from typing import Any
 
 import torch
 
-from laplora.answers.base_check import check_base
 from laplora.answers.deferral import Deferral, rows_to_defer
 from laplora.answers.golden import not_recorded, read_golden, verify_answers
 from laplora.answers.order_answers import OrderedRows, average_answer, encode_orders
 from laplora.answers.prediction import Prediction, build_predictions, wanted_outputs
 from laplora.answers.review_scores import ReviewScores, decided_at, read_scores, thresholds_at
+from laplora.artifact.base_check import check_base
 from laplora.artifact.folder import Artifact, read_artifact
-from laplora.artifact.manifest import ADAPTER_FOLDER, DISTILLED, POSTERIOR, SCORES, Manifest
+from laplora.artifact.manifest import ADAPTER_FOLDER, SCORES
+from laplora.artifact.members import load_members
 from laplora.decisions.thresholds import ModeThresholds
-from laplora.errors import ArtifactCorruptError, ConfigError, DataError, InvalidInputError, PriorError
-from laplora.jacobians.blocks import Block
-from laplora.jacobians.contrasts import ReversePass, find_blocks, reverse_pass
+from laplora.errors import ArtifactCorruptError, ConfigError, DataError, InvalidInputError
+from laplora.jacobians.contrasts import ReversePass, reverse_pass
 from laplora.models.adapters import attach_adapter
 from laplora.models.base import load_tokenizer, locate_base, resolve_device
 from laplora.models.held_weights import HeldWeights
 from laplora.models.shared_base import LoadedBase, SharedBases, share
 from laplora.models.tensor_sizes import tensor_bytes
-from laplora.posterior.base import Prior, block_precisions
-from laplora.posterior.file import read_posterior
-from laplora.predictive.distilled import DistilledCovariance
-from laplora.predictive.distilled_file import OlderRecord, read_distilled_for
 from laplora.predictive.kinds import PredictiveName
-from laplora.predictive.member_adapters import dropout_weights, lora_parameters, read_weights
-from laplora.predictive.member_outputs import Member, MemberOutputs, MemberSet, member_outputs
+from laplora.predictive.member_outputs import MemberOutputs, MemberSet, member_outputs
 from laplora.prompts import templates as prompts
 from laplora.prompts.templates import EncodedRow
 from laplora.prompts.token_bounds import TokenBounds, token_bounds
@@ -56,11 +51,9 @@ class Predictor:
         self._members = members
         self._tokenizer = tokenizer
         self._template = artifact.manifest.template.template()
-        calibration = artifact.manifest.calibration
-        self._scores = (
-            read_scores(artifact.path / SCORES, artifact.manifest.servable, calibration.rows)
-            if calibration.scores
-            else None
+        #: Each predictive's review scores on the calibration rows.
+        self.review_scores: Mapping[str, ReviewScores] = read_scores(
+            artifact.path / SCORES, artifact.manifest.servable, artifact.manifest.calibration.rows
         )
 
     @classmethod
@@ -294,16 +287,6 @@ class Predictor:
         batch = prompts.collate(rows, class_count=self.class_count, pad_token_id=self._tokenizer.pad_token_id)
         return member_outputs(self._members, batch.to(self.device), wanted_outputs(names))
 
-    @property
-    def decides_any_risk(self) -> bool:
-        """Whether decisions can be made for a risk that a request states; not for artifacts of format 1."""
-        return self._scores is not None
-
-    @property
-    def review_scores(self) -> Mapping[str, ReviewScores]:
-        """Each predictive's review scores on the calibration rows; empty for artifacts of format 1."""
-        return self._scores or {}
-
     def predict_orders(
         self, asked: Sequence[OrderedRows], predictive: str | None = None, *, also: Sequence[str] = ()
     ) -> list[Prediction]:
@@ -338,7 +321,7 @@ class Predictor:
             target_risk: error rate that accepted answers may have, in (0, 1); None: the artifact's.
 
         Raises:
-            ConfigError: a risk outside (0, 1), or an artifact of format 1, which can decide for its own risk only.
+            ConfigError: a risk outside (0, 1).
         """
         found = list(predictions)
         own = self._thresholds(self.recommended, None).review.target_risk
@@ -355,18 +338,10 @@ class Predictor:
         """Return a predictive's thresholds for a target risk; None: the artifact's.
 
         Raises:
-            ConfigError: as ``decided``.
+            ConfigError: a risk outside (0, 1).
         """
         thresholds = self.artifact.manifest.predictives[name].thresholds
-        assert thresholds is not None
-        if target_risk is None:
-            return thresholds
-        if self._scores is None:
-            raise ConfigError(
-                f"artifact {self.artifact.name!r} is of format 1, which can decide for its own target risk "
-                f"({thresholds.review.target_risk:g}) only: package it again"
-            )
-        return thresholds_at(thresholds, self._scores[name], target_risk)
+        return thresholds if target_risk is None else thresholds_at(thresholds, self.review_scores[name], target_risk)
 
     def named(self, predictive: str) -> PredictiveName:
         """Return a name as one of ``predictives``.
@@ -396,68 +371,6 @@ class Predictor:
         try:
             rows = [self.encode(answer.inputs, truncate=True) for answer in golden.answers]
         except InvalidInputError as error:
-            raise not_recorded(error) from None
+            raise not_recorded(type(error).__name__) from None
         passes = [partial(self.predict, [row], also=self.predictives) for row in rows]
         verify_answers([answer for one in passes for answer in run(one)], golden)
-
-
-def load_members(path: Path, manifest: Manifest, model: Any, device: torch.device) -> MemberSet:
-    """Return the artifact's adapters and posteriors on a model that has its trained adapter attached.
-
-    Raises:
-        ArtifactCorruptError: a file that does not hold what the manifest says.
-    """
-    blocks = find_blocks(model, len(manifest.labels))
-    dtype = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
-
-    def with_posterior(weights: Mapping[str, torch.Tensor], folder: Path, prior: Prior | None) -> Member:
-        if prior is None:
-            return Member(weights)
-        posterior = read_posterior(folder / POSTERIOR, blocks)
-        try:
-            precisions = block_precisions(prior, posterior.blocks).to(device)
-        except PriorError as error:
-            raise ArtifactCorruptError(f"the prior is not this posterior's: {error}") from None
-        return Member(weights, posterior.to(device, dtype), precisions)
-
-    checkpoints = tuple(
-        with_posterior(
-            read_weights(model, path / record.folder / ADAPTER_FOLDER),
-            path / record.folder,
-            record.prior.prior() if record.prior else None,
-        )
-        for record in manifest.members
-    )
-    return MemberSet(
-        model=model,
-        parameters=lora_parameters(model),
-        label_ids=manifest.label_token_ids,
-        trained=with_posterior({}, path, manifest.prior.prior()),
-        distilled=load_distilled(path, manifest, model),
-        checkpoints=checkpoints,
-        dropout=dropout_members(manifest, model, blocks),
-    )
-
-
-def load_distilled(path: Path, manifest: Manifest, model: Any) -> DistilledCovariance | None:
-    """Return what predicts the artifact's covariances; None where it has no ``fast``.
-
-    Raises:
-        ArtifactCorruptError: a file that does not hold what the manifest says.
-    """
-    record = manifest.distilled
-    if record is None:
-        return None
-    older = None
-    if record.false_alarms is None:
-        older = OlderRecord(record.inputs, manifest.calibration.rows, record.error)
-    return read_distilled_for(model, path / DISTILLED, len(manifest.labels), older)
-
-
-def dropout_members(manifest: Manifest, model: Any, blocks: Sequence[Block]) -> tuple[Member, ...]:
-    """Return the artifact's dropout masks as members; none where it has no MC dropout."""
-    record = manifest.dropout
-    if record is None:
-        return ()
-    weights = dropout_weights(model, blocks, p=record.probability, members=record.members, seed=record.seed)
-    return tuple(Member(member) for member in weights)

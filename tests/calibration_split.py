@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from laplora.decisions.review import fit_thresholds
-from laplora.decisions.thresholds import Thresholds
+from laplora.decisions.thresholds import ModeThresholds
 from laplora.decisions.uncertainty import decompose
 from laplora.linearised import PosteriorPredictive, contrasts, entropy
 from laplora.predictive.gaussian import posterior_predictive
@@ -33,7 +33,7 @@ def split(rows: int = 200, seed: int = 0, sharpness: float = 3.0) -> dict[str, A
     }
 
 
-def fitted(data: dict[str, Any], **options: Any) -> Thresholds:
+def fitted(data: dict[str, Any], **options: Any) -> dict[str, ModeThresholds]:
     """Return the thresholds of ``map`` and, where there are ``probs``, of ``laplace``."""
     map_probs = data["map_probs"]
     predictives = {"map": PosteriorPredictive(map_probs, torch.zeros_like(map_probs), entropy(map_probs))}

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from laplora.answers.prediction import row_scores
 from laplora.decisions.conformal import label_sets
+from laplora.decisions.uncertainty import review_score
 from laplora.jacobians.contrasts import find_blocks
 from laplora.linearised import class_probs
 from laplora.metrics.scores import Evaluation, evaluate_probs
@@ -115,7 +115,7 @@ def measure(run: Run, model: Any, fitted: Path) -> Measured:
     map_probs = class_probs(split.logits, split.class_mask)
     for name, record in calibrated["predictives"].items():
         predictive = predictive_of(outputs, name, record.temperature)
-        scores = row_scores(record.thresholds, predictive, map_probs)
+        scores = review_score(record.thresholds, probs=predictive.probs, map_probs=map_probs)
         results[name] = evaluate_probs(predictive.probs, split.labels, scores)
         chosen = label_sets(calibrated["calibration"].conformal, predictive.probs, record.conformal, split.class_mask)
         sets[name] = set_quality(chosen, split.labels)

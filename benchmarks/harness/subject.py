@@ -10,10 +10,10 @@ import torch
 from benchmarks.harness.provenance import ARTIFACT
 from laplora.artifact.folder import Artifact, read_artifact
 from laplora.artifact.manifest import ADAPTER_FOLDER
+from laplora.artifact.members import load_members
 from laplora.models.adapters import attach_adapter
 from laplora.models.base import BaseSpec, load_base_model, locate_base
 from laplora.predictive.member_outputs import MemberSet
-from laplora.predictor import load_members
 from laplora.prompts.templates import Batch
 
 Format = Literal["float32", "bfloat16", "nf4"]

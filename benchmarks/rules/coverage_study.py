@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from laplora.decisions.temperature import conformal_threshold
+from laplora.decisions.conformal import conformal_threshold
 
 NOMINAL = 0.9
 DEALS = 1000

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-from laplora.answers.prediction import row_scores
 from laplora.decisions.thresholds import Decision, ModeThresholds
-from laplora.decisions.uncertainty import decide, decompose, raise_flags
+from laplora.decisions.uncertainty import decide, decompose, raise_flags, review_score
 from laplora.linearised import PosteriorPredictive, class_probs
 from laplora.predictive.kinds import PREDICTIVES, predictive_probs
 
@@ -25,12 +24,12 @@ class Deferral:
     Attributes:
         rows: all of them, in order.
         unfamiliar: those that are unlike what the covariance was learnt from, in order.
-        variance: (batch,), the kernel machine's own; None in artifacts of format 3 that do not tell.
+        variance: (batch,), the kernel machine's own.
     """
 
     rows: list[int]
     unfamiliar: list[int]
-    variance: torch.Tensor | None
+    variance: torch.Tensor
 
 
 def rows_to_defer(
@@ -83,4 +82,4 @@ def decisions_of(
         truncated=truncated,
         epistemic=decompose(predictive).epistemic,
     )
-    return decide(thresholds, row_scores(thresholds, predictive, map_probs), flags)
+    return decide(thresholds, review_score(thresholds, probs=predictive.probs, map_probs=map_probs), flags)

@@ -1,59 +1,52 @@
-"""An artifact's recorded answers: read, and compared with what the loaded model says."""
+"""An artifact's recorded answers: read, and compared with the loaded model's."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from laplora.answers.prediction import Prediction
 from laplora.artifact.manifest import GOLDEN
 from laplora.errors import ArtifactCorruptError, GoldenMismatchError
 
-#: How far the logarithm of a variance may move where a file records variances and no tolerance for them, as files did
-#: before there was one. In bfloat16 0.57 was seen between kernels, on the answer of the largest variance
-#: (docs/lab-notes.md).
-DEFAULT_VARIANCE_TOLERANCE = 1.0
-#: Largest tolerance that a file may state: a factor of 20.
-MAX_VARIANCE_TOLERANCE = 3.0
 #: Variances below this, nats squared, count as this: they change no answer, and 0 has no logarithm.
 LEAST_VARIANCE = 1e-6
 #: Most answers of a file. Each is a pass of every predictive before the artifact serves.
 MAX_ANSWERS = 64
 
 
-@dataclass(frozen=True)
-class GoldenAnswer:
-    """One recorded answer.
+class GoldenAnswer(BaseModel):
+    """One recorded answer."""
 
-    Attributes:
-        inputs: the template's fields.
-        probs: by what they are (``map_probs``, ``probs``, or a predictive's name) the recorded probabilities.
-        logit_variance: of each possible label's centred logit, nats squared; None where none was recorded.
-    """
+    model_config = ConfigDict(frozen=True)
 
-    inputs: dict[str, Any]
-    probs: dict[str, list[float]]
-    logit_variance: list[float] | None = None
+    inputs: dict[str, Any] = Field(description="the template's fields")
+    map_probs: list[float]
+    probs: list[float] = Field(description="the recommended predictive's")
+    predictives: dict[str, list[float]] = Field(description="probabilities of the other predictives")
+    logit_mean: list[float] = Field(description="of the centred logits, nats; not compared")
+    logit_variance: list[Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None = Field(
+        None, description="of each possible label's centred logit, nats squared; null: not recorded"
+    )
 
 
-@dataclass(frozen=True)
-class Golden:
-    """An artifact's recorded answers.
+class Golden(BaseModel):
+    """An artifact's recorded answers, and how far new ones may be from them: anything larger would prove nothing."""
 
-    Attributes:
-        answers: at least one, at most ``MAX_ANSWERS``.
-        tolerance: absolute, on every probability.
-        variance_tolerance: absolute, on the logarithm of every variance; on the mean of an artifact's n answers it is
-            this over the square root of n, since what rounding does to one answer it does not do to the next.
-    """
+    model_config = ConfigDict(frozen=True)
 
-    answers: list[GoldenAnswer]
-    tolerance: float
-    variance_tolerance: float = DEFAULT_VARIANCE_TOLERANCE
+    tolerance: float = Field(ge=0, lt=1, description="absolute, on every probability")
+    variance_tolerance: float = Field(
+        ge=0,
+        le=3,
+        description="absolute, on the logarithm of every variance. On the mean over n answers it is this over the "
+        "square root of n, since rounding moves each answer another way. In bfloat16 0.57 was seen between kernels",
+    )
+    answers: list[GoldenAnswer] = Field(min_length=1, max_length=MAX_ANSWERS)
 
 
 def read_golden(folder: Path) -> Golden:
@@ -63,58 +56,31 @@ def read_golden(folder: Path) -> Golden:
         ArtifactCorruptError: a file that does not hold recorded answers, or holds none that prove anything.
     """
     try:
-        golden = json.loads((folder / GOLDEN).read_text(encoding="utf-8"))
-        recorded = list(golden["answers"])
-        tolerance = float(golden["tolerance"])
-        variance_tolerance = float(golden.get("variance_tolerance", DEFAULT_VARIANCE_TOLERANCE))
-        answers = [
-            GoldenAnswer(
-                dict(entry["inputs"]),
-                {name: _numbers(values) for name, values in _recorded(entry)},
-                None if entry.get("logit_variance") is None else _numbers(entry["logit_variance"]),
-            )
-            for entry in recorded[:MAX_ANSWERS]
-        ]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise not_recorded(error) from None
-    if len(recorded) > MAX_ANSWERS:
-        raise ArtifactCorruptError(
-            f"{GOLDEN} has {len(recorded)} answers: expected at most {MAX_ANSWERS}, since all are replayed"
-        )
-    if not answers or not 0 <= tolerance < 1:
-        raise ArtifactCorruptError(
-            f"{GOLDEN} has {len(answers)} answers and the tolerance {tolerance}: expected one answer or more and a "
-            "tolerance below 1, otherwise a replay proves nothing"
-        )
-    if not 0 <= variance_tolerance <= MAX_VARIANCE_TOLERANCE:
-        raise ArtifactCorruptError(
-            f"{GOLDEN} has the variance tolerance {variance_tolerance}: expected 0 to {MAX_VARIANCE_TOLERANCE:g}, "
-            "otherwise a replay of variances proves nothing"
-        )
-    if not all(0 <= v < math.inf for answer in answers for v in answer.logit_variance or []):
-        raise ArtifactCorruptError(
-            f"{GOLDEN} records a variance that is none (negative, NaN or infinite): package again"
-        )
-    return Golden(answers, tolerance, variance_tolerance)
+        return Golden.model_validate_json((folder / GOLDEN).read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise not_recorded(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    except OSError as error:
+        raise not_recorded(type(error).__name__) from None
 
 
-def not_recorded(error: Exception) -> ArtifactCorruptError:
+def not_recorded(reason: str) -> ArtifactCorruptError:
     """Return the error of a golden file that cannot be replayed."""
     return ArtifactCorruptError(
-        f"{GOLDEN} does not hold recorded answers ({type(error).__name__}): package the run again"
+        f"{GOLDEN} does not hold answers that can be replayed ({reason}): package the run again"
     )
 
 
 def golden_entry(inputs: Mapping[str, Any], answer: Prediction) -> dict[str, Any]:
     """Return one answer as a golden file records it."""
-    return {
-        "inputs": dict(inputs),
-        "map_probs": answer.map_probs,
-        "probs": answer.probs,
-        "predictives": answer.calibrated_probs,
-        "logit_mean": answer.logit_mean,
-        "logit_variance": answer.logit_variance,
-    }
+    return GoldenAnswer(
+        inputs=dict(inputs),
+        map_probs=answer.map_probs,
+        probs=answer.probs,
+        predictives=answer.calibrated_probs,
+        logit_mean=answer.logit_mean,
+        logit_variance=answer.logit_variance,
+    ).model_dump()
 
 
 def verify_answers(answers: Sequence[Prediction], golden: Golden) -> None:
@@ -126,9 +92,9 @@ def verify_answers(answers: Sequence[Prediction], golden: Golden) -> None:
     """
     moved = []
     for number, (answer, recorded) in enumerate(zip(answers, golden.answers, strict=True)):
-        said = {"map_probs": answer.map_probs, "probs": answer.probs, **answer.calibrated_probs}
-        for name, want in recorded.probs.items():
-            got = said.get(name, [])
+        given = {"map_probs": answer.map_probs, "probs": answer.probs, **answer.calibrated_probs}
+        for name, want in {"map_probs": recorded.map_probs, "probs": recorded.probs, **recorded.predictives}.items():
+            got = given.get(name, [])
             gaps = [abs(g - w) for g, w in zip(got, want, strict=False)]
             # NaN is no match either
             if len(got) != len(want) or not all(gap <= golden.tolerance for gap in gaps):
@@ -176,11 +142,3 @@ def _mismatch(what: str) -> GoldenMismatchError:
         f"{what}. The loaded model is not the one that was measured (other weights, quantization, posterior, prior or "
         "package versions)"
     )
-
-
-def _recorded(entry: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    return [(name, entry[name]) for name in ("map_probs", "probs")] + list(entry.get("predictives", {}).items())
-
-
-def _numbers(values: Any) -> list[float]:
-    return [float(value) for value in values]

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from laplora.answers.prediction import Prediction, row_scores, verdicts
+from laplora.answers.prediction import Prediction, verdicts
 from laplora.artifact.manifest import Manifest
-from laplora.decisions.uncertainty import decompose
+from laplora.decisions.uncertainty import decompose, review_score
 from laplora.errors import InvalidInputError
-from laplora.linearised import PosteriorPredictive, entropy
+from laplora.linearised import PosteriorPredictive
 from laplora.predictive.kinds import PredictiveName
 from laplora.predictive.order_average import average_by_input, average_orders, order_information
 from laplora.prompts.option_order import Order, count_choices, option_orders, permute_choices, restore_logits
@@ -81,11 +81,15 @@ def average_answer(manifest: Manifest, asked: OrderedRows, predictions: Sequence
     split = decompose(served)
 
     others = {
-        other: _other(manifest, other, predictions, orders)
+        other: _mean([p.calibrated_probs[other] for p in predictions], orders)
         for other in manifest.predictives
         if other in first.calibrated_probs
     }
-    score = row_scores(manifest.predictives[name].thresholds, served, map_probs)
+
+    def score_of(other: PredictiveName, other_probs: torch.Tensor) -> torch.Tensor:
+        return review_score(manifest.predictives[other].thresholds, probs=other_probs, map_probs=map_probs)
+
+    score = score_of(name, served.probs)
     verdict = verdicts(
         manifest,
         name,
@@ -114,11 +118,8 @@ def average_answer(manifest: Manifest, asked: OrderedRows, predictions: Sequence
         prediction_set=[label for k, label in enumerate(first.labels) if verdict.sets[0, k]],
         flags=list(verdict.flags[0]),
         decision=verdict.decisions[0],
-        calibrated_probs={other: predictive.probs[0].tolist() for other, predictive in others.items()},
-        calibrated_scores={
-            other: float(row_scores(manifest.predictives[other].thresholds, found, map_probs))
-            for other, found in others.items()
-        },
+        calibrated_probs={other: averaged[0].tolist() for other, averaged in others.items()},
+        calibrated_scores={other: float(score_of(other, averaged)) for other, averaged in others.items()},
         tokens=sum(p.tokens for p in predictions),
         truncated=any(p.truncated for p in predictions),
         orders=len(orders),
@@ -138,21 +139,6 @@ def _mean(rows: Sequence[Sequence[float]], orders: Sequence[Order]) -> torch.Ten
 def _expected_entropy(predictions: Sequence[Prediction]) -> torch.Tensor:
     """Return (orders,) the aleatoric part of each answer: all of its entropy where there is one set of weights."""
     return torch.tensor([p.total if p.aleatoric is None else p.aleatoric for p in predictions], dtype=torch.float64)
-
-
-def _other(
-    manifest: Manifest, other: PredictiveName, predictions: Sequence[Prediction], orders: Sequence[Order]
-) -> PosteriorPredictive:
-    """Return the average of a predictive that is only beside the answer: its probabilities, and what its score needs.
-
-    Its epistemic part is known where it is the score: the expected entropy is what it leaves of the total.
-    """
-    each = _table([p.calibrated_probs[other] for p in predictions])
-    expected = entropy(each)
-    thresholds = manifest.predictives[other].thresholds
-    if thresholds is not None and thresholds.review.score == "epistemic":
-        expected = expected - torch.tensor([p.calibrated_scores[other] for p in predictions], dtype=torch.float64)
-    return average_orders(PosteriorPredictive(each, torch.zeros_like(each), expected), orders, [len(orders)])
 
 
 def _logit_moments(

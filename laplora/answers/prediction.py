@@ -10,9 +10,9 @@ import torch
 
 from laplora.artifact.manifest import Manifest
 from laplora.decisions.conformal import label_sets
-from laplora.decisions.thresholds import Decision, Flag, ModeThresholds
+from laplora.decisions.thresholds import Decision, Flag
 from laplora.decisions.uncertainty import decide, decompose, raise_flags, review_score
-from laplora.linearised import PosteriorPredictive, class_probs, contrasts, entropy
+from laplora.linearised import PosteriorPredictive, class_probs, contrasts
 from laplora.predictive.kinds import PREDICTIVES, Members, PredictiveName, PredictiveSpec, predictive_probs
 from laplora.predictive.member_outputs import MemberOutputs, Wanted
 from laplora.prompts.templates import EncodedRow
@@ -104,11 +104,9 @@ def verdicts(
         name: one of ``manifest.servable``.
         probs: (batch, classes); class_mask: (batch, classes) bool.
         label_mass: (batch,); truncated: per row.
-        epistemic: (batch,) nats, or None; score: (batch,) of ``row_scores``.
+        epistemic: (batch,) nats, or None; score: (batch,) of ``review_score``.
     """
     record = manifest.predictives[name]
-    assert record.thresholds is not None
-    assert record.conformal is not None
     sets = label_sets(manifest.calibration.conformal, probs, record.conformal, class_mask)
     flags = raise_flags(
         record.thresholds,
@@ -143,16 +141,6 @@ def mixtures(manifest: Manifest, outputs: MemberOutputs) -> dict[PredictiveName,
     return found
 
 
-def row_scores(
-    thresholds: ModeThresholds | None, predictive: PosteriorPredictive, map_probs: torch.Tensor
-) -> torch.Tensor:
-    """Return (batch,) what ranks a predictive's mistakes: its review score, or the entropy where it has no rule."""
-    if thresholds is None:
-        return entropy(predictive.probs)
-    epistemic = decompose(predictive).epistemic
-    return review_score(thresholds, map_probs=map_probs, probs=predictive.probs, epistemic=epistemic)
-
-
 def build_predictions(
     manifest: Manifest, rows: Sequence[EncodedRow], outputs: MemberOutputs, name: PredictiveName
 ) -> list[Prediction]:
@@ -170,7 +158,7 @@ def build_predictions(
     spread = has_spread(spec)
     epistemic = split.epistemic if spread else None
     scores = {
-        other: row_scores(manifest.predictives[other].thresholds, predictive, map_probs)
+        other: review_score(manifest.predictives[other].thresholds, probs=predictive.probs, map_probs=map_probs)
         for other, predictive in found.items()
     }
     verdict = verdicts(

@@ -26,7 +26,6 @@ from laplora.artifact.manifest import (
     MANIFEST,
     POSTERIOR,
     REQUIRED,
-    SCORES,
     FileRecord,
     Manifest,
     parse_manifest,
@@ -129,7 +128,7 @@ def _read_once(path: Path) -> Artifact:
 def _verify_files(path: Path, manifest: Manifest) -> None:
     root = path.resolve()
     present = {p.relative_to(path).as_posix() for p in path.rglob("*") if not p.is_dir()} - {MANIFEST}
-    wanted = {*manifest.files, *REQUIRED, *({SCORES} if manifest.calibration.scores else set())}
+    wanted = {*manifest.files, *REQUIRED}
     wanted |= {DISTILLED} if manifest.distilled else set()
     for member in manifest.members:
         wanted |= {f"{member.folder}/{file}" for file in ADAPTER_FILES}

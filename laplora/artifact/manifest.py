@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from laplora.artifact.older_formats import upgraded
 from laplora.artifact.strict_json import strict_json
 from laplora.decisions.conformal import ConformalScore
 from laplora.decisions.thresholds import ModeThresholds
@@ -20,8 +19,6 @@ from laplora.predictive.kinds import PREDICTIVES, PredictiveName, PredictiveSpec
 from laplora.prompts.templates import PromptTemplate
 
 FORMAT_VERSION = 4
-#: Versions that are read; older ones as what they would be in this one (``laplora.artifact.older_formats``).
-READ_VERSIONS = (1, 2, 3, FORMAT_VERSION)
 MANIFEST = "manifest.json"
 POSTERIOR = "posterior.safetensors"
 GOLDEN = "golden.json"
@@ -30,7 +27,7 @@ DISTILLED = "distilled.safetensors"
 ADAPTER_FOLDER = "adapter"
 #: What every artifact has, next to its manifest. The adapter is never the pickled file that PEFT would fall back to.
 ADAPTER_FILES = (f"{ADAPTER_FOLDER}/adapter_config.json", f"{ADAPTER_FOLDER}/adapter_model.safetensors")
-REQUIRED = (*ADAPTER_FILES, POSTERIOR, GOLDEN)
+REQUIRED = (*ADAPTER_FILES, POSTERIOR, GOLDEN, SCORES)
 
 
 class _Record(BaseModel):
@@ -73,19 +70,19 @@ class PriorRecord(_Record):
 
 
 class CalibrationRecord(_Record):
-    """The calibration split, and what was asked of it."""
+    """The calibration split, and what the settings fitted on it are for."""
 
     split: str = Field(description="its name")
     rows: int = Field(ge=0)
-    folds: int | None = Field(
+    folds: int = Field(
         ge=2,
         description="of the cross-fitting: thresholds, sets and scores are set on each row's outputs under what was "
-        "fitted without its fold; null: on what was fitted on the same rows (formats 1 to 3)",
+        "fitted without its fold",
     )
     coverage: float = Field(gt=0, lt=1, description="nominal, of the prediction sets")
     conformal: ConformalScore = Field(description="score of the prediction sets")
-    scores: Literal["scores.safetensors"] | None = Field(
-        description="file of what each predictive's review score was on these rows, and where it erred; null: none"
+    scores: Literal["scores.safetensors"] = Field(
+        description="file of what each predictive's review score was on these rows, and where it erred"
     )
 
 
@@ -105,11 +102,8 @@ class DistilledRecord(_Record):
         ge=0,
         description="root mean square of log(trace predicted / trace exact), calibration rows held out of the fit",
     )
-    false_alarms: float | None = Field(
-        gt=0,
-        lt=1,
-        description="share of rows like the calibration rows that may count as unfamiliar; null: of format 3, whose "
-        "file says nothing of a row's own error",
+    false_alarms: float = Field(
+        gt=0, lt=1, description="share of rows like the calibration rows that may count as unfamiliar"
     )
 
 
@@ -128,9 +122,9 @@ class PredictiveRecord(_Record):
     member_count: int = Field(ge=1)
     covariance: bool = Field(description="whether each member carries its posterior")
     temperature: float = Field(gt=0, description="divides the logits; 1 where none was fitted")
-    nll: float | None = Field(description="nats, mean over the calibration rows, each under what was fitted without it")
-    thresholds: ModeThresholds | None = Field(description="null: it is reported beside another, and serves no answer")
-    conformal: float | None = Field(description="threshold of its prediction sets; null with the thresholds")
+    nll: float = Field(description="nats, mean over the calibration rows, each under what was fitted without it")
+    thresholds: ModeThresholds
+    conformal: float = Field(description="threshold of its prediction sets")
 
 
 class RecommendedRecord(_Record):
@@ -187,8 +181,6 @@ class Manifest(_Record):
                 raise ValueError(
                     f"predictives.{name} has {record.member_count} members, the artifact {counts[record.members]}"
                 )
-            if (record.thresholds is None) != (record.conformal is None):
-                raise ValueError(f"predictives.{name} has only one of thresholds and conformal")
         if self.predictives.get("laplace_ensemble") and any(m.prior is None for m in self.members):
             raise ValueError("predictives.laplace_ensemble needs a posterior of every member")
         if len({m.folder for m in self.members}) != len(self.members):
@@ -199,13 +191,13 @@ class Manifest(_Record):
             raise ValueError("fast stands in for laplace, it cannot be the one recommended")
         for name in ("map", self.recommended.predictive):
             if name not in self.servable:
-                raise ValueError(f"the artifact must have the predictive {name!r}, with thresholds")
+                raise ValueError(f"the artifact must have the predictive {name!r}")
         return self
 
     @property
     def servable(self) -> tuple[PredictiveName, ...]:
         """The predictives that a request can ask for, in order."""
-        return tuple(name for name, record in self.predictives.items() if record.thresholds is not None)
+        return tuple(self.predictives)
 
     def spec(self, name: PredictiveName) -> PredictiveSpec:
         """Return one of the artifact's predictives with its temperature."""
@@ -221,7 +213,7 @@ def parse_manifest(name: str, raw: bytes) -> Manifest:
     """Return the manifest in a file's bytes; ``name`` is what messages call the artifact.
 
     Raises:
-        ArtifactIncompatibleError: written in a format version that this one does not read.
+        ArtifactIncompatibleError: written in another format version.
         ArtifactCorruptError: it does not parse, or has bad fields.
     """
     try:
@@ -231,15 +223,12 @@ def parse_manifest(name: str, raw: bytes) -> Manifest:
         raise ArtifactCorruptError(
             f"{MANIFEST} of {name!r} is not a JSON manifest: expected an object with a format_version"
         ) from None
-    if type(version) is not int or version not in READ_VERSIONS:
+    if type(version) is not int or version != FORMAT_VERSION:
         raise ArtifactIncompatibleError(
-            f"artifact {name!r} has format {str(version)[:32]}, this version reads "
-            f"{', '.join(map(str, READ_VERSIONS))}: package it again"
+            f"artifact {name!r} has format {str(version)[:32]}, this version reads {FORMAT_VERSION}: package it again"
         )
     try:
-        return Manifest.model_validate(upgraded(fields, version))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ArtifactCorruptError(f"{MANIFEST} of {name!r} lacks fields of format {version}: {error}") from None
+        return Manifest.model_validate(fields)
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(str(p) for p in e['loc'])}: {e['msg']}" for e in error.errors()[:4])
         raise ArtifactCorruptError(f"{MANIFEST} of {name!r} has bad fields: {problems}") from None

@@ -1,36 +1,126 @@
-"""Split-conformal label sets by the name of their score, as an artifact records it."""
+"""Split-conformal label sets: thresholds from a calibration split, and the sets of new rows.
+
+Two scores, by the name that an artifact records: ``lac`` (1 - p of the label) and ``aps`` (the mass before the label).
+"""
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
 
-from laplora.decisions.temperature import aps_sets, aps_threshold, conformal_threshold, prediction_sets
+from laplora.errors import ConfigError, DataError
+from laplora.metrics.checks import checked_labels, checked_values
 
 ConformalScore = Literal["lac", "aps"]
 
 
 def fit_label_sets(score: ConformalScore, probs: torch.Tensor, labels: torch.Tensor, level: float) -> float:
-    """Return the threshold of label sets that hold the true label with probability at least ``level``.
-
-    Args:
-        score: ``lac`` (``conformal_threshold``) or ``aps`` (``aps_threshold``, deterministic).
-        probs: (rows, classes); labels: (rows,) int64.
-
-    Raises:
-        ConfigError, DataError, NonFiniteError: as the two.
-    """
+    """Return the threshold of label sets by the name of their score; the rest as ``conformal_threshold``."""
     return (aps_threshold if score == "aps" else conformal_threshold)(probs, labels, level)
 
 
 def label_sets(score: ConformalScore, probs: torch.Tensor, threshold: float, class_mask: torch.Tensor) -> torch.Tensor:
-    """Return (rows, classes) bool: the labels in each row's set, possible ones only.
+    """Return the label sets by the name of their score; the rest as ``prediction_sets``."""
+    return (aps_sets if score == "aps" else prediction_sets)(probs, threshold, class_mask)
+
+
+def conformal_threshold(probs: torch.Tensor, labels: torch.Tensor, level: float = 0.9) -> float:
+    """Return the threshold q of split-conformal label sets (LAC: Sadinle, Lei and Wasserman, arXiv 1609.00451).
+
+    With the score 1 - p(label), q is the ceil((rows + 1) level)-th smallest calibration score. If calibration
+    and new rows are exchangeable, the set {k: 1 - p_k <= q} holds the true label with probability at least
+    ``level``. With too few rows for the level, q is 1: the set holds every possible label.
 
     Args:
-        threshold: from ``fit_label_sets`` with the same score.
+        probs: (rows, classes).
+        labels: (rows,) int64.
+        level: wanted coverage, in (0, 1).
 
     Raises:
-        DataError, NonFiniteError: as ``prediction_sets`` and ``aps_sets``.
+        ConfigError: a level outside (0, 1).
+        DataError: no rows, shapes that do not fit, or a label out of range.
+        NonFiniteError: NaN or infinity in ``probs``.
     """
-    return (aps_sets if score == "aps" else prediction_sets)(probs, threshold, class_mask)
+    return _threshold(1 - probs.double(), labels, level)
+
+
+def prediction_sets(probs: torch.Tensor, threshold: float, class_mask: torch.Tensor) -> torch.Tensor:
+    """Return (rows, classes) bool: the labels in each row's conformal set, possible ones only.
+
+    A set may be empty: then no label is as probable as the calibration rows' labels were.
+
+    Args:
+        threshold: from ``conformal_threshold``.
+
+    Raises:
+        DataError: shapes that do not fit.
+        NonFiniteError: NaN or infinity in ``probs``.
+    """
+    probs, mask = checked_values(probs, class_mask)
+    return (1 - probs <= threshold) & mask
+
+
+def aps_threshold(probs: torch.Tensor, labels: torch.Tensor, level: float = 0.9) -> float:
+    """Return the threshold of adaptive prediction sets (APS: Romano, Sesia and Candes, arXiv 2006.02544).
+
+    A label's score is the probability of the labels that are more probable than it: the least tau at which the
+    paper's set ``S(x; tau)``, the most probable labels until they reach tau, takes the label in. The rest, and the
+    promise, are as of ``conformal_threshold``.
+    """
+    probs, _ = checked_values(probs, torch.ones(probs.shape, dtype=torch.bool))
+    return _threshold(_mass_before(probs), labels, level)
+
+
+def aps_sets(probs: torch.Tensor, threshold: float, class_mask: torch.Tensor) -> torch.Tensor:
+    """Return (rows, classes) bool: the labels in each row's adaptive prediction set, possible ones only.
+
+    A set is never empty: the most probable label has the score 0. It grows where the probabilities are spread out,
+    where ``prediction_sets`` may be empty; on average it is larger.
+
+    Args:
+        threshold: from ``aps_threshold``.
+
+    Raises:
+        DataError: shapes that do not fit.
+        NonFiniteError: NaN or infinity in ``probs``.
+    """
+    probs, mask = checked_values(probs, class_mask)
+    return (_mass_before(probs.masked_fill(~mask, 0)) <= threshold) & mask
+
+
+def empirical_coverage(sets: torch.Tensor, labels: torch.Tensor) -> float:
+    """Return the share of rows whose set holds their label.
+
+    Args:
+        sets: (rows, classes) bool; labels: (rows,) int64.
+
+    Raises:
+        DataError: no rows, shapes that do not fit, or a label out of range.
+    """
+    if sets.ndim != 2 or sets.dtype != torch.bool:
+        raise DataError(f"sets must be (rows, classes) bool, got {tuple(sets.shape)} {sets.dtype}")
+    sets = sets.detach().cpu()
+    labels = checked_labels(labels, torch.ones_like(sets))
+    return float(sets.gather(1, labels[:, None]).double().mean())
+
+
+def _threshold(scores: torch.Tensor, labels: torch.Tensor, level: float) -> float:
+    """Return the ceil((rows + 1) level)-th smallest of the labels' scores, or 1 with too few rows."""
+    scores, mask = checked_values(scores, torch.ones(scores.shape, dtype=torch.bool))
+    labels = checked_labels(labels, mask)
+    if not 0 < level < 1:
+        raise ConfigError(f"the level of a conformal set is in (0, 1), got {level}")
+    of_label = scores.gather(1, labels[:, None])[:, 0].sort().values
+    # 0.55 * 100 is 55.00000000000001 in floating point, which would be one rank too many.
+    rank = math.ceil((len(of_label) + 1) * level - 1e-9)
+    return float(of_label[rank - 1]) if rank <= len(of_label) else 1.0
+
+
+def _mass_before(probs: torch.Tensor) -> torch.Tensor:
+    """Return (rows, classes) the mass of the labels before each one, at most 1; equal ones in the classes' order."""
+    ordered, order = probs.sort(dim=1, descending=True, stable=True)
+    before = (ordered.cumsum(1) - ordered).clamp(0, 1)
+    before[:, 0] = 0  # exactly, so that the most probable label is in every set
+    return torch.zeros_like(probs).scatter(1, order, before)

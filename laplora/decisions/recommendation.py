@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from laplora.decisions.temperature import FEWEST_ROWS, SmallCalibrationWarning
-from laplora.errors import ConfigError, DataError, NonFiniteError
+from laplora.decisions.small_split import warn_about_rows
+from laplora.errors import ConfigError, DataError
+from laplora.metrics.checks import check_columns
+from laplora.metrics.scores import bootstrap_interval
 
 #: Resamples of the paired bootstrap.
 _RESAMPLES = 2000
@@ -83,17 +84,10 @@ def recommend(losses: Mapping[str, torch.Tensor], order: Sequence[str], seed: in
         raise ConfigError(f"order must name every predictive once, map among them: {names} for {sorted(losses)}")
     columns = {name: losses[name].detach().to("cpu", torch.float64) for name in names}
     rows = len(columns["map"])
-    for name, column in columns.items():
-        if column.shape != (rows,) or rows < 2:
-            raise DataError(f"losses of {name!r} must be ({rows},) with at least two rows, got {tuple(column.shape)}")
-        if not column.isfinite().all():
-            raise NonFiniteError(f"a loss of {name!r} is NaN or infinite")
-    if rows < FEWEST_ROWS:
-        warnings.warn(
-            f"a predictive recommended on {rows} calibration rows is a guess: use at least {FEWEST_ROWS}",
-            SmallCalibrationWarning,
-            stacklevel=2,
-        )
+    check_columns(rows, **columns)
+    if rows < 2:
+        raise DataError("a recommendation needs at least two rows, got 1")
+    warn_about_rows(rows, "a predictive recommended")
     table = _table(columns, seed)
     chosen, why = _choose(columns)
     entry = table[chosen]
@@ -162,21 +156,16 @@ def _size(difference: float) -> str:
 
 
 def _table(columns: Mapping[str, torch.Tensor], seed: int) -> dict[str, dict[str, float]]:
-    """Return the NLLs and their paired differences to MAP with bootstrap intervals."""
-    stacked = torch.stack(list(columns.values()), 1)
-    rows = len(stacked)
-    differences = stacked - columns["map"][:, None]
-    generator = torch.Generator().manual_seed(seed)
-    resampled = torch.stack(
-        [differences[torch.randint(rows, (rows,), generator=generator)].mean(0) for _ in range(_RESAMPLES)]
-    )
-    low, high = resampled.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0)
-    return {
-        name: {
-            "nll": float(stacked[:, i].mean()),
-            "difference_to_map": float(differences[:, i].mean()),
-            "low": float(low[i]),
-            "high": float(high[i]),
-        }
-        for i, name in enumerate(columns)
-    }
+    """Return the NLLs and their differences to MAP; the bootstrap intervals are paired, from the same resamples."""
+    table = {}
+    for name, column in columns.items():
+        difference = column - columns["map"]
+
+        def mean(rows: torch.Tensor, difference: torch.Tensor = difference) -> float:
+            return float(difference[rows].mean())
+
+        generator = torch.Generator().manual_seed(seed)
+        low, high = bootstrap_interval(mean, len(column), resamples=_RESAMPLES, generator=generator)
+        means = {"nll": float(column.mean()), "difference_to_map": float(difference.mean())}
+        table[name] = means | {"low": low, "high": high}
+    return table

@@ -11,21 +11,19 @@ what each promises, and how often it was kept.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from scipy import special
 
-from laplora.decisions.temperature import FEWEST_ROWS, SmallCalibrationWarning, warn_about_labels
-from laplora.decisions.thresholds import Flag, FlagThreshold, Guarantee, ModeThresholds, ReviewRule, Score, Thresholds
-from laplora.decisions.uncertainty import agreed_entropy, check_columns, decompose
-from laplora.errors import ConfigError, DataError, NonFiniteError
+from laplora.decisions.small_split import warn_about_labels, warn_about_rows
+from laplora.decisions.thresholds import Flag, FlagThreshold, Guarantee, ModeThresholds, ReviewRule, ReviewScore, Score
+from laplora.decisions.uncertainty import agreed_entropy, decompose
+from laplora.errors import ConfigError, DataError
 from laplora.linearised import PosteriorPredictive, entropy
+from laplora.metrics.checks import check_columns, check_finite
 from laplora.metrics.ranking import error_auroc, tie_groups
-
-#: Thresholds whose bounds are computed together.
-_BLOCK = 256
 
 #: Why each guarantee reviews by the score that it does.
 _REASONS: dict[Guarantee, str] = {
@@ -60,8 +58,8 @@ def fit_thresholds(
     epistemic_level: float = 0.95,
     label_mass_level: float = 0.01,
     sureness: Mapping[str, Sureness] | None = None,
-) -> Thresholds:
-    """Return every threshold of every predictive, from the predictions on a calibration split.
+) -> dict[str, ModeThresholds]:
+    """Return every threshold of every predictive by name, from the predictions on a calibration split.
 
     The review score is the entropy of the predictive's own probabilities, or, for ``upper_bound``, MAP's: the bound is
     on MAP's mistakes, and rows where the predictive has another label are not accepted, so it holds whatever was fitted
@@ -89,9 +87,7 @@ def fit_thresholds(
     Warns:
         SmallCalibrationWarning: fewer than 20 rows, or labels that do not occur among them.
     """
-    for name, level in (("epistemic", epistemic_level), ("label_mass", label_mass_level)):
-        if not 0 < level < 1:
-            raise ConfigError(f"{name} level must be in (0, 1), got {level}")
+    _check_levels(epistemic=epistemic_level, label_mass=label_mass_level)
     if "map" not in predictives:
         raise ConfigError(f"thresholds need the predictive 'map', whose entropy is a score, got {list(predictives)}")
     rows, labels = len(labels), labels.detach().cpu()
@@ -100,14 +96,8 @@ def fit_thresholds(
         probs = predictive.probs
         if probs.ndim != 2 or len(probs) != rows or predictive.expected_entropy.shape != (rows,):
             raise DataError(f"the predictive {name!r} must have {rows} rows, got {tuple(probs.shape)}")
-        if not (probs.isfinite().all() and predictive.expected_entropy.isfinite().all()):
-            raise NonFiniteError(f"the predictive {name!r} holds NaN or infinity")
-    if rows < FEWEST_ROWS:
-        warnings.warn(
-            f"thresholds from {rows} calibration rows mean little: use at least {FEWEST_ROWS}",
-            SmallCalibrationWarning,
-            stacklevel=2,
-        )
+        check_finite(torch.cat([probs, predictive.expected_entropy[:, None]], 1), f"the predictive {name!r}")
+    warn_about_rows(rows, "what thresholds are fitted")
     warn_about_labels(labels, predictives["map"].probs.shape[1], split)
     low_mass = FlagThreshold(
         value=_quantile(label_mass, label_mass_level),
@@ -146,7 +136,7 @@ def fit_thresholds(
             )
         auroc: dict[Score, float | None] = {score: error_auroc(values, errors) for score, values in scores.items()}
         bound = guarantee == "upper_bound"
-        score: Score = "map_entropy" if bound or name == "map" else "total_entropy"
+        score: ReviewScore = "map_entropy" if bound or name == "map" else "total_entropy"
         if bound:
             threshold = map_bound
             accepted = agreed_entropy(map_probs, predictive.probs) <= (-math.inf if threshold is None else threshold)
@@ -166,8 +156,7 @@ def fit_thresholds(
         )
         return ModeThresholds(errors=int(errors.sum()), flags=flags, review=review)
 
-    fitted = {name: one(name, predictive) for name, predictive in predictives.items()}
-    return Thresholds(split=split, rows=rows, predictives=fitted)
+    return {name: one(name, predictive) for name, predictive in predictives.items()}
 
 
 def accept_threshold(
@@ -206,9 +195,7 @@ def accept_threshold(
         DataError: no rows, or shapes that do not fit.
         NonFiniteError: NaN or infinity in a score.
     """
-    for name, level in (("target_risk", target_risk), ("confidence", confidence)):
-        if not 0 < level < 1:
-            raise ConfigError(f"{name} must be in (0, 1), got {level}")
+    _check_levels(target_risk=target_risk, confidence=confidence)
     if guarantee not in ("empirical", "upper_bound"):
         raise ConfigError(f"guarantee must be empirical or upper_bound, got {guarantee!r}")
     check_columns(len(errors), scores=scores)
@@ -225,28 +212,16 @@ def accept_threshold(
     # The first to try must not depend on the mistakes: the fewest rows that could pass, with none among them.
     fewest = math.ceil(math.log(1 - confidence) / math.log1p(-target_risk)) + 1
     start = int(torch.searchsorted(answered, fewest))
-    # In blocks, up to the first that fails: all at once would take rows x mistakes.
-    end = len(values)
-    for first in range(start, len(values), _BLOCK):
-        block = slice(first, first + _BLOCK)
-        fails = binomial_cdf(within[block].long(), sample[block], target_risk) > 1 - confidence
-        if fails.any():
-            end = first + int(fails.long().argmax())
-            break
+    passes = special.bdtr(within.numpy(), sample.numpy(), target_risk) <= 1 - confidence
+    failing = (~torch.from_numpy(passes)[start:]).nonzero()[:, 0]
+    end = start + int(failing[0]) if len(failing) else len(values)
     return float(values[end - 1]) if end > start else None
 
 
-def binomial_cdf(successes: torch.Tensor, trials: torch.Tensor, probability: float) -> torch.Tensor:
-    """Return P(X <= successes) for X ~ Binomial(trials, probability), elementwise, float64.
-
-    Args:
-        successes: (n,) int64, 0 to trials; trials: (n,) int64, from 0.
-    """
-    k = torch.arange(int(successes.max()) + 1, dtype=torch.float64)
-    n = trials.double()[:, None]
-    log_choose = torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma((n - k).clamp_min(0) + 1)
-    log_mass = log_choose + k * math.log(probability) + (n - k) * math.log1p(-probability)
-    return log_mass.exp().masked_fill(k > successes[:, None], 0).sum(1).clamp_max(1)
+def _check_levels(**levels: float) -> None:
+    for name, level in levels.items():
+        if not 0 < level < 1:
+            raise ConfigError(f"{name} must be in (0, 1), got {level}")
 
 
 def _quantile(values: torch.Tensor, level: float) -> float:

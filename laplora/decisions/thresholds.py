@@ -5,14 +5,13 @@ JSON in and out. They are fitted in ``laplora.decisions.review`` and applied in 
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-
-from laplora.errors import ConfigError
+from pydantic import BaseModel, ConfigDict, Field
 
 Flag = Literal["high_epistemic", "low_confidence", "low_label_mass", "ambiguous_set", "truncated"]
 Score = Literal["map_entropy", "total_entropy", "epistemic"]
+ReviewScore = Literal["map_entropy", "total_entropy"]
 Decision = Literal["accept", "review"]
 Guarantee = Literal["empirical", "upper_bound"]
 
@@ -32,7 +31,7 @@ class FlagThreshold(_Frozen):
 class ReviewRule(_Frozen):
     """When a prediction goes to a person."""
 
-    score: Score = Field(description="The uncertainty that is compared, nats.")
+    score: ReviewScore = Field(description="The uncertainty that is compared, nats.")
     threshold: float | None = Field(description="Review above it; null: review everything.")
     target_risk: float = Field(description="Error rate that accepted answers were to stay within.")
     guarantee: Guarantee = Field(
@@ -55,31 +54,3 @@ class ModeThresholds(_Frozen):
     errors: int = Field(description="Mistakes of this predictive among the calibration rows.")
     flags: dict[Flag, FlagThreshold] = Field(description="Only the flags that compare with a fitted value.")
     review: ReviewRule
-
-
-class Thresholds(_Frozen):
-    """Every fitted threshold of an artifact, with the split it is from."""
-
-    split: str = Field(description="Name of the calibration split.")
-    rows: int = Field(description="Rows of that split.")
-    predictives: dict[str, ModeThresholds] = Field(description="By the predictive's name.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _first_form(cls, value: Any) -> Any:
-        """Read what the first artifacts hold: ``map`` and ``laplace`` as fields, the latter perhaps null."""
-        if isinstance(value, dict) and "predictives" not in value and "map" in value:
-            modes = {name: value[name] for name in ("map", "laplace") if value.get(name) is not None}
-            rest = {key: entry for key, entry in value.items() if key not in ("map", "laplace")}
-            return rest | {"predictives": modes}
-        return value
-
-    def for_mode(self, name: str) -> ModeThresholds:
-        """Return the thresholds of one predictive.
-
-        Raises:
-            ConfigError: a predictive that none were fitted for.
-        """
-        if name not in self.predictives:
-            raise ConfigError(f"no thresholds were fitted for {name!r}: there are {', '.join(self.predictives)}")
-        return self.predictives[name]

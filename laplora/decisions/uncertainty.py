@@ -16,8 +16,9 @@ from types import MappingProxyType
 import torch
 
 from laplora.decisions.thresholds import Decision, Flag, ModeThresholds
-from laplora.errors import ConfigError, DataError, NonFiniteError
+from laplora.errors import DataError
 from laplora.linearised import PosteriorPredictive, entropy
+from laplora.metrics.checks import check_columns
 
 #: Every flag there is, in the order in which they are listed, and what raises it.
 FLAGS: Mapping[Flag, str] = MappingProxyType(
@@ -51,31 +52,19 @@ def decompose(predictive: PosteriorPredictive) -> Uncertainty:
     return Uncertainty(total, aleatoric, total - aleatoric)
 
 
-def review_score(
-    thresholds: ModeThresholds,
-    *,
-    map_probs: torch.Tensor,
-    probs: torch.Tensor | None = None,
-    epistemic: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Return (batch,) the score that this artifact reviews by, nats.
+def review_score(thresholds: ModeThresholds, *, probs: torch.Tensor, map_probs: torch.Tensor) -> torch.Tensor:
+    """Return (batch,) what a predictive's review rule compares, and what ranks its mistakes, nats.
 
-    Under the guarantee ``upper_bound`` MAP's entropy is ``agreed_entropy`` with the labels of ``probs``.
+    Under the guarantee ``upper_bound`` that is ``agreed_entropy``.
 
-    Raises:
-        ConfigError: the score needs the posterior's ``probs`` or ``epistemic`` and they are None.
+    Args:
+        thresholds: of the predictive that made ``probs`` (batch, classes); map_probs: (batch, classes), MAP's.
     """
-    score = thresholds.review.score
-    if score == "map_entropy":
-        if thresholds.review.guarantee == "upper_bound" and probs is not None:
-            return agreed_entropy(map_probs, probs)
-        return entropy(map_probs)
-    values = None if probs is None else entropy(probs)
-    if score == "epistemic":
-        values = None if epistemic is None else epistemic.double()
-    if values is None:
-        raise ConfigError(f"the review score {score!r} needs the posterior: use the thresholds of mode map")
-    return values
+    if thresholds.review.score == "total_entropy":
+        return entropy(probs)
+    if thresholds.review.guarantee == "upper_bound":
+        return agreed_entropy(map_probs, probs)
+    return entropy(map_probs)
 
 
 def agreed_entropy(map_probs: torch.Tensor, probs: torch.Tensor) -> torch.Tensor:
@@ -144,19 +133,3 @@ def decide(thresholds: ModeThresholds, score: torch.Tensor, flags: Sequence[Sequ
         "review" if limit is None or value > limit or REVIEW_FLAGS.intersection(row) else "accept"
         for value, row in zip(score.double().tolist(), flags, strict=True)
     ]
-
-
-def check_columns(rows: int, **columns: torch.Tensor | None) -> None:
-    """Check that every column given is (rows,), not empty, and finite.
-
-    Raises:
-        DataError: one of another shape, or no rows.
-        NonFiniteError: NaN or infinity in one.
-    """
-    for name, values in columns.items():
-        if values is None:
-            continue
-        if values.shape != (rows,) or not rows:
-            raise DataError(f"{name} must be ({rows},) with at least one row, got {tuple(values.shape)}")
-        if not values.isfinite().all():
-            raise NonFiniteError(f"{name} holds NaN or infinity")

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 
 from laplora.errors import DataError
-from laplora.metrics.ranking import checked_score, compare_auroc, tie_groups
+from laplora.metrics.checks import checked_score
+from laplora.metrics.ranking import compare_auroc, tie_groups
 
 #: Share of the in-distribution rows that the threshold of ``fpr_at_95_tpr`` lets pass.
 _KEPT = 0.95

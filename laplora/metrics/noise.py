@@ -10,8 +10,10 @@ import math
 from dataclasses import dataclass
 
 import torch
+from scipy import stats
 
-from laplora.errors import ConfigError, DataError, NonFiniteError
+from laplora.errors import ConfigError
+from laplora.metrics.checks import checked_column
 
 #: Simulated draws of the labels; 4 of them are beyond a chance of 0.001.
 SIMULATIONS = 4000
@@ -50,22 +52,18 @@ def calibrated_ece(
     _check_chance(chance)
     if bins < 1 or simulations < 1:
         raise ConfigError(f"bins and simulations must be at least 1, got {bins} and {simulations}")
-    if confidence.ndim != 1 or not len(confidence):
-        raise DataError(f"confidence must be (rows,) with at least one row, got {tuple(confidence.shape)}")
-    confidence = confidence.detach().cpu().double()
-    if not confidence.isfinite().all():
-        raise NonFiniteError("a confidence is NaN or infinity")
+    confidence = checked_column(confidence, "confidence")
     rows = len(confidence)
     edges = torch.arange(1, bins, dtype=torch.float64) / bins
     # Float32 counts up to 16 million exactly, and is twice as fast.
     member = torch.nn.functional.one_hot(torch.bucketize(confidence, edges), bins).float()
     expected = confidence @ member.double()
     likely, generator = confidence.float(), torch.Generator().manual_seed(seed)
-    found, step = [], max(1, _AT_A_TIME // rows)
+    gaps, step = [], max(1, _AT_A_TIME // rows)
     for start in range(0, simulations, step):
         hits = torch.rand(min(step, simulations - start), rows, generator=generator) < likely
-        found.append(((hits.float() @ member).double() - expected).abs().sum(1) / rows)
-    values = torch.cat(found)
+        gaps.append(((hits.float() @ member).double() - expected).abs().sum(1) / rows)
+    values = torch.cat(gaps)
     return CalibratedEce(mean=float(values.mean()), limit=float(values.quantile(1 - chance)))
 
 
@@ -87,18 +85,15 @@ def lowest_coverage(level: float, rows: int, calibration_rows: int, *, chance: f
     _check_chance(chance)
     if not 0 < level < 1 or rows < 1 or calibration_rows < 0:
         raise ConfigError(f"level in (0, 1), rows >= 1, calibration_rows >= 0; got {level}, {rows}, {calibration_rows}")
-    counts, log_choose = _counts(rows)
-    # 0.9 of 9 + 1 rows is not above 9 only because of rounding.
-    k = math.ceil((calibration_rows + 1) * level - 1e-9)
     if calibration_rows == 0:
-        log_mass = log_choose + counts * math.log(level) + (rows - counts) * math.log1p(-level)
-    elif k > calibration_rows:
-        return 1.0  # too few calibration rows for the level: every label is in every set
+        counted = stats.binom(rows, level)
     else:
-        a, b = float(k), float(calibration_rows + 1 - k)
-        log_mass = log_choose + torch.lgamma(counts + a) + torch.lgamma(rows - counts + b)
-    at_most = (log_mass - log_mass.logsumexp(0)).exp().cumsum(0)
-    return int((at_most > chance).nonzero()[0]) / rows
+        # 0.9 of 9 + 1 rows is not above 9 only because of rounding.
+        k = math.ceil((calibration_rows + 1) * level - 1e-9)
+        if k > calibration_rows:
+            return 1.0  # too few calibration rows for the level: every label is in every set
+        counted = stats.betabinom(rows, k, calibration_rows + 1 - k)
+    return float(counted.ppf(chance)) / rows
 
 
 def highest_risk(target_risk: float, rows: int, *, chance: float = 0.001) -> float:
@@ -115,17 +110,7 @@ def highest_risk(target_risk: float, rows: int, *, chance: float = 0.001) -> flo
     _check_chance(chance)
     if not 0 < target_risk < 1 or rows < 1:
         raise ConfigError(f"target_risk in (0, 1) and rows >= 1, got {target_risk} and {rows}")
-    counts, log_choose = _counts(rows)
-    log_mass = log_choose + counts * math.log(target_risk) + (rows - counts) * math.log1p(-target_risk)
-    # Summed from the far end, where the masses are small.
-    at_least = log_mass.exp().flip(0).cumsum(0).flip(0)
-    return (int((at_least > chance).nonzero()[-1])) / rows
-
-
-def _counts(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (rows + 1,) the counts 0 to ``rows``, and the logarithm of how many choices there are of each."""
-    counts = torch.arange(rows + 1, dtype=torch.float64)
-    return counts, math.lgamma(rows + 1) - torch.lgamma(counts + 1) - torch.lgamma(rows - counts + 1)
+    return float(stats.binom(rows, target_risk).isf(chance)) / rows
 
 
 def _check_chance(chance: float) -> None:

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 
 import torch
 
-from laplora.errors import DataError, NonFiniteError
+from laplora.errors import DataError
+from laplora.metrics.checks import checked_score
 
 
 @dataclass(frozen=True)
@@ -124,20 +125,6 @@ def grouped_risk(group: torch.Tensor, errors: torch.Tensor) -> torch.Tensor:
 def none_if_nan(value: float) -> float | None:
     """Return the value, or None for NaN."""
     return None if math.isnan(value) else value
-
-
-def checked_score(score: torch.Tensor, errors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return float64 scores and bool errors on the CPU after checking what the module promises."""
-    score, errors = score.detach().to("cpu", torch.float64), errors.detach().cpu()
-    if score.ndim != 1 or score.shape != errors.shape:
-        raise DataError(f"score and errors must be (rows,), got {tuple(score.shape)} and {tuple(errors.shape)}")
-    if not len(score):
-        raise DataError("metrics need at least one row, got 0")
-    if errors.dtype != torch.bool:
-        raise DataError(f"errors must be bool, true at mistakes, got {errors.dtype}")
-    if not score.isfinite().all():
-        raise NonFiniteError("the score holds NaN or infinity")
-    return score, errors
 
 
 def _by_group(group: torch.Tensor, errors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

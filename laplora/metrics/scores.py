@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
-from laplora.errors import ConfigError, DataError, NonFiniteError
+from laplora.errors import ConfigError, DataError
+from laplora.linearised import entropy
+from laplora.metrics.checks import checked_probs, checked_score
 from laplora.metrics.ranking import (
     RiskCoverage,
-    checked_score,
     grouped_auprc,
     grouped_auroc,
     grouped_risk,
@@ -31,9 +32,6 @@ from laplora.metrics.ranking import (
 
 #: A label of probability 0 would make the NLL infinite: it counts as the smallest normal float64 (708 nats).
 _SMALLEST = torch.finfo(torch.float64).tiny
-
-#: A row sums to 1 within this; float32 probabilities of many classes do, logits do not.
-_SUM_TOLERANCE = 1e-3
 
 #: A served curve has at most this many points.
 _CURVE_POINTS = 200
@@ -97,29 +95,12 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain numbers, lists and dicts; a long risk-coverage curve is thinned to 200 points."""
-        n = self.rows
-        points = torch.linspace(0, n - 1, min(n, _CURVE_POINTS), dtype=torch.float64).round().long()
-        return {
-            "rows": n,
-            "accuracy": self.accuracy,
-            "nll": self.nll,
-            "ece": self.ece,
-            "brier": self.brier,
-            "auroc_error": self.auroc_error,
-            "auprc_error": self.auprc_error,
+        points = torch.linspace(0, self.rows - 1, min(self.rows, _CURVE_POINTS), dtype=torch.float64).round().long()
+        return asdict(self) | {
             "aurc": self.aurc,
             "excess_aurc": self.excess_aurc,
             "intervals": {name: list(pair) for name, pair in self.intervals.items()},
-            "reliability": [
-                {
-                    "lower": b.lower,
-                    "upper": b.upper,
-                    "count": b.count,
-                    "confidence": b.confidence,
-                    "accuracy": b.accuracy,
-                }
-                for b in self.reliability
-            ],
+            "reliability": [asdict(one) for one in self.reliability],
             "risk_coverage": {
                 "coverage": self.risk_coverage.coverage[points].tolist(),
                 "risk": self.risk_coverage.risk[points].tolist(),
@@ -130,19 +111,19 @@ class Evaluation:
 
 def accuracy(probs: torch.Tensor, labels: torch.Tensor) -> float:
     """Return the share of rows whose largest probability is the label's; the first of equal ones counts."""
-    probs, labels = _checked(probs, labels)
+    probs, labels = checked_probs(probs, labels)
     return _mean(probs.argmax(1) == labels)
 
 
 def nll(probs: torch.Tensor, labels: torch.Tensor) -> float:
     """Return the mean of -ln p(label), nats; a label of probability 0 counts 708."""
-    probs, labels = _checked(probs, labels)
+    probs, labels = checked_probs(probs, labels)
     return _mean(row_nll(probs, labels))
 
 
 def brier(probs: torch.Tensor, labels: torch.Tensor) -> float:
     """Return the squared distance to the one-hot label, summed over classes, mean over rows (Brier 1950)."""
-    probs, labels = _checked(probs, labels)
+    probs, labels = checked_probs(probs, labels)
     return _mean(_row_brier(probs, labels))
 
 
@@ -162,7 +143,7 @@ def ece(probs: torch.Tensor, labels: torch.Tensor, bins: int = 15) -> float:
 
 def reliability_bins(probs: torch.Tensor, labels: torch.Tensor, bins: int = 15) -> list[ReliabilityBin]:
     """Return one entry for each of ``bins`` equal-width confidence bins, empty ones included."""
-    probs, labels = _checked(probs, labels)
+    probs, labels = checked_probs(probs, labels)
     confidence, predicted = probs.max(1)
     index = _bin_index(confidence, bins)
     counts = torch.bincount(index, minlength=bins).tolist()
@@ -220,10 +201,10 @@ def evaluate_probs(
         resamples: of the bootstrap; 0 leaves the intervals out.
         seed: of the bootstrap. The same seed and rows give paired resamples for two methods.
     """
-    probs, labels = _checked(probs, labels)
+    probs, labels = checked_probs(probs, labels)
     confidence, predicted = probs.max(1)
     errors = predicted != labels
-    score = torch.special.entr(probs).sum(1) if score is None else score
+    score = entropy(probs) if score is None else score
     score, errors = checked_score(score, errors)
 
     losses, row_brier, hits = row_nll(probs, labels), _row_brier(probs, labels), (~errors).double()
@@ -280,23 +261,3 @@ def _bin_index(confidence: torch.Tensor, bins: int) -> torch.Tensor:
         raise ConfigError(f"bins must be at least 1, got {bins}")
     inner = torch.arange(1, bins, dtype=torch.float64) / bins
     return torch.bucketize(confidence, inner)
-
-
-def _checked(probs: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return float64 probs and int64 labels on the CPU after checking what the module promises."""
-    probs, labels = probs.detach().to("cpu", torch.float64), labels.detach().cpu()
-    if probs.ndim != 2 or probs.shape[1] < 2 or labels.shape != probs.shape[:1]:
-        raise DataError(
-            f"probs must be (rows, classes) and labels (rows,), got {tuple(probs.shape)} and {tuple(labels.shape)}"
-        )
-    if not len(labels):
-        raise DataError("metrics need at least one row, got 0")
-    if labels.is_floating_point() or labels.dtype == torch.bool or labels.is_complex():
-        raise DataError(f"labels must be integers, got {labels.dtype}")
-    if labels.min() < 0 or labels.max() >= probs.shape[1]:
-        raise DataError(f"labels must be 0 to {probs.shape[1] - 1}, got {int(labels.min())} to {int(labels.max())}")
-    if not probs.isfinite().all():
-        raise NonFiniteError("probs hold NaN or infinity")
-    if (probs < 0).any() or ((probs.sum(1) - 1).abs() > _SUM_TOLERANCE).any():
-        raise DataError("each row of probs must be at least 0 and sum to 1: pass probabilities, not logits")
-    return probs, labels.long()

@@ -48,13 +48,13 @@ class Estimate:
         covariance: (batch, classes - 1, classes - 1), of the contrasts, nats squared.
         log_error: (batch,), one standard deviation of its logarithm's error.
         unfamiliar: (batch,) bool, where the prediction is of a row unlike all that it was learnt from.
-        variance: (batch,), the kernel machine's own, 0 to 1; None where it does not know its ridge.
+        variance: (batch,), the kernel machine's own, 0 to 1.
     """
 
     covariance: torch.Tensor
     log_error: torch.Tensor
     unfamiliar: torch.Tensor
-    variance: torch.Tensor | None
+    variance: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class DistilledCovariance:
         support: (inputs, kept + scalars), ``z_i``.
         coefficients: (inputs, entries), ``c_i``: the upper triangle of a (classes - 1) square matrix, row by row.
         mean: (entries,).
-        error: how far off its logarithm is; one number for all rows where a file of an older format says no more.
+        error: how far off its logarithm is, row by row.
     """
 
     layers: tuple[int, ...]
@@ -79,7 +79,7 @@ class DistilledCovariance:
     support: torch.Tensor
     coefficients: torch.Tensor
     mean: torch.Tensor
-    error: KernelError | float
+    error: KernelError
 
     def covariance(self, states: States) -> torch.Tensor:
         """Return the predicted covariance of the contrasts, (batch, classes - 1, classes - 1) float64, nats squared."""
@@ -89,19 +89,12 @@ class DistilledCovariance:
         """Return the predicted covariance and what it is worth."""
         kernel = self._kernel(states)
         covariance = self._predicted(kernel)
-        if isinstance(self.error, float):
-            same = torch.full((len(states),), self.error, dtype=torch.float64)
-            return Estimate(covariance, same, torch.zeros(len(states), dtype=torch.bool), None)
         variance = self.error.variance(kernel)
         return Estimate(covariance, self.error.log_error(variance), self.error.unfamiliar(variance), variance)
 
-    def support_kernel(self) -> torch.Tensor:
-        """Return the kernel of the support with itself, (inputs, inputs) float64."""
-        return _kernel(self.support, self.support)
-
     def _kernel(self, states: States) -> torch.Tensor:
         points = _points(states, self.center, self.directions, self.scalar_center, self.scalar_scale)
-        return _kernel(points, self.support)
+        return gaussian_kernel(points, self.support)
 
     def _predicted(self, kernel: torch.Tensor) -> torch.Tensor:
         return from_logarithms(kernel @ self.coefficients.double() + self.mean.double())
@@ -184,7 +177,7 @@ def distill(
     root = float((median * length).rsqrt())
     directions, scalar_scale = (directions.double() * root).to(_KEPT), scalar_scale * root
     support = _points(states, center, directions, scalar_center, scalar_scale).to(_KEPT)
-    kernel = _kernel(support.double(), support)
+    kernel = gaussian_kernel(support.double(), support)
     held_out = torch.zeros_like(entries)
     for kept, held, coefficients, mean in _fits(kernel, ridge, entries, fold):
         held_out[held] = kernel[held][:, kept] @ coefficients + mean
@@ -284,7 +277,7 @@ def _points(
     return torch.cat([along, (_scalars(states) - scalar_center.double()) * scalar_scale.double()], 1)
 
 
-def _kernel(points: torch.Tensor, support: torch.Tensor) -> torch.Tensor:
+def gaussian_kernel(points: torch.Tensor, support: torch.Tensor) -> torch.Tensor:
     kernel: torch.Tensor = (torch.cdist(points.double(), support.double()).square() / -2).exp()
     return kernel
 

@@ -21,9 +21,10 @@ from typing import Literal, get_args
 
 import torch
 
-from laplora.decisions.temperature import TEMPERATURE_BOUNDS, checked_labels, fit_temperature, temperature_penalty
+from laplora.decisions.temperature import TEMPERATURE_BOUNDS, fit_temperature, temperature_penalty
 from laplora.errors import ConfigError, DataError, NonFiniteError
 from laplora.linearised import PosteriorPredictive, class_counts, class_probs, contrast_logits, entropy
+from laplora.metrics.checks import checked_labels
 from laplora.metrics.scores import row_nll
 from laplora.predictive.gaussian import posterior_predictive
 from laplora.predictive.search import grid_minimum

@@ -38,8 +38,6 @@ def reference_of(predictor: Predictor, predictive: str) -> Reference:
         return reference if served is None else replace(reference, nll=served)
     rule, flag = record.thresholds.review, record.thresholds.flags.get("high_epistemic")
     ranks: list[Signal] = ["score"]
-    if rule.score == "epistemic":
-        ranks.append("epistemic")
     # Between two classes the entropy of the answer falls as its confidence grows: the same gap, and the same p-value.
     answers_entropy = rule.score == "total_entropy" or (rule.score == "map_entropy" and predictive == "map")
     if answers_entropy and len(manifest.labels) == 2:

@@ -99,14 +99,9 @@ def choose_ask(
         mode: as the request states it; None: it does not.
 
     Raises:
-        InvalidRequestError: a name that the artifact does not have, or one that the mode contradicts; a target risk
-            that the artifact cannot decide for; several orders of the choices by ``fast``.
+        InvalidRequestError: a name that the artifact does not have, or one that the mode contradicts; several orders
+            of the choices by ``fast``.
     """
-    if target_risk is not None and not predictor.decides_any_risk:
-        raise InvalidRequestError(
-            "the artifact is of an older format and decides for its own target risk only: leave target_risk out",
-            field="options.target_risk",
-        )
     without_posterior = mode in ("map", "fast")
     name: str
     if predictive is None:

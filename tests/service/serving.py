@@ -85,7 +85,6 @@ class FakePredictor:
         record = SimpleNamespace(template=lambda: template)
         self.recommended = "laplace"
         self.predictives: tuple[str, ...] = ("map", "fast", "laplace", "ensemble")
-        self.decides_any_risk = True
         reason = {"predictive": "laplace", "reason": "it was better", "chosen_by": "calibration", "table": {}}
         manifest = SimpleNamespace(
             base=BASE,

@@ -16,7 +16,7 @@ from laplora.artifact.manifest import SCORES, CalibrationRecord, PredictiveRecor
 from laplora.decisions.conformal import fit_label_sets
 from laplora.decisions.recommendation import recommend
 from laplora.decisions.review import Sureness, fit_thresholds, sureness_of
-from laplora.decisions.temperature import SmallCalibrationWarning
+from laplora.decisions.small_split import SmallCalibrationWarning
 from laplora.linearised import PosteriorPredictive
 from laplora.metrics.scores import row_nll
 from laplora.posterior.base import Prior, ProjectedJacobians
@@ -79,7 +79,7 @@ def calibrate(config: RunConfig, outputs: SplitOutputs) -> Calibrated:
     records: dict[PredictiveName, PredictiveRecord] = {}
     scores: dict[PredictiveName, ReviewScores] = {}
     for name in names:
-        spec, own, predictive = PREDICTIVES[name], thresholds.predictives[name], held_out[name]
+        spec, own, predictive = PREDICTIVES[name], thresholds[name], held_out[name]
         records[name] = PredictiveRecord(
             members=spec.members,
             member_count=len(outputs.moments(name)[0]),

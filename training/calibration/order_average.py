@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from laplora.answers.prediction import row_scores
 from laplora.artifact.manifest import PredictiveRecord
+from laplora.decisions.uncertainty import review_score
 from laplora.linearised import PosteriorPredictive
 from laplora.metrics.scores import Evaluation, evaluate_probs, row_nll
 from laplora.predictive.kinds import PredictiveName
@@ -107,7 +107,7 @@ def order_averages(
     map_probs = averaged["map"].probs
     evaluations, gains = {}, {}
     for name, record in records.items():
-        scores = row_scores(record.thresholds, averaged[name], map_probs)
+        scores = review_score(record.thresholds, probs=averaged[name].probs, map_probs=map_probs)
         evaluations[name + SUFFIX] = evaluate_probs(averaged[name].probs, labels, scores)
         gains[name + SUFFIX] = _gain(own[name].probs, each[name].probs, averaged[name].probs, asked, labels, run)
     return evaluations, gains

@@ -11,9 +11,8 @@ import torch
 
 from benchmarks.rules.promises.rules import Fitted, fit_before, fit_now
 from benchmarks.rules.promises.table import Table
-from laplora.answers.prediction import row_scores
 from laplora.decisions.conformal import label_sets
-from laplora.decisions.temperature import SmallCalibrationWarning
+from laplora.decisions.small_split import SmallCalibrationWarning
 from laplora.decisions.thresholds import Guarantee
 from laplora.decisions.uncertainty import decompose
 from laplora.linearised import entropy
@@ -68,7 +67,7 @@ def judged(table: Table, name: str, fitted: Fitted, new: torch.Tensor) -> list[f
     predictive, map_probs = table.columns[name].at(fitted.setting, new), table.columns["map"].at(0, new).probs
     labels, rule, flags = table.labels[new], fitted.thresholds.review, fitted.thresholds.flags
     wrong = predictive.probs.argmax(1) != labels
-    score = row_scores(fitted.thresholds, predictive, map_probs)
+    score = fitted.scores(predictive, map_probs)
     limit = -math.inf if rule.threshold is None else rule.threshold
     up_to = score <= limit
     # What decide and raise_flags give, for many rows at once: the flags that send a row to review.

@@ -11,7 +11,7 @@ from benchmarks.rules.promises.table import Column, Table
 from laplora.decisions.conformal import fit_label_sets
 from laplora.decisions.review import Sureness, accept_threshold, fit_thresholds, sureness_of
 from laplora.decisions.thresholds import Guarantee, ModeThresholds, Score
-from laplora.decisions.uncertainty import decompose
+from laplora.decisions.uncertainty import decompose, review_score
 from laplora.linearised import PosteriorPredictive, entropy
 from laplora.metrics.ranking import compare_auroc, error_auroc, tie_groups
 from laplora.predictive.cross_fitting import FOLDS, cross_fitted_predictive, rank_aligned
@@ -29,11 +29,21 @@ class Fitted:
     Attributes:
         setting: fitted on all calibration rows.
         thresholds: flags and review rule; sets: the threshold of its label sets.
+        score: what was reviewed by before; None: what the review rule says.
     """
 
     setting: int
     thresholds: ModeThresholds
     sets: float
+    score: Score | None = None
+
+    def scores(self, predictive: PosteriorPredictive, map_probs: torch.Tensor) -> torch.Tensor:
+        """Return (rows,) what the review threshold is compared with, nats."""
+        if self.score is None:
+            return review_score(self.thresholds, probs=predictive.probs, map_probs=map_probs)
+        if self.score == "epistemic":
+            return decompose(predictive).epistemic
+        return entropy(map_probs if self.score == "map_entropy" else predictive.probs)
 
 
 def fit_now(
@@ -81,9 +91,9 @@ def fit_before(table: Table, rows: torch.Tensor, risk: float, level: float) -> d
         }
         for guarantee in GUARANTEES:
             # Recorded as empirical under either: a label other than MAP's was accepted.
-            rule = one.thresholds.review.model_copy(update={"score": score, "threshold": limits[guarantee]})
+            rule = one.thresholds.review.model_copy(update={"threshold": limits[guarantee]})
             thresholds = one.thresholds.model_copy(update={"review": rule})
-            found[guarantee][name] = Fitted(one.setting, thresholds, one.sets)
+            found[guarantee][name] = Fitted(one.setting, thresholds, one.sets, score)
     return found
 
 
@@ -101,9 +111,7 @@ def _fitted(
         on_rows, labels, mass, split="calibration", target_risk=risk, guarantee=guarantee, sureness=sureness
     )
     return {
-        name: Fitted(
-            column.fit(rows), thresholds.predictives[name], fit_label_sets("lac", on_rows[name].probs, labels, level)
-        )
+        name: Fitted(column.fit(rows), thresholds[name], fit_label_sets("lac", on_rows[name].probs, labels, level))
         for name, column in table.columns.items()
     }
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from benchmarks.study.compute.methods import Method, Stores
+from laplora.decisions.conformal import aps_sets, aps_threshold, conformal_threshold, prediction_sets
 from laplora.decisions.recommendation import Recommendation, recommend
-from laplora.decisions.temperature import aps_sets, aps_threshold, conformal_threshold, prediction_sets
 from laplora.decisions.thresholds import Score
 from laplora.decisions.uncertainty import decompose
 from laplora.linearised import PosteriorPredictive, entropy

@@ -10,14 +10,7 @@ from typing import Any
 
 import pytest
 
-from laplora.answers.golden import (
-    DEFAULT_VARIANCE_TOLERANCE,
-    MAX_ANSWERS,
-    Golden,
-    GoldenAnswer,
-    read_golden,
-    verify_answers,
-)
+from laplora.answers.golden import MAX_ANSWERS, Golden, GoldenAnswer, read_golden, verify_answers
 from laplora.errors import ArtifactCorruptError, GoldenMismatchError
 
 ARTIFACT = Path(__file__).resolve().parents[3] / "artifacts" / "sst2-smollm2"
@@ -28,10 +21,16 @@ def answer(variance: list[float] | None) -> Any:
     return SimpleNamespace(map_probs=PROBS, probs=PROBS, calibrated_probs={}, logit_variance=variance)
 
 
-def replay(recorded: list[list[float] | None], got: list[list[float] | None], tolerance: float = 0.5) -> None:
+def golden(*variances: list[float] | None, probs: list[float] = PROBS, variance_tolerance: float = 0.5) -> Golden:
+    """Return recorded answers with these variances."""
+    fields = {"inputs": {}, "map_probs": PROBS, "probs": probs, "predictives": {}, "logit_mean": [0.0, 0.0]}
+    recorded = [GoldenAnswer(**fields, logit_variance=variance) for variance in variances]
+    return Golden(tolerance=0.1, variance_tolerance=variance_tolerance, answers=recorded)
+
+
+def replay(recorded: list[list[float] | None], got: list[list[float] | None]) -> None:
     """Compare answers whose probabilities are the recorded ones."""
-    golden = [GoldenAnswer({}, {"map_probs": PROBS, "probs": PROBS}, variance) for variance in recorded]
-    verify_answers([answer(variance) for variance in got], Golden(golden, 0.1, tolerance))
+    verify_answers([answer(variance) for variance in got], golden(*recorded))
 
 
 @pytest.mark.parametrize(
@@ -79,34 +78,24 @@ def test_variances_that_all_move_together_may_move_less() -> None:
 
 
 def test_probabilities_that_do_not_match_are_shown() -> None:
-    golden = Golden([GoldenAnswer({}, {"probs": [0.5, 0.5]})], 0.1)
     with pytest.raises(
         GoldenMismatchError, match=r"probs differs by 0\.2500, more than 0\.1: expected \[0\.5, 0\.5\], got"
     ):
-        verify_answers([answer(None)], golden)
-
-
-def test_a_file_without_a_tolerance_of_variances_has_the_default(tmp_path: Path) -> None:
-    """As those that were written before there was one."""
-    entry = {"inputs": {"text": "x"}, "map_probs": PROBS, "probs": PROBS, "logit_variance": [1.0, 2.0]}
-    (tmp_path / "golden.json").write_text(json.dumps({"tolerance": 0.1, "answers": [entry]}), encoding="utf-8")
-    golden = read_golden(tmp_path)
-    assert golden.variance_tolerance == DEFAULT_VARIANCE_TOLERANCE
-    assert golden.answers[0].logit_variance == [1.0, 2.0]
+        verify_answers([answer(None)], golden(None, probs=[0.5, 0.5]))
 
 
 def test_the_default_artifact_records_variances() -> None:
-    golden = read_golden(ARTIFACT)
-    assert all(answer.logit_variance for answer in golden.answers)
-    assert golden.variance_tolerance == 1.0
+    recorded = read_golden(ARTIFACT)
+    assert all(one.logit_variance for one in recorded.answers)
+    assert recorded.variance_tolerance == 1.0
 
 
 def test_more_answers_than_a_start_may_replay_are_refused(tmp_path: Path) -> None:
-    entry = {"inputs": {"text": "x"}, "map_probs": PROBS, "probs": PROBS}
+    fields = golden(None).model_dump()
     for count in (MAX_ANSWERS, MAX_ANSWERS + 1):
-        (tmp_path / "golden.json").write_text(json.dumps({"tolerance": 0.1, "answers": [entry] * count}))
+        (tmp_path / "golden.json").write_text(json.dumps(fields | {"answers": fields["answers"] * count}))
         if count == MAX_ANSWERS:
             assert len(read_golden(tmp_path).answers) == MAX_ANSWERS
             continue
-        with pytest.raises(ArtifactCorruptError, match="has 65 answers: expected at most 64"):
+        with pytest.raises(ArtifactCorruptError, match="at most 64 items"):
             read_golden(tmp_path)

@@ -1,6 +1,6 @@
 """Every predictive of an artifact, served: against plain peft, whatever the batch, and with everything put back.
 
-Tolerances as in ``test_predictor``: float32 sums in another order.
+Tolerances as in ``plain_model``: float32 sums in another order.
 """
 
 from __future__ import annotations
@@ -17,28 +17,19 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from peft import PeftModel
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from test_predictor import FLOAT32, SENTIMENT_INPUTS, distance, encode, numbers
+from plain_model import FLOAT32, SENTIMENT_INPUTS, PlainModel, assert_the_same, distance, encode
 from tiny_runs import FinishedRun, reseal
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from laplora.answers.prediction import Prediction
 from laplora.artifact.folder import read_artifact
-from laplora.artifact.manifest import FORMAT_VERSION
 from laplora.errors import ArtifactCorruptError, ConfigError, GoldenMismatchError, NonFiniteError
 from laplora.metrics.scores import row_nll
-from laplora.models.base import locate_base
 from laplora.models.lora import ADAPTER, lora_layers
-from laplora.models.quiet import quiet_loading
 from laplora.predictive import member_outputs as outputs_module
-from laplora.predictive.distilled import TENSORS
 from laplora.predictive.kinds import PREDICTIVES
 from laplora.predictive.member_adapters import lora_parameters
 from laplora.predictive.members import dropout_masks
 from laplora.predictor import Predictor
-from laplora.prompts import templates as prompts
 from training.workspace.runtime import open_run
 
 #: fast, which leaves some rows to laplace, has tests of its own (test_fast_served).
@@ -81,36 +72,15 @@ def test_the_artifact_carries_every_predictive(mixture_run: FinishedRun) -> None
 # The probabilities, by nothing of laplora's model code.
 
 
-class PlainMembers:
-    """The artifact's adapters, each loaded by peft from its own folder."""
-
-    def __init__(self, run: FinishedRun) -> None:
-        self.artifact = read_artifact(run.artifact)
-        location = locate_base(self.artifact.manifest.base)
-        self.tokenizer = AutoTokenizer.from_pretrained(location)
-        self.models = []
-        for folder in ("adapter", "members/1/adapter", "members/2/adapter"):
-            with quiet_loading():
-                base = AutoModelForCausalLM.from_pretrained(location, dtype=torch.float32)
-                self.models.append(PeftModel.from_pretrained(base, str(run.artifact / folder)).eval())
-
-    @torch.no_grad()
-    def logits(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        manifest = self.artifact.manifest
-        prompt, _ = prompts.render(manifest.template.template(), inputs, manifest.labels)
-        ids = torch.tensor([self.tokenizer.encode(prompt)])
-        found: torch.Tensor = model(input_ids=ids).logits[0, -1].double()[list(manifest.label_token_ids)]
-        return found
-
-
 def test_probabilities_are_those_of_plain_peft(mixture_run: FinishedRun, mixture_predictor: Predictor) -> None:
-    plain, rows = PlainMembers(mixture_run), encode(mixture_predictor, SENTIMENT_INPUTS)
-    manifest = mixture_predictor.artifact.manifest
+    artifact = read_artifact(mixture_run.artifact)
+    plain = [PlainModel(artifact, folder) for folder in ("adapter", "members/1/adapter", "members/2/adapter")]
+    rows = encode(mixture_predictor, SENTIMENT_INPUTS)
     for name in ("temperature", "ensemble", "ensemble_temperature"):
-        temperature = manifest.predictives[name].temperature  # type: ignore[index]
-        models = plain.models[:1] if name == "temperature" else plain.models
+        temperature = artifact.manifest.predictives[name].temperature  # type: ignore[index]
+        models = plain[:1] if name == "temperature" else plain
         for inputs, answer in zip(SENTIMENT_INPUTS, mixture_predictor.predict(rows, name), strict=True):
-            parts = [(plain.logits(m, inputs) / temperature).softmax(0).tolist() for m in models]
+            parts = [model.probs(inputs, temperature) for model in models]
             assert distance(answer.probs, averaged(parts)) < FLOAT32
             std = torch.tensor(parts).std(0, correction=0).tolist()
             assert answer.probs_std is None if name == "temperature" else distance(answer.probs_std or [], std) < 1e-4
@@ -118,12 +88,11 @@ def test_probabilities_are_those_of_plain_peft(mixture_run: FinishedRun, mixture
 
 def test_mc_dropout_is_dropout_with_tied_masks(mixture_run: FinishedRun, mixture_predictor: Predictor) -> None:
     """The recorded masks on the inputs of each lora_A, in plain peft."""
-    plain, rows = PlainMembers(mixture_run), encode(mixture_predictor, SENTIMENT_INPUTS)
-    record = plain.artifact.manifest.dropout
+    plain, rows = PlainModel(read_artifact(mixture_run.artifact)), encode(mixture_predictor, SENTIMENT_INPUTS)
+    record = plain.manifest.dropout
     assert record is not None
     assert (record.probability, record.members) == (0.2, 4)
-    model = plain.models[0]
-    layers = {f"{name}.lora_A": layer.lora_A[ADAPTER] for name, layer in lora_layers(model).items()}
+    layers = {f"{name}.lora_A": layer.lora_A[ADAPTER] for name, layer in lora_layers(plain.model).items()}
     masks = dropout_masks([(n, m.in_features) for n, m in layers.items()], 0.2, 4, record.seed)
     parts: list[list[list[float]]] = []
     for member in range(4):
@@ -131,7 +100,7 @@ def test_mc_dropout_is_dropout_with_tied_masks(mixture_run: FinishedRun, mixture
             layer.register_forward_pre_hook(lambda _m, x, mask=masks[name][member]: (x[0] * mask,))
             for name, layer in layers.items()
         ]
-        parts.append([plain.logits(model, i).softmax(0).tolist() for i in SENTIMENT_INPUTS])
+        parts.append([plain.probs(i) for i in SENTIMENT_INPUTS])
         for handle in handles:
             handle.remove()
     for i, answer in enumerate(mixture_predictor.predict(rows, "mc_dropout")):
@@ -171,13 +140,7 @@ def test_whatever_the_batch(mixture_predictor: Predictor, name: str, order: list
     rows = encode(mixture_predictor, SENTIMENT_INPUTS)
     alone = [mixture_predictor.predict([row], name)[0] for row in rows]
     for answer, i in zip(mixture_predictor.predict([rows[i] for i in order[:size]], name), order, strict=False):
-        for got, want in zip(numbers(answer), numbers(alone[i]), strict=True):
-            assert got == pytest.approx(want, rel=1e-4, abs=2e-5)
-        assert (answer.flags, answer.decision, answer.prediction_set) == (
-            alone[i].flags,
-            alone[i].decision,
-            alone[i].prediction_set,
-        )
+        assert_the_same(answer, alone[i])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -421,120 +384,3 @@ def test_scores_of_other_rows_are_refused(mixture_copy: Path) -> None:
     reseal(mixture_copy, calibration=fields["calibration"] | {"rows": 7})
     with pytest.raises(ArtifactCorruptError, match=r"scores.safetensors does not hold the 7 scores and errors"):
         Predictor.load(mixture_copy, device="cpu")
-
-
-# Artifacts of older formats.
-
-
-def test_an_artifact_of_format_3_answers_as_it_did(artifact_copy: Path, sentiment_predictor: Predictor) -> None:
-    """Its distilled file does not say how far off each row is, which follows from what else it holds,
-    and its thresholds are from fits on the same rows."""
-    distilled = artifact_copy / "distilled.safetensors"
-    with safe_open(distilled, framework="pt") as file:
-        metadata = file.metadata()
-    save_file({n: t for n, t in load_file(distilled).items() if n in TENSORS}, distilled, metadata)
-    path = artifact_copy / "manifest.json"
-    reseal(artifact_copy)
-    fields = json.loads(path.read_text())
-    del fields["distilled"]["false_alarms"], fields["calibration"]["folds"]
-    path.write_text(json.dumps(fields | {"format_version": 3}))
-    old = Predictor.load(artifact_copy, device="cpu")
-    assert old.artifact.manifest.format_version == FORMAT_VERSION
-    assert old.artifact.manifest.calibration.folds is None
-    assert sentiment_predictor.artifact.manifest.calibration.folds == 5
-    rows = encode(old, SENTIMENT_INPUTS)
-    for name in old.predictives:
-        assert old.predict(rows, name) == sentiment_predictor.predict(rows, name)
-    estimates = [p._outputs(rows, ["fast"]).estimate for p in (old, sentiment_predictor)]
-    for part in ("log_error", "variance"):
-        torch.testing.assert_close(*(getattr(e, part) for e in estimates), rtol=1e-5, atol=1e-8)
-
-
-def test_an_artifact_of_format_2_answers_as_it_did(artifact_copy: Path, sentiment_predictor: Predictor) -> None:
-    """It has no fast predictive, and everything else."""
-    (artifact_copy / "distilled.safetensors").unlink()
-    path = artifact_copy / "manifest.json"
-    golden = json.loads((artifact_copy / "golden.json").read_text())
-    for answer in golden["answers"]:
-        del answer["predictives"]["fast"]
-    (artifact_copy / "golden.json").write_text(json.dumps(golden))
-    reseal(artifact_copy)
-    fields = json.loads(path.read_text())
-    del fields["distilled"], fields["predictives"]["fast"], fields["calibration"]["folds"]
-    path.write_text(json.dumps(fields | {"format_version": 2}))
-    old = Predictor.load(artifact_copy, device="cpu")
-    assert old.predictives == ("map", "temperature", "laplace", "laplace_temperature")
-    rows = encode(old, SENTIMENT_INPUTS)
-    for name in old.predictives:
-        assert old.predict(rows, name) == sentiment_predictor.predict(rows, name)
-    with pytest.raises(ConfigError, match="no predictive 'fast'"):
-        old.predict(rows, "fast")
-
-
-def downgraded(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return a manifest as format 1 had it."""
-    old, predictives = dict(fields), fields["predictives"]
-    for name in ("members", "dropout", "distilled", "predictives", "recommended"):
-        del old[name]
-    return old | {
-        "format_version": 1,
-        "calibration": {
-            "rows": fields["calibration"]["rows"],
-            "temperature": predictives["temperature"]["temperature"],
-            "thresholds": {
-                "split": "calibration",
-                "rows": fields["calibration"]["rows"],
-                "laplace": predictives["laplace"]["thresholds"],
-                "map": predictives["map"]["thresholds"],
-            },
-            "conformal": {name: predictives[name]["conformal"] for name in ("laplace", "map")},
-            "coverage": 0.9,
-        },
-    }
-
-
-@pytest.fixture
-def old_artifact(artifact_copy: Path) -> Path:
-    """The float32 artifact as an earlier version wrote it."""
-    (artifact_copy / "scores.safetensors").unlink()
-    (artifact_copy / "distilled.safetensors").unlink()
-    golden = json.loads((artifact_copy / "golden.json").read_text())
-    for answer in golden["answers"]:
-        del answer["predictives"]
-    (artifact_copy / "golden.json").write_text(json.dumps(golden))
-    reseal(artifact_copy)
-    path = artifact_copy / "manifest.json"
-    path.write_text(json.dumps(downgraded(json.loads(path.read_text()))))
-    return artifact_copy
-
-
-def test_an_artifact_of_format_1_answers_as_it_did(old_artifact: Path, sentiment_predictor: Predictor) -> None:
-    old = Predictor.load(old_artifact, device="cpu")
-    assert (old.recommended, old.predictives) == ("laplace", ("map", "laplace"))
-    rows = encode(old, SENTIMENT_INPUTS)
-    for name in ("laplace", "map"):
-        for one, two in zip(old.predict(rows, name), sentiment_predictor.predict(rows, name), strict=True):
-            assert set(one.calibrated_probs) == {"temperature"}
-            assert dataclasses.replace(one, calibrated_probs={}, calibrated_scores={}) == dataclasses.replace(
-                two, calibrated_probs={}, calibrated_scores={}
-            )
-            assert one.calibrated_probs["temperature"] == two.calibrated_probs["temperature"]
-
-
-def test_an_artifact_of_format_1_decides_for_its_own_risk_only(old_artifact: Path) -> None:
-    old = Predictor.load(old_artifact, device="cpu")
-    answers = old.predict(encode(old, SENTIMENT_INPUTS[:1]))
-    assert old.decided(answers, None) == (answers, 0.05)
-    assert not old.decides_any_risk
-    with pytest.raises(ConfigError, match=r"is of format 1, .* \(0.05\) only: package it again"):
-        old.decided(answers, 0.1)
-
-
-@pytest.mark.parametrize("gone", ["calibration", "prior", "labels"])
-def test_a_manifest_of_format_1_that_lacks_a_field(old_artifact: Path, gone: str) -> None:
-    path = old_artifact / "manifest.json"
-    fields = json.loads(path.read_text())
-    del fields[gone]
-    path.write_text(json.dumps(fields))
-    with pytest.raises(ArtifactCorruptError, match=gone):
-        read_artifact(old_artifact)

@@ -1,19 +1,8 @@
-"""From an artifact to answers, against plain transformers and peft on the same files.
-
-Tolerances. In float32 the two differ by the order of sums (other padding, a read-out of two rows in place of
-49,152): at most 3e-7 in a probability here, 1e-5 is allowed for other processors. In bfloat16 every activation keeps
-8 bits, steps of 2^-8 relative, and another padding, an unpacked weight or a read-out in float32 rounds elsewhere: a
-logit of size 2 to 4 moves by a step of 2^-7 or two, a probability by a quarter of that, and 0.005 was seen on the tiny
-model; 0.02 is allowed. The real model has thirty layers and logits of 8 to 22, in steps of 1/16
-and 1/8. Against the same 4-bit weights computed in float32, plain transformers is off by up to 0.18 in the difference
-of two logits and the predictor by up to 0.41 (mean 0.09 and 0.15, eight texts), both to either side: rounding. A
-probability's slope is at most 1/4, so 0.15 is allowed.
-"""
+"""From an artifact to answers, against plain transformers and peft on the same files (``plain_model``)."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import math
 import shutil
@@ -23,64 +12,31 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from plain_model import (
+    BFLOAT16,
+    BFLOAT16_REAL,
+    FLOAT32,
+    SENTIMENT_INPUTS,
+    PlainModel,
+    distance,
+    encode,
+    numbers,
+)
 from tiny_runs import NOUNS, FinishedRun, choice_rows, reseal, sentiment_rows
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from laplora.answers.prediction import Prediction
-from laplora.artifact.folder import Artifact, read_artifact
-from laplora.errors import GoldenMismatchError, InvalidInputError, LaploraError, NonFiniteError, TooManyTokensError
-from laplora.models.base import locate_base
-from laplora.models.quiet import quiet_loading
+from laplora.errors import GoldenMismatchError, InvalidInputError, NonFiniteError, TooManyTokensError
 from laplora.predictor import Predictor
-from laplora.prompts import templates as prompts
 from laplora.prompts.templates import EncodedRow
 
 DEFAULT_ARTIFACT = Path(__file__).resolve().parents[3] / "artifacts" / "sst2-smollm2"
-FLOAT32, BFLOAT16, BFLOAT16_REAL = 1e-5, 0.02, 0.15
 VARIANCE_BFLOAT16 = 0.05
 
-SENTIMENT_INPUTS = [
-    {"text": "dull"},
-    {"text": "A moving, funny and superb film."},
-    {"text": "The remake was awful, " + "and then it went on and on, " * 4 + "until it ended."},
-    {"text": "ça alors ! 映画 🎬"},
-    {"text": "qzx lamp ## of of"},
-]
 CHOICE_INPUTS = [
     {"question": "Is a dull plot good?", "choices": ["good", "bad"]},
     {"question": "Is a moving plot good, or is it " + "not " * 20 + "?", "choices": ["good", "bad", "neither of them"]},
     {"question": "?", "choices": ["x", "y", "z"]},
 ]
-
-
-class PlainModel:
-    """An artifact through transformers and peft alone: one prompt at a time, no padding, the whole vocabulary."""
-
-    def __init__(self, artifact: Artifact) -> None:
-        manifest = self.manifest = artifact.manifest
-        location = locate_base(manifest.base)
-        options: dict[str, Any] = {}
-        dtype = getattr(torch, manifest.dtype)
-        if manifest.quantization == "nf4":
-            options["quantization_config"] = BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type="nf4",
-                bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=dtype,
-            )
-        with quiet_loading():  # the packages' noise, which the suite would take for failures
-            base = AutoModelForCausalLM.from_pretrained(location, dtype=dtype, **options)
-            self.model = PeftModel.from_pretrained(base, str(artifact.path / "adapter")).eval()
-        self.tokenizer = AutoTokenizer.from_pretrained(location)
-
-    @torch.no_grad()
-    def map_probs(self, inputs: dict[str, Any]) -> list[float]:
-        """Return the softmax over the label tokens' logits."""
-        prompt, classes = prompts.render(self.manifest.template.template(), inputs, self.manifest.labels)
-        ids = torch.tensor([self.tokenizer.encode(prompt)[-self.manifest.max_tokens :]])
-        logits = self.model(input_ids=ids).logits[0, -1].double()
-        return logits[list(self.manifest.label_token_ids[:classes])].softmax(-1).tolist()
 
 
 @pytest.fixture(scope="module")
@@ -90,20 +46,12 @@ def real_predictor() -> Predictor:
     return Predictor.load(DEFAULT_ARTIFACT, device="cpu")
 
 
-def encode(predictor: Predictor, inputs: Sequence[dict[str, Any]]) -> list[EncodedRow]:
-    return [predictor.encode(i, truncate=True) for i in inputs]
-
-
-def distance(one: Sequence[float], other: Sequence[float]) -> float:
-    return max(abs(a - b) for a, b in zip(one, other, strict=True))
-
-
 # The same answer as plain transformers and peft, whatever else is in the batch.
 
 
 def check_against_plain(predictor: Predictor, inputs: Sequence[dict[str, Any]], tolerance: float) -> None:
     plain = PlainModel(predictor.artifact)
-    want = [plain.map_probs(i) for i in inputs]
+    want = [plain.probs(i) for i in inputs]
     del plain
     rows = encode(predictor, inputs)
     together = predictor.predict(rows, "map")
@@ -147,57 +95,13 @@ def test_packed_4_bit_weights_give_the_same_answers(choices_run: FinishedRun, ch
 # A row's answer does not depend on its company.
 
 
-def numbers(answer: Prediction) -> list[float]:
-    """Every number of an answer, flat."""
-    flat: list[float] = []
-    for value in dataclasses.asdict(answer).values():
-        stack = [value]
-        while stack:
-            item = stack.pop()
-            if isinstance(item, float):
-                flat.append(item)
-            elif isinstance(item, dict):
-                stack.extend(item.values())
-            elif isinstance(item, list | tuple):
-                stack.extend(item)
-    return flat
-
-
-@pytest.mark.parametrize("mode", ["laplace", "map"])
-def test_alone_and_in_company(sentiment_predictor: Predictor, mode: Any) -> None:
-    """Each number, relative to 1: float32 rounding of a few hundred terms."""
-    rows = encode(sentiment_predictor, SENTIMENT_INPUTS)
-    assert len({len(r.token_ids) for r in rows}) > 3
-    company = sentiment_predictor.predict(rows, mode)
-    for row, together in zip(rows, company, strict=True):
-        (alone,) = sentiment_predictor.predict([row], mode)
-        for a, b in zip(numbers(alone), numbers(together), strict=True):
-            assert a == pytest.approx(b, rel=1e-4, abs=2e-5)
-        assert (alone.flags, alone.decision, alone.prediction_set) == (
-            together.flags,
-            together.decision,
-            together.prediction_set,
-        )
-
-
-@pytest.mark.parametrize("mode", ["laplace", "map"])
-def test_order_is_kept(sentiment_predictor: Predictor, mode: Any) -> None:
-    rows = encode(sentiment_predictor, SENTIMENT_INPUTS[:3])
-    want = [a.map_probs for a in sentiment_predictor.predict(rows, mode)]
-    for order in itertools.permutations(range(3)):
-        got = sentiment_predictor.predict([rows[i] for i in order], mode)
-        assert [a.tokens for a in got] == [len(rows[i].token_ids) for i in order]
-        for place, i in enumerate(order):
-            assert distance(got[place].map_probs, want[i]) < FLOAT32
-
-
 def test_equal_rows_get_equal_answers(sentiment_predictor: Predictor) -> None:
     (row,) = encode(sentiment_predictor, SENTIMENT_INPUTS[:1])
     one, *others = sentiment_predictor.predict([row] * 3)
     for other in others:
         assert numbers(other) == pytest.approx(numbers(one), rel=1e-5, abs=1e-6)
-    again, *_ = sentiment_predictor.predict([row] * 3)
-    assert again == one
+    assert sentiment_predictor.predict([row] * 3)[0] == one
+    assert sentiment_predictor.predict([]) == []
 
 
 def test_one_token(sentiment_predictor: Predictor, choices_predictor: Predictor) -> None:
@@ -207,10 +111,6 @@ def test_one_token(sentiment_predictor: Predictor, choices_predictor: Predictor)
         assert answer.logit_variance is not None
         assert min(answer.logit_variance) > 0
         assert answer.tokens == 1
-
-
-def test_no_rows(sentiment_predictor: Predictor) -> None:
-    assert sentiment_predictor.predict([]) == []
 
 
 # What an answer is.
@@ -280,15 +180,6 @@ def test_fewer_choices_than_labels(choices_predictor: Predictor) -> None:
     two, three = choices_predictor.predict(encode(choices_predictor, CHOICE_INPUTS[:2]))
     assert (two.labels, three.labels) == (("A", "B"), ("A", "B", "C"))
     assert (len(two.probs), len(three.probs)) == (2, 3)
-
-
-def test_the_label_is_not_the_answer_of_a_shuffled_list(choices_predictor: Predictor) -> None:
-    """``calibrated_probs`` and ``map_probs`` rank the labels alike: temperature only flattens or sharpens."""
-    for answer in choices_predictor.predict(encode(choices_predictor, CHOICE_INPUTS)):
-        tempered = answer.calibrated_probs["temperature"]
-        assert sorted(range(len(tempered)), key=tempered.__getitem__) == sorted(
-            range(len(tempered)), key=answer.map_probs.__getitem__
-        )
 
 
 def with_prior(run: FinishedRun, folder: Path, precision: float) -> Predictor:
@@ -419,18 +310,8 @@ def test_loading_says_what_it_does(sentiment_run: FinishedRun) -> None:
     ]
 
 
-def test_a_device_that_is_not_there(sentiment_run: FinishedRun) -> None:
-    with pytest.raises(LaploraError, match="no device is called 'gpu'"):
-        Predictor.load(sentiment_run.artifact, device="gpu")
-
-
 def test_the_tiny_model_learned_something(sentiment_predictor: Predictor) -> None:
     """A guard of the other tests here: on a model that always says one half they would prove little."""
     rows = [{"text": f"The {noun} was {word}."} for noun in NOUNS[:3] for word in ("superb", "dull")]
     probs = [a.map_probs[1] for a in sentiment_predictor.predict(encode(sentiment_predictor, rows))]
     assert max(probs) - min(probs) > 0.3
-
-
-def test_the_artifact_is_the_one_on_disk(sentiment_run: FinishedRun, sentiment_predictor: Predictor) -> None:
-    assert sentiment_predictor.artifact == read_artifact(sentiment_run.artifact)
-    assert sentiment_predictor.class_count == 2

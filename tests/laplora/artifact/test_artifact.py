@@ -80,14 +80,6 @@ def test_a_truncated_file(artifact_copy: Path, file: str, cut: str) -> None:
         read_artifact(artifact_copy)
 
 
-@pytest.mark.parametrize("kept", [0, 1, 0.25, 0.5, 0.9, -2])
-def test_a_truncated_manifest(artifact_copy: Path, kept: float) -> None:
-    raw = (artifact_copy / MANIFEST).read_bytes()
-    (artifact_copy / MANIFEST).write_bytes(raw[: int(kept * len(raw)) if isinstance(kept, float) else kept])
-    with pytest.raises(ArtifactCorruptError, match="not a JSON manifest"):
-        read_artifact(artifact_copy)
-
-
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("place", [0, 0.5, 1])
 def test_a_flipped_bit(artifact_copy: Path, file: str, place: float) -> None:
@@ -110,18 +102,13 @@ def test_a_flipped_bit_in_the_manifest_is_refused_or_changes_the_digest(artifact
             continue
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_a_missing_file(artifact_copy: Path, file: str) -> None:
-    (artifact_copy / file).unlink()
-    with pytest.raises(ArtifactCorruptError, match=rf"files missing \['{file}'\]"):
-        read_artifact(artifact_copy)
-
-
+@pytest.mark.parametrize("sealed", [False, True])
 @pytest.mark.parametrize("file", [ADAPTER, ADAPTER_CONFIG, POSTERIOR, GOLDEN, SCORES])
-def test_a_missing_file_that_the_manifest_does_not_miss(artifact_copy: Path, file: str) -> None:
-    """Without its safetensors file PEFT would look for a pickled one, or on the hub."""
+def test_a_missing_file(artifact_copy: Path, file: str, sealed: bool) -> None:
+    """Sealed: not missed by the manifest. Without its safetensors file PEFT would look for a pickled one."""
     (artifact_copy / file).unlink()
-    reseal(artifact_copy)
+    if sealed:
+        reseal(artifact_copy)
     with pytest.raises(ArtifactCorruptError, match=rf"files missing \['{file}'\]"):
         read_artifact(artifact_copy)
 
@@ -171,51 +158,33 @@ def test_a_git_lfs_pointer_is_called_one(artifact_copy: Path) -> None:
         read_artifact(artifact_copy)
 
 
-@pytest.mark.parametrize("version", [0, 5, "1", "4", True, 1.0, 4.0, None, {}])
+@pytest.mark.parametrize("version", [0, 3, 5, "4", True, 4.0, None, {}])
 def test_another_format_version(artifact_copy: Path, version: object) -> None:
     edit_manifest(artifact_copy, format_version=version)
-    with pytest.raises(ArtifactIncompatibleError, match=r"has format .*, this version reads 1, 2, 3, 4"):
+    with pytest.raises(ArtifactIncompatibleError, match=r"has format .*, this version reads 4"):
         read_artifact(artifact_copy)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "null",
-        "[]",
-        "3",
-        '"x"',
-        "{}",
-        "{",
-        "[" * 100_000,
-        '{"format_version": ' + "[" * 100_000,
-        "\ufeff{}",
-        "9" * 5000,
-    ],
-    ids=[
-        "empty",
-        "null",
-        "list",
-        "number",
-        "string",
-        "no version",
-        "open",
-        "deep",
-        "deep inside",
-        "mark",
-        "huge number",
-    ],
-)
+NO_MANIFESTS = {
+    "empty": "",
+    "null": "null",
+    "list": "[]",
+    "number": "3",
+    "string": '"x"',
+    "no version": "{}",
+    "open": '{"format_version": 4, "name": "ti',
+    "deep": "[" * 100_000,
+    "deep inside": '{"format_version": ' + "[" * 100_000,
+    "mark": "\xef\xbb\xbf{}",
+    "no UTF-8": "\xff\xfe\x00{",
+    "huge number": "9" * 5000,
+}
+
+
+@pytest.mark.parametrize("text", NO_MANIFESTS.values(), ids=NO_MANIFESTS)
 def test_a_manifest_that_is_none(artifact_copy: Path, text: str) -> None:
-    (artifact_copy / MANIFEST).write_text(text)
+    (artifact_copy / MANIFEST).write_bytes(text.encode("latin-1"))
     with pytest.raises(ArtifactCorruptError, match=r"not a JSON manifest: expected an object with a format_version"):
-        read_artifact(artifact_copy)
-
-
-def test_a_manifest_that_is_not_utf8(artifact_copy: Path) -> None:
-    (artifact_copy / MANIFEST).write_bytes(b"\xff\xfe\x00{")
-    with pytest.raises(ArtifactCorruptError, match="not a JSON manifest"):
         read_artifact(artifact_copy)
 
 
@@ -306,21 +275,11 @@ def _add(tensors: Tensors) -> None:
     tensors["base_model.model.model.layers.9.self_attn.q_proj.lora_A.weight"] = torch.zeros(4, 64)
 
 
-def _nan(tensors: Tensors) -> None:
-    tensors[min(tensors)][0, 0] = torch.nan
-
-
-def _shape(tensors: Tensors) -> None:
-    tensors[min(tensors)] = torch.zeros(3, 5)
-
-
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (_drop, "missing .*lm_head.lora_A"),
         (_add, "not expected .*layers.9"),
-        (_nan, "holds NaN or infinity: .*lm_head.lora_A"),
-        (_shape, "does not load on this base"),
     ],
 )
 def test_an_adapter_that_is_not_the_bases(artifact_copy: Path, damage: Callable[[Tensors], None], message: str) -> None:
@@ -329,14 +288,6 @@ def test_an_adapter_that_is_not_the_bases(artifact_copy: Path, damage: Callable[
     save_file(tensors, artifact_copy / ADAPTER, {"format": "pt"})
     reseal(artifact_copy)
     refused(artifact_copy, ArtifactCorruptError, message)
-
-
-@pytest.mark.parametrize("kept", [0, 8, 100, 0.5, -1])
-def test_a_truncated_adapter_behind_the_hashes(artifact_copy: Path, kept: float) -> None:
-    raw = (artifact_copy / ADAPTER).read_bytes()
-    (artifact_copy / ADAPTER).write_bytes(raw[: int(kept * len(raw)) if isinstance(kept, float) else kept])
-    reseal(artifact_copy)
-    refused(artifact_copy, ArtifactCorruptError, "the adapter in 'adapter' does not load")
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", "{", '{"peft_type": "NO_SUCH_KIND"}', "[" * 100_000])
@@ -349,19 +300,19 @@ def test_an_adapter_configuration_that_is_none(artifact_copy: Path, text: str) -
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda g: g.clear(), "KeyError"),
-        (lambda g: g.update(answers=[]), "has 0 answers"),
-        (lambda g: g.update(tolerance=float("inf")), "a replay proves nothing"),
-        (lambda g: g.update(tolerance=float("nan")), "a replay proves nothing"),
-        (lambda g: g.update(answers=3), "TypeError"),
-        (lambda g: g.update(variance_tolerance=float("inf")), "the variance tolerance inf: expected 0 to 3"),
-        (lambda g: g.update(variance_tolerance=float("nan")), "a replay of variances proves nothing"),
-        (lambda g: g.update(variance_tolerance="x"), "ValueError"),
-        (lambda g: g["answers"][0].update(logit_variance=[float("nan"), 1.0]), "a variance that is none"),
-        (lambda g: g["answers"][1].update(logit_variance=[1.0, -1.0]), "a variance that is none"),
-        (lambda g: g["answers"][1].update(logit_variance=3.0), "TypeError"),
+        (lambda g: g.clear(), "tolerance: Field required"),
+        (lambda g: g.update(answers=[]), "answers: .* at least 1 item"),
+        (lambda g: g.update(answers=3), "answers: "),
+        (lambda g: g.update(tolerance=float("inf")), "tolerance: .* less than 1"),
+        (lambda g: g.update(tolerance=float("nan")), "tolerance: "),
+        (lambda g: g.update(variance_tolerance=float("inf")), "variance_tolerance: .* less than or equal to 3"),
+        (lambda g: g.update(variance_tolerance=float("nan")), "variance_tolerance: "),
+        (lambda g: g.update(variance_tolerance="x"), "variance_tolerance: "),
+        (lambda g: g["answers"][0].update(logit_variance=[float("nan"), 1.0]), "answers.0.logit_variance.0: "),
+        (lambda g: g["answers"][1].update(logit_variance=[1.0, -1.0]), "answers.1.logit_variance.1: "),
+        (lambda g: g["answers"][1].update(logit_variance=3.0), "answers.1.logit_variance: "),
         (lambda g: g["answers"][0].update(inputs={"wrong": "x"}), "InvalidInputError"),
-        (lambda g: g["answers"][0].update(probs="x"), "ValueError"),
+        (lambda g: g["answers"][0].update(probs="x"), "answers.0.probs: "),
     ],
 )
 def test_golden_answers_that_are_none(artifact_copy: Path, change: Callable[[Any], Any], message: str) -> None:

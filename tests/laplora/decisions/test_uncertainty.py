@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laplora.decisions.uncertainty import FLAGS, REVIEW_FLAGS, decide, decompose, raise_flags, review_score
-from laplora.errors import ConfigError, DataError, NonFiniteError
+from laplora.errors import DataError
 from laplora.linearised import PosteriorPredictive, entropy
 from laplora.predictive.gaussian import posterior_predictive
 
@@ -49,7 +49,7 @@ def test_rounding_below_zero_is_clamped() -> None:
 
 
 def test_each_flag_is_raised_by_its_cause_alone() -> None:
-    thresholds = fitted(split(), target_risk=0.1).for_mode("laplace")
+    thresholds = fitted(split(), target_risk=0.1)["laplace"]
     epistemic, mass, confidence = (
         thresholds.flags[f].value or 0.0 for f in ("high_epistemic", "low_label_mass", "low_confidence")
     )
@@ -87,46 +87,25 @@ def test_each_flag_is_raised_by_its_cause_alone() -> None:
     assert decide(thresholds, at_and_above, [[], []]) == ["accept", "review"]
 
 
-def test_mode_map_needs_no_posterior() -> None:
+def test_decisions_of_map_on_its_own_split_keep_the_risk() -> None:
     data = split()
-    both = fitted(data)
-    alone = fitted(map_only(data))
-    assert list(alone.predictives) == ["map"]
-    assert alone.for_mode("map") == both.for_mode("map")
-    with pytest.raises(ConfigError, match="no thresholds were fitted"):
-        alone.for_mode("laplace")
-    score = review_score(alone.for_mode("map"), map_probs=data["map_probs"])
+    thresholds = fitted(map_only(data))["map"]
+    assert thresholds == fitted(data)["map"]
+    score = review_score(thresholds, probs=data["map_probs"], map_probs=data["map_probs"])
     assert torch.equal(score, entropy(data["map_probs"]))
-    flags = raise_flags(
-        alone.for_mode("map"),
-        probs=data["map_probs"],
-        label_mass=data["label_mass"],
-        set_sizes=torch.ones(200),
-        truncated=[False] * 200,
-    )
+    columns = {"probs": data["map_probs"], "label_mass": data["label_mass"], "set_sizes": torch.ones(200)}
+    flags = raise_flags(thresholds, **columns, truncated=[False] * 200)
     assert {f for row in flags for f in row} == {"low_confidence", "low_label_mass"}
-    # On its own split the decision keeps the promised risk.
-    accepted = torch.tensor([d == "accept" for d in decide(alone.for_mode("map"), score, flags)])
+    accepted = torch.tensor([d == "accept" for d in decide(thresholds, score, flags)])
     errors = data["map_probs"].argmax(1) != data["labels"]
-    assert alone.for_mode("map").review.accepted_risk is not None
-    assert alone.for_mode("map").review.accepted_risk <= 0.05
-    assert accepted.sum() <= alone.for_mode("map").review.accepted
-    assert accepted.any()
+    assert thresholds.review.accepted_risk is not None
+    assert thresholds.review.accepted_risk <= 0.05
+    assert 0 < accepted.sum() <= thresholds.review.accepted
     assert errors[accepted].double().mean() <= 0.06  # low_label_mass takes rows out, so the rate may move a little
 
 
-def test_laplace_scores_refuse_mode_map_inputs() -> None:
-    data = split(400, seed=5)
-    errors = data["probs"].argmax(1) != data["labels"]
-    thresholds = fitted(data | {"epistemic": errors.double()}).for_mode("laplace")
-    # As artifacts of format 3 may hold it.
-    thresholds = thresholds.model_copy(update={"review": thresholds.review.model_copy(update={"score": "epistemic"})})
-    with pytest.raises(ConfigError, match="epistemic"):
-        review_score(thresholds, map_probs=data["map_probs"])
-
-
 def test_refusals() -> None:
-    thresholds = fitted(split(30)).for_mode("map")
+    thresholds = fitted(split(30))["map"]
     good: dict[str, Any] = {
         "probs": torch.tensor([[1.0, 0.0]]),
         "label_mass": torch.ones(1),
@@ -135,7 +114,5 @@ def test_refusals() -> None:
     }
     with pytest.raises(DataError, match="truncated"):
         raise_flags(thresholds, **good | {"truncated": []})
-    with pytest.raises(NonFiniteError, match="label_mass"):
-        raise_flags(thresholds, **good | {"label_mass": torch.tensor([math.nan])})
     with pytest.raises(DataError, match="score"):
         decide(thresholds, torch.ones(2), [[]])

@@ -1,12 +1,14 @@
-"""Two-sample tests against scipy, and how often they are wrong."""
+"""Two-sample tests: what they find, and how often they are wrong."""
 
 from __future__ import annotations
+
+import math
 
 import pytest
 import torch
 from scipy import stats
 
-from laplora.errors import ConfigError, DataError, NonFiniteError
+from laplora.errors import ConfigError
 from laplora.metrics.drift import gap_above, kolmogorov_smirnov
 
 
@@ -16,13 +18,13 @@ def sample(rows: int, seed: int, shift: float = 0.0) -> torch.Tensor:
 
 @pytest.mark.parametrize(("n", "m"), [(150, 1000), (150, 60), (1000, 1000), (400, 51)])
 @pytest.mark.parametrize("shift", [0.0, 0.1, 0.3, 1.0])
-def test_the_gap_is_scipys_and_the_p_value_near_the_exact_one(n: int, m: int, shift: float) -> None:
+def test_the_p_value_is_near_the_exact_one(n: int, m: int, shift: float) -> None:
     reference, recent = sample(n, 1), sample(m, 2, shift)
     found = kolmogorov_smirnov(reference, recent)
     expected = stats.ks_2samp(reference.numpy(), recent.numpy(), method="exact")
     assert found.gap == pytest.approx(expected.statistic, abs=1e-12)
-    # The correction is good to a tenth of the p-value where a decision is made, and to what is negligible below.
-    assert found.p_value == pytest.approx(expected.pvalue, rel=0.15, abs=2e-5)
+    # A tenth of the p-value where a decision is made, and what is negligible below.
+    assert found.p_value == pytest.approx(expected.pvalue, rel=0.1, abs=2e-5)
     assert (found.reference_rows, found.recent_rows) == (n, m)
 
 
@@ -43,27 +45,17 @@ def test_equal_values_make_no_false_alarm() -> None:
     assert sum(p < 0.05 for p in p_values) <= 400 * 0.05
 
 
-@pytest.mark.parametrize(
-    ("above", "rows", "threshold", "m"), [(8, 150, 1.6, 1000), (8, 150, 0.5, 80), (0, 20, 3.0, 50)]
-)
-def test_the_gap_above_a_threshold_is_fishers_test(above: int, rows: int, threshold: float, m: int) -> None:
-    recent = sample(m, 5)
-    seen = int((recent > threshold).sum())
-    found = gap_above(threshold, above, rows, recent)
-    table = [[above, rows - above], [seen, m - seen]]
-    assert found.p_value == pytest.approx(stats.fisher_exact(table).pvalue, rel=1e-6)
-    assert found.gap == pytest.approx(abs(seen / m - above / rows))
-    assert (found.reference_rows, found.recent_rows) == (rows, m)
+def test_the_gap_above_a_threshold_is_fishers_test() -> None:
+    """Tea tasting: 1 of 4 and 3 of 4 above. Of C(8, 4) = 70 tables 1 + 16 are as unlikely at either end."""
+    found = gap_above(0.5, 1, 4, torch.tensor([1.0, 1.0, 1.0, 0.0]))
+    assert found.gap == 0.5
+    assert found.p_value == pytest.approx(34 / 70)
+    assert (found.reference_rows, found.recent_rows) == (4, 4)
+    assert gap_above(1.6, 8, 150, sample(1000, 5)).p_value > 0.5
+    assert gap_above(0.5, 8, 150, sample(80, 5)).p_value < 1e-4
 
 
-def test_samples_are_checked() -> None:
-    good = torch.zeros(3)
-    with pytest.raises(DataError, match="at least one row"):
-        kolmogorov_smirnov(good, torch.zeros(0))
-    with pytest.raises(DataError, match="rows"):
-        kolmogorov_smirnov(good, torch.zeros(3, 1))
-    with pytest.raises(NonFiniteError, match="NaN"):
-        gap_above(0.5, 1, 20, torch.tensor([float("nan")]))
-    for above, rows in ((-1, 20), (21, 20), (0, 0)):
-        with pytest.raises(ConfigError, match="above"):
-            gap_above(0.5, above, rows, good)
+@pytest.mark.parametrize(("above", "rows"), [(-1, 20), (21, 20), (0, 0)])
+def test_a_reference_that_cannot_be_is_refused(above: int, rows: int) -> None:
+    with pytest.raises(ConfigError, match="above"):
+        gap_above(0.5, above, rows, torch.tensor([math.pi]))

@@ -17,10 +17,11 @@ from laplora.predictive.distilled import (
     DistilledCovariance,
     distill,
     from_logarithms,
+    gaussian_kernel,
     logarithms,
 )
 from laplora.predictive.distilled_error import FALSE_ALARMS, KernelError, log_error, log_traces
-from laplora.predictive.distilled_file import ERROR_TENSORS, OlderRecord, distilled_tensors, read_distilled
+from laplora.predictive.distilled_file import ERROR_TENSORS, distilled_tensors, read_distilled
 
 CLASSES, LAYERS, HIDDEN = 3, 2, 12
 
@@ -155,7 +156,7 @@ def test_the_variance_is_the_gaussian_processs() -> None:
     predictor = fitted(60).predictor
     states, _ = problem(9, seed=3)
     assert isinstance(predictor.error, KernelError)
-    kernel, inside = predictor._kernel(states), predictor.support_kernel()
+    kernel, inside = predictor._kernel(states), gaussian_kernel(predictor.support, predictor.support)
     noisy = inside + float(predictor.error.ridge) * torch.eye(60, dtype=torch.float64)
     expected = torch.stack([1 - row @ torch.linalg.inv(noisy) @ row for row in kernel])
     estimate = predictor.estimate(states)
@@ -180,7 +181,7 @@ def test_far_from_all_inputs_nothing_is_known() -> None:
 def test_left_out_rows_are_those_of_fits_without_them() -> None:
     """The closed form against leaving each row out, with the same kernel, ridge and mean."""
     predictor, first = fitted(60).predictor, 15
-    error, kernel = predictor.error, predictor.support_kernel()
+    error, kernel = predictor.error, gaussian_kernel(predictor.support, predictor.support)
     assert isinstance(error, KernelError)
     ridge, mean = float(error.ridge), predictor.mean.double()
     coefficients = predictor.coefficients.double()
@@ -309,58 +310,4 @@ def test_an_error_that_is_none(tmp_path: Path, name: str, value: float) -> None:
     path, predictor = written(tmp_path)
     save_file(load_file(path) | {name: torch.tensor(value).double()}, path, distilled_tensors(predictor)[1])
     with pytest.raises(ArtifactCorruptError, match="should be above 0"):
-        read(path)
-
-
-# Files of format 3.
-
-
-def written_as_3(folder: Path) -> tuple[Path, DistilledCovariance]:
-    path, predictor = written(folder)
-    tensors = {name: tensor for name, tensor in load_file(path).items() if name in module.TENSORS}
-    save_file(tensors, path, distilled_tensors(predictor)[1])
-    return path, predictor
-
-
-def read_3(path: Path, older: OlderRecord) -> DistilledCovariance:
-    return read_distilled(path, classes=CLASSES, hidden=HIDDEN, layers=5, older=older)
-
-
-def test_a_file_of_format_3_says_what_its_fit_knew(tmp_path: Path) -> None:
-    """Ridge, scale and limit follow from what it holds."""
-    path, predictor = written_as_3(tmp_path)
-    again = read_3(path, OlderRecord(inputs=40, calibration_rows=10, error=0.5))
-    assert isinstance(again.error, KernelError)
-    assert isinstance(predictor.error, KernelError)
-    for name in ("ridge", "scale", "unfamiliar_variance", "factor"):
-        torch.testing.assert_close(getattr(again.error, name), getattr(predictor.error, name), rtol=1e-6, atol=1e-9)
-
-
-@pytest.mark.parametrize("older", [OlderRecord(2000, 10, 0.5), OlderRecord(40, 0, 0.5), OlderRecord(40, 41, 0.5)])
-def test_a_file_of_format_3_without_all_of_it_has_one_error_for_all_rows(tmp_path: Path, older: OlderRecord) -> None:
-    path, predictor = written_as_3(tmp_path)
-    again = read_3(path, older)
-    states, _ = problem(6, seed=4)
-    estimate = again.estimate(far_from(states))
-    assert estimate.variance is None
-    assert estimate.log_error.tolist() == [0.5] * 6
-    assert not estimate.unfamiliar.any()
-    torch.testing.assert_close(again.covariance(states), predictor.covariance(states), rtol=1e-12, atol=0)
-    with pytest.raises(TypeError):
-        distilled_tensors(again)
-
-
-def test_coefficients_that_no_known_ridge_explains(tmp_path: Path) -> None:
-    path, predictor = written_as_3(tmp_path)
-    tensors = load_file(path)
-    save_file(tensors | {"coefficients": tensors["coefficients"] + 1}, path, distilled_tensors(predictor)[1])
-    assert read_3(path, OlderRecord(40, 10, 0.5)).error == 0.5
-
-
-def test_each_format_is_read_as_itself(tmp_path: Path) -> None:
-    path, _ = written(tmp_path)
-    with pytest.raises(ArtifactCorruptError, match="should hold"):
-        read_3(path, OlderRecord(40, 10, 0.5))
-    path, _ = written_as_3(tmp_path)
-    with pytest.raises(ArtifactCorruptError, match="should hold"):
         read(path)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from scipy import stats
 
-from laplora.errors import ConfigError, DataError, NonFiniteError
+from laplora.errors import ConfigError
 from laplora.metrics.noise import calibrated_ece, highest_risk, lowest_coverage
 from laplora.metrics.scores import ece
 
@@ -78,16 +76,12 @@ def test_risk_is_binomial(rows: int, risk: float) -> None:
 
 
 def test_arguments_are_checked() -> None:
-    with pytest.raises(DataError, match="rows"):
-        calibrated_ece(torch.zeros(0))
-    with pytest.raises(NonFiniteError, match="NaN"):
-        calibrated_ece(torch.tensor([math.nan]))
-    with pytest.raises(ConfigError, match="bins"):
-        calibrated_ece(torch.ones(3), bins=0)
-    for chance in (0.0, 1.0):
-        with pytest.raises(ConfigError, match="chance"):
-            highest_risk(0.1, 10, chance=chance)
-    with pytest.raises(ConfigError, match="target_risk"):
-        highest_risk(0.0, 10)
-    with pytest.raises(ConfigError, match="level"):
-        lowest_coverage(0.9, 0, 10)
+    for call, message in (
+        (lambda: calibrated_ece(torch.ones(3), bins=0), "bins"),
+        (lambda: highest_risk(0.1, 10, chance=0.0), "chance"),
+        (lambda: highest_risk(0.1, 10, chance=1.0), "chance"),
+        (lambda: highest_risk(0.0, 10), "target_risk"),
+        (lambda: lowest_coverage(0.9, 0, 10), "level"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            call()

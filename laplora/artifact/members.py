@@ -1,0 +1,59 @@
+"""An artifact's adapters, posteriors and predictor of covariances, put on a loaded base model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from laplora.artifact.manifest import ADAPTER_FOLDER, DISTILLED, POSTERIOR, Manifest, MemberRecord
+from laplora.errors import ArtifactCorruptError, PriorError
+from laplora.jacobians.contrasts import find_blocks
+from laplora.posterior.base import Prior, block_precisions
+from laplora.posterior.file import read_posterior
+from laplora.predictive.distilled_file import read_distilled_for
+from laplora.predictive.member_adapters import dropout_weights, lora_parameters, read_weights
+from laplora.predictive.member_outputs import Member, MemberSet
+
+
+def load_members(path: Path, manifest: Manifest, model: Any, device: torch.device) -> MemberSet:
+    """Return everything that an artifact's predictives average over.
+
+    Args:
+        model: with the artifact's trained adapter attached.
+
+    Raises:
+        ArtifactCorruptError: a file that does not hold what the manifest says.
+    """
+    blocks = find_blocks(model, len(manifest.labels))
+    dtype = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
+
+    def with_posterior(weights: Mapping[str, torch.Tensor], folder: Path, prior: Prior | None) -> Member:
+        if prior is None:
+            return Member(weights)
+        posterior = read_posterior(folder / POSTERIOR, blocks)
+        try:
+            precisions = block_precisions(prior, posterior.blocks).to(device)
+        except PriorError as error:
+            raise ArtifactCorruptError(f"the prior is not this posterior's: {error}") from None
+        return Member(weights, posterior.to(device, dtype), precisions)
+
+    def checkpoint(record: MemberRecord) -> Member:
+        weights = read_weights(model, path / record.folder / ADAPTER_FOLDER)
+        return with_posterior(weights, path / record.folder, record.prior.prior() if record.prior else None)
+
+    masks = manifest.dropout
+    dropped = (
+        dropout_weights(model, blocks, p=masks.probability, members=masks.members, seed=masks.seed) if masks else ()
+    )
+    return MemberSet(
+        model=model,
+        parameters=lora_parameters(model),
+        label_ids=manifest.label_token_ids,
+        trained=with_posterior({}, path, manifest.prior.prior()),
+        distilled=read_distilled_for(model, path / DISTILLED, len(manifest.labels)) if manifest.distilled else None,
+        checkpoints=tuple(map(checkpoint, manifest.members)),
+        dropout=tuple(map(Member, dropped)),
+    )

@@ -1,0 +1,110 @@
+"""Checks of the tensors that metrics and decisions take. What passes comes back on the CPU, in float64 or int64."""
+
+from __future__ import annotations
+
+import torch
+
+from laplora.errors import DataError, NonFiniteError
+
+#: A row of probabilities sums to 1 within this; float32 probabilities of many classes do, logits do not.
+_SUM_TOLERANCE = 1e-3
+
+
+def check_finite(values: torch.Tensor, name: str) -> None:
+    """Raise NonFiniteError where a tensor holds NaN or infinity; ``name`` is what the message calls it."""
+    if not bool(values.isfinite().all()):
+        raise NonFiniteError(f"{name} holds NaN or infinity")
+
+
+def check_columns(rows: int, **columns: torch.Tensor | None) -> None:
+    """Check that every column given is (rows,), not empty, and finite.
+
+    Raises:
+        DataError: one of another shape, or no rows.
+        NonFiniteError: NaN or infinity in one.
+    """
+    for name, values in columns.items():
+        if values is None:
+            continue
+        if values.shape != (rows,) or not rows:
+            raise DataError(f"{name} must be ({rows},) with at least one row, got {tuple(values.shape)}")
+        check_finite(values, name)
+
+
+def checked_column(values: torch.Tensor, name: str) -> torch.Tensor:
+    """Return (rows,) float64 values.
+
+    Raises:
+        DataError, NonFiniteError: as ``check_columns``.
+    """
+    check_columns(values.numel(), **{name: values})
+    return values.detach().to("cpu", torch.float64)
+
+
+def checked_score(score: torch.Tensor, errors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (rows,) float64 scores and (rows,) bool errors, true at mistakes.
+
+    Raises:
+        DataError: no rows, or shapes or types that do not fit.
+        NonFiniteError: NaN or infinity in a score.
+    """
+    if errors.dtype != torch.bool:
+        raise DataError(f"errors must be bool, true at mistakes, got {errors.dtype}")
+    check_columns(len(errors), score=score, errors=errors)
+    return score.detach().to("cpu", torch.float64), errors.detach().cpu()
+
+
+def checked_values(values: torch.Tensor, class_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (rows, classes) float64 values and the mask of their possible classes.
+
+    Raises:
+        DataError: shapes or types that do not fit, or a row without a possible class.
+        NonFiniteError: NaN or infinity at a possible class.
+    """
+    values, mask = values.detach().to("cpu", torch.float64), class_mask.detach().cpu()
+    if values.ndim != 2 or mask.shape != values.shape or mask.dtype != torch.bool:
+        raise DataError(
+            f"expected (rows, classes) values and a bool mask of the same shape, got {tuple(values.shape)} and "
+            f"{tuple(mask.shape)} {mask.dtype}"
+        )
+    if not mask.any(1).all():
+        raise DataError("each row needs at least one possible class")
+    check_finite(values[mask], "a possible class")
+    return values, mask
+
+
+def checked_labels(labels: torch.Tensor, class_mask: torch.Tensor) -> torch.Tensor:
+    """Return (rows,) int64 labels.
+
+    Args:
+        class_mask: (rows, classes) bool, on the CPU.
+
+    Raises:
+        DataError: no labels, labels that are not integers, or one that is not a possible class of its row.
+    """
+    labels = labels.detach().cpu()
+    if labels.shape != class_mask.shape[:1] or labels.is_floating_point() or labels.dtype == torch.bool:
+        raise DataError(f"labels must be ({len(class_mask)},) integers, got {tuple(labels.shape)} {labels.dtype}")
+    if not len(labels):
+        raise DataError("expected at least one row, got 0")
+    labels, classes = labels.long(), class_mask.shape[1]
+    if labels.min() < 0 or labels.max() >= classes or not class_mask.gather(1, labels[:, None]).all():
+        raise DataError(f"every label must be one of its row's possible classes, from 0 to {classes - 1}")
+    return labels
+
+
+def checked_probs(probs: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (rows, classes) float64 probabilities and (rows,) int64 labels.
+
+    Raises:
+        DataError: no rows, shapes that do not fit, labels out of range, rows that are not probabilities.
+        NonFiniteError: NaN or infinity in ``probs``.
+    """
+    probs = probs.detach().to("cpu", torch.float64)
+    if probs.ndim != 2 or probs.shape[1] < 2:
+        raise DataError(f"probs must be (rows, classes) of two classes or more, got {tuple(probs.shape)}")
+    labels = checked_labels(labels, torch.ones_like(probs, dtype=torch.bool))
+    check_finite(probs, "probs")
+    if (probs < 0).any() or ((probs.sum(1) - 1).abs() > _SUM_TOLERANCE).any():
+        raise DataError("each row of probs must be at least 0 and sum to 1: pass probabilities, not logits")
+    return probs, labels

@@ -1,0 +1,129 @@
+"""Label sets against the papers' definitions, and against their promise of coverage."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from laplora.decisions.conformal import (
+    aps_sets,
+    aps_threshold,
+    conformal_threshold,
+    empirical_coverage,
+    fit_label_sets,
+    label_sets,
+    prediction_sets,
+)
+from laplora.errors import ConfigError, DataError
+
+F64 = torch.float64
+
+
+def overconfident(rows: int, classes: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return probabilities that are too sharp, and labels."""
+    g = torch.Generator().manual_seed(seed)
+    logits = 1.5 * torch.randn(rows, classes, generator=g, dtype=F64)
+    labels = torch.multinomial(torch.softmax(logits, 1), 1, generator=g)[:, 0]
+    return torch.softmax(2 * logits, 1), labels
+
+
+@given(rows=st.integers(1, 60), level=st.floats(0.05, 0.99), seed=st.integers(0, 999))
+@settings(max_examples=80, deadline=None)
+def test_the_threshold_covers_its_rank_and_no_less_would(rows: int, level: float, seed: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    probs = torch.softmax(torch.randn(rows, 3, generator=g, dtype=F64), 1)
+    labels = torch.randint(3, (rows,), generator=g)
+    got = conformal_threshold(probs, labels, level)
+    scores = 1 - probs.gather(1, labels[:, None])[:, 0]
+    rank = math.ceil((rows + 1) * level - 1e-9)
+    if rank > rows:
+        assert got == 1.0
+    else:
+        # At least that many calibration rows are covered, and one score less would cover fewer.
+        assert (scores <= got).sum() >= rank
+        assert (scores < got).sum() < rank
+    # A higher level never gives a smaller set.
+    assert conformal_threshold(probs, labels, min(0.995, level + 0.1)) >= got
+
+
+def test_conformal_rank_is_not_pushed_up_by_rounding() -> None:
+    """0.55 * (99 + 1) is 55.00000000000001: the 55th score is meant, not the 56th."""
+    p = torch.linspace(0.99, 0.01, 99, dtype=F64)
+    probs = torch.stack([p, 1 - p], 1)
+    assert conformal_threshold(probs, torch.zeros(99, dtype=torch.int64), 0.55) == float(1 - p[54])
+
+
+@pytest.mark.parametrize("score", ["lac", "aps"])
+def test_sets_cover_new_rows_at_the_promised_rate(score: Any) -> None:
+    level, rows, trials, fresh = 0.9, 30, 300, 60
+    mask, rates = torch.ones(fresh, 4, dtype=torch.bool), []
+    for trial in range(trials):
+        probs, labels = overconfident(rows + fresh, 4, trial)
+        sets = label_sets(score, probs[rows:], fit_label_sets(score, probs[:rows], labels[:rows], level), mask)
+        rates.append(empirical_coverage(sets, labels[rows:]))
+    # Coverage given a calibration split is Beta(28, 3), sd 0.053; over 300 splits the mean has sd 0.0033.
+    spread = 4 * stats.beta(28, 3).std() / math.sqrt(trials)
+    mean = sum(rates) / trials
+    assert mean >= level - spread
+    # Scores of aps are tied at 0, so its sets may cover more; without ties it is at most 1 / 31 more.
+    assert score == "aps" or mean <= level + 1 / (rows + 1) + spread
+
+
+def test_prediction_sets() -> None:
+    probs = torch.tensor([[0.95, 0.05, 0.0], [0.5, 0.5, 0.0], [0.4, 0.3, 0.3]], dtype=F64)
+    mask = torch.tensor([[True, True, False], [True, True, False], [True, True, True]])
+    assert prediction_sets(probs, 0.5, mask).tolist() == [
+        [True, False, False],
+        [True, True, False],
+        [False, False, False],
+    ]
+    # A threshold of 1 holds every possible class, and never an impossible one.
+    assert torch.equal(prediction_sets(probs, 1.0, mask), mask)
+
+
+@given(rows=st.integers(1, 40), classes=st.integers(2, 5), level=st.floats(0.05, 0.99), seed=st.integers(0, 999))
+@settings(max_examples=60, deadline=None)
+def test_deterministic_aps_is_the_papers_smallest_set(rows: int, classes: int, level: float, seed: int) -> None:
+    """Label by label: its score is the mass before it, and a set the least prefix whose mass passes the threshold."""
+    probs, labels = overconfident(rows, classes, seed)
+    threshold = aps_threshold(probs, labels, level)
+    before = []
+    for p, label in zip(probs.tolist(), labels.tolist(), strict=True):
+        before.append(sum(q for q in p if q > p[label]))
+    rank = math.ceil((rows + 1) * level - 1e-9)
+    assert threshold == pytest.approx(sorted(before)[rank - 1] if rank <= rows else 1.0, abs=1e-12)
+    fresh, _ = overconfident(20, classes, seed + 1)
+    sets = aps_sets(fresh, threshold, torch.ones_like(fresh, dtype=torch.bool))
+    for p, got in zip(fresh.tolist(), sets.tolist(), strict=True):
+        mass, wanted = 0.0, [False] * classes
+        for k in sorted(range(classes), key=lambda k: -p[k]):
+            if mass > threshold:
+                break
+            wanted[k], mass = True, mass + p[k]
+        assert got == wanted
+    assert sets.any(1).all()
+    # Impossible classes stay out, even at a threshold of 1.
+    mask = torch.arange(classes).expand(20, -1) < 2
+    assert not aps_sets(fresh, 1.0, mask)[~mask].any()
+
+
+def test_empirical_coverage_counts_rows() -> None:
+    sets = torch.tensor([[True, False], [True, True], [False, False], [False, True]])
+    assert empirical_coverage(sets, torch.tensor([0, 1, 0, 0])) == 0.5
+    with pytest.raises(DataError, match="bool"):
+        empirical_coverage(sets.double(), torch.tensor([0, 1, 0, 0]))
+    with pytest.raises(DataError, match="4"):
+        empirical_coverage(sets, torch.tensor([0]))
+
+
+def test_a_level_outside_of_its_range_is_refused() -> None:
+    for fit in (conformal_threshold, aps_threshold):
+        for bad in (0.0, 1.0):
+            with pytest.raises(ConfigError, match="level"):
+                fit(torch.ones(1, 2) / 2, torch.tensor([0]), bad)
