@@ -64,7 +64,8 @@ if TYPE_CHECKING:
     from laplora.prior.search import PriorChoice
     from laplora.prior.validation import choose_by_validation
     from laplora.prompts.option_order import option_orders, permute_choices, restore_contrasts, restore_logits
-    from laplora.prompts.templates import TEMPLATES, EncodedRow, PromptTemplate
+    from laplora.prompts.rows import EncodedRow
+    from laplora.prompts.templates import TEMPLATES, PromptTemplate
 
 __version__ = "0.1.0"
 
@@ -174,7 +175,8 @@ _HOMES = {
     "prior.evidence": ("choose_by_evidence",),
     "prior.search": ("PriorChoice",),
     "prior.validation": ("choose_by_validation",),
-    "prompts.templates": ("TEMPLATES", "EncodedRow", "PromptTemplate"),
+    "prompts.rows": ("EncodedRow",),
+    "prompts.templates": ("TEMPLATES", "PromptTemplate"),
     "metrics.ranking": ("error_auprc", "error_auroc", "risk_coverage"),
     "decisions.recommendation": ("Recommendation", "recommend"),
     "decisions.review": ("accept_threshold",),

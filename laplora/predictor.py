@@ -30,8 +30,8 @@ from laplora.models.shared_base import LoadedBase, SharedBases, share
 from laplora.models.tensor_sizes import tensor_bytes
 from laplora.predictive.kinds import PredictiveName
 from laplora.predictive.member_outputs import MemberOutputs, MemberSet, member_outputs
-from laplora.prompts import templates as prompts
-from laplora.prompts.templates import EncodedRow
+from laplora.prompts.rows import EncodedRow, collate, encode
+from laplora.prompts.templates import render
 from laplora.prompts.token_bounds import TokenBounds, token_bounds
 
 
@@ -158,8 +158,8 @@ class Predictor:
             TooManyTokensError: too long, with ``truncate`` off.
         """
         manifest = self.artifact.manifest
-        prompt, class_count = prompts.render(self._template, inputs, manifest.labels)
-        return prompts.encode(
+        prompt, class_count = render(self._template, inputs, manifest.labels)
+        return encode(
             self._tokenizer,
             prompt,
             class_count,
@@ -284,7 +284,7 @@ class Predictor:
         return Deferral(places, estimate.unfamiliar.nonzero()[:, 0].tolist(), estimate.variance)
 
     def _outputs(self, rows: Sequence[EncodedRow], names: Sequence[PredictiveName]) -> MemberOutputs:
-        batch = prompts.collate(rows, class_count=self.class_count, pad_token_id=self._tokenizer.pad_token_id)
+        batch = collate(rows, class_count=self.class_count, pad_token_id=self._tokenizer.pad_token_id)
         return member_outputs(self._members, batch.to(self.device), wanted_outputs(names))
 
     def predict_orders(

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from laplora.prompts.templates import Batch
+from laplora.prompts.rows import Batch
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from laplora.jacobians.attention import attention_gradients
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
 from laplora.predictive.member_outputs import Member, MemberSet, member_outputs
 from laplora.predictor import Predictor
-from laplora.prompts.templates import EncodedRow, collate
+from laplora.prompts.rows import EncodedRow, collate
 
 pytestmark = [
     pytest.mark.gpu,

@@ -24,7 +24,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from laplora.prompts.templates import Batch, EncodedRow, collate
+from laplora.prompts.rows import Batch, EncodedRow, collate
 
 Architecture = Literal["llama", "phi", "phi3", "mistral", "qwen2"]
 

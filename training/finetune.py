@@ -22,7 +22,7 @@ from laplora.errors import NonFiniteError
 from laplora.models.probe import check_adapted, check_targets
 from laplora.models.quiet import quiet_loading
 from laplora.models.readout import label_logits, last_hidden
-from laplora.prompts.templates import Batch, EncodedRow, collate
+from laplora.prompts.rows import Batch, EncodedRow, collate
 from training.config import RunConfig, config_hash_fields
 from training.workspace.files import write_json, write_tensors
 from training.workspace.folders import set_aside

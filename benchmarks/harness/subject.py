@@ -14,7 +14,7 @@ from laplora.artifact.members import load_members
 from laplora.models.adapters import attach_adapter
 from laplora.models.base import BaseSpec, load_base_model, locate_base
 from laplora.predictive.member_outputs import MemberSet
-from laplora.prompts.templates import Batch
+from laplora.prompts.rows import Batch
 
 Format = Literal["float32", "bfloat16", "nf4"]
 

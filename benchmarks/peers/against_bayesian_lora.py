@@ -33,7 +33,7 @@ from benchmarks.peers.ours import fit_laplora, trace
 from benchmarks.peers.subject import Subject, lora_parameters, plain_attention, tiny_subject
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
 from laplora.linearised import contrasts
-from laplora.prompts.templates import EncodedRow
+from laplora.prompts.rows import EncodedRow
 
 Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]
 

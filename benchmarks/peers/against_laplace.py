@@ -44,7 +44,7 @@ from laplora.metrics.scores import nll
 from laplora.models.readout import label_logits, last_hidden
 from laplora.posterior.base import Posterior
 from laplora.predictive.gaussian import posterior_predictive
-from laplora.prompts.templates import Batch, EncodedRow
+from laplora.prompts.rows import Batch, EncodedRow
 
 #: laplace-torch's Hessian structure and its options, by laplora's name.
 PAIRS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -15,7 +15,7 @@ from benchmarks.peers.subject import Subject
 from laplora.jacobians.blocks import Block
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
 from laplora.linearised import contrast_hessian, contrasts
-from laplora.prompts.templates import EncodedRow
+from laplora.prompts.rows import EncodedRow
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from laplora.models.adapters import attach_adapter
 from laplora.models.readout import label_logits, label_mass, last_hidden
 from laplora.predictive.member_adapters import dropout_weights, in_place, lora_parameters, read_weights
 from laplora.prompts.option_order import option_orders, permute_choices, restore_logits
-from laplora.prompts.templates import EncodedRow
+from laplora.prompts.rows import EncodedRow
 from training.calibration.posteriors import squared_distances
 from training.config import RunConfig
 from training.data.section import Example

@@ -15,7 +15,8 @@ from laplora.linearised import PosteriorPredictive
 from laplora.predictive.kinds import PredictiveName
 from laplora.predictive.order_average import average_by_input, average_orders, order_information
 from laplora.prompts.option_order import Order, count_choices, option_orders, permute_choices, restore_logits
-from laplora.prompts.templates import EncodedRow, PromptTemplate
+from laplora.prompts.rows import EncodedRow
+from laplora.prompts.templates import PromptTemplate
 
 
 @dataclass(frozen=True)

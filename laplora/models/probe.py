@@ -17,7 +17,7 @@ from torch import nn
 from laplora.errors import ModelError
 from laplora.models.lora import lora_layers
 from laplora.models.readout import head_name, label_logits, last_hidden
-from laplora.prompts.templates import Batch, EncodedRow, collate
+from laplora.prompts.rows import Batch, EncodedRow, collate
 
 #: Tokens of the two rows.
 _LENGTHS = (6, 3)

@@ -1,8 +1,9 @@
-"""Keeping other packages' noise off the terminal while a model loads, and only then."""
+"""Keeping other packages' noise off the terminal while a model loads or is converted, and only then."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import sys
 import warnings
@@ -19,21 +20,45 @@ def quiet_loading() -> Iterator[None]:
     - peft reads an attribute that transformers 5 deprecates.
     - peft warns of merging an adapter on a tied ``lm_head``; laplora never merges one.
     """
-    import transformers.utils.logging
-
-    bars: Any = transformers.utils.logging
-    shown = bars.is_progress_bar_enabled()
     kernels = logging.getLogger("bitsandbytes.backends.cpu.ops")
     level = kernels.level
-    if not sys.stderr.isatty():
-        bars.disable_progress_bar()
     kernels.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with _transformers_bars(sys.stderr.isatty()), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
             warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`", UserWarning)
             yield
     finally:
         kernels.setLevel(level)
-        if shown:
+
+
+@contextlib.contextmanager
+def silent_transformers() -> Iterator[None]:
+    """Silence transformers' bars, log lines and warnings."""
+    import transformers.utils.logging
+
+    transformers_logging: Any = transformers.utils.logging  # typed in part only
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        # One bar of the GGUF reader ignores the switch and writes to sys.stderr directly.
+        with _transformers_bars(False), warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+
+
+@contextlib.contextmanager
+def _transformers_bars(shown: bool) -> Iterator[None]:
+    import transformers.utils.logging
+
+    bars: Any = transformers.utils.logging
+    before = bars.is_progress_bar_enabled()
+    if not shown:
+        bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if before:
             bars.enable_progress_bar()

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from laplora.models.lora import ADAPTER
-from laplora.prompts.templates import Batch
+from laplora.prompts.rows import Batch
 
 
 class Tape(Protocol):

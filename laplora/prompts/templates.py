@@ -1,8 +1,4 @@
-"""Prompt templates, label tokens, and left-padded batches.
-
-The class logits are read at the last real token, so prompts are padded on the left and cut on the
-left: the end of the prompt ("Answer:") is never lost.
-"""
+"""Prompt templates: the text of a prompt from its fields, and the tokens of the labels after it."""
 
 from __future__ import annotations
 
@@ -11,10 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
-from laplora.errors import ConfigError, InvalidInputError, LabelTokenError, TooManyTokensError
-from laplora.prompts.token_bounds import TokenBounds
+from laplora.errors import ConfigError, InvalidInputError, LabelTokenError
 
 _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -200,111 +193,3 @@ def resolve_label_tokens(tokenizer: Any, template: PromptTemplate, labels: Seque
             )
         ids.append(added[0])
     return ids
-
-
-@dataclass(frozen=True)
-class EncodedRow:
-    """One tokenised prompt.
-
-    Attributes:
-        token_ids: without padding.
-        class_count: how many of the artifact's labels, from the first, are possible answers.
-        truncated: whether tokens were cut from the left.
-    """
-
-    token_ids: tuple[int, ...]
-    class_count: int
-    truncated: bool = False
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Left-padded rows.
-
-    Attributes:
-        input_ids: (batch, tokens) int64.
-        attention_mask: (batch, tokens) int64, 1 at real tokens.
-        position_ids: (batch, tokens) int64, 0 at each row's first real token.
-        class_mask: (batch, classes) bool, true where the class is a possible answer.
-    """
-
-    input_ids: torch.Tensor
-    attention_mask: torch.Tensor
-    position_ids: torch.Tensor
-    class_mask: torch.Tensor
-
-    def to(self, device: torch.device | str) -> Batch:
-        """Return the batch on a device."""
-        return Batch(*(t.to(device) for t in (self.input_ids, self.attention_mask, self.position_ids, self.class_mask)))
-
-    def __len__(self) -> int:
-        return self.input_ids.shape[0]
-
-
-def encode(
-    tokenizer: Any,
-    prompt: str,
-    class_count: int,
-    *,
-    max_tokens: int,
-    truncate: bool,
-    bounds: TokenBounds | None = None,
-) -> EncodedRow:
-    """Return one prompt as token ids, with the tokenizer's own special tokens.
-
-    Args:
-        max_tokens: limit in tokens, special tokens included.
-        truncate: whether to cut a longer prompt from the left, keeping a leading special token.
-        bounds: of the tokenizer: with them, what is certain to be cut or refused is not tokenised. The row is the same.
-
-    Raises:
-        TooManyTokensError: longer than ``max_tokens`` and ``truncate`` is false; ``got`` is the fewest tokens that it
-            can have where that is certain to be too many.
-    """
-    fewest = 1 if bounds is None or len(prompt) <= max_tokens else bounds.fewest(len(prompt.encode()))
-    if bounds is not None and fewest > max_tokens:
-        if not truncate:
-            raise TooManyTokensError(
-                f"the prompt has at least {fewest} tokens, the limit is {max_tokens}: shorten it or set truncate",
-                limit=max_tokens,
-                got=fewest,
-            )
-        # A special token is recognised by its name alone: the longest name's length is enough to see the first one.
-        head = tokenizer.encode(prompt[: bounds.longest_special])[:1]
-        tail = tokenizer.encode(bounds.tail(prompt, max_tokens))
-        return _last_tokens(head + tail, tokenizer, class_count, max_tokens)
-    ids = tokenizer.encode(prompt)
-    if not ids:
-        raise InvalidInputError("the prompt has no tokens")
-    if len(ids) <= max_tokens:
-        return EncodedRow(tuple(ids), class_count)
-    if not truncate:
-        raise TooManyTokensError(
-            f"the prompt has {len(ids)} tokens, the limit is {max_tokens}: shorten it or set truncate",
-            limit=max_tokens,
-            got=len(ids),
-        )
-    return _last_tokens(ids, tokenizer, class_count, max_tokens)
-
-
-def _last_tokens(ids: list[int], tokenizer: Any, class_count: int, max_tokens: int) -> EncodedRow:
-    """Return the end of a longer prompt, after the special token that it starts with, if it does."""
-    head = ids[:1] if ids[0] in tokenizer.all_special_ids else []
-    return EncodedRow(tuple(head + ids[len(ids) - max_tokens + len(head) :]), class_count, truncated=True)
-
-
-def collate(rows: Sequence[EncodedRow], *, class_count: int, pad_token_id: int) -> Batch:
-    """Return rows as one left-padded batch on the CPU, in the order given."""
-    longest = max(len(r.token_ids) for r in rows)
-    input_ids = torch.full((len(rows), longest), pad_token_id, dtype=torch.int64)
-    mask = torch.zeros((len(rows), longest), dtype=torch.int64)
-    for i, row in enumerate(rows):
-        input_ids[i, longest - len(row.token_ids) :] = torch.tensor(row.token_ids)
-        mask[i, longest - len(row.token_ids) :] = 1
-    counts = torch.tensor([r.class_count for r in rows])
-    return Batch(
-        input_ids=input_ids,
-        attention_mask=mask,
-        position_ids=(mask.cumsum(1) - 1).clamp_min(0),
-        class_mask=torch.arange(class_count)[None, :] < counts[:, None],
-    )

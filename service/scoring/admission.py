@@ -24,7 +24,7 @@ from service.errors import BatchTooLargeError, ClientQueueFullError, QueueFullEr
 from service.scoring.fairness import weight_of
 
 if TYPE_CHECKING:
-    from laplora.prompts.templates import EncodedRow
+    from laplora.prompts.rows import EncodedRow
 
 #: By how much corrections may exceed a limit, as a share of it.
 CORRECTION_SHARE = 1 / 8

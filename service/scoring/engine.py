@@ -39,7 +39,7 @@ from service.threads import settle
 
 if TYPE_CHECKING:
     from laplora.answers.prediction import Prediction
-    from laplora.prompts.templates import EncodedRow
+    from laplora.prompts.rows import EncodedRow
 
 _log = logging.getLogger("laplora.service")
 

@@ -19,7 +19,7 @@ from service.telemetry.request_record import Stage
 if TYPE_CHECKING:
     from laplora.answers.order_answers import OrderedRows
     from laplora.predictor import Predictor
-    from laplora.prompts.templates import EncodedRow
+    from laplora.prompts.rows import EncodedRow
 
 
 class Scorer:

@@ -25,7 +25,7 @@ from benchmarks.speed.parts import fast, fit, overload, predict, start, subset
 from laplora.jacobians.contrasts import find_blocks
 from laplora.posterior.base import Prior, block_precisions
 from laplora.predictive.member_outputs import Member, MemberSet, member_outputs
-from laplora.prompts.templates import Batch
+from laplora.prompts.rows import Batch
 
 ROOT = Path(job.__file__).parents[2]
 MEASURED = {"date": "2026-01-01", "commit": "abc", "command": "c", "threads": "2", "versions": "torch 2"}

@@ -27,7 +27,8 @@ from laplora.errors import ArtifactCorruptError, TooManyTokensError
 from laplora.jacobians.contrasts import ReversePass
 from laplora.models.held_weights import HeldWeights
 from laplora.prompts.option_order import restore_logits
-from laplora.prompts.templates import TEMPLATES, EncodedRow, PromptTemplate, render
+from laplora.prompts.rows import EncodedRow
+from laplora.prompts.templates import TEMPLATES, PromptTemplate, render
 from laplora.prompts.token_bounds import TokenBounds
 from service.__main__ import server_config
 from service.app import create_app

@@ -12,7 +12,8 @@ from filelock import FileLock
 from laplora.artifact.folder import check_replaceable
 from laplora.errors import ConfigError, InvalidInputError
 from laplora.models.base import BaseSpec, load_base_model, load_tokenizer, locate_base, resolve_device
-from laplora.prompts.templates import Batch, EncodedRow, collate, encode, render, resolve_label_tokens
+from laplora.prompts.rows import Batch, EncodedRow, collate, encode
+from laplora.prompts.templates import render, resolve_label_tokens
 from training.config import RunConfig, config_hash_fields
 from training.config.folders import owner
 from training.data.section import Example, Splits, load_splits

@@ -21,7 +21,7 @@ from laplora.posterior.structures import fit_posterior, needs_sums
 from laplora.predictive.member_outputs import MemberSet
 from laplora.prior.evidence import choose_by_evidence
 from laplora.prior.validation import choose_by_validation
-from laplora.prompts.templates import Batch, EncodedRow
+from laplora.prompts.rows import Batch, EncodedRow
 
 State = TypeVar("State")
 ROWS, TOKENS = 32, 32

@@ -12,7 +12,8 @@ from benchmarks.harness.timing import Ratio, in_turns, ratio
 from laplora.artifact.folder import read_artifact
 from laplora.models.base import load_tokenizer, locate_base
 from laplora.predictive.member_outputs import MemberSet, member_outputs
-from laplora.prompts.templates import EncodedRow, collate, encode, render
+from laplora.prompts.rows import EncodedRow, collate, encode
+from laplora.prompts.templates import render
 from service.scoring.batching import Waiting, next_batch, padded_tokens
 from service.scoring.fairness import Request, Turns
 from training.config import DataConfig

@@ -30,7 +30,7 @@ from laplora.posterior.base import Posterior, block_precisions
 from laplora.posterior.file import read_posterior
 from laplora.predictive.member_adapters import in_place
 from laplora.predictive.member_adapters import lora_parameters as adapter_parameters
-from laplora.prompts.templates import EncodedRow
+from laplora.prompts.rows import EncodedRow
 
 ROWS, TOKENS = 4, 64
 DROPOUT_SAMPLES, ENSEMBLE = 10, 5

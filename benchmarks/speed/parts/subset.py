@@ -17,7 +17,7 @@ from laplora.posterior.base import Prior, block_precisions
 from laplora.posterior.file import posterior_tensors
 from laplora.posterior.subset import select_blocks
 from laplora.predictive.member_outputs import Member, MemberSet, member_outputs
-from laplora.prompts.templates import Batch
+from laplora.prompts.rows import Batch
 
 SUBSETS = ("all", "values_b")
 ROWS, TOKENS = 8, 64

@@ -26,8 +26,8 @@ from laplora.artifact.folder import Artifact
 from laplora.models.base import locate_base
 from laplora.models.quiet import quiet_loading
 from laplora.predictor import Predictor
-from laplora.prompts import templates as prompts
-from laplora.prompts.templates import EncodedRow
+from laplora.prompts.rows import EncodedRow
+from laplora.prompts.templates import render
 
 FLOAT32, BFLOAT16, BFLOAT16_REAL = 1e-5, 0.02, 0.15
 
@@ -62,7 +62,7 @@ class PlainModel:
     @torch.no_grad()
     def probs(self, inputs: dict[str, Any], temperature: float = 1.0) -> list[float]:
         """Return the softmax over the label tokens' logits."""
-        prompt, classes = prompts.render(self.manifest.template.template(), inputs, self.manifest.labels)
+        prompt, classes = render(self.manifest.template.template(), inputs, self.manifest.labels)
         ids = torch.tensor([self.tokenizer.encode(prompt)[-self.manifest.max_tokens :]])
         logits = self.model(input_ids=ids).logits[0, -1].double()[list(self.manifest.label_token_ids[:classes])]
         return (logits / temperature).softmax(-1).tolist()

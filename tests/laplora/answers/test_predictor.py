@@ -27,7 +27,7 @@ from tiny_runs import NOUNS, FinishedRun, choice_rows, reseal, sentiment_rows
 from laplora.answers.prediction import Prediction
 from laplora.errors import GoldenMismatchError, InvalidInputError, NonFiniteError, TooManyTokensError
 from laplora.predictor import Predictor
-from laplora.prompts.templates import EncodedRow
+from laplora.prompts.rows import EncodedRow
 
 DEFAULT_ARTIFACT = Path(__file__).resolve().parents[3] / "artifacts" / "sst2-smollm2"
 VARIANCE_BFLOAT16 = 0.05

@@ -13,15 +13,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from laplora.errors import ConfigError, InvalidInputError, LabelTokenError, TooManyTokensError
 from laplora.models.offline import ensure_model
-from laplora.prompts.templates import (
-    TEMPLATES,
-    EncodedRow,
-    PromptTemplate,
-    collate,
-    encode,
-    render,
-    resolve_label_tokens,
-)
+from laplora.prompts.rows import EncodedRow, collate, encode
+from laplora.prompts.templates import TEMPLATES, PromptTemplate, render, resolve_label_tokens
 
 AB = ("A", "B")
 

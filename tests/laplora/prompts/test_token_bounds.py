@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from laplora.errors import TooManyTokensError
 from laplora.models.offline import ensure_model
-from laplora.prompts.templates import encode
+from laplora.prompts.rows import encode
 from laplora.prompts.token_bounds import _LLAMA3, TokenBounds, token_bounds
 
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -13,7 +13,7 @@ from job_servers import Servers, has, methods, submit_to, until
 from server_process import Process
 from serving import FakePredictor, serve
 
-from laplora.prompts.templates import EncodedRow
+from laplora.prompts.rows import EncodedRow
 from service.exit_status import ExitStatus
 from service.jobs.records import Rows
 from service.jobs.store import Store

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from serving import FakePredictor, Served, serve
 
-from laplora.prompts.templates import EncodedRow
+from laplora.prompts.rows import EncodedRow
 from laplora.prompts.token_bounds import TokenBounds
 from service.errors import BatchTooLargeError, ClientQueueFullError, QueueFullError
 from service.scoring.admission import CORRECTION_SHARE, NOTHING, Admission, Amount, Reservation, TokenEstimate

@@ -11,7 +11,7 @@ import pytest
 from serving import FakePredictor
 
 from laplora.errors import NonFiniteError
-from laplora.prompts.templates import EncodedRow
+from laplora.prompts.rows import EncodedRow
 from service.errors import (
     BatchTooLargeError,
     DeadlineError,

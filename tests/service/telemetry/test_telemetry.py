@@ -25,7 +25,7 @@ from test_life import artifacts_in
 import service
 from laplora.decisions.uncertainty import FLAGS
 from laplora.errors import GoldenMismatchError
-from laplora.prompts.templates import EncodedRow
+from laplora.prompts.rows import EncodedRow
 from service.errors import ERROR_KINDS
 from service.telemetry.event_loop import INTERVAL_S, watched
 from service.telemetry.logs import EVENTS, JsonFormatter, TextFormatter, configure_logging

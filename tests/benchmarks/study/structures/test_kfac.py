@@ -20,7 +20,7 @@ from laplora.linearised import contrasts
 from laplora.posterior.base import Prior, block_precisions
 from laplora.posterior.eigen import EigenPosterior
 from laplora.posterior.passes import StructureSettings
-from laplora.prompts.templates import EncodedRow
+from laplora.prompts.rows import EncodedRow
 
 KINDS = ("reduce", "expand", "last")
 PRIOR = Prior("group", {"lora_A": 3.0, "lora_B": 0.05})
