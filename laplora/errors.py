@@ -18,30 +18,10 @@
         ├── ArtifactWriteError          there is no room to write it
         └── GoldenMismatchError         its recorded answers are not reproduced
 
-A message says what was expected, what was found, and what to do. It never holds prompt text.
+A message says what was expected, what came instead, and what to do. It never holds prompt text.
 """
 
 from __future__ import annotations
-
-__all__ = [
-    "ArtifactCorruptError",
-    "ArtifactError",
-    "ArtifactIncompatibleError",
-    "ArtifactNotFoundError",
-    "ArtifactWriteError",
-    "ConfigError",
-    "DataError",
-    "DownloadError",
-    "FactorizationError",
-    "GoldenMismatchError",
-    "InvalidInputError",
-    "LabelTokenError",
-    "LaploraError",
-    "ModelError",
-    "NonFiniteError",
-    "PriorError",
-    "TooManyTokensError",
-]
 
 
 class LaploraError(Exception):
@@ -119,7 +99,7 @@ class ArtifactIncompatibleError(ArtifactError):
 
 
 class ArtifactWriteError(ArtifactError):
-    """An artifact that cannot be written: no room, or something else in its place. What was there before still is."""
+    """An artifact that cannot be written: no room, or something else in its place. What was there stays."""
 
 
 class GoldenMismatchError(ArtifactError):

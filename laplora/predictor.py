@@ -1,4 +1,4 @@
-"""From an artifact to answers: the one path that measures in training and answers in the service."""
+"""From an artifact to answers: what the server answers with, and what training measures with."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ class Predictor:
     """A loaded artifact. ``encode`` may be called from any thread, ``predict`` from one at a time.
 
     Attributes:
-        base: the base model it stands on, which other predictors may share.
+        base: its base model, which other predictors may share.
+        review_scores: by predictive, its review scores on the calibration rows.
     """
 
     def __init__(
@@ -51,7 +52,6 @@ class Predictor:
         self._members = members
         self._tokenizer = tokenizer
         self._template = artifact.manifest.template.template()
-        #: Each predictive's review scores on the calibration rows.
         self.review_scores: Mapping[str, ReviewScores] = read_scores(
             artifact.path / SCORES, artifact.manifest.servable, artifact.manifest.calibration.rows
         )
@@ -73,10 +73,10 @@ class Predictor:
         Args:
             device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
             cache_dir: of offline models.
-            verify_golden: replay the recorded answers.
+            verify_golden: whether to replay the recorded answers.
             dequantize: see ``laplora.models.base.load_held_base``.
             progress: called with the name of each stage.
-            bases: where a base that other predictors stand on is shared with them; None: it has its own.
+            bases: shares the base model with other predictors; None: the base is loaded for this one alone.
 
         Raises:
             ArtifactError: not found, corrupt, replaced while it was loaded, of another base or tokenizer, or
@@ -103,10 +103,10 @@ class Predictor:
         )
         say("attaching adapter and posterior")
         model = attach_adapter(share(base.model), path / ADAPTER_FOLDER)
-        reverse_pass(model)  # decided before anyone waits for an answer
+        reverse_pass(model)  # decided now, so that no request waits for it
         members = load_members(path, manifest, model, where)
         predictor = cls(artifact, members, tokenizer, where, base)
-        if read_artifact(path).digest != artifact.digest:  # a new one took its place, and tensors may be the new one's
+        if read_artifact(path).digest != artifact.digest:  # replaced meanwhile: tensors may be of either
             raise ArtifactCorruptError(f"artifact {artifact.name!r} was replaced while it was loaded: load it again")
         if verify_golden:
             say("replaying golden answers")
@@ -125,7 +125,7 @@ class Predictor:
 
     @property
     def own_bytes(self) -> int:
-        """Bytes of tensors that go with this predictor: adapters, posteriors and what is distilled, not the base."""
+        """Bytes of the tensors of adapters, posteriors and the distilled covariance; not those of the base."""
         return tensor_bytes(self._members)
 
     @property
@@ -151,8 +151,6 @@ class Predictor:
     def encode(self, inputs: Mapping[str, object], *, truncate: bool) -> EncodedRow:
         """Return one input as a row.
 
-        A question with choices fits every template that takes choices.
-
         Raises:
             InvalidInputError: fields that the template does not take, or text that cannot be used.
             TooManyTokensError: too long, with ``truncate`` off.
@@ -169,7 +167,7 @@ class Predictor:
         )
 
     def encode_orders(self, inputs: Mapping[str, object], *, truncate: bool, budget: int | None = None) -> OrderedRows:
-        """Return one question's prompts in several orders of its options: as many rows, which all have to be scored.
+        """Return one question's prompts in several orders of its options: one row for each order, all to be scored.
 
         Args:
             budget: the most orders; None takes all of two or three options, and as many as options of more.
@@ -182,12 +180,12 @@ class Predictor:
 
     @property
     def recommended(self) -> PredictiveName:
-        """The predictive that answers unless another is asked for."""
+        """The predictive that answers unless a request names another."""
         return self.artifact.manifest.recommended.predictive
 
     @property
     def predictives(self) -> tuple[PredictiveName, ...]:
-        """The predictives that can be asked for."""
+        """The predictives that a request can name."""
         return self.artifact.manifest.servable
 
     def predict(
@@ -200,16 +198,15 @@ class Predictor:
     ) -> list[Prediction]:
         """Return an answer per row, in order; the rows run as one padded batch.
 
-        A row that ``fast`` is asked for is answered by ``laplace``, and says so, where the error of the predicted
-        covariance could change its label or its decision, or where it is unlike all that this was learnt from.
+        ``fast`` defers a row to ``laplace`` where the error of its covariance could change the label or the decision,
+        or where the row is unlike those that the covariance was distilled from; the answer names ``laplace``.
 
         Args:
             predictive: one of ``predictives``; None is the recommended one.
-            also: further ones, whose probabilities come beside the answer in ``calibrated_probs``; with
-                ``laplace`` among them the answer has logit variances, whichever predictive it is from. Those that
-                need no further pass through the model are there without being asked for.
-            target_risk: what the decisions will be made for (``decided``), which says where ``fast`` may not be
-                trusted; None: the artifact's.
+            also: further ones, whose probabilities come in ``calibrated_probs``; with ``laplace`` among them the answer
+                has logit variances. Those that need no further pass through the model come in any case.
+            target_risk: what the decisions will be made for (``decided``), on which it depends which rows ``fast``
+                defers; None: the artifact's.
 
         Raises:
             ConfigError: a predictive that the artifact does not have, or a risk that it cannot decide for.
@@ -230,10 +227,10 @@ class Predictor:
     def predict_deferring(
         self, rows: Sequence[EncodedRow], *, also: Sequence[str] = (), target_risk: float | None = None
     ) -> tuple[list[Prediction], list[int]]:
-        """Return ``fast``'s answer per row, in order, and the positions of the rows that ``laplace`` has to answer.
+        """Return ``fast``'s answer per row, in order, and the positions of the rows that it defers to ``laplace``.
 
-        A server lets deferred rows share batches with rows that were asked of ``laplace``; ``predict`` answers both in
-        one call. ``fast``'s own answer to a deferred row is not to be served.
+        The answer to a deferred row must not be served. A server answers it in a batch of ``laplace``; ``predict``
+        does both in one call.
 
         Args:
             also, target_risk: as in ``predict``.
@@ -251,13 +248,13 @@ class Predictor:
     def predict_each(
         self, rows: Sequence[EncodedRow]
     ) -> tuple[dict[PredictiveName, list[Prediction]], Deferral | None]:
-        """Return the answers of every predictive by name, each of its own, and which of ``fast`` are not to be served.
+        """Return every predictive's answers by name, in row order, and which rows ``fast`` defers.
 
         Args:
             rows: at least one; they run as one padded batch, through the same passes for all predictives.
 
         Returns:
-            the answers, in row order; None for the rest where the artifact has no ``fast``.
+            The answers; and None where the artifact has no ``fast``.
 
         Raises:
             NonFiniteError: NaN or infinity in a logit or variance.
@@ -267,7 +264,7 @@ class Predictor:
         return answers, self._deferral(rows, outputs, None) if "fast" in self.predictives else None
 
     def _deferral(self, rows: Sequence[EncodedRow], outputs: MemberOutputs, target_risk: float | None) -> Deferral:
-        """Return which rows ``fast`` leaves to ``laplace``, from outputs that it was asked for."""
+        """Return which rows ``fast`` defers to ``laplace``, from outputs with its estimate."""
         estimate = outputs.estimate
         assert estimate is not None
         places = rows_to_defer(
@@ -288,34 +285,34 @@ class Predictor:
         return member_outputs(self._members, batch.to(self.device), wanted_outputs(names))
 
     def predict_orders(
-        self, asked: Sequence[OrderedRows], predictive: str | None = None, *, also: Sequence[str] = ()
+        self, questions: Sequence[OrderedRows], predictive: str | None = None, *, also: Sequence[str] = ()
     ) -> list[Prediction]:
         """Return an answer per question, averaged over its orders and in the user's; all rows run as one batch.
 
         Args:
-            asked: from ``encode_orders``; the rest as in ``predict``.
+            questions: from ``encode_orders``; the rest as in ``predict``.
 
         Raises:
-            ConfigError, NonFiniteError: as ``predict``; ``fast``, which may answer some of the orders and not others.
+            ConfigError, NonFiniteError: as ``predict``; also for ``fast``, which may defer some of the orders only.
         """
         if predictive == "fast":
             raise ConfigError("the orders of the choices are not averaged by fast: use laplace")
-        rows = [row for one in asked for row in one.rows]
-        return self.average_orders(asked, self.predict(rows, predictive, also=also))
+        rows = [row for one in questions for row in one.rows]
+        return self.average_orders(questions, self.predict(rows, predictive, also=also))
 
-    def average_orders(self, asked: Sequence[OrderedRows], predictions: Sequence[Prediction]) -> list[Prediction]:
+    def average_orders(self, questions: Sequence[OrderedRows], predictions: Sequence[Prediction]) -> list[Prediction]:
         """Return an answer per question from those of its rows, in any batches, question by question.
 
         Raises:
             DataError: another number of predictions than rows.
         """
-        if len(predictions) != sum(len(one.rows) for one in asked):
-            raise DataError(f"{len(predictions)} predictions are not those of {len(asked)} questions' rows")
+        if len(predictions) != sum(len(one.rows) for one in questions):
+            raise DataError(f"{len(predictions)} predictions are not those of {len(questions)} questions' rows")
         left = iter(predictions)
-        return [average_answer(self.artifact.manifest, one, list(islice(left, len(one.rows)))) for one in asked]
+        return [average_answer(self.artifact.manifest, one, list(islice(left, len(one.rows)))) for one in questions]
 
     def decided(self, predictions: Sequence[Prediction], target_risk: float | None) -> tuple[list[Prediction], float]:
-        """Return predictions of one predictive with the decisions for a target risk, and that risk.
+        """Return predictions with the decisions for a target risk, and that risk.
 
         Args:
             target_risk: error rate that accepted answers may have, in (0, 1); None: the artifact's.
@@ -323,16 +320,10 @@ class Predictor:
         Raises:
             ConfigError: a risk outside (0, 1).
         """
-        found = list(predictions)
-        own = self._thresholds(self.recommended, None).review.target_risk
         if target_risk is None:
-            return found, own
-        for name in dict.fromkeys(p.predictive for p in predictions):
-            places = [i for i, p in enumerate(found) if p.predictive == name]
-            asked = self._thresholds(name, target_risk)
-            for i, prediction in zip(places, decided_at([found[i] for i in places], asked), strict=True):
-                found[i] = prediction
-        return found, target_risk
+            return list(predictions), self._thresholds(self.recommended, None).review.target_risk
+        thresholds = {name: self._thresholds(name, target_risk) for name in {p.predictive for p in predictions}}
+        return [decided_at(p, thresholds[p.predictive]) for p in predictions], target_risk
 
     def _thresholds(self, name: PredictiveName, target_risk: float | None) -> ModeThresholds:
         """Return a predictive's thresholds for a target risk; None: the artifact's.
@@ -360,12 +351,11 @@ class Predictor:
         """Replay the artifact's recorded answers, those of every predictive, one answer in each pass.
 
         Args:
-            run: returns what a pass returns; a server runs each on its device's thread, other requests' between them.
+            run: runs a pass and returns its result; a server runs each on its device's thread, between requests.
 
         Raises:
             ArtifactCorruptError: a golden file that does not hold answers to valid inputs.
-            GoldenMismatchError: a probability, or the logarithm of a variance, further from the recorded one than its
-                tolerance.
+            GoldenMismatchError: as ``laplora.answers.golden.verify_answers``.
         """
         golden = read_golden(self.artifact.path)
         try:

@@ -1,7 +1,7 @@
-"""Which rows the fast predictive leaves to the exact one: where its covariance's error could decide, and the strange.
+"""Which rows ``fast`` defers to ``laplace``: where the error of its covariance could decide, and unfamiliar rows.
 
-Every row has an error of its own (``laplora.predictive.distilled_error``). Of a row unlike all that the covariance was
-learnt from that error is an extrapolation, so such a row is left to the exact predictive whatever it says.
+The error of each row is ``laplora.predictive.distilled_error``'s. For a row unlike all that the covariance was
+distilled from it is an extrapolation, so such a row is deferred in any case.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from laplora.predictive.kinds import PREDICTIVES, predictive_probs
 
 @dataclass(frozen=True)
 class Deferral:
-    """Which rows of a batch ``fast`` leaves to ``laplace``, and why.
+    """Which rows of a batch ``fast`` defers to ``laplace``, and why.
 
     Attributes:
         rows: all of them, in order.
-        unfamiliar: those that are unlike what the covariance was learnt from, in order.
-        variance: (batch,), the kernel machine's own.
+        unfamiliar: those unlike what the covariance was distilled from, in order.
+        variance: (batch,), the kernel machine's.
     """
 
     rows: list[int]
@@ -56,14 +56,14 @@ def rows_to_defer(
         class_mask: (batch, classes) bool; label_mass: (batch,); truncated: per row.
     """
     map_probs = class_probs(logits, class_mask)
-    found = []
+    outcomes = []
     for factor in (torch.ones_like(log_error), log_error.exp(), (-log_error).exp()):
         scaled = factor[:, None, None] * covariance
         predictive = predictive_probs(PREDICTIVES["fast"], contrast_mean[None], scaled[None], class_mask)
         decisions = decisions_of(thresholds, predictive, map_probs, label_mass, truncated)
-        found.append(list(zip(predictive.probs.argmax(1).tolist(), decisions, strict=True)))
-    strange = unfamiliar.tolist()
-    return [i for i, answers in enumerate(zip(*found, strict=True)) if strange[i] or len(set(answers)) > 1]
+        outcomes.append(list(zip(predictive.probs.argmax(1).tolist(), decisions, strict=True)))
+    unlike = unfamiliar.tolist()
+    return [i for i, of_row in enumerate(zip(*outcomes, strict=True)) if unlike[i] or len(set(of_row)) > 1]
 
 
 def decisions_of(

@@ -1,4 +1,4 @@
-"""An input asked in several orders of its options, and the one answer that its prompts' answers make."""
+"""One question in several orders of its options: its prompts, and the average of their answers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class OrderedRows:
     """One input's prompts.
 
     Attributes:
-        rows: one for each order, the user's own first.
+        rows: one for each order, the user's first.
         orders: ``orders[k][i]`` is the index, in the user's list, of the option that prompt k shows at place i.
     """
 
@@ -53,12 +53,12 @@ def encode_orders(
             f"order_average reorders a question's choices, and template {template.name!r} takes none: turn it off"
         )
     count = count_choices(inputs)
-    own = encode(inputs)  # refuses what the template does, such as a single choice, before any order is made
+    first = encode(inputs)  # refuses what the template does, such as a single choice, before any order is made
     orders = option_orders(count, budget)
-    return OrderedRows((own, *(encode(permute_choices(inputs, order)) for order in orders[1:])), orders)
+    return OrderedRows((first, *(encode(permute_choices(inputs, order)) for order in orders[1:])), orders)
 
 
-def average_answer(manifest: Manifest, asked: OrderedRows, predictions: Sequence[Prediction]) -> Prediction:
+def average_answer(manifest: Manifest, question: OrderedRows, predictions: Sequence[Prediction]) -> Prediction:
     """Return the one answer of an input, in the user's order.
 
     The orders are equal members of a mixture: probabilities are averaged, those of every predictive; the centred
@@ -71,7 +71,7 @@ def average_answer(manifest: Manifest, asked: OrderedRows, predictions: Sequence
     Raises:
         DataError: another number of predictions than prompts.
     """
-    first, orders = predictions[0], asked.orders
+    first, orders = predictions[0], question.orders
     name = first.predictive
     each = _table([p.probs for p in predictions])
     map_probs = _mean([p.map_probs for p in predictions], orders)

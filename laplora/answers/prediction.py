@@ -1,4 +1,4 @@
-"""From what the members say of a batch to its answers: probabilities, uncertainty, flags, sets and decisions."""
+"""From the members' outputs of a batch to its answers: probabilities, uncertainty, flags, sets and decisions."""
 
 from __future__ import annotations
 
@@ -28,11 +28,10 @@ class Prediction:
         label_index: of the most probable one under ``probs``.
         map_probs: softmax of the logits at the trained weights.
         probs: the predictive's mean.
-        probs_std: standard deviation of each probability over the weights; None where the predictive has one set
-            of weights only (``map``, ``temperature``), as are ``aleatoric`` and ``epistemic``.
+        probs_std: standard deviation of each probability over the weights. Like ``aleatoric`` and ``epistemic`` it is
+            None where the predictive has one set of weights only (``map``, ``temperature``).
         logit_mean: centred logits at the trained weights, nats.
-        logit_variance: of the centred logits under the trained adapter's posterior, nats squared; None where no
-            posterior was asked for.
+        logit_variance: of the centred logits under the trained adapter's posterior, nats squared; None without one.
         logit_covariance: the whole matrix.
         total, aleatoric, epistemic: nats; total is the entropy of ``probs``.
         label_mass: probability of the possible labels under the full-vocabulary softmax.
@@ -40,12 +39,12 @@ class Prediction:
         prediction_set: split-conformal set of labels.
         flags: see ``laplora.decisions.uncertainty.FLAGS``.
         decision: ``accept`` or ``review``.
-        calibrated_probs: by the name of each other predictive that what was computed is enough for, ``map`` aside.
-        calibrated_scores: by the same names, what ranks their mistakes, nats.
-        tokens: length of the prompt, of all of them where several orders were asked; truncated: whether it was cut.
-        orders: of the options, that the answer is an average over (``laplora.answers.order_answers``).
+        calibrated_probs: by name, of the other predictives that need no further pass, except ``map``.
+        calibrated_scores: by the same names, their review scores, nats.
+        tokens: of the prompt, or of the prompts of all orders; truncated: whether one was cut.
+        orders: how many orders of the options the answer is averaged over (``laplora.answers.order_answers``).
         order_information: nats, mutual information of label and order: the part of ``epistemic`` that is disagreement
-            of the orders; None where one was asked.
+            of the orders; None for one order.
     """
 
     predictive: PredictiveName
@@ -75,12 +74,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Verdicts:
-    """What a predictive's thresholds say of a batch.
-
-    Attributes:
-        sets: (batch, classes) bool, the conformal sets.
-        flags: each row's; decisions: each row's.
-    """
+    """What a predictive's thresholds give for a batch: ``sets`` is (batch, classes) bool, the conformal sets."""
 
     sets: torch.Tensor
     flags: list[list[Flag]]
@@ -131,14 +125,14 @@ def has_spread(spec: PredictiveSpec) -> bool:
 
 def mixtures(manifest: Manifest, outputs: MemberOutputs) -> dict[PredictiveName, PosteriorPredictive]:
     """Return the moments of every predictive of the artifact that the outputs are enough for."""
-    found = {}
+    moments = {}
     for name in manifest.predictives:
         spec = manifest.spec(name)
         if spec.members not in outputs.means or (spec.covariance and spec.members not in outputs.covariances):
             continue
         covariances = outputs.covariances[spec.members] if spec.covariance else None
-        found[name] = predictive_probs(spec, outputs.means[spec.members], covariances, outputs.class_mask)
-    return found
+        moments[name] = predictive_probs(spec, outputs.means[spec.members], covariances, outputs.class_mask)
+    return moments
 
 
 def build_predictions(
@@ -150,16 +144,16 @@ def build_predictions(
         name: one of ``manifest.servable`` that the outputs are enough for.
     """
     spec = manifest.spec(name)
-    found = mixtures(manifest, outputs)
+    computed = mixtures(manifest, outputs)
     map_probs = class_probs(outputs.logits, outputs.class_mask)
-    served = found[name]
+    served = computed[name]
     probs = map_probs if name == "map" else served.probs
     split = decompose(served)
     spread = has_spread(spec)
     epistemic = split.epistemic if spread else None
     scores = {
         other: review_score(manifest.predictives[other].thresholds, probs=predictive.probs, map_probs=map_probs)
-        for other, predictive in found.items()
+        for other, predictive in computed.items()
     }
     verdict = verdicts(
         manifest,
@@ -171,7 +165,7 @@ def build_predictions(
         epistemic=epistemic,
         score=scores[name],
     )
-    others = [other for other in found if other not in ("map", name)]
+    others = [other for other in computed if other not in ("map", name)]
     answers = []
     for i, row in enumerate(rows):
         count = row.class_count
@@ -200,7 +194,7 @@ def build_predictions(
                 prediction_set=[label for k, label in enumerate(labels) if verdict.sets[i, k]],
                 flags=list(verdict.flags[i]),
                 decision=verdict.decisions[i],
-                calibrated_probs={other: found[other].probs[i, :count].tolist() for other in others},
+                calibrated_probs={other: computed[other].probs[i, :count].tolist() for other in others},
                 calibrated_scores={other: float(scores[other][i]) for other in others},
                 tokens=len(row.token_ids),
                 truncated=row.truncated,

@@ -1,8 +1,7 @@
 """The artifact: a folder that holds everything a served answer depends on, but for the base weights.
 
-``artifacts/FORMAT.md`` is the written format, ``laplora.artifact.manifest`` what it says of itself. An artifact is
-written to a temporary folder and renamed, so a reader never sees half of one. It is verified against its manifest
-whenever it is read.
+``artifacts/FORMAT.md`` is the written format. An artifact is written to a temporary folder and renamed, so a reader
+never sees half of one. It is verified against its manifest whenever it is read.
 """
 
 from __future__ import annotations

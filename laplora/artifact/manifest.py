@@ -1,4 +1,4 @@
-"""What an artifact says of itself: the records of its manifest, and the names of its files.
+"""The records of an artifact's manifest, and the names of its files.
 
 ``artifacts/FORMAT.md`` is the written format.
 """
@@ -87,7 +87,7 @@ class CalibrationRecord(_Record):
 
 
 class MemberRecord(_Record):
-    """A further adapter of the ensemble, in a folder of its own."""
+    """A further adapter of the ensemble."""
 
     folder: str = Field(pattern=r"^members/[1-9][0-9]{0,3}$")
     step: int = Field(ge=1, description="optimizer step at which it was kept")

@@ -93,66 +93,39 @@ def recommend(losses: Mapping[str, torch.Tensor], order: Sequence[str], seed: in
     entry = table[chosen]
     figures = f"NLL {entry['nll']:.3f} on {rows} calibration rows"
     if chosen != "map":
-        figures += f", {_against(entry['difference_to_map'])} (95 % {entry['low']:+.3f} to {entry['high']:+.3f})"
+        figures += f", {entry['difference_to_map']:+.3f} against map (95 % {entry['low']:+.3f} to {entry['high']:+.3f})"
     return Recommendation(chosen, f"{chosen}: {figures}; {why}", table)
 
 
 def _choose(columns: Mapping[str, torch.Tensor]) -> tuple[str, str]:
-    """Return the predictive and why; ``columns`` from the cheapest to the dearest.
-
-    Every claim of the sentence is about means of these losses, and each is looked up before it is made.
-    """
+    """Return the predictive and why; ``columns`` from the cheapest to the dearest."""
     means = {name: float(column.mean()) for name, column in columns.items()}
     rows = len(columns["map"])
 
     def clear_of(name: str, other: str) -> float:
         """Return the NLL above another's, in standard errors of the paired difference; 0 for equal losses."""
         difference = columns[name] - columns[other]
-        mean, error = float(difference.mean()), float(difference.std()) / math.sqrt(len(difference))
+        mean, error = float(difference.mean()), float(difference.std()) / math.sqrt(rows)
         return mean / error if error > 0 else math.copysign(math.inf, mean) if mean else 0.0
 
-    def passes(name: str) -> bool:
-        if means[name] - means["map"] > _COST / rows:
+    def is_candidate(name: str) -> bool:
+        if name == "map" or means[name] - means["map"] > _COST / rows:
             return False
         lead = -clear_of(name, "map")
         return lead != 0 and lead > (-_NESTED_GUARD if name in NESTING else _GUARD)
 
-    def standing(name: str) -> str:
-        """Return where a predictive stands among all: the lowest, or which are lower and why they are not served."""
-        lower = sorted((n for n in means if means[n] < means[name]), key=means.__getitem__)
-        if not lower:
-            return "no other is lower" if list(means.values()).count(means[name]) > 1 else "the lowest"
-        return ", ".join(f"{n} is lower by {_size(means[name] - means[n])}, {passed_over(n)}" for n in lower)
-
-    def passed_over(name: str) -> str:
-        if name == "map":
-            return "within one standard error"
-        # Never by more than the cost: what is lower than a candidate, or than MAP, is within it too.
-        if name in NESTING and means[name] > means["map"]:
-            return "but above map by at least one standard error"
-        return "but not below map by more than half a standard error"
-
-    candidates = [name for name in columns if name != "map" and passes(name)]
-    if not candidates:
-        return "map", standing("map")
-    best = min(candidates, key=means.__getitem__)
+    candidates = [name for name in columns if is_candidate(name)]
+    best = min(candidates, key=means.__getitem__, default="map")
     close = [name for name in candidates if clear_of(name, best) <= _CHEAPER]
     if "laplace" in candidates and clear_of("laplace", best) <= _LAPLACE:
         chosen, why = "laplace", f"within {_LAPLACE:g} standard errors of {best}, and it has a variance"
     else:
-        chosen, why = close[0], f"within one standard error of {best}, and cheaper"
+        chosen, why = close[0] if close else "map", f"within one standard error of {best}, and cheaper"
     if chosen != best:
         return chosen, why
-    return best, standing(best)
-
-
-def _against(difference: float) -> str:
-    """Return a difference to MAP in words that hold after rounding."""
-    return f"{difference:+.3f} against map" if abs(difference) >= 0.0005 else "no different from map to 0.001"
-
-
-def _size(difference: float) -> str:
-    return f"{difference:.3f}" if difference >= 0.0005 else "less than 0.001"
+    if means[best] == min(means.values()):
+        return best, "the lowest"
+    return best, "none that is lower leads beyond noise"
 
 
 def _table(columns: Mapping[str, torch.Tensor], seed: int) -> dict[str, dict[str, float]]:

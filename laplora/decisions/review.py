@@ -1,11 +1,8 @@
-"""Fitting when a prediction is flagged or goes to a person, on a calibration split.
+"""Fitting, on a calibration split, when a prediction is flagged or goes to a person.
 
 Every row of the split should come with the predictive that was fitted without it
-(``laplora.predictive.cross_fitting``). Which score is compared is fixed before any mistake is seen; up to which score
-answers are accepted is fitted, so that the error rate of the accepted ones stays near a target risk (``empirical``) or,
-with a stated confidence, at most that share of the rows up to the threshold are accepted and wrong (``upper_bound``):
-among the accepted alone the rate may be higher by what flags and disagreement with MAP take out. docs/promises.md says
-what each promises, and how often it was kept.
+(``laplora.predictive.cross_fitting``). The score that is compared is fixed before any mistake is seen; the threshold is
+fitted. docs/promises.md says what each guarantee promises, and how often it was kept.
 """
 
 from __future__ import annotations
@@ -61,23 +58,20 @@ def fit_thresholds(
 ) -> dict[str, ModeThresholds]:
     """Return every threshold of every predictive by name, from the predictions on a calibration split.
 
-    The review score is the entropy of the predictive's own probabilities, or, for ``upper_bound``, MAP's: the bound is
-    on MAP's mistakes, and rows where the predictive has another label are not accepted, so it holds whatever was fitted
-    on the same rows. ``low_confidence`` is fitted as ``empirical`` under either guarantee.
+    The review score is the entropy of the predictive's probabilities. For ``upper_bound`` it is MAP's: the bound is on
+    MAP's mistakes, and a row where the predictive has another label is not accepted, so the bound holds whatever was
+    fitted on the same rows. ``low_confidence`` is fitted as ``empirical`` under either guarantee.
 
     Args:
-        predictives: by name, ``map`` among them, each with rows of (classes,) probabilities; where something was fitted
-            on the split, each row's under the fit without it.
+        predictives: by name, ``map`` among them, each row's under what was fitted without it.
         labels: (rows,) int64.
         label_mass: (rows,) probability that the full vocabulary gives the label tokens.
         split: the split's name, recorded.
-        target_risk: error rate that accepted rows should stay within.
-        guarantee: of the target risk: see ``accept_threshold``.
-        confidence: of the guarantee ``upper_bound``.
+        target_risk, guarantee, confidence: as of ``accept_threshold``.
         epistemic_level: quantile above which ``high_epistemic`` is raised.
         label_mass_level: quantile below which ``low_label_mass`` is raised.
-        sureness: by name what review and ``low_confidence`` go by, where that is not the predictive's own: out-of-fold
-            scores on the scale of what is served (``laplora.predictive.cross_fitting.rank_aligned``).
+        sureness: by name what review and ``low_confidence`` compare in place of the predictive's: out-of-fold scores on
+            the scale of what is served (``laplora.predictive.cross_fitting.rank_aligned``).
 
     Raises:
         ConfigError: a level outside (0, 1), an unknown guarantee, or no ``map``.
@@ -112,9 +106,9 @@ def fit_thresholds(
     )
 
     def one(name: str, predictive: PosteriorPredictive) -> ModeThresholds:
-        own = (sureness or {}).get(name) or sureness_of(predictive)
+        sure = (sureness or {}).get(name) or sureness_of(predictive)
         errors = predictive.probs.argmax(1) != labels
-        lowest = accept_threshold(-own.confidence, errors, target_risk)
+        lowest = accept_threshold(-sure.confidence, errors, target_risk)
         flags: dict[Flag, FlagThreshold] = {
             "low_confidence": FlagThreshold(
                 value=None if lowest is None else -lowest,
@@ -126,7 +120,7 @@ def fit_thresholds(
         }
         scores: dict[Score, torch.Tensor] = {"map_entropy": map_entropy}
         if name != "map":
-            scores["total_entropy"] = own.entropy
+            scores["total_entropy"] = sure.entropy
         if bool((predictive.std > 0).any()):  # a point has no epistemic part, only its rounding
             scores["epistemic"] = decompose(predictive).epistemic
             flags["high_epistemic"] = FlagThreshold(
@@ -170,19 +164,14 @@ def accept_threshold(
     """Return the largest score up to which answers may be accepted at a target risk; None accepts nothing.
 
     ``empirical``: the largest calibration score t with (errors + 1) / (accepted + 1) at most ``target_risk`` among the
-    rows with score <= t: the new row counts as a mistake in advance, as in conformal risk control (Angelopoulos et al.,
-    arXiv 2208.02814). In the mean over draws of exchangeable calibration rows, P(accepted and wrong) is at most
-    ``target_risk`` times P(score <= t*), with t* >= t the largest score at which the new row, counted as it is, keeps
-    the target. That is no bound on the error rate among the accepted, which need not grow with t; it is
-    near the target where many thresholds meet it, above it where few do; a third of all splits or more give more.
+    rows with score <= t. The new row counts as a mistake in advance, as in conformal risk control (Angelopoulos et al.,
+    arXiv 2208.02814). That is no bound on the error rate among the accepted.
 
     ``upper_bound``: with probability at least ``confidence`` over the draw of the calibration rows, the error
     rate among new exchangeable rows with score <= t is at most ``target_risk``. A score passes when its
-    Clopper-Pearson bound (Clopper and Pearson 1934) does. Many are tried, so they are tried in a fixed order,
-    from few accepted rows to many, up to the first that fails, which costs no confidence (fixed-sequence
-    testing: Angelopoulos et al., Learn then Test, arXiv 2110.01052). It holds for scores that were not chosen or
-    fitted on the same rows. At a target of 5 % and a confidence of 90 %, nothing passes with fewer than 46
-    calibration rows, nor when one of the 46 surest is a mistake.
+    Clopper-Pearson bound (Clopper and Pearson 1934) does. Scores are tried from few accepted rows to many, up to the
+    first that fails (fixed-sequence testing: Angelopoulos et al., Learn then Test, arXiv 2110.01052). It holds for
+    scores that were not chosen or fitted on the same rows.
 
     Args:
         scores: (rows,) uncertainty, higher meaning less trusted.
@@ -206,8 +195,8 @@ def accept_threshold(
         # 1 of 20 is not above 0.05 only because of rounding.
         fits = (within + 1 <= target_risk * (answered + 1) + 1e-9).nonzero()[:, 0]
         return float(values[fits[-1]]) if len(fits) else None
-    # Given the score at the edge, only the rows strictly below it are a sample from what is accepted: rows at
-    # the edge count as mistakes if they are, but not as right answers.
+    # Given the score at the edge, only the rows strictly below it are a sample of what is accepted. Rows at the edge
+    # count if they are mistakes, never as right answers.
     sample = answered - (counts - wrong).long()
     # The first to try must not depend on the mistakes: the fewest rows that could pass, with none among them.
     fewest = math.ceil(math.log(1 - confidence) / math.log1p(-target_risk)) + 1

@@ -1,9 +1,7 @@
-"""What a prediction does not know: entropies, the flags raised from them, and the decision to ask a person.
+"""Uncertainty of a prediction, the flags raised from it, and the decision to accept or review.
 
-The entropy of the predictive mean splits into what stays even if the parameters were known (aleatoric, the
-expected entropy) and what the posterior or the members add (epistemic, the mutual information between label and
-parameters; Houlsby et al., arXiv 1112.5745). The thresholds are those of the predictive that made the
-probabilities: ``map`` and ``temperature`` have no epistemic part.
+The entropy of the predictive mean splits into the expected entropy (aleatoric) and the mutual information between label
+and parameters (epistemic; Houlsby et al., arXiv 1112.5745). ``map`` and ``temperature`` have no epistemic part.
 """
 
 from __future__ import annotations
@@ -70,8 +68,7 @@ def review_score(thresholds: ModeThresholds, *, probs: torch.Tensor, map_probs: 
 def agreed_entropy(map_probs: torch.Tensor, probs: torch.Tensor) -> torch.Tensor:
     """Return (batch,) MAP's entropy, nats; where ``probs`` have another label, twice the largest entropy there is.
 
-    Mistakes among rows that are accepted by it are mistakes of MAP at most, whatever ``probs`` (batch, classes) were
-    fitted on: a bound on MAP's error rate is one on theirs.
+    Every mistake that is accepted by it is a mistake of MAP, whatever ``probs`` (batch, classes) were fitted on.
     """
     agrees = map_probs.argmax(1) == probs.argmax(1)
     return torch.where(agrees, entropy(map_probs), 2 * math.log(map_probs.shape[1]))

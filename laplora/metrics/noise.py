@@ -1,4 +1,4 @@
-"""How far measured figures may be from what was promised by chance alone, so that an alarm is not one of noise.
+"""How far measured figures may be from what was promised by chance alone.
 
 Each limit is passed with a stated probability, ``chance``, when nothing is wrong: for one look at independent rows.
 Everything is float64 on the CPU.

@@ -1,1 +1,6 @@
-"""Base models, their adapters and the class logits read from them."""
+"""Base models, their adapters, and the class logits read from them.
+
+Read ``base`` first (locate and load), then ``adapters`` and ``lora`` (which adapters are covered), ``readout`` (the
+class logits) and ``probe`` (models that are refused). Weights: ``four_bit``, ``held_weights``, ``shared_base``,
+``tensor_sizes``, ``hashes``. Models without a hub: ``offline``, ``wheels``. ``quiet`` keeps loading silent.
+"""

@@ -91,8 +91,8 @@ def load_held_base(
 
     Args:
         location: what ``locate_base`` returned.
-        dequantize: replace each 4-bit weight by its own dequantized values once, at load. The same
-            numbers, faster on a CPU, in more memory; None means on a CPU with the memory for it.
+        dequantize: replace each 4-bit weight by its dequantized values once, at load: the same numbers, faster on a
+            CPU, in more memory. None: on a CPU with the memory for it.
 
     Raises:
         ModelError: nothing to load there, weights that are pickled or an architecture that is Python code of the
@@ -122,7 +122,7 @@ def load_held_base(
                 revision=spec.revision,
                 dtype=dtype,
                 attn_implementation="sdpa",
-                # Said outright: left open, transformers asks whoever sits at the terminal whether to run it.
+                # Without it transformers would ask at the terminal whether to run the model's code.
                 trust_remote_code=False,
                 use_safetensors=True,
                 **options,

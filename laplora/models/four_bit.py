@@ -33,7 +33,7 @@ def expanded_bytes(model: Any, dtype: torch.dtype) -> int:
 
 def dequantize_linears(model: Any, dtype: torch.dtype) -> None:
     """Replace each bitsandbytes 4-bit linear by a plain one holding the dequantized weight, in place."""
-    for name in list(packed_linears(model)):  # names alone, so that each packed weight goes as its own comes
+    for name in list(packed_linears(model)):  # names only: each packed weight is freed when its replacement is there
         module = model.get_submodule(name)
         weight = plain_weight(module, dtype)
         plain = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")

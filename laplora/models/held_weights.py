@@ -1,7 +1,7 @@
 """How a base's weights are held: 4-bit ones as they are, or expanded once at load where memory allows.
 
-Expanded weights are the same numbers and faster on a CPU, where every product would expand them anew; they take about
-four times the memory. Memory is what the system and every control group over this process leave.
+Expanded weights are the same numbers. They are faster on a CPU and take about four times the memory. The memory
+available is what the system and every control group over this process leave.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ def _gib(size_bytes: int) -> str:
 
 
 def available_memory_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Return the bytes that this process can still take without swapping or being killed, or None where no one says.
+    """Return the bytes that this process can still take without swapping or being killed; None where unknown.
 
-    The least of the kernel's own estimate and of what each control group (version 1 and 2) over this process has left,
-    its file cache counted as free.
+    The least of the kernel's estimate and of what each control group (version 1 and 2) over this process has left, its
+    file cache counted as free.
 
     Args:
         proc, cgroups: where these file systems are.

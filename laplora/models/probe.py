@@ -1,8 +1,7 @@
-"""What a model does with one short batch, before anything is fitted to it or answered by it.
+"""Refusing models that the method does not cover, by how they run on one short batch.
 
-Two rows of a few tokens, one of them padded on the left, show what no list of class names or settings can: whether the
-logits are ``lm_head`` applied to the last hidden state and nothing else, and whether each adapted module runs once on
-every token.
+Two rows of a few tokens, one of them padded on the left, show whether the logits are ``lm_head`` applied to the last
+hidden state and nothing else, and whether each adapted module runs once on every token.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ from laplora.prompts.rows import Batch, EncodedRow, collate
 
 #: Tokens of the two rows.
 _LENGTHS = (6, 3)
-#: How far padding may move a row's last hidden state, as a share of its norm: rounding, and routers of experts that
-#: rounding tips; other positions move it by most of it. In float32 1 %.
+#: How far padding may move a row's last hidden state, as a share of its norm: by rounding, which can tip routers of
+#: experts. Wrong positions move it by most of its norm. In float32 1 %.
 _PADDING_TOLERANCE = {torch.bfloat16: 0.25, torch.float16: 0.25}
 #: What a forward pass raises that was given other inputs than it takes.
 _REFUSALS = (TypeError, ValueError, LookupError, AttributeError, NotImplementedError)
@@ -96,7 +95,7 @@ def check_readout(model: Any) -> None:
     if moved > _PADDING_TOLERANCE.get(hidden.dtype, 1e-2):
         raise ModelError(
             f"{kind} answers otherwise where a row is padded on the left: its last hidden state moves by {moved:.2g} "
-            "of its norm. It does not heed position_ids or attention_mask: use another base model"
+            "of its norm. It ignores position_ids or attention_mask: use another base model"
         )
     if len(seen) != 1:
         raise ModelError(f"{kind} runs {head_name(model)} {len(seen)} times in one forward pass, expected once")

@@ -1,8 +1,7 @@
-"""Base models that several artifacts stand on, each loaded once; every artifact has its own modules over its tensors.
+"""Base models that several artifacts share: the tensors are loaded once, the modules are each artifact's.
 
-An adapter is attached to modules, and so would change what the next artifact on the same modules says. ``share`` gives
-each artifact a tree of modules of its own, with the base's tensors in it: nothing that is attached to one tree, no hook
-and no adapter, is seen by another, and the weights are in memory once.
+An adapter is attached to modules, so on shared modules it would change the answers of other artifacts. ``share`` copies
+the modules and keeps the tensors: no hook and no adapter of one artifact is seen by another.
 """
 
 from __future__ import annotations
@@ -34,9 +33,9 @@ class LoadedBase:
 
 
 class SharedBases:
-    """Base models in memory, by what they are; one goes when nobody who asked for it is left.
+    """Base models in memory. One is freed when nobody keeps it any more.
 
-    Safe to use from several threads: whoever asks for a base that is being loaded waits for it.
+    Thread-safe: a second caller waits for a base that is being loaded.
     """
 
     def __init__(self) -> None:
@@ -62,8 +61,7 @@ class SharedBases:
 
         Args:
             location: what ``laplora.models.base.locate_base`` returned.
-            weights_hash: of the files there (``laplora.models.hashes.weights_hash``): others under the same name are
-                another base.
+            weights_hash: of the files there (``laplora.models.hashes.weights_hash``).
             dequantize: see ``laplora.models.base.load_held_base``.
             on_load: called before it is loaded.
 

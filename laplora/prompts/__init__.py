@@ -1,1 +1,5 @@
-"""Prompts: templates, label tokens, left-padded batches, bounds before tokenising, orders of options."""
+"""Prompts: from the fields of an input to padded token ids.
+
+Read ``templates`` first (text and label tokens), then ``rows`` (token ids and batches). ``token_bounds`` says what is
+certain before text is tokenised, ``option_order`` reorders the options of a question.
+"""

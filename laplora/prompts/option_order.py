@@ -1,17 +1,11 @@
 """Orders of a question's options, and their answers brought back to the order the user gave.
 
-A model that answers with the letter of an option also judges the letter and the place: swap the options and the
-answer changes (Zheng et al., arXiv 2309.03882; Pezeshkpour and Hruschka, arXiv 2308.11483). Asked in every
-order, with the probabilities averaged over the orders, it cannot: the average over all permutations does not
-depend on the order the user gave. Each order is one member of a mixture: the logits of one order are a Gaussian
-over the contrasts, its mean and covariance are brought back to the user's order here, exactly, and the
-probabilities of the members are averaged (never their logits).
+A model that answers with the letter of an option also judges the letter and the place (Zheng et al., arXiv
+2309.03882; Pezeshkpour and Hruschka, arXiv 2308.11483). The average of its probabilities over all orders does not
+depend on the order the user gave. Each order is one member of a mixture: its mean and covariance are brought back to
+the user's order here, exactly, and the members' probabilities are averaged, never their logits.
 
 An order is a tuple of positions: ``order[i]`` is the index, in the user's list, of the option shown at place i.
-
-All n! orders are affordable for two or three options. For more, a balanced few shows every option equally often
-at every place, which takes out the bias of letters and places, and a Williams design (Australian Journal of
-Scientific Research A 2, 149-168, 1949) also puts every option equally often after every other one.
 """
 
 from __future__ import annotations
@@ -28,21 +22,21 @@ from laplora.linearised import contrasts
 
 Order = tuple[int, ...]
 
-#: Up to this many options every permutation is asked unless a budget says otherwise: 2 and 6 orders.
+#: Up to this many options every permutation is scored unless a budget says otherwise: 2 and 6 orders.
 _ALL_PERMUTATIONS = 3
 
 
 def option_orders(count: int, budget: int | None = None) -> tuple[Order, ...]:
-    """Return the orders to ask, the user's own first; always the same ones.
+    """Return the orders to score, the user's first; always the same ones.
 
-    By default all permutations of two or three options, and ``count`` balanced orders of more. Within a budget of
-    at least ``count`` it is the largest multiple of ``count`` that fits (at most ``count!``): so every option
-    stands equally often at every place. A smaller budget shows no option twice at one place. Of an even count the
-    first ``count`` orders, of an odd count the first ``2 count``, also put each option equally often after each
-    other one.
+    By default all permutations of two or three options, and ``count`` balanced orders of more. A budget of at least
+    ``count`` gives the largest multiple of ``count`` that fits (at most ``count!``): every option stands equally often
+    at every place. A smaller budget shows no option twice at one place. The first ``count`` orders of an even count,
+    and the first ``2 count`` of an odd one, are a Williams design (Australian Journal of Scientific Research A 2,
+    149-168, 1949): they put each option equally often after each other one.
 
-    Any user's order that is among the first ``count`` gives the same set of prompts whatever the budget (a
-    multiple of ``count``), so the same average; with ``count!`` orders every user's order does.
+    Every user's order among the first ``count`` gives the same set of prompts, so the same average; with ``count!``
+    orders all do.
 
     Args:
         count: options of the question, at least 2.
@@ -55,7 +49,7 @@ def option_orders(count: int, budget: int | None = None) -> tuple[Order, ...]:
 
 
 def order_count(count: int, budget: int | None = None) -> int:
-    """Return how many orders ``option_orders`` gives, without making any: the cost of an input, in prompts.
+    """Return how many orders ``option_orders`` gives, without making any.
 
     Raises:
         ConfigError: as ``option_orders``.
@@ -73,8 +67,8 @@ def _balanced(count: int) -> Iterator[Order]:
     """Yield all permutations, in groups of ``count`` that are Latin squares, those of a Williams design first.
 
     The square of a sequence s has the rows ``s + k (mod count)``: cosets of the cyclic group, so the squares are
-    disjoint and together all permutations. The options are renamed so that the first row is the identity; the
-    first square is then a group, which keeps every square when it acts on the user's order.
+    disjoint and together all permutations. The options are renamed so that the first row is the identity. The first
+    square is then a group, which maps every square to itself when it acts on the user's order.
     """
     zigzag = [(i + 1) // 2 if i % 2 else (count - i // 2) % count for i in range(count)]  # 0, 1, n - 1, 2, n - 2, ...
     # Backwards, each option follows the one it came before. Of an even count that is the same square again.
@@ -94,8 +88,7 @@ def permute_choices(fields: Mapping[str, Any], order: Sequence[int]) -> dict[str
     """Return the input with its ``choices`` in that order; the other fields as they are.
 
     Raises:
-        InvalidInputError: an input without a list of ``choices`` (a rendered ``prompt``, or a template that takes
-            none), or with another number of them than ``order`` has.
+        InvalidInputError: an input without a list of ``choices``, or with another number of them than ``order`` has.
         ConfigError: not an order.
     """
     count = count_choices(fields)
@@ -109,7 +102,7 @@ def count_choices(fields: Mapping[str, Any]) -> int:
     """Return how many options an input has.
 
     Raises:
-        InvalidInputError: an input without a list of ``choices``: nothing to reorder.
+        InvalidInputError: an input without a list of ``choices``.
     """
     choices = fields.get("choices")
     if choices is None:
@@ -126,7 +119,7 @@ def count_choices(fields: Mapping[str, Any]) -> int:
 def restore_logits(logits: torch.Tensor, order: Sequence[int] | Sequence[Sequence[int]]) -> torch.Tensor:
     """Return (batch, classes) logits in the user's order, from those of the prompt in the order shown.
 
-    Any value per class may be restored so: probabilities and their standard deviations too.
+    Any value per class can be restored so: probabilities and their standard deviations too.
 
     Args:
         logits: (batch, classes), class i of the option at place i; classes past the row's options stay put.
@@ -147,8 +140,8 @@ def restore_contrasts(
     """Return the Gaussian over the contrasts in the user's order, from that of the prompt in the order shown.
 
     With P the permutation of the logits, ``f = P f_shown``, and Q the contrasts, ``T = Q^T P Q`` is orthogonal
-    (P maps the ones vector to itself) and the Gaussian becomes ``N(T m, T V T^T)``: exact. P moves a row's own
-    options only, so impossible classes stay impossible.
+    (P maps the ones vector to itself), and the Gaussian becomes ``N(T m, T V T^T)`` exactly. P moves only the
+    possible classes.
 
     Args:
         contrast_mean: (batch, classes - 1), nats.

@@ -69,11 +69,12 @@ def encode(
     Args:
         max_tokens: limit in tokens, special tokens included.
         truncate: whether to cut a longer prompt from the left, keeping a leading special token.
-        bounds: of the tokenizer: with them, what is certain to be cut or refused is not tokenised. The row is the same.
+        bounds: of the tokenizer. With them, text that is certain to be cut or refused is not tokenised; the row is the
+            same.
 
     Raises:
-        TooManyTokensError: longer than ``max_tokens`` and ``truncate`` is false; ``got`` is the fewest tokens that it
-            can have where that is certain to be too many.
+        TooManyTokensError: longer than ``max_tokens`` and ``truncate`` is false; ``got`` is a lower bound where the
+            text was not tokenised.
     """
     fewest = 1 if bounds is None or len(prompt) <= max_tokens else bounds.fewest(len(prompt.encode()))
     if bounds is not None and fewest > max_tokens:

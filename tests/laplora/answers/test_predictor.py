@@ -216,16 +216,6 @@ def test_a_flat_prior_is_nearly_no_answer(sentiment_run: FinishedRun, tmp_path: 
 # Golden answers, and numbers that are none.
 
 
-def test_the_golden_answers_are_replayed(sentiment_predictor: Predictor, choices_predictor: Predictor) -> None:
-    for predictor in (sentiment_predictor, choices_predictor):
-        predictor.verify_golden()
-        golden = json.loads((predictor.artifact.path / "golden.json").read_text())
-        for entry in golden["answers"]:
-            (answer,) = predictor.predict(encode(predictor, [entry["inputs"]]))
-            assert distance(answer.probs, entry["probs"]) <= golden["tolerance"]
-            assert distance(answer.logit_mean, entry["logit_mean"]) <= 8 * golden["tolerance"]
-
-
 def test_golden_answers_are_replayed_one_in_a_pass(sentiment_predictor: Predictor) -> None:
     """However many there are, no pass takes longer than one answer's."""
     passes: list[int] = []

@@ -77,7 +77,7 @@ def test_bases_of_other_formats_are_others(sentiment_run: FinishedRun, choices_r
     assert held[0].base is not held[1].base
 
 
-def test_packed_weights_are_shared_too(choices_run: FinishedRun, choices_predictor: Predictor) -> None:
+def test_packed_weights_are_shared_too(choices_run: FinishedRun) -> None:
     bases = SharedBases()
     one, other = (Predictor.load(choices_run.artifact, device="cpu", bases=bases, dequantize=False) for _ in range(2))
     packed = packed_linears(one.base.model)
@@ -92,8 +92,6 @@ def test_packed_weights_are_shared_too(choices_run: FinishedRun, choices_predict
     inputs = {"question": "Is a superb film good?", "choices": ["good", "bad"]}
     said = [p.predict([p.encode(inputs, truncate=True)])[0] for p in (one, other)]
     assert said[0] == said[1]
-    expanded = choices_predictor.predict([choices_predictor.encode(inputs, truncate=True)])[0]
-    torch.testing.assert_close(torch.tensor(said[0].probs), torch.tensor(expanded.probs), atol=0.05, rtol=0)
 
 
 @pytest.mark.parametrize("tied", [True, False])

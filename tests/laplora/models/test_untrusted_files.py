@@ -19,38 +19,21 @@ from laplora.models.base import BaseSpec, load_base_model, load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[3]
 PACKAGES = ("laplora", "service", "training")
-#: Modules whose loading functions run what is in the file.
-UNPICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "jsonpickle"}
 
 
 def offences(tree: ast.AST) -> Iterator[str]:
-    """What of a file's syntax could run what it loads."""
+    """Yield what of a file's syntax could run code of a model. ruff looks for pickles and ``eval``."""
     for node in ast.walk(tree):
-        names = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            names = [node.module or ""]
-        yield from (f"imports {name}" for name in names if name.split(".")[0] in UNPICKLERS)
-        if isinstance(node, ast.Attribute) and node.attr in ("unsafe_load", "full_load", "UnsafeLoader", "FullLoader"):
-            yield node.attr
         if not isinstance(node, ast.Call):
             continue
-        called = ast.unparse(node.func)
-        given = {keyword.arg: keyword.value for keyword in node.keywords}
-        if called in ("torch.load", "torch.jit.load", "torch.hub.load"):
-            value = given.get("weights_only")
-            if not (called == "torch.load" and isinstance(value, ast.Constant) and value.value is True):
-                yield f"{called} without weights_only=True"
-        if called in ("eval", "exec", "yaml.load", "yaml.load_all") or called.endswith("read_pickle"):
-            yield called
-        if called.endswith(("np.load", "numpy.load")) and "allow_pickle" in given:
-            yield "numpy.load with allow_pickle"
-        trusted = given.get("trust_remote_code")
-        if trusted is not None and not (isinstance(trusted, ast.Constant) and trusted.value is False):
+        trusted = [k.value for k in node.keywords if k.arg == "trust_remote_code"]
+        if any(not (isinstance(value, ast.Constant) and value.value is False) for value in trusted):
             yield "trust_remote_code is not False"
-        if "Auto" in called and called.endswith(".from_pretrained") and trusted is None:
+        called = ast.unparse(node.func)
+        if "Auto" in called and called.endswith(".from_pretrained") and not trusted:
             yield f"{called} does not say trust_remote_code=False"
+        if called == "torch.load" and "weights_only=True" not in ast.unparse(node):
+            yield "torch.load without weights_only=True"
 
 
 FILES = [file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py"))]
@@ -65,32 +48,17 @@ def test_no_code_runs_what_it_loads(package: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "code",
+    ("code", "found"),
     [
-        "import pickle",
-        "from joblib import load",
-        "torch.load(p)",
-        "torch.load(p, weights_only=False)",
-        "torch.load(p, weights_only=flag)",
-        "AutoModel.from_pretrained(p)",
-        "transformers.AutoConfig.from_pretrained(p, trust_remote_code=True)",
-        "f(trust_remote_code=flag)",
-        "yaml.load(text, Loader=yaml.Loader)",
-        "numpy.load(p, allow_pickle=True)",
-        "pd.read_pickle(p)",
-        "eval(text)",
+        ("AutoModel.from_pretrained(p)", True),
+        ("transformers.AutoConfig.from_pretrained(p, trust_remote_code=True)", True),
+        ("f(trust_remote_code=flag)", True),
+        ("torch.load(p, weights_only=False)", True),
+        ("AutoModel.from_pretrained(p, trust_remote_code=False)", False),
     ],
 )
-def test_the_search_finds(code: str) -> None:
-    assert list(offences(ast.parse(code)))
-
-
-@pytest.mark.parametrize(
-    "code",
-    ["torch.load(p, weights_only=True)", "AutoModel.from_pretrained(p, trust_remote_code=False)", "model.eval()"],
-)
-def test_the_search_lets_pass(code: str) -> None:
-    assert list(offences(ast.parse(code))) == []
+def test_what_the_search_finds(code: str, found: bool) -> None:
+    assert bool(list(offences(ast.parse(code)))) is found
 
 
 @pytest.fixture

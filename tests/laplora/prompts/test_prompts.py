@@ -58,14 +58,6 @@ def test_multiple_choice_lists_only_the_rows_choices() -> None:
     assert classes == 3
 
 
-@pytest.mark.parametrize("name", sorted(TEMPLATES))
-def test_every_template_ends_where_the_label_follows(name: str) -> None:
-    template = TEMPLATES[name]
-    assert template.name == name
-    assert template.text.endswith("Answer:")
-    assert template.version >= 1
-
-
 def test_text_in_a_field_is_never_a_placeholder() -> None:
     template = PromptTemplate("t", 1, "{{literal}} {text} end:")
     assert (
