@@ -71,15 +71,15 @@ def read_scores(path: Path, names: Sequence[str], rows: int) -> dict[str, Review
         tensors = load_file(path)
     except (OSError, SafetensorError, ValueError) as error:
         raise ArtifactCorruptError(f"{path.name} cannot be read as safetensors: {error}") from None
-    found: dict[str, ReviewScores] = {}
+    scores: dict[str, ReviewScores] = {}
     for name in names:
         score, wrong = tensors.get(f"{name}.score"), tensors.get(f"{name}.error")
         if score is None or wrong is None or score.shape != (rows,) or wrong.shape != (rows,):
             raise ArtifactCorruptError(f"{path.name} does not hold the {rows} scores and errors of {name!r}")
         if not score.is_floating_point() or not bool(score.isfinite().all()):
             raise ArtifactCorruptError(f"{path.name}: a score of {name!r} is not a number")
-        found[name] = ReviewScores(score.double(), wrong != 0)
-    return found
+        scores[name] = ReviewScores(score.double(), wrong != 0)
+    return scores
 
 
 def thresholds_at(thresholds: ModeThresholds, scores: ReviewScores, target_risk: float) -> ModeThresholds:

@@ -23,8 +23,8 @@ def check_base(manifest: Manifest, location: str, tokenizer: Any, cache_dir: Pat
         raise ArtifactIncompatibleError(
             f"artifact {manifest.name!r} was made with another tokenizer than {manifest.base_model!r} has now"
         )
-    found = resolve_label_tokens(tokenizer, manifest.template.template(), manifest.labels)
-    if tuple(found) != manifest.label_token_ids:
+    tokens = resolve_label_tokens(tokenizer, manifest.template.template(), manifest.labels)
+    if tuple(tokens) != manifest.label_token_ids:
         raise ArtifactIncompatibleError(
-            f"artifact {manifest.name!r}: its labels are tokens {found} here, {list(manifest.label_token_ids)} there"
+            f"artifact {manifest.name!r}: its labels are tokens {tokens} here, {list(manifest.label_token_ids)} there"
         )

@@ -22,7 +22,7 @@ def fit_temperature(logits: torch.Tensor, labels: torch.Tensor, class_mask: torc
     """Return the temperature T that minimises the mean NLL of softmax(logits / T) plus ``temperature_penalty``.
 
     Temperature scaling (Guo et al., arXiv 1706.04599) with a prior that weighs as much as one row. Both terms are
-    convex in 1 / T, so the derivative has one root, found in log T.
+    convex in 1 / T, so the derivative has one root, which is looked for in log T.
 
     Args:
         logits: (rows, classes), nats; any value at impossible classes.

@@ -108,9 +108,9 @@ def grouped_auroc(group: torch.Tensor, errors: torch.Tensor) -> float:
 def grouped_auprc(group: torch.Tensor, errors: torch.Tensor) -> float:
     """Return the average precision from each row's rank group (rows,) int64; NaN without a mistake."""
     wrong, right = (counts.flip(0) for counts in _by_group(group, errors))
-    found = wrong.cumsum(0)
-    flagged = (found + right.cumsum(0)).clamp_min(1)  # groups that no row is in come with no mistake
-    return float((wrong * found / flagged).sum() / wrong.sum())
+    recalled = wrong.cumsum(0)
+    flagged = (recalled + right.cumsum(0)).clamp_min(1)  # groups that no row is in come with no mistake
+    return float((wrong * recalled / flagged).sum() / wrong.sum())
 
 
 def grouped_risk(group: torch.Tensor, errors: torch.Tensor) -> torch.Tensor:

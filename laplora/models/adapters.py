@@ -52,13 +52,13 @@ def verify_adapter(folder: Path, layers: Mapping[str, Any]) -> None:
 
     expected = {f"base_model.model.{name}.{side}.weight" for name in layers for side in ("lora_A", "lora_B")}
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
-        found = set(file.keys())
-        if found != expected:
+        names = set(file.keys())
+        if names != expected:
             raise ArtifactCorruptError(
                 f"the adapter in {folder.name!r} does not hold the LoRA matrices of this base: missing "
-                f"{sorted(expected - found)[:2]}, not expected {sorted(found - expected)[:2]}"
+                f"{sorted(expected - names)[:2]}, not expected {sorted(names - expected)[:2]}"
             )
-        tensors = {name: file.get_tensor(name) for name in sorted(found)}
+        tensors = {name: file.get_tensor(name) for name in sorted(names)}
     odd = [name for name, tensor in tensors.items() if not tensor.is_floating_point()]
     if odd:
         raise ArtifactCorruptError(f"the adapter in {folder.name!r} holds {tensors[odd[0]].dtype}: {odd[:2]}")

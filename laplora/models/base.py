@@ -44,15 +44,15 @@ def resolve_device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ModelError(f"device {device!r} was asked for and no CUDA device is there: use 'cpu' or 'auto'")
+        raise ModelError(f"device {device!r} needs a CUDA device and there is none: use 'cpu' or 'auto'")
     try:
-        found = torch.device(device)
+        chosen = torch.device(device)
     except RuntimeError:
         raise ModelError(f"no device is called {device!r}: use 'auto', 'cpu', 'cuda' or 'cuda:N'") from None
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         last = torch.cuda.device_count() - 1
-        raise ModelError(f"device {device!r} was asked for and the last CUDA device is 'cuda:{last}'")
-    return found
+        raise ModelError(f"there is no device {device!r}: the last CUDA device is 'cuda:{last}'")
+    return chosen
 
 
 def locate_base(spec: BaseSpec, cache: Path | None = None, progress: Callable[[str], None] | None = None) -> str:
@@ -96,7 +96,7 @@ def load_held_base(
 
     Raises:
         ModelError: nothing to load there, weights that are pickled or an architecture that is Python code of the
-            model's own, one whose logits are not a plain linear read-out, or no bitsandbytes.
+            model, one whose logits are not a plain linear read-out, or no bitsandbytes.
     """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 

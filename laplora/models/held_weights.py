@@ -37,10 +37,10 @@ def decide(expanded_bytes: int, device: torch.device, dequantize: bool | None) -
 
     Args:
         expanded_bytes: of the weights once expanded.
-        dequantize: what was asked for; None expands on a CPU with the memory for it, and where that is unknown.
+        dequantize: whether to expand; None expands on a CPU, unless the memory is known not to suffice.
     """
     if dequantize is not None:
-        return HeldWeights("expanded" if dequantize else "packed", "as asked for")
+        return HeldWeights("expanded" if dequantize else "packed", "as requested")
     if device.type != "cpu":
         return HeldWeights("packed", f"{device.type} has kernels for 4-bit weights")
     available = available_memory_bytes()
@@ -66,8 +66,8 @@ def available_memory_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sy
     Args:
         proc, cgroups: where these file systems are.
     """
-    found = [_kib_field(proc / "meminfo", "MemAvailable:"), *_left_in_groups(proc, cgroups)]
-    return min((size for size in found if size is not None), default=None)
+    sizes = [_kib_field(proc / "meminfo", "MemAvailable:"), *_left_in_groups(proc, cgroups)]
+    return min((size for size in sizes if size is not None), default=None)
 
 
 def _left_in_groups(proc: Path, cgroups: Path) -> Iterator[int | None]:
@@ -96,8 +96,8 @@ def _kib_field(file: Path, name: str) -> int | None:
 
 
 def _field(file: Path, name: str) -> int | None:
-    found = (line.removeprefix(name).split() for line in _lines(file) if line.startswith(name))
-    return next((_number(words[0]) for words in found if words), None)
+    fields = (line.removeprefix(name).split() for line in _lines(file) if line.startswith(name))
+    return next((_number(words[0]) for words in fields if words), None)
 
 
 def _lines(file: Path) -> list[str]:

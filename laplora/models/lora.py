@@ -25,7 +25,7 @@ def check_settings(folder: Path) -> None:
         folder: in PEFT's layout.
 
     Raises:
-        ArtifactCorruptError: a rank beyond the adapter's own matrices, which peft would allocate.
+        ArtifactCorruptError: a rank beyond the adapter's matrices, which peft would allocate.
         ModelError: settings that change the base model's weights or its layers, or name code to import.
         OSError, ValueError, RecursionError, SafetensorError: files that cannot be read.
     """

@@ -48,19 +48,19 @@ def probe_batch(model: Any, class_count: int = 2) -> Batch:
 
 def _special_tokens(config: Any) -> set[int]:
     """Return the tokens that a configuration names: padding, ends, places of images."""
-    found: set[int] = set()
+    tokens: set[int] = set()
     for settings in (config.to_dict(), config.get_text_config().to_dict()):
         for name, value in settings.items():
             if "token_id" in name or "token_index" in name:
-                found |= {v for v in (value if isinstance(value, list) else [value]) if isinstance(v, int)}
-    return found
+                tokens |= {v for v in (value if isinstance(value, list) else [value]) if isinstance(v, int)}
+    return tokens
 
 
 def check_readout(model: Any) -> None:
     """Compare the logits that the classifier reads with those that the model itself gives.
 
     The output of ``lm_head`` is replaced by numbers from -100 to 100 on the way, so that a soft cap or a factor shows
-    however small the model's own logits are.
+    however small the model's logits are.
 
     Raises:
         ModelError: no plain output embedding; a model that does not run on tokens alone, or answers a padded row

@@ -79,7 +79,7 @@ class SharedBases:
 
 
 def share(model: Any) -> Any:
-    """Return a model of the same class with modules of its own and the very same tensors, quantized ones included."""
+    """Return a model of the same class with new modules and the same tensors, quantized ones included."""
     return copy.deepcopy(model, {id(held): held for held in _held_by_modules(model)})
 
 

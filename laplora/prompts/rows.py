@@ -64,7 +64,7 @@ def encode(
     truncate: bool,
     bounds: TokenBounds | None = None,
 ) -> EncodedRow:
-    """Return one prompt as token ids, with the tokenizer's own special tokens.
+    """Return one prompt as token ids, with the tokenizer's special tokens.
 
     Args:
         max_tokens: limit in tokens, special tokens included.

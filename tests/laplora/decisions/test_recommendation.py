@@ -116,9 +116,7 @@ def test_every_branch_of_the_reason() -> None:
     for want, columns in cases.items():
         assert recommend(columns, list(columns)).reason.split("; ")[1] == want
     # MAP is lower, within noise: what is served is not called the lowest.
-    assert recommend(losses(temperature=(0.002, 0.1)), ["map", "temperature"]).reason.endswith(
-        "those that may replace map"
-    )
+    assert "none that is lower" in recommend(losses(temperature=(0.002, 0.1)), ["map", "temperature"]).reason
 
 
 def one_split(sharpness: float, seed: int) -> float | None:

@@ -47,7 +47,7 @@ def test_the_cpu_of_a_machine_with_gpus(three_gpus: list[int], tmp_path: Path, t
 
 
 def test_a_gpu_that_is_not_there_is_named(three_gpus: list[int]) -> None:
-    with pytest.raises(ModelError, match="'cuda:3' was asked for and the last CUDA device is 'cuda:2'"):
+    with pytest.raises(ModelError, match="'cuda:3': the last CUDA device is 'cuda:2'"):
         resolve_device("cuda:3")
 
 
