@@ -14,6 +14,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 #: As a browser writes it in the Origin header: lower case, no path, the scheme's own port left out.
 _ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:\d{1,5})?|https?://\[[0-9a-f:]+\](:\d{1,5})?")
+#: A duration in seconds, above 0; a delay may be none.
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Delay = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Settings(BaseSettings):
@@ -74,18 +77,14 @@ class Settings(BaseSettings):
         description="Addresses or networks of reverse proxies, with commas between them, whose forwarded headers say "
         "who calls; unset: nobody's do, and the caller is who connects.",
     )
-    head_timeout_s: float = Field(
+    head_timeout_s: Seconds = Field(
         10.0,
-        gt=0,
         le=3600,
-        allow_inf_nan=False,
         description="Seconds in which a request's line and headers must have come before its connection is closed.",
     )
-    send_timeout_s: float = Field(
+    send_timeout_s: Seconds = Field(
         30.0,
-        gt=0,
         le=3600,
-        allow_inf_nan=False,
         description="Seconds in which a client must take 64 KiB of an answer that waits for it, or all that is left, "
         "before its connection is closed.",
     )
@@ -192,65 +191,45 @@ class Settings(BaseSettings):
         description="Most streams of jobs' events that are open at once, each a connection of its own; more requests "
         "for one are refused with 429.",
     )
-    job_upload_timeout_s: float = Field(
-        600.0, gt=0, le=86_400, allow_inf_nan=False, description="Seconds a job's upload may take before a 504."
-    )
-    job_upload_idle_s: float = Field(
+    job_upload_timeout_s: Seconds = Field(600.0, le=86_400, description="Seconds a job's upload may take before a 504.")
+    job_upload_idle_s: Seconds = Field(
         20.0,
-        gt=0,
         le=86_400,
-        allow_inf_nan=False,
         description="Seconds that a job's upload may bring nothing, while the server waits for it, before a 504.",
     )
-    job_wait_s: float = Field(
+    job_wait_s: Seconds = Field(
         86_400.0,
-        gt=0,
-        allow_inf_nan=False,
         description="Seconds that a job waits, while the server runs, for its artifact to be loaded, before it fails.",
     )
-    job_keep_s: float = Field(
-        7 * 86_400.0, gt=0, allow_inf_nan=False, description="Seconds that a finished job and its result are kept."
-    )
-    request_timeout_s: float = Field(
-        120.0, gt=0, le=3600, allow_inf_nan=False, description="Seconds a request may take in all before a 504."
-    )
-    stall_s: float = Field(
+    job_keep_s: Seconds = Field(7 * 86_400.0, description="Seconds that a finished job and its result are kept.")
+    request_timeout_s: Seconds = Field(120.0, le=3600, description="Seconds a request may take in all before a 504.")
+    stall_s: Seconds = Field(
         120.0,
-        gt=0,
         le=86_400,
-        allow_inf_nan=False,
         description="Seconds after which one run of the device that has not ended makes the server not ready, until it "
         "ends.",
     )
-    hang_s: float | None = Field(
+    hang_s: Seconds | None = Field(
         None,
-        gt=0,
         le=604_800,
-        allow_inf_nan=False,
         description="Seconds after which one run of the device that has not ended ends the process with status 75, so "
         "that it is started again; unset: five times stall_s.",
     )
-    load_timeout_s: float = Field(
+    load_timeout_s: Seconds = Field(
         1800.0,
-        gt=0,
         le=604_800,
-        allow_inf_nan=False,
         description="Seconds that loading another artifact into a running server may take, with its base model's "
         "download if that is a new one, before it is given up with a 504.",
     )
-    drain_delay_s: float = Field(
+    drain_delay_s: Delay = Field(
         5.0,
-        ge=0,
         le=3600,
-        allow_inf_nan=False,
         description="Seconds after SIGTERM in which readiness already fails while requests are answered as before: as "
         "long as load balancers may take to notice. Ctrl-C waits for none.",
     )
-    drain_s: float = Field(
+    drain_s: Delay = Field(
         30.0,
-        ge=0,
         le=3600,
-        allow_inf_nan=False,
         description="Seconds that requests in flight may still take after that; what is left then gets a 503, and the "
         "process leaves within 5 seconds more.",
     )
@@ -260,11 +239,9 @@ class Settings(BaseSettings):
         description="Base URL of an OpenTelemetry collector (OTLP over HTTP, for example http://127.0.0.1:4318) that "
         "gets a trace of every scored request; needs the extra telemetry; unset: no traces.",
     )
-    feedback_keep_s: float = Field(
+    feedback_keep_s: Seconds = Field(
         604_800.0,
-        gt=0,
         le=31_536_000,
-        allow_inf_nan=False,
         description="Seconds that a prediction's probabilities are kept, without its input, for a true label to come.",
     )
     feedback_rows: int = Field(

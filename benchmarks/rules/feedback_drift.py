@@ -20,7 +20,7 @@ from typing import Any
 from laplora.answers.prediction import Prediction
 from laplora.predictor import Predictor
 from service.feedback.labels import FeedbackStore
-from service.feedback.records import Report, Watched
+from service.http.schemas.feedback import SeriesOut, WatchedFigure
 from training.config import load_config
 from training.data.corruptions import corrupt
 from training.data.section import load_splits
@@ -47,7 +47,7 @@ def answers(predictor: Predictor, texts: Sequence[str]) -> list[Prediction]:
 
 def watched(
     predictor: Predictor, parts: Sequence[Sequence[Prediction]], labels: Sequence[str] | None, window: int
-) -> Report:
+) -> SeriesOut:
     """Return what the store reports of answers that come in this order, the last part labelled."""
     store = FeedbackStore(keep_s=1e9, rows=100_000, window=window)
     ids: list[str] = []
@@ -56,10 +56,10 @@ def watched(
     if labels is not None:
         store.give("caller", list(zip(ids, labels, strict=True)))
     (report,) = store.reports({predictor.artifact.digest})
-    return report
+    return report.shown
 
 
-def alerts(report: Report) -> set[str]:
+def alerts(report: SeriesOut) -> set[str]:
     """Return which alerts of docker/monitoring/calibration-alerts.yaml fire on a report."""
     fired = {
         f"{found.signal} drift ({found.reference})"
@@ -67,7 +67,7 @@ def alerts(report: Report) -> set[str]:
         if found.p_value < DRIFT_P_VALUE and found.gap > DRIFT_GAP and report.recent >= FEWEST_ROWS
     }
     f = report.figures
-    if f is None or f.rows < FEWEST_ROWS:
+    if f is None or report.labelled < FEWEST_ROWS:
         return fired
     pairs = {
         "nll": (f.nll.value, f.nll.limit),
@@ -79,7 +79,7 @@ def alerts(report: Report) -> set[str]:
     return fired | {name for name, (high, low) in pairs.items() if high is not None and low is not None and high > low}
 
 
-def line(name: str, report: Report) -> str:
+def line(name: str, report: SeriesOut) -> str:
     """Return one row of the table."""
     f = report.figures
     gaps = {(d.signal, d.reference): f"{d.gap:.3f} ({d.p_value:.1e})" for d in report.drift}
@@ -93,7 +93,7 @@ def line(name: str, report: Report) -> str:
     return " | ".join(["", *cells, ", ".join(sorted(alerts(report))) or "none", ""]).strip()
 
 
-def _beside(figure: Watched) -> str:
+def _beside(figure: WatchedFigure) -> str:
     return f"{figure.value:.3f} ({figure.limit:.3f})"
 
 
@@ -109,7 +109,7 @@ def streams(predictor: Predictor, pool: Sequence[Prediction], labels: Sequence[s
             ids = store.remember(predictor, predictor.recommended, "caller", [pool[i] for i in places], 0.05)
             store.give("caller", [(one, labels[i]) for one, i in zip(ids, places, strict=True)])
             (report,) = store.reports({predictor.artifact.digest})
-            seen |= alerts(report)
+            seen |= alerts(report.shown)
         fired.update(seen)
     return fired
 

@@ -17,7 +17,8 @@ from laplora.metrics.drift import gap_above, kolmogorov_smirnov
 from laplora.metrics.noise import calibrated_ece, highest_risk, lowest_coverage
 from laplora.metrics.ranking import error_auroc
 from laplora.metrics.scores import accuracy, brier, ece, nll, row_nll
-from service.feedback.records import Answered, DriftFigure, Figures, FlagFigure, Kept, Reference, Signal, Watched
+from service.feedback.records import Answered, Kept, Reference, Signal
+from service.http.schemas.feedback import DriftOut, FiguresOut, FlagOut, WatchedFigure
 
 #: One-sided probability of passing a limit by chance, and the normal's quantile of it.
 CHANCE = 0.001
@@ -26,7 +27,7 @@ _NORMAL = 3.0902
 FEWEST_RECENT = 50
 
 
-def measure(labelled: Sequence[tuple[Kept, int]], reference: Reference) -> Figures:
+def measure(labelled: Sequence[tuple[Kept, int]], reference: Reference) -> FiguresOut:
     """Return the figures of labelled predictions, at least one, given with the places of their labels."""
     rows = len(labelled)
     map_probs, probs = (_padded(table) for table in zip(*(k.probabilities() for k, _ in labelled), strict=True))
@@ -49,53 +50,62 @@ def measure(labelled: Sequence[tuple[Kept, int]], reference: Reference) -> Figur
     if reference.coverage is not None:
         coverage_limit = lowest_coverage(reference.coverage, rows, reference.calibration_rows, chance=CHANCE)
     risk = math.fsum(risks) / len(risks) if risks else None
+    risk_limit = None if risk is None else highest_risk(risk, len(risks), chance=CHANCE)
     auroc = error_auroc(_column([kept.score for kept, _ in labelled]), torch.tensor(wrong))
     covered = sum(kept.prediction_set >> label & 1 for kept, label in labelled)
-    return Figures(
-        rows=rows,
-        accuracy=Watched(accuracy(probs, labels), reference=reference.accuracy),
-        nll=Watched(nll(probs, labels), nll_limit, reference.nll),
-        ece=Watched(ece(probs, labels), ece_limit, reference.ece),
+    return FiguresOut(
+        accuracy=_watched(accuracy(probs, labels), None, reference.accuracy),
+        # The highest within chance of the reference, whose noise is taken to be that of as many such rows.
+        nll=_watched(nll(probs, labels), nll_limit, reference.nll),
+        # The highest within chance of a calibrated model's, and of the reference's where that is worse.
+        ece=_watched(ece(probs, labels), ece_limit, reference.ece),
         ece_expected=calibrated.mean,
-        brier=Watched(brier(probs, labels), reference=reference.brier),
-        auroc_error=Watched(auroc, reference=reference.auroc_error),
-        coverage=Watched(covered / rows, coverage_limit, reference.coverage),
+        brier=_watched(brier(probs, labels), None, reference.brier),
+        auroc_error=_watched(auroc, None, reference.auroc_error),
+        coverage=_watched(covered / rows, coverage_limit, reference.coverage),
         accepted=len(accepted),
-        accepted_risk=Watched(
-            share(accepted), None if risk is None else highest_risk(risk, len(risks), chance=CHANCE), risk
-        ),
+        accepted_risk=_watched(share(accepted), risk_limit, risk),
         map_nll=nll(map_probs, labels),
-        map_gain=Watched(
+        map_gain=_watched(
             float((map_losses - losses).mean()), None if gain_noise is None else -_NORMAL * gain_noise, 0.0
         ),
-        flags=_by_flag([kept.flags for kept, _ in labelled], wrong),
     )
+
+
+def by_flag(labelled: Sequence[tuple[Kept, int]]) -> dict[str, FlagOut]:
+    """Return, by flag, how many labelled predictions had it and how often they were wrong."""
+    errors: dict[str, list[bool]] = {}
+    for kept, label in labelled:
+        _, probs = kept.probabilities()
+        for name in kept.flags:
+            errors.setdefault(name, []).append(probs.index(max(probs)) != label)
+    return {name: FlagOut(rows=len(wrong), error_rate=share(wrong) or 0.0) for name, wrong in sorted(errors.items())}
 
 
 def drifts(
     reference: Reference, *, recent: Sequence[Answered], first: Sequence[Answered], later: Sequence[Answered]
-) -> list[DriftFigure]:
+) -> list[DriftOut]:
     """Return every signal against every baseline there is for it.
 
     Args:
         first: the first answers given, complete wherever ``later`` holds any; later: recent ones after these.
     """
-    found: list[DriftFigure] = []
+    found: list[DriftOut] = []
     for signal in get_args(Signal):
         values = _values(recent, signal)
         if len(values) >= FEWEST_RECENT:
             if reference.scores is not None and signal in reference.scores_rank:
                 # The scores are recent answers' own scores, which order rows as this signal does.
                 drift = kolmogorov_smirnov(reference.scores, _values(recent, "score"))
-                found.append(DriftFigure(**asdict(drift), signal=signal, reference="calibration"))
+                found.append(DriftOut(**asdict(drift), signal=signal, reference="calibration"))
             elif signal == "epistemic" and reference.epistemic_above is not None:
                 threshold, above = reference.epistemic_above
                 drift = gap_above(threshold, above, reference.calibration_rows, values)
-                found.append(DriftFigure(**asdict(drift), signal=signal, reference="calibration_quantile"))
+                found.append(DriftOut(**asdict(drift), signal=signal, reference="calibration_quantile"))
         early, late = _values(first, signal), _values(later, signal)
         if len(late) >= FEWEST_RECENT and len(early):
             drift = kolmogorov_smirnov(early, late)
-            found.append(DriftFigure(**asdict(drift), signal=signal, reference="activation"))
+            found.append(DriftOut(**asdict(drift), signal=signal, reference="activation"))
     return found
 
 
@@ -120,12 +130,8 @@ def _padded(table: Sequence[Sequence[float]]) -> torch.Tensor:
     return torch.tensor([[*row, *[0.0] * (classes - len(row))] for row in table], dtype=torch.float64)
 
 
-def _by_flag(flags: Sequence[Sequence[str]], wrong: Sequence[bool]) -> dict[str, FlagFigure]:
-    errors: dict[str, list[bool]] = {}
-    for raised, error in zip(flags, wrong, strict=True):
-        for name in raised:
-            errors.setdefault(name, []).append(error)
-    return {name: FlagFigure(len(found), sum(found) / len(found)) for name, found in sorted(errors.items())}
+def _watched(value: float | None, limit: float | None, reference: float | None) -> WatchedFigure:
+    return WatchedFigure(value=value, limit=limit, reference=reference)
 
 
 def _standard_error(values: torch.Tensor) -> float | None:

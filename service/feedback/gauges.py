@@ -18,10 +18,10 @@ from service.telemetry.unfailing import unfailing
 
 #: By gauge, the attribute of a report that it shows, and what that means.
 _GAUGES = {
-    "feedback_rows": ("labelled", "Labelled predictions that the figures are computed from."),
-    "feedback_recent_rows": ("recent", "Answers that drift is computed from."),
-    "feedback_accepted_share": ("accepted_share", "Accepted, of the recent answers."),
-    "feedback_labelled_accepted_share": ("labelled_accepted_share", "Accepted, of the labelled answers."),
+    "feedback_rows": ("shown.labelled", "Labelled predictions that the figures are computed from."),
+    "feedback_recent_rows": ("shown.recent", "Answers that drift is computed from."),
+    "feedback_accepted_share": ("shown.accepted_share", "Accepted, of the recent answers."),
+    "feedback_labelled_accepted_share": ("shown.labelled_accepted_share", "Accepted, of the labelled answers."),
     "reference_accuracy": ("baseline.accuracy", "Accuracy in the artifact's evaluation."),
     "reference_nll": ("baseline.nll", "NLL in the artifact's evaluation, nats."),
     "reference_ece": ("baseline.ece", "ECE in the artifact's evaluation."),
@@ -31,32 +31,32 @@ _GAUGES = {
         "AUROC of mistakes by the review score in the artifact's evaluation.",
     ),
     "reference_coverage": ("baseline.coverage", "Stated level of the prediction sets."),
-    "feedback_accuracy": ("figures.accuracy.value", "Accuracy of labelled predictions."),
-    "feedback_nll": ("figures.nll.value", "Mean NLL of labelled predictions, nats."),
-    "feedback_nll_limit": ("figures.nll.limit", "Highest NLL within chance of the reference, nats."),
-    "feedback_ece": ("figures.ece.value", "ECE of labelled predictions, 15 bins."),
+    "feedback_accuracy": ("shown.figures.accuracy.value", "Accuracy of labelled predictions."),
+    "feedback_nll": ("shown.figures.nll.value", "Mean NLL of labelled predictions, nats."),
+    "feedback_nll_limit": ("shown.figures.nll.limit", "Highest NLL within chance of the reference, nats."),
+    "feedback_ece": ("shown.figures.ece.value", "ECE of labelled predictions, 15 bins."),
     "feedback_ece_expected": (
-        "figures.ece_expected",
+        "shown.figures.ece_expected",
         "ECE that a calibrated model measures on the same confidences.",
     ),
-    "feedback_ece_limit": ("figures.ece.limit", "Highest ECE within chance."),
-    "feedback_brier": ("figures.brier.value", "Brier score of labelled predictions."),
-    "feedback_auroc_error": ("figures.auroc_error.value", "AUROC of mistakes by the review score."),
-    "feedback_coverage": ("figures.coverage.value", "Share of labelled predictions whose set holds the label."),
-    "feedback_coverage_limit": ("figures.coverage.limit", "Lowest coverage within chance of the stated level."),
-    "feedback_accepted_rows": ("figures.accepted", "Labelled predictions that were accepted."),
-    "feedback_accepted_risk": ("figures.accepted_risk.value", "Error rate of accepted answers."),
+    "feedback_ece_limit": ("shown.figures.ece.limit", "Highest ECE within chance."),
+    "feedback_brier": ("shown.figures.brier.value", "Brier score of labelled predictions."),
+    "feedback_auroc_error": ("shown.figures.auroc_error.value", "AUROC of mistakes by the review score."),
+    "feedback_coverage": ("shown.figures.coverage.value", "Share of labelled predictions whose set holds the label."),
+    "feedback_coverage_limit": ("shown.figures.coverage.limit", "Lowest coverage within chance of the stated level."),
+    "feedback_accepted_rows": ("shown.figures.accepted", "Labelled predictions that were accepted."),
+    "feedback_accepted_risk": ("shown.figures.accepted_risk.value", "Error rate of accepted answers."),
     "feedback_accepted_risk_limit": (
-        "figures.accepted_risk.limit",
+        "shown.figures.accepted_risk.limit",
         "Highest error rate of accepted answers within chance of the target.",
     ),
     "feedback_target_risk": (
-        "figures.accepted_risk.reference",
+        "shown.figures.accepted_risk.reference",
         "Mean error rate that accepted answers were to have.",
     ),
-    "feedback_map_nll": ("figures.map_nll", "Mean NLL of MAP on the same rows, nats."),
-    "feedback_map_gain": ("figures.map_gain.value", "NLL of MAP less that of the served predictive, nats."),
-    "feedback_map_gain_limit": ("figures.map_gain.limit", "Lowest gain over MAP within chance of none, nats."),
+    "feedback_map_nll": ("shown.figures.map_nll", "Mean NLL of MAP on the same rows, nats."),
+    "feedback_map_gain": ("shown.figures.map_gain.value", "NLL of MAP less that of the served predictive, nats."),
+    "feedback_map_gain_limit": ("shown.figures.map_gain.limit", "Lowest gain over MAP within chance of none, nats."),
 }
 
 
@@ -81,11 +81,11 @@ class CalibrationGauges(Collector):
             family = GaugeMetricFamily(f"laplora_{name}", meaning, labels=["artifact", "predictive"])
             for report in reports:
                 # Nothing is labelled: no figures, and no gauges of them.
-                if report.figures is None and attribute.startswith("figures."):
+                if report.shown.figures is None and attribute.startswith("shown.figures."):
                     continue
                 value = attrgetter(attribute)(report)
                 if value is not None:
-                    family.add_metric([report.artifact, report.predictive], value)
+                    family.add_metric([report.shown.artifact, report.shown.predictive], value)
             yield family
         yield from _drift(reports)
 
@@ -100,9 +100,9 @@ def _drift(reports: Sequence[Report]) -> Iterator[GaugeMetricFamily]:
             )
         )
         for report in reports:
-            for found in report.drift:
+            for found in report.shown.drift:
                 if found.signal == signal:
-                    values = [report.artifact, report.predictive, found.reference]
+                    values = [report.shown.artifact, report.shown.predictive, found.reference]
                     gap.add_metric(values, found.gap)
                     p_value.add_metric(values, found.p_value)
         yield gap

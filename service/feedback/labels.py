@@ -130,7 +130,7 @@ class FeedbackStore:
             self._expire(sweep=True)
             found = [(series, series.snapshot()) for (digest, _), series in self._series.items() if digest in digests]
         reports = [series.report(snapshot) for series, snapshot in found]
-        return sorted(reports, key=lambda report: (report.artifact, report.predictive))
+        return sorted(reports, key=lambda report: (report.shown.artifact, report.shown.predictive))
 
     def _series_of(self, key: SeriesKey, predictor: Predictor) -> Series:
         if key not in self._series:

@@ -1,19 +1,17 @@
-"""What the feedback room keeps and reports: plain records, which know no store, no HTTP and no prompt."""
+"""What the feedback room keeps and reports: plain records, which know no store and no prompt."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from laplora.metrics.drift import Drift
+from service.http.schemas.feedback import SeriesOut
 
 if TYPE_CHECKING:
     import torch
 
 Signal = Literal["epistemic", "confidence", "score"]
-Baseline = Literal["calibration", "calibration_quantile", "activation"]
 #: One artifact, by digest, and one predictive.
 SeriesKey = tuple[str, str]
 
@@ -90,89 +88,8 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class Watched:
-    """One figure, the limit that chance alone rarely passes, and its reference; None where there is none."""
-
-    value: float | None
-    limit: float | None = None
-    reference: float | None = None
-
-
-@dataclass(frozen=True)
-class FlagFigure:
-    """How often labelled predictions with one flag were wrong."""
-
-    rows: int
-    error_rate: float
-
-
-@dataclass(frozen=True)
-class Figures:
-    """Figures of labelled predictions.
-
-    Attributes:
-        nll: its limit is the highest within chance of the reference, whose noise is taken to be that of as many such
-            rows.
-        ece: its limit is the highest within chance of a calibrated model's, and of the reference's where that is worse.
-        ece_expected: what a calibrated model measures on these confidences, above 0.
-        auroc_error: how well the review score ranks the mistakes.
-        coverage: of the prediction sets; the limit is the lowest within chance of the stated level.
-        accepted: rows that the server decided to accept.
-        accepted_risk: their error rate; the reference is the mean one that they were accepted for.
-        map_nll: of MAP on the same rows.
-        map_gain: map_nll - nll, above 0 where the served predictive is better; the limit is the lowest within chance
-            of none.
-        flags: by flag.
-    """
-
-    rows: int
-    accuracy: Watched
-    nll: Watched
-    ece: Watched
-    ece_expected: float
-    brier: Watched
-    auroc_error: Watched
-    coverage: Watched
-    accepted: int
-    accepted_risk: Watched
-    map_nll: float
-    map_gain: Watched
-    flags: Mapping[str, FlagFigure]
-
-
-@dataclass(frozen=True)
-class DriftFigure(Drift):
-    """One signal of recent answers against one baseline."""
-
-    signal: Signal
-    reference: Baseline
-
-
-@dataclass(frozen=True)
 class Report:
-    """One series at one moment.
+    """One series at one moment, as GET /feedback shows it, beside what the artifact records."""
 
-    Attributes:
-        baseline: what the artifact records.
-        predictions: answered in all; recent: of them in the window; labelled: of them in their window.
-        accepted_share: of the recent answers; labelled_accepted_share: of the labelled ones. Where the two differ, the
-            labelled predictions are not a fair sample of all.
-        figures: None while nothing is labelled.
-    """
-
-    artifact: str
-    digest: str
-    predictive: str
+    shown: SeriesOut
     baseline: Reference
-    predictions: int
-    recent: int
-    labelled: int
-    accepted_share: float | None
-    labelled_accepted_share: float | None
-    figures: Figures | None
-    drift: tuple[DriftFigure, ...]
-
-    @property
-    def flags(self) -> Mapping[str, FlagFigure]:
-        """By flag, the labelled predictions that had it."""
-        return {} if self.figures is None else self.figures.flags

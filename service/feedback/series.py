@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from service.feedback.figures import drifts, measure, share
-from service.feedback.records import Answered, Figures, Kept, Reference, Report
+from service.feedback.figures import by_flag, drifts, measure, share
+from service.feedback.records import Answered, Kept, Reference, Report
+from service.http.schemas.feedback import FiguresOut, FlagOut, SeriesOut
 
 if TYPE_CHECKING:
     from laplora.answers.prediction import Prediction
@@ -50,7 +51,7 @@ class Series:
         self._version = 0
         self._first: list[Answered] = []
         self._recent: deque[Answered] = deque(maxlen=window)
-        self._measured: tuple[int, Figures | None] = (0, None)
+        self._measured: tuple[int, FiguresOut | None, dict[str, FlagOut]] = (0, None, {})
         self._shared: dict[tuple[str, ...], tuple[str, ...]] = {}
 
     @property
@@ -99,20 +100,21 @@ class Series:
 
     def report(self, now: Snapshot) -> Report:
         """Return the figures of a snapshot; those of labelled rows are computed once for each change of them."""
-        version, figures = self._measured
+        version, figures, flags = self._measured
         if version != now.version:
-            figures = measure(now.labelled, self.reference) if now.labelled else None
-            self._measured = (now.version, figures)
-        return Report(
+            figures, flags = (measure(now.labelled, self.reference) if now.labelled else None), by_flag(now.labelled)
+            self._measured = now.version, figures, flags
+        shown = SeriesOut(
             artifact=self.artifact,
             digest=self.digest,
             predictive=self.predictive,
-            baseline=self.reference,
             predictions=now.predictions,
             recent=len(now.recent),
             labelled=len(now.labelled),
             accepted_share=share([one.accepted for one in now.recent]),
             labelled_accepted_share=share([kept.accepted for kept, _ in now.labelled]),
             figures=figures,
-            drift=tuple(drifts(self.reference, recent=now.recent, first=now.first, later=now.later)),
+            flags=flags,
+            drift=drifts(self.reference, recent=now.recent, first=now.first, later=now.later),
         )
+        return Report(shown, self.reference)

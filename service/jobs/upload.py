@@ -43,51 +43,6 @@ async def steadily(body: AsyncIterator[bytes], idle_s: float) -> AsyncIterator[b
         yield chunk
 
 
-class LineSplitter:
-    """Cuts a stream of bytes into lines, without holding more than one that is not whole.
-
-    Args:
-        max_line_bytes: of one line.
-    """
-
-    def __init__(self, max_line_bytes: int) -> None:
-        self._max_line_bytes = max_line_bytes
-        self._begun: list[bytes] = []
-        self._begun_bytes = 0
-        self._lines = 0
-
-    def feed(self, chunk: bytes) -> list[bytes]:
-        """Return the lines that are whole with this chunk, without their ends.
-
-        Raises:
-            BodyTooLargeError: a line longer than ``max_line_bytes``, whole or not.
-        """
-        *whole, rest = chunk.split(b"\n")
-        if whole:
-            whole[0] = b"".join([*self._begun, whole[0]])
-            self._begun, self._begun_bytes = [], 0
-        self._begun.append(rest)
-        self._begun_bytes += len(rest)
-        sizes = [*map(len, whole), self._begun_bytes]
-        if max(sizes) > self._max_line_bytes:
-            late = next(i for i, size in enumerate(sizes) if size > self._max_line_bytes)
-            number = self._lines + late + 1
-            raise BodyTooLargeError(
-                f"line {number} has at least {sizes[late]} bytes, max_body_bytes is {self._max_line_bytes} of one line",
-                field=f"lines.{number}",
-                limit=self._max_line_bytes,
-                got=sizes[late],
-            )
-        self._lines += len(whole)
-        return whole
-
-    def end(self) -> list[bytes]:
-        """Return the last line, if it has no end of its own."""
-        last = b"".join(self._begun)
-        self._begun = []
-        return [last] if last.strip() else []
-
-
 def read_line(line: bytes, labels: Sequence[str]) -> tuple[LabelledInput, int]:
     """Return a line's input and the position of its true label.
 
@@ -131,7 +86,8 @@ class Upload:
         self._limits = limits
         self._tokens_of = tokens_of
         self._labels = labels
-        self._lines = LineSplitter(limits.max_line_bytes)
+        #: What has come of a line that is not whole.
+        self._begun = bytearray()
         self._ids: set[bytes] = set()
         self.rows = 0
         self.tokens = 0
@@ -146,11 +102,25 @@ class Upload:
             LaploraError: a line that POST /evaluate would refuse as an input; the field names it.
             StorageFullError: the disk has no room.
         """
-        self._take(self._lines.feed(chunk))
+        lines: list[bytes] = []
+        self._begun += chunk
+        if b"\n" in chunk:
+            *lines, rest = bytes(self._begun).split(b"\n")
+            self._begun = bytearray(rest)
+        for i, size in enumerate([*map(len, lines), len(self._begun)]):
+            if size > self._limits.max_line_bytes:
+                number, limit = self.rows + i + 1, self._limits.max_line_bytes
+                raise BodyTooLargeError(
+                    f"line {number} has at least {size} bytes, max_body_bytes is {limit} of one line",
+                    field=f"lines.{number}",
+                    limit=limit,
+                    got=size,
+                )
+        self._take(lines)
 
     def finish(self) -> None:
         """Write the last line and bring the file to disk; errors as of ``feed``, InvalidRequestError for no line."""
-        self._take(self._lines.end())
+        self._take([bytes(self._begun)] if self._begun.strip() else [])
         if self.rows == 0:
             raise InvalidRequestError("the upload is empty: send one labelled input a line", field="lines")
         with storage_errors():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -43,40 +44,29 @@ class AnswerMetrics:
     """Histograms and counters of answered inputs. The predictive is the one that answered."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._epistemic = Histogram(
+        counter, histogram = partial(Counter, registry=registry), partial(Histogram, registry=registry)
+        self._epistemic = histogram(
             "laplora_epistemic_uncertainty_nats",
             "Epistemic uncertainty of each answer that has one, nats.",
             _BY,
             buckets=_NATS,
-            registry=registry,
         )
-        self._confidence = Histogram(
-            "laplora_confidence_ratio",
-            "Largest probability of each answer.",
-            _BY,
-            buckets=_CONFIDENCES,
-            registry=registry,
+        self._confidence = histogram(
+            "laplora_confidence_ratio", "Largest probability of each answer.", _BY, buckets=_CONFIDENCES
         )
-        self._label_mass = Histogram(
+        self._label_mass = histogram(
             "laplora_label_mass_ratio",
             "Probability that the whole vocabulary puts on the labels, of each answer.",
             _BY,
             buckets=_MASSES,
-            registry=registry,
         )
-        self._set_labels = Histogram(
-            "laplora_prediction_set_labels",
-            "Labels in the prediction set of each answer.",
-            _BY,
-            buckets=_SET_SIZES,
-            registry=registry,
+        self._set_labels = histogram(
+            "laplora_prediction_set_labels", "Labels in the prediction set of each answer.", _BY, buckets=_SET_SIZES
         )
-        self._tokens = Counter("laplora_answered_tokens", "Prompt tokens of answered inputs.", _BY, registry=registry)
-        self._truncated = Counter(
-            "laplora_truncated_rows", "Answered inputs whose prompt was cut.", _BY, registry=registry
-        )
-        self._flags = Counter("laplora_flags", "Flags raised.", [*_BY, "flag"], registry=registry)
-        self._decisions = Counter("laplora_decisions", "Decisions made.", [*_BY, "decision"], registry=registry)
+        self._tokens = counter("laplora_answered_tokens", "Prompt tokens of answered inputs.", _BY)
+        self._truncated = counter("laplora_truncated_rows", "Answered inputs whose prompt was cut.", _BY)
+        self._flags = counter("laplora_flags", "Flags raised.", [*_BY, "flag"])
+        self._decisions = counter("laplora_decisions", "Decisions made.", [*_BY, "decision"])
         self._series: dict[tuple[str, str], _Series] = {}
         #: Requests count while another thread drops the series of artifacts that went.
         self._changing = threading.Lock()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import platform
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -29,6 +30,9 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._counter = partial(Counter, registry=self.registry)
+        self._gauge = partial(Gauge, registry=self.registry)
+        self._histogram = partial(Histogram, registry=self.registry)
         self._leaving = False
         ProcessCollector(registry=self.registry)
         self._of_requests()
@@ -38,131 +42,89 @@ class Metrics:
         self._answered = AnswerMetrics(self.registry)
 
     def _of_requests(self) -> None:
-        self.requests = Counter(
-            "laplora_requests", "Answered HTTP requests.", ["route", "method", "status"], registry=self.registry
-        )
-        self.latency = Histogram(
+        self.requests = self._counter("laplora_requests", "Answered HTTP requests.", ["route", "method", "status"])
+        self.latency = self._histogram(
             "laplora_latency_seconds",
             "Seconds of each stage of a scored request.",
             ["route", "stage"],
             buckets=_LATENCY_BUCKETS_S,
-            registry=self.registry,
         )
-        self.rejects = Counter(
-            "laplora_rejects", "Requests refused or failed, by error code.", ["reason"], registry=self.registry
-        )
+        self.rejects = self._counter("laplora_rejects", "Requests refused or failed, by error code.", ["reason"])
         for kind in ERROR_KINDS:
             # From 0 on: a rate over a series that appears with its first event misses that event.
             self.rejects.labels(kind.code)
-        self.answers = Counter(
+        self.answers = self._counter(
             "laplora_answers",
             "Answered inputs of POST /predict, by the predictive asked for and the one that answered.",
             ["predictive", "answered_by"],
-            registry=self.registry,
         )
-        self.feedback = Counter(
-            "laplora_feedback_items",
-            "Labels that came to POST /feedback, by what became of them.",
-            ["status"],
-            registry=self.registry,
+        self.feedback = self._counter(
+            "laplora_feedback_items", "Labels that came to POST /feedback, by what became of them.", ["status"]
         )
-        self.in_flight = Gauge("laplora_requests_in_flight", "HTTP requests being answered.", registry=self.registry)
-        self.body_bytes = Gauge(
-            "laplora_body_bytes", "Bytes of the bodies of requests being answered.", registry=self.registry
-        )
+        self.in_flight = self._gauge("laplora_requests_in_flight", "HTTP requests being answered.")
+        self.body_bytes = self._gauge("laplora_body_bytes", "Bytes of the bodies of requests being answered.")
 
     def _of_the_queue(self) -> None:
-        self.queue_rows = Gauge("laplora_queue_rows", "Inputs that wait for the device.", registry=self.registry)
-        self.queue_tokens = Gauge("laplora_queue_tokens", "Tokens that wait for the device.", registry=self.registry)
-        self.reserved_rows = Gauge(
-            "laplora_reserved_rows",
-            "Inputs that hold a place in the queue, those being tokenised included.",
-            registry=self.registry,
+        self.queue_rows = self._gauge("laplora_queue_rows", "Inputs that wait for the device.")
+        self.queue_tokens = self._gauge("laplora_queue_tokens", "Tokens that wait for the device.")
+        self.reserved_rows = self._gauge(
+            "laplora_reserved_rows", "Inputs that hold a place in the queue, those being tokenised included."
         )
-        self.reserved_tokens = Gauge(
-            "laplora_reserved_tokens",
-            "Tokens that hold a place in the queue, estimated for texts being tokenised.",
-            registry=self.registry,
+        self.reserved_tokens = self._gauge(
+            "laplora_reserved_tokens", "Tokens that hold a place in the queue, estimated for texts being tokenised."
         )
-        self.tokenize_bytes = Gauge(
-            "laplora_tokenize_bytes", "Bytes of text that wait to be tokenised or are.", registry=self.registry
-        )
-        self.queue_max_rows = Gauge("laplora_queue_max_rows", "Most inputs that may wait.", registry=self.registry)
-        self.queue_max_tokens = Gauge("laplora_queue_max_tokens", "Most tokens that may wait.", registry=self.registry)
-        self.queue_oldest = Gauge(
-            "laplora_queue_oldest_age_seconds",
-            "Seconds that the oldest waiting input has waited, 0 where none waits.",
-            registry=self.registry,
+        self.tokenize_bytes = self._gauge("laplora_tokenize_bytes", "Bytes of text that wait to be tokenised or are.")
+        self.queue_max_rows = self._gauge("laplora_queue_max_rows", "Most inputs that may wait.")
+        self.queue_max_tokens = self._gauge("laplora_queue_max_tokens", "Most tokens that may wait.")
+        self.queue_oldest = self._gauge(
+            "laplora_queue_oldest_age_seconds", "Seconds that the oldest waiting input has waited, 0 where none waits."
         )
 
     def _of_the_device(self) -> None:
-        self.batches = Counter("laplora_batches", "Device runs.", ["predictive", "outcome"], registry=self.registry)
-        self.batch_rows = Histogram(
-            "laplora_batch_rows",
-            "Rows of each device run.",
-            ["predictive"],
-            buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
-            registry=self.registry,
+        self.batches = self._counter("laplora_batches", "Device runs.", ["predictive", "outcome"])
+        self.batch_rows = self._histogram(
+            "laplora_batch_rows", "Rows of each device run.", ["predictive"], buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256)
         )
-        self.batch_padding = Histogram(
+        self.batch_padding = self._histogram(
             "laplora_batch_padding_ratio",
             "Share of each device run's tokens that was padding.",
             ["predictive"],
             buckets=(0.0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9),
-            registry=self.registry,
         )
-        self.batch_seconds = Histogram(
-            "laplora_batch_seconds",
-            "Seconds of each device run.",
-            ["predictive"],
-            buckets=_LATENCY_BUCKETS_S,
-            registry=self.registry,
+        self.batch_seconds = self._histogram(
+            "laplora_batch_seconds", "Seconds of each device run.", ["predictive"], buckets=_LATENCY_BUCKETS_S
         )
-        self.device_busy = Counter(
+        self.device_busy = self._counter(
             "laplora_device_busy_seconds",
             "Seconds that batches ran on the device, failed ones too; a batch counts once it is over.",
-            registry=self.registry,
         )
-        self.jobs = Gauge("laplora_jobs", "Large evaluations kept, by status.", ["status"], registry=self.registry)
-        self.job_rows = Counter(
-            "laplora_job_rows", "Inputs of large evaluations answered and on disk.", registry=self.registry
-        )
-        self.job_bad_rows = Counter(
-            "laplora_job_bad_rows",
-            "Inputs of large evaluations that could not be scored, left out and recorded.",
-            registry=self.registry,
+        self.jobs = self._gauge("laplora_jobs", "Large evaluations kept, by status.", ["status"])
+        self.job_rows = self._counter("laplora_job_rows", "Inputs of large evaluations answered and on disk.")
+        self.job_bad_rows = self._counter(
+            "laplora_job_bad_rows", "Inputs of large evaluations that could not be scored, left out and recorded."
         )
 
     def _of_the_state(self) -> None:
-        self.ready = Gauge("laplora_ready", "1 while new requests are to be sent here.", registry=self.registry)
-        self.draining = Gauge("laplora_draining", "1 once the server takes no new requests.", registry=self.registry)
-        self.phase = Gauge(
-            "laplora_startup_phase", "1 for the phase that the start is in.", ["phase"], registry=self.registry
-        )
+        self.ready = self._gauge("laplora_ready", "1 while new requests are to be sent here.")
+        self.draining = self._gauge("laplora_draining", "1 once the server takes no new requests.")
+        self.phase = self._gauge("laplora_startup_phase", "1 for the phase that the start is in.", ["phase"])
         self.set_phase("starting")
-        self.abandoned_load = Gauge(
-            "laplora_abandoned_load",
-            "1 while an artifact's load that was given up still runs: no other can be loaded.",
-            registry=self.registry,
+        self.abandoned_load = self._gauge(
+            "laplora_abandoned_load", "1 while an artifact's load that was given up still runs: no other can be loaded."
         )
-        self.artifact = Gauge(
+        self.artifact = self._gauge(
             "laplora_artifact_info",
             "1 for each loaded artifact; active is true for the one that answers where a request names none.",
             ["name", "digest", "active"],
-            registry=self.registry,
         )
-        self.loop_lag = Histogram(
+        self.loop_lag = self._histogram(
             "laplora_event_loop_lag_seconds",
             "Seconds by which the event loop was late to run what was due, looked at ten times a second; the sum's "
             "rate is the share of time in which it was blocked.",
             buckets=(0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0),
-            registry=self.registry,
         )
-        self.build = Gauge(
-            "laplora_build_info",
-            "1 for the versions that run.",
-            ["version", "python", "torch", "transformers"],
-            registry=self.registry,
+        self.build = self._gauge(
+            "laplora_build_info", "1 for the versions that run.", ["version", "python", "torch", "transformers"]
         )
         packages = [_version(name) for name in ("torch", "transformers")]
         self.build.labels(_version("laplora"), platform.python_version(), *packages).set(1)

@@ -12,7 +12,7 @@ from service.feedback.labels import FeedbackStore
 from service.http.body import JsonBodyRoute
 from service.http.openapi import BODY_ERRORS, error_responses
 from service.http.routes.dependencies import ArtifactsDep, CallerDep, FeedbackDep, MetricsDep
-from service.http.schemas.feedback import FeedbackRequest, FeedbackResponse, FeedbackResult, SeriesOut, WatchResponse
+from service.http.schemas.feedback import FeedbackRequest, FeedbackResponse, FeedbackResult, WatchResponse
 
 router = APIRouter(tags=["feedback"], route_class=JsonBodyRoute)
 
@@ -43,7 +43,7 @@ async def watch_calibration(feedback: FeedbackDep, artifacts: ArtifactsDep) -> W
         window=store.window,
         keep_s=store.keep_s,
         kept=len(store),
-        series=[SeriesOut.model_validate(report, from_attributes=True) for report in reports],
+        series=[report.shown for report in reports],
     )
 
 

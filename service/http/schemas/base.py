@@ -19,6 +19,24 @@ def _whole(value: Any) -> Any:
 WholeNumber = Annotated[int, BeforeValidator(_whole)]
 
 
+#: Fields that several requests have.
+ArtifactName = Annotated[
+    str | None,
+    Field(
+        max_length=256, description="Name of the loaded artifact that answers; unset: the active one.", examples=[None]
+    ),
+]
+TimeoutSeconds = Annotated[
+    float | None,
+    Field(
+        gt=0,
+        description="Seconds the request may take, from its parsed body to its answer, before a 504; what of it still "
+        "waits is dropped then. Unset, or more than request_timeout_s: that.",
+        examples=[None],
+    ),
+]
+
+
 class Strict(BaseModel):
     """Base of request models."""
 

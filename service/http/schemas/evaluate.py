@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field, FiniteFloat
 
 from service.http.schemas.artifacts import ArtifactRef
-from service.http.schemas.base import Answer, Strict, Timing, WholeNumber
+from service.http.schemas.base import Answer, ArtifactName, Strict, TimeoutSeconds, Timing, WholeNumber
 from service.http.schemas.inputs import LabelledInput
 
 
@@ -45,13 +45,7 @@ class MeasureOptions(Strict):
 class EvaluateOptions(MeasureOptions):
     """How to evaluate, and for how long."""
 
-    timeout_s: float | None = Field(
-        default=None,
-        gt=0,
-        description="Seconds the request may take, from its parsed body to its answer, before a 504; what of it still "
-        "waits is dropped then. Unset, or more than request_timeout_s: that.",
-        examples=[None],
-    )
+    timeout_s: TimeoutSeconds = None
 
 
 class EvaluateRequest(Strict):
@@ -62,12 +56,7 @@ class EvaluateRequest(Strict):
         fail_fast=True,
         description="Labelled inputs, at most max_inputs (413 above), with different ids.",
     )
-    artifact: str | None = Field(
-        default=None,
-        max_length=256,
-        description="Name of the loaded artifact that answers; unset: the active one.",
-        examples=[None],
-    )
+    artifact: ArtifactName = None
     options: EvaluateOptions = Field(default_factory=lambda: EvaluateOptions(), description="How to evaluate.")
 
 

@@ -9,7 +9,7 @@ from pydantic import Field, FiniteFloat
 from laplora.decisions.thresholds import Flag
 from laplora.decisions.uncertainty import FLAGS
 from service.http.schemas.artifacts import ArtifactRef
-from service.http.schemas.base import Answer, Probabilities, Probability, Strict, Timing
+from service.http.schemas.base import Answer, ArtifactName, Probabilities, Probability, Strict, TimeoutSeconds, Timing
 from service.http.schemas.inputs import Input
 
 _EXAMPLE_PROBS = {"negative": 0.18, "positive": 0.82}
@@ -53,13 +53,7 @@ class PredictOptions(Strict):
         "depend on the order sent; of more it favours no place. An input then costs, and counts for every limit, as "
         "much as its orders; 422 for templates without choices.",
     )
-    timeout_s: float | None = Field(
-        default=None,
-        gt=0,
-        description="Seconds the request may take, from its parsed body to its answer, before a 504; what of it still "
-        "waits is dropped then. Unset, or more than request_timeout_s: that.",
-        examples=[None],
-    )
+    timeout_s: TimeoutSeconds = None
 
 
 class PredictRequest(Strict):
@@ -70,12 +64,7 @@ class PredictRequest(Strict):
         fail_fast=True,
         description="Inputs, at most max_inputs (413 above), with different ids; answers keep their order.",
     )
-    artifact: str | None = Field(
-        default=None,
-        max_length=256,
-        description="Name of the loaded artifact that answers; unset: the active one.",
-        examples=[None],
-    )
+    artifact: ArtifactName = None
     options: PredictOptions = Field(default_factory=lambda: PredictOptions(), description="How to predict.")
 
 

@@ -196,8 +196,8 @@ async def test_the_oldest_go_first() -> None:
     remember(kept, predictor, *range(10, 15))
     assert kept.give("one", [(found[-1], "positive")]) == ["unknown"]
     (report,) = kept.reports({"sha256:fake"})
-    assert report.figures is not None
-    assert report.figures.rows == 5
+    assert report.shown.figures is not None
+    assert report.shown.labelled == 5
 
 
 async def test_age_goes_by_the_monotonic_clock(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,8 +217,8 @@ async def test_age_goes_by_the_monotonic_clock(monkeypatch: pytest.MonkeyPatch) 
     assert len(kept) == 1
     assert kept.give("one", [(early, "negative"), (late, "negative")]) == ["unknown", "recorded"]
     (report,) = kept.reports({"sha256:fake"})
-    assert report.figures is not None
-    assert report.figures.rows == 1  # the early one has left its window too
+    assert report.shown.figures is not None
+    assert report.shown.labelled == 1  # the early one has left its window too
     clock.now += 100
     assert kept.reports({"sha256:fake"}) == []
     assert len(kept) == 0
@@ -241,8 +241,8 @@ async def test_a_window_holds_the_last_labelled_ones() -> None:
     # The first hundred are right; then fifty mistakes push the first fifty out.
     kept.give("one", [(one, "negative") for one in found])
     (report,) = kept.reports({"sha256:fake"})
-    assert report.figures is not None
-    assert (report.figures.rows, report.figures.accuracy.value) == (100, 0.5)
+    assert report.shown.figures is not None
+    assert (report.shown.labelled, report.shown.figures.accuracy.value) == (100, 0.5)
 
 
 @pytest.mark.parametrize(("classes", "most"), [(2, 450), (10, 600)])
@@ -306,9 +306,9 @@ async def test_threads_at_once_lose_and_double_nothing() -> None:
         found = [status for statuses in pool.map(work, [f"caller {i}" for i in range(8)]) for status in statuses]
     assert sorted(found) == ["corrected"] * 800 + ["recorded"] * 800
     (report,) = kept.reports({"sha256:fake"})
-    assert report.figures is not None
-    assert (report.predictions, report.figures.rows) == (800, 800)
-    assert report.figures.accuracy.value == 1.0  # of every one, the correction counts
+    assert report.shown.figures is not None
+    assert (report.shown.predictions, report.shown.labelled) == (800, 800)
+    assert report.shown.figures.accuracy.value == 1.0  # of every one, the correction counts
 
 
 async def test_requests_at_once_each_get_their_own_ids() -> None:

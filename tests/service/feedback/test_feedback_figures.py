@@ -19,8 +19,8 @@ from laplora.metrics.drift import kolmogorov_smirnov
 from laplora.metrics.noise import calibrated_ece, highest_risk, lowest_coverage
 from laplora.metrics.ranking import error_auroc
 from service.feedback.labels import FeedbackStore
-from service.feedback.records import Figures
 from service.feedback.references import reference_of, rows_above
+from service.http.schemas.feedback import FiguresOut, SeriesOut
 
 ARTIFACT = ROOT / "artifacts" / "sst2-smollm2"
 LABELS = ("A", "B", "C")
@@ -67,22 +67,28 @@ def predictor(**reference: Any) -> FakePredictor:
     return found
 
 
-def watched(rows: Rows, predictor: FakePredictor, *, window: int = 1000) -> Figures:
+def shown(rows: Rows, predictor: FakePredictor, *, window: int = 1000) -> SeriesOut:
     store = FeedbackStore(keep_s=100.0, rows=5000, window=window)
     ids = store.remember(predictor, "laplace", "one", rows.predictions(), 0.05)  # type: ignore[arg-type]
     assert set(store.give("one", list(zip(ids, rows.names(), strict=True)))) == {"recorded"}
     (report,) = store.reports({predictor.artifact.digest})
-    assert report.figures is not None
-    assert report.labelled == report.figures.rows
-    return report.figures
+    return report.shown
+
+
+def watched(rows: Rows, predictor: FakePredictor) -> FiguresOut:
+    figures = shown(rows, predictor).figures
+    assert figures is not None
+    return figures
 
 
 def test_figures_are_those_of_the_metrics() -> None:
     rows = Rows(600)
-    found = watched(rows, predictor())
+    series = shown(rows, predictor())
+    found = series.figures
+    assert found is not None
     probs, labels = rows.probs, rows.labels
     wrong = probs.argmax(1) != labels
-    assert found.rows == 600
+    assert series.labelled == 600
     assert found.accuracy.value == metrics.accuracy(probs, labels)
     assert found.nll.value == metrics.nll(probs, labels)
     assert found.ece.value == metrics.ece(probs, labels)
@@ -94,14 +100,15 @@ def test_figures_are_those_of_the_metrics() -> None:
     assert found.accepted == int(rows.accepted.sum())
     assert found.accepted_risk.value == pytest.approx(float(wrong[rows.accepted].double().mean()))
     unsure = probs.amax(1) < 0.5
-    assert found.flags["low_confidence"].rows == int(unsure.sum())
-    assert found.flags["low_confidence"].error_rate == pytest.approx(float(wrong[unsure].double().mean()))
+    assert series.flags["low_confidence"].rows == int(unsure.sum())
+    assert series.flags["low_confidence"].error_rate == pytest.approx(float(wrong[unsure].double().mean()))
 
 
 def test_only_the_last_rows_of_the_window_count() -> None:
     rows = Rows(600)
-    found = watched(rows, predictor(), window=250)
-    assert (found.rows, found.nll.value) == (250, metrics.nll(rows.probs[-250:], rows.labels[-250:]))
+    series = shown(rows, predictor(), window=250)
+    assert series.figures is not None
+    assert (series.labelled, series.figures.nll.value) == (250, metrics.nll(rows.probs[-250:], rows.labels[-250:]))
 
 
 def test_limits_are_the_noise_of_these_rows() -> None:
@@ -192,7 +199,7 @@ def test_wrong_labels_pass_the_limits() -> None:
 
 def test_one_row_has_figures_and_no_noise_of_a_mean() -> None:
     found = watched(Rows(1), predictor(rows=400, nll=0.8))
-    assert (found.rows, found.nll.limit, found.map_gain.limit, found.auroc_error.value) == (1, None, None, None)
+    assert (found.nll.limit, found.map_gain.limit, found.auroc_error.value) == (None, None, None)
 
 
 def test_accepted_answers_are_held_to_the_risks_they_were_accepted_for() -> None:
@@ -203,8 +210,10 @@ def test_accepted_answers_are_held_to_the_risks_they_were_accepted_for() -> None
     store.give("one", list(zip(ids, rows.names(), strict=True)))
     (report,) = store.reports({"sha256:fake"})
     first, second = int(rows.accepted[:200].sum()), int(rows.accepted[200:].sum())
-    assert report.figures is not None
-    assert report.figures.accepted_risk.reference == pytest.approx((0.02 * first + 0.1 * second) / (first + second))
+    assert report.shown.figures is not None
+    assert report.shown.figures.accepted_risk.reference == pytest.approx(
+        (0.02 * first + 0.1 * second) / (first + second)
+    )
 
 
 def test_labels_of_reviewed_answers_alone_show_as_such() -> None:
@@ -213,10 +222,10 @@ def test_labels_of_reviewed_answers_alone_show_as_such() -> None:
     ids = store.remember(fake, "laplace", "one", rows.predictions(), 0.05)  # type: ignore[arg-type]
     store.give("one", [(ids[i], rows.names()[i]) for i in range(400) if not rows.accepted[i]])
     (report,) = store.reports({"sha256:fake"})
-    assert report.labelled_accepted_share == 0.0
-    assert report.accepted_share == pytest.approx(float(rows.accepted.double().mean()))
-    assert report.figures is not None
-    assert (report.figures.accepted_risk.value, report.figures.accepted_risk.limit) == (None, None)
+    assert report.shown.labelled_accepted_share == 0.0
+    assert report.shown.accepted_share == pytest.approx(float(rows.accepted.double().mean()))
+    assert report.shown.figures is not None
+    assert (report.shown.figures.accepted_risk.value, report.shown.figures.accepted_risk.limit) == (None, None)
 
 
 def test_drift_from_the_first_answers() -> None:
@@ -227,7 +236,7 @@ def test_drift_from_the_first_answers() -> None:
     def found(part: list[FakePrediction]) -> dict[tuple[str, str], Any]:
         store.remember(fake, "laplace", "one", part, 0.05)  # type: ignore[arg-type]
         (report,) = store.reports({"sha256:fake"})
-        return {(one.signal, one.reference): one for one in report.drift}
+        return {(one.signal, one.reference): one for one in report.shown.drift}
 
     assert found(predictions[:100]) == {}
     assert found(predictions[100:149]) == {}  # too few after the first hundred
@@ -236,7 +245,7 @@ def test_drift_from_the_first_answers() -> None:
     epistemic = [p.epistemic for p in predictions]
     first, later = (torch.tensor(part, dtype=torch.float64) for part in (epistemic[:100], epistemic[200:300]))
     expected = asdict(kolmogorov_smirnov(first, later))
-    assert asdict(quiet["epistemic", "activation"]) == expected | {"signal": "epistemic", "reference": "activation"}
+    assert quiet["epistemic", "activation"].model_dump(exclude={"signal", "reference"}) == expected
     assert quiet["epistemic", "activation"].p_value > 0.001
     loud = found([replace(p, epistemic=(p.epistemic or 0.0) + 0.3) for p in predictions[300:]])
     assert loud["epistemic", "activation"].p_value < 1e-6
