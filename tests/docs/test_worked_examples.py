@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import dense_reference as dense
 import httpx
 import pytest
+import torch
 from documents import Block, blocks
+from fast_path import close, key_of, replay, rows_of
+from safetensors.torch import save_file
 from serving import serve
+from tiny_models import tiny_model, tiny_task
+
+from laplora.jacobians.contrasts import find_blocks
+from laplora.posterior import file, structures
+from laplora.posterior.structures import fit_posterior
 
 
 def module_of(block: Block) -> ModuleType:
@@ -42,3 +52,28 @@ def test_the_endpoint_answers(examples: dict[str, Any]) -> None:
     response = asyncio.run(ask())
     assert response.status_code == 200
     assert response.json() == {"labels": ["negative", "positive"]}
+
+
+def test_the_structure_has_one_curvature_per_matrix(
+    examples: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(structures.FITTERS, "flat", examples["laplora.posterior.flat"].fit_flat)
+    monkeypatch.setitem(file.READERS, "flat", file.READERS["ekfac"])
+    model, task = tiny_model("llama"), tiny_task(examples=20)
+    blocks = find_blocks(model, task.classes)
+    batches = rows_of(model, task, batch_size=7)
+    settings = structures.StructureSettings("flat", rank=2)
+    posterior = fit_posterior(settings, blocks, replay(batches))
+
+    jacobians, precision = batches[0].jacobians, torch.full((len(blocks),), 3.0, dtype=torch.float64)
+    ggn = dense.truth(model, task.batch(), task.label_ids).ggn
+    expected = torch.zeros(1, dtype=torch.float64)
+    for block, part in zip(blocks, jacobians.blocks, strict=True):
+        curvature = ggn[key_of(block)].trace() / (block.wide * block.narrow)
+        flat = part.jacobian.flatten(2)
+        expected = expected + flat @ flat.mT / (3.0 + curvature)
+    close(posterior.covariance_of(jacobians, precision), expected)
+
+    tensors, metadata = file.posterior_tensors(posterior, "float32")
+    save_file(tensors, tmp_path / "posterior.safetensors", metadata)
+    assert file.read_posterior(tmp_path / "posterior.safetensors", blocks).structure == "flat"
