@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
     from service.artifacts.host import ArtifactHost
     from service.lifecycle import Lifecycle
-    from service.scoring.engine import Engine
+    from service.scoring.device import Device
+    from service.scoring.queue import Queue
 
 
 #: Longest wait for what is open after a device fault, in seconds.
@@ -48,14 +49,15 @@ class DrainingServer(uvicorn.Server):
         self,
         config: uvicorn.Config,
         lifecycle: Lifecycle,
-        engine: Engine,
+        queue: Queue,
+        device: Device,
         artifacts: ArtifactHost,
         *,
         drain_delay_s: float,
         drain_s: float,
     ) -> None:
         super().__init__(config)
-        self._lifecycle, self._engine, self._artifacts = lifecycle, engine, artifacts
+        self._lifecycle, self._queue, self._device, self._artifacts = lifecycle, queue, device, artifacts
         self._drain_delay_s, self._drain_s = drain_delay_s, drain_s
         self._drain_at: float | None = None
         self._drain_until = math.inf
@@ -103,14 +105,14 @@ class DrainingServer(uvicorn.Server):
     @property
     def exit_status(self) -> ExitStatus:
         """What the process should leave with, once ``serve`` has returned."""
-        if self._engine.health.fault is not None:
+        if self._device.health.fault is not None:
             return ExitStatus.DEVICE_FAULT
         return ExitStatus.START_FAILED if self.failed or not self.started else ExitStatus.CLEAN
 
     async def on_tick(self, counter: int) -> bool:
         """Run ten times a second; true ends the server."""
-        self._engine.end_if_hung()
-        if self._engine.health.fault is not None:
+        self._device.end_if_hung()
+        if self._device.health.fault is not None:
             # The queue is answered by now; what is still open is bodies on their way.
             self._leave_at = self._leave_at or time.monotonic() + FAULT_LEAVE_S
             if self._idle or time.monotonic() >= self._leave_at:
@@ -132,7 +134,7 @@ class DrainingServer(uvicorn.Server):
             return
         if not self._lifecycle.draining:
             self._drain_until = now + self._drain_s
-            logger.info("draining", extra={"event": "draining", "in_flight": self._engine.open_tickets})
+            logger.info("draining", extra={"event": "draining", "in_flight": len(self._queue.plans)})
             self._lifecycle.drain()
         if self._idle or now >= self._drain_until:
             self.should_exit = True
@@ -258,7 +260,8 @@ def main() -> int:
     server = DrainingServer(
         config,
         parts.lifecycle,
-        parts.engine,
+        parts.queue,
+        parts.device,
         parts.artifacts,
         drain_delay_s=settings.drain_delay_s,
         drain_s=settings.drain_s,

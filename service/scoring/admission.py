@@ -1,4 +1,4 @@
-"""Who holds how much of the queue: rows, tokens, and text that is still to be tokenised. Knows no HTTP and no clock.
+"""Who holds how much of the queue: rows, tokens, and text that is still to be tokenised. No clock and no lock.
 
 Room is reserved before a text is tokenised, from an estimate of its tokens; the reservation is corrected once they are
 known, shrinks as rows go to the device, and is closed with the request, however that ends. One caller holds at most
@@ -15,23 +15,14 @@ underestimated by more than there is room for then is refused after all, as if i
 from __future__ import annotations
 
 import math
-import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from service.errors import BatchTooLargeError, ClientQueueFullError, QueueFullError
 from service.scoring.fairness import weight_of
 
-if TYPE_CHECKING:
-    from laplora.prompts.rows import EncodedRow
-
 #: By how much corrections may exceed a limit, as a share of it.
 CORRECTION_SHARE = 1 / 8
-#: Tokens per byte that are assumed before any text was tokenised: English has 0.23, three bytes a token are generous.
-FIRST_TOKENS_PER_BYTE = 1 / 3
-#: Bytes of text that an estimate goes back to.
-_MEMORY_BYTES = 2**20
 
 
 class Amount(NamedTuple):
@@ -68,11 +59,10 @@ class Reservation:
 
     caller: str
     held: Amount
-    closed: bool = False
 
 
 class Admission:
-    """The queue's limits and who holds what. Every method may be called from any thread.
+    """The queue's limits and who holds what.
 
     Args:
         limits: most that everybody together holds.
@@ -83,11 +73,10 @@ class Admission:
         self._limits = limits
         self._client_share = client_share
         self._client_limits = Amount(*(max(1, int(limit * client_share)) for limit in limits))
-        self._lock = threading.Lock()
         self._total = NOTHING
         self._by_caller: dict[str, Amount] = {}
-        #: Tokens that the device does in a second, 0 while nobody knows: what Retry-After is worked out from.
-        self.tokens_per_s = 0.0
+        #: Tokens that the device does in a second, 0 while nobody knows.
+        self._tokens_per_s = 0.0
 
     @property
     def total(self) -> Amount:
@@ -109,8 +98,7 @@ class Admission:
         Raises:
             ClientQueueFullError, QueueFullError: as ``reserve``.
         """
-        with self._lock:
-            self._check_room(caller, Amount(rows=1, tokens=1, text_bytes=1))
+        self._check_room(caller, Amount(rows=1, tokens=1, text_bytes=1))
 
     def reserve(self, caller: str, asked: Amount, *, fewest_tokens: int = 0) -> Reservation:
         """Return a reservation for a request.
@@ -127,10 +115,9 @@ class Admission:
         """
         self._check_size(asked._replace(tokens=fewest_tokens))
         asked = asked._replace(tokens=min(asked.tokens, self._client_limits.tokens))
-        with self._lock:
-            self._check_room(caller, asked)
-            reservation = Reservation(caller, NOTHING)
-            self._change(reservation, asked)
+        self._check_room(caller, asked)
+        reservation = Reservation(caller, NOTHING)
+        self._change(reservation, asked)
         return reservation
 
     def correct(self, reservation: Reservation, known: Amount) -> None:
@@ -141,29 +128,26 @@ class Admission:
             ClientQueueFullError, QueueFullError: more than there is room for, ``CORRECTION_SHARE`` above the limits.
         """
         self._check_size(known)
-        with self._lock:
-            if reservation.closed:
-                raise RuntimeError("the reservation was given back before its rows came")
-            more = known.less(reservation.held)
-            self._check_room(reservation.caller, more, let_in=True)
-            self._change(reservation, more)
+        more = known.less(reservation.held)
+        self._check_room(reservation.caller, more, let_in=True)
+        self._change(reservation, more)
 
     def release(self, reservation: Reservation, gone: Amount) -> None:
-        """Give back a part, such as rows that went to the device; nothing after the reservation was closed."""
-        with self._lock:
-            if not reservation.closed:
-                self._change(reservation, NOTHING.less(gone))
+        """Give back a part, such as rows that went to the device."""
+        self._change(reservation, NOTHING.less(gone))
 
     def regain(self, reservation: Reservation, again: Amount) -> None:
         """Hold again what was released, whatever the limits: rows that go to the device a second time."""
-        self.release(reservation, NOTHING.less(again))
+        self._change(reservation, again)
 
     def close(self, reservation: Reservation) -> None:
-        """Give back all that a reservation still holds; again, nothing."""
-        with self._lock:
-            if not reservation.closed:
-                self._change(reservation, NOTHING.less(reservation.held))
-                reservation.closed = True
+        """Give back all that a reservation still holds."""
+        self._change(reservation, NOTHING.less(reservation.held))
+
+    def learn_speed(self, tokens: int, duration_s: float) -> None:
+        """Take in how long the device took for a batch: what Retry-After is worked out from."""
+        rate = tokens / duration_s
+        self._tokens_per_s = rate if self._tokens_per_s == 0 else 0.8 * self._tokens_per_s + 0.2 * rate
 
     def _change(self, reservation: Reservation, more: Amount) -> None:
         caller = reservation.caller
@@ -225,32 +209,5 @@ class Admission:
 
     def _backlog_s(self, tokens: int, share: float) -> int:
         """Seconds until this many tokens are done by this share of the device, 1 to 60."""
-        rate = self.tokens_per_s * share
+        rate = self._tokens_per_s * share
         return min(60, max(1, math.ceil(tokens / rate))) if rate > 0 else 1
-
-
-class TokenEstimate:
-    """Tokens of an artifact's prompts before they are tokenised, from those of the last ones, byte for byte."""
-
-    def __init__(self) -> None:
-        self._tokens, self._bytes = FIRST_TOKENS_PER_BYTE * _MEMORY_BYTES / 64, _MEMORY_BYTES / 64
-
-    @property
-    def tokens_per_byte(self) -> float:
-        """What is expected of the next text."""
-        return self._tokens / self._bytes
-
-    def tokens(self, text_bytes: int, max_tokens: int) -> int:
-        """Return the tokens to expect of a prompt of this many UTF-8 bytes that is cut or refused above a limit."""
-        return min(max_tokens, max(1, math.ceil(text_bytes * self.tokens_per_byte)))
-
-    def learn(self, tokens: int, text_bytes: int) -> None:
-        """Take in how many tokens a text turned out to have."""
-        self._tokens, self._bytes = self._tokens + tokens, self._bytes + text_bytes
-        if self._bytes > _MEMORY_BYTES:
-            self._tokens, self._bytes = self._tokens / 2, self._bytes / 2
-
-    def learn_rows(self, rows: Sequence[EncodedRow], sizes: Sequence[int]) -> None:
-        """Take in a request's rows, each of a prompt of this many bytes; those that were cut tell nothing."""
-        whole = [(len(row.token_ids), size) for row, size in zip(rows, sizes, strict=True) if not row.truncated]
-        self.learn(sum(tokens for tokens, _ in whole), sum(size for _, size in whole))

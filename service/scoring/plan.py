@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from service.errors import InvalidRequestError
-from service.telemetry.request_record import RequestRecord
+from service.telemetry.request_record import STAGES, RequestRecord, Stage
+from service.threads import settle
 
 if TYPE_CHECKING:
     from laplora.answers.prediction import Prediction
     from laplora.predictor import Predictor
+    from laplora.prompts.rows import EncodedRow
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,11 @@ class Plan:
         begun, deadline: ``time.monotonic`` seconds at which the request began, and at which rows that still wait are
             dropped.
         record: where the stages are noted.
+        rows: one a prompt, once they are tokenised; ``owners`` the number of each row's input.
+        future: holds one prediction for each row, or the first row's failure.
+        predictions: those that are there, by row.
+        entered_at, queued_at, started_at, finished_at: ``time.monotonic`` seconds at which it had room in the queue,
+            its rows were tokenised, the first was on the device, and the last was answered; None before.
     """
 
     predictor: Predictor
@@ -55,6 +63,29 @@ class Plan:
     begun: float = field(default_factory=time.monotonic)
     deadline: float = math.inf
     record: RequestRecord = field(default_factory=RequestRecord)
+    rows: tuple[EncodedRow, ...] = ()
+    owners: tuple[int, ...] = ()
+    future: Future[list[Prediction]] = field(default_factory=Future)
+    predictions: dict[int, Prediction] = field(default_factory=dict)
+    entered_at: float | None = None
+    queued_at: float | None = None
+    started_at: float | None = None
+    finished_at: float | None = None
+
+    def deliver(self, index: int, prediction: Prediction, now: float) -> None:
+        """Take in a row's prediction; with the last one the future has its result."""
+        self.predictions[index] = prediction
+        if len(self.predictions) == len(self.rows):
+            self.finished_at = now
+            settle(self.future, result=[self.predictions[i] for i in range(len(self.rows))])
+
+    def end(self, now: float) -> None:
+        """Give up what has no answer yet, and note the stages that the plan came to."""
+        self.future.cancel()
+        times = (self.entered_at, self.queued_at, self.started_at, self.finished_at)
+        for name, begun, ended in zip(STAGES, times, times[1:], strict=False):
+            if begun is not None:
+                self.record.stages.append(Stage(name, begun, now if ended is None else ended))
 
 
 @dataclass(frozen=True)

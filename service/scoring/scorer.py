@@ -1,25 +1,16 @@
-"""A plan is scored: room reserved, prompts tokenised off the event loop, rows queued, the answer awaited."""
+"""A plan is scored: it gets room in the queue, is tokenised off the event loop, waits, and has its answer."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
-from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
-from service.scoring.admission import Amount, Reservation, TokenEstimate
+from service.scoring.device import Device
 from service.scoring.device_faults import DeviceHealth
-from service.scoring.engine import Engine
-from service.scoring.plan import Plan, Scored, order_counts
-from service.scoring.tokenizing import encode_all, text_sizes
-from service.telemetry.request_record import Stage
-
-if TYPE_CHECKING:
-    from laplora.answers.order_answers import OrderedRows
-    from laplora.predictor import Predictor
-    from laplora.prompts.rows import EncodedRow
+from service.scoring.plan import Plan, Scored
+from service.scoring.queue import Queue
+from service.scoring.tokenizing import Tokenizing
 
 
 class Scorer:
@@ -29,24 +20,20 @@ class Scorer:
         tokenizers: threads that render and tokenise prompts.
     """
 
-    def __init__(self, engine: Engine, tokenizers: Executor) -> None:
-        self._engine = engine
-        self._tokenizers = tokenizers
-        self._estimates: WeakKeyDictionary[Predictor, TokenEstimate] = WeakKeyDictionary()
+    def __init__(self, queue: Queue, device: Device, tokenizers: Executor) -> None:
+        self._device = device
+        self.tokenizing = Tokenizing(tokenizers)
+        self._queue = queue
 
     @property
     def batch_tokens(self) -> int:
         """Most padded tokens of one batch."""
-        return self._engine.token_budget
+        return self._device.token_budget
 
     @property
     def health(self) -> DeviceHealth:
         """Whether the device answers."""
-        return self._engine.health
-
-    def token_estimate(self, predictor: Predictor) -> TokenEstimate:
-        """Return what was learned of an artifact's tokens per byte."""
-        return self._estimates.setdefault(predictor, TokenEstimate())
+        return self._device.health
 
     async def score(self, plan: Plan) -> Scored:
         """Return the predictions of a plan's inputs, in order. Cancelling this frees the queued rows.
@@ -62,70 +49,17 @@ class Scorer:
             UnscorableInputError, DeviceMemoryError: the device has no answer for an input.
             DeviceFaultError: it has none for anybody any more.
         """
-        predictor, inputs, record = plan.predictor, plan.inputs, plan.record
-        orders = order_counts(inputs, order_average=plan.order_average)
-        sizes = text_sizes(predictor, inputs, truncate=plan.truncate)
-        reservation = self._reserve(plan, sizes, orders)
-        begun = time.monotonic()
+        self._device.require_open()
+        expected = self.tokenizing.expect(plan)
+        self._queue.enter(plan, expected.amount, fewest_tokens=expected.fewest_tokens, now=time.monotonic())
         try:
-            asked: list[OrderedRows] = []
-            try:
-                if plan.order_average:
-
-                    def orders_of(fields: Mapping[str, Any]) -> OrderedRows:
-                        return predictor.encode_orders(fields, truncate=plan.truncate)
-
-                    each = [size * count for size, count in zip(sizes, orders, strict=True)]
-                    asked = await encode_all(self._tokenizers, orders_of, inputs, each, plan.deadline)
-                    rows = [row for one in asked for row in one.rows]
-                    owners = [i for i, one in enumerate(asked) for _ in one.rows]
-                else:
-
-                    def row_of(fields: Mapping[str, Any]) -> EncodedRow:
-                        return predictor.encode(fields, truncate=plan.truncate)
-
-                    rows = await encode_all(self._tokenizers, row_of, inputs, sizes, plan.deadline)
-                    owners = list(range(len(rows)))
-            finally:
-                record.stages.append(Stage("tokenize", begun, time.monotonic()))
-            self.token_estimate(predictor).learn_rows(rows, [sizes[owner] for owner in owners])
-            ticket = self._engine.submit(
-                predictor,
-                rows,
-                ask=plan.ask,
-                deadline=plan.deadline,
-                caller=plan.caller,
-                inputs=owners,
-                trace=record.trace,
-                reservation=reservation,
-            )
-            try:
-                predictions = await asyncio.wrap_future(ticket.future)
-            finally:
-                ticket.future.cancel()  # asyncio would do that too, but later
-                now = time.monotonic()
-                started = now if ticket.started is None else ticket.started
-                record.stages.append(Stage("queue", ticket.submitted, started))
-                if ticket.started is not None:
-                    record.stages.append(Stage("compute", started, ticket.finished or now))
+            encoded = await self.tokenizing.encode(plan, expected)
+            self._queue.put(plan, encoded.rows, encoded.owners, now=time.monotonic())
+            predictions = await asyncio.wrap_future(plan.future)
         finally:
-            self._engine.admission.close(reservation)
+            plan.end(time.monotonic())
         if not plan.order_average:
             return Scored(predictions)
-        firsts = [k for k, owner in enumerate(owners) if k == 0 or owners[k - 1] != owner]
-        loop = asyncio.get_running_loop()
-        averaged = await loop.run_in_executor(self._tokenizers, predictor.average_orders, asked, predictions)
+        firsts = [k for k, owner in enumerate(plan.owners) if k == 0 or plan.owners[k - 1] != owner]
+        averaged = await self.tokenizing.average(plan, encoded, predictions)
         return Scored(averaged, [predictions[k] for k in firsts])
-
-    def _reserve(self, plan: Plan, sizes: Sequence[int], orders: Sequence[int]) -> Reservation:
-        """Return room in the queue for prompts of these many bytes each, in these many orders each."""
-        predictor = plan.predictor
-        estimate, bounds, most = self.token_estimate(predictor), predictor.token_bounds, predictor.max_tokens
-        prompts = list(zip(sizes, orders, strict=True))
-        asked = Amount(
-            rows=sum(orders),
-            tokens=sum(count * estimate.tokens(size, most) for size, count in prompts),
-            text_bytes=sum(count * size for size, count in prompts),
-        )
-        fewest = sum(count * min(most, bounds.fewest(size)) for size, count in prompts)
-        return self._engine.reserve(plan.caller, asked, fewest_tokens=fewest)

@@ -1,47 +1,142 @@
-"""Texts in, token ids out, off the event loop: what they weigh before, and whose turn it is at the threads."""
+"""From a plan's inputs to rows of token ids, off the event loop; before that, what the prompts are expected to have."""
 
 from __future__ import annotations
 
 import asyncio
-import time
+import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from laplora.errors import InvalidInputError, TooManyTokensError
-from service.errors import DeadlineError
+from service.scoring.admission import Amount
+from service.scoring.plan import Plan, order_counts
 
 if TYPE_CHECKING:
+    from laplora.answers.order_answers import OrderedRows
+    from laplora.answers.prediction import Prediction
     from laplora.predictor import Predictor
+    from laplora.prompts.rows import EncodedRow
 
 T = TypeVar("T")
 
 #: Text that one call of a tokenizer thread takes at most, unless one input has more: about 40 ms of work.
 TOKENIZE_PART_BYTES = 65_536
+#: Tokens per byte that are assumed before any text was tokenised: English has 0.23, three bytes a token are generous.
+FIRST_TOKENS_PER_BYTE = 1 / 3
+#: Bytes of text that an estimate goes back to.
+_MEMORY_BYTES = 2**20
 
 
-def text_sizes(predictor: Predictor, inputs: Sequence[Mapping[str, Any]], *, truncate: bool) -> list[int]:
-    """Return the UTF-8 bytes that each input's prompt has at least: its fields' and the template's own.
+@dataclass(frozen=True)
+class Expected:
+    """What a plan's prompts are expected to have.
 
-    Raises:
-        TooManyTokensError: a text that is certainly too long, however it is tokenised, and is not to be cut.
+    Attributes:
+        amount: of the queue, all orders counted.
+        fewest_tokens: that they have for certain.
+        sizes: UTF-8 bytes that each input's prompt has at least.
+        orders: in how many orders each input is asked.
     """
-    template = predictor.artifact.manifest.template.template().size_bytes
-    sizes = []
-    for i, fields in enumerate(inputs):
-        own = sum(_size_bytes(value) for value in fields.values())
-        fewest = predictor.token_bounds.fewest(own)
-        if fewest > predictor.max_tokens and not truncate:
-            limit = predictor.max_tokens
-            raise _located(
-                TooManyTokensError(
-                    f"the text has at least {fewest} tokens, the limit is {limit}: shorten it or set truncate",
-                    limit=limit,
-                    got=fewest,
-                ),
-                i,
+
+    amount: Amount
+    fewest_tokens: int
+    sizes: Sequence[int]
+    orders: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A plan's rows, the number of each one's input, and, where several orders are asked, each input's orders."""
+
+    rows: list[EncodedRow]
+    owners: list[int]
+    ordered: list[OrderedRows]
+
+
+class Tokenizing:
+    """Renders and tokenises prompts on threads, and learns how many tokens each artifact's texts have.
+
+    Args:
+        threads: get a few inputs at a time, so that plans take turns there, and what is left of a plan that nobody
+            waits for is never tokenised.
+    """
+
+    def __init__(self, threads: Executor) -> None:
+        self._threads = threads
+        self._estimates: WeakKeyDictionary[Predictor, TokenEstimate] = WeakKeyDictionary()
+
+    def estimate(self, predictor: Predictor) -> TokenEstimate:
+        """Return what was learned of an artifact's tokens per byte."""
+        return self._estimates.setdefault(predictor, TokenEstimate())
+
+    def expect(self, plan: Plan) -> Expected:
+        """Return what a plan's prompts are expected to have.
+
+        Raises:
+            TooManyTokensError: a text that is certainly too long, however it is tokenised, and is not to be cut.
+        """
+        predictor, orders = plan.predictor, order_counts(plan.inputs, order_average=plan.order_average)
+        sizes = _text_sizes(plan)
+        estimate, bounds, most = self.estimate(predictor), predictor.token_bounds, predictor.max_tokens
+        prompts = list(zip(sizes, orders, strict=True))
+        amount = Amount(
+            rows=sum(orders),
+            tokens=sum(count * estimate.tokens(size, most) for size, count in prompts),
+            text_bytes=sum(count * size for size, count in prompts),
+        )
+        fewest = sum(count * min(most, bounds.fewest(size)) for size, count in prompts)
+        return Expected(amount, fewest, sizes, orders)
+
+    async def encode(self, plan: Plan, expected: Expected) -> Encoded:
+        """Return a plan's rows.
+
+        Raises:
+            InvalidInputError, TooManyTokensError: an input does not fit; the field names which.
+        """
+        predictor, truncate, sizes = plan.predictor, plan.truncate, expected.sizes
+        if plan.order_average:
+            weights = [size * count for size, count in zip(sizes, expected.orders, strict=True)]
+            ordered = await self._each(
+                plan.inputs, lambda fields: predictor.encode_orders(fields, truncate=truncate), weights
             )
-        sizes.append(own if set(fields) == {"prompt"} else own + template)
+            rows = [row for one in ordered for row in one.rows]
+            owners = [i for i, one in enumerate(ordered) for _ in one.rows]
+        else:
+            rows = await self._each(plan.inputs, lambda fields: predictor.encode(fields, truncate=truncate), sizes)
+            owners, ordered = list(range(len(rows))), []
+        self.estimate(predictor).learn_rows(rows, [sizes[owner] for owner in owners])
+        return Encoded(rows, owners, ordered)
+
+    async def average(self, plan: Plan, encoded: Encoded, predictions: Sequence[Prediction]) -> list[Prediction]:
+        """Return one prediction for each input, of those in all its orders."""
+        average = plan.predictor.average_orders
+        return await asyncio.get_running_loop().run_in_executor(self._threads, average, encoded.ordered, predictions)
+
+    async def _each(
+        self, inputs: Sequence[Mapping[str, Any]], encode: Callable[[Mapping[str, Any]], T], sizes: Sequence[int]
+    ) -> list[T]:
+        loop = asyncio.get_running_loop()
+        encoded: list[T] = []
+        for part in in_parts(sizes, TOKENIZE_PART_BYTES):
+            encoded += await loop.run_in_executor(self._threads, _encode_part, encode, inputs, part)
+        return encoded
+
+
+def _text_sizes(plan: Plan) -> list[int]:
+    """Return the UTF-8 bytes that each input's prompt has at least: its fields' and the template's."""
+    predictor = plan.predictor
+    template_bytes = predictor.artifact.manifest.template.template().size_bytes
+    sizes = []
+    for i, fields in enumerate(plan.inputs):
+        field_bytes = sum(map(_size_bytes, fields.values()))
+        fewest, limit = predictor.token_bounds.fewest(field_bytes), predictor.max_tokens
+        if fewest > limit and not plan.truncate:
+            message = f"the text has at least {fewest} tokens, the limit is {limit}: shorten it or set truncate"
+            raise _located(TooManyTokensError(message, limit=limit, got=fewest), i)
+        sizes.append(field_bytes if set(fields) == {"prompt"} else field_bytes + template_bytes)
     return sizes
 
 
@@ -49,35 +144,6 @@ def _size_bytes(value: Any) -> int:
     if isinstance(value, str):
         return len(value) if value.isascii() else len(value.encode("utf-8", "surrogatepass"))
     return sum(map(_size_bytes, value)) if isinstance(value, list) else 0
-
-
-async def encode_all(
-    tokenizers: Executor,
-    encode: Callable[[Mapping[str, Any]], T],
-    inputs: Sequence[Mapping[str, Any]],
-    sizes: Sequence[int],
-    deadline: float,
-) -> list[T]:
-    """Return every input encoded, by ``encode``; an error names the input at fault.
-
-    Args:
-        sizes: bytes of text of each input.
-        deadline: ``time.monotonic`` seconds.
-
-    Raises:
-        InvalidInputError, TooManyTokensError: an input does not fit.
-        DeadlineError: the time is up before all are tokenised.
-
-    The tokenizer threads get a few inputs at a time, so that requests take turns there, and what is left of a request
-    that nobody waits for is never tokenised.
-    """
-    loop = asyncio.get_running_loop()
-    found: list[T] = []
-    for part in in_parts(sizes, TOKENIZE_PART_BYTES):
-        if time.monotonic() > deadline:
-            raise DeadlineError("the request's deadline passed while it was tokenized")
-        found += await loop.run_in_executor(tokenizers, _encode_part, encode, inputs, part)
-    return found
 
 
 def in_parts(sizes: Sequence[int], most: int) -> list[range]:
@@ -109,3 +175,30 @@ def _located(error: TooManyTokensError, index: int) -> TooManyTokensError:
     located = TooManyTokensError(f"input {index}: {error}", limit=error.limit, got=error.got)
     located.field = f"inputs.{index}"
     return located
+
+
+class TokenEstimate:
+    """Tokens of an artifact's prompts before they are tokenised, from those of the last ones, byte for byte."""
+
+    def __init__(self) -> None:
+        self._tokens, self._bytes = FIRST_TOKENS_PER_BYTE * _MEMORY_BYTES / 64, _MEMORY_BYTES / 64
+
+    @property
+    def tokens_per_byte(self) -> float:
+        """What is expected of the next text."""
+        return self._tokens / self._bytes
+
+    def tokens(self, text_bytes: int, max_tokens: int) -> int:
+        """Return the tokens to expect of a prompt of this many UTF-8 bytes that is cut or refused above a limit."""
+        return min(max_tokens, max(1, math.ceil(text_bytes * self.tokens_per_byte)))
+
+    def learn(self, tokens: int, text_bytes: int) -> None:
+        """Take in how many tokens a text turned out to have."""
+        self._tokens, self._bytes = self._tokens + tokens, self._bytes + text_bytes
+        if self._bytes > _MEMORY_BYTES:
+            self._tokens, self._bytes = self._tokens / 2, self._bytes / 2
+
+    def learn_rows(self, rows: Sequence[EncodedRow], sizes: Sequence[int]) -> None:
+        """Take in a request's rows, each of a prompt of this many bytes; those that were cut tell nothing."""
+        whole = [(len(row.token_ids), size) for row, size in zip(rows, sizes, strict=True) if not row.truncated]
+        self.learn(sum(tokens for tokens, _ in whole), sum(size for _, size in whole))

@@ -231,6 +231,26 @@ class FakePredictor:
         return []
 
 
+def queued_plans(app: FastAPI) -> int:
+    """Return how many plans have rows in the queue or on the device."""
+    return sum(plan.queued_at is not None for plan in app.state.queue.plans)
+
+
+def artifacts_in(root: Path, *names: str) -> list[FakePredictor]:
+    """Return predictors of these names, each with a folder in the root that looks like an artifact's."""
+    predictors = []
+    for name in names:
+        (root / name).mkdir()
+        (root / name / "manifest.json").write_text("{}")
+        predictors.append(FakePredictor(name, path=root / name))
+    return predictors
+
+
+def code(response: httpx.Response) -> tuple[int, str]:
+    """Return an error's status and code."""
+    return response.status_code, response.json()["error"]["code"]
+
+
 @dataclass
 class Served:
     """A running application and a client of it."""
@@ -242,6 +262,10 @@ class Served:
     @property
     def state(self) -> Any:
         return self.app.state
+
+    @property
+    def queued_plans(self) -> int:
+        return queued_plans(self.app)
 
     async def predict(self, *texts: str, **body: Any) -> httpx.Response:
         return await self.client.post("/predict", json={"inputs": [{"text": t} for t in texts], **body})

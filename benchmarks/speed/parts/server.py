@@ -21,8 +21,10 @@ from benchmarks.harness.record import Conditions, Record
 from benchmarks.harness.subject import ARTIFACT
 from benchmarks.harness.timing import Ratio
 from laplora.predictor import Predictor
-from service.scoring.engine import Engine
-from service.scoring.plan import Ask
+from service.scoring.admission import Amount
+from service.scoring.device import Device
+from service.scoring.plan import Ask, Plan
+from service.scoring.queue import Queue
 
 WORDS = (
     "the plot makes no sense at all and the two leads have nothing to say",
@@ -111,19 +113,23 @@ def closed_loop(function: Callable[[str], Any], texts: list[str], concurrency: i
 @contextmanager
 def in_process() -> Iterator[Callable[[str], Any]]:
     """Yield a function that asks the engine of this process for a text's answer."""
-    engine = Engine(token_budget=BATCH_TOKENS, max_queue_tokens=1 << 20, max_queue_rows=QUEUE_ROWS)
-    engine.start()
+    queue = Queue(Amount(QUEUE_ROWS, 1 << 20, 0))
+    device = Device(queue, token_budget=BATCH_TOKENS)
+    device.start()
     # Where two threads of a process have run torch, OpenMP has more workers than cores, and all of them are slower.
-    predictor = engine.call(lambda: Predictor.load(ARTIFACT)).result()
+    predictor = device.call(lambda: Predictor.load(ARTIFACT)).result()
 
     def ask(text: str) -> Any:
         row = predictor.encode({"text": text}, truncate=True)
-        return engine.submit(predictor, [row], ask=Ask("laplace"), deadline=float("inf")).future.result()
+        plan, size = Plan(predictor, [], Ask("laplace"), caller=""), Amount(1, len(row.token_ids))
+        queue.enter(plan, size, fewest_tokens=size.tokens, now=time.monotonic())
+        queue.put(plan, [row], [0], now=time.monotonic())
+        return plan.future.result()
 
     try:
         yield ask
     finally:
-        engine.stop(join_timeout_s=60)
+        device.stop(join_timeout_s=60)
 
 
 @contextmanager

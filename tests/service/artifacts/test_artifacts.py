@@ -11,8 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from serving import FakePredictor, library, serve, settings, started
-from test_life import artifacts_in, code
+from serving import FakePredictor, artifacts_in, code, library, serve, settings, started
 
 from laplora.errors import GoldenMismatchError
 from service.app import create_app

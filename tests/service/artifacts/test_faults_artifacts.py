@@ -15,7 +15,7 @@ import pytest
 import torch
 from damaged_artifacts import DAMAGES, TENSOR_FILES, claims, cuts
 from safetensors.torch import load_file, save_file
-from serving import cache, settings, started
+from serving import cache, code, settings, started
 from tiny_runs import FinishedRun, reseal
 
 from laplora.models.hashes import weights_hash
@@ -32,10 +32,6 @@ async def served(root: Path, artifact: str, **values: Any) -> AsyncIterator[tupl
     app = create_app(settings(artifact=artifact, artifacts_root=root, device="cpu", cache=cache(), **values))
     async with started(app) as client:
         yield client, app.state
-
-
-def code(response: httpx.Response) -> tuple[int, str]:
-    return response.status_code, response.json()["error"]["code"]
 
 
 async def answers(client: httpx.AsyncClient) -> dict[str, Any]:

@@ -13,17 +13,12 @@ from typing import Any
 
 import httpx
 import pytest
-from serving import library, settings, started
-from test_life import artifacts_in
+from serving import artifacts_in, code, library, settings, started
 
 from service.app import create_app
 from service.artifacts.bounded_load import BoundedLoads
 from service.artifacts.library import Library
 from service.errors import LoadStuckError, LoadTimeoutError
-
-
-def code(response: httpx.Response) -> tuple[int, str]:
-    return response.status_code, response.json()["error"]["code"]
 
 
 class Hanging:

@@ -47,7 +47,7 @@ async def busy(served: Served, count: int) -> list[asyncio.Task[httpx.Response]]
     """Return requests that wait for a device that is held."""
     served.predictor.hold()
     running = [asyncio.create_task(served.predict("a")) for _ in range(count)]
-    await served.until(lambda: served.state.engine.open_tickets == count)
+    await served.until(lambda: served.queued_plans == count)
     return running
 
 
@@ -92,10 +92,10 @@ async def test_one_caller_has_its_share_of_the_places_and_another_still_gets_in(
             )
 
         greedy = [ask("a"), ask("a")]
-        await served.until(lambda: served.state.engine.open_tickets == 2)
+        await served.until(lambda: served.queued_plans == 2)
         assert refusal(await ask("a")) == ("client_too_many_requests", 2, 3)
         other = ask("b")
-        await served.until(lambda: served.state.engine.open_tickets == 3)
+        await served.until(lambda: served.queued_plans == 3)
         served.predictor.released.set()
         assert [answer.status_code for answer in await asyncio.gather(*greedy, other)] == [200] * 3
         assert served.state.places.requests == 0
@@ -138,9 +138,9 @@ async def test_refused_and_broken_requests_give_their_places_back() -> None:
 async def test_a_full_queue_refuses_before_the_body_is_read() -> None:
     async with serve(max_queue_rows=1, max_inputs=1, client_share=1.0) as served:
         running = await busy(served, 1)
-        await served.until(lambda: served.state.engine.queued_rows == 0)  # on the device, no longer in the queue
+        await served.until(lambda: served.state.queue.rows == 0)  # on the device, no longer in the queue
         running.append(asyncio.create_task(served.predict("b")))
-        await served.until(lambda: served.state.engine.queued_rows == 1)
+        await served.until(lambda: served.state.queue.rows == 1)
         for path in ("/predict", "/evaluate"):
             body = Body(b" ")
             refused = await served.client.post(path, content=body, headers=JSON)
@@ -163,7 +163,7 @@ async def test_announced_bytes_are_counted_before_they_are_read_and_until_the_an
         text = b'{"inputs": [{"text": "a"}]}'
         served.predictor.hold()
         running = asyncio.create_task(served.client.post("/predict", content=text.ljust(1024), headers=JSON))
-        await served.until(lambda: served.state.engine.open_tickets == 1)
+        await served.until(lambda: served.queued_plans == 1)
         assert "laplora_body_bytes 1024.0" in (await served.client.get("/metrics")).text
         slow_body = asyncio.Event()
 
@@ -193,7 +193,7 @@ async def test_one_caller_has_its_share_of_the_bytes() -> None:
         served.predictor.hold()
         text = b'{"inputs": [{"text": "a"}]}'
         running = asyncio.create_task(served.client.post("/predict", content=text.ljust(1024), headers=JSON))
-        await served.until(lambda: served.state.engine.open_tickets == 1)
+        await served.until(lambda: served.queued_plans == 1)
         refused = await served.client.post("/predict", content=text, headers=JSON)
         assert refusal(refused) == ("client_too_many_requests", 1024, 1024 + len(text))
         served.predictor.released.set()

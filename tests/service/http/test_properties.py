@@ -30,7 +30,7 @@ from fastapi import FastAPI
 from hypothesis import HealthCheck, Phase, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from serving import cache, settings, started
+from serving import cache, queued_plans, settings, started
 from tiny_runs import FinishedRun, choices_config, finish
 
 from service.app import create_app
@@ -98,20 +98,19 @@ class Company:
 
     def together(self, bodies: list[dict[str, Any]], token_budget: int) -> list[list[dict[str, Any]]]:
         """Return the predictions of requests whose rows all wait before the first one is scored."""
-        engine = self.app.state.engine
-        usual, engine.token_budget = engine.token_budget, token_budget
+        device = self.app.state.device
+        usual, device.token_budget = device.token_budget, token_budget
         try:
             return self.portal.call(self._together, bodies)
         finally:
-            engine.token_budget = usual
+            device.token_budget = usual
 
     async def _together(self, bodies: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-        engine = self.app.state.engine
         released = threading.Event()
-        engine.call(released.wait)
+        self.app.state.device.call(released.wait)
         asked = [asyncio.ensure_future(self.client.post("/predict", json=body)) for body in bodies]
         try:
-            while engine.open_tickets < len(bodies) and not any(task.done() for task in asked):
+            while queued_plans(self.app) < len(bodies) and not any(task.done() for task in asked):
                 await asyncio.sleep(0.001)
         finally:
             released.set()

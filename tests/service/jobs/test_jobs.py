@@ -124,7 +124,7 @@ async def test_a_job_is_a_caller_of_the_queue_of_its_own() -> None:
         predictor.hold()
         job_id = await submit(served, rows(5))
         await served.until(predictor.entered.is_set)
-        assert {ticket.caller for ticket in served.state.engine._open} == {f"job:{job_id}"}
+        assert {plan.caller for plan in served.state.queue.plans} == {f"job:{job_id}"}
 
 
 # What is wrong with an upload
@@ -381,20 +381,20 @@ async def test_a_queued_job_can_be_cancelled() -> None:
 )
 async def test_what_passes_is_waited_out(error: Exception, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async with serve() as served:
-        refusals, submit_rows, go_on = 0, served.state.engine.submit, asyncio.Event()
+        refusals, submit_rows, go_on = 0, served.state.queue.put, asyncio.Event()
 
-        def full(*args: Any, **kw: Any) -> Any:
+        def full(plan: Any, *args: Any, **kw: Any) -> Any:
             nonlocal refusals
             refusals += 1
-            if refusals <= 3 and kw["caller"].startswith("job:"):
+            if refusals <= 3 and plan.caller.startswith("job:"):
                 raise error
-            return submit_rows(*args, **kw)
+            return submit_rows(plan, *args, **kw)
 
         def next_s(self: waiting.Pauses) -> float:
             self.tried += 1
             return 0.0 if go_on.is_set() else 3600.0
 
-        monkeypatch.setattr(served.state.engine, "submit", full)
+        monkeypatch.setattr(served.state.queue, "put", full)
         monkeypatch.setattr(waiting.Pauses, "next_s", next_s)
         job_id = await submit(served, rows(40))
         assert await paused(served, job_id) == code

@@ -44,12 +44,12 @@ async def test_cancel_frees_the_queue_at_once_and_keeps_the_job_listed(how: str)
     async with serve(predictor, batch_tokens=40) as served:
         predictor.hold()
         job_id = await submit(served, rows(200))
-        await served.until(lambda: predictor.entered.is_set() and served.state.engine.queued_rows > 0)
+        await served.until(lambda: predictor.entered.is_set() and served.state.queue.rows > 0)
         if how == "cancel":
             await cancel(served, job_id)
         else:
             assert await delete(served, job_id) == "cancelled"
-        assert served.state.engine.queued_rows == 0
+        assert served.state.queue.rows == 0
         assert uploads(served) == []
         assert served.state.jobs.quota.held_bytes == 0
         found = await get(served, job_id)
@@ -146,7 +146,7 @@ async def test_a_cancel_passes_where_no_other_request_does() -> None:
         predictor.hold()
         job_id = await submit(served, rows(5))
         waiting = asyncio.ensure_future(served.predict("row 1"))
-        await served.until(lambda: served.state.engine.open_tickets >= 2)
+        await served.until(lambda: served.queued_plans >= 2)
         assert (await served.predict("row 2")).status_code == 429
         assert (await cancel(served, job_id))["status"] == "cancelled"
         predictor.released.set()

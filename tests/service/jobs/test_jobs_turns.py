@@ -123,7 +123,7 @@ async def test_the_next_chunk_waits_behind_the_device_before_it_is_needed() -> N
     """The device is never without rows while a job has some: counted at each of its runs."""
     predictor = FakePredictor()
     async with serve(predictor, **SMALL) as served:
-        engine, waiting, rows_left, job_id = served.state.engine, [], 100, ""
+        waiting, rows_left, job_id = [], 100, ""
         predict = predictor.predict
 
         def counting(batch: Any, *args: Any, **kw: Any) -> Any:
@@ -133,13 +133,13 @@ async def test_the_next_chunk_waits_behind_the_device_before_it_is_needed() -> N
             loop.call_soon_threadsafe(settled, go_on)
             go_on.wait()
             rows_left -= len(batch)
-            waiting.append((engine.queued_rows, rows_left))
+            waiting.append((served.state.queue.rows, rows_left))
             return predict(batch, *args, **kw)
 
         def settled(go_on: threading.Event) -> None:
             own = served.state.jobs.ledger.jobs.get(job_id)
             # Behind the last chunk of four rows comes nothing.
-            read_ahead = rows_left <= 4 or len(engine._open) == 2
+            read_ahead = rows_left <= 4 or served.queued_plans == 2
             if own is None or read_ahead or own.finished:
                 go_on.set()
             else:
@@ -165,7 +165,7 @@ async def test_two_chunks_are_under_way_and_no_more_artifacts_are_held(tmp_path:
         for predictor in predictors:
             predictor.hold()
         jobs = [await submit(served, rows(40), artifact=name) for name in names]
-        await served.until(lambda: len(served.state.engine._open) == 2)
+        await served.until(lambda: served.queued_plans == 2)
         shelf, held_at_once = served.state.artifacts.shelf, []
         for predictor in predictors:
             predict = predictor.predict

@@ -9,9 +9,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import httpx
 import pytest
-from serving import FakePredictor, library, serve, settings, started
+from serving import FakePredictor, artifacts_in, code, library, serve, settings, started
 
 from laplora.errors import (
     ArtifactCorruptError,
@@ -25,19 +24,6 @@ from service.app import create_app
 from service.artifacts.library import Library
 
 pytestmark = pytest.mark.anyio
-
-
-def code(response: httpx.Response) -> tuple[int, str]:
-    return response.status_code, response.json()["error"]["code"]
-
-
-def artifacts_in(root: Path, *names: str) -> list[FakePredictor]:
-    predictors = []
-    for name in names:
-        (root / name).mkdir()
-        (root / name / "manifest.json").write_text("{}")
-        predictors.append(FakePredictor(name, path=root / name))
-    return predictors
 
 
 async def test_live_at_once_and_ready_after_loading_and_golden_replay() -> None:
@@ -117,7 +103,7 @@ async def test_full_queue_is_429_with_retry_after() -> None:
         running = asyncio.create_task(served.predict("a"))
         await asyncio.to_thread(served.predictor.entered.wait)
         waiting = asyncio.create_task(served.predict("b", "c"))
-        await served.until(lambda: served.state.engine.queued_rows == 2)
+        await served.until(lambda: served.state.queue.rows == 2)
         refused = await served.predict("d")
         served.predictor.released.set()
         assert [(await task).status_code for task in (running, waiting)] == [200, 200]
@@ -133,7 +119,7 @@ async def test_deadline_is_504_and_frees_the_queue() -> None:
         running = asyncio.create_task(served.predict("a"))
         await asyncio.to_thread(served.predictor.entered.wait)
         assert code(await served.predict("b 77777")) == (504, "deadline_exceeded")
-        assert served.state.engine.queued_rows == 0
+        assert served.state.queue.rows == 0
         assert code(await running) == (504, "deadline_exceeded")
         served.predictor.released.set()
     assert all(77777 not in row.token_ids for _, rows in served.predictor.batches for row in rows)
@@ -181,10 +167,10 @@ async def test_disconnect_frees_queued_rows() -> None:
             "server": ("test", 80),
         }
         request = asyncio.create_task(served.app(scope, receive, send))
-        await served.until(lambda: served.state.engine.queued_rows == 1)
+        await served.until(lambda: served.state.queue.rows == 1)
         gone.set()
         await request
-        assert served.state.engine.queued_rows == 0
+        assert served.state.queue.rows == 0
         assert sent[0]["status"] == 499
         served.predictor.released.set()
         assert (await running).status_code == 200
@@ -214,7 +200,7 @@ async def test_stopping_answers_what_is_left_with_503() -> None:
         served.predictor.hold()
         running = asyncio.create_task(served.predict("a"))
         await asyncio.to_thread(served.predictor.entered.wait)
-        served.state.engine.stop()
+        served.state.device.stop()
         assert code(await running) == (503, "draining")
 
 
@@ -346,4 +332,4 @@ async def test_batch_budget_suits_the_device_unless_set(device: str, asked: int 
     predictor = FakePredictor()
     predictor.device.type = device
     async with serve(predictor, batch_tokens=asked) as served:
-        assert served.state.engine.token_budget == budget
+        assert served.state.device.token_budget == budget

@@ -13,21 +13,17 @@ import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from serving import FakePredictor, Served, serve
+from serving import FakePredictor, Served, code, serve
 
 from laplora.prompts.rows import EncodedRow
 from laplora.prompts.token_bounds import TokenBounds
 from service.errors import BatchTooLargeError, ClientQueueFullError, QueueFullError
-from service.scoring.admission import CORRECTION_SHARE, NOTHING, Admission, Amount, Reservation, TokenEstimate
-from service.scoring.tokenizing import TOKENIZE_PART_BYTES, in_parts
+from service.scoring.admission import CORRECTION_SHARE, NOTHING, Admission, Amount, Reservation
+from service.scoring.tokenizing import TOKENIZE_PART_BYTES, TokenEstimate, in_parts
 
 pytestmark = pytest.mark.anyio
 
 LIMITS = Amount(rows=8, tokens=64, text_bytes=1000)
-
-
-def code(response: httpx.Response) -> tuple[int, str]:
-    return response.status_code, response.json()["error"]["code"]
 
 
 class CountingPredictor(FakePredictor):
@@ -61,8 +57,8 @@ async def hold_device(served: Served) -> asyncio.Task[httpx.Response]:
 
 
 def reserved(served: Served) -> Amount:
-    total: Amount = served.state.engine.admission.total
-    return total
+    held: Amount = served.state.queue.held
+    return held
 
 
 def test_limits_hold_together_and_for_each_caller() -> None:
@@ -106,7 +102,7 @@ def test_who_holds_nothing_gets_in_while_there_is_room() -> None:
     admission = Admission(Amount(100, 1000, 1000), client_share=0.5)
     admission.reserve("a", Amount(50, 50))
     large = admission.reserve("b", Amount(45, 45))
-    admission.tokens_per_s = 10.0
+    admission.learn_speed(20, 2.0)
     with pytest.raises(QueueFullError, match="one caller may hold 25 now") as caught:
         admission.reserve("b", Amount(1, 1))
     assert not isinstance(caught.value, ClientQueueFullError)  # the others fill the queue, not its own requests
@@ -153,17 +149,6 @@ def test_correction_may_exceed_the_limit_by_an_eighth() -> None:
         admission.correct(low, Amount(1, 65))
 
 
-def test_a_closed_reservation_holds_nothing_any_more() -> None:
-    admission = Admission(LIMITS)
-    reservation = admission.reserve("a", Amount(2, 4, 6))
-    admission.close(reservation)
-    admission.close(reservation)
-    admission.release(reservation, Amount(1, 2))
-    with pytest.raises(RuntimeError):
-        admission.correct(reservation, Amount(1, 1))
-    assert (admission.total, admission.callers) == (NOTHING, 0)
-
-
 def test_retry_after_is_the_time_of_the_backlog_that_is_in_the_way() -> None:
     admission = Admission(Amount(1000, 1000, 1000), client_share=0.5)
     with pytest.raises(BatchTooLargeError):
@@ -177,10 +162,11 @@ def test_retry_after_is_the_time_of_the_backlog_that_is_in_the_way() -> None:
         return caught.value.retry_after_s
 
     assert retry_after_s("a", 1) == 1  # nobody knows how fast the device is
-    admission.tokens_per_s = 100.0
+    admission.learn_speed(100, 1.0)
     assert retry_after_s("a", 1) == 10  # 500 tokens at half the device
     assert retry_after_s("c", 60) == 10  # 950 tokens at all of it
-    admission.tokens_per_s = 1.0
+    for _ in range(40):
+        admission.learn_speed(1, 1.0)
     assert retry_after_s("c", 60) == 60
 
 
@@ -207,17 +193,17 @@ def test_counters_are_the_sum_of_what_is_open_and_zero_in_the_end(
         try:
             if event == "reserve":
                 known.append(admission.reserve(f"caller {which % 3}", Amount(rows, tokens, text_bytes)))
-            elif reservation is not None and event == "correct" and not reservation.closed:
+            elif reservation is not None and event == "correct":
                 admission.correct(reservation, Amount(rows, tokens))
             elif reservation is not None and event == "release":
                 part = Amount(min(rows, reservation.held.rows), min(tokens, reservation.held.tokens))
                 admission.release(reservation, part)
             elif reservation is not None and event == "close":
                 admission.close(reservation)
+                known.remove(reservation)
         except (QueueFullError, BatchTooLargeError):
             pass
-        still = [r for r in known if not r.closed]
-        assert admission.total == Amount(*(sum(r.held[i] for r in still) for i in range(3)))
+        assert admission.total == Amount(*(sum(r.held[i] for r in known) for i in range(3)))
         for held, limit in zip(admission.total, LIMITS, strict=True):
             assert 0 <= held <= limit * (1 + CORRECTION_SHARE)
         for caller in ("caller 0", "caller 1", "caller 2"):
@@ -261,7 +247,7 @@ async def test_no_room_is_429_before_anything_is_tokenised() -> None:
     async with serve(predictor, max_queue_tokens=100, client_share=1.0) as served:
         running = await hold_device(served)
         waiting = asyncio.create_task(served.predict("b " * 45))
-        await served.until(lambda: served.state.engine.queued_rows == 1)
+        await served.until(lambda: served.state.queue.rows == 1)
         before = list(predictor.encoded)
         refused = await served.predict("c " * 100)
         assert predictor.encoded == before
@@ -276,10 +262,10 @@ async def test_one_caller_fills_its_share_and_another_still_gets_in() -> None:
     async with serve(max_queue_rows=4, max_inputs=2) as served, served_to("10.0.0.2", served) as other:
         running = await hold_device(served)
         waiting = [asyncio.create_task(served.predict("b")) for _ in range(2)]
-        await served.until(lambda: served.state.engine.queued_rows == 2)
+        await served.until(lambda: served.state.queue.rows == 2)
         refused = await served.predict("c")
         admitted = asyncio.create_task(other.post("/predict", json={"inputs": [{"text": "d"}]}))
-        await served.until(lambda: served.state.engine.queued_rows == 3)
+        await served.until(lambda: served.state.queue.rows == 3)
         served.predictor.released.set()
         assert [(await task).status_code for task in (running, *waiting, admitted)] == [200] * 4
         assert (await served.predict("c")).status_code == 200
@@ -323,9 +309,9 @@ async def test_an_underestimate_without_room_is_429_after_all() -> None:
     async with serve(max_queue_tokens=100, client_share=1.0) as served:
         running = await hold_device(served)
         waiting = asyncio.create_task(served.predict("b " * 45))
-        await served.until(lambda: served.state.engine.queued_rows == 1)
+        await served.until(lambda: served.state.queue.rows == 1)
         held = reserved(served)
-        served.state.scorer.token_estimate(served.predictor).learn(0, 10**7)
+        served.state.scorer.tokenizing.estimate(served.predictor).learn(0, 10**7)
         refused = await served.predict("c " * 55)
         assert reserved(served) == held
         served.predictor.released.set()
@@ -371,7 +357,7 @@ async def test_failed_requests_give_their_room_back(body: dict[str, Any]) -> Non
     async with serve(predictor) as served:
         response = await served.client.post("/predict", json=body)
         assert response.status_code in (422, 500)
-        assert (reserved(served), served.state.engine.open_tickets) == (NOTHING, 0)
+        assert (reserved(served), served.queued_plans) == (NOTHING, 0)
 
 
 async def until_gone(served: Served, task: asyncio.Task[Any], condition: Callable[[], bool]) -> None:
@@ -393,7 +379,7 @@ async def test_cancelled_while_tokenised_gives_room_back_and_stops_early() -> No
         predictor.gate.set()
         assert (await served.predict("after")).status_code == 200
         assert [text[:5] for text in predictor.encoded] == ["0 xxx", "after"]
-        assert served.state.engine.open_tickets == 0
+        assert served.queued_plans == 0
 
 
 async def test_cancelled_before_its_turn_to_be_tokenised_is_never_tokenised() -> None:

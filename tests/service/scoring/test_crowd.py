@@ -143,7 +143,7 @@ async def test_500_clients_that_vanish_leave_nothing_behind(busy: Busy) -> None:
     assert busy.threads == threads
     assert busy.resident_bytes() - resident < GROWTH_BYTES
     busy.process.popen.send_signal(signal.SIGTERM)
-    # The engine's open tickets.
+    # Plans without an answer.
     assert busy.process.event("draining")["in_flight"] == 0
     assert busy.process.left() == 0
     assert "Traceback" not in busy.process.log

@@ -2,215 +2,145 @@
 
 from __future__ import annotations
 
-import threading
+import math
 import time
 from collections.abc import Iterator
 
 import pytest
+from device_rig import Rig, rig
 from serving import FakePredictor, serve
 
 from laplora.errors import NonFiniteError
+from laplora.prompts.rows import EncodedRow
 from service.errors import DeadlineError, UnscorableInputError
 from service.scoring.admission import NOTHING, Amount
 from service.scoring.batching import Waiting, next_batch
-from service.scoring.engine import PATIENCE, Engine, Ticket
 from service.scoring.fairness import Request, Turns
-from service.scoring.plan import Ask
-from service.telemetry.batch_report import BatchReport
+from service.scoring.plan import Ask, Plan
+from service.scoring.queue import PATIENCE, Queue
 
-FAR = float("inf")
 DEFERRED = 700
+LIMITS = Amount(rows=320, tokens=640, text_bytes=0)
 
 
 @pytest.fixture
-def predictor() -> Iterator[FakePredictor]:
-    predictor = FakePredictor()
-    predictor.deferred = {DEFERRED}
-    yield predictor
-    predictor.released.set()
+def device() -> Iterator[Rig]:
+    with rig(token_budget=8, limits=LIMITS) as device:
+        device.predictor.deferred = {DEFERRED}
+        yield device
 
 
-@pytest.fixture
-def reports() -> list[BatchReport]:
-    return []
+def submit(device: Rig, *tokens: int, predictive: str = "fast", deadline: float = math.inf) -> Plan:
+    """Submit rows of two tokens; the second is the one that is deferred where the first is negative."""
+    rows = [device.predictor.row(abs(token), DEFERRED if token < 0 else 1) for token in tokens]
+    return device.submit(*rows, predictive=predictive, deadline=deadline)
 
 
-@pytest.fixture
-def engine(predictor: FakePredictor, reports: list[BatchReport]) -> Iterator[Engine]:
-    engine = Engine(token_budget=8, max_queue_tokens=640, max_queue_rows=320, on_batch=(reports.append,))
-    engine.start()
-    yield engine
-    predictor.released.set()
-    engine.stop(join_timeout_s=60)
+def released(device: Rig, *plans: Plan) -> list[str]:
+    """Let the device go on; return the predictives of its batches after the first, once the plans are answered."""
+    device.predictor.released.set()
+    for plan in plans:
+        plan.future.result()
+    return [name for name, _ in device.batches[1:]]
 
 
-def submit(
-    engine: Engine, predictor: FakePredictor, *tokens: int, predictive: str = "fast", deadline: float = FAR
-) -> Ticket:
-    """Submit rows of two tokens, of which the second is 1 or the one that is deferred."""
-    rows = [predictor.row(abs(token), DEFERRED if token < 0 else 1) for token in tokens]
-    return engine.submit(predictor, rows, ask=Ask(predictive), deadline=deadline)  # type: ignore[arg-type]
+def test_each_row_has_the_answer_of_who_answers_it(device: Rig) -> None:
+    plan = submit(device, 10, -11, 12)
+    assert [p.predictive for p in plan.future.result()] == ["fast", "laplace", "fast"]
+    assert device.batches == [("fast", [10, 11, 12]), ("laplace", [11])]
+    device.assert_empty()
 
 
-def occupy(engine: Engine, predictor: FakePredictor) -> Ticket:
-    predictor.hold()
-    ticket = submit(engine, predictor, 2, predictive="map")
-    predictor.entered.wait()
-    return ticket
+def test_deferred_rows_share_a_batch_with_rows_that_laplace_was_asked_for(device: Rig) -> None:
+    device.occupy("map")
+    plans = [submit(device, -10), submit(device, -11), submit(device, 20, 21, predictive="laplace")]
+    released(device, *plans)
+    assert {p.predictive for plan in plans for p in plan.future.result()} == {"laplace"}
+    assert device.batches[1:] == [("fast", [10, 11]), ("laplace", [20, 21, 10, 11])]
 
 
-def batches(predictor: FakePredictor) -> list[tuple[str, list[int]]]:
-    return [(name, [row.token_ids[0] for row in rows]) for name, rows in predictor.batches]
-
-
-def test_each_row_has_the_answer_of_who_answers_it(engine: Engine, predictor: FakePredictor) -> None:
-    ticket = submit(engine, predictor, 10, -11, 12)
-    assert [p.predictive for p in ticket.future.result()] == ["fast", "laplace", "fast"]
-    assert batches(predictor) == [("fast", [10, 11, 12]), ("laplace", [11])]
-    assert ticket.queue_s >= 0
-    assert (engine.queued_rows, engine.queued_tokens, engine.open_tickets) == (0, 0, 0)
-    assert engine.admission.total == NOTHING
-
-
-def test_deferred_rows_share_a_batch_with_rows_that_laplace_was_asked_for(
-    engine: Engine, predictor: FakePredictor
-) -> None:
-    first = occupy(engine, predictor)
-    tickets = [
-        submit(engine, predictor, -10),
-        submit(engine, predictor, -11),
-        submit(engine, predictor, 20, 21, predictive="laplace"),
-    ]
-    predictor.released.set()
-    for ticket in (first, *tickets):
-        assert {p.predictive for p in ticket.future.result()} <= {"laplace", "map"}
-    assert batches(predictor)[1:] == [("fast", [10, 11]), ("laplace", [20, 21, 10, 11])]
-
-
-def test_deferred_rows_wait_until_they_fill_a_batch(engine: Engine, predictor: FakePredictor) -> None:
+def test_deferred_rows_wait_until_they_fill_a_batch(device: Rig) -> None:
     """A batch has four rows, one in four is deferred."""
-    first = occupy(engine, predictor)
-    tickets = [submit(engine, predictor, *(100 + i, 200 + i, 300 + i, -(400 + i))) for i in range(5)]
-    predictor.released.set()
-    for ticket in (first, *tickets):
-        ticket.future.result()
-    assert [name for name, _ in batches(predictor)[1:]] == ["fast"] * 4 + ["laplace"] + ["fast", "laplace"]
-    assert batches(predictor)[5] == ("laplace", [400, 401, 402, 403])
+    device.occupy("map")
+    plans = [submit(device, 100 + i, 200 + i, 300 + i, -(400 + i)) for i in range(5)]
+    assert released(device, *plans) == ["fast"] * 4 + ["laplace"] + ["fast", "laplace"]
+    assert device.batches[5] == ("laplace", [400, 401, 402, 403])
 
 
-def test_deferred_rows_wait_for_so_many_batches_at_most(engine: Engine, predictor: FakePredictor) -> None:
-    first = occupy(engine, predictor)
-    rare = submit(engine, predictor, -10, 11, 12, 13)
-    rest = [submit(engine, predictor, 20, 21, 22, 23) for _ in range(PATIENCE + 4)]
-    predictor.released.set()
-    for ticket in (first, rare, *rest):
-        ticket.future.result()
-    names = [name for name, _ in batches(predictor)[1:]]
-    assert names.index("laplace") == PATIENCE + 1
+@pytest.mark.parametrize("time_gone_s", [0, 3600])
+def test_deferred_rows_wait_for_so_many_batches_and_half_of_their_time_at_most(device: Rig, time_gone_s: float) -> None:
+    device.occupy("map")
+    rare = submit(device, -10, 11, 12, 13, deadline=time.monotonic() + 3600)
+    assert rare.queued_at is not None
+    rare.queued_at -= time_gone_s
+    rest = [submit(device, 20, 21, 22, 23) for _ in range(PATIENCE + 4)]
+    names = released(device, rare, *rest)
     assert names.count("laplace") == 1
+    if time_gone_s:
+        assert names.index("laplace") < PATIENCE
+    else:
+        assert names.index("laplace") == PATIENCE + 1
 
 
-def test_deferred_rows_do_not_wait_past_half_of_their_time(engine: Engine, predictor: FakePredictor) -> None:
-    first = occupy(engine, predictor)
-    soon = submit(engine, predictor, -10, 11, 12, 13, deadline=time.monotonic() + 3600)
-    soon.submitted -= 3600  # half of its time has gone
-    rest = [submit(engine, predictor, 20, 21, 22, 23) for _ in range(PATIENCE)]
-    predictor.released.set()
-    for ticket in (first, soon, *rest):
-        ticket.future.result()
-    assert [name for name, _ in batches(predictor)[1:]].index("laplace") < PATIENCE
+def test_deferred_rows_count_in_the_queue_and_leave_it_with_their_plan() -> None:
+    queue, plan = Queue(LIMITS), Plan(FakePredictor(), [], Ask("fast"), caller="a")  # type: ignore[arg-type]
+    queue.enter(plan, Amount(1, 2), fewest_tokens=2, now=0.0)
+    queue.put(plan, [EncodedRow((10, DEFERRED), 2)], [0], now=0.0)
+    batch = queue.take(0.0, 8)
+    assert (queue.rows, queue.held) == (0, NOTHING)
+    queue.put_back(batch)
+    assert (queue.rows, queue.tokens, queue.held) == (1, 2, Amount(1, 2))
+    assert plan.future.cancel()
+    assert (queue.rows, queue.tokens, queue.held, queue.plans) == (0, 0, NOTHING, frozenset())
+    queue.put_back(batch)
+    assert queue.rows == 0
 
 
-class Deferring(FakePredictor):
-    """Holds the device after each pass of fast, until told to go on."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.deferred = {DEFERRED}
-        self.passed, self.go_on = threading.Event(), threading.Event()
-
-    def predict(self, rows, predictive=None, **options):  # type: ignore[no-untyped-def]
-        if predictive == "laplace" and DEFERRED in {t for row in rows for t in row.token_ids}:
-            self.passed.set()
-            self.go_on.wait()
-        return super().predict(rows, predictive, **options)
-
-
-def test_deferred_rows_count_in_the_queue_and_leave_it_with_their_request(engine: Engine) -> None:
-    predictor = Deferring()
-    try:
-        # The batch of laplace has room for four: the fifth waits.
-        running = submit(engine, predictor, -10, -11, -12, -13)
-        assert predictor.passed.wait(60)
-        waiting = submit(engine, predictor, -20)
-        assert engine.admission.total == Amount(1, 2)
-        assert waiting.future.cancel()
-        assert (engine.queued_rows, engine.admission.total) == (0, NOTHING)
-        assert running.future.cancel()
-    finally:
-        predictor.go_on.set()
-    assert submit(engine, predictor, 30).future.result()
-    assert (engine.queued_rows, engine.open_tickets, engine.admission.total) == (0, 0, NOTHING)
-
-
-def test_a_request_given_up_during_its_pass_is_not_queued_again(engine: Engine, predictor: FakePredictor) -> None:
-    predictor.hold()
-    gone = submit(engine, predictor, -10)
-    predictor.entered.wait()
+def test_a_plan_given_up_during_its_pass_is_not_queued_again(device: Rig) -> None:
+    device.predictor.hold()
+    gone = submit(device, -10)
+    device.predictor.entered.wait()
     assert gone.future.cancel()
-    predictor.released.set()
-    assert submit(engine, predictor, 7).future.result()
-    assert [name for name, _ in batches(predictor)] == ["fast", "fast"]
-    assert engine.admission.total == NOTHING
+    device.predictor.released.set()
+    assert submit(device, 7).future.result()
+    assert [name for name, _ in device.batches] == ["fast", "fast"]
+    assert device.queue.held == NOTHING
 
 
-def test_deferred_rows_keep_their_deadline(engine: Engine, predictor: FakePredictor) -> None:
-    original = predictor.predict_deferring
-
-    def late(rows, **options):  # type: ignore[no-untyped-def]
-        answers = original(rows, **options)
-        late_ticket.deadline = time.monotonic() - 1
-        return answers
-
-    predictor.predict_deferring = late  # type: ignore[method-assign]
-    predictor.hold()
-    late_ticket = submit(engine, predictor, -10, 11)
-    predictor.released.set()
+def test_deferred_rows_keep_their_deadline(device: Rig) -> None:
+    device.predictor.hold()
+    late = submit(device, -10, 11)
+    device.predictor.entered.wait()
+    late.deadline = time.monotonic()
+    device.predictor.released.set()
     with pytest.raises(DeadlineError):
-        late_ticket.future.result()
-    assert engine.queued_rows == 0
+        late.future.result()
+    device.assert_empty()
 
 
-def test_a_deferred_row_that_has_no_answer_fails_its_request_alone(engine: Engine, predictor: FakePredictor) -> None:
-    original = predictor.predict
+def test_a_deferred_row_that_has_no_answer_fails_its_plan_alone(device: Rig) -> None:
+    predict = device.predictor.predict
 
-    def predict(rows, predictive=None, **options):  # type: ignore[no-untyped-def]
+    def no_answer(rows, predictive=None, **options):  # type: ignore[no-untyped-def]
         if predictive == "laplace" and any(row.token_ids[0] == 66 for row in rows):
             raise NonFiniteError("NaN")
-        return original(rows, predictive, **options)
+        return predict(rows, predictive, **options)
 
-    predictor.predict = predict  # type: ignore[method-assign]
-    first = occupy(engine, predictor)
-    bad, good = submit(engine, predictor, 5, -66), submit(engine, predictor, -6)
-    predictor.released.set()
+    device.predictor.predict = no_answer
+    device.occupy("map")
+    bad, good = submit(device, 5, -66), submit(device, -6)
+    released(device, good)
     with pytest.raises(UnscorableInputError) as caught:
         bad.future.result()
     assert caught.value.field == "inputs.1"
     assert [p.predictive for p in good.future.result()] == ["laplace"]
-    assert first.future.result()
 
 
-def test_a_row_of_its_own_batch_waits_for_nobody(predictor: FakePredictor) -> None:
-    """With a budget of one token every row runs alone, and there is nothing to wait for."""
-    engine = Engine(token_budget=1, max_queue_tokens=640, max_queue_rows=320)
-    engine.start()
-    first = occupy(engine, predictor)
-    tickets = [submit(engine, predictor, -10), *(submit(engine, predictor, 20) for _ in range(4))]
-    predictor.released.set()
-    for ticket in (first, *tickets):
-        ticket.future.result()
-    engine.stop(join_timeout_s=60)
-    assert [name for name, _ in batches(predictor)].index("laplace") <= 3
+def test_a_row_that_fills_a_batch_alone_waits_for_nobody(device: Rig) -> None:
+    device.device.token_budget = 1
+    device.occupy("map")
+    plans = [submit(device, -10), *(submit(device, 20) for _ in range(4))]
+    assert released(device, *plans).index("laplace") <= 2
 
 
 def test_patient_rows_go_along_with_others_and_alone_where_nothing_else_waits() -> None:

@@ -18,7 +18,7 @@ BUDGET = 512
 
 
 class Queue:
-    """What the engine does with rows, without a device: one batch after another."""
+    """What the queue does with rows, without a device: one batch after another."""
 
     def __init__(self, budget: int = BUDGET) -> None:
         self.budget = budget

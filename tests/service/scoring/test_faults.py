@@ -5,24 +5,21 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import torch
-from serving import FakePredictor, library, serve, settings, started
-from test_life import artifacts_in
+from device_rig import Rig, rig
+from serving import FakePredictor, artifacts_in, code, library, serve, settings, started
 
-import service.scoring.engine
+import service.scoring.device
 from laplora.errors import ArtifactCorruptError, NonFiniteError
 from service.app import create_app
-from service.artifacts.host import Library
+from service.artifacts.library import Library
 from service.errors import DeviceFaultError, DeviceMemoryError
 from service.scoring.device_faults import DeviceHealth, is_device_fault, is_out_of_memory
-from service.scoring.engine import Engine
-from service.scoring.plan import Ask
 from service.telemetry.batch_report import BatchReport
 
 FAULT = "CUDA error: device-side assert triggered"
@@ -112,223 +109,160 @@ def test_errors_that_are_each_others_cause() -> None:
     assert not is_device_fault(first)
 
 
-# The engine.
+# The device.
 
 
 @pytest.fixture
-def predictor() -> Iterator[FakePredictor]:
-    predictor = FakePredictor()
-    yield predictor
-    predictor.released.set()
+def device() -> Iterator[Rig]:
+    with rig(health=DeviceHealth(stall_s=FAR)) as device:
+        yield device
 
 
-@pytest.fixture
-def start(predictor: FakePredictor) -> Iterator[Callable[..., Engine]]:
-    engines: list[Engine] = []
-
-    def begin(*on_batch: Callable[[BatchReport], None]) -> Engine:
-        engine = Engine(
-            token_budget=16,
-            max_queue_tokens=64,
-            max_queue_rows=12,
-            on_batch=on_batch,
-            health=DeviceHealth(stall_s=FAR),
-        )
-        engine.start()
-        engines.append(engine)
-        return engine
-
-    yield begin
-    predictor.released.set()
-    for engine in engines:
-        engine.stop(join_timeout_s=60)
-
-
-def submit(engine: Engine, predictor: FakePredictor, *tokens: int) -> Any:
-    rows = [predictor.row(token) for token in tokens]
-    return engine.submit(predictor, rows, ask=Ask("laplace"), deadline=FAR).future  # type: ignore[arg-type]
-
-
-def assert_ended(engine: Engine, predictor: FakePredictor) -> None:
+def assert_ended(device: Rig) -> None:
     """Everything new is refused, nothing is left over."""
-    with pytest.raises(DeviceFaultError):
-        submit(engine, predictor, 5)
-    with pytest.raises(DeviceFaultError):
-        engine.call(lambda: None)
-    engine.stop(join_timeout_s=60)
-    with pytest.raises(DeviceFaultError):
-        submit(engine, predictor, 5)
-    assert (engine.queued_rows, engine.queued_tokens, engine.open_tickets) == (0, 0, 0)
+    for _ in range(2):
+        with pytest.raises(DeviceFaultError):
+            device.device.call(lambda: None)
+        device.device.stop(join_timeout_s=60)
+    device.assert_empty()
 
 
-def test_a_fault_answers_everyone_and_is_not_retried(start: Callable[..., Engine], predictor: FakePredictor) -> None:
-    engine = start()
-    predictor.poison[666] = RuntimeError(FAULT)
-    predictor.hold()
-    first = submit(engine, predictor, 2)
-    predictor.entered.wait()
+def test_a_fault_answers_everyone_and_is_not_retried(device: Rig) -> None:
+    device.predictor.poison[666] = RuntimeError(FAULT)
+    first = device.occupy()
     # One batch of 16 tokens, and rows beyond it.
-    doomed = [submit(engine, predictor, 666, 10, 11), submit(engine, predictor, 12)]
-    waiting = submit(engine, predictor, *[1] * 7)
-    predictor.released.set()
-    assert first.result()
-    for future in (*doomed, waiting):
+    plans = [device.submit(666, 10, 11), device.submit(12), device.submit(*[1] * 7)]
+    call = device.device.call(lambda: None)
+    device.predictor.released.set()
+    assert first.future.result()
+    for plan in plans:
         with pytest.raises(DeviceFaultError, match="RuntimeError"):
-            future.result()
-    assert len([rows for _, rows in predictor.batches if any(666 in row.token_ids for row in rows)]) == 1
-    assert_ended(engine, predictor)
+            plan.future.result()
+    assert call.result() is None
+    assert len([rows for _, rows in device.batches if 666 in rows]) == 1
+    assert_ended(device)
 
 
-def test_a_fault_in_a_call_ends_the_engine(start: Callable[..., Engine], predictor: FakePredictor) -> None:
-    engine = start()
-    predictor.golden_error = RuntimeError(FAULT)
-    predictor.hold()
-    first = submit(engine, predictor, 2)
-    predictor.entered.wait()
-    call, behind = engine.call(predictor.verify_golden), engine.call(lambda: None)
-    waiting = submit(engine, predictor, 3)
-    predictor.released.set()
-    assert first.result()
-    for future in (call, behind, waiting):
+def test_a_fault_in_a_call_ends_the_device(device: Rig) -> None:
+    device.predictor.golden_error = RuntimeError(FAULT)
+    first = device.occupy()
+    call, behind = device.device.call(device.predictor.verify_golden), device.device.call(lambda: None)
+    waiting = device.submit(3)
+    device.predictor.released.set()
+    assert first.future.result()
+    for future in (call, behind, waiting.future):
         with pytest.raises(DeviceFaultError):
             future.result()
-    assert_ended(engine, predictor)
+    assert_ended(device)
 
 
-def test_memory_and_bugs_do_not_latch(start: Callable[..., Engine], predictor: FakePredictor) -> None:
-    engine = start()
-    predictor.poison |= {
-        600: torch.OutOfMemoryError("CUDA out of memory"),
-        601: RuntimeError("shapes"),
-        602: KeyError(),
-    }
+def test_memory_and_bugs_do_not_latch(device: Rig) -> None:
+    poison = {600: torch.OutOfMemoryError("CUDA out of memory"), 601: RuntimeError("shapes"), 602: KeyError()}
+    device.predictor.poison |= poison
     for token, raised in ((600, DeviceMemoryError), (601, RuntimeError), (602, KeyError)):
         with pytest.raises(raised):
-            submit(engine, predictor, token).result()
-    assert engine.health.fault is None
-    assert submit(engine, predictor, 7).result()
+            device.submit(token).future.result()
+    assert device.device.health.fault is None
+    assert device.submit(7).future.result()
 
 
 @pytest.mark.parametrize("error", [KeyError("bug"), SystemExit("stop")], ids=lambda error: type(error).__name__)
-def test_the_thread_that_dies_takes_nobody_with_it(
-    start: Callable[..., Engine], predictor: FakePredictor, error: BaseException
-) -> None:
+def test_the_thread_that_dies_takes_nobody_with_it(device: Rig, error: BaseException) -> None:
     """An error outside of a prediction: every request would wait for ever."""
-    engine = start()
-    predictor.hold()
-    running = submit(engine, predictor, 2)
-    predictor.entered.wait()
-    waiting, call = submit(engine, predictor, 3), engine.call(lambda: None)
+    running = device.occupy()
+    waiting, call = device.submit(3), device.device.call(lambda: None)
 
     def report(*arguments: object) -> None:
         raise error
 
-    engine._report = report  # type: ignore[method-assign]
-    predictor.released.set()
-    for future in (running, waiting, call):
+    device.device._report = report  # type: ignore[method-assign]
+    device.predictor.released.set()
+    for future in (running.future, waiting.future, call):
         with pytest.raises(DeviceFaultError, match=type(error).__name__):
             future.result()
-    assert_ended(engine, predictor)
+    assert_ended(device)
 
 
-def test_metrics_and_traces_that_fail_do_not_fail_the_device(
-    start: Callable[..., Engine], predictor: FakePredictor, caplog: pytest.LogCaptureFixture
-) -> None:
-    seen: list[BatchReport] = []
+def test_a_call_that_ends_the_thread_is_answered_too(device: Rig) -> None:
+    def leave() -> None:
+        raise SystemExit
 
+    with pytest.raises(DeviceFaultError, match="SystemExit"):
+        device.device.call(leave).result()
+    assert_ended(device)
+
+
+def test_metrics_and_traces_that_fail_do_not_fail_the_device(caplog: pytest.LogCaptureFixture) -> None:
     def broken_watcher(report: BatchReport) -> None:
         raise ValueError("SECRET")
 
-    engine = start(broken_watcher, seen.append)
-    assert [submit(engine, predictor, token).result()[0].predictive for token in (5, 6)] == ["laplace"] * 2
-    assert engine.health.fault is None
-    assert len(seen) == 2, "what comes after it is still told"
+    with rig(on_batch=(broken_watcher,)) as device:
+        for token in (5, 6):
+            assert device.submit(token).future.result()
+        assert device.device.health.fault is None
+        device.device.stop(join_timeout_s=60)
+        assert len(device.reports) == 2, "what comes after it is still told"
     (logged,) = (r for r in caplog.records if getattr(r, "event", "") == "watcher_failed")
     assert "broken_watcher" in logged.watcher  # type: ignore[attr-defined]
     assert (logged.error, "SECRET" in caplog.text) == ("ValueError", False)  # type: ignore[attr-defined]
 
 
-def test_a_fault_ends_the_engine_even_where_nobody_can_be_told(predictor: FakePredictor) -> None:
+def test_a_fault_ends_the_device_even_where_nobody_can_be_told() -> None:
     def untold() -> None:
         raise ValueError("SECRET")
 
-    engine = Engine(
-        token_budget=16, max_queue_tokens=64, max_queue_rows=12, health=DeviceHealth(stall_s=FAR, on_fault=untold)
-    )
-    engine.start()
-    predictor.poison[666] = RuntimeError(FAULT)
-    with pytest.raises(DeviceFaultError):
-        submit(engine, predictor, 666).result()
-    assert_ended(engine, predictor)
+    with rig(health=DeviceHealth(stall_s=FAR, on_fault=untold)) as device:
+        device.predictor.poison[666] = RuntimeError(FAULT)
+        with pytest.raises(DeviceFaultError):
+            device.submit(666).future.result()
+        assert_ended(device)
 
 
-def test_a_run_that_does_not_end_is_a_fault(start: Callable[..., Engine], predictor: FakePredictor) -> None:
-    engine = start()
-    engine.health = DeviceHealth(stall_s=0.001, hang_s=0.01)
-    engine.end_if_hung()
-    predictor.hold()
-    hanging, waiting = submit(engine, predictor, 2), submit(engine, predictor, 3)
-    predictor.entered.wait()
-    while not engine.health.hung:
-        time.sleep(0.001)
-    engine.end_if_hung()
-    for future in (hanging, waiting):
-        with pytest.raises(DeviceFaultError, match="DeviceHungError"):
-            future.result()
-    predictor.released.set()
-    assert_ended(engine, predictor)
+def test_a_run_that_does_not_end_is_a_fault() -> None:
+    with rig(health=DeviceHealth(stall_s=0.001, hang_s=0.01)) as device:
+        device.device.end_if_hung()
+        plans = [device.occupy(), device.submit(3)]
+        while not device.device.health.hung:
+            time.sleep(0.001)
+        device.device.end_if_hung()
+        for plan in plans:
+            with pytest.raises(DeviceFaultError, match="DeviceHungError"):
+                plan.future.result()
+        device.predictor.released.set()
+        assert_ended(device)
 
 
-def test_releasing_memory_that_does_not_end_is_a_fault(
-    start: Callable[..., Engine], predictor: FakePredictor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_releasing_memory_that_does_not_end_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     """It waits for the device: after running out of memory on a sick one, for ever."""
-    engine = start()
-    engine.health = DeviceHealth(stall_s=0.001, hang_s=0.01)
     releasing, let_go = threading.Event(), threading.Event()
 
     def release() -> None:
         releasing.set()
         let_go.wait()
 
-    monkeypatch.setattr(service.scoring.engine, "_release_device_memory", release)
-    predictor.most_rows = 1
-    hanging = submit(engine, predictor, 2, 3)
-    releasing.wait()
-    began = engine.health._run_began
-    while began is not None and not engine.health.hung:
-        time.sleep(0.001)
-    engine.end_if_hung()
-    let_go.set()
-    with pytest.raises(DeviceFaultError, match="DeviceHungError"):
-        hanging.result()
-    assert_ended(engine, predictor)
+    monkeypatch.setattr(service.scoring.device, "_release_device_memory", release)
+    with rig(health=DeviceHealth(stall_s=0.001, hang_s=0.01)) as device:
+        device.predictor.most_rows = 1
+        hanging = device.submit(2, 3)
+        releasing.wait()
+        while not device.device.health.hung:
+            time.sleep(0.001)
+        device.device.end_if_hung()
+        let_go.set()
+        with pytest.raises(DeviceFaultError, match="DeviceHungError"):
+            hanging.future.result()
+        assert_ended(device)
 
 
-def test_a_fault_while_memory_is_released_is_latched(
-    start: Callable[..., Engine], predictor: FakePredictor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = start()
-
+def test_a_fault_while_memory_is_released_is_latched(device: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     def release() -> None:
         raise RuntimeError(FAULT)
 
-    monkeypatch.setattr(service.scoring.engine, "_release_device_memory", release)
-    predictor.most_rows = 1
+    monkeypatch.setattr(service.scoring.device, "_release_device_memory", release)
+    device.predictor.most_rows = 1
     with pytest.raises(DeviceFaultError, match="RuntimeError"):
-        submit(engine, predictor, 2, 3).result()
-    assert_ended(engine, predictor)
-
-
-def test_a_call_that_ends_the_thread_is_answered_too(start: Callable[..., Engine], predictor: FakePredictor) -> None:
-    engine = start()
-
-    def leave() -> None:
-        raise SystemExit
-
-    with pytest.raises(DeviceFaultError, match="SystemExit"):
-        engine.call(leave).result()
-    assert_ended(engine, predictor)
+        device.submit(2, 3).future.result()
+    assert_ended(device)
 
 
 def test_the_first_fault_is_the_one_that_is_told(caplog: pytest.LogCaptureFixture) -> None:
@@ -352,11 +286,10 @@ async def test_a_slow_replay_of_many_answers_is_no_hung_device(tmp_path: Path) -
     answered: list[int] = []
 
     def golden_answer() -> list[Any]:
-        engine = served.state.engine
-        begun.append(engine.health._run_began)
+        begun.append(served.state.device.health._run_began)
         answered.append(len(first.batches))
         requests.append(asyncio.run_coroutine_threadsafe(served.predict("7"), loop))
-        while not engine.queued_rows:
+        while not served.state.queue.rows:
             time.sleep(0.001)
         return []
 
@@ -372,10 +305,6 @@ async def test_a_slow_replay_of_many_answers_is_no_hung_device(tmp_path: Path) -
     assert [response.status_code for response in responses] == [200] * 4
 
 
-def code(response: httpx.Response) -> tuple[int, str]:
-    return response.status_code, response.json()["error"]["code"]
-
-
 @pytest.mark.anyio
 async def test_every_endpoint_says_that_the_device_failed(caplog: pytest.LogCaptureFixture) -> None:
     predictor = FakePredictor()
@@ -386,7 +315,7 @@ async def test_every_endpoint_says_that_the_device_failed(caplog: pytest.LogCapt
         running = asyncio.create_task(served.predict("666"))
         await asyncio.to_thread(predictor.entered.wait)
         waiting = asyncio.create_task(served.predict("a", options={"mode": "map"}))
-        await served.until(lambda: served.state.engine.queued_rows == 1)
+        await served.until(lambda: served.state.queue.rows == 1)
         predictor.released.set()
         answers = [
             await running,
@@ -417,11 +346,7 @@ async def test_every_endpoint_says_that_the_device_failed(caplog: pytest.LogCapt
 @pytest.mark.parametrize("where", ["load", "hidden in load", "golden", "first answer"])
 async def test_a_fault_while_another_artifact_loads(tmp_path: Path, where: str) -> None:
     """The context is the process's: the artifact that answers has lost it too."""
-    for name in ("first", "second"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "manifest.json").write_text("{}")
-    first = FakePredictor("first", path=tmp_path / "first")
-    second = FakePredictor("second", path=tmp_path / "second")
+    first, second = artifacts_in(tmp_path, "first", "second")
     known = library(first, second)
 
     def load(path: Path, *others: Any) -> Any:
@@ -453,7 +378,7 @@ async def test_a_run_that_is_overdue_is_not_ready_until_it_ends() -> None:
             assert int(response.headers["retry-after"]) >= 1
         assert (await served.client.get("/health/live")).status_code == 200
         waiting = asyncio.create_task(served.predict("b"))
-        await served.until(lambda: served.state.engine.queued_rows == 1)
+        await served.until(lambda: served.state.queue.rows == 1)
         served.predictor.released.set()
         assert [(await task).status_code for task in (running, waiting)] == [200, 200]
         while (await served.client.get("/health/ready")).status_code != 200:
@@ -464,7 +389,7 @@ async def test_a_run_that_is_overdue_is_not_ready_until_it_ends() -> None:
 async def test_a_call_that_is_overdue_is_not_ready_either() -> None:
     may_end = threading.Event()
     async with serve(stall_s=0.05) as served:
-        call = served.state.engine.call(may_end.wait)
+        call = served.state.device.call(may_end.wait)
         while (response := await served.client.get("/health/ready")).status_code == 200:
             await asyncio.sleep(0.005)
         may_end.set()

@@ -9,15 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from device_rig import Rig, rig
 
 from laplora.jacobians import contrasts as jacobians
 from laplora.jacobians import reverse
 from laplora.jacobians.contrasts import ReversePass
 from laplora.predictor import Predictor
 from service.errors import DeviceMemoryError
-from service.scoring.engine import Engine
-from service.scoring.plan import Ask
-from service.telemetry.batch_report import BatchReport
+from service.scoring.admission import Amount
 
 TEXTS = [f"The {noun} was {word}." for noun in ("film", "plot", "cast") for word in ("superb", "dull", "moving")]
 #: Float32: sums in another order, as padding and the size of a batch change them.
@@ -100,23 +99,20 @@ PLACES: tuple[Place, ...] = (in_forward, in_written_out_reverse, in_backward)
 
 
 @contextmanager
-def engine_of(predictor: Predictor, shortage: Shortage, reports: list[BatchReport]) -> Iterator[Engine]:
+def device_of(predictor: Predictor, shortage: Shortage) -> Iterator[Rig]:
     def begin(_module: Any, _arguments: Any, named: dict[str, Any]) -> None:
         shortage.begin(named["input_ids"].shape)
 
-    engine = Engine(token_budget=10_000, max_queue_tokens=10_000, max_queue_rows=100, on_batch=(reports.append,))
-    engine.start()
     decoder = predictor._members.model.get_base_model().model
-    with hooked(decoder.register_forward_pre_hook(begin, with_kwargs=True)):
-        try:
-            yield engine
-        finally:
-            engine.stop(join_timeout_s=60)
+    with (
+        rig(predictor, token_budget=10_000, limits=Amount(100, 10_000, 0)) as device,
+        hooked(decoder.register_forward_pre_hook(begin, with_kwargs=True)),
+    ):
+        yield device
 
 
-def submit(engine: Engine, predictor: Predictor, texts: Sequence[str]) -> Any:
-    rows = [predictor.encode({"text": text}, truncate=True) for text in texts]
-    return engine.submit(predictor, rows, ask=Ask("laplace"), deadline=float("inf")).future
+def submit(device: Rig, predictor: Predictor, texts: Sequence[str]) -> Any:
+    return device.submit(*(predictor.encode({"text": text}, truncate=True) for text in texts)).future
 
 
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
@@ -126,20 +122,20 @@ def test_all_rows_are_answered_by_smaller_batches_with_the_same_numbers(
     expected = sentiment_predictor.predict(
         [sentiment_predictor.encode({"text": text}, truncate=True) for text in TEXTS], "laplace"
     )
-    shortage, reports = Shortage(most_rows=2), list[BatchReport]()
+    shortage = Shortage(most_rows=2)
     with (
-        engine_of(sentiment_predictor, shortage, reports) as engine,
+        device_of(sentiment_predictor, shortage) as device,
         place(sentiment_predictor._members.model, shortage, monkeypatch),
     ):
-        answers = submit(engine, sentiment_predictor, TEXTS).result()
+        answers = submit(device, sentiment_predictor, TEXTS).result()
     assert shortage.failed[0] == len(TEXTS)
-    assert {r.outcome for r in reports} == {"ok", "out_of_memory"}
-    assert max(r.rows for r in reports if r.outcome == "ok") == 2
+    assert {r.outcome for r in device.reports} == {"ok", "out_of_memory"}
+    assert max(r.rows for r in device.reports if r.outcome == "ok") == 2
     for answer, other in zip(answers, expected, strict=True):
         assert answer.probs == pytest.approx(other.probs, abs=TOLERANCE)
         assert answer.logit_variance == pytest.approx(other.logit_variance, rel=1e-3)
         assert (answer.label_index, answer.tokens) == (other.label_index, other.tokens)
-    assert engine.health.fault is None
+    assert device.device.health.fault is None
     # What a run held when it failed is gone before the next one needs the memory.
     assert len(shortage.held) > len(shortage.failed)
     assert set(shortage.held) == {0}
@@ -152,16 +148,16 @@ def test_one_row_that_does_not_fit_says_so_and_the_others_are_answered(
     long = "The film was superb, " + "and I say so after seeing it twice, " * 2 + "really."
     lengths = [len(sentiment_predictor.encode({"text": text}, truncate=True).token_ids) for text in (*TEXTS, long)]
     assert lengths[-1] > max(lengths[:-1])
-    shortage, reports = Shortage(most_rows=100, most_tokens=max(lengths[:-1])), list[BatchReport]()
+    shortage = Shortage(most_rows=100, most_tokens=max(lengths[:-1]))
     with (
-        engine_of(sentiment_predictor, shortage, reports) as engine,
+        device_of(sentiment_predictor, shortage) as device,
         place(sentiment_predictor._members.model, shortage, monkeypatch),
     ):
-        blocked = engine.call(lambda: None)
-        futures = [submit(engine, sentiment_predictor, [text]) for text in (*TEXTS[:4], long, *TEXTS[4:])]
+        blocked = device.device.call(lambda: None)
+        futures = [submit(device, sentiment_predictor, [text]) for text in (*TEXTS[:4], long, *TEXTS[4:])]
         assert blocked.result() is None
         with pytest.raises(DeviceMemoryError) as refused:
             futures.pop(4).result()
         assert all(future.result() for future in futures)
     assert refused.value.field == "inputs.0"
-    assert engine.health.fault is None
+    assert device.device.health.fault is None

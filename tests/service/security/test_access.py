@@ -187,13 +187,13 @@ async def test_a_refusal_reads_nothing_of_the_body(keys: Path) -> None:
 
 async def test_the_queue_knows_the_caller_by_the_keys_id(keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with guarded(keys) as served:
-        submit, callers = served.state.engine.submit, []
+        put, callers = served.state.queue.put, []
 
-        def noted(*args: Any, **named: Any) -> Any:
-            callers.append(named["caller"])
-            return submit(*args, **named)
+        def noted(plan: Any, *args: Any, **named: Any) -> Any:
+            callers.append(plan.caller)
+            return put(plan, *args, **named)
 
-        monkeypatch.setattr(served.state.engine, "submit", noted)
+        monkeypatch.setattr(served.state.queue, "put", noted)
         await served.client.post("/predict", json=BODY, headers=bearer("predict"))
     assert callers == ["only-predict"]
 

@@ -19,8 +19,7 @@ from typing import Any, get_args
 import pytest
 import torch
 from prometheus_client.parser import text_string_to_metric_families
-from serving import FakePrediction, FakePredictor, Served, serve
-from test_life import artifacts_in
+from serving import FakePrediction, FakePredictor, Served, artifacts_in, serve
 
 import service
 from laplora.decisions.uncertainty import FLAGS
@@ -102,7 +101,7 @@ async def test_metrics_count_what_happened() -> None:
         running = asyncio.create_task(served.predict("a"))
         await asyncio.to_thread(served.predictor.entered.wait)
         waiting = asyncio.create_task(served.predict("a"))
-        await served.until(lambda: served.state.engine.queued_rows == 1)
+        await served.until(lambda: served.state.queue.rows == 1)
         response = await served.client.get("/metrics")
         served.predictor.released.set()
         await asyncio.gather(running, waiting)
@@ -215,7 +214,7 @@ async def test_metrics_say_how_the_server_is() -> None:
         running = asyncio.create_task(served.predict("a"))
         await asyncio.to_thread(served.predictor.entered.wait)
         waiting = asyncio.create_task(served.predict("a"))
-        await served.until(lambda: served.state.engine.queued_rows == 1)
+        await served.until(lambda: served.state.queue.rows == 1)
         busy = await scrape_of(served)
         served.predictor.released.set()
         await asyncio.gather(running, waiting)

@@ -8,8 +8,7 @@ from typing import Any, get_args
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
-from serving import FakePrediction, FakePredictor, serve
-from test_life import artifacts_in
+from serving import FakePrediction, FakePredictor, artifacts_in, serve
 
 from service.telemetry import unfailing as module
 from service.telemetry.answer_metrics import AnswerMetrics
@@ -60,7 +59,7 @@ async def test_requests_and_loads_go_on_with_every_metric_broken(
         label = {"prediction_id": kept, "label": "positive"}
         assert (await served.client.post("/feedback", json={"items": [label]})).status_code == 200
         assert (await served.client.post("/artifacts/second/activate")).status_code == 200
-        assert served.state.engine.health.fault is None
+        assert served.state.device.health.fault is None
         served.state.lifecycle.drain()
         assert served.state.lifecycle.draining
     found = events(caplog)

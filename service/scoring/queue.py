@@ -1,0 +1,244 @@
+"""The queue in front of the device: which plans hold how much of it, which rows wait, and whose turn it is.
+
+One lock for all of it; no thread, and no clock: times are given. A plan enters with what its prompts are expected to
+have, puts its rows in once they are tokenised, and leaves when its future is settled or cancelled, whichever way that
+comes: its rows are gone then, and its room is given back.
+
+Rows that ``fast`` defers are put back, in the same plan, as rows that ``laplace`` is asked for. They share batches with
+any such rows, and are patient: they take no turn of their own until they fill a batch, nothing else waits, ``PATIENCE``
+batches have gone by, or half of their plan's time has.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from service.errors import DeadlineError, DrainingError
+from service.scoring.admission import Admission, Amount, Reservation
+from service.scoring.batching import Waiting, next_batch
+from service.scoring.fairness import Request, Turns
+from service.scoring.plan import Ask, Plan
+from service.threads import settle
+
+if TYPE_CHECKING:
+    from laplora.prompts.rows import EncodedRow
+
+#: Batches for which deferred rows let others go first. Where one row in eight is deferred, they fill a batch by then.
+PATIENCE = 8
+
+
+@dataclass(frozen=True, eq=False)
+class QueuedRow(Waiting):
+    """A row of a plan; ``patient_until`` is the number of the batch from which it is patient no more."""
+
+    plan: Plan
+    index: int
+    ask: Ask
+    patient_until: int = 0
+
+    @property
+    def row(self) -> EncodedRow:
+        """The prompt."""
+        return self.plan.rows[self.index]
+
+    def is_patient(self, batch_number: int, now: float) -> bool:
+        """Return whether it takes no turn of its own in this batch."""
+        queued_at = self.plan.queued_at or now
+        return batch_number < self.patient_until and now - queued_at < (self.plan.deadline - queued_at) / 2
+
+
+@dataclass(eq=False)
+class _Entry:
+    """A plan in the queue: what it holds, its rows that wait, and whose turn those have that ``fast`` deferred."""
+
+    reservation: Reservation
+    waiting: set[QueuedRow] = field(default_factory=set)
+    deferred: Request | None = None
+
+
+@lru_cache(maxsize=4096)
+def _group(predictor_id: int, ask: Ask) -> object:
+    """Return what stands for rows that can share a batch: one small object, for it is compared a lot."""
+    return object()
+
+
+class Queue:
+    """Plans on their way to the device. Every method may be called from any thread.
+
+    Args:
+        limits: most that everybody together holds.
+        client_share: most of it that one caller holds; a plan with more is refused for good.
+
+    Attributes:
+        changed: the lock; notified when rows come.
+        draining: no plan enters any more.
+    """
+
+    def __init__(self, limits: Amount, *, client_share: float = 1.0) -> None:
+        self.changed = threading.Condition(threading.RLock())
+        self.draining = False
+        self._admission = Admission(limits, client_share=client_share)
+        self._entries: dict[Plan, _Entry] = {}
+        self._waiting: dict[QueuedRow, None] = {}  # in order of arrival
+        self._tokens = 0
+        self._turns = Turns()
+        self._batch_number = 0
+
+    @property
+    def plans(self) -> frozenset[Plan]:
+        """Those that have entered and have no answer yet."""
+        with self.changed:
+            return frozenset(self._entries)
+
+    @property
+    def rows(self) -> int:
+        """Rows that wait."""
+        return len(self._waiting)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that wait."""
+        return self._tokens
+
+    @property
+    def held(self) -> Amount:
+        """What all plans together hold, those being tokenised included."""
+        return self._admission.total
+
+    def oldest_wait_s(self, now: float) -> float:
+        """Return the seconds that the oldest waiting row has waited, 0 where none waits."""
+        with self.changed:
+            return max((now - (queued.plan.queued_at or now) for queued in self._waiting), default=0.0)
+
+    def require_open(self) -> None:
+        """Return if plans may enter.
+
+        Raises:
+            DrainingError: none does any more.
+        """
+        if self.draining:
+            raise DrainingError("the server is stopping and takes no new requests")
+
+    def check_room(self, caller: str) -> None:
+        """Check that one short row would find room: where it does not, a request need not be read to be refused.
+
+        Raises:
+            ClientQueueFullError, QueueFullError: as ``enter``.
+        """
+        with self.changed:
+            self._admission.check_room(caller)
+
+    def enter(self, plan: Plan, expected: Amount, *, fewest_tokens: int, now: float) -> None:
+        """Reserve room for a plan that is not tokenised yet. From now on its future has to be settled or cancelled.
+
+        Args:
+            expected: its rows, tokens and bytes of text.
+            fewest_tokens: that it has for certain.
+
+        Raises:
+            DrainingError: no plan enters any more.
+            BatchTooLargeError, ClientQueueFullError, QueueFullError: as ``Admission.reserve``.
+        """
+        with self.changed:
+            self.require_open()
+            reservation = self._admission.reserve(plan.caller, expected, fewest_tokens=fewest_tokens)
+            self._entries[plan] = _Entry(reservation)
+            plan.entered_at = now
+        plan.future.add_done_callback(lambda _: self._leave(plan))
+
+    def put(self, plan: Plan, rows: Sequence[EncodedRow], owners: Sequence[int], *, now: float) -> None:
+        """Let the rows of a plan wait; nothing where the plan is over already.
+
+        Args:
+            owners: for each row, the number of the input that it belongs to.
+
+        Raises:
+            BatchTooLargeError, ClientQueueFullError, QueueFullError: they have more tokens than expected, and than
+                there is room for.
+        """
+        with self.changed:
+            entry = self._entries.get(plan)
+            if entry is None:
+                return
+            tokens = sum(len(row.token_ids) for row in rows)
+            self._admission.correct(entry.reservation, Amount(len(rows), tokens))
+            plan.rows, plan.owners, plan.queued_at = tuple(rows), tuple(owners), now
+            request = Request(plan.caller, _group(id(plan.predictor), plan.ask))
+            self._add([QueuedRow(len(row.token_ids), request, plan, i, plan.ask) for i, row in enumerate(rows)])
+
+    def put_back(self, rows: Iterable[QueuedRow]) -> None:
+        """Let rows that ``fast`` ran wait again, as rows of ``laplace``; not those of a plan that is over."""
+        with self.changed:
+            for queued in rows:
+                plan, entry = queued.plan, self._entries.get(queued.plan)
+                if entry is None:
+                    continue
+                ask = Ask("laplace", queued.ask.also)
+                entry.deferred = entry.deferred or Request(plan.caller, _group(id(plan.predictor), ask))
+                patient_until = self._batch_number + 1 + PATIENCE
+                self._add([QueuedRow(queued.tokens, entry.deferred, plan, queued.index, ask, patient_until)])
+                self._admission.regain(entry.reservation, Amount(1, queued.tokens))
+
+    def take(self, now: float, token_budget: int) -> list[QueuedRow]:
+        """Return the rows of the next batch, shortest first; none where none waits. Plans past their deadline fail.
+
+        Args:
+            token_budget: most padded tokens of the batch.
+        """
+        with self.changed:
+            for plan in [plan for plan in self._entries if plan.deadline <= now]:
+                settle(plan.future, error=DeadlineError("the request's deadline passed before its answer was ready"))
+            waiting = list(self._waiting)
+            if not waiting:
+                self._turns = Turns()  # nobody is kept waiting by what anybody had
+                return []
+            self._batch_number += 1
+            patient = {i for i, queued in enumerate(waiting) if queued.is_patient(self._batch_number, now)}
+            chosen, self._turns = next_batch(waiting, self._turns, token_budget=token_budget, patient=patient)
+            batch = [waiting[i] for i in chosen]
+            self._remove(batch)
+            for queued in batch:
+                plan = queued.plan
+                self._admission.release(self._entries[plan].reservation, Amount(1, queued.tokens))
+                if plan.started_at is None:
+                    plan.started_at = now
+            return batch
+
+    def learn_speed(self, tokens: int, duration_s: float) -> None:
+        """Take in how long the device took: what a refused caller is told to wait is worked out from it."""
+        with self.changed:
+            self._admission.learn_speed(tokens, duration_s)
+
+    def drain(self) -> None:
+        """Let no more plans enter; those that have are still served."""
+        self.draining = True
+
+    def end(self, error: Exception) -> None:
+        """Fail every plan with an error, and let no more enter."""
+        self.draining = True
+        for plan in self.plans:
+            settle(plan.future, error=error)
+
+    def _leave(self, plan: Plan) -> None:
+        with self.changed:
+            entry = self._entries[plan]
+            self._remove(list(entry.waiting))
+            self._admission.close(entry.reservation)
+            del self._entries[plan]
+
+    def _add(self, rows: Sequence[QueuedRow]) -> None:
+        for queued in rows:
+            self._waiting[queued] = None
+            self._tokens += queued.tokens
+            self._entries[queued.plan].waiting.add(queued)
+        self.changed.notify()
+
+    def _remove(self, rows: Sequence[QueuedRow]) -> None:
+        for queued in rows:
+            del self._waiting[queued]
+            self._tokens -= queued.tokens
+            self._entries[queued.plan].waiting.remove(queued)

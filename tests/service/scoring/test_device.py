@@ -1,0 +1,251 @@
+"""The queue and the device with its real thread, and a predictor that can be held."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+from device_rig import Rig, named, rig
+from serving import FakePredictor
+
+from laplora.errors import NonFiniteError
+from laplora.prompts.rows import EncodedRow
+from service.errors import (
+    BatchTooLargeError,
+    DeadlineError,
+    DeviceMemoryError,
+    DrainingError,
+    QueueFullError,
+    UnscorableInputError,
+)
+
+LONG = EncodedRow((1,) * 14, 2)
+
+
+@pytest.fixture
+def held() -> Iterator[Rig]:
+    """A device that one row occupies until ``held.predictor.released`` is set."""
+    with rig() as held:
+        held.occupy()
+        yield held
+
+
+@pytest.fixture
+def idle() -> Iterator[Rig]:
+    with rig() as idle:
+        yield idle
+
+
+def test_answers_keep_the_order_of_rows_across_batches(idle: Rig) -> None:
+    rows = [EncodedRow((1,) * (9 - i) + (100 + i,), 2) for i in range(8)]
+    assert named(idle.submit(*rows)) == [100 + i for i in range(8)]
+    assert len(idle.predictor.batches) > 1
+
+
+def test_rows_of_several_plans_share_a_batch(held: Rig) -> None:
+    plans = [held.submit(10 + i) for i in range(4)]
+    held.predictor.released.set()
+    assert [named(plan) for plan in plans] == [[10], [11], [12], [13]]
+    assert held.batches == [("laplace", [2]), ("laplace", [10, 11, 12, 13])]
+
+
+@pytest.mark.parametrize(("dear", "other"), [("laplace", "map"), ("map", "laplace")])
+def test_kinds_take_turns_and_never_share_a_batch(held: Rig, dear: str, other: str) -> None:
+    plans = [*(held.submit(LONG, predictive=dear) for _ in range(3)), held.submit(9, predictive=other)]
+    held.predictor.released.set()
+    for plan in plans:
+        plan.future.result()
+    names = [name for name, _ in held.batches[1:]]
+    assert names.index(other) <= 1
+    assert sorted(names) == sorted([dear] * 3 + [other])
+
+
+def test_two_predictors_never_share_a_batch(held: Rig) -> None:
+    other = FakePredictor("other")
+    plans = [held.submit(5), held.submit(6, predictor=other)]
+    held.predictor.released.set()
+    assert [named(plan) for plan in plans] == [[5], [6]]
+    assert (len(held.batches), len(other.batches)) == (2, 1)
+
+
+def test_one_thread_runs_everything_and_passes_errors_on(idle: Rig) -> None:
+    for i in range(3):
+        named(idle.submit(i))
+    idle.predictor.golden_error = ValueError("no")
+    with pytest.raises(ValueError, match="no"):
+        idle.device.call(idle.predictor.verify_golden).result()
+    assert idle.predictor.threads == {"laplora-device"}
+
+
+def test_cancelled_rows_leave_the_queue_at_once(held: Rig) -> None:
+    doomed, kept = held.submit(50, 51), held.submit(60)
+    assert (held.queue.rows, held.queue.tokens) == (3, 3)
+    assert doomed.future.cancel()
+    assert (held.queue.rows, held.queue.tokens) == (1, 1)
+    held.predictor.released.set()
+    assert named(kept) == [60]
+    assert held.batches == [("laplace", [2]), ("laplace", [60])]
+
+
+def test_cancelling_what_runs_harms_nobody() -> None:
+    with rig() as held:
+        assert held.occupy().future.cancel()
+        held.predictor.released.set()
+        assert named(held.submit(7)) == [7]
+        held.assert_empty()
+
+
+def test_rows_past_their_deadline_are_never_run(held: Rig) -> None:
+    late = held.submit(50, deadline=time.monotonic())
+    held.predictor.released.set()
+    with pytest.raises(DeadlineError):
+        late.future.result()
+    assert named(held.submit(7)) == [7]
+    assert ("laplace", [50]) not in held.batches
+
+
+def test_full_queue_refuses_rows_and_tokens(held: Rig) -> None:
+    held.submit(*[3] * 11)
+    with pytest.raises(QueueFullError) as rows:
+        held.submit(3, 3)
+    assert (rows.value.limit, rows.value.got) == (12, 13)
+    assert (rows.value.retry_after_s or 0) >= 1
+    with pytest.raises(QueueFullError) as tokens:
+        held.submit(held.predictor.row(*[3] * 60))
+    assert (tokens.value.limit, tokens.value.got) == (64, 71)
+    assert held.queue.rows == 11
+
+
+def test_a_plan_that_could_never_wait_is_refused_for_good(idle: Rig) -> None:
+    with pytest.raises(BatchTooLargeError, match="max_queue_rows"):
+        idle.submit(*[3] * 13)
+    with pytest.raises(BatchTooLargeError, match="max_queue_tokens"):
+        idle.submit(idle.predictor.row(*[3] * 65))
+
+
+@pytest.mark.parametrize("position", range(5))
+def test_poison_row_fails_alone(held: Rig, position: int) -> None:
+    held.predictor.poison[666] = NonFiniteError("NaN")
+    plans = [held.submit(666 if i == position else 10 + i) for i in range(5)]
+    held.predictor.released.set()
+    with pytest.raises(UnscorableInputError):
+        plans.pop(position).future.result()
+    assert [named(plan) for plan in plans] == [[10 + i] for i in range(5) if i != position]
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "field"),
+    [(NonFiniteError("NaN"), UnscorableInputError, "inputs.2"), (KeyError("bug"), KeyError, None)],
+)
+def test_a_failed_row_names_its_place_and_takes_its_plan_out_and_no_other(
+    held: Rig, error: Exception, raised: type[Exception], field: str | None
+) -> None:
+    held.predictor.poison[666] = error
+    rest = [held.predictor.row(1, i) for i in range(20, 25)]
+    bad, good = held.submit(4, 5, 666, *rest), held.submit(30)
+    held.predictor.released.set()
+    with pytest.raises(raised) as caught:
+        bad.future.result()
+    assert getattr(caught.value, "field", None) == field
+    assert named(good) == [30]
+    held.assert_empty()
+
+
+def test_out_of_memory_splits_until_it_fits(idle: Rig) -> None:
+    idle.predictor.most_rows = 2
+    assert named(idle.submit(*range(10, 18))) == list(range(10, 18))
+    assert {r.rows for r in idle.reports if r.outcome == "ok"} == {2}
+    assert {r.outcome for r in idle.reports} == {"ok", "out_of_memory"}
+
+
+def test_one_row_that_does_not_fit_says_so(idle: Rig) -> None:
+    idle.predictor.most_rows = 0
+    with pytest.raises(DeviceMemoryError):
+        idle.submit(4).future.result()
+
+
+def test_retries_in_halves_leave_out_who_gave_up(held: Rig) -> None:
+    plans = [held.submit(10 + i) for i in range(4)]
+    tried: list[list[int]] = []
+
+    def predict(rows: Sequence[EncodedRow], predictive: str, **options: object) -> list[Any]:
+        tried.append([row.token_ids[0] for row in rows])
+        if len(rows) == 4:
+            assert plans[3].future.cancel()
+        if len(rows) > 1:
+            raise RuntimeError("CUDA out of memory")
+        return FakePredictor.predict(held.predictor, rows, predictive)
+
+    held.predictor.predict = predict
+    held.predictor.released.set()
+    assert [named(plan) for plan in plans[:3]] == [[10], [11], [12]]
+    assert tried == [[10, 11, 12, 13], [10, 11], [10], [11], [12]]
+
+
+def test_a_batch_that_nobody_waits_for_does_not_run(held: Rig) -> None:
+    gone = [held.submit(50 + i) for i in range(2)]
+    take = held.queue.take
+
+    def take_and_give_up(*arguments: Any) -> Any:
+        batch = take(*arguments)
+        for plan in gone:
+            plan.future.cancel()
+        return batch
+
+    held.queue.take = take_and_give_up  # type: ignore[method-assign]
+    held.predictor.released.set()
+    assert named(held.submit(7)) == [7]
+    assert held.batches == [("laplace", [2]), ("laplace", [7])]
+
+
+def test_wrong_number_of_answers_is_a_failure(idle: Rig) -> None:
+    idle.predictor.predict = lambda rows, predictive, also, target_risk: []
+    with pytest.raises(RuntimeError, match="0 answers for 1 rows"):
+        idle.submit(4).future.result()
+
+
+def test_draining_refuses_new_and_serves_old(held: Rig) -> None:
+    waiting = held.submit(5)
+    held.queue.drain()
+    with pytest.raises(DrainingError):
+        held.submit(6)
+    with pytest.raises(DrainingError):
+        held.device.call(lambda: None)
+    held.predictor.released.set()
+    assert named(waiting) == [5]
+
+
+def test_stopping_answers_everyone(held: Rig) -> None:
+    (running,) = held.queue.plans
+    waiting, call = held.submit(5), held.device.call(lambda: None)
+    held.device.stop()
+    for future in (running.future, waiting.future, call):
+        with pytest.raises(DrainingError):
+            future.result()
+
+
+def test_many_threads_each_get_their_own_answers(idle: Rig) -> None:
+    wrong: list[int] = []
+
+    def client(number: int) -> None:
+        for i in range(20):
+            token = 1000 + 100 * number + i
+            while True:
+                try:
+                    plan = idle.submit(token, idle.predictor.row(1, token + 50))
+                    break
+                except QueueFullError:
+                    time.sleep(0.001)
+            if named(plan) != [token, token + 50]:
+                wrong.append(token)
+
+    threads = [threading.Thread(target=client, args=(n,)) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    idle.assert_empty()
