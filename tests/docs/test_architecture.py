@@ -1,0 +1,52 @@
+"""docs/architecture.md: the picture of the rooms has the floors that import-linter holds."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+from documents import ROOT, read
+
+PICTURES = ROOT / "docs" / "pictures"
+#: The class of a package's boxes in the picture.
+PACKAGES = {"laplora": "room", "service": "job", "training": "file"}
+#: Commands, on top of everything and in no room.
+COMMANDS = {"__main__", "demo"}
+
+
+def floors(package: str) -> list[set[str]]:
+    """Return a package's layers from the top down, by the contract in pyproject.toml."""
+    contracts = tomllib.loads(read("pyproject.toml"))["tool"]["importlinter"]["contracts"]
+    (layers,) = (contract["layers"] for contract in contracts if contract.get("containers") == [package])
+    found = [set(re.split(r" [|:] ", layer)) - COMMANDS for layer in layers]
+    return [floor for floor in found if floor]
+
+
+def drawn(package: str) -> list[set[str]]:
+    """Return the names in the picture's boxes of a package, row by row from the top down."""
+    rows: dict[float, set[str]] = {}
+    box: tuple[str, float] = ("", 0.0)
+    for element in ElementTree.parse(PICTURES / "rooms.svg").getroot():
+        kind = element.tag.rpartition("}")[2]
+        if kind == "rect":
+            box = (element.get("class", ""), float(element.get("y", 0)))
+        elif kind == "text" and "title" in element.get("class", "") and box[0] == PACKAGES[package]:
+            rows.setdefault(box[1], set()).update(filter(None, re.split(r",\s*", element.text or "")))
+    return [names for _, names in sorted(rows.items())]
+
+
+@pytest.mark.parametrize("package", ["laplora", "training"])
+def test_the_picture_has_the_floors_of_the_contract(package: str) -> None:
+    assert drawn(package) == floors(package)
+
+
+@pytest.mark.parametrize("picture", sorted(PICTURES.glob("*.svg")), ids=lambda picture: picture.name)
+def test_a_picture_says_in_words_what_it_shows(picture: Path) -> None:
+    root = ElementTree.parse(picture).getroot()
+    words = {child.tag.rpartition("}")[2]: (child.text or "").strip() for child in root}
+    assert words["title"]
+    assert len(words["desc"]) > 40
+    assert any(f"pictures/{picture.name})" in page.read_text("utf-8") for page in ROOT.glob("docs/*.md"))
