@@ -1,30 +1,27 @@
 """Class probabilities under a Gaussian over the class logits.
 
-The softmax does not see a common shift of the logits, so everything lives in the C-1 contrasts
-``z = Q^T f``, with ``z ~ N(m, V)``. The predictive averages probabilities over that Gaussian,
+With the contrasts ``z ~ N(m, V)`` (``laplora.linearised``) the predictive averages probabilities, never logits: the
+softmax of averaged logits is the MAP answer again, whatever V is.
 
-    probs = E[softmax(Q z)],
+    probs = E[softmax(Q z)]
 
-never the logits: the softmax of averaged logits is the MAP answer again, whatever V is.
-
-Rows with two possible classes are integrated by a trapezoid rule, which converges exponentially for an
-analytic integrand that decays at both ends; Gauss-Hermite, the textbook choice, loses digits as soon as the
-variance passes 10 because the sigmoid's poles come close to the real axis (docs/lab-notes.md has both). Rows
-with more classes use scrambled Sobol points in antithetic pairs (Owen 1998) with a fixed seed.
+Rows with two possible classes are integrated by a trapezoid rule, which converges exponentially for an analytic
+integrand that decays at both ends (docs/lab-notes.md compares it with Gauss-Hermite). Rows with more classes use
+scrambled Sobol points in antithetic pairs (Owen 1998) with a fixed seed.
 """
 
 from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
 from laplora.errors import ConfigError, DataError, FactorizationError, NonFiniteError
-from laplora.linearised import PosteriorPredictive, class_counts, contrast_logits, contrasts
+from laplora.linearised import PosteriorPredictive, class_counts, contrast_logits
 
-Method = Literal["auto", "quadrature", "sobol", "probit"]
+Method = Literal["auto", "quadrature", "sobol"]
 
 #: Trapezoid nodes over +-8.5 standard deviations: the mean is right to 1e-11 for logit variances up to 1e4.
 _NODES = 2049
@@ -56,11 +53,7 @@ def posterior_predictive(
         contrast_covariance: (batch, classes - 1, classes - 1) symmetric positive semi-definite, nats^2.
             At exactly 0 the answer is softmax(f).
         class_mask: (batch, classes) bool, true for the possible classes: the first c >= 2 of each row.
-        method: "auto" takes "quadrature" for two possible classes and "sobol" for more. "probit" is the
-            closed form: the mean-field approximation with pairwise variances (Lu, Ie and Sha,
-            arXiv 2006.07584), normalised, with pi/8 as in MacKay (1992); its spread is the matching
-            second moment (Daunizeau, arXiv 1703.00091), and its expected entropy that of Beta marginals
-            with these two moments.
+        method: "auto" takes "quadrature" for two possible classes and "sobol" for more.
         samples: Sobol points, antithetic partners included; a power of two, at least 4.
         seed: of the Sobol scrambling.
 
@@ -70,8 +63,8 @@ def posterior_predictive(
         NonFiniteError: NaN or infinity in the mean or the covariance of the possible classes.
         FactorizationError: a covariance that is not positive semi-definite beyond rounding.
     """
-    if method not in ("auto", "quadrature", "sobol", "probit"):
-        raise ConfigError(f"method must be auto, quadrature, sobol or probit, got {method!r}")
+    if method not in get_args(Method):
+        raise ConfigError(f"method must be auto, quadrature or sobol, got {method!r}")
     if samples < 4 or samples & (samples - 1):
         raise ConfigError(f"samples must be a power of two, at least 4 (Sobol's balance needs it), got {samples}")
     mean = contrast_mean.detach().to("cpu", torch.float64)
@@ -82,10 +75,10 @@ def posterior_predictive(
     std = torch.zeros_like(probs)
     expected_entropy = torch.zeros(len(probs), dtype=torch.float64)
     for count in sorted(set(counts.tolist())):
-        rule: str = ("quadrature" if count == 2 else "sobol") if method == "auto" else method
-        if rule == "quadrature" and count > 2:
+        quadrature = method == "quadrature" or (method == "auto" and count == 2)
+        if quadrature and count > 2:
             raise ConfigError(f"quadrature takes two possible classes, a row has {count}: use sobol or auto")
-        size = {"quadrature": _NODES, "sobol": samples, "probit": count}[rule] * count
+        size = (_NODES if quadrature else samples) * count
         for rows in (counts == count).nonzero()[:, 0].split(max(1, _BLOCK // size)):
             m = mean[rows, : count - 1]
             v = covariance[rows, : count - 1, : count - 1]
@@ -93,12 +86,7 @@ def posterior_predictive(
                 raise NonFiniteError("the posterior over the logits holds NaN or infinity: nothing to predict from")
             v = (v + v.mT) / 2
             root = _symmetric_root(v)
-            if rule == "quadrature":
-                moments = _quadrature(m, root)
-            elif rule == "sobol":
-                moments = _sobol(m, root, samples, seed)
-            else:
-                moments = _probit(m, root @ root)
+            moments = _quadrature(m, root) if quadrature else _sobol(m, root, samples, seed)
             probs[rows, :count], std[rows, :count], expected_entropy[rows] = moments
     return PosteriorPredictive(probs, std, expected_entropy)
 
@@ -177,29 +165,3 @@ def _moments(log_probs: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tens
     std = (w * (probs - mean[:, None]).square()).sum(1).sqrt()
     expected_entropy = -(w * probs * log_probs).sum((1, 2))
     return mean / mean.sum(1, keepdim=True), std, expected_entropy
-
-
-def _probit(mean: torch.Tensor, covariance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the closed-form moments.
-
-    With ``d_ki = f_k - f_i``, ``kappa_ki = sqrt(1 + pi/8 Var d_ki)`` and ``e_ki = exp(-d_ki / kappa_ki)``:
-    ``p_k = 1 / sum_i e_ki``, and from ``E[p_k^2] = E[p_k] - d E[p_k] / d f_k``,
-    ``Var p_k = p_k^2 sum_i e_ki (1 - 1 / kappa_ki)``.
-    """
-    q = contrasts(mean.shape[1] + 1)
-    f = mean @ q.T
-    full = q @ covariance @ q.T
-    variance = full.diagonal(dim1=1, dim2=2)
-    pair = (variance[:, :, None] + variance[:, None, :] - 2 * full).clamp_min(0)
-    kappa = (1 + math.pi / 8 * pair).sqrt()
-    log_e = -(f[:, :, None] - f[:, None, :]) / kappa
-    log_p = -torch.logsumexp(log_e, 2)
-    probs = torch.softmax(log_p, 1)
-    bound = probs * (1 - probs)
-    spread = (2 * log_p + torch.logsumexp(log_e + (1 - 1 / kappa).log(), 2)).exp()
-    spread = torch.minimum(spread.nan_to_num(0), bound)
-
-    # E[-p ln p] of Beta(a, b) is mean * (digamma(a + b + 1) - digamma(a + 1)), with a + b = bound / spread - 1.
-    concentration = (bound / spread.clamp_min(1e-300) - 1).clamp(0, 1e12)
-    beta = probs * (torch.digamma(concentration + 1) - torch.digamma(concentration * probs + 1))
-    return probs, spread.sqrt(), beta.sum(1)

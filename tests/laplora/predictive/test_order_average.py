@@ -9,7 +9,6 @@ import torch
 
 from laplora.errors import DataError
 from laplora.linearised import PosteriorPredictive, contrasts
-from laplora.predictive.gaussian import posterior_predictive
 from laplora.predictive.kinds import PredictiveSpec, predictive_probs
 from laplora.predictive.order_average import average_by_input, average_orders, order_information
 from laplora.prompts.option_order import Order, option_orders, restore_contrasts
@@ -19,43 +18,41 @@ CLASSES = 4
 OPTIONS = (2, 4, 3, 2)
 
 
-def asked() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[Order], list[int]]:
-    """Return mean, covariance and class mask of every prompt, its order, and prompts of each input."""
+def prompts() -> tuple[torch.Tensor, torch.Tensor, list[Order], list[int]]:
+    """Return contrast mean and class mask of every prompt, its order, and prompts of each input."""
     orders = [order for count in OPTIONS for order in option_orders(count)]
     counts = [len(option_orders(count)) for count in OPTIONS]
     draw = torch.Generator().manual_seed(5)
     mean = torch.randn(len(orders), CLASSES - 1, generator=draw, dtype=F64)
-    a = torch.randn(len(orders), CLASSES - 1, CLASSES - 1, generator=draw, dtype=F64)
     mask = torch.arange(CLASSES) < torch.tensor([len(order) for order in orders])[:, None]
-    return mean, a @ a.mT, mask, orders, counts
+    return mean, mask, orders, counts
 
 
 def test_the_average_is_the_mixture_of_the_orders_as_members() -> None:
-    mean, covariance, mask, orders, counts = asked()
-    got = average_orders(posterior_predictive(mean, covariance, mask, method="probit"), orders, counts)
-    restored_mean, restored_covariance = restore_contrasts(mean, covariance, orders)
-    assert restored_covariance is not None
+    """Its moments written out, from any predictive of each prompt."""
+    _, mask, orders, counts = prompts()
+    draw = torch.Generator().manual_seed(6)
+    probs, std = (torch.rand(mask.shape, generator=draw, dtype=F64) * mask for _ in range(2))
+    probs = probs / probs.sum(1, keepdim=True)
+    entropies = torch.rand(len(orders), generator=draw, dtype=F64)
+    got = average_orders(PosteriorPredictive(probs, std, entropies), orders, counts)
     start = 0
     for i, count in enumerate(counts):
-        members = [
-            posterior_predictive(
-                restored_mean[r : r + 1], restored_covariance[r : r + 1], mask[r : r + 1], method="probit"
-            )
-            for r in range(start, start + count)
-        ]
-        probs = torch.stack([m.probs[0] for m in members])
-        second = torch.stack([m.std[0] ** 2 for m in members]) + probs**2
-        torch.testing.assert_close(got.probs[i], probs.mean(0), atol=1e-12, rtol=1e-12)
-        variance = second.mean(0) - probs.mean(0) ** 2
-        torch.testing.assert_close(got.std[i] ** 2, variance, atol=1e-12, rtol=1e-9)
-        entropy = torch.stack([m.expected_entropy[0] for m in members]).mean()
-        torch.testing.assert_close(got.expected_entropy[i], entropy, atol=1e-12, rtol=1e-12)
+        rows = range(start, start + count)
+        for option in range(OPTIONS[i]):
+            places = [orders[r].index(option) for r in rows]
+            means = torch.stack([probs[r, place] for r, place in zip(rows, places, strict=True)])
+            second = torch.stack([std[r, place] ** 2 for r, place in zip(rows, places, strict=True)]) + means**2
+            torch.testing.assert_close(got.probs[i, option], means.mean(), atol=1e-12, rtol=1e-12)
+            variance = second.mean() - means.mean() ** 2
+            torch.testing.assert_close(got.std[i, option] ** 2, variance, atol=1e-12, rtol=1e-9)
+        torch.testing.assert_close(got.expected_entropy[i], entropies[list(rows)].mean())
         assert got.probs[i, OPTIONS[i] :].eq(0).all()
         start += count
 
 
 def test_points_averaged_are_an_ensemble_of_the_restored_members() -> None:
-    mean, _, mask, orders, _ = asked()
+    mean, mask, orders, _ = prompts()
     rows = [i for i, order in enumerate(orders) if len(order) == 4]
     spec = PredictiveSpec("single", covariance=False)
     each = predictive_probs(spec, mean[None, rows], None, mask[rows])
