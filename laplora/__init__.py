@@ -55,9 +55,9 @@ if TYPE_CHECKING:
     from laplora.posterior.subset import select_blocks
     from laplora.predictive.cross_fitting import cross_fitted
     from laplora.predictive.distilled import Distillation, DistilledCovariance, distill
+    from laplora.predictive.dropout import dropout_masks, member_weights
     from laplora.predictive.gaussian import posterior_predictive
     from laplora.predictive.kinds import PREDICTIVES, PredictiveSpec, fit_predictive_temperature, predictive_probs
-    from laplora.predictive.members import dropout_masks, member_weights
     from laplora.predictor import Predictor
     from laplora.prior.evidence import choose_by_evidence
     from laplora.prior.leave_one_out import choose_by_leave_one_out
@@ -163,7 +163,7 @@ _HOMES = {
     "jacobians.contrasts": ("contrast_jacobians", "find_blocks"),
     "prior.leave_one_out": ("choose_by_leave_one_out",),
     "artifact.manifest": ("Manifest",),
-    "predictive.members": ("dropout_masks", "member_weights"),
+    "predictive.dropout": ("dropout_masks", "member_weights"),
     "metrics.scores": ("Evaluation", "evaluate_probs"),
     "prompts.option_order": ("option_orders", "permute_choices", "restore_contrasts", "restore_logits"),
     "posterior.base": ("Posterior", "Prior", "block_precisions"),

@@ -1,13 +1,12 @@
 """Gradients of scaled dot product attention for several output gradients at once.
 
-The scores are computed again, so nothing but queries, keys and values is kept from the forward pass:
+The scores are computed again, so only queries, keys and values are kept from the forward pass:
 
     ``dV = P^T dO,  dS = P * (dO V^T - rowsum(dO V^T * P)),  dQ = s dS K,  dK = s dS^T Q``
 
 (Dao et al., arXiv 2205.14135, appendix B.2). On a CPU this is written out, some rows of the batch at a time so that the
-scores stay in the cache: torch's own kernel takes 3 to 6 times its forward pass there (docs/lab-notes.md). Scores and
-softmax are at least float32; the factors of the other products keep the model's number format, as in torch's kernel. On
-other devices torch's kernel is the fast one, and is asked.
+scores stay in the cache. Scores and softmax are at least float32; the factors of the other products keep the model's
+number format, as in torch's kernel. Other devices use torch's kernel.
 """
 
 from __future__ import annotations
@@ -67,12 +66,9 @@ def by_torch(
         leaves = [t.detach().requires_grad_() for t in (query, key, value)]
         k, v = (t.repeat_interleave(repeats, 1) if repeats > 1 else t for t in leaves[1:])
         output = F.scaled_dot_product_attention(leaves[0], k, v, attn_mask=mask, scale=scale)
-        found = [torch.autograd.grad(output, leaves, one, retain_graph=True) for one in gradient]
-    return (
-        torch.stack([one[0] for one in found]),
-        torch.stack([one[1] for one in found]),
-        torch.stack([one[2] for one in found]),
-    )
+        by_contrast = [torch.autograd.grad(output, leaves, one, retain_graph=True) for one in gradient]
+    to_query, to_key, to_value = (torch.stack(parts) for parts in zip(*by_contrast, strict=True))
+    return to_query, to_key, to_value
 
 
 def _written_out(
@@ -112,7 +108,7 @@ def _add_block(
     mask: torch.Tensor,
     scale: float,
     gradient: torch.Tensor,
-    found: Gradients,
+    result: Gradients,
 ) -> None:
     """Write the gradients of some rows' queries, and add those of the keys and values that these see."""
     rows, heads, count, size = query.shape
@@ -125,7 +121,7 @@ def _add_block(
     scores = torch.bmm(q.to(wide), k.to(wide).mT).mul_(scale).view(rows, heads, count, tokens)
     probs = scores.masked_fill_(~mask, torch.finfo(wide).min).softmax(-1).view(rows * groups, queries, tokens)
     transposed = probs.to(query.dtype).mT
-    for one, dq, dk, dv in zip(gradient, *found, strict=True):
+    for one, dq, dk, dv in zip(gradient, *result, strict=True):
         upper = one.reshape(rows * groups, queries, size)
         weighted = torch.bmm(upper, v.mT).to(wide).mul_(probs)
         along = weighted.sum(-1, keepdim=True)

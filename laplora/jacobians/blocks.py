@@ -30,7 +30,7 @@ class Block:
 class BlockJacobian:
     """Jacobians of one block for a batch, and what the Kronecker factors need of them.
 
-    The sums are there only where they were asked for, and the last three only where every token was.
+    The sums are None unless they were requested, and the last three unless every token was.
 
     Attributes:
         jacobian: (batch, classes - 1, wide, narrow), exact, all real tokens.

@@ -1,12 +1,10 @@
 """Exact per-example Jacobians of the class logits with respect to LoRA weights.
 
-The softmax sees only the C-1 contrasts ``Q^T f``. Examples of a batch do not interact, so one backward pass
-of ``sum_n q_c^T f(x_n)`` gives, at each LoRA linear, the gradient ``delta`` (batch, tokens, out) of every
-example at once; with the linear's input ``x`` (batch, tokens, in) an example's Jacobian is
-``delta^T x`` summed over tokens. For decoders like Llama's the pass is written out, all contrasts in one
-(``laplora.jacobians.reverse``); for others it is torch's automatic differentiation with respect to activations,
-contrast by contrast. Which of the two a model gets is decided once, by comparing them on a short batch. No functional
-transforms: both run through 4-bit weights too.
+Examples of a batch do not interact, so one backward pass of ``sum_n q_c^T f(x_n)`` gives, at each LoRA linear, the
+gradient ``delta`` (batch, tokens, out) of every example at once. With the linear's input ``x`` (batch, tokens, in) an
+example's Jacobian is ``delta^T x`` summed over tokens. For decoders like Llama's the pass is written out, all contrasts
+in one (``laplora.jacobians.reverse``). For others it is torch's automatic differentiation with respect to activations,
+contrast by contrast. The first batch of a model decides, by comparing the two. Both run through 4-bit weights.
 """
 
 from __future__ import annotations
@@ -111,22 +109,22 @@ class ReversePass:
     head: str
 
 
-#: What says nothing of the pass.
+#: Faults of the device, which say nothing of the pass.
 _DEVICE_FAULTS = (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError))
-#: By model: decided at its first Jacobians, which load and fit ask for before any answer.
+#: By model: decided at its first Jacobians, which are computed before any answer.
 _DECIDED: WeakKeyDictionary[nn.Module, ReversePass] = WeakKeyDictionary()
 
 
 def reverse_pass(model: Any) -> ReversePass:
     """Return how a PEFT model's Jacobians are computed, decided at the first call.
 
-    Where the written-out pass covers the decoder, it is compared with automatic differentiation on one short batch. A
-    warning says where it is not used for what that showed. Modules or an attention exchanged later are not looked at.
+    Where the written-out pass covers the decoder, it is compared with automatic differentiation on one short batch; a
+    warning says why it is not used. Modules exchanged later are not compared again.
     """
-    found = _DECIDED.get(model)
-    if found is None:
-        found = _DECIDED[model] = _decide(model)
-    return found
+    decided = _DECIDED.get(model)
+    if decided is None:
+        decided = _DECIDED[model] = _decide(model)
+    return decided
 
 
 def _decide(model: Any) -> ReversePass:
@@ -158,7 +156,7 @@ def _difference(model: Any, written: ReversePass) -> str | None:
     torchs = _automatic(model, batch, labels, blocks, gather)
     mine = _written_out(model, batch, labels, blocks, gather, written)
     sizes = [float(other.jacobian.double().norm()) for other in torchs.blocks]
-    if not all(math.isfinite(size) for size in sizes):  # whoever asks for such Jacobians is told so
+    if not all(math.isfinite(size) for size in sizes):  # such Jacobians raise where they are used
         return None
     floor = 1e-3 * max(sizes)  # a block that no row reaches has rounding alone
     tolerance = REVERSE_TOLERANCE[mine.hidden.dtype]
@@ -210,7 +208,7 @@ def _written_out(
 ) -> ContrastJacobians:
     assert how.form is not None
     wanted = {block.name for block in blocks}
-    found: dict[str, BlockJacobian] = {}
+    by_name: dict[str, BlockJacobian] = {}
     with torch.no_grad(), DecoderTape(how.form, wanted) as tape:
         hidden = last_hidden(model, batch)
         logits = label_logits(model, hidden, label_ids)
@@ -220,8 +218,8 @@ def _written_out(
             for side, inputs, deltas in (("lora_A", part.inputs, part.to_a), ("lora_B", part.low, part.to_b)):
                 if (name := f"{path}.{side}") in wanted:
                     assert inputs is not None
-                    found[name] = gather(side, inputs, deltas)
-    return ContrastJacobians(logits, hidden, tuple(found[block.name] for block in blocks))
+                    by_name[name] = gather(side, inputs, deltas)
+    return ContrastJacobians(logits, hidden, tuple(by_name[block.name] for block in blocks))
 
 
 def _automatic(
@@ -258,7 +256,7 @@ class _Gather:
 
     Attributes:
         mask: (batch, tokens), 1 at real tokens.
-        sums, tokens: what is wanted beside the Jacobians.
+        sums, tokens: what is returned beside the Jacobians.
     """
 
     mask: torch.Tensor

@@ -1,10 +1,9 @@
 """The reverse pass of a Llama-like decoder, written out: gradients of activations only, all contrasts together.
 
-The forward pass is the model's own, without a graph; hooks keep what the reverse pass needs. Then, from the last layer
-down, the gradients ``delta`` of every contrast at every adapted linear follow by hand. Against torch's automatic
-differentiation this saves the graph, the gradients that nothing asks for, the passes over memory of norms and rotary
-embeddings in single steps, and the last layer's work at tokens that no logit reads; every weight is read (and every
-4-bit weight expanded) once for all contrasts.
+The model's forward pass runs without a graph, and hooks keep what the reverse pass needs. From the last layer down, the
+gradients ``delta`` of every contrast at every adapted linear are then computed. Against automatic differentiation this
+saves the graph, unused gradients, and the last layer's work at tokens that no logit reads. Every weight is read, and
+every 4-bit weight expanded, once for all contrasts.
 
 A layer is ``m = x + O attention(Q n(x), K n(x), V n(x))``, ``y = m + D (silu(G n'(m)) * U n'(m))`` with root mean
 square norms ``n`` (Zhang and Sennrich, arXiv 1910.07467), rotary embeddings (Su et al., arXiv 2104.09864) and query
@@ -122,8 +121,8 @@ class DecoderTape:
 
     Args:
         form: of the model's decoder.
-        wanted: names of the blocks whose Jacobians are wanted; those outside the layers are ignored. Adapters of other
-            blocks are passed through, and nothing is kept or computed for their own Jacobians.
+        wanted: names of the blocks whose Jacobians are wanted; those outside the layers are ignored. Gradients pass
+            through the adapters of other blocks, whose Jacobians are not computed.
 
     Raises:
         ModelError: a layer that ran twice in one forward pass, or with another attention than at load.
@@ -137,9 +136,9 @@ class DecoderTape:
         self._last: torch.Tensor | None = None
         self._handles: list[Any] = []
         count = len(form.layers)
-        found = (i for i in range(count) if any(f"{form.prefix}.{i}.{name}" in linears for name in _LINEARS))
+        with_wanted = (i for i in range(count) if any(f"{form.prefix}.{i}.{name}" in linears for name in _LINEARS))
         #: The lowest layer with a wanted Jacobian; nothing below it is kept or differentiated.
-        self._lowest = next(found, count)
+        self._lowest = next(with_wanted, count)
 
     def __enter__(self) -> DecoderTape:
         self._handles.append(self._form.decoder.norm.register_forward_pre_hook(self._keep_last))
@@ -178,7 +177,7 @@ class DecoderTape:
             if f"{self._form.prefix}.{number}.{name}.lora_A" in self._wanted:
 
                 def seen(_m: nn.Module, inputs: tuple[torch.Tensor, ...], name: str = name) -> None:
-                    # as the base sees it: the adapter's own copy is in a wider format, one for each adapter
+                    # The base's input: each adapter would have a copy of it in a wider format.
                     self._kept[-1].inputs[name] = inputs[0]
 
                 self._handles.append(linear.register_forward_pre_hook(seen))
@@ -192,7 +191,7 @@ class DecoderTape:
     def reverse(self, gradient: torch.Tensor) -> Iterator[tuple[str, Adapted]]:
         """Yield every wanted linear's path with its Jacobians' parts, from the last layer down; once.
 
-        Activations are let go layer by layer.
+        Activations are freed layer by layer.
 
         Args:
             gradient: (contrasts, batch, hidden), with respect to the final hidden state at the last token.
@@ -204,7 +203,7 @@ class DecoderTape:
             path = f"{self._form.prefix}.{number}"
             step = _LayerReverse(*self._form.layers[number], self._kept.pop(), path, self._wanted)
             lower = step.run(upper, stop=number == self._lowest)
-            yield from step.found
+            yield from step.adapted
             if lower is None:
                 return
             upper = lower
@@ -215,10 +214,10 @@ class _LayerReverse:
 
     def __init__(self, layer: Any, linears: dict[str, Any], kept: _Kept, path: str, wanted: Collection[str]) -> None:
         self.layer, self.linears, self.kept, self.path, self.wanted = layer, linears, kept, path, wanted
-        self.found: list[tuple[str, Adapted]] = []
+        self.adapted: list[tuple[str, Adapted]] = []
 
     def run(self, upper: torch.Tensor, *, stop: bool) -> torch.Tensor | None:
-        """Return the gradients with respect to the layer's input, or None where ``stop`` says that no one needs them.
+        """Return the gradients with respect to the layer's input, or None with ``stop``.
 
         Args:
             upper: (contrasts, batch, last tokens, hidden), with respect to the layer's output.
@@ -296,7 +295,7 @@ class _LayerReverse:
         to_a: torch.Tensor = to_b @ up
         if self._wants(name):
             parts = Adapted(self.kept.inputs.get(name), self.kept.low.get(name), to_a, to_b)
-            self.found.append((f"{self.path}.{name}", parts))
+            self.adapted.append((f"{self.path}.{name}", parts))
         return to_a
 
 

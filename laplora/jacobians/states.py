@@ -1,7 +1,7 @@
 """What one forward pass shows of an input: hidden states at the last token after some layers, and the logits.
 
-Inputs of the distilled covariance (``laplora.predictive.distilled``). Hooks note one token of a layer's output and let
-go of the rest, so a pass costs what it costs without them.
+Inputs of the distilled covariance (``laplora.predictive.distilled``). Hooks copy one token of a layer's output, so they
+hardly cost time.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from laplora.errors import ModelError
-from laplora.linearised import contrasts
+from laplora.linearised import contrast_mean
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def join_states(parts: Sequence[States]) -> States:
 
 
 class StateTape:
-    """Notes the states of one forward pass, whatever else is made of that pass; a context manager.
+    """Notes the states of one forward pass, with or without Jacobians; a context manager.
 
     Args:
         layers: numbers of the decoder layers, from 0.
@@ -59,10 +59,10 @@ class StateTape:
     """
 
     def __init__(self, model: Any, layers: Sequence[int]) -> None:
-        found = decoder_layers(model)
-        if any(not 0 <= number < len(found) for number in layers):
-            raise ModelError(f"the states are those after the layers {list(layers)}, the model has {len(found)}")
-        self._modules = [found[number] for number in layers]
+        every = decoder_layers(model)
+        if any(not 0 <= number < len(every) for number in layers):
+            raise ModelError(f"the states are those after the layers {list(layers)}, the model has {len(every)}")
+        self._modules = [every[number] for number in layers]
         self._noted: dict[int, torch.Tensor] = {}
         self._handles: list[Any] = []
 
@@ -89,8 +89,8 @@ class StateTape:
             logits: (batch, classes), nats, of that pass; attention_mask: (batch, tokens), its batch's.
         """
         hidden = torch.stack([self._noted[place].float() for place in range(len(self._modules))], 1)
-        transform = contrasts(logits.shape[1], torch.float64)
-        return States(hidden.cpu(), (logits.double().cpu() @ transform).float(), attention_mask.sum(1).cpu().float())
+        mean = contrast_mean(logits.double().cpu())
+        return States(hidden.cpu(), mean.float(), attention_mask.sum(1).cpu().float())
 
 
 def decoder_layers(model: Any) -> nn.ModuleList:
@@ -109,5 +109,5 @@ def decoder_layers(model: Any) -> nn.ModuleList:
 
 
 def spread_layers(count: int) -> tuple[int, ...]:
-    """Return the layers whose states are looked at, of so many: after a third, two thirds, and the last but one."""
+    """Return the layers whose states are inputs, of ``count``: after a third, two thirds, and the last but one."""
     return tuple(dict.fromkeys((count // 3, 2 * count // 3, max(count - 2, 0))))

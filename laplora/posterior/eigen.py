@@ -46,7 +46,7 @@ class EigenPosterior:
         scale: per block (k, narrow), curvature ``s_aj`` summed over the training rows.
         tail: per block (narrow,), ``tau_j``, the mean curvature of the directions left out.
         rows: training rows summed.
-        structure: where ``scale`` comes from: ``ekfac``, measured in the bases, or ``kfac_reduce``, the factors' own.
+        structure: where ``scale`` comes from: ``ekfac``, measured in the bases, or ``kfac_reduce``, of the factors.
     """
 
     blocks: tuple[Block, ...]
@@ -58,7 +58,7 @@ class EigenPosterior:
     structure: str = "ekfac"
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> EigenPosterior:
-        """Return the posterior on a device, its bases in a number format; the curvature keeps its own."""
+        """Return the posterior on a device, its bases in a number format; the curvature stays in its format."""
         return replace(
             self,
             wide=tuple(t.to(device, dtype) for t in self.wide),

@@ -190,7 +190,9 @@ def _read_joint(file: PosteriorFile) -> JointPosterior:
     file.expect({f"{b.name}.{p}" for b in file.blocks for p in parts} | {"factor"})
     wide, narrow, directions = [], [], []
     groups = group_members(file.blocks)
-    counts = {i: file.rows_of(f"{file.blocks[own[0]].name}.directions") for own in groups.values() for i in own}
+    counts = {
+        i: file.rows_of(f"{file.blocks[members[0]].name}.directions") for members in groups.values() for i in members
+    }
     for i, block in enumerate(file.blocks):
         coordinates = block.wide * block.narrow
         if file.structure == "joint_core":
@@ -201,12 +203,12 @@ def _read_joint(file: PosteriorFile) -> JointPosterior:
             coordinates = kept * block.narrow
         # Not float64: they are as large as the adapter, once per direction.
         directions.append(file.check(f"{block.name}.directions", (counts[i], coordinates)).float())
-    for group, own in groups.items():
-        gram = sum((directions[i] @ directions[i].T for i in own), torch.zeros(()))
+    for group, members in groups.items():
+        gram = sum((directions[i] @ directions[i].T for i in members), torch.zeros(()))
         # As of a basis: bfloat16 keeps 8 bits.
         if float((gram - torch.eye(len(gram))).abs().max()) > 0.05:
             raise ArtifactCorruptError(f"{file.name}: the directions of {group} are not orthonormal")
-    columns = sum(counts[own[0]] for own in groups.values())
+    columns = sum(counts[members[0]] for members in groups.values())
     factor = file.check("factor", (file.rows_of("factor"), columns))
     if len(factor) > columns:
         raise ArtifactCorruptError(f"{file.name}: factor has {len(factor)} rows, more than its {columns} directions")

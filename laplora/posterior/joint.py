@@ -1,19 +1,19 @@
 """The posterior over all blocks together: curvature between modules, in few directions.
 
-The GGN is ``H ~ F^T F`` with one row of F (rank x parameters) per direction of curvature, over all blocks at
-once. With ``D = blockdiag(1 / lambda_b)`` the covariance of the contrasts is
+The GGN is ``H ~ F^T F`` with one row of F (rank x parameters) per direction of curvature, over all blocks at once. With
+``D = blockdiag(1 / lambda_b)`` the covariance of the contrasts is
 
     ``V = J D J^T - (J D F^T) (I + F D F^T)^-1 (F D J^T)``
 
-(Woodbury; for ``joint_core`` this is the "joint core" of low rank inside each block's bases,
-``laplora.posterior.joint_core``). A difference of two large numbers: where F holds nearly all of J it cancels. So F is
-held as ``F_g = L_g Q_g``, per group g of blocks that share a prior precision, ``Q_g`` with orthonormal rows. With the
-coordinates ``a_g = J_g Q_g^T`` and the rest ``R_g = J_g - a_g Q_g``, which no row of F meets,
+(Woodbury). Where F holds nearly all of J, this difference of two large numbers cancels. So F is held as
+``F_g = L_g Q_g`` per group g of blocks that share a prior precision, ``Q_g`` with orthonormal rows. With the coordinates
+``a_g = J_g Q_g^T``, the rest ``R_g = J_g - a_g Q_g``, which no row of F meets, and ``P`` the diagonal of the
+coordinates' prior precisions,
 
-    ``V = a (Lambda + L^T L)^-1 a^T + sum_g R_g R_g^T / lambda_g``,  a = [a_A, a_B],  L = [L_A, L_B]
+    ``V = a (P + L^T L)^-1 a^T + sum_g R_g R_g^T / lambda_g``,  a = [a_A, a_B],  L = [L_A, L_B]
 
-is the same number as a sum of positive semi-definite terms, exact for one precision in all and for one per
-group. No matrix of the size of the parameters squared is ever formed.
+is the same as a sum of positive semi-definite terms, exact for one precision in all and for one per group. No matrix of
+the size of the parameters squared is ever formed.
 """
 
 from __future__ import annotations

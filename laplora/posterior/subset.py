@@ -1,7 +1,6 @@
 """Which of an adapter's matrices a posterior covers.
 
-The others keep their trained values and have no variance: less to store and less to compute, and an answer that
-leaves out what the data do not determine of the rest.
+The others keep their trained values and have no variance.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ def select_blocks(blocks: Sequence[Block], subset: str) -> tuple[Block, ...]:
         ConfigError: no such subset, a bad regular expression, or a subset without a block.
     """
     chosen = _rule(subset, blocks)
-    found = tuple(b for b in blocks if chosen(b))
-    if not found:
+    covered = tuple(b for b in blocks if chosen(b))
+    if not covered:
         some = ", ".join(b.name for b in blocks[:4])
         raise ConfigError(f"subset {subset!r} holds none of the adapter's {len(blocks)} blocks, such as {some}")
-    return found
+    return covered
 
 
 def _rule(subset: str, blocks: Sequence[Block]) -> Callable[[Block], bool]:

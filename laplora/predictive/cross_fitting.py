@@ -1,8 +1,7 @@
-"""Cross-fitting: what is fitted on the calibration rows, judged on calibration rows that it was not fitted on.
+"""Cross-fitting: outputs of the calibration rows, each under parameters that were fitted without it.
 
 Each of a few folds is held out in turn: parameters are fitted on the other folds, and the fold's rows get their outputs
-from that fit. So no row is lost, and none certifies itself. One pass over the folds serves everything that is then set
-on the calibration rows: the comparison of predictives, thresholds, flags and label sets.
+from that fit. So every row is used, and none judges itself.
 """
 
 from __future__ import annotations
@@ -17,15 +16,14 @@ from laplora.linearised import PosteriorPredictive
 #: Takes the row numbers to fit on and those to answer, both int64 and ascending, and returns the latter's outputs.
 FitPredict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
-#: Folds, unless a caller says otherwise.
+#: Folds by default.
 FOLDS = 5
 
 
 def cross_fitted(fit_predict: FitPredict, rows: int, folds: int = FOLDS, seed: int = 0) -> torch.Tensor:
     """Return (rows, ...) the outputs of every row under parameters fitted without it, float64 on the CPU.
 
-    What is fitted on the calibration split (a temperature, a prior precision) is fitted once per fold on the other
-    folds. Fold membership depends on the seed and the number of rows alone.
+    Fold membership depends on the seed and the number of rows alone.
 
     Args:
         fit_predict: returns (answered, ...) of the same trailing shape for every fold.
@@ -64,12 +62,12 @@ def cross_fitted_predictive(
     """
 
     def outputs(fitted: torch.Tensor, held_out: torch.Tensor) -> torch.Tensor:
-        found = fit_predict(fitted, held_out)
-        return torch.cat([found.probs, found.std, found.expected_entropy[:, None]], 1)
+        predictive = fit_predict(fitted, held_out)
+        return torch.cat([predictive.probs, predictive.std, predictive.expected_entropy[:, None]], 1)
 
-    found = cross_fitted(outputs, rows, folds, seed)
-    classes = found.shape[1] // 2
-    return PosteriorPredictive(found[:, :classes], found[:, classes:-1], found[:, -1])
+    joined = cross_fitted(outputs, rows, folds, seed)
+    classes = joined.shape[1] // 2
+    return PosteriorPredictive(joined[:, :classes], joined[:, classes:-1], joined[:, -1])
 
 
 def rank_aligned(
@@ -77,10 +75,9 @@ def rank_aligned(
 ) -> torch.Tensor:
     """Return (rows, kinds) scores of each row under parameters fitted without it, on the served fit's scale, float64.
 
-    Under its fold's fit, in which it had no part, a row has a rank among all rows; the served score of that rank stands
-    for it. Scores of different folds do not compare as they are: each fit has a scale of its own, and one that did not
-    see a confident mistake is surer of everything, of that mistake first. Where fitting changes no rank (a temperature
-    with two classes) the served scores come back.
+    Scores of different folds do not compare, since each fit has another scale. So a row's score is the served score of
+    the rank that the row has among all rows under its fold's fit. Where fitting changes no rank (a temperature with two
+    classes) the served scores come back.
 
     Args:
         scores: takes the rows to fit on, int64 and ascending, and returns (rows, kinds) all rows' scores of that fit.
@@ -94,10 +91,10 @@ def rank_aligned(
         raise DataError(f"served scores must be finite, of shape (rows, kinds), got {tuple(served.shape)}")
 
     def outputs(fitted: torch.Tensor, held_out: torch.Tensor) -> torch.Tensor:
-        own = scores(fitted).detach().to("cpu", torch.float64)
-        if own.shape != ordered.shape:
-            raise DataError(f"scores must return {tuple(ordered.shape)}, got {tuple(own.shape)}")
-        ranks = own.argsort(dim=0, stable=True).argsort(dim=0)
+        of_fold = scores(fitted).detach().to("cpu", torch.float64)
+        if of_fold.shape != ordered.shape:
+            raise DataError(f"scores must return {tuple(ordered.shape)}, got {tuple(of_fold.shape)}")
+        ranks = of_fold.argsort(dim=0, stable=True).argsort(dim=0)
         return ordered.gather(0, ranks[held_out])
 
     return cross_fitted(outputs, len(ordered), folds, seed)
@@ -114,9 +111,9 @@ def fold_rows(rows: int, folds: int = FOLDS, seed: int = 0) -> list[tuple[torch.
     if rows < 2:
         raise DataError(f"cross-fitting needs at least two rows, got {rows}")
     order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
-    found = []
+    splits = []
     for fold in order.tensor_split(min(folds, rows)):
         held_out = torch.zeros(rows, dtype=torch.bool)
         held_out[fold] = True
-        found.append(((~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]))
-    return found
+        splits.append(((~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]))
+    return splits

@@ -8,7 +8,7 @@ divided by one temperature T:
 Without covariances each member is a point: the mixture is then a deep-ensemble average (Lakshminarayanan,
 Pritzel and Blundell, arXiv 1612.01474) over checkpoints, or over dropout masks (Gal and Ghahramani, arXiv
 1506.02142); with them it is a mixture of Laplace approximations (Eschenhagen et al., arXiv 2111.03577).
-``fast`` has the covariance that is distilled from the posterior's (``laplora.predictive.distilled``).
+``fast`` has a covariance without Jacobians (``laplora.predictive.distilled``).
 """
 
 from __future__ import annotations

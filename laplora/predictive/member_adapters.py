@@ -1,7 +1,7 @@
-"""The adapters that a predictive averages over, on one base model: their weights change places in it.
+"""The adapters that a predictive averages over, on one base model.
 
 A member is a set of LoRA weights by block name (``laplora.jacobians.contrasts.find_blocks``). The base's weights are
-shared, and putting a member in place copies nothing: the parameters point at its tensors until the block ends.
+shared. Putting a member in place copies nothing: the parameters point at its tensors until the block ends.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from laplora.errors import ArtifactCorruptError, ConfigError
 from laplora.jacobians.blocks import Block
 from laplora.models.adapters import verify_adapter
 from laplora.models.lora import ADAPTER, lora_layers
-from laplora.predictive.members import dropout_masks, member_weights
+from laplora.predictive.dropout import dropout_masks, member_weights
 
 #: LoRA weights by block name, each of the shape, dtype and device that the model has them in.
 Weights = Mapping[str, torch.Tensor]
@@ -35,7 +35,7 @@ def lora_parameters(model: Any) -> dict[str, nn.Parameter]:
 
 
 def read_weights(model: Any, folder: Path) -> dict[str, torch.Tensor]:
-    """Return the weights of an adapter on disk, ready to take the place of the model's own.
+    """Return the weights of an adapter on disk, ready to take the place of the model's.
 
     Args:
         model: with an adapter of the same settings attached.
@@ -58,7 +58,7 @@ def read_weights(model: Any, folder: Path) -> dict[str, torch.Tensor]:
     config = model.peft_config[ADAPTER]
     differing = [k for k in ("r", "lora_alpha", "use_rslora") if settings.get(k) != getattr(config, k)]
     if differing:
-        raise ArtifactCorruptError(f"the adapter in {name} has another {differing[0]} than the artifact's own")
+        raise ArtifactCorruptError(f"the adapter in {name} has another {differing[0]} than the artifact")
     weights = {}
     for block, parameter in lora_parameters(model).items():
         tensor = stored[f"base_model.model.{block}.weight"]
@@ -73,7 +73,7 @@ def read_weights(model: Any, folder: Path) -> dict[str, torch.Tensor]:
 def dropout_weights(
     model: Any, blocks: Sequence[Block], *, p: float, members: int, seed: int
 ) -> tuple[dict[str, torch.Tensor], ...]:
-    """Return the ``lora_A`` weights of every dropout member of the model's adapter (``laplora.predictive.members``).
+    """Return the ``lora_A`` weights of every dropout member of the model's adapter (``laplora.predictive.dropout``).
 
     Raises:
         ConfigError: a probability outside (0, 1), or no members.
@@ -85,7 +85,7 @@ def dropout_weights(
 
 @contextmanager
 def in_place(parameters: Mapping[str, nn.Parameter], weights: Weights) -> Iterator[None]:
-    """Let a model have these LoRA weights inside the block; its own are back after it, whatever happens.
+    """Give a model these LoRA weights inside the block, and its former ones back after it, also after an error.
 
     Not for two threads at once: both would see one member's weights.
 
@@ -97,14 +97,14 @@ def in_place(parameters: Mapping[str, nn.Parameter], weights: Weights) -> Iterat
         ConfigError: a block that the model does not have, or a weight of another shape, dtype or device.
     """
     for name, weight in weights.items():
-        own = parameters.get(name)
-        if own is None or (own.shape, own.dtype, own.device) != (weight.shape, weight.dtype, weight.device):
+        old = parameters.get(name)
+        if old is None or (old.shape, old.dtype, old.device) != (weight.shape, weight.dtype, weight.device):
             raise ConfigError(f"the weights of {name!r} do not fit this model's adapter")
-    own_data = {name: parameters[name].data for name in weights}
+    former = {name: parameters[name].data for name in weights}
     try:
         for name, weight in weights.items():
             parameters[name].data = weight
         yield
     finally:
-        for name, data in own_data.items():
+        for name, data in former.items():
             parameters[name].data = data

@@ -1,7 +1,7 @@
-"""What the members of an artifact say of a batch: the passes through the model, before any probability.
+"""Logits and covariances of a batch under every member of an artifact: the passes through the model.
 
-The trained adapter runs once, whatever is asked for; each further member once more, with its weights in place. A
-pass is a forward pass, or one with Jacobians where the member's posterior is asked for.
+The trained adapter always runs once, each further member once more with its weights in place. A pass is a forward pass,
+or one with Jacobians where the member's covariance is wanted.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import nn
 from laplora.errors import NonFiniteError
 from laplora.jacobians.contrasts import contrast_jacobians
 from laplora.jacobians.states import StateTape
-from laplora.linearised import contrasts
+from laplora.linearised import contrast_mean
 from laplora.models.readout import label_logits, label_mass, last_hidden
 from laplora.posterior.base import Posterior
 from laplora.predictive.distilled import DistilledCovariance, Estimate
@@ -73,16 +73,16 @@ class MemberSet:
 
 @dataclass(frozen=True)
 class MemberOutputs:
-    """What members say of a batch; on the CPU, float64.
+    """Logits and covariances of a batch; on the CPU, float64.
 
     Attributes:
         logits: (batch, classes), the trained adapter's, nats.
         label_mass: (batch,), the trained adapter's.
         class_mask: (batch, classes) bool.
         means: by kind of members (members, batch, classes - 1), ``Q^T f``, nats.
-        covariances: by kind of members (members, batch, classes - 1, classes - 1), nats squared; only the kinds
-            that were asked for with their posteriors.
-        estimate: what the kind ``distilled`` has for its covariance, with its error; None where it was not asked for.
+        covariances: by kind of members (members, batch, classes - 1, classes - 1), nats squared; of the kinds that were
+            wanted with their posteriors.
+        estimate: the distilled covariance with its error; None unless the kind ``distilled`` was wanted.
     """
 
     logits: torch.Tensor
@@ -98,7 +98,7 @@ Wanted = tuple[Members, bool]
 
 
 def member_outputs(members: MemberSet, batch: Batch, wanted: Collection[Wanted]) -> MemberOutputs:
-    """Return what the members say of a batch on the model's device.
+    """Return the outputs of the members for a batch on the model's device.
 
     Args:
         wanted: beside the trained adapter's logits, which are always there.
@@ -111,8 +111,7 @@ def member_outputs(members: MemberSet, batch: Batch, wanted: Collection[Wanted])
     with StateTape(members.model, distilled.layers) if distilled else nullcontext() as tape:
         logits, mass, covariance = _pass(members, members.trained, batch, jacobians=with_posterior)
     assert mass is not None
-    transform = contrasts(len(members.label_ids), torch.float64)
-    means: dict[Members, torch.Tensor] = {"single": (logits @ transform)[None]}
+    means: dict[Members, torch.Tensor] = {"single": contrast_mean(logits)[None]}
     covariances: dict[Members, torch.Tensor] = {} if covariance is None else {"single": covariance[None]}
     estimate = None
     if distilled is not None and tape is not None:
@@ -121,13 +120,13 @@ def member_outputs(members: MemberSet, batch: Batch, wanted: Collection[Wanted])
         covariances["distilled"] = estimate.covariance[None]
     for kind in dict.fromkeys(kind for kind, _ in wanted if kind not in ("single", "distilled")):
         posteriors = (kind, True) in wanted
-        found = [
+        passes = [
             (logits, None, covariance) if member is members.trained else _pass(members, member, batch, posteriors)
             for member in members.of(kind)
         ]
-        means[kind] = torch.stack([f @ transform for f, _, _ in found])
+        means[kind] = torch.stack([contrast_mean(f) for f, _, _ in passes])
         if posteriors:
-            covariances[kind] = torch.stack([v for _, _, v in found if v is not None])
+            covariances[kind] = torch.stack([v for _, _, v in passes if v is not None])
     outputs = MemberOutputs(logits, mass, batch.class_mask.cpu(), means, covariances, estimate)
     for value in (mass, *means.values(), *covariances.values()):
         if not bool(value.isfinite().all()):
@@ -143,9 +142,9 @@ def _pass(
         if jacobians:
             assert member.posterior is not None
             assert member.precisions is not None
-            found = contrast_jacobians(members.model, batch, members.label_ids, member.posterior.blocks, sums=False)
-            covariance = member.posterior.covariance_of(found, member.precisions).cpu()
-            logits, hidden = found.logits, found.hidden
+            result = contrast_jacobians(members.model, batch, members.label_ids, member.posterior.blocks, sums=False)
+            covariance = member.posterior.covariance_of(result, member.precisions).cpu()
+            logits, hidden = result.logits, result.hidden
         else:
             covariance = None
             with torch.no_grad():

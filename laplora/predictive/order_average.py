@@ -1,12 +1,10 @@
 """The average of a question's answers over the orders of its options, in the order that the user gave.
 
-The orders of an input (``laplora.prompts.option_order``) are equal members of a mixture, each with a predictive of its
-own, so every moment of the average follows from the members': probabilities are averaged, never logits,
+The orders of an input (``laplora.prompts.option_order``) are equal members of a mixture:
 
-    probs = mean_o p_o,   Var p = mean_o Var_o p + Var_o p_o,   expected entropy = mean_o H_o,
+    probs = mean_o p_o,   Var p = mean_o Var_o p + Var_o p_o,   expected entropy = mean_o H_o.
 
-and what the order alone decides is the mutual information of label and order, ``H(probs) - mean_o H(p_o)``. Inputs
-have different numbers of options and so of orders: rows lie one after another, input by input.
+Inputs have different numbers of options and so of orders: rows lie one after another, input by input.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ from collections.abc import Sequence
 import torch
 
 from laplora.errors import DataError
-from laplora.linearised import PosteriorPredictive
+from laplora.linearised import PosteriorPredictive, entropy
 from laplora.prompts.option_order import Order, restore_logits
 
 
@@ -38,7 +36,7 @@ def average_by_input(values: torch.Tensor, counts: Sequence[int]) -> torch.Tenso
 def average_orders(
     predictive: PosteriorPredictive, orders: Sequence[Order], counts: Sequence[int]
 ) -> PosteriorPredictive:
-    """Return each input's predictive in the user's order, averaged over the orders it was asked in.
+    """Return each input's predictive in the user's order, averaged over the orders that were run.
 
     Args:
         predictive: of every prompt, its classes in the order shown.
@@ -63,14 +61,13 @@ def average_orders(
 def order_information(probs: torch.Tensor, orders: Sequence[Order], counts: Sequence[int]) -> torch.Tensor:
     """Return (inputs,) the mutual information of label and order, nats: 0 where every order gives one answer.
 
-    It is the part of an averaged predictive's total entropy that would be gone if the order were known, and
-    the part of its epistemic uncertainty that no training data removes.
+    It is ``H(probs) - mean_o H(p_o)``, the part of an averaged predictive's total entropy that the order decides.
 
     Args:
         probs: (rows, classes) of every prompt, its classes in the order shown; orders and counts as above.
     """
     restored = restore_logits(probs.double(), orders)
-    total = torch.special.entr(average_by_input(restored, counts)).sum(1)
+    total = entropy(average_by_input(restored, counts))
     # Jensen's inequality, which rounding can break by 1e-16.
-    information: torch.Tensor = total - average_by_input(torch.special.entr(restored).sum(1), counts)
+    information: torch.Tensor = total - average_by_input(entropy(restored), counts)
     return information.clamp_min(0)

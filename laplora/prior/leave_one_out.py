@@ -7,15 +7,13 @@ Dividing it out (the "cavity") needs no refit: with ``V_n`` the covariance of ro
 
     ``V_-n = (V_n^-1 - Lambda_n)^-1 = V_n (I - Lambda_n V_n)^-1``,   ``f_-n = f_n + V_-n g_n``.
 
-These are exactly the moments of the posterior without the row's site (Vehtari et al., arXiv 1412.7461, on Laplace
-approximations), so a choice costs no pass through the model. Other structures hold a row's own curvature only in
-part, and dividing it out whole would be another model's answer: they are refused.
+These are the moments of the posterior without the row's site (Vehtari et al., arXiv 1412.7461, on Laplace
+approximations), so a choice costs no pass through the model. Other structures hold only a part of a row's curvature.
 
-One thing the cavity cannot know: how strongly the row pulled at the weights while they were trained. ``g_n`` is taken
-back under the prior that is tried, and as its precision grows nothing is taken back: the prediction "without" the row
-becomes the trained one, which has seen it. On an overfitted adapter the training rows' NLL is near 0 and the choice
-runs to the largest precision, which is MAP. ``trained_under`` separates the two: the mean moves as under that prior
-(the evidence's choice is a natural one), and only the covariance follows the prior that is tried.
+The cavity does not know how strongly the row pulled at the weights while they were trained. ``g_n`` is taken back under
+the prior that is tried, which takes back nothing as its precision grows: an overfitted adapter then chooses MAP. With
+``trained_under`` the mean moves as under that prior (for example the evidence's choice), and only the covariance
+follows the prior that is tried.
 """
 
 from __future__ import annotations
@@ -31,7 +29,7 @@ from laplora.linearised import contrast_mean as to_contrasts
 from laplora.posterior.base import Granularity, Posterior, Prior, ProjectedJacobians, block_precisions
 from laplora.prior.search import PriorChoice, predictive_nll, search_precisions
 
-#: Where a row's own share of its precision comes this close to 1, what is left is rounding of float32 Jacobians.
+#: Where a row's share of its precision comes this close to 1, what is left is rounding of float32 Jacobians.
 _ROUNDING = 1e-7
 
 
@@ -113,11 +111,11 @@ def choose_by_leave_one_out(
         )
 
     def nll(prior: Prior) -> float:
-        found = moments(prior)
-        if found is None:
+        cavity = moments(prior)
+        if cavity is None:
             infeasible.append(prior)
             return math.inf
-        return predictive_nll((retrained or found)[0], found[1], labels, class_mask)
+        return predictive_nll((retrained or cavity)[0], cavity[1], labels, class_mask)
 
     prior, value, at_bound = search_precisions(nll, posterior.blocks, granularity)
     if not math.isfinite(value):

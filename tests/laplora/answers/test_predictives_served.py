@@ -28,7 +28,6 @@ from laplora.models.lora import ADAPTER, lora_layers
 from laplora.predictive import member_outputs as outputs_module
 from laplora.predictive.kinds import PREDICTIVES
 from laplora.predictive.member_adapters import lora_parameters
-from laplora.predictive.members import dropout_masks
 from laplora.predictor import Predictor
 from training.workspace.runtime import open_run
 

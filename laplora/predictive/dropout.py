@@ -1,9 +1,8 @@
-"""Adapters whose lora_A columns are under fixed dropout masks: the members of an MC-dropout predictive.
+"""The members of an MC-dropout predictive: adapters whose lora_A columns are under fixed dropout masks.
 
-Dropping input feature i of ``lora_A (mask * x)`` with a mask that is tied over tokens and rows (Gal and
-Ghahramani, arXiv 1512.05287, section 4.1) is the same as multiplying column i of the weight. So a member is an
-adapter like any other: the same input has the same answer whatever batch it is in, and no random state is
-needed to serve it.
+Dropping input feature i of ``lora_A (mask * x)``, with one mask for all tokens and rows (Gal and Ghahramani, arXiv
+1512.05287, section 4.1), multiplies column i of the weight. So a member is an adapter like any other: serving it needs
+no random state, and an answer does not depend on its batch.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ def dropout_masks(
             continue
         name, in_features = (module.name, module.wide) if isinstance(module, Block) else module
         if name in masks:
-            raise ConfigError(f"two modules are called {name!r}: each needs a mask of its own")
+            raise ConfigError(f"two modules are called {name!r}: each needs a mask")
         drawn = torch.stack([_uniform(seed, name, member, in_features) for member in range(members)])
         masks[name] = (drawn >= p).float() / (1 - p)
     if not masks:
@@ -53,7 +52,7 @@ def dropout_masks(
 def member_weights(
     lora_a: Mapping[str, torch.Tensor], masks: Mapping[str, torch.Tensor], member: int
 ) -> dict[str, torch.Tensor]:
-    """Return one member's lora_A weights by name, each (rank, in_features) in its own dtype and on its own device.
+    """Return one member's lora_A weights by name, each (rank, in_features) in its dtype and on its device.
 
     Args:
         lora_a: the trained weights (rank, in_features) by name; they are not changed.

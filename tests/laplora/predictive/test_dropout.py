@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from laplora.errors import ConfigError
 from laplora.jacobians.blocks import Block
-from laplora.predictive.members import dropout_masks, member_weights
+from laplora.predictive.dropout import dropout_masks, member_weights
 
 
 @given(p=st.floats(0.05, 0.9), members=st.integers(1, 5), seed=st.integers(0, 2**40))
