@@ -6,7 +6,7 @@ The GGN is ``H ~ F^T F`` with one row of F (rank x parameters) per direction of 
     ``V = J D J^T - (J D F^T) (I + F D F^T)^-1 (F D J^T)``
 
 (Woodbury). Where F holds nearly all of J, this difference of two large numbers cancels. So F is held as
-``F_g = L_g Q_g`` per group g of blocks that share a prior precision, ``Q_g`` with orthonormal rows. With the coordinates
+``F_g = L_g Q_g`` per group g of blocks that share a prior precision, ``Q_g`` with orthonormal rows. With coordinates
 ``a_g = J_g Q_g^T``, the rest ``R_g = J_g - a_g Q_g``, which no row of F meets, and ``P`` the diagonal of the
 coordinates' prior precisions,
 

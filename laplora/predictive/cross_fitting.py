@@ -10,8 +10,9 @@ from collections.abc import Callable
 
 import torch
 
-from laplora.errors import ConfigError, DataError, NonFiniteError
+from laplora.errors import ConfigError, DataError
 from laplora.linearised import PosteriorPredictive
+from laplora.metrics.checks import check_finite
 
 #: Takes the row numbers to fit on and those to answer, both int64 and ascending, and returns the latter's outputs.
 FitPredict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -39,8 +40,7 @@ def cross_fitted(fit_predict: FitPredict, rows: int, folds: int = FOLDS, seed: i
         outputs = fit_predict(fitted, held_out).detach().to("cpu", torch.float64)
         if outputs.ndim < 1 or len(outputs) != len(held_out):
             raise DataError(f"fit_predict must return {len(held_out)} rows, got {tuple(outputs.shape)}")
-        if not outputs.isfinite().all():
-            raise NonFiniteError("fit_predict returned NaN or infinity")
+        check_finite(outputs, "what fit_predict returned")
         order.append(held_out)
         parts.append(outputs)
     return torch.cat(parts)[torch.cat(order).argsort()]

@@ -19,8 +19,9 @@ from itertools import product
 
 import torch
 
-from laplora.errors import DataError, NonFiniteError
+from laplora.errors import DataError
 from laplora.jacobians.states import States
+from laplora.metrics.checks import check_finite
 from laplora.predictive.distilled_error import KernelError, fit_kernel_error, left_out, log_traces, regularised_factor
 
 #: Principal directions of the states that are kept, at most.
@@ -142,8 +143,8 @@ def distill(
     count = len(states)
     if covariances.shape[0] != count or groups.shape != (count,):
         raise DataError(f"{count} states, {len(covariances)} covariances and {len(groups)} groups do not fit together")
-    if not bool(states.hidden.isfinite().all()) or not bool(covariances.isfinite().all()):
-        raise NonFiniteError("a state or covariance holds NaN or infinity: nothing to distil from")
+    check_finite(states.hidden, "a state to distil from")
+    check_finite(covariances, "a covariance to distil from")
     first = len(class_mask)
     if not 1 <= first <= count - 2 or bool((torch.bincount(groups)[groups[:first]] > 1).any()):
         raise DataError(

@@ -18,8 +18,9 @@ from typing import Literal, get_args
 
 import torch
 
-from laplora.errors import ConfigError, DataError, FactorizationError, NonFiniteError
+from laplora.errors import ConfigError, DataError, FactorizationError
 from laplora.linearised import PosteriorPredictive, class_counts, contrast_logits
+from laplora.metrics.checks import check_finite
 
 Method = Literal["auto", "quadrature", "sobol"]
 
@@ -82,8 +83,8 @@ def posterior_predictive(
         for rows in (counts == count).nonzero()[:, 0].split(max(1, _BLOCK // size)):
             m = mean[rows, : count - 1]
             v = covariance[rows, : count - 1, : count - 1]
-            if not (m.isfinite().all() and v.isfinite().all()):
-                raise NonFiniteError("the posterior over the logits holds NaN or infinity: nothing to predict from")
+            check_finite(m, "the logits' mean")
+            check_finite(v, "the logits' covariance")
             v = (v + v.mT) / 2
             root = _symmetric_root(v)
             moments = _quadrature(m, root) if quadrature else _sobol(m, root, samples, seed)

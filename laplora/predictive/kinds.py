@@ -22,9 +22,9 @@ from typing import Literal, get_args
 import torch
 
 from laplora.decisions.temperature import TEMPERATURE_BOUNDS, fit_temperature, temperature_penalty
-from laplora.errors import ConfigError, DataError, NonFiniteError
+from laplora.errors import ConfigError, DataError
 from laplora.linearised import PosteriorPredictive, class_counts, class_probs, contrast_logits, entropy
-from laplora.metrics.checks import checked_labels
+from laplora.metrics.checks import check_finite, checked_labels
 from laplora.metrics.scores import row_nll
 from laplora.predictive.gaussian import posterior_predictive
 from laplora.predictive.search import grid_minimum
@@ -186,8 +186,7 @@ def _checked_means(means: torch.Tensor, class_mask: torch.Tensor) -> tuple[torch
             f"means must be (members, {batch}, {classes - 1}) with at least one member, got {tuple(means.shape)}"
         )
     means = means.masked_fill(~mask[:, 1:], 0)  # the contrasts of a prefix of the classes are a prefix too
-    if not means.isfinite().all():
-        raise NonFiniteError("the members' logits hold NaN or infinity: nothing to predict from")
+    check_finite(means, "the members' logits")
     return means, mask
 
 

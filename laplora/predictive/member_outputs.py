@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from laplora.errors import NonFiniteError
 from laplora.jacobians.contrasts import contrast_jacobians
 from laplora.jacobians.states import StateTape
 from laplora.linearised import contrast_mean
+from laplora.metrics.checks import check_finite
 from laplora.models.readout import label_logits, label_mass, last_hidden
 from laplora.posterior.base import Posterior
 from laplora.predictive.distilled import DistilledCovariance, Estimate
@@ -129,8 +129,7 @@ def member_outputs(members: MemberSet, batch: Batch, wanted: Collection[Wanted])
             covariances[kind] = torch.stack([v for _, _, v in passes if v is not None])
     outputs = MemberOutputs(logits, mass, batch.class_mask.cpu(), means, covariances, estimate)
     for value in (mass, *means.values(), *covariances.values()):
-        if not bool(value.isfinite().all()):
-            raise NonFiniteError("the model gave NaN or infinity for this input")
+        check_finite(value, "the model's output for this input")
     return outputs
 
 

@@ -26,6 +26,7 @@ from laplora.errors import ArtifactCorruptError, ConfigError, GoldenMismatchErro
 from laplora.metrics.scores import row_nll
 from laplora.models.lora import ADAPTER, lora_layers
 from laplora.predictive import member_outputs as outputs_module
+from laplora.predictive.dropout import dropout_masks
 from laplora.predictive.kinds import PREDICTIVES
 from laplora.predictive.member_adapters import lora_parameters
 from laplora.predictor import Predictor
