@@ -1,7 +1,7 @@
 """``make demo``: start the real server, ask it three questions, show the answers, keep serving.
 
 The questions are one clear, one ambiguous and one nonsense input; for an artifact of another task they are
-the inputs of its own recorded answers.
+the inputs of its recorded answers.
 """
 
 from __future__ import annotations
@@ -98,9 +98,9 @@ def wait_until_ready(server: subprocess.Popen[bytes], url: str) -> bool:
             continue
         if response.status_code == 200:
             return True
-        found = response.json()["error"]["message"].rpartition("stage: ")[2]
-        if found != stage:
-            stage = found
+        reported = response.json()["error"]["message"].rpartition("stage: ")[2]
+        if reported != stage:
+            stage = reported
             print(f"  {stage}", flush=True)
         time.sleep(0.3)
     return False

@@ -1,7 +1,7 @@
 """What can go wrong between a request and its answer; each error's class, code, status and meaning in one definition.
 
 The first line of a class's docstring is its meaning in the API's documentation. What raises an error need not know what
-a status code is. An exception is answered as its own class says, or as the nearest base class that has a code.
+a status code is. An exception is answered as its class says, or as the nearest base class that has a code.
 """
 
 from __future__ import annotations
@@ -258,7 +258,7 @@ _BY_EXCEPTION = {kind.raised: kind for kind in ERROR_KINDS}
 
 
 def kind_of(error: BaseException) -> ErrorKind:
-    """Return the table's row for an exception: its own class's, or the nearest base class's."""
+    """Return how an exception is answered: as its class says, or the nearest base class with a code."""
     for cls in type(error).__mro__:
         if cls in _BY_EXCEPTION:
             return _BY_EXCEPTION[cls]
@@ -266,10 +266,10 @@ def kind_of(error: BaseException) -> ErrorKind:
 
 
 def kinds_by_code(*codes: str) -> list[ErrorKind]:
-    """Return the table's rows with these codes, in the table's order.
+    """Return the kinds with these codes, in the order of ``ERROR_KINDS``.
 
     Raises:
-        KeyError: a code that is not in the table.
+        KeyError: a code that no error has.
     """
     unknown = set(codes) - {kind.code for kind in ERROR_KINDS}
     if unknown:
@@ -280,7 +280,7 @@ def kinds_by_code(*codes: str) -> list[ErrorKind]:
 def error_content(error: BaseException, request_id: str) -> dict[str, object]:
     """Return the JSON body for an exception: ``{"error": {...}, "request_id": ...}``.
 
-    The message of an exception without a row of its own is not sent: it may hold anything.
+    The message of an exception without a code is not sent: it may hold anything.
     """
     kind = kind_of(error)
     message = "the server failed; its log has the details under this request id"
@@ -307,9 +307,9 @@ def shown_field(path: str) -> str:
 
 def retry_after_s(error: BaseException) -> int | None:
     """Return the value of the ``Retry-After`` header in seconds, or None for no header."""
-    asked = getattr(error, "retry_after_s", None)
+    stated = getattr(error, "retry_after_s", None)
     default = kind_of(error).retry_after_s
-    return default if asked is None or default is None else int(asked)
+    return default if stated is None or default is None else int(stated)
 
 
 def _shorten(text: str, limit: int) -> str:

@@ -90,23 +90,23 @@ def drifts(
     Args:
         first: the first answers given, complete wherever ``later`` holds any; later: recent ones after these.
     """
-    found: list[DriftOut] = []
+    drift_figures: list[DriftOut] = []
     for signal in get_args(Signal):
         values = _values(recent, signal)
         if len(values) >= FEWEST_RECENT:
             if reference.scores is not None and signal in reference.scores_rank:
-                # The scores are recent answers' own scores, which order rows as this signal does.
+                # Recent answers are compared by their scores, which order rows as this signal does.
                 drift = kolmogorov_smirnov(reference.scores, _values(recent, "score"))
-                found.append(DriftOut(**asdict(drift), signal=signal, reference="calibration"))
+                drift_figures.append(DriftOut(**asdict(drift), signal=signal, reference="calibration"))
             elif signal == "epistemic" and reference.epistemic_above is not None:
                 threshold, above = reference.epistemic_above
                 drift = gap_above(threshold, above, reference.calibration_rows, values)
-                found.append(DriftOut(**asdict(drift), signal=signal, reference="calibration_quantile"))
+                drift_figures.append(DriftOut(**asdict(drift), signal=signal, reference="calibration_quantile"))
         early, late = _values(first, signal), _values(later, signal)
         if len(late) >= FEWEST_RECENT and len(early):
             drift = kolmogorov_smirnov(early, late)
-            found.append(DriftOut(**asdict(drift), signal=signal, reference="activation"))
-    return found
+            drift_figures.append(DriftOut(**asdict(drift), signal=signal, reference="activation"))
+    return drift_figures
 
 
 def share(values: Sequence[bool]) -> float | None:

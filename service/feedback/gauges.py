@@ -100,10 +100,10 @@ def _drift(reports: Sequence[Report]) -> Iterator[GaugeMetricFamily]:
             )
         )
         for report in reports:
-            for found in report.shown.drift:
-                if found.signal == signal:
-                    values = [report.shown.artifact, report.shown.predictive, found.reference]
-                    gap.add_metric(values, found.gap)
-                    p_value.add_metric(values, found.p_value)
+            for figure in report.shown.drift:
+                if figure.signal == signal:
+                    values = [report.shown.artifact, report.shown.predictive, figure.reference]
+                    gap.add_metric(values, figure.gap)
+                    p_value.add_metric(values, figure.p_value)
         yield gap
         yield p_value

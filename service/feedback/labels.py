@@ -75,7 +75,7 @@ class FeedbackStore:
         """Keep one request's predictions and return an id for each, in order.
 
         Args:
-            predictive: that was asked for; with ``_order_average`` behind it where orders were averaged.
+            predictive: the requested one; with ``_order_average`` behind it where orders were averaged.
             caller: the only one who can give feedback on them.
             target_risk: that their decisions were made for.
         """
@@ -128,8 +128,10 @@ class FeedbackStore:
         """
         with self._lock:
             self._expire(sweep=True)
-            found = [(series, series.snapshot()) for (digest, _), series in self._series.items() if digest in digests]
-        reports = [series.report(snapshot) for series, snapshot in found]
+            snapshots = [
+                (series, series.snapshot()) for (digest, _), series in self._series.items() if digest in digests
+            ]
+        reports = [series.report(snapshot) for series, snapshot in snapshots]
         return sorted(reports, key=lambda report: (report.shown.artifact, report.shown.predictive))
 
     def _series_of(self, key: SeriesKey, predictor: Predictor) -> Series:

@@ -22,7 +22,7 @@ def reference_of(predictor: Predictor, predictive: str) -> Reference:
     manifest = predictor.artifact.manifest
     calibration = manifest.calibration
     stated = Reference(coverage=calibration.coverage, calibration_rows=calibration.rows)
-    record = {str(name): found for name, found in manifest.predictives.items()}.get(predictive)
+    record = {str(name): spec for name, spec in manifest.predictives.items()}.get(predictive)
     if record is None or record.thresholds is None:
         return stated
     metrics = manifest.metrics.get(predictive)

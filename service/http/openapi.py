@@ -229,7 +229,7 @@ def _add_errors(operation: dict[str, Any], *codes: str) -> None:
 
 
 def _without_unreachable_422(document: dict[str, Any]) -> dict[str, Any]:
-    # FastAPI adds its own 422 to every endpoint with a parameter; here a path parameter is any string.
+    # FastAPI adds a 422 of another shape to every endpoint with a parameter; here a path parameter is any string.
     for path in document["paths"].values():
         for operation in path.values():
             responses = operation["responses"]

@@ -102,11 +102,11 @@ async def score_chunk(
         BatchTooLargeError: the queue could never hold so many.
         LaploraError: nothing could be scored now: no room, not ready, the server is stopping.
     """
-    asked = predictor.recommended
+    predictive = predictor.recommended
     plan = Plan(
         predictor,
         chunk.inputs,
-        ask=Ask(asked, also=predictor.predictives),
+        ask=Ask(predictive, also=predictor.predictives),
         caller=f"job:{job_id}",
         truncate=about.options.truncate,
         order_average=about.options.order_average,
@@ -120,7 +120,7 @@ async def score_chunk(
         if row is None and refused and not isinstance(error, DeviceMemoryError):
             raise
         raise RowError(row, error) from error
-    return _finite_rows(asked, scored, chunk)
+    return _finite_rows(predictive, scored, chunk)
 
 
 def _row_at_fault(error: Exception, chunk: Chunk) -> int | None:
@@ -128,17 +128,19 @@ def _row_at_fault(error: Exception, chunk: Chunk) -> int | None:
     return None if place is None else chunk.numbers[int(place[1])]
 
 
-def _finite_rows(asked: str, scored: Scored, chunk: Chunk) -> tuple[list[ScoredRow], dict[int, Exception]]:
+def _finite_rows(predictive: str, scored: Scored, chunk: Chunk) -> tuple[list[ScoredRow], dict[int, Exception]]:
     own_order: Sequence[Any] = scored.own_order or [None] * len(scored.predictions)
-    found: list[ScoredRow] = []
+    rows: list[ScoredRow] = []
     bad: dict[int, Exception] = {}
-    for row, label, prediction, own in zip(chunk.numbers, chunk.labels, scored.predictions, own_order, strict=True):
-        methods = method_rows(asked, prediction, own)
+    for row, label, prediction, in_own_order in zip(
+        chunk.numbers, chunk.labels, scored.predictions, own_order, strict=True
+    ):
+        methods = method_rows(predictive, prediction, in_own_order)
         if all(math.isfinite(v) for probs, rank in methods.values() for v in [*probs, rank or 0.0]):
-            found.append(ScoredRow(row, label, methods))
+            rows.append(ScoredRow(row, label, methods))
         else:
             bad[row] = UnscorableInputError(f"the model has no finite answer for line {row + 1}")
-    return found, bad
+    return rows, bad
 
 
 @asynccontextmanager

@@ -63,10 +63,10 @@ class Quota:
         Raises:
             TooManyJobsError: there is none now.
         """
-        own = sum(hold.owner == owner for hold in self._holds)
+        owners_jobs = sum(hold.owner == owner for hold in self._holds)
         for what, limit_name, limit, got in (
             ("unfinished jobs", "max_jobs", self._max_jobs, len(self._holds)),
-            ("of them yours", "max_jobs_per_caller", self._max_jobs_per_caller, own),
+            ("of them yours", "max_jobs_per_caller", self._max_jobs_per_caller, owners_jobs),
         ):
             if got >= limit:
                 raise TooManyJobsError(
@@ -100,10 +100,10 @@ class Quota:
             self._holds.discard(hold)
 
     def _check_bytes(self, owner: str, more: int) -> None:
-        own = sum(hold.size_bytes for hold in self._holds if hold.owner == owner)
+        owners_bytes = sum(hold.size_bytes for hold in self._holds if hold.owner == owner)
         share = "one caller may hold {limit} (max_jobs_bytes times client_share)"
         for whose, held, limit, name in (
-            ("your uploads hold", own, self._share_bytes, share),
+            ("your uploads hold", owners_bytes, self._share_bytes, share),
             ("the uploads of unfinished jobs hold", self.held_bytes, self._max_bytes, "max_jobs_bytes is {limit}"),
         ):
             if held + more > limit:

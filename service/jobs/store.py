@@ -217,10 +217,10 @@ class Store:
 
     def rows(self, job: int, after: int, count: int) -> list[ScoredRow]:
         """Return at most ``count`` scored rows of numbers above ``after``, in order."""
-        found = self._db.execute(
+        rows = self._db.execute(
             "SELECT row, label, methods FROM rows WHERE job = ? AND row > ? ORDER BY row LIMIT ?", (job, after, count)
         )
-        return [ScoredRow(row, label, json.loads(methods)) for row, label, methods in found]
+        return [ScoredRow(row, label, json.loads(methods)) for row, label, methods in rows]
 
     def bad_rows(self, job: int) -> list[tuple[int, str]]:
         """Return the numbers, from 0, of the rows that could not be scored, in order, and the codes of why."""
@@ -285,8 +285,8 @@ class Store:
 
     def result(self, job: int) -> str | None:
         """Return a job's result, JSON; None where it has none."""
-        found = self._db.execute("SELECT result FROM jobs WHERE number = ?", (job,)).fetchone()
-        return None if found is None else found[0]
+        row = self._db.execute("SELECT result FROM jobs WHERE number = ?", (job,)).fetchone()
+        return None if row is None else row[0]
 
     def remove(self, jobs: Sequence[int]) -> None:
         """Remove jobs, a few at once; what of their rows is left is for ``sweep``."""

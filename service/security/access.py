@@ -61,8 +61,7 @@ class Line:
 
     Attributes:
         path: as the table writes it; a closed set, fit for labels.
-        pattern: what a request's path is matched by: the router's own expression, so that nothing is one path there
-            and another here.
+        pattern: the router's expression for the path, so that nothing is one path there and another here.
     """
 
     method: str
@@ -81,8 +80,8 @@ _LINES = [_line(endpoint, need) for endpoint, need in ACCESS.items()]
 
 def line_of(method: str, path: str) -> Line | None:
     """Return the table's line for a request, None where it has none."""
-    asked = "GET" if method == "HEAD" else method
-    return next((line for line in _LINES if line.method == asked and line.pattern.match(path)), None)
+    looked_up = "GET" if method == "HEAD" else method
+    return next((line for line in _LINES if line.method == looked_up and line.pattern.match(path)), None)
 
 
 class Access:

@@ -48,7 +48,7 @@ class Keyring:
     """The keys that are good now.
 
     A file that is broken, empty, writable by everyone or gone changes nothing: the last good keys stay, and the log
-    says so once. A file that holds no key by its own word, ``{"keys": []}``, is no broken one: it was revoked.
+    says so once. A file that states that it holds no key, ``{"keys": []}``, is valid: the last key was revoked.
 
     Args:
         path: the file of keys.
@@ -75,19 +75,19 @@ class Keyring:
             UnauthorizedError: no key has this token, or it has expired.
         """
         wanted = digest(token)
-        found: Key | None = None
+        matching: Key | None = None
         # Every key is compared, each in constant time: how long it takes tells nothing of which one is near.
         for key in self._keys:
             if hmac.compare_digest(key.sha256, wanted):
-                found = key
-        if found is None:
+                matching = key
+        if matching is None:
             raise UnauthorizedError("the API key is not one of this server's: check it, or ask for another")
-        if found.expires is not None and self._today() >= found.expires:
-            raise UnauthorizedError(f"the API key expired on {found.expires.isoformat()}: ask for another")
-        return Caller(found.id, frozenset(found.scopes))
+        if matching.expires is not None and self._today() >= matching.expires:
+            raise UnauthorizedError(f"the API key expired on {matching.expires.isoformat()}: ask for another")
+        return Caller(matching.id, frozenset(matching.scopes))
 
     def start(self) -> None:
-        """Look at the file once a second, in a thread of its own: no request waits for a disk."""
+        """Look at the file once a second, in a thread: no request waits for a disk."""
         self._thread = threading.Thread(target=self._watch, name="laplora-keys", daemon=True)
         self._thread.start()
 
@@ -99,10 +99,10 @@ class Keyring:
 
     def look(self) -> None:
         """Read the file again if it is another than at the last look."""
-        found = _identity(self._path)
-        if found == self._seen:
+        identity = _identity(self._path)
+        if identity == self._seen:
             return
-        self._seen = found
+        self._seen = identity
         try:
             self._keys = read_keys(self._path)
         except KeysFileError as error:

@@ -1,1 +1,6 @@
-"""Metrics, logs and traces. They watch, and fail nobody."""
+"""What the server tells of itself: logs, metrics and traces. It knows no other room but the errors' codes.
+
+``logs`` has the closed list of events; ``metrics`` and ``answer_metrics`` count for Prometheus; ``tracing`` exports
+spans. ``request_record`` and ``batch_report`` are the plain records that others fill. ``unfailing`` keeps what fails
+here from failing what it watches, and ``event_loop`` watches the loop.
+"""

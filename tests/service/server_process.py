@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,12 +20,16 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def fake_artifacts(folder: Path) -> Path:
-    """Return a root with the one artifact that the fake servers have, made in a folder."""
+def fake_artifacts(folder: Path, *names: str) -> Path:
+    """Return a root with artifacts of these names, by default with the one that the fake servers have."""
     root = folder / "artifacts"
-    (root / "fake").mkdir(parents=True)
-    (root / "fake" / "manifest.json").write_text("{}")
+    for name in names or ("fake",):
+        (root / name).mkdir(parents=True, exist_ok=True)
+        (root / name / "manifest.json").write_text("{}")
     return root
+
+
+Serving = AbstractContextManager["Process"]
 
 
 @dataclass
@@ -108,3 +112,9 @@ def server_process(command: Sequence[str], environment: Mapping[str, str] | None
         reader.join()
         state.cleanup()
         stderr.close()
+
+
+def fake_server(root: Path, *flags: str, script: str = "fake_server.py", **environment: str) -> Serving:
+    """Start the real process over a fake predictor; the root has an artifact ``fake``, see ``fake_artifacts``."""
+    path = Path(__file__).with_name(script)
+    return server_process([str(path), "--artifact", "fake", "--artifacts-root", str(root), *flags], environment)

@@ -59,23 +59,21 @@ async def series(served: Served) -> list[dict[str, Any]]:
     return found
 
 
-async def test_every_prediction_has_an_unguessable_id_of_its_own() -> None:
-    async with serve() as served:
-        found = [one for _ in range(20) for one in await ids(served, "a 7", "a 7", "b 9")]
+async def test_every_prediction_has_an_unguessable_id_of_its_own(served: Served) -> None:
+    found = [one for _ in range(20) for one in await ids(served, "a 7", "a 7", "b 9")]
     assert len(set(found)) == len(found) == 60
     # 128 bits in the alphabet of URLs.
     assert all(re.fullmatch(r"[A-Za-z0-9_-]{22}", one) for one in found)
 
 
-async def test_recorded_repeated_corrected_and_unknown_in_one_request() -> None:
-    async with serve() as served:
-        first, second = await ids(served, "a 70000", "b 20000")
-        statuses = await give(served, (first, "negative"), (second, "negative"), ("lost", "positive"))
-        assert statuses == ["recorded", "recorded", "unknown"]
-        statuses = await give(served, (first, "negative"), (second, "positive"), (second, "positive"))
-        assert statuses == ["repeated", "corrected", "repeated"]
-        (found,) = await series(served)
-        text = (await served.client.get("/metrics")).text
+async def test_recorded_repeated_corrected_and_unknown_in_one_request(served: Served) -> None:
+    first, second = await ids(served, "a 70000", "b 20000")
+    statuses = await give(served, (first, "negative"), (second, "negative"), ("lost", "positive"))
+    assert statuses == ["recorded", "recorded", "unknown"]
+    statuses = await give(served, (first, "negative"), (second, "positive"), (second, "positive"))
+    assert statuses == ["repeated", "corrected", "repeated"]
+    (found,) = await series(served)
+    text = (await served.client.get("/metrics")).text
     assert (found["predictions"], found["labelled"]) == (2, 2)
     # The largest probability of each is its label's: 0.7 for negative, and since the correction 0.8 for positive.
     assert found["figures"]["accuracy"]["value"] == 1.0
@@ -89,16 +87,15 @@ async def test_recorded_repeated_corrected_and_unknown_in_one_request() -> None:
     assert "laplora_feedback_kept_rows 2.0" in text
 
 
-async def test_a_label_that_the_prediction_had_not_is_refused_and_nothing_is_recorded() -> None:
-    async with serve() as served:
-        first, second = await ids(served, "a 7", "b 9")
-        items = [{"prediction_id": first, "label": "negative"}, {"prediction_id": second, "label": SECRET}]
-        response = await served.client.post("/feedback", json={"items": items})
-        assert response.status_code == 422
-        assert response.json()["error"]["code"] == "invalid_request"
-        assert response.json()["error"]["field"] == "items.1.label"
-        assert SECRET not in response.text
-        assert await give(served, (first, "negative")) == ["recorded"]
+async def test_a_label_that_the_prediction_had_not_is_refused_and_nothing_is_recorded(served: Served) -> None:
+    first, second = await ids(served, "a 7", "b 9")
+    items = [{"prediction_id": first, "label": "negative"}, {"prediction_id": second, "label": SECRET}]
+    response = await served.client.post("/feedback", json={"items": items})
+    assert response.status_code == 422
+    assert response.json()["error"]["code"] == "invalid_request"
+    assert response.json()["error"]["field"] == "items.1.label"
+    assert SECRET not in response.text
+    assert await give(served, (first, "negative")) == ["recorded"]
 
 
 @pytest.mark.parametrize(
@@ -115,24 +112,14 @@ async def test_a_label_that_the_prediction_had_not_is_refused_and_nothing_is_rec
         ({"items": [{"prediction_id": "a", "label": "a"}], "more": 1}, "more"),
     ],
 )
-async def test_bodies_are_strict(body: dict[str, Any], field: str) -> None:
-    async with serve() as served:
-        response = await served.client.post("/feedback", json=body)
+async def test_bodies_are_strict(body: dict[str, Any], field: str, served: Served) -> None:
+    response = await served.client.post("/feedback", json=body)
     assert (response.status_code, response.json()["error"]["field"]) == (422, field)
 
 
-async def test_too_many_items_are_refused_with_the_limit() -> None:
-    async with serve(max_inputs=3) as served:
-        items = [{"prediction_id": "a", "label": "b"}] * 4
-        response = await served.client.post("/feedback", json={"items": items})
-    error = response.json()["error"]
-    assert (response.status_code, error["field"], error["limit"], error["got"]) == (413, "items", 3, 4)
-
-
-async def test_other_methods_are_told_both_that_there_are() -> None:
-    async with serve() as served:
-        response = await served.client.put("/feedback", json={})
-        plain = await served.client.get("/predict")
+async def test_other_methods_are_told_both_that_there_are(served: Served) -> None:
+    response = await served.client.put("/feedback", json={})
+    plain = await served.client.get("/predict")
     assert (response.status_code, response.headers["allow"]) == (405, "GET, POST")
     assert (plain.status_code, plain.headers["allow"]) == (405, "POST")
 
@@ -149,14 +136,13 @@ async def test_without_rows_nothing_is_kept_and_no_id_is_given() -> None:
     assert "laplora_feedback_kept" not in text
 
 
-async def test_only_its_own_caller_can_label_a_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_only_its_own_caller_can_label_a_prediction(monkeypatch: pytest.MonkeyPatch, served: Served) -> None:
     """Another's id is as unknown as one that never was, whatever label comes with it."""
-    async with serve() as served:
-        (own,) = await ids(served, "a 7")
-        monkeypatch.setattr("service.http.routes.dependencies.caller_of", lambda request: Caller("another"))
-        assert await give(served, (own, "negative"), (own, "no such label"), ("lost", "negative")) == ["unknown"] * 3
-        monkeypatch.undo()
-        assert await give(served, (own, "negative")) == ["recorded"]
+    (own,) = await ids(served, "a 7")
+    monkeypatch.setattr("service.http.routes.dependencies.caller_of", lambda request: Caller("another"))
+    assert await give(served, (own, "negative"), (own, "no such label"), ("lost", "negative")) == ["unknown"] * 3
+    monkeypatch.undo()
+    assert await give(served, (own, "negative")) == ["recorded"]
 
 
 async def test_choices_have_the_labels_of_their_own_question() -> None:
@@ -275,14 +261,13 @@ def reachable(start: object) -> Iterator[object]:
         waiting.extend(gc.get_referents(one))
 
 
-async def test_nothing_kept_holds_a_prompt_or_a_clients_id() -> None:
-    async with serve() as served:
-        inputs = [{"id": f"{SECRET}-id", "text": f"{SECRET} 7"}]
-        answer = (await served.client.post("/predict", json={"inputs": inputs})).json()
-        await give(served, (answer["predictions"][0]["prediction_id"], "negative"))
-        await served.client.get("/feedback")
-        texts = [one for one in reachable(served.state.feedback._kept) if isinstance(one, (str, bytes))]
-        texts += [one for one in reachable(served.state.feedback._series) if isinstance(one, (str, bytes))]
+async def test_nothing_kept_holds_a_prompt_or_a_clients_id(served: Served) -> None:
+    inputs = [{"id": f"{SECRET}-id", "text": f"{SECRET} 7"}]
+    answer = (await served.client.post("/predict", json={"inputs": inputs})).json()
+    await give(served, (answer["predictions"][0]["prediction_id"], "negative"))
+    await served.client.get("/feedback")
+    texts = [one for one in reachable(served.state.feedback._kept) if isinstance(one, (str, bytes))]
+    texts += [one for one in reachable(served.state.feedback._series) if isinstance(one, (str, bytes))]
     # The walk does reach what is kept.
     assert answer["predictions"][0]["prediction_id"] in texts
     assert "laplace" in texts
@@ -311,13 +296,12 @@ async def test_threads_at_once_lose_and_double_nothing() -> None:
     assert report.shown.figures.accuracy.value == 1.0  # of every one, the correction counts
 
 
-async def test_requests_at_once_each_get_their_own_ids() -> None:
-    async with serve() as served:
-        found = await asyncio.gather(*(ids(served, f"a {i}", f"b {i}") for i in range(10, 40)))
-        everything = [one for own in found for one in own]
-        assert len(set(everything)) == 60
-        results = await asyncio.gather(*(give(served, *[(one, "negative") for one in own]) for own in found))
-        (report,) = await series(served)
+async def test_requests_at_once_each_get_their_own_ids(served: Served) -> None:
+    found = await asyncio.gather(*(ids(served, f"a {i}", f"b {i}") for i in range(10, 40)))
+    everything = [one for own in found for one in own]
+    assert len(set(everything)) == 60
+    results = await asyncio.gather(*(give(served, *[(one, "negative") for one in own]) for own in found))
+    (report,) = await series(served)
     assert results == [["recorded", "recorded"]] * 30
     assert (report["predictions"], report["labelled"]) == (60, 60)
 

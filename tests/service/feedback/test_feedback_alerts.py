@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from server_process import ROOT
-from serving import serve
+from serving import Served
 
 RULES = ROOT / "docker" / "monitoring" / "calibration-alerts.yaml"
 PROMTOOL = shutil.which("promtool")
@@ -140,13 +140,12 @@ def test_labels_that_come_too_late(unknown: int, fires: bool, tmp_path: Path) ->
 
 
 @pytest.mark.anyio
-async def test_the_rules_name_gauges_that_the_server_has() -> None:
+async def test_the_rules_name_gauges_that_the_server_has(served: Served) -> None:
     named = {name for rule in rules() for name in re.findall(r"\blaplora_\w+", rule["expr"])}
-    async with serve() as served:
-        given = (await served.predict("a 7")).json()["predictions"][0]["prediction_id"]
-        body = {"items": [{"prediction_id": given, "label": "negative"}]}
-        assert (await served.client.post("/feedback", json=body)).status_code == 200
-        text = (await served.client.get("/metrics")).text
+    given = (await served.predict("a 7")).json()["predictions"][0]["prediction_id"]
+    body = {"items": [{"prediction_id": given, "label": "negative"}]}
+    assert (await served.client.post("/feedback", json=body)).status_code == 200
+    text = (await served.client.get("/metrics")).text
     declared = set(re.findall(r"^# TYPE (laplora_\w+) ", text, flags=re.MULTILINE))
     assert len(named) > 15
     assert named <= declared

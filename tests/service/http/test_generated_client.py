@@ -18,9 +18,8 @@ from typing import Any
 
 import httpx
 import pytest
-from server_process import server_process
+from server_process import fake_artifacts, fake_server
 
-FAKE_SERVER = Path(__file__).resolve().parents[1] / "fake_server.py"
 PACKAGE = "laplora_generated"
 #: The generator knows JSON and files; JSON Lines are a file to it.
 AS_BYTES = dict.fromkeys(("application/jsonl", "application/x-ndjson"), "application/octet-stream")
@@ -28,13 +27,8 @@ AS_BYTES = dict.fromkeys(("application/jsonl", "application/x-ndjson"), "applica
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    root = tmp_path_factory.mktemp("artifacts")
-    for name in ("fake", "choices"):
-        (root / name).mkdir()
-        (root / name / "manifest.json").write_text("{}")
-    command = [str(FAKE_SERVER), "--artifact", "fake", "--artifacts-root", str(root), "--max-inputs", "4"]
-    environment = {"FAKE_CHOICES": "choices", "LAPLORA_AUTH": "off"}
-    with server_process(command, environment) as process, process.client() as client:
+    root = fake_artifacts(tmp_path_factory.mktemp("served"), "fake", "choices")
+    with fake_server(root, "--max-inputs", "4", FAKE_CHOICES="choices") as process, process.client() as client:
         yield str(client.base_url).rstrip("/")
 
 

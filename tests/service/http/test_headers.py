@@ -13,12 +13,11 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from pydantic import ValidationError
-from server_process import server_process
-from serving import serve, settings
+from server_process import fake_artifacts, fake_server
+from serving import Served, serve, settings
 
 pytestmark = pytest.mark.anyio
 
-FAKE_SERVER = Path(__file__).resolve().parents[1] / "fake_server.py"
 BODY = {"inputs": [{"text": "a"}]}
 ALWAYS = {
     "x-content-type-options": "nosniff",
@@ -40,9 +39,8 @@ ASKS: dict[str, tuple[str, str, int]] = {
 
 
 @pytest.mark.parametrize(("method", "path", "status"), ASKS.values(), ids=ASKS)
-async def test_every_answer_is_for_one_reader(method: str, path: str, status: int) -> None:
-    async with serve() as served:
-        answer = await served.client.request(method, path, json=BODY if method == "POST" else None)
+async def test_every_answer_is_for_one_reader(method: str, path: str, status: int, served: Served) -> None:
+    answer = await served.client.request(method, path, json=BODY if method == "POST" else None)
     assert answer.status_code == status
     assert {name: answer.headers[name] for name in ALWAYS} == ALWAYS
     policy = answer.headers["content-security-policy"].split("; ")
@@ -53,18 +51,16 @@ async def test_every_answer_is_for_one_reader(method: str, path: str, status: in
     assert "access-control-allow-origin" not in answer.headers
 
 
-async def test_a_crash_has_them_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with serve() as served:
-        monkeypatch.setattr("service.http.routes.predict.prediction_out", None)
-        answer = await served.client.post("/predict", json=BODY)
+async def test_a_crash_has_them_too(monkeypatch: pytest.MonkeyPatch, served: Served) -> None:
+    monkeypatch.setattr("service.http.routes.predict.prediction_out", None)
+    answer = await served.client.post("/predict", json=BODY)
     assert answer.status_code == 500
     assert {name: answer.headers[name] for name in ALWAYS} == ALWAYS
 
 
-async def test_the_documentation_page_may_run_its_own_script_and_nothing_else() -> None:
-    async with serve() as served:
-        page = await served.client.get("/docs")
-        asset = await served.client.get("/docs/assets/swagger-ui.css")
+async def test_the_documentation_page_may_run_its_own_script_and_nothing_else(served: Served) -> None:
+    page = await served.client.get("/docs")
+    asset = await served.client.get("/docs/assets/swagger-ui.css")
     policy = dict(part.split(" ", 1) for part in page.headers["content-security-policy"].split("; "))
     assert policy["default-src"] == "'none'"
     assert policy["connect-src"] == "'self'"
@@ -79,10 +75,9 @@ def preflight(origin: str, method: str = "POST", header: str = "authorization") 
     return {"origin": origin, **asked}
 
 
-async def test_no_origin_may_call_by_default() -> None:
-    async with serve() as served:
-        asked = await served.client.options("/predict", headers=preflight(ORIGIN))
-        answer = await served.client.post("/predict", json=BODY, headers={"origin": ORIGIN})
+async def test_no_origin_may_call_by_default(served: Served) -> None:
+    asked = await served.client.options("/predict", headers=preflight(ORIGIN))
+    answer = await served.client.post("/predict", json=BODY, headers={"origin": ORIGIN})
     assert asked.status_code == 405
     assert not any(name.startswith("access-control") for name in (*asked.headers, *answer.headers))
 
@@ -121,16 +116,8 @@ def test_what_is_no_exact_origin_is_refused_at_the_start(origins: str) -> None:
         settings(cors_origins=f"{ORIGIN},{origins}")
 
 
-@pytest.fixture
-def artifacts(tmp_path: Path) -> Path:
-    (tmp_path / "artifacts" / "fake").mkdir(parents=True)
-    (tmp_path / "artifacts" / "fake" / "manifest.json").write_text("{}")
-    return tmp_path / "artifacts"
-
-
-def test_what_is_no_http_is_answered_with_them_too_and_the_server_has_no_name(artifacts: Path) -> None:
-    command = [str(FAKE_SERVER), "--artifact", "fake", "--artifacts-root", str(artifacts)]
-    with server_process(command) as process, process.client() as client:
+def test_what_is_no_http_is_answered_with_them_too_and_the_server_has_no_name(tmp_path: Path) -> None:
+    with fake_server(fake_artifacts(tmp_path)) as process, process.client() as client:
         address = urlsplit(str(client.base_url))
         with socket.create_connection((address.hostname, address.port)) as connection:
             connection.sendall(b"no http\r\n\r\n")
@@ -147,13 +134,13 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium")
-def test_a_browser_draws_the_documentation_under_its_policy(artifacts: Path, tmp_path: Path) -> None:
+def test_a_browser_draws_the_documentation_under_its_policy(tmp_path: Path) -> None:
     """In a real one: every operation is drawn, one of them unfolded, with Authorize, and the policy stops nothing."""
     assert CHROMIUM is not None
     keys = tmp_path / "keys.json"
     keys.write_text(json.dumps({"keys": [{"id": "a", "sha256": "0" * 64, "scopes": ["predict"]}]}))
-    command = [str(FAKE_SERVER), "--artifact", "fake", "--artifacts-root", str(artifacts), "--auth", "keys"]
-    with server_process([*command, "--keys", str(keys)]) as process, process.client() as client:
+    root = fake_artifacts(tmp_path)
+    with fake_server(root, "--auth", "keys", "--keys", str(keys)) as process, process.client() as client:
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0"]
         flags += ["--virtual-time-budget=20000", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
         drawn = subprocess.run(

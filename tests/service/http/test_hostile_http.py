@@ -8,15 +8,13 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Iterator
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from server_process import Process, server_process
+from server_process import Process, fake_artifacts, fake_server
 
 from service.http.schemas.errors import ErrorResponse
 
-FAKE_SERVER = Path(__file__).resolve().parents[1] / "fake_server.py"
 SECRET = b"zebra-secret"
 BODY = b'{"inputs": [{"text": "zebra-secret"}]}'
 HOST = b"Host: x\r\nConnection: close\r\n"
@@ -24,11 +22,8 @@ HOST = b"Host: x\r\nConnection: close\r\n"
 
 @pytest.fixture(scope="module")
 def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    root = tmp_path_factory.mktemp("artifacts")
-    (root / "fake").mkdir()
-    (root / "fake" / "manifest.json").write_text("{}")
-    command = [str(FAKE_SERVER), "--artifact", "fake", "--artifacts-root", str(root), "--request-timeout-s", "5"]
-    with server_process(command, {"LAPLORA_AUTH": "off"}) as process, process.client() as client:
+    root = fake_artifacts(tmp_path_factory.mktemp("served"))
+    with fake_server(root, "--request-timeout-s", "5") as process, process.client() as client:
         yield process
         # Whatever was sent before: it goes on, nothing crashed, and the log holds nothing of it.
         assert client.post("/predict", json={"inputs": [{"text": "a"}]}).status_code == 200

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import psutil
 import pytest
-from server_process import server_process
+from server_process import fake_artifacts, fake_server
 
 from benchmarks.load.hostile_bodies import SIZE, Attack, attacks, suffer
 from benchmarks.load.watch import process_at
 
-FAKE_SERVER = Path(__file__).resolve().parents[1] / "fake_server.py"
 AT_ONCE = 4
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, psutil.Process]]:
-    folder = tmp_path_factory.mktemp("artifacts") / "fake"
-    folder.mkdir()
-    (folder / "manifest.json").write_text("{}")
-    with server_process([str(FAKE_SERVER), "--artifact", str(folder)]) as process, process.client() as client:
+    with fake_server(fake_artifacts(tmp_path_factory.mktemp("served"))) as process, process.client() as client:
         url = str(client.base_url)
         watched = process_at(url)
         assert watched is not None

@@ -150,11 +150,10 @@ async def test_a_full_queue_refuses_before_the_body_is_read() -> None:
         assert [answer.status_code for answer in await asyncio.gather(*running)] == [200, 200]
 
 
-async def test_a_server_that_takes_nothing_says_so_before_the_body_is_read() -> None:
-    async with serve() as served:
-        served.state.lifecycle.drain()
-        body = Body(b" ")
-        refused = await served.client.post("/predict", content=body, headers=JSON)
+async def test_a_server_that_takes_nothing_says_so_before_the_body_is_read(served: Served) -> None:
+    served.state.lifecycle.drain()
+    body = Body(b" ")
+    refused = await served.client.post("/predict", content=body, headers=JSON)
     assert (refused.status_code, refused.json()["error"]["code"], body.read) == (503, "draining", 0)
 
 

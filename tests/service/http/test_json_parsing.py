@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from serving import serve
+from serving import Served, serve
 
 from service.errors import BatchTooLargeError, InvalidJsonError, InvalidRequestError
 from service.http import body, json_parsing
@@ -135,18 +135,17 @@ def test_digits_in_a_text_and_short_numbers_are_read() -> None:
     assert parse_json(json.dumps(value).encode()) == value
 
 
-async def test_the_one_error_shape_says_limit_and_what_came() -> None:
-    async with serve() as served:
-        raw = TOO_MANY["inputs {}"]()
-        response = await served.client.post("/predict", content=raw, headers=JSON)
+async def test_the_one_error_shape_says_limit_and_what_came(served: Served) -> None:
+    raw = TOO_MANY["inputs {}"]()
+    response = await served.client.post("/predict", content=raw, headers=JSON)
+    detail = response.json()["error"]
+    assert (response.status_code, detail["code"], detail["limit"]) == (413, "batch_too_large", 32_768)
+    assert detail["got"] == raw.count(b"{}")
+    keys = {f"k{i}": 0 for i in range(100)}
+    for options in ({"options": keys}, keys):
+        response = await served.client.post("/predict", json={"inputs": [{"text": "a"}], **options})
         detail = response.json()["error"]
-        assert (response.status_code, detail["code"], detail["limit"]) == (413, "batch_too_large", 32_768)
-        assert detail["got"] == raw.count(b"{}")
-        keys = {f"k{i}": 0 for i in range(100)}
-        for options in ({"options": keys}, keys):
-            response = await served.client.post("/predict", json={"inputs": [{"text": "a"}], **options})
-            detail = response.json()["error"]
-            assert (response.status_code, detail["code"], detail["limit"]) == (422, "invalid_request", MAX_KEYS)
+        assert (response.status_code, detail["code"], detail["limit"]) == (422, "invalid_request", MAX_KEYS)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +168,7 @@ def test_validation_stops_at_the_first_wrong_input() -> None:
     assert isinstance(PredictRequest.model_validate({"inputs": [{"text": "a"}]}).inputs[0], Input)
 
 
-async def test_a_large_body_is_parsed_by_threads_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_large_body_is_parsed_by_threads_of_its_own(monkeypatch: pytest.MonkeyPatch, served: Served) -> None:
     names: list[str] = []
     real = json_parsing.parse_json
 
@@ -178,8 +177,7 @@ async def test_a_large_body_is_parsed_by_threads_of_its_own(monkeypatch: pytest.
         return real(raw, **limits)
 
     monkeypatch.setattr(body, "parse_json", parse)
-    async with serve() as served:
-        assert (await served.predict("a " * 100_000)).status_code == 422
-        assert (await served.predict("a")).status_code == 200
+    assert (await served.predict("a " * 100_000)).status_code == 422
+    assert (await served.predict("a")).status_code == 200
     assert names[0].startswith("laplora-parse")
     assert names[1] == threading.current_thread().name

@@ -24,14 +24,13 @@ import schemathesis
 from schemathesis import engine
 from schemathesis.config import SchemathesisConfig
 from schemathesis.engine import events
-from server_process import ROOT, server_process
+from server_process import ROOT, fake_artifacts, server_process
 from tiny_runs import FinishedRun
 
 from service.errors import ERROR_KINDS
 from service.http.schemas.errors import ErrorResponse
 
 SEED = 20
-FAKE_SERVER = Path(__file__).resolve().parents[1] / "fake_server.py"
 #: 503 is a state that the server may be in, 504 a deadline; the document says where each can come out.
 EXPECTED = ["2xx", "3xx", "4xx", "503", "504"]
 #: Which fields an input has is the artifact's to say, so 422 may answer what fits the document; timeout_s can be tiny.
@@ -169,10 +168,8 @@ def serving(command: list[str], **environment: str) -> Iterator[str]:
 @pytest.fixture
 def fakes(tmp_path: Path) -> list[str]:
     """The command of a server of a text artifact, beside one with choices and one that is broken."""
-    for name in ("fake", "choices", "broken"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "manifest.json").write_text("{}")
-    return [str(FAKE_SERVER), "--artifact", "fake", "--artifacts-root", str(tmp_path)]
+    root = fake_artifacts(tmp_path, "fake", "choices", "broken")
+    return [str(ROOT / "tests" / "service" / "fake_server.py"), "--artifact", "fake", "--artifacts-root", str(root)]
 
 
 @pytest.fixture

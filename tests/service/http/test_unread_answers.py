@@ -14,13 +14,12 @@ from pathlib import Path
 import httpx
 import pytest
 import uvicorn
-from server_process import ROOT, server_process
+from server_process import ROOT, fake_artifacts, fake_server
 from serving import on_uvicorn
 from starlette.types import Receive, Scope, Send
 
 pytestmark = pytest.mark.anyio
 
-FAKE_SERVER = Path(__file__).resolve().parents[1] / "fake_server.py"
 #: More than the kernel keeps of it on both sides.
 LARGE = b"x" * (16 * 2**20)
 GET = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
@@ -180,14 +179,16 @@ def test_connections_leave_files_for_the_rest() -> None:
 
 
 def test_clients_that_take_nothing_keep_nobody_from_the_server(tmp_path: Path) -> None:
-    (tmp_path / "fake").mkdir()
-    (tmp_path / "fake" / "manifest.json").write_text("{}")
-    flags = ["--artifact", "fake", "--artifacts-root", str(tmp_path), "--max-connections", "64", "--max-requests", "8"]
+    flags = ["--max-connections", "64", "--max-requests", "8"]
     inputs = {"inputs": [{"text": "7 a"}] * 256, "options": {"covariance": True}}
     body = json.dumps(inputs).encode()
     head = f"POST /predict HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     request = head.encode() + body
-    with server_process([str(FAKE_SERVER), *flags]) as process, process.client() as client, ExitStack() as stack:
+    with (
+        fake_server(fake_artifacts(tmp_path), *flags) as process,
+        process.client() as client,
+        ExitStack() as stack,
+    ):
         port = client.base_url.port
         assert port is not None
         unread = [stack.enter_context(connected(port, address)) for address in (OTHER, THIRD) for _ in range(16)]

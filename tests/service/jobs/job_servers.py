@@ -11,9 +11,7 @@ from typing import Any
 
 import httpx
 from job_calls import JSONL, lines
-from server_process import Process, fake_artifacts, server_process
-
-HERE = Path(__file__).resolve().parents[1]
+from server_process import Process, fake_artifacts, fake_server
 
 
 class Servers:
@@ -25,10 +23,9 @@ class Servers:
         self.open()
 
     def start(self, *flags: str, script: str = "fake_server.py", poison: str = "") -> Process:
-        command = [str(HERE / script), "--artifact", "fake", "--artifacts-root", str(self._artifacts), *flags]
         gates = {"FAKE_GATE": str(self.gate), "FAULT_GATE": str(self.gate.with_name("never"))}
         environment = {**gates, "LAPLORA_JOBS_DIR": str(self.jobs_dir), "FAKE_POISON": poison}
-        return self._stack.enter_context(server_process(command, environment))
+        return self._stack.enter_context(fake_server(self._artifacts, *flags, script=script, **environment))
 
     @property
     def folder(self) -> Path:

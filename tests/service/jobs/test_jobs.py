@@ -27,7 +27,7 @@ from job_calls import (
     submit,
     uploads,
 )
-from serving import FakePredictor, serve
+from serving import FakePredictor, Served, serve
 
 from laplora.prompts.templates import TEMPLATES
 from service.errors import DeviceMemoryError, QueueFullError, StorageFullError
@@ -36,24 +36,23 @@ from service.jobs import waiting
 pytestmark = pytest.mark.anyio
 
 
-async def test_a_job_says_what_evaluate_says() -> None:
+async def test_a_job_says_what_evaluate_says(served: Served) -> None:
     items = rows(150)
     options = {"bins": 7, "resamples": 20, "seed": 3}
-    async with serve() as served:
-        job_id = await submit(served, items, **options)
-        job = await get(served, job_id)
-        assert (job["rows"], job["rows_done"], job["result"]) == (150, 0, None)
-        assert job["options"] == {"truncate": False, "order_average": False, **options}
-        done = await ended(served, job_id)
-        direct = await served.client.post("/evaluate", json={"inputs": items, "options": options})
-        assert done["status"] == "done"
-        assert {**done["result"], "timing_ms": None} == {**direct.json(), "timing_ms": None}
-        assert done["partial"] == {
-            name: {k: pytest.approx(found[k], abs=1e-12) for k in ("accuracy", "nll", "ece")}
-            for name, found in direct.json()["methods"].items()
-        }
-        assert done["created_at"] <= done["started_at"] <= done["finished_at"]
-        assert done["rows_per_second"] is None
+    job_id = await submit(served, items, **options)
+    job = await get(served, job_id)
+    assert (job["rows"], job["rows_done"], job["result"]) == (150, 0, None)
+    assert job["options"] == {"truncate": False, "order_average": False, **options}
+    done = await ended(served, job_id)
+    direct = await served.client.post("/evaluate", json={"inputs": items, "options": options})
+    assert done["status"] == "done"
+    assert {**done["result"], "timing_ms": None} == {**direct.json(), "timing_ms": None}
+    assert done["partial"] == {
+        name: {k: pytest.approx(found[k], abs=1e-12) for k in ("accuracy", "nll", "ece")}
+        for name, found in direct.json()["methods"].items()
+    }
+    assert done["created_at"] <= done["started_at"] <= done["finished_at"]
+    assert done["rows_per_second"] is None
 
 
 async def test_orders_of_the_choices_are_averaged_as_evaluate_does() -> None:
@@ -111,11 +110,10 @@ async def test_prompts_leave_the_disk_with_the_jobs_end() -> None:
         assert with_prompts() == []
 
 
-async def test_the_folder_is_for_the_servers_user_alone() -> None:
-    async with serve() as served:
-        await submit(served, rows(3))
-        assert {path.stat().st_mode & 0o777 for path in (folder(served), folder(served).parent)} == {0o700}
-        assert {path.stat().st_mode & 0o777 for path in folder(served).iterdir()} == {0o600}
+async def test_the_folder_is_for_the_servers_user_alone(served: Served) -> None:
+    await submit(served, rows(3))
+    assert {path.stat().st_mode & 0o777 for path in (folder(served), folder(served).parent)} == {0o700}
+    assert {path.stat().st_mode & 0o777 for path in folder(served).iterdir()} == {0o600}
 
 
 async def test_a_job_is_a_caller_of_the_queue_of_its_own() -> None:
@@ -151,52 +149,48 @@ async def test_a_job_is_a_caller_of_the_queue_of_its_own() -> None:
         ("\udcff", "invalid_json", "lines.3"),
     ],
 )
-async def test_a_bad_line_is_named_and_nothing_is_kept(line: str, code: str, field: str) -> None:
+async def test_a_bad_line_is_named_and_nothing_is_kept(line: str, code: str, field: str, served: Served) -> None:
     good = lines([{"text": "private words", "label": "positive", "id": "x"}, {"text": "b", "label": "negative"}])
     body = good + line.encode("utf-8", "surrogateescape") + b"\n" + good
-    async with serve() as served:
-        response = await post(served, body)
-        error = refused(response, 422, code)
-        assert error["field"].startswith(field)
-        assert "line 3" in error["message"]
-        assert "private" not in response.text
-        assert (jobs(served), uploads(served)) == ([], [])
+    response = await post(served, body)
+    error = refused(response, 422, code)
+    assert error["field"].startswith(field)
+    assert "line 3" in error["message"]
+    assert "private" not in response.text
+    assert (jobs(served), uploads(served)) == ([], [])
 
 
-async def test_lines_may_end_as_files_do() -> None:
+async def test_lines_may_end_as_files_do(served: Served) -> None:
     item = b'{"text": "row 5", "label": "positive"}'
-    async with serve() as served:
-        for body in (item, item + b"\n", item + b"\r\n", item + b"\n" + item, b" " + item + b"\r\n" + item + b"\r\n"):
-            response = await post(served, body)
-            assert (response.status_code, response.json()["rows"]) == (202, body.count(b"}"))
+    for body in (item, item + b"\n", item + b"\r\n", item + b"\n" + item, b" " + item + b"\r\n" + item + b"\r\n"):
+        response = await post(served, body)
+        assert (response.status_code, response.json()["rows"]) == (202, body.count(b"}"))
 
 
-async def test_lines_are_found_however_the_bytes_come() -> None:
+async def test_lines_are_found_however_the_bytes_come(served: Served) -> None:
     body = lines(rows(20)) + '{"text": "ça 🎬", "label": "positive"}'.encode()
 
     async def in_parts(size: int) -> AsyncIterator[bytes]:
         for i in range(0, len(body), size):
             yield body[i : i + size]
 
-    async with serve() as served:
-        results = []
-        for size in (1, 7, 1000):
-            job = (await post(served, in_parts(size))).json()
-            assert job["rows"] == 21
-            results.append((await ended(served, job["id"]))["result"])
-        assert results[0] == results[1] == results[2]
+    results = []
+    for size in (1, 7, 1000):
+        job = (await post(served, in_parts(size))).json()
+        assert job["rows"] == 21
+        results.append((await ended(served, job["id"]))["result"])
+    assert results[0] == results[1] == results[2]
 
 
 @pytest.mark.parametrize("kind", [None, "application/json", "text/plain", "application/jsonl; charset=latin-1"])
-async def test_other_media_types_are_refused(kind: str | None) -> None:
-    async with serve() as served:
-        headers = {} if kind is None else {"content-type": kind}
-        response = await served.client.post("/evaluate/jobs", content=lines(rows(1)), headers=headers)
-        refused(response, 415, "unsupported_media_type")
-        compressed = await post(served, lines(rows(1)), **{"content-encoding": "gzip"})
-        refused(compressed, 415, "unsupported_media_type")
-        for name in ("application/jsonl", "application/x-ndjson", "application/jsonl; charset=utf-8"):
-            assert (await post(served, lines(rows(1)), **{"content-type": name})).status_code == 202
+async def test_other_media_types_are_refused(kind: str | None, served: Served) -> None:
+    headers = {} if kind is None else {"content-type": kind}
+    response = await served.client.post("/evaluate/jobs", content=lines(rows(1)), headers=headers)
+    refused(response, 415, "unsupported_media_type")
+    compressed = await post(served, lines(rows(1)), **{"content-encoding": "gzip"})
+    refused(compressed, 415, "unsupported_media_type")
+    for name in ("application/jsonl", "application/x-ndjson", "application/jsonl; charset=utf-8"):
+        assert (await post(served, lines(rows(1)), **{"content-type": name})).status_code == 202
 
 
 async def many(item: bytes) -> AsyncIterator[bytes]:
@@ -221,23 +215,21 @@ async def test_limits_hold_without_a_content_length() -> None:
         assert uploads(served) == []
 
 
-async def test_an_empty_upload_is_refused() -> None:
-    async with serve() as served:
-        for body in (b"", b"  "):
-            assert refused(await post(served, body), 422, "invalid_request")["field"] == "lines"
-        assert refused(await post(served, b"\n"), 422, "invalid_json")["field"] == "lines.1"
+async def test_an_empty_upload_is_refused(served: Served) -> None:
+    for body in (b"", b"  "):
+        assert refused(await post(served, body), 422, "invalid_request")["field"] == "lines"
+    assert refused(await post(served, b"\n"), 422, "invalid_json")["field"] == "lines.1"
 
 
 @pytest.mark.parametrize(
     ("query", "field"),
     [("bins=0", "query.bins"), ("bins=x", "query.bins"), ("resamples=5", "query.resamples"), ("a=b", "query.a")],
 )
-async def test_bad_options_are_refused_in_the_one_shape(query: str, field: str) -> None:
-    async with serve() as served:
-        response = await served.client.post(f"/evaluate/jobs?{query}", content=lines(rows(1)), headers=JSONL)
-        assert refused(response, 422, "invalid_request")["field"] == field
-        response = await served.client.post("/evaluate/jobs?artifact=b", content=lines(rows(1)), headers=JSONL)
-        refused(response, 404, "artifact_not_found")
+async def test_bad_options_are_refused_in_the_one_shape(query: str, field: str, served: Served) -> None:
+    response = await served.client.post(f"/evaluate/jobs?{query}", content=lines(rows(1)), headers=JSONL)
+    assert refused(response, 422, "invalid_request")["field"] == field
+    response = await served.client.post("/evaluate/jobs?artifact=b", content=lines(rows(1)), headers=JSONL)
+    refused(response, 404, "artifact_not_found")
 
 
 async def test_an_upload_that_takes_too_long_is_given_up() -> None:
@@ -258,21 +250,20 @@ async def test_an_upload_that_takes_too_long_is_given_up() -> None:
 # The same key
 
 
-async def test_the_same_key_gives_the_same_job() -> None:
-    async with serve() as served:
-        first, again, other = [
-            await post(served, lines(rows(4)), **{"idempotency-key": key}) for key in ("k-1", "k-1", "k-2")
-        ]
-        assert first.json()["id"] == again.json()["id"] != other.json()["id"]
-        assert again.status_code == 202
-        assert again.headers["location"] == first.headers["location"]
-        options = await served.client.post(
-            "/evaluate/jobs?bins=3", content=lines(rows(4)), headers=JSONL | {"idempotency-key": "k-1"}
-        )
-        refused(options, 409, "idempotency_conflict")
-        for bad in ("", "a b", "x" * 256):
-            refused(await post(served, lines(rows(1)), **{"idempotency-key": bad}), 422, "invalid_request")
-        assert len(jobs(served)) == 2
+async def test_the_same_key_gives_the_same_job(served: Served) -> None:
+    first, again, other = [
+        await post(served, lines(rows(4)), **{"idempotency-key": key}) for key in ("k-1", "k-1", "k-2")
+    ]
+    assert first.json()["id"] == again.json()["id"] != other.json()["id"]
+    assert again.status_code == 202
+    assert again.headers["location"] == first.headers["location"]
+    options = await served.client.post(
+        "/evaluate/jobs?bins=3", content=lines(rows(4)), headers=JSONL | {"idempotency-key": "k-1"}
+    )
+    refused(options, 409, "idempotency_conflict")
+    for bad in ("", "a b", "x" * 256):
+        refused(await post(served, lines(rows(1)), **{"idempotency-key": bad}), 422, "invalid_request")
+    assert len(jobs(served)) == 2
 
 
 async def test_the_same_key_twice_at_once_makes_one_job() -> None:
@@ -293,10 +284,9 @@ async def test_the_same_key_twice_at_once_makes_one_job() -> None:
         assert (await post(served, lines(rows(2)), **key)).json()["id"] == (await first).json()["id"]
 
 
-async def test_a_refused_upload_leaves_its_key_free() -> None:
-    async with serve() as served:
-        refused(await post(served, b"{}", **{"idempotency-key": "k"}), 422, "invalid_request")
-        assert (await post(served, lines(rows(1)), **{"idempotency-key": "k"})).status_code == 202
+async def test_a_refused_upload_leaves_its_key_free(served: Served) -> None:
+    refused(await post(served, b"{}", **{"idempotency-key": "k"}), 422, "invalid_request")
+    assert (await post(served, lines(rows(1)), **{"idempotency-key": "k"})).status_code == 202
 
 
 # Whose they are, and how many
@@ -323,11 +313,10 @@ async def test_jobs_are_their_owners() -> None:
 
 
 @pytest.mark.parametrize("job_id", ["x", "..%2f..", "%00", "a" * 5000, "ü"])
-async def test_unknown_ids(job_id: str) -> None:
-    async with serve() as served:
-        for method, suffix in (("GET", ""), ("DELETE", ""), ("GET", "/events")):
-            response = await served.client.request(method, f"/evaluate/jobs/{job_id}{suffix}")
-            assert response.status_code == 404
+async def test_unknown_ids(job_id: str, served: Served) -> None:
+    for method, suffix in (("GET", ""), ("DELETE", ""), ("GET", "/events")):
+        response = await served.client.request(method, f"/evaluate/jobs/{job_id}{suffix}")
+        assert response.status_code == 404
 
 
 async def test_room_for_jobs_is_bounded() -> None:
@@ -379,32 +368,33 @@ async def test_a_queued_job_can_be_cancelled() -> None:
     ("error", "code"),
     [(QueueFullError("full"), "queue_full"), (DeviceMemoryError("one input does not fit"), "device_memory")],
 )
-async def test_what_passes_is_waited_out(error: Exception, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with serve() as served:
-        refusals, submit_rows, go_on = 0, served.state.queue.put, asyncio.Event()
+async def test_what_passes_is_waited_out(
+    error: Exception, code: str, monkeypatch: pytest.MonkeyPatch, served: Served
+) -> None:
+    refusals, submit_rows, go_on = 0, served.state.queue.put, asyncio.Event()
 
-        def full(plan: Any, *args: Any, **kw: Any) -> Any:
-            nonlocal refusals
-            refusals += 1
-            if refusals <= 3 and plan.caller.startswith("job:"):
-                raise error
-            return submit_rows(plan, *args, **kw)
+    def full(plan: Any, *args: Any, **kw: Any) -> Any:
+        nonlocal refusals
+        refusals += 1
+        if refusals <= 3 and plan.caller.startswith("job:"):
+            raise error
+        return submit_rows(plan, *args, **kw)
 
-        def next_s(self: waiting.Pauses) -> float:
-            self.tried += 1
-            return 0.0 if go_on.is_set() else 3600.0
+    def next_s(self: waiting.Pauses) -> float:
+        self.tried += 1
+        return 0.0 if go_on.is_set() else 3600.0
 
-        monkeypatch.setattr(served.state.queue, "put", full)
-        monkeypatch.setattr(waiting.Pauses, "next_s", next_s)
-        job_id = await submit(served, rows(40))
-        assert await paused(served, job_id) == code
-        assert (await served.predict("row 1")).status_code == 200
-        go_on.set()
-        runner = served.state.jobs._runner
-        runner._runs[job_id].not_before = 0.0
-        runner.wake()
-        done = await ended(served, job_id)
-        assert (done["status"], done["paused"], done["result"]["rows"]) == ("done", None, 40)
+    monkeypatch.setattr(served.state.queue, "put", full)
+    monkeypatch.setattr(waiting.Pauses, "next_s", next_s)
+    job_id = await submit(served, rows(40))
+    assert await paused(served, job_id) == code
+    assert (await served.predict("row 1")).status_code == 200
+    go_on.set()
+    runner = served.state.jobs._runner
+    runner._runs[job_id].not_before = 0.0
+    runner.wake()
+    done = await ended(served, job_id)
+    assert (done["status"], done["paused"], done["result"]["rows"]) == ("done", None, 40)
 
 
 async def test_chunks_shrink_until_the_queue_takes_them() -> None:
@@ -435,27 +425,26 @@ async def test_a_job_goes_on_with_its_own_artifact_only(name: str) -> None:
         await served.until(lambda: not uploads(served))
 
 
-async def test_a_full_disk_pauses_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_full_disk_pauses_and_goes_on(monkeypatch: pytest.MonkeyPatch, served: Served) -> None:
     """The real disk is in test_jobs_process.py; here, at every step that writes."""
-    async with serve() as served:
-        store, full = served.state.jobs.ledger.store, True
-        for name in ("add_rows", "end"):
-            write = getattr(store, name)
+    store, full = served.state.jobs.ledger.store, True
+    for name in ("add_rows", "end"):
+        write = getattr(store, name)
 
-            def refuse(*args: Any, write: Any = write, **kw: Any) -> Any:
-                if full:
-                    raise StorageFullError("no room")
-                return write(*args, **kw)
+        def refuse(*args: Any, write: Any = write, **kw: Any) -> Any:
+            if full:
+                raise StorageFullError("no room")
+            return write(*args, **kw)
 
-            monkeypatch.setattr(store, name, refuse)
-        job_id, other = await submit(served, rows(5)), await submit(served, rows(5))
-        assert await paused(served, job_id) == "storage_full"
-        response = await served.client.delete(f"/evaluate/jobs/{other}")
-        refused(response, 503, "storage_full")
-        assert "retry-after" in response.headers
-        full = False
-        assert (await ended(served, job_id))["status"] == "done"
-        assert (await served.client.delete(f"/evaluate/jobs/{other}")).json()["outcome"] == "cancelled"
+        monkeypatch.setattr(store, name, refuse)
+    job_id, other = await submit(served, rows(5)), await submit(served, rows(5))
+    assert await paused(served, job_id) == "storage_full"
+    response = await served.client.delete(f"/evaluate/jobs/{other}")
+    refused(response, 503, "storage_full")
+    assert "retry-after" in response.headers
+    full = False
+    assert (await ended(served, job_id))["status"] == "done"
+    assert (await served.client.delete(f"/evaluate/jobs/{other}")).json()["outcome"] == "cancelled"
 
 
 async def test_without_a_folder_all_but_jobs_is_served(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from job_calls import (
     submit,
     uploads,
 )
-from serving import FakePredictor, serve
+from serving import FakePredictor, Served, serve
 
 from service.errors import StorageFullError
 
@@ -77,27 +77,28 @@ async def test_a_late_cancel_changes_nothing(kind: str) -> None:
         assert (found["status"], found["result"] is not None) == (kind, kind == "done")
 
 
-async def test_a_cancel_while_the_end_is_written_loses_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with serve() as served:
-        store, begun = served.state.jobs.ledger.store, asyncio.Event()
-        end, loop = store.end, asyncio.get_running_loop()
+async def test_a_cancel_while_the_end_is_written_loses_no_result(
+    monkeypatch: pytest.MonkeyPatch, served: Served
+) -> None:
+    store, begun = served.state.jobs.ledger.store, asyncio.Event()
+    end, loop = store.end, asyncio.get_running_loop()
 
-        def slow(*args: Any, **kw: Any) -> bool:
-            loop.call_soon_threadsafe(begun.set)
-            asyncio.run_coroutine_threadsafe(asyncio.sleep(0.05), loop).result()
-            return bool(end(*args, **kw))
+    def slow(*args: Any, **kw: Any) -> bool:
+        loop.call_soon_threadsafe(begun.set)
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0.05), loop).result()
+        return bool(end(*args, **kw))
 
-        monkeypatch.setattr(store, "end", slow)
-        job_id = await submit(served, rows(5))
-        await begun.wait()
-        assert (await cancel(served, job_id))["status"] == "done"
-        assert (await get(served, job_id))["result"]["rows"] == 5
-        other = await submit(served, rows(5))
-        begun.clear()
-        await begun.wait()
-        # DELETE takes no result away that the caller does not know of.
-        assert await delete(served, other) == "kept"
-        assert (await get(served, other))["result"]["rows"] == 5
+    monkeypatch.setattr(store, "end", slow)
+    job_id = await submit(served, rows(5))
+    await begun.wait()
+    assert (await cancel(served, job_id))["status"] == "done"
+    assert (await get(served, job_id))["result"]["rows"] == 5
+    other = await submit(served, rows(5))
+    begun.clear()
+    await begun.wait()
+    # DELETE takes no result away that the caller does not know of.
+    assert await delete(served, other) == "kept"
+    assert (await get(served, other))["result"]["rows"] == 5
 
 
 async def test_delete_removes_only_what_the_caller_was_told_has_ended() -> None:

@@ -185,7 +185,9 @@ async def test_two_chunks_are_under_way_and_no_more_artifacts_are_held(tmp_path:
         assert [1, 1] in [sorted(leases)[2:] for leases in held_at_once]
 
 
-async def test_a_short_job_does_not_wait_for_a_long_ones_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_short_job_does_not_wait_for_a_long_ones_metrics(
+    monkeypatch: pytest.MonkeyPatch, served: Served
+) -> None:
     going_on, begun, measure = threading.Event(), threading.Event(), metrics.measure_method
 
     def slow(method_rows: Any, *args: Any, **kw: Any) -> Any:
@@ -195,14 +197,13 @@ async def test_a_short_job_does_not_wait_for_a_long_ones_metrics(monkeypatch: py
         return measure(method_rows, *args, **kw)
 
     monkeypatch.setattr(metrics, "measure_method", slow)
-    async with serve() as served:
-        long = await submit(served, rows(50))
-        await served.until(begun.is_set)
-        short = await submit(served, rows(5))
-        assert (await ended(served, short))["status"] == "done"
-        assert (await get(served, long))["status"] == "running"
-        going_on.set()
-        assert (await ended(served, long))["result"]["rows"] == 50
+    long = await submit(served, rows(50))
+    await served.until(begun.is_set)
+    short = await submit(served, rows(5))
+    assert (await ended(served, short))["status"] == "done"
+    assert (await get(served, long))["status"] == "running"
+    going_on.set()
+    assert (await ended(served, long))["result"]["rows"] == 50
 
 
 # Events

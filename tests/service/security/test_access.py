@@ -14,19 +14,17 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
-from server_process import Process, server_process
+from server_process import Process, fake_artifacts, fake_server
 from serving import FakePredictor, Served, library, serve, settings
 from starlette.routing import Mount
 
 from service.app import create_app
-from service.http.openapi import error_responses
 from service.security.access import ACCESS, line_of
 from service.security.callers import SCOPES
 from service.security.keys_file import Key, digest, new_token, write_keys
 
 pytestmark = pytest.mark.anyio
 
-FAKE_SERVER = Path(__file__).resolve().parents[1] / "fake_server.py"
 TOKENS = {name: new_token() for name in (*sorted(SCOPES), "none")}
 BODY: dict[str, Any] = {"inputs": [{"text": "a"}]}
 
@@ -113,10 +111,9 @@ async def test_a_scope_opens_its_own_endpoints_alone(needed: str, keys: Path) ->
         assert (await served.client.request(method, path, json=body)).status_code == 401
 
 
-async def test_where_keys_are_off_everyone_may_do_everything() -> None:
-    async with serve() as served:
-        for method, path, body in ASKS.values():
-            assert (await served.client.request(method, path, json=body)).status_code == 200
+async def test_where_keys_are_off_everyone_may_do_everything(served: Served) -> None:
+    for method, path, body in ASKS.values():
+        assert (await served.client.request(method, path, json=body)).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -240,20 +237,13 @@ def test_without_keys_the_document_asks_for_none() -> None:
     assert not any(word in text for word in ("securitySchemes", '"security"', '"401"', '"403"'))
 
 
-def test_error_responses_name_the_challenge() -> None:
-    assert set(error_responses("unauthorized", "forbidden")) == {401, 403}
-
-
 def test_the_table_holds_no_line_twice() -> None:
     assert len({(line.split("{")[0], line.count("{")) for line in ACCESS}) == len(ACCESS)
 
 
 @pytest.fixture
 def process(keys: Path, tmp_path: Path) -> Iterator[Process]:
-    (tmp_path / "artifacts" / "fake").mkdir(parents=True)
-    (tmp_path / "artifacts" / "fake" / "manifest.json").write_text("{}")
-    flags = ["--artifact", "fake", "--artifacts-root", str(tmp_path / "artifacts"), "--keys", str(keys)]
-    with server_process([str(FAKE_SERVER), *flags, "--auth", "keys"]) as process:
+    with fake_server(fake_artifacts(tmp_path), "--keys", str(keys), "--auth", "keys") as process:
         yield process
 
 

@@ -8,14 +8,14 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
 
 import httpx
 import pytest
-from server_process import ROOT, Process, server_process
+from server_process import ROOT, Process, fake_artifacts, fake_server, server_process
 
 from service.errors import UnauthorizedError
 from service.keys import main
@@ -23,10 +23,6 @@ from service.security import keyring as keyring_module
 from service.security.callers import Caller
 from service.security.keyring import Keyring
 from service.security.keys_file import Key, KeysFileError, digest, new_token, read_keys, write_keys
-
-#: Refuses before it imports what the fake one needs.
-REAL = ("-m", "service")
-FAKE_SERVER = Path(__file__).resolve().parents[1] / "fake_server.py"
 
 
 @pytest.fixture
@@ -233,19 +229,21 @@ def test_the_last_key_can_be_revoked(file: Path) -> None:
 
 @pytest.fixture
 def artifacts(tmp_path: Path) -> Path:
-    (tmp_path / "artifacts" / "fake").mkdir(parents=True)
-    (tmp_path / "artifacts" / "fake" / "manifest.json").write_text("{}")
-    return tmp_path / "artifacts"
+    return fake_artifacts(tmp_path)
 
 
-def command(artifacts: Path, *flags: str, server: Sequence[str] = (str(FAKE_SERVER),)) -> list[str]:
-    return [*server, "--artifact", "fake", "--artifacts-root", str(artifacts), *flags]
+def start_refused(artifacts: Path, *flags: str) -> str:
+    """Return the log of a start that ends with status 2, of the real server: it refuses before it reads an artifact."""
+    command = ["-m", "service", "--artifact", "fake", "--artifacts-root", str(artifacts), "--auth", "keys", *flags]
+    with server_process(command) as process:
+        assert process.left() == 2
+    return process.log
 
 
 @pytest.fixture
 def process(file: Path, artifacts: Path) -> Iterator[Process]:
     write_keys(file, [key("a", FIRST)])
-    with server_process(command(artifacts, "--auth", "keys", "--keys", str(file))) as process:
+    with fake_server(artifacts, "--auth", "keys", "--keys", str(file)) as process:
         yield process
 
 
@@ -284,20 +282,18 @@ def test_keys_are_changed_while_the_server_runs(process: Process, file: Path) ->
 def test_a_server_does_not_start_on_a_bad_file(content: str | None, file: Path, artifacts: Path) -> None:
     if content is not None:
         file.write_text(content)
-    with server_process(command(artifacts, "--keys", str(file), server=REAL), {"LAPLORA_AUTH": "keys"}) as process:
-        assert process.left() == 2
-    assert str(file) in process.log
-    assert '"keys_refused"' in process.log
+    log = start_refused(artifacts, "--keys", str(file))
+    assert str(file) in log
+    assert '"keys_refused"' in log
 
 
 def test_without_keys_it_starts_only_where_they_are_switched_off(artifacts: Path) -> None:
-    with server_process(command(artifacts, "--auth", "keys", server=REAL)) as process:
-        assert process.left() == 2
-    assert "--keys FILE (LAPLORA_KEYS)" in process.log
-    assert "--auth off (LAPLORA_AUTH=off)" in process.log
-    with server_process(command(artifacts, "--auth", "off")) as process, process.client() as client:
+    log = start_refused(artifacts)
+    assert "--keys FILE (LAPLORA_KEYS)" in log
+    assert "--auth off (LAPLORA_AUTH=off)" in log
+    with fake_server(artifacts, "--auth", "off") as process, process.client() as client:
         assert client.post("/predict", json={"inputs": [{"text": "a"}]}).status_code == 200
         assert '"auth_off"' not in process.log
-    with server_process(command(artifacts, "--auth", "off", "--host", "0.0.0.0")) as process:
+    with fake_server(artifacts, "--auth", "off", "--host", "0.0.0.0") as process:
         assert process.event("auth_off")["level"] == "warning"
         process.event("listening")

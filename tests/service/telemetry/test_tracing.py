@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,8 @@ import httpx
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
-from server_process import ROOT, Process, server_process
+from server_process import ROOT, Process, fake_artifacts, fake_server
 
-FAKE_SERVER = Path(__file__).resolve().parents[1] / "fake_server.py"
 SECRET = "zebra-secret"
 PARENT_TRACE, PARENT_SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
@@ -83,15 +83,8 @@ def collecting() -> Iterator[tuple[Collector, str]]:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Callable[..., Any]:
-    (tmp_path / "artifacts" / "fake").mkdir(parents=True)
-    (tmp_path / "artifacts" / "fake" / "manifest.json").write_text("{}")
-
-    def run(*flags: str, **environment: str) -> Any:
-        command = [str(FAKE_SERVER), "--artifact", "fake", "--artifacts-root", str(tmp_path / "artifacts"), *flags]
-        # The collector is on this machine, whatever proxy is set.
-        return server_process(command, {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", **environment})
-
-    return run
+    # The collector is on this machine, whatever proxy is set.
+    return partial(fake_server, fake_artifacts(tmp_path), NO_PROXY="127.0.0.1", no_proxy="127.0.0.1")
 
 
 def predict(client: httpx.Client, text: str = "a", request_id: str = "", **headers: str) -> httpx.Response:
@@ -242,14 +235,14 @@ def test_without_the_extra_the_start_says_what_to_install(start: Callable[..., A
 
 
 def python_path(first: Path) -> str:
-    return os.pathsep.join(map(str, (first, ROOT, FAKE_SERVER.parent)))
+    return os.pathsep.join(map(str, (first, ROOT, ROOT / "tests" / "service")))
 
 
 def test_without_an_endpoint_nothing_of_it_is_imported() -> None:
     code = (
         "import sys; from service.app import create_app; from service.settings import Settings;"
         "create_app(Settings(auth='off'));"
-        "kept_out = ('opentelemetry.sdk', 'opentelemetry.exporter', 'service.tracing');"
+        "kept_out = ('opentelemetry.sdk', 'opentelemetry.exporter', 'service.telemetry.tracing');"
         "sys.exit(any(name.startswith(kept_out) for name in sys.modules))"
     )
     done = subprocess.run(

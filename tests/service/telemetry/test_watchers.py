@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
-from serving import FakePrediction, FakePredictor, artifacts_in, serve
+from serving import FakePrediction, FakePredictor, Served, artifacts_in, serve
 
 from service.telemetry import unfailing as module
 from service.telemetry.answer_metrics import AnswerMetrics
@@ -69,14 +69,15 @@ async def test_requests_and_loads_go_on_with_every_metric_broken(
     assert any("count_batch" in name for name in found)
 
 
-async def test_a_report_that_fails_leaves_the_other_metrics_readable(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with serve() as served:
+async def test_a_report_that_fails_leaves_the_other_metrics_readable(
+    monkeypatch: pytest.MonkeyPatch, served: Served
+) -> None:
 
-        def reports(digests: Any) -> Any:
-            raise ValueError("SECRET")
+    def reports(digests: Any) -> Any:
+        raise ValueError("SECRET")
 
-        monkeypatch.setattr(served.state.feedback, "reports", reports)
-        response = await served.client.get("/metrics")
+    monkeypatch.setattr(served.state.feedback, "reports", reports)
+    response = await served.client.get("/metrics")
     assert response.status_code == 200
     assert "laplora_ready 1.0" in response.text
 
