@@ -230,11 +230,9 @@ def _add_errors(operation: dict[str, Any], *codes: str) -> None:
 
 def _without_unreachable_422(document: dict[str, Any]) -> dict[str, Any]:
     # FastAPI adds a 422 of another shape to every endpoint with a parameter; here a path parameter is any string.
-    for path in document["paths"].values():
-        for operation in path.values():
-            responses = operation["responses"]
-            if "HTTPValidationError" in str(responses.get("422")):
-                del responses["422"]
+    for _, _, operation in _operations(document):
+        if "HTTPValidationError" in str(operation["responses"].get("422")):
+            del operation["responses"]["422"]
     for name in ("HTTPValidationError", "ValidationError"):
         document["components"]["schemas"].pop(name, None)
     return document
@@ -242,9 +240,8 @@ def _without_unreachable_422(document: dict[str, Any]) -> dict[str, Any]:
 
 def _with_request_id(document: dict[str, Any]) -> dict[str, Any]:
     document["components"]["headers"] = {REQUEST_ID_HEADER: _REQUEST_ID}
-    for path in document["paths"].values():
-        for operation in path.values():
-            for response in operation["responses"].values():
-                reference = {"$ref": f"#/components/headers/{REQUEST_ID_HEADER}"}
-                response["headers"] = {**response.get("headers", {}), REQUEST_ID_HEADER: reference}
+    reference = {"$ref": f"#/components/headers/{REQUEST_ID_HEADER}"}
+    for _, _, operation in _operations(document):
+        for response in operation["responses"].values():
+            response["headers"] = {**response.get("headers", {}), REQUEST_ID_HEADER: reference}
     return document

@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import pytest
 import yaml
+from api_page import table
 from prometheus_client.metrics import MetricWrapperBase
 
 from service.settings import Settings
@@ -24,14 +25,8 @@ UNITS = {"_s": "Seconds", "_bytes": "bytes", "_tokens": "tokens", "_mb": "MiB"}
 COUNTED = r"\b(inputs|artifacts|requests|predictions|tokens|port|jobs|rows|answers|threads|connections|places)\b"
 
 
-def table(*rows: tuple[str, ...]) -> str:
-    escaped = ([cell.replace("|", r"\|") for cell in row] for row in rows)
-    lines = [f"| {' | '.join(row)} |" for row in escaped]
-    return "\n".join([lines[0], f"|{' --- |' * len(rows[0])}", *lines[1:]])
-
-
 def events() -> str:
-    return table(("event", "when; fields"), *((f"`{name}`", meaning) for name, meaning in EVENTS.items()))
+    return table(("event", "when; fields"), [(f"`{name}`", meaning) for name, meaning in EVENTS.items()])
 
 
 def metrics() -> str:
@@ -44,7 +39,7 @@ def metrics() -> str:
         (family,) = metric.describe()
         name = f"{family.name}_total" if family.type == "counter" else family.name
         rows.append((f"`{name}`", family.type, ", ".join(metric._labelnames), family.documentation))
-    return table(("metric", "type", "labels", "what"), *sorted(rows))
+    return table(("metric", "type", "labels", "what"), sorted(rows))
 
 
 def alerts() -> str:
@@ -57,7 +52,7 @@ def alerts() -> str:
         summary = re.sub(r"\{\{ \$labels\.(\w+) \}\}", lambda found: found[1].upper(), rule["annotations"]["summary"])
         when = re.sub(r"\{\{ \$value[^}]*\}\}", "N", summary)
         rows.append((f"`{rule['alert']}`", rule["labels"]["severity"], rule.get("for", "at once"), when))
-    return table(("alert", "severity", "after", "summary"), *rows)
+    return table(("alert", "severity", "after", "summary"), rows)
 
 
 def settings() -> str:
@@ -67,7 +62,7 @@ def settings() -> str:
         flag, variable = f"`--{name.replace('_', '-')}`", f"`LAPLORA_{name.upper()}`"
         assert field.description
         rows.append((flag, variable, default, field.description))
-    return table(("flag", "variable", "default", "what"), *rows)
+    return table(("flag", "variable", "default", "what"), rows)
 
 
 @pytest.mark.parametrize("part", [events, metrics, alerts, settings], ids=lambda part: part.__name__)
