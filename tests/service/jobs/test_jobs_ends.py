@@ -29,7 +29,7 @@ from job_calls import (
     submit,
     uploads,
 )
-from serving import FakePredictor, Served, serve
+from serving import FakePredictor, Served, artifacts_in, serve
 
 from service.errors import StorageFullError
 
@@ -229,10 +229,7 @@ async def test_bad_rows_go_with_the_removed_job() -> None:
 @pytest.fixture
 def two(tmp_path: Path) -> tuple[FakePredictor, FakePredictor, dict[str, Any]]:
     """Return the predictors of two artifacts, and settings that make the second one's the active one."""
-    for name in ("fake", "other"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "manifest.json").write_text("{}")
-    first, second = FakePredictor(path=tmp_path / "fake"), FakePredictor("other", path=tmp_path / "other")
+    first, second = artifacts_in(tmp_path, "fake", "other")
     return first, second, {"artifact": "other", "artifacts_root": tmp_path, "max_jobs_per_caller": 1}
 
 

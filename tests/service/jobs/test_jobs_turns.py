@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from job_calls import callers, ended, get, held, lines, rows, submit
-from serving import FakePredictor, Served, serve
+from serving import FakePredictor, Served, artifacts_in, serve
 
 from service.jobs import metrics, shown
 from service.jobs.records import Job
@@ -157,10 +157,7 @@ async def test_the_next_chunk_waits_behind_the_device_before_it_is_needed() -> N
 
 async def test_two_chunks_are_under_way_and_no_more_artifacts_are_held(tmp_path: Path) -> None:
     names = ["fake", "b", "c", "d"]
-    for name in names:
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "manifest.json").write_text("{}")
-    predictors = [FakePredictor(name, path=tmp_path / name) for name in names]
+    predictors = artifacts_in(tmp_path, *names)
     async with serve(*predictors, artifacts_root=tmp_path, also_load=("b", "c", "d"), **SMALL) as served:
         for predictor in predictors:
             predictor.hold()
