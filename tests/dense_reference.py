@@ -192,7 +192,7 @@ def kfac_reduce(model: Any, batch: Batch, label_ids: Sequence[int]) -> dict[Key,
     gradients: dict[Key, Tensor] = {}
     rows = single_rows(batch)
     for row in rows:
-        with _zero_biases(model, keys) as (biases, seen):
+        with zero_biases(model, keys) as (biases, seen):
             logits = class_logits(model, row, label_ids)[0]
             hessian = softmax_hessian(masked_probs(logits.detach(), row.class_mask).double())[0]
             grads = [torch.autograd.grad(z, list(biases.values()), retain_graph=True) for z in logits]
@@ -210,47 +210,8 @@ def kfac_reduce(model: Any, batch: Batch, label_ids: Sequence[int]) -> dict[Key,
     }
 
 
-def kfac_tokens(model: Any, batch: Batch, label_ids: Sequence[int], *, last: bool) -> dict[Key, Factors]:
-    """Return the dense Kronecker factors of every block with tokens as terms of their own: KFAC-expand.
-
-    A = 1/(tokens of all rows) sum_nt x_nt x_nt^T; S = sum_nt sum_cd Lambda_cd g_nct g_ndt^T, g_nct the gradient of
-    logit c at the layer's output at token t, found as the gradient with respect to a zero bias of every token.
-    lm_head is read at one token, which is then the row's only term.
-
-    Args:
-        last: with each row's last token only, and so 1/N.
-    """
-    keys = list(block_weights(model))
-    inputs: dict[Key, Tensor] = {}
-    gradients: dict[Key, Tensor] = {}
-    terms = dict.fromkeys(keys, 0)
-    for row in single_rows(batch):
-        with _zero_biases(model, keys, tokens=row.input_ids.shape[1]) as (biases, seen):
-            logits = class_logits(model, row, label_ids)[0]
-            hessian = softmax_hessian(masked_probs(logits.detach(), row.class_mask).double())[0]
-            grads = [torch.autograd.grad(z, list(biases.values()), retain_graph=True) for z in logits]
-        for i, key in enumerate(biases):
-            lm_head = key.module.endswith("lm_head")
-            for t in range(row.input_ids.shape[1]):
-                if (lm_head or last) and t + 1 < row.input_ids.shape[1]:
-                    continue
-                x = seen[key][0, t].double()
-                g = torch.stack([per_class[i][t].double() for per_class in grads])
-                if lm_head and key.side == "B":
-                    g = g[:, list(label_ids)]
-                inputs[key] = inputs.get(key, 0) + torch.outer(x, x)
-                gradients[key] = gradients.get(key, 0) + g.T @ hessian @ g
-                terms[key] += 1
-    return {
-        key: Factors(inputs[key] / terms[key], gradients[key])
-        if key.side == "A"
-        else Factors(gradients[key], inputs[key] / terms[key])
-        for key in keys
-    }
-
-
 @contextmanager
-def _zero_biases(model: Any, keys: Sequence[Key], tokens: int | None = None):
+def zero_biases(model: Any, keys: Sequence[Key], tokens: int | None = None):
     """Add a zero bias to the output of every LoRA linear layer; yield the biases and the inputs seen (1, tokens, d).
 
     Args:

@@ -29,9 +29,7 @@ from laplora.jacobians.blocks import Block, BlockJacobian, ContrastJacobians
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
 from laplora.posterior.base import Prior, block_precisions
 from laplora.posterior.joint import JOINT_STRUCTURES, JointPosterior, build_joint_posterior
-from laplora.predictive.gaussian import posterior_predictive
 from laplora.prior.evidence import choose_by_evidence
-from laplora.prior.validation import choose_by_validation
 
 # Relative to the largest covariance. Both sides factorise matrices of condition up to 1e6; seen: 1e-12.
 EXACT = 1e-9
@@ -138,24 +136,6 @@ def test_infinite_precision_is_map(problem: Problem, structure: str) -> None:
         if prior.granularity == "scalar":
             assert not covariance.any()
             assert float(found.log_determinant_ratio(precisions)) == 0
-
-
-def test_batches_put_together_are_the_whole(problem: Problem) -> None:
-    """Projections are stored, batch after batch, and answer as the whole does."""
-    found = fitted(problem, "joint", 7)
-    precisions = block_precisions(PRIORS["group"], found.blocks)
-    parts = [found.project(r.jacobians) for r in rows_of(problem.model, problem.task, batch_size=7)]
-    together = replace(
-        parts[0],
-        contrast_mean=torch.cat([p.contrast_mean for p in parts]),
-        kept=torch.cat([p.kept for p in parts]),
-        rest=torch.cat([p.rest for p in parts]),
-    )
-    batch = problem.task.batch()
-    whole = found.covariance_of(
-        contrast_jacobians(problem.model, batch, problem.task.label_ids, found.blocks), precisions
-    )
-    torch.testing.assert_close(found.covariance(together, precisions), whole, rtol=1e-9, atol=1e-12)
 
 
 def random_posterior(
@@ -325,17 +305,3 @@ def test_evidence_takes_the_precisions_together(problem: Problem, granularity: A
         apart = found.effective_dimension(block_precisions(alone, found.blocks))[members].sum()
         together = found.effective_dimension(block_precisions(choice.prior, found.blocks))[members].sum()
         assert abs(float(apart / together) - 1) > 0.01, "the groups do not see each other: one sweep would do"
-
-
-def test_validation_searches_it_as_any_other(problem: Problem) -> None:
-    found = fitted(problem, "joint_core", 7, 4)
-    task = held_out(problem)
-    batch = task.batch()
-    projected = found.project(contrast_jacobians(problem.model, batch, task.label_ids, found.blocks))
-    choice = choose_by_validation(found, projected, task.labels, batch.class_mask, "group")
-    covariance = found.covariance(projected, block_precisions(choice.prior, found.blocks))
-    probs = posterior_predictive(projected.contrast_mean, covariance, batch.class_mask).probs
-    nll = -float(probs.gather(1, task.labels[:, None]).log().mean())
-    assert -choice.objective == pytest.approx(nll, abs=1e-12)
-    with pytest.raises(PriorError, match="one precision per module"):
-        choose_by_validation(found, projected, task.labels, batch.class_mask, "module")

@@ -15,7 +15,7 @@ from laplora.errors import ConfigError, NonFiniteError
 from laplora.jacobians.blocks import Block
 from laplora.jacobians.contrasts import find_blocks
 from laplora.posterior.base import block_precisions
-from laplora.posterior.exact import ExactRows, add_exact_batch, check_exact_size
+from laplora.posterior.exact import check_exact_size
 from laplora.posterior.joint import JOINT_STRUCTURES
 
 
@@ -130,15 +130,3 @@ def _zeros(blocks: Any) -> Any:
         replace(b, jacobian=0 * b.jacobian, mean_input=0 * b.mean_input, summed_gradient=0 * b.summed_gradient)
         for b in blocks
     )
-
-
-def test_the_exact_pass_appends(tiny: Any) -> None:
-    """States are values: adding a batch leaves the state before as it was."""
-    model, task, blocks = tiny
-    rows = rows_of(model, task, batch_size=12)
-    empty = ExactRows(blocks, 0, ())
-    one = add_exact_batch(empty, rows[0].jacobians, rows[0].class_mask)
-    two = add_exact_batch(one, rows[1].jacobians, rows[1].class_mask)
-    assert (empty.rows, one.rows, two.rows) == (0, 12, 24)
-    assert [f.shape[0] for f in two.factors] == [24, 24]
-    assert two.factors[0] is one.factors[0]

@@ -20,7 +20,7 @@ from laplora.predictive.distilled import (
     gaussian_kernel,
     logarithms,
 )
-from laplora.predictive.distilled_error import FALSE_ALARMS, KernelError, log_error, log_traces
+from laplora.predictive.distilled_error import FALSE_ALARMS, log_error, log_traces
 from laplora.predictive.distilled_file import ERROR_TENSORS, distilled_tensors, read_distilled
 
 CLASSES, LAYERS, HIDDEN = 3, 2, 12
@@ -155,12 +155,10 @@ def test_the_variance_is_the_gaussian_processs() -> None:
     """Against the conditional of the joint distribution of the support, with noise, and a new row."""
     predictor = fitted(60).predictor
     states, _ = problem(9, seed=3)
-    assert isinstance(predictor.error, KernelError)
     kernel, inside = predictor._kernel(states), gaussian_kernel(predictor.support, predictor.support)
     noisy = inside + float(predictor.error.ridge) * torch.eye(60, dtype=torch.float64)
     expected = torch.stack([1 - row @ torch.linalg.inv(noisy) @ row for row in kernel])
     estimate = predictor.estimate(states)
-    assert estimate.variance is not None
     torch.testing.assert_close(estimate.variance, expected, rtol=1e-8, atol=1e-10)
     spread = predictor.error.scale * (expected + predictor.error.ridge).sqrt()
     torch.testing.assert_close(estimate.log_error, spread, rtol=1e-8, atol=1e-10)
@@ -171,7 +169,6 @@ def test_far_from_all_inputs_nothing_is_known() -> None:
     predictor = fitted().predictor
     states, _ = problem(40, seed=3)
     near, far = predictor.estimate(states), predictor.estimate(far_from(states))
-    assert far.variance is not None
     torch.testing.assert_close(far.variance, torch.ones(40, dtype=torch.float64))
     assert bool(far.unfamiliar.all())
     assert float(near.unfamiliar.double().mean()) < 0.3
@@ -182,7 +179,6 @@ def test_left_out_rows_are_those_of_fits_without_them() -> None:
     """The closed form against leaving each row out, with the same kernel, ridge and mean."""
     predictor, first = fitted(60).predictor, 15
     error, kernel = predictor.error, gaussian_kernel(predictor.support, predictor.support)
-    assert isinstance(error, KernelError)
     ridge, mean = float(error.ridge), predictor.mean.double()
     coefficients = predictor.coefficients.double()
     exact = kernel @ coefficients + ridge * coefficients + mean

@@ -129,30 +129,6 @@ def test_a_cavity_is_the_posterior_without_the_row(classes: int, few: bool, prec
         torch.testing.assert_close(mean[n], moved, rtol=0, atol=EXACT)
 
 
-def test_the_moments_of_the_other_sites() -> None:
-    """The same from natural parameters: precisions and precision-times-means of the sites, one row's left out."""
-    problem = trained(linear(3), 0.5)
-    posterior, projected = problem.exact()
-    precisions = block_precisions(Prior("scalar", {"all": 0.5}), posterior.blocks)
-    mean, without, _ = cavities(
-        projected.contrast_mean, posterior.covariance(projected, precisions), problem.labels, problem.mask
-    )
-    flat = problem.flat()
-    contrast = problem.logits @ contrasts(3)
-    hessian = contrast_hessian(problem.logits, problem.mask)
-    residual = class_probs(problem.logits, problem.mask) - torch.nn.functional.one_hot(problem.labels, 3)
-    pull = (hessian @ contrast[:, :, None])[:, :, 0] - residual @ contrasts(3)
-    for n in (0, 7, 29):
-        others = [i for i in range(30) if i != n]
-        precision = 0.5 * torch.eye(flat.shape[2], dtype=torch.float64)
-        precision = precision + torch.einsum("ncp,nce,neq->pq", flat[others], hessian[others], flat[others])
-        natural = torch.einsum("ncp,nc->p", flat[others], pull[others])
-        # The prior is centred at 0 here, so at the maximum the sites and the prior alone give the mean.
-        weights = torch.linalg.solve(precision, natural)
-        torch.testing.assert_close(mean[n], flat[n] @ weights, rtol=0, atol=EXACT)
-        torch.testing.assert_close(without[n], flat[n] @ torch.linalg.inv(precision) @ flat[n].T, rtol=0, atol=EXACT)
-
-
 @pytest.mark.parametrize("precision", [0.3, 3.0])
 def test_it_predicts_as_a_model_retrained_without_the_row(precision: float) -> None:
     """Convex problem, 60 rows: each row's NLL under the linearised answer and under an honest retraining.

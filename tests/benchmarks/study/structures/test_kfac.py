@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,16 +21,55 @@ from laplora.linearised import contrasts
 from laplora.posterior.base import Prior, block_precisions
 from laplora.posterior.eigen import EigenPosterior
 from laplora.posterior.passes import StructureSettings
-from laplora.prompts.rows import EncodedRow
+from laplora.prompts.rows import Batch, EncodedRow
 
 KINDS = ("reduce", "expand", "last")
 PRIOR = Prior("group", {"lora_A": 3.0, "lora_B": 0.05})
 
 
+def kfac_tokens(model: Any, batch: Batch, label_ids: Sequence[int], *, last: bool) -> dict[dense.Key, dense.Factors]:
+    """Return the dense Kronecker factors of every block with tokens as terms of their own: KFAC-expand.
+
+    A = 1/(tokens of all rows) sum_nt x_nt x_nt^T; S = sum_nt sum_cd Lambda_cd g_nct g_ndt^T, g_nct the gradient of
+    logit c at the layer's output at token t, found as the gradient with respect to a zero bias of every token.
+    lm_head is read at one token, which is then the row's only term.
+
+    Args:
+        last: with each row's last token only, and so 1/N.
+    """
+    keys = list(dense.block_weights(model))
+    inputs: dict[dense.Key, torch.Tensor] = {}
+    gradients: dict[dense.Key, torch.Tensor] = {}
+    terms = dict.fromkeys(keys, 0)
+    for row in dense.single_rows(batch):
+        with dense.zero_biases(model, keys, tokens=row.input_ids.shape[1]) as (biases, seen):
+            logits = dense.class_logits(model, row, label_ids)[0]
+            hessian = dense.softmax_hessian(dense.masked_probs(logits.detach(), row.class_mask).double())[0]
+            grads = [torch.autograd.grad(z, list(biases.values()), retain_graph=True) for z in logits]
+        for i, key in enumerate(biases):
+            lm_head = key.module.endswith("lm_head")
+            for t in range(row.input_ids.shape[1]):
+                if (lm_head or last) and t + 1 < row.input_ids.shape[1]:
+                    continue
+                x = seen[key][0, t].double()
+                g = torch.stack([per_class[i][t].double() for per_class in grads])
+                if lm_head and key.side == "B":
+                    g = g[:, list(label_ids)]
+                inputs[key] = inputs.get(key, 0) + torch.outer(x, x)
+                gradients[key] = gradients.get(key, 0) + g.T @ hessian @ g
+                terms[key] += 1
+    return {
+        key: dense.Factors(inputs[key] / terms[key], gradients[key])
+        if key.side == "A"
+        else dense.Factors(gradients[key], inputs[key] / terms[key])
+        for key in keys
+    }
+
+
 def dense_factors(problem: Problem, kind: str) -> dict[dense.Key, dense.Factors]:
     if kind == "reduce":
         return problem.truth.factors
-    return dense.kfac_tokens(problem.model, problem.task.batch(), problem.task.label_ids, last=kind == "last")
+    return kfac_tokens(problem.model, problem.task.batch(), problem.task.label_ids, last=kind == "last")
 
 
 def fit_kfac(model: Any, task: Task, kind: str, *, rank: int = 1000, batch_size: int = 16) -> EigenPosterior:
