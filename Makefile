@@ -9,12 +9,13 @@ PORT ?= 8000
 WORKERS ?= 2
 MINUTES ?= 20
 
-.PHONY: help setup demo serve train test docs bench bench-gpu soak images check format clean
+.PHONY: help setup peers demo serve train test test-fast docs bench bench-gpu soak images check format clean
 
 help:
 	@echo "make setup                    install everything into .venv; the others do it where it is missing"
 	@echo "make demo                     start the server on the default artifact, ask three questions, keep serving"
-	@echo "make test                     run the whole test suite"
+	@echo "make test [ARGS=...]          run the whole test suite; ARGS go to pytest"
+	@echo "make test-fast                the tests that need no model and start no process, in about a minute"
 	@echo "make docs                     build the documentation site into site/, with every link checked"
 	@echo "make bench [QUICK=1]          how fast, beside other packages: benchmarks/RESULTS.md (QUICK: some minutes, publishes nothing)"
 	@echo "make bench-gpu                the same on one CUDA card, meant to take 8 minutes, with a model of Llama-2-7B's shape"
@@ -33,6 +34,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	@touch $@
 
+peers: $(VENV)/.peers
+
 $(VENV)/.peers: $(VENV)/.installed
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,peers]'
 	@touch $@
@@ -47,13 +50,16 @@ train: setup
 	@exec $(BIN)/python -m training run --config $(CONFIG)
 
 test: setup
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+test-fast: setup
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not real and not process and not gpu" $(ARGS)
 
 docs: setup
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "open site/index.html, or serve it with its search: $(BIN)/python -m http.server --directory site"
 
-bench: setup $(VENV)/.peers
+bench: setup peers
 	$(BIN)/python -m benchmarks.speed $(if $(QUICK),--quick)
 
 bench-gpu: setup

@@ -12,7 +12,11 @@ import torch
 from reference_problem import Problem
 from tiny_models import ARCHITECTURES, tiny_model, tiny_task
 
-pytest_plugins = ["tiny_runs"]  # fixtures: finished training runs and their artifacts
+pytest_plugins = [
+    "left_out",  # what was skipped, and whether it may be
+    "markers",  # real and process
+    "tiny_runs",  # fixtures: finished training runs and their artifacts
+]
 
 torch.set_num_threads(1)
 

