@@ -61,4 +61,4 @@ class LeftOut:
 def pytest_configure(config: pytest.Config) -> None:
     """Watch the run, but not in the workers that share its tests out."""
     if not hasattr(config, "workerinput"):
-        config.pluginmanager.register(LeftOut(config.getoption("--no-skips-but")), "left_out")
+        config.pluginmanager.register(LeftOut(config.getoption("--no-skips-but")))

