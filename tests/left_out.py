@@ -29,7 +29,7 @@ class LeftOut:
 
     def __init__(self, allowed: str | None) -> None:
         self.allowed = allowed
-        self.reasons: Counter[str] = Counter()
+        self.reasons: Counter[tuple[str, str]] = Counter()
         self.refused: list[str] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -40,8 +40,9 @@ class LeftOut:
 
     def _see(self, report: pytest.TestReport | pytest.CollectReport) -> None:
         if report.skipped and not hasattr(report, "wasxfail"):
-            self.reasons[reason(report)] += 1
-            if self.allowed is not None and self.allowed not in report.keywords:
+            kind = "test" if isinstance(report, pytest.TestReport) else "module"
+            self.reasons[kind, reason(report)] += 1
+            if self.allowed is not None and self.allowed not in getattr(report, "keywords", ()):
                 self.refused.append(f"{report.nodeid}: {reason(report)}")
 
     @pytest.hookimpl(tryfirst=True)
@@ -52,10 +53,10 @@ class LeftOut:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if self.reasons:
             terminalreporter.section("left out here")
-        for text, count in sorted(self.reasons.items()):
-            terminalreporter.line(f"{count} of the tests: {text}")
+        for (kind, text), count in sorted(self.reasons.items()):
+            terminalreporter.line(f"{count} {kind}{'s' if count > 1 else ''}: {text}")
         for line in self.refused:
-            terminalreporter.line(f"NOT ALLOWED TO BE SKIPPED {line}", red=True)
+            terminalreporter.line(f"may not be left out: {line}", red=True)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -95,8 +95,8 @@ def pytest_configure() -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """Watch this test."""
-    guard.item = item
+    before, guard.item = guard.item, item
     try:
         return (yield)
     finally:
-        guard.item = None
+        guard.item = before

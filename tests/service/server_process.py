@@ -18,6 +18,8 @@ import httpx
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+#: No sound server takes this long, however busy the machine is.
+GIVE_UP_S = 180.0
 
 
 def fake_artifacts(folder: Path, *names: str) -> Path:
@@ -46,27 +48,30 @@ class Process:
 
     def event(self, name: str) -> dict[str, object]:
         """Return the first log event of this name, as soon as there is one."""
-        while True:
+        give_up = time.monotonic() + GIVE_UP_S
+        while time.monotonic() < give_up:
             for line in list(self.lines):
                 if line.startswith("{") and (event := json.loads(line)).get("event") == name:
                     return dict(event)
             if self.popen.poll() is not None:
                 pytest.fail(f"the server left with {self.popen.returncode}:\n{self.log}")
             time.sleep(0.01)
+        pytest.fail(f"no event {name!r}:\n{self.log}")
 
     @contextmanager
     def client(self) -> Iterator[httpx.Client]:
         """Yield a client, once the server is ready."""
-        with httpx.Client(base_url=str(self.event("listening")["address"]), timeout=None) as client:
+        with httpx.Client(base_url=str(self.event("listening")["address"]), timeout=GIVE_UP_S) as client:
+            give_up = time.monotonic() + GIVE_UP_S
             while not is_ready(client):
-                if self.popen.poll() is not None:
-                    pytest.fail(f"the server left with {self.popen.returncode}:\n{self.log}")
+                if self.popen.poll() is not None or time.monotonic() > give_up:
+                    pytest.fail(f"the server is not ready, its exit status {self.popen.returncode}:\n{self.log}")
                 time.sleep(0.02)
             yield client
 
     def left(self) -> int:
         """Return the exit status, once the process has left and all of its log is read."""
-        self.popen.wait()
+        self.popen.wait(GIVE_UP_S)
         self.reader.join()
         return self.popen.returncode
 

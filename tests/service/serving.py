@@ -11,11 +11,11 @@ import threading
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from operator import call
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import torch
@@ -23,9 +23,11 @@ import uvicorn
 from fastapi import FastAPI
 
 from laplora.answers.order_answers import OrderedRows, encode_orders
+from laplora.answers.prediction import Prediction
 from laplora.errors import ArtifactCorruptError, TooManyTokensError
 from laplora.jacobians.contrasts import ReversePass
 from laplora.models.held_weights import HeldWeights
+from laplora.predictive.kinds import PredictiveName
 from laplora.prompts.option_order import restore_logits
 from laplora.prompts.rows import EncodedRow
 from laplora.prompts.templates import TEMPLATES, PromptTemplate, render
@@ -35,35 +37,10 @@ from service.app import create_app
 from service.artifacts.library import Library
 from service.settings import Settings
 
+#: No sound test waits this long, however busy the machine is.
+GIVE_UP_S = 180.0
 #: What every fake predictor stands on, unless a test says otherwise.
 BASE = SimpleNamespace(model="tiny", quantization="none", dtype="float32")
-
-
-@dataclass
-class FakePrediction:
-    labels: tuple[str, ...]
-    label_index: int
-    map_probs: list[float]
-    probs: list[float]
-    probs_std: list[float] | None
-    logit_mean: list[float]
-    logit_variance: list[float] | None
-    logit_covariance: list[list[float]] | None
-    total: float | None
-    aleatoric: float | None
-    epistemic: float | None
-    tokens: int
-    label_mass: float = 0.9
-    score: float = 0.25
-    prediction_set: list[str] = field(default_factory=lambda: ["negative"])
-    flags: list[str] = field(default_factory=list)
-    decision: str = "accept"
-    predictive: str = "laplace"
-    calibrated_probs: dict[str, list[float]] = field(default_factory=dict)
-    calibrated_scores: dict[str, float] = field(default_factory=dict)
-    truncated: bool = False
-    orders: int = 1
-    order_information: float | None = None
 
 
 class FakePredictor:
@@ -139,8 +116,8 @@ class FakePredictor:
             ids = ids[-self.max_tokens :]
         return EncodedRow(tuple(ids), classes, truncated=len(words) > len(ids))
 
-    def encode_orders(self, inputs: Mapping[str, object], *, truncate: bool) -> OrderedRows:
-        return encode_orders(self.template, inputs, lambda fields: self.encode(fields, truncate=truncate))
+    def encode_orders(self, inputs: Mapping[str, object], *, truncate: bool, budget: int | None = None) -> OrderedRows:
+        return encode_orders(self.template, inputs, lambda fields: self.encode(fields, truncate=truncate), budget)
 
     def average_orders(self, asked: Sequence[OrderedRows], predictions: Sequence[Any]) -> list[Any]:
         """Average the probabilities; the rest is the first prompt's."""
@@ -195,13 +172,14 @@ class FakePredictor:
         decisions = [("review", "accept")[a] for a in accept]
         return [replace(p, decision=d) for p, d in zip(predictions, decisions, strict=True)], target_risk
 
-    def _one(self, row: EncodedRow, predictive: str, posterior: bool) -> FakePrediction:
+    def _one(self, row: EncodedRow, predictive: str, posterior: bool) -> Prediction:
         classes = row.class_count
         first = float("nan") if self.nan else max((t for t in row.token_ids if t > 1), default=0) / 100_000
         probs = [first] + [(1 - first) / (classes - 1)] * (classes - 1)
         spread = predictive != "map"
         square = [[0.1] * classes for _ in range(classes)]
-        return FakePrediction(
+        return Prediction(
+            predictive=cast(PredictiveName, predictive),
             labels=self.labels[:classes],
             label_index=classes - 1,
             map_probs=probs,
@@ -213,11 +191,15 @@ class FakePredictor:
             total=0.5,
             aleatoric=0.4 if spread else None,
             epistemic=0.1 if spread else None,
-            tokens=len(row.token_ids),
-            truncated=row.truncated,
-            predictive=predictive,
+            label_mass=0.9,
+            score=0.25,
+            prediction_set=["negative"],
+            flags=[],
+            decision="accept",
             calibrated_probs={"temperature": list(probs)},
             calibrated_scores={"temperature": 0.3},
+            tokens=len(row.token_ids),
+            truncated=row.truncated,
         )
 
     def verify_golden(self, run: Callable[[Callable[[], list[Any]]], list[Any]] = call) -> None:
@@ -271,8 +253,9 @@ class Served:
         return await self.client.post("/predict", json={"inputs": [{"text": t} for t in texts], **body})
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        while not condition():
-            await asyncio.sleep(0.005)
+        async with asyncio.timeout(GIVE_UP_S):
+            while not condition():
+                await asyncio.sleep(0.005)
 
 
 #: Each server's jobs in a folder of their own: no test is to find another's, or the user's.
@@ -304,9 +287,10 @@ async def started(app: FastAPI, *, ready: bool = True) -> AsyncIterator[httpx.As
         httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test", timeout=None) as client,
     ):
         host = app.state.artifacts
-        while ready and host.active is None:
-            assert not host.stage.startswith("failed"), host.stage
-            await asyncio.sleep(0.005)
+        async with asyncio.timeout(GIVE_UP_S):
+            while ready and host.active is None:
+                assert not host.stage.startswith("failed"), host.stage
+                await asyncio.sleep(0.005)
         yield client
 
 

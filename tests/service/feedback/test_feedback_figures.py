@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 from server_process import ROOT
-from serving import FakePrediction, FakePredictor
+from serving import FakePredictor
 
+from laplora.answers.prediction import Prediction
 from laplora.answers.review_scores import read_scores
 from laplora.artifact.folder import read_artifact
 from laplora.artifact.manifest import SCORES
@@ -39,7 +40,7 @@ class Rows:
         self.sets = self.probs > 0.2
         self.entropy = torch.special.entr(self.probs).sum(1)
 
-    def predictions(self) -> list[FakePrediction]:
+    def predictions(self) -> list[Prediction]:
         base = FakePredictor(labels=LABELS)
         (one,) = base.predict([base.row(7)])
         return [
@@ -233,7 +234,7 @@ def test_drift_from_the_first_answers() -> None:
     store = FeedbackStore(keep_s=100.0, rows=5000, window=100)
     predictions = rows.predictions()
 
-    def found(part: list[FakePrediction]) -> dict[tuple[str, str], Any]:
+    def found(part: list[Prediction]) -> dict[tuple[str, str], Any]:
         store.remember(fake, "laplace", "one", part, 0.05)  # type: ignore[arg-type]
         (report,) = store.reports({"sha256:fake"})
         return {(one.signal, one.reference): one for one in report.shown.drift}

@@ -19,9 +19,10 @@ from typing import Any, get_args
 import pytest
 import torch
 from prometheus_client.parser import text_string_to_metric_families
-from serving import FakePrediction, FakePredictor, Served, artifacts_in, serve
+from serving import FakePredictor, Served, artifacts_in, serve
 
 import service
+from laplora.answers.prediction import Prediction
 from laplora.decisions.uncertainty import FLAGS
 from laplora.errors import GoldenMismatchError
 from laplora.prompts.rows import EncodedRow
@@ -128,7 +129,7 @@ async def test_metrics_count_what_happened(served: Served) -> None:
 class Doubtful(FakePredictor):
     """Every answer has flags, two labels in its set, and goes to a person."""
 
-    def _one(self, row: EncodedRow, predictive: str, posterior: bool) -> FakePrediction:
+    def _one(self, row: EncodedRow, predictive: str, posterior: bool) -> Prediction:
         answer = super()._one(row, predictive, posterior)
         raised = ["low_confidence", "ambiguous_set"]
         return replace(answer, flags=raised, decision="review", prediction_set=list(self.labels))

@@ -8,8 +8,9 @@ from typing import Any, get_args
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
-from serving import FakePrediction, FakePredictor, Served, artifacts_in, serve
+from serving import FakePredictor, Served, artifacts_in, serve
 
+from laplora.answers.prediction import Prediction
 from service.telemetry import unfailing as module
 from service.telemetry.answer_metrics import AnswerMetrics
 from service.telemetry.metrics import Metrics, Phase
@@ -95,7 +96,7 @@ def test_artifacts_come_and_go_while_answers_are_counted() -> None:
     registry = CollectorRegistry()
     metrics = AnswerMetrics(registry)
     predictor = FakePredictor()
-    answer: FakePrediction = predictor.predict([predictor.row(5)])[0]
+    answer: Prediction = predictor.predict([predictor.row(5)])[0]
     errors: list[Exception] = []
     stop = threading.Event()
 

@@ -1,0 +1,92 @@
+"""The fake predictor keeps the real one's promises: the same attributes, the same calls, answers of the same shape."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+from serving import FakePredictor
+
+from laplora.errors import TooManyTokensError
+from laplora.predictor import Predictor
+
+#: What tests steer a fake by, or look at afterwards; the server knows nothing of these.
+CONTROLS = {
+    *("also", "batches", "deferred", "entered", "golden_answer", "golden_answers", "golden_error", "hold"),
+    *("most_rows", "nan", "poison", "released", "risks", "row", "threads"),
+}
+CALLED = ("average_orders", "decided", "encode", "encode_orders", "predict", "predict_deferring", "verify_golden")
+TEXTS = ("a", "a much longer text than the other one")
+
+
+@pytest.fixture(params=["fake", "real"])
+def predictor(request: pytest.FixtureRequest, sentiment_predictor: Predictor) -> Any:
+    """Either of them, of two classes."""
+    return FakePredictor() if request.param == "fake" else sentiment_predictor
+
+
+def test_the_fake_has_nothing_that_the_real_one_lacks(sentiment_predictor: Predictor) -> None:
+    offered = {name for name in dir(FakePredictor()) if not name.startswith("_")} - CONTROLS
+    assert offered - set(dir(sentiment_predictor)) <= {"labels", "template"}  # it reads these from the manifest
+    assert set(CALLED) <= offered
+
+
+@pytest.mark.parametrize("name", CALLED)
+def test_both_are_called_alike(name: str) -> None:
+    fake, real = (
+        [(p.name, p.kind, p.default) for p in inspect.signature(getattr(kind, name)).parameters.values()]
+        for kind in (FakePredictor, Predictor)
+    )
+    assert fake == real
+
+
+@pytest.mark.parametrize("name", ["map", "fast", "laplace"])
+def test_each_row_has_its_answer(predictor: Any, name: str) -> None:
+    rows = [predictor.encode({"text": text}, truncate=False) for text in TEXTS]
+    answers = predictor.predict(rows, name)
+    for row, answer in zip(rows, answers, strict=True):
+        assert (answer.predictive, answer.tokens, answer.truncated) == (name, len(row.token_ids), False)
+        assert len(answer.labels) == row.class_count == predictor.class_count
+        assert sum(answer.probs) == pytest.approx(1)
+        assert sum(answer.map_probs) == pytest.approx(1)
+        spread = (answer.probs_std, answer.aleatoric, answer.epistemic)
+        assert [part is None for part in spread] == [name == "map"] * 3
+        assert (answer.logit_variance is None) == (name == "map")
+        assert (answer.orders, answer.order_information) == (1, None)
+
+
+def test_the_recommended_predictive_answers_unless_another_is_named(predictor: Any) -> None:
+    (answer,) = predictor.predict([predictor.encode({"text": "a"}, truncate=False)])
+    assert answer.predictive == predictor.recommended
+    assert predictor.recommended in predictor.predictives
+
+
+def test_variances_come_along_where_they_are_wanted(predictor: Any) -> None:
+    (answer,) = predictor.predict([predictor.encode({"text": "a"}, truncate=False)], "map", also=("laplace",))
+    assert answer.predictive == "map"
+    assert answer.logit_variance is not None
+
+
+def test_a_prompt_that_is_too_long(predictor: Any) -> None:
+    inputs = {"text": "good " * (2 * predictor.max_tokens)}
+    with pytest.raises(TooManyTokensError) as refused:
+        predictor.encode(inputs, truncate=False)
+    assert refused.value.limit == predictor.max_tokens < refused.value.got
+    row = predictor.encode(inputs, truncate=True)
+    assert (len(row.token_ids), row.truncated) == (predictor.max_tokens, True)
+
+
+def test_rows_are_deferred_by_their_positions(predictor: Any) -> None:
+    rows = [predictor.encode({"text": text}, truncate=False) for text in TEXTS]
+    answers, deferred = predictor.predict_deferring(rows)
+    assert [answer.predictive for answer in answers] == ["fast"] * len(rows)
+    assert set(deferred) <= set(range(len(rows)))
+
+
+@pytest.mark.parametrize("risk", [None, 0.3])
+def test_decisions_are_for_the_risk_that_is_wanted(predictor: Any, risk: float | None) -> None:
+    answers = predictor.predict([predictor.encode({"text": text}, truncate=False) for text in TEXTS], "laplace")
+    decided, used = predictor.decided(answers, risk)
+    assert [answer.probs for answer in decided] == [answer.probs for answer in answers]
+    assert risk is None or used == risk
