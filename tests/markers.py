@@ -1,8 +1,8 @@
 """The markers ``real`` and ``process``: set by what a test's code reaches, and refused to be forgotten.
 
 A test is ``real`` where it, a helper or one of its fixtures fetches the base model or the data wheel, and ``process``
-where one of them starts a process. A test that does so without the marker fails: an audit hook of Python sees
-processes start and the cache of fetched files open.
+where one of them starts a process. A test without either marker that does so all the same fails: an audit hook of
+Python sees processes start and files of the cache open.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def names_in(code: CodeType) -> set[str]:
 
 
 class Guard:
-    """Fails the running test for what its markers do not allow."""
+    """Fails the running test where it does what only tests with a marker do."""
 
     item: pytest.Item | None = None
     cache = f"{cache_root()}{os.sep}"
@@ -73,15 +73,15 @@ class Guard:
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
         """See an event of Python's audit."""
         if event in PROCESS_EVENTS:
-            self.require("process", f"starts a process ({event})")
+            self.refuse(f"starts a process ({event})")
         elif event == "open" and isinstance(arguments[0], str) and arguments[0].startswith(self.cache):
-            self.require("real", f"opens {arguments[0]}")
+            self.refuse(f"opens {arguments[0]}")
 
-    def require(self, marker: str, what: str) -> None:
+    def refuse(self, what: str) -> None:
         """Fail the running test unless it has a marker."""
         item = self.item
-        if item is not None and not any(item.get_closest_marker(name) for name in (marker, "gpu")):
-            pytest.fail(f"{item.nodeid} {what}, and has no marker {marker!r}")
+        if item is not None and not any(item.get_closest_marker(name) for name in ("real", "process", "gpu")):
+            pytest.fail(f"{item.nodeid} {what}: it needs the marker 'real' or 'process'")
 
 
 guard = Guard()

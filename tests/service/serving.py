@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from operator import call
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any, cast
 
 import httpx
@@ -28,6 +28,7 @@ from laplora.errors import ArtifactCorruptError, TooManyTokensError
 from laplora.jacobians.contrasts import ReversePass
 from laplora.models.held_weights import HeldWeights
 from laplora.predictive.kinds import PredictiveName
+from laplora.predictor import Predictor
 from laplora.prompts.option_order import restore_logits
 from laplora.prompts.rows import EncodedRow
 from laplora.prompts.templates import TEMPLATES, PromptTemplate, render
@@ -43,13 +44,26 @@ GIVE_UP_S = 180.0
 BASE = SimpleNamespace(model="tiny", quantization="none", dtype="float32")
 
 
-class FakePredictor:
+class FakePredictor(Predictor):
     """Answers with probabilities that name the row: its largest token over 100,000.
 
     ``hold`` blocks the device until ``released`` is set; ``poison`` maps a token to the error of every batch
     that holds it; a batch of more than ``most_rows`` runs out of memory. ``fast`` defers rows with a token of
     ``deferred``.
     """
+
+    artifact: Any
+    base: Any
+    device: Any
+    class_count = 2
+    max_tokens = 64
+    own_bytes = 1000
+    recommended: PredictiveName = "laplace"
+    predictives: tuple[PredictiveName, ...] = ("map", "fast", "laplace", "ensemble")
+    review_scores: Any = MappingProxyType({})
+    weights = HeldWeights("plain", "nothing is quantized")
+    reverse_pass = ReversePass("automatic", "a fake has none", None, "lm_head")
+    token_bounds = TokenBounds(None)
 
     def __init__(
         self,
@@ -61,8 +75,6 @@ class FakePredictor:
         max_tokens: int = 64,
     ) -> None:
         record = SimpleNamespace(template=lambda: template)
-        self.recommended = "laplace"
-        self.predictives: tuple[str, ...] = ("map", "fast", "laplace", "ensemble")
         reason = {"predictive": "laplace", "reason": "it was better", "chosen_by": "calibration", "table": {}}
         manifest = SimpleNamespace(
             base=BASE,
@@ -76,16 +88,11 @@ class FakePredictor:
             predictives={},
             recommended=SimpleNamespace(**reason, model_dump=lambda: reason),
         )
-        self.base: object = BASE
-        self.own_bytes = 1000
+        self.base = BASE
         self.artifact = SimpleNamespace(name=name, digest=f"sha256:{name}", manifest=manifest, path=path)
-        self.review_scores: dict[str, Any] = {}
         self.class_count = len(labels)
         self.max_tokens = max_tokens
-        self.token_bounds = TokenBounds(None)
         self.device = SimpleNamespace(type="cpu")
-        self.weights = HeldWeights("plain", "nothing is quantized")
-        self.reverse_pass = ReversePass("automatic", "a fake has none", None, "lm_head")
         self.template = template
         self.labels = tuple(labels)
         self.batches: list[tuple[str, list[EncodedRow]]] = []
