@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("bayesian_lora")
+pytest.importorskip("bayesian_lora", reason="the peers are not installed: make peers")
 
 from benchmarks.peers.against_bayesian_lora import compare
 

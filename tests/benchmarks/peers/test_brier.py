@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("brier")
+pytest.importorskip("brier", reason="the peers are not installed: make peers")
 
 from benchmarks.peers.against_brier import RememberingBackend
 

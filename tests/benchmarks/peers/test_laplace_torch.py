@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("laplace")
-pytest.importorskip("curvlinops")
+pytest.importorskip("laplace", reason="the peers are not installed: make peers")
+pytest.importorskip("curvlinops", reason="the peers are not installed: make peers")
 
 from benchmarks.peers.against_laplace import compare_tiny, quiet
 

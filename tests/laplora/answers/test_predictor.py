@@ -40,9 +40,7 @@ CHOICE_INPUTS = [
 
 
 @pytest.fixture(scope="module")
-def real_predictor() -> Predictor:
-    if not DEFAULT_ARTIFACT.is_dir():
-        pytest.skip("the default artifact is not in this checkout")
+def real_predictor(base_model_folder: Path) -> Predictor:
     return Predictor.load(DEFAULT_ARTIFACT, device="cpu")
 
 

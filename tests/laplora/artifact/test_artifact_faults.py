@@ -10,7 +10,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -26,6 +28,8 @@ from laplora.models.shared_base import SharedBases
 from laplora.predictor import Predictor
 from service.errors import kind_of
 
+#: The user who owns nothing.
+NOBODY = 65534
 #: Room for what loading really needs: a claim of gigabytes does not fit.
 ROOM_BYTES = 2**30
 
@@ -126,11 +130,27 @@ def test_the_base_is_the_same_after_all_of_them(
     assert [p.probs for p in again.predict(rows, "laplace")] == [p.probs for p in before]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read anything")
+@contextmanager
+def an_ordinary_user() -> Iterator[None]:
+    """Be nobody where the tests run as root, who may read anything."""
+    user = os.geteuid()
+    os.seteuid(user or NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
 def test_a_file_without_permissions(copy: Path) -> None:
-    (copy / POSTERIOR).chmod(0)
-    with pytest.raises(ArtifactCorruptError, match="cannot be read"):
-        read_artifact(copy)
+    with TemporaryDirectory() as public:
+        os.chmod(public, 0o755)
+        folder = Path(shutil.copytree(copy, Path(public) / copy.name))
+        read_artifact(folder)
+        with an_ordinary_user():
+            read_artifact(folder)
+        (folder / POSTERIOR).chmod(0)
+        with an_ordinary_user(), pytest.raises(ArtifactCorruptError, match="cannot be read"):
+            read_artifact(folder)
 
 
 # No room.

@@ -111,10 +111,8 @@ def test_dequantized_weights_are_the_4_bit_ones(tiny_base_folder: Path) -> None:
     assert float((one - exact).abs().max()) > 1e-2  # and quantization did something
 
 
-@pytest.mark.parametrize("device", ["gpu", "cuda:x", "", "cuda"])
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", "", "cuda:99"])
 def test_a_device_that_is_not_there(device: str) -> None:
-    if device == "cuda" and torch.cuda.is_available():
-        pytest.skip("there is one")
     with pytest.raises(ModelError, match="device"):
         resolve_device(device)
 
