@@ -19,16 +19,16 @@ from typing import Any
 import pytest
 
 from laplora.models.offline import ensure_data_wheel, ensure_model
-from laplora.models.wheels import cache_root
+from laplora.models.wheels import cache_root, ensure_wheel
 
 #: What the code of a test with a marker reaches.
-REACHED = {"real": (ensure_model, ensure_data_wheel), "process": (subprocess, multiprocessing)}
+REACHED = {"real": (ensure_model, ensure_data_wheel), "process": (subprocess, multiprocessing, ensure_wheel)}
 PROCESS_EVENTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn"}
 TESTS = str(Path(__file__).parent)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test."""
+    """Mark each test, and let modules that take long begin first: xdist's workers then end together."""
     seen: dict[int, set[str]] = {}
     for item in items:
         if isinstance(item, pytest.Function):

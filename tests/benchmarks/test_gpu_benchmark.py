@@ -44,6 +44,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 QUICK = ["--device", "cpu", "--layers", "2", "--quick"]
 
 
+@pytest.mark.process  # asks git for the commit
 @pytest.mark.usefixtures("small")
 def test_one_command_writes_everything(tmp_path: Path) -> None:
     assert gpu.main([*QUICK, "--out", str(tmp_path / "new")]) == 0
@@ -68,6 +69,7 @@ def test_one_command_writes_everything(tmp_path: Path) -> None:
     assert "#### gpu, default artifact, NF4" in (tmp_path / "new" / "RESULTS.md").read_text()
 
 
+@pytest.mark.process
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("arguments", [QUICK, QUICK[:-1], [*QUICK[:2], "--layers", "32"]])
 def test_what_is_no_whole_run_on_a_card_leaves_the_published_figures_alone(
@@ -85,6 +87,7 @@ def test_what_is_no_whole_run_on_a_card_leaves_the_published_figures_alone(
     assert "skipped after 0 minutes: gpu, default artifact, NF4" in out
 
 
+@pytest.mark.process
 @pytest.mark.usefixtures("small")
 def test_steps_are_skipped_one_by_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """A clock that has run out once the first model's latencies are there."""

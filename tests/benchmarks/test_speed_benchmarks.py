@@ -185,6 +185,7 @@ def test_growth_and_sizes_are_no_targets_of_the_published_page() -> None:
     assert "target" in kinds.values()
 
 
+@pytest.mark.process  # asks git for the commit
 def test_a_quick_run_leaves_everything_that_is_published_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -383,6 +384,7 @@ def test_a_server_that_is_slow_to_stop_is_no_slower_to_start(monkeypatch: pytest
     assert now == [0.0, 100.0]
 
 
+@pytest.mark.usefixtures("base_model_folder")
 def test_the_fidelity_of_mode_fast_is_the_artifacts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every record there is but those as served, on the default artifact: a few tokens, a few rows."""
     monkeypatch.setattr(fast, "SIZES", ((1, 8), (2, 8)))

@@ -42,6 +42,7 @@ def test_laploras_own_metrics_are_the_artifacts() -> None:
         assert f"| laplora `{name}` | {found['labels_used']} | {cells} |" in page
 
 
+@pytest.mark.process  # asks git for the commit
 def test_a_quick_comparison_leaves_what_is_published_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
