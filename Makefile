@@ -15,7 +15,7 @@ help:
 	@echo "make setup                    install everything into .venv; the others do it where it is missing"
 	@echo "make demo                     start the server on the default artifact, ask three questions, keep serving"
 	@echo "make test [ARGS=...]          run the whole test suite; ARGS go to pytest"
-	@echo "make test-fast                the tests that need no model and start no process, in about a minute"
+	@echo "make test-fast                those that need no model and start no process; nothing of benchmarks/"
 	@echo "make docs                     build the documentation site into site/, with every link checked"
 	@echo "make bench [QUICK=1]          how fast, beside other packages: benchmarks/RESULTS.md (QUICK: some minutes, publishes nothing)"
 	@echo "make bench-gpu                the same on one CUDA card, meant to take 8 minutes, with a model of Llama-2-7B's shape"
@@ -50,10 +50,10 @@ train: setup
 	@exec $(BIN)/python -m training run --config $(CONFIG)
 
 test: setup
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-fast: setup
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not real and not process and not gpu" $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not real and not process and not gpu" --ignore tests/benchmarks $(ARGS)
 
 docs: setup
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

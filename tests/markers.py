@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import CodeType, FunctionType
@@ -36,6 +37,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             for function in (item.function, *(d.func for of_name in definitions for d in of_name)):
                 for marker in markers_of(function, seen):
                     item.add_marker(marker)
+    if hasattr(config, "workerinput"):
+        slow = Counter(item.path for item in items if any(item.get_closest_marker(name) for name in REACHED))
+        items.sort(key=lambda item: slow[item.path] == 0)
 
 
 def markers_of(value: object, seen: dict[int, set[str]]) -> set[str]:
