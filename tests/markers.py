@@ -28,8 +28,8 @@ PROCESS_EVENTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn"}
 TESTS = str(Path(__file__).parent)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test, and let modules that take long begin first: xdist's workers then end together."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark each test. Among workers that share the modules out, those that take long go first: all end together."""
     seen: dict[int, set[str]] = {}
     for item in items:
         if isinstance(item, pytest.Function):
