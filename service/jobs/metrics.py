@@ -26,13 +26,17 @@ class ScoredRow(NamedTuple):
 
 
 class MethodSums(BaseModel):
-    """One method's sums over rows; by confidence bin where lists."""
+    """One method's sums over rows.
+
+    Attributes:
+        hits: right answers.
+        nll: nats.
+        gaps: by confidence bin, right answers less confidences.
+    """
 
     hits: float = 0.0
     nll: float = 0.0
-    counts: list[int]
-    confidences: list[float]
-    bin_hits: list[float]
+    gaps: list[float]
 
 
 class Sums(BaseModel):
@@ -55,17 +59,13 @@ class Sums(BaseModel):
         methods = {}
         for name in rows[0].methods:
             probs = padded_probs([row.methods[name][0] for row in rows], class_count)
+            before = self.methods.get(name) or MethodSums(gaps=[0.0] * bins)
             new = reliability_bins(probs, truth, bins)
-            bin_hits = [b.count * (b.accuracy or 0.0) for b in new]
-            confidences = [b.count * (b.confidence or 0.0) for b in new]
-            none = MethodSums(counts=[0] * bins, confidences=[0] * bins, bin_hits=[0] * bins)
-            before = self.methods.get(name) or none
+            gaps = [b.count * ((b.accuracy or 0.0) - (b.confidence or 0.0)) for b in new]
             methods[name] = MethodSums(
-                hits=before.hits + sum(bin_hits),
+                hits=before.hits + sum(b.count * (b.accuracy or 0.0) for b in new),
                 nll=before.nll + float(row_nll(probs, truth).sum()),
-                counts=[a + b.count for a, b in zip(before.counts, new, strict=True)],
-                confidences=[a + b for a, b in zip(before.confidences, confidences, strict=True)],
-                bin_hits=[a + b for a, b in zip(before.bin_hits, bin_hits, strict=True)],
+                gaps=[a + b for a, b in zip(before.gaps, gaps, strict=True)],
             )
         return Sums(rows=self.rows + len(rows), methods=methods)
 
@@ -77,7 +77,7 @@ class Sums(BaseModel):
             name: {
                 "accuracy": sums.hits / self.rows,
                 "nll": sums.nll / self.rows,
-                "ece": sum(abs(h - c) for h, c in zip(sums.bin_hits, sums.confidences, strict=True)) / self.rows,
+                "ece": sum(map(abs, sums.gaps)) / self.rows,
             }
             for name, sums in self.methods.items()
         }

@@ -22,7 +22,7 @@ from service.jobs.metrics import ScoredRow, Sums
 from service.jobs.records import About, Job, Rows, StoredStatus
 
 #: Of the tables below. A database of another format is refused.
-_FORMAT = 3
+_FORMAT = 4
 _TABLES = """
 CREATE TABLE jobs (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
