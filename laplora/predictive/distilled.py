@@ -1,14 +1,14 @@
 """A predictive covariance without Jacobians: kernel ridge regression on a forward pass's states.
 
 The covariance of the contrasts is a smooth function of the input. It is distilled (Hinton, Vinyals and Dean, arXiv
-1503.02531) from the exact covariances of some inputs, which need no labels, and then costs a forward pass. What is
-predicted is its matrix logarithm, so that whatever comes out is a covariance:
+1503.02531) from the exact covariances of some inputs, which need no labels. Its matrix logarithm is predicted, so that
+every prediction is a covariance:
 
     ``log V(x) = mean + sum_i c_i exp(-|z(x) - z_i|^2 / 2)``
 
 with ``z`` the states of some layers, each at unit root mean square, in their leading principal directions, beside a few
-scalars: the contrasts' mean, its norm, the states' norms and the number of tokens. Far from every ``z_i`` that is the
-mean alone; how much a prediction is worth there is ``laplora.predictive.distilled_error``'s.
+scalars: the contrasts' mean, its norm, the states' norms and the number of tokens. Far from every ``z_i`` the
+prediction is the mean; ``laplora.predictive.distilled_error`` says how far off it may be.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from laplora.predictive.distilled_error import KernelError, fit_kernel_error, le
 _DIRECTIONS = 64
 #: Root mean square of a point in the principal directions, in units of a scalar's standard deviation.
 _SPREAD = 4.0
-#: What is searched: squared lengths of the kernel in units of the median squared distance, and ridges.
+#: The grid of the search: squared lengths of the kernel in units of the median squared distance, and ridges.
 _LENGTHS, RIDGES = (0.25, 0.5, 1.0, 2.0), (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 #: Smallest eigenvalue of a covariance, relative to its largest, whose logarithm is taken as it is.
 _FLOOR = 1e-6
 _FOLDS = 5
-#: Inputs that a fit uses; of more, so many are drawn.
+#: Inputs that a fit uses at most; of more, a random subset.
 _MOST = 1500
 #: Number format in which directions and support are kept; the coefficients are fitted to the rounded ones.
 _KEPT = torch.float16
@@ -43,13 +43,13 @@ TENSORS = ("center", "directions", "scalar_center", "scalar_scale", "support", "
 
 @dataclass(frozen=True)
 class Estimate:
-    """A predicted covariance and what it is worth; float64.
+    """A predicted covariance and its error; float64.
 
     Attributes:
         covariance: (batch, classes - 1, classes - 1), of the contrasts, nats squared.
         log_error: (batch,), one standard deviation of its logarithm's error.
-        unfamiliar: (batch,) bool, where the prediction is of a row unlike all that it was learnt from.
-        variance: (batch,), the kernel machine's own, 0 to 1.
+        unfamiliar: (batch,) bool, whether the row is unlike all inputs of the fit.
+        variance: (batch,), of the kernel machine, 0 to 1.
     """
 
     covariance: torch.Tensor
@@ -63,7 +63,7 @@ class DistilledCovariance:
     """A fitted predictor of the contrasts' covariance.
 
     Attributes:
-        layers: decoder layers whose states it looks at.
+        layers: decoder layers whose states are its inputs.
         center: (layers * hidden,); directions: (layers * hidden, kept): ``(x - center) directions``.
         scalar_center, scalar_scale: (scalars,), likewise.
         support: (inputs, kept + scalars), ``z_i``.
@@ -87,7 +87,7 @@ class DistilledCovariance:
         return self._predicted(self._kernel(states))
 
     def estimate(self, states: States) -> Estimate:
-        """Return the predicted covariance and what it is worth."""
+        """Return the predicted covariance and its error."""
         kernel = self._kernel(states)
         covariance = self._predicted(kernel)
         variance = self.error.variance(kernel)
@@ -126,8 +126,8 @@ def distill(
     """Return the predictor of covariances that errs least, in the entries of ``log V``, on inputs held out of its fit.
 
     The kernel's length and the ridge are chosen by cross-validation. The first inputs are calibration rows, which are
-    like the rows to come: how far off the predictor is, and what is unfamiliar, is learnt from each of them left out of
-    the fit, and they have no part in the principal directions, along which they would look more familiar than new rows.
+    like the rows to come: the error and the limit of familiarity are learnt from each of them left out of the fit. They
+    have no part in the principal directions, along which they would look more familiar than new rows.
 
     Args:
         states: of the inputs; covariances: (inputs, classes - 1, classes - 1), their exact ones, nats squared.
@@ -226,7 +226,7 @@ def from_logarithms(entries: torch.Tensor) -> torch.Tensor:
 def kernel_error(
     kernel: torch.Tensor, ridge: float, coefficients: torch.Tensor, mean: torch.Tensor, class_mask: torch.Tensor
 ) -> KernelError:
-    """Return what a fit says of its error, from each of its first inputs left out.
+    """Return the error of a fit, learnt from each of its first inputs left out.
 
     Args:
         kernel: (inputs, inputs), of the support; coefficients: (inputs, entries); mean: (entries,).

@@ -1,15 +1,15 @@
-"""How far off a predicted covariance may be, row by row, and of which rows nothing is known.
+"""How far off a predicted covariance may be, row by row, and which rows are unfamiliar.
 
 Kernel ridge regression is the mean of a Gaussian process whose noise is the ridge (Rasmussen and Williams, Gaussian
 Processes for Machine Learning, 2006, equations 2.25 and 2.26). With ``k`` a row's kernel against the support and ``K``
-the support's own, the process knows the row up to
+that of the support with itself, the row's variance is
 
     ``v = 1 - k^T (K + ridge I)^-1 k``
 
-which is the prior's 1 where no input of the fit is near, and there the prediction is only the mean. The logarithm of
-the covariance is then off by ``scale sqrt(v + ridge)``, one standard deviation. The scale, and the ``v`` above which a
-row is unfamiliar, are from rows that are like those to come, each one left out of the fit (equation 5.12). What leaves
-the principal directions altogether, and none of the scalars, is not seen.
+which is the prior's 1 where no input of the fit is near; there the prediction is the mean. One standard deviation of
+the error of the covariance's logarithm is ``scale sqrt(v + ridge)``. The scale, and the ``v`` above which a row counts
+as unfamiliar, are learnt from rows like those to come, each left out of the fit (equation 5.12). A row that differs
+only outside the principal directions is not recognised.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FALSE_ALARMS = 0.05
 
 @dataclass(frozen=True)
 class KernelError:
-    """What a kernel machine says of its own error.
+    """The error of a kernel machine.
 
     Attributes:
         ridge: () float64, of the fit.
@@ -51,7 +51,7 @@ class KernelError:
         return self.scale * (variance + self.ridge).sqrt()
 
     def unfamiliar(self, variance: torch.Tensor) -> torch.Tensor:
-        """Return (batch,) bool, where the kernel machine knows too little to be asked."""
+        """Return (batch,) bool, whether a row is unlike all inputs of the fit."""
         return variance > self.unfamiliar_variance
 
 
@@ -65,7 +65,7 @@ def regularised_factor(kernel: torch.Tensor, ridge: float) -> torch.Tensor:
 def left_out(factor: torch.Tensor, coefficients: torch.Tensor, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the errors and variances of the first rows of a fit, each one left out of it.
 
-    The mean that is added to every prediction stays as it is: one row of hundreds hardly moves it.
+    The mean that is added to every prediction stays as it is.
 
     Args:
         factor: of the fit; coefficients: (inputs, entries), ``(K + ridge I)^-1`` times what is fitted less its mean.
