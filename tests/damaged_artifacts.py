@@ -286,6 +286,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
         sealed(ADAPTER_CONFIG, lambda c: c.update(init_lora_weights="pissa")),
         "model_unsupported",
     ),
+    "golden inputs that the template does not take": (
+        sealed(GOLDEN, lambda g: g["answers"][0].update(inputs={"wrong": "x"})),
+        CORRUPT,
+    ),
     "golden answers of another model": (
         sealed(GOLDEN, lambda g: g["answers"][0].update(map_probs=g["answers"][0]["map_probs"][::-1])),
         "golden_mismatch",

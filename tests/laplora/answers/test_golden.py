@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -77,11 +78,18 @@ def test_variances_that_all_move_together_may_move_less() -> None:
         replay(recorded, [[2.0 * math.exp(0.26)] * 2] * 4)
 
 
-def test_probabilities_that_do_not_match_are_shown() -> None:
-    with pytest.raises(
-        GoldenMismatchError, match=r"probs differs by 0\.2500, more than 0\.1: expected \[0\.5, 0\.5\], got"
-    ):
-        verify_answers([answer(None)], golden(None, probs=[0.5, 0.5]))
+@pytest.mark.parametrize(
+    ("recorded", "shown"),
+    [
+        ([0.5, 0.5], r"by 0\.2500, more than 0\.1: expected \[0\.5, 0\.5\], got"),
+        ([0.25], "by"),
+        ([], "by nan"),
+        ([0.25, math.nan], "by"),
+    ],
+)
+def test_probabilities_that_do_not_match_are_shown(recorded: list[float], shown: str) -> None:
+    with pytest.raises(GoldenMismatchError, match=f"golden answer 0: probs differs {shown}"):
+        verify_answers([answer(None)], golden(None, probs=recorded))
 
 
 def test_the_default_artifact_records_variances() -> None:
@@ -99,3 +107,28 @@ def test_more_answers_than_a_start_may_replay_are_refused(tmp_path: Path) -> Non
             continue
         with pytest.raises(ArtifactCorruptError, match="at most 64 items"):
             read_golden(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda g: g.clear(), "tolerance: Field required"),
+        (lambda g: g.update(answers=[]), "answers: .* at least 1 item"),
+        (lambda g: g.update(answers=3), "answers: "),
+        (lambda g: g.update(tolerance=float("inf")), "tolerance: .* less than 1"),
+        (lambda g: g.update(tolerance=float("nan")), "tolerance: "),
+        (lambda g: g.update(variance_tolerance=float("inf")), "variance_tolerance: .* less than or equal to 3"),
+        (lambda g: g.update(variance_tolerance=float("nan")), "variance_tolerance: "),
+        (lambda g: g.update(variance_tolerance="x"), "variance_tolerance: "),
+        (lambda g: g["answers"][0].update(logit_variance=[float("nan"), 1.0]), "answers.0.logit_variance.0: "),
+        (lambda g: g["answers"][1].update(logit_variance=[1.0, -1.0]), "answers.1.logit_variance.1: "),
+        (lambda g: g["answers"][1].update(logit_variance=3.0), "answers.1.logit_variance: "),
+        (lambda g: g["answers"][0].update(probs="x"), "answers.0.probs: "),
+    ],
+)
+def test_a_file_that_holds_no_recorded_answers(change: Callable[[Any], Any], message: str, tmp_path: Path) -> None:
+    recorded = json.loads((ARTIFACT / "golden.json").read_text())
+    change(recorded)
+    (tmp_path / "golden.json").write_text(json.dumps(recorded))
+    with pytest.raises(ArtifactCorruptError, match=f"golden.json .*{message}"):
+        read_golden(tmp_path)

@@ -1,4 +1,4 @@
-"""Artifacts that are not what they say, beside those of test_artifact.py and posterior/test_file.py: each is refused
+"""Artifacts that are not what they say, beside those of test_folder.py and test_loading.py: each is refused
 by a named error, without a crash, a wait or an allocation of what it claims.
 """
 

@@ -1,0 +1,187 @@
+"""What lies behind an artifact's hashes: each manifest is sealed again, so that only a deeper check finds the fault."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_runs import FinishedRun, reseal, save_tiny_base
+
+from laplora.artifact.folder import new_artifact, read_artifact
+from laplora.artifact.manifest import GOLDEN, MANIFEST
+from laplora.errors import (
+    ArtifactCorruptError,
+    ArtifactIncompatibleError,
+    GoldenMismatchError,
+    LaploraError,
+    ModelError,
+)
+from laplora.predictor import Predictor
+
+ADAPTER = "adapter/adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter/adapter_config.json"
+
+
+def refused(folder: Path, error: type[LaploraError], message: str) -> None:
+    with pytest.raises(error, match=message):
+        Predictor.load(folder, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"base_weights_hash": "sha256:" + "0" * 64}, ArtifactIncompatibleError, "belongs to base weights sha256:0000"),
+        ({"tokenizer_hash": "sha256:" + "0" * 64}, ArtifactIncompatibleError, "another tokenizer"),
+        ({"label_token_ids": [5, 6]}, ArtifactIncompatibleError, r"its labels are tokens .* here, \[5, 6\] there"),
+        ({"labels": ["positive", "negative"]}, ArtifactIncompatibleError, "its labels are tokens"),
+        ({"quantization": "nf4"}, GoldenMismatchError, "not the one that was measured"),
+        ({"base_model": "/nowhere/at/all"}, ModelError, "base model '/nowhere/at/all': no tokenizer"),
+    ],
+)
+def test_an_artifact_of_something_else(
+    artifact_copy: Path, changes: dict[str, Any], error: type[LaploraError], message: str
+) -> None:
+    reseal(artifact_copy, **changes)
+    refused(artifact_copy, error, message)
+
+
+def test_a_base_with_other_weights(artifact_copy: Path, tmp_path: Path) -> None:
+    reseal(artifact_copy, base_model=str(save_tiny_base(tmp_path / "other", seed=1)))
+    refused(artifact_copy, ArtifactIncompatibleError, "belongs to base weights sha256:.*has sha256:")
+
+
+def test_a_prior_that_names_other_blocks(artifact_copy: Path) -> None:
+    prior = {"method": "evidence", "granularity": "group", "precision": {"lora_A": 1.0}, "objective": 0.0}
+    reseal(artifact_copy, prior=prior)
+    refused(artifact_copy, LaploraError, "no precision for .*lora_B")
+
+
+Tensors = dict[str, torch.Tensor]
+
+
+def _drop(tensors: Tensors) -> None:
+    del tensors[min(tensors)]
+
+
+def _add(tensors: Tensors) -> None:
+    tensors["base_model.model.model.layers.9.self_attn.q_proj.lora_A.weight"] = torch.zeros(4, 64)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_drop, "missing .*lm_head.lora_A"),
+        (_add, "not expected .*layers.9"),
+    ],
+)
+def test_an_adapter_that_is_not_the_bases(artifact_copy: Path, damage: Callable[[Tensors], None], message: str) -> None:
+    tensors = load_file(artifact_copy / ADAPTER)
+    damage(tensors)
+    save_file(tensors, artifact_copy / ADAPTER, {"format": "pt"})
+    reseal(artifact_copy)
+    refused(artifact_copy, ArtifactCorruptError, message)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", "{", '{"peft_type": "NO_SUCH_KIND"}', "[" * 100_000])
+def test_an_adapter_configuration_that_is_none(artifact_copy: Path, text: str) -> None:
+    (artifact_copy / ADAPTER_CONFIG).write_text(text)
+    reseal(artifact_copy)
+    refused(artifact_copy, ArtifactCorruptError, "the adapter in 'adapter' does not load")
+
+
+def test_another_prior_fails_the_golden_replay(artifact_copy: Path) -> None:
+    """Its variances alone say so where the probabilities are allowed to move."""
+    manifest = json.loads((artifact_copy / MANIFEST).read_text())
+    golden = json.loads((artifact_copy / GOLDEN).read_text())
+    assert golden["variance_tolerance"] == 0.05
+    (artifact_copy / GOLDEN).write_text(json.dumps(golden | {"tolerance": 0.9}))
+    prior = manifest["prior"] | {"precision": {k: 10 * v for k, v in manifest["prior"]["precision"].items()}}
+    reseal(artifact_copy, prior=prior)
+    message = r"golden answer 0: logit_variance differs by more than a factor of 1\.05: expected \[.*\], got \["
+    refused(artifact_copy, GoldenMismatchError, message)
+
+
+def test_a_tampered_adapter_fails_the_golden_replay(artifact_copy: Path) -> None:
+    """Valid in every respect but one: these are not the weights that were measured."""
+    tensors = load_file(artifact_copy / ADAPTER)
+    for name, tensor in tensors.items():
+        tensors[name] = 1.5 * tensor
+    save_file(tensors, artifact_copy / ADAPTER, {"format": "pt"})
+    reseal(artifact_copy)
+    refused(artifact_copy, GoldenMismatchError, "golden answer 0: map_probs differs by")
+
+
+def test_an_artifact_replaced_while_it_loads(
+    artifact_copy: Path, sentiment_run: FinishedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between verification and the last tensor read, another one takes its place: nobody gets a mixture."""
+    from laplora.models import shared_base
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        model = original(*arguments, **options)
+        with new_artifact(artifact_copy) as folder:
+            shutil.copytree(sentiment_run.artifact, folder, dirs_exist_ok=True)
+            reseal(folder, created="2001-01-01T00:00:00+00:00")
+        return model
+
+    original = shared_base.load_held_base
+    monkeypatch.setattr(shared_base, "load_held_base", slow)
+    refused(artifact_copy, ArtifactCorruptError, "was replaced while it was loaded")
+
+
+# Members of an ensemble, dropout and scores.
+
+
+@pytest.fixture
+def mixture_copy(mixture_run: FinishedRun, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(mixture_run.artifact, tmp_path / "tiny-mixture"))
+
+
+@pytest.mark.parametrize(
+    "file", ["members/1/adapter/adapter_model.safetensors", "members/2/posterior.safetensors", "scores.safetensors"]
+)
+def test_a_members_file_that_is_gone(mixture_copy: Path, file: str) -> None:
+    (mixture_copy / file).unlink()
+    reseal(mixture_copy)
+    with pytest.raises(ArtifactCorruptError, match=rf"files missing \['{file}'\]"):
+        read_artifact(mixture_copy)
+
+
+def test_members_of_another_run_fail_the_golden_replay(mixture_copy: Path) -> None:
+    """The right shapes and hashes, and the wrong weights: only what the ensemble answers can tell."""
+    one, two = (mixture_copy / f"members/{i}/adapter/adapter_model.safetensors" for i in (1, 2))
+    shutil.copy(mixture_copy / "adapter" / "adapter_model.safetensors", one)
+    shutil.copy(mixture_copy / "adapter" / "adapter_model.safetensors", two)
+    reseal(mixture_copy)
+    refused(mixture_copy, GoldenMismatchError, r"golden answer 0: (probs|ensemble) differs by")
+
+
+def test_other_dropout_masks_fail_the_golden_replay(mixture_copy: Path) -> None:
+    reseal(mixture_copy, dropout={"probability": 0.6, "members": 4, "seed": 1})
+    refused(mixture_copy, GoldenMismatchError, r"(probs|mc_dropout) differs by")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"members": []}, "predictives.ensemble has 3 members, the artifact 1"),
+        ({"dropout": None}, "predictives.mc_dropout has 4 members, the artifact 0"),
+    ],
+)
+def test_a_manifest_that_contradicts_itself(mixture_copy: Path, changes: dict[str, Any], message: str) -> None:
+    path = mixture_copy / MANIFEST
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(ArtifactCorruptError, match=message):
+        read_artifact(mixture_copy)
+
+
+def test_scores_of_other_rows_are_refused(mixture_copy: Path) -> None:
+    fields = json.loads((mixture_copy / MANIFEST).read_text())
+    reseal(mixture_copy, calibration=fields["calibration"] | {"rows": 7})
+    refused(mixture_copy, ArtifactCorruptError, r"scores.safetensors does not hold the 7 scores and errors")
