@@ -71,14 +71,14 @@ def test_without_an_error_nothing_is_deferred_and_more_error_defers_more(sentime
 def test_what_is_kept_would_be_decided_alike_at_either_end_of_the_rows_own_error(
     sentiment_predictor: Predictor,
 ) -> None:
-    """By the library's own answers under covariances that are wrong by just that much."""
+    """By the library's answers under covariances that are wrong by just that much."""
     rows = rows_of(sentiment_predictor)
     kept = [i for i, a in enumerate(sentiment_predictor.predict(rows, "fast")) if a.predictive == "fast"]
     plain = with_error(sentiment_predictor, scale=0.0, unfamiliar_variance=1.0)
     estimate = sentiment_predictor._outputs(rows, ["fast"]).estimate
     assert estimate is not None
     assert len(set(estimate.log_error.tolist())) > len(rows) // 2
-    own, members = plain.predict(rows, "fast"), plain._members
+    plain_answers, members = plain.predict(rows, "fast"), plain._members
     assert members.distilled is not None
     changed = 0
     for i, row in enumerate(rows):
@@ -86,7 +86,7 @@ def test_what_is_kept_would_be_decided_alike_at_either_end_of_the_rows_own_error
             moved = dataclasses.replace(members.distilled, mean=members.distilled.mean + shift)
             plain._members = dataclasses.replace(members, distilled=moved)
             (answer,) = plain.predict([row], "fast")
-            same = (answer.decision, answer.label_index) == (own[i].decision, own[i].label_index)
+            same = (answer.decision, answer.label_index) == (plain_answers[i].decision, plain_answers[i].label_index)
             assert same or i not in kept
             changed += not same
     assert changed
@@ -95,8 +95,8 @@ def test_what_is_kept_would_be_decided_alike_at_either_end_of_the_rows_own_error
 def test_unfamiliar_rows_are_answered_exactly_whatever_they_say(sentiment_predictor: Predictor) -> None:
     """Those of familiar words are not, where no error could decide."""
     sure = with_error(sentiment_predictor, scale=0.0)
-    strange = [{"text": text} for text in ("7 3 9 9 2 " * 8, "qx zv kw jj vq " * 8, "a = f(b) ; " * 12)]
-    rows = [*rows_of(sure), *(sure.encode(text, truncate=True) for text in strange)]
+    unfamiliar = [{"text": text} for text in ("7 3 9 9 2 " * 8, "qx zv kw jj vq " * 8, "a = f(b) ; " * 12)]
+    rows = [*rows_of(sure), *(sure.encode(text, truncate=True) for text in unfamiliar)]
     (answers, deferral) = sure.predict_each(rows)
     assert deferral is not None
     assert deferral.rows == deferral.unfamiliar
@@ -112,15 +112,15 @@ def test_unfamiliar_rows_are_answered_exactly_whatever_they_say(sentiment_predic
 
 def test_the_stated_risk_moves_where_fast_is_not_trusted(sentiment_predictor: Predictor) -> None:
     rows = rows_of(sentiment_predictor)
-    handed = {}
+    deferred = {}
     for risk in (0.001, 0.2, 0.3, 0.4, 0.999):
         answers = sentiment_predictor.predict(rows, "fast", target_risk=risk)
-        handed[risk] = {i for i, a in enumerate(answers) if a.predictive == "laplace"}
+        deferred[risk] = {i for i, a in enumerate(answers) if a.predictive == "laplace"}
         decided, _ = sentiment_predictor.decided(answers, risk)
         exact, _ = sentiment_predictor.decided(sentiment_predictor.predict(rows, "laplace"), risk)
-        for i in handed[risk]:
+        for i in deferred[risk]:
             assert decided[i].decision == exact[i].decision
-    assert len({frozenset(places) for places in handed.values()}) > 1
+    assert len({frozenset(places) for places in deferred.values()}) > 1
 
 
 def test_one_forward_pass_unless_rows_are_deferred(
@@ -146,9 +146,9 @@ def test_it_is_no_default_and_averages_no_orders(choices_predictor: Predictor) -
     assert choices_predictor.recommended != "fast"
     assert "fast" not in choices_predictor.artifact.manifest.recommended.table
     inputs = {"question": "Is a dull plot good?", "choices": ["good", "bad", "neither of them"]}
-    asked = choices_predictor.encode_orders(inputs, truncate=True)
+    question = choices_predictor.encode_orders(inputs, truncate=True)
     with pytest.raises(ConfigError, match="orders"):
-        choices_predictor.predict_orders([asked], "fast")
+        choices_predictor.predict_orders([question], "fast")
     (answer,) = choices_predictor.predict([choices_predictor.encode(inputs, truncate=True)], "fast")
     assert answer.logit_covariance is not None
     assert len(answer.logit_covariance) == 3

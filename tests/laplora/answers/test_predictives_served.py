@@ -32,7 +32,7 @@ from laplora.predictive.member_adapters import lora_parameters
 from laplora.predictor import Predictor
 from training.workspace.runtime import open_run
 
-#: fast, which leaves some rows to laplace, has tests of its own (test_fast_served).
+#: Without fast, which defers rows to laplace (test_fast_served).
 NAMES = tuple(name for name in PREDICTIVES if name != "fast")
 #: Passes through the model: the trained adapter's, and one for each further member.
 PASSES = {

@@ -22,13 +22,13 @@ THREE = {"question": "Is a moving plot good?", "choices": ["good", "bad", "neith
 ROUNDING = 1e-12
 
 
-def answers(predictor: Predictor, asked: OrderedRows, predictive: str) -> list[Prediction]:
-    return [predictor.predict([row], predictive, also=["laplace"])[0] for row in asked.rows]
+def answers(predictor: Predictor, question: OrderedRows, predictive: str) -> list[Prediction]:
+    return [predictor.predict([row], predictive, also=["laplace"])[0] for row in question.rows]
 
 
 def averaged(predictor: Predictor, inputs: dict[str, Any], predictive: str) -> Prediction:
-    asked = predictor.encode_orders(inputs, truncate=False)
-    return predictor.average_orders([asked], answers(predictor, asked, predictive))[0]
+    question = predictor.encode_orders(inputs, truncate=False)
+    return predictor.average_orders([question], answers(predictor, question, predictive))[0]
 
 
 def by_text(inputs: dict[str, Any], values: list[float]) -> dict[str, float]:
@@ -37,34 +37,34 @@ def by_text(inputs: dict[str, Any], values: list[float]) -> dict[str, float]:
 
 @pytest.mark.parametrize("inputs", [TWO, THREE])
 @pytest.mark.parametrize("predictive", ["map", "laplace"])
-def test_the_answer_does_not_hang_on_the_users_order(
+def test_the_answer_does_not_depend_on_the_users_order(
     choices_predictor: Predictor, inputs: dict[str, Any], predictive: str
 ) -> None:
     truth = averaged(choices_predictor, inputs, predictive)
     single = []
     for order in permutations(range(len(inputs["choices"]))):
-        asked = permute_choices(inputs, order)
-        got = averaged(choices_predictor, asked, predictive)
+        question = permute_choices(inputs, order)
+        got = averaged(choices_predictor, question, predictive)
         for name in ("probs", "map_probs", "probs_std", "logit_mean", "logit_variance"):
             wanted = by_text(inputs, getattr(truth, name))
-            assert by_text(asked, getattr(got, name)) == pytest.approx(wanted, abs=ROUNDING), name
+            assert by_text(question, getattr(got, name)) == pytest.approx(wanted, abs=ROUNDING), name
         for name in ("total", "aleatoric", "epistemic", "label_mass", "score", "order_information"):
             assert getattr(got, name) == pytest.approx(getattr(truth, name), abs=ROUNDING), name
         assert (got.flags, got.decision) == (truth.flags, truth.decision)
-        chosen = [asked["choices"][got.labels.index(label)] for label in got.prediction_set]
+        chosen = [question["choices"][got.labels.index(label)] for label in got.prediction_set]
         assert set(chosen) == {inputs["choices"][truth.labels.index(label)] for label in truth.prediction_set}
-        alone = choices_predictor.predict([choices_predictor.encode(asked, truncate=False)], predictive)[0]
-        single.append(alone.probs[asked["choices"].index("good")])
-    assert max(single) - min(single) > 1e-3  # asked once, it does
+        alone = choices_predictor.predict([choices_predictor.encode(question, truncate=False)], predictive)[0]
+        single.append(alone.probs[question["choices"].index("good")])
+    assert max(single) - min(single) > 1e-3  # a single order does
 
 
 def test_every_field_is_the_mixtures(choices_predictor: Predictor) -> None:
-    asked = choices_predictor.encode_orders(THREE, truncate=False)
-    each = answers(choices_predictor, asked, "laplace")
-    got = choices_predictor.average_orders([asked], each)[0]
-    assert got.orders == len(asked.rows) == 6
-    assert asked.rows[0] == choices_predictor.encode(THREE, truncate=False)
-    inverse = [[order.index(option) for option in range(3)] for order in asked.orders]
+    question = choices_predictor.encode_orders(THREE, truncate=False)
+    each = answers(choices_predictor, question, "laplace")
+    got = choices_predictor.average_orders([question], each)[0]
+    assert got.orders == len(question.rows) == 6
+    assert question.rows[0] == choices_predictor.encode(THREE, truncate=False)
+    inverse = [[order.index(option) for option in range(3)] for order in question.orders]
 
     def restored(name: str) -> torch.Tensor:
         rows = [[getattr(p, name)[i] for i in at] for p, at in zip(each, inverse, strict=True)]
@@ -84,8 +84,8 @@ def test_every_field_is_the_mixtures(choices_predictor: Predictor) -> None:
     torch.testing.assert_close(torch.tensor(got.logit_covariance).double(), wanted, atol=1e-6, rtol=1e-5)  # float32
     assert got.aleatoric == pytest.approx(sum(p.aleatoric or 0 for p in each) / 6, abs=ROUNDING)
     assert got.total == pytest.approx((got.aleatoric or 0) + (got.epistemic or 0), abs=ROUNDING)
-    own = sum(p.epistemic or 0 for p in each) / 6
-    assert got.epistemic == pytest.approx(own + (got.order_information or 0), abs=ROUNDING)
+    within_orders = sum(p.epistemic or 0 for p in each) / 6
+    assert got.epistemic == pytest.approx(within_orders + (got.order_information or 0), abs=ROUNDING)
     assert got.tokens == sum(p.tokens for p in each)
     for name, values in got.calibrated_probs.items():
         rows = [[p.calibrated_probs[name][i] for i in at] for p, at in zip(each, inverse, strict=True)]
@@ -94,8 +94,8 @@ def test_every_field_is_the_mixtures(choices_predictor: Predictor) -> None:
 
 
 def test_a_batch_of_questions_is_each_alone(choices_predictor: Predictor) -> None:
-    asked = [choices_predictor.encode_orders(inputs, truncate=False) for inputs in (TWO, THREE)]
-    together = choices_predictor.predict_orders(asked, "laplace")
+    question = [choices_predictor.encode_orders(inputs, truncate=False) for inputs in (TWO, THREE)]
+    together = choices_predictor.predict_orders(question, "laplace")
     assert [p.orders for p in together] == [2, 6]
     assert choices_predictor.predict_orders([], "laplace") == []
     for inputs, got in zip((TWO, THREE), together, strict=True):
@@ -103,9 +103,9 @@ def test_a_batch_of_questions_is_each_alone(choices_predictor: Predictor) -> Non
 
 
 def test_a_budget_asks_less(choices_predictor: Predictor) -> None:
-    asked = choices_predictor.encode_orders(THREE, truncate=False, budget=4)
-    assert len(asked.rows) == 3
-    assert choices_predictor.predict_orders([asked])[0].orders == 3
+    question = choices_predictor.encode_orders(THREE, truncate=False, budget=4)
+    assert len(question.rows) == 3
+    assert choices_predictor.predict_orders([question])[0].orders == 3
 
 
 def test_what_cannot_be_reordered_is_refused(choices_predictor: Predictor, sentiment_predictor: Predictor) -> None:
@@ -115,6 +115,6 @@ def test_what_cannot_be_reordered_is_refused(choices_predictor: Predictor, senti
         choices_predictor.encode_orders({"prompt": "Answer:"}, truncate=False)
     with pytest.raises(InvalidInputError, match="got 1"):
         choices_predictor.encode_orders({"question": "?", "choices": ["x"]}, truncate=False)
-    asked = choices_predictor.encode_orders(TWO, truncate=False)
+    question = choices_predictor.encode_orders(TWO, truncate=False)
     with pytest.raises(DataError, match="1 predictions are not those"):
-        choices_predictor.average_orders([asked], choices_predictor.predict(asked.rows[:1]))
+        choices_predictor.average_orders([question], choices_predictor.predict(question.rows[:1]))

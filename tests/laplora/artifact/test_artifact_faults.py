@@ -79,29 +79,29 @@ def outcome(call: Callable[[], Any]) -> str:
 def test_a_file_cut_at_any_boundary(copy: Path, bases: SharedBases, file: str) -> None:
     raw = (copy / file).read_bytes()
     read_artifact(copy)
-    found: dict[str, tuple[str, str]] = {}
+    outcomes: dict[str, tuple[str, str]] = {}
     original = (copy / "manifest.json").read_bytes()
     for kept, broken in cuts(raw):
         (copy / file).write_bytes(broken)
         by_hash = outcome(lambda: read_artifact(copy))
         reseal(copy)
-        found[kept] = (by_hash, outcome(lambda: loaded(copy, bases)))
+        outcomes[kept] = (by_hash, outcome(lambda: loaded(copy, bases)))
         (copy / "manifest.json").write_bytes(original)
-    assert found
-    assert {k: v for k, v in found.items() if v != ("ArtifactCorruptError", "ArtifactCorruptError")} == {}
+    assert outcomes
+    assert {k: v for k, v in outcomes.items() if v != ("ArtifactCorruptError", "ArtifactCorruptError")} == {}
 
 
 @pytest.mark.usefixtures("little_memory")
 @pytest.mark.parametrize("file", TENSOR_FILES)
 def test_a_header_that_claims_what_is_not_there(copy: Path, bases: SharedBases, file: str) -> None:
     raw = (copy / file).read_bytes()
-    found = {}
+    outcomes = {}
     for claim, broken in claims(raw):
         (copy / file).write_bytes(broken)
         reseal(copy)
-        found[claim] = outcome(lambda: loaded(copy, bases))
-    assert found
-    assert {k: v for k, v in found.items() if v != "ArtifactCorruptError"} == {}
+        outcomes[claim] = outcome(lambda: loaded(copy, bases))
+    assert outcomes
+    assert {k: v for k, v in outcomes.items() if v != "ArtifactCorruptError"} == {}
 
 
 @pytest.mark.usefixtures("little_memory")

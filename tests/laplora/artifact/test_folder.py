@@ -325,7 +325,7 @@ def test_a_reader_sees_the_old_or_the_new_artifact(sentiment_run: FinishedRun, t
     target, digests = tmp_path / "it", set()
     for created in ("2001-01-01T00:00:00+00:00", "2002-02-02T00:00:00+00:00"):
         folder = Path(shutil.copytree(sentiment_run.artifact, tmp_path / created[:4]))
-        # an own file each, so that a mixture of the two can only fail
+        # a file of another name in each, so that a mixture of the two can only fail
         (folder / f"report/{created[:4]}").write_text(created)
         reseal(folder, created=created)
         digests.add(read_artifact(folder).digest)

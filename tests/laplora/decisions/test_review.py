@@ -114,12 +114,12 @@ def test_the_score_is_fixed_whatever_the_mistakes_say() -> None:
     """The epistemic column finds every mistake; a score chosen for that would be held to its own choice."""
     data = split(400, seed=5)
     mistakes = data["probs"].argmax(1) != data["labels"]
-    found = fitted(data | {"epistemic": mistakes.double()})
-    rule = found["laplace"].review
+    by_name = fitted(data | {"epistemic": mistakes.double()})
+    rule = by_name["laplace"].review
     assert rule.auroc["epistemic"] == 1.0
     assert rule.score == "total_entropy"
     assert "fixed before any mistake was seen" in rule.reason
-    assert found["map"].review.score == "map_entropy"
+    assert by_name["map"].review.score == "map_entropy"
 
 
 def test_the_upper_bound_is_maps_and_another_label_is_reviewed() -> None:
@@ -127,8 +127,8 @@ def test_the_upper_bound_is_maps_and_another_label_is_reviewed() -> None:
     data = split(400, seed=5)
     odd = data["probs"].clone()
     odd[:40] = odd[:40].flip(1)  # labels that MAP does not have, on some rows
-    found = fitted(data | {"probs": odd}, guarantee="upper_bound", target_risk=0.3)
-    rules = {name: found[name] for name in ("map", "laplace")}
+    by_name = fitted(data | {"probs": odd}, guarantee="upper_bound", target_risk=0.3)
+    rules = {name: by_name[name] for name in ("map", "laplace")}
     bound = accept_threshold(
         entropy(data["map_probs"]), data["map_probs"].argmax(1) != data["labels"], 0.3, guarantee="upper_bound"
     )

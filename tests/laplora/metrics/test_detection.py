@@ -18,12 +18,12 @@ SCORES = st.lists(st.integers(0, 6), min_size=2, max_size=40).map(lambda v: torc
 
 @given(inside=SCORES, outside=SCORES)
 def test_the_area_counts_pairs_and_ties_half(inside: torch.Tensor, outside: torch.Tensor) -> None:
-    found = detection(inside, outside)
+    measured = detection(inside, outside)
     pairs = [(o > i) + (o == i) / 2 for i, o in itertools.product(inside.tolist(), outside.tolist())]
-    assert found.auroc == pytest.approx(sum(pairs) / len(pairs), abs=1e-12)
-    assert 0 <= found.low <= found.auroc + 1e-12
-    assert found.auroc - 1e-12 <= found.high <= 1
-    assert (found.inside, found.outside) == (len(inside), len(outside))
+    assert measured.auroc == pytest.approx(sum(pairs) / len(pairs), abs=1e-12)
+    assert 0 <= measured.low <= measured.auroc + 1e-12
+    assert measured.auroc - 1e-12 <= measured.high <= 1
+    assert (measured.inside, measured.outside) == (len(inside), len(outside))
 
 
 @given(inside=SCORES, outside=SCORES)
@@ -42,12 +42,12 @@ def test_the_interval_is_delongs() -> None:
     """Against the formula on placements, written out; and it narrows with the rows, as a standard error does."""
     draw = torch.Generator().manual_seed(0)
     inside, outside = torch.randn(80, generator=draw).double(), torch.randn(50, generator=draw).double() + 1
-    found = detection(inside, outside)
+    measured = detection(inside, outside)
     wins = (outside[:, None] > inside[None, :]).double()
     error = (wins.mean(1).var() / 50 + wins.mean(0).var() / 80).sqrt()
-    assert found.high - found.low == pytest.approx(2 * 1.959964 * float(error), rel=1e-9)
+    assert measured.high - measured.low == pytest.approx(2 * 1.959964 * float(error), rel=1e-9)
     wider = detection(inside[:20], outside[:12])
-    assert wider.high - wider.low > 1.5 * (found.high - found.low)
+    assert wider.high - wider.low > 1.5 * (measured.high - measured.low)
 
 
 def test_perfect_blind_and_reversed_scores() -> None:

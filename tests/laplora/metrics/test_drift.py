@@ -20,12 +20,12 @@ def sample(rows: int, seed: int, shift: float = 0.0) -> torch.Tensor:
 @pytest.mark.parametrize("shift", [0.0, 0.1, 0.3, 1.0])
 def test_the_p_value_is_near_the_exact_one(n: int, m: int, shift: float) -> None:
     reference, recent = sample(n, 1), sample(m, 2, shift)
-    found = kolmogorov_smirnov(reference, recent)
+    drift = kolmogorov_smirnov(reference, recent)
     expected = stats.ks_2samp(reference.numpy(), recent.numpy(), method="exact")
-    assert found.gap == pytest.approx(expected.statistic, abs=1e-12)
+    assert drift.gap == pytest.approx(expected.statistic, abs=1e-12)
     # A tenth of the p-value where a decision is made, and what is negligible below.
-    assert found.p_value == pytest.approx(expected.pvalue, rel=0.1, abs=2e-5)
-    assert (found.reference_rows, found.recent_rows) == (n, m)
+    assert drift.p_value == pytest.approx(expected.pvalue, rel=0.1, abs=2e-5)
+    assert (drift.reference_rows, drift.recent_rows) == (n, m)
 
 
 def test_one_value_everywhere_is_no_drift_and_two_values_are_all_of_it() -> None:
@@ -47,10 +47,10 @@ def test_equal_values_make_no_false_alarm() -> None:
 
 def test_the_gap_above_a_threshold_is_fishers_test() -> None:
     """Tea tasting: 1 of 4 and 3 of 4 above. Of C(8, 4) = 70 tables 1 + 16 are as unlikely at either end."""
-    found = gap_above(0.5, 1, 4, torch.tensor([1.0, 1.0, 1.0, 0.0]))
-    assert found.gap == 0.5
-    assert found.p_value == pytest.approx(34 / 70)
-    assert (found.reference_rows, found.recent_rows) == (4, 4)
+    drift = gap_above(0.5, 1, 4, torch.tensor([1.0, 1.0, 1.0, 0.0]))
+    assert drift.gap == 0.5
+    assert drift.p_value == pytest.approx(34 / 70)
+    assert (drift.reference_rows, drift.recent_rows) == (4, 4)
     assert gap_above(1.6, 8, 150, sample(1000, 5)).p_value > 0.5
     assert gap_above(0.5, 8, 150, sample(80, 5)).p_value < 1e-4
 

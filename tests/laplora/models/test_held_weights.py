@@ -1,4 +1,4 @@
-"""Whether 4-bit weights are expanded at load: by what is asked for, the device, and the memory that is left."""
+"""Whether 4-bit weights are expanded at load: by what is requested, the device, and the memory that is left."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def group_v1(limit: int, used: int, inactive: int = 0) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("own", "groups", "expected"),
+    ("cgroup", "groups", "expected"),
     [
         ("0::/", {}, 8 * GIB),
         ("0::/a/b", {"a/b": group_v2("max", GIB)}, 8 * GIB),
@@ -53,9 +53,11 @@ def group_v1(limit: int, used: int, inactive: int = 0) -> dict[str, str]:
     ],
 )
 def test_the_least_that_the_system_and_every_group_leave(
-    own: str, groups: dict[str, dict[str, str]], expected: int, tmp_path: Path
+    cgroup: str, groups: dict[str, dict[str, str]], expected: int, tmp_path: Path
 ) -> None:
-    write(tmp_path / "proc", {"self/cgroup": own + "\n", "meminfo": f"MemFree: 1 kB\nMemAvailable:  {8 * 2**20} kB\n"})
+    write(
+        tmp_path / "proc", {"self/cgroup": cgroup + "\n", "meminfo": f"MemFree: 1 kB\nMemAvailable:  {8 * 2**20} kB\n"}
+    )
     for path, files in groups.items():
         write(tmp_path / "cgroup" / path, files)
     assert available_memory_bytes(tmp_path / "proc", tmp_path / "cgroup") == expected
@@ -73,18 +75,18 @@ def test_memory_that_no_one_tells_is_unknown(tmp_path: Path) -> None:
 )
 def test_a_cpu_expands_where_memory_allows(available: int | None, held: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(held_weights, "available_memory_bytes", lambda: available)
-    found = decide(4 * GIB, CPU, None)
-    assert found.held == held
-    assert ("unknown" in found.reason) == (available is None)
+    decided = decide(4 * GIB, CPU, None)
+    assert decided.held == held
+    assert ("unknown" in decided.reason) == (available is None)
     if available is not None:
-        assert f"4.00 GiB and a margin, 5.50 GiB in all; available are {available / GIB:.2f} GiB" in found.reason
-    # what is asked for is done, whatever there is
+        assert f"4.00 GiB and a margin, 5.50 GiB in all; available are {available / GIB:.2f} GiB" in decided.reason
+    # what is requested is done, whatever there is
     assert (decide(4 * GIB, CPU, True).held, decide(4 * GIB, CPU, False).held) == ("expanded", "packed")
 
 
 def test_other_devices_keep_4_bit_weights_unless_asked() -> None:
     cuda = torch.device("cuda")
-    assert [decide(1, cuda, asked).held for asked in (None, True, False)] == ["packed", "expanded", "packed"]
+    assert [decide(1, cuda, requested).held for requested in (None, True, False)] == ["packed", "expanded", "packed"]
 
 
 def test_a_base_is_loaded_as_decided(tiny_base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

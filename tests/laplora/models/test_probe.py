@@ -1,4 +1,4 @@
-"""What a model does with one short batch, on transformers' own classes: read as it answers, or refused by name."""
+"""The probe on transformers' classes: a model's logits are read as it gives them, or it is refused by name."""
 
 from __future__ import annotations
 
@@ -92,10 +92,10 @@ def test_a_transform_that_no_setting_names_is_refused(
     change: Any, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_base("llama")
-    own = model.forward
+    original = model.forward
 
     def forward(**inputs: Any) -> Any:
-        output = own(**inputs)
+        output = original(**inputs)
         output.logits = change(output.logits)
         return output
 

@@ -90,8 +90,8 @@ def test_packed_weights_are_shared_too(choices_run: FinishedRun) -> None:
             assert mine.weight is module.weight
             assert mine.weight.quant_state is module.weight.quant_state
     inputs = {"question": "Is a superb film good?", "choices": ["good", "bad"]}
-    said = [p.predict([p.encode(inputs, truncate=True)])[0] for p in (one, other)]
-    assert said[0] == said[1]
+    answered = [p.predict([p.encode(inputs, truncate=True)])[0] for p in (one, other)]
+    assert answered[0] == answered[1]
 
 
 @pytest.mark.parametrize("tied", [True, False])

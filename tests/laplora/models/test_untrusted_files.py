@@ -43,12 +43,12 @@ FILES = [file for package in PACKAGES for file in sorted((ROOT / package).rglob(
 def test_no_code_runs_what_it_loads(package: str) -> None:
     files = [file for file in FILES if file.is_relative_to(ROOT / package)]
     assert len(files) > 10
-    found = {str(file): list(offences(ast.parse(file.read_text(encoding="utf-8")))) for file in files}
-    assert {file: problems for file, problems in found.items() if problems} == {}
+    caught = {str(file): list(offences(ast.parse(file.read_text(encoding="utf-8")))) for file in files}
+    assert {file: problems for file, problems in caught.items() if problems} == {}
 
 
 @pytest.mark.parametrize(
-    ("code", "found"),
+    ("code", "caught"),
     [
         ("AutoModel.from_pretrained(p)", True),
         ("transformers.AutoConfig.from_pretrained(p, trust_remote_code=True)", True),
@@ -57,8 +57,8 @@ def test_no_code_runs_what_it_loads(package: str) -> None:
         ("AutoModel.from_pretrained(p, trust_remote_code=False)", False),
     ],
 )
-def test_what_the_search_finds(code: str, found: bool) -> None:
-    assert bool(list(offences(ast.parse(code)))) is found
+def test_what_the_search_finds(code: str, caught: bool) -> None:
+    assert bool(list(offences(ast.parse(code)))) is caught
 
 
 @pytest.fixture
