@@ -5,18 +5,14 @@ There is no Windows machine here. What POSIX alone has is taken away from a proc
 
 from __future__ import annotations
 
-import ast
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from tiny_runs import FinishedRun
 
 ROOT = Path(__file__).resolve().parents[3]
-LIBRARY = sorted((ROOT / "laplora").rglob("*.py"))
 
 #: Modules of the standard library that CPython has on Unix alone (its documentation: "Availability: Unix").
 UNIX_MODULES = ("fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty")
@@ -59,21 +55,3 @@ def test_an_artifact_loads_where_unix_is_not(sentiment_run: FinishedRun, tmp_pat
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].startswith("answered ")
-
-
-@pytest.mark.parametrize("file", LIBRARY, ids=lambda file: file.stem)
-def test_no_file_of_the_library_names_what_unix_alone_has(file: Path) -> None:
-    assert sorted(unix_uses(ast.parse(file.read_text(encoding="utf-8")))) == []
-
-
-def unix_uses(tree: ast.AST) -> Iterator[str]:
-    """Yield every module, and every name of ``os``, that Windows does not have."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name in UNIX_MODULES)
-        elif isinstance(node, ast.ImportFrom) and node.module in UNIX_MODULES:
-            yield node.module
-        elif isinstance(node, ast.ImportFrom) and node.module == "os":
-            yield from (f"os.{alias.name}" for alias in node.names if alias.name in UNIX_NAMES)
-        elif isinstance(node, ast.Attribute) and ast.unparse(node).removeprefix("os.") in UNIX_NAMES:
-            yield ast.unparse(node)
