@@ -12,7 +12,6 @@ import shutil
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from laplora.errors import DownloadError
 from laplora.models.quiet import silent_transformers
@@ -114,13 +113,17 @@ def convert_gguf(source: Path, target: Path) -> None:
     import torch
     import transformers
 
-    options: dict[str, Any] = {"gguf_file": source.name, "trust_remote_code": False}
     with silent_transformers():
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(str(source.parent), **options)
-            dequantized = transformers.GgufConfig(dequantize=True)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                str(source.parent), gguf_file=source.name, trust_remote_code=False
+            )
             model = transformers.AutoModelForCausalLM.from_pretrained(
-                str(source.parent), dtype=torch.bfloat16, quantization_config=dequantized, **options
+                str(source.parent),
+                gguf_file=source.name,
+                dtype=torch.bfloat16,
+                quantization_config=transformers.GgufConfig(dequantize=True),
+                trust_remote_code=False,
             )
         except (ImportError, ValueError, KeyError, NotImplementedError, RuntimeError) as error:
             raise DownloadError(
