@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +19,12 @@ import httpx
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+FAKE_SERVER = Path(__file__).with_name("fake_server.py")
+FAULTY_SERVER = Path(__file__).with_name("faulty_server.py")
 #: No sound server takes this long, however busy the machine is.
 GIVE_UP_S = 180.0
+
+Start = Callable[..., "Process"]
 
 
 def fake_artifacts(folder: Path, *names: str) -> Path:
@@ -74,6 +79,41 @@ class Process:
         self.popen.wait(GIVE_UP_S)
         self.reader.join()
         return self.popen.returncode
+
+
+def predict(client: httpx.Client, text: str = "a") -> httpx.Response:
+    return client.post("/predict", json={"inputs": [{"text": text}]})
+
+
+def metric(client: httpx.Client, name: str) -> float:
+    """Return the sum of a metric's series, 0 where nothing was counted yet; the name may have labels."""
+    series = re.findall(rf"^{re.escape(name)}(?:\{{.*\}})? (\S+)$", client.get("/metrics").text, re.M)
+    return sum(map(float, series))
+
+
+def in_flight(client: httpx.Client, count: int) -> None:
+    """Wait until so many other requests are being answered."""
+    until(lambda: metric(client, "laplora_requests_in_flight") == count + 1)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    give_up = time.monotonic() + GIVE_UP_S
+    while not condition():
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
+
+
+@contextmanager
+def starting(script: Path, folder: Path) -> Iterator[Start]:
+    """Yield what starts servers of a script, on one artifact in a folder: flags, and variables of the environment."""
+    root = fake_artifacts(folder)
+    with ExitStack() as stack:
+
+        def start(*flags: str, **environment: str) -> Process:
+            command = [str(script), "--artifact", "fake", "--artifacts-root", str(root), *flags]
+            return stack.enter_context(server_process(command, environment))
+
+        yield start
 
 
 def is_ready(client: httpx.Client) -> bool:

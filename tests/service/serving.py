@@ -20,7 +20,9 @@ from typing import Any, cast
 import httpx
 import torch
 import uvicorn
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
 
 from laplora.answers.order_answers import OrderedRows, encode_orders
 from laplora.answers.prediction import Prediction
@@ -36,6 +38,7 @@ from laplora.prompts.token_bounds import TokenBounds
 from service.__main__ import server_config
 from service.app import create_app
 from service.artifacts.library import Library
+from service.security.callers import caller_of
 from service.settings import Settings
 
 #: No sound test waits this long, however busy the machine is.
@@ -240,6 +243,13 @@ def code(response: httpx.Response) -> tuple[int, str]:
     return response.status_code, response.json()["error"]["code"]
 
 
+async def name_the_caller(scope: Scope, receive: Receive, send: Send) -> None:
+    """An application that answers with whom the server takes the caller for."""
+    request = Request(scope, receive)
+    await request.body()
+    await JSONResponse({"caller": caller_of(request).name, "scheme": scope["scheme"]})(scope, receive, send)
+
+
 @dataclass
 class Served:
     """A running application and a client of it."""
@@ -258,6 +268,26 @@ class Served:
 
     async def predict(self, *texts: str, **body: Any) -> httpx.Response:
         return await self.client.post("/predict", json={"inputs": [{"text": t} for t in texts], **body})
+
+    @asynccontextmanager
+    async def occupied(self, predictor: FakePredictor | None = None, text: str = "a") -> AsyncIterator[None]:
+        """Hold the device with a request inside the block; after it, the request is answered."""
+        predictor = predictor or self.predictor
+        predictor.hold()
+        named = {} if predictor is self.predictor else {"artifact": predictor.artifact.name}
+        running = asyncio.create_task(self.predict(text, **named))
+        await asyncio.to_thread(predictor.entered.wait)
+        try:
+            yield
+        finally:
+            predictor.released.set()
+            answer = await running
+        assert answer.status_code == 200, answer.text
+
+    def client_at(self, address: str) -> httpx.AsyncClient:
+        """Return a client of the same application with an address of its own."""
+        transport = httpx.ASGITransport(app=self.app, client=(address, 1))
+        return httpx.AsyncClient(transport=transport, base_url="http://test", timeout=None)
 
     async def until(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(GIVE_UP_S):

@@ -10,25 +10,14 @@ from typing import Any
 
 import httpx
 import pytest
-from serving import on_uvicorn
-from starlette.requests import Request
-from starlette.responses import JSONResponse
-from starlette.types import Receive, Scope, Send
+from serving import name_the_caller, on_uvicorn
 
 from service.http.schemas.errors import ErrorResponse
-from service.security.callers import caller_of
 
 pytestmark = pytest.mark.anyio
 
 #: A head that is never finished: each byte of it is sent on its own.
 ENDLESS_HEAD = b"GET / HTTP/1.1\r\nx: "
-
-
-async def name_the_caller(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer with whom the server takes the caller for."""
-    request = Request(scope, receive)
-    await request.body()
-    await JSONResponse({"caller": caller_of(request).name, "scheme": scope["scheme"]})(scope, receive, send)
 
 
 @asynccontextmanager

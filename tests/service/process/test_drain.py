@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -16,9 +15,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from server_process import Process, server_process
+from server_process import Process, Start, in_flight, metric, predict, until
 
-FAKE_SERVER = Path(__file__).resolve().parents[1] / "fake_server.py"
 QUEUE_ROWS = 6
 BODY = json.dumps({"inputs": [{"text": "a"}]})
 JSON = {"content-type": "application/json"}
@@ -42,38 +40,28 @@ class FullServer:
         return answer.status, answer.getheader("connection"), code
 
 
-Full = Callable[..., "FullServer"]
+Full = Callable[..., FullServer]
 
 
 @pytest.fixture
-def full(tmp_path: Path) -> Iterator[Full]:
+def full(start: Start, gate: Path) -> Iterator[Full]:
     with ExitStack() as stack:
-        yield lambda *flags: stack.enter_context(full_server(tmp_path, *flags))
+        yield lambda *flags: stack.enter_context(full_server(start, gate, *flags))
 
 
 @contextmanager
-def full_server(tmp_path: Path, *flags: str) -> Iterator[FullServer]:
-    (tmp_path / "artifacts" / "fake").mkdir(parents=True)
-    (tmp_path / "artifacts" / "fake" / "manifest.json").write_text("{}")
-    gate = tmp_path / "gate"
-    gate.touch()
+def full_server(start: Start, gate: Path, *flags: str) -> Iterator[FullServer]:
     limits = ("--max-queue-rows", str(QUEUE_ROWS), "--max-inputs", "2", "--batch-tokens", "1", "--client-share", "1")
-    command = [str(FAKE_SERVER), "--artifact", "fake", "--artifacts-root", str(tmp_path / "artifacts"), *limits, *flags]
-    with (
-        server_process(command, {"FAKE_GATE": str(gate)}) as process,
-        process.client() as client,
-        ThreadPoolExecutor(QUEUE_ROWS + 1) as pool,
-    ):
+    process = start(*limits, *flags, FAKE_GATE=str(gate))
+    with process.client() as client, ThreadPoolExecutor(QUEUE_ROWS + 1) as pool:
         gate.unlink()
-        address = client.base_url
-        kept = http.client.HTTPConnection(address.host, address.port)
+        kept = http.client.HTTPConnection(client.base_url.host, client.base_url.port)
         try:
-            predict = {"content": BODY, "headers": JSON}
-            accepted = [pool.submit(client.post, "/predict", **predict)]
-            until(client, "laplora_requests_in_flight 2.0")
-            until(client, "laplora_queue_rows 0.0")
-            accepted += [pool.submit(client.post, "/predict", **predict) for _ in range(QUEUE_ROWS)]
-            until(client, f"laplora_queue_rows {QUEUE_ROWS}.0")
+            accepted = [pool.submit(predict, client)]
+            in_flight(client, 1)
+            until(lambda: metric(client, "laplora_queue_rows") == 0)
+            accepted += [pool.submit(predict, client) for _ in range(QUEUE_ROWS)]
+            until(lambda: metric(client, "laplora_queue_rows") == QUEUE_ROWS)
             server = FullServer(process, client, gate, accepted, kept)
             assert server.ask_on_kept() == (429, None, "queue_full")
             yield server
@@ -81,11 +69,6 @@ def full_server(tmp_path: Path, *flags: str) -> Iterator[FullServer]:
             kept.close()
             # Whoever still waits gets an answer, or a closed connection.
             process.popen.kill()
-
-
-def until(client: httpx.Client, line: str) -> None:
-    while line not in client.get("/metrics").text.splitlines():
-        time.sleep(0.01)
 
 
 def test_what_was_accepted_is_answered_and_the_rest_is_refused(full: Full) -> None:
@@ -129,17 +112,14 @@ def test_an_idle_kept_connection_holds_nobody_up(full: Full) -> None:
     assert server.kept.sock.recv(1) == b"", "the server has closed it"
 
 
-def test_a_disk_that_does_not_answer_holds_up_no_exit(tmp_path: Path) -> None:
-    root = tmp_path / "artifacts"
-    for name in ("fake", "stuck"):
-        (root / name).mkdir(parents=True)
-        (root / name / "manifest.json").write_text("{}")
-    command = [str(FAKE_SERVER), "--artifact", "fake", "--artifacts-root", str(root), "--drain-s", "0.1"]
-    with server_process(command) as process, process.client() as client, ThreadPoolExecutor(1) as asking:
+def test_a_disk_that_does_not_answer_holds_up_no_exit(start: Start, tmp_path: Path) -> None:
+    process = start("--drain-s", "0.1")
+    (tmp_path / "artifacts" / "stuck").mkdir()
+    (tmp_path / "artifacts" / "stuck" / "manifest.json").write_text("{}")
+    with process.client() as client, ThreadPoolExecutor(1) as asking:
         listing = asking.submit(client.get, "/artifacts")
         with httpx.Client(base_url=client.base_url, timeout=None) as other:
-            while "laplora_requests_in_flight 2.0" not in other.get("/metrics").text:
-                time.sleep(0.01)
+            in_flight(other, 1)
         process.popen.terminate()
         assert process.left() == 0
         with suppress(httpx.TransportError):
@@ -149,19 +129,15 @@ def test_a_disk_that_does_not_answer_holds_up_no_exit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "media_type"), [("/predict", "application/json"), ("/evaluate/jobs", "application/jsonl")]
 )
-def test_a_body_that_is_not_all_there_at_the_drains_end_is_a_503(tmp_path: Path, path: str, media_type: str) -> None:
-    (tmp_path / "fake").mkdir()
-    (tmp_path / "fake" / "manifest.json").write_text("{}")
-    command = [str(FAKE_SERVER), "--artifact", "fake", "--artifacts-root", str(tmp_path), "--drain-s", "0.1"]
-    with server_process(command) as process, process.client() as client:
-        port = client.base_url.port
-        assert port is not None
-        slow = http.client.HTTPConnection("127.0.0.1", port)
+def test_a_body_that_is_not_all_there_at_the_drains_end_is_a_503(start: Start, path: str, media_type: str) -> None:
+    process = start("--drain-s", "0.1")
+    with process.client() as client:
+        slow = http.client.HTTPConnection("127.0.0.1", client.base_url.port)
         slow.putrequest("POST", path)
         for name, value in (("content-type", media_type), ("content-length", "50"), ("x-request-id", "slow")):
             slow.putheader(name, value)
         slow.endheaders(b"{")
-        until(client, "laplora_requests_in_flight 2.0")
+        in_flight(client, 1)
         process.popen.terminate()
         answer = slow.getresponse()
         body = json.loads(answer.read())

@@ -3,43 +3,19 @@
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from http.client import HTTPResponse
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from server_process import Process, fake_artifacts, server_process
+from server_process import Start, in_flight, is_ready, metric, predict, until
+from serving import code
 
 from service.exit_status import ExitStatus
-
-FAULTY_SERVER = Path(__file__).resolve().parents[1] / "faulty_server.py"
-
-Start = Callable[..., Process]
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    root = fake_artifacts(tmp_path)
-    with ExitStack() as stack:
-
-        def run(*flags: str, **environment: str) -> Process:
-            command = [str(FAULTY_SERVER), "--artifact", "fake", "--artifacts-root", str(root), *flags]
-            return stack.enter_context(server_process(command, environment))
-
-        yield run
-
-
-def predict(client: httpx.Client, text: str = "a") -> httpx.Response:
-    return client.post("/predict", json={"inputs": [{"text": text}]})
-
-
-def code(response: httpx.Response) -> tuple[int, str]:
-    return response.status_code, response.json()["error"]["code"]
 
 
 @contextmanager
@@ -50,8 +26,7 @@ def half_a_request(client: httpx.Client) -> Iterator[Callable[[], bytes]]:
     head = f"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     with socket.create_connection((address.hostname, address.port)) as connection:
         connection.sendall(head.encode() + body[:5])
-        while "laplora_requests_in_flight 2.0" not in client.get("/metrics").text:
-            time.sleep(0.01)
+        in_flight(client, 1)
 
         def rest() -> bytes:
             connection.sendall(body[5:])
@@ -63,8 +38,8 @@ def half_a_request(client: httpx.Client) -> Iterator[Callable[[], bytes]]:
 
 
 @pytest.mark.parametrize(("token", "error"), [("666", "RuntimeError"), ("667", "SystemExit")])
-def test_a_lost_device_answers_what_is_open_and_ends_the_process(start: Start, token: str, error: str) -> None:
-    process = start()
+def test_a_lost_device_answers_what_is_open_and_ends_the_process(start_faulty: Start, token: str, error: str) -> None:
+    process = start_faulty()
     with process.client() as client:
         assert predict(client).status_code == 200
         with half_a_request(client) as rest:
@@ -78,28 +53,25 @@ def test_a_lost_device_answers_what_is_open_and_ends_the_process(start: Start, t
                 assert client.get(path).status_code == 200
             assert b"device_fault" in rest()
         assert process.left() == ExitStatus.DEVICE_FAULT
-    while '"stopped"' not in process.log:
-        time.sleep(0.01)
     assert process.event("device_fault")["error"] == error
     assert "SECRET" not in process.log
     assert "Traceback" not in process.log
 
 
-def test_a_body_that_never_comes_does_not_hold_a_lost_device_up(start: Start) -> None:
-    process = start()
+def test_a_body_that_never_comes_does_not_hold_a_lost_device_up(start_faulty: Start) -> None:
+    process = start_faulty()
     with process.client() as client, half_a_request(client):
         assert code(predict(client, "666")) == (503, "device_fault")
         assert process.left() == ExitStatus.DEVICE_FAULT
 
 
-def test_a_device_that_hangs_answers_what_is_open_and_ends_the_process(start: Start, tmp_path: Path) -> None:
+def test_a_device_that_hangs_answers_what_is_open_and_ends_the_process(start_faulty: Start, tmp_path: Path) -> None:
     """The run waits for a file that nobody makes."""
-    process = start("--stall-s", "3", "--hang-s", "4", FAULT_GATE=str(tmp_path / "never"))
+    process = start_faulty("--stall-s", "3", "--hang-s", "4", FAULT_GATE=str(tmp_path / "never"))
     with process.client() as client, ThreadPoolExecutor() as pool:
         hanging = pool.submit(predict, client, "668")
         # The second comes behind it, and before the server refuses because of the stall.
-        while "laplora_requests_in_flight 2.0" not in client.get("/metrics").text:
-            time.sleep(0.01)
+        in_flight(client, 1)
         waiting = pool.submit(predict, client, "1")
         for future in (hanging, waiting):
             assert code(future.result()) == (503, "device_fault")
@@ -110,18 +82,17 @@ def test_a_device_that_hangs_answers_what_is_open_and_ends_the_process(start: St
     assert any("faulty_server.py" in frame and "wait_for" in frame for frame in fault["frames"])  # type: ignore[attr-defined]
 
 
-def test_a_device_that_hangs_at_the_first_load(start: Start, tmp_path: Path) -> None:
-    process = start("--stall-s", "0.1", "--hang-s", "0.5", FAULT_HANG_LOAD=str(tmp_path / "never"))
+def test_a_device_that_hangs_at_the_first_load(start_faulty: Start, tmp_path: Path) -> None:
+    process = start_faulty("--stall-s", "0.1", "--hang-s", "0.5", FAULT_HANG_LOAD=str(tmp_path / "never"))
     assert process.left() == ExitStatus.DEVICE_FAULT
 
 
-def test_a_run_that_is_late_and_ends_ends_nobody(start: Start, tmp_path: Path) -> None:
+def test_a_run_that_is_late_and_ends_ends_nobody(start_faulty: Start, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
-    process = start("--stall-s", "0.05", "--hang-s", "3600", FAULT_GATE=str(gate))
+    process = start_faulty("--stall-s", "0.05", "--hang-s", "3600", FAULT_GATE=str(gate))
     with process.client() as client, ThreadPoolExecutor() as pool:
         late = pool.submit(predict, client, "668")
-        while code_or_ok(client.get("/health/ready")) != "device_stalled":
-            time.sleep(0.01)
+        until(lambda: code_or_ok(client.get("/health/ready")) == "device_stalled")
         gate.touch()
         assert late.result().status_code == 200
         assert client.get("/health/ready").status_code == 200
@@ -129,8 +100,8 @@ def test_a_run_that_is_late_and_ends_ends_nobody(start: Start, tmp_path: Path) -
         assert process.left() == ExitStatus.CLEAN
 
 
-def test_a_device_lost_at_the_first_load(start: Start) -> None:
-    process = start(FAULT_LOAD="1")
+def test_a_device_lost_at_the_first_load(start_faulty: Start) -> None:
+    process = start_faulty(FAULT_LOAD="1")
     assert process.left() == ExitStatus.DEVICE_FAULT
 
 
@@ -149,36 +120,29 @@ def assert_live(client: httpx.Client) -> None:
         assert client.get(path).status_code == 200
 
 
-def listening(process: Process) -> httpx.Client:
-    return httpx.Client(base_url=str(process.event("listening")["address"]), timeout=None)
-
-
-def test_live_while_it_loads(start: Start, tmp_path: Path) -> None:
-    process = start(FAULT_LOAD_GATE=str(tmp_path / "gate"))
-    with listening(process) as client:
+def test_live_while_it_loads(start_faulty: Start, tmp_path: Path) -> None:
+    process = start_faulty(FAULT_LOAD_GATE=str(tmp_path / "gate"))
+    with httpx.Client(base_url=str(process.event("listening")["address"]), timeout=None) as client:
         assert_live(client)
         refused = client.get("/health/ready")
         assert code(refused) == (503, "not_ready")
         assert "loading the artifact" in refused.json()["error"]["message"]
         (tmp_path / "gate").touch()
-        while client.get("/health/ready").status_code != 200:
-            time.sleep(0.01)
+        until(lambda: is_ready(client))
         assert_live(client)
 
 
-def test_live_with_a_full_queue_a_stalled_device_and_while_it_drains(start: Start, tmp_path: Path) -> None:
+def test_live_with_a_full_queue_a_stalled_device_and_while_it_drains(start_faulty: Start, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     stalls = ("--stall-s", "0.05", "--hang-s", "3600")
     limits = ("--max-queue-rows", "1", "--max-inputs", "1", "--client-share", "1")
-    process = start(*stalls, *limits, FAULT_GATE=str(gate))
+    process = start_faulty(*stalls, *limits, FAULT_GATE=str(gate))
     with process.client() as client, ThreadPoolExecutor() as pool:
         running = pool.submit(predict, client, "668")
-        while code_or_ok(client.get("/health/ready")) != "device_stalled":
-            time.sleep(0.01)
+        until(lambda: code_or_ok(client.get("/health/ready")) == "device_stalled")
         assert_live(client)
         waiting = pool.submit(predict, client, "1")
-        while "laplora_queue_rows 1.0" not in client.get("/metrics").text:
-            time.sleep(0.01)
+        until(lambda: metric(client, "laplora_queue_rows") == 1)
         assert code(predict(client)) == (429, "queue_full")
         assert_live(client)
         process.popen.terminate()

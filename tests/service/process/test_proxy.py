@@ -32,9 +32,8 @@ from proxy_process import (
     needs_nginx,
     proxy_before,
 )
-from server_process import ROOT, server_process
-from serving import settings
-from test_connections import name_the_caller
+from server_process import FAKE_SERVER, ROOT, server_process
+from serving import name_the_caller, settings
 
 from service.__main__ import server_config
 from service.errors import ERROR_KINDS
@@ -42,7 +41,6 @@ from service.http.schemas.errors import ErrorResponse
 from service.security.access import ACCESS
 from service.settings import Settings
 
-FAKE_SERVER = Path(__file__).resolve().parents[1] / "fake_server.py"
 #: What nginx alone says, beside codes of the server's own table.
 PROXY_CODES = {"server_unreachable": 503}
 #: Another caller than the ordinary one, who comes from 127.0.0.1.

@@ -4,34 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
-import pytest
 from balancer import LOOK_EVERY_S, balancer
-from server_process import Process, fake_artifacts, is_ready, server_process
+from server_process import Process, Start, is_ready, predict, until
 
-FAKE_SERVER = Path(__file__).resolve().parents[1] / "fake_server.py"
 CLIENTS = 6
-
-Start = Callable[..., Process]
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    root = fake_artifacts(tmp_path)
-    with ExitStack() as stack:
-
-        def run(*flags: str, **environment: str) -> Process:
-            command = [str(FAKE_SERVER), "--artifact", "fake", "--artifacts-root", str(root), *flags]
-            return stack.enter_context(server_process(command, environment))
-
-        yield run
 
 
 def ready_address(process: Process) -> str:
@@ -89,15 +70,14 @@ def test_readiness_fails_at_once_while_everything_is_answered(start: Start) -> N
     process = start("--drain-delay-s", "3600")
     with process.client() as client:
         process.popen.terminate()
-        while is_ready(client):
-            time.sleep(0.005)
+        until(lambda: not is_ready(client))
         for path in ("/health/ready", "/v2/health/ready"):
             refused = client.get(path)
             assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
             assert "retry-after" in refused.headers
         process.event("leaving")
         for _ in range(3):
-            answer = client.post("/predict", json={"inputs": [{"text": "a"}]})
+            answer = predict(client)
             # A kept connection would bring the next request here as well.
             assert (answer.status_code, answer.headers["connection"]) == (200, "close")
         lines = client.get("/metrics").text.splitlines()
@@ -107,15 +87,13 @@ def test_readiness_fails_at_once_while_everything_is_answered(start: Start) -> N
         assert process.left() == 0
 
 
-def test_what_came_in_the_delay_is_answered_in_the_drain(start: Start, tmp_path: Path) -> None:
-    gate = tmp_path / "gate"
-    gate.touch()
+def test_what_came_in_the_delay_is_answered_in_the_drain(start: Start, gate: Path) -> None:
     process = start("--drain-delay-s", "1", FAKE_GATE=str(gate))
     with process.client() as client, ThreadPoolExecutor() as pool:
         gate.unlink()
         process.popen.terminate()
         process.event("leaving")
-        late = pool.submit(client.post, "/predict", json={"inputs": [{"text": "a"}]})
+        late = pool.submit(predict, client)
         process.event("draining")
         gate.touch()
         assert late.result().status_code == 200

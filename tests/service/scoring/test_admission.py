@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
-import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,24 +40,9 @@ class CountingPredictor(FakePredictor):
         return super().encode(inputs, truncate=truncate)
 
 
-@asynccontextmanager
-async def served_to(address: str, served: Served) -> Any:
-    """Yield a client of the same application with an address of its own."""
-    transport = httpx.ASGITransport(app=served.app, client=(address, 1))
-    async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=None) as client:
-        yield client
-
-
-async def hold_device(served: Served) -> asyncio.Task[httpx.Response]:
-    served.predictor.hold()
-    running = asyncio.create_task(served.predict("a"))
-    await asyncio.to_thread(served.predictor.entered.wait)
-    return running
-
-
-def reserved(served: Served) -> Amount:
-    held: Amount = served.state.queue.held
-    return held
+def held(served: Served) -> Amount:
+    amount: Amount = served.state.queue.held
+    return amount
 
 
 def test_limits_hold_together_and_for_each_caller() -> None:
@@ -85,15 +69,15 @@ def test_callers_who_fill_the_queue_together_hold_equal_parts(callers: int) -> N
     """With a share of one half each holds as much as is left: one in two, one in three and so on."""
     admission = Admission(Amount(720, 10**6, 10**6), client_share=0.5)
     names = [f"caller {i}" for i in range(callers)]
-    held: dict[str, list[Reservation]] = {name: [] for name in names}
+    open_by: dict[str, list[Reservation]] = {name: [] for name in names}
     rng = random.Random(0)
     for _ in range(40_000):
         name = rng.choice(names)
         with suppress(QueueFullError):
-            held[name].append(admission.reserve(name, Amount(1, 1)))
+            open_by[name].append(admission.reserve(name, Amount(1, 1)))
         served = rng.choice(names)  # the device's turns are shared alike
-        if held[served] and rng.random() < 0.5:
-            admission.close(held[served].pop(0))
+        if open_by[served] and rng.random() < 0.5:
+            admission.close(open_by[served].pop(0))
     for name in names:
         assert admission.held_by(name).rows == pytest.approx(720 / (callers + 1), rel=0.1)
 
@@ -204,11 +188,11 @@ def test_counters_are_the_sum_of_what_is_open_and_zero_in_the_end(
         except (QueueFullError, BatchTooLargeError):
             pass
         assert admission.total == Amount(*(sum(r.held[i] for r in known) for i in range(3)))
-        for held, limit in zip(admission.total, LIMITS, strict=True):
-            assert 0 <= held <= limit * (1 + CORRECTION_SHARE)
+        for part, limit in zip(admission.total, LIMITS, strict=True):
+            assert 0 <= part <= limit * (1 + CORRECTION_SHARE)
         for caller in ("caller 0", "caller 1", "caller 2"):
-            for held, limit in zip(admission.held_by(caller), LIMITS, strict=True):
-                assert 0 <= held <= max(1, int(limit * share)) * (1 + CORRECTION_SHARE)
+            for part, limit in zip(admission.held_by(caller), LIMITS, strict=True):
+                assert 0 <= part <= max(1, int(limit * share)) * (1 + CORRECTION_SHARE)
     for reservation in known:
         admission.close(reservation)
     assert (admission.total, admission.callers) == (NOTHING, 0)
@@ -242,62 +226,62 @@ def test_parts_cover_in_order_and_stay_small(sizes: list[int], most: int) -> Non
     assert all(len(part) == 1 or sum(sizes[i] for i in part) <= most for part in parts)
 
 
-async def test_no_room_is_429_before_anything_is_tokenised() -> None:
-    predictor = CountingPredictor()
-    async with serve(predictor, max_queue_tokens=100, client_share=1.0) as served:
-        running = await hold_device(served)
-        waiting = asyncio.create_task(served.predict("b " * 45))
-        await served.until(lambda: served.state.queue.rows == 1)
-        before = list(predictor.encoded)
-        refused = await served.predict("c " * 100)
-        assert predictor.encoded == before
-        predictor.released.set()
-        assert [(await task).status_code for task in (running, waiting)] == [200, 200]
+@pytest.fixture
+def counting() -> CountingPredictor:
+    return CountingPredictor()
+
+
+async def test_no_room_is_429_before_anything_is_tokenised(counting: CountingPredictor) -> None:
+    async with serve(counting, max_queue_tokens=100, client_share=1.0) as served:
+        async with served.occupied():
+            waiting = asyncio.create_task(served.predict("b " * 45))
+            await served.until(lambda: served.state.queue.rows == 1)
+            before = list(counting.encoded)
+            refused = await served.predict("c " * 100)
+            assert counting.encoded == before
+        assert (await waiting).status_code == 200
     assert code(refused) == (429, "queue_full")
     assert int(refused.headers["retry-after"]) >= 1
     assert refused.json()["error"]["limit"] == 100
 
 
 async def test_one_caller_fills_its_share_and_another_still_gets_in() -> None:
-    async with serve(max_queue_rows=4, max_inputs=2) as served, served_to("10.0.0.2", served) as other:
-        running = await hold_device(served)
-        waiting = [asyncio.create_task(served.predict("b")) for _ in range(2)]
-        await served.until(lambda: served.state.queue.rows == 2)
-        refused = await served.predict("c")
-        admitted = asyncio.create_task(other.post("/predict", json={"inputs": [{"text": "d"}]}))
-        await served.until(lambda: served.state.queue.rows == 3)
-        served.predictor.released.set()
-        assert [(await task).status_code for task in (running, *waiting, admitted)] == [200] * 4
+    async with serve(max_queue_rows=4, max_inputs=2) as served, served.client_at("10.0.0.2") as other:
+        async with served.occupied():
+            waiting = [asyncio.create_task(served.predict("b")) for _ in range(2)]
+            await served.until(lambda: served.state.queue.rows == 2)
+            refused = await served.predict("c")
+            admitted = asyncio.create_task(other.post("/predict", json={"inputs": [{"text": "d"}]}))
+            await served.until(lambda: served.state.queue.rows == 3)
+        assert [(await task).status_code for task in (*waiting, admitted)] == [200] * 3
         assert (await served.predict("c")).status_code == 200
-        assert reserved(served) == NOTHING
+        assert held(served) == NOTHING
     assert code(refused) == (429, "client_queue_full")
     assert (refused.json()["error"]["limit"], refused.json()["error"]["got"]) == (2, 3)
     assert int(refused.headers["retry-after"]) >= 1
 
 
-async def test_more_than_one_caller_may_hold_is_413_and_names_the_limit() -> None:
-    predictor = CountingPredictor()
-    predictor.token_bounds = TokenBounds(8)
-    async with serve(predictor, max_queue_tokens=60) as served:
-        predictor.encoded.clear()
+async def test_more_than_one_caller_may_hold_is_413_and_names_the_limit(counting: CountingPredictor) -> None:
+    counting.token_bounds = TokenBounds(8)
+    async with serve(counting, max_queue_tokens=60) as served:
+        counting.encoded.clear()
         refused = await served.predict(*["seven77 " * 20] * 2)
-        assert predictor.encoded == []  # 40 tokens at least
+        assert counting.encoded == []  # 40 tokens at least
         known = await served.predict(*["b " * 8] * 2)
-        assert len(predictor.encoded) == 2  # 17 each, as it turned out
-        assert reserved(served) == NOTHING
+        assert len(counting.encoded) == 2  # 17 each, as it turned out
+        assert held(served) == NOTHING
     for response in (refused, known):
         assert code(response) == (413, "batch_too_large")
         assert response.json()["error"]["limit"] == 30
         assert "max_queue_tokens is 60" in response.json()["error"]["message"]
 
 
-async def test_certainly_too_long_is_422_at_once_unless_cut() -> None:
-    predictor = CountingPredictor()
-    predictor.token_bounds = TokenBounds(8)
-    async with serve(predictor) as served:
-        predictor.encoded.clear()
+async def test_certainly_too_long_is_422_at_once_unless_cut(counting: CountingPredictor) -> None:
+    counting.token_bounds = TokenBounds(8)
+    async with serve(counting) as served:
+        counting.encoded.clear()
         refused = await served.predict("fine", "x" * (8 * 64 + 1))
-        assert predictor.encoded == []
+        assert counting.encoded == []
         cut = await served.predict("seven77 " * 100, options={"truncate": True})
     assert code(refused) == (422, "too_many_tokens")
     error = refused.json()["error"]
@@ -307,38 +291,36 @@ async def test_certainly_too_long_is_422_at_once_unless_cut() -> None:
 
 async def test_an_underestimate_without_room_is_429_after_all() -> None:
     async with serve(max_queue_tokens=100, client_share=1.0) as served:
-        running = await hold_device(served)
-        waiting = asyncio.create_task(served.predict("b " * 45))
-        await served.until(lambda: served.state.queue.rows == 1)
-        held = reserved(served)
-        served.state.scorer.tokenizing.estimate(served.predictor).learn(0, 10**7)
-        refused = await served.predict("c " * 55)
-        assert reserved(served) == held
-        served.predictor.released.set()
-        assert [(await task).status_code for task in (running, waiting)] == [200, 200]
+        async with served.occupied():
+            waiting = asyncio.create_task(served.predict("b " * 45))
+            await served.until(lambda: served.state.queue.rows == 1)
+            before = held(served)
+            served.state.scorer.tokenizing.estimate(served.predictor).learn(0, 10**7)
+            refused = await served.predict("c " * 55)
+            assert held(served) == before
+        assert (await waiting).status_code == 200
     assert code(refused) == (429, "queue_full")
 
 
-async def test_text_that_waits_to_be_tokenised_is_bounded() -> None:
-    predictor = CountingPredictor()
-    async with serve(predictor, max_body_bytes=1024, max_tokenize_bytes=2048, client_share=0.5) as served:
-        predictor.gate.clear()
+async def test_text_that_waits_to_be_tokenised_is_bounded(counting: CountingPredictor) -> None:
+    async with serve(counting, max_body_bytes=1024, max_tokenize_bytes=2048, client_share=0.5) as served:
+        counting.gate.clear()
         first = asyncio.create_task(served.predict("x" * 800))
-        await served.until(lambda: len(predictor.encoded) > 1)
-        assert reserved(served).text_bytes > 800
-        metrics = (await served.client.get("/metrics")).text
+        await served.until(lambda: len(counting.encoded) > 1)
+        metrics = dict(
+            line.split(" ")
+            for line in (await served.client.get("/metrics")).text.splitlines()[::-1]
+            if line.startswith(("laplora_reserved", "laplora_queue", "laplora_tokenize"))
+        )
         refused = await served.predict("y" * 800)
-        predictor.gate.set()
+        counting.gate.set()
         assert (await first).status_code == 200
-        assert reserved(served) == NOTHING
+        assert held(served) == NOTHING
     assert code(refused) == (429, "client_queue_full")
     assert "max_tokenize_bytes" in refused.json()["error"]["message"]
-    assert "laplora_reserved_rows 1.0" in metrics
-    assert "laplora_queue_rows 0.0" in metrics
-    (tokens,) = [line for line in metrics.splitlines() if line.startswith("laplora_reserved_tokens ")]
-    assert float(tokens.split()[1]) > 1
-    (size,) = [line for line in metrics.splitlines() if line.startswith("laplora_tokenize_bytes ")]
-    assert float(size.split()[1]) > 800
+    assert (float(metrics["laplora_reserved_rows"]), float(metrics["laplora_queue_rows"])) == (1, 0)
+    assert float(metrics["laplora_reserved_tokens"]) > 1
+    assert float(metrics["laplora_tokenize_bytes"]) > 800
 
 
 @pytest.mark.parametrize(
@@ -357,56 +339,51 @@ async def test_failed_requests_give_their_room_back(body: dict[str, Any]) -> Non
     async with serve(predictor) as served:
         response = await served.client.post("/predict", json=body)
         assert response.status_code in (422, 500)
-        assert (reserved(served), served.queued_plans) == (NOTHING, 0)
+        assert (held(served), served.state.queue.plans) == (NOTHING, frozenset())
 
 
-async def until_gone(served: Served, task: asyncio.Task[Any], condition: Callable[[], bool]) -> None:
-    await served.until(condition)
+async def gone(task: asyncio.Task[Any]) -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
 
 
-async def test_cancelled_while_tokenised_gives_room_back_and_stops_early() -> None:
-    predictor = CountingPredictor()
-    async with serve(predictor) as served:
-        predictor.encoded.clear()
-        predictor.gate.clear()
-        texts = [f"{i} " + "x" * TOKENIZE_PART_BYTES for i in range(20)]
-        task = asyncio.create_task(served.predict(*texts))
-        await until_gone(served, task, lambda: len(predictor.encoded) == 1)
-        await served.until(lambda: reserved(served) == NOTHING)
-        predictor.gate.set()
+async def test_cancelled_while_tokenised_gives_room_back_and_stops_early(counting: CountingPredictor) -> None:
+    async with serve(counting) as served:
+        counting.encoded.clear()
+        counting.gate.clear()
+        task = asyncio.create_task(served.predict(*(f"{i} " + "x" * TOKENIZE_PART_BYTES for i in range(20))))
+        await served.until(lambda: len(counting.encoded) == 1)
+        await gone(task)
+        await served.until(lambda: held(served) == NOTHING)
+        counting.gate.set()
         assert (await served.predict("after")).status_code == 200
-        assert [text[:5] for text in predictor.encoded] == ["0 xxx", "after"]
-        assert served.queued_plans == 0
+        assert [text[:5] for text in counting.encoded] == ["0 xxx", "after"]
 
 
-async def test_cancelled_before_its_turn_to_be_tokenised_is_never_tokenised() -> None:
-    predictor = CountingPredictor()
-    async with serve(predictor) as served:
-        predictor.encoded.clear()
-        predictor.gate.clear()
+async def test_cancelled_before_its_turn_to_be_tokenised_is_never_tokenised(counting: CountingPredictor) -> None:
+    async with serve(counting) as served:
+        counting.encoded.clear()
+        counting.gate.clear()
         busy = [asyncio.create_task(served.predict(f"busy {i}")) for i in range(2)]
-        await served.until(lambda: len(predictor.encoded) == 2)
+        await served.until(lambda: len(counting.encoded) == 2)
         task = asyncio.create_task(served.predict("doomed"))
-        await until_gone(served, task, lambda: reserved(served).rows == 3)
-        await served.until(lambda: reserved(served).rows == 2)
-        predictor.gate.set()
+        await served.until(lambda: held(served).rows == 3)
+        await gone(task)
+        await served.until(lambda: held(served).rows == 2)
+        counting.gate.set()
         assert [(await one).status_code for one in busy] == [200, 200]
-        assert "doomed" not in predictor.encoded
+        assert "doomed" not in counting.encoded
 
 
-async def test_a_long_request_does_not_keep_the_tokenizer_threads_from_others() -> None:
-    predictor = CountingPredictor()
-    async with serve(predictor) as served:
-        predictor.encoded.clear()
-        predictor.gate.clear()
+async def test_a_long_request_does_not_keep_the_tokenizer_threads_from_others(counting: CountingPredictor) -> None:
+    async with serve(counting) as served:
+        counting.encoded.clear()
+        counting.gate.clear()
         long = [asyncio.create_task(served.predict(*[f"x{i}" + "x" * TOKENIZE_PART_BYTES] * 9)) for i in range(2)]
-        await served.until(lambda: len(predictor.encoded) == 2)
+        await served.until(lambda: len(counting.encoded) == 2)
         small = asyncio.create_task(served.predict("small"))
-        await served.until(lambda: reserved(served).rows == 19)
-        predictor.gate.set()
-        assert (await small).status_code == 200
-        assert [(await one).status_code for one in long] == [200, 200]
-        assert predictor.encoded.index("small") <= 3
+        await served.until(lambda: held(served).rows == 19)
+        counting.gate.set()
+        assert [(await one).status_code for one in (small, *long)] == [200] * 3
+        assert counting.encoded.index("small") <= 3

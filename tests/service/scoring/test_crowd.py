@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import re
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,14 +12,13 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from server_process import Process, server_process
+from server_process import FAKE_SERVER, Process, metric, starting
 
 pytestmark = [
     pytest.mark.anyio,
     pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts a process's files in /proc"),
 ]
 
-FAKE_SERVER = Path(__file__).resolve().parents[1] / "fake_server.py"
 CROWD, WAVES = 500, 4
 STEADY = range(2000, 2020)
 #: Requests whose client was gone before the answer.
@@ -46,9 +44,7 @@ class Busy:
         self._gate.touch()
 
     def metric(self, name: str) -> float:
-        """Return the sum of a metric's series, 0 where nothing was counted yet."""
-        found = re.findall(rf"^{re.escape(name)}(?:\{{.*\}})? (\S+)$", self.client.get("/metrics").text, re.M)
-        return sum(map(float, found))
+        return metric(self.client, name)
 
     def waits(self) -> tuple[float, float, float]:
         """Return requests in flight without this one, and rows and tokens in the queue."""
@@ -70,15 +66,12 @@ class Busy:
 
 @pytest.fixture
 def busy(tmp_path: Path) -> Iterator[Busy]:
-    (tmp_path / "fake").mkdir()
-    (tmp_path / "fake" / "manifest.json").write_text("{}")
-    (tmp_path / "gate").touch()
-    flags = ["--artifact", "fake", "--artifacts-root", str(tmp_path)]
-    with (
-        server_process([str(FAKE_SERVER), *flags], {"FAKE_GATE": str(tmp_path / "gate")}) as process,
-        process.client() as client,
-    ):
-        yield Busy(process, client, tmp_path / "gate")
+    gate = tmp_path / "gate"
+    gate.touch()
+    with starting(FAKE_SERVER, tmp_path) as start:
+        process = start(FAKE_GATE=str(gate))
+        with process.client() as client:
+            yield Busy(process, client, gate)
 
 
 async def vanish(port: int, number: int) -> None:

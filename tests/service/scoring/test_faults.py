@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from device_rig import Rig, rig
-from serving import FakePredictor, artifacts_in, code, library, serve, settings, started
+from serving import FakePredictor, Served, artifacts_in, code, library, serve, settings, started
 
 import service.scoring.device
 from laplora.errors import ArtifactCorruptError, NonFiniteError
@@ -365,22 +365,23 @@ async def test_a_fault_while_another_artifact_loads(tmp_path: Path, where: str) 
     assert code(refused) == code(ready) == (503, "device_fault")
 
 
+async def until_stalled(served: Served, path: str = "/health/ready") -> None:
+    while (response := await served.client.get(path)).status_code == 200:
+        await asyncio.sleep(0.005)
+    assert code(response) == (503, "device_stalled")
+    assert int(response.headers["retry-after"]) >= 1
+
+
 @pytest.mark.anyio
 async def test_a_run_that_is_overdue_is_not_ready_until_it_ends() -> None:
     async with serve(stall_s=0.05) as served:
-        served.predictor.hold()
-        running = asyncio.create_task(served.predict("a"))
-        await asyncio.to_thread(served.predictor.entered.wait)
-        for path in ("/health/ready", "/v2/health/ready"):
-            while (response := await served.client.get(path)).status_code == 200:
-                await asyncio.sleep(0.005)
-            assert code(response) == (503, "device_stalled")
-            assert int(response.headers["retry-after"]) >= 1
-        assert (await served.client.get("/health/live")).status_code == 200
-        waiting = asyncio.create_task(served.predict("b"))
-        await served.until(lambda: served.state.queue.rows == 1)
-        served.predictor.released.set()
-        assert [(await task).status_code for task in (running, waiting)] == [200, 200]
+        async with served.occupied():
+            for path in ("/health/ready", "/v2/health/ready"):
+                await until_stalled(served, path)
+            assert (await served.client.get("/health/live")).status_code == 200
+            waiting = asyncio.create_task(served.predict("b"))
+            await served.until(lambda: served.state.queue.rows == 1)
+        assert (await waiting).status_code == 200
         while (await served.client.get("/health/ready")).status_code != 200:
             await asyncio.sleep(0.005)
 
@@ -390,8 +391,6 @@ async def test_a_call_that_is_overdue_is_not_ready_either() -> None:
     may_end = threading.Event()
     async with serve(stall_s=0.05) as served:
         call = served.state.device.call(may_end.wait)
-        while (response := await served.client.get("/health/ready")).status_code == 200:
-            await asyncio.sleep(0.005)
+        await until_stalled(served)
         may_end.set()
-        assert code(response) == (503, "device_stalled")
         assert call.result()

@@ -6,18 +6,18 @@ import ast
 from pathlib import Path
 
 import pytest
-from server_process import server_process
+from server_process import FAULTY_SERVER, is_ready, predict, starting
+from serving import code
 
 import service
 from service.exit_status import ExitStatus
 
-FAULTY_SERVER = Path(__file__).resolve().parents[1] / "faulty_server.py"
-
 #: Where the wall clock is read, and why: what people or other systems compare with their own clock.
 WALL_CLOCK = {
     "jobs/board.py": {"time.time"},  # times that are shown, and how long ended jobs are kept
-    "keyring.py": {"datetime.now"},  # the day on which a key expires
-    "tracing.py": {"time.time_ns"},  # OpenTelemetry's times of a span
+    "jobs/ledger.py": {"time.time"},
+    "security/keyring.py": {"datetime.now"},  # the day on which a key expires
+    "telemetry/tracing.py": {"time.time_ns"},  # OpenTelemetry's times of a span
 }
 _READS = {
     "time.time",
@@ -65,19 +65,16 @@ def test_the_wall_clock_is_read_only_where_it_is_listed() -> None:
 
 def test_a_process_whose_clock_jumps_keeps_deadlines_and_drains(tmp_path: Path) -> None:
     """Each look at the wall clock is a year before or after the one before."""
-    root = tmp_path / "artifacts"
-    (root / "fake").mkdir(parents=True)
-    (root / "fake" / "manifest.json").write_text("{}")
     gate = tmp_path / "gate"
-    command = [str(FAULTY_SERVER), "--artifact", "fake", "--artifacts-root", str(root), "--request-timeout-s", "2"]
-    environment = {"FAULT_CLOCK": "1", "FAULT_GATE": str(gate)}
-    with server_process(command, environment) as process, process.client() as client:
-        answers = [client.post("/predict", json={"inputs": [{"text": f"row {i}"}]}) for i in range(5)]
-        late = client.post("/predict", json={"inputs": [{"text": "668"}]})
-        gate.touch()
-        after = client.post("/predict", json={"inputs": [{"text": "a"}]})
-        assert client.get("/health/ready").status_code == 200
-        process.popen.terminate()
-        assert process.left() == ExitStatus.CLEAN
-    assert [r.status_code for r in (*answers, after)] == [200] * 6
-    assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
+    with starting(FAULTY_SERVER, tmp_path) as start:
+        process = start("--request-timeout-s", "2", FAULT_CLOCK="1", FAULT_GATE=str(gate))
+        with process.client() as client:
+            answers = [predict(client, f"row {i}") for i in range(5)]
+            late = predict(client, "668")
+            gate.touch()
+            answers.append(predict(client))
+            assert is_ready(client)
+            process.popen.terminate()
+            assert process.left() == ExitStatus.CLEAN
+    assert [answer.status_code for answer in answers] == [200] * 6
+    assert code(late) == (504, "deadline_exceeded")

@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import httpx
 import pytest
-from serving import Served, serve
+from serving import serve
 
 import service.http.routes.evaluate
 from service.threads import OneEach
@@ -102,11 +101,6 @@ async def test_errors_end_a_turn_too(threads: ThreadPoolExecutor) -> None:
             await one_each.run("a", broken)
 
 
-def client_at(served: Served, address: str) -> httpx.AsyncClient:
-    transport = httpx.ASGITransport(app=served.app, client=(address, 1))
-    return httpx.AsyncClient(transport=transport, base_url="http://test", timeout=None)
-
-
 async def test_one_callers_evaluations_keep_no_other_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     let_go = threading.Event()
     measuring: list[int] = []
@@ -123,8 +117,8 @@ async def test_one_callers_evaluations_keep_no_other_waiting(monkeypatch: pytest
     try:
         async with (
             serve() as served,
-            client_at(served, "192.0.2.1") as many_times,
-            client_at(served, "192.0.2.2") as once,
+            served.client_at("192.0.2.1") as many_times,
+            served.client_at("192.0.2.2") as once,
         ):
             many = [asyncio.create_task(many_times.post("/evaluate", json={"inputs": rows})) for _ in range(5)]
             while not measuring:

@@ -1,0 +1,31 @@
+"""Servers in processes of their own, started by the test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from server_process import FAKE_SERVER, FAULTY_SERVER, Start, starting
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts servers over a fake predictor."""
+    with starting(FAKE_SERVER, tmp_path) as start:
+        yield start
+
+
+@pytest.fixture
+def start_faulty(tmp_path: Path) -> Iterator[Start]:
+    """Starts servers whose device and files fail as told."""
+    with starting(FAULTY_SERVER, tmp_path) as start:
+        yield start
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Path:
+    """A file without which a server that is started with FAKE_GATE keeps its predictions back."""
+    path = tmp_path / "gate"
+    path.touch()
+    return path
