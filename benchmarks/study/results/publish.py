@@ -34,6 +34,7 @@ from benchmarks.study.results.records import (
 from benchmarks.study.results.scores import Interval, MethodScores, draw_counts, pooled_means, row_gap, score_method
 from benchmarks.study.results.seed_ensembles import seed_ensembles
 from laplora.errors import DataError
+from laplora.linearised import entropy
 from laplora.metrics.ranking import error_auroc
 from laplora.metrics.scores import ReliabilityBin, row_nll
 from training.workspace.terminal import say
@@ -225,7 +226,7 @@ def _seed_detail(predictions: Predictions, scored: dict[tuple[int, str], MethodS
         reason=result.recommendation_reason,
         review_score=result.review_score,
         review_auroc=served.values["auroc_error"],
-        map_entropy_auroc=error_auroc(torch.special.entr(probs["map"]).sum(1), mistakes),
+        map_entropy_auroc=error_auroc(entropy(probs["map"]), mistakes),
         conformal=result.conformal,
         rankings=result.rankings,
         hardware=result.hardware,

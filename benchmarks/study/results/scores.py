@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from laplora.errors import ConfigError, DataError
+from laplora.linearised import entropy
 from laplora.metrics.ranking import tie_groups
 from laplora.metrics.scores import ReliabilityBin, evaluate_probs, reliability_bins, row_nll
 
@@ -90,7 +91,7 @@ def score_method(
     labels = labels.cpu()
     confidence, predicted = probs.max(1)
     errors = predicted != labels
-    score = torch.special.entr(probs).sum(1) if score is None else score.detach().to("cpu", torch.float64)
+    score = entropy(probs) if score is None else score.detach().to("cpu", torch.float64)
 
     squares = (probs - torch.nn.functional.one_hot(labels, probs.shape[1])).square().sum(1)
     per_row = torch.stack([row_nll(probs, labels), (~errors).double(), squares], 1)
