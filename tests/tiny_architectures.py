@@ -8,20 +8,9 @@ from typing import Any
 
 import torch
 import transformers as hf
-from tiny_models import PAD, VOCABULARY, generator
+from tiny_models import SETTINGS, VOCABULARY, generator
 
-_COMMON: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "pad_token_id": PAD,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
+_TOKENS = {name: SETTINGS[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
 _VISION = {
     "hidden_size": 16,
     "intermediate_size": 32,
@@ -39,25 +28,25 @@ _SHARED_KEYS: dict[str, Any] = {
     "hidden_size_per_layer_input": 4,
     "layer_types": ["sliding_attention", "full_attention"] * 2,
 }
-_GEMMA_4 = _COMMON | _SHARED_KEYS | {"global_head_dim": 8}
+_GEMMA_4 = SETTINGS | _SHARED_KEYS | {"global_head_dim": 8}
 _GEMMA_3N = (
-    _COMMON
+    SETTINGS
     | _SHARED_KEYS
     | {"intermediate_size": [32] * 4, "laurel_rank": 4, "altup_num_inputs": 2, "activation_sparsity_pattern": [0.0] * 4}
 )
 _EXPERTS = {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "num_experts": 4}
 
 CONFIGS: dict[str, Callable[..., Any]] = {
-    "llama": lambda **o: hf.LlamaConfig(**_COMMON | o),
-    "mistral": lambda **o: hf.MistralConfig(**_COMMON | o),
-    "qwen2": lambda **o: hf.Qwen2Config(**_COMMON | o),
-    "qwen3": lambda **o: hf.Qwen3Config(**_COMMON | {"head_dim": 8} | o),
-    "phi": lambda **o: hf.PhiConfig(**_COMMON | o),
-    "phi3": lambda **o: hf.Phi3Config(**_COMMON | o),
-    "gemma": lambda **o: hf.GemmaConfig(**_COMMON | {"head_dim": 8} | o),
-    "gemma3_text": lambda **o: hf.Gemma3TextConfig(**_COMMON | {"head_dim": 8} | o),
+    "llama": lambda **o: hf.LlamaConfig(**SETTINGS | o),
+    "mistral": lambda **o: hf.MistralConfig(**SETTINGS | o),
+    "qwen2": lambda **o: hf.Qwen2Config(**SETTINGS | o),
+    "qwen3": lambda **o: hf.Qwen3Config(**SETTINGS | {"head_dim": 8} | o),
+    "phi": lambda **o: hf.PhiConfig(**SETTINGS | o),
+    "phi3": lambda **o: hf.Phi3Config(**SETTINGS | o),
+    "gemma": lambda **o: hf.GemmaConfig(**SETTINGS | {"head_dim": 8} | o),
+    "gemma3_text": lambda **o: hf.Gemma3TextConfig(**SETTINGS | {"head_dim": 8} | o),
     "gemma3": lambda **o: hf.Gemma3Config(
-        text_config=_COMMON | {"head_dim": 8} | o,
+        text_config=SETTINGS | {"head_dim": 8} | o,
         vision_config=_VISION,
         mm_tokens_per_image=4,
         image_token_index=60,
@@ -76,17 +65,15 @@ CONFIGS: dict[str, Callable[..., Any]] = {
         audio_token_id=59,
         video_token_id=58,
     ),
-    "granite": lambda **o: hf.GraniteConfig(**_COMMON | o),
-    "cohere": lambda **o: hf.CohereConfig(**_COMMON | o),
+    "granite": lambda **o: hf.GraniteConfig(**SETTINGS | o),
+    "cohere": lambda **o: hf.CohereConfig(**SETTINGS | o),
     "gpt2": lambda **o: hf.GPT2Config(
         vocab_size=VOCABULARY,
         n_embd=16,
         n_layer=2,
         n_head=2,
         n_positions=64,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=PAD,
+        **_TOKENS,
         **o,
     ),
     "opt": lambda **o: hf.OPTConfig(
@@ -98,13 +85,11 @@ CONFIGS: dict[str, Callable[..., Any]] = {
         max_position_embeddings=64,
         word_embed_proj_dim=16,
         activation_function="gelu",  # without the kinks of relu, where a difference is no derivative
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=PAD,
+        **_TOKENS,
         **o,
     ),
-    "mixtral": lambda **o: hf.MixtralConfig(**_COMMON | {"num_local_experts": 4} | o),
-    "qwen2_moe": lambda **o: hf.Qwen2MoeConfig(**_COMMON | _EXPERTS | o),
+    "mixtral": lambda **o: hf.MixtralConfig(**SETTINGS | {"num_local_experts": 4} | o),
+    "qwen2_moe": lambda **o: hf.Qwen2MoeConfig(**SETTINGS | _EXPERTS | o),
     "bart": lambda **o: hf.BartConfig(
         vocab_size=VOCABULARY, d_model=16, decoder_layers=2, decoder_attention_heads=2, decoder_ffn_dim=32, **o
     ),

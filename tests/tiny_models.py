@@ -45,6 +45,19 @@ _CONFIGS: dict[str, type[PretrainedConfig]] = {
 
 VOCABULARY = 64
 PAD = 0
+#: Of a model's configuration, by the names that most kinds have for them.
+SETTINGS: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": PAD,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 
 
 def generator(seed: int) -> torch.Generator:
@@ -68,20 +81,8 @@ def tiny_base(
         hidden: width in units; two heads share it.
         options: of the model's configuration, in place of these.
     """
-    settings = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": hidden,
-        "intermediate_size": 2 * hidden,
-        "num_hidden_layers": layers,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 64,
-        "pad_token_id": PAD,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "tie_word_embeddings": tied,
-    }
-    config = _CONFIGS[architecture](**settings | options)
+    sizes = {"hidden_size": hidden, "intermediate_size": 2 * hidden, "num_hidden_layers": layers}
+    config = _CONFIGS[architecture](**SETTINGS | sizes | {"tie_word_embeddings": tied} | options)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # transformers deprecates an attribute of its own that it reads itself while it builds a model.
         warnings.simplefilter("ignore", FutureWarning)
