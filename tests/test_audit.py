@@ -61,8 +61,3 @@ def test_it_passes_over_what_is_in_no_database_and_fails_for_a_finding(service: 
     status, lines = audited(tmp_path, {service: {"probe": [KNOWN], "all": [KNOWN, BAD]}})
     assert status == 1
     assert lines[0] == "audit: thing 1.0: PYSEC-1, fixed in: 2.0"
-
-
-def test_make_check_runs_it() -> None:
-    recipe = (ROOT / "Makefile").read_text(encoding="utf-8").partition("\ncheck: setup\n")[2].partition("\n\n")[0]
-    assert "$(BIN)/python .ci/audit.py" in recipe

@@ -26,7 +26,7 @@ from benchmarks.load.trend import FEWEST, trend
 from benchmarks.load.watch import Sample
 from benchmarks.speed.parts import fast
 
-FAKE_SERVER = Path(__file__).resolve().parents[2] / "tests" / "service" / "fake_server.py"
+FAKE_SERVER = Path(__file__).resolve().parents[3] / "tests" / "service" / "fake_server.py"
 
 
 def series(per_hour: float, *, seed: int = 0, noise: float = 2.0, kept: float = 0.8) -> tuple[list[float], list[float]]:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from laplora.errors import ConfigError
 from training.config import RunConfig, config_hash_fields, load_config
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 CONFIGS = ROOT / "training" / "configs"
 DEFAULT_ARTIFACT = ROOT / "artifacts" / "sst2-smollm2"
 MINIMAL: dict[str, Any] = {"name": "x", "data": {"dataset": "winogrande_s"}}
