@@ -7,7 +7,7 @@ import gc
 import re
 import tracemalloc
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,29 +15,31 @@ import pytest
 from serving import FakePredictor, Served, serve
 
 from service.feedback.labels import FeedbackStore
+from service.http.schemas.feedback import SeriesOut
 from service.security.callers import Caller
 
 pytestmark = pytest.mark.anyio
 SECRET = "zebra-secret"
 
 
-class Clock:
-    """A monotonic clock that the test moves."""
+class Kept:
+    """A store of a fake predictor's answers, on a monotonic clock that the test moves."""
 
-    def __init__(self) -> None:
+    def __init__(self, labels: Sequence[str] = ("negative", "positive"), **values: Any) -> None:
         self.now = 1000.0
+        self.predictor = FakePredictor(labels=labels)
+        self.store = FeedbackStore(clock=lambda: self.now, **{"keep_s": 100.0, "rows": 1000, "window": 100, **values})
 
-    def __call__(self) -> float:
-        return self.now
+    def remember(self, *tokens: int, caller: str = "one") -> list[str]:
+        predictions = self.predictor.predict([self.predictor.row(token) for token in tokens])
+        return self.store.remember(self.predictor, "laplace", caller, predictions, 0.05)  # type: ignore[arg-type]
 
+    def give(self, ids: Sequence[str], label: str = "negative", caller: str = "one") -> list[str]:
+        return list(self.store.give(caller, [(one, label) for one in ids]))
 
-def store(predictor: FakePredictor, clock: Clock, **values: Any) -> FeedbackStore:
-    return FeedbackStore(clock=clock, **{"keep_s": 100.0, "rows": 1000, "window": 100, **values})
-
-
-def remember(kept: FeedbackStore, predictor: FakePredictor, *tokens: int, caller: str = "one") -> list[str]:
-    predictions = predictor.predict([predictor.row(token) for token in tokens])
-    return kept.remember(predictor, "laplace", caller, predictions, 0.05)  # type: ignore[arg-type]
+    def shown(self) -> SeriesOut:
+        (report,) = self.store.reports({"sha256:fake"})
+        return report.shown
 
 
 async def ids(served: Served, *texts: str, **body: Any) -> list[str]:
@@ -172,76 +174,65 @@ async def test_failed_requests_leave_nothing_behind() -> None:
 
 
 async def test_the_oldest_go_first() -> None:
-    predictor, clock = FakePredictor(), Clock()
-    kept = store(predictor, clock, rows=5)
-    found = [one for token in range(8) for one in remember(kept, predictor, 10 + token)]
-    assert len(kept) == 5
-    statuses = kept.give("one", [(one, "negative") for one in found])
-    assert statuses == ["unknown"] * 3 + ["recorded"] * 5
+    kept = Kept(rows=5)
+    found = [one for token in range(8) for one in kept.remember(10 + token)]
+    assert len(kept.store) == 5
+    assert kept.give(found) == ["unknown"] * 3 + ["recorded"] * 5
     # What was labelled counts in its window even when newer predictions have taken the place of its id.
-    remember(kept, predictor, *range(10, 15))
-    assert kept.give("one", [(found[-1], "positive")]) == ["unknown"]
-    (report,) = kept.reports({"sha256:fake"})
-    assert report.shown.figures is not None
-    assert report.shown.labelled == 5
+    kept.remember(*range(10, 15))
+    assert kept.give(found[-1:], "positive") == ["unknown"]
+    assert kept.shown().labelled == 5
 
 
 async def test_age_goes_by_the_monotonic_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """A wall clock that jumps by years, either way, changes nothing."""
-    predictor, clock = FakePredictor(), Clock()
-    kept = store(predictor, clock)
-    (early,) = remember(kept, predictor, 7)
+    kept = Kept()
+    early = kept.remember(7)
     for wall in (0.0, 1e12, -1e9):
         monkeypatch.setattr("time.time", lambda wall=wall: wall)
-        assert kept.give("one", [(early, "negative")])[0] in ("recorded", "repeated")
+        assert kept.give(early)[0] in ("recorded", "repeated")
     monkeypatch.undo()
-    clock.now += 60
-    (late,) = remember(kept, predictor, 8)
-    clock.now += 40
-    assert len(kept) == 2
-    clock.now += 1
-    assert len(kept) == 1
-    assert kept.give("one", [(early, "negative"), (late, "negative")]) == ["unknown", "recorded"]
-    (report,) = kept.reports({"sha256:fake"})
-    assert report.shown.figures is not None
-    assert report.shown.labelled == 1  # the early one has left its window too
-    clock.now += 100
-    assert kept.reports({"sha256:fake"}) == []
-    assert len(kept) == 0
+    kept.now += 60
+    late = kept.remember(8)
+    kept.now += 40
+    assert len(kept.store) == 2
+    kept.now += 1
+    assert len(kept.store) == 1
+    assert kept.give([*early, *late]) == ["unknown", "recorded"]
+    assert kept.shown().labelled == 1  # the early one has left its window too
+    kept.now += 100
+    assert kept.store.reports({"sha256:fake"}) == []
+    assert len(kept.store) == 0
 
 
 async def test_windows_forget_what_is_old_without_being_asked() -> None:
     """A server that nobody scrapes drops rows all the same."""
-    predictor, clock = FakePredictor(), Clock()
-    kept = store(predictor, clock)
-    kept.give("one", [(remember(kept, predictor, 7)[0], "negative")])
-    clock.now += 101
-    remember(kept, predictor, 8)
-    assert [one.rows for one in kept._series.values()] == [0]
+    kept = Kept()
+    kept.give(kept.remember(7))
+    kept.now += 101
+    kept.remember(8)
+    assert [one.rows for one in kept.store._series.values()] == [0]
 
 
 async def test_a_window_holds_the_last_labelled_ones() -> None:
-    predictor, clock = FakePredictor(), Clock()
-    kept = store(predictor, clock)
-    found = remember(kept, predictor, *[90_000] * 100, *[10_000] * 50)
+    kept = Kept()
     # The first hundred are right; then fifty mistakes push the first fifty out.
-    kept.give("one", [(one, "negative") for one in found])
-    (report,) = kept.reports({"sha256:fake"})
-    assert report.shown.figures is not None
-    assert (report.shown.labelled, report.shown.figures.accuracy.value) == (100, 0.5)
+    kept.give(kept.remember(*[90_000] * 100, *[10_000] * 50))
+    shown = kept.shown()
+    assert shown.figures is not None
+    assert (shown.labelled, shown.figures.accuracy.value) == (100, 0.5)
 
 
 @pytest.mark.parametrize(("classes", "most"), [(2, 450), (10, 600)])
 async def test_a_kept_prediction_takes_few_bytes(classes: int, most: int) -> None:
-    predictor, clock = FakePredictor(labels=[chr(65 + i) for i in range(classes)]), Clock()
-    kept = store(predictor, clock, rows=100_000)
-    remember(kept, predictor, *range(10, 310))  # fills the series' own windows
+    kept = Kept([chr(65 + i) for i in range(classes)], rows=100_000)
+    kept.remember(*range(10, 310))  # fills the series' own windows
     tracemalloc.start()
     try:
         before, _ = tracemalloc.get_traced_memory()
         for start in range(0, 3000, 100):
-            remember(kept, predictor, *range(10 + start, 110 + start))
-        predictor.batches.clear()
+            kept.remember(*range(10 + start, 110 + start))
+        kept.predictor.batches.clear()
         after, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -275,25 +266,23 @@ async def test_nothing_kept_holds_a_prompt_or_a_clients_id(served: Served) -> No
 
 
 async def test_threads_at_once_lose_and_double_nothing() -> None:
-    predictor, clock = FakePredictor(), Clock()
-    kept = store(predictor, clock, window=2000, rows=10_000)
+    kept = Kept(window=2000, rows=10_000)
 
     def work(caller: str) -> list[str]:
         statuses: list[str] = []
         for round_ in range(20):
-            own = remember(kept, predictor, *[10_000 + round_] * 5, caller=caller)
-            statuses += kept.give(caller, [(one, "negative") for one in own])
-            statuses += kept.give(caller, [(one, "positive") for one in own])
-            kept.reports({"sha256:fake"})
+            ids = kept.remember(*[10_000 + round_] * 5, caller=caller)
+            statuses += kept.give(ids, caller=caller) + kept.give(ids, "positive", caller=caller)
+            kept.shown()
         return statuses
 
     with ThreadPoolExecutor(8) as pool:
         found = [status for statuses in pool.map(work, [f"caller {i}" for i in range(8)]) for status in statuses]
     assert sorted(found) == ["corrected"] * 800 + ["recorded"] * 800
-    (report,) = kept.reports({"sha256:fake"})
-    assert report.shown.figures is not None
-    assert (report.shown.predictions, report.shown.labelled) == (800, 800)
-    assert report.shown.figures.accuracy.value == 1.0  # of every one, the correction counts
+    shown = kept.shown()
+    assert (shown.predictions, shown.labelled) == (800, 800)
+    assert shown.figures is not None
+    assert shown.figures.accuracy.value == 1.0  # of every one, the correction counts
 
 
 async def test_requests_at_once_each_get_their_own_ids(served: Served) -> None:

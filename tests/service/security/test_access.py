@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,7 +14,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 from server_process import Process, fake_artifacts, fake_server
-from serving import FakePredictor, Served, library, serve, settings
+from serving import Served, library, serve, settings
 from starlette.routing import Mount
 
 from service.app import create_app
@@ -41,9 +40,10 @@ def bearer(scope: str) -> dict[str, str]:
     return {"authorization": f"Bearer {TOKENS[scope]}"}
 
 
-@asynccontextmanager
-async def guarded(keys: Path, predictor: FakePredictor | None = None, **values: Any) -> AsyncIterator[Served]:
-    async with serve(predictor, auth="keys", keys=keys, **values) as served:
+@pytest.fixture
+async def guarded(keys: Path) -> AsyncIterator[Served]:
+    """A server that asks for these keys."""
+    async with serve(auth="keys", keys=keys) as served:
         yield served
 
 
@@ -76,18 +76,16 @@ def test_the_walk_finds_an_endpoint_that_is_not_decided() -> None:
 OPEN = ("/", "/docs", "/docs/assets/swagger-ui.css", "/openapi.json", "/health/live", "/health/ready")
 
 
-async def test_what_is_open_needs_no_key(keys: Path) -> None:
-    async with guarded(keys) as served:
-        for path in (*OPEN, "/v2/health/live", "/v2/health/ready"):
-            assert (await served.client.get(path)).status_code in (200, 307), path
+async def test_what_is_open_needs_no_key(guarded: Served) -> None:
+    for path in (*OPEN, "/v2/health/live", "/v2/health/ready"):
+        assert (await guarded.client.get(path)).status_code in (200, 307), path
 
 
 @pytest.mark.parametrize("path", ["/artifacts", "/metrics", "/v2/models/fake"])
-async def test_any_key_may_look(path: str, keys: Path) -> None:
-    async with guarded(keys) as served:
-        for scope in SCOPES:
-            assert (await served.client.get(path, headers=bearer(scope))).status_code == 200
-        assert (await served.client.get(path)).status_code == 401
+async def test_any_key_may_look(path: str, guarded: Served) -> None:
+    for scope in SCOPES:
+        assert (await guarded.client.get(path, headers=bearer(scope))).status_code == 200
+    assert (await guarded.client.get(path)).status_code == 401
 
 
 ASKS = {
@@ -98,17 +96,16 @@ ASKS = {
 
 
 @pytest.mark.parametrize("needed", ASKS)
-async def test_a_scope_opens_its_own_endpoints_alone(needed: str, keys: Path) -> None:
+async def test_a_scope_opens_its_own_endpoints_alone(needed: str, guarded: Served) -> None:
     method, path, body = ASKS[needed]
-    async with guarded(keys) as served:
-        for scope in SCOPES:
-            answer = await served.client.request(method, path, json=body, headers=bearer(scope))
-            if scope == needed:
-                assert answer.status_code == 200
-            else:
-                assert (answer.status_code, answer.json()["error"]["code"]) == (403, "forbidden")
-                assert repr(needed) in answer.json()["error"]["message"]
-        assert (await served.client.request(method, path, json=body)).status_code == 401
+    for scope in SCOPES:
+        answer = await guarded.client.request(method, path, json=body, headers=bearer(scope))
+        if scope == needed:
+            assert answer.status_code == 200
+        else:
+            assert (answer.status_code, answer.json()["error"]["code"]) == (403, "forbidden")
+            assert repr(needed) in answer.json()["error"]["message"]
+    assert (await guarded.client.request(method, path, json=body)).status_code == 401
 
 
 async def test_where_keys_are_off_everyone_may_do_everything(served: Served) -> None:
@@ -134,9 +131,8 @@ async def test_where_keys_are_off_everyone_may_do_everything(served: Served) -> 
         {"cookie": f"token={TOKENS['predict']}"},
     ],
 )
-async def test_what_is_not_a_key_is_refused(headers: dict[str, str], keys: Path) -> None:
-    async with guarded(keys) as served:
-        answer = await served.client.post(f"/predict?token={TOKENS['predict']}", json=BODY, headers=headers)
+async def test_what_is_not_a_key_is_refused(headers: dict[str, str], guarded: Served) -> None:
+    answer = await guarded.client.post(f"/predict?token={TOKENS['predict']}", json=BODY, headers=headers)
     assert answer.status_code == 401
     assert answer.headers["www-authenticate"] == "Bearer"
     assert answer.headers["x-request-id"] == answer.json()["request_id"]
@@ -144,63 +140,59 @@ async def test_what_is_not_a_key_is_refused(headers: dict[str, str], keys: Path)
     assert "laplora_" not in answer.text
 
 
-async def test_the_scheme_is_read_in_any_case(keys: Path) -> None:
-    async with guarded(keys) as served:
-        headers = {"authorization": f"bEARER  {TOKENS['predict']}"}
-        assert (await served.client.post("/predict", json=BODY, headers=headers)).status_code == 200
+async def test_the_scheme_is_read_in_any_case(guarded: Served) -> None:
+    headers = {"authorization": f"bEARER  {TOKENS['predict']}"}
+    assert (await guarded.client.post("/predict", json=BODY, headers=headers)).status_code == 200
 
 
-async def test_what_is_not_in_the_table_needs_a_key_before_it_says_that_it_is_not_there(keys: Path) -> None:
-    async with guarded(keys) as served:
-        for method, path in (("GET", "/nowhere"), ("PUT", "/predict"), ("GET", "/predict/")):
-            assert (await served.client.request(method, path)).status_code == 401
-        assert (await served.client.get("/nowhere", headers=bearer("predict"))).status_code == 404
-        assert (await served.client.put("/predict", headers=bearer("predict"))).status_code == 405
+async def test_what_is_not_in_the_table_needs_a_key_before_it_says_that_it_is_not_there(guarded: Served) -> None:
+    for method, path in (("GET", "/nowhere"), ("PUT", "/predict"), ("GET", "/predict/")):
+        assert (await guarded.client.request(method, path)).status_code == 401
+    assert (await guarded.client.get("/nowhere", headers=bearer("predict"))).status_code == 404
+    assert (await guarded.client.put("/predict", headers=bearer("predict"))).status_code == 405
 
 
 @pytest.mark.parametrize(
     "path", ["/predict/", "//predict", "/%70redict", "/health/../predict", "/PREDICT", "/predict%0A", "/predict%00"]
 )
-async def test_no_spelling_of_a_path_gets_around(path: str, keys: Path) -> None:
-    async with guarded(keys) as served:
-        sent = httpx.Request("POST", "http://test/predict", json=BODY)
-        sent.url = httpx.URL("http://test/predict").copy_with(raw_path=path.encode())
-        answer = await served.client.send(sent, follow_redirects=True)
+async def test_no_spelling_of_a_path_gets_around(path: str, guarded: Served) -> None:
+    sent = httpx.Request("POST", "http://test/predict", json=BODY)
+    sent.url = httpx.URL("http://test/predict").copy_with(raw_path=path.encode())
+    answer = await guarded.client.send(sent, follow_redirects=True)
     assert answer.status_code == 401
 
 
-async def test_a_refusal_reads_nothing_of_the_body(keys: Path) -> None:
-    async with guarded(keys) as served:
-        for headers, status in (({}, 401), (bearer("evaluate"), 403)):
-            read: list[bytes] = []
+async def test_a_refusal_reads_nothing_of_the_body(guarded: Served) -> None:
+    for headers, status in (({}, 401), (bearer("evaluate"), 403)):
+        read: list[bytes] = []
 
-            async def body(read: list[bytes] = read) -> AsyncIterator[bytes]:
-                read.append(b" ")
-                yield b" "
+        async def body(read: list[bytes] = read) -> AsyncIterator[bytes]:
+            read.append(b" ")
+            yield b" "
 
-            answer = await served.client.post("/predict", content=body(), headers=headers)
-            assert (answer.status_code, read) == (status, [])
+        answer = await guarded.client.post("/predict", content=body(), headers=headers)
+        assert (answer.status_code, read) == (status, [])
 
 
-async def test_the_queue_knows_the_caller_by_the_keys_id(keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with guarded(keys) as served:
-        put, callers = served.state.queue.put, []
+async def test_the_queue_knows_the_caller_by_the_keys_id(guarded: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    put, callers = guarded.state.queue.put, []
 
-        def noted(plan: Any, *args: Any, **named: Any) -> Any:
-            callers.append(plan.caller)
-            return put(plan, *args, **named)
+    def noted(plan: Any, *args: Any, **named: Any) -> Any:
+        callers.append(plan.caller)
+        return put(plan, *args, **named)
 
-        monkeypatch.setattr(served.state.queue, "put", noted)
-        await served.client.post("/predict", json=BODY, headers=bearer("predict"))
+    monkeypatch.setattr(guarded.state.queue, "put", noted)
+    await guarded.client.post("/predict", json=BODY, headers=bearer("predict"))
     assert callers == ["only-predict"]
 
 
-async def test_refusals_are_counted_and_logged_without_the_token(keys: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_refusals_are_counted_and_logged_without_the_token(
+    guarded: Served, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level("DEBUG")
-    async with guarded(keys) as served:
-        await served.client.post("/predict", json=BODY, headers=bearer("none"))
-        await served.client.post("/predict", json=BODY, headers=bearer("evaluate"))
-        counts = (await served.client.get("/metrics", headers=bearer("admin"))).text
+    await guarded.client.post("/predict", json=BODY, headers=bearer("none"))
+    await guarded.client.post("/predict", json=BODY, headers=bearer("evaluate"))
+    counts = (await guarded.client.get("/metrics", headers=bearer("admin"))).text
     assert 'laplora_rejects_total{reason="unauthorized"} 1.0' in counts
     assert 'laplora_requests_total{method="POST",route="/predict",status="403"} 1.0' in counts
     lines = [r for r in caplog.records if getattr(r, "event", "") == "request"]
