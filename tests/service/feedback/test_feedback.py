@@ -164,13 +164,12 @@ async def test_choices_have_the_labels_of_their_own_question() -> None:
     assert (average["predictive"], average["predictions"]) == ("laplace_order_average", 2)
 
 
-async def test_failed_requests_leave_nothing_behind() -> None:
-    predictor = FakePredictor()
-    async with serve(predictor) as served:
-        predictor.nan = True
-        assert (await served.predict("a 7")).status_code == 422
-        predictor.nan = False
-        assert len(served.state.feedback) == 0
+async def test_failed_requests_leave_nothing_behind(served: Served) -> None:
+    predictor = served.predictor
+    predictor.nan = True
+    assert (await served.predict("a 7")).status_code == 422
+    predictor.nan = False
+    assert len(served.state.feedback) == 0
 
 
 async def test_the_oldest_go_first() -> None:

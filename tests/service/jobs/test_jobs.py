@@ -94,20 +94,19 @@ async def test_progress_and_partial_metrics_while_it_runs() -> None:
         assert 'laplora_jobs{status="done"} 1.0' in metrics
 
 
-async def test_prompts_leave_the_disk_with_the_jobs_end() -> None:
-    predictor = FakePredictor()
-    async with serve(predictor) as served:
+async def test_prompts_leave_the_disk_with_the_jobs_end(served: Served) -> None:
+    predictor = served.predictor
 
-        def with_prompts() -> list[str]:
-            return [p.name for p in folder(served).iterdir() if b"unmistakable" in p.read_bytes()]
+    def with_prompts() -> list[str]:
+        return [p.name for p in folder(served).iterdir() if b"unmistakable" in p.read_bytes()]
 
-        predictor.hold()
-        job_id = await submit(served, [{"text": f"unmistakable {i}", "label": "positive"} for i in range(40)])
-        assert with_prompts() == [f"{job_id}.jsonl"]
-        predictor.released.set()
-        await ended(served, job_id)
-        await served.until(lambda: not uploads(served))
-        assert with_prompts() == []
+    predictor.hold()
+    job_id = await submit(served, [{"text": f"unmistakable {i}", "label": "positive"} for i in range(40)])
+    assert with_prompts() == [f"{job_id}.jsonl"]
+    predictor.released.set()
+    await ended(served, job_id)
+    await served.until(lambda: not uploads(served))
+    assert with_prompts() == []
 
 
 async def test_the_folder_is_for_the_servers_user_alone(served: Served) -> None:
@@ -116,13 +115,12 @@ async def test_the_folder_is_for_the_servers_user_alone(served: Served) -> None:
     assert {path.stat().st_mode & 0o777 for path in folder(served).iterdir()} == {0o600}
 
 
-async def test_a_job_is_a_caller_of_the_queue_of_its_own() -> None:
-    predictor = FakePredictor()
-    async with serve(predictor) as served:
-        predictor.hold()
-        job_id = await submit(served, rows(5))
-        await served.until(predictor.entered.is_set)
-        assert {plan.caller for plan in served.state.queue.plans} == {f"job:{job_id}"}
+async def test_a_job_is_a_caller_of_the_queue_of_its_own(served: Served) -> None:
+    predictor = served.predictor
+    predictor.hold()
+    job_id = await submit(served, rows(5))
+    await served.until(predictor.entered.is_set)
+    assert {plan.caller for plan in served.state.queue.plans} == {f"job:{job_id}"}
 
 
 # What is wrong with an upload
@@ -353,15 +351,14 @@ async def test_finished_jobs_are_kept_for_a_while() -> None:
 # Waiting, failing
 
 
-async def test_a_queued_job_can_be_cancelled() -> None:
-    predictor = FakePredictor()
-    async with serve(predictor) as served:
-        predictor.hold()
-        first, second = await submit(served, rows(2)), await submit(served, rows(2))
-        await cancel(served, second)
-        predictor.released.set()
-        assert (await ended(served, first))["status"] == "done"
-        assert (await get(served, second))["status"] == "cancelled"
+async def test_a_queued_job_can_be_cancelled(served: Served) -> None:
+    predictor = served.predictor
+    predictor.hold()
+    first, second = await submit(served, rows(2)), await submit(served, rows(2))
+    await cancel(served, second)
+    predictor.released.set()
+    assert (await ended(served, first))["status"] == "done"
+    assert (await get(served, second))["status"] == "cancelled"
 
 
 @pytest.mark.parametrize(

@@ -66,15 +66,14 @@ async def test_cancel_frees_the_queue_at_once_and_keeps_the_job_listed(how: str)
 
 
 @pytest.mark.parametrize("kind", ["done", "failed"])
-async def test_a_late_cancel_changes_nothing(kind: str) -> None:
-    predictor = FakePredictor()
-    async with serve(predictor) as served:
-        predictor.nan = kind == "failed"
-        job_id = await submit(served, rows(5))
-        await served.until(lambda: held(served, job_id).finished)
-        assert (await cancel(served, job_id))["status"] == kind
-        found = await get(served, job_id)
-        assert (found["status"], found["result"] is not None) == (kind, kind == "done")
+async def test_a_late_cancel_changes_nothing(kind: str, served: Served) -> None:
+    predictor = served.predictor
+    predictor.nan = kind == "failed"
+    job_id = await submit(served, rows(5))
+    await served.until(lambda: held(served, job_id).finished)
+    assert (await cancel(served, job_id))["status"] == kind
+    found = await get(served, job_id)
+    assert (found["status"], found["result"] is not None) == (kind, kind == "done")
 
 
 async def test_a_cancel_while_the_end_is_written_loses_no_result(
@@ -123,9 +122,8 @@ async def test_delete_removes_only_what_the_caller_was_told_has_ended() -> None:
 
 async def test_a_cancel_that_cannot_be_written_down_yet_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.jobs.board._KEEPING_S", 0.02)
-    predictor = FakePredictor()
-    async with serve(predictor) as served:
-        predictor.hold()
+    async with serve() as served:
+        served.predictor.hold()
         job_id = await submit(served, rows(5))
         store, full = served.state.jobs.ledger.store, True
         end = store.end

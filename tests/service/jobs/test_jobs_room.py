@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 from job_calls import callers, ended, held, lines, post, refused, rows, stopped_job, submit, uploads
-from serving import FakePredictor, serve, settings
+from serving import FakePredictor, Served, serve, settings
 
 from service.errors import BodyTooLargeError, TooManyJobsError
 from service.jobs.quota import Quota
@@ -164,20 +164,19 @@ async def endless() -> AsyncIterator[bytes]:
 
 
 @pytest.mark.parametrize("how", ["cancelled", "failed", "done", "removed"])
-async def test_every_end_gives_the_bytes_back(how: str) -> None:
-    predictor = FakePredictor()
-    async with serve(predictor) as served:
-        predictor.hold()
-        predictor.nan = how == "failed"
-        job_id = await submit(served, rows(5))
-        assert served.state.jobs.quota.held_bytes == len(lines(rows(5)))
-        if how == "cancelled":
-            await served.client.post(f"/evaluate/jobs/{job_id}/cancel")
-        predictor.released.set()
-        assert (await ended(served, job_id))["status"] == (how if how != "removed" else "done")
-        if how == "removed":
-            await served.client.delete(f"/evaluate/jobs/{job_id}")
-        assert served.state.jobs.quota.held_bytes == 0
+async def test_every_end_gives_the_bytes_back(how: str, served: Served) -> None:
+    predictor = served.predictor
+    predictor.hold()
+    predictor.nan = how == "failed"
+    job_id = await submit(served, rows(5))
+    assert served.state.jobs.quota.held_bytes == len(lines(rows(5)))
+    if how == "cancelled":
+        await served.client.post(f"/evaluate/jobs/{job_id}/cancel")
+    predictor.released.set()
+    assert (await ended(served, job_id))["status"] == (how if how != "removed" else "done")
+    if how == "removed":
+        await served.client.delete(f"/evaluate/jobs/{job_id}")
+    assert served.state.jobs.quota.held_bytes == 0
 
 
 async def test_a_restart_counts_the_unfinished_jobs_again() -> None:

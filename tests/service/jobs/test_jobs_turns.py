@@ -236,36 +236,34 @@ async def test_an_event_is_made_once_for_all_its_readers(monkeypatch: pytest.Mon
         assert {id(event) for event in last} == {id(last[0])}
 
 
-async def test_a_slow_reader_of_events_still_gets_the_end() -> None:
-    predictor = FakePredictor()
-    async with serve(predictor) as served:
-        predictor.hold()
-        job = held(served, await submit(served, rows(5)))
-        await served.until(lambda: job.status == "running")
-        stream = shown.events(served.state.jobs, job, None, "ann")
-        assert [b"running" in await anext(stream) for _ in range(2)] == [False, True]
-        predictor.released.set()
-        # It has not asked for more by the time that everything is over.
-        await served.until(lambda: job.finished)
-        assert [b'"status":"done"' in event async for event in stream] == [True]
-        # Who reads on from there has read it all.
-        again = shown.events(served.state.jobs, job, f"{served.state.jobs.boot}-{job.changes}", "ann")
-        assert [event async for event in again] == [b"retry: 2000\n\n"]
+async def test_a_slow_reader_of_events_still_gets_the_end(served: Served) -> None:
+    predictor = served.predictor
+    predictor.hold()
+    job = held(served, await submit(served, rows(5)))
+    await served.until(lambda: job.status == "running")
+    stream = shown.events(served.state.jobs, job, None, "ann")
+    assert [b"running" in await anext(stream) for _ in range(2)] == [False, True]
+    predictor.released.set()
+    # It has not asked for more by the time that everything is over.
+    await served.until(lambda: job.finished)
+    assert [b'"status":"done"' in event async for event in stream] == [True]
+    # Who reads on from there has read it all.
+    again = shown.events(served.state.jobs, job, f"{served.state.jobs.boot}-{job.changes}", "ann")
+    assert [event async for event in again] == [b"retry: 2000\n\n"]
 
 
-async def test_a_quiet_stream_of_events_has_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_quiet_stream_of_events_has_heartbeats(monkeypatch: pytest.MonkeyPatch, served: Served) -> None:
     monkeypatch.setattr(shown, "_HEARTBEAT_S", 0.01)
-    predictor = FakePredictor()
-    async with serve(predictor) as served:
-        predictor.hold()
-        job = held(served, await submit(served, rows(3)))
-        await served.until(lambda: job.status == "running")
-        stream = shown.events(served.state.jobs, job, None, "ann")
-        parts = [(await anext(stream)).decode() for _ in range(4)]
-        assert parts[0].startswith("retry:")
-        assert parts[1].startswith(f"id: {served.state.jobs.boot}-{job.changes}\ndata: ")
-        assert parts[2:] == [": the job goes on\n\n"] * 2
-        # What was read is not sent again.
-        again = shown.events(served.state.jobs, job, parts[1].split("\n")[0][4:], "ann")
-        assert [(await anext(again)).decode() for _ in range(2)] == [parts[0], parts[2]]
-        predictor.released.set()
+    predictor = served.predictor
+    predictor.hold()
+    job = held(served, await submit(served, rows(3)))
+    await served.until(lambda: job.status == "running")
+    stream = shown.events(served.state.jobs, job, None, "ann")
+    parts = [(await anext(stream)).decode() for _ in range(4)]
+    assert parts[0].startswith("retry:")
+    assert parts[1].startswith(f"id: {served.state.jobs.boot}-{job.changes}\ndata: ")
+    assert parts[2:] == [": the job goes on\n\n"] * 2
+    # What was read is not sent again.
+    again = shown.events(served.state.jobs, job, parts[1].split("\n")[0][4:], "ann")
+    assert [(await anext(again)).decode() for _ in range(2)] == [parts[0], parts[2]]
+    predictor.released.set()
