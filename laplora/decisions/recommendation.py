@@ -87,7 +87,7 @@ def recommend(losses: Mapping[str, torch.Tensor], order: Sequence[str], seed: in
     check_columns(rows, **columns)
     if rows < 2:
         raise DataError("a recommendation needs at least two rows, got 1")
-    warn_about_rows(rows, "a predictive recommended")
+    warn_about_rows(rows, "recommending a predictive")
     table = _table(columns, seed)
     chosen, why = _choose(columns)
     entry = table[chosen]

@@ -91,7 +91,7 @@ def fit_thresholds(
         if probs.ndim != 2 or len(probs) != rows or predictive.expected_entropy.shape != (rows,):
             raise DataError(f"the predictive {name!r} must have {rows} rows, got {tuple(probs.shape)}")
         check_finite(torch.cat([probs, predictive.expected_entropy[:, None]], 1), f"the predictive {name!r}")
-    warn_about_rows(rows, "what thresholds are fitted")
+    warn_about_rows(rows, "fitting thresholds")
     warn_about_labels(labels, predictives["map"].probs.shape[1], split)
     low_mass = FlagThreshold(
         value=_quantile(label_mass, label_mass_level),

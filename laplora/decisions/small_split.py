@@ -15,7 +15,7 @@ class SmallCalibrationWarning(UserWarning):
 
 
 def warn_about_rows(rows: int, what: str, stacklevel: int = 3) -> None:
-    """Warn when ``what`` is fitted on fewer than ``FEWEST_ROWS`` rows.
+    """Warn when ``what`` is done on fewer than ``FEWEST_ROWS`` rows.
 
     Args:
         stacklevel: of the warning; 3 is the caller of the function that calls this one.
