@@ -99,15 +99,12 @@ def fit_thresholds(
         origin=f"{label_mass_level:g} quantile of the label mass of {rows} rows of {split!r}",
     )
     map_probs = predictives["map"].probs
-    map_entropy = entropy(map_probs)
     # Checks the options under either guarantee.
     map_bound = accept_threshold(
-        map_entropy, map_probs.argmax(1) != labels, target_risk, guarantee=guarantee, confidence=confidence
+        entropy(map_probs), map_probs.argmax(1) != labels, target_risk, guarantee=guarantee, confidence=confidence
     )
 
-    def one(name: str, predictive: PosteriorPredictive) -> ModeThresholds:
-        sure = (sureness or {}).get(name) or sureness_of(predictive)
-        errors = predictive.probs.argmax(1) != labels
+    def flags_of(predictive: PosteriorPredictive, sure: Sureness, errors: torch.Tensor) -> dict[Flag, FlagThreshold]:
         lowest = accept_threshold(-sure.confidence, errors, target_risk)
         flags: dict[Flag, FlagThreshold] = {
             "low_confidence": FlagThreshold(
@@ -118,26 +115,26 @@ def fit_thresholds(
             ),
             "low_label_mass": low_mass,
         }
-        scores: dict[Score, torch.Tensor] = {"map_entropy": map_entropy}
-        if name != "map":
-            scores["total_entropy"] = sure.entropy
-        if bool((predictive.std > 0).any()):  # a point has no epistemic part, only its rounding
-            scores["epistemic"] = decompose(predictive).epistemic
+        if _has_spread(predictive):
             flags["high_epistemic"] = FlagThreshold(
-                value=_quantile(scores["epistemic"], epistemic_level),
+                value=_quantile(decompose(predictive).epistemic, epistemic_level),
                 level=epistemic_level,
                 origin=f"{epistemic_level:g} quantile of the epistemic uncertainty of {rows} rows of {split!r}",
             )
-        auroc: dict[Score, float | None] = {score: error_auroc(values, errors) for score, values in scores.items()}
+        return flags
+
+    def rule_of(name: str, predictive: PosteriorPredictive, sure: Sureness, errors: torch.Tensor) -> ReviewRule:
         bound = guarantee == "upper_bound"
+        scores: dict[Score, torch.Tensor] = {"map_entropy": entropy(map_probs)}
+        if name != "map":
+            scores["total_entropy"] = sure.entropy
+        if _has_spread(predictive):
+            scores["epistemic"] = decompose(predictive).epistemic
         score: ReviewScore = "map_entropy" if bound or name == "map" else "total_entropy"
-        if bound:
-            threshold = map_bound
-            accepted = agreed_entropy(map_probs, predictive.probs) <= (-math.inf if threshold is None else threshold)
-        else:
-            threshold = accept_threshold(scores[score], errors, target_risk)
-            accepted = scores[score] <= (-math.inf if threshold is None else threshold)
-        review = ReviewRule(
+        compared = agreed_entropy(map_probs, predictive.probs) if bound else scores[score]
+        threshold = map_bound if bound else accept_threshold(compared, errors, target_risk)
+        accepted = compared <= (-math.inf if threshold is None else threshold)
+        return ReviewRule(
             score=score,
             threshold=threshold,
             target_risk=target_risk,
@@ -145,12 +142,25 @@ def fit_thresholds(
             confidence=confidence if bound else None,
             accepted=int(accepted.sum()),
             accepted_risk=float(errors[accepted].double().mean()) if accepted.any() else None,
-            auroc=auroc,
+            auroc={key: error_auroc(values, errors) for key, values in scores.items()},
             reason=_REASONS[guarantee],
         )
-        return ModeThresholds(errors=int(errors.sum()), flags=flags, review=review)
 
-    return {name: one(name, predictive) for name, predictive in predictives.items()}
+    fitted = {}
+    for name, predictive in predictives.items():
+        sure = (sureness or {}).get(name) or sureness_of(predictive)
+        errors = predictive.probs.argmax(1) != labels
+        fitted[name] = ModeThresholds(
+            errors=int(errors.sum()),
+            flags=flags_of(predictive, sure, errors),
+            review=rule_of(name, predictive, sure, errors),
+        )
+    return fitted
+
+
+def _has_spread(predictive: PosteriorPredictive) -> bool:
+    """Return whether a predictive has an epistemic part; that of a point is only rounding."""
+    return bool((predictive.std > 0).any())
 
 
 def accept_threshold(
