@@ -194,20 +194,17 @@ class ArtifactHost:
     # Changes
 
     def change(self, name: str, how: Literal["load", "activate"]) -> Future[Change]:
-        """Return a future of an artifact of the root being loaded and verified, in a thread of its own.
+        """Return a future of an artifact of the root being loaded and verified, unless it is loaded with this content.
 
         ``load``: it answers requests that name it. ``activate``: it answers where a request names none, and one on
         another base model sends away every artifact on the old base. The old one answers until the new one has passed.
-        One that is loaded with the same content is not loaded again.
 
-        The future's exception is one of:
+        The future raises:
             NotReadyError: the first artifact still loads.
             ArtifactNotFoundError: no such folder in the root.
             ActivationRunningError: another change runs.
-            LoadTimeoutError: it takes too long; LoadStuckError: an earlier one did, and still runs.
-            ShelfFullError: no room beside those in use.
-            ArtifactError, ModelError, DownloadError: it cannot be served, or is to be loaded and is on another base
-                model than the active one.
+            LoadTimeoutError, LoadStuckError: as ``BoundedLoads.run``; ShelfFullError: as ``Shelf.put``.
+            ArtifactError, ModelError, DownloadError: it cannot be served, or cannot be beside the active one.
         """
         return in_daemon_thread("laplora-change", lambda: self._change(name, activate=how == "activate"))
 

@@ -1,15 +1,10 @@
 """Who holds how much of the queue: rows, tokens, and text that is still to be tokenised. No clock and no lock.
 
-Room is reserved before a text is tokenised, from an estimate of its tokens; the reservation is corrected once they are
-known, shrinks as rows go to the device, and is closed with the request, however that ends. One caller holds at most
-its share of each limit, so that a full queue always has room for somebody else; and who holds some already gets more of
-the same only within its share of what the others leave. The device's turns are shared among callers, so the room has to
-be. If the room went by first come, first served, whoever's rows happened to fill it would wait for turns that are
-everybody's, longer than a full queue takes (dynamic thresholds: Choudhury and Hahne, IEEE/ACM Transactions on
-Networking 1998).
-
-A correction may take the queue's tokens above the limit by ``CORRECTION_SHARE`` of it; a request whose tokens were
-underestimated by more than there is room for then is refused after all, as if it had come later.
+Room is reserved before a text is tokenised, from an estimate of its tokens. The reservation is corrected once they are
+known, shrinks as rows go to the device, and is closed with the plan, however that ends. One caller holds at most its
+share of each limit. Who holds some already gets more only within its share of what the others leave (dynamic
+thresholds: Choudhury and Hahne, IEEE/ACM Transactions on Networking 1998). A correction may exceed a limit by
+``CORRECTION_SHARE`` of it; a plan that was underestimated by more is refused after all.
 """
 
 from __future__ import annotations
@@ -87,13 +82,8 @@ class Admission:
         """Return what one caller holds."""
         return self._by_caller.get(caller, NOTHING)
 
-    @property
-    def callers(self) -> int:
-        """How many callers hold anything."""
-        return len(self._by_caller)
-
     def check_room(self, caller: str) -> None:
-        """Check that one short row would find room: where it does not, a request need not be read to be refused.
+        """Check that one short row would find room.
 
         Raises:
             ClientQueueFullError, QueueFullError: as ``reserve``.
@@ -104,9 +94,9 @@ class Admission:
         """Return a reservation for a request.
 
         Args:
-            asked: its rows, its tokens as estimated or known, and its text that is to be tokenised.
-            fewest_tokens: that it has for certain. More estimated than one caller may hold asks for all of that: only
-                what is certain is refused for good.
+            asked: its rows, its tokens as estimated, and its text that is to be tokenised. An estimate of more than one
+                caller may hold reserves all of that.
+            fewest_tokens: that it has for certain: these alone are refused for good.
 
         Raises:
             BatchTooLargeError: it is larger than what one caller may hold, and will never fit.

@@ -1,13 +1,8 @@
 """Errors of the device: out of memory, which passes, and faults, after which it answers nothing any more.
 
-After a CUDA fault the process's context is gone: every later call fails with the same error, whoever made it.
-So :class:`DeviceHealth` latches: nothing in the process clears it, only a new process does. ``service.__main__``
-sees the latch and leaves with ``ExitStatus.DEVICE_FAULT`` once what is open has its answer.
-
-A run that does not end for ``hang_s`` counts as a fault too: its thread cannot be ended, its process can.
-
-There is no timed re-check of an idle device. Each answer is one already, a fault shows at the next request, which
-gets a 503 and a new process; a check on a timer would take the device's time from those who wait.
+After a CUDA fault every later call of the process fails, whoever makes it. So :class:`DeviceHealth` latches: only a new
+process clears it. ``service.__main__`` sees the latch and leaves with ``ExitStatus.DEVICE_FAULT`` once what is open has
+its answer. A run that does not end for ``hang_s`` counts as a fault too.
 """
 
 from __future__ import annotations

@@ -101,14 +101,10 @@ class Scored:
 
 def order_counts(inputs: Sequence[Mapping[str, Any]], *, order_average: bool) -> list[int]:
     """Return in how many orders of its choices each input is asked; 1 for an input that is refused later on."""
-    return [_orders(fields) if order_average else 1 for fields in inputs]
-
-
-def _orders(fields: Mapping[str, Any]) -> int:
     from laplora.prompts.option_order import order_count
 
-    choices = fields.get("choices")
-    return order_count(len(choices)) if isinstance(choices, list) and len(choices) > 1 else 1
+    choices = [fields.get("choices") if order_average else None for fields in inputs]
+    return [order_count(len(c)) if isinstance(c, list) and len(c) > 1 else 1 for c in choices]
 
 
 def choose_ask(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from laplora.errors import InvalidInputError, TooManyTokensError
@@ -15,12 +15,9 @@ from service.scoring.admission import Amount
 from service.scoring.plan import Plan, order_counts
 
 if TYPE_CHECKING:
-    from laplora.answers.order_answers import OrderedRows
     from laplora.answers.prediction import Prediction
     from laplora.predictor import Predictor
     from laplora.prompts.rows import EncodedRow
-
-T = TypeVar("T")
 
 #: Text that one call of a tokenizer thread takes at most, unless one input has more: about 40 ms of work.
 TOKENIZE_PART_BYTES = 65_536
@@ -49,11 +46,11 @@ class Expected:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A plan's rows, the number of each one's input, and, where several orders are asked, each input's orders."""
+    """A plan's rows, the number of each one's input, and what each input was encoded to: a row, or one an order."""
 
     rows: list[EncodedRow]
     owners: list[int]
-    ordered: list[OrderedRows]
+    items: list[Any]
 
 
 class Tokenizing:
@@ -96,33 +93,22 @@ class Tokenizing:
         Raises:
             InvalidInputError, TooManyTokensError: an input does not fit; the field names which.
         """
-        predictor, truncate, sizes = plan.predictor, plan.truncate, expected.sizes
-        if plan.order_average:
-            weights = [size * count for size, count in zip(sizes, expected.orders, strict=True)]
-            ordered = await self._each(
-                plan.inputs, lambda fields: predictor.encode_orders(fields, truncate=truncate), weights
-            )
-            rows = [row for one in ordered for row in one.rows]
-            owners = [i for i, one in enumerate(ordered) for _ in one.rows]
-        else:
-            rows = await self._each(plan.inputs, lambda fields: predictor.encode(fields, truncate=truncate), sizes)
-            owners, ordered = list(range(len(rows))), []
-        self.estimate(predictor).learn_rows(rows, [sizes[owner] for owner in owners])
-        return Encoded(rows, owners, ordered)
+        predictor = plan.predictor
+        encode: Callable[..., Any] = predictor.encode_orders if plan.order_average else predictor.encode
+        weights = [size * count for size, count in zip(expected.sizes, expected.orders, strict=True)]
+        loop, items = asyncio.get_running_loop(), list[Any]()
+        for part in in_parts(weights, TOKENIZE_PART_BYTES):
+            items += await loop.run_in_executor(self._threads, _encode_part, encode, plan, part)
+        each = [item.rows if plan.order_average else [item] for item in items]
+        rows = [row for rows in each for row in rows]
+        owners = [i for i, rows in enumerate(each) for _ in rows]
+        self.estimate(predictor).learn_rows(rows, [expected.sizes[owner] for owner in owners])
+        return Encoded(rows, owners, items)
 
     async def average(self, plan: Plan, encoded: Encoded, predictions: Sequence[Prediction]) -> list[Prediction]:
         """Return one prediction for each input, of those in all its orders."""
         average = plan.predictor.average_orders
-        return await asyncio.get_running_loop().run_in_executor(self._threads, average, encoded.ordered, predictions)
-
-    async def _each(
-        self, inputs: Sequence[Mapping[str, Any]], encode: Callable[[Mapping[str, Any]], T], sizes: Sequence[int]
-    ) -> list[T]:
-        loop = asyncio.get_running_loop()
-        encoded: list[T] = []
-        for part in in_parts(sizes, TOKENIZE_PART_BYTES):
-            encoded += await loop.run_in_executor(self._threads, _encode_part, encode, inputs, part)
-        return encoded
+        return await asyncio.get_running_loop().run_in_executor(self._threads, average, encoded.items, predictions)
 
 
 def _text_sizes(plan: Plan) -> list[int]:
@@ -158,17 +144,17 @@ def in_parts(sizes: Sequence[int], most: int) -> list[range]:
     return [*parts, range(start, len(sizes))]
 
 
-def _encode_part(encode: Callable[[Mapping[str, Any]], T], inputs: Sequence[Mapping[str, Any]], part: range) -> list[T]:
-    rows = []
+def _encode_part(encode: Callable[..., Any], plan: Plan, part: range) -> list[Any]:
+    items = []
     for i in part:
         try:
-            rows.append(encode(inputs[i]))
+            items.append(encode(plan.inputs[i], truncate=plan.truncate))
         except TooManyTokensError as error:
             raise _located(error, i) from None
         except InvalidInputError as error:
             field = f"inputs.{i}.{error.field}" if error.field else f"inputs.{i}"
             raise InvalidInputError(f"input {i}: {error}", field=field) from None
-    return rows
+    return items
 
 
 def _located(error: TooManyTokensError, index: int) -> TooManyTokensError:

@@ -19,8 +19,6 @@ import httpx
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FAKE_SERVER = Path(__file__).with_name("fake_server.py")
-FAULTY_SERVER = Path(__file__).with_name("faulty_server.py")
 #: No sound server takes this long, however busy the machine is.
 GIVE_UP_S = 180.0
 
@@ -104,16 +102,11 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 @contextmanager
-def starting(script: Path, folder: Path) -> Iterator[Start]:
-    """Yield what starts servers of a script, on one artifact in a folder: flags, and variables of the environment."""
+def starting(folder: Path, script: str = "fake_server.py") -> Iterator[Start]:
+    """Yield what starts servers of a script, by flags and variables of the environment; they share a root."""
     root = fake_artifacts(folder)
     with ExitStack() as stack:
-
-        def start(*flags: str, **environment: str) -> Process:
-            command = [str(script), "--artifact", "fake", "--artifacts-root", str(root), *flags]
-            return stack.enter_context(server_process(command, environment))
-
-        yield start
+        yield lambda *flags, **environment: stack.enter_context(fake_server(root, *flags, script=script, **environment))
 
 
 def is_ready(client: httpx.Client) -> bool:

@@ -115,24 +115,8 @@ def _summary(name: str, item: Artifact | LaploraError, place: Place | None, acti
         active: name of the active artifact.
     """
     if isinstance(item, LaploraError):
-        return ArtifactSummary(
-            name=name,
-            active=False,
-            loaded=False,
-            requests=None,
-            memory_bytes=None,
-            digest=None,
-            base_model=None,
-            quantization=None,
-            labels=None,
-            fields=None,
-            predictives=None,
-            recommended=None,
-            metrics=None,
-            weights=None,
-            reverse_pass=None,
-            error=str(item),
-        )
+        unknown: dict[str, Any] = dict.fromkeys(ArtifactSummary.model_fields)
+        return ArtifactSummary(**unknown | {"name": name, "active": False, "loaded": False, "error": str(item)})
     weights = None if place is None else place.predictor.weights
     reverse = None if place is None else place.predictor.reverse_pass
     return ArtifactSummary(

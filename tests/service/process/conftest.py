@@ -6,20 +6,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from server_process import FAKE_SERVER, FAULTY_SERVER, Start, starting
+from server_process import Start, starting
 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
     """Starts servers over a fake predictor."""
-    with starting(FAKE_SERVER, tmp_path) as start:
+    with starting(tmp_path) as start:
         yield start
 
 
 @pytest.fixture
 def start_faulty(tmp_path: Path) -> Iterator[Start]:
     """Starts servers whose device and files fail as told."""
-    with starting(FAULTY_SERVER, tmp_path) as start:
+    with starting(tmp_path, "faulty_server.py") as start:
         yield start
 
 

@@ -10,7 +10,6 @@ import socket
 import ssl
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -32,7 +31,7 @@ from proxy_process import (
     needs_nginx,
     proxy_before,
 )
-from server_process import FAKE_SERVER, ROOT, server_process
+from server_process import ROOT, metric, starting, until
 from serving import name_the_caller, settings
 
 from service.__main__ import server_config
@@ -61,9 +60,7 @@ class Server:
         self._gate.touch()
 
     def metric(self, name: str) -> float:
-        found = re.search(rf"^{name} (\S+)$", self.client.get("/metrics").text, re.M)
-        assert found is not None
-        return float(found[1])
+        return metric(self.client, name)
 
     @property
     def in_flight(self) -> float:
@@ -74,15 +71,11 @@ class Server:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("server")
-    (folder / "fake").mkdir()
-    (folder / "fake" / "manifest.json").write_text("{}")
     (folder / "gate").touch()
-    flags = ["--artifact", "fake", "--artifacts-root", str(folder), "--trusted-proxies", "127.0.0.1"]
-    with (
-        server_process([str(FAKE_SERVER), *flags], {"FAKE_GATE": str(folder / "gate")}) as process,
-        process.client() as client,
-    ):
-        yield Server(client, folder / "gate")
+    with starting(folder) as start:
+        process = start("--trusted-proxies", "127.0.0.1", FAKE_GATE=str(folder / "gate"))
+        with process.client() as client:
+            yield Server(client, folder / "gate")
 
 
 @pytest.fixture
@@ -106,11 +99,6 @@ def assert_error(response: httpx.Response, status: int, code: str) -> None:
     assert response.headers["x-request-id"] == found.request_id
     assert response.headers["strict-transport-security"]
     assert ("retry-after" in response.headers) == (status in (429, 503, 504))
-
-
-def until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        time.sleep(0.02)
 
 
 @contextmanager

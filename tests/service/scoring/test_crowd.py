@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from server_process import FAKE_SERVER, Process, metric, starting
+from server_process import Process, metric, starting
 
 pytestmark = [
     pytest.mark.anyio,
@@ -68,7 +68,7 @@ class Busy:
 def busy(tmp_path: Path) -> Iterator[Busy]:
     gate = tmp_path / "gate"
     gate.touch()
-    with starting(FAKE_SERVER, tmp_path) as start:
+    with starting(tmp_path) as start:
         process = start(FAKE_GATE=str(gate))
         with process.client() as client:
             yield Busy(process, client, gate)

@@ -6,7 +6,7 @@ import ast
 from pathlib import Path
 
 import pytest
-from server_process import FAULTY_SERVER, is_ready, predict, starting
+from server_process import is_ready, predict, starting
 from serving import code
 
 import service
@@ -66,7 +66,7 @@ def test_the_wall_clock_is_read_only_where_it_is_listed() -> None:
 def test_a_process_whose_clock_jumps_keeps_deadlines_and_drains(tmp_path: Path) -> None:
     """Each look at the wall clock is a year before or after the one before."""
     gate = tmp_path / "gate"
-    with starting(FAULTY_SERVER, tmp_path) as start:
+    with starting(tmp_path, "faulty_server.py") as start:
         process = start("--request-timeout-s", "2", FAULT_CLOCK="1", FAULT_GATE=str(gate))
         with process.client() as client:
             answers = [predict(client, f"row {i}") for i in range(5)]
