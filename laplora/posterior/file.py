@@ -18,12 +18,14 @@ from laplora.posterior.eigen import EigenPosterior
 from laplora.posterior.joint import JOINT_STRUCTURES, JointPosterior, group_members
 from laplora.posterior.sketch import orthonormalize
 
-_PARTS = ("wide", "narrow", "scale", "tail")
+#: How far the inner products of stored columns may be from those of orthonormal ones: bfloat16 keeps 8 bits, so columns
+#: of unit length come back within about 1e-2.
+_SKEWED = 0.05
 
 
 @dataclass(frozen=True)
 class PosteriorFile:
-    """A file as it was read, and what it should hold.
+    """A file's contents, and what they should be.
 
     Attributes:
         name: of the file, for messages.
@@ -63,6 +65,21 @@ class PosteriorFile:
         if curvature and bool((tensor < 0).any()):
             raise ArtifactCorruptError(f"{self.name}: {name} holds a negative curvature")
         return tensor
+
+    def bases(self, block: Block) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return a block's U (wide, k) and V (narrow, narrow), float64, made orthonormal again.
+
+        Raises:
+            ArtifactCorruptError: another shape, or columns that are not orthonormal.
+        """
+        stored = self.tensors[f"{block.name}.wide"]
+        kept = max(stored.shape[-1], 1) if stored.dim() == 2 else -1
+        wide = self.check(f"{block.name}.wide", (block.wide, kept)).double()
+        narrow = self.check(f"{block.name}.narrow", (block.narrow, block.narrow)).double()
+        for basis in (wide, narrow):
+            if float((basis.T @ basis - torch.eye(basis.shape[1], dtype=basis.dtype)).abs().max()) > _SKEWED:
+                raise ArtifactCorruptError(f"{self.name}: a basis of {block.name} is not orthonormal")
+        return orthonormalize(wide), orthonormalize(narrow)
 
     def rows_of(self, name: str) -> int:
         """Return how many rows a matrix has, or 1 for ``check`` to refuse where it is none or has none."""
@@ -112,18 +129,16 @@ def read_posterior(path: Path, blocks: tuple[Block, ...]) -> Posterior:
         raise ArtifactCorruptError(f"{path.name} cannot be read as safetensors: {error}") from None
     if not metadata.get("rows", "").isdecimal():
         raise ArtifactCorruptError(f"{path.name} does not say how many rows its curvature sums")
-    structure = metadata.get("structure", "ekfac")  # files of before there were others do not say
+    structure = metadata.get("structure", "")
     if structure not in READERS:
         raise ArtifactCorruptError(
             f"{path.name} holds a posterior of structure {structure!r}, which this version does not know"
         )
-    covered = _covered(path.name, metadata.get("blocks"), blocks)
+    covered = _covered(path.name, metadata.get("blocks", ""), blocks)
     return READERS[structure](PosteriorFile(path.name, tensors, covered, int(metadata["rows"]), structure))
 
 
-def _covered(file: str, stored: str | None, blocks: tuple[Block, ...]) -> tuple[Block, ...]:
-    if stored is None:
-        return blocks
+def _covered(file: str, stored: str, blocks: tuple[Block, ...]) -> tuple[Block, ...]:
     by_name = {b.name: b for b in blocks}
     try:
         names = json.loads(stored)
@@ -149,30 +164,15 @@ def _write_eigen(posterior: EigenPosterior, dtype: torch.dtype) -> dict[str, tor
 
 
 def _read_eigen(file: PosteriorFile) -> EigenPosterior:
-    file.expect({f"{b.name}.{p}" for b in file.blocks for p in _PARTS})
-    parts: dict[str, list[torch.Tensor]] = {p: [] for p in _PARTS}
+    file.expect({f"{b.name}.{p}" for b in file.blocks for p in ("wide", "narrow", "scale", "tail")})
+    wide, narrow, scale, tail = [], [], [], []
     for block in file.blocks:
-        stored = file.tensors[f"{block.name}.wide"]
-        kept = max(stored.shape[-1], 1) if stored.dim() == 2 else -1
-        wide = file.check(f"{block.name}.wide", (block.wide, kept))
-        narrow = file.check(f"{block.name}.narrow", (block.narrow, block.narrow))
-        scale = file.check(f"{block.name}.scale", (kept, block.narrow), curvature=True)
-        tail = file.check(f"{block.name}.tail", (block.narrow,), curvature=True)
-        parts["wide"].append(_basis(file.name, block, wide))
-        parts["narrow"].append(_basis(file.name, block, narrow))
-        parts["scale"].append(scale.double())
-        parts["tail"].append(tail.double())
-    bases, narrow_bases, scales, tails = (tuple(parts[p]) for p in _PARTS)
-    return EigenPosterior(file.blocks, bases, narrow_bases, scales, tails, file.rows, file.structure)
-
-
-def _basis(file: str, block: Block, stored: torch.Tensor) -> torch.Tensor:
-    vectors = stored.double()
-    identity = torch.eye(vectors.shape[1], dtype=torch.float64)
-    # bfloat16 keeps 8 bits, so columns of unit length come back within about 1e-2 of orthonormal.
-    if float((vectors.T @ vectors - identity).abs().max()) > 0.05:
-        raise ArtifactCorruptError(f"{file}: a basis of {block.name} is not orthonormal")
-    return orthonormalize(stored)
+        u, v = file.bases(block)
+        wide.append(u)
+        narrow.append(v)
+        scale.append(file.check(f"{block.name}.scale", (u.shape[1], block.narrow), curvature=True).double())
+        tail.append(file.check(f"{block.name}.tail", (block.narrow,), curvature=True).double())
+    return EigenPosterior(file.blocks, tuple(wide), tuple(narrow), tuple(scale), tuple(tail), file.rows, file.structure)
 
 
 def _write_joint(posterior: JointPosterior, dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -196,17 +196,15 @@ def _read_joint(file: PosteriorFile) -> JointPosterior:
     for i, block in enumerate(file.blocks):
         coordinates = block.wide * block.narrow
         if file.structure == "joint_core":
-            stored = file.tensors[f"{block.name}.wide"]
-            kept = max(stored.shape[-1], 1) if stored.dim() == 2 else -1
-            wide.append(_basis(file.name, block, file.check(f"{block.name}.wide", (block.wide, kept))))
-            narrow.append(_basis(file.name, block, file.check(f"{block.name}.narrow", (block.narrow, block.narrow))))
-            coordinates = kept * block.narrow
+            u, v = file.bases(block)
+            wide.append(u)
+            narrow.append(v)
+            coordinates = u.shape[1] * block.narrow
         # Not float64: they are as large as the adapter, once per direction.
         directions.append(file.check(f"{block.name}.directions", (counts[i], coordinates)).float())
     for group, members in groups.items():
         gram = sum((directions[i] @ directions[i].T for i in members), torch.zeros(()))
-        # As of a basis: bfloat16 keeps 8 bits.
-        if float((gram - torch.eye(len(gram))).abs().max()) > 0.05:
+        if float((gram - torch.eye(len(gram))).abs().max()) > _SKEWED:
             raise ArtifactCorruptError(f"{file.name}: the directions of {group} are not orthonormal")
     columns = sum(counts[members[0]] for members in groups.values())
     factor = file.check("factor", (file.rows_of("factor"), columns))
