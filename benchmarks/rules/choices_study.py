@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 import laplora.decisions.recommendation as rule
 from benchmarks.study.compute.choose import CANDIDATES
-from benchmarks.study.results.scores import draw_counts, pooled_means
+from benchmarks.study.results.scores import outcome, pooled_mean
 from laplora.metrics.scores import row_nll
 
 #: (guard, cheaper, laplace) in standard errors: below MAP by how much, and what counts as close to the best.
@@ -58,16 +58,11 @@ def judge(cells: list[Cell], numbers: tuple[float, float, float]) -> str:
     counts = ", ".join(f"{served.count(name):2d}" for name in CANDIDATES)
     line = f"{numbers[0]:5.2f} {numbers[1]:5.2f} {numbers[2]:5.2f}   {counts}"
     for against in ("map", "temperature"):
-        found = [
-            pooled_means(
-                {"": torch.stack([test[name] - test[against] for name, test in own])},
-                draw_counts(len(own[0][1]["map"])),
-            )[""]
-            for own in tasks.values()
-        ]
-        mean = sum(f.value for f in found) / len(found)
-        won, lost = sum(f.high < 0 for f in found), sum(f.low > 0 for f in found)
-        line += f"   {mean:+.4f} {won:2d} {len(found) - won - lost:2d} {lost:2d}"
+        found = [pooled_mean(torch.stack([test[name] - test[against] for name, test in own])) for own in tasks.values()]
+        mean = sum(value for value, _, _ in found) / len(found)
+        ends = [outcome(low, high) for _, low, high in found]
+        won, tied, lost = (ends.count(end) for end in ("win", "tie", "loss"))
+        line += f"   {mean:+.4f} {won:2d} {tied:2d} {lost:2d}"
     return line
 
 

@@ -50,10 +50,10 @@ def main(arguments: list[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> None:
     """Run the study, publish what is finished of it, or compare structures on one task and seed."""
     with quiet_loading():
-        from benchmarks.study.compute.approximate import approximate
+        from benchmarks.study.approximate import approximate
         from benchmarks.study.config import load_study
         from benchmarks.study.job import run_study
-        from benchmarks.study.results.publish import publish
+        from benchmarks.study.publish import publish
     config = load_study(options.config)
     if options.publish:
         publish(config.runs, Path("docs"), config.name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -13,7 +12,7 @@ import torch
 from torch import nn
 
 from benchmarks.study.config import StudyConfig
-from benchmarks.study.store import offsets
+from benchmarks.study.store import offsets, read_configuration
 from benchmarks.study.structures.kfac import every_token
 from laplora.jacobians.blocks import Block, BlockJacobian
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
@@ -250,15 +249,3 @@ def all_logits(run: Run, model: Any, rows: list[EncodedRow], batch_size: int, ti
             batch = run.collate([rows[i] for i in index])
             logits[index] = label_logits(model, last_hidden(model, batch), run.label_ids).float().cpu()
     return logits
-
-
-def read_configuration(folder: Path) -> Any:
-    """Return the configuration that a folder's stores were made from, or are being made from; None without any."""
-    path = folder / "configuration.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-def read_gathered(folder: Path) -> dict[str, Any]:
-    """Return the description of a gathered task and seed."""
-    found: dict[str, Any] = json.loads((folder / "gathered.json").read_text(encoding="utf-8"))
-    return found

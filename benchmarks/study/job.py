@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,17 +14,12 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors.torch import load_file
 
+from benchmarks.harness.provenance import processor
 from benchmarks.study.compute.choose import choose
 from benchmarks.study.compute.methods import MEMBER_KINDS, Method, compute, member_methods, read_stores
 from benchmarks.study.config import StudyConfig
-from benchmarks.study.gather import (
-    gather,
-    gather_forwards,
-    gathered_under,
-    read_configuration,
-    read_gathered,
-    wanted_forwards,
-)
+from benchmarks.study.gather import gather, gather_forwards, gathered_under, wanted_forwards
+from benchmarks.study.store import read_configuration, read_gathered
 from benchmarks.study.subjects import write_subjects
 from laplora.jacobians.blocks import Block
 from training.workspace.files import write_json, write_tensors
@@ -179,11 +173,4 @@ def _described(method: Method) -> dict[str, Any]:
 
 def hardware() -> dict[str, Any]:
     """Return the processor, the cores that may be used, and the threads that are."""
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                break
-    return {"processor": name, "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    return {"processor": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}

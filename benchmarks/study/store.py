@@ -6,9 +6,11 @@ tensors per split.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -85,3 +87,15 @@ def replay(
             )
             parts.append(BlockJacobian(jacobian=jacobian, mean_input=inputs, summed_gradient=gradients))
         yield ContrastJacobians(split.logits[rows], split.hidden[rows], tuple(parts)), split.class_mask[rows]
+
+
+def read_configuration(folder: Path) -> Any:
+    """Return the configuration that a folder's stores were made from, or are being made from; None without any."""
+    path = folder / "configuration.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def read_gathered(folder: Path) -> dict[str, Any]:
+    """Return the description of a gathered task and seed."""
+    found: dict[str, Any] = json.loads((folder / "gathered.json").read_text(encoding="utf-8"))
+    return found

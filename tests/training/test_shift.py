@@ -27,9 +27,10 @@ from training.config import CorruptionConfig, RunConfig, ShiftConfig, StrangerCo
 from training.data.corruptions import corrupt
 from training.data.section import load_splits
 from training.report.evaluation import display_name
+from training.report.markdown import fill
 from training.report.shift import publish_shift, published_shifts
 from training.report.shift_answers import SetAnswers, read_answers
-from training.report.shift_tables import insert_section, shift_figure, shift_tables, shown_predictives
+from training.report.shift_tables import page_section, shift_figure, shift_tables, shown_predictives
 from training.workspace.runtime import batches
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -531,7 +532,7 @@ def test_publish_puts_the_measured_figures_on_the_page(
     assert published == record
     page = (docs / "shift.md").read_text(encoding="utf-8")
     assert shift_tables(published) in page
-    assert insert_section(page, [published]) == page
+    assert fill(page, "shift", page_section([published])) == page
     assert "No figures are published yet" not in page
     assert (docs / "results" / f"shift_{record['name']}.png").stat().st_size > 10_000
     (docs / "results" / "shift_another.json").write_text(json.dumps(record | {"name": "another"}), encoding="utf-8")
@@ -547,7 +548,7 @@ def test_nothing_to_publish_and_nowhere_to(copy: Path, tmp_path: Path) -> None:
     docs = tmp_path / "docs"
     docs.mkdir()
     (docs / "shift.md").write_text("# Shift\n", encoding="utf-8")
-    with pytest.raises(DataError, match="one <!-- shift:begin --> and, after it, one <!-- shift:end -->, got 0"):
+    with pytest.raises(DataError, match="one pair of markers"):
         publish_shift(config, docs)
     assert not (docs / "results").exists()
     (config.run_dir / "report" / "shift.json").unlink()
@@ -558,7 +559,7 @@ def test_nothing_to_publish_and_nowhere_to(copy: Path, tmp_path: Path) -> None:
 def test_the_documentations_page_is_what_its_json_says() -> None:
     page = (ROOT / "docs" / "shift.md").read_text(encoding="utf-8")
     published = published_shifts(ROOT / "docs" / "results")
-    assert insert_section(page, published) == page
+    assert fill(page, "shift", page_section(published)) == page
     for record in published:
         assert (ROOT / "docs" / "results" / f"shift_{record['name']}.png").is_file()
 

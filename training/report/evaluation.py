@@ -20,6 +20,7 @@ from rich.table import Table
 from laplora.errors import DataError
 from laplora.metrics.scores import Evaluation
 from training.calibration.label_sets import SetQuality
+from training.report.markdown import markdown_table
 
 _NAMES = {
     "zero_shot": "zero-shot",
@@ -86,27 +87,23 @@ def write_report(
     reliability, coverage, results = (folder / n for n in ("reliability.png", "risk_coverage.png", "results.md"))
     reliability_figure(evaluations, title=title).savefig(reliability, dpi=150)
     risk_coverage_figure(evaluations, title=title).savefig(coverage, dpi=150)
-    parts = [f"# {title}\n", f"{note}\n" if note else "", markdown_table(evaluations)]
+    parts = [f"# {title}\n", f"{note}\n" if note else "", results_table(evaluations)]
     if sets:
         parts.append(sets_table(evaluations, sets))
     results.write_text("\n".join(part for part in parts if part), encoding="utf-8")
     return [reliability, coverage, results]
 
 
-def markdown_table(evaluations: Mapping[str, Evaluation]) -> str:
+def results_table(evaluations: Mapping[str, Evaluation]) -> str:
     """Return the table as Markdown: the best value of each column bold, 95 % bootstrap intervals in brackets.
 
     acc, NLL (nats), ECE, Brier; AUROC and AURC (area under the risk-coverage curve) of each method's own score.
     """
-    heading = ["method", *_COLUMNS]
-    lines = [heading, ["---", *("---:" for _ in _COLUMNS)]]
-    for method, cells in _cells(evaluations).items():
-        row = [
-            f"{f'**{cell.value}**' if cell.best else cell.value}{f' [{i}]' if (i := cell.interval(3)) else ''}"
-            for cell in cells
-        ]
-        lines.append([display_name(method), *row])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    rows = [
+        [display_name(method), *(f"{'**' * cell.best}{cell.value}{'**' * cell.best}{cell.bracketed}" for cell in cells)]
+        for method, cells in _cells(evaluations).items()
+    ]
+    return markdown_table(["method", *_COLUMNS], rows)
 
 
 def sets_table(evaluations: Mapping[str, Evaluation], sets: Mapping[str, SetQuality]) -> str:
@@ -114,7 +111,7 @@ def sets_table(evaluations: Mapping[str, Evaluation], sets: Mapping[str, SetQual
 
     coverage: share of rows whose conformal set holds the label; set size: labels in it. In brackets 95 % intervals.
     """
-    lines = [["method", "AUPRC of mistakes ↑", "set coverage", "set size ↓"], ["---", "---:", "---:", "---:"]]
+    rows = []
     for method, quality in sets.items():
         evaluation = evaluations[method]
         values = (
@@ -123,8 +120,8 @@ def sets_table(evaluations: Mapping[str, Evaluation], sets: Mapping[str, SetQual
             (quality.mean_size, quality.intervals.get("mean_size")),
         )
         cells = [_Cell("-" if v is None else f"{v:.3f}", bounds, best=False) for v, bounds in values]
-        lines.append([display_name(method), *(c.value + (f" [{i}]" if (i := c.interval(3)) else "") for c in cells)])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        rows.append([display_name(method), *(cell.value + cell.bracketed for cell in cells)])
+    return markdown_table(["method", "AUPRC of mistakes ↑", "set coverage", "set size ↓"], rows)
 
 
 def print_table(evaluations: Mapping[str, Evaluation], *, title: str, console: Console | None = None) -> None:
@@ -262,6 +259,11 @@ class _Cell:
     def interval(self, digits: int) -> str:
         """Return the interval with that many digits and no leading zeros, or ""."""
         return "" if self.bounds is None else "–".join(f"{v:.{digits}f}".removeprefix("0") for v in self.bounds)
+
+    @property
+    def bracketed(self) -> str:
+        """The interval as Markdown puts it behind the value, or ""."""
+        return f" [{self.interval(3)}]" if self.bounds else ""
 
 
 def _cells(evaluations: Mapping[str, Evaluation]) -> dict[str, list[_Cell]]:

@@ -17,8 +17,9 @@ from laplora.linearised import entropy
 from laplora.metrics.detection import detection
 from laplora.metrics.scores import Evaluation, evaluate_probs
 from training.config import RunConfig
+from training.report.markdown import fill
 from training.report.shift_answers import PredictiveRows, SetAnswers
-from training.report.shift_tables import insert_section, shift_figure, shift_tables
+from training.report.shift_tables import page_section, shift_figure, shift_tables
 from training.workspace.files import write_json
 from training.workspace.provenance import installed_versions
 
@@ -141,7 +142,8 @@ def publish_shift(config: RunConfig, docs: Path = Path("docs")) -> list[Path]:
     record = json.loads(source.read_text(encoding="utf-8"))
     results = docs / "results"
     others = [r for r in published_shifts(results) if r["name"] != record["name"]]
-    text = insert_section(page.read_text(encoding="utf-8"), sorted([*others, record], key=lambda r: r["name"]))
+    section = page_section(sorted([*others, record], key=lambda r: str(r["name"])))
+    text = fill(page.read_text(encoding="utf-8"), "shift", section)
     files = [results / f"shift_{record['name']}.{kind}" for kind in ("json", "png")]
     write_json(files[0], record)
     shift_figure(record).savefig(files[1], dpi=100)

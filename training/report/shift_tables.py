@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from laplora.decisions.uncertainty import FLAGS
-from laplora.errors import DataError
 from training.report.evaluation import display_name
+from training.report.markdown import markdown_table
 
 #: Scores that tell shifted rows from test rows, as they are written; those with a predictive's name are its own.
 _DETECTORS = {
@@ -31,29 +30,18 @@ _TABLES: dict[str, tuple[str, Any]] = {
     "total_entropy": ("Mean entropy", None),
 }
 _COLORS = ("#c44e52", "#dd8452", "#2a6fb0", "#55a868", "#8172b3", "#937860", "#4c4c4c")
-_SECTION = re.compile(r"(<!-- shift:begin -->\n)(.*?)(<!-- shift:end -->)", flags=re.DOTALL)
 _UNPUBLISHED = (
     "No figures are published yet: `python -m training shift --config training/configs/sst2-smollm2.yaml` "
     "measures them, and `--publish` puts them here.\n"
 )
 
 
-def insert_section(page: str, records: Sequence[Mapping[str, Any]]) -> str:
-    """Return the page with every report's tables between its markers; one sentence where there is no report.
-
-    Raises:
-        DataError: no pair of markers, or more than one.
-    """
-    body = "\n".join(
+def page_section(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return the text of the documentation's place ``tables``: every report's; one sentence where there is none."""
+    parts = [
         f"### {r['name']}\n\n{shift_tables(r)}\n![NLL and detection](results/shift_{r['name']}.png)\n" for r in records
-    )
-    body = body or _UNPUBLISHED
-    text, count = _SECTION.subn(lambda match: f"{match[1]}\n{body}\n{match[3]}", page)
-    if count != 1:
-        raise DataError(
-            f"the page must hold one <!-- shift:begin --> and, after it, one <!-- shift:end -->, got {count} such pairs"
-        )
-    return text
+    ]
+    return {"tables": "\n".join(parts) or _UNPUBLISHED}
 
 
 def shown_predictives(record: Mapping[str, Any]) -> list[str]:
@@ -114,35 +102,36 @@ def shift_tables(record: Mapping[str, Any]) -> str:
 
 def _predictives_table(record: Mapping[str, Any], metric: str, title: str, best: Any) -> str:
     names = list(record["sets"]["test"]["predictives"])
-    lines = [["set", "rows", *(f"{title}, {display_name(n)}" for n in names)]]
-    for name, own in record["sets"].items():
-        values = [own["predictives"][n][metric] for n in names]
-        if all(value is None for value in values):
-            continue
-        texts = [f"{value:.3f}" for value in values]
-        top = best(texts) if best else ""
-        lines.append([_set_name(name), str(own["rows"]), *(_bold(text, top) for text in texts)])
-    return _table(lines)
+    rows = []
+    for name, of_set in record["sets"].items():
+        values = [of_set["predictives"][n][metric] for n in names]
+        if any(value is not None for value in values):
+            texts = [f"{value:.3f}" for value in values]
+            top = best(texts) if best else ""
+            rows.append([_set_name(name), of_set["rows"], *(_bold(text, top) for text in texts)])
+    return markdown_table(["set", "rows", *(f"{title}, {display_name(n)}" for n in names)], rows)
 
 
 def _deferral_table(record: Mapping[str, Any]) -> str:
     names = list(record["sets"]["test"]["fast"]["same_decision"])
-    lines = [["set", "rows", "deferred", "unfamiliar", *(f"decided alike, {display_name(n)}" for n in names)]]
-    for name, own in record["sets"].items():
-        shares = [own["fast"]["handed_over"], own["fast"]["unfamiliar"], *own["fast"]["same_decision"].values()]
-        lines.append([_set_name(name), str(own["rows"]), *(f"{share:.3f}" for share in shares)])
-    return _table(lines)
+    rows = []
+    for name, of_set in record["sets"].items():
+        fast = of_set["fast"]
+        shares = [fast["handed_over"], fast["unfamiliar"], *fast["same_decision"].values()]
+        rows.append([_set_name(name), of_set["rows"], *(f"{share:.3f}" for share in shares)])
+    alike = [f"decided alike, {display_name(n)}" for n in names]
+    return markdown_table(["set", "rows", "deferred", "unfamiliar", *alike], rows)
 
 
 def _entropy_table(record: Mapping[str, Any], names: Sequence[str]) -> str:
     predictives = list(record["sets"]["test"]["predictives"])
-    lines = [["set", *(display_name(n) for n in predictives)]]
+    rows = []
     for name in names:
-        own = record["sets"][name]["predictives"]
-        found = [own[n]["detection"]["total_entropy"] for n in predictives]
+        of_set = record["sets"][name]["predictives"]
+        found = [of_set[n]["detection"]["total_entropy"] for n in predictives]
         top = max(f"{one['auroc']:.3f}" for one in found)
-        lines.append([_set_name(name), *(_auroc(one, top) for one in found)])
-    return _table(lines)
+        rows.append([_set_name(name), *(_auroc(one, top) for one in found)])
+    return markdown_table(["set", *(display_name(n) for n in predictives)], rows)
 
 
 def _auroc(detection: Mapping[str, float], top: str) -> str:
@@ -151,38 +140,35 @@ def _auroc(detection: Mapping[str, float], top: str) -> str:
 
 
 def _operation_table(record: Mapping[str, Any], served: str, chosen: str | None) -> str:
-    lines = [["set", "cut", "label mass", "epistemic", *(f.replace("_", " ") for f in FLAGS), "to review", "accepted"]]
-    lines[0].append("errors among them")
-    for name, own in record["sets"].items():
-        mine = own["predictives"][served]
-        epistemic = None if chosen is None else own["predictives"][chosen]["epistemic"]
-        count, errors = mine["accepted"], mine["accepted_errors"]
-        lines.append(
+    rows = []
+    for name, of_set in record["sets"].items():
+        values = of_set["predictives"][served]
+        epistemic = None if chosen is None else of_set["predictives"][chosen]["epistemic"]
+        count, errors = values["accepted"], values["accepted_errors"]
+        rows.append(
             [
-                _set_name(name),
-                str(own["truncated"]),
-                f"{own['label_mass']:.4f}",
+                *(_set_name(name), of_set["truncated"], f"{of_set['label_mass']:.4f}"),
                 "-" if epistemic is None else f"{epistemic:.4f}",
-                *(f"{mine['flags'][flag]:.3f}" for flag in FLAGS),
-                f"{mine['review']:.3f}",
-                str(count),
+                *(f"{values['flags'][flag]:.3f}" for flag in FLAGS),
+                *(f"{values['review']:.3f}", count),
                 f"{errors / count:.3f} ({errors})" if count and errors is not None else "-",
             ]
         )
-    return _table(lines)
+    flags = [flag.replace("_", " ") for flag in FLAGS]
+    heading = ["set", "cut", "label mass", "epistemic", *flags, "to review", "accepted", "errors among them"]
+    return markdown_table(heading, rows)
 
 
 def _detection_table(record: Mapping[str, Any], names: Sequence[str], value: str, best: Any) -> str:
     found = {name: detectors(record, name) for name in names}
-    keys = [key for key in _DETECTORS if any(key in own for own in found.values())]
-    lines = [["set", *(_DETECTORS[key] for key in keys)]]
-    for name, own in found.items():
-        cells = []
-        top = best(f"{own[key][value]:.3f}" for key in keys)
-        for key in keys:
-            cells.append(_auroc(own[key], top) if value == "auroc" else _bold(f"{own[key][value]:.3f}", top))
-        lines.append([_set_name(name), *cells])
-    return _table(lines)
+    keys = [key for key in _DETECTORS if any(key in of_set for of_set in found.values())]
+    rows = []
+    for name, of_set in found.items():
+        top = best(f"{of_set[key][value]:.3f}" for key in keys)
+        plain = value != "auroc"
+        cells = [_bold(f"{of_set[key][value]:.3f}", top) if plain else _auroc(of_set[key], top) for key in keys]
+        rows.append([_set_name(name), *cells])
+    return markdown_table(["set", *(_DETECTORS[key] for key in keys)], rows)
 
 
 def _sources(record: Mapping[str, Any]) -> str:
@@ -204,11 +190,6 @@ def _short(value: float) -> str:
 
 def _bold(text: str, best: str) -> str:
     return f"**{text}**" if text == best else text
-
-
-def _table(lines: Sequence[Sequence[str]]) -> str:
-    rows = [lines[0], ["---", *("---:" for _ in lines[0][1:])], *lines[1:]]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def shift_figure(record: Mapping[str, Any]) -> Figure:

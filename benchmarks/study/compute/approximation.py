@@ -17,8 +17,7 @@ from benchmarks.study.compute.alternatives import Gaussians, gaussian_predictive
 from benchmarks.study.compute.methods import Stores, posterior_bytes, read_stores
 from benchmarks.study.compute.posteriors import fit_stored, project_stored
 from benchmarks.study.config import StudyConfig
-from benchmarks.study.gather import read_gathered
-from benchmarks.study.store import StoredSplit
+from benchmarks.study.store import StoredSplit, read_gathered
 from laplora.errors import ConfigError
 from laplora.jacobians.blocks import Block
 from laplora.metrics.scores import row_nll
@@ -69,7 +68,7 @@ def variants() -> Iterator[Variant]:
     yield Variant("ekfac", 10, None, "values_b")
 
 
-def compare(config: StudyConfig, task: str, seed: int, rows: int) -> dict[str, Any]:
+def compare(config: StudyConfig, task: str, seed: int, rows: int) -> list[dict[str, Any]]:
     """Return every variant's agreement with the exact posterior on the first test rows, its size and its time.
 
     Raises:
@@ -137,7 +136,7 @@ def compare(config: StudyConfig, task: str, seed: int, rows: int) -> dict[str, A
             }
         )
         say(f"{task}: {result[-1]}")
-    return {"task": task, "seed": seed, "variants": result}
+    return result
 
 
 def parts(variant: Variant, blocks: tuple[Block, ...]) -> list[tuple[Block, ...]]:

@@ -1,14 +1,10 @@
-"""The comparison of structures in docs/results.md: its text, its picture and a table per task, from the JSON file."""
+"""The comparison of structures in docs/results.md: its text, its picture and a table per task, from study.json."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from statistics import fmean
-from typing import Any
+import pandas as pd
 
-from benchmarks.study.pages.markdown import escaped, markdown_table
-from benchmarks.study.results.approximation_records import VariantRecord
+from training.report.markdown import escaped, markdown_table
 
 PLOT = "approximation.png"
 
@@ -43,115 +39,74 @@ the fit, and of a row's variances. Several seeds: means.
 """
 
 
-@dataclass(frozen=True)
-class Variant:
-    """One variant of the posterior on one task, its measures means over seeds.
+def variants_of(records: pd.DataFrame, task: str) -> pd.DataFrame:
+    """Return a task's variants, means over its seeds, in the order in which they were compared.
 
-    Attributes:
-        series: structure and subset, the same for all its ranks.
-        rank: as the table has it, "full" where it is the whole width; None where the structure has none.
-        size: in units of the adapter's.
-        late: whether it covers late layers alone.
+    Beside the measures: ``series`` (structure and subset, the same for all its ranks), ``ranks`` (as the table has
+    them, "full" where a rank is the whole width, "-" where the structure has none), ``size`` in units of the adapter's,
+    ``late`` (of late layers alone) and ``within`` (in both target bands).
     """
-
-    series: str
-    rank: str | None
-    joint_rank: int | None
-    late: bool
-    correlation: float | None
-    ratio: float
-    nll: float | None
-    size: float
-    fit_seconds: float
-    predict_seconds_per_row: float
-
-    @property
-    def within(self) -> bool:
-        """Whether it lies in both target bands."""
-        low, high = CORRELATION_BAND
-        inside = self.correlation is not None and low <= self.correlation <= high
-        return inside and RATIO_BAND[0] <= self.ratio <= RATIO_BAND[1]
-
-    @property
-    def title(self) -> str:
-        """Return "joint core, rank 10, joint rank 50"."""
-        ranks = [f"{word} {n}" for word, n in (("rank", self.rank), ("joint rank", self.joint_rank)) if n is not None]
-        return ", ".join([self.series, *ranks])
-
-
-def variants_of(records: Sequence[VariantRecord], task: str) -> tuple[Variant, ...]:
-    """Return a task's variants, means over its seeds, in the order in which they were compared."""
-    own = [r for r in records if r.task == task]
+    own = records[records.task == task].assign(size=lambda r: r.size_bytes / r.adapter_bytes)
+    keys, means = ["structure", "subset", "per_block", "rank", "joint_rank"], {}
+    for name in ("correlation", "ratio", "nll_at_own_prior", "size", "fit_seconds", "predict_seconds_per_row"):
+        means[name] = (name, "mean")
+    own = own.astype({name: float for name in ("correlation", "nll_at_own_prior", "rank", "joint_rank")})
+    found = own.groupby(keys, sort=False, dropna=False).agg(**means).reset_index()
     # Every comparison holds the whole width, and a larger rank than that is the same.
-    width = max((r.rank for r in own if r.rank is not None), default=0)
-    groups: dict[tuple[Any, ...], list[VariantRecord]] = {}
-    for r in own:
-        groups.setdefault((r.structure, r.subset, r.per_block, r.rank, r.joint_rank), []).append(r)
-    return tuple(
-        Variant(
-            series=_series(structure, subset, per_block),
-            rank=None if rank is None else "full" if rank == width else str(rank),
-            joint_rank=joint_rank,
-            late=subset in LATE,
-            correlation=_mean(found, lambda r: r.correlation),
-            ratio=fmean(r.ratio for r in found),
-            nll=_mean(found, lambda r: r.nll_at_own_prior),
-            size=fmean(r.size_bytes / r.adapter_bytes for r in found),
-            fit_seconds=fmean(r.fit_seconds for r in found),
-            predict_seconds_per_row=fmean(r.predict_seconds_per_row for r in found),
-        )
-        for (structure, subset, per_block, rank, joint_rank), found in groups.items()
+    width = own["rank"].max()
+    ranks = ["-" if pd.isna(r) else "full" if r == width else f"{r:.0f}" for r in found["rank"]]
+    joint_ranks = ["-" if pd.isna(r) else f"{r:.0f}" for r in found.joint_rank]
+    return found.assign(
+        series=[_series(*parts) for parts in zip(found.structure, found.subset, found.per_block, strict=True)],
+        ranks=list(zip(ranks, joint_ranks, strict=True)),
+        late=found.subset.isin(LATE),
+        within=found.correlation.between(*CORRELATION_BAND) & found.ratio.between(*RATIO_BAND),
     )
 
 
-def approximation_table(records: Sequence[VariantRecord]) -> str:
+def approximation_table(records: pd.DataFrame) -> str:
     """Return the text, the picture and a table per task, as Markdown; one sentence where nothing is published."""
-    if not records:
+    if records.empty:
         return _UNPUBLISHED
-    by_task = {task: variants_of(records, task) for task in sorted({r.task for r in records})}
+    by_task = {task: variants_of(records, task) for task in sorted(set(records.task))}
+    everything = pd.concat(by_task.values())
     parts = [_METHOD, _bands(), f"![agreement with the exact posterior against size](results/{PLOT})\n"]
-    late = [v for variants in by_task.values() for v in variants if v.late]
-    if late:
-        parts.insert(2, _warning(late))
+    if everything.late.any():
+        parts.insert(2, _warning(everything[everything.late]))
     for task, variants in by_task.items():
-        parts += [_caption(task, [r for r in records if r.task == task], variants), _task_table(variants)]
+        parts += [_caption(task, records[records.task == task], variants), _task_table(variants)]
     return "\n".join(parts)
 
 
-def _task_table(variants: Sequence[Variant]) -> str:
+def _task_table(variants: pd.DataFrame) -> str:
     heading = ["structure", "rank", "joint rank", "correlation", "ratio", "NLL", "size / adapter", "fit, s", "ms a row"]
-    lines = [heading]
-    for v in variants:
-        title = escaped(v.series)
-        lines.append(
-            [
-                f"⚠ {title}" if v.late else title,
-                v.rank or "-",
-                "-" if v.joint_rank is None else str(v.joint_rank),
-                "-" if v.correlation is None else f"{v.correlation:.3f}",
-                _brief(v.ratio),
-                "-" if v.nll is None else f"{v.nll:.3f}",
-                _brief(v.size),
-                f"{v.fit_seconds:.1f}",
-                f"{1000 * v.predict_seconds_per_row:.1f}",
-            ]
-        )
-    return markdown_table(lines)
+    rows = [
+        [
+            *("⚠ " * v.late + escaped(v.series), *v.ranks),
+            *("-" if pd.isna(v.correlation) else f"{v.correlation:.3f}", _brief(v.ratio)),
+            *("-" if pd.isna(v.nll_at_own_prior) else f"{v.nll_at_own_prior:.3f}", _brief(v.size)),
+            *(f"{v.fit_seconds:.1f}", f"{1000 * v.predict_seconds_per_row:.1f}"),
+        ]
+        for v in variants.itertuples()
+    ]
+    return markdown_table(heading, rows)
 
 
-def _caption(task: str, own: Sequence[VariantRecord], variants: Sequence[Variant]) -> str:
+def _caption(task: str, own: pd.DataFrame, variants: pd.DataFrame) -> str:
     """Return the task's seeds, rows and precisions, and the smallest structure within both bands."""
-    seeds = {r.seed: r for r in own}
-    rows = " or ".join(dict.fromkeys(str(r.rows) for r in seeds.values()))
-    precisions = ", ".join(f"{r.prior_precision:.3g} (seed {seed})" for seed, r in seeds.items())
-    adapter = own[0].adapter_bytes / 1e6
+    seeds = own.drop_duplicates("seed")
+    rows = " or ".join(map(str, dict.fromkeys(seeds.rows)))
+    precisions = ", ".join(f"{s.prior_precision:.3g} (seed {s.seed})" for s in seeds.itertuples())
     # The exact posterior is what is approximated.
-    good = [v for v in variants if v.within and v.series != _STRUCTURES["exact"]]
-    best = min(good, key=lambda v: v.size, default=None)
-    smallest = f"{best.title}, {_brief(best.size)} × the adapter" if best else "none but the exact posterior itself"
+    good = variants[variants.within & (variants.series != _STRUCTURES["exact"])]
+    smallest = "none but the exact posterior itself"
+    if len(good):
+        best = good.loc[good["size"].idxmin()]
+        ranks = [f"{word} {rank}" for word, rank in zip(("rank", "joint rank"), best.ranks, strict=True) if rank != "-"]
+        smallest = f"{', '.join([best.series, *ranks])}, {_brief(best['size'])} × the adapter"
     return (
-        f"**{escaped(task)}**: {rows} test rows, prior precision {precisions}, adapter {adapter:.2f} MB.\n"
-        f"Smallest within both bands: {escaped(smallest)}.\n"
+        f"**{escaped(task)}**: {rows} test rows, prior precision {precisions}, adapter "
+        f"{seeds.adapter_bytes.iloc[0] / 1e6:.2f} MB.\nSmallest within both bands: {escaped(smallest)}.\n"
     )
 
 
@@ -162,14 +117,13 @@ def _bands() -> str:
     )
 
 
-def _warning(late: Sequence[Variant]) -> str:
+def _warning(late: pd.DataFrame) -> str:
     """Return what the marked rows are, with the range of what they reach."""
-    correlations = [v.correlation for v in late if v.correlation is not None]
-    reached = f"correlations of {min(correlations):.2f} to {max(correlations):.2f} and " if correlations else ""
-    ratios = [v.ratio for v in late]
+    correlations, ratios = late.correlation.dropna(), [_brief(end) for end in (late.ratio.min(), late.ratio.max())]
+    reached = f"correlations of {correlations.min():.2f} to {correlations.max():.2f} and " if len(correlations) else ""
     return (
         "⚠ marks posteriors of the late layers alone, as a backward pass that stops early would give them. They are\n"
-        f"there as a warning: {reached}ratios of {_brief(min(ratios))} to {_brief(max(ratios))} to the exact\n"
+        f"there as a warning: {reached}ratios of {' to '.join(ratios)} to the exact\n"
         "variances.\n"
     )
 
@@ -177,11 +131,6 @@ def _warning(late: Sequence[Variant]) -> str:
 def _series(structure: str, subset: str, per_block: bool) -> str:
     title = _STRUCTURES.get(structure, structure)
     return title + ", per block" * per_block + (f", {_SUBSETS.get(subset, subset)}" if subset != "all" else "")
-
-
-def _mean(records: Sequence[VariantRecord], value: Callable[[VariantRecord], float | None]) -> float | None:
-    found = [v for r in records if (v := value(r)) is not None]
-    return fmean(found) if found else None
 
 
 def _brief(value: float) -> str:

@@ -14,20 +14,19 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-from benchmarks.study.results.records import SetQuality
 from laplora.errors import DataError
+from laplora.metrics.scores import row_nll
 
 _ORDERS = re.compile(r"\b(\d+) option orders\b")
 
 
 class MethodResult(BaseModel):
-    """One method in a result.json: how it is written, and what it cost; further keys are its own parameters."""
+    """One method in a result.json: its title, and what it cost; further keys are its own parameters."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     title: str
     family: str
-    calibration_nll: float | None = None
     seconds: float | None = None
     bytes: int | None = None
 
@@ -60,32 +59,11 @@ class SeedResult(BaseModel):
     recommendation_reason: str
     review_score: str
     methods: dict[str, MethodResult]
-    conformal: dict[str, dict[str, SetQuality]] = {}
+    conformal: dict[str, dict[str, dict[str, float]]] = {}
     rankings: dict[str, float | None] = {}
     versions: dict[str, Any]
     hardware: Any
     configuration: Any = None
-
-
-@dataclass(frozen=True)
-class SplitLogits:
-    """A split's logits as the trained adapter gives them.
-
-    Attributes:
-        logits: (rows, classes); class_mask: (rows, classes) bool; labels: (rows,) int64.
-    """
-
-    logits: torch.Tensor
-    class_mask: torch.Tensor
-    labels: torch.Tensor
-
-
-@dataclass(frozen=True)
-class StoredLogits:
-    """The logits of the two splits that are not trained on."""
-
-    calibration: SplitLogits
-    test: SplitLogits
 
 
 @dataclass(frozen=True)
@@ -97,7 +75,8 @@ class Predictions:
         labels: (rows,) int64; class_mask: (rows, classes) bool.
         probs: method -> (rows, classes) float64, ``map`` and the recommended one among them.
         scores: method -> (rows,) float64, where a method ranks mistakes by another score than its entropy.
-        logits: what else lies in the folder; None where only the two files were kept.
+        logits: split -> its ``logits``, ``class_mask`` and ``labels``, for calibration and test; None where only the
+            two files were kept.
     """
 
     result: SeedResult
@@ -105,7 +84,15 @@ class Predictions:
     class_mask: torch.Tensor
     probs: dict[str, torch.Tensor]
     scores: dict[str, torch.Tensor]
-    logits: StoredLogits | None = None
+    logits: dict[str, dict[str, torch.Tensor]] | None = None
+
+    def losses(self, method: str) -> torch.Tensor:
+        """Return (rows,) a method's NLL, nats."""
+        return row_nll(self.probs[method], self.labels)
+
+    def mistakes(self, method: str) -> torch.Tensor:
+        """Return (rows,) whether a method's answer is wrong."""
+        return self.probs[method].argmax(1) != self.labels
 
 
 def read_predictions(folder: Path) -> Predictions:
@@ -142,31 +129,30 @@ def read_predictions(folder: Path) -> Predictions:
     return Predictions(result, labels, class_mask, probs, scores, _read_logits(folder))
 
 
-def _read_logits(folder: Path) -> StoredLogits | None:
+def _read_logits(folder: Path) -> dict[str, dict[str, torch.Tensor]] | None:
     """Return the splits' logits, of files that hold much more; None where they are gone."""
-    found = []
+    found = {}
     for split in ("calibration", "test"):
         path = folder / f"{split}.safetensors"
         if not path.is_file():
             return None
         with safe_open(path, framework="pt") as handle:
-            found.append(SplitLogits(*(handle.get_tensor(k) for k in ("logits", "class_mask", "labels"))))
-    return StoredLogits(*found)
+            found[split] = {k: handle.get_tensor(k) for k in ("logits", "class_mask", "labels")}
+    return found
 
 
 def digest(predictions: Predictions) -> str:
     """Return what tells one experiment from another, the seed left out: SHA-256, hexadecimal."""
     names = {"task", "rows", "train_rows", "calibration_rows", "steps", "classes", "configuration"}
     chosen = predictions.result.model_dump(mode="json", include=names)
-    settings = json.dumps(without_folders(chosen), sort_keys=True)
-    content = hashlib.sha256(settings.encode())
+    content = hashlib.sha256(json.dumps(without_folders(chosen), sort_keys=True).encode())
     content.update(predictions.labels.numpy().tobytes())
     content.update(predictions.class_mask.numpy().tobytes())
     return content.hexdigest()
 
 
 def without_folders(value: Any) -> Any:
-    """Return a JSON value with absolute paths cut to their last part: they differ between machines, and say nothing."""
+    """Return a JSON value with absolute paths cut to their last part: they differ between machines."""
     if isinstance(value, dict):
         return {k: without_folders(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

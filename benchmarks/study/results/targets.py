@@ -5,15 +5,16 @@ Everything is about the *recommended* method: the one that a task's calibration 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, sqrt
+from statistics import fmean
 from typing import Literal
 
-from benchmarks.study.results.records import Bounds, Published, Score
+from benchmarks.study.results.records import Tables
+from benchmarks.study.results.scores import Bounds, outcome, shown
 
 Verdict = Literal["met", "missed", "open"]
-Outcome = Literal["win", "tie", "loss"]
 
 #: The targets were set for this many tasks; on fewer, one that nothing contradicts yet is open.
 PLANNED_TASKS = 8
@@ -37,7 +38,7 @@ class TaskFigures:
         accuracy_change: accuracy of the recommended less MAP's.
         auroc_lead: AUROC of the chosen review score less that of MAP's entropy, both on the recommended method's
             mistakes; None where no seed has both mistakes and right answers.
-        coverage: of the recommended method's LAC sets, and the level that was asked for; None where not measured.
+        coverage: of the recommended method's LAC sets, and the nominal level; None where not measured.
     """
 
     task: str
@@ -80,41 +81,33 @@ def coverage_error(nominal: float, calibration_rows: int) -> float:
     return sqrt(nominal * (1 - nominal) / (calibration_rows + 2))
 
 
-def outcome(low: float, high: float) -> Outcome:
-    """Return what an interval of an NLL difference says: a win or a loss excludes 0."""
-    return "win" if high < 0 else "loss" if low > 0 else "tie"
-
-
-def task_figures(published: Published) -> tuple[TaskFigures, ...]:
+def task_figures(tables: Tables) -> tuple[TaskFigures, ...]:
     """Return the figures of every published task, in the order of their names."""
     result = []
-    for detail in published.details.tasks:
-        own = [s for s in published.scores if s.task == detail.task]
-        base, best = [s for s in own if s.method == "map"], [s for s in own if s.recommended]
-        seeds = [s for s in published.details.seeds if s.task == detail.task]
-        leads = [
-            s.review_auroc - s.map_entropy_auroc
-            for s in seeds
-            if s.review_auroc is not None and s.map_entropy_auroc is not None
-        ]
-        sets = [s.conformal[s.recommended]["lac"] for s in seeds if "lac" in s.conformal.get(s.recommended, {})]
+    for task in tables["tasks"].itertuples():
+        own = tables["scores"][tables["scores"].task == task.task]
+        base, best = own[own.method == "map"], own[own.recommended.astype(bool)]
+        seeds = tables["seeds"][tables["seeds"].task == task.task]
+        leads = (seeds.review_auroc.astype(float) - seeds.map_entropy_auroc.astype(float)).dropna()
+        chosen = [s.conformal.get(s.recommended, {}) for s in seeds.itertuples()]
+        sets = [kinds["lac"] for kinds in chosen if "lac" in kinds]
         result.append(
             TaskFigures(
-                task=detail.task,
-                rows=own[0].rows,
-                calibration_rows=published.setup.tasks[detail.task].calibration_rows,
+                task=task.task,
+                rows=task.rows,
+                calibration_rows=task.calibration_rows,
                 seeds=len(base),
-                recommended=tuple(s.method for s in best),
-                map_nll=_mean(base, lambda s: s.nll),
-                recommended_nll=_mean(best, lambda s: s.nll),
-                map_ece=_mean(base, lambda s: s.ece),
-                recommended_ece=_mean(best, lambda s: s.ece),
-                gap=detail.gap,
-                against_map=detail.against.get("map"),
-                against_temperature=detail.against.get("temperature"),
-                accuracy_change=_mean(best, lambda s: s.accuracy) - _mean(base, lambda s: s.accuracy),
-                auroc_lead=sum(leads) / len(leads) if leads else None,
-                coverage=(sum(s.coverage for s in sets) / len(sets), sets[0].nominal) if sets else None,
+                recommended=tuple(best.method),
+                map_nll=base.nll.mean(),
+                recommended_nll=best.nll.mean(),
+                map_ece=base.ece.mean(),
+                recommended_ece=best.ece.mean(),
+                gap=task.gap,
+                against_map=task.against_map,
+                against_temperature=task.against_temperature,
+                accuracy_change=best.accuracy.mean() - base.accuracy.mean(),
+                auroc_lead=leads.mean() if len(leads) else None,
+                coverage=(fmean(s["coverage"] for s in sets), sets[0]["nominal"]) if sets else None,
             )
         )
     return tuple(result)
@@ -125,36 +118,21 @@ def judge(tasks: Sequence[TaskFigures]) -> tuple[Target, ...]:
     return (*_nll_targets(tasks), *_other_targets(tasks), _coverage_target(tasks))
 
 
-def shown(bounds: Bounds) -> str:
-    """Return "-0.376 [-0.431, -0.324]"."""
-    value, low, high = bounds
-    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
-
-
 def _nll_targets(tasks: Sequence[TaskFigures]) -> list[Target]:
-    over = [(t.task, t.against_map) for t in tasks if t.overconfident and t.against_map]
-    not_won = [f"{task} {shown(b)}" for task, b in over if outcome(b[1], b[2]) != "win"]
-    worse = [
-        f"{t.task} {shown(t.against_map)}"
-        for t in tasks
-        if t.against_map and outcome(t.against_map[1], t.against_map[2]) == "loss"
-    ]
-    versus = {t.task: t.against_temperature for t in tasks if t.against_temperature}
-    ends = {task: outcome(b[1], b[2]) for task, b in versus.items()}
-    lost = [f"{task} {shown(versus[task])}" for task, end in ends.items() if end == "loss"]
-    wins, ties = (sum(end == kind for end in ends.values()) for kind in ("win", "tie"))
+    against_map = [(t, t.against_map, outcome(*t.against_map[1:])) for t in tasks if t.against_map]
+    over = [(t, bounds, end) for t, bounds, end in against_map if t.overconfident]
+    not_won = [f"{t.task} {shown(bounds)}" for t, bounds, end in over if end != "win"]
+    worse = [f"{t.task} {shown(bounds)}" for t, bounds, end in against_map if end == "loss"]
+    versus = [(t, t.against_temperature, outcome(*t.against_temperature[1:])) for t in tasks if t.against_temperature]
+    lost = [f"{t.task} {shown(bounds)}" for t, bounds, end in versus if end == "loss"]
+    wins, ties = (sum(end == kind for _, _, end in versus) for kind in ("win", "tie"))
     return [
-        Target(
+        _about_every(
             f"NLL below MAP's, beyond noise, wherever MAP is overconfident (ECE above {ECE_LIMIT}, or mean confidence "
             "above accuracy beyond noise)",
-            f"{len(over) - len(not_won)} of {len(over)}{_listed('not won', not_won)}",
-            _every(not_won, tasks),
+            *(tasks, len(over), "not won", not_won),
         ),
-        Target(
-            "NLL never above MAP's beyond noise",
-            f"{len(tasks) - len(worse)} of {len(tasks)}{_listed('worse', worse)}",
-            _every(worse, tasks),
-        ),
+        _about_every("NLL never above MAP's beyond noise", tasks, len(tasks), "worse", worse),
         Target(
             f"NLL beats or ties temperature scaling on at least {_share(6, tasks)} tasks (6 of 8)",
             f"{wins} won, {ties} tied, {len(lost)} lost{_listed('lost', lost)}",
@@ -172,20 +150,17 @@ def _other_targets(tasks: Sequence[TaskFigures]) -> list[Target]:
     behind = [f"{task} {lead:+.3f}" for task, lead in leads if lead < -AUROC_MARGIN]
     ahead = [f"{task} {lead:+.3f}" for task, lead in leads if lead >= AUROC_LEAD]
     return [
-        Target(
+        _about_every(
             f"ECE at most {ECE_LIMIT} on every task with {ECE_ROWS} or more test rows",
-            f"{len(large) - len(miscalibrated)} of {len(large)}{largest}{_listed('above', miscalibrated)}",
-            _every(miscalibrated, tasks),
+            *(tasks, len(large), "above", miscalibrated, largest),
         ),
-        Target(
+        _about_every(
             f"accuracy at most {100 * ACCURACY_MARGIN:.1f} points below MAP's",
-            f"{len(tasks) - len(less_accurate)} of {len(tasks)}{_listed('below', less_accurate)}",
-            _every(less_accurate, tasks),
+            *(tasks, len(tasks), "below", less_accurate),
         ),
-        Target(
+        _about_every(
             f"the review score's AUROC never more than {AUROC_MARGIN} behind MAP's entropy",
-            f"{len(leads) - len(behind)} of {len(leads)}{_listed('behind', behind)}",
-            _every(behind, tasks),
+            *(tasks, len(leads), "behind", behind),
         ),
         Target(
             f"the review score's AUROC at least {AUROC_LEAD} ahead on at least {_share(3, tasks)} tasks (3 of 8)",
@@ -203,23 +178,22 @@ def _coverage_target(tasks: Sequence[TaskFigures]) -> Target:
     few = " to ".join(dict.fromkeys([*errors[:1], *errors[-1:]]))
     noise = f"; standard deviation that the calibration rows allow: {few}" if errors else ""
     levels = " or ".join(f"{100 * level:g} %" for level in dict.fromkeys(level for _, _, level, _ in found))
-    return Target(
+    return _about_every(
         f"conformal coverage within {100 * COVERAGE_MARGIN:g} points of the nominal{levels and f' {levels}'} "
         "(LAC sets of the recommended method)",
-        f"{len(found) - len(far)} of {len(found)}{_listed('off', far)}{noise}",
-        _every(far, [t for t, *_ in found]),
+        *([t for t, *_ in found], len(found), "off", far, noise),
     )
 
 
-def _mean(scores: Sequence[Score], value: Callable[[Score], float]) -> float:
-    return sum(value(s) for s in scores) / len(scores)
-
-
-def _every(exceptions: Sequence[str], tasks: Sequence[TaskFigures]) -> Verdict:
-    """Return the verdict of a target about every task."""
-    if exceptions:
-        return "missed"
-    return "met" if len(tasks) >= PLANNED_TASKS else "open"
+def _about_every(
+    text: str, tasks: Sequence[TaskFigures], judged: int, word: str, exceptions: Sequence[str], more: str = ""
+) -> Target:
+    """Return a target about every task, met where none of those judged is an exception."""
+    verdict: Verdict = "missed" if exceptions else "met" if len(tasks) >= PLANNED_TASKS else "open"
+    # What is shown of all stands before the exceptions, what is said of them behind.
+    before, behind = (more, "") if more.startswith("; largest") else ("", more)
+    figures = f"{judged - len(exceptions)} of {judged}{before}{_listed(word, exceptions)}{behind}"
+    return Target(text, figures, verdict)
 
 
 def _enough(count: int, planned: int, tasks: Sequence[TaskFigures]) -> Verdict:

@@ -1,4 +1,4 @@
-"""The comparison of structures: measured on a small store, merged, published, drawn, and asked for by command."""
+"""The comparison of structures: measured on a small store, published, drawn, and asked for by command."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 import yaml
 from PIL import Image
-from synthetic_approximation import ADAPTER, WIDTH, comparison
+from study_pages import cells, empty_docs, page_of, section
+from synthetic_approximation import ADAPTER, comparison
 from synthetic_study import TASKS, write_study
 
+from benchmarks.study import approximate as approximate_module
 from benchmarks.study.__main__ import main
-from benchmarks.study.compute import approximate as approximate_module
 from benchmarks.study.compute.approximation import compare, variants
 from benchmarks.study.config import StudyConfig, load_study
 from benchmarks.study.pages.approximation_plot import approximation_figure, write_approximation_plot
 from benchmarks.study.pages.approximation_table import CORRELATION_BAND, RATIO_BAND, approximation_table, variants_of
-from benchmarks.study.pages.tables import page_tables
-from benchmarks.study.results.approximation_records import merge_approximation, read_approximation
-from benchmarks.study.results.publish import publish
-from benchmarks.study.results.publish_approximation import publish_approximation
+from benchmarks.study.publish import publish, publish_variants
+from benchmarks.study.results.records import read_records
 from laplora.errors import DataError
 from laplora.jacobians.blocks import Block
 from training.workspace.files import write_json, write_tensors
@@ -33,15 +33,6 @@ BLOCKS = tuple(
     for layer in range(6)
     for group in ("lora_A", "lora_B")
 )
-
-
-def empty_docs(folder: Path) -> Path:
-    """Return a documentation folder whose page has every pair of markers."""
-    docs = folder / "docs"
-    docs.mkdir(parents=True)
-    parts = [f"<!-- study:begin {name} -->\n<!-- study:end {name} -->\n" for name in page_tables(docs / "results")]
-    (docs / "results.md").write_text("# Results\n\nbefore\n\n" + "\n".join(parts) + "\nafter\n", encoding="utf-8")
-    return docs
 
 
 def config_file(folder: Path) -> Path:
@@ -111,169 +102,114 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> StudyConfig:
 
 
 @pytest.fixture(scope="module")
-def measured(study: StudyConfig) -> dict[str, Any]:
+def measured(study: StudyConfig) -> list[dict[str, Any]]:
     return compare(study, "reviews", 0, rows=12)
 
 
-# What is measured
+def frame(*compared: list[dict[str, Any]]) -> pd.DataFrame:
+    return pd.DataFrame([record for one in compared for record in one])
 
 
-def test_every_variant_is_measured_and_the_exact_one_agrees_with_itself(measured: dict[str, Any]) -> None:
-    found = measured["variants"]
-    assert len(found) == len(list(variants()))
-    assert {v["rows"] for v in found} == {12}
-    exact = found[0]
+def test_every_variant_is_measured_and_the_exact_one_agrees_with_itself(measured: list[dict[str, Any]]) -> None:
+    assert len(measured) == len(list(variants()))
+    assert {v["rows"] for v in measured} == {12}
+    exact = measured[0]
     assert (exact["structure"], exact["subset"], exact["per_block"]) == ("exact", "all", False)
     # The same posterior fitted twice: equal but for the order of sums.
     assert exact["correlation"] == pytest.approx(1, abs=1e-9)
     assert exact["ratio"] == pytest.approx(1, abs=1e-9)
-    assert {v["adapter_bytes"] for v in found} == {2 * sum(b.wide * b.narrow for b in BLOCKS)}
+    assert {v["adapter_bytes"] for v in measured} == {2 * sum(b.wide * b.narrow for b in BLOCKS)}
     # A part of the parameters has a part of the variance.
-    subsets = [v for v in found if v["structure"] == "exact" and v["subset"] != "all"]
+    subsets = [v for v in measured if v["structure"] == "exact" and v["subset"] != "all"]
     assert all(0 < v["ratio"] < 1 for v in subsets)
 
 
-def test_what_is_measured_can_be_published(measured: dict[str, Any], tmp_path: Path) -> None:
+def test_what_is_measured_can_be_published(measured: list[dict[str, Any]], tmp_path: Path) -> None:
     docs = empty_docs(tmp_path)
-    files = publish_approximation([measured], docs)
-    assert [f.name for f in files] == ["approximation.json", "approximation.png", "results.md"]
-    page = (docs / "results.md").read_text(encoding="utf-8")
-    assert "| KFAC-reduce | full | - |" in page
-    assert "| ⚠ exact GGN, last layer | - | - |" in page
+    files = publish_variants(measured, docs)
+    assert [f.name for f in files] == ["study.json", "approximation.png", "results.md"]
+    assert "| KFAC-reduce | full | - |" in page_of(docs)
+    assert "| ⚠ exact GGN, last layer | - | - |" in page_of(docs)
 
 
-# What is published
-
-
-def test_the_json_file_has_six_digits_and_a_record_a_line(tmp_path: Path) -> None:
+def test_a_published_seed_is_replaced_and_others_stay(tmp_path: Path) -> None:
     docs = empty_docs(tmp_path)
-    result = comparison("sst2", 0)
-    publish_approximation([result], docs)
-    text = (docs / "results" / "approximation.json").read_text()
-    records = json.loads(text)
-    assert len(text.splitlines()) == len(records) + 2
-    assert [list(r) for r in records] == [list(v) for v in result["variants"]]
-    assert records[0]["fit_seconds"] == 12.3457
-    assert all(v == float(f"{v:.6g}") for r in records for v in r.values() if isinstance(v, float))
-
-
-def test_a_published_seed_is_replaced_and_others_stay() -> None:
-    old = merge_approximation((), [comparison("sst2", 1), comparison("boolq", 0)])
-    new = merge_approximation(old, [comparison("sst2", 1, shift=0.5), comparison("sst2", 0)])
-    assert list(dict.fromkeys((r.task, r.seed) for r in new)) == [("boolq", 0), ("sst2", 0), ("sst2", 1)]
-    assert len(new) == 3 * len(comparison("sst2", 0)["variants"])
-    ratios = {r.seed: r.ratio for r in new if r.task == "sst2" and r.structure == "diagonal"}
+    for one in (comparison("sst2", 1), comparison("boolq", 0), comparison("sst2", 1, shift=0.5), comparison("sst2", 0)):
+        publish_variants(one, docs)
+    found = read_records(docs / "results")["variants"]
+    assert list(dict.fromkeys((r["task"], r["seed"]) for r in found)) == [("boolq", 0), ("sst2", 0), ("sst2", 1)]
+    assert len(found) == 3 * len(comparison("sst2", 0))
+    ratios = {r["seed"]: r["ratio"] for r in found if r["task"] == "sst2" and r["structure"] == "diagonal"}
     assert ratios == {0: 1.9, 1: 2.4}
-
-
-def test_publishing_again_gives_the_same_bytes_and_adds_up(tmp_path: Path) -> None:
-    docs = [empty_docs(tmp_path / name) for name in ("one", "two")]
-    publish_approximation([comparison("sst2", 1), comparison("sst2", 0)], docs[0])
-    for seed in (0, 1):
-        publish_approximation([comparison("sst2", seed)], docs[1])
-    contents = [{p.name: p.read_bytes() for p in sorted(d.rglob("*")) if p.is_file()} for d in docs]
-    assert contents[0] == contents[1]
 
 
 def test_the_study_and_the_comparison_are_published_to_one_page(tmp_path: Path) -> None:
     """Whichever comes last leaves the other's tables in place."""
     docs = empty_docs(tmp_path)
     write_study(tmp_path / "runs", TASKS[:1], (0,))
-    publish_approximation([comparison("sst2", 0)], docs)
+    publish_variants(comparison("sst2", 0), docs)
     publish(tmp_path / "runs", docs)
-    page = (docs / "results.md").read_text(encoding="utf-8")
+    page = page_of(docs)
     assert "**sst2**: 200 test rows" in page
     assert "| alpha |" in page
-    publish_approximation([comparison("sst2", 0)], docs)
-    assert (docs / "results.md").read_text(encoding="utf-8") == page
+    publish_variants(comparison("sst2", 0), docs)
+    assert page_of(docs) == page
 
 
 def test_what_could_not_be_computed_is_a_dash(tmp_path: Path) -> None:
-    result = comparison("sst2", 0)
-    result["variants"][2]["correlation"] = float("nan")  # the first EKFAC
-    docs = empty_docs(tmp_path)
-    publish_approximation([result], docs)
-    (record,) = [r for r in read_approximation(docs / "results") if (r.structure, r.rank) == ("ekfac", 2)]
-    assert record.correlation is None
-    assert "| EKFAC | 2 | - | - | 1.50 |" in (docs / "results.md").read_text(encoding="utf-8")
+    docs, result = empty_docs(tmp_path), comparison("sst2", 0)
+    result[2]["correlation"] = float("nan")  # the first EKFAC
+    publish_variants(result, docs)
+    assert read_records(docs / "results")["variants"][2]["correlation"] is None
+    assert "| EKFAC | 2 | - | - | 1.50 |" in page_of(docs)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda r: r.pop("seed"), "lacks task, seed or variants"),
-        (lambda r: r.update(variants=[]), "no or other variants"),
-        (lambda r: r.update(task="other"), "no or other variants"),
-        (lambda r: r["variants"][0].pop("ratio"), "ratio: Field required"),
-        (lambda r: r["variants"][0].update(ratio=float("nan")), "ratio: Input should be a valid number"),
-    ],
-)
-def test_other_results_are_refused(change: Any, message: str, tmp_path: Path) -> None:
-    result = comparison("sst2", 0)
-    change(result)
-    docs = empty_docs(tmp_path)
-    with pytest.raises(DataError, match=message):
-        publish_approximation([result], docs)
-    assert not (docs / "results").exists()
-
-
-def test_a_damaged_file_and_a_page_without_markers_are_refused(tmp_path: Path) -> None:
-    docs = empty_docs(tmp_path)
-    page = docs / "results.md"
-    page.write_text(page.read_text().replace("approximation", "other"))
+def test_other_results_and_a_page_without_markers_are_refused(tmp_path: Path) -> None:
+    docs, result = empty_docs(tmp_path), comparison("sst2", 0)
+    del result[0]["ratio"]
+    with pytest.raises(DataError, match="variants, record 0: missing or unknown: ratio"):
+        publish_variants(result, docs)
+    (docs / "results.md").write_text(page_of(docs).replace("approximation", "other"))
     with pytest.raises(DataError, match="one pair of markers"):
-        publish_approximation([comparison("sst2", 0)], docs)
+        publish_variants(comparison("sst2", 0), docs)
     assert not (docs / "results").exists()
-    (docs / "results").mkdir()
-    (docs / "results" / "approximation.json").write_text('[{"task": "sst2"}]')
-    with pytest.raises(DataError, match=r"approximation\.json: 0\.seed"):
-        read_approximation(docs / "results")
-
-
-# Table
 
 
 def test_the_table_has_means_over_seeds_and_names_the_whole_width() -> None:
-    records = merge_approximation((), [comparison("sst2", 0), comparison("sst2", 1, shift=0.1)])
-    lines = [[c.strip() for c in x.split("|")[1:-1]] for x in approximation_table(records).splitlines() if "|" in x]
-    rows = {tuple(line[:3]): line[3:] for line in lines[2:]}
+    table = approximation_table(frame(comparison("sst2", 0), comparison("sst2", 1, shift=0.1)))
+    rows = {tuple(line[:3]): line[3:] for line in cells(table)[1:]}
     assert rows["EKFAC", "full", "-"][:2] == ["0.967", "1.54"]
     assert rows["EKFAC", "10", "-"] == ["0.965", "1.54", "0.320", "1.60", "12.3", "1.2"]
     assert rows["joint core", "10", "50"][:2] == ["0.991", "1.21"]
     assert rows["exact GGN", "-", "-"][:2] == ["1.000", "1.00"]
     assert rows["exact GGN, per block", "-", "-"][2] == "-"
     assert rows["⚠ exact GGN, last 4 layers", "-", "-"][:2] == ["0.530", "0.160"]
-    assert not any(str(WIDTH) in key for key in rows)
-    assert len(rows) == len(comparison("sst2", 0)["variants"])
+    assert len(rows) == len(comparison("sst2", 0))
 
 
 def test_the_text_says_what_was_compared() -> None:
-    records = merge_approximation((), [comparison("sst2", 0), comparison("sst2", 1), comparison("boolq", 0, shift=1)])
+    records = frame(comparison("sst2", 0), comparison("sst2", 1), comparison("boolq", 0, shift=1))
     text = approximation_table(records)
     assert f"at least {CORRELATION_BAND[0]:g}, a ratio from {RATIO_BAND[0]:g} to {RATIO_BAND[1]:g}" in text
-    assert (
-        f"**sst2**: 200 test rows, prior precision 31.6 (seed 0), 32.6 (seed 1), adapter {ADAPTER / 1e6:.2f} MB" in text
-    )
+    seeds = "31.6 (seed 0), 32.6 (seed 1)"
+    assert f"**sst2**: 200 test rows, prior precision {seeds}, adapter {ADAPTER / 1e6:.2f} MB" in text
     # joint core at rank 10 is the smallest within both bands; a shift of 1 leaves none.
     assert "joint core, rank 10, joint rank 50, 3.50 × the adapter" in text
     assert "none but the exact posterior itself" in text
     warning = text[text.index("⚠ marks") : text.index("variances.\n\n!")]
     assert "correlations of -0.08 to 0.53" in warning
     assert "ratios of 0.00400 to 1.11" in warning
-    assert "⚠" not in approximation_table([r for r in records if r.subset == "all"])
+    assert "⚠" not in approximation_table(records[records.subset == "all"])
 
 
 def test_nothing_published_is_one_sentence_and_no_picture(tmp_path: Path) -> None:
-    assert approximation_table(()).count("\n") == 1
-    assert write_approximation_plot((), tmp_path) == []
-    assert read_approximation(tmp_path) == ()
-
-
-# Plot
+    nothing = frame()
+    assert approximation_table(nothing).count("\n") == 1
+    assert write_approximation_plot(nothing, tmp_path) == []
 
 
 def test_the_plot_is_a_small_picture(tmp_path: Path) -> None:
-    records = merge_approximation((), [comparison(f"task_{i}", 0, shift=0.1 * i) for i in range(9)])
+    records = frame(*(comparison(f"task_{i}", 0, shift=0.1 * i) for i in range(9)))
     (path,) = write_approximation_plot(records, tmp_path)
     with Image.open(path) as picture:
         picture.load()
@@ -282,28 +218,21 @@ def test_the_plot_is_a_small_picture(tmp_path: Path) -> None:
 
 
 def test_the_plot_has_every_variant_its_rank_and_the_bands() -> None:
-    records = merge_approximation((), [comparison("sst2", 0)])
-    figure = approximation_figure(records)
-    points = variants_of(records, "sst2")
+    records = frame(comparison("sst2", 0))
+    figure, points = approximation_figure(records), variants_of(records, "sst2")
     for axes in figure.axes:
         drawn = [x for line in axes.lines if line.get_marker() not in ("", "None") for x in line.get_xdata()]
-        assert sorted(drawn) == pytest.approx(sorted(v.size for v in points))
+        assert sorted(drawn) == pytest.approx(sorted(points["size"]))
         assert axes.get_xscale() == "log"
         labels = [t.get_text() for t in axes.texts]
-        assert sorted(labels) == sorted(
-            "/".join(str(n) for n in (v.rank, v.joint_rank) if n is not None) for v in points
-        )
-        assert labels.count("full") == 2
-        assert len(axes.patches) == 1
+        assert sorted(labels) == sorted("/".join(rank for rank in ranks if rank != "-") for ranks in points.ranks)
+        assert labels.count("full") == 1
         low, high = axes.get_ylim()
         assert all(low <= y <= high for line in axes.lines for y in line.get_ydata())
     band = figure.axes[1].patches[0].get_extents().transformed(figure.axes[1].transData.inverted())
     assert (band.y0, band.y1) == pytest.approx(RATIO_BAND)
     names = {text.get_text().removeprefix("⚠ ") for text in figure.legends[0].get_texts()}
-    assert names == {v.series for v in points} | {"target band"}
-
-
-# Command
+    assert names == {*points.series, "target band"}
 
 
 def test_the_command_compares_and_publishes(
@@ -311,17 +240,18 @@ def test_the_command_compares_and_publishes(
 ) -> None:
     docs = empty_docs(tmp_path)
     monkeypatch.chdir(tmp_path)
-    asked: list[tuple[str, int, int]] = []
+    compared: list[tuple[str, int, int]] = []
 
-    def recorded(config: StudyConfig, task: str, seed: int, rows: int) -> dict[str, Any]:
-        asked.append((task, seed, rows))
+    def recorded(config: StudyConfig, task: str, seed: int, rows: int) -> list[dict[str, Any]]:
+        compared.append((task, seed, rows))
         return comparison(task, seed)
 
     monkeypatch.setattr(approximate_module, "compare", recorded)
     file = str(study.runs.parent / "study.yaml")
     assert main(["--config", file, "--approximation", "reviews", "0", "--rows", "7"]) == 0
-    assert asked == [("reviews", 0, 7)]
-    assert (docs / "results" / "approximation.json").is_file()
+    assert compared == [("reviews", 0, 7)]
+    assert json.loads((docs / "results" / "study.json").read_text())["variants"]
+    assert "**reviews**" in section(page_of(docs), "approximation")
 
 
 @pytest.mark.parametrize(
@@ -338,6 +268,5 @@ def test_the_command_compares_and_publishes(
 def test_what_cannot_be_compared_is_refused(
     study: StudyConfig, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = str(study.runs.parent / "study.yaml")
-    assert main(["--config", file, "--approximation", *arguments]) == 1
+    assert main(["--config", str(study.runs.parent / "study.yaml"), "--approximation", *arguments]) == 1
     assert message in capsys.readouterr().err

@@ -18,9 +18,9 @@ from laplora.errors import DataError
 from laplora.metrics.scores import Evaluation, evaluate_probs
 from training.report.evaluation import (
     display_name,
-    markdown_table,
     print_table,
     reliability_figure,
+    results_table,
     risk_coverage_figure,
     write_report,
 )
@@ -59,7 +59,7 @@ def test_names() -> None:
 
 def test_markdown_has_every_method_value_and_interval_and_marks_the_best() -> None:
     given = evaluations()
-    lines = markdown_table(given).splitlines()
+    lines = results_table(given).splitlines()
     assert lines[0].startswith("| method | acc ↑ | NLL ↓ | ECE ↓ |")
     assert [line.split("|")[1].strip() for line in lines[2:]] == ["zero-shot", "MAP", "temperature scaling", "Laplace"]
     assert len({line.count("|") for line in lines}) == 1
@@ -76,8 +76,8 @@ def test_markdown_has_every_method_value_and_interval_and_marks_the_best() -> No
 def test_equal_values_as_printed_are_all_best_and_a_lone_method_is_not() -> None:
     given = evaluations()
     both = {"map": given["map"], "laplace": given["map"]}
-    assert markdown_table(both).count("**") == 2 * 2 * 6
-    assert "**" not in markdown_table({"map": given["map"]})
+    assert results_table(both).count("**") == 2 * 2 * 6
+    assert "**" not in results_table({"map": given["map"]})
 
 
 def test_terminal_table_fits_eighty_columns_without_cutting_a_digit() -> None:
@@ -93,7 +93,7 @@ def test_terminal_table_fits_eighty_columns_without_cutting_a_digit() -> None:
 def test_a_missing_auroc_is_a_dash() -> None:
     perfect = evaluate_probs(torch.tensor([[0.9, 0.1], [0.2, 0.8]]), torch.tensor([0, 1]), resamples=10)
     given = {"map": perfect, "laplace": perfect}
-    assert "| - |" in markdown_table(given)
+    assert "| - |" in results_table(given)
     assert " - " in printed(given, 100)
 
 
@@ -157,7 +157,7 @@ def test_nothing_to_report_is_refused(tmp_path: Path) -> None:
     for call in (
         lambda: write_report({}, tmp_path, title="t"),
         lambda: print_table({}, title="t"),
-        lambda: markdown_table({}),
+        lambda: results_table({}),
     ):
         with pytest.raises(DataError, match="at least one"):
             call()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks.study.compute.approximation import compare
 from benchmarks.study.config import StudyConfig
-from benchmarks.study.results.publish_approximation import publish_approximation
+from benchmarks.study.publish import publish_variants
 from laplora.errors import ConfigError
 
 SPLITS = ("train", "calibration", "test")
@@ -32,10 +32,11 @@ def approximate(config: StudyConfig, task: str, seed: str, rows: int, docs: Path
     if rows < 2:
         raise ConfigError(f"a correlation needs at least two rows, got --rows {rows}")
     folder = config.folder(task, seeds[seed])
-    missing = [f"{s}.jacobians.safetensors" for s in SPLITS if not (folder / f"{s}.jacobians.safetensors").is_file()]
-    if missing or not (folder / "gathered.json").is_file():
+    files = [*(f"{split}.jacobians.safetensors" for split in SPLITS), "gathered.json"]
+    missing = [name for name in files if not (folder / name).is_file()]
+    if missing:
         raise ConfigError(
-            f"{folder} holds no {', '.join(missing) or 'gathered.json'}: a study keeps Jacobians only when asked to. "
+            f"{folder} holds no {', '.join(missing)}: a study keeps Jacobians only when asked to. "
             "Delete result.json there, if any, then run python -m benchmarks.study --keep-jacobians"
         )
-    return publish_approximation([compare(config, task, seeds[seed], rows)], docs)
+    return publish_variants(compare(config, task, seeds[seed], rows), docs)
