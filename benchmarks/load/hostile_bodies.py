@@ -28,6 +28,7 @@ import psutil
 from benchmarks.harness.process import served
 from benchmarks.harness.record import Conditions, conditions_here
 from benchmarks.load.watch import process_at
+from training.report.markdown import markdown_table
 
 OUT = Path(__file__).with_name("load") / "hostile_bodies.md"
 SIZE = 4 * 2**20
@@ -225,28 +226,25 @@ def suffer(url: str, process: psutil.Process, attack: Attack) -> Outcome:
 def page(outcomes: Sequence[Outcome], conditions: Conditions, load: float) -> str:
     """Return the results as Markdown; ``load``: how many threads wanted to run on this machine before."""
     measured = conditions.measured
-    lines = [
-        "# Hostile bodies",
-        "",
-        f"`{measured['command']}`, {measured['date']}, {conditions.hardware}; {measured['versions']}.",
-        f"Clients and server share the machine, whose load was {load:.0f} before it began. Each body but the first has",
-        "4 MiB; while it was sent and answered, another client",
-        "asked for `/health/live` and for one prediction (mode map), again and again: the worst of each. Memory is how",
-        "far the server's resident memory rose.",
-        "",
-        "| body | answers | the last after, s | worst /health/live, ms | worst prediction, ms | memory, MB |",
-        "| --- | --- | ---: | ---: | ---: | ---: |",
-    ]
+    rows = []
     for one in outcomes:
         answers = ", ".join(f"{count} x {name}" if count > 1 else name for name, count in one.answers.items())
         path = "" if one.attack.path == "/predict" else f" (`{one.attack.path}`)"
-        lines.append(
-            f"| {one.attack.name}{path} | {answers} | {one.answered_s:.2f} | {one.live_ms:.0f} | {one.predict_ms:.0f} "
-            f"| {one.rss_rise_mb:.0f} |"
-        )
-    worst = max(outcomes, key=lambda one: one.live_ms)
-    lines += ["", f"Worst wait for `/health/live`: {worst.live_ms:.0f} ms ({worst.attack.name})."]
-    return "\n".join(lines) + "\n"
+        worst = (f"{value:.0f}" for value in (one.live_ms, one.predict_ms, one.rss_rise_mb))
+        rows.append([one.attack.name + path, answers, f"{one.answered_s:.2f}", *worst])
+    heading = ["body", "answers", "the last after, s", "worst /health/live, ms", "worst prediction, ms", "memory, MB"]
+    slowest = max(outcomes, key=lambda one: one.live_ms)
+    return f"""# Hostile bodies
+
+`{measured["command"]}`, {measured["date"]}, {conditions.hardware}; {measured["versions"]}.
+Clients and server share the machine, whose load was {load:.0f} before it began. Each body but the first has
+4 MiB; while it was sent and answered, another client
+asked for `/health/live` and for one prediction (mode map), again and again: the worst of each. Memory is how
+far the server's resident memory rose.
+
+{markdown_table(heading, rows, left=(0, 1))}
+Worst wait for `/health/live`: {slowest.live_ms:.0f} ms ({slowest.attack.name}).
+"""
 
 
 def main(arguments: list[str] | None = None) -> int:

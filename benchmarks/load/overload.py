@@ -35,6 +35,7 @@ from benchmarks.load.open_arrivals import (
     poisson_times,
 )
 from benchmarks.load.tally import quantile
+from training.report.markdown import markdown_table
 
 #: Times the capacity.
 OVERLOAD = 2.0
@@ -252,7 +253,7 @@ def page(found: Mapping[str, Sequence[Run]], measured: str, *, queue_rows: int, 
         for i, (what, kept) in enumerate(verdicts(runs, queue_rows)):
             count = sum(verdict[i][1] for verdict in alone)
             lines.append(f"- {'met' if kept else '**missed**'} (met in {count} of {len(runs)} runs): {what}")
-        lines += ["", *_table(runs, queue_rows)]
+        lines += ["", _table(runs, queue_rows).rstrip()]
     return "\n".join(lines) + "\n"
 
 
@@ -271,22 +272,19 @@ _COLUMNS = (
 )
 
 
-def _table(runs: Sequence[Run], queue_rows: int) -> list[str]:
-    lines = [f"| {' | '.join(_COLUMNS)} |", "| --- " + "| ---: " * (len(_COLUMNS) - 1) + "|"]
+def _table(runs: Sequence[Run], queue_rows: int) -> str:
+    rows = []
     for number, run in enumerate(runs, 1):
         for load in (*run.lighter, run.twice):
-            cells = [
-                f"{number}, {load.load:g}",
-                f"{run.capacity_per_s:.1f}",
-                f"{load.offered_per_s:.1f}",
-                f"{load.answered_per_s:.1f}",
-                f"{load.answered_per_s / run.capacity_per_s:.2f}",
-                ", ".join(f"{v:.2f}" for v in load.latencies),
-                f"{load.latencies[2] / (queue_rows / run.capacity_per_s):.2f}",
-                str(load.refused),
-                ", ".join(f"{v:.1f}" for v in load.refusals_ms) if load.refused else "",
-                "{:g} ({:g} to {:g})".format(*(load.retry_after[i] for i in (1, 0, 2))) if load.told else "",
-                f"{load.sent_late_ms:.0f}",
-            ]
-            lines.append(f"| {' | '.join(cells)} |")
-    return lines
+            waits = "{:g} ({:g} to {:g})".format(*(load.retry_after[i] for i in (1, 0, 2))) if load.told else ""
+            rows.append(
+                [
+                    *(f"{number}, {load.load:g}", f"{run.capacity_per_s:.1f}", f"{load.offered_per_s:.1f}"),
+                    *(f"{load.answered_per_s:.1f}", f"{load.answered_per_s / run.capacity_per_s:.2f}"),
+                    ", ".join(f"{v:.2f}" for v in load.latencies),
+                    *(f"{load.latencies[2] / (queue_rows / run.capacity_per_s):.2f}", load.refused),
+                    ", ".join(f"{v:.1f}" for v in load.refusals_ms) if load.refused else "",
+                    *(waits, f"{load.sent_late_ms:.0f}"),
+                ]
+            )
+    return markdown_table(_COLUMNS, rows)

@@ -12,6 +12,7 @@ from benchmarks.harness.record import Conditions
 from benchmarks.load.tally import Tally, quantile
 from benchmarks.load.trend import FEWEST, Trend, trend
 from benchmarks.load.watch import Sample
+from training.report.markdown import markdown_table
 
 #: The part of a run that is warm-up, and at most how much of it, seconds: caches, pools and the allocator fill.
 WARM_UP_SHARE, WARM_UP_MOST_S = 0.25, 300.0
@@ -69,40 +70,24 @@ def page(samples: Sequence[Sample], tally: Tally, conditions: Conditions, *, con
     }
     return "\n".join(
         [
-            "# Soak",
-            "",
+            "# Soak\n",
             f"`{measured['command']}`, {measured['date']}, commit {measured['commit']}, {conditions.hardware}; "
             f"{measured['versions']}.",
             "Clients of every kind at once: predictions of known rows in every mode, evaluations, hostile requests and",
-            "bytes, clients that vanish after 50 ms, and activations, feedback and jobs where the server has them.",
-            "",
-            f"{verdict(samples)}.",
-            "",
-            "| what | value |",
-            "| --- | ---: |",
-            *(f"| {what} | {value} |" for what, value in rows.items()),
-            "",
-            "| came to its end as it should | count |",
-            "| --- | ---: |",
-            *(f"| {kind} | {count} |" for kind, count in sorted(tally.done.items())),
-            "",
-            "| refusals and failures of good requests | count |",
-            "| --- | ---: |",
-            *_counts(tally.errors),
-            "",
-            "| answers to hostile requests | count |",
-            "| --- | ---: |",
-            *_counts(tally.expected),
-            "",
+            "bytes, clients that vanish after 50 ms, and activations, feedback and jobs where the server has them.\n",
+            f"{verdict(samples)}.\n",
+            markdown_table(["what", "value"], rows.items()),
+            markdown_table(["came to its end as it should", "count"], sorted(tally.done.items())),
+            markdown_table(["refusals and failures of good requests", "count"], _counts(tally.errors)),
+            markdown_table(["answers to hostile requests", "count"], _counts(tally.expected)),
             *(["Faults:", "", *(f"- {fault}" for fault in tally.faults), ""] if tally.faults else []),
-            "![memory, files, latency and throughput over time](soak.png)",
-            "",
+            "![memory, files, latency and throughput over time](soak.png)\n",
         ]
     )
 
 
-def _counts(counted: Mapping[str, int]) -> list[str]:
-    return [f"| {code} | {count} |" for code, count in sorted(counted.items())] or ["| none | 0 |"]
+def _counts(counted: Mapping[str, int]) -> list[tuple[str, int]]:
+    return sorted(counted.items()) or [("none", 0)]
 
 
 def _span(values: Sequence[float]) -> str:

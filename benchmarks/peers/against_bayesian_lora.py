@@ -1,9 +1,5 @@
 """bayesian-lora, the reference code of Yang et al. (arXiv 2308.13111), beside the dense truth, one experiment each.
 
-The package is called as its README says, with two things it needs from outside: an ``output_callback`` (without
-one ``jacobian_mean`` reads a global that it does not define) and tokenizer-like inputs with attributes. Nothing
-in it is changed.
-
 Its ranks are set to the model's width where rank is not the question, so that no truncation plays a part, and its
 sampled labels are averaged over seeds where sampling is not the question.
 """
@@ -13,13 +9,23 @@ from __future__ import annotations
 import copy
 import statistics
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch.nn import functional as F
-from transformers import BatchEncoding
 
+from benchmarks.peers.bayesian_lora_calls import (
+    LORA_RANK,
+    WIDTH,
+    Factors,
+    class_logits,
+    curvature,
+    inputs_of,
+    kronecker_factors,
+    package_jacobian,
+    package_variance,
+)
 from benchmarks.peers.dense import (
     Dense,
     covariance,
@@ -33,13 +39,7 @@ from benchmarks.peers.ours import fit_laplora, trace
 from benchmarks.peers.subject import Subject, lora_parameters, plain_attention, tiny_subject
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
 from laplora.linearised import contrasts
-from laplora.prompts.rows import EncodedRow
 
-Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]
-
-#: Width of the tiny model: as a rank of the low-rank factors it cuts nothing off.
-WIDTH = 16
-LORA_RANK = 3
 BATCH_SIZES = (1, 2, 4, 8, 24)
 
 
@@ -73,62 +73,6 @@ def compare(seeds: int = 200) -> dict[str, Any]:
         }
 
 
-def inputs_of(subject: Subject, rows: Sequence[EncodedRow], side: str = "left") -> BatchEncoding:
-    """Return rows as a tokenizer would: padded on one side, no positions."""
-    batch = subject.batch(rows)
-    ids, mask = batch.input_ids, batch.attention_mask
-    if side == "right":
-        order = mask.argsort(dim=1, descending=True, stable=True)
-        ids, mask = ids.gather(1, order), mask.gather(1, order)
-    return BatchEncoding({"input_ids": ids, "attention_mask": mask})
-
-
-def class_logits(subject: Subject) -> Callable[[Any, BatchEncoding], torch.Tensor]:
-    """Return the README's forward call, its logits restricted to the class labels."""
-    return lambda model, batch: model(**batch).logits[:, -1, list(subject.label_ids)]
-
-
-def kronecker_factors(
-    subject: Subject,
-    size: int,
-    *,
-    seed: int = 0,
-    rank: int | None = WIDTH,
-    order: Sequence[int] | None = None,
-    side: str = "left",
-    forward: Callable[[Any, BatchEncoding], torch.Tensor] | None = None,
-) -> Factors:
-    """Return the package's factors of the training rows.
-
-    Args:
-        size: rows per batch.
-        seed: of its sampled labels.
-        rank: of its low-rank factors; None for none.
-        order: of the rows.
-    """
-    from bayesian_lora import calculate_kronecker_factors
-
-    rows = [subject.train[i] for i in (range(len(subject.train)) if order is None else order)]
-    loader = [inputs_of(subject, rows[i : i + size], side) for i in range(0, len(rows), size)]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        found: Factors = calculate_kronecker_factors(
-            subject.model, forward or class_logits(subject), loader, rank, WIDTH, ["lora"]
-        )
-    subject.model.zero_grad()
-    subject.model.eval()
-    return found
-
-
-def curvature(found: Factors, *, low_rank: bool = True) -> torch.Tensor:
-    """Return what the factors stand for, a dense block-diagonal (parameters, parameters)."""
-
-    def whole(factor: torch.Tensor) -> torch.Tensor:
-        return factor @ factor.mT if low_rank and factor.shape[0] >= WIDTH else factor
-
-    return torch.block_diag(*(torch.kron(whole(s).contiguous(), whole(a).contiguous()) for a, s in found.values()))
-
-
 def sampled_traces(subject: Subject, seeds: int, **options: Any) -> list[float]:
     """Return the trace of ``curvature`` by seed of the sampled labels, all rows in one batch."""
     size = len(subject.train)
@@ -144,17 +88,6 @@ def jacobian_agreement(subject: Subject, test: Dense) -> dict[str, float]:
         "jacobian": relative_difference(found, test.jacobians),
         "logits": relative_difference(logits, test.logits),
     }
-
-
-def package_jacobian(subject: Subject, rows: Sequence[EncodedRow]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Return the package's Jacobians (rows, classes, *weight) by parameter, and its logits (rows, classes)."""
-    from bayesian_lora.main import jacobian_mean
-
-    ids = list(subject.label_ids)
-    with torch.no_grad():
-        return jacobian_mean(
-            subject.model, inputs_of(subject, rows), output_callback=lambda out: out.logits[:, -1, ids]
-        )
 
 
 def batch_sizes(subject: Subject, train: Dense) -> dict[str, dict[str, float]]:
@@ -270,23 +203,6 @@ def padding_side(subject: Subject) -> dict[str, float]:
         "right_over_alone": traces["right"] / float(alone),
         "logit_change": float((left - right).abs().max()),
     }
-
-
-def package_variance(
-    subject: Subject, rows: Sequence[EncodedRow], found: Factors, prior_variance: float, *, cholesky: bool = True
-) -> torch.Tensor:
-    """Return the package's covariance of the class logits, (rows, classes, classes)."""
-    from bayesian_lora import cholesky_decompose_small_factors, variance
-
-    jacobian, _ = package_jacobian(subject, rows)
-    found = copy.copy(found)
-    if cholesky:
-        found = cholesky_decompose_small_factors(found, WIDTH, "cpu", torch.float64)
-    s2 = torch.tensor(prior_variance, dtype=torch.float64)
-    result: torch.Tensor = variance(
-        inputs_of(subject, rows), jacobian, found, s2, len(subject.label_ids), LORA_RANK, WIDTH, "cpu"
-    )
-    return result
 
 
 def predictive_variance(subject: Subject, train: Dense, test: Dense) -> dict[str, Any]:

@@ -15,18 +15,23 @@ are trainable. Its covariance of the class logits is compared as a softmax sees 
 from __future__ import annotations
 
 import statistics
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
-from transformers import BatchEncoding
 
 from benchmarks.peers.dense import covariance, in_contrasts, relative_difference, variance_ratio
+from benchmarks.peers.laplace_torch_calls import (
+    PAIRS,
+    ClassLogits,
+    fit_laplace,
+    laplace_covariances,
+    laplace_jacobians,
+    mapping,
+    quiet,
+)
 from benchmarks.peers.ours import covariances, fit_laplora, trace
 from benchmarks.peers.subject import (
     ARTIFACT,
@@ -34,44 +39,18 @@ from benchmarks.peers.subject import (
     artifact_subject,
     initial_weights,
     lora_parameters,
-    plain_attention,
     tiny_subject,
 )
 from laplora.artifact.folder import read_artifact
 from laplora.jacobians.contrasts import find_blocks
 from laplora.linearised import class_probs, contrasts
 from laplora.metrics.scores import nll
-from laplora.models.readout import label_logits, last_hidden
 from laplora.posterior.base import Posterior
 from laplora.predictive.gaussian import posterior_predictive
-from laplora.prompts.rows import Batch, EncodedRow
 
-#: laplace-torch's Hessian structure and its options, by laplora's name.
-PAIRS: dict[str, tuple[str, dict[str, Any]]] = {
-    "diagonal": ("diag", {}),
-    "kfac_expand": ("kron", {"asdl_fisher_kwargs": {"kfac_approx": "expand"}}),
-    "kfac_reduce": ("kron", {"asdl_fisher_kwargs": {"kfac_approx": "reduce"}}),
-    "exact": ("full", {}),
-}
 #: Prior precision of the tiny models.
 TINY_PRECISION = 2.0
 LINKS = ("probit", "bridge", "mc")
-
-
-class ClassLogits(nn.Module):
-    """A batch, as a mapping, to class logits (rows, classes): what laplace-torch takes for a model."""
-
-    def __init__(self, model: Any, label_ids: Sequence[int]) -> None:
-        super().__init__()
-        self.model = model
-        self.label_ids = tuple(label_ids)
-
-    def forward(self, data: Any) -> torch.Tensor:
-        """Return the class logits."""
-        ids = data["input_ids"]
-        possible = torch.ones(len(ids), len(self.label_ids), dtype=torch.bool)
-        batch = Batch(ids, data["attention_mask"], data["position_ids"], possible)
-        return label_logits(self.model, last_hidden(self.model, batch), self.label_ids)
 
 
 def compare(rows: int = 40) -> dict[str, Any]:
@@ -178,56 +157,6 @@ def single_precision(rows: int = 10) -> dict[str, float]:
 def centre(subject: Subject) -> torch.Tensor:
     """Return the zero vector that both priors are centred at, flat: the artifact does not ship its initial weights."""
     return torch.cat([torch.zeros_like(p).flatten() for p in lora_parameters(subject.model).values()])
-
-
-def fit_laplace(
-    subject: Subject,
-    structure: str,
-    precision: float,
-    *,
-    size: int = 1,
-    prior_mean: torch.Tensor | None = None,
-    names: Sequence[str] | None = None,
-) -> Any:
-    """Return laplace-torch's posterior of the training rows.
-
-    Args:
-        size: rows per batch.
-        names: blocks it covers, all by default. With some, its subnetwork class: the same algebra from Jacobians,
-            where its ``full`` multiplies the GGN with every unit vector.
-    """
-    from laplace import Laplace
-
-    hessian, options = PAIRS[structure]
-    parameters = lora_parameters(subject.model, names)
-    options = dict(options)
-    if prior_mean is not None:
-        options["prior_mean"] = prior_mean
-    if names is not None:
-        options["subnetwork_indices"] = torch.arange(sum(p.numel() for p in parameters.values()))
-    weights = "all" if names is None else "subnetwork"
-    module = ClassLogits(subject.model, subject.label_ids)
-    posterior = Laplace(module, "classification", weights, hessian, prior_precision=precision, **options)
-    pairs = list(zip(subject.train, subject.train_labels.tolist(), strict=True))
-    posterior.fit(DataLoader(pairs, batch_size=size, collate_fn=lambda p: mapping(subject, *zip(*p, strict=True))))
-    return posterior
-
-
-def mapping(subject: Subject, rows: Sequence[EncodedRow], labels: Sequence[int] | None = None) -> BatchEncoding:
-    """Return rows as the mapping that laplace-torch hands to the model."""
-    batch = subject.batch(rows)
-    data = {key: getattr(batch, key) for key in ("input_ids", "attention_mask", "position_ids")}
-    return BatchEncoding(data | ({} if labels is None else {"labels": torch.tensor(labels)}))
-
-
-def laplace_jacobians(subject: Subject, posterior: Any) -> list[torch.Tensor]:
-    """Return laplace-torch's Jacobians of the test rows' class logits, each (1, classes, parameters)."""
-    return [posterior.backend.jacobians(mapping(subject, [row]))[0] for row in subject.test]
-
-
-def laplace_covariances(posterior: Any, jacobians: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return laplace-torch's covariance of the class logits, (rows, classes, classes)."""
-    return torch.cat([posterior.functional_variance(j).detach() for j in jacobians])
 
 
 def difference(
@@ -352,12 +281,3 @@ def link_functions(subject: Subject, theirs: Any, jacobians: Sequence[torch.Tens
                 "mean_gap": float((probs - exact).abs()[:, 0].mean()),
             }
     return found
-
-
-@contextmanager
-def quiet(attention: Callable[[], AbstractContextManager[None]] = plain_attention) -> Iterator[None]:
-    """Run with an attention, and without the warnings that laplace-torch's way of calling torch gives rise to."""
-    with attention(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*batching rule.*")
-        warnings.filterwarnings("ignore", message="The prior precision has changed since fit.*")
-        yield

@@ -16,6 +16,7 @@ import torch
 import laplora.decisions.recommendation as rule
 import laplora.decisions.temperature as calibration
 from laplora.predictive.cross_fitting import cross_fitted
+from training.report.markdown import markdown_table
 
 SPLITS, ROWS, NEW = 150, 150, 4000
 
@@ -75,22 +76,26 @@ def one_split(logits: torch.Tensor, labels: torch.Tensor) -> tuple[float, float,
 def main() -> None:
     """Print the table."""
     argparse.ArgumentParser(prog="python -m benchmarks.rules.needless_fits", description=__doc__).parse_args()
-    print(
-        "| model | variant | least T | served | served, >0.01 above MAP | new NLL to MAP, mean | served, mean | worst |"
-    )
-    print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    heading = ["model", "variant", "least T", "served", "served, >0.01 above MAP", "new NLL to MAP, mean"]
+    rows = []
     for name, model in MODELS.items():
         generator = torch.Generator().manual_seed(0)
         splits = [draw(model, generator) for _ in range(SPLITS)]
         for variant, (calibration._PRIOR_ROWS, rule._COST) in VARIANTS.items():
             found = [one_split(*split) for split in splits]
             served = [cost for _, _, cost, taken in found if taken]
-            print(
-                f"| {name} | {variant} | {min(t for t, *_ in found):.2f} | {len(served)} | "
-                f"{sum(above > 0.01 and taken for _, above, _, taken in found)} | {sum(served) / SPLITS:+.4f} | "
-                f"{sum(served) / max(1, len(served)):+.4f} | {max(served, default=0.0):+.3f} |",
-                flush=True,
-            )
+            above = sum(gap > 0.01 and taken for _, gap, _, taken in found)
+            costs = sum(served) / SPLITS, sum(served) / max(1, len(served))
+            least = min(t for t, *_ in found)
+            figures = [
+                f"{least:.2f}",
+                len(served),
+                above,
+                *(f"{c:+.4f}" for c in costs),
+                f"{max(served, default=0.0):+.3f}",
+            ]
+            rows.append([name, variant, *figures])
+    print(markdown_table([*heading, "served, mean", "worst"], rows, left=(0, 1)))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from laplora.predictive.gaussian import posterior_predictive
+from training.report.markdown import markdown_table
 
 MEANS = (0.0, 1.0, -4.0, -15.0)
 VARIANCES = (1e-2, 1.0, 1e2, 1e3, 1e4)
@@ -63,12 +64,12 @@ def main() -> None:
         "trapezoid 257": lambda m, v: trapezoid(m, v, 257),
         "laplora": library,
     }
-    print("| variance | " + " | ".join(rules) + " |")
-    print("| --- " * (len(rules) + 1) + "|")
+    rows = []
     for variance in VARIANCES:
         exact = [truth(m, variance) for m in MEANS]
         errors = [max(abs(r(m, variance) - e) for m, e in zip(MEANS, exact, strict=True)) for r in rules.values()]
-        print(f"| {variance:g} | " + " | ".join(f"{e:.0e}" for e in errors) + " |")
+        rows.append([f"{variance:g}", *(f"{e:.0e}" for e in errors)])
+    print(markdown_table(["variance", *rules], rows))
 
 
 if __name__ == "__main__":

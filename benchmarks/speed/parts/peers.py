@@ -205,7 +205,7 @@ def bayesian_lora(subject: Subject) -> Answer:
     from bayesian_lora import cholesky_decompose_small_factors
     from bayesian_lora.main import variance
 
-    from benchmarks.peers.against_bayesian_lora import inputs_of, package_jacobian
+    from benchmarks.peers.bayesian_lora_calls import inputs_of, package_jacobian
 
     rank = min(min(p.shape) for p in lora_parameters(subject.model).values())
     inputs, scale = inputs_of(subject, subject.test), torch.tensor(0.1)
@@ -225,7 +225,7 @@ def bayesian_lora_fit(subject: Subject, size: int) -> Callable[[], Any]:
     """Return the package's ``calculate_kronecker_factors`` of the training rows, ``size`` at a time."""
     from bayesian_lora import calculate_kronecker_factors
 
-    from benchmarks.peers.against_bayesian_lora import class_logits, inputs_of
+    from benchmarks.peers.bayesian_lora_calls import class_logits, inputs_of
 
     lora_parameters(subject.model)
     rows = [subject.train[i : i + size] for i in range(0, len(subject.train), size)]
@@ -245,7 +245,7 @@ def bayesian_lora_fit(subject: Subject, size: int) -> Callable[[], Any]:
 
 def laplace_torch(subject: Subject, structure: str) -> Answer:
     """Return laplace-torch's probabilities by its linearised (``glm``) predictive."""
-    from benchmarks.peers.against_laplace import fit_laplace, mapping, quiet
+    from benchmarks.peers.laplace_torch_calls import fit_laplace, mapping, quiet
 
     with quiet():
         posterior = fit_laplace(subject, structure, 80.0, size=4)

@@ -9,7 +9,8 @@ import pytest
 pytest.importorskip("laplace", reason="the peers are not installed: make peers")
 pytest.importorskip("curvlinops", reason="the peers are not installed: make peers")
 
-from benchmarks.peers.against_laplace import compare_tiny, quiet
+from benchmarks.peers.against_laplace import compare_tiny
+from benchmarks.peers.laplace_torch_calls import quiet
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
