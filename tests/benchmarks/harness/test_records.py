@@ -1,0 +1,186 @@
+"""How figures are timed, judged and kept, and the page that is made of them."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.harness import page as results_page
+from benchmarks.harness import provenance
+from benchmarks.harness.record import FOLDER, Conditions, Record, keep, read
+from benchmarks.harness.timing import Ratio, in_turns, ratio
+
+MEASURED = {"date": "2026-01-01", "commit": "abc", "command": "c", "threads": "2", "versions": "torch 2"}
+HERE = Conditions("a processor, 2 cores", MEASURED)
+
+
+def kept_by(folder: Path, *records: Record) -> None:
+    assert list(keep(records, folder)) == list(records)
+
+
+def page_of(folder: Path) -> str:
+    return (folder / "RESULTS.md").read_text(encoding="utf-8")
+
+
+def test_functions_take_turns_and_the_first_turn_does_not_count() -> None:
+    called = []
+    times = in_turns({"a": lambda: called.append("a"), "b": lambda: called.append("b")}, 3)
+    assert called == ["a", "b"] * 4
+    assert {name: len(seconds) for name, seconds in times.items()} == {"a": 3, "b": 3}
+
+
+def test_ratios_are_taken_within_a_turn() -> None:
+    """A machine that was three times slower in the second turn changes no ratio."""
+    found = ratio({"a": [2.0, 6.0, 2.2], "b": [1.0, 3.0, 1.0]}, "a", "b")
+    assert (found.value, found.low, found.high) == (2.0, 2.0, 2.2)
+
+
+@pytest.mark.parametrize(
+    ("side", "figures", "expected"),
+    [
+        ("at most", (1.9, 1.8, 2.1), "open"),
+        ("at most", (2.1, 1.9, 2.2), "open"),
+        ("at most", (1.9, 1.8, 2.0), "open"),
+        ("at most", (1.9, 1.8, 1.99), "met"),
+        ("at most", (2.1, 2.01, 2.2), "missed"),
+        ("at least", (2.1, 1.9, 2.2), "open"),
+        ("at least", (2.1, 2.01, 2.2), "met"),
+        ("at least", (1.9, 1.8, 1.99), "missed"),
+        ("at most", (2.0, 2.0, 2.0), "met"),
+        ("at least", (2.0, 2.0, 2.0), "met"),
+        (None, (2.0, 1.0, 3.0), None),
+    ],
+)
+def test_a_target_is_met_or_missed_where_every_turn_says_so(
+    side: str | None, figures: tuple[float, float, float], expected: str | None
+) -> None:
+    limit = None if side is None else 2.0
+    record = HERE.record("p: w", Ratio(*figures), "b", limit=limit, side=side or "at most")  # type: ignore[arg-type]
+    assert results_page.verdict(asdict(record)) == expected
+
+
+def test_open_targets_are_counted_apart_and_keep_the_medians_word(tmp_path: Path) -> None:
+    """An overhead of 3.58 ms between -2.15 and 23.8 is no proof of at most 5; nor is 2.21 of more than 2.2."""
+    overhead = HERE.record("p: overhead", Ratio(3.58, -2.15, 23.8), "ms", limit=5.0)
+    kept_by(
+        tmp_path,
+        overhead,
+        HERE.record("p: answer", Ratio(2.21, 2.07, 2.46), "b", limit=2.2),
+        HERE.record("p: sure", Ratio(1, 0.9, 1.1), "b", limit=2.2),
+        HERE.record("g: grows", Ratio(1, 0.9, 1.2), "the exponent", arithmetic=1.1),
+    )
+    page = page_of(tmp_path)
+    counts = "Met in every turn: 1. Missed in every turn: 0. Open: 2 (by the median 1 met, 1 missed)."
+    assert page.count(counts) == 2
+    assert f"Targets: 3. {counts} Not measured yet: 0." in page
+    assert "By the medians alone,\n2 of the 3 measured are met." in page
+    assert "| p | overhead | 3.58 | -2.15 to 23.8 | ms | at most 5 | open; met by the median |" in page
+    assert "| p | answer | 2.21 | 2.07 to 2.46 | b | at most 2.2 | open; **missed** by the median |" in page
+    assert "| grows | 1 | 0.9 to 1.2 | the exponent | at most 1.1 | open; so it is by the median |" in page
+    assert "1 figures; 0 of 1 as arithmetic says, 1 open" in page
+    assert overhead.line.endswith("(target at most 5) open, met by the median")
+
+
+def test_what_is_not_measured_is_listed_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results_page, "EXPECTED", {"c": ("p: w", "p: x"), "d": ("q: y",)})
+    kept_by(tmp_path, HERE.record("p: w", Ratio(1, 1, 1), "b", limit=2.0))
+    assert "## Not measured yet" not in page_of(tmp_path), "only the published page lists what is missing"
+    text = results_page.render(read(tmp_path), published=True)
+    assert "Targets: 3. Met in every turn: 1. Missed in every turn: 0. Open: 0. Not measured yet: 2." in text
+    table = text.partition("## Not measured yet")[2].strip().splitlines()[2:]
+    assert table == ["| p | x | target | `c` |", "| q | y | target | `d` |"]
+
+
+def test_a_figure_takes_the_place_of_the_same_on_the_same_hardware(tmp_path: Path) -> None:
+    elsewhere = Conditions("another, 8 cores", HERE.measured)
+    kept_by(tmp_path, HERE.record("p: w", Ratio(1, 1, 1), "b"), HERE.record("p: x", Ratio(2, 2, 2), "b", limit=1.0))
+    kept_by(tmp_path, elsewhere.record("p: w", Ratio(3, 3, 3), "b"))
+    kept_by(tmp_path, HERE.record("p: x", Ratio(2, 2, 2), "b", limit=1.0), HERE.record("p: w", Ratio(4, 4, 4), "b"))
+    kept = read(tmp_path)
+    assert [(r["name"], r["hardware"], r["value"]) for r in kept] == [
+        ("p: w", HERE.hardware, 4.0),
+        ("p: x", HERE.hardware, 2.0),
+        ("p: w", elsewhere.hardware, 3.0),
+    ]
+    assert set(kept[0]) >= {"name", "value", "low", "high", "baseline", "target", "met", "kind", "hardware"}
+    assert "Targets: 1. Met in every turn: 0. Missed in every turn: 1. Open: 0. Not measured" in page_of(tmp_path)
+    assert "| p | x | 2 | 2 to 2 | b | at most 1 | **missed** |" in page_of(tmp_path)
+
+
+def test_what_a_part_measures_no_more_goes_with_its_next_run(tmp_path: Path) -> None:
+    kept_by(tmp_path, *(HERE.record(name, Ratio(1, 1, 1), "b") for name in ("p: old", "p: w", "q: other")))
+    kept_by(tmp_path, HERE.record("p: w", Ratio(2, 2, 2), "b"))
+    assert [(r["name"], r["value"]) for r in read(tmp_path)] == [("p: w", 2.0), ("q: other", 1.0)]
+
+
+def test_a_run_that_ends_early_leaves_the_old_figures_it_did_not_reach(tmp_path: Path) -> None:
+    kept_by(tmp_path, *(HERE.record(name, Ratio(1, 1, 1), "b") for name in ("p: w", "p: x")))
+    half = keep([HERE.record("p: w", Ratio(2, 2, 2), "b")], tmp_path)
+    next(half)
+    half.close()
+    assert [(r["name"], r["value"]) for r in read(tmp_path)] == [("p: w", 2.0), ("p: x", 1.0)]
+
+
+def test_targets_that_were_set_are_counted_apart_from_what_was_measured(tmp_path: Path) -> None:
+    """Growth and sizes are compared with arithmetic: neither what holds there nor what does not is a target."""
+    kept_by(
+        tmp_path,
+        HERE.record("p: set", Ratio(1, 1, 1), "b", limit=2.0),
+        HERE.record("g: grows", Ratio(1, 1, 1), "the exponent", arithmetic=1.1),
+        HERE.record("g: grows faster", Ratio(2, 2, 2), "the exponent", arithmetic=1.1),
+        HERE.record("g: plain", Ratio(2, 2, 2), "ms"),
+    )
+    assert [r["kind"] for r in read(tmp_path)] == ["target", "check", "check", "figure"]
+    page = page_of(tmp_path)
+    assert "Targets: 1. Met in every turn: 1. Missed in every turn: 0. Open: 0." in page
+    assert "### Targets measured: 1" in page
+    assert "### Measured beside them: 3 figures; 1 of 2 as arithmetic says" in page
+    assert "| grows faster | 2 | 2 to 2 | the exponent | at most 1.1 | **not so** |" in page
+
+
+def test_each_part_says_when_and_from_what_it_was_measured(tmp_path: Path) -> None:
+    kept_by(tmp_path, HERE.record("p: w", Ratio(1, 1, 1), "b"))
+    assert "| p | `c` | 2026-01-01 | abc |  | 2 | torch 2 |" in page_of(tmp_path)
+    for record in read(FOLDER):
+        assert {"date", "commit", "command"} <= set(record["measured"]), record["name"]
+
+
+def test_growth_and_sizes_are_no_targets_of_the_published_page() -> None:
+    kinds = {r["name"]: r["kind"] for r in read(FOLDER)}
+    assert {kind for name, kind in kinds.items() if name.startswith("growth: ")} == {"check"}
+    assert {kind for name, kind in kinds.items() if name.endswith("to formula")} == {"check"}
+    assert "target" in kinds.values()
+
+
+def test_the_published_page_is_made_of_the_published_figures() -> None:
+    assert results_page.render(read(FOLDER), published=True) == (FOLDER / "RESULTS.md").read_text(encoding="utf-8")
+
+
+def test_a_commit_says_whether_its_code_was_changed(tmp_path: Path) -> None:
+    def git(*arguments: str) -> None:
+        names = ["-c", "user.name=n", "-c", "user.email=e@example.com"]
+        subprocess.run(["git", "-C", str(tmp_path), *names, *arguments], check=True, capture_output=True)
+
+    assert provenance.commit(tmp_path) == "unknown"
+    git("init", "-q")
+    for name in ("a.py", "page.md"):
+        (tmp_path / name).write_text("one")
+    git("add", "-A")
+    git("commit", "-q", "-m", "m")
+    head = provenance.commit(tmp_path)
+    assert len(head) == 10
+    (tmp_path / "page.md").write_text("two")  # what a run writes is no change of what it measures
+    assert provenance.commit(tmp_path) == head
+    (tmp_path / "a.py").write_text("two")
+    assert provenance.commit(tmp_path) == f"{head} with changes"
+
+
+def test_versions_are_those_of_what_is_installed() -> None:
+    more = HERE.with_versions("torch", "no-such-package", "pytest")
+    assert more.measured["versions"] == f"torch 2, torch {torch.__version__}, pytest {pytest.__version__}"
+    assert more.record("p: w", Ratio(1, 1, 1), "b").measured == {**HERE.measured, **more.measured}
+    assert HERE.with_versions("no-such-package") == HERE
