@@ -70,8 +70,10 @@ def job(name: str) -> Callable[[RunConfig], object]:
     elsewhere = {"fit": ("fit_laplace", "fit_laplace"), "publish_shift": ("report.shift", "publish_shift")}
     module, function = elsewhere.get(name, (name, name))
     with quiet_loading():
-        found: Callable[[RunConfig], object] = getattr(importlib.import_module(f"training.{module}"), function)
-    return found
+        function_of_job: Callable[[RunConfig], object] = getattr(
+            importlib.import_module(f"training.{module}"), function
+        )
+    return function_of_job
 
 
 if __name__ == "__main__":

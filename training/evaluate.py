@@ -76,12 +76,12 @@ def evaluate(config: RunConfig) -> Path:
     write_json(folder / "evaluation.json", measured.to_json())
     recommended = read_calibrated(fitted)["recommended"]
     title = f"{config.name}: {len(run.splits.test)} test rows"
-    said = [gain.sentence(display_name(name)) for name, gain in measured.gains.items()]
-    said += [measured.fidelity.sentence()] if measured.fidelity else []
-    note = "\n\n".join(f"{sentence}." for sentence in (f"Served: {recommended.reason}", *said))
+    sentences = [gain.sentence(display_name(name)) for name, gain in measured.gains.items()]
+    sentences += [measured.fidelity.sentence()] if measured.fidelity else []
+    note = "\n\n".join(f"{sentence}." for sentence in (f"Served: {recommended.reason}", *sentences))
     write_report(measured.evaluations, folder, title=title, sets=measured.sets, note=note)
     print_table(measured.evaluations, title=title)
-    for sentence in said:
+    for sentence in sentences:
         say(sentence)
     say(f"served, chosen by the {recommended.chosen_by}: {recommended.reason}")
     say(f"report: {folder}")

@@ -218,7 +218,7 @@ class _Collator:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """Return the last checkpoint that was written to its end: the Trainer's own state is its last file."""
+    """Return the last checkpoint that was written to its end: the Trainer's state is its last file."""
     whole = [p.parent for p in folder.glob("checkpoint-*/trainer_state.json") if _is_json(p)]
     return max(whole, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
 

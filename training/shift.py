@@ -1,8 +1,8 @@
 """Shift: how a finished artifact does on rows that are not like those it was trained on.
 
-Four kinds of set, asked with the artifact's own template and answered by every predictive it carries: the run's test
-rows, other data sets (as in Yang et al., arXiv 2308.13111), texts that have no answer at all, and corruptions of the
-test rows. Beside the metrics of each set, every score is measured as a detector of rows from another distribution.
+Four kinds of set go through the artifact's template and every predictive it carries: the run's test rows, other data
+sets (as in Yang et al., arXiv 2308.13111), texts that have no answer, and corruptions of the test rows. Beside the
+metrics of each set, every score is measured as a detector of rows from another distribution.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from training.workspace.files import write_json
 from training.workspace.terminal import say
 
 SetKind = Literal["in_distribution", "shifted", "stranger", "corrupted"]
-#: The name of the run's own test rows.
+#: The name of the run's test rows.
 TEST = "test"
 
 
@@ -41,7 +41,7 @@ class ShiftSet:
         source: where they come from, in words.
         examples: of a stranger with the label -1.
         left_out: rows of the source that were not used, by the reason: ``choices`` (as many as the artifact cannot
-            take) and ``repeated`` (the run's own splits hold the same prompt).
+            take) and ``repeated`` (the run's splits hold the same prompt).
     """
 
     name: str
@@ -59,7 +59,7 @@ def shift(config: RunConfig) -> Path:
     Raises:
         ConfigError: no section ``shift``, or an artifact of another configuration than this one.
         ArtifactError: no artifact, or one that cannot be used.
-        DataError: a set that the artifact cannot be asked.
+        DataError: a set that the artifact cannot answer.
     """
     if config.shift is None:
         raise ConfigError(
@@ -85,9 +85,9 @@ def shift(config: RunConfig) -> Path:
 
 def check_same_rows(config: RunConfig, manifest: Manifest, splits: Splits) -> None:
     """Raise ConfigError unless the artifact was made from this configuration's rows: none may have been trained on."""
-    made, own = manifest.config, config_hash_fields(config)
+    made, expected = manifest.config, config_hash_fields(config)
     counts = ("rows", "classes")
-    if any(made.get(part) != own[part] for part in ("data", "seed")) or any(
+    if any(made.get(part) != expected[part] for part in ("data", "seed")) or any(
         manifest.data.get(count) != splits.report[count] for count in counts
     ):
         raise ConfigError(
@@ -97,17 +97,17 @@ def check_same_rows(config: RunConfig, manifest: Manifest, splits: Splits) -> No
 
 
 def shift_sets(config: RunConfig, settings: ShiftConfig, manifest: Manifest, splits: Splits) -> list[ShiftSet]:
-    """Return every set with its rows, the run's own test rows first.
+    """Return every set with its rows, the run's test rows first.
 
     Raises:
         ConfigError: a corruption that needs choices where there are none.
-        DataError, DownloadError: a data set that cannot be read, or that the artifact cannot be asked.
+        DataError, DownloadError: a data set that cannot be read, or that the artifact cannot answer.
     """
     sets = [ShiftSet(TEST, "in_distribution", splits.report["source_detail"], splits.test, {})]
-    own = {_prompt(manifest, e) for part in (splits.train, splits.calibration, splits.test) for e in part}
+    run_prompts = {_prompt(manifest, e) for part in (splits.train, splits.calibration, splits.test) for e in part}
     for name, data in settings.sets.items():
         try:
-            sets.append(shifted_set(name, data, config.seed, settings.rows, manifest, own))
+            sets.append(shifted_set(name, data, config.seed, settings.rows, manifest, run_prompts))
         except DataError as error:
             raise DataError(f"shift.sets.{name}: {error}") from None
     for name, stranger in settings.strangers.items():
@@ -124,8 +124,10 @@ def shift_sets(config: RunConfig, settings: ShiftConfig, manifest: Manifest, spl
     return sets
 
 
-def shifted_set(name: str, data: DataConfig, seed: int, limit: int, manifest: Manifest, own: set[str]) -> ShiftSet:
-    """Return the rows of another data set that the artifact can be asked, at most ``limit``.
+def shifted_set(
+    name: str, data: DataConfig, seed: int, limit: int, manifest: Manifest, run_prompts: set[str]
+) -> ShiftSet:
+    """Return the rows of another data set that the artifact can answer, at most ``limit``.
 
     The test split is shuffled by the seed, so its first usable rows are a random draw.
 
@@ -151,14 +153,14 @@ def shifted_set(name: str, data: DataConfig, seed: int, limit: int, manifest: Ma
                 raise DataError(f"row {example.id}: {error}") from None
             left_out["choices"] += 1
             continue
-        if prompt in own:
+        if prompt in run_prompts:
             left_out["repeated"] += 1
         else:
             usable.append(example)
     if len(usable) < 2:
         raise DataError(
             f"{len(usable)} of its {len(splits.test)} test rows can be used ({left_out['choices']} have a number of "
-            f"choices that the artifact cannot take, {left_out['repeated']} are among its own rows): two are needed"
+            f"choices that the artifact cannot take, {left_out['repeated']} are among the run's rows): two are needed"
         )
     return ShiftSet(name, "shifted", splits.report["source_detail"], tuple(usable[:limit]), left_out)
 
@@ -172,13 +174,13 @@ def stranger_set(name: str, stranger: StrangerConfig, seed: int, limit: int, man
     splits, template = load_splits(stranger.data, seed=seed), manifest.template.template()
     if len(template.fields) != 1 or template.takes_choices:
         raise DataError(f"the artifact's template has the fields {sorted(template.fields)}: texts need one")
-    (own,) = template.fields
+    (field,) = template.fields
     if stranger.field == "choices" or stranger.field not in splits.task.template.fields:
         raise DataError(f"its rows have the fields {sorted(splits.task.template.fields)}, no text {stranger.field!r}")
     texts = list(dict.fromkeys(example.fields[stranger.field] for example in splits.test))[:limit]
     if len(texts) < 2:
         raise DataError(f"{len(texts)} different texts in its test split: two are needed")
-    examples = tuple(Example(f"{name}-{i}", {own: text}, -1, len(manifest.labels)) for i, text in enumerate(texts))
+    examples = tuple(Example(f"{name}-{i}", {field: text}, -1, len(manifest.labels)) for i, text in enumerate(texts))
     return ShiftSet(name, "stranger", f"{splits.report['source_detail']}, field {stranger.field}", examples, {})
 
 
@@ -186,23 +188,24 @@ def answer_sets(config: RunConfig, artifact: Artifact, sets: list[ShiftSet]) -> 
     """Return the artifact's answers to every set, from files where they are there; the model loads only if it must."""
     folder = config.run_dir / "shift"
     digests = {one.name: answers_inputs(artifact.digest, one.examples) for one in sets}
-    found = {one.name: read_answers(folder / f"{one.name}.safetensors", digests[one.name]) for one in sets}
-    todo = [one for one in sets if found[one.name] is None]
+    kept = {one.name: read_answers(folder / f"{one.name}.safetensors", digests[one.name]) for one in sets}
+    answers = {name: known for name, known in kept.items() if known is not None}
+    todo = [one for one in sets if one.name not in answers]
     if not todo:
         say(f"the answers to all {len(sets)} sets are there")
-        return {name: answers for name, answers in found.items() if answers is not None}
+        return answers
     predictor = Predictor.load(
         config.artifact_dir, device=config.base.device, dequantize=config.base.dequantize, progress=say
     )
     started, done, total = time.monotonic(), 0, sum(len(one.examples) for one in todo)
     for number, one in enumerate(todo, 1):
-        answers = answer_set(predictor, one.examples, config.laplace.batch_size, f"{one.name} ({number}/{len(todo)})")
-        write_answers(folder / f"{one.name}.safetensors", answers, digests[one.name])
-        found[one.name] = answers
+        title = f"{one.name} ({number}/{len(todo)})"
+        answers[one.name] = answer_set(predictor, one.examples, config.laplace.batch_size, title)
+        write_answers(folder / f"{one.name}.safetensors", answers[one.name], digests[one.name])
         done += len(one.examples)
         left = (time.monotonic() - started) / done * (total - done)
         say(f"{done} of {total} rows answered, about {left / 60:.0f} minutes left")
-    return {name: answers for name, answers in found.items() if answers is not None}
+    return answers
 
 
 def answers_inputs(artifact_digest: str, examples: tuple[Example, ...]) -> str:

@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from tiny_runs import FinishedRun, choice_rows, reseal, sentiment_rows, write_rows
 
 from laplora.decisions.uncertainty import FLAGS
@@ -23,7 +23,7 @@ from laplora.metrics.scores import evaluate_probs
 from laplora.predictor import Predictor
 from training import shift as shift_job
 from training.__main__ import main
-from training.config import CorruptionConfig, RunConfig, ShiftConfig, StrangerConfig, config_hash_fields, load_config
+from training.config import RunConfig, ShiftConfig, config_hash_fields, load_config
 from training.data.corruptions import corrupt
 from training.data.section import load_splits
 from training.report.evaluation import display_name
@@ -456,11 +456,6 @@ def test_noise_in_choices_needs_choices(tmp_path: Path, sentiment_run: FinishedR
 def test_sections_that_cannot_be(section: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         ShiftConfig.model_validate(section)
-
-
-@pytest.mark.parametrize("model", [ShiftConfig, StrangerConfig, CorruptionConfig])
-def test_every_field_is_described(model: type[BaseModel]) -> None:
-    assert all(field.description for field in model.model_fields.values())
 
 
 def test_the_section_does_not_change_what_a_run_makes(config: RunConfig, choices_run: FinishedRun) -> None:

@@ -63,7 +63,7 @@ def calibrate(config: RunConfig, outputs: SplitOutputs) -> Calibrated:
     held_out = out_of_fold(config, outputs, priors)
     sureness = {name: held_out_sureness(config, outputs, name, priors) for name in names}
     with warnings.catch_warnings():
-        # What a small split or one without some labels means was said before training (training.splitting).
+        # training.data.splitting warned of a small split, or one without some labels, before training.
         warnings.simplefilter("ignore", SmallCalibrationWarning)
         thresholds = fit_thresholds(
             {str(name): predictive for name, predictive in held_out.items()},
@@ -79,17 +79,17 @@ def calibrate(config: RunConfig, outputs: SplitOutputs) -> Calibrated:
     records: dict[PredictiveName, PredictiveRecord] = {}
     scores: dict[PredictiveName, ReviewScores] = {}
     for name in names:
-        spec, own, predictive = PREDICTIVES[name], thresholds[name], held_out[name]
+        spec, rule, predictive = PREDICTIVES[name], thresholds[name], held_out[name]
         records[name] = PredictiveRecord(
             members=spec.members,
             member_count=len(outputs.moments(name)[0]),
             covariance=spec.covariance,
             temperature=fit_temperature_of(outputs, name),
             nll=float(row_nll(predictive.probs, labels).mean()),
-            thresholds=own,
+            thresholds=rule,
             conformal=fit_label_sets(settings.conformal, predictive.probs, labels, settings.coverage),
         )
-        scores[name] = review_scores(own, predictive, map_probs, labels, sureness[name])
+        scores[name] = review_scores(rule, predictive, map_probs, labels, sureness[name])
     record = CalibrationRecord(
         split="calibration",
         rows=len(labels),
@@ -123,8 +123,8 @@ def held_out_sureness(
         return torch.stack([sure.entropy, sure.confidence], 1)
 
     served = columns(predictive_of(outputs, name, fit_temperature_of(outputs, name)))
-    found = rank_aligned(lambda fitted: columns(predict(fitted, everything)), served, FOLDS, config.seed)
-    return Sureness(found[:, 0], found[:, 1])
+    aligned = rank_aligned(lambda fitted: columns(predict(fitted, everything)), served, FOLDS, config.seed)
+    return Sureness(aligned[:, 0], aligned[:, 1])
 
 
 def predictive_of(outputs: SplitOutputs, name: PredictiveName, temperature: float) -> PosteriorPredictive:
@@ -147,11 +147,11 @@ def recommendation(
     Args:
         held_out: from ``out_of_fold``; labels: (rows,) int64.
     """
-    # fast stands in for laplace where it is asked for, and for nothing by itself.
+    # fast only stands in for laplace, in requests for it.
     names = tuple(name for name in config.predictives.names if name != "fast")
     losses: dict[str, torch.Tensor] = {name: row_nll(held_out[name].probs, labels) for name in names}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SmallCalibrationWarning)  # said before training
+        warnings.simplefilter("ignore", SmallCalibrationWarning)  # warned of before training
         by_data = recommend(losses, names, config.seed)
     wanted = config.predictives.serve
     if wanted == "auto":

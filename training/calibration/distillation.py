@@ -55,7 +55,7 @@ def distill_covariance(
 
     Args:
         calibration: that split's rows, with states.
-        folder: where the passes over further inputs keep what they found.
+        folder: where the passes over further inputs keep their results.
     """
     if not run.config.predictives.fast:
         return None
@@ -68,11 +68,11 @@ def distill_covariance(
     precisions = block_precisions(prior, posterior.blocks)
     exact = torch.cat([posterior.covariance(part.projected, precisions) for part in parts])
     states = join_states([part.states for part in parts if part.states is not None])
-    found = distill(states, exact, groups, layers, run.config.seed, calibration.class_mask)
-    held_out = found.held_out[:count]
+    distilled = distill(states, exact, groups, layers, run.config.seed, calibration.class_mask)
+    held_out = distilled.held_out[:count]
     error = log_error(held_out, exact[:count], calibration.class_mask)
     record = DistilledRecord(inputs=len(groups), error=error, false_alarms=FALSE_ALARMS)
-    write_tensors(folder / DISTILLED, *distilled_tensors(found.predictor))
+    write_tensors(folder / DISTILLED, *distilled_tensors(distilled.predictor))
     write_json(folder / "distilled.json", record.model_dump(mode="json"))
     return Distilled(held_out, record)
 
@@ -80,26 +80,26 @@ def distill_covariance(
 def further_inputs(run: Run) -> list[tuple[Example, int]]:
     """Return training rows and further inputs, each with the number of the row that it is a variant of.
 
-    At most as many training rows as further inputs; those are the user's own as far as there are, then variants of the
+    At most as many training rows as further inputs; the user's inputs first, then variants of the
     training rows.
     """
     config, train = run.config.predictives, run.splits.train
     draw = random.Random(f"{run.config.seed}/distillation")
     chosen = sorted(draw.sample(range(len(train)), min(config.fast, len(train))))
     rows = [(train[i], i) for i in chosen]
-    own: list[Example] = []
+    unlabelled: list[Example] = []
     if config.fast_inputs:
         given = read_inputs(config.fast_inputs, run.splits.task)
-        own = [given[i] for i in sorted(draw.sample(range(len(given)), min(config.fast, len(given))))]
-    made = variants(train, config.fast - len(own), run.config.seed)
-    return rows + [(example, len(train) + i) for i, example in enumerate(own)] + made
+        unlabelled = [given[i] for i in sorted(draw.sample(range(len(given)), min(config.fast, len(given))))]
+    made = variants(train, config.fast - len(unlabelled), run.config.seed)
+    return rows + [(example, len(train) + i) for i, example in enumerate(unlabelled)] + made
 
 
 def _passes(
     run: Run, model: nn.Module, posterior: Posterior, examples: list[Example], layers: tuple[int, ...], folder: Path
 ) -> list[ProjectedSplit]:
     """Return the inputs' projected Jacobians and states, part by part; those that are kept are read."""
-    found, model_mark = [], curvature_inputs(run)  # which reads all of the base's weights
+    parts, model_mark = [], curvature_inputs(run)  # which reads all of the base's weights
     for number, start in enumerate(range(0, len(examples), _PART)):
         part = tuple(examples[start : start + _PART])
         path = folder / f"{number}.safetensors"
@@ -108,8 +108,8 @@ def _passes(
             title = f"inputs of fast, {start + 1} to {start + len(part)} of {len(examples)}"
             split = project_split(run, model, posterior, part, title, layers)
             write_tensors(path, split_tensors(split), {"mark": mark})
-        found.append(read_split(path))
-    return found
+        parts.append(read_split(path))
+    return parts
 
 
 def _is_from(path: Path, mark: str) -> bool:

@@ -91,8 +91,8 @@ def measure_fidelity(
     )
     served = losses["fast"].clone()
     served[places] = losses["laplace"][places]
-    handed = set(places)
-    same = [a == b or i in handed for i, (a, b) in enumerate(zip(*decisions.values(), strict=True))]
+    deferred = set(places)
+    same = [a == b or i in deferred for i, (a, b) in enumerate(zip(*decisions.values(), strict=True))]
     return Fidelity(
         rank_correlation=_correlation([t.argsort().argsort().double() for t in traces]),
         log_correlation=_correlation(traces),

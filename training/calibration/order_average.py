@@ -1,4 +1,4 @@
-"""Evaluate: what it gains to ask each question in several orders of its options, and what it costs."""
+"""Evaluate: what averaging each row over the orders of its options gains, and what it costs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from laplora.artifact.manifest import PredictiveRecord
 from laplora.decisions.uncertainty import review_score
 from laplora.linearised import PosteriorPredictive
-from laplora.metrics.scores import Evaluation, evaluate_probs, row_nll
+from laplora.metrics.scores import Evaluation, bootstrap_interval, evaluate_probs, row_nll
 from laplora.predictive.kinds import PredictiveName
 from laplora.predictive.order_average import average_by_input, average_orders, order_information
 from laplora.prompts.option_order import Order, option_orders, permute_choices, restore_logits
@@ -24,9 +24,6 @@ from training.workspace.runtime import Run
 
 #: What a method's name ends with when its orders were averaged.
 SUFFIX = "_order_average"
-
-#: Resamples of the paired bootstrap.
-_RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -63,8 +60,8 @@ class OrderGain:
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """The prompts of a split, row by row, the row's own order first.
+class _Prompts:
+    """The prompts of a split, row by row, the order of the data first.
 
     Attributes:
         orders: of each prompt; counts: prompts of each row.
@@ -89,73 +86,74 @@ def order_averages(
     """Return evaluation and gain of each predictive averaged over the orders, both by the averaged method's name.
 
     Args:
-        outputs: of ``examples``, which are asked in the further orders here.
+        outputs: of ``examples``, in the order of the data.
         records: of the predictives to average.
     """
-    asked = _ask(examples)
+    prompts = _prompts(examples)
     trained = outputs.fitted[0]
-    split = project_split(run, model, trained.posterior, asked.others, "test rows, other orders")
+    split = project_split(run, model, trained.posterior, prompts.others, "test rows, other orders")
     fitted = Fitted(trained.posterior, trained.prior, split.projected)
-    other_outputs = split_outputs(run, model, fitted, split, fits, asked.others, "test rows, other orders")
+    other_outputs = split_outputs(run, model, fitted, split, fits, prompts.others, "test rows, other orders")
     labels = outputs.split.labels
-    own = {name: predictive_of(outputs, name, record.temperature) for name, record in records.items()}
+    single = {name: predictive_of(outputs, name, record.temperature) for name, record in records.items()}
     each = {
-        name: _joined(own[name], predictive_of(other_outputs, name, record.temperature), asked.sources)
+        name: _joined(single[name], predictive_of(other_outputs, name, record.temperature), prompts.sources)
         for name, record in records.items()
     }
-    averaged = {name: average_orders(predictive, asked.orders, asked.counts) for name, predictive in each.items()}
+    averaged = {name: average_orders(predictive, prompts.orders, prompts.counts) for name, predictive in each.items()}
     map_probs = averaged["map"].probs
     evaluations, gains = {}, {}
     for name, record in records.items():
         scores = review_score(record.thresholds, probs=averaged[name].probs, map_probs=map_probs)
         evaluations[name + SUFFIX] = evaluate_probs(averaged[name].probs, labels, scores)
-        gains[name + SUFFIX] = _gain(own[name].probs, each[name].probs, averaged[name].probs, asked, labels, run)
+        gains[name + SUFFIX] = _gain(
+            single[name].probs, each[name].probs, averaged[name].probs, prompts, labels, run.config.seed
+        )
     return evaluations, gains
 
 
-def _ask(examples: Sequence[Example]) -> _Asked:
+def _prompts(examples: Sequence[Example]) -> _Prompts:
     """Return the prompts of examples in all their orders."""
     orders: list[Order] = []
     counts: list[int] = []
     others: list[Example] = []
     sources: list[int] = []
     for row, example in enumerate(examples):
-        own = option_orders(example.class_count)
-        orders += own
-        counts.append(len(own))
-        sources += [row, *range(len(examples) + len(others), len(examples) + len(others) + len(own) - 1)]
+        of_row = option_orders(example.class_count)
+        orders += of_row
+        counts.append(len(of_row))
+        first = len(examples) + len(others)
+        sources += [row, *range(first, first + len(of_row) - 1)]
         others += [
             replace(example, fields=permute_choices(example.fields, order), label=order.index(example.label))
-            for order in own[1:]
+            for order in of_row[1:]
         ]
-    return _Asked(orders, counts, tuple(others), torch.tensor(sources))
+    return _Prompts(orders, counts, tuple(others), torch.tensor(sources))
 
 
-def _joined(own: PosteriorPredictive, others: PosteriorPredictive, sources: torch.Tensor) -> PosteriorPredictive:
+def _joined(first: PosteriorPredictive, others: PosteriorPredictive, sources: torch.Tensor) -> PosteriorPredictive:
     """Return the predictive of every prompt, in the order of the prompts."""
-    return PosteriorPredictive(
-        torch.cat([own.probs, others.probs])[sources],
-        torch.cat([own.std, others.std])[sources],
-        torch.cat([own.expected_entropy, others.expected_entropy])[sources],
-    )
+    parts = (torch.cat([getattr(p, name) for p in (first, others)]) for name in ("probs", "std", "expected_entropy"))
+    return PosteriorPredictive(*(part[sources] for part in parts))
 
 
 def _gain(
-    own: torch.Tensor, each: torch.Tensor, averaged: torch.Tensor, asked: _Asked, labels: torch.Tensor, run: Run
+    single: torch.Tensor, each: torch.Tensor, averaged: torch.Tensor, prompts: _Prompts, labels: torch.Tensor, seed: int
 ) -> OrderGain:
-    difference = row_nll(averaged, labels) - row_nll(own, labels)
-    draw = torch.Generator().manual_seed(run.config.seed)
-    drawn = torch.randint(len(labels), (_RESAMPLES, len(labels)), generator=draw)
-    low, high = difference[drawn].mean(1).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    right = (averaged.argmax(1) == labels).double() - (own.argmax(1) == labels).double()
-    answers = restore_logits(each, asked.orders).argmax(1).double()
-    first = answers[torch.tensor([0, *asked.counts[:-1]]).cumsum(0)].repeat_interleave(torch.tensor(asked.counts))
+    difference = row_nll(averaged, labels) - row_nll(single, labels)
+    low, high = bootstrap_interval(
+        lambda index: float(difference[index].mean()), len(labels), generator=torch.Generator().manual_seed(seed)
+    )
+    right = (averaged.argmax(1) == labels).double() - (single.argmax(1) == labels).double()
+    counts = torch.tensor(prompts.counts)
+    answers = restore_logits(each, prompts.orders).argmax(1).double()
+    first = answers[counts.cumsum(0) - counts].repeat_interleave(counts)
     return OrderGain(
-        prompts=len(asked.orders) / len(labels),
+        prompts=len(prompts.orders) / len(labels),
         nll_difference=float(difference.mean()),
         low=low,
         high=high,
         accuracy_difference=float(right.mean()),
-        changed=float((average_by_input((answers != first).double(), asked.counts) > 0).double().mean()),
-        information=float(order_information(each, asked.orders, asked.counts).mean()),
+        changed=float((average_by_input((answers != first).double(), prompts.counts) > 0).double().mean()),
+        information=float(order_information(each, prompts.orders, prompts.counts).mean()),
     )

@@ -35,7 +35,7 @@ class Fitted:
     projected: ProjectedJacobians
 
     def covariance(self, prior: Prior | None = None) -> torch.Tensor:
-        """Return (rows, classes - 1, classes - 1) float64 the contrasts' covariance, under the own prior by default."""
+        """Return the contrasts' covariance, (rows, classes - 1, classes - 1) float64, under its prior by default."""
         return self.posterior.covariance(self.projected, block_precisions(prior or self.prior, self.posterior.blocks))
 
 
@@ -61,7 +61,7 @@ class SplitOutputs:
         """Return a predictive's means (members, rows, classes - 1) and covariances, None where it has none.
 
         Args:
-            priors: of ``fitted``, in place of their own.
+            priors: of ``fitted``, in place of their ``prior``.
         """
         spec = PREDICTIVES[name]
         if not spec.covariance:
@@ -102,8 +102,8 @@ def split_outputs(
     for fit in fits:
         weights = read_weights(model, member_folder(run.config, fit.step))
         with in_place(lora_parameters(model), weights):
-            found = project_split(run, model, fit.posterior, examples, f"{title}, step {fit.step}")
-        others.append(Fitted(fit.posterior, fit.choice.prior, found.projected))
+            projected = project_split(run, model, fit.posterior, examples, f"{title}, step {fit.step}")
+        others.append(Fitted(fit.posterior, fit.choice.prior, projected.projected))
     return SplitOutputs(split, (trained, *others), forward_means(run, model, examples, f"{title}, members"))
 
 

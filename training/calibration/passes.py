@@ -101,14 +101,14 @@ def state_parts(state: Any) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
 
 def state_from_parts(empty: State, tensors: dict[str, torch.Tensor], numbers: dict[str, str]) -> State:
     """Return the state whose ``state_parts`` were written, on top of the empty one."""
-    found: dict[str, Any] = {}
+    kept: dict[str, Any] = {}
     for field in fields(empty):  # type: ignore[arg-type]
         value = getattr(empty, field.name)
         if isinstance(value, int):
-            found[field.name] = int(numbers[field.name])
+            kept[field.name] = int(numbers[field.name])
         elif isinstance(value, torch.Tensor):
-            found[field.name] = tensors[field.name]
+            kept[field.name] = tensors[field.name]
         elif isinstance(value, tuple) and all(isinstance(v, torch.Tensor) for v in value):
             count = sum(name.rpartition(".")[0] == field.name for name in tensors)
-            found[field.name] = tuple(tensors[f"{field.name}.{i}"] for i in range(count))
-    return replace(empty, **found)  # type: ignore[type-var]
+            kept[field.name] = tuple(tensors[f"{field.name}.{i}"] for i in range(count))
+    return replace(empty, **kept)  # type: ignore[type-var]

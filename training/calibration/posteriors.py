@@ -60,7 +60,7 @@ def choose_priors(
 ) -> list[PriorChoice]:
     """Return every prior choice that is reported: by validation and by evidence, scalar and per group.
 
-    One per group only where the posterior's structure takes it; by leave-one-out only where it is asked for.
+    One per group only where the posterior's structure takes it; by leave-one-out only where it is configured.
 
     Args:
         train: the training rows as the posterior sees them, for leave-one-out.

@@ -76,9 +76,9 @@ def project_split(
 
 def split_tensors(split: ProjectedSplit) -> dict[str, torch.Tensor]:
     """Return a projected split as named tensors, for a file."""
-    own: dict[str, Any] = {k: v for k, v in vars(split).items() if k not in ("projected", "states")}
+    plain: dict[str, Any] = {k: v for k, v in vars(split).items() if k not in ("projected", "states")}
     states = {} if split.states is None else {"hidden": split.states.hidden, "tokens": split.states.tokens}
-    return own | vars(split.projected) | states
+    return plain | vars(split.projected) | states
 
 
 def read_split(path: Path) -> ProjectedSplit:

@@ -30,11 +30,11 @@ def configuration_digest(fields: Mapping[str, Any]) -> str:
 def folder_of(runs: Path, name: str, fields: Mapping[str, Any]) -> Path:
     """Return the folder of a configuration: ``runs/NAME``, or ``runs/NAME-DIGEST`` where another one has that."""
     digest = configuration_digest(fields)
-    plain, own = runs / name, runs / f"{name}-{digest[:8]}"
-    owners = owner(plain), owner(own)
+    plain, trial = runs / name, runs / f"{name}-{digest[:8]}"
+    owners = owner(plain), owner(trial)
     if digest in owners:  # a folder that it has is kept, whatever becomes of the other one
-        return plain if owners[0] == digest else own
-    return plain if owners[0] is None and not own.exists() else own
+        return plain if owners[0] == digest else trial
+    return plain if owners[0] is None and not trial.exists() else trial
 
 
 def owner(folder: Path) -> str | None:

@@ -101,7 +101,7 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
 
 
 def bad_fields(path: Path, error: ValidationError) -> ConfigError:
-    """Return the error that names every bad field of a configuration, each on a line of its own."""
+    """Return the error that names every bad field of a configuration, one a line."""
     lines = []
     for problem in error.errors():
         # A problem of several sections together has no place, and its message names them.

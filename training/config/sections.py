@@ -126,7 +126,7 @@ class PredictivesConfig(Section):
     """Ways to turn a row into probabilities, beside ``map`` and ``laplace``; one switch each."""
 
     temperature: bool = Field(True, description="temperature scaling of MAP, and of the ensemble where there is one")
-    laplace_temperature: bool = Field(True, description="the Laplace predictive with a temperature of its own")
+    laplace_temperature: bool = Field(True, description="the Laplace predictive with a temperature")
     fast: int = Field(
         400,
         ge=0,

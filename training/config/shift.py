@@ -38,12 +38,12 @@ class ShiftConfig(Section):
 
     rows: int = Field(200, ge=2, description="rows of each of these sets, at most; drawn by the run's seed")
     sets: dict[str, DataConfig] = Field(
-        {}, description="other data sets by a name; their test splits are asked with the artifact's own template"
+        {}, description="other data sets by a name; their test splits, through the artifact's template"
     )
     strangers: dict[str, StrangerConfig] = Field(
         {}, description="texts without an answer by a name, in the place of the artifact's only field"
     )
-    corruptions: tuple[CorruptionConfig, ...] = Field((), description="of the run's own test rows")
+    corruptions: tuple[CorruptionConfig, ...] = Field((), description="of the run's test rows")
 
     @model_validator(mode="after")
     def _fits(self) -> ShiftConfig:
@@ -53,7 +53,7 @@ class ShiftConfig(Section):
         for name in names:
             if not re.fullmatch(NAME, name) or name == "test" or names.count(name) > 1:
                 raise ValueError(
-                    f"{name!r}: each set and corruption needs a name of its own, of letters, digits, '.', '_' and '-', "
-                    "other than test, which is the run's own test split"
+                    f"{name!r}: each set and corruption needs its name, of letters, digits, '.', '_' and '-', "
+                    "other than test, which is the run's test split"
                 )
         return self

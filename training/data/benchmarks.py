@@ -63,7 +63,7 @@ def _winogrande(row: Row) -> tuple[dict[str, Any], int, int]:
 
 def _keyed_choices(question_field: str) -> Converter:
     def convert(row: Row) -> tuple[dict[str, Any], int, int]:
-        # the key is looked up among the row's own labels: ARC has 3 to 5 of them, named A-E or 1-5
+        # the key is looked up among the row's labels: ARC has 3 to 5 of them, named A-E or 1-5
         choices = tuple(text.strip() for text in row["choices"]["text"])
         label = list(row["choices"]["label"]).index(row["answerKey"])
         return {"question": row[question_field].strip(), "choices": choices}, label, len(choices)
@@ -139,7 +139,7 @@ def convert_rows(benchmark: Benchmark, rows: Sequence[Row], *, prefix: str) -> t
 
     Args:
         rows: with the hub's column names.
-        prefix: of the ids of rows that have none of their own, and of the error's place.
+        prefix: of the ids of rows without one, and of the error's place.
 
     Raises:
         DataError: a column is missing, or an answer is none of the choices (as in splits with hidden labels).

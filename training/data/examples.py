@@ -18,7 +18,7 @@ class Example:
     """One labelled input.
 
     Attributes:
-        id: the row's own, or the place it was read from; unique unless a user's own ids repeat.
+        id: as the row has it, or the place it was read from; unique unless a user's ids repeat.
         fields: exactly the template's fields; ``choices`` is a tuple of strings, all others are strings.
         label: index into the task's labels, below ``class_count``.
         class_count: how many of the task's labels, from the first, are possible answers.
@@ -32,7 +32,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Task:
-    """What is asked and answered.
+    """A question and its possible answers.
 
     Attributes:
         name: of the data set.

@@ -1,4 +1,4 @@
-"""Examples from the user's own files, through a prompt template and a list of label words."""
+"""Examples from the user's files, through a prompt template and a list of label words."""
 
 from __future__ import annotations
 
@@ -97,15 +97,13 @@ def read_files(
         )
     files: dict[Path, tuple[Role, ...]] = {}
     if isinstance(paths, SplitPaths):
-        own = {"calibration": paths.calibration, "test": paths.test}
-        files[paths.train] = tuple(role for role in ROLES if own.get(role) is None)
-        for role in ("calibration", "test"):
-            path = own[role]
-            if path is None:
-                continue
+        given: dict[Role, Path | None] = {"calibration": paths.calibration, "test": paths.test}
+        files[paths.train] = tuple(role for role in ROLES if given.get(role) is None)
+        for role, path in given.items():
             if path in files:
                 raise ConfigError(f"path names {path} for more than one split: give one file alone to have it split")
-            files[path] = (role,)
+            if path is not None:
+                files[path] = (role,)
     else:
         files[paths] = ROLES
     pools = tuple(
@@ -166,9 +164,9 @@ def _example(record: Record, path: Path, task: Task, label_field: str, label_map
 
 
 def _id(record: Record, path: Path) -> str:
-    own_id = record.values.get("id")
-    is_id = isinstance(own_id, str | int) and not isinstance(own_id, bool) and str(own_id).strip()
-    return str(own_id) if is_id else f"{path.name}:{record.line}"
+    given = record.values.get("id")
+    is_id = isinstance(given, str | int) and not isinstance(given, bool) and str(given).strip()
+    return str(given) if is_id else f"{path.name}:{record.line}"
 
 
 def _fields(record: Record, task: Task) -> tuple[dict[str, Any], int]:

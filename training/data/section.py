@@ -16,7 +16,7 @@ from training.data.splitting import split, without_long_prompts
 
 __all__ = ["DataConfig", "Example", "InlineTemplate", "SplitPaths", "Splits", "Task", "load_splits"]
 
-#: Config fields that only the user's own files have.
+#: Config fields that only users' files have.
 FILE_FIELDS = frozenset({"path", "name", "template", "labels", "label_field", "label_map"})
 
 Dataset = Literal[

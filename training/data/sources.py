@@ -87,7 +87,7 @@ def hub_unusable(hub_id: str) -> str | None:
 
 
 def read_hub(dataset: str, subjects: Sequence[str]) -> Source:
-    """Return a known data set from the hub, through ``datasets`` and its own cache.
+    """Return a known data set from the hub, through ``datasets`` and its cache.
 
     Raises:
         DataError: rows that are not what the converter expects.

@@ -29,11 +29,11 @@ def split(source: Source, counts: Mapping[Role, int | None], *, seed: int, train
         counts: rows wanted per split; None is what the others leave (several None share it 4:1:2 as
             train, calibration, test).
         seed: of the shuffles; the result depends on nothing else.
-        train_seed: draws the training rows from all that the other splits leave, in an order of its own, so that
+        train_seed: draws the training rows from all that the other splits leave, in another order, so that
             runs can differ in their training rows and share the others; None: from ``seed``, as the others.
 
     Raises:
-        DataError: more rows asked for than there are, fewer training rows than classes, or only one class.
+        DataError: more rows wanted than there are, fewer training rows than classes, or only one class.
     """
     pools, dropped = drop_duplicates(source)
     splits: dict[Role, tuple[Example, ...]] = {}
@@ -173,9 +173,9 @@ def _sizes(pool: Pool, counts: Mapping[Role, int | None], dropped: Mapping[str, 
     rest = available - sum(sizes.values())
     gone = sum(dropped.values()) - dropped["conflicting_labels"]
     if rest < 0 or (left_open and rest < len(left_open)):
-        asked = " + ".join(f"{role} {sizes.get(role, 'at least 1')}" for role in pool.roles)
+        wanted = " + ".join(f"{role} {sizes.get(role, 'at least 1')}" for role in pool.roles)
         raise DataError(
-            f"{pool.name}: {asked} rows asked for, {available} are there"
+            f"{pool.name}: {wanted} rows asked for, {available} are there"
             + (f" (after {gone} duplicates were dropped)" if gone else "")
             + ": ask for fewer"
         )

@@ -23,12 +23,12 @@ def variants(examples: Sequence[Example], count: int, seed: int) -> list[tuple[E
         seed: with the examples, all that the result depends on.
     """
     draw = random.Random(f"{seed}/variants")
-    found = []
+    made = []
     for number in range(count):
         origin = draw.randrange(len(examples))
         example = _variant(examples[origin], draw.choice(examples), draw.choice(_KINDS), draw)
-        found.append((replace(example, id=f"{example.id}/variant-{number}"), origin))
-    return found
+        made.append((replace(example, id=f"{example.id}/variant-{number}"), origin))
+    return made
 
 
 def _variant(example: Example, other: Example, kind: str, draw: random.Random) -> Example:

@@ -97,7 +97,7 @@ def write_report(
 def results_table(evaluations: Mapping[str, Evaluation]) -> str:
     """Return the table as Markdown: the best value of each column bold, 95 % bootstrap intervals in brackets.
 
-    acc, NLL (nats), ECE, Brier; AUROC and AURC (area under the risk-coverage curve) of each method's own score.
+    acc, NLL (nats), ECE, Brier; AUROC and AURC (area under the risk-coverage curve) of each method's score.
     """
     rows = [
         [display_name(method), *(f"{'**' * cell.best}{cell.value}{'**' * cell.best}{cell.bracketed}" for cell in cells)]

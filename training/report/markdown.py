@@ -2,7 +2,7 @@
 
     <!-- study:begin NAME -->...<!-- study:end NAME -->
 
-A place that begins at the start of a line is a block with lines of its own; any other is part of a sentence.
+A place that begins at the start of a line is a block of lines; any other is part of a sentence.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from laplora.errors import DataError
 def markdown_table(heading: Iterable[str], rows: Iterable[Iterable[Any]], left: Collection[int] = (0,)) -> str:
     """Return a table, a line for each row; the columns of ``left`` are left-aligned, the others right-aligned.
 
-    Cells are not padded to one width: a new figure changes its own line of a page alone.
+    Cells are not padded to one width: a new figure changes one line of a page.
     """
     heading = list(heading)
     rule = ["---" if i in left else "---:" for i in range(len(heading))]

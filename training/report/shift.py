@@ -32,7 +32,7 @@ def set_record(answers: SetAnswers, inside: SetAnswers | None) -> dict[str, Any]
     """Return one set's metrics as JSON values.
 
     Args:
-        inside: the answers to the run's own test rows, which the set's rows are to be told from; None for those rows.
+        inside: the answers to the run's test rows, to tell the set's rows from; None for those rows.
     """
     labelled = bool((answers.labels >= 0).all())
     detectors = {} if inside is None else {"label_mass": _detected(-inside.label_mass, -answers.label_mass)}
@@ -42,9 +42,9 @@ def set_record(answers: SetAnswers, inside: SetAnswers | None) -> dict[str, Any]
     for name, rows in answers.predictives.items():
         evaluation = evaluate_probs(rows.probs, answers.labels, rows.score) if labelled else None
         errors, accepted = rows.probs.argmax(1) != answers.labels, ~rows.review
-        own = {} if inside is None else _detectors(inside.predictives[name], rows)
-        if name == "map" and own:
-            detectors["map_entropy"] = own["total_entropy"]
+        of_rows = {} if inside is None else _detectors(inside.predictives[name], rows)
+        if name == "map" and of_rows:
+            detectors["map_entropy"] = of_rows["total_entropy"]
         predictives[name] = {
             **{metric: _rounded(getattr(evaluation, metric, None)) for metric in _METRICS},
             "intervals": _intervals(evaluation),
@@ -54,7 +54,7 @@ def set_record(answers: SetAnswers, inside: SetAnswers | None) -> dict[str, Any]
             "review": _rounded(float(rows.review.double().mean())),
             "accepted": int(accepted.sum()),
             "accepted_errors": int(errors[accepted].sum()) if labelled else None,
-            "detection": own,
+            "detection": of_rows,
         }
     return {
         "rows": len(answers.labels),
@@ -81,18 +81,18 @@ def _deferral(answers: SetAnswers) -> dict[str, Any] | None:
 
 
 def _intervals(evaluation: Evaluation | None) -> dict[str, list[float | None]]:
-    found = evaluation.intervals.items() if evaluation else ()
-    return {metric: [_rounded(v) for v in pair] for metric, pair in found if metric in _METRICS}
+    pairs = evaluation.intervals.items() if evaluation else ()
+    return {metric: [_rounded(v) for v in pair] for metric, pair in pairs if metric in _METRICS}
 
 
 def _detectors(inside: PredictiveRows, outside: PredictiveRows) -> dict[str, dict[str, Any]]:
-    found = {
+    detectors = {
         "total_entropy": _detected(entropy(inside.probs), entropy(outside.probs)),
         "confidence": _detected(1 - inside.probs.amax(1), 1 - outside.probs.amax(1)),
     }
     if inside.epistemic is not None and outside.epistemic is not None:
-        found["epistemic"] = _detected(inside.epistemic, outside.epistemic)
-    return found
+        detectors["epistemic"] = _detected(inside.epistemic, outside.epistemic)
+    return detectors
 
 
 def _detected(inside: torch.Tensor, outside: torch.Tensor) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def _rounded(value: float | None) -> float | None:
 
 
 def shift_record(config: RunConfig, artifact: Artifact, sets: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the whole report as JSON values, the sets in order, the run's own test rows first."""
+    """Return the whole report as JSON values, the sets in order, the run's test rows first."""
     manifest = artifact.manifest
     return {
         "name": config.name,

@@ -70,7 +70,7 @@ def answer_set(predictor: Predictor, examples: Sequence[Example], batch_size: in
     """
     rows = [predictor.encode(example.fields, truncate=True) for example in examples]
     plan = batches(rows, batch_size)
-    found: dict[str, dict[int, Prediction]] = {}
+    by_predictive: dict[str, dict[int, Prediction]] = {}
     deferral = torch.zeros(len(rows), 2, dtype=torch.bool)
     variance = torch.full((len(rows),), torch.nan, dtype=torch.float64)
     for index in progress(plan, len(plan), title):
@@ -81,12 +81,12 @@ def answer_set(predictor: Predictor, examples: Sequence[Example], batch_size: in
             if deferred.variance is not None:
                 variance[places] = deferred.variance
         for name, predictions in answers.items():
-            found.setdefault(name, {}).update(zip(index, predictions, strict=True))
+            by_predictive.setdefault(name, {}).update(zip(index, predictions, strict=True))
     ordered: dict[str, list[Prediction]] = {}
-    for predictive, answered in found.items():
+    for predictive, answered in by_predictive.items():
         ordered[predictive] = [answered[i] for i in range(len(rows))]
         if predictive == "fast":
-            exact = found["laplace"]
+            exact = by_predictive["laplace"]
             ordered["fast_served"] = [exact[i] if deferral[i, 0] else answered[i] for i in range(len(rows))]
     first = next(iter(ordered.values()))
     return SetAnswers(
@@ -94,7 +94,7 @@ def answer_set(predictor: Predictor, examples: Sequence[Example], batch_size: in
         label_mass=torch.tensor([p.label_mass for p in first], dtype=torch.float64),
         truncated=torch.tensor([p.truncated for p in first]),
         predictives={name: _stacked(answers, predictor.class_count) for name, answers in ordered.items()},
-        deferral=deferral if "fast" in found else None,
+        deferral=deferral if "fast" in by_predictive else None,
         kernel_variance=None if bool(variance.isnan().any()) else variance,
     )
 
@@ -123,7 +123,7 @@ def write_answers(path: Path, answers: SetAnswers, made_from: str) -> None:
         tensors |= {f"{column}.{name}": getattr(rows, column) for column in _COLUMNS}
         if rows.epistemic is not None:
             tensors[f"epistemic.{name}"] = rows.epistemic
-    # A file's tensors have an order of their own: the predictives' is kept beside them.
+    # A file sorts its tensors: the predictives' order is kept beside them.
     write_tensors(path, tensors, {"made_from": made_from, "predictives": " ".join(answers.predictives)})
 
 

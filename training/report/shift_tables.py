@@ -12,7 +12,7 @@ from laplora.decisions.uncertainty import FLAGS
 from training.report.evaluation import display_name
 from training.report.markdown import markdown_table
 
-#: Scores that tell shifted rows from test rows, as they are written; those with a predictive's name are its own.
+#: Scores that tell shifted rows from test rows, as they are written; some are those of one predictive.
 _DETECTORS = {
     "label_mass": "label mass (low)",
     "kernel_variance": "fast's kernel variance",
@@ -59,11 +59,11 @@ def epistemic_predictive(record: Mapping[str, Any]) -> str | None:
 
 
 def detectors(record: Mapping[str, Any], name: str) -> dict[str, dict[str, float]]:
-    """Return the detectors of a set that are shown, by their key; a predictive's own are the recommended one's."""
-    own, chosen = record["sets"][name], epistemic_predictive(record)
-    found = {**own["predictives"][record["recommended"]]["detection"], **own["detection"]}
+    """Return the detectors of a set that are shown, by their key; those of a predictive are the recommended one's."""
+    of_set, chosen = record["sets"][name], epistemic_predictive(record)
+    found = {**of_set["predictives"][record["recommended"]]["detection"], **of_set["detection"]}
     if chosen is not None:
-        found["epistemic"] = own["predictives"][chosen]["detection"]["epistemic"]
+        found["epistemic"] = of_set["predictives"][chosen]["detection"]["epistemic"]
     return {key: found[key] for key in _DETECTORS if key in found}
 
 
@@ -78,12 +78,12 @@ def shift_tables(record: Mapping[str, Any]) -> str:
     parts = [intro]
     parts += [_predictives_table(record, metric, *shown) for metric, shown in _TABLES.items()]
     parts.append(f"Flags and decisions of {display_name(served)}:\n\n" + _operation_table(record, served, chosen))
-    if any(own["fast"] for own in record["sets"].values()):
+    if any(of_set["fast"] for of_set in record["sets"].values()):
         parts.append(
             "What mode fast defers to Laplace, all rows and the unfamiliar ones among them, and the share of rows "
             "whose decision is Laplace's:\n\n" + _deferral_table(record)
         )
-    others = [name for name, own in record["sets"].items() if own["kind"] != "in_distribution"]
+    others = [name for name, of_set in record["sets"].items() if of_set["kind"] != "in_distribution"]
     own_name = f" (epistemic: {display_name(chosen)})" if chosen not in (None, served) else ""
     parts.append(
         "AUROC of telling a set's rows from the test rows by each predictive's entropy; 0.5 is chance:\n\n"
@@ -173,9 +173,9 @@ def _detection_table(record: Mapping[str, Any], names: Sequence[str], value: str
 
 def _sources(record: Mapping[str, Any]) -> str:
     lines = []
-    for name, own in record["sets"].items():
-        left_out = ", ".join(f"{count} {reason}" for reason, count in own["left_out"].items() if count)
-        lines.append(f"- {_set_name(name)}: {own['source']}" + (f"; left out: {left_out}" if left_out else ""))
+    for name, of_set in record["sets"].items():
+        left_out = ", ".join(f"{count} {reason}" for reason, count in of_set["left_out"].items() if count)
+        lines.append(f"- {_set_name(name)}: {of_set['source']}" + (f"; left out: {left_out}" if left_out else ""))
     versions = ", ".join(f"{k} {v}" for k, v in record["versions"].items())
     return "\n".join(lines) + f"\n\nVersions: {versions}.\n"
 
@@ -195,7 +195,7 @@ def _bold(text: str, best: str) -> str:
 def shift_figure(record: Mapping[str, Any]) -> Figure:
     """Return two panels of bars: the NLL of every set by predictive, and every detector's AUROC by set."""
     sets, names = record["sets"], shown_predictives(record)
-    others = [name for name, own in sets.items() if own["kind"] != "in_distribution"]
+    others = [name for name, of_set in sets.items() if of_set["kind"] != "in_distribution"]
     figure = Figure(figsize=(10, 1.6 + 0.55 * len(sets)), layout="constrained")
     figure.suptitle(f"{record['name']}: the same artifact on other rows", fontweight="bold")
     left, right = figure.subplots(1, 2)

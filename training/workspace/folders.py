@@ -41,7 +41,7 @@ def siblings(runs: Path, name: str) -> Iterator[tuple[Path, str]]:
 def start_from(sibling: Path, folder: Path, fields: Mapping[str, Any]) -> bool:
     """Make a configuration's folder a copy of another one's results, so that what they share is not computed again.
 
-    Each later step looks at what its own result was made from, and does it again where that is something else.
+    Each later step checks what its result was made from, and does it again where that is something else.
     Checkpoints stay behind, and so do files that are being written. The folder appears whole; False: another job was
     faster.
     """

@@ -36,17 +36,17 @@ class OneDeviceArguments(TrainingArguments):
     run_device: str = field(default="cpu")
 
     def __post_init__(self) -> None:
-        """Say whether this is the CPU before the Trainer's own settings are made."""
+        """Choose the CPU or not before the Trainer makes its settings."""
         self.use_cpu = torch.device(self.run_device).type == "cpu"
         super().__post_init__()  # type: ignore[no-untyped-call]
 
     @cached_property
     def _setup_devices(self) -> torch.device:
         """The device, after accelerate's state was set up; no second GPU is counted."""
-        found: torch.device = super()._setup_devices
+        first: torch.device = super()._setup_devices
         wanted = torch.device(self.run_device)
         if wanted.type != "cuda":
-            return found
+            return first
         index = wanted.index or 0
         torch.cuda.set_device(index)  # the Trainer has made the first one current
         self._n_gpu = 1

@@ -95,10 +95,10 @@ def _digest(*parts: Any) -> str:
 
 def installed_versions() -> dict[str, str]:
     """Return the versions of the packages that shape an artifact."""
-    found = {"laplora": laplora.__version__, "torch": str(torch.__version__)}
+    versions = {"laplora": laplora.__version__, "torch": str(torch.__version__)}
     for name in PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions

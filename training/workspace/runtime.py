@@ -106,7 +106,7 @@ def open_run(config: RunConfig) -> Run:
 
 
 def _begin_folder(run: Run) -> None:
-    """Give a configuration that has no folder yet one of its own, with what another one of its name has in common."""
+    """Give a configuration without a folder one, with the results that it shares with another one of its name."""
     config = run.config
     folder = config.run_dir
     if owner(folder) is not None:

@@ -13,7 +13,7 @@ from laplora.errors import ConfigError
 from laplora.metrics.scores import evaluate_probs
 from laplora.predictor import Predictor
 from laplora.prompts.option_order import option_orders
-from training.calibration.order_average import OrderGain, _ask
+from training.calibration.order_average import OrderGain, _prompts
 from training.data.examples import Example
 from training.report.evaluation import display_name
 from training.workspace.runtime import open_run
@@ -25,7 +25,7 @@ def example(row: int, choices: int, label: int) -> Example:
 
 def test_every_prompt_is_asked_once_and_keeps_its_answer() -> None:
     examples = (example(0, 2, 1), example(1, 3, 0), example(2, 4, 3))
-    asked = _ask(examples)
+    asked = _prompts(examples)
     assert asked.counts == [2, 6, 4]
     assert len(asked.orders) == len(asked.sources) == 12
     assert len(asked.others) == 9  # each row's own order was asked already
