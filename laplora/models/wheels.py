@@ -29,7 +29,7 @@ class Wheel:
     """One pinned wheel.
 
     Attributes:
-        package: its name in the package index; license: of the package.
+        package: its name in the package index.
         sha256: of the whole file, in hexadecimal.
         size_mb: rounded size in 10^6 bytes, for messages.
     """
@@ -39,7 +39,6 @@ class Wheel:
     filename: str
     sha256: str
     size_mb: int
-    license: str
 
 
 def cache_root(override: Path | None = None) -> Path:

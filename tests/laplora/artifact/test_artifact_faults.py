@@ -35,12 +35,14 @@ ROOM_BYTES = 2**30
 
 
 @pytest.fixture(scope="module")
-def bases(mixture_run: FinishedRun) -> Iterator[SharedBases]:
-    """The base stays in memory, so that loading reads the artifact's own files alone."""
-    bases = SharedBases()
-    kept = Predictor.load(mixture_run.artifact, device="cpu", bases=bases)
-    yield bases
-    assert kept.artifact.name == "tiny-mixture"
+def bases() -> SharedBases:
+    return SharedBases()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kept(mixture_run: FinishedRun, bases: SharedBases) -> Predictor:
+    """A predictor that keeps the base in memory, so that loading reads the files of an artifact alone."""
+    return loaded(mixture_run.artifact, bases)
 
 
 @pytest.fixture
@@ -106,28 +108,16 @@ def test_a_header_that_claims_what_is_not_there(copy: Path, bases: SharedBases, 
 
 @pytest.mark.usefixtures("little_memory")
 @pytest.mark.parametrize("name", DAMAGES)
-def test_what_cannot_be(copy: Path, bases: SharedBases, name: str) -> None:
+def test_what_cannot_be(copy: Path, bases: SharedBases, kept: Predictor, name: str) -> None:
+    """What is refused may have been attached to the shared base before: no other answer has changed."""
     damage, code = DAMAGES[name]
+    row = kept.encode({"text": "The film was superb."}, truncate=True)
+    before = kept.predict([row], "laplace")
     damage(copy)
     with pytest.raises(LaploraError) as refused:
         loaded(copy, bases)
     assert kind_of(refused.value).code == code
-
-
-def test_the_base_is_the_same_after_all_of_them(
-    mixture_run: FinishedRun, copy: Path, tmp_path: Path, bases: SharedBases
-) -> None:
-    """What is refused has been attached to the shared base before: no answer may have changed."""
-    good = loaded(mixture_run.artifact, bases)
-    rows = [good.encode({"text": text}, truncate=True) for text in ("The film was superb.", "The plot was dull.")]
-    before = good.predict(rows, "laplace")
-    for number, (damage, _) in enumerate(DAMAGES.values()):
-        folder = Path(shutil.copytree(copy, tmp_path / str(number) / "tiny-mixture"))
-        damage(folder)
-        assert outcome(lambda folder=folder: loaded(folder, bases)) != "accepted"
-    assert good.predict(rows, "laplace") == before
-    again = loaded(mixture_run.artifact, bases)
-    assert [p.probs for p in again.predict(rows, "laplace")] == [p.probs for p in before]
+    assert kept.predict([row], "laplace") == before
 
 
 @contextmanager

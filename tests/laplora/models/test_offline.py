@@ -37,7 +37,7 @@ def build_wheel(folder: Path, files: dict[str, bytes]) -> Wheel:
         )
         archive.writestr("tinything-1.0.dist-info/RECORD", "")
     digest = hashlib.sha256((folder / NAME).read_bytes()).hexdigest()
-    return Wheel("tinything", "1.0", NAME, digest, 1, "Apache-2.0")
+    return Wheel("tinything", "1.0", NAME, digest, 1)
 
 
 @pytest.fixture
