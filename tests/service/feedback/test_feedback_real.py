@@ -1,17 +1,17 @@
-"""The default artifact behind a real socket: answers, their labels, the figures and the gauges."""
+"""A real model behind a real socket: answers, their labels, the figures and the gauges."""
 
 from __future__ import annotations
 
 import httpx
 import pytest
 import torch
-from server_process import ROOT, server_process
+from server_process import server_process
+from tiny_runs import FinishedRun
 
 from laplora.artifact.folder import read_artifact
 from laplora.client import Client
 from laplora.metrics import scores as metrics
 
-ARTIFACT = ROOT / "artifacts" / "sst2-smollm2"
 #: True labels, so that some answers are wrong.
 TEXTS = {
     "a gripping , funny and beautifully acted film .": "positive",
@@ -29,11 +29,14 @@ def gauge(text: str, name: str, **labels: str) -> float:
     return float(line.split()[-1])
 
 
-def test_answers_labels_figures_and_gauges() -> None:
-    artifact = read_artifact(ARTIFACT)
+def test_answers_labels_figures_and_gauges(sentiment_run: FinishedRun) -> None:
+    artifact = read_artifact(sentiment_run.artifact)
     inputs = [{"text": text} for _ in range(9) for text in TEXTS]
     labels = [label for _ in range(9) for label in TEXTS.values()]
-    with server_process(["-m", "service", "--artifact", str(ARTIFACT)]) as process, process.client() as http:
+    with (
+        server_process(["-m", "service", "--artifact", str(artifact.path), "--device", "cpu"]) as process,
+        process.client() as http,
+    ):
         address = str(http.base_url)
         with Client(address) as client:
             answers = client.predict(inputs)

@@ -1,13 +1,13 @@
-"""The default artifact: a job and POST /evaluate say the same. Every row runs alone, so to the last bit."""
+"""A real model: a job and POST /evaluate give the same figures. Every row runs alone, so to the last bit."""
 
 from __future__ import annotations
 
 import json
 import time
 
-from server_process import ROOT, server_process
+from server_process import server_process
+from tiny_runs import FinishedRun
 
-ARTIFACT = ROOT / "artifacts" / "sst2-smollm2"
 WORDS = ("warm", "dull", "gripping", "hollow", "funny", "tedious")
 ROWS = [
     {"text": f"a {first} and {second} film .", "label": "positive" if i % 2 == 0 else "negative"}
@@ -16,9 +16,9 @@ ROWS = [
 ]
 
 
-def test_a_job_of_the_default_artifact_says_what_evaluate_says() -> None:
+def test_a_job_says_what_evaluate_says(sentiment_run: FinishedRun) -> None:
     upload = "".join(json.dumps(row) + "\n" for row in ROWS)
-    command = ["-m", "service", "--artifact", str(ARTIFACT), "--device", "cpu", "--batch-tokens", "1"]
+    command = ["-m", "service", "--artifact", str(sentiment_run.artifact), "--device", "cpu", "--batch-tokens", "1"]
     with server_process(command) as process, process.client() as client:
         response = client.post(
             "/evaluate/jobs?resamples=50", content=upload, headers={"content-type": "application/x-ndjson"}
