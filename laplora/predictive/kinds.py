@@ -27,7 +27,7 @@ from laplora.linearised import PosteriorPredictive, class_counts, class_probs, c
 from laplora.metrics.checks import check_finite, checked_labels
 from laplora.metrics.scores import row_nll
 from laplora.predictive.gaussian import posterior_predictive
-from laplora.predictive.search import grid_minimum
+from laplora.predictive.minimum import grid_minimum
 
 Members = Literal["single", "distilled", "checkpoints", "dropout"]
 PredictiveName = Literal[

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+from scipy import optimize
 
 from laplora.errors import PriorError
 from laplora.posterior.base import Granularity, Posterior, Prior, block_precisions, prior_key
@@ -92,8 +93,6 @@ def _rising_root(function: Callable[[float], float], low: float, high: float, ne
     Args:
         near: a guess. The root is no further from it than the function's value there.
     """
-    from scipy.optimize import brentq
-
     if near is not None and low < near < high:
         value = function(near)
         if abs(value) <= 1e-10:
@@ -103,4 +102,4 @@ def _rising_root(function: Callable[[float], float], low: float, high: float, ne
         return low
     if function(high) <= 0:
         return high
-    return float(brentq(function, low, high, xtol=1e-10))
+    return float(optimize.brentq(function, low, high, xtol=1e-10))

@@ -13,7 +13,7 @@ from laplora.errors import PriorError
 from laplora.jacobians.blocks import Block
 from laplora.posterior.base import Granularity, Prior, prior_key
 from laplora.predictive.gaussian import posterior_predictive
-from laplora.predictive.search import grid_minimum
+from laplora.predictive.minimum import grid_minimum
 
 #: Searched range of a precision. Beyond it the posterior is the prior, or the answer is MAP, to rounding.
 LOWEST, HIGHEST = 1e-6, 1e12

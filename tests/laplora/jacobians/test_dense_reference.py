@@ -78,38 +78,6 @@ def test_kfac_reduce_is_exact_for_one_example_of_one_token() -> None:
         torch.testing.assert_close(dense.kron(factors.large, factors.small), ggn, rtol=1e-10, atol=1e-14)
 
 
-@pytest.mark.parametrize("rank", [2, 5, 9])
-def test_ekfac_keeps_the_trace_and_the_closed_form_log_determinant(rank: int) -> None:
-    draw = generator(11)
-    root = torch.randn((27, 40), generator=draw, dtype=torch.float64)
-    ggn = root @ root.T
-    basis = dense.Basis(
-        *(
-            torch.linalg.qr(torch.randn((d, d), generator=draw, dtype=torch.float64)).Q[:, :k]
-            for d, k in ((9, rank), (3, 3))
-        )
-    )
-    s, tau = dense.ekfac(ggn, basis)
-    curvature = dense.block_curvature(basis, s, tau)
-    key = dense.Key("m", "B")
-    closed = (1 + s / 0.7).log().sum() + (9 - rank) * (1 + tau / 0.7).log().sum()
-    # Rounding of a 27 x 27 determinant.
-    assert torch.trace(curvature).item() == pytest.approx(torch.trace(ggn).item(), rel=1e-12)
-    assert dense.log_determinant({key: curvature}, {key: 0.7}) == pytest.approx(closed.item(), rel=1e-11)
-
-
-def test_evidence_maximiser_satisfies_its_fixed_point() -> None:
-    draw = generator(5)
-    eigenvalues = torch.rand(12, generator=draw, dtype=torch.float64) * 20
-    key = dense.Key("m", "A")
-    grid = torch.logspace(-2, 2, 801, dtype=torch.float64).tolist()
-    best, value = dense.grid_best_evidence({key: "A"}, -10.0, {key: 2.0}, {key: torch.diag(eigenvalues)}, grid)
-    effective = float((eigenvalues / (eigenvalues + best["A"])).sum())
-    # The fixed point lambda |W - W_init|^2 = gamma, within a step of the grid (1.2 %).
-    assert best["A"] * 2.0 == pytest.approx(effective, rel=0.012)
-    assert value < -10.0
-
-
 def test_monte_carlo_agrees_with_one_dimensional_integration() -> None:
     mean = torch.tensor([[0.4, -0.3, 0.0]], dtype=torch.float64)
     root = torch.tensor([[1.0, 0.2], [-0.5, 1.5], [3.0, 1.0]], dtype=torch.float64)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from scipy import optimize
+
 #: Stands for an infinite value, which interpolation cannot take.
 _HUGE = 1e30
 
@@ -17,7 +19,6 @@ def grid_minimum(
         function: infinite where a point is infeasible.
         points: of the even grid from ``low`` to ``high``.
     """
-    from scipy.optimize import minimize_scalar  # 40 MB that a server does not need
 
     def finite(point: float) -> float:
         return min(function(float(point)), _HUGE)
@@ -26,5 +27,5 @@ def grid_minimum(
     values = [finite(point) for point in grid]
     best = min(range(points), key=values.__getitem__)
     around = (grid[max(best - 1, 0)], grid[min(best + 1, points - 1)])
-    refined = minimize_scalar(finite, bounds=around, method="bounded", options={"xatol": tolerance})
+    refined = optimize.minimize_scalar(finite, bounds=around, method="bounded", options={"xatol": tolerance})
     return float(refined.x) if refined.fun < values[best] else grid[best]
