@@ -21,7 +21,7 @@ from service.feedback.gauges import CalibrationGauges
 from service.feedback.labels import FeedbackStore
 from service.http import error_answers, openapi
 from service.http.headers import SafeHeaders, cors_options
-from service.http.in_flight import InFlight, Places, SharedLimit
+from service.http.in_flight import InFlight, SharedLimit
 from service.http.request_context import RequestContext
 from service.http.routes import artifacts, evaluate, feedback, health, jobs, metrics, predict
 from service.jobs.board import JobBoard
@@ -69,7 +69,8 @@ class _Parts:
     jobs: JobBoard
     feedback: FeedbackStore
     lifecycle: Lifecycle
-    places: Places
+    requests: SharedLimit
+    body_bytes: SharedLimit
     event_streams: SharedLimit
     measure_threads: OneEach
     parse_threads: Executor
@@ -116,7 +117,13 @@ def create_app(
         parts.queue.check_room(caller)
 
     # The last one added is the first that a request meets.
-    app.add_middleware(InFlight, places=parts.places, check_queue=check_queue, answer=error_answers.answer)
+    app.add_middleware(
+        InFlight,
+        requests=parts.requests,
+        body_bytes=parts.body_bytes,
+        check_queue=check_queue,
+        answer=error_answers.answer,
+    )
     if parts.keyring is not None:
         app.add_middleware(Access, keyring=parts.keyring, answer=error_answers.answer)
     app.add_middleware(RequestContext, metrics=parts.metrics, tracing=parts.tracing)
@@ -155,13 +162,14 @@ def _parts(
     feedback = FeedbackStore(
         keep_s=settings.feedback_keep_s, rows=settings.feedback_rows, window=settings.feedback_window
     )
-    places = Places(max_requests=settings.max_requests, max_bytes=settings.in_flight_bytes, client_share=share)
+    requests = SharedLimit("requests", "max_requests", settings.max_requests, share)
+    body_bytes = SharedLimit("bytes of bodies", "max_in_flight_bytes", settings.in_flight_bytes, share)
     lifecycle = Lifecycle(
         on_leave=(metrics.set_leaving,),
         on_drain=(jobs.drain, metrics.set_draining, queue.drain),
         on_stop=(device.stop,),
     )
-    _read_at_scrapes(metrics, queue, places, settings)
+    _read_at_scrapes(metrics, queue, body_bytes, settings)
     if feedback.on:
         gauges = CalibrationGauges(lambda: feedback.reports(artifacts.loaded_digests), lambda: len(feedback))
         metrics.registry.register(gauges)
@@ -178,17 +186,18 @@ def _parts(
         jobs,
         feedback,
         lifecycle,
-        places,
+        requests,
+        body_bytes,
         event_streams=SharedLimit("streams of events", "max_event_streams", settings.max_event_streams, share),
         measure_threads=OneEach(threads.pool("measure", 2)),
         parse_threads=threads.pool("parse", 1),
     )
 
 
-def _read_at_scrapes(metrics: Metrics, queue: Queue, places: Places, settings: Settings) -> None:
+def _read_at_scrapes(metrics: Metrics, queue: Queue, body_bytes: SharedLimit, settings: Settings) -> None:
     """Let the gauges of what waits be read when they are scraped."""
     for gauge, read in (
-        (metrics.body_bytes, lambda: places.body_bytes),
+        (metrics.body_bytes, lambda: body_bytes.total),
         (metrics.queue_rows, lambda: queue.rows),
         (metrics.queue_tokens, lambda: queue.tokens),
         (metrics.queue_oldest, lambda: queue.oldest_wait_s(time.monotonic())),

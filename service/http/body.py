@@ -65,8 +65,8 @@ class JsonBodyRoute(APIRoute):
 
 async def _read_value(request: Request) -> Any:
     state = request.app.state
-    settings, places, place = state.settings, state.places, request.state.place
-    raw = await read_bounded(request, settings.max_body_bytes, lambda more: places.hold(place, more))
+    settings = state.settings
+    raw = await read_bounded(request, settings.max_body_bytes, request.state.place.hold)
     most = most_members(settings.max_inputs)
     if len(raw) <= _PARSED_INLINE_BYTES:
         return parse_json(raw, max_members=most)

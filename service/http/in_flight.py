@@ -7,7 +7,6 @@ a job, health and metrics need no place.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -29,64 +28,13 @@ def needs_place(method: str, path: str) -> bool:
     return method == "POST" and (line is None or (line.need != "admin" and line.path not in _FREE))
 
 
-@dataclass(eq=False)
-class Place:
-    """One request that is being answered; only its :class:`Places` changes it."""
-
-    caller: str
-    body_bytes: int = 0
-
-
-class Places:
-    """Who has how many of the places, and of the bytes of bodies. For the event loop's thread alone.
+class SharedLimit:
+    """Something that all callers share, with a most for everybody together and one for each. For the event loop.
 
     Args:
-        max_requests: most places.
-        max_bytes: most bytes of the bodies of all who have a place.
-        client_share: most that one caller has, as a share of each.
+        what: it is, in messages; ``setting`` is what limits it.
+        client_share: most that one caller has, as a share of ``most``.
     """
-
-    def __init__(self, *, max_requests: int, max_bytes: int, client_share: float = 1.0) -> None:
-        self._requests = SharedLimit("requests", "max_requests", max_requests, client_share)
-        self._bytes = SharedLimit("bytes of bodies", "max_in_flight_bytes", max_bytes, client_share)
-
-    @property
-    def requests(self) -> int:
-        """How many places are taken."""
-        return self._requests.total
-
-    @property
-    def body_bytes(self) -> int:
-        """Bytes of bodies that have come, or are announced, and whose requests are not yet answered."""
-        return self._bytes.total
-
-    def take(self, caller: str) -> Place:
-        """Return a place for one request; give it back with ``leave``.
-
-        Raises:
-            ClientTooManyRequestsError, TooManyRequestsError: the caller's share, or every place, is taken.
-        """
-        self._requests.add(caller, 1)
-        return Place(caller)
-
-    def hold(self, place: Place, more_bytes: int) -> None:
-        """Count so many bytes more of a place's body, before they are read.
-
-        Raises:
-            ClientTooManyRequestsError, TooManyRequestsError: there is no room for them.
-        """
-        self._bytes.add(place.caller, more_bytes)
-        place.body_bytes += more_bytes
-
-    def leave(self, place: Place) -> None:
-        """Give a place back, with its bytes. Once for each place."""
-        self._requests.remove(place.caller, 1)
-        self._bytes.remove(place.caller, place.body_bytes)
-        place.body_bytes = 0
-
-
-class SharedLimit:
-    """Something that all callers share, with a most for everybody together and one for each."""
 
     def __init__(self, what: str, setting: str, most: int, client_share: float) -> None:
         self._what, self._setting, self._most = what, setting, most
@@ -131,20 +79,54 @@ class SharedLimit:
             self._by_caller.pop(caller, None)
 
 
+class Place:
+    """One request that is being answered, and the bytes of its body that have come or are announced.
+
+    Raises:
+        ClientTooManyRequestsError, TooManyRequestsError: the caller's share of the places, or every place, is taken.
+    """
+
+    def __init__(self, caller: str, requests: SharedLimit, body_bytes: SharedLimit) -> None:
+        requests.add(caller, 1)
+        self._caller, self._requests, self._all_bytes = caller, requests, body_bytes
+        self._bytes = 0
+
+    def hold(self, more_bytes: int) -> None:
+        """Count so many bytes more of the body, before they are read.
+
+        Raises:
+            ClientTooManyRequestsError, TooManyRequestsError: there is no room for them.
+        """
+        self._all_bytes.add(self._caller, more_bytes)
+        self._bytes += more_bytes
+
+    def leave(self) -> None:
+        """Give the place back, with its bytes. Once."""
+        self._requests.remove(self._caller, 1)
+        self._all_bytes.remove(self._caller, self._bytes)
+
+
 class InFlight:
     """ASGI middleware: gives each POST its place (``request.state.place``), and refuses those that there is none for.
 
     A request that the queue has no room for, however small, is refused here too, before any of its body is read.
 
     Args:
-        places: who has which.
+        requests: how many are answered at once, and of whom; ``body_bytes`` the same of their bodies' bytes.
         check_queue: raises where the queue takes nothing of a caller, by its name.
         answer: makes the response for an error.
     """
 
-    def __init__(self, app: ASGIApp, places: Places, check_queue: Callable[[str], None], answer: Answer) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        requests: SharedLimit,
+        body_bytes: SharedLimit,
+        check_queue: Callable[[str], None],
+        answer: Answer,
+    ) -> None:
         self._app = app
-        self._places = places
+        self._requests, self._body_bytes = requests, body_bytes
         self._check_queue = check_queue
         self._answer = answer
 
@@ -157,7 +139,7 @@ class InFlight:
         request = Request(scope, receive)
         caller = caller_of(request).name
         try:
-            place = self._places.take(caller)
+            place = Place(caller, self._requests, self._body_bytes)
         except ServiceError as error:
             await self._refuse(request, error, send)
             return
@@ -170,7 +152,7 @@ class InFlight:
         else:
             await self._app(scope, receive, send)
         finally:
-            self._places.leave(place)
+            place.leave()
 
     async def _refuse(self, request: Request, error: Exception, send: Send) -> None:
         scope = request.scope

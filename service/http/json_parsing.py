@@ -31,41 +31,31 @@ def most_members(max_inputs: int) -> int:
     return max(FEWEST_MEMBERS, MEMBERS_PER_INPUT * max_inputs)
 
 
-def count_members(raw: bytes, most: int) -> int:
-    """Return how many members the lists and objects of a JSON text have in all; more than ``most`` where it is more.
+def count_members(raw: bytes, most: int) -> tuple[int, bytes]:
+    """Return how many members the lists and objects of a JSON text have in all, and what of it is outside strings.
 
     Exact up to ``most`` for what is JSON. Of anything else, it is no less than what a parser meets before it gives up.
-    """
-    least, outside = _outside_strings(raw, most)
-    return least if outside is None else least + _containers(outside)
-
-
-def _outside_strings(raw: bytes, most: int) -> tuple[int, bytes | None]:
-    """Return how many members a JSON text has but for the first of each list and object, and what is outside strings.
-
-    None is in the second's place once there are more than ``most``. One quote stays in each string's place: a list of
-    one string is not an empty one.
+    Above ``most``, the number is some greater one, and the second is empty.
     """
     # Escaped quotes first: afterwards every quote begins or ends a string.
     bare = raw.replace(b"\\\\", b"").replace(b'\\"', b"") if b"\\" in raw else raw
     # No member has more than two strings, its key and itself.
     strings = (bare.count(b'"') + 1) // 2
     if strings > 2 * most + 1:
-        return strings // 2, None
+        return strings // 2, b""
+    # One quote stays in each string's place: a list of one string is not an empty one.
     outside = b'"'.join(bare.split(b'"')[::2])
     commas = outside.count(b",")
-    return (commas + 1, None) if commas >= most else (commas, outside.translate(None, _WHITE_SPACE))
-
-
-def _containers(outside: bytes) -> int:
-    """Return how many lists and objects are not empty."""
-    return outside.count(b"{") + outside.count(b"[") - outside.count(b"{}") - outside.count(b"[]")
+    if commas >= most:
+        return commas + 1, b""
+    outside = outside.translate(None, _WHITE_SPACE)
+    # Each list and object that is not empty has one member more than commas.
+    filled = outside.count(b"{") + outside.count(b"[") - outside.count(b"{}") - outside.count(b"[]")
+    return commas + filled, outside
 
 
 def _check_size(raw: bytes, max_members: int) -> None:
-    members, outside = _outside_strings(raw, max_members)
-    if outside is not None:
-        members += _containers(outside)
+    members, outside = count_members(raw, max_members)
     if members > max_members:
         raise BatchTooLargeError(
             f"the body's lists and objects have {members} members or more, {max_members} is the most: send it in parts",
@@ -73,7 +63,7 @@ def _check_size(raw: bytes, max_members: int) -> None:
             limit=max_members,
             got=members,
         )
-    if outside is not None and _TOO_LONG in outside.translate(_DIGITS):
+    if _TOO_LONG in outside.translate(_DIGITS):
         raise InvalidJsonError(
             f"a number in the body has more than {MAX_DIGITS} digits: send no more than a float holds", field="body"
         )

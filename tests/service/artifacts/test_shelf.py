@@ -33,37 +33,6 @@ def shelf() -> Shelf:
     return shelf
 
 
-def test_least_recently_used_goes_and_never_the_active_one(shelf: Shelf) -> None:
-    shelf.put(predictor("b"), activate=False)
-    shelf.put(predictor("c"), activate=False)
-    with shelf.lease("b"):
-        pass
-    assert shelf.put(predictor("d"), activate=False) == ["c"]
-    assert names(shelf) == ["a", "b", "d"]
-
-
-def test_one_in_use_never_goes(shelf: Shelf) -> None:
-    shelf.put(predictor("b"), activate=False)
-    shelf.put(predictor("c"), activate=False)
-    with shelf.lease("b"), shelf.lease("c"):
-        with pytest.raises(ShelfFullError, match="in use"):
-            shelf.check_room()
-        with pytest.raises(ShelfFullError, match="max_artifacts is 3"):
-            shelf.put(predictor("d"), activate=False)
-        assert names(shelf) == ["a", "b", "c"]
-    shelf.check_room()
-    assert shelf.put(predictor("d"), activate=False) == ["b"]
-
-
-def test_bytes_are_bounded(shelf: Shelf) -> None:
-    shelf.put(predictor("b", 60), activate=False)
-    assert shelf.put(predictor("c", 80), activate=False) == ["b"]
-    with pytest.raises(ShelfFullError) as refused:
-        shelf.put(predictor("d", 95), activate=False)
-    assert (refused.value.limit, refused.value.got) == (100, 105)
-    assert names(shelf) == ["a", "c"]
-
-
 def test_activation_may_send_away_the_former_one_only_where_nothing_else_helps() -> None:
     shelf = Shelf(max_artifacts=1, max_bytes=100)
     shelf.put(predictor("a"), activate=True)
@@ -78,13 +47,6 @@ def test_activation_may_send_away_the_former_one_only_where_nothing_else_helps()
     assert names(roomy) == ["c", "a"]
 
 
-def test_another_base_sends_all_others_away(shelf: Shelf) -> None:
-    shelf.put(predictor("b"), activate=False)
-    with shelf.lease("b"):
-        assert sorted(shelf.put(predictor("c", base=object()), activate=True)) == ["a", "b"]
-    assert names(shelf) == ["c"]
-
-
 def test_same_name_takes_the_place_and_the_activity(shelf: Shelf) -> None:
     renewed = predictor("a", 20)
     with shelf.lease("a") as old:
@@ -92,20 +54,6 @@ def test_same_name_takes_the_place_and_the_activity(shelf: Shelf) -> None:
         assert old is not renewed
         assert shelf.active is renewed
     assert [p.leases for p in shelf.places] == [0]
-
-
-def test_removing_ends_no_lease(shelf: Shelf) -> None:
-    added = predictor("b")
-    shelf.put(added, activate=False)
-    with shelf.lease("b") as held:
-        assert shelf.remove("b") is added
-        assert held is added
-        with pytest.raises(ArtifactNotLoadedError), shelf.lease("b"):
-            pass
-    with pytest.raises(ArtifactNotLoadedError):
-        shelf.remove("b")
-    with pytest.raises(ArtifactActiveError):
-        shelf.remove("a")
 
 
 def test_found_by_folder_too(shelf: Shelf) -> None:

@@ -12,7 +12,7 @@ import pytest
 from serving import FakePredictor, Served, serve
 
 from service.errors import ClientTooManyRequestsError, TooManyRequestsError
-from service.http.in_flight import Place, Places
+from service.http.in_flight import Place, SharedLimit
 from service.security.keys_file import Key, digest, write_keys
 
 pytestmark = pytest.mark.anyio
@@ -98,7 +98,7 @@ async def test_one_caller_has_its_share_of_the_places_and_another_still_gets_in(
         await served.until(lambda: served.queued_plans == 3)
         served.predictor.released.set()
         assert [answer.status_code for answer in await asyncio.gather(*greedy, other)] == [200] * 3
-        assert served.state.places.requests == 0
+        assert served.state.requests.total == 0
 
 
 async def test_the_document_says_429_of_exactly_those_operations_that_need_a_place() -> None:
@@ -132,7 +132,7 @@ async def test_refused_and_broken_requests_give_their_places_back() -> None:
             await gone
         served.predictor.released.set()
         assert (await served.predict("a")).status_code == 200
-        assert (served.state.places.requests, served.state.places.body_bytes) == (0, 0)
+        assert (served.state.requests.total, served.state.body_bytes.total) == (0, 0)
 
 
 async def test_a_full_queue_refuses_before_the_body_is_read() -> None:
@@ -172,7 +172,7 @@ async def test_announced_bytes_are_counted_before_they_are_read_and_until_the_an
             yield b" " * (1000 - len(text))
 
         slow = asyncio.create_task(served.client.post("/predict", content=slowly(), headers=announced(1000)))
-        await served.until(lambda: served.state.places.body_bytes == 2024)
+        await served.until(lambda: served.state.body_bytes.total == 2024)
         body = Body(text)
         refused = await served.client.post("/predict", content=body, headers=announced(len(text)))
         assert refusal(refused) == ("too_many_requests", 2048, 2024 + len(text))
@@ -184,7 +184,7 @@ async def test_announced_bytes_are_counted_before_they_are_read_and_until_the_an
         slow_body.set()
         served.predictor.released.set()
         assert [answer.status_code for answer in await asyncio.gather(running, slow)] == [200, 200]
-        assert served.state.places.body_bytes == 0
+        assert served.state.body_bytes.total == 0
 
 
 async def test_one_caller_has_its_share_of_the_bytes() -> None:
@@ -210,20 +210,25 @@ async def test_a_client_that_closes_after_the_answer_is_heard_out() -> None:
 
 
 def test_what_is_held_is_the_sum_of_what_is_open() -> None:
-    places = Places(max_requests=3, max_bytes=100, client_share=0.7)
-    a, b = places.take("a"), places.take("b")
-    places.hold(a, 60)
+    requests = SharedLimit("requests", "max_requests", 3, client_share=0.7)
+    body_bytes = SharedLimit("bytes of bodies", "max_in_flight_bytes", 100, client_share=0.7)
+
+    def take(caller: str) -> Place:
+        return Place(caller, requests, body_bytes)
+
+    a, b = take("a"), take("b")
+    a.hold(60)
     with pytest.raises(ClientTooManyRequestsError):
-        places.hold(a, 11)
+        a.hold(11)
     with pytest.raises(TooManyRequestsError) as refused:
-        places.hold(b, 41)
+        b.hold(41)
     assert (type(refused.value), refused.value.limit, refused.value.got) == (TooManyRequestsError, 100, 101)
-    places.hold(b, 40)
-    more: list[Place] = [places.take("a")]
+    b.hold(40)
+    more = take("a")
     with pytest.raises(ClientTooManyRequestsError):
-        places.take("a")
+        take("a")
     with pytest.raises(TooManyRequestsError):
-        places.take("c")
-    for place in (a, b, *more):
-        places.leave(place)
-    assert (places.requests, places.body_bytes, places.take("c").body_bytes) == (0, 0, 0)
+        take("c")
+    for place in (a, b, more):
+        place.leave()
+    assert (requests.total, body_bytes.total) == (0, 0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import socket
-from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
 import httpx
@@ -91,12 +90,3 @@ def test_garbage_on_the_socket_harms_nobody(start: Start) -> None:
                 connection.shutdown(socket.SHUT_WR)
                 assert b" 500 " not in connection.recv(4096)
         assert predict(client).status_code == 200
-
-
-def test_many_clients_at_once_each_get_their_own_answer(start: Start) -> None:
-    process = start("--batch-tokens", "64")
-    with process.client() as client, ThreadPoolExecutor(16) as pool:
-        tokens = range(1000, 1200)
-        answers = list(pool.map(lambda token: predict(client, f"row {token}"), tokens))
-    got = [round(a.json()["predictions"][0]["map_probs"]["negative"] * 100_000) for a in answers]
-    assert got == list(tokens)

@@ -12,7 +12,6 @@ import json
 import shutil
 import signal
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -135,20 +134,6 @@ def test_same_request_same_answer(client: httpx.Client) -> None:
     assert len(set(ids)) == 2 * len(TEXTS)
 
 
-def test_clients_at_once_get_what_they_get_alone(client: httpx.Client) -> None:
-    expected = alone(client)
-
-    def ask(number: int) -> tuple[int, dict[str, Any]]:
-        i = number % len(TEXTS)
-        return i, predict(client, [{"text": TEXTS[i]}], mode=("laplace", "map")[number % 3 == 0])[0]
-
-    with ThreadPoolExecutor(8) as pool:
-        for i, answer in pool.map(ask, range(24)):
-            assert gap(answer, expected[i], "map_probs") <= TOLERANCE
-            if answer["uncertainty"] is not None:
-                assert gap(answer, expected[i], "probs") <= TOLERANCE
-
-
 def test_map_mode_is_the_map_part_of_laplace(client: httpx.Client) -> None:
     for laplace, plain in zip(alone(client), alone(client, mode="map"), strict=True):
         assert gap(laplace, plain, "map_probs") <= TOLERANCE
@@ -227,14 +212,6 @@ def test_map_probs_equal_a_plain_forward_in_float32(float32_artifact: Artifact) 
         assert gap(single, batched, "probs") <= TOLERANCE_FLOAT32
 
 
-def test_evaluation_of_a_few_rows(client: httpx.Client) -> None:
-    rows = [{"text": TEXTS[0], "label": "positive"}, {"text": TEXTS[5], "label": "negative"}]
-    body = client.post("/evaluate", json={"inputs": rows}).json()
-    assert body["rows"] == 2
-    assert {"map", "laplace", "temperature"} <= set(body["methods"])
-    assert body["methods"]["map"]["accuracy"] == 1.0
-
-
 def test_too_long_is_422_unless_cut(client: httpx.Client, artifact: Artifact) -> None:
     text = "very " * (2 * artifact.manifest.max_tokens)
     refused = client.post("/predict", json={"inputs": [{"text": text}]})
@@ -251,24 +228,6 @@ def test_odd_text_is_answered_or_refused(client: httpx.Client, text: str) -> Non
     response = client.post("/predict", json={"inputs": [{"text": text}], "options": {"truncate": True}})
     assert response.status_code in (200, 422)
     json.loads(response.text, parse_constant=pytest.fail)
-
-
-def test_activating_what_is_active_changes_nothing(client: httpx.Client, artifact: Artifact) -> None:
-    answer = client.post(f"/artifacts/{artifact.name}/activate").json()
-    assert answer["artifact"]["digest"] == artifact.digest
-    assert client.get("/artifacts").json()["active"] == artifact.name
-
-
-def test_changed_artifact_is_refused_at_start(tmp_path: Path) -> None:
-    changed = tmp_path / "changed"
-    shutil.copytree(ARTIFACT, changed)
-    weights = changed / "posterior.safetensors"
-    raw = bytearray(weights.read_bytes())
-    raw[-1] ^= 1
-    weights.write_bytes(raw)
-    with server_process(["-m", "service", "--artifact", str(changed)]) as process:
-        assert process.left() == 1
-    assert "posterior.safetensors" in process.log
 
 
 def test_leaves_on_sigterm(process: Process, client: httpx.Client) -> None:

@@ -93,14 +93,6 @@ def test_mode_fast_says_who_answered(client: httpx.Client, mixture_predictor: Pr
     assert f'laplora_answers_total{{answered_by="laplace",predictive="fast"}} {exact:.1f}' in metrics
 
 
-def test_unknown_predictives_are_422(client: httpx.Client) -> None:
-    response = client.post("/predict", json={"inputs": [{"text": "a"}], "options": {"predictive": "swag"}})
-    error = response.json()["error"]
-    assert (response.status_code, error["field"]) == (422, "options.predictive")
-    for name in PREDICTIVES:
-        assert name in error["message"]
-
-
 def test_artifacts_show_the_comparison(client: httpx.Client, manifest: Manifest) -> None:
     (entry,) = [a for a in client.get("/artifacts").json()["artifacts"] if a["active"]]
     assert entry["predictives"] == list(PREDICTIVES)
