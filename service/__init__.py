@@ -5,18 +5,19 @@ them: ``http`` (what faces a client), ``jobs`` (large evaluations), ``feedback``
 (which are loaded), ``scoring`` (from a plan to its predictions), ``security`` (keys, callers) and ``telemetry`` (log,
 metrics, traces).
 
-The way of one POST /predict, ten files, each opened once:
+The way of one POST /predict, ten files, each opened once. Before them, every request gets its id and its line in the
+log (``http/request_context.py``) and shows its key (``security/access.py``).
 
-1. ``http/request_context.py``: its id, its line in the log, its count. The keys (``security``) come next.
-2. ``http/in_flight.py``: a place among the requests in flight, or 429 before the body is read.
-3. ``http/body.py``: the body, bounded and parsed.
-4. ``http/routes/predict.py``: the endpoint, and the steps that follow in their order.
-5. ``http/routes/planning.py``: the body becomes a plan, with a lease on its artifact.
-6. ``scoring/plan.py``: what travels from here to the device and back.
-7. ``scoring/scorer.py``: room in the queue, tokenising (``scoring/tokenizing.py``), rows, the answer awaited.
+1. ``http/in_flight.py``: a place among the requests in flight, or 429 before the body is read.
+2. ``http/body.py``: the body, bounded and parsed.
+3. ``http/routes/predict.py``: the endpoint, and the steps that follow in their order.
+4. ``http/routes/planning.py``: the body becomes a plan, with a lease on its artifact; its answer is awaited.
+5. ``scoring/plan.py``: what travels from here to the device and back.
+6. ``scoring/scorer.py``: expect, enter, encode, put, await.
+7. ``scoring/tokenizing.py``: prompts become rows on threads.
 8. ``scoring/queue.py``: where rows wait for their turn.
 9. ``scoring/device.py``: the thread that runs them.
 10. ``http/routes/answers.py``: a prediction as the contract writes it.
 
-A job's chunk takes the same way from step 6 to 9: ``jobs/chunks.py`` makes its plan.
+A job's chunk takes the same way from 5 to 9: ``jobs/chunks.py`` makes its plan.
 """
