@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from proxy_server import Server
 from server_process import Start, starting
 
 
@@ -29,3 +30,23 @@ def gate(tmp_path: Path) -> Path:
     path = tmp_path / "gate"
     path.touch()
     return path
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("server")
+    (folder / "gate").touch()
+    with starting(folder) as start:
+        process = start("--trusted-proxies", "127.0.0.1", FAKE_GATE=str(folder / "gate"))
+        with process.client() as client:
+            yield Server(client, folder / "gate")
+
+
+@pytest.fixture
+def busy(server: Server) -> Iterator[Server]:
+    """The server while its device answers nothing."""
+    server.hold()
+    try:
+        yield server
+    finally:
+        server.release()
