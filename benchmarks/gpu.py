@@ -1,10 +1,10 @@
-"""How fast on one card, in minutes: a random model of Llama-2-7B's shape in NF4, and the default artifact.
+"""Speed on one GPU, in minutes: a random model of Llama-2-7B's shape in NF4, and the default artifact.
 
     python -m benchmarks.gpu                                 # or: make bench-gpu
-    python -m benchmarks.gpu --device cpu --layers 2 --quick # the same script where there is no card, to try it
+    python -m benchmarks.gpu --device cpu --layers 2 --quick # the same script without a GPU, to try it
 
-Latency, throughput, Laplace over MAP, peak memory, and the share of what the card itself was measured to do. The
-figures go to results.json and RESULTS.md under the card's name; those of ``--quick``, of fewer layers or of no card are
+Latency, throughput, Laplace over MAP, peak memory, and the share of what the GPU itself was measured to do. The
+figures go to results.json and RESULTS.md under the GPU's name; those of ``--quick``, of fewer layers or of a CPU are
 not published, but left in runs/bench-quick.
 """
 
@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks.harness import provenance
+from benchmarks.harness.decoder_costs import products, weight_bytes
 from benchmarks.harness.llama7b import LLAMA_2_7B, random_llama
 from benchmarks.harness.record import FOLDER, Conditions, Record, conditions_here, keep
 from benchmarks.harness.subject import load_subject, random_batch, with_classes
@@ -35,7 +36,6 @@ from laplora.predictive.member_outputs import MemberSet, member_outputs
 #: A step that would begin later is skipped, so that a call takes less than eight.
 MINUTES = 7.0
 GIB = 2**30
-ATTENTION_INPUTS = ("q_proj", "k_proj", "v_proj")
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.device is None and not torch.cuda.is_available():
         print(
-            "benchmarks.gpu: no CUDA device is there, and the figures are a card's; to try the script without one: "
+            "benchmarks.gpu: no CUDA device is there, and these are a GPU's figures; to try the script without one: "
             "--device cpu --layers 2 --quick",
             file=sys.stderr,
         )
@@ -136,7 +136,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def hardware(device: torch.device) -> str:
-    """Return the card's name, or the processor's and its cores."""
+    """Return the GPU's name, or the processor's and its cores."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return provenance.hardware()
@@ -211,7 +211,7 @@ def answer_memory(subject: Subject) -> Iterator[Record]:
 
 
 def peak_bytes(members: MemberSet, function: Callable[[], Any]) -> int | None:
-    """Call a function; return the most bytes of tensors on the card meanwhile, those that were there before included.
+    """Call a function; return the most bytes of tensors on the GPU meanwhile, those that were there before included.
 
     None on a CPU, where torch keeps no account.
     """
@@ -274,49 +274,6 @@ def over_map(subject: Subject, times: dict[str, list[float]], rows: int, classes
         "a MAP answer",
         limit=1.1 * classes if rows >= 8 else None,
     )
-
-
-def products(model: Any, rows: int, tokens: int, *, contrasts: int) -> float:
-    """Return the floating point operations of an answer's products with the decoder's weights.
-
-    A forward pass, and a reverse pass for each contrast: without the lowest layer's projections to attention, below
-    which nothing is adapted, and in the last layer at one token, but for keys and values.
-    """
-    decoder = model.get_base_model().model
-    last = len(decoder.layers) - 1
-    total = 0.0
-    for number, layer in enumerate(decoder.layers):
-        for name, linear in decoder_linears(layer):
-            each = 2.0 * rows * linear.in_features * linear.out_features
-            back = 1 if number == last and name not in ("k_proj", "v_proj") else tokens
-            if number == 0 and name in ATTENTION_INPUTS:
-                back = 0
-            total += each * (tokens + contrasts * back)
-    return total
-
-
-def decoder_linears(layer: Any) -> Iterator[tuple[str, Any]]:
-    """Yield a layer's own linears by the last part of their names, adapters left out."""
-    for path, module in layer.named_modules():
-        linear = getattr(module, "base_layer", module)
-        if isinstance(linear, torch.nn.Linear) and "lora_" not in path and not path.endswith("base_layer"):
-            yield path.rpartition(".")[2], linear
-
-
-def weight_bytes(model: Any) -> int:
-    """Return the bytes of the decoder layers' weights as they are held, with 4-bit ones' scales."""
-    total = 0
-    for layer in model.get_base_model().model.layers:
-        for _, linear in decoder_linears(layer):
-            total += tensor_bytes([linear.weight])
-            if (state := getattr(linear.weight, "quant_state", None)) is not None:
-                total += tensor_bytes([state.absmax, *([state.state2.absmax] if state.nested else [])])
-    return total
-
-
-def tensor_bytes(tensors: Sequence[torch.Tensor]) -> int:
-    """Return the bytes of some tensors together."""
-    return sum(t.nbytes for t in tensors)
 
 
 if __name__ == "__main__":

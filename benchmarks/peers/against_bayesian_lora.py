@@ -23,6 +23,8 @@ from benchmarks.peers.bayesian_lora_calls import (
     curvature,
     inputs_of,
     kronecker_factors,
+    no_callback_fails,
+    one_row_fails,
     package_jacobian,
     package_variance,
 )
@@ -307,23 +309,3 @@ def model_evidences(subject: Subject, train: Dense) -> dict[str, Any]:
         "sum_of_norms": float(sum(n.sqrt() for n in norms)),
         "sum_of_squared_norms": squared,
     }
-
-
-def one_row_fails(subject: Subject) -> str:
-    """Return what ``variance`` says of a batch of one row."""
-    try:
-        package_variance(subject, subject.test[:1], kronecker_factors(subject, 1), 1.0)
-    except (AssertionError, RuntimeError, IndexError) as error:
-        return f"{type(error).__name__} in variance()"
-    return "answers"
-
-
-def no_callback_fails(subject: Subject) -> str:
-    """Return what ``jacobian_mean`` says when called with label ids, as in the README."""
-    from bayesian_lora.main import jacobian_mean
-
-    try:
-        jacobian_mean(subject.model, inputs_of(subject, subject.test), torch.tensor(subject.label_ids))
-    except NameError as error:
-        return f"NameError: {error}"
-    return "answers"

@@ -106,3 +106,23 @@ def package_variance(
         inputs_of(subject, rows), jacobian, found, s2, len(subject.label_ids), LORA_RANK, WIDTH, "cpu"
     )
     return result
+
+
+def one_row_fails(subject: Subject) -> str:
+    """Return what ``variance`` says of a batch of one row."""
+    try:
+        package_variance(subject, subject.test[:1], kronecker_factors(subject, 1), 1.0)
+    except (AssertionError, RuntimeError, IndexError) as error:
+        return f"{type(error).__name__} in variance()"
+    return "answers"
+
+
+def no_callback_fails(subject: Subject) -> str:
+    """Return what ``jacobian_mean`` says when called with label ids, as in the README."""
+    from bayesian_lora.main import jacobian_mean
+
+    try:
+        jacobian_mean(subject.model, inputs_of(subject, subject.test), torch.tensor(subject.label_ids))
+    except NameError as error:
+        return f"NameError: {error}"
+    return "answers"

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from benchmarks import gpu
+from benchmarks.harness.decoder_costs import products, weight_bytes
 from benchmarks.harness.llama7b import random_llama
 from benchmarks.harness.record import read
 from benchmarks.harness.subject import random_batch
@@ -72,7 +73,7 @@ def test_one_command_writes_everything(tmp_path: Path) -> None:
 @pytest.mark.process
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("arguments", [QUICK, QUICK[:-1], [*QUICK[:2], "--layers", "32"]])
-def test_what_is_no_whole_run_on_a_card_leaves_the_published_figures_alone(
+def test_what_is_no_whole_run_on_a_gpu_leaves_the_published_figures_alone(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(gpu.provenance, "SCRATCH", tmp_path)
@@ -100,7 +101,7 @@ def test_steps_are_skipped_one_by_one(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert [line.rpartition(", ")[2] for line in skipped] == ["throughput", "more_classes", "NF4"]
 
 
-def test_without_a_card_the_command_says_what_to_do(
+def test_without_a_gpu_the_command_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -110,7 +111,7 @@ def test_without_a_card_the_command_says_what_to_do(
     assert "no CUDA device is there" in captured.err
     assert "--device cpu --layers 2 --quick" in captured.err
     assert gpu.main(["--device", "cuda"]) == 2
-    assert "no CUDA device is there: use 'cpu'" in capsys.readouterr().err
+    assert "there is none: use 'cpu'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("layers", [1, 3])
@@ -118,7 +119,7 @@ def test_the_arithmetic_is_what_the_passes_multiply(layers: int, monkeypatch: py
     """The reverse pass's products with the base's weights, counted as they are made; three contrasts."""
     members = tiny(layers)
     rows, tokens, classes = 2, 5, 4
-    assert gpu.products(members.model, rows, tokens, contrasts=0) == 2 * layers * LAYER * rows * tokens
+    assert products(members.model, rows, tokens, contrasts=0) == 2 * layers * LAYER * rows * tokens
     counted = []
     product = reverse._product
 
@@ -132,15 +133,15 @@ def test_the_arithmetic_is_what_the_passes_multiply(layers: int, monkeypatch: py
     contrast_jacobians(members.model, batch, range(100, 100 + classes), find_blocks(members.model, classes))
     monkeypatch.setattr(reverse, "_product", count)
     contrast_jacobians(members.model, batch, range(100, 100 + classes), find_blocks(members.model, classes))
-    both = gpu.products(members.model, rows, tokens, contrasts=classes - 1)
-    assert both - gpu.products(members.model, rows, tokens, contrasts=0) == sum(counted)
+    both = products(members.model, rows, tokens, contrasts=classes - 1)
+    assert both - products(members.model, rows, tokens, contrasts=0) == sum(counted)
 
 
 def test_weights_are_counted_as_they_are_held() -> None:
     """Codes of half a byte, a byte for 64 of them, and four for 256 of those, rounded up by matrix."""
-    size = gpu.weight_bytes(tiny().model)
+    size = weight_bytes(tiny().model)
     entries = 2 * LAYER
     assert size >= entries / 2 + entries / 64
     assert size <= entries / 2 + entries / 64 + 14 * 4
     plain = random_llama(2, device="cpu", quantization="none", shape=SHAPE)
-    assert gpu.weight_bytes(plain.model) == 2 * entries
+    assert weight_bytes(plain.model) == 2 * entries
