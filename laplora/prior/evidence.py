@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 
 import torch
 from scipy import optimize
@@ -93,6 +93,7 @@ def _rising_root(function: Callable[[float], float], low: float, high: float, ne
     Args:
         near: a guess. The root is no further from it than the function's value there.
     """
+    function = cache(function)  # the ends are evaluated here and by scipy
     if near is not None and low < near < high:
         value = function(near)
         if abs(value) <= 1e-10:
