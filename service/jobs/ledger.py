@@ -327,7 +327,7 @@ class Ledger:
             await self.on_disk(self.store.set_absent, job.number, job.absent_s)
 
     def keep_absence_soon(self, job: Job) -> None:
-        """Do so in the background."""
+        """Keep it in the background: nothing waits for it."""
         task = asyncio.create_task(self.keep_absence(job))
         self._writes.add(task)
         task.add_done_callback(self._writes.discard)
