@@ -32,7 +32,7 @@ class _Known:
     fingerprint: Fingerprint
     seen: float
     read: float
-    found: Artifact | LaploraError
+    content: Artifact | LaploraError
 
 
 class ArtifactListing:
@@ -57,14 +57,14 @@ class ArtifactListing:
         now, fingerprint, known = self._clock(), fingerprint_of(path), self._known.get(path)
         seen = known.seen if known is not None and known.fingerprint == fingerprint else now
         if known is not None and known.seen == seen and known.read - seen >= SETTLED_S:
-            return known.found
-        found: Artifact | LaploraError
+            return known.content
+        content: Artifact | LaploraError
         try:
-            found = self._read(path)
+            content = self._read(path)
         except LaploraError as error:
-            found = error
-        self._known[path] = _Known(fingerprint, seen, now, found)
-        return found
+            content = error
+        self._known[path] = _Known(fingerprint, seen, now, content)
+        return content
 
 
 def fingerprint_of(folder: Path) -> Fingerprint:

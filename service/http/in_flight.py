@@ -51,13 +51,13 @@ class SharedLimit:
         Raises:
             ClientTooManyRequestsError, TooManyRequestsError: the caller's share, or all, is taken.
         """
-        own = self._by_caller.get(caller, 0)
-        if not whole and own + more > self._client_most < self._most:
+        so_far = self._by_caller.get(caller, 0)
+        if not whole and so_far + more > self._client_most < self._most:
             raise ClientTooManyRequestsError(
-                f"you have {own} {self._what} in flight and {more} came, one caller may have {self._client_most} "
+                f"you have {so_far} {self._what} in flight and {more} came, one caller may have {self._client_most} "
                 f"({self._setting} times client_share): wait for your own answers first",
                 limit=self._client_most,
-                got=own + more,
+                got=so_far + more,
             )
         if self.total + more > self._most:
             raise TooManyRequestsError(
@@ -67,7 +67,7 @@ class SharedLimit:
                 got=self.total + more,
             )
         self.total += more
-        self._by_caller[caller] = own + more
+        self._by_caller[caller] = so_far + more
 
     def remove(self, caller: str, less: int) -> None:
         """Take so many off a caller's."""

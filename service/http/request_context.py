@@ -49,12 +49,12 @@ class RequestContext:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        asked = Headers(scope=scope)
-        token = request_id.set(_request_id(asked))
+        headers = Headers(scope=scope)
+        token = request_id.set(_request_id(headers))
         record = RequestRecord()
         if self._tracing is not None and scope["method"] == "POST" and scope["path"] in _SCORED:
             with unfailing("tracing.begin"):
-                record.trace = self._tracing.begin(f"POST {scope['path']}", asked)
+                record.trace = self._tracing.begin(f"POST {scope['path']}", headers)
         scope.setdefault("state", {})["record"] = record
         begun = time.monotonic()
         status = 0
@@ -141,5 +141,5 @@ def error_response(error: BaseException) -> JSONResponse:
 
 
 def _request_id(headers: Headers) -> str:
-    asked = headers.get("x-request-id", "")
-    return asked if _SANE_ID.fullmatch(asked) else uuid.uuid4().hex
+    sent = headers.get("x-request-id", "")
+    return sent if _SANE_ID.fullmatch(sent) else uuid.uuid4().hex

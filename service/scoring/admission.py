@@ -90,12 +90,12 @@ class Admission:
         """
         self._check_room(caller, Amount(rows=1, tokens=1, text_bytes=1))
 
-    def reserve(self, caller: str, asked: Amount, *, fewest_tokens: int = 0) -> Reservation:
+    def reserve(self, caller: str, wanted: Amount, *, fewest_tokens: int = 0) -> Reservation:
         """Return a reservation for a request.
 
         Args:
-            asked: its rows, its tokens as estimated, and its text that is to be tokenised. An estimate of more than one
-                caller may hold reserves all of that.
+            wanted: its rows, its tokens as estimated, and its text that is to be tokenised. An estimate of more than
+                one caller may hold reserves all of that.
             fewest_tokens: that it has for certain: these alone are refused for good.
 
         Raises:
@@ -103,11 +103,11 @@ class Admission:
             ClientQueueFullError: it does not fit into the caller's share now.
             QueueFullError: it does not fit into the queue now, or not into the caller's share of what others leave.
         """
-        self._check_size(asked._replace(tokens=fewest_tokens))
-        asked = asked._replace(tokens=min(asked.tokens, self._client_limits.tokens))
-        self._check_room(caller, asked)
+        self._check_size(wanted._replace(tokens=fewest_tokens))
+        wanted = wanted._replace(tokens=min(wanted.tokens, self._client_limits.tokens))
+        self._check_room(caller, wanted)
         reservation = Reservation(caller, NOTHING)
-        self._change(reservation, asked)
+        self._change(reservation, wanted)
         return reservation
 
     def correct(self, reservation: Reservation, known: Amount) -> None:
@@ -147,9 +147,9 @@ class Admission:
         if self._by_caller[caller] == NOTHING:
             del self._by_caller[caller]
 
-    def _check_size(self, asked: Amount) -> None:
+    def _check_size(self, wanted: Amount) -> None:
         for what, setting, got, limit, whole in zip(
-            _WHAT, _SETTINGS, asked, self._client_limits, self._limits, strict=True
+            _WHAT, _SETTINGS, wanted, self._client_limits, self._limits, strict=True
         ):
             if got > limit:
                 of = "" if limit == whole else f" and one caller may hold {limit} of it (client_share)"
@@ -162,19 +162,19 @@ class Admission:
 
     def _check_room(self, caller: str, more: Amount, *, let_in: bool = False) -> None:
         """Check a request's room; one that was let in already may exceed the limits by ``CORRECTION_SHARE``."""
-        own = self.held_by(caller)
+        before = self.held_by(caller)
         slack = CORRECTION_SHARE if let_in else 0.0
         for i, (what, setting) in enumerate(zip(_WHAT, _SETTINGS, strict=True)):
             if more[i] <= 0:
                 continue
-            held, limit = own[i], self._client_limits[i]
+            held, limit = before[i], self._client_limits[i]
             if self._client_share < 1 and held + more[i] > limit * (1 + slack):
                 raise ClientQueueFullError(
                     f"your requests hold {held} {what} and {more[i]} came, one caller may hold {limit} ({setting} "
                     "times client_share): wait for your own answers first",
                     limit=limit,
                     got=held + more[i],
-                    retry_after_s=self._backlog_s(own.tokens, self._share_of(caller)),
+                    retry_after_s=self._backlog_s(before.tokens, self._share_of(caller)),
                 )
             total, limit = self._total[i], self._limits[i]
             if total + more[i] > limit * (1 + slack):

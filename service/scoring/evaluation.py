@@ -47,19 +47,19 @@ def label_index(label: str, fields: Mapping[str, Any], labels: Sequence[str]) ->
     return possible.index(label)
 
 
-def method_rows(asked: str, prediction: Prediction, own_order: Prediction | None = None) -> dict[str, MethodRow]:
+def method_rows(answering: str, prediction: Prediction, own_order: Prediction | None = None) -> dict[str, MethodRow]:
     """Return one input's numbers by method; with orders averaged, ``NAME_order_average`` beside each.
 
     Args:
-        asked: the predictive that was asked for.
-        own_order: the prediction in the user's own order of the choices, where ``prediction`` averages several.
+        answering: the predictive that answers.
+        own_order: the prediction in the user's order of the choices, where ``prediction`` averages several.
     """
     if own_order is not None:
-        averaged = method_rows(asked, prediction)
-        return method_rows(asked, own_order) | {f"{name}_order_average": row for name, row in averaged.items()}
+        averaged = method_rows(answering, prediction)
+        return method_rows(answering, own_order) | {f"{name}_order_average": row for name, row in averaged.items()}
     p = prediction
     others = {name: (probs, p.calibrated_scores[name]) for name, probs in p.calibrated_probs.items()}
-    return {"map": (p.map_probs, None), asked: (p.probs, p.score), **others}
+    return {"map": (p.map_probs, None), answering: (p.probs, p.score), **others}
 
 
 def measure(

@@ -113,8 +113,8 @@ def in_turn(turns: Turns, rows_of: Mapping[str, Sequence[int]], tokens: Sequence
 
 def callers_ahead(turns: Turns, tree: Tree, seed: Request, tokens: int) -> set[str]:
     """Return the callers that have had this many tokens more, by weight, than the one whose turn it is."""
-    own = turns.start(seed.caller)
-    return {caller for caller in tree if (turns.start(caller) - own) * weight_of(caller) >= tokens}
+    seeds = turns.start(seed.caller)
+    return {caller for caller in tree if (turns.start(caller) - seeds) * weight_of(caller) >= tokens}
 
 
 def charged(

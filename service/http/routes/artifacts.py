@@ -49,7 +49,7 @@ async def list_artifacts(artifacts: ArtifactsDep) -> ArtifactsResponse:
     name = None if active is None else active.artifact.name
     known = await artifacts.known()
     return ArtifactsResponse(
-        active=name, artifacts=[_summary(found, item, place, name) for found, item, place in known]
+        active=name, artifacts=[_summary(item_name, item, place, name) for item_name, item, place in known]
     )
 
 

@@ -37,7 +37,7 @@ async def evaluate(
         def measured(scored: Scored) -> dict[str, dict[str, Any]]:
             own_order: Sequence[Prediction | None] = scored.own_order or [None] * len(labels)
             pairs = zip(scored.predictions, own_order, strict=True)
-            rows = [method_rows(plan.ask.predictive, averaged, own) for averaged, own in pairs]
+            rows = [method_rows(plan.ask.predictive, answer, in_order) for answer, in_order in pairs]
             return measure(rows, labels, class_count=predictor.class_count, how=body.options)
 
         async def work() -> tuple[Scored, dict[str, dict[str, Any]]]:

@@ -40,22 +40,22 @@ async def predict(
 
     async with planning.plan(body, ask_of) as plan:
         scored = await planning.awaited(plan, scorer.score(plan))
-        artifact, asked = plan.predictor.artifact, plan.ask.predictive
+        artifact, predictive = plan.predictor.artifact, plan.ask.predictive
         answers, target_risk = plan.predictor.decided(scored.predictions, options.target_risk)
         predictions = [
             prediction_out(i, item, prediction, options)
             for i, (item, prediction) in enumerate(zip(body.inputs, answers, strict=True))
         ]
         if feedback.on:
-            watched = f"{asked}_order_average" if options.order_average else asked
+            watched = f"{predictive}_order_average" if options.order_average else predictive
             ids = feedback.remember(plan.predictor, watched, plan.caller, answers, target_risk)
             for prediction, prediction_id in zip(predictions, ids, strict=True):
                 prediction.prediction_id = prediction_id
-        metrics.count_answers(artifact.name, asked, answers)
+        metrics.count_answers(artifact.name, predictive, answers)
         recommended = artifact.manifest.recommended
         return PredictResponse(
             artifact=artifact_ref(artifact),
-            predictive=PredictiveRef(name=asked, recommended=recommended.predictive, reason=recommended.reason),
+            predictive=PredictiveRef(name=predictive, recommended=recommended.predictive, reason=recommended.reason),
             target_risk=target_risk,
             predictions=predictions,
             timing_ms=planning.timing(plan, tokens=sum(p.tokens for p in scored.predictions)),
