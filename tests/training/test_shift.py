@@ -443,7 +443,7 @@ def test_noise_in_choices_needs_choices(tmp_path: Path, sentiment_run: FinishedR
     ("section", "message"),
     [
         ({}, "name at least one set, stranger or corruption"),
-        ({"sets": {"test": {"dataset": "arc_easy"}}}, "'test': each set and corruption needs a name of its own"),
+        ({"sets": {"test": {"dataset": "arc_easy"}}}, "'test': each set and corruption needs its name"),
         ({"sets": {"a/b": {"dataset": "arc_easy"}}}, "'a/b': each set"),
         ({"corruptions": [{"kind": "typos"}, {"kind": "typos", "severity": 0.1}]}, "'typos-0.1': each set"),
         ({"sets": {"typos-0.1": {"dataset": "arc_easy"}}, "corruptions": [{"kind": "typos"}]}, "'typos-0.1': each"),
