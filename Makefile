@@ -53,7 +53,7 @@ test: setup
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-fast: setup
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not real and not process and not gpu" --ignore tests/benchmarks $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not (real or process or gpu or slow)" --ignore tests/benchmarks $(ARGS)
 
 docs: setup
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

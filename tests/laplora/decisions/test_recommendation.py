@@ -141,6 +141,7 @@ def one_split(sharpness: float, seed: int) -> float | None:
     return float((nll_at(fit(calibration), new) - nll_at(1.0, new)).mean())
 
 
+@pytest.mark.slow
 def test_a_calibrated_model_loses_little_and_an_overconfident_one_is_not_left_alone() -> None:
     calibrated = [one_split(1.0, seed) for seed in range(60)]
     # A fitted parameter costs 1 / 2n = 0.005 nats on 100 rows, its deviation is about as much again; MAP costs none.

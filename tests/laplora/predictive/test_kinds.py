@@ -126,6 +126,7 @@ def test_disagreeing_members_spread_as_two_points_do() -> None:
     torch.testing.assert_close(got.expected_entropy, (torch.special.entr(p) + torch.special.entr(1 - p))[None])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("covariance", [False, True])
 @pytest.mark.parametrize("classes", [2, 3])
 def test_the_temperature_is_scipys_minimum(covariance: bool, classes: int) -> None:

@@ -127,6 +127,7 @@ def test_an_adapter_that_never_moved_ends_at_the_bound(problem: Problem) -> None
     assert choice.prior.precision["all"] > 1e6
 
 
+@pytest.mark.slow
 def test_validation_choice_beats_a_fine_grid() -> None:
     """No precision on a fine grid has less held-out NLL, by dense covariance and one-dimensional integrals.
 
@@ -171,6 +172,7 @@ def test_validation_choice_beats_a_fine_grid() -> None:
     assert grouped.objective >= scalar.objective - 1e-9
 
 
+@pytest.mark.slow
 def test_validation_objective_of_three_classes_is_the_held_out_nll(problem: Problem) -> None:
     one = case(problem)
     held_out = replace(tiny_task(examples=24, seed=41), label_ids=problem.task.label_ids)

@@ -158,6 +158,7 @@ def test_a_reference_known_to_be_miscalibrated_has_its_own_limit() -> None:
     assert found.ece.limit == pytest.approx(0.144 + (noise.limit - noise.mean) * math.sqrt(1 + 600 / 400))
 
 
+@pytest.mark.slow
 def test_an_evaluations_own_noise_raises_no_alert() -> None:
     """Rows that go on as the 422 of the evaluation did: their ECE is the reference's, and no sign of a change."""
     evaluated = Rows(422, seed=5)

@@ -349,6 +349,7 @@ bodies = json_values | st.fixed_dictionaries(
 
 
 # One server for all examples: a fuzzer that starts a thread per example tests mostly that.
+@pytest.mark.slow
 async def test_fuzzed_bodies_never_crash(served: Served) -> None:
     sent: list[bytes] = []
 

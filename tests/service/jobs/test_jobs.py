@@ -165,6 +165,7 @@ async def test_lines_may_end_as_files_do(served: Served) -> None:
         assert (response.status_code, response.json()["rows"]) == (202, body.count(b"}"))
 
 
+@pytest.mark.slow
 async def test_lines_are_found_however_the_bytes_come(served: Served) -> None:
     body = lines(rows(20)) + '{"text": "ça 🎬", "label": "positive"}'.encode()
 

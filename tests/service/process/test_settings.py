@@ -157,6 +157,7 @@ def test_waiting_threads_sleep_unless_the_environment_says(
     assert os.environ.get("GOMP_SPINCOUNT") == found
 
 
+@pytest.mark.slow
 def test_what_is_in_memory_is_exempt_from_collection_and_garbage_is_not() -> None:
     class Cycle:
         def __init__(self) -> None:

@@ -100,6 +100,7 @@ def test_an_idle_caller_gains_no_credit() -> None:
 lengths = st.lists(st.integers(1, BUDGET // 8), min_size=4, max_size=12)
 
 
+@pytest.mark.slow
 @given(lengths, lengths, st.sampled_from(["b", "job:b"]), st.integers(0, 2**32))
 @hypothesis_settings(max_examples=40, deadline=None)
 def test_two_greedy_callers_share_by_weight(own: list[int], others: list[int], second: str, seed: int) -> None:

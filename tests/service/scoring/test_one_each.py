@@ -101,6 +101,7 @@ async def test_errors_end_a_turn_too(threads: ThreadPoolExecutor) -> None:
             await one_each.run("a", broken)
 
 
+@pytest.mark.slow
 async def test_one_callers_evaluations_keep_no_other_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     let_go = threading.Event()
     measuring: list[int] = []

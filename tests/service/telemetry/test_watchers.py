@@ -91,6 +91,7 @@ def test_every_phase_is_told_even_where_a_gauge_fails() -> None:
     assert 'laplora_startup_phase{phase="failed"} 1.0' in generate_latest(metrics.registry).decode()
 
 
+@pytest.mark.slow
 def test_artifacts_come_and_go_while_answers_are_counted() -> None:
     """Two threads: without a lock the dictionary of series changes size while it is looked through."""
     registry = CollectorRegistry()

@@ -28,6 +28,8 @@ from training.calibration.outputs import Fitted, SplitOutputs
 from training.calibration.projected import ProjectedSplit
 from training.config import RunConfig
 
+pytestmark = pytest.mark.slow
+
 F64 = torch.float64
 ROWS = 30
 

@@ -97,6 +97,7 @@ def test_a_missing_auroc_is_a_dash() -> None:
     assert " - " in printed(given, 100)
 
 
+@pytest.mark.slow
 def test_write_report_makes_the_three_files(tmp_path: Path) -> None:
     paths = write_report(evaluations(), tmp_path / "deep" / "report", title="sst2: 120 test rows")
     assert [p.name for p in paths] == ["reliability.png", "risk_coverage.png", "results.md"]
@@ -119,6 +120,7 @@ def text_boxes(figure: Figure) -> dict[str, Bbox]:
     return boxes | {"legend": figure.legends[0].get_window_extent(renderer)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [reliability_figure, risk_coverage_figure])
 @pytest.mark.parametrize("given", [evaluations(), six_methods(), {"map": evaluations()["map"]}])
 def test_no_text_overlaps_or_leaves_the_picture(make: object, given: dict[str, Evaluation]) -> None:
