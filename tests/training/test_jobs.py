@@ -302,7 +302,8 @@ def test_squared_distances(sentiment_run: FinishedRun) -> None:
     assert len(recorded) == len(end)
     for name, value in recorded.items():
         key = f"base_model.model.{name}.weight"
-        assert value == pytest.approx(float(torch.dist(end[key].double(), start[key].double())) ** 2, rel=1e-9) > 0
+        assert value == pytest.approx(float(torch.dist(end[key].double(), start[key].double())) ** 2, rel=1e-9)
+        assert value > 0
 
 
 def test_training_that_diverges_is_an_error(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
