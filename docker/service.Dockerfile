@@ -17,7 +17,7 @@ RUN if ! command -v python3 >/dev/null; then \
 
 FROM python AS build
 # What torch is built for: 12.8 or 13.0, both in pip's own index; 12.6 or cpu, from PyTorch's index of wheels for that, as
-# PIP_EXTRA_INDEX_URL. README.md says which driver and which cards each needs.
+# PIP_EXTRA_INDEX_URL. README.md says which driver and which GPUs each needs.
 ARG CUDA=12.8
 # Not set, each of these leaves pip as the base has it configured. An index with a password is no build argument
 # (those stay in the image's history): give a whole pip.conf as --secret id=pip,src=pip.conf

@@ -192,7 +192,7 @@ def test_what_is_copied_is_in_git_and_in_the_build_context(name: str) -> None:
     "path",
     [
         *(".git/config", ".venv/bin/python", "runs/a/b", "tests/conftest.py", ".env", "artifacts/mine/manifest.json"),
-        *("laplora/__pycache__/a.pyc", "service/routes/__pycache__/x.pyc"),
+        *("laplora/__pycache__/a.pyc", "service/http/routes/__pycache__/x.pyc"),
     ],
 )
 def test_the_build_context_leaves_out_the_rest(path: str) -> None:

@@ -1,6 +1,6 @@
 """What faces a client. Start with ``routes``, one file for each group of endpoints.
 
 Around every request, outermost first: ``connections`` (uvicorn's protocol, bounded), ``headers``, ``request_context``
-(id, log, count), ``in_flight`` (places). ``body`` and ``json_parsing`` read what may be hostile. ``schemas`` is the
-contract, ``openapi`` its document.
+(id, log, count; then the keys of ``service.security``), ``in_flight`` (places). ``body`` and ``json_parsing`` read what
+may be hostile. ``error_answers`` writes what went wrong. ``schemas`` is the contract, ``openapi`` its document.
 """

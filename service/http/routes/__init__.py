@@ -1,4 +1,7 @@
 """One small function per endpoint. ``dependencies`` lists the parts that they are given.
 
+A new endpoint also needs a line in ``_ROUTERS`` of ``service.app`` and one in ``ACCESS`` of ``service.security.access``
+(CONTRIBUTING.md, "Add an endpoint").
+
 ``planning`` is what POST /predict and POST /evaluate do alike, ``answers`` how a prediction is written.
 """
