@@ -414,7 +414,7 @@ def test_sets_that_the_artifact_cannot_be_asked(tmp_path: Path, choices_run: Fin
     own = write_rows(tmp_path / "own.jsonl", choice_rows())
     message = refusal(shift_config(tmp_path, choices_run, {"sets": {"own": other_data(own)}}))
     assert "0 of its 60 test rows can be used (0 have a number of choices" in message
-    assert "60 are among its own rows" in message
+    assert "60 are among the run's rows" in message
     message = refusal(shift_config(tmp_path, choices_run, {"sets": {"none": other_data(tmp_path / "none.jsonl")}}))
     assert message.startswith("shift.sets.none: ")
 
