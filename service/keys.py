@@ -23,6 +23,8 @@ from service.security.keys_file import Key, KeysFileError, digest, new_token, re
 def _lock(path: Path) -> FileLock:
     """Return what one command at a time holds, so that each reads what the one before it wrote."""
     target = path.resolve()
+    if not target.parent.is_dir():
+        raise KeysFileError(f"keys file {path}: there is no folder {target.parent}")
     return FileLock(target.with_name(f".{target.name}.lock"), mode=0o600)
 
 

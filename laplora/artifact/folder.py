@@ -6,12 +6,13 @@ never sees half of one. It is verified against its manifest whenever it is read.
 
 from __future__ import annotations
 
-import glob
+import ctypes
 import hashlib
 import json
+import os
 import shutil
+import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,8 +35,6 @@ from laplora.files import FULL_DISK, file_sha256
 
 #: Most bytes of a manifest. It is read whole; every other file by the size that the manifest states.
 MAX_MANIFEST_BYTES = 16 * 2**20
-#: Ends the name of a folder that another one is taking the place of.
-_OLD = ".old"
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def read_artifact(path: Path) -> Artifact:
             unreadable; a link out of the folder.
     """
     while True:
-        before = _settled_identity(path)
+        before = _identity(path)
         try:
             artifact = _read_once(path)
         except ArtifactError:
@@ -91,17 +90,6 @@ def _identity(path: Path) -> tuple[int, ...] | None:
     except OSError:
         return None
     return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
-
-
-def _settled_identity(path: Path) -> tuple[int, ...] | None:
-    """Return a folder's identity, after waiting up to a second for the artifact that is taking its place."""
-    moved_aside = f".{glob.escape(path.name)}.*{_OLD}"
-    for _ in range(100):
-        identity = _identity(path)
-        if identity is not None or not any(path.parent.glob(moved_aside)):
-            break
-        time.sleep(0.01)
-    return identity
 
 
 def _read_once(path: Path) -> Artifact:
@@ -233,14 +221,31 @@ def _is_full(error: OSError | SafetensorError) -> bool:
 
 
 def _replace_folder(new: Path, target: Path) -> None:
-    """Move ``new`` to ``target``, and remove what was there before. For an instant the name is free."""
-    old = new.with_suffix(_OLD)
-    if target.exists():
-        target.rename(old)
+    """Move ``new`` to ``target``; what was there before ends up at ``new``, or is gone."""
+    if not target.exists():
+        new.rename(target)
+        return
+    if _exchange(new, target):
+        return
+    # where folders cannot change places in one step, the name is free for an instant
+    old = new.with_suffix(".old")
+    target.rename(old)
     try:
         new.rename(target)
-    except OSError:
-        if old.exists():
-            old.rename(target)
+    except BaseException:
+        old.rename(target)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two folders change places in one step, where the system can (Linux); return whether it did.
+
+    Python has no call for it, and two renames leave a moment in which a server that starts finds no artifact, and in
+    which a writer that is killed leaves the name free for good.
+    """
+    if sys.platform != "linux":
+        return False
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return renameat2 is not None and renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0

@@ -209,8 +209,8 @@ def accept_threshold(
     # count if they are mistakes, never as right answers.
     sample = answered - (counts - wrong).long()
     # The first to try must not depend on the mistakes: the fewest rows that could pass, with none among them.
-    fewest = math.ceil(math.log(1 - confidence) / math.log1p(-target_risk)) + 1
-    start = int(torch.searchsorted(answered, fewest))
+    fewest = math.log(1 - confidence) / math.log1p(-target_risk)  # infinite for the smallest risks
+    start = int(torch.searchsorted(answered, math.ceil(fewest) + 1)) if fewest < len(errors) else len(values)
     passes = special.bdtr(within.numpy(), sample.numpy(), target_risk) <= 1 - confidence
     failing = (~torch.from_numpy(passes)[start:]).nonzero()[:, 0]
     end = start + int(failing[0]) if len(failing) else len(values)

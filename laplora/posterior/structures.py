@@ -71,6 +71,8 @@ def merge_workers(first: Sums, second: Sums) -> Sums:
 
 def _added(name: str, one: Any, other: Any) -> Any:
     if isinstance(one, tuple) and name != "blocks":
+        if len(one) != len(other):
+            raise FactorizationError("curvature sums merge only with the same blocks, sketch size and seed")
         return tuple(_added(name, a, b) for a, b in zip(one, other, strict=True))
     if name == "rows" or (isinstance(one, torch.Tensor) and one.shape == other.shape):
         return one + other

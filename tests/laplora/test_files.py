@@ -12,12 +12,15 @@ from laplora.files import write_whole
 
 
 @pytest.mark.parametrize("content", ["ä\n", b"\xff"])
-def test_a_file_is_written_with_its_folder_and_permissions(tmp_path: Path, content: str | bytes) -> None:
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_a_file_is_written_with_its_folder_and_permissions(tmp_path: Path, content: str | bytes, umask: int) -> None:
     path = tmp_path / "new" / "file"
-    for mode in (0o644, 0o600):
+    before = os.umask(umask)
+    for mode in (0o666, 0o600):
         write_whole(path, content, mode=mode)
         assert path.read_bytes() == (content.encode() if isinstance(content, str) else content)
-        assert stat.S_IMODE(path.stat().st_mode) == mode
+        assert stat.S_IMODE(path.stat().st_mode) == mode & ~umask
+    os.umask(before)
     assert list(path.parent.iterdir()) == [path]
 
 

@@ -240,7 +240,12 @@ def test_a_failed_first_write_leaves_nothing(tmp_path: Path) -> None:
     assert list((tmp_path / "deep").iterdir()) == []
 
 
-def test_a_write_replaces_all_of_the_old_artifact(tmp_path: Path) -> None:
+@pytest.mark.parametrize("exchange", [True, False], ids=["exchange", "two renames"])
+def test_a_write_replaces_all_of_the_old_artifact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool
+) -> None:
+    if not exchange:
+        monkeypatch.setattr("laplora.artifact.folder._exchange", lambda *_: False)
     for content in ("one", "two"):
         with new_artifact(tmp_path / "it") as folder:
             (folder / content).write_text(content)
@@ -275,40 +280,25 @@ def test_an_empty_folder_may_become_an_artifact(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "it").iterdir()] == ["manifest.json"]
 
 
-def test_a_rename_that_fails_brings_the_old_artifact_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("failure", [OSError("disk on fire"), KeyboardInterrupt()], ids=["error", "Ctrl-C"])
+def test_a_rename_that_fails_brings_the_old_artifact_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException
+) -> None:
+    monkeypatch.setattr("laplora.artifact.folder._exchange", lambda *_: False)
     with new_artifact(tmp_path / "it") as folder:
         (folder / MANIFEST).write_text('{"format_version": 4}')
     rename = Path.rename
 
     def failing(self: Path, target: Path) -> Path:
         if self.suffix == ".partial":
-            raise OSError("disk on fire")
+            raise failure
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", failing)
-    with pytest.raises(OSError, match="disk on fire"), new_artifact(tmp_path / "it") as folder:
+    with pytest.raises(type(failure)), new_artifact(tmp_path / "it") as folder:
         (folder / "new").write_text("")
     assert [p.name for p in (tmp_path / "it").iterdir()] == [MANIFEST]
     assert leftovers(tmp_path) == []
-
-
-def test_a_reader_waits_for_the_artifact_that_takes_the_place_of_another(
-    artifact_copy: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It comes between the two renames of a writer, which goes on as soon as the reader waits."""
-    digest = read_artifact(artifact_copy).digest
-    old = artifact_copy.rename(artifact_copy.with_name(f".{artifact_copy.name}.x.old"))
-    monkeypatch.setattr("time.sleep", lambda _: old.exists() and old.rename(artifact_copy))
-    assert read_artifact(artifact_copy).digest == digest
-
-
-def test_a_reader_does_not_wait_for_ever_for_a_writer_that_was_killed(
-    artifact_copy: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    artifact_copy.rename(artifact_copy.with_name(f".{artifact_copy.name}.x.old"))
-    monkeypatch.setattr("time.sleep", lambda _: None)
-    with pytest.raises(ArtifactNotFoundError):
-        read_artifact(artifact_copy)
 
 
 def test_a_reader_sees_the_old_or_the_new_artifact(sentiment_run: FinishedRun, tmp_path: Path) -> None:

@@ -225,6 +225,8 @@ def test_the_upper_bound_needs_rows_and_the_rule_records_it() -> None:
     scores = torch.arange(46, dtype=F64)
     assert accept_threshold(scores, right, 0.05, guarantee="upper_bound") == 45.0
     assert accept_threshold(scores[:45], right[:45], 0.05, guarantee="upper_bound") is None
+    for impossible in (1e-9, 1e-20, 5e-324):  # the schema of a request takes them
+        assert accept_threshold(scores, right, impossible, guarantee="upper_bound") is None
     rule = fitted(split(300), guarantee="upper_bound", target_risk=0.3, confidence=0.8)["map"].review
     assert (rule.guarantee, rule.confidence) == ("upper_bound", 0.8)
     plain = fitted(split(300), target_risk=0.3)["map"].review

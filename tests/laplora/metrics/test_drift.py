@@ -23,8 +23,7 @@ def test_the_p_value_is_near_the_exact_one(n: int, m: int, shift: float) -> None
     drift = kolmogorov_smirnov(reference, recent)
     expected = stats.ks_2samp(reference.numpy(), recent.numpy(), method="exact")
     assert drift.gap == pytest.approx(expected.statistic, abs=1e-12)
-    # A tenth of the p-value where a decision is made, and what is negligible below.
-    assert drift.p_value == pytest.approx(expected.pvalue, rel=0.1, abs=2e-5)
+    assert drift.p_value == pytest.approx(expected.pvalue, rel=1e-9)
     assert (drift.reference_rows, drift.recent_rows) == (n, m)
 
 
@@ -34,6 +33,12 @@ def test_one_value_everywhere_is_no_drift_and_two_values_are_all_of_it() -> None
     apart = kolmogorov_smirnov(torch.zeros(40), torch.ones(90))
     assert apart.gap == 1.0
     assert apart.p_value < 1e-12
+
+
+def test_the_p_value_of_few_rows_counts_the_orders_of_the_rows() -> None:
+    """5 against 5 apart: 2 of C(10, 5) = 252 orders; 1 against 1 says nothing."""
+    assert kolmogorov_smirnov(torch.zeros(1), torch.ones(1)).p_value == 1.0
+    assert kolmogorov_smirnov(torch.arange(5.0), torch.arange(5.0) + 10).p_value == pytest.approx(2 / 252)
 
 
 def test_equal_values_make_no_false_alarm() -> None:
