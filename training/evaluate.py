@@ -32,7 +32,8 @@ from training.report.evaluation import display_name, print_table, write_report
 from training.workspace.files import write_json, write_tensors
 from training.workspace.provenance import evaluation_inputs
 from training.workspace.results import load_trained, verify_fitted
-from training.workspace.runtime import Run, batches, open_run
+from training.workspace.run import Run
+from training.workspace.runtime import batches, open_run
 from training.workspace.terminal import progress, say
 
 

@@ -30,7 +30,8 @@ from training.workspace.members import member_folder, member_steps, missing_memb
 from training.workspace.one_device import OneDeviceArguments, on_device
 from training.workspace.provenance import adapter_inputs
 from training.workspace.results import trained_as
-from training.workspace.runtime import Run, open_run
+from training.workspace.run import Run
+from training.workspace.runtime import open_run
 from training.workspace.terminal import say
 
 

@@ -40,7 +40,8 @@ from training.workspace.files import write_json
 from training.workspace.members import member_folder, member_steps
 from training.workspace.provenance import evaluation_inputs, installed_versions
 from training.workspace.results import verify_fitted
-from training.workspace.runtime import Run, open_run
+from training.workspace.run import Run
+from training.workspace.runtime import open_run
 from training.workspace.terminal import say
 
 #: How far a replayed probability may be from the recorded one. Activations in bfloat16 are rounded differently by

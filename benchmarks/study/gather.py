@@ -29,7 +29,8 @@ from training.finetune import finetune
 from training.workspace.files import write_json, write_tensors
 from training.workspace.folders import set_aside
 from training.workspace.members import member_folder, member_steps
-from training.workspace.runtime import Run, open_run
+from training.workspace.run import Run
+from training.workspace.runtime import open_run
 from training.workspace.terminal import progress, say
 
 

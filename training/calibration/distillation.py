@@ -24,7 +24,7 @@ from training.data.files import read_inputs
 from training.data.variants import variants
 from training.workspace.files import write_json, write_tensors
 from training.workspace.provenance import curvature_inputs, rows_digest
-from training.workspace.runtime import Run
+from training.workspace.run import Run
 
 #: Inputs whose passes are kept in one file: what a stopped job loses at most.
 _PART = 128

@@ -27,7 +27,7 @@ from training.config import RunConfig
 from training.workspace.files import write_json, write_tensors
 from training.workspace.members import check_kept, member_folder, member_steps
 from training.workspace.provenance import curvature_inputs, rows_digest
-from training.workspace.runtime import Run
+from training.workspace.run import Run
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from training.calibration.members import MemberFit
 from training.calibration.outputs import Fitted, SplitOutputs, split_outputs
 from training.calibration.projected import project_split
 from training.data.examples import Example
-from training.workspace.runtime import Run
+from training.workspace.run import Run
 
 #: What a method's name ends with when its orders were averaged.
 SUFFIX = "_order_average"

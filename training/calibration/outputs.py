@@ -18,7 +18,8 @@ from training.calibration.members import MemberFit, dropout_record
 from training.calibration.projected import ProjectedSplit, project_split
 from training.data.examples import Example
 from training.workspace.members import check_kept, member_folder, member_steps
-from training.workspace.runtime import Run, batches
+from training.workspace.run import Run
+from training.workspace.runtime import batches
 from training.workspace.terminal import progress
 
 

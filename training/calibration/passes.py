@@ -20,7 +20,8 @@ from laplora.posterior.passes import State
 from laplora.posterior.structures import needs_sums
 from training.workspace.files import write_tensors
 from training.workspace.provenance import curvature_inputs
-from training.workspace.runtime import Run, batches
+from training.workspace.run import Run
+from training.workspace.runtime import batches
 from training.workspace.terminal import progress
 
 #: How often a state is saved, seconds.

@@ -21,7 +21,7 @@ from laplora.prior.validation import choose_by_validation
 from training.calibration.passes import ResumablePass
 from training.calibration.projected import ProjectedSplit
 from training.config import RunConfig
-from training.workspace.runtime import Run
+from training.workspace.run import Run
 
 
 def fit_curvature(

@@ -16,7 +16,8 @@ from laplora.jacobians.states import States, StateTape, join_states
 from laplora.models.readout import label_mass
 from laplora.posterior.base import Posterior, ProjectedJacobians
 from training.data.examples import Example
-from training.workspace.runtime import Run, batches
+from training.workspace.run import Run
+from training.workspace.runtime import batches
 from training.workspace.terminal import progress
 
 

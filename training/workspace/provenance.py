@@ -12,16 +12,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 import laplora
 from laplora.models.hashes import weights_hash
 from training.data.examples import Example
-
-if TYPE_CHECKING:
-    from training.workspace.runtime import Run
+from training.workspace.run import Run
 
 #: Packages whose versions shape an artifact, beside laplora and torch.
 PACKAGES = ("transformers", "peft", "bitsandbytes", "safetensors", "tokenizers")

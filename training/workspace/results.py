@@ -8,7 +8,7 @@ from typing import Any
 from laplora.errors import ConfigError
 from laplora.models.adapters import attach_adapter
 from training.workspace.provenance import adapter_inputs, fit_inputs
-from training.workspace.runtime import Run
+from training.workspace.run import Run
 
 
 def trained_as(run: Run) -> bool:

@@ -1,85 +1,26 @@
-"""A run as every job opens it: its configuration, splits, tokenizer, device and folder."""
+"""Opening a run: its splits, tokenizer and device, and its folder claimed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
-
-import torch
-from filelock import FileLock
+from dataclasses import replace
+from typing import TypeVar
 
 from laplora.artifact.folder import check_replaceable
 from laplora.errors import ConfigError, InvalidInputError
-from laplora.models.base import BaseSpec, load_base_model, load_tokenizer, locate_base, resolve_device
-from laplora.prompts.rows import Batch, EncodedRow, collate, encode
+from laplora.models.base import load_tokenizer, locate_base, resolve_device
+from laplora.prompts.rows import EncodedRow
 from laplora.prompts.templates import render, resolve_label_tokens
 from training.config import RunConfig, config_hash_fields
 from training.config.folders import owner
-from training.data.section import Example, Splits, load_splits
+from training.data.section import Splits, load_splits
 from training.workspace.files import write_json
-from training.workspace.finite import check_finite
 from training.workspace.folders import claim, in_use, siblings, start_from
 from training.workspace.provenance import adapter_inputs
+from training.workspace.run import Run, base_spec
 from training.workspace.terminal import say
 
 Item = TypeVar("Item")
-
-
-@dataclass(frozen=True)
-class Run:
-    """A configuration with its data and tokenizer loaded.
-
-    Attributes:
-        location: folder or hub id of the base model.
-        label_ids: token id of each label.
-        lock: keeps other processes out of the run's folder while this lives.
-    """
-
-    config: RunConfig
-    splits: Splits
-    location: str
-    tokenizer: Any
-    label_ids: tuple[int, ...]
-    device: torch.device
-    lock: FileLock | None = None
-
-    @property
-    def class_count(self) -> int:
-        """Number of labels."""
-        return len(self.label_ids)
-
-    def encode(self, examples: Sequence[Example]) -> list[EncodedRow]:
-        """Return examples as token rows, cut at the run's limit."""
-        task = self.splits.task
-        rows = []
-        for example in examples:
-            prompt, count = render(task.template, example.fields, task.labels)
-            rows.append(encode(self.tokenizer, prompt, count, max_tokens=self.config.max_tokens, truncate=True))
-        return rows
-
-    def collate(self, rows: Sequence[EncodedRow]) -> Batch:
-        """Return rows as one batch on the run's device."""
-        batch = collate(rows, class_count=self.class_count, pad_token_id=self.tokenizer.pad_token_id)
-        return batch.to(self.device)
-
-    def load_base(self) -> Any:
-        """Return the base model as this run uses it.
-
-        Raises:
-            ModelError: a base that cannot be loaded or is not covered.
-            NonFiniteError: a base whose weights hold NaN or infinity.
-        """
-        spec = base_spec(self.config)
-        model = load_base_model(self.location, spec, device=self.device, dequantize=self.config.base.dequantize)
-        check_finite(model, spec.model)
-        return model
-
-
-def base_spec(config: RunConfig) -> BaseSpec:
-    """Return the configured base model."""
-    base = config.base
-    return BaseSpec(base.model, base.revision, base.quantization, base.dtype)
 
 
 def open_run(config: RunConfig) -> Run:
