@@ -320,10 +320,15 @@ class Predictor:
         Raises:
             ConfigError: a risk outside (0, 1).
         """
+        decided = list(predictions)
         if target_risk is None:
-            return list(predictions), self._thresholds(self.recommended, None).review.target_risk
-        thresholds = {name: self._thresholds(name, target_risk) for name in {p.predictive for p in predictions}}
-        return [decided_at(p, thresholds[p.predictive]) for p in predictions], target_risk
+            return decided, self._thresholds(self.recommended, None).review.target_risk
+        for name in {p.predictive for p in predictions}:
+            places = [i for i, p in enumerate(predictions) if p.predictive == name]
+            answers = decided_at([predictions[i] for i in places], self._thresholds(name, target_risk))
+            for i, answer in zip(places, answers, strict=True):
+                decided[i] = answer
+        return decided, target_risk
 
     def _thresholds(self, name: PredictiveName, target_risk: float | None) -> ModeThresholds:
         """Return a predictive's thresholds for a target risk; None: the artifact's.

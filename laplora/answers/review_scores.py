@@ -94,7 +94,8 @@ def thresholds_at(thresholds: ModeThresholds, scores: ReviewScores, target_risk:
     return thresholds.model_copy(update={"review": rule.model_copy(update={"threshold": limit})})
 
 
-def decided_at(prediction: Prediction, thresholds: ModeThresholds) -> Prediction:
-    """Return the prediction with the decision that other thresholds (``thresholds_at``) give."""
-    (decision,) = decide(thresholds, torch.tensor([prediction.score], dtype=torch.float64), [prediction.flags])
-    return replace(prediction, decision=decision)
+def decided_at(predictions: Sequence[Prediction], thresholds: ModeThresholds) -> list[Prediction]:
+    """Return predictions of one predictive with the decisions that other thresholds (``thresholds_at``) give."""
+    scores = torch.tensor([p.score for p in predictions], dtype=torch.float64)
+    decisions = decide(thresholds, scores, [p.flags for p in predictions])
+    return [replace(p, decision=decision) for p, decision in zip(predictions, decisions, strict=True)]

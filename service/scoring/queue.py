@@ -1,8 +1,10 @@
 """The queue in front of the device: which plans hold how much of it, which rows wait, and whose turn it is.
 
-One lock for all of it; no thread, and no clock: times are given. A plan enters with what its prompts are expected to
-have, puts its rows in once they are tokenised, and leaves when its future is settled or cancelled, whichever way that
-comes: its rows are gone then, and its room is given back.
+One lock for all of it; no thread, and no clock: times are given. The lock is held for moments only, as the event loop
+takes it too: a batch, which takes long to choose, is chosen without it, from a copy of what waits.
+
+A plan enters with what its prompts are expected to have, puts its rows in once they are tokenised, and leaves when its
+future is settled or cancelled, whichever way that comes: its rows are gone then, and its room is given back.
 
 Rows that ``fast`` defers are put back, in the same plan, as rows that ``laplace`` is asked for. They share batches with
 any such rows, and are patient: they take no turn of their own until they fill a batch, nothing else waits, ``PATIENCE``
@@ -67,7 +69,7 @@ def _group(predictor_id: int, ask: Ask) -> object:
 
 
 class Queue:
-    """Plans on their way to the device. Every method may be called from any thread.
+    """Plans on their way to the device. Every method may be called from any thread, ``take`` from one at a time.
 
     Args:
         limits: most that everybody together holds.
@@ -85,7 +87,7 @@ class Queue:
         self._entries: dict[Plan, _Entry] = {}
         self._waiting: dict[QueuedRow, None] = {}  # in order of arrival
         self._tokens = 0
-        self._turns = Turns()
+        self._turns = Turns()  # only ``take`` changes these two
         self._batch_number = 0
 
     @property
@@ -184,7 +186,9 @@ class Queue:
                 self._admission.regain(entry.reservation, Amount(1, queued.tokens))
 
     def take(self, now: float, token_budget: int) -> list[QueuedRow]:
-        """Return the rows of the next batch, shortest first; none where none waits. Plans past their deadline fail.
+        """Return the rows of the next batch, shortest first. Plans past their deadline fail.
+
+        There are none where none waits, or where all that were chosen left the queue meanwhile.
 
         Args:
             token_budget: most padded tokens of the batch.
@@ -193,20 +197,21 @@ class Queue:
             for plan in [plan for plan in self._entries if plan.deadline <= now]:
                 settle(plan.future, error=DeadlineError("the request's deadline passed before its answer was ready"))
             waiting = list(self._waiting)
-            if not waiting:
-                self._turns = Turns()  # nobody is kept waiting by what anybody had
-                return []
-            self._batch_number += 1
-            patient = {i for i, queued in enumerate(waiting) if queued.is_patient(self._batch_number, now)}
-            chosen, self._turns = next_batch(waiting, self._turns, token_budget=token_budget, patient=patient)
-            batch = [waiting[i] for i in chosen]
+        if not waiting:
+            self._turns = Turns()  # nobody is kept waiting by what anybody had
+            return []
+        self._batch_number += 1
+        patient = {i for i, queued in enumerate(waiting) if queued.is_patient(self._batch_number, now)}
+        chosen, self._turns = next_batch(waiting, self._turns, token_budget=token_budget, patient=patient)
+        with self.changed:
+            batch = [waiting[i] for i in chosen if waiting[i] in self._waiting]
             self._remove(batch)
             for queued in batch:
                 plan = queued.plan
                 self._admission.release(self._entries[plan].reservation, Amount(1, queued.tokens))
                 if plan.started_at is None:
                     plan.started_at = now
-            return batch
+        return batch
 
     def learn_speed(self, tokens: int, duration_s: float) -> None:
         """Take in how long the device took: what a refused caller is told to wait is worked out from it."""

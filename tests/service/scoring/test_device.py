@@ -11,6 +11,7 @@ import pytest
 from device_rig import Rig, named, rig
 from serving import FakePredictor
 
+import service.scoring.queue
 from laplora.errors import NonFiniteError
 from laplora.prompts.rows import EncodedRow
 from service.errors import (
@@ -21,6 +22,8 @@ from service.errors import (
     QueueFullError,
     UnscorableInputError,
 )
+from service.scoring.admission import Amount
+from service.scoring.batching import next_batch
 
 LONG = EncodedRow((1,) * 14, 2)
 
@@ -88,6 +91,48 @@ def test_cancelled_rows_leave_the_queue_at_once(held: Rig) -> None:
     held.predictor.released.set()
     assert named(kept) == [60]
     assert held.batches == [("laplace", [2]), ("laplace", [60])]
+
+
+def test_nothing_waits_for_the_choice_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The event loop calls all of this. Were the batch chosen under the queue's lock, this test would not end."""
+    choosing, go_on = threading.Event(), threading.Event()
+
+    def slow(*args: Any, **options: Any) -> Any:
+        choosing.set()
+        go_on.wait()
+        return next_batch(*args, **options)
+
+    with rig(limits=Amount(rows=12, tokens=64, text_bytes=1)) as held:
+        held.occupy()
+        chosen, gone = held.submit(50), held.submit(60, 61)
+        monkeypatch.setattr(service.scoring.queue, "next_batch", slow)
+        held.predictor.released.set()
+        choosing.wait()
+        try:
+            held.queue.check_room("anybody")
+            late = held.submit(70)
+            assert gone.future.cancel()
+            assert (held.queue.rows, held.queue.tokens, held.queue.held) == (2, 2, Amount(2, 2))
+        finally:
+            go_on.set()
+        assert (named(chosen), named(late)) == ([50], [70])
+        assert held.batches == [("laplace", [2]), ("laplace", [50]), ("laplace", [70])]
+        held.assert_empty()
+
+
+def test_a_choice_of_which_all_rows_left_runs_nothing(held: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def leave(*args: Any, **options: Any) -> Any:
+        gone.future.cancel()
+        return next_batch(*args, **options)
+
+    gone = held.submit(50)
+    monkeypatch.setattr(service.scoring.queue, "next_batch", leave)
+    held.predictor.released.set()
+    while not gone.future.done():
+        time.sleep(0.001)
+    monkeypatch.undo()
+    assert named(held.submit(70)) == [70]
+    assert held.batches == [("laplace", [2]), ("laplace", [70])]
 
 
 def test_cancelling_what_runs_harms_nobody() -> None:
