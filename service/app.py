@@ -14,8 +14,8 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from service.artifacts.host import ArtifactHost
-from service.artifacts.library import Library, default_library
 from service.artifacts.loading import CPU_BATCH_TOKENS
+from service.artifacts.predictors import Library, default_library
 from service.errors import TracingUnavailableError
 from service.feedback.gauges import CalibrationGauges
 from service.feedback.labels import FeedbackStore

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Literal
 from laplora.errors import ArtifactIncompatibleError, ArtifactNotFoundError, ConfigError, LaploraError
 from service.artifacts.bounded_load import BoundedLoads
 from service.artifacts.folders import artifact_folder, artifact_folders
-from service.artifacts.library import Library
 from service.artifacts.listing import ArtifactListing
 from service.artifacts.loading import Loader, check_base
+from service.artifacts.predictors import Library
 from service.artifacts.shelf import Place, Shelf
 from service.errors import ActivationRunningError, ArtifactNotLoadedError, NotReadyError
 from service.scoring.device import Device

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from laplora.errors import ArtifactError, ArtifactIncompatibleError, DownloadError, LaploraError, ModelError
-from service.artifacts.library import Library
+from service.artifacts.predictors import Library
 from service.errors import DeviceFaultError, DrainingError, LoadTimeoutError
 from service.scoring.device import Device
 from service.settings import Settings

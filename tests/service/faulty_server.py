@@ -21,7 +21,7 @@ from serving import FakePredictor, library
 
 import service.app
 from service.__main__ import leave, main
-from service.artifacts.library import Library
+from service.artifacts.predictors import Library
 
 #: Its second part stands for what a driver might repeat of an input: it must not be in the log.
 FAULT = RuntimeError("CUDA error: device-side assert triggered SECRET")

@@ -37,7 +37,7 @@ from laplora.prompts.templates import TEMPLATES, PromptTemplate, render
 from laplora.prompts.token_bounds import TokenBounds
 from service.__main__ import server_config
 from service.app import create_app
-from service.artifacts.library import Library
+from service.artifacts.predictors import Library
 from service.security.callers import caller_of
 from service.settings import Settings
 

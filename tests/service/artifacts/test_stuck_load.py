@@ -17,7 +17,7 @@ from serving import artifacts_in, code, library, settings, started
 
 from service.app import create_app
 from service.artifacts.bounded_load import BoundedLoads
-from service.artifacts.library import Library
+from service.artifacts.predictors import Library
 from service.errors import LoadStuckError, LoadTimeoutError
 
 

@@ -20,7 +20,7 @@ from laplora.errors import (
     ModelError,
 )
 from service.app import create_app
-from service.artifacts.library import Library
+from service.artifacts.predictors import Library
 
 pytestmark = pytest.mark.anyio
 

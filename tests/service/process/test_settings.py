@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from laplora.predictor import Predictor
 from service.__main__ import bound_kernel_cache, exempt_from_collection, let_waiting_threads_sleep, parse_settings
-from service.artifacts.library import default_library
+from service.artifacts.predictors import default_library
 from service.settings import Settings
 
 

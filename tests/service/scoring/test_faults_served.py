@@ -13,7 +13,7 @@ from serving import FakePredictor, Served, artifacts_in, code, library, serve, s
 
 from laplora.errors import ArtifactCorruptError
 from service.app import create_app
-from service.artifacts.library import Library
+from service.artifacts.predictors import Library
 
 FAULT = "CUDA error: device-side assert triggered"
 
