@@ -265,7 +265,7 @@ class ArtifactHost:
 
     def _read(self, name: str) -> tuple[Path, Artifact]:
         path = self.path_of(name)
-        return path, self._loader.library.read(path)
+        return path, self._loader.read(path)
 
     # The start
 
@@ -294,7 +294,7 @@ class ArtifactHost:
     def _put_first(self, path: Path, *, activate: bool) -> None:
         active = self.shelf.active
         if not activate and active is not None:
-            check_base(self._loader.library.read(path), active)
+            check_base(self._loader.read(path), active)
         predictor = self._loader.load(path, self._enter)
         gone = self.shelf.put(predictor, activate=activate)
         if gone:

@@ -33,15 +33,19 @@ GPU_BATCH_TOKENS = 2048
 class Loader:
     """Loads predictors, one at a time.
 
-    Attributes:
+    Args:
         library: how artifacts are read and loaded.
     """
 
     def __init__(self, settings: Settings, device: Device, library: Library) -> None:
-        self.library = library
+        self._calls = library
         self._settings = settings
         self._device = device
         self._base: LoadedBase | None = None
+
+    def read(self, path: Path) -> Artifact:
+        """Return the artifact in a folder, verified."""
+        return self._calls.read(path)
 
     def load(self, path: Path, enter: Callable[[Phase, str], None]) -> Predictor:
         """Return the predictor of the artifact in a folder, verified.
@@ -55,7 +59,7 @@ class Loader:
         """
         enter("loading", "loading the artifact and its base model")
         with self._device.latching_faults():
-            predictor = self.library.load(path, self._settings, lambda stage: enter("loading", stage))
+            predictor = self._calls.load(path, self._settings, lambda stage: enter("loading", stage))
         how = predictor.reverse_pass
         fields = {"artifact": predictor.artifact.name, "kind": how.kind, "reason": how.reason}
         logger.info("Jacobians are %s: %s", how.kind, how.reason, extra={"event": "reverse_pass", **fields})

@@ -21,15 +21,6 @@ from laplora.metrics.scores import evaluate_probs
 
 
 @pytest.fixture(scope="module")
-def docs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("study")
-    write_study(folder / "runs")
-    made = empty_docs(folder)
-    publish(folder / "runs", made)
-    return made
-
-
-@pytest.fixture(scope="module")
 def published(docs: Path) -> Records:
     return read_records(docs / "results")
 

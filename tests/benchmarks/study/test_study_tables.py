@@ -13,27 +13,18 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from study_pages import cells, empty_docs, page_of, section
+from study_pages import cells, page_of, section
 from synthetic_study import METHODS, TASKS, Task, write_seed, write_study
 
 from benchmarks.study.pages.plots import grid_shape, nll_figure, pooled_bins, reliability_figure, write_plots
 from benchmarks.study.pages.side_tables import over_seeds
 from benchmarks.study.pages.tables import page_tables, study_tables
-from benchmarks.study.publish import publish, score_study
+from benchmarks.study.publish import score_study
 from benchmarks.study.results.records import Tables, read_tables, tables_of
 from benchmarks.study.results.scores import outcome
 from benchmarks.study.results.targets import PLANNED_TASKS, TaskFigures, coverage_error, judge, task_figures
 from laplora.metrics.ranking import error_auroc
 from training.report.markdown import fill
-
-
-@pytest.fixture(scope="module")
-def docs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("study")
-    write_study(folder / "runs")
-    made = empty_docs(folder)
-    publish(folder / "runs", made)
-    return made
 
 
 @pytest.fixture(scope="module")

@@ -165,13 +165,13 @@ async def test_no_spelling_leaves_the_root(name: str, root: Path, monkeypatch: p
     looked: list[Path] = []
     async with serve(fake, artifacts_root=root) as served:
         host = served.state.artifacts
-        real = host._loader.library.read
+        real = host._loader._calls.read
 
         def read(path: Path) -> Any:
             looked.append(path)
             return real(path)
 
-        monkeypatch.setattr(host._loader, "library", replace(host._loader.library, read=read))
+        monkeypatch.setattr(host._loader, "_calls", replace(host._loader._calls, read=read))
         answers = [await asked(served.client, f"/artifacts/{quote(name, safe='')}/{verb}") for verb in VERBS]
         body = {"inputs": [{"text": "a"}], "artifact": name}
         answers.append(await served.client.post("/predict", json=body))

@@ -1,0 +1,21 @@
+"""The published pages of a synthetic study."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from study_pages import empty_docs
+from synthetic_study import write_study
+
+from benchmarks.study.publish import publish
+
+
+@pytest.fixture(scope="module")
+def docs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a documentation folder that a synthetic study was published to; its runs are beside it."""
+    folder = tmp_path_factory.mktemp("study")
+    write_study(folder / "runs")
+    made = empty_docs(folder)
+    publish(folder / "runs", made)
+    return made
