@@ -1,7 +1,6 @@
 """Loads that may hang: each in a thread of its own, given up after a time, its result then dropped.
 
-A thread cannot be ended. What a load that was given up holds in memory nobody can tell, so no other begins before it
-has ended: there is never more than one set of weights that the shelf does not count.
+A thread cannot be ended, and nobody can tell what memory it holds. So no load begins before one that was given up ends.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from typing import TypeVar
 
 from service.errors import LoadStuckError, LoadTimeoutError
@@ -23,18 +23,16 @@ class BoundedLoads:
     Args:
         limit_s: seconds that one may take.
         on_stuck: called with whether a load that was given up still runs, whenever that changes.
+
+    Attributes:
+        stuck: name of the artifact whose load was given up and still runs; None where there is none.
     """
 
-    def __init__(self, limit_s: float, on_stuck: Callable[[bool], None] = lambda stuck: None) -> None:
+    def __init__(self, limit_s: float, on_stuck: Callable[[bool], None]) -> None:
+        self.stuck: str | None = None
         self._limit_s = limit_s
         self._on_stuck = on_stuck
         self._lock = threading.Lock()
-        self._stuck: str | None = None
-
-    @property
-    def stuck(self) -> str | None:
-        """Name of the artifact whose load was given up and still runs; None where there is none."""
-        return self._stuck
 
     def run(self, name: str, load: Callable[[Callable[[], None]], T]) -> T:
         """Return what a load returns.
@@ -48,9 +46,9 @@ class BoundedLoads:
             LoadStuckError: an earlier one did, and still runs.
             Exception: whatever the load raises.
         """
-        if self._stuck is not None:
+        if self.stuck is not None:
             raise LoadStuckError(
-                f"the load of {self._stuck!r} was given up after {self._limit_s:g} s and still runs: restart the "
+                f"the load of {self.stuck!r} was given up after {self._limit_s:g} s and still runs: restart the "
                 "server, or wait for its end; what is loaded can be activated"
             )
         future: Future[T] = Future()
@@ -61,7 +59,7 @@ class BoundedLoads:
             with self._lock:
                 if not future.cancel():  # it ended just now, or the TimeoutError is its own
                     return future.result()
-                self._stuck = name
+                self.stuck = name
                 self._on_stuck(True)
         logger.error("a load was given up", extra={"event": "load_given_up", "artifact": name})
         raise LoadTimeoutError(
@@ -74,22 +72,15 @@ class BoundedLoads:
             if future.cancelled():
                 raise LoadTimeoutError("the load was given up")
 
-        result: list[T] = []
-        failure: BaseException | None = None
         try:
-            result.append(load(go_on))
+            settle = partial(future.set_result, load(go_on))
         except BaseException as error:
-            failure = error
+            settle = partial(future.set_exception, error)
         with self._lock:
             if not future.cancelled():
-                if failure is None:
-                    future.set_result(result[0])
-                else:
-                    future.set_exception(failure)
+                settle()
                 return
-            # Its memory goes before another load may begin.
-            result.clear()
-            failure = None
-            self._stuck = None
+            del settle  # its memory goes before another load may begin
+            self.stuck = None
             self._on_stuck(False)
         logger.warning("a load that was given up has ended", extra={"event": "load_ended_late", "artifact": name})

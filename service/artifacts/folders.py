@@ -7,32 +7,22 @@ from pathlib import Path
 MANIFEST = "manifest.json"
 
 
-def artifact_folders(root: Path) -> dict[str, Path]:
+def artifact_folders(root: Path, name: str | None = None) -> dict[str, Path]:
     """Return the artifacts' folders directly in the root, by name, sorted; none where there is no such root.
 
-    A name from a request is looked up here and never joined to a path, so that ``..``, a slash in any encoding, an
-    absolute path or a NUL is a name like any other that nothing has. A folder or a manifest that is a link out of its
-    place is left out: whoever may put a link into the root may not thereby show the rest of the disk. The files that a
-    manifest names are checked in the same way when the artifact is read. The root itself may be a link.
+    A name from a request is compared and never joined to a path, so that ``..``, a slash in any encoding, an absolute
+    path or a NUL is a name that nothing has. A folder or a manifest that is a link out of its place is left out:
+    whoever may put a link into the root may not thereby show the rest of the disk. The root itself may be a link.
+
+    Args:
+        name: of the one folder that is looked into; None: all are.
     """
     try:
-        entries = sorted(root.iterdir())
+        entries = sorted(path for path in root.iterdir() if name in (None, path.name))
     except OSError:
         return {}
     # Hidden folders are artifacts half written.
     return {path.name: path for path in entries if not path.name.startswith(".") and _is_artifact(path, root)}
-
-
-def artifact_folder(root: Path, name: str) -> Path | None:
-    """Return the artifact's folder of this name directly in the root, by the rules of ``artifact_folders``; None: none.
-
-    Only this one folder is looked into, however many the root has.
-    """
-    try:
-        path = next((path for path in root.iterdir() if path.name == name), None)
-    except OSError:
-        return None
-    return path if path is not None and not name.startswith(".") and _is_artifact(path, root) else None
 
 
 def _is_artifact(path: Path, root: Path) -> bool:

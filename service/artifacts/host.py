@@ -1,7 +1,6 @@
 """Which artifacts answer: loaded in the background, verified on the device, put on the shelf in one step.
 
-A request keeps the predictor that it has a lease on, so a change drops nothing: what was queued before it is still
-scored by the old artifact, what comes after by the new one.
+A request keeps the predictor that it has a lease on, so a change drops nothing.
 """
 
 from __future__ import annotations
@@ -14,11 +13,11 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from laplora.errors import ArtifactIncompatibleError, ArtifactNotFoundError, ConfigError, LaploraError
 from service.artifacts.bounded_load import BoundedLoads
-from service.artifacts.folders import artifact_folder, artifact_folders
+from service.artifacts.folders import artifact_folders
 from service.artifacts.listing import ArtifactListing
 from service.artifacts.loading import Loader, check_base
 from service.artifacts.predictors import Library
@@ -34,6 +33,8 @@ if TYPE_CHECKING:
     from laplora.artifact.folder import Artifact
     from laplora.predictor import Predictor
 
+#: An artifact's name, what it is, or why it cannot be served, and its place on the shelf.
+Listed = tuple[str, "Artifact | LaploraError", Place | None]
 _LOADED, _ACTIVATED, _UNLOADED = {"event": "loaded"}, {"event": "activated"}, {"event": "unloaded"}
 #: Seconds in which the disk is to say whether an artifact that is not loaded is there.
 LOOK_UP_S = 1.0
@@ -41,13 +42,7 @@ LOOK_UP_S = 1.0
 
 @dataclass(frozen=True)
 class Change:
-    """What loading or activating an artifact did.
-
-    Attributes:
-        predictor: of the artifact.
-        previous: name of the one that was active before.
-        unloaded: names of those that went to make room.
-    """
+    """What loading or activating an artifact did, with the names of who was active before and who went."""
 
     predictor: Predictor
     previous: str | None
@@ -62,6 +57,7 @@ class ArtifactHost:
         on_change: called after models came into memory or went, in the thread that saw to it.
 
     Attributes:
+        listing, shelf, loads: what the root has, what is loaded, and loads that may hang.
         stage: how far the start has come, in words.
     """
 
@@ -72,23 +68,19 @@ class ArtifactHost:
         metrics: Metrics,
         library: Library,
         threads: Threads,
-        on_failure: Callable[[Exception], None] | None = None,
-        on_change: Callable[[], None] = lambda: None,
+        on_failure: Callable[[Exception], None] | None,
+        on_change: Callable[[], None],
     ) -> None:
-        self._settings = settings
-        self._device = device
-        self._metrics = metrics
-        self._loader = Loader(settings, device, library)
-        #: One disk that does not answer keeps neither the other kind of work nor anybody else waiting.
-        self._name_threads, self._disk_threads = threads.pool("names", 1), threads.pool("disk", 1)
         self.listing = ArtifactListing(library.read)
-        self._on_failure = on_failure
-        self._on_change = on_change
-        self._changing = threading.Lock()
-        self._telling = threading.Lock()
-        self._loads = BoundedLoads(settings.load_timeout_s, metrics.set_abandoned_load)
         self.shelf = Shelf(max_artifacts=settings.max_artifacts, max_bytes=settings.max_artifact_bytes)
+        self.loads = BoundedLoads(settings.load_timeout_s, metrics.set_abandoned_load)
         self.stage = "starting"
+        self._settings, self._device, self._metrics, self._library = settings, device, metrics, library
+        self._on_failure, self._on_change = on_failure, on_change
+        self._loader = Loader(settings, device, library)
+        # One disk that does not answer keeps neither the other kind of work nor anybody else waiting.
+        self._name_threads, self._disk_threads = threads.pool("names", 1), threads.pool("disk", 1)
+        self._changing, self._telling = threading.Lock(), threading.Lock()
 
     # Which answer
 
@@ -102,19 +94,13 @@ class ArtifactHost:
         """Digests of the artifacts that are loaded."""
         return frozenset(place.predictor.artifact.digest for place in self.shelf.places)
 
-    @property
-    def stuck_load(self) -> str | None:
-        """Name of an artifact whose load was given up and still runs; None where there is none."""
-        return self._loads.stuck
-
     def require_active(self) -> Predictor:
-        """Return the predictor that answers where a request names none.
+        """Return the active predictor.
 
         Raises:
-            NotReadyError: none does yet; the message names the stage.
+            NotReadyError: there is none yet; the message names the stage.
         """
-        predictor = self.active
-        if predictor is None:
+        if (predictor := self.active) is None:
             raise NotReadyError(f"no artifact answers yet, stage: {self.stage}")
         return predictor
 
@@ -142,9 +128,7 @@ class ArtifactHost:
             yield predictor
 
     async def require_loaded(self, name: str) -> None:
-        """Return if an artifact is loaded.
-
-        Only a name that is not is looked for on the disk, and never on the event loop: the disk may not answer.
+        """Return if an artifact is loaded; look for one that is not on the disk, off the event loop.
 
         Raises:
             ArtifactNotFoundError: no artifact has that name.
@@ -163,21 +147,17 @@ class ArtifactHost:
             f"the artifact is not loaded: load it, or leave the field out for {active!r}", field="artifact"
         )
 
-    async def known(self) -> list[tuple[str, Artifact | LaploraError, Place | None]]:
-        """Return every artifact by name: those on the shelf, the active one first, then the others of the root.
-
-        The error stands in place of one that cannot be read.
-        """
+    async def known(self) -> list[Listed]:
+        """Return every artifact: those on the shelf, the active one first, then the others of the root."""
         return await asyncio.get_running_loop().run_in_executor(self._disk_threads, self._known)
 
-    def _known(self) -> list[tuple[str, Artifact | LaploraError, Place | None]]:
-        listing: list[tuple[str, Artifact | LaploraError, Place | None]] = [
-            (place.name, place.predictor.artifact, place) for place in self.shelf.places
-        ]
-        shown = {place.predictor.artifact.path.resolve() for place in self.shelf.places}
+    def _known(self) -> list[Listed]:
+        places = self.shelf.places
+        shown = {place.predictor.artifact.path.resolve() for place in places}
         folders = artifact_folders(self._settings.artifacts_root)
-        others = {name: path for name, path in folders.items() if path.resolve() not in shown}
-        return [*listing, *((name, item, None) for name, item in self.listing.read(others).items())]
+        others = self.listing.read({name: path for name, path in folders.items() if path.resolve() not in shown})
+        loaded: list[Listed] = [(place.name, place.predictor.artifact, place) for place in places]
+        return [*loaded, *((name, item, None) for name, item in others.items())]
 
     def path_of(self, name: str) -> Path:
         """Return the folder of an artifact that can be loaded by name. Looks at the disk: not for the event loop.
@@ -186,18 +166,20 @@ class ArtifactHost:
             ArtifactNotFoundError: not the name of a folder in the root.
         """
         loaded = self.shelf.find(name)
-        path = artifact_folder(self._settings.artifacts_root, name) if loaded is None else loaded.artifact.path
+        if loaded is not None:
+            return loaded.artifact.path
+        path = artifact_folders(self._settings.artifacts_root, name).get(name)
         if path is None:
             raise ArtifactNotFoundError("no artifact of this name: GET /artifacts lists them")
         return path
 
     # Changes
 
-    def change(self, name: str, how: Literal["load", "activate"]) -> Future[Change]:
+    def change(self, name: str, *, activate: bool) -> Future[Change]:
         """Return a future of an artifact of the root being loaded and verified, unless it is loaded with this content.
 
-        ``load``: it answers requests that name it. ``activate``: it answers where a request names none, and one on
-        another base model sends away every artifact on the old base. The old one answers until the new one has passed.
+        Args:
+            activate: it then answers where a request names none; on another base model it sends away those on the old.
 
         The future raises:
             NotReadyError: the first artifact still loads.
@@ -206,7 +188,7 @@ class ArtifactHost:
             LoadTimeoutError, LoadStuckError: as ``BoundedLoads.run``; ShelfFullError: as ``Shelf.put``.
             ArtifactError, ModelError, DownloadError: it cannot be served, or cannot be beside the active one.
         """
-        return in_daemon_thread("laplora-change", lambda: self._change(name, activate=how == "activate"))
+        return in_daemon_thread("laplora-change", lambda: self._change(name, activate=activate))
 
     def unload(self, name: str) -> Predictor:
         """Take an artifact off the shelf; what is under way is still answered. Return its predictor.
@@ -226,46 +208,47 @@ class ArtifactHost:
         if not self._changing.acquire(blocking=False):
             raise ActivationRunningError("another artifact is being loaded: try again later")
         try:
-            # Read again under the lock: a change may have ended since.
-            active = self.require_active()
-            previous = active.artifact.name
+            active = self.require_active()  # again, under the lock: a change may have ended since
             loaded = self.shelf.find(name)
             # Where a load is stuck, as it is in memory: looking at its files might hang as well.
-            if self._loads.stuck and activate and loaded is not None and self.shelf.activate(name):
-                self._tell(_ACTIVATED, loaded)
-                return Change(loaded, previous)
-            path, artifact = self._loads.run(name, lambda go_on: self._read(name))
+            if self.loads.stuck and activate and loaded is not None and self._activate(loaded):
+                return Change(loaded, active.artifact.name)
+            path, artifact = self.loads.run(name, lambda go_on: self._read(name))
             loaded = self.shelf.find(artifact.name)
             if loaded is not None and loaded.artifact.digest == artifact.digest:
-                if not activate or loaded is active:
-                    return Change(loaded, previous)
-                if self.shelf.activate(artifact.name):
-                    self._tell(_ACTIVATED, loaded)
-                    return Change(loaded, previous)
+                if not activate or loaded is active or self._activate(loaded):
+                    return Change(loaded, active.artifact.name)
                 # Somebody unloaded it since it was found: it is loaded again.
             elif loaded is not None and loaded.artifact.path.resolve() != path.resolve():
-                raise ArtifactIncompatibleError(
-                    f"another loaded artifact is called {artifact.name!r} as well: unload it first"
-                )
+                raise ArtifactIncompatibleError(f"another loaded artifact is called {artifact.name!r}: unload it first")
             if not activate:
                 check_base(artifact, active)
                 self.shelf.check_room()
-            candidate = self._loads.run(name, partial(self._loader.load_candidate, path))
+            candidate = self.loads.run(name, partial(self._loader.load_candidate, path))
             if not activate and candidate.base is not active.base:
-                raise ArtifactIncompatibleError(
-                    "the base model on disk is not the one in memory: activate the artifact"
-                )
-            unloaded = self.shelf.put(candidate, activate=activate)
-            self._loader.use(candidate)
-            self._tell(_ACTIVATED if activate else _LOADED, candidate)
+                raise ArtifactIncompatibleError("the base model on disk is not that in memory: activate the artifact")
+            unloaded = self._put(candidate, activate=activate)
             self._on_change()
-            return Change(candidate, previous, tuple(unloaded))
+            return Change(candidate, active.artifact.name, tuple(unloaded))
         finally:
             self._changing.release()
 
     def _read(self, name: str) -> tuple[Path, Artifact]:
         path = self.path_of(name)
-        return path, self._loader.read(path)
+        return path, self._library.read(path)
+
+    def _activate(self, loaded: Predictor) -> bool:
+        """Make a loaded artifact the active one; return whether it is still loaded."""
+        if not self.shelf.activate(loaded.artifact.name):
+            return False
+        self._tell(_ACTIVATED, loaded)
+        return True
+
+    def _put(self, predictor: Predictor, *, activate: bool) -> list[str]:
+        unloaded = self.shelf.put(predictor, activate=activate)
+        self._loader.use(predictor)
+        self._tell(_ACTIVATED if activate else _LOADED, predictor)
+        return unloaded
 
     # The start
 
@@ -294,16 +277,12 @@ class ArtifactHost:
     def _put_first(self, path: Path, *, activate: bool) -> None:
         active = self.shelf.active
         if not activate and active is not None:
-            check_base(self._loader.read(path), active)
-        predictor = self._loader.load(path, self._enter)
-        gone = self.shelf.put(predictor, activate=activate)
-        if gone:
-            raise ConfigError(f"the artifacts to start with do not fit beside each other: {gone} had to go")
-        self._loader.use(predictor)
-        self._tell(_ACTIVATED if activate else _LOADED, predictor)
+            check_base(self._library.read(path), active)
+        if unloaded := self._put(self._loader.load(path, self._enter), activate=activate):
+            raise ConfigError(f"the artifacts to start with do not fit beside each other: {unloaded} had to go")
 
     def _enter(self, phase: Phase, stage: str) -> None:
-        """Say how far the start has come: a phase of the closed list, and a stage in words."""
+        """Say how far the start has come."""
         if stage != self.stage:
             logger.info("start: %s", stage, extra={"event": "stage", "phase": phase, "stage": stage})
         self.stage = stage
@@ -316,5 +295,5 @@ class ArtifactHost:
             self._metrics.set_artifacts(
                 [(p.name, p.predictor.artifact.digest, p.predictor is active) for p in self.shelf.places]
             )
-        fields = {**what, "artifact": artifact.name, "digest": artifact.digest}
-        logger.info("artifact is %s", what["event"], extra=fields)
+        extra = {**what, "artifact": artifact.name, "digest": artifact.digest}
+        logger.info("artifact is %s", what["event"], extra=extra)

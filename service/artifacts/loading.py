@@ -1,7 +1,4 @@
-"""A predictor is loaded and verified: its golden answers are replayed, and each predictive answers a first prompt.
-
-All passes run on the device's thread, between those of requests.
-"""
+"""A predictor is loaded and verified: its golden answers are replayed, and each predictive answers a first prompt."""
 
 from __future__ import annotations
 
@@ -31,21 +28,11 @@ GPU_BATCH_TOKENS = 2048
 
 
 class Loader:
-    """Loads predictors, one at a time.
-
-    Args:
-        library: how artifacts are read and loaded.
-    """
+    """Loads predictors, one at a time; all passes run on the device's thread, between those of requests."""
 
     def __init__(self, settings: Settings, device: Device, library: Library) -> None:
-        self._calls = library
-        self._settings = settings
-        self._device = device
+        self._settings, self._device, self._library = settings, device, library
         self._base: LoadedBase | None = None
-
-    def read(self, path: Path) -> Artifact:
-        """Return the artifact in a folder, verified."""
-        return self._calls.read(path)
 
     def load(self, path: Path, enter: Callable[[Phase, str], None]) -> Predictor:
         """Return the predictor of the artifact in a folder, verified.
@@ -59,7 +46,7 @@ class Loader:
         """
         enter("loading", "loading the artifact and its base model")
         with self._device.latching_faults():
-            predictor = self._calls.load(path, self._settings, lambda stage: enter("loading", stage))
+            predictor = self._library.load(path, self._settings, lambda stage: enter("loading", stage))
         how = predictor.reverse_pass
         fields = {"artifact": predictor.artifact.name, "kind": how.kind, "reason": how.reason}
         logger.info("Jacobians are %s: %s", how.kind, how.reason, extra={"event": "reverse_pass", **fields})

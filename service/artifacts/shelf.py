@@ -1,15 +1,16 @@
-"""The loaded artifacts: how many, how large, which one answers unasked, and which requests use which. Loads nothing.
+"""The loaded artifacts: how many, how large, which one answers unasked, and which requests use which.
 
-A request holds a lease on its predictor. Taking an artifact off the shelf ends no lease: what is under way is still
-answered by it, and its memory goes with the last of them.
+Taking an artifact off the shelf ends no lease: its memory goes with the last of them.
 """
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from service.errors import ArtifactActiveError, ArtifactNotLoadedError, ShelfFullError
@@ -30,10 +31,11 @@ class Place:
     predictor: Predictor
     leases: int = 0
     used: int = 0
-    size_bytes: int = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.size_bytes = self.predictor.own_bytes
+    @cached_property
+    def size_bytes(self) -> int:
+        """What it takes of memory, its base model not counted."""
+        return self.predictor.own_bytes
 
     @property
     def name(self) -> str:
@@ -54,7 +56,7 @@ class Shelf:
         self._max_bytes = max_bytes
         self._places: dict[str, Place] = {}
         self._active: Place | None = None
-        self._uses = 0
+        self._uses = itertools.count()
         self._lock = threading.Lock()
 
     @property
@@ -87,8 +89,7 @@ class Shelf:
             if place is None:
                 raise ArtifactNotLoadedError("the artifact is not loaded: POST /artifacts/{name}/load does it")
             place.leases += 1
-            self._uses += 1
-            place.used = self._uses
+            place.used = next(self._uses)
         try:
             yield place.predictor
         finally:
@@ -109,8 +110,7 @@ class Shelf:
             gone = self._to_make_room(place, activate=activate)
             for name in gone:
                 del self._places[name]
-            self._uses += 1
-            place.used = self._uses
+            place.used = next(self._uses)
             replaced = self._places.get(place.name)
             self._places[place.name] = place
             if activate or replaced is self._active:

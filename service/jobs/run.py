@@ -161,7 +161,7 @@ class Run:
                 await asyncio.wait({before})
             await self._keep(chunk, scored, bad, begun)
         except Exception as error:
-            if self.means.scorer.health.fault is None:
+            if self.means.scorer.device.health.fault is None:
                 await self.means.ledger.not_begun(self.job, chunk)
             if task in self.chunks:
                 # Those read after this one begin where it ended: they are read anew.

@@ -92,7 +92,7 @@ class Runner:
         await cancelled({task for run in runs for task in run.tasks})
         for run in runs:
             await run.requeue()
-        if runs and self._scorer.health.fault is None:
+        if runs and self._scorer.device.health.fault is None:
             await self._ledger.none_begun([run.job for run in runs])
 
     async def _begin_chunks(self) -> None:
@@ -163,4 +163,4 @@ class Runner:
 
     def _batch_rows(self, job: Job) -> int:
         tokens_each = max(1.0, job.about.tokens / job.about.rows)
-        return max(1, math.floor(_CHUNK_BATCHES * self._scorer.batch_tokens / tokens_each))
+        return max(1, math.floor(_CHUNK_BATCHES * self._scorer.device.token_budget / tokens_each))

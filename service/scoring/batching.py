@@ -1,10 +1,8 @@
 """Which waiting rows go to the device together. Pure: no clock, no lock, no thread.
 
 Whose turn it is (``service.scoring.fairness``) decides on one row, the oldest of a request. A padded batch costs (rows)
-x (longest row) tokens, so the rest are the rows of like length that can run with it, whoever sent them. The more of the
-queue these may come from, the less is padding, and the longer a row of a rare length waits. So they come from the rows
-whose turns are next (``WINDOW_BATCHES``), of callers that have had no more than a batch beyond their part; in room that
-these cannot use, from all rows of those callers; then, in the same way, from the other callers'.
+x (longest row) tokens, so the rest are rows of like length, whoever sent them. The more of the queue these may come
+from, the less is padding, and the longer a row of a rare length waits. So they come in tiers: see ``_tiers``.
 """
 
 from __future__ import annotations
@@ -22,12 +20,7 @@ WINDOW_SHARE = 1 / 4
 
 @dataclass(frozen=True, eq=False)
 class Waiting:
-    """One row as the batch former sees it.
-
-    Attributes:
-        tokens: its length, without padding.
-        request: whose rows it came with.
-    """
+    """One row as the batch former sees it: its tokens without padding, and the request that it came with."""
 
     tokens: int
     request: Request
@@ -53,12 +46,13 @@ def next_batch(
     ahead = callers_ahead(turns, tree, turn, token_budget)
     tiers = _tiers(waiting, turns, turn.group, ahead, token_budget)
     batch = form_batch(waiting, seed=rows_of[turn][0], token_budget=token_budget, tiers=tiers)
-    taken = Counter(waiting[i].request for i in batch)
-    tokens = dict.fromkeys(taken, 0)
+    rows, tokens = Counter[Request](), Counter[Request]()
     for i in batch:
+        rows[waiting[i].request] += 1
         tokens[waiting[i].request] += waiting[i].tokens
-    gone = {request for request, count in taken.items() if count == len(rows_of[request])}
-    return batch, charged(turns, tree, tokens, gone, batch_tokens=token_budget)
+    gone = {request for request, count in rows.items() if count == len(rows_of[request])}
+    batch_tokens = max(token_budget, tokens.total())
+    return batch, charged(turns, tree, tokens.items(), gone, batch_tokens=batch_tokens)
 
 
 def _tiers(
@@ -94,21 +88,18 @@ def _first(order: Iterable[int], lengths: Sequence[int], tokens: float) -> set[i
 
 
 def _asking(
-    waiting: Sequence[Waiting],
-    rows_of: Mapping[Request, Sequence[int]],
-    patient: Collection[int],
-    token_budget: int,
+    waiting: Sequence[Waiting], rows_of: Mapping[Request, Sequence[int]], patient: Collection[int], token_budget: int
 ) -> list[Request]:
     """Return the requests that ask for a turn, in order of arrival; all of them where each is patient."""
-    tokens: dict[Hashable, int] = {}
-    patient_rows: dict[Request, int] = {}
-    for i, row in enumerate(waiting):
-        group = row.request.group
-        tokens[group] = tokens.get(group, 0) + row.tokens
-        if i in patient:
-            patient_rows[row.request] = patient_rows.get(row.request, 0) + 1
-    full = {group for group, count in tokens.items() if count >= token_budget}
-    asking = [r for r, rows in rows_of.items() if len(rows) > patient_rows.get(r, 0) or r.group in full]
+    tokens = Counter[Hashable]()
+    for row in waiting:
+        tokens[row.request.group] += row.tokens
+    patient_rows = Counter(waiting[i].request for i in patient)
+    asking = [
+        request
+        for request, rows in rows_of.items()
+        if len(rows) > patient_rows[request] or tokens[request.group] >= token_budget
+    ]
     return asking or list(rows_of)
 
 
@@ -117,48 +108,33 @@ def form_batch(
 ) -> list[int]:
     """Return the positions in ``waiting`` of the batch around one row, shortest row first.
 
+    The batch takes the rows of the seed's group that are nearest to it in length, rows of one length in order of
+    arrival, for as long as the padded size fits.
+
     Args:
         waiting: rows in order of arrival.
         seed: position of the row that goes in any case, even where it alone is over the budget.
         token_budget: most padded tokens of a batch: rows times the longest row.
         tiers: positions of rows; those of a later tier take the room that the earlier ones leave, and rows of none the
             room that is left then.
-
-    The batch grows from the seed towards whichever row of its group is nearer in length, for as long as the padded
-    size fits; rows of one length in order of arrival.
     """
     group, length = waiting[seed].request.group, waiting[seed].tokens
     candidates_of: list[list[int]] = [[] for _ in range(len(tiers) + 1)]
     for i, row in enumerate(waiting):
         if i != seed and row.request.group == group:
             candidates_of[next((k for k, tier in enumerate(tiers) if i in tier), len(tiers))].append(i)
+
+    def distance(i: int) -> tuple[int, bool]:
+        return abs(waiting[i].tokens - length), waiting[i].tokens < length
+
     batch, longest = [seed], length
     for candidates in candidates_of:
-        below = sorted((i for i in candidates if waiting[i].tokens < length), key=lambda i: -waiting[i].tokens)
-        above = sorted((i for i in candidates if waiting[i].tokens >= length), key=lambda i: waiting[i].tokens)
-        down = up = 0
-        while True:
-            room = token_budget // (len(batch) + 1)  # for the longest row
-            shorter = length - waiting[below[down]].tokens if down < len(below) and longest <= room else None
-            longer = waiting[above[up]].tokens - length if up < len(above) else None
-            if longer is not None and max(longest, length + longer) > room:
-                longer = None
-            if longer is not None and (shorter is None or longer <= shorter):
-                batch.append(above[up])
-                longest = max(longest, length + longer)
-                up += 1
-            elif shorter is not None:
-                batch.append(below[down])
-                down += 1
-            else:
-                break
+        for i in sorted(candidates, key=distance):
+            longer = max(longest, waiting[i].tokens)
+            if longer * (len(batch) + 1) <= token_budget:
+                batch.append(i)
+                longest = longer
     return sorted(batch, key=lambda i: (waiting[i].tokens, i))
-
-
-def halves(size: int) -> list[range]:
-    """Return the two ranges that split ``size`` positions in the middle, for a retry after a failure."""
-    middle = size // 2
-    return [range(middle), range(middle, size)]
 
 
 def padded_tokens(lengths: Sequence[int]) -> int:

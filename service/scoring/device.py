@@ -1,13 +1,12 @@
 """The device's one thread: runs the queue's batches, one after another. Knows no HTTP.
 
-Whenever the device is idle and rows wait, the thread takes the best batch of all of them, whichever plans they came
-from, and runs it; it never waits for more. A batch that fails is tried again in halves until the row at fault is alone.
+Whenever the device is idle and rows wait, the thread takes the best batch of all of them, and runs it; it never waits
+for more. A batch that fails is tried again in halves until the row at fault is alone.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import sys
 import threading
 import time
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from laplora.errors import NonFiniteError
 from service.errors import DeviceFaultError, DeviceMemoryError, DrainingError, UnscorableInputError
-from service.scoring.batching import halves, padded_tokens
+from service.scoring.batching import padded_tokens
 from service.scoring.device_faults import DeviceHealth, DeviceHungError, is_device_fault, is_out_of_memory
 from service.scoring.queue import Queue, QueuedRow
 from service.telemetry.batch_report import BatchOutcome, BatchReport
@@ -50,17 +49,17 @@ class Device:
         on_batch: Sequence[Callable[[BatchReport], None]] = (),
         health: DeviceHealth | None = None,
     ) -> None:
-        self.health = health or DeviceHealth(stall_s=math.inf)
+        self.health = health or DeviceHealth()
         self.token_budget = token_budget
         self._queue = queue
         self._on_batch = on_batch
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._stopped = False
-        self._thread: threading.Thread | None = None
+        # A daemon: a batch that never ends cannot hold up the process's exit.
+        self._thread = threading.Thread(target=self._run, name="laplora-device", daemon=True)
 
     def start(self) -> None:
-        """Start the thread. It is a daemon: a batch that never ends cannot hold up the process's exit."""
-        self._thread = threading.Thread(target=self._run, name="laplora-device", daemon=True)
+        """Start the thread."""
         self._thread.start()
 
     def require_open(self) -> None:
@@ -91,7 +90,7 @@ class Device:
     def stop(self, *, join_timeout_s: float = 0.0) -> None:
         """Fail what still waits with :class:`DrainingError` and end the thread after its current batch."""
         self._end(DrainingError("the server stopped before this request was answered"))
-        if self._thread is not None and join_timeout_s > 0:
+        if join_timeout_s > 0:
             self._thread.join(join_timeout_s)
 
     @contextmanager
@@ -111,8 +110,8 @@ class Device:
     def end_if_hung(self) -> None:
         """End the device as after a fault, if its present run has taken more than the health's ``hang_s``."""
         if self.health.hung:
-            thread = None if self._thread is None else sys._current_frames().get(self._thread.ident or 0)
-            self._fail(DeviceHungError("a run of the device does not end"), traceback.extract_stack(thread))
+            frame = sys._current_frames().get(self._thread.ident or 0)
+            self._fail(DeviceHungError("a run of the device does not end"), traceback.extract_stack(frame))
 
     def _fail(self, error: BaseException, frames: traceback.StackSummary | None = None) -> DeviceFaultError:
         fault = self.health.latch(error, frames)
@@ -151,10 +150,8 @@ class Device:
                 self._queue.changed.wait_for(lambda: self._stopped or self._calls or self._queue.rows)
 
     def _run_call(self, function: Callable[[], Any], future: Future[Any]) -> None:
-        if not future.set_running_or_notify_cancel():
-            return
         try:
-            with self.health.running(), self.latching_faults():
+            with self._running():
                 result = function()
         except Exception as error:
             settle(future, error=error)
@@ -164,6 +161,11 @@ class Device:
         else:
             settle(future, result=result)
 
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        with self.health.running(), self.latching_faults():
+            yield
+
     def _score(self, batch: list[QueuedRow]) -> None:
         """Run rows of one predictor, asked alike; on failure retry in halves until the row at fault is alone."""
         batch = [queued for queued in batch if not queued.plan.future.done()]
@@ -172,7 +174,7 @@ class Device:
         begun = time.monotonic()
         failure: Exception | None = None
         try:
-            with self.health.running(), self.latching_faults():
+            with self._running():
                 predictions, deferred = _predict(batch)
             if len(predictions) != len(batch):
                 raise RuntimeError(f"the predictor gave {len(predictions)} answers for {len(batch)} rows")
@@ -182,10 +184,8 @@ class Device:
         self._report(batch, begun, finished - begun, failure)
         if failure is None:
             self._queue.put_back(batch[i] for i in deferred)
-            again = set(deferred)
-            for i, (queued, prediction) in enumerate(zip(batch, predictions, strict=True)):
-                if i not in again:
-                    queued.plan.deliver(queued.index, prediction, finished)
+            for i in set(range(len(batch))).difference(deferred):
+                batch[i].plan.deliver(batch[i].index, predictions[i], finished)
             return
         if isinstance(failure, DeviceFaultError):
             return  # everybody has that answer already, and no retry could have another
@@ -196,12 +196,12 @@ class Device:
         # The traceback holds the failed run's tensors: let go of them before the retry needs the memory.
         failure.with_traceback(None)
         if is_out_of_memory(failure):
-            # It waits for the device, as a run does, and may meet a fault or hang as one.
-            with self.health.running(), self.latching_faults():
+            with self._running():  # it waits for the device, as a run does, and may meet a fault or hang as one
                 _release_device_memory()
         failure = None
-        for half in halves(len(batch)):
-            self._score([batch[i] for i in half])
+        middle = len(batch) // 2
+        for half in (batch[:middle], batch[middle:]):
+            self._score(half)
 
     def _report(self, batch: list[QueuedRow], begun: float, duration_s: float, failure: Exception | None) -> None:
         lengths = [queued.tokens for queued in batch]
@@ -213,7 +213,6 @@ class Device:
         elif duration_s > 0:
             self._queue.learn_speed(sum(lengths), duration_s)
         plans = dict.fromkeys(queued.plan for queued in batch)
-        traces = tuple(plan.record.trace for plan in plans if plan.record.trace is not None)
         report = BatchReport(
             predictive=batch[0].ask.predictive,
             rows=len(batch),
@@ -222,7 +221,7 @@ class Device:
             duration_s=duration_s,
             outcome=outcome,
             begun=begun,
-            traces=traces,
+            traces=tuple(plan.record.trace for plan in plans if plan.record.trace is not None),
         )
         for watcher in self._on_batch:
             with unfailing(getattr(watcher, "__qualname__", "on_batch")):

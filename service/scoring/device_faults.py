@@ -1,8 +1,7 @@
 """Errors of the device: out of memory, which passes, and faults, after which it answers nothing any more.
 
-After a CUDA fault every later call of the process fails, whoever makes it. So :class:`DeviceHealth` latches: only a new
-process clears it. ``service.__main__`` sees the latch and leaves with ``ExitStatus.DEVICE_FAULT`` once what is open has
-its answer. A run that does not end for ``hang_s`` counts as a fault too.
+After a CUDA fault every later call of the process fails. So :class:`DeviceHealth` latches: ``service.__main__`` sees it
+and leaves with ``ExitStatus.DEVICE_FAULT`` once what is open has its answer.
 """
 
 from __future__ import annotations
@@ -51,19 +50,18 @@ def is_device_fault(error: BaseException) -> bool:
     Out of memory is none, nor is a call that the device refused without harm. An error of the device that this does
     not know is one: a new process costs seconds, a lost context every answer from then on.
     """
-    # Errors can be chained in a circle.
-    seen: set[int] = set()
+    seen: list[BaseException] = []
     cause: BaseException | None = error
-    while cause is not None and id(cause) not in seen:
-        seen.add(id(cause))
+    while cause is not None and cause not in seen:  # errors can be chained in a circle
         if _is_fault(cause):
             return True
+        seen.append(cause)
         cause = cause.__cause__ or cause.__context__
     return False
 
 
 def _is_fault(error: BaseException) -> bool:
-    # By name and text, as torch is not imported here, and older versions raise a plain RuntimeError.
+    # By name and text: torch is not imported here, and older versions raise a plain RuntimeError.
     if not isinstance(error, RuntimeError) or is_out_of_memory(error):
         return False
     text = str(error)
@@ -89,22 +87,20 @@ class DeviceHealth:
         stall_s: seconds after which a run that has not ended counts as stalled.
         hang_s: seconds after which it is taken never to end.
         on_fault: called once, in the thread that met the fault.
+
+    Attributes:
+        fault: name of the exception's type that latched it; None as long as the device is well.
     """
 
     def __init__(
-        self, *, stall_s: float, hang_s: float = math.inf, on_fault: Callable[[], None] = lambda: None
+        self, *, stall_s: float = math.inf, hang_s: float = math.inf, on_fault: Callable[[], None] = lambda: None
     ) -> None:
+        self.fault: str | None = None
         self._stall_s = stall_s
         self._hang_s = hang_s
         self._on_fault = on_fault
         self._latching = threading.Lock()
-        self._fault: str | None = None
         self._run_began: float | None = None
-
-    @property
-    def fault(self) -> str | None:
-        """Name of the exception's type that latched it; None as long as the device is well."""
-        return self._fault
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -121,23 +117,21 @@ class DeviceHealth:
         return self._run_took_more_than(self._hang_s)
 
     def latch(self, error: BaseException, where: traceback.StackSummary | None = None) -> DeviceFaultError:
-        """Record a fault for good, log it, and return what requests are answered with from now on.
-
-        Only the first fault counts: what follows from a lost context says nothing new.
+        """Record the first fault for good, log it, and return what requests are answered with from now on.
 
         Args:
             where: the frames to log; None: the error's own.
         """
         with self._latching:
-            first = self._fault is None
-            self._fault = self._fault or type(error).__name__
+            first = self.fault is None
+            self.fault = self.fault or type(error).__name__
         if first:
             # By its type and frames: its text may hold a client's.
-            where = traceback.extract_tb(error.__traceback__) if where is None else where
+            where = where or traceback.extract_tb(error.__traceback__)
             frames = [f"{f.filename}:{f.lineno} {f.name}" for f in where]
             _log.critical(
                 "the device failed, the process leaves",
-                extra={"event": "device_fault", "error": self._fault, "frames": frames},
+                extra={"event": "device_fault", "error": self.fault, "frames": frames},
             )
             with unfailing("on_fault"):
                 self._on_fault()
@@ -149,7 +143,7 @@ class DeviceHealth:
         Raises:
             DeviceFaultError: it has, for good.
         """
-        if self._fault is not None:
+        if self.fault is not None:
             raise self._fault_error()
 
     def require_responsive(self) -> None:
@@ -168,4 +162,4 @@ class DeviceHealth:
         return began is not None and time.monotonic() - began > seconds
 
     def _fault_error(self) -> DeviceFaultError:
-        return DeviceFaultError(f"the device failed ({self._fault}) and the server starts anew: try again then")
+        return DeviceFaultError(f"the device failed ({self.fault}) and the server starts anew: try again then")

@@ -1,7 +1,4 @@
-"""From predictions and true labels to the metrics of every predictive. Shared by POST /evaluate and its jobs.
-
-Each input becomes one :data:`MethodRow` per method: all that its metrics need, plain numbers that can be kept.
-"""
+"""From predictions and true labels to the metrics of every predictive, for POST /evaluate and its jobs."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ if TYPE_CHECKING:
 
     from laplora.answers.prediction import Prediction
 
-#: An input's probabilities under one method, and the score that ranks its mistakes: None for the entropy of them.
+#: An input's probabilities under one method, and the score that ranks its mistakes; None: their entropy.
 MethodRow = tuple[Sequence[float], float | None]
 
 
@@ -28,11 +25,7 @@ class HowMeasured(Protocol):
 
 
 def label_index(label: str, fields: Mapping[str, Any], labels: Sequence[str]) -> int:
-    """Return the position of an input's true label among the labels it can take.
-
-    Args:
-        fields: the input's fields of the template.
-        labels: the artifact's.
+    """Return the position of an input's true label among the artifact's ``labels`` that it can take.
 
     Raises:
         InvalidInputError: the label is not one of them.
@@ -40,19 +33,15 @@ def label_index(label: str, fields: Mapping[str, Any], labels: Sequence[str]) ->
     choices = fields.get("choices")
     possible = list(labels[: len(choices)] if isinstance(choices, list) else labels)
     if label not in possible:
-        raise InvalidInputError(
-            f"the label must be one of {possible}, the artifact's label words",
-            field="label",
-        )
+        raise InvalidInputError(f"the label must be one of {possible}, the artifact's label words", field="label")
     return possible.index(label)
 
 
 def method_rows(answering: str, prediction: Prediction, own_order: Prediction | None = None) -> dict[str, MethodRow]:
-    """Return one input's numbers by method; with orders averaged, ``NAME_order_average`` beside each.
+    """Return one input's numbers by method, ``answering`` the predictive that answers.
 
-    Args:
-        answering: the predictive that answers.
-        own_order: the prediction in the user's order of the choices, where ``prediction`` averages several.
+    Where ``prediction`` averages several orders of the choices, ``own_order`` is the one in the user's order, and
+    ``NAME_order_average`` comes beside each method.
     """
     if own_order is not None:
         averaged = method_rows(answering, prediction)
@@ -65,15 +54,7 @@ def method_rows(answering: str, prediction: Prediction, own_order: Prediction | 
 def measure(
     rows: Sequence[Mapping[str, MethodRow]], labels: Sequence[int], *, class_count: int, how: HowMeasured
 ) -> dict[str, dict[str, Any]]:
-    """Return the metrics of every method, by name, as ``measure_method`` does.
-
-    Args:
-        rows: at least one, all with the same methods.
-        labels: the true label's position, per row.
-
-    Raises:
-        NonFiniteError: a number that is not finite.
-    """
+    """Return the metrics of every method, by name, as ``measure_method`` does; all rows have the same methods."""
     return {
         name: measure_method([row[name] for row in rows], labels, class_count=class_count, how=how) for name in rows[0]
     }
@@ -82,7 +63,15 @@ def measure(
 def measure_method(
     rows: Sequence[MethodRow], labels: Sequence[int], *, class_count: int, how: HowMeasured
 ) -> dict[str, Any]:
-    """Return one method's metrics as JSON values; it ranks its mistakes by its score. Arguments as of ``measure``."""
+    """Return one method's metrics as JSON values; it ranks its mistakes by its score.
+
+    Args:
+        rows: at least one.
+        labels: the true label's position, per row.
+
+    Raises:
+        NonFiniteError: a number that is not finite.
+    """
     import torch
 
     from laplora.metrics.scores import evaluate_probs

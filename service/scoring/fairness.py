@@ -1,14 +1,12 @@
 """Whose turn it is: fair queueing across callers, across the kinds of answer one caller asks for, across its requests.
 
-One rule at each of the three levels. Everybody there is given tokens, and has a virtual time: tokens given over weight.
-Next is who has the least; among equals, whose oldest row came first. A clock runs with what is given on average, over
-all that wait by weight; who comes back, or is new, starts at the clock: nobody saves up credit while away, and whoever
-keeps waiting is reached by the clock, however many newcomers there are. Everybody in a batch is charged for its rows,
-the one whose turn it was and those whose rows filled it; the lead that this can give has a bound (``MOST_AHEAD``), so
-that room which nobody else could use is not held against its user for long.
+The same rule at each of the three levels. A member's virtual time is the tokens that it was given over its weight. Next
+is who has the least; among equals, whose oldest row came first. A clock runs with what is given on average. Who is new
+or comes back starts at the clock: nobody saves up credit while away. Everybody in a batch is charged for its rows, at
+most ``MOST_AHEAD`` batches ahead of the clock.
 
-This is start-time fair queueing (Goyal, Vin, Cheng, SIGCOMM 1996) with the clock of weighted fair queueing (Demers,
-Keshav, Shenker, SIGCOMM 1989) for those who arrive. Pure: no clock of the wall, no lock, no thread.
+Start-time fair queueing (Goyal, Vin, Cheng, SIGCOMM 1996) with the clock of weighted fair queueing (Demers, Keshav,
+Shenker, SIGCOMM 1989) for those who arrive. Pure: no clock of the wall, no lock, no thread.
 """
 
 from __future__ import annotations
@@ -32,12 +30,7 @@ def weight_of(caller: str) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """Rows that one caller asked for at once; each object is a request of its own.
-
-    Attributes:
-        caller: who asks.
-        group: rows of different groups never share a batch (the artifact and what is asked).
-    """
+    """Rows that one caller asked for at once; rows of different groups never share a batch."""
 
     caller: str
     group: Hashable
@@ -48,8 +41,7 @@ class Turns:
     """What one level remembers between two batches.
 
     Attributes:
-        clock: virtual time at which the last batch was taken.
-        coming: the clock once that batch's tokens are counted.
+        clock: virtual time at which the last batch was taken; ``coming``: once that batch's tokens are counted.
         given: virtual time of each that waited then or is ahead of the clock.
         waiting: those that still waited after it.
         inner: the level below, by member.
@@ -73,11 +65,7 @@ Tree = dict[Any, Any]
 
 
 def tree_of(requests: Iterable[Request]) -> Tree:
-    """Return requests with a waiting row by caller and group.
-
-    Args:
-        requests: the one with the oldest row first.
-    """
+    """Return requests with a waiting row, the one with the oldest row first, by caller and group."""
     tree: Tree = {}
     for request in requests:
         tree.setdefault(request.caller, {}).setdefault(request.group, {})[request] = {}
@@ -118,7 +106,13 @@ def callers_ahead(turns: Turns, tree: Tree, seed: Request, tokens: int) -> set[s
 
 
 def charged(
-    turns: Turns, tree: Tree, tokens: Mapping[Request, int], gone: Collection[Request], *, batch_tokens: int
+    turns: Turns,
+    tree: Tree,
+    tokens: Collection[tuple[Request, int]],
+    gone: Collection[Request],
+    *,
+    batch_tokens: int,
+    level: int = 0,
 ) -> Turns:
     """Return the turns after a batch.
 
@@ -126,20 +120,9 @@ def charged(
         tree: what had a waiting row before it.
         tokens: what of each request is in the batch.
         gone: requests that have no row left.
-        batch_tokens: of a full batch; what anybody is charged ahead is measured in it.
+        batch_tokens: of this batch or a full one, whichever has more; ``MOST_AHEAD`` is measured in it.
+        level: 0 where the members of the tree are callers, 1 groups, 2 requests.
     """
-    most = MOST_AHEAD * max(batch_tokens, sum(tokens.values()))
-    return _charged(turns, tree, list(tokens.items()), gone, most, 0)
-
-
-def _charged(
-    turns: Turns,
-    tree: Tree,
-    tokens: Sequence[tuple[Request, int]],
-    gone: Collection[Request],
-    most: int,
-    level: int,
-) -> Turns:
     # Everything here is one pass over the members, for there may be thousands, or over the batch.
     starts = {member: turns.start(member) for member in tree}
     clock = max(turns.coming, min(starts.values()))
@@ -148,14 +131,15 @@ def _charged(
     waiting = set(tree)
     parts: dict[Any, list[tuple[Request, int]]] = {}
     for request, count in tokens:
-        member = request.caller if level == 0 else request.group if level == 1 else request
+        member = (request.caller, request.group, request)[level]
         parts.setdefault(member, []).append((request, count))
     for member, part in parts.items():
         start, weight = starts[member], weight_of(member) if level == 0 else 1.0
-        cost = sum(count for _, count in part)
-        given[member] = max(start, min(start + cost / weight, clock + most / weight))
+        end = start + sum(count for _, count in part) / weight
+        given[member] = max(start, min(end, clock + MOST_AHEAD * batch_tokens / weight))
         if tree[member]:
-            inner[member] = _charged(inner.get(member, Turns()), tree[member], part, gone, most, level + 1)
+            below = inner.get(member, Turns())
+            inner[member] = charged(below, tree[member], part, gone, batch_tokens=batch_tokens, level=level + 1)
         if not inner[member].waiting if tree[member] else member in gone:
             waiting.remove(member)
     kept = {member: time for member, time in given.items() if time > clock or member in waiting}

@@ -24,8 +24,7 @@ class Ask:
     """What is wanted of a request's rows; only rows of one kind share a batch.
 
     Attributes:
-        predictive: name of the one that answers.
-        also: names of those whose probabilities are wanted beside the answer.
+        predictive: the one that answers; ``also``: those whose probabilities are wanted beside the answer.
         target_risk: that decisions will be made for, where the answer depends on it; None: the artifact's.
     """
 
@@ -36,7 +35,7 @@ class Ask:
 
 @dataclass(eq=False)
 class Plan:
-    """One request for predictions, of an endpoint or of a job.
+    """One request for predictions, of an endpoint or of a job. Times are ``time.monotonic`` seconds.
 
     Attributes:
         predictor: of the artifact; whoever makes the plan holds a lease on it until the plan has its answer.
@@ -44,14 +43,13 @@ class Plan:
         caller: name of who asks; a caller's plans share its part of the queue.
         truncate: whether prompts that are too long are cut.
         order_average: whether each input is asked in several orders of its choices, each a row.
-        begun, deadline: ``time.monotonic`` seconds at which the request began, and at which rows that still wait are
-            dropped.
+        begun, deadline: when the request began, and when rows that still wait are dropped.
         record: where the stages are noted.
         rows: one a prompt, once they are tokenised; ``owners`` the number of each row's input.
         future: holds one prediction for each row, or the first row's failure.
         predictions: those that are there, by row.
-        entered_at, queued_at, started_at, finished_at: ``time.monotonic`` seconds at which it had room in the queue,
-            its rows were tokenised, the first was on the device, and the last was answered; None before.
+        entered_at, queued_at, started_at, finished_at: when it had room in the queue, its rows were tokenised, the
+            first was on the device, and the last was answered; None before.
     """
 
     predictor: Predictor
@@ -90,10 +88,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Scored:
-    """A plan's predictions, in the order of its inputs.
-
-    ``own_order`` holds, where several orders were averaged, the predictions in the user's order alone.
-    """
+    """A plan's predictions, in the order of its inputs; ``own_order``: in the user's order alone, where averaged."""
 
     predictions: list[Prediction]
     own_order: list[Prediction] | None = None
@@ -118,12 +113,9 @@ def choose_ask(
 ) -> Ask:
     """Return which predictive answers a request, and whether the posterior is looked at beside it.
 
-    Without a name the recommended one answers, and the posterior's variances come with it in any case; in mode
-    ``map``, MAP answers from a forward pass alone, in mode ``fast``, ``fast``. A named one runs just what it needs, and
-    the posterior on top if the request says mode ``laplace`` or asks for the covariance.
-
-    Args:
-        mode: as the request states it; None: it does not.
+    Without a name the recommended one answers, with the posterior's variances; modes ``map`` and ``fast`` answer by
+    themselves. A named one runs just what it needs, and the posterior on top if the request says mode ``laplace`` or
+    asks for the covariance.
 
     Raises:
         InvalidRequestError: a name that the artifact does not have, or one that the mode contradicts; several orders

@@ -1,21 +1,18 @@
 """The queue in front of the device: which plans hold how much of it, which rows wait, and whose turn it is.
 
-One lock for all of it; no thread, and no clock: times are given. The lock is held for moments only, as the event loop
-takes it too: a batch, which takes long to choose, is chosen without it, from a copy of what waits.
-
 A plan enters with what its prompts are expected to have, puts its rows in once they are tokenised, and leaves when its
-future is settled or cancelled, whichever way that comes: its rows are gone then, and its room is given back.
+future is settled or cancelled: its rows are gone then, and its room is given back.
 
-Rows that ``fast`` defers are put back, in the same plan, as rows that ``laplace`` is asked for. They share batches with
-any such rows, and are patient: they take no turn of their own until they fill a batch, nothing else waits, ``PATIENCE``
-batches have gone by, or half of their plan's time has.
+Rows that ``fast`` defers are put back, in the same plan, as rows that ``laplace`` is asked for. They are patient: they
+share batches with any such rows, but take no turn of their own until they fill a batch, nothing else waits,
+``PATIENCE`` batches have gone by, or half of their plan's time has.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -55,10 +52,9 @@ class QueuedRow(Waiting):
 
 @dataclass(eq=False)
 class _Entry:
-    """A plan in the queue: what it holds, its rows that wait, and whose turn those have that ``fast`` deferred."""
+    """What a plan in the queue holds, and whose turn those of its rows have that ``fast`` deferred."""
 
     reservation: Reservation
-    waiting: set[QueuedRow] = field(default_factory=set)
     deferred: Request | None = None
 
 
@@ -70,6 +66,9 @@ def _group(predictor_id: int, ask: Ask) -> object:
 
 class Queue:
     """Plans on their way to the device. Every method may be called from any thread, ``take`` from one at a time.
+
+    No thread, and no clock: times are given. One lock, held for moments only, as the event loop takes it too: ``take``
+    chooses a batch without it.
 
     Args:
         limits: most that everybody together holds.
@@ -85,8 +84,7 @@ class Queue:
         self.draining = False
         self._admission = Admission(limits, client_share=client_share)
         self._entries: dict[Plan, _Entry] = {}
-        self._waiting: dict[QueuedRow, None] = {}  # in order of arrival
-        self._tokens = 0
+        self._waiting: dict[tuple[Plan, int], QueuedRow] = {}  # by plan and index, in order of arrival
         self._turns = Turns()  # only ``take`` changes these two
         self._batch_number = 0
 
@@ -104,7 +102,8 @@ class Queue:
     @property
     def tokens(self) -> int:
         """Tokens that wait."""
-        return self._tokens
+        with self.changed:
+            return sum(queued.tokens for queued in self._waiting.values())
 
     @property
     def held(self) -> Amount:
@@ -114,7 +113,7 @@ class Queue:
     def oldest_wait_s(self, now: float) -> float:
         """Return the seconds that the oldest waiting row has waited, 0 where none waits."""
         with self.changed:
-            return max((now - (queued.plan.queued_at or now) for queued in self._waiting), default=0.0)
+            return max((now - (plan.queued_at or now) for plan, _ in self._waiting), default=0.0)
 
     def require_open(self) -> None:
         """Return if plans may enter.
@@ -170,10 +169,16 @@ class Queue:
             self._admission.correct(entry.reservation, Amount(len(rows), tokens))
             plan.rows, plan.owners, plan.queued_at = tuple(rows), tuple(owners), now
             request = Request(plan.caller, _group(id(plan.predictor), plan.ask))
-            self._add([QueuedRow(len(row.token_ids), request, plan, i, plan.ask) for i, row in enumerate(rows)])
+            for i, row in enumerate(rows):
+                self._waiting[plan, i] = QueuedRow(len(row.token_ids), request, plan, i, plan.ask)
+            self.changed.notify()
 
     def put_back(self, rows: Iterable[QueuedRow]) -> None:
-        """Let rows that ``fast`` ran wait again, as rows of ``laplace``; not those of a plan that is over."""
+        """Let rows that ``fast`` ran wait again, as rows of ``laplace``; not those of a plan that is over.
+
+        For the thread that calls ``take``: nobody is notified.
+        """
+        patient_until = self._batch_number + 1 + PATIENCE
         with self.changed:
             for queued in rows:
                 plan, entry = queued.plan, self._entries.get(queued.plan)
@@ -181,9 +186,9 @@ class Queue:
                     continue
                 ask = Ask("laplace", queued.ask.also)
                 entry.deferred = entry.deferred or Request(plan.caller, _group(id(plan.predictor), ask))
-                patient_until = self._batch_number + 1 + PATIENCE
-                self._add([QueuedRow(queued.tokens, entry.deferred, plan, queued.index, ask, patient_until)])
-                self._admission.regain(entry.reservation, Amount(1, queued.tokens))
+                again = QueuedRow(queued.tokens, entry.deferred, plan, queued.index, ask, patient_until)
+                self._waiting[plan, queued.index] = again
+                self._admission.change(entry.reservation, Amount(1, queued.tokens))
 
     def take(self, now: float, token_budget: int) -> list[QueuedRow]:
         """Return the rows of the next batch, shortest first. Plans past their deadline fail.
@@ -196,19 +201,21 @@ class Queue:
         with self.changed:
             for plan in [plan for plan in self._entries if plan.deadline <= now]:
                 settle(plan.future, error=DeadlineError("the request's deadline passed before its answer was ready"))
-            waiting = list(self._waiting)
+            waiting = list(self._waiting.values())
         if not waiting:
             self._turns = Turns()  # nobody is kept waiting by what anybody had
             return []
         self._batch_number += 1
         patient = {i for i, queued in enumerate(waiting) if queued.is_patient(self._batch_number, now)}
         chosen, self._turns = next_batch(waiting, self._turns, token_budget=token_budget, patient=patient)
+        batch = []
         with self.changed:
-            batch = [waiting[i] for i in chosen if waiting[i] in self._waiting]
-            self._remove(batch)
-            for queued in batch:
+            for queued in (waiting[i] for i in chosen):
                 plan = queued.plan
-                self._admission.release(self._entries[plan].reservation, Amount(1, queued.tokens))
+                if self._waiting.pop((plan, queued.index), None) is None:
+                    continue
+                batch.append(queued)
+                self._admission.change(self._entries[plan].reservation, Amount(-1, -queued.tokens))
                 if plan.started_at is None:
                     plan.started_at = now
         return batch
@@ -230,20 +237,6 @@ class Queue:
 
     def _leave(self, plan: Plan) -> None:
         with self.changed:
-            entry = self._entries[plan]
-            self._remove(list(entry.waiting))
-            self._admission.close(entry.reservation)
-            del self._entries[plan]
-
-    def _add(self, rows: Sequence[QueuedRow]) -> None:
-        for queued in rows:
-            self._waiting[queued] = None
-            self._tokens += queued.tokens
-            self._entries[queued.plan].waiting.add(queued)
-        self.changed.notify()
-
-    def _remove(self, rows: Sequence[QueuedRow]) -> None:
-        for queued in rows:
-            del self._waiting[queued]
-            self._tokens -= queued.tokens
-            self._entries[queued.plan].waiting.remove(queued)
+            for i in range(len(plan.rows)):
+                self._waiting.pop((plan, i), None)
+            self._admission.close(self._entries.pop(plan).reservation)

@@ -7,7 +7,6 @@ import time
 from concurrent.futures import Executor
 
 from service.scoring.device import Device
-from service.scoring.device_faults import DeviceHealth
 from service.scoring.plan import Plan, Scored
 from service.scoring.queue import Queue
 from service.scoring.tokenizing import Tokenizing
@@ -21,25 +20,12 @@ class Scorer:
     """
 
     def __init__(self, queue: Queue, device: Device, tokenizers: Executor) -> None:
-        self._device = device
+        self.device = device
         self.tokenizing = Tokenizing(tokenizers)
         self._queue = queue
 
-    @property
-    def batch_tokens(self) -> int:
-        """Most padded tokens of one batch."""
-        return self._device.token_budget
-
-    @property
-    def health(self) -> DeviceHealth:
-        """Whether the device answers."""
-        return self._device.health
-
     async def score(self, plan: Plan) -> Scored:
         """Return the predictions of a plan's inputs, in order. Cancelling this frees the queued rows.
-
-        With ``order_average`` an input is as many rows as it has orders: each takes its place in the queue, in any
-        batch.
 
         Raises:
             InvalidInputError, TooManyTokensError: an input does not fit; the field names which.
@@ -49,7 +35,7 @@ class Scorer:
             UnscorableInputError, DeviceMemoryError: the device has no answer for an input.
             DeviceFaultError: it has none for anybody any more.
         """
-        self._device.require_open()
+        self.device.require_open()
         expected = self.tokenizing.expect(plan)
         self._queue.enter(plan, expected.amount, fewest_tokens=expected.fewest_tokens, now=time.monotonic())
         try:

@@ -34,8 +34,7 @@ class Expected:
     Attributes:
         amount: of the queue, all orders counted.
         fewest_tokens: that they have for certain.
-        sizes: UTF-8 bytes that each input's prompt has at least.
-        orders: in how many orders each input is asked.
+        sizes: UTF-8 bytes that each input's prompt has at least; ``orders``: in how many orders it is asked.
     """
 
     amount: Amount
@@ -102,7 +101,7 @@ class Tokenizing:
         each = [item.rows if plan.order_average else [item] for item in items]
         rows = [row for rows in each for row in rows]
         owners = [i for i, rows in enumerate(each) for _ in rows]
-        self.estimate(predictor).learn_rows(rows, [expected.sizes[owner] for owner in owners])
+        self.estimate(predictor).learn(rows, [expected.sizes[owner] for owner in owners])
         return Encoded(rows, owners, items)
 
     async def average(self, plan: Plan, encoded: Encoded, predictions: Sequence[Prediction]) -> list[Prediction]:
@@ -178,13 +177,10 @@ class TokenEstimate:
         """Return the tokens to expect of a prompt of this many UTF-8 bytes that is cut or refused above a limit."""
         return min(max_tokens, max(1, math.ceil(text_bytes * self.tokens_per_byte)))
 
-    def learn(self, tokens: int, text_bytes: int) -> None:
-        """Take in how many tokens a text turned out to have."""
-        self._tokens, self._bytes = self._tokens + tokens, self._bytes + text_bytes
+    def learn(self, rows: Sequence[EncodedRow], sizes: Sequence[int]) -> None:
+        """Take in a request's rows, each of a prompt of this many bytes; those that were cut tell nothing."""
+        for row, size in zip(rows, sizes, strict=True):
+            if not row.truncated:
+                self._tokens, self._bytes = self._tokens + len(row.token_ids), self._bytes + size
         if self._bytes > _MEMORY_BYTES:
             self._tokens, self._bytes = self._tokens / 2, self._bytes / 2
-
-    def learn_rows(self, rows: Sequence[EncodedRow], sizes: Sequence[int]) -> None:
-        """Take in a request's rows, each of a prompt of this many bytes; those that were cut tell nothing."""
-        whole = [(len(row.token_ids), size) for row, size in zip(rows, sizes, strict=True) if not row.truncated]
-        self.learn(sum(tokens for tokens, _ in whole), sum(size for _, size in whole))

@@ -57,7 +57,7 @@ async def list_artifacts(artifacts: ArtifactsDep) -> ArtifactsResponse:
 async def load_artifact(name: str, artifacts: ArtifactsDep) -> LoadResponse:
     """Load and verify an artifact beside the others, for requests that name it; answers when it serves."""
     artifacts.require_taking()
-    change = await asyncio.wrap_future(artifacts.change(name, "load"))
+    change = await asyncio.wrap_future(artifacts.change(name, activate=False))
     return LoadResponse(artifact=artifact_ref(change.predictor.artifact), unloaded=list(change.unloaded))
 
 
@@ -65,7 +65,7 @@ async def load_artifact(name: str, artifacts: ArtifactsDep) -> LoadResponse:
 async def activate_artifact(name: str, artifacts: ArtifactsDep) -> ActivateResponse:
     """Make an artifact the one that answers unasked, loaded and verified first; a broken one changes nothing."""
     artifacts.require_taking()
-    change = await asyncio.wrap_future(artifacts.change(name, "activate"))
+    change = await asyncio.wrap_future(artifacts.change(name, activate=True))
     return ActivateResponse(
         artifact=artifact_ref(change.predictor.artifact), previous=change.previous, unloaded=list(change.unloaded)
     )

@@ -28,7 +28,7 @@ async def _ready(artifacts: ArtifactsDep, lifecycle: LifecycleDep, scorer: Score
     predictor = artifacts.require_taking()
     if lifecycle.leaving:
         raise DrainingError("the server is about to stop: send new requests elsewhere")
-    scorer.health.require_responsive()
+    scorer.device.health.require_responsive()
     return predictor
 
 
@@ -46,7 +46,7 @@ async def health_ready(active: ReadyDep, artifacts: ArtifactsDep) -> ReadyRespon
     """Whether new requests are to be sent here: an artifact's real pass and golden replay succeeded, the server is not
     about to stop, the device has not failed, and no run of it is overdue.
     """
-    return ReadyResponse(status="ready", artifact=artifact_ref(active.artifact), stuck_load=artifacts.stuck_load)
+    return ReadyResponse(status="ready", artifact=artifact_ref(active.artifact), stuck_load=artifacts.loads.stuck)
 
 
 @router.get("/v2/health/live")
