@@ -1,14 +1,12 @@
 """Llama-2-7B's shapes with random weights: what memory and time depend on, without the licence or the download.
 
-4-bit weights are drawn as codes: NF4's sixteen are the quantiles of a normal distribution, so uniform codes are
-roughly normal weights, and no wider copy of them ever exists.
+4-bit weights are drawn as codes: uniform ones are roughly normal weights, and no wider copy of them ever exists.
 """
 
 from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -40,7 +38,6 @@ def random_llama(
     device: str,
     quantization: Quantization,
     rank: int = 8,
-    targets: Sequence[str] = ("q_proj", "v_proj"),
     classes: int = 2,
     shape: dict[str, Any] = LLAMA_2_7B,
 ) -> MemberSet:
@@ -48,8 +45,7 @@ def random_llama(
 
     Args:
         quantization: of the decoder's linears; ``nf4`` is double quantization, as ``load_base_model`` reads it, packed.
-        rank: of the adapter, float32 as PEFT keeps it; its scaling is 2.
-        targets: linears with an adapter.
+        rank: of the adapter of queries and values, float32 as PEFT keeps it; its scaling is 2.
         classes: labels, tokens 100 and on.
         shape: arguments of the ``LlamaConfig``.
     """
@@ -72,7 +68,7 @@ def random_llama(
     if quantization == "nf4":
         keep_4bit_differentiable(base)
         base.is_loaded_in_4bit = base.is_quantized = True  # peft dispatches on them
-    adapter = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(targets), task_type="CAUSAL_LM")
+    adapter = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         model = get_peft_model(base, adapter)

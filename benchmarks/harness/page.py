@@ -38,10 +38,9 @@ growth and sizes too, which are compared with what arithmetic says that they mus
 
 
 def verdict(record: Mapping[str, Any]) -> Verdict | None:
-    """Return what a record's range says of its limit, None where it has none.
+    """Return what a record's range says of its limit: open where the limit lies in it, None where there is none.
 
-    The range is open where the limit lies in it, its ends included: its digits do not say on which side an end lies
-    that is equal to the limit. A figure without a range has no noise, and is never open.
+    A figure without a range has no noise, and is never open.
     """
     if record["met"] is None:
         return None

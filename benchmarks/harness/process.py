@@ -30,21 +30,10 @@ def served(flags: Sequence[str] = (), *, cores: Collection[int] | None = None) -
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "service",
-        "--artifact",
-        str(ARTIFACT),
-        "--port",
-        str(port),
-        "--auth",
-        "off",
-        "--log-level",
-        "error",
-    ]
+    fixed = "-m service --auth off --log-level error --port"
+    command = [sys.executable, *fixed.split(), str(port), "--artifact", str(ARTIFACT), *flags]
     with on_cores(cores):  # a process begins on the cores of the thread that starts it
-        process = subprocess.Popen([*command, *flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     with process:
         try:
             address = f"http://127.0.0.1:{port}"

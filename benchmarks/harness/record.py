@@ -18,8 +18,7 @@ from benchmarks.harness.timing import Ratio
 
 FOLDER = Path(__file__).parents[1]
 RESULTS = "results.json"
-#: What a figure is: one with a target that was set, one compared with arithmetic (how it grows, what a formula
-#: of its size gives), or one that is only measured.
+#: Whether a figure has a target that was set, is compared with arithmetic (growth, a formula), or is only measured.
 Kind = Literal["target", "check", "figure"]
 
 
@@ -31,9 +30,7 @@ class Record:
         name: ``part: what``; a record of the same name and hardware is replaced.
         value, low, high: median of several turns, and their range.
         baseline: what ``value`` is a ratio to, or its unit.
-        target: what it should be, or None where nothing says so.
-        met: whether ``value`` is; ``page.verdict`` says whether the whole range is.
-        kind: whether ``target`` was set, follows from arithmetic, or is not there.
+        target: what it should be; ``met``: whether ``value`` is. None where nothing says so.
         hardware: processor and cores, or GPU.
         measured: date, commit, artifact, command, threads and versions.
     """
@@ -61,11 +58,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Conditions:
-    """Where and when a benchmark runs; the last two fields of its records.
-
-    Attributes:
-        out: folder of its figures, and of what a part writes beside them.
-    """
+    """Where and when a benchmark runs, and the folder of its figures and of what a part writes beside them."""
 
     hardware: str
     measured: Mapping[str, str]
@@ -148,11 +141,6 @@ def keep(part: Iterable[Record], folder: Path) -> Iterator[Record]:
         write((kept | {(record.name, record.hardware): asdict(record)}).values(), folder)
         yield record
     parts = {(part_of(name), hardware) for name, hardware in new}
-    write(
-        (
-            r
-            for r in read(folder)
-            if (r["name"], r["hardware"]) in new or (part_of(r["name"]), r["hardware"]) not in parts
-        ),
-        folder,
-    )
+    old = [r for r in read(folder) if (part_of(r["name"]), r["hardware"]) in parts]
+    gone = {(r["name"], r["hardware"]) for r in old} - new
+    write((r for r in read(folder) if (r["name"], r["hardware"]) not in gone), folder)

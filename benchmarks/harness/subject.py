@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 
 from benchmarks.harness.provenance import ARTIFACT
-from laplora.artifact.folder import Artifact, read_artifact
+from laplora.artifact.folder import read_artifact
 from laplora.artifact.manifest import ADAPTER_FOLDER
 from laplora.artifact.members import load_members
 from laplora.models.adapters import attach_adapter
@@ -21,8 +21,7 @@ Format = Literal["float32", "bfloat16", "nf4"]
 
 def load_subject(number_format: Format, device: str = "cpu") -> MemberSet:
     """Return the default artifact's model and posterior; ``nf4`` stays packed, the others hold the plain base."""
-    artifact: Artifact = read_artifact(ARTIFACT)
-    manifest = artifact.manifest
+    manifest = read_artifact(ARTIFACT).manifest
     spec = BaseSpec(
         manifest.base_model,
         manifest.revision,

@@ -17,10 +17,13 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import psutil
@@ -30,7 +33,7 @@ from benchmarks.harness.record import Conditions, conditions_here
 from benchmarks.load.watch import process_at
 from training.report.markdown import markdown_table
 
-OUT = Path(__file__).with_name("load") / "hostile_bodies.md"
+OUT = Path(__file__).with_suffix(".md")
 SIZE = 4 * 2**20
 PROBE = json.dumps({"inputs": [{"text": "a gripping film ."}], "options": {"mode": "map"}}).encode()
 #: Seconds between two looks at the server's memory, and between two probes of one client.
@@ -138,38 +141,6 @@ def _texts() -> bytes:
     return b'{"inputs": [' + b",".join([one] * 256) + b"]}"
 
 
-class Probe(threading.Thread):
-    """Asks for one thing again and again and keeps the worst time; ``worst_s`` counts what is still awaited."""
-
-    def __init__(self, url: str, method: str, path: str, body: bytes | None, stop: threading.Event) -> None:
-        super().__init__(daemon=True)
-        self._request, self._stop_it = (url, method, path, body), stop
-        self.worst_s, self.count = 0.0, 0
-
-    def run(self) -> None:
-        """Ask until it is told to stop."""
-        url, method, path, body = self._request
-        while not self._stop_it.is_set():
-            begun = time.perf_counter()
-            ask(url, method, path, body)
-            self.worst_s, self.count = max(self.worst_s, time.perf_counter() - begun), self.count + 1
-            time.sleep(_PROBE_S)
-
-
-class Memory(threading.Thread):
-    """The largest resident memory of a process, bytes."""
-
-    def __init__(self, process: psutil.Process, stop: threading.Event) -> None:
-        super().__init__(daemon=True)
-        self._process, self._stop_it = process, stop
-        self.before = self.most = process.memory_info().rss
-
-    def run(self) -> None:
-        """Look until it is told to stop."""
-        while not self._stop_it.wait(_LOOK_S):
-            self.most = max(self.most, self._process.memory_info().rss)
-
-
 def ask(url: str, method: str, path: str, body: bytes | None = None, media_type: str = "application/json") -> str:
     """Return the status of an answer and the code of its error."""
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=600)
@@ -187,40 +158,42 @@ def ask(url: str, method: str, path: str, body: bytes | None = None, media_type:
 
 def suffer(url: str, process: psutil.Process, attack: Attack) -> Outcome:
     """Send an attack and return what it did."""
-    body = attack.body()
-    stop = threading.Event()
-    live = Probe(url, "GET", "/health/live", None, stop)
-    predict = Probe(url, "POST", "/predict", PROBE, stop)
-    memory = Memory(process, stop)
-    for thread in (live, predict, memory):
-        thread.start()
-    while min(live.count, predict.count) < 3:
-        time.sleep(_PROBE_S)
-    answers: list[str] = []
-    times: list[float] = []
+    body, stop = attack.body(), threading.Event()
+    media_type = "application/jsonl" if attack.path == "/evaluate/jobs" else "application/json"
+    live_s: list[float] = []
+    predict_s: list[float] = []
+    rss = [process.memory_info().rss]
 
-    def send() -> None:
+    def timed(*request: Any) -> tuple[float, str]:
         begun = time.perf_counter()
-        media_type = "application/jsonl" if attack.path == "/evaluate/jobs" else "application/json"
-        answers.append(ask(url, "POST", attack.path, body, media_type))
-        times.append(time.perf_counter() - begun)
+        answer = ask(url, *request)
+        return time.perf_counter() - begun, answer
 
-    senders = [threading.Thread(target=send) for _ in range(attack.at_once)]
-    for sender in senders:
-        sender.start()
-    for sender in senders:
-        sender.join()
-    stop.set()
-    for thread in (live, predict, memory):
-        thread.join()
-    return Outcome(
-        attack,
-        {answer: answers.count(answer) for answer in sorted(set(answers))},
-        max(times),
-        1000 * live.worst_s,
-        1000 * predict.worst_s,
-        (memory.most - memory.before) / 1e6,
-    )
+    def probe(times_s: list[float], *request: Any) -> None:
+        while not stop.is_set():
+            times_s.append(timed(*request)[0])
+            time.sleep(_PROBE_S)
+
+    def watch() -> None:
+        while not stop.wait(_LOOK_S):
+            rss.append(process.memory_info().rss)
+
+    with ThreadPoolExecutor(3 + attack.at_once) as pool:
+        watchers = [
+            pool.submit(probe, live_s, "GET", "/health/live"),
+            pool.submit(probe, predict_s, "POST", "/predict", PROBE),
+            pool.submit(watch),
+        ]
+        while min(len(live_s), len(predict_s)) < 3:
+            time.sleep(_PROBE_S)
+        sent = [pool.submit(timed, "POST", attack.path, body, media_type) for _ in range(attack.at_once)]
+        wait(sent)
+        stop.set()
+        for watcher in watchers:
+            watcher.result()
+    times_s, answers = zip(*(one.result() for one in sent), strict=True)
+    counts = Counter(sorted(answers))
+    return Outcome(attack, counts, max(times_s), 1000 * max(live_s), 1000 * max(predict_s), (max(rss) - rss[0]) / 1e6)
 
 
 def page(outcomes: Sequence[Outcome], conditions: Conditions, load: float) -> str:

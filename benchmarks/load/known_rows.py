@@ -32,16 +32,12 @@ class Known:
     """Texts and what the server says of each when it is asked alone.
 
     Attributes:
-        texts: of the rows.
         answers: by text and predictive, ``map_probs`` and ``probs`` one after the other.
         labels: by text the label with the larger probability of ``map``, for rows that need a true label.
-        modes: those that the artifact has.
     """
 
-    texts: tuple[str, ...]
     answers: Mapping[tuple[str, str], Sequence[float]]
     labels: Mapping[str, str]
-    modes: tuple[str, ...]
 
     def wrong(self, texts: Sequence[str], mode: str, body: Mapping[str, Any]) -> int:
         """Return how many of a response's predictions are not what is known of their rows; a missing one is wrong."""
@@ -52,16 +48,19 @@ class Known:
     def _right(self, text: str, mode: str, prediction: Mapping[str, Any]) -> bool:
         # Mode fast defers rows to laplace, and which ones may depend on the padding.
         known = self.answers.get((text, prediction["answered_by"]), self.answers[text, mode])
-        numbers = _numbers(prediction)
-        return len(numbers) == len(known) and all(abs(a - b) <= TOLERANCE for a, b in zip(numbers, known, strict=True))
+        return _near(_numbers(prediction), known)
 
     def draw(self, rng: random.Random, most: int) -> list[str]:
         """Return 1 to ``most`` of the texts, some of them twice."""
-        return rng.choices(self.texts, k=rng.randint(1, most))
+        return rng.choices(list(self.labels), k=rng.randint(1, most))
 
 
 def _numbers(prediction: Mapping[str, Any]) -> list[float]:
     return [*prediction["map_probs"].values(), *prediction["probs"].values()]
+
+
+def _near(numbers: Sequence[float], known: Sequence[float]) -> bool:
+    return len(numbers) == len(known) and all(abs(a - b) <= TOLERANCE for a, b in zip(numbers, known, strict=True))
 
 
 def learn(client: httpx.Client, artifact: Path | None) -> tuple[Known, int]:
@@ -71,33 +70,17 @@ def learn(client: httpx.Client, artifact: Path | None) -> tuple[Known, int]:
         artifact: whose recorded answers are known beforehand; None where only the server itself says what is right.
     """
     recorded = [] if artifact is None else json.loads((artifact / "golden.json").read_text(encoding="utf-8"))["answers"]
-    texts = (*(entry["inputs"]["text"] for entry in recorded), *TEXTS)
     answers: dict[tuple[str, str], Sequence[float]] = {}
     labels: dict[str, str] = {}
-    modes = [mode for mode in MODES if _ask(client, texts[0], mode) is not None]
-    for text in texts:
-        for mode in modes:
-            one = _ask(client, text, mode)
-            assert one is not None
+    for text in (*(entry["inputs"]["text"] for entry in recorded), *TEXTS):
+        for mode in MODES:
+            response = client.post("/predict", json={"inputs": [{"text": text}], "options": {"mode": mode}})
+            (one,) = response.raise_for_status().json()["predictions"]
             answers[text, one["answered_by"]] = answers[text, mode] = _numbers(one)
             if mode == "map":
                 labels[text] = one["label"]
     wrong = sum(
-        any(
-            abs(a - b) > TOLERANCE
-            for a, b in zip(
-                answers[entry["inputs"]["text"], "laplace"], [*entry["map_probs"], *entry["probs"]], strict=True
-            )
-        )
+        not _near([*entry["map_probs"], *entry["probs"]], answers[entry["inputs"]["text"], "laplace"])
         for entry in recorded
     )
-    return Known(texts, answers, labels, tuple(modes)), wrong
-
-
-def _ask(client: httpx.Client, text: str, mode: str) -> dict[str, Any] | None:
-    """Return one prediction, None for a mode that the artifact does not have."""
-    response = client.post("/predict", json={"inputs": [{"text": text}], "options": {"mode": mode}})
-    if response.status_code == 422 and response.json()["error"].get("field") == "options.mode":
-        return None
-    found: dict[str, Any] = response.raise_for_status().json()["predictions"][0]
-    return found
+    return Known(answers, labels), wrong

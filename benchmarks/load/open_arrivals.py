@@ -1,11 +1,8 @@
 """Requests that come when they come: at random times, without waiting for answers to earlier ones.
 
-A client that sends its next request when it has the last answer slows down with the server, and what it would have sent
-meanwhile is never missed (coordinated omission). Here each request has a time that it is meant for, drawn beforehand,
-and its latency counts from that time, however late it was sent.
-
-The clients are aiohttp's: beside the server on its cores they take a third of what httpx takes, and both threads of a
-forward pass wait for what a client takes from one.
+Each request has a time that it is meant for, drawn beforehand, and its latency counts from that time, however late it
+was sent: clients that wait for answers slow down with the server (coordinated omission). The clients are aiohttp's:
+beside the server on its cores they take a third of what httpx takes.
 """
 
 from __future__ import annotations

@@ -1,16 +1,15 @@
 """Twice what a server can answer, sent without waiting for answers: the one protocol by which it is judged.
 
 Each run finds the capacity first, by clients that wait for their answers, and then sends twice that at random times
-(Poisson), so that what a machine does from one minute to the next is in both. A latency counts from the time that a
-request was meant for. Several runs, and the verdict goes by their medians:
+(Poisson). A latency counts from the time that a request was meant for. The verdict goes by the medians of the runs:
 
 - the answers per second ("goodput") are 0.9 of the capacity or more;
 - the 99th percentile of the answered is at most 1.5 times the time to empty a full queue, its rows over the capacity;
 - the 95th percentile of the refusals is 10 ms or less, from sending to answer;
 - in every run each refusal says when to come again, who comes again then is let in, and nothing is answered otherwise.
 
-There are two settings: clients and server share all cores, as two programs of one machine do; and the clients have a
-core of their own (``os.sched_setaffinity``) while the server has the others, so that they take nothing from it.
+There are two settings: clients and server share all cores, or the clients have a core of their own and the server the
+others.
 """
 
 from __future__ import annotations
@@ -155,17 +154,14 @@ def summary(load: float, seconds: float, outcomes: Sequence[Outcome]) -> Load:
         refusals_ms=_percentiles([1000 * (one.done - one.sent) for one in refused]),
         retry_after=(min(waits), statistics.median(waits), max(waits)) if waits else (0.0, 0.0, 0.0),
         told=len(waits),
-        sent_late_ms=_quantile([1000 * (one.sent - one.meant) for one in outcomes], 0.99),
+        sent_late_ms=_percentiles([1000 * (one.sent - one.meant) for one in outcomes])[2],
         otherwise=len(outcomes) - len(answered) - len(refused),
     )
 
 
 def _percentiles(values: Sequence[float]) -> tuple[float, float, float]:
-    return _quantile(values, 0.5), _quantile(values, 0.95), _quantile(values, 0.99)
-
-
-def _quantile(values: Sequence[float], share: float) -> float:
-    return quantile(values, share) if values else 0.0
+    values = values or [0.0]
+    return quantile(values, 0.5), quantile(values, 0.95), quantile(values, 0.99)
 
 
 def measure(url: str, plan: Plan, *, mode: str, cores: frozenset[int] | None = None) -> list[Run]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 
 from matplotlib.figure import Figure
 
@@ -23,15 +23,13 @@ SEEN_SHARE_PER_HOUR = 0.05
 
 def after_warm_up(samples: Sequence[Sample]) -> list[Sample]:
     """Return the samples that a trend is read from."""
-    if not samples:
-        return []
     begin = min(WARM_UP_MOST_S, WARM_UP_SHARE * samples[-1].time_s)
     return [one for one in samples if one.time_s > begin]
 
 
 def memory_trend(samples: Sequence[Sample]) -> Trend | None:
     """Return the trend of memory after warm-up, MB per hour; None where it was not watched for long enough."""
-    kept = [one for one in after_warm_up(samples) if math.isfinite(one.rss_mb)]
+    kept = after_warm_up(samples)
     return trend([one.time_s for one in kept], [one.rss_mb for one in kept])
 
 
@@ -39,7 +37,7 @@ def verdict(samples: Sequence[Sample]) -> str:
     """Return in words whether memory is flat: that it did not grow says something where growth would have been seen."""
     found = memory_trend(samples)
     if found is None:
-        return f"memory: not watched, or fewer than {FEWEST} samples after warm-up"
+        return f"memory: fewer than {FEWEST} samples after warm-up"
     figures = f"{found.per_hour:+.1f} MB per hour after warm-up, 95 % interval {found.low:+.1f} to {found.high:+.1f}"
     if found.grows:
         return f"**memory grows**: {figures}"
@@ -56,16 +54,16 @@ def page(samples: Sequence[Sample], tally: Tally, conditions: Conditions, *, con
     measured = conditions.measured
     kept = after_warm_up(samples)
     rows = {
-        "minutes": f"{samples[-1].time_s / 60:.1f}" if samples else "0",
+        "minutes": f"{samples[-1].time_s / 60:.1f}",
         "rows answered and compared": f"{tally.rows}",
         "wrong answers": f"{tally.wrong + contradicted}",
         "other faults (a status or a break that should not be)": f"{tally.fault_count}",
-        "memory at the first and last sample after warm-up, MB": _span([one.rss_mb for one in kept]),
+        "memory at the first and last sample after warm-up, MB": f"{kept[0].rss_mb:.1f}, {kept[-1].rss_mb:.1f}",
         "open files, least and most after warm-up": _range([one.open_files for one in kept]),
         "threads, least and most after warm-up": _range([one.threads for one in kept]),
         "rows per second, median interval": f"{quantile([one.rows_per_s for one in kept], 0.5):.1f}",
         "latency of POST /predict, p50, p95, p99, ms": ", ".join(
-            f"{1000 * quantile(tally.all_latencies_s, share):.0f}" for share in (0.5, 0.95, 0.99)
+            f"{1000 * quantile(tally.latencies_s, share):.0f}" for share in (0.5, 0.95, 0.99)
         ),
     }
     return "\n".join(
@@ -90,49 +88,36 @@ def _counts(counted: Mapping[str, int]) -> list[tuple[str, int]]:
     return sorted(counted.items()) or [("none", 0)]
 
 
-def _span(values: Sequence[float]) -> str:
-    return f"{values[0]:.1f}, {values[-1]:.1f}" if values else "none"
-
-
 def _range(values: Sequence[float]) -> str:
-    return f"{min(values):.0f}, {max(values):.0f}" if values else "none"
+    return f"{min(values):.0f}, {max(values):.0f}"
 
 
 def draw(samples: Sequence[Sample], path: Path) -> None:
     """Write the picture: memory with its line, files and threads, latency, and rows per second, over minutes."""
     minutes = [one.time_s / 60 for one in samples]
     figure = Figure(figsize=(10, 7), layout="constrained")
-    memory, files, latency, throughput = figure.subplots(2, 2, sharex=True).flat
-    memory.plot(minutes, [one.rss_mb for one in samples], color="#1b6ca8", linewidth=1)
+    panels = figure.subplots(2, 2, sharex=True).flat
+    for panel, title, names in zip(
+        panels,
+        ("resident memory, MB", "open files and threads", "latency of POST /predict, ms", "rows answered per second"),
+        (("rss_mb",), ("open_files", "threads"), ("p50_ms", "p95_ms", "p99_ms"), ("rows_per_s",)),
+        strict=True,
+    ):
+        for name, color in zip(names, ("#1b6ca8", "#c8553d", "#6a9f58"), strict=False):
+            values = [getattr(one, name) for one in samples]
+            panel.plot(minutes, values, color=color, linewidth=1, label=name.removesuffix("_ms").replace("_", " "))
+        panel.set_title(title)
+        panel.set_xlabel("minutes")
+        panel.grid(alpha=0.3)
+        if names != ("rss_mb",):
+            panel.set_ylim(bottom=0)
+        if len(names) > 1:
+            panel.legend(frameon=False)
     found, kept = memory_trend(samples), after_warm_up(samples)
     if found is not None:
-        ends = [kept[0].time_s, kept[-1].time_s]
-        middle = sum(one.time_s for one in kept) / len(kept)
-        level = sum(one.rss_mb for one in kept) / len(kept)
-        memory.plot(
-            [end / 60 for end in ends],
-            [level + found.per_hour * (end - middle) / 3600 for end in ends],
-            "--",
-            color="#c8553d",
-            label=f"{found.per_hour:+.1f} MB/h ({found.low:+.1f} to {found.high:+.1f})",
-        )
-        memory.legend(frameon=False)
-    memory.set_title("resident memory, MB")
-    files.plot(minutes, [one.open_files for one in samples], color="#1b6ca8", linewidth=1, label="open files")
-    files.plot(minutes, [one.threads for one in samples], color="#c8553d", linewidth=1, label="threads")
-    files.set_ylim(bottom=0)
-    files.legend(frameon=False)
-    files.set_title("open files and threads")
-    for name, color in (("p50_ms", "#1b6ca8"), ("p95_ms", "#6a9f58"), ("p99_ms", "#c8553d")):
-        latency.plot(minutes, [getattr(one, name) for one in samples], color=color, linewidth=1, label=name[:3])
-    latency.set_ylim(bottom=0)
-    latency.legend(frameon=False)
-    latency.set_title("latency of POST /predict, ms")
-    throughput.plot(minutes, [one.rows_per_s for one in samples], color="#1b6ca8", linewidth=1)
-    throughput.set_ylim(bottom=0)
-    throughput.set_title("rows answered per second")
-    for panel in (latency, throughput):
-        panel.set_xlabel("minutes")
-    for panel in (memory, files, latency, throughput):
-        panel.grid(alpha=0.3)
+        middle, level = (fmean(getattr(one, name) for one in kept) for name in ("time_s", "rss_mb"))
+        label = f"{found.per_hour:+.1f} MB/h ({found.low:+.1f} to {found.high:+.1f})"
+        per_minute = found.per_hour / 60
+        panels[0].axline((middle / 60, level), slope=per_minute, linestyle="--", color="#c8553d", label=label)
+        panels[0].legend(frameon=False)
     figure.savefig(path, dpi=110)

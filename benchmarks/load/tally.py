@@ -18,33 +18,28 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 @dataclass
 class Tally:
-    """Counts of the whole run, and of the interval since ``next_interval``.
+    """Counts of a run.
 
     Attributes:
-        latencies_s: of the predictions answered in this interval, seconds.
-        answered: rows answered in this interval.
-        errors: refusals and failures of the whole run, by code; ``expected`` those that were asked for.
+        latencies_s: of the answered predictions, seconds; ``rows``: theirs.
+        errors: refusals and failures by code; ``expected``: those that were asked for.
         done: by kind, what came to its end as it should.
         wrong: answers that were not what is known of their rows.
-        faults: what should not have been, in words; never text of a prompt.
+        faults: what should not have been, in words, the first of them; never text of a prompt.
     """
 
     latencies_s: list[float] = field(default_factory=list)
-    answered: int = 0
+    rows: int = 0
     errors: Counter[str] = field(default_factory=Counter)
     expected: Counter[str] = field(default_factory=Counter)
     done: Counter[str] = field(default_factory=Counter)
     wrong: int = 0
-    rows: int = 0
     faults: list[str] = field(default_factory=list)
-    all_latencies_s: list[float] = field(default_factory=list)
     fault_count: int = 0
 
     def predicted(self, latency_s: float, rows: int, wrong: int) -> None:
         """Count an answered request of ``rows`` inputs."""
         self.latencies_s.append(latency_s)
-        self.all_latencies_s.append(latency_s)
-        self.answered += rows
         self.rows += rows
         self.wrong += wrong
         self.done["predict"] += 1
@@ -56,9 +51,3 @@ class Tally:
         self.fault_count += 1
         if len(self.faults) < _KEPT:
             self.faults.append(what)
-
-    def next_interval(self) -> tuple[list[float], int]:
-        """Return the interval's latencies and answered rows, and begin another."""
-        found = self.latencies_s, self.answered
-        self.latencies_s, self.answered = [], 0
-        return found

@@ -8,15 +8,15 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
-from urllib.parse import urlsplit
+from dataclasses import dataclass, field
 
 import httpx
 
-from benchmarks.load.known_rows import Known
+from benchmarks.load.known_rows import MODES, TOLERANCE, Known
 from benchmarks.load.tally import Tally
 
+#: Clients that ask for predictions.
+PREDICTORS = 6
 #: Refusals that any request may meet at a busy server, and that a client answers by waiting.
 BUSY = (429, 503)
 JSON = {"content-type": "application/json"}
@@ -44,7 +44,6 @@ class Session:
     """What the clients share.
 
     Attributes:
-        paths: the server's endpoints, from its OpenAPI document.
         names: artifacts that can be activated in turn.
         stop: set when the clients should come to their end.
     """
@@ -52,13 +51,9 @@ class Session:
     url: str
     known: Known
     tally: Tally
-    paths: frozenset[str]
     names: tuple[str, ...]
-    stop: asyncio.Event
     headers: dict[str, str]
-
-    def client(self) -> httpx.AsyncClient:
-        return httpx.AsyncClient(base_url=self.url, timeout=180.0, headers=self.headers)
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def pause(self, seconds: float) -> None:
         """Wait so long, or until the end."""
@@ -66,22 +61,26 @@ class Session:
             await asyncio.wait_for(self.stop.wait(), seconds)
 
 
-async def run(session: Session, predictors: int = 6) -> None:
+#: Does one thing, and returns how many seconds it pauses until the next.
+Kind = Callable[[Session, httpx.AsyncClient, random.Random], Awaitable[float]]
+
+
+async def run(session: Session) -> None:
     """Run clients until ``session.stop``."""
-    kinds: list[Callable[[Session, random.Random], Awaitable[None]]] = [predict] * predictors
-    kinds += [hostile, garbage, vanish, vanish, evaluate]
+    kinds: list[Kind] = [*[predict] * PREDICTORS, hostile, garbage, vanish, vanish, evaluate, submit_job]
     kinds += [activate] if len(session.names) > 1 else []
-    kinds += [submit_job] if "/evaluate/jobs" in session.paths else []
     await asyncio.gather(*(_again(kind, session, random.Random(i)) for i, kind in enumerate(kinds)))
 
 
-async def _again(kind: Callable[[Session, random.Random], Awaitable[None]], session: Session, rng: Any) -> None:
-    while not session.stop.is_set():
-        try:
-            await kind(session, rng)
-        except (httpx.HTTPError, OSError, KeyError, ValueError) as error:
-            session.tally.fault(f"{kind.__name__}: {type(error).__name__}")
-            await session.pause(1.0)
+async def _again(kind: Kind, session: Session, rng: random.Random) -> None:
+    async with httpx.AsyncClient(base_url=session.url, timeout=180.0, headers=session.headers) as client:
+        while not session.stop.is_set():
+            try:
+                pause_s = await kind(session, client, rng)
+            except (httpx.HTTPError, OSError, KeyError, ValueError) as error:
+                session.tally.fault(f"{kind.__name__}: {type(error).__name__}")
+                pause_s = 1.0
+            await session.pause(pause_s)
 
 
 def refused(session: Session, response: httpx.Response, kind: str, allowed: tuple[int, ...] = BUSY) -> bool:
@@ -95,127 +94,94 @@ def refused(session: Session, response: httpx.Response, kind: str, allowed: tupl
     return True
 
 
-async def predict(session: Session, rng: random.Random) -> None:
+async def predict(session: Session, client: httpx.AsyncClient, rng: random.Random) -> float:
     """Ask for known rows, compare the answers, and label some of them afterwards."""
-    async with session.client() as client:
-        while not session.stop.is_set():
-            texts, mode = session.known.draw(rng, 6), rng.choice(session.known.modes)
-            body = {
-                "inputs": [{"text": text} for text in texts],
-                "options": {"mode": mode, "covariance": mode != "map"},
-            }
-            begun = time.perf_counter()
-            response = await client.post("/predict", json=body)
-            if refused(session, response, "predict"):
-                await session.pause(float(response.headers.get("retry-after", 1)))
-                continue
-            answer = response.json()
-            session.tally.predicted(time.perf_counter() - begun, len(texts), session.known.wrong(texts, mode, answer))
-            if "/feedback" in session.paths and rng.random() < 0.3:
-                await _label(session, client, answer["predictions"])
-            await session.pause(rng.expovariate(10))
-
-
-async def _label(session: Session, client: httpx.AsyncClient, predictions: list[dict[str, Any]]) -> None:
-    items = [{"prediction_id": p["prediction_id"], "label": p["label"]} for p in predictions if p.get("prediction_id")]
-    if items:
+    texts, mode = session.known.draw(rng, 6), rng.choice(MODES)
+    body = {"inputs": [{"text": text} for text in texts], "options": {"mode": mode, "covariance": mode != "map"}}
+    begun = time.perf_counter()
+    response = await client.post("/predict", json=body)
+    if refused(session, response, "predict"):
+        return float(response.headers.get("retry-after", 1))
+    answer = response.json()
+    session.tally.predicted(time.perf_counter() - begun, len(texts), session.known.wrong(texts, mode, answer))
+    if rng.random() < 0.3:
+        items = [{"prediction_id": p["prediction_id"], "label": p["label"]} for p in answer["predictions"]]
         response = await client.post("/feedback", json={"items": items})
         if not refused(session, response, "feedback"):
             session.tally.done["feedback"] += 1
+    return rng.expovariate(10)
 
 
-async def hostile(session: Session, rng: random.Random) -> None:
+async def hostile(session: Session, client: httpx.AsyncClient, rng: random.Random) -> float:
     """Send what must be refused, and see that it is, as it should be."""
-    async with session.client() as client:
-        while not session.stop.is_set():
-            method, path, body, headers, right = rng.choice(HOSTILE)
-            response = await client.request(method, path, content=body, headers=headers)
-            session.tally.expected[str(response.status_code)] += 1
-            if response.status_code not in (*right, *BUSY):
-                session.tally.fault(f"hostile {method} {path[:40]} of {len(body)} bytes: {response.status_code}")
-            session.tally.done["hostile"] += 1
-            await session.pause(rng.expovariate(4))
+    method, path, body, headers, right = rng.choice(HOSTILE)
+    response = await client.request(method, path, content=body, headers=headers)
+    session.tally.expected[str(response.status_code)] += 1
+    if response.status_code not in (*right, *BUSY):
+        session.tally.fault(f"hostile {method} {path[:40]} of {len(body)} bytes: {response.status_code}")
+    session.tally.done["hostile"] += 1
+    return rng.expovariate(4)
 
 
-async def garbage(session: Session, rng: random.Random) -> None:
+async def garbage(session: Session, client: httpx.AsyncClient, rng: random.Random) -> float:
     """Send bytes that are no HTTP, or half a request."""
-    parts = urlsplit(session.url)
-    if parts.scheme != "http":
-        await session.pause(3600)
-        return
-    while not session.stop.is_set():
-        _, writer = await asyncio.open_connection(parts.hostname, parts.port or 80)
-        writer.write(rng.choice((b"\x00\xff\xfe\r\n\r\n", b"POST /predict HTTP/1.1\r\ncontent-le", rng.randbytes(200))))
-        await session.pause(0.2)
-        writer.close()
-        with suppress(OSError):
-            await writer.wait_closed()
-        session.tally.done["garbage"] += 1
-        await session.pause(rng.expovariate(1))
+    _, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port or 80)
+    writer.write(rng.choice((b"\x00\xff\xfe\r\n\r\n", b"POST /predict HTTP/1.1\r\ncontent-le", rng.randbytes(200))))
+    await session.pause(0.2)
+    writer.close()
+    with suppress(OSError):
+        await writer.wait_closed()
+    session.tally.done["garbage"] += 1
+    return rng.expovariate(1)
 
 
-async def vanish(session: Session, rng: random.Random) -> None:
+async def vanish(session: Session, client: httpx.AsyncClient, rng: random.Random) -> float:
     """Ask, and go away 50 ms later."""
-    while not session.stop.is_set():
-        body = {"inputs": [{"text": text} for text in session.known.draw(rng, 16)]}
-        async with session.client() as client:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(client.post("/predict", json=body), 0.05)
-        session.tally.done["vanished"] += 1
-        await session.pause(rng.expovariate(2))
+    body = {"inputs": [{"text": text} for text in session.known.draw(rng, 16)]}
+    with suppress(TimeoutError):
+        await asyncio.wait_for(client.post("/predict", json=body), 0.05)
+    session.tally.done["vanished"] += 1
+    return rng.expovariate(2)
 
 
-async def evaluate(session: Session, rng: random.Random) -> None:
+async def evaluate(session: Session, client: httpx.AsyncClient, rng: random.Random) -> float:
     """Evaluate rows labelled with what MAP says of them alone: its accuracy is 1 but for rows at the border."""
-    async with session.client() as client:
-        while not session.stop.is_set():
-            texts = session.known.draw(rng, 8)
-            rows = [{"text": text, "label": session.known.labels[text]} for text in texts]
-            response = await client.post("/evaluate", json={"inputs": rows, "options": {"resamples": 100}})
-            if not refused(session, response, "evaluate"):
-                answer = response.json()
-                session.tally.done["evaluate"] += 1
-                if answer["rows"] != len(rows) or answer["methods"]["map"]["accuracy"] < 1 - _border(session, texts):
-                    session.tally.wrong += 1
-                    session.tally.fault("evaluate: MAP's accuracy is not what is known of the rows")
-            await session.pause(rng.expovariate(0.1))
+    texts = session.known.draw(rng, 8)
+    rows = [{"text": text, "label": session.known.labels[text]} for text in texts]
+    response = await client.post("/evaluate", json={"inputs": rows, "options": {"resamples": 100}})
+    if not refused(session, response, "evaluate"):
+        answer = response.json()
+        session.tally.done["evaluate"] += 1
+        border = sum(abs(session.known.answers[text, "map"][0] - 0.5) <= TOLERANCE for text in texts)
+        right = answer["methods"]["map"]["accuracy"] * len(rows)
+        if answer["rows"] != len(rows) or right < len(rows) - border - 1e-6:
+            session.tally.wrong += 1
+            session.tally.fault("evaluate: MAP's accuracy is not what is known of the rows")
+    return rng.expovariate(0.1)
 
 
-def _border(session: Session, texts: list[str]) -> float:
-    """Return the share of rows that the tolerance could turn to another label."""
-    near = [text for text in texts if abs(session.known.answers[text, "map"][0] - 0.5) <= 0.15]
-    return len(near) / len(texts) + 1e-9
+async def activate(session: Session, client: httpx.AsyncClient, rng: random.Random) -> float:
+    """Activate an artifact; they are copies of one, so no answer may change."""
+    response = await client.post(f"/artifacts/{rng.choice(session.names)}/activate")
+    if not refused(session, response, "activate", (*BUSY, 409)):
+        session.tally.done["activate"] += 1
+    return rng.uniform(15, 45)
 
 
-async def activate(session: Session, rng: random.Random) -> None:
-    """Activate the artifacts in turn; they are copies of one, so no answer may change."""
-    async with session.client() as client:
-        while not session.stop.is_set():
-            for name in session.names:
-                await session.pause(rng.uniform(15, 45))
-                if session.stop.is_set():
-                    return
-                response = await client.post(f"/artifacts/{name}/activate")
-                if not refused(session, response, "activate", (*BUSY, 409)):
-                    session.tally.done["activate"] += 1
-
-
-async def submit_job(session: Session, rng: random.Random) -> None:
+async def submit_job(session: Session, client: httpx.AsyncClient, rng: random.Random) -> float:
     """Upload 64 labelled rows as a job, and follow it to its result."""
-    async with session.client() as client:
-        while not session.stop.is_set():
-            texts = rng.choices(session.known.texts, k=64)
-            lines = "".join(json.dumps({"text": t, "label": session.known.labels[t]}) + "\n" for t in texts)
-            headers = {"content-type": "application/jsonl"}
-            response = await client.post("/evaluate/jobs", content=lines.encode(), headers=headers)
-            if not refused(session, response, "job"):
-                await _follow(session, client, response.json()["id"], len(texts))
-            await session.pause(rng.uniform(20, 60))
+    texts = rng.choices(list(session.known.labels), k=64)
+    lines = "".join(json.dumps({"text": t, "label": session.known.labels[t]}) + "\n" for t in texts)
+    headers = {"content-type": "application/jsonl"}
+    response = await client.post("/evaluate/jobs", content=lines.encode(), headers=headers)
+    if not refused(session, response, "job"):
+        await _follow(session, client, f"/evaluate/jobs/{response.json()['id']}", len(texts))
+    return rng.uniform(20, 60)
 
 
-async def _follow(session: Session, client: httpx.AsyncClient, job: str, rows: int) -> None:
+async def _follow(session: Session, client: httpx.AsyncClient, path: str, rows: int) -> None:
     while not session.stop.is_set():
-        response = await client.get(f"/evaluate/jobs/{job}")
+        response = await client.get(path)
         if refused(session, response, "job"):
             return
         found = response.json()
@@ -223,7 +189,7 @@ async def _follow(session: Session, client: httpx.AsyncClient, job: str, rows: i
             session.tally.done["job"] += 1
             if found["result"]["rows"] != rows:
                 session.tally.fault("job: rows were lost or doubled")
-            await client.delete(f"/evaluate/jobs/{job}")
+            await client.delete(path)
             return
         if found["status"] in ("failed", "cancelled"):
             session.tally.fault(f"job: {found['status']}")

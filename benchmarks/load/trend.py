@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import linregress
 from scipy.stats import t as student
 
 #: Fewest points that a trend is read from.
@@ -35,13 +36,12 @@ def trend(times_s: Sequence[float], values: Sequence[float]) -> Trend | None:
     """
     if len(times_s) < FEWEST:
         return None
-    hours, found = np.asarray(times_s) / 3600, np.asarray(values, dtype=float)
-    centred = hours - hours.mean()
-    slope = float(centred @ found / (centred @ centred))
-    residuals = found - found.mean() - slope * centred
+    hours = np.asarray(times_s) / 3600
+    line = linregress(hours, values)
+    residuals = np.asarray(values) - line.intercept - line.slope * hours
     power = float(residuals @ residuals)
     r = float(np.clip(residuals[1:] @ residuals[:-1] / power, 0.0, 0.95)) if power > 0 else 0.0
-    independent = max(3.0, len(found) * (1 - r) / (1 + r))
-    error = math.sqrt(power / (len(found) - 2) / float(centred @ centred) * len(found) / independent)
+    independent = max(3.0, len(values) * (1 - r) / (1 + r))
+    error = line.stderr * math.sqrt(len(values) / independent)
     wide = float(student.ppf(0.975, max(1.0, independent - 2))) * error
-    return Trend(slope, slope - wide, slope + wide)
+    return Trend(line.slope, line.slope - wide, line.slope + wide)

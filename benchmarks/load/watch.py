@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import csv
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -17,13 +17,13 @@ from benchmarks.load.tally import Tally, quantile
 
 @dataclass(frozen=True)
 class Sample:
-    """One line of the record; what cannot be watched is not a number.
+    """One line of the record.
 
     Attributes:
         time_s: seconds since the load began.
-        rss_mb: resident memory of the server and its children, MB.
+        rss_mb: resident memory of the server, MB.
         rows_per_s: rows answered to POST /predict, in this interval.
-        p50_ms, p95_ms, p99_ms: latencies of POST /predict in this interval.
+        p50_ms, p95_ms, p99_ms: latencies of POST /predict in this interval; not a number of none.
         errors: refusals and failures so far, ``code=count`` with spaces between.
     """
 
@@ -51,41 +51,27 @@ def process_at(url: str) -> psutil.Process | None:
     return None
 
 
-def sample(process: psutil.Process | None, tally: Tally, time_s: float, interval_s: float) -> Sample:
-    """Return the present state, and begin another interval."""
-    latencies, rows = tally.next_interval()
-    own = _process_figures(process)
+def sample(
+    process: psutil.Process, tally: Tally, time_s: float, latencies_s: Sequence[float], rows_per_s: float
+) -> Sample:
+    """Return the present state, with the latencies and rows of the interval that ends."""
+    p50, p95, p99 = (round(1000 * quantile(latencies_s, share), 1) for share in (0.5, 0.95, 0.99))
     return Sample(
         time_s=round(time_s, 2),
-        **own,
-        rows_per_s=round(rows / max(interval_s, 1e-9), 3),
-        p50_ms=round(1000 * quantile(latencies, 0.5), 1),
-        p95_ms=round(1000 * quantile(latencies, 0.95), 1),
-        p99_ms=round(1000 * quantile(latencies, 0.99), 1),
+        rss_mb=round(process.memory_info().rss / 1e6, 3),
+        open_files=process.num_fds(),
+        threads=process.num_threads(),
+        rows_per_s=round(rows_per_s, 3),
+        p50_ms=p50,
+        p95_ms=p95,
+        p99_ms=p99,
         wrong=tally.wrong,
         faults=tally.fault_count,
         errors=" ".join(f"{code.replace(' ', '_')}={count}" for code, count in sorted(tally.errors.items())),
     )
 
 
-def _process_figures(process: psutil.Process | None) -> Mapping[str, float]:
-    unknown = dict.fromkeys(("rss_mb", "open_files", "threads"), float("nan"))
-    if process is None:
-        return unknown
-    try:
-        family = [process, *process.children(recursive=True)]
-        return {
-            "rss_mb": round(sum(one.memory_info().rss for one in family) / 1e6, 3),
-            "open_files": process.num_fds(),
-            "threads": process.num_threads(),
-        }
-    except psutil.Error:
-        return unknown
-
-
-async def record(
-    process: psutil.Process | None, tally: Tally, path: Path, *, seconds: float, every_s: float
-) -> list[Sample]:
+async def record(process: psutil.Process, tally: Tally, path: Path, *, seconds: float, every_s: float) -> list[Sample]:
     """Return samples for so long; each is a line of a CSV file as soon as it is taken, and one of the console."""
     begun = last = time.perf_counter()
     samples: list[Sample] = []
@@ -93,17 +79,14 @@ async def record(
         writer = csv.DictWriter(file, [f.name for f in fields(Sample)])
         writer.writeheader()
         while last - begun < seconds:
+            answers, rows = len(tally.latencies_s), tally.rows
             await asyncio.sleep(max(0.0, min(last + every_s, begun + seconds) - time.perf_counter()))
             now = time.perf_counter()
-            samples.append(sample(process, tally, now - begun, now - last))
+            rows_per_s = (tally.rows - rows) / (now - last)
+            samples.append(sample(process, tally, now - begun, tally.latencies_s[answers:], rows_per_s))
             last = now
-            writer.writerow(asdict(samples[-1]))
+            line = asdict(samples[-1])
+            writer.writerow(line)
             file.flush()
-            one = samples[-1]
-            print(
-                f"{one.time_s:7.0f} s  {one.rss_mb:8.1f} MB  {one.open_files:4.0f} files  {one.threads:3.0f} threads  "
-                f"{one.rows_per_s:6.1f} rows/s  p50 {one.p50_ms:.0f} p99 {one.p99_ms:.0f} ms  "
-                f"wrong {one.wrong}  faults {one.faults}  {one.errors}",
-                flush=True,
-            )
+            print("  ".join(f"{name} {value}" for name, value in line.items()), flush=True)
     return samples

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
-import torch
 from serving import cache, settings, started
 from tiny_runs import FinishedRun
 
@@ -30,6 +31,13 @@ def root(sentiment_run: FinishedRun, mixture_run: FinishedRun, tmp_path: Path) -
     return tmp_path
 
 
+@asynccontextmanager
+async def served(root: Path, artifact: str, **values: Any) -> AsyncIterator[tuple[httpx.AsyncClient, Any]]:
+    app = create_app(settings(artifact=artifact, artifacts_root=root, device="cpu", cache=cache(), **values))
+    async with started(app) as client:
+        yield client, app.state.artifacts
+
+
 def alone(predictor: Predictor) -> list[list[float]]:
     rows = [predictor.encode({"text": text}, truncate=True) for text in TEXTS]
     return [p.probs for p in predictor.predict(rows, "laplace")]
@@ -40,50 +48,34 @@ async def test_each_answers_as_alone_whatever_runs_beside_it(
 ) -> None:
     expected = {"tiny-sentiment": alone(sentiment_predictor), "tiny-mixture": alone(mixture_predictor)}
     digests = {p.artifact.name: p.artifact.digest for p in (sentiment_predictor, mixture_predictor)}
-    chosen = settings(
-        artifact="tiny-sentiment", also_load="tiny-mixture", artifacts_root=root, device="cpu", cache=cache()
-    )
-    app = create_app(chosen)
-    async with started(app) as client:
-        host = app.state.artifacts
+    # They are two: on one base, with other adapters, they answer differently.
+    apart = [abs(a[0] - b[0]) for a, b in zip(*expected.values(), strict=True)]
+    assert max(apart) > 10 * TOLERANCE
+    async with served(root, "tiny-sentiment", also_load="tiny-mixture") as (client, host):
 
-        async def ask(name: str, i: int) -> tuple[str, int, dict[str, Any]]:
-            body = {
-                "inputs": [{"text": TEXTS[i]}],
-                "artifact": name,
-                "options": {"predictive": "laplace", "covariance": True},
-            }
-            response = await client.post("/predict", json=body)
-            assert response.status_code == 200, response.text
-            return name, i, response.json()
+        async def check(name: str, i: int) -> None:
+            options = {"predictive": "laplace", "covariance": True}
+            body = {"inputs": [{"text": TEXTS[i]}], "artifact": name, "options": options}
+            answer = (await client.post("/predict", json=body)).json()
+            assert answer["artifact"]["digest"] == digests[name]
+            probs = list(answer["predictions"][0]["probs"].values())
+            assert probs == pytest.approx(expected[name][i], abs=TOLERANCE)
 
-        one, other = host.shelf.find("tiny-sentiment"), host.shelf.find("tiny-mixture")
+        one, other = (host.shelf.find(name) for name in expected)
         assert one.base is other.base
-        asked = [ask(name, i) for _ in range(2) for i in range(len(TEXTS)) for name in expected]
-        answers = await asyncio.gather(*asked)
+        await asyncio.gather(*(check(name, i) for _ in range(2) for i in range(len(TEXTS)) for name in expected))
         listing = (await client.get("/artifacts")).json()["artifacts"]
         assert [a["memory_bytes"] for a in listing] == [one.own_bytes, other.own_bytes]
         del one, other
-        assert (await client.post("/artifacts/tiny-mixture/unload")).status_code == 200
-        assert (await client.post("/artifacts/tiny-mixture/load")).status_code == 200
-        answers.append(await ask("tiny-mixture", 0))
-        assert (await client.post("/artifacts/tiny-mixture/activate")).status_code == 200
-        assert (await client.post("/artifacts/tiny-sentiment/unload")).status_code == 200
-        answers.append(await ask("tiny-mixture", 1))
-        gc.collect()
-    for name, i, answer in answers:
-        assert answer["artifact"]["digest"] == digests[name]
-        got = list(answer["predictions"][0]["probs"].values())
-        torch.testing.assert_close(torch.tensor(got), torch.tensor(expected[name][i]), atol=TOLERANCE, rtol=0)
-    # They are two: on one base, with other adapters, they answer differently.
-    apart = torch.tensor(expected["tiny-sentiment"]) - torch.tensor(expected["tiny-mixture"])
-    assert apart.abs().max() > 10 * TOLERANCE
+        for i, changes in enumerate((("mixture/unload", "mixture/load"), ("mixture/activate", "sentiment/unload"))):
+            for change in changes:
+                assert (await client.post(f"/artifacts/tiny-{change}")).status_code == 200
+            await check("tiny-mixture", i)
 
 
 async def test_rows_that_run_alone_are_the_same_to_the_last_bit(root: Path) -> None:
     """With ``batch_tokens=1`` no two rows share a batch: traffic cannot change a digit of an answer."""
-    chosen = settings(artifact="tiny-mixture", artifacts_root=root, device="cpu", cache=cache(), batch_tokens=1)
-    async with started(create_app(chosen)) as client:
+    async with served(root, "tiny-mixture", batch_tokens=1) as (client, _):
 
         async def ask(*texts: str) -> list[dict[str, float]]:
             response = await client.post("/predict", json={"inputs": [{"text": text} for text in texts]})

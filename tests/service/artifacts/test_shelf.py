@@ -15,40 +15,36 @@ from service.artifacts.shelf import Shelf
 from service.errors import ArtifactActiveError, ArtifactNotLoadedError, ShelfFullError
 
 
-def predictor(name: str, size_bytes: int = 10, *, base: object = None, folder: str | None = None) -> Any:
+def predictor(name: str, size_bytes: int = 10, *, folder: str | None = None) -> Any:
     fake = FakePredictor(name, path=Path("root") / (folder or name))
     fake.own_bytes = size_bytes
-    fake.base = base or fake.base
     return fake
+
+
+def shelf_of(active: str, *others: str, most: int = 3, max_bytes: int = 100) -> Shelf:
+    shelf = Shelf(max_artifacts=most, max_bytes=max_bytes)
+    for name in (active, *others):
+        shelf.put(predictor(name), activate=name == active)
+    return shelf
 
 
 def names(shelf: Shelf) -> list[str]:
     return [place.name for place in shelf.places]
 
 
-@pytest.fixture
-def shelf() -> Shelf:
-    shelf = Shelf(max_artifacts=3, max_bytes=100)
-    shelf.put(predictor("a"), activate=True)
-    return shelf
-
-
 def test_activation_may_send_away_the_former_one_only_where_nothing_else_helps() -> None:
-    shelf = Shelf(max_artifacts=1, max_bytes=100)
-    shelf.put(predictor("a"), activate=True)
+    shelf = shelf_of("a", most=1)
     with shelf.lease("a") as held:
         assert shelf.put(predictor("b"), activate=True) == ["a"]
         assert held.artifact.name == "a"
     assert names(shelf) == ["b"]
-    roomy = Shelf(max_artifacts=2, max_bytes=100)
-    roomy.put(predictor("a"), activate=True)
-    roomy.put(predictor("b"), activate=False)
+    roomy = shelf_of("a", "b", most=2)
     assert roomy.put(predictor("c"), activate=True) == ["b"]
     assert names(roomy) == ["c", "a"]
 
 
-def test_same_name_takes_the_place_and_the_activity(shelf: Shelf) -> None:
-    renewed = predictor("a", 20)
+def test_same_name_takes_the_place_and_the_activity() -> None:
+    shelf, renewed = shelf_of("a"), predictor("a", 20)
     with shelf.lease("a") as old:
         assert shelf.put(renewed, activate=False) == []
         assert old is not renewed
@@ -56,21 +52,22 @@ def test_same_name_takes_the_place_and_the_activity(shelf: Shelf) -> None:
     assert [p.leases for p in shelf.places] == [0]
 
 
-def test_found_by_folder_too(shelf: Shelf) -> None:
-    added = predictor("b", folder="b-2026")
+def test_found_by_folder_too() -> None:
+    shelf, added = shelf_of("a"), predictor("b", folder="b-2026")
     shelf.put(added, activate=False)
-    assert shelf.find("b") is added
-    assert shelf.find("b-2026") is added
-    assert shelf.activate("b-2026")
-    assert shelf.active is added
-    assert not shelf.activate("nobody")
+    assert shelf.find("b") is shelf.find("b-2026") is added
+    assert [shelf.activate("b-2026"), shelf.activate("nobody")] == [True, False]
     assert shelf.active is added
 
 
-def test_lease_ends_with_an_error_too(shelf: Shelf) -> None:
+def test_lease_ends_with_an_error_too() -> None:
+    shelf = shelf_of("a")
     with pytest.raises(KeyError), shelf.lease(None):
         raise KeyError
     assert [p.leases for p in shelf.places] == [0]
+
+
+NUMBERS = st.integers(0, 6)
 
 
 class AnyOrder(RuleBasedStateMachine):
@@ -78,11 +75,10 @@ class AnyOrder(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.shelf = Shelf(max_artifacts=3, max_bytes=50)
-        self.shelf.put(predictor("n0"), activate=True)
-        self.leases: list[tuple[str, Any, Any]] = []
+        self.shelf = shelf_of("n0", max_bytes=50)
+        self.leases: list[tuple[Any, Any]] = []
 
-    @rule(number=st.integers(0, 6), size=st.integers(1, 30), activate=st.booleans())
+    @rule(number=NUMBERS, size=st.integers(1, 30), activate=st.booleans())
     def put(self, number: int, size: int, activate: bool) -> None:
         before, active = set(names(self.shelf)), self.shelf.active
         held = {place.name for place in self.shelf.places if place.leases}
@@ -97,21 +93,21 @@ class AnyOrder(RuleBasedStateMachine):
         assert not set(gone) & (held - former)
         assert set(names(self.shelf)) == (before - set(gone)) | {f"n{number}"}
 
-    @rule(number=st.integers(0, 6))
+    @rule(number=NUMBERS)
     def take(self, number: int) -> None:
         context = self.shelf.lease(f"n{number}")
         try:
-            self.leases.append((f"n{number}", context, context.__enter__()))
+            self.leases.append((context, context.__enter__()))
         except ArtifactNotLoadedError:
             assert f"n{number}" not in names(self.shelf)
 
     @precondition(lambda self: self.leases)
     @rule(choice=st.randoms(use_true_random=False))
     def release(self, choice: Any) -> None:
-        _, context, _ = self.leases.pop(choice.randrange(len(self.leases)))
+        context, _ = self.leases.pop(choice.randrange(len(self.leases)))
         context.__exit__(None, None, None)
 
-    @rule(number=st.integers(0, 6))
+    @rule(number=NUMBERS)
     def remove(self, number: int) -> None:
         try:
             self.shelf.remove(f"n{number}")
@@ -126,7 +122,7 @@ class AnyOrder(RuleBasedStateMachine):
         assert sum(p.size_bytes for p in places) <= 50
         assert self.shelf.active is places[0].predictor
         for place in places:
-            assert place.leases == sum(held is place.predictor for _, _, held in self.leases)
+            assert place.leases == sum(held is place.predictor for _, held in self.leases)
 
 
 TestAnyOrder = AnyOrder.TestCase
@@ -134,10 +130,7 @@ TestAnyOrder = AnyOrder.TestCase
 
 @given(st.lists(st.sampled_from("abcdef"), max_size=30))
 def test_order_of_leaving_is_order_of_use(uses: list[str]) -> None:
-    shelf = Shelf(max_artifacts=7, max_bytes=1000)
-    shelf.put(predictor("z"), activate=True)
-    for name in "abcdef":
-        shelf.put(predictor(name), activate=False)
+    shelf = shelf_of("z", *"abcdef", most=7, max_bytes=1000)
     for name in uses:
         with shelf.lease(name):
             pass

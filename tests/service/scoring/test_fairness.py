@@ -69,15 +69,10 @@ def test_kinds_of_one_caller_take_turns() -> None:
     assert order == ["laplace", "map"] * 4
 
 
-def test_requests_of_one_caller_go_in_order_of_arrival_where_they_had_the_same() -> None:
-    queue = Queue(16)
-    known = [queue.add(Request("a", "map"), [10]) for _ in range(5)]
-    assert [queue.run()[0].request for _ in known] == known
-
-
-def test_rows_of_a_request_go_in_order_where_lengths_are_alike() -> None:
-    queue = Queue(100)
-    queue.add(Request("a", "map"), [10] * 30)
+def test_requests_and_their_rows_go_in_order_of_arrival_where_they_had_the_same() -> None:
+    queue = Queue(30)
+    for _ in range(3):
+        queue.add(Request("a", "map"), [10] * 3)
     rows = list(queue.waiting)
     assert [row for _ in range(3) for row in queue.run()] == rows
 

@@ -11,13 +11,42 @@ import torch
 from device_rig import Rig, rig
 
 import service.scoring.device
-from laplora.errors import ArtifactCorruptError, NonFiniteError
+from laplora.errors import ArtifactCorruptError
 from service.errors import DeviceFaultError, DeviceMemoryError
 from service.scoring.device_faults import DeviceHealth, is_device_fault, is_out_of_memory
 from service.telemetry.batch_report import BatchReport
 
 FAULT = "CUDA error: device-side assert triggered"
-FAR = float("inf")
+#: Texts of a RuntimeError.
+FAULTS = [
+    f"{FAULT}\nCUDA kernel errors might be asynchronously reported",
+    "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx( handle, opa, opb)`",
+    "CUDA error: something that came with a later driver",
+    "CUDA driver error: unknown error",
+    "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED",
+    "Triton Error [CUDA]: an illegal memory access was encountered",
+    "HIP error: unspecified launch failure",
+    "uncorrectable ECC error encountered",
+    "unspecified launch failure",
+    "device-side assert triggered",
+    "an illegal memory access was encountered",
+]
+MEMORY = [
+    "CUDA error: out of memory",
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    "DefaultCPUAllocator: can't allocate memory",
+]
+HARMLESS = [
+    "mat1 and mat2 shapes cannot be multiplied (1x2 and 3x4)",
+    "CUDA error: invalid argument",
+    "CUDA error: invalid configuration argument",
+    "CUDA error: invalid device function",
+    "CUDA error: no kernel image is available for execution on the device",
+    "CUDA error: too many resources requested for launch",
+    "CUDA error: operation not supported",
+    "CUDA error: CUBLAS_STATUS_NOT_SUPPORTED when calling `cublasGemmEx`",
+    "cusolver error: CUSOLVER_STATUS_INTERNAL_ERROR: the input matrix may contain NaN",
+]
 
 
 def accelerator_error(text: str, code: int | None = None) -> Exception:
@@ -27,74 +56,33 @@ def accelerator_error(text: str, code: int | None = None) -> Exception:
     return error
 
 
-FAULTS = [
-    RuntimeError("CUDA error: device-side assert triggered\nCUDA kernel errors might be asynchronously reported"),
-    RuntimeError("CUDA error: an illegal memory access was encountered"),
-    RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx( handle, opa, opb)`"),
-    RuntimeError("CUDA error: uncorrectable ECC error encountered"),
-    RuntimeError("CUDA error: unspecified launch failure"),
-    RuntimeError("CUDA error: misaligned address"),
-    RuntimeError("CUDA error: something that came with a later driver"),
-    RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
-    RuntimeError("CUDA driver error: unknown error"),
-    RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"),
-    RuntimeError("HIP error: unspecified launch failure"),
-    accelerator_error("CUDA error: unspecified launch failure"),
-    accelerator_error("CUDA error: an illegal memory access was encountered", 700),
-    accelerator_error("an accelerator of another kind failed"),
-]
-MEMORY = [
-    MemoryError(),
-    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
-    RuntimeError("CUDA error: out of memory"),
-    accelerator_error("CUDA error: out of memory", 2),
-    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-    RuntimeError("DefaultCPUAllocator: can't allocate memory"),
-]
-HARMLESS = [
-    RuntimeError("mat1 and mat2 shapes cannot be multiplied (1x2 and 3x4)"),
-    RuntimeError("CUDA error: invalid configuration argument"),
-    RuntimeError("CUDA error: CUBLAS_STATUS_NOT_SUPPORTED when calling `cublasGemmEx`"),
-    accelerator_error("CUDA error: no kernel image is available for execution on the device", 209),
-    accelerator_error("CUDA error: too many resources requested for launch"),
-    RuntimeError("cusolver error: CUSOLVER_STATUS_INTERNAL_ERROR: the input matrix may contain NaN"),
-    ValueError("out of memory"),
-    ValueError("an input that says CUDA error: device-side assert triggered"),
-    NonFiniteError("NaN"),
-    KeyError("bug"),
-]
+def kinds(errors: list[Exception]) -> set[tuple[bool, bool]]:
+    """Return whether they are faults and whether they say that there is no memory: one pair if all are alike."""
+    return {(is_device_fault(error), is_out_of_memory(error)) for error in errors}
 
 
-@pytest.mark.parametrize("error", FAULTS, ids=str)
-def test_a_lost_context_is_a_fault_and_no_lack_of_memory(error: Exception) -> None:
-    assert (is_device_fault(error), is_out_of_memory(error)) == (True, False)
+def test_a_lost_context_is_a_fault_and_no_lack_of_memory() -> None:
+    others = [accelerator_error("of another kind"), accelerator_error("an illegal memory access", 700)]
+    assert kinds([*map(RuntimeError, FAULTS), *others]) == {(True, False)}
 
 
-@pytest.mark.parametrize("error", MEMORY, ids=str)
-def test_a_lack_of_memory_passes(error: Exception) -> None:
-    assert (is_device_fault(error), is_out_of_memory(error)) == (False, True)
+def test_a_lack_of_memory_passes() -> None:
+    others = [MemoryError(), torch.OutOfMemoryError("2.00 GiB"), accelerator_error("CUDA error: out of memory", 2)]
+    assert kinds([*map(RuntimeError, MEMORY), *others]) == {(False, True)}
 
 
-@pytest.mark.parametrize("error", HARMLESS, ids=str)
-def test_what_leaves_the_context_alone_is_no_fault(error: Exception) -> None:
-    assert (is_device_fault(error), is_out_of_memory(error)) == (False, False)
+def test_what_leaves_the_context_alone_is_no_fault() -> None:
+    others = [accelerator_error("of another kind", 209), ValueError("out of memory"), ValueError(FAULT), KeyError()]
+    assert kinds([*map(RuntimeError, HARMLESS), *others]) == {(False, False)}
 
 
-def raised_from(cause: Exception, *, hidden: bool) -> Exception:
-    """Return the library's own error, as it stands in for one of torch."""
-    try:
-        try:
-            raise cause
-        except Exception as error:
-            raise ArtifactCorruptError("the adapter does not load") from (None if hidden else error)
-    except ArtifactCorruptError as error:
-        return error
-
-
-@pytest.mark.parametrize("hidden", [True, False])
-def test_a_fault_behind_another_error_is_found(hidden: bool) -> None:
-    assert is_device_fault(raised_from(RuntimeError(FAULT), hidden=hidden))
-    assert not is_device_fault(raised_from(RuntimeError("size mismatch"), hidden=hidden))
+@pytest.mark.parametrize("chained", ["__cause__", "__context__"])
+def test_a_fault_behind_another_error_is_found(chained: str) -> None:
+    """The library's error stands in for one of torch."""
+    for text, is_fault in ((FAULT, True), ("size mismatch", False)):
+        error = ArtifactCorruptError("the adapter does not load")
+        setattr(error, chained, RuntimeError(text))
+        assert is_device_fault(error) == is_fault
 
 
 def test_errors_that_are_each_others_cause() -> None:
@@ -103,12 +91,9 @@ def test_errors_that_are_each_others_cause() -> None:
     assert not is_device_fault(first)
 
 
-# The device.
-
-
 @pytest.fixture
 def device() -> Iterator[Rig]:
-    with rig(health=DeviceHealth(stall_s=FAR)) as device:
+    with rig() as device:
         yield device
 
 
@@ -205,46 +190,39 @@ def test_a_fault_ends_the_device_even_where_nobody_can_be_told() -> None:
     def untold() -> None:
         raise ValueError("SECRET")
 
-    with rig(health=DeviceHealth(stall_s=FAR, on_fault=untold)) as device:
+    with rig(health=DeviceHealth(on_fault=untold)) as device:
         device.predictor.poison[666] = RuntimeError(FAULT)
         with pytest.raises(DeviceFaultError):
             device.submit(666).future.result()
         assert_ended(device)
 
 
-def test_a_run_that_does_not_end_is_a_fault() -> None:
-    with rig(health=DeviceHealth(stall_s=0.001, hang_s=0.01)) as device:
-        device.device.end_if_hung()
-        plans = [device.occupy(), device.submit(3)]
-        while not device.device.health.hung:
-            time.sleep(0.001)
-        device.device.end_if_hung()
-        for plan in plans:
-            with pytest.raises(DeviceFaultError, match="DeviceHungError"):
-                plan.future.result()
-        device.predictor.released.set()
-        assert_ended(device)
+@pytest.mark.parametrize("where", ["a prediction", "releasing memory"])
+def test_a_run_that_does_not_end_is_a_fault(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Releasing memory waits for the device: after running out of memory on a sick one, for ever."""
+    hanging, let_go = threading.Event(), threading.Event()
 
-
-def test_releasing_memory_that_does_not_end_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It waits for the device: after running out of memory on a sick one, for ever."""
-    releasing, let_go = threading.Event(), threading.Event()
-
-    def release() -> None:
-        releasing.set()
+    def hang(*arguments: object, **options: object) -> None:
+        hanging.set()
         let_go.wait()
 
-    monkeypatch.setattr(service.scoring.device, "_release_device_memory", release)
-    with rig(health=DeviceHealth(stall_s=0.001, hang_s=0.01)) as device:
-        device.predictor.most_rows = 1
-        hanging = device.submit(2, 3)
-        releasing.wait()
+    with rig(health=DeviceHealth(hang_s=0.01)) as device:
+        device.device.end_if_hung()
+        if where == "a prediction":
+            monkeypatch.setattr(device.predictor, "predict", hang)
+        else:
+            monkeypatch.setattr(service.scoring.device, "_release_device_memory", hang)
+            device.predictor.most_rows = 1
+        plan = device.submit(2, 3)
+        hanging.wait()
+        waiting = device.submit(4)
         while not device.device.health.hung:
             time.sleep(0.001)
         device.device.end_if_hung()
+        for future in (plan.future, waiting.future):
+            with pytest.raises(DeviceFaultError, match="DeviceHungError"):
+                future.result()
         let_go.set()
-        with pytest.raises(DeviceFaultError, match="DeviceHungError"):
-            hanging.future.result()
         assert_ended(device)
 
 
@@ -261,11 +239,8 @@ def test_a_fault_while_memory_is_released_is_latched(device: Rig, monkeypatch: p
 
 def test_the_first_fault_is_the_one_that_is_told(caplog: pytest.LogCaptureFixture) -> None:
     told: list[str] = []
-    health = DeviceHealth(stall_s=FAR, on_fault=lambda: told.append("x"))
-    assert "RuntimeError" in str(health.latch(RuntimeError(FAULT)))
-    assert "RuntimeError" in str(health.latch(KeyError()))
+    health = DeviceHealth(on_fault=lambda: told.append("x"))
+    for error in (RuntimeError(FAULT), KeyError()):
+        assert "RuntimeError" in str(health.latch(error))
     assert (health.fault, told) == ("RuntimeError", ["x"])
     assert [r.levelname for r in caplog.records] == ["CRITICAL"]
-
-
-# The application.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,43 +14,43 @@ from laplora.errors import ArtifactCorruptError
 from service.app import create_app
 from service.artifacts.predictors import Library
 
+pytestmark = pytest.mark.anyio
+
 FAULT = "CUDA error: device-side assert triggered"
 
 
-@pytest.mark.anyio
 async def test_a_slow_replay_of_many_answers_is_no_hung_device(tmp_path: Path) -> None:
     """Each answer is a run of its own, and a request that waits goes before the next."""
     first, second = artifacts_in(tmp_path, "first", "second")
     second.golden_answers = 4
     begun: list[float | None] = []
     answered: list[int] = []
+    requests: list[Any] = []
+    loop = asyncio.get_running_loop()
 
     def golden_answer() -> list[Any]:
         begun.append(served.state.device.health._run_began)
         answered.append(len(first.batches))
         requests.append(asyncio.run_coroutine_threadsafe(served.predict("7"), loop))
-        while not served.state.queue.rows:
-            time.sleep(0.001)
+        with served.state.queue.changed:
+            served.state.queue.changed.wait_for(lambda: served.state.queue.rows)
         return []
 
-    requests: list[Any] = []
-    loop = asyncio.get_running_loop()
     second.golden_answer = golden_answer  # type: ignore[method-assign]
     async with serve(first, second, artifact="first", artifacts_root=tmp_path) as served:
-        loaded = await served.client.post("/artifacts/second/load")
+        assert (await served.client.post("/artifacts/second/load")).status_code == 200
         responses = [await asyncio.wrap_future(request) for request in requests]
-    assert loaded.status_code == 200
     assert len({*begun, None}) == 5, "the time of a run begins anew with each answer"
     assert answered == [0, 1, 2, 3]
     assert [response.status_code for response in responses] == [200] * 4
 
 
-@pytest.mark.anyio
 async def test_every_endpoint_says_that_the_device_failed(caplog: pytest.LogCaptureFixture) -> None:
     predictor = FakePredictor()
     predictor.poison[666] = RuntimeError(f"{FAULT} SECRET")
     async with serve(predictor) as served:
-        assert "laplora_ready 1.0" in (await served.client.get("/metrics")).text
+        get, post = served.client.get, served.client.post
+        assert "laplora_ready 1.0" in (await get("/metrics")).text
         predictor.hold()
         running = asyncio.create_task(served.predict("666"))
         await asyncio.to_thread(predictor.entered.wait)
@@ -62,19 +61,19 @@ async def test_every_endpoint_says_that_the_device_failed(caplog: pytest.LogCapt
             await running,
             await waiting,
             await served.predict("b"),
-            await served.client.post("/evaluate", json={"inputs": [{"text": "a", "label": "positive"}]}),
-            await served.client.post("/artifacts/fake/activate"),
-            await served.client.get("/health/ready"),
-            await served.client.get("/v2/health/ready"),
-            await served.client.get("/v2/models/fake"),
+            await post("/evaluate", json={"inputs": [{"text": "a", "label": "positive"}]}),
+            await post("/artifacts/fake/activate"),
+            await get("/health/ready"),
+            await get("/v2/health/ready"),
+            await get("/v2/models/fake"),
         ]
         for response in answers:
             assert code(response) == (503, "device_fault")
             assert int(response.headers["retry-after"]) >= 1
             assert "SECRET" not in response.text
-        assert (await served.client.get("/health/live")).json() == {"status": "live"}
-        assert (await served.client.get("/v2/health/live")).json() == {"live": True}
-        assert "laplora_ready 0.0" in (await served.client.get("/metrics")).text
+        assert (await get("/health/live")).json() == {"status": "live"}
+        assert (await get("/v2/health/live")).json() == {"live": True}
+        assert "laplora_ready 0.0" in (await get("/metrics")).text
         served.state.lifecycle.drain()
         assert code(await served.predict("b")) == (503, "device_fault")
     (event,) = [r for r in caplog.records if getattr(r, "event", "") == "device_fault"]
@@ -83,21 +82,18 @@ async def test_every_endpoint_says_that_the_device_failed(caplog: pytest.LogCapt
     assert not any("SECRET" in str(vars(record)) for record in caplog.records)
 
 
-@pytest.mark.anyio
-@pytest.mark.parametrize("where", ["load", "hidden in load", "golden", "first answer"])
+@pytest.mark.parametrize("where", ["hidden in load", "golden", "first answer"])
 async def test_a_fault_while_another_artifact_loads(tmp_path: Path, where: str) -> None:
     """The context is the process's: the artifact that answers has lost it too."""
     first, second = artifacts_in(tmp_path, "first", "second")
     known = library(first, second)
 
     def load(path: Path, *others: Any) -> Any:
-        if path.name == "second" and "load" in where:
+        if path.name == "second" and where == "hidden in load":
             try:
                 raise RuntimeError(FAULT)
             except RuntimeError:
-                if "hidden" in where:
-                    raise ArtifactCorruptError("the adapter does not load") from None
-                raise
+                raise ArtifactCorruptError("the adapter does not load") from None
         return known.load(path, *others)
 
     if where == "golden":
@@ -118,7 +114,6 @@ async def until_stalled(served: Served, path: str = "/health/ready") -> None:
     assert int(response.headers["retry-after"]) >= 1
 
 
-@pytest.mark.anyio
 async def test_a_run_that_is_overdue_is_not_ready_until_it_ends() -> None:
     async with serve(stall_s=0.05) as served:
         async with served.occupied():
@@ -132,7 +127,6 @@ async def test_a_run_that_is_overdue_is_not_ready_until_it_ends() -> None:
             await asyncio.sleep(0.005)
 
 
-@pytest.mark.anyio
 async def test_a_call_that_is_overdue_is_not_ready_either() -> None:
     may_end = threading.Event()
     async with serve(stall_s=0.05) as served:

@@ -29,6 +29,7 @@ async def test_each_input_is_asked_in_its_orders_and_answered_once() -> None:
     async with serve(choice_predictor()) as served:
         response = await served.client.post("/predict", json=ask(TWO, THREE, FOUR))
         prompts = sum(len(rows) for _, rows in served.predictor.batches)
+        plain = (await served.client.post("/predict", json={"inputs": [TWO]})).json()["predictions"][0]
     assert response.status_code == 200, response.text
     answers = response.json()["predictions"]
     assert [a["id"] for a in answers] == ["two", "three", "four"]
@@ -40,14 +41,8 @@ async def test_each_input_is_asked_in_its_orders_and_answered_once() -> None:
         assert list(answer["probs"].values()) == pytest.approx([share] * len(answer["probs"]))
         assert answer["uncertainty"]["order"] == 0.02
         assert answer["tokens"] % answer["orders"] == 0
-
-
-async def test_without_it_nothing_is_said_about_orders() -> None:
-    async with serve(choice_predictor()) as served:
-        response = await served.client.post("/predict", json={"inputs": [TWO]})
-    (answer,) = response.json()["predictions"]
-    assert "orders" not in answer
-    assert "order" not in answer["uncertainty"]
+    assert "orders" not in plain
+    assert "order" not in plain["uncertainty"]
 
 
 @pytest.mark.parametrize("path", ["/predict", "/evaluate"])
@@ -64,29 +59,26 @@ async def test_limits_count_orders(path: str) -> None:
 
 
 async def test_the_queue_counts_orders() -> None:
-    async with serve(
-        choice_predictor(), max_inputs=5, max_queue_rows=5, max_queue_tokens=40, client_share=1.0
-    ) as served:
+    limits = {"max_inputs": 5, "max_queue_rows": 5, "max_queue_tokens": 40, "client_share": 1.0}
+    async with serve(choice_predictor(), **limits) as served:
         response = await served.client.post("/predict", json=ask(FOUR))
     assert response.status_code == 413
     assert "max_queue_tokens" in response.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(
-    ("inputs", "field"),
+    "fields",
     [
-        ({"prompt": "7 ? Answer:"}, "inputs.1.choices"),
-        ({"question": "7"}, "inputs.1.choices"),
-        ({"question": "7", "choices": ["x"]}, "inputs.1.choices"),
-        ({"question": "7", "choices": ["x"] * 5}, "inputs.1.choices"),
-        ({"question": "7", "choices": "xy"}, "inputs.1.choices"),
+        {"prompt": "7 ? Answer:"},
+        {"question": "7"},
+        *({"question": "7", "choices": c} for c in (["x"], ["x"] * 5, "xy")),
     ],
 )
-async def test_inputs_without_options_to_reorder_are_refused(inputs: dict[str, Any], field: str) -> None:
+async def test_inputs_without_options_to_reorder_are_refused(fields: dict[str, Any]) -> None:
     async with serve(choice_predictor()) as served:
-        response = await served.client.post("/predict", json=ask(TWO, inputs))
+        response = await served.client.post("/predict", json=ask(TWO, fields))
     assert response.status_code == 422
-    assert response.json()["error"]["field"] == field
+    assert response.json()["error"]["field"] == "inputs.1.choices"
 
 
 async def test_templates_without_choices_are_refused_by_name() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from server_process import Process, server_process
+from server_process import server_process
 from tiny_runs import BAD, GOOD, NOUNS, FinishedRun
 
 from laplora.artifact.folder import read_artifact
@@ -25,14 +25,9 @@ TOLERANCE = 1e-4
 
 
 @pytest.fixture(scope="module")
-def process(mixture_run: FinishedRun) -> Iterator[Process]:
-    with server_process(["-m", "service", "--artifact", str(mixture_run.artifact), "--device", "cpu"]) as process:
-        yield process
-
-
-@pytest.fixture(scope="module")
-def client(process: Process) -> Iterator[httpx.Client]:
-    with process.client() as client:
+def client(mixture_run: FinishedRun) -> Iterator[httpx.Client]:
+    command = ["-m", "service", "--artifact", str(mixture_run.artifact), "--device", "cpu"]
+    with server_process(command) as process, process.client() as client:
         yield client
 
 
@@ -48,24 +43,28 @@ def predict(client: httpx.Client, texts: list[str], **options: Any) -> dict[str,
     return body
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_each_predictive_answers_as_the_library_does(
-    client: httpx.Client, mixture_predictor: Predictor, manifest: Manifest, name: str
+def assert_as_the_library(got: dict[str, Any], want: Any) -> None:
+    assert list(got["probs"].values()) == pytest.approx(want.probs, abs=TOLERANCE)
+    assert (got["prediction_set"], got["flags"], got["decision"]) == (want.prediction_set, want.flags, want.decision)
+
+
+def test_clients_at_once_get_what_the_library_says_of_the_predictive_they_ask_for(
+    client: httpx.Client, mixture_predictor: Predictor, manifest: Manifest
 ) -> None:
-    body = predict(client, TEXTS, predictive=name)
-    recommended = manifest.recommended
-    assert body["predictive"] == {
-        "name": name,
-        "recommended": recommended.predictive,
-        "reason": recommended.reason,
-    }
+    """Members change places on one model: no request sees another one's."""
     rows = [mixture_predictor.encode({"text": t}, truncate=True) for t in TEXTS]
-    for got, want in zip(body["predictions"], mixture_predictor.predict(rows, name), strict=True):
-        assert list(got["probs"].values()) == pytest.approx(want.probs, abs=TOLERANCE)
-        assert got["prediction_set"] == want.prediction_set
-        assert (got["flags"], got["decision"]) == (want.flags, want.decision)
-        assert (got["logit_variance"] is None) == (not PREDICTIVES[name].covariance)  # type: ignore[index]
-        assert (got["uncertainty"] is None) == (want.epistemic is None)
+    expected = {name: mixture_predictor.predict(rows, name) for name in NAMES}
+    names = [*NAMES] * 4
+    with ThreadPoolExecutor(8) as pool:
+        bodies = list(pool.map(lambda name: predict(client, TEXTS, predictive=name), names))
+    recommended = {"recommended": manifest.recommended.predictive, "reason": manifest.recommended.reason}
+    for name, body in zip(names, bodies, strict=True):
+        assert body["predictive"] == {"name": name, **recommended}
+        for got, want in zip(body["predictions"], expected[name], strict=True):
+            assert_as_the_library(got, want)
+            assert list(got["map_probs"].values()) == pytest.approx(want.map_probs, abs=TOLERANCE)
+            assert (got["logit_variance"] is None) == (not PREDICTIVES[name].covariance)
+            assert (got["uncertainty"] is None) == (want.epistemic is None)
 
 
 def test_the_recommended_one_answers_with_the_posteriors_variance(client: httpx.Client, manifest: Manifest) -> None:
@@ -84,8 +83,7 @@ def test_mode_fast_says_who_answered(client: httpx.Client, mixture_predictor: Pr
     assert body["predictive"]["name"] == "fast"
     for got, want in zip(body["predictions"], wanted, strict=True):
         assert got["answered_by"] == want.predictive
-        assert list(got["probs"].values()) == pytest.approx(want.probs, abs=TOLERANCE)
-        assert (got["flags"], got["decision"]) == (want.flags, want.decision)
+        assert_as_the_library(got, want)
         assert got["logit_covariance"] is not None
     exact = sum(p.predictive == "laplace" for p in wanted)
     assert 0 < exact < len(texts)
@@ -120,18 +118,3 @@ def test_evaluate_measures_every_predictive(client: httpx.Client) -> None:
         answers = predict(client, TEXTS, predictive=name)["predictions"]
         right = [p["label"] == label for p, label in zip(answers, labels, strict=True)]
         assert methods[name]["accuracy"] == pytest.approx(sum(right) / 4)
-
-
-def test_clients_at_once_get_the_predictive_they_ask_for(client: httpx.Client) -> None:
-    """Members change places on one model: no request sees another one's."""
-    expected = {name: predict(client, TEXTS, predictive=name)["predictions"] for name in NAMES}
-
-    def ask(number: int) -> tuple[str, list[dict[str, Any]]]:
-        name = NAMES[number % len(NAMES)]
-        return name, predict(client, TEXTS, predictive=name)["predictions"]
-
-    with ThreadPoolExecutor(8) as pool:
-        for name, answers in pool.map(ask, range(32)):
-            for got, want in zip(answers, expected[name], strict=True):
-                assert list(got["probs"].values()) == pytest.approx(list(want["probs"].values()), abs=TOLERANCE)
-                assert list(got["map_probs"].values()) == pytest.approx(list(want["map_probs"].values()), abs=TOLERANCE)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -28,21 +30,11 @@ def test_estimate_learns_what_texts_have() -> None:
     estimate = TokenEstimate()
     assert estimate.tokens(300, 1000) == 100
     assert estimate.tokens(300, 64) == 64  # a longer one is cut or refused
-    for _ in range(100):
-        estimate.learn(2300, 10_000)
-    assert estimate.tokens_per_byte == pytest.approx(0.23, abs=0.005)
-    for _ in range(1000):
-        estimate.learn(7000, 10_000)
-    assert estimate.tokens_per_byte == pytest.approx(0.7, abs=0.005)
-
-
-def test_what_was_cut_teaches_nothing() -> None:
-    estimate = TokenEstimate()
-    before = estimate.tokens_per_byte
-    estimate.learn_rows([EncodedRow((1,) * 4, 2, truncated=True)], [10**6])
-    assert estimate.tokens_per_byte == before
-    estimate.learn_rows([EncodedRow((1,) * 4, 2, truncated=True), EncodedRow((1,) * 500, 2)], [10**6, 1000])
-    assert estimate.tokens_per_byte > before
+    for tokens_per_byte in (0.23, 0.7):
+        for _ in range(1000):
+            cut, whole = EncodedRow((1,), 2, truncated=True), EncodedRow((1,) * int(10_000 * tokens_per_byte), 2)
+            estimate.learn([cut, whole], [10**6, 10_000])  # what was cut teaches nothing
+        assert estimate.tokens_per_byte == pytest.approx(tokens_per_byte, abs=0.005)
 
 
 @given(st.lists(st.integers(0, 50), min_size=1), st.integers(1, 100))
@@ -53,8 +45,29 @@ def test_parts_cover_in_order_and_stay_small(sizes: list[int], most: int) -> Non
 
 
 @pytest.fixture
-def counting() -> CountingPredictor:
-    return CountingPredictor()
+def counting() -> Iterator[CountingPredictor]:
+    counting = CountingPredictor()
+    yield counting
+    counting.gate.set()
+
+
+@asynccontextmanager
+async def waiting_to_tokenise(counting: CountingPredictor, *requests: Sequence[str]) -> AsyncIterator[Any]:
+    """Yield a server and a task of each of these requests, once as many texts wait in the tokenizer's threads."""
+    async with serve(counting) as served:
+        counting.encoded.clear()
+        counting.gate.clear()
+        tasks = [asyncio.create_task(served.predict(*texts)) for texts in requests]
+        await served.until(lambda: len(counting.encoded) == len(tasks))
+        yield served, tasks
+
+
+async def gone(served: Served, task: asyncio.Task[Any], left: int) -> None:
+    """Give a request up; its room is free at once, and so many rows are left."""
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert held(served).rows == left
 
 
 async def test_certainly_too_long_is_422_at_once_unless_cut(counting: CountingPredictor) -> None:
@@ -75,62 +88,41 @@ async def test_text_that_waits_to_be_tokenised_is_bounded(counting: CountingPred
         counting.gate.clear()
         first = asyncio.create_task(served.predict("x" * 800))
         await served.until(lambda: len(counting.encoded) > 1)
-        metrics = dict(
-            line.split(" ")
-            for line in (await served.client.get("/metrics")).text.splitlines()[::-1]
-            if line.startswith(("laplora_reserved", "laplora_queue", "laplora_tokenize"))
-        )
+        lines = (await served.client.get("/metrics")).text.splitlines()
+        metrics = {name: float(value) for name, _, value in (line.partition(" ") for line in lines) if name != "#"}
         refused = await served.predict("y" * 800)
         counting.gate.set()
         assert (await first).status_code == 200
         assert held(served) == NOTHING
     assert code(refused) == (429, "client_queue_full")
     assert "max_tokenize_bytes" in refused.json()["error"]["message"]
-    assert (float(metrics["laplora_reserved_rows"]), float(metrics["laplora_queue_rows"])) == (1, 0)
-    assert float(metrics["laplora_reserved_tokens"]) > 1
-    assert float(metrics["laplora_tokenize_bytes"]) > 800
-
-
-async def gone(task: asyncio.Task[Any]) -> None:
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
+    assert (metrics["laplora_reserved_rows"], metrics["laplora_queue_rows"]) == (1, 0)
+    assert metrics["laplora_reserved_tokens"] > 1
+    assert metrics["laplora_tokenize_bytes"] > 800
 
 
 async def test_cancelled_while_tokenised_gives_room_back_and_stops_early(counting: CountingPredictor) -> None:
-    async with serve(counting) as served:
-        counting.encoded.clear()
-        counting.gate.clear()
-        task = asyncio.create_task(served.predict(*(f"{i} " + "x" * TOKENIZE_PART_BYTES for i in range(20))))
-        await served.until(lambda: len(counting.encoded) == 1)
-        await gone(task)
-        await served.until(lambda: held(served) == NOTHING)
+    texts = [f"{i} " + "x" * TOKENIZE_PART_BYTES for i in range(20)]
+    async with waiting_to_tokenise(counting, texts) as (served, (task,)):
+        await gone(served, task, left=0)
         counting.gate.set()
         assert (await served.predict("after")).status_code == 200
         assert [text[:5] for text in counting.encoded] == ["0 xxx", "after"]
 
 
 async def test_cancelled_before_its_turn_to_be_tokenised_is_never_tokenised(counting: CountingPredictor) -> None:
-    async with serve(counting) as served:
-        counting.encoded.clear()
-        counting.gate.clear()
-        busy = [asyncio.create_task(served.predict(f"busy {i}")) for i in range(2)]
-        await served.until(lambda: len(counting.encoded) == 2)
+    async with waiting_to_tokenise(counting, ["busy"], ["busy"]) as (served, busy):
         task = asyncio.create_task(served.predict("doomed"))
         await served.until(lambda: held(served).rows == 3)
-        await gone(task)
-        await served.until(lambda: held(served).rows == 2)
+        await gone(served, task, left=2)
         counting.gate.set()
         assert [(await one).status_code for one in busy] == [200, 200]
         assert "doomed" not in counting.encoded
 
 
 async def test_a_long_request_does_not_keep_the_tokenizer_threads_from_others(counting: CountingPredictor) -> None:
-    async with serve(counting) as served:
-        counting.encoded.clear()
-        counting.gate.clear()
-        long = [asyncio.create_task(served.predict(*[f"x{i}" + "x" * TOKENIZE_PART_BYTES] * 9)) for i in range(2)]
-        await served.until(lambda: len(counting.encoded) == 2)
+    texts = ["x" * TOKENIZE_PART_BYTES] * 9
+    async with waiting_to_tokenise(counting, texts, texts) as (served, long):
         small = asyncio.create_task(served.predict("small"))
         await served.until(lambda: held(served).rows == 19)
         counting.gate.set()
@@ -139,11 +131,7 @@ async def test_a_long_request_does_not_keep_the_tokenizer_threads_from_others(co
 
 
 async def test_what_is_tokenised_as_the_server_begins_to_drain_is_answered(counting: CountingPredictor) -> None:
-    async with serve(counting) as served:
-        counting.encoded.clear()
-        counting.gate.clear()
-        accepted = asyncio.create_task(served.predict("a"))
-        await served.until(lambda: len(counting.encoded) == 1)
+    async with waiting_to_tokenise(counting, ["a"]) as (served, (accepted,)):
         served.state.lifecycle.drain()
         refused = await served.predict("b")
         counting.gate.set()
