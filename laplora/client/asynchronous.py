@@ -6,14 +6,13 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, TypeVar
 
 import httpx
 
 from laplora.client import jobs, requests, responses, tasks
 from laplora.client.answers import Answers, Artifact, Evaluated, FeedbackResult, ServedArtifact
-from laplora.client.failures import RequestRefusedError, ServiceFailedError, ServiceUnavailableError
+from laplora.client.failures import RequestRefusedError, ServiceUnavailableError
 from laplora.client.jobs import Inputs, Job
 from laplora.client.progress import Advance, advancing
 from laplora.client.retries import Retries
@@ -55,9 +54,7 @@ class AsyncClient:
     async def __aenter__(self) -> AsyncClient:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self.close()
 
     async def close(self) -> None:
@@ -87,10 +84,7 @@ class AsyncClient:
             progress: true shows a bar. A function is called with the number of inputs answered since its last call.
 
         Raises:
-            RequestRefusedError: the service refuses an input or an option; the other answers are lost.
-            ServiceUnavailableError: no room, or not ready, at every try.
-            ServiceUnreachableError: no answer came.
-            ServiceFailedError: any other failure of the service.
+            ServiceFailedError: or one of its kinds, after the last try. The other answers are lost.
             DataError: no inputs, or one that is no mapping.
         """
         options = requests.stated(
@@ -102,7 +96,7 @@ class AsyncClient:
             order_average=order_average,
             timeout_s=timeout_s,
         )
-        rows = requests.checked(inputs)
+        rows = list(requests.checked(inputs))
         with advancing(len(rows), progress) as advance:
 
             async def answer(batch: Sequence[Mapping[str, Any]]) -> responses.Predicted:
@@ -127,16 +121,13 @@ class AsyncClient:
     async def feedback(self, labels: Mapping[str, str] | Iterable[tuple[str, str]]) -> tuple[FeedbackResult, ...]:
         """Send the true labels of earlier predictions; return what became of each, in order.
 
-        A label that is sent again changes nothing. A request whose answer was lost is therefore sent again, and its
-        results are ``repeated``.
+        A label that is sent again changes nothing, and its result is ``repeated``.
 
         Args:
             labels: by ``prediction_id``, or pairs of both.
 
         Raises:
-            RequestRefusedError: a label that its prediction did not have, or a service that keeps no predictions.
-                Earlier batches of a long list have been recorded.
-            ServiceFailedError: as ``predict``.
+            ServiceFailedError: as ``predict``; earlier batches of a long list have been recorded.
         """
 
         async def tell(batch: Sequence[Mapping[str, str]]) -> tuple[FeedbackResult, ...]:
@@ -160,7 +151,6 @@ class AsyncClient:
         """Return the metrics of every predictive on inputs with their true ``label``, sent as one request.
 
         Raises:
-            RequestRefusedError: among others, more inputs than one request may have.
             ServiceFailedError, DataError: as ``predict``.
         """
         options = requests.stated(truncate=truncate, order_average=order_average, timeout_s=timeout_s)
@@ -187,17 +177,10 @@ class AsyncClient:
             idempotency_key: the same key again gives the same job. None: one new job, however often it is sent.
 
         Raises:
-            RequestRefusedError: a line that the service refuses (field ``lines.N``, from 1), or too many lines.
-            ServiceFailedError: as ``predict``.
-            DataError: no inputs, or one that is no mapping.
+            ServiceFailedError, DataError: as ``predict``; the field of a refused line is ``lines.N``, from 1.
         """
         options = requests.stated(
-            truncate=truncate,
-            order_average=order_average,
-            bins=bins,
-            resamples=resamples,
-            seed=seed,
-            artifact=artifact,
+            truncate=truncate, order_average=order_average, bins=bins, resamples=resamples, seed=seed, artifact=artifact
         )
         headers = jobs.upload_headers(idempotency_key)
         with jobs.upload_file(inputs) as path:
@@ -210,19 +193,17 @@ class AsyncClient:
 
     async def jobs(self) -> tuple[Job, ...]:
         """Return the caller's jobs, the newest first, without results."""
-        return responses.parsed(responses.Jobs, await self._send("GET", jobs.PATH)).jobs
+        return responses.parsed(tuple[Job, ...], await self._send("GET", jobs.PATH), "jobs")
 
     async def cancel_job(self, job: Job | str) -> Job:
         """Cancel a job, and return it. A job that has ended stays as it is, with its result."""
         return responses.parsed(Job, await self._send("POST", f"{jobs.path_of(job)}/cancel"))
 
     async def remove_job(self, job: Job | str) -> None:
-        """Remove a job that has ended, with its result.
-
-        Raises:
-            RequestRefusedError: there is none, or it has not ended (code ``job_not_ended``): cancel it first.
-        """
-        jobs.check_ended(await self.job(job))
+        """Remove a job that has ended, with its result. One that has not (code ``job_not_ended``) is refused."""
+        state = await self.job(job)
+        if not state.finished:
+            raise RequestRefusedError(f"job {state.id} is {state.status}: cancel it first", code="job_not_ended")
         await self._send("DELETE", jobs.path_of(job))
 
     async def wait_for_job(
@@ -234,7 +215,7 @@ class AsyncClient:
 
         Args:
             timeout_s: None waits for as long as it takes.
-            progress: true shows a bar. A function is called with the number of inputs done since its last call.
+            progress: as of ``predict``.
 
         Raises:
             JobFailedError: it failed, or was cancelled.
@@ -255,7 +236,7 @@ class AsyncClient:
 
     async def artifacts(self) -> tuple[ServedArtifact, ...]:
         """Return the artifacts that the service knows."""
-        return responses.parsed(responses.Listing, await self._send("GET", "/artifacts")).artifacts
+        return responses.parsed(tuple[ServedArtifact, ...], await self._send("GET", "/artifacts"), "artifacts")
 
     async def load(self, name: str) -> Artifact:
         """Load an artifact beside the others, for requests that name it; return it once it serves."""
@@ -271,7 +252,7 @@ class AsyncClient:
 
     async def _change(self, name: str, change: Literal["load", "activate", "unload"]) -> Artifact:
         response = await self._send("POST", requests.artifact_path(name, change))
-        return responses.parsed(responses.Changed, response).artifact
+        return responses.parsed(Artifact, response, "artifact")
 
     async def ready(self) -> bool:
         """Return whether the service answers and is ready; one try."""
@@ -282,11 +263,7 @@ class AsyncClient:
         return response.status_code == 200
 
     async def wait_until_ready(self, timeout_s: float = 300.0) -> None:
-        """Return once the service is ready.
-
-        Raises:
-            ServiceUnavailableError: it was not ready in time.
-        """
+        """Return once the service is ready; raise ServiceUnavailableError where it was not in time."""
         end = time.monotonic() + timeout_s
         while not await self.ready():
             if time.monotonic() >= end:
@@ -299,15 +276,13 @@ class AsyncClient:
         while True:
             tried += 1
             content = None if upload is None else _chunks(upload)
-            failure: ServiceFailedError
             try:
                 response = await self._http.request(method, path, content=content, **request)
-            except httpx.TransportError as error:
-                failure = responses.unreachable(error)
-            else:
                 if response.status_code in (200, 202):
                     return response
                 failure = responses.failure_of(response)
+            except httpx.TransportError as error:
+                failure = responses.unreachable(error)
             wait_s = self._retries.wait_s(failure, tried)
             if wait_s is None:
                 raise failure

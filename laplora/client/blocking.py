@@ -9,14 +9,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, TypeVar
 
 import httpx
 
 from laplora.client import jobs, requests, responses, threads
 from laplora.client.answers import Answers, Artifact, Evaluated, FeedbackResult, ServedArtifact
-from laplora.client.failures import RequestRefusedError, ServiceFailedError, ServiceUnavailableError
+from laplora.client.failures import RequestRefusedError, ServiceUnavailableError
 from laplora.client.jobs import Inputs, Job
 from laplora.client.progress import Advance, advancing
 from laplora.client.retries import Retries
@@ -58,9 +57,7 @@ class Client:
     def __enter__(self) -> Client:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -90,10 +87,7 @@ class Client:
             progress: true shows a bar. A function is called with the number of inputs answered since its last call.
 
         Raises:
-            RequestRefusedError: the service refuses an input or an option; the other answers are lost.
-            ServiceUnavailableError: no room, or not ready, at every try.
-            ServiceUnreachableError: no answer came.
-            ServiceFailedError: any other failure of the service.
+            ServiceFailedError: or one of its kinds, after the last try. The other answers are lost.
             DataError: no inputs, or one that is no mapping.
         """
         options = requests.stated(
@@ -105,7 +99,7 @@ class Client:
             order_average=order_average,
             timeout_s=timeout_s,
         )
-        rows = requests.checked(inputs)
+        rows = list(requests.checked(inputs))
         with advancing(len(rows), progress) as advance:
 
             def answer(batch: Sequence[Mapping[str, Any]]) -> responses.Predicted:
@@ -130,16 +124,13 @@ class Client:
     def feedback(self, labels: Mapping[str, str] | Iterable[tuple[str, str]]) -> tuple[FeedbackResult, ...]:
         """Send the true labels of earlier predictions; return what became of each, in order.
 
-        A label that is sent again changes nothing. A request whose answer was lost is therefore sent again, and its
-        results are ``repeated``.
+        A label that is sent again changes nothing, and its result is ``repeated``.
 
         Args:
             labels: by ``prediction_id``, or pairs of both.
 
         Raises:
-            RequestRefusedError: a label that its prediction did not have, or a service that keeps no predictions.
-                Earlier batches of a long list have been recorded.
-            ServiceFailedError: as ``predict``.
+            ServiceFailedError: as ``predict``; earlier batches of a long list have been recorded.
         """
 
         def tell(batch: Sequence[Mapping[str, str]]) -> tuple[FeedbackResult, ...]:
@@ -163,7 +154,6 @@ class Client:
         """Return the metrics of every predictive on inputs with their true ``label``, sent as one request.
 
         Raises:
-            RequestRefusedError: among others, more inputs than one request may have.
             ServiceFailedError, DataError: as ``predict``.
         """
         options = requests.stated(truncate=truncate, order_average=order_average, timeout_s=timeout_s)
@@ -190,17 +180,10 @@ class Client:
             idempotency_key: the same key again gives the same job. None: one new job, however often it is sent.
 
         Raises:
-            RequestRefusedError: a line that the service refuses (field ``lines.N``, from 1), or too many lines.
-            ServiceFailedError: as ``predict``.
-            DataError: no inputs, or one that is no mapping.
+            ServiceFailedError, DataError: as ``predict``; the field of a refused line is ``lines.N``, from 1.
         """
         options = requests.stated(
-            truncate=truncate,
-            order_average=order_average,
-            bins=bins,
-            resamples=resamples,
-            seed=seed,
-            artifact=artifact,
+            truncate=truncate, order_average=order_average, bins=bins, resamples=resamples, seed=seed, artifact=artifact
         )
         headers = jobs.upload_headers(idempotency_key)
         with jobs.upload_file(inputs) as path:
@@ -213,19 +196,17 @@ class Client:
 
     def jobs(self) -> tuple[Job, ...]:
         """Return the caller's jobs, the newest first, without results."""
-        return responses.parsed(responses.Jobs, self._send("GET", jobs.PATH)).jobs
+        return responses.parsed(tuple[Job, ...], self._send("GET", jobs.PATH), "jobs")
 
     def cancel_job(self, job: Job | str) -> Job:
         """Cancel a job, and return it. A job that has ended stays as it is, with its result."""
         return responses.parsed(Job, self._send("POST", f"{jobs.path_of(job)}/cancel"))
 
     def remove_job(self, job: Job | str) -> None:
-        """Remove a job that has ended, with its result.
-
-        Raises:
-            RequestRefusedError: there is none, or it has not ended (code ``job_not_ended``): cancel it first.
-        """
-        jobs.check_ended(self.job(job))
+        """Remove a job that has ended, with its result. One that has not (code ``job_not_ended``) is refused."""
+        state = self.job(job)
+        if not state.finished:
+            raise RequestRefusedError(f"job {state.id} is {state.status}: cancel it first", code="job_not_ended")
         self._send("DELETE", jobs.path_of(job))
 
     def wait_for_job(
@@ -237,7 +218,7 @@ class Client:
 
         Args:
             timeout_s: None waits for as long as it takes.
-            progress: true shows a bar. A function is called with the number of inputs done since its last call.
+            progress: as of ``predict``.
 
         Raises:
             JobFailedError: it failed, or was cancelled.
@@ -258,7 +239,7 @@ class Client:
 
     def artifacts(self) -> tuple[ServedArtifact, ...]:
         """Return the artifacts that the service knows."""
-        return responses.parsed(responses.Listing, self._send("GET", "/artifacts")).artifacts
+        return responses.parsed(tuple[ServedArtifact, ...], self._send("GET", "/artifacts"), "artifacts")
 
     def load(self, name: str) -> Artifact:
         """Load an artifact beside the others, for requests that name it; return it once it serves."""
@@ -274,7 +255,7 @@ class Client:
 
     def _change(self, name: str, change: Literal["load", "activate", "unload"]) -> Artifact:
         response = self._send("POST", requests.artifact_path(name, change))
-        return responses.parsed(responses.Changed, response).artifact
+        return responses.parsed(Artifact, response, "artifact")
 
     def ready(self) -> bool:
         """Return whether the service answers and is ready; one try."""
@@ -285,11 +266,7 @@ class Client:
         return response.status_code == 200
 
     def wait_until_ready(self, timeout_s: float = 300.0) -> None:
-        """Return once the service is ready.
-
-        Raises:
-            ServiceUnavailableError: it was not ready in time.
-        """
+        """Return once the service is ready; raise ServiceUnavailableError where it was not in time."""
         end = time.monotonic() + timeout_s
         while not self.ready():
             if time.monotonic() >= end:
@@ -302,15 +279,13 @@ class Client:
         while True:
             tried += 1
             content = None if upload is None else _chunks(upload)
-            failure: ServiceFailedError
             try:
                 response = self._http.request(method, path, content=content, **request)
-            except httpx.TransportError as error:
-                failure = responses.unreachable(error)
-            else:
                 if response.status_code in (200, 202):
                     return response
                 failure = responses.failure_of(response)
+            except httpx.TransportError as error:
+                failure = responses.unreachable(error)
             wait_s = self._retries.wait_s(failure, tried)
             if wait_s is None:
                 raise failure

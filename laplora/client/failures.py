@@ -10,9 +10,15 @@ LaploraError
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY, dataclass
+
 from laplora.errors import LaploraError
 
+#: What the service says of an error beside its message.
+DETAILS = ("code", "field", "limit", "got")
 
+
+@dataclass(eq=False, repr=False)
 class ServiceFailedError(LaploraError):
     """The service did not answer with a result.
 
@@ -24,26 +30,15 @@ class ServiceFailedError(LaploraError):
         retry_after_s: seconds that the service wants the client to wait.
     """
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        status: int | None = None,
-        code: str | None = None,
-        request_id: str | None = None,
-        field: str | None = None,
-        limit: int | None = None,
-        got: int | None = None,
-        retry_after_s: float | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-        self.request_id = request_id
-        self.field = field
-        self.limit = limit
-        self.got = got
-        self.retry_after_s = retry_after_s
+    message: str
+    _: KW_ONLY
+    status: int | None = None
+    code: str | None = None
+    request_id: str | None = None
+    field: str | None = None
+    limit: int | None = None
+    got: int | None = None
+    retry_after_s: float | None = None
 
 
 class RequestRefusedError(ServiceFailedError):

@@ -14,9 +14,8 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 from laplora.client.answers import Artifact, Evaluated, Record
-from laplora.client.failures import JobFailedError, RequestRefusedError
-from laplora.client.requests import check_mapping
-from laplora.errors import DataError
+from laplora.client.failures import DETAILS, JobFailedError
+from laplora.client.requests import checked
 
 Inputs = Iterable[Mapping[str, Any]] | str | os.PathLike[str]
 PATH = "/evaluate/jobs"
@@ -76,18 +75,7 @@ def outcome_of(job: Job) -> Evaluated:
             )
         return job.result
     error = job.error or {"code": "cancelled", "message": "it was cancelled"}
-    details = {name: error.get(name) for name in ("code", "field", "limit", "got")}
-    raise JobFailedError(f"job {job.id}: {error['message']}", **details)
-
-
-def check_ended(job: Job) -> None:
-    """Check that a job has ended.
-
-    Raises:
-        RequestRefusedError: it has not.
-    """
-    if not job.finished:
-        raise RequestRefusedError(f"job {job.id} is {job.status}: cancel it first", code="job_not_ended")
+    raise JobFailedError(f"job {job.id}: {error['message']}", **{name: error.get(name) for name in DETAILS})
 
 
 def path_of(job: Job | str) -> str:
@@ -112,11 +100,7 @@ def upload_file(inputs: Inputs) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="laplora-") as folder:
         path = Path(folder) / "upload.jsonl"
-        rows = 0
         with path.open("w", encoding="utf-8") as file:
-            for rows, row in enumerate(inputs, start=1):
-                check_mapping(row, rows - 1)
+            for row in checked(inputs):
                 file.write(json.dumps(dict(row), allow_nan=False) + "\n")
-        if rows == 0:
-            raise DataError("no inputs: a job evaluates one or more")
         yield path

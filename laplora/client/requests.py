@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -16,29 +16,24 @@ def stated(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None and value is not False}
 
 
-def body_of(inputs: Sequence[Mapping[str, Any]], artifact: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
+def body_of(inputs: Iterable[Mapping[str, Any]], artifact: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return a request's body."""
     return {"inputs": [dict(row) for row in inputs], **stated(artifact=artifact, options=dict(options) or None)}
 
 
-def checked(inputs: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return the inputs.
+def checked(inputs: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """Yield the inputs.
 
     Raises:
         DataError: no inputs, or an input that is no mapping.
     """
-    rows = list(inputs)
-    for number, row in enumerate(rows):
-        check_mapping(row, number)
-    if not rows:
+    number = -1
+    for number, row in enumerate(inputs):
+        if not isinstance(row, Mapping):
+            raise DataError(f"input {number} is {type(row).__name__}: each is a mapping of the template's fields")
+        yield row
+    if number < 0:
         raise DataError("no inputs: the service answers one or more")
-    return rows
-
-
-def check_mapping(row: object, number: int) -> None:
-    """Raise DataError where an input is no mapping."""
-    if not isinstance(row, Mapping):
-        raise DataError(f"input {number} is {type(row).__name__}: each is a mapping of the template's fields")
 
 
 def batches(rows: Sequence[Row], size: int) -> list[Sequence[Row]]:

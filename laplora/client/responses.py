@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from typing import Any, TypeVar
 
 import httpx
-from pydantic import Field, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
-from laplora.client.answers import Answers, Artifact, FeedbackResult, Prediction, Record, ServedArtifact
+from laplora.client.answers import Answers, Artifact, FeedbackResult, Prediction, Record
 from laplora.client.failures import (
+    DETAILS,
     RequestRefusedError,
     ServiceFailedError,
     ServiceUnavailableError,
     ServiceUnreachableError,
 )
-from laplora.client.jobs import Job
 
-Answer = TypeVar("Answer", bound=Record)
+Answer = TypeVar("Answer")
 
 
 class Predicted(Record):
@@ -29,41 +29,20 @@ class Predicted(Record):
     predictions: tuple[Prediction, ...]
 
 
-class Fed(Record):
-    """Of POST /feedback."""
-
-    results: tuple[FeedbackResult, ...]
-
-
-class Listing(Record):
-    """Of GET /artifacts."""
-
-    artifacts: tuple[ServedArtifact, ...]
-
-
-class Changed(Record):
-    """Of a request that loads, activates or unloads an artifact."""
-
-    artifact: Artifact
-
-
-class Jobs(Record):
-    """Of GET /evaluate/jobs."""
-
-    jobs: tuple[Job, ...]
-
-
-def parsed(kind: type[Answer], response: httpx.Response) -> Answer:
-    """Return the answer in a successful response.
+def parsed(kind: type[Answer], response: httpx.Response, part: str | None = None) -> Answer:
+    """Return the answer in a successful response, or in one part of it.
 
     Raises:
         ServiceFailedError: the response is not what the contract says.
     """
     try:
-        return kind.model_validate(response.json())
+        body = response.json()
+        return TypeAdapter(kind).validate_python(body if part is None else body[part])
     except ValidationError as error:
         fields = ", ".join(".".join(map(str, e["loc"])) for e in error.errors()[:4])
         raise _not_understood(response, f"unexpected {fields}") from None
+    except (KeyError, TypeError):
+        raise _not_understood(response, f"no {part}") from None
     except ValueError:
         raise _not_understood(response, "no JSON") from None
 
@@ -71,16 +50,14 @@ def parsed(kind: type[Answer], response: httpx.Response) -> Answer:
 def predicted(response: httpx.Response, count: int) -> Predicted:
     """Return the answers to this many inputs; raises as ``parsed``."""
     answer = parsed(Predicted, response)
-    if len(answer.predictions) != count:
-        raise _not_understood(response, f"{len(answer.predictions)} answers to {count} inputs")
+    _check_count(response, answer.predictions, count)
     return answer
 
 
 def fed(response: httpx.Response, count: int) -> tuple[FeedbackResult, ...]:
     """Return the results of this many labels; raises as ``parsed``."""
-    results = parsed(Fed, response).results
-    if len(results) != count:
-        raise _not_understood(response, f"{len(results)} results of {count} items")
+    results = parsed(tuple[FeedbackResult, ...], response, "results")
+    _check_count(response, results, count)
     return results
 
 
@@ -117,12 +94,9 @@ def failure_of(response: httpx.Response) -> ServiceFailedError:
     return kind(
         str(detail.get("message")),
         status=response.status_code,
-        code=detail.get("code"),
         request_id=body.get("request_id") if isinstance(body, dict) else response.headers.get("x-request-id"),
-        field=detail.get("field"),
-        limit=detail.get("limit"),
-        got=detail.get("got"),
         retry_after_s=_seconds(response.headers.get("retry-after")),
+        **{name: detail.get(name) for name in DETAILS},
     )
 
 
@@ -132,6 +106,11 @@ def _seconds(header: str | None) -> float | None:
         return max(0.0, float(header)) if header is not None else None
     except ValueError:
         return None
+
+
+def _check_count(response: httpx.Response, results: Sized, count: int) -> None:
+    if len(results) != count:
+        raise _not_understood(response, f"{len(results)} answers to {count} inputs")
 
 
 def _not_understood(response: httpx.Response, why: str) -> ServiceFailedError:
