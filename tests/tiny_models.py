@@ -221,5 +221,5 @@ def _exact_norms(model: Any) -> None:
         for name, child in list(parent.named_children()):
             if type(child).__name__.endswith("RMSNorm") and not isinstance(child, torch.nn.RMSNorm):
                 norm = torch.nn.RMSNorm(child.weight.shape[0], eps=child.variance_epsilon)
-                norm.weight = child.weight
+                norm.weight, norm.variance_epsilon = child.weight, child.variance_epsilon
                 setattr(parent, name, norm)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -88,15 +88,12 @@ class Answers(Sequence[Prediction]):
     def __len__(self) -> int:
         return len(self.predictions)
 
-    def __iter__(self) -> Iterator[Prediction]:
-        return iter(self.predictions)
-
     def __getitem__(self, index: Any) -> Any:
         return self.predictions[index]
 
 
 class FeedbackResult(Record):
-    """The result for one label: see POST /feedback on the service's page."""
+    """The result for one label, as of POST /feedback."""
 
     prediction_id: str
     status: Literal["recorded", "repeated", "corrected", "unknown"]

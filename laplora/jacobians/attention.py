@@ -24,6 +24,20 @@ _QUERIES = 64
 Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
+def heads(x: torch.Tensor, size: int) -> torch.Tensor:
+    """Return (..., tokens, heads * size) as (..., heads, tokens, size)."""
+    return x.view(*x.shape[:-1], -1, size).transpose(-3, -2)
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Return rotary embeddings applied to (..., heads, tokens, size); with ``-sin`` the transposed map."""
+    half = x.shape[-1] // 2
+    result = x * cos
+    result[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
+    result[..., half:].addcmul_(x[..., :half], sin[..., half:])
+    return result
+
+
 def attention_gradients(
     query: torch.Tensor,
     key: torch.Tensor,

@@ -2,19 +2,20 @@
 
 Examples of a batch do not interact, so one backward pass of ``sum_n q_c^T f(x_n)`` gives, at each LoRA linear, the
 gradient ``delta`` (batch, tokens, out) of every example at once. With the linear's input ``x`` (batch, tokens, in) an
-example's Jacobian is ``delta^T x`` summed over tokens. For decoders like Llama's the pass is written out, all contrasts
-in one (``laplora.jacobians.reverse``). For others it is torch's automatic differentiation with respect to activations,
-contrast by contrast. The first batch of a model decides, by comparing the two. Both run through 4-bit weights.
+example's Jacobian is ``delta^T x`` summed over tokens. For decoders like Llama's the pass is written out
+(``laplora.jacobians.reverse``). For others torch differentiates with respect to activations, contrast by contrast.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
-from typing import Any, Literal
+from typing import Any, Literal, Self
 from weakref import WeakKeyDictionary
 
 import torch
@@ -23,11 +24,11 @@ from torch.nn.functional import pad
 
 from laplora.errors import ModelError
 from laplora.jacobians.blocks import Block, BlockJacobian, ContrastJacobians
-from laplora.jacobians.reverse import DecoderForm, DecoderTape, decoder_form, readout_gradient
+from laplora.jacobians.reverse import Adapted, DecoderForm, DecoderTape, decoder_form
 from laplora.linearised import contrasts
 from laplora.models.lora import ADAPTER, lora_layers
 from laplora.models.probe import probe_batch
-from laplora.models.readout import head_name, label_logits, last_hidden
+from laplora.models.readout import head_name, label_logits, last_hidden, output_head
 from laplora.prompts.rows import Batch
 
 #: How far the Jacobians of the written-out reverse pass may be from automatic ones: the norm of a block's difference
@@ -48,33 +49,29 @@ def find_blocks(model: nn.Module, class_count: int) -> tuple[Block, ...]:
     return tuple(blocks)
 
 
-class ActivationTape:
+class ActivationTape(ExitStack[None]):
     """Records input and output of each block's linear during one forward; a context manager.
 
     Raises:
-        ModelError: a LoRA linear used twice in one forward (shared layers, gradient checkpointing): its
-            two uses would need two records.
+        ModelError: a LoRA linear used twice in one forward (shared layers, gradient checkpointing).
     """
 
     def __init__(self, model: Any, blocks: Sequence[Block]) -> None:
+        super().__init__()
         self.records: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self._base = model.get_base_model()
         self._blocks = blocks
-        self._handles: list[Any] = []
 
-    def __enter__(self) -> ActivationTape:
+    def __enter__(self) -> Self:
         head = self._base.get_output_embeddings()
         for block in self._blocks:
             path = block.name.rpartition(".")[0]
             layer = self._base.get_submodule(path)
             # The head's lora_B is read at the label rows only and is no module call: label_logits records it.
             if layer is not head or block.group == "lora_A":
-                self._hook(block.name, getattr(layer, block.group)[ADAPTER])
+                linear = getattr(layer, block.group)[ADAPTER]
+                self.enter_context(linear.register_forward_hook(partial(self._note, block.name)))
         return self
-
-    def __exit__(self, *exception: object) -> None:
-        for handle in self._handles:
-            handle.remove()
 
     def record(self, name: str, inputs: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
         """Return ``outputs`` as a node of the graph, after noting ``(inputs, outputs)``."""
@@ -85,20 +82,15 @@ class ActivationTape:
         self.records[name] = (inputs.detach(), outputs)
         return outputs
 
-    def _hook(self, name: str, module: nn.Module) -> None:
-        def forward_hook(_module: nn.Module, inputs: tuple[torch.Tensor, ...], outputs: torch.Tensor) -> torch.Tensor:
-            return self.record(name, inputs[0], outputs)
-
-        self._handles.append(module.register_forward_hook(forward_hook))
+    def _note(self, name: str, _module: nn.Module, inputs: Any, outputs: torch.Tensor) -> torch.Tensor:
+        return self.record(name, inputs[0], outputs)
 
 
 @dataclass(frozen=True, eq=False)
 class ReversePass:
-    """How a model's Jacobians are computed.
+    """How a model's Jacobians are computed, and why.
 
     Attributes:
-        kind: ``written_out`` or ``automatic``.
-        reason: why, in one sentence.
         form: of the decoder whose pass is written out.
         head: path of the output embedding.
     """
@@ -109,6 +101,8 @@ class ReversePass:
     head: str
 
 
+#: Makes a block's Jacobians of its side, its linear's inputs and its output gradients.
+Gather = Callable[[str, torch.Tensor, torch.Tensor], BlockJacobian]
 #: Faults of the device, which say nothing of the pass.
 _DEVICE_FAULTS = (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError))
 #: By model: decided at its first Jacobians, which are computed before any answer.
@@ -119,12 +113,11 @@ def reverse_pass(model: Any) -> ReversePass:
     """Return how a PEFT model's Jacobians are computed, decided at the first call.
 
     Where the written-out pass covers the decoder, it is compared with automatic differentiation on one short batch; a
-    warning says why it is not used. Modules exchanged later are not compared again.
+    warning says why it is not used.
     """
-    decided = _DECIDED.get(model)
-    if decided is None:
-        decided = _DECIDED[model] = _decide(model)
-    return decided
+    if model not in _DECIDED:
+        _DECIDED[model] = _decide(model)
+    return _DECIDED[model]
 
 
 def _decide(model: Any) -> ReversePass:
@@ -152,7 +145,8 @@ def _difference(model: Any, written: ReversePass) -> str | None:
     """Return where the two passes differ by more than rounding, or None; rows of two lengths, one with padding."""
     batch = probe_batch(model, 3)
     labels = batch.input_ids[0, :3].tolist()
-    blocks, gather = find_blocks(model, len(labels)), _Gather(batch.attention_mask, True, False)
+    blocks = find_blocks(model, len(labels))
+    gather = partial(_block_jacobian, mask=batch.attention_mask, sums=True, tokens=False)
     torchs = _automatic(model, batch, labels, blocks, gather)
     mine = _written_out(model, batch, labels, blocks, gather, written)
     sizes = [float(other.jacobian.double().norm()) for other in torchs.blocks]
@@ -180,31 +174,28 @@ def contrast_jacobians(
 ) -> ContrastJacobians:
     """Return logits and the exact Jacobians of their C-1 contrasts, for every block.
 
-    One forward and C-1 activation-only backward passes, whatever the number of examples.
-
     Args:
         batch: on the model's device.
         blocks: those of ``find_blocks`` to compute.
-        sums: whether to give mean inputs and summed gradients too, as a fit needs and a prediction does not.
+        sums: whether to give mean inputs and summed gradients too, for a fit.
         tokens: whether to keep every token's input and gradient as well.
         automatic: differentiate automatically even where the reverse pass is written out; to compare the two.
 
     Raises:
-        ModelError: a model in training mode, whose dropout would be differentiated; an adapted module that runs twice,
-            or whose output no logit depends on.
+        ModelError: a model in training mode; an adapted module that runs twice, or on whose output no logit depends.
     """
     if model.training or model.get_base_model().training:
         raise ModelError(
             "Jacobians are those of a model without dropout, this one is in training mode: call model.eval()"
         )
-    gather = _Gather(batch.attention_mask, sums or tokens, tokens)
+    gather = partial(_block_jacobian, mask=batch.attention_mask, sums=sums or tokens, tokens=tokens)
     if not automatic and (how := reverse_pass(model)).kind == "written_out":
         return _written_out(model, batch, label_ids, blocks, gather, how)
     return _automatic(model, batch, label_ids, blocks, gather)
 
 
 def _written_out(
-    model: Any, batch: Batch, label_ids: Sequence[int], blocks: Sequence[Block], gather: _Gather, how: ReversePass
+    model: Any, batch: Batch, label_ids: Sequence[int], blocks: Sequence[Block], gather: Gather, how: ReversePass
 ) -> ContrastJacobians:
     assert how.form is not None
     wanted = {block.name for block in blocks}
@@ -223,17 +214,17 @@ def _written_out(
 
 
 def _automatic(
-    model: Any, batch: Batch, label_ids: Sequence[int], blocks: Sequence[Block], gather: _Gather
+    model: Any, batch: Batch, label_ids: Sequence[int], blocks: Sequence[Block], gather: Gather
 ) -> ContrastJacobians:
     with torch.enable_grad(), ActivationTape(model, blocks) as tape:
         hidden = last_hidden(model, batch)
-        logits = label_logits(model, hidden, label_ids, tape)
+        logits = label_logits(model, hidden, label_ids, tape.record)
         transform = contrasts(len(label_ids), logits.dtype).to(logits.device)
         absent = [b.name for b in blocks if b.name not in tape.records]
         if absent:
             raise ModelError(f"{absent[0]} is adapted and did not run: leave its module out of adapter.targets")
         records = [tape.records[b.name] for b in blocks]
-        outputs = [r[1] for r in records]
+        outputs = [output for _, output in records]
         summed = (logits @ transform).sum(0)
         gradients = [
             torch.autograd.grad(summed[c], outputs, retain_graph=c + 1 < summed.numel(), allow_unused=True)
@@ -250,47 +241,59 @@ def _automatic(
     return ContrastJacobians(logits.detach(), hidden.detach(), result)
 
 
-@dataclass(frozen=True)
-class _Gather:
-    """Makes a block's Jacobians of its linear's inputs and output gradients.
+def readout_gradient(model: Any, hidden: torch.Tensor, label_ids: Sequence[int]) -> tuple[torch.Tensor, Adapted | None]:
+    """Return the contrasts' gradients at the final hidden state (batch, hidden), and an adapted ``lm_head``'s parts.
 
-    Attributes:
+    Returns:
+        (contrasts, 1, hidden), the same for every row, at least float32; and ``Adapted`` without a tokens axis, whose
+        outputs are the label rows, or None.
+    """
+    head = output_head(model)
+    plain = getattr(head, "base_layer", head)
+    rows = torch.tensor(list(label_ids), device=hidden.device)
+    wide = torch.promote_types(torch.float32, hidden.dtype)
+    transform = contrasts(len(label_ids), wide).to(hidden.device).T
+    gradient = (transform @ plain.weight[rows].to(wide))[:, None]
+    if head is plain or head.disable_adapters:
+        return gradient, None
+    down, up = head.lora_A[ADAPTER].weight, head.lora_B[ADAPTER].weight[rows]
+    to_b = transform.to(up.dtype)[:, None] * head.scaling[ADAPTER]
+    to_a = to_b @ up
+    inputs = hidden.to(down.dtype)
+    parts = Adapted(inputs, inputs @ down.T, *(t.expand(-1, len(hidden), -1) for t in (to_a, to_b)))
+    return gradient + (to_a @ down).to(wide), parts
+
+
+def _block_jacobian(
+    side: str, inputs: torch.Tensor, deltas: torch.Tensor, *, mask: torch.Tensor, sums: bool, tokens: bool
+) -> BlockJacobian:
+    """Return a block's Jacobians, from its linear's inputs and output gradients.
+
+    Args:
+        inputs: (batch, tokens, in), or (batch, in) at the head, which runs at the last token.
+        deltas: (contrasts, batch, last tokens, out), or (contrasts, batch, out); zero at padding and at every token
+            before the last ones.
         mask: (batch, tokens), 1 at real tokens.
         sums, tokens: what is returned beside the Jacobians.
     """
-
-    mask: torch.Tensor
-    sums: bool
-    tokens: bool
-
-    def __call__(self, side: str, inputs: torch.Tensor, deltas: torch.Tensor) -> BlockJacobian:
-        """Return the Jacobians.
-
-        Args:
-            inputs: (batch, tokens, in), or (batch, in) at the head, which runs at the last token.
-            deltas: (contrasts, batch, last tokens, out), or (contrasts, batch, out); zero at padding and at every token
-                before the last ones.
-        """
-        mask = self.mask
-        if inputs.dim() == 2:
-            inputs, mask = inputs[:, None], mask[:, -1:]
-            deltas = deltas[:, :, None]
-        contrasts, batch, last, out = deltas.shape
-        # Pad positions have activations, and no gradient: the product needs no mask.
-        recent = inputs[:, -last:].to(deltas.dtype)
-        joined = deltas.permute(1, 0, 3, 2).reshape(batch, contrasts * out, last)
-        jacobian = torch.bmm(joined, recent).view(batch, contrasts, out, -1)
-        if side == "lora_A":  # (narrow, wide): the product is faster this way round
-            jacobian = jacobian.mT
-        if not self.sums:
-            return BlockJacobian(jacobian)
-        real = mask[..., None].to(deltas.dtype)
-        inputs = inputs.to(deltas.dtype) * real
-        return BlockJacobian(
-            jacobian=jacobian,
-            mean_input=inputs.sum(1) / real.sum(1),
-            summed_gradient=deltas.sum(2).transpose(0, 1),
-            inputs=inputs if self.tokens else None,
-            gradients=pad(deltas.transpose(0, 1), (0, 0, inputs.shape[1] - last, 0)) if self.tokens else None,
-            token_counts=mask.sum(1) if self.tokens else None,
-        )
+    if inputs.dim() == 2:
+        inputs, mask, deltas = inputs[:, None], mask[:, -1:], deltas[:, :, None]
+    contrasts, batch, last, out = deltas.shape
+    # Pad positions have activations, and no gradient: the product needs no mask.
+    recent = inputs[:, -last:].to(deltas.dtype)
+    joined = deltas.permute(1, 0, 3, 2).reshape(batch, contrasts * out, last)
+    jacobian = torch.bmm(joined, recent).view(batch, contrasts, out, -1)
+    if side == "lora_A":  # (narrow, wide): the product is faster this way round
+        jacobian = jacobian.mT
+    if not sums:
+        return BlockJacobian(jacobian)
+    real = mask[..., None].to(deltas.dtype)
+    inputs = inputs.to(deltas.dtype) * real
+    return BlockJacobian(
+        jacobian=jacobian,
+        mean_input=inputs.sum(1) / real.sum(1),
+        summed_gradient=deltas.sum(2).transpose(0, 1),
+        inputs=inputs if tokens else None,
+        gradients=pad(deltas.transpose(0, 1), (0, 0, inputs.shape[1] - last, 0)) if tokens else None,
+        token_counts=mask.sum(1) if tokens else None,
+    )

@@ -1,9 +1,7 @@
 """The reverse pass of a Llama-like decoder, written out: gradients of activations only, all contrasts together.
 
-The model's forward pass runs without a graph, and hooks keep what the reverse pass needs. From the last layer down, the
-gradients ``delta`` of every contrast at every adapted linear are then computed. Against automatic differentiation this
-saves the graph, unused gradients, and the last layer's work at tokens that no logit reads. Every weight is read, and
-every 4-bit weight expanded, once for all contrasts.
+The forward pass runs without a graph, and hooks keep what the reverse pass needs. Every weight is read, and every 4-bit
+weight expanded, once for all contrasts. The last layer is computed at the last token alone, which the logits read.
 
 A layer is ``m = x + O attention(Q n(x), K n(x), V n(x))``, ``y = m + D (silu(G n'(m)) * U n'(m))`` with root mean
 square norms ``n`` (Zhang and Sennrich, arXiv 1910.07467), rotary embeddings (Su et al., arXiv 2104.09864) and query
@@ -12,25 +10,26 @@ heads that may share keys and values. Residual gradients are float32 at least, p
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, Self
 
 import torch
 from torch import nn
 
 from laplora.errors import ModelError
-from laplora.jacobians.attention import attention_gradients
-from laplora.linearised import contrasts
+from laplora.jacobians.attention import attention_gradients, heads, rotate
 from laplora.models.four_bit import plain_weight
 from laplora.models.lora import ADAPTER
-from laplora.models.readout import output_head
 
 #: Decoder layers of exactly this form, by the names of their classes in transformers.
 _LAYERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer")
 _ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 _MLP = ("mlp.gate_proj", "mlp.up_proj")
-_LINEARS = (*_ATTENTION, "self_attn.o_proj", *_MLP, "mlp.down_proj")
+_OUTPUT = "self_attn.o_proj"
+_LINEARS = (*_ATTENTION, _OUTPUT, *_MLP, "mlp.down_proj")
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,16 +47,16 @@ class DecoderForm:
 
 
 def decoder_form(base: Any) -> DecoderForm | None:
-    """Return the form of a causal language model (PEFT's wrapping taken off); None where it is not the covered one.
+    """Return the form of a causal language model without PEFT's wrapping; None where it is not the covered one.
 
-    By the names of classes and modules alone: whether the pass is right is measured (``laplora.jacobians.contrasts``).
+    Names of classes and modules alone decide. Whether the pass is right is measured (``laplora.jacobians.contrasts``).
     """
     decoder = getattr(base, base.base_model_prefix, None)
     layers = getattr(decoder, "layers", None)
     if not (
         isinstance(layers, nn.ModuleList)
         and base.config.get_text_config()._attn_implementation == "sdpa"
-        and _is_norm(getattr(decoder, "norm", None))
+        and hasattr(getattr(decoder, "norm", None), "variance_epsilon")
         and all(_is_covered(layer) for layer in layers)
     ):
         return None
@@ -69,14 +68,9 @@ def _is_covered(layer: Any) -> bool:
     return (
         type(layer).__name__ in _LAYERS
         and type(layer.mlp.act_fn).__name__ in ("SiLU", "SiLUActivation")
-        and _is_norm(layer.input_layernorm)
-        and _is_norm(layer.post_attention_layernorm)
+        and all(hasattr(norm, "variance_epsilon") for norm in (layer.input_layernorm, layer.post_attention_layernorm))
         and all(_is_linear(layer.get_submodule(name)) for name in _LINEARS)
     )
-
-
-def _is_norm(norm: Any) -> bool:
-    return hasattr(norm, "variance_epsilon") or isinstance(norm, nn.RMSNorm)
 
 
 def _is_linear(linear: Any) -> bool:
@@ -86,9 +80,7 @@ def _is_linear(linear: Any) -> bool:
 
 @dataclass(frozen=True)
 class Adapted:
-    """What one adapted linear's Jacobians are made of; in the adapter's number format, but for ``inputs``.
-
-    Gradients are those of the last tokens; at the others they are zero.
+    """What one adapted linear's Jacobians are made of; gradients are zero at tokens before the last ones.
 
     Attributes:
         inputs: (batch, tokens, in), of the linear; None where ``lora_A``'s Jacobian is not wanted.
@@ -116,39 +108,34 @@ class _Kept:
     low: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
-class DecoderTape:
+class DecoderTape(ExitStack[None]):
     """Keeps what the reverse pass needs of one forward pass; a context manager.
 
     Args:
         form: of the model's decoder.
-        wanted: names of the blocks whose Jacobians are wanted; those outside the layers are ignored. Gradients pass
-            through the adapters of other blocks, whose Jacobians are not computed.
+        wanted: names of the blocks whose Jacobians are wanted; those outside the layers are ignored.
 
     Raises:
         ModelError: a layer that ran twice in one forward pass, or with another attention than at load.
     """
 
     def __init__(self, form: DecoderForm, wanted: Collection[str]) -> None:
+        super().__init__()
         self._form = form
         self._wanted = frozenset(wanted)
         linears = {block.rpartition(".")[0] for block in wanted}
         self._kept: list[_Kept] = []
         self._last: torch.Tensor | None = None
-        self._handles: list[Any] = []
         count = len(form.layers)
         with_wanted = (i for i in range(count) if any(f"{form.prefix}.{i}.{name}" in linears for name in _LINEARS))
         #: The lowest layer with a wanted Jacobian; nothing below it is kept or differentiated.
         self._lowest = next(with_wanted, count)
 
-    def __enter__(self) -> DecoderTape:
-        self._handles.append(self._form.decoder.norm.register_forward_pre_hook(self._keep_last))
+    def __enter__(self) -> Self:
+        self.enter_context(self._form.decoder.norm.register_forward_pre_hook(self._keep_last))
         for number in range(self._lowest, len(self._form.layers)):
             self._watch(number, *self._form.layers[number])
         return self
-
-    def __exit__(self, *exception: object) -> None:
-        for handle in self._handles:
-            handle.remove()
 
     def _keep_last(self, _module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         self._last = inputs[0][:, -1:]
@@ -165,48 +152,36 @@ class DecoderTape:
         def middle(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
             self._kept[-1].middle = inputs[0]
 
-        self._handles.append(layer.register_forward_pre_hook(enter, with_kwargs=True))
-        self._handles.append(layer.post_attention_layernorm.register_forward_pre_hook(middle))
-        for name, linear in linears.items():
+        def around(name: str, _m: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             if name in (*_ATTENTION, *_MLP):
-
-                def output(_m: nn.Module, _i: Any, result: torch.Tensor, name: str = name) -> None:
-                    self._kept[-1].outputs[name] = result
-
-                self._handles.append(linear.register_forward_hook(output))
+                self._kept[-1].outputs[name] = output
             if f"{self._form.prefix}.{number}.{name}.lora_A" in self._wanted:
+                # The base's input: each adapter would have a copy of it in a wider format.
+                self._kept[-1].inputs[name] = inputs[0]
 
-                def seen(_m: nn.Module, inputs: tuple[torch.Tensor, ...], name: str = name) -> None:
-                    # The base's input: each adapter would have a copy of it in a wider format.
-                    self._kept[-1].inputs[name] = inputs[0]
+        def low(name: str, _module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
+            self._kept[-1].low[name] = output
 
-                self._handles.append(linear.register_forward_pre_hook(seen))
+        self.enter_context(layer.register_forward_pre_hook(enter, with_kwargs=True))
+        self.enter_context(layer.post_attention_layernorm.register_forward_pre_hook(middle))
+        for name, linear in linears.items():
+            self.enter_context(linear.register_forward_hook(partial(around, name)))
             if f"{self._form.prefix}.{number}.{name}.lora_B" in self._wanted:
-
-                def low(_m: nn.Module, _i: Any, result: torch.Tensor, name: str = name) -> None:
-                    self._kept[-1].low[name] = result
-
-                self._handles.append(linear.lora_A[ADAPTER].register_forward_hook(low))
+                self.enter_context(linear.lora_A[ADAPTER].register_forward_hook(partial(low, name)))
 
     def reverse(self, gradient: torch.Tensor) -> Iterator[tuple[str, Adapted]]:
-        """Yield every wanted linear's path with its Jacobians' parts, from the last layer down; once.
-
-        Activations are freed layer by layer.
+        """Yield every wanted linear's path with its Jacobians' parts, from the last layer down, and free activations.
 
         Args:
             gradient: (contrasts, batch, hidden), with respect to the final hidden state at the last token.
         """
         assert self._last is not None
         upper = norm_gradient(self._form.decoder.norm, self._last, gradient[:, :, None])
-        self._last = None
         for number in range(len(self._form.layers) - 1, self._lowest - 1, -1):
             path = f"{self._form.prefix}.{number}"
             step = _LayerReverse(*self._form.layers[number], self._kept.pop(), path, self._wanted)
-            lower = step.run(upper, stop=number == self._lowest)
+            upper = step.run(upper, stop=number == self._lowest)
             yield from step.adapted
-            if lower is None:
-                return
-            upper = lower
 
 
 class _LayerReverse:
@@ -216,23 +191,33 @@ class _LayerReverse:
         self.layer, self.linears, self.kept, self.path, self.wanted = layer, linears, kept, path, wanted
         self.adapted: list[tuple[str, Adapted]] = []
 
-    def run(self, upper: torch.Tensor, *, stop: bool) -> torch.Tensor | None:
-        """Return the gradients with respect to the layer's input, or None with ``stop``.
+    def run(self, upper: torch.Tensor, *, stop: bool) -> torch.Tensor:
+        """Return the gradients with respect to the layer's input; with ``stop`` what nobody reads.
 
         Args:
             upper: (contrasts, batch, last tokens, hidden), with respect to the layer's output.
         """
         upper = self._mlp(upper)
-        if stop and not self._wants(*_ATTENTION, "self_attn.o_proj"):
-            return None
-        context = self._linear("self_attn.o_proj", upper.to(self.kept.x.dtype))
+        if stop and not self._wants(*_ATTENTION, _OUTPUT):
+            return upper
+        context = self._linear(_OUTPUT, upper.to(self.kept.x.dtype))
         if stop and not self._wants(*_ATTENTION):
-            return None
+            return upper
         to_q, to_k, to_v = self._attention(context)
-        return self._below_attention(upper, to_q, to_k, to_v, stop=stop)
+        if stop:
+            for name, gradient in zip(_ATTENTION, (to_q, to_k, to_v), strict=True):
+                self._adapter(name, gradient)
+            return upper
+        below = self._linear("self_attn.v_proj", to_v, self._linear("self_attn.k_proj", to_k))
+        last = upper.shape[2]
+        if last == below.shape[2]:
+            below = self._linear("self_attn.q_proj", to_q, below)
+        else:
+            below[:, :, -last:] += self._linear("self_attn.q_proj", to_q)
+        return norm_gradient(self.layer.input_layernorm, self.kept.x, below, upper)
 
     def _mlp(self, upper: torch.Tensor) -> torch.Tensor:
-        """Return gradients with respect to the middle of the layer; its wide ones are let go with this call."""
+        """Return gradients with respect to the middle of the layer."""
         layer, kept = self.layer, self.kept
         assert kept.middle is not None
         last = upper.shape[2]
@@ -248,37 +233,21 @@ class _LayerReverse:
         attention, kept = self.layer.self_attn, self.kept
         last = context.shape[2]
         cos, sin = (t[:, None] for t in kept.rotary)
-        q, k, v = (_heads(kept.outputs[name], attention.head_dim) for name in _ATTENTION)
+        q, k, v = (heads(kept.outputs[name], attention.head_dim) for name in _ATTENTION)
         q, cos_q, sin_q = q[:, :, -last:], cos[:, :, -last:], sin[:, :, -last:]
         mask = None if kept.mask is None else kept.mask[:, :, -last:]
-        upper = _heads(context, attention.head_dim)
+        upper = heads(context, attention.head_dim)
         dq, dk, dv = attention_gradients(
             rotate(q, cos_q, sin_q), rotate(k, cos, sin), v, mask, attention.scaling, upper
         )
-        dq, dk = rotate_back(dq, cos_q, sin_q), rotate_back(dk, cos, sin)
+        dq, dk = rotate(dq, cos_q, -sin_q), rotate(dk, cos, -sin)
         return tuple(t.transpose(2, 3).flatten(3) for t in (dq, dk, dv))  # type: ignore[return-value]
-
-    def _below_attention(
-        self, upper: torch.Tensor, to_q: torch.Tensor, to_k: torch.Tensor, to_v: torch.Tensor, *, stop: bool
-    ) -> torch.Tensor | None:
-        if stop:
-            for name, gradient in zip(_ATTENTION, (to_q, to_k, to_v), strict=True):
-                if self._wants(name):
-                    self._adapter(name, gradient)
-            return None
-        below = self._linear("self_attn.v_proj", to_v, self._linear("self_attn.k_proj", to_k))
-        last = upper.shape[2]
-        if last == below.shape[2]:
-            below = self._linear("self_attn.q_proj", to_q, below)
-        else:
-            below[:, :, -last:] += self._linear("self_attn.q_proj", to_q)
-        return norm_gradient(self.layer.input_layernorm, self.kept.x, below, upper)
 
     def _wants(self, *names: str) -> bool:
         return any(f"{self.path}.{name}.{side}" in self.wanted for name in names for side in ("lora_A", "lora_B"))
 
     def _linear(self, name: str, gradient: torch.Tensor, onto: torch.Tensor | None = None) -> torch.Tensor:
-        """Return gradients with respect to a linear's input of those with respect to its output, added to ``onto``."""
+        """Return gradients at a linear's input of those at its output, added to ``onto``."""
         linear = self.linears[name]
         weight = plain_weight(getattr(linear, "base_layer", linear), gradient.dtype)
         result = _product(gradient, weight, onto)
@@ -306,76 +275,24 @@ def _product(rows: torch.Tensor, weight: torch.Tensor, onto: torch.Tensor | None
     return result.view(*rows.shape[:-1], -1)
 
 
-def readout_gradient(model: Any, hidden: torch.Tensor, label_ids: Sequence[int]) -> tuple[torch.Tensor, Adapted | None]:
-    """Return the contrasts' gradients with respect to the final hidden state, and the parts of an adapted ``lm_head``.
-
-    Args:
-        hidden: (batch, hidden).
-
-    Returns:
-        (contrasts, 1, hidden), the same for every row, at least float32; and ``Adapted`` without a tokens axis, whose
-        outputs are the label rows, or None.
-    """
-    head = output_head(model)
-    plain = getattr(head, "base_layer", head)
-    rows = torch.tensor(list(label_ids), device=hidden.device)
-    wide = torch.promote_types(torch.float32, hidden.dtype)
-    transform = contrasts(len(label_ids), wide).to(hidden.device).T
-    gradient = (transform @ plain.weight[rows].to(wide))[:, None]
-    if head is plain or head.disable_adapters:
-        return gradient, None
-    down, up = head.lora_A[ADAPTER].weight, head.lora_B[ADAPTER].weight[rows]
-    to_b = transform.to(up.dtype)[:, None] * head.scaling[ADAPTER]
-    to_a = to_b @ up
-    inputs = hidden.to(down.dtype)
-    parts = Adapted(inputs, inputs @ down.T, *(t.expand(-1, len(hidden), -1) for t in (to_a, to_b)))
-    return gradient + (to_a @ down).to(wide), parts
-
-
 def norm_gradient(
     norm: Any, inputs: torch.Tensor, gradient: torch.Tensor, onto: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Return gradients with respect to the input of a root mean square norm, in at least float32.
+    """Return gradients at the input of a root mean square norm, in at least float32.
 
     With ``r = 1 / rms(x)`` and ``g = w * gradient``: ``r g - r^3 mean(g x) x``.
 
     Args:
-        inputs: (batch, tokens, hidden); gradient: (contrasts, batch, tokens, hidden), with respect to its output.
+        inputs: (batch, tokens, hidden); gradient: (contrasts, batch, tokens, hidden), at its output.
         onto: what is added at the last tokens, (contrasts, batch, last tokens, hidden).
     """
     wide = torch.promote_types(torch.float32, inputs.dtype)
     x = inputs.to(wide)
-    epsilon = norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps
-    if epsilon is None:
-        epsilon = torch.finfo(wide).eps
     size = x.shape[-1]
-    inverse = (torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / size + epsilon).rsqrt()
+    inverse = (torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / size + norm.variance_epsilon).rsqrt()
     result: torch.Tensor = gradient * norm.weight.to(wide)
     along = (result * x).sum(-1, keepdim=True).mul_(inverse**3 / -size)
     result.mul_(inverse).addcmul_(x.expand(result.shape), along)
     if onto is not None:
         result[:, :, -onto.shape[2] :] += onto
-    return result
-
-
-def _heads(x: torch.Tensor, size: int) -> torch.Tensor:
-    """Return (..., tokens, heads * size) as (..., heads, tokens, size)."""
-    return x.view(*x.shape[:-1], -1, size).transpose(-3, -2)
-
-
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Return rotary embeddings applied to (batch, heads, tokens, size)."""
-    half = x.shape[-1] // 2
-    result = x * cos
-    result[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
-    result[..., half:].addcmul_(x[..., :half], sin[..., half:])
-    return result
-
-
-def rotate_back(gradient: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Return the transposed of ``rotate``."""
-    half = gradient.shape[-1] // 2
-    result = gradient * cos
-    result[..., :half].addcmul_(gradient[..., half:], sin[..., half:])
-    result[..., half:].addcmul_(gradient[..., :half], sin[..., :half], value=-1)
     return result

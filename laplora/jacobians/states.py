@@ -1,14 +1,15 @@
 """What one forward pass shows of an input: hidden states at the last token after some layers, and the logits.
 
-Inputs of the distilled covariance (``laplora.predictive.distilled``). Hooks copy one token of a layer's output, so they
-hardly cost time.
+They are the inputs of the distilled covariance (``laplora.predictive.distilled``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -48,7 +49,7 @@ def join_states(parts: Sequence[States]) -> States:
     )
 
 
-class StateTape:
+class StateTape(ExitStack[None]):
     """Notes the states of one forward pass, with or without Jacobians; a context manager.
 
     Args:
@@ -59,28 +60,21 @@ class StateTape:
     """
 
     def __init__(self, model: Any, layers: Sequence[int]) -> None:
+        super().__init__()
         every = decoder_layers(model)
         if any(not 0 <= number < len(every) for number in layers):
             raise ModelError(f"the states are those after the layers {list(layers)}, the model has {len(every)}")
         self._modules = [every[number] for number in layers]
         self._noted: dict[int, torch.Tensor] = {}
-        self._handles: list[Any] = []
 
-    def __enter__(self) -> StateTape:
+    def __enter__(self) -> Self:
         for place, module in enumerate(self._modules):
-            self._handles.append(module.register_forward_hook(self._hook(place)))
+            self.enter_context(module.register_forward_hook(partial(self._note, place)))
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    def _hook(self, place: int) -> Any:
-        def note(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            hidden = output[0] if isinstance(output, tuple) else output
-            self._noted[place] = hidden[:, -1].detach().clone()
-
-        return note
+    def _note(self, place: int, _module: nn.Module, _inputs: Any, output: Any) -> None:
+        hidden = output[0] if isinstance(output, tuple) else output
+        self._noted[place] = hidden[:, -1].detach().clone()
 
     def states(self, logits: torch.Tensor, attention_mask: torch.Tensor) -> States:
         """Return the pass's states.

@@ -5,8 +5,8 @@ No other row is computed, except for ``label_mass``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -14,18 +14,18 @@ from torch.nn import functional as F
 from laplora.models.lora import ADAPTER
 from laplora.prompts.rows import Batch
 
+#: Notes the input and output of a linear map that is not called as a module, under its name; returns the output.
+Record = Callable[[str, torch.Tensor, torch.Tensor], torch.Tensor]
 
-class Tape(Protocol):
-    """What records the input and output of a linear map that is not called as a module."""
 
-    def record(self, name: str, inputs: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
-        """Return ``outputs``, after noting both tensors under ``name``."""
-        ...
+def base_of(model: Any) -> Any:
+    """Return a causal language model without PEFT's wrapping."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def last_hidden(model: Any, batch: Batch) -> torch.Tensor:
     """Return the final hidden state at the last real token, (batch, hidden)."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = base_of(model)
     decoder = getattr(base, base.base_model_prefix)
     output = decoder(
         input_ids=batch.input_ids,
@@ -37,13 +37,15 @@ def last_hidden(model: Any, batch: Batch) -> torch.Tensor:
     return hidden
 
 
-def label_logits(model: Any, hidden: torch.Tensor, label_ids: Sequence[int], tape: Tape | None = None) -> torch.Tensor:
+def label_logits(
+    model: Any, hidden: torch.Tensor, label_ids: Sequence[int], record: Record | None = None
+) -> torch.Tensor:
     """Return the class logits, (batch, classes), float32 (float64 for a float64 model).
 
     Args:
         hidden: (batch, hidden), from ``last_hidden``.
         label_ids: token id of each class.
-        tape: records the label rows of an adapted ``lm_head``'s ``lora_B``, which is no module call.
+        record: notes the label rows of an adapted ``lm_head``'s ``lora_B``.
     """
     head = output_head(model)
     rows = torch.tensor(list(label_ids), device=hidden.device)
@@ -56,8 +58,8 @@ def label_logits(model: Any, hidden: torch.Tensor, label_ids: Sequence[int], tap
     down = head.lora_A[ADAPTER]
     low = down(head.lora_dropout[ADAPTER](hidden.to(down.weight.dtype)))
     up = F.linear(low, head.lora_B[ADAPTER].weight[rows])
-    if tape is not None:
-        up = tape.record(head_name(model) + ".lora_B", low, up)
+    if record is not None:
+        up = record(head_name(model) + ".lora_B", low, up)
     scaling: float = head.scaling[ADAPTER]
     return logits + scaling * up.to(wide)
 
@@ -79,13 +81,11 @@ def label_mass(model: Any, hidden: torch.Tensor, label_ids: Sequence[int], class
 
 def output_head(model: Any) -> Any:
     """Return the output embedding, as PEFT wraps it where it is adapted."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return base.get_output_embeddings()
+    return base_of(model).get_output_embeddings()
 
 
 def head_name(model: Any) -> str:
     """Return the module path of the output embedding (``lm_head`` in most models)."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    head = base.get_output_embeddings()
-    name: str = next(name for name, module in base.named_modules() if module is head)
+    head = output_head(model)
+    name: str = next(name for name, module in base_of(model).named_modules() if module is head)
     return name
