@@ -28,6 +28,11 @@ class LaploraError(Exception):
     """Base of every error laplora raises on purpose."""
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of what another package's error says, or the error's name."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 class ConfigError(LaploraError):
     """A configuration that cannot work."""
 

@@ -24,9 +24,9 @@ from laplora.decisions.thresholds import ModeThresholds
 from laplora.errors import ArtifactCorruptError, ConfigError, DataError, InvalidInputError
 from laplora.jacobians.contrasts import ReversePass, reverse_pass
 from laplora.models.adapters import attach_adapter
-from laplora.models.base import load_tokenizer, locate_base, resolve_device
+from laplora.models.base import LoadedBase, load_tokenizer, locate_base, resolve_device
 from laplora.models.held_weights import HeldWeights
-from laplora.models.shared_base import LoadedBase, SharedBases, share
+from laplora.models.shared_base import SharedBases, share
 from laplora.models.tensor_sizes import tensor_bytes
 from laplora.predictive.kinds import PredictiveName
 from laplora.predictive.member_outputs import MemberOutputs, MemberSet, member_outputs
@@ -74,7 +74,7 @@ class Predictor:
             device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
             cache_dir: of offline models.
             verify_golden: whether to replay the recorded answers.
-            dequantize: see ``laplora.models.base.load_held_base``.
+            dequantize: see ``laplora.models.base.load_base_model``.
             progress: called with the name of each stage.
             bases: shares the base model with other predictors; None: the base is loaded for this one alone.
 
@@ -166,17 +166,14 @@ class Predictor:
             bounds=self.token_bounds,
         )
 
-    def encode_orders(self, inputs: Mapping[str, object], *, truncate: bool, budget: int | None = None) -> OrderedRows:
+    def encode_orders(self, inputs: Mapping[str, object], *, truncate: bool) -> OrderedRows:
         """Return one question's prompts in several orders of its options: one row for each order, all to be scored.
-
-        Args:
-            budget: the most orders; None takes all of two or three options, and as many as options of more.
 
         Raises:
             InvalidInputError: as ``encode``; a template without choices, or an input without them.
             TooManyTokensError: too long, with ``truncate`` off.
         """
-        return encode_orders(self._template, inputs, lambda fields: self.encode(fields, truncate=truncate), budget)
+        return encode_orders(self._template, inputs, lambda fields: self.encode(fields, truncate=truncate))
 
     @property
     def recommended(self) -> PredictiveName:

@@ -29,7 +29,7 @@ def load_subject(number_format: Format, device: str = "cpu") -> MemberSet:
         "float32" if number_format == "float32" else "bfloat16",
     )
     where = torch.device(device)
-    base = load_base_model(locate_base(spec), spec, device=where, dequantize=False)
+    base = load_base_model(locate_base(spec), spec, device=where, dequantize=False).model
     model = attach_adapter(base, ARTIFACT / ADAPTER_FOLDER)
     return load_members(ARTIFACT, manifest, model, where)
 

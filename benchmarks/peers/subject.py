@@ -134,7 +134,7 @@ def artifact_subject(*, train: int = 100, test: int = 100, dtype: torch.dtype = 
     rows = artifact_rows()
     tokenizer = load_tokenizer(rows.location)
     spec = dataclasses.replace(manifest.base, dtype="float32")
-    base = load_base_model(rows.location, spec, device=torch.device("cpu"), dequantize=True)
+    base = load_base_model(rows.location, spec, device=torch.device("cpu"), dequantize=True).model
     model = attach_adapter(base, ARTIFACT / "adapter").to(dtype)
     template = manifest.template.template()
 

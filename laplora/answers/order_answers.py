@@ -36,17 +36,14 @@ def encode_orders(
     template: PromptTemplate,
     inputs: Mapping[str, object],
     encode: Callable[[Mapping[str, object]], EncodedRow],
-    budget: int | None = None,
 ) -> OrderedRows:
     """Return one input's prompts in the orders of ``option_orders``.
 
     Args:
         encode: turns one input into a row.
-        budget: the most prompts; None takes all orders of two or three options and as many as options of more.
 
     Raises:
         InvalidInputError: a template that takes no choices, an input without them, or what ``encode`` refuses.
-        ConfigError: a budget below 1.
     """
     if not template.takes_choices:
         raise InvalidInputError(
@@ -54,7 +51,7 @@ def encode_orders(
         )
     count = count_choices(inputs)
     first = encode(inputs)  # refuses what the template does, such as a single choice, before any order is made
-    orders = option_orders(count, budget)
+    orders = option_orders(count)
     return OrderedRows((first, *(encode(permute_choices(inputs, order)) for order in orders[1:])), orders)
 
 

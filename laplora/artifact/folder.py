@@ -1,8 +1,4 @@
-"""The artifact: a folder that holds everything a served answer depends on, but for the base weights.
-
-``artifacts/FORMAT.md`` is the written format. An artifact is written to a temporary folder and renamed, so a reader
-never sees half of one. It is verified against its manifest whenever it is read.
-"""
+"""Reading an artifact, always verified against its manifest, and writing one of which a reader never sees half."""
 
 from __future__ import annotations
 
@@ -42,8 +38,6 @@ class Artifact:
     """A verified artifact on disk.
 
     Attributes:
-        path: its folder.
-        manifest: its manifest.
         digest: ``sha256:`` and the digest of the manifest's bytes, which hold every other file's digest.
     """
 
@@ -81,14 +75,12 @@ def read_artifact(path: Path) -> Artifact:
 
 
 def _identity(path: Path) -> tuple[int, ...] | None:
-    """Return what tells a folder from the one that replaces it under the same name.
-
-    The times too: a file system gives the number of a folder that is gone to the next one.
-    """
+    """Return what tells a folder from the one that replaces it under the same name."""
     try:
         status = path.stat()
     except OSError:
         return None
+    # The times too: a file system gives the number of a folder that is gone to the next one.
     return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
 
 
@@ -148,7 +140,7 @@ def _verify_file(path: Path, name: str, record: FileRecord) -> None:
     if digest != record.sha256:
         raise ArtifactCorruptError(
             f"artifact {path.name!r}: {name} has the SHA-256 {digest[:12]}..., the manifest says "
-            f"{record.sha256[:12]}...: it is not the file that was written, copy the artifact again"
+            f"{record.sha256[:12]}...: copy the artifact again"
         )
 
 
@@ -199,8 +191,7 @@ def check_replaceable(target: Path) -> None:
         return
     if target.exists() or target.is_symlink():
         raise ArtifactWriteError(
-            f"{target} is there and is no artifact: it would be replaced. Give the artifact another name or folder, or "
-            "remove it"
+            f"{target} is there and is no artifact: give the artifact another name or folder, or remove what is there"
         )
 
 
@@ -239,11 +230,7 @@ def _replace_folder(new: Path, target: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Let two folders change places in one step, where the system can (Linux); return whether it did.
-
-    Python has no call for it, and two renames leave a moment in which a server that starts finds no artifact, and in
-    which a writer that is killed leaves the name free for good.
-    """
+    """Let two folders change places in one step, where the system can (Linux); return whether it did."""
     if sys.platform != "linux":
         return False
     renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)

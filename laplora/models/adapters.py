@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from laplora.errors import ArtifactCorruptError
+from laplora.errors import ArtifactCorruptError, first_line
 from laplora.models.lora import check_settings, lora_layers
 from laplora.models.probe import check_adapted
 from laplora.models.quiet import quiet_loading
@@ -36,10 +36,10 @@ def attach_adapter(model: nn.Module, folder: Path) -> Any:
             warnings.filterwarnings("ignore", "Found missing adapter keys", UserWarning)
             peft_model = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, RecursionError, SafetensorError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ArtifactCorruptError(f"the adapter in {folder.name!r} does not load on this base: {reason}") from None
-    layers = lora_layers(peft_model)
-    verify_adapter(folder, layers)
+        raise ArtifactCorruptError(
+            f"the adapter in {folder.name!r} does not load on this base: {first_line(error)}"
+        ) from None
+    verify_adapter(folder, lora_layers(peft_model))
     peft_model.requires_grad_(False)
     peft_model.eval()
     check_adapted(peft_model)
@@ -48,20 +48,17 @@ def attach_adapter(model: nn.Module, folder: Path) -> Any:
 
 def verify_adapter(folder: Path, layers: Mapping[str, Any]) -> None:
     """Raise ArtifactCorruptError where the file is not exactly the layers' matrices, each finite."""
-    from safetensors import safe_open
+    from safetensors.torch import load_file
 
+    tensors = load_file(folder / "adapter_model.safetensors")
     expected = {f"base_model.model.{name}.{side}.weight" for name in layers for side in ("lora_A", "lora_B")}
-    with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
-        names = set(file.keys())
-        if names != expected:
-            raise ArtifactCorruptError(
-                f"the adapter in {folder.name!r} does not hold the LoRA matrices of this base: missing "
-                f"{sorted(expected - names)[:2]}, not expected {sorted(names - expected)[:2]}"
-            )
-        tensors = {name: file.get_tensor(name) for name in sorted(names)}
-    odd = [name for name, tensor in tensors.items() if not tensor.is_floating_point()]
-    if odd:
-        raise ArtifactCorruptError(f"the adapter in {folder.name!r} holds {tensors[odd[0]].dtype}: {odd[:2]}")
-    broken = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
-    if broken:
-        raise ArtifactCorruptError(f"the adapter in {folder.name!r} holds NaN or infinity: {broken[:2]}")
+    if tensors.keys() != expected:
+        raise ArtifactCorruptError(
+            f"the adapter in {folder.name!r} does not hold the LoRA matrices of this base: missing "
+            f"{sorted(expected - tensors.keys())[:2]}, not expected {sorted(tensors.keys() - expected)[:2]}"
+        )
+    for name, tensor in sorted(tensors.items()):
+        if not tensor.is_floating_point():
+            raise ArtifactCorruptError(f"the adapter in {folder.name!r} holds {tensor.dtype}: {name}")
+        if not bool(tensor.isfinite().all()):
+            raise ArtifactCorruptError(f"the adapter in {folder.name!r} holds NaN or infinity: {name}")

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from laplora.errors import ModelError
+from laplora.errors import ModelError, first_line
 from laplora.models.four_bit import dequantize_linears, expanded_bytes, keep_4bit_differentiable
 from laplora.models.held_weights import HeldWeights, decide
 from laplora.models.offline import OFFLINE_MODELS, ensure_model
@@ -22,10 +22,8 @@ class BaseSpec:
     """Which base model, in which number format.
 
     Attributes:
-        model: a name of the offline models, a folder, or a hub id.
-        revision: hub revision, None for the default branch.
-        quantization: ``nf4`` (bitsandbytes NormalFloat-4 with double quantization, QLoRA, arXiv
-            2305.14314) or ``none``.
+        model: a name of the offline models, a folder, or a hub id; revision: of the hub, None for the default branch.
+        quantization: ``nf4`` (NormalFloat-4 with double quantization, QLoRA, arXiv 2305.14314) or ``none``.
         dtype: format of the unquantized weights and of the activations.
     """
 
@@ -33,6 +31,19 @@ class BaseSpec:
     revision: str | None = None
     quantization: Literal["nf4", "none"] = "nf4"
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedBase:
+    """A base model as loaded, without any adapter.
+
+    Attributes:
+        model: frozen, in eval mode.
+        weights: how its weights are held, and why.
+    """
+
+    model: Any
+    weights: HeldWeights
 
 
 def resolve_device(device: str) -> torch.device:
@@ -73,26 +84,21 @@ def load_tokenizer(location: str, revision: str | None = None) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(location, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise ModelError(_unreachable(location, "tokenizer", error)) from None
+        raise _unreachable(location, "tokenizer", error) from None
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
-def load_base_model(location: str, spec: BaseSpec, *, device: torch.device, dequantize: bool | None = None) -> Any:
-    """Return the frozen base model in eval mode; the rest is as in ``load_held_base``."""
-    return load_held_base(location, spec, device=device, dequantize=dequantize)[0]
-
-
-def load_held_base(
+def load_base_model(
     location: str, spec: BaseSpec, *, device: torch.device, dequantize: bool | None = None
-) -> tuple[Any, HeldWeights]:
-    """Return the frozen base model in eval mode, and how its weights are held.
+) -> LoadedBase:
+    """Return the base model, frozen, in eval mode.
 
     Args:
         location: what ``locate_base`` returned.
-        dequantize: replace each 4-bit weight by its dequantized values once, at load: the same numbers, faster on a
-            CPU, in more memory. None: on a CPU with the memory for it.
+        dequantize: whether to expand 4-bit weights at load (``laplora.models.held_weights``); None: on a CPU with the
+            memory for it.
 
     Raises:
         ModelError: nothing to load there, weights that are pickled or an architecture that is Python code of the
@@ -128,7 +134,7 @@ def load_held_base(
                 **options,
             )
     except (OSError, ValueError) as error:
-        raise ModelError(_unreachable(location, "causal language model", error)) from None
+        raise _unreachable(location, "causal language model", error) from None
     if spec.quantization == "nf4":
         keep_4bit_differentiable(model)
         held = decide(expanded_bytes(model, dtype), device, dequantize)
@@ -140,12 +146,11 @@ def load_held_base(
     model.requires_grad_(False)
     model.eval()
     check_readout(model)
-    return model, held
+    return LoadedBase(model, held)
 
 
-def _unreachable(location: str, what: str, error: Exception) -> str:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return (
+def _unreachable(location: str, what: str, error: Exception) -> ModelError:
+    return ModelError(
         f"base model {location!r}: no {what} can be loaded from it; give an offline model's name, a folder, or a hub "
-        f"id that this machine can reach ({reason})"
+        f"id that this machine can reach ({first_line(error)})"
     )

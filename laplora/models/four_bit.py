@@ -11,8 +11,7 @@ from torch import nn
 def keep_4bit_differentiable(model: Any) -> None:
     """Turn off bitsandbytes' inference-only weight layout, in place.
 
-    On CPUs with AVX512-BF16, ``Linear4bit`` repacks its weight at the first forward without gradient in
-    eval mode, and every later backward through it silently yields no gradient (seen in bitsandbytes 0.50).
+    After a forward without gradient on a CPU with AVX512-BF16, it silently yields no gradient (bitsandbytes 0.50).
     """
     for module in packed_linears(model).values():
         module.support_avx512bf16_for_cpu = False
@@ -35,12 +34,10 @@ def dequantize_linears(model: Any, dtype: torch.dtype) -> None:
     """Replace each bitsandbytes 4-bit linear by a plain one holding the dequantized weight, in place."""
     for name in list(packed_linears(model)):  # names only: each packed weight is freed when its replacement is there
         module = model.get_submodule(name)
-        weight = plain_weight(module, dtype)
         plain = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
-        plain.weight = nn.Parameter(weight, requires_grad=False)
+        plain.weight = nn.Parameter(plain_weight(module, dtype), requires_grad=False)
         plain.bias = module.bias
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, plain)
+        model.set_submodule(name, plain)
     # transformers and peft dispatch on these two marks, and the weights are plain now.
     model.is_loaded_in_4bit = False
     model.is_quantized = False

@@ -22,8 +22,8 @@ def weights_hash(location: str, revision: str | None = None, cache: Path | None 
     """Return ``sha256:`` and the digest of a base model's weights, whatever files hold them.
 
     Tensors enter by sorted name with dtype, shape and bytes, so resharding does not change the hash. The files are
-    those that transformers loads: ``model.safetensors``, or else exactly the shards that the index names; others in the
-    folder do not count. The result is remembered per file size and modification time, since hashing reads every byte.
+    those that transformers loads: ``model.safetensors``, or else the shards that the index names. The result is
+    remembered per file size and modification time.
 
     Raises:
         ModelError: no safetensors weights, an index that cannot be read, or one that names a file that is not there.
@@ -41,11 +41,7 @@ def weights_hash(location: str, revision: str | None = None, cache: Path | None 
 
 
 def weight_files(location: str, revision: str | None = None) -> list[Path]:
-    """Return the files that hold a checkpoint's weights, in order of name; fetched if they are on the hub.
-
-    Raises:
-        ModelError: as ``weights_hash``.
-    """
+    """Return the files that hold a checkpoint's weights, fetched if they are on the hub; raises as ``weights_hash``."""
     folder, local = Path(location), Path(location).is_dir()
     if not local:
         folder = _fetch(location, revision, ["config.json", _WHOLE, _INDEX])
@@ -69,7 +65,7 @@ def weight_files(location: str, revision: str | None = None) -> list[Path]:
 
 
 def _named_weights(folder: Path) -> str | None:
-    """Return the file that the configuration names for the weights, if it names one; transformers loads that one."""
+    """Return the file that the configuration names for the weights, if it names one."""
     try:
         name = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("transformers_weights")
     except (OSError, ValueError, AttributeError, RecursionError):

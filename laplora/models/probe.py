@@ -7,15 +7,17 @@ hidden state and nothing else, and whether each adapted module runs once on ever
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import nn
 
-from laplora.errors import ModelError
+from laplora.errors import ModelError, first_line
 from laplora.models.lora import lora_layers
-from laplora.models.readout import head_name, label_logits, last_hidden
+from laplora.models.readout import base_of, head_name, label_logits, last_hidden
 from laplora.prompts.rows import Batch, EncodedRow, collate
 
 #: Tokens of the two rows.
@@ -29,21 +31,14 @@ _REFUSALS = (TypeError, ValueError, LookupError, AttributeError, NotImplementedE
 
 def probe_batch(model: Any, class_count: int = 2) -> Batch:
     """Return two rows of ordinary tokens, the second padded on the left, on the model's device."""
-    base = _base(model)
-    size: int = base.get_input_embeddings().weight.shape[0]
-    special = _special_tokens(base.config)
+    base = base_of(model)
+    embeddings = base.get_input_embeddings().weight
+    size, special = len(embeddings), _special_tokens(base.config)
     ordinary = [token for token in range(size // 5, size) if token not in special] or list(range(size))
-    step = max(1, len(ordinary) // (2 * sum(_LENGTHS)))
-    tokens = ordinary[::step]
-    first, second = _LENGTHS
-    rows = [
-        EncodedRow(tuple(tokens[:first]), class_count),
-        EncodedRow(tuple(tokens[first : first + second]), class_count),
-    ]
+    tokens = iter(ordinary[:: max(1, len(ordinary) // (2 * sum(_LENGTHS)))])
+    rows = [EncodedRow(tuple(islice(tokens, length)), class_count) for length in _LENGTHS]
     padding = base.config.get_text_config().pad_token_id
-    return collate(rows, class_count=class_count, pad_token_id=padding or 0).to(
-        base.get_input_embeddings().weight.device
-    )
+    return collate(rows, class_count=class_count, pad_token_id=padding or 0).to(embeddings.device)
 
 
 def _special_tokens(config: Any) -> set[int]:
@@ -84,7 +79,7 @@ def check_readout(model: Any) -> None:
         hidden, alone = last_hidden(model, batch), last_hidden(model, _second_row(batch))
         labels = batch.input_ids[0].tolist()
         ours, heads = label_logits(model, hidden, labels), head(hidden)[:, labels]
-        with _hook(head, replace):
+        with head.register_forward_hook(replace):
             logits = model(
                 input_ids=batch.input_ids,
                 attention_mask=batch.attention_mask,
@@ -179,7 +174,7 @@ _Calls = Mapping[str, list[tuple[int, ...]]]
 
 
 def _calls(model: Any) -> _Calls:
-    base, batch, layers = _base(model), probe_batch(model), lora_layers(model)
+    base, batch, layers = base_of(model), probe_batch(model), lora_layers(model)
     inside, head = tuple(f"{name}." for name in layers), base.get_output_embeddings()
     watched = {
         name: module
@@ -188,18 +183,14 @@ def _calls(model: Any) -> _Calls:
         and module is not head  # read at the last token, by its label rows
     }
     calls: dict[str, list[tuple[int, ...]]] = {name: [] for name in watched}
-    handles = [
-        module.register_forward_pre_hook(
-            lambda _m, inputs, name=name: calls[name].append(tuple(inputs[0].shape) if inputs else ())
-        )
-        for name, module in watched.items()
-    ]
-    try:
-        with torch.no_grad(), _runs_on_tokens(base):
-            last_hidden(model, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+
+    def note(name: str, _module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        calls[name].append(tuple(inputs[0].shape) if inputs else ())
+
+    with ExitStack() as hooks, torch.no_grad(), _runs_on_tokens(base):
+        for name, module in watched.items():
+            hooks.enter_context(module.register_forward_pre_hook(partial(note, name)))
+        last_hidden(model, batch)
     return calls
 
 
@@ -227,21 +218,7 @@ def _runs_on_tokens(model: Any) -> Iterator[None]:
     try:
         yield
     except _REFUSALS as error:
-        reason = (str(error).strip().splitlines() or [""])[0]
         raise ModelError(
             f"{type(model).__name__} does not run on token ids, attention mask and positions alone, as a decoder of "
-            f"text does ({type(error).__name__}: {reason[:200]}): use another base model"
+            f"text does ({type(error).__name__}: {first_line(error)[:200]}): use another base model"
         ) from error
-
-
-@contextmanager
-def _hook(module: nn.Module, hook: Any) -> Iterator[None]:
-    handle = module.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def _base(model: Any) -> Any:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -13,18 +13,14 @@ from typing import Any
 
 @contextlib.contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Silence what says nothing about this program; transformers' bar stays where it can be seen.
-
-    - transformers draws its loading bar only on a terminal.
-    - bitsandbytes warns on import that an optional kernel package is missing.
-    - peft reads an attribute that transformers 5 deprecates.
-    - peft warns of merging an adapter on a tied ``lm_head``; laplora never merges one.
-    """
+    """Silence what says nothing about this program; transformers' bar stays on a terminal."""
+    # bitsandbytes warns on import that an optional kernel package is missing
     kernels = logging.getLogger("bitsandbytes.backends.cpu.ops")
     level = kernels.level
     kernels.setLevel(logging.ERROR)
     try:
         with _transformers_bars(sys.stderr.isatty()), warnings.catch_warnings():
+            # peft reads an attribute that transformers 5 deprecates, and warns of merging, which laplora never does
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
             warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`", UserWarning)
             yield

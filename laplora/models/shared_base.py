@@ -1,7 +1,6 @@
 """Base models that several artifacts share: the tensors are loaded once, the modules are each artifact's.
 
-An adapter is attached to modules, so on shared modules it would change the answers of other artifacts. ``share`` copies
-the modules and keeps the tensors: no hook and no adapter of one artifact is seen by another.
+An adapter is attached to modules, so never to those of a ``LoadedBase``: ``share`` copies them and keeps the tensors.
 """
 
 from __future__ import annotations
@@ -9,27 +8,12 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass
 from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
 
-from laplora.models.base import BaseSpec, load_held_base
-from laplora.models.held_weights import HeldWeights
-
-
-@dataclass(frozen=True, eq=False)
-class LoadedBase:
-    """A base model as loaded, without any adapter. Never attach one to ``model``: attach it to ``share(model)``.
-
-    Attributes:
-        model: frozen, in eval mode.
-        weights: how its weights are held, and why.
-    """
-
-    model: Any
-    weights: HeldWeights
+from laplora.models.base import BaseSpec, LoadedBase, load_base_model
 
 
 class SharedBases:
@@ -41,11 +25,6 @@ class SharedBases:
     def __init__(self) -> None:
         self._bases: WeakValueDictionary[Hashable, LoadedBase] = WeakValueDictionary()
         self._loading = threading.Lock()
-
-    @property
-    def count(self) -> int:
-        """How many bases are in memory."""
-        return len(self._bases)
 
     def get(
         self,
@@ -60,21 +39,19 @@ class SharedBases:
         """Return the base, loaded now if it is not in memory. It stays for as long as the caller keeps the result.
 
         Args:
-            location: what ``laplora.models.base.locate_base`` returned.
+            location, spec, device, dequantize: as of ``load_base_model``.
             weights_hash: of the files there (``laplora.models.hashes.weights_hash``).
-            dequantize: see ``laplora.models.base.load_held_base``.
             on_load: called before it is loaded.
 
         Raises:
-            ModelError: as ``load_held_base``.
+            ModelError: as ``load_base_model``.
         """
         key = (location, spec, weights_hash, device, dequantize)
         with self._loading:
             base = self._bases.get(key)
             if base is None:
                 on_load()
-                base = LoadedBase(*load_held_base(location, spec, device=device, dequantize=dequantize))
-                self._bases[key] = base
+                base = self._bases[key] = load_base_model(location, spec, device=device, dequantize=dequantize)
             return base
 
 

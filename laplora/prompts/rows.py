@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from laplora.errors import InvalidInputError, TooManyTokensError
-from laplora.prompts.token_bounds import TokenBounds
+from laplora.prompts.token_bounds import UNBOUNDED, TokenBounds
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch on a device."""
-        return Batch(*(t.to(device) for t in (self.input_ids, self.attention_mask, self.position_ids, self.class_mask)))
+        return Batch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]
@@ -62,7 +62,7 @@ def encode(
     *,
     max_tokens: int,
     truncate: bool,
-    bounds: TokenBounds | None = None,
+    bounds: TokenBounds = UNBOUNDED,
 ) -> EncodedRow:
     """Return one prompt as token ids, with the tokenizer's special tokens.
 
@@ -76,36 +76,27 @@ def encode(
         TooManyTokensError: longer than ``max_tokens`` and ``truncate`` is false; ``got`` is a lower bound where the
             text was not tokenised.
     """
-    fewest = 1 if bounds is None or len(prompt) <= max_tokens else bounds.fewest(len(prompt.encode()))
-    if bounds is not None and fewest > max_tokens:
-        if not truncate:
-            raise TooManyTokensError(
-                f"the prompt has at least {fewest} tokens, the limit is {max_tokens}: shorten it or set truncate",
-                limit=max_tokens,
-                got=fewest,
-            )
-        # A special token is recognised by its name alone: the longest name's length is enough to see the first one.
-        head = tokenizer.encode(prompt[: bounds.longest_special])[:1]
-        tail = tokenizer.encode(bounds.tail(prompt, max_tokens))
-        return _last_tokens(head + tail, tokenizer, class_count, max_tokens)
-    ids = tokenizer.encode(prompt)
-    if not ids:
+    fewest = 1 if len(prompt) <= max_tokens else bounds.fewest(len(prompt.encode()))
+    certain = fewest > max_tokens
+    ids = [] if certain else tokenizer.encode(prompt)
+    got = fewest if certain else len(ids)
+    if not got:
         raise InvalidInputError("the prompt has no tokens")
-    if len(ids) <= max_tokens:
+    if got <= max_tokens:
         return EncodedRow(tuple(ids), class_count)
     if not truncate:
+        count = f"at least {got}" if certain else got
         raise TooManyTokensError(
-            f"the prompt has {len(ids)} tokens, the limit is {max_tokens}: shorten it or set truncate",
+            f"the prompt has {count} tokens, the limit is {max_tokens}: shorten it or set truncate",
             limit=max_tokens,
-            got=len(ids),
+            got=got,
         )
-    return _last_tokens(ids, tokenizer, class_count, max_tokens)
-
-
-def _last_tokens(ids: list[int], tokenizer: Any, class_count: int, max_tokens: int) -> EncodedRow:
-    """Return the end of a longer prompt, after the special token that it starts with, if it does."""
-    head = ids[:1] if ids[0] in tokenizer.all_special_ids else []
-    return EncodedRow(tuple(head + ids[len(ids) - max_tokens + len(head) :]), class_count, truncated=True)
+    if certain:
+        # A special token is recognised by its name alone: the longest name's length is enough to see the first one.
+        head = tokenizer.encode(prompt[: bounds.longest_special])[:1]
+        ids = head + tokenizer.encode(bounds.tail(prompt, max_tokens))
+    kept = ids[:1] if ids[0] in tokenizer.all_special_ids else []
+    return EncodedRow(tuple(kept + ids[len(ids) - max_tokens + len(kept) :]), class_count, truncated=True)
 
 
 def collate(rows: Sequence[EncodedRow], *, class_count: int, pad_token_id: int) -> Batch:

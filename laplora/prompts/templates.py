@@ -39,15 +39,13 @@ class PromptTemplate:
     def __post_init__(self) -> None:
         names = tuple(dict.fromkeys(m.group(1) for m in _PLACEHOLDER.finditer(self.text) if m.group(1)))
         if not names:
-            raise ConfigError(
-                f"template {self.name!r} has no {{field}} placeholder: every input would be the same prompt"
-            )
+            raise ConfigError(f"template {self.name!r} has no {{field}} placeholder: every prompt would be the same")
         object.__setattr__(self, "placeholders", names)
 
     @property
     def takes_choices(self) -> bool:
         """Whether the template is filled from a question and a list of choices."""
-        return "choices" in self.placeholders or "option1" in self.placeholders
+        return "choices" in self.fields
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -76,17 +74,9 @@ TEMPLATES: dict[str, PromptTemplate] = {
             1,
             "Select one of the choices that answers the following question: {question} Choices:\n{choices}\nAnswer:",
         ),
-        PromptTemplate(
-            "boolq",
-            1,
-            "Answer the question with only Yes or No: {question} Context: {passage}. Answer:",
-        ),
+        PromptTemplate("boolq", 1, "Answer the question with only Yes or No: {question} Context: {passage}. Answer:"),
         PromptTemplate("sentiment", 1, "Review: {text}\nIs this review positive or negative? Answer:"),
-        PromptTemplate(
-            "entailment",
-            1,
-            "{premise}\nQuestion: {hypothesis} Yes or No?\nAnswer:",
-        ),
+        PromptTemplate("entailment", 1, "{premise}\nQuestion: {hypothesis} Yes or No?\nAnswer:"),
     )
 }
 
@@ -167,8 +157,8 @@ def _choices(value: Any, template: PromptTemplate, class_count: int) -> list[str
 def resolve_label_tokens(tokenizer: Any, template: PromptTemplate, labels: Sequence[str]) -> list[int]:
     """Return the token id that follows the prompt for each label, in order.
 
-    The id is read off the tokenizer in place, as the one token that ``prefix + label`` adds after the
-    end of the template's text, so byte-level BPE (``" A"``) and SentencePiece (``"▁A"``) both resolve.
+    It is the one token that ``label_prefix + label`` adds to the end of the template's text, whether the tokenizer
+    writes it ``" A"`` (byte-level BPE) or ``"▁A"`` (SentencePiece).
 
     Raises:
         LabelTokenError: fewer than two labels, a label of several tokens, or two labels with one token.

@@ -2,10 +2,9 @@
 
 A byte-level BPE writes each byte of the text into exactly one token, so a text of B bytes has at least
 B / (bytes of the vocabulary's longest token) tokens. Its pre-tokeniser splits the text from left to right by a
-pattern that looks ahead but never back. In "letter, space, letter" a piece of GPT-2's or Llama 3's pattern never
-crosses the space from the left. A piece therefore starts at the space whatever precedes it, and the tokens of the
-text from that space on are the last tokens of the whole text. Other tokenisers may strip, normalise, or write a run
-of unknown characters as one token: they have no bound.
+pattern that never looks back. In "letter, space, letter" a piece of GPT-2's or Llama 3's pattern starts at the space
+whatever precedes it, so the tokens of the text from that space on are the last tokens of the whole text. Other
+tokenisers have no bound.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import json
 import re
 from collections import deque
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 _BYTES = {"type": "ByteLevel", "add_prefix_space": False}
@@ -65,11 +65,15 @@ class TokenBounds:
         return text
 
 
+#: Nothing is known.
+UNBOUNDED = TokenBounds(None)
+
+
 def token_bounds(tokenizer: Any) -> TokenBounds:
     """Return the bounds of a tokeniser of transformers: no bound unless all of its parts are known to keep one."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        return TokenBounds(None)
+        return UNBOUNDED
     parts = json.loads(backend.to_str())
     added = parts["added_tokens"]
     model = parts["model"]
@@ -82,12 +86,11 @@ def token_bounds(tokenizer: Any) -> TokenBounds:
         and not any(" " in t["content"] or t["lstrip"] or t["rstrip"] for t in added)
     )
     if not plain:
-        return TokenBounds(None)
+        return UNBOUNDED
+    names = [t["content"] for t in added]
     # A byte-level vocabulary writes each byte as one character.
-    longest = max(map(len, model["vocab"]))
-    named = [t["content"] for t in added]
-    longest_added = max((len(name.encode()) for name in named), default=0)
-    return TokenBounds(max(longest, longest_added), max(map(len, named), default=0))
+    longest = max(chain(map(len, model["vocab"]), (len(name.encode()) for name in names)))
+    return TokenBounds(longest, max(map(len, names), default=0))
 
 
 def _splits_as_known(pre_tokenizer: Any) -> bool:

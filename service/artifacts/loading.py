@@ -18,7 +18,7 @@ from service.telemetry.metrics import Phase
 if TYPE_CHECKING:
     from laplora.answers.prediction import Prediction
     from laplora.artifact.folder import Artifact
-    from laplora.models.shared_base import LoadedBase
+    from laplora.models.base import LoadedBase
     from laplora.predictor import Predictor
 
 #: Default of ``batch_tokens``. A CPU gains nothing from larger batches, and a batch cannot be interrupted;

@@ -126,8 +126,8 @@ class FakePredictor(Predictor):
             ids = ids[-self.max_tokens :]
         return EncodedRow(tuple(ids), classes, truncated=len(words) > len(ids))
 
-    def encode_orders(self, inputs: Mapping[str, object], *, truncate: bool, budget: int | None = None) -> OrderedRows:
-        return encode_orders(self.template, inputs, lambda fields: self.encode(fields, truncate=truncate), budget)
+    def encode_orders(self, inputs: Mapping[str, object], *, truncate: bool) -> OrderedRows:
+        return encode_orders(self.template, inputs, lambda fields: self.encode(fields, truncate=truncate))
 
     def average_orders(self, asked: Sequence[OrderedRows], predictions: Sequence[Any]) -> list[Any]:
         """Average the probabilities; the rest is the first prompt's."""

@@ -62,7 +62,7 @@ class Run:
             NonFiniteError: a base whose weights hold NaN or infinity.
         """
         spec = base_spec(self.config)
-        model = load_base_model(self.location, spec, device=self.device, dequantize=self.config.base.dequantize)
+        model = load_base_model(self.location, spec, device=self.device, dequantize=self.config.base.dequantize).model
         check_finite(model, spec.model)
         return model
 

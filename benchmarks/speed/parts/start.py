@@ -63,7 +63,7 @@ def artifact_load(conditions: Conditions, location: str, base: BaseSpec) -> Iter
     """Yield the seconds of verifying an artifact, attaching its adapter and reading its posterior."""
     seconds = []
     for _ in range(5):
-        model = load_base_model(location, base, device=resolve_device("auto"))
+        model = load_base_model(location, base, device=resolve_device("auto")).model
         begun = time.perf_counter()
         artifact = read_artifact(ARTIFACT)
         adapted = attach_adapter(model, ARTIFACT / ADAPTER_FOLDER)

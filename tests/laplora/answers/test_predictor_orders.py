@@ -102,12 +102,6 @@ def test_a_batch_of_questions_is_each_alone(choices_predictor: Predictor) -> Non
         assert got.probs == pytest.approx(averaged(choices_predictor, inputs, "laplace").probs, abs=0.02)  # bfloat16
 
 
-def test_a_budget_asks_less(choices_predictor: Predictor) -> None:
-    question = choices_predictor.encode_orders(THREE, truncate=False, budget=4)
-    assert len(question.rows) == 3
-    assert choices_predictor.predict_orders([question])[0].orders == 3
-
-
 def test_what_cannot_be_reordered_is_refused(choices_predictor: Predictor, sentiment_predictor: Predictor) -> None:
     with pytest.raises(InvalidInputError, match="template 'sentiment' takes none"):
         sentiment_predictor.encode_orders({"text": "dull"}, truncate=False)
