@@ -1,6 +1,4 @@
-"""Artifacts that are not what they say, beside those of test_folder.py and test_loading.py: each is refused
-by a named error, without a crash, a wait or an allocation of what it claims.
-"""
+"""Artifacts that are not what they say: each is refused by a named error, without a crash, a wait or an allocation."""
 
 from __future__ import annotations
 
@@ -50,16 +48,25 @@ def copy(mixture_run: FinishedRun, tmp_path: Path) -> Path:
     return Path(shutil.copytree(mixture_run.artifact, tmp_path / "tiny-mixture"))
 
 
+@contextmanager
+def limited(kind: int, most: int) -> Iterator[None]:
+    """Limit what the process may take."""
+    before = resource.getrlimit(kind)
+    resource.setrlimit(kind, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(kind, before)
+
+
 @pytest.fixture
 def little_memory() -> Iterator[None]:
     """Let the process take ROOM_BYTES more at most while a test runs."""
     if sys.platform != "linux":
         pytest.skip("needs Linux's limit of a process's memory")
-    before = resource.getrlimit(resource.RLIMIT_AS)
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (size + ROOM_BYTES, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_AS, before)
+    with limited(resource.RLIMIT_AS, size + ROOM_BYTES):
+        yield
 
 
 def loaded(folder: Path, bases: SharedBases) -> Predictor:
@@ -79,11 +86,9 @@ def outcome(call: Callable[[], Any]) -> str:
 
 @pytest.mark.parametrize("file", TENSOR_FILES)
 def test_a_file_cut_at_any_boundary(copy: Path, bases: SharedBases, file: str) -> None:
-    raw = (copy / file).read_bytes()
-    read_artifact(copy)
-    outcomes: dict[str, tuple[str, str]] = {}
     original = (copy / "manifest.json").read_bytes()
-    for kept, broken in cuts(raw):
+    outcomes: dict[str, tuple[str, str]] = {}
+    for kept, broken in cuts((copy / file).read_bytes()):
         (copy / file).write_bytes(broken)
         by_hash = outcome(lambda: read_artifact(copy))
         reseal(copy)
@@ -96,9 +101,8 @@ def test_a_file_cut_at_any_boundary(copy: Path, bases: SharedBases, file: str) -
 @pytest.mark.usefixtures("little_memory")
 @pytest.mark.parametrize("file", TENSOR_FILES)
 def test_a_header_that_claims_what_is_not_there(copy: Path, bases: SharedBases, file: str) -> None:
-    raw = (copy / file).read_bytes()
     outcomes = {}
-    for claim, broken in claims(raw):
+    for claim, broken in claims((copy / file).read_bytes()):
         (copy / file).write_bytes(broken)
         reseal(copy)
         outcomes[claim] = outcome(lambda: loaded(copy, bases))
@@ -135,7 +139,6 @@ def test_a_file_without_permissions(copy: Path) -> None:
     with TemporaryDirectory() as public:
         os.chmod(public, 0o755)
         folder = Path(shutil.copytree(copy, Path(public) / copy.name))
-        read_artifact(folder)
         with an_ordinary_user():
             read_artifact(folder)
         (folder / POSTERIOR).chmod(0)
@@ -144,15 +147,6 @@ def test_a_file_without_permissions(copy: Path) -> None:
 
 
 # No room.
-
-
-@pytest.fixture
-def small_files() -> Iterator[None]:
-    """Let the process write files of 100 kB at most while a test runs."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture
@@ -175,35 +169,30 @@ def bytes_into(folder: Path) -> None:
     (folder / "x").write_bytes(bytes(8_000_000))
 
 
-def assert_nothing_changed(target: Path, run: FinishedRun, write: Callable[[Path], None]) -> None:
-    before = read_artifact(target)
-    with (
-        pytest.raises(ArtifactWriteError, match="no room to write the artifact 'tiny-sentiment'"),
-        new_artifact(target) as new,
-    ):
+def assert_no_room(target: Path, write: Callable[[Path], None]) -> None:
+    """Write an artifact in the place of another; there is no room, and nothing has changed."""
+    message = f"no room to write the artifact '{target.name}'"
+    with pytest.raises(ArtifactWriteError, match=message), new_artifact(target) as new:
         write(new)
-    assert read_artifact(target) == before
-    assert sorted(p.name for p in target.parent.iterdir()) == [target.name]
-    with new_artifact(target) as new:
-        shutil.copytree(run.artifact, new, dirs_exist_ok=True)
-    assert read_artifact(target).digest == before.digest
+    assert [p.name for p in target.parent.iterdir()] == [target.name]
 
 
 @pytest.mark.parametrize("write", [tensors_into, bytes_into])
 def test_a_full_disk_leaves_the_old_artifact_and_nothing_half(
     sentiment_run: FinishedRun, small_disk: Path, write: Callable[[Path], None]
 ) -> None:
-    shutil.copytree(sentiment_run.artifact, small_disk / "tiny-sentiment")
-    assert_nothing_changed(small_disk / "tiny-sentiment", sentiment_run, write)
+    target = Path(shutil.copytree(sentiment_run.artifact, small_disk / "tiny-sentiment"))
+    before = read_artifact(target)
+    assert_no_room(target, write)
+    assert read_artifact(target) == before
+    with new_artifact(target) as new:
+        shutil.copytree(sentiment_run.artifact, new, dirs_exist_ok=True)
+    assert read_artifact(target).digest == before.digest
 
 
 @pytest.mark.parametrize("write", [tensors_into, bytes_into])
-def test_a_file_that_may_not_be_written_in_full(
-    artifact_copy: Path, sentiment_run: FinishedRun, request: pytest.FixtureRequest, write: Callable[[Path], None]
-) -> None:
+def test_a_file_that_may_not_be_written_in_full(artifact_copy: Path, write: Callable[[Path], None]) -> None:
     before = read_artifact(artifact_copy)
-    request.getfixturevalue("small_files")
-    with pytest.raises(ArtifactWriteError), new_artifact(artifact_copy) as new:
-        write(new)
+    with limited(resource.RLIMIT_FSIZE, 100_000):
+        assert_no_room(artifact_copy, write)
     assert read_artifact(artifact_copy) == before
-    assert sorted(p.name for p in artifact_copy.parent.iterdir()) == [artifact_copy.name]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import pairwise, permutations
-from math import factorial
 
 import pytest
 import torch
@@ -14,7 +13,6 @@ from laplora.errors import ConfigError, DataError, InvalidInputError
 from laplora.linearised import contrasts
 from laplora.prompts.option_order import (
     Order,
-    count_choices,
     option_orders,
     order_count,
     permute_choices,
@@ -33,68 +31,36 @@ def random_gaussian(batch: int, classes: int, seed: int) -> tuple[torch.Tensor, 
     return logits, logits @ contrasts(classes), a @ a.mT
 
 
-@pytest.mark.parametrize(("count", "wanted"), [(2, 2), (3, 6), (4, 4), (5, 5), (9, 9)])
-def test_default_is_every_permutation_of_few_and_one_square_of_many(count: int, wanted: int) -> None:
-    orders = option_orders(count)
-    assert len(orders) == len(set(orders)) == wanted
-    assert orders[0] == tuple(range(count))
-    assert orders == option_orders(count)
-    assert order_count(count) == wanted
-
-
-@pytest.mark.parametrize("count", [2, 3, 4, 5])
-def test_a_large_enough_budget_asks_every_permutation_once(count: int) -> None:
-    orders = option_orders(count, 10**6)
-    assert sorted(orders) == sorted(permutations(range(count)))
-    assert option_orders(count, factorial(count)) == orders
-
-
-@given(count=st.integers(2, 8), budget=st.integers(1, 60))
-@settings(max_examples=60, deadline=None)
-def test_orders_fit_the_budget_and_are_balanced(count: int, budget: int) -> None:
-    orders = option_orders(count, budget)
-    assert orders[0] == tuple(range(count))
-    assert 1 <= len(orders) == len(set(orders)) <= budget
-    assert order_count(count, budget) == len(orders)
-    assert all(sorted(order) == list(range(count)) for order in orders)
-    assert orders == option_orders(count, 60)[: len(orders)]  # a larger budget only adds
-    shown = [[order[place] for order in orders] for place in range(count)]
-    if budget < count:
-        assert len(orders) == budget
-        assert all(len(set(at)) == len(at) for at in shown)
-    else:
-        assert len(orders) == min(budget - budget % count, factorial(count))
-        assert all(at.count(option) == len(orders) // count for at in shown for option in range(count))
-
-
 @pytest.mark.parametrize("count", range(2, 12))
-def test_williams_designs_balance_what_an_option_follows(count: int) -> None:
-    orders = option_orders(count, count if count % 2 == 0 else 2 * count)
-    follows = [pair for order in orders for pair in pairwise(order)]
-    each = len(orders) // count  # an option has count - 1 others, and follows something in all orders but a count-th
-    assert all(follows.count((a, b)) == each for a in range(count) for b in range(count) if a != b)
+def test_orders_are_balanced_and_the_same_for_every_user(count: int) -> None:
+    orders = option_orders(count)
+    assert orders[0] == tuple(range(count))
+    assert len(orders) == len(set(orders)) == order_count(count) == (6 if count == 3 else count)
+    for place in range(count):
+        shown = [order[place] for order in orders]
+        assert all(shown.count(option) == len(orders) // count for option in range(count))
+    for user in orders:  # whichever of them the user gives, the prompts are the same
+        assert {tuple(user[option] for option in order) for order in orders} == set(orders)
+    if count % 2 == 0 or count == 3:
+        follows = [pair for order in orders for pair in pairwise(order)]
+        assert {follows.count(pair) for pair in permutations(range(count), 2)} == {len(orders) // count}
 
 
-def test_too_few_options_or_no_budget_is_refused() -> None:
+def test_one_option_has_no_orders() -> None:
     with pytest.raises(ConfigError, match="at least two options, got 1"):
         option_orders(1)
-    with pytest.raises(ConfigError, match="at least 1, got 0"):
-        option_orders(4, 0)
-    assert order_count(10**6) == 10**6  # none is made to be counted
 
 
 def test_choices_are_shown_in_the_order_and_nothing_else_changes() -> None:
     fields = {"question": "Which?", "choices": ["a", "b", "c"]}
     assert permute_choices(fields, (2, 0, 1)) == {"question": "Which?", "choices": ["c", "a", "b"]}
     assert fields["choices"] == ["a", "b", "c"]
-    assert count_choices(fields) == 3
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"text": "Good."}, r"order_average reorders the field 'choices', this input has \['text'\]"),
-        ({"prompt": "Good. Answer:"}, r"order_average .* \['prompt'\]"),
         ({"question": "Which?", "choices": "ab"}, "must be a list of strings"),
         ({"question": "Which?", "choices": 3}, "must be a list of strings"),
         ({"question": "Which?", "choices": ["a", "b", "c"]}, "an order of 2 options cannot show 3 choices"),
@@ -167,12 +133,3 @@ def test_one_order_serves_all_rows_and_a_missing_covariance_stays_missing() -> N
     restored, nothing = restore_contrasts(mean.float(), None, order)
     assert nothing is None
     assert restored.dtype == F64
-
-
-@pytest.mark.parametrize(("count", "budget"), [(2, 2), (3, 6), (4, 4), (4, 8), (4, 12), (4, 24), (5, 10)])
-def test_users_orders_of_the_first_square_give_the_same_prompts(count: int, budget: int) -> None:
-    """So the average over the orders is the same, whichever of them the user gives."""
-    orders = option_orders(count, budget)
-    users = orders if len(orders) == factorial(count) else orders[:count]
-    for user in users:
-        assert {tuple(user[option] for option in order) for order in orders} == set(orders)

@@ -9,19 +9,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from laplora.errors import ConfigError, InvalidInputError, LabelTokenError, TooManyTokensError
-from laplora.models.offline import ensure_model
 from laplora.prompts.rows import EncodedRow, collate, encode
 from laplora.prompts.templates import TEMPLATES, PromptTemplate, render, resolve_label_tokens
 
 AB = ("A", "B")
-
-
-@pytest.fixture(scope="module")
-def smollm() -> Any:
-    return AutoTokenizer.from_pretrained(str(ensure_model("smollm2-135m-instruct")))
+ANSWER = PromptTemplate("t", 1, "{text} Answer:")
+BARE = PromptTemplate("t", 1, "{text} Answer:", label_prefix="")
 
 
 @pytest.fixture(scope="module")
@@ -42,43 +38,24 @@ def metaspace() -> Any:
 def test_winogrande_has_the_papers_text() -> None:
     """Yang et al. (arXiv 2308.13111), the missing dot after B included; byte for byte, artifacts depend on it."""
     inputs = {"question": "The trophy did not fit in the bag because the _ was big.", "choices": ["trophy", "bag"]}
-    prompt, classes = render(TEMPLATES["winogrande"], inputs, AB)
-    assert prompt == (
+    assert render(TEMPLATES["winogrande"], inputs, AB) == (
         "Select one of the choices that answers the following question: The trophy did not fit in the bag because "
-        "the _ was big. Choices: A. trophy. B bag. Answer:"
+        "the _ was big. Choices: A. trophy. B bag. Answer:",
+        2,
     )
-    assert classes == 2
+    assert render(TEMPLATES["winogrande"], {"prompt": "as is"}, AB) == ("as is", 2)
 
 
 def test_multiple_choice_lists_only_the_rows_choices() -> None:
-    prompt, classes = render(
-        TEMPLATES["multiple_choice"], {"question": "Q?", "choices": ["x", "y", "z"]}, ("A", "B", "C", "D", "E")
-    )
+    inputs = {"question": "Q?", "choices": ["x", "y", "z"]}
+    prompt, classes = render(TEMPLATES["multiple_choice"], inputs, tuple("ABCDE"))
     assert prompt.endswith("Q? Choices:\nA. x\nB. y\nC. z\nAnswer:")
     assert classes == 3
 
 
 def test_text_in_a_field_is_never_a_placeholder() -> None:
-    template = PromptTemplate("t", 1, "{{literal}} {text} end:")
-    assert (
-        render(template, {"text": "{text} {{x}} {other} %s \\1"}, AB)[0] == "{literal} {text} {{x}} {other} %s \\1 end:"
-    )
-
-
-@given(st.text(min_size=1).filter(lambda t: t.strip()))
-def test_any_text_is_rendered_unchanged(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        with pytest.raises(InvalidInputError, match="surrogate"):
-            render(TEMPLATES["sentiment"], {"text": text}, AB)
-        return
-    prompt, _ = render(TEMPLATES["sentiment"], {"text": text}, AB)
-    assert prompt == f"Review: {text}\nIs this review positive or negative? Answer:"
-
-
-def test_a_ready_prompt_is_taken_as_it_is() -> None:
-    assert render(TEMPLATES["winogrande"], {"prompt": "as is"}, AB) == ("as is", 2)
+    template, text = PromptTemplate("t", 1, "{{literal}} {text} end:"), "{text} {{x}} {other} %s \\1"
+    assert render(template, {"text": text}, AB)[0] == "{literal} " + text + " end:"
 
 
 @pytest.mark.parametrize(
@@ -89,24 +66,18 @@ def test_a_ready_prompt_is_taken_as_it_is() -> None:
         ({"question": "Q?", "choices": ["x", "y"], "colour": "red"}, "colour", "unknown"),
         ({"question": " ", "choices": ["x", "y"]}, "question", "empty"),
         ({"question": 3, "choices": ["x", "y"]}, "question", "must be a string, got int"),
-        ({"question": "Q?", "choices": "xy"}, "choices", "list of strings"),
-        ({"question": "Q?", "choices": ["x"]}, "choices", "takes 2 choices, got 1"),
-        ({"question": "Q?", "choices": ["x", "y", "z"]}, "choices", "takes 2 choices, got 3"),
-        ({"question": "Q?", "choices": ["x", None]}, "choices[1]", "must be a string"),
-        ({"question": "Q\ud800", "choices": ["x", "y"]}, "question", "surrogate"),
+        ({"question": "secret", "choices": "secret"}, "choices", "list of strings"),
+        ({"question": "secret", "choices": ["secret"]}, "choices", "takes 2 choices, got 1"),
+        ({"question": "secret", "choices": ["x", "y", "secret"]}, "choices", "takes 2 choices, got 3"),
+        ({"question": "Q?", "choices": ["secret", None]}, "choices[1]", "must be a string"),
+        ({"question": "secret\ud800", "choices": ["x", "y"]}, "question", "surrogate"),
     ],
 )
 def test_an_input_that_does_not_fit_is_refused_by_field(inputs: dict[str, Any], field: str, message: str) -> None:
-    with pytest.raises(InvalidInputError, match=message.replace("[", r"\[")) as caught:
+    with pytest.raises(InvalidInputError, match=message) as caught:
         render(TEMPLATES["winogrande"], inputs, AB)
     assert caught.value.field == field
-
-
-def test_no_error_repeats_the_prompt() -> None:
-    for inputs in ({"question": "secret", "choices": ["secret"]}, {"question": "secret", "choices": "secret"}):
-        with pytest.raises(InvalidInputError) as caught:
-            render(TEMPLATES["winogrande"], inputs, AB)
-        assert "secret" not in str(caught.value)
+    assert "secret" not in str(caught.value)
 
 
 def test_a_template_without_a_placeholder_is_refused() -> None:
@@ -116,12 +87,7 @@ def test_a_template_without_a_placeholder_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("template", "labels"),
-    [
-        ("winogrande", AB),
-        ("multiple_choice", tuple("ABCDE")),
-        ("boolq", ("Yes", "No")),
-        ("sentiment", ("negative", "positive")),
-    ],
+    [("winogrande", AB), ("boolq", ("Yes", "No")), ("sentiment", ("negative", "positive"))],
 )
 def test_label_tokens_are_what_a_generation_would_emit(smollm: Any, template: str, labels: tuple[str, ...]) -> None:
     """Byte-level BPE: the label with its leading space, and the prompt's own tokens stay as they were."""
@@ -132,53 +98,37 @@ def test_label_tokens_are_what_a_generation_would_emit(smollm: Any, template: st
         assert smollm.encode(f"{prompt} {label}") == [*smollm.encode(prompt), token]
 
 
-def test_label_tokens_of_a_sentencepiece_tokenizer(metaspace: Any) -> None:
+def test_label_tokens_of_a_sentencepiece_tokenizer(metaspace: Any, smollm: Any) -> None:
     """There the space is part of the token, and a text alone would get a space in front of it too."""
-    ids = resolve_label_tokens(metaspace, PromptTemplate("t", 1, "{text} Answer:"), ("Yes", "No"))
-    assert metaspace.convert_ids_to_tokens(ids) == ["▁Yes", "▁No"]
+    assert metaspace.convert_ids_to_tokens(resolve_label_tokens(metaspace, ANSWER, ("Yes", "No"))) == ["▁Yes", "▁No"]
+    assert metaspace.convert_ids_to_tokens(resolve_label_tokens(metaspace, BARE, AB)) == ["A", "B"]
+    assert smollm.convert_ids_to_tokens(resolve_label_tokens(smollm, BARE, AB)) == ["A", "B"]
 
 
-def test_label_without_a_space_before_it(metaspace: Any, smollm: Any) -> None:
-    template = PromptTemplate("t", 1, "{text} Answer:", label_prefix="")
-    assert metaspace.convert_ids_to_tokens(resolve_label_tokens(metaspace, template, AB)) == ["A", "B"]
-    assert smollm.convert_ids_to_tokens(resolve_label_tokens(smollm, template, AB)) == ["A", "B"]
+@pytest.mark.parametrize(
+    ("template", "labels", "message"),
+    [
+        (ANSWER, ("Yes", "Maybe"), r"label 'Maybe' must be one token .*'▁May', 'be'"),
+        (ANSWER, ("Yes", "Yes"), "labels 'Yes' and 'Yes' collide: both are token"),
+        (BARE, ("映", "画"), r"label '映'|collide"),  # every word out of a vocabulary is the same unknown token
+        (ANSWER, ("Yes",), "at least two"),
+    ],
+)
+def test_labels_that_are_not_single_distinct_tokens(
+    metaspace: Any, template: PromptTemplate, labels: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(LabelTokenError, match=message):
+        resolve_label_tokens(metaspace, template, labels)
 
 
-def test_a_label_of_several_tokens_is_named(smollm: Any, metaspace: Any) -> None:
-    with pytest.raises(LabelTokenError, match=r"label 'unbelievably bad' must be one token .*Ġbad"):
-        resolve_label_tokens(smollm, TEMPLATES["sentiment"], ("good", "unbelievably bad"))
-    with pytest.raises(LabelTokenError, match=r"label 'Maybe' must be one token .*'▁May', 'be'"):
-        resolve_label_tokens(metaspace, PromptTemplate("t", 1, "{text} Answer:"), ("Yes", "Maybe"))
-
-
-def test_labels_that_share_a_token_are_named(smollm: Any) -> None:
-    with pytest.raises(LabelTokenError, match="labels 'good' and 'good' collide: both are token"):
-        resolve_label_tokens(smollm, TEMPLATES["sentiment"], ("good", "good"))
-
-
-def test_labels_unknown_to_the_tokenizer_collide(metaspace: Any) -> None:
-    """Every word out of a vocabulary is the same unknown token."""
-    with pytest.raises(LabelTokenError, match=r"label '映'|collide"):
-        resolve_label_tokens(metaspace, PromptTemplate("t", 1, "{text} Answer:", label_prefix=""), ("映", "画"))
-
-
-def test_one_label_is_no_classifier(smollm: Any) -> None:
-    with pytest.raises(LabelTokenError, match="at least two"):
-        resolve_label_tokens(smollm, TEMPLATES["sentiment"], ("good",))
-
-
-def test_truncation_keeps_the_end(smollm: Any) -> None:
+def test_truncation_keeps_the_end_and_a_leading_special_token(smollm: Any, metaspace: Any) -> None:
     prompt, _ = render(TEMPLATES["sentiment"], {"text": "word " * 100}, AB)
-    whole = smollm.encode(prompt)
     row = encode(smollm, prompt, 2, max_tokens=20, truncate=True)
-    assert row == EncodedRow(tuple(whole[-20:]), 2, truncated=True)
+    assert row == EncodedRow(tuple(smollm.encode(prompt)[-20:]), 2, truncated=True)
     assert smollm.decode(row.token_ids).endswith("positive or negative? Answer:")
-
-
-def test_truncation_keeps_a_leading_special_token(metaspace: Any) -> None:
-    row = encode(metaspace, "text? text? text? Answer:", 2, max_tokens=4, truncate=True)
-    whole = metaspace.encode("text? text? text? Answer:")
-    assert row.token_ids == (1, *whole[-3:])
+    text = "text? text? text? Answer:"
+    row = encode(metaspace, text, 2, max_tokens=4, truncate=True)
+    assert row.token_ids == (1, *metaspace.encode(text)[-3:])
 
 
 def test_a_prompt_at_the_limit_is_whole_and_one_over_is_refused(smollm: Any) -> None:
