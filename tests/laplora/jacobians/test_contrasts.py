@@ -24,8 +24,7 @@ def fast(model: Any, task: Task, indices: list[int] | None = None) -> ContrastJa
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("classes", [2, 3, 5])
+@pytest.mark.parametrize(("classes", "tied"), [(2, False), (4, True)])
 def test_match_autograd(architecture: Architecture, tied: bool, classes: int) -> None:
     model = tiny_model(architecture, tied=tied)
     task = tiny_task(examples=6, classes=classes)
@@ -35,14 +34,9 @@ def test_match_autograd(architecture: Architecture, tied: bool, classes: int) ->
     expected = dense.jacobians(model, task.batch(), task.label_ids)
     mine = by_key(found.blocks, find_blocks(model, classes))
     assert mine.keys() == expected.keys()
-    transform = contrasts(classes)
     for key, jacobian in expected.items():
-        torch.testing.assert_close(
-            mine[key].jacobian,
-            torch.einsum("ncab,cd->ndab", jacobian, transform),
-            msg=lambda m, k=key: f"{k}: {m}",
-            **EXACT,
-        )
+        exact = torch.einsum("ncab,cd->ndab", jacobian, contrasts(classes))
+        torch.testing.assert_close(mine[key].jacobian, exact, msg=lambda m, k=key: f"{k}: {m}", **EXACT)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

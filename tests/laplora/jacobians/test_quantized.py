@@ -42,7 +42,7 @@ def load(folder: Path, targets: list[str], *, dtype: str = "float32", dequantize
     spec = BaseSpec(model=str(folder), quantization="nf4", dtype=dtype)  # type: ignore[arg-type]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        base = load_base_model(str(folder), spec, device=torch.device("cpu"), dequantize=dequantize)
+        base = load_base_model(str(folder), spec, device=torch.device("cpu"), dequantize=dequantize).model
     return frozen(add_lora(base, targets, dtype=None))
 
 

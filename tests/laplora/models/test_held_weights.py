@@ -9,11 +9,10 @@ import torch
 from tiny_runs import FinishedRun
 
 from laplora.models import held_weights
-from laplora.models.base import BaseSpec, load_base_model, load_held_base
+from laplora.models.four_bit import packed_linears
 from laplora.models.held_weights import MARGIN_BYTES, available_memory_bytes, decide
 from laplora.predictor import Predictor
 
-CPU = torch.device("cpu")
 GIB = 2**30
 UNLIMITED_V1 = 9223372036854771712
 
@@ -38,7 +37,6 @@ def group_v1(limit: int, used: int, inactive: int = 0) -> dict[str, str]:
     ("cgroup", "groups", "expected"),
     [
         ("0::/", {}, 8 * GIB),
-        ("0::/a/b", {"a/b": group_v2("max", GIB)}, 8 * GIB),
         ("0::/a/b", {"a/b": group_v2(3 * GIB, GIB)}, 2 * GIB),
         ("0::/a/b", {"a/b": group_v2("max", GIB), "a": group_v2(5 * GIB, GIB)}, 4 * GIB),
         ("0::/a", {"a": group_v2(3 * GIB, 3 * GIB, active=GIB, inactive=GIB)}, 2 * GIB),
@@ -55,9 +53,8 @@ def group_v1(limit: int, used: int, inactive: int = 0) -> dict[str, str]:
 def test_the_least_that_the_system_and_every_group_leave(
     cgroup: str, groups: dict[str, dict[str, str]], expected: int, tmp_path: Path
 ) -> None:
-    write(
-        tmp_path / "proc", {"self/cgroup": cgroup + "\n", "meminfo": f"MemFree: 1 kB\nMemAvailable:  {8 * 2**20} kB\n"}
-    )
+    meminfo = f"MemFree: 1 kB\nMemAvailable:  {8 * 2**20} kB\n"
+    write(tmp_path / "proc", {"self/cgroup": cgroup + "\n", "meminfo": meminfo})
     for path, files in groups.items():
         write(tmp_path / "cgroup" / path, files)
     assert available_memory_bytes(tmp_path / "proc", tmp_path / "cgroup") == expected
@@ -75,43 +72,26 @@ def test_memory_that_no_one_tells_is_unknown(tmp_path: Path) -> None:
 )
 def test_a_cpu_expands_where_memory_allows(available: int | None, held: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(held_weights, "available_memory_bytes", lambda: available)
-    decided = decide(4 * GIB, CPU, None)
+    decided = decide(4 * GIB, torch.device("cpu"), None)
     assert decided.held == held
     assert ("unknown" in decided.reason) == (available is None)
     if available is not None:
         assert f"4.00 GiB and a margin, 5.50 GiB in all; available are {available / GIB:.2f} GiB" in decided.reason
-    # what is requested is done, whatever there is
-    assert (decide(4 * GIB, CPU, True).held, decide(4 * GIB, CPU, False).held) == ("expanded", "packed")
 
 
-def test_other_devices_keep_4_bit_weights_unless_asked() -> None:
-    cuda = torch.device("cuda")
-    assert [decide(1, cuda, requested).held for requested in (None, True, False)] == ["packed", "expanded", "packed"]
-
-
-def test_a_base_is_loaded_as_decided(tiny_base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the bytes of its own 4-bit matrices: the tiny model's two layers, in the activations' format."""
-    seen = []
-    monkeypatch.setattr(held_weights, "available_memory_bytes", lambda: seen.append(0) or 0)
-    spec = BaseSpec("x", None, "nf4", "bfloat16")
-    model, held = load_held_base(str(tiny_base_folder), spec, device=CPU)
-    assert held.held == "packed"
-    assert seen
-    plain = load_base_model(str(tiny_base_folder), BaseSpec("x", None, "none", "bfloat16"), device=CPU)
-    linears = [m for n, m in plain.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"]
-    assert f"{sum(m.weight.nbytes for m in linears) / GIB:.2f} GiB" in held.reason
-    assert any(type(m).__name__ == "Linear4bit" for m in model.modules())
-    _, held = load_held_base(str(tiny_base_folder), BaseSpec("x", None, "none", "float32"), device=CPU)
-    assert held.held == "plain"
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_what_is_requested_is_done(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(held_weights, "available_memory_bytes", lambda: 0)
+    held = [decide(1, torch.device(device), requested).held for requested in (None, True, False)]
+    assert held == ["packed", "expanded", "packed"]
 
 
 def test_the_predictor_says_how(
     choices_run: FinishedRun, sentiment_predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(held_weights, "available_memory_bytes", lambda: 0)
-    predictor = Predictor.load(
-        choices_run.artifact, device="cpu"
-    )  # its golden answers are replayed with packed weights
+    predictor = Predictor.load(choices_run.artifact, device="cpu")  # golden answers are replayed with packed weights
+    assert packed_linears(predictor.base.model)
     assert predictor.weights.held == "packed"
     assert "available are 0.00 GiB" in predictor.weights.reason
     assert sentiment_predictor.weights.held == "plain"

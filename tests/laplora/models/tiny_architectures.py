@@ -68,13 +68,7 @@ CONFIGS: dict[str, Callable[..., Any]] = {
     "granite": lambda **o: hf.GraniteConfig(**SETTINGS | o),
     "cohere": lambda **o: hf.CohereConfig(**SETTINGS | o),
     "gpt2": lambda **o: hf.GPT2Config(
-        vocab_size=VOCABULARY,
-        n_embd=16,
-        n_layer=2,
-        n_head=2,
-        n_positions=64,
-        **_TOKENS,
-        **o,
+        vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, n_positions=64, **_TOKENS, **o
     ),
     "opt": lambda **o: hf.OPTConfig(
         vocab_size=VOCABULARY,
