@@ -11,6 +11,7 @@ the training loss is ``H = sum_n J_n^T Lambda_n J_n`` with ``J_n = dz_n / dtheta
 precision ``lambda`` the contrasts are Gaussian, ``z ~ N(Q^T f, J (lambda I + H)^-1 J^T)`` (equation 12 there).
 
 ``class_mask`` is (batch, classes) bool everywhere: true for a row's possible classes, the first c >= 2 of each row.
+``logits`` are (batch, classes), nats, any value at impossible classes.
 """
 
 from __future__ import annotations
@@ -72,20 +73,12 @@ def contrast_logits(contrast_mean: torch.Tensor) -> torch.Tensor:
 
 
 def class_log_probs(logits: torch.Tensor, class_mask: torch.Tensor) -> torch.Tensor:
-    """Return (batch, classes) float64 the log-softmax over each row's possible classes, -inf at the others, nats.
-
-    Args:
-        logits: (batch, classes), nats; any value at impossible classes.
-    """
+    """Return (batch, classes) float64 the log-softmax over each row's possible classes, -inf at the others, nats."""
     return logits.double().masked_fill(~class_mask, -torch.inf).log_softmax(-1)
 
 
 def class_probs(logits: torch.Tensor, class_mask: torch.Tensor) -> torch.Tensor:
-    """Return (batch, classes) float64 the softmax over each row's possible classes, exactly 0 at the others.
-
-    Args:
-        logits: (batch, classes), nats; any value at impossible classes.
-    """
+    """Return (batch, classes) float64 the softmax over each row's possible classes, exactly 0 at the others."""
     return logits.double().masked_fill(~class_mask, -torch.inf).softmax(-1)
 
 
@@ -96,13 +89,7 @@ def entropy(probs: torch.Tensor) -> torch.Tensor:
 
 
 def contrast_hessian(logits: torch.Tensor, class_mask: torch.Tensor) -> torch.Tensor:
-    """Return ``Lambda`` (batch, classes - 1, classes - 1) float64, exact over the classes.
-
-    Needs no factorisation, so probabilities near 0 do no harm.
-
-    Args:
-        logits: (batch, classes), nats.
-    """
+    """Return ``Lambda`` (batch, classes - 1, classes - 1) float64, exact over the classes."""
     probs = class_probs(logits, class_mask)
     transform = contrasts(logits.shape[-1], torch.float64).to(logits.device)
     centred = torch.diag_embed(probs) - probs[:, :, None] * probs[:, None, :]
@@ -112,9 +99,8 @@ def contrast_hessian(logits: torch.Tensor, class_mask: torch.Tensor) -> torch.Te
 def hessian_root(logits: torch.Tensor, class_mask: torch.Tensor) -> torch.Tensor:
     """Return the symmetric square root of ``Lambda``, (batch, classes - 1, classes - 1) float64.
 
-    ``B = diag(sqrt p) - p sqrt(p)^T`` has ``B B^T = diag p - p p^T`` exactly, whatever p. The symmetric root follows
-    from the singular value decomposition of ``Q^T B`` with all its digits. A Cholesky factor would fail as a
-    probability nears 0, and the root of an eigenvalue would lose half of the digits.
+    ``B = diag(sqrt p) - p sqrt(p)^T`` has ``B B^T = diag p - p p^T`` exactly. The symmetric root follows from the
+    singular value decomposition of ``Q^T B``, also where a Cholesky factor fails as a probability nears 0.
     """
     probs = class_probs(logits, class_mask)
     root = probs.sqrt()

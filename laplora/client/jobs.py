@@ -61,11 +61,7 @@ class Job(Record):
 
 
 def outcome_of(job: Job) -> Evaluated:
-    """Return the metrics of a finished job; a ``UserWarning`` gives the number of rows that could not be scored.
-
-    Raises:
-        JobFailedError: it has none.
-    """
+    """Return the metrics of a finished job, with a warning of rows that could not be scored, or raise JobFailedError."""
     if job.result is not None:
         if job.rows_bad:
             warnings.warn(
@@ -90,11 +86,7 @@ def upload_headers(idempotency_key: str | None) -> dict[str, str]:
 
 @contextmanager
 def upload_file(inputs: Inputs) -> Iterator[Path]:
-    """Yield the file of an upload, which can be sent again: the named one, or a temporary one.
-
-    Raises:
-        DataError: no inputs, or one that is no mapping.
-    """
+    """Yield the file of an upload, which can be sent again: the named one, or a temporary one of checked inputs."""
     if isinstance(inputs, str | os.PathLike):
         yield Path(inputs)
         return

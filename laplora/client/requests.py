@@ -22,11 +22,7 @@ def body_of(inputs: Iterable[Mapping[str, Any]], artifact: str | None, options: 
 
 
 def checked(inputs: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    """Yield the inputs.
-
-    Raises:
-        DataError: no inputs, or an input that is no mapping.
-    """
+    """Yield the inputs; raise DataError where there are none, or one is no mapping."""
     number = -1
     for number, row in enumerate(inputs):
         if not isinstance(row, Mapping):

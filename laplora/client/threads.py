@@ -15,11 +15,7 @@ _thread = threading.local()
 
 
 def sleep(seconds: float) -> None:
-    """Wait.
-
-    Raises:
-        CancelledError: this is a call of ``each``, and another of its calls failed meanwhile.
-    """
+    """Wait; raise CancelledError where this is a call of ``each``, and another of its calls failed meanwhile."""
     stopped: threading.Event | None = getattr(_thread, "stopped", None)
     if stopped is None:
         time.sleep(seconds)

@@ -4,9 +4,8 @@ The scores are computed again, so only queries, keys and values are kept from th
 
     ``dV = P^T dO,  dS = P * (dO V^T - rowsum(dO V^T * P)),  dQ = s dS K,  dK = s dS^T Q``
 
-(Dao et al., arXiv 2205.14135, appendix B.2). On a CPU this is written out, some rows of the batch at a time so that the
-scores stay in the cache. Scores and softmax are at least float32; the factors of the other products keep the model's
-number format, as in torch's kernel. Other devices use torch's kernel.
+(Dao et al., arXiv 2205.14135, appendix B.2). On a CPU this is written out; other devices use torch's kernel. Scores and
+softmax are at least float32; the factors of the other products keep the model's number format, as in torch's kernel.
 """
 
 from __future__ import annotations
@@ -58,12 +57,30 @@ def attention_gradients(
     Returns:
         (contrasts, batch, heads, queries, size) and twice (contrasts, batch, groups, tokens, size).
     """
+    contrasts, batch, heads, count = gradient.shape[:4]
+    tokens = key.shape[2]
     if mask is None:
-        queries, tokens = query.shape[2], key.shape[2]
-        mask = torch.ones(queries, tokens, dtype=torch.bool, device=query.device).tril(tokens - queries)[None, None]
-    if query.device.type == "cpu":
-        return _written_out(query, key, value, mask, scale, gradient)
-    return by_torch(query, key, value, mask, scale, gradient)
+        mask = torch.ones(count, tokens, dtype=torch.bool, device=query.device).tril(tokens - count)[None, None]
+    if query.device.type != "cpu":
+        return by_torch(query, key, value, mask, scale, gradient)
+    dq, dk, dv = torch.empty_like(gradient), *(key.new_zeros(contrasts, *key.shape) for _ in range(2))
+    blocks = max(1, round(count / _QUERIES))
+    edges = [count * i // blocks for i in range(blocks + 1)]
+    step = max(1, _SCORE_BYTES // (4 * heads * -(-count // blocks) * tokens))
+    for start in range(0, batch, step):
+        rows = slice(start, min(start + step, batch))
+        for first, end in pairwise(edges):
+            seen = tokens - count + end
+            _add_block(
+                query[rows, :, first:end],
+                key[rows, :, :seen],
+                value[rows, :, :seen],
+                (mask[rows] if mask.shape[0] > 1 else mask)[:, :, first:end, :seen],
+                scale,
+                gradient[:, rows, :, first:end],
+                (dq[:, rows, :, first:end], dk[:, rows, :, :seen], dv[:, rows, :, :seen]),
+            )
+    return dq, dk, dv
 
 
 def by_torch(
@@ -83,36 +100,6 @@ def by_torch(
         by_contrast = [torch.autograd.grad(output, leaves, one, retain_graph=True) for one in gradient]
     to_query, to_key, to_value = (torch.stack(parts) for parts in zip(*by_contrast, strict=True))
     return to_query, to_key, to_value
-
-
-def _written_out(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor,
-    scale: float,
-    gradient: torch.Tensor,
-) -> Gradients:
-    contrasts, batch, heads, count = gradient.shape[:4]
-    tokens = key.shape[2]
-    dq, dk, dv = torch.empty_like(gradient), *(key.new_zeros(contrasts, *key.shape) for _ in range(2))
-    blocks = max(1, round(count / _QUERIES))
-    edges = [count * i // blocks for i in range(blocks + 1)]
-    step = max(1, _SCORE_BYTES // (4 * heads * -(-count // blocks) * tokens))
-    for start in range(0, batch, step):
-        rows = slice(start, min(start + step, batch))
-        for first, end in pairwise(edges):
-            seen = tokens - count + end
-            _add_block(
-                query[rows, :, first:end],
-                key[rows, :, :seen],
-                value[rows, :, :seen],
-                (mask[rows] if mask.shape[0] > 1 else mask)[:, :, first:end, :seen],
-                scale,
-                gradient[:, rows, :, first:end],
-                (dq[:, rows, :, first:end], dk[:, rows, :, :seen], dv[:, rows, :, :seen]),
-            )
-    return dq, dk, dv
 
 
 def _add_block(
