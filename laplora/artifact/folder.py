@@ -52,15 +52,12 @@ class Artifact:
 
 
 def read_artifact(path: Path) -> Artifact:
-    """Return the artifact in a folder, after checking every file against the manifest.
-
-    An artifact that is replaced while it is read is read again: the result is the old one or the new one.
+    """Return the artifact in a folder, every file checked against the manifest. One that is replaced is read again.
 
     Raises:
         ArtifactNotFoundError: no such folder, or one without a manifest.
         ArtifactIncompatibleError: written in another format version.
-        ArtifactCorruptError: a manifest that does not parse; a file missing, left over, cut, changed or
-            unreadable; a link out of the folder.
+        ArtifactCorruptError: no manifest; a file missing, left over, changed or unreadable; a link out of the folder.
     """
     while True:
         before = _identity(path)
@@ -160,9 +157,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 @contextmanager
 def new_artifact(target: Path) -> Iterator[Path]:
-    """Yield a temporary folder that becomes ``target`` when the block ends without an error.
-
-    An older artifact there is replaced; on an error it stays and the temporary folder goes.
+    """Yield a temporary folder that takes the place of ``target`` when the block ends without an error.
 
     Raises:
         ArtifactWriteError: the disk is full, or the user's share of it; or what is there is no artifact.

@@ -74,16 +74,10 @@ class CalibrationRecord(_Record):
 
     split: str = Field(description="its name")
     rows: int = Field(ge=0)
-    folds: int = Field(
-        ge=2,
-        description="of the cross-fitting: thresholds, sets and scores are set on each row's outputs under what was "
-        "fitted without its fold",
-    )
+    folds: int = Field(ge=2, description="of the cross-fitting")
     coverage: float = Field(gt=0, lt=1, description="nominal, of the prediction sets")
     conformal: ConformalScore = Field(description="score of the prediction sets")
-    scores: Literal["scores.safetensors"] = Field(
-        description="file of what each predictive's review score was on these rows, and where it erred"
-    )
+    scores: Literal["scores.safetensors"] = Field(description="file of the review scores on these rows, and mistakes")
 
 
 class MemberRecord(_Record):
@@ -98,13 +92,8 @@ class DistilledRecord(_Record):
     """What predicts the covariance from a forward pass, in ``distilled.safetensors``."""
 
     inputs: int = Field(ge=1, description="whose exact covariances it was distilled from")
-    error: float = Field(
-        ge=0,
-        description="root mean square of log(trace predicted / trace exact), calibration rows held out of the fit",
-    )
-    false_alarms: float = Field(
-        gt=0, lt=1, description="share of rows like the calibration rows that may count as unfamiliar"
-    )
+    error: float = Field(ge=0, description="root mean square of log(trace predicted / trace exact), rows held out")
+    false_alarms: float = Field(gt=0, lt=1, description="share of calibration-like rows that may count as unfamiliar")
 
 
 class DropoutRecord(_Record):
@@ -212,9 +201,7 @@ class Manifest(_Record):
 def parse_manifest(name: str, raw: bytes) -> Manifest:
     """Return the manifest in a file's bytes; ``name`` is what messages call the artifact.
 
-    Raises:
-        ArtifactIncompatibleError: written in another format version.
-        ArtifactCorruptError: it does not parse, or has bad fields.
+    Raises ArtifactIncompatibleError for another format version, ArtifactCorruptError for what is no manifest.
     """
     try:
         fields = strict_json(raw)

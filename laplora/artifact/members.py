@@ -19,13 +19,9 @@ from laplora.predictive.member_outputs import Member, MemberSet
 
 
 def load_members(path: Path, manifest: Manifest, model: Any, device: torch.device) -> MemberSet:
-    """Return everything that an artifact's predictives average over.
+    """Return everything that an artifact's predictives average over, for a model with its trained adapter.
 
-    Args:
-        model: with the artifact's trained adapter attached.
-
-    Raises:
-        ArtifactCorruptError: a file that does not hold what the manifest says.
+    Raises ArtifactCorruptError where a file does not hold what the manifest says.
     """
     blocks = find_blocks(model, len(manifest.labels))
     dtype = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32

@@ -8,11 +8,9 @@ from typing import Any
 
 
 def strict_json(raw: bytes | str) -> Any:
-    """Return the value of a JSON text whose numbers are all finite and whose names all differ.
+    """Return the value of a JSON text whose numbers are finite and whose names differ; ValueError for another text.
 
-    Raises:
-        ValueError: anything else.
-        RecursionError: nested too deeply.
+    Raises RecursionError where it is nested too deeply.
     """
     return json.loads(raw, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_unique)
 

@@ -61,7 +61,7 @@ class Job(Record):
 
 
 def outcome_of(job: Job) -> Evaluated:
-    """Return the metrics of a finished job, with a warning of rows that could not be scored, or raise JobFailedError."""
+    """Return the metrics of a finished job, with a warning of rows that were not scored, or raise JobFailedError."""
     if job.result is not None:
         if job.rows_bad:
             warnings.warn(

@@ -47,11 +47,7 @@ class LoadedBase:
 
 
 def resolve_device(device: str) -> torch.device:
-    """Return the device to run on; ``auto`` is CUDA where there is one.
-
-    Raises:
-        ModelError: no device of that name, no CUDA device, or fewer of them than the number asks for.
-    """
+    """Return the device to run on; ``auto`` is CUDA where there is one. Raises ModelError where there is none."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda") and not torch.cuda.is_available():
@@ -74,11 +70,7 @@ def locate_base(spec: BaseSpec, cache: Path | None = None, progress: Callable[[s
 
 
 def load_tokenizer(location: str, revision: str | None = None) -> Any:
-    """Return the tokenizer at a folder or hub id, with a padding token.
-
-    Raises:
-        ModelError: nothing there, or no tokenizer in it.
-    """
+    """Return the tokenizer at a folder or hub id, with a padding token. Raises ModelError where there is none."""
     from transformers import AutoTokenizer
 
     try:

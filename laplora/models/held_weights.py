@@ -32,12 +32,7 @@ class HeldWeights:
 
 
 def decide(expanded_bytes: int, device: torch.device, dequantize: bool | None) -> HeldWeights:
-    """Return how 4-bit weights are to be held.
-
-    Args:
-        expanded_bytes: of the weights once expanded.
-        dequantize: whether to expand; None expands on a CPU, unless the memory is known not to suffice.
-    """
+    """Return how 4-bit weights are to be held, by what is requested, the device, and the memory that is left."""
     if dequantize is not None:
         return HeldWeights("expanded" if dequantize else "packed", "as requested")
     if device.type != "cpu":
@@ -61,9 +56,6 @@ def available_memory_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sy
 
     The least of the kernel's estimate and of what each control group (version 1 and 2) over this process has left, its
     file cache counted as free.
-
-    Args:
-        proc, cgroups: where these file systems are.
     """
     system = _field(proc / "meminfo", "MemAvailable:")  # KiB
     return min(chain([] if system is None else [1024 * system], _left_in_groups(proc, cgroups)), default=None)

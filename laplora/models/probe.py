@@ -1,7 +1,6 @@
 """Refusing models that the method does not cover, by how they run on one short batch.
 
-Two rows of a few tokens, one of them padded on the left, show whether the logits are ``lm_head`` applied to the last
-hidden state and nothing else, and whether each adapted module runs once on every token.
+Their logits must be ``lm_head`` applied to the last hidden state, and each adapted module must run once on every token.
 """
 
 from __future__ import annotations
@@ -22,8 +21,7 @@ from laplora.prompts.rows import Batch, EncodedRow, collate
 
 #: Tokens of the two rows.
 _LENGTHS = (6, 3)
-#: How far padding may move a row's last hidden state, as a share of its norm: by rounding, which can tip routers of
-#: experts. Wrong positions move it by most of its norm. In float32 1 %.
+#: How far padding may move a row's last hidden state, as a share of its norm: by rounding. In float32 1 %.
 _PADDING_TOLERANCE = {torch.bfloat16: 0.25, torch.float16: 0.25}
 #: What a forward pass raises that was given other inputs than it takes.
 _REFUSALS = (TypeError, ValueError, LookupError, AttributeError, NotImplementedError)
@@ -54,8 +52,7 @@ def _special_tokens(config: Any) -> set[int]:
 def check_readout(model: Any) -> None:
     """Compare the logits that the classifier reads with those that the model itself gives.
 
-    The output of ``lm_head`` is replaced by numbers from -100 to 100 on the way, so that a soft cap or a factor shows
-    however small the model's logits are.
+    On the way ``lm_head``'s output is replaced by numbers from -100 to 100, so that a soft cap or a factor shows.
 
     Raises:
         ModelError: no plain output embedding; a model that does not run on tokens alone, or answers a padded row
@@ -159,8 +156,8 @@ def check_adapted(model: Any) -> None:
     """Run one short batch and look at how each adapted module runs.
 
     Raises:
-        ModelError: an adapter that ``lora_layers`` refuses; an adapted module that does not run exactly once in a
-            forward pass on text, or not on every token of every row. The message names it, and the targets that do.
+        ModelError: an adapter that ``lora_layers`` refuses; an adapted module that does not run exactly once, on every
+            token of every row. The message names it, and the targets that do.
     """
     calls = _calls(model)
     for name in lora_layers(model):

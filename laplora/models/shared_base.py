@@ -17,10 +17,7 @@ from laplora.models.base import BaseSpec, LoadedBase, load_base_model
 
 
 class SharedBases:
-    """Base models in memory. One is freed when nobody keeps it any more.
-
-    Thread-safe: a second caller waits for a base that is being loaded.
-    """
+    """Base models in memory, each freed when nobody keeps it any more. Thread-safe."""
 
     def __init__(self) -> None:
         self._bases: WeakValueDictionary[Hashable, LoadedBase] = WeakValueDictionary()
@@ -36,15 +33,11 @@ class SharedBases:
         dequantize: bool | None = None,
         on_load: Callable[[], None] = lambda: None,
     ) -> LoadedBase:
-        """Return the base, loaded now if it is not in memory. It stays for as long as the caller keeps the result.
+        """Return the base, loaded now if it is not in memory; the rest is as of ``load_base_model``.
 
         Args:
-            location, spec, device, dequantize: as of ``load_base_model``.
             weights_hash: of the files there (``laplora.models.hashes.weights_hash``).
             on_load: called before it is loaded.
-
-        Raises:
-            ModelError: as ``load_base_model``.
         """
         key = (location, spec, weights_hash, device, dequantize)
         with self._loading:

@@ -47,9 +47,7 @@ def order_count(count: int) -> int:
 def permute_choices(fields: Mapping[str, Any], order: Sequence[int]) -> dict[str, Any]:
     """Return the input with its ``choices`` in that order; the other fields as they are.
 
-    Raises:
-        InvalidInputError: an input without a list of ``choices``, or with another number of them than ``order`` has.
-        ConfigError: not an order.
+    Raises InvalidInputError where the input has not as many choices, ConfigError for what is no order.
     """
     count = count_choices(fields)
     _check(order)
@@ -59,11 +57,7 @@ def permute_choices(fields: Mapping[str, Any], order: Sequence[int]) -> dict[str
 
 
 def count_choices(fields: Mapping[str, Any]) -> int:
-    """Return how many options an input has.
-
-    Raises:
-        InvalidInputError: an input without a list of ``choices``.
-    """
+    """Return how many options an input has; raise InvalidInputError for one without a list of ``choices``."""
     choices = fields.get("choices")
     if choices is None:
         raise InvalidInputError(
