@@ -14,7 +14,6 @@ import argparse
 import gc
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +32,6 @@ from laplora.errors import ModelError
 from laplora.models.base import resolve_device
 from laplora.predictive.member_outputs import MemberSet, member_outputs
 
-#: A step that would begin later is skipped, so that a call takes less than eight.
-MINUTES = 7.0
 GIB = 2**30
 
 
@@ -44,8 +41,7 @@ class Sizes:
 
     Attributes:
         tokens: of every row.
-        rows: of the batches whose throughput is measured; Laplace over MAP is at the first of them for four classes.
-        fit_rows: training rows, the first of ``rows`` in a batch.
+        rows: of the batches whose throughput is measured; four classes, memory and the fit are at the first of them.
         answers: whose latencies are measured; ``turns``: of each comparison.
         product: side of the matrices of the measured peak; ``copied_bytes``: of the measured bandwidth.
     """
@@ -73,12 +69,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured.
-
-    Attributes:
-        title: first part of the records' names.
-        members: with a posterior.
-    """
+    """What is measured: members with a posterior; ``title`` begins the records' names."""
 
     title: str
     members: MemberSet
@@ -127,7 +118,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"benchmarks.gpu: {error}", file=sys.stderr)
         return 2
     given = sys.argv[1:] if arguments is None else arguments
-    conditions = conditions_here(given, module="benchmarks.gpu", hardware=hardware(device))
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else provenance.hardware()
+    conditions = conditions_here(given, module="benchmarks.gpu", hardware=name)
     whole = device.type == "cuda" and options.layers == 32 and not options.quick
     out = options.out or (FOLDER if whole else provenance.SCRATCH)
     for record in keep(measured(device, options.layers, QUICK if options.quick else FULL, conditions), out):
@@ -135,16 +127,8 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def hardware(device: torch.device) -> str:
-    """Return the GPU's name, or the processor's and its cores."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return provenance.hardware()
-
-
 def measured(device: torch.device, layers: int, sizes: Sizes, conditions: Conditions) -> Iterator[Record]:
-    """Yield the records, and say which steps were skipped because the time was over."""
-    over = time.monotonic() + 60 * MINUTES
+    """Yield the records."""
     limits = limits_of(device, sizes)
     yield conditions.record("gpu: matrix product in bfloat16", exactly(limits.flops_per_s / 1e12), "TFLOP/s")
     yield conditions.record("gpu: copy", exactly(limits.bytes_per_s / 1e9), "GB/s, read and written")
@@ -155,18 +139,12 @@ def measured(device: torch.device, layers: int, sizes: Sizes, conditions: Condit
         "gpu, default artifact, NF4": lambda: load_subject("nf4", str(device)),
     }
     for title, load in loads.items():
-        if time.monotonic() > over:
-            print(f"skipped after {MINUTES:g} minutes: {title}", flush=True)
-            continue
         members, peak = fitted(load(), sizes)
         subject = Subject(title, members, conditions, sizes, limits)
         if peak is not None:
             size = f"{sizes.fit_rows} rows of {sizes.tokens} tokens, {sizes.rows[0]} a batch"
             yield subject.record(f"peak memory, fit of {size}", exactly(peak / GIB), "GiB, weights included")
         for step in (answer_memory, latency, throughput, more_classes):
-            if time.monotonic() > over:
-                print(f"skipped after {MINUTES:g} minutes: {title}, {step.__name__}", flush=True)
-                continue
             yield from step(subject)
         del members, subject  # before the next model is loaded
         gc.collect()

@@ -54,16 +54,16 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"{part} ...", flush=True)
         module = importlib.import_module(f"benchmarks.peers.{PARTS[part]}")
         begun = conditions(part, given)
-        found = module.compare(QUICK[part]) if options.quick else module.compare()
-        keep(folder, part, {"measured": begun, **found})
+        result = module.compare(QUICK[part]) if options.quick else module.compare()
+        keep(folder, part, {"measured": begun, **result})
     write_pages(folder)
 
 
-def keep(folder: Path, part: str, found: dict[str, Any]) -> None:
+def keep(folder: Path, part: str, result: dict[str, Any]) -> None:
     """Put one part's results in the place of its old ones; others may be written meanwhile."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "results.json"
-    results = {**_read(path), part: found}
+    results = {**_read(path), part: result}
     ordered = {name: results[name] for name in PARTS if name in results}
     path.write_text(json.dumps(ordered, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 

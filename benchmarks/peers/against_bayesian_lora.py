@@ -18,7 +18,6 @@ from torch.nn import functional as F
 from benchmarks.peers.bayesian_lora_calls import (
     LORA_RANK,
     WIDTH,
-    Factors,
     class_logits,
     curvature,
     inputs_of,
@@ -49,7 +48,7 @@ def compare(seeds: int = 200) -> dict[str, Any]:
     """Return the result of every experiment.
 
     Args:
-        seeds: of the package's sampled labels, where its expectation over them is asked for.
+        seeds: of the package's sampled labels, where an expectation over them is measured.
     """
     subject = tiny_subject(length=6)
     lora_parameters(subject.model)
@@ -85,9 +84,8 @@ def jacobian_agreement(subject: Subject, test: Dense) -> dict[str, float]:
     """Return how far ``jacobian_mean`` is from the dense Jacobians: nothing but rounding is expected."""
     jacobian, logits = package_jacobian(subject, subject.test)
     flat = torch.cat([j.flatten(2) for j in jacobian.values()], 2)
-    found = torch.einsum("cd,ncp->ndp", contrasts(flat.shape[1]), flat)
     return {
-        "jacobian": relative_difference(found, test.jacobians),
+        "jacobian": relative_difference(torch.einsum("cd,ncp->ndp", contrasts(flat.shape[1]), flat), test.jacobians),
         "logits": relative_difference(logits, test.logits),
     }
 
@@ -99,14 +97,15 @@ def batch_sizes(subject: Subject, train: Dense) -> dict[str, dict[str, float]]:
     both sides, low-rank ones are sums.
     """
     exact = float(train.ggn().trace())
-    found: dict[str, dict[str, float]] = {}
-    for name, rank in (("low_rank", WIDTH), ("full_rank", None)):
-        traces = {
-            b: curvature(kronecker_factors(subject, b, rank=rank), low_rank=rank is not None).trace()
-            for b in BATCH_SIZES
-        }
-        found[name] = {str(b): float(value) / exact for b, value in traces.items()}
-    return found
+
+    def ratio(batch: int, rank: int | None) -> float:
+        factors = kronecker_factors(subject, batch, rank=rank)
+        return float(curvature(factors, low_rank=rank is not None).trace()) / exact
+
+    return {
+        name: {str(batch): ratio(batch, rank) for batch in BATCH_SIZES}
+        for name, rank in (("low_rank", WIDTH), ("full_rank", None))
+    }
 
 
 def which_tokens(subject: Subject, train: Dense, seeds: int) -> dict[str, float]:
@@ -127,53 +126,56 @@ def which_tokens(subject: Subject, train: Dense, seeds: int) -> dict[str, float]
     }
 
 
-def input_factors_by_tokens(subject: Subject) -> dict[str, float]:
-    """Return how far the package's input factors are from those of each choice of tokens; no label enters them.
+def input_factors(subject: Subject, size: int, **options: Any) -> list[torch.Tensor]:
+    """Return the package's factors over the inputs of each ``lora_A``, which no sampled label enters."""
+    factors = kronecker_factors(subject, size, **options)
+    return [a @ a.mT for name, (a, _) in factors.items() if "lora_A" in name]
 
-    The largest over ``lora_A`` blocks of |F - G| / |F|.
-    """
+
+def input_trace(subject: Subject, size: int, **options: Any) -> float:
+    """Return the sum of their traces."""
+    return float(sum(f.trace() for f in input_factors(subject, size, **options)))
+
+
+def largest_gap(first: Sequence[torch.Tensor], second: Sequence[torch.Tensor]) -> float:
+    """Return the largest over blocks of |F - G| / |F|."""
+    return max(float((a - b).norm() / a.norm()) for a, b in zip(first, second, strict=True))
+
+
+def input_factors_by_tokens(subject: Subject) -> dict[str, float]:
+    """Return how far the package's input factors are from those of each choice of tokens."""
     blocks = find_blocks(subject.model, len(subject.label_ids))
     batch = subject.batch(subject.train)
-    found = contrast_jacobians(subject.model, batch, subject.label_ids, blocks, tokens=True)
+    jacobians = contrast_jacobians(subject.model, batch, subject.label_ids, blocks, tokens=True)
     inputs = [
         entry.inputs
-        for block, entry in zip(blocks, found.blocks, strict=True)
+        for block, entry in zip(blocks, jacobians.blocks, strict=True)
         if block.group == "lora_A" and entry.inputs is not None
     ]
-    package = _input_factors(kronecker_factors(subject, 4))
+    package = input_factors(subject, 4)
     wanted = {
         "last": [x[:, -1].mT @ x[:, -1] for x in inputs],
         "mean": [x.mean(1).mT @ x.mean(1) for x in inputs],
         "all": [x.flatten(0, 1).mT @ x.flatten(0, 1) / x.shape[1] for x in inputs],
     }
-    return {name: _largest_gap(package, factors) for name, factors in wanted.items()}
+    return {name: largest_gap(package, factors) for name, factors in wanted.items()}
 
 
 def order_dependence(subject: Subject, rank: int = 4) -> dict[str, float]:
-    """Return how much the low-rank input factors depend on the rows' order, and on the batch size.
-
-    Only the factors of ``lora_A``'s inputs: they depend on no sampled label. The largest over blocks of
-    |F F^T - G G^T| / |F F^T|.
-    """
+    """Return how much the low-rank input factors depend on the rows' order, and on the batch size."""
     count = len(subject.train)
-    base = _input_factors(kronecker_factors(subject, 4, rank=rank))
-    other = _input_factors(kronecker_factors(subject, 4, rank=rank, order=list(reversed(range(count)))))
-    whole = _input_factors(kronecker_factors(subject, count, rank=rank))
-    uncut = _input_factors(kronecker_factors(subject, 4))
-    uncut_other = _input_factors(kronecker_factors(subject, 4, order=list(reversed(range(count)))))
+    backwards = list(reversed(range(count)))
+    cut, whole = input_factors(subject, 4, rank=rank), input_factors(subject, count, rank=rank)
+    uncut = input_factors(subject, 4)
     best = [_best_of_rank(f, rank) for f in uncut]
     return {
         "rank": rank,
-        "reversed": _largest_gap(base, other),
-        "all_rows_in_one_batch": _largest_gap(base, whole),
-        "best_of_that_rank": _largest_gap(base, best),
-        "one_batch_is_best": _largest_gap(whole, best),
-        "reversed_without_truncation": _largest_gap(uncut, uncut_other),
+        "reversed": largest_gap(cut, input_factors(subject, 4, rank=rank, order=backwards)),
+        "all_rows_in_one_batch": largest_gap(cut, whole),
+        "best_of_that_rank": largest_gap(cut, best),
+        "one_batch_is_best": largest_gap(whole, best),
+        "reversed_without_truncation": largest_gap(uncut, input_factors(subject, 4, order=backwards)),
     }
-
-
-def _input_factors(found: Factors) -> list[torch.Tensor]:
-    return [a @ a.mT for name, (a, _) in found.items() if "lora_A" in name]
 
 
 def _best_of_rank(matrix: torch.Tensor, rank: int) -> torch.Tensor:
@@ -182,27 +184,19 @@ def _best_of_rank(matrix: torch.Tensor, rank: int) -> torch.Tensor:
     return kept * values[-rank:] @ kept.mT
 
 
-def _largest_gap(first: Sequence[torch.Tensor], second: Sequence[torch.Tensor]) -> float:
-    return max(float((a - b).norm() / a.norm()) for a, b in zip(first, second, strict=True))
-
-
 def padding_side(subject: Subject) -> dict[str, float]:
-    """Return the trace of the input factors under right padding over left padding, rows of 1 to 7 tokens.
+    """Return the trace of the input factors under either padding over no padding, rows of 1 to 7 tokens.
 
     Also the largest change of a class logit: both read position -1, which is a pad where padding is on the right.
     """
     lora_parameters(subject.model)
-    traces = {}
-    for side in ("left", "right"):
-        found = _input_factors(kronecker_factors(subject, 8, side=side))
-        traces[side] = float(sum(f.trace() for f in found))
-    alone = sum(f.trace() for f in _input_factors(kronecker_factors(subject, 1)))
+    alone = input_trace(subject, 1)
     forward = class_logits(subject)
     with torch.no_grad():
         left, right = (forward(subject.model, inputs_of(subject, subject.train, side)) for side in ("left", "right"))
     return {
-        "left_over_alone": traces["left"] / float(alone),
-        "right_over_alone": traces["right"] / float(alone),
+        "left_over_alone": input_trace(subject, 8, side="left") / alone,
+        "right_over_alone": input_trace(subject, 8, side="right") / alone,
         "logit_change": float((left - right).abs().max()),
     }
 
@@ -213,7 +207,7 @@ def predictive_variance(subject: Subject, train: Dense, test: Dense) -> dict[str
     ``own_curvature`` compares it with the dense posterior of the very same factors: its algebra alone.
     """
     factors = {b: kronecker_factors(subject, b) for b in BATCH_SIZES}
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for prior_variance in (1.0, 100.0):
         truth = covariance(test.jacobians, train.ggn(), 1 / prior_variance)
         blocks = covariance(test.jacobians, train.block_diagonal(train.ggn()), 1 / prior_variance)
@@ -221,16 +215,17 @@ def predictive_variance(subject: Subject, train: Dense, test: Dense) -> dict[str
         for size, one in factors.items():
             value = in_contrasts(package_variance(subject, subject.test, one, prior_variance))
             ratios[f"batch {size}"] = variance_ratio(value, truth)
-        found[f"prior variance {prior_variance:g}"] = ratios
-    own = in_contrasts(package_variance(subject, subject.test, factors[1], 1.0))
-    return found | {"own_curvature": relative_difference(own, covariance(test.jacobians, curvature(factors[1]), 1.0))}
+        results[f"prior variance {prior_variance:g}"] = ratios
+    package = in_contrasts(package_variance(subject, subject.test, factors[1], 1.0))
+    expected = covariance(test.jacobians, curvature(factors[1]), 1.0)
+    return results | {"own_curvature": relative_difference(package, expected)}
 
 
 def without_cholesky(subject: Subject, test: Dense) -> dict[str, float | None]:
     """Return the variance where factors go straight into ``variance``, as in the README, over what they stand for."""
-    found = kronecker_factors(subject, 1)
-    straight = package_variance(subject, subject.test, found, 1.0, cholesky=False)
-    return variance_ratio(in_contrasts(straight), covariance(test.jacobians, curvature(found), 1.0))
+    factors = kronecker_factors(subject, 1)
+    straight = package_variance(subject, subject.test, factors, 1.0, cholesky=False)
+    return variance_ratio(in_contrasts(straight), covariance(test.jacobians, curvature(factors), 1.0))
 
 
 def forward_calls(subject: Subject, seeds: int) -> dict[str, float]:
@@ -254,17 +249,12 @@ def training_mode(dropout: float = 0.1, seeds: int = 20) -> dict[str, Any]:
     """Return what LoRA dropout does: the package switches the model to training mode and leaves it there."""
     from bayesian_lora import calculate_kronecker_factors
 
-    subject = tiny_subject(length=6, dropout=dropout)
-    lora_parameters(subject.model)
-    still = tiny_subject(length=6)
-    lora_parameters(still.model)
+    subject, still = tiny_subject(length=6, dropout=dropout), tiny_subject(length=6)
+    for one in (subject, still):
+        lora_parameters(one.model)
     size = len(subject.train)
-    quiet = float(sum(f.trace() for f in _input_factors(kronecker_factors(still, size))))
-    noisy = [
-        float(sum(f.trace() for f in _input_factors(kronecker_factors(subject, size, seed=s)))) for s in range(seeds)
-    ]
-    inputs = inputs_of(subject, subject.test)
-    forward = class_logits(subject)
+    noisy = statistics.mean(input_trace(subject, size, seed=s) for s in range(seeds))
+    inputs, forward = inputs_of(subject, subject.test), class_logits(subject)
     calculate_kronecker_factors(subject.model, forward, [inputs], WIDTH, WIDTH, ["lora"])
     left_training = bool(subject.model.training)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -272,7 +262,7 @@ def training_mode(dropout: float = 0.1, seeds: int = 20) -> dict[str, Any]:
         change = float((forward(subject.model, inputs) - forward(subject.model, inputs)).abs().max())
     return {
         "dropout": dropout,
-        "input_trace_over_no_dropout": statistics.mean(noisy) / quiet,
+        "input_trace_over_no_dropout": noisy / input_trace(still, size),
         "left_in_training_mode": left_training,
         "logit_change_between_two_calls": change,
     }
@@ -285,27 +275,26 @@ def model_evidences(subject: Subject, train: Dense) -> dict[str, Any]:
     """
     from bayesian_lora import cholesky_decompose_small_factors, model_evidence
 
-    found = kronecker_factors(subject, 1)
-    dense_curvature = curvature(found)
-    halves = cholesky_decompose_small_factors(copy.copy(found), WIDTH, "cpu", torch.float64)
+    factors = kronecker_factors(subject, 1)
+    halves = cholesky_decompose_small_factors(copy.copy(factors), WIDTH, "cpu", torch.float64)
     fit = -float(F.cross_entropy(train.logits, subject.train_labels, reduction="sum"))
     norms = [p.detach().square().sum() for p in lora_parameters(subject.model).values()]
     squared = float(sum(norms))
     grid = [10.0**k for k in range(-4, 5)]
-    package, truth = [], []
-    for s2 in grid:
-        value = model_evidence(
-            subject.model, torch.tensor(fit), halves, LORA_RANK, WIDTH, torch.tensor(s2, dtype=torch.float64)
-        )
-        package.append(float(value.detach()))
-        truth.append(evidence(dense_curvature, 1 / s2, squared, fit))
+
+    def package(s2: float) -> float:
+        variance = torch.tensor(s2, dtype=torch.float64)
+        return float(model_evidence(subject.model, torch.tensor(fit), halves, LORA_RANK, WIDTH, variance).detach())
+
+    by_package = [package(s2) for s2 in grid]
+    by_dense = [evidence(curvature(factors), 1 / s2, squared, fit) for s2 in grid]
     return {
         "prior_variance": grid,
-        "package": package,
-        "dense": truth,
+        "package": by_package,
+        "dense": by_dense,
         "log_likelihood": fit,
-        "package_best_prior_variance": grid[package.index(max(package))],
-        "dense_best_prior_variance": grid[truth.index(max(truth))],
+        "package_best_prior_variance": grid[by_package.index(max(by_package))],
+        "dense_best_prior_variance": grid[by_dense.index(max(by_dense))],
         "sum_of_norms": float(sum(n.sqrt() for n in norms)),
         "sum_of_squared_norms": squared,
     }

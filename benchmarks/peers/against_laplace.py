@@ -1,15 +1,8 @@
 """laplace-torch beside laplora: the same weights, rows, likelihood and prior precision.
 
 laplace-torch sees the model as a module from a batch to class logits in which the LoRA weights, and nothing else,
-are trainable. Its covariance of the class logits is compared as a softmax sees it, in the contrasts.
-
-| laplace-torch 0.3 | laplora |
-| --- | --- |
-| ``diag`` | ``diagonal`` |
-| ``kron``, ``kfac_approx="expand"`` (its default) | ``kfac_expand`` |
-| ``kron``, ``kfac_approx="reduce"`` | ``kfac_reduce`` |
-| ``full`` | ``exact`` |
-| ``gp`` (every training row) | ``exact``, whose likelihood Hessian it cuts to a diagonal |
+are trainable. Its covariance of the class logits is compared as a softmax sees it, in the contrasts. ``PAIRS`` names
+the structures that compute the same posterior.
 """
 
 from __future__ import annotations
@@ -69,31 +62,31 @@ def compare_tiny() -> dict[str, Any]:
     ``alone``: laplace-torch fits from batches of one row, which need no padding. ``padded``: from batches of eight;
     laplora's batches are of eight in both.
     """
-    subject = tiny_subject()
+    subject, even = tiny_subject(), tiny_subject(length=6)
     start = torch.cat([w.flatten() for w in initial_weights(subject.model).values()])
-    found: dict[str, Any] = {}
-    for structure in PAIRS:
-        ours = fit_laplora(subject, structure, size=8)
-        for name, size in (("alone", 1), ("padded", 8)):
-            theirs = fit_laplace(subject, structure, TINY_PRECISION, size=size, prior_mean=start)
-            found[f"{structure}, {name}"] = difference(subject, theirs, ours, TINY_PRECISION, start)
-    even = tiny_subject(length=6)
-    found["kfac_expand, equal lengths"] = difference(
-        even,
-        fit_laplace(even, "kfac_expand", TINY_PRECISION, size=8, prior_mean=start),
-        fit_laplora(even, "kfac_expand", size=8),
-        TINY_PRECISION,
-        start,
-    )
-    found["padding moves laplora"] = {
-        structure: relative_difference(
-            covariances(subject, fit_laplora(subject, structure, size=8), TINY_PRECISION, size=8),
-            covariances(subject, fit_laplora(subject, structure, size=1), TINY_PRECISION, size=1),
-        )
+
+    def pair(subject: Subject, structure: str, size: int) -> dict[str, Any]:
+        theirs = fit_laplace(subject, structure, TINY_PRECISION, size=size, prior_mean=start)
+        return difference(subject, theirs, fit_laplora(subject, structure, size=8), TINY_PRECISION, start)
+
+    pairs = {
+        f"{structure}, {name}": pair(subject, structure, size)
         for structure in PAIRS
+        for name, size in (("alone", 1), ("padded", 8))
     }
-    found["gp"] = gaussian_process(even)
-    return found
+    moved = {}
+    for structure in PAIRS:
+        whole, alone = (
+            covariances(subject, fit_laplora(subject, structure, size=size), TINY_PRECISION, size=size)
+            for size in (8, 1)
+        )
+        moved[structure] = relative_difference(whole, alone)
+    return {
+        **pairs,
+        "kfac_expand, equal lengths": pair(even, "kfac_expand", 8),
+        "padding moves laplora": moved,
+        "gp": gaussian_process(even),
+    }
 
 
 def compare_artifact(rows: int) -> dict[str, Any]:
@@ -104,7 +97,7 @@ def compare_artifact(rows: int) -> dict[str, Any]:
     """
     subject = artifact_subject(train=rows, test=rows, dtype=torch.float64)
     zero, precision = centre(subject), served_precision()
-    found: dict[str, Any] = {"rows": rows, "prior_precision": precision}
+    results: dict[str, Any] = {"rows": rows, "prior_precision": precision}
     traces: dict[str, float] = {}
     jacobians: Sequence[torch.Tensor] | None = None
     for structure in ("diagonal", "kfac_expand", "kfac_reduce"):
@@ -112,19 +105,20 @@ def compare_artifact(rows: int) -> dict[str, Any]:
         ours = fit_laplora(subject, structure)
         theirs = fit_laplace(subject, structure, precision, prior_mean=zero)
         jacobians = jacobians or laplace_jacobians(subject, theirs)
-        found[structure] = difference(subject, theirs, ours, precision, zero, jacobians)
+        results[structure] = difference(subject, theirs, ours, precision, zero, jacobians)
         traces[structure] = trace(ours)
         if structure == "kfac_expand":
-            found["links"] = link_functions(subject, theirs, jacobians)
+            results["links"] = link_functions(subject, theirs, jacobians)
     traces["kfac_last"] = trace(fit_laplora(subject, "kfac_last"))
     # The diagonal's trace is the exact GGN's.
-    found["traces"] = {kind: traces[kind] / traces["diagonal"] for kind in ("kfac_last", "kfac_expand", "kfac_reduce")}
+    kinds = ("kfac_last", "kfac_expand", "kfac_reduce")
+    results["traces"] = {kind: traces[kind] / traces["diagonal"] for kind in kinds}
     last = [b for b in find_blocks(subject.model, 2) if "v_proj" in b.name and b.group == "lora_B"][-1]
     ours = fit_laplora(subject, "exact", blocks=(last,))
     theirs = fit_laplace(subject, "exact", precision, names=[last.name])
-    found["exact, one block"] = difference(subject, theirs, ours, precision, None)
-    found["float32"] = single_precision(min(rows, 10))
-    return found
+    results["exact, one block"] = difference(subject, theirs, ours, precision, None)
+    results["float32"] = single_precision(min(rows, 10))
+    return results
 
 
 def served_precision() -> float:
@@ -133,30 +127,34 @@ def served_precision() -> float:
     return float(f"{statistics.geometric_mean(values):.2g}")
 
 
-def single_precision(rows: int = 10) -> dict[str, float]:
+def single_precision(rows: int) -> dict[str, float]:
     """Return how far the diagonal posteriors are apart in float32, where laplace-torch's sums take over.
 
     ``double_sums``: the same factors and Jacobians of laplace-torch, summed over parameters in float64.
     """
-    subject = artifact_subject(train=rows, test=rows)
-    precision = served_precision()
+    subject, precision = artifact_subject(train=rows, test=rows), served_precision()
     ours = fit_laplora(subject, "diagonal")
     theirs = fit_laplace(subject, "diagonal", precision, prior_mean=centre(subject))
     jacobians = laplace_jacobians(subject, theirs)
-    found = difference(subject, theirs, ours, precision, centre(subject), jacobians)
+    result = difference(subject, theirs, ours, precision, centre(subject), jacobians)
     variance = theirs.posterior_variance.double()
     again = torch.cat([torch.einsum("ncp,p,nkp->nck", j, variance, j) for j in (j.double() for j in jacobians)])
     return {
         "rows": rows,
-        "covariance": found["covariance"],
+        "covariance": result["covariance"],
         "double_sums": relative_difference(in_contrasts(again), covariances(subject, ours, precision)),
-        "evidence_gap": abs(found["evidence_laplace_torch"] - found["evidence_laplora"]),
+        "evidence_gap": abs(result["evidence_laplace_torch"] - result["evidence_laplora"]),
     }
 
 
 def centre(subject: Subject) -> torch.Tensor:
     """Return the zero vector that both priors are centred at, flat: the artifact does not ship its initial weights."""
     return torch.cat([torch.zeros_like(p).flatten() for p in lora_parameters(subject.model).values()])
+
+
+def compared(ours: torch.Tensor, wanted: torch.Tensor) -> dict[str, Any]:
+    """Return how far two covariances are apart."""
+    return {"covariance": relative_difference(ours, wanted)} | variance_ratio(ours, wanted)
 
 
 def difference(
@@ -173,20 +171,19 @@ def difference(
         start: what both priors are centred at, flat; None leaves the evidence out.
         jacobians: laplace-torch's of the test rows, if they are there already.
     """
-    found = in_contrasts(laplace_covariances(theirs, jacobians or laplace_jacobians(subject, theirs)))
-    wanted = covariances(subject, ours, precision)
-    result: dict[str, Any] = {"covariance": relative_difference(found, wanted)} | variance_ratio(found, wanted)
+    package = in_contrasts(laplace_covariances(theirs, jacobians or laplace_jacobians(subject, theirs)))
+    result = compared(package, covariances(subject, ours, precision))
     if start is not None:
         weights = torch.cat([p.detach().flatten() for p in lora_parameters(subject.model).values()])
         distance = float((weights.double() - start.double()).square().sum())
         precisions = torch.full((len(ours.blocks),), precision, dtype=torch.float64)
         fit = -float(F.cross_entropy(train_logits(subject), subject.train_labels, reduction="sum"))
-        wanted_evidence = fit - 0.5 * precision * distance - 0.5 * float(ours.log_determinant_ratio(precisions))
-        found_evidence = float(theirs.log_marginal_likelihood())
+        evidence = fit - 0.5 * precision * distance - 0.5 * float(ours.log_determinant_ratio(precisions))
+        their_evidence = float(theirs.log_marginal_likelihood())
         result |= {
-            "evidence_laplace_torch": found_evidence,
-            "evidence_laplora": wanted_evidence,
-            "evidence": abs(found_evidence - wanted_evidence) / abs(wanted_evidence),
+            "evidence_laplace_torch": their_evidence,
+            "evidence_laplora": evidence,
+            "evidence": abs(their_evidence - evidence) / abs(evidence),
         }
     return result
 
@@ -210,9 +207,9 @@ class TokenLogits(ClassLogits):
 def gaussian_process(subject: Subject) -> dict[str, Any]:
     """Return laplace-torch's function-space posterior over all training rows, beside laplora's exact one.
 
-    It replaces each row's likelihood Hessian ``diag p - p p^T`` by its diagonal, as it says. ``diagonal_hessian`` is
-    what that alone does, from a dense inverse over the same Jacobians; ``package`` is what it answers. Its mean
-    counts frozen parameters too, which its Jacobians do not: they are handed to it as buffers.
+    It replaces each row's likelihood Hessian ``diag p - p p^T`` by its diagonal, as its documentation tells.
+    ``diagonal_hessian`` is what that alone does, from a dense inverse over the same Jacobians; ``package`` is what it
+    answers. Its mean counts frozen parameters too, which its Jacobians do not: they become buffers.
 
     Args:
         subject: rows all of one length; its model is of no other use afterwards.
@@ -239,24 +236,21 @@ def gaussian_process(subject: Subject) -> dict[str, Any]:
     data = TensorDataset(subject.batch(subject.train).input_ids, subject.train_labels)
     posterior.fit(DataLoader(data, batch_size=8))
     jacobians, _ = posterior.backend.jacobians(subject.batch(subject.test).input_ids)
-    found = in_contrasts(posterior.functional_variance(jacobians).detach())
+    package = in_contrasts(posterior.functional_variance(jacobians).detach())
     training, logits = posterior.backend.jacobians(subject.batch(subject.train).input_ids)
     probs = logits.softmax(1)
     hessian = torch.diag_embed(probs * (1 - probs))
     approximate = torch.einsum("ncp,ncd,ndq->pq", training, hessian, training)
     alone = in_contrasts(covariance(jacobians, approximate, TINY_PRECISION))
-    return {
-        "package": {"covariance": relative_difference(found, wanted)} | variance_ratio(found, wanted),
-        "diagonal_hessian": {"covariance": relative_difference(alone, wanted)} | variance_ratio(alone, wanted),
-    }
+    return {"package": compared(package, wanted), "diagonal_hessian": compared(alone, wanted)}
 
 
 def link_functions(subject: Subject, theirs: Any, jacobians: Sequence[torch.Tensor]) -> dict[str, Any]:
     """Return how far laplace-torch's probabilities are from the integral over the same Gaussian, and their NLL.
 
-    The integral is laplora's, right to 1e-11 at two classes, over laplace-torch's own mean and covariance. Its
-    ``probit`` looks at each class logit's own variance, which holds what is common to all logits and which no
-    softmax sees; ``mc`` takes its default of 100 samples.
+    The integral is laplora's, right to 1e-11 at two classes, over laplace-torch's mean and covariance. Its ``probit``
+    looks at each class logit's variance, which holds what is common to all logits and which no softmax sees; ``mc``
+    takes its default of 100 samples.
     """
     transform = contrasts(len(subject.label_ids))
     possible = torch.ones(len(subject.test), len(subject.label_ids), dtype=torch.bool)
@@ -266,7 +260,7 @@ def link_functions(subject: Subject, theirs: Any, jacobians: Sequence[torch.Tens
     full = laplace_covariances(theirs, jacobians).double()
     exact = posterior_predictive(logits @ transform, in_contrasts(full), possible).probs
     seen = in_contrasts(full).diagonal(dim1=1, dim2=2).sum(1)
-    found: dict[str, Any] = {
+    results: dict[str, Any] = {
         "map": {"nll": nll(class_probs(logits, possible), subject.test_labels)},
         "integral": {"nll": nll(exact, subject.test_labels)},
         "share_of_variance_that_a_softmax_sees": float((seen / full.diagonal(dim1=1, dim2=2).sum(1)).median()),
@@ -275,9 +269,10 @@ def link_functions(subject: Subject, theirs: Any, jacobians: Sequence[torch.Tens
         torch.manual_seed(0)
         for link in LINKS:
             probs = torch.cat([theirs(x, pred_type="glm", link_approx=link).detach() for x in inputs]).double()
-            found[link] = {
+            gaps = (probs - exact).abs()
+            results[link] = {
                 "nll": nll(probs, subject.test_labels),
-                "largest_gap": float((probs - exact).abs().max()),
-                "mean_gap": float((probs - exact).abs()[:, 0].mean()),
+                "largest_gap": float(gaps.max()),
+                "mean_gap": float(gaps[:, 0].mean()),
             }
-    return found
+    return results

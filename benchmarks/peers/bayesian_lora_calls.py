@@ -63,21 +63,21 @@ def kronecker_factors(
     loader = [inputs_of(subject, rows[i : i + size], side) for i in range(0, len(rows), size)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        found: Factors = calculate_kronecker_factors(
+        factors: Factors = calculate_kronecker_factors(
             subject.model, forward or class_logits(subject), loader, rank, WIDTH, ["lora"]
         )
     subject.model.zero_grad()
     subject.model.eval()
-    return found
+    return factors
 
 
-def curvature(found: Factors, *, low_rank: bool = True) -> torch.Tensor:
+def curvature(factors: Factors, *, low_rank: bool = True) -> torch.Tensor:
     """Return what the factors stand for, a dense block-diagonal (parameters, parameters)."""
 
     def whole(factor: torch.Tensor) -> torch.Tensor:
         return factor @ factor.mT if low_rank and factor.shape[0] >= WIDTH else factor
 
-    return torch.block_diag(*(torch.kron(whole(s).contiguous(), whole(a).contiguous()) for a, s in found.values()))
+    return torch.block_diag(*(torch.kron(whole(s).contiguous(), whole(a).contiguous()) for a, s in factors.values()))
 
 
 def package_jacobian(subject: Subject, rows: Sequence[EncodedRow]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -92,24 +92,24 @@ def package_jacobian(subject: Subject, rows: Sequence[EncodedRow]) -> tuple[dict
 
 
 def package_variance(
-    subject: Subject, rows: Sequence[EncodedRow], found: Factors, prior_variance: float, *, cholesky: bool = True
+    subject: Subject, rows: Sequence[EncodedRow], factors: Factors, prior_variance: float, *, cholesky: bool = True
 ) -> torch.Tensor:
     """Return the package's covariance of the class logits, (rows, classes, classes)."""
     from bayesian_lora import cholesky_decompose_small_factors, variance
 
     jacobian, _ = package_jacobian(subject, rows)
-    found = copy.copy(found)
+    factors = copy.copy(factors)
     if cholesky:
-        found = cholesky_decompose_small_factors(found, WIDTH, "cpu", torch.float64)
+        factors = cholesky_decompose_small_factors(factors, WIDTH, "cpu", torch.float64)
     s2 = torch.tensor(prior_variance, dtype=torch.float64)
     result: torch.Tensor = variance(
-        inputs_of(subject, rows), jacobian, found, s2, len(subject.label_ids), LORA_RANK, WIDTH, "cpu"
+        inputs_of(subject, rows), jacobian, factors, s2, len(subject.label_ids), LORA_RANK, WIDTH, "cpu"
     )
     return result
 
 
 def one_row_fails(subject: Subject) -> str:
-    """Return what ``variance`` says of a batch of one row."""
+    """Return how ``variance`` fails on a batch of one row."""
     try:
         package_variance(subject, subject.test[:1], kronecker_factors(subject, 1), 1.0)
     except (AssertionError, RuntimeError, IndexError) as error:
@@ -118,7 +118,7 @@ def one_row_fails(subject: Subject) -> str:
 
 
 def no_callback_fails(subject: Subject) -> str:
-    """Return what ``jacobian_mean`` says when called with label ids, as in the README."""
+    """Return how ``jacobian_mean`` fails when called with label ids, as in the README."""
     from bayesian_lora.main import jacobian_mean
 
     try:

@@ -56,15 +56,15 @@ def dense(subject: Subject, rows: Sequence[EncodedRow]) -> Dense:
     blocks = find_blocks(subject.model, len(subject.label_ids))
     logits, jacobians, hessians = [], [], []
     for batch in subject.batches(rows):
-        found = contrast_jacobians(subject.model, batch, subject.label_ids, blocks)
+        result = contrast_jacobians(subject.model, batch, subject.label_ids, blocks)
         # Blocks are seen as (wide, narrow); torch stores lora_A as (narrow, wide).
         stored = [
             entry.jacobian.mT if block.group == "lora_A" else entry.jacobian
-            for block, entry in zip(blocks, found.blocks, strict=True)
+            for block, entry in zip(blocks, result.blocks, strict=True)
         ]
-        logits.append(found.logits.double())
+        logits.append(result.logits.double())
         jacobians.append(torch.cat([j.flatten(2).double() for j in stored], 2))
-        hessians.append(contrast_hessian(found.logits, batch.class_mask))
+        hessians.append(contrast_hessian(result.logits, batch.class_mask))
     return Dense(blocks, torch.cat(logits), torch.cat(jacobians), torch.cat(hessians))
 
 
@@ -91,26 +91,24 @@ def in_contrasts(logit_covariance: torch.Tensor) -> torch.Tensor:
     return transform.T @ logit_covariance.double() @ transform
 
 
-def relative_difference(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    """Return the largest over rows of |found - wanted| / |wanted|, Frobenius norms of each row's entry."""
-    gaps = (found.double() - wanted.double()).flatten(1).norm(dim=1)
+def relative_difference(got: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Return the largest over rows of |got - wanted| / |wanted|, Frobenius norms of each row's entry."""
+    gaps = (got.double() - wanted.double()).flatten(1).norm(dim=1)
     return float((gaps / wanted.double().flatten(1).norm(dim=1)).max())
 
 
-def variance_ratio(found: torch.Tensor, wanted: torch.Tensor) -> dict[str, float | None]:
+def variance_ratio(got: torch.Tensor, wanted: torch.Tensor) -> dict[str, float | None]:
     """Return how the rows' total variances compare: median ratio, range, correlation of the logs.
 
     The correlation is None where a variance is negative.
     """
-    ours = found.double().diagonal(dim1=1, dim2=2).sum(1)
+    ours = got.double().diagonal(dim1=1, dim2=2).sum(1)
     truth = wanted.double().diagonal(dim1=1, dim2=2).sum(1)
     ratio = ours / truth
-    found: dict[str, float | None] = {
+    logs = torch.stack([ours.log(), truth.log()])
+    return {
         "median_ratio": float(ratio.median()),
         "lowest_ratio": float(ratio.min()),
         "highest_ratio": float(ratio.max()),
-        "log_correlation": None,
+        "log_correlation": float(torch.corrcoef(logs)[0, 1]) if bool((ours > 0).all()) else None,
     }
-    if bool((ours > 0).all()):
-        found["log_correlation"] = float(torch.corrcoef(torch.stack([ours.log(), truth.log()]))[0, 1])
-    return found

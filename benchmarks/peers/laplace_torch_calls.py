@@ -12,11 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import BatchEncoding
 
-from benchmarks.peers.subject import (
-    Subject,
-    lora_parameters,
-    plain_attention,
-)
+from benchmarks.peers.subject import Subject, lora_parameters, plain_attention
 from laplora.models.readout import label_logits, last_hidden
 from laplora.prompts.rows import Batch, EncodedRow
 
@@ -79,7 +75,7 @@ def fit_laplace(
 
 
 def mapping(subject: Subject, rows: Sequence[EncodedRow], labels: Sequence[int] | None = None) -> BatchEncoding:
-    """Return rows as the mapping that laplace-torch hands to the model."""
+    """Return rows as the mapping that laplace-torch passes to the model."""
     batch = subject.batch(rows)
     data = {key: getattr(batch, key) for key in ("input_ids", "attention_mask", "position_ids")}
     return BatchEncoding(data | ({} if labels is None else {"labels": torch.tensor(labels)}))

@@ -22,19 +22,15 @@ State = TypeVar("State")
 def fit_laplora(
     subject: Subject, structure: str, *, blocks: tuple[Block, ...] | None = None, size: int = 1
 ) -> Posterior:
-    """Return laplora's posterior of the training rows, no rank cut and nothing rounded.
-
-    Args:
-        size: rows per batch.
-    """
+    """Return laplora's posterior of the training rows, no rank cut and nothing rounded; ``size``: rows per batch."""
     blocks = blocks or find_blocks(subject.model, len(subject.label_ids))
     tokens = needs_tokens(structure)
 
     def run_pass(_title: str, empty: State, add: Callable[[State, ContrastJacobians, torch.Tensor], State]) -> State:
         state = empty
         for batch in subject.batches(subject.train, size):
-            found = contrast_jacobians(subject.model, batch, subject.label_ids, blocks, tokens=tokens)
-            state = add(state, found, batch.class_mask)
+            jacobians = contrast_jacobians(subject.model, batch, subject.label_ids, blocks, tokens=tokens)
+            state = add(state, jacobians, batch.class_mask)
         return state
 
     widest = max(b.wide for b in blocks)
@@ -59,7 +55,6 @@ def trace(posterior: Posterior) -> float:
     """Return the trace of the curvature over all blocks."""
     if isinstance(posterior, DiagonalPosterior):
         return float(sum(d.sum() for d in posterior.diagonal))
-    if not isinstance(posterior, EigenPosterior):
-        raise TypeError(f"the trace of {posterior.structure!r} is not read off here")
+    assert isinstance(posterior, EigenPosterior)
     flat = posterior.spectrum
     return float(flat.scale.sum() + (flat.tail_count * flat.tail).sum())

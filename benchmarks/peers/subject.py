@@ -27,16 +27,8 @@ CONFIG = ROOT / "training" / "configs" / "sst2-smollm2.yaml"
 
 @dataclass(frozen=True)
 class Subject:
-    """A classifier and the rows it is compared on.
+    """A classifier, a PEFT model in eval mode, and the rows it is compared on; every class is possible."""
 
-    Attributes:
-        model: PEFT model in eval mode.
-        label_ids: token id of each class.
-        pad_id: token id of padding.
-        train, test: encoded prompts, every class possible; their labels are (rows,) int64.
-    """
-
-    name: str
     model: Any
     label_ids: tuple[int, ...]
     pad_id: int
@@ -77,7 +69,6 @@ def tiny_subject(
         drawn = torch.randint(3, tiny.VOCABULARY, (len(rows), length), generator=draw).tolist()
         rows = [EncodedRow(tuple(ids), classes) for ids in drawn]
     return Subject(
-        name="tiny",
         model=tiny.tiny_model("llama", targets=["q_proj", "v_proj"], dropout=dropout, dtype=dtype),
         label_ids=tuple(task.label_ids),
         pad_id=tiny.PAD,
@@ -100,12 +91,7 @@ def _tiny_models() -> Any:
 
 @dataclass(frozen=True)
 class Sst2:
-    """The default artifact's rows, as text, in its own split.
-
-    Attributes:
-        labels: the words for the classes.
-        location: folder of the base model.
-    """
+    """The default artifact's rows, as text; ``location``: folder of the base model."""
 
     train: tuple[Example, ...]
     calibration: tuple[Example, ...]
@@ -144,7 +130,6 @@ def artifact_subject(*, train: int = 100, test: int = 100, dtype: torch.dtype = 
 
     chosen, held_out = rows.train[:train], rows.test[:test]
     return Subject(
-        name="sst2-smollm2",
         model=model,
         label_ids=tuple(manifest.label_token_ids),
         pad_id=tokenizer.pad_token_id,
@@ -164,7 +149,7 @@ def plain_attention() -> Iterator[None]:
 
 @contextmanager
 def eager_attention(model: Any) -> Iterator[None]:
-    """Run a model with transformers' own products instead of torch's attention."""
+    """Run a model with transformers' products instead of torch's attention."""
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:
@@ -188,17 +173,17 @@ def lora_parameters(model: Any, names: Sequence[str] | None = None) -> dict[str,
     Args:
         names: blocks to train, all by default.
     """
-    found = {}
+    chosen = {}
     for name, parameter in model.named_parameters():
         block = name.removeprefix("base_model.model.").removesuffix(".default.weight")
-        chosen = ".lora_" in name and (names is None or block in names)
-        parameter.requires_grad_(chosen)
-        if chosen:
-            found[block] = parameter
-    return found
+        trained = ".lora_" in name and (names is None or block in names)
+        parameter.requires_grad_(trained)
+        if trained:
+            chosen[block] = parameter
+    return chosen
 
 
 def initial_weights(model: Any) -> dict[str, torch.Tensor]:
     """Return plausible initial LoRA weights of a tiny model by block name: A near where it is, B zero."""
-    found = _tiny_models().initial_lora(model)
-    return {n.removeprefix("base_model.model.").removesuffix(".default.weight"): w for n, w in found.items()}
+    initial = _tiny_models().initial_lora(model)
+    return {n.removeprefix("base_model.model.").removesuffix(".default.weight"): w for n, w in initial.items()}

@@ -135,7 +135,7 @@ def bayesian_lora(part: dict[str, Any]) -> str:
             ),
             markdown_table(
                 ["experiment", "result"],
-                [[what.format_map(part), found.format_map(part)] for what, found in _EXPERIMENTS.items()],
+                [[what.format_map(part), result.format_map(part)] for what, result in _EXPERIMENTS.items()],
             ).replace("| True |", "| true |"),
             "Log evidence of one set of factors, by prior variance; the log-likelihood is "
             f"{evidence['log_likelihood']:.1f}:\n",
@@ -170,7 +170,7 @@ def _metrics(name: str, v: dict[str, Any]) -> list[str]:
 
 
 def recorded() -> dict[str, Any]:
-    """Return the default artifact's evaluation of the same test rows, as it carries it, by method."""
+    """Return the default artifact's recorded evaluation of the same test rows by method."""
     rows = read_artifact(ARTIFACT).manifest.data["rows"]  # read_artifact: every file is what the manifest says
     evaluation = json.loads((ARTIFACT / "report" / "evaluation.json").read_text(encoding="utf-8"))
     return {

@@ -1,6 +1,4 @@
-"""How often the recommendation is right, on synthetic two-class models.
-
-    python -m benchmarks.rules.choices
+"""How often the recommendation is right, on synthetic two-class models: ``python -m benchmarks.rules.choices``.
 
 A model's logit is ``sharpness (l + noise sqrt(v) e)`` where the labels come from the log-odds ``l``; it is told a
 variance that follows ``v`` with the correlation ``quality`` in the logarithm. So it is overconfident by its
@@ -12,11 +10,10 @@ from __future__ import annotations
 
 import argparse
 import math
-from dataclasses import dataclass
 
 import torch
 
-import laplora.decisions.recommendation as rule
+from laplora.decisions.recommendation import Rule, choose
 from laplora.predictive.cross_fitting import cross_fitted
 
 TRIALS, NEW = 120, 2000
@@ -36,40 +33,29 @@ MODELS = {
 RULES = [(0.0, 0.0, 0.0), (1.96, 1.0, 1.0), (0.5, 1.0, 1.0), (0.5, 1.0, 0.25), (0.0, 1.0, 0.25), (-1.0, 1.0, 0.25)]
 
 
-@dataclass(frozen=True)
-class Sample:
-    """Rows of one model: logit difference (rows,), told variance (rows,), labels (rows,)."""
-
-    mean: torch.Tensor
-    variance: torch.Tensor
-    labels: torch.Tensor
+def rule_of(numbers: tuple[float, float, float]) -> Rule:
+    """Return the rule of a guard, a margin for cheaper predictives and one for ``laplace``."""
+    guard, cheaper, laplace = numbers
+    return Rule(nested_guard=-guard, cheaper=cheaper, laplace=laplace)
 
 
-def draw(model: tuple[float, float, float, float], rows: int, generator: torch.Generator) -> Sample:
-    """Return rows of a model."""
+def row_losses(
+    model: tuple[float, float, float, float], rows: int, generator: torch.Generator
+) -> dict[str, torch.Tensor]:
+    """Draw rows of a model and return every predictive's NLL (rows, settings), by the closed form."""
     deviation, sharpness, noise, quality = model
     normal = torch.randn(4, rows, generator=generator, dtype=torch.float64)
     truth = deviation * normal[0]
-    labels = (torch.rand(rows, generator=generator, dtype=torch.float64) < torch.sigmoid(truth)).long()
+    labels = torch.rand(rows, generator=generator, dtype=torch.float64) < torch.sigmoid(truth)
     mean = sharpness * (truth + noise * (normal[1] / 2).exp() * normal[2])
     told = (quality * normal[1] + math.sqrt(1 - quality**2) * normal[3]).exp()
-    return Sample(mean, told, labels)
 
+    def losses(scale: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
+        logit = mean[:, None] / temperature / (1 + math.pi / 8 * told[:, None] * scale).sqrt()
+        return torch.nn.functional.softplus(torch.where(labels[:, None], -logit, logit))
 
-def losses(sample: Sample, scale: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
-    """Return (rows, ...) the NLL of the closed-form predictive, over scales or temperatures."""
-    logit = sample.mean[:, None] / temperature / (1 + math.pi / 8 * sample.variance[:, None] * scale).sqrt()
-    return torch.nn.functional.softplus(torch.where(sample.labels[:, None] == 1, -logit, logit))
-
-
-def columns(sample: Sample) -> dict[str, torch.Tensor]:
-    """Return every predictive's losses (rows, settings)."""
     one, none = torch.ones(1), torch.zeros(1)
-    return {
-        "map": losses(sample, none, one),
-        "temperature": losses(sample, none, TEMPERATURES),
-        "laplace": losses(sample, SCALES, one),
-    }
+    return {"map": losses(none, one), "temperature": losses(none, TEMPERATURES), "laplace": losses(SCALES, one)}
 
 
 def recommendations(model: tuple[float, float, float, float], rows: int) -> None:
@@ -77,15 +63,14 @@ def recommendations(model: tuple[float, float, float, float], rows: int) -> None
     gains = {r: [0.0, 0.0, 0, 0] for r in RULES}
     generator = torch.Generator().manual_seed(0)
     for _ in range(TRIALS):
-        calibration, new = (columns(draw(model, n, generator)) for n in (rows, NEW))
+        calibration, new = (row_losses(model, n, generator) for n in (rows, NEW))
         fitted = {
             name: cross_fitted(lambda f, s, c=c: c[s, int(c[f].mean(0).argmin())], rows)  # type: ignore[misc]
             for name, c in calibration.items()
         }
         served = {name: new[name][:, int(calibration[name].mean(0).argmin())] for name in new}
         for r in RULES:
-            rule._NESTED_GUARD, rule._CHEAPER, rule._LAPLACE = -r[0], r[1], r[2]
-            chosen = served[rule._choose(fitted)[0]]
+            chosen = served[choose(fitted, rule_of(r))[0]]
             for i, other in enumerate(("map", "temperature")):
                 difference = chosen - served[other]
                 gains[r][i] += float(difference.mean()) / TRIALS

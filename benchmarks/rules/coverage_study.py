@@ -2,9 +2,9 @@
 
     python -m benchmarks.rules.coverage_study [--runs runs/study]
 
-The study's seeds share one draw of calibration rows per task, so its coverage is one number with a spread of its own.
-Here the test rows are dealt into calibration and test rows again and again, at the study's number of calibration rows
-and at half of them, under the recommended predictive as it is: what conformal sets promise is the mean over deals.
+The study's seeds share one draw of calibration rows per task, so its coverage is one number. Here the test rows are
+dealt into calibration and test rows again and again, at the study's number of calibration rows and at half of them,
+under the recommended predictive as it is: what conformal sets promise is the mean over deals.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ DEALS = 1000
 
 
 def label_probs(cell: Path, method: str) -> torch.Tensor:
-    """Return the probability of each test row's own label, (rows,)."""
-    found = load_file(cell / "predictions.safetensors")
-    return found[f"probs.{method}"].double().gather(1, found["labels"][:, None])[:, 0]
+    """Return the probability of each test row's label, (rows,)."""
+    tensors = load_file(cell / "predictions.safetensors")
+    return tensors[f"probs.{method}"].double().gather(1, tensors["labels"][:, None])[:, 0]
 
 
-def coverage(own: torch.Tensor, calibration_rows: int) -> float:
+def coverage(probs: torch.Tensor, calibration_rows: int) -> float:
     """Return the share of the later rows whose label is in the set that the first rows fit.
 
-    Whether a label is in its own row's LAC set depends on that label's probability alone.
+    Whether a label is in its row's LAC set depends on that label's probability alone.
     """
-    first = torch.stack([own[:calibration_rows], 1 - own[:calibration_rows]], 1)
+    first = torch.stack([probs[:calibration_rows], 1 - probs[:calibration_rows]], 1)
     threshold = conformal_threshold(first, torch.zeros(calibration_rows, dtype=torch.int64), NOMINAL)
-    return float((1 - own[calibration_rows:] <= threshold).double().mean())
+    return float((1 - probs[calibration_rows:] <= threshold).double().mean())
 
 
 def main() -> None:
@@ -53,13 +53,13 @@ def main() -> None:
     print("task, as drawn; at the study's calibration rows: mean, within 2 points; at half of the rows: the same")
     generator = torch.Generator().manual_seed(0)
     for task, cells in tasks.items():
-        found = [label_probs(cell, result["recommended"]) for cell, result in cells]
-        few, rows = cells[0][1]["calibration_rows"], len(found[0])
+        seeds = [label_probs(cell, result["recommended"]) for cell, result in cells]
+        few, rows = cells[0][1]["calibration_rows"], len(seeds[0])
         drawn = fmean([result["conformal"][result["recommended"]]["lac"]["coverage"] for _, result in cells])
         line = f"{task:14} {drawn:.3f}"
         deals = [torch.randperm(rows, generator=generator) for _ in range(DEALS)]
         for calibration_rows in (few, rows // 2):
-            dealt = [fmean([coverage(own[deal], calibration_rows) for own in found]) for deal in deals]
+            dealt = [fmean([coverage(probs[deal], calibration_rows) for probs in seeds]) for deal in deals]
             within = fmean([float(abs(c - NOMINAL) <= 0.02) for c in dealt])
             line += f"   {calibration_rows:4d}: {fmean(dealt):.3f}, {within:.0%}"
         print(line)

@@ -4,7 +4,7 @@
 
 The default artifact answers SST-2's 422 test rows, which neither training nor calibration has seen, the same rows
 corrupted, and sentences of another data set (premises of RTE: news), of which no labels are known. The answers go
-through the server's own store. Then streams of test rows, drawn with replacement, on which nothing changes: how often
+through the server's store. Then streams of test rows, drawn with replacement, on which nothing changes: how often
 an alert fires at any of many looks.
 """
 
@@ -20,11 +20,12 @@ from typing import Any
 from laplora.answers.prediction import Prediction
 from laplora.predictor import Predictor
 from service.feedback.labels import FeedbackStore
-from service.http.schemas.feedback import SeriesOut, WatchedFigure
+from service.http.schemas.feedback import SeriesOut
 from training.config import load_config
 from training.data.corruptions import corrupt
 from training.data.section import load_splits
 from training.data.sources import read_benchmark
+from training.report.markdown import markdown_table
 
 CONFIG = Path("training/configs/sst2-smollm2.yaml")
 CORRUPTIONS = (("typos", 0.1), ("typos", 0.3), ("word_drop", 0.3), ("word_shuffle", 1.0), ("truncated_context", 0.5))
@@ -32,17 +33,24 @@ BATCH = 16
 STREAMS, STREAM_ROWS, LOOK_EVERY = 40, 3000, 100
 #: As in docker/monitoring/calibration-alerts.yaml.
 FEWEST_ROWS, DRIFT_GAP, DRIFT_P_VALUE = 200, 0.1, 0.001
+#: Heading of the table -> signal and what it is compared with.
+SIGNALS = {
+    "epistemic: quantile": ("epistemic", "calibration_quantile"),
+    "confidence: calibration": ("confidence", "calibration"),
+    "epistemic: activation": ("epistemic", "activation"),
+    "confidence: activation": ("confidence", "activation"),
+}
 
 
 def answers(predictor: Predictor, texts: Sequence[str]) -> list[Prediction]:
     """Return the recommended predictive's answers, in order."""
     rows = [predictor.encode({"text": text}, truncate=True) for text in texts]
     by_length = sorted(range(len(rows)), key=lambda i: len(rows[i].token_ids))
-    found: dict[int, Prediction] = {}
+    predictions: dict[int, Prediction] = {}
     for start in range(0, len(rows), BATCH):
         places = by_length[start : start + BATCH]
-        found.update(zip(places, predictor.predict([rows[i] for i in places]), strict=True))
-    return [found[i] for i in range(len(rows))]
+        predictions.update(zip(places, predictor.predict([rows[i] for i in places]), strict=True))
+    return [predictions[i] for i in range(len(rows))]
 
 
 def watched(
@@ -62,9 +70,9 @@ def watched(
 def alerts(report: SeriesOut) -> set[str]:
     """Return which alerts of docker/monitoring/calibration-alerts.yaml fire on a report."""
     fired = {
-        f"{found.signal} drift ({found.reference})"
-        for found in report.drift
-        if found.p_value < DRIFT_P_VALUE and found.gap > DRIFT_GAP and report.recent >= FEWEST_ROWS
+        f"{drift.signal} drift ({drift.reference})"
+        for drift in report.drift
+        if drift.p_value < DRIFT_P_VALUE and drift.gap > DRIFT_GAP and report.recent >= FEWEST_ROWS
     }
     f = report.figures
     if f is None or report.labelled < FEWEST_ROWS:
@@ -79,22 +87,17 @@ def alerts(report: SeriesOut) -> set[str]:
     return fired | {name for name, (high, low) in pairs.items() if high is not None and low is not None and high > low}
 
 
-def line(name: str, report: SeriesOut) -> str:
+def cells(name: str, report: SeriesOut) -> list[str]:
     """Return one row of the table."""
     f = report.figures
     gaps = {(d.signal, d.reference): f"{d.gap:.3f} ({d.p_value:.1e})" for d in report.drift}
-    signals = [("epistemic", "calibration_quantile"), ("confidence", "calibration")]
-    signals += [("epistemic", "activation"), ("confidence", "activation")]
-    cells = [name, str(report.recent), *(gaps.get(signal, "-") for signal in signals)]
-    if f is not None:
-        cells += [f"{f.accuracy.value:.3f}", *map(_beside, (f.nll, f.ece, f.coverage, f.accepted_risk))]
+    row = [name, str(report.recent), *(gaps.get(signal, "-") for signal in SIGNALS.values())]
+    if f is None:
+        row += ["-"] * 5
     else:
-        cells += ["-"] * 5
-    return " | ".join(["", *cells, ", ".join(sorted(alerts(report))) or "none", ""]).strip()
-
-
-def _beside(figure: WatchedFigure) -> str:
-    return f"{figure.value:.3f} ({figure.limit:.3f})"
+        figures = (f.nll, f.ece, f.coverage, f.accepted_risk)
+        row += [f"{f.accuracy.value:.3f}", *(f"{one.value:.3f} ({one.limit:.3f})" for one in figures)]
+    return [*row, ", ".join(sorted(alerts(report))) or "none"]
 
 
 def streams(predictor: Predictor, pool: Sequence[Prediction], labels: Sequence[str]) -> Counter[str]:
@@ -124,34 +127,32 @@ def main() -> None:
     splits = load_splits(config.data, seed=config.seed, cache=options.cache)
     predictor = Predictor.load(options.artifact, cache_dir=options.cache, verify_golden=False)
 
-    def texts(examples: Sequence[Any]) -> list[str]:
-        return [str(example.fields["text"]) for example in examples]
-
     labels = [splits.task.labels[example.label] for example in splits.test]
-    test = answers(predictor, texts(splits.test))
-    half = len(test) // 2
     rte = read_benchmark("rte", (), "wheel", cache=options.cache)
-    print("| answers | rows | epistemic: quantile | confidence: calibration | epistemic: activation | ", end="")
-    print("confidence: activation | accuracy | NLL | ECE | coverage | accepted risk | alerts |")
-    print("| --- " + "| ---: " * 10 + "| --- |")
-    print(line("SST-2 test", watched(predictor, [test], labels, 1000)))
-    print(line("first half, then second", watched(predictor, [test[:half], test[half:]], labels[half:], half)))
+    rows = []
+
+    def add(name: str, *parts: Sequence[Prediction], labels: Sequence[str] | None, window: int = 1000) -> None:
+        rows.append(cells(name, watched(predictor, parts, labels, window)))
+
+    def answers_to(examples: Sequence[Any], field: str = "text") -> list[Prediction]:
+        return answers(predictor, [str(example.fields[field]) for example in examples])
+
+    test = answers_to(splits.test)
+    half = len(test) // 2
+    add("SST-2 test", test, labels=labels)
+    add("first half, then second", test[:half], test[half:], labels=labels[half:], window=half)
     for kind, severity in CORRUPTIONS:
-        rows = [corrupt(example, kind, severity, config.seed) for example in splits.test]  # type: ignore[arg-type]
-        shifted = answers(predictor, texts(rows))
-        print(line(f"{kind} {severity:g}", watched(predictor, [shifted], labels, 1000)))
-        print(
-            line(
-                f"first half, then {kind} {severity:g}",
-                watched(predictor, [test[:half], shifted[half:]], labels[half:], half),
-            )
-        )
-    news = answers(predictor, [str(example.fields["premise"]) for pool in rte.pools for example in pool.examples][:400])
-    print(line("RTE premises", watched(predictor, [news], None, 1000)))
-    print(line("first half, then RTE", watched(predictor, [test[:half], news[:half]], None, half)))
-    found = streams(predictor, test, labels)
-    print(f"\n{STREAMS} streams of {STREAM_ROWS} rows, a look every {LOOK_EVERY}; streams in which an alert fired:")
-    print(dict(found) or "none")
+        shifted = answers_to([corrupt(example, kind, severity, config.seed) for example in splits.test])
+        name = f"{kind} {severity:g}"
+        add(name, shifted, labels=labels)
+        add(f"first half, then {name}", test[:half], shifted[half:], labels=labels[half:], window=half)
+    news = answers_to([example for pool in rte.pools for example in pool.examples][:400], "premise")
+    add("RTE premises", news, labels=None)
+    add("first half, then RTE", test[:half], news[:half], labels=None, window=half)
+    heading = ["answers", "rows", *SIGNALS, "accuracy", "NLL", "ECE", "coverage", "accepted risk", "alerts"]
+    print(markdown_table(heading, rows, left=(0, len(heading) - 1)))
+    print(f"{STREAMS} streams of {STREAM_ROWS} rows, a look every {LOOK_EVERY}; streams in which an alert fired:")
+    print(dict(streams(predictor, test, labels)) or "none")
 
 
 if __name__ == "__main__":

@@ -4,17 +4,18 @@
 
 Two-class models whose labels come from log-odds ``l ~ N(0, deviation^2)`` and whose logit is
 ``sharpness (l + noise deviation / 3 e)``: a sharpness of 1 without noise is calibrated. The temperature is fitted and
-recommended on 150 rows, with ``laplora``'s own functions, and judged on 4000 new ones. Ten minutes on one core.
+recommended on 150 rows, with ``laplora``'s functions, and judged on 4000 new ones. Ten minutes on one core.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 
 import torch
 
-import laplora.decisions.recommendation as rule
-import laplora.decisions.temperature as calibration
+from laplora.decisions.recommendation import Rule, choose
+from laplora.decisions.temperature import PRIOR_ROWS, fit_temperature
 from laplora.predictive.cross_fitting import cross_fitted
 from training.report.markdown import markdown_table
 
@@ -31,12 +32,12 @@ MODELS = {
     "underconfident": (3.0, 0.3, 0.0),
 }
 
-#: name -> (weight of the prior in rows, nats over the rows a predictive may be above MAP)
+#: name -> (weight of the prior in rows, rule: by how many nats over the rows a predictive may be above MAP)
 VARIANTS = {
-    "neither": (0.0, float("inf")),
-    "bound": (0.0, rule._COST),
-    "prior": (calibration._PRIOR_ROWS, float("inf")),
-    "both": (calibration._PRIOR_ROWS, rule._COST),
+    "neither": (0.0, Rule(cost=math.inf)),
+    "bound": (0.0, Rule()),
+    "prior": (PRIOR_ROWS, Rule(cost=math.inf)),
+    "both": (PRIOR_ROWS, Rule()),
 }
 
 
@@ -55,22 +56,22 @@ def row_losses(logits: torch.Tensor, labels: torch.Tensor, temperature: float) -
     return torch.nn.functional.cross_entropy(logits / temperature, labels, reduction="none")
 
 
-def fitted_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
-    """Return the temperature of these rows."""
-    return calibration.fit_temperature(logits, labels, torch.ones(logits.shape, dtype=torch.bool))
-
-
-def one_split(logits: torch.Tensor, labels: torch.Tensor) -> tuple[float, float, float, bool]:
+def one_split(
+    logits: torch.Tensor, labels: torch.Tensor, prior_rows: float, rule: Rule
+) -> tuple[float, float, float, bool]:
     """Return the temperature, its cross-fitted NLL above MAP's, its new rows' NLL above MAP's, and if it is served."""
-    here, there, new_labels = logits[:ROWS], labels[:ROWS], labels[ROWS:]
-    temperature = fitted_temperature(here, there)
-    fitted = cross_fitted(
-        lambda fit, score: row_losses(here[score], there[score], fitted_temperature(here[fit], there[fit])), ROWS
-    )
+    here, there, new, new_labels = logits[:ROWS], labels[:ROWS], logits[ROWS:], labels[ROWS:]
+    possible = torch.ones(here.shape, dtype=torch.bool)
+
+    def fit(rows: torch.Tensor) -> float:
+        return fit_temperature(here[rows], there[rows], possible[rows], prior_rows=prior_rows)
+
+    crossed = cross_fitted(lambda fitted, scored: row_losses(here[scored], there[scored], fit(fitted)), ROWS)
     at_map = row_losses(here, there, 1.0)
-    chosen, _ = rule._choose({"map": at_map, "temperature": fitted})
-    cost = row_losses(logits[ROWS:], new_labels, temperature) - row_losses(logits[ROWS:], new_labels, 1.0)
-    return temperature, float((fitted - at_map).mean()), float(cost.mean()), chosen == "temperature"
+    chosen, _ = choose({"map": at_map, "temperature": crossed}, rule)
+    temperature = fit(torch.arange(ROWS))
+    cost = row_losses(new, new_labels, temperature) - row_losses(new, new_labels, 1.0)
+    return temperature, float((crossed - at_map).mean()), float(cost.mean()), chosen == "temperature"
 
 
 def main() -> None:
@@ -81,20 +82,14 @@ def main() -> None:
     for name, model in MODELS.items():
         generator = torch.Generator().manual_seed(0)
         splits = [draw(model, generator) for _ in range(SPLITS)]
-        for variant, (calibration._PRIOR_ROWS, rule._COST) in VARIANTS.items():
-            found = [one_split(*split) for split in splits]
-            served = [cost for _, _, cost, taken in found if taken]
-            above = sum(gap > 0.01 and taken for _, gap, _, taken in found)
+        for variant, settings in VARIANTS.items():
+            results = [one_split(*split, *settings) for split in splits]
+            served = [cost for _, _, cost, taken in results if taken]
+            above = sum(gap > 0.01 and taken for _, gap, _, taken in results)
             costs = sum(served) / SPLITS, sum(served) / max(1, len(served))
-            least = min(t for t, *_ in found)
-            figures = [
-                f"{least:.2f}",
-                len(served),
-                above,
-                *(f"{c:+.4f}" for c in costs),
-                f"{max(served, default=0.0):+.3f}",
-            ]
-            rows.append([name, variant, *figures])
+            worst = f"{max(served, default=0.0):+.3f}"
+            least = f"{min(t for t, *_ in results):.2f}"
+            rows.append([name, variant, least, len(served), above, *(f"{c:+.4f}" for c in costs), worst])
     print(markdown_table([*heading, "served, mean", "worst"], rows, left=(0, 1)))
 
 

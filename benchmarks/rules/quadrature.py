@@ -6,6 +6,7 @@ Gauss-Hermite rules of several sizes, a trapezoid rule of 257 nodes, and what th
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 import mpmath
 import numpy as np
@@ -16,6 +17,12 @@ from training.report.markdown import markdown_table
 
 MEANS = (0.0, 1.0, -4.0, -15.0)
 VARIANCES = (1e-2, 1.0, 1e2, 1e3, 1e4)
+#: The trapezoid rule's, 8.5 deviations on either side.
+POINTS = np.linspace(-8.5, 8.5, 257)
+#: name -> (points, weights) of a standard normal.
+RULES = {f"GH {nodes}": np.polynomial.hermite_e.hermegauss(nodes) for nodes in (32, 64, 256)} | {
+    "trapezoid 257": (POINTS, np.exp(-(POINTS**2) / 2))
+}
 
 
 def truth(mean: float, variance: float) -> float:
@@ -31,17 +38,8 @@ def truth(mean: float, variance: float) -> float:
     return float(mpmath.quad(integrand, points))
 
 
-def hermite(mean: float, variance: float, nodes: int) -> float:
-    """Return the same by Gauss-Hermite quadrature."""
-    points, weights = np.polynomial.hermite_e.hermegauss(nodes)
-    values = 0.5 * (1 + np.tanh((mean + variance**0.5 * points) / 2))
-    return float((weights * values).sum() / weights.sum())
-
-
-def trapezoid(mean: float, variance: float, nodes: int) -> float:
-    """Return the same by the trapezoid rule over 8.5 deviations each side."""
-    points = np.linspace(-8.5, 8.5, nodes)
-    weights = np.exp(-(points**2) / 2)
+def by_rule(mean: float, variance: float, points: Any, weights: Any) -> float:
+    """Return the same by a weighted sum over points of a standard normal."""
     values = 0.5 * (1 + np.tanh((mean + variance**0.5 * points) / 2))
     return float((weights * values).sum() / weights.sum())
 
@@ -57,19 +55,13 @@ def library(mean: float, variance: float) -> float:
 def main() -> None:
     """Print the largest error over the means, per variance and rule."""
     argparse.ArgumentParser(prog="python -m benchmarks.rules.quadrature", description=__doc__).parse_args()
-    rules = {
-        "GH 32": lambda m, v: hermite(m, v, 32),
-        "GH 64": lambda m, v: hermite(m, v, 64),
-        "GH 256": lambda m, v: hermite(m, v, 256),
-        "trapezoid 257": lambda m, v: trapezoid(m, v, 257),
-        "laplora": library,
-    }
     rows = []
     for variance in VARIANCES:
-        exact = [truth(m, variance) for m in MEANS]
-        errors = [max(abs(r(m, variance) - e) for m, e in zip(MEANS, exact, strict=True)) for r in rules.values()]
+        exact = {mean: truth(mean, variance) for mean in MEANS}
+        errors = [max(abs(by_rule(m, variance, *rule) - e) for m, e in exact.items()) for rule in RULES.values()]
+        errors.append(max(abs(library(m, variance) - e) for m, e in exact.items()))
         rows.append([f"{variance:g}", *(f"{e:.0e}" for e in errors)])
-    print(markdown_table(["variance", *rules], rows))
+    print(markdown_table(["variance", *RULES, "laplora"], rows))
 
 
 if __name__ == "__main__":

@@ -50,16 +50,17 @@ def main(arguments: list[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> None:
     """Run the study, publish what is finished of it, or compare structures on one task and seed."""
     with quiet_loading():
-        from benchmarks.study.approximate import approximate
+        from benchmarks.study.compute.approximation import compare
         from benchmarks.study.config import load_study
         from benchmarks.study.job import run_study
-        from benchmarks.study.publish import publish
+        from benchmarks.study.publish import publish, publish_variants
     config = load_study(options.config)
+    docs = Path("docs")
     if options.publish:
-        publish(config.runs, Path("docs"), config.name)
+        publish(config.runs / config.name, docs)
     elif options.approximation:
         task, seed = options.approximation
-        approximate(config, task, seed, options.rows, Path("docs"))
+        publish_variants(compare(config, task, seed, options.rows), docs)
     else:
         run_study(config, keep_jacobians=options.keep_jacobians)
 

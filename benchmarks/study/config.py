@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -25,9 +24,7 @@ class StudyTask(Section):
     """One task of the study."""
 
     data: DataConfig
-    steps: int | None = Field(None, ge=1, description="optimizer steps; null: the study's")
     orders: bool = Field(False, description="also measure the average over option orders")
-    shift: dict[str, DataConfig] = Field({}, description="other test sets that this task's models are measured on")
 
 
 class StudyConfig(Section):
@@ -39,7 +36,7 @@ class StudyConfig(Section):
     adapter: AdapterConfig = AdapterConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     max_tokens: int = Field(256, ge=8, description="longest prompt, in tokens")
-    members: int = Field(3, ge=1, description="checkpoints in the ensemble, the final one included")
+    members: int = Field(3, ge=2, description="checkpoints in the ensemble, the final one included")
     dropout_samples: int = Field(5, ge=0, description="members of MC dropout; 0: without it")
     rank: int = Field(5, ge=1, description="kept eigenvectors k of each wide factor, the mean of the joint core's")
     joint_rank: int = Field(50, ge=1, description="directions of the joint posteriors")
@@ -54,7 +51,7 @@ class StudyConfig(Section):
 
     @model_validator(mode="after")
     def _checkpoints(self) -> StudyConfig:
-        if self.members > 1 and self.optimizer.steps % (2 * (self.members - 1)):
+        if self.optimizer.steps % (2 * (self.members - 1)):
             raise ValueError(
                 f"optimizer.steps must be a multiple of {2 * (self.members - 1)}, so that {self.members} members lie "
                 "evenly in the second half of training"
@@ -67,33 +64,29 @@ class StudyConfig(Section):
 
     def run_config(self, task: str, seed: int) -> RunConfig:
         """Return the configuration of one fine-tuning run."""
-        chosen = self.tasks[task]
-        steps = chosen.steps or self.optimizer.steps
-        interval = steps // (2 * (self.members - 1)) if self.members > 1 else steps
-        optimizer = {"steps": steps, "checkpoint_every": interval}
+        interval = self.optimizer.steps // (2 * (self.members - 1))
         return RunConfig(
             name=f"{task}-{seed}",
             seed=seed,
             base=self.base,
-            data=chosen.data,
+            data=self.tasks[task].data,
             max_tokens=self.max_tokens,
             adapter=self.adapter,
-            optimizer=self.optimizer.model_copy(update=optimizer),
-            predictives=PredictivesConfig(ensemble=self.members if self.members > 1 else 0),
-            runs=self.folder(task, seed).parent / f"{seed}" / "run",
+            optimizer=self.optimizer.model_copy(update={"checkpoint_every": interval}),
+            predictives=PredictivesConfig(ensemble=self.members),
+            runs=self.folder(task, seed) / "run",
         )
 
 
-def load_study(path: Path, overrides: dict[str, Any] | None = None) -> StudyConfig:
+def load_study(path: Path) -> StudyConfig:
     """Return the study in a YAML file.
 
     Raises:
         ConfigError: no such file, bad YAML, or bad fields, all of them named at once.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return StudyConfig.model_validate({**raw, **(overrides or {})})
-    except (OSError, yaml.YAMLError, TypeError) as error:
+        return StudyConfig.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} cannot be read as a study's configuration: {error}") from None
     except ValidationError as error:
         raise bad_fields(path, error) from None

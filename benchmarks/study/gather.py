@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from benchmarks.study.config import StudyConfig
-from benchmarks.study.store import offsets, read_configuration
+from benchmarks.study.store import SPLITS, offsets, read_configuration
 from benchmarks.study.structures.kfac import every_token
 from laplora.jacobians.blocks import Block, BlockJacobian
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
 from laplora.linearised import contrast_hessian
 from laplora.models.adapters import attach_adapter
-from laplora.models.readout import label_logits, label_mass, last_hidden
+from laplora.models.readout import label_logits, last_hidden
 from laplora.predictive.member_adapters import dropout_weights, in_place, lora_parameters, read_weights
 from laplora.prompts.option_order import option_orders, permute_choices, restore_logits
 from laplora.prompts.rows import EncodedRow
@@ -33,6 +31,33 @@ from training.workspace.run import Run
 from training.workspace.runtime import open_run
 from training.workspace.terminal import progress, say
 
+Logits = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A fine-tuned model with its run; ``batch_size`` is of forward passes."""
+
+    run: Run
+    model: Any
+    blocks: tuple[Block, ...]
+    batch_size: int
+
+    def batches(self, rows: Sequence[EncodedRow], title: str) -> Iterator[list[int]]:
+        """Yield row numbers in batches, with a progress bar."""
+        plan = list(by_classes_and_length(rows, self.batch_size))
+        yield from progress(plan, len(plan), f"{self.run.config.name} {title}")
+
+    @torch.no_grad()
+    def logits(self, examples: Sequence[Example], title: str) -> torch.Tensor:
+        """Return the label logits of every row, (rows, classes) float32, by forward passes only."""
+        rows = self.run.encode(examples)
+        logits = torch.zeros(len(rows), self.run.class_count)
+        for index in self.batches(rows, title):
+            batch = self.run.collate([rows[i] for i in index])
+            logits[index] = label_logits(self.model, last_hidden(self.model, batch), self.run.label_ids).float().cpu()
+        return logits
+
 
 def gather(config: StudyConfig, task: str, seed: int) -> Path:
     """Fine-tune one model and store what every alternative needs of it; return the folder.
@@ -40,41 +65,38 @@ def gather(config: StudyConfig, task: str, seed: int) -> Path:
     A finished part is not done again, unless the configuration is another one now: then none of it is used.
     """
     folder = config.folder(task, seed)
-    started = time.monotonic()
     settings = config.run_config(task, seed)
     configuration = gathered_under(settings)
+    forwards = wanted_forwards(config, task)
+    wanted = [f"{split}{kind}.safetensors" for split in SPLITS for kind in (".jacobians", "")]
+    wanted += [f"{kind}.{split}.safetensors" for kind in forwards for split in SPLITS[1:]]
     if read_configuration(folder) != configuration:
         aside = set_aside(folder, tuple(path.name for path in folder.glob("*.safetensors")))
         if aside:
             say(f"what another configuration gathered is kept in {aside}")
-    elif (folder / "gathered.json").is_file() and all(stored(folder, s) for s in ("train", "calibration", "test")):
+    elif all((folder / name).is_file() for name in ("gathered.json", *wanted)):
         return folder
     write_json(folder / "configuration.json", configuration)
     finetune(settings)
     run = open_run(settings)
     model = attach_adapter(run.load_base(), settings.run_dir / "adapter")
-    blocks = find_blocks(model, run.class_count)
-    for split in ("train", "calibration", "test"):
-        if not stored(folder, split):
-            store_split(run, model, blocks, getattr(run.splits, split), folder, split, config.batch_size)
-    adapters = [member_folder(settings, step) for step in member_steps(settings)]
-    for split in ("calibration", "test"):
-        examples = getattr(run.splits, split)
-        path = folder / f"members.{split}.safetensors"
-        if adapters and not path.is_file():
-            write_tensors(path, {a.name: member_logits(run, model, a, examples, config.batch_size) for a in adapters})
+    trained = Trained(run, model, find_blocks(model, run.class_count), config.batch_size)
+    for split in SPLITS:
+        if not all((folder / f"{split}{kind}.safetensors").is_file() for kind in (".jacobians", "")):
+            store_split(trained, split, folder)
+    for kind, measure in forwards.items():
+        for split in SPLITS[1:]:
+            path = folder / f"{kind}.{split}.safetensors"
+            if not path.is_file():
+                write_tensors(path, measure(trained, config, getattr(run.splits, split)))
     write_json(
         folder / "gathered.json",
         {
-            "task": task,
-            "seed": seed,
             "labels": list(run.splits.task.labels),
-            "blocks": [vars(b) for b in blocks],
+            "blocks": [vars(b) for b in trained.blocks],
             "steps": settings.optimizer.steps,
             "splits": run.splits.report,
-            "squared_distances": squared_distances(settings, blocks).tolist(),
-            "mean_tokens": sum(len(r.token_ids) for r in run.encode(run.splits.test)) / len(run.splits.test),
-            "seconds": time.monotonic() - started,
+            "squared_distances": squared_distances(settings, trained.blocks).tolist(),
         },
     )
     return folder
@@ -86,25 +108,24 @@ def gathered_under(settings: RunConfig) -> dict[str, Any]:
     return settings.model_dump(mode="json", include=fields)
 
 
-def stored(folder: Path, split: str) -> bool:
-    """Return whether a split's tensors are there, its Jacobians too, which are not kept unless asked for."""
-    return all((folder / f"{split}.{kind}").is_file() for kind in ("jacobians.safetensors", "safetensors"))
+def wanted_forwards(
+    config: StudyConfig, task: str
+) -> dict[str, Callable[[Trained, StudyConfig, Sequence[Example]], Logits]]:
+    """Return the averages over forward passes that a task is to have, by the name of their logits' files."""
+    return {
+        "members": member_logits,
+        **({"dropout": dropout_logits} if config.dropout_samples else {}),
+        **({"orders": order_logits} if config.tasks[task].orders else {}),
+    }
 
 
-def store_split(
-    run: Run,
-    model: nn.Module,
-    blocks: tuple[Block, ...],
-    examples: Sequence[Example],
-    folder: Path,
-    split: str,
-    batch_size: int,
-) -> None:
+def store_split(trained: Trained, split: str, folder: Path) -> None:
     """Write one split's Jacobians, logits and, for the training rows, its Kronecker inputs."""
+    run, blocks = trained.run, trained.blocks
+    examples = getattr(run.splits, split)
     rows = run.encode(examples)
     count, classes = len(rows), run.class_count
-    parameters = offsets(blocks)[-1][1]
-    jacobians = torch.zeros(count, classes - 1, parameters, dtype=torch.bfloat16)
+    jacobians = torch.zeros(count, classes - 1, offsets(blocks)[-1][1], dtype=torch.bfloat16)
     small: dict[str, torch.Tensor] = {}
     expand: dict[str, torch.Tensor] = {}
 
@@ -113,24 +134,24 @@ def store_split(
             small[name] = torch.zeros(count, *values.shape[1:], dtype=values.dtype)
         small[name][index] = values
 
-    plan = list(by_classes_and_length(rows, batch_size))
-    for index in progress(plan, len(plan), f"{run.config.name} {split}"):
+    def add(name: str, values: torch.Tensor) -> None:
+        expand[name] = expand.get(name, 0) + values
+
+    for index in trained.batches(rows, split):
         batch = run.collate([rows[i] for i in index])
         # A row's first k classes are reached by the first k - 1 contrasts alone: fewer backward passes.
         possible = int(batch.class_mask.sum(1).max())
         training = split == "train"
-        result = contrast_jacobians(model, batch, run.label_ids[:possible], blocks, tokens=training)
+        result = contrast_jacobians(trained.model, batch, run.label_ids[:possible], blocks, tokens=training)
         for i, (first, last) in enumerate(offsets(blocks)):
             jacobians[index, : possible - 1, first:last] = result.blocks[i].jacobian.flatten(2).to(jacobians)
         logits = torch.zeros(len(index), classes)
         logits[:, :possible] = result.logits.float()
         keep("logits", index, logits)
         keep("class_mask", index, batch.class_mask.cpu())
-        keep("hidden", index, result.hidden.float())
-        keep("label_mass", index, label_mass(model, result.hidden, run.label_ids, batch.class_mask).float())
         if training:
             hessian = contrast_hessian(result.logits, batch.class_mask[:, :possible]).float()
-            expand["expand_tokens"] = expand.get("expand_tokens", 0) + batch.attention_mask.sum().float()[None]
+            add("expand_tokens", batch.attention_mask.sum().float()[None])
             for i, part in enumerate(result.blocks):
                 assert part.mean_input is not None
                 assert part.summed_gradient is not None
@@ -139,9 +160,9 @@ def store_split(
                 keep(f"summed_gradient.{i}", index, _all_contrasts(part.summed_gradient.float(), classes))
                 keep(f"last_input.{i}", index, inputs[:, -1].float())
                 keep(f"last_gradient.{i}", index, _all_contrasts(gradients[:, :, -1].float(), classes))
-                names = (f"expand_input.{i}", f"expand_gradient.{i}")
-                for name, values in zip(names, token_products(part, hessian), strict=True):
-                    expand[name] = expand.get(name, 0) + values
+                of_inputs, of_gradients = token_products(part, hessian)
+                add(f"expand_input.{i}", of_inputs)
+                add(f"expand_gradient.{i}", of_gradients)
     small["labels"] = torch.tensor([e.label for e in examples])
     write_tensors(folder / f"{split}.jacobians.safetensors", {"jacobians": jacobians})
     write_tensors(folder / f"{split}.safetensors", small | expand)
@@ -149,9 +170,7 @@ def store_split(
 
 def _all_contrasts(values: torch.Tensor, classes: int) -> torch.Tensor:
     """Return (batch, classes - 1, out): 0 at the contrasts with classes that these rows cannot have."""
-    padded = torch.zeros(len(values), classes - 1, values.shape[-1])
-    padded[:, : values.shape[1]] = values
-    return padded
+    return torch.nn.functional.pad(values, (0, 0, 0, classes - 1 - values.shape[1]))
 
 
 def token_products(part: BlockJacobian, hessian: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -164,89 +183,60 @@ def token_products(part: BlockJacobian, hessian: torch.Tensor) -> tuple[torch.Te
         FactorizationError: Jacobians without every token.
     """
     every_input, every_gradient, _ = every_token(part)
-    inputs, gradients = every_input.float(), every_gradient.float()
-    flat = inputs.flatten(0, 1)
+    flat, gradients = every_input.float().flatten(0, 1), every_gradient.float()
     weighted = torch.einsum("ncd,ndto->ncto", hessian, gradients)
     return flat.T @ flat, weighted.flatten(0, 2).T @ gradients.flatten(0, 2)
 
 
 def by_classes_and_length(rows: Sequence[EncodedRow], size: int) -> Iterator[list[int]]:
     """Yield row numbers in batches of one class count and like length."""
-    order = sorted(range(len(rows)), key=lambda i: (rows[i].class_count, len(rows[i].token_ids), i))
-    batch: list[int] = []
-    for i in order:
-        if batch and (len(batch) == size or rows[i].class_count != rows[batch[0]].class_count):
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
+    for count in sorted({row.class_count for row in rows}):
+        order = [i for i, row in enumerate(rows) if row.class_count == count]
+        order.sort(key=lambda i: len(rows[i].token_ids))
+        yield from (order[start : start + size] for start in range(0, len(order), size))
 
 
-def wanted_forwards(config: StudyConfig, task: str) -> tuple[str, ...]:
-    """Return the kinds of forward passes, beside those of the checkpoints, that a task is to have."""
-    wanted = {"dropout": config.dropout_samples > 0, "orders": config.tasks[task].orders}
-    return tuple(kind for kind, on in wanted.items() if on)
+def member_logits(trained: Trained, _config: StudyConfig, examples: Sequence[Example]) -> Logits:
+    """Return the logits (rows, classes) under each earlier checkpoint of the ensemble."""
+    logits = {}
+    for step in member_steps(trained.run.config):
+        adapter = member_folder(trained.run.config, step)
+        with in_place(lora_parameters(trained.model), read_weights(trained.model, adapter)):
+            logits[adapter.name] = trained.logits(examples, adapter.name)
+    return logits
 
 
-def gather_forwards(config: StudyConfig, task: str, seed: int) -> None:
-    """Store the logits of dropout masks and of option orders: forward passes alone, of a gathered task and seed."""
-    folder = config.folder(task, seed)
-    missing = [k for k in wanted_forwards(config, task) if not (folder / f"{k}.test.safetensors").is_file()]
-    if not missing:
-        return
-    settings = config.run_config(task, seed)
-    run = open_run(settings)
-    model = attach_adapter(run.load_base(), settings.run_dir / "adapter")
-    blocks = find_blocks(model, run.class_count)
-    for split in ("calibration", "test"):
-        examples = getattr(run.splits, split)
-        rows = run.encode(examples)
-        if "dropout" in missing:
-            masks = dropout_weights(model, blocks, p=config.adapter.dropout, members=config.dropout_samples, seed=seed)
-            logits = {}
-            for number, weights in enumerate(masks):
-                with in_place(lora_parameters(model), weights):
-                    logits[f"{number}"] = all_logits(run, model, rows, config.batch_size, f"{task} mask {number}")
-            write_tensors(folder / f"dropout.{split}.safetensors", logits)
-        if "orders" in missing:
-            write_tensors(folder / f"orders.{split}.safetensors", order_logits(run, model, examples, config.batch_size))
+def dropout_logits(trained: Trained, config: StudyConfig, examples: Sequence[Example]) -> Logits:
+    """Return the logits (rows, classes) under each dropout mask."""
+    logits = {}
+    masks = dropout_weights(
+        trained.model,
+        trained.blocks,
+        p=config.adapter.dropout,
+        members=config.dropout_samples,
+        seed=trained.run.config.seed,
+    )
+    for number, weights in enumerate(masks):
+        with in_place(lora_parameters(trained.model), weights):
+            logits[f"{number}"] = trained.logits(examples, f"mask {number}")
+    return logits
 
 
-def order_logits(run: Run, model: Any, examples: Sequence[Example], batch_size: int) -> dict[str, torch.Tensor]:
-    """Return the label logits of every row under every order but its own, brought back to its own, (rows, classes).
+def order_logits(trained: Trained, _config: StudyConfig, examples: Sequence[Example]) -> Logits:
+    """Return the logits (rows, classes) under every order of the options but the user's, brought back to that one.
 
     Rows with fewer options have fewer orders: their first ones are repeated, so that each row is an average over
     whole rounds of its orders only where all rows have as many options.
     """
     counts = sorted({e.class_count for e in examples})
-    most = len(option_orders(counts[-1]))
     result = {}
-    for number in range(1, most):
-        logits = torch.zeros(len(examples), run.class_count)
+    for number in range(1, len(option_orders(counts[-1]))):
+        logits = torch.zeros(len(examples), trained.run.class_count)
         for count in counts:
             index = [i for i, e in enumerate(examples) if e.class_count == count]
             orders = option_orders(count)
             order = orders[number % len(orders)]
-            asked = [replace(examples[i], fields=permute_choices(examples[i].fields, order)) for i in index]
-            got = all_logits(run, model, run.encode(asked), batch_size, f"{run.config.name} order {number}")
-            logits[index] = restore_logits(got, order)
+            permuted = [replace(examples[i], fields=permute_choices(examples[i].fields, order)) for i in index]
+            logits[index] = restore_logits(trained.logits(permuted, f"order {number}"), order)
         result[f"{number}"] = logits
     return result
-
-
-def member_logits(run: Run, model: Any, adapter: Path, examples: Sequence[Example], batch_size: int) -> torch.Tensor:
-    """Return the label logits of every row under another adapter, (rows, classes)."""
-    with in_place(lora_parameters(model), read_weights(model, adapter)):
-        return all_logits(run, model, run.encode(examples), batch_size, f"{run.config.name} {adapter.name}")
-
-
-def all_logits(run: Run, model: Any, rows: list[EncodedRow], batch_size: int, title: str) -> torch.Tensor:
-    """Return the label logits of every row, (rows, classes) float32, by forward passes only."""
-    logits = torch.zeros(len(rows), run.class_count)
-    plan = list(by_classes_and_length(rows, batch_size))
-    with torch.no_grad():
-        for index in progress(plan, len(plan), title):
-            batch = run.collate([rows[i] for i in index])
-            logits[index] = label_logits(model, last_hidden(model, batch), run.label_ids).float().cpu()
-    return logits

@@ -12,16 +12,14 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from safetensors.torch import load_file
 
 from benchmarks.harness.provenance import processor
-from benchmarks.study.compute.choose import choose
-from benchmarks.study.compute.methods import MEMBER_KINDS, Method, compute, member_methods, read_stores
+from benchmarks.study.compute.choose import REVIEW_SCORE, choose
+from benchmarks.study.compute.methods import MEMBER_KINDS, Method, compute
 from benchmarks.study.config import StudyConfig
-from benchmarks.study.gather import gather, gather_forwards, gathered_under, wanted_forwards
-from benchmarks.study.store import read_configuration, read_gathered
+from benchmarks.study.gather import gather, gathered_under, wanted_forwards
+from benchmarks.study.store import read_configuration, read_stores
 from benchmarks.study.subjects import write_subjects
-from laplora.jacobians.blocks import Block
 from training.workspace.files import write_json, write_tensors
 from training.workspace.provenance import installed_versions
 from training.workspace.terminal import say
@@ -48,13 +46,8 @@ def run_study(config: StudyConfig, *, keep_jacobians: bool = False) -> None:
             if not mine or finished(config, task, seed):
                 continue
             say(f"== {task}, seed {seed} ({total - len(todo) + number + 1} of {total})")
-            if predicted(config, task, seed):
-                gather_forwards(config, task, seed)
-                add_members(config, task, seed)
-            else:
-                gather(config, task, seed)
-                gather_forwards(config, task, seed)
-                predict(config, task, seed)
+            gather(config, task, seed)
+            predict(config, task, seed)
             if not keep_jacobians:
                 for path in folder.glob("*.jacobians.safetensors"):
                     path.unlink()
@@ -63,19 +56,14 @@ def run_study(config: StudyConfig, *, keep_jacobians: bool = False) -> None:
         say(f"== {len(todo) - number - 1} left, about {left / 60:.0f} minutes for one process")
 
 
-def predicted(config: StudyConfig, task: str, seed: int) -> bool:
-    """Return whether a task and seed has its predictions, made under this configuration."""
+def finished(config: StudyConfig, task: str, seed: int) -> bool:
+    """Return whether a task and seed has its predictions, made under this configuration, and every average in it."""
     folder = config.folder(task, seed)
     if not all((folder / name).is_file() for name in ("result.json", "predictions.safetensors", "losses.safetensors")):
         return False
-    return bool(read_configuration(folder) == gathered_under(config.run_config(task, seed)))
-
-
-def finished(config: StudyConfig, task: str, seed: int) -> bool:
-    """Return whether a task and seed has its predictions, and among them every average that the study asks for."""
-    if not predicted(config, task, seed):
+    if read_configuration(folder) != gathered_under(config.run_config(task, seed)):
         return False
-    methods = json.loads((config.folder(task, seed) / "result.json").read_text(encoding="utf-8"))["methods"]
+    methods = json.loads((folder / "result.json").read_text(encoding="utf-8"))["methods"]
     return all(MEMBER_KINDS[kind].method in methods for kind in wanted_forwards(config, task))
 
 
@@ -97,9 +85,7 @@ def claim(folder: Path) -> Iterator[bool]:
 def predict(config: StudyConfig, task: str, seed: int) -> None:
     """Compute every alternative of a gathered task and seed, and write its predictions and result."""
     folder = config.folder(task, seed)
-    found = read_gathered(folder)
-    blocks = tuple(Block(**b) for b in found["blocks"])
-    stores = read_stores(folder, blocks, found["squared_distances"])
+    stores = read_stores(folder)
     methods = compute(config, stores, seed, say)
     choice = choose(methods, stores)
     tensors = {"labels": stores.test.labels, "class_mask": stores.test.class_mask}
@@ -108,7 +94,6 @@ def predict(config: StudyConfig, task: str, seed: int) -> None:
     write_tensors(folder / "predictions.safetensors", tensors)
     # The calibration split's losses behind the recommendation: another rule can be tried on them without the model.
     write_tensors(folder / "losses.safetensors", {n: m.outcome.calibration_losses for n, m in methods.items()})
-    report = found["splits"]
     write_json(
         folder / "result.json",
         {
@@ -117,47 +102,26 @@ def predict(config: StudyConfig, task: str, seed: int) -> None:
             "rows": len(stores.test.labels),
             "train_rows": len(stores.train.labels),
             "calibration_rows": len(stores.calibration.labels),
-            "steps": found["steps"],
-            "classes": found["labels"],
+            "steps": stores.gathered["steps"],
+            "classes": stores.gathered["labels"],
             "capped": {
-                "available": report["available"],
+                "available": stores.gathered["splits"]["available"],
                 "max_prompt_characters": config.tasks[task].data.max_prompt_characters,
             },
             "recommended": choice.recommendation.predictive,
             "recommendation_reason": choice.recommendation.reason,
             "recommendation_table": choice.recommendation.table,
-            "review_score": choice.review_score,
-            "review_reason": choice.review_reason,
+            "review_score": REVIEW_SCORE,
             "rankings": choice.rankings,
             "methods": {name: _described(method) for name, method in methods.items()},
             "conformal": choice.conformal,
             "versions": installed_versions(),
-            "hardware": hardware(),
+            "hardware": {"processor": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
             "configuration": config.run_config(task, 0).model_dump(
                 mode="json", include={"base", "adapter", "optimizer", "max_tokens"}
             ),
         },
     )
-
-
-def add_members(config: StudyConfig, task: str, seed: int) -> None:
-    """Add the averages over dropout masks and option orders to a task and seed that has all else: no Jacobians.
-
-    What is recommended stays: the averages cost a forward pass a member and are not among what it chooses from.
-    """
-    folder = config.folder(task, seed)
-    found = read_gathered(folder)
-    blocks = tuple(Block(**b) for b in found["blocks"])
-    stores = read_stores(folder, blocks, found["squared_distances"], jacobians=False)
-    methods = member_methods(stores)
-    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    result["methods"] |= {name: _described(method) for name, method in methods.items()}
-    for name, values in (
-        ("losses", {n: m.outcome.calibration_losses for n, m in methods.items()}),
-        ("predictions", {f"probs.{n}": m.outcome.test.probs for n, m in methods.items()}),
-    ):
-        write_tensors(folder / f"{name}.safetensors", load_file(folder / f"{name}.safetensors") | values)
-    write_json(folder / "result.json", result)  # last: until then the task and seed counts as unfinished
 
 
 def _described(method: Method) -> dict[str, Any]:
@@ -169,8 +133,3 @@ def _described(method: Method) -> dict[str, Any]:
         "bytes": method.size_bytes,
         **method.outcome.parameters,
     }
-
-
-def hardware() -> dict[str, Any]:
-    """Return the processor, the cores that may be used, and the threads that are."""
-    return {"processor": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}

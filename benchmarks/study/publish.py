@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,17 @@ import torch
 
 from benchmarks.study.pages.approximation_plot import write_approximation_plot
 from benchmarks.study.pages.plots import write_plots
-from benchmarks.study.pages.tables import page_tables
+from benchmarks.study.pages.tables import TABLES, page_tables
 from benchmarks.study.results.predictions import Predictions, digest, read_predictions, without_folders
-from benchmarks.study.results.records import COLUMNS, REFERENCES, Records, read_records, read_tables, write_records
+from benchmarks.study.results.records import (
+    COLUMNS,
+    FILE,
+    REFERENCES,
+    Records,
+    read_records,
+    tables_of,
+    write_records,
+)
 from benchmarks.study.results.scores import pooled_mean
 from benchmarks.study.results.seed_ensembles import seed_ensembles
 from laplora.errors import DataError
@@ -24,15 +32,16 @@ from training.report.markdown import fill
 from training.workspace.terminal import say
 
 
-def publish(runs: Path, docs: Path, name: str = "study") -> list[Path]:
-    """Score every finished task and seed below ``runs/name``, publish them in place of the old ones; return the files.
+def publish(study: Path, docs: Path) -> list[Path]:
+    """Score every finished TASK/SEED below a study's folder, publish them in place of the old ones; return the files.
 
     Raises:
         DataError: nothing finished, predictions that cannot be used, seeds of a task that do not share their
             configuration and test rows, a damaged published file, or a page without the tables' markers.
     """
-    old = _publishable(docs)
-    return _write(score_study(runs / name) | {"variants": old["variants"]}, docs)
+    folder = docs / "results"
+    variants = read_records(folder)["variants"] if (folder / FILE).is_file() else []
+    return _write(lambda: score_study(study) | {"variants": variants}, docs)
 
 
 def publish_variants(variants: Sequence[dict[str, Any]], docs: Path) -> list[Path]:
@@ -42,27 +51,24 @@ def publish_variants(variants: Sequence[dict[str, Any]], docs: Path) -> list[Pat
         variants: as ``compute.approximation.compare`` returns them.
 
     Raises:
-        DataError: something else, a damaged published file, or a page without the tables' markers.
+        DataError: something else, no or a damaged published file, or a page without the tables' markers.
     """
-    records = _publishable(docs)
+    records = read_records(docs / "results")
     places = {(r["task"], r["seed"]) for r in variants}
     others = [r for r in records["variants"] if (r["task"], r["seed"]) not in places]
     records["variants"] = sorted([*others, *variants], key=lambda r: (r["task"], r["seed"]))
-    return _write(records, docs)
+    return _write(lambda: records, docs)
 
 
-def _publishable(docs: Path) -> Records:
-    """Return what is published; a page without its markers is refused before anything is computed or written."""
-    fill((docs / "results.md").read_text(encoding="utf-8"), "study", page_tables(docs / "results"))
-    return read_records(docs / "results")
-
-
-def _write(records: Records, docs: Path) -> list[Path]:
+def _write(make: Callable[[], Records], docs: Path) -> list[Path]:
+    """Write records, pictures and page; a page without its markers is refused before the records are made."""
     folder, page = docs / "results", docs / "results.md"
-    files = [write_records(records, folder)]
-    tables = read_tables(folder)
+    text = page.read_text(encoding="utf-8")
+    fill(text, "study", dict.fromkeys(TABLES, ""))
+    files = [write_records(make(), folder)]
+    tables = tables_of(read_records(folder))
     files += write_plots(tables, folder) + write_approximation_plot(tables["variants"], folder)
-    page.write_text(fill(page.read_text(encoding="utf-8"), "study", page_tables(folder)), encoding="utf-8")
+    page.write_text(fill(text, "study", page_tables(tables)), encoding="utf-8")
     return [*files, page]
 
 
@@ -75,26 +81,23 @@ def score_study(folder: Path) -> Records:
     by_task: dict[str, list[Predictions]] = {}
     for path in sorted(folder.glob("*/*/result.json")):
         if (path.parent / "predictions.safetensors").is_file():
-            found = read_predictions(path.parent)
-            by_task.setdefault(found.result.task, []).append(found)
+            predictions = read_predictions(path.parent)
+            by_task.setdefault(predictions.result.task, []).append(predictions)
     if not by_task:
         raise DataError(
             f"no finished task below {folder}: expected TASK/SEED/result.json and predictions.safetensors; "
             "run python -m benchmarks.study first"
         )
     records: Records = {name: [] for name in COLUMNS}
-    described: dict[str, dict[str, Any]] = {}
+    methods: dict[str, dict[str, Any]] = {}
     for task, seeds in sorted(by_task.items()):
         say(f"scoring {task}: {len(seeds)} seed(s)")
-        scored = score_task(sorted(seeds, key=lambda p: p.result.seed))
-        for name, rows in scored.items():
+        for name, rows in score_task(sorted(seeds, key=lambda p: p.result.seed)).items():
             records[name] += rows
         for m, method in ((m, p.result.methods[m]) for p in seeds for m in p.probs):
-            described[m] = {"method": m, "title": method.shared_title, "family": method.family}
+            methods[m] = {"method": m, "title": method.shared_title, "family": method.family}
     places = {reference: i for i, reference in enumerate(REFERENCES)}
-    records["methods"] = sorted(
-        described.values(), key=lambda m: (places.get(m["method"], 9), m["family"], m["method"])
-    )
+    records["methods"] = sorted(methods.values(), key=lambda m: (places.get(m["method"], 9), m["family"], m["method"]))
     return records
 
 
@@ -211,5 +214,5 @@ def _bins(scored: Evaluation) -> list[tuple[int, int, float | None, float | None
 
 def _distinct(values: Iterable[Any]) -> list[Any]:
     """Return JSON values without repetition, in order of their text."""
-    found = {json.dumps(v, sort_keys=True): v for v in values}
-    return [found[text] for text in sorted(found)]
+    by_text = {json.dumps(v, sort_keys=True): v for v in values}
+    return [by_text[text] for text in sorted(by_text)]

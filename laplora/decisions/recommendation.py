@@ -19,13 +19,26 @@ _RESAMPLES = 2000
 #: Predictives that are MAP for one value of what is fitted: a temperature of 1, a prior of no variance.
 NESTING = frozenset({"temperature", "laplace", "laplace_temperature"})
 
-#: Nats over the rows: how far above MAP a predictive may be at most, five times the 1 / 2 that a needless fit of one
-#: number costs. Standard errors cannot see it: one outlier d among n rows makes mean and standard error both d / n.
-_COST = 5 / 2
 
-#: Standard errors: up to which a predictive that could have been MAP may be above it; by which any other must be below
-#: it; within which a cheaper one is as good as the best; and within which ``laplace`` is.
-_NESTED_GUARD, _GUARD, _CHEAPER, _LAPLACE = 1.0, 0.5, 1.0, 0.25
+@dataclass(frozen=True)
+class Rule:
+    """The limits by which ``choose`` decides.
+
+    Attributes:
+        cost: nats over the rows, how far above MAP a predictive may be at most: five times the 1 / 2 that a needless
+            fit of one number costs. Standard errors cannot see it: one outlier d among n rows makes mean and
+            standard error both d / n.
+        nested_guard: standard errors by which a predictive that could have been MAP may be above it.
+        guard: standard errors by which any other must be below it.
+        cheaper: standard errors within which a cheaper one is as good as the best.
+        laplace: standard errors within which ``laplace`` is.
+    """
+
+    cost: float = 5 / 2
+    nested_guard: float = 1.0
+    guard: float = 0.5
+    cheaper: float = 1.0
+    laplace: float = 0.25
 
 
 @dataclass(frozen=True)
@@ -89,7 +102,7 @@ def recommend(losses: Mapping[str, torch.Tensor], order: Sequence[str], seed: in
         raise DataError("a recommendation needs at least two rows, got 1")
     warn_about_rows(rows, "recommending a predictive")
     table = _table(columns, seed)
-    chosen, why = _choose(columns)
+    chosen, why = choose(columns)
     entry = table[chosen]
     figures = f"NLL {entry['nll']:.3f} on {rows} calibration rows"
     if chosen != "map":
@@ -97,8 +110,13 @@ def recommend(losses: Mapping[str, torch.Tensor], order: Sequence[str], seed: in
     return Recommendation(chosen, f"{chosen}: {figures}; {why}", table)
 
 
-def _choose(columns: Mapping[str, torch.Tensor]) -> tuple[str, str]:
-    """Return the predictive and why; ``columns`` from the cheapest to the dearest."""
+def choose(columns: Mapping[str, torch.Tensor], rule: Rule = Rule()) -> tuple[str, str]:
+    """Return the predictive and why.
+
+    Args:
+        columns: losses as ``recommend`` takes them, from the cheapest predictive to the dearest.
+        rule: the one that is served; benchmarks compare others with it.
+    """
     means = {name: float(column.mean()) for name, column in columns.items()}
     rows = len(columns["map"])
 
@@ -109,16 +127,16 @@ def _choose(columns: Mapping[str, torch.Tensor]) -> tuple[str, str]:
         return mean / error if error > 0 else math.copysign(math.inf, mean) if mean else 0.0
 
     def is_candidate(name: str) -> bool:
-        if name == "map" or means[name] - means["map"] > _COST / rows:
+        if name == "map" or means[name] - means["map"] > rule.cost / rows:
             return False
         lead = -clear_of(name, "map")
-        return lead != 0 and lead > (-_NESTED_GUARD if name in NESTING else _GUARD)
+        return lead != 0 and lead > (-rule.nested_guard if name in NESTING else rule.guard)
 
     candidates = [name for name in columns if is_candidate(name)]
     best = min(candidates, key=means.__getitem__, default="map")
-    close = [name for name in candidates if clear_of(name, best) <= _CHEAPER]
-    if "laplace" in candidates and clear_of("laplace", best) <= _LAPLACE:
-        chosen, why = "laplace", f"within {_LAPLACE:g} standard errors of {best}, and it has a variance"
+    close = [name for name in candidates if clear_of(name, best) <= rule.cheaper]
+    if "laplace" in candidates and clear_of("laplace", best) <= rule.laplace:
+        chosen, why = "laplace", f"within {rule.laplace:g} standard errors of {best}, and it has a variance"
     else:
         chosen, why = close[0] if close else "map", f"within one standard error of {best}, and cheaper"
     if chosen != best:

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.gpu`` on a CPU, on a tiny model of the same kind: what it writes, refuses and skips."""
+"""``python -m benchmarks.gpu`` on a CPU, on a tiny model of the same kind: what it writes and refuses."""
 
 from __future__ import annotations
 
@@ -50,55 +50,39 @@ QUICK = ["--device", "cpu", "--layers", "2", "--quick"]
 def test_one_command_writes_everything(tmp_path: Path) -> None:
     assert gpu.main([*QUICK, "--out", str(tmp_path / "new")]) == 0
     records = json.loads((tmp_path / "new" / "results.json").read_text())
-    found = {r["name"]: r for r in records}
+    by_name = {r["name"]: r for r in records}
     for title in ("gpu, Llama-2-7B's shape, 2 layers, NF4", "gpu, default artifact, NF4"):
         for answer in ("MAP", "Laplace"):
-            median = found[f"{title}: latency, {answer}, 1 x 16 tokens, median"]
-            late = found[f"{title}: latency, {answer}, 1 x 16 tokens, 99th percentile"]
+            median = by_name[f"{title}: latency, {answer}, 1 x 16 tokens, median"]
+            late = by_name[f"{title}: latency, {answer}, 1 x 16 tokens, 99th percentile"]
             assert 0 < median["low"] <= median["value"] <= late["value"] <= median["high"]
-            assert 0 < found[f"{title}: reading its weights, {answer}, 1 x 16 tokens"]["value"] < 1
+            assert 0 < by_name[f"{title}: reading its weights, {answer}, 1 x 16 tokens"]["value"] < 1
             for rows in (2, 4):
-                each = found[f"{title}: throughput, {answer}, {rows} x 16 tokens"]["value"]
-                tokens = found[f"{title}: throughput, {answer}, {rows} x 16 tokens, tokens"]["value"]
+                each = by_name[f"{title}: throughput, {answer}, {rows} x 16 tokens"]["value"]
+                tokens = by_name[f"{title}: throughput, {answer}, {rows} x 16 tokens, tokens"]["value"]
                 assert tokens == pytest.approx(16 * each, rel=0.01)  # three digits of each
-                assert found[f"{title}: arithmetic, {answer}, {rows} x 16 tokens"]["value"] > 0
-        assert {f"{title}: {c} classes, 2 x 16 tokens" for c in (2, 4)} <= set(found)
+                assert by_name[f"{title}: arithmetic, {answer}, {rows} x 16 tokens"]["value"] > 0
+        assert {f"{title}: {c} classes, 2 x 16 tokens" for c in (2, 4)} <= set(by_name)
     assert {r["measured"]["command"] for r in records} == {
         f"python -m benchmarks.gpu {' '.join(QUICK)} --out {tmp_path / 'new'}"
     }
-    assert not any("peak memory" in name for name in found)  # torch keeps no account of a CPU's
+    assert not any("peak memory" in name for name in by_name)  # torch keeps no account of a CPU's
     assert "#### gpu, default artifact, NF4" in (tmp_path / "new" / "RESULTS.md").read_text()
 
 
 @pytest.mark.process
-@pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("arguments", [QUICK, QUICK[:-1], [*QUICK[:2], "--layers", "32"]])
 def test_what_is_no_whole_run_on_a_gpu_leaves_the_published_figures_alone(
-    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpu.provenance, "SCRATCH", tmp_path)
-    monkeypatch.setattr(gpu, "MINUTES", 0.0)
-    monkeypatch.setattr(gpu, "FULL", gpu.QUICK)
+    monkeypatch.setattr(
+        gpu, "measured", lambda *run: iter([run[-1].record("gpu: copy", gpu.exactly(1.0), "GB/s, read and written")])
+    )
     before = (gpu.FOLDER / "results.json").read_bytes()
     assert gpu.main(arguments) == 0
     assert (gpu.FOLDER / "results.json").read_bytes() == before
-    assert len(read(tmp_path)) == 2
-    out = capsys.readouterr().out.replace("32 layers", "2 layers")
-    assert "skipped after 0 minutes: gpu, Llama-2-7B's shape, 2 layers, NF4" in out
-    assert "skipped after 0 minutes: gpu, default artifact, NF4" in out
-
-
-@pytest.mark.process
-@pytest.mark.usefixtures("small")
-def test_steps_are_skipped_one_by_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """A clock that has run out once the first model's latencies are there."""
-    times = iter([0.0, *[1.0] * 3])
-    monkeypatch.setattr(gpu.time, "monotonic", lambda: next(times, 1e6))
-    conditions = gpu.conditions_here([], module="benchmarks.gpu", hardware="here")
-    names = [r.name for r in gpu.measured(torch.device("cpu"), 2, gpu.QUICK, conditions)]
-    assert names[-1].endswith("reading its weights, Laplace, 1 x 16 tokens")
-    skipped = [line for line in capsys.readouterr().out.splitlines() if line.startswith("skipped")]
-    assert [line.rpartition(", ")[2] for line in skipped] == ["throughput", "more_classes", "NF4"]
+    assert len(read(tmp_path)) == 1
 
 
 def test_without_a_gpu_the_command_says_what_to_do(

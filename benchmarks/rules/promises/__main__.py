@@ -22,37 +22,33 @@ from benchmarks.rules.promises.deals import METHODS, Kept, deal
 from benchmarks.rules.promises.held_out_rows import held_out_table, read_table, write_table
 from benchmarks.rules.promises.models import MODELS, synthetic_table
 from benchmarks.rules.promises.table import Table
+from training.report.markdown import markdown_table
 
-DRAWS, LEVEL, SYNTHETIC_ROWS = 1000, 0.9, 2000
+LEVEL, SYNTHETIC_ROWS = 0.9, 2000
 
-HEAD = (
-    "| predictive | rule | risk: mean ± its error (5 %, 95 %) | wrong / accepted | kept | accepted |\n"
-    "| --- | --- | --- | ---: | ---: | ---: |"
-)
-SETS_HEAD = (
-    "| predictive | rule | coverage: mean ± its error (5 %, 95 %) | at least nominal | size |\n"
-    "| --- | --- | --- | ---: | ---: |"
-)
+RISKS = ["predictive", "rule", "risk: mean ± its error (5 %, 95 %)", "wrong / accepted", "kept", "accepted"]
+SETS = ["predictive", "rule", "coverage: mean ± its error (5 %, 95 %)", "at least nominal", "size"]
 
 
-def line(name: str, rule: str, kept: Kept, risk: float) -> str:
-    """Return a predictive's row of the table of risks; a deal that accepts nothing keeps its promise."""
+def risk_cells(kept: Kept, risk: float) -> list[str]:
+    """Return a predictive's figures of risk; a deal that accepts nothing keeps its promise."""
     some = kept.risk[~kept.risk.isnan()]
     share = float((kept.below.isnan() | (kept.below <= risk + 1e-9)).double().mean())
     error = math.sqrt(share * (1 - share) / len(kept.below))
     accepted = float(kept.accepted.mean())
-    ratio = f"{float(kept.wrong.mean()) / accepted:.4f}" if accepted else "-"
     none = float(kept.risk.isnan().double().mean())
-    return (
-        f"| {name} | {rule} | {spread(some) if len(some) > 1 else '-'} | {ratio} | {share:.1%} ± {error:.1%} "
-        f"| {accepted:.1%}{f' (nothing in {none:.1%} of draws)' if none else ''} |"
-    )
+    return [
+        spread(some) if len(some) > 1 else "-",
+        f"{float(kept.wrong.mean()) / accepted:.4f}" if accepted else "-",
+        f"{share:.1%} ± {error:.1%}",
+        f"{accepted:.1%}{f' (nothing in {none:.1%} of draws)' if none else ''}",
+    ]
 
 
-def sets_line(name: str, rule: str, kept: Kept) -> str:
-    """Return a predictive's row of the table of label sets."""
+def set_cells(kept: Kept) -> list[str]:
+    """Return a predictive's figures of label sets."""
     enough = (kept.coverage >= LEVEL - 1e-9).double().mean()
-    return f"| {name} | {rule} | {spread(kept.coverage)} | {float(enough):.1%} | {float(kept.size.mean()):.3f} |"
+    return [spread(kept.coverage), f"{float(enough):.1%}", f"{float(kept.size.mean()):.3f}"]
 
 
 def spread(values: torch.Tensor) -> str:
@@ -62,59 +58,53 @@ def spread(values: torch.Tensor) -> str:
     return f"{float(values.mean()):.4f} ± {error:.4f} ({low:.3f}, {high:.3f})"
 
 
-def report(title: str, table: Table, calibration_rows: int, risks: Sequence[float], draws: int, seed: int) -> None:
+def report(title: str, table: Table, calibration_rows: int, risks: Sequence[float], draws: int) -> None:
     """Print the tables of risks and of sets of one table."""
     errors = float((table.columns["map"].probs[0].argmax(1) != table.labels).double().mean())
     print(
         f"\n**{title}**: {len(table.labels)} rows, {calibration_rows} of them calibration, MAP errs on {errors:.1%}.\n"
     )
     for risk in risks:
-        found = {
-            method: deal(table, fit, calibration_rows=calibration_rows, draws=draws, risk=risk, level=LEVEL, seed=seed)
+        dealt = {
+            method: deal(table, fit, calibration_rows=calibration_rows, draws=draws, risk=risk, level=LEVEL)
             for method, fit in METHODS.items()
         }
+        rules = [(name, method, kept) for name in table.columns for method, kept in dealt.items()]
         for guarantee in ("empirical", "upper_bound"):
-            print(f"Target {risk:g}, {guarantee}:\n\n{HEAD}")
-            for name in table.columns:
-                for method, kept in found.items():
-                    print(line(name, method, kept[guarantee, name], risk))
-            print()
+            rows = [[name, method, *risk_cells(kept[guarantee, name], risk)] for name, method, kept in rules]
+            print(f"Target {risk:g}, {guarantee}:\n\n{markdown_table(RISKS, rows, left=(0, 1, 2))}")
         if risk == risks[0]:
-            print(f"Label sets, nominal {LEVEL}:\n\n{SETS_HEAD}")
-            for name in table.columns:
-                for method, kept in found.items():
-                    print(sets_line(name, method, kept["empirical", name]))
-            print(flush=True)
+            rows = [[name, method, *set_cells(kept["empirical", name])] for name, method, kept in rules]
+            print(f"Label sets, nominal {LEVEL}:\n\n{markdown_table(SETS, rows, left=(0, 1, 2))}", flush=True)
 
 
 def main() -> None:
     """Simulate, project a run's held-out rows, or deal them."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rules.promises", description=__doc__)
     jobs = parser.add_subparsers(dest="job", required=True)
-    simulate = jobs.add_parser("simulate", help="synthetic models")
+    dealing = argparse.ArgumentParser(add_help=False)
+    dealing.add_argument("--calibration-rows", type=int, default=150)
+    dealing.add_argument("--draws", type=int, default=1000)
+    simulate = jobs.add_parser("simulate", help="synthetic models", parents=[dealing])
     simulate.add_argument("--models", type=int, nargs="+", default=list(range(len(MODELS))), help="by number, from 0")
-    simulate.add_argument("--calibration-rows", type=int, default=150)
-    simulate.add_argument("--draws", type=int, default=DRAWS)
     project = jobs.add_parser("project", help="write the table of a run's held-out rows")
     project.add_argument("--config", type=Path, required=True)
-    project.add_argument("--artifact", type=Path, help="folder with adapter and posterior; the run's own by default")
+    project.add_argument("--artifact", type=Path, help="folder with adapter and posterior; by default the run's")
     project.add_argument("--rows", type=int, help="so many of them; all by default")
     project.add_argument("--out", type=Path, required=True)
-    real = jobs.add_parser("deal", help="deal tables that project wrote")
+    real = jobs.add_parser("deal", help="deal tables that project wrote", parents=[dealing])
     real.add_argument("tables", type=Path, nargs="+")
     real.add_argument("--risks", type=float, nargs="+", default=[0.05])
-    real.add_argument("--calibration-rows", type=int, default=150)
-    real.add_argument("--draws", type=int, default=DRAWS)
     args = parser.parse_args()
     if args.job == "project":
         write_table(args.out, held_out_table(args.config, args.artifact, args.rows))
     elif args.job == "deal":
         for path in args.tables:
-            report(path.stem, read_table(path), args.calibration_rows, args.risks, args.draws, 0)
+            report(path.stem, read_table(path), args.calibration_rows, args.risks, args.draws)
     else:
         for number in args.models:
             table = synthetic_table(MODELS[number], SYNTHETIC_ROWS, number)
-            report(MODELS[number].name, table, args.calibration_rows, [0.05], args.draws, 0)
+            report(MODELS[number].name, table, args.calibration_rows, [0.05], args.draws)
 
 
 if __name__ == "__main__":

@@ -42,14 +42,14 @@ class Kept:
 
 
 def deal(
-    table: Table, fit: Fit, *, calibration_rows: int, draws: int, risk: float, level: float, seed: int
+    table: Table, fit: Fit, *, calibration_rows: int, draws: int, risk: float, level: float
 ) -> dict[tuple[Guarantee, str], Kept]:
     """Return by guarantee and predictive what each deal gave: fitted on some rows as served, judged on all others.
 
-    Deals depend on the seed and the number of rows alone: methods are compared on the same ones.
+    Deals depend on the number of rows alone: methods are compared on the same ones.
     """
-    g = torch.Generator().manual_seed(seed)
-    found: dict[tuple[Guarantee, str], list[list[float]]] = {}
+    g = torch.Generator().manual_seed(0)
+    lines: dict[tuple[Guarantee, str], list[list[float]]] = {}
     for _ in range(draws):
         order = torch.randperm(len(table.labels), generator=g)
         rows, new = order[:calibration_rows].sort().values, order[calibration_rows:]
@@ -58,8 +58,8 @@ def deal(
             fitted = fit(table, rows, risk, level)
         for guarantee, predictives in fitted.items():
             for name, one in predictives.items():
-                found.setdefault((guarantee, name), []).append(judged(table, name, one, new))
-    return {key: Kept(*torch.tensor(lines, dtype=torch.float64).T) for key, lines in found.items()}
+                lines.setdefault((guarantee, name), []).append(judged(table, name, one, new))
+    return {key: Kept(*torch.tensor(fields, dtype=torch.float64).T) for key, fields in lines.items()}
 
 
 def judged(table: Table, name: str, fitted: Fitted, new: torch.Tensor) -> list[float]:

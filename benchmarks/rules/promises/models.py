@@ -16,7 +16,7 @@ from training.calibration.projected import ProjectedSplit
 
 #: Even in the logarithm, as fine as what is fitted is known from some hundred rows.
 TEMPERATURES = torch.logspace(math.log10(0.2), math.log10(20), 41, dtype=torch.float64)
-#: Covariances in units of a synthetic model's own, none among them.
+#: Covariances in units of a synthetic model's, none among them.
 SCALES = torch.cat([torch.zeros(1), torch.logspace(-2, 2, 33)]).double()
 #: Prior precisions of a real posterior.
 PRECISIONS = torch.logspace(-2, 8, 61, dtype=torch.float64)

@@ -14,7 +14,7 @@ from laplora.decisions.thresholds import Guarantee, ModeThresholds, Score
 from laplora.decisions.uncertainty import decompose, review_score
 from laplora.linearised import PosteriorPredictive, entropy
 from laplora.metrics.ranking import compare_auroc, error_auroc, tie_groups
-from laplora.predictive.cross_fitting import FOLDS, cross_fitted_predictive, rank_aligned
+from laplora.predictive.cross_fitting import cross_fitted_predictive, rank_aligned
 
 GUARANTEES: tuple[Guarantee, ...] = ("empirical", "upper_bound")
 
@@ -29,7 +29,7 @@ class Fitted:
     Attributes:
         setting: fitted on all calibration rows.
         thresholds: flags and review rule; sets: the threshold of its label sets.
-        score: what was reviewed by before; None: what the review rule says.
+        score: what was reviewed by before; None: by the review rule.
     """
 
     setting: int
@@ -46,29 +46,25 @@ class Fitted:
         return entropy(map_probs if self.score == "map_entropy" else predictive.probs)
 
 
-def fit_now(
-    table: Table, rows: torch.Tensor, risk: float, level: float, folds: int = FOLDS
-) -> dict[Guarantee, dict[str, Fitted]]:
+def fit_now(table: Table, rows: torch.Tensor, risk: float, level: float) -> dict[Guarantee, dict[str, Fitted]]:
     """Return every predictive as ``training.calibration.calibrate`` fits it on these rows, by guarantee and name."""
     held_out = {
         name: cross_fitted_predictive(
             lambda fit, answer, c=column: c.at(c.fit(rows[fit]), rows[answer]),  # type: ignore[misc]
             len(rows),
-            folds,
         )
         for name, column in table.columns.items()
     }
-    sureness = {name: _held_out_sureness(column, rows, folds) for name, column in table.columns.items()}
+    sureness = {name: _held_out_sureness(column, rows) for name, column in table.columns.items()}
     return {guarantee: _fitted(table, rows, held_out, risk, guarantee, level, sureness) for guarantee in GUARANTEES}
 
 
-def _held_out_sureness(column: Column, rows: torch.Tensor, folds: int) -> Sureness:
+def _held_out_sureness(column: Column, rows: torch.Tensor) -> Sureness:
     def columns(fitted: torch.Tensor) -> torch.Tensor:
         sure = sureness_of(column.at(column.fit(fitted), rows))
         return torch.stack([sure.entropy, sure.confidence], 1)
 
-    found = rank_aligned(lambda fitted: columns(rows[fitted]), columns(rows), folds)
-    return Sureness(found[:, 0], found[:, 1])
+    return Sureness(*rank_aligned(lambda fitted: columns(rows[fitted]), columns(rows)).T)
 
 
 def fit_before(table: Table, rows: torch.Tensor, risk: float, level: float) -> dict[Guarantee, dict[str, Fitted]]:
@@ -76,7 +72,7 @@ def fit_before(table: Table, rows: torch.Tensor, risk: float, level: float) -> d
     same = {name: column.at(column.fit(rows), rows) for name, column in table.columns.items()}
     labels, map_entropy = table.labels[rows], entropy(same["map"].probs)
     fitted = _fitted(table, rows, same, risk, "empirical", level)
-    found: dict[Guarantee, dict[str, Fitted]] = {guarantee: {} for guarantee in GUARANTEES}
+    before: dict[Guarantee, dict[str, Fitted]] = {guarantee: {} for guarantee in GUARANTEES}
     for name, one in fitted.items():
         errors = same[name].probs.argmax(1) != labels
         scores: dict[Score, torch.Tensor] = {"map_entropy": map_entropy}
@@ -93,8 +89,8 @@ def fit_before(table: Table, rows: torch.Tensor, risk: float, level: float) -> d
             # Recorded as empirical under either: a label other than MAP's was accepted.
             rule = one.thresholds.review.model_copy(update={"threshold": limits[guarantee]})
             thresholds = one.thresholds.model_copy(update={"review": rule})
-            found[guarantee][name] = Fitted(one.setting, thresholds, one.sets, score)
-    return found
+            before[guarantee][name] = Fitted(one.setting, thresholds, one.sets, score)
+    return before
 
 
 def _fitted(

@@ -54,7 +54,7 @@ class Table:
 
 
 def column_of(settings: list[PosteriorPredictive], labels: torch.Tensor) -> Column:
-    """Return a predictive's column from what it says of the rows at each setting."""
+    """Return a predictive's column from its answers to the rows at each setting."""
     return Column(
         torch.stack([one.probs for one in settings]),
         torch.stack([one.std for one in settings]),

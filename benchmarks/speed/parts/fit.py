@@ -85,7 +85,7 @@ def as_subject(members: MemberSet, batches: list[Batch]) -> Subject:
     """Return the batches' rows and the model as other packages are given them."""
     rows = tuple(EncodedRow(tuple(ids), 2) for batch in batches for ids in batch.input_ids.tolist())
     labels = torch.zeros(len(rows), dtype=torch.int64)
-    return Subject("rows", members.model, members.label_ids, 0, rows, labels, (), labels[:0])
+    return Subject(members.model, members.label_ids, 0, rows, labels, (), labels[:0])
 
 
 def fit(

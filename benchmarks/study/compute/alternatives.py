@@ -1,23 +1,26 @@
-"""The alternatives of the study: how each is computed from what the model gave, and scored on held-out folds.
+"""How each alternative of the study is computed from what the model gave, and scored on held-out folds.
 
-Parameters that an alternative has (a temperature, a prior precision) are fitted on the calibration split. The loss
-that alternatives are compared by on that split is cross-fitted: every row under parameters fitted without it.
+A temperature or prior precision is fitted on the calibration split. The loss that alternatives are compared by on that
+split is cross-fitted: every row under parameters fitted without it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from benchmarks.study.compute.posteriors import project_stored
+from benchmarks.study.store import StoredSplit, Stores
 from laplora.linearised import PosteriorPredictive, contrasts
 from laplora.metrics.scores import row_nll
-from laplora.posterior.base import Posterior, Prior, ProjectedJacobians, block_precisions
+from laplora.posterior.base import Granularity, Posterior, Prior, ProjectedJacobians, block_precisions
 from laplora.predictive.cross_fitting import cross_fitted_predictive
 from laplora.predictive.kinds import Members, PredictiveSpec, fit_predictive_temperature, predictive_probs
+from laplora.prior.search import PriorChoice
+from laplora.prior.validation import choose_by_validation
 
 #: Precisions at which an alternative is scored before the best is refined: even in the logarithm.
 GRID = torch.logspace(-4, 8, 49, dtype=torch.float64)
@@ -43,7 +46,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an alternative says of both splits.
+    """What an alternative predicts on both splits.
 
     Attributes:
         calibration: its predictive on the calibration rows, each row's under parameters fitted without it.
@@ -62,6 +65,11 @@ def rows_of(logits: list[torch.Tensor], class_mask: torch.Tensor, labels: torch.
     """Return a split from the logits (rows, classes) of one or more members."""
     transform = contrasts(class_mask.shape[1], torch.float64)
     return Rows(torch.stack([member.double() @ transform for member in logits]), class_mask, labels)
+
+
+def stored_rows(split: StoredSplit) -> Rows:
+    """Return a stored split under the trained adapter."""
+    return rows_of([split.logits], split.class_mask, split.labels)
 
 
 def point_outcome(calibration: Rows, test: Rows, *, tempered: bool) -> Outcome:
@@ -87,9 +95,6 @@ def point_outcome(calibration: Rows, test: Rows, *, tempered: bool) -> Outcome:
     )
 
 
-Covariance = Callable[[Prior], torch.Tensor]
-
-
 @dataclass(frozen=True)
 class Gaussians:
     """A posterior's view of both splits: their covariance under any prior."""
@@ -97,6 +102,16 @@ class Gaussians:
     posterior: Posterior
     calibration: ProjectedJacobians
     test: ProjectedJacobians
+
+    @classmethod
+    def of(cls, stores: Stores, posterior: Posterior) -> Gaussians:
+        """Return the view of the stored calibration and test rows."""
+        return cls(posterior, *(project_stored(stores, posterior, s) for s in (stores.calibration, stores.test)))
+
+    def validated(self, calibration: Rows, granularity: Granularity = "scalar") -> PriorChoice:
+        """Return the prior that the calibration rows choose."""
+        labels, mask = calibration.labels, calibration.class_mask
+        return choose_by_validation(self.posterior, self.calibration, labels, mask, granularity)
 
     def covariances(self, prior: Prior) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the contrast covariances of both splits, (rows, classes - 1, classes - 1)."""
@@ -119,23 +134,27 @@ def gaussian_outcome(
     posterior is when its prior is chosen by held-out rows. Under a prior chosen otherwise its losses are an upper
     bound of what it gives.
     """
-    covariances = _grid(gaussians)
+    blocks = gaussians.posterior.blocks
+    covariances = [
+        gaussians.posterior.covariance(
+            gaussians.calibration, block_precisions(Prior("scalar", {"all": float(value)}), blocks)
+        )
+        for value in GRID
+    ]
     scored = torch.stack([row_nll(gaussian_predictive(calibration, c).probs, calibration.labels) for c in covariances])
+
+    def temperature_of(rows: Rows, covariance: torch.Tensor) -> float:
+        if not tempered:
+            return 1.0
+        return fit_predictive_temperature(rows.means, covariance[None], rows.labels, rows.class_mask)
 
     def held_out(fitted: torch.Tensor, answered: torch.Tensor) -> PosteriorPredictive:
         covariance = covariances[int(scored[:, fitted].mean(1).argmin())]
-        found = 1.0
-        if tempered:
-            some = calibration.pick(fitted)
-            found = fit_predictive_temperature(some.means, covariance[None, fitted], some.labels, some.class_mask)
-        return gaussian_predictive(calibration.pick(answered), covariance[answered], found)
+        temperature = temperature_of(calibration.pick(fitted), covariance[fitted])
+        return gaussian_predictive(calibration.pick(answered), covariance[answered], temperature)
 
     at_calibration, at_test = gaussians.covariances(prior)
-    temperature = 1.0
-    if tempered:
-        temperature = fit_predictive_temperature(
-            calibration.means, at_calibration[None], calibration.labels, calibration.class_mask
-        )
+    temperature = temperature_of(calibration, at_calibration)
     crossed = cross_fitted_predictive(held_out, len(calibration.labels))
     return Outcome(
         crossed,
@@ -155,16 +174,6 @@ def fixed_prior_outcome(gaussians: Gaussians, calibration: Rows, test: Rows, pri
         row_nll(on_calibration.probs, calibration.labels),
         {"prior_precision": _brief(prior)},
     )
-
-
-def _grid(gaussians: Gaussians) -> list[torch.Tensor]:
-    blocks = gaussians.posterior.blocks
-    return [
-        gaussians.posterior.covariance(
-            gaussians.calibration, block_precisions(Prior("scalar", {"all": float(value)}), blocks)
-        )
-        for value in GRID
-    ]
 
 
 def _brief(prior: Prior) -> dict[str, float] | float:

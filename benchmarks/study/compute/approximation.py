@@ -7,24 +7,21 @@ the ratio. Both see the same Jacobians, so the difference is the structure's alo
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.study.compute.alternatives import Gaussians, gaussian_predictive
-from benchmarks.study.compute.methods import Stores, posterior_bytes, read_stores
-from benchmarks.study.compute.posteriors import fit_stored, project_stored
+from benchmarks.study.compute.alternatives import Gaussians, gaussian_predictive, stored_rows
+from benchmarks.study.compute.posteriors import fit_stored, posterior_bytes, project_stored
 from benchmarks.study.config import StudyConfig
-from benchmarks.study.store import StoredSplit, read_gathered
+from benchmarks.study.store import SPLITS, Stores, read_stores
 from laplora.errors import ConfigError
-from laplora.jacobians.blocks import Block
 from laplora.metrics.scores import row_nll
 from laplora.posterior.base import Posterior
 from laplora.posterior.passes import StructureSettings
 from laplora.posterior.subset import select_blocks
-from laplora.prior.validation import choose_by_validation
 from training.workspace.terminal import say
 
 #: Kept eigenvectors of the wide factors; 10,000 is all of them.
@@ -34,103 +31,87 @@ JOINT_RANKS = (10, 20, 50, 100)
 
 @dataclass(frozen=True)
 class Variant:
-    """One posterior to compare.
-
-    Attributes:
-        subset: of the blocks; ``per block`` fits each block alone and adds the covariances.
-    """
+    """One posterior to compare; ``per_block`` fits each block of the subset alone and adds the covariances."""
 
     structure: str
-    rank: int | None
-    joint_rank: int | None
+    rank: int | None = None
+    joint_rank: int | None = None
     subset: str = "all"
     per_block: bool = False
 
 
-def variants() -> Iterator[Variant]:
-    """Yield what is compared, in the table's order."""
-    yield Variant("exact", None, None)
-    yield Variant("exact", None, None, per_block=True)
-    for rank in RANKS:
-        yield Variant("ekfac", rank, None)
-    for rank in RANKS:
-        yield Variant("kfac_reduce", rank, None)
-    yield Variant("kfac_expand", 10, None)
-    yield Variant("kfac_last", 10, None)
-    yield Variant("diagonal", None, None)
-    for rank in RANKS[:-1]:
-        yield Variant("joint_core", rank, 50)
-    for rank in JOINT_RANKS:
-        yield Variant("joint", None, rank)
-    yield Variant("ella", None, 50)
-    for subset in ("values_b", "last_4_layers", "last_layer"):
-        yield Variant("exact", None, None, subset)
-    yield Variant("ekfac", 10, None, "values_b")
+#: What is compared, in the table's order.
+VARIANTS = (
+    Variant("exact"),
+    Variant("exact", per_block=True),
+    *(Variant("ekfac", rank) for rank in RANKS),
+    *(Variant("kfac_reduce", rank) for rank in RANKS),
+    Variant("kfac_expand", 10),
+    Variant("kfac_last", 10),
+    Variant("diagonal"),
+    *(Variant("joint_core", rank, 50) for rank in RANKS[:-1]),
+    *(Variant("joint", joint_rank=rank) for rank in JOINT_RANKS),
+    Variant("ella", joint_rank=50),
+    *(Variant("exact", subset=subset) for subset in ("values_b", "last_4_layers", "last_layer")),
+    Variant("ekfac", 10, subset="values_b"),
+)
 
 
-def compare(config: StudyConfig, task: str, seed: int, rows: int) -> list[dict[str, Any]]:
+def compare(config: StudyConfig, task: str, seed: str, rows: int) -> list[dict[str, Any]]:
     """Return every variant's agreement with the exact posterior on the first test rows, its size and its time.
 
+    Args:
+        seed: as the command line has it.
+        rows: of the test split and of the calibration split; all where there are fewer.
+
     Raises:
-        ConfigError: calibration rows that choose no variance at all, or the prior's alone.
+        ConfigError: no such task or seed, too few rows, Jacobians that were not kept, or calibration rows that choose
+            no variance at all, or the prior's alone.
     """
-    folder = config.folder(task, seed)
-    found = read_gathered(folder)
-    blocks = tuple(Block(**b) for b in found["blocks"])
-    stores = read_stores(folder, blocks, found["squared_distances"])
-    stores = replace(stores, test=first_rows(stores.test, rows), calibration=first_rows(stores.calibration, rows))
-    calibration, test = stores.rows("calibration"), stores.rows("test")
-    exact = fit_stored(StructureSettings("exact", seed=seed), stores.train, blocks, blocks)
-    projected = project_stored(exact, stores.calibration, blocks)
-    choice = choose_by_validation(exact, projected, calibration.labels, calibration.class_mask, "scalar")
+    stores = read_stores(_kept_folder(config, task, seed, rows))
+    stores = replace(stores, test=stores.test.first(rows), calibration=stores.calibration.first(rows))
+    blocks, valid = stores.blocks, stores.test.class_mask[:, 1:]
+    exact = fit_stored(stores, StructureSettings("exact", seed=int(seed)), blocks)
+    calibration, test = stored_rows(stores.calibration), stored_rows(stores.test)
+    choice = Gaussians.of(stores, exact).validated(calibration)
+    precision = choice.prior.precision["all"]
     if choice.at_bound:
         raise ConfigError(
             f"{task}, seed {seed}: on these calibration rows the exact posterior's validation goes to the end of its "
-            f"range, {choice.prior.precision['all']:.0e}, where all posteriors are alike; compare another seed, or "
-            "more --rows"
+            f"range, {precision:.0e}, where all posteriors are alike; compare another seed, or more --rows"
         )
-    precision = choice.prior.precision["all"]
-    valid = stores.test.class_mask[:, 1:]
-    truth = variances(exact, stores, blocks, precision, valid)
-    adapter = 2 * sum(b.wide * b.narrow for b in blocks)
+    truth = _variances(exact, stores, precision)[valid]
     result = []
-    for variant in variants():
+    for variant in VARIANTS:
         started = time.monotonic()
-        fits = [fitted(variant, stores, blocks, only, seed) for only in parts(variant, blocks)]
+        settings = StructureSettings(
+            variant.structure, rank=variant.rank or 10, joint_rank=variant.joint_rank or 50, seed=int(seed)
+        )
+        only = select_blocks(blocks, variant.subset)
+        fits = [fit_stored(stores, settings, part) for part in ([(b,) for b in only] if variant.per_block else [only])]
         middle = time.monotonic()
-        got = sum((variances(p, stores, blocks, precision, valid) for p in fits), torch.zeros_like(truth))
+        variances = torch.stack([_variances(fit, stores, precision) for fit in fits]).sum(0)[valid]
         ended = time.monotonic()
-        validated = None
+        nll = None
         # At full rank each of the search's hundred precisions goes through every parameter of every row.
-        if len(fits) == 1 and variant.rank != RANKS[-1]:
-            gaussians = Gaussians(
-                fits[0],
-                project_stored(fits[0], stores.calibration, blocks),
-                project_stored(fits[0], stores.test, blocks),
-            )
-            own = choose_by_validation(
-                fits[0], gaussians.calibration, calibration.labels, calibration.class_mask, "scalar"
-            ).prior
-            validated = float(
-                row_nll(gaussian_predictive(test, gaussians.covariances(own)[1]).probs, test.labels).mean()
-            )
-        logs = torch.stack([truth.log(), got.clamp_min(1e-300).log()])
+        if not variant.per_block and variant.rank != RANKS[-1]:
+            gaussians = Gaussians.of(stores, fits[0])
+            _, covariance = gaussians.covariances(gaussians.validated(calibration).prior)
+            nll = float(row_nll(gaussian_predictive(test, covariance).probs, test.labels).mean())
+        logs = torch.stack([truth.log(), variances.clamp_min(1e-300).log()])
         result.append(
             {
                 "task": task,
-                "seed": seed,
+                "seed": int(seed),
                 "rows": len(test.labels),
                 "prior_precision": precision,
-                "structure": variant.structure,
-                "rank": None if variant.rank is None else min(variant.rank, max(b.wide for b in blocks)),
-                "joint_rank": variant.joint_rank,
-                "subset": variant.subset,
-                "per_block": variant.per_block,
+                **vars(variant),
+                "rank": variant.rank and min(variant.rank, max(b.wide for b in blocks)),
                 "correlation": float(torch.corrcoef(logs)[0, 1]),
-                "ratio": float((got / truth).median()),
-                "nll_at_own_prior": validated,
-                "size_bytes": sum(posterior_bytes(p) for p in fits),
-                "adapter_bytes": adapter,
+                "ratio": float((variances / truth).median()),
+                "nll_at_own_prior": nll,
+                "size_bytes": sum(posterior_bytes(fit) for fit in fits),
+                "adapter_bytes": 2 * sum(b.wide * b.narrow for b in blocks),
                 "fit_seconds": middle - started,
                 "predict_seconds_per_row": (ended - middle) / len(test.labels),
             }
@@ -139,39 +120,29 @@ def compare(config: StudyConfig, task: str, seed: int, rows: int) -> list[dict[s
     return result
 
 
-def parts(variant: Variant, blocks: tuple[Block, ...]) -> list[tuple[Block, ...]]:
-    """Return the sets of blocks that are fitted each on its own."""
-    only = select_blocks(blocks, variant.subset)
-    return [(b,) for b in only] if variant.per_block else [only]
+def _kept_folder(config: StudyConfig, task: str, seed: str, rows: int) -> Path:
+    """Return the folder of a task and seed whose Jacobians were kept."""
+    seeds = {str(s): s for s in config.seeds}
+    if task not in config.tasks or seed not in seeds:
+        raise ConfigError(
+            f"the study {config.name!r} has no task {task!r} with seed {seed!r}: its tasks are "
+            f"{', '.join(config.tasks)}, its seeds {', '.join(seeds)}"
+        )
+    if rows < 2:
+        raise ConfigError(f"a correlation needs at least two rows, got --rows {rows}")
+    folder = config.folder(task, seeds[seed])
+    files = [*(f"{split}.jacobians.safetensors" for split in SPLITS), "gathered.json"]
+    missing = [name for name in files if not (folder / name).is_file()]
+    if missing:
+        raise ConfigError(
+            f"{folder} holds no {', '.join(missing)}: a study keeps Jacobians only with --keep-jacobians. "
+            "Delete result.json there, if any, then run python -m benchmarks.study --keep-jacobians"
+        )
+    return folder
 
 
-def fitted(
-    variant: Variant, stores: Stores, blocks: tuple[Block, ...], only: tuple[Block, ...], seed: int
-) -> Posterior:
-    """Return one fitted posterior."""
-    settings = StructureSettings(
-        variant.structure, rank=variant.rank or 10, joint_rank=variant.joint_rank or 50, seed=seed
-    )
-    return fit_stored(settings, stores.train, blocks, only)
-
-
-def variances(
-    posterior: Posterior, stores: Stores, blocks: tuple[Block, ...], precision: float, valid: torch.Tensor
-) -> torch.Tensor:
-    """Return the variances of every test row's contrasts with possible classes, flat, nats squared."""
+def _variances(posterior: Posterior, stores: Stores, precision: float) -> torch.Tensor:
+    """Return the variances of every test row's contrasts, (rows, classes - 1), nats squared."""
     precisions = torch.full((len(posterior.blocks),), precision, dtype=torch.float64)
-    covariance = posterior.covariance(project_stored(posterior, stores.test, blocks), precisions)
-    return covariance.diagonal(dim1=1, dim2=2)[valid]
-
-
-def first_rows(split: StoredSplit, rows: int) -> StoredSplit:
-    """Return a split's first rows."""
-    return StoredSplit(
-        split.jacobians[:rows],
-        split.logits[:rows],
-        split.class_mask[:rows],
-        split.labels[:rows],
-        split.label_mass[:rows],
-        split.hidden[:rows],
-        {},
-    )
+    covariance = posterior.covariance(project_stored(stores, posterior, stores.test), precisions)
+    return covariance.diagonal(dim1=1, dim2=2)

@@ -71,12 +71,12 @@ def approximation_figure(records: pd.DataFrame) -> Figure:
 
 
 def _draw_correlations(axes: Axes, variants: pd.DataFrame, style: dict[str, tuple[str, str]]) -> None:
-    found = variants.dropna(subset=["correlation"])
+    known = variants.dropna(subset=["correlation"])
     axes.axhspan(_spread(CORRELATION_BAND[0]), _spread(CORRELATION_BAND[1]), color=_BAND, zorder=0)
     axes.set_yticks([_spread(t) for t in _TICKS], [f"{t:g}" for t in _TICKS])
-    axes.set_ylim(_spread(max(-1.0, min(0.5, found.correlation.min()) - 0.2)), _spread(1.0) + 0.35)
-    heights = found.correlation.map(_spread)
-    _draw(axes, found.assign(shown=heights, height=heights), style)
+    axes.set_ylim(_spread(max(-1.0, min(0.5, known.correlation.min()) - 0.2)), _spread(1.0) + 0.35)
+    heights = known.correlation.map(_spread)
+    _draw(axes, known.assign(shown=heights, height=heights), style)
 
 
 def _draw_ratios(axes: Axes, variants: pd.DataFrame, style: dict[str, tuple[str, str]]) -> None:
@@ -97,9 +97,9 @@ def _draw(axes: Axes, points: pd.DataFrame, style: dict[str, tuple[str, str]]) -
     A rank stands above its point where the nearest point of another structure and like size lies below.
     """
     for series, (color, marker) in style.items():
-        own, others = points[points.series == series], points[points.series != series]
-        axes.plot(own["size"], own.shown, color=color, marker=marker, markersize=5.5, linewidth=1, zorder=3)
-        for point in own.itertuples():
+        ranks, others = points[points.series == series], points[points.series != series]
+        axes.plot(ranks["size"], ranks.shown, color=color, marker=marker, markersize=5.5, linewidth=1, zorder=3)
+        for point in ranks.itertuples():
             near = (
                 others[(others["size"] / point.size).between(2 / 3, 3 / 2, inclusive="neither")].height - point.height
             )

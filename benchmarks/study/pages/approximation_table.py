@@ -46,21 +46,21 @@ def variants_of(records: pd.DataFrame, task: str) -> pd.DataFrame:
     them, "full" where a rank is the whole width, "-" where the structure has none), ``size`` in units of the adapter's,
     ``late`` (of late layers alone) and ``within`` (in both target bands).
     """
-    own = records[records.task == task].assign(size=lambda r: r.size_bytes / r.adapter_bytes)
+    of_task = records[records.task == task].assign(size=lambda r: r.size_bytes / r.adapter_bytes)
     keys, means = ["structure", "subset", "per_block", "rank", "joint_rank"], {}
     for name in ("correlation", "ratio", "nll_at_own_prior", "size", "fit_seconds", "predict_seconds_per_row"):
         means[name] = (name, "mean")
-    own = own.astype({name: float for name in ("correlation", "nll_at_own_prior", "rank", "joint_rank")})
-    found = own.groupby(keys, sort=False, dropna=False).agg(**means).reset_index()
+    of_task = of_task.astype({name: float for name in ("correlation", "nll_at_own_prior", "rank", "joint_rank")})
+    grouped = of_task.groupby(keys, sort=False, dropna=False).agg(**means).reset_index()
     # Every comparison holds the whole width, and a larger rank than that is the same.
-    width = own["rank"].max()
-    ranks = ["-" if pd.isna(r) else "full" if r == width else f"{r:.0f}" for r in found["rank"]]
-    joint_ranks = ["-" if pd.isna(r) else f"{r:.0f}" for r in found.joint_rank]
-    return found.assign(
-        series=[_series(*parts) for parts in zip(found.structure, found.subset, found.per_block, strict=True)],
+    width = of_task["rank"].max()
+    ranks = ["-" if pd.isna(r) else "full" if r == width else f"{r:.0f}" for r in grouped["rank"]]
+    joint_ranks = ["-" if pd.isna(r) else f"{r:.0f}" for r in grouped.joint_rank]
+    return grouped.assign(
+        series=[_series(*parts) for parts in zip(grouped.structure, grouped.subset, grouped.per_block, strict=True)],
         ranks=list(zip(ranks, joint_ranks, strict=True)),
-        late=found.subset.isin(LATE),
-        within=found.correlation.between(*CORRELATION_BAND) & found.ratio.between(*RATIO_BAND),
+        late=grouped.subset.isin(LATE),
+        within=grouped.correlation.between(*CORRELATION_BAND) & grouped.ratio.between(*RATIO_BAND),
     )
 
 
@@ -70,7 +70,11 @@ def approximation_table(records: pd.DataFrame) -> str:
         return _UNPUBLISHED
     by_task = {task: variants_of(records, task) for task in sorted(set(records.task))}
     everything = pd.concat(by_task.values())
-    parts = [_METHOD, _bands(), f"![agreement with the exact posterior against size](results/{PLOT})\n"]
+    bands = (
+        f"Target bands: a correlation of at least {CORRELATION_BAND[0]:g}, a ratio from {RATIO_BAND[0]:g} to "
+        f"{RATIO_BAND[1]:g}.\n"
+    )
+    parts = [_METHOD, bands, f"![agreement with the exact posterior against size](results/{PLOT})\n"]
     if everything.late.any():
         parts.insert(2, _warning(everything[everything.late]))
     for task, variants in by_task.items():
@@ -92,9 +96,9 @@ def _task_table(variants: pd.DataFrame) -> str:
     return markdown_table(heading, rows)
 
 
-def _caption(task: str, own: pd.DataFrame, variants: pd.DataFrame) -> str:
+def _caption(task: str, records: pd.DataFrame, variants: pd.DataFrame) -> str:
     """Return the task's seeds, rows and precisions, and the smallest structure within both bands."""
-    seeds = own.drop_duplicates("seed")
+    seeds = records.drop_duplicates("seed")
     rows = " or ".join(map(str, dict.fromkeys(seeds.rows)))
     precisions = ", ".join(f"{s.prior_precision:.3g} (seed {s.seed})" for s in seeds.itertuples())
     # The exact posterior is what is approximated.
@@ -107,13 +111,6 @@ def _caption(task: str, own: pd.DataFrame, variants: pd.DataFrame) -> str:
     return (
         f"**{escaped(task)}**: {rows} test rows, prior precision {precisions}, adapter "
         f"{seeds.adapter_bytes.iloc[0] / 1e6:.2f} MB.\nSmallest within both bands: {escaped(smallest)}.\n"
-    )
-
-
-def _bands() -> str:
-    return (
-        f"Target bands: a correlation of at least {CORRELATION_BAND[0]:g}, a ratio from {RATIO_BAND[0]:g} to "
-        f"{RATIO_BAND[1]:g}.\n"
     )
 
 

@@ -34,9 +34,7 @@ _LEAST_REACH = 0.02
 
 
 def write_plots(tables: Tables, folder: Path) -> list[Path]:
-    """Write both plots and return their paths; none where nothing is published."""
-    if tables["scores"].empty:
-        return []
+    """Write both plots and return their paths."""
     return [
         save_picture(nll_figure(tables), folder / NLL_PLOT),
         save_picture(reliability_figure(tables), folder / RELIABILITY_PLOT),
@@ -80,14 +78,9 @@ def nll_figure(tables: Tables) -> Figure:
     handles = [Line2D([], [], color=c, marker="o", linestyle="-", markersize=5, label=f) for f, c in colors.items()]
     ring = Line2D([], [], color="black", marker="o", linestyle="", markersize=9, fillstyle="none", label="recommended")
     beyond = Line2D([], [], color="black", marker=">", linestyle="", markersize=5, label="off the axis")
-    columns_of_legend = max(2, min(len(handles) + 2, int(size[0] / 1.9)))
-    figure.legend(
-        handles=[*handles, ring, beyond],
-        loc="outside lower center",
-        ncols=columns_of_legend,
-        frameon=False,
-        fontsize=9,
-    )
+    handles += [ring, beyond]
+    ncols = max(2, min(len(handles), int(size[0] / 1.9)))
+    figure.legend(handles=handles, loc="outside lower center", ncols=ncols, frameon=False, fontsize=9)
     return figure
 
 
@@ -111,8 +104,8 @@ def reliability_figure(tables: Tables) -> Figure:
         # Room beside the edges for the largest dot.
         axes.set_xlim(left, 1 + 0.04 * (1 - left))
         axes.set_ylim(-0.04, 1.04)
-        own = tables["scores"][tables["scores"].task == task]
-        eces = own[own.method == "map"].ece.mean(), own[own.recommended.astype(bool)].ece.mean()
+        scores = tables["scores"][tables["scores"].task == task]
+        eces = scores[scores.method == "map"].ece.mean(), scores[scores.recommended.astype(bool)].ece.mean()
         axes.set_title(f"{task}\nECE {' → '.join(f'{ece:.3f}' for ece in eces)}", fontsize=10)
         axes.set_xlabel("confidence", fontsize=9)
         if i % columns == 0:
@@ -156,21 +149,21 @@ def _draw_differences(axes: Axes, compared: pd.DataFrame, chosen: set[str], colo
     width = max(right - lowest, _LEAST_REACH)
     axes.set_xlim(lowest - 0.06 * width, right + 0.08 * width)
     axes.axvline(0, color=_MAP, linewidth=1.2)
-    for i, found in compared.iterrows():
+    for i, one in compared.iterrows():
         if i % 2:
             axes.axhspan(i - 0.5, i + 0.5, color="#f2f2f2", zorder=0)
-        if pd.isna(found.difference):
+        if pd.isna(one.difference):
             continue
-        color, beyond, shown = colors[found.family], found.difference > right, min(found.difference, right)
-        if found.low < right:
-            axes.plot([found.low, min(found.high, right)], [i, i], color=color, linewidth=1.8, solid_capstyle="butt")
+        color, beyond, shown = colors[one.family], one.difference > right, min(one.difference, right)
+        if one.low < right:
+            axes.plot([one.low, min(one.high, right)], [i, i], color=color, linewidth=1.8, solid_capstyle="butt")
         axes.plot(shown, i, marker=">" if beyond else "o", color=color, markersize=4.5)
-        if found.method in chosen:
+        if one.method in chosen:
             axes.plot(shown, i, marker="o", color="black", markersize=9, fillstyle="none", linewidth=0)
         if beyond:
             # over the interval's line, so on white
             paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
-            text = f"{found.difference:+.2f}"
+            text = f"{one.difference:+.2f}"
             axes.text(right - 0.06 * width, i, text, ha="right", va="center", fontsize=7, bbox=paper)
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.tick_params(labelsize=8)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import pandas as pd
 
 from benchmarks.study.results.records import Tables
@@ -21,27 +19,16 @@ RULE_SEEDS = (0, 1)
 _SEEDS = {"seeds": "{} MAP", "seeds_temperature": "{} MAP, one temperature", "seeds_laplace": "{} Laplace"}
 
 
-def side_tables(tables: Tables) -> dict[str, str]:
-    """Return each of these tables by the name of its markers."""
-    return {
-        "price": price_table(tables),
-        "conformal": conformal_table(tables),
-        "ensembles": ensembles_table(tables),
-        "orders": orders_table(tables),
-        "rankings": rankings_table(tables),
-    }
-
-
 def over_seeds(values: pd.Series, seeds: int) -> str:
     """Return "0.376 ± 0.012", mean and standard deviation, with the number of seeds where they are not all.
 
     A dash where nothing was measured.
     """
-    found = values.dropna()
-    if found.empty:
+    known = values.dropna()
+    if known.empty:
         return "-"
-    spread = "" if len(found) < 2 else f" ± {found.std():.3f}"
-    return f"{found.mean():.3f}{spread}" + (f" ({len(found)})" if len(found) < seeds else "")
+    spread = "" if len(known) < 2 else f" ± {known.std():.3f}"
+    return f"{known.mean():.3f}{spread}" + (f" ({len(known)})" if len(known) < seeds else "")
 
 
 def price_table(tables: Tables) -> str:
@@ -50,28 +37,25 @@ def price_table(tables: Tables) -> str:
     The last column is the recommended method's NLL less temperature scaling's, mean over the seeds whose models had no
     part in choosing the recommendation's rule; their test rows, which all seeds share, had.
     """
-    pairs = tables["comparisons"]
+    pairs, setup = tables["comparisons"], tables["tasks"].set_index("task")
     compared = pairs[(pairs.method == "laplace") & (pairs.against == "temperature")].set_index("task")
     rows = []
-    for task, own in tables["scores"].groupby("task"):
+    for task, scores in tables["scores"].groupby("task"):
         if task not in compared.index:
             continue
-        found, setup = compared.loc[task], tables["tasks"].set_index("task").loc[task]
-        served = own[own.recommended.astype(bool)].set_index("seed").nll
-        untouched = (served - own[own.method == "temperature"].set_index("seed").nll).drop(
-            [*RULE_SEEDS], errors="ignore"
-        )
-        bounds = (found.difference, found.low, found.high)
+        served = scores[scores.recommended.astype(bool)].set_index("seed").nll
+        differences = served - scores[scores.method == "temperature"].set_index("seed").nll
+        untouched = differences.drop([*RULE_SEEDS], errors="ignore")
         rows.append(
             [
-                *(task, _mean(own[own.method == "map"].accuracy), f"{1 / setup.classes:.3f}"),
-                *(shown(bounds), outcome(*bounds[1:])),
+                *(task, _mean(scores[scores.method == "map"].accuracy), f"{1 / setup.classes[task]:.3f}"),
+                *_difference(compared.loc[task]),
                 f"{untouched.mean():+.3f}" if untouched.count() else "-",
             ]
         )
     title = f"recommended − temperature, without the seeds {', '.join(map(str, RULE_SEEDS))}"
     heading = ["task", "accuracy of MAP", "1 / classes", "Laplace − temperature", "", title]
-    return _table(heading, rows, {0, 4}, "No published task has both.")
+    return markdown_table(heading, rows, left={0, 4})
 
 
 def conformal_table(tables: Tables) -> str:
@@ -79,7 +63,7 @@ def conformal_table(tables: Tables) -> str:
 
     The last column is what so many calibration rows leave to chance, standard deviation of the coverage.
     """
-    titles = dict(zip(tables["methods"].method, map(escaped, tables["methods"].title), strict=True))
+    titles = escaped_titles(tables)
     rows = []
     for task in tables["tasks"].itertuples():
         seeds = tables["seeds"][tables["seeds"].task == task.task]
@@ -94,7 +78,7 @@ def conformal_table(tables: Tables) -> str:
             chance = f"± {coverage_error(nominal, task.calibration_rows):.3f}"
             rows.append([task.task, titles.get(method, "*recommended*") + few, f"{nominal:g}", *figures, chance])
     heading = ["task", "method", "nominal", "LAC coverage", "LAC size", "APS coverage", "APS size", "by chance"]
-    return _table(heading, rows, {0, 1}, "No published task has prediction sets.")
+    return markdown_table(heading, rows, left={0, 1})
 
 
 def orders_table(tables: Tables) -> str:
@@ -102,29 +86,27 @@ def orders_table(tables: Tables) -> str:
 
     Both are means over the seeds that have both; the difference in NLL is the paired one.
     """
-    titles = dict(zip(tables["methods"].method, map(escaped, tables["methods"].title), strict=True))
+    titles = escaped_titles(tables)
     compared = tables["comparisons"].set_index(["task", "method", "against"])
     rows = []
-    for task, own in tables["scores"].groupby("task"):
+    for task, scores in tables["scores"].groupby("task"):
         for method, reference in _ORDERS.items():
-            pair = [own[own.method == m].set_index("seed") for m in (method, reference)]
+            pair = [scores[scores.method == m].set_index("seed") for m in (method, reference)]
             both = pair[0].index.intersection(pair[1].index)
             if both.empty:
                 continue
             averaged, single = (one.loc[both] for one in pair)
-            found = compared.loc[(task, method, reference)]
-            bounds = (found.difference, found.low, found.high)
-            few = f" ({len(both)})" if len(both) < own.seed.nunique() else ""
+            few = f" ({len(both)})" if len(both) < scores.seed.nunique() else ""
             passes = sorted(averaged.option_orders.dropna().astype(int).unique())
             rows.append(
                 [
                     *(task, titles[reference] + few, " or ".join(map(str, passes)) or "-"),
-                    *(_mean(averaged.nll), _mean(single.nll), shown(bounds), outcome(*bounds[1:])),
+                    *(_mean(averaged.nll), _mean(single.nll), *_difference(compared.loc[(task, method, reference)])),
                     *(_mean(averaged.accuracy), _mean(single.accuracy)),
                 ]
             )
     heading = ["task", "averaged", "passes a row", "NLL", "in one order", "difference", "", "accuracy", "in one order"]
-    return _table(heading, rows, {0, 1, 6}, "No published task was asked in other orders of its options.")
+    return markdown_table(heading, rows, left={0, 1, 6})
 
 
 def ensembles_table(tables: Tables) -> str:
@@ -138,7 +120,7 @@ def ensembles_table(tables: Tables) -> str:
         for e in tables["ensembles"].itertuples()
     ]
     heading = ["task", "average of", "NLL", "a member's", "one Laplace: difference", "", "ECE", "AUROC", "a member's"]
-    return _table([*heading, "AUROC by disagreement"], rows, {0, 1, 5}, "No published task has more than one seed.")
+    return markdown_table([*heading, "AUROC by disagreement"], rows, left={0, 1, 5})
 
 
 def rankings_table(tables: Tables) -> str:
@@ -150,22 +132,30 @@ def rankings_table(tables: Tables) -> str:
     seeds = tables["seeds"]
     names = list(dict.fromkeys(name for rankings in seeds.rankings for name in rankings))
     rows = []
-    for task, own in seeds.groupby("task") if names else ():
-        areas = pd.DataFrame([*own.rankings], columns=names, dtype=float)
-        whole = areas.mean()[areas.count() == len(own)].map(lambda mean: round(mean, 3))
+    for task, of_task in seeds.groupby("task") if names else ():
+        count = len(of_task)
+        areas = pd.DataFrame([*of_task.rankings], columns=names, dtype=float)
+        whole = areas.mean()[areas.count() == count].map(lambda mean: round(mean, 3))
         best = set(whole[whole == whole.max()].index) if whole.nunique() > 1 else set()
-        texts = {name: over_seeds(areas[name], len(own)) for name in names}
-        chosen = pd.Series([r.get(s) for r, s in zip(own.rankings, own.review_score, strict=True)], dtype=float)
-        which = ", ".join(f"{s.seed}: `{escaped(s.review_score)}`" for s in own.itertuples())
+        texts = {name: over_seeds(areas[name], count) for name in names}
+        chosen = [r.get(s) for r, s in zip(of_task.rankings, of_task.review_score, strict=True)]
+        which = ", ".join(f"{s.seed}: `{escaped(s.review_score)}`" for s in of_task.itertuples())
         cells = [f"**{text}**" if name in best else text for name, text in texts.items()]
-        rows.append([task, *cells, over_seeds(chosen, len(own)), which])
+        rows.append([task, *cells, over_seeds(pd.Series(chosen, dtype=float), count), which])
     heading = ["task", *(f"`{escaped(n)}`" for n in names), "chosen", "chosen by seed"]
-    return _table(heading, rows, {0, len(names) + 2}, "No published seed measured the scores that it chose from.")
+    return markdown_table(heading, rows, left={0, len(names) + 2})
+
+
+def escaped_titles(tables: Tables) -> dict[str, str]:
+    """Return each method's title, as a cell."""
+    return dict(zip(tables["methods"].method, map(escaped, tables["methods"].title), strict=True))
+
+
+def _difference(comparison: pd.Series) -> tuple[str, str]:
+    """Return a paired difference with its interval, and what that means."""
+    bounds = (comparison.difference, comparison.low, comparison.high)
+    return shown(bounds), outcome(*bounds[1:])
 
 
 def _mean(values: pd.Series, digits: int = 3) -> str:
     return f"{values.mean():.{digits}f}" if len(values) else "-"
-
-
-def _table(heading: list[str], rows: list[list[object]], left: Iterable[int], otherwise: str) -> str:
-    return markdown_table(heading, rows, left=set(left)) if rows else f"{otherwise}\n"

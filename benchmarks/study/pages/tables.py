@@ -5,24 +5,28 @@ Each stands between ``<!-- study:begin NAME -->`` and ``<!-- study:end NAME -->`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import pandas as pd
 
 from benchmarks.study.pages.approximation_table import approximation_table
 from benchmarks.study.pages.plots import NLL_PLOT, RELIABILITY_PLOT
-from benchmarks.study.pages.side_tables import over_seeds, side_tables
-from benchmarks.study.results.records import REFERENCES, Tables, read_tables
+from benchmarks.study.pages.side_tables import (
+    conformal_table,
+    ensembles_table,
+    escaped_titles,
+    orders_table,
+    over_seeds,
+    price_table,
+    rankings_table,
+)
+from benchmarks.study.results.records import REFERENCES, Tables
 from benchmarks.study.results.scores import outcome, shown
 from benchmarks.study.results.targets import judge, task_figures
 from training.report.markdown import escaped, markdown_table
 
-_UNPUBLISHED = (
-    "No figures are published yet: `python -m benchmarks.study` measures them, and\n"
-    "`python -m benchmarks.study --publish` puts them here.\n"
-)
 _SYMBOLS = {"win": "+", "tie": "=", "loss": "−"}
 #: Metric tables: name -> (column, +1 where higher is better and -1 where lower is).
 _METRICS: Mapping[str, tuple[str, int]] = {
@@ -34,30 +38,9 @@ _METRICS: Mapping[str, tuple[str, int]] = {
 }
 
 
-def page_tables(folder: Path) -> dict[str, str]:
-    """Return every table of the page by the name of its markers, from the study.json of a folder.
-
-    Raises:
-        DataError: a damaged file.
-    """
-    tables = read_tables(folder)
-    return study_tables(tables) | {"approximation": approximation_table(tables["variants"])}
-
-
-def study_tables(tables: Tables) -> dict[str, str]:
-    """Return the tables of tasks and methods by name, as Markdown; one sentence where nothing is published yet."""
-    found = {
-        "setup": setup_table(tables),
-        "targets": targets_table(tables),
-        "recommended": recommended_table(tables),
-        "figures": figures_table(tables),
-        "plots": f"![NLL against MAP](results/{NLL_PLOT})\n\n![reliability diagrams](results/{RELIABILITY_PLOT})\n",
-        **{name: metric_table(tables, *chosen) for name, chosen in _METRICS.items()},
-        "matrix": matrix_table(tables),
-        "cost": cost_table(tables),
-        **side_tables(tables),
-    }
-    return found if len(tables["scores"]) else dict.fromkeys(found, "") | {"setup": _UNPUBLISHED}
+def page_tables(tables: Tables) -> dict[str, str]:
+    """Return every table of the page by the name of its markers, as Markdown."""
+    return {name: make(tables) for name, make in TABLES.items()}
 
 
 def setup_table(tables: Tables) -> str:
@@ -84,17 +67,19 @@ def metric_table(tables: Tables, column: str, sign: int) -> str:
     The last row is what each seed recommends. Only methods with all of a task's seeds can be its best; where all are
     equal as printed, none is.
     """
-    methods, columns = tables["methods"], []
-    for _, own in tables["scores"].groupby("task"):
-        seeds, values = own.seed.nunique(), own[column].astype(float)
-        of = {m: values[own.method == m] for m in methods.method} | {"": values[own.recommended.astype(bool)]}
-        means = {m: round(sign * v.mean(), 3) for m, v in of.items() if m and v.count() == seeds}
+    columns = []
+    for _, scores in tables["scores"].groupby("task"):
+        seeds, values = scores.seed.nunique(), scores[column].astype(float)
+        by_method = {m: values[scores.method == m] for m in tables["methods"].method}
+        means = {m: round(sign * v.mean(), 3) for m, v in by_method.items() if v.count() == seeds}
         best = max(means.values()) if len(set(means.values())) > 1 else None
-        texts = {m: over_seeds(v, seeds) for m, v in of.items()}
-        columns.append(
-            [f"**{text}**" if best is not None and means.get(m) == best else text for m, text in texts.items()]
-        )
-    titles = [*map(escaped, methods.title), "*recommended*"]
+        texts = [over_seeds(v, seeds) for v in by_method.values()]
+        cells = [
+            f"**{text}**" if best is not None and means.get(m) == best else text
+            for m, text in zip(by_method, texts, strict=True)
+        ]
+        columns.append([*cells, over_seeds(values[scores.recommended.astype(bool)], seeds)])
+    titles = [*escaped_titles(tables).values(), "*recommended*"]
     return markdown_table(["method", *tables["tasks"].task], zip(titles, *columns, strict=True))
 
 
@@ -110,8 +95,8 @@ def matrix_table(tables: Tables) -> str:
         for task in tables["tasks"].task:
             row.append(" ".join(_SYMBOLS.get(ends.get((task, m.method, against), ""), "·") for against in REFERENCES))
         for against in REFERENCES:
-            own = [end for (_, method, other), end in ends.items() if (method, other) == (m.method, against)]
-            row.append(" / ".join(str(own.count(kind)) for kind in ("win", "tie", "loss")) if own else "·")
+            all_ends = [end for (_, method, other), end in ends.items() if (method, other) == (m.method, against)]
+            row.append(" / ".join(str(all_ends.count(kind)) for kind in ("win", "tie", "loss")) if all_ends else "·")
         rows.append(row)
     heading = ["method", *tables["tasks"].task, "MAP: won / tied / lost", "temperature: won / tied / lost"]
     return markdown_table(heading, rows)
@@ -119,11 +104,10 @@ def matrix_table(tables: Tables) -> str:
 
 def recommended_table(tables: Tables) -> str:
     """Return what each task's seeds recommend and its NLL against MAP's and temperature scaling's."""
-    titles = dict(zip(tables["methods"].method, tables["methods"].title, strict=True))
-    rows = []
+    titles, rows = escaped_titles(tables), []
     for task in task_figures(tables):
         counts = {m: task.recommended.count(m) for m in sorted(set(task.recommended))}
-        chosen = [escaped(titles[m]) + (f" ({n} of {task.seeds})" if n < task.seeds else "") for m, n in counts.items()]
+        chosen = [titles[m] + (f" ({n} of {task.seeds})" if n < task.seeds else "") for m, n in counts.items()]
         row = [task.task, task.seeds, ", ".join(chosen), f"{task.recommended_nll:.3f}", f"{task.map_nll:.3f}"]
         for bounds in (task.against_map, task.against_temperature):
             row += ["-", "-"] if bounds is None else [shown(bounds), outcome(*bounds[1:])]
@@ -156,10 +140,10 @@ def cost_table(tables: Tables) -> str:
     """Return what each method took: median over tasks and seeds of its seconds and of the bytes it stores."""
     rows = []
     for m in tables["methods"].itertuples():
-        own = tables["scores"][tables["scores"].method == m.method]
-        medians = [own.seconds.astype(float).median(), own.size_bytes.astype(float).median() / 1000]
+        scores = tables["scores"][tables["scores"].method == m.method]
+        medians = [scores.seconds.astype(float).median(), scores.size_bytes.astype(float).median() / 1000]
         texts = ["-" if pd.isna(value) else f"{value:.1f}" for value in medians]
-        rows.append([escaped(m.title), escaped(m.family), *texts, len(own)])
+        rows.append([escaped(m.title), escaped(m.family), *texts, len(scores)])
     return markdown_table(["method", "family", "seconds", "kB stored", "runs"], rows, left={0, 1})
 
 
@@ -176,3 +160,24 @@ def _inline(value: Any) -> str:
     if isinstance(value, list | tuple):
         return " of ".join(_inline(v) for v in value)
     return escaped(str(value))
+
+
+#: What makes each text of the page, by the name of its markers.
+TABLES: Mapping[str, Callable[[Tables], str]] = {
+    "setup": setup_table,
+    "targets": targets_table,
+    "recommended": recommended_table,
+    "figures": figures_table,
+    "plots": lambda _: (
+        f"![NLL against MAP](results/{NLL_PLOT})\n\n![reliability diagrams](results/{RELIABILITY_PLOT})\n"
+    ),
+    **{name: partial(metric_table, column=column, sign=sign) for name, (column, sign) in _METRICS.items()},
+    "matrix": matrix_table,
+    "cost": cost_table,
+    "price": price_table,
+    "conformal": conformal_table,
+    "ensembles": ensembles_table,
+    "orders": orders_table,
+    "rankings": rankings_table,
+    "approximation": lambda tables: approximation_table(tables["variants"]),
+}

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from laplora.errors import DataError
@@ -21,7 +21,7 @@ _ORDERS = re.compile(r"\b(\d+) option orders\b")
 
 
 class MethodResult(BaseModel):
-    """One method in a result.json: its title, and what it cost; further keys are its own parameters."""
+    """One method in a result.json: its title, and what it cost; further keys are its parameters."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -32,9 +32,9 @@ class MethodResult(BaseModel):
 
     @property
     def option_orders(self) -> int | None:
-        """The orders that its title says it averages, each a forward pass; None for a method of the user's order."""
-        found = _ORDERS.search(self.title)
-        return int(found[1]) if found else None
+        """The orders that its title has it average, each a forward pass; None for a method of the user's order."""
+        match = _ORDERS.search(self.title)
+        return int(match[1]) if match else None
 
     @property
     def shared_title(self) -> str:
@@ -71,11 +71,10 @@ class Predictions:
     """One finished task and seed.
 
     Attributes:
-        result: its result.json.
         labels: (rows,) int64; class_mask: (rows, classes) bool.
         probs: method -> (rows, classes) float64, ``map`` and the recommended one among them.
         scores: method -> (rows,) float64, where a method ranks mistakes by another score than its entropy.
-        logits: split -> its ``logits``, ``class_mask`` and ``labels``, for calibration and test; None where only the
+        logits: split -> its ``logits``, ``class_mask`` and ``labels``, for calibration and test; empty where only the
             two files were kept.
     """
 
@@ -84,7 +83,7 @@ class Predictions:
     class_mask: torch.Tensor
     probs: dict[str, torch.Tensor]
     scores: dict[str, torch.Tensor]
-    logits: dict[str, dict[str, torch.Tensor]] | None = None
+    logits: dict[str, dict[str, torch.Tensor]]
 
     def losses(self, method: str) -> torch.Tensor:
         """Return (rows,) a method's NLL, nats."""
@@ -126,19 +125,10 @@ def read_predictions(folder: Path) -> Predictions:
             f"{folder}: probs must hold map, the recommended {result.recommended} and only methods of result.json, "
             f"got {sorted(probs)}" + (f" with {unknown} unknown" if unknown else "")
         )
-    return Predictions(result, labels, class_mask, probs, scores, _read_logits(folder))
-
-
-def _read_logits(folder: Path) -> dict[str, dict[str, torch.Tensor]] | None:
-    """Return the splits' logits, of files that hold much more; None where they are gone."""
-    found = {}
-    for split in ("calibration", "test"):
-        path = folder / f"{split}.safetensors"
-        if not path.is_file():
-            return None
-        with safe_open(path, framework="pt") as handle:
-            found[split] = {k: handle.get_tensor(k) for k in ("logits", "class_mask", "labels")}
-    return found
+    stored = {split: folder / f"{split}.safetensors" for split in ("calibration", "test")}
+    kept = all(path.is_file() for path in stored.values())
+    logits = {split: load_file(path) for split, path in stored.items()} if kept else {}
+    return Predictions(result, labels, class_mask, probs, scores, logits)
 
 
 def digest(predictions: Predictions) -> str:

@@ -59,20 +59,17 @@ Tables = Mapping[str, pd.DataFrame]
 
 
 def read_records(folder: Path) -> Records:
-    """Return what a folder holds, every table empty where nothing was published yet.
+    """Return what a folder holds.
 
     Raises:
-        DataError: a file that is not what this module writes.
+        DataError: no file, or one that is not what this module writes.
     """
     path = folder / FILE
-    if not path.is_file():
-        return {name: [] for name in COLUMNS}
     try:
-        found = json.loads(path.read_bytes())
-        checked(found)
-    except (DataError, ValueError, TypeError, AttributeError) as error:
+        records = checked(json.loads(path.read_bytes()))
+    except (OSError, DataError, ValueError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: {error}: publish the study again") from None
-    return {name: found[name] for name in COLUMNS}
+    return {name: records[name] for name in COLUMNS}
 
 
 def checked(records: Records) -> Records:
@@ -90,13 +87,8 @@ def checked(records: Records) -> Records:
     return records
 
 
-def read_tables(folder: Path) -> Tables:
-    """Return what a folder holds as data frames; what was not measured is NaN or None."""
-    return tables_of(read_records(folder))
-
-
 def tables_of(records: Records) -> Tables:
-    """Return records as data frames by table."""
+    """Return records as data frames by table; what was not measured is NaN or None."""
     return {name: pd.DataFrame(records[name], columns=list(columns)) for name, columns in COLUMNS.items()}
 
 

@@ -1,4 +1,4 @@
-"""Means over test rows and seeds with their bootstrap interval, and what such an interval says."""
+"""Means over test rows and seeds with their bootstrap interval, and what such an interval means."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def pooled_mean(per_row: torch.Tensor) -> Bounds:
 
 
 def outcome(low: float, high: float) -> Outcome:
-    """Return what an interval of an NLL difference says: a win or a loss excludes 0."""
+    """Return what an interval of an NLL difference means: a win or a loss excludes 0."""
     return "win" if high < 0 else "loss" if low > 0 else "tie"
 
 

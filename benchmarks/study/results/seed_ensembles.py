@@ -1,6 +1,6 @@
 """Ensembles over a task's seeds, from what each of them predicted: the deep ensemble that a user could train instead.
 
-A member is one seed: its own training rows, initial adapter and order (Lakshminarayanan, Pritzel and Blundell,
+A member is one seed: training rows, initial adapter and order (Lakshminarayanan, Pritzel and Blundell,
 arXiv 1612.01474). It costs as many trainings, adapters and forward passes as it has members.
 """
 
@@ -19,9 +19,9 @@ from laplora.linearised import entropy
 from laplora.metrics.ranking import error_auroc
 from laplora.metrics.scores import evaluate_probs, row_nll
 
-#: Ensemble -> what each member is on its own.
+#: Ensemble -> the method of each member.
 MEMBERS_OF: Mapping[str, str] = {"seeds": "map", "seeds_laplace": "laplace", "seeds_temperature": "temperature"}
-#: What one model with a posterior gives: the alternative to training several.
+#: One model with a posterior: the alternative to training several.
 _ONE = "laplace"
 
 
@@ -39,7 +39,7 @@ def seed_ensembles(seeds: Sequence[Predictions]) -> list[dict[str, Any]]:
     for method, probs in ensemble_probs(seeds).items():
         member = MEMBERS_OF[method]
         each = torch.stack([p.probs[member] for p in seeds])
-        # The mutual information between label and member: what the members' own entropies leave of the mixture's.
+        # The mutual information between label and member: what the members' entropies leave of the mixture's.
         disagreement = entropy(each.mean(0)) - torch.stack([entropy(p) for p in each]).mean(0)
         scored = evaluate_probs(probs, labels, resamples=0)
         alone = [error_auroc(entropy(p.probs[member]), p.mistakes(member)) for p in seeds]
@@ -64,17 +64,17 @@ def seed_ensembles(seeds: Sequence[Predictions]) -> list[dict[str, Any]]:
 def ensemble_probs(seeds: Sequence[Predictions]) -> dict[str, torch.Tensor]:
     """Return each ensemble's probabilities, (rows, classes) float64.
 
-    One temperature for the whole average, fitted on the calibration rows, where all seeds have the same ones: averaging
-    first and calibrating then is what helps (Rahaman and Thiery, arXiv 2007.08792). Without the members' logits there
-    is no such ensemble.
+    ``seeds_temperature`` has one temperature for the whole average, fitted on the calibration rows: averaging first and
+    calibrating then is what helps (Rahaman and Thiery, arXiv 2007.08792). It takes the members' logits, and the same
+    calibration rows in all seeds.
     """
     result = {m: torch.stack([p.probs[MEMBERS_OF[m]] for p in seeds]).mean(0) for m in ("seeds", "seeds_laplace")}
-    stored = [p.logits for p in seeds if p.logits is not None]
-    if len(stored) < len(seeds):
+    if not all(p.logits for p in seeds):
         return result
-    first, others = stored[0]["calibration"], [s["calibration"] for s in stored]
-    if all(torch.equal(o[name], first[name]) for o in others for name in ("labels", "class_mask")):
-        calibration = rows_of([o["logits"] for o in others], first["class_mask"], first["labels"])
-        test = rows_of([s["test"]["logits"] for s in stored], seeds[0].class_mask, seeds[0].labels)
-        result["seeds_temperature"] = point_outcome(calibration, test, tempered=True).test.probs
+    calibration, test = ([p.logits[split] for p in seeds] for split in ("calibration", "test"))
+    first = calibration[0]
+    if all(torch.equal(one[name], first[name]) for one in calibration for name in ("labels", "class_mask")):
+        fitted = rows_of([one["logits"] for one in calibration], first["class_mask"], first["labels"])
+        answered = rows_of([one["logits"] for one in test], seeds[0].class_mask, seeds[0].labels)
+        result["seeds_temperature"] = point_outcome(fitted, answered, tempered=True).test.probs
     return result

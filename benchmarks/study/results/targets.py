@@ -1,4 +1,4 @@
-"""What the study was asked to show, set before it ran, and whether the published figures show it.
+"""What the study was to show, set before it ran, and whether the published figures show it.
 
 Everything is about the *recommended* method: the one that a task's calibration split recommends, seed by seed.
 """
@@ -32,7 +32,6 @@ class TaskFigures:
 
     Attributes:
         recommended: the methods recommended, in the order of the seeds.
-        map_nll, recommended_nll, map_ece, recommended_ece: means.
         gap: MAP's mean confidence less its accuracy, with its interval.
         against_map, against_temperature: NLL of the recommended less the reference's; None where not measured.
         accuracy_change: accuracy of the recommended less MAP's.
@@ -85,8 +84,8 @@ def task_figures(tables: Tables) -> tuple[TaskFigures, ...]:
     """Return the figures of every published task, in the order of their names."""
     result = []
     for task in tables["tasks"].itertuples():
-        own = tables["scores"][tables["scores"].task == task.task]
-        base, best = own[own.method == "map"], own[own.recommended.astype(bool)]
+        scores = tables["scores"][tables["scores"].task == task.task]
+        base, best = scores[scores.method == "map"], scores[scores.recommended.astype(bool)]
         seeds = tables["seeds"][tables["seeds"].task == task.task]
         leads = (seeds.review_auroc.astype(float) - seeds.map_entropy_auroc.astype(float)).dropna()
         chosen = [s.conformal.get(s.recommended, {}) for s in seeds.itertuples()]
@@ -115,83 +114,83 @@ def task_figures(tables: Tables) -> tuple[TaskFigures, ...]:
 
 def judge(tasks: Sequence[TaskFigures]) -> tuple[Target, ...]:
     """Return every target with its figures and verdict; what was missed stays in."""
-    return (*_nll_targets(tasks), *_other_targets(tasks), _coverage_target(tasks))
-
-
-def _nll_targets(tasks: Sequence[TaskFigures]) -> list[Target]:
-    against_map = [(t, t.against_map, outcome(*t.against_map[1:])) for t in tasks if t.against_map]
-    over = [(t, bounds, end) for t, bounds, end in against_map if t.overconfident]
-    not_won = [f"{t.task} {shown(bounds)}" for t, bounds, end in over if end != "win"]
-    worse = [f"{t.task} {shown(bounds)}" for t, bounds, end in against_map if end == "loss"]
+    versus_map = [(t, t.against_map, outcome(*t.against_map[1:])) for t in tasks if t.against_map]
+    over = [(t, bounds, end) for t, bounds, end in versus_map if t.overconfident]
     versus = [(t, t.against_temperature, outcome(*t.against_temperature[1:])) for t in tasks if t.against_temperature]
     lost = [f"{t.task} {shown(bounds)}" for t, bounds, end in versus if end == "loss"]
     wins, ties = (sum(end == kind for _, _, end in versus) for kind in ("win", "tie"))
-    return [
+    large = [t for t in tasks if t.rows >= ECE_ROWS]
+    largest = f"; largest {max(t.recommended_ece for t in large):.3f}" if large else ""
+    leads = [(t.task, t.auroc_lead) for t in tasks if t.auroc_lead is not None]
+    ahead = [f"{task} {lead:+.3f}" for task, lead in leads if lead >= AUROC_LEAD]
+    return (
         _about_every(
             f"NLL below MAP's, beyond noise, wherever MAP is overconfident (ECE above {ECE_LIMIT}, or mean confidence "
             "above accuracy beyond noise)",
-            *(tasks, len(over), "not won", not_won),
+            *(tasks, len(over), "not won"),
+            [f"{t.task} {shown(bounds)}" for t, bounds, end in over if end != "win"],
         ),
-        _about_every("NLL never above MAP's beyond noise", tasks, len(tasks), "worse", worse),
+        _about_every(
+            "NLL never above MAP's beyond noise",
+            *(tasks, len(tasks), "worse"),
+            [f"{t.task} {shown(bounds)}" for t, bounds, end in versus_map if end == "loss"],
+        ),
         Target(
             f"NLL beats or ties temperature scaling on at least {_share(6, tasks)} tasks (6 of 8)",
             f"{wins} won, {ties} tied, {len(lost)} lost{_listed('lost', lost)}",
             _enough(wins + ties, 6, tasks),
         ),
-    ]
-
-
-def _other_targets(tasks: Sequence[TaskFigures]) -> list[Target]:
-    large = [t for t in tasks if t.rows >= ECE_ROWS]
-    miscalibrated = [f"{t.task} {t.recommended_ece:.3f}" for t in large if t.recommended_ece > ECE_LIMIT]
-    largest = f"; largest {max(t.recommended_ece for t in large):.3f}" if large else ""
-    less_accurate = [f"{t.task} {100 * t.accuracy_change:+.1f}" for t in tasks if t.accuracy_change < -ACCURACY_MARGIN]
-    leads = [(t.task, t.auroc_lead) for t in tasks if t.auroc_lead is not None]
-    behind = [f"{task} {lead:+.3f}" for task, lead in leads if lead < -AUROC_MARGIN]
-    ahead = [f"{task} {lead:+.3f}" for task, lead in leads if lead >= AUROC_LEAD]
-    return [
         _about_every(
             f"ECE at most {ECE_LIMIT} on every task with {ECE_ROWS} or more test rows",
-            *(tasks, len(large), "above", miscalibrated, largest),
+            *(tasks, len(large), "above"),
+            [f"{t.task} {t.recommended_ece:.3f}" for t in large if t.recommended_ece > ECE_LIMIT],
+            before=largest,
         ),
         _about_every(
             f"accuracy at most {100 * ACCURACY_MARGIN:.1f} points below MAP's",
-            *(tasks, len(tasks), "below", less_accurate),
+            *(tasks, len(tasks), "below"),
+            [f"{t.task} {100 * t.accuracy_change:+.1f}" for t in tasks if t.accuracy_change < -ACCURACY_MARGIN],
         ),
         _about_every(
             f"the review score's AUROC never more than {AUROC_MARGIN} behind MAP's entropy",
-            *(tasks, len(leads), "behind", behind),
+            *(tasks, len(leads), "behind"),
+            [f"{task} {lead:+.3f}" for task, lead in leads if lead < -AUROC_MARGIN],
         ),
         Target(
             f"the review score's AUROC at least {AUROC_LEAD} ahead on at least {_share(3, tasks)} tasks (3 of 8)",
             f"{len(ahead)} of {len(leads)}{_listed('ahead', ahead)}",
             _enough(len(ahead), 3, tasks),
         ),
-    ]
+        _coverage_target(tasks),
+    )
 
 
 def _coverage_target(tasks: Sequence[TaskFigures]) -> Target:
-    found = [(t, *t.coverage, coverage_error(t.coverage[1], t.calibration_rows)) for t in tasks if t.coverage]
+    measured = [(t, *t.coverage, coverage_error(t.coverage[1], t.calibration_rows)) for t in tasks if t.coverage]
     # the files hold 6 digits, so a difference of the margin itself can come out a rounding above it
-    far = [f"{t.task} {c:.3f} ± {e:.3f}" for t, c, level, e in found if round(abs(c - level), 6) > COVERAGE_MARGIN]
-    errors = [f"{100 * e:.1f} points ({n} rows)" for e, n in sorted({(e, t.calibration_rows) for t, *_, e in found})]
+    far = [f"{t.task} {c:.3f} ± {e:.3f}" for t, c, level, e in measured if round(abs(c - level), 6) > COVERAGE_MARGIN]
+    errors = [f"{100 * e:.1f} points ({n} rows)" for e, n in sorted({(e, t.calibration_rows) for t, *_, e in measured})]
     few = " to ".join(dict.fromkeys([*errors[:1], *errors[-1:]]))
-    noise = f"; standard deviation that the calibration rows allow: {few}" if errors else ""
-    levels = " or ".join(f"{100 * level:g} %" for level in dict.fromkeys(level for _, _, level, _ in found))
+    levels = " or ".join(f"{100 * level:g} %" for level in dict.fromkeys(level for _, _, level, _ in measured))
     return _about_every(
         f"conformal coverage within {100 * COVERAGE_MARGIN:g} points of the nominal{levels and f' {levels}'} "
         "(LAC sets of the recommended method)",
-        *([t for t, *_ in found], len(found), "off", far, noise),
+        *([t for t, *_ in measured], len(measured), "off", far),
+        behind=f"; standard deviation that the calibration rows allow: {few}" if errors else "",
     )
 
 
 def _about_every(
-    text: str, tasks: Sequence[TaskFigures], judged: int, word: str, exceptions: Sequence[str], more: str = ""
+    text: str,
+    tasks: Sequence[TaskFigures],
+    judged: int,
+    word: str,
+    exceptions: Sequence[str],
+    before: str = "",
+    behind: str = "",
 ) -> Target:
     """Return a target about every task, met where none of those judged is an exception."""
     verdict: Verdict = "missed" if exceptions else "met" if len(tasks) >= PLANNED_TASKS else "open"
-    # What is shown of all stands before the exceptions, what is said of them behind.
-    before, behind = (more, "") if more.startswith("; largest") else ("", more)
     figures = f"{judged - len(exceptions)} of {judged}{before}{_listed(word, exceptions)}{behind}"
     return Target(text, figures, verdict)
 

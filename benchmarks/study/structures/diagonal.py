@@ -1,9 +1,8 @@
 """The posterior with the GGN's diagonal: one curvature per parameter, no covariance between any two.
 
-``V_cc' = sum_p J_cp J_c'p / (lambda + h_p)`` with ``h_p = sum_n sum_cc' Lambda_cc' J_ncp J_nc'p``, exact, no
-sampled labels. ``covariance_of`` computes just that. For choosing a prior, ``project`` sorts the parameters of
-each block into levels of like curvature and keeps a batch's inner products per level, so that what is kept of a
-row does not grow with the number of parameters.
+``V_cc' = sum_p J_cp J_c'p / (lambda + h_p)`` with ``h_p = sum_n sum_cc' Lambda_cc' J_ncp J_nc'p``: ``covariance_of``.
+For choosing a prior, ``project`` sorts the parameters of each block into levels of like curvature and keeps a batch's
+inner products per level, so that what is kept of a row does not grow with the number of parameters.
 """
 
 from __future__ import annotations
@@ -29,13 +28,7 @@ DECADES = 10
 
 @dataclass(frozen=True)
 class DiagonalSums:
-    """Sums over rows of the GGN's diagonal.
-
-    Attributes:
-        blocks: which blocks, in order.
-        rows: number of examples summed.
-        diagonal: per block (wide, narrow) float64.
-    """
+    """Sums over rows of the GGN's diagonal, per block (wide, narrow) float64."""
 
     blocks: tuple[Block, ...]
     rows: int
@@ -62,19 +55,13 @@ class DiagonalPosterior:
     """Curvature of every parameter by itself.
 
     Attributes:
-        blocks: which blocks, in order.
         diagonal: per block (wide, narrow), GGN diagonal ``h_p`` summed over the training rows.
-        rows: training rows summed.
     """
 
     blocks: tuple[Block, ...]
     diagonal: tuple[torch.Tensor, ...]
     rows: int
-
-    @property
-    def structure(self) -> str:
-        """Always ``diagonal``."""
-        return "diagonal"
+    structure: str = "diagonal"
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> DiagonalPosterior:
         """Return the posterior on a device; nothing here multiplies Jacobians, so all keeps its number format."""
@@ -118,25 +105,11 @@ class DiagonalPosterior:
         return ProjectedJacobians(contrast_mean(logits), rest.new_zeros(batch, contrasts, 0), rest)
 
     def covariance(self, projected: ProjectedJacobians, precisions: torch.Tensor) -> torch.Tensor:
-        """Return the covariance of the contrasts, each level at its mean curvature.
-
-        Args:
-            precisions: (blocks,) float64 from ``block_precisions``, on the same device.
-
-        Returns:
-            (batch, classes - 1, classes - 1) float64, symmetric, nats squared.
-        """
+        """Return the covariance of the contrasts, each level at its mean curvature; as ``Posterior.covariance``."""
         return projected.rest.double() @ (1 / (precisions[self.levels.block] + self.levels.mean))
 
     def covariance_of(self, jacobians: ContrastJacobians, precisions: torch.Tensor) -> torch.Tensor:
-        """Return the covariance of a batch's contrasts, each parameter at its own curvature.
-
-        Args:
-            precisions: (blocks,) float64 from ``block_precisions``, on the same device.
-
-        Returns:
-            (batch, classes - 1, classes - 1) float64, symmetric, nats squared.
-        """
+        """Return the covariance of the contrasts, each parameter at its curvature; as ``Posterior.covariance_of``."""
         batch, contrasts = jacobians.logits.shape[0], jacobians.logits.shape[1] - 1
         covariance = precisions.new_zeros(batch, contrasts, contrasts)
         for precision, diagonal, part in zip(precisions, self.diagonal, jacobians.blocks, strict=True):
@@ -187,10 +160,7 @@ def add_diagonal_batch(sums: DiagonalSums, jacobians: ContrastJacobians, class_m
 
 
 def diagonal_posterior(sums: DiagonalSums) -> DiagonalPosterior:
-    """Return the posterior of the rows summed, its curvature rounded to float32 as it will be stored.
-
-    The levels are those of the rounded values, so that what a fit projected and what a reader of its file
-    projects can be told apart by nothing.
+    """Return the posterior of the rows summed, its curvature rounded to float32.
 
     Raises:
         FactorizationError: no rows.

@@ -28,7 +28,6 @@ class KernelRows:
     """Jacobians of a random subset of the training rows.
 
     Attributes:
-        blocks: which blocks, in order.
         rows: number of examples seen.
         keys: (held,) float64, the random key of each row held; the smallest keys of all rows seen are held.
         gradients: per row held (possible classes - 1, parameters), at least float32, on the CPU.
@@ -44,12 +43,7 @@ class KernelRows:
 
 @dataclass(frozen=True)
 class FeatureSums:
-    """The GGN inside the span.
-
-    Attributes:
-        rows: number of examples summed.
-        curvature: (features, features) float64.
-    """
+    """The GGN inside the span, (features, features) float64."""
 
     rows: int
     curvature: torch.Tensor
@@ -60,10 +54,8 @@ class EllaPosterior:
     """Curvature inside a span, which takes one prior precision in all.
 
     Attributes:
-        blocks: which blocks, in order.
         directions: per block (features, wide * narrow), its part of R; orthonormal rows over all blocks together.
         eigenvalues: (features,) float64, of G; eigenvectors: (features, features) float64.
-        rows: training rows summed.
     """
 
     blocks: tuple[Block, ...]
@@ -71,11 +63,7 @@ class EllaPosterior:
     eigenvalues: torch.Tensor
     eigenvectors: torch.Tensor
     rows: int
-
-    @property
-    def structure(self) -> str:
-        """Always ``ella``."""
-        return "ella"
+    structure: str = "ella"
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> EllaPosterior:
         """Return the posterior on a device, its directions in a number format."""

@@ -4,7 +4,7 @@ With ``x_nt`` the input and ``g_nct`` the output gradient of contrast c at token
 in row n, the block's curvature is ``A x G`` with
 
 - ``expand``: ``A = 1/(sum_n T_n) sum_nt x_nt x_nt^T``, ``G = sum_nt sum_cc' Lambda_cc' g_nct g_nc't^T``: every token
-  as a row of its own, which leaves out what two tokens of a row have in common;
+  as a row, which leaves out what two tokens of a row have in common;
 - ``last``: both at the last token only, ``A`` with ``1/N``.
 
 With one token in every row both are ``laplora.posterior.kronecker``'s factors.
@@ -27,11 +27,7 @@ from laplora.posterior.sketch import sketch_matrix, stored_basis
 
 @dataclass(frozen=True)
 class TokenSums(KroneckerSums):
-    """Sums of both factors with tokens as terms.
-
-    Attributes:
-        terms: (blocks,) float64, outer products in the factor over inputs: real tokens.
-    """
+    """Sums of both factors with tokens as terms; ``terms``: (blocks,) float64, real tokens."""
 
     terms: torch.Tensor
 
@@ -96,21 +92,14 @@ def add_expand_batch(sums: TokenSums, jacobians: ContrastJacobians, class_mask: 
 
 def per_row(sums: TokenSums) -> KroneckerSums:
     """Return sums whose factors over inputs, divided by the number of rows, are means over tokens."""
-    ratios = [sums.rows / float(count) for count in sums.terms]
-    scaled = [
-        (wide * ratio, narrow, trace * ratio) if block.group == "lora_A" else (wide, narrow * ratio, trace)
-        for block, wide, narrow, trace, ratio in zip(
-            sums.blocks, sums.wide, sums.narrow, sums.wide_trace, ratios, strict=True
-        )
-    ]
-    return KroneckerSums(
-        blocks=sums.blocks,
-        rows=sums.rows,
-        wide=tuple(wide for wide, _, _ in scaled),
-        narrow=tuple(narrow for _, narrow, _ in scaled),
-        wide_trace=torch.stack([trace for _, _, trace in scaled]),
-        seed=sums.seed,
-    )
+    wide, narrow, traces = [], [], []
+    for i, block in enumerate(sums.blocks):
+        ratio = sums.rows / float(sums.terms[i])
+        over_inputs = block.group == "lora_A"
+        wide.append(sums.wide[i] * (ratio if over_inputs else 1))
+        narrow.append(sums.narrow[i] * (1 if over_inputs else ratio))
+        traces.append(sums.wide_trace[i] * (ratio if over_inputs else 1))
+    return replace(sums, wide=tuple(wide), narrow=tuple(narrow), wide_trace=torch.stack(traces))
 
 
 def last_tokens(jacobians: ContrastJacobians) -> ContrastJacobians:

@@ -1,4 +1,4 @@
-"""brier is measured through a backend that runs each prompt once; that changes no answer."""
+"""brier's levels on made-up states: each is measured with the rows that it may use."""
 
 from __future__ import annotations
 
@@ -10,16 +10,22 @@ import pytest
 
 pytest.importorskip("brier", reason="the peers are not installed: make peers")
 
-from benchmarks.peers.against_brier import RememberingBackend
+from brier.backends import hf
+
+from benchmarks.peers.against_brier import brier_levels
+from benchmarks.peers.subject import Sst2
+from training.data.examples import Example
+
+LAYERS = 10
 
 
-class CountingBackend:
-    """A backend of made-up numbers that are the same for the same prompt, and that counts prompts."""
+class MadeUpBackend:
+    """Numbers that are the same for the same prompt; hidden states know the label, the label tokens do not."""
 
-    model_id, revision, num_layers = "made-up", None, 10
+    model_id, revision, num_layers = "made-up", None, LAYERS
 
-    def __init__(self) -> None:
-        self.prompts = 0
+    def __init__(self, *_: Any, **__: Any) -> None:
+        """Take what the real backend takes."""
 
     def _draw(self, prompt: str, shape: tuple[int, ...]) -> Any:
         return np.random.default_rng(list(prompt.encode())).normal(size=shape)
@@ -28,33 +34,24 @@ class CountingBackend:
         return list(range(len(labels)))
 
     def label_logprobs(self, prompts: Sequence[str], token_ids: Sequence[int]) -> Any:
-        self.prompts += len(prompts)
         return np.array([self._draw(p, (len(token_ids),)) for p in prompts]).reshape(len(prompts), len(token_ids))
 
     def hidden_states(self, prompts: Sequence[str], layers: Sequence[int]) -> Any:
-        self.prompts += len(prompts)
-        return np.stack([self._draw(p, (10, 4))[list(layers)] for p in prompts]).astype(np.float32)
+        states = [self._draw(p, (LAYERS, 4)) + 5 * ("good" in p.split("?")[0]) for p in prompts]
+        return np.stack([state[list(layers)] for state in states]).astype(np.float32)
 
 
-def answers(backend: Any) -> list[list[float]]:
-    """Return the probabilities of every level on ten states, after fits on sixty."""
-    from brier import Choice, Decider
-
-    question = Choice("good?", ["no", "yes"], name="q")
-    states = [f"state {i}" for i in range(70)]
-    labels = [("no", "yes")[i % 2] for i in range(60)]
-    decider = Decider(backend)
-    decider.fit_prior(states[:60], [question])
-    decider.fit_temperature(states[:60], question, labels)
-    decider.fit_head(states[:60], question, labels, layers=[2, 5])
-    return [
-        [d["q"].probs["yes"] for d in decider.decide_batch(states[60:], [question], level)]
-        for level in ("raw", "L0", "L1", "L2")
-    ]
+def rows(count: int, first: int) -> tuple[Example, ...]:
+    return tuple(
+        Example(str(i), {"text": f"{('bad', 'good')[i % 2]} {i}"}, i % 2, 2) for i in range(first, first + count)
+    )
 
 
-def test_remembered_answers_are_the_backends() -> None:
-    plain, wrapped = CountingBackend(), CountingBackend()
-    assert answers(RememberingBackend(wrapped, [2, 5])) == answers(plain)
-    # 70 states in two orders of the options, and 70 hidden states.
-    assert wrapped.prompts == 210 < plain.prompts
+def test_every_level_is_measured_with_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hf, "HFBackend", MadeUpBackend)
+    levels = brier_levels(Sst2(rows(60, 0), rows(30, 60), rows(40, 90), ("negative", "positive"), "nowhere"))
+    used = {name: level["labels_used"] for name, level in levels.items()}
+    assert used == {"raw": 0, "L0": 0, "L1": 30, "L2, training rows": 60, "L2, all rows": 90}
+    for level in levels.values():
+        assert level["intervals"]["nll"][0] <= level["nll"] <= level["intervals"]["nll"][1]
+    assert "temperature" in levels["L1"]

@@ -1,4 +1,4 @@
-"""The scripts that check rules on synthetic models run: they set thresholds that the library keeps to itself."""
+"""The scripts that check rules on synthetic models run, on fewer draws."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from benchmarks.rules import choices, needless_fits, quadrature
+from benchmarks.rules.promises import __main__ as promises
 
 
 @pytest.fixture(autouse=True)
@@ -15,8 +16,6 @@ def no_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_choices(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("_NESTED_GUARD", "_CHEAPER", "_LAPLACE"):
-        monkeypatch.setattr(choices.rule, name, getattr(choices.rule, name))
     monkeypatch.setattr(choices, "TRIALS", 2)
     choices.main()
     lines = capsys.readouterr().out.strip().splitlines()
@@ -24,8 +23,6 @@ def test_choices(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
 
 
 def test_needless_fits(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(needless_fits.calibration, "_PRIOR_ROWS", needless_fits.calibration._PRIOR_ROWS)
-    monkeypatch.setattr(needless_fits.rule, "_COST", needless_fits.rule._COST)
     monkeypatch.setattr(needless_fits, "SPLITS", 2)
     needless_fits.main()
     lines = capsys.readouterr().out.strip().splitlines()
@@ -36,3 +33,11 @@ def test_quadrature(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
     monkeypatch.setattr(quadrature, "VARIANCES", quadrature.VARIANCES[:1])
     quadrature.main()
     assert float(capsys.readouterr().out.split("|")[-2]) < 1e-6
+
+
+def test_promises(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(promises, "SYNTHETIC_ROWS", 400)
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "simulate", "--models", "0", "--draws", "3"])
+    promises.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("| laplace | now |") for line in lines) == 3

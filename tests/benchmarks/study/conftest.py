@@ -13,9 +13,9 @@ from benchmarks.study.publish import publish
 
 @pytest.fixture(scope="module")
 def docs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a documentation folder that a synthetic study was published to; its runs are beside it."""
+    """Return a documentation folder that a synthetic study was published to; ``study`` is beside it."""
     folder = tmp_path_factory.mktemp("study")
-    write_study(folder / "runs")
+    write_study(folder / "study")
     made = empty_docs(folder)
-    publish(folder / "runs", made)
+    publish(folder / "study", made)
     return made

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.study.pages.tables import page_tables
+from benchmarks.study.pages.tables import TABLES
 
 
 def empty_docs(folder: Path) -> Path:
     """Return a documentation folder whose page has every pair of markers and other text around them."""
     docs = folder / "docs"
     docs.mkdir(parents=True)
-    parts = [f"<!-- study:begin {name} -->\n<!-- study:end {name} -->\n" for name in page_tables(docs / "results")]
+    parts = [f"<!-- study:begin {name} -->\n<!-- study:end {name} -->\n" for name in TABLES]
     (docs / "results.md").write_text("# Results\n\nbefore\n\n" + "\n".join(parts) + "\nafter\n", encoding="utf-8")
     return docs
 
@@ -19,11 +19,6 @@ def empty_docs(folder: Path) -> Path:
 def page_of(docs: Path) -> str:
     """Return the page."""
     return (docs / "results.md").read_text(encoding="utf-8")
-
-
-def section(page: str, name: str) -> str:
-    """Return what stands between a pair of markers."""
-    return page.partition(f"<!-- study:begin {name} -->\n")[2].partition(f"<!-- study:end {name} -->")[0].strip()
 
 
 def cells(table: str) -> list[list[str]]:

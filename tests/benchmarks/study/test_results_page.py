@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from benchmarks.study.pages.tables import page_tables
+from benchmarks.study.results.records import read_records, tables_of
 from training.report.markdown import fill
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
@@ -13,8 +14,7 @@ PAGE = (DOCS / "results.md").read_text(encoding="utf-8")
 
 
 def test_the_tables_are_what_the_published_file_gives() -> None:
-    tables = page_tables(DOCS / "results")
-    assert "No figures are published yet" not in tables["setup"]
+    tables = page_tables(tables_of(read_records(DOCS / "results")))
     assert fill(PAGE, "study", tables) == PAGE, "run python -m benchmarks.study --publish"
 
 

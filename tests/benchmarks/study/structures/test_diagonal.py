@@ -7,7 +7,7 @@ from dataclasses import replace
 import dense_reference as dense
 import pytest
 import torch
-from fast_path import by_key, key_of, replay, rows_of
+from fast_path import key_of, replay, rows_of
 from reference_problem import Problem
 from tiny_models import generator, tiny_task
 
@@ -26,8 +26,6 @@ from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
 from laplora.linearised import contrasts
 from laplora.posterior.base import Prior, block_precisions
 from laplora.posterior.passes import StructureSettings
-from laplora.prior.evidence import choose_by_evidence
-from laplora.prior.validation import choose_by_validation
 
 PRIORS = {
     "scalar": Prior("scalar", {"all": 0.3}),
@@ -44,40 +42,28 @@ LEVELS = 0.06
 def fitted(problem: Problem) -> DiagonalPosterior:
     blocks = find_blocks(problem.model, problem.task.classes)
     run_pass = replay(rows_of(problem.model, problem.task, batch_size=7))
-    found = fit_posterior(StructureSettings("diagonal"), blocks, run_pass)
-    assert isinstance(found, DiagonalPosterior)
-    return found
-
-
-def dense_diagonals(problem: Problem) -> dict[dense.Key, torch.Tensor]:
-    return {key: torch.diag(torch.diag(ggn)) for key, ggn in problem.truth.ggn.items()}
-
-
-def test_curvature_is_the_dense_diagonal(problem: Problem) -> None:
-    posterior = fitted(problem)
-    assert (posterior.structure, posterior.rows) == ("diagonal", 60)
-    for key, found in by_key(posterior.diagonal, posterior.blocks).items():
-        expected = problem.truth.ggn[key].diagonal().reshape(found.shape)
-        # A diagonal entry is a sum of terms of one sign: relative to itself, but for what rounds to nothing.
-        torch.testing.assert_close(found, expected, rtol=STORED, atol=1e-14 * float(expected.max()))
+    posterior = fit_posterior(StructureSettings("diagonal"), blocks, run_pass)
+    assert isinstance(posterior, DiagonalPosterior)
+    return posterior
 
 
 @pytest.mark.parametrize("granularity", ["scalar", "group", "module"])
-def test_covariance_of_and_log_determinant_match(problem: Problem, granularity: str) -> None:
+def test_the_posterior_is_that_of_the_dense_diagonal(problem: Problem, granularity: str) -> None:
     posterior = fitted(problem)
+    assert (posterior.structure, posterior.rows) == ("diagonal", 60)
     prior = PRIORS.get(granularity) or Prior("module", {b.name: 0.1 * (1 + i) for i, b in enumerate(posterior.blocks)})
     precisions = block_precisions(prior, posterior.blocks)
     by_block = {key_of(b): float(p) for b, p in zip(posterior.blocks, precisions, strict=True)}
     test = replace(tiny_task(examples=9, seed=99), label_ids=problem.task.label_ids)
     batch = test.batch()
-    curvature = dense_diagonals(problem)
+    curvature = {key: torch.diag(torch.diag(ggn)) for key, ggn in problem.truth.ggn.items()}
     full = dense.logit_covariance(dense.jacobians(problem.model, batch, test.label_ids), curvature, by_block)
     q = contrasts(problem.task.classes)
     expected = q.T @ full @ q
     jacobians = contrast_jacobians(problem.model, batch, test.label_ids, posterior.blocks)
-    found = posterior.covariance_of(jacobians, precisions)
-    assert torch.equal(found, found.mT)
-    torch.testing.assert_close(found, expected, rtol=0, atol=STORED * float(expected.abs().max()))
+    covariance = posterior.covariance_of(jacobians, precisions)
+    assert torch.equal(covariance, covariance.mT)
+    torch.testing.assert_close(covariance, expected, rtol=0, atol=STORED * float(expected.abs().max()))
     ratio = dense.log_determinant(curvature, by_block)
     assert float(posterior.log_determinant_ratio(precisions)) == pytest.approx(ratio, rel=STORED)
     gamma = posterior.effective_dimension(precisions)
@@ -86,21 +72,18 @@ def test_covariance_of_and_log_determinant_match(problem: Problem, granularity: 
         assert float(gamma[i]) == pytest.approx(float((h / (h + precisions[i])).sum()), rel=STORED)
 
 
-@pytest.mark.parametrize("precision", [1e-3, 0.1, 10.0, 1e6])
+@pytest.mark.parametrize("precision", [1e-3, 0.1, 1e6])
 def test_levels_give_nearly_the_exact_covariance(problem: Problem, precision: float) -> None:
-    """Over nine decades of prior precision, at rows that were not fitted; and what is kept is much smaller."""
+    """Over nine decades of prior precision, at rows that were not fitted."""
     posterior = fitted(problem)
     precisions = block_precisions(Prior("scalar", {"all": precision}), posterior.blocks)
     test = replace(tiny_task(examples=9, seed=99), label_ids=problem.task.label_ids)
     jacobians = contrast_jacobians(problem.model, test.batch(), test.label_ids, posterior.blocks)
-    projected = posterior.project(jacobians)
     exact = posterior.covariance_of(jacobians, precisions)
-    found = posterior.covariance(projected, precisions)
-    assert torch.equal(found, found.mT)
-    assert torch.linalg.eigvalsh(found).min() > 0
-    torch.testing.assert_close(found, exact, rtol=0, atol=LEVELS * float(exact.abs().max()))
-    assert projected.kept.shape == (9, 2, 0)
-    assert projected.rest.shape[-1] == len(posterior.levels.mean)
+    by_levels = posterior.covariance(posterior.project(jacobians), precisions)
+    assert torch.equal(by_levels, by_levels.mT)
+    assert torch.linalg.eigvalsh(by_levels).min() > 0
+    torch.testing.assert_close(by_levels, exact, rtol=0, atol=LEVELS * float(exact.abs().max()))
 
 
 def test_levels_are_few_and_hold_their_parameters() -> None:
@@ -120,54 +103,20 @@ def test_levels_are_few_and_hold_their_parameters() -> None:
     assert (ratio > 1 / width).all()
     assert (ratio < width).all()
     parts = [torch.randn(3, 1, b.wide, 2, generator=draw, dtype=torch.float64) for b in blocks]
-    empty = torch.zeros(0)
-    jacobians = ContrastJacobians(
-        torch.zeros(3, 2).double(), empty, tuple(BlockJacobian(j, empty, empty) for j in parts)
-    )
+    jacobians = ContrastJacobians(torch.zeros(3, 2).double(), torch.zeros(0), tuple(map(BlockJacobian, parts)))
     rest = posterior.project(jacobians).rest
     for i, part in enumerate(parts):  # nothing is lost or counted twice
         expected = part.square().sum((2, 3))[:, :, None]
         torch.testing.assert_close(rest[..., levels.block == i].sum(-1), expected, rtol=1e-12, atol=0)
 
 
-def test_priors_are_chosen_by_levels(problem: Problem) -> None:
-    """By validation from the levels, which agree with the exact covariance there; by evidence per matrix."""
-    posterior = fitted(problem)
-    held_out = replace(tiny_task(examples=24, seed=41), label_ids=problem.task.label_ids)
-    batch = held_out.batch()
-    jacobians = contrast_jacobians(problem.model, batch, held_out.label_ids, posterior.blocks)
-    projected = posterior.project(jacobians)
-    choice = choose_by_validation(posterior, projected, held_out.labels, batch.class_mask, "group")
-    precisions = block_precisions(choice.prior, posterior.blocks)
-    exact = posterior.covariance_of(jacobians, precisions)
-    torch.testing.assert_close(
-        posterior.covariance(projected, precisions), exact, rtol=0, atol=LEVELS * float(exact.abs().max())
-    )
-    distances = torch.ones(len(posterior.blocks), dtype=torch.float64)
-    by_module = choose_by_evidence(posterior, distances, -10.0, "module")
-    precisions = block_precisions(by_module.prior, posterior.blocks)
-    torch.testing.assert_close(precisions * distances, posterior.effective_dimension(precisions), rtol=1e-6, atol=0)
-
-
-def test_sums_do_not_depend_on_batching(problem: Problem) -> None:
-    blocks = find_blocks(problem.model, problem.task.classes)
-    whole, other = (
-        replay(rows_of(problem.model, problem.task, batch_size=n))("", empty_diagonal_sums(blocks), add_diagonal_batch)
-        for n in (60, 7)
-    )
-    assert other.rows == whole.rows == 60
-    for a, b in zip(other.diagonal, whole.diagonal, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-14 * float(b.max()))
-
-
 def test_nothing_and_nan_are_refused(problem: Problem) -> None:
     blocks = find_blocks(problem.model, problem.task.classes)
+    empty = empty_diagonal_sums(blocks)
     with pytest.raises(FactorizationError, match="no rows"):
-        diagonal_posterior(empty_diagonal_sums(blocks))
+        diagonal_posterior(empty)
     batch = problem.task.batch([0, 1])
-    found = contrast_jacobians(problem.model, batch, problem.task.label_ids, blocks)
-    first = replace(found.blocks[0], jacobian=found.blocks[0].jacobian * torch.nan)
+    jacobians = contrast_jacobians(problem.model, batch, problem.task.label_ids, blocks)
+    first = replace(jacobians.blocks[0], jacobian=jacobians.blocks[0].jacobian * torch.nan)
     with pytest.raises(NonFiniteError, match=r"q.*proj\.lora_A is not finite"):
-        add_diagonal_batch(
-            empty_diagonal_sums(blocks), replace(found, blocks=(first, *found.blocks[1:])), batch.class_mask
-        )
+        add_diagonal_batch(empty, replace(jacobians, blocks=(first, *jacobians.blocks[1:])), batch.class_mask)
