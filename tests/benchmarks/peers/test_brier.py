@@ -49,9 +49,9 @@ def rows(count: int, first: int) -> tuple[Example, ...]:
 
 def test_every_level_is_measured_with_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hf, "HFBackend", MadeUpBackend)
-    levels = brier_levels(Sst2(rows(60, 0), rows(30, 60), rows(40, 90), ("negative", "positive"), "nowhere"))
+    levels = brier_levels(Sst2(rows(60, 0), rows(50, 60), rows(40, 110), ("negative", "positive"), "nowhere"))
     used = {name: level["labels_used"] for name, level in levels.items()}
-    assert used == {"raw": 0, "L0": 0, "L1": 30, "L2, training rows": 60, "L2, all rows": 90}
+    assert used == {"raw": 0, "L0": 0, "L1": 50, "L2, training rows": 60, "L2, all rows": 110}
     for level in levels.values():
         assert level["intervals"]["nll"][0] <= level["nll"] <= level["intervals"]["nll"][1]
     assert "temperature" in levels["L1"]
