@@ -177,6 +177,7 @@ class DecoderTape(ExitStack[None]):
         """
         assert self._last is not None
         upper = norm_gradient(self._form.decoder.norm, self._last, gradient[:, :, None])
+        self._last = None  # a view of every token's state
         for number in range(len(self._form.layers) - 1, self._lowest - 1, -1):
             path = f"{self._form.prefix}.{number}"
             step = _LayerReverse(*self._form.layers[number], self._kept.pop(), path, self._wanted)
