@@ -1,4 +1,7 @@
-"""Checks of the tensors that metrics and decisions take. What passes comes back on the CPU, in float64 or int64."""
+"""Checks of the tensors that metrics and decisions take. What passes comes back on the CPU, in float64 or int64.
+
+Each raises DataError for no rows, or shapes, types or values that do not fit, and NonFiniteError for NaN or infinity.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +14,13 @@ _SUM_TOLERANCE = 1e-3
 
 
 def check_finite(values: torch.Tensor, name: str) -> None:
-    """Raise NonFiniteError where a tensor holds NaN or infinity; ``name`` is what the message calls it."""
+    """Check that a tensor, which the message calls ``name``, is finite."""
     if not bool(values.isfinite().all()):
         raise NonFiniteError(f"{name} holds NaN or infinity")
 
 
 def check_columns(rows: int, **columns: torch.Tensor | None) -> None:
-    """Check that every column given is (rows,), not empty, and finite.
-
-    Raises:
-        DataError: one of another shape, or no rows.
-        NonFiniteError: NaN or infinity in one.
-    """
+    """Check that every column given is (rows,), not empty, and finite."""
     for name, values in columns.items():
         if values is None:
             continue
@@ -32,22 +30,13 @@ def check_columns(rows: int, **columns: torch.Tensor | None) -> None:
 
 
 def checked_column(values: torch.Tensor, name: str) -> torch.Tensor:
-    """Return (rows,) float64 values.
-
-    Raises:
-        DataError, NonFiniteError: as ``check_columns``.
-    """
+    """Return (rows,) float64 values."""
     check_columns(values.numel(), **{name: values})
     return values.detach().to("cpu", torch.float64)
 
 
 def checked_score(score: torch.Tensor, errors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (rows,) float64 scores and (rows,) bool errors, true at mistakes.
-
-    Raises:
-        DataError: no rows, or shapes or types that do not fit.
-        NonFiniteError: NaN or infinity in a score.
-    """
+    """Return (rows,) float64 scores and (rows,) bool errors, true at mistakes."""
     if errors.dtype != torch.bool:
         raise DataError(f"errors must be bool, true at mistakes, got {errors.dtype}")
     check_columns(len(errors), score=score, errors=errors)
@@ -55,12 +44,7 @@ def checked_score(score: torch.Tensor, errors: torch.Tensor) -> tuple[torch.Tens
 
 
 def checked_values(values: torch.Tensor, class_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (rows, classes) float64 values and the mask of their possible classes.
-
-    Raises:
-        DataError: shapes or types that do not fit, or a row without a possible class.
-        NonFiniteError: NaN or infinity at a possible class.
-    """
+    """Return (rows, classes) float64 values, finite at possible classes, and the mask of those, one a row at least."""
     values, mask = values.detach().to("cpu", torch.float64), class_mask.detach().cpu()
     if values.ndim != 2 or mask.shape != values.shape or mask.dtype != torch.bool:
         raise DataError(
@@ -74,14 +58,7 @@ def checked_values(values: torch.Tensor, class_mask: torch.Tensor) -> tuple[torc
 
 
 def checked_labels(labels: torch.Tensor, class_mask: torch.Tensor) -> torch.Tensor:
-    """Return (rows,) int64 labels.
-
-    Args:
-        class_mask: (rows, classes) bool, on the CPU.
-
-    Raises:
-        DataError: no labels, labels that are not integers, or one that is not a possible class of its row.
-    """
+    """Return (rows,) int64 labels, each a possible class of its row by ``class_mask`` (rows, classes) on the CPU."""
     labels = labels.detach().cpu()
     if labels.shape != class_mask.shape[:1] or labels.is_floating_point() or labels.dtype == torch.bool:
         raise DataError(f"labels must be ({len(class_mask)},) integers, got {tuple(labels.shape)} {labels.dtype}")
@@ -94,12 +71,7 @@ def checked_labels(labels: torch.Tensor, class_mask: torch.Tensor) -> torch.Tens
 
 
 def checked_probs(probs: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (rows, classes) float64 probabilities and (rows,) int64 labels.
-
-    Raises:
-        DataError: no rows, shapes that do not fit, labels out of range, rows that are not probabilities.
-        NonFiniteError: NaN or infinity in ``probs``.
-    """
+    """Return (rows, classes) float64 probabilities, of two classes or more, and (rows,) int64 labels."""
     probs = probs.detach().to("cpu", torch.float64)
     if probs.ndim != 2 or probs.shape[1] < 2:
         raise DataError(f"probs must be (rows, classes) of two classes or more, got {tuple(probs.shape)}")

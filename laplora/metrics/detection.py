@@ -1,7 +1,7 @@
 """How well a score tells rows of another distribution from rows like those an artifact was tested on.
 
 A score is per row, higher meaning stranger: epistemic uncertainty, or a label mass with its sign changed. Rows of equal
-score cannot be told apart, so nothing here depends on their order. Everything is float64 on the CPU.
+score cannot be told apart, so nothing here depends on their order.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from laplora.errors import DataError
-from laplora.metrics.checks import checked_score
+from laplora.metrics.checks import checked_column
 from laplora.metrics.ranking import compare_auroc, tie_groups
 
 #: Share of the in-distribution rows that the threshold of ``fpr_at_95_tpr`` lets pass.
@@ -28,8 +28,7 @@ class Detection:
         auroc: probability that a shifted row has a higher score than a test row, ties counting half.
         low, high: its 95 % interval (DeLong, DeLong and Clarke-Pearson 1988), cut to 0 and 1.
         fpr_at_95_tpr: share of the shifted rows that still pass at the lowest threshold that at least 95 % of the test
-            rows pass (Liang, Li and Srikant, arXiv 1706.02690, whose positive class is in-distribution): the share
-            that goes unnoticed at 5 % false alarms.
+            rows pass (Liang, Li and Srikant, arXiv 1706.02690, whose positive class is in-distribution).
         inside, outside: rows of the test split, and shifted rows.
     """
 
@@ -51,15 +50,14 @@ def detection(inside: torch.Tensor, outside: torch.Tensor) -> Detection:
         DataError: shapes that do not fit, or fewer than two rows of a kind.
         NonFiniteError: NaN or infinity in a score.
     """
-    if inside.ndim != 1 or outside.ndim != 1 or min(len(inside), len(outside)) < 2:
+    inside, outside = checked_column(inside, "inside"), checked_column(outside, "outside")
+    if min(len(inside), len(outside)) < 2:
         raise DataError(
-            "detection takes (rows,) scores of two or more rows of each kind, got "
-            f"{tuple(inside.shape)} in-distribution and {tuple(outside.shape)} shifted"
+            f"detection takes two or more rows of each kind, got {len(inside)} in-distribution and {len(outside)} "
+            "shifted"
         )
-    shifted = torch.arange(len(inside) + len(outside)) >= len(inside)
-    score, shifted = checked_score(
-        torch.cat([inside.detach().cpu().double(), outside.detach().cpu().double()]), shifted
-    )
+    score = torch.cat([inside, outside])
+    shifted = torch.arange(len(score)) >= len(inside)
     # A score that is the same for every row has an AUROC of exactly 1/2 and no variance.
     lead, error = compare_auroc(score, torch.zeros_like(score), shifted)
     _, group, _ = tie_groups(score)

@@ -1,12 +1,10 @@
 """How well a score ranks the mistakes: areas under the ROC, precision-recall and risk-coverage curves.
 
 Everywhere: ``score`` is (rows,), higher meaning less trusted; ``errors`` is (rows,) bool, true at mistakes. Rows
-of equal score cannot be told apart, so every measure is the same whatever order they are in. Everything is
-computed in float64 on the CPU.
+of equal score cannot be told apart, so every measure is the same whatever order they are in.
 
-Every function raises:
-    DataError: no rows, or shapes or types that do not fit.
-    NonFiniteError: NaN or infinity in a score.
+Every public function raises DataError for no rows, or shapes or types that do not fit, and NonFiniteError for NaN or
+infinity in a score.
 """
 
 from __future__ import annotations
@@ -77,8 +75,7 @@ def compare_auroc(first: torch.Tensor, second: torch.Tensor, errors: torch.Tenso
 
     Both are on the same rows, so the error is that of the paired difference: with d_ij the difference of the
     two scores' verdicts on mistake i and right answer j, ``var_i(mean_j d) / mistakes + var_j(mean_i d) / rights``
-    (DeLong, DeLong and Clarke-Pearson 1988; a U-statistic's variance). Nothing is drawn at random, and the rows'
-    order does not matter.
+    (DeLong, DeLong and Clarke-Pearson 1988; a U-statistic's variance).
 
     Raises:
         DataError: also fewer than two mistakes or two right answers, which have no variance.
@@ -86,10 +83,10 @@ def compare_auroc(first: torch.Tensor, second: torch.Tensor, errors: torch.Tenso
     (first, errors), (second, _) = checked_score(first, errors), checked_score(second, errors)
     if min(int(errors.sum()), int((~errors).sum())) < 2:
         raise DataError("comparing two AUROCs takes at least two mistakes and two right answers")
-    difference = _placements(first, errors)[0] - _placements(second, errors)[0]
-    others = _placements(first, errors)[1] - _placements(second, errors)[1]
-    variance = difference.var() / len(difference) + others.var() / len(others)
-    return float(difference.mean()), math.sqrt(float(variance))
+    by_score = _placements(first, errors), _placements(second, errors)
+    mistakes, rights = (one - other for one, other in zip(*by_score, strict=True))
+    variance = mistakes.var() / len(mistakes) + rights.var() / len(rights)
+    return float(mistakes.mean()), math.sqrt(float(variance))
 
 
 def tie_groups(score: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

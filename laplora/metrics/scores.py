@@ -3,9 +3,8 @@
 Everywhere: ``probs`` is (rows, classes), each row summing to 1, exactly 0 at classes that are not possible for
 the row; ``labels`` is (rows,) int64. Everything is computed in float64 on the CPU and returned as plain floats.
 
-Every function raises:
-    DataError: no rows, shapes that do not fit, labels out of range, rows that are not probabilities.
-    NonFiniteError: NaN or infinity in ``probs`` or in a score.
+Every function raises DataError for no rows, shapes that do not fit, labels out of range and rows that are not
+probabilities, and NonFiniteError for NaN or infinity.
 """
 
 from __future__ import annotations
@@ -32,6 +31,9 @@ from laplora.metrics.ranking import (
 
 #: A label of probability 0 would make the NLL infinite: it counts as the smallest normal float64 (708 nats).
 _SMALLEST = torch.finfo(torch.float64).tiny
+
+#: Of every interval.
+_LEVEL = 0.95
 
 #: A served curve has at most this many points.
 _CURVE_POINTS = 200
@@ -145,7 +147,7 @@ def reliability_bins(probs: torch.Tensor, labels: torch.Tensor, bins: int = 15) 
     """Return one entry for each of ``bins`` equal-width confidence bins, empty ones included."""
     probs, labels = checked_probs(probs, labels)
     confidence, predicted = probs.max(1)
-    index = _bin_index(confidence, bins)
+    index = bin_index(confidence, bins)
     counts = torch.bincount(index, minlength=bins).tolist()
     confidences = torch.bincount(index, weights=confidence, minlength=bins).tolist()
     hits = torch.bincount(index, weights=(predicted == labels).double(), minlength=bins).tolist()
@@ -156,32 +158,23 @@ def reliability_bins(probs: torch.Tensor, labels: torch.Tensor, bins: int = 15) 
 
 
 def bootstrap_interval(
-    statistic: Callable[[torch.Tensor], float],
-    n: int,
-    *,
-    resamples: int = 1000,
-    level: float = 0.95,
-    generator: torch.Generator,
+    statistic: Callable[[torch.Tensor], float], n: int, *, resamples: int = 1000, generator: torch.Generator
 ) -> tuple[float, float]:
-    """Return the percentile bootstrap interval of a statistic over ``n`` rows (Efron 1979).
+    """Return the percentile bootstrap interval at 95 % of a statistic over ``n`` rows (Efron 1979).
 
     Args:
         statistic: takes (n,) int64 row numbers, drawn with replacement; a NaN leaves that resample out.
         generator: of the row numbers; the same seed gives two methods the same resamples.
 
     Raises:
-        ConfigError: ``resamples`` or ``level`` out of range.
-        DataError: no rows, or NaN on every resample.
+        DataError: NaN on every resample.
     """
-    if n < 1:
-        raise DataError("a bootstrap needs at least one row, got 0")
-    if resamples < 1 or not 0 < level < 1:
-        raise ConfigError(f"resamples must be at least 1 and level in (0, 1), got {resamples} and {level}")
     values = [statistic(torch.randint(n, (n,), generator=generator)) for _ in range(resamples)]
     kept = torch.tensor([v for v in values if not math.isnan(v)], dtype=torch.float64)
     if not len(kept):
         raise DataError("the statistic is NaN on every resample")
-    low, high = kept.quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist()
+    ends = torch.tensor([(1 - _LEVEL) / 2, (1 + _LEVEL) / 2], dtype=torch.float64)
+    low, high = kept.quantile(ends).tolist()
     return low, high
 
 
@@ -208,7 +201,7 @@ def evaluate_probs(
     score, errors = checked_score(score, errors)
 
     losses, row_brier, hits = row_nll(probs, labels), _row_brier(probs, labels), (~errors).double()
-    gap, index = hits - confidence, _bin_index(confidence, bins)
+    gap, index = hits - confidence, bin_index(confidence, bins)
     _, group, _ = tie_groups(score)
     auroc, auprc = none_if_nan(grouped_auroc(group, errors)), none_if_nan(grouped_auprc(group, errors))
     # The same numbers as the public functions, from per-row parts made once.
@@ -255,7 +248,7 @@ def _row_brier(probs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return (probs - torch.nn.functional.one_hot(labels, probs.shape[1])).square().sum(1)
 
 
-def _bin_index(confidence: torch.Tensor, bins: int) -> torch.Tensor:
+def bin_index(confidence: torch.Tensor, bins: int) -> torch.Tensor:
     """Return (rows,) the bin of each confidence; bins are closed on the right."""
     if bins < 1:
         raise ConfigError(f"bins must be at least 1, got {bins}")

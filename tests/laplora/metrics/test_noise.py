@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from laplora.errors import ConfigError
+from laplora.metrics import noise
 from laplora.metrics.noise import calibrated_ece, highest_risk, lowest_coverage
 from laplora.metrics.scores import ece
 
@@ -19,15 +19,18 @@ def calibrated(rows: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.stack([first, 1 - first], 1), labels
 
 
-def test_a_calibrated_model_has_the_mean_and_passes_the_limit_as_often_as_stated() -> None:
+def test_a_calibrated_model_has_the_mean_and_passes_the_limit_as_often_as_stated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The bias is real: at 200 rows a model with no miscalibration at all measures an ECE of 0.07."""
+    monkeypatch.setattr(noise, "SIMULATIONS", 400)
     measured, means, over = [], [], 0
     for seed in range(400):
         probs, labels = calibrated(200, seed)
-        noise = calibrated_ece(probs.amax(1), chance=0.05, simulations=400, seed=seed)
+        limits = calibrated_ece(probs.amax(1), chance=0.05)
         measured.append(ece(probs, labels))
-        means.append(noise.mean)
-        over += measured[-1] > noise.limit
+        means.append(limits.mean)
+        over += measured[-1] > limits.limit
     assert sum(means) / 400 == pytest.approx(0.07, abs=0.01)
     # Standard error of 400 measured values: below 0.001.
     assert sum(measured) / 400 == pytest.approx(sum(means) / 400, abs=0.004)
@@ -35,31 +38,19 @@ def test_a_calibrated_model_has_the_mean_and_passes_the_limit_as_often_as_stated
     assert stats.binom.ppf(5e-5, 400, 0.05) <= over <= stats.binom.ppf(1 - 5e-5, 400, 0.05)
 
 
-def test_more_rows_leave_less_noise() -> None:
-    few, many = (calibrated_ece(calibrated(rows, 0)[0].amax(1)) for rows in (100, 3000))
-    assert few.mean > 3 * many.mean
-    assert few.limit > few.mean
+def test_the_same_confidences_have_the_same_limit() -> None:
+    """More numbers than are drawn at a time."""
+    confidence = calibrated(600, 1)[0].amax(1)
+    assert calibrated_ece(confidence) == calibrated_ece(confidence)
     assert calibrated_ece(torch.ones(10)).limit == 0
 
 
-def test_the_draws_are_those_of_the_seed_alone() -> None:
-    confidence = calibrated(3000, 1)[0].amax(1)
-    torch.manual_seed(1)
-    first = calibrated_ece(confidence, simulations=500)
-    torch.manual_seed(2)
-    assert calibrated_ece(confidence, simulations=500) == first
-
-
-@pytest.mark.parametrize("rows", [1, 50, 1000])
-@pytest.mark.parametrize("chance", [0.001, 0.05])
+@pytest.mark.parametrize(("rows", "chance"), [(1, 0.001), (1000, 0.05)])
 def test_coverage_is_beta_binomial(rows: int, chance: float) -> None:
     """150 calibration rows at 0.9: k is 136."""
     limit = round(lowest_coverage(0.9, rows, 150, chance=chance) * rows)
     cdf = stats.betabinom(rows, 136, 15).cdf
     assert cdf(limit - 1) <= chance < cdf(limit)
-    plain = round(lowest_coverage(0.9, rows, 0, chance=chance) * rows)
-    assert stats.binom(rows, 0.9).cdf(plain - 1) <= chance < stats.binom(rows, 0.9).cdf(plain)
-    assert plain >= limit
 
 
 def test_too_few_calibration_rows_cover_everything() -> None:
@@ -67,21 +58,8 @@ def test_too_few_calibration_rows_cover_everything() -> None:
     assert lowest_coverage(0.9, 100, 9) < 1.0
 
 
-@pytest.mark.parametrize("rows", [1, 50, 1000, 10_000])
-@pytest.mark.parametrize("risk", [0.01, 0.05, 0.5])
+@pytest.mark.parametrize(("rows", "risk"), [(1, 0.5), (1000, 0.05)])
 def test_risk_is_binomial(rows: int, risk: float) -> None:
     limit = round(highest_risk(risk, rows) * rows)
     assert stats.binom(rows, risk).sf(limit) <= 0.001
     assert limit == 0 or stats.binom(rows, risk).sf(limit - 1) > 0.001
-
-
-def test_arguments_are_checked() -> None:
-    for call, message in (
-        (lambda: calibrated_ece(torch.ones(3), bins=0), "bins"),
-        (lambda: highest_risk(0.1, 10, chance=0.0), "chance"),
-        (lambda: highest_risk(0.1, 10, chance=1.0), "chance"),
-        (lambda: highest_risk(0.0, 10), "target_risk"),
-        (lambda: lowest_coverage(0.9, 0, 10), "level"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            call()
