@@ -1,6 +1,8 @@
 """Split-conformal label sets: thresholds from a calibration split, and the sets of new rows.
 
 Two scores, by the name that an artifact records: ``lac`` (1 - p of the label) and ``aps`` (the mass before the label).
+Everywhere ``probs`` is (rows, classes), ``labels`` (rows,) int64 and ``class_mask`` (rows, classes) bool. Shapes and
+labels that do not fit raise DataError, NaN and infinity NonFiniteError, and a level outside (0, 1) ConfigError.
 """
 
 from __future__ import annotations
@@ -32,31 +34,14 @@ def conformal_threshold(probs: torch.Tensor, labels: torch.Tensor, level: float 
     With the score 1 - p(label), q is the ceil((rows + 1) level)-th smallest calibration score. If calibration
     and new rows are exchangeable, the set {k: 1 - p_k <= q} holds the true label with probability at least
     ``level``. With too few rows for the level, q is 1: the set holds every possible label.
-
-    Args:
-        probs: (rows, classes).
-        labels: (rows,) int64.
-        level: wanted coverage, in (0, 1).
-
-    Raises:
-        ConfigError: a level outside (0, 1).
-        DataError: no rows, shapes that do not fit, or a label out of range.
-        NonFiniteError: NaN or infinity in ``probs``.
     """
     return _threshold(1 - probs.double(), labels, level)
 
 
 def prediction_sets(probs: torch.Tensor, threshold: float, class_mask: torch.Tensor) -> torch.Tensor:
-    """Return (rows, classes) bool: the labels in each row's conformal set, possible ones only.
+    """Return (rows, classes) bool: the possible labels in each row's set, by a ``conformal_threshold``.
 
     A set may be empty: then no label is as probable as the calibration rows' labels were.
-
-    Args:
-        threshold: from ``conformal_threshold``.
-
-    Raises:
-        DataError: shapes that do not fit.
-        NonFiniteError: NaN or infinity in ``probs``.
     """
     probs, mask = checked_values(probs, class_mask)
     return (1 - probs <= threshold) & mask
@@ -74,31 +59,16 @@ def aps_threshold(probs: torch.Tensor, labels: torch.Tensor, level: float = 0.9)
 
 
 def aps_sets(probs: torch.Tensor, threshold: float, class_mask: torch.Tensor) -> torch.Tensor:
-    """Return (rows, classes) bool: the labels in each row's adaptive prediction set, possible ones only.
+    """Return (rows, classes) bool: the possible labels in each row's adaptive set, by an ``aps_threshold``.
 
-    A set is never empty: the most probable label has the score 0. It grows where the probabilities are spread out,
-    where ``prediction_sets`` may be empty; on average it is larger.
-
-    Args:
-        threshold: from ``aps_threshold``.
-
-    Raises:
-        DataError: shapes that do not fit.
-        NonFiniteError: NaN or infinity in ``probs``.
+    A set is never empty: the most probable label has the score 0.
     """
     probs, mask = checked_values(probs, class_mask)
     return (_mass_before(probs.masked_fill(~mask, 0)) <= threshold) & mask
 
 
 def empirical_coverage(sets: torch.Tensor, labels: torch.Tensor) -> float:
-    """Return the share of rows whose set holds their label.
-
-    Args:
-        sets: (rows, classes) bool; labels: (rows,) int64.
-
-    Raises:
-        DataError: no rows, shapes that do not fit, or a label out of range.
-    """
+    """Return the share of rows whose set, of (rows, classes) bool, holds their label."""
     if sets.ndim != 2 or sets.dtype != torch.bool:
         raise DataError(f"sets must be (rows, classes) bool, got {tuple(sets.shape)} {sets.dtype}")
     sets = sets.detach().cpu()

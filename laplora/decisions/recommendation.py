@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 
-from laplora.decisions.small_split import warn_about_rows
 from laplora.errors import ConfigError, DataError
 from laplora.metrics.checks import check_columns
 from laplora.metrics.scores import bootstrap_interval
@@ -63,21 +62,15 @@ def recommend(losses: Mapping[str, torch.Tensor], order: Sequence[str], seed: in
     Differences are paired, row by row, and measured in their standard errors. In this order:
 
     1. A predictive that is fitted and could have come out as MAP (``NESTING``) is a candidate unless its NLL is above
-       MAP's by one standard error, or by more than 5 / 2n nats on n rows. Where no row stands out, a fit costs a
-       calibrated model some 1 / 2n, and leaving an overconfident one with MAP costs as much as it is overconfident.
-       Any other must be below MAP by more than 0.5 standard errors. If there is no candidate, MAP is served.
+       MAP's by one standard error, or by more than 5 / 2n nats on n rows. Any other must be below MAP by more than
+       0.5 standard errors. If there is no candidate, MAP is served.
     2. The best candidate has the lowest NLL.
-    3. Among the candidates within one standard error of it, the cheapest is chosen: a dearer one must win by more
-       than noise (the one-standard-error rule: Breiman et al. 1984). MAP is not among them; step 1 has
-       judged it.
+    3. Among the candidates within one standard error of it, the cheapest is chosen (the one-standard-error rule:
+       Breiman et al. 1984).
     4. But ``laplace``, if it is a candidate within 0.25 standard errors of the best one, is preferred to a cheaper
-       one: it is the predictive with a variance and an epistemic part, at no cost in NLL that 100 to 200 rows
-       could show. At one standard error it would be behind temperature scaling beyond noise on some of the
-       models whose variance says nothing about their mistakes.
+       one: it has a variance and an epistemic part.
 
-    Why these numbers: docs/lab-notes.md, from synthetic models (benchmarks.rules.choices) and from the study
-    (benchmarks.rules.choices_study). Calibration rows speak for new rows like them: on a shifted test split no rule
-    keeps the promise.
+    Why these numbers: docs/lab-notes.md. On a shifted test split no rule keeps the promise.
 
     Args:
         losses: by predictive (rows,) the NLL of the same calibration rows, cross-fitted; ``map`` among them.
@@ -88,9 +81,6 @@ def recommend(losses: Mapping[str, torch.Tensor], order: Sequence[str], seed: in
         ConfigError: no ``map``, or ``order`` that does not name every predictive once.
         DataError: fewer than two rows, or losses of different length.
         NonFiniteError: NaN or infinity in a loss.
-
-    Warns:
-        SmallCalibrationWarning: fewer than 20 rows.
     """
     names = list(order)
     if "map" not in losses or sorted(names) != sorted(losses):
@@ -100,7 +90,6 @@ def recommend(losses: Mapping[str, torch.Tensor], order: Sequence[str], seed: in
     check_columns(rows, **columns)
     if rows < 2:
         raise DataError("a recommendation needs at least two rows, got 1")
-    warn_about_rows(rows, "recommending a predictive")
     table = _table(columns, seed)
     chosen, why = choose(columns)
     entry = table[chosen]

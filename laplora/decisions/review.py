@@ -14,13 +14,17 @@ from dataclasses import dataclass
 import torch
 from scipy import special
 
-from laplora.decisions.small_split import warn_about_labels, warn_about_rows
 from laplora.decisions.thresholds import Flag, FlagThreshold, Guarantee, ModeThresholds, ReviewRule, ReviewScore, Score
 from laplora.decisions.uncertainty import agreed_entropy, decompose
-from laplora.errors import ConfigError, DataError
+from laplora.errors import ConfigError
 from laplora.linearised import PosteriorPredictive, entropy
-from laplora.metrics.checks import check_columns, check_finite
+from laplora.metrics.checks import check_columns
 from laplora.metrics.ranking import error_auroc, tie_groups
+
+#: Quantile above which ``high_epistemic`` is raised.
+EPISTEMIC_LEVEL = 0.95
+#: Quantile below which ``low_label_mass`` is raised.
+LABEL_MASS_LEVEL = 0.01
 
 #: Why each guarantee reviews by the score that it does.
 _REASONS: dict[Guarantee, str] = {
@@ -48,12 +52,9 @@ def fit_thresholds(
     labels: torch.Tensor,
     label_mass: torch.Tensor,
     *,
-    split: str,
     target_risk: float = 0.05,
     guarantee: Guarantee = "empirical",
     confidence: float = 0.9,
-    epistemic_level: float = 0.95,
-    label_mass_level: float = 0.01,
     sureness: Mapping[str, Sureness] | None = None,
 ) -> dict[str, ModeThresholds]:
     """Return every threshold of every predictive by name, from the predictions on a calibration split.
@@ -66,75 +67,41 @@ def fit_thresholds(
         predictives: by name, ``map`` among them, each row's under what was fitted without it.
         labels: (rows,) int64.
         label_mass: (rows,) probability that the full vocabulary gives the label tokens.
-        split: the split's name, recorded.
         target_risk, guarantee, confidence: as of ``accept_threshold``.
-        epistemic_level: quantile above which ``high_epistemic`` is raised.
-        label_mass_level: quantile below which ``low_label_mass`` is raised.
         sureness: by name what review and ``low_confidence`` compare in place of the predictive's: out-of-fold scores on
             the scale of what is served (``laplora.predictive.cross_fitting.rank_aligned``).
 
     Raises:
-        ConfigError: a level outside (0, 1), an unknown guarantee, or no ``map``.
-        DataError: no rows, or shapes that do not fit.
+        ConfigError: a level outside (0, 1), or an unknown guarantee.
+        DataError: no rows, or columns of different length.
         NonFiniteError: NaN or infinity.
-
-    Warns:
-        SmallCalibrationWarning: fewer than 20 rows, or labels that do not occur among them.
     """
-    _check_levels(epistemic=epistemic_level, label_mass=label_mass_level)
-    if "map" not in predictives:
-        raise ConfigError(f"thresholds need the predictive 'map', whose entropy is a score, got {list(predictives)}")
-    rows, labels = len(labels), labels.detach().cpu()
-    check_columns(rows, labels=labels, label_mass=label_mass)
-    for name, predictive in predictives.items():
-        probs = predictive.probs
-        if probs.ndim != 2 or len(probs) != rows or predictive.expected_entropy.shape != (rows,):
-            raise DataError(f"the predictive {name!r} must have {rows} rows, got {tuple(probs.shape)}")
-        check_finite(torch.cat([probs, predictive.expected_entropy[:, None]], 1), f"the predictive {name!r}")
-    warn_about_rows(rows, "fitting thresholds")
-    warn_about_labels(labels, predictives["map"].probs.shape[1], split)
-    low_mass = FlagThreshold(
-        value=_quantile(label_mass, label_mass_level),
-        level=label_mass_level,
-        origin=f"{label_mass_level:g} quantile of the label mass of {rows} rows of {split!r}",
-    )
-    map_probs = predictives["map"].probs
+    labels = labels.detach().cpu()
+    check_columns(len(labels), labels=labels, label_mass=label_mass)
+    map_probs, bound = predictives["map"].probs, guarantee == "upper_bound"
     # Checks the options under either guarantee.
-    map_bound = accept_threshold(
+    map_threshold = accept_threshold(
         entropy(map_probs), map_probs.argmax(1) != labels, target_risk, guarantee=guarantee, confidence=confidence
     )
-
-    def flags_of(predictive: PosteriorPredictive, sure: Sureness, errors: torch.Tensor) -> dict[Flag, FlagThreshold]:
-        lowest = accept_threshold(-sure.confidence, errors, target_risk)
+    fitted = {}
+    for name, predictive in predictives.items():
+        sure = (sureness or {}).get(name) or sureness_of(predictive)
+        errors = predictive.probs.argmax(1) != labels
         flags: dict[Flag, FlagThreshold] = {
-            "low_confidence": FlagThreshold(
-                value=None if lowest is None else -lowest,
-                level=target_risk,
-                origin=f"lowest confidence from which {rows} rows of {split!r} and one mistake more err at most "
-                f"{target_risk:g}",
-            ),
-            "low_label_mass": low_mass,
+            "low_confidence": _confidence_flag(sure.confidence, errors, target_risk),
+            "low_label_mass": _quantile_flag(label_mass, LABEL_MASS_LEVEL, "label mass"),
         }
-        if _has_spread(predictive):
-            flags["high_epistemic"] = FlagThreshold(
-                value=_quantile(decompose(predictive).epistemic, epistemic_level),
-                level=epistemic_level,
-                origin=f"{epistemic_level:g} quantile of the epistemic uncertainty of {rows} rows of {split!r}",
-            )
-        return flags
-
-    def rule_of(name: str, predictive: PosteriorPredictive, sure: Sureness, errors: torch.Tensor) -> ReviewRule:
-        bound = guarantee == "upper_bound"
         scores: dict[Score, torch.Tensor] = {"map_entropy": entropy(map_probs)}
         if name != "map":
             scores["total_entropy"] = sure.entropy
-        if _has_spread(predictive):
+        if (predictive.std > 0).any():  # the epistemic part of a point is only rounding
             scores["epistemic"] = decompose(predictive).epistemic
+            flags["high_epistemic"] = _quantile_flag(scores["epistemic"], EPISTEMIC_LEVEL, "epistemic uncertainty")
         score: ReviewScore = "map_entropy" if bound or name == "map" else "total_entropy"
         compared = agreed_entropy(map_probs, predictive.probs) if bound else scores[score]
-        threshold = map_bound if bound else accept_threshold(compared, errors, target_risk)
+        threshold = map_threshold if bound else accept_threshold(compared, errors, target_risk)
         accepted = compared <= (-math.inf if threshold is None else threshold)
-        return ReviewRule(
+        rule = ReviewRule(
             score=score,
             threshold=threshold,
             target_risk=target_risk,
@@ -145,22 +112,26 @@ def fit_thresholds(
             auroc={key: error_auroc(values, errors) for key, values in scores.items()},
             reason=_REASONS[guarantee],
         )
-
-    fitted = {}
-    for name, predictive in predictives.items():
-        sure = (sureness or {}).get(name) or sureness_of(predictive)
-        errors = predictive.probs.argmax(1) != labels
-        fitted[name] = ModeThresholds(
-            errors=int(errors.sum()),
-            flags=flags_of(predictive, sure, errors),
-            review=rule_of(name, predictive, sure, errors),
-        )
+        fitted[name] = ModeThresholds(errors=int(errors.sum()), flags=flags, review=rule)
     return fitted
 
 
-def _has_spread(predictive: PosteriorPredictive) -> bool:
-    """Return whether a predictive has an epistemic part; that of a point is only rounding."""
-    return bool((predictive.std > 0).any())
+def _confidence_flag(confidence: torch.Tensor, errors: torch.Tensor, target_risk: float) -> FlagThreshold:
+    lowest = accept_threshold(-confidence, errors, target_risk)
+    return FlagThreshold(
+        value=None if lowest is None else -lowest,
+        level=target_risk,
+        origin=f"lowest confidence from which {len(errors)} rows of 'calibration' and one mistake more err at most "
+        f"{target_risk:g}",
+    )
+
+
+def _quantile_flag(values: torch.Tensor, level: float, what: str) -> FlagThreshold:
+    return FlagThreshold(
+        value=float(values.double().quantile(level)),
+        level=level,
+        origin=f"{level:g} quantile of the {what} of {len(values)} rows of 'calibration'",
+    )
 
 
 def accept_threshold(
@@ -194,7 +165,9 @@ def accept_threshold(
         DataError: no rows, or shapes that do not fit.
         NonFiniteError: NaN or infinity in a score.
     """
-    _check_levels(target_risk=target_risk, confidence=confidence)
+    for name, level in (("target_risk", target_risk), ("confidence", confidence)):
+        if not 0 < level < 1:
+            raise ConfigError(f"{name} must be in (0, 1), got {level}")
     if guarantee not in ("empirical", "upper_bound"):
         raise ConfigError(f"guarantee must be empirical or upper_bound, got {guarantee!r}")
     check_columns(len(errors), scores=scores)
@@ -215,13 +188,3 @@ def accept_threshold(
     failing = (~torch.from_numpy(passes)[start:]).nonzero()[:, 0]
     end = start + int(failing[0]) if len(failing) else len(values)
     return float(values[end - 1]) if end > start else None
-
-
-def _check_levels(**levels: float) -> None:
-    for name, level in levels.items():
-        if not 0 < level < 1:
-            raise ConfigError(f"{name} must be in (0, 1), got {level}")
-
-
-def _quantile(values: torch.Tensor, level: float) -> float:
-    return float(values.double().quantile(level))

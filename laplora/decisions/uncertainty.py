@@ -14,7 +14,6 @@ from types import MappingProxyType
 import torch
 
 from laplora.decisions.thresholds import Decision, Flag, ModeThresholds
-from laplora.errors import DataError
 from laplora.linearised import PosteriorPredictive, entropy
 from laplora.metrics.checks import check_columns
 
@@ -81,13 +80,12 @@ def raise_flags(
     label_mass: torch.Tensor,
     set_sizes: torch.Tensor,
     truncated: Sequence[bool],
-    epistemic: torch.Tensor | None = None,
+    epistemic: torch.Tensor | None,
 ) -> list[list[Flag]]:
     """Return each row's flags, in the order of ``FLAGS``.
 
     Args:
-        thresholds: of the predictive that made ``probs``.
-        probs: (batch, classes).
+        thresholds: of the predictive that made ``probs`` (batch, classes).
         label_mass: (batch,).
         set_sizes: (batch,) labels in the conformal prediction set.
         truncated: per row, whether its prompt was cut.
@@ -98,8 +96,6 @@ def raise_flags(
         NonFiniteError: NaN or infinity.
     """
     batch = len(probs)
-    if len(truncated) != batch:
-        raise DataError(f"truncated must have {batch} entries, got {len(truncated)}")
     check_columns(batch, label_mass=label_mass, set_sizes=set_sizes, epistemic=epistemic)
 
     def below(flag: Flag, values: torch.Tensor) -> torch.Tensor:

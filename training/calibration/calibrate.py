@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,6 @@ from laplora.artifact.manifest import SCORES, CalibrationRecord, PredictiveRecor
 from laplora.decisions.conformal import fit_label_sets
 from laplora.decisions.recommendation import recommend
 from laplora.decisions.review import Sureness, fit_thresholds, sureness_of
-from laplora.decisions.small_split import SmallCalibrationWarning
 from laplora.linearised import PosteriorPredictive
 from laplora.metrics.scores import row_nll
 from laplora.posterior.base import Prior, ProjectedJacobians
@@ -62,19 +60,15 @@ def calibrate(config: RunConfig, outputs: SplitOutputs) -> Calibrated:
     priors = _PriorsWithout(config, outputs)
     held_out = out_of_fold(config, outputs, priors)
     sureness = {name: held_out_sureness(config, outputs, name, priors) for name in names}
-    with warnings.catch_warnings():
-        # training.data.splitting warned of a small split, or one without some labels, before training.
-        warnings.simplefilter("ignore", SmallCalibrationWarning)
-        thresholds = fit_thresholds(
-            {str(name): predictive for name, predictive in held_out.items()},
-            labels,
-            split.label_mass,
-            split="calibration",
-            target_risk=settings.target_risk,
-            guarantee=settings.guarantee,
-            confidence=settings.confidence,
-            sureness={str(name): sure for name, sure in sureness.items()},
-        )
+    thresholds = fit_thresholds(
+        {str(name): predictive for name, predictive in held_out.items()},
+        labels,
+        split.label_mass,
+        target_risk=settings.target_risk,
+        guarantee=settings.guarantee,
+        confidence=settings.confidence,
+        sureness={str(name): sure for name, sure in sureness.items()},
+    )
     map_probs = held_out["map"].probs
     records: dict[PredictiveName, PredictiveRecord] = {}
     scores: dict[PredictiveName, ReviewScores] = {}
@@ -150,9 +144,7 @@ def recommendation(
     # fast only stands in for laplace, in requests for it.
     names = tuple(name for name in config.predictives.names if name != "fast")
     losses: dict[str, torch.Tensor] = {name: row_nll(held_out[name].probs, labels) for name in names}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SmallCalibrationWarning)  # warned of before training
-        by_data = recommend(losses, names, config.seed)
+    by_data = recommend(losses, names, config.seed)
     wanted = config.predictives.serve
     if wanted == "auto":
         return RecommendedRecord(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,7 +11,6 @@ import torch
 from benchmarks.rules.promises.rules import Fitted, fit_before, fit_now
 from benchmarks.rules.promises.table import Table
 from laplora.decisions.conformal import label_sets
-from laplora.decisions.small_split import SmallCalibrationWarning
 from laplora.decisions.thresholds import Guarantee
 from laplora.decisions.uncertainty import decompose
 from laplora.linearised import entropy
@@ -53,10 +51,7 @@ def deal(
     for _ in range(draws):
         order = torch.randperm(len(table.labels), generator=g)
         rows, new = order[:calibration_rows].sort().values, order[calibration_rows:]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SmallCalibrationWarning)
-            fitted = fit(table, rows, risk, level)
-        for guarantee, predictives in fitted.items():
+        for guarantee, predictives in fit(table, rows, risk, level).items():
             for name, one in predictives.items():
                 lines.setdefault((guarantee, name), []).append(judged(table, name, one, new))
     return {key: Kept(*torch.tensor(fields, dtype=torch.float64).T) for key, fields in lines.items()}

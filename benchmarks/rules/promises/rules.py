@@ -103,9 +103,7 @@ def _fitted(
     sureness: dict[str, Sureness] | None = None,
 ) -> dict[str, Fitted]:
     labels, mass = table.labels[rows], table.label_mass[rows]
-    thresholds = fit_thresholds(
-        on_rows, labels, mass, split="calibration", target_risk=risk, guarantee=guarantee, sureness=sureness
-    )
+    thresholds = fit_thresholds(on_rows, labels, mass, target_risk=risk, guarantee=guarantee, sureness=sureness)
     return {
         name: Fitted(column.fit(rows), thresholds[name], fit_label_sets("lac", on_rows[name].probs, labels, level))
         for name, column in table.columns.items()

@@ -15,17 +15,16 @@ from laplora.predictive.gaussian import posterior_predictive
 F64 = torch.float64
 
 
-def split(rows: int = 200, seed: int = 0, sharpness: float = 3.0) -> dict[str, Any]:
+def split(rows: int = 200, seed: int = 0) -> dict[str, Any]:
     """Return a calibration split of an overconfident three-class model with a posterior, as ``fitted`` takes it."""
     g = torch.Generator().manual_seed(seed)
     mean = torch.randn(rows, 2, generator=g, dtype=F64)
     labels = torch.multinomial(torch.softmax(2 * mean @ contrasts(3).T, 1), 1, generator=g)[:, 0]
     variance = 4 * torch.rand(rows, generator=g, dtype=F64)
     covariance = variance[:, None, None] * torch.eye(2, dtype=F64)
-    mask = torch.ones(rows, 3, dtype=torch.bool)
-    predictive = posterior_predictive(sharpness * mean, covariance, mask, samples=64)
+    predictive = posterior_predictive(3 * mean, covariance, torch.ones(rows, 3, dtype=torch.bool), samples=64)
     return {
-        "map_probs": torch.softmax(sharpness * mean @ contrasts(3).T, 1),
+        "map_probs": torch.softmax(3 * mean @ contrasts(3).T, 1),
         "probs": predictive.probs,
         "epistemic": decompose(predictive).epistemic,
         "labels": labels,
@@ -34,16 +33,10 @@ def split(rows: int = 200, seed: int = 0, sharpness: float = 3.0) -> dict[str, A
 
 
 def fitted(data: dict[str, Any], **options: Any) -> dict[str, ModeThresholds]:
-    """Return the thresholds of ``map`` and, where there are ``probs``, of ``laplace``."""
-    map_probs = data["map_probs"]
-    predictives = {"map": PosteriorPredictive(map_probs, torch.zeros_like(map_probs), entropy(map_probs))}
-    if "probs" in data:
-        probs = data["probs"]
-        expected = entropy(probs) - data["epistemic"]
-        predictives["laplace"] = PosteriorPredictive(probs, torch.ones_like(probs), expected)
-    return fit_thresholds(predictives, data["labels"], data["label_mass"], split="calibration", **options)
-
-
-def map_only(data: dict[str, Any]) -> dict[str, Any]:
-    """Return the split without what needs a posterior."""
-    return {k: v for k, v in data.items() if k not in ("probs", "epistemic")}
+    """Return the thresholds of ``map`` and ``laplace``."""
+    map_probs, probs = data["map_probs"], data["probs"]
+    predictives = {
+        "map": PosteriorPredictive(map_probs, torch.zeros_like(map_probs), entropy(map_probs)),
+        "laplace": PosteriorPredictive(probs, torch.ones_like(probs), entropy(probs) - data["epistemic"]),
+    }
+    return fit_thresholds(predictives, data["labels"], data["label_mass"], **options)
