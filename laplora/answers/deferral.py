@@ -1,7 +1,6 @@
 """Which rows ``fast`` defers to ``laplace``: where the error of its covariance could decide, and unfamiliar rows.
 
-The error of each row is ``laplora.predictive.distilled_error``'s. For a row unlike all that the covariance was
-distilled from it is an extrapolation, so such a row is deferred in any case.
+The error of each row is ``laplora.predictive.distilled_error``'s: an extrapolation for a row that is unfamiliar.
 """
 
 from __future__ import annotations

@@ -115,11 +115,7 @@ def verify_answers(answers: Sequence[Prediction], golden: Golden) -> None:
 
 
 def _moved(number: int, want: Sequence[float], got: Sequence[float] | None, tolerance: float) -> float:
-    """Return the mean change of the logarithm of an answer's variances.
-
-    Raises:
-        GoldenMismatchError: a change beyond the tolerance, another number of variances, or NaN.
-    """
+    """Return the mean change of the logarithm of an answer's variances, where each is within the tolerance."""
     got = got or []
     changes = [
         math.log(max(g, LEAST_VARIANCE) / max(w, LEAST_VARIANCE)) if math.isfinite(g) else math.nan

@@ -64,9 +64,6 @@ def average_answer(manifest: Manifest, question: OrderedRows, predictions: Seque
 
     Args:
         predictions: of the prompts, in their order, all of one predictive.
-
-    Raises:
-        DataError: another number of predictions than prompts.
     """
     first, orders = predictions[0], question.orders
     name = first.predictive

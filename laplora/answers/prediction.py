@@ -13,7 +13,7 @@ from laplora.decisions.conformal import label_sets
 from laplora.decisions.thresholds import Decision, Flag
 from laplora.decisions.uncertainty import decide, decompose, raise_flags, review_score
 from laplora.linearised import PosteriorPredictive, class_probs, contrasts
-from laplora.predictive.kinds import PREDICTIVES, Members, PredictiveName, PredictiveSpec, predictive_probs
+from laplora.predictive.kinds import PREDICTIVES, Members, PredictiveName, predictive_probs
 from laplora.predictive.member_outputs import MemberOutputs, Wanted
 from laplora.prompts.rows import EncodedRow
 
@@ -95,7 +95,6 @@ def verdicts(
     """Return sets, flags and decisions by a predictive's thresholds.
 
     Args:
-        name: one of ``manifest.servable``.
         probs: (batch, classes); class_mask: (batch, classes) bool.
         label_mass: (batch,); truncated: per row.
         epistemic: (batch,) nats, or None; score: (batch,) of ``review_score``.
@@ -118,12 +117,7 @@ def wanted_outputs(names: Sequence[PredictiveName]) -> set[Wanted]:
     return {(PREDICTIVES[name].members, PREDICTIVES[name].covariance) for name in names}
 
 
-def has_spread(spec: PredictiveSpec) -> bool:
-    """Return whether a predictive averages over several weights, so that there is something epistemic to it."""
-    return spec.covariance or spec.members != "single"
-
-
-def mixtures(manifest: Manifest, outputs: MemberOutputs) -> dict[PredictiveName, PosteriorPredictive]:
+def _mixtures(manifest: Manifest, outputs: MemberOutputs) -> dict[PredictiveName, PosteriorPredictive]:
     """Return the moments of every predictive of the artifact that the outputs are enough for."""
     moments = {}
     for name in manifest.predictives:
@@ -138,19 +132,15 @@ def mixtures(manifest: Manifest, outputs: MemberOutputs) -> dict[PredictiveName,
 def build_predictions(
     manifest: Manifest, rows: Sequence[EncodedRow], outputs: MemberOutputs, name: PredictiveName
 ) -> list[Prediction]:
-    """Return the answers of one predictive, in row order.
-
-    Args:
-        name: one of ``manifest.servable`` that the outputs are enough for.
-    """
+    """Return the answers of one predictive that the outputs are enough for, in row order."""
     spec = manifest.spec(name)
-    computed = mixtures(manifest, outputs)
+    computed = _mixtures(manifest, outputs)
     map_probs = class_probs(outputs.logits, outputs.class_mask)
     served = computed[name]
     probs = map_probs if name == "map" else served.probs
     split = decompose(served)
-    spread = has_spread(spec)
-    epistemic = split.epistemic if spread else None
+    # Whether it averages over several weights, so that there is something epistemic to it.
+    spread = spec.covariance or spec.members != "single"
     scores = {
         other: review_score(manifest.predictives[other].thresholds, probs=predictive.probs, map_probs=map_probs)
         for other, predictive in computed.items()
@@ -162,7 +152,7 @@ def build_predictions(
         class_mask=outputs.class_mask,
         label_mass=outputs.label_mass,
         truncated=[r.truncated for r in rows],
-        epistemic=epistemic,
+        epistemic=split.epistemic if spread else None,
         score=scores[name],
     )
     others = [other for other in computed if other not in ("map", name)]

@@ -1,13 +1,10 @@
 """An artifact through transformers and peft alone, and how its numbers are compared with a predictor's.
 
-Tolerances. In float32 the two differ by the order of sums (other padding, a read-out of two rows in place of
-49,152): at most 3e-7 in a probability here, 1e-5 is allowed for other processors. In bfloat16 every activation keeps
-8 bits, steps of 2^-8 relative, and another padding, an unpacked weight or a read-out in float32 rounds elsewhere: a
-logit of size 2 to 4 moves by a step of 2^-7 or two, a probability by a quarter of that, and 0.005 was seen on the tiny
-model; 0.02 is allowed. The real model has thirty layers and logits of 8 to 22, in steps of 1/16
-and 1/8. Against the same 4-bit weights computed in float32, plain transformers is off by up to 0.18 in the difference
-of two logits and the predictor by up to 0.41 (mean 0.09 and 0.15, eight texts), both to either side: rounding. A
-probability's slope is at most 1/4, so 0.15 is allowed.
+Tolerances. In float32 the two differ by the order of sums: at most 3e-7 in a probability here, 1e-5 is allowed for
+other processors. In bfloat16 every activation is rounded to 2^-8, elsewhere with another padding or an unpacked
+weight: 0.005 was seen on the tiny model, 0.02 is allowed. The real model has logits of 8 to 22, in steps of 1/16 and
+1/8: against the same 4-bit weights in float32 plain transformers is off by up to 0.18 in the difference of two logits
+and the predictor by up to 0.41, to either side. A probability's slope is at most 1/4, so 0.15 is allowed.
 """
 
 from __future__ import annotations
@@ -25,6 +22,7 @@ from laplora.answers.prediction import Prediction
 from laplora.artifact.folder import Artifact
 from laplora.models.base import locate_base
 from laplora.models.quiet import quiet_loading
+from laplora.predictive import member_outputs
 from laplora.predictor import Predictor
 from laplora.prompts.rows import EncodedRow
 from laplora.prompts.templates import render
@@ -96,3 +94,17 @@ def assert_the_same(got: Prediction, want: Prediction, rel: float = 1e-4, abs_: 
     assert numbers(got) == pytest.approx(numbers(want), rel=rel, abs=abs_)
     for field in ("flags", "decision", "prediction_set"):
         assert getattr(got, field) == getattr(want, field)
+
+
+def passes_seen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list that gets the name of each pass through a model, from now on."""
+    seen: list[str] = []
+    for function in ("last_hidden", "contrast_jacobians"):
+        original = getattr(member_outputs, function)
+
+        def call(*arguments: Any, _name: str = function, _original: Any = original, **options: Any) -> Any:
+            seen.append(_name)
+            return _original(*arguments, **options)
+
+        monkeypatch.setattr(member_outputs, function, call)
+    return seen

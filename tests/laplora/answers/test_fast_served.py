@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from plain_model import passes_seen
 from tiny_runs import BAD, GOOD, NOUNS
 
+from laplora.answers.prediction import Prediction
 from laplora.errors import ConfigError
-from laplora.predictive import member_outputs as outputs_module
 from laplora.predictive.distilled_error import KernelError
 from laplora.predictor import Predictor
 
@@ -32,10 +33,15 @@ def rows_of(predictor: Predictor) -> list[Any]:
     return [predictor.encode(text, truncate=True) for text in TEXTS]
 
 
+def deferred_by(answers: list[Prediction]) -> list[int]:
+    """Return the places of the answers that ``laplace`` gave."""
+    return [i for i, answer in enumerate(answers) if answer.predictive == "laplace"]
+
+
 def test_rows_near_a_threshold_are_answered_exactly(sentiment_predictor: Predictor) -> None:
     rows = rows_of(sentiment_predictor)
     fast, exact = sentiment_predictor.predict(rows, "fast"), sentiment_predictor.predict(rows, "laplace")
-    places = [i for i, answer in enumerate(fast) if answer.predictive == "laplace"]
+    places = deferred_by(fast)
     assert {answer.predictive for answer in fast} == {"fast", "laplace"}
     for i in places:
         assert fast[i].decision == exact[i].decision
@@ -43,29 +49,26 @@ def test_rows_near_a_threshold_are_answered_exactly(sentiment_predictor: Predict
         assert fast[i].logit_variance == pytest.approx(exact[i].logit_variance, rel=1e-3)
     for i in set(range(len(rows))) - set(places):
         assert fast[i].probs != exact[i].probs
-        assert fast[i].logit_variance is not None
-        assert fast[i].epistemic is not None
+        assert None not in (fast[i].logit_variance, fast[i].epistemic)
 
 
 def test_deferred_rows_can_be_answered_in_batches_of_other_rows(sentiment_predictor: Predictor) -> None:
     rows = rows_of(sentiment_predictor)
     served = sentiment_predictor.predict(rows, "fast")
     answers, deferred = sentiment_predictor.predict_deferring(rows)
-    assert deferred == [i for i, answer in enumerate(served) if answer.predictive == "laplace"]
+    assert deferred == deferred_by(served)
     assert [answer.predictive for answer in answers] == ["fast"] * len(rows)
     assert all(answers[i] == served[i] for i in range(len(rows)) if i not in deferred)
     assert sentiment_predictor.predict_deferring([]) == ([], [])
 
 
 def test_without_an_error_nothing_is_deferred_and_more_error_defers_more(sentiment_predictor: Predictor) -> None:
-    shares = []
+    counts = []
     for scale in (0.0, 0.2, 1.0, 3.0):
         predictor = with_error(sentiment_predictor, scale=scale, unfamiliar_variance=1.0)
-        answers = predictor.predict(rows_of(predictor), "fast")
-        shares.append({i for i, answer in enumerate(answers) if answer.predictive == "laplace"})
-    assert not shares[0]
-    assert len(shares[1]) <= len(shares[2]) <= len(shares[3])
-    assert shares[3]
+        counts.append(len(deferred_by(predictor.predict(rows_of(predictor), "fast"))))
+    assert counts[0] == 0 < counts[-1]
+    assert counts == sorted(counts)
 
 
 def test_what_is_kept_would_be_decided_alike_at_either_end_of_the_rows_own_error(
@@ -97,15 +100,14 @@ def test_unfamiliar_rows_are_answered_exactly_whatever_they_say(sentiment_predic
     sure = with_error(sentiment_predictor, scale=0.0)
     unfamiliar = [{"text": text} for text in ("7 3 9 9 2 " * 8, "qx zv kw jj vq " * 8, "a = f(b) ; " * 12)]
     rows = [*rows_of(sure), *(sure.encode(text, truncate=True) for text in unfamiliar)]
-    (answers, deferral) = sure.predict_each(rows)
+    answers, deferral = sure.predict_each(rows)
     assert deferral is not None
     assert deferral.rows == deferral.unfamiliar
     assert set(deferral.rows) >= {len(TEXTS), len(TEXTS) + 1, len(TEXTS) + 2}
     assert len(deferral.rows) < 3 + len(TEXTS) / 2
-    assert deferral.variance is not None
     assert len(deferral.variance) == len(rows)
     served = sure.predict(rows, "fast")
-    assert [i for i, answer in enumerate(served) if answer.predictive == "laplace"] == deferral.rows
+    assert deferred_by(served) == deferral.rows
     assert answers["fast"][-1].probs != answers["laplace"][-1].probs
     assert served[-1].probs == pytest.approx(answers["laplace"][-1].probs, abs=1e-5)
 
@@ -115,26 +117,18 @@ def test_the_stated_risk_moves_where_fast_is_not_trusted(sentiment_predictor: Pr
     deferred = {}
     for risk in (0.001, 0.2, 0.3, 0.4, 0.999):
         answers = sentiment_predictor.predict(rows, "fast", target_risk=risk)
-        deferred[risk] = {i for i, a in enumerate(answers) if a.predictive == "laplace"}
+        deferred[risk] = deferred_by(answers)
         decided, _ = sentiment_predictor.decided(answers, risk)
         exact, _ = sentiment_predictor.decided(sentiment_predictor.predict(rows, "laplace"), risk)
         for i in deferred[risk]:
             assert decided[i].decision == exact[i].decision
-    assert len({frozenset(places) for places in deferred.values()}) > 1
+    assert len(set(map(tuple, deferred.values()))) > 1
 
 
 def test_one_forward_pass_unless_rows_are_deferred(
     sentiment_predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[str] = []
-    for function in ("last_hidden", "contrast_jacobians"):
-        original = getattr(outputs_module, function)
-
-        def call(*arguments: Any, _name: str = function, _original: Any = original, **options: Any) -> Any:
-            seen.append(_name)
-            return _original(*arguments, **options)
-
-        monkeypatch.setattr(outputs_module, function, call)
+    seen = passes_seen(monkeypatch)
     sure = with_error(sentiment_predictor, scale=0.0, unfamiliar_variance=1.0)
     sure.predict(rows_of(sure), "fast")
     assert seen == ["last_hidden"]
@@ -150,5 +144,4 @@ def test_it_is_no_default_and_averages_no_orders(choices_predictor: Predictor) -
     with pytest.raises(ConfigError, match="orders"):
         choices_predictor.predict_orders([question], "fast")
     (answer,) = choices_predictor.predict([choices_predictor.encode(inputs, truncate=True)], "fast")
-    assert answer.logit_covariance is not None
-    assert len(answer.logit_covariance) == 3
+    assert len(answer.logit_covariance or []) == 3

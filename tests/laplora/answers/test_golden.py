@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from laplora.answers.golden import MAX_ANSWERS, Golden, GoldenAnswer, read_golden, verify_answers
+from laplora.answers.golden import Golden, GoldenAnswer, read_golden, verify_answers
 from laplora.errors import ArtifactCorruptError, GoldenMismatchError
 
 ARTIFACT = Path(__file__).resolve().parents[3] / "artifacts" / "sst2-smollm2"
@@ -22,11 +22,11 @@ def answer(variance: list[float] | None) -> Any:
     return SimpleNamespace(map_probs=PROBS, probs=PROBS, calibrated_probs={}, logit_variance=variance)
 
 
-def golden(*variances: list[float] | None, probs: list[float] = PROBS, variance_tolerance: float = 0.5) -> Golden:
+def golden(*variances: list[float] | None, probs: list[float] = PROBS) -> Golden:
     """Return recorded answers with these variances."""
     fields = {"inputs": {}, "map_probs": PROBS, "probs": probs, "predictives": {}, "logit_mean": [0.0, 0.0]}
     recorded = [GoldenAnswer(**fields, logit_variance=variance) for variance in variances]
-    return Golden(tolerance=0.1, variance_tolerance=variance_tolerance, answers=recorded)
+    return Golden(tolerance=0.1, variance_tolerance=0.5, answers=recorded)
 
 
 def replay(recorded: list[list[float] | None], got: list[list[float] | None]) -> None:
@@ -37,12 +37,9 @@ def replay(recorded: list[list[float] | None], got: list[list[float] | None]) ->
 @pytest.mark.parametrize(
     ("recorded", "got"),
     [
-        ([2.0, 2.0], [2.0, 2.0]),
         ([2.0, 2.0], [2.0 * math.exp(0.499), 2.0 * math.exp(-0.499)]),
-        ([0.0, 0.0], [0.0, 0.0]),
         ([0.0, 1e-9], [1e-7, 0.0]),  # too small to change an answer, and their logarithms are far apart
         (None, [2.0, 2.0]),
-        (None, None),
     ],
 )
 def test_variances_that_match(recorded: list[float] | None, got: list[float] | None) -> None:
@@ -56,7 +53,6 @@ def test_variances_that_match(recorded: list[float] | None, got: list[float] | N
         ([2.0, 2.0], [2.0 * math.exp(-0.501), 2.0], r"expected \[2, 2\], got \[1.212, 2\]"),
         ([2.0, 2.0], [math.nan, 2.0], r"got \[nan, 2\]"),
         ([2.0, 2.0], [2.0, math.inf], r"got \[2, inf\]"),
-        ([2.0, 2.0], [0.0, 2.0], r"got \[0, 2\]"),
         ([0.0, 0.0], [0.5, 0.5], r"expected \[0, 0\], got \[0.5, 0.5\]"),
         ([2.0, 2.0], [2.0], r"got \[2\]"),
         ([2.0, 2.0], None, r"got \[\]"),
@@ -71,8 +67,7 @@ def test_variances_that_do_not(recorded: list[float], got: list[float] | None, s
 def test_variances_that_all_move_together_may_move_less() -> None:
     """Rounding moves one answer's up and another's down; another prior moves all of them one way."""
     recorded: list[list[float] | None] = [[2.0, 2.0]] * 4
-    apart: list[list[float] | None] = [[2.0 * math.exp(step)] * 2 for step in (0.4, -0.4, 0.3, -0.3)]
-    replay(recorded, apart)
+    replay(recorded, [[2.0 * math.exp(step)] * 2 for step in (0.4, -0.4, 0.3, -0.3)])
     replay(recorded, [[2.0 * math.exp(0.24)] * 2] * 4)
     with pytest.raises(GoldenMismatchError, match=r"variances of all 4 together are 1\.3 times .* a factor of 1\.28"):
         replay(recorded, [[2.0 * math.exp(0.26)] * 2] * 4)
@@ -92,37 +87,19 @@ def test_probabilities_that_do_not_match_are_shown(recorded: list[float], shown:
         verify_answers([answer(None)], golden(None, probs=recorded))
 
 
-def test_the_default_artifact_records_variances() -> None:
-    recorded = read_golden(ARTIFACT)
-    assert all(one.logit_variance for one in recorded.answers)
-    assert recorded.variance_tolerance == 1.0
-
-
-def test_more_answers_than_a_start_may_replay_are_refused(tmp_path: Path) -> None:
-    fields = golden(None).model_dump()
-    for count in (MAX_ANSWERS, MAX_ANSWERS + 1):
-        (tmp_path / "golden.json").write_text(json.dumps(fields | {"answers": fields["answers"] * count}))
-        if count == MAX_ANSWERS:
-            assert len(read_golden(tmp_path).answers) == MAX_ANSWERS
-            continue
-        with pytest.raises(ArtifactCorruptError, match="at most 64 items"):
-            read_golden(tmp_path)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda g: g.clear(), "tolerance: Field required"),
         (lambda g: g.update(answers=[]), "answers: .* at least 1 item"),
-        (lambda g: g.update(answers=3), "answers: "),
+        # More than a start may replay.
+        (lambda g: g.update(answers=65 * g["answers"][:1]), "answers: .* at most 64 items"),
         (lambda g: g.update(tolerance=float("inf")), "tolerance: .* less than 1"),
         (lambda g: g.update(tolerance=float("nan")), "tolerance: "),
         (lambda g: g.update(variance_tolerance=float("inf")), "variance_tolerance: .* less than or equal to 3"),
         (lambda g: g.update(variance_tolerance=float("nan")), "variance_tolerance: "),
-        (lambda g: g.update(variance_tolerance="x"), "variance_tolerance: "),
         (lambda g: g["answers"][0].update(logit_variance=[float("nan"), 1.0]), "answers.0.logit_variance.0: "),
         (lambda g: g["answers"][1].update(logit_variance=[1.0, -1.0]), "answers.1.logit_variance.1: "),
-        (lambda g: g["answers"][1].update(logit_variance=3.0), "answers.1.logit_variance: "),
         (lambda g: g["answers"][0].update(probs="x"), "answers.0.probs: "),
     ],
 )

@@ -1,7 +1,6 @@
 """One question in several orders, on a real tiny model: the user's order does not matter, every field is a mixture's.
 
-Prompts run one at a time here, so that the same prompt gives the same numbers to the last bit: in bfloat16 other
-padding rounds elsewhere. What is left is the order of sums in float64.
+Prompts run one at a time: in bfloat16 another padding rounds elsewhere. What is left is the order of sums in float64.
 """
 
 from __future__ import annotations
@@ -98,6 +97,8 @@ def test_a_batch_of_questions_is_each_alone(choices_predictor: Predictor) -> Non
     together = choices_predictor.predict_orders(question, "laplace")
     assert [p.orders for p in together] == [2, 6]
     assert choices_predictor.predict_orders([], "laplace") == []
+    fewer = choices_predictor.encode_orders(THREE, truncate=False, budget=4)
+    assert choices_predictor.predict_orders([fewer])[0].orders == len(fewer.rows) == 3
     for inputs, got in zip((TWO, THREE), together, strict=True):
         assert got.probs == pytest.approx(averaged(choices_predictor, inputs, "laplace").probs, abs=0.02)  # bfloat16
 
