@@ -1,7 +1,6 @@
 """Who may ask for what: one table, looked up before anything of a request's body is read.
 
-A path or method that is not in the table needs a valid key, so that an endpoint whose line was forgotten is open to
-no stranger; a test finds the missing line.
+A path or method that is not in the table needs a valid key; a test finds the missing line.
 """
 
 from __future__ import annotations
@@ -85,12 +84,7 @@ def line_of(method: str, path: str) -> Line | None:
 
 
 class Access:
-    """ASGI middleware: finds out who asks, and refuses who may not. The caller is on ``request.state.caller``.
-
-    Args:
-        keyring: the keys.
-        answer: makes the response for an error.
-    """
+    """ASGI middleware: finds out who asks, for ``request.state.caller``, and refuses who may not, by ``answer``."""
 
     def __init__(self, app: ASGIApp, keyring: Keyring, answer: Answer) -> None:
         self._app = app
@@ -115,18 +109,12 @@ class Access:
     def _check(self, request: Request, need: Need | None) -> None:
         if need == "open":
             return
-        caller = self._keyring.caller(bearer_token(request.headers))
-        request.state.caller = caller
+        request.state.caller = caller = self._keyring.caller(_bearer_token(request.headers))
         if need not in (None, "key") and need not in caller.scopes:
             raise ForbiddenError(f"this needs an API key with the scope {need!r}, which this one does not have")
 
 
-def bearer_token(headers: Headers) -> str:
-    """Return the token of ``Authorization: Bearer TOKEN``, the one way to send it.
-
-    Raises:
-        UnauthorizedError: no such header, or another kind.
-    """
+def _bearer_token(headers: Headers) -> str:
     scheme, _, token = headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not token.strip():
         raise UnauthorizedError("an API key is needed: send the header 'Authorization: Bearer TOKEN'")

@@ -16,9 +16,7 @@ class Caller:
     """Who sent a request, and what it may ask for.
 
     Attributes:
-        name: an API key's id, or the network address where keys are off. One caller's requests share its part of the
-            queue.
-        scopes: what it may ask for.
+        name: an API key's id, or the network address where keys are off.
     """
 
     name: str
@@ -26,7 +24,7 @@ class Caller:
 
 
 def caller_of(request: Request) -> Caller:
-    """Return who sent a request: whom its key names, or its network address, with every scope, where keys are off."""
+    """Return whom a request's key names; where keys are off, its network address, with every scope."""
     known: Caller | None = getattr(request.state, "caller", None)
     if known is not None:
         return known

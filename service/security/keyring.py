@@ -5,7 +5,6 @@ from __future__ import annotations
 import hmac
 import os
 import threading
-from collections.abc import Callable
 from datetime import UTC, date, datetime
 from pathlib import Path
 
@@ -24,7 +23,8 @@ _WAYS_OUT = (
 )
 
 
-def _today() -> date:
+def today() -> date:
+    """Return the day, in UTC, that keys expire by."""
     return datetime.now(UTC).date()
 
 
@@ -50,17 +50,12 @@ class Keyring:
     A file that is broken, empty, writable by everyone or gone changes nothing: the last good keys stay, and the log
     says so once. A file that states that it holds no key, ``{"keys": []}``, is valid: the last key was revoked.
 
-    Args:
-        path: the file of keys.
-        today: returns the day, in UTC, that keys expire by.
-
     Raises:
         KeysFileError: the file cannot be used, or holds no key, at the start.
     """
 
-    def __init__(self, path: Path, *, today: Callable[[], date] = _today) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
-        self._today = today
         self._seen = _identity(path)
         self._keys: tuple[Key, ...] = read_keys(path)
         if not self._keys:
@@ -82,7 +77,7 @@ class Keyring:
                 matching = key
         if matching is None:
             raise UnauthorizedError("the API key is not one of this server's: check it, or ask for another")
-        if matching.expires is not None and self._today() >= matching.expires:
+        if matching.expires is not None and today() >= matching.expires:
             raise UnauthorizedError(f"the API key expired on {matching.expires.isoformat()}: ask for another")
         return Caller(matching.id, frozenset(matching.scopes))
 

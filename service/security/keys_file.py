@@ -1,10 +1,7 @@
 """The file of API keys: what a key is, and reading and writing the file.
 
-A token is ``laplora_`` and 256 bits of the system's randomness. The file holds its SHA-256 alone. A plain digest,
-without salt and without the deliberate slowness that a password needs, is enough: nobody can try 2^256 tokens, and two
-keys never share a token. A fast digest is also what lets every request be checked without loading the server.
-
-Several entries may have one id: while a key is replaced, the old and the new token are the same caller.
+A token is ``laplora_`` and 256 random bits. The file holds its SHA-256 alone, without salt or slowness: nobody can try
+2^256 tokens. Several entries may have one id: while a key is replaced, both tokens are the same caller.
 """
 
 from __future__ import annotations
@@ -24,7 +21,7 @@ from laplora.errors import ConfigError
 from laplora.files import write_whole
 from service.security.callers import Scope
 
-#: What every token starts with, so that a person, or a scanner for leaked secrets, knows one.
+#: What every token starts with, so that a scanner for leaked secrets knows one.
 TOKEN_PREFIX = "laplora_"
 #: How many digits of a token's SHA-256 name it in listings.
 FINGERPRINT_DIGITS = 12
@@ -71,7 +68,7 @@ def digest(token: str) -> str:
 
 
 def new_token() -> str:
-    """Return a new token: the prefix and 256 random bits."""
+    """Return a new token."""
     return TOKEN_PREFIX + secrets.token_urlsafe(32)
 
 

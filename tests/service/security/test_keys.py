@@ -8,7 +8,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
@@ -37,10 +37,8 @@ def made(file: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> str
 
 
 def test_a_token_is_256_random_bits_behind_a_known_prefix() -> None:
-    tokens = {new_token() for _ in range(100)}
-    assert len(tokens) == 100
-    for token in tokens:
-        assert re.fullmatch(r"laplora_[A-Za-z0-9_-]{43}", token)
+    assert re.fullmatch(r"laplora_[A-Za-z0-9_-]{43}", new_token())
+    assert new_token() != new_token()
 
 
 def test_create_prints_the_token_once_and_keeps_its_digest(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -49,9 +47,7 @@ def test_create_prints_the_token_once_and_keeps_its_digest(file: Path, capsys: p
     assert token not in file.read_text()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     first, second = read_keys(file)
-    assert first == Key(
-        id="team-a", sha256=digest(token), scopes=("predict", "evaluate"), expires=date(2027, 1, 1), comment=None
-    )
+    assert first == key("team-a", token, scopes=("predict", "evaluate"), expires=date(2027, 1, 1))
     assert (second.id, second.scopes, second.expires, second.comment) == ("team-b", ("admin",), None, "the deploy job")
     assert {p.name for p in file.parent.iterdir()} == {".keys.json.lock", "keys.json"}
 
@@ -75,7 +71,6 @@ def test_list_and_revoke(file: Path, capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["--id", "a b", "--scopes", "predict"],
         ["--id", "", "--scopes", "predict"],
         ["--id", "a\n", "--scopes", "predict"],
         ["--id", "a", "--scopes", "predict,everything"],
@@ -176,36 +171,27 @@ def test_every_key_is_compared_in_constant_time(file: Path, monkeypatch: pytest.
     assert compared == 4 * [digest(name) for name in "abcd"]
 
 
-def test_a_key_is_refused_from_the_day_it_expires(file: Path) -> None:
+def test_a_key_is_refused_from_the_day_it_expires(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_keys(file, [key("a", "t", expires=date(2027, 1, 1))])
-    today = date(2026, 12, 31)
-    keyring = Keyring(file, today=lambda: today)
+    keyring = Keyring(file)
+    monkeypatch.setattr(keyring_module, "today", lambda: date(2026, 12, 31))
     assert keyring.caller("t").name == "a"
-    today = date(2027, 1, 1)
+    monkeypatch.setattr(keyring_module, "today", lambda: date(2027, 1, 1))
     with pytest.raises(UnauthorizedError, match="expired on 2027-01-01"):
         keyring.caller("t")
 
 
-def test_a_start_without_a_key_is_refused(file: Path) -> None:
-    write_keys(file, [])
-    with pytest.raises(KeysFileError, match="holds no key"):
-        Keyring(file)
-
-
-def spoil(file: Path, how: str) -> None:
-    if how == "gone":
-        file.unlink()
-    elif how == "writable by everyone":
-        file.chmod(0o666)
-    else:
-        file.write_text({"empty": "", "broken": '{"keys": [{'}[how])
-
-
-@pytest.mark.parametrize("how", ["gone", "writable by everyone", "empty", "broken"])
-def test_a_file_that_goes_bad_keeps_the_last_good_keys(how: str, file: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    "spoil",
+    [Path.unlink, lambda file: file.chmod(0o666), lambda file: file.write_text("")],
+    ids=["gone", "writable by everyone", "empty"],
+)
+def test_a_file_that_goes_bad_keeps_the_last_good_keys(
+    spoil: Callable[[Path], object], file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     write_keys(file, [key("a", "t")])
     keyring = Keyring(file)
-    spoil(file, how)
+    spoil(file)
     for _ in range(3):
         keyring.look()
     assert keyring.caller("t").name == "a"
@@ -218,13 +204,15 @@ def test_a_file_that_goes_bad_keeps_the_last_good_keys(how: str, file: Path, cap
         keyring.caller("t")
 
 
-def test_the_last_key_can_be_revoked(file: Path) -> None:
+def test_the_last_key_can_be_revoked_while_it_runs_and_no_start_goes_without(file: Path) -> None:
     write_keys(file, [key("a", "t")])
     keyring = Keyring(file)
     assert main(["revoke", "--file", str(file), "--id", "a"]) == 0
     keyring.look()
     with pytest.raises(UnauthorizedError):
         keyring.caller("t")
+    with pytest.raises(KeysFileError, match="holds no key"):
+        Keyring(file)
 
 
 @pytest.fixture
@@ -278,10 +266,8 @@ def test_keys_are_changed_while_the_server_runs(process: Process, file: Path) ->
     assert {line["route"] for line in asked} == {"/predict"}
 
 
-@pytest.mark.parametrize("content", [None, "", '{"keys": []}', "{"])
-def test_a_server_does_not_start_on_a_bad_file(content: str | None, file: Path, artifacts: Path) -> None:
-    if content is not None:
-        file.write_text(content)
+def test_a_server_does_not_start_on_a_bad_file(file: Path, artifacts: Path) -> None:
+    file.write_text("{")
     log = start_refused(artifacts, "--keys", str(file))
     assert str(file) in log
     assert '"keys_refused"' in log
