@@ -1,7 +1,6 @@
 """The figures of labelled predictions beside what the artifact records, and the drift of all answers. Pure.
 
-Each figure has the limit that chance alone passes once in a thousand looks. Drift needs no labels: it compares recent
-answers with the artifact's calibration rows, and with the first answers given.
+Each figure has the limit that chance alone passes once in a thousand looks.
 """
 
 from __future__ import annotations
@@ -85,11 +84,7 @@ def by_flag(labelled: Sequence[tuple[Kept, int]]) -> dict[str, FlagOut]:
 def drifts(
     reference: Reference, *, recent: Sequence[Answered], first: Sequence[Answered], later: Sequence[Answered]
 ) -> list[DriftOut]:
-    """Return every signal against every baseline there is for it.
-
-    Args:
-        first: the first answers given, complete wherever ``later`` holds any; later: recent ones after these.
-    """
+    """Return every signal against every baseline there is for it; the rest as of ``Snapshot``."""
     drift_figures: list[DriftOut] = []
     for signal in get_args(Signal):
         values = _values(recent, signal)

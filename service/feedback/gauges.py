@@ -1,7 +1,6 @@
-"""The figures of feedback as Prometheus gauges, computed when they are scraped.
+"""The figures of feedback as Prometheus gauges, computed when they are scraped, of loaded artifacts alone.
 
-Labels are closed: an artifact that is loaded, one of its predictives, one of three references. Gauges of an artifact
-that is no longer loaded are gone with the next scrape, and a figure that cannot be computed has no gauge.
+Labels are closed. A figure that cannot be computed has no gauge.
 """
 
 from __future__ import annotations

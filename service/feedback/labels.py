@@ -1,8 +1,7 @@
 """Answered predictions, kept for a while so that their true labels can be told later. Knows no HTTP and no prompt.
 
-A prediction is known by an unguessable id and to its caller only. What is kept is what the figures need:
-probabilities, sets and decisions, never an input. Both the number kept and their age are bounded. Age goes by a
-monotonic clock, so that a wall clock that jumps changes nothing.
+A prediction is known by an unguessable id and to its caller only. Both the number kept and their age, by a monotonic
+clock, are bounded.
 """
 
 from __future__ import annotations
@@ -121,11 +120,7 @@ class FeedbackStore:
             return [self._record(place) for place in places]
 
     def reports(self, digests: Collection[str]) -> list[Report]:
-        """Return the figures of every series of these artifacts, by artifact and predictive. Takes milliseconds.
-
-        Args:
-            digests: of the artifacts that are loaded.
-        """
+        """Return the figures of every series of these artifacts, by artifact and predictive. Takes milliseconds."""
         with self._lock:
             self._expire(sweep=True)
             snapshots = [

@@ -16,14 +16,13 @@ def reference_of(predictor: Predictor, predictive: str) -> Reference:
     """Return what the artifact records of a predictive.
 
     ``fast`` defers unsure rows to another predictive, so its calibration scores are not those of its answers. An
-    average over orders (another name than the artifact's predictives have) was not calibrated at all, and is compared
-    with nothing but its first answers and the stated level of its sets.
+    average over orders, a name that the artifact does not have, was not calibrated at all.
     """
     manifest = predictor.artifact.manifest
     calibration = manifest.calibration
     stated = Reference(coverage=calibration.coverage, calibration_rows=calibration.rows)
     record = {str(name): spec for name, spec in manifest.predictives.items()}.get(predictive)
-    if record is None or record.thresholds is None:
+    if record is None:
         return stated
     metrics = manifest.metrics.get(predictive)
     metrics = metrics if isinstance(metrics, dict) else {}
