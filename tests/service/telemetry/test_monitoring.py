@@ -1,7 +1,4 @@
-"""Dashboard, alert rules and scrape configuration: they parse, and ask for nothing that the server does not expose.
-
-What promtool says (Debian's package prometheus) is tested where it is installed.
-"""
+"""Dashboard, alert rules and scrape configuration: they parse, and ask for nothing that the server does not expose."""
 
 from __future__ import annotations
 
@@ -10,7 +7,6 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -85,17 +81,15 @@ async def exposed() -> dict[str, list[dict[str, str]]]:
         await served.predict("666")
         labelled = [{"text": "a", "label": "negative"}]
         assert (await served.client.post("/evaluate", json={"inputs": labelled})).status_code == 200
-        while True:
-            text = (await served.client.get("/metrics")).text
-            found: dict[str, list[dict[str, str]]] = {}
-            for family in text_string_to_metric_families(text):
-                # A gauge that has no value yet, as of drift before there are enough answers, has its name.
-                if family.type == "gauge":
-                    found.setdefault(family.name, [])
-                for sample in family.samples:
-                    found.setdefault(sample.name, []).append(sample.labels)
-            if "laplora_event_loop_lag_seconds_bucket" in found:
-                return found
+        text = (await served.client.get("/metrics")).text
+    found: dict[str, list[dict[str, str]]] = {}
+    for family in text_string_to_metric_families(text):
+        # A gauge that has no value yet, as of drift before there are enough answers, has its name.
+        if family.type == "gauge":
+            found.setdefault(family.name, [])
+        for sample in family.samples:
+            found.setdefault(sample.name, []).append(sample.labels)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -159,22 +153,14 @@ def test_the_dashboard_can_be_imported_anywhere() -> None:
     assert "id" not in board, "the number of another Grafana's data base"
 
 
-def test_the_dashboards_panels_have_their_places_and_words() -> None:
-    board = dashboard()
-    ids = [panel["id"] for panel in board["panels"]]
+def test_the_dashboards_panels_have_numbers_and_words() -> None:
+    ids = [panel["id"] for panel in dashboard()["panels"]]
     assert len(set(ids)) == len(ids)
     for panel in panels():
         assert panel["title"]
         assert panel["description"], f"{panel['title']} says nothing of itself"
         assert [target["refId"] for target in panel["targets"]] == [chr(65 + i) for i in range(len(panel["targets"]))]
         assert panel["fieldConfig"]["defaults"].get("unit", "short") in UNITS
-    places = [panel["gridPos"] for panel in board["panels"]]
-    for place in places:
-        assert place["x"] + place["w"] <= 24
-    for one, other in combinations(places, 2):
-        beside = one["x"] + one["w"] <= other["x"] or other["x"] + other["w"] <= one["x"]
-        apart = one["y"] + one["h"] <= other["y"] or other["y"] + other["h"] <= one["y"]
-        assert beside or apart
 
 
 def run_promtool(*arguments: str | Path, at: Path) -> None:
@@ -192,8 +178,7 @@ def test_the_scrape_configuration_is_valid(tmp_path: Path) -> None:
 
 @promtool
 def test_the_dashboards_expressions_parse(tmp_path: Path) -> None:
-    found = [filled(expression) for _, expression in expressions()]
-    recorded = [{"record": f"expression:{i}", "expr": expression} for i, expression in enumerate(found)]
+    recorded = [{"record": f"expression:{i}", "expr": filled(one)} for i, (_, one) in enumerate(expressions())]
     (tmp_path / "all.yaml").write_text(yaml.safe_dump({"groups": [{"name": "all", "rules": recorded}]}))
     run_promtool("check", "rules", "--lint-fatal", "all.yaml", at=tmp_path)
 

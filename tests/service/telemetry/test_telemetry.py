@@ -8,13 +8,14 @@ import io
 import json
 import logging
 import re
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ from laplora.errors import GoldenMismatchError
 from laplora.prompts.rows import EncodedRow
 from service.errors import ERROR_KINDS
 from service.telemetry.event_loop import INTERVAL_S, watched
-from service.telemetry.logs import EVENTS, JsonFormatter, TextFormatter, configure_logging
+from service.telemetry.logs import EVENTS, JsonFormatter, TextFormatter
 from service.telemetry.metrics import Phase
 
 pytestmark = pytest.mark.anyio
@@ -56,15 +57,12 @@ async def test_sane_request_ids_are_kept_and_others_replaced(served: Served) -> 
         ("x" * 128, True),
         ("x" * 129, False),
         ("", False),
-        ("a b", False),
         ('"};drop', False),
     ]:
         response = await served.client.get("/health/live", headers={"x-request-id": asked})
         got = response.headers["x-request-id"]
         assert (got == asked) is kept
         assert got
-    error = await served.client.get("/nope", headers={"x-request-id": "mine"})
-    assert error.json()["request_id"] == "mine"
 
 
 async def test_log_lines_are_json_with_id_and_stages_and_no_text(log: io.StringIO) -> None:
@@ -96,14 +94,7 @@ async def test_metrics_count_what_happened(served: Served) -> None:
     await served.client.post("/predict", content=b"{")
     await served.client.get("/x1")
     await served.client.request("BREW", "/x2")
-    served.predictor.hold()
-    running = asyncio.create_task(served.predict("a"))
-    await asyncio.to_thread(served.predictor.entered.wait)
-    waiting = asyncio.create_task(served.predict("a"))
-    await served.until(lambda: served.state.queue.rows == 1)
     response = await served.client.get("/metrics")
-    served.predictor.released.set()
-    await asyncio.gather(running, waiting)
     assert response.headers["content-type"].startswith("text/plain")
     lines = set(response.text.splitlines())
     for expected in (
@@ -118,12 +109,8 @@ async def test_metrics_count_what_happened(served: Served) -> None:
         'laplora_batches_total{outcome="ok",predictive="map"} 1.0',
         'laplora_batch_rows_sum{predictive="laplace"} 2.0',
         'laplora_artifact_info{active="true",digest="sha256:fake",name="fake"} 1.0',
-        "laplora_queue_rows 1.0",
-        "laplora_ready 1.0",
     ):
         assert expected in lines
-    assert any(line.startswith("laplora_queue_tokens") for line in lines)
-    assert any(line.startswith("laplora_batch_padding_ratio_sum") for line in lines)
 
 
 class Doubtful(FakePredictor):
@@ -208,20 +195,18 @@ async def test_series_of_an_artifact_end_when_it_is_unloaded(tmp_path: Path) -> 
 async def test_metrics_say_how_the_server_is() -> None:
     async with serve(max_queue_rows=300, max_queue_tokens=1000, client_share=1.0) as served:
         idle = await scrape_of(served)
-        served.predictor.hold()
-        running = asyncio.create_task(served.predict("a"))
-        await asyncio.to_thread(served.predictor.entered.wait)
-        waiting = asyncio.create_task(served.predict("a"))
-        await served.until(lambda: served.state.queue.rows == 1)
-        busy = await scrape_of(served)
-        served.predictor.released.set()
-        await asyncio.gather(running, waiting)
+        async with served.occupied():
+            waiting = asyncio.create_task(served.predict("a"))
+            await served.until(lambda: served.state.queue.rows == 1)
+            busy = await scrape_of(served)
+        await waiting
         after = await scrape_of(served)
         served.state.lifecycle.drain()
         draining = await scrape_of(served)
     age = "laplora_queue_oldest_age_seconds"
     assert idle(age) == after(age) == 0 < busy(age)
     assert (idle("laplora_queue_max_rows"), idle("laplora_queue_max_tokens")) == (300, 1000)
+    assert (busy("laplora_queue_rows"), after("laplora_queue_rows"), after("laplora_queue_tokens")) == (1, 0, 0)
     assert idle("laplora_device_busy_seconds_total") < after("laplora_device_busy_seconds_total")
     assert after("laplora_batches_total", outcome="ok", predictive="laplace") == 2
     assert after("laplora_batches_total", outcome="out_of_memory", predictive="laplace") == 0
@@ -245,16 +230,9 @@ async def test_the_start_is_in_the_log_phase_by_phase(log: io.StringIO) -> None:
 
 async def test_a_start_that_ends_in_a_drain_is_not_ready() -> None:
     predictor = FakePredictor()
-    may_replay, replaying = threading.Event(), threading.Event()
-
-    def golden_answer() -> list[Any]:
-        replaying.set()
-        may_replay.wait()
-        return []
-
-    predictor.golden_answer = golden_answer  # type: ignore[method-assign]
+    may_replay = threading.Event()
+    predictor.golden_answer = lambda: [may_replay.wait()]  # type: ignore[method-assign]
     async with serve(predictor, wait=False) as served:
-        await asyncio.to_thread(replaying.wait)
         served.state.metrics.set_leaving()
         served.state.metrics.set_draining()
         may_replay.set()
@@ -323,14 +301,6 @@ async def test_a_requests_line_says_who_asked_for_what(log: io.StringIO) -> None
     assert refused["caller"] == "127.0.0.1"
 
 
-async def test_a_draining_server_closes_connections_after_their_answer(served: Served) -> None:
-    kept = await served.predict("a")
-    served.state.lifecycle.drain()
-    closed = await served.predict("a")
-    assert "connection" not in kept.headers
-    assert (closed.status_code, closed.headers["connection"]) == (503, "close")
-
-
 def test_the_list_of_events_is_closed() -> None:
     """Every event in the code is in EVENTS (service/telemetry/logs.py), and the other way round."""
     sources = [path.read_text(encoding="utf-8") for path in Path(service.__file__).parent.rglob("*.py")]
@@ -338,47 +308,17 @@ def test_the_list_of_events_is_closed() -> None:
     assert set(logged) == set(EVENTS)
 
 
-def record(**extra: object) -> logging.LogRecord:
-    made = logging.LogRecord("laplora.service", logging.INFO, "f.py", 1, "hello %s", ("you",), None)
-    made.__dict__.update(extra)
-    return made
-
-
-def test_json_lines_hold_the_events_fields() -> None:
-    event = json.loads(JsonFormatter().format(record(event="greeting", rows=3)))
-    assert (event["message"], event["level"], event["event"], event["rows"]) == ("hello you", "info", "greeting", 3)
-    assert datetime.fromisoformat(event["time"]).utcoffset() == timedelta(0)
-
-
-def test_text_lines_are_one_line() -> None:
-    line = TextFormatter().format(record(event="greeting", rows=3))
-    assert "hello you" in line
-    assert line.endswith("event=greeting rows=3")
-
-
-def test_tracebacks_hold_no_message() -> None:
+def test_lines_hold_the_events_fields_and_no_exceptions_message() -> None:
     try:
         raise ValueError(SECRET)
-    except ValueError as error:
-        made = record()
-        made.exc_info = (type(error), error, error.__traceback__)
-    text = JsonFormatter().format(made)
-    assert SECRET not in text
-    assert "ValueError" in text
-
-
-def test_logging_is_configured_only_when_asked() -> None:
-    root = logging.getLogger()
-    kept = (root.handlers[:], root.level, logging.getLogger("laplora").level, logging.getLogger("uvicorn").level)
-    threads = threading.excepthook
-    try:
-        configure_logging("warning", "json")
-        assert isinstance(root.handlers[0].formatter, JsonFormatter)
-        assert logging.getLogger("laplora").level == logging.WARNING
-    finally:
-        logging.captureWarnings(False)
-        threading.excepthook = threads
-        root.handlers[:] = kept[0]
-        root.setLevel(kept[1])
-        logging.getLogger("laplora").setLevel(kept[2])
-        logging.getLogger("uvicorn").setLevel(kept[3])
+    except ValueError:
+        record = logging.LogRecord("laplora.service", logging.INFO, "f.py", 1, "hello\n%s", ("you",), sys.exc_info())
+    record.__dict__.update(event="greeting", rows=3)
+    event = json.loads(JsonFormatter().format(record))
+    assert (event["message"], event["level"], event["event"], event["rows"]) == ("hello\nyou", "info", "greeting", 3)
+    assert event["error"] == "ValueError"
+    assert datetime.fromisoformat(event["time"]).utcoffset() == timedelta(0)
+    line = TextFormatter().format(record)
+    assert "INFO    hello you  event=greeting rows=3 error=ValueError" in line
+    assert SECRET not in json.dumps(event) + line
+    assert "\n" not in line

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry
 from serving import FakePredictor, Served, artifacts_in, serve
 
-from laplora.answers.prediction import Prediction
 from service.telemetry import unfailing as module
 from service.telemetry.answer_metrics import AnswerMetrics
-from service.telemetry.metrics import Metrics, Phase
+from service.telemetry.metrics import Metrics
 from service.telemetry.unfailing import unfailing
 
 pytestmark = pytest.mark.anyio
@@ -65,68 +64,22 @@ async def test_requests_and_loads_go_on_with_every_metric_broken(
         assert served.state.lifecycle.draining
     found = events(caplog)
     assert len(found) == len(set(found))
-    expected = {"count_batch", "count_request", "count_reject", "count_answers", "count_stages", "set_artifacts"}
-    assert {f"metrics.{name}" for name in expected} <= {*found, "metrics.count_batch"}
+    expected = {"count_request", "count_reject", "count_answers", "count_stages", "set_artifacts"}
+    assert {f"metrics.{name}" for name in expected} <= set(found)
     assert any("count_batch" in name for name in found)
 
 
 async def test_a_report_that_fails_leaves_the_other_metrics_readable(
     monkeypatch: pytest.MonkeyPatch, served: Served
 ) -> None:
-
-    def reports(digests: Any) -> Any:
-        raise ValueError("SECRET")
-
-    monkeypatch.setattr(served.state.feedback, "reports", reports)
+    monkeypatch.setattr(served.state.feedback, "reports", Broken().__getattr__)
     response = await served.client.get("/metrics")
     assert response.status_code == 200
     assert "laplora_ready 1.0" in response.text
 
 
-def test_every_phase_is_told_even_where_a_gauge_fails() -> None:
-    metrics = Metrics()
-    metrics.ready = Broken()  # type: ignore[assignment]
-    for phase in get_args(Phase):
-        metrics.set_phase(phase)
-    assert 'laplora_startup_phase{phase="failed"} 1.0' in generate_latest(metrics.registry).decode()
-
-
-@pytest.mark.slow
 def test_artifacts_come_and_go_while_answers_are_counted() -> None:
-    """Two threads: without a lock the dictionary of series changes size while it is looked through."""
-    registry = CollectorRegistry()
-    metrics = AnswerMetrics(registry)
-    predictor = FakePredictor()
-    answer: Prediction = predictor.predict([predictor.row(5)])[0]
-    errors: list[Exception] = []
-    stop = threading.Event()
-
-    def count() -> None:
-        number = 0
-        while not stop.is_set():
-            number += 1
-            try:
-                metrics.count(f"artifact {number % 50}", [answer])  # type: ignore[list-item]
-            except Exception as error:
-                errors.append(error)
-                return
-
-    thread = threading.Thread(target=count)
-    thread.start()
-    try:
-        for _ in range(300):
-            metrics.keep({"artifact 1"})
-            generate_latest(registry)
-    finally:
-        stop.set()
-        thread.join()
-    assert errors == []
-    metrics.keep(set())
-    assert "artifact 1" not in generate_latest(registry).decode()
-
-
-def test_a_series_that_begins_while_others_are_dropped() -> None:
-    """Deterministic: the new series begins in the middle of the look through them."""
+    """A series begins in the middle of the look through them, which without a lock changes what is looked through."""
     metrics = AnswerMetrics(CollectorRegistry())
     predictor = FakePredictor()
     answers: list[Any] = predictor.predict([predictor.row(5)])
