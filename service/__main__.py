@@ -25,6 +25,7 @@ from service.settings import Settings
 from service.telemetry.logs import configure_logging, logger
 
 if TYPE_CHECKING:
+    from starlette.datastructures import State
     from starlette.types import ASGIApp
 
     from service.artifacts.host import ArtifactHost
@@ -45,20 +46,13 @@ class DrainingServer(uvicorn.Server):
     ends the wait. Once the device has failed or hung, it leaves by itself, after ``FAULT_LEAVE_S`` at the latest.
     """
 
-    def __init__(
-        self,
-        config: uvicorn.Config,
-        lifecycle: Lifecycle,
-        queue: Queue,
-        device: Device,
-        artifacts: ArtifactHost,
-        *,
-        drain_delay_s: float,
-        drain_s: float,
-    ) -> None:
+    def __init__(self, config: uvicorn.Config, parts: State) -> None:
         super().__init__(config)
-        self._lifecycle, self._queue, self._device, self._artifacts = lifecycle, queue, device, artifacts
-        self._drain_delay_s, self._drain_s = drain_delay_s, drain_s
+        self._settings: Settings = parts.settings
+        self._lifecycle: Lifecycle = parts.lifecycle
+        self._queue: Queue = parts.queue
+        self._device: Device = parts.device
+        self._artifacts: ArtifactHost = parts.artifacts
         self._drain_at: float | None = None
         self._drain_until = math.inf
         self._leave_at: float | None = None
@@ -77,7 +71,7 @@ class DrainingServer(uvicorn.Server):
             self.force_exit = sig == signal.SIGINT
             return
         was_ready = self._artifacts.active is not None
-        delay_s = self._drain_delay_s if sig == signal.SIGTERM and was_ready else 0.0
+        delay_s = self._settings.drain_delay_s if sig == signal.SIGTERM and was_ready else 0.0
         self._drain_at = time.monotonic() + delay_s
         # No more than this in a signal's handler: the rest may need a lock that is held where the signal came.
         self._lifecycle.leaving = True
@@ -130,10 +124,10 @@ class DrainingServer(uvicorn.Server):
             if not self._told:
                 self._told = True
                 self._lifecycle.leave()
-                logger.info("leaving", extra={"event": "leaving", "delay_s": self._drain_delay_s})
+                logger.info("leaving", extra={"event": "leaving", "delay_s": self._settings.drain_delay_s})
             return
         if not self._lifecycle.draining:
-            self._drain_until = now + self._drain_s
+            self._drain_until = now + self._settings.drain_s
             logger.info("draining", extra={"event": "draining", "in_flight": len(self._queue.plans)})
             self._lifecycle.drain()
         if self._idle or now >= self._drain_until:
@@ -160,22 +154,27 @@ def parse_settings(arguments: list[str] | None = None) -> Settings:
 def server_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
     """Return how uvicorn serves the application."""
     # Here, and not at the top of the file: --help should not wait for it.
-    from service.http.connections import Connections, most_connections, protocol, trusted
+    from service.http.connections import most_connections, protocol
+    from service.http.in_flight import SharedLimit
     from service.lifecycle import LEAVE_S
 
-    connections = Connections(
-        max_connections=most_connections(settings.max_connections),
-        client_share=settings.client_share,
-        proxies=settings.trusted_proxies,
+    most, proxies = most_connections(settings.max_connections), settings.trusted_proxies
+    bounded = protocol(
+        SharedLimit("connections", "max_connections", most, settings.client_share),
+        proxies=proxies,
+        head_timeout_s=settings.head_timeout_s,
+        send_timeout_s=settings.send_timeout_s,
     )
     return uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
-        http=protocol(connections, head_timeout_s=settings.head_timeout_s, send_timeout_s=settings.send_timeout_s),
+        http=bounded,
         # Another protocol would know none of these limits.
         ws="none",
-        **trusted(settings.trusted_proxies),
+        # Left out, uvicorn would believe whoever connects from 127.0.0.1, or from where FORWARDED_ALLOW_IPS says.
+        proxy_headers=bool(proxies),
+        forwarded_allow_ips=proxies,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -191,21 +190,14 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def bound_kernel_cache() -> None:
-    """Let oneDNN, which torch computes with on a CPU, keep 128 kernels instead of 1,024, unless the environment says.
+def prepare_for_torch() -> None:
+    """Set what torch's native code reads when it is first imported, unless the environment says.
 
-    Each new shape of a batch adds some, and a server meets every shape: it ends at the memory of the full cache. Has
-    to run before torch computes anything.
+    On a CPU oneDNN keeps 128 kernels instead of 1,024: each new shape of a batch adds some, a server meets every
+    shape, and it ends at the memory of the full cache. A thread of libgomp that waits for the others spins for less
+    than milliseconds: a core that spins is not free for a request, or for the thread that the others wait for.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
-
-
-def let_waiting_threads_sleep() -> None:
-    """Let a torch thread that waits for the others sleep soon, unless the environment says how it waits.
-
-    libgomp's default is to spin for milliseconds. A core that spins is not free for a request or for the thread that
-    the others wait for. Has to run before torch is imported.
-    """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
@@ -244,8 +236,7 @@ def main() -> int:
             settings.host,
             extra={"event": "auth_off"},
         )
-    bound_kernel_cache()
-    let_waiting_threads_sleep()
+    prepare_for_torch()
     # Only now: --help and a wrong path should not wait for torch.
     from laplora.errors import ConfigError
     from service.app import create_app
@@ -255,17 +246,7 @@ def main() -> int:
     except ConfigError as error:
         logger.error("%s", error, extra={"event": "bad_settings"})
         return ExitStatus.USAGE
-    config = server_config(app, settings)
-    parts = app.state
-    server = DrainingServer(
-        config,
-        parts.lifecycle,
-        parts.queue,
-        parts.device,
-        parts.artifacts,
-        drain_delay_s=settings.drain_delay_s,
-        drain_s=settings.drain_s,
-    )
+    server = DrainingServer(server_config(app, settings), app.state)
     asyncio.run(server.serve())
     status = server.exit_status
     logger.info("stopped", extra={"event": "stopped", "status": int(status)})
@@ -275,9 +256,8 @@ def main() -> int:
 def leave(status: int) -> NoReturn:
     """End the process, whatever its threads are doing.
 
-    A thread inside torch's native code, loading a model or running a batch, aborts an interpreter that is
-    taken down under it; so may torch itself, once the device has failed. One that reads a disk that does not
-    answer would be waited for.
+    A thread inside torch's native code aborts an interpreter that is taken down under it, and so may torch itself once
+    the device has failed. One that reads a disk that does not answer would be waited for.
     """
     if status == ExitStatus.DEVICE_FAULT or any(
         thread is not threading.main_thread() and thread.is_alive() for thread in threading.enumerate()

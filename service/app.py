@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Executor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
@@ -32,7 +30,7 @@ from service.scoring.device_faults import DeviceHealth
 from service.scoring.queue import Queue
 from service.scoring.scorer import Scorer
 from service.security.access import Access
-from service.security.keyring import Keyring, open_keyring
+from service.security.keyring import open_keyring
 from service.settings import Settings
 from service.telemetry import event_loop
 from service.telemetry.metrics import Metrics
@@ -53,27 +51,53 @@ _ROUTERS = (
 )
 
 
-@dataclass
 class _Parts:
     """The application's parts; each endpoint is given those that it needs (service/http/routes/dependencies.py)."""
 
-    settings: Settings
-    metrics: Metrics
-    tracing: Tracing | None
-    keyring: Keyring | None
-    threads: Threads
-    queue: Queue
-    device: Device
-    scorer: Scorer
-    artifacts: ArtifactHost
-    jobs: JobBoard
-    feedback: FeedbackStore
-    lifecycle: Lifecycle
-    requests: SharedLimit
-    body_bytes: SharedLimit
-    event_streams: SharedLimit
-    measure_threads: OneEach
-    parse_threads: Executor
+    def __init__(
+        self,
+        settings: Settings,
+        library: Library,
+        on_load_failure: Callable[[Exception], None] | None,
+        on_change: Callable[[], None],
+    ) -> None:
+        share = settings.client_share
+        self.settings = settings
+        self.keyring = open_keyring(settings)
+        self.metrics = Metrics()
+        self.tracing = _tracing(settings)
+        self.threads = Threads()
+        self.queue = Queue(
+            Amount(settings.max_queue_rows, settings.max_queue_tokens, settings.tokenize_bytes), client_share=share
+        )
+        health = DeviceHealth(
+            stall_s=settings.stall_s, hang_s=settings.run_limit_s, on_fault=lambda: self.metrics.ready.set(0)
+        )
+        count_batch = self.metrics.count_batch
+        self.device = Device(
+            self.queue,
+            token_budget=settings.batch_tokens or CPU_BATCH_TOKENS,
+            on_batch=(count_batch,) if self.tracing is None else (count_batch, self.tracing.batch),
+            health=health,
+        )
+        self.scorer = Scorer(self.queue, self.device, self.threads.pool("tokenize", 2))
+        self.artifacts = ArtifactHost(
+            settings, self.device, self.metrics, library, self.threads, on_load_failure, on_change
+        )
+        self.jobs = JobBoard(settings, self.scorer, self.artifacts, self.metrics)
+        self.feedback = FeedbackStore(
+            keep_s=settings.feedback_keep_s, rows=settings.feedback_rows, window=settings.feedback_window
+        )
+        self.requests = SharedLimit("requests", "max_requests", settings.max_requests, share)
+        self.body_bytes = SharedLimit("bytes of bodies", "max_in_flight_bytes", settings.in_flight_bytes, share)
+        self.event_streams = SharedLimit("streams of events", "max_event_streams", settings.max_event_streams, share)
+        self.measure_threads = OneEach(self.threads.pool("measure", 2))
+        self.parse_threads = self.threads.pool("parse", 1)
+        self.lifecycle = Lifecycle(
+            on_leave=(self.metrics.set_leaving,),
+            on_drain=(self.jobs.drain, self.metrics.set_draining, self.queue.drain),
+            on_stop=(self.device.stop,),
+        )
 
 
 def create_app(
@@ -94,12 +118,13 @@ def create_app(
         TracingUnavailableError: traces are asked for and OpenTelemetry is not installed.
         KeysFileError: API keys are asked for, and there is no file of them that can be used.
     """
-    parts = _parts(settings, library or default_library(), on_load_failure, on_change)
+    parts = _Parts(settings, library or default_library(), on_load_failure, on_change)
+    _read_at_scrapes(parts)
     app = FastAPI(
         title="laplora",
         version=openapi.API_VERSION,
         description=openapi.describe(settings),
-        generate_unique_id_function=openapi.operation_id,
+        generate_unique_id_function=lambda route: route.name,
         lifespan=lambda app: _life(parts),
         # FastAPI's own, which the environment can switch on, sends exceptions' messages and query strings: both can
         # hold a client's text. See service/telemetry/tracing.py for what is traced instead.
@@ -137,67 +162,11 @@ def create_app(
     return app
 
 
-def _parts(
-    settings: Settings,
-    library: Library,
-    on_load_failure: Callable[[Exception], None] | None,
-    on_change: Callable[[], None],
-) -> _Parts:
-    keyring = open_keyring(settings)
-    metrics, tracing, threads = Metrics(), _tracing(settings), Threads()
-    share = settings.client_share
-    queue = Queue(
-        Amount(settings.max_queue_rows, settings.max_queue_tokens, settings.tokenize_bytes), client_share=share
-    )
-    health = DeviceHealth(stall_s=settings.stall_s, hang_s=settings.run_limit_s, on_fault=lambda: metrics.ready.set(0))
-    device = Device(
-        queue,
-        token_budget=settings.batch_tokens or CPU_BATCH_TOKENS,
-        on_batch=(metrics.count_batch,) if tracing is None else (metrics.count_batch, tracing.batch),
-        health=health,
-    )
-    scorer = Scorer(queue, device, threads.pool("tokenize", 2))
-    artifacts = ArtifactHost(settings, device, metrics, library, threads, on_load_failure, on_change)
-    jobs = JobBoard(settings, scorer, artifacts, metrics)
-    feedback = FeedbackStore(
-        keep_s=settings.feedback_keep_s, rows=settings.feedback_rows, window=settings.feedback_window
-    )
-    requests = SharedLimit("requests", "max_requests", settings.max_requests, share)
-    body_bytes = SharedLimit("bytes of bodies", "max_in_flight_bytes", settings.in_flight_bytes, share)
-    lifecycle = Lifecycle(
-        on_leave=(metrics.set_leaving,),
-        on_drain=(jobs.drain, metrics.set_draining, queue.drain),
-        on_stop=(device.stop,),
-    )
-    _read_at_scrapes(metrics, queue, body_bytes, settings)
-    if feedback.on:
-        gauges = CalibrationGauges(lambda: feedback.reports(artifacts.loaded_digests), lambda: len(feedback))
-        metrics.registry.register(gauges)
-    return _Parts(
-        settings,
-        metrics,
-        tracing,
-        keyring,
-        threads,
-        queue,
-        device,
-        scorer,
-        artifacts,
-        jobs,
-        feedback,
-        lifecycle,
-        requests,
-        body_bytes,
-        event_streams=SharedLimit("streams of events", "max_event_streams", settings.max_event_streams, share),
-        measure_threads=OneEach(threads.pool("measure", 2)),
-        parse_threads=threads.pool("parse", 1),
-    )
-
-
-def _read_at_scrapes(metrics: Metrics, queue: Queue, body_bytes: SharedLimit, settings: Settings) -> None:
-    """Let the gauges of what waits be read when they are scraped."""
+def _read_at_scrapes(parts: _Parts) -> None:
+    """Let the gauges of what waits, and of feedback, be read when they are scraped."""
+    metrics, queue, feedback = parts.metrics, parts.queue, parts.feedback
     for gauge, read in (
-        (metrics.body_bytes, lambda: body_bytes.total),
+        (metrics.body_bytes, lambda: parts.body_bytes.total),
         (metrics.queue_rows, lambda: queue.rows),
         (metrics.queue_tokens, lambda: queue.tokens),
         (metrics.queue_oldest, lambda: queue.oldest_wait_s(time.monotonic())),
@@ -206,8 +175,11 @@ def _read_at_scrapes(metrics: Metrics, queue: Queue, body_bytes: SharedLimit, se
         (metrics.tokenize_bytes, lambda: queue.held.text_bytes),
     ):
         gauge.set_function(read)
-    metrics.queue_max_rows.set(settings.max_queue_rows)
-    metrics.queue_max_tokens.set(settings.max_queue_tokens)
+    metrics.queue_max_rows.set(parts.settings.max_queue_rows)
+    metrics.queue_max_tokens.set(parts.settings.max_queue_tokens)
+    if feedback.on:
+        gauges = CalibrationGauges(lambda: feedback.reports(parts.artifacts.loaded_digests), lambda: len(feedback))
+        metrics.registry.register(gauges)
 
 
 @asynccontextmanager

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +21,18 @@ import httpx
 #: Error rate among accepted answers that the decisions are for. The surest rows of the small default model err at 6 %
 #: (docs/promises.md), so at the usual 5 % hardly any answer of it is accepted.
 TARGET_RISK = 0.1
-EXAMPLES: dict[tuple[str, ...], list[tuple[str, dict[str, Any]]]] = {
-    ("text",): [
-        ("clear", {"text": "a warm , funny and beautifully acted film that i will gladly watch again ."}),
-        (
-            "ambiguous",
-            {"text": "handsome , well played and strangely hollow ."},
-        ),
-        ("nonsense", {"text": "purple seventeen the of tractor ## qzx lamp lamp 0x3f of ."}),
-    ],
-    ("question", "choices"): [
-        (
-            "clear",
-            {
-                "question": "The trophy did not fit in the suitcase because the _ was too big.",
-                "choices": ["trophy", "suitcase"],
-            },
-        ),
-        ("ambiguous", {"question": "Anna told Beth that _ had won the prize.", "choices": ["Anna", "Beth"]}),
-        ("nonsense", {"question": "Lamp seventeen of of _ ## qzx 0x3f.", "choices": ["zzk", "lamp"]}),
-    ],
+TEXTS: dict[str, dict[str, Any]] = {
+    "clear": {"text": "a warm , funny and beautifully acted film that i will gladly watch again ."},
+    "ambiguous": {"text": "handsome , well played and strangely hollow ."},
+    "nonsense": {"text": "purple seventeen the of tractor ## qzx lamp lamp 0x3f of ."},
+}
+QUESTIONS: dict[str, dict[str, Any]] = {
+    "clear": {
+        "question": "The trophy did not fit in the suitcase because the _ was too big.",
+        "choices": ["trophy", "suitcase"],
+    },
+    "ambiguous": {"question": "Anna told Beth that _ had won the prize.", "choices": ["Anna", "Beth"]},
+    "nonsense": {"question": "Lamp seventeen of of _ ## qzx 0x3f.", "choices": ["zzk", "lamp"]},
 }
 
 
@@ -52,23 +44,10 @@ def main() -> int:
     options = parser.parse_args()
     url = f"http://127.0.0.1:{options.port}"
     print(f"starting the server on {options.artifact} (the first time, the base model is fetched)", flush=True)
+    # Without keys: nobody but this machine can reach it.
+    flags = ["--artifact", str(options.artifact), "--host", "127.0.0.1", "--port", str(options.port), "--auth", "off"]
     server = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "service",
-            "--artifact",
-            str(options.artifact),
-            "--host",
-            "127.0.0.1",
-            "--auth",
-            "off",  # nobody but this machine can reach it
-            "--port",
-            str(options.port),
-            "--log-level",
-            "warning",
-        ],
-        start_new_session=True,
+        [sys.executable, "-m", "service", *flags, "--log-level", "warning"], start_new_session=True
     )
     # The server is in a session of its own, so a Ctrl-C reaches it once, from here, and it drains.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -106,23 +85,21 @@ def wait_until_ready(server: subprocess.Popen[bytes], url: str) -> bool:
     return False
 
 
-def examples(artifact: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Return named inputs that fit the artifact's template."""
-    template = json.loads((artifact / "manifest.json").read_text(encoding="utf-8"))["template"]
-    for fields, inputs in EXAMPLES.items():
-        needed = "choices" if "{choices}" in template["text"] else "option1"
-        if fields == ("text",) and "{text}" in template["text"] and "{question}" not in template["text"]:
-            return inputs
-        if fields[0] == "question" and f"{{{needed}}}" in template["text"] and "{question}" in template["text"]:
-            return inputs
+def examples(artifact: Path) -> dict[str, dict[str, Any]]:
+    """Return inputs by name that fit the artifact's template."""
+    template = json.loads((artifact / "manifest.json").read_text(encoding="utf-8"))["template"]["text"]
+    if "{text}" in template and "{question}" not in template:
+        return TEXTS
+    if "{question}" in template and ("{choices}" in template or "{option1}" in template):
+        return QUESTIONS
     golden = json.loads((artifact / "golden.json").read_text(encoding="utf-8"))["answers"]
-    return [(f"recorded {i + 1}", entry["inputs"]) for i, entry in enumerate(golden[:3])]
+    return {f"recorded {i}": entry["inputs"] for i, entry in enumerate(golden[:3], start=1)}
 
 
-def show(url: str, inputs: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+def show(url: str, inputs: Mapping[str, Mapping[str, Any]]) -> None:
     """Send the inputs in one request and print question and answer, readable."""
     body = {
-        "inputs": [{"id": name, **fields} for name, fields in inputs],
+        "inputs": [{"id": name, **fields} for name, fields in inputs.items()],
         "options": {"target_risk": TARGET_RISK},
     }
     response = httpx.post(f"{url}/predict", json=body, timeout=120)
@@ -132,7 +109,7 @@ def show(url: str, inputs: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
         f"\nPOST {url}/predict -> {response.status_code} in {answer['timing_ms']['total']:.0f} ms, "
         f"artifact {answer['artifact']['name']} ({answer['artifact']['quantization']})\n"
     )
-    for name, fields in inputs:
+    for name, fields in inputs.items():
         print(f"  {name:<10} {json.dumps(next(iter(fields.values())), ensure_ascii=False)}")
     print()
     name = answer["predictive"]["name"]

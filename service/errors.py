@@ -1,7 +1,6 @@
 """What can go wrong between a request and its answer; each error's class, code, status and meaning in one definition.
 
-The first line of a class's docstring is its meaning in the API's documentation. What raises an error need not know what
-a status code is. An exception is answered as its class says, or as the nearest base class that has a code.
+The first line of a class's docstring is its meaning in the API's documentation.
 """
 
 from __future__ import annotations
@@ -11,19 +10,16 @@ from dataclasses import dataclass
 
 from laplora import errors as library
 
-#: Longest message sent to a client, in characters: client-controlled names can end up in one.
-MAX_MESSAGE_CHARACTERS = 600
-#: Longest field path sent to a client, in characters.
-MAX_FIELD_CHARACTERS = 200
+#: Most characters of a message and of a field's path that are sent: names that a client chose can end up in both.
+_MAX_MESSAGE, _MAX_FIELD = 600, 200
 _WORD = re.compile(r"[A-Za-z0-9_\[\]-]{1,64}")
 
 
 @dataclass(frozen=True)
 class ErrorKind:
-    """How one class of exceptions is answered.
+    """How one class of exceptions is answered, with its subclasses that have no code of their own.
 
     Attributes:
-        raised: the exception, with its subclasses unless they have a code of their own.
         code: what clients branch on; it never changes.
         status: HTTP status code.
         meaning: one line for the API's documentation.
@@ -47,8 +43,7 @@ class ServiceError(library.LaploraError):
     Args:
         message: expected, got, what to do. Never prompt text.
         field: dotted path of the request field at fault, such as ``inputs.3.text``.
-        limit: value of the limit that was passed.
-        got: what came instead.
+        limit: value of the limit that was passed; ``got`` is what came instead.
         retry_after_s: seconds after which another try makes sense.
     """
 
@@ -68,9 +63,7 @@ class ServiceError(library.LaploraError):
         retry_after_s: int | None = None,
     ) -> None:
         super().__init__(message)
-        self.field = field
-        self.limit = limit
-        self.got = got
+        self.field, self.limit, self.got = field, limit, got
         self.retry_after_s = retry_after_s
 
 
@@ -139,17 +132,9 @@ class ArtifactChangedError(ServiceError, code="artifact_changed", status=409):
 
 
 _answered(library.ArtifactCorruptError, "artifact_corrupt", 409, "The artifact's files are not what it says.")
-
-
 _answered(library.GoldenMismatchError, "golden_mismatch", 409, "The artifact's recorded answers are not reproduced.")
-
-
 _answered(library.ArtifactError, "artifact_incompatible", 409, "The artifact does not fit this server.")
-
-
 _answered(library.ModelError, "model_unsupported", 409, "The artifact's base model cannot be used.")
-
-
 _answered(library.DownloadError, "model_unavailable", 409, "The artifact's base model could not be fetched.")
 
 
@@ -174,8 +159,6 @@ class InvalidRequestError(ServiceError, code="invalid_request", status=422):
 
 
 _answered(library.TooManyTokensError, "too_many_tokens", 422, "An input is too long and truncate is false.")
-
-
 _answered(library.InvalidInputError, "invalid_input", 422, "An input does not fit the artifact's template.")
 
 
@@ -271,10 +254,8 @@ def kinds_by_code(*codes: str) -> list[ErrorKind]:
     Raises:
         KeyError: a code that no error has.
     """
-    unknown = set(codes) - {kind.code for kind in ERROR_KINDS}
-    if unknown:
-        raise KeyError(f"no such error codes: {sorted(unknown)}")
-    return [kind for kind in ERROR_KINDS if kind.code in codes]
+    by_code = {kind.code: kind for kind in ERROR_KINDS}
+    return sorted({by_code[code] for code in codes}, key=ERROR_KINDS.index)
 
 
 def error_content(error: BaseException, request_id: str) -> dict[str, object]:
@@ -285,11 +266,11 @@ def error_content(error: BaseException, request_id: str) -> dict[str, object]:
     kind = kind_of(error)
     message = "the server failed; its log has the details under this request id"
     if kind.status != 500:
-        message = _shorten(str(error) or kind.meaning, MAX_MESSAGE_CHARACTERS)
+        message = _shorten(str(error) or kind.meaning, _MAX_MESSAGE)
     detail: dict[str, object] = {"code": kind.code, "message": message}
     field = getattr(error, "field", None)
     if field is not None:
-        detail["field"] = _shorten(shown_field(str(field)), MAX_FIELD_CHARACTERS)
+        detail["field"] = _shorten(shown_field(str(field)), _MAX_FIELD)
     for name in ("limit", "got"):
         value = getattr(error, name, None)
         if isinstance(value, int):
@@ -298,10 +279,7 @@ def error_content(error: BaseException, request_id: str) -> dict[str, object]:
 
 
 def shown_field(path: str) -> str:
-    """Return a dotted field path to show: ``?`` in place of a part that is no short word.
-
-    A client chooses its own keys, and may have put text where a name belongs.
-    """
+    """Return a dotted field path to show: ``?`` in place of a part that is no short word, which may be a text."""
     return ".".join(part if _WORD.fullmatch(part) else "?" for part in path.split("."))
 
 

@@ -34,8 +34,7 @@ def create(
     """Add a key to the file, which is made where there is none; return its token, which is kept nowhere, and the key.
 
     Raises:
-        KeysFileError: the file is there and is not one of keys, or the id or a scope is not one.
-        OSError: the file cannot be written.
+        KeysFileError: the file is none of keys, or the id or a scope is none.
     """
     token = new_token()
     unknown = set(scopes) - SCOPES
@@ -59,7 +58,6 @@ def revoke(path: Path, key_id: str, fingerprint: str | None) -> list[Key]:
 
     Raises:
         KeysFileError: no such key, or no file of keys.
-        OSError: the file cannot be written.
     """
     with _lock(path):
         present = read_keys(path)

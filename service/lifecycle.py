@@ -38,26 +38,24 @@ class Lifecycle:
     def leave(self) -> None:
         """Let readiness fail, so that requests go elsewhere; those that come all the same are still answered."""
         self.leaving = True
-        _call(self._on_leave)
+        for tell in self._on_leave:
+            tell()
 
     def drain(self) -> None:
         """Take no new requests; those in flight are still answered."""
         self.leave()
         self.draining = True
-        _call(self._on_drain)
+        for tell in self._on_drain:
+            tell()
 
     def stop(self) -> None:
         """Answer what is left with 503; from now on ``leave_by`` counts."""
         self.leave_by = min(self.leave_by, time.monotonic() + LEAVE_S)
         self.drain()
-        _call(self._on_stop)
+        for tell in self._on_stop:
+            tell()
 
     @property
     def left_s(self) -> float:
         """Seconds until ``leave_by``, at least 0."""
         return max(0.0, self.leave_by - time.monotonic())
-
-
-def _call(functions: Sequence[Callable[[], None]]) -> None:
-    for function in functions:
-        function()

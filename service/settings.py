@@ -36,230 +36,155 @@ class Settings(BaseSettings):
         cli_kebab_case=True,
         cli_show_env_vars=True,
         cli_hide_none_type=True,
+        use_attribute_docstrings=True,
     )
 
-    artifact: str = Field(
-        "sst2-smollm2", min_length=1, description="Artifact to serve: a folder's path, or a name in the artifacts root."
-    )
-    artifacts_root: Path = Field(
-        Path("artifacts"), description="Folder whose sub-folders are the artifacts that can be activated by name."
-    )
-    also_load: Annotated[tuple[str, ...], NoDecode] = Field(
-        (),
-        description="Names, with commas between, of further artifacts of the root that are loaded at the start; on the "
-        "same base model. Requests choose one by name.",
-    )
-    max_artifacts: int = Field(
-        8,
-        ge=1,
-        description="Most artifacts that are loaded at once; the least recently used idle one goes for another.",
-    )
-    max_artifact_bytes: int = Field(
-        2 * 2**30,
-        ge=1,
-        description="Most bytes of adapters and posteriors that are loaded at once, the base model not counted.",
-    )
-    cache: Path | None = Field(
-        None, description="Folder of cached base models; unset: the user's cache folder (XDG_CACHE_HOME/laplora)."
-    )
-    device: str = Field(
-        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="Device to run on: auto, cpu, cuda or cuda:N."
-    )
-    dequantize: Literal["auto", "always", "never"] = Field(
-        "auto",
-        description="Whether 4-bit weights are expanded once at load: the same numbers, faster on a CPU, in four times "
-        "the memory; auto: on a CPU with the memory for it.",
-    )
-    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface.")
-    port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one and logs it.")
-    trusted_proxies: str = Field(
-        "",
-        description="Addresses or networks of reverse proxies, with commas between them, whose forwarded headers say "
-        "who calls; unset: nobody's do, and the caller is who connects.",
-    )
-    head_timeout_s: Seconds = Field(
-        10.0,
-        le=3600,
-        description="Seconds in which a request's line and headers must have come before its connection is closed.",
-    )
-    send_timeout_s: Seconds = Field(
-        30.0,
-        le=3600,
-        description="Seconds in which a client must take 64 KiB of an answer that waits for it, or all that is left, "
-        "before its connection is closed.",
-    )
-    max_connections: int = Field(
-        2048,
-        ge=1,
-        description="Most connections at a time, fewer where the process may not open as many files; more are answered "
-        "429 and closed.",
-    )
-    auth: Literal["keys", "off"] = Field(
-        "keys", description="Who is answered: holders of an API key, or, off, everyone who can reach the port."
-    )
-    keys: Path | None = Field(
-        None, description="JSON file of API keys, made by 'python -m service.keys create'; read again when it changes."
-    )
-    cors_origins: str = Field(
-        "",
-        description="Origins whose web pages may call the server, with commas between them, such as "
-        "https://app.example; unset: none may.",
-    )
-    max_requests: int = Field(
-        512,
-        ge=1,
-        description="Most POST requests that are answered at once, but for those that need the scope admin or cancel a "
-        "job; more are refused with 429.",
-    )
-    max_in_flight_bytes: int | None = Field(
-        None,
-        ge=1024,
-        description="Most bytes of the bodies of requests that are answered at once, uploads of jobs not counted; more "
-        "are refused with 429 before they are read; unset: eight bodies of max_body_bytes for each caller's share.",
-    )
-    batch_tokens: int | None = Field(
-        None,
-        ge=1,
-        description="Most padded tokens of one device batch (rows times the longest row): bounds memory, and how long "
-        "one batch keeps the others waiting; unset: 512 on a CPU, 2048 on a GPU. 1 lets every row run alone: no other "
-        "request can change a digit of an answer.",
-    )
-    max_queue_tokens: int = Field(
-        65_536,
-        ge=1,
-        description="Most tokens that wait for the device, estimated until a text is tokenised; more are refused with "
-        "429.",
-    )
-    max_queue_rows: int = Field(2048, ge=1, description="Most inputs that wait; more are refused with 429.")
-    max_tokenize_bytes: int | None = Field(
-        None,
-        ge=1024,
-        description="Most bytes of text that wait to be tokenised; more are refused with 429; unset: two bodies of "
-        "max_body_bytes for each caller's share.",
-    )
-    client_share: float = Field(
-        0.5,
-        gt=0,
-        le=1,
-        allow_inf_nan=False,
-        description="Most that one caller may hold, as a share of the queue's rows, tokens and bytes (once it holds "
-        "some, of those that other callers leave), of max_requests, of max_in_flight_bytes, of max_jobs_bytes and of "
-        "max_event_streams, and one address, but for trusted_proxies, of max_connections; more are refused with 429.",
-    )
-    max_inputs: int = Field(256, ge=1, description="Most inputs of one request; more are refused with 413.")
-    max_body_bytes: int = Field(
-        4 * 2**20, ge=1024, description="Most bytes of one request body; more are refused with 413."
-    )
-    jobs_dir: Path | None = Field(
-        None,
-        description="Folder that large evaluations are kept in, for one server at a time; one that holds other files "
-        "is not used; unset: the user's state folder (XDG_STATE_HOME/laplora/jobs).",
-    )
-    max_job_bytes: int = Field(
-        256 * 2**20, ge=1024, description="Most bytes of one job's upload; more are refused with 413."
-    )
-    max_job_rows: int = Field(
-        100_000, ge=1, description="Most inputs of one job's upload, one a line; more are refused with 413."
-    )
-    max_jobs_bytes: int | None = Field(
-        None,
-        ge=1024,
-        description="Most bytes of all uploads under way and of unfinished jobs, of which one caller may hold "
-        "client_share; an upload that does not fit now is refused with 429, one that never would with 413; unset: four "
-        "uploads of max_job_bytes for each caller's share.",
-    )
-    max_job_bad_rows: int = Field(
-        100,
-        ge=0,
-        le=10_000,
-        description="Most rows of one job that may have no answer: they are left out and reported; with more the job "
-        "fails.",
-    )
-    max_jobs: int = Field(
-        100,
-        ge=1,
-        le=10_000,
-        description="Most jobs kept; a new one takes the place of the oldest finished one of the caller with the most, "
-        "and is refused with 429 where none is finished.",
-    )
-    max_jobs_per_caller: int = Field(
-        20, ge=1, description="Most unfinished jobs of one caller; more are refused with 429."
-    )
-    max_event_streams: int = Field(
-        100,
-        ge=1,
-        description="Most streams of jobs' events that are open at once, each a connection of its own; more requests "
-        "for one are refused with 429.",
-    )
-    job_upload_timeout_s: Seconds = Field(600.0, le=86_400, description="Seconds a job's upload may take before a 504.")
-    job_upload_idle_s: Seconds = Field(
-        20.0,
-        le=86_400,
-        description="Seconds that a job's upload may bring nothing, while the server waits for it, before a 504.",
-    )
-    job_wait_s: Seconds = Field(
-        86_400.0,
-        description="Seconds that a job waits, while the server runs, for its artifact to be loaded, before it fails.",
-    )
-    job_keep_s: Seconds = Field(7 * 86_400.0, description="Seconds that a finished job and its result are kept.")
-    request_timeout_s: Seconds = Field(120.0, le=3600, description="Seconds a request may take in all before a 504.")
-    stall_s: Seconds = Field(
-        120.0,
-        le=86_400,
-        description="Seconds after which one run of the device that has not ended makes the server not ready, until it "
-        "ends.",
-    )
-    hang_s: Seconds | None = Field(
-        None,
-        le=604_800,
-        description="Seconds after which one run of the device that has not ended ends the process with status 75, so "
-        "that it is started again; unset: five times stall_s.",
-    )
-    load_timeout_s: Seconds = Field(
-        1800.0,
-        le=604_800,
-        description="Seconds that loading another artifact into a running server may take, with its base model's "
-        "download if that is a new one, before it is given up with a 504.",
-    )
-    drain_delay_s: Delay = Field(
-        5.0,
-        le=3600,
-        description="Seconds after SIGTERM in which readiness already fails while requests are answered as before: as "
-        "long as load balancers may take to notice. Ctrl-C waits for none.",
-    )
-    drain_s: Delay = Field(
-        30.0,
-        le=3600,
-        description="Seconds that requests in flight may still take after that; what is left then gets a 503, and the "
-        "process leaves within 5 seconds more.",
-    )
-    otlp_endpoint: str | None = Field(
-        None,
-        pattern=r"^https?://[^\s/]+[^\s]*$",
-        description="Base URL of an OpenTelemetry collector (OTLP over HTTP, for example http://127.0.0.1:4318) that "
-        "gets a trace of every scored request; needs the extra telemetry; unset: no traces.",
-    )
-    feedback_keep_s: Seconds = Field(
-        604_800.0,
-        le=31_536_000,
-        description="Seconds that a prediction's probabilities are kept, without its input, for a true label to come.",
-    )
-    feedback_rows: int = Field(
-        100_000,
-        ge=0,
-        le=10_000_000,
-        description="Most predictions kept for feedback, about 350 bytes each at two classes and 16 more per further "
-        "class; the oldest go first. 0 keeps none, and predictions have no prediction_id.",
-    )
-    feedback_window: int = Field(
-        1000,
-        ge=100,
-        le=10_000,
-        description="Labelled predictions, and recent answers, that figures of calibration are computed from, for each "
-        "artifact and predictive.",
-    )
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level logged.")
-    log_format: Literal["json", "text"] = Field("json", description="One JSON object or one line of text per event.")
+    artifact: str = Field("sst2-smollm2", min_length=1)
+    """Artifact to serve: a folder's path, or a name in the artifacts root."""
+    artifacts_root: Path = Path("artifacts")
+    """Folder whose sub-folders are the artifacts that can be activated by name."""
+    also_load: Annotated[tuple[str, ...], NoDecode] = ()
+    """Names, with commas between, of further artifacts of the root that are loaded at the start; on the same base
+    model. Requests choose one by name.
+    """
+    max_artifacts: int = Field(8, ge=1)
+    """Most artifacts that are loaded at once; the least recently used idle one goes for another."""
+    max_artifact_bytes: int = Field(2 * 2**30, ge=1)
+    """Most bytes of adapters and posteriors that are loaded at once, the base model not counted."""
+    cache: Path | None = None
+    """Folder of cached base models; unset: the user's cache folder (XDG_CACHE_HOME/laplora)."""
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    """Device to run on: auto, cpu, cuda or cuda:N."""
+    dequantize: Literal["auto", "always", "never"] = "auto"
+    """Whether 4-bit weights are expanded once at load: the same numbers, faster on a CPU, in four times the memory;
+    auto: on a CPU with the memory for it.
+    """
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 for every interface."""
+    port: int = Field(8000, ge=0, le=65535)
+    """TCP port to listen on; 0 takes a free one and logs it."""
+    trusted_proxies: str = ""
+    """Addresses or networks of reverse proxies, with commas between them, whose forwarded headers say who calls; unset:
+    nobody's do, and the caller is who connects.
+    """
+    head_timeout_s: Seconds = Field(10.0, le=3600)
+    """Seconds in which a request's line and headers must have come before its connection is closed."""
+    send_timeout_s: Seconds = Field(30.0, le=3600)
+    """Seconds in which a client must take 64 KiB of an answer that waits for it, or all that is left, before its
+    connection is closed.
+    """
+    max_connections: int = Field(2048, ge=1)
+    """Most connections at a time, fewer where the process may not open as many files; more are answered 429 and closed.
+    """
+    auth: Literal["keys", "off"] = "keys"
+    """Who is answered: holders of an API key, or, off, everyone who can reach the port."""
+    keys: Path | None = None
+    """JSON file of API keys, made by 'python -m service.keys create'; read again when it changes."""
+    cors_origins: str = ""
+    """Origins whose web pages may call the server, with commas between them, such as https://app.example; unset: none
+    may.
+    """
+    max_requests: int = Field(512, ge=1)
+    """Most POST requests that are answered at once, but for those that need the scope admin or cancel a job; more are
+    refused with 429.
+    """
+    max_in_flight_bytes: int | None = Field(None, ge=1024)
+    """Most bytes of the bodies of requests that are answered at once, uploads of jobs not counted; more are refused
+    with 429 before they are read; unset: eight bodies of max_body_bytes for each caller's share.
+    """
+    batch_tokens: int | None = Field(None, ge=1)
+    """Most padded tokens of one device batch (rows times the longest row): bounds memory, and how long one batch keeps
+    the others waiting; unset: 512 on a CPU, 2048 on a GPU. 1 lets every row run alone: no other request can change a
+    digit of an answer.
+    """
+    max_queue_tokens: int = Field(65_536, ge=1)
+    """Most tokens that wait for the device, estimated until a text is tokenised; more are refused with 429."""
+    max_queue_rows: int = Field(2048, ge=1)
+    """Most inputs that wait; more are refused with 429."""
+    max_tokenize_bytes: int | None = Field(None, ge=1024)
+    """Most bytes of text that wait to be tokenised; more are refused with 429; unset: two bodies of max_body_bytes for
+    each caller's share.
+    """
+    client_share: float = Field(0.5, gt=0, le=1, allow_inf_nan=False)
+    """Most that one caller may hold, as a share of the queue's rows, tokens and bytes (once it holds some, of those
+    that other callers leave), of max_requests, of max_in_flight_bytes, of max_jobs_bytes and of max_event_streams, and
+    one address, but for trusted_proxies, of max_connections; more are refused with 429.
+    """
+    max_inputs: int = Field(256, ge=1)
+    """Most inputs of one request; more are refused with 413."""
+    max_body_bytes: int = Field(4 * 2**20, ge=1024)
+    """Most bytes of one request body; more are refused with 413."""
+    jobs_dir: Path | None = None
+    """Folder that large evaluations are kept in, for one server at a time; one that holds other files is not used;
+    unset: the user's state folder (XDG_STATE_HOME/laplora/jobs).
+    """
+    max_job_bytes: int = Field(256 * 2**20, ge=1024)
+    """Most bytes of one job's upload; more are refused with 413."""
+    max_job_rows: int = Field(100_000, ge=1)
+    """Most inputs of one job's upload, one a line; more are refused with 413."""
+    max_jobs_bytes: int | None = Field(None, ge=1024)
+    """Most bytes of all uploads under way and of unfinished jobs, of which one caller may hold client_share; an upload
+    that does not fit now is refused with 429, one that never would with 413; unset: four uploads of max_job_bytes for
+    each caller's share.
+    """
+    max_job_bad_rows: int = Field(100, ge=0, le=10_000)
+    """Most rows of one job that may have no answer: they are left out and reported; with more the job fails."""
+    max_jobs: int = Field(100, ge=1, le=10_000)
+    """Most jobs kept; a new one takes the place of the oldest finished one of the caller with the most, and is refused
+    with 429 where none is finished.
+    """
+    max_jobs_per_caller: int = Field(20, ge=1)
+    """Most unfinished jobs of one caller; more are refused with 429."""
+    max_event_streams: int = Field(100, ge=1)
+    """Most streams of jobs' events that are open at once, each a connection of its own; more requests for one are
+    refused with 429.
+    """
+    job_upload_timeout_s: Seconds = Field(600.0, le=86_400)
+    """Seconds a job's upload may take before a 504."""
+    job_upload_idle_s: Seconds = Field(20.0, le=86_400)
+    """Seconds that a job's upload may bring nothing, while the server waits for it, before a 504."""
+    job_wait_s: Seconds = 86_400.0
+    """Seconds that a job waits, while the server runs, for its artifact to be loaded, before it fails."""
+    job_keep_s: Seconds = 7 * 86_400.0
+    """Seconds that a finished job and its result are kept."""
+    request_timeout_s: Seconds = Field(120.0, le=3600)
+    """Seconds a request may take in all before a 504."""
+    stall_s: Seconds = Field(120.0, le=86_400)
+    """Seconds after which one run of the device that has not ended makes the server not ready, until it ends."""
+    hang_s: Seconds | None = Field(None, le=604_800)
+    """Seconds after which one run of the device that has not ended ends the process with status 75, so that it is
+    started again; unset: five times stall_s.
+    """
+    load_timeout_s: Seconds = Field(1800.0, le=604_800)
+    """Seconds that loading another artifact into a running server may take, with its base model's download if that is a
+    new one, before it is given up with a 504.
+    """
+    drain_delay_s: Delay = Field(5.0, le=3600)
+    """Seconds after SIGTERM in which readiness already fails while requests are answered as before: as long as load
+    balancers may take to notice. Ctrl-C waits for none.
+    """
+    drain_s: Delay = Field(30.0, le=3600)
+    """Seconds that requests in flight may still take after that; what is left then gets a 503, and the process leaves
+    within 5 seconds more.
+    """
+    otlp_endpoint: str | None = Field(None, pattern=r"^https?://[^\s/]+[^\s]*$")
+    """Base URL of an OpenTelemetry collector (OTLP over HTTP, for example http://127.0.0.1:4318) that gets a trace of
+    every scored request; needs the extra telemetry; unset: no traces.
+    """
+    feedback_keep_s: Seconds = Field(604_800.0, le=31_536_000)
+    """Seconds that a prediction's probabilities are kept, without its input, for a true label to come."""
+    feedback_rows: int = Field(100_000, ge=0, le=10_000_000)
+    """Most predictions kept for feedback, about 350 bytes each at two classes and 16 more per further class; the oldest
+    go first. 0 keeps none, and predictions have no prediction_id.
+    """
+    feedback_window: int = Field(1000, ge=100, le=10_000)
+    """Labelled predictions, and recent answers, that figures of calibration are computed from, for each artifact and
+    predictive.
+    """
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe level logged."""
+    log_format: Literal["json", "text"] = "json"
+    """One JSON object or one line of text per event."""
 
     @field_validator("trusted_proxies")
     @classmethod
@@ -339,5 +264,7 @@ class Settings(BaseSettings):
         return named if is_name and (named.is_dir() or not Path(self.artifact).is_dir()) else Path(self.artifact)
 
 
-# The docstring is the head of --help, which prints it as it stands.
+# --help prints the class's docstring as it stands, and a setting's meaning is one line there and in docs/api.md.
 Settings.__doc__ = cleandoc(Settings.__doc__ or "")
+for _field in Settings.model_fields.values():
+    _field.description = " ".join((_field.description or "").split())

@@ -60,9 +60,6 @@ class OneEach:
     """Runs work on threads, one piece for each caller at a time, in its order. For one event loop.
 
     Whoever comes waits for one piece of each other caller at most, however many those have waiting.
-
-    Args:
-        threads: that run the work; it is stopped by whoever made it.
     """
 
     def __init__(self, threads: Executor) -> None:
@@ -70,13 +67,10 @@ class OneEach:
         self._turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
     async def run(self, caller: str, work: Callable[[], T]) -> T:
-        """Return what ``work()`` returns.
+        """Return what ``work()`` returns, or raise what it raises.
 
         Work that nobody awaits any more does not begin. What has begun runs on, and its caller's next piece waits for
         its end.
-
-        Raises:
-            Exception: whatever the work raises.
         """
         turn = self._turns.setdefault(caller, asyncio.Semaphore(1))
         loop = asyncio.get_running_loop()

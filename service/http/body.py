@@ -1,8 +1,7 @@
 """Reading a JSON body from someone who may be hostile: bounded, strict, and never a 500.
 
 FastAPI's own reader takes bodies of any size and Python's JSON dialect (NaN, lone surrogates, nesting
-until RecursionError). Here a route reads at most ``max_body_bytes``, for which the server must have room, and counts
-what came before pydantic builds anything of it.
+until RecursionError).
 """
 
 from __future__ import annotations
@@ -28,11 +27,10 @@ from service.errors import (
 )
 from service.http.json_parsing import most_members, parse_json
 
-#: A refused body is read and thrown away up to this many times the limit: a client that is still sending
-#: when the connection closes would see a reset instead of the 413.
+#: A refused body is read and thrown away up to this many times the limit, or so many bytes: a client that is still
+#: sending when the connection closes would see a reset instead of the answer.
 _DISCARD_FACTOR = 16
 _DISCARD_BYTES = 2**26
-_DISCARD_TIMEOUT_S = 2.0
 #: Largest body that is parsed on the event loop, which takes a few ms at worst.
 _PARSED_INLINE_BYTES = 32 * 1024
 #: The lists of bodies whose items are bounded by ``max_inputs``.
@@ -65,13 +63,11 @@ class JsonBodyRoute(APIRoute):
 
 async def _read_value(request: Request) -> Any:
     state = request.app.state
-    settings = state.settings
-    raw = await read_bounded(request, settings.max_body_bytes, request.state.place.hold)
-    most = most_members(settings.max_inputs)
+    raw = await _read_bounded(request, state.settings.max_body_bytes, request.state.place.hold)
+    work = partial(parse_json, raw, max_members=most_members(state.settings.max_inputs))
     if len(raw) <= _PARSED_INLINE_BYTES:
-        return parse_json(raw, max_members=most)
+        return work()
     # A large body takes a while to parse: other requests are served meanwhile.
-    work = partial(parse_json, raw, max_members=most)
     return await asyncio.get_running_loop().run_in_executor(state.parse_threads, work)
 
 
@@ -107,10 +103,7 @@ class _ParsedRequest(Request):
 
 
 def check_media_type(headers: Headers, others: Sequence[str] = ()) -> None:
-    """Check that the body is declared as plain UTF-8 JSON.
-
-    Args:
-        others: the media types that will do in place of JSON's.
+    """Check that the body is declared as plain UTF-8 JSON, or as one of the other media types in its place.
 
     Raises:
         MediaTypeError: another type, charset or encoding.
@@ -129,7 +122,7 @@ def check_media_type(headers: Headers, others: Sequence[str] = ()) -> None:
         raise MediaTypeError("the body must not be compressed", field="content-encoding")
 
 
-async def read_bounded(request: Request, limit: int, hold: Callable[[int], None] = lambda more: None) -> bytes:
+async def _read_bounded(request: Request, limit: int, hold: Callable[[int], None]) -> bytes:
     """Return the request's body.
 
     Args:
@@ -147,34 +140,31 @@ async def read_bounded(request: Request, limit: int, hold: Callable[[int], None]
     chunks: list[bytes] = []
     size = held = 0
     try:
-        if announced > limit:
-            # A client that asked for "100-continue" has sent nothing yet, and is told before it does.
-            if "expect" not in request.headers:
+        try:
+            if announced > limit:
+                raise _too_large(limit, announced)
+            if announced:
+                hold(announced)
+                held = announced
+            async for chunk in stream:
+                size += len(chunk)
+                if size > limit:
+                    raise _too_large(limit, size)
+                if size > held:
+                    hold(size - held)
+                    held = size
+                chunks.append(chunk)
+        except BodyTooLargeError:
+            # A client that asked for "100-continue" sends nothing before it is told to.
+            if size or "expect" not in request.headers:
                 await discard(stream, _DISCARD_FACTOR * limit)
-            raise _too_large(limit, announced)
-        if announced:
-            await _held(request, hold, announced)
-            held = announced
-        async for chunk in stream:
-            size += len(chunk)
-            if size > limit:
-                await discard(stream, _DISCARD_FACTOR * limit)
-                raise _too_large(limit, size)
-            if size > held:
-                await _held(request, hold, size - held)
-                held = size
-            chunks.append(chunk)
+            raise
+        except ServiceError:
+            await hear_out(request)
+            raise
     except ClientDisconnect:
         raise ClientGoneError("the client closed its connection while sending the body") from None
     return b"".join(chunks)
-
-
-async def _held(request: Request, hold: Callable[[int], None], more_bytes: int) -> None:
-    try:
-        hold(more_bytes)
-    except ServiceError:
-        await hear_out(request)
-        raise
 
 
 async def hear_out(request: Request) -> None:
@@ -196,7 +186,7 @@ def announced_bytes(headers: Headers) -> int:
     return int(declared) if declared.isascii() and declared.isdigit() and len(declared) < 20 else 0
 
 
-async def discard(stream: AsyncIterator[bytes], limit: int, *, timeout_s: float = _DISCARD_TIMEOUT_S) -> None:
+async def discard(stream: AsyncIterator[bytes], limit: int, *, timeout_s: float = 2.0) -> None:
     """Read what is still sent and throw it away, up to so many bytes and seconds: then the client reads the answer."""
     size = 0
     try:

@@ -1,14 +1,11 @@
 """What a connection may do: how many there are, and a time limit for request heads and for answers that nobody takes.
 
-uvicorn waits for a request head, and for an answer to be read, as long as the client likes. A client that sends one
-byte of a head at a time, or reads nothing, would hold its connection, and one of the process's file descriptors, for
-ever.
+uvicorn waits for both as long as the client likes, and meanwhile a file descriptor of the process is taken.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import resource
 import uuid
@@ -19,9 +16,10 @@ from typing import Any, cast
 import h11
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
-from service.errors import MalformedHttpError, ServiceError, error_content, kind_of, retry_after_s
+from service.errors import MalformedHttpError, ServiceError
 from service.http.headers import ALWAYS
 from service.http.in_flight import SharedLimit
+from service.http.request_context import error_response
 
 _log = logging.getLogger("laplora.service")
 
@@ -31,39 +29,10 @@ _TAKEN_BYTES = 64 * 1024
 _OTHER_FILES = 64
 
 
-class Connections:
-    """How many connections there are, and of which addresses. For the event loop's thread alone.
-
-    Args:
-        max_connections: most connections.
-        client_share: most that one address has, as a share of them.
-        proxies: addresses and networks, with commas between them, that may have all.
-    """
-
-    def __init__(self, *, max_connections: int, client_share: float = 1.0, proxies: str = "") -> None:
-        self._limit = SharedLimit("connections", "max_connections", max_connections, client_share)
-        self._proxies = [ip_network(part) for part in proxies.split(",") if part]
-
-    def add(self, address: str) -> None:
-        """Count one more; take it off with ``remove``.
-
-        Raises:
-            ClientTooManyRequestsError, TooManyRequestsError: the address's share, or every connection, is taken.
-        """
-        self._limit.add(address, 1, whole=self._is_proxy(address))
-
-    def remove(self, address: str) -> None:
-        """Take one off."""
-        self._limit.remove(address, 1)
-
-    def _is_proxy(self, address: str) -> bool:
-        return bool(self._proxies) and any(ip_address(address) in network for network in self._proxies)
-
-
 def most_connections(wanted: int) -> int:
     """Return how many connections there may be: as many as wanted, or fewer where the process may not open the files.
 
-    The process's own limit of open files is raised first, as far as it may be without rights.
+    The process's limit of open files is raised first, as far as it may be without rights.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = wanted + _OTHER_FILES
@@ -88,16 +57,17 @@ class _WatchedTransport:
         self._on_close()
 
 
-def protocol(connections: Connections, *, head_timeout_s: float, send_timeout_s: float) -> type[H11Protocol]:
-    """Return the protocol that uvicorn runs for each connection.
+def protocol(limit: SharedLimit, *, proxies: str, head_timeout_s: float, send_timeout_s: float) -> type[H11Protocol]:
+    """Return the protocol that uvicorn runs for each connection; what does not keep to its limits is closed.
 
     Args:
-        connections: who has how many; those beyond are answered 429 and closed at once.
+        limit: how many connections there are, and of which addresses; those beyond are answered 429.
+        proxies: addresses and networks, with commas between them, that may have all of them.
         head_timeout_s: seconds from a connection's start, or the first byte of a later request on it, in which a
-            request's line and headers must have come; the connection is closed otherwise.
-        send_timeout_s: seconds in which a client must take 64 KiB of an answer that waits for it, or all that is left;
-            the connection is closed otherwise.
+            request's line and headers must have come.
+        send_timeout_s: seconds in which a client must take 64 KiB of an answer that waits for it, or all that is left.
     """
+    networks = [ip_network(part) for part in proxies.split(",") if part]
 
     class BoundedConnection(H11Protocol):
         """HTTP/1.1 with time limits for request heads and for answers that are not taken."""
@@ -114,7 +84,7 @@ def protocol(connections: Connections, *, head_timeout_s: float, send_timeout_s:
             super().connection_made(cast(asyncio.Transport, watched))
             address = self.client[0] if self.client else ""
             try:
-                connections.add(address)
+                limit.add(address, 1, whole=any(ip_address(address) in network for network in networks))
             except ServiceError as error:
                 _log.debug("a connection was refused", extra={"event": "connection_refused"})
                 self._answer_and_close(error)
@@ -163,7 +133,7 @@ def protocol(connections: Connections, *, head_timeout_s: float, send_timeout_s:
             self._forget_head()
             self._forget_taking()
             if self._address is not None:
-                connections.remove(self._address)
+                limit.remove(self._address, 1)
                 self._address = None
             super().connection_lost(exc)
 
@@ -173,18 +143,15 @@ def protocol(connections: Connections, *, head_timeout_s: float, send_timeout_s:
             )
 
         def _answer_and_close(self, error: ServiceError) -> None:
-            request_id, status, retry_s = uuid.uuid4().hex, kind_of(error).status, retry_after_s(error)
-            body = json.dumps(error_content(error, request_id)).encode()
-            headers = {
-                "content-type": "application/json",
-                "content-length": str(len(body)),
-                "x-request-id": request_id,
-                **({} if retry_s is None else {"retry-after": str(retry_s)}),
-                **ALWAYS,
-                "connection": "close",
-            }
-            head = h11.Response(status_code=status, headers=list(headers.items()), reason=STATUS_PHRASES[status])
-            for event in (head, h11.Data(data=body), h11.EndOfMessage()):
+            own_id = uuid.uuid4().hex
+            response = error_response(error, own_id)
+            more = {"x-request-id": own_id, **ALWAYS, "connection": "close"}
+            head = h11.Response(
+                status_code=response.status_code,
+                headers=[*response.raw_headers, *((name.encode(), value.encode()) for name, value in more.items())],
+                reason=STATUS_PHRASES[response.status_code],
+            )
+            for event in (head, h11.Data(data=bytes(response.body)), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
             self.transport.close()
 
@@ -225,11 +192,3 @@ def protocol(connections: Connections, *, head_timeout_s: float, send_timeout_s:
             self.transport.abort()
 
     return BoundedConnection
-
-
-def trusted(proxies: str) -> dict[str, Any]:
-    """Return uvicorn's settings for forwarded headers: those of these addresses count, those of anybody else do not.
-
-    Without them uvicorn would believe whoever connects from 127.0.0.1, or from where FORWARDED_ALLOW_IPS says.
-    """
-    return {"proxy_headers": bool(proxies), "forwarded_allow_ips": proxies}

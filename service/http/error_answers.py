@@ -11,13 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from laplora.errors import LaploraError
-from service.errors import (
-    InvalidRequestError,
-    MethodNotAllowedError,
-    RouteNotFoundError,
-    kind_of,
-    shown_field,
-)
+from service.errors import InvalidRequestError, MethodNotAllowedError, RouteNotFoundError, kind_of, shown_field
 from service.http.request_context import error_response
 from service.telemetry.logs import log_crash
 from service.telemetry.request_record import note
@@ -34,8 +28,8 @@ def install(app: FastAPI, routers: Sequence[APIRouter]) -> None:
             return await answer(request, InvalidRequestError(str(error.detail)))
         response = await answer(request, MethodNotAllowedError("the endpoint takes another method: see Allow"))
         # starlette names the methods of the first route at this path; there may be several.
-        path, routes = request.scope["path"], [*app.routes, *(route for router in routers for route in router.routes)]
-        here = [route for route in routes if isinstance(route, Route) and route.path_regex.match(path)]
+        routes = [route for part in (app.router, *routers) for route in part.routes if isinstance(route, Route)]
+        here = [route for route in routes if route.path_regex.match(request.scope["path"])]
         methods = {method for route in here for method in route.methods or ()}
         response.headers["allow"] = ", ".join(sorted(methods)) or (error.headers or {}).get("Allow", "")
         return response

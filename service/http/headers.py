@@ -23,19 +23,6 @@ ALWAYS = {
 _NOTHING = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 
 
-def docs_policy(script: str) -> str:
-    """Return the Content-Security-Policy of the documentation page.
-
-    Args:
-        script: the text of its one inline script.
-    """
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    # Swagger UI's style sheet holds pictures as data.
-    return (
-        f"{_NOTHING}; script-src 'self' 'sha256-{digest}'; style-src 'self'; img-src 'self' data:; connect-src 'self'"
-    )
-
-
 def cors_options(origins: Sequence[str]) -> dict[str, Any]:
     """Return the options of starlette's CORSMiddleware for these origins: no cookies, the API's own headers alone."""
     return {
@@ -55,7 +42,12 @@ class SafeHeaders:
 
     def __init__(self, app: ASGIApp, docs_script: str) -> None:
         self._app = app
-        self._docs_policy = docs_policy(docs_script)
+        digest = base64.b64encode(hashlib.sha256(docs_script.encode()).digest()).decode()
+        # Swagger UI's style sheet holds pictures as data.
+        self._docs_policy = (
+            f"{_NOTHING}; script-src 'self' 'sha256-{digest}'; style-src 'self'; img-src 'self' data:; "
+            "connect-src 'self'"
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""

@@ -135,18 +135,17 @@ class InFlight:
         if scope["type"] != "http" or not needs_place(scope["method"], scope["path"]):
             await self._app(scope, receive, send)
             return
-        line = line_of(scope["method"], scope["path"])
         request = Request(scope, receive)
         caller = caller_of(request).name
         try:
-            place = Place(caller, self._requests, self._body_bytes)
+            request.state.place = place = Place(caller, self._requests, self._body_bytes)
         except ServiceError as error:
             await self._refuse(request, error, send)
             return
         try:
+            line = line_of(scope["method"], scope["path"])
             if line is not None and line.path in _SCORED:
                 self._check_queue(caller)
-            request.state.place = place
         except ServiceError as error:
             await self._refuse(request, error, send)
         else:

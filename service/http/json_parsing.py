@@ -21,9 +21,7 @@ FEWEST_MEMBERS: Final = 4096
 #: Most digits in a row of a number, in a text long enough for many of them: reading 4,000 takes thousands of steps.
 MAX_DIGITS: Final = 100
 _WHITE_SPACE = b" \t\r\n"
-#: Every digit as a zero, and more of those than a number may have.
-_DIGITS = bytes.maketrans(b"123456789", b"0" * 9)
-_TOO_LONG = b"0" * (MAX_DIGITS + 1)
+_ALL_DIGITS_ZERO = bytes.maketrans(b"123456789", b"0" * 9)
 
 
 def most_members(max_inputs: int) -> int:
@@ -63,7 +61,7 @@ def _check_size(raw: bytes, max_members: int) -> None:
             limit=max_members,
             got=members,
         )
-    if _TOO_LONG in outside.translate(_DIGITS):
+    if b"0" * (MAX_DIGITS + 1) in outside.translate(_ALL_DIGITS_ZERO):
         raise InvalidJsonError(
             f"a number in the body has more than {MAX_DIGITS} digits: send no more than a float holds", field="body"
         )
@@ -77,8 +75,7 @@ def parse_json(raw: bytes, *, max_members: int = FEWEST_MEMBERS) -> Any:
 
     Raises:
         InvalidJsonError: empty, not UTF-8, not JSON, NaN or infinity, a number of thousands of digits, a lone
-            surrogate, nested too deep, or a key that comes twice in one object: which of its values was meant, nobody
-            can say.
+            surrogate, nested too deep, or a key that comes twice in one object.
         BatchTooLargeError: more members than ``max_members``; nothing was built.
         InvalidRequestError: an object of more than ``MAX_KEYS`` keys.
     """

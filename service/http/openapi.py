@@ -12,7 +12,6 @@ from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse, RedirectResponse
-from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
 
 from service.errors import kinds_by_code
@@ -48,23 +47,8 @@ SCORING_ERRORS = (
     "unscorable_input",
 )
 
-#: What any endpoint of jobs can answer, and those that take a job's id.
-JOBS_ERRORS = ("jobs_unavailable",)
-JOB_ERRORS = (*JOBS_ERRORS, "job_not_found")
-#: What an upload of POST /evaluate/jobs can be answered with.
-UPLOAD_ERRORS = (
-    *BODY_ERRORS,
-    *STATE_ERRORS,
-    *JOBS_ERRORS,
-    "artifact_not_loaded",
-    "artifact_not_found",
-    "batch_too_large",
-    "idempotency_conflict",
-    "invalid_input",
-    "storage_full",
-    "too_many_jobs",
-    "too_many_tokens",
-)
+#: What an endpoint that takes a job's id can answer.
+JOB_ERRORS = ("jobs_unavailable", "job_not_found")
 
 DESCRIPTION = """
 Calibrated probabilities for a LoRA-tuned language-model classifier, by the linearised Laplace approximation.
@@ -117,11 +101,6 @@ def error_responses(*codes: str) -> dict[int | str, dict[str, Any]]:
     return responses
 
 
-def operation_id(route: APIRoute) -> str:
-    """Return the operation's id: the name of the endpoint's function, which generated clients call theirs."""
-    return route.name
-
-
 def describe(settings: Settings) -> str:
     """Return the document's description, with the limits of this server: every setting that is a most or a time."""
     worked_out = {
@@ -129,15 +108,12 @@ def describe(settings: Settings) -> str:
         "max_in_flight_bytes": settings.in_flight_bytes,
         "max_jobs_bytes": settings.jobs_bytes,
     }
-    rows = [
-        f"| `{name}` | {'none' if value is None else f'{value:g}' if isinstance(value, float) else value} | {meaning} |"
-        for name, field in Settings.model_fields.items()
-        if name.startswith("max_") or name in ("client_share", "request_timeout_s")
-        for value, meaning in [(worked_out.get(name, getattr(settings, name)), field.description)]
-    ]
-    return "\n".join(
-        [DESCRIPTION.strip(), "\n## Limits of this server\n| limit | value | |\n| --- | --- | --- |", *rows]
-    )
+    rows = ["", "## Limits of this server", "| limit | value | |", "| --- | --- | --- |"]
+    for name, field in Settings.model_fields.items():
+        if name.startswith("max_") or name in ("client_share", "request_timeout_s"):
+            value = worked_out.get(name, getattr(settings, name))
+            rows.append(f"| `{name}` | {f'{value:g}' if isinstance(value, float) else value} | {field.description} |")
+    return "\n".join([DESCRIPTION.strip(), *rows])
 
 
 def install(app: FastAPI, *, with_keys: bool) -> None:
@@ -156,11 +132,15 @@ def install(app: FastAPI, *, with_keys: bool) -> None:
                 routes=app.routes,
                 tags=[{"name": name, "description": meaning} for name, meaning in TAGS.items()],
             )
-            document = _without_unreachable_422(document)
+            _leave_out_unreachable_422(document)
+            _unwrap(document)
             for path, method, operation in _operations(document):
                 if needs_place(method, path):
                     _add_errors(operation, "too_many_requests", "client_too_many_requests")
-            app.openapi_schema = _with_request_id(_with_keys(document) if with_keys else document)
+            if with_keys:
+                _add_keys(document)
+            _add_request_id(document)
+            app.openapi_schema = document
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
@@ -197,7 +177,7 @@ def _operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, 
             yield path, method.upper(), operation
 
 
-def _with_keys(document: dict[str, Any]) -> dict[str, Any]:
+def _add_keys(document: dict[str, Any]) -> None:
     """Say of each operation what key it needs, and how it refuses one: from the table, so the two never differ."""
     document["components"]["securitySchemes"] = {
         "api_key": {
@@ -216,7 +196,6 @@ def _with_keys(document: dict[str, Any]) -> dict[str, Any]:
         if need not in (None, "key"):
             operation["description"] = f"{operation['description']}\n\nNeeds an API key with the scope `{need}`."
             _add_errors(operation, "forbidden")
-    return document
 
 
 def _add_errors(operation: dict[str, Any], *codes: str) -> None:
@@ -228,20 +207,30 @@ def _add_errors(operation: dict[str, Any], *codes: str) -> None:
         known.setdefault("headers", {}).update(response.get("headers", {}))
 
 
-def _without_unreachable_422(document: dict[str, Any]) -> dict[str, Any]:
+def _leave_out_unreachable_422(document: dict[str, Any]) -> None:
     # FastAPI adds a 422 of another shape to every endpoint with a parameter; here a path parameter is any string.
     for _, _, operation in _operations(document):
         if "HTTPValidationError" in str(operation["responses"].get("422")):
             del operation["responses"]["422"]
     for name in ("HTTPValidationError", "ValidationError"):
         document["components"]["schemas"].pop(name, None)
-    return document
 
 
-def _with_request_id(document: dict[str, Any]) -> dict[str, Any]:
+def _unwrap(document: dict[str, Any]) -> None:
+    """Write what a field or a parameter means in one line, however its docstring is broken into lines."""
+    schemas = document["components"]["schemas"].values()
+    parts = [field for schema in schemas for field in schema.get("properties", {}).values()]
+    for _, _, operation in _operations(document):
+        for parameter in operation.get("parameters", ()):
+            parts += [parameter, parameter["schema"]]
+    for part in parts:
+        if "description" in part:
+            part["description"] = " ".join(part["description"].split())
+
+
+def _add_request_id(document: dict[str, Any]) -> None:
     document["components"]["headers"] = {REQUEST_ID_HEADER: _REQUEST_ID}
     reference = {"$ref": f"#/components/headers/{REQUEST_ID_HEADER}"}
     for _, _, operation in _operations(document):
         for response in operation["responses"].values():
             response["headers"] = {**response.get("headers", {}), REQUEST_ID_HEADER: reference}
-    return document

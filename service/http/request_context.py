@@ -33,8 +33,6 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 class RequestContext:
     """ASGI middleware: gives each request its id, counts and logs it, and turns a crash into a plain 500.
 
-    What still waits for its body when the server leaves is cancelled by uvicorn, and gets a 503.
-
     An ``X-Request-ID`` of up to 128 letters, digits, dots, colons, dashes and underscores is kept; any
     other is replaced. The answer carries the id in the same header.
     """
@@ -79,6 +77,7 @@ class RequestContext:
             if status == 0:
                 await error_response(error)(scope, receive, send_with_id)
         except asyncio.CancelledError:
+            # uvicorn, as the server leaves, cancels what still waits for its body.
             if status or not scope["app"].state.lifecycle.draining:
                 raise
             leaving = DrainingError("the server is stopping, and the request had not come in time")
@@ -129,15 +128,15 @@ class RequestContext:
         )
 
 
-def error_response(error: BaseException) -> JSONResponse:
-    """Return the answer for an exception, as the error table says."""
+def error_response(error: BaseException, its_id: str | None = None) -> JSONResponse:
+    """Return the answer for an exception, as the error table says; without a request's id it is the present one's."""
     headers = {}
     retry = retry_after_s(error)
     if retry is not None:
         headers["Retry-After"] = str(retry)
     if kind_of(error).status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse(error_content(error, request_id.get()), kind_of(error).status, headers)
+    return JSONResponse(error_content(error, its_id or request_id.get()), kind_of(error).status, headers)
 
 
 def _request_id(headers: Headers) -> str:

@@ -9,7 +9,8 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 
-from service.http.schemas.jobs import BadRow, JobOut, JobPause, JobResult, PartialMetrics
+from service.http.schemas.evaluate import PartialMetrics
+from service.http.schemas.jobs import BadRow, JobOut, JobPause, JobResult
 from service.jobs.board import JobBoard
 from service.jobs.records import Job
 

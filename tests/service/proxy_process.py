@@ -80,19 +80,8 @@ def free_port() -> int:
 
 def certify(folder: Path) -> None:
     """Write a certificate for 127.0.0.1 that signs itself, and its key."""
-    command = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:P-256",
-        "-nodes",
-        "-days",
-        "2",
-    ]
-    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    names = ["-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
     files = ["-keyout", str(folder / "tls.key"), "-out", str(folder / "tls.crt")]
     subprocess.run([*command, *names, *files], check=True, capture_output=True)
 
@@ -105,25 +94,26 @@ def proxy_before(upstream_port: int, **values: object) -> Iterator[Proxy]:
         values: of the template, by name without ``PROXY_``, in the place of compose's.
     """
     user = _NOBODY if os.geteuid() == 0 else None
-    folder = Path(tempfile.mkdtemp(prefix="laplora-proxy-"))
     port = free_port()
-    own = {
-        "UPSTREAM": f"127.0.0.1:{upstream_port}",
-        "PORT": port,
-        "CERTIFICATE": folder / "tls.crt",
-        "CERTIFICATE_KEY": folder / "tls.key",
-        "TEMP": folder,
-        "ACCESS_LOG": folder / "access.log",
-        **values,
-    }
-    certify(folder)
-    configuration = folder / "nginx.conf"
-    configuration.write_text(filled_in(defaults() | {f"PROXY_{k}": str(v) for k, v in own.items()}), encoding="utf-8")
-    if user is not None:
-        for path in (folder, *folder.iterdir()):
-            os.chown(path, user, user)
-    command = [str(NGINX), "-e", "stderr", "-c", str(configuration), "-p", str(folder)]
-    try:
+    with tempfile.TemporaryDirectory(prefix="laplora-proxy-") as name:
+        folder = Path(name)
+        given = {
+            "UPSTREAM": f"127.0.0.1:{upstream_port}",
+            "PORT": port,
+            "CERTIFICATE": folder / "tls.crt",
+            "CERTIFICATE_KEY": folder / "tls.key",
+            "TEMP": folder,
+            "ACCESS_LOG": folder / "access.log",
+            **values,
+        }
+        certify(folder)
+        configuration = folder / "nginx.conf"
+        filled = filled_in(defaults() | {f"PROXY_{k}": str(v) for k, v in given.items()})
+        configuration.write_text(filled, encoding="utf-8")
+        if user is not None:
+            for path in (folder, *folder.iterdir()):
+                os.chown(path, user, user)
+        command = [str(NGINX), "-e", "stderr", "-c", str(configuration), "-p", str(folder)]
         tested = subprocess.run([*command, "-t"], user=user, group=user, capture_output=True, text=True, check=False)
         assert tested.returncode == 0, tested.stderr
         with (folder / "errors.log").open("w") as errors:
@@ -137,8 +127,6 @@ def proxy_before(upstream_port: int, **values: object) -> Iterator[Proxy]:
         finally:
             popen.terminate()
             popen.wait()
-    finally:
-        shutil.rmtree(folder)
 
 
 def _listens(port: int) -> bool:

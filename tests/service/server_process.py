@@ -122,34 +122,30 @@ def server_process(command: Sequence[str], environment: Mapping[str, str] | None
     """Yield a process of this Python with these arguments; it is gone afterwards, whatever happened."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("LAPLORA_") or k == "LAPLORA_CACHE"}
     paths = [str(ROOT), str(Path(__file__).parent), kept.get("PYTHONPATH", "")]
-    state = tempfile.TemporaryDirectory(prefix="laplora-jobs-")
-    popen = subprocess.Popen(
-        [sys.executable, *command, *([] if "--port" in command else ["--port", "0"])],
-        env={
+    port = [] if "--port" in command else ["--port", "0"]
+    with tempfile.TemporaryDirectory(prefix="laplora-jobs-") as state:
+        variables = {
             "LAPLORA_AUTH": "off",
             # No load balancer has to notice: what is about that says so itself.
             "LAPLORA_DRAIN_DELAY_S": "0",
             **kept,
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-            "LAPLORA_JOBS_DIR": state.name,
+            "LAPLORA_JOBS_DIR": state,
             **(environment or {}),
-        },
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    stderr = popen.stderr
-    assert stderr is not None
-    lines: list[str] = []
-    reader = threading.Thread(target=lambda: lines.extend(map(str.rstrip, stderr)))
-    reader.start()
-    try:
-        yield Process(popen, lines, reader)
-    finally:
-        popen.kill()
-        popen.wait()
-        reader.join()
-        state.cleanup()
-        stderr.close()
+        }
+        with subprocess.Popen(
+            [sys.executable, *command, *port], env=variables, stderr=subprocess.PIPE, text=True
+        ) as popen:
+            stderr = popen.stderr
+            assert stderr is not None
+            lines: list[str] = []
+            reader = threading.Thread(target=lambda: lines.extend(map(str.rstrip, stderr)))
+            reader.start()
+            try:
+                yield Process(popen, lines, reader)
+            finally:
+                popen.kill()
+                reader.join()
 
 
 def fake_server(root: Path, *flags: str, script: str = "fake_server.py", **environment: str) -> Serving:

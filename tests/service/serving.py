@@ -270,19 +270,22 @@ class Served:
         return await self.client.post("/predict", json={"inputs": [{"text": t} for t in texts], **body})
 
     @asynccontextmanager
-    async def occupied(self, predictor: FakePredictor | None = None, text: str = "a") -> AsyncIterator[None]:
-        """Hold the device with a request inside the block; after it, the request is answered."""
+    async def occupied(
+        self, predictor: FakePredictor | None = None, text: str = "a", *, requests: int = 1
+    ) -> AsyncIterator[None]:
+        """Hold the device with requests inside the block; after it, they are answered."""
         predictor = predictor or self.predictor
         predictor.hold()
         named = {} if predictor is self.predictor else {"artifact": predictor.artifact.name}
-        running = asyncio.create_task(self.predict(text, **named))
+        running = [asyncio.create_task(self.predict(text, **named)) for _ in range(requests)]
         await asyncio.to_thread(predictor.entered.wait)
+        await self.until(lambda: self.queued_plans >= requests)
         try:
             yield
         finally:
             predictor.released.set()
-            answer = await running
-        assert answer.status_code == 200, answer.text
+            answers = await asyncio.gather(*running)
+        assert all(answer.status_code == 200 for answer in answers), answers
 
     def client_at(self, address: str) -> httpx.AsyncClient:
         """Return a client of the same application with an address of its own."""
@@ -356,18 +359,19 @@ async def serve(
 
 
 @asynccontextmanager
-async def on_uvicorn(app: Any, **values: Any) -> AsyncIterator[uvicorn.Server]:
-    """Yield uvicorn with an application and the server's own configuration, on a free port."""
+async def on_uvicorn(app: Any, **values: Any) -> AsyncIterator[tuple[uvicorn.Server, int]]:
+    """Yield uvicorn with an application and the server's own configuration, and the free port that it listens on."""
     config = server_config(app, settings(port=0, **values))
     config.lifespan = "off"
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())
-    while not server.started:
-        await asyncio.sleep(0.005)
-    try:
-        yield server
-    finally:
-        server.should_exit = server.force_exit = True
-        for connection in list(server.server_state.connections):
-            connection.transport.abort()
-        await serving
+    async with asyncio.timeout(GIVE_UP_S):
+        while not server.started:
+            await asyncio.sleep(0.005)
+        try:
+            yield server, server.servers[0].sockets[0].getsockname()[1]
+        finally:
+            server.should_exit = server.force_exit = True
+            for connection in list(server.server_state.connections):
+                connection.transport.abort()
+            await serving

@@ -10,13 +10,17 @@ from serving import FakePredictor
 from laplora.errors import TooManyTokensError
 from laplora.predictor import Predictor
 
-TEXTS = ("a", "a much longer text than the other one")
-
 
 @pytest.fixture(params=["fake", "real"])
 def predictor(request: pytest.FixtureRequest, sentiment_predictor: Predictor) -> Any:
     """Either of them, of two classes."""
     return FakePredictor() if request.param == "fake" else sentiment_predictor
+
+
+@pytest.fixture
+def rows(predictor: Any) -> list[Any]:
+    texts = ("a", "a much longer text than the other one")
+    return [predictor.encode({"text": text}, truncate=False) for text in texts]
 
 
 def test_the_fake_leaves_to_the_real_one_only_what_no_server_calls() -> None:
@@ -25,10 +29,8 @@ def test_the_fake_leaves_to_the_real_one_only_what_no_server_calls() -> None:
 
 
 @pytest.mark.parametrize("name", ["map", "fast", "laplace"])
-def test_each_row_has_its_answer(predictor: Any, name: str) -> None:
-    rows = [predictor.encode({"text": text}, truncate=False) for text in TEXTS]
-    answers = predictor.predict(rows, name)
-    for row, answer in zip(rows, answers, strict=True):
+def test_each_row_has_its_answer(predictor: Any, rows: list[Any], name: str) -> None:
+    for row, answer in zip(rows, predictor.predict(rows, name), strict=True):
         assert answer.predictive in (name, "laplace" if name == "fast" else name)  # fast defers some rows
         assert (answer.tokens, answer.truncated) == (len(row.token_ids), False)
         assert len(answer.labels) == row.class_count == predictor.class_count
@@ -40,14 +42,12 @@ def test_each_row_has_its_answer(predictor: Any, name: str) -> None:
         assert (answer.orders, answer.order_information) == (1, None)
 
 
-def test_the_recommended_predictive_answers_unless_another_is_named(predictor: Any) -> None:
-    (answer,) = predictor.predict([predictor.encode({"text": "a"}, truncate=False)])
-    assert answer.predictive == predictor.recommended
+def test_the_recommended_predictive_answers_and_variances_come_along_where_they_are_wanted(
+    predictor: Any, rows: list[Any]
+) -> None:
     assert predictor.recommended in predictor.predictives
-
-
-def test_variances_come_along_where_they_are_wanted(predictor: Any) -> None:
-    (answer,) = predictor.predict([predictor.encode({"text": "a"}, truncate=False)], "map", also=("laplace",))
+    assert predictor.predict(rows)[0].predictive == predictor.recommended
+    answer = predictor.predict(rows, "map", also=("laplace",))[0]
     assert answer.predictive == "map"
     assert answer.logit_variance is not None
 
@@ -61,16 +61,15 @@ def test_a_prompt_that_is_too_long(predictor: Any) -> None:
     assert (len(row.token_ids), row.truncated) == (predictor.max_tokens, True)
 
 
-def test_rows_are_deferred_by_their_positions(predictor: Any) -> None:
-    rows = [predictor.encode({"text": text}, truncate=False) for text in TEXTS]
+def test_rows_are_deferred_by_their_positions(predictor: Any, rows: list[Any]) -> None:
     answers, deferred = predictor.predict_deferring(rows)
     assert [answer.predictive for answer in answers] == ["fast"] * len(rows)
     assert set(deferred) <= set(range(len(rows)))
 
 
 @pytest.mark.parametrize("risk", [None, 0.3])
-def test_decisions_are_for_the_risk_that_is_wanted(predictor: Any, risk: float | None) -> None:
-    answers = predictor.predict([predictor.encode({"text": text}, truncate=False) for text in TEXTS], "laplace")
+def test_decisions_are_for_the_risk_that_is_wanted(predictor: Any, rows: list[Any], risk: float | None) -> None:
+    answers = predictor.predict(rows, "laplace")
     decided, used = predictor.decided(answers, risk)
     assert [answer.probs for answer in decided] == [answer.probs for answer in answers]
     assert risk is None or used == risk

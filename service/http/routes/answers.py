@@ -27,12 +27,12 @@ def prediction_out(index: int, item: Input, prediction: Prediction, options: Pre
 
     label = p.labels[p.label_index]
     choices = item.template_fields.get("choices")
-    has_spread = p.total is not None and p.aleatoric is not None and p.epistemic is not None
+    parts = {"total": p.total, "aleatoric": p.aleatoric, "epistemic": p.epistemic}
+    has_spread = None not in parts.values()
     # Only what is set is sent: an id that was not given and a covariance that was not asked for are left out.
     optional: dict[str, object] = {} if item.id is None else {"id": item.id}
     if options.covariance:
         optional["logit_covariance"] = p.logit_covariance
-    parts = {"total": p.total, "aleatoric": p.aleatoric, "epistemic": p.epistemic}
     if p.order_information is not None:
         optional["orders"] = p.orders
         parts["order"] = p.order_information

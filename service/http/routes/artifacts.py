@@ -86,10 +86,7 @@ def artifact_ref(artifact: Artifact) -> ArtifactRef:
     """Return how answers name an artifact."""
     manifest = artifact.manifest
     return ArtifactRef(
-        name=artifact.name,
-        digest=artifact.digest,
-        base_model=manifest.base_model,
-        quantization=manifest.quantization,
+        name=artifact.name, digest=artifact.digest, base_model=manifest.base_model, quantization=manifest.quantization
     )
 
 
@@ -108,12 +105,7 @@ def _finite(value: Any) -> Any:
 
 
 def _summary(name: str, item: Artifact | LaploraError, place: Place | None, active: str | None) -> ArtifactSummary:
-    """Return how an artifact is listed.
-
-    Args:
-        place: its place on the shelf, if it is loaded.
-        active: name of the active artifact.
-    """
+    """Return how an artifact is listed, with its place on the shelf if it is loaded; ``active`` is a name."""
     if isinstance(item, LaploraError):
         unknown: dict[str, Any] = dict.fromkeys(ArtifactSummary.model_fields)
         return ArtifactSummary(**unknown | {"name": name, "active": False, "loaded": False, "error": str(item)})

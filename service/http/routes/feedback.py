@@ -26,11 +26,9 @@ async def give_feedback(
     outcomes = store.give(caller.name, [(item.prediction_id, item.label) for item in body.items])
     for outcome, count in Counter(outcomes).items():
         metrics.count_feedback(outcome, count)
+    results = zip(body.items, outcomes, strict=True)
     return FeedbackResponse(
-        results=[
-            FeedbackResult(prediction_id=item.prediction_id, status=outcome)
-            for item, outcome in zip(body.items, outcomes, strict=True)
-        ]
+        results=[FeedbackResult(prediction_id=item.prediction_id, status=outcome) for item, outcome in results]
     )
 
 
@@ -39,12 +37,8 @@ async def watch_calibration(feedback: FeedbackDep, artifacts: ArtifactsDep) -> W
     """Rolling accuracy, calibration, coverage and risk of labelled predictions, and drift of all, by artifact."""
     store = _required(feedback)
     reports = await run_in_threadpool(store.reports, artifacts.loaded_digests)
-    return WatchResponse(
-        window=store.window,
-        keep_s=store.keep_s,
-        kept=len(store),
-        series=[report.shown for report in reports],
-    )
+    series = [report.shown for report in reports]
+    return WatchResponse(window=store.window, keep_s=store.keep_s, kept=len(store), series=series)
 
 
 def _required(feedback: FeedbackStore) -> FeedbackStore:

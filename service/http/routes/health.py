@@ -69,17 +69,12 @@ async def v2_model(name: str, artifacts: ArtifactsDep) -> V2Model:
     if predictor is None:
         raise ArtifactNotFoundError("no loaded artifact of this name: GET /artifacts lists them")
     artifact = predictor.artifact
-    classes = len(artifact.manifest.labels)
+    row = [-1, len(artifact.manifest.labels)]
+    shapes = {"map_probs": row, "probs": row, "probs_std": row, "logit_mean": row, "logit_covariance": [*row, row[1]]}
     return V2Model(
         name=artifact.name,
         versions=[artifact.digest],
         platform="laplora",
         inputs=[V2Tensor(name=field, datatype="BYTES", shape=[-1]) for field in template_fields(artifact)],
-        outputs=[
-            V2Tensor(name="map_probs", datatype="FP64", shape=[-1, classes]),
-            V2Tensor(name="probs", datatype="FP64", shape=[-1, classes]),
-            V2Tensor(name="probs_std", datatype="FP64", shape=[-1, classes]),
-            V2Tensor(name="logit_mean", datatype="FP64", shape=[-1, classes]),
-            V2Tensor(name="logit_covariance", datatype="FP64", shape=[-1, classes, classes]),
-        ],
+        outputs=[V2Tensor(name=output, datatype="FP64", shape=shape) for output, shape in shapes.items()],
     )

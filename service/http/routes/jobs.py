@@ -16,7 +16,7 @@ from laplora.errors import LaploraError
 from service.artifacts.host import ArtifactHost
 from service.errors import ClientGoneError, DeadlineError
 from service.http.body import announced_bytes, check_media_type, discard
-from service.http.openapi import JOB_ERRORS, JOBS_ERRORS, UPLOAD_ERRORS, error_responses
+from service.http.openapi import BODY_ERRORS, JOB_ERRORS, STATE_ERRORS, error_responses
 from service.http.routes.artifacts import artifact_ref
 from service.http.routes.dependencies import ArtifactsDep, CallerDep, EventStreamsDep, JobsDep, SettingsDep
 from service.http.schemas.jobs import JobDeleted, JobOut, JobQuery, JobsResponse
@@ -49,16 +49,26 @@ class _EventStream(StreamingResponse):
             self._on_end()
 
 
+_UPLOAD_ERRORS = (
+    *BODY_ERRORS,
+    *STATE_ERRORS,
+    "artifact_not_loaded",
+    "artifact_not_found",
+    "batch_too_large",
+    "idempotency_conflict",
+    "invalid_input",
+    "jobs_unavailable",
+    "storage_full",
+    "too_many_jobs",
+    "too_many_tokens",
+)
 MEDIA_TYPES = ("application/jsonl", "application/x-ndjson")
 #: What is still sent of a refused upload is read for so long, so that the client reads why instead of a reset.
 _DISCARD_S = 20.0
 _EXAMPLE = '{"text": "a gripping film .", "label": "positive"}\n{"text": "dull .", "label": "negative"}\n'
+_LINE = "One labelled input of POST /evaluate a line, as a JSON object."
 _LINES: dict[str, Any] = {
-    "schema": {
-        "type": "string",
-        "format": "binary",
-        "description": "One labelled input of POST /evaluate a line, as a JSON object.",
-    },
+    "schema": {"type": "string", "format": "binary", "description": _LINE},
     "examples": {"two lines": {"value": _EXAMPLE}},
 }
 _EVENT = {
@@ -72,7 +82,7 @@ _LOCATION = {"Location": {"description": "Where the job is.", "schema": {"type":
 @router.post(
     "/evaluate/jobs",
     status_code=202,
-    responses={202: {"headers": _LOCATION}, **error_responses(*UPLOAD_ERRORS)},
+    responses={202: {"headers": _LOCATION}, **error_responses(*_UPLOAD_ERRORS)},
     openapi_extra={"requestBody": {"required": True, "content": dict.fromkeys(MEDIA_TYPES, _LINES)}},
 )
 async def submit_job(
@@ -166,7 +176,7 @@ async def _discard_rest(request: Request, limit: int) -> None:
         return
 
 
-@router.get("/evaluate/jobs", responses=error_responses(*JOBS_ERRORS))
+@router.get("/evaluate/jobs", responses=error_responses("jobs_unavailable"))
 async def list_jobs(caller: CallerDep, board: JobsDep) -> JobsResponse:
     """Your jobs, without their results; everybody's with the scope admin."""
     jobs = board.jobs_of(_whose(caller))
@@ -208,8 +218,7 @@ async def delete_job(job_id: str, caller: CallerDep, board: JobsDep) -> JobDelet
         return JobDeleted(id=job.id, outcome="removed")
     await board.cancel(job)
     _told(caller, job)
-    cancelled_now = job.status == "cancelled"
-    return JobDeleted(id=job.id, outcome="cancelled" if cancelled_now else "kept")
+    return JobDeleted(id=job.id, outcome="cancelled" if job.status == "cancelled" else "kept")
 
 
 @router.get(

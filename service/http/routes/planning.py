@@ -31,8 +31,13 @@ T = TypeVar("T")
 class Planning:
     """Plans the scoring of one HTTP request, and says where its time went."""
 
-    def __init__(self, request: Request, settings: Settings, artifacts: ArtifactHost, metrics: Metrics) -> None:
-        self._request, self._settings, self._artifacts, self._metrics = request, settings, artifacts, metrics
+    def __init__(self, request: Request) -> None:
+        # Not given one by one: each part that FastAPI looks up costs every request some 15 microseconds.
+        state = request.app.state
+        self._request = request
+        self._settings: Settings = state.settings
+        self._artifacts: ArtifactHost = state.artifacts
+        self._metrics: Metrics = state.metrics
 
     @asynccontextmanager
     async def plan(
@@ -97,9 +102,7 @@ class Planning:
 
 
 async def _planning(request: Request) -> Planning:
-    # Its parts are taken as they are: each one that FastAPI looks up costs every request some 15 microseconds.
-    state = request.app.state
-    return Planning(request, state.settings, state.artifacts, state.metrics)
+    return Planning(request)
 
 
 PlanningDep = Annotated[Planning, Depends(_planning)]
@@ -108,11 +111,8 @@ PlanningDep = Annotated[Planning, Depends(_planning)]
 def check_inputs(inputs: Sequence[Input], max_inputs: int, *, order_average: bool) -> None:
     """Check the number of prompts and that no id comes twice. The number of inputs was checked with the body.
 
-    Args:
-        order_average: whether each input is asked in several orders, and counts as many times.
-
     Raises:
-        BatchTooLargeError: more prompts than ``max_inputs``.
+        BatchTooLargeError: more prompts than ``max_inputs``, as ``order_average`` makes several of an input.
         InvalidRequestError: an id that two inputs share.
     """
     prompts = sum(order_counts([item.template_fields for item in inputs], order_average=order_average))

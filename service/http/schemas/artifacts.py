@@ -23,43 +23,37 @@ class RecommendedOut(Answer):
 
     predictive: str = Field(description="Its name.", examples=["laplace"])
     reason: str = Field(
-        description="Why, in one sentence with figures.",
-        examples=["laplace: NLL 0.369 on 150 calibration rows, -0.506 against map (95 % -0.785 to -0.250); the lowest"],
+        examples=["laplace: NLL 0.369 on 150 calibration rows, -0.506 against map (95 % -0.785 to -0.250); the lowest"]
     )
-    chosen_by: Literal["calibration", "configuration"] = Field(
-        description="Who chose it: the figures, or whoever packaged the artifact.", examples=["calibration"]
-    )
+    """Why, in one sentence with figures."""
+    chosen_by: Literal["calibration", "configuration"] = Field(examples=["calibration"])
+    """Who chose it: the figures, or whoever packaged the artifact."""
     table: dict[str, dict[str, FiniteFloat]] = Field(
-        description="By predictive, on the calibration split, cross-fitted: nll, its difference to map, and that "
-        "difference's 95 % interval, nats.",
-        examples=[{"laplace": {"nll": 0.369, "difference_to_map": -0.506, "low": -0.785, "high": -0.25}}],
+        examples=[{"laplace": {"nll": 0.369, "difference_to_map": -0.506, "low": -0.785, "high": -0.25}}]
     )
+    """By predictive, on the calibration split, cross-fitted: nll, its difference to map, and that difference's 95 %
+    interval, nats.
+    """
 
 
 class WeightsOut(Answer):
     """How the server holds the base model's weights."""
 
-    held: Literal["packed", "expanded", "plain"] = Field(
-        description="packed: in 4 bit; expanded: from 4 bit, once at load, the same numbers; plain: never in 4 bit.",
-        examples=["expanded"],
-    )
-    reason: str = Field(
-        description="Why, in one sentence; the setting --dequantize asks for one or the other.",
-        examples=["the expanded weights fit into memory and are faster on a CPU"],
-    )
+    held: Literal["packed", "expanded", "plain"] = Field(examples=["expanded"])
+    """packed: in 4 bit; expanded: from 4 bit, once at load, the same numbers; plain: never in 4 bit."""
+    reason: str = Field(examples=["the expanded weights fit into memory and are faster on a CPU"])
+    """Why, in one sentence; the setting --dequantize asks for one or the other."""
 
 
 class ReversePassOut(Answer):
     """How an artifact's Jacobians are computed, which the variances are made of."""
 
-    kind: Literal["written_out", "automatic"] = Field(
-        description="written_out: by a reverse pass that was equal to automatic differentiation on one batch, at load; "
-        "automatic: by automatic differentiation, the same numbers, slower.",
-        examples=["written_out"],
-    )
-    reason: str = Field(
-        description="Why, in one sentence.", examples=["as automatic differentiation gave it on one batch"]
-    )
+    kind: Literal["written_out", "automatic"] = Field(examples=["written_out"])
+    """written_out: by a reverse pass that was equal to automatic differentiation on one batch, at load; automatic: by
+    automatic differentiation, the same numbers, slower.
+    """
+    reason: str = Field(examples=["as automatic differentiation gave it on one batch"])
+    """Why, in one sentence."""
 
 
 class ArtifactSummary(Answer):
@@ -68,47 +62,34 @@ class ArtifactSummary(Answer):
     name: str = Field(description="Its name.", examples=["sst2-smollm2"])
     active: bool = Field(description="Whether it answers requests that name no artifact.", examples=[True])
     loaded: bool = Field(description="Whether requests can name it.", examples=[True])
-    requests: int | None = Field(
-        description="Number of requests that it is answering now; null unless it is loaded.", examples=[3]
-    )
-    memory_bytes: int | None = Field(
-        description="Memory of its adapters and posteriors in bytes, the base model not counted; null unless loaded.",
-        examples=[3_400_000],
-    )
-    digest: str | None = Field(
-        description="Hash of its content; null when it cannot be read.", examples=["sha256:2c26b46b68ffc68f"]
-    )
-    base_model: str | None = Field(
-        description="The base model it was fine-tuned from; null when it cannot be read.",
-        examples=["smollm2-135m-instruct"],
-    )
-    quantization: str | None = Field(
-        description="How the base model's weights are stored: nf4, or none; null when it cannot be read.",
-        examples=["nf4"],
-    )
+    requests: int | None = Field(examples=[3])
+    """Number of requests that it is answering now; null unless it is loaded."""
+    memory_bytes: int | None = Field(examples=[3_400_000])
+    """Memory of its adapters and posteriors in bytes, the base model not counted; null unless loaded."""
+    digest: str | None = Field(examples=["sha256:2c26b46b68ffc68f"])
+    """Hash of its content; null when it cannot be read."""
+    base_model: str | None = Field(examples=["smollm2-135m-instruct"])
+    """The base model it was fine-tuned from; null when it cannot be read."""
+    quantization: str | None = Field(examples=["nf4"])
+    """How the base model's weights are stored: nf4, or none; null when it cannot be read."""
     labels: list[str] | None = Field(description="Its label words, in order.", examples=[["negative", "positive"]])
     fields: list[str] | None = Field(description="Names of its template's fields.", examples=[["text"]])
-    predictives: list[str] | None = Field(
-        description="Names that options.predictive can have.", examples=[["map", "laplace"]]
-    )
+    predictives: list[str] | None = Field(examples=[["map", "laplace"]])
+    """Names that options.predictive can have."""
     recommended: RecommendedOut | None = Field(description="The predictive that answers unless another is asked for.")
-    metrics: dict[str, Any] | None = Field(
-        description="What its manifest records from its own evaluation, by predictive.",
-        examples=[{"map": {"nll": 0.834}, "laplace": {"nll": 0.374}}],
-    )
+    metrics: dict[str, Any] | None = Field(examples=[{"map": {"nll": 0.834}, "laplace": {"nll": 0.374}}])
+    """What its manifest records from its own evaluation, by predictive."""
     weights: WeightsOut | None = Field(description="How its base model's weights are held; null unless it is loaded.")
     reverse_pass: ReversePassOut | None = Field(description="How its Jacobians are computed; null unless it is loaded.")
-    error: str | None = Field(
-        description="Why it cannot be served; null where it can be read.", examples=["the manifest is missing"]
-    )
+    error: str | None = Field(examples=["the manifest is missing"])
+    """Why it cannot be served; null where it can be read."""
 
 
 class ArtifactsResponse(Answer):
     """The loaded artifacts, and the others of the root, which can be loaded."""
 
-    active: str | None = Field(
-        description="Name of the one that answers; null while loading.", examples=["sst2-smollm2"]
-    )
+    active: str | None = Field(examples=["sst2-smollm2"])
+    """Name of the one that answers; null while loading."""
     artifacts: list[ArtifactSummary] = Field(description="The active one first, then those of the artifacts root.")
 
 
@@ -124,9 +105,8 @@ class LoadResponse(Answer):
     """The artifact that requests can name from now on."""
 
     artifact: ArtifactRef = Field(description="Which artifact requests can name now.")
-    unloaded: list[str] = Field(
-        description="Names of the least recently used ones, which went to make room.", examples=[["sst2-older"]]
-    )
+    unloaded: list[str] = Field(examples=[["sst2-older"]])
+    """Names of the least recently used ones, which went to make room."""
 
 
 class UnloadResponse(Answer):

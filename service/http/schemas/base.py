@@ -38,25 +38,23 @@ TimeoutSeconds = Annotated[
 
 
 class Strict(BaseModel):
-    """Base of request models."""
+    """Base of request models. What a field means is its description, or the text below it."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Answer(BaseModel):
     """Base of response models; a NaN or an infinity cannot leave through one."""
 
-    model_config = ConfigDict(allow_inf_nan=False, extra="forbid")
+    model_config = ConfigDict(allow_inf_nan=False, extra="forbid", use_attribute_docstrings=True)
 
 
 class Timing(Answer):
     """Where the time went, milliseconds."""
 
-    queue: FiniteFloat = Field(
-        ge=0, description="From queueing until the first input reached the device, ms.", examples=[0.4]
-    )
+    queue: FiniteFloat = Field(ge=0, examples=[0.4])
+    """From queueing until the first input reached the device, ms."""
     tokenize: FiniteFloat = Field(ge=0, description="Rendering and tokenizing, ms.", examples=[0.3])
-    compute: FiniteFloat = Field(
-        ge=0, description="From the first input's start on the device to the last one's end, ms.", examples=[41.0]
-    )
+    compute: FiniteFloat = Field(ge=0, examples=[41.0])
+    """From the first input's start on the device to the last one's end, ms."""
     total: FiniteFloat = Field(ge=0, description="From the parsed request to the finished answer, ms.", examples=[42.1])

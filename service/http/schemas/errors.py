@@ -11,13 +11,10 @@ class ErrorDetail(Answer):
     """What went wrong."""
 
     code: str = Field(description="Stable name of the error.", examples=["too_many_tokens"])
-    message: str = Field(
-        description="What was expected, what came, what to do.",
-        examples=["the prompt has 900 tokens, the limit is 512: shorten it or set truncate"],
-    )
-    field: str | None = Field(
-        default=None, description="Dotted path of the field at fault.", examples=["inputs.0.text"]
-    )
+    message: str = Field(examples=["the prompt has 900 tokens, the limit is 512: shorten it or set truncate"])
+    """What was expected, what came, what to do."""
+    field: str | None = Field(None, examples=["inputs.0.text"])
+    """Dotted path of the field at fault."""
     limit: int | None = Field(default=None, description="The limit that was passed, in its own unit.", examples=[512])
     got: int | None = Field(default=None, description="What came instead, in the limit's unit.", examples=[900])
 
@@ -26,7 +23,5 @@ class ErrorResponse(Answer):
     """The one shape of every error."""
 
     error: ErrorDetail = Field(description="What went wrong, for programs and for people.")
-    request_id: str = Field(
-        description="Also in the X-Request-ID header and in the server's log.",
-        examples=["0b6e1c0d3c5f4b0e9a51c1a7f3f0e2d4"],
-    )
+    request_id: str = Field(examples=["0b6e1c0d3c5f4b0e9a51c1a7f3f0e2d4"])
+    """Also in the X-Request-ID header and in the server's log."""

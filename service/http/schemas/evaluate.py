@@ -12,34 +12,18 @@ from service.http.schemas.inputs import LabelledInput
 class MeasureOptions(Strict):
     """How to evaluate."""
 
-    truncate: bool = Field(
-        default=False,
-        description="Whether to cut inputs that are too long, from the left, instead of 422.",
-        examples=[False],
-    )
-    order_average: bool = Field(
-        default=False,
-        description="Whether to ask each question in several orders of its choices, as in POST /predict, and measure "
-        "the average too: as NAME_order_average beside every method. Limits count an input's orders.",
-        examples=[False],
-    )
-    bins: WholeNumber = Field(
-        default=15,
-        ge=1,
-        le=100,
-        description="Number of equal-width confidence bins of ece and reliability.",
-        examples=[15],
-    )
-    resamples: WholeNumber = Field(
-        default=1000,
-        ge=10,
-        le=2000,
-        description="Number of bootstrap resamples behind the 95 % intervals.",
-        examples=[1000],
-    )
-    seed: WholeNumber = Field(
-        default=0, ge=0, le=2**31 - 1, description="Seed of the bootstrap, a number of no unit.", examples=[0]
-    )
+    truncate: bool = Field(False, examples=[False])
+    """Whether to cut inputs that are too long, from the left, instead of 422."""
+    order_average: bool = Field(False, examples=[False])
+    """Whether to ask each question in several orders of its choices, as in POST /predict, and measure the average too:
+    as NAME_order_average beside every method. Limits count an input's orders.
+    """
+    bins: WholeNumber = Field(15, ge=1, le=100, examples=[15])
+    """Number of equal-width confidence bins of ece and reliability."""
+    resamples: WholeNumber = Field(1000, ge=10, le=2000, examples=[1000])
+    """Number of bootstrap resamples behind the 95 % intervals."""
+    seed: WholeNumber = Field(0, ge=0, le=2**31 - 1, examples=[0])
+    """Seed of the bootstrap, a number of no unit."""
 
 
 class EvaluateOptions(MeasureOptions):
@@ -51,11 +35,8 @@ class EvaluateOptions(MeasureOptions):
 class EvaluateRequest(Strict):
     """Labelled inputs to measure the artifact on."""
 
-    inputs: list[LabelledInput] = Field(
-        min_length=1,
-        fail_fast=True,
-        description="Labelled inputs, at most max_inputs (413 above), with different ids.",
-    )
+    inputs: list[LabelledInput] = Field(min_length=1, fail_fast=True)
+    """Labelled inputs, at most max_inputs (413 above), with different ids."""
     artifact: ArtifactName = None
     options: EvaluateOptions = Field(default_factory=lambda: EvaluateOptions(), description="How to evaluate.")
 
@@ -66,12 +47,10 @@ class ReliabilityBinOut(Answer):
     lower: FiniteFloat = Field(description="Lower edge, a probability.", examples=[0.9])
     upper: FiniteFloat = Field(description="Upper edge, a probability.", examples=[1.0])
     count: int = Field(description="Number of inputs in the bin.", examples=[120])
-    confidence: FiniteFloat | None = Field(
-        description="Mean confidence, a probability; null in an empty bin.", examples=[0.96]
-    )
-    accuracy: FiniteFloat | None = Field(
-        description="Share of right answers, 0 to 1; null in an empty bin.", examples=[0.95]
-    )
+    confidence: FiniteFloat | None = Field(examples=[0.96])
+    """Mean confidence, a probability; null in an empty bin."""
+    accuracy: FiniteFloat | None = Field(examples=[0.95])
+    """Share of right answers, 0 to 1; null in an empty bin."""
 
 
 class RiskCoverageOut(Answer):
@@ -82,37 +61,34 @@ class RiskCoverageOut(Answer):
     area: FiniteFloat = Field(description="Area under the curve, 0 to 1; lower is better.", examples=[0.05])
 
 
-class MethodMetrics(Answer):
-    """Metrics of one way to get probabilities."""
+class PartialMetrics(Answer):
+    """Metrics of one predictive on the rows so far, without intervals."""
 
     accuracy: FiniteFloat = Field(description="Share of right answers, 0 to 1.", examples=[0.84])
     nll: FiniteFloat = Field(description="Mean negative log-likelihood, nats.", examples=[0.374])
     ece: FiniteFloat = Field(description="Expected calibration error, 0 to 1.", examples=[0.036])
-    brier: FiniteFloat = Field(
-        description="Mean over inputs of the squared error summed over classes, 0 to 2.", examples=[0.23]
-    )
-    auroc_error: FiniteFloat | None = Field(
-        description="How well the uncertainty ranks the mistakes, 0 to 1, 0.5 is chance; null without both outcomes.",
-        examples=[0.78],
-    )
-    auprc_error: FiniteFloat | None = Field(
-        description="Average precision of finding the mistakes by the uncertainty, 0 to 1; null without a mistake.",
-        examples=[0.41],
-    )
-    aurc: FiniteFloat = Field(
-        description="Area under the risk-coverage curve, 0 to 1; lower is better.", examples=[0.05]
-    )
-    excess_aurc: FiniteFloat = Field(
-        description="The same above the best ranking that the accuracy allows, 0 to 1.", examples=[0.04]
-    )
+
+
+class MethodMetrics(PartialMetrics):
+    """Metrics of one way to get probabilities."""
+
+    brier: FiniteFloat = Field(examples=[0.23])
+    """Mean over inputs of the squared error summed over classes, 0 to 2."""
+    auroc_error: FiniteFloat | None = Field(examples=[0.78])
+    """How well the uncertainty ranks the mistakes, 0 to 1, 0.5 is chance; null without both outcomes."""
+    auprc_error: FiniteFloat | None = Field(examples=[0.41])
+    """Average precision of finding the mistakes by the uncertainty, 0 to 1; null without a mistake."""
+    aurc: FiniteFloat = Field(examples=[0.05])
+    """Area under the risk-coverage curve, 0 to 1; lower is better."""
+    excess_aurc: FiniteFloat = Field(examples=[0.04])
+    """The same above the best ranking that the accuracy allows, 0 to 1."""
     intervals: dict[str, tuple[FiniteFloat, FiniteFloat]] = Field(
-        description="95 % bootstrap interval by metric, in the metric's unit.",
-        examples=[{"accuracy": [0.81, 0.87], "nll": [0.33, 0.42]}],
+        examples=[{"accuracy": [0.81, 0.87], "nll": [0.33, 0.42]}]
     )
+    """95 % bootstrap interval by metric, in the metric's unit."""
     reliability: list[ReliabilityBinOut] = Field(description="Confidence bins, from the lowest.")
-    risk_coverage: RiskCoverageOut = Field(
-        description="Error rate among the inputs kept, as the least certain are set aside."
-    )
+    risk_coverage: RiskCoverageOut
+    """Error rate among the inputs kept, as the least certain are set aside."""
 
 
 class EvaluateResponse(Answer):
@@ -120,7 +96,6 @@ class EvaluateResponse(Answer):
 
     artifact: ArtifactRef = Field(description="Which artifact was measured.")
     rows: int = Field(description="Number of inputs measured.", examples=[256])
-    methods: dict[str, MethodMetrics] = Field(
-        description="Metrics by predictive: map, the recommended one, and every other that the artifact carries."
-    )
+    methods: dict[str, MethodMetrics]
+    """Metrics by predictive: map, the recommended one, and every other that the artifact carries."""
     timing_ms: Timing = Field(description="Where the time went, milliseconds.")

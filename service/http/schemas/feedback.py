@@ -8,18 +8,12 @@ from pydantic import Field, FiniteFloat
 
 from service.http.schemas.base import Answer, Probability, Strict
 
-_LIMIT = "null where there is nothing to compare with."
-
 
 class FeedbackItem(Strict):
     """The true label of one prediction."""
 
-    prediction_id: str = Field(
-        min_length=1,
-        max_length=64,
-        description="As POST /predict gave it.",
-        examples=["gJ3mGpXbHk1TzqJm0yQe2A"],
-    )
+    prediction_id: str = Field(min_length=1, max_length=64, examples=["gJ3mGpXbHk1TzqJm0yQe2A"])
+    """As POST /predict gave it."""
     label: str = Field(max_length=256, description="True label: one of the names in its probs.", examples=["positive"])
 
 
@@ -33,12 +27,11 @@ class FeedbackResult(Answer):
     """What became of one item."""
 
     prediction_id: str = Field(description="The item's.", examples=["gJ3mGpXbHk1TzqJm0yQe2A"])
-    status: Literal["recorded", "repeated", "corrected", "unknown"] = Field(
-        description="recorded: the first label of this prediction; repeated: the same label again, nothing changed; "
-        "corrected: another label took the place of the first, and the prediction still counts once; unknown: no "
-        "prediction of this id was made for this caller, or it is kept no longer (feedback_keep_s, feedback_rows).",
-        examples=["recorded"],
-    )
+    status: Literal["recorded", "repeated", "corrected", "unknown"] = Field(examples=["recorded"])
+    """recorded: the first label of this prediction; repeated: the same label again, nothing changed; corrected: another
+    label took the place of the first, and the prediction still counts once; unknown: no prediction of this id was made
+    for this caller, or it is kept no longer (feedback_keep_s, feedback_rows).
+    """
 
 
 class FeedbackResponse(Answer):
@@ -50,19 +43,16 @@ class FeedbackResponse(Answer):
 class WatchedFigure(Answer):
     """One figure beside what it is compared with; all three in the figure's own unit."""
 
-    value: FiniteFloat | None = Field(
-        description="Of the labelled predictions, in the figure's unit; null without any that count.", examples=[0.41]
-    )
-    limit: FiniteFloat | None = Field(
-        description="As far to the worse side as chance alone leads once in 1,000 looks, in the figure's unit; "
-        + _LIMIT,
-        examples=[0.49],
-    )
-    reference: FiniteFloat | None = Field(
-        description="In the figure's unit. accuracy, nll, ece, brier, auroc_error: as the artifact's evaluation "
-        "measured it; coverage: the stated level; accepted_risk: the mean target risk; map_gain: 0; " + _LIMIT,
-        examples=[0.37],
-    )
+    value: FiniteFloat | None = Field(examples=[0.41])
+    """Of the labelled predictions, in the figure's unit; null without any that count."""
+    limit: FiniteFloat | None = Field(examples=[0.49])
+    """As far to the worse side as chance alone leads once in 1,000 looks, in the figure's unit; null where there is
+    nothing to compare with.
+    """
+    reference: FiniteFloat | None = Field(examples=[0.37])
+    """In the figure's unit. accuracy, nll, ece, brier, auroc_error: as the artifact's evaluation measured it; coverage:
+    the stated level; accepted_risk: the mean target risk; map_gain: 0; null where there is nothing to compare with.
+    """
 
 
 class FiguresOut(Answer):
@@ -71,19 +61,16 @@ class FiguresOut(Answer):
     accuracy: WatchedFigure = Field(description="Share of right answers, 0 to 1.")
     nll: WatchedFigure = Field(description="Mean negative log-likelihood, nats.")
     ece: WatchedFigure = Field(description="Expected calibration error over 15 bins, 0 to 1.")
-    ece_expected: FiniteFloat = Field(
-        description="What a calibrated model measures on the same confidences, 0 to 1: the upward bias of the ECE.",
-        examples=[0.03],
-    )
+    ece_expected: FiniteFloat = Field(examples=[0.03])
+    """What a calibrated model measures on the same confidences, 0 to 1: the upward bias of the ECE."""
     brier: WatchedFigure = Field(description="Squared error summed over classes, mean over rows, 0 to 2.")
     auroc_error: WatchedFigure = Field(description="How well the review score ranks the mistakes, 0.5 is chance.")
     coverage: WatchedFigure = Field(description="Share of prediction sets that hold the label, 0 to 1.")
     accepted: int = Field(description="Number of predictions whose decision was accept.", examples=[640])
     accepted_risk: WatchedFigure = Field(description="Error rate of accepted predictions, 0 to 1.")
     map_nll: FiniteFloat = Field(description="NLL of MAP on the same rows, nats.", examples=[0.85])
-    map_gain: WatchedFigure = Field(
-        description="NLL of MAP less that of the served predictive, nats; below its limit, MAP is better."
-    )
+    map_gain: WatchedFigure
+    """NLL of MAP less that of the served predictive, nats; below its limit, MAP is better."""
 
 
 class FlagOut(Answer):
@@ -96,25 +83,19 @@ class FlagOut(Answer):
 class DriftOut(Answer):
     """One number per answer, recent answers against a reference."""
 
-    signal: Literal["epistemic", "confidence", "score"] = Field(
-        description="epistemic: nats; confidence: the largest probability; score: the review score, nats.",
-        examples=["epistemic"],
-    )
-    reference: Literal["calibration", "calibration_quantile", "activation"] = Field(
-        description="calibration: the artifact's calibration rows; calibration_quantile: how many of them were above "
-        "the threshold of the flag high_epistemic, where nothing else of them is recorded; activation: the first "
-        "feedback_window answers, against those after them.",
-        examples=["activation"],
-    )
-    gap: Probability = Field(
-        description="Largest gap between the cumulative distributions, 0 to 1 (Kolmogorov-Smirnov); of "
-        "calibration_quantile, the gap at the threshold.",
-        examples=[0.04],
-    )
-    p_value: Probability = Field(
-        description="Probability of such a gap if nothing had changed: Kolmogorov-Smirnov, or Fisher's exact test.",
-        examples=[0.37],
-    )
+    signal: Literal["epistemic", "confidence", "score"] = Field(examples=["epistemic"])
+    """epistemic: nats; confidence: the largest probability; score: the review score, nats."""
+    reference: Literal["calibration", "calibration_quantile", "activation"] = Field(examples=["activation"])
+    """calibration: the artifact's calibration rows; calibration_quantile: how many of them were above the threshold of
+    the flag high_epistemic, where nothing else of them is recorded; activation: the first feedback_window answers,
+    against those after them.
+    """
+    gap: Probability = Field(examples=[0.04])
+    """Largest gap between the cumulative distributions, 0 to 1 (Kolmogorov-Smirnov); of calibration_quantile, the gap
+    at the threshold.
+    """
+    p_value: Probability = Field(examples=[0.37])
+    """Probability of such a gap if nothing had changed: Kolmogorov-Smirnov, or Fisher's exact test."""
     reference_rows: int = Field(description="Number of rows of the reference.", examples=[1000])
     recent_rows: int = Field(description="Number of recent answers.", examples=[1000])
 
@@ -124,18 +105,16 @@ class SeriesOut(Answer):
 
     artifact: str = Field(description="The artifact's name.", examples=["sst2-smollm2"])
     digest: str = Field(description="Hash of the artifact's content.", examples=["sha256:2c26b46b68ffc68f"])
-    predictive: str = Field(
-        description="The one that was asked for; NAME_order_average where orders were averaged.", examples=["laplace"]
-    )
+    predictive: str = Field(examples=["laplace"])
+    """The one that was asked for; NAME_order_average where orders were averaged."""
     predictions: int = Field(description="Number of answers since the artifact was first asked.", examples=[25_000])
     recent: int = Field(description="Number of them in the window that drift looks at.", examples=[1000])
     labelled: int = Field(description="Number of labelled predictions in the figures' window.", examples=[1000])
     accepted_share: Probability | None = Field(description="Accepted, of the recent answers, 0 to 1.", examples=[0.64])
-    labelled_accepted_share: Probability | None = Field(
-        description="Accepted, of the labelled ones, 0 to 1; where it is far from accepted_share, the figures describe "
-        "the predictions that were labelled and not all.",
-        examples=[0.64],
-    )
+    labelled_accepted_share: Probability | None = Field(examples=[0.64])
+    """Accepted, of the labelled ones, 0 to 1; where it is far from accepted_share, the figures describe the predictions
+    that were labelled and not all.
+    """
     figures: FiguresOut | None = Field(description="null while nothing is labelled.")
     flags: dict[str, FlagOut] = Field(description="By flag, the labelled predictions that had it.")
     drift: list[DriftOut] = Field(description="Each signal against each reference there is for it.")
@@ -144,10 +123,8 @@ class SeriesOut(Answer):
 class WatchResponse(Answer):
     """Calibration in production."""
 
-    window: int = Field(
-        description="Number of labelled predictions, and of recent answers, that figures are computed from at most.",
-        examples=[1000],
-    )
+    window: int = Field(examples=[1000])
+    """Number of labelled predictions, and of recent answers, that figures are computed from at most."""
     keep_s: FiniteFloat = Field(description="How many seconds a prediction is kept.", examples=[604_800.0])
     kept: int = Field(description="Number of predictions kept by id.", examples=[25_000])
     series: list[SeriesOut] = Field(description="By artifact and predictive, of those that are loaded.")

@@ -21,12 +21,10 @@ class ReadyResponse(Answer):
 
     status: Literal["ready"] = Field(description="Always ready: anything else is a 503.", examples=["ready"])
     artifact: ArtifactRef = Field(description="Which artifact answers.")
-    stuck_load: str | None = Field(
-        None,
-        description="Name of an artifact whose load was given up after load_timeout_s and still runs: no other can be "
-        "loaded before it ends, or the server is restarted. Null otherwise.",
-        examples=["next-release"],
-    )
+    stuck_load: str | None = Field(None, examples=["next-release"])
+    """Name of an artifact whose load was given up after load_timeout_s and still runs: no other can be loaded before it
+    ends, or the server is restarted. Null otherwise.
+    """
 
 
 class V2Live(Answer):

@@ -9,7 +9,7 @@ from pydantic import AwareDatetime, ConfigDict, Field, FiniteFloat
 from service.http.schemas.artifacts import ArtifactRef
 from service.http.schemas.base import Answer
 from service.http.schemas.errors import ErrorDetail
-from service.http.schemas.evaluate import MeasureOptions, MethodMetrics
+from service.http.schemas.evaluate import MeasureOptions, MethodMetrics, PartialMetrics
 
 
 class JobQuery(MeasureOptions):
@@ -17,12 +17,8 @@ class JobQuery(MeasureOptions):
 
     model_config = ConfigDict(strict=False)
 
-    artifact: str | None = Field(
-        default=None,
-        max_length=256,
-        description="Name of the artifact that must answer; unset: the active one.",
-        examples=[None],
-    )
+    artifact: str | None = Field(None, max_length=256, examples=[None])
+    """Name of the artifact that must answer; unset: the active one."""
 
     @property
     def options(self) -> MeasureOptions:
@@ -38,84 +34,59 @@ class JobResult(Answer):
     methods: dict[str, MethodMetrics] = Field(description="Metrics by predictive.")
 
 
-class PartialMetrics(Answer):
-    """Metrics of one predictive on the rows so far, without intervals."""
-
-    accuracy: FiniteFloat = Field(description="Share of right answers, 0 to 1.", examples=[0.84])
-    nll: FiniteFloat = Field(description="Mean negative log-likelihood, nats.", examples=[0.374])
-    ece: FiniteFloat = Field(description="Expected calibration error, 0 to 1.", examples=[0.036])
-
-
 class JobPause(Answer):
     """What a paused job waits for; it goes on by itself."""
 
-    code: str = Field(
-        description="The error that the job was refused with: queue_full, not_ready, storage_full or another with 429 "
-        "or 503.",
-        examples=["queue_full"],
-    )
-    message: str = Field(
-        description="What was expected and what came.",
-        examples=["2040 rows wait and 40 came, max_queue_rows is 2048: try again later"],
-    )
+    code: str = Field(examples=["queue_full"])
+    """The error that the job was refused with: queue_full, not_ready, storage_full or another with 429 or 503."""
+    message: str = Field(examples=["2040 rows wait and 40 came, max_queue_rows is 2048: try again later"])
+    """What was expected and what came."""
 
 
 class BadRow(Answer):
     """One line of an upload that could not be scored."""
 
     line: int = Field(description="Number of the line, from 1.", examples=[17])
-    code: str = Field(
-        description="The error of POST /evaluate for it: unscorable_input, device_memory or another; device_fault: the "
-        "server ended uncleanly, several times, while this row ran.",
-        examples=["unscorable_input"],
-    )
+    code: str = Field(examples=["unscorable_input"])
+    """The error of POST /evaluate for it: unscorable_input, device_memory or another; device_fault: the server ended
+    uncleanly, several times, while this row ran.
+    """
 
 
 class JobOut(Answer):
     """A large evaluation and how far it is."""
 
     id: str = Field(description="Its id.", examples=["7f3c1f0ab5a94f6fa7c3d1b2c4e5f607"])
-    status: Literal["queued", "running", "paused", "done", "failed", "cancelled"] = Field(
-        description="queued: for its turn; running; paused: waiting for what the field paused says; done: there is a "
-        "result; failed: the field error says why; cancelled.",
-        examples=["running"],
-    )
+    status: Literal["queued", "running", "paused", "done", "failed", "cancelled"] = Field(examples=["running"])
+    """queued: for its turn; running; paused: waiting for what the field paused says; done: there is a result; failed:
+    the field error says why; cancelled.
+    """
     owner: str = Field(description="The caller that uploaded it.", examples=["127.0.0.1"])
     artifact: ArtifactRef = Field(description="The artifact that it measures; no other content of it will do.")
     options: MeasureOptions = Field(description="How it evaluates.")
     rows: int = Field(description="Number of inputs in all.", examples=[20000])
-    rows_done: int = Field(
-        description="Number of inputs that are over, answered or left out, and on disk.", examples=[5120]
-    )
-    rows_bad: int = Field(
-        description="Number of inputs that could not be scored: left out, and no part of any metric. More than "
-        "max_job_bad_rows fail the job.",
-        examples=[1],
-    )
-    rows_per_second: FiniteFloat | None = Field(
-        description="Number of inputs per second of late, with other jobs' turns between; null while it does not run.",
-        examples=[11.5],
-    )
-    partial: dict[str, PartialMetrics] | None = Field(
-        description="Metrics by predictive of the rows done and scored; null before the first."
-    )
-    bad_rows: list[BadRow] | None = Field(
-        description="The lines that could not be scored; null in lists, events, and answers to an upload or a cancel."
-    )
+    rows_done: int = Field(examples=[5120])
+    """Number of inputs that are over, answered or left out, and on disk."""
+    rows_bad: int = Field(examples=[1])
+    """Number of inputs that could not be scored: left out, and no part of any metric. More than max_job_bad_rows fail
+    the job.
+    """
+    rows_per_second: FiniteFloat | None = Field(examples=[11.5])
+    """Number of inputs per second of late, with other jobs' turns between; null while it does not run."""
+    partial: dict[str, PartialMetrics] | None
+    """Metrics by predictive of the rows done and scored; null before the first."""
+    bad_rows: list[BadRow] | None
+    """The lines that could not be scored; null in lists, events, and answers to an upload or a cancel."""
     paused: JobPause | None = Field(description="What it waits for; null unless it is paused.")
     error: ErrorDetail | None = Field(description="Why it failed; null unless it did.")
-    created_at: AwareDatetime = Field(
-        description="When the upload had come, UTC by the server's clock.", examples=["2026-01-31T12:00:00Z"]
-    )
-    started_at: AwareDatetime | None = Field(
-        description="When it began to run; null before.", examples=["2026-01-31T12:00:01Z"]
-    )
-    finished_at: AwareDatetime | None = Field(
-        description="When it ended; null before. job_keep_s later it is removed.", examples=["2026-01-31T12:30:00Z"]
-    )
-    result: JobResult | None = Field(
-        description="The metrics; null unless it is done, and in lists, events, and answers to an upload or a cancel."
-    )
+    created_at: AwareDatetime = Field(examples=["2026-01-31T12:00:00Z"])
+    """When the upload had come, UTC by the server's clock."""
+    started_at: AwareDatetime | None = Field(examples=["2026-01-31T12:00:01Z"])
+    """When it began to run; null before."""
+    finished_at: AwareDatetime | None = Field(examples=["2026-01-31T12:30:00Z"])
+    """When it ended; null before. job_keep_s later it is removed."""
+    result: JobResult | None
+    """The metrics; null unless it is done, and in lists, events, and answers to an upload or a cancel."""
 
 
 class JobsResponse(Answer):
@@ -128,8 +99,7 @@ class JobDeleted(Answer):
     """What became of a job."""
 
     id: str = Field(description="Its id.", examples=["7f3c1f0ab5a94f6fa7c3d1b2c4e5f607"])
-    outcome: Literal["cancelled", "kept", "removed"] = Field(
-        description="cancelled: it had not ended, runs no more and is still listed; kept: it ended before you were "
-        "told so, and nothing was removed: the next DELETE removes it; removed: it is gone.",
-        examples=["cancelled"],
-    )
+    outcome: Literal["cancelled", "kept", "removed"] = Field(examples=["cancelled"])
+    """cancelled: it had not ended, runs no more and is still listed; kept: it ended before you were told so, and
+    nothing was removed: the next DELETE removes it; removed: it is gone.
+    """

@@ -18,52 +18,36 @@ _EXAMPLE_PROBS = {"negative": 0.18, "positive": 0.82}
 class PredictOptions(Strict):
     """How to predict."""
 
-    mode: Literal["laplace", "map", "fast"] = Field(
-        default="laplace",
-        description="laplace: the artifact's recommended predictive answers, and the posterior's variances come with "
-        "it; map: one forward pass, MAP answers, nothing about the posterior; fast: one forward pass, variances "
-        "predicted from it, and laplace where the error of that could decide or the input is unlike what they "
-        "were learnt from (answered_by says which).",
-    )
-    predictive: str | None = Field(
-        default=None,
-        max_length=64,
-        description="Name of the predictive that answers, one of the artifact's (GET /artifacts); unset: as mode says. "
-        "The posterior's variances come with it where it has a posterior, where mode laplace is sent too, or with "
-        "covariance.",
-        examples=[None],
-    )
-    target_risk: float | None = Field(
-        default=None,
-        gt=0,
-        lt=1,
-        description="Error rate that accepted answers may have; decisions are made for it. Unset: the artifact's.",
-        examples=[None],
-    )
-    covariance: bool = Field(
-        default=False, description="Whether to send logit_covariance (classes x classes, squared nats)."
-    )
-    truncate: bool = Field(
-        default=False, description="Whether to cut inputs that are too long, from the left, instead of 422."
-    )
-    order_average: bool = Field(
-        default=False,
-        description="Whether to ask each question in several orders of its choices (all 2 or 6 of two or three, as "
-        "many as choices of more) and average the probabilities. Of two or three choices the answer then does not "
-        "depend on the order sent; of more it favours no place. An input then costs, and counts for every limit, as "
-        "much as its orders; 422 for templates without choices.",
-    )
+    mode: Literal["laplace", "map", "fast"] = "laplace"
+    """laplace: the artifact's recommended predictive answers, and the posterior's variances come with it; map: one
+    forward pass, MAP answers, nothing about the posterior; fast: one forward pass, variances predicted from it, and
+    laplace where the error of that could decide or the input is unlike what they were learnt from (answered_by says
+    which).
+    """
+    predictive: str | None = Field(None, max_length=64, examples=[None])
+    """Name of the predictive that answers, one of the artifact's (GET /artifacts); unset: as mode says. The posterior's
+    variances come with it where it has a posterior, where mode laplace is sent too, or with covariance.
+    """
+    target_risk: float | None = Field(None, gt=0, lt=1, examples=[None])
+    """Error rate that accepted answers may have; decisions are made for it. Unset: the artifact's."""
+    covariance: bool = False
+    """Whether to send logit_covariance (classes x classes, squared nats)."""
+    truncate: bool = False
+    """Whether to cut inputs that are too long, from the left, instead of 422."""
+    order_average: bool = False
+    """Whether to ask each question in several orders of its choices (all 2 or 6 of two or three, as many as choices of
+    more) and average the probabilities. Of two or three choices the answer then does not depend on the order sent; of
+    more it favours no place. An input then costs, and counts for every limit, as much as its orders; 422 for templates
+    without choices.
+    """
     timeout_s: TimeoutSeconds = None
 
 
 class PredictRequest(Strict):
     """Inputs to classify."""
 
-    inputs: list[Input] = Field(
-        min_length=1,
-        fail_fast=True,
-        description="Inputs, at most max_inputs (413 above), with different ids; answers keep their order.",
-    )
+    inputs: list[Input] = Field(min_length=1, fail_fast=True)
+    """Inputs, at most max_inputs (413 above), with different ids; answers keep their order."""
     artifact: ArtifactName = None
     options: PredictOptions = Field(default_factory=lambda: PredictOptions(), description="How to predict.")
 
@@ -73,16 +57,12 @@ class UncertaintyParts(Answer):
 
     total: FiniteFloat = Field(description="Entropy of probs, nats.", examples=[0.47])
     aleatoric: FiniteFloat = Field(description="Expected entropy under the posterior, nats.", examples=[0.41])
-    epistemic: FiniteFloat = Field(
-        description="Mutual information of label and weights, nats: what more data could remove; with order_average, "
-        "of label, weights and order.",
-        examples=[0.06],
-    )
-    order: FiniteFloat | None = Field(
-        default=None,
-        description="The part of epistemic that the order of the choices decides, nats; only with order_average.",
-        examples=[0.01],
-    )
+    epistemic: FiniteFloat = Field(examples=[0.06])
+    """Mutual information of label and weights, nats: what more data could remove; with order_average, of label, weights
+    and order.
+    """
+    order: FiniteFloat | None = Field(None, examples=[0.01])
+    """The part of epistemic that the order of the choices decides, nats; only with order_average."""
 
 
 class PredictiveRef(Answer):
@@ -91,9 +71,9 @@ class PredictiveRef(Answer):
     name: str = Field(description="The one that answered.", examples=["laplace"])
     recommended: str = Field(description="The one that answers when none is asked for.", examples=["laplace"])
     reason: str = Field(
-        description="Why that one is recommended, from the artifact's calibration split.",
-        examples=["laplace: NLL 0.369 on 150 calibration rows, -0.506 against map (95 % -0.785 to -0.250); the lowest"],
+        examples=["laplace: NLL 0.369 on 150 calibration rows, -0.506 against map (95 % -0.785 to -0.250); the lowest"]
     )
+    """Why that one is recommended, from the artifact's calibration split."""
 
 
 class PredictionOut(Answer):
@@ -102,78 +82,54 @@ class PredictionOut(Answer):
     id: str | None = Field(default=None, description="The input's id, if it had one.", examples=["a1"])
     label: str = Field(description="Most probable label under probs.", examples=["positive"])
     label_text: str = Field(description="The chosen choice's text, or the label itself.", examples=["positive"])
-    answered_by: str = Field(
-        description="The predictive that made this answer: the one that was asked for, but laplace in place of fast "
-        "where the error of the predicted variance could decide the label or the decision, or the input is unlike "
-        "those that it was learnt from.",
-        examples=["laplace"],
-    )
-    map_probs: Probabilities = Field(
-        description="Softmax of the fine-tuned model's logits, by label: probabilities.",
-        examples=[{"negative": 0.03, "positive": 0.97}],
-    )
-    probs: Probabilities = Field(
-        description="The answering predictive's mean, by label: probabilities.", examples=[_EXAMPLE_PROBS]
-    )
-    probs_std: Probabilities | None = Field(
-        description="Standard deviation of each probability over the weights, by label; null for map and temperature, "
-        "unless order_average gives them a spread.",
-        examples=[{"negative": 0.11, "positive": 0.11}],
-    )
-    calibrated_probs: dict[str, Probabilities] = Field(
-        description="Probabilities of each other predictive of the artifact that needed no further pass, by predictive "
-        "and label.",
-        examples=[{"temperature": {"negative": 0.21, "positive": 0.79}}],
-    )
-    logit_mean: list[FiniteFloat] = Field(
-        description="Centred MAP logits, nats, in the labels' order.", examples=[[-1.74, 1.74]]
-    )
-    logit_variance: list[FiniteFloat] | None = Field(
-        description="Variance of each centred logit under the posterior, squared nats, in answers by fast the "
-        "predicted one; null where there is none.",
-        examples=[[2.3, 2.3]],
-    )
-    logit_covariance: list[list[FiniteFloat]] | None = Field(
-        default=None,
-        description="Covariance of the centred logits, squared nats; only with options.covariance.",
-        examples=[[[2.3, -2.3], [-2.3, 2.3]]],
-    )
-    uncertainty: UncertaintyParts | None = Field(
-        description="Decomposed uncertainty of the answering predictive, nats; null for map and temperature, "
-        "unless order_average is on."
-    )
-    label_mass: Probability = Field(
-        description="Probability that the whole vocabulary's softmax puts on the labels.", examples=[0.93]
-    )
-    score: FiniteFloat = Field(
-        description="The predictive's review score, of no unit: higher means more likely wrong.", examples=[0.47]
-    )
-    prediction_set: list[str] = Field(
-        description="Conformal set: holds the true label at the artifact's stated level.", examples=[["positive"]]
-    )
+    answered_by: str = Field(examples=["laplace"])
+    """The predictive that made this answer: the one that was asked for, but laplace in place of fast where the error of
+    the predicted variance could decide the label or the decision, or the input is unlike those that it was learnt from.
+    """
+    map_probs: Probabilities = Field(examples=[{"negative": 0.03, "positive": 0.97}])
+    """Softmax of the fine-tuned model's logits, by label: probabilities."""
+    probs: Probabilities = Field(examples=[_EXAMPLE_PROBS])
+    """The answering predictive's mean, by label: probabilities."""
+    probs_std: Probabilities | None = Field(examples=[{"negative": 0.11, "positive": 0.11}])
+    """Standard deviation of each probability over the weights, by label; null for map and temperature, unless
+    order_average gives them a spread.
+    """
+    calibrated_probs: dict[str, Probabilities] = Field(examples=[{"temperature": {"negative": 0.21, "positive": 0.79}}])
+    """Probabilities of each other predictive of the artifact that needed no further pass, by predictive and label."""
+    logit_mean: list[FiniteFloat] = Field(examples=[[-1.74, 1.74]])
+    """Centred MAP logits, nats, in the labels' order."""
+    logit_variance: list[FiniteFloat] | None = Field(examples=[[2.3, 2.3]])
+    """Variance of each centred logit under the posterior, squared nats, in answers by fast the predicted one; null
+    where there is none.
+    """
+    logit_covariance: list[list[FiniteFloat]] | None = Field(None, examples=[[[2.3, -2.3], [-2.3, 2.3]]])
+    """Covariance of the centred logits, squared nats; only with options.covariance."""
+    uncertainty: UncertaintyParts | None
+    """Decomposed uncertainty of the answering predictive, nats; null for map and temperature, unless order_average is
+    on.
+    """
+    label_mass: Probability = Field(examples=[0.93])
+    """Probability that the whole vocabulary's softmax puts on the labels."""
+    score: FiniteFloat = Field(examples=[0.47])
+    """The predictive's review score, of no unit: higher means more likely wrong."""
+    prediction_set: list[str] = Field(examples=[["positive"]])
+    """Conformal set: holds the true label at the artifact's stated level."""
     flags: list[Flag] = Field(
         description="Why the answer deserves a look; thresholds come from the artifact's calibration split. "
         + "; ".join(f"{name}: {meaning}" for name, meaning in FLAGS.items()),
         examples=[["high_epistemic"]],
     )
-    decision: Literal["accept", "review"] = Field(
-        description="What to do with the answer: use it, or show it to a person.", examples=["review"]
-    )
-    tokens: int = Field(
-        description="Tokens of the prompt as scored; with order_average, of all its orders.", examples=[61]
-    )
-    orders: int | None = Field(
-        default=None,
-        description="Number of orders of the choices that the answer is an average over; only with order_average.",
-        examples=[2],
-    )
+    decision: Literal["accept", "review"] = Field(examples=["review"])
+    """What to do with the answer: use it, or show it to a person."""
+    tokens: int = Field(examples=[61])
+    """Tokens of the prompt as scored; with order_average, of all its orders."""
+    orders: int | None = Field(None, examples=[2])
+    """Number of orders of the choices that the answer is an average over; only with order_average."""
     truncated: bool = Field(description="Whether the prompt was cut.", examples=[False])
-    prediction_id: str | None = Field(
-        default=None,
-        description="What POST /feedback knows this answer by, for feedback_keep_s at most; left out where the server "
-        "keeps none. Only the caller that it was sent to can use it.",
-        examples=["gJ3mGpXbHk1TzqJm0yQe2A"],
-    )
+    prediction_id: str | None = Field(None, examples=["gJ3mGpXbHk1TzqJm0yQe2A"])
+    """What POST /feedback knows this answer by, for feedback_keep_s at most; left out where the server keeps none. Only
+    the caller that it was sent to can use it.
+    """
 
 
 class PredictResponse(Answer):
@@ -181,8 +137,7 @@ class PredictResponse(Answer):
 
     artifact: ArtifactRef = Field(description="Which artifact answered.")
     predictive: PredictiveRef = Field(description="Which predictive was asked for.")
-    target_risk: FiniteFloat = Field(
-        description="The error rate, 0 to 1, that the decisions were made for.", examples=[0.05]
-    )
+    target_risk: FiniteFloat = Field(examples=[0.05])
+    """The error rate, 0 to 1, that the decisions were made for."""
     predictions: list[PredictionOut] = Field(description="One answer per input, in the inputs' order.")
     timing_ms: Timing = Field(description="Where the time went, milliseconds.")

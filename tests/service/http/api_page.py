@@ -20,13 +20,7 @@ FIELDS = {
     "job": "JobOut",
 }
 #: Those of requests; the others are of answers.
-ASKED = {"Input", "PredictOptions", "EvaluateOptions"}
-
-
-def tables(document: dict[str, Any]) -> dict[str, str]:
-    """Return the page's tables in Markdown, by name."""
-    made = {"endpoints": endpoints(document), "errors": errors(), "limits": limits()}
-    return made | {name: fields(document, schema) for name, schema in FIELDS.items()}
+REQUESTED = {"Input", "PredictOptions", "EvaluateOptions"}
 
 
 def with_tables(page: str, document: dict[str, Any]) -> str:
@@ -36,13 +30,14 @@ def with_tables(page: str, document: dict[str, Any]) -> str:
         KeyError: a name that is no table's.
         ValueError: a table that the page does not show.
     """
-    made = tables(document)
-    missing = set(made) - set(re.findall(r"<!-- table: ([\w-]+) -->", page))
+    tables = {"endpoints": endpoints(document), "errors": errors(), "limits": limits()}
+    tables |= {name: fields(document, schema) for name, schema in FIELDS.items()}
+    missing = set(tables) - set(re.findall(r"<!-- table: ([\w-]+) -->", page))
     if missing:
         raise ValueError(f"docs/api.md shows no table {sorted(missing)}")
 
     def filled(match: re.Match[str]) -> str:
-        return f"<!-- table: {match[1]} -->\n{made[match[1]]}\n"
+        return f"<!-- table: {match[1]} -->\n{tables[match[1]]}\n"
 
     return re.sub(r"<!-- table: ([\w-]+) -->\n(?:\|.*\n)*", filled, page)
 
@@ -74,20 +69,16 @@ def limits() -> str:
     return table(("limit", "unless set otherwise", "meaning"), rows)
 
 
-def fields(document: dict[str, Any], schema: str) -> str:
-    found = document["components"]["schemas"][schema]
-    required = found.get("required", [])
-    if schema in ASKED:
-        rows = [
-            (f"`{name}`", kind(field), default(field, name in required), field.get("description", ""))
-            for name, field in found["properties"].items()
-        ]
-        return table(("field", "type", "default", "meaning"), rows)
-    rows = [
-        (f"`{name}`", kind(field), "always" if name in required else "where set", field.get("description", ""))
-        for name, field in found["properties"].items()
-    ]
-    return table(("field", "type", "there", "meaning"), rows)
+def fields(document: dict[str, Any], name: str) -> str:
+    schema = document["components"]["schemas"][name]
+    required = schema.get("required", [])
+    requested = name in REQUESTED
+    rows = []
+    for field, described in schema["properties"].items():
+        sent = "always" if field in required else "where set"
+        third = default(described, field in required) if requested else sent
+        rows.append((f"`{field}`", kind(described), third, described.get("description", "")))
+    return table(("field", "type", "default" if requested else "there", "meaning"), rows)
 
 
 def kind(schema: dict[str, Any]) -> str:

@@ -8,20 +8,14 @@ import pytest
 
 from laplora import errors as library
 from service import errors
-from service.errors import ERROR_KINDS, error_content, kind_of, kinds_by_code, retry_after_s
+from service.errors import ERROR_KINDS, error_content, kind_of, kinds_by_code, retry_after_s, shown_field
 from service.http.request_context import error_response
-
-
-def make(raised: type[Exception]) -> Exception:
-    if raised is library.TooManyTokensError:
-        return library.TooManyTokensError("too long", limit=5, got=9)
-    return raised("a message")
 
 
 @pytest.mark.parametrize("kind", ERROR_KINDS, ids=lambda kind: kind.code)
 def test_each_row_answers_with_its_status_and_shape(kind: errors.ErrorKind) -> None:
-    error = make(kind.raised)
-    response = error_response(error)
+    numbers = {"limit": 5, "got": 9} if kind.raised is library.TooManyTokensError else {}
+    response = error_response(kind.raised("a message", **numbers))
     body = json.loads(bytes(response.body))
     assert response.status_code == kind.status
     assert set(body) == {"error", "request_id"}
@@ -31,12 +25,11 @@ def test_each_row_answers_with_its_status_and_shape(kind: errors.ErrorKind) -> N
     assert response.headers.get("www-authenticate") == ("Bearer" if kind.status == 401 else None)
 
 
-def test_codes_and_exceptions_come_once() -> None:
+def test_codes_and_exceptions_come_once_and_every_service_error_has_a_code() -> None:
     assert len({kind.code for kind in ERROR_KINDS}) == len({kind.raised for kind in ERROR_KINDS}) == len(ERROR_KINDS)
-
-
-def test_every_service_error_has_a_code() -> None:
     assert [cls for cls in errors.ServiceError.__subclasses__() if kind_of(cls("x")).raised is not cls] == []
+    with pytest.raises(KeyError, match="no_such_code"):
+        kinds_by_code("no_such_code")
 
 
 def test_subclasses_take_the_nearest_row() -> None:
@@ -45,15 +38,12 @@ def test_subclasses_take_the_nearest_row() -> None:
     assert kind_of(library.PriorError("x")).code == "internal_error"
 
 
-def test_numbers_and_field_are_sent_where_known() -> None:
+def test_numbers_and_field_are_sent_where_known_and_an_unexpected_message_is_not() -> None:
     error = errors.BatchTooLargeError("too many", field="inputs", limit=5, got=6)
     assert error_content(error, "r1") == {
         "error": {"code": "batch_too_large", "message": "too many", "field": "inputs", "limit": 5, "got": 6},
         "request_id": "r1",
     }
-
-
-def test_unexpected_message_is_not_sent() -> None:
     assert "secret" not in json.dumps(error_content(KeyError("secret prompt"), "r1"))
 
 
@@ -65,16 +55,10 @@ def test_long_or_broken_messages_are_cut_and_repaired() -> None:
 def test_retry_after_comes_from_the_error_first() -> None:
     assert retry_after_s(errors.QueueFullError("full", retry_after_s=17)) == 17
     assert retry_after_s(errors.QueueFullError("full")) == 1
-    assert retry_after_s(errors.InvalidJsonError("bad")) is None
-
-
-def test_unknown_codes_are_refused() -> None:
-    with pytest.raises(KeyError, match="no_such_code"):
-        kinds_by_code("no_such_code")
 
 
 def test_only_names_are_shown_of_a_field() -> None:
-    assert errors.shown_field("inputs.3.choices[1]") == "inputs.3.choices[1]"
-    assert errors.shown_field("inputs.0.what the patient said") == "inputs.0.?"
-    assert errors.shown_field("inputs.0." + "x" * 65) == "inputs.0.?"
-    assert errors.shown_field("患者は頭が痛い") == "?"
+    assert shown_field("inputs.3.choices[1]") == "inputs.3.choices[1]"
+    assert shown_field("inputs.0.what the patient said") == "inputs.0.?"
+    assert shown_field("inputs.0." + "x" * 65) == "inputs.0.?"
+    assert shown_field("患者は頭が痛い") == "?"

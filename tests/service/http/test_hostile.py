@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from serving import FakePredictor, Served, serve
+from serving import FakePredictor, Served, code, serve
 
 from laplora.errors import NonFiniteError
 from laplora.prompts.templates import TEMPLATES
@@ -26,11 +26,9 @@ NOT_JSON = {
     "blank": b"  \n",
     "cut": b'{"inputs": [{"text": "a"',
     "nan": b'{"inputs": [{"text": NaN}]}',
-    "infinity": b'{"inputs": [{"text": Infinity}]}',
-    "minus infinity": b'{"inputs": [{"text": -Infinity}]}',
+    "infinity": b'{"inputs": [{"text": -Infinity}]}',
     "lone surrogate": b'{"inputs": [{"text": "a \\ud800 b"}]}',
     "surrogate bytes": b'{"inputs": [{"text": "\xed\xa0\x80"}]}',
-    "surrogate id": b'{"inputs": [{"id": "\\udfff", "text": "a"}]}',
     "raw control": b'{"inputs": [{"text": "a\x00b"}]}',
     "binary": bytes(range(256)),
     "utf-16": '{"inputs": [{"text": "a"}]}'.encode("utf-16"),
@@ -48,12 +46,12 @@ NOT_JSON = {
 }
 
 
-@pytest.mark.parametrize("name", NOT_JSON)
-async def test_what_is_not_json_is_422(name: str, served: Served) -> None:
-    for path in ("/predict", "/evaluate"):
-        response = await served.client.post(path, content=NOT_JSON[name], headers=JSON)
-        assert (response.status_code, response.json()["error"]["code"]) == (422, "invalid_json")
-        assert SECRET not in response.text
+async def test_what_is_not_json_is_422(served: Served) -> None:
+    for name, raw in NOT_JSON.items():
+        for path in ("/predict", "/evaluate"):
+            response = await served.client.post(path, content=raw, headers=JSON)
+            assert code(response) == (422, "invalid_json"), name
+            assert SECRET not in response.text
 
 
 async def test_one_key_in_several_objects_and_colons_in_texts_are_no_duplicates(served: Served) -> None:
@@ -61,76 +59,57 @@ async def test_one_key_in_several_objects_and_colons_in_texts_are_no_duplicates(
     assert response.status_code == 200
 
 
-NOT_A_REQUEST: dict[str, tuple[Any, str]] = {
-    "null": (None, "body"),
-    "list": ([1], "body"),
-    "string": (SECRET, "body"),
-    "number": (7, "body"),
-    "no inputs": ({}, "inputs"),
-    "null inputs": ({"inputs": None}, "inputs"),
-    "inputs object": ({"inputs": {"text": "a"}}, "inputs"),
-    "empty inputs": ({"inputs": []}, "inputs"),
-    "input string": ({"inputs": [SECRET]}, "inputs.0"),
-    "input null": ({"inputs": [None]}, "inputs.0"),
-    "input list": ({"inputs": [[]]}, "inputs.0"),
-    "id number": ({"inputs": [{"id": 5, "text": "a"}]}, "inputs.0.id"),
-    "id object": ({"inputs": [{"id": {}, "text": "a"}]}, "inputs.0.id"),
-    "id of NULs": ({"inputs": [{"id": "\x00" * 257, "text": "a"}]}, "inputs.0.id"),
-    "id enormous": ({"inputs": [{"id": "x" * 100_000, "text": "a"}]}, "inputs.0.id"),
-    "id twice": ({"inputs": [{"id": "a", "text": "a"}, {"id": "a", "text": "b"}]}, "inputs.1.id"),
-    "text missing": ({"inputs": [{}]}, "inputs.0.text"),
-    "text empty": ({"inputs": [{"text": ""}]}, "inputs.0.text"),
-    "text blank": ({"inputs": [{"text": " \n\t"}]}, "inputs.0.text"),
-    "text number": ({"inputs": [{"text": 5}]}, "inputs.0.text"),
-    "text null": ({"inputs": [{"text": None}]}, "inputs.0.text"),
-    "text list": ({"inputs": [{"text": ["a"]}]}, "inputs.0.text"),
-    "second text": ({"inputs": [{"text": "a"}, {"text": {}}]}, "inputs.1.text"),
-    "unknown field": ({"inputs": [{"text": "a", "txet": SECRET}]}, "inputs.0.txet"),
-    "choices for a text": ({"inputs": [{"question": "a", "choices": ["b", "c"]}]}, "inputs.0.text"),
-    "prompt and text": ({"inputs": [{"prompt": "a", "text": "b"}]}, "inputs.0.prompt"),
-    "prompt empty": ({"inputs": [{"prompt": ""}]}, "inputs.0.prompt"),
-    "unknown key": ({"inputs": [{"text": "a"}], SECRET: 1}, SECRET),
-    "unknown option": ({"inputs": [{"text": "a"}], "options": {"speed": 1}}, "options.speed"),
-    "options null": ({"inputs": [{"text": "a"}], "options": None}, "options"),
-    "mode unknown": ({"inputs": [{"text": "a"}], "options": {"mode": SECRET}}, "options.mode"),
-    "bool as text": ({"inputs": [{"text": "a"}], "options": {"covariance": "true"}}, "options.covariance"),
-    "bool as number": ({"inputs": [{"text": "a"}], "options": {"truncate": 1}}, "options.truncate"),
-    "artifact number": ({"inputs": [{"text": "a"}], "artifact": 3}, "artifact"),
-    "artifact enormous": ({"inputs": [{"text": "a"}], "artifact": "x" * 5000}, "artifact"),
-}
+ONE = {"inputs": [{"text": "a"}]}
+#: Bodies, and the field that the refusal names.
+NOT_A_REQUEST: list[tuple[Any, str]] = [
+    (None, "body"),
+    ([1], "body"),
+    (SECRET, "body"),
+    ({}, "inputs"),
+    ({"inputs": {"text": "a"}}, "inputs"),
+    ({"inputs": []}, "inputs"),
+    ({"inputs": [SECRET]}, "inputs.0"),
+    ({"inputs": [{"id": 5, "text": "a"}]}, "inputs.0.id"),
+    ({"inputs": [{"id": "\x00" * 257, "text": "a"}]}, "inputs.0.id"),
+    ({"inputs": [{"id": "x" * 100_000, "text": "a"}]}, "inputs.0.id"),
+    ({"inputs": [{"id": "a", "text": "a"}, {"id": "a", "text": "b"}]}, "inputs.1.id"),
+    ({"inputs": [{}]}, "inputs.0.text"),
+    ({"inputs": [{"text": " \n\t"}]}, "inputs.0.text"),
+    ({"inputs": [{"text": None}]}, "inputs.0.text"),
+    ({"inputs": [{"text": "a"}, {"text": {}}]}, "inputs.1.text"),
+    ({"inputs": [{"text": "a", "txet": SECRET}]}, "inputs.0.txet"),
+    ({"inputs": [{"question": "a", "choices": ["b", "c"]}]}, "inputs.0.text"),
+    ({"inputs": [{"prompt": "a", "text": "b"}]}, "inputs.0.prompt"),
+    ({"inputs": [{"prompt": ""}]}, "inputs.0.prompt"),
+    ({**ONE, "options": {"speed": 1}}, "options.speed"),
+    ({**ONE, "options": None}, "options"),
+    ({**ONE, "options": {"mode": SECRET}}, "options.mode"),
+    ({**ONE, "options": {"covariance": "true"}}, "options.covariance"),
+    ({**ONE, "options": {"truncate": 1}}, "options.truncate"),
+    ({**ONE, "artifact": 3}, "artifact"),
+    ({**ONE, "artifact": "x" * 5000}, "artifact"),
+]
 
 
-@pytest.mark.parametrize("name", NOT_A_REQUEST)
-async def test_what_does_not_fit_is_422_and_names_the_field(name: str, served: Served) -> None:
-    body, field = NOT_A_REQUEST[name]
-    response = await served.client.post("/predict", content=json.dumps(body), headers=JSON)
-    assert response.status_code == 422
-    ErrorResponse.model_validate(response.json())
-    assert response.json()["error"]["field"] == field
-    assert len(response.content) < 2000
-    if field != SECRET:
+async def test_what_does_not_fit_is_422_and_names_the_field(served: Served) -> None:
+    for body, field in NOT_A_REQUEST:
+        response = await served.client.post("/predict", content=json.dumps(body), headers=JSON)
+        assert response.status_code == 422
+        assert ErrorResponse.model_validate(response.json()).error.field == field
+        assert len(response.content) < 2000
         assert SECRET not in response.text
 
 
 async def test_integers_may_be_written_with_a_point_but_not_be_fractions_words_or_truths(served: Served) -> None:
     inputs = [{"text": "a", "label": "positive"}]
-    response = await served.client.post(
-        "/evaluate", json={"inputs": inputs, "options": {"bins": 10.0, "resamples": 10.0}}
-    )
+    whole = {"inputs": inputs, "options": {"bins": 10.0, "resamples": 10.0}}
+    response = await served.client.post("/evaluate", json=whole)
     assert response.status_code == 200
     assert len(response.json()["methods"]["map"]["reliability"]) == 10
-    for value in (10.5, "10", True, None, [10], 10**30, -1, 0):
-        response = await served.client.post("/evaluate", json={"inputs": inputs, "options": {"bins": value}})
+    for value in ("10.5", '"10"', "true", "null", "[10]", "1" + "0" * 30, "1e999", "-1", "0"):
+        raw = f'{{"inputs": {json.dumps(inputs)}, "options": {{"bins": {value}}}}}'
+        response = await served.client.post("/evaluate", content=raw, headers=JSON)
         assert (response.status_code, response.json()["error"]["field"]) == (422, "options.bins"), value
-
-
-async def test_number_beyond_range_is_422(served: Served) -> None:
-    for raw in (b'{"inputs": [{"text": 1e999}]}', b'{"inputs": [{"text": "a"}], "artifact": 1e999}'):
-        response = await served.client.post("/predict", content=raw, headers=JSON)
-        assert response.status_code == 422
-    raw = b'{"inputs": [{"text": "a", "label": "positive"}], "options": {"bins": 1e999}}'
-    response = await served.client.post("/evaluate", content=raw, headers=JSON)
-    assert (response.status_code, response.json()["error"]["field"]) == (422, "options.bins")
 
 
 STRANGE_TEXTS = {
@@ -148,83 +127,63 @@ STRANGE_TEXTS = {
 }
 
 
-@pytest.mark.parametrize("name", STRANGE_TEXTS)
-async def test_strange_text_is_text(name: str, served: Served) -> None:
+async def test_strange_text_is_text(served: Served) -> None:
     """Valid Unicode is never refused for what it is; as an id it comes back as it was sent, and nowhere else."""
-    text = STRANGE_TEXTS[name]
-    inputs = [{"id": text, "text": text}, {"prompt": text}]
-    response = await served.client.post("/predict", json={"inputs": inputs})
-    labelled = [{"id": text, "text": text, "label": "positive"}]
-    evaluate = await served.client.post("/evaluate", json={"inputs": labelled})
-    wrong = await served.client.post("/predict", json={"inputs": [{"text": text, text: text}], text: text})
-    assert (response.status_code, evaluate.status_code) == (200, 200)
-    assert response.json()["predictions"][0]["id"] == text
-    written = json.dumps(text, ensure_ascii=False)[1:-1]
-    assert response.text.count(written) == 1
-    assert written not in evaluate.text
-    assert wrong.status_code == 422
-    assert text not in wrong.json()["error"]["field"] + wrong.json()["error"]["message"]
+    for name, text in STRANGE_TEXTS.items():
+        response = await served.client.post("/predict", json={"inputs": [{"id": text, "text": text}, {"prompt": text}]})
+        labelled = [{"id": text, "text": text, "label": "positive"}]
+        few = {"inputs": labelled, "options": {"resamples": 10}}
+        evaluate = await served.client.post("/evaluate", json=few)
+        wrong = await served.client.post("/predict", json={"inputs": [{"text": text, text: text}], text: text})
+        assert (response.status_code, evaluate.status_code, wrong.status_code) == (200, 200, 422), name
+        assert response.json()["predictions"][0]["id"] == text
+        written = json.dumps(text, ensure_ascii=False)[1:-1]
+        assert response.text.count(written) == 1
+        assert written not in evaluate.text
+        assert text not in wrong.json()["error"]["field"] + wrong.json()["error"]["message"]
 
 
 async def test_text_in_the_place_of_a_name_is_not_echoed(served: Served) -> None:
     sentence = "the patient says that she has"
     bodies = [
         {"inputs": [{"text": "a", sentence: "b"}]},
-        {"inputs": [{"text": "a"}], sentence: 1},
-        {"inputs": [{"text": "a"}], "options": {sentence: 1}},
-        {"inputs": [{"text": "a"}], "artifact": sentence},
-        {"inputs": [{"text": "a"}], "options": {"predictive": sentence}},
-        {"inputs": [{"text": "a"}], "options": {"mode": sentence}},
+        {**ONE, sentence: 1},
+        {**ONE, "options": {sentence: 1}},
+        {**ONE, "artifact": sentence},
+        {**ONE, "options": {"predictive": sentence}},
+        {**ONE, "options": {"mode": sentence}},
         {"inputs": [{"text": {"a": sentence}}]},
         {"inputs": [{"text": "a", "id": sentence}, {"text": "b", "id": sentence}]},
     ]
     for body in bodies:
         response = await served.client.post("/predict", json=body)
         assert response.status_code in (404, 422)
-        assert sentence not in response.text
-        assert sentence.split()[1] not in response.text
+        assert "patient" not in response.text
     labelled = {"inputs": [{"text": "a", "label": sentence}]}
     response = await served.client.post("/evaluate", json=labelled)
     assert (response.status_code, response.json()["error"]["field"]) == (422, "inputs.0.label")
-    assert sentence not in response.text
+    assert "patient" not in response.text
 
 
-LETTERS = "ABCD"
-WRONG_CHOICES: dict[str, tuple[Any, str]] = {
-    "none": ([], "choices"),
-    "one": (["a"], "choices"),
-    "more than labels": (list("abcde"), "choices"),
-    "256": ([f"choice {i}" for i in range(256)], "choices"),
-    "a text": ("ab", "choices"),
-    "a number": (2, "choices"),
-    "null": (None, "choices"),
-    "an object": ({"A": "a", "B": "b"}, "choices"),
-    "a number among them": (["a", 2], "choices[1]"),
-    "null among them": ([None, "a"], "choices[0]"),
-    "a list among them": (["a", ["b"]], "choices[1]"),
-    "an empty one": (["a", ""], "choices[1]"),
-    "a blank one": (["a", " \n"], "choices[1]"),
-}
+def asked(choices: Any, *, order_average: bool = False) -> dict[str, Any]:
+    inputs = [{"question": "which", "choices": choices}]
+    return {"inputs": inputs, "options": {"order_average": order_average}}
 
 
-@pytest.mark.parametrize("name", WRONG_CHOICES)
-async def test_wrong_choices_are_422(name: str) -> None:
-    choices, field = WRONG_CHOICES[name]
-    async with serve(FakePredictor(template=TEMPLATES["multiple_choice"], labels=LETTERS)) as served:
-        for options in ({}, {"order_average": True}):
-            body = {"inputs": [{"question": "which", "choices": choices}], "options": options}
-            response = await served.client.post("/predict", json=body)
-            # 256 choices asked in 256 orders are as many prompts as a request may bring.
-            detail = response.json()["error"]
-            assert (response.status_code, detail["code"]) == (422, "invalid_input")
-            assert detail["field"] == f"inputs.0.{field}"
-
-
-async def test_repeated_choices_are_choices() -> None:
-    async with serve(FakePredictor(template=TEMPLATES["multiple_choice"], labels=LETTERS)) as served:
-        body = {"inputs": [{"question": "which", "choices": ["a", "a", "a"]}], "options": {"order_average": True}}
-        response = await served.client.post("/predict", json=body)
-    assert response.status_code == 200
+async def test_wrong_choices_are_422_and_repeated_ones_are_choices() -> None:
+    wrong = {
+        "choices": ([], ["a"], list("abcde"), [f"choice {i}" for i in range(256)], "ab", 2, None, {"A": "a", "B": "b"}),
+        "choices[1]": (["a", 2], ["a", ["b"]], ["a", " \n"]),
+    }
+    async with serve(FakePredictor(template=TEMPLATES["multiple_choice"], labels="ABCD")) as served:
+        for field, lists in wrong.items():
+            for choices in lists:
+                for order_average in (False, True):
+                    body = asked(choices, order_average=order_average)
+                    response = await served.client.post("/predict", json=body)
+                    assert code(response) == (422, "invalid_input"), choices
+                    assert response.json()["error"]["field"] == f"inputs.0.{field}"
+        response = await served.client.post("/predict", json=asked(["a", "a", "a"], order_average=True))
     assert list(response.json()["predictions"][0]["probs"]) == ["A", "B", "C"]
 
 
@@ -246,24 +205,19 @@ async def test_256_labels_and_choices() -> None:
     assert (many.status_code, many.json()["error"]["got"]) == (413, 512)
 
 
-@pytest.mark.parametrize(
-    "headers",
-    [
+async def test_other_media_types_are_415(served: Served) -> None:
+    for headers in (
         {},
         {"content-type": ""},
         {"content-type": "text/plain"},
-        {"content-type": "application/x-www-form-urlencoded"},
         {"content-type": "multipart/form-data; boundary=x"},
         {"content-type": "application/json; charset=utf-16"},
         {"content-type": "application/jsonl"},
         {"content-type": "application/json", "content-encoding": "gzip"},
         {"content-type": ';;;==""\''},
-    ],
-)
-async def test_other_media_types_are_415(headers: dict[str, str], served: Served) -> None:
-    request = served.client.build_request("POST", "/predict", content=b"{}", headers=headers)
-    response = await served.client.send(request)
-    assert (response.status_code, response.json()["error"]["code"]) == (415, "unsupported_media_type")
+    ):
+        response = await served.client.post("/predict", content=b"{}", headers=headers)
+        assert code(response) == (415, "unsupported_media_type"), headers
 
 
 async def chunks(size: int, count: int) -> AsyncIterator[bytes]:
@@ -271,24 +225,17 @@ async def chunks(size: int, count: int) -> AsyncIterator[bytes]:
         yield b" " * size
 
 
-async def test_body_too_large_names_limit_and_size() -> None:
+async def test_body_too_large_names_limit_and_size_and_a_false_length_does_not_help() -> None:
     async with serve(max_body_bytes=1024) as served:
         announced = await served.client.post("/predict", content=b" " * 5000, headers=JSON)
         streamed = await served.client.post("/predict", content=chunks(600, 10), headers=JSON)
+        false = await served.client.post("/predict", content=chunks(600, 10), headers={**JSON, "content-length": "-5"})
         exact = await served.client.post("/predict", content=b" " * 1024, headers=JSON)
-    assert announced.status_code == streamed.status_code == 413
-    assert announced.json()["error"]["limit"] == streamed.json()["error"]["limit"] == 1024
-    assert announced.json()["error"]["got"] == 5000
-    assert streamed.json()["error"]["got"] == 1200
-    assert "max_body_bytes" in announced.json()["error"]["message"]
+    for response, got in ((announced, 5000), (streamed, 1200), (false, 1200)):
+        assert code(response) == (413, "body_too_large")
+        assert (response.json()["error"]["limit"], response.json()["error"]["got"]) == (1024, got)
+        assert "max_body_bytes" in response.json()["error"]["message"]
     assert exact.status_code == 422
-
-
-async def test_false_content_length_does_not_help() -> None:
-    async with serve(max_body_bytes=1024) as served:
-        headers = {**JSON, "content-length": "-5"}
-        response = await served.client.post("/predict", content=chunks(600, 10), headers=headers)
-    assert response.status_code == 413
 
 
 async def test_more_tokens_than_the_queue_holds_is_413_not_429() -> None:
@@ -297,44 +244,35 @@ async def test_more_tokens_than_the_queue_holds_is_413_not_429() -> None:
     assert (response.status_code, response.json()["error"]["limit"]) == (413, 10)
 
 
-@pytest.mark.parametrize(
-    "name", ["%2e%2e", "..%2f..%2fetc", "..%5c..", "%00", "a" * 5000, "%F0%9F%98%80", "%ED%A0%80", ".hidden"]
-)
-async def test_no_name_leads_out_of_the_root(name: str, served: Served) -> None:
-    for response in (
-        await served.client.post(f"/artifacts/{name}/activate"),
-        await served.client.get(f"/v2/models/{name}"),
-    ):
-        assert response.status_code in (404, 405)
-        ErrorResponse.model_validate(response.json())
+async def test_no_name_leads_out_of_the_root(served: Served) -> None:
+    for name in ("%2e%2e", "..%2f..%2fetc", "..%5c..", "%00", "a" * 5000, "%F0%9F%98%80", "%ED%A0%80", ".hidden"):
+        for response in (
+            await served.client.post(f"/artifacts/{name}/activate"),
+            await served.client.get(f"/v2/models/{name}"),
+        ):
+            assert response.status_code in (404, 405), name
+            ErrorResponse.model_validate(response.json())
 
 
-async def test_poison_row_is_422_and_its_neighbours_answer() -> None:
-    predictor = FakePredictor()
-    predictor.poison[666] = NonFiniteError(f"NaN for {SECRET}")
-    async with serve(predictor) as served:
-        bad, good = await served.predict("a", "b 666"), await served.predict("c 7")
+async def test_what_the_model_cannot_answer_is_named_and_its_neighbours_are_answered(served: Served) -> None:
+    served.predictor.poison[666] = NonFiniteError(f"NaN for {SECRET}")
+    bad, good = await served.predict("a", "b 666"), await served.predict("c 7")
     assert (bad.status_code, bad.json()["error"]["field"]) == (422, "inputs.1")
     assert SECRET not in bad.text
     assert good.status_code == 200
-
-
-async def test_nan_never_leaves() -> None:
-    predictor = FakePredictor()
-    predictor.nan = True
-    async with serve(predictor) as served:
-        predict = await served.predict("a")
-        evaluate = await served.client.post("/evaluate", json={"inputs": [{"text": "a", "label": "positive"}]})
-    for response in (predict, evaluate):
-        assert (response.status_code, response.json()["error"]["code"]) == (422, "unscorable_input")
-        json.loads(response.text, parse_constant=pytest.fail)
-
-
-async def test_input_that_does_not_fit_the_device_is_503(served: Served) -> None:
     served.predictor.most_rows = 0
     response = await served.predict("a")
-    assert (response.status_code, response.json()["error"]["code"]) == (503, "device_memory")
+    assert code(response) == (503, "device_memory")
     assert "retry-after" in response.headers
+
+
+async def test_nan_never_leaves(served: Served) -> None:
+    served.predictor.nan = True
+    predict = await served.predict("a")
+    evaluate = await served.client.post("/evaluate", json={"inputs": [{"text": "a", "label": "positive"}]})
+    for response in (predict, evaluate):
+        assert code(response) == (422, "unscorable_input")
+        json.loads(response.text, parse_constant=pytest.fail)
 
 
 json_values = st.recursive(

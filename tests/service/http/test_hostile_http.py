@@ -23,7 +23,7 @@ HOST = b"Host: x\r\nConnection: close\r\n"
 @pytest.fixture(scope="module")
 def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     root = fake_artifacts(tmp_path_factory.mktemp("served"))
-    with fake_server(root, "--request-timeout-s", "5") as process, process.client() as client:
+    with fake_server(root, "--request-timeout-s", "4") as process, process.client() as client:
         yield process
         # Whatever was sent before: it goes on, nothing crashed, and the log holds nothing of it.
         assert client.post("/predict", json={"inputs": [{"text": "a"}]}).status_code == 200

@@ -9,10 +9,8 @@ from typing import Any
 
 import httpx
 import pytest
-from serving import FakePredictor, Served, serve
+from serving import Served, serve
 
-from service.errors import ClientTooManyRequestsError, TooManyRequestsError
-from service.http.in_flight import Place, SharedLimit
 from service.security.keys_file import Key, digest, write_keys
 
 pytestmark = pytest.mark.anyio
@@ -32,10 +30,6 @@ class Body:
             yield chunk
 
 
-def announced(size: int) -> dict[str, str]:
-    return {**JSON, "content-length": str(size)}
-
-
 def refusal(response: httpx.Response) -> tuple[Any, ...]:
     assert response.status_code == 429
     assert int(response.headers["retry-after"]) >= 1
@@ -43,40 +37,26 @@ def refusal(response: httpx.Response) -> tuple[Any, ...]:
     return error["code"], error["limit"], error["got"]
 
 
-async def busy(served: Served, count: int) -> list[asyncio.Task[httpx.Response]]:
-    """Return requests that wait for a device that is held."""
-    served.predictor.hold()
-    running = [asyncio.create_task(served.predict("a")) for _ in range(count)]
-    await served.until(lambda: served.queued_plans == count)
-    return running
-
-
 async def test_one_post_too_many_is_refused_before_its_body_is_read() -> None:
     async with serve(max_requests=2, client_share=1.0) as served:
-        running = await busy(served, 2)
-        for path in ("/predict", "/evaluate", "/feedback", "/evaluate/jobs", "/nowhere"):
-            body = Body(b" ")
-            refused = await served.client.post(path, content=body)
-            assert refusal(refused) == ("too_many_requests", 2, 3)
-            assert body.read == 0
-        for path in ("/health/live", "/health/ready", "/metrics", "/artifacts", "/docs"):
-            assert (await served.client.get(path)).status_code == 200
-        served.predictor.released.set()
-        assert [answer.status_code for answer in await asyncio.gather(*running)] == [200, 200]
+        async with served.occupied(requests=2):
+            for path in ("/predict", "/evaluate", "/feedback", "/evaluate/jobs", "/nowhere"):
+                body = Body(b" ")
+                refused = await served.client.post(path, content=body)
+                assert refusal(refused) == ("too_many_requests", 2, 3)
+                assert body.read == 0
+            for path in ("/health/live", "/health/ready", "/metrics", "/artifacts", "/docs"):
+                assert (await served.client.get(path)).status_code == 200
+            for change in ("load", "activate", "unload"):
+                assert (await served.client.post(f"/artifacts/nothing/{change}")).status_code == 404
+            # A client that closes its connection after the answer is heard out, so that it reads why.
+            body = Body(b"a", b"b")
+            refused = await served.client.post("/predict", content=body, headers={**JSON, "connection": "close"})
+            assert (refused.status_code, body.read) == (429, 2)
         assert (await served.predict("a")).status_code == 200
         counts = (await served.client.get("/metrics")).text
-    assert 'laplora_rejects_total{reason="too_many_requests"} 5.0' in counts
-    assert 'laplora_requests_total{method="POST",route="/predict",status="429"} 1.0' in counts
-
-
-async def test_administration_needs_no_place() -> None:
-    async with serve(FakePredictor(), max_requests=1, client_share=1.0) as served:
-        running = await busy(served, 1)
-        for path in ("load", "activate", "unload"):
-            response = await served.client.post(f"/artifacts/nothing/{path}")
-            assert response.status_code == 404
-        served.predictor.released.set()
-        await asyncio.gather(*running)
+    assert 'laplora_rejects_total{reason="too_many_requests"} 6.0' in counts
+    assert 'laplora_requests_total{method="POST",route="/predict",status="429"} 2.0' in counts
 
 
 async def test_one_caller_has_its_share_of_the_places_and_another_still_gets_in(tmp_path: Path) -> None:
@@ -103,8 +83,7 @@ async def test_one_caller_has_its_share_of_the_places_and_another_still_gets_in(
 
 async def test_the_document_says_429_of_exactly_those_operations_that_need_a_place() -> None:
     """Whatever else an operation would answer to an empty body: with no place left it comes to that, or to this."""
-    async with serve(max_requests=1) as served:
-        running = await busy(served, 1)
+    async with serve(max_requests=1) as served, served.occupied():
         refused, told = set(), set()
         for path, methods in served.app.openapi()["paths"].items():
             for method, operation in methods.items():
@@ -117,8 +96,6 @@ async def test_the_document_says_429_of_exactly_those_operations_that_need_a_pla
                 if "too_many_requests" in operation["responses"].get("429", {}).get("description", ""):
                     told.add(name)
         assert refused == told == {"POST /predict", "POST /evaluate", "POST /evaluate/jobs", "POST /feedback"}
-        served.predictor.released.set()
-        assert [answer.status_code for answer in await asyncio.gather(*running)] == [200]
 
 
 async def test_refused_and_broken_requests_give_their_places_back() -> None:
@@ -126,7 +103,9 @@ async def test_refused_and_broken_requests_give_their_places_back() -> None:
         for _ in range(3):
             assert (await served.client.post("/predict", json={})).status_code == 422
             assert (await served.client.post("/nowhere")).status_code == 404
-        (gone,) = await busy(served, 1)
+        served.predictor.hold()
+        gone = asyncio.create_task(served.predict("a"))
+        await served.until(lambda: served.queued_plans == 1)
         gone.cancel()
         with pytest.raises(asyncio.CancelledError):
             await gone
@@ -136,10 +115,8 @@ async def test_refused_and_broken_requests_give_their_places_back() -> None:
 
 
 async def test_a_full_queue_refuses_before_the_body_is_read() -> None:
-    async with serve(max_queue_rows=1, max_inputs=1, client_share=1.0) as served:
-        running = await busy(served, 1)
-        await served.until(lambda: served.state.queue.rows == 0)  # on the device, no longer in the queue
-        running.append(asyncio.create_task(served.predict("b")))
+    async with serve(max_queue_rows=1, max_inputs=1, client_share=1.0) as served, served.occupied():
+        waiting = asyncio.create_task(served.predict("b"))
         await served.until(lambda: served.state.queue.rows == 1)
         for path in ("/predict", "/evaluate"):
             body = Body(b" ")
@@ -147,7 +124,7 @@ async def test_a_full_queue_refuses_before_the_body_is_read() -> None:
             assert refusal(refused) == ("queue_full", 1, 2)
             assert body.read == 0
         served.predictor.released.set()
-        assert [answer.status_code for answer in await asyncio.gather(*running)] == [200, 200]
+        assert (await waiting).status_code == 200
 
 
 async def test_a_server_that_takes_nothing_says_so_before_the_body_is_read(served: Served) -> None:
@@ -158,77 +135,40 @@ async def test_a_server_that_takes_nothing_says_so_before_the_body_is_read(serve
 
 
 async def test_announced_bytes_are_counted_before_they_are_read_and_until_the_answer() -> None:
+    text = b'{"inputs": [{"text": "a"}]}'
     async with serve(max_body_bytes=1024, max_in_flight_bytes=2048, client_share=1.0) as served:
-        text = b'{"inputs": [{"text": "a"}]}'
         served.predictor.hold()
         running = asyncio.create_task(served.client.post("/predict", content=text.ljust(1024), headers=JSON))
         await served.until(lambda: served.queued_plans == 1)
         assert "laplora_body_bytes 1024.0" in (await served.client.get("/metrics")).text
-        slow_body = asyncio.Event()
+        rest = asyncio.Event()
 
         async def slowly() -> AsyncIterator[bytes]:
             yield text
-            await slow_body.wait()
+            await rest.wait()
             yield b" " * (1000 - len(text))
 
-        slow = asyncio.create_task(served.client.post("/predict", content=slowly(), headers=announced(1000)))
+        announced = {**JSON, "content-length": "1000"}
+        slow = asyncio.create_task(served.client.post("/predict", content=slowly(), headers=announced))
         await served.until(lambda: served.state.body_bytes.total == 2024)
         body = Body(text)
-        refused = await served.client.post("/predict", content=body, headers=announced(len(text)))
+        announced = {**JSON, "content-length": str(len(text))}
+        refused = await served.client.post("/predict", content=body, headers=announced)
         assert refusal(refused) == ("too_many_requests", 2048, 2024 + len(text))
         assert body.read == 0
         # Without an announcement, what comes is counted as it comes.
         body = Body(b" " * 20, text)
         assert refusal(await served.client.post("/predict", content=body, headers=JSON))[1:] == (2048, 2044 + len(text))
         assert body.read == 2
-        slow_body.set()
+        rest.set()
         served.predictor.released.set()
         assert [answer.status_code for answer in await asyncio.gather(running, slow)] == [200, 200]
         assert served.state.body_bytes.total == 0
-
-
-async def test_one_caller_has_its_share_of_the_bytes() -> None:
     async with serve(max_body_bytes=1024, max_in_flight_bytes=2048, client_share=0.5) as served:
         served.predictor.hold()
-        text = b'{"inputs": [{"text": "a"}]}'
         running = asyncio.create_task(served.client.post("/predict", content=text.ljust(1024), headers=JSON))
         await served.until(lambda: served.queued_plans == 1)
         refused = await served.client.post("/predict", content=text, headers=JSON)
         assert refusal(refused) == ("client_too_many_requests", 1024, 1024 + len(text))
         served.predictor.released.set()
         assert (await running).status_code == 200
-
-
-async def test_a_client_that_closes_after_the_answer_is_heard_out() -> None:
-    async with serve(max_requests=1, client_share=1.0) as served:
-        running = await busy(served, 1)
-        body = Body(b"a", b"b")
-        refused = await served.client.post("/predict", content=body, headers={**JSON, "connection": "close"})
-        assert (refused.status_code, body.read) == (429, 2)
-        served.predictor.released.set()
-        await asyncio.gather(*running)
-
-
-def test_what_is_held_is_the_sum_of_what_is_open() -> None:
-    requests = SharedLimit("requests", "max_requests", 3, client_share=0.7)
-    body_bytes = SharedLimit("bytes of bodies", "max_in_flight_bytes", 100, client_share=0.7)
-
-    def take(caller: str) -> Place:
-        return Place(caller, requests, body_bytes)
-
-    a, b = take("a"), take("b")
-    a.hold(60)
-    with pytest.raises(ClientTooManyRequestsError):
-        a.hold(11)
-    with pytest.raises(TooManyRequestsError) as refused:
-        b.hold(41)
-    assert (type(refused.value), refused.value.limit, refused.value.got) == (TooManyRequestsError, 100, 101)
-    b.hold(40)
-    more = take("a")
-    with pytest.raises(ClientTooManyRequestsError):
-        take("a")
-    with pytest.raises(TooManyRequestsError):
-        take("c")
-    for place in (a, b, more):
-        place.leave()
-    assert (requests.total, body_bytes.total) == (0, 0)

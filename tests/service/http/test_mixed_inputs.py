@@ -1,8 +1,4 @@
-"""One request with inputs of every kind: the template's own fields, a question with choices, a rendered prompt.
-
-On fakes, whose probabilities name the input, up to the largest request; on real tiny models one prompt a batch
-(``--batch-tokens 1``), so that what is the same prompt is the same numbers, whatever it came with.
-"""
+"""One request with inputs of every kind: the template's own fields, a question with choices, a rendered prompt."""
 
 from __future__ import annotations
 
@@ -13,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 from server_process import server_process
-from serving import FakePredictor, serve
+from serving import FakePredictor, code, serve
 from tiny_runs import FinishedRun
 
 from laplora.prompts.templates import TEMPLATES, PromptTemplate, render
@@ -45,13 +41,8 @@ KINDS: dict[str, list[Any]] = {
 TEMPLATES_AND_OWN = {**TEMPLATES, "pair": PAIR}
 
 
-def classes_of(item: dict[str, Any], labels: tuple[str, ...]) -> int:
-    return len(item["choices"]) if "choices" in item else len(labels)
-
-
 @pytest.mark.parametrize("name", KINDS)
-@pytest.mark.parametrize("options", [{}, {"mode": "map"}, {"predictive": "ensemble"}])
-async def test_kinds_mix_up_to_the_largest_request(name: str, options: dict[str, Any]) -> None:
+async def test_kinds_mix_up_to_the_largest_request(name: str) -> None:
     labels = LETTERS[:2] if name == "winogrande" else LETTERS
     draw = random.Random(5)
     numbers = draw.sample(range(100, 99_000), 256)
@@ -59,42 +50,42 @@ async def test_kinds_mix_up_to_the_largest_request(name: str, options: dict[str,
     ids = {i: f"id {i}" for i in draw.sample(range(256), 128)}
     sent = [{"id": ids[i], **item} if i in ids else item for i, item in enumerate(inputs)]
     async with serve(FakePredictor(template=TEMPLATES_AND_OWN[name], labels=labels)) as served:
-        response = await served.client.post("/predict", json={"inputs": sent, "options": options})
+        responses = [
+            await served.client.post("/predict", json={"inputs": sent, "options": options})
+            for options in ({}, {"mode": "map"}, {"predictive": "ensemble"})
+        ]
         more = await served.client.post("/predict", json={"inputs": [*inputs, inputs[0]]})
-    assert response.status_code == 200, response.text
     assert (more.status_code, more.json()["error"]["limit"], more.json()["error"]["got"]) == (413, 256, 257)
-    answers = response.json()["predictions"]
-    assert [round(answer["probs"]["A"] * 100_000) for answer in answers] == numbers
-    assert [answer.get("id") for answer in answers] == [ids.get(i) for i in range(256)]
-    assert [len(answer["probs"]) for answer in answers] == [classes_of(item, labels) for item in inputs]
-    for item, answer in zip(inputs, answers, strict=True):
-        expected = item["choices"][LETTERS.index(answer["label"])] if "choices" in item else answer["label"]
-        assert answer["label_text"] == expected
+    for response in responses:
+        assert response.status_code == 200, response.text
+        answers = response.json()["predictions"]
+        assert [round(answer["probs"]["A"] * 100_000) for answer in answers] == numbers
+        assert [answer.get("id") for answer in answers] == [ids.get(i) for i in range(256)]
+        for item, answer in zip(inputs, answers, strict=True):
+            assert len(answer["probs"]) == len(item.get("choices", labels))
+            expected = item["choices"][LETTERS.index(answer["label"])] if "choices" in item else answer["label"]
+            assert answer["label_text"] == expected
 
 
-async def test_orders_are_averaged_of_those_that_have_choices() -> None:
+async def test_only_choices_have_orders_and_evaluate_mixes_kinds_too() -> None:
     choice, prompt = {"question": "number 700", "choices": ["x", "y", "z"]}, {"prompt": "rendered 900"}
+    inputs = [{**make(i + 100), "label": "B"} for i, make in enumerate(KINDS["multiple_choice"])]
+    # The third choice of two is no label that this input can have.
+    wrong = [*inputs[:3], {"question": "a", "choices": ["x", "y"], "label": "C"}]
     async with serve(FakePredictor(template=TEMPLATES["multiple_choice"], labels=LETTERS)) as served:
         body = {"inputs": [choice, prompt], "options": {"order_average": True}}
-        response = await served.client.post("/predict", json=body)
-    # A rendered prompt has no choices to reorder: said so, by its place, and not answered as if it had.
-    assert (response.status_code, response.json()["error"]["code"]) == (422, "invalid_input")
-    assert response.json()["error"]["field"].startswith("inputs.1")
-
-
-async def test_evaluate_mixes_them_too() -> None:
-    inputs = [{**make(i + 100), "label": "B"} for i, make in enumerate(KINDS["multiple_choice"])]
-    async with serve(FakePredictor(template=TEMPLATES["multiple_choice"], labels=LETTERS)) as served:
-        response = await served.client.post("/evaluate", json={"inputs": inputs, "options": {"resamples": 10}})
-        # The third choice of two is no label that this input can have.
-        wrong = [*inputs[:3], {"question": "a", "choices": ["x", "y"], "label": "C"}]
+        averaged = await served.client.post("/predict", json=body)
+        measured = await served.client.post("/evaluate", json={"inputs": inputs, "options": {"resamples": 10}})
         refused = await served.client.post("/evaluate", json={"inputs": wrong})
-    assert (response.status_code, response.json()["rows"]) == (200, 4)
+    assert code(averaged) == (422, "invalid_input")
+    assert averaged.json()["error"]["field"].startswith("inputs.1")
+    assert (measured.status_code, measured.json()["rows"]) == (200, 4)
     assert (refused.status_code, refused.json()["error"]["field"]) == (422, "inputs.3.label")
 
 
 @pytest.fixture(scope="module", params=["sentiment", "choices"])
 def tiny(request: pytest.FixtureRequest) -> Iterator[tuple[str, httpx.Client]]:
+    """A server of a real tiny artifact with one prompt a batch: the same prompt then has the same numbers."""
     run: FinishedRun = request.getfixturevalue(f"{request.param}_run")
     command = ["-m", "service", "--artifact", str(run.artifact), "--device", "cpu", "--batch-tokens", "1"]
     with server_process(command, {"LAPLORA_AUTH": "off"}) as process, process.client() as client:
@@ -104,13 +95,14 @@ def tiny(request: pytest.FixtureRequest) -> Iterator[tuple[str, httpx.Client]]:
 def predict(client: httpx.Client, inputs: list[dict[str, Any]], **options: Any) -> list[dict[str, Any]]:
     response = client.post("/predict", json={"inputs": inputs, "options": options})
     assert response.status_code == 200, response.text
-    found: list[dict[str, Any]] = response.json()["predictions"]
+    answers: list[dict[str, Any]] = response.json()["predictions"]
     # Each prediction has an id of its own, by which it can be labelled later.
-    assert len({prediction.pop("prediction_id") for prediction in found}) == len(inputs)
-    return found
+    assert len({prediction.pop("prediction_id") for prediction in answers}) == len(inputs)
+    return answers
 
 
-REAL_INPUTS: dict[str, tuple[str, tuple[str, ...], list[dict[str, Any]]]] = {
+#: Template, labels, inputs.
+REAL: dict[str, tuple[str, tuple[str, ...], list[dict[str, Any]]]] = {
     "sentiment": (
         "sentiment",
         ("negative", "positive"),
@@ -133,22 +125,16 @@ def test_on_a_real_model_an_input_is_its_prompt_whatever_it_came_with(
     tiny: tuple[str, httpx.Client], options: dict[str, Any]
 ) -> None:
     name, client = tiny
-    template, labels, own = REAL_INPUTS[name]
-    rendered = [render(TEMPLATES[template], item, labels) for item in own]
+    template, labels, inputs = REAL[name]
+    rendered = [render(TEMPLATES[template], item, labels) for item in inputs]
     # Those with a choice for every label, written as a question and as the prompt that the template makes of it.
     twins = [i for i, (_, classes) in enumerate(rendered) if classes == len(labels)]
     assert len(twins) >= 2
-    mixed = [*own, *({"id": str(i), "prompt": rendered[i][0]} for i in twins), own[0]]
+    mixed = [*inputs, *({"id": str(i), "prompt": rendered[i][0]} for i in twins), inputs[0]]
     answers = predict(client, mixed, **options)
-    assert [answer.get("id") for answer in answers] == [None] * len(own) + [str(i) for i in twins] + [None]
+    assert [predict(client, [item], **options)[0] for item in mixed] == answers
+    assert [answer.get("id") for answer in answers] == [None] * len(inputs) + [str(i) for i in twins] + [None]
     assert answers[-1] == answers[0]
-    for place, i in enumerate(twins, start=len(own)):
-        apart = {"id", "label_text"}
-        assert {k: v for k, v in answers[place].items() if k not in apart} == {
-            k: v for k, v in answers[i].items() if k not in apart
-        }
-    alone = [predict(client, [item], **options)[0] for item in mixed]
-    assert alone == answers
-    assert len({answer["probs"]["A" if name == "choices" else "negative"] for answer in answers[: len(own)]}) == len(
-        own
-    )
+    for place, i in enumerate(twins, start=len(inputs)):
+        assert {**answers[place], "id": None, "label_text": None} == {**answers[i], "id": None, "label_text": None}
+    assert len({next(iter(answer["probs"].values())) for answer in answers[: len(inputs)]}) == len(inputs)

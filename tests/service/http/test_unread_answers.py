@@ -10,10 +10,10 @@ import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from server_process import ROOT, fake_artifacts, fake_server
 from serving import on_uvicorn
 from starlette.types import Receive, Scope, Send
@@ -25,8 +25,6 @@ LARGE = b"x" * (16 * 2**20)
 GET = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
 #: Other addresses of this machine.
 OTHER, THIRD = "127.0.0.2", "127.0.0.3"
-#: The test has failed, and would wait for ever.
-GIVE_UP_S = 60
 
 
 class LargeAnswers:
@@ -47,10 +45,6 @@ class LargeAnswers:
         self.ended += 1
 
 
-def port_of(server: uvicorn.Server) -> int:
-    return int(server.servers[0].sockets[0].getsockname()[1])
-
-
 def connected(port: int, address: str = "127.0.0.1") -> socket.socket:
     """Return a connection that will be read little of."""
     client = socket.socket()
@@ -58,6 +52,14 @@ def connected(port: int, address: str = "127.0.0.1") -> socket.socket:
     client.bind((address, 0))
     client.connect(("127.0.0.1", port))
     return client
+
+
+async def refusal(port: int, **options: Any) -> tuple[bytes, str]:
+    """Return the head and the error's code that a further connection is answered with."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, **options)
+    head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    writer.close()
+    return head, json.loads(body)["error"]["code"]
 
 
 @pytest.mark.parametrize(
@@ -73,18 +75,18 @@ def connected(port: int, address: str = "127.0.0.1") -> socket.socket:
 )
 async def test_a_client_that_takes_no_answer_is_closed(pieces: int, sent: bytes) -> None:
     app = LargeAnswers(pieces)
-    async with on_uvicorn(app, send_timeout_s=0.3) as server, asyncio.timeout(GIVE_UP_S):
-        with connected(port_of(server)) as client:
+    async with on_uvicorn(app, send_timeout_s=0.2) as (server, port):
+        with connected(port) as client:
             client.sendall(sent)
             while not app.begun or server.server_state.connections or server.server_state.tasks:
                 await asyncio.sleep(0.01)
     assert app.begun == app.ended == 1
 
 
-async def test_a_client_that_only_half_closed_and_takes_nothing_is_closed() -> None:
+async def test_a_client_that_half_closed_and_takes_nothing_is_closed() -> None:
     app = LargeAnswers()
-    async with on_uvicorn(app, send_timeout_s=0.3) as server, asyncio.timeout(GIVE_UP_S):
-        with connected(port_of(server)) as client:
+    async with on_uvicorn(app, send_timeout_s=0.2) as (server, port):
+        with connected(port) as client:
             client.sendall(GET)
             while not app.ended:
                 await asyncio.sleep(0.01)
@@ -95,15 +97,15 @@ async def test_a_client_that_only_half_closed_and_takes_nothing_is_closed() -> N
 
 async def test_a_slow_client_that_takes_enough_gets_all_of_its_answers() -> None:
     app = LargeAnswers()
-    async with on_uvicorn(app, send_timeout_s=1.0, head_timeout_s=0.5) as server, asyncio.timeout(GIVE_UP_S):
-        reader, writer = await asyncio.open_connection("127.0.0.1", port_of(server), limit=2**16)
+    async with on_uvicorn(app, send_timeout_s=0.5, head_timeout_s=0.25) as (_, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**16)
         writer.write(GET * 3)
         for _ in range(3):
             assert b"200" in await reader.readuntil(b"\r\n\r\n")
             left = len(LARGE)
             while left:
                 left -= len(await reader.read(min(left, 2**20)))
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.01)
         # The connection is as good as ever.
         writer.write(GET)
         assert b"200" in await reader.readuntil(b"\r\n\r\n")
@@ -113,14 +115,14 @@ async def test_a_slow_client_that_takes_enough_gets_all_of_its_answers() -> None
 
 async def test_a_request_begins_only_once_the_answers_before_it_are_taken() -> None:
     app = LargeAnswers()
-    async with on_uvicorn(app) as server, asyncio.timeout(GIVE_UP_S):
-        reader, writer = await asyncio.open_connection("127.0.0.1", port_of(server), limit=2**16)
+    async with on_uvicorn(app) as (_, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**16)
         writer.write(GET * 2)
         while not app.begun:
             await asyncio.sleep(0.01)
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port_of(server)}", timeout=None) as other:
+        async with httpx.AsyncClient(timeout=None) as other:
             # Whatever came with the first has been looked at by now.
-            assert (await other.get("/")).status_code == 200
+            assert (await other.get(f"http://127.0.0.1:{port}/")).status_code == 200
         assert app.begun == 2
         for _ in range(2):
             await reader.readuntil(b"\r\n\r\n")
@@ -130,40 +132,36 @@ async def test_a_request_begins_only_once_the_answers_before_it_are_taken() -> N
 
 
 async def test_one_address_has_its_share_of_the_connections_and_another_still_gets_in() -> None:
-    async with on_uvicorn(LargeAnswers(), max_connections=8, client_share=0.5) as server, asyncio.timeout(GIVE_UP_S):
+    async with on_uvicorn(LargeAnswers(), max_connections=8, client_share=0.5) as (server, port):
+        url = f"http://127.0.0.1:{port}/"
         with ExitStack() as stack:
             for _ in range(4):
-                stack.enter_context(connected(port_of(server), OTHER))
+                stack.enter_context(connected(port, OTHER))
             while len(server.server_state.connections) < 4:
                 await asyncio.sleep(0.01)
-            reader, writer = await asyncio.open_connection("127.0.0.1", port_of(server), local_addr=(OTHER, 0))
-            head, _, body = (await reader.read()).partition(b"\r\n\r\n")
-            writer.close()
+            head, code = await refusal(port, local_addr=(OTHER, 0))
             assert head.startswith(b"HTTP/1.1 429 ")
             assert b"retry-after: " in head
-            assert json.loads(body)["error"]["code"] == "client_too_many_requests"
-            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port_of(server)}", timeout=None) as client:
-                assert (await client.get("/")).status_code == 200
+            assert code == "client_too_many_requests"
+            async with httpx.AsyncClient(timeout=None) as client:
+                assert (await client.get(url)).status_code == 200
         # Those that are gone are counted no longer.
         while server.server_state.connections:
             await asyncio.sleep(0.01)
         transport = httpx.AsyncHTTPTransport(local_address=OTHER)
         async with httpx.AsyncClient(transport=transport, timeout=None) as again:
-            assert (await again.get(f"http://127.0.0.1:{port_of(server)}/")).status_code == 200
+            assert (await again.get(url)).status_code == 200
 
 
 async def test_a_trusted_proxy_may_have_every_connection_and_no_more() -> None:
     values = {"max_connections": 4, "client_share": 0.5, "trusted_proxies": "127.0.0.0/24"}
-    async with on_uvicorn(LargeAnswers(), **values) as server, asyncio.timeout(GIVE_UP_S):
+    async with on_uvicorn(LargeAnswers(), **values) as (server, port):
         with ExitStack() as stack:
             for _ in range(4):
-                stack.enter_context(connected(port_of(server), OTHER))
+                stack.enter_context(connected(port, OTHER))
             while len(server.server_state.connections) < 4:
                 await asyncio.sleep(0.01)
-            reader, writer = await asyncio.open_connection("127.0.0.1", port_of(server))
-            _, _, body = (await reader.read()).partition(b"\r\n\r\n")
-            writer.close()
-            assert json.loads(body)["error"]["code"] == "too_many_requests"
+            assert (await refusal(port))[1] == "too_many_requests"
 
 
 def test_connections_leave_files_for_the_rest() -> None:

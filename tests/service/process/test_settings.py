@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from laplora.predictor import Predictor
-from service.__main__ import bound_kernel_cache, exempt_from_collection, let_waiting_threads_sleep, parse_settings
+from service.__main__ import exempt_from_collection, parse_settings, prepare_for_torch
 from service.artifacts.predictors import default_library
 from service.settings import Settings
 
@@ -129,32 +129,24 @@ def test_artifact_is_a_name_or_a_path(tmp_path: Path, monkeypatch: pytest.Monkey
     assert path(str(tmp_path / "elsewhere")) == tmp_path / "elsewhere"
 
 
-@pytest.mark.parametrize("asked", [None, "2000"])
-def test_kernel_cache_is_bounded_unless_the_environment_says(
-    asked: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
-    monkeypatch.setenv(name, asked or "")
-    if asked is None:
-        monkeypatch.delenv(name)
-    bound_kernel_cache()
-    assert os.environ[name] == (asked or "128")
-    monkeypatch.delenv(name)
-
-
 @pytest.mark.parametrize(
-    ("given", "found"),
-    [({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+    ("given", "kernels", "spins"),
+    [
+        ({}, "128", "2000"),
+        ({"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "2000", "GOMP_SPINCOUNT": "7"}, "2000", "7"),
+        ({"OMP_WAIT_POLICY": "active"}, "128", None),
+    ],
 )
-def test_waiting_threads_sleep_unless_the_environment_says(
-    given: dict[str, str], found: str | None, monkeypatch: pytest.MonkeyPatch
+def test_torchs_native_code_is_bounded_unless_the_environment_says(
+    given: dict[str, str], kernels: str, spins: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
         monkeypatch.setenv(name, given.get(name, ""))
         if name not in given:
             monkeypatch.delenv(name)
-    let_waiting_threads_sleep()
-    assert os.environ.get("GOMP_SPINCOUNT") == found
+    prepare_for_torch()
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == kernels
+    assert os.environ.get("GOMP_SPINCOUNT") == spins
 
 
 @pytest.mark.slow
