@@ -14,9 +14,6 @@ from serving import FakePredictor, serve
 
 from laplora.errors import ArtifactCorruptError
 from service.artifacts.listing import SETTLED_S, ArtifactListing
-from service.http.routes import evaluate
-
-LABELLED = {"inputs": [{"text": "a", "label": "positive"}], "options": {"resamples": 10}}
 
 
 class Reader:
@@ -136,29 +133,10 @@ async def test_slow_hashing_keeps_nobody_from_metrics_parsing_and_evaluating(tmp
         await served.until(begun.is_set)
         assert (await served.client.get("/metrics")).status_code == 200
         assert (await served.predict("a" * 100_000)).status_code == 200
-        assert (await served.client.post("/evaluate", json=LABELLED)).status_code == 200
+        labelled = {"inputs": [{"text": "a", "label": "positive"}], "options": {"resamples": 10}}
+        assert (await served.client.post("/evaluate", json=labelled)).status_code == 200
         assert not any(task.done() for task in listed)
         free.set()
         answers = await asyncio.gather(*listed)
     assert {answer.status_code for answer in answers} == {200}
     assert answers[0].json()["artifacts"][1]["error"] == "slow"
-
-
-@pytest.mark.anyio
-async def test_long_bootstraps_keep_nobody_from_metrics_parsing_and_hashing(monkeypatch: pytest.MonkeyPatch) -> None:
-    free, begun = threading.Event(), threading.Event()
-
-    def measure(*arguments: Any, **named: Any) -> Any:
-        begun.set()
-        free.wait()
-        return {}
-
-    monkeypatch.setattr(evaluate, "measure", measure)
-    async with serve() as served:
-        running = [asyncio.create_task(served.client.post("/evaluate", json=LABELLED)) for _ in range(60)]
-        await served.until(begun.is_set)
-        for path in ("/metrics", "/artifacts", "/health/live", "/feedback"):
-            assert (await served.client.get(path)).status_code == 200
-        assert (await served.predict("a" * 100_000)).status_code == 200
-        free.set()
-        assert {answer.status_code for answer in await asyncio.gather(*running)} == {200}

@@ -116,12 +116,8 @@ async def test_unloading_drops_nothing_under_way(three: Three) -> None:
 async def test_loading_makes_room_and_says_what_went(tmp_path: Path) -> None:
     async with three_in(tmp_path, max_artifacts=2) as three:
         assert (await three.post("third/load")).json()["unloaded"] == ["second"]
-        three.third.hold()
-        running = asyncio.create_task(three.served.predict("a", artifact="third"))
-        await asyncio.to_thread(three.third.entered.wait)
-        full = await three.post("second/load")
-        three.third.released.set()
-        assert (await running).status_code == 200
+        async with three.served.occupied(three.third):
+            full = await three.post("second/load")
         assert await three.loaded() == {"first", "third"}
     assert code(full) == (409, "artifacts_full")
     assert full.json()["error"]["limit"] == 2
