@@ -35,11 +35,7 @@ class BoundedLoads:
         self._lock = threading.Lock()
 
     def run(self, name: str, load: Callable[[Callable[[], None]], T]) -> T:
-        """Return what a load returns.
-
-        Args:
-            name: of the artifact.
-            load: is given a function to call between its steps, which ends it if it was given up.
+        """Return what the load of an artifact returns; it is given a function that ends it if it was given up.
 
         Raises:
             LoadTimeoutError: it took too long.

@@ -118,8 +118,8 @@ class ArtifactHost:
         """Yield the predictor of a loaded artifact, None for the active one; it stays in memory inside the block.
 
         Raises:
-            DeviceFaultError, DrainingError, NotReadyError: none takes requests.
-            ArtifactNotFoundError, ArtifactNotLoadedError: as ``require_loaded``.
+            DeviceFaultError, DrainingError, NotReadyError, ArtifactNotFoundError, ArtifactNotLoadedError: as
+                ``require_taking`` and ``require_loaded``.
         """
         self.require_taking()
         if name is not None:

@@ -67,10 +67,7 @@ class Loader:
         return predictor
 
     def load_candidate(self, path: Path, go_on: Callable[[], None]) -> Predictor:
-        """Return a verified predictor while another one serves.
-
-        Args:
-            go_on: called between the steps; raises where the load was given up.
+        """Return a verified predictor while another one serves; ``go_on`` raises where the load was given up.
 
         Raises:
             ArtifactError, ModelError, DownloadError: it cannot be served, for whatever reason.

@@ -21,12 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Place:
-    """One loaded artifact.
-
-    Attributes:
-        leases: requests that use it now.
-        used: number of its last use, counted over the whole shelf; being loaded is one.
-    """
+    """One loaded artifact: requests that use it now, and the number of its last use, being loaded among them."""
 
     predictor: Predictor
     leases: int = 0
@@ -52,8 +47,7 @@ class Shelf:
     """
 
     def __init__(self, *, max_artifacts: int, max_bytes: int) -> None:
-        self._max_artifacts = max_artifacts
-        self._max_bytes = max_bytes
+        self._max_artifacts, self._max_bytes = max_artifacts, max_bytes
         self._places: dict[str, Place] = {}
         self._active: Place | None = None
         self._uses = itertools.count()
@@ -99,8 +93,8 @@ class Shelf:
     def put(self, predictor: Predictor, *, activate: bool) -> list[str]:
         """Add an artifact, in the place of one of the same name, and return the names of those that went for it.
 
-        The least recently used of those that nobody uses go, never the active one. One that is activated also sends
-        away all on another base model, and as a last resort the one that was active before.
+        The least recently used of the idle ones go, never the active one. One that is activated also sends away all on
+        another base model, and as a last resort the one that was active before.
 
         Raises:
             ShelfFullError: it does not fit beside those in use; nothing has changed.

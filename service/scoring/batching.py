@@ -35,8 +35,8 @@ def next_batch(
         waiting: rows in order of arrival, at least one.
         turns: as the last batch left them.
         token_budget: most padded tokens of a batch.
-        patient: positions of rows that ask for no turn while others wait, until the rows that could run with them fill
-            a batch. Until then they go along with another's turn only.
+        patient: positions of rows that only go along with another's turn, while others wait and until the rows that
+            could run with them fill a batch.
     """
     rows_of: dict[Request, list[int]] = {}
     for i, row in enumerate(waiting):
@@ -112,9 +112,7 @@ def form_batch(
     arrival, for as long as the padded size fits.
 
     Args:
-        waiting: rows in order of arrival.
         seed: position of the row that goes in any case, even where it alone is over the budget.
-        token_budget: most padded tokens of a batch: rows times the longest row.
         tiers: positions of rows; those of a later tier take the room that the earlier ones leave, and rows of none the
             room that is left then.
     """

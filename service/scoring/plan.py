@@ -130,23 +130,17 @@ def choose_ask(
         name = predictive
         posterior = mode == "laplace" or (covariance and not without_posterior and name != "fast")
     if mode == "fast" and "fast" not in predictor.predictives:
-        raise InvalidRequestError(
-            "the artifact has no distilled variances: leave the mode out, or package it again with predictives.fast",
-            field="options.mode",
+        message = (
+            "the artifact has no distilled variances: leave the mode out, or package it again with predictives.fast"
         )
+        raise InvalidRequestError(message, field="options.mode")
     if name not in predictor.predictives:
-        raise InvalidRequestError(
-            f"the artifact has no predictive of that name: it has {list(predictor.predictives)}",
-            field="options.predictive",
-        )
+        message = f"the artifact has no predictive of that name: it has {list(predictor.predictives)}"
+        raise InvalidRequestError(message, field="options.predictive")
     if without_posterior and name != mode:
-        raise InvalidRequestError(
-            f"mode {mode} is a forward pass with no other predictive: leave out the mode or the predictive",
-            field="options.predictive",
-        )
+        message = f"mode {mode} is a forward pass with no other predictive: leave out the mode or the predictive"
+        raise InvalidRequestError(message, field="options.predictive")
     if name == "fast" and order_average:
-        raise InvalidRequestError(
-            "the orders of the choices are not averaged by fast: leave out order_average, or ask for laplace",
-            field="options.order_average",
-        )
+        message = "the orders of the choices are not averaged by fast: leave out order_average, or ask for laplace"
+        raise InvalidRequestError(message, field="options.order_average")
     return Ask(name, ("laplace",) if posterior and name != "laplace" else (), target_risk if name == "fast" else None)

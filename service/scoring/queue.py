@@ -68,11 +68,7 @@ class Queue:
     """Plans on their way to the device. Every method may be called from any thread, ``take`` from one at a time.
 
     No thread, and no clock: times are given. One lock, held for moments only, as the event loop takes it too: ``take``
-    chooses a batch without it.
-
-    Args:
-        limits: most that everybody together holds.
-        client_share: most of it that one caller holds; a plan with more is refused for good.
+    chooses a batch without it. Arguments as of ``Admission``.
 
     Attributes:
         changed: the lock; notified when rows come.
@@ -125,20 +121,12 @@ class Queue:
             raise DrainingError("the server is stopping and takes no new requests")
 
     def check_room(self, caller: str) -> None:
-        """Check that one short row would find room: where it does not, a request need not be read to be refused.
-
-        Raises:
-            ClientQueueFullError, QueueFullError: as ``enter``.
-        """
+        """Check that one short row would find room: see ``Admission.check_room``."""
         with self.changed:
             self._admission.check_room(caller)
 
     def enter(self, plan: Plan, expected: Amount, *, fewest_tokens: int, now: float) -> None:
         """Reserve room for a plan that is not tokenised yet. From now on its future has to be settled or cancelled.
-
-        Args:
-            expected: its rows, tokens and bytes of text.
-            fewest_tokens: that it has for certain.
 
         Raises:
             DrainingError: no plan enters any more.
@@ -152,14 +140,10 @@ class Queue:
         plan.future.add_done_callback(lambda _: self._leave(plan))
 
     def put(self, plan: Plan, rows: Sequence[EncodedRow], owners: Sequence[int], *, now: float) -> None:
-        """Let the rows of a plan wait; nothing where the plan is over already.
-
-        Args:
-            owners: for each row, the number of the input that it belongs to.
+        """Let the rows of a plan wait, each with the number of its input; nothing where the plan is over already.
 
         Raises:
-            BatchTooLargeError, ClientQueueFullError, QueueFullError: they have more tokens than expected, and than
-                there is room for.
+            BatchTooLargeError, ClientQueueFullError, QueueFullError: as ``Admission.correct``.
         """
         with self.changed:
             entry = self._entries.get(plan)
@@ -194,9 +178,6 @@ class Queue:
         """Return the rows of the next batch, shortest first. Plans past their deadline fail.
 
         There are none where none waits, or where all that were chosen left the queue meanwhile.
-
-        Args:
-            token_budget: most padded tokens of the batch.
         """
         with self.changed:
             for plan in [plan for plan in self._entries if plan.deadline <= now]:
@@ -221,7 +202,7 @@ class Queue:
         return batch
 
     def learn_speed(self, tokens: int, duration_s: float) -> None:
-        """Take in how long the device took: what a refused caller is told to wait is worked out from it."""
+        """Take in how long the device took: see ``Admission.learn_speed``."""
         with self.changed:
             self._admission.learn_speed(tokens, duration_s)
 

@@ -8,10 +8,9 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from counting import CountingPredictor
 from hypothesis import given
 from hypothesis import strategies as st
-from serving import FakePredictor, Served, code, serve
+from serving import FakePredictor, code, serve
 
 from laplora.prompts.rows import EncodedRow
 from laplora.prompts.token_bounds import TokenBounds
@@ -21,11 +20,6 @@ from service.scoring.admission import CORRECTION_SHARE, NOTHING, Admission, Amou
 pytestmark = pytest.mark.anyio
 
 LIMITS = Amount(rows=8, tokens=64, text_bytes=1000)
-
-
-def held(served: Served) -> Amount:
-    amount: Amount = served.state.queue.held
-    return amount
 
 
 def refused(admission: Admission, caller: str, wanted: Amount, error: type[Exception], match: str | None = None) -> Any:
@@ -169,12 +163,7 @@ def test_counters_are_the_sum_of_what_is_open_and_zero_in_the_end(
     assert (admission.total, admission._by_caller) == (NOTHING, {})
 
 
-@pytest.fixture
-def counting() -> CountingPredictor:
-    return CountingPredictor()
-
-
-async def test_no_room_is_429_before_anything_is_tokenised(counting: CountingPredictor) -> None:
+async def test_no_room_is_429_before_anything_is_tokenised(counting: Any) -> None:
     async with serve(counting, max_queue_tokens=100, client_share=1.0) as served:
         async with served.occupied():
             waiting = asyncio.create_task(served.predict("b " * 45))
@@ -198,13 +187,13 @@ async def test_one_caller_fills_its_share_and_another_still_gets_in() -> None:
             await served.until(lambda: served.state.queue.rows == 3)
         assert [(await task).status_code for task in (*waiting, admitted)] == [200] * 3
         assert (await served.predict("c")).status_code == 200
-        assert held(served) == NOTHING
+        assert served.state.queue.held == NOTHING
     assert code(refused) == (429, "client_queue_full")
     assert (refused.json()["error"]["limit"], refused.json()["error"]["got"]) == (2, 3)
     assert int(refused.headers["retry-after"]) >= 1
 
 
-async def test_more_than_one_caller_may_hold_is_413_and_names_the_limit(counting: CountingPredictor) -> None:
+async def test_more_than_one_caller_may_hold_is_413_and_names_the_limit(counting: Any) -> None:
     counting.token_bounds = TokenBounds(8)
     async with serve(counting, max_queue_tokens=60) as served:
         counting.encoded.clear()
@@ -212,7 +201,7 @@ async def test_more_than_one_caller_may_hold_is_413_and_names_the_limit(counting
         assert counting.encoded == []  # 40 tokens at least
         known = await served.predict(*["b " * 8] * 2)
         assert len(counting.encoded) == 2  # 17 each, as it turned out
-        assert held(served) == NOTHING
+        assert served.state.queue.held == NOTHING
     for response in (refused, known):
         assert code(response) == (413, "batch_too_large")
         assert response.json()["error"]["limit"] == 30
@@ -224,10 +213,10 @@ async def test_an_underestimate_without_room_is_429_after_all() -> None:
         async with served.occupied():
             waiting = asyncio.create_task(served.predict("b " * 45))
             await served.until(lambda: served.state.queue.rows == 1)
-            before = held(served)
+            before = served.state.queue.held
             served.state.scorer.tokenizing.estimate(served.predictor).learn([EncodedRow((), 2)], [10**7])
             refused = await served.predict("c " * 55)
-            assert held(served) == before
+            assert served.state.queue.held == before
         assert (await waiting).status_code == 200
     assert code(refused) == (429, "queue_full")
 
@@ -236,8 +225,6 @@ async def test_an_underestimate_without_room_is_429_after_all() -> None:
     "body",
     [
         {"inputs": [{"text": "a"}, {"wrong": "b"}]},
-        {"inputs": [{"text": "a"}, {"text": ["b"]}]},
-        {"inputs": [{"text": "a " * 100}]},
         {"inputs": [{"text": "a"}], "options": {"order_average": True}},
         {"inputs": [{"text": "666"}]},
     ],
@@ -248,4 +235,4 @@ async def test_failed_requests_give_their_room_back(body: dict[str, Any]) -> Non
     async with serve(predictor) as served:
         response = await served.client.post("/predict", json=body)
         assert response.status_code in (422, 500)
-        assert (held(served), served.state.queue.plans) == (NOTHING, frozenset())
+        assert (served.state.queue.held, served.state.queue.plans) == (NOTHING, frozenset())

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 from device_rig import Rig, rig
-from serving import FakePredictor, serve
+from serving import FakePredictor
 
 from laplora.errors import NonFiniteError
 from laplora.prompts.rows import EncodedRow
@@ -124,13 +124,6 @@ def test_a_deferred_row_that_has_no_answer_fails_its_plan_alone(device: Rig) -> 
     assert [p.predictive for p in good.future.result()] == ["laplace"]
 
 
-def test_a_row_that_fills_a_batch_alone_waits_for_nobody(device: Rig) -> None:
-    device.device.token_budget = 1
-    device.occupy("map")
-    plans = [submit(device, -10), *(submit(device, 20) for _ in range(4))]
-    assert released(device, *plans).index("laplace") <= 2
-
-
 def test_patient_rows_go_along_with_others_and_alone_where_nothing_else_waits() -> None:
     asked, deferred, other = Request("a", "laplace"), Request("b", "laplace"), Request("c", "map")
     rows = [Waiting(3, deferred), Waiting(3, other), Waiting(3, asked)]
@@ -139,15 +132,3 @@ def test_patient_rows_go_along_with_others_and_alone_where_nothing_else_waits() 
     batch, _ = next_batch([rows[0], rows[2]], turns, token_budget=100, patient={0})
     assert batch == [0, 1]
     assert next_batch(rows[:1], Turns(), token_budget=100, patient={0})[0] == [0]
-
-
-@pytest.mark.anyio
-async def test_served_answers_say_who_answered() -> None:
-    predictor = FakePredictor()
-    predictor.deferred = {DEFERRED}
-    async with serve(predictor) as served:
-        response = await served.predict("fine 7", f"fine {DEFERRED}", options={"mode": "fast"})
-        metrics = (await served.client.get("/metrics")).text.splitlines()
-    assert [p["answered_by"] for p in response.json()["predictions"]] == ["fast", "laplace"]
-    assert 'laplora_batches_total{outcome="ok",predictive="laplace"} 1.0' in metrics
-    assert 'laplora_answers_total{answered_by="laplace",predictive="fast"} 1.0' in metrics

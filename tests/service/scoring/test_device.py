@@ -33,12 +33,6 @@ def idle() -> Iterator[Rig]:
         yield idle
 
 
-def test_answers_keep_the_order_of_rows_across_batches(idle: Rig) -> None:
-    rows = [EncodedRow((1,) * (9 - i) + (100 + i,), 2) for i in range(8)]
-    assert named(idle.submit(*rows)) == [100 + i for i in range(8)]
-    assert len(idle.predictor.batches) > 1
-
-
 def test_rows_of_several_plans_share_a_batch_where_they_are_asked_alike(held: Rig) -> None:
     other = FakePredictor("other")
     plans = [held.submit(10), held.submit(11), held.submit(12, predictive="map"), held.submit(13, predictor=other)]
@@ -90,22 +84,6 @@ def test_nothing_waits_for_the_choice_of_a_batch(held: Rig, monkeypatch: pytest.
     assert (named(chosen), named(late)) == ([50], [70])
     assert held.batches == [("laplace", [2]), ("laplace", [50]), ("laplace", [70])]
     held.assert_empty()
-
-
-def test_a_choice_of_which_all_rows_left_runs_nothing(held: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    left = threading.Event()
-
-    def leave(*args: Any, **options: Any) -> Any:
-        gone.future.cancel()
-        left.set()
-        return next_batch(*args, **options)
-
-    gone = held.submit(50)
-    monkeypatch.setattr(service.scoring.queue, "next_batch", leave)
-    held.predictor.released.set()
-    left.wait()
-    assert named(held.submit(70)) == [70]
-    assert held.batches == [("laplace", [2]), ("laplace", [70])]
 
 
 def test_cancelling_what_runs_harms_nobody() -> None:
@@ -180,17 +158,6 @@ def test_wrong_number_of_answers_is_a_failure(idle: Rig) -> None:
     idle.predictor.predict = lambda rows, predictive, also, target_risk: []
     with pytest.raises(RuntimeError, match="0 answers for 1 rows"):
         idle.submit(4).future.result()
-
-
-def test_draining_refuses_new_and_serves_old(held: Rig) -> None:
-    waiting = held.submit(5)
-    held.queue.drain()
-    with pytest.raises(DrainingError):
-        held.submit(6)
-    with pytest.raises(DrainingError):
-        held.device.call(lambda: None)
-    held.predictor.released.set()
-    assert named(waiting) == [5]
 
 
 def test_stopping_answers_everyone(held: Rig) -> None:

@@ -12,7 +12,7 @@ from device_rig import Rig, rig
 
 import service.scoring.device
 from laplora.errors import ArtifactCorruptError
-from service.errors import DeviceFaultError, DeviceMemoryError
+from service.errors import DeviceFaultError
 from service.scoring.device_faults import DeviceHealth, is_device_fault, is_out_of_memory
 from service.telemetry.batch_report import BatchReport
 
@@ -120,29 +120,6 @@ def test_a_fault_answers_everyone_and_is_not_retried(device: Rig) -> None:
     assert call.result() is None
     assert len([rows for _, rows in device.batches if 666 in rows]) == 1
     assert_ended(device)
-
-
-def test_a_fault_in_a_call_ends_the_device(device: Rig) -> None:
-    device.predictor.golden_error = RuntimeError(FAULT)
-    first = device.occupy()
-    call, behind = device.device.call(device.predictor.verify_golden), device.device.call(lambda: None)
-    waiting = device.submit(3)
-    device.predictor.released.set()
-    assert first.future.result()
-    for future in (call, behind, waiting.future):
-        with pytest.raises(DeviceFaultError):
-            future.result()
-    assert_ended(device)
-
-
-def test_memory_and_bugs_do_not_latch(device: Rig) -> None:
-    poison = {600: torch.OutOfMemoryError("CUDA out of memory"), 601: RuntimeError("shapes"), 602: KeyError()}
-    device.predictor.poison |= poison
-    for token, raised in ((600, DeviceMemoryError), (601, RuntimeError), (602, KeyError)):
-        with pytest.raises(raised):
-            device.submit(token).future.result()
-    assert device.device.health.fault is None
-    assert device.submit(7).future.result()
 
 
 @pytest.mark.parametrize("error", [KeyError("bug"), SystemExit("stop")], ids=lambda error: type(error).__name__)

@@ -100,8 +100,8 @@ async def test_a_failing_prompt_is_blamed_on_its_input() -> None:
 async def test_evaluate_has_both_of_each_method() -> None:
     labelled = [{**TWO, "label": "A"}, {**THREE, "label": "B"}]
     async with serve(choice_predictor()) as served:
-        averaged = (await served.client.post("/evaluate", json=ask(*labelled))).json()
-        plain = (await served.client.post("/evaluate", json={"inputs": labelled})).json()
+        averaged = (await served.client.post("/evaluate", json=ask(*labelled, resamples=10))).json()
+        plain = (await served.client.post("/evaluate", json={"inputs": labelled, "options": {"resamples": 10}})).json()
     assert averaged["rows"] == 2
     assert set(averaged["methods"]) == {n + end for n in plain["methods"] for end in ("", "_order_average")}
     for name, metrics in plain["methods"].items():

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from counting import CountingPredictor
 from hypothesis import given
 from hypothesis import strategies as st
 from serving import Served, code, serve
 
 from laplora.prompts.rows import EncodedRow
 from laplora.prompts.token_bounds import TokenBounds
-from service.scoring.admission import NOTHING, Amount
+from service.scoring.admission import NOTHING
 from service.scoring.tokenizing import TOKENIZE_PART_BYTES, TokenEstimate, in_parts
 
 pytestmark = pytest.mark.anyio
-
-
-def held(served: Served) -> Amount:
-    amount: Amount = served.state.queue.held
-    return amount
 
 
 def test_estimate_learns_what_texts_have() -> None:
@@ -44,15 +38,8 @@ def test_parts_cover_in_order_and_stay_small(sizes: list[int], most: int) -> Non
     assert all(len(part) == 1 or sum(sizes[i] for i in part) <= most for part in parts)
 
 
-@pytest.fixture
-def counting() -> Iterator[CountingPredictor]:
-    counting = CountingPredictor()
-    yield counting
-    counting.gate.set()
-
-
 @asynccontextmanager
-async def waiting_to_tokenise(counting: CountingPredictor, *requests: Sequence[str]) -> AsyncIterator[Any]:
+async def waiting_to_tokenise(counting: Any, *requests: Sequence[str]) -> AsyncIterator[Any]:
     """Yield a server and a task of each of these requests, once as many texts wait in the tokenizer's threads."""
     async with serve(counting) as served:
         counting.encoded.clear()
@@ -67,10 +54,10 @@ async def gone(served: Served, task: asyncio.Task[Any], left: int) -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert held(served).rows == left
+    assert served.state.queue.held.rows == left
 
 
-async def test_certainly_too_long_is_422_at_once_unless_cut(counting: CountingPredictor) -> None:
+async def test_certainly_too_long_is_422_at_once_unless_cut(counting: Any) -> None:
     counting.token_bounds = TokenBounds(8)
     async with serve(counting) as served:
         counting.encoded.clear()
@@ -83,7 +70,7 @@ async def test_certainly_too_long_is_422_at_once_unless_cut(counting: CountingPr
     assert cut.json()["predictions"][0]["truncated"] is True
 
 
-async def test_text_that_waits_to_be_tokenised_is_bounded(counting: CountingPredictor) -> None:
+async def test_text_that_waits_to_be_tokenised_is_bounded(counting: Any) -> None:
     async with serve(counting, max_body_bytes=1024, max_tokenize_bytes=2048, client_share=0.5) as served:
         counting.gate.clear()
         first = asyncio.create_task(served.predict("x" * 800))
@@ -93,7 +80,7 @@ async def test_text_that_waits_to_be_tokenised_is_bounded(counting: CountingPred
         refused = await served.predict("y" * 800)
         counting.gate.set()
         assert (await first).status_code == 200
-        assert held(served) == NOTHING
+        assert served.state.queue.held == NOTHING
     assert code(refused) == (429, "client_queue_full")
     assert "max_tokenize_bytes" in refused.json()["error"]["message"]
     assert (metrics["laplora_reserved_rows"], metrics["laplora_queue_rows"]) == (1, 0)
@@ -101,7 +88,7 @@ async def test_text_that_waits_to_be_tokenised_is_bounded(counting: CountingPred
     assert metrics["laplora_tokenize_bytes"] > 800
 
 
-async def test_cancelled_while_tokenised_gives_room_back_and_stops_early(counting: CountingPredictor) -> None:
+async def test_cancelled_while_tokenised_gives_room_back_and_stops_early(counting: Any) -> None:
     texts = [f"{i} " + "x" * TOKENIZE_PART_BYTES for i in range(20)]
     async with waiting_to_tokenise(counting, texts) as (served, (task,)):
         await gone(served, task, left=0)
@@ -110,27 +97,27 @@ async def test_cancelled_while_tokenised_gives_room_back_and_stops_early(countin
         assert [text[:5] for text in counting.encoded] == ["0 xxx", "after"]
 
 
-async def test_cancelled_before_its_turn_to_be_tokenised_is_never_tokenised(counting: CountingPredictor) -> None:
+async def test_cancelled_before_its_turn_to_be_tokenised_is_never_tokenised(counting: Any) -> None:
     async with waiting_to_tokenise(counting, ["busy"], ["busy"]) as (served, busy):
         task = asyncio.create_task(served.predict("doomed"))
-        await served.until(lambda: held(served).rows == 3)
+        await served.until(lambda: served.state.queue.held.rows == 3)
         await gone(served, task, left=2)
         counting.gate.set()
         assert [(await one).status_code for one in busy] == [200, 200]
         assert "doomed" not in counting.encoded
 
 
-async def test_a_long_request_does_not_keep_the_tokenizer_threads_from_others(counting: CountingPredictor) -> None:
+async def test_a_long_request_does_not_keep_the_tokenizer_threads_from_others(counting: Any) -> None:
     texts = ["x" * TOKENIZE_PART_BYTES] * 9
     async with waiting_to_tokenise(counting, texts, texts) as (served, long):
         small = asyncio.create_task(served.predict("small"))
-        await served.until(lambda: held(served).rows == 19)
+        await served.until(lambda: served.state.queue.held.rows == 19)
         counting.gate.set()
         assert [(await one).status_code for one in (small, *long)] == [200] * 3
         assert counting.encoded.index("small") <= 3
 
 
-async def test_what_is_tokenised_as_the_server_begins_to_drain_is_answered(counting: CountingPredictor) -> None:
+async def test_what_is_tokenised_as_the_server_begins_to_drain_is_answered(counting: Any) -> None:
     async with waiting_to_tokenise(counting, ["a"]) as (served, (accepted,)):
         served.state.lifecycle.drain()
         refused = await served.predict("b")

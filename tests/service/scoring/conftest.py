@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import pytest
 from serving import FakePredictor
 
 from laplora.prompts.rows import EncodedRow
@@ -14,8 +15,8 @@ from laplora.prompts.rows import EncodedRow
 class CountingPredictor(FakePredictor):
     """Remembers what it tokenised; while ``gate`` is clear, tokenising waits."""
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(self) -> None:
+        super().__init__()
         self.gate = threading.Event()
         self.gate.set()
         self.encoded: list[str] = []
@@ -24,3 +25,10 @@ class CountingPredictor(FakePredictor):
         self.encoded.append(str(inputs.get("text")))
         self.gate.wait()
         return super().encode(inputs, truncate=truncate)
+
+
+@pytest.fixture
+def counting() -> Iterator[Any]:
+    counting = CountingPredictor()
+    yield counting
+    counting.gate.set()
