@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import dense_reference as dense
@@ -106,9 +107,7 @@ def fit(
     bases = kronecker_bases(sums, rank)
     if stored_as is not None:
         bases = tuple(stored_basis(basis, stored_as) for basis in bases)
-    eigen_sums = run_pass(
-        "scales", empty_eigen_sums(bases), lambda state, found, mask: add_eigen_batch(state, found, bases, mask)
-    )
+    eigen_sums = run_pass("scales", empty_eigen_sums(bases), partial(add_eigen_batch, bases=bases))
     return Fit(blocks, sums, bases, eigen_sums, ekfac_posterior(blocks, bases, eigen_sums))
 
 

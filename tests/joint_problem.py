@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,34 +21,19 @@ from laplora.posterior.passes import StructureSettings
 from laplora.posterior.structures import fit_posterior
 
 PRIOR = Prior("scalar", {"all": 0.5})
-#: Every precision is matched at these: weak, strong, and one per group, either way round.
-PRIORS = {
-    "weak": Prior("scalar", {"all": 0.02}),
-    "strong": Prior("scalar", {"all": 30.0}),
-    "group": Prior("group", {"lora_A": 3.0, "lora_B": 0.05}),
-    "other group": Prior("group", {"lora_A": 0.1, "lora_B": 20.0}),
-}
 
 
-def cast(batches: Sequence[Rows], dtype: torch.dtype) -> list[Rows]:
-    """Return the rows with their Jacobians in another number format."""
+def changed(batches: Sequence[Rows], change: Callable[[Tensor], Tensor]) -> list[Rows]:
+    """Return the rows with every block's Jacobian changed."""
     return [
         replace(
-            one,
+            rows,
             jacobians=replace(
-                one.jacobians,
-                blocks=tuple(
-                    replace(
-                        b,
-                        jacobian=b.jacobian.to(dtype),
-                        mean_input=b.mean_input.to(dtype),
-                        summed_gradient=b.summed_gradient.to(dtype),
-                    )
-                    for b in one.jacobians.blocks
-                ),
+                rows.jacobians,
+                blocks=tuple(replace(b, jacobian=change(b.jacobian)) for b in rows.jacobians.blocks),
             ),
         )
-        for one in batches
+        for rows in batches
     ]
 
 
@@ -96,18 +81,10 @@ def dense_curvature(posterior: JointPosterior) -> Tensor:
     """Return the curvature that a joint posterior stands for, as one matrix over all parameters."""
     sizes = [b.wide * b.narrow for b in posterior.blocks]
     rows = torch.zeros(posterior.factor.shape[1], sum(sizes), dtype=torch.float64)
-    start = 0
-    for i, size in enumerate(sizes):
-        own = posterior.directions[i].double()
+    for i, (block, columns) in enumerate(zip(posterior.blocks, rows.split(sizes, 1), strict=True)):
+        directions = posterior.directions[i].double()
         if posterior.wide:
-            own = own @ dense.kron(posterior.wide[i].double(), posterior.narrow[i].double()).T
-        group = next(g for g, members in posterior.groups.items() if i in members)
-        rows[posterior.columns[group], start : start + size] = own
-        start += size
+            directions = directions @ dense.kron(posterior.wide[i].double(), posterior.narrow[i].double()).T
+        columns[posterior.columns[block.group]] = directions
     factor = posterior.factor @ rows
     return factor.T @ factor
-
-
-def block_traces(matrix: Tensor, blocks: Sequence[Block]) -> Tensor:
-    """Return the trace of each block on the diagonal."""
-    return torch.stack([part.sum() for part in matrix.diagonal().split([b.wide * b.narrow for b in blocks])])

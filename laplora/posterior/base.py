@@ -1,8 +1,7 @@
-"""The Laplace posterior over LoRA weights: what every form of it answers, and the prior they share.
+"""What every posterior over the LoRA weights answers, and the prior they share.
 
-A posterior is a Gaussian at the trained weights whose precision is the prior's plus the curvature of the
-training loss, in one of several forms (``laplora.posterior.structures``). Each form sees a batch's Jacobians once, in
-``project``; every prior precision is then answered from what it kept.
+A posterior is a Gaussian at the trained weights whose precision is the prior's plus the curvature of the training loss.
+``project`` sees a batch's Jacobians once; every prior precision is then answered from what it kept.
 """
 
 from __future__ import annotations
@@ -24,8 +23,7 @@ class Prior:
     """Gaussian prior N(W_init, 1/precision) on each block, centred at the initial adapter.
 
     Attributes:
-        granularity: one precision in all (``scalar``), one per ``lora_A`` and ``lora_B`` (``group``), or one
-            per block (``module``).
+        granularity: one precision in all, one per ``lora_A`` and ``lora_B``, or one per block.
         precision: by ``"all"``, by group, or by block name.
     """
 
@@ -37,11 +35,9 @@ class Prior:
 class ProjectedJacobians:
     """A batch's logits, and its Jacobians as far as the posterior looks at them.
 
-    What the last axis of ``kept`` and of ``rest`` counts belongs to the posterior's form.
-
     Attributes:
         contrast_mean: (batch, classes - 1), ``Q^T f``, nats.
-        kept: (batch, classes - 1, kept), coordinates in the directions that the form tells apart.
+        kept: (batch, classes - 1, kept), coordinates in the directions that the posterior tells apart.
         rest: (batch, classes - 1, classes - 1, parts), inner products of the Jacobians in the other directions.
     """
 
@@ -51,7 +47,7 @@ class ProjectedJacobians:
 
 
 class Posterior(Protocol):
-    """Curvature of the training loss at the trained adapter, in one form.
+    """Curvature of the training loss at the trained adapter.
 
     Every ``precisions`` is (blocks,) float64 from ``block_precisions``, on the posterior's device.
     """
@@ -84,21 +80,43 @@ class Posterior(Protocol):
         """Return the log determinant of the posterior precision relative to the prior's, a scalar, nats."""
 
     def effective_dimension(self, precisions: torch.Tensor) -> torch.Tensor:
-        """Return how many parameters the data determine, per block, (blocks,) float64 (MacKay 1992)."""
+        """Return ``gamma``, how many parameters the data determine, per block, (blocks,) float64 (MacKay 1992)."""
+
+
+def block_coordinates(
+    jacobians: ContrastJacobians, wide: Sequence[torch.Tensor] = (), narrow: Sequence[torch.Tensor] = ()
+) -> list[torch.Tensor]:
+    """Return each block's Jacobians as coordinates (batch, classes - 1, coordinates), at least float32.
+
+    Args:
+        wide, narrow: per block orthonormal bases U and V, for ``U^T J V``; without them the coordinates are J.
+    """
+    result = []
+    for i, block in enumerate(jacobians.blocks):
+        jacobian = at_least_float32(block.jacobian)
+        if wide:
+            jacobian = wide[i].to(jacobian).mT @ (jacobian @ narrow[i].to(jacobian))
+        result.append(jacobian.flatten(2))
+    return result
+
+
+def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor in its number format, or in float32 where that has fewer digits."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def block_precisions(prior: Prior, blocks: Sequence[Block]) -> torch.Tensor:
     """Return the prior precision of each block, (blocks,) float64.
 
     Raises:
-        PriorError: a precision missing, not finite or not positive.
+        PriorError: a precision missing, NaN or not positive.
     """
     keys = [prior_key(prior.granularity, b) for b in blocks]
-    missing = sorted({k for k in keys if k not in prior.precision})
+    missing = sorted(set(keys) - prior.precision.keys())
     if missing:
         raise PriorError(f"the prior has no precision for {missing[:4]}")
     values = torch.tensor([prior.precision[k] for k in keys], dtype=torch.float64)
-    if not bool((values > 0).all()) or bool(values.isnan().any()):
+    if not bool((values > 0).all()):
         raise PriorError("prior precisions must be positive numbers")
     return values
 

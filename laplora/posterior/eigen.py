@@ -1,9 +1,8 @@
 """The block-diagonal posterior in Kronecker eigenbases, one block per LoRA matrix.
 
-Each block's posterior precision is ``lambda I`` plus the GGN in the block's Kronecker eigenbasis: ``s_aj``
-in the kept directions, ``tau_j`` in the rest of column j. Everything that depends on the prior precision
-``lambda`` is a sum of rational functions of it, so one set of projected Jacobians serves every ``lambda``.
-No matrix is inverted anywhere.
+Each block's posterior precision is ``lambda I`` plus the GGN in the block's Kronecker eigenbasis: ``s_aj`` in the kept
+directions, ``tau_j`` in the rest of column j. What depends on the prior precision ``lambda`` is a sum of rational
+functions of it, so one set of projected Jacobians serves every ``lambda``, and no matrix is inverted.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ class EigenPosterior:
     scale: tuple[torch.Tensor, ...]
     tail: tuple[torch.Tensor, ...]
     rows: int
-    structure: str = "ekfac"
+    structure: str
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> EigenPosterior:
         """Return the posterior on a device, its bases in a number format; the curvature stays in its format."""
@@ -71,17 +70,16 @@ class EigenPosterior:
     def spectrum(self) -> Spectrum:
         """The eigenvalues, flat, in block order."""
         device = self.scale[0].device
-        kept = [s.numel() for s in self.scale]
-        columns = [t.numel() for t in self.tail]
-        counts = [b.wide - w.shape[1] for b, w in zip(self.blocks, self.wide, strict=True)]
         index = torch.arange(len(self.blocks), device=device)
-        repeats = torch.tensor(columns, device=device)
+        kept = torch.tensor([s.numel() for s in self.scale], device=device)
+        columns = torch.tensor([t.numel() for t in self.tail], device=device)
+        counts = [float(b.wide - w.shape[1]) for b, w in zip(self.blocks, self.wide, strict=True)]
         return Spectrum(
             scale=torch.cat([s.double().flatten() for s in self.scale]),
-            scale_block=index.repeat_interleave(torch.tensor(kept, device=device)),
+            scale_block=index.repeat_interleave(kept),
             tail=torch.cat([t.double() for t in self.tail]),
-            tail_block=index.repeat_interleave(repeats),
-            tail_count=torch.tensor(counts, device=device, dtype=torch.float64).repeat_interleave(repeats),
+            tail_block=index.repeat_interleave(columns),
+            tail_count=torch.tensor(counts, device=device, dtype=torch.float64).repeat_interleave(columns),
         )
 
     def project(self, jacobians: ContrastJacobians) -> ProjectedJacobians:
@@ -102,12 +100,6 @@ class EigenPosterior:
 
         ``V_cc' = sum_blocks [sum_aj z_c,aj z_c',aj / (lambda + s_aj) + sum_j rest_cc',j / (lambda + tau_j)]``
         (Yang et al., arXiv 2308.13111, equation 12, in the eigenbasis).
-
-        Args:
-            precisions: (blocks,) float64 from ``block_precisions``, on the same device.
-
-        Returns:
-            (batch, classes - 1, classes - 1) float64, symmetric, nats squared.
         """
         flat = self.spectrum
         kept_weight = 1 / (precisions[flat.scale_block] + flat.scale)
@@ -129,7 +121,7 @@ class EigenPosterior:
         return kept + rest
 
     def effective_dimension(self, precisions: torch.Tensor) -> torch.Tensor:
-        """Return ``gamma``, how many parameters the data determine, per block, (blocks,) float64 (MacKay 1992)."""
+        """Return ``gamma``, how many parameters the data determine, per block, (blocks,) float64."""
         flat = self.spectrum
         kept = flat.scale / (precisions[flat.scale_block] + flat.scale)
         rest = flat.tail_count * flat.tail / (precisions[flat.tail_block] + flat.tail)

@@ -40,10 +40,11 @@ class PosteriorFile:
     rows: int
     structure: str
 
-    def expect(self, names: set[str]) -> None:
-        """Raise ArtifactCorruptError unless the file holds exactly these tensors."""
-        if set(self.tensors) != names:
-            odd = sorted(set(self.tensors) ^ names)
+    def expect(self, parts: tuple[str, ...], others: tuple[str, ...] = ()) -> None:
+        """Raise ArtifactCorruptError unless the file holds exactly these parts of every block, and the others."""
+        names = {f"{b.name}.{p}" for b in self.blocks for p in parts} | set(others)
+        odd = sorted(set(self.tensors) ^ names)
+        if odd:
             raise ArtifactCorruptError(
                 f"{self.name} and the adapter name different tensors, {len(odd)} in all, such as {odd[0]!r}"
             )
@@ -72,19 +73,22 @@ class PosteriorFile:
         Raises:
             ArtifactCorruptError: another shape, or columns that are not orthonormal.
         """
-        stored = self.tensors[f"{block.name}.wide"]
-        kept = max(stored.shape[-1], 1) if stored.dim() == 2 else -1
-        wide = self.check(f"{block.name}.wide", (block.wide, kept)).double()
+        columns = self.size(f"{block.name}.wide", 1)
+        wide = self.check(f"{block.name}.wide", (block.wide, columns)).double()
         narrow = self.check(f"{block.name}.narrow", (block.narrow, block.narrow)).double()
         for basis in (wide, narrow):
-            if float((basis.T @ basis - torch.eye(basis.shape[1], dtype=basis.dtype)).abs().max()) > _SKEWED:
-                raise ArtifactCorruptError(f"{self.name}: a basis of {block.name} is not orthonormal")
+            self.check_orthonormal(basis.T @ basis, f"a basis of {block.name} is")
         return orthonormalize(wide), orthonormalize(narrow)
 
-    def rows_of(self, name: str) -> int:
-        """Return how many rows a matrix has, or 1 for ``check`` to refuse where it is none or has none."""
+    def check_orthonormal(self, gram: torch.Tensor, what: str) -> None:
+        """Raise ArtifactCorruptError where inner products are not those of orthonormal vectors."""
+        if float((gram - torch.eye(len(gram), dtype=gram.dtype)).abs().max()) > _SKEWED:
+            raise ArtifactCorruptError(f"{self.name}: {what} not orthonormal")
+
+    def size(self, name: str, axis: int) -> int:
+        """Return a matrix's size along an axis, or 1 for ``check`` to refuse where it is no matrix or empty."""
         tensor = self.tensors[name]
-        return max(tensor.shape[0], 1) if tensor.dim() == 2 else 1
+        return max(tensor.shape[axis], 1) if tensor.dim() == 2 else 1
 
 
 def posterior_tensors(
@@ -95,13 +99,18 @@ def posterior_tensors(
     What multiplies Jacobians is in ``factor_dtype``, curvature in float32. Reading orthonormalises bases
     again, so the rounding costs no orthogonality.
     """
-    dtype = getattr(torch, factor_dtype)
+    tensors = {}
     if isinstance(posterior, JointPosterior):
-        tensors = _write_joint(posterior, dtype)
+        parts = {"directions": posterior.directions, "wide": posterior.wide, "narrow": posterior.narrow}
+        tensors["factor"] = posterior.factor.float()
     elif isinstance(posterior, EigenPosterior):
-        tensors = _write_eigen(posterior, dtype)
+        parts = {name: getattr(posterior, name) for name in ("wide", "narrow", "scale", "tail")}
     else:
         raise TypeError(f"a posterior of structure {posterior.structure!r} has no file")
+    for part, by_block in parts.items():
+        dtype = torch.float32 if part in ("scale", "tail") else getattr(torch, factor_dtype)
+        for block, tensor in zip(posterior.blocks, by_block, strict=bool(by_block)):
+            tensors[f"{block.name}.{part}"] = tensor.to(dtype)
     metadata = {
         "rows": str(posterior.rows),
         "factor_dtype": factor_dtype,
@@ -109,6 +118,20 @@ def posterior_tensors(
         "blocks": json.dumps([b.name for b in posterior.blocks]),
     }
     return {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, metadata
+
+
+def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Return a safetensors file's tensors and metadata.
+
+    Raises:
+        ArtifactCorruptError: an unreadable file.
+    """
+    try:
+        with safe_open(path, framework="pt") as handle:
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118  not a dict
+            return tensors, handle.metadata() or {}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ArtifactCorruptError(f"{path.name} cannot be read as safetensors: {error}") from None
 
 
 def read_posterior(path: Path, blocks: tuple[Block, ...]) -> Posterior:
@@ -121,12 +144,7 @@ def read_posterior(path: Path, blocks: tuple[Block, ...]) -> Posterior:
         ArtifactCorruptError: an unreadable file, an unknown structure, a block missing or left over, a wrong
             shape, a value that is not finite, a negative curvature, or a basis that is not orthonormal.
     """
-    try:
-        with safe_open(path, framework="pt") as handle:
-            metadata = handle.metadata() or {}
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118  not a dict
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ArtifactCorruptError(f"{path.name} cannot be read as safetensors: {error}") from None
+    tensors, metadata = read_tensors(path)
     if not metadata.get("rows", "").isdecimal():
         raise ArtifactCorruptError(f"{path.name} does not say how many rows its curvature sums")
     structure = metadata.get("structure", "")
@@ -153,18 +171,8 @@ def _covered(file: str, stored: str, blocks: tuple[Block, ...]) -> tuple[Block, 
     return tuple(by_name[n] for n in names)
 
 
-def _write_eigen(posterior: EigenPosterior, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    tensors: dict[str, torch.Tensor] = {}
-    for i, block in enumerate(posterior.blocks):
-        tensors[f"{block.name}.wide"] = posterior.wide[i].to(dtype)
-        tensors[f"{block.name}.narrow"] = posterior.narrow[i].to(dtype)
-        tensors[f"{block.name}.scale"] = posterior.scale[i].float()
-        tensors[f"{block.name}.tail"] = posterior.tail[i].float()
-    return tensors
-
-
 def _read_eigen(file: PosteriorFile) -> EigenPosterior:
-    file.expect({f"{b.name}.{p}" for b in file.blocks for p in ("wide", "narrow", "scale", "tail")})
+    file.expect(("wide", "narrow", "scale", "tail"))
     wide, narrow, scale, tail = [], [], [], []
     for block in file.blocks:
         u, v = file.bases(block)
@@ -175,39 +183,26 @@ def _read_eigen(file: PosteriorFile) -> EigenPosterior:
     return EigenPosterior(file.blocks, tuple(wide), tuple(narrow), tuple(scale), tuple(tail), file.rows, file.structure)
 
 
-def _write_joint(posterior: JointPosterior, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    tensors = {"factor": posterior.factor.float()}
-    for i, block in enumerate(posterior.blocks):
-        tensors[f"{block.name}.directions"] = posterior.directions[i].to(dtype)
-        if posterior.wide:
-            tensors[f"{block.name}.wide"] = posterior.wide[i].to(dtype)
-            tensors[f"{block.name}.narrow"] = posterior.narrow[i].to(dtype)
-    return tensors
-
-
 def _read_joint(file: PosteriorFile) -> JointPosterior:
-    parts = ("wide", "narrow", "directions") if file.structure == "joint_core" else ("directions",)
-    file.expect({f"{b.name}.{p}" for b in file.blocks for p in parts} | {"factor"})
+    in_bases = file.structure == "joint_core"
+    file.expect(("wide", "narrow", "directions") if in_bases else ("directions",), ("factor",))
     wide, narrow, directions = [], [], []
     groups = group_members(file.blocks)
-    counts = {
-        i: file.rows_of(f"{file.blocks[members[0]].name}.directions") for members in groups.values() for i in members
-    }
-    for i, block in enumerate(file.blocks):
+    counts = {group: file.size(f"{file.blocks[members[0]].name}.directions", 0) for group, members in groups.items()}
+    for block in file.blocks:
         coordinates = block.wide * block.narrow
-        if file.structure == "joint_core":
+        if in_bases:
             u, v = file.bases(block)
             wide.append(u)
             narrow.append(v)
             coordinates = u.shape[1] * block.narrow
         # Not float64: they are as large as the adapter, once per direction.
-        directions.append(file.check(f"{block.name}.directions", (counts[i], coordinates)).float())
+        directions.append(file.check(f"{block.name}.directions", (counts[block.group], coordinates)).float())
     for group, members in groups.items():
         gram = sum((directions[i] @ directions[i].T for i in members), torch.zeros(()))
-        if float((gram - torch.eye(len(gram))).abs().max()) > _SKEWED:
-            raise ArtifactCorruptError(f"{file.name}: the directions of {group} are not orthonormal")
-    columns = sum(counts[members[0]] for members in groups.values())
-    factor = file.check("factor", (file.rows_of("factor"), columns))
+        file.check_orthonormal(gram, f"the directions of {group} are")
+    columns = sum(counts.values())
+    factor = file.check("factor", (file.size("factor", 0), columns))
     if len(factor) > columns:
         raise ArtifactCorruptError(f"{file.name}: factor has {len(factor)} rows, more than its {columns} directions")
     return JointPosterior(

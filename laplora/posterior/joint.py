@@ -1,19 +1,17 @@
 """The posterior over all blocks together: curvature between modules, in few directions.
 
-The GGN is ``H ~ F^T F`` with one row of F (rank x parameters) per direction of curvature, over all blocks at once. With
+The GGN is ``H ~ F^T F`` with one row of F per direction of curvature, over all blocks at once. With
 ``D = blockdiag(1 / lambda_b)`` the covariance of the contrasts is
 
     ``V = J D J^T - (J D F^T) (I + F D F^T)^-1 (F D J^T)``
 
-(Woodbury). Where F holds nearly all of J, this difference of two large numbers cancels. So F is held as
-``F_g = L_g Q_g`` per group g of blocks that share a prior precision, ``Q_g`` with orthonormal rows. With coordinates
-``a_g = J_g Q_g^T``, the rest ``R_g = J_g - a_g Q_g``, which no row of F meets, and ``P`` the diagonal of the
-coordinates' prior precisions,
+(Woodbury), which cancels where F holds nearly all of J. So F is held as ``F_g = L_g Q_g`` per group g of blocks that
+share a prior precision, ``Q_g`` with orthonormal rows. With coordinates ``a_g = J_g Q_g^T``, the rest
+``R_g = J_g - a_g Q_g``, which no row of F meets, and ``P`` the diagonal of the coordinates' prior precisions,
 
     ``V = a (P + L^T L)^-1 a^T + sum_g R_g R_g^T / lambda_g``,  a = [a_A, a_B],  L = [L_A, L_B]
 
-is the same as a sum of positive semi-definite terms, exact for one precision in all and for one per group. No matrix of
-the size of the parameters squared is ever formed.
+is the same as a sum of positive semi-definite terms, exact for one precision in all and for one per group.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ import torch
 from laplora.errors import NonFiniteError, PriorError
 from laplora.jacobians.blocks import Block, ContrastJacobians
 from laplora.linearised import contrast_mean
-from laplora.posterior.base import ProjectedJacobians
+from laplora.posterior.base import ProjectedJacobians, at_least_float32
 
 JointStructure = Literal["joint_core", "joint", "exact"]
 #: The structures of this form.
@@ -45,10 +43,9 @@ class JointPosterior:
     Attributes:
         blocks: which blocks, in order.
         directions: per block (directions of its group, coordinates): the block's part of ``Q_g``. A block's
-            coordinates are its Jacobian, flattened with the narrow side running fastest, or, where there are
-            bases, ``U^T J V`` flattened likewise. Over the blocks of a group the rows are orthonormal.
-        factor: (rank, directions of all groups) float64, L: the curvature is ``Q^T L^T L Q``. Columns by group,
-            in the order of ``groups``.
+            coordinates are its Jacobian, or ``U^T J V`` where there are bases, the narrow side running fastest. Over
+            the blocks of a group the rows are orthonormal.
+        factor: (rank, directions of all groups) float64, L: the curvature is ``Q^T L^T L Q``. Columns by group.
         rows: training rows summed.
         structure: ``joint_core`` (in bases of each block), ``joint`` (leading directions over all parameters) or
             ``exact`` (every row's gradients, so the exact GGN).
@@ -103,16 +100,7 @@ class JointPosterior:
         return ProjectedJacobians(contrast_mean(jacobians.logits), torch.cat(kept, 2), torch.stack(rest, 3))
 
     def covariance(self, projected: ProjectedJacobians, precisions: torch.Tensor) -> torch.Tensor:
-        """Return the covariance of the contrasts under the linearised posterior.
-
-        One precision in all costs a product with the factor's singular vectors; one per group a Cholesky
-        factorisation of the directions' precision.
-
-        Args:
-            precisions: (blocks,) float64 from ``block_precisions``.
-
-        Returns:
-            (batch, classes - 1, classes - 1) float64, symmetric, nats squared.
+        """Return the covariance of the contrasts, (batch, classes - 1, classes - 1) float64, nats squared.
 
         Raises:
             PriorError: precisions that differ inside a group.
@@ -120,7 +108,7 @@ class JointPosterior:
         """
         by_group = self._group_precisions(precisions)
         kept = projected.kept.double()
-        if self._is_scalar(by_group):
+        if _is_scalar(by_group):
             squares, vectors = self._spectrum
             along = kept @ vectors
             outside = kept - along @ vectors.T  # in one group only rounding, in two what the other group's rows miss
@@ -128,8 +116,7 @@ class JointPosterior:
         else:
             root = self._column_precisions(by_group).rsqrt()  # 0 at an infinite precision
             scaled = self.factor * root
-            identity = torch.eye(len(root), dtype=torch.float64, device=root.device)
-            cholesky = torch.linalg.cholesky(identity + scaled.T @ scaled)
+            cholesky = _regular_cholesky(scaled.T @ scaled)
             half = torch.linalg.solve_triangular(cholesky, (kept * root).mT, upper=False)
             covariance = half.mT @ half
         covariance = covariance + projected.rest.double() @ (1 / by_group)
@@ -140,33 +127,22 @@ class JointPosterior:
         return self.covariance(self.project(jacobians), precisions)
 
     def log_determinant_ratio(self, precisions: torch.Tensor) -> torch.Tensor:
-        """Return the log determinant of the posterior precision relative to the prior's, a scalar, nats.
-
-        ``log det (I + F D F^T)``.
-
-        Raises:
-            PriorError: precisions that differ inside a group.
-        """
+        """Return ``log det (I + F D F^T)``, a scalar, nats; errors as ``covariance``."""
         by_group = self._group_precisions(precisions)
-        if self._is_scalar(by_group):
+        if _is_scalar(by_group):
             return torch.log1p(self._spectrum[0] / by_group[0]).sum()
-        return 2 * self._dual_cholesky(self._column_precisions(by_group)).diagonal().log().sum()
+        scaled = self.factor * self._column_precisions(by_group).rsqrt()
+        return 2 * _regular_cholesky(scaled @ scaled.T).diagonal().log().sum()
 
     def effective_dimension(self, precisions: torch.Tensor) -> torch.Tensor:
-        """Return ``gamma``, how many parameters the data determine, per block, (blocks,) float64 (MacKay 1992).
-
-        ``gamma_b = tr [(I + F D F^T)^-1 F_b D_b F_b^T]``; the sum over blocks is the usual trace.
-
-        Raises:
-            PriorError: precisions that differ inside a group.
-        """
+        """Return ``gamma_b = tr [(I + F D F^T)^-1 F_b D_b F_b^T]``, (blocks,) float64; errors as ``covariance``."""
         by_group = self._group_precisions(precisions)
-        if self._is_scalar(by_group):
+        if _is_scalar(by_group):
             squares, vectors = self._spectrum
             half = (vectors * (squares / (by_group[0] + squares)).sqrt()).T
         else:
-            each = self._column_precisions(by_group)
-            half = torch.linalg.solve_triangular(self._dual_cholesky(each), self.factor * each.rsqrt(), upper=False)
+            scaled = self.factor * self._column_precisions(by_group).rsqrt()
+            half = torch.linalg.solve_triangular(_regular_cholesky(scaled @ scaled.T), scaled, upper=False)
         result = torch.zeros(len(self.blocks), dtype=torch.float64, device=half.device)
         for group, members in self.groups.items():
             part = half[:, self.columns[group]]
@@ -195,7 +171,7 @@ class JointPosterior:
 
     def _in_all(self, jacobians: ContrastJacobians, members: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return a group's Jacobians along its directions, and the inner products of the rest, where J has no bases."""
-        parts = [_at_least_float32(jacobians.blocks[i].jacobian).flatten(2) for i in members]
+        parts = [at_least_float32(jacobians.blocks[i].jacobian).flatten(2) for i in members]
         directions = [self.directions[i].to(part) for i, part in zip(members, parts, strict=True)]
         along = torch.stack([(p @ d.T).double() for p, d in zip(parts, directions, strict=True)]).sum(0)
         left = along.new_zeros(*along.shape[:2], along.shape[1])
@@ -212,7 +188,7 @@ class JointPosterior:
         """
         coordinates, outside = [], []
         for i in self.groups[group]:
-            jacobian = _at_least_float32(jacobians.blocks[i].jacobian)
+            jacobian = at_least_float32(jacobians.blocks[i].jacobian)
             batch, contrasts = jacobian.shape[:2]
             flat = jacobian.flatten(0, 1)
             basis = self.wide[i].to(flat).expand(len(flat), -1, -1)
@@ -261,16 +237,15 @@ class JointPosterior:
         result: torch.Tensor = by_group.repeat_interleave(torch.tensor(counts, device=by_group.device))
         return result
 
-    def _dual_cholesky(self, column_precisions: torch.Tensor) -> torch.Tensor:
-        """Return the Cholesky factor of ``I + F D F^T``, (rank, rank) float64."""
-        scaled = self.factor * column_precisions.rsqrt()
-        identity = torch.eye(len(scaled), dtype=torch.float64, device=scaled.device)
-        result: torch.Tensor = torch.linalg.cholesky(identity + scaled @ scaled.T)
-        return result
 
-    @staticmethod
-    def _is_scalar(by_group: torch.Tensor) -> bool:
-        return bool((by_group == by_group[0]).all())
+def _is_scalar(by_group: torch.Tensor) -> bool:
+    return bool((by_group == by_group[0]).all())
+
+
+def _regular_cholesky(matrix: torch.Tensor) -> torch.Tensor:
+    """Return the Cholesky factor of ``I + matrix``."""
+    result: torch.Tensor = torch.linalg.cholesky(torch.eye(len(matrix)).to(matrix) + matrix)
+    return result
 
 
 def group_members(blocks: Sequence[Block]) -> dict[str, tuple[int, ...]]:
@@ -281,37 +256,13 @@ def group_members(blocks: Sequence[Block]) -> dict[str, tuple[int, ...]]:
     return result
 
 
-def block_coordinates(
-    jacobians: ContrastJacobians, wide: Sequence[torch.Tensor] = (), narrow: Sequence[torch.Tensor] = ()
-) -> list[torch.Tensor]:
-    """Return each block's Jacobians as coordinates, at least float32.
-
-    Args:
-        wide, narrow: per block the orthonormal bases U and V; without them the coordinates are the Jacobian.
-
-    Returns:
-        Per block (batch, classes - 1, wide * narrow or k * narrow).
-    """
-    result = []
-    for i, block in enumerate(jacobians.blocks):
-        jacobian = _at_least_float32(block.jacobian)
-        if wide:
-            jacobian = wide[i].to(jacobian).mT @ (jacobian @ narrow[i].to(jacobian))
-        result.append(jacobian.flatten(2))
-    return result
-
-
-def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
 def build_joint_posterior(
     blocks: Sequence[Block],
     factor: Sequence[torch.Tensor],
     *,
     rows: int,
     structure: JointStructure,
-    direction_dtype: torch.dtype = torch.float32,
+    direction_dtype: torch.dtype,
     wide: Sequence[torch.Tensor] = (),
     narrow: Sequence[torch.Tensor] = (),
 ) -> JointPosterior:

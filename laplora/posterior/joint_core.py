@@ -6,10 +6,9 @@ With ``J_nc`` (wide, narrow) a block's Jacobian of contrast c of row n, and Lamb
 
        ``W = sum_n sum_cc' Lambda_n,cc' J_nc J_nc'^T``,   ``M = sum_n sum_cc' Lambda_n,cc' J_nc^T J_nc'``,
 
-   the factors of Shampoo (Gupta, Koren and Singer, arXiv 1802.09568; Vyas et al., arXiv 2409.11321, keep a diagonal in
-   their eigenbases). U is the leading eigenvectors of W, V all of those of M. The eigenvalue of W at u is the part of
-   the GGN's trace in the directions ``u v^T``. So the ranks are shared out by eigenvalue over all blocks together: they
-   keep the most trace that so many vectors can keep (De Lathauwer et al. 2000, one mode at a time).
+   the factors of Shampoo (Gupta, Koren and Singer, arXiv 1802.09568; Vyas et al., arXiv 2409.11321). U is the leading
+   eigenvectors of W, V all of those of M. The eigenvalue of W at u is the part of the GGN's trace in the directions
+   ``u v^T``, so the ranks are shared out by eigenvalue over all blocks together (De Lathauwer et al. 2000).
 2. *Core.* With ``z_n`` the coordinates ``U^T J_n V`` of all blocks in one vector, the second pass sketches the GGN
    ``sum_n z_n^T Lambda_n z_n`` between all blocks, and keeps its ``joint_rank`` leading directions F.
 
@@ -27,36 +26,26 @@ import torch
 
 from laplora.jacobians.blocks import Block, ContrastJacobians
 from laplora.linearised import contrast_hessian
-from laplora.posterior.joint import JointPosterior, block_coordinates, build_joint_posterior
+from laplora.posterior.base import block_coordinates
+from laplora.posterior.joint import JointPosterior, build_joint_posterior
 from laplora.posterior.passes import Pass, StructureSettings, check_any_rows, check_curvature
-from laplora.posterior.sketch import Basis, nystrom_eigen, nystrom_factor, sketch_matrix, stored_basis
+from laplora.posterior.sketch import (
+    Basis,
+    BlockSums,
+    empty_block_sums,
+    nystrom_eigen,
+    nystrom_factor,
+    sketch_matrix,
+    stored_basis,
+)
 
 #: A block keeps at most so many times the mean rank.
 LARGEST_SHARE = 4
 
 
 @dataclass(frozen=True)
-class MomentSums:
-    """Sums over rows of both second moments; two of them add up.
-
-    Attributes:
-        blocks: which blocks, in order.
-        rows: number of examples summed.
-        wide: per block (wide, sketch) float64, W times ``sketch_matrix``.
-        narrow: per block (narrow, narrow) float64, M.
-        seed: of the sketch matrices.
-    """
-
-    blocks: tuple[Block, ...]
-    rows: int
-    wide: tuple[torch.Tensor, ...]
-    narrow: tuple[torch.Tensor, ...]
-    seed: int
-
-
-@dataclass(frozen=True)
 class JointSketch:
-    """The GGN over all blocks times a Gaussian test matrix; two of them add up.
+    """The GGN over all blocks times a Gaussian test matrix.
 
     Attributes:
         blocks: which blocks, in order.
@@ -84,39 +73,32 @@ def fit_joint(settings: StructureSettings, blocks: tuple[Block, ...], run_pass: 
 
 def _fit_bases(settings: StructureSettings, blocks: tuple[Block, ...], run_pass: Pass) -> tuple[Basis, ...]:
     """Return the bases; the moments, several times as large, are freed before the next pass."""
-    empty = empty_moments(blocks, rank=settings.rank, oversampling=settings.oversampling, seed=settings.seed)
+    empty = empty_block_sums(blocks, LARGEST_SHARE * settings.rank + settings.oversampling, settings.seed)
     return moment_bases(run_pass("moments", empty, add_moment_batch), settings.rank)
 
 
 def _fit_sketch(
     settings: StructureSettings, blocks: tuple[Block, ...], run_pass: Pass, title: str, bases: tuple[Basis, ...]
 ) -> JointPosterior:
-    # At least twice the rank: the spectrum over all blocks falls slowly. On a tiny Llama, rank 10 of 60 rows, twice the
-    # rank holds 0.9 of the best trace of that rank, four times 0.97; at rank 40 it is 0.99 and 1.
+    # At least twice the rank, for the spectrum over all blocks falls slowly: at rank 10 of 60 rows that holds 0.9 of
+    # the best trace, at rank 40 0.99.
     columns = settings.joint_rank + max(settings.joint_rank, settings.oversampling)
     empty = empty_sketch(blocks, columns=columns, seed=settings.seed, bases=bases)
-    sketch = run_pass(title, empty, partial(add_sketch_batch, bases=bases))
-    return joint_from_sketch(sketch, settings.joint_rank, settings.basis_dtype, bases)
-
-
-def empty_moments(blocks: Sequence[Block], *, rank: int, oversampling: int, seed: int) -> MomentSums:
-    """Return the moments over no rows.
-
-    Args:
-        rank: the mean of the ranks that ``moment_bases`` will be given.
-        oversampling: columns of the sketch beyond the largest rank that one block can have.
-    """
-    columns = LARGEST_SHARE * rank + oversampling
-    return MomentSums(
-        blocks=tuple(blocks),
-        rows=0,
-        wide=tuple(torch.zeros(b.wide, min(columns, b.wide), dtype=torch.float64) for b in blocks),
-        narrow=tuple(torch.zeros(b.narrow, b.narrow, dtype=torch.float64) for b in blocks),
-        seed=seed,
+    state = run_pass(title, empty, partial(_add_sketch_batch, bases=bases))
+    check_any_rows(state)
+    tests = partial(joint_test_matrix, state)
+    return build_joint_posterior(
+        blocks,
+        nystrom_factor(state.sketch, tests, settings.joint_rank, "all blocks together"),
+        rows=state.rows,
+        structure="joint_core" if bases else "joint",
+        direction_dtype=settings.basis_dtype,
+        wide=[b.wide for b in bases],
+        narrow=[b.narrow for b in bases],
     )
 
 
-def add_moment_batch(sums: MomentSums, jacobians: ContrastJacobians, class_mask: torch.Tensor) -> MomentSums:
+def add_moment_batch(sums: BlockSums, jacobians: ContrastJacobians, class_mask: torch.Tensor) -> BlockSums:
     """Return the moments with one batch added; in float64: in less, a moment of low rank comes out indefinite.
 
     Raises:
@@ -139,7 +121,7 @@ def _over_rows(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     return (left.flatten(0, 2).T @ right.flatten(0, 2)).cpu()
 
 
-def moment_bases(sums: MomentSums, rank: int) -> tuple[Basis, ...]:
+def moment_bases(sums: BlockSums, rank: int) -> tuple[Basis, ...]:
     """Return each block's bases: all of the narrow side, and of the wide side what is worth most among all blocks.
 
     Args:
@@ -173,29 +155,22 @@ def shared_ranks(eigenvalues: Sequence[torch.Tensor], total: int) -> list[int]:
     return counts
 
 
-def empty_sketch(blocks: Sequence[Block], *, columns: int, seed: int, bases: Sequence[Basis] = ()) -> JointSketch:
+def empty_sketch(blocks: Sequence[Block], *, columns: int, seed: int, bases: Sequence[Basis]) -> JointSketch:
     """Return the sketch over no rows.
 
     Args:
         columns: the rank to keep and an oversampling; cut to the number of coordinates.
-        bases: per block the bases whose coordinates are sketched (``joint_core``), or none for the parameters
-            themselves (``joint``).
+        bases: per block the bases whose coordinates are sketched, or none for the parameters themselves.
     """
-    sizes = [b.wide * b.narrow for b in blocks]
-    if bases:
-        sizes = [b.wide.shape[1] * b.narrow.shape[1] for b in bases]
+    sizes = [b.wide.shape[1] * b.narrow.shape[1] for b in bases] or [b.wide * b.narrow for b in blocks]
     columns = min(columns, sum(sizes))
     return JointSketch(tuple(blocks), 0, tuple(torch.zeros(s, columns, dtype=torch.float64) for s in sizes), seed)
 
 
-def add_sketch_batch(
-    state: JointSketch, jacobians: ContrastJacobians, class_mask: torch.Tensor, bases: Sequence[Basis] = ()
+def _add_sketch_batch(
+    state: JointSketch, jacobians: ContrastJacobians, class_mask: torch.Tensor, bases: Sequence[Basis]
 ) -> JointSketch:
-    """Return the sketch with one batch added; products and sums in float64, so batching does not matter.
-
-    Raises:
-        NonFiniteError: a Jacobian or logit that is NaN or infinite.
-    """
+    """Return the sketch with one batch added; products and sums in float64, so batching does not matter."""
     hessian = contrast_hessian(jacobians.logits, class_mask)
     coordinates = block_coordinates(jacobians, [b.wide for b in bases], [b.narrow for b in bases])
     seen = torch.zeros((), dtype=torch.float64, device=hessian.device)
@@ -213,8 +188,8 @@ def add_sketch_batch(
 def joint_test_matrix(state: JointSketch, index: int) -> torch.Tensor:
     """Return a block's rows of the Gaussian test matrix, (coordinates, columns) float64.
 
-    Drawn when needed and never stored. It depends on the block's name and the seed only, so every worker draws
-    the same; where the columns are as many as all blocks' coordinates, it is the identity.
+    Drawn when needed and never stored, from the block's name and the seed alone; where the columns are as many as all
+    blocks' coordinates, it is the identity.
     """
     size, columns = state.sketch[index].shape
     if columns == sum(s.shape[0] for s in state.sketch):
@@ -223,23 +198,3 @@ def joint_test_matrix(state: JointSketch, index: int) -> torch.Tensor:
     seed = zlib.crc32(f"{state.blocks[index].name}.joint".encode()) ^ state.seed
     # float32 numbers: twice as fast to draw, and as good a test matrix.
     return torch.randn(size, columns, generator=torch.Generator().manual_seed(seed)).double()
-
-
-def joint_from_sketch(
-    state: JointSketch, rank: int, direction_dtype: torch.dtype, bases: Sequence[Basis] = ()
-) -> JointPosterior:
-    """Return the ``joint`` posterior, or with bases the ``joint_core`` posterior, of a sketch.
-
-    Raises:
-        FactorizationError: no rows, or a sketch that stays indefinite.
-    """
-    check_any_rows(state)
-    return build_joint_posterior(
-        state.blocks,
-        nystrom_factor(state.sketch, partial(joint_test_matrix, state), rank, "all blocks together"),
-        rows=state.rows,
-        structure="joint_core" if bases else "joint",
-        direction_dtype=direction_dtype,
-        wide=[b.wide for b in bases],
-        narrow=[b.narrow for b in bases],
-    )

@@ -1,20 +1,21 @@
 """Fitting the block-diagonal posteriors: Kronecker factors, their eigenbases, and the curvature measured in them.
 
-Two passes over the training rows. The first sums, per block, both factors of KFAC-reduce (Eschenhagen et al., arXiv
-2311.00636, section 3): with ``xbar_n`` row n's input averaged over its tokens and ``gbar_nc`` the output gradient of
-contrast c summed over them, the block's curvature is nearly ``A x G`` with
+The first pass sums, per block, both factors of KFAC-reduce (Eschenhagen et al., arXiv 2311.00636, section 3). With
+``xbar_n`` row n's input averaged over its tokens and ``gbar_nc`` the output gradient of contrast c summed over them,
+the block's curvature is nearly ``A x G``,
 
     ``A = 1/N sum_n xbar_n xbar_n^T``,   ``G = sum_n sum_cc' Lambda_n,cc' gbar_nc gbar_nc'^T``.
 
 The narrow factor is kept whole, the wide one as a sketch. The second pass measures the GGN's diagonal in the Kronecker
-eigenbasis (EKFAC, George et al., arXiv 1806.03884) from the all-token Jacobians, with an isotropic tail for what the
-basis leaves out, so that every block keeps the exact GGN's trace. ``kfac_reduce`` stops after the first.
+eigenbasis (EKFAC, George et al., arXiv 1806.03884), with an isotropic tail for what the basis leaves out, so that every
+block keeps the exact GGN's trace. ``kfac_reduce`` stops after the first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -23,28 +24,18 @@ from laplora.jacobians.blocks import Block, BlockJacobian, ContrastJacobians
 from laplora.linearised import contrast_hessian
 from laplora.posterior.eigen import EigenPosterior, project
 from laplora.posterior.passes import Pass, StructureSettings, check_any_rows, check_curvature
-from laplora.posterior.sketch import Basis, nystrom_eigen, sketch_matrix, stored_basis
+from laplora.posterior.sketch import Basis, BlockSums, empty_block_sums, nystrom_eigen, sketch_matrix, stored_basis
 
 
 @dataclass(frozen=True)
-class KroneckerSums:
-    """Sums over rows of both Kronecker factors, without their ``1/N``; two of them add up.
+class KroneckerSums(BlockSums):
+    """Sums over rows of both Kronecker factors, without their ``1/N``.
 
     Attributes:
-        blocks: which blocks, in order.
-        rows: number of examples summed.
-        wide: per block (wide, sketch) float64, the wide factor times ``sketch_matrix``.
-        narrow: per block (narrow, narrow) float64.
         wide_trace: (blocks,) float64, the wide factor's trace.
-        seed: of the sketch matrices.
     """
 
-    blocks: tuple[Block, ...]
-    rows: int
-    wide: tuple[torch.Tensor, ...]
-    narrow: tuple[torch.Tensor, ...]
     wide_trace: torch.Tensor
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -64,7 +55,7 @@ class KroneckerBasis(Basis):
 
 @dataclass(frozen=True)
 class EigenSums:
-    """Sums over rows of the GGN's diagonal in the Kronecker eigenbasis; two of them add up.
+    """Sums over rows of the GGN's diagonal in the Kronecker eigenbasis.
 
     Attributes:
         rows: number of examples summed.
@@ -80,11 +71,8 @@ class EigenSums:
 def fit_ekfac(settings: StructureSettings, blocks: tuple[Block, ...], run_pass: Pass) -> EigenPosterior:
     """Return the posterior with the GGN's diagonal in the Kronecker eigenbases; passes ``factors`` and ``scales``."""
     bases, _ = _fit_factors(settings, blocks, run_pass)
-
-    def add(state: EigenSums, jacobians: ContrastJacobians, class_mask: torch.Tensor) -> EigenSums:
-        return add_eigen_batch(state, jacobians, bases, class_mask)
-
-    return ekfac_posterior(blocks, bases, run_pass("scales", empty_eigen_sums(bases), add))
+    sums = run_pass("scales", empty_eigen_sums(bases), partial(add_eigen_batch, bases=bases))
+    return ekfac_posterior(blocks, bases, sums)
 
 
 def fit_kfac_reduce(settings: StructureSettings, blocks: tuple[Block, ...], run_pass: Pass) -> EigenPosterior:
@@ -102,19 +90,9 @@ def _fit_factors(
 
 
 def empty_sums(blocks: Sequence[Block], *, sketch_columns: int, seed: int) -> KroneckerSums:
-    """Return the factors' sums over no rows.
-
-    Args:
-        sketch_columns: of the wide side: the rank to keep and an oversampling of about as many.
-    """
-    return KroneckerSums(
-        blocks=tuple(blocks),
-        rows=0,
-        wide=tuple(torch.zeros(b.wide, min(sketch_columns, b.wide), dtype=torch.float64) for b in blocks),
-        narrow=tuple(torch.zeros(b.narrow, b.narrow, dtype=torch.float64) for b in blocks),
-        wide_trace=torch.zeros(len(blocks), dtype=torch.float64),
-        seed=seed,
-    )
+    """Return the factors' sums over no rows; sketch the rank to keep and an oversampling of about as many columns."""
+    sums = empty_block_sums(blocks, sketch_columns, seed)
+    return KroneckerSums(**vars(sums), wide_trace=torch.zeros(len(blocks), dtype=torch.float64))
 
 
 def add_batch(sums: KroneckerSums, jacobians: ContrastJacobians, class_mask: torch.Tensor) -> KroneckerSums:
@@ -187,7 +165,7 @@ def empty_eigen_sums(bases: Sequence[Basis]) -> EigenSums:
 
 
 def add_eigen_batch(
-    sums: EigenSums, jacobians: ContrastJacobians, bases: Sequence[Basis], class_mask: torch.Tensor
+    sums: EigenSums, jacobians: ContrastJacobians, class_mask: torch.Tensor, bases: Sequence[Basis]
 ) -> EigenSums:
     """Return the second pass's sums with one batch added."""
     hessian = contrast_hessian(jacobians.logits, class_mask)
@@ -204,11 +182,7 @@ def add_eigen_batch(
 def kfac_posterior(
     blocks: Sequence[Block], bases: Sequence[KroneckerBasis], rows: int, structure: str
 ) -> EigenPosterior:
-    """Return the posterior whose curvature is the Kronecker product.
-
-    ``s_aj`` is the product of the two factors' eigenvalues, ``tau_j`` that of the wide factor's mean eigenvalue
-    outside the basis and the narrow one's j-th: each block keeps the trace of its Kronecker product.
-    """
+    """Return the posterior whose curvature is the Kronecker product, its trace kept in each block."""
     return EigenPosterior(
         blocks=tuple(blocks),
         wide=tuple(b.wide for b in bases),
@@ -221,10 +195,7 @@ def kfac_posterior(
 
 
 def ekfac_posterior(blocks: Sequence[Block], bases: Sequence[Basis], sums: EigenSums) -> EigenPosterior:
-    """Return the ``ekfac`` posterior from bases and the second pass over the rows.
-
-    ``tau_j`` is the mean of what the basis leaves out, so each block keeps the exact GGN's trace.
-    """
+    """Return the ``ekfac`` posterior from bases and the second pass over the rows."""
     left_out = [max(block.wide - basis.wide.shape[1], 1) for block, basis in zip(blocks, bases, strict=True)]
     return EigenPosterior(
         blocks=tuple(blocks),
@@ -234,4 +205,5 @@ def ekfac_posterior(blocks: Sequence[Block], bases: Sequence[Basis], sums: Eigen
         # A sum of squares; below zero is rounding.
         tail=tuple(rest.clamp_min(0) / count for rest, count in zip(sums.rest, left_out, strict=True)),
         rows=sums.rows,
+        structure="ekfac",
     )

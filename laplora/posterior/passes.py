@@ -1,7 +1,7 @@
 """What a fit of any structure is told, and how it goes over the training rows.
 
 A pass is a sum over the training rows, or a list that grows with them. The caller decides where the rows' Jacobians
-come from (a model, a store) and whether a pass that was stopped is resumed.
+come from and whether a pass that was stopped is resumed.
 """
 
 from __future__ import annotations
@@ -14,9 +14,6 @@ import torch
 
 from laplora.errors import FactorizationError, NonFiniteError
 from laplora.jacobians.blocks import ContrastJacobians
-
-#: Rows times (classes - 1) up to which ``exact`` is fitted unless the settings say otherwise.
-EXACT_LIMIT = 4000
 
 
 @dataclass(frozen=True)
@@ -31,8 +28,8 @@ class StructureSettings:
         seed: of the random test matrices.
         basis_dtype: number format in which bases will be stored; they are rounded before curvature is measured
             in them.
-        exact_limit: rows * (classes - 1) up to which ``exact`` is fitted; its memory grows with the number times the
-            parameters, its time with the cube of the number.
+        exact_limit: rows * (classes - 1) up to which ``exact`` is fitted; memory grows with the number times the
+            parameters, time with its cube.
     """
 
     structure: str = "joint_core"
@@ -41,7 +38,7 @@ class StructureSettings:
     joint_rank: int = 50
     seed: int = 0
     basis_dtype: torch.dtype = torch.float32
-    exact_limit: int = EXACT_LIMIT
+    exact_limit: int = 4000
 
 
 class Rows(Protocol):

@@ -1,9 +1,8 @@
 """Symmetric matrices of low rank from sketches, and orthonormal bases of a block.
 
-A positive semi-definite matrix H is seen as ``Y = H Omega`` with a Gaussian test matrix Omega. ``Y`` is a sum over the
-training rows, so neither their order nor their batching matters, and the sums of several workers add up. Its
-eigenvectors follow by the fixed-rank Nystrom approximation with a shift for stability (Tropp et al., arXiv 1706.05736,
-algorithm 3).
+A positive semi-definite matrix H is seen as ``Y = H Omega`` with a Gaussian test matrix Omega, a sum over the training
+rows. Its eigenvectors follow by the fixed-rank Nystrom approximation with a shift for stability (Tropp et al., arXiv
+1706.05736, algorithm 3).
 """
 
 from __future__ import annotations
@@ -25,6 +24,36 @@ _SHIFTS = 5
 
 
 @dataclass(frozen=True)
+class BlockSums:
+    """Sums over rows of a matrix on both sides of every block.
+
+    Attributes:
+        blocks: which blocks, in order.
+        rows: number of examples summed.
+        wide: per block (wide, sketch) float64, the wide matrix times ``sketch_matrix``.
+        narrow: per block (narrow, narrow) float64.
+        seed: of the sketch matrices.
+    """
+
+    blocks: tuple[Block, ...]
+    rows: int
+    wide: tuple[torch.Tensor, ...]
+    narrow: tuple[torch.Tensor, ...]
+    seed: int
+
+
+def empty_block_sums(blocks: Sequence[Block], columns: int, seed: int) -> BlockSums:
+    """Return the sums over no rows; ``columns`` of a sketch are cut to the block's width."""
+    return BlockSums(
+        blocks=tuple(blocks),
+        rows=0,
+        wide=tuple(torch.zeros(b.wide, min(columns, b.wide), dtype=torch.float64) for b in blocks),
+        narrow=tuple(torch.zeros(b.narrow, b.narrow, dtype=torch.float64) for b in blocks),
+        seed=seed,
+    )
+
+
+@dataclass(frozen=True)
 class Basis:
     """Orthonormal bases of one block, float64.
 
@@ -43,8 +72,8 @@ AnyBasis = TypeVar("AnyBasis", bound=Basis)
 def stored_basis(basis: AnyBasis, dtype: torch.dtype) -> AnyBasis:
     """Return the basis that a reader gets back when it is stored in ``dtype``.
 
-    A later pass and the server must use the same directions, so the rounding happens before the pass. What a reader
-    orthonormalises again differs from it by a second rounding only (in bfloat16 1e-4 of the variance).
+    Rounded before the pass that measures curvature in it, so that the pass and the server use the same directions. The
+    reader's second rounding remains (in bfloat16 1e-4 of the variance).
     """
     return replace(basis, wide=orthonormalize(basis.wide.to(dtype)), narrow=orthonormalize(basis.narrow.to(dtype)))
 
@@ -59,7 +88,7 @@ def orthonormalize(vectors: torch.Tensor) -> torch.Tensor:
 def sketch_matrix(block: Block, columns: int, seed: int) -> torch.Tensor:
     """Return the block's Gaussian test matrix, (wide, min(columns, wide)) float64; identity if it fits whole.
 
-    It depends on the block's name and the seed only, so every worker draws the same.
+    It depends on the block's name and the seed only, so every pass draws the same.
     """
     if columns >= block.wide:
         return torch.eye(block.wide, dtype=torch.float64)
@@ -120,8 +149,8 @@ def _halves(
     columns = sketch[0].shape[1]
     core, gram = torch.zeros(2, columns, columns, dtype=torch.float64)
     for i, part in enumerate(sketch):
-        own_test = test(i)
-        core, gram = core + own_test.T @ part, gram + own_test.T @ own_test
+        part_test = test(i)
+        core, gram = core + part_test.T @ part, gram + part_test.T @ part_test
     size = math.sqrt(sum(float(part.square().sum()) for part in sketch))
     shift = math.sqrt(sum(part.shape[0] for part in sketch)) * torch.finfo(torch.float64).eps * size
     for attempt in range(_SHIFTS):

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, replace
-from typing import Any, TypeVar
 
-import torch
-
-from laplora.errors import ConfigError, FactorizationError
+from laplora.errors import ConfigError
 from laplora.jacobians.blocks import Block
 from laplora.posterior.base import Granularity, Posterior
 from laplora.posterior.exact import fit_exact
 from laplora.posterior.joint import JOINT_STRUCTURES
-from laplora.posterior.joint_core import JointSketch, MomentSums, fit_joint, fit_joint_core
-from laplora.posterior.kronecker import EigenSums, KroneckerSums, fit_ekfac, fit_kfac_reduce
+from laplora.posterior.joint_core import fit_joint, fit_joint_core
+from laplora.posterior.kronecker import fit_ekfac, fit_kfac_reduce
 from laplora.posterior.passes import Pass, StructureSettings
 
 Fitter = Callable[[StructureSettings, tuple[Block, ...], Pass], Posterior]
@@ -29,8 +25,6 @@ FITTERS: dict[str, Fitter] = {
 }
 #: Names of the structures.
 STRUCTURES = tuple(FITTERS)
-
-Sums = TypeVar("Sums", KroneckerSums, EigenSums, MomentSums, JointSketch)
 
 
 def fit_posterior(settings: StructureSettings, blocks: tuple[Block, ...], run_pass: Pass) -> Posterior:
@@ -57,25 +51,3 @@ def granularities(structure: str) -> tuple[Granularity, ...]:
 def needs_sums(structure: str) -> bool:
     """Return whether a structure's passes need the Jacobians' sums over tokens."""
     return structure in ("ekfac", "kfac_reduce")
-
-
-def merge_workers(first: Sums, second: Sums) -> Sums:
-    """Return the sums over the rows of two workers, each of which went over some of the training rows.
-
-    Raises:
-        FactorizationError: sums of other blocks, sketch sizes or seeds.
-    """
-    added = {f.name: _added(f.name, getattr(first, f.name), getattr(second, f.name)) for f in fields(first)}
-    return replace(first, **added)
-
-
-def _added(name: str, one: Any, other: Any) -> Any:
-    if isinstance(one, tuple) and name != "blocks":
-        if len(one) != len(other):
-            raise FactorizationError("curvature sums merge only with the same blocks, sketch size and seed")
-        return tuple(_added(name, a, b) for a, b in zip(one, other, strict=True))
-    if name == "rows" or (isinstance(one, torch.Tensor) and one.shape == other.shape):
-        return one + other
-    if isinstance(one, torch.Tensor) or one != other:
-        raise FactorizationError("curvature sums merge only with the same blocks, sketch size and seed")
-    return one

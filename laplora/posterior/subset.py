@@ -1,7 +1,4 @@
-"""Which of an adapter's matrices a posterior covers.
-
-The others keep their trained values and have no variance.
-"""
+"""Which of an adapter's matrices a posterior covers. The others keep their trained values and have no variance."""
 
 from __future__ import annotations
 
@@ -18,9 +15,9 @@ def select_blocks(blocks: Sequence[Block], subset: str) -> tuple[Block, ...]:
     """Return the blocks of a subset, in order.
 
     Args:
-        subset: ``all``; ``values_b`` (``lora_B`` of ``v_proj``); ``last_layer``; ``last_4_layers`` (of the layers
-            that have blocks; matrices outside of any layer, as of ``lm_head``, belong to none); or ``regex:`` and
-            a regular expression that is searched in the block's name.
+        subset: ``all``; ``values_b`` (``lora_B`` of ``v_proj``); ``last_layer`` or ``last_4_layers`` (of the layers
+            that have blocks; ``lm_head`` belongs to none); or ``regex:`` and an expression that is searched in the
+            block's name.
 
     Raises:
         ConfigError: no such subset, a bad regular expression, or a subset without a block.
@@ -34,23 +31,22 @@ def select_blocks(blocks: Sequence[Block], subset: str) -> tuple[Block, ...]:
 
 
 def _rule(subset: str, blocks: Sequence[Block]) -> Callable[[Block], bool]:
-    if subset == "all":
-        return lambda _block: True
-    if subset == "values_b":
-        return lambda block: block.name.split(".")[-2:] == ["v_proj", "lora_B"]
-    if subset in ("last_layer", "last_4_layers"):
-        last = max((_layer(b) for b in blocks), default=-1)
-        first = max(last - (0 if subset == "last_layer" else 3), 0)
-        return lambda block: _layer(block) >= first
-    if subset.startswith(_REGEX):
-        try:
-            pattern = re.compile(subset.removeprefix(_REGEX))
-        except re.error as error:
-            raise ConfigError(f"subset {subset!r}: not a regular expression: {error}") from None
-        return lambda block: pattern.search(block.name) is not None
-    raise ConfigError(
-        f"no subset {subset!r}; there are all, values_b, last_layer, last_4_layers, and regex: with an expression"
-    )
+    last = max(map(_layer, blocks), default=-1)
+    rules: dict[str, Callable[[Block], bool]] = {
+        "all": lambda _block: True,
+        "values_b": lambda block: block.name.split(".")[-2:] == ["v_proj", "lora_B"],
+        "last_layer": lambda block: _layer(block) >= max(last, 0),
+        "last_4_layers": lambda block: _layer(block) >= max(last - 3, 0),
+    }
+    if subset in rules:
+        return rules[subset]
+    if not subset.startswith(_REGEX):
+        raise ConfigError(f"no subset {subset!r}; there are {', '.join(rules)}, and regex: with an expression")
+    try:
+        pattern = re.compile(subset.removeprefix(_REGEX))
+    except re.error as error:
+        raise ConfigError(f"subset {subset!r}: not a regular expression: {error}") from None
+    return lambda block: pattern.search(block.name) is not None
 
 
 def _layer(block: Block) -> int:

@@ -18,8 +18,7 @@ import torch
 from laplora.errors import FactorizationError, PriorError
 from laplora.jacobians.blocks import Block, ContrastJacobians
 from laplora.linearised import contrast_hessian, contrast_mean
-from laplora.posterior.base import ProjectedJacobians
-from laplora.posterior.joint import block_coordinates
+from laplora.posterior.base import ProjectedJacobians, block_coordinates
 from laplora.posterior.passes import Pass, StructureSettings, check_any_rows, check_curvature
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,28 +12,26 @@ import torch
 from fast_path import rows_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from joint_problem import (
-    PRIORS,
-    block_traces,
-    dense_curvature,
-    dense_ggn,
-    fit_joint,
-    flat_jacobians,
-    held_out,
-    parameter_precisions,
-)
+from joint_problem import dense_curvature, dense_ggn, fit_joint, flat_jacobians, held_out, parameter_precisions
 from reference_problem import Problem
 from tiny_models import generator
 
 from laplora.errors import PriorError
 from laplora.jacobians.blocks import Block, BlockJacobian, ContrastJacobians
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
-from laplora.posterior.base import Prior, block_precisions
+from laplora.posterior.base import Granularity, Prior, block_precisions
 from laplora.posterior.joint import JOINT_STRUCTURES, JointPosterior, build_joint_posterior
 from laplora.prior.evidence import choose_by_evidence
 
 # Relative to the largest covariance. Both sides factorise matrices of condition up to 1e6; seen: 1e-12.
 EXACT = 1e-9
+#: Weak, strong, and one per group, either way round.
+PRIORS = {
+    "weak": Prior("scalar", {"all": 0.02}),
+    "strong": Prior("scalar", {"all": 30.0}),
+    "group": Prior("group", {"lora_A": 3.0, "lora_B": 0.05}),
+    "other group": Prior("group", {"lora_A": 0.1, "lora_B": 20.0}),
+}
 _FITTED: dict[tuple[Any, ...], JointPosterior] = {}
 
 
@@ -60,7 +59,8 @@ def assert_matches(problem: Problem, found: JointPosterior, curvature: torch.Ten
     torch.testing.assert_close(got, expected, rtol=0, atol=EXACT * float(expected.abs().max()))
     relative = torch.eye(len(diagonal), dtype=torch.float64) + curvature / diagonal.sqrt() / diagonal.sqrt()[:, None]
     assert float(found.log_determinant_ratio(precisions)) == pytest.approx(float(torch.logdet(relative)), rel=EXACT)
-    gamma = block_traces(curvature @ covariance, found.blocks)
+    parts = (curvature @ covariance).diagonal().split([b.wide * b.narrow for b in found.blocks])
+    gamma = torch.stack([part.sum() for part in parts])
     torch.testing.assert_close(found.effective_dimension(precisions), gamma, rtol=0, atol=EXACT * float(gamma.sum()))
 
 
@@ -68,8 +68,7 @@ def assert_matches(problem: Problem, found: JointPosterior, curvature: torch.Ten
 @pytest.mark.parametrize("structure", JOINT_STRUCTURES)
 def test_with_nothing_left_out_it_is_the_exact_posterior(problem: Problem, structure: str, prior: str) -> None:
     found = fitted(problem, structure)
-    assert found.structure == structure
-    assert found.rows == 60
+    assert (found.structure, found.rows) == (structure, 60)
     assert_matches(problem, found, dense_ggn(problem, found.blocks), PRIORS[prior])
 
 
@@ -97,20 +96,18 @@ def test_a_posterior_over_one_group_or_over_few_parameters(problem: Problem) -> 
     assert found.factor.shape == (9, 9)
 
 
-@pytest.mark.parametrize("structure", JOINT_STRUCTURES)
-def test_a_precision_per_module_is_refused(problem: Problem, structure: str) -> None:
-    found = fitted(problem, structure, 7)
+def test_a_precision_per_module_is_refused(problem: Problem) -> None:
+    found = fitted(problem, "joint_core", 7)
     batch = problem.task.batch([0, 1])
     jacobians = contrast_jacobians(problem.model, batch, problem.task.label_ids, found.blocks)
-    module = {b.name: 1.0 + i for i, b in enumerate(found.blocks)}
-    precisions = block_precisions(Prior("module", module), found.blocks)
-    calls: list[Any] = [
+    precisions = block_precisions(Prior("module", {b.name: 1.0 + i for i, b in enumerate(found.blocks)}), found.blocks)
+    calls: list[Callable[[], object]] = [
         lambda: found.covariance_of(jacobians, precisions),
         lambda: found.log_determinant_ratio(precisions),
         lambda: found.effective_dimension(precisions),
     ]
     for call in calls:
-        with pytest.raises(PriorError, match=f"structure '{structure}' takes a prior of granularity scalar"):
+        with pytest.raises(PriorError, match="structure 'joint_core' takes a prior of granularity scalar"):
             call()
 
 
@@ -119,23 +116,13 @@ def test_infinite_precision_is_map(problem: Problem, structure: str) -> None:
     found = fitted(problem, structure, 7)
     batch = problem.task.batch()
     projected = found.project(contrast_jacobians(problem.model, batch, problem.task.label_ids, found.blocks))
-    before = math.inf
-    for precision in (1.0, 1e3, 1e6, 1e12):
-        precisions = block_precisions(Prior("scalar", {"all": precision}), found.blocks)
-        size = float(found.covariance(projected, precisions).abs().max())
-        assert size < before
-        before = size
-    # Squared gradients here are below 1e3.
-    assert before < 1e-9
-    for prior in (Prior("scalar", {"all": math.inf}), Prior("group", {"lora_A": math.inf, "lora_B": 1.0})):
-        precisions = block_precisions(prior, found.blocks)
-        covariance = found.covariance(projected, precisions)
-        gamma = found.effective_dimension(precisions)
-        assert covariance.isfinite().all()
-        assert not gamma[precisions == math.inf].any()
-        if prior.granularity == "scalar":
-            assert not covariance.any()
-            assert float(found.log_determinant_ratio(precisions)) == 0
+    one_group = block_precisions(Prior("group", {"lora_A": math.inf, "lora_B": 1.0}), found.blocks)
+    assert found.covariance(projected, one_group).isfinite().all()
+    assert not found.effective_dimension(one_group)[one_group == math.inf].any()
+    everywhere = block_precisions(Prior("scalar", {"all": math.inf}), found.blocks)
+    assert not found.covariance(projected, everywhere).any()
+    assert not found.effective_dimension(everywhere).any()
+    assert float(found.log_determinant_ratio(everywhere)) == 0
 
 
 def random_posterior(
@@ -157,10 +144,9 @@ def random_posterior(
     wide = [torch.linalg.qr(normal(b.wide, k)).Q for b, k in zip(blocks, kept, strict=True)] if core else []
     narrow = [torch.linalg.qr(normal(2, 2)).Q for _ in blocks] if core else []
     rows = 10 ** (log_scale * torch.rand(rank, 1, generator=draw, dtype=torch.float64) / 2)
-    factor = [rows * normal(rank, 2 * k) for k in kept]
     found = build_joint_posterior(
         blocks,
-        factor,
+        [rows * normal(rank, 2 * k) for k in kept],
         rows=4,
         structure="joint_core" if core else "joint",
         direction_dtype=torch.float64,
@@ -209,9 +195,7 @@ def test_covariance_is_symmetric_psd_and_below_the_prior(
     found, jacobians, flat = random_posterior(
         seed, rank=rank, log_scale=log_scale, inside=inside, core=core, dtype=dtype
     )
-    prior = (
-        Prior("scalar", {"all": 10**log_a}) if scalar else Prior("group", {"lora_A": 10**log_a, "lora_B": 10**log_b})
-    )
+    prior = Prior("group", {"lora_A": 10**log_a, "lora_B": 10 ** (log_a if scalar else log_b)})
     precisions = block_precisions(prior, found.blocks)
     got = found.covariance_of(jacobians, precisions)
     assert torch.equal(got, got.mT)
@@ -230,39 +214,16 @@ def test_covariance_is_symmetric_psd_and_below_the_prior(
         assert ((got - expected).abs().amax((1, 2)) <= error).all()
 
 
-@given(
-    seed=st.integers(0, 2**31),
-    low=st.floats(-3, 3),
-    step=st.floats(0.01, 3),
-    group=st.sampled_from(["lora_A", "lora_B"]),
-)
-@settings(max_examples=30, deadline=None, derandomize=True)
-def test_covariance_and_log_determinant_fall_with_each_precision(
-    seed: int, low: float, step: float, group: str
-) -> None:
-    found, jacobians, _ = random_posterior(seed, rank=4, log_scale=2.0, inside=0.5, core=True, dtype=torch.float64)
-    loose = {"lora_A": 10**low, "lora_B": 10**low}
-    tight = loose | {group: 10 ** (low + step)}
-    first, second = (block_precisions(Prior("group", p), found.blocks) for p in (loose, tight))
-    gap = found.covariance_of(jacobians, first) - found.covariance_of(jacobians, second)
-    assert torch.linalg.eigvalsh(gap).min() >= -1e-9 * found.covariance_of(jacobians, first).abs().max()
-    assert found.log_determinant_ratio(first) > found.log_determinant_ratio(second)
-
-
 def test_many_directions_are_added_up_without_their_inner_products(monkeypatch: pytest.MonkeyPatch) -> None:
     found, _, _ = random_posterior(6, rank=6, log_scale=2.0, inside=0.5, core=False, dtype=torch.float64)
+    precisions = block_precisions(PRIORS["group"], found.blocks)
+    expected = found.effective_dimension(precisions)
     monkeypatch.setattr("laplora.posterior.joint._GRAM_BYTES", 0)
-    fresh = replace(found)
-    for prior in (Prior("scalar", {"all": 0.4}), PRIORS["group"]):
-        precisions = block_precisions(prior, found.blocks)
-        torch.testing.assert_close(
-            fresh.effective_dimension(precisions), found.effective_dimension(precisions), rtol=1e-12, atol=0
-        )
-    assert fresh._grams is None
+    torch.testing.assert_close(replace(found).effective_dimension(precisions), expected, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("granularity", ["scalar", "group"])
-def test_evidence_takes_the_precisions_together(problem: Problem, granularity: Any) -> None:
+def test_evidence_takes_the_precisions_together(problem: Problem, granularity: Granularity) -> None:
     """No neighbour of the choice has more evidence: each group's best precision depends on the other's."""
     found = fitted(problem, "exact")
     distances = torch.tensor([b.wide * b.narrow / (4.0 if b.group == "lora_A" else 1.0) for b in found.blocks]).double()
@@ -282,9 +243,3 @@ def test_evidence_takes_the_precisions_together(problem: Problem, granularity: A
         # At a maximum; a move of 1 per cent costs about 1e-4 of gamma / 2.
         for factor in (0.99, 1.01):
             assert evidence(choice.prior.precision | {key: value * factor}) < best
-    if granularity == "group":
-        alone = Prior("scalar", {"all": choice.prior.precision["lora_B"]})
-        members = [i for i, b in enumerate(found.blocks) if b.group == "lora_B"]
-        apart = found.effective_dimension(block_precisions(alone, found.blocks))[members].sum()
-        together = found.effective_dimension(block_precisions(choice.prior, found.blocks))[members].sum()
-        assert abs(float(apart / together) - 1) > 0.01, "the groups do not see each other: one sweep would do"
