@@ -15,8 +15,6 @@ from laplora.prior.search import HIGHEST, LOWEST, PriorChoice
 
 #: Rounds over the precisions of a joint posterior; each comes nearer by the share of gamma that they share.
 _SWEEPS = 100
-#: Stands for a logarithm of 0, so that every value is finite.
-_LOG_ZERO = -745.0
 
 
 def log_evidence(
@@ -25,12 +23,7 @@ def log_evidence(
     """Return the Laplace approximation of the log evidence, nats, summed over the training rows.
 
     ``log p(D | theta) - 1/2 sum_b lambda_b |W_b - W_b,init|^2 - 1/2 log det ratio`` (MacKay 1992; Antoran et
-    al., arXiv 2206.08900), the prior centred at the initial adapter.
-
-    Args:
-        precisions: (blocks,) prior precisions.
-        squared_distances: (blocks,) ``|W - W_init|^2``, the squared Frobenius norms.
-        log_likelihood: of the training set at the trained adapter, summed, nats.
+    al., arXiv 2206.08900), the prior centred at the initial adapter; arguments as ``choose_by_evidence``.
     """
     penalty = (precisions * squared_distances).sum()
     return log_likelihood - 0.5 * float(penalty) - 0.5 * float(posterior.log_determinant_ratio(precisions))
@@ -45,12 +38,12 @@ def choose_by_evidence(
     """Return the precisions of greatest evidence, each the root of ``lambda D = gamma(lambda)``.
 
     ``lambda D`` grows and ``gamma`` falls with lambda, so each precision has one maximum, given the others: the root of
-    ``log lambda + log D - log gamma`` in log lambda, to relative 1e-10. In a block-diagonal posterior the precisions do
-    not see each other; in a joint one they are maximised in turn until none moves.
+    ``log lambda + log D - log gamma`` in log lambda, to relative 1e-10. In a joint posterior they see each other, and
+    are maximised in turn until none moves.
 
     Args:
-        squared_distances: (blocks,) float64.
-        log_likelihood: of the training set, summed, nats.
+        squared_distances: (blocks,) float64, ``|W - W_init|^2``, the squared Frobenius norms.
+        log_likelihood: of the training set at the trained adapter, summed, nats.
 
     Raises:
         PriorError: distances or likelihood that are not finite.
@@ -76,18 +69,17 @@ def choose_by_evidence(
             point[key] = _rising_root(partial(gap, key), low, high, point.get(key))
         if all(abs(gap(key, value)) <= 1e-8 for key, value in point.items() if value not in (low, high)):
             break
-    precision = {key: math.exp(value) for key, value in point.items()}
-    at_bound = [key for key, value in point.items() if value in (low, high)]
-    prior = Prior(granularity, precision)
+    prior = Prior(granularity, {key: math.exp(value) for key, value in point.items()})
+    at_bound = tuple(key for key, value in point.items() if value in (low, high))
     value = log_evidence(posterior, block_precisions(prior, blocks), squared_distances, log_likelihood)
-    return PriorChoice(prior, "evidence", value, tuple(at_bound))
+    return PriorChoice(prior, "evidence", value, at_bound)
 
 
 def _log(value: float) -> float:
-    return math.log(value) if value > 0 else _LOG_ZERO
+    return math.log(value) if value > 0 else -745.0  # below the smallest float's, so that every value is finite
 
 
-def _rising_root(function: Callable[[float], float], low: float, high: float, near: float | None = None) -> float:
+def _rising_root(function: Callable[[float], float], low: float, high: float, near: float | None) -> float:
     """Return the root of a function of slope one or more, or the bound that it lies beyond.
 
     Args:

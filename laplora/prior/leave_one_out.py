@@ -1,19 +1,13 @@
 """Choosing the prior precision without held-out rows: every training row predicted without itself.
 
-Under the linearised model each training row is one Gaussian factor ("site") of the posterior over the weights.
-Dividing it out (the "cavity") needs no refit: with ``V_n`` the covariance of row n's contrasts under the
-``exact`` posterior of all rows, ``f_n`` its contrasts, ``Lambda_n`` the Hessian of its loss and
-``g_n = Q^T (p_n - y_n)`` the gradient,
+Under the linearised model each training row is one Gaussian factor of the posterior over the weights. Dividing it out
+(the "cavity") needs no refit: with ``V_n`` the covariance of row n's contrasts under the ``exact`` posterior of all
+rows, ``f_n`` its contrasts, ``Lambda_n`` the Hessian of its loss and ``g_n = Q^T (p_n - y_n)`` the gradient,
 
-    ``V_-n = (V_n^-1 - Lambda_n)^-1 = V_n (I - Lambda_n V_n)^-1``,   ``f_-n = f_n + V_-n g_n``.
+    ``V_-n = (V_n^-1 - Lambda_n)^-1 = V_n (I - Lambda_n V_n)^-1``,   ``f_-n = f_n + V_-n g_n``
 
-These are the moments of the posterior without the row's site (Vehtari et al., arXiv 1412.7461, on Laplace
-approximations), so a choice costs no pass through the model. Other structures hold only a part of a row's curvature.
-
-The cavity does not know how strongly the row pulled at the weights while they were trained. ``g_n`` is taken back under
-the prior that is tried, which takes back nothing as its precision grows: an overfitted adapter then chooses MAP. With
-``trained_under`` the mean moves as under that prior (for example the evidence's choice), and only the covariance
-follows the prior that is tried.
+(Vehtari et al., arXiv 1412.7461, on Laplace approximations). The mean moves as under one fixed prior, and only the
+covariance follows the prior that is tried: taken back under that too, an overfitted adapter would choose MAP.
 """
 
 from __future__ import annotations
@@ -45,8 +39,8 @@ def cavities(
 
     Returns:
         mean (rows, classes - 1) and covariance (rows, classes - 1, classes - 1), float64, and proper (rows,) bool:
-        false where ``V_n^-1 - Lambda_n`` is not positive definite beyond rounding, so that there is no such
-        Gaussian; mean and covariance are meaningless there.
+        false where ``V_n^-1 - Lambda_n`` is not positive definite beyond rounding; mean and covariance are
+        meaningless there.
     """
     mean, covariance = contrast_mean.double(), covariance.double()
     logits = contrast_logits(mean)
@@ -69,23 +63,21 @@ def choose_by_leave_one_out(
     class_mask: torch.Tensor,
     granularity: Granularity = "scalar",
     *,
-    trained_under: Prior | None = None,
+    trained_under: Prior,
 ) -> PriorChoice:
     """Return the precisions of least leave-one-out NLL on the training rows.
 
-    The search is that of ``choose_by_validation``. A precision at which some row has no proper cavity is
-    infeasible, whatever the other rows say; where the choice lies next to such precisions they are named in a warning
-    and the choice counts as at a bound.
+    A precision at which some row has no proper cavity is infeasible, whatever the other rows say; where the choice lies
+    next to such precisions a warning names them and the choice counts as at a bound.
 
     Args:
         posterior: of structure ``exact``.
         projected: the projected Jacobians of the rows that it was fitted to.
         labels: (rows,) int64; class_mask: (rows, classes) bool.
-        trained_under: prior under which a row's pull at the weights is taken back; none takes it back under the
-            prior that is tried, which on an overfitted adapter prefers MAP (see the module's text).
+        trained_under: prior under which a row's pull at the weights is taken back, as the evidence's choice.
 
     Raises:
-        PriorError: another structure, other rows, ``module`` granularity, or no feasible precision.
+        PriorError: another structure, other rows, ``module`` granularity, or an infeasible ``trained_under``.
     """
     if posterior.structure != "exact":
         raise PriorError(
@@ -103,26 +95,22 @@ def choose_by_leave_one_out(
         mean, without, proper = cavities(projected.contrast_mean, covariance, labels, class_mask)
         return (mean, without) if bool(proper.all()) else None
 
-    retrained = moments(trained_under) if trained_under else None
-    if trained_under and retrained is None:
+    retrained = moments(trained_under)
+    if retrained is None:
         raise PriorError(
             f"under the prior {trained_under.precision} some row cannot be divided out of the posterior: take a "
             "larger precision for trained_under"
         )
+    mean = retrained[0]
 
     def nll(prior: Prior) -> float:
         cavity = moments(prior)
         if cavity is None:
             infeasible.append(prior)
             return math.inf
-        return predictive_nll((retrained or cavity)[0], cavity[1], labels, class_mask)
+        return predictive_nll(mean, cavity[1], labels, class_mask)
 
     prior, value, at_bound = search_precisions(nll, posterior.blocks, granularity)
-    if not math.isfinite(value):
-        raise PriorError(
-            "at no precision can every row be divided out of the posterior: are these the rows, in the model's "
-            "present state, that it was fitted to?"
-        )
     near = [p for p in infeasible if _neighbours(p, prior)]
     if near:
         warnings.warn(

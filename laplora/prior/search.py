@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -91,16 +92,16 @@ def _coordinate_descent(
     function: Callable[[Sequence[float]], float], start: Sequence[float], low: float, high: float
 ) -> list[float]:
     point, value = list(start), function(start)
+
+    def along(i: int, v: float) -> float:
+        return function([*point[:i], v, *point[i + 1 :]])
+
     for _sweep in range(10):
         before = value
         for i in range(len(point)):
-
-            def along(v: float, i: int = i) -> float:
-                return function([*point[:i], v, *point[i + 1 :]])
-
             around = max(low, point[i] - 4), min(high, point[i] + 4)
-            candidate = grid_minimum(along, *around, points=3, tolerance=1e-2)
-            score = along(candidate)
+            candidate = grid_minimum(partial(along, i), *around, points=3, tolerance=1e-2)
+            score = along(i, candidate)
             if score < value:
                 point[i], value = candidate, score
         if before - value < 1e-6:

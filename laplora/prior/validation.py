@@ -18,8 +18,6 @@ def choose_by_validation(
 ) -> PriorChoice:
     """Return the precisions of least predictive NLL on held-out rows.
 
-    The search is ``search_precisions``.
-
     Args:
         projected: the held-out rows' projected Jacobians.
         labels: (rows,) int64; class_mask: (rows, classes) bool.
