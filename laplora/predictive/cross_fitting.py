@@ -1,7 +1,6 @@
 """Cross-fitting: outputs of the calibration rows, each under parameters that were fitted without it.
 
-Each of a few folds is held out in turn: parameters are fitted on the other folds, and the fold's rows get their outputs
-from that fit. So every row is used, and none judges itself.
+Each of a few folds is held out in turn. So every row is used, and none judges itself.
 """
 
 from __future__ import annotations
@@ -52,13 +51,10 @@ def cross_fitted_predictive(
     folds: int = FOLDS,
     seed: int = 0,
 ) -> PosteriorPredictive:
-    """Return the predictive of every row under parameters fitted without it.
+    """Return the predictive of every row under parameters fitted without it; arguments and errors as ``cross_fitted``.
 
     Args:
-        fit_predict: as for ``cross_fitted``, returning the answered rows' predictive.
-
-    Raises:
-        ConfigError, DataError, NonFiniteError: as ``cross_fitted``.
+        fit_predict: returns the answered rows' predictive.
     """
 
     def outputs(fitted: torch.Tensor, held_out: torch.Tensor) -> torch.Tensor:
@@ -76,8 +72,7 @@ def rank_aligned(
     """Return (rows, kinds) scores of each row under parameters fitted without it, on the served fit's scale, float64.
 
     Scores of different folds do not compare, since each fit has another scale. So a row's score is the served score of
-    the rank that the row has among all rows under its fold's fit. Where fitting changes no rank (a temperature with two
-    classes) the served scores come back.
+    the rank that the row has among all rows under its fold's fit.
 
     Args:
         scores: takes the rows to fit on, int64 and ascending, and returns (rows, kinds) all rows' scores of that fit.
@@ -101,11 +96,7 @@ def rank_aligned(
 
 
 def fold_rows(rows: int, folds: int = FOLDS, seed: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Return for each fold the rows to fit on and those held out, int64 and ascending.
-
-    Raises:
-        ConfigError, DataError: as ``cross_fitted``.
-    """
+    """Return for each fold the rows to fit on and those held out, int64 and ascending; errors as ``cross_fitted``."""
     if folds < 2:
         raise ConfigError(f"cross-fitting needs at least two folds, got {folds}")
     if rows < 2:

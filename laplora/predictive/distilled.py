@@ -1,19 +1,17 @@
 """A predictive covariance without Jacobians: kernel ridge regression on a forward pass's states.
 
-The covariance of the contrasts is a smooth function of the input. It is distilled (Hinton, Vinyals and Dean, arXiv
-1503.02531) from the exact covariances of some inputs, which need no labels. Its matrix logarithm is predicted, so that
-every prediction is a covariance:
+It is distilled (Hinton, Vinyals and Dean, arXiv 1503.02531) from the exact covariances of some inputs, which need no
+labels. Its matrix logarithm is predicted, so that every prediction is a covariance:
 
     ``log V(x) = mean + sum_i c_i exp(-|z(x) - z_i|^2 / 2)``
 
 with ``z`` the states of some layers, each at unit root mean square, in their leading principal directions, beside a few
-scalars: the contrasts' mean, its norm, the states' norms and the number of tokens. Far from every ``z_i`` the
-prediction is the mean; ``laplora.predictive.distilled_error`` says how far off it may be.
+scalars: the contrasts' mean, its norm, the states' norms and the number of tokens. ``distilled_error`` says how far off
+a prediction may be.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
@@ -125,15 +123,15 @@ def distill(
 ) -> Distillation:
     """Return the predictor of covariances that errs least, in the entries of ``log V``, on inputs held out of its fit.
 
-    The kernel's length and the ridge are chosen by cross-validation. The first inputs are calibration rows, which are
-    like the rows to come: the error and the limit of familiarity are learnt from each of them left out of the fit. They
-    have no part in the principal directions, along which they would look more familiar than new rows.
+    The kernel's length and the ridge are chosen by cross-validation. The error and the limit of familiarity are learnt
+    from each calibration row left out of the fit. These rows have no part in the principal directions, along which they
+    would look more familiar than new rows.
 
     Args:
         states: of the inputs; covariances: (inputs, classes - 1, classes - 1), their exact ones, nats squared.
         groups: (inputs,) int64; inputs of a group are variants of one another, and are held out together.
         layers: where the states are from; seed: of the folds.
-        class_mask: (calibration rows, classes) bool, the possible classes of the first inputs.
+        class_mask: (calibration rows, classes) bool, the possible classes of the first inputs, which are those rows.
 
     Raises:
         DataError: shapes that do not fit, fewer than five groups, no calibration row or one with variants, or no two
@@ -172,16 +170,16 @@ def distill(
     distances = torch.cdist(unscaled, unscaled).square()
     median = distances[~torch.eye(count, dtype=torch.bool)].median().clamp_min(1e-12)
     fold = torch.randperm(len(names), generator=generator)[owner] % _FOLDS
-    length, ridge = min(
-        product(_LENGTHS, RIDGES), key=lambda pair: _error(distances / (median * pair[0]), pair[1], entries, fold)
-    )
+
+    def error(length: float, ridge: float) -> float:
+        scaled = (distances / (median * length) / -2).exp()
+        return float((_held_out(scaled, ridge, entries, fold) - entries).square().sum())
+
+    length, ridge = min(product(_LENGTHS, RIDGES), key=lambda pair: error(*pair))
     root = float((median * length).rsqrt())
     directions, scalar_scale = (directions.double() * root).to(_KEPT), scalar_scale * root
     support = _points(states, center, directions, scalar_center, scalar_scale).to(_KEPT)
     kernel = gaussian_kernel(support.double(), support)
-    held_out = torch.zeros_like(entries)
-    for kept, held, coefficients, mean in _fits(kernel, ridge, entries, fold):
-        held_out[held] = kernel[held][:, kept] @ coefficients + mean
     coefficients, mean = _solve(kernel, ridge, entries)
     coefficients, mean = coefficients.float(), mean.float()
     predictor = DistilledCovariance(
@@ -193,9 +191,9 @@ def distill(
         support=support,
         coefficients=coefficients,
         mean=mean,
-        error=kernel_error(kernel, ridge, coefficients, mean, class_mask),
+        error=_kernel_error(kernel, ridge, coefficients, mean, class_mask),
     )
-    return Distillation(predictor, from_logarithms(held_out))
+    return Distillation(predictor, from_logarithms(_held_out(kernel, ridge, entries, fold)))
 
 
 def logarithms(covariances: torch.Tensor) -> torch.Tensor:
@@ -223,15 +221,10 @@ def from_logarithms(entries: torch.Tensor) -> torch.Tensor:
     return covariances
 
 
-def kernel_error(
+def _kernel_error(
     kernel: torch.Tensor, ridge: float, coefficients: torch.Tensor, mean: torch.Tensor, class_mask: torch.Tensor
 ) -> KernelError:
-    """Return the error of a fit, learnt from each of its first inputs left out.
-
-    Args:
-        kernel: (inputs, inputs), of the support; coefficients: (inputs, entries); mean: (entries,).
-        class_mask: (calibration rows, classes) bool, the possible classes of the first inputs.
-    """
+    """Return the error of a fit, learnt from each of its first inputs left out."""
     factor = regularised_factor(kernel, ridge)
     first = len(class_mask)
     errors, variances = left_out(factor, coefficients, first)
@@ -289,19 +282,11 @@ def _solve(kernel: torch.Tensor, ridge: float, entries: torch.Tensor) -> tuple[t
     return torch.linalg.solve(regular, entries - mean), mean
 
 
-def _fits(
-    kernel: torch.Tensor, ridge: float, entries: torch.Tensor, fold: torch.Tensor
-) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Yield for each fold the rows fitted on, those held out, and the fit."""
+def _held_out(kernel: torch.Tensor, ridge: float, entries: torch.Tensor, fold: torch.Tensor) -> torch.Tensor:
+    """Return the entries of every input, predicted from those of the other folds."""
+    predicted = torch.zeros_like(entries)
     for number in range(_FOLDS):
         held, kept = (fold == number).nonzero()[:, 0], (fold != number).nonzero()[:, 0]
-        yield kept, held, *_solve(kernel[kept][:, kept], ridge, entries[kept])
-
-
-def _error(scaled_distances: torch.Tensor, ridge: float, entries: torch.Tensor, fold: torch.Tensor) -> float:
-    """Return the sum of squared errors on the rows held out."""
-    kernel = (scaled_distances / -2).exp()
-    total = 0.0
-    for kept, held, coefficients, mean in _fits(kernel, ridge, entries, fold):
-        total += float((kernel[held][:, kept] @ coefficients + mean - entries[held]).square().sum())
-    return total
+        coefficients, mean = _solve(kernel[kept][:, kept], ridge, entries[kept])
+        predicted[held] = kernel[held][:, kept] @ coefficients + mean
+    return predicted

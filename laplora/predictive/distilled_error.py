@@ -6,10 +6,8 @@ that of the support with itself, the row's variance is
 
     ``v = 1 - k^T (K + ridge I)^-1 k``
 
-which is the prior's 1 where no input of the fit is near; there the prediction is the mean. One standard deviation of
-the error of the covariance's logarithm is ``scale sqrt(v + ridge)``. The scale, and the ``v`` above which a row counts
-as unfamiliar, are learnt from rows like those to come, each left out of the fit (equation 5.12). A row that differs
-only outside the principal directions is not recognised.
+and one standard deviation of the error of the covariance's logarithm is ``scale sqrt(v + ridge)``. The scale, and the
+``v`` above which a row counts as unfamiliar, are learnt from rows left out of the fit (equation 5.12).
 """
 
 from __future__ import annotations
@@ -63,15 +61,11 @@ def regularised_factor(kernel: torch.Tensor, ridge: float) -> torch.Tensor:
 
 
 def left_out(factor: torch.Tensor, coefficients: torch.Tensor, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the errors and variances of the first rows of a fit, each one left out of it.
-
-    The mean that is added to every prediction stays as it is.
+    """Return ``y - prediction`` (rows, entries) and ``v + ridge`` (rows,) of a fit's first rows, each left out of it.
 
     Args:
-        factor: of the fit; coefficients: (inputs, entries), ``(K + ridge I)^-1`` times what is fitted less its mean.
-
-    Returns:
-        ``y - prediction`` (rows, entries), and ``v + ridge`` (rows,), float64.
+        factor: of the fit; coefficients: (inputs, entries), ``(K + ridge I)^-1`` times what is fitted less its mean,
+            which stays as it is.
     """
     identity = torch.eye(len(factor), dtype=torch.float64)[:, :rows]
     variances = 1 / torch.linalg.solve_triangular(factor, identity, upper=False).square().sum(0)
@@ -112,9 +106,5 @@ def log_traces(covariances: torch.Tensor, class_mask: torch.Tensor) -> torch.Ten
 
 
 def log_error(predicted: torch.Tensor, exact: torch.Tensor, class_mask: torch.Tensor) -> float:
-    """Return the root mean square of ``log(trace predicted / trace exact)`` over rows, of their possible classes.
-
-    Args:
-        predicted, exact: (rows, classes - 1, classes - 1); class_mask: (rows, classes) bool.
-    """
+    """Return the root mean square of ``log(trace predicted / trace exact)`` over rows; arguments as ``log_traces``."""
     return float((log_traces(predicted, class_mask) - log_traces(exact, class_mask)).square().mean().sqrt())

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from laplora.errors import ArtifactCorruptError
 from laplora.jacobians.states import decoder_layers
+from laplora.posterior.file import read_tensors
 from laplora.predictive.distilled import TENSORS, DistilledCovariance, gaussian_kernel
 from laplora.predictive.distilled_error import KernelError, regularised_factor
 
@@ -42,19 +42,16 @@ def read_distilled(path: Path, *, classes: int, hidden: int, layers: int) -> Dis
         ArtifactCorruptError: an unreadable file, a tensor missing or left over, of another shape or with NaN, layers
             that the model does not have, or an error that is none.
     """
+    tensors, metadata = read_tensors(path)
     try:
-        with safe_open(path, framework="pt") as handle:
-            metadata = handle.metadata() or {}
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118  not a dict
         numbers = json.loads(metadata["layers"])
-    except (SafetensorError, OSError, ValueError, KeyError, RecursionError) as error:
-        raise ArtifactCorruptError(f"{path.name} cannot be read: {type(error).__name__}: {error}") from None
+    except (ValueError, KeyError, RecursionError):
+        numbers = None
+    if not isinstance(numbers, list) or not numbers or not all(type(n) is int and 0 <= n < layers for n in numbers):
+        raise ArtifactCorruptError(f"{path.name}: its layers are not among the model's {layers}")
     wanted = (*TENSORS, *ERROR_TENSORS)
     if set(tensors) != set(wanted):
         raise ArtifactCorruptError(f"{path.name} should hold {sorted(wanted)}, it holds {sorted(tensors)[:16]}")
-    watched = isinstance(numbers, list) and all(type(n) is int and 0 <= n < layers for n in numbers) and numbers
-    if not watched:
-        raise ArtifactCorruptError(f"{path.name}: its layers are not among the model's {layers}")
     if any(tensors[name].dim() != 2 for name in ("directions", "support")):
         raise ArtifactCorruptError(f"{path.name}: directions and support should be matrices")
     kept = tensors["directions"].shape[1]
@@ -70,19 +67,18 @@ def read_distilled(path: Path, *, classes: int, hidden: int, layers: int) -> Dis
         "mean": (entries,),
         **dict.fromkeys(ERROR_TENSORS, ()),
     }
-    for name in wanted:
-        shape = shapes[name]
+    for name, shape in shapes.items():
         tensor = tensors[name]
         if tuple(tensor.shape) != shape or not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
             raise ArtifactCorruptError(f"{path.name}: {name} should be finite numbers of shape {shape}")
     # As they are multiplied: an answer need not convert them again.
     doubles = {name: tensor.double() for name, tensor in tensors.items()}
-    kept_tensors = {name: doubles[name] for name in TENSORS}
-    return DistilledCovariance(layers=tuple(numbers), **kept_tensors, error=_error(path, doubles))
+    return DistilledCovariance(
+        layers=tuple(numbers), **{name: doubles[name] for name in TENSORS}, error=_error(path, doubles)
+    )
 
 
 def _error(path: Path, tensors: dict[str, torch.Tensor]) -> KernelError:
-    """Return the predictor's own error, as it is on record."""
     ridge, scale, limit = (tensors[name] for name in ERROR_TENSORS)
     if not (ridge > 0 and scale >= 0 and 0 <= limit <= 1):
         raise ArtifactCorruptError(

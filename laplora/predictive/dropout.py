@@ -16,34 +16,27 @@ from laplora.errors import ConfigError
 from laplora.jacobians.blocks import Block
 
 
-def dropout_masks(
-    modules: Iterable[Block | tuple[str, int]], p: float, members: int, seed: int
-) -> dict[str, torch.Tensor]:
+def dropout_masks(blocks: Iterable[Block], p: float, members: int, seed: int) -> dict[str, torch.Tensor]:
     """Return by name the masks (members, in_features) float32 of every lora_A: 0 with probability p, else 1 / (1 - p).
 
-    A mask is drawn from the seed, the name and the member's number alone: neither the other modules, nor their
-    order, nor how many members there are changes it.
+    A mask is drawn from the seed, the name and the member's number alone.
 
     Args:
-        modules: blocks, of which only the ``lora_A`` ones get masks, or (name, in_features) pairs.
+        blocks: those that are no ``lora_A`` get no mask.
         p: probability that an input feature is dropped, in (0, 1).
 
     Raises:
-        ConfigError: p outside (0, 1), no members, no lora_A at all, or a name given twice.
+        ConfigError: p outside (0, 1), no members, or no lora_A at all.
     """
     if not 0 < p < 1:
         raise ConfigError(f"the dropout probability is in (0, 1), got {p}: without dropout every member is the adapter")
     if members < 1:
         raise ConfigError(f"MC dropout needs at least one member, got {members}")
-    masks: dict[str, torch.Tensor] = {}
-    for module in modules:
-        if isinstance(module, Block) and module.group != "lora_A":
-            continue
-        name, in_features = (module.name, module.wide) if isinstance(module, Block) else module
-        if name in masks:
-            raise ConfigError(f"two modules are called {name!r}: each needs a mask")
-        drawn = torch.stack([_uniform(seed, name, member, in_features) for member in range(members)])
-        masks[name] = (drawn >= p).float() / (1 - p)
+    masks = {}
+    for block in blocks:
+        if block.group == "lora_A":
+            drawn = torch.stack([_uniform(seed, block.name, member, block.wide) for member in range(members)])
+            masks[block.name] = (drawn >= p).float() / (1 - p)
     if not masks:
         raise ConfigError("no lora_A was given: there is nothing to drop")
     return masks
@@ -60,7 +53,7 @@ def member_weights(
         member: from 0.
 
     Raises:
-        ConfigError: names that do not agree, a mask of another width, or no such member.
+        ConfigError: names or widths that do not agree, or no such member.
     """
     if lora_a.keys() != masks.keys():
         differing = sorted(lora_a.keys() ^ masks.keys())
@@ -68,10 +61,10 @@ def member_weights(
     weights = {}
     for name, weight in lora_a.items():
         mask = masks[name]
-        if mask.ndim != 2 or mask.shape[1] != weight.shape[1]:
-            raise ConfigError(f"{name!r} takes masks (members, {weight.shape[1]}), got {tuple(mask.shape)}")
-        if not 0 <= member < len(mask):
-            raise ConfigError(f"there are members 0 to {len(mask) - 1}, got {member}")
+        if mask.shape[1:] != weight.shape[1:] or not 0 <= member < len(mask):
+            raise ConfigError(
+                f"{name!r} needs member {member} of masks {weight.shape[1]} wide, got {tuple(mask.shape)}"
+            )
         weights[name] = weight.detach() * mask[member].to(weight.device, weight.dtype)
     return weights
 

@@ -1,28 +1,24 @@
 """Class probabilities under a Gaussian over the class logits.
 
-With the contrasts ``z ~ N(m, V)`` (``laplora.linearised``) the predictive averages probabilities, never logits: the
-softmax of averaged logits is the MAP answer again, whatever V is.
+With the contrasts ``z ~ N(m, V)`` (``laplora.linearised``) the predictive averages probabilities, never logits:
 
     probs = E[softmax(Q z)]
 
 Rows with two possible classes are integrated by a trapezoid rule, which converges exponentially for an analytic
-integrand that decays at both ends (docs/lab-notes.md compares it with Gauss-Hermite). Rows with more classes use
-scrambled Sobol points in antithetic pairs (Owen 1998) with a fixed seed.
+integrand that decays at both ends. Rows with more use scrambled Sobol points in antithetic pairs (Owen 1998) with a
+fixed seed.
 """
 
 from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Literal, get_args
 
 import torch
 
 from laplora.errors import ConfigError, DataError, FactorizationError
 from laplora.linearised import PosteriorPredictive, class_counts, contrast_logits
 from laplora.metrics.checks import check_finite
-
-Method = Literal["auto", "quadrature", "sobol"]
 
 #: Trapezoid nodes over +-8.5 standard deviations: the mean is right to 1e-11 for logit variances up to 1e4.
 _NODES = 2049
@@ -36,36 +32,25 @@ _BLOCK = 1 << 21
 
 
 def posterior_predictive(
-    contrast_mean: torch.Tensor,
-    contrast_covariance: torch.Tensor,
-    class_mask: torch.Tensor,
-    *,
-    method: Method = "auto",
-    samples: int = 512,
-    seed: int = 0,
+    contrast_mean: torch.Tensor, contrast_covariance: torch.Tensor, class_mask: torch.Tensor, *, samples: int = 512
 ) -> PosteriorPredictive:
     """Return the mean, spread and expected entropy of softmax(Q z), z ~ N(mean, covariance).
 
-    A row's answer depends on that row, the method, ``samples`` and ``seed`` alone, not on the other rows and
-    not on any global random state.
+    A row's answer depends on that row and ``samples`` alone, not on the other rows nor any global random state.
 
     Args:
         contrast_mean: (batch, classes - 1) Q^T f, nats.
         contrast_covariance: (batch, classes - 1, classes - 1) symmetric positive semi-definite, nats^2.
             At exactly 0 the answer is softmax(f).
         class_mask: (batch, classes) bool, true for the possible classes: the first c >= 2 of each row.
-        method: "auto" takes "quadrature" for two possible classes and "sobol" for more.
         samples: Sobol points, antithetic partners included; a power of two, at least 4.
-        seed: of the Sobol scrambling.
 
     Raises:
-        ConfigError: an unknown method, "quadrature" for more than two classes, or bad ``samples``.
+        ConfigError: bad ``samples``.
         DataError: shapes that do not fit, or a class mask that is not a prefix of at least two classes.
         NonFiniteError: NaN or infinity in the mean or the covariance of the possible classes.
         FactorizationError: a covariance that is not positive semi-definite beyond rounding.
     """
-    if method not in get_args(Method):
-        raise ConfigError(f"method must be auto, quadrature or sobol, got {method!r}")
     if samples < 4 or samples & (samples - 1):
         raise ConfigError(f"samples must be a power of two, at least 4 (Sobol's balance needs it), got {samples}")
     mean = contrast_mean.detach().to("cpu", torch.float64)
@@ -76,18 +61,14 @@ def posterior_predictive(
     std = torch.zeros_like(probs)
     expected_entropy = torch.zeros(len(probs), dtype=torch.float64)
     for count in sorted(set(counts.tolist())):
-        quadrature = method == "quadrature" or (method == "auto" and count == 2)
-        if quadrature and count > 2:
-            raise ConfigError(f"quadrature takes two possible classes, a row has {count}: use sobol or auto")
-        size = (_NODES if quadrature else samples) * count
+        size = (_NODES if count == 2 else samples) * count
         for rows in (counts == count).nonzero()[:, 0].split(max(1, _BLOCK // size)):
             m = mean[rows, : count - 1]
             v = covariance[rows, : count - 1, : count - 1]
             check_finite(m, "the logits' mean")
             check_finite(v, "the logits' covariance")
-            v = (v + v.mT) / 2
-            root = _symmetric_root(v)
-            moments = _quadrature(m, root) if quadrature else _sobol(m, root, samples, seed)
+            root = _symmetric_root((v + v.mT) / 2)
+            moments = _quadrature(m, root) if count == 2 else _sobol(m, root, samples)
             probs[rows, :count], std[rows, :count], expected_entropy[rows] = moments
     return PosteriorPredictive(probs, std, expected_entropy)
 
@@ -107,8 +88,8 @@ def _class_counts(mean: torch.Tensor, covariance: torch.Tensor, class_mask: torc
 def _symmetric_root(covariance: torch.Tensor) -> torch.Tensor:
     """Return R (batch, d, d), symmetric, with R R = covariance; exact at singular covariances.
 
-    A Cholesky factor would fail at V = 0. Among the square roots the symmetric one is continuous in V and free
-    of the eigenvectors' arbitrary signs, so that rounding in V does not pick other sample points.
+    The symmetric root is continuous in V and free of the eigenvectors' arbitrary signs, so that rounding in V does not
+    pick other sample points.
     """
     values, vectors = torch.linalg.eigh(covariance)
     lowest = values[:, 0]
@@ -121,10 +102,7 @@ def _symmetric_root(covariance: torch.Tensor) -> torch.Tensor:
 
 
 def _quadrature(mean: torch.Tensor, root: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the moments of two classes, whose logit difference is a scalar Gaussian.
-
-    ``Q^T f = (f_0 - f_1) / sqrt 2`` for two classes, so the difference is sqrt 2 times the contrast.
-    """
+    """Return the moments of two classes, whose logit difference is sqrt 2 times the one contrast."""
     nodes = torch.linspace(-_REACH, _REACH, _NODES, dtype=torch.float64)
     weights = torch.softmax(-nodes * nodes / 2, 0)
     difference = math.sqrt(2) * (mean + root[:, 0] * nodes)  # (batch, nodes)
@@ -132,20 +110,17 @@ def _quadrature(mean: torch.Tensor, root: torch.Tensor) -> tuple[torch.Tensor, t
     return _moments(log_probs, weights)
 
 
-def _sobol(
-    mean: torch.Tensor, root: torch.Tensor, samples: int, seed: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _sobol(mean: torch.Tensor, root: torch.Tensor, samples: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the moments over antithetic Sobol points."""
-    dimension = mean.shape[1]
-    z = mean[:, None, :] + _normal_points(dimension, samples, seed) @ root  # (batch, samples, d)
+    z = mean[:, None, :] + _normal_points(mean.shape[1], samples) @ root  # (batch, samples, d)
     log_probs = torch.log_softmax(contrast_logits(z), 2)
     return _moments(log_probs, torch.full((samples,), 1 / samples, dtype=torch.float64))
 
 
 @lru_cache(maxsize=64)
-def _normal_points(dimension: int, samples: int, seed: int) -> torch.Tensor:
+def _normal_points(dimension: int, samples: int) -> torch.Tensor:
     """Return (samples, dimension) standard normal points whose mean is exactly 0; shared, never written to."""
-    engine = torch.quasirandom.SobolEngine(dimension, scramble=True, seed=seed)  # type: ignore[no-untyped-call]
+    engine = torch.quasirandom.SobolEngine(dimension, scramble=True, seed=0)  # type: ignore[no-untyped-call]
     # Points are multiples of 2^-30 and include 0, where the normal quantile is -inf: move to the cell's centre.
     uniform = engine.draw(samples // 2, dtype=torch.float64) + 2.0**-31
     half = torch.special.ndtri(uniform)

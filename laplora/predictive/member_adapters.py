@@ -1,7 +1,7 @@
 """The adapters that a predictive averages over, on one base model.
 
-A member is a set of LoRA weights by block name (``laplora.jacobians.contrasts.find_blocks``). The base's weights are
-shared. Putting a member in place copies nothing: the parameters point at its tensors until the block ends.
+A member is a set of LoRA weights by block name. Putting one in place copies nothing: the parameters point at its
+tensors until the block ends.
 """
 
 from __future__ import annotations

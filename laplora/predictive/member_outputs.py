@@ -61,15 +61,6 @@ class MemberSet:
     checkpoints: tuple[Member, ...] = ()
     dropout: tuple[Member, ...] = ()
 
-    def of(self, kind: Members) -> tuple[Member, ...]:
-        """Return the members of a kind, in the order of their outputs."""
-        return {
-            "single": (self.trained,),
-            "distilled": (self.trained,),
-            "checkpoints": (self.trained, *self.checkpoints),
-            "dropout": self.dropout,
-        }[kind]
-
 
 @dataclass(frozen=True)
 class MemberOutputs:
@@ -106,11 +97,13 @@ def member_outputs(members: MemberSet, batch: Batch, wanted: Collection[Wanted])
     Raises:
         NonFiniteError: NaN or infinity in a logit, a variance or the label mass.
     """
-    with_posterior = any(covariance for kind, covariance in wanted if kind in ("single", "checkpoints"))
-    distilled = members.distilled if any(kind == "distilled" for kind, _ in wanted) else None
+    kinds = {kind for kind, _ in wanted}
+    posteriors = {kind for kind, covariance in wanted if covariance}
+    distilled = members.distilled if "distilled" in kinds else None
     with StateTape(members.model, distilled.layers) if distilled else nullcontext() as tape:
-        logits, mass, covariance = _pass(members, members.trained, batch, jacobians=with_posterior)
-    assert mass is not None
+        trained = _pass(members, members.trained, batch, jacobians=bool(posteriors & {"single", "checkpoints"}))
+    logits, hidden, covariance = trained
+    mass = label_mass(members.model, hidden, members.label_ids, batch.class_mask).double().cpu()
     means: dict[Members, torch.Tensor] = {"single": contrast_mean(logits)[None]}
     covariances: dict[Members, torch.Tensor] = {} if covariance is None else {"single": covariance[None]}
     estimate = None
@@ -118,14 +111,13 @@ def member_outputs(members: MemberSet, batch: Batch, wanted: Collection[Wanted])
         estimate = distilled.estimate(tape.states(logits, batch.attention_mask))
         means["distilled"] = means["single"]
         covariances["distilled"] = estimate.covariance[None]
-    for kind in dict.fromkeys(kind for kind, _ in wanted if kind not in ("single", "distilled")):
-        posteriors = (kind, True) in wanted
-        passes = [
-            (logits, None, covariance) if member is members.trained else _pass(members, member, batch, posteriors)
-            for member in members.of(kind)
-        ]
+    further: dict[Members, tuple[Member, ...]] = {"checkpoints": members.checkpoints, "dropout": members.dropout}
+    for kind in kinds & further.keys():
+        passes = [_pass(members, member, batch, kind in posteriors) for member in further[kind]]
+        if kind == "checkpoints":
+            passes = [trained, *passes]
         means[kind] = torch.stack([contrast_mean(f) for f, _, _ in passes])
-        if posteriors:
+        if kind in posteriors:
             covariances[kind] = torch.stack([v for _, _, v in passes if v is not None])
     outputs = MemberOutputs(logits, mass, batch.class_mask.cpu(), means, covariances, estimate)
     for value in (mass, *means.values(), *covariances.values()):
@@ -135,8 +127,8 @@ def member_outputs(members: MemberSet, batch: Batch, wanted: Collection[Wanted])
 
 def _pass(
     members: MemberSet, member: Member, batch: Batch, jacobians: bool
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """Return one member's logits (batch, classes), its label mass (the trained one's only) and its covariance."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Return one member's logits (batch, classes), its last hidden states and its covariance."""
     with in_place(members.parameters, member.weights):
         if jacobians:
             assert member.posterior is not None
@@ -149,7 +141,4 @@ def _pass(
             with torch.no_grad():
                 hidden = last_hidden(members.model, batch)
                 logits = label_logits(members.model, hidden, members.label_ids)
-        mass = None
-        if member is members.trained:
-            mass = label_mass(members.model, hidden, members.label_ids, batch.class_mask).double().cpu()
-    return logits.double().cpu(), mass, covariance
+    return logits.double().cpu(), hidden, covariance

@@ -4,7 +4,7 @@ The orders of an input (``laplora.prompts.option_order``) are equal members of a
 
     probs = mean_o p_o,   Var p = mean_o Var_o p + Var_o p_o,   expected entropy = mean_o H_o.
 
-Inputs have different numbers of options and so of orders: rows lie one after another, input by input.
+Inputs have different numbers of orders: rows lie one after another, input by input.
 """
 
 from __future__ import annotations
@@ -40,8 +40,7 @@ def average_orders(
 
     Args:
         predictive: of every prompt, its classes in the order shown.
-        orders: the order shown of each prompt.
-        counts: prompts of each input, which lie one after another.
+        orders: the order shown of each prompt; counts: prompts of each input.
 
     Raises:
         ConfigError: not an order.
@@ -59,9 +58,7 @@ def average_orders(
 
 
 def order_information(probs: torch.Tensor, orders: Sequence[Order], counts: Sequence[int]) -> torch.Tensor:
-    """Return (inputs,) the mutual information of label and order, nats: 0 where every order gives one answer.
-
-    It is ``H(probs) - mean_o H(p_o)``, the part of an averaged predictive's total entropy that the order decides.
+    """Return (inputs,) ``H(probs) - mean_o H(p_o)``, the mutual information of label and order, nats.
 
     Args:
         probs: (rows, classes) of every prompt, its classes in the order shown; orders and counts as above.

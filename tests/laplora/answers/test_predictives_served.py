@@ -21,6 +21,7 @@ from tiny_runs import FinishedRun, reseal
 
 from laplora.artifact.folder import read_artifact
 from laplora.errors import ConfigError, NonFiniteError
+from laplora.jacobians.blocks import Block
 from laplora.metrics.scores import row_nll
 from laplora.models.lora import ADAPTER, lora_layers
 from laplora.predictive.dropout import dropout_masks
@@ -76,7 +77,12 @@ def test_mc_dropout_is_dropout_with_tied_masks(mixture_run: FinishedRun, mixture
     assert record is not None
     assert (record.probability, record.members) == (0.2, 4)
     layers = {f"{name}.lora_A": layer.lora_A[ADAPTER] for name, layer in lora_layers(plain.model).items()}
-    masks = dropout_masks([(n, m.in_features) for n, m in layers.items()], 0.2, 4, record.seed)
+    masks = dropout_masks(
+        [Block(name, "lora_A", layer.in_features, layer.out_features) for name, layer in layers.items()],
+        0.2,
+        4,
+        record.seed,
+    )
     parts: list[list[list[float]]] = []
     for member in range(4):
         handles = [

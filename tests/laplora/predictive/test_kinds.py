@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize
 
-from laplora.decisions.temperature import TEMPERATURE_BOUNDS, fit_temperature, temperature_penalty, temperature_probs
+from laplora.decisions.temperature import TEMPERATURE_BOUNDS, fit_temperature, temperature_penalty
 from laplora.errors import ConfigError, DataError, FactorizationError, NonFiniteError
 from laplora.linearised import class_probs, contrasts
 from laplora.metrics.scores import nll
@@ -25,6 +25,7 @@ from laplora.predictive.kinds import (
 )
 
 F64 = torch.float64
+MOMENTS = ("probs", "std", "expected_entropy")
 
 
 def mixture(members: int, batch: int, classes: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -41,32 +42,25 @@ def test_the_names_and_what_they_average_over() -> None:
     assert predictive_spec("laplace_temperature", 1.7) == PredictiveSpec("single", covariance=True, temperature=1.7)
     with pytest.raises(ConfigError, match="has no temperature"):
         predictive_spec("laplace", 1.7)
-    with pytest.raises(ConfigError, match="one of map, temperature"):
-        predictive_spec("swag")
-    with pytest.raises(ConfigError, match="members must be one of"):
-        PredictiveSpec("seeds", covariance=False)  # type: ignore[arg-type]
     for bad in (0.0, -1.0, math.inf, math.nan):
         with pytest.raises(ConfigError, match="positive"):
             PredictiveSpec("single", covariance=False, temperature=bad)
 
 
-@given(classes=st.integers(2, 5), temperature=st.sampled_from([1.0, 0.5, 3.0]), seed=st.integers(0, 999))
-@settings(max_examples=30, deadline=None)
+@pytest.mark.parametrize("classes", [2, 5])
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
 def test_one_member_is_class_probs_or_the_posterior_predictive_to_the_last_bit(
-    classes: int, temperature: float, seed: int
+    classes: int, temperature: float
 ) -> None:
-    means, covariances, mask = mixture(1, 6, classes, seed)
+    means, covariances, mask = mixture(1, 6, classes, seed=3)
     point = predictive_probs(PredictiveSpec("single", False, temperature), means, None, mask)
     prefix = means[0].masked_fill(~mask[:, 1:], 0)
     assert torch.equal(point.probs, class_probs(prefix / temperature @ contrasts(classes).T, mask))
-    # Through logits: contrasts forth and back cost rounding.
-    torch.testing.assert_close(point.probs, temperature_probs(prefix @ contrasts(classes).T, temperature, mask))
     assert (point.std == 0).all()
     torch.testing.assert_close(point.expected_entropy, torch.special.entr(point.probs).sum(1), atol=0, rtol=0)
     got = predictive_probs(PredictiveSpec("single", True, temperature), means, covariances, mask)
     want = posterior_predictive(means[0] / temperature, covariances[0] / temperature**2, mask)
-    for name in ("probs", "std", "expected_entropy"):
-        assert torch.equal(getattr(got, name), getattr(want, name))
+    assert all(torch.equal(getattr(got, name), getattr(want, name)) for name in MOMENTS)
 
 
 def test_a_mixture_is_what_sampling_from_it_gives() -> None:
@@ -74,10 +68,9 @@ def test_a_mixture_is_what_sampling_from_it_gives() -> None:
     mask[:] = True
     got = predictive_probs(PredictiveSpec("checkpoints", True, 1.5), means, covariances, mask)
     g = torch.Generator().manual_seed(0)
-    samples = 200_000
     probs = []
     for m in range(3):
-        noise = torch.randn(samples, 2, 2, generator=g, dtype=F64)
+        noise = torch.randn(200_000, 2, 2, generator=g, dtype=F64)
         z = means[m] + torch.einsum("bij,sbj->sbi", torch.linalg.cholesky(covariances[m]), noise)
         probs.append(torch.softmax(z @ contrasts(3).T / 1.5, 2))
     sampled = torch.cat(probs)
@@ -109,12 +102,6 @@ def test_invariants_of_a_mixture(members: int, classes: int, covariance: bool, s
     torch.testing.assert_close(alone.probs, got.probs[:1], atol=1e-14, rtol=0)
     poisoned = means.masked_fill(~mask[:, 1:], math.nan)
     assert torch.equal(predictive_probs(spec, poisoned, given_, mask).probs, got.probs)
-    # The same member several times is that member.
-    thrice = covariances[:1].repeat(3, 1, 1, 1) if covariance else None
-    same = predictive_probs(spec, means[:1].repeat(3, 1, 1), thrice, mask)
-    one = predictive_probs(spec, means[:1], None if given_ is None else given_[:1], mask)
-    for name in ("probs", "std", "expected_entropy"):
-        torch.testing.assert_close(getattr(same, name), getattr(one, name), atol=1e-14, rtol=0)
 
 
 def test_disagreeing_members_spread_as_two_points_do() -> None:
@@ -127,13 +114,11 @@ def test_disagreeing_members_spread_as_two_points_do() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("covariance", [False, True])
-@pytest.mark.parametrize("classes", [2, 3])
-def test_the_temperature_is_scipys_minimum(covariance: bool, classes: int) -> None:
+@pytest.mark.parametrize(("covariance", "members", "classes"), [(False, 2, 2), (False, 2, 3), (True, 1, 3)])
+def test_the_temperature_is_scipys_minimum(covariance: bool, members: int, classes: int) -> None:
     g = torch.Generator().manual_seed(classes)
     truth = 1.5 * torch.randn(150, classes - 1, generator=g, dtype=F64)
     labels = torch.multinomial(torch.softmax(truth @ contrasts(classes).T, 1), 1, generator=g)[:, 0]
-    members = 2 if classes == 2 else 1 + (not covariance)
     means = 4 * truth + torch.randn(members, *truth.shape, generator=g, dtype=F64)
     covariances = 0.5 * torch.eye(classes - 1, dtype=F64).expand(*means.shape, -1) if covariance else None
     mask = torch.ones(150, classes, dtype=torch.bool)
@@ -162,22 +147,15 @@ def test_the_temperature_of_one_point_is_temperature_scaling() -> None:
 
 
 def test_the_temperature_stays_in_its_bounds() -> None:
+    """Also where the NLL falls without end towards one side. The prior outweighs two rows, not many nor huge logits."""
     means = torch.tensor([[[3.0], [-3.0]]] * 2, dtype=F64)
     mask = torch.ones(2, 2, dtype=torch.bool)
     right = torch.tensor([0, 1])
     low, high = TEMPERATURE_BOUNDS
-    # The NLL falls without end towards one side. Two rows weigh little against the prior; huge logits and many rows do.
     assert 0.5 < fit_predictive_temperature(means, None, right, mask) < 1
     assert fit_predictive_temperature(1e4 * means, None, 1 - right, mask) == pytest.approx(high, rel=1e-5)
     many, all_of = 0.02 * means.repeat(1, 2000, 1), mask.repeat(2000, 1)
     assert fit_predictive_temperature(many, None, right.repeat(2000), all_of) == pytest.approx(low, rel=1e-5)
-
-
-def test_rows_without_a_mistake_do_not_sharpen_a_posterior() -> None:
-    means = torch.linspace(-30, 30, 150, dtype=F64)[None, :, None]
-    labels, mask = (means[0, :, 0] > 0).long(), torch.ones(150, 2, dtype=torch.bool)
-    covariances = torch.ones(1, 150, 1, 1, dtype=F64)
-    assert fit_predictive_temperature(means, covariances, labels, mask) > 0.3
 
 
 def test_refusals() -> None:
@@ -189,21 +167,16 @@ def test_refusals() -> None:
         predictive_probs(laplace, means[:1], None, mask)
     with pytest.raises(ConfigError, match="'single', but 2 means"):
         predictive_probs(laplace, means, covariances, mask)
-    with pytest.raises(DataError, match=r"means must be \(members, 3, 2\)"):
-        predictive_probs(ensemble, means[0], None, mask)
-    with pytest.raises(DataError, match="at least one member"):
-        predictive_probs(ensemble, means[:0], None, mask)
+    for wrong in (means[0], means[:0]):
+        with pytest.raises(DataError, match=r"means must be \(members, 3, 2\) with at least one member"):
+            predictive_probs(ensemble, wrong, None, mask)
     with pytest.raises(DataError, match="covariances must be"):
         predictive_probs(laplace, means[:1], covariances[:1, :2], mask)
     with pytest.raises(DataError, match="bool"):
         predictive_probs(ensemble, means, None, mask.long())
-    with pytest.raises(DataError, match="first classes"):
-        predictive_probs(ensemble, means, None, mask.flip(1) & False)
     with pytest.raises(NonFiniteError, match="NaN"):
         predictive_probs(ensemble, means * math.nan, None, mask)
     with pytest.raises(FactorizationError):
         predictive_probs(laplace, means[:1], -covariances[:1], mask)
     with pytest.raises(DataError, match="possible classes"):
         fit_predictive_temperature(means, covariances, torch.tensor([5, 0, 0]), mask)
-    with pytest.raises(DataError, match="labels must be"):
-        fit_predictive_temperature(means, None, torch.tensor([0]), mask)

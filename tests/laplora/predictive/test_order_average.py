@@ -8,30 +8,20 @@ import pytest
 import torch
 
 from laplora.errors import DataError
-from laplora.linearised import PosteriorPredictive, contrasts
-from laplora.predictive.kinds import PredictiveSpec, predictive_probs
+from laplora.linearised import PosteriorPredictive
 from laplora.predictive.order_average import average_by_input, average_orders, order_information
-from laplora.prompts.option_order import Order, option_orders, restore_contrasts
+from laplora.prompts.option_order import option_orders
 
 F64 = torch.float64
-CLASSES = 4
 OPTIONS = (2, 4, 3, 2)
-
-
-def prompts() -> tuple[torch.Tensor, torch.Tensor, list[Order], list[int]]:
-    """Return contrast mean and class mask of every prompt, its order, and prompts of each input."""
-    orders = [order for count in OPTIONS for order in option_orders(count)]
-    counts = [len(option_orders(count)) for count in OPTIONS]
-    draw = torch.Generator().manual_seed(5)
-    mean = torch.randn(len(orders), CLASSES - 1, generator=draw, dtype=F64)
-    mask = torch.arange(CLASSES) < torch.tensor([len(order) for order in orders])[:, None]
-    return mean, mask, orders, counts
 
 
 def test_the_average_is_the_mixture_of_the_orders_as_members() -> None:
     """Its moments written out, from any predictive of each prompt."""
-    _, mask, orders, counts = prompts()
+    orders = [order for count in OPTIONS for order in option_orders(count)]
+    counts = [len(option_orders(count)) for count in OPTIONS]
     draw = torch.Generator().manual_seed(6)
+    mask = torch.arange(4) < torch.tensor([len(order) for order in orders])[:, None]
     probs, std = (torch.rand(mask.shape, generator=draw, dtype=F64) * mask for _ in range(2))
     probs = probs / probs.sum(1, keepdim=True)
     entropies = torch.rand(len(orders), generator=draw, dtype=F64)
@@ -49,19 +39,6 @@ def test_the_average_is_the_mixture_of_the_orders_as_members() -> None:
         torch.testing.assert_close(got.expected_entropy[i], entropies[list(rows)].mean())
         assert got.probs[i, OPTIONS[i] :].eq(0).all()
         start += count
-
-
-def test_points_averaged_are_an_ensemble_of_the_restored_members() -> None:
-    mean, mask, orders, _ = prompts()
-    rows = [i for i, order in enumerate(orders) if len(order) == 4]
-    spec = PredictiveSpec("single", covariance=False)
-    each = predictive_probs(spec, mean[None, rows], None, mask[rows])
-    got = average_orders(each, [orders[i] for i in rows], [len(rows)])
-    restored, _ = restore_contrasts(mean[rows], None, [orders[i] for i in rows])
-    members = PredictiveSpec("checkpoints", covariance=False)
-    wanted = predictive_probs(members, restored[:, None], None, mask[rows[:1]])
-    for name in ("probs", "std", "expected_entropy"):
-        torch.testing.assert_close(getattr(got, name), getattr(wanted, name), atol=1e-13, rtol=1e-12)
 
 
 def test_orders_that_agree_change_nothing_and_hold_no_information() -> None:
@@ -89,12 +66,3 @@ def test_an_answer_that_only_looks_at_the_place_is_all_order() -> None:
 def test_rows_that_do_not_divide_into_inputs_are_refused(counts: list[int]) -> None:
     with pytest.raises(DataError, match="3 rows do not divide"):
         average_by_input(torch.zeros(3, 2), counts)
-
-
-def test_the_moments_of_the_contrasts_need_the_restored_order() -> None:
-    # Averaged without restoring, two orders that say the same cancel out.
-    q = contrasts(2)
-    logits = torch.tensor([[2.0, -2.0], [-2.0, 2.0]], dtype=F64)
-    restored, _ = restore_contrasts(logits @ q, None, option_orders(2))
-    torch.testing.assert_close(average_by_input(restored, [2]), (logits @ q)[:1])
-    assert average_by_input(logits @ q, [2]).abs().item() == 0
