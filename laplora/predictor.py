@@ -71,16 +71,12 @@ class Predictor:
         """Return the predictor of an artifact, its base model loaded and everything verified.
 
         Args:
-            device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-            cache_dir: of offline models.
-            verify_golden: whether to replay the recorded answers.
-            dequantize: see ``laplora.models.base.load_base_model``.
-            progress: called with the name of each stage.
-            bases: shares the base model with other predictors; None: the base is loaded for this one alone.
+            device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; cache_dir: of offline models.
+            verify_golden: whether to replay the recorded answers; dequantize: see ``load_base_model``.
+            progress: called with the name of each stage; bases: shares the base model with other predictors.
 
         Raises:
-            ArtifactError: not found, corrupt, replaced while it was loaded, of another base or tokenizer, or
-                answers not reproduced.
+            ArtifactError: not found, corrupt, replaced meanwhile, of another base, or answers not reproduced.
             ModelError: a base or adapter that the method does not cover.
             DownloadError: the offline base could not be fetched.
         """
@@ -143,11 +139,6 @@ class Predictor:
         """What is certain about a prompt's tokens before it is tokenised."""
         return token_bounds(self._tokenizer)
 
-    @property
-    def fields(self) -> tuple[str, ...]:
-        """The template's input fields."""
-        return self._template.fields
-
     def encode(self, inputs: Mapping[str, object], *, truncate: bool) -> EncodedRow:
         """Return one input as a row.
 
@@ -155,24 +146,13 @@ class Predictor:
             InvalidInputError: fields that the template does not take, or text that cannot be used.
             TooManyTokensError: too long, with ``truncate`` off.
         """
-        manifest = self.artifact.manifest
-        prompt, class_count = render(self._template, inputs, manifest.labels)
+        prompt, classes = render(self._template, inputs, self.artifact.manifest.labels)
         return encode(
-            self._tokenizer,
-            prompt,
-            class_count,
-            max_tokens=manifest.max_tokens,
-            truncate=truncate,
-            bounds=self.token_bounds,
+            self._tokenizer, prompt, classes, max_tokens=self.max_tokens, truncate=truncate, bounds=self.token_bounds
         )
 
     def encode_orders(self, inputs: Mapping[str, object], *, truncate: bool) -> OrderedRows:
-        """Return one question's prompts in several orders of its options: one row for each order, all to be scored.
-
-        Raises:
-            InvalidInputError: as ``encode``; a template without choices, or an input without them.
-            TooManyTokensError: too long, with ``truncate`` off.
-        """
+        """Return one question's rows, one for each order of its options; errors as ``encode``, also without choices."""
         return encode_orders(self._template, inputs, lambda fields: self.encode(fields, truncate=truncate))
 
     @property
@@ -195,21 +175,19 @@ class Predictor:
     ) -> list[Prediction]:
         """Return an answer per row, in order; the rows run as one padded batch.
 
-        ``fast`` defers a row to ``laplace`` where the error of its covariance could change the label or the decision,
-        or where the row is unlike those that the covariance was distilled from; the answer names ``laplace``.
+        Where ``fast`` defers a row (``laplora.answers.deferral``), the answer is ``laplace``'s and says so.
 
         Args:
             predictive: one of ``predictives``; None is the recommended one.
-            also: further ones, whose probabilities come in ``calibrated_probs``; with ``laplace`` among them the answer
-                has logit variances. Those that need no further pass through the model come in any case.
-            target_risk: what the decisions will be made for (``decided``), on which it depends which rows ``fast``
-                defers; None: the artifact's.
+            also: further ones, whose probabilities come in ``calibrated_probs``; with ``laplace`` the answer has logit
+                variances. Those that need no further pass through the model come in any case.
+            target_risk: what the decisions will be made for (``decided``); None: the artifact's.
 
         Raises:
             ConfigError: a predictive that the artifact does not have, or a risk that it cannot decide for.
             NonFiniteError: NaN or infinity in a logit or variance.
         """
-        name = self.named(predictive or self.recommended)
+        name = self._named(predictive or self.recommended)
         if not rows:
             return []
         if name == "fast":
@@ -218,7 +196,7 @@ class Predictor:
             for i, prediction in zip(deferred, exact, strict=True):
                 predictions[i] = prediction
             return predictions
-        outputs = self._outputs(rows, [name, *(self.named(other) for other in also)])
+        outputs = self._outputs(rows, [name, *map(self._named, also)])
         return build_predictions(self.artifact.manifest, rows, outputs, name)
 
     def predict_deferring(
@@ -226,42 +204,24 @@ class Predictor:
     ) -> tuple[list[Prediction], list[int]]:
         """Return ``fast``'s answer per row, in order, and the positions of the rows that it defers to ``laplace``.
 
-        The answer to a deferred row must not be served. A server answers it in a batch of ``laplace``; ``predict``
-        does both in one call.
-
-        Args:
-            also, target_risk: as in ``predict``.
-
-        Raises:
-            ConfigError, NonFiniteError: as ``predict``.
+        The answer to a deferred row must not be served. Arguments and errors are those of ``predict``.
         """
-        name = self.named("fast")
+        name = self._named("fast")
         if not rows:
             return [], []
-        outputs = self._outputs(rows, [name, *(self.named(other) for other in also)])
-        deferral = self._deferral(rows, outputs, target_risk)
-        return build_predictions(self.artifact.manifest, rows, outputs, name), deferral.rows
+        outputs = self._outputs(rows, [name, *map(self._named, also)])
+        predictions = build_predictions(self.artifact.manifest, rows, outputs, name)
+        return predictions, self._deferral(rows, outputs, target_risk).rows
 
     def predict_each(
         self, rows: Sequence[EncodedRow]
     ) -> tuple[dict[PredictiveName, list[Prediction]], Deferral | None]:
-        """Return every predictive's answers by name, in row order, and which rows ``fast`` defers.
-
-        Args:
-            rows: at least one; they run as one padded batch, through the same passes for all predictives.
-
-        Returns:
-            The answers; and None where the artifact has no ``fast``.
-
-        Raises:
-            NonFiniteError: NaN or infinity in a logit or variance.
-        """
+        """Return every predictive's answers to at least one row, and which rows ``fast`` defers, None without it."""
         outputs = self._outputs(rows, self.predictives)
         answers = {name: build_predictions(self.artifact.manifest, rows, outputs, name) for name in self.predictives}
         return answers, self._deferral(rows, outputs, None) if "fast" in self.predictives else None
 
     def _deferral(self, rows: Sequence[EncodedRow], outputs: MemberOutputs, target_risk: float | None) -> Deferral:
-        """Return which rows ``fast`` defers to ``laplace``, from outputs with its estimate."""
         estimate = outputs.estimate
         assert estimate is not None
         places = rows_to_defer(
@@ -281,24 +241,8 @@ class Predictor:
         batch = collate(rows, class_count=self.class_count, pad_token_id=self._tokenizer.pad_token_id)
         return member_outputs(self._members, batch.to(self.device), wanted_outputs(names))
 
-    def predict_orders(
-        self, questions: Sequence[OrderedRows], predictive: str | None = None, *, also: Sequence[str] = ()
-    ) -> list[Prediction]:
-        """Return an answer per question, averaged over its orders and in the user's; all rows run as one batch.
-
-        Args:
-            questions: from ``encode_orders``; the rest as in ``predict``.
-
-        Raises:
-            ConfigError, NonFiniteError: as ``predict``; also for ``fast``, which may defer some of the orders only.
-        """
-        if predictive == "fast":
-            raise ConfigError("the orders of the choices are not averaged by fast: use laplace")
-        rows = [row for one in questions for row in one.rows]
-        return self.average_orders(questions, self.predict(rows, predictive, also=also))
-
     def average_orders(self, questions: Sequence[OrderedRows], predictions: Sequence[Prediction]) -> list[Prediction]:
-        """Return an answer per question from those of its rows, in any batches, question by question.
+        """Return an answer per question, averaged over its orders and in the user's, from those of its rows in order.
 
         Raises:
             DataError: another number of predictions than rows.
@@ -309,10 +253,7 @@ class Predictor:
         return [average_answer(self.artifact.manifest, one, list(islice(left, len(one.rows)))) for one in questions]
 
     def decided(self, predictions: Sequence[Prediction], target_risk: float | None) -> tuple[list[Prediction], float]:
-        """Return predictions with the decisions for a target risk, and that risk.
-
-        Args:
-            target_risk: error rate that accepted answers may have, in (0, 1); None: the artifact's.
+        """Return predictions with the decisions for a target risk, and that risk; None is the artifact's.
 
         Raises:
             ConfigError: a risk outside (0, 1).
@@ -328,20 +269,12 @@ class Predictor:
         return decided, target_risk
 
     def _thresholds(self, name: PredictiveName, target_risk: float | None) -> ModeThresholds:
-        """Return a predictive's thresholds for a target risk; None: the artifact's.
-
-        Raises:
-            ConfigError: a risk outside (0, 1).
-        """
+        """Return a predictive's thresholds for a target risk; None: the artifact's."""
         thresholds = self.artifact.manifest.predictives[name].thresholds
         return thresholds if target_risk is None else thresholds_at(thresholds, self.review_scores[name], target_risk)
 
-    def named(self, predictive: str) -> PredictiveName:
-        """Return a name as one of ``predictives``.
-
-        Raises:
-            ConfigError: it is none.
-        """
+    def _named(self, predictive: str) -> PredictiveName:
+        """Return a name as one of ``predictives``; ConfigError where it is none."""
         for name in self.predictives:
             if name == predictive:
                 return name
@@ -350,10 +283,7 @@ class Predictor:
         )
 
     def verify_golden(self, run: Callable[[Callable[[], list[Prediction]]], list[Prediction]] = call) -> None:
-        """Replay the artifact's recorded answers, those of every predictive, one answer in each pass.
-
-        Args:
-            run: runs a pass and returns its result; a server runs each on its device's thread, between requests.
+        """Replay the artifact's recorded answers, those of every predictive; ``run`` runs each pass, one answer in it.
 
         Raises:
             ArtifactCorruptError: a golden file that does not hold answers to valid inputs.

@@ -11,7 +11,6 @@ from plain_model import passes_seen
 from tiny_runs import BAD, GOOD, NOUNS
 
 from laplora.answers.prediction import Prediction
-from laplora.errors import ConfigError
 from laplora.predictive.distilled_error import KernelError
 from laplora.predictor import Predictor
 
@@ -136,12 +135,9 @@ def test_one_forward_pass_unless_rows_are_deferred(
     assert seen == ["last_hidden", "last_hidden", "contrast_jacobians"]
 
 
-def test_it_is_no_default_and_averages_no_orders(choices_predictor: Predictor) -> None:
+def test_it_is_no_default(choices_predictor: Predictor) -> None:
     assert choices_predictor.recommended != "fast"
     assert "fast" not in choices_predictor.artifact.manifest.recommended.table
     inputs = {"question": "Is a dull plot good?", "choices": ["good", "bad", "neither of them"]}
-    question = choices_predictor.encode_orders(inputs, truncate=True)
-    with pytest.raises(ConfigError, match="orders"):
-        choices_predictor.predict_orders([question], "fast")
     (answer,) = choices_predictor.predict([choices_predictor.encode(inputs, truncate=True)], "fast")
     assert len(answer.logit_covariance or []) == 3
