@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 
 @dataclass(frozen=True)
 class Ratio:
-    """A ratio of two times: the median over turns, the lowest and the highest."""
+    """A ratio of two times, or another figure: the median over turns, the lowest and the highest."""
 
     value: float
     low: float
@@ -37,13 +37,17 @@ def in_turns(functions: Mapping[str, Callable[[], Any]], turns: int) -> dict[str
 
 def ratio(times: Mapping[str, list[float]], of: str, to: str) -> Ratio:
     """Return one function's times over another's."""
-    ratios = [a / b for a, b in zip(times[of], times[to], strict=True)]
-    return Ratio(statistics.median(ratios), min(ratios), max(ratios))
+    return spread([a / b for a, b in zip(times[of], times[to], strict=True)])
+
+
+def spread(values: Sequence[float]) -> Ratio:
+    """Return a figure of all turns."""
+    return Ratio(statistics.median(values), min(values), max(values))
 
 
 def exactly(value: float) -> Ratio:
     """Return a figure that is the same at every turn."""
-    return Ratio(value, value, value)
+    return spread([value])
 
 
 def _now() -> float:

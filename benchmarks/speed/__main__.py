@@ -49,17 +49,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--pages", action="store_true", help="measure nothing, write the pages again")
     parser.add_argument("--out", type=Path, help="folder of the figures (default: benchmarks, or runs/bench-quick)")
     options = parser.parse_args(arguments)
-    given = sys.argv[1:] if arguments is None else arguments
     out = options.out or (provenance.SCRATCH if options.quick else FOLDER)
     parts = () if options.pages else options.only or (QUICK_PARTS if options.quick else PARTS)
+    quick = ["--quick"] if options.quick else []
     if len(parts) > 1:  # each in a process of its own: what one part leaves behind would slow the next one down
         for part in parts:
             command = [sys.executable, "-m", "benchmarks.speed", "--only", part, "--out", str(out)]
-            subprocess.run([*command, *(["--quick"] if options.quick else [])], check=True)
+            subprocess.run([*command, *quick], check=True)
         print(f"\n{(out / PAGE).read_text(encoding='utf-8')}" if options.quick else f"written: {out / PAGE}")
         return
     for part in parts:
-        conditions = dataclasses.replace(conditions_here(command_of(part, given)), out=out)
+        conditions = dataclasses.replace(conditions_here(["--only", part, *quick]), out=out)
         measured = importlib.import_module(f"benchmarks.speed.parts.{part}").run(conditions, quick=options.quick)
         for record in keep(measured, out):
             print(record.line, flush=True)
@@ -68,11 +68,6 @@ def main(arguments: list[str] | None = None) -> None:
         importlib.import_module("benchmarks.speed.parts.overload").write_page(out)
     if out == FOLDER:
         published.write_pages()
-
-
-def command_of(part: str, arguments: list[str]) -> list[str]:
-    """Return the arguments that make this part alone again, in the published files."""
-    return ["--only", part, *(["--quick"] if "--quick" in arguments else [])]
 
 
 if __name__ == "__main__":

@@ -15,22 +15,20 @@ from training.report.markdown import fill
 Records = Sequence[Mapping[str, Any]]
 
 
-def write_pages(root: Path = ROOT, folder: Path = FOLDER) -> None:
+def write_pages() -> None:
     """Write every such sentence anew."""
-    for path, text in pages(root, read(folder)).items():
+    for path, text in pages().items():
         path.write_text(text, encoding="utf-8")
 
 
-def pages(root: Path, records: Records) -> dict[Path, str]:
+def pages() -> dict[Path, str]:
     """Return the pages with their sentences, by path."""
-    return {
-        root / name: fill(
-            (root / name).read_text(encoding="utf-8"),
-            "bench",
-            {place: sentence(records) for place, sentence in places.items()},
-        )
-        for name, places in PLACES.items()
-    }
+    records = read(FOLDER)
+    made = {}
+    for name, places in PLACES.items():
+        sentences = {place: sentence(records) for place, sentence in places.items()}
+        made[ROOT / name] = fill((ROOT / name).read_text(encoding="utf-8"), "bench", sentences)
+    return made
 
 
 def named(records: Records, name: str) -> Mapping[str, Any] | None:
@@ -46,37 +44,33 @@ def value(record: Mapping[str, Any]) -> str:
 
 def fast_costs(records: Records) -> str:
     """Return what an answer of mode fast costs as served, with no number where none is published."""
-    many, exact, alone, handed = (
+    figures = [
         named(records, f"fast: {name}")
         for name in ("fast as served, 32", "laplace as served, 32", "fast as served, one", "handed over")
-    )
-    if many is None or exact is None or alone is None or handed is None:
+    ]
+    if None in figures:
         return "between one MAP answer and one Laplace answer, depending on how many rows it defers"
+    many, exact, alone, handed = (figure["value"] for figure in figures if figure)
     return (
-        f"{many['value']:.3g} MAP answers as served to 32 clients at once, where a Laplace answer costs "
-        f"{exact['value']:.3g}, and {alone['value']:.3g} to one client alone (SST-2, "
-        f"{100 * handed['value']:.0f} % of the rows deferred)"
+        f"{many:.3g} MAP answers as served to 32 clients at once, where a Laplace answer costs {exact:.3g}, and "
+        f"{alone:.3g} to one client alone (SST-2, {100 * handed:.0f} % of the rows deferred)"
     )
 
 
 def overload_figures(records: Records) -> str:
     """Return the verdict at twice the capacity and its figures, setting by setting."""
-    goodputs = [r for r in records if r["name"].startswith("overload: goodput, ")]
-    if not goodputs:
+    found = {r["name"].removeprefix("overload: "): r for r in records if r["name"].startswith("overload: ")}
+    settings = [name.removeprefix("goodput, ") for name in found if name.startswith("goodput, ")]
+    if not settings:
         return "not measured by this protocol yet"
-    judged = [r for r in records if r["name"].startswith("overload: ") and r["met"] is not None]
+    texts = [
+        f"{setting}: {value(found[f'goodput, {setting}'])} of the capacity answered, 99th percentile "
+        f"{value(found[f'99th percentile of the answered, {setting}'])} times the time to empty a full queue, "
+        f"refusals' 95th percentile {value(found[f'95th percentile of the refusals, {setting}'])} ms"
+        for setting in settings
+    ]
+    judged = [r for r in found.values() if r["met"] is not None]
     kept = sum(r["met"] for r in judged)
-    texts = []
-    for goodput in goodputs:
-        setting = goodput["name"].removeprefix("overload: goodput, ")
-        waited, refused = (
-            next(r for r in records if r["name"] == f"overload: {what}, {setting}")
-            for what in ("99th percentile of the answered", "95th percentile of the refusals")
-        )
-        texts.append(
-            f"{setting}: {value(goodput)} of the capacity answered, 99th percentile {value(waited)} times the time to "
-            f"empty a full queue, refusals' 95th percentile {value(refused)} ms"
-        )
     every = Counter(verdict(r) for r in judged)
     overall = "met" if kept == len(judged) else "**missed**"
     return (

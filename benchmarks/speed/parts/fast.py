@@ -7,16 +7,15 @@ cost as served: test rows at a server, beside MAP and Laplace in the same run.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
-
-import httpx
+from functools import partial
 
 from benchmarks.harness.process import served
 from benchmarks.harness.record import Conditions, Record
 from benchmarks.harness.subject import ARTIFACT, load_subject, random_batch
 from benchmarks.harness.timing import exactly, in_turns, ratio
+from benchmarks.speed.parts.server import clients
 from laplora.predictive.member_outputs import member_outputs
 from training.config import DataConfig
 from training.data.section import load_splits
@@ -45,12 +44,8 @@ def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
             },
             5 if quick else 11,
         )
-        yield conditions.record(
-            f"fast: covariance, {rows} x {tokens} tokens",
-            ratio(times, "fast", "map"),
-            "a MAP answer",
-            limit=1.15,
-        )
+        title = f"fast: covariance, {rows} x {tokens} tokens"
+        yield conditions.record(title, ratio(times, "fast", "map"), "a MAP answer", limit=1.15)
     with served() as address:
         yield from as_served(conditions, address, test_texts(ROWS[quick]), turns=1 if quick else 3)
     fidelity = json.loads((ARTIFACT / "report" / "evaluation.json").read_text())["fast"]["fidelity"]
@@ -59,9 +54,8 @@ def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
     for name in ("rank_correlation", "log_correlation"):
         title = f"fast: {name.replace('_', ' ')} of the variances"
         yield conditions.record(title, exactly(fidelity[name]), "the exact ones, as the artifact records")
-    yield conditions.record(
-        "fast: decisions", exactly(fidelity["same_decision"]), "share alike, as the artifact records"
-    )
+    same = exactly(fidelity["same_decision"])
+    yield conditions.record("fast: decisions", same, "share alike, as the artifact records")
 
 
 def as_served(conditions: Conditions, address: str, texts: Sequence[str], *, turns: int) -> Iterator[Record]:
@@ -70,25 +64,20 @@ def as_served(conditions: Conditions, address: str, texts: Sequence[str], *, tur
     Each mode answers all texts in turn, so that the three are of one run. HTTP and the clients are part of the cost.
     """
     handed: list[bool] = []
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    with httpx.Client(base_url=address, timeout=None, limits=limits) as client:
+    with clients(address) as post:
 
         def ask(text: str, mode: str) -> None:
-            reply = client.post("/predict", json={"inputs": [{"text": text}], "options": {"mode": mode}})
-            reply.raise_for_status()
+            answer = post(text, mode=mode)
             if mode == "fast":
-                handed.append(reply.json()["predictions"][0]["answered_by"] != "fast")
+                handed.append(answer["answered_by"] != "fast")
 
-        def all_asked(mode: str, asked: Sequence[str], clients: int) -> Callable[[], Any]:
-            def answered() -> None:
-                with ThreadPoolExecutor(clients) as pool:
-                    list(pool.map(lambda text: ask(text, mode), asked))
+        def ask_all(mode: str, texts: Sequence[str], at_once: int) -> None:
+            with ThreadPoolExecutor(at_once) as pool:
+                list(pool.map(partial(ask, mode=mode), texts))
 
-            return answered
-
-        for clients, name in ((CLIENTS, f"{CLIENTS} clients"), (1, "one client")):
-            asked = texts if clients > 1 else texts[: len(texts) // 2]
-            times = in_turns({mode: all_asked(mode, asked, clients) for mode in MODES}, turns)
+        for at_once, name in ((CLIENTS, f"{CLIENTS} clients"), (1, "one client")):
+            some = texts if at_once > 1 else texts[: len(texts) // 2]
+            times = in_turns({mode: partial(ask_all, mode, some, at_once) for mode in MODES}, turns)
             for mode in MODES[1:]:
                 yield conditions.record(f"fast: {mode} as served, {name}", ratio(times, mode, "map"), "MAP as served")
     yield conditions.record("fast: handed over", exactly(sum(handed) / len(handed)), "share of test rows")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 
 from benchmarks.harness.record import Conditions, Record
 from benchmarks.harness.subject import load_subject, random_batch
-from benchmarks.harness.timing import Ratio, in_turns, ratio
+from benchmarks.harness.timing import in_turns, ratio, spread
 from benchmarks.peers.subject import Subject
 from benchmarks.speed.parts import peers
 from laplora.jacobians.blocks import Block, ContrastJacobians
@@ -41,28 +42,23 @@ def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
     blocks = find_blocks(members.model, 2)
     for size in (8,) if quick else (1, 8, 32):
         batches = [random_batch(members, size, TOKENS) for _ in range(ROWS // size)]
-        functions = {"one pass": one_pass(members, blocks, batches)} | {
-            structure: lambda s=structure, b=batches: fit(members, blocks, b, s) for structure in STRUCTURES
-        }
+        functions: dict[str, Callable[[], Any]] = {"one pass": partial(one_pass, members, blocks, batches)}
+        functions |= {structure: partial(fit, members, blocks, batches, structure) for structure in STRUCTURES}
         yield from over_a_pass(conditions, functions, size, 2 if quick else 5, limit=2.4)
     yield from choices(conditions, members, blocks)
     if "bayesian_lora" not in peers.missing():  # last: what is timed after it in this process is slower
         batches = [random_batch(members, PACKAGE_BATCH, TOKENS) for _ in range(ROWS // PACKAGE_BATCH)]
         functions = {
-            "one pass": one_pass(members, blocks, batches),
+            "one pass": partial(one_pass, members, blocks, batches),
             "bayesian-lora": peers.bayesian_lora_fit(as_subject(members, batches), PACKAGE_BATCH),
         }
         yield from over_a_pass(conditions, functions, PACKAGE_BATCH, 2 if quick else 5)
 
 
-def one_pass(members: MemberSet, blocks: tuple[Block, ...], batches: list[Batch]) -> Callable[[], Any]:
-    """Return a function that computes every row's Jacobians and keeps none."""
-
-    def once() -> None:
-        for batch in batches:
-            contrast_jacobians(members.model, batch, members.label_ids, blocks, sums=False)
-
-    return once
+def one_pass(members: MemberSet, blocks: tuple[Block, ...], batches: list[Batch]) -> None:
+    """Compute every row's Jacobians, and keep none."""
+    for batch in batches:
+        contrast_jacobians(members.model, batch, members.label_ids, blocks, sums=False)
 
 
 def over_a_pass(
@@ -95,13 +91,9 @@ def fit(
 
     def run_pass(_title: str, empty: State, add: Callable[[State, ContrastJacobians, torch.Tensor], State]) -> State:
         state = empty
-        sums = needs_sums(structure)
         for batch in batches:
-            state = add(
-                state,
-                contrast_jacobians(members.model, batch, members.label_ids, blocks, sums=sums),
-                batch.class_mask,
-            )
+            found = contrast_jacobians(members.model, batch, members.label_ids, blocks, sums=needs_sums(structure))
+            state = add(state, found, batch.class_mask)
         return state
 
     return fit_posterior(StructureSettings(structure=structure, **options), blocks, run_pass)
@@ -127,6 +119,4 @@ def choices(conditions: Conditions, members: MemberSet, blocks: tuple[Block, ...
         5,
     )
     for name, limit in (("evidence", 0.05), ("evidence by group", 0.05), ("validation", 2.0)):
-        seconds = sorted(times[name])
-        middle = Ratio(seconds[len(seconds) // 2], seconds[0], seconds[-1])
-        yield conditions.record(f"fit: prior by {name}", middle, "seconds", limit=limit)
+        yield conditions.record(f"fit: prior by {name}", spread(times[name]), "seconds", limit=limit)

@@ -24,7 +24,7 @@ from benchmarks.harness.allocation import peak_bytes
 from benchmarks.harness.llama7b import random_llama
 from benchmarks.harness.record import Conditions, Record
 from benchmarks.harness.subject import load_subject, random_batch, with_classes
-from benchmarks.harness.timing import Ratio, exactly, in_turns
+from benchmarks.harness.timing import exactly, in_turns, spread
 from benchmarks.speed.parts import subset
 from benchmarks.speed.parts.fit import fit
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
@@ -71,9 +71,8 @@ def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
         times = in_turns(functions, 1 if quick else TURNS)
         peaks = [peak_bytes(function) for function in functions.values()]
         sizes = list(axis.sizes)
-        each_turn = sorted(exponent(sizes, turn) for turn in zip(*times.values(), strict=True))
         seconds = [statistics.median(t) for t in times.values()]
-        found = Ratio(statistics.median(each_turn), each_turn[0], each_turn[-1])
+        found = spread([exponent(sizes, turn) for turn in zip(*times.values(), strict=True)])
         yield conditions.record(f"growth: {axis.name}, time", found, "the exponent", arithmetic=axis.time_limit)
         found = exactly(exponent(sizes, peaks))
         yield conditions.record(f"growth: {axis.name}, memory", found, "the exponent", arithmetic=axis.memory_limit)

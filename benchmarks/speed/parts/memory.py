@@ -66,27 +66,26 @@ def fits(conditions: Conditions, subject: Subject, absent: Sequence[str]) -> Ite
     blocks = find_blocks(subject.model, 2)
     adapter = 4 * sum(b.wide * b.narrow for b in blocks)
     members = MemberSet(subject.model, {}, subject.label_ids, Member())
+    default = StructureSettings()
     for structure in STRUCTURES:
-        made: dict[str, Posterior] = {}
+        made: dict[int, Posterior] = {}
 
-        def one(rows: int, structure: str = structure, made: dict[str, Posterior] = made) -> None:
+        def one(rows: int, structure: str = structure, made: dict[int, Posterior] = made) -> None:
             batches = list(subject.batches(subject.train[:rows], BATCH))
-            made[str(rows)] = fit(members, blocks, batches, structure)
+            made[rows] = fit(members, blocks, batches, structure)
 
-        functions = {str(rows): lambda rows=rows, one=one: one(rows) for rows in (FEW, MANY)}
-        found = {name: peak_bytes(function) for name, function in functions.items()}
-        yield conditions.record(f"memory: fit, {structure}, {MANY} rows", exactly(found[str(MANY)] / 1e6), UNIT)
-        more = exactly(found[str(MANY)] / found[str(FEW)])
-        yield conditions.record(f"memory: fit, {structure}", more, f"with {FEW} rows, with {MANY}", arithmetic=1.01)
-        few, many = (file_bytes(made[str(rows)]) for rows in (FEW, MANY))
-        yield conditions.record(f"memory: file, {structure}", exactly(many / adapter), "the adapter in float32")
-        more = exactly(many / few)
-        yield conditions.record(
-            f"memory: file, {structure}, rows", more, f"with {FEW} rows, with {MANY}", arithmetic=1.0
-        )
-        default = StructureSettings()
+        peak_few, peak_many = (peak_bytes(partial(one, rows)) for rows in (FEW, MANY))
+        few, many = (file_bytes(made[rows]) for rows in (FEW, MANY))
         formula = posterior_bytes(blocks, structure, rank=default.rank, joint_rank=default.joint_rank)
-        yield conditions.record(f"memory: file, {structure}, formula", exactly(many / formula), "k d in every block")
+        both = f"with {FEW} rows, with {MANY}"
+        for name, value, to, arithmetic in (
+            (f"fit, {structure}, {MANY} rows", peak_many / 1e6, UNIT, None),
+            (f"fit, {structure}", peak_many / peak_few, both, 1.01),
+            (f"file, {structure}", many / adapter, "the adapter in float32", None),
+            (f"file, {structure}, rows", many / few, both, 1.0),
+            (f"file, {structure}, formula", many / formula, "k d in every block", None),
+        ):
+            yield conditions.record(f"memory: {name}", exactly(value), to, arithmetic=arithmetic)
     if "bayesian_lora" not in absent:
         size = peak_bytes(peers.bayesian_lora_fit(subject, BATCH))
         yield conditions.record(f"memory: fit, bayesian-lora, {MANY} rows", exactly(size / 1e6), UNIT)

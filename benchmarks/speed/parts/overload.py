@@ -6,17 +6,18 @@ The runs themselves are kept in load/open_loop.json, and load/open_loop.md is ma
 from __future__ import annotations
 
 import json
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from benchmarks.harness.process import served
 from benchmarks.harness.record import Conditions, Record
-from benchmarks.harness.timing import Ratio
+from benchmarks.harness.timing import spread
 from benchmarks.load import overload
-from benchmarks.load.overload import Load, Run
+from benchmarks.load.overload import Run
 
 MODE = "map"
 #: Rows that may wait: an eighth of the default's, so that twice the capacity fills the queue in ten seconds, and still
@@ -54,37 +55,27 @@ def records(conditions: Conditions, name: str, runs: Sequence[Run]) -> Iterator[
     """Yield the figures of one setting's runs."""
     yield conditions.record(
         f"overload: goodput, {name}",
-        _median([one.goodput for one in runs]),
+        spread([one.goodput for one in runs]),
         "of the capacity",
         limit=overload.GOODPUT,
         side="at least",
     )
-    yield conditions.record(
-        f"overload: 99th percentile of the answered, {name}",
-        _median([one.emptying(QUEUE_ROWS) for one in runs]),
-        "the time to empty a full queue",
-        limit=overload.EMPTYING,
-    )
-    if all(one.twice.refused for one in runs):
-        yield conditions.record(
-            f"overload: 95th percentile of the refusals, {name}",
-            _median([one.twice.refusals_ms[1] for one in runs]),
-            "ms",
-            limit=overload.REFUSAL_MS,
+    figures: list[tuple[str, list[float], str, float | None]] = [
+        (
+            "99th percentile of the answered",
+            [one.emptying(QUEUE_ROWS) for one in runs],
+            "the time to empty a full queue",
+            overload.EMPTYING,
         )
-    yield conditions.record(
-        f"overload: answered otherwise, refused without a time or in vain, {name}",
-        _median([max(one.disorder for one in runs)]),
-        "requests",
-        limit=0.0,
-    )
-    yield conditions.record(
-        f"overload: capacity, {name}", _median([one.capacity_per_s for one in runs]), "answers a second"
-    )
-
-
-def _median(values: Sequence[float]) -> Ratio:
-    return Ratio(statistics.median(values), min(values), max(values))
+    ]
+    if all(one.twice.refused for one in runs):
+        refusals = [one.twice.refusals_ms[1] for one in runs]
+        figures.append(("95th percentile of the refusals", refusals, "ms", overload.REFUSAL_MS))
+    worst = [float(max(one.disorder for one in runs))]
+    figures.append(("answered otherwise, refused without a time or in vain", worst, "requests", 0.0))
+    figures.append(("capacity", [one.capacity_per_s for one in runs], "answers a second", None))
+    for what, values, unit, limit in figures:
+        yield conditions.record(f"overload: {what}, {name}", spread(values), unit, limit=limit)
 
 
 def keep(found: Mapping[str, Sequence[Run]], conditions: Conditions) -> None:
@@ -112,14 +103,5 @@ def page(kept: Mapping[str, Any]) -> str:
         f"`{m['command']}`, {m['date']}, commit {m['commit']}, {m['hardware']}, artifact {m['artifact']}; "
         f"{m['versions']}."
     )
-    found = {name: [_run(one) for one in runs] for name, runs in kept["settings"].items()}
+    found = TypeAdapter(dict[str, list[Run]]).validate_python(kept["settings"])
     return overload.page(found, head, queue_rows=QUEUE_ROWS, mode=MODE)
-
-
-def _run(fields: Mapping[str, Any]) -> Run:
-    lighter = tuple(_load(one) for one in fields["lighter"])
-    return Run(**{**fields, "lighter": lighter, "twice": _load(fields["twice"])})
-
-
-def _load(fields: Mapping[str, Any]) -> Load:
-    return Load(**{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()})

@@ -57,21 +57,14 @@ def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
         functions = methods(absent)
         times = in_turns(functions, 3 if quick else 5)
     for name in functions:
-        if name == FORWARD:
-            continue
-        yield conditions.record(
-            f"peers: {name}", ratio(times, name, FORWARD), FORWARD, limit=2.2 if name == "laplora" else None
-        )
+        if name != FORWARD:
+            limit = 2.2 if name == "laplora" else None
+            yield conditions.record(f"peers: {name}", ratio(times, name, FORWARD), FORWARD, limit=limit)
     for name in functions:
         if name not in (FORWARD, "laplora"):
             limit = 6.0 if name.startswith("bayesian-lora") else 1.0
-            yield conditions.record(
-                f"peers: {name}, against laplora",
-                ratio(times, name, "laplora"),
-                "laplora",
-                limit=limit,
-                side="at least",
-            )
+            against = ratio(times, name, "laplora")
+            yield conditions.record(f"peers: {name}, against laplora", against, "laplora", limit=limit, side="at least")
 
 
 def missing() -> list[str]:
@@ -142,13 +135,11 @@ def ensemble(subject: Subject, forward: Callable[[], torch.Tensor]) -> Callable[
     """
     parameters = adapter_parameters(subject.model)
     generator = torch.Generator().manual_seed(0)
-    members = [
-        {
-            n: p.detach() + 0.1 * p.detach().std() * torch.randn(p.shape, generator=generator)
-            for n, p in parameters.items()
-        }
-        for _ in range(ENSEMBLE)
-    ]
+
+    def perturbed(weights: torch.Tensor) -> torch.Tensor:
+        return weights.detach() + 0.1 * weights.detach().std() * torch.randn(weights.shape, generator=generator)
+
+    members = [{name: perturbed(weights) for name, weights in parameters.items()} for _ in range(ENSEMBLE)]
 
     def answer() -> torch.Tensor:
         found = []
@@ -233,9 +224,8 @@ def bayesian_lora_fit(subject: Subject, size: int) -> Callable[[], Any]:
 
     def fit() -> Any:
         with plain_attention():
-            factors = calculate_kronecker_factors(
-                subject.model, class_logits(subject), loader, PACKAGE_RANK, WIDE, ["lora"]
-            )
+            logits = class_logits(subject)
+            factors = calculate_kronecker_factors(subject.model, logits, loader, PACKAGE_RANK, WIDE, ["lora"])
         subject.model.zero_grad()
         subject.model.eval()
         return factors

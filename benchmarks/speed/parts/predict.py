@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from benchmarks.harness.record import Conditions, Record
 from benchmarks.harness.subject import Format, load_subject, random_batch, with_classes
@@ -11,8 +11,7 @@ from benchmarks.harness.timing import in_turns, ratio
 from laplora.predictive.member_outputs import MemberSet, member_outputs
 
 
-@dataclass(frozen=True)
-class Case:
+class Case(NamedTuple):
     """One size of work."""
 
     number_format: Format

@@ -6,20 +6,21 @@ machine, so what the clients themselves cost counts against the server. Past its
 
 from __future__ import annotations
 
+import itertools
 import random
 import statistics
-import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 
 from benchmarks.harness.process import served
 from benchmarks.harness.record import Conditions, Record
 from benchmarks.harness.subject import ARTIFACT
-from benchmarks.harness.timing import Ratio
+from benchmarks.harness.timing import spread
 from laplora.predictor import Predictor
 from service.scoring.admission import Amount
 from service.scoring.device import Device
@@ -41,73 +42,55 @@ def sentences(count: int) -> list[str]:
     return [" ".join(draw.choices(words, k=draw.randint(5, 30))) for _ in range(count)]
 
 
-def request_of(text: str) -> dict[str, Any]:
-    """Return the request body of one text."""
-    return {"inputs": [{"text": text}], "options": {"predictive": "laplace"}}
-
-
 def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
     """Yield throughput over the engine's by clients, and what one request costs more."""
     seconds, turns = (6.0, 2) if quick else (8.0, 3)
     texts = sentences(512)
     with served(["--batch-tokens", str(BATCH_TOKENS)]) as address, in_process() as ask, clients(address) as post:
+        functions = {"engine": ask, "http": lambda text: post(text, predictive="laplace")}
         for concurrency in (1, 32) if quick else (1, 8, 32, 128):
-            found: dict[str, list[Load]] = {"http": [], "engine": []}
+            found: dict[str, list[Load]] = {name: [] for name in functions}
             for turn in range(turns + 1):
-                for name, function in (("engine", ask), ("http", post)):
+                for name, function in functions.items():
                     load = closed_loop(function, texts, concurrency, seconds if turn else 2.0)
                     if turn:
                         found[name].append(load)
-            ratios = [h.per_second / e.per_second for h, e in zip(found["http"], found["engine"], strict=True)]
+            pairs = list(zip(found["http"], found["engine"], strict=True))
             yield conditions.record(
                 f"server: throughput, {concurrency} clients",
-                Ratio(statistics.median(ratios), min(ratios), max(ratios)),
+                spread([http.per_second / engine.per_second for http, engine in pairs]),
                 "the engine in process",
                 limit=0.92 if concurrency == 32 else None,
                 side="at least",
             )
             if concurrency == 1:
-                over = [1000 * (h.median_s - e.median_s) for h, e in zip(found["http"], found["engine"], strict=True)]
-                yield conditions.record(
-                    "server: overhead of one request",
-                    Ratio(statistics.median(over), min(over), max(over)),
-                    "ms",
-                    limit=5.0,
-                )
+                over = spread([1000 * (http.median_s - engine.median_s) for http, engine in pairs])
+                yield conditions.record("server: overhead of one request", over, "ms", limit=5.0)
 
 
-class Load:
+class Load(NamedTuple):
     """What closed-loop clients saw: answers a second, and their median latency in seconds."""
 
-    def __init__(self, latencies: list[float], seconds: float) -> None:
-        self.per_second = len(latencies) / seconds
-        self.median_s = statistics.median(latencies)
+    per_second: float
+    median_s: float
 
 
 def closed_loop(function: Callable[[str], Any], texts: list[str], concurrency: int, seconds: float) -> Load:
     """Return what this many clients see for this long."""
-    latencies: list[float] = []
     begun = time.perf_counter()
-    errors: list[BaseException] = []
 
-    def client(number: int) -> None:
-        position = number
-        try:
-            while (now := time.perf_counter()) - begun < seconds:
-                function(texts[position % len(texts)])
-                latencies.append(time.perf_counter() - now)
-                position += concurrency
-        except Exception as error:
-            errors.append(error)
+    def client(number: int) -> list[float]:
+        latencies: list[float] = []
+        for position in itertools.count(number, concurrency):
+            if (now := time.perf_counter()) - begun >= seconds:
+                break
+            function(texts[position % len(texts)])
+            latencies.append(time.perf_counter() - now)
+        return latencies
 
-    threads = [threading.Thread(target=client, args=(i,)) for i in range(concurrency)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
-    return Load(latencies, time.perf_counter() - begun)
+    with ThreadPoolExecutor(concurrency) as pool:
+        latencies = [latency for of_one in pool.map(client, range(concurrency)) for latency in of_one]
+    return Load(len(latencies) / (time.perf_counter() - begun), statistics.median(latencies))
 
 
 @contextmanager
@@ -133,14 +116,14 @@ def in_process() -> Iterator[Callable[[str], Any]]:
 
 
 @contextmanager
-def clients(address: str) -> Iterator[Callable[[str], Any]]:
-    """Yield a function that posts a text to the server, each thread on its own connection."""
+def clients(address: str) -> Iterator[Callable[..., Any]]:
+    """Yield a function that returns the server's answer to a text and options, each thread on its own connection."""
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     with httpx.Client(base_url=address, timeout=None, limits=limits) as client:
 
-        def post(text: str) -> Any:
-            reply = client.post("/predict", json=request_of(text))
+        def post(text: str, **options: str) -> Any:
+            reply = client.post("/predict", json={"inputs": [{"text": text}], "options": options})
             reply.raise_for_status()
-            return reply
+            return reply.json()["predictions"][0]
 
         yield post

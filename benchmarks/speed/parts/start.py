@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from benchmarks.harness.process import served
 from benchmarks.harness.record import Conditions, Record
 from benchmarks.harness.subject import ARTIFACT
-from benchmarks.harness.timing import Ratio, ratio
+from benchmarks.harness.timing import ratio, spread
 from laplora.artifact.folder import read_artifact
 from laplora.artifact.manifest import ADAPTER_FOLDER, POSTERIOR
 from laplora.jacobians.contrasts import find_blocks
@@ -69,5 +69,4 @@ def artifact_load(conditions: Conditions, location: str, base: BaseSpec) -> Iter
         adapted = attach_adapter(model, ARTIFACT / ADAPTER_FOLDER)
         read_posterior(ARTIFACT / POSTERIOR, find_blocks(adapted, len(artifact.manifest.labels)))
         seconds.append(time.perf_counter() - begun)
-    seconds.sort()
-    yield conditions.record("start: artifact", Ratio(seconds[2], seconds[0], seconds[-1]), "seconds", limit=0.5)
+    yield conditions.record("start: artifact", spread(seconds), "seconds", limit=0.5)

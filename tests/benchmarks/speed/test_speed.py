@@ -63,40 +63,36 @@ def test_make_bench_quick_is_such_a_run() -> None:
 
 
 def test_sentences_of_other_pages_are_made_of_the_published_figures() -> None:
-    for path, text in published.pages(ROOT, read(FOLDER)).items():
+    for path, text in published.pages().items():
         assert path.read_text(encoding="utf-8") == text, "run python -m benchmarks.speed --pages"
 
 
 def test_the_sentence_on_fast_follows_from_its_row() -> None:
-    def rows(many: float) -> list[dict[str, object]]:
-        values = {
-            "fast as served, 32 clients": many,
-            "laplace as served, 32 clients": 2.2,
-            "fast as served, one client": 1.5,
-            "handed over": 0.2,
-        }
-        made = [HERE.record(f"fast: {name}", Ratio(v, v, v), "b") for name, v in values.items()]
-        return [asdict(record) for record in made]
-
-    assert published.fast_costs(rows(1.4)) == (
+    values = {
+        "fast as served, 32 clients": 1.4,
+        "laplace as served, 32 clients": 2.2,
+        "fast as served, one client": 1.5,
+        "handed over": 0.2,
+    }
+    rows = [asdict(HERE.record(f"fast: {name}", Ratio(v, v, v), "b")) for name, v in values.items()]
+    assert published.fast_costs(rows) == (
         "1.4 MAP answers as served to 32 clients at once, where a Laplace answer costs 2.2, "
         "and 1.5 to one client alone (SST-2, 20 % of the rows deferred)"
     )
-    assert published.fast_costs(rows(1.3)).startswith("1.3 ")
     assert not any(c.isdigit() for c in published.fast_costs([]))
 
 
-def test_the_sentence_on_overload_gives_one_verdict_of_all_settings() -> None:
-    def rows(late: float) -> list[dict[str, object]]:
-        settings = [("s", [run_of()]), ("t", [run_of(refusals_ms=(1.0, late, late))])]
-        return [asdict(r) for name, runs in settings for r in overload.records(HERE, name, runs)]
-
-    assert published.overload_figures(rows(9.0)).startswith(
-        "met, 8 of 8 by the medians; in every run 8 met and 0 missed, 0 open."
-    )
-    assert published.overload_figures(rows(11.0)).startswith(
-        "**missed**, 7 of 8 by the medians; in every run 7 met and 1 missed, 0 open."
-    )
+@pytest.mark.parametrize(
+    ("late", "verdict"),
+    [
+        (9.0, "met, 8 of 8 by the medians; in every run 8 met and 0 missed, 0 open."),
+        (11.0, "**missed**, 7 of 8 by the medians; in every run 7 met and 1 missed, 0 open."),
+    ],
+)
+def test_the_sentence_on_overload_gives_one_verdict_of_all_settings(late: float, verdict: str) -> None:
+    settings = {"s": [run_of()], "t": [run_of(refusals_ms=(1.0, late, late))]}
+    rows = [asdict(record) for name, runs in settings.items() for record in overload.records(HERE, name, runs)]
+    assert published.overload_figures(rows).startswith(verdict)
     assert "not measured" in published.overload_figures([])
 
 
@@ -113,7 +109,7 @@ def run_of(**twice: object) -> overload.Run:
         "sent_late_ms": 1.0,
         "otherwise": 0,
     }
-    return overload.Run(10.0, (), overload.Load(**{**figures, **twice}), 20, 20)  # type: ignore[arg-type]
+    return overload.Run(10.0, (), overload.overload.Load(**{**figures, **twice}), 20, 20)  # type: ignore[arg-type]
 
 
 def test_the_open_loops_page_is_made_of_its_runs(tmp_path: Path) -> None:
@@ -197,26 +193,23 @@ def test_a_server_that_is_slow_to_stop_is_no_slower_to_start(monkeypatch: pytest
     assert now == [0.0, 100.0]
 
 
-@pytest.mark.usefixtures("base_model_folder")
 def test_the_fidelity_of_mode_fast_is_the_artifacts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every record there is but those as served, on the default artifact: a few tokens, a few rows."""
-    monkeypatch.setattr(fast, "SIZES", ((1, 8), (2, 8)))
+    """Every record there is but those as served, the times made up."""
+    for name in ("load_subject", "random_batch", "test_texts"):
+        monkeypatch.setattr(fast, name, lambda *given, **options: None)
+    monkeypatch.setattr(fast, "in_turns", lambda functions, turns: {name: [1.0] for name in functions})
     monkeypatch.setattr(fast, "served", lambda: nullcontext("address"))
-    asked = []
-    monkeypatch.setattr(fast, "as_served", lambda *given, turns: asked.append((*given[1:], turns)) or ())
+    monkeypatch.setattr(fast, "as_served", lambda *given, turns: ())
     found = {record.name: record for record in fast.run(HERE, quick=True)}
     assert set(found) == {
-        "fast: covariance, 2 x 8 tokens",
+        "fast: covariance, 8 x 32 tokens",
         "fast: NLL alone",
         "fast: NLL as served",
         "fast: rank correlation of the variances",
         "fast: log correlation of the variances",
         "fast: decisions",
     }
-    [(address, texts, turns)] = asked
-    assert (address, len(set(texts)), turns) == ("address", 64, 1)
-    artifact = json.loads((fast.ARTIFACT / "manifest.json").read_text())
-    fidelity = artifact["metrics"]["fast"]["fidelity"]
+    fidelity = json.loads((fast.ARTIFACT / "manifest.json").read_text())["metrics"]["fast"]["fidelity"]
     assert found["fast: NLL alone"].value == pytest.approx(fidelity["nll"] / fidelity["laplace_nll"], abs=0.01)
 
 
