@@ -52,7 +52,7 @@ def main() -> int:
         sys.stdout.write("audit: skipped, no database of known vulnerabilities can be reached from here\n")
         return 0
     findings = [(package, finding) for package in packages for finding in package["vulns"]]
-    new = [(p, finding) for p, finding in findings if not IGNORED.keys() & {finding["id"], *aliases(finding)}]
+    new = [(p, f) for p, f in findings if not IGNORED.keys() & {f["id"], *f.get("aliases", [])}]
     for package, finding in new:
         fixed = ", ".join(finding.get("fix_versions", [])) or "none yet"
         sys.stdout.write(f"audit: {package['name']} {package['version']}: {finding['id']}, fixed in: {fixed}\n")
@@ -61,11 +61,6 @@ def main() -> int:
         f"{len(findings) - len(new)} accepted\n"
     )
     return 1 if new else 0
-
-
-def aliases(finding: dict[str, Any]) -> list[str]:
-    """Return the other names of a finding."""
-    return list(finding.get("aliases", []))
 
 
 if __name__ == "__main__":

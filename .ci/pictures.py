@@ -1,94 +1,28 @@
 """Draws the pictures of the documentation: python .ci/pictures.py writes docs/pictures/*.svg.
 
-Each function returns one picture. A change of the layers in pyproject.toml needs a change of ``rooms``; a test says so.
+Each function draws one; its docstring is the picture's title and description. A change of the layers in pyproject.toml
+needs a change of ``rooms``; a test says so.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from html import escape
+from collections.abc import Sequence
 from pathlib import Path
 
+from svg import Picture
+
 FOLDER = Path(__file__).parent.parent / "docs" / "pictures"
-STYLE = """
-  text { font: 14px system-ui, "Segoe UI", Roboto, Helvetica, Arial, sans-serif; fill: #1b2733 }
-  .title { font-weight: 600 } .small { font-size: 12px; fill: #52606d } .middle { text-anchor: middle }
-  .mono { font: 12.5px ui-monospace, Menlo, Consolas, monospace } .end { text-anchor: end }
-  .room { fill: #eaf1fa; stroke: #2a6fb0 } .job { fill: #fdf1e3; stroke: #c77d2a }
-  .file { fill: #eef6ee; stroke: #3a7d44 } .plain { fill: #f5f6f8; stroke: #9aa5b1 }
-  .frame { fill: none; stroke: #9aa5b1; stroke-dasharray: 5 4 }
-  .way { fill: none; stroke: #3e4c59; stroke-width: 1.6 }
-  .soft { fill: none; stroke: #9aa5b1; stroke-width: 1.4; stroke-dasharray: 4 3 }
-"""
-ARROW = (
-    '<defs><marker id="arrow" viewBox="0 0 10 10" refX="9" refY="5" markerWidth="7" markerHeight="7" '
-    'orient="auto-start-reverse"><path d="M0 0L10 5L0 10z" fill="#3e4c59"/></marker></defs>'
-)
-Points = Sequence[tuple[float, float]]
-Row = Sequence[tuple[str, str]]
 
 
-class Picture:
-    """An SVG picture on white; positions are pixels from the top left corner."""
+def rooms(picture: Picture) -> None:
+    """The rooms of the repository
 
-    def __init__(self, width: int, height: int, title: str, description: str) -> None:
-        self.parts = [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
-            f'height="{height}" role="img">',
-            f"<title>{escape(title)}</title>",
-            f"<desc>{escape(description)}</desc>",
-            f"<style>{STYLE}</style>",
-            ARROW,
-            f'<rect width="{width}" height="{height}" rx="8" fill="#ffffff"/>',
-        ]
+    Three columns: service, library and training. The service and the training jobs both stand on the library and never
+    import each other. In each column a room imports only rooms below it.
+    """
 
-    def __str__(self) -> str:
-        return "\n".join([*self.parts, "</svg>\n"])
-
-    def text(self, x: float, y: float, text: str, kind: str = "") -> None:
-        """Write one line of text."""
-        self.parts.append(f'<text x="{x:g}" y="{y:g}" class="{kind}">{escape(text)}</text>')
-
-    def rect(self, x: float, y: float, width: float, height: float, kind: str) -> None:
-        """Draw an empty box."""
-        self.parts.append(f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="6" class="{kind}"/>')
-
-    def box(
-        self,
-        x: float,
-        y: float,
-        width: float,
-        height: float,
-        kind: str,
-        *lines: str,
-        titles: int = 1,
-        first: str = "title",
-    ) -> None:
-        """Draw a box with lines of text in its middle, the first ones as titles."""
-        self.rect(x, y, width, height, kind)
-        top = y + height / 2 - (len(lines) - 1) * 8.25 + 5
-        for i, line in enumerate(lines):
-            self.text(x + width / 2, top + 16.5 * i, line, f"{first if i < titles else 'small'} middle")
-
-    def way(self, *points: tuple[float, float], kind: str = "way", arrow: bool = True) -> None:
-        """Draw a line through points, by default with an arrow at its end."""
-        path = "M" + " L".join(f"{x:g} {y:g}" for x, y in points)
-        end = ' marker-end="url(#arrow)"' if arrow else ""
-        self.parts.append(f'<path d="{path}" class="{kind}"{end}/>')
-
-
-def rooms() -> Picture:
-    """The packages, each with its rooms in the floors of import-linter's contracts."""
-    picture = Picture(
-        920,
-        650,
-        "The rooms of the repository",
-        "Three columns: service, library and training. The service and the training jobs both stand on the library and "
-        "never import each other. In each column a room imports only rooms below it.",
-    )
-
-    def column(x: float, width: float, title: str, kind: str, *floors: Row) -> None:
+    def column(x: float, width: float, title: str, kind: str, *floors: Sequence[tuple[str, str]]) -> None:
         y = 44.0
         picture.text(x + 12, 32, title, "small")
         for floor in floors:
@@ -151,18 +85,14 @@ def rooms() -> Picture:
     picture.rect(666, 556, 242, 82, "frame")
     picture.text(678, 576, "laplora/client  stands alone", "small")
     picture.box(678, 586, 218, 40, "plain", "client", "asks the server over HTTP")
-    return picture
 
 
-def request() -> Picture:
-    """The five stages of a request."""
-    picture = Picture(
-        900,
-        300,
-        "The way of a request",
-        "Five stages: parse, plan, queue, device, respond. Tokenising happens in threads of its own, the model runs in "
-        "one device thread, and everything else happens on the event loop.",
-    )
+def request(picture: Picture) -> None:
+    """The way of a request
+
+    Five stages: parse, plan, queue, device, respond. Tokenising happens in threads of its own, the model runs in one
+    device thread, and everything else happens on the event loop.
+    """
     stages = (
         ("1 parse", "key, place, typed body", "predict.py", "http/routes", "job"),
         ("2 plan", "artifact, caller, deadline", "plan.py, scorer.py", "scoring", "job"),
@@ -183,18 +113,14 @@ def request() -> Picture:
     picture.box(16, 222, 506, 62, "plain", "refused: each error class has its code and status", refusals)
     picture.box(547, 222, 337, 62, "plain", "the client leaves, or time is up", "its rows leave the queue at once")
     picture.way((560, 220), (500, 174), kind="soft")
-    return picture
 
 
-def training_run() -> Picture:
-    """The four jobs of a training run and what each leaves."""
-    picture = Picture(
-        900,
-        300,
-        "The way of a training run",
-        "A labelled file and a configuration go through four jobs: finetune, fit_laplace, evaluate and package. Each "
-        "writes its result into the folder of the run, and the last one writes the artifact.",
-    )
+def training_run(picture: Picture) -> None:
+    """The way of a training run
+
+    A labelled file and a configuration go through four jobs: finetune, fit_laplace, evaluate and package. Each writes
+    its result into the folder of the run, and the last one writes the artifact.
+    """
     jobs = (
         ("finetune", "the MAP adapter"),
         ("fit_laplace", "curvature, prior,", "thresholds"),
@@ -217,18 +143,14 @@ def training_run() -> Picture:
             picture.way((x + 70, 138), (x + 70, 188), kind="soft")
     picture.way((827, 104), (850, 104), (850, 188))
     picture.box(730, 190, 154, 72, "room", "artifacts/NAME", "what the server loads", first="mono")
-    return picture
 
 
-def artifact() -> Picture:
-    """What is in an artifact, and what is checked when it is loaded."""
-    picture = Picture(
-        900,
-        330,
-        "The artifact",
-        "A folder. The manifest holds digests of every other file, so the digest of the manifest stands for the whole "
-        "folder. The base model is not in it: its hash is.",
-    )
+def artifact(picture: Picture) -> None:
+    """The artifact
+
+    A folder. The manifest holds digests of every other file, so the digest of the manifest stands for the whole folder.
+    The base model is not in it: its hash is.
+    """
     files = (
         ("adapter/", "LoRA weights, as PEFT writes them"),
         ("posterior.safetensors", "curvature around them"),
@@ -257,18 +179,14 @@ def artifact() -> Picture:
     for i, check in enumerate(checks):
         picture.text(680, 180 + 24 * i, f"· {check}", "small")
     picture.way((616, 212), (662, 212))
-    return picture
 
 
-def rows() -> Picture:
-    """What training, calibration and test rows are for."""
-    picture = Picture(
-        760,
-        290,
-        "What each part of the labelled rows is for",
-        "Training rows give the adapter and the curvature. Calibration rows give prior, temperature, thresholds and "
-        "the recommendation. Test rows give the report only.",
-    )
+def rows(picture: Picture) -> None:
+    """What each part of the labelled rows is for
+
+    Training rows give the adapter and the curvature. Calibration rows give prior, temperature, thresholds and the
+    recommendation. Test rows give the report only.
+    """
     picture.box(20, 30, 170, 56, "plain", "training rows", "300 in the example")
     picture.box(20, 120, 170, 56, "plain", "calibration rows", "150")
     picture.box(20, 210, 170, 56, "plain", "test rows", "422")
@@ -279,7 +197,7 @@ def rows() -> Picture:
     picture.box(540, 20, 200, 76, "file", "posterior", "weights that stay plausible")
     report = "report: accuracy, NLL, ECE, ranking of mistakes"
     picture.box(270, 210, 470, 56, "file", report, "nothing is fitted on these rows")
-    ways: tuple[Points, ...] = (
+    for points in (
         [(190, 50), (268, 37)],
         [(190, 62), (268, 79)],
         [(480, 37), (538, 50)],
@@ -288,26 +206,19 @@ def rows() -> Picture:
         [(480, 148), (538, 148)],
         [(440, 112), (440, 104), (510, 104), (510, 84), (538, 84)],
         [(190, 238), (268, 238)],
-    )
-    for points in ways:
+    ):
         picture.way(*points)
-    return picture
 
 
-def predictive() -> Picture:
-    """README's answer as a Gaussian over the difference of its two logits.
+def predictive(picture: Picture) -> None:
+    """From one model to an average over many
 
-    docs/api.md has the numbers: a centred mean of 4.46 nats and a variance of 88.2 squared nats. The difference of the
-    two logits has twice that mean and four times that variance.
+    A bell curve over the difference of the two logits. The fine-tuned model is one point at 8.9, which is a probability
+    of 0.9999. About a third of the curve is below 0, where the label is the other one, so the average probability is
+    0.68.
     """
-    picture = Picture(
-        760,
-        320,
-        "From one model to an average over many",
-        "A bell curve over the difference of the two logits. The fine-tuned model is one point at 8.9, which is a "
-        "probability of 0.9999. About a third of the curve is below 0, where the label is the other one, so the "
-        "average probability is 0.68.",
-    )
+    # docs/api.md has the numbers of README's answer: a centred mean of 4.46 nats and a variance of 88.2 squared nats.
+    # The difference of the two logits has twice that mean and four times that variance.
     mean, deviation, low, high = 2 * 4.46, 2 * math.sqrt(88.2), -45, 62
     top, bottom = 60, 230
 
@@ -337,18 +248,26 @@ def predictive() -> Picture:
     picture.text(50, 110, "the training rows leave plausible:", "small")
     picture.text(50, 126, "logit_variance", "mono")
     picture.text(380, 306, "average over the curve, probs: negative 0.68, positive 0.32", "title middle")
-    return picture
 
 
-PICTURES: dict[str, Callable[[], Picture]] = {
-    "rooms": rooms,
-    "request": request,
-    "training_run": training_run,
-    "artifact": artifact,
-    "rows": rows,
-    "predictive": predictive,
-}
+def pictures() -> dict[str, str]:
+    """Return the SVG of each picture, by its name."""
+    made = {}
+    for draw, width, height in (
+        (rooms, 920, 650),
+        (request, 900, 300),
+        (training_run, 900, 300),
+        (artifact, 900, 330),
+        (rows, 760, 290),
+        (predictive, 760, 320),
+    ):
+        title, _, description = (draw.__doc__ or "").partition("\n\n")
+        picture = Picture(width, height, title, " ".join(description.split()))
+        draw(picture)
+        made[draw.__name__] = str(picture)
+    return made
+
 
 if __name__ == "__main__":
-    for name, draw in PICTURES.items():
-        (FOLDER / f"{name}.svg").write_text(str(draw()), encoding="utf-8")
+    for name, text in pictures().items():
+        (FOLDER / f"{name}.svg").write_text(text, encoding="utf-8")
