@@ -11,6 +11,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from service.artifacts.host import ArtifactHost
@@ -20,7 +21,7 @@ from service.http.schemas.evaluate import MeasureOptions
 from service.jobs.ledger import Ledger
 from service.jobs.records import About, Job
 from service.jobs.runner import Runner
-from service.jobs.upload import Limits, Upload
+from service.jobs.upload import Upload
 from service.jobs.waiting import cancelled, whole
 from service.scoring.scorer import Scorer
 from service.settings import Settings
@@ -107,9 +108,10 @@ class JobBoard:
         if gone:
             await self.ledger.remove(gone)
 
-    def _require_open(self) -> None:
+    def _open_jobs(self) -> dict[str, Job]:
         if self.ledger.closed is not None:
             raise self.ledger.closed
+        return self.ledger.jobs
 
     # Jobs
 
@@ -117,10 +119,9 @@ class JobBoard:
         """Return one caller's jobs, or everybody's, the newest first.
 
         Raises:
-            JobsUnavailableError: the folder is not open.
+            JobsUnavailableError: the folder is not open; so do ``job`` and ``known``.
         """
-        self._require_open()
-        return [job for job in reversed(self.ledger.jobs.values()) if owner in (None, job.owner)]
+        return [job for job in reversed(self._open_jobs().values()) if owner in (None, job.owner)]
 
     def job(self, job_id: str, owner: str | None) -> Job:
         """Return a job.
@@ -130,10 +131,8 @@ class JobBoard:
 
         Raises:
             JobNotFoundError: none of this id, or another caller's.
-            JobsUnavailableError: the folder is not open.
         """
-        self._require_open()
-        job = self.ledger.jobs.get(job_id)
+        job = self._open_jobs().get(job_id)
         if job is None or owner not in (None, job.owner):
             raise JobNotFoundError("no job of this id: GET /evaluate/jobs lists yours")
         return job
@@ -146,7 +145,11 @@ class JobBoard:
         """
         job.cancelling = True
         await self._runner.drop(job)
-        await self.ledger.cancel(job)
+        try:
+            await self.ledger.end(job, "cancelled")
+        except StorageFullError as error:
+            self.ledger.pause(job, error)
+            raise
         job.cancelling = False
 
     # Uploads
@@ -162,20 +165,17 @@ class JobBoard:
         Raises:
             IdempotencyConflictError: it is being uploaded, or was uploaded with other options.
             TooManyJobsError: there is none, and no room for one.
-            JobsUnavailableError: the folder is not open.
         """
-        self._require_open()
-        if key is not None:
-            if (owner, key) in self._uploads:
-                raise IdempotencyConflictError("an upload with this Idempotency-Key has not ended: try again after it")
-            for job in self.ledger.jobs.values():
-                if (job.owner, job.idempotency_key) == (owner, key):
-                    if job.about.options != options or artifact not in (None, job.about.artifact.name):
-                        raise IdempotencyConflictError(
-                            "a job with this Idempotency-Key has other options: send another key for another job",
-                            field="idempotency-key",
-                        )
-                    return job
+        if (owner, key) in self._uploads:
+            raise IdempotencyConflictError("an upload with this Idempotency-Key has not ended: try again after it")
+        for job in self._open_jobs().values():
+            if key is not None and (job.owner, job.idempotency_key) == (owner, key):
+                if job.about.options != options or artifact not in (None, job.about.artifact.name):
+                    raise IdempotencyConflictError(
+                        "a job with this Idempotency-Key has other options: send another key for another job",
+                        field="idempotency-key",
+                    )
+                return job
         self.quota.check_room(owner, announced_bytes)
         return None
 
@@ -201,18 +201,18 @@ class JobBoard:
         job_id, ledger = uuid.uuid4().hex, self.ledger
         place: object = job_id if key is None else (owner, key)
         self._uploads.add(place)
-        hold, received = self.quota.hold(owner, 0), 0
-        loop = asyncio.get_running_loop()
-        limits = Limits(self._settings.max_job_rows, self._settings.max_body_bytes)
+        self.quota.hold(job_id, owner, 0)
+        received = 0
+        in_checker = partial(asyncio.get_running_loop().run_in_executor, self._checkers)
         upload: Upload | None = None
         try:
             path = ledger.folder.upload(job_id)
-            upload = await whole(loop.run_in_executor(self._checkers, lambda: Upload(path, limits, tokens_of, labels)))
+            upload = await whole(in_checker(Upload, path, self._settings, tokens_of, labels))
             async for chunk in body:
                 received += len(chunk)
-                self.quota.grow(hold, received)
-                await whole(loop.run_in_executor(self._checkers, upload.feed, chunk))
-            await whole(loop.run_in_executor(self._checkers, upload.finish))
+                self.quota.grow(job_id, received)
+                await whole(in_checker(upload.feed, chunk))
+            await whole(in_checker(upload.finish))
             about = About(
                 artifact=artifact,
                 labels=tuple(labels),
@@ -221,19 +221,17 @@ class JobBoard:
                 tokens=upload.tokens,
                 created_at=time.time(),
             )
-            job = Job(job_id, owner, key, about, hold=hold)
-            await whole(self._register(job))
+            job = Job(job_id, owner, key, about)
+            await whole(ledger.add(job))
         finally:
             self._uploads.discard(place)
             if upload is not None:
                 upload.close()
-            if job_id not in ledger.jobs:
-                self.quota.release(hold)
+            if job_id in ledger.jobs:
+                self._runner.wake()
+            else:
+                self.quota.release(job_id)
                 await whole(ledger.on_disk(ledger.folder.discard, job_id))
         with suppress(StorageFullError):
             await self._remove_old()
         return job
-
-    async def _register(self, job: Job) -> None:
-        await self.ledger.add(job)
-        self._runner.wake()

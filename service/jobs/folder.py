@@ -29,7 +29,7 @@ from service.errors import JobsUnavailableError, StorageFullError
 SUBFOLDER = "laplora-jobs"
 MARKER = "made-by-laplora"
 DATABASE = "jobs.sqlite"
-_UPLOAD = re.compile(r"(?P<id>[0-9a-f]{32})\.(?P<kind>part|jsonl)")
+_UPLOAD = re.compile(r"[0-9a-f]{32}\.(part|jsonl)")
 _NAMES = frozenset({MARKER, "lock", *(DATABASE + end for end in ("", "-wal", "-shm", "-journal"))})
 
 
@@ -56,8 +56,7 @@ def default_jobs_dir() -> Path:
 class JobsFolder:
     """The server's sub-folder of ``jobs_dir``, locked for this process until :meth:`close`.
 
-    Args:
-        jobs_dir: made if it is not there, for this user alone.
+    It is made if it is not there, for this user alone.
 
     Raises:
         StrangersError: it holds files that no server made.
@@ -68,11 +67,9 @@ class JobsFolder:
         self.path = jobs_dir / SUBFOLDER
         self._lock = FileLock(self.path / "lock", timeout=0, mode=0o600, thread_local=False)
         try:
-            if not jobs_dir.is_dir():
-                jobs_dir.mkdir(mode=0o700, parents=True)
+            jobs_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             _check_no_strangers(jobs_dir)
-            if not self.path.is_dir():
-                self.path.mkdir(mode=0o700)
+            self.path.mkdir(mode=0o700, exist_ok=True)
             # The marker comes first: without it, what is in the folder is a stranger's.
             os.close(private_file(self.path / MARKER))
             self._lock.acquire()
@@ -124,9 +121,9 @@ class JobsFolder:
 
     def discard_others(self, job_ids: Collection[str]) -> None:
         """Remove every upload but these jobs': what a crash left. Files of other names stay."""
+        kept = {self.inputs(job_id) for job_id in job_ids}
         for path in list(self.path.iterdir()):
-            upload = _UPLOAD.fullmatch(path.name)
-            if upload is not None and (upload["kind"] == "part" or upload["id"] not in job_ids):
+            if _UPLOAD.fullmatch(path.name) and path not in kept:
                 path.unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -135,11 +132,6 @@ class JobsFolder:
 
 
 def _check_no_strangers(jobs_dir: Path) -> None:
-    """Check that a folder is empty, or holds what a server made.
-
-    Raises:
-        StrangersError: it holds something else. Nothing was changed.
-    """
     subfolder = jobs_dir / SUBFOLDER
     is_folder = subfolder.is_dir() and not subfolder.is_symlink()
     strangers = [name for name in _shown(jobs_dir) if not (name == SUBFOLDER and is_folder)]

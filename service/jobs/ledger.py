@@ -19,9 +19,8 @@ from laplora.errors import LaploraError
 from service.errors import JobsUnavailableError, StorageFullError, error_content
 from service.jobs.chunks import Chunk
 from service.jobs.folder import JobsFolder, StrangersError, default_jobs_dir
-from service.jobs.metrics import ScoredRow, Sums
 from service.jobs.quota import Quota
-from service.jobs.records import STATUSES, Job, StoredStatus
+from service.jobs.records import STATUSES, Job, Rows, ScoredRow, StoredStatus, Sums
 from service.jobs.store import Store
 from service.settings import Settings
 from service.telemetry.logs import log_crash, logger
@@ -53,7 +52,6 @@ class Ledger:
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="laplora-jobs-disk")
         self._changing = asyncio.Lock()
         self._sweeper: asyncio.Task[None] | None = None
-        self._writes: set[asyncio.Task[None]] = set()
 
     # The folder
 
@@ -79,11 +77,10 @@ class Ledger:
             return
         self.jobs = {job.id: job for job in jobs}
         self.closed = None
-        for job in jobs:
-            if not job.finished:
-                job.hold = self.quota.hold(job.owner, self.folder.inputs(job.id).stat().st_size)
-        waiting = sum(not job.finished for job in jobs)
-        logger.info("jobs folder", extra={"event": "jobs_folder", "jobs_dir": str(path), "queued": waiting})
+        waiting = [job for job in jobs if not job.finished]
+        for job in waiting:
+            self.quota.hold(job.id, job.owner, self.folder.inputs(job.id).stat().st_size)
+        logger.info("jobs folder", extra={"event": "jobs_folder", "jobs_dir": str(path), "queued": len(waiting)})
         self._count()
         self.sweep_soon()
 
@@ -111,12 +108,9 @@ class Ledger:
             await asyncio.wait({self._sweeper})
         if self.closed is None:
             self.closed = JobsUnavailableError("the jobs folder is closed")
-            await self.on_disk(self._close)
+            await self.on_disk(self.store.close)
+            await self.on_disk(self.folder.close)
         self._disk.shutdown(wait=False)
-
-    def _close(self) -> None:
-        self.store.close()
-        self.folder.close()
 
     def sweep_soon(self) -> None:
         """Remove from the disk what is no job's any more, a little at a time, so that nothing waits long for it."""
@@ -136,12 +130,8 @@ class Ledger:
 
     async def add(self, job: Job) -> None:
         """Keep a new job, whose whole upload is on disk."""
-
-        def write() -> int:
-            self.folder.keep(job.id)
-            return self.store.add(job)
-
-        job.number = await self.on_disk(write)
+        await self.on_disk(self.folder.keep, job.id)
+        job.number = await self.on_disk(self.store.add, job)
         self.jobs[job.id] = job
         logger.info("job queued", extra={"event": "job_queued", "job": job.id, "rows": job.about.rows})
         self._count()
@@ -162,44 +152,7 @@ class Ledger:
             self._count()
         self.sweep_soon()
 
-    async def cancel(self, job: Job) -> None:
-        """End a job of which nothing runs, and remove its prompts; one that has ended stays as it is.
-
-        Raises:
-            StorageFullError: that cannot be written down yet; the job is paused.
-        """
-        async with self._changing:
-            if job.finished:
-                return
-            # First the upload, which makes room on a disk that has none.
-            await self.on_disk(self.folder.discard, job.id)
-            try:
-                await self._end(job, "cancelled")
-            except StorageFullError as error:
-                self.pause(job, error)
-                raise
-
     async def end(
-        self,
-        job: Job,
-        status: StoredStatus,
-        *,
-        error: dict[str, Any] | None = None,
-        result: str | None = None,
-        bad: Mapping[int, str],
-    ) -> None:
-        """Let a job be done, or fail. One that has ended otherwise meanwhile stays so.
-
-        Args:
-            result: JSON.
-            bad: as of ``keep_rows``, of rows that are not over.
-        """
-        async with self._changing:
-            if not job.finished:
-                await self._end(job, status, error=error, result=result, bad=bad)
-                await self.on_disk(self.folder.discard, job.id)
-
-    async def _end(
         self,
         job: Job,
         status: StoredStatus,
@@ -208,16 +161,32 @@ class Ledger:
         result: str | None = None,
         bad: Mapping[int, str] | None = None,
     ) -> None:
-        finished_at, bad = time.time(), bad or {}
-        await self.on_disk(
-            lambda: self.store.end(job.number, status, finished_at=finished_at, error=error, result=result, bad=bad)
-        )
-        job.bad_counts.update(bad.values())
-        self._metrics.count_job_rows(0, bad=len(bad))
-        code = {} if error is None else {"code": error["code"]}
-        fields = {"job": job.id, "status": status, "rows_done": job.rows_done, "rows_bad": job.rows_bad, **code}
-        logger.info("job ended", extra={"event": "job_ended", **fields})
-        self._over(job, status, finished_at, error)
+        """Let a job end of which nothing runs, and remove its prompts; one that has ended stays as it is.
+
+        Args:
+            result: JSON.
+            bad: as of ``keep_rows``, of rows that are not over.
+
+        Raises:
+            StorageFullError: that cannot be written down yet.
+        """
+        async with self._changing:
+            if job.finished:
+                return
+            if status == "cancelled":
+                # First the upload, which makes room on a disk that has none.
+                await self.on_disk(self.folder.discard, job.id)
+            finished_at, bad = time.time(), bad or {}
+            await self.on_disk(
+                lambda: self.store.end(job.number, status, finished_at=finished_at, error=error, result=result, bad=bad)
+            )
+            job.bad_counts.update(bad.values())
+            self._metrics.count_job_rows(0, bad=len(bad))
+            code = {} if error is None else {"code": error["code"]}
+            fields = {"job": job.id, "status": status, "rows_done": job.rows_done, "rows_bad": job.rows_bad, **code}
+            logger.info("job ended", extra={"event": "job_ended", **fields})
+            self._over(job, status, finished_at, error)
+            await self.on_disk(self.folder.discard, job.id)
         self.sweep_soon()
 
     def lose(self, job: Job, error: Exception) -> None:
@@ -227,7 +196,7 @@ class Ledger:
 
     def _over(self, job: Job, status: StoredStatus, finished_at: float, error: dict[str, Any] | None) -> None:
         job.status, job.finished_at, job.error, job.paused = status, finished_at, error, None
-        self.quota.release(job.hold)
+        self.quota.release(job.id)
         self.tell(job)
 
     # A job goes on
@@ -236,11 +205,13 @@ class Ledger:
         """Note that a queued job has begun to run. A paused one stays so until something of it went through."""
         if job.status == "queued":
             job.status, job.started_at = "running", job.started_at or time.time()
+            job.pace.append((time.monotonic(), job.rows_done))
             self.tell(job)
 
     def pause(self, job: Job, error: Exception) -> None:
         """Note that a job waits for what it was refused for."""
         detail = _detail(error)
+        job.pace.clear()
         new = job.paused is None or job.paused["code"] != detail["code"]
         job.status, job.paused = "paused", {"code": detail["code"], "message": detail["message"]}
         if new:
@@ -267,8 +238,7 @@ class Ledger:
         kept = await self.on_disk(
             lambda: self.store.add_rows(
                 job.number,
-                chunk.first,
-                chunk.count,
+                chunk.rows,
                 scored=scored,
                 bad=bad,
                 sums=sums,
@@ -278,16 +248,13 @@ class Ledger:
         )
         if not kept:
             raise RuntimeError("the rows are not the job's next ones")
-        job.rows_done += chunk.count
+        job.rows_done = chunk.rows[1]
+        job.pace.append((time.monotonic(), job.rows_done))
         job.bad_counts.update(bad.values())
         job.sums, job.input_offset, job.started_at = sums, chunk.end, started_at
         job.status, job.paused = "running", None
         self._metrics.count_job_rows(len(scored), bad=len(bad))
         self.tell(job)
-
-    async def rows_after(self, job: Job, row: int, count: int) -> list[ScoredRow]:
-        """Return at most ``count`` scored rows of a job, of numbers above ``row``, in order."""
-        return await self.on_disk(self.store.rows, job.number, row, count)
 
     async def bad_rows(self, job: Job) -> list[tuple[int, str]]:
         """Return the numbers, from 0, of a job's rows that could not be scored, and the codes of why."""
@@ -297,40 +264,18 @@ class Ledger:
         """Return a job's result, JSON; None before it is done."""
         return await self.on_disk(self.store.result, job.number) if job.status == "done" else None
 
-    async def begin(self, job: Job, chunk: Chunk, *, alone: bool) -> None:
-        """Keep, before a chunk goes to the device, that it is under way: what ends the process is known then.
+    async def keep_begun(self, job: Job, under_way: Mapping[Rows, int]) -> None:
+        """Keep which rows are under way, and their lone tries: what ends the process is known then.
 
-        Args:
-            alone: nothing of any job is under way beside it.
+        What earlier processes left begun stays so until it is over.
         """
-        tries = job.begun.get(chunk.rows, 0) + alone
-        await self.on_disk(self.store.set_begun, job.number, chunk.rows, tries)
-
-    async def not_begun(self, job: Job, chunk: Chunk) -> None:
-        """Keep that a chunk is not under way any more: the process lives, so a later end of it is not about this."""
-        with suppress(StorageFullError):
-            await self.on_disk(self.store.set_begun, job.number, chunk.rows, job.begun.get(chunk.rows))
-
-    async def none_begun(self, jobs: Sequence[Job]) -> None:
-        """Keep that nothing of these jobs is under way; what earlier processes left begun stays so."""
-        with suppress(StorageFullError):
-            begun = {
-                job.number: {rows: tries for rows, tries in job.begun.items() if rows[1] > job.rows_done}
-                for job in jobs
-                if not job.finished
-            }
-            await self.on_disk(self.store.restore_begun, begun)
+        begun = {rows: tries for rows, tries in {**job.begun, **under_way}.items() if rows[1] > job.rows_done}
+        await self.on_disk(self.store.set_begun, job.number, begun)
 
     async def keep_absence(self, job: Job) -> None:
         """Keep for how long a job's artifact has not been loaded; a disk without room forgets it."""
         with suppress(StorageFullError):
             await self.on_disk(self.store.set_absent, job.number, job.absent_s)
-
-    def keep_absence_soon(self, job: Job) -> None:
-        """Keep it in the background: nothing waits for it."""
-        task = asyncio.create_task(self.keep_absence(job))
-        self._writes.add(task)
-        task.add_done_callback(self._writes.discard)
 
     def tell(self, job: Job) -> None:
         """Wake who follows a job: it has changed."""

@@ -1,18 +1,18 @@
-"""One job, as the server holds it in memory."""
+"""One job, as the server holds it in memory, and the answers of its rows."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel
 
 from service.http.schemas.artifacts import ArtifactRef
 from service.http.schemas.evaluate import MeasureOptions
-from service.jobs.metrics import Sums
-from service.jobs.quota import Hold
+from service.scoring.evaluation import MethodRow, padded_probs
 
 Status = Literal["queued", "running", "paused", "done", "failed", "cancelled"]
 STATUSES: tuple[Status, ...] = get_args(Status)
@@ -20,6 +20,66 @@ STATUSES: tuple[Status, ...] = get_args(Status)
 StoredStatus = Literal["queued", "done", "failed", "cancelled"]
 #: Consecutive rows of a job: the number of the first one, and of the one after the last.
 Rows = tuple[int, int]
+
+
+class ScoredRow(NamedTuple):
+    """One row's answer: its number, from 0, its true label's position, and its numbers by method."""
+
+    row: int
+    label: int
+    methods: Mapping[str, MethodRow]
+
+
+class MethodSums(BaseModel):
+    """One method's sums over rows: right answers, NLL (nats), and by confidence bin right answers less confidences."""
+
+    hits: float = 0.0
+    nll: float = 0.0
+    gaps: list[float]
+
+
+class Sums(BaseModel):
+    """Sums over the first rows of a job, by method."""
+
+    rows: int = 0
+    methods: dict[str, MethodSums] = {}
+
+    def plus(self, rows: Sequence[ScoredRow], *, class_count: int, bins: int) -> Sums:
+        """Return the sums with more rows in them, at least one.
+
+        Raises:
+            NonFiniteError: a probability that is not finite.
+        """
+        import torch
+
+        from laplora.metrics.scores import reliability_bins, row_nll
+
+        truth = torch.tensor([row.label for row in rows])
+        methods = {}
+        for name in rows[0].methods:
+            probs = padded_probs([row.methods[name][0] for row in rows], class_count)
+            before = self.methods.get(name) or MethodSums(gaps=[0.0] * bins)
+            new = reliability_bins(probs, truth, bins)
+            gaps = [b.count * ((b.accuracy or 0.0) - (b.confidence or 0.0)) for b in new]
+            methods[name] = MethodSums(
+                hits=before.hits + sum(b.count * (b.accuracy or 0.0) for b in new),
+                nll=before.nll + float(row_nll(probs, truth).sum()),
+                gaps=[a + b for a, b in zip(before.gaps, gaps, strict=True)],
+            )
+        return Sums(rows=self.rows + len(rows), methods=methods)
+
+    def metrics(self) -> dict[str, dict[str, float]] | None:
+        """Return accuracy, NLL (nats) and ECE by method, as of ``laplora.metrics.scores``; None without a row."""
+        if self.rows == 0:
+            return None
+        return {
+            name: {
+                "accuracy": sums.hits / self.rows,
+                "nll": sums.nll / self.rows,
+                "ece": sum(map(abs, sums.gaps)) / self.rows,
+            }
+            for name, sums in self.methods.items()
+        }
 
 
 class About(BaseModel):
@@ -56,8 +116,7 @@ class Job:
         error: code, message and perhaps field, of a failed one.
         paused: code and message of what it waits for.
         started_at, finished_at: seconds since the epoch.
-        pace: of the last chunks, rows and seconds.
-        hold: what it holds of the limits until it has ended.
+        pace: at the end of each of the last chunks, since the last pause: ``time.monotonic`` seconds and rows done.
         cancelling: it is to be cancelled, which may not be on disk yet.
         told: names of the callers who were told that it has ended.
         changes: how often it has changed since the server's start.
@@ -81,8 +140,7 @@ class Job:
     paused: dict[str, Any] | None = None
     started_at: float | None = None
     finished_at: float | None = None
-    pace: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=8))
-    hold: Hold | None = None
+    pace: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=9))
     cancelling: bool = False
     told: set[str] = field(default_factory=set)
     changes: int = 0
@@ -102,5 +160,7 @@ class Job:
     @property
     def rows_per_second(self) -> float | None:
         """Of late, with the turns of other jobs between, pauses left out; None while it does not run."""
-        seconds = sum(duration_s for _, duration_s in self.pace)
-        return sum(rows for rows, _ in self.pace) / seconds if self.status == "running" and seconds > 0 else None
+        if self.status != "running" or len(self.pace) < 2:
+            return None
+        (begun_s, first), (now_s, last) = self.pace[0], self.pace[-1]
+        return (last - first) / (now_s - begun_s) if now_s > begun_s else None

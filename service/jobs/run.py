@@ -11,26 +11,18 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from service import errors
 from service.artifacts.host import ArtifactHost
-from service.errors import (
-    ArtifactNotLoadedError,
-    BatchTooLargeError,
-    DeviceFaultError,
-    DrainingError,
-    QueueFullError,
-    TooManyBadRowsError,
-    error_content,
-    kind_of,
-)
-from service.http.schemas.jobs import JobResult
+from service.errors import BatchTooLargeError, StorageFullError, TooManyBadRowsError, error_content, kind_of
 from service.jobs.chunks import Chunk, RowError, pinned, score_chunk
 from service.jobs.ledger import Ledger
-from service.jobs.metrics import Measuring, ScoredRow
-from service.jobs.records import Job, StoredStatus
+from service.jobs.metrics import Measuring, in_words
+from service.jobs.records import Job, Rows, ScoredRow, StoredStatus
 from service.jobs.waiting import Pauses, cancelled, whole
 from service.scoring.scorer import Scorer
 from service.settings import Settings
@@ -46,13 +38,7 @@ _LONE_TRIES = 2
 
 @dataclass(frozen=True)
 class Means:
-    """What every run works with.
-
-    Attributes:
-        look: called when another chunk may begin.
-        forget: called when a job has ended.
-        stop: called when the server is stopping.
-    """
+    """What every run works with; the last are called when another chunk may begin, a job ended, the server stops."""
 
     settings: Settings
     scorer: Scorer
@@ -71,14 +57,11 @@ class Run:
     Attributes:
         rows: of the next chunk at most; most_rows: that any can have.
         bad: by number, the codes of rows that turned out to have no answer, which are not on disk yet.
-        chunks: under way, in order.
+        chunks: under way, in order; under_way: what the disk says of them, beside ``job.begun``.
         alone: the last chunk ahead got no room: the next one waits for those before it.
-        stopped: nothing more of it begins.
         next_row, next_offset: where the next chunk begins; ahead of what is on disk by the chunks under way.
-        suspect_before: rows of numbers below were perhaps under way when an earlier process ended uncleanly.
         not_before: ``time.monotonic`` seconds of the next try.
         absent_at: the same, of the last try that did not find the artifact loaded.
-        kept_at: the same, when a chunk came to disk, since the last pause; 0 before.
         ending: the status and more that the job ends with, once that is known.
     """
 
@@ -89,27 +72,24 @@ class Run:
     pauses: Pauses = field(default_factory=Pauses)
     bad: dict[int, str] = field(default_factory=dict)
     chunks: list[asyncio.Task[None]] = field(default_factory=list)
+    under_way: dict[Rows, int] = field(default_factory=dict)
     finishing: asyncio.Task[None] | None = None
     alone: bool = False
     stopped: bool = False
     not_before: float = 0.0
     absent_at: float | None = None
-    kept_at: float = 0.0
     ending: tuple[StoredStatus, dict[str, Any]] | None = None
 
     def __post_init__(self) -> None:
         """Begin where the disk says; leave out a row that was alone at several unclean ends."""
-        job = self.job
-        self.next_row, self.next_offset = job.rows_done, job.input_offset
-        self.suspect_before = max((after for _, after in job.begun), default=0)
-        row = job.rows_done
+        job, row = self.job, self.job.rows_done
+        self.next_row, self.next_offset = row, job.input_offset
         tries = job.begun.get((row, row + 1), 0)
         if tries >= _LONE_TRIES:
             fields = {"event": "job_row_given_up", "job": job.id, "row": row, "tries": tries}
             logger.error("a row of a job is left out: the server ended uncleanly whenever it ran", extra=fields)
-            self._leave_out({row: DeviceFaultError("the server ended uncleanly whenever this row ran")})
-        if not self.has_more:
-            self._finish()
+            self._leave_out({row: errors.DeviceFaultError("the server ended uncleanly whenever this row ran")})
+        self._go_on()
 
     @property
     def tasks(self) -> set[asyncio.Task[None]]:
@@ -118,8 +98,8 @@ class Run:
 
     @property
     def suspect(self) -> bool:
-        """Whether its next row is tried alone."""
-        return self.job.rows_done < self.suspect_before
+        """Whether its next row was perhaps under way when an earlier process ended uncleanly, and is tried alone."""
+        return any(after > self.job.rows_done for _, after in self.job.begun)
 
     @property
     def has_more(self) -> bool:
@@ -139,38 +119,39 @@ class Run:
 
     async def requeue(self) -> None:
         """Let a stopped job wait for the next start of the server."""
-        self.means.ledger.stopped(self.job)
-        if self.absent_at is not None and not self.job.finished:
-            self.job.absent_s += time.monotonic() - self.absent_at
-            await self.means.ledger.keep_absence(self.job)
+        job, ledger = self.job, self.means.ledger
+        ledger.stopped(job)
+        if self.absent_at is not None and not job.finished:
+            job.absent_s += time.monotonic() - self.absent_at
+            await ledger.keep_absence(job)
+        await self._not_begun(*self.under_way)
 
     # A chunk goes through
 
     def begin(self, chunk: Chunk) -> None:
         """Score the next chunk and keep its rows, behind the chunk before it."""
-        self.next_row, self.next_offset = chunk.first + chunk.count, chunk.end
+        self.next_row, self.next_offset = chunk.rows[1], chunk.end
         before = self.chunks[-1] if self.chunks else None
         self.chunks.append(asyncio.create_task(self._go_through(chunk, before), name="laplora-job"))
 
     async def _go_through(self, chunk: Chunk, before: asyncio.Task[None] | None) -> None:
-        task, begun = asyncio.current_task(), time.monotonic()
+        task = asyncio.current_task()
         assert task is not None
         try:
             scored, bad = await self._score(chunk)
             if before is not None:
                 await asyncio.wait({before})
-            await self._keep(chunk, scored, bad, begun)
+            await self._keep(chunk, scored, bad)
         except Exception as error:
-            if self.means.scorer.device.health.fault is None:
-                await self.means.ledger.not_begun(self.job, chunk)
+            await self._not_begun(chunk.rows)
             if task in self.chunks:
                 # Those read after this one begin where it ended: they are read anew.
                 position = self.chunks.index(task)
                 for later in self.chunks[position + 1 :]:
                     later.cancel()
                 self.chunks = self.chunks[: position + 1]
-                self.next_row, self.next_offset = chunk.first, chunk.begin
-                self._take_failure(chunk, error, ahead=position > 0)
+                self.next_row, self.next_offset = chunk.rows[0], chunk.begin
+                await self._take_failure(chunk, error, ahead=position > 0)
         finally:
             if task in self.chunks:
                 self.chunks.remove(task)
@@ -180,30 +161,32 @@ class Run:
     def _go_on(self) -> None:
         over = self.ending is not None or self.job.rows_done == self.job.about.rows
         if over and self.finishing is None and not self.chunks:
-            self._finish()
+            self.finishing = asyncio.create_task(self._end(), name="laplora-job-end")
         self.means.look()
 
     async def _score(self, chunk: Chunk) -> tuple[list[ScoredRow], dict[int, Exception]]:
         job, ledger = self.job, self.means.ledger
-        async with pinned(self.means.artifacts, job.about.artifact.name, job.about.artifact.digest) as predictor:
+        async with pinned(self.means.artifacts, job.about.artifact) as predictor:
             self.absent_at, job.absent_s = None, 0.0
             ledger.runs(job)
-            if not chunk.inputs:
+            if not chunk.items:
                 return [], {}
-            await ledger.begin(job, chunk, alone=self.suspect)
+            self.under_way[chunk.rows] = job.begun.get(chunk.rows, 0) + self.suspect
+            await ledger.keep_begun(job, self.under_way)
             return await score_chunk(self.means.scorer, predictor, job.id, job.about, chunk)
 
-    async def _keep(self, chunk: Chunk, scored: list[ScoredRow], bad: Mapping[int, Exception], begun: float) -> None:
+    async def _keep(self, chunk: Chunk, scored: list[ScoredRow], bad: Mapping[int, Exception]) -> None:
         job, about, ledger = self.job, self.job.about, self.means.ledger
-        self._take_bad(bad)
+        self._leave_out(bad)
+        if self.ending is not None:
+            return
         sums = job.sums
         if scored:
             plus = partial(sums.plus, scored, class_count=len(about.labels), bins=about.options.bins)
             sums = await ledger.on_disk(plus)
         codes = {**chunk.bad, **{row: kind_of(error).code for row, error in bad.items()}}
         await whole(ledger.keep_rows(job, chunk, scored, codes, sums=sums))
-        since, self.kept_at = self.kept_at or begun, time.monotonic()
-        job.pace.append((chunk.count, self.kept_at - since))
+        self.under_way.pop(chunk.rows, None)
         self.bad = self.new_bad
         self.rows, self.alone = min(self.most_rows, 2 * self.rows), False
         self.pauses.over()
@@ -216,65 +199,57 @@ class Run:
             self._fail(error)
             self._go_on()
 
-    def _take_failure(self, chunk: Chunk, error: Exception, *, ahead: bool) -> None:
-        if isinstance(error, DrainingError):
+    async def _not_begun(self, *rows: Rows) -> None:
+        """Keep that rows are not under way any more: the process lives, so a later end of it is not about them."""
+        gone = [some for some in rows if some in self.under_way]
+        if gone and self.means.scorer.device.health.fault is None:
+            for some in gone:
+                del self.under_way[some]
+            with suppress(StorageFullError):
+                await whole(self.means.ledger.keep_begun(self.job, self.under_way))
+
+    async def _take_failure(self, chunk: Chunk, error: Exception, *, ahead: bool) -> None:
+        if isinstance(error, errors.DrainingError):
             self.means.stop()
             return
-        cause = error.cause if isinstance(error, RowError) else error
-        half, few = max(1, len(chunk.numbers) // 2), len(chunk.numbers) <= 1
+        cause, row = (error.cause, error.row) if isinstance(error, RowError) else (error, None)
+        half, few = max(1, len(chunk.items) // 2), len(chunk.items) <= 1
         if isinstance(cause, BatchTooLargeError) and not few:
             self.rows = self.most_rows = half
         elif self.pauses.waits_out(cause):
             if ahead:
                 self.alone = True
                 return
-            if isinstance(cause, QueueFullError):
+            if isinstance(cause, errors.QueueFullError):
                 self.rows = half
-            self._pause(cause)
-        elif isinstance(error, RowError) or isinstance(cause, BatchTooLargeError):
-            row = error.row if isinstance(error, RowError) else None
-            if row is None and not few:
-                self.rows = half
-            else:
-                self._leave_out({chunk.numbers[0] if row is None else row: cause})
-        else:
+            await self._pause(cause)
+        elif not isinstance(error, RowError | BatchTooLargeError):
             self._fail(error)
-
-    def _pause(self, error: Exception) -> None:
-        job, now = self.job, time.monotonic()
-        self.kept_at = 0.0
-        if not isinstance(error, ArtifactNotLoadedError):
-            self.absent_at = None
+        elif row is None and not few:
+            self.rows = half
         else:
-            before, limit_s = job.absent_s, self.means.settings.job_wait_s
+            self._leave_out({chunk.items[0].row if row is None else row: cause})
+
+    async def _pause(self, error: Exception) -> None:
+        job, now, known_s = self.job, time.monotonic(), self.job.absent_s
+        if isinstance(error, errors.ArtifactNotLoadedError):
+            limit_s = self.means.settings.job_wait_s
             job.absent_s += 0.0 if self.absent_at is None else now - self.absent_at
             self.absent_at = now
             if job.absent_s >= limit_s:
-                self._fail(
-                    ArtifactNotLoadedError(
-                        f"artifact {job.about.artifact.name!r} was not loaded for job_wait_s ({limit_s:g} s): load it "
-                        "and upload the job again"
-                    ),
-                )
+                name = job.about.artifact.name
+                waited = f"artifact {name!r} was not loaded for job_wait_s ({limit_s:g} s)"
+                self._fail(errors.ArtifactNotLoadedError(f"{waited}: load it and upload the job again"))
                 return
-            if before // _ABSENCE_STEP_S != job.absent_s // _ABSENCE_STEP_S:
-                self.means.ledger.keep_absence_soon(job)
+        else:
+            self.absent_at = None
         self.means.ledger.pause(job, error)
         self.not_before = now + self.pauses.next_s()
+        if known_s // _ABSENCE_STEP_S != job.absent_s // _ABSENCE_STEP_S:
+            await self.means.ledger.keep_absence(job)
 
     def _leave_out(self, bad: Mapping[int, Exception]) -> None:
-        """Leave rows out, or fail where there are too many."""
-        try:
-            self._take_bad(bad)
-        except TooManyBadRowsError as too_many:
-            self._fail(too_many)
-
-    def _take_bad(self, bad: Mapping[int, Exception]) -> None:
-        """Take in rows that have no answer.
-
-        Raises:
-            TooManyBadRowsError: they are more than a job may have.
-        """
+        """Leave out rows that have no answer, or let the job fail where there are too many."""
         limit = self.means.settings.max_job_bad_rows
         for row, error in bad.items():
             self.bad[row] = kind_of(error).code
@@ -282,13 +257,14 @@ class Run:
                 log_crash("a row of a job could not be scored", error)
         counts = self.job.bad_counts + Counter(self.new_bad.values())
         if bad and counts.total() > limit:
-            raise TooManyBadRowsError(
-                f"{counts.total()} rows could not be scored ({_in_words(counts)}), max_job_bad_rows is {limit}: the "
+            error = TooManyBadRowsError(
+                f"{counts.total()} rows could not be scored ({in_words(counts)}), max_job_bad_rows is {limit}: the "
                 "job lists their lines, change or leave out those",
                 field=f"lines.{min(bad) + 1}",
                 limit=limit,
                 got=counts.total(),
             )
+            self._fail(error)
 
     # The job ends
 
@@ -300,15 +276,12 @@ class Run:
             if chunk is not asyncio.current_task():
                 chunk.cancel()
 
-    def _finish(self) -> None:
-        self.finishing = asyncio.create_task(self._end(), name="laplora-job-end")
-
     async def _end(self) -> None:
         job, ledger, pauses = self.job, self.means.ledger, Pauses()
         while True:
             try:
                 if self.ending is None:
-                    self.ending = "done", {"result": await self._result()}
+                    self.ending = "done", {"result": await self.means.measuring.result(job)}
                 status, more = self.ending
                 await whole(ledger.end(job, status, bad=self.new_bad, **more))
                 break
@@ -322,28 +295,3 @@ class Run:
                 else:
                     self._fail(error)
         self.means.forget(job)
-
-    async def _result(self) -> str:
-        """Return the result, JSON.
-
-        Raises:
-            TooManyBadRowsError: no row could be scored.
-        """
-        job, about, ledger = self.job, self.job.about, self.means.ledger
-        if job.sums.rows == 0:
-            ((first, _), *_) = await ledger.bad_rows(job)
-            raise TooManyBadRowsError(
-                f"no row could be scored ({_in_words(job.bad_counts)})", field=f"lines.{first + 1}"
-            )
-        methods = await self.means.measuring.metrics(
-            partial(ledger.rows_after, job),
-            names=job.sums.methods,
-            rows=job.sums.rows,
-            class_count=len(about.labels),
-            options=about.options,
-        )
-        return JobResult(artifact=about.artifact, rows=job.sums.rows, methods=methods).model_dump_json()
-
-
-def _in_words(counts: Counter[str]) -> str:
-    return ", ".join(f"{code}: {count}" for code, count in sorted(counts.items()))

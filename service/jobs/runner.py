@@ -36,12 +36,19 @@ class Runner:
 
     def __init__(self, settings: Settings, scorer: Scorer, artifacts: ArtifactHost, ledger: Ledger) -> None:
         self._settings, self._scorer, self._ledger = settings, scorer, ledger
+        self._woken = asyncio.Event()
         self._means = Means(
-            settings, scorer, artifacts, ledger, Measuring(), look=self._look, forget=self._forget, stop=self.stop
+            settings,
+            scorer,
+            artifacts,
+            ledger,
+            Measuring(ledger),
+            look=self._woken.set,
+            forget=self._forget,
+            stop=self.stop,
         )
         self._runs: dict[str, Run] = {}
         self._callers, self._jobs = Turns(), Turns()
-        self._woken = asyncio.Event()
         self._begins: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
 
@@ -58,9 +65,6 @@ class Runner:
         self._woken.set()
         if self._begins is None and self._runs:
             self._begins = asyncio.create_task(self._begin_chunks(), name="laplora-jobs")
-
-    def _look(self) -> None:
-        self._woken.set()
 
     def _forget(self, job: Job) -> None:
         self._runs.pop(job.id, None)
@@ -92,8 +96,6 @@ class Runner:
         await cancelled({task for run in runs for task in run.tasks})
         for run in runs:
             await run.requeue()
-        if runs and self._scorer.device.health.fault is None:
-            await self._ledger.none_begun([run.job for run in runs])
 
     async def _begin_chunks(self) -> None:
         while True:

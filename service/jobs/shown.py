@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from datetime import UTC, datetime
 
-from service.http.schemas.evaluate import PartialMetrics
-from service.http.schemas.jobs import BadRow, JobOut, JobPause, JobResult
+from service.http.schemas.jobs import JobOut, JobResult
 from service.jobs.board import JobBoard
 from service.jobs.records import Job
 
@@ -26,32 +24,28 @@ def job_out(job: Job, *, result: str | None = None, bad_rows: Sequence[tuple[int
         result: JSON.
         bad_rows: numbers, from 0, of the rows that could not be scored, and the codes of why.
     """
-    partial = job.sums.metrics()
+    about = job.about
     return JobOut.model_validate(
         {
             "id": job.id,
             "status": job.status,
             "owner": job.owner,
-            "artifact": job.about.artifact,
-            "options": job.about.options,
-            "rows": job.about.rows,
+            "artifact": about.artifact,
+            "options": about.options,
+            "rows": about.rows,
             "rows_done": job.rows_done,
             "rows_bad": job.rows_bad,
             "rows_per_second": job.rows_per_second,
-            "partial": partial and {name: PartialMetrics(**metrics) for name, metrics in partial.items()},
-            "bad_rows": None if bad_rows is None else [BadRow(line=row + 1, code=code) for row, code in bad_rows],
-            "paused": job.paused and JobPause.model_validate(job.paused),
+            "partial": job.sums.metrics(),
+            "bad_rows": None if bad_rows is None else [{"line": row + 1, "code": code} for row, code in bad_rows],
+            "paused": job.paused,
             "error": job.error,
-            "created_at": _time(job.about.created_at),
-            "started_at": _time(job.started_at),
-            "finished_at": _time(job.finished_at),
+            "created_at": about.created_at,
+            "started_at": job.started_at,
+            "finished_at": job.finished_at,
             "result": None if result is None else JobResult.model_validate_json(result),
         }
     )
-
-
-def _time(seconds: float | None) -> datetime | None:
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
 
 
 async def events(board: JobBoard, job: Job, seen: str | None, reader: str) -> AsyncIterator[bytes]:
@@ -69,7 +63,9 @@ async def events(board: JobBoard, job: Job, seen: str | None, reader: str) -> As
             seen = event_id
             if job.finished:
                 job.told.add(reader)
-            yield newest(board, job)
+            if job.event[0] != job.changes:
+                job.event = (job.changes, f"id: {event_id}\ndata: {job_out(job).model_dump_json()}\n\n".encode())
+            yield job.event[1]
             continue  # what changed while that was sent comes before any end
         if job.finished or (board.draining and job.status not in ("running", "paused")):
             return
@@ -78,11 +74,3 @@ async def events(board: JobBoard, job: Job, seen: str | None, reader: str) -> As
                 await changed.wait()
         except TimeoutError:
             yield _HEARTBEAT
-
-
-def newest(board: JobBoard, job: Job) -> bytes:
-    """Return the event of a job's newest change, made at the first call after it."""
-    if job.event[0] != job.changes:
-        text = f"id: {board.boot}-{job.changes}\ndata: {job_out(job).model_dump_json()}\n\n"
-        job.event = (job.changes, text.encode())
-    return job.event[1]

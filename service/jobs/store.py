@@ -1,8 +1,7 @@
 """Jobs and their rows' results in SQLite: every change is one transaction that is on disk when it returns.
 
 No transaction holds more rows than one chunk of a job, so the log stays short: the rows of a job that has ended or was
-removed go afterwards, some at a time (``sweep``). No prompt is in the database. Used from one thread; the folder's lock
-keeps other processes out.
+removed go afterwards, some at a time (``sweep``). No prompt is in the database. Used from one thread at a time.
 """
 
 from __future__ import annotations
@@ -10,16 +9,15 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from service.errors import JobsUnavailableError
 from service.jobs.folder import private_file, storage_errors
-from service.jobs.metrics import ScoredRow, Sums
-from service.jobs.records import About, Job, Rows, StoredStatus
+from service.jobs.records import About, Job, Rows, ScoredRow, StoredStatus, Sums
 
 #: Of the tables below. A database of another format is refused.
 _FORMAT = 4
@@ -62,14 +60,20 @@ CREATE TABLE begun (
     PRIMARY KEY (job, first, after)
 ) STRICT, WITHOUT ROWID;
 """
+_PRAGMAS = (
+    "auto_vacuum = INCREMENTAL",
+    "journal_mode = WAL",
+    "synchronous = FULL",
+    "wal_autocheckpoint = 64",  # pages: the log stays within a few hundred KB, and does not fill a small disk
+    "temp_store = MEMORY",
+)
 #: Those that are attributes of a job.
 _JOB_COLUMNS = (
     "number, id, owner, idempotency_key, about, status, rows_done, input_offset, sums, error, started_at, finished_at, "
     "absent_s"
 )
 #: Most rows that one transaction removes, and most pages that it gives back to the disk.
-_SLICE_ROWS = 256
-_SLICE_PAGES = 64
+_SLICE_ROWS, _SLICE_PAGES = 256, 64
 
 
 class Store:
@@ -87,7 +91,6 @@ class Store:
         """
         with storage_errors():
             os.close(private_file(path))
-            # Opened in one thread, used and closed in the same one or, at the end, in none.
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             try:
                 self._prepare()
@@ -108,14 +111,7 @@ class Store:
             raise JobsUnavailableError(
                 f"the jobs folder has format {version}, this server reads format {_FORMAT}: give it another jobs_dir"
             )
-        for pragma in (
-            "auto_vacuum = INCREMENTAL",
-            "journal_mode = WAL",
-            "synchronous = FULL",
-            # The log is at most a few hundred KB long, and not what fills a small disk.
-            "wal_autocheckpoint = 64",
-            "temp_store = MEMORY",
-        ):
+        for pragma in _PRAGMAS:
             self._db.execute(f"PRAGMA {pragma}").fetchall()
         if version == 0:
             with self._transaction():
@@ -134,47 +130,46 @@ class Store:
                 yield
                 self._db.execute("COMMIT")
             except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
+                self._db.rollback()
                 # The log's room, if the disk had none, is there for the next try.
                 self._empty_log()
                 raise
 
     def jobs(self) -> list[Job]:
         """Return every job, in the order of their uploads."""
-        bad_counts: dict[int, Counter[str]] = {}
+        bad_counts: defaultdict[int, Counter[str]] = defaultdict(Counter)
         for number, code, count in self._db.execute("SELECT job, code, count(*) FROM bad_rows GROUP BY job, code"):
-            bad_counts.setdefault(number, Counter())[code] = count
-        begun: dict[int, dict[Rows, int]] = {}
+            bad_counts[number][code] = count
+        begun: defaultdict[int, dict[Rows, int]] = defaultdict(dict)
         for number, first, after, lone_tries in self._db.execute("SELECT job, first, after, lone_tries FROM begun"):
-            begun.setdefault(number, {})[first, after] = lone_tries
+            begun[number][first, after] = lone_tries
         cursor = self._db.cursor()
         cursor.row_factory = sqlite3.Row
         jobs = []
         for row in cursor.execute(f"SELECT {_JOB_COLUMNS} FROM jobs ORDER BY number"):
-            values = dict(row)
-            values["about"] = About.model_validate_json(values["about"])
-            values["sums"] = Sums.model_validate_json(values["sums"])
-            values["error"] = None if values["error"] is None else json.loads(values["error"])
-            number = values["number"]
-            jobs.append(Job(**values, bad_counts=bad_counts.get(number, Counter()), begun=begun.get(number, {})))
+            read = {
+                "about": About.model_validate_json(row["about"]),
+                "sums": Sums.model_validate_json(row["sums"]),
+                "error": row["error"] and json.loads(row["error"]),
+                "bad_counts": bad_counts[row["number"]],
+                "begun": begun[row["number"]],
+            }
+            jobs.append(Job(**{**row, **read}))
         return jobs
 
     def add(self, job: Job) -> int:
         """Keep a new job, and return its number."""
         with self._transaction():
-            cursor = self._db.execute(
-                "INSERT INTO jobs (id, owner, idempotency_key, about, sums) VALUES (?, ?, ?, ?, ?)",
+            (number,) = self._db.execute(
+                "INSERT INTO jobs (id, owner, idempotency_key, about, sums) VALUES (?, ?, ?, ?, ?) RETURNING number",
                 (job.id, job.owner, job.idempotency_key, job.about.model_dump_json(), job.sums.model_dump_json()),
-            )
-            assert cursor.lastrowid is not None
-            return cursor.lastrowid
+            ).fetchone()
+            return int(number)
 
     def add_rows(
         self,
         job: int,
-        first: int,
-        count: int,
+        rows: Rows,
         *,
         scored: Sequence[ScoredRow],
         bad: Mapping[int, str],
@@ -185,28 +180,23 @@ class Store:
         """Keep the results of the next rows, all or none; false if the job has ended or they are not the next ones.
 
         Args:
-            first: number of the first row, from 0.
-            count: how many rows are over with these: those scored and the bad ones.
             bad: by a row's number the code of why it has no answer.
-            sums, input_offset: as they are with these rows.
         """
+        first, after = rows
         with self._transaction():
             cursor = self._db.execute(
                 "UPDATE jobs SET rows_done = ?, input_offset = ?, sums = ?, started_at = coalesce(started_at, ?), "
                 "absent_s = 0 WHERE number = ? AND status = 'queued' AND rows_done = ?",
-                (first + count, input_offset, sums.model_dump_json(), started_at, job, first),
+                (after, input_offset, sums.model_dump_json(), started_at, job, first),
             )
             if cursor.rowcount != 1:
                 return False
             self._db.executemany(
                 "INSERT INTO rows (job, row, label, methods) VALUES (?, ?, ?, ?)",
-                [
-                    (job, row, label, json.dumps(methods, allow_nan=False, separators=(",", ":")))
-                    for row, label, methods in scored
-                ],
+                [(job, row, label, _json(methods)) for row, label, methods in scored],
             )
             self._add_bad(job, bad)
-            self._db.execute("DELETE FROM begun WHERE job = ? AND after <= ?", (job, first + count))
+            self._db.execute("DELETE FROM begun WHERE job = ? AND after <= ?", (job, after))
             return True
 
     def _add_bad(self, job: int, bad: Mapping[int, str]) -> None:
@@ -226,34 +216,18 @@ class Store:
         """Return the numbers, from 0, of the rows that could not be scored, in order, and the codes of why."""
         return self._db.execute("SELECT row, code FROM bad_rows WHERE job = ? ORDER BY row", (job,)).fetchall()
 
-    def set_begun(self, job: int, rows: Rows, lone_tries: int | None) -> None:
-        """Keep that these rows are under way, of a job that has not ended; ``add_rows`` forgets those that are over.
-
-        Args:
-            lone_tries: how often they were begun with nothing of any job beside them; None: they are not under way.
-        """
+    def set_begun(self, job: int, begun: Mapping[Rows, int]) -> None:
+        """Keep which rows of a job that has not ended are under way; ``add_rows`` forgets those that are over."""
         with self._transaction():
-            if lone_tries is None:
-                self._db.execute("DELETE FROM begun WHERE job = ? AND first = ? AND after = ?", (job, *rows))
-            else:
-                self._db.execute(
-                    "INSERT OR REPLACE INTO begun (job, first, after, lone_tries) "
-                    "SELECT number, ?, ?, ? FROM jobs WHERE number = ? AND status = 'queued'",
-                    (*rows, lone_tries, job),
-                )
-
-    def restore_begun(self, begun: Mapping[int, Mapping[Rows, int]]) -> None:
-        """Keep, by job, these rows alone as under way, with their lone tries."""
-        with self._transaction():
-            for job, known in begun.items():
-                self._db.execute("DELETE FROM begun WHERE job = ?", (job,))
-                self._db.executemany(
-                    "INSERT INTO begun (job, first, after, lone_tries) VALUES (?, ?, ?, ?)",
-                    [(job, first, after, tries) for (first, after), tries in known.items()],
-                )
+            self._db.execute("DELETE FROM begun WHERE job = ?", (job,))
+            self._db.executemany(
+                "INSERT INTO begun (job, first, after, lone_tries) "
+                "SELECT number, ?, ?, ? FROM jobs WHERE number = ? AND status = 'queued'",
+                [(*rows, tries, job) for rows, tries in begun.items()],
+            )
 
     def set_absent(self, job: int, absent_s: float) -> None:
-        """Keep for how long a job's artifact has not been loaded, in seconds."""
+        """Keep for how many seconds a job's artifact has not been loaded."""
         with self._transaction():
             self._db.execute("UPDATE jobs SET absent_s = ? WHERE number = ?", (absent_s, job))
 
@@ -266,27 +240,21 @@ class Store:
         error: Mapping[str, Any] | None = None,
         result: str | None = None,
         bad: Mapping[int, str] | None = None,
-    ) -> bool:
-        """Let a job end; false if it has. Its rows, of which the result has all that is wanted, are for ``sweep``.
-
-        Args:
-            result: JSON.
-            bad: as of ``add_rows``, of rows that are not over.
-        """
+    ) -> None:
+        """Let a job end that has not. Its rows, of which the result has all that is wanted, are for ``sweep``."""
         with self._transaction():
-            cursor = self._db.execute(
+            self._db.execute(
                 "UPDATE jobs SET status = ?, finished_at = ?, error = ?, result = ? "
                 "WHERE number = ? AND status = 'queued'",
-                (status, finished_at, None if error is None else json.dumps(error), result, job),
+                (status, finished_at, error and _json(error), result, job),
             )
             self._add_bad(job, bad or {})
             self._db.execute("DELETE FROM begun WHERE job = ?", (job,))
-        return cursor.rowcount == 1
 
     def result(self, job: int) -> str | None:
         """Return a job's result, JSON; None where it has none."""
-        row = self._db.execute("SELECT result FROM jobs WHERE number = ?", (job,)).fetchone()
-        return None if row is None else row[0]
+        (result,) = self._db.execute("SELECT result FROM jobs WHERE number = ?", (job,)).fetchone() or (None,)
+        return result
 
     def remove(self, jobs: Sequence[int]) -> None:
         """Remove jobs, a few at once; what of their rows is left is for ``sweep``."""
@@ -323,8 +291,9 @@ class Store:
                 return int(job)
 
     def _empty_log(self) -> None:
-        # That is no part of any promise: a full disk may put it off.
-        try:
+        with suppress(sqlite3.OperationalError):  # a full disk may put it off
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-        except sqlite3.OperationalError:
-            return
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, allow_nan=False, separators=(",", ":"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from service.http.json_parsing import parse_json
 from service.http.schemas.inputs import LabelledInput
 from service.jobs.folder import private_file, storage_errors
 from service.scoring.evaluation import label_index
+from service.settings import Settings
 
 
 class IdleUploadError(DeadlineError):
@@ -63,14 +63,6 @@ def read_line(line: bytes, labels: Sequence[str]) -> tuple[LabelledInput, int]:
     return item, label_index(item.label, item.template_fields, labels)
 
 
-@dataclass(frozen=True)
-class Limits:
-    """Of one upload: lines in all, bytes of one line."""
-
-    max_rows: int
-    max_line_bytes: int
-
-
 class Upload:
     """Writes an upload's lines into a file. Blocks, and is for one thread at a time.
 
@@ -78,14 +70,15 @@ class Upload:
 
     Args:
         path: of the file, which must not be there yet.
+        settings: limit the lines in all, and the bytes of one.
         tokens_of: returns an input's tokens, of all the prompts that are made of it, or raises what is wrong with it.
         labels: the artifact's, in order.
     """
 
-    def __init__(self, path: Path, limits: Limits, tokens_of: Callable[[dict[str, Any]], int], labels: Sequence[str]):
-        self._limits = limits
-        self._tokens_of = tokens_of
-        self._labels = labels
+    def __init__(
+        self, path: Path, settings: Settings, tokens_of: Callable[[dict[str, Any]], int], labels: Sequence[str]
+    ):
+        self._settings, self._tokens_of, self._labels = settings, tokens_of, labels
         #: What has come of a line that is not whole.
         self._begun = bytearray()
         self._ids: set[bytes] = set()
@@ -107,9 +100,9 @@ class Upload:
         if b"\n" in chunk:
             *lines, rest = bytes(self._begun).split(b"\n")
             self._begun = bytearray(rest)
-        for i, size in enumerate([*map(len, lines), len(self._begun)]):
-            if size > self._limits.max_line_bytes:
-                number, limit = self.rows + i + 1, self._limits.max_line_bytes
+        limit = self._settings.max_body_bytes
+        for number, size in enumerate([*map(len, lines), len(self._begun)], self.rows + 1):
+            if size > limit:
                 raise BodyTooLargeError(
                     f"line {number} has at least {size} bytes, max_body_bytes is {limit} of one line",
                     field=f"lines.{number}",
@@ -131,12 +124,12 @@ class Upload:
         os.close(self._descriptor)
 
     def _take(self, lines: Sequence[bytes]) -> None:
-        if self.rows + len(lines) > self._limits.max_rows:
-            got = self.rows + len(lines)
+        got, limit = self.rows + len(lines), self._settings.max_job_rows
+        if got > limit:
             raise BatchTooLargeError(
-                f"the upload has at least {got} lines, max_job_rows is {self._limits.max_rows}: send it in parts",
+                f"the upload has at least {got} lines, max_job_rows is {limit}: send it in parts",
                 field="lines",
-                limit=self._limits.max_rows,
+                limit=limit,
                 got=got,
             )
         for line in lines:
@@ -153,12 +146,12 @@ class Upload:
     def _check(self, line: bytes) -> None:
         item, _ = read_line(line, self._labels)
         if item.id is not None:
-            known = len(self._ids)
-            self._ids.add(blake2b(item.id.encode(), digest_size=16).digest())
-            if len(self._ids) == known:
+            digest = blake2b(item.id.encode(), digest_size=16).digest()
+            if digest in self._ids:
                 raise InvalidRequestError(
                     "an earlier line has the same id: make ids unique or leave them out", field="id"
                 )
+            self._ids.add(digest)
         self.tokens += self._tokens_of(item.template_fields)
 
 

@@ -30,16 +30,19 @@ class Turns:
 
     def meet(self, members: Collection[str]) -> None:
         """Take in who is there: newcomers get their place, who has left is forgotten."""
-        self._last = {member: self._last.get(member, self._taken - 0.5) for member in members}
+        self._last = {member: self._place(member) for member in members}
 
     def next(self, members: Iterable[str]) -> str:
         """Return which of these members is next; among newcomers the first."""
-        return min(members, key=lambda member: self._last.get(member, self._taken - 0.5))
+        return min(members, key=self._place)
 
     def take(self, member: str) -> None:
         """Let a member have its turn."""
         self._taken += 1
         self._last[member] = self._taken
+
+    def _place(self, member: str) -> float:
+        return self._last.get(member, self._taken - 0.5)
 
 
 class Pauses:

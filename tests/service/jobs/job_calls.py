@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -38,14 +39,17 @@ def lines(items: list[dict[str, Any]]) -> bytes:
     return b"".join(json.dumps(item).encode() + b"\n" for item in items)
 
 
-async def post(served: Served, body: Any, **headers: str) -> httpx.Response:
-    return await served.client.post("/evaluate/jobs", content=body, headers=JSONL | headers)
+async def post(
+    served: Served, body: Any, query: Mapping[str, Any] = MappingProxyType({}), **headers: str
+) -> httpx.Response:
+    """Return the answer to an upload; with 10 resamples unless the query says otherwise."""
+    query = {"resamples": 10, **query}
+    return await served.client.post("/evaluate/jobs", content=body, headers=JSONL | headers, params=query)
 
 
 async def submit(served: Served, items: list[dict[str, Any]], **query: Any) -> str:
-    """Return the id of a job of these items; with 10 resamples unless the query says otherwise."""
-    query = {"resamples": 10, **query}
-    response = await served.client.post("/evaluate/jobs", content=lines(items), headers=JSONL, params=query)
+    """Return the id of a job of these items."""
+    response = await post(served, lines(items), query)
     assert response.status_code == 202, response.text
     job_id = str(response.json()["id"])
     assert response.headers["location"] == f"/evaluate/jobs/{job_id}"
@@ -150,6 +154,8 @@ class Callers:
 
     async def call(self, caller: str, method: str, path: str = "", **more: Any) -> httpx.Response:
         headers = JSONL | {"x-caller": caller} | more.pop("headers", {})
+        if method == "POST" and not path:
+            more["params"] = {"resamples": 10}
         return await self._client.request(method, f"/evaluate/jobs{path}", headers=headers, **more)
 
     async def json(self, caller: str, method: str, path: str = "", **more: Any) -> Any:

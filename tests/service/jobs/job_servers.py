@@ -15,17 +15,16 @@ from server_process import Process, fake_artifacts, fake_server
 
 
 class Servers:
-    """Starts fake servers, whose device runs while a gate is open, and faulty ones, whose device some tokens end."""
+    """Starts fake servers, whose device runs while a gate is open."""
 
     def __init__(self, path: Path, stack: ExitStack) -> None:
         self.jobs_dir, self.gate = path / "jobs", path / "gate"
         self._artifacts, self._stack = fake_artifacts(path), stack
         self.open()
 
-    def start(self, *flags: str, script: str = "fake_server.py", poison: str = "") -> Process:
-        gates = {"FAKE_GATE": str(self.gate), "FAULT_GATE": str(self.gate.with_name("never"))}
-        environment = {**gates, "LAPLORA_JOBS_DIR": str(self.jobs_dir), "FAKE_POISON": poison}
-        return self._stack.enter_context(fake_server(self._artifacts, *flags, script=script, **environment))
+    def start(self, *flags: str, poison: str = "") -> Process:
+        environment = {"FAKE_GATE": str(self.gate), "LAPLORA_JOBS_DIR": str(self.jobs_dir), "FAKE_POISON": poison}
+        return self._stack.enter_context(fake_server(self._artifacts, *flags, **environment))
 
     @property
     def folder(self) -> Path:
@@ -48,13 +47,13 @@ class Servers:
             }
 
 
-def submit_to(client: httpx.Client, items: list[dict[str, Any]], **query: Any) -> str:
-    response = client.post("/evaluate/jobs", content=lines(items), headers=JSONL, params={"resamples": 10, **query})
+def submit_to(client: httpx.Client, items: list[dict[str, Any]]) -> str:
+    response = client.post("/evaluate/jobs", content=lines(items), headers=JSONL, params={"resamples": 10})
     assert response.status_code == 202, response.text
     return str(response.json()["id"])
 
 
-def until(client: httpx.Client, job_id: str, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+def job_until(client: httpx.Client, job_id: str, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
     while True:
         job: dict[str, Any] = client.get(f"/evaluate/jobs/{job_id}").json()
         if condition(job):
@@ -65,11 +64,6 @@ def until(client: httpx.Client, job_id: str, condition: Callable[[dict[str, Any]
 
 def has(status: str) -> Callable[[dict[str, Any]], bool]:
     return lambda job: bool(job["status"] == status)
-
-
-def metric(client: httpx.Client, name: str) -> float:
-    (line,) = [line for line in client.get("/metrics").text.splitlines() if line.startswith(f"{name} ")]
-    return float(line.split()[1])
 
 
 def methods(client: httpx.Client, items: list[dict[str, Any]]) -> Any:

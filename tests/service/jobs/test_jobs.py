@@ -11,7 +11,6 @@ import pytest
 from job_calls import (
     JSONL,
     callers,
-    cancel,
     ended,
     folder,
     get,
@@ -73,22 +72,21 @@ async def test_progress_and_partial_metrics_while_it_runs() -> None:
         predictor.hold()
         job_id = await submit(served, rows(60))
         await served.until(predictor.entered.is_set)
+        assert {plan.caller for plan in served.state.queue.plans} == {f"job:{job_id}"}
         running = await get(served, job_id)
         assert (running["status"], running["rows_done"], running["partial"]) == ("running", 0, None)
         assert 'laplora_jobs{status="running"} 1.0' in (await served.client.get("/metrics")).text
 
         job = held(served, job_id)
-        seen: list[dict[str, Any]] = []
         predictor.released.set()
-        while not job.finished:
-            if job.rows_done and len(seen) < job.rows_done < 60:
-                seen.append(await get(served, job_id))
+        while job.rows_per_second is None:
             await asyncio.sleep(0)
-        assert seen
-        for found in seen:
-            assert 0 < found["rows_done"] <= 60
-            assert set(found["partial"]) == {"map", "laplace", "temperature"}
-            assert all(0 <= m["accuracy"] <= 1 for m in found["partial"].values())
+        found = await get(served, job_id)
+        assert 0 < found["rows_done"] < 60
+        assert found["rows_per_second"] > 0
+        assert set(found["partial"]) == {"map", "laplace", "temperature"}
+        assert all(0 <= m["accuracy"] <= 1 for m in found["partial"].values())
+        await ended(served, job_id)
         metrics = (await served.client.get("/metrics")).text
         assert "laplora_job_rows_total 60.0" in metrics
         assert 'laplora_jobs{status="done"} 1.0' in metrics
@@ -103,24 +101,12 @@ async def test_prompts_leave_the_disk_with_the_jobs_end(served: Served) -> None:
     predictor.hold()
     job_id = await submit(served, [{"text": f"unmistakable {i}", "label": "positive"} for i in range(40)])
     assert with_prompts() == [f"{job_id}.jsonl"]
+    assert {path.stat().st_mode & 0o777 for path in (folder(served), folder(served).parent)} == {0o700}
+    assert {path.stat().st_mode & 0o777 for path in folder(served).iterdir()} == {0o600}
     predictor.released.set()
     await ended(served, job_id)
     await served.until(lambda: not uploads(served))
     assert with_prompts() == []
-
-
-async def test_the_folder_is_for_the_servers_user_alone(served: Served) -> None:
-    await submit(served, rows(3))
-    assert {path.stat().st_mode & 0o777 for path in (folder(served), folder(served).parent)} == {0o700}
-    assert {path.stat().st_mode & 0o777 for path in folder(served).iterdir()} == {0o600}
-
-
-async def test_a_job_is_a_caller_of_the_queue_of_its_own(served: Served) -> None:
-    predictor = served.predictor
-    predictor.hold()
-    job_id = await submit(served, rows(5))
-    await served.until(predictor.entered.is_set)
-    assert {plan.caller for plan in served.state.queue.plans} == {f"job:{job_id}"}
 
 
 # What is wrong with an upload
@@ -142,7 +128,6 @@ async def test_a_job_is_a_caller_of_the_queue_of_its_own(served: Served) -> None
         ("[" * 5000, "invalid_json", "lines.3"),
         ("", "invalid_json", "lines.3"),
         ("3", "invalid_request", "lines.3"),
-        ("null", "invalid_request", "lines.3"),
         ('{"a": 1, "a": 2}', "invalid_json", "lines.3"),
         ("\udcff", "invalid_json", "lines.3"),
     ],
@@ -165,31 +150,30 @@ async def test_lines_may_end_as_files_do(served: Served) -> None:
         assert (response.status_code, response.json()["rows"]) == (202, body.count(b"}"))
 
 
-@pytest.mark.slow
 async def test_lines_are_found_however_the_bytes_come(served: Served) -> None:
-    body = lines(rows(20)) + '{"text": "ça 🎬", "label": "positive"}'.encode()
+    body = lines(rows(5)) + '{"text": "ça 🎬", "label": "positive"}'.encode()
 
     async def in_parts(size: int) -> AsyncIterator[bytes]:
         for i in range(0, len(body), size):
             yield body[i : i + size]
 
-    results = []
-    for size in (1, 7, 1000):
-        job = (await post(served, in_parts(size))).json()
-        assert job["rows"] == 21
-        results.append((await ended(served, job["id"]))["result"])
+    jobs = [(await post(served, in_parts(size))).json() for size in (1, 7, 1000)]
+    assert [job["rows"] for job in jobs] == [6, 6, 6]
+    results = [(await ended(served, job["id"]))["result"] for job in jobs]
     assert results[0] == results[1] == results[2]
 
 
-@pytest.mark.parametrize("kind", [None, "application/json", "text/plain", "application/jsonl; charset=latin-1"])
-async def test_other_media_types_are_refused(kind: str | None, served: Served) -> None:
-    headers = {} if kind is None else {"content-type": kind}
-    response = await served.client.post("/evaluate/jobs", content=lines(rows(1)), headers=headers)
-    refused(response, 415, "unsupported_media_type")
-    compressed = await post(served, lines(rows(1)), **{"content-encoding": "gzip"})
-    refused(compressed, 415, "unsupported_media_type")
-    for name in ("application/jsonl", "application/x-ndjson", "application/jsonl; charset=utf-8"):
-        assert (await post(served, lines(rows(1)), **{"content-type": name})).status_code == 202
+async def test_other_media_types_are_refused(served: Served) -> None:
+    body = lines(rows(1))
+    for response in (
+        await served.client.post("/evaluate/jobs", content=body),
+        await post(served, body, **{"content-type": "application/json"}),
+        await post(served, body, **{"content-type": "application/jsonl; charset=latin-1"}),
+        await post(served, body, **{"content-encoding": "gzip"}),
+    ):
+        refused(response, 415, "unsupported_media_type")
+    for name in ("application/x-ndjson", "application/jsonl; charset=utf-8"):
+        assert (await post(served, body, **{"content-type": name})).status_code == 202
 
 
 async def many(item: bytes) -> AsyncIterator[bytes]:
@@ -220,15 +204,11 @@ async def test_an_empty_upload_is_refused(served: Served) -> None:
     assert refused(await post(served, b"\n"), 422, "invalid_json")["field"] == "lines.1"
 
 
-@pytest.mark.parametrize(
-    ("query", "field"),
-    [("bins=0", "query.bins"), ("bins=x", "query.bins"), ("resamples=5", "query.resamples"), ("a=b", "query.a")],
-)
-async def test_bad_options_are_refused_in_the_one_shape(query: str, field: str, served: Served) -> None:
-    response = await served.client.post(f"/evaluate/jobs?{query}", content=lines(rows(1)), headers=JSONL)
-    assert refused(response, 422, "invalid_request")["field"] == field
-    response = await served.client.post("/evaluate/jobs?artifact=b", content=lines(rows(1)), headers=JSONL)
-    refused(response, 404, "artifact_not_found")
+async def test_bad_options_are_refused_in_the_one_shape(served: Served) -> None:
+    for name, value in (("bins", 0), ("bins", "x"), ("resamples", 5), ("a", "b")):
+        response = await post(served, lines(rows(1)), {name: value})
+        assert refused(response, 422, "invalid_request")["field"] == f"query.{name}"
+    refused(await post(served, lines(rows(1)), {"artifact": "b"}), 404, "artifact_not_found")
 
 
 async def test_an_upload_that_takes_too_long_is_given_up() -> None:
@@ -250,15 +230,14 @@ async def test_an_upload_that_takes_too_long_is_given_up() -> None:
 
 
 async def test_the_same_key_gives_the_same_job(served: Served) -> None:
+    refused(await post(served, b"{}", **{"idempotency-key": "k-1"}), 422, "invalid_request")
     first, again, other = [
         await post(served, lines(rows(4)), **{"idempotency-key": key}) for key in ("k-1", "k-1", "k-2")
     ]
     assert first.json()["id"] == again.json()["id"] != other.json()["id"]
     assert again.status_code == 202
     assert again.headers["location"] == first.headers["location"]
-    options = await served.client.post(
-        "/evaluate/jobs?bins=3", content=lines(rows(4)), headers=JSONL | {"idempotency-key": "k-1"}
-    )
+    options = await post(served, lines(rows(4)), {"bins": 3}, **{"idempotency-key": "k-1"})
     refused(options, 409, "idempotency_conflict")
     for bad in ("", "a b", "x" * 256):
         refused(await post(served, lines(rows(1)), **{"idempotency-key": bad}), 422, "invalid_request")
@@ -281,11 +260,6 @@ async def test_the_same_key_twice_at_once_makes_one_job() -> None:
         going_on.set()
         assert (await first).json()["rows"] == 2
         assert (await post(served, lines(rows(2)), **key)).json()["id"] == (await first).json()["id"]
-
-
-async def test_a_refused_upload_leaves_its_key_free(served: Served) -> None:
-    refused(await post(served, b"{}", **{"idempotency-key": "k"}), 422, "invalid_request")
-    assert (await post(served, lines(rows(1)), **{"idempotency-key": "k"})).status_code == 202
 
 
 # Whose they are, and how many
@@ -311,11 +285,11 @@ async def test_jobs_are_their_owners() -> None:
         refused(await who.call("ann", "GET", path), 404, "job_not_found")
 
 
-@pytest.mark.parametrize("job_id", ["x", "..%2f..", "%00", "a" * 5000, "ü"])
-async def test_unknown_ids(job_id: str, served: Served) -> None:
-    for method, suffix in (("GET", ""), ("DELETE", ""), ("GET", "/events")):
-        response = await served.client.request(method, f"/evaluate/jobs/{job_id}{suffix}")
-        assert response.status_code == 404
+async def test_unknown_ids(served: Served) -> None:
+    for job_id in ("x", "..%2f..", "%00", "a" * 5000, "ü"):
+        for method, suffix in (("GET", ""), ("DELETE", ""), ("GET", "/events")):
+            response = await served.client.request(method, f"/evaluate/jobs/{job_id}{suffix}")
+            assert response.status_code == 404
 
 
 async def test_room_for_jobs_is_bounded() -> None:
@@ -350,16 +324,6 @@ async def test_finished_jobs_are_kept_for_a_while() -> None:
 
 
 # Waiting, failing
-
-
-async def test_a_queued_job_can_be_cancelled(served: Served) -> None:
-    predictor = served.predictor
-    predictor.hold()
-    first, second = await submit(served, rows(2)), await submit(served, rows(2))
-    await cancel(served, second)
-    predictor.released.set()
-    assert (await ended(served, first))["status"] == "done"
-    assert (await get(served, second))["status"] == "cancelled"
 
 
 @pytest.mark.parametrize(
@@ -401,12 +365,15 @@ async def test_chunks_shrink_until_the_queue_takes_them() -> None:
 
 
 async def test_jobs_wait_for_the_artifact() -> None:
-    """A job that another start of the server left is there before the artifact is."""
+    """A job that another start of the server left is there before the artifact is; a cut upload is not."""
     job_id, path = await stopped_job(FakePredictor())
+    (path / "laplora-jobs" / f"{'0' * 32}.part").touch()
     loading = FakePredictor()
     loading.hold()
     async with serve(loading, wait=False, jobs_dir=path) as served:
         assert await paused(served, job_id) == "not_ready"
+        assert uploads(served) == [f"{job_id}.jsonl"]
+        assert served.state.jobs.quota.held_bytes == len(lines(rows(5)))
         loading.released.set()
         assert (await ended(served, job_id))["status"] == "done"
 

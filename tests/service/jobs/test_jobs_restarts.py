@@ -1,93 +1,113 @@
-"""A row that takes the process with it, at every start: it is left out, so the server and its other work go on."""
+"""A row that takes the process with it, at every start: it is left out, so the server and its other work go on.
+
+Starts are servers one after the other in this process; a kill leaves what is on disk at that moment.
+"""
 
 from __future__ import annotations
 
-import signal
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from job_calls import ended, rows, stopped_job
-from job_servers import Servers, has, methods, submit_to, until
-from server_process import Process
-from serving import FakePredictor, serve
+from job_calls import ended, methods, rows, stopped_job, submit
+from serving import FakePredictor, Served, serve
 
 from laplora.prompts.rows import EncodedRow
-from service.exit_status import ExitStatus
 from service.jobs.records import Rows
 from service.jobs.store import Store
 
+pytestmark = pytest.mark.anyio
+
+AT_FAULT = {"text": "row 90666", "label": "positive"}
 #: Unclean ends that one row may bring about: with others beside it, then alone.
 MOST_ENDS = 3
 
 
-def start(servers: Servers, *flags: str) -> Process:
-    return servers.start(*flags, script="faulty_server.py")
+class HoldingPredictor(FakePredictor):
+    """Holds the device once a row with the token comes; the server's own passes go through."""
+
+    def __init__(self, token: int) -> None:
+        super().__init__()
+        self.token = token
+
+    def predict(self, rows: Sequence[EncodedRow], *arguments: Any, **options: Any) -> list[Any]:
+        if any(self.token in row.token_ids for row in rows):
+            self.hold()
+        return super().predict(rows, *arguments, **options)
 
 
-@pytest.mark.parametrize(
-    ("token", "status"),
-    [
-        pytest.param("666", ExitStatus.DEVICE_FAULT, id="fault"),
-        pytest.param("668", ExitStatus.DEVICE_FAULT, id="hang"),
-        pytest.param("669", -signal.SIGKILL, id="killed"),
-    ],
-)
-def test_a_row_that_ends_the_process_is_left_out_after_a_few_starts(servers: Servers, token: str, status: int) -> None:
-    flags = ["--stall-s", "0.1", "--hang-s", "0.5"]
-    items, at_fault = rows(40), 20
-    items[at_fault] = {"text": token, "label": "positive"}
+def doomed(how: str) -> FakePredictor:
+    if how != "fault":
+        return HoldingPredictor(90_666)
+    predictor = FakePredictor()
+    predictor.poison[90_666] = RuntimeError("CUDA error: device-side assert triggered")
+    return predictor
+
+
+async def unclean_end(served: Served, how: str) -> Path:
+    """Wait for the end that the row at fault brings about, and return the folder that it leaves."""
+    device, jobs_dir = served.state.device, Path(served.state.settings.jobs_dir)
+    if how == "fault":
+        await served.until(lambda: device.health.fault is not None)
+        return jobs_dir
+    await served.until(lambda: not served.predictor.released.is_set())
+    if how == "kill":
+        copy = jobs_dir.with_name(f"{jobs_dir.name}-killed")
+        return Path(await served.state.jobs.ledger.on_disk(shutil.copytree, jobs_dir, copy))
+    await served.until(lambda: device.health.hung)
+    device.end_if_hung()
+    return jobs_dir
+
+
+@pytest.mark.parametrize("how", ["fault", "hang", "kill"])
+async def test_a_row_that_ends_the_process_is_left_out_after_a_few_starts(
+    how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    items = [*rows(20), AT_FAULT, *rows(19, 20)]
     ids: list[str] = []
+    values: dict[str, Any] = {"stall_s": 0.001, "hang_s": 0.01}
     for _ in range(MOST_ENDS):
-        process = start(servers, *flags)
-        if not ids:
-            with process.client() as client:
-                ids += [submit_to(client, rows(30, 50)), submit_to(client, items)]
-        assert process.left() == status
-    process = start(servers, *flags)
-    with process.client() as client:
-        innocent, job = (until(client, job_id, has("done")) for job_id in ids)
+        async with serve(doomed(how), **values) as served:
+            if not ids:
+                ids = [await submit(served, rows(30, 50)), await submit(served, items)]
+            values["jobs_dir"] = await unclean_end(served, how)
+    async with serve(doomed(how), **values) as served:
+        innocent, job = [await ended(served, job_id) for job_id in ids]
         assert (innocent["rows_done"], innocent["rows_bad"]) == (30, 0)
         assert (job["rows_done"], job["rows_bad"], job["result"]["rows"]) == (40, 1, 39)
-        assert job["bad_rows"] == [{"line": at_fault + 1, "code": "device_fault"}]
-        assert job["result"]["methods"] == methods(client, [item for item in items if item["text"] != token])
-        told = process.event("job_row_given_up")
-        assert (told["job"], told["row"]) == (ids[1], at_fault)
-
-
-def test_a_job_that_may_have_no_bad_row_fails_and_the_server_stays(servers: Servers) -> None:
-    flags = ["--max-job-bad-rows", "0"]
-    process = start(servers, *flags)
-    with process.client() as client:
-        job_id = submit_to(client, [{"text": "666", "label": "positive"}])
-    for _ in range(MOST_ENDS):
-        assert process.left() == ExitStatus.DEVICE_FAULT
-        process = start(servers, *flags)
-    with process.client() as client:
-        job = until(client, job_id, has("failed"))
-        assert (job["error"]["code"], job["bad_rows"]) == ("too_many_bad_rows", [{"line": 1, "code": "device_fault"}])
-        assert "device_fault: 1" in job["error"]["message"]
-        assert client.post("/predict", json={"inputs": [{"text": "a"}]}).status_code == 200
+        assert job["bad_rows"] == [{"line": 21, "code": "device_fault"}]
+        assert job["result"]["methods"] == await methods(served, [item for item in items if item is not AT_FAULT])
+    (told,) = [vars(record) for record in caplog.records if getattr(record, "event", "") == "job_row_given_up"]
+    assert (told["job"], told["row"]) == (ids[1], 20)
 
 
 def begun(jobs_dir: Path, become: dict[Rows, int] | None = None) -> dict[Rows, int]:
     """Return what the only job of a folder that no server has keeps as under way, after making it ``become`` this."""
     store = Store(jobs_dir / "laplora-jobs" / "jobs.sqlite")
     if become is not None:
-        store.restore_begun({1: become})
+        store.set_begun(1, become)
     (job,) = store.jobs()
     store.close()
     return job.begun
 
 
-@pytest.mark.anyio
+async def test_a_job_that_may_have_no_bad_row_fails_and_the_server_stays() -> None:
+    job_id, jobs_dir = await stopped_job(FakePredictor())
+    begun(jobs_dir, become={(0, 1): 2})
+    async with serve(jobs_dir=jobs_dir, max_job_bad_rows=0) as served:
+        job = await ended(served, job_id)
+        assert (job["error"]["code"], job["bad_rows"]) == ("too_many_bad_rows", [{"line": 1, "code": "device_fault"}])
+        assert "device_fault: 1" in job["error"]["message"]
+        assert (await served.predict("a")).status_code == 200
+
+
 async def test_a_clean_stop_suspects_nothing() -> None:
     _, jobs_dir = await stopped_job(FakePredictor(), count=40)
     assert begun(jobs_dir) == {}
 
 
-@pytest.mark.anyio
 async def test_suspect_rows_run_one_by_one_and_those_after_them_as_ever() -> None:
     job_id, jobs_dir = await stopped_job(FakePredictor(), count=40)
     begun(jobs_dir, become={(0, 5): 0, (5, 9): 0})
@@ -99,21 +119,11 @@ async def test_suspect_rows_run_one_by_one_and_those_after_them_as_ever() -> Non
     assert begun(jobs_dir) == {}
 
 
-class HoldingPredictor(FakePredictor):
-    """Holds the device once a job's first row comes; the server's own passes go through."""
-
-    def predict(self, rows: Sequence[EncodedRow], *arguments: Any, **options: Any) -> list[Any]:
-        if any(103 in row.token_ids for row in rows):
-            self.hold()
-        return super().predict(rows, *arguments, **options)
-
-
-@pytest.mark.anyio
 async def test_a_clean_stop_among_suspect_rows_counts_no_try_and_goes_on_with_them() -> None:
     job_id, jobs_dir = await stopped_job(FakePredictor(), count=40)
     left = begun(jobs_dir, become={(0, 9): 0, (0, 1): 1})
     for _ in range(2):
-        predictor = HoldingPredictor()
+        predictor = HoldingPredictor(103)
         async with serve(predictor, jobs_dir=jobs_dir) as served:
             await served.until(lambda: not predictor.released.is_set())  # noqa: B023
         assert begun(jobs_dir) == left

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +24,6 @@ SMALL: dict[str, Any] = {"batch_tokens": 20}
 
 
 # The rule
-
-
-async def test_who_waited_longest_is_next() -> None:
-    turns = Turns()
-    turns.meet(["a", "b", "c"])
-    order = []
-    for _ in range(7):
-        order.append(turns.next("abc"))
-        turns.take(order[-1])
-    assert "".join(order) == "abcabca"
-    assert turns.next("ac") == "c"
 
 
 async def test_a_newcomer_waits_one_round_at_most_and_passes_nobody_who_waits() -> None:
@@ -99,7 +89,7 @@ async def test_callers_take_turns_however_many_jobs_they_have(monkeypatch: pytes
         order = chunks_kept(served, monkeypatch)
 
         async def submit_as(caller: str) -> str:
-            return str((await who.json(caller, "POST", "?resamples=10", content=lines(rows(40))))["id"])
+            return str((await who.json(caller, "POST", content=lines(rows(40))))["id"])
 
         predictor.hold()
         many = [await submit_as("many")]
@@ -119,67 +109,59 @@ async def test_callers_take_turns_however_many_jobs_they_have(monkeypatch: pytes
             assert (await ended(served, job))["result"]["rows"] == 40
 
 
+class SteppingPredictor(FakePredictor):
+    """Runs a job's rows once a step is released."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = threading.Semaphore(0)
+
+    def predict(self, rows: Sequence[Any], *arguments: Any, **options: Any) -> Any:
+        if any(max(row.token_ids) > 100 for row in rows):
+            self.steps.acquire()
+        return super().predict(rows, *arguments, **options)
+
+
 async def test_the_next_chunk_waits_behind_the_device_before_it_is_needed() -> None:
-    """The device is never without rows while a job has some: counted at each of its runs."""
-    predictor = FakePredictor()
+    """The device is never without rows while a job has some: seen before each of its runs."""
+    predictor = SteppingPredictor()
     async with serve(predictor, **SMALL) as served:
-        waiting, rows_left, job_id = [], 100, ""
-        predict = predictor.predict
-
-        def counting(batch: Any, *args: Any, **kw: Any) -> Any:
-            nonlocal rows_left
-            # A device that takes its time: what is read and tokenised meanwhile is read ahead.
-            go_on = threading.Event()
-            loop.call_soon_threadsafe(settled, go_on)
-            go_on.wait()
-            rows_left -= len(batch)
-            waiting.append((served.state.queue.rows, rows_left))
-            return predict(batch, *args, **kw)
-
-        def settled(go_on: threading.Event) -> None:
-            own = served.state.jobs.ledger.jobs.get(job_id)
-            # Behind the last chunk of four rows comes nothing.
-            read_ahead = rows_left <= 4 or served.queued_plans == 2
-            if own is None or read_ahead or own.finished:
-                go_on.set()
-            else:
-                loop.call_later(0.001, settled, go_on)
-
-        loop = asyncio.get_running_loop()
-        predictor.predict = counting  # type: ignore[method-assign]
-        job_id = await submit(served, rows(100))
-        assert (await ended(served, job_id))["status"] == "done"
-        assert len(waiting) >= 40
-        assert [left for queued, left in waiting if left and not queued] == []
-        # And no more than two chunks of four rows are ever in memory.
-        assert max(queued for queued, _ in waiting) <= 8
+        job = held(served, await submit(served, rows(60)))
+        try:
+            while job.rows_done < 40:
+                await served.until(lambda: served.queued_plans == 2)
+                # And no more than two chunks of four rows are ever in memory.
+                assert 0 < served.state.queue.rows <= 8
+                predictor.steps.release()
+                await asyncio.sleep(0.001)
+        finally:
+            predictor.steps.release(100)
+        assert (await ended(served, job.id))["status"] == "done"
 
 
 async def test_two_chunks_are_under_way_and_no_more_artifacts_are_held(tmp_path: Path) -> None:
     names = ["fake", "b", "c", "d"]
     predictors = artifacts_in(tmp_path, *names)
     async with serve(*predictors, artifacts_root=tmp_path, also_load=("b", "c", "d"), **SMALL) as served:
+        shelf, held_at_once = served.state.artifacts.shelf, []
+
+        def counting(predict: Any, *args: Any, **kw: Any) -> Any:
+            held_at_once.append(sorted(place.leases for place in shelf.places))
+            return predict(*args, **kw)
+
         for predictor in predictors:
             predictor.hold()
+            predictor.predict = partial(counting, predictor.predict)  # type: ignore[method-assign]
         jobs = [await submit(served, rows(40), artifact=name) for name in names]
         await served.until(lambda: served.queued_plans == 2)
-        shelf, held_at_once = served.state.artifacts.shelf, []
-        for predictor in predictors:
-            predict = predictor.predict
-
-            def counting(*args: Any, predict: Any = predict, **kw: Any) -> Any:
-                held_at_once.append([place.leases for place in shelf.places])
-                return predict(*args, **kw)
-
-            predictor.predict = counting  # type: ignore[method-assign]
-        assert sum(place.leases for place in shelf.places) == 2
+        held_at_once.clear()  # an upload holds its artifact too
         for predictor in predictors:
             predictor.released.set()
         for job in jobs:
             assert (await ended(served, job))["result"]["rows"] == 40
         assert max(map(sum, held_at_once)) == 2
         # They took turns, whichever artifact they are on.
-        assert [1, 1] in [sorted(leases)[2:] for leases in held_at_once]
+        assert [0, 0, 1, 1] in held_at_once
 
 
 async def test_a_short_job_does_not_wait_for_a_long_ones_metrics(
