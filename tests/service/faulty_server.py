@@ -1,9 +1,8 @@
 """python faulty_server.py [flags]: the real process over a fake predictor, whose device and files fail as told.
 
-A row with the token 666 meets a CUDA fault, 667 the end of the device's thread, 668 a run that lasts until the file
-FAULT_GATE exists, 669 a kill of the process, as by a host without memory. With FAULT_LOAD_GATE=FILE loading waits for
-that file; with FAULT_LOAD=1 the golden replay meets a CUDA fault, with FAULT_HANG_LOAD=FILE it lasts until that file
-exists; with FAULT_CLOCK=1 the wall clock jumps a year to and fro at each look.
+A row with the token 666 meets a CUDA fault, 668 a run that lasts until the file FAULT_GATE exists. With FAULT_LOAD=1
+the golden replay meets a CUDA fault, with FAULT_HANG_LOAD=FILE it lasts until that file exists; with FAULT_CLOCK=1 the
+wall clock jumps a year to and fro at each look.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-import signal
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,7 +19,6 @@ from serving import FakePredictor, library
 
 import service.app
 from service.__main__ import leave, main
-from service.artifacts.predictors import Library
 
 #: Its second part stands for what a driver might repeat of an input: it must not be in the log.
 FAULT = RuntimeError("CUDA error: device-side assert triggered SECRET")
@@ -29,13 +26,8 @@ FAULT = RuntimeError("CUDA error: device-side assert triggered SECRET")
 
 class FaultyPredictor(FakePredictor):
     def predict(self, rows: Sequence[Any], *arguments: Any, **options: Any) -> list[Any]:
-        tokens = {token for row in rows for token in row.token_ids}
-        if 667 in tokens:
-            raise SystemExit("SECRET")
-        if 668 in tokens:
+        if any(668 in row.token_ids for row in rows):
             wait_for(os.environ["FAULT_GATE"])
-        if 669 in tokens:
-            os.kill(os.getpid(), signal.SIGKILL)
         return super().predict(rows, *arguments, **options)
 
     def golden_answer(self) -> list[Any]:
@@ -63,11 +55,5 @@ if __name__ == "__main__":
     if os.environ.get("FAULT_LOAD"):
         predictor.golden_error = FAULT
     known = library(predictor)
-
-    def load(*arguments: Any) -> Any:
-        if gate := os.environ.get("FAULT_LOAD_GATE"):
-            wait_for(gate)
-        return known.load(*arguments)
-
-    service.app.create_app = functools.partial(service.app.create_app, library=Library(load, known.read))  # type: ignore[assignment]
+    service.app.create_app = functools.partial(service.app.create_app, library=known)  # type: ignore[assignment]
     leave(main())

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from proxy_process import Proxy, proxy_before
 from proxy_server import Server
 from server_process import Start, starting
 
@@ -32,7 +33,7 @@ def gate(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("server")
     (folder / "gate").touch()
@@ -40,6 +41,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         process = start("--trusted-proxies", "127.0.0.1", FAKE_GATE=str(folder / "gate"))
         with process.client() as client:
             yield Server(client, folder / "gate")
+
+
+@pytest.fixture(scope="package")
+def proxy(server: Server) -> Iterator[Proxy]:
+    """nginx before the server, with compose's values but for one address that may administrate."""
+    with proxy_before(server.port, ADMIN_NETWORK="127.0.0.9") as proxy:
+        yield proxy
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +13,6 @@ from serving import FakePredictor, artifacts_in, code, serve, settings, started
 
 from laplora.errors import (
     ArtifactCorruptError,
-    ConfigError,
     DownloadError,
     GoldenMismatchError,
     ModelError,
@@ -127,17 +125,11 @@ async def test_disconnect_frees_queued_rows() -> None:
 
         scope = {
             "type": "http",
-            "asgi": {"version": "3.0"},
             "http_version": "1.1",
             "method": "POST",
             "path": "/predict",
-            "raw_path": b"/predict",
             "query_string": b"",
-            "root_path": "",
-            "scheme": "http",
             "headers": [(b"content-type", b"application/json")],
-            "client": None,
-            "server": ("test", 80),
         }
         request = asyncio.create_task(served.app(scope, receive, send))
         await served.until(lambda: served.state.queue.rows == 1)
@@ -146,19 +138,6 @@ async def test_disconnect_frees_queued_rows() -> None:
         assert served.state.queue.rows == 0
         assert sent[0]["status"] == 499
     assert all(77777 not in row.token_ids for _, rows in served.predictor.batches for row in rows)
-
-
-async def test_draining_answers_what_is_in_flight_and_refuses_the_rest() -> None:
-    async with serve() as served, served.occupied():
-        served.state.lifecycle.drain()
-        for response in (
-            await served.predict("b"),
-            await served.client.get("/health/ready"),
-            await served.client.get("/v2/health/ready"),
-        ):
-            assert code(response) == (503, "draining")
-            assert "retry-after" in response.headers
-        assert (await served.client.get("/health/live")).status_code == 200
 
 
 async def test_artifacts_are_listed_with_what_is_wrong(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -174,40 +153,12 @@ async def test_artifacts_are_listed_with_what_is_wrong(tmp_path: Path, caplog: p
         ("broken", False, False),
         ("second", False, True),
     ]
-    assert [a["weights"] for a in listing["artifacts"]] == [
-        {"held": "plain", "reason": "nothing is quantized"},
-        None,
-        None,
-    ]
+    loaded, *others = listing["artifacts"]
+    assert loaded["weights"] == {"held": "plain", "reason": "nothing is quantized"}
+    assert loaded["reverse_pass"] == {"kind": "automatic", "reason": "a fake has none"}
+    assert {other[name] for other in others for name in ("weights", "reverse_pass")} == {None}
     assert "the base's weights are plain: nothing is quantized" in caplog.text
-    assert [a["reverse_pass"] for a in listing["artifacts"]] == [
-        {"kind": "automatic", "reason": "a fake has none"},
-        None,
-        None,
-    ]
     assert "Jacobians are automatic: a fake has none" in caplog.text
-
-
-async def test_activation_swaps_without_dropping_requests(tmp_path: Path) -> None:
-    first, second = artifacts_in(tmp_path, "first", "second")
-    async with serve(first, second, artifact="first", artifacts_root=tmp_path) as served:
-        inactive = await served.predict("a", artifact="second")
-        first.hold()
-        running, waiting = (asyncio.create_task(served.predict(text)) for text in ("a", "b"))
-        await asyncio.to_thread(first.entered.wait)
-        swap = asyncio.create_task(served.client.post("/artifacts/second/activate"))
-        first.released.set()
-        answer = (await swap).json()
-        after = await served.predict("c")
-        before = [await task for task in (running, waiting)]
-        again = (await served.client.post("/artifacts/second/activate")).json()
-    assert code(inactive) == (409, "artifact_not_loaded")
-    assert (answer["artifact"]["name"], answer["previous"]) == ("second", "first")
-    assert [r.status_code for r in before] == [200, 200]
-    assert before[0].json()["artifact"]["name"] == "first"
-    assert after.json()["artifact"]["name"] == "second"
-    assert again["artifact"]["name"] == "second"
-    assert sum(len(rows) for _, rows in first.batches) >= 1
 
 
 @pytest.mark.parametrize(
@@ -217,9 +168,7 @@ async def test_activation_swaps_without_dropping_requests(tmp_path: Path) -> Non
         (GoldenMismatchError("off"), "golden_mismatch"),
         (ModelError("no lora"), "model_unsupported"),
         (DownloadError("offline"), "model_unavailable"),
-        (ConfigError("no placeholder"), "artifact_incompatible"),
         (OSError("disk"), "artifact_incompatible"),
-        (MemoryError(), "artifact_incompatible"),
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
@@ -264,18 +213,6 @@ async def test_changed_content_under_the_same_name_is_loaded_again(tmp_path: Pat
         current[0] = renewed
         answer = (await client.post("/artifacts/first/activate")).json()
     assert answer["artifact"]["digest"] == "sha256:renewed"
-
-
-async def test_errors_of_one_request_do_not_reach_another() -> None:
-    predictor = FakePredictor()
-    predictor.poison[666] = RuntimeError("bug")
-    async with serve(predictor) as served:
-        answers = await asyncio.gather(*(served.predict(f"{666 if i % 5 == 0 else 100 + i}") for i in range(20)))
-    assert [r.status_code for r in answers] == [500 if i % 5 == 0 else 200 for i in range(20)]
-    for i, response in enumerate(answers):
-        if i % 5:
-            got = json.loads(response.text)["predictions"][0]["map_probs"]["negative"]
-            assert round(got * 100_000) == 100 + i
 
 
 @pytest.mark.parametrize(("device", "asked", "budget"), [("cpu", None, 512), ("cuda", None, 2048), ("cuda", 77, 77)])

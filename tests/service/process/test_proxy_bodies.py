@@ -13,30 +13,28 @@ from pathlib import Path
 
 import httpx
 import pytest
-from proxy_process import (
-    Proxy,
-    defaults,
-    needs_nginx,
-    proxy_before,
-)
+from proxy_process import Proxy, defaults, needs_nginx, proxy_before
 from proxy_server import Server, ask, assert_error, parsed, received, upstream
 from server_process import until
+
+pytestmark = needs_nginx
 
 #: Another caller than the ordinary one, who comes from 127.0.0.1.
 SLOW = "127.0.0.2"
 
 
-@needs_nginx
-def test_bodies_above_the_limit_are_413_and_never_reach_the_server() -> None:
-    def answer(connection: socket.socket, head: bytes) -> None:
-        length = int(re.findall(rb"(?i)content-length: (\d+)", head)[0])
-        got = len(head.partition(b"\r\n\r\n")[2])
-        while got < length:
-            got += len(connection.recv(65536))
-        connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+def take_a_body(connection: socket.socket, head: bytes) -> None:
+    """Read a body to its end, and answer 204."""
+    left = sum(int(found) for found in re.findall(rb"(?i)content-length: (\d+)", head))
+    left -= len(head.partition(b"\r\n\r\n")[2])
+    while left > 0:
+        left -= len(connection.recv(65536))
+    connection.sendall(b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n")
 
+
+def test_bodies_above_the_limit_are_413_and_never_reach_the_server() -> None:
     sizes = {"MAX_BODY_BYTES": 200_000, "MAX_JOB_BYTES": 600_000}
-    with upstream(answer) as (port, heads), proxy_before(port, **sizes) as proxy, proxy.client() as client:
+    with upstream(take_a_body) as (port, heads), proxy_before(port, **sizes) as proxy, proxy.client() as client:
         for path, limit in (("/predict", 200_000), ("/evaluate/jobs", 600_000)):
             heads.clear()
             announced = client.post(path, content=b" " * (limit + 1))
@@ -47,7 +45,7 @@ def test_bodies_above_the_limit_are_413_and_never_reach_the_server() -> None:
             assert announced.json()["error"]["got"] == limit + 1
             assert "got" not in chunked.json()["error"]
             assert heads == []
-            assert client.post(path, content=b" " * limit).status_code == 200
+            assert client.post(path, content=b" " * limit).status_code == 204
 
 
 def drip(proxy: Proxy, begin: bytes, drop: bytes, drops: int | None) -> bytes:
@@ -59,9 +57,7 @@ def drip(proxy: Proxy, begin: bytes, drop: bytes, drops: int | None) -> bytes:
             connection.settimeout(0.02)
             while True:
                 try:
-                    if answer := connection.recv(65536):
-                        return answer
-                    return b""
+                    return connection.recv(65536)
                 except TimeoutError:
                     if drops != 0:
                         connection.sendall(drop)
@@ -71,8 +67,6 @@ def drip(proxy: Proxy, begin: bytes, drop: bytes, drops: int | None) -> bytes:
 
 
 ENDLESS_HEAD = (b"POST /predict HTTP/1.1\r\nhost: a\r\nx: ", b"a", None)
-
-
 STALLED_BODY = (
     b"POST /predict HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: 99999\r\n\r\n{",
     b" ",
@@ -80,21 +74,13 @@ STALLED_BODY = (
 )
 
 
-@needs_nginx
 def test_slow_clients_are_closed_and_the_server_never_sees_them(server: Server) -> None:
-    short = {
-        "HEAD_TIMEOUT_S": 2,
-        "BODY_TIMEOUT_S": 1,
-        "CONNECTIONS": 40,
-        "BODIES_OF_ONE": 40,
-        "REQUESTS_PER_S": 1000,
-        "BURST": 1000,
-    }
+    short = {"HEAD_TIMEOUT_S": 2, "BODY_TIMEOUT_S": 1, "CONNECTIONS": 40, "BODIES_OF_ONE": 40}
     # So that there is a count of them.
     assert ask(server.client).status_code == 200
     before = server.metric('laplora_requests_total{method="POST",route="/predict",status="200"}')
     with (
-        proxy_before(server.port, **short) as proxy,
+        proxy_before(server.port, **short, REQUESTS_PER_S=1000, BURST=1000) as proxy,
         proxy.client() as client,
         ThreadPoolExecutor(200) as pool,
     ):
@@ -113,7 +99,6 @@ def test_slow_clients_are_closed_and_the_server_never_sees_them(server: Server) 
     assert 0 < refused <= 60
 
 
-@needs_nginx
 def test_a_patient_body_never_reaches_the_server_and_holds_one_of_its_addresses_connections(server: Server) -> None:
     def be_patient() -> None:
         # Refused while the other client's request is the one that may be; in the end closed by nginx as it leaves.
@@ -146,16 +131,6 @@ def begun(proxy: Proxy, path: str, source: str) -> Iterator[Callable[[], httpx.R
         yield finish
 
 
-def take_a_body(connection: socket.socket, head: bytes) -> None:
-    """Read a body to its end, and answer 204."""
-    left = sum(int(found) for found in re.findall(rb"(?i)content-length: (\d+)", head))
-    left -= len(head.partition(b"\r\n\r\n")[2])
-    while left > 0:
-        left -= len(connection.recv(65536))
-    connection.sendall(b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n")
-
-
-@needs_nginx
 @pytest.mark.parametrize(
     ("path", "limit", "other"), [("/evaluate/jobs", "UPLOADS", "/predict"), ("/predict", "BODIES", "/evaluate/jobs")]
 )
@@ -177,7 +152,6 @@ def test_bodies_of_all_addresses_together_are_bounded(path: str, limit: str, oth
         assert second().status_code == 204
 
 
-@needs_nginx
 @pytest.mark.parametrize(("path", "limit"), [("/evaluate/jobs", "UPLOADS_OF_ONE"), ("/predict", "BODIES_OF_ONE")])
 def test_one_address_has_few_of_the_bodies_however_slowly_it_sends_them(path: str, limit: str) -> None:
     most = int(defaults()[f"PROXY_{limit}"])
@@ -205,7 +179,6 @@ def temporary_files(proxy: Proxy) -> set[str]:
     return {Path(link).relative_to(proxy.folder).parts[0] for link in gone}
 
 
-@needs_nginx
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are not listed in /proc here")
 def test_a_large_body_takes_room_and_a_large_answer_to_a_slow_client_takes_none() -> None:
     size = 32 * 2**20

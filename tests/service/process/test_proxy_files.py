@@ -11,14 +11,7 @@ from pathlib import Path
 import pytest
 import uvicorn
 import yaml
-from proxy_process import (
-    COMPOSE,
-    TEMPLATE,
-    certify,
-    defaults,
-    filled_in,
-    needs_nginx,
-)
+from proxy_process import COMPOSE, TEMPLATE, certify, defaults, filled_in, needs_nginx
 from server_process import ROOT
 
 from service.errors import ERROR_KINDS
