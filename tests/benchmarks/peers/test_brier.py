@@ -37,7 +37,7 @@ class MadeUpBackend:
         return np.array([self._draw(p, (len(token_ids),)) for p in prompts]).reshape(len(prompts), len(token_ids))
 
     def hidden_states(self, prompts: Sequence[str], layers: Sequence[int]) -> Any:
-        states = [self._draw(p, (LAYERS, 4)) + 5 * ("good" in p.split("?")[0]) for p in prompts]
+        states = [self._draw(p, (LAYERS, 4)) + 1.0 * ("good" in p.split("?")[0]) for p in prompts]
         return np.stack([state[list(layers)] for state in states]).astype(np.float32)
 
 
