@@ -189,10 +189,7 @@ def answer_memory(subject: Subject) -> Iterator[Record]:
 
 
 def peak_bytes(members: MemberSet, function: Callable[[], Any]) -> int | None:
-    """Call a function; return the most bytes of tensors on the GPU meanwhile, those that were there before included.
-
-    None on a CPU, where torch keeps no account.
-    """
+    """Call a function; return the most bytes of tensors on the GPU meanwhile; None on a CPU."""
     device = next(members.model.parameters()).device
     if device.type != "cuda":
         function()

@@ -27,15 +27,7 @@ from benchmarks.peers.bayesian_lora_calls import (
     package_jacobian,
     package_variance,
 )
-from benchmarks.peers.dense import (
-    Dense,
-    covariance,
-    dense,
-    evidence,
-    in_contrasts,
-    relative_difference,
-    variance_ratio,
-)
+from benchmarks.peers.dense import Dense, covariance, dense, evidence, in_contrasts, relative_difference, variance_ratio
 from benchmarks.peers.ours import fit_laplora, trace
 from benchmarks.peers.subject import Subject, lora_parameters, plain_attention, tiny_subject
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
@@ -45,11 +37,7 @@ BATCH_SIZES = (1, 2, 4, 8, 24)
 
 
 def compare(seeds: int = 200) -> dict[str, Any]:
-    """Return the result of every experiment.
-
-    Args:
-        seeds: of the package's sampled labels, where an expectation over them is measured.
-    """
+    """Return the result of every experiment; ``seeds``: of the package's sampled labels."""
     subject = tiny_subject(length=6)
     lora_parameters(subject.model)
     with plain_attention(), warnings.catch_warnings():
@@ -91,10 +79,9 @@ def jacobian_agreement(subject: Subject, test: Dense) -> dict[str, float]:
 
 
 def batch_sizes(subject: Subject, train: Dense) -> dict[str, dict[str, float]]:
-    """Return the trace of the curvature over the exact GGN's, by rows per batch.
+    """Return the trace of the curvature over the exact GGN's, by rows per batch; all with the same sampled labels.
 
-    One seed, which samples the same labels whatever the batch. ``full_rank`` factors are averaged over batches on
-    both sides, low-rank ones are sums.
+    ``full_rank`` factors are averaged over batches on both sides, low-rank ones are sums.
     """
     exact = float(train.ggn().trace())
 
@@ -269,10 +256,7 @@ def training_mode(dropout: float = 0.1, seeds: int = 20) -> dict[str, Any]:
 
 
 def model_evidences(subject: Subject, train: Dense) -> dict[str, Any]:
-    """Return ``model_evidence`` beside the dense evidence of the same factors, by prior variance.
-
-    Both centred at zero, as the package is; training rows' log-likelihood, nats.
-    """
+    """Return ``model_evidence`` beside the dense evidence of the same factors by prior variance, centred at zero."""
     from bayesian_lora import cholesky_decompose_small_factors, model_evidence
 
     factors = kronecker_factors(subject, 1)

@@ -24,11 +24,7 @@ QUESTION = "Is this review positive or negative?"
 
 
 def compare(most: int | None = None) -> dict[str, Any]:
-    """Return the metrics of brier's levels on the artifact's test rows.
-
-    Args:
-        most: rows of each split that are used; by default all.
-    """
+    """Return the metrics of brier's levels on the artifact's test rows; ``most``: rows of each split, None for all."""
     every = artifact_rows()
     rows = replace(every, train=every.train[:most], calibration=every.calibration[:most], test=every.test[:most])
     return {

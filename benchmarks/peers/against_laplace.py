@@ -26,14 +26,7 @@ from benchmarks.peers.laplace_torch_calls import (
     quiet,
 )
 from benchmarks.peers.ours import covariances, fit_laplora, trace
-from benchmarks.peers.subject import (
-    ARTIFACT,
-    Subject,
-    artifact_subject,
-    initial_weights,
-    lora_parameters,
-    tiny_subject,
-)
+from benchmarks.peers.subject import ARTIFACT, Subject, artifact_subject, initial_weights, lora_parameters, tiny_subject
 from laplora.artifact.folder import read_artifact
 from laplora.jacobians.contrasts import find_blocks
 from laplora.linearised import class_probs, contrasts
@@ -47,11 +40,7 @@ LINKS = ("probit", "bridge", "mc")
 
 
 def compare(rows: int = 40) -> dict[str, Any]:
-    """Return the comparison on the tiny model, and on the default artifact's model.
-
-    Args:
-        rows: training rows, and test rows, of the artifact's.
-    """
+    """Return the comparison on the tiny model, and on so many training and test rows of the default artifact's."""
     with quiet():
         return {"tiny": compare_tiny(), "artifact": compare_artifact(rows)}
 
@@ -59,8 +48,7 @@ def compare(rows: int = 40) -> dict[str, Any]:
 def compare_tiny() -> dict[str, Any]:
     """Return how far each pair of structures is apart on a tiny float64 model, rows of 1 to 7 tokens.
 
-    ``alone``: laplace-torch fits from batches of one row, which need no padding. ``padded``: from batches of eight;
-    laplora's batches are of eight in both.
+    laplace-torch fits from batches of one row (``alone``) or of eight (``padded``), laplora from batches of eight.
     """
     subject, even = tiny_subject(), tiny_subject(length=6)
     start = torch.cat([w.flatten() for w in initial_weights(subject.model).values()])
@@ -92,8 +80,7 @@ def compare_tiny() -> dict[str, Any]:
 def compare_artifact(rows: int) -> dict[str, Any]:
     """Return the same on the default artifact's weights in float64, and the probabilities made from one covariance.
 
-    ``full`` would need a square of 460,800 parameters: it is compared on one block, ``lora_B`` of the last layer's
-    values.
+    ``full`` would be a square of 460,800 parameters: it is compared on ``lora_B`` of the last layer's values.
     """
     subject = artifact_subject(train=rows, test=rows, dtype=torch.float64)
     zero, precision = centre(subject), served_precision()
@@ -207,12 +194,9 @@ class TokenLogits(ClassLogits):
 def gaussian_process(subject: Subject) -> dict[str, Any]:
     """Return laplace-torch's function-space posterior over all training rows, beside laplora's exact one.
 
-    It replaces each row's likelihood Hessian ``diag p - p p^T`` by its diagonal, as its documentation tells.
-    ``diagonal_hessian`` is what that alone does, from a dense inverse over the same Jacobians; ``package`` is what it
-    answers. Its mean counts frozen parameters too, which its Jacobians do not: they become buffers.
-
-    Args:
-        subject: rows all of one length; its model is of no other use afterwards.
+    It replaces each row's likelihood Hessian ``diag p - p p^T`` by its diagonal, as its documentation tells;
+    ``diagonal_hessian`` is what that alone does. Its mean counts frozen parameters too, so they become buffers: the
+    model is of no other use afterwards. Its rows have one length.
     """
     from laplace import Laplace
     from laplace.curvature import CurvlinopsGGN
@@ -248,9 +232,8 @@ def gaussian_process(subject: Subject) -> dict[str, Any]:
 def link_functions(subject: Subject, theirs: Any, jacobians: Sequence[torch.Tensor]) -> dict[str, Any]:
     """Return how far laplace-torch's probabilities are from the integral over the same Gaussian, and their NLL.
 
-    The integral is laplora's, right to 1e-11 at two classes, over laplace-torch's mean and covariance. Its ``probit``
-    looks at each class logit's variance, which holds what is common to all logits and which no softmax sees; ``mc``
-    takes its default of 100 samples.
+    The integral is laplora's, right to 1e-11 at two classes. ``probit`` looks at each class logit's variance, which
+    holds what is common to all logits and no softmax sees; ``mc`` takes its default of 100 samples.
     """
     transform = contrasts(len(subject.label_ids))
     possible = torch.ones(len(subject.test), len(subject.label_ids), dtype=torch.bool)

@@ -49,14 +49,7 @@ def kronecker_factors(
     side: str = "left",
     forward: Callable[[Any, BatchEncoding], torch.Tensor] | None = None,
 ) -> Factors:
-    """Return the package's factors of the training rows.
-
-    Args:
-        size: rows per batch.
-        seed: of its sampled labels.
-        rank: of its low-rank factors; None for none.
-        order: of the rows.
-    """
+    """Return the package's factors of the training rows, ``size`` rows per batch, by ``seed`` of its sampled labels."""
     from bayesian_lora import calculate_kronecker_factors
 
     rows = [subject.train[i] for i in (range(len(subject.train)) if order is None else order)]

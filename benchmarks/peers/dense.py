@@ -23,7 +23,6 @@ class Dense:
     """Jacobians of a subject's rows, float64.
 
     Attributes:
-        blocks: in the order of the parameters.
         logits: (rows, classes).
         jacobians: (rows, classes - 1, parameters), of the contrasts, each block's weight flattened as torch stores it.
         hessian: (rows, classes - 1, classes - 1), of the negative log-likelihood in the contrasts.
@@ -98,10 +97,7 @@ def relative_difference(got: torch.Tensor, wanted: torch.Tensor) -> float:
 
 
 def variance_ratio(got: torch.Tensor, wanted: torch.Tensor) -> dict[str, float | None]:
-    """Return how the rows' total variances compare: median ratio, range, correlation of the logs.
-
-    The correlation is None where a variance is negative.
-    """
+    """Return the median and range of the rows' total variances' ratio, and their logs' correlation, None below 0."""
     ours = got.double().diagonal(dim1=1, dim2=2).sum(1)
     truth = wanted.double().diagonal(dim1=1, dim2=2).sum(1)
     ratio = ours / truth

@@ -50,12 +50,10 @@ def fit_laplace(
     prior_mean: torch.Tensor | None = None,
     names: Sequence[str] | None = None,
 ) -> Any:
-    """Return laplace-torch's posterior of the training rows.
+    """Return laplace-torch's posterior of the training rows, ``size`` rows per batch.
 
-    Args:
-        size: rows per batch.
-        names: blocks it covers, all by default. With some, its subnetwork class: the same algebra from Jacobians,
-            where its ``full`` multiplies the GGN with every unit vector.
+    With ``names`` of blocks, its subnetwork class: the same algebra from Jacobians, where its ``full`` multiplies the
+    GGN with every unit vector.
     """
     from laplace import Laplace
 

@@ -56,11 +56,7 @@ def tiny_subject(
     dropout: float = 0.0,
     dtype: torch.dtype = torch.float64,
 ) -> Subject:
-    """Return a random two-layer Llama with LoRA on q and v, and random rows of 1 to 7 tokens.
-
-    Args:
-        length: every row has this many tokens, so that no batch is padded.
-    """
+    """Return a random two-layer Llama with LoRA on q and v, and random rows of 1 to 7 tokens, or of ``length``."""
     tiny = _tiny_models()
     task = tiny.tiny_task(examples=train + test, classes=classes)
     rows = [dataclasses.replace(r, class_count=classes) for r in task.rows]
@@ -109,12 +105,9 @@ def artifact_rows() -> Sst2:
 
 
 def artifact_subject(*, train: int = 100, test: int = 100, dtype: torch.dtype = torch.float32) -> Subject:
-    """Return the default artifact's model on its first training and test rows.
+    """Return the default artifact's model on its first training and test rows, with the weights that are served.
 
-    The base holds the dequantized 4-bit weights and the adapter its stored values: the weights that are served.
-
-    Args:
-        dtype: of the arithmetic; in float64 transformers still takes norms in float32, on both sides.
+    In float64 transformers still takes norms in float32, on both sides.
     """
     manifest = read_artifact(ARTIFACT).manifest
     rows = artifact_rows()
@@ -168,11 +161,7 @@ def attentions(model: Any) -> dict[str, Callable[[], AbstractContextManager[None
 
 
 def lora_parameters(model: Any, names: Sequence[str] | None = None) -> dict[str, torch.nn.Parameter]:
-    """Make LoRA weights, and only them, trainable; return them by block name, in block order.
-
-    Args:
-        names: blocks to train, all by default.
-    """
+    """Make LoRA weights (of these blocks, or all), and only them, trainable; return them by block name, in order."""
     chosen = {}
     for name, parameter in model.named_parameters():
         block = name.removeprefix("base_model.model.").removesuffix(".default.weight")

@@ -174,14 +174,7 @@ def _all_contrasts(values: torch.Tensor, classes: int) -> torch.Tensor:
 
 
 def token_products(part: BlockJacobian, hessian: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return one block's sums over rows and tokens of both factors' outer products, (in, in) and (out, out) float32.
-
-    Args:
-        hessian: (batch, contrasts, contrasts) float32.
-
-    Raises:
-        FactorizationError: Jacobians without every token.
-    """
+    """Return one block's sums over rows and tokens of both factors' outer products, (in, in) and (out, out) float32."""
     every_input, every_gradient, _ = every_token(part)
     flat, gradients = every_input.float().flatten(0, 1), every_gradient.float()
     weighted = torch.einsum("ncd,ndto->ncto", hessian, gradients)

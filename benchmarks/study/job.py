@@ -29,9 +29,6 @@ def run_study(config: StudyConfig, *, keep_jacobians: bool = False) -> None:
     """Work on every task and seed that is not finished and that no other process works on.
 
     Start the same command twice to use two processes; stop it at any time, the same command continues.
-
-    Args:
-        keep_jacobians: leave the Jacobians (gigabytes for each task and seed) in place for further analysis.
     """
     subjects = config.runs / config.name / "subjects.jsonl"
     if any(task.data.path == subjects for task in config.tasks.values()):

@@ -13,15 +13,7 @@ from benchmarks.study.pages.approximation_plot import write_approximation_plot
 from benchmarks.study.pages.plots import write_plots
 from benchmarks.study.pages.tables import TABLES, page_tables
 from benchmarks.study.results.predictions import Predictions, digest, read_predictions, without_folders
-from benchmarks.study.results.records import (
-    COLUMNS,
-    FILE,
-    REFERENCES,
-    Records,
-    read_records,
-    tables_of,
-    write_records,
-)
+from benchmarks.study.results.records import COLUMNS, FILE, REFERENCES, Records, read_records, tables_of, write_records
 from benchmarks.study.results.scores import pooled_mean
 from benchmarks.study.results.seed_ensembles import seed_ensembles
 from laplora.errors import DataError
@@ -45,10 +37,7 @@ def publish(study: Path, docs: Path) -> list[Path]:
 
 
 def publish_variants(variants: Sequence[dict[str, Any]], docs: Path) -> list[Path]:
-    """Add the variants compared on one task and seed, in place of old ones; return the files.
-
-    Args:
-        variants: as ``compute.approximation.compare`` returns them.
+    """Add the variants that ``compare`` returned of one task and seed, in place of old ones; return the files.
 
     Raises:
         DataError: something else, no or a damaged published file, or a page without the tables' markers.
@@ -73,11 +62,7 @@ def _write(make: Callable[[], Records], docs: Path) -> list[Path]:
 
 
 def score_study(folder: Path) -> Records:
-    """Return the records of every finished task and seed below a study's folder, TASK/SEED.
-
-    Raises:
-        DataError: as in ``publish``.
-    """
+    """Return the records of every finished task and seed below a study's folder, TASK/SEED; raises as ``publish``."""
     by_task: dict[str, list[Predictions]] = {}
     for path in sorted(folder.glob("*/*/result.json")):
         if (path.parent / "predictions.safetensors").is_file():

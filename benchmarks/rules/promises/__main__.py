@@ -19,9 +19,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.rules.promises.deals import METHODS, Kept, deal
-from benchmarks.rules.promises.held_out_rows import held_out_table, read_table, write_table
-from benchmarks.rules.promises.models import MODELS, synthetic_table
-from benchmarks.rules.promises.table import Table
+from benchmarks.rules.promises.models import MODELS, Table, held_out_table, read_table, synthetic_table, write_table
 from training.report.markdown import markdown_table
 
 LEVEL, SYNTHETIC_ROWS = 0.9, 2000

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from benchmarks.rules.promises.models import Table
 from benchmarks.rules.promises.rules import Fitted, fit_before, fit_now
-from benchmarks.rules.promises.table import Table
 from laplora.decisions.conformal import label_sets
 from laplora.decisions.thresholds import Guarantee
 from laplora.decisions.uncertainty import decompose
@@ -44,7 +44,7 @@ def deal(
 ) -> dict[tuple[Guarantee, str], Kept]:
     """Return by guarantee and predictive what each deal gave: fitted on some rows as served, judged on all others.
 
-    Deals depend on the number of rows alone: methods are compared on the same ones.
+    All methods get the same deals.
     """
     g = torch.Generator().manual_seed(0)
     lines: dict[tuple[Guarantee, str], list[list[float]]] = {}

@@ -1,18 +1,30 @@
-"""The tables that are dealt from: synthetic models of known behaviour, and a real model's held-out rows."""
+"""What draws of calibration rows are dealt from: rows under every setting that a calibration can choose.
+
+Fitting a temperature or a prior precision is then a choice among columns, so a thousand draws cost what a few would.
+The rows are those of synthetic models of known behaviour, or a real model's held-out ones.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
+from safetensors.torch import load_file, save_file
 
-from benchmarks.rules.promises.table import Column, Table, column_of
-from laplora.jacobians.blocks import Block
-from laplora.linearised import contrasts
-from laplora.posterior.base import Posterior, Prior, block_precisions
+from laplora.jacobians.contrasts import find_blocks
+from laplora.linearised import PosteriorPredictive, contrasts
+from laplora.metrics.scores import row_nll
+from laplora.models.adapters import attach_adapter
+from laplora.posterior.base import Prior, block_precisions
+from laplora.posterior.file import read_posterior
+from laplora.posterior.subset import select_blocks
 from laplora.predictive.kinds import PREDICTIVES, predictive_probs, predictive_spec
-from training.calibration.projected import ProjectedSplit
+from training.calibration.projected import project_split
+from training.config import load_config
+from training.workspace.runtime import open_run
 
 #: Even in the logarithm, as fine as what is fitted is known from some hundred rows.
 TEMPERATURES = torch.logspace(math.log10(0.2), math.log10(20), 41, dtype=torch.float64)
@@ -20,6 +32,46 @@ TEMPERATURES = torch.logspace(math.log10(0.2), math.log10(20), 41, dtype=torch.f
 SCALES = torch.cat([torch.zeros(1), torch.logspace(-2, 2, 33)]).double()
 #: Prior precisions of a real posterior.
 PRECISIONS = torch.logspace(-2, 8, 61, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One predictive of all rows, at each of its settings.
+
+    Attributes:
+        probs, std: (settings, rows, classes); expected_entropy: (settings, rows), nats.
+        losses: (settings, rows) NLL, nats.
+    """
+
+    probs: torch.Tensor
+    std: torch.Tensor
+    expected_entropy: torch.Tensor
+    losses: torch.Tensor
+
+    def fit(self, rows: torch.Tensor) -> int:
+        """Return the setting of least mean NLL on some rows."""
+        return int(self.losses[:, rows].mean(1).argmin())
+
+    def at(self, setting: int, rows: torch.Tensor) -> PosteriorPredictive:
+        """Return the predictive of some rows at a setting."""
+        return PosteriorPredictive(
+            self.probs[setting, rows], self.std[setting, rows], self.expected_entropy[setting, rows]
+        )
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of one model.
+
+    Attributes:
+        columns: by predictive, ``map`` (one setting) among them.
+        labels: (rows,) int64; class_mask: (rows, classes) bool; label_mass: (rows,).
+    """
+
+    columns: dict[str, Column]
+    labels: torch.Tensor
+    class_mask: torch.Tensor
+    label_mass: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -60,26 +112,71 @@ def synthetic_table(model: Synthetic, rows: int, seed: int) -> Table:
     covariance = (model.sharpness * max(model.noise, 0.3)) ** 2 * variance[:, None, None] * identity
     mask = torch.ones(rows, model.classes, dtype=torch.bool)
     mass = torch.rand(rows, generator=g, dtype=torch.float64)
-    laplace = [predictive_probs(PREDICTIVES["laplace"], mean[None], scale * covariance[None], mask) for scale in SCALES]
-    return Table(points(mean, mask, labels) | {"laplace": column_of(laplace, labels)}, labels, mask, mass)
+    return _table(mean, [scale * covariance for scale in SCALES], labels, mask, mass)
 
 
-def real_table(split: ProjectedSplit, posterior: Posterior, blocks: tuple[Block, ...]) -> Table:
-    """Return a real model's rows under MAP, every temperature and every scalar prior precision."""
-    mean, mask = split.projected.contrast_mean.double(), split.class_mask
-    laplace = []
-    for precision in PRECISIONS:
-        covariance = posterior.covariance(
-            split.projected, block_precisions(Prior("scalar", {"all": float(precision)}), blocks)
+def held_out_table(config_file: Path, artifact: Path | None, rows: int | None) -> Table:
+    """Return the first rows (None: all) of a run's calibration and test splits, at every scalar prior precision.
+
+    ``artifact``: folder with ``adapter/`` and ``posterior.safetensors``; None: where the run puts its artifact.
+    """
+    config = load_config(config_file)
+    with TemporaryDirectory() as folder:
+        run = open_run(config.model_copy(update={"runs": Path(folder)}))
+    artifact = artifact or config.artifact_dir
+    model = attach_adapter(run.load_base(), artifact / "adapter")
+    blocks = select_blocks(find_blocks(model, run.class_count), config.laplace.subset)
+    posterior = read_posterior(artifact / "posterior.safetensors", blocks)
+    examples = (*run.splits.calibration, *run.splits.test)[:rows]
+    split = project_split(run, model, posterior, examples, "held-out rows")
+    covariances = [
+        posterior.covariance(split.projected, block_precisions(Prior("scalar", {"all": float(precision)}), blocks))
+        for precision in PRECISIONS
+    ]
+    mean = split.projected.contrast_mean.double()
+    return _table(mean, covariances, split.labels, split.class_mask, split.label_mass.double())
+
+
+def _table(
+    mean: torch.Tensor,
+    covariances: list[torch.Tensor],
+    labels: torch.Tensor,
+    mask: torch.Tensor,
+    label_mass: torch.Tensor,
+) -> Table:
+    """Return MAP, temperature scaling, and Laplace at each covariance."""
+    tempered = [predictive_spec("temperature", float(t)) for t in TEMPERATURES]
+    settings = {
+        "map": [predictive_probs(PREDICTIVES["map"], mean[None], None, mask)],
+        "temperature": [predictive_probs(spec, mean[None], None, mask) for spec in tempered],
+        "laplace": [predictive_probs(PREDICTIVES["laplace"], mean[None], c[None], mask) for c in covariances],
+    }
+    columns = {
+        name: Column(
+            torch.stack([one.probs for one in predictives]),
+            torch.stack([one.std for one in predictives]),
+            torch.stack([one.expected_entropy for one in predictives]),
+            torch.stack([row_nll(one.probs, labels) for one in predictives]),
         )
-        laplace.append(predictive_probs(PREDICTIVES["laplace"], mean[None], covariance[None], mask))
-    columns = points(mean, mask, split.labels) | {"laplace": column_of(laplace, split.labels)}
-    return Table(columns, split.labels, mask, split.label_mass.double())
+        for name, predictives in settings.items()
+    }
+    return Table(columns, labels, mask, label_mass)
 
 
-def points(mean: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> dict[str, Column]:
-    """Return MAP and temperature scaling."""
-    map_ = predictive_probs(PREDICTIVES["map"], mean[None], None, mask)
-    specs = [predictive_spec("temperature", float(t)) for t in TEMPERATURES]
-    tempered = [predictive_probs(spec, mean[None], None, mask) for spec in specs]
-    return {"map": column_of([map_], labels), "temperature": column_of(tempered, labels)}
+def write_table(path: Path, table: Table) -> None:
+    """Write a table as safetensors."""
+    tensors = {"labels": table.labels, "class_mask": table.class_mask, "label_mass": table.label_mass}
+    for name, column in table.columns.items():
+        tensors |= {f"{name}.{field}": value for field, value in vars(column).items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+
+
+def read_table(path: Path) -> Table:
+    """Return the table in a file."""
+    tensors = load_file(path)
+    columns: dict[str, dict[str, torch.Tensor]] = {}
+    for name in [name for name in tensors if "." in name]:
+        predictive, field = name.split(".")
+        columns.setdefault(predictive, {})[field] = tensors.pop(name)
+    return Table({name: Column(**fields) for name, fields in columns.items()}, **tensors)

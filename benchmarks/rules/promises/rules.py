@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.rules.promises.table import Column, Table
+from benchmarks.rules.promises.models import Column, Table
 from laplora.decisions.conformal import fit_label_sets
 from laplora.decisions.review import Sureness, accept_threshold, fit_thresholds, sureness_of
 from laplora.decisions.thresholds import Guarantee, ModeThresholds, Score

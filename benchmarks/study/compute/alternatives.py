@@ -130,9 +130,8 @@ def gaussian_outcome(
 ) -> Outcome:
     """Return the posterior predictive under a prior.
 
-    The calibration rows' predictive chooses one common precision anew in every fold, from a grid: how good this
-    posterior is when its prior is chosen by held-out rows. Under a prior chosen otherwise its losses are an upper
-    bound of what it gives.
+    The calibration rows' predictive chooses one common precision anew in every fold, from a grid. Under a prior chosen
+    otherwise its losses are an upper bound.
     """
     blocks = gaussians.posterior.blocks
     covariances = [

@@ -36,7 +36,6 @@ class Method:
     """One row of the study's tables.
 
     Attributes:
-        title: its name in the tables.
         family: ``point``, ``ensemble``, ``structure``, ``prior`` or ``combined``.
         seconds: of fitting and predicting, without the model.
         size_bytes: of what an artifact would store beside the adapter, in its default number format.
@@ -67,11 +66,9 @@ STRUCTURE_ROWS: Mapping[str, tuple[str, str, str]] = {
 
 @dataclass(frozen=True)
 class MemberKind:
-    """A kind of average over forward passes.
+    """A kind of average over forward passes; ``title`` has a place for the number of members.
 
     Attributes:
-        method: its name in the tables, ``_temperature`` after it when tempered.
-        title: with a place for the number of members.
         trained: whether the trained adapter's logits are one of the members.
         stored: whether each further member is stored weights, of the adapter's size.
     """

@@ -36,8 +36,7 @@ def write_approximation_plot(records: pd.DataFrame, folder: Path) -> list[Path]:
 def approximation_figure(records: pd.DataFrame) -> Figure:
     """Return a row of two panels per task: correlation of the log variances, and their ratio, against size.
 
-    A point is a variant, a line joins the ranks of one structure, the number at a point is its rank (of two, the
-    last is the joint rank); shaded are the target bands.
+    A point is a variant with its rank (of two, the last is the joint rank), a line joins the ranks of one structure.
     """
     by_task = {task: variants_of(records, task) for task in sorted(set(records.task))}
     late = pd.concat(by_task.values()).groupby("series", sort=False).late.first()

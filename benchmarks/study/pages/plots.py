@@ -21,9 +21,6 @@ BINS = 15
 NLL_PLOT = "study_nll.png"
 RELIABILITY_PLOT = "study_reliability.png"
 
-_DPI = 100
-#: Colours of a written picture: enough for these plots, at a third of the size.
-_PALETTE = 64
 _MAP, _RECOMMENDED = "#c44e52", "#2a6fb0"
 _FAMILIES = ("#2a6fb0", "#dd8452", "#55a868", "#8172b3", "#937860", "#da8bc3", "#64b5cd", "#ccb974", "#8c8c8c")
 
@@ -41,11 +38,10 @@ def write_plots(tables: Tables, folder: Path) -> list[Path]:
     ]
 
 
-def save_picture(figure: Figure, path: Path, colors: int = _PALETTE) -> Path:
-    """Write a figure with few colours, which keeps it small, and return its path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def save_picture(figure: Figure, path: Path, colors: int = 64) -> Path:
+    """Write a figure with few colours, which makes it a third of the size, and return its path."""
     raw = io.BytesIO()
-    figure.savefig(raw, dpi=_DPI, format="png")
+    figure.savefig(raw, dpi=100, format="png")
     with Image.open(raw) as picture:
         # By coverage: the colours of single points count as much as those of areas.
         few = picture.convert("RGB").quantize(colors, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
@@ -61,24 +57,21 @@ def nll_figure(tables: Tables) -> Figure:
     rows, columns = grid_shape(len(tasks))
     # Each method needs a line, each row of panels a title and an axis, a lone panel room for the legend.
     size = (max(7.0, 3.0 * columns + 2.2), rows * (0.19 * len(methods) + 1.1) + 1.0)
-    figure = Figure(figsize=size, layout="constrained")
-    figure.suptitle("NLL less MAP's on the test rows, nats: left of the line is better", fontsize=12, fontweight="bold")
-    grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    figure, grid = _panels(size, "NLL less MAP's on the test rows, nats: left of the line is better", len(tasks), True)
     pairs = tables["comparisons"][tables["comparisons"].against == "map"]
     for i, task in enumerate(tasks.itertuples()):
-        axes = grid[i // columns, i % columns]
+        axes = grid[i]
         chosen = set(tables["seeds"][tables["seeds"].task == task.task].recommended)
-        compared = methods.merge(pairs[pairs.task == task.task], on="method", how="left")
-        _draw_differences(axes, compared, chosen, colors)
+        _draw_differences(axes, methods.merge(pairs[pairs.task == task.task], on="method", how="left"), chosen, colors)
         axes.set_title(f"{task.task}, {len(task.seeds)} seed{'s' * (len(task.seeds) > 1)}", fontsize=10)
         if i % columns == 0:
             axes.set_yticks(range(len(methods)), methods.title, fontsize=8)
-    grid[0, 0].set_ylim(len(methods) - 0.5, -0.5)
-    _hide_empty(grid, len(tasks))
-    handles = [Line2D([], [], color=c, marker="o", linestyle="-", markersize=5, label=f) for f, c in colors.items()]
-    ring = Line2D([], [], color="black", marker="o", linestyle="", markersize=9, fillstyle="none", label="recommended")
-    beyond = Line2D([], [], color="black", marker=">", linestyle="", markersize=5, label="off the axis")
-    handles += [ring, beyond]
+    grid[0].set_ylim(len(methods) - 0.5, -0.5)
+    handles = [
+        *(Line2D([], [], color=c, marker="o", linestyle="-", markersize=5, label=f) for f, c in colors.items()),
+        Line2D([], [], color="black", marker="o", linestyle="", markersize=9, fillstyle="none", label="recommended"),
+        Line2D([], [], color="black", marker=">", linestyle="", markersize=5, label="off the axis"),
+    ]
     ncols = max(2, min(len(handles), int(size[0] / 1.9)))
     figure.legend(handles=handles, loc="outside lower center", ncols=ncols, frameon=False, fontsize=9)
     return figure
@@ -88,11 +81,10 @@ def reliability_figure(tables: Tables) -> Figure:
     """Return a panel per task: accuracy per confidence bin of MAP and of what is recommended, all seeds together."""
     tasks = list(tables["tasks"].task)
     rows, columns = grid_shape(len(tasks))
-    figure = Figure(figsize=(max(5.6, 3.0 * columns + 0.4), 2.9 * rows + 1.1), layout="constrained")
-    figure.suptitle("Accuracy per confidence bin, seeds together", fontsize=12, fontweight="bold")
-    grid = figure.subplots(rows, columns, squeeze=False)
+    size = (max(5.6, 3.0 * columns + 0.4), 2.9 * rows + 1.1)
+    figure, grid = _panels(size, "Accuracy per confidence bin, seeds together", len(tasks), False)
     for i, task in enumerate(tasks):
-        axes = grid[i // columns, i % columns]
+        axes = grid[i]
         details = tables["seeds"][tables["seeds"].task == task]
         before, after = pooled_bins(details.map_bins), pooled_bins(details.recommended_bins)
         left = min(*before.index, *after.index) / BINS
@@ -113,7 +105,6 @@ def reliability_figure(tables: Tables) -> Figure:
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    _hide_empty(grid, len(tasks))
     handles = [
         Line2D([], [], color=_MAP, marker="o", label="MAP"),
         Line2D([], [], color=_RECOMMENDED, marker="o", label="recommended (dots: share of rows)"),
@@ -129,9 +120,14 @@ def grid_shape(panels: int) -> tuple[int, int]:
     return -(-panels // columns), columns
 
 
-def _hide_empty(grid: Any, panels: int) -> None:
-    for axes in list(grid.flat)[panels:]:
+def _panels(size: tuple[float, float], title: str, count: int, sharey: bool) -> tuple[Figure, Any]:
+    """Return a figure with its axes, row by row; those beyond the number of panels are hidden."""
+    figure = Figure(figsize=size, layout="constrained")
+    figure.suptitle(title, fontsize=12, fontweight="bold")
+    grid = figure.subplots(*grid_shape(count), squeeze=False, sharey=sharey).flat
+    for axes in grid[count:]:
         axes.set_axis_off()
+    return figure, grid
 
 
 def pooled_bins(seeds: Iterable[Iterable[tuple[int, int, float, float]]]) -> pd.DataFrame:

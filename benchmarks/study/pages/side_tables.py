@@ -20,10 +20,7 @@ _SEEDS = {"seeds": "{} MAP", "seeds_temperature": "{} MAP, one temperature", "se
 
 
 def over_seeds(values: pd.Series, seeds: int) -> str:
-    """Return "0.376 ± 0.012", mean and standard deviation, with the number of seeds where they are not all.
-
-    A dash where nothing was measured.
-    """
+    """Return "0.376 ± 0.012", mean and deviation, with the number of seeds where they are not all; "-" for none."""
     known = values.dropna()
     if known.empty:
         return "-"
@@ -82,10 +79,7 @@ def conformal_table(tables: Tables) -> str:
 
 
 def orders_table(tables: Tables) -> str:
-    """Return NLL and accuracy of the averages over option orders beside the same method's in the user's order alone.
-
-    Both are means over the seeds that have both; the difference in NLL is the paired one.
-    """
+    """Return NLL and accuracy of the averages over option orders beside MAP's or its temperature's, seeds with both."""
     titles = escaped_titles(tables)
     compared = tables["comparisons"].set_index(["task", "method", "against"])
     rows = []

@@ -73,11 +73,7 @@ def read_records(folder: Path) -> Records:
 
 
 def checked(records: Records) -> Records:
-    """Return records whose tables and columns are all there.
-
-    Raises:
-        DataError: a table or column that is missing, or one too many.
-    """
+    """Return records whose tables and columns are all there; DataError where one is missing, or one too many."""
     if set(records) != set(COLUMNS):
         raise DataError(f"tables {sorted(records)}, expected {sorted(COLUMNS)}")
     for name, columns in COLUMNS.items():

@@ -17,13 +17,10 @@ Bounds = tuple[float, float, float]
 
 
 def pooled_mean(per_row: torch.Tensor) -> Bounds:
-    """Return the mean over rows and seeds, and the ends of its 95 % cluster bootstrap interval.
+    """Return the mean of (seeds, rows) values, and the ends of its 95 % cluster bootstrap interval.
 
     A row's values under all seeds are drawn together: they share the row's difficulty and its label's noise, so that
     seeds are no further rows. The same draws serve every quantity of as many rows.
-
-    Args:
-        per_row: (seeds, rows), for example the difference of two methods' NLL.
     """
     rows = per_row.double().mean(0)
     low, high = bootstrap_interval(

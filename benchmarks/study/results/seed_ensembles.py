@@ -26,11 +26,7 @@ _ONE = "laplace"
 
 
 def seed_ensembles(seeds: Sequence[Predictions]) -> list[dict[str, Any]]:
-    """Return the record of each ensemble over a task's seeds; none for one seed, or without the members' predictions.
-
-    Args:
-        seeds: of one task, on the same test rows.
-    """
+    """Return the record of each ensemble over a task's seeds; none for one seed, or without members' predictions."""
     if len(seeds) < 2 or any(not {*MEMBERS_OF.values()} <= set(p.probs) for p in seeds):
         return []
     labels = seeds[0].labels

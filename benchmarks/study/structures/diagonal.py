@@ -37,12 +37,11 @@ class DiagonalSums:
 
 @dataclass(frozen=True)
 class Levels:
-    """Parameters of like curvature, per block.
+    """Parameters of like curvature.
 
     Attributes:
         member: per block (wide * narrow,) int64, the level of each parameter, counted over all blocks.
-        mean: (levels,) float64, the mean curvature of a level.
-        block: (levels,) int64, the block that it belongs to.
+        mean: (levels,) float64, the mean curvature of a level; block: (levels,) int64, the block it belongs to.
     """
 
     member: tuple[torch.Tensor, ...]
@@ -52,11 +51,7 @@ class Levels:
 
 @dataclass(frozen=True)
 class DiagonalPosterior:
-    """Curvature of every parameter by itself.
-
-    Attributes:
-        diagonal: per block (wide, narrow), GGN diagonal ``h_p`` summed over the training rows.
-    """
+    """Curvature of every parameter by itself: per block (wide, narrow), ``h_p`` summed over the training rows."""
 
     blocks: tuple[Block, ...]
     diagonal: tuple[torch.Tensor, ...]
@@ -87,10 +82,7 @@ class DiagonalPosterior:
         return Levels(tuple(members), torch.cat(means).to(device), torch.cat(blocks).to(device))
 
     def project(self, jacobians: ContrastJacobians) -> ProjectedJacobians:
-        """Return a batch's inner products by level: ``rest`` holds ``sum_p J_cp J_c'p`` over the level's parameters.
-
-        ``kept`` has no directions.
-        """
+        """Return a batch's inner products ``sum_p J_cp J_c'p`` by level in ``rest``; ``kept`` has no directions."""
         logits = jacobians.logits
         batch, contrasts = logits.shape[0], logits.shape[1] - 1
         levels = self.levels
@@ -144,11 +136,7 @@ def empty_diagonal_sums(blocks: Sequence[Block]) -> DiagonalSums:
 
 
 def add_diagonal_batch(sums: DiagonalSums, jacobians: ContrastJacobians, class_mask: torch.Tensor) -> DiagonalSums:
-    """Return the sums with one batch added.
-
-    Raises:
-        NonFiniteError: a Jacobian or logit that is NaN or infinite.
-    """
+    """Return the sums with one batch added; NonFiniteError for a Jacobian or logit that is NaN or infinite."""
     hessian = contrast_hessian(jacobians.logits, class_mask)
     diagonal = []
     for block, before, part in zip(sums.blocks, sums.diagonal, jacobians.blocks, strict=True):
@@ -160,11 +148,7 @@ def add_diagonal_batch(sums: DiagonalSums, jacobians: ContrastJacobians, class_m
 
 
 def diagonal_posterior(sums: DiagonalSums) -> DiagonalPosterior:
-    """Return the posterior of the rows summed, its curvature rounded to float32.
-
-    Raises:
-        FactorizationError: no rows.
-    """
+    """Return the posterior of the rows summed, rounded to float32; FactorizationError without rows."""
     check_any_rows(sums)
     diagonal = tuple(d.clamp_min(0).float().double() for d in sums.diagonal)
     return DiagonalPosterior(sums.blocks, diagonal, sums.rows)

@@ -24,13 +24,11 @@ from laplora.posterior.passes import Pass, StructureSettings, check_any_rows, ch
 
 @dataclass(frozen=True)
 class KernelRows:
-    """Jacobians of a random subset of the training rows.
+    """Jacobians of a random subset of the ``rows`` seen.
 
     Attributes:
-        rows: number of examples seen.
         keys: (held,) float64, the random key of each row held; the smallest keys of all rows seen are held.
         gradients: per row held (possible classes - 1, parameters), at least float32, on the CPU.
-        seed: of the keys.
     """
 
     blocks: tuple[Block, ...]
@@ -80,11 +78,7 @@ class EllaPosterior:
         return ProjectedJacobians(contrast_mean(jacobians.logits), kept, rest)
 
     def covariance(self, projected: ProjectedJacobians, precisions: torch.Tensor) -> torch.Tensor:
-        """Return the covariance of the contrasts, (batch, classes - 1, classes - 1) float64, nats squared.
-
-        Raises:
-            PriorError: more than one precision.
-        """
+        """Return the covariance as ``Posterior.covariance``; PriorError for more than one precision."""
         turned = projected.kept @ self.eigenvectors
         return (turned / (_common(precisions) + self.eigenvalues)) @ turned.mT
 

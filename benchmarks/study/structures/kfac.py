@@ -112,11 +112,7 @@ def last_tokens(jacobians: ContrastJacobians) -> ContrastJacobians:
 
 
 def every_token(part: BlockJacobian) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return one block's inputs, output gradients and token counts.
-
-    Raises:
-        FactorizationError: Jacobians without every token.
-    """
+    """Return one block's inputs, output gradients and token counts; FactorizationError where Jacobians have none."""
     if part.inputs is None or part.gradients is None or part.token_counts is None:
         raise FactorizationError("last and expand factors need Jacobians with every token, got their sums only")
     return part.inputs, part.gradients, part.token_counts
