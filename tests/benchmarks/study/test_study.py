@@ -11,7 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from study_pages import empty_docs, page_of
-from tiny_runs import choice_rows, save_tiny_base, sentiment_rows, write_rows
+from tiny_runs import choice_rows, save_tiny_base, write_rows
 
 from benchmarks.study import job
 from benchmarks.study.__main__ import main
@@ -36,12 +36,11 @@ from training.workspace.runtime import open_run
 
 @pytest.fixture(scope="module")
 def study_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished study of two tasks and one seed, its Jacobians kept; its configuration names a second seed."""
+    """A finished study of one task and seed, its Jacobians kept; its configuration names a second seed."""
     folder = tmp_path_factory.mktemp("study")
     base = save_tiny_base(folder / "base")
-    reviews = write_rows(folder / "reviews.jsonl", sentiment_rows())
     questions = write_rows(folder / "questions.jsonl", choice_rows())
-    rows = {"train": 24, "calibration": 24, "test": 20, "split_seed": 0, "dataset": "file"}
+    rows = {"train": 24, "calibration": 24, "test": 20, "split_seed": 0, "dataset": "file", "path": str(questions)}
     config: dict[str, Any] = {
         "seeds": [0],
         "base": {"model": str(base), "quantization": "none", "dtype": "float32", "device": "cpu"},
@@ -54,11 +53,8 @@ def study_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "batch_size": 5,
         "runs": str(folder / "runs"),
         "tasks": {
-            "reviews": {
-                "data": rows | {"path": str(reviews), "template": "sentiment", "labels": ["negative", "positive"]}
-            },
             "questions": {
-                "data": rows | {"path": str(questions), "template": "multiple_choice", "labels": ["A", "B", "C"]},
+                "data": rows | {"template": "multiple_choice", "labels": ["A", "B", "C"]},
                 "orders": True,
             },
         },
@@ -81,23 +77,22 @@ def other(study: StudyConfig) -> StudyConfig:
     return study.model_copy(update={"optimizer": study.optimizer.model_copy(update={"learning_rate": 2e-2})})
 
 
-def trained(study: StudyConfig, task: str) -> tuple[Run, Any]:
-    """Return a task's run and its fine-tuned model."""
-    settings = study.run_config(task, 0)
+def trained(study: StudyConfig) -> tuple[Run, Any]:
+    """Return the run and its fine-tuned model."""
+    settings = study.run_config("questions", 0)
     run = open_run(settings)
     return run, attach_adapter(run.load_base(), settings.run_dir / "adapter")
 
 
-@pytest.mark.parametrize("task", ["reviews", "questions"])
-def test_every_alternative_gives_probabilities_of_every_test_row(study: StudyConfig, task: str) -> None:
-    folder = study.folder(task, 0)
+def test_every_alternative_gives_probabilities_of_every_test_row(study: StudyConfig) -> None:
+    folder = study.folder("questions", 0)
     result = json.loads((folder / "result.json").read_text())
     tensors = load_file(folder / "predictions.safetensors")
-    wanted = {"map", "temperature", "ensemble", "ensemble_temperature", "mc_dropout", *STRUCTURE_ROWS}
+    averages = ("ensemble", "mc_dropout", "order_average")
+    wanted = {"map", "temperature", *averages, *(f"{name}_temperature" for name in averages), *STRUCTURE_ROWS}
     wanted |= {"laplace_temperature", "laplace_evidence_scalar", "laplace_evidence_group", "laplace_validation_group"}
     wanted |= {"laplace_ekfac_evidence_scalar", "laplace_ekfac_evidence_module", "laplace_loo"}
-    wanted |= {"order_average", "order_average_temperature"} if task == "questions" else set()
-    assert wanted | {"mc_dropout_temperature"} == set(result["methods"])
+    assert wanted == set(result["methods"])
     mask = tensors["class_mask"]
     for name in result["methods"]:
         probs = tensors[f"probs.{name}"]
@@ -108,7 +103,7 @@ def test_every_alternative_gives_probabilities_of_every_test_row(study: StudyCon
 
 
 def test_the_store_holds_what_the_model_gives(study: StudyConfig) -> None:
-    run, model = trained(study, "questions")
+    run, model = trained(study)
     stores = read_stores(study.folder("questions", 0))
     rows = run.encode(run.splits.test)
     for index in by_classes_and_length(rows, 4):
@@ -128,8 +123,8 @@ def test_the_store_holds_what_the_model_gives(study: StudyConfig) -> None:
 
 @pytest.mark.parametrize("structure", ["ekfac", "kfac_reduce", "kfac_last", "kfac_expand", "joint_core"])
 def test_a_structure_fitted_from_the_store_is_the_one_fitted_from_the_model(study: StudyConfig, structure: str) -> None:
-    run, model = trained(study, "reviews")
-    stores = read_stores(study.folder("reviews", 0))
+    run, model = trained(study)
+    stores = read_stores(study.folder("questions", 0))
     blocks, rows = stores.blocks, run.encode(run.splits.train)
     settings = StructureSettings(structure, rank=3)
 
@@ -150,11 +145,11 @@ def test_a_structure_fitted_from_the_store_is_the_one_fitted_from_the_model(stud
 def test_finished_work_is_not_done_again(
     study: StudyConfig, other: StudyConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = (study.folder("reviews", 0) / "result.json").stat().st_mtime_ns
+    before = (study.folder("questions", 0) / "result.json").stat().st_mtime_ns
     job.run_study(study)
-    assert (study.folder("reviews", 0) / "result.json").stat().st_mtime_ns == before
+    assert (study.folder("questions", 0) / "result.json").stat().st_mtime_ns == before
     assert "==" not in capsys.readouterr().out
-    assert not job.finished(other, "reviews", 0)
+    assert not job.finished(other, "questions", 0)
 
 
 def test_a_prior_that_cannot_be_chosen_leaves_only_its_row_out(
@@ -165,7 +160,7 @@ def test_a_prior_that_cannot_be_chosen_leaves_only_its_row_out(
 
     monkeypatch.setattr(methods, "choose_by_leave_one_out", refuse)
     lines: list[str] = []
-    names = set(methods.compute(study, read_stores(study.folder("reviews", 0)), 0, lines.append))
+    names = set(methods.compute(study, read_stores(study.folder("questions", 0)), 0, lines.append))
     assert "laplace_loo" not in names
     assert {"laplace_exact", "laplace_evidence_scalar"} <= names
     assert any("no leave-one-out prior: at no precision" in line for line in lines)
@@ -212,7 +207,7 @@ def test_structures_are_compared_with_the_exact_posterior_and_published(
     docs = empty_docs(tmp_path)
     monkeypatch.chdir(tmp_path)
     assert main(["--config", str(study_file), "--publish"]) == 0
-    assert main(["--config", str(study_file), "--approximation", "reviews", "0", "--rows", "12"]) == 0
+    assert main(["--config", str(study_file), "--approximation", "questions", "0", "--rows", "12"]) == 0
     exact, *others = read_records(docs / "results")["variants"]
     assert (exact["structure"], exact["subset"], exact["per_block"], exact["rows"]) == ("exact", "all", False, 12)
     # The same posterior fitted twice: equal but for the order of sums.
@@ -228,12 +223,12 @@ def test_structures_are_compared_with_the_exact_posterior_and_published(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["reviews", "3"], "train.jacobians.safetensors, calibration.jacobians.safetensors"),
-        (["reviews", "3"], "python -m benchmarks.study --keep-jacobians"),
-        (["reviews", "1"], "its seeds 0, 3"),
-        (["other", "0"], "its tasks are questions, reviews"),
-        (["reviews", "0", "--rows", "1"], "at least two rows"),
-        (["reviews", "0"], "reviews, seed 0: on these calibration rows"),
+        (["questions", "3"], "train.jacobians.safetensors, calibration.jacobians.safetensors"),
+        (["questions", "3"], "python -m benchmarks.study --keep-jacobians"),
+        (["questions", "1"], "its seeds 0, 3"),
+        (["other", "0"], "its tasks are questions"),
+        (["questions", "0", "--rows", "1"], "at least two rows"),
+        (["questions", "0"], "questions, seed 0: on these calibration rows"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(
@@ -251,9 +246,9 @@ def test_what_cannot_be_compared_is_refused(
 
 def test_another_configuration_uses_nothing_that_was_gathered(study: StudyConfig, other: StudyConfig) -> None:
     """Last in this file: it replaces what the other tests read."""
-    stored = study.folder("reviews", 0) / "test.safetensors"
+    stored = study.folder("questions", 0) / "test.safetensors"
     before = stored.stat().st_mtime_ns
-    gather(study, "reviews", 0)
+    gather(study, "questions", 0)
     assert stored.stat().st_mtime_ns == before
-    gather(other, "reviews", 0)
+    gather(other, "questions", 0)
     assert stored.stat().st_mtime_ns != before

@@ -59,23 +59,18 @@ def test_ella_is_the_exact_posterior_inside_its_features(problem: Problem, preci
 
 def test_the_kernel_rows_are_a_seeded_random_subset(tiny: Any) -> None:
     model, task, blocks = tiny
-    rows = rows_of(model, task, batch_size=7)
 
-    def held(seed: int, features: int) -> Any:
+    def held(seed: int, features: int, batch_size: int = 7) -> KernelRows:
         empty = KernelRows(blocks, 0, NO_KEYS, (), seed)
-        return replay(rows)("", empty, partial(add_kernel_batch, features=features))
+        run_pass = replay(rows_of(model, task, batch_size=batch_size))
+        return run_pass("", empty, partial(add_kernel_batch, features=features))
 
-    one, again, other = held(0, 5), held(0, 5), held(1, 5)
-    assert (one.rows, len(one.gradients)) == (24, 10)  # 4 x 5 contrasts are 10 rows of three classes
-    assert torch.equal(one.keys, again.keys)
-    assert not torch.equal(one.keys, other.keys)
-    everything = held(0, 100)
-    assert len(everything.gradients) == 24
-    assert sum(len(g) for g in everything.gradients) == int((task.batch().class_mask.sum(1) - 1).sum())
-    smallest = everything.keys.argsort()[:10].sort().values
-    assert torch.equal(one.keys, everything.keys[smallest])
-    for i, j in enumerate(smallest.tolist()):
-        assert torch.equal(one.gradients[i], everything.gradients[j])
+    one, everything = held(0, 5), held(0, 100)
+    assert (one.rows, len(one.gradients), len(everything.gradients)) == (24, 10, 24)  # 4 x 5 contrasts: 10 rows
+    assert torch.equal(one.keys, held(0, 5, batch_size=24).keys)
+    assert not torch.equal(one.keys, held(1, 5).keys)
+    smallest = everything.keys.argsort()[:10].sort().values.tolist()
+    assert all(torch.equal(g, everything.gradients[i]) for g, i in zip(one.gradients, smallest, strict=True))
 
 
 def test_ella_with_few_features_is_the_ggn_in_their_span(problem: Problem) -> None:
