@@ -8,16 +8,15 @@ that a test sees when the picture is out of date.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
-from benchmarks.harness.provenance import ROOT
+from benchmarks.harness.provenance import ARTIFACT, ROOT
+from laplora.artifact.folder import read_artifact
 from laplora.metrics.ranking import RiskCoverage
 from laplora.metrics.scores import Evaluation, ReliabilityBin
 from training.report.evaluation import reliability_figure
 
-ARTIFACT = ROOT / "artifacts" / "sst2-smollm2"
 PICTURE = ROOT / "docs" / "pictures" / "before_after.png"
 
 
@@ -26,12 +25,7 @@ def main() -> None:
     evaluations = read_evaluations(ARTIFACT)
     both = {method: evaluations[method] for method in ("map", "laplace")}
     figure = reliability_figure(both, title=f"SST-2, {both['map'].rows} test rows, before and after")
-    figure.savefig(PICTURE, dpi=110, metadata={"Software": None, "Source": digest(ARTIFACT)})
-
-
-def digest(artifact: Path) -> str:
-    """Return an artifact's digest, as ``GET /artifacts`` does."""
-    return f"sha256:{hashlib.sha256((artifact / 'manifest.json').read_bytes()).hexdigest()}"
+    figure.savefig(PICTURE, dpi=110, metadata={"Software": None, "Source": read_artifact(ARTIFACT).digest})
 
 
 def read_evaluations(artifact: Path) -> dict[str, Evaluation]:

@@ -144,7 +144,7 @@ def measured(device: torch.device, layers: int, sizes: Sizes, conditions: Condit
         if peak is not None:
             size = f"{sizes.fit_rows} rows of {sizes.tokens} tokens, {sizes.rows[0]} a batch"
             yield subject.record(f"peak memory, fit of {size}", exactly(peak / GIB), "GiB, weights included")
-        for step in (answer_memory, latency, throughput, more_classes):
+        for step in (answer_memory, latency, throughput):
             yield from step(subject)
         del members, subject  # before the next model is loaded
         gc.collect()
@@ -214,7 +214,10 @@ def latency(subject: Subject) -> Iterator[Record]:
 
 
 def throughput(subject: Subject) -> Iterator[Record]:
-    """Yield rows and tokens a second, Laplace over MAP, and the share of the matrix products' peak, by batch."""
+    """Yield rows and tokens a second, Laplace over MAP, and the share of the matrix products' peak, by batch.
+
+    Of four classes Laplace over MAP alone.
+    """
     sizes = subject.sizes
     for rows in sizes.rows:
         times = in_turns(subject.functions(rows), sizes.turns)
@@ -228,12 +231,7 @@ def throughput(subject: Subject) -> Iterator[Record]:
             yield subject.record(f"throughput, {name}, {size}", per_second, "rows a second")
             yield subject.record(f"throughput, {name}, {size}, tokens", tokens, "tokens a second")
             yield subject.record(f"arithmetic, {name}, {size}", share, "the measured matrix product")
-
-
-def more_classes(subject: Subject) -> Iterator[Record]:
-    """Yield Laplace over MAP at four classes."""
-    rows = subject.sizes.rows[0]
-    yield from over_map(subject, in_turns(subject.functions(rows, 4), subject.sizes.turns), rows, 4)
+    yield from over_map(subject, in_turns(subject.functions(sizes.rows[0], 4), sizes.turns), sizes.rows[0], 4)
 
 
 def spread(values: Sequence[float]) -> Ratio:

@@ -37,17 +37,11 @@ class Dense:
         """Return the exact GGN summed over rows, (parameters, parameters)."""
         return torch.einsum("ncp,ncd,ndq->pq", self.jacobians, self.hessian, self.jacobians)
 
-    def spans(self) -> list[slice]:
-        """Return where each block's parameters lie."""
-        ends = torch.tensor([b.wide * b.narrow for b in self.blocks]).cumsum(0).tolist()
-        return [slice(a, b) for a, b in zip([0, *ends[:-1]], ends, strict=True)]
-
     def block_diagonal(self, matrix: torch.Tensor) -> torch.Tensor:
         """Return a matrix over parameters with everything between two blocks set to 0."""
-        kept = torch.zeros_like(matrix)
-        for span in self.spans():
-            kept[span, span] = matrix[span, span]
-        return kept
+        sizes = [b.wide * b.narrow for b in self.blocks]
+        rows = matrix.split(sizes)
+        return torch.block_diag(*(row.split(sizes, 1)[i] for i, row in enumerate(rows)))
 
 
 def dense(subject: Subject, rows: Sequence[EncodedRow]) -> Dense:

@@ -10,34 +10,28 @@ from laplora.errors import LaploraError
 from laplora.models.quiet import quiet_loading
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the command line of the study."""
-    top = argparse.ArgumentParser(
+def main(arguments: list[str] | None = None) -> int:
+    """Run or publish the study and return the exit status: 0 done, 1 refused with a reason, 130 interrupted."""
+    parser = argparse.ArgumentParser(
         prog="python -m benchmarks.study",
         description="Compare every alternative on many tasks and seeds (resumes; several processes share the work).",
     )
-    top.add_argument(
+    parser.add_argument(
         "--config", type=Path, default=Path("benchmarks/study/configs/smollm2.yaml"), help="YAML file of the study"
     )
-    top.add_argument("--keep-jacobians", action="store_true", help="keep gigabytes per task and seed for analysis")
-    top.add_argument("--publish", action="store_true", help="only write docs/results from what is finished")
-    top.add_argument(
+    parser.add_argument("--keep-jacobians", action="store_true", help="keep gigabytes per task and seed for analysis")
+    parser.add_argument("--publish", action="store_true", help="only write docs/results from what is finished")
+    parser.add_argument(
         "--approximation",
         nargs=2,
         metavar=("TASK", "SEED"),
         help="only compare each structure's variances with the exact ones, from kept Jacobians, and publish that",
     )
-    top.add_argument(
+    parser.add_argument(
         "--rows", type=int, default=200, help="test rows of --approximation, from the first (default: 200)"
     )
-    return top
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run or publish the study and return the exit status: 0 done, 1 refused with a reason, 130 interrupted."""
-    options = parser().parse_args(arguments)
     try:
-        run(options)
+        run(parser.parse_args(arguments))
     except LaploraError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -8,15 +8,15 @@ from documents import ROOT, read, words
 from PIL import Image
 
 from benchmarks import before_after
+from laplora.artifact.folder import read_artifact
 
 README = read("README.md")
 
 
 def test_the_picture_is_of_the_artifact_as_it_is() -> None:
     with Image.open(before_after.PICTURE) as picture:
-        assert picture.info["Source"] == before_after.digest(before_after.ARTIFACT), (
-            "run python -m benchmarks.before_after"
-        )
+        digest = read_artifact(before_after.ARTIFACT).digest
+        assert picture.info["Source"] == digest, "run python -m benchmarks.before_after"
 
 
 def test_the_caption_has_the_artifacts_figures() -> None:
