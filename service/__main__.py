@@ -217,13 +217,10 @@ def main() -> int:
     """Serve; return the process's exit status, an ``ExitStatus``."""
     settings = parse_settings()
     configure_logging(settings.log_level, settings.log_format)
-    if not (settings.artifact_path / "manifest.json").is_file():
-        logger.error(
-            "no artifact at %s: give --artifact a folder with a manifest.json, or a name in %s",
-            settings.artifact_path,
-            settings.artifacts_root,
-            extra={"event": "load_failed"},
-        )
+    path = settings.artifact_path
+    if not (path / "manifest.json").is_file():
+        advice = f"give --artifact a folder with a manifest.json, or a name in {settings.artifacts_root}"
+        logger.error("no artifact at %s: %s", path, advice, extra={"event": "load_failed"})
         return ExitStatus.USAGE
     try:
         open_keyring(settings)
@@ -248,9 +245,8 @@ def main() -> int:
         return ExitStatus.USAGE
     server = DrainingServer(server_config(app, settings), app.state)
     asyncio.run(server.serve())
-    status = server.exit_status
-    logger.info("stopped", extra={"event": "stopped", "status": int(status)})
-    return status
+    logger.info("stopped", extra={"event": "stopped", "status": int(server.exit_status)})
+    return server.exit_status
 
 
 def leave(status: int) -> NoReturn:

@@ -18,7 +18,7 @@ from service.errors import TracingUnavailableError
 from service.feedback.gauges import CalibrationGauges
 from service.feedback.labels import FeedbackStore
 from service.http import error_answers, openapi
-from service.http.headers import SafeHeaders, cors_options
+from service.http.headers import SafeHeaders
 from service.http.in_flight import InFlight, SharedLimit
 from service.http.request_context import RequestContext
 from service.http.routes import artifacts, evaluate, feedback, health, jobs, metrics, predict
@@ -153,7 +153,14 @@ def create_app(
         app.add_middleware(Access, keyring=parts.keyring, answer=error_answers.answer)
     app.add_middleware(RequestContext, metrics=parts.metrics, tracing=parts.tracing)
     if settings.cors_origins:
-        app.add_middleware(CORSMiddleware, **cors_options(settings.cors_origins.split(",")))
+        # No cookies, and the API's own headers alone.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins.split(","),
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "X-Request-ID"],
+            expose_headers=["Retry-After", "X-Request-ID"],
+        )
     app.add_middleware(SafeHeaders, docs_script=openapi.docs_script(app))
     for router in _ROUTERS:
         app.include_router(router)

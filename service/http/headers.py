@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
-from typing import Any
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -21,16 +19,6 @@ ALWAYS = {
     "cross-origin-resource-policy": "same-origin",
 }
 _NOTHING = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
-
-
-def cors_options(origins: Sequence[str]) -> dict[str, Any]:
-    """Return the options of starlette's CORSMiddleware for these origins: no cookies, the API's own headers alone."""
-    return {
-        "allow_origins": list(origins),
-        "allow_methods": ["GET", "POST", "DELETE"],
-        "allow_headers": ["Authorization", "Content-Type", "Idempotency-Key", "X-Request-ID"],
-        "expose_headers": ["Retry-After", "X-Request-ID"],
-    }
 
 
 class SafeHeaders:

@@ -16,8 +16,6 @@ from service.http.body import hear_out
 from service.security.access import Answer, line_of
 from service.security.callers import caller_of
 
-#: Cancelling a job has no body, and makes room.
-_FREE = frozenset({"/evaluate/jobs/{rest:path}"})
 #: What needs room in the queue.
 _SCORED = frozenset({"/predict", "/evaluate"})
 
@@ -25,7 +23,9 @@ _SCORED = frozenset({"/predict", "/evaluate"})
 def needs_place(method: str, path: str) -> bool:
     """Return whether a request takes one of the places, so that it may be refused with 429 for want of one."""
     line = line_of(method, path)
-    return method == "POST" and (line is None or (line.need != "admin" and line.path not in _FREE))
+    # Cancelling a job has no body, and makes room.
+    free = line is not None and (line.need == "admin" or line.path == "/evaluate/jobs/{rest:path}")
+    return method == "POST" and not free
 
 
 class SharedLimit:
@@ -125,10 +125,8 @@ class InFlight:
         check_queue: Callable[[str], None],
         answer: Answer,
     ) -> None:
-        self._app = app
-        self._requests, self._body_bytes = requests, body_bytes
-        self._check_queue = check_queue
-        self._answer = answer
+        self._app, self._answer = app, answer
+        self._requests, self._body_bytes, self._check_queue = requests, body_bytes, check_queue
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""

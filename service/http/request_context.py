@@ -7,7 +7,7 @@ import logging
 import re
 import time
 import uuid
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
@@ -93,6 +93,7 @@ class RequestContext:
         # Labels come from closed sets only: a client must not be able to grow the registry.
         route = getattr(scope.get("route"), "path", None) or "unmatched"
         method = scope["method"] if scope["method"] in _METHODS else "OTHER"
+        about: dict[str, Any] = {"method": method, "route": route, "status": status}
         self._metrics.count_request(route, method, status)
         quiet = route.startswith(("/health", "/v2/health", "/metrics"))
         record: RequestRecord = scope["state"]["record"]
@@ -100,32 +101,18 @@ class RequestContext:
         if self._tracing is not None and record.trace is not None:
             with unfailing("tracing.end"):
                 self._tracing.end(
-                    record.trace,
-                    method=method,
-                    route=route,
-                    status=status,
-                    request_id=request_id.get(),
-                    fields=fields,
-                    stages=record.stages,
+                    record.trace, **about, request_id=request_id.get(), fields=fields, stages=record.stages
                 )
             fields = {"trace_id": record.trace.trace_id, **fields}
-        logger.log(
-            logging.DEBUG if quiet else logging.INFO,
-            "%s %s %s",
-            method,
-            route,
-            status,
-            extra={
-                "event": "request",
-                "method": method,
-                "route": route,
-                "status": status,
-                "duration_ms": round(duration_s * 1000, 3),
-                "caller": caller_of(Request(scope)).name,
-                **{f"{name}_ms": round(value, 3) for name, value in record.stages_ms.items()},
-                **fields,
-            },
-        )
+        event = {
+            "event": "request",
+            **about,
+            "duration_ms": round(duration_s * 1000, 3),
+            "caller": caller_of(Request(scope)).name,
+            **{f"{name}_ms": round(value, 3) for name, value in record.stages_ms.items()},
+            **fields,
+        }
+        logger.log(logging.DEBUG if quiet else logging.INFO, "%s %s %s", method, route, status, extra=event)
 
 
 def error_response(error: BaseException, its_id: str | None = None) -> JSONResponse:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from socketserver import BaseRequestHandler, ThreadingTCPServer
 from urllib.parse import urlsplit
 
 import httpx
@@ -55,33 +55,24 @@ def assert_error(response: httpx.Response, status: int, code: str) -> None:
 def upstream(answer: Callable[[socket.socket, bytes], None]) -> Iterator[tuple[int, list[bytes]]]:
     """Yield the port of a server that reads a request's head and leaves the rest to ``answer``; and all heads."""
     heads: list[bytes] = []
-    with socket.create_server(("127.0.0.1", 0)) as listener:
 
-        def one(connection: socket.socket) -> None:
-            with connection:
-                head = b""
-                while b"\r\n\r\n" not in head and (more := connection.recv(65536)):
-                    head += more
-                if head:
-                    heads.append(head)
-                    answer(connection, head)
+    class Handler(BaseRequestHandler):
+        def handle(self) -> None:
+            head = b""
+            while b"\r\n\r\n" not in head and (more := self.request.recv(65536)):
+                head += more
+            if head:
+                heads.append(head)
+                answer(self.request, head)
 
-        def accept() -> None:
-            while True:
-                try:
-                    connection, _ = listener.accept()
-                except OSError:
-                    return
-                connections.submit(one, connection)
-
-        with ThreadPoolExecutor(16) as connections:
-            accepting = threading.Thread(target=accept)
-            accepting.start()
-            try:
-                yield listener.getsockname()[1], heads
-            finally:
-                listener.shutdown(socket.SHUT_RDWR)
-                accepting.join()
+    with ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        serving = threading.Thread(target=server.serve_forever, args=(0.02,))
+        serving.start()
+        try:
+            yield server.server_address[1], heads
+        finally:
+            server.shutdown()
+            serving.join()
 
 
 def received(connection: socket.socket) -> bytes:

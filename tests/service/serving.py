@@ -43,7 +43,7 @@ from service.settings import Settings
 
 #: No sound test waits this long, however busy the machine is.
 GIVE_UP_S = 180.0
-#: What every fake predictor stands on, unless a test says otherwise.
+#: The one object that all fake predictors stand on.
 BASE = SimpleNamespace(model="tiny", quantization="none", dtype="float32")
 
 
@@ -77,36 +77,32 @@ class FakePredictor(Predictor):
         labels: Sequence[str] = ("negative", "positive"),
         max_tokens: int = 64,
     ) -> None:
-        record = SimpleNamespace(template=lambda: template)
         reason = {"predictive": "laplace", "reason": "it was better", "chosen_by": "calibration", "table": {}}
+        self.base = BASE
         manifest = SimpleNamespace(
             base=BASE,
             base_model="tiny",
             quantization="none",
             labels=tuple(labels),
-            template=record,
+            template=SimpleNamespace(template=lambda: template),
             metrics={"map": {"nll": 0.5}},
             servable=self.predictives,
             calibration=SimpleNamespace(coverage=0.9, rows=150),
             predictives={},
             recommended=SimpleNamespace(**reason, model_dump=lambda: reason),
         )
-        self.base = BASE
         self.artifact = SimpleNamespace(name=name, digest=f"sha256:{name}", manifest=manifest, path=path)
-        self.class_count = len(labels)
-        self.max_tokens = max_tokens
         self.device = SimpleNamespace(type="cpu")
-        self.template = template
-        self.labels = tuple(labels)
+        self.class_count, self.max_tokens = len(labels), max_tokens
+        self.template, self.labels = template, tuple(labels)
         self.batches: list[tuple[str, list[EncodedRow]]] = []
         self.also: list[tuple[str, ...]] = []
         self.risks: list[float | None] = []
         self.poison: dict[int, Exception] = {}
         self.deferred: set[int] = set()
         self.most_rows = 10_000
-        self.released = threading.Event()
+        self.entered, self.released = threading.Event(), threading.Event()
         self.released.set()
-        self.entered = threading.Event()
         self.golden_error: Exception | None = None
         self.golden_answers = 1
         self.threads: set[str] = set()
@@ -155,10 +151,8 @@ class FakePredictor(Predictor):
         self.released.wait()
         self.batches.append((predictive, list(rows)))
         self.also.append(tuple(also))
-        for row in rows:
-            for token in row.token_ids:
-                if token in self.poison:
-                    raise self.poison[token]
+        for token in (token for row in rows for token in row.token_ids if token in self.poison):
+            raise self.poison[token]
         if len(rows) > self.most_rows:
             raise RuntimeError("CUDA out of memory")
         self.risks.append(target_risk)
@@ -178,9 +172,8 @@ class FakePredictor(Predictor):
         """Accept what risks less than asked for: here, half of the score."""
         if target_risk is None:
             return list(predictions), 0.05
-        accept = [p.score / 2 <= target_risk for p in predictions]
-        decisions = [("review", "accept")[a] for a in accept]
-        return [replace(p, decision=d) for p, d in zip(predictions, decisions, strict=True)], target_risk
+        decided = [replace(p, decision="accept" if p.score / 2 <= target_risk else "review") for p in predictions]
+        return decided, target_risk
 
     def _one(self, row: EncodedRow, predictive: str, posterior: bool) -> Prediction:
         classes = row.class_count

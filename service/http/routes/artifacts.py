@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import math
+import json
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter
@@ -95,15 +95,6 @@ def template_fields(artifact: Artifact) -> list[str]:
     return list(artifact.manifest.template.template().fields)
 
 
-def _finite(value: Any) -> Any:
-    """Return a JSON value with null in place of NaN and infinity, which a manifest's free-form part may hold."""
-    if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _summary(name: str, item: Artifact | LaploraError, place: Place | None, active: str | None) -> ArtifactSummary:
     """Return how an artifact is listed, with its place on the shelf if it is loaded; ``active`` is a name."""
     if isinstance(item, LaploraError):
@@ -121,7 +112,8 @@ def _summary(name: str, item: Artifact | LaploraError, place: Place | None, acti
         fields=template_fields(item),
         predictives=list(item.manifest.servable),
         recommended=RecommendedOut.model_validate(item.manifest.recommended.model_dump()),
-        metrics=_finite(item.manifest.metrics),
+        # What is not finite becomes null: a manifest's free-form part may hold it, an answer may not.
+        metrics=json.loads(json.dumps(item.manifest.metrics), parse_constant=lambda constant: None),
         weights=None if weights is None else WeightsOut(held=weights.held, reason=weights.reason),
         reverse_pass=None if reverse is None else ReversePassOut(kind=reverse.kind, reason=reverse.reason),
         error=None,

@@ -12,6 +12,15 @@ import httpx
 SNAPSHOT = Path(__file__).with_name("openapi.json")
 
 
+def operations(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the operations of a document by their names, such as ``GET /artifacts``."""
+    return {
+        f"{method.upper()} {path}": operation
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+    }
+
+
 def composed(document: dict[str, Any], schema: dict[str, Any]) -> Any:
     """Return an example of a schema, made of the examples of its fields."""
     if schema.get("examples"):
@@ -30,10 +39,10 @@ def composed(document: dict[str, Any], schema: dict[str, Any]) -> Any:
 def answer_to(method: str, path: str, status: int | None = None) -> Any:
     """Return the body that answers a request, by default that of success."""
     document = json.loads(SNAPSHOT.read_text(encoding="utf-8"))
-    for template, methods in document["paths"].items():
-        if method.lower() in methods and re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", template), path):
-            responses = methods[method.lower()]["responses"]
-            wanted = str(status or next(code for code in sorted(responses)))
+    for name, operation in operations(document).items():
+        if re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", name), f"{method} {path}"):
+            responses = operation["responses"]
+            wanted = str(status or min(responses))
             return composed(document, responses[wanted]["content"]["application/json"]["schema"])
     raise AssertionError(f"the contract has no {method} {path}")
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+from contract import operations
 from serving import Served, serve
 
 from service.security.keys_file import Key, digest, write_keys
@@ -85,16 +86,15 @@ async def test_the_document_says_429_of_exactly_those_operations_that_need_a_pla
     """Whatever else an operation would answer to an empty body: with no place left it comes to that, or to this."""
     async with serve(max_requests=1) as served, served.occupied():
         refused, told = set(), set()
-        for path, methods in served.app.openapi()["paths"].items():
-            for method, operation in methods.items():
-                if path.endswith("/events"):
-                    continue
-                answer = await served.client.request(method, path.format(job_id="none", name="none"))
-                name = f"{method.upper()} {path}"
-                if answer.status_code == 429:
-                    refused.add(name)
-                if "too_many_requests" in operation["responses"].get("429", {}).get("description", ""):
-                    told.add(name)
+        for name, operation in operations(served.app.openapi()).items():
+            method, path = name.split()
+            if path.endswith("/events"):
+                continue
+            answer = await served.client.request(method, path.format(job_id="none", name="none"))
+            if answer.status_code == 429:
+                refused.add(name)
+            if "too_many_requests" in operation["responses"].get("429", {}).get("description", ""):
+                told.add(name)
         assert refused == told == {"POST /predict", "POST /evaluate", "POST /evaluate/jobs", "POST /feedback"}
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import jsonschema_rs
 import pytest
 from api_page import with_tables
-from contract import SNAPSHOT, composed
+from contract import SNAPSHOT, composed, operations
 from serving import Served, library, settings
 
 from service.app import create_app
@@ -50,14 +50,6 @@ def test_api_page_has_the_tables_of_the_code(document: dict[str, Any]) -> None:
         page = with_tables(page, document)
         API_PAGE.write_text(page, encoding="utf-8")
     assert page == with_tables(page, document)
-
-
-def operations(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {
-        f"{method.upper()} {path}": operation
-        for path, methods in document["paths"].items()
-        for method, operation in methods.items()
-    }
 
 
 def test_every_error_has_the_one_schema_and_headers_are_documented(document: dict[str, Any]) -> None:

@@ -9,15 +9,10 @@ from typing import Any
 import pytest
 from serving import FakePredictor, Served, serve
 
-from laplora.prompts.templates import TEMPLATES
 from service.http.schemas.evaluate import EvaluateResponse
 from service.http.schemas.predict import PredictionOut, PredictResponse
 
 pytestmark = pytest.mark.anyio
-
-
-def choice_predictor() -> FakePredictor:
-    return FakePredictor(template=TEMPLATES["multiple_choice"], labels=("A", "B", "C", "D"))
 
 
 async def test_answer_has_the_contracts_fields(served: Served) -> None:
@@ -33,15 +28,6 @@ async def test_answer_has_the_contracts_fields(served: Served) -> None:
     timing = body["timing_ms"]
     assert all(value >= 0 for value in timing.values())
     assert timing["queue"] + timing["tokenize"] + timing["compute"] <= timing["total"]
-
-
-async def test_order_and_ids_are_kept_across_batches() -> None:
-    texts = [{"id": f"r{i}", "text": "word " * (20 - i) + str(100 + i)} for i in range(20)]
-    async with serve(batch_tokens=40) as served:
-        response = await served.client.post("/predict", json={"inputs": texts})
-        assert len(served.predictor.batches) > 1
-    got = [(p["id"], round(p["map_probs"]["negative"] * 100_000)) for p in response.json()["predictions"]]
-    assert got == [(f"r{i}", 100 + i) for i in range(20)]
 
 
 async def test_covariance_comes_only_when_asked_for(served: Served) -> None:
@@ -141,14 +127,6 @@ async def test_decisions_are_made_for_the_stated_risk(served: Served) -> None:
         assert (response.status_code, response.json()["error"]["field"]) == (422, "options.target_risk")
 
 
-async def test_multiple_choice_gives_the_choice_as_text() -> None:
-    item = {"question": "Which one?", "choices": ["this", "that", "neither"]}
-    async with serve(choice_predictor()) as served:
-        (prediction,) = (await served.client.post("/predict", json={"inputs": [item]})).json()["predictions"]
-    assert (prediction["label"], prediction["label_text"]) == ("C", "neither")
-    assert list(prediction["probs"]) == ["A", "B", "C"]
-
-
 async def test_truncation_is_asked_for_and_reported() -> None:
     async with serve(FakePredictor(max_tokens=8)) as served:
         refused = await served.predict("word " * 30)
@@ -185,18 +163,6 @@ async def test_evaluate_measures_every_method(served: Served) -> None:
         assert metrics["intervals"]["accuracy"][0] <= 2 / 3 <= metrics["intervals"]["accuracy"][1]
     right = (await served.client.post("/evaluate", json=labelled(("fine 7", "positive")))).json()["methods"]["laplace"]
     assert (right["accuracy"], right["auroc_error"]) == (1.0, None)
-
-
-async def test_evaluate_takes_rows_with_different_numbers_of_choices() -> None:
-    inputs = [
-        {"question": "q", "choices": ["x", "y"], "label": "B"},
-        {"question": "q", "choices": ["x", "y", "z", "w"], "label": "B"},
-    ]
-    async with serve(choice_predictor()) as served:
-        good = await served.client.post("/evaluate", json={"inputs": inputs})
-        bad = await served.client.post("/evaluate", json={"inputs": [{**inputs[0], "label": "C"}]})
-    assert good.json()["methods"]["map"]["accuracy"] == 1.0
-    assert (bad.status_code, bad.json()["error"]["field"]) == (422, "inputs.0.label")
 
 
 async def test_evaluate_refuses_unknown_and_missing_labels(served: Served) -> None:

@@ -34,23 +34,7 @@ from service.app import create_app
 RELATIVE, ABSOLUTE = 1e-4, 5e-6
 
 #: Texts, questions and choices, of a pool small enough that most answers alone are computed once.
-WORDS = (
-    "the",
-    "plot",
-    "dull",
-    "lovely",
-    "of",
-    "it",
-    "never",
-    "superb",
-    "and",
-    "映画",
-    "moving",
-    "film",
-    "a",
-    "12",
-    "!",
-)
+WORDS = ("the", "plot", "dull", "lovely", "of", "it", "never", "superb", "and", "映画", "moving", "a", "12", "!")
 texts = st.lists(st.sampled_from(WORDS), min_size=1, max_size=24).map(" ".join)
 text_inputs = st.one_of(
     st.fixed_dictionaries({"text": texts | st.text(min_size=1, max_size=12).filter(lambda t: t.strip() != "")}),
@@ -63,15 +47,15 @@ choice_inputs = st.fixed_dictionaries(
         "choices": st.lists(st.sampled_from(("good", "bad", "neither", "both")), min_size=2, max_size=3, unique=True),
     }
 )
-ARTIFACTS = {
-    "tiny-sentiment": (text_inputs, ({}, {"mode": "map"}, {"mode": "fast"}, {"covariance": True})),
+ARTIFACTS: dict[str, tuple[Any, list[dict[str, Any]]]] = {
+    "tiny-sentiment": (text_inputs, [{}, {"mode": "map"}, {"mode": "fast"}, {"covariance": True}]),
     "tiny-mixture": (
         text_inputs,
-        ({}, {"predictive": "ensemble"}, {"predictive": "mc_dropout"}, {"predictive": "laplace_ensemble"}),
+        [{}, *({"predictive": name} for name in ("ensemble", "mc_dropout", "laplace_ensemble"))],
     ),
     "tiny-choices-float32": (
         choice_inputs,
-        ({}, {"mode": "map"}, {"order_average": True}, {"order_average": True, "mode": "map"}, {"target_risk": 0.2}),
+        [{}, {"mode": "map"}, {"order_average": True}, {"order_average": True, "mode": "map"}, {"target_risk": 0.2}],
     ),
 }
 
@@ -123,9 +107,8 @@ class Company:
 @asynccontextmanager
 async def serving(root: Path, portal: BlockingPortal) -> AsyncIterator[Company]:
     first, *others = ARTIFACTS
-    app = create_app(
-        settings(artifact=first, also_load=",".join(others), artifacts_root=root, device="cpu", cache=cache())
-    )
+    named = {"artifact": first, "also_load": ",".join(others), "artifacts_root": root}
+    app = create_app(settings(**named, device="cpu", cache=cache()))
     async with started(app) as client:
         yield Company(app, client, portal)
 
@@ -150,20 +133,21 @@ def company(
         yield company
 
 
-def assert_same(found: Any, expected: Any, where: str) -> None:
-    """Compare two answers: names exactly, numbers within the tolerance."""
-    if isinstance(expected, dict):
-        assert found.keys() == expected.keys(), where
-        for name in expected:
-            assert_same(found[name], expected[name], f"{where}.{name}")
-    elif isinstance(expected, list) and expected and not isinstance(expected[0], str):
-        assert len(found) == len(expected), where
-        for i, (one, other) in enumerate(zip(found, expected, strict=True)):
-            assert_same(one, other, f"{where}.{i}")
-    elif isinstance(expected, float):
-        assert found == pytest.approx(expected, rel=RELATIVE, abs=ABSOLUTE), where
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield what an answer holds, by its path in it."""
+    if isinstance(value, dict | list):
+        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from leaves(inner, f"{path}.{name}")
     else:
-        assert found == expected, where
+        yield path, value
+
+
+def assert_same(answer: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Compare two answers: names exactly, numbers within the tolerance."""
+    for (path, value), (other_path, wanted) in zip(leaves(answer), leaves(expected), strict=True):
+        assert path == other_path
+        close = pytest.approx(wanted, rel=RELATIVE, abs=ABSOLUTE) if isinstance(wanted, float) else wanted
+        assert value == close, path
 
 
 @st.composite
@@ -197,11 +181,10 @@ def test_an_answer_does_not_hang_on_its_company(
 ) -> None:
     """At any place of any batch, with any padding, beside rows of other requests, options and artifacts."""
     for body, answers in zip(bodies, company.together(bodies, token_budget), strict=True):
-        assert [answer["id"] for answer in answers] == [item["id"] for item in body["inputs"]]
+        assert [answer.pop("id") for answer in answers] == [item["id"] for item in body["inputs"]]
         for item, answer in zip(body["inputs"], answers, strict=True):
             bare = {name: value for name, value in item.items() if name != "id"}
-            expected = company.of_one(body["artifact"], bare, body["options"])
-            assert_same({k: v for k, v in answer.items() if k != "id"}, expected, body["artifact"])
+            assert_same(answer, company.of_one(body["artifact"], bare, body["options"]))
 
 
 @drawn(15)
@@ -215,7 +198,7 @@ def test_answers_follow_the_order_of_the_rows(
     (straight,) = company.together([body], token_budget)
     (mixed,) = company.together([shuffled], token_budget)
     for place, i in enumerate(order):
-        assert_same(mixed[place], straight[i], "permuted")
+        assert_same(mixed[place], straight[i])
 
 
 def test_the_comparison_would_see_rows_that_were_mixed_up(company: Company) -> None:
