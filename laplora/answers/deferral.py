@@ -45,11 +45,9 @@ def rows_to_defer(
 ) -> list[int]:
     """Return the unfamiliar rows and those whose label or decision changes within the error of their covariance.
 
-    The covariance is multiplied and divided by ``exp(log_error)``.
-
     Args:
-        thresholds: of ``fast``.
-        log_error: (batch,), one standard deviation of the logarithm of its covariance; unfamiliar: (batch,) bool.
+        log_error: (batch,), one standard deviation of the logarithm of the covariance, up and down.
+        unfamiliar: (batch,) bool.
         logits: (batch, classes), nats; contrast_mean: (batch, classes - 1).
         covariance: (batch, classes - 1, classes - 1), predicted.
         class_mask: (batch, classes) bool; label_mass: (batch,); truncated: per row.

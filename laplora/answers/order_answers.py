@@ -71,7 +71,9 @@ def average_answer(manifest: Manifest, question: OrderedRows, predictions: Seque
     map_probs = _mean([p.map_probs for p in predictions], orders)
     spread = [p.probs_std for p in predictions if p.probs_std is not None]
     std = _table(spread) if spread else torch.zeros_like(each)
-    served = average_orders(PosteriorPredictive(each, std, _expected_entropy(predictions)), orders, [len(orders)])
+    # All of the entropy is aleatoric where there is one set of weights.
+    entropy = _table([p.total if p.aleatoric is None else p.aleatoric for p in predictions])
+    served = average_orders(PosteriorPredictive(each, std, entropy), orders, [len(orders)])
     probs = map_probs if name == "map" else served.probs
     split = decompose(served)
 
@@ -90,7 +92,7 @@ def average_answer(manifest: Manifest, question: OrderedRows, predictions: Seque
         name,
         probs=probs,
         class_mask=torch.ones_like(probs, dtype=torch.bool),
-        label_mass=torch.tensor([p.label_mass for p in predictions], dtype=torch.float64).mean(0, keepdim=True),
+        label_mass=_table([p.label_mass for p in predictions]).mean(0, keepdim=True),
         truncated=[any(p.truncated for p in predictions)],
         epistemic=split.epistemic,
         score=score,
@@ -122,18 +124,13 @@ def average_answer(manifest: Manifest, question: OrderedRows, predictions: Seque
     )
 
 
-def _table(rows: Sequence[Sequence[float]]) -> torch.Tensor:
+def _table(rows: Sequence[float] | Sequence[Sequence[float]]) -> torch.Tensor:
     return torch.tensor(rows, dtype=torch.float64)
 
 
 def _mean(rows: Sequence[Sequence[float]], orders: Sequence[Order]) -> torch.Tensor:
     """Return (1, classes) the mean over the orders, in the user's."""
     return average_by_input(restore_logits(_table(rows), orders), [len(orders)])
-
-
-def _expected_entropy(predictions: Sequence[Prediction]) -> torch.Tensor:
-    """Return (orders,) the aleatoric part of each answer: all of its entropy where there is one set of weights."""
-    return torch.tensor([p.total if p.aleatoric is None else p.aleatoric for p in predictions], dtype=torch.float64)
 
 
 def _logit_moments(

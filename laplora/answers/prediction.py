@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
@@ -24,21 +23,17 @@ class Prediction:
 
     Attributes:
         predictive: name of the predictive that made ``probs`` and all that follows from them.
-        labels: the possible labels.
-        label_index: of the most probable one under ``probs``.
+        label_index: of the most probable label under ``probs``.
         map_probs: softmax of the logits at the trained weights.
         probs: the predictive's mean.
         probs_std: standard deviation of each probability over the weights. Like ``aleatoric`` and ``epistemic`` it is
             None where the predictive has one set of weights only (``map``, ``temperature``).
         logit_mean: centred logits at the trained weights, nats.
         logit_variance: of the centred logits under the trained adapter's posterior, nats squared; None without one.
-        logit_covariance: the whole matrix.
         total, aleatoric, epistemic: nats; total is the entropy of ``probs``.
         label_mass: probability of the possible labels under the full-vocabulary softmax.
         score: what the predictive's review rule compares, nats.
-        prediction_set: split-conformal set of labels.
         flags: see ``laplora.decisions.uncertainty.FLAGS``.
-        decision: ``accept`` or ``review``.
         calibrated_probs: by name, of the other predictives that need no further pass, except ``map``.
         calibrated_scores: by the same names, their review scores, nats.
         tokens: of the prompt, or of the prompts of all orders; truncated: whether one was cut.
@@ -63,7 +58,7 @@ class Prediction:
     score: float
     prediction_set: list[str]
     flags: list[Flag]
-    decision: Literal["accept", "review"]
+    decision: Decision
     calibrated_probs: dict[str, list[float]]
     calibrated_scores: dict[str, float]
     tokens: int

@@ -21,14 +21,11 @@ class Kept:
     """One answered prediction.
 
     Attributes:
-        series: which artifact and predictive answered.
-        caller: whom the answer went to.
         answered: ``clock`` seconds.
         labels: the possible labels.
         numbers: float64, ``map_probs`` and then ``probs``, in the labels' order; see ``probabilities``.
         prediction_set: bit k is set where label k is in it.
         score: the predictive's review score, nats.
-        target_risk: that the decision was made for.
         label: place of the true one, -1 until it is told.
     """
 
@@ -65,8 +62,7 @@ class Reference:
     """What an artifact records of one predictive; None where it records nothing that can be compared.
 
     Attributes:
-        rows: of the evaluation that the metrics are from, on the test split.
-        accuracy, nll, ece, brier, auroc_error: as of ``laplora.metrics.scores``.
+        rows: of the evaluation on the test split, which accuracy to auroc_error are from.
         coverage: the level that the prediction sets state.
         calibration_rows: that fixed the sets' threshold.
         scores: (calibration rows,) float64, the predictive's review scores.

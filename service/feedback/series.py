@@ -23,7 +23,7 @@ class Snapshot:
     Attributes:
         version: grows with every change of what is labelled.
         labelled: rows with the places of their labels.
-        first: the first answers given, complete wherever ``later`` holds any; later: recent ones after these.
+        first: the first answers given, complete wherever ``later``, recent ones after these, holds any.
     """
 
     version: int

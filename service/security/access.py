@@ -56,12 +56,7 @@ ACCESS: Final[dict[str, Need]] = {
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the table.
-
-    Attributes:
-        path: as the table writes it; a closed set, fit for labels.
-        pattern: the router's expression for the path, so that nothing is one path there and another here.
-    """
+    """One line of the table; ``pattern`` is the router's, so that nothing is one path there and another here."""
 
     method: str
     path: str

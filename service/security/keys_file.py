@@ -36,10 +36,8 @@ class Key(BaseModel):
 
     Attributes:
         id: the caller's name, in logs and where callers share something.
-        sha256: of the token, 64 lower-case hexadecimal digits.
-        scopes: what its holder may ask for.
+        sha256: of the token.
         expires: the day, in UTC, from which the key is refused; None for never.
-        comment: for people.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -13,11 +13,7 @@ class BatchReport:
     """One run of the device.
 
     Attributes:
-        predictive: the one that answered.
-        rows: rows in the batch.
-        tokens: real tokens.
-        padded_tokens: rows times the longest row.
-        duration_s: seconds on the device.
+        tokens: real tokens; padded_tokens: rows times the longest row.
         outcome: ``ok``, or why the batch was split or given up.
         begun: ``time.monotonic`` seconds.
         traces: of the requests whose rows it held, each once (``RequestRecord.trace``).

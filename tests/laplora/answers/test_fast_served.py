@@ -61,15 +61,6 @@ def test_deferred_rows_can_be_answered_in_batches_of_other_rows(sentiment_predic
     assert sentiment_predictor.predict_deferring([]) == ([], [])
 
 
-def test_without_an_error_nothing_is_deferred_and_more_error_defers_more(sentiment_predictor: Predictor) -> None:
-    counts = []
-    for scale in (0.0, 0.2, 1.0, 3.0):
-        predictor = with_error(sentiment_predictor, scale=scale, unfamiliar_variance=1.0)
-        counts.append(len(deferred_by(predictor.predict(rows_of(predictor), "fast"))))
-    assert counts[0] == 0 < counts[-1]
-    assert counts == sorted(counts)
-
-
 def test_what_is_kept_would_be_decided_alike_at_either_end_of_the_rows_own_error(
     sentiment_predictor: Predictor,
 ) -> None:

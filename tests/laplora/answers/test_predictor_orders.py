@@ -105,8 +105,6 @@ def test_a_batch_of_questions_is_each_alone(choices_predictor: Predictor) -> Non
 def test_what_cannot_be_reordered_is_refused(choices_predictor: Predictor, sentiment_predictor: Predictor) -> None:
     with pytest.raises(InvalidInputError, match="template 'sentiment' takes none"):
         sentiment_predictor.encode_orders({"text": "dull"}, truncate=False)
-    with pytest.raises(InvalidInputError, match="this input has \\['prompt'\\]"):
-        choices_predictor.encode_orders({"prompt": "Answer:"}, truncate=False)
     with pytest.raises(InvalidInputError, match="got 1"):
         choices_predictor.encode_orders({"question": "?", "choices": ["x"]}, truncate=False)
     question = choices_predictor.encode_orders(TWO, truncate=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, replace
 from functools import cached_property
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,6 @@ from laplora.answers.prediction import Prediction
 from laplora.answers.review_scores import read_scores
 from laplora.artifact.folder import read_artifact
 from laplora.artifact.manifest import SCORES
-from laplora.decisions.thresholds import ModeThresholds, ReviewRule
 from laplora.metrics import scores as metrics
 from laplora.metrics.drift import kolmogorov_smirnov
 from laplora.metrics.noise import calibrated_ece, highest_risk, lowest_coverage
@@ -67,18 +67,7 @@ class Rows:
 
 def predictor(**reference: Any) -> FakePredictor:
     """Return a predictor whose artifact records these metrics."""
-    rule = ReviewRule(
-        score="total_entropy",
-        threshold=0.5,
-        target_risk=0.05,
-        guarantee="empirical",
-        confidence=None,
-        accepted=90,
-        accepted_risk=0.04,
-        auroc={"total_entropy": 0.8},
-        reason="it was better",
-    )
-    record = type("Record", (), {"thresholds": ModeThresholds(errors=20, flags={}, review=rule)})
+    record = SimpleNamespace(thresholds=SimpleNamespace(review=SimpleNamespace(score="total_entropy"), flags={}))
     found = FakePredictor(labels=LABELS)
     found.artifact.manifest.metrics = {"laplace": reference}
     found.artifact.manifest.predictives = {"laplace": record} if reference else {}
@@ -216,7 +205,7 @@ def test_the_default_artifacts_references() -> None:
     artifact = read_artifact(ARTIFACT)
     manifest = artifact.manifest
     scores = read_scores(artifact.path / SCORES, manifest.servable, manifest.calibration.rows)
-    default: Any = type("Default", (), {"artifact": artifact, "review_scores": scores})  # without its model
+    default: Any = SimpleNamespace(artifact=artifact, review_scores=scores)
     laplace = reference_of(default, "laplace")
     measured = manifest.metrics["laplace"]
     assert (laplace.rows, laplace.nll, laplace.ece) == (422, measured["nll"], measured["ece"])

@@ -111,12 +111,10 @@ GOOD = {"id": "a", "sha256": "0" * 64, "scopes": ["predict"]}
 BROKEN = {
     "empty": ("", "it is empty"),
     "no JSON": ('{"keys": [', "Invalid JSON"),
-    "another form": ("[]", "the file: "),
     "an unknown field": (json.dumps({"keys": [], "more": 1}), "more: "),
     "an unknown scope": (json.dumps({"keys": [{**GOOD, "scopes": ["root"]}]}), "keys.0.scopes.0: "),
     "no scope": (json.dumps({"keys": [{**GOOD, "scopes": []}]}), "keys.0.scopes: "),
     "a token for a digest": (json.dumps({"keys": [{**GOOD, "sha256": "laplora_SECRET"}]}), "keys.0.sha256: "),
-    "a bad day": (json.dumps({"keys": [{**GOOD, "expires": "soon"}]}), "keys.0.expires: "),
     "an id for a log's line": (json.dumps({"keys": [{**GOOD, "id": "a\nb"}]}), "keys.0.id: "),
     "one digest twice": (json.dumps({"keys": [GOOD, {**GOOD, "id": "b"}]}), "the same sha256"),
 }
