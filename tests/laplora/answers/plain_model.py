@@ -89,13 +89,6 @@ def numbers(answer: Prediction) -> list[float]:
     return flat
 
 
-def assert_the_same(got: Prediction, want: Prediction, rel: float = 1e-4, abs_: float = 2e-5) -> None:
-    """Assert that two answers are one, each number relative to 1: float32 rounding of a few hundred terms."""
-    assert numbers(got) == pytest.approx(numbers(want), rel=rel, abs=abs_)
-    for field in ("flags", "decision", "prediction_set"):
-        assert getattr(got, field) == getattr(want, field)
-
-
 def passes_seen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return a list that gets the name of each pass through a model, from now on."""
     seen: list[str] = []

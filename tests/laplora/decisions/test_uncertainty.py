@@ -13,14 +13,8 @@ from hypothesis import strategies as st
 
 from laplora.decisions.uncertainty import FLAGS, REVIEW_FLAGS, decide, decompose, raise_flags
 from laplora.errors import DataError
-from laplora.linearised import PosteriorPredictive, entropy
+from laplora.linearised import PosteriorPredictive
 from laplora.predictive.gaussian import posterior_predictive
-
-
-def test_entropy() -> None:
-    probs = torch.tensor([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]])
-    assert entropy(probs).tolist() == pytest.approx([math.log(2), 0.0])
-    assert entropy(probs).dtype == F64
 
 
 @given(scale=st.floats(0, 50), classes=st.integers(2, 5), seed=st.integers(0, 999))

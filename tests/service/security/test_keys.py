@@ -275,9 +275,6 @@ def test_without_keys_it_starts_only_where_they_are_switched_off(artifacts: Path
     log = start_refused(artifacts)
     assert "--keys FILE (LAPLORA_KEYS)" in log
     assert "--auth off (LAPLORA_AUTH=off)" in log
-    with fake_server(artifacts, "--auth", "off") as process, process.client() as client:
-        assert client.post("/predict", json={"inputs": [{"text": "a"}]}).status_code == 200
-        assert '"auth_off"' not in process.log
-    with fake_server(artifacts, "--auth", "off", "--host", "0.0.0.0") as process:
+    with fake_server(artifacts, "--auth", "off", "--host", "0.0.0.0") as process, process.client() as client:
         assert process.event("auth_off")["level"] == "warning"
-        process.event("listening")
+        assert client.post("/predict", json={"inputs": [{"text": "a"}]}).status_code == 200

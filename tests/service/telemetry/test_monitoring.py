@@ -217,9 +217,6 @@ def test_compose_mounts_what_the_containers_read() -> None:
         assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"])
     mounts = [mount for name in ("prometheus", "grafana") for mount in services[name]["volumes"]]
     mounted = {mount["target"]: mount["source"] for mount in mounts if isinstance(mount, dict)}
-    for source in mounted.values():
-        if source.startswith("./"):
-            assert (DOCKER / source).exists()
     configured = next(flag for flag in services["prometheus"]["command"] if flag.startswith("--config.file"))
     folder = Path(configured.partition("=")[2]).parent
     assert configured.endswith("prometheus.yaml")
