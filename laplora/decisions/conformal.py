@@ -91,6 +91,5 @@ def _threshold(scores: torch.Tensor, labels: torch.Tensor, level: float) -> floa
 def _mass_before(probs: torch.Tensor) -> torch.Tensor:
     """Return (rows, classes) the mass of the labels before each one, at most 1; equal ones in the classes' order."""
     ordered, order = probs.sort(dim=1, descending=True, stable=True)
-    before = (ordered.cumsum(1) - ordered).clamp(0, 1)
-    before[:, 0] = 0  # exactly, so that the most probable label is in every set
+    before = (ordered.cumsum(1) - ordered).clamp(0, 1)  # exactly 0 for the first, which is in every set
     return torch.zeros_like(probs).scatter(1, order, before)

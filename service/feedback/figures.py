@@ -12,11 +12,11 @@ from typing import get_args
 
 import torch
 
-from laplora.metrics.drift import gap_above, kolmogorov_smirnov
+from laplora.metrics.drift import Drift, gap_above, kolmogorov_smirnov
 from laplora.metrics.noise import calibrated_ece, highest_risk, lowest_coverage
 from laplora.metrics.ranking import error_auroc
 from laplora.metrics.scores import accuracy, brier, ece, nll, row_nll
-from service.feedback.records import Answered, Kept, Reference, Signal
+from service.feedback.records import Answered, Baseline, Kept, Reference, Signal
 from service.http.schemas.feedback import DriftOut, FiguresOut, FlagOut, WatchedFigure
 
 #: One-sided probability of passing a limit by chance, and the normal's quantile of it.
@@ -85,23 +85,22 @@ def drifts(
     reference: Reference, *, recent: Sequence[Answered], first: Sequence[Answered], later: Sequence[Answered]
 ) -> list[DriftOut]:
     """Return every signal against every baseline there is for it; the rest as of ``Snapshot``."""
-    drift_figures: list[DriftOut] = []
+    figures: list[DriftOut] = []
     for signal in get_args(Signal):
+        found: dict[Baseline, Drift] = {}
         values = _values(recent, signal)
         if len(values) >= FEWEST_RECENT:
             if reference.scores is not None and signal in reference.scores_rank:
                 # Recent answers are compared by their scores, which order rows as this signal does.
-                drift = kolmogorov_smirnov(reference.scores, _values(recent, "score"))
-                drift_figures.append(DriftOut(**asdict(drift), signal=signal, reference="calibration"))
+                found["calibration"] = kolmogorov_smirnov(reference.scores, _values(recent, "score"))
             elif signal == "epistemic" and reference.epistemic_above is not None:
                 threshold, above = reference.epistemic_above
-                drift = gap_above(threshold, above, reference.calibration_rows, values)
-                drift_figures.append(DriftOut(**asdict(drift), signal=signal, reference="calibration_quantile"))
+                found["calibration_quantile"] = gap_above(threshold, above, reference.calibration_rows, values)
         early, late = _values(first, signal), _values(later, signal)
         if len(late) >= FEWEST_RECENT and len(early):
-            drift = kolmogorov_smirnov(early, late)
-            drift_figures.append(DriftOut(**asdict(drift), signal=signal, reference="activation"))
-    return drift_figures
+            found["activation"] = kolmogorov_smirnov(early, late)
+        figures += [DriftOut(**asdict(drift), signal=signal, reference=name) for name, drift in found.items()]
+    return figures
 
 
 def share(values: Sequence[bool]) -> float | None:

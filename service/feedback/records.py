@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import torch
 
 Signal = Literal["epistemic", "confidence", "score"]
+Baseline = Literal["calibration", "calibration_quantile", "activation"]
 #: One artifact, by digest, and one predictive.
 SeriesKey = tuple[str, str]
 
