@@ -42,26 +42,31 @@ def weights_hash(location: str, revision: str | None = None, cache: Path | None 
 
 def weight_files(location: str, revision: str | None = None) -> list[Path]:
     """Return the files that hold a checkpoint's weights, fetched if they are on the hub; raises as ``weights_hash``."""
-    folder, local = Path(location), Path(location).is_dir()
-    if not local:
-        folder = _fetch(location, revision, ["config.json", _WHOLE, _INDEX])
-    names = [_WHOLE, _INDEX] if (name := _named_weights(folder)) is None else [name]
-    if not local:
-        folder = _fetch(location, revision, names)
+
+    def folder_with(*names: str) -> Path:
+        if Path(location).is_dir():
+            return Path(location)
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(location, revision=revision, allow_patterns=list(names)))
+
+    named = _named_weights(folder_with("config.json", _WHOLE, _INDEX))
+    names = (_WHOLE, _INDEX) if named is None else (named,)
+    folder = folder_with(*names)
     present = next((folder / name for name in names if (folder / name).is_file()), None)
     if present is None:
         raise ModelError(f"base model {location!r} has no safetensors weights; laplora loads no pickled ones")
     if not present.name.endswith(".index.json"):
         return [present]
     shards = _indexed(present, location)
-    if not local:
-        folder = _fetch(location, revision, shards)
-    missing = [shard for shard in shards if not (folder / shard).is_file()]
+    folder = folder_with(*shards)
+    files = [folder / shard for shard in shards]
+    missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise ModelError(
             f"base model {location!r}: {present.name} names {missing[0]!r}, which is not there: fetch it again"
         )
-    return [folder / shard for shard in shards]
+    return files
 
 
 def _named_weights(folder: Path) -> str | None:
@@ -85,12 +90,6 @@ def _indexed(index: Path, location: str) -> list[str]:
             "again"
         ) from None
     return sorted(shards)
-
-
-def _fetch(location: str, revision: str | None, names: list[str]) -> Path:
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(location, revision=revision, allow_patterns=names))
 
 
 def _hash_tensors(files: Sequence[Path]) -> str:

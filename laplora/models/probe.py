@@ -64,25 +64,19 @@ def check_readout(model: Any) -> None:
     if not isinstance(getattr(model, model.base_model_prefix, None), nn.Module):
         raise ModelError(f"{kind} has no decoder at .{model.base_model_prefix}")
     batch = probe_batch(model)
+    given = torch.linspace(-100, 100, head.out_features, device=head.weight.device).to(head.weight.dtype)
     seen: list[torch.Tensor] = []
-    given: list[torch.Tensor] = []
 
     def replace(_module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         seen.append(inputs[0].reshape(-1, inputs[0].shape[-1]))
-        given.append(torch.linspace(-100, 100, output.shape[-1], device=output.device).to(output.dtype))
-        return given[-1].expand_as(output)
+        return given.expand_as(output)
 
     with torch.no_grad(), _runs_on_tokens(model):
         hidden, alone = last_hidden(model, batch), last_hidden(model, _second_row(batch))
         labels = batch.input_ids[0].tolist()
         ours, heads = label_logits(model, hidden, labels), head(hidden)[:, labels]
         with head.register_forward_hook(replace):
-            logits = model(
-                input_ids=batch.input_ids,
-                attention_mask=batch.attention_mask,
-                position_ids=batch.position_ids,
-                use_cache=False,
-            ).logits[:, -1]
+            logits = model(**batch.inputs, use_cache=False).logits[:, -1]
     moved = float((hidden[1:] - alone).double().norm() / hidden[1:].double().norm())
     if moved > _PADDING_TOLERANCE.get(hidden.dtype, 1e-2):
         raise ModelError(
@@ -91,13 +85,12 @@ def check_readout(model: Any) -> None:
         )
     if len(seen) != 1:
         raise ModelError(f"{kind} runs {head_name(model)} {len(seen)} times in one forward pass, expected once")
-    if logits.shape[-1] != len(given[0]):
-        raise ModelError(f"{kind} gives {logits.shape[-1]} logits of the {len(given[0])} of {head_name(model)}")
+    if logits.shape[-1] != len(given):
+        raise ModelError(f"{kind} gives {logits.shape[-1]} logits of the {len(given)} of {head_name(model)}")
     last = seen[0].view(len(hidden), -1, hidden.shape[-1])[:, -1]
-    changed = (logits.double() - given[0].double()).abs().max(0).values
-    if not _close(logits, given[0].expand_as(logits)):
-        worst = int(changed.argmax())
-        what = f"{head_name(model)} gave {float(given[0][worst]):.4g}, its logit is {float(logits[0, worst]):.4g}"
+    if not _close(logits, given.expand_as(logits)):
+        worst = int((logits.double() - given.double()).abs().max(0).values.argmax())
+        what = f"{head_name(model)} gave {float(given[worst]):.4g}, its logit is {float(logits[0, worst]):.4g}"
     elif not _close(last, hidden):
         what = f"{head_name(model)} sees another state than the decoder's last one"
     elif not _close(ours, heads):

@@ -1,7 +1,4 @@
-"""The class logits: the rows of the output embedding for the label tokens, at the last real token.
-
-No other row is computed, except for ``label_mass``.
-"""
+"""The class logits: the rows of the output embedding for the label tokens, at the last real token."""
 
 from __future__ import annotations
 
@@ -27,13 +24,7 @@ def last_hidden(model: Any, batch: Batch) -> torch.Tensor:
     """Return the final hidden state at the last real token, (batch, hidden)."""
     base = base_of(model)
     decoder = getattr(base, base.base_model_prefix)
-    output = decoder(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        position_ids=batch.position_ids,
-        use_cache=False,
-    )
-    hidden: torch.Tensor = output.last_hidden_state[:, -1]
+    hidden: torch.Tensor = decoder(**batch.inputs, use_cache=False).last_hidden_state[:, -1]
     return hidden
 
 
@@ -66,12 +57,7 @@ def label_logits(
 
 @torch.no_grad()
 def label_mass(model: Any, hidden: torch.Tensor, label_ids: Sequence[int], class_mask: torch.Tensor) -> torch.Tensor:
-    """Return the probability that the full-vocabulary softmax puts on the possible labels, (batch,) in [0, 1].
-
-    Args:
-        hidden: (batch, hidden).
-        class_mask: (batch, classes) bool.
-    """
+    """Return the probability that the full-vocabulary softmax puts on the possible labels, (batch,) in [0, 1]."""
     vocabulary: torch.Tensor = output_head(model)(hidden).float()
     rows = torch.tensor(list(label_ids), device=hidden.device)
     labels = vocabulary[:, rows].masked_fill(~class_mask, -torch.inf)

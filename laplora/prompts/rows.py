@@ -47,6 +47,11 @@ class Batch:
     position_ids: torch.Tensor
     class_mask: torch.Tensor
 
+    @property
+    def inputs(self) -> dict[str, torch.Tensor]:
+        """What a model's forward pass takes."""
+        return {name: tensor for name, tensor in vars(self).items() if name != "class_mask"}
+
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch on a device."""
         return Batch(**{name: tensor.to(device) for name, tensor in vars(self).items()})

@@ -19,7 +19,6 @@ class PromptTemplate:
     """A named, versioned prompt.
 
     Attributes:
-        name: what an artifact records.
         version: raised whenever the text changes.
         text: the prompt with ``{field}`` placeholders; ``{{`` and ``}}`` are literal braces.
             ``{choices}`` is the rendered list of choices, ``{option1}`` the first one, and so on.
@@ -82,13 +81,11 @@ TEMPLATES: dict[str, PromptTemplate] = {
 
 
 def render(template: PromptTemplate, inputs: Mapping[str, Any], labels: Sequence[str]) -> tuple[str, int]:
-    """Return the prompt of one input and the number of classes it can take.
+    """Return the prompt of one input and the number of classes it can take: as many as choices, or all labels.
 
     Args:
-        template: the artifact's template.
         inputs: the template's named fields, each a string; ``choices`` is a sequence of strings.
             ``{"prompt": text}`` alone is taken as already rendered.
-        labels: the artifact's labels in order; the first ``len(choices)`` of them are in play.
 
     Raises:
         InvalidInputError: a field missing, unknown, empty or not text; too few or too many choices.
@@ -102,23 +99,17 @@ def render(template: PromptTemplate, inputs: Mapping[str, Any], labels: Sequence
         # Names only that look like one: a client may have put its text where a name belongs.
         shown = [n if _NAME.fullmatch(n) else "?" for n in map(str, unknown[:8])]
         problem = f"missing {missing}" if missing else f"unknown {shown}"
-        raise InvalidInputError(
-            f"template {template.name!r} takes the fields {list(expected)}; {problem}",
-            field=(missing or [str(unknown[0])[:64]])[0],
-        )
-    values: dict[str, str] = {}
-    class_count = len(labels)
-    for name in expected:
-        if name != "choices":
-            values[name] = _text(inputs[name], name)
-            continue
-        choices = _choices(inputs[name], template, len(labels))
-        class_count = len(choices)
-        values.update({f"option{i + 1}": c for i, c in enumerate(choices)})
-        values["choices"] = template.choice_separator.join(
-            _fill(template.choice, {"label": label, "text": c}) for label, c in zip(labels, choices, strict=False)
-        )
-    return _fill(template.text, values), class_count
+        first = missing[0] if missing else str(unknown[0])[:64]
+        raise InvalidInputError(f"template {template.name!r} takes the fields {list(expected)}; {problem}", field=first)
+    values = {name: _text(inputs[name], name) for name in expected if name != "choices"}
+    if not template.takes_choices:
+        return _fill(template.text, values), len(labels)
+    choices = _choices(inputs["choices"], template, len(labels))
+    values |= {f"option{i}": choice for i, choice in enumerate(choices, start=1)}
+    values["choices"] = template.choice_separator.join(
+        _fill(template.choice, {"label": label, "text": choice}) for label, choice in zip(labels, choices, strict=False)
+    )
+    return _fill(template.text, values), len(choices)
 
 
 def _fill(text: str, values: Mapping[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""The reference against first principles: what it is compared with must itself be checked by other means."""
+"""The reference against first principles. Its Jacobians are those of test_contrasts, which test_probe differences."""
 
 from __future__ import annotations
 
@@ -7,44 +7,7 @@ import math
 import dense_reference as dense
 import pytest
 import torch
-from tiny_models import ARCHITECTURES, Architecture, generator, tiny_model, tiny_task
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("tied", [False, True])
-def test_jacobians_are_finite_differences(architecture: Architecture, tied: bool) -> None:
-    model = tiny_model(architecture, tied=tied)
-    task = tiny_task(examples=3)
-    batch = task.batch([0, 1, 2])
-    jacobians = dense.jacobians(model, batch, task.label_ids)
-    draw, step = generator(7), 1e-5
-    for key, weight in dense.block_weights(model).items():
-        direction = torch.randn(weight.shape, generator=draw, dtype=torch.float64)
-        with torch.no_grad():
-            weight.add_(step * direction)
-            above = dense.map_logits(model, batch, task.label_ids)
-            weight.sub_(2 * step * direction)
-            below = dense.map_logits(model, batch, task.label_ids)
-            weight.add_(step * direction)
-        oriented = direction.T if key.side == "A" else direction
-        if key.module.endswith("lm_head") and key.side == "B":
-            oriented = direction[task.label_ids]
-        slope = torch.einsum("ncab,ab->nc", jacobians[key], oriented)
-        # A central difference errs by step^2 times the third derivative (1e-10 x about 10) plus rounding / step
-        # (1e-15 / 1e-5); the rotary tables are float32, but the same ones on both sides.
-        torch.testing.assert_close(slope, (above - below) / (2 * step), rtol=1e-6, atol=1e-7)
-
-
-def test_padding_does_not_change_the_plain_forward() -> None:
-    for architecture in ARCHITECTURES:
-        model = tiny_model(architecture)
-        task = tiny_task(examples=5)
-        with torch.no_grad():
-            padded = dense.class_logits(model, task.batch(), task.label_ids)
-        # float64 rounding through two layers.
-        torch.testing.assert_close(
-            padded, dense.map_logits(model, task.batch(), task.label_ids), rtol=1e-11, atol=1e-11
-        )
+from tiny_models import generator, tiny_model, tiny_task
 
 
 def test_ggn_is_the_fisher_enumerated_over_labels() -> None:

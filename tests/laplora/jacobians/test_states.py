@@ -23,12 +23,7 @@ def test_states_are_those_of_the_model(kind: str) -> None:
     states = tape.states(logits, batch.attention_mask)
     assert not any(module._forward_hooks for module in model.modules())
     with torch.no_grad():  # here transformers leaves hooks of its own
-        plain = model.get_base_model().model(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            position_ids=batch.position_ids,
-            output_hidden_states=True,
-        )
+        plain = model.get_base_model().model(**batch.inputs, output_hidden_states=True)
     expected = plain.hidden_states[1][:, -1]
     torch.testing.assert_close(states.hidden[:, 0].to(logits.dtype), expected, atol=1e-6, rtol=1e-5)
     assert states.hidden.shape[:2] == (5, 2)

@@ -66,16 +66,15 @@ def test_label_logits_are_rows_of_the_whole_logits(architecture: Architecture, t
     """Against the model's own forward over the vocabulary, lm_head's adapter and padding included; float64."""
     model, task = tiny_model(architecture, tied=tied), tiny_task(examples=6)
     batch = task.batch()
-    inputs = {"attention_mask": batch.attention_mask, "position_ids": batch.position_ids}
     with torch.no_grad():
         hidden = last_hidden(model, batch)
         got = label_logits(model, hidden, task.label_ids)
-        whole = model(input_ids=batch.input_ids, **inputs).logits[:, -1]
+        whole = model(**batch.inputs).logits[:, -1]
         assert got.dtype == torch.float64
         torch.testing.assert_close(got, whole[:, task.label_ids], rtol=1e-12, atol=1e-12)
         with model.disable_adapter():
             plain = label_logits(model, last_hidden(model, batch), task.label_ids)
-            again = model(input_ids=batch.input_ids, **inputs).logits[:, -1]
+            again = model(**batch.inputs).logits[:, -1]
         torch.testing.assert_close(plain, again[:, task.label_ids], rtol=1e-12, atol=1e-12)
         assert float((plain - got).abs().max()) > 1e-3
         mass = label_mass(model, hidden, task.label_ids, batch.class_mask)

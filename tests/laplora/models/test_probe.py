@@ -56,8 +56,7 @@ def test_label_logits_are_the_models_own(name: str) -> None:
     batch = task.batch()
     with torch.no_grad():
         ours = label_logits(model, last_hidden(model, batch), task.label_ids)
-        inputs = {name: value for name, value in vars(batch).items() if name != "class_mask"}
-        whole = model(**inputs).logits[:, -1]
+        whole = model(**batch.inputs).logits[:, -1]
     torch.testing.assert_close(ours, whole[:, task.label_ids], rtol=1e-4, atol=1e-5)
 
 

@@ -7,9 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -71,13 +68,6 @@ def test_cut_text_has_the_tokens_of_the_whole(smollm: Any, max_tokens: int) -> N
         rng = random.Random(max_tokens)
         cut += sum(assert_same_row(tokenizer, random_text(rng, 60), max_tokens) for _ in range(20))
     assert cut > 40
-
-
-@given(st.lists(st.sampled_from(PIECES), min_size=1, max_size=30).map(" film and film ".join))
-@hypothesis_settings(max_examples=100, deadline=None)
-def test_cut_text_has_the_tokens_of_the_whole_anywhere(text: str) -> None:
-    for tokenizer in _SMALL:
-        assert_same_row(tokenizer, text, 5)
 
 
 def test_bounds_of_the_default_base(smollm: Any) -> None:
