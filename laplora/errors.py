@@ -42,12 +42,7 @@ class DataError(LaploraError):
 
 
 class InvalidInputError(LaploraError):
-    """One input that cannot be rendered or scored.
-
-    Args:
-        message: what was expected and what to do.
-        field: the input's field at fault, if one is.
-    """
+    """One input that cannot be rendered or scored; ``field`` is the one at fault, if one is."""
 
     def __init__(self, message: str, *, field: str | None = None) -> None:
         super().__init__(message)

@@ -13,14 +13,10 @@ FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 def write_whole(path: Path, content: str | bytes, *, mode: int = 0o666) -> None:
-    """Write a file in one step: a reader, also after a crash, sees the old content or the new.
+    """Write bytes, or text as UTF-8, in one step: a reader, also after a crash, sees the old content or the new.
 
     Args:
-        content: bytes, or text to write as UTF-8.
         mode: the file's permissions, less the process's umask.
-
-    Raises:
-        OSError: it cannot be written; the old file stays as it is.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}")

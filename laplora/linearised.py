@@ -45,12 +45,8 @@ class PosteriorPredictive:
 def contrasts(classes: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     """Return Q (classes, classes - 1): Helmert contrasts, orthonormal columns orthogonal to the ones vector.
 
-    Column k compares class k + 1 with the mean of the classes before it. So the first c - 1 columns touch the
-    first c classes only, and there they equal ``contrasts(c)``: the contrasts of a row with fewer possible
-    classes are a prefix of the contrasts of all of them.
-
-    Raises:
-        ConfigError: fewer than two classes.
+    Column k compares class k + 1 with the mean of the classes before it. So the contrasts of a row with fewer possible
+    classes are a prefix of the contrasts of all of them. Raises ConfigError for fewer than two classes.
     """
     if classes < 2:
         raise ConfigError(f"contrasts need at least two classes, got {classes}")
@@ -112,11 +108,7 @@ def hessian_root(logits: torch.Tensor, class_mask: torch.Tensor) -> torch.Tensor
 
 
 def class_counts(class_mask: torch.Tensor) -> torch.Tensor:
-    """Return (batch,) int64 how many classes are possible in each row.
-
-    Raises:
-        DataError: not (batch, classes) bool, or a row that is not true for its first c >= 2 classes.
-    """
+    """Return (batch,) int64 how many classes are possible in each row; DataError for what is no ``class_mask``."""
     if class_mask.ndim != 2 or class_mask.dtype != torch.bool:
         raise DataError(f"class_mask must be (batch, classes) bool, got {tuple(class_mask.shape)} {class_mask.dtype}")
     counts = class_mask.sum(1)

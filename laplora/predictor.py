@@ -16,10 +16,9 @@ from laplora.answers.golden import not_recorded, read_golden, verify_answers
 from laplora.answers.order_answers import OrderedRows, average_answer, encode_orders
 from laplora.answers.prediction import Prediction, build_predictions, wanted_outputs
 from laplora.answers.review_scores import ReviewScores, decided_at, read_scores, thresholds_at
-from laplora.artifact.base_check import check_base
 from laplora.artifact.folder import Artifact, read_artifact
 from laplora.artifact.manifest import ADAPTER_FOLDER, SCORES
-from laplora.artifact.members import load_members
+from laplora.artifact.members import check_base, load_members
 from laplora.decisions.thresholds import ModeThresholds
 from laplora.errors import ArtifactCorruptError, ConfigError, DataError, InvalidInputError
 from laplora.jacobians.contrasts import ReversePass, reverse_pass

@@ -1,6 +1,5 @@
 """The artifact: a folder that holds everything a served answer depends on, except the base weights.
 
-Read ``manifest`` first (what an artifact records), then ``folder`` (reading, verifying, writing). ``base_check``
-compares an artifact with the base model at hand, ``members`` puts its adapters and posteriors on it, ``strict_json``
-reads JSON as its standard has it.
+Read ``manifest`` first (what an artifact records), then ``folder`` (reading, verifying, writing). ``members`` compares
+an artifact with a base model and puts its adapters on it, ``strict_json`` reads JSON as its standard has it.
 """

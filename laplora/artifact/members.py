@@ -1,4 +1,4 @@
-"""An artifact's adapters, posteriors and predictor of covariances, put on a loaded base model."""
+"""An artifact and a base model: whether they belong together, and its adapters and posteriors put on it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,34 @@ from typing import Any
 import torch
 
 from laplora.artifact.manifest import ADAPTER_FOLDER, DISTILLED, POSTERIOR, Manifest, MemberRecord
-from laplora.errors import ArtifactCorruptError, PriorError
+from laplora.errors import ArtifactCorruptError, ArtifactIncompatibleError, PriorError
 from laplora.jacobians.contrasts import find_blocks
+from laplora.models.hashes import tokenizer_hash, weights_hash
 from laplora.posterior.base import Prior, block_precisions
 from laplora.posterior.file import read_posterior
 from laplora.predictive.distilled_file import read_distilled_for
 from laplora.predictive.member_adapters import dropout_weights, lora_parameters, read_weights
 from laplora.predictive.member_outputs import Member, MemberSet
+from laplora.prompts.templates import resolve_label_tokens
+
+
+def check_base(manifest: Manifest, location: str, tokenizer: Any, cache_dir: Path | None) -> None:
+    """Raise ArtifactIncompatibleError where base weights, tokenizer or label tokens are not the artifact's."""
+    weights = weights_hash(location, manifest.revision, cache_dir)
+    if weights != manifest.base_weights_hash:
+        raise ArtifactIncompatibleError(
+            f"artifact {manifest.name!r} belongs to base weights {manifest.base_weights_hash[:19]}..., "
+            f"{manifest.base_model!r} has {weights[:19]}...: load the same revision, or fit again"
+        )
+    if tokenizer_hash(tokenizer) != manifest.tokenizer_hash:
+        raise ArtifactIncompatibleError(
+            f"artifact {manifest.name!r} was made with another tokenizer than {manifest.base_model!r} has now"
+        )
+    tokens = resolve_label_tokens(tokenizer, manifest.template.template(), manifest.labels)
+    if tuple(tokens) != manifest.label_token_ids:
+        raise ArtifactIncompatibleError(
+            f"artifact {manifest.name!r}: its labels are tokens {tokens} here, {list(manifest.label_token_ids)} there"
+        )
 
 
 def load_members(path: Path, manifest: Manifest, model: Any, device: torch.device) -> MemberSet:

@@ -124,10 +124,7 @@ class AsyncClient:
         A label that is sent again changes nothing, and its result is ``repeated``.
 
         Args:
-            labels: by ``prediction_id``, or pairs of both.
-
-        Raises:
-            ServiceFailedError: as ``predict``; earlier batches of a long list have been recorded.
+            labels: by ``prediction_id``, or pairs of both. Where it raises, earlier batches have been recorded.
         """
 
         async def tell(batch: Sequence[Mapping[str, str]]) -> tuple[FeedbackResult, ...]:
@@ -150,8 +147,7 @@ class AsyncClient:
     ) -> Evaluated:
         """Return the metrics of every predictive on inputs with their true ``label``, sent as one request.
 
-        Raises:
-            ServiceFailedError, DataError: as ``predict``.
+        Raises as ``predict``.
         """
         options = requests.stated(truncate=truncate, order_average=order_average, timeout_s=timeout_s)
         body = requests.body_of(requests.checked(inputs), artifact, options)
@@ -176,8 +172,7 @@ class AsyncClient:
             bins, resamples, seed: of the metrics; None: the service's.
             idempotency_key: the same key again gives the same job. None: one new job, however often it is sent.
 
-        Raises:
-            ServiceFailedError, DataError: as ``predict``; the field of a refused line is ``lines.N``, from 1.
+        Raises as ``predict``; the field of a refused line is ``lines.N``, from 1.
         """
         options = requests.stated(
             truncate=truncate, order_average=order_average, bins=bins, resamples=resamples, seed=seed, artifact=artifact

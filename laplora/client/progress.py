@@ -10,11 +10,7 @@ Advance = Callable[[int], None]
 
 @contextmanager
 def advancing(total: int, progress: bool | Advance) -> Iterator[Advance]:
-    """Yield a function to call with the number of inputs answered since its last call.
-
-    Args:
-        progress: true for a bar on standard error, false for none, or the function itself.
-    """
+    """Yield a function to call with the number of inputs answered since its last call: the given one, or a bar's."""
     if progress is False:
         yield lambda count: None
     elif progress is True:

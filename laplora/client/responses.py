@@ -30,11 +30,7 @@ class Predicted(Record):
 
 
 def parsed(kind: type[Answer], response: httpx.Response, part: str | None = None) -> Answer:
-    """Return the answer in a successful response, or in one part of it.
-
-    Raises:
-        ServiceFailedError: the response is not what the contract says.
-    """
+    """Return the answer in a response or in one part of it; ServiceFailedError where it is not the contract's."""
     try:
         body = response.json()
         return TypeAdapter(kind).validate_python(body if part is None else body[part])

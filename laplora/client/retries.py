@@ -18,11 +18,7 @@ class Retries:
 
     Attributes:
         tries: in all; 1 never tries again.
-        first_s: longest wait before the second try; it doubles with each.
-        longest_s: where doubling ends.
-
-    Raises:
-        ConfigError: no try, or a wait that is not positive.
+        first_s: longest wait before the second try; it doubles with each, up to ``longest_s``.
     """
 
     tries: int = 8
@@ -34,11 +30,7 @@ class Retries:
             raise ConfigError(f"retries take one try or more, and 0 < first_s <= longest_s, got {self}")
 
     def wait_s(self, failure: ServiceFailedError, tried: int) -> float | None:
-        """Return the seconds to wait after a failed try, None where the failure is final.
-
-        Args:
-            tried: number of tries so far, from 1.
-        """
+        """Return the seconds to wait after a number of failed tries, None where the last failure is final."""
         again = isinstance(failure, ServiceUnavailableError | ServiceUnreachableError) and failure.code != "timeout"
         if not again or tried >= self.tries:
             return None

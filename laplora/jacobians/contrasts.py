@@ -52,8 +52,7 @@ def find_blocks(model: nn.Module, class_count: int) -> tuple[Block, ...]:
 class ActivationTape(ExitStack[None]):
     """Records input and output of each block's linear during one forward; a context manager.
 
-    Raises:
-        ModelError: a LoRA linear used twice in one forward (shared layers, gradient checkpointing).
+    Raises ModelError where a linear runs twice in it (shared layers, gradient checkpointing).
     """
 
     def __init__(self, model: Any, blocks: Sequence[Block]) -> None:

@@ -50,13 +50,9 @@ def join_states(parts: Sequence[States]) -> States:
 
 
 class StateTape(ExitStack[None]):
-    """Notes the states of one forward pass, with or without Jacobians; a context manager.
+    """Notes the states of one forward pass, with or without Jacobians, after some decoder layers; a context manager.
 
-    Args:
-        layers: numbers of the decoder layers, from 0.
-
-    Raises:
-        ModelError: a model without such layers.
+    Raises ModelError for a model without layers of these numbers, from 0.
     """
 
     def __init__(self, model: Any, layers: Sequence[int]) -> None:
@@ -77,22 +73,14 @@ class StateTape(ExitStack[None]):
         self._noted[place] = hidden[:, -1].detach().clone()
 
     def states(self, logits: torch.Tensor, attention_mask: torch.Tensor) -> States:
-        """Return the pass's states.
-
-        Args:
-            logits: (batch, classes), nats, of that pass; attention_mask: (batch, tokens), its batch's.
-        """
+        """Return the pass's states, with its logits (batch, classes) and its batch's mask (batch, tokens)."""
         hidden = torch.stack([self._noted[place].float() for place in range(len(self._modules))], 1)
         mean = contrast_mean(logits.double().cpu())
         return States(hidden.cpu(), mean.float(), attention_mask.sum(1).cpu().float())
 
 
 def decoder_layers(model: Any) -> nn.ModuleList:
-    """Return a causal language model's decoder layers, PEFT's wrapping or not.
-
-    Raises:
-        ModelError: no list of as many modules as the configuration has layers.
-    """
+    """Return a causal language model's decoder layers, PEFT's wrapping or not; ModelError where no list holds them."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     decoder, count = getattr(base, base.base_model_prefix), base.config.get_text_config().num_hidden_layers
     for part in (decoder, getattr(decoder, "language_model", None)):  # the second where it also sees or hears

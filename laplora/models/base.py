@@ -35,12 +35,7 @@ class BaseSpec:
 
 @dataclass(frozen=True, eq=False)
 class LoadedBase:
-    """A base model as loaded, without any adapter.
-
-    Attributes:
-        model: frozen, in eval mode.
-        weights: how its weights are held, and why.
-    """
+    """A base model as loaded: frozen, in eval mode, without any adapter; and how its weights are held."""
 
     model: Any
     weights: HeldWeights
@@ -85,10 +80,9 @@ def load_tokenizer(location: str, revision: str | None = None) -> Any:
 def load_base_model(
     location: str, spec: BaseSpec, *, device: torch.device, dequantize: bool | None = None
 ) -> LoadedBase:
-    """Return the base model, frozen, in eval mode.
+    """Return the base model at what ``locate_base`` returned.
 
     Args:
-        location: what ``locate_base`` returned.
         dequantize: whether to expand 4-bit weights at load (``laplora.models.held_weights``); None: on a CPU with the
             memory for it.
 

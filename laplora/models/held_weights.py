@@ -20,12 +20,7 @@ MARGIN_SHARE = 0.25
 
 @dataclass(frozen=True)
 class HeldWeights:
-    """How a base's weights are held.
-
-    Attributes:
-        held: ``packed`` (in 4 bit), ``expanded`` (from 4 bit, at load), or ``plain`` (never in 4 bit).
-        reason: why, in one sentence.
-    """
+    """How a base's weights are held: in 4 bit, expanded from 4 bit at load, or never in 4 bit; and why."""
 
     held: Literal["packed", "expanded", "plain"]
     reason: str

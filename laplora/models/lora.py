@@ -55,9 +55,8 @@ def check_settings(folder: Path) -> None:
 def lora_layers(model: Any) -> dict[str, Any]:
     """Return the LoRA layers of a PEFT model by module path in the base model, in module order.
 
-    Raises:
-        ModelError: no LoRA layer, another kind of adapter, or trained parameters that the posterior would
-            not cover (DoRA, LoRA biases, adapted embeddings, convolutions, ``modules_to_save``).
+    Raises ModelError where there is none, or parameters were trained that the posterior would not cover (other kinds of
+    adapter, DoRA, LoRA biases, adapted embeddings, convolutions, ``modules_to_save``).
     """
     from peft.tuners.lora import LoraLayer
 

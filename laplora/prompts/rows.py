@@ -1,8 +1,4 @@
-"""Prompts as token ids, and left-padded batches of them.
-
-The class logits are read at the last real token, so prompts are padded and cut on the left: the end of the prompt
-("Answer:") is never lost.
-"""
+"""Prompts as token ids, and batches of them, padded and cut on the left: the logits are read at the last token."""
 
 from __future__ import annotations
 
@@ -74,12 +70,10 @@ def encode(
     Args:
         max_tokens: limit in tokens, special tokens included.
         truncate: whether to cut a longer prompt from the left, keeping a leading special token.
-        bounds: of the tokenizer. With them, text that is certain to be cut or refused is not tokenised; the row is the
-            same.
+        bounds: of the tokenizer, by which text that is certain to be cut or refused is not tokenised.
 
     Raises:
-        TooManyTokensError: longer than ``max_tokens`` and ``truncate`` is false; ``got`` is a lower bound where the
-            text was not tokenised.
+        TooManyTokensError: too long, with ``truncate`` off; ``got`` is a lower bound where text was not tokenised.
     """
     fewest = 1 if len(prompt) <= max_tokens else bounds.fewest(len(prompt.encode()))
     certain = fewest > max_tokens

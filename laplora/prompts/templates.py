@@ -148,11 +148,8 @@ def _choices(value: Any, template: PromptTemplate, class_count: int) -> list[str
 def resolve_label_tokens(tokenizer: Any, template: PromptTemplate, labels: Sequence[str]) -> list[int]:
     """Return the token id that follows the prompt for each label, in order.
 
-    It is the one token that ``label_prefix + label`` adds to the end of the template's text, whether the tokenizer
-    writes it ``" A"`` (byte-level BPE) or ``"▁A"`` (SentencePiece).
-
-    Raises:
-        LabelTokenError: fewer than two labels, a label of several tokens, or two labels with one token.
+    It is the one token that ``label_prefix + label`` adds to the end of the template's text. Raises LabelTokenError
+    for fewer than two labels, a label of several tokens, or two labels with one token.
     """
     if len(labels) < 2:
         raise LabelTokenError(f"a classifier needs at least two labels, got {list(labels)}")

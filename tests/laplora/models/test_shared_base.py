@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import add_lora, tiny_base
 from tiny_runs import FinishedRun
 
 from laplora.models.four_bit import packed_linears
 from laplora.models.lora import lora_layers
-from laplora.models.shared_base import SharedBases, share
+from laplora.models.shared_base import SharedBases
 from laplora.models.tensor_sizes import tensor_bytes
 from laplora.predictor import Predictor
 
@@ -92,19 +91,6 @@ def test_packed_weights_are_shared_too(
     inputs = {"question": "Is a superb film good?", "choices": ["good", "bad"]}
     answered = [p.predict([p.encode(inputs, truncate=True)])[0] for p in (one, other)]
     assert answered[0] == answered[1]
-
-
-@pytest.mark.parametrize("tied", [True, False])
-def test_shared_tree_keeps_ties_and_takes_adapters_of_its_own(tied: bool) -> None:
-    base = tiny_base("llama", tied=tied)
-    ids = torch.arange(1, 9)[None]
-    before = base(ids).logits
-    one, other = share(base), share(base)
-    assert (one.lm_head.weight is one.model.embed_tokens.weight) is tied
-    changed = add_lora(one, ["q_proj", "lm_head"], rank=2, seed=3, dropout=0.0, dtype=torch.float32)
-    assert not torch.equal(changed(ids).logits, before)
-    assert torch.equal(other(ids).logits, before)
-    assert torch.equal(base(ids).logits, before)
 
 
 def test_own_bytes_are_the_tensors_beside_the_base(pair: tuple[Predictor, Predictor]) -> None:
