@@ -14,18 +14,26 @@ from typing import Any
 @contextlib.contextmanager
 def quiet_loading() -> Iterator[None]:
     """Silence what says nothing about this program; transformers' bar stays on a terminal."""
+    import transformers.utils.logging
+
+    bars: Any = transformers.utils.logging  # typed in part only
+    shown = bars.is_progress_bar_enabled()
     # bitsandbytes warns on import that an optional kernel package is missing
     kernels = logging.getLogger("bitsandbytes.backends.cpu.ops")
     level = kernels.level
     kernels.setLevel(logging.ERROR)
+    if not sys.stderr.isatty():
+        bars.disable_progress_bar()
     try:
-        with _transformers_bars(sys.stderr.isatty()), warnings.catch_warnings():
+        with warnings.catch_warnings():
             # peft reads an attribute that transformers 5 deprecates, and warns of merging, which laplora never does
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
             warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`", UserWarning)
             yield
     finally:
         kernels.setLevel(level)
+        if shown:
+            bars.enable_progress_bar()
 
 
 @contextlib.contextmanager
@@ -33,28 +41,13 @@ def silent_transformers() -> Iterator[None]:
     """Silence transformers' bars, log lines and warnings."""
     import transformers.utils.logging
 
-    transformers_logging: Any = transformers.utils.logging  # typed in part only
+    transformers_logging: Any = transformers.utils.logging
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
         # One bar of the GGUF reader ignores the switch and writes to sys.stderr directly.
-        with _transformers_bars(False), warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        with contextlib.redirect_stderr(io.StringIO()), quiet_loading(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         transformers_logging.set_verbosity(verbosity)
-
-
-@contextlib.contextmanager
-def _transformers_bars(shown: bool) -> Iterator[None]:
-    import transformers.utils.logging
-
-    bars: Any = transformers.utils.logging
-    before = bars.is_progress_bar_enabled()
-    if not shown:
-        bars.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if before:
-            bars.enable_progress_bar()
