@@ -3,9 +3,8 @@
     python -m benchmarks.gpu                                 # or: make bench-gpu
     python -m benchmarks.gpu --device cpu --layers 2 --quick # the same script without a GPU, to try it
 
-Latency, throughput, Laplace over MAP, peak memory, and the share of what the GPU itself was measured to do. The
-figures go to results.json and RESULTS.md under the GPU's name; those of ``--quick``, of fewer layers or of a CPU are
-not published, but left in runs/bench-quick.
+Latency, throughput, Laplace over MAP and peak memory. The figures go to results.json and RESULTS.md under the GPU's
+name; those of ``--quick``, of fewer layers or of a CPU are not published, but left in runs/bench-quick.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ from typing import Any
 import torch
 
 from benchmarks.harness import provenance
-from benchmarks.harness.decoder_costs import products, weight_bytes
 from benchmarks.harness.llama7b import LLAMA_2_7B, random_llama
 from benchmarks.harness.record import FOLDER, Conditions, Record, conditions_here, keep
 from benchmarks.harness.subject import load_subject, random_batch, with_classes
@@ -43,7 +41,6 @@ class Sizes:
         tokens: of every row.
         rows: of the batches whose throughput is measured; four classes, memory and the fit are at the first of them.
         answers: whose latencies are measured; ``turns``: of each comparison.
-        product: side of the matrices of the measured peak; ``copied_bytes``: of the measured bandwidth.
     """
 
     tokens: int
@@ -51,20 +48,10 @@ class Sizes:
     fit_rows: int
     answers: int
     turns: int
-    product: int
-    copied_bytes: int
 
 
-FULL = Sizes(64, (8, 32), 32, answers=100, turns=7, product=8192, copied_bytes=GIB)
-QUICK = Sizes(16, (2, 4), 4, answers=5, turns=2, product=512, copied_bytes=2**24)
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What the device was measured to do."""
-
-    flops_per_s: float
-    bytes_per_s: float
+FULL = Sizes(64, (8, 32), 32, answers=100, turns=7)
+QUICK = Sizes(16, (2, 4), 4, answers=5, turns=2)
 
 
 @dataclass(frozen=True)
@@ -75,7 +62,6 @@ class Subject:
     members: MemberSet
     conditions: Conditions
     sizes: Sizes
-    limits: Limits
 
     def record(self, name: str, *rest: Any, **target: Any) -> Record:
         """Return a figure of this subject."""
@@ -129,9 +115,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 def measured(device: torch.device, layers: int, sizes: Sizes, conditions: Conditions) -> Iterator[Record]:
     """Yield the records."""
-    limits = limits_of(device, sizes)
-    yield conditions.record("gpu: matrix product in bfloat16", exactly(limits.flops_per_s / 1e12), "TFLOP/s")
-    yield conditions.record("gpu: copy", exactly(limits.bytes_per_s / 1e9), "GB/s, read and written")
     loads = {
         f"gpu, Llama-2-7B's shape, {layers} layers, NF4": lambda: random_llama(
             layers, device=str(device), quantization="nf4", shape=LLAMA_2_7B
@@ -140,7 +123,7 @@ def measured(device: torch.device, layers: int, sizes: Sizes, conditions: Condit
     }
     for title, load in loads.items():
         members, peak = fitted(load(), sizes)
-        subject = Subject(title, members, conditions, sizes, limits)
+        subject = Subject(title, members, conditions, sizes)
         if peak is not None:
             size = f"{sizes.fit_rows} rows of {sizes.tokens} tokens, {sizes.rows[0]} a batch"
             yield subject.record(f"peak memory, fit of {size}", exactly(peak / GIB), "GiB, weights included")
@@ -150,24 +133,6 @@ def measured(device: torch.device, layers: int, sizes: Sizes, conditions: Condit
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
-
-
-def limits_of(device: torch.device, sizes: Sizes) -> Limits:
-    """Return the best of some products of square bfloat16 matrices, and of some copies."""
-    one, other = (torch.randn(sizes.product, sizes.product, device=device).bfloat16() for _ in range(2))
-    source = torch.zeros(sizes.copied_bytes, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    repeats = 8
-    times = in_turns(
-        {
-            "product": lambda: [one @ other for _ in range(repeats)],
-            "copy": lambda: [target.copy_(source) for _ in range(repeats)],
-        },
-        5,
-    )
-    return Limits(
-        repeats * 2 * sizes.product**3 / min(times["product"]), repeats * 2 * source.nbytes / min(times["copy"])
-    )
 
 
 def fitted(members: MemberSet, sizes: Sizes) -> tuple[MemberSet, int | None]:
@@ -201,23 +166,17 @@ def peak_bytes(members: MemberSet, function: Callable[[], Any]) -> int | None:
 
 
 def latency(subject: Subject) -> Iterator[Record]:
-    """Yield median and 99th percentile of one row's answer, and the share of the bandwidth that its weights take."""
+    """Yield median and 99th percentile of one row's answer."""
     times = in_turns(subject.functions(1), subject.sizes.answers)
     size = f"1 x {subject.sizes.tokens} tokens"
     for name, seconds in times.items():
-        read = (2 if name == "Laplace" else 1) * weight_bytes(subject.members.model)
         late = sorted(seconds)[min(len(seconds) - 1, int(0.99 * len(seconds)))]
         yield subject.record(f"latency, {name}, {size}, median", spread([1e3 * s for s in seconds]), "ms")
         yield subject.record(f"latency, {name}, {size}, 99th percentile", exactly(1e3 * late), "ms")
-        share = spread([read / s / subject.limits.bytes_per_s for s in seconds])
-        yield subject.record(f"reading its weights, {name}, {size}", share, "the measured copy")
 
 
 def throughput(subject: Subject) -> Iterator[Record]:
-    """Yield rows and tokens a second, Laplace over MAP, and the share of the matrix products' peak, by batch.
-
-    Of four classes Laplace over MAP alone.
-    """
+    """Yield rows a second and Laplace over MAP by batch; of four classes Laplace over MAP alone."""
     sizes = subject.sizes
     for rows in sizes.rows:
         times = in_turns(subject.functions(rows), sizes.turns)
@@ -225,12 +184,7 @@ def throughput(subject: Subject) -> Iterator[Record]:
         yield from over_map(subject, times, rows, 2)
         for name, seconds in times.items():
             per_second = spread([rows / s for s in seconds])
-            tokens = spread([rows * sizes.tokens / s for s in seconds])
-            flops = products(subject.members.model, rows, sizes.tokens, contrasts=int(name == "Laplace"))
-            share = spread([flops / s / subject.limits.flops_per_s for s in seconds])
             yield subject.record(f"throughput, {name}, {size}", per_second, "rows a second")
-            yield subject.record(f"throughput, {name}, {size}, tokens", tokens, "tokens a second")
-            yield subject.record(f"arithmetic, {name}, {size}", share, "the measured matrix product")
     yield from over_map(subject, in_turns(subject.functions(sizes.rows[0], 4), sizes.turns), sizes.rows[0], 4)
 
 

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from benchmarks import gpu
-from benchmarks.harness.decoder_costs import products, weight_bytes
 from benchmarks.harness.llama7b import random_llama
 from benchmarks.harness.record import read
-from benchmarks.harness.subject import random_batch
-from laplora.jacobians import reverse
-from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
-from laplora.predictive.member_outputs import MemberSet
 
 pytest.importorskip("bitsandbytes")
 
@@ -28,26 +23,14 @@ SHAPE = {
     "num_key_value_heads": 1,
     "max_position_embeddings": 64,
 }
-#: Entries of the seven linears of a layer: queries and outputs, keys and values, the MLP.
-LAYER = 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128
-
-
-def tiny(layers: int = 2) -> MemberSet:
-    return random_llama(layers, device="cpu", quantization="nf4", shape=SHAPE)
-
-
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "LLAMA_2_7B", SHAPE)
-    monkeypatch.setattr(gpu, "load_subject", lambda _format, _device: tiny())
-
-
 QUICK = ["--device", "cpu", "--layers", "2", "--quick"]
 
 
 @pytest.mark.process  # asks git for the commit
-@pytest.mark.usefixtures("small")
-def test_one_command_writes_everything(tmp_path: Path) -> None:
+def test_one_command_writes_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "LLAMA_2_7B", SHAPE)
+    tiny = partial(random_llama, 2, device="cpu", quantization="nf4", shape=SHAPE)
+    monkeypatch.setattr(gpu, "load_subject", lambda _format, _device: tiny())
     assert gpu.main([*QUICK, "--out", str(tmp_path / "new")]) == 0
     records = json.loads((tmp_path / "new" / "results.json").read_text())
     by_name = {r["name"]: r for r in records}
@@ -56,12 +39,8 @@ def test_one_command_writes_everything(tmp_path: Path) -> None:
             median = by_name[f"{title}: latency, {answer}, 1 x 16 tokens, median"]
             late = by_name[f"{title}: latency, {answer}, 1 x 16 tokens, 99th percentile"]
             assert 0 < median["low"] <= median["value"] <= late["value"] <= median["high"]
-            assert 0 < by_name[f"{title}: reading its weights, {answer}, 1 x 16 tokens"]["value"] < 1
             for rows in (2, 4):
-                each = by_name[f"{title}: throughput, {answer}, {rows} x 16 tokens"]["value"]
-                tokens = by_name[f"{title}: throughput, {answer}, {rows} x 16 tokens, tokens"]["value"]
-                assert tokens == pytest.approx(16 * each, rel=0.01)  # three digits of each
-                assert by_name[f"{title}: arithmetic, {answer}, {rows} x 16 tokens"]["value"] > 0
+                assert by_name[f"{title}: throughput, {answer}, {rows} x 16 tokens"]["value"] > 0
         assert {f"{title}: {c} classes, 2 x 16 tokens" for c in (2, 4)} <= set(by_name)
     assert {r["measured"]["command"] for r in records} == {
         f"python -m benchmarks.gpu {' '.join(QUICK)} --out {tmp_path / 'new'}"
@@ -96,36 +75,3 @@ def test_without_a_gpu_the_command_says_what_to_do(
     assert "--device cpu --layers 2 --quick" in captured.err
     assert gpu.main(["--device", "cuda"]) == 2
     assert "there is none: use 'cpu'" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("layers", [1, 3])
-def test_the_arithmetic_is_what_the_passes_multiply(layers: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reverse pass's products with the base's weights, counted as they are made; three contrasts."""
-    members = tiny(layers)
-    rows, tokens, classes = 2, 5, 4
-    assert products(members.model, rows, tokens, contrasts=0) == 2 * layers * LAYER * rows * tokens
-    counted = []
-    product = reverse._product
-
-    def count(x: torch.Tensor, weight: torch.Tensor, onto: Any = None) -> torch.Tensor:
-        if min(weight.shape) > 8:  # not an adapter's
-            counted.append(2 * x[..., 0].numel() * weight.numel())
-        return product(x, weight, onto)
-
-    batch = random_batch(members, rows, tokens)
-    # A model's first batch also measures whether the written-out reverse pass fits it.
-    contrast_jacobians(members.model, batch, range(100, 100 + classes), find_blocks(members.model, classes))
-    monkeypatch.setattr(reverse, "_product", count)
-    contrast_jacobians(members.model, batch, range(100, 100 + classes), find_blocks(members.model, classes))
-    both = products(members.model, rows, tokens, contrasts=classes - 1)
-    assert both - products(members.model, rows, tokens, contrasts=0) == sum(counted)
-
-
-def test_weights_are_counted_as_they_are_held() -> None:
-    """Codes of half a byte, a byte for 64 of them, and four for 256 of those, rounded up by matrix."""
-    size = weight_bytes(tiny().model)
-    entries = 2 * LAYER
-    assert size >= entries / 2 + entries / 64
-    assert size <= entries / 2 + entries / 64 + 14 * 4
-    plain = random_llama(2, device="cpu", quantization="none", shape=SHAPE)
-    assert weight_bytes(plain.model) == 2 * entries
