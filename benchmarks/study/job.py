@@ -8,14 +8,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
 
 from benchmarks.harness.provenance import processor
 from benchmarks.study.compute.choose import REVIEW_SCORE, choose
-from benchmarks.study.compute.methods import MEMBER_KINDS, Method, compute
+from benchmarks.study.compute.methods import MEMBER_KINDS, compute
 from benchmarks.study.config import StudyConfig
 from benchmarks.study.gather import gather, gathered_under, wanted_forwards
 from benchmarks.study.store import read_configuration, read_stores
@@ -107,10 +106,12 @@ def predict(config: StudyConfig, task: str, seed: int) -> None:
             },
             "recommended": choice.recommendation.predictive,
             "recommendation_reason": choice.recommendation.reason,
-            "recommendation_table": choice.recommendation.table,
             "review_score": REVIEW_SCORE,
             "rankings": choice.rankings,
-            "methods": {name: _described(method) for name, method in methods.items()},
+            "methods": {
+                name: {"title": m.title, "family": m.family, "seconds": round(m.seconds, 2), "bytes": m.size_bytes}
+                for name, m in methods.items()
+            },
             "conformal": choice.conformal,
             "versions": installed_versions(),
             "hardware": {"processor": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
@@ -119,14 +120,3 @@ def predict(config: StudyConfig, task: str, seed: int) -> None:
             ),
         },
     )
-
-
-def _described(method: Method) -> dict[str, Any]:
-    return {
-        "title": method.title,
-        "family": method.family,
-        "calibration_nll": float(method.outcome.calibration_losses.mean()),
-        "seconds": round(method.seconds, 2),
-        "bytes": method.size_bytes,
-        **method.outcome.parameters,
-    }

@@ -6,9 +6,8 @@ split is cross-fitted: every row under parameters fitted without it.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -33,15 +32,24 @@ class Rows:
     Attributes:
         means: (members, rows, classes - 1) float64.
         class_mask: (rows, classes) bool; labels: (rows,) int64.
+        covariance: (1, rows, classes - 1, classes - 1), of one member with a posterior.
     """
 
     means: torch.Tensor
     class_mask: torch.Tensor
     labels: torch.Tensor
+    covariance: torch.Tensor | None = None
 
     def pick(self, rows: torch.Tensor) -> Rows:
         """Return some of the rows."""
-        return Rows(self.means[:, rows], self.class_mask[rows], self.labels[rows])
+        covariance = None if self.covariance is None else self.covariance[:, rows]
+        return Rows(self.means[:, rows], self.class_mask[rows], self.labels[rows], covariance)
+
+    def predictive(self, temperature: float = 1.0) -> PosteriorPredictive:
+        """Return the average over members and posterior."""
+        members: Members = "single" if len(self.means) == 1 else "checkpoints"
+        spec = PredictiveSpec(members, self.covariance is not None, temperature)
+        return predictive_probs(spec, self.means, self.covariance, self.class_mask)
 
 
 @dataclass(frozen=True)
@@ -52,13 +60,43 @@ class Outcome:
         calibration: its predictive on the calibration rows, each row's under parameters fitted without it.
         test: on the test rows, parameters fitted on all calibration rows.
         calibration_losses: (rows,) NLL of ``calibration``, nats.
-        parameters: what was fitted.
     """
 
     calibration: PosteriorPredictive
     test: PosteriorPredictive
     calibration_losses: torch.Tensor
-    parameters: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Gaussians:
+    """A posterior's view of the calibration and the test rows: their covariance under any prior."""
+
+    posterior: Posterior
+    calibration: Rows
+    test: Rows
+    projected: tuple[ProjectedJacobians, ProjectedJacobians]
+
+    @classmethod
+    def of(cls, stores: Stores, posterior: Posterior) -> Gaussians:
+        """Return the view of the stored rows."""
+        calibration, test = (project_stored(stores, posterior, s) for s in (stores.calibration, stores.test))
+        return cls(posterior, stored_rows(stores.calibration), stored_rows(stores.test), (calibration, test))
+
+    def validated(self, granularity: Granularity = "scalar") -> PriorChoice:
+        """Return the prior that the calibration rows choose."""
+        labels, mask = self.calibration.labels, self.calibration.class_mask
+        return choose_by_validation(self.posterior, self.projected[0], labels, mask, granularity)
+
+    def calibration_under(self, prior: Prior) -> Rows:
+        """Return the calibration rows with their covariance."""
+        return replace(self.calibration, covariance=self._covariance(self.projected[0], prior))
+
+    def test_under(self, prior: Prior) -> Rows:
+        """Return the test rows with their covariance."""
+        return replace(self.test, covariance=self._covariance(self.projected[1], prior))
+
+    def _covariance(self, projected: ProjectedJacobians, prior: Prior) -> torch.Tensor:
+        return self.posterior.covariance(projected, block_precisions(prior, self.posterior.blocks))[None]
 
 
 def rows_of(logits: list[torch.Tensor], class_mask: torch.Tensor, labels: torch.Tensor) -> Rows:
@@ -74,110 +112,40 @@ def stored_rows(split: StoredSplit) -> Rows:
 
 def point_outcome(calibration: Rows, test: Rows, *, tempered: bool) -> Outcome:
     """Return an average over members without posteriors: one member is MAP or temperature scaling."""
-
-    def fit(rows: Rows) -> float:
-        return fit_predictive_temperature(rows.means, None, rows.labels, rows.class_mask) if tempered else 1.0
-
-    def predictive(rows: Rows, temperature: float) -> PosteriorPredictive:
-        members: Members = "single" if len(rows.means) == 1 else "checkpoints"
-        return predictive_probs(PredictiveSpec(members, False, temperature), rows.means, None, rows.class_mask)
-
-    def held_out(fitted: torch.Tensor, answered: torch.Tensor) -> PosteriorPredictive:
-        return predictive(calibration.pick(answered), fit(calibration.pick(fitted)))
-
-    temperature = fit(calibration)
-    crossed = cross_fitted_predictive(held_out, len(calibration.labels))
-    return Outcome(
-        crossed,
-        predictive(test, temperature),
-        row_nll(crossed.probs, calibration.labels),
-        {"temperature": temperature} if tempered else {},
-    )
+    return _outcome([calibration], calibration, test, tempered)
 
 
-@dataclass(frozen=True)
-class Gaussians:
-    """A posterior's view of both splits: their covariance under any prior."""
-
-    posterior: Posterior
-    calibration: ProjectedJacobians
-    test: ProjectedJacobians
-
-    @classmethod
-    def of(cls, stores: Stores, posterior: Posterior) -> Gaussians:
-        """Return the view of the stored calibration and test rows."""
-        return cls(posterior, *(project_stored(stores, posterior, s) for s in (stores.calibration, stores.test)))
-
-    def validated(self, calibration: Rows, granularity: Granularity = "scalar") -> PriorChoice:
-        """Return the prior that the calibration rows choose."""
-        labels, mask = calibration.labels, calibration.class_mask
-        return choose_by_validation(self.posterior, self.calibration, labels, mask, granularity)
-
-    def covariances(self, prior: Prior) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the contrast covariances of both splits, (rows, classes - 1, classes - 1)."""
-        precisions = block_precisions(prior, self.posterior.blocks)
-        return self.posterior.covariance(self.calibration, precisions), self.posterior.covariance(self.test, precisions)
-
-
-def gaussian_predictive(rows: Rows, covariance: torch.Tensor, temperature: float = 1.0) -> PosteriorPredictive:
-    """Return the posterior predictive of a split."""
-    spec = PredictiveSpec("single", True, temperature)
-    return predictive_probs(spec, rows.means, covariance[None], rows.class_mask)
-
-
-def gaussian_outcome(
-    gaussians: Gaussians, calibration: Rows, test: Rows, prior: Prior, *, tempered: bool = False
-) -> Outcome:
+def gaussian_outcome(view: Gaussians, prior: Prior, *, tempered: bool = False) -> Outcome:
     """Return the posterior predictive under a prior.
 
     The calibration rows' predictive chooses one common precision anew in every fold, from a grid. Under a prior chosen
     otherwise its losses are an upper bound.
     """
-    blocks = gaussians.posterior.blocks
-    covariances = [
-        gaussians.posterior.covariance(
-            gaussians.calibration, block_precisions(Prior("scalar", {"all": float(value)}), blocks)
-        )
-        for value in GRID
-    ]
-    scored = torch.stack([row_nll(gaussian_predictive(calibration, c).probs, calibration.labels) for c in covariances])
+    settings = [view.calibration_under(Prior("scalar", {"all": float(value)})) for value in GRID]
+    return _outcome(settings, view.calibration_under(prior), view.test_under(prior), tempered)
 
-    def temperature_of(rows: Rows, covariance: torch.Tensor) -> float:
+
+def fixed_prior_outcome(view: Gaussians, prior: Prior) -> Outcome:
+    """Return the posterior predictive under a prior that saw no calibration row: its losses need no folds."""
+    calibration = view.calibration_under(prior).predictive()
+    return Outcome(
+        calibration, view.test_under(prior).predictive(), row_nll(calibration.probs, view.calibration.labels)
+    )
+
+
+def _outcome(settings: Sequence[Rows], calibration: Rows, test: Rows, tempered: bool) -> Outcome:
+    """Return the predictives; ``settings``: the calibration rows under each setting that a fold chooses among."""
+    labels = calibration.labels
+    losses = torch.stack([row_nll(rows.predictive().probs, labels) for rows in settings])
+
+    def temperature(rows: Rows) -> float:
         if not tempered:
             return 1.0
-        return fit_predictive_temperature(rows.means, covariance[None], rows.labels, rows.class_mask)
+        return fit_predictive_temperature(rows.means, rows.covariance, rows.labels, rows.class_mask)
 
     def held_out(fitted: torch.Tensor, answered: torch.Tensor) -> PosteriorPredictive:
-        covariance = covariances[int(scored[:, fitted].mean(1).argmin())]
-        temperature = temperature_of(calibration.pick(fitted), covariance[fitted])
-        return gaussian_predictive(calibration.pick(answered), covariance[answered], temperature)
+        chosen = settings[int(losses[:, fitted].mean(1).argmin())]
+        return chosen.pick(answered).predictive(temperature(chosen.pick(fitted)))
 
-    at_calibration, at_test = gaussians.covariances(prior)
-    temperature = temperature_of(calibration, at_calibration)
-    crossed = cross_fitted_predictive(held_out, len(calibration.labels))
-    return Outcome(
-        crossed,
-        gaussian_predictive(test, at_test, temperature),
-        row_nll(crossed.probs, calibration.labels),
-        {"prior_precision": _brief(prior)} | ({"temperature": temperature} if tempered else {}),
-    )
-
-
-def fixed_prior_outcome(gaussians: Gaussians, calibration: Rows, test: Rows, prior: Prior) -> Outcome:
-    """Return the posterior predictive under a prior that saw no calibration row: its losses need no folds."""
-    at_calibration, at_test = gaussians.covariances(prior)
-    on_calibration = gaussian_predictive(calibration, at_calibration)
-    return Outcome(
-        on_calibration,
-        gaussian_predictive(test, at_test),
-        row_nll(on_calibration.probs, calibration.labels),
-        {"prior_precision": _brief(prior)},
-    )
-
-
-def _brief(prior: Prior) -> dict[str, float] | float:
-    """Return the precisions; of many only the middle one and how many there are."""
-    if len(prior.precision) <= 2:
-        return {k: round(v, 6) for k, v in prior.precision.items()}
-    logs = sorted(math.log(v) for v in prior.precision.values())
-    return {"median": math.exp(logs[len(logs) // 2]), "count": float(len(logs))}
+    crossed = cross_fitted_predictive(held_out, len(labels))
+    return Outcome(crossed, test.predictive(temperature(calibration)), row_nll(crossed.probs, labels))

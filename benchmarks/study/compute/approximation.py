@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.study.compute.alternatives import Gaussians, gaussian_predictive, stored_rows
+from benchmarks.study.compute.alternatives import Gaussians
 from benchmarks.study.compute.posteriors import fit_stored, posterior_bytes, project_stored
 from benchmarks.study.config import StudyConfig
 from benchmarks.study.store import SPLITS, Stores, read_stores
@@ -72,8 +72,7 @@ def compare(config: StudyConfig, task: str, seed: str, rows: int) -> list[dict[s
     stores = replace(stores, test=stores.test.first(rows), calibration=stores.calibration.first(rows))
     blocks, valid = stores.blocks, stores.test.class_mask[:, 1:]
     exact = fit_stored(stores, StructureSettings("exact", seed=int(seed)), blocks)
-    calibration, test = stored_rows(stores.calibration), stored_rows(stores.test)
-    choice = Gaussians.of(stores, exact).validated(calibration)
+    choice = Gaussians.of(stores, exact).validated()
     precision = choice.prior.precision["all"]
     if choice.at_bound:
         raise ConfigError(
@@ -95,15 +94,15 @@ def compare(config: StudyConfig, task: str, seed: str, rows: int) -> list[dict[s
         nll = None
         # At full rank each of the search's hundred precisions goes through every parameter of every row.
         if not variant.per_block and variant.rank != RANKS[-1]:
-            gaussians = Gaussians.of(stores, fits[0])
-            _, covariance = gaussians.covariances(gaussians.validated(calibration).prior)
-            nll = float(row_nll(gaussian_predictive(test, covariance).probs, test.labels).mean())
+            view = Gaussians.of(stores, fits[0])
+            probs = view.test_under(view.validated().prior).predictive().probs
+            nll = float(row_nll(probs, view.test.labels).mean())
         logs = torch.stack([truth.log(), variances.clamp_min(1e-300).log()])
         result.append(
             {
                 "task": task,
                 "seed": int(seed),
-                "rows": len(test.labels),
+                "rows": len(stores.test.labels),
                 "prior_precision": precision,
                 **vars(variant),
                 "rank": variant.rank and min(variant.rank, max(b.wide for b in blocks)),
@@ -113,7 +112,7 @@ def compare(config: StudyConfig, task: str, seed: str, rows: int) -> list[dict[s
                 "size_bytes": sum(posterior_bytes(fit) for fit in fits),
                 "adapter_bytes": 2 * sum(b.wide * b.narrow for b in blocks),
                 "fit_seconds": middle - started,
-                "predict_seconds_per_row": (ended - middle) / len(test.labels),
+                "predict_seconds_per_row": (ended - middle) / len(stores.test.labels),
             }
         )
         say(f"{task}: {result[-1]}")

@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from benchmarks.study.compute.alternatives import (
     Gaussians,
     Outcome,
-    Rows,
     fixed_prior_outcome,
     gaussian_outcome,
     point_outcome,
@@ -106,13 +105,13 @@ def compute(config: StudyConfig, stores: Stores, seed: int, say: Callable[[str],
         started = time.monotonic()
         posterior = fit_stored(stores, settings, select_blocks(stores.blocks, subset))
         view = Gaussians.of(stores, posterior)
-        outcome = _by_validation(view, calibration, test)
+        outcome = _by_validation(view)
         seconds = time.monotonic() - started
         methods[name] = Method(title, "structure", outcome, seconds, posterior_bytes(posterior))
         say(f"{stores.folder.parent.name} {seed}: {title}, {seconds:.0f} s")
         if name in ("laplace", "laplace_ekfac", "laplace_exact"):
             gaussians[name] = view
-    return methods | prior_methods(stores, gaussians, calibration, test, say)
+    return methods | prior_methods(stores, gaussians, say)
 
 
 def member_methods(stores: Stores) -> dict[str, Method]:
@@ -137,9 +136,7 @@ def member_methods(stores: Stores) -> dict[str, Method]:
     return methods
 
 
-def prior_methods(
-    stores: Stores, gaussians: Mapping[str, Gaussians], calibration: Rows, test: Rows, say: Callable[[str], None]
-) -> dict[str, Method]:
+def prior_methods(stores: Stores, gaussians: Mapping[str, Gaussians], say: Callable[[str], None]) -> dict[str, Method]:
     """Return the same posteriors under priors chosen in other ways, and with a temperature on top.
 
     A precision per module is for the block-diagonal posterior: blocks that vary together share one.
@@ -153,15 +150,14 @@ def prior_methods(
 
     def by_evidence(view: Gaussians, granularity: Granularity) -> Outcome:
         choice = choose_by_evidence(view.posterior, distances, log_likelihood, granularity)
-        return fixed_prior_outcome(view, calibration, test, choice.prior)
+        return fixed_prior_outcome(view, choice.prior)
 
-    validation = partial(_by_validation, served, calibration, test)
     methods = {
         "laplace_temperature": _timed(
-            "Laplace, then temperature", "combined", size + 8, partial(validation, tempered=True)
+            "Laplace, then temperature", "combined", size + 8, partial(_by_validation, served, tempered=True)
         ),
         "laplace_validation_group": _timed(
-            "Laplace, validation per group", "prior", size, partial(validation, "group")
+            "Laplace, validation per group", "prior", size, partial(_by_validation, served, "group")
         ),
     }
     evidence_rows: tuple[tuple[str, str, Gaussians, Granularity], ...] = (
@@ -185,7 +181,7 @@ def prior_methods(
         choice = choose_by_leave_one_out(
             exact.posterior, projected, train.labels, train.class_mask, "scalar", trained_under=evidence.prior
         )
-        return fixed_prior_outcome(exact, calibration, test, choice.prior)
+        return fixed_prior_outcome(exact, choice.prior)
 
     try:
         methods["laplace_loo"] = _timed(
@@ -196,12 +192,9 @@ def prior_methods(
     return methods
 
 
-def _by_validation(
-    view: Gaussians, calibration: Rows, test: Rows, granularity: Granularity = "scalar", *, tempered: bool = False
-) -> Outcome:
+def _by_validation(view: Gaussians, granularity: Granularity = "scalar", *, tempered: bool = False) -> Outcome:
     """Return a posterior's predictive at the prior that the calibration split chooses."""
-    prior = view.validated(calibration, granularity).prior
-    return gaussian_outcome(view, calibration, test, prior, tempered=tempered)
+    return gaussian_outcome(view, view.validated(granularity).prior, tempered=tempered)
 
 
 def _timed(title: str, family: str, size_bytes: int, make: Callable[[], Outcome]) -> Method:

@@ -21,7 +21,7 @@ _ORDERS = re.compile(r"\b(\d+) option orders\b")
 
 
 class MethodResult(BaseModel):
-    """One method in a result.json: its title, and what it cost; further keys are its parameters."""
+    """One method in a result.json: its title, and what it cost."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 

@@ -83,8 +83,8 @@ def write_seed(folder: Path, task: Task, seed: int, **changes: Any) -> None:
         "recommendation_reason": f"{task.recommended}: lowest calibration NLL",
         "review_score": "total_entropy",
         "methods": {
-            m: {"title": t, "family": f, "factor": x, "calibration_nll": 0.4, "seconds": 1.5, "bytes": 2048}
-            for m, (t, f, x) in methods.items()
+            m: {"title": title, "family": family, "seconds": 1.5, "bytes": 2048}
+            for m, (title, family, _) in methods.items()
         },
         "rankings": {"map_entropy": 0.7, "total_entropy": 0.72},
         "conformal": {m: SETS for m in ("map", "temperature", "laplace")},
