@@ -119,16 +119,15 @@ def _task(seeds: Sequence[Predictions], digests: Mapping[int, str]) -> dict[str,
     first = seeds[0].result
     confidence = [p.probs["map"].amax(1) - (~p.mistakes("map")).double() for p in seeds]
     against = {
-        # a reference that some seeds lack would make the two comparisons about different models: all seeds or none
-        reference: pooled_mean(torch.stack([p.losses(p.result.recommended) - p.losses(reference) for p in seeds]))
-        if all(reference in p.probs for p in seeds)
-        else None
+        f"against_{reference}": pooled_mean(
+            torch.stack([p.losses(p.result.recommended) - p.losses(reference) for p in seeds])
+        )
         for reference in REFERENCES
     }
     return {
         "task": first.task,
         "digest": digests[first.seed],
-        "classes": first.classes if isinstance(first.classes, int) else len(first.classes),
+        "classes": len(first.classes),
         **{name: getattr(first, name) for name in ("train_rows", "calibration_rows", "rows", "steps")},
         "configuration": without_folders(first.configuration),
         "capped": {k: v for p in seeds for k, v in p.result.capped.items()},
@@ -136,8 +135,7 @@ def _task(seeds: Sequence[Predictions], digests: Mapping[int, str]) -> dict[str,
         "hardware": _distinct(p.result.hardware for p in seeds),
         "versions": _distinct(p.result.versions for p in seeds),
         "gap": pooled_mean(torch.stack(confidence)),
-        "against_map": against["map"],
-        "against_temperature": against["temperature"],
+        **against,
     }
 
 

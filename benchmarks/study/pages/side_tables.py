@@ -65,15 +65,12 @@ def conformal_table(tables: Tables) -> str:
     for task in tables["tasks"].itertuples():
         seeds = tables["seeds"][tables["seeds"].task == task.task]
         for method in _SETS:
-            chosen = [s.conformal[m] for s in seeds.itertuples() if (m := method or s.recommended) in s.conformal]
-            if not chosen:
-                continue
-            kinds = [pd.DataFrame([sets[kind] for sets in chosen if kind in sets]) for kind in ("lac", "aps")]
+            chosen = [s.conformal[method or s.recommended] for s in seeds.itertuples()]
+            kinds = [pd.DataFrame([sets[kind] for sets in chosen]) for kind in ("lac", "aps")]
             nominal = kinds[0].nominal[0]
-            few = f" ({len(chosen)})" if len(chosen) < len(seeds) else ""
             figures = [text for sets in kinds for text in (_mean(sets.coverage), _mean(sets["size"], 2))]
             chance = f"± {coverage_error(nominal, task.calibration_rows):.3f}"
-            rows.append([task.task, titles.get(method, "*recommended*") + few, f"{nominal:g}", *figures, chance])
+            rows.append([task.task, titles.get(method, "*recommended*"), f"{nominal:g}", *figures, chance])
     heading = ["task", "method", "nominal", "LAC coverage", "LAC size", "APS coverage", "APS size", "by chance"]
     return markdown_table(heading, rows, left={0, 1})
 
@@ -123,19 +120,16 @@ def rankings_table(tables: Tables) -> str:
     Cells are means over seeds; the best as printed is bold where they differ and all seeds have them. *Chosen*: of
     the score that each seed chose on its calibration split, and which that is.
     """
-    seeds = tables["seeds"]
-    names = list(dict.fromkeys(name for rankings in seeds.rankings for name in rankings))
-    rows = []
-    for task, of_task in seeds.groupby("task") if names else ():
-        count = len(of_task)
-        areas = pd.DataFrame([*of_task.rankings], columns=names, dtype=float)
-        whole = areas.mean()[areas.count() == count].map(lambda mean: round(mean, 3))
+    names, rows = list(tables["seeds"].rankings[0]), []
+    for task, seeds in tables["seeds"].groupby("task"):
+        areas = pd.DataFrame([*seeds.rankings], columns=names, dtype=float)
+        whole = areas.mean()[areas.count() == len(seeds)].map(lambda mean: round(mean, 3))
         best = set(whole[whole == whole.max()].index) if whole.nunique() > 1 else set()
-        texts = {name: over_seeds(areas[name], count) for name in names}
-        chosen = [r.get(s) for r, s in zip(of_task.rankings, of_task.review_score, strict=True)]
-        which = ", ".join(f"{s.seed}: `{escaped(s.review_score)}`" for s in of_task.itertuples())
+        texts = {name: over_seeds(areas[name], len(seeds)) for name in names}
+        chosen = [rankings[score] for rankings, score in zip(seeds.rankings, seeds.review_score, strict=True)]
+        which = ", ".join(f"{s.seed}: `{escaped(s.review_score)}`" for s in seeds.itertuples())
         cells = [f"**{text}**" if name in best else text for name, text in texts.items()]
-        rows.append([task, *cells, over_seeds(pd.Series(chosen, dtype=float), count), which])
+        rows.append([task, *cells, over_seeds(pd.Series(chosen, dtype=float), len(seeds)), which])
     heading = ["task", *(f"`{escaped(n)}`" for n in names), "chosen", "chosen by seed"]
     return markdown_table(heading, rows, left={0, len(names) + 2})
 

@@ -9,8 +9,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-import pandas as pd
-
 from benchmarks.study.pages.approximation_table import approximation_table
 from benchmarks.study.pages.plots import NLL_PLOT, RELIABILITY_PLOT
 from benchmarks.study.pages.side_tables import (
@@ -48,7 +46,8 @@ def setup_table(tables: Tables) -> str:
     sizes = ("classes", "train_rows", "calibration_rows", "rows", "steps")
     rows = [
         [
-            *(task["task"], _base(task["configuration"]), *(task[size] for size in sizes)),
+            *(task["task"], escaped("{model}, {quantization}".format_map(task["configuration"]["base"]))),
+            *(task[size] for size in sizes),
             *(", ".join(map(str, task["seeds"])), _inline(task["capped"]) or "none", f"`{task['digest'][:8]}`"),
         ]
         for task in tables["tasks"].to_dict("records")
@@ -110,7 +109,7 @@ def recommended_table(tables: Tables) -> str:
         chosen = [titles[m] + (f" ({n} of {task.seeds})" if n < task.seeds else "") for m, n in counts.items()]
         row = [task.task, task.seeds, ", ".join(chosen), f"{task.recommended_nll:.3f}", f"{task.map_nll:.3f}"]
         for bounds in (task.against_map, task.against_temperature):
-            row += ["-", "-"] if bounds is None else [shown(bounds), outcome(*bounds[1:])]
+            row += [shown(bounds), outcome(*bounds[1:])]
         rows.append(row)
     heading = ["task", "seeds", "recommended", "NLL", "MAP NLL", "against MAP", "", "against temperature", ""]
     return markdown_table(heading, rows, left={0, 2, 6, 8})
@@ -141,16 +140,9 @@ def cost_table(tables: Tables) -> str:
     rows = []
     for m in tables["methods"].itertuples():
         scores = tables["scores"][tables["scores"].method == m.method]
-        medians = [scores.seconds.astype(float).median(), scores.size_bytes.astype(float).median() / 1000]
-        texts = ["-" if pd.isna(value) else f"{value:.1f}" for value in medians]
-        rows.append([escaped(m.title), escaped(m.family), *texts, len(scores)])
+        medians = (scores.seconds.median(), scores.size_bytes.median() / 1000)
+        rows.append([escaped(m.title), escaped(m.family), *(f"{value:.1f}" for value in medians), len(scores)])
     return markdown_table(["method", "family", "seconds", "kB stored", "runs"], rows, left={0, 1})
-
-
-def _base(configuration: Any) -> str:
-    """Return "smollm2-135m-instruct, nf4", or a dash where a task's configuration names no base model."""
-    base = configuration.get("base") if isinstance(configuration, dict) else None
-    return escaped(f"{base['model']}, {base.get('quantization', 'none')}") if base else "-"
 
 
 def _inline(value: Any) -> str:

@@ -27,8 +27,8 @@ class MethodResult(BaseModel):
 
     title: str
     family: str
-    seconds: float | None = None
-    bytes: int | None = None
+    seconds: float
+    bytes: int
 
     @property
     def option_orders(self) -> int | None:
@@ -43,7 +43,7 @@ class MethodResult(BaseModel):
 
 
 class SeedResult(BaseModel):
-    """A result.json. ``configuration``: anything else that makes two runs different experiments."""
+    """A result.json. ``configuration``: what else makes two runs different experiments."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -53,17 +53,17 @@ class SeedResult(BaseModel):
     train_rows: int
     calibration_rows: int
     steps: int
-    classes: int | tuple[str, ...]
+    classes: tuple[str, ...]
     capped: dict[str, Any]
     recommended: str
     recommendation_reason: str
     review_score: str
     methods: dict[str, MethodResult]
-    conformal: dict[str, dict[str, dict[str, float]]] = {}
-    rankings: dict[str, float | None] = {}
+    conformal: dict[str, dict[str, dict[str, float]]]
+    rankings: dict[str, float | None]
     versions: dict[str, Any]
     hardware: Any
-    configuration: Any = None
+    configuration: dict[str, Any]
 
 
 @dataclass(frozen=True)

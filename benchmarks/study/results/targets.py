@@ -33,11 +33,11 @@ class TaskFigures:
     Attributes:
         recommended: the methods recommended, in the order of the seeds.
         gap: MAP's mean confidence less its accuracy, with its interval.
-        against_map, against_temperature: NLL of the recommended less the reference's; None where not measured.
+        against_map, against_temperature: NLL of the recommended less the reference's.
         accuracy_change: accuracy of the recommended less MAP's.
         auroc_lead: AUROC of the chosen review score less that of MAP's entropy, both on the recommended method's
             mistakes; None where no seed has both mistakes and right answers.
-        coverage: of the recommended method's LAC sets, and the nominal level; None where not measured.
+        coverage: of the recommended method's LAC sets, and the nominal level.
     """
 
     task: str
@@ -50,11 +50,11 @@ class TaskFigures:
     map_ece: float
     recommended_ece: float
     gap: Bounds
-    against_map: Bounds | None
-    against_temperature: Bounds | None
+    against_map: Bounds
+    against_temperature: Bounds
     accuracy_change: float
     auroc_lead: float | None
-    coverage: tuple[float, float] | None
+    coverage: tuple[float, float]
 
     @property
     def overconfident(self) -> bool:
@@ -88,8 +88,7 @@ def task_figures(tables: Tables) -> tuple[TaskFigures, ...]:
         base, best = scores[scores.method == "map"], scores[scores.recommended.astype(bool)]
         seeds = tables["seeds"][tables["seeds"].task == task.task]
         leads = (seeds.review_auroc.astype(float) - seeds.map_entropy_auroc.astype(float)).dropna()
-        chosen = [s.conformal.get(s.recommended, {}) for s in seeds.itertuples()]
-        sets = [kinds["lac"] for kinds in chosen if "lac" in kinds]
+        sets = [s.conformal[s.recommended]["lac"] for s in seeds.itertuples()]
         result.append(
             TaskFigures(
                 task=task.task,
@@ -106,7 +105,7 @@ def task_figures(tables: Tables) -> tuple[TaskFigures, ...]:
                 against_temperature=task.against_temperature,
                 accuracy_change=best.accuracy.mean() - base.accuracy.mean(),
                 auroc_lead=leads.mean() if len(leads) else None,
-                coverage=(fmean(s["coverage"] for s in sets), sets[0]["nominal"]) if sets else None,
+                coverage=(fmean(s["coverage"] for s in sets), sets[0]["nominal"]),
             )
         )
     return tuple(result)
@@ -114,11 +113,11 @@ def task_figures(tables: Tables) -> tuple[TaskFigures, ...]:
 
 def judge(tasks: Sequence[TaskFigures]) -> tuple[Target, ...]:
     """Return every target with its figures and verdict; what was missed stays in."""
-    versus_map = [(t, t.against_map, outcome(*t.against_map[1:])) for t in tasks if t.against_map]
-    over = [(t, bounds, end) for t, bounds, end in versus_map if t.overconfident]
-    versus = [(t, t.against_temperature, outcome(*t.against_temperature[1:])) for t in tasks if t.against_temperature]
-    lost = [f"{t.task} {shown(bounds)}" for t, bounds, end in versus if end == "loss"]
-    wins, ties = (sum(end == kind for _, _, end in versus) for kind in ("win", "tie"))
+    versus_map = {t.task: outcome(*t.against_map[1:]) for t in tasks}
+    over = [t for t in tasks if t.overconfident]
+    versus = {t.task: outcome(*t.against_temperature[1:]) for t in tasks}
+    lost = [f"{t.task} {shown(t.against_temperature)}" for t in tasks if versus[t.task] == "loss"]
+    wins, ties = (list(versus.values()).count(kind) for kind in ("win", "tie"))
     large = [t for t in tasks if t.rows >= ECE_ROWS]
     largest = f"; largest {max(t.recommended_ece for t in large):.3f}" if large else ""
     leads = [(t.task, t.auroc_lead) for t in tasks if t.auroc_lead is not None]
@@ -128,12 +127,12 @@ def judge(tasks: Sequence[TaskFigures]) -> tuple[Target, ...]:
             f"NLL below MAP's, beyond noise, wherever MAP is overconfident (ECE above {ECE_LIMIT}, or mean confidence "
             "above accuracy beyond noise)",
             *(tasks, len(over), "not won"),
-            [f"{t.task} {shown(bounds)}" for t, bounds, end in over if end != "win"],
+            [f"{t.task} {shown(t.against_map)}" for t in over if versus_map[t.task] != "win"],
         ),
         _about_every(
             "NLL never above MAP's beyond noise",
             *(tasks, len(tasks), "worse"),
-            [f"{t.task} {shown(bounds)}" for t, bounds, end in versus_map if end == "loss"],
+            [f"{t.task} {shown(t.against_map)}" for t in tasks if versus_map[t.task] == "loss"],
         ),
         Target(
             f"NLL beats or ties temperature scaling on at least {_share(6, tasks)} tasks (6 of 8)",
@@ -166,17 +165,17 @@ def judge(tasks: Sequence[TaskFigures]) -> tuple[Target, ...]:
 
 
 def _coverage_target(tasks: Sequence[TaskFigures]) -> Target:
-    measured = [(t, *t.coverage, coverage_error(t.coverage[1], t.calibration_rows)) for t in tasks if t.coverage]
+    measured = [(t, *t.coverage, coverage_error(t.coverage[1], t.calibration_rows)) for t in tasks]
     # the files hold 6 digits, so a difference of the margin itself can come out a rounding above it
     far = [f"{t.task} {c:.3f} ± {e:.3f}" for t, c, level, e in measured if round(abs(c - level), 6) > COVERAGE_MARGIN]
     errors = [f"{100 * e:.1f} points ({n} rows)" for e, n in sorted({(e, t.calibration_rows) for t, *_, e in measured})]
     few = " to ".join(dict.fromkeys([*errors[:1], *errors[-1:]]))
     levels = " or ".join(f"{100 * level:g} %" for level in dict.fromkeys(level for _, _, level, _ in measured))
     return _about_every(
-        f"conformal coverage within {100 * COVERAGE_MARGIN:g} points of the nominal{levels and f' {levels}'} "
-        "(LAC sets of the recommended method)",
-        *([t for t, *_ in measured], len(measured), "off", far),
-        behind=f"; standard deviation that the calibration rows allow: {few}" if errors else "",
+        f"conformal coverage within {100 * COVERAGE_MARGIN:g} points of the nominal {levels} (LAC sets of the "
+        "recommended method)",
+        *(tasks, len(tasks), "off", far),
+        behind=f"; standard deviation that the calibration rows allow: {few}",
     )
 
 

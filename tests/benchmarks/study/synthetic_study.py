@@ -77,7 +77,7 @@ def write_seed(folder: Path, task: Task, seed: int, **changes: Any) -> None:
         "train_rows": 200,
         "calibration_rows": 150,
         "steps": 64,
-        "classes": task.classes,
+        "classes": list("ABCD")[: task.classes],
         "capped": {"available": {"train": 67349, "test": 872}, "max_prompt_characters": None},
         "recommended": task.recommended,
         "recommendation_reason": f"{task.recommended}: lowest calibration NLL",

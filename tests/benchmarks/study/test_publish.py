@@ -121,7 +121,7 @@ def test_unfinished_seeds_are_passed_over_and_nothing_finished_is_refused(tmp_pa
         ({"recommended": "nothing"}, "the recommended nothing"),
         ({"rows": 17}, "17 rows expected"),
         ({"methods": {"map": {"title": "MAP"}}}, r"methods\.map\.family"),
-        ({"methods": {"map": {"title": "MAP", "family": "map"}}}, "unknown"),
+        ({"methods": {"map": {"title": "MAP", "family": "map", "seconds": 1, "bytes": 1}}}, "unknown"),
         (None, r"predictions\.safetensors cannot be used"),
     ],
 )

@@ -43,7 +43,12 @@ def test_the_page_keeps_its_other_text(docs: Path) -> None:
 
 
 def test_a_title_cannot_break_the_table(tmp_path: Path) -> None:
-    write_study(tmp_path, TASKS[:1], (0,), methods={m: {"title": f"{m} | x\ny", "family": "f"} for m in METHODS})
+    write_study(
+        tmp_path,
+        TASKS[:1],
+        (0,),
+        methods={m: {"title": f"{m} | x\ny", "family": "f", "seconds": 1, "bytes": 1} for m in METHODS},
+    )
     for text in page_tables(scored(tmp_path)).values():
         for table in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
             assert len({re.sub(r"\\\|", "", line).count("|") for line in table.splitlines()}) == 1
@@ -74,22 +79,6 @@ def test_the_matrix_counts_wins_ties_and_losses(published: Tables) -> None:
     # MAP is far overconfident on alpha, so temperature scaling wins there; gamma's MAP is calibrated, so it does not.
     assert rows["temperature scaling"][0] == "+ ·"
     assert rows["temperature scaling"][2] != "+ ·"
-
-
-def test_what_some_seeds_lack_is_counted_and_what_all_lack_is_left_out(tmp_path: Path) -> None:
-    write_study(tmp_path, TASKS[:1], (0,), rankings={"map_entropy": 0.7, "epistemic": 0.6})
-    changes = {"rankings": {"map_entropy": None, "epistemic": 0.8}, "review_score": "epistemic", "conformal": {}}
-    write_study(tmp_path, TASKS[:1], (1,), **changes)
-    tables = page_tables(scored(tmp_path))
-    assert "| *recommended* (1) |" in tables["conformal"]
-    row = tables["rankings"].splitlines()[2]
-    assert row == "| alpha | 0.700 (1) | 0.700 ± 0.141 | 0.800 | 0: `total_entropy`, 1: `epistemic` |".replace(
-        "| 0.800 |", "| 0.800 (1) |"
-    )
-    write_study(tmp_path, TASKS[:1], conformal={}, rankings={})
-    nothing = scored(tmp_path)
-    assert len(cells(page_tables(nothing)["conformal"])) == len(cells(page_tables(nothing)["rankings"])) == 1
-    assert task_figures(nothing)[0].coverage is None
 
 
 def test_averages_over_orders_stand_beside_map_under_a_title_without_their_number(published: Tables) -> None:
@@ -179,7 +168,6 @@ def test_the_coverage_target_shows_what_the_calibration_rows_allow() -> None:
         "2 of 3; off: far 0.850 ± 0.024; standard deviation that the calibration rows allow: "
         "2.4 points (150 rows) to 3.6 points (67 rows)"
     )
-    assert judge([figures(coverage=None)] * PLANNED_TASKS)[7].verdict == "open"
 
 
 def test_task_figures_are_means_over_seeds(published: Tables) -> None:
@@ -190,7 +178,7 @@ def test_task_figures_are_means_over_seeds(published: Tables) -> None:
     assert alpha.overconfident
     assert alpha.coverage == (pytest.approx(0.91), 0.9)
     # Where MAP is what is recommended, nothing is won or lost.
-    assert list(gamma.against_map or ()) == [0, 0, 0]
+    assert list(gamma.against_map) == [0, 0, 0]
     assert gamma.accuracy_change == 0
 
 
@@ -213,7 +201,6 @@ def test_the_recommended_is_pooled_over_whatever_each_seed_recommends(tmp_path: 
     nll = tables["scores"][tables["scores"].seed == 1].set_index("method").nll
     (task,) = task_figures(tables)
     assert task.recommended == ("map", "temperature")
-    assert task.against_map is not None
     assert task.against_map[0] == pytest.approx((nll["temperature"] - nll["map"]) / 2)
     assert "MAP (1 of 2), temperature scaling (1 of 2)" in page_tables(tables)["recommended"]
 
