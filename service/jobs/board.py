@@ -33,12 +33,7 @@ _KEEPING_S = 5.0
 
 
 class JobBoard:
-    """The jobs of one server.
-
-    Attributes:
-        draining: set once nothing more runs; streams of events end.
-        boot: differs between starts of the server, for the ids of events.
-    """
+    """The jobs of one server; ``boot`` differs between its starts, for the ids of events."""
 
     def __init__(self, settings: Settings, scorer: Scorer, artifacts: ArtifactHost, metrics: Metrics) -> None:
         self._settings = settings
@@ -126,11 +121,8 @@ class JobBoard:
     def job(self, job_id: str, owner: str | None) -> Job:
         """Return a job.
 
-        Args:
-            owner: whose jobs are searched; None for everybody's.
-
         Raises:
-            JobNotFoundError: none of this id, or another caller's.
+            JobNotFoundError: none of this id, or not this owner's; None owns everybody's.
         """
         job = self._open_jobs().get(job_id)
         if job is None or owner not in (None, job.owner):
@@ -158,9 +150,6 @@ class JobBoard:
         self, owner: str, key: str | None, artifact: str | None, options: MeasureOptions, *, announced_bytes: int
     ) -> Job | None:
         """Return the job that this caller uploaded under this key, if there is one.
-
-        Args:
-            announced_bytes: of the upload, 0 where it does not say.
 
         Raises:
             IdempotencyConflictError: it is being uploaded, or was uploaded with other options.
@@ -195,8 +184,7 @@ class JobBoard:
         Call ``known`` before, without awaiting anything in between.
 
         Raises:
-            BodyTooLargeError, TooManyJobsError: as ``Quota.grow``.
-            LaploraError: as ``Upload``.
+            LaploraError: as ``Upload`` and ``Quota.grow``.
         """
         job_id, ledger = uuid.uuid4().hex, self.ledger
         place: object = job_id if key is None else (owner, key)

@@ -32,13 +32,7 @@ class Item(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Consecutive rows of a job.
-
-    Attributes:
-        rows: which of the job they are; items: those that are to be scored.
-        bad: by number, the codes of the others, which are known to have no answer.
-        begin, end: where in the upload, in bytes, it begins, and the row after it.
-    """
+    """Consecutive rows of a job: those to score, the codes of the others, and where in the upload (bytes) they are."""
 
     rows: Rows
     items: Sequence[Item]
@@ -58,11 +52,9 @@ class RowError(Exception):
 def read_chunk(
     path: Path, labels: Sequence[str], *, first: int, offset: int, rows: int, most_bytes: int, bad: Mapping[int, str]
 ) -> Chunk:
-    """Return at most ``rows`` rows of an upload, and no more bytes than ``most_bytes`` but for one row.
+    """Return at most ``rows`` rows of an upload from ``first`` on, and no more than ``most_bytes`` but for one row.
 
     Args:
-        labels: the artifact's, in order.
-        first, offset: number of the first row, and where it begins.
         bad: rows to leave out, and the codes of why.
     """
     items: list[Item] = []

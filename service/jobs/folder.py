@@ -34,11 +34,7 @@ _NAMES = frozenset({MARKER, "lock", *(DATABASE + end for end in ("", "-wal", "-s
 
 
 class StrangersError(JobsUnavailableError):
-    """The folder holds files that no server made.
-
-    Attributes:
-        names: of some of them; for the log only.
-    """
+    """The folder holds files that no server made; ``names`` are some of theirs, for the log only."""
 
     def __init__(self, names: Collection[str]) -> None:
         super().__init__(
@@ -120,7 +116,7 @@ class JobsFolder:
         self.inputs(job_id).unlink(missing_ok=True)
 
     def discard_others(self, job_ids: Collection[str]) -> None:
-        """Remove every upload but these jobs': what a crash left. Files of other names stay."""
+        """Remove every upload but these jobs': what a crash left."""
         kept = {self.inputs(job_id) for job_id in job_ids}
         for path in list(self.path.iterdir()):
             if _UPLOAD.fullmatch(path.name) and path not in kept:
@@ -157,11 +153,7 @@ def private_file(path: Path) -> int:
 
 @contextmanager
 def storage_errors() -> Iterator[None]:
-    """Turn what a full disk raises, of files or of SQLite, into the service's error.
-
-    Raises:
-        StorageFullError: no room, a quota reached, or a write that the disk refused.
-    """
+    """Turn what a full disk raises, of files or of SQLite, into StorageFullError: no room, a quota, a refused write."""
     try:
         yield
     except (sqlite3.OperationalError, OSError) as error:

@@ -137,11 +137,7 @@ class Ledger:
         self._count()
 
     async def remove(self, jobs: Sequence[Job]) -> None:
-        """Forget finished jobs.
-
-        Raises:
-            StorageFullError: that cannot be written down yet.
-        """
+        """Forget finished jobs; StorageFullError as of ``end``."""
         async with self._changing:
             jobs = [job for job in jobs if job.id in self.jobs]
             for first in range(0, len(jobs), _REMOVED_AT_ONCE):
@@ -164,8 +160,7 @@ class Ledger:
         """Let a job end of which nothing runs, and remove its prompts; one that has ended stays as it is.
 
         Args:
-            result: JSON.
-            bad: as of ``keep_rows``, of rows that are not over.
+            bad: codes by number, of rows that are not over.
 
         Raises:
             StorageFullError: that cannot be written down yet.
@@ -228,12 +223,7 @@ class Ledger:
     async def keep_rows(
         self, job: Job, chunk: Chunk, scored: Sequence[ScoredRow], bad: Mapping[int, str], *, sums: Sums
     ) -> None:
-        """Keep the results of a job's next rows.
-
-        Args:
-            bad: by number, the codes of those without an answer.
-            sums: of all rows, with these.
-        """
+        """Keep the results of a job's next rows; ``sums`` are those of all rows, with these."""
         started_at = job.started_at or time.time()
         kept = await self.on_disk(
             lambda: self.store.add_rows(
@@ -265,10 +255,7 @@ class Ledger:
         return await self.on_disk(self.store.result, job.number) if job.status == "done" else None
 
     async def keep_begun(self, job: Job, under_way: Mapping[Rows, int]) -> None:
-        """Keep which rows are under way, and their lone tries: what ends the process is known then.
-
-        What earlier processes left begun stays so until it is over.
-        """
+        """Keep which rows are under way, and their lone tries, beside what earlier processes left begun."""
         begun = {rows: tries for rows, tries in {**job.begun, **under_way}.items() if rows[1] > job.rows_done}
         await self.on_disk(self.store.set_begun, job.number, begun)
 

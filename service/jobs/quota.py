@@ -27,11 +27,7 @@ class Quota:
         return sum(size for _, size in self._held.values())
 
     def check_size(self, size_bytes: int) -> None:
-        """Check an upload's size against what one may ever have.
-
-        Raises:
-            BodyTooLargeError: it is larger.
-        """
+        """Raise BodyTooLargeError for more bytes than one upload may ever have."""
         limit, name = self._settings.max_job_bytes, "max_job_bytes"
         if self._share_bytes < limit:
             limit, name = self._share_bytes, "one caller's share of max_jobs_bytes"
@@ -43,11 +39,7 @@ class Quota:
             )
 
     def check_room(self, owner: str, announced_bytes: int) -> None:
-        """Check that there is room for another upload.
-
-        Raises:
-            TooManyJobsError: there is none now.
-        """
+        """Raise TooManyJobsError where there is no room for another upload now."""
         owners_jobs = sum(holder == owner for holder, _ in self._held.values())
         for what, name, got in (
             ("unfinished jobs", "max_jobs", len(self._held)),
@@ -67,12 +59,7 @@ class Quota:
         self._held[job_id] = (owner, size_bytes)
 
     def grow(self, job_id: str, size_bytes: int) -> None:
-        """Let an upload hold this many bytes, no fewer than it holds.
-
-        Raises:
-            BodyTooLargeError: more than one may ever have.
-            TooManyJobsError: no room for them now.
-        """
+        """Let an upload hold this many bytes, no fewer than it holds; errors as of the checks."""
         self.check_size(size_bytes)
         owner, held_bytes = self._held[job_id]
         self._check_bytes(owner, size_bytes - held_bytes)

@@ -105,23 +105,18 @@ class Job:
 
     Attributes:
         number: its key on disk, growing.
-        owner: name of the caller that uploaded it.
         rows_done: rows that are over, and on disk: the first ones, always.
         bad_counts: of those of them that could not be scored, by the code of why.
         begun: rows that were under way when an earlier process ended uncleanly, and how often nothing of any job was
             under way beside them.
         input_offset: where in the upload, in bytes, the next row begins.
-        sums: of the rows done, behind the partial metrics.
         absent_s: seconds that its artifact has not been loaded while the server ran, since it last was.
-        error: code, message and perhaps field, of a failed one.
-        paused: code and message of what it waits for.
+        error, paused: code and message of what it failed for, or waits for.
         started_at, finished_at: seconds since the epoch.
         pace: at the end of each of the last chunks, since the last pause: ``time.monotonic`` seconds and rows done.
-        cancelling: it is to be cancelled, which may not be on disk yet.
         told: names of the callers who were told that it has ended.
-        changes: how often it has changed since the server's start.
-        changed: set at the next change, which puts another one in its place.
-        event: the newest change as its readers get it, and which one that is.
+        changes, changed: how often it has changed since the start; set at the next change, which puts in a new one.
+        event: which change the newest event is of, and its bytes.
     """
 
     id: str

@@ -1,8 +1,7 @@
 """One job that has not ended: its chunks go through, or do not, and it ends.
 
-Chunks of one job go to disk in their order, each in one transaction; what one failed for undoes those read after it.
-A job is one caller of the queue among the others, so that requests do not wait behind all of it. What the queue or the
-disk has no room for is tried again later. A row without an answer is left out and recorded.
+Chunks go to disk in their order, each in one transaction; what one failed for undoes those read after it. What the
+queue or the disk has no room for is tried again later. A row without an answer is left out and recorded.
 """
 
 from __future__ import annotations
@@ -55,14 +54,13 @@ class Run:
     """A job that has not ended, and what of it is under way.
 
     Attributes:
-        rows: of the next chunk at most; most_rows: that any can have.
-        bad: by number, the codes of rows that turned out to have no answer, which are not on disk yet.
-        chunks: under way, in order; under_way: what the disk says of them, beside ``job.begun``.
-        alone: the last chunk ahead got no room: the next one waits for those before it.
+        rows, most_rows: of the next chunk at most, and of any.
+        bad: by number, the codes of rows without an answer; not all of them are on disk yet.
+        chunks, under_way: in order, and what the disk says of them beside ``job.begun``.
+        alone: the last chunk ahead got no room, so the next one waits for those before it.
+        not_before, absent_at: ``time.monotonic`` of the next try, and of the last one without the artifact.
         next_row, next_offset: where the next chunk begins; ahead of what is on disk by the chunks under way.
-        not_before: ``time.monotonic`` seconds of the next try.
-        absent_at: the same, of the last try that did not find the artifact loaded.
-        ending: the status and more that the job ends with, once that is known.
+        ending: what the job ends with, once that is known.
     """
 
     job: Job
@@ -81,7 +79,7 @@ class Run:
     ending: tuple[StoredStatus, dict[str, Any]] | None = None
 
     def __post_init__(self) -> None:
-        """Begin where the disk says; leave out a row that was alone at several unclean ends."""
+        """Leave out a row that was alone at several unclean ends."""
         job, row = self.job, self.job.rows_done
         self.next_row, self.next_offset = row, job.input_offset
         tries = job.begun.get((row, row + 1), 0)

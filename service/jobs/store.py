@@ -77,11 +77,7 @@ _SLICE_ROWS, _SLICE_PAGES = 256, 64
 
 
 class Store:
-    """The database of a jobs folder.
-
-    Every method raises:
-        StorageFullError: the disk has no room; nothing was changed.
-    """
+    """The database of a jobs folder. A method raises StorageFullError for a disk without room, and changes nothing."""
 
     def __init__(self, path: Path) -> None:
         """Open the database, made for this user alone if it is new.
@@ -177,11 +173,7 @@ class Store:
         input_offset: int,
         started_at: float,
     ) -> bool:
-        """Keep the results of the next rows, all or none; false if the job has ended or they are not the next ones.
-
-        Args:
-            bad: by a row's number the code of why it has no answer.
-        """
+        """Keep the results of the next rows, all or none; false if the job has ended or they are not the next ones."""
         first, after = rows
         with self._transaction():
             cursor = self._db.execute(

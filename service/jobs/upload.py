@@ -64,13 +64,11 @@ def read_line(line: bytes, labels: Sequence[str]) -> tuple[LabelledInput, int]:
 
 
 class Upload:
-    """Writes an upload's lines into a file. Blocks, and is for one thread at a time.
+    """Writes an upload's lines into a new file. Blocks, and is for one thread at a time.
 
     Memory is that of one chunk and one line, and 16 bytes for each id, which must not come twice.
 
     Args:
-        path: of the file, which must not be there yet.
-        settings: limit the lines in all, and the bytes of one.
         tokens_of: returns an input's tokens, of all the prompts that are made of it, or raises what is wrong with it.
         labels: the artifact's, in order.
     """
@@ -91,9 +89,8 @@ class Upload:
         """Check and write the lines that are whole with this chunk.
 
         Raises:
-            BodyTooLargeError, BatchTooLargeError: more bytes of a line, or more lines, than the limits say.
+            BodyTooLargeError, BatchTooLargeError: more bytes of a line, or more lines, than the settings allow.
             LaploraError: a line that POST /evaluate would refuse as an input; the field names it.
-            StorageFullError: the disk has no room.
         """
         lines: list[bytes] = []
         self._begun += chunk

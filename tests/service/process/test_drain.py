@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import http.client
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-import pytest
 from server_process import Process, Start, in_flight, metric, predict, until
 
 QUEUE_ROWS = 6
@@ -27,8 +26,6 @@ class FullServer:
     """A server with one row on the device, a full queue behind it, and a kept connection that was used once."""
 
     process: Process
-    client: httpx.Client
-    gate: Path
     accepted: list[Future[httpx.Response]]
     kept: http.client.HTTPConnection
 
@@ -38,15 +35,6 @@ class FullServer:
         answer = self.kept.getresponse()
         code = json.loads(answer.read()).get("error", {}).get("code", "")
         return answer.status, answer.getheader("connection"), code
-
-
-Full = Callable[..., FullServer]
-
-
-@pytest.fixture
-def full(start: Start, gate: Path) -> Iterator[Full]:
-    with ExitStack() as stack:
-        yield lambda *flags: stack.enter_context(full_server(start, gate, *flags))
 
 
 @contextmanager
@@ -62,7 +50,7 @@ def full_server(start: Start, gate: Path, *flags: str) -> Iterator[FullServer]:
             until(lambda: metric(client, "laplora_queue_rows") == 0)
             accepted += [pool.submit(predict, client) for _ in range(QUEUE_ROWS)]
             until(lambda: metric(client, "laplora_queue_rows") == QUEUE_ROWS)
-            server = FullServer(process, client, gate, accepted, kept)
+            server = FullServer(process, accepted, kept)
             assert server.ask_on_kept() == (429, None, "queue_full")
             yield server
         finally:
@@ -71,45 +59,35 @@ def full_server(start: Start, gate: Path, *flags: str) -> Iterator[FullServer]:
             process.popen.kill()
 
 
-def test_what_was_accepted_is_answered_and_the_rest_is_refused(full: Full) -> None:
-    server = full()
-    server.process.popen.terminate()
-    server.process.event("draining")
-    # The connection that was kept open ends with this answer, so that its client goes elsewhere.
-    assert server.ask_on_kept() == (503, "close", "draining")
-    assert server.kept.sock is None
-    # The gate opens once the last word on new requests is spoken.
-    server.gate.touch()
-    answers = [answer.result() for answer in server.accepted]
-    assert [answer.status_code for answer in answers] == [200] * (QUEUE_ROWS + 1)
-    assert {answer.headers["connection"] for answer in answers} == {"close"}
-    assert server.process.left() == 0
-    assert server.process.event("draining")["in_flight"] == QUEUE_ROWS + 1
-    assert server.process.event("stopped")
+def test_what_was_accepted_is_answered_and_the_rest_is_refused(start: Start, gate: Path) -> None:
+    with full_server(start, gate) as server:
+        server.process.popen.terminate()
+        server.process.event("draining")
+        # The connection that was kept open ends with this answer, so that its client goes elsewhere.
+        assert server.ask_on_kept() == (503, "close", "draining")
+        assert server.kept.sock is None
+        # The gate opens once the last word on new requests is spoken.
+        gate.touch()
+        answers = [answer.result() for answer in server.accepted]
+        assert [answer.status_code for answer in answers] == [200] * (QUEUE_ROWS + 1)
+        assert {answer.headers["connection"] for answer in answers} == {"close"}
+        assert server.process.left() == 0
+        assert server.process.event("draining")["in_flight"] == QUEUE_ROWS + 1
+        assert server.process.event("stopped")
 
 
-def test_the_drains_end_answers_whatever_is_left(full: Full) -> None:
-    server = full("--drain-s", "0.5")
-    server.process.popen.terminate()
-    # The gate stays shut: the device never comes back from its batch.
-    answers = [answer.result() for answer in server.accepted]
-    assert [answer.status_code for answer in answers] == [503] * (QUEUE_ROWS + 1)
-    for answer in answers:
-        assert answer.json()["error"]["code"] == "draining"
-        assert "retry-after" in answer.headers
-        assert answer.headers["connection"] == "close"
-    assert server.process.left() == 0
-    assert "Traceback" not in server.process.log
-
-
-def test_an_idle_kept_connection_holds_nobody_up(full: Full) -> None:
-    server = full()
-    server.gate.touch()
-    assert [answer.result().status_code for answer in server.accepted] == [200] * (QUEUE_ROWS + 1)
-    server.process.popen.terminate()
-    assert server.process.left() == 0
-    assert server.kept.sock is not None
-    assert server.kept.sock.recv(1) == b"", "the server has closed it"
+def test_the_drains_end_answers_whatever_is_left(start: Start, gate: Path) -> None:
+    with full_server(start, gate, "--drain-s", "0.5") as server:
+        server.process.popen.terminate()
+        # The gate stays shut: the device never comes back from its batch.
+        answers = [answer.result() for answer in server.accepted]
+        assert [answer.status_code for answer in answers] == [503] * (QUEUE_ROWS + 1)
+        for answer in answers:
+            assert answer.json()["error"]["code"] == "draining"
+            assert "retry-after" in answer.headers
+            assert answer.headers["connection"] == "close"
+        assert server.process.left() == 0
+        assert "Traceback" not in server.process.log
 
 
 def test_a_disk_that_does_not_answer_holds_up_no_exit(start: Start, tmp_path: Path) -> None:

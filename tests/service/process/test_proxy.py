@@ -206,11 +206,8 @@ def test_what_is_no_http_is_refused_in_the_one_shape(proxy: Proxy) -> None:
         response = answered(proxy, sent)
         assert 400 <= response.status_code < 600
         assert_error(response, response.status_code, "malformed_http")
-
-
-def test_plain_http_is_refused(proxy: Proxy) -> None:
-    response = httpx.get(f"http://127.0.0.1:{proxy.port}/predict")
-    assert (response.status_code, response.json()["error"]["code"]) == (400, "malformed_http")
+    plain = httpx.get(f"http://127.0.0.1:{proxy.port}/predict")
+    assert (plain.status_code, plain.json()["error"]["code"]) == (400, "malformed_http")
 
 
 def test_a_client_that_goes_away_leaves_the_servers_queue(busy: Server, proxy: Proxy) -> None:
