@@ -92,8 +92,12 @@ def fit(
     def run_pass(_title: str, empty: State, add: Callable[[State, ContrastJacobians, torch.Tensor], State]) -> State:
         state = empty
         for batch in batches:
-            found = contrast_jacobians(members.model, batch, members.label_ids, blocks, sums=needs_sums(structure))
-            state = add(state, found, batch.class_mask)
+            # Under no name: a batch's Jacobians go before the next one's come.
+            state = add(
+                state,
+                contrast_jacobians(members.model, batch, members.label_ids, blocks, sums=needs_sums(structure)),
+                batch.class_mask,
+            )
         return state
 
     return fit_posterior(StructureSettings(structure=structure, **options), blocks, run_pass)

@@ -39,7 +39,6 @@ SMOLLM2 = {
     "num_key_value_heads": 3,
     "max_position_embeddings": 8192,
 }
-_TIME, _MEMORY, _GUIDE = "#1b6ca8", "#c8553d", "0.6"
 _COLUMNS = 4
 TURNS = 3
 #: Beyond 1 for what is linear: timing noise, and caches that the larger sizes leave.
@@ -48,13 +47,7 @@ ALLOWED = 1.1
 
 @dataclass(frozen=True)
 class Axis:
-    """One thing that grows.
-
-    Attributes:
-        what: is measured, in words.
-        sizes: ascending, each with the function of that size.
-        time_limit, memory_limit: of the exponents.
-    """
+    """One thing that grows: what is measured, the function of each size, ascending, and limits of the exponents."""
 
     name: str
     what: str
@@ -67,10 +60,9 @@ def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
     """Yield the exponents of every axis; write growth.json and growth.png."""
     values = []
     for axis in axes():
-        functions = {str(size): function for size, function in axis.sizes.items()}
-        times = in_turns(functions, 1 if quick else TURNS)
-        peaks = [peak_bytes(function) for function in functions.values()]
         sizes = list(axis.sizes)
+        times = in_turns({str(size): function for size, function in axis.sizes.items()}, 1 if quick else TURNS)
+        peaks = [peak_bytes(function) for function in axis.sizes.values()]
         seconds = [statistics.median(t) for t in times.values()]
         found = spread([exponent(sizes, turn) for turn in zip(*times.values(), strict=True)])
         yield conditions.record(f"growth: {axis.name}, time", found, "the exponent", arithmetic=axis.time_limit)
@@ -149,11 +141,7 @@ def with_posterior(members: MemberSet, rank: int = 5) -> MemberSet:
 
 
 def draw(axes: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Write the figure: a panel for each axis, time and memory over its sizes, a dashed line of slope 1.
-
-    Args:
-        axes: as in growth.json.
-    """
+    """Write the figure of growth.json's axes: time and memory over the sizes, a dashed line of slope 1."""
     lines = -(-len(axes) // _COLUMNS)
     figure = Figure(figsize=(3.2 * _COLUMNS, 3.0 * lines), layout="constrained")
     panels = list(figure.subplots(lines, _COLUMNS, squeeze=False, sharey=True).flat)
@@ -168,18 +156,16 @@ def draw(axes: Sequence[Mapping[str, Any]], path: Path) -> None:
 def _panel(panel: Axes, axis: Mapping[str, Any]) -> None:
     sizes = axis["sizes"]
     for key, label, color, marker in (
-        ("seconds", "time, in units of its least", _TIME, "o"),
-        ("bytes", "peak memory above the model, in units of its least", _MEMORY, "s"),
+        ("seconds", "time, in units of its least", "#1b6ca8", "o"),
+        ("bytes", "peak memory above the model, in units of its least", "#c8553d", "s"),
     ):
         values = axis[key]
         panel.loglog(sizes, [v / min(values) for v in values], marker=marker, color=color, label=label, markersize=4)
-    panel.loglog(sizes, [s / sizes[0] for s in sizes], "--", color=_GUIDE, label="slope 1", zorder=0)
+    panel.loglog(sizes, [s / sizes[0] for s in sizes], "--", color="0.6", label="slope 1", zorder=0)
     end = f"{axis['seconds'][-1]:.2g} s, {axis['bytes'][-1] / 1e6:.3g} MB at {sizes[-1]}"
     panel.set_title(f"{axis['axis']}: {axis['what']}\n{end}", fontsize=9)
-    panel.xaxis.set_major_locator(FixedLocator(sizes))
-    panel.xaxis.set_minor_locator(NullLocator())
-    panel.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    panel.yaxis.set_major_locator(FixedLocator([2**i for i in range(-2, 12)]))
-    panel.yaxis.set_minor_locator(NullLocator())
-    panel.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    for scale, ticks in ((panel.xaxis, sizes), (panel.yaxis, [2**i for i in range(-2, 12)])):
+        scale.set_major_locator(FixedLocator(ticks))
+        scale.set_minor_locator(NullLocator())
+        scale.set_major_formatter(lambda value, _: f"{value:g}")
     panel.grid(alpha=0.3)

@@ -8,7 +8,7 @@ torch's attention as plain products, which all can differentiate (the fused one 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -44,7 +44,8 @@ def answers(conditions: Conditions, subject: Subject, absent: Sequence[str]) -> 
     """Yield what one answer takes: a forward pass, laplora's and other packages'."""
     posterior, precisions = peers.served(subject)
     members = MemberSet(subject.model, {}, subject.label_ids, Member({}, posterior, precisions))
-    batch, few = subject.batch(subject.test), first_rows(subject, BATCH)
+    batch = subject.batch(subject.test)
+    few = replace(subject, train=subject.train[:BATCH], train_labels=subject.train_labels[:BATCH])
     functions: dict[str, Callable[[], Any]] = {
         peers.FORWARD: peers.plain_forward(subject),
         "laplora": lambda: member_outputs(members, batch, {("single", True)}),
@@ -53,7 +54,9 @@ def answers(conditions: Conditions, subject: Subject, absent: Sequence[str]) -> 
         functions["bayesian-lora"] = partial(peers.bayesian_lora(few), plain_attention)
     if "laplace" not in absent:
         functions["laplace-torch, diagonal"] = partial(peers.laplace_torch(few, "diagonal"), plain_attention)
-    found = measured(functions)
+    for function in functions.values():
+        function()
+    found = {name: peak_bytes(function) for name, function in functions.items()}
     for name, size in found.items():
         yield conditions.record(f"memory: {name}", exactly(size / 1e6), UNIT)
     for name in list(functions)[2:]:
@@ -89,15 +92,3 @@ def fits(conditions: Conditions, subject: Subject, absent: Sequence[str]) -> Ite
     if "bayesian_lora" not in absent:
         size = peak_bytes(peers.bayesian_lora_fit(subject, BATCH))
         yield conditions.record(f"memory: fit, bayesian-lora, {MANY} rows", exactly(size / 1e6), UNIT)
-
-
-def first_rows(subject: Subject, rows: int) -> Subject:
-    """Return a subject with its first training rows alone."""
-    return replace(subject, train=subject.train[:rows], train_labels=subject.train_labels[:rows])
-
-
-def measured(functions: Mapping[str, Callable[[], Any]]) -> dict[str, int]:
-    """Return each function's peak bytes at its second call."""
-    for function in functions.values():
-        function()
-    return {name: peak_bytes(function) for name, function in functions.items()}

@@ -21,8 +21,7 @@ from benchmarks.load.overload import Run
 
 MODE = "map"
 #: Rows that may wait: an eighth of the default's, so that twice the capacity fills the queue in ten seconds, and still
-#: a dozen batches. A queue of few batches has no time to empty that is worth the name: the batch under way, and a row's
-#: own, take as long.
+#: a dozen batches, so that the time to empty it is longer than that of a batch.
 QUEUE_ROWS = 256
 #: The largest request has to fit one caller's part of the queue.
 FLAGS = ("--max-queue-rows", str(QUEUE_ROWS), "--max-inputs", str(QUEUE_ROWS // 8))

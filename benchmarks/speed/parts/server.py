@@ -1,7 +1,7 @@
 """The server over HTTP against the same engine called in process, by closed-loop clients.
 
-A closed-loop client sends its next request when it has the answer to the last. Clients, server and engine share this
-machine, so what the clients themselves cost counts against the server. Past its capacity: ``overload``.
+A client sends its next request when it has the answer to the last. Clients, server and engine share this machine, so
+what the clients cost counts against the server. Past its capacity: ``overload``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""How many bytes what laplora holds takes, by formula.
-
-Tokens are those of the whole batch, padding included; d is the hidden width, m the MLP's, g that of keys and values.
-"""
+"""Bytes of what laplora holds, by formula: d is the hidden width, m the MLP's, g that of keys and values."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
 
 
 def seconds_to_ready() -> float:
-    """Return the seconds until a server is ready; how long it takes to stop is no part of them."""
+    """Return the seconds until a server is ready, without those that it takes to stop."""
     begun = time.perf_counter()
     with served():
         return time.perf_counter() - begun

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -390,26 +391,31 @@ async def test_a_job_goes_on_with_its_own_artifact_only(name: str) -> None:
         await served.until(lambda: not uploads(served))
 
 
-async def test_a_full_disk_pauses_and_goes_on(monkeypatch: pytest.MonkeyPatch, served: Served) -> None:
+async def test_a_full_disk_pauses_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """The real disk is in test_jobs_process.py; here, at every step that writes."""
-    store, full = served.state.jobs.ledger.store, True
-    for name in ("add_rows", "end"):
-        write = getattr(store, name)
+    monkeypatch.setattr("service.jobs.board._KEEPING_S", 0.02)
+    async with serve() as served:
+        store, full = served.state.jobs.ledger.store, True
 
-        def refuse(*args: Any, write: Any = write, **kw: Any) -> Any:
+        def refuse(write: Any, *args: Any, **kw: Any) -> Any:
             if full:
                 raise StorageFullError("no room")
             return write(*args, **kw)
 
-        monkeypatch.setattr(store, name, refuse)
-    job_id, other = await submit(served, rows(5)), await submit(served, rows(5))
-    assert await paused(served, job_id) == "storage_full"
-    response = await served.client.delete(f"/evaluate/jobs/{other}")
-    refused(response, 503, "storage_full")
-    assert "retry-after" in response.headers
-    full = False
-    assert (await ended(served, job_id))["status"] == "done"
-    assert (await served.client.delete(f"/evaluate/jobs/{other}")).json()["outcome"] == "cancelled"
+        for name in ("add_rows", "end"):
+            monkeypatch.setattr(store, name, partial(refuse, getattr(store, name)))
+        job_id, other = await submit(served, rows(5)), await submit(served, rows(5))
+        assert await paused(served, job_id) == "storage_full"
+        for response in (
+            await served.client.delete(f"/evaluate/jobs/{other}"),
+            await served.client.post(f"/evaluate/jobs/{other}/cancel"),
+        ):
+            refused(response, 503, "storage_full")
+            assert "retry-after" in response.headers
+        full = False
+        assert (await ended(served, job_id))["status"] == "done"
+        # The server tries by itself what it could not write down.
+        assert (await ended(served, other))["status"] == "cancelled"
 
 
 async def test_without_a_folder_all_but_jobs_is_served(tmp_path: Path) -> None:

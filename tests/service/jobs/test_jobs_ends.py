@@ -28,8 +28,6 @@ from job_calls import (
 )
 from serving import FakePredictor, Served, artifacts_in, serve
 
-from service.errors import StorageFullError
-
 pytestmark = pytest.mark.anyio
 
 # Cancelling and removing
@@ -115,25 +113,6 @@ async def test_delete_removes_only_what_the_caller_was_told_has_ended() -> None:
             path = await job_of_ann()
             await who.call("ann", method, "" if below is None else path + below)
             assert (await who.json("ann", "DELETE", path))["outcome"] == "removed", (method, below)
-
-
-async def test_a_cancel_that_cannot_be_written_down_yet_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.jobs.board._KEEPING_S", 0.02)
-    async with serve() as served:
-        served.predictor.hold()
-        job_id = await submit(served, rows(5))
-        store, full = served.state.jobs.ledger.store, True
-        end = store.end
-
-        def refuse(*args: Any, **kw: Any) -> Any:
-            if full:
-                raise StorageFullError("no room")
-            return end(*args, **kw)
-
-        monkeypatch.setattr(store, "end", refuse)
-        refused(await served.client.post(f"/evaluate/jobs/{job_id}/cancel"), 503, "storage_full")
-        full = False
-        await served.until(lambda: held(served, job_id).status == "cancelled")
 
 
 # Rows without an answer
