@@ -16,8 +16,8 @@ from laplora.metrics.drift import Drift, gap_above, kolmogorov_smirnov
 from laplora.metrics.noise import calibrated_ece, highest_risk, lowest_coverage
 from laplora.metrics.ranking import error_auroc
 from laplora.metrics.scores import accuracy, brier, ece, nll, row_nll
-from service.feedback.records import Answered, Baseline, Kept, Reference, Signal
-from service.http.schemas.feedback import DriftOut, FiguresOut, FlagOut, WatchedFigure
+from service.feedback.records import Answered, Kept, Reference
+from service.http.schemas.feedback import Baseline, DriftOut, FiguresOut, FlagOut, Signal, WatchedFigure
 
 #: One-sided probability of passing a limit by chance, and the normal's quantile of it.
 CHANCE = 0.001

@@ -12,7 +12,8 @@ from typing import get_args
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from service.feedback.records import Report, Signal
+from service.feedback.records import Report
+from service.http.schemas.feedback import Signal
 from service.telemetry.unfailing import unfailing
 
 #: By gauge, the attribute of a report that it shows, and what that means.

@@ -13,19 +13,17 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from service.errors import InvalidRequestError
 from service.feedback.records import Kept, Report, SeriesKey
 from service.feedback.references import reference_of
 from service.feedback.series import Series
+from service.http.schemas.feedback import Outcome
 
 if TYPE_CHECKING:
     from laplora.answers.prediction import Prediction
     from laplora.predictor import Predictor
-
-#: What became of one label. ``unknown``: no prediction of this id was made for this caller, or it is kept no longer.
-Outcome = Literal["recorded", "repeated", "corrected", "unknown"]
 
 #: Random bytes of an id: 128 bits cannot be guessed, and two ids never meet.
 _ID_BYTES = 16

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from service.http.schemas.feedback import SeriesOut
+from service.http.schemas.feedback import SeriesOut, Signal
 
 if TYPE_CHECKING:
     import torch
 
-Signal = Literal["epistemic", "confidence", "score"]
-Baseline = Literal["calibration", "calibration_quantile", "activation"]
 #: One artifact, by digest, and one predictive.
 SeriesKey = tuple[str, str]
 

@@ -6,7 +6,8 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from service.feedback.records import Reference, Signal
+from service.feedback.records import Reference
+from service.http.schemas.feedback import Signal
 
 if TYPE_CHECKING:
     from laplora.predictor import Predictor

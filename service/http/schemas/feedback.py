@@ -8,6 +8,10 @@ from pydantic import Field, FiniteFloat
 
 from service.http.schemas.base import Answer, Probability, Strict
 
+Outcome = Literal["recorded", "repeated", "corrected", "unknown"]
+Signal = Literal["epistemic", "confidence", "score"]
+Baseline = Literal["calibration", "calibration_quantile", "activation"]
+
 
 class FeedbackItem(Strict):
     """The true label of one prediction."""
@@ -27,7 +31,7 @@ class FeedbackResult(Answer):
     """What became of one item."""
 
     prediction_id: str = Field(description="The item's.", examples=["gJ3mGpXbHk1TzqJm0yQe2A"])
-    status: Literal["recorded", "repeated", "corrected", "unknown"] = Field(examples=["recorded"])
+    status: Outcome = Field(examples=["recorded"])
     """recorded: the first label of this prediction; repeated: the same label again, nothing changed; corrected: another
     label took the place of the first, and the prediction still counts once; unknown: no prediction of this id was made
     for this caller, or it is kept no longer (feedback_keep_s, feedback_rows).
@@ -83,9 +87,9 @@ class FlagOut(Answer):
 class DriftOut(Answer):
     """One number per answer, recent answers against a reference."""
 
-    signal: Literal["epistemic", "confidence", "score"] = Field(examples=["epistemic"])
+    signal: Signal = Field(examples=["epistemic"])
     """epistemic: nats; confidence: the largest probability; score: the review score, nats."""
-    reference: Literal["calibration", "calibration_quantile", "activation"] = Field(examples=["activation"])
+    reference: Baseline = Field(examples=["activation"])
     """calibration: the artifact's calibration rows; calibration_quantile: how many of them were above the threshold of
     the flag high_epistemic, where nothing else of them is recorded; activation: the first feedback_window answers,
     against those after them.
