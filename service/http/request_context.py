@@ -53,6 +53,7 @@ class RequestContext:
         if self._tracing is not None and scope["method"] == "POST" and scope["path"] in _SCORED:
             with unfailing("tracing.begin"):
                 record.trace = self._tracing.begin(f"POST {scope['path']}", headers)
+                record.fields["trace_id"] = record.trace.trace_id
         scope.setdefault("state", {})["record"] = record
         begun = time.monotonic()
         status = 0
@@ -97,20 +98,16 @@ class RequestContext:
         self._metrics.count_request(route, method, status)
         quiet = route.startswith(("/health", "/v2/health", "/metrics"))
         record: RequestRecord = scope["state"]["record"]
-        fields = record.fields
         if self._tracing is not None and record.trace is not None:
             with unfailing("tracing.end"):
-                self._tracing.end(
-                    record.trace, **about, request_id=request_id.get(), fields=fields, stages=record.stages
-                )
-            fields = {"trace_id": record.trace.trace_id, **fields}
+                self._tracing.end(record, **about)
         event = {
             "event": "request",
             **about,
             "duration_ms": round(duration_s * 1000, 3),
             "caller": caller_of(Request(scope)).name,
             **{f"{name}_ms": round(value, 3) for name, value in record.stages_ms.items()},
-            **fields,
+            **record.fields,
         }
         logger.log(logging.DEBUG if quiet else logging.INFO, "%s %s %s", method, route, status, extra=event)
 

@@ -23,7 +23,8 @@ from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, Statu
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from service.telemetry.batch_report import BatchReport
-from service.telemetry.request_record import Stage
+from service.telemetry.logs import request_id
+from service.telemetry.request_record import RequestRecord
 
 #: What a request's log fields are called in its span.
 _ATTRIBUTES = {
@@ -88,23 +89,9 @@ class Tracing:
         span = self._tracer.start_span(name, parent, SpanKind.SERVER, start_time=now_ns)
         return RequestSpan(span, now_ns - time.monotonic_ns())
 
-    def end(
-        self,
-        request: RequestSpan,
-        *,
-        method: str,
-        route: str,
-        status: int,
-        request_id: str,
-        fields: Mapping[str, object],
-        stages: list[Stage],
-    ) -> None:
-        """End a request's span, with one child for each of its stages.
-
-        Args:
-            status: the HTTP status, 0 where the connection broke before there was one.
-            fields: of its line in the log.
-        """
+    def end(self, record: RequestRecord, *, method: str, route: str, status: int) -> None:
+        """End a traced request's span, with a child for each of its stages; ``status`` is 0 where there was none."""
+        request: RequestSpan = record.trace
         span = request.span
         if span.is_recording():
             span.update_name(f"{method} {route}")
@@ -113,16 +100,16 @@ class Tracing:
                     "http.request.method": method,
                     "http.route": route,
                     "http.response.status_code": status,
-                    "laplora.request_id": request_id,
+                    "laplora.request_id": request_id.get(),
                 }
             )
             for name, attribute in _ATTRIBUTES.items():
-                if isinstance(value := fields.get(name), str | int):
+                if isinstance(value := record.fields.get(name), str | int):
                     span.set_attribute(attribute, value)
             if status >= 500 or status == 0:
                 span.set_status(Status(StatusCode.ERROR))
             inside = set_span_in_context(span)
-            for stage in stages:
+            for stage in record.stages:
                 child = self._tracer.start_span(stage.name, inside, start_time=request.at(stage.begun))
                 child.end(request.at(stage.ended))
         span.end(request.at(time.monotonic()))
