@@ -55,7 +55,7 @@ class JsonBodyRoute(APIRoute):
                     value = await _read_value(request)
             except TimeoutError:
                 raise DeadlineError("the request's deadline passed before its body had come") from None
-            check_lists(value, settings.max_inputs)
+            _check_lists(value, settings.max_inputs)
             return await handler(_ParsedRequest(request, value))
 
         return bounded
@@ -63,7 +63,7 @@ class JsonBodyRoute(APIRoute):
 
 async def _read_value(request: Request) -> Any:
     state = request.app.state
-    raw = await _read_bounded(request, state.settings.max_body_bytes, request.state.place.hold)
+    raw = await _read_bounded(request, state.settings.max_body_bytes, request.state.hold)
     work = partial(parse_json, raw, max_members=most_members(state.settings.max_inputs))
     if len(raw) <= _PARSED_INLINE_BYTES:
         return work()
@@ -71,12 +71,8 @@ async def _read_value(request: Request) -> Any:
     return await asyncio.get_running_loop().run_in_executor(state.parse_threads, work)
 
 
-def check_lists(value: Any, max_inputs: int) -> None:
-    """Check that each list of inputs, or of labels, in a body has at most ``max_inputs`` items.
-
-    Raises:
-        BatchTooLargeError: it has more; none of them was validated.
-    """
+def _check_lists(value: Any, max_inputs: int) -> None:
+    """Check the number of items in each list of inputs, or of labels, before any of them is validated."""
     for name, items in value.items() if isinstance(value, dict) else ():
         if name in _LISTS and isinstance(items, list) and len(items) > max_inputs:
             raise BatchTooLargeError(

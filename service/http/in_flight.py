@@ -6,6 +6,7 @@ a job, health and metrics need no place.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 from starlette.requests import ClientDisconnect, Request
@@ -39,7 +40,7 @@ class SharedLimit:
     def __init__(self, what: str, setting: str, most: int, client_share: float) -> None:
         self._what, self._setting, self._most = what, setting, most
         self._client_most = max(1, int(most * client_share))
-        self._by_caller: dict[str, int] = {}
+        self._by_caller: Counter[str] = Counter()
         self.total = 0
 
     def add(self, caller: str, more: int, *, whole: bool = False) -> None:
@@ -51,7 +52,7 @@ class SharedLimit:
         Raises:
             ClientTooManyRequestsError, TooManyRequestsError: the caller's share, or all, is taken.
         """
-        so_far = self._by_caller.get(caller, 0)
+        so_far = self._by_caller[caller]
         if not whole and so_far + more > self._client_most < self._most:
             raise ClientTooManyRequestsError(
                 f"you have {so_far} {self._what} in flight and {more} came, one caller may have {self._client_most} "
@@ -67,49 +68,21 @@ class SharedLimit:
                 got=self.total + more,
             )
         self.total += more
-        self._by_caller[caller] = so_far + more
+        self._by_caller[caller] += more
 
     def remove(self, caller: str, less: int) -> None:
         """Take so many off a caller's."""
         self.total -= less
-        left = self._by_caller.get(caller, 0) - less
-        if left:
-            self._by_caller[caller] = left
-        else:
-            self._by_caller.pop(caller, None)
-
-
-class Place:
-    """One request that is being answered, and the bytes of its body that have come or are announced.
-
-    Raises:
-        ClientTooManyRequestsError, TooManyRequestsError: the caller's share of the places, or every place, is taken.
-    """
-
-    def __init__(self, caller: str, requests: SharedLimit, body_bytes: SharedLimit) -> None:
-        requests.add(caller, 1)
-        self._caller, self._requests, self._all_bytes = caller, requests, body_bytes
-        self._bytes = 0
-
-    def hold(self, more_bytes: int) -> None:
-        """Count so many bytes more of the body, before they are read.
-
-        Raises:
-            ClientTooManyRequestsError, TooManyRequestsError: there is no room for them.
-        """
-        self._all_bytes.add(self._caller, more_bytes)
-        self._bytes += more_bytes
-
-    def leave(self) -> None:
-        """Give the place back, with its bytes. Once."""
-        self._requests.remove(self._caller, 1)
-        self._all_bytes.remove(self._caller, self._bytes)
+        self._by_caller[caller] -= less
+        if not self._by_caller[caller]:
+            del self._by_caller[caller]
 
 
 class InFlight:
-    """ASGI middleware: gives each POST its place (``request.state.place``), and refuses those that there is none for.
+    """ASGI middleware: gives each POST its place, and refuses those that there is none for.
 
-    A request that the queue has no room for, however small, is refused here too, before any of its body is read.
+    ``request.state.hold`` counts bytes of its body before they are read, and raises as ``SharedLimit.add``. A request
+    that the queue has no room for, however small, is refused here too, before any of its body is read.
 
     Args:
         requests: how many are answered at once, and of whom; ``body_bytes`` the same of their bodies' bytes.
@@ -135,11 +108,19 @@ class InFlight:
             return
         request = Request(scope, receive)
         caller = caller_of(request).name
+        held = 0
+
+        def hold(more_bytes: int) -> None:
+            nonlocal held
+            self._body_bytes.add(caller, more_bytes)
+            held += more_bytes
+
         try:
-            request.state.place = place = Place(caller, self._requests, self._body_bytes)
+            self._requests.add(caller, 1)
         except ServiceError as error:
             await self._refuse(request, error, send)
             return
+        request.state.hold = hold
         try:
             line = line_of(scope["method"], scope["path"])
             if line is not None and line.path in _SCORED:
@@ -149,7 +130,8 @@ class InFlight:
         else:
             await self._app(scope, receive, send)
         finally:
-            place.leave()
+            self._requests.remove(caller, 1)
+            self._body_bytes.remove(caller, held)
 
     async def _refuse(self, request: Request, error: Exception, send: Send) -> None:
         scope = request.scope

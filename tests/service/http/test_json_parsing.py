@@ -113,10 +113,10 @@ def test_a_body_may_have_as_many_members_and_an_object_as_many_keys_as_its_limit
     assert (several.value.limit, several.value.got) == (MAX_KEYS, MAX_KEYS + 1)
 
 
-@pytest.mark.parametrize("text", ["a, b, " * 10_000, '{"[,]}' * 10_000, "\\" * 60_000, '\\"' * 30_000])
-def test_commas_and_braces_in_a_text_are_no_members(text: str) -> None:
-    raw = json.dumps({"inputs": [{"text": text}]}).encode()
-    assert parse_json(raw, max_members=3) == {"inputs": [{"text": text}]}
+@pytest.mark.parametrize("text", ["a, b, " * 10_000, '{"[,]}' * 10_000, "\\" * 60_000, '\\"' * 30_000, "9" * 100_000])
+def test_what_is_in_a_text_is_no_member_and_no_number(text: str) -> None:
+    value = {"inputs": [{"text": text}], "number": 10**MAX_DIGITS // 10}
+    assert parse_json(json.dumps(value).encode(), max_members=4) == value
 
 
 @pytest.mark.parametrize("number", [b"9" * 4000, b"0." + b"9" * 4000, b"1e" + b"9" * 4000, b"9" * (MAX_DIGITS + 1)])
@@ -124,11 +124,6 @@ def test_many_long_numbers_are_refused_unread(number: bytes, monkeypatch: pytest
     monkeypatch.setattr(json_parsing, "from_json", pytest.fail)
     with pytest.raises(InvalidJsonError, match="digits"):
         parse_json(filled(b"[", number + b",", number + b"]"), max_members=100_000)
-
-
-def test_digits_in_a_text_and_short_numbers_are_read() -> None:
-    value = {"inputs": [{"text": "9" * 100_000}], "more": [10**MAX_DIGITS // 10] * 10}
-    assert parse_json(json.dumps(value).encode()) == value
 
 
 async def test_the_one_error_shape_says_limit_and_what_came(served: Served) -> None:

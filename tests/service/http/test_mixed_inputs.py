@@ -83,13 +83,12 @@ async def test_only_choices_have_orders_and_evaluate_mixes_kinds_too() -> None:
     assert (refused.status_code, refused.json()["error"]["field"]) == (422, "inputs.3.label")
 
 
-@pytest.fixture(scope="module", params=["sentiment", "choices"])
-def tiny(request: pytest.FixtureRequest) -> Iterator[tuple[str, httpx.Client]]:
+@pytest.fixture(scope="module")
+def tiny(choices_run: FinishedRun) -> Iterator[httpx.Client]:
     """A server of a real tiny artifact with one prompt a batch: the same prompt then has the same numbers."""
-    run: FinishedRun = request.getfixturevalue(f"{request.param}_run")
-    command = ["-m", "service", "--artifact", str(run.artifact), "--device", "cpu", "--batch-tokens", "1"]
-    with server_process(command, {"LAPLORA_AUTH": "off"}) as process, process.client() as client:
-        yield request.param, client
+    command = ["-m", "service", "--artifact", str(choices_run.artifact), "--device", "cpu", "--batch-tokens", "1"]
+    with server_process(command) as process, process.client() as client:
+        yield client
 
 
 def predict(client: httpx.Client, inputs: list[dict[str, Any]], **options: Any) -> list[dict[str, Any]]:
@@ -101,40 +100,22 @@ def predict(client: httpx.Client, inputs: list[dict[str, Any]], **options: Any) 
     return answers
 
 
-#: Template, labels, inputs.
-REAL: dict[str, tuple[str, tuple[str, ...], list[dict[str, Any]]]] = {
-    "sentiment": (
-        "sentiment",
-        ("negative", "positive"),
-        [{"text": "The plot was dull."}, {"text": "a lovely film 映画 \u202e"}, {"text": "NUL \x00 and \ufdfa"}],
-    ),
-    "choices": (
-        "multiple_choice",
-        ("A", "B", "C"),
-        [
-            {"question": "Is a dull plot good?", "choices": ["good", "bad"]},
-            {"question": "Is a moving plot good?", "choices": ["good", "bad", "neither of them"]},
-            {"question": "NUL \x00?", "choices": ["\ufdfa", "same", "same"]},
-        ],
-    ),
-}
-
-
 @pytest.mark.parametrize("options", [{}, {"mode": "map"}, {"mode": "fast"}, {"covariance": True}])
 def test_on_a_real_model_an_input_is_its_prompt_whatever_it_came_with(
-    tiny: tuple[str, httpx.Client], options: dict[str, Any]
+    tiny: httpx.Client, options: dict[str, Any]
 ) -> None:
-    name, client = tiny
-    template, labels, inputs = REAL[name]
-    rendered = [render(TEMPLATES[template], item, labels) for item in inputs]
-    # Those with a choice for every label, written as a question and as the prompt that the template makes of it.
-    twins = [i for i, (_, classes) in enumerate(rendered) if classes == len(labels)]
-    assert len(twins) >= 2
-    mixed = [*inputs, *({"id": str(i), "prompt": rendered[i][0]} for i in twins), inputs[0]]
-    answers = predict(client, mixed, **options)
-    assert [predict(client, [item], **options)[0] for item in mixed] == answers
-    assert [answer.get("id") for answer in answers] == [None] * len(inputs) + [str(i) for i in twins] + [None]
+    inputs = [
+        {"question": "Is a dull plot good?", "choices": ["good", "bad"]},
+        {"question": "Is a moving plot good 映画 \u202e?", "choices": ["good", "bad", "neither of them"]},
+        {"question": "NUL \x00?", "choices": ["\ufdfa", "same", "same"]},
+    ]
+    # A prompt stands for every label, as those questions do that have three choices.
+    prompts = [render(TEMPLATES["multiple_choice"], item, LETTERS[:3])[0] for item in inputs[1:]]
+    mixed = [*inputs, *({"id": str(i), "prompt": prompt} for i, prompt in enumerate(prompts)), inputs[0]]
+    answers = predict(tiny, mixed, **options)
+    assert [predict(tiny, [item], **options)[0] for item in mixed] == answers
+    assert [answer.pop("id", None) for answer in answers] == [None, None, None, "0", "1", None]
     assert answers[-1] == answers[0]
-    for place, i in enumerate(twins, start=len(inputs)):
-        assert {**answers[place], "id": None, "label_text": None} == {**answers[i], "id": None, "label_text": None}
-    assert len({next(iter(answer["probs"].values())) for answer in answers[: len(inputs)]}) == len(inputs)
+    for asked, rendered in zip(answers[1:3], answers[3:5], strict=True):
+        assert {**asked, "label_text": None} == {**rendered, "label_text": None}
+    assert len({answer["probs"]["A"] for answer in answers[:3]}) == 3
