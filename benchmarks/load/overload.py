@@ -48,12 +48,7 @@ GOODPUT, EMPTYING, REFUSAL_MS = 0.9, 1.5, 10.0
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how often.
-
-    Attributes:
-        runs: of each setting.
-        capacity_s, load_s, lighter_s: of finding the capacity, of twice that, and of each lighter load.
-    """
+    """Runs of each setting, and seconds of finding the capacity, of twice that, and of each lighter load."""
 
     runs: int = 3
     capacity_s: float = 15.0
@@ -111,11 +106,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Run:
-    """One run: the capacity, answers a second, and twice that.
-
-    Attributes:
-        again: refused requests that were sent again after their wait; ``let_in``: how many of them were answered.
-    """
+    """One run: the capacity, lighter loads and twice it; refused requests sent again, and how many were let in then."""
 
     capacity_per_s: float
     lighter: tuple[Load, ...]
@@ -226,23 +217,18 @@ def verdicts(runs: Sequence[Run], queue_rows: int) -> list[tuple[str, bool]]:
 
 
 def page(found: Mapping[str, Sequence[Run]], measured: str, *, queue_rows: int, mode: str) -> str:
-    """Return the page of all settings.
-
-    Args:
-        found: the runs by setting; measured: when, from what and on what.
-    """
+    """Return the page of the runs of all settings; ``measured``: when, from what and on what."""
     every = [kept for runs in found.values() for _, kept in verdicts(runs, queue_rows)]
-    lines = [
-        "# The server past its capacity",
-        "",
-        measured,
-        "",
-        f"Requests of one row by {CALLERS} callers, mode {mode}; {queue_rows} rows may wait. Capacity by",
-        f"{CLOSED_LOOP_CLIENTS} clients that wait for their answers, found anew before each run; Poisson arrivals at",
-        "twice that, latency from the time a request was meant for. benchmarks/load/overload.py has the protocol.",
-        "",
-        f"**Met: {sum(every)} of {len(every)}** things asked, by the medians of the runs.",
-    ]
+    head = f"""# The server past its capacity
+
+{measured}
+
+Requests of one row by {CALLERS} callers, mode {mode}; {queue_rows} rows may wait. Capacity by
+{CLOSED_LOOP_CLIENTS} clients that wait for their answers, found anew before each run; Poisson arrivals at
+twice that, latency from the time a request was meant for. benchmarks/load/overload.py has the protocol.
+
+**Met: {sum(every)} of {len(every)}** things asked, by the medians of the runs."""
+    lines = [head]
     for name, runs in found.items():
         lines += ["", f"## {name[0].upper()}{name[1:]}", ""]
         alone = [verdicts([run], queue_rows) for run in runs]
@@ -253,34 +239,23 @@ def page(found: Mapping[str, Sequence[Run]], measured: str, *, queue_rows: int, 
     return "\n".join(lines) + "\n"
 
 
-_COLUMNS = (
-    "run, load",
-    "capacity /s",
-    "offered /s",
-    "answered /s",
-    "of capacity",
-    "p50, p95, p99 s",
-    "p99 to emptying",
-    "refused",
-    "refusal p50, p95, p99 ms",
-    "Retry-After s",
-    "sent late, p99 ms",
-)
-
-
 def _table(runs: Sequence[Run], queue_rows: int) -> str:
-    rows = []
-    for number, run in enumerate(runs, 1):
-        for load in (*run.lighter, run.twice):
-            waits = "{:g} ({:g} to {:g})".format(*(load.retry_after[i] for i in (1, 0, 2))) if load.told else ""
-            rows.append(
-                [
-                    *(f"{number}, {load.load:g}", f"{run.capacity_per_s:.1f}", f"{load.offered_per_s:.1f}"),
-                    *(f"{load.answered_per_s:.1f}", f"{load.answered_per_s / run.capacity_per_s:.2f}"),
-                    ", ".join(f"{v:.2f}" for v in load.latencies),
-                    *(f"{load.latencies[2] / (queue_rows / run.capacity_per_s):.2f}", load.refused),
-                    ", ".join(f"{v:.1f}" for v in load.refusals_ms) if load.refused else "",
-                    *(waits, f"{load.sent_late_ms:.0f}"),
-                ]
-            )
-    return markdown_table(_COLUMNS, rows)
+    rows = [_cells(n, run, load, queue_rows) for n, run in enumerate(runs, 1) for load in (*run.lighter, run.twice)]
+    return markdown_table(rows[0], [row.values() for row in rows])
+
+
+def _cells(number: int, run: Run, load: Load, queue_rows: int) -> dict[str, str]:
+    capacity, (least, median, most) = run.capacity_per_s, load.retry_after
+    return {
+        "run, load": f"{number}, {load.load:g}",
+        "capacity /s": f"{capacity:.1f}",
+        "offered /s": f"{load.offered_per_s:.1f}",
+        "answered /s": f"{load.answered_per_s:.1f}",
+        "of capacity": f"{load.answered_per_s / capacity:.2f}",
+        "p50, p95, p99 s": ", ".join(f"{v:.2f}" for v in load.latencies),
+        "p99 to emptying": f"{load.latencies[2] / (queue_rows / capacity):.2f}",
+        "refused": f"{load.refused}",
+        "refusal p50, p95, p99 ms": ", ".join(f"{v:.1f}" for v in load.refusals_ms) if load.refused else "",
+        "Retry-After s": f"{median:g} ({least:g} to {most:g})" if load.told else "",
+        "sent late, p99 ms": f"{load.sent_late_ms:.0f}",
+    }

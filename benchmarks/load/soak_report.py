@@ -66,22 +66,22 @@ def page(samples: Sequence[Sample], tally: Tally, conditions: Conditions, *, con
             f"{1000 * quantile(tally.latencies_s, share):.0f}" for share in (0.5, 0.95, 0.99)
         ),
     }
-    return "\n".join(
-        [
-            "# Soak\n",
-            f"`{measured['command']}`, {measured['date']}, commit {measured['commit']}, {conditions.hardware}; "
-            f"{measured['versions']}.",
-            "Clients of every kind at once: predictions of known rows in every mode, evaluations, hostile requests and",
-            "bytes, clients that vanish after 50 ms, and activations, feedback and jobs where the server has them.\n",
-            f"{verdict(samples)}.\n",
-            markdown_table(["what", "value"], rows.items()),
-            markdown_table(["came to its end as it should", "count"], sorted(tally.done.items())),
-            markdown_table(["refusals and failures of good requests", "count"], _counts(tally.errors)),
-            markdown_table(["answers to hostile requests", "count"], _counts(tally.expected)),
-            *(["Faults:", "", *(f"- {fault}" for fault in tally.faults), ""] if tally.faults else []),
-            "![memory, files, latency and throughput over time](soak.png)\n",
-        ]
-    )
+    faults = "".join(f"- {fault}\n" for fault in tally.faults)
+    faults = f"Faults:\n\n{faults}\n" if faults else ""
+    return f"""# Soak
+
+`{measured["command"]}`, {measured["date"]}, commit {measured["commit"]}, {conditions.hardware}; {measured["versions"]}.
+Clients of every kind at once: predictions of known rows in every mode, evaluations, hostile requests and
+bytes, clients that vanish after 50 ms, activations where there are two artifacts, feedback and jobs.
+
+{verdict(samples)}.
+
+{markdown_table(["what", "value"], rows.items())}
+{markdown_table(["came to its end as it should", "count"], sorted(tally.done.items()))}
+{markdown_table(["refusals and failures of good requests", "count"], _counts(tally.errors))}
+{markdown_table(["answers to hostile requests", "count"], _counts(tally.expected))}
+{faults}![memory, files, latency and throughput over time](soak.png)
+"""
 
 
 def _counts(counted: Mapping[str, int]) -> list[tuple[str, int]]:

@@ -133,7 +133,7 @@ def no_scratch() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("no_scratch")
-@pytest.mark.parametrize(("layers", "classes"), [(3, 2), (6, 2), (4, 5)])
+@pytest.mark.parametrize(("layers", "classes"), [(3, 2), (4, 5)])
 def test_an_answer_takes_what_the_formula_says(layers: int, classes: int) -> None:
     """8 x 16 tokens. Within a tenth: attention's scores, which the formula leaves out, are more on so small a model."""
     members = random_llama(layers, device="cpu", quantization="nf4", rank=4, classes=classes, shape=TINY)
@@ -156,10 +156,10 @@ def test_large_is_measured_against_formulas(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_fit_holds_no_more_for_more_rows() -> None:
-    members = random_llama(2, device="cpu", quantization="none", rank=4, shape=TINY)
+    members = random_llama(1, device="cpu", quantization="none", rank=4, shape=TINY)
     blocks, batch = find_blocks(members.model, 2), random_batch(members, 4, 8)
-    two, six = (peak_bytes(lambda n=n: fit(members, blocks, [batch] * n, "joint_core")) for n in (2, 6))
-    assert six == two
+    two, four = (peak_bytes(lambda n=n: fit(members, blocks, [batch] * n, "joint_core")) for n in (2, 4))
+    assert four == two
 
 
 def test_the_exponent_is_the_slope_of_the_upper_half() -> None:
