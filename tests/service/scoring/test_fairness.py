@@ -170,8 +170,8 @@ def test_a_long_request_goes_on_beside_a_stream_of_newcomers(
             queue.add(Request(newcomer.format((batches, len(queue.waiting))), "map"), [16])
         queue.run()
         batches += 1
-    # Its share of 64 tokens a batch, and as much again for turns that come late.
-    assert batches <= 2 * 20 * 30 / share / 64
+        # Its share of 64 tokens a batch, and as much again for turns that come late.
+        assert batches <= 2 * 20 * 30 / share / 64
 
 
 def test_nothing_is_remembered_of_who_is_gone() -> None:
