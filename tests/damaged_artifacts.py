@@ -6,6 +6,7 @@ offsets behind the header), and the tensors' bytes.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -104,62 +105,25 @@ def claims(raw: bytes) -> Iterator[tuple[str, bytes]]:
     )
 
 
-def edit_json(folder: Path, name: str, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change a JSON file of an artifact, in place."""
-    fields = json.loads((folder / name).read_text(encoding="utf-8"))
-    change(fields)
-    (folder / name).write_text(json.dumps(fields), encoding="utf-8")
+Damage = Callable[[Path], object]
 
 
-def edit_tensors(folder: Path, name: str, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    """Change the tensors of a file, in place."""
-    with safe_open(folder / name, framework="pt") as handle:
-        metadata = handle.metadata()
-    tensors = load_file(folder / name)
-    change(tensors)
-    save_file({k: v.contiguous() for k, v in tensors.items()}, folder / name, metadata)
-
-
-def tensors(name: str, change: Callable[[torch.Tensor], torch.Tensor], which: str = "") -> Callable[[Path], None]:
-    """Return what changes the first tensor of a file whose name ends so, and seals the artifact again."""
+def edited(name: str, change: Callable[[dict[str, Any]], object]) -> Damage:
+    """Return what changes a JSON file of an artifact; of the manifest whether or not the result can be one."""
 
     def damage(folder: Path) -> None:
-        def apply(found: dict[str, torch.Tensor]) -> None:
-            key = min(k for k in found if k.endswith(which))
-            found[key] = change(found[key].clone())
-
-        edit_tensors(folder, name, apply)
-        reseal(folder)
+        fields = json.loads((folder / name).read_text(encoding="utf-8"))
+        change(fields)
+        (folder / name).write_text(json.dumps(fields), encoding="utf-8")
+        if name != MANIFEST:
+            reseal(folder)
 
     return damage
 
 
-def first_to(value: float) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return what sets a tensor's first number."""
+def replaced(name: str, old: str, new: str) -> Damage:
+    """Return what changes a text of the manifest or of another file."""
 
-    def change(tensor: torch.Tensor) -> torch.Tensor:
-        tensor.view(-1)[0] = value
-        return tensor
-
-    return change
-
-
-def manifest(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
-    """Return what changes the manifest, whether or not the result can be one."""
-    return lambda folder: edit_json(folder, MANIFEST, change)
-
-
-def sealed(name: str, change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
-    """Return what changes another JSON file, and seals the artifact again."""
-
-    def damage(folder: Path) -> None:
-        edit_json(folder, name, change)
-        reseal(folder)
-
-    return damage
-
-
-def _text(name: str, old: str, new: str) -> Callable[[Path], None]:
     def damage(folder: Path) -> None:
         text = (folder / name).read_text(encoding="utf-8")
         assert old in text
@@ -168,7 +132,32 @@ def _text(name: str, old: str, new: str) -> Callable[[Path], None]:
     return damage
 
 
-def in_place_of(name: str, make: Callable[[Path], object]) -> Callable[[Path], None]:
+def tensor(name: str, change: Callable[[torch.Tensor], torch.Tensor], which: str = "") -> Damage:
+    """Return what changes the first tensor of a file whose name ends so, and seals the artifact again."""
+
+    def damage(folder: Path) -> None:
+        with safe_open(folder / name, framework="pt") as handle:
+            metadata = handle.metadata()
+        tensors = load_file(folder / name)
+        key = min(k for k in tensors if k.endswith(which))
+        tensors[key] = change(tensors[key].clone())
+        save_file({k: v.contiguous() for k, v in tensors.items()}, folder / name, metadata)
+        reseal(folder)
+
+    return damage
+
+
+def first_to(value: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return what sets a tensor's first number."""
+
+    def change(values: torch.Tensor) -> torch.Tensor:
+        values.view(-1)[0] = value
+        return values
+
+    return change
+
+
+def in_place_of(name: str, make: Damage) -> Damage:
     """Return what puts something else in a file's place."""
 
     def damage(folder: Path) -> None:
@@ -178,14 +167,14 @@ def in_place_of(name: str, make: Callable[[Path], object]) -> Callable[[Path], N
     return damage
 
 
+def in_turn(*damages: Damage) -> Damage:
+    """Return what does several damages, one after the other."""
+    return lambda folder: [damage(folder) for damage in damages]
+
+
 def _socket(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as bound:
-        here = Path.cwd()
-        os.chdir(path.parent)  # a socket's path may have 107 bytes at most
-        try:
-            bound.bind(path.name)
-        finally:
-            os.chdir(here)
+    with socket.socket(socket.AF_UNIX) as bound, contextlib.chdir(path.parent):  # a path may have 107 bytes at most
+        bound.bind(path.name)
 
 
 def _huge(path: Path) -> None:
@@ -199,111 +188,87 @@ def _moved_out(folder: Path) -> None:
     (folder / POSTERIOR).symlink_to(folder.parent / "outside")
 
 
-def _precision(value: object) -> Callable[[Path], None]:
-    return manifest(lambda m: m["prior"].update(precision=dict.fromkeys(m["prior"]["precision"], value)))
+def _lfs_pointer(folder: Path) -> None:
+    (folder / ADAPTER).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
 
 
-def _member_precision(value: object) -> Callable[[Path], None]:
-    return manifest(
-        lambda m: m["members"][0]["prior"].update(precision=dict.fromkeys(m["members"][0]["prior"]["precision"], value))
-    )
+def _precision(value: float, member: bool = False) -> Damage:
+    def change(fields: dict[str, Any]) -> None:
+        prior = (fields["members"][0] if member else fields)["prior"]
+        prior["precision"] = dict.fromkeys(prior["precision"], value)
+
+    return edited(MANIFEST, change)
 
 
-CORRUPT, INCOMPATIBLE = "artifact_corrupt", "artifact_incompatible"
+def _first_golden(**changes: Any) -> Damage:
+    return edited(GOLDEN, lambda golden: golden["answers"][0].update(changes))
 
-#: By name: what damages a copy of an artifact with every predictive, and the code it is refused with.
-DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "other base weights": (manifest(lambda m: m.update(base_weights_hash="sha256:" + "0" * 64)), INCOMPATIBLE),
-    "other tokenizer": (manifest(lambda m: m.update(tokenizer_hash="sha256:" + "0" * 64)), INCOMPATIBLE),
-    "the two hashes swapped": (
-        manifest(
-            lambda m: m.update(base_weights_hash=m["tokenizer_hash"], tokenizer_hash=m["base_weights_hash"]),
+
+OTHER_HASH, NAN, INFINITY = "sha256:" + "0" * 64, float("nan"), float("inf")
+MEMBER = f"members/2/{ADAPTER}"
+
+#: By code and name: what damages a copy of an artifact with every predictive, so that it is refused with that code.
+BY_CODE: dict[str, dict[str, Damage]] = {
+    "artifact_incompatible": {
+        "other base weights": edited(MANIFEST, lambda m: m.update(base_weights_hash=OTHER_HASH)),
+        "other tokenizer": edited(MANIFEST, lambda m: m.update(tokenizer_hash=OTHER_HASH)),
+        "unknown format": edited(MANIFEST, lambda m: m.update(format_version=99)),
+    },
+    "artifact_corrupt": {
+        "precision 0": _precision(0.0),
+        "precision below 0": _precision(-1.0),
+        "precision NaN": _precision(NAN),
+        "precision infinite": _precision(INFINITY),
+        "precision too large for a float": in_turn(_precision(123456789.0), replaced(MANIFEST, "123456789.0", "1e999")),
+        "no precision": edited(MANIFEST, lambda m: m["prior"].update(precision={})),
+        "a member's precision 0": _precision(0.0, member=True),
+        "a member's precision infinite": _precision(INFINITY, member=True),
+        "NaN in the manifest": edited(MANIFEST, lambda m: m.update(metrics={"nll": NAN})),
+        "a threshold of NaN": edited(
+            MANIFEST, lambda m: m["predictives"]["laplace"]["thresholds"]["review"].update(threshold=NAN)
         ),
-        INCOMPATIBLE,
-    ),
-    "unknown format": (manifest(lambda m: m.update(format_version=99)), INCOMPATIBLE),
-    "precision 0": (_precision(0.0), CORRUPT),
-    "precision below 0": (_precision(-1.0), CORRUPT),
-    "precision NaN": (_precision(float("nan")), CORRUPT),
-    "precision infinite": (_precision(float("inf")), CORRUPT),
-    "precision too large for a float": (
-        lambda folder: (
-            _precision(123456789.0)(folder),
-            _text(MANIFEST, "123456789.0", "1e999")(folder),
+        "a manifest's name twice": replaced(MANIFEST, "{", '{"labels": ["no", "yes"],'),
+        "a file's name twice": replaced(MANIFEST, '"files": {', f'"files": {{"{GOLDEN}": 3,'),
+        "a huge manifest": in_place_of(MANIFEST, _huge),
+        "a huge file": in_place_of(GOLDEN, _huge),
+        "a pipe for the posterior": in_place_of(POSTERIOR, os.mkfifo),
+        "a device for the posterior": in_place_of(POSTERIOR, lambda path: path.symlink_to("/dev/zero")),
+        "a socket for the posterior": in_place_of(POSTERIOR, _socket),
+        "a folder for the posterior": in_place_of(POSTERIOR, Path.mkdir),
+        "a link out of the folder": _moved_out,
+        "a link to itself": in_place_of(POSTERIOR, lambda path: path.symlink_to(path.name)),
+        "a git-lfs pointer": _lfs_pointer,
+        "a git-lfs pointer behind its hash": in_turn(_lfs_pointer, reseal),
+        "an adapter of integers": tensor(ADAPTER, torch.Tensor.long),
+        "an adapter of another shape": tensor(ADAPTER, lambda t: t[:1]),
+        "an adapter with NaN": tensor(ADAPTER, first_to(NAN)),
+        "a member with infinity": tensor(MEMBER, first_to(INFINITY)),
+        "a member of integers": tensor(MEMBER, torch.Tensor.long),
+        "a posterior with NaN": tensor(POSTERIOR, first_to(NAN), ".directions"),
+        "a factor with infinity": tensor(POSTERIOR, first_to(INFINITY), "factor"),
+        "a factor of integers": tensor(POSTERIOR, torch.Tensor.long, "factor"),
+        "a factor of another shape": tensor(POSTERIOR, lambda t: t[:, :-1], "factor"),
+        "distilled with NaN": tensor(DISTILLED, first_to(NAN), "coefficients"),
+        "scores with NaN": tensor(SCORES, first_to(NAN), ".score"),
+        "scores of integers": tensor(SCORES, torch.Tensor.long, ".score"),
+        "errors of another shape": tensor(SCORES, lambda t: t[:-1], ".error"),
+        "a rank that would fill the memory": edited(ADAPTER_CONFIG, lambda c: c.update(r=10**9)),
+        "a rank for one layer that would fill the memory": edited(
+            ADAPTER_CONFIG, lambda c: c.update(rank_pattern={"q_proj": 10**9})
         ),
-        CORRUPT,
-    ),
-    "no precision": (manifest(lambda m: m["prior"].update(precision={})), CORRUPT),
-    "a member's precision 0": (_member_precision(0.0), CORRUPT),
-    "a member's precision infinite": (_member_precision(float("inf")), CORRUPT),
-    "NaN in the manifest": (manifest(lambda m: m.update(metrics={"nll": float("nan")})), CORRUPT),
-    "a threshold of NaN": (
-        manifest(lambda m: m["predictives"]["laplace"]["thresholds"]["review"].update(threshold=float("nan"))),
-        CORRUPT,
-    ),
-    "a manifest's name twice": (_text(MANIFEST, "{", '{"labels": ["no", "yes"],'), CORRUPT),
-    "a file's name twice": (_text(MANIFEST, '"files": {', f'"files": {{"{GOLDEN}": 3,'), CORRUPT),
-    "a huge manifest": (in_place_of(MANIFEST, _huge), CORRUPT),
-    "a huge file": (in_place_of(GOLDEN, _huge), CORRUPT),
-    "a pipe for the posterior": (in_place_of(POSTERIOR, os.mkfifo), CORRUPT),
-    "a device for the posterior": (in_place_of(POSTERIOR, lambda path: path.symlink_to("/dev/zero")), CORRUPT),
-    "a socket for the posterior": (in_place_of(POSTERIOR, _socket), CORRUPT),
-    "a folder for the posterior": (in_place_of(POSTERIOR, Path.mkdir), CORRUPT),
-    "a link out of the folder": (_moved_out, CORRUPT),
-    "a link to itself": (in_place_of(POSTERIOR, lambda path: path.symlink_to(path.name)), CORRUPT),
-    "a git-lfs pointer": (
-        lambda folder: (folder / ADAPTER).write_text(
-            "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+        "golden inputs that the template does not take": _first_golden(inputs={"wrong": "x"}),
+        "golden variances with NaN": _first_golden(logit_variance=[NAN] * 2),
+    },
+    "model_unsupported": {
+        "an adapter that changes the base's weights": edited(
+            ADAPTER_CONFIG, lambda c: c.update(init_lora_weights="pissa")
         ),
-        CORRUPT,
-    ),
-    "a git-lfs pointer behind its hash": (
-        lambda folder: (
-            (folder / ADAPTER).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"),
-            reseal(folder),
-        ),
-        CORRUPT,
-    ),
-    "an adapter of integers": (tensors(ADAPTER, lambda t: t.long()), CORRUPT),
-    "an adapter of another shape": (tensors(ADAPTER, lambda t: t[:1]), CORRUPT),
-    "an adapter with NaN": (tensors(ADAPTER, first_to(torch.nan)), CORRUPT),
-    "a member with infinity": (tensors("members/2/" + ADAPTER, first_to(torch.inf)), CORRUPT),
-    "a member of integers": (tensors("members/2/" + ADAPTER, lambda t: t.long()), CORRUPT),
-    "a posterior with NaN": (tensors(POSTERIOR, first_to(torch.nan), ".directions"), CORRUPT),
-    "a factor with infinity": (tensors(POSTERIOR, first_to(torch.inf), "factor"), CORRUPT),
-    "a factor of integers": (tensors(POSTERIOR, lambda t: t.long(), "factor"), CORRUPT),
-    "a factor of another shape": (tensors(POSTERIOR, lambda t: t[:, :-1], "factor"), CORRUPT),
-    "distilled with NaN": (tensors(DISTILLED, first_to(torch.nan), "coefficients"), CORRUPT),
-    "scores with NaN": (tensors(SCORES, first_to(torch.nan), ".score"), CORRUPT),
-    "scores of integers": (tensors(SCORES, lambda t: t.long(), ".score"), CORRUPT),
-    "errors of another shape": (tensors(SCORES, lambda t: t[:-1], ".error"), CORRUPT),
-    "a rank that would fill the memory": (sealed(ADAPTER_CONFIG, lambda c: c.update(r=10**9)), CORRUPT),
-    "a rank for one layer that would fill the memory": (
-        sealed(ADAPTER_CONFIG, lambda c: c.update(rank_pattern={"q_proj": 10**9})),
-        CORRUPT,
-    ),
-    "an adapter that changes the base's weights": (
-        sealed(ADAPTER_CONFIG, lambda c: c.update(init_lora_weights="pissa")),
-        "model_unsupported",
-    ),
-    "golden inputs that the template does not take": (
-        sealed(GOLDEN, lambda g: g["answers"][0].update(inputs={"wrong": "x"})),
-        CORRUPT,
-    ),
-    "golden answers of another model": (
-        sealed(GOLDEN, lambda g: g["answers"][0].update(map_probs=g["answers"][0]["map_probs"][::-1])),
-        "golden_mismatch",
-    ),
-    "golden variances of another posterior": (
-        sealed(GOLDEN, lambda g: g["answers"][0].update(logit_variance=[30.0, 30.0])),
-        "golden_mismatch",
-    ),
-    "golden variances with NaN": (
-        sealed(GOLDEN, lambda g: g["answers"][0].update(logit_variance=[float("nan")] * 2)),
-        CORRUPT,
-    ),
-    "golden answers with NaN": (
-        sealed(GOLDEN, lambda g: g["answers"][0].update(map_probs=[float("nan")] * 2)),
-        "golden_mismatch",
-    ),
+    },
+    "golden_mismatch": {
+        "golden answers of another model": edited(GOLDEN, lambda g: g["answers"][0]["map_probs"].reverse()),
+        "golden variances of another posterior": _first_golden(logit_variance=[30.0, 30.0]),
+        "golden answers with NaN": _first_golden(map_probs=[NAN] * 2),
+    },
 }
+#: By name: the damage and its code.
+DAMAGES = {name: (damage, code) for code, damages in BY_CODE.items() for name, damage in damages.items()}
