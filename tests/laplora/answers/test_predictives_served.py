@@ -6,7 +6,6 @@ Tolerances as in ``plain_model``: float32 sums in another order.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import shutil
 from collections.abc import Sequence
@@ -215,16 +214,13 @@ def test_a_predictive_that_is_not_there(mixture_predictor: Predictor, sentiment_
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_decisions_for_a_stated_risk(mixture_predictor: Predictor, name: str) -> None:
+def test_the_recorded_scores_give_the_artifacts_decisions_at_its_risk(mixture_predictor: Predictor, name: str) -> None:
     texts = [{"text": f"The {noun} was {word}."} for noun in ("film", "lamp") for word in ("great", "dull", "of", "")]
     answers = mixture_predictor.predict(encode(mixture_predictor, texts), name)
     own = mixture_predictor.artifact.manifest.predictives[name].thresholds.review.target_risk  # type: ignore[index]
     assert mixture_predictor.decided(answers, own) == mixture_predictor.decided(answers, None) == (answers, own)
-    accepted = [
-        {i for i, answer in enumerate(mixture_predictor.decided(answers, risk)[0]) if answer.decision == "accept"}
-        for risk in (0.0001, 0.02, 0.1, 0.3, 0.9999)
-    ]
-    assert all(a <= b for a, b in itertools.pairwise(accepted))
+    sure, _ = mixture_predictor.decided(answers, 0.0001)
+    assert {answer.decision for answer in sure} == {"review"}
     with pytest.raises(ConfigError):
         mixture_predictor.decided(answers, 1.5)
 
