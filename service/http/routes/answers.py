@@ -61,6 +61,5 @@ def prediction_out(index: int, item: Input, prediction: Prediction, options: Pre
         )
     except ValidationError:
         raise UnscorableInputError(
-            f"the model has no finite answer for input {index}: change or leave out that input",
-            field=f"inputs.{index}",
+            f"the model has no finite answer for input {index}: change or leave out that input", field=f"inputs.{index}"
         ) from None

@@ -26,10 +26,7 @@ KINDS: dict[str, list[Any]] = {
         lambda i: {"choices": ["w", "x", "y", "z"], "question": f"number {i}"},
         lambda i: {"prompt": f"rendered {i}"},
     ],
-    "winogrande": [
-        lambda i: {"question": f"_ is {i}", "choices": ["x", "y"]},
-        lambda i: {"prompt": f"rendered {i}"},
-    ],
+    "winogrande": [lambda i: {"question": f"_ is {i}", "choices": ["x", "y"]}, lambda i: {"prompt": f"rendered {i}"}],
     "boolq": [
         lambda i: {"question": f"is it {i} now", "passage": "so it is"},
         lambda i: {"passage": f"it is {i} now", "question": "is it so"},

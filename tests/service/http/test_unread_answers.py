@@ -8,7 +8,8 @@ import os
 import socket
 import subprocess
 import sys
-from contextlib import ExitStack
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,36 +64,29 @@ async def refusal(port: int, **options: Any) -> tuple[bytes, str]:
 
 
 @pytest.mark.parametrize(
-    ("pieces", "sent"),
+    ("pieces", "sent", "half_closed"),
     [
-        (1, GET),
-        (2, GET),
-        (1, GET * 40),
-        (1, GET.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n")),
-        (1, b"GET / HTTP/1.0\r\n\r\n"),
+        (1, GET, False),
+        (2, GET, False),
+        (1, GET, True),
+        (1, GET * 40, False),
+        (1, GET.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n"), False),
+        (1, b"GET / HTTP/1.0\r\n\r\n", False),
     ],
-    ids=["whole", "in-pieces", "pipelined", "to-be-closed", "http-1.0"],
+    ids=["whole", "in-pieces", "half-closed", "pipelined", "to-be-closed", "http-1.0"],
 )
-async def test_a_client_that_takes_no_answer_is_closed(pieces: int, sent: bytes) -> None:
+async def test_a_client_that_takes_no_answer_is_closed(pieces: int, sent: bytes, half_closed: bool) -> None:
     app = LargeAnswers(pieces)
     async with on_uvicorn(app, send_timeout_s=0.2) as (server, port):
         with connected(port) as client:
             client.sendall(sent)
-            while not app.begun or server.server_state.connections or server.server_state.tasks:
+            while not app.begun:
+                await asyncio.sleep(0.01)
+            if half_closed:
+                client.shutdown(socket.SHUT_WR)
+            while server.server_state.connections or server.server_state.tasks:
                 await asyncio.sleep(0.01)
     assert app.begun == app.ended == 1
-
-
-async def test_a_client_that_half_closed_and_takes_nothing_is_closed() -> None:
-    app = LargeAnswers()
-    async with on_uvicorn(app, send_timeout_s=0.2) as (server, port):
-        with connected(port) as client:
-            client.sendall(GET)
-            while not app.ended:
-                await asyncio.sleep(0.01)
-            client.shutdown(socket.SHUT_WR)
-            while server.server_state.connections:
-                await asyncio.sleep(0.01)
 
 
 async def test_a_slow_client_that_takes_enough_gets_all_of_its_answers() -> None:
@@ -131,37 +125,37 @@ async def test_a_request_begins_only_once_the_answers_before_it_are_taken() -> N
     assert app.begun == 3
 
 
-async def test_one_address_has_its_share_of_the_connections_and_another_still_gets_in() -> None:
-    async with on_uvicorn(LargeAnswers(), max_connections=8, client_share=0.5) as (server, port):
-        url = f"http://127.0.0.1:{port}/"
+@asynccontextmanager
+async def four_taken(**values: Any) -> AsyncIterator[int]:
+    """Yield the port of a server, of which another address has four connections inside the block."""
+    async with on_uvicorn(LargeAnswers(), client_share=0.5, **values) as (server, port):
         with ExitStack() as stack:
             for _ in range(4):
                 stack.enter_context(connected(port, OTHER))
             while len(server.server_state.connections) < 4:
                 await asyncio.sleep(0.01)
-            head, code = await refusal(port, local_addr=(OTHER, 0))
-            assert head.startswith(b"HTTP/1.1 429 ")
-            assert b"retry-after: " in head
-            assert code == "client_too_many_requests"
-            async with httpx.AsyncClient(timeout=None) as client:
-                assert (await client.get(url)).status_code == 200
+            yield port
         # Those that are gone are counted no longer.
         while server.server_state.connections:
             await asyncio.sleep(0.01)
         transport = httpx.AsyncHTTPTransport(local_address=OTHER)
         async with httpx.AsyncClient(transport=transport, timeout=None) as again:
-            assert (await again.get(url)).status_code == 200
+            assert (await again.get(f"http://127.0.0.1:{port}/")).status_code == 200
+
+
+async def test_one_address_has_its_share_of_the_connections_and_another_still_gets_in() -> None:
+    async with four_taken(max_connections=8) as port:
+        head, code = await refusal(port, local_addr=(OTHER, 0))
+        assert head.startswith(b"HTTP/1.1 429 ")
+        assert b"retry-after: " in head
+        assert code == "client_too_many_requests"
+        async with httpx.AsyncClient(timeout=None) as client:
+            assert (await client.get(f"http://127.0.0.1:{port}/")).status_code == 200
 
 
 async def test_a_trusted_proxy_may_have_every_connection_and_no_more() -> None:
-    values = {"max_connections": 4, "client_share": 0.5, "trusted_proxies": "127.0.0.0/24"}
-    async with on_uvicorn(LargeAnswers(), **values) as (server, port):
-        with ExitStack() as stack:
-            for _ in range(4):
-                stack.enter_context(connected(port, OTHER))
-            while len(server.server_state.connections) < 4:
-                await asyncio.sleep(0.01)
-            assert (await refusal(port))[1] == "too_many_requests"
+    async with four_taken(max_connections=4, trusted_proxies="127.0.0.0/24") as port:
+        assert (await refusal(port))[1] == "too_many_requests"
 
 
 def test_connections_leave_files_for_the_rest() -> None:
@@ -182,11 +176,7 @@ def test_clients_that_take_nothing_keep_nobody_from_the_server(tmp_path: Path) -
     body = json.dumps(inputs).encode()
     head = f"POST /predict HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     request = head.encode() + body
-    with (
-        fake_server(fake_artifacts(tmp_path), *flags) as process,
-        process.client() as client,
-        ExitStack() as stack,
-    ):
+    with fake_server(fake_artifacts(tmp_path), *flags) as process, process.client() as client, ExitStack() as stack:
         port = client.base_url.port
         assert port is not None
         unread = [stack.enter_context(connected(port, address)) for address in (OTHER, THIRD) for _ in range(16)]
