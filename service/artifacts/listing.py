@@ -44,8 +44,7 @@ class ArtifactListing:
     """
 
     def __init__(self, read: Callable[[Path], Artifact], clock: Callable[[], float] = time.monotonic) -> None:
-        self._read = read
-        self._clock = clock
+        self._read, self._clock = read, clock
         self._known: dict[Path, _Known] = {}
 
     def read(self, folders: Mapping[str, Path]) -> dict[str, Artifact | LaploraError]:
@@ -54,7 +53,7 @@ class ArtifactListing:
         return {name: self._read_one(path) for name, path in folders.items()}
 
     def _read_one(self, path: Path) -> Artifact | LaploraError:
-        now, fingerprint, known = self._clock(), fingerprint_of(path), self._known.get(path)
+        now, fingerprint, known = self._clock(), _fingerprint(path), self._known.get(path)
         seen = known.seen if known is not None and known.fingerprint == fingerprint else now
         if known is not None and known.seen == seen and known.read - seen >= SETTLED_S:
             return known.content
@@ -67,15 +66,15 @@ class ArtifactListing:
         return content
 
 
-def fingerprint_of(folder: Path) -> Fingerprint:
+def _fingerprint(folder: Path) -> Fingerprint:
     """Return what changes with any file of a folder, without reading one: each path with its number, size and times."""
-    entries: list[tuple[object, ...]] = []
-    for path in (folder, *sorted(folder.rglob("*"))):
-        try:
-            status = path.stat()
-        except OSError:  # gone meanwhile, or a link to nothing
-            entries.append((path.as_posix(),))
-            continue
-        times = status.st_mtime_ns, status.st_ctime_ns
-        entries.append((path.as_posix(), status.st_dev, status.st_ino, status.st_size, *times))
-    return tuple(entries)
+    return tuple(map(_state, (folder, *sorted(folder.rglob("*")))))
+
+
+def _state(path: Path) -> tuple[object, ...]:
+    try:
+        status = path.stat()
+    except OSError:  # gone meanwhile, or a link to nothing
+        return (path.as_posix(),)
+    times = status.st_mtime_ns, status.st_ctime_ns
+    return path.as_posix(), status.st_dev, status.st_ino, status.st_size, *times

@@ -1,19 +1,27 @@
-"""Two real artifacts on one base model behind HTTP: each answer is that of the artifact loaded alone."""
+"""Real artifacts behind HTTP: each answers as it does alone; a broken one is refused and changes nothing."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from serving import cache, settings, started
-from tiny_runs import FinishedRun
+import torch
+from damaged_artifacts import DAMAGES, TENSOR_FILES, claims, cuts
+from safetensors.torch import load_file, save_file
+from serving import cache, code, settings, started
+from tiny_runs import FinishedRun, reseal
 
+from laplora.models.hashes import weights_hash
 from laplora.predictor import Predictor
 from service.app import create_app
 
@@ -26,51 +34,94 @@ TOLERANCE = 2e-4
 
 @pytest.fixture
 def root(sentiment_run: FinishedRun, mixture_run: FinishedRun, tmp_path: Path) -> Path:
+    """A root with tiny-sentiment and tiny-mixture."""
     for run in (sentiment_run, mixture_run):
         shutil.copytree(run.artifact, tmp_path / run.artifact.name)
     return tmp_path
 
 
 @asynccontextmanager
-async def served(root: Path, artifact: str, **values: Any) -> AsyncIterator[tuple[httpx.AsyncClient, Any]]:
+async def served(
+    root: Path, artifact: str = "tiny-sentiment", **values: Any
+) -> AsyncIterator[tuple[httpx.AsyncClient, Any]]:
+    """Yield a client of the real library on the artifacts of a folder, and the state behind it."""
     app = create_app(settings(artifact=artifact, artifacts_root=root, device="cpu", cache=cache(), **values))
     async with started(app) as client:
-        yield client, app.state.artifacts
+        yield client, app.state
 
 
-def alone(predictor: Predictor) -> list[list[float]]:
-    rows = [predictor.encode({"text": text}, truncate=True) for text in TEXTS]
-    return [p.probs for p in predictor.predict(rows, "laplace")]
+@dataclass
+class Two:
+    """A server of both artifacts, the first of them active."""
+
+    client: httpx.AsyncClient
+    state: Any
+    expected: dict[str, tuple[str, list[list[float]]]]
+
+    async def check(self, i: int, name: str | None = None) -> str:
+        """Ask for a text, of an artifact or of the active one; see that its answer is that of the artifact alone."""
+        options = {"predictive": "laplace", "covariance": True}
+        named = {} if name is None else {"artifact": name}
+        body = {"inputs": [{"text": TEXTS[i]}], "options": options, **named}
+        answer = (await self.client.post("/predict", json=body)).json()
+        answered: str = answer["artifact"]["name"]
+        digest, probs = self.expected[answered]
+        assert answered == (name or answered)
+        assert answer["artifact"]["digest"] == digest
+        assert list(answer["predictions"][0]["probs"].values()) == pytest.approx(probs[i], abs=TOLERANCE)
+        return answered
+
+    async def change(self, *changes: str) -> None:
+        for change in changes:
+            response = await self.client.post(f"/artifacts/tiny-{change}")
+            assert response.status_code == 200, response.text
 
 
-async def test_each_answers_as_alone_whatever_runs_beside_it(
-    root: Path, sentiment_predictor: Predictor, mixture_predictor: Predictor
-) -> None:
-    expected = {"tiny-sentiment": alone(sentiment_predictor), "tiny-mixture": alone(mixture_predictor)}
-    digests = {p.artifact.name: p.artifact.digest for p in (sentiment_predictor, mixture_predictor)}
-    # They are two: on one base, with other adapters, they answer differently.
-    apart = [abs(a[0] - b[0]) for a, b in zip(*expected.values(), strict=True)]
-    assert max(apart) > 10 * TOLERANCE
-    async with served(root, "tiny-sentiment", also_load="tiny-mixture") as (client, host):
+@pytest.fixture
+async def two(root: Path, sentiment_predictor: Predictor, mixture_predictor: Predictor) -> AsyncIterator[Two]:
+    expected = {}
+    for predictor in (sentiment_predictor, mixture_predictor):
+        rows = [predictor.encode({"text": text}, truncate=True) for text in TEXTS]
+        probs = [p.probs for p in predictor.predict(rows, "laplace")]
+        expected[predictor.artifact.name] = predictor.artifact.digest, probs
+    async with served(root, also_load="tiny-mixture") as (client, state):
+        yield Two(client, state, expected)
 
-        async def check(name: str, i: int) -> None:
-            options = {"predictive": "laplace", "covariance": True}
-            body = {"inputs": [{"text": TEXTS[i]}], "artifact": name, "options": options}
-            answer = (await client.post("/predict", json=body)).json()
-            assert answer["artifact"]["digest"] == digests[name]
-            probs = list(answer["predictions"][0]["probs"].values())
-            assert probs == pytest.approx(expected[name][i], abs=TOLERANCE)
 
-        one, other = (host.shelf.find(name) for name in expected)
-        assert one.base is other.base
-        await asyncio.gather(*(check(name, i) for _ in range(2) for i in range(len(TEXTS)) for name in expected))
-        listing = (await client.get("/artifacts")).json()["artifacts"]
-        assert [a["memory_bytes"] for a in listing] == [one.own_bytes, other.own_bytes]
-        del one, other
-        for i, changes in enumerate((("mixture/unload", "mixture/load"), ("mixture/activate", "sentiment/unload"))):
-            for change in changes:
-                assert (await client.post(f"/artifacts/tiny-{change}")).status_code == 200
-            await check("tiny-mixture", i)
+async def test_each_answers_as_alone_whatever_runs_beside_it(two: Two) -> None:
+    one, other = (two.state.artifacts.shelf.find(name) for name in two.expected)
+    assert one.base is other.base
+    await asyncio.gather(*(two.check(i, name) for _ in range(2) for i in range(len(TEXTS)) for name in two.expected))
+    listing = (await two.client.get("/artifacts")).json()["artifacts"]
+    assert [a["memory_bytes"] for a in listing] == [one.own_bytes, other.own_bytes]
+    del one, other
+    await two.change("mixture/unload", "mixture/load")
+    await two.check(0, "tiny-mixture")
+    await two.change("mixture/activate", "sentiment/unload")
+    await two.check(1, "tiny-mixture")
+
+
+async def test_swapping_to_and_fro_under_load_drops_nothing(two: Two) -> None:
+    """Each answer has the numbers of the digest that it names, and the two are far apart."""
+    (_, first), (_, second) = two.expected.values()
+    assert abs(first[0][0] - second[0][0]) > 10 * TOLERANCE
+    names, seen, done = [*two.expected], set(), asyncio.Event()
+
+    async def ask(number: int) -> None:
+        while not done.is_set():
+            # Every other client names the artifact, the rest take what is active.
+            name = names[number // 2 % 2] if number % 2 else None
+            seen.add((await two.check(0, name), name is None))
+
+    clients = asyncio.gather(*(ask(number) for number in range(8)))
+    for _ in range(10):
+        for name in ("mixture", "sentiment"):
+            await two.change(f"{name}/activate")
+            await answers(two.client)
+    while len(seen) < 4 and not clients.done():
+        await two.change(f"{('mixture', 'sentiment')[len(seen) % 2]}/activate")
+    done.set()
+    await clients
 
 
 async def test_rows_that_run_alone_are_the_same_to_the_last_bit(root: Path) -> None:
@@ -86,3 +137,81 @@ async def test_rows_that_run_alone_are_the_same_to_the_last_bit(root: Path) -> N
     assert busy[: len(TEXTS)] == quiet
     for together in busy[len(TEXTS) :]:
         assert together == [answers[0] for answers in quiet]
+
+
+async def answers(client: httpx.AsyncClient) -> dict[str, Any]:
+    """Return an answer to one request, but for its times and the ids that each prediction gets anew."""
+    body = {"inputs": [{"text": text} for text in TEXTS], "options": {"covariance": True}}
+    response = await client.post("/predict", json=body)
+    assert response.status_code == 200, response.text
+    found: dict[str, Any] = json.loads(response.text, parse_constant=pytest.fail)
+    predictions = [{k: v for k, v in p.items() if k != "prediction_id"} for p in found["predictions"]]
+    return {"artifact": found["artifact"], "predictions": predictions}
+
+
+def restore(folder: Path, run: FinishedRun) -> None:
+    for path in (folder, folder.parent / "outside"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    shutil.copytree(run.artifact, folder)
+
+
+async def test_every_broken_artifact_is_refused_and_the_old_one_answers_the_same(
+    root: Path, mixture_run: FinishedRun
+) -> None:
+    """One damage for each code, and files that are cut or lie behind their hash; the library's tests have the rest."""
+    candidate = root / "candidate"
+    by_code = {expected: damage for damage, expected in DAMAGES.values()}
+    assert len(by_code) > 3
+
+    def cut(folder: Path, file: str, how: str) -> None:
+        raw = (folder / file).read_bytes()
+        (folder / file).write_bytes((dict(cuts(raw)) | dict(claims(raw)))[how])
+        reseal(folder)
+
+    damages = [(expected, damage) for expected, damage in by_code.items()]
+    for file, how in product(TENSOR_FILES, ("half the header", "a shape of 2^60")):
+        damages.append(("artifact_corrupt", partial(cut, file=file, how=how)))
+    async with served(root) as (client, _):
+        before = await answers(client)
+        for expected, damage in damages:
+            restore(candidate, mixture_run)
+            damage(candidate)
+            assert code(await client.post("/artifacts/candidate/activate")) == (409, expected)
+            assert await answers(client) == before
+            assert (await client.get("/artifacts")).status_code == 200
+        restore(candidate, mixture_run)
+        assert (await client.post("/artifacts/candidate/activate")).status_code == 200
+
+
+async def test_a_base_with_nan_is_refused_by_name(
+    sentiment_run: FinishedRun, tiny_base_folder: Path, tmp_path: Path
+) -> None:
+    """An artifact that was made on it, by its hash, so that only its answers can tell."""
+    base, root = tmp_path / "nan-base", tmp_path / "root"
+    shutil.copytree(tiny_base_folder, base)
+    (file,) = base.glob("*.safetensors")
+    tensors = load_file(file)
+    next(tensor for name, tensor in sorted(tensors.items()) if "down_proj" in name).view(-1)[0] = torch.nan
+    save_file(tensors, file, {"format": "pt"})
+    for name in ("tiny-sentiment", "candidate"):
+        shutil.copytree(sentiment_run.artifact, root / name)
+    reseal(root / "candidate", name="candidate", base_model=str(base), base_weights_hash=weights_hash(str(base)))
+    async with served(root) as (client, _):
+        before = await answers(client)
+        refused = await client.post("/artifacts/candidate/activate")
+        assert await answers(client) == before
+    assert code(refused) == (409, "artifact_incompatible")
+    assert "NaN" in refused.json()["error"]["message"]
+
+
+async def test_weights_that_become_nan_are_no_answer(root: Path) -> None:
+    async with served(root) as (client, state):
+        weights = dict(state.artifacts.active._members.model.named_parameters())
+        with torch.no_grad():
+            next(w for name, w in sorted(weights.items()) if name.endswith("lora_B.default.weight"))[0, 0] = torch.nan
+        for mode in ("laplace", "map", "fast"):
+            body = {"inputs": [{"text": TEXTS[0]}], "options": {"mode": mode}}
+            assert code(await client.post("/predict", json=body)) == (422, "unscorable_input"), mode
