@@ -215,7 +215,6 @@ class Ledger:
 
     def stopped(self, job: Job) -> None:
         """Note that nothing of a job runs; if it has not ended it waits for its next turn."""
-        job.pace.clear()
         if not job.finished and not job.cancelling:
             job.status, job.paused = "queued", None
             self.tell(job)

@@ -36,14 +36,7 @@ class Runner:
         self._settings, self._scorer, self._ledger = settings, scorer, ledger
         self._woken = asyncio.Event()
         self._means = Means(
-            settings,
-            scorer,
-            artifacts,
-            ledger,
-            Measuring(ledger),
-            look=self._woken.set,
-            forget=self._forget,
-            stop=self.stop,
+            settings, scorer, artifacts, ledger, Measuring(ledger), self._woken.set, self._forget, self.stop
         )
         self._runs: dict[str, Run] = {}
         self._callers, self._jobs = Turns(), Turns()
@@ -66,7 +59,6 @@ class Runner:
 
     def _forget(self, job: Job) -> None:
         self._runs.pop(job.id, None)
-        job.pace.clear()
         self.wake()
 
     async def drop(self, job: Job) -> None:

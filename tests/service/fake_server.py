@@ -1,16 +1,19 @@
 """python fake_server.py [flags]: the real process, signals and sockets, over a fake predictor.
 
-With FAKE_GATE=FILE every prediction waits until that file exists, and makes FILE.waiting meanwhile; with
-FAKE_BROKEN=1 loading fails. FAKE_CHOICES=NAME adds an artifact of that name that answers questions with choices.
-A folder named "stuck" in the root is never read to its end.
-With FAKE_POISON=N,... rows with these tokens have no answer.
+With FAKE_GATE=FILE every prediction waits until that file exists, and makes FILE.waiting meanwhile. At load recorded
+answers are others with FAKE_BROKEN=golden, and the device is lost with FAKE_BROKEN=fault. FAKE_CHOICES=NAME adds an
+artifact of that name that answers questions with choices. A folder named "stuck" in the root is never read to its end.
+With FAKE_POISON=N,... rows with these tokens have no answer; one with the token 99666 meets a CUDA fault. With
+FAKE_CLOCK=1 the wall clock jumps a year to and fro at each look.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,10 @@ from laplora.errors import GoldenMismatchError
 from laplora.prompts.templates import TEMPLATES
 from service.__main__ import leave, main
 
+#: Its second part stands for what a driver might repeat of an input: it must not be in the log.
+FAULT = RuntimeError("CUDA error: device-side assert triggered SECRET")
+BROKEN = {"golden": GoldenMismatchError("recorded 0.5, got 0.7"), "fault": FAULT}
+
 
 class GatedPredictor(FakePredictor):
     def predict(self, rows: Any, predictive: str | None = None, *, also: Any = (), target_risk: Any = None) -> Any:
@@ -32,10 +39,18 @@ class GatedPredictor(FakePredictor):
         return super().predict(rows, predictive, also=also)
 
 
+def jumping_clock() -> Callable[[], float]:
+    real, year_s = time.time, 365 * 86_400.0
+    steps = itertools.cycle((year_s, -year_s))
+    return lambda: real() + next(steps)
+
+
 if __name__ == "__main__":
+    if os.environ.get("FAKE_CLOCK"):
+        time.time = jumping_clock()
     predictor = GatedPredictor()
-    if os.environ.get("FAKE_BROKEN"):
-        predictor.golden_error = GoldenMismatchError("recorded 0.5, got 0.7")
+    predictor.golden_error = BROKEN.get(os.environ.get("FAKE_BROKEN", ""))
+    predictor.poison[99_666] = FAULT
     for token in filter(None, os.environ.get("FAKE_POISON", "").split(",")):
         predictor.poison[int(token)] = ValueError("poison")
     choices = os.environ.get("FAKE_CHOICES")

@@ -102,11 +102,11 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 @contextmanager
-def starting(folder: Path, script: str = "fake_server.py") -> Iterator[Start]:
-    """Yield what starts servers of a script, by flags and variables of the environment; they share a root."""
+def starting(folder: Path) -> Iterator[Start]:
+    """Yield what starts servers by flags and variables of the environment; they share a root."""
     root = fake_artifacts(folder)
     with ExitStack() as stack:
-        yield lambda *flags, **environment: stack.enter_context(fake_server(root, *flags, script=script, **environment))
+        yield lambda *flags, **environment: stack.enter_context(fake_server(root, *flags, **environment))
 
 
 def is_ready(client: httpx.Client) -> bool:
@@ -148,7 +148,7 @@ def server_process(command: Sequence[str], environment: Mapping[str, str] | None
                 reader.join()
 
 
-def fake_server(root: Path, *flags: str, script: str = "fake_server.py", **environment: str) -> Serving:
+def fake_server(root: Path, *flags: str, **environment: str) -> Serving:
     """Start the real process over a fake predictor; the root has an artifact ``fake``, see ``fake_artifacts``."""
-    path = Path(__file__).with_name(script)
-    return server_process([str(path), "--artifact", "fake", "--artifacts-root", str(root), *flags], environment)
+    script = str(Path(__file__).with_name("fake_server.py"))
+    return server_process([script, "--artifact", "fake", "--artifacts-root", str(root), *flags], environment)

@@ -68,18 +68,17 @@ async def test_orders_of_the_choices_are_averaged_as_evaluate_does() -> None:
 
 
 async def test_progress_and_partial_metrics_while_it_runs() -> None:
-    predictor = FakePredictor()
-    async with serve(predictor, batch_tokens=16) as served:
-        predictor.hold()
+    async with serve(batch_tokens=16) as served:
+        served.predictor.hold()
         job_id = await submit(served, rows(60))
-        await served.until(predictor.entered.is_set)
+        await served.until(served.predictor.entered.is_set)
         assert {plan.caller for plan in served.state.queue.plans} == {f"job:{job_id}"}
         running = await get(served, job_id)
         assert (running["status"], running["rows_done"], running["partial"]) == ("running", 0, None)
         assert 'laplora_jobs{status="running"} 1.0' in (await served.client.get("/metrics")).text
 
         job = held(served, job_id)
-        predictor.released.set()
+        served.predictor.released.set()
         while job.rows_per_second is None:
             await asyncio.sleep(0)
         found = await get(served, job_id)
@@ -294,9 +293,8 @@ async def test_unknown_ids(served: Served) -> None:
 
 
 async def test_room_for_jobs_is_bounded() -> None:
-    predictor = FakePredictor()
-    async with serve(predictor, max_jobs=3, max_jobs_per_caller=2) as served, callers(served) as who:
-        predictor.hold()
+    async with serve(max_jobs=3, max_jobs_per_caller=2) as served, callers(served) as who:
+        served.predictor.hold()
         first, second = [(await who.json("ann", "POST", content=lines(rows(1))))["id"] for _ in range(2)]
         response = await who.call("ann", "POST", content=lines(rows(1)))
         error = refused(response, 429, "too_many_jobs")
@@ -304,7 +302,7 @@ async def test_room_for_jobs_is_bounded() -> None:
         assert "retry-after" in response.headers
         third = await submit(served, rows(1))
         assert refused(await post(served, lines(rows(1))), 429, "too_many_jobs")["limit"] == 3
-        predictor.released.set()
+        served.predictor.released.set()
         for job_id in (first, second, third):
             await ended(served, job_id)
         # Who has most loses the oldest.

@@ -35,11 +35,10 @@ pytestmark = pytest.mark.anyio
 
 @pytest.mark.parametrize("how", ["cancel", "delete"])
 async def test_cancel_frees_the_queue_at_once_and_keeps_the_job_listed(how: str) -> None:
-    predictor = FakePredictor()
-    async with serve(predictor, batch_tokens=40) as served:
-        predictor.hold()
+    async with serve(batch_tokens=40) as served:
+        served.predictor.hold()
         job_id = await submit(served, rows(200))
-        await served.until(lambda: predictor.entered.is_set() and served.state.queue.rows > 0)
+        await served.until(lambda: served.predictor.entered.is_set() and served.state.queue.rows > 0)
         if how == "cancel":
             await cancel(served, job_id)
         else:
@@ -52,9 +51,9 @@ async def test_cancel_frees_the_queue_at_once_and_keeps_the_job_listed(how: str)
         assert found["finished_at"]
         # Again: nothing happens. It is removed by DELETE alone.
         assert await cancel(served, job_id) == {**found, "bad_rows": None}
-        predictor.released.set()
+        served.predictor.released.set()
         assert (await served.predict("row 9")).status_code == 200
-        assert sum(len(batch) for _, batch in predictor.batches) < 20
+        assert sum(len(batch) for _, batch in served.predictor.batches) < 20
         assert await delete(served, job_id) == "removed"
         refused(await served.client.post(f"/evaluate/jobs/{job_id}/cancel"), 404, "job_not_found")
         refused(await served.client.delete(f"/evaluate/jobs/{job_id}"), 404, "job_not_found")
@@ -147,9 +146,8 @@ async def test_a_row_that_cannot_be_scored_is_left_out_and_named(
 
 @pytest.mark.parametrize(("limit", "bad"), [(2, (3, 20, 45)), (0, (7,))])
 async def test_more_than_may_be_fail_the_job_with_the_counts(limit: int, bad: tuple[int, ...]) -> None:
-    predictor = FakePredictor()
-    async with serve(predictor, batch_tokens=64, max_job_bad_rows=limit) as served:
-        predictor.poison.update({90_500 + number: RuntimeError("CUDA out of memory") for number in bad})
+    async with serve(batch_tokens=64, max_job_bad_rows=limit) as served:
+        served.predictor.poison.update({90_500 + number: RuntimeError("CUDA out of memory") for number in bad})
         failed = await ended(served, await submit(served, poisoned(60, *bad)))
         assert (failed["status"], failed["rows_bad"], failed["result"]) == ("failed", len(bad), None)
         error = failed["error"]
@@ -163,9 +161,8 @@ async def test_more_than_may_be_fail_the_job_with_the_counts(limit: int, bad: tu
 
 
 async def test_a_job_without_one_row_that_can_be_scored_fails() -> None:
-    predictor = FakePredictor()
-    async with serve(predictor, batch_tokens=8) as served:
-        predictor.nan = True
+    async with serve(batch_tokens=8) as served:
+        served.predictor.nan = True
         failed = await ended(served, await submit(served, rows(3)))
         assert (failed["status"], failed["rows_done"], failed["partial"]) == ("failed", 3, None)
         assert (failed["error"]["code"], failed["error"]["field"]) == ("too_many_bad_rows", "lines.1")

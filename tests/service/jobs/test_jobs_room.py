@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 from job_calls import callers, ended, post, refused, uploads
-from serving import FakePredictor, serve, settings
+from serving import serve, settings
 
 from service.errors import TooManyJobsError
 from service.jobs.quota import Quota
@@ -32,9 +32,8 @@ def test_unless_set_the_limit_is_four_of_the_largest_uploads_for_each_callers_sh
 
 
 async def test_an_upload_that_does_not_fit_is_refused_before_it_comes() -> None:
-    predictor = FakePredictor()
-    async with serve(predictor, max_jobs_bytes=8000, max_job_bytes=6000) as served, callers(served) as who:
-        predictor.hold()
+    async with serve(max_jobs_bytes=8000, max_job_bytes=6000) as served, callers(served) as who:
+        served.predictor.hold()
         error = refused(await post(served, upload(4001)), 413, "body_too_large")
         assert (error["limit"], error["got"]) == (4000, 4001)
         first = (await post(served, upload(3000))).json()
@@ -48,7 +47,7 @@ async def test_an_upload_that_does_not_fit_is_refused_before_it_comes() -> None:
         error = refused(await who.call("bob", "POST", content=upload(2000)), 429, "too_many_jobs")
         assert (error["limit"], error["got"]) == (8000, 8900)
         assert len(uploads(served)) == 2
-        predictor.released.set()
+        served.predictor.released.set()
         for job in (first, other):
             await ended(served, job["id"])
         assert served.state.jobs.quota.held_bytes == 0
@@ -56,9 +55,8 @@ async def test_an_upload_that_does_not_fit_is_refused_before_it_comes() -> None:
 
 
 async def test_without_a_content_length_bytes_are_counted_as_they_come() -> None:
-    predictor = FakePredictor()
-    async with serve(predictor, max_jobs_bytes=8000, max_job_bytes=6000) as served:
-        predictor.hold()
+    async with serve(max_jobs_bytes=8000, max_job_bytes=6000) as served:
+        served.predictor.hold()
         assert (await post(served, upload(3000))).status_code == 202
 
         async def in_parts(count: int) -> AsyncIterator[bytes]:
@@ -72,7 +70,7 @@ async def test_without_a_content_length_bytes_are_counted_as_they_come() -> None
         assert len(uploads(served)) == 1
         assert (await post(served, in_parts(2))).json()["rows"] == 2
         assert served.state.jobs.quota.held_bytes == 4000
-        predictor.released.set()
+        served.predictor.released.set()
 
 
 async def test_an_upload_holds_what_has_come_of_it_whatever_it_announces() -> None:

@@ -66,14 +66,13 @@ def chunks_kept(served: Served, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 async def test_a_short_job_does_not_wait_for_a_long_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    predictor = FakePredictor()
-    async with serve(predictor, **SMALL) as served:
+    async with serve(**SMALL) as served:
         order = chunks_kept(served, monkeypatch)
-        predictor.hold()
+        served.predictor.hold()
         long = await submit(served, rows(400))
-        await served.until(predictor.entered.is_set)
+        await served.until(served.predictor.entered.is_set)
         short = [await submit(served, rows(4)) for _ in range(3)]
-        predictor.released.set()
+        served.predictor.released.set()
         for job in short:
             assert (await ended(served, job))["status"] == "done"
         assert not held(served, long).finished
@@ -84,19 +83,18 @@ async def test_a_short_job_does_not_wait_for_a_long_one(monkeypatch: pytest.Monk
 
 
 async def test_callers_take_turns_however_many_jobs_they_have(monkeypatch: pytest.MonkeyPatch) -> None:
-    predictor = FakePredictor()
-    async with serve(predictor, **SMALL) as served, callers(served) as who:
+    async with serve(**SMALL) as served, callers(served) as who:
         order = chunks_kept(served, monkeypatch)
 
         async def submit_as(caller: str) -> str:
             return str((await who.json(caller, "POST", content=lines(rows(40))))["id"])
 
-        predictor.hold()
+        served.predictor.hold()
         many = [await submit_as("many")]
-        await served.until(predictor.entered.is_set)
+        await served.until(served.predictor.entered.is_set)
         many += [await submit_as("many") for _ in range(4)]
         own = held(served, await submit_as("another"))
-        predictor.released.set()
+        served.predictor.released.set()
         await served.until(lambda: own.finished)
         # Of ten chunks each its caller had every second one; those of the other were spread over the five jobs.
         at = order.index(own.id)
@@ -196,9 +194,8 @@ async def test_an_event_is_made_once_for_all_its_readers(monkeypatch: pytest.Mon
         made.append(job.changes)
         return job_out(job, **kw)
 
-    predictor = FakePredictor()
-    async with serve(predictor, **SMALL) as served:
-        predictor.hold()
+    async with serve(**SMALL) as served:
+        served.predictor.hold()
         job = held(served, await submit(served, rows(40)))
         await served.until(lambda: job.status == "running")
         monkeypatch.setattr(shown, "job_out", counting)
@@ -209,7 +206,7 @@ async def test_an_event_is_made_once_for_all_its_readers(monkeypatch: pytest.Mon
 
         readers = [asyncio.ensure_future(read()) for _ in range(50)]
         await served.until(lambda: len(made) == 1)
-        predictor.released.set()
+        served.predictor.released.set()
         read_by = [await reader for reader in readers]
         assert len(made) == len(set(made)) > 2
         last = [events[-1] for events in read_by]

@@ -19,13 +19,6 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 @pytest.fixture
-def start_faulty(tmp_path: Path) -> Iterator[Start]:
-    """Starts servers whose device and files fail as told."""
-    with starting(tmp_path, "faulty_server.py") as start:
-        yield start
-
-
-@pytest.fixture
 def gate(tmp_path: Path) -> Path:
     """A file without which a server that is started with FAKE_GATE keeps its predictions back."""
     path = tmp_path / "gate"

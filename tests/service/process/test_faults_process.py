@@ -36,13 +36,13 @@ def half_a_request(client: httpx.Client, open_requests: int) -> Iterator[Callabl
         yield rest
 
 
-def test_a_lost_device_answers_what_is_open_and_ends_the_process(start_faulty: Start) -> None:
+def test_a_lost_device_answers_what_is_open_and_ends_the_process(start: Start) -> None:
     """A body that never comes does not hold it up."""
-    process = start_faulty()
+    process = start()
     with process.client() as client:
         assert predict(client).status_code == 200
         with half_a_request(client, 1) as rest, half_a_request(client, 2):
-            assert code(predict(client, "666")) == (503, "device_fault")
+            assert code(predict(client, "99666")) == (503, "device_fault")
             for path in ("/health/ready", "/v2/health/ready"):
                 response = client.get(path)
                 assert code(response) == (503, "device_fault")
@@ -56,31 +56,28 @@ def test_a_lost_device_answers_what_is_open_and_ends_the_process(start_faulty: S
     assert "Traceback" not in process.log
 
 
-def test_a_device_that_hangs_answers_what_is_open_and_ends_the_process(start_faulty: Start, tmp_path: Path) -> None:
-    """The run waits for a file that nobody makes."""
-    process = start_faulty("--stall-s", "3", "--hang-s", "4", FAULT_GATE=str(tmp_path / "never"))
+def test_a_device_that_hangs_answers_what_is_open_and_ends_the_process(start: Start, gate: Path) -> None:
+    """The gate is never opened again."""
+    process = start("--stall-s", "3", "--hang-s", "4", FAKE_GATE=str(gate))
     with process.client() as client, ThreadPoolExecutor() as pool:
-        hanging = pool.submit(predict, client, "668")
+        gate.unlink()
+        hanging = pool.submit(predict, client)
         # The second comes behind it, and before the server refuses because of the stall.
         in_flight(client, 1)
-        waiting = pool.submit(predict, client, "1")
+        waiting = pool.submit(predict, client)
         for future in (hanging, waiting):
             assert code(future.result()) == (503, "device_fault")
         assert process.left() == ExitStatus.DEVICE_FAULT
     fault = process.event("device_fault")
     assert fault["error"] == "DeviceHungError"
     # Where it hangs: the frames are the device thread's.
-    assert any("faulty_server.py" in frame and "wait_for" in frame for frame in fault["frames"])  # type: ignore[attr-defined]
+    assert any("fake_server.py" in frame and "predict" in frame for frame in fault["frames"])  # type: ignore[attr-defined]
 
 
-def test_a_device_that_hangs_at_the_first_load(start_faulty: Start, tmp_path: Path) -> None:
-    process = start_faulty("--stall-s", "0.1", "--hang-s", "0.5", FAULT_HANG_LOAD=str(tmp_path / "never"))
-    assert process.left() == ExitStatus.DEVICE_FAULT
-
-
-def test_a_device_lost_at_the_first_load(start_faulty: Start) -> None:
-    process = start_faulty(FAULT_LOAD="1")
-    assert process.left() == ExitStatus.DEVICE_FAULT
+def test_a_device_that_hangs_or_is_lost_at_the_first_load(start: Start, tmp_path: Path) -> None:
+    hanging = start("--stall-s", "0.1", "--hang-s", "0.5", FAKE_GATE=str(tmp_path / "never"))
+    lost = start(FAKE_BROKEN="fault")
+    assert [process.left() for process in (hanging, lost)] == [ExitStatus.DEVICE_FAULT] * 2
 
 
 def test_exit_statuses_are_what_is_documented() -> None:
@@ -98,16 +95,16 @@ def assert_live(client: httpx.Client) -> None:
         assert client.get(path).status_code == 200
 
 
-def test_live_with_a_full_queue_a_stalled_device_and_while_it_drains(start_faulty: Start, tmp_path: Path) -> None:
-    gate = tmp_path / "gate"
+def test_live_with_a_full_queue_a_stalled_device_and_while_it_drains(start: Start, gate: Path) -> None:
     stalls = ("--stall-s", "0.05", "--hang-s", "3600")
     limits = ("--max-queue-rows", "1", "--max-inputs", "1", "--client-share", "1")
-    process = start_faulty(*stalls, *limits, FAULT_GATE=str(gate))
+    process = start(*stalls, *limits, FAKE_GATE=str(gate))
     with process.client() as client, ThreadPoolExecutor() as pool:
-        running = pool.submit(predict, client, "668")
+        gate.unlink()
+        running = pool.submit(predict, client)
         until(lambda: code_or_ok(client.get("/health/ready")) == "device_stalled")
         assert_live(client)
-        waiting = pool.submit(predict, client, "1")
+        waiting = pool.submit(predict, client)
         until(lambda: metric(client, "laplora_queue_rows") == 1)
         assert code(predict(client)) == (429, "queue_full")
         assert_live(client)

@@ -21,7 +21,7 @@ def connected(client: httpx.Client) -> socket.socket:
 @pytest.mark.parametrize(
     ("flags", "environment", "status", "said"),
     [
-        ([], {"FAKE_BROKEN": "1"}, ExitStatus.START_FAILED, "recorded 0.5, got 0.7"),
+        ([], {"FAKE_BROKEN": "golden"}, ExitStatus.START_FAILED, "recorded 0.5, got 0.7"),
         (["--artifact", "nobody"], {}, ExitStatus.USAGE, "nobody: give --artifact a folder"),
     ],
 )
