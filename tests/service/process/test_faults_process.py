@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from http.client import HTTPResponse
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import httpx
 from server_process import Start, in_flight, metric, predict, until
@@ -20,18 +18,17 @@ from service.exit_status import ExitStatus
 @contextmanager
 def half_a_request(client: httpx.Client, open_requests: int) -> Iterator[Callable[[], bytes]]:
     """Open a request whose body has not come; yield what sends the rest and returns the answer."""
-    address = urlsplit(str(client.base_url))
     body = b'{"inputs": [{"text": "b"}]}'
-    head = f"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
-    with socket.create_connection((address.hostname, address.port)) as connection:
-        connection.sendall(head.encode() + body[:5])
+    with closing(HTTPConnection(client.base_url.host, client.base_url.port or 0)) as connection:
+        connection.putrequest("POST", "/predict")
+        connection.putheader("content-type", "application/json")
+        connection.putheader("content-length", str(len(body)))
+        connection.endheaders(body[:5])
         in_flight(client, open_requests)
 
         def rest() -> bytes:
-            connection.sendall(body[5:])
-            response = HTTPResponse(connection)
-            response.begin()
-            return response.read()
+            connection.send(body[5:])
+            return connection.getresponse().read()
 
         yield rest
 
