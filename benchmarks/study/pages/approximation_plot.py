@@ -70,12 +70,11 @@ def approximation_figure(records: pd.DataFrame) -> Figure:
 
 
 def _draw_correlations(axes: Axes, variants: pd.DataFrame, style: dict[str, tuple[str, str]]) -> None:
-    known = variants.dropna(subset=["correlation"])
     axes.axhspan(_spread(CORRELATION_BAND[0]), _spread(CORRELATION_BAND[1]), color=_BAND, zorder=0)
     axes.set_yticks([_spread(t) for t in _TICKS], [f"{t:g}" for t in _TICKS])
-    axes.set_ylim(_spread(max(-1.0, min(0.5, known.correlation.min()) - 0.2)), _spread(1.0) + 0.35)
-    heights = known.correlation.map(_spread)
-    _draw(axes, known.assign(shown=heights, height=heights), style)
+    axes.set_ylim(_spread(max(-1.0, min(0.5, variants.correlation.min()) - 0.2)), _spread(1.0) + 0.35)
+    heights = variants.correlation.map(_spread)
+    _draw(axes, variants.assign(shown=heights, height=heights), style)
 
 
 def _draw_ratios(axes: Axes, variants: pd.DataFrame, style: dict[str, tuple[str, str]]) -> None:

@@ -69,14 +69,17 @@ def approximation_table(records: pd.DataFrame) -> str:
     if records.empty:
         return _UNPUBLISHED
     by_task = {task: variants_of(records, task) for task in sorted(set(records.task))}
-    everything = pd.concat(by_task.values())
-    bands = (
+    late = pd.concat([variants[variants.late] for variants in by_task.values()])
+    ratios = " to ".join(_brief(end) for end in (late.ratio.min(), late.ratio.max()))
+    parts = [
+        _METHOD,
         f"Target bands: a correlation of at least {CORRELATION_BAND[0]:g}, a ratio from {RATIO_BAND[0]:g} to "
-        f"{RATIO_BAND[1]:g}.\n"
-    )
-    parts = [_METHOD, bands, f"![agreement with the exact posterior against size](results/{PLOT})\n"]
-    if everything.late.any():
-        parts.insert(2, _warning(everything[everything.late]))
+        f"{RATIO_BAND[1]:g}.\n",
+        "⚠ marks posteriors of the late layers alone, as a backward pass that stops early would give them. They are\n"
+        f"there as a warning: correlations of {late.correlation.min():.2f} to {late.correlation.max():.2f} and "
+        f"ratios of {ratios} to the exact\nvariances.\n",
+        f"![agreement with the exact posterior against size](results/{PLOT})\n",
+    ]
     for task, variants in by_task.items():
         parts += [_caption(task, records[records.task == task], variants), _task_table(variants)]
     return "\n".join(parts)
@@ -87,7 +90,7 @@ def _task_table(variants: pd.DataFrame) -> str:
     rows = [
         [
             *("⚠ " * v.late + escaped(v.series), *v.ranks),
-            *("-" if pd.isna(v.correlation) else f"{v.correlation:.3f}", _brief(v.ratio)),
+            *(f"{v.correlation:.3f}", _brief(v.ratio)),
             *("-" if pd.isna(v.nll_at_own_prior) else f"{v.nll_at_own_prior:.3f}", _brief(v.size)),
             *(f"{v.fit_seconds:.1f}", f"{1000 * v.predict_seconds_per_row:.1f}"),
         ]
@@ -114,20 +117,8 @@ def _caption(task: str, records: pd.DataFrame, variants: pd.DataFrame) -> str:
     )
 
 
-def _warning(late: pd.DataFrame) -> str:
-    """Return what the marked rows are, with the range of what they reach."""
-    correlations, ratios = late.correlation.dropna(), [_brief(end) for end in (late.ratio.min(), late.ratio.max())]
-    reached = f"correlations of {correlations.min():.2f} to {correlations.max():.2f} and " if len(correlations) else ""
-    return (
-        "⚠ marks posteriors of the late layers alone, as a backward pass that stops early would give them. They are\n"
-        f"there as a warning: {reached}ratios of {' to '.join(ratios)} to the exact\n"
-        "variances.\n"
-    )
-
-
 def _series(structure: str, subset: str, per_block: bool) -> str:
-    title = _STRUCTURES.get(structure, structure)
-    return title + ", per block" * per_block + (f", {_SUBSETS.get(subset, subset)}" if subset != "all" else "")
+    return _STRUCTURES[structure] + ", per block" * per_block + (f", {_SUBSETS[subset]}" if subset != "all" else "")
 
 
 def _brief(value: float) -> str:
