@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from study_pages import empty_docs
-from synthetic_study import write_study
+from synthetic_study import empty_docs, write_study
 
 from benchmarks.study.publish import publish
 

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from benchmarks.study.pages.tables import TABLES as PAGE_TABLES
+
 #: Method -> (title, family, factor on the logits).
 METHODS = {
     "map": ("MAP", "map", 3.0),
@@ -95,3 +97,23 @@ def write_seed(folder: Path, task: Task, seed: int, **changes: Any) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "predictions.safetensors")
     (folder / "result.json").write_text(json.dumps(result | changes), encoding="utf-8")
+
+
+def empty_docs(folder: Path) -> Path:
+    """Return a documentation folder whose page has every pair of markers and other text around them."""
+    docs = folder / "docs"
+    docs.mkdir(parents=True)
+    parts = [f"<!-- study:begin {name} -->\n<!-- study:end {name} -->\n" for name in PAGE_TABLES]
+    (docs / "results.md").write_text("# Results\n\nbefore\n\n" + "\n".join(parts) + "\nafter\n", encoding="utf-8")
+    return docs
+
+
+def page_of(docs: Path) -> str:
+    """Return the page."""
+    return (docs / "results.md").read_text(encoding="utf-8")
+
+
+def cells(table: str) -> list[list[str]]:
+    """Return a Markdown table's lines as cells, the heading first, without the rule below it."""
+    lines = [[c.strip() for c in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("|")]
+    return [line for line in lines if not line[0].startswith("---")]

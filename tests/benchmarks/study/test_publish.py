@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from study_pages import empty_docs, page_of
-from synthetic_study import BASE, CONFIGURATION, METHODS, TASKS, write_seed, write_study
+from synthetic_study import BASE, CONFIGURATION, METHODS, TASKS, empty_docs, page_of, write_seed, write_study
 
 from benchmarks.study.pages.tables import page_tables
 from benchmarks.study.publish import publish, score_study

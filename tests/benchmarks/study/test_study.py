@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from study_pages import empty_docs, page_of
+from synthetic_study import empty_docs, page_of
 from tiny_runs import choice_rows, save_tiny_base, write_rows
 
 from benchmarks.study import job

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from study_pages import cells, page_of
-from synthetic_study import METHODS, TASKS, write_seed, write_study
+from synthetic_study import METHODS, TASKS, cells, page_of, write_seed, write_study
 
 from benchmarks.study.pages.plots import nll_figure, pooled_bins, reliability_figure
 from benchmarks.study.pages.tables import page_tables

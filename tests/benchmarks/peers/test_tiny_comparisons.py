@@ -1,0 +1,82 @@
+"""laplace-torch and bayesian-lora on a tiny float64 model give what results.json has, and what docs/peers.md tells."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from typing import Any
+
+import pytest
+
+from benchmarks.peers.__main__ import FOLDER
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+RECORDED = json.loads((FOLDER / "results.json").read_text(encoding="utf-8"))
+
+
+def peer(name: str, *packages: str) -> Any:
+    """Return the module of a comparison, where its packages are installed."""
+    for package in packages:
+        pytest.importorskip(package, reason="the peers are not installed: make peers")
+    return importlib.import_module(f"benchmarks.peers.{name}")
+
+
+def differences(value: Any, recorded: Any, place: str = "") -> list[str]:
+    """Return where a result is off the recorded one by a thousandth; what is rounding may be ten times as large."""
+    if isinstance(recorded, dict):
+        assert set(value) == set(recorded), place
+        return [line for key in recorded for line in differences(value[key], recorded[key], f"{place}/{key}")]
+    if isinstance(recorded, list):
+        pairs = enumerate(zip(value, recorded, strict=True))
+        return [line for i, (a, b) in pairs for line in differences(a, b, f"{place}/{i}")]
+    if not isinstance(recorded, float):
+        same = value == recorded
+    elif abs(recorded) < 1e-6:
+        same = abs(value) <= 10 * abs(recorded) + 1e-13
+    else:
+        same = value == pytest.approx(recorded, rel=1e-3)
+    return [] if same else [f"{place}: {value}, recorded {recorded}"]
+
+
+def test_laplace_torch_gives_what_is_recorded() -> None:
+    peer("against_laplace", "laplace", "curvlinops")
+    with peer("laplace_torch_calls").quiet():
+        tiny = peer("against_laplace").compare_tiny()
+    assert differences(tiny, RECORDED["laplace"]["tiny"]) == []
+
+
+def test_bayesian_lora_gives_what_is_recorded() -> None:
+    results = peer("against_bayesian_lora", "bayesian_lora").compare(seeds=60)
+    # Means over fewer seeds of sampled labels than are recorded.
+    tokens, calls = results.pop("tokens"), results.pop("forward_calls")
+    recorded = {name: v for name, v in RECORDED["bayesian_lora"].items() if name in results}
+    assert differences(results, recorded) == []
+    standard_error = tokens["bayesian-lora"] * tokens["sampling"] / 60**0.5
+    assert tokens["bayesian-lora"] == pytest.approx(tokens["kfac_last"], abs=4 * standard_error)
+    assert tokens["kfac_expand"] - tokens["bayesian-lora"] > 4 * standard_error
+    assert tokens["ekfac"] == pytest.approx(1, rel=1e-9)
+    assert calls["whole_vocabulary"] > 1.1
+    assert calls["softmax_twice"] < 0.3
+
+
+def test_what_is_recorded_is_what_the_page_tells() -> None:
+    """Agreement to rounding where the posterior is the same, and the ways in which the packages differ."""
+    tiny, bayesian = RECORDED["laplace"]["tiny"], RECORDED["bayesian_lora"]
+    # laplora rounds the diagonal to float32, laplace-torch multiplies the GGN with a float32 identity.
+    limits = {"kfac_reduce, alone": 1e-12, "kfac_expand, equal lengths": 1e-12, "diagonal, padded": 6e-8}
+    limits |= {"diagonal, alone": 6e-8, "exact, alone": 1e-6, "exact, padded": 1e-6}
+    for pair, limit in limits.items():
+        assert max(tiny[pair]["covariance"], tiny[pair]["evidence"]) < limit, pair
+    for structure in ("kfac_expand", "kfac_reduce"):  # pads dilute the input factor there
+        assert 1.08 < tiny[f"{structure}, padded"]["median_ratio"] < 1.3
+    assert max(tiny["padding moves laplora"].values()) < 1e-12
+    assert tiny["gp"]["package"]["lowest_ratio"] < 0 < tiny["gp"]["diagonal_hessian"]["lowest_ratio"]
+    ratios = bayesian["batch_size"]["low_rank"]
+    assert all(ratio * int(size) == pytest.approx(ratios["1"], rel=1e-9) for size, ratio in ratios.items())
+    assert bayesian["input_factors"]["last"] < 1e-12 < 0.1 < bayesian["input_factors"]["all"]
+    assert bayesian["order"]["reversed"] > 0.2 > bayesian["order"]["reversed_without_truncation"]
+    assert bayesian["dropout"]["left_in_training_mode"]
+    evidence = bayesian["evidence"]
+    assert evidence["package_best_prior_variance"] == min(evidence["prior_variance"])
+    assert max(evidence["package"]) > 0 > max(evidence["dense"])
