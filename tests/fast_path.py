@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import dense_reference as dense
@@ -14,18 +13,8 @@ from tiny_models import Task
 from laplora.jacobians.blocks import Block, ContrastJacobians
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
 from laplora.posterior.eigen import EigenPosterior
-from laplora.posterior.kronecker import (
-    EigenSums,
-    KroneckerBasis,
-    KroneckerSums,
-    add_batch,
-    add_eigen_batch,
-    ekfac_posterior,
-    empty_eigen_sums,
-    empty_sums,
-    kronecker_bases,
-)
-from laplora.posterior.sketch import stored_basis
+from laplora.posterior.passes import StructureSettings
+from laplora.posterior.structures import fit_posterior
 
 
 @dataclass(frozen=True)
@@ -34,17 +23,6 @@ class Rows:
 
     jacobians: ContrastJacobians
     class_mask: torch.Tensor
-
-
-@dataclass(frozen=True)
-class Fit:
-    """Every intermediate result of an ``ekfac`` fit on one training set."""
-
-    blocks: tuple[Block, ...]
-    sums: KroneckerSums
-    bases: tuple[KroneckerBasis, ...]
-    eigen_sums: EigenSums
-    posterior: EigenPosterior
 
 
 def close(found: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-11) -> None:
@@ -85,30 +63,22 @@ def replay(batches: Sequence[Rows]) -> Callable[..., Any]:
     return run_pass
 
 
-def fit(
+def fit_blocks(
     model: Any,
     task: Task,
     *,
-    batch_size: int,
+    batch_size: int = 16,
+    structure: str = "ekfac",
     rank: int = 1000,
     sketch: int = 1000,
-    order: Sequence[int] | None = None,
-    stored_as: torch.dtype | None = None,
-) -> Fit:
-    """Return the ``ekfac`` fit, step by step.
-
-    Args:
-        rank, sketch: cut to each block's size, so by default nothing is left out.
-        stored_as: round the bases to this type before the second pass, as a fit that will be stored does.
-    """
-    blocks = find_blocks(model, task.classes)
-    run_pass = replay(rows_of(model, task, batch_size=batch_size, order=order))
-    sums = run_pass("factors", empty_sums(blocks, sketch_columns=sketch, seed=0), add_batch)
-    bases = kronecker_bases(sums, rank)
-    if stored_as is not None:
-        bases = tuple(stored_basis(basis, stored_as) for basis in bases)
-    eigen_sums = run_pass("scales", empty_eigen_sums(bases), partial(add_eigen_batch, bases=bases))
-    return Fit(blocks, sums, bases, eigen_sums, ekfac_posterior(blocks, bases, eigen_sums))
+    stored_as: torch.dtype = torch.float64,
+) -> EigenPosterior:
+    """Return a block-diagonal posterior; rank and sketch are cut to each block's size, so by default all is kept."""
+    settings = StructureSettings(structure, rank=rank, oversampling=sketch - rank, basis_dtype=stored_as)
+    run_pass = replay(rows_of(model, task, batch_size=batch_size))
+    found = fit_posterior(settings, find_blocks(model, task.classes), run_pass)
+    assert isinstance(found, EigenPosterior)
+    return found
 
 
 def key_of(block: Block) -> dense.Key:
@@ -122,13 +92,13 @@ def by_key(found: Sequence[Any], blocks: Sequence[Block]) -> dict[dense.Key, Any
     return {key_of(block): item for block, item in zip(blocks, found, strict=True)}
 
 
-def basis_by_key(found: Fit) -> dict[dense.Key, dense.Basis]:
+def basis_by_key(found: EigenPosterior) -> dict[dense.Key, dense.Basis]:
     """Return the bases that the fast path chose, as the reference writes them."""
-    return by_key([dense.Basis(basis.wide, basis.narrow) for basis in found.bases], found.blocks)
+    return by_key([dense.Basis(*pair) for pair in zip(found.wide, found.narrow, strict=True)], found.blocks)
 
 
-def dense_curvature_of(found: Fit, ggn: dict[dense.Key, torch.Tensor]) -> dict[dense.Key, torch.Tensor]:
-    """Return the dense EKFAC curvature of every block in the bases that the fast path chose."""
-    return {
-        key: dense.block_curvature(basis, *dense.ekfac(ggn[key], basis)) for key, basis in basis_by_key(found).items()
-    }
+def dense_ekfac(
+    ggn: dict[dense.Key, torch.Tensor], bases: dict[dense.Key, dense.Basis]
+) -> dict[dense.Key, torch.Tensor]:
+    """Return the dense EKFAC curvature of every block in given bases."""
+    return {key: dense.block_curvature(basis, *dense.ekfac(ggn[key], basis)) for key, basis in bases.items()}

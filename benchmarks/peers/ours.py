@@ -57,4 +57,4 @@ def trace(posterior: Posterior) -> float:
         return float(sum(d.sum() for d in posterior.diagonal))
     assert isinstance(posterior, EigenPosterior)
     flat = posterior.spectrum
-    return float(flat.scale.sum() + (flat.tail_count * flat.tail).sum())
+    return float((flat.count * flat.curvature).sum())

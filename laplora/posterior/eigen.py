@@ -19,19 +19,16 @@ from laplora.posterior.base import ProjectedJacobians
 
 @dataclass(frozen=True)
 class Spectrum:
-    """The posterior's eigenvalues, flat.
+    """A posterior's eigenvalues, flat.
 
     Attributes:
-        scale: (kept,) float64, every ``s_aj``; scale_block: (kept,) int64, its block's index.
-        tail: (columns,) float64, every ``tau_j``; tail_block: (columns,) int64.
-        tail_count: (columns,) float64, the multiplicity ``wide - k`` of each.
+        curvature: (eigenvalues,) float64; count: (eigenvalues,) float64, the multiplicity of each.
+        block: (eigenvalues,) int64, its block's index.
     """
 
-    scale: torch.Tensor
-    scale_block: torch.Tensor
-    tail: torch.Tensor
-    tail_block: torch.Tensor
-    tail_count: torch.Tensor
+    curvature: torch.Tensor
+    count: torch.Tensor
+    block: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -68,18 +65,16 @@ class EigenPosterior:
 
     @cached_property
     def spectrum(self) -> Spectrum:
-        """The eigenvalues, flat, in block order."""
+        """The eigenvalues, flat: first every ``s_aj`` in block order, then every ``tau_j``."""
         device = self.scale[0].device
         index = torch.arange(len(self.blocks), device=device)
-        kept = torch.tensor([s.numel() for s in self.scale], device=device)
-        columns = torch.tensor([t.numel() for t in self.tail], device=device)
-        counts = [float(b.wide - w.shape[1]) for b, w in zip(self.blocks, self.wide, strict=True)]
+        left_out = [block.wide - len(scale) for block, scale in zip(self.blocks, self.scale, strict=True)]
+        count = torch.tensor([1] * len(self.blocks) + left_out, device=device, dtype=torch.float64)
+        sizes = torch.tensor([t.numel() for t in (*self.scale, *self.tail)], device=device)
         return Spectrum(
-            scale=torch.cat([s.double().flatten() for s in self.scale]),
-            scale_block=index.repeat_interleave(kept),
-            tail=torch.cat([t.double() for t in self.tail]),
-            tail_block=index.repeat_interleave(columns),
-            tail_count=torch.tensor(counts, device=device, dtype=torch.float64).repeat_interleave(columns),
+            curvature=torch.cat([t.double().flatten() for t in (*self.scale, *self.tail)]),
+            count=count.repeat_interleave(sizes),
+            block=index.repeat(2).repeat_interleave(sizes),
         )
 
     def project(self, jacobians: ContrastJacobians) -> ProjectedJacobians:
@@ -101,13 +96,10 @@ class EigenPosterior:
         ``V_cc' = sum_blocks [sum_aj z_c,aj z_c',aj / (lambda + s_aj) + sum_j rest_cc',j / (lambda + tau_j)]``
         (Yang et al., arXiv 2308.13111, equation 12, in the eigenbasis).
         """
-        flat = self.spectrum
-        kept_weight = 1 / (precisions[flat.scale_block] + flat.scale)
-        rest_weight = 1 / (precisions[flat.tail_block] + flat.tail)
-        kept = projected.kept.double()
-        covariance = (kept * kept_weight) @ kept.transpose(1, 2)
-        covariance = covariance + projected.rest.double() @ rest_weight
-        return (covariance + covariance.transpose(1, 2)) / 2
+        kept, rest = projected.kept.double(), projected.rest.double()
+        weights = 1 / (precisions[self.spectrum.block] + self.spectrum.curvature)
+        covariance = (kept * weights[: kept.shape[2]]) @ kept.mT + rest @ weights[kept.shape[2] :]
+        return (covariance + covariance.mT) / 2
 
     def covariance_of(self, jacobians: ContrastJacobians, precisions: torch.Tensor) -> torch.Tensor:
         """Return the covariance of a batch's contrasts, as ``covariance`` does."""
@@ -116,17 +108,13 @@ class EigenPosterior:
     def log_determinant_ratio(self, precisions: torch.Tensor) -> torch.Tensor:
         """Return the log determinant of the posterior precision relative to the prior's, a scalar, nats."""
         flat = self.spectrum
-        kept = torch.log1p(flat.scale / precisions[flat.scale_block]).sum()
-        rest = (flat.tail_count * torch.log1p(flat.tail / precisions[flat.tail_block])).sum()
-        return kept + rest
+        return (flat.count * torch.log1p(flat.curvature / precisions[flat.block])).sum()
 
     def effective_dimension(self, precisions: torch.Tensor) -> torch.Tensor:
         """Return ``gamma``, how many parameters the data determine, per block, (blocks,) float64."""
         flat = self.spectrum
-        kept = flat.scale / (precisions[flat.scale_block] + flat.scale)
-        rest = flat.tail_count * flat.tail / (precisions[flat.tail_block] + flat.tail)
-        result = torch.zeros_like(precisions)
-        return result.index_add(0, flat.scale_block, kept).index_add(0, flat.tail_block, rest)
+        gamma = flat.count * flat.curvature / (precisions[flat.block] + flat.curvature)
+        return torch.zeros_like(precisions).index_add(0, flat.block, gamma)
 
 
 def project(jacobian: BlockJacobian, wide: torch.Tensor, narrow: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -71,8 +71,17 @@ class EigenSums:
 def fit_ekfac(settings: StructureSettings, blocks: tuple[Block, ...], run_pass: Pass) -> EigenPosterior:
     """Return the posterior with the GGN's diagonal in the Kronecker eigenbases; passes ``factors`` and ``scales``."""
     bases, _ = _fit_factors(settings, blocks, run_pass)
-    sums = run_pass("scales", empty_eigen_sums(bases), partial(add_eigen_batch, bases=bases))
-    return ekfac_posterior(blocks, bases, sums)
+    empty = EigenSums(
+        rows=0,
+        scale=tuple(torch.zeros(b.wide.shape[1], len(b.narrow), dtype=torch.float64) for b in bases),
+        rest=tuple(torch.zeros(len(b.narrow), dtype=torch.float64) for b in bases),
+    )
+    sums = run_pass("scales", empty, partial(_add_eigen_batch, bases=bases))
+    # Sums of squares; below zero is rounding.
+    scale = tuple(s.clamp_min(0) for s in sums.scale)
+    left_out = [max(block.wide - len(s), 1) for block, s in zip(blocks, scale, strict=True)]
+    tail = tuple(rest.clamp_min(0) / count for rest, count in zip(sums.rest, left_out, strict=True))
+    return _posterior(blocks, bases, scale, tail, sums.rows, "ekfac")
 
 
 def fit_kfac_reduce(settings: StructureSettings, blocks: tuple[Block, ...], run_pass: Pass) -> EigenPosterior:
@@ -155,19 +164,9 @@ def kronecker_bases(sums: KroneckerSums, rank: int) -> tuple[KroneckerBasis, ...
     return tuple(bases)
 
 
-def empty_eigen_sums(bases: Sequence[Basis]) -> EigenSums:
-    """Return the second pass's sums over no rows."""
-    return EigenSums(
-        0,
-        tuple(torch.zeros(b.wide.shape[1], b.narrow.shape[1], dtype=torch.float64) for b in bases),
-        tuple(torch.zeros(b.narrow.shape[1], dtype=torch.float64) for b in bases),
-    )
-
-
-def add_eigen_batch(
+def _add_eigen_batch(
     sums: EigenSums, jacobians: ContrastJacobians, class_mask: torch.Tensor, bases: Sequence[Basis]
 ) -> EigenSums:
-    """Return the second pass's sums with one batch added."""
     hessian = contrast_hessian(jacobians.logits, class_mask)
     scale, rest = [], []
     for i, (basis, jacobian) in enumerate(zip(bases, jacobians.blocks, strict=True)):
@@ -183,27 +182,18 @@ def kfac_posterior(
     blocks: Sequence[Block], bases: Sequence[KroneckerBasis], rows: int, structure: str
 ) -> EigenPosterior:
     """Return the posterior whose curvature is the Kronecker product, its trace kept in each block."""
-    return EigenPosterior(
-        blocks=tuple(blocks),
-        wide=tuple(b.wide for b in bases),
-        narrow=tuple(b.narrow for b in bases),
-        scale=tuple(torch.outer(b.wide_eigenvalues, b.narrow_eigenvalues) for b in bases),
-        tail=tuple(b.wide_rest * b.narrow_eigenvalues for b in bases),
-        rows=rows,
-        structure=structure,
-    )
+    scale = tuple(torch.outer(b.wide_eigenvalues, b.narrow_eigenvalues) for b in bases)
+    tail = tuple(b.wide_rest * b.narrow_eigenvalues for b in bases)
+    return _posterior(blocks, bases, scale, tail, rows, structure)
 
 
-def ekfac_posterior(blocks: Sequence[Block], bases: Sequence[Basis], sums: EigenSums) -> EigenPosterior:
-    """Return the ``ekfac`` posterior from bases and the second pass over the rows."""
-    left_out = [max(block.wide - basis.wide.shape[1], 1) for block, basis in zip(blocks, bases, strict=True)]
-    return EigenPosterior(
-        blocks=tuple(blocks),
-        wide=tuple(b.wide for b in bases),
-        narrow=tuple(b.narrow for b in bases),
-        scale=tuple(s.clamp_min(0) for s in sums.scale),
-        # A sum of squares; below zero is rounding.
-        tail=tuple(rest.clamp_min(0) / count for rest, count in zip(sums.rest, left_out, strict=True)),
-        rows=sums.rows,
-        structure="ekfac",
-    )
+def _posterior(
+    blocks: Sequence[Block],
+    bases: Sequence[Basis],
+    scale: tuple[torch.Tensor, ...],
+    tail: tuple[torch.Tensor, ...],
+    rows: int,
+    structure: str,
+) -> EigenPosterior:
+    wide, narrow = tuple(b.wide for b in bases), tuple(b.narrow for b in bases)
+    return EigenPosterior(tuple(blocks), wide, narrow, scale, tail, rows, structure)

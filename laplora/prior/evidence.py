@@ -17,18 +17,6 @@ from laplora.prior.search import HIGHEST, LOWEST, PriorChoice
 _SWEEPS = 100
 
 
-def log_evidence(
-    posterior: Posterior, precisions: torch.Tensor, squared_distances: torch.Tensor, log_likelihood: float
-) -> float:
-    """Return the Laplace approximation of the log evidence, nats, summed over the training rows.
-
-    ``log p(D | theta) - 1/2 sum_b lambda_b |W_b - W_b,init|^2 - 1/2 log det ratio`` (MacKay 1992; Antoran et
-    al., arXiv 2206.08900), the prior centred at the initial adapter; arguments as ``choose_by_evidence``.
-    """
-    penalty = (precisions * squared_distances).sum()
-    return log_likelihood - 0.5 * float(penalty) - 0.5 * float(posterior.log_determinant_ratio(precisions))
-
-
 def choose_by_evidence(
     posterior: Posterior,
     squared_distances: torch.Tensor,
@@ -36,6 +24,11 @@ def choose_by_evidence(
     granularity: Granularity = "group",
 ) -> PriorChoice:
     """Return the precisions of greatest evidence, each the root of ``lambda D = gamma(lambda)``.
+
+    The log evidence, nats, summed over the training rows, is by Laplace's approximation (MacKay 1992; Antoran et al.,
+    arXiv 2206.08900), the prior centred at the initial adapter,
+
+        ``log p(D | theta) - 1/2 sum_b lambda_b |W_b - W_b,init|^2 - 1/2 log det ratio``.
 
     ``lambda D`` grows and ``gamma`` falls with lambda, so each precision has one maximum, given the others: the root of
     ``log lambda + log D - log gamma`` in log lambda, to relative 1e-10. In a joint posterior they see each other, and
@@ -71,8 +64,9 @@ def choose_by_evidence(
             break
     prior = Prior(granularity, {key: math.exp(value) for key, value in point.items()})
     at_bound = tuple(key for key, value in point.items() if value in (low, high))
-    value = log_evidence(posterior, block_precisions(prior, blocks), squared_distances, log_likelihood)
-    return PriorChoice(prior, "evidence", value, at_bound)
+    precisions = block_precisions(prior, blocks)
+    cost = float((precisions * squared_distances).sum()) + float(posterior.log_determinant_ratio(precisions))
+    return PriorChoice(prior, "evidence", log_likelihood - 0.5 * cost, at_bound)
 
 
 def _log(value: float) -> float:
