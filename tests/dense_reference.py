@@ -1,9 +1,8 @@
 """The slow, obvious truth: laplora's method with dense float64 matrices and one autograd call per number.
 
-Nothing here is shared with the fast path and nothing is clever: each example goes through the model alone
-and without padding, each Jacobian row is one ``torch.autograd.grad`` with respect to the LoRA weights
-themselves, each posterior is an explicit matrix, each integral a plain Monte-Carlo average. A disagreement
-with laplora is laplora's fault until shown otherwise.
+Nothing here is shared with the fast path: each example goes through the model alone and without padding, each
+Jacobian row is one ``torch.autograd.grad``, each posterior an explicit matrix, each integral a plain Monte-Carlo
+average.
 
 Sources: Yang et al. (arXiv 2308.13111); Eschenhagen et al. (2311.00636), KFAC-reduce; George et al.
 (1806.03884), EKFAC; Antoran et al. (2206.08900), the evidence centred at the initial weights.
@@ -79,13 +78,8 @@ def truth(model: Any, batch: Batch, label_ids: Sequence[int]) -> Truth:
     logits = map_logits(model, batch, label_ids)
     probs = masked_probs(logits, batch.class_mask)
     found = jacobians(model, batch, label_ids)
-    return Truth(
-        logits=logits,
-        probs=probs,
-        jacobians=found,
-        ggn={key: block_ggn(jacobian, probs) for key, jacobian in found.items()},
-        factors=kfac_reduce(model, batch, label_ids),
-    )
+    ggn = {key: block_ggn(jacobian, probs) for key, jacobian in found.items()}
+    return Truth(logits, probs, found, ggn, kfac_reduce(model, batch, label_ids))
 
 
 def single_rows(batch: Batch) -> list[Batch]:
@@ -142,15 +136,11 @@ def jacobians(model: Any, batch: Batch, label_ids: Sequence[int]) -> dict[Key, T
         weight.requires_grad_(True)
     out: dict[Key, list[Tensor]] = {key: [] for key in weights}
     for row in single_rows(batch):
-        logits = class_logits(model, row, label_ids)[0]
-        rows: dict[Key, list[Tensor]] = {key: [] for key in weights}
-        for c in range(len(label_ids)):
-            grads = torch.autograd.grad(logits[c], list(weights.values()), retain_graph=True)
+        for logit in class_logits(model, row, label_ids)[0]:
+            grads = torch.autograd.grad(logit, list(weights.values()), retain_graph=True)
             for key, grad in zip(weights, grads, strict=True):
-                rows[key].append(_orient(key, grad.double(), label_ids))
-        for key in weights:
-            out[key].append(torch.stack(rows[key]))
-    return {key: torch.stack(value) for key, value in out.items()}
+                out[key].append(_orient(key, grad.double(), label_ids))
+    return {key: torch.stack(value).unflatten(0, (-1, len(label_ids))) for key, value in out.items()}
 
 
 def _orient(key: Key, grad: Tensor, label_ids: Sequence[int]) -> Tensor:
@@ -184,8 +174,8 @@ def kfac_reduce(model: Any, batch: Batch, label_ids: Sequence[int]) -> dict[Key,
     """Return the dense KFAC-reduce factors of every block: all tokens, exact Fisher.
 
     A = 1/N sum_n xbar xbar^T, xbar the mean input over the example's tokens; S = sum_n sum_cd Lambda_cd g_c g_d^T,
-    g_c the sum over tokens of the gradient of logit c at the layer's output, found here as the gradient with
-    respect to a zero bias added to that output. lm_head is read at one token only: its mean is over that token.
+    g_c the gradient of logit c with respect to a zero bias added to the layer's output. lm_head is read at one token
+    only: its mean is over that token.
     """
     keys = list(block_weights(model))
     inputs: dict[Key, Tensor] = {}
@@ -280,14 +270,12 @@ def logit_covariance(
     jacobians: Mapping[Key, Tensor], curvature: Mapping[Key, Tensor], prior_precision: Mapping[Key, float]
 ) -> Tensor:
     """Return J Sigma J^T (batch, classes, classes), Sigma = (lambda I + curvature)^-1 block by block."""
-    total = None
+    terms = []
     for key, jacobian in jacobians.items():
         flat = jacobian.flatten(2)
         precision = curvature[key] + prior_precision[key] * torch.eye(flat.shape[2], dtype=flat.dtype)
-        term = flat @ torch.linalg.inv(precision) @ flat.transpose(1, 2)
-        total = term if total is None else total + term
-    assert total is not None
-    return total
+        terms.append(flat @ torch.linalg.inv(precision) @ flat.mT)
+    return torch.stack(terms).sum(0)
 
 
 def log_determinant(curvature: Mapping[Key, Tensor], prior_precision: Mapping[Key, float]) -> float:
@@ -350,8 +338,8 @@ def monte_carlo_probs(
 ) -> tuple[Tensor, Tensor]:
     """Return the mean and standard deviation (batch, classes) of softmax probabilities under Gaussian logits.
 
-    Plain Monte-Carlo: the mean's own standard error is std / sqrt(samples). The square root of the covariance is
-    by eigenvalues, as it may be singular.
+    The mean's own standard error is std / sqrt(samples). The root of the covariance, which may be singular, is by
+    eigenvalues.
     """
     means, stds = [], []
     for mean, covariance, mask in zip(logit_mean, logit_covariance, class_mask, strict=True):

@@ -1,8 +1,4 @@
-"""Random tiny causal LMs with LoRA, of the Llama, Phi and Phi-3 kinds, and random left-padded batches.
-
-Every number is drawn from a generator made here from a seed: no test depends on torch's global state or
-on how a version of transformers initialises its layers.
-"""
+"""Random tiny causal LMs with LoRA, and random left-padded batches; every number is drawn from a seed of its own."""
 
 from __future__ import annotations
 
@@ -74,13 +70,7 @@ def tiny_base(
     seed: int = 0,
     **options: Any,
 ) -> Any:
-    """Return a random causal LM in float32, evaluation mode, its weights drawn at a scale that keeps signals alive.
-
-    Args:
-        tied: whether the embedding and lm_head share one weight.
-        hidden: width in units; two heads share it.
-        options: of the model's configuration, in place of these.
-    """
+    """Return a random causal LM in float32, evaluation mode; ``options`` are of the model's configuration."""
     sizes = {"hidden_size": hidden, "intermediate_size": 2 * hidden, "num_hidden_layers": layers}
     config = _CONFIGS[architecture](**SETTINGS | sizes | {"tie_word_embeddings": tied} | options)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -188,13 +178,13 @@ class Task:
             yield self.batch(order[start : start + size])
 
 
-def tiny_task(*, examples: int = 24, classes: int = 3, longest: int = 7, seed: int = 3) -> Task:
-    """Return random rows of 1 to ``longest`` tokens; of three or more classes, every fifth row lacks the last."""
+def tiny_task(*, examples: int = 24, classes: int = 3, seed: int = 3) -> Task:
+    """Return random rows of 1 to 7 tokens; of three or more classes, every fifth row lacks the last."""
     draw = generator(seed)
     label_ids = (torch.randperm(VOCABULARY - 8, generator=draw)[:classes] + 8).tolist()
     rows, labels = [], []
     for i in range(examples):
-        length = 1 if i == 2 else int(torch.randint(1, longest + 1, (), generator=draw))
+        length = 1 if i == 2 else int(torch.randint(1, 8, (), generator=draw))
         tokens = torch.randint(3, VOCABULARY, (length,), generator=draw).tolist()
         possible = classes - 1 if classes > 2 and i % 5 == 4 else classes
         rows.append(EncodedRow(tuple(tokens), possible))

@@ -80,23 +80,16 @@ class DistilledCovariance:
     mean: torch.Tensor
     error: KernelError
 
-    def covariance(self, states: States) -> torch.Tensor:
-        """Return the predicted covariance of the contrasts, (batch, classes - 1, classes - 1) float64, nats squared."""
-        return self._predicted(self._kernel(states))
-
     def estimate(self, states: States) -> Estimate:
         """Return the predicted covariance and its error."""
         kernel = self._kernel(states)
-        covariance = self._predicted(kernel)
+        covariance = from_logarithms(kernel @ self.coefficients.double() + self.mean.double())
         variance = self.error.variance(kernel)
         return Estimate(covariance, self.error.log_error(variance), self.error.unfamiliar(variance), variance)
 
     def _kernel(self, states: States) -> torch.Tensor:
-        points = _points(states, self.center, self.directions, self.scalar_center, self.scalar_scale)
+        points = _points(*_features(states), self.center, self.directions, self.scalar_center, self.scalar_scale)
         return gaussian_kernel(points, self.support)
-
-    def _predicted(self, kernel: torch.Tensor) -> torch.Tensor:
-        return from_logarithms(kernel @ self.coefficients.double() + self.mean.double())
 
 
 @dataclass(frozen=True)
@@ -154,19 +147,19 @@ def distill(
         chosen = torch.randperm(count, generator=generator)[:_MOST].sort().values
         masks = class_mask[chosen[chosen < first]]
         fit = distill(states.take(chosen), covariances[chosen], groups[chosen], layers, seed, masks)
-        held_out = fit.predictor.covariance(states)
+        held_out = fit.predictor.estimate(states).covariance
         held_out[chosen] = fit.held_out
         return Distillation(fit.predictor, held_out)
     names, owner = torch.unique(groups, return_inverse=True)
     if len(names) < _FOLDS:
         raise DataError(f"{len(names)} different inputs are too few to hold some out: use at least {_FOLDS}")
     entries = logarithms(covariances)
-    shape, scalars = _shape(states), _scalars(states)
+    shape, scalars = _features(states)
     center, scalar_center = shape[first:].mean(0), scalars.mean(0)
     deviation = scalars.std(0)
     scalar_scale = torch.where(deviation > 1e-6, 1 / deviation.clamp_min(1e-6), 0.0)
     directions = _principal(shape[first:] - center).to(_KEPT)
-    unscaled = _points(states, center, directions, scalar_center, scalar_scale)
+    unscaled = _points(shape, scalars, center, directions, scalar_center, scalar_scale)
     distances = torch.cdist(unscaled, unscaled).square()
     median = distances[~torch.eye(count, dtype=torch.bool)].median().clamp_min(1e-12)
     fold = torch.randperm(len(names), generator=generator)[owner] % _FOLDS
@@ -178,7 +171,7 @@ def distill(
     length, ridge = min(product(_LENGTHS, RIDGES), key=lambda pair: error(*pair))
     root = float((median * length).rsqrt())
     directions, scalar_scale = (directions.double() * root).to(_KEPT), scalar_scale * root
-    support = _points(states, center, directions, scalar_center, scalar_scale).to(_KEPT)
+    support = _points(shape, scalars, center, directions, scalar_center, scalar_scale).to(_KEPT)
     kernel = gaussian_kernel(support.double(), support)
     coefficients, mean = _solve(kernel, ridge, entries)
     coefficients, mean = coefficients.float(), mean.float()
@@ -234,20 +227,12 @@ def _kernel_error(
     return fit_kernel_error(factor, ridge, predicted - exact, variances)
 
 
-def _shape(states: States) -> torch.Tensor:
-    """Return the states at unit root mean square, layer by layer, (batch, layers * hidden) float64."""
-    hidden = states.hidden.double()
-    return (hidden / _size(hidden)).flatten(1)
-
-
-def _size(hidden: torch.Tensor) -> torch.Tensor:
-    return hidden.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-12)
-
-
-def _scalars(states: States) -> torch.Tensor:
-    mean = states.contrast_mean.double()
-    sizes = _size(states.hidden.double())[..., 0].log()
-    return torch.cat([mean, mean.norm(dim=1, keepdim=True), sizes, states.tokens.double().log()[:, None]], 1)
+def _features(states: States) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the states at unit root mean square, (batch, layers * hidden), and the scalars, (batch, scalars)."""
+    hidden, mean = states.hidden.double(), states.contrast_mean.double()
+    size = hidden.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-12)
+    norm, tokens = mean.norm(dim=1, keepdim=True), states.tokens.double().log()[:, None]
+    return (hidden / size).flatten(1), torch.cat([mean, norm, size[..., 0].log(), tokens], 1)
 
 
 def _principal(shape: torch.Tensor) -> torch.Tensor:
@@ -261,14 +246,15 @@ def _principal(shape: torch.Tensor) -> torch.Tensor:
 
 
 def _points(
-    states: States,
+    shape: torch.Tensor,
+    scalars: torch.Tensor,
     center: torch.Tensor,
     directions: torch.Tensor,
     scalar_center: torch.Tensor,
     scalar_scale: torch.Tensor,
 ) -> torch.Tensor:
-    along = (_shape(states) - center.double()) @ directions.double()
-    return torch.cat([along, (_scalars(states) - scalar_center.double()) * scalar_scale.double()], 1)
+    along = (shape - center.double()) @ directions.double()
+    return torch.cat([along, (scalars - scalar_center.double()) * scalar_scale.double()], 1)
 
 
 def gaussian_kernel(points: torch.Tensor, support: torch.Tensor) -> torch.Tensor:

