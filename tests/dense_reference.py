@@ -4,8 +4,8 @@ Nothing here is shared with the fast path: each example goes through the model a
 Jacobian row is one ``torch.autograd.grad``, each posterior an explicit matrix, each integral a plain Monte-Carlo
 average.
 
-Sources: Yang et al. (arXiv 2308.13111); Eschenhagen et al. (2311.00636), KFAC-reduce; George et al.
-(1806.03884), EKFAC; Antoran et al. (2206.08900), the evidence centred at the initial weights.
+Sources: Yang et al. (arXiv 2308.13111); Eschenhagen et al. (2311.00636), KFAC-reduce; George et al. (1806.03884),
+EKFAC.
 
 A *block* is one LoRA weight, ``lora_A`` (rank, d_in) or ``lora_B`` (d_out, rank). Its *large side* is d_in or
 d_out, its *small side* the rank. Jacobians are oriented (large, small), so ``lora_A``'s are transposed, and
@@ -14,7 +14,6 @@ flattened with the small side running fastest. ``lora_B`` of ``lm_head`` has the
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -284,53 +283,6 @@ def log_determinant(curvature: Mapping[Key, Tensor], prior_precision: Mapping[Ke
         float(torch.logdet(torch.eye(c.shape[0], dtype=c.dtype) + c / prior_precision[key]))
         for key, c in curvature.items()
     )
-
-
-def log_likelihood(logits: Tensor, labels: Tensor, class_mask: Tensor) -> float:
-    """Return the log-likelihood in nats, summed over examples, softmax over the possible classes only."""
-    logs = torch.log_softmax(logits.masked_fill(~class_mask, -torch.inf), dim=1)
-    return float(sum(row[label] for row, label in zip(logs, labels, strict=True)))
-
-
-def log_evidence(
-    train_log_likelihood: float,
-    squared_distance: Mapping[Key, float],
-    curvature: Mapping[Key, Tensor],
-    prior_precision: Mapping[Key, float],
-) -> float:
-    """Return LL_train - 1/2 sum lambda |W - W_init|^2 - 1/2 log det(posterior / prior precision), in nats."""
-    penalty = sum(prior_precision[key] * squared_distance[key] for key in curvature)
-    return train_log_likelihood - 0.5 * penalty - 0.5 * log_determinant(curvature, prior_precision)
-
-
-def grid_best_evidence(
-    groups: Mapping[Key, str],
-    train_log_likelihood: float,
-    squared_distance: Mapping[Key, float],
-    curvature: Mapping[Key, Tensor],
-    grid: Sequence[float],
-) -> tuple[dict[str, float], float]:
-    """Return the best prior precision per group and its evidence, trying every combination on the grid."""
-    names = sorted(set(groups.values()))
-    # The sum has one term per block: each is evaluated once per grid value and then only looked up.
-    terms = {
-        (key, value): log_evidence(0.0, squared_distance, {key: curvature[key]}, {key: value})
-        for key in curvature
-        for value in grid
-    }
-    best: tuple[dict[str, float], float] = ({}, -float("inf"))
-    for values in itertools.product(grid, repeat=len(names)):
-        chosen = dict(zip(names, values, strict=True))
-        evidence = train_log_likelihood + sum(terms[key, chosen[groups[key]]] for key in curvature)
-        if evidence > best[1]:
-            best = (chosen, evidence)
-    return best
-
-
-def centring(class_mask: Tensor) -> Tensor:
-    """Return the projector (batch, classes, classes) onto what a softmax sees: possible classes, mean zero."""
-    keep = class_mask.double()
-    return torch.diag_embed(keep) - keep[:, :, None] * keep[:, None, :] / keep.sum(1)[:, None, None]
 
 
 def monte_carlo_probs(

@@ -125,16 +125,16 @@ def predictive_probs(
         raise ConfigError(
             f"the members are {spec.members!r}, but {len(means)} means were given: use checkpoints or dropout"
         )
-    if covariances is not None:
-        if covariances.shape != (*means.shape, means.shape[-1]):
-            raise DataError(f"covariances must be {(*means.shape, means.shape[-1])}, got {tuple(covariances.shape)}")
-        covariances = covariances.detach().to("cpu", torch.float64) / spec.temperature**2
-    means = means / spec.temperature
-    members = [
-        posterior_predictive(mean, covariances[m], mask) if covariances is not None else _point(mean, mask)
-        for m, mean in enumerate(means)
-    ]
-    return members[0] if len(members) == 1 else _mixture(members)
+    if covariances is not None and covariances.shape != (*means.shape, means.shape[-1]):
+        raise DataError(f"covariances must be {(*means.shape, means.shape[-1])}, got {tuple(covariances.shape)}")
+    flat, masks = means.flatten(0, 1) / spec.temperature, mask.repeat(len(means), 1)
+    if covariances is None:
+        probs = class_probs(contrast_logits(flat), masks)
+        each = PosteriorPredictive(probs, torch.zeros_like(probs), entropy(probs))
+    else:
+        spread = covariances.detach().to("cpu", torch.float64).flatten(0, 1) / spec.temperature**2
+        each = posterior_predictive(flat, spread, masks)
+    return each if len(means) == 1 else _mixture(each, len(means))
 
 
 def fit_predictive_temperature(
@@ -182,18 +182,11 @@ def _checked_means(means: torch.Tensor, class_mask: torch.Tensor) -> tuple[torch
     return means, mask
 
 
-def _point(mean: torch.Tensor, mask: torch.Tensor) -> PosteriorPredictive:
-    """Return one member without covariance."""
-    probs = class_probs(contrast_logits(mean), mask)
-    return PosteriorPredictive(probs, torch.zeros_like(probs), entropy(probs))
-
-
-def _mixture(members: list[PosteriorPredictive]) -> PosteriorPredictive:
-    """Return the equal mixture's moments."""
-    each = torch.stack([member.probs for member in members])
-    probs = each.mean(0)
+def _mixture(each: PosteriorPredictive, members: int) -> PosteriorPredictive:
+    """Return the moments of the equal mixture of members that lie one after another."""
+    moments = (each.probs, each.std, each.expected_entropy)
+    probs, std, entropies = (v.view(members, len(v) // members, *v.shape[1:]) for v in moments)
+    mean = probs.mean(0)
     # About the mean: E[p^2] - E[p]^2 would lose every digit where the members agree.
-    between = (each - probs).square().mean(0)
-    within = torch.stack([member.std for member in members]).square().mean(0)
-    expected_entropy = torch.stack([member.expected_entropy for member in members]).mean(0)
-    return PosteriorPredictive(probs / probs.sum(1, keepdim=True), (within + between).sqrt(), expected_entropy)
+    variance = std.square().mean(0) + (probs - mean).square().mean(0)
+    return PosteriorPredictive(mean / mean.sum(1, keepdim=True), variance.sqrt(), entropies.mean(0))

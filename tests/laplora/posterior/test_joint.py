@@ -19,9 +19,8 @@ from tiny_models import generator
 from laplora.errors import PriorError
 from laplora.jacobians.blocks import Block, BlockJacobian, ContrastJacobians
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
-from laplora.posterior.base import Granularity, Prior, block_precisions
+from laplora.posterior.base import Prior, block_precisions
 from laplora.posterior.joint import JOINT_STRUCTURES, JointPosterior, build_joint_posterior
-from laplora.prior.evidence import choose_by_evidence
 
 # Relative to the largest covariance. Both sides factorise matrices of condition up to 1e6; seen: 1e-12.
 EXACT = 1e-9
@@ -220,26 +219,3 @@ def test_many_directions_are_added_up_without_their_inner_products(monkeypatch: 
     expected = found.effective_dimension(precisions)
     monkeypatch.setattr("laplora.posterior.joint._GRAM_BYTES", 0)
     torch.testing.assert_close(replace(found).effective_dimension(precisions), expected, rtol=1e-12, atol=0)
-
-
-@pytest.mark.parametrize("granularity", ["scalar", "group"])
-def test_evidence_takes_the_precisions_together(problem: Problem, granularity: Granularity) -> None:
-    """No neighbour of the choice has more evidence: each group's best precision depends on the other's."""
-    found = fitted(problem, "exact")
-    distances = torch.tensor([b.wide * b.narrow / (4.0 if b.group == "lora_A" else 1.0) for b in found.blocks]).double()
-    choice = choose_by_evidence(found, distances, -50.0, granularity)
-    assert choice.at_bound == ()
-    ggn = dense_ggn(problem, found.blocks)
-
-    def evidence(precision: dict[str, float]) -> float:
-        precisions = block_precisions(Prior(granularity, precision), found.blocks)
-        root = parameter_precisions(precisions, found.blocks).rsqrt()
-        determinant = torch.logdet(torch.eye(len(ggn), dtype=torch.float64) + root[:, None] * ggn * root)
-        return -50.0 - 0.5 * float((precisions * distances).sum()) - 0.5 * float(determinant)
-
-    best = evidence(choice.prior.precision)
-    assert choice.objective == pytest.approx(best, rel=1e-10)
-    for key, value in choice.prior.precision.items():
-        # At a maximum; a move of 1 per cent costs about 1e-4 of gamma / 2.
-        for factor in (0.99, 1.01):
-            assert evidence(choice.prior.precision | {key: value * factor}) < best
