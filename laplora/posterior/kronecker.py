@@ -146,7 +146,7 @@ def _sums_over_tokens(jacobian: BlockJacobian) -> tuple[torch.Tensor, torch.Tens
 def kronecker_bases(sums: KroneckerSums, rank: int) -> tuple[KroneckerBasis, ...]:
     """Return each block's eigenbases: all of the narrow side, the leading ``rank`` of the wide side.
 
-    The ``1/N`` is put on the eigenvalues of the factor over inputs.
+    The ``1/N`` is put on the wide side's eigenvalues, for only products of the two matter.
 
     Raises:
         FactorizationError: no rows, or a factor that stays indefinite.
@@ -154,12 +154,11 @@ def kronecker_bases(sums: KroneckerSums, rank: int) -> tuple[KroneckerBasis, ...
     check_any_rows(sums)
     bases = []
     for i, (block, wide, narrow) in enumerate(zip(sums.blocks, sums.wide, sums.narrow, strict=True)):
-        wide_scale, narrow_scale = (1 / sums.rows, 1.0) if block.group == "lora_A" else (1.0, 1 / sums.rows)
         test = sketch_matrix(block, wide.shape[1], sums.seed)
-        values, vectors = nystrom_eigen(wide * wide_scale, test, min(rank, block.wide), block.name)
-        narrow_values, narrow_vectors = torch.linalg.eigh((narrow + narrow.T) / 2 * narrow_scale)
+        values, vectors = nystrom_eigen(wide / sums.rows, test, min(rank, block.wide), block.name)
+        narrow_values, narrow_vectors = torch.linalg.eigh((narrow + narrow.T) / 2)
         left_out = block.wide - len(values)
-        rest = max(float(sums.wide_trace[i]) * wide_scale - float(values.sum()), 0.0) / left_out if left_out else 0.0
+        rest = max(float(sums.wide_trace[i]) / sums.rows - float(values.sum()), 0.0) / left_out if left_out else 0.0
         bases.append(KroneckerBasis(vectors, narrow_vectors.flip(1), values, narrow_values.flip(0).clamp_min(0), rest))
     return tuple(bases)
 

@@ -27,7 +27,7 @@ _DIRECTIONS = 64
 #: Root mean square of a point in the principal directions, in units of a scalar's standard deviation.
 _SPREAD = 4.0
 #: The grid of the search: squared lengths of the kernel in units of the median squared distance, and ridges.
-_LENGTHS, RIDGES = (0.25, 0.5, 1.0, 2.0), (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+_LENGTHS, _RIDGES = (0.25, 0.5, 1.0, 2.0), (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 #: Smallest eigenvalue of a covariance, relative to its largest, whose logarithm is taken as it is.
 _FLOOR = 1e-6
 _FOLDS = 5
@@ -168,7 +168,7 @@ def distill(
         scaled = (distances / (median * length) / -2).exp()
         return float((_held_out(scaled, ridge, entries, fold) - entries).square().sum())
 
-    length, ridge = min(product(_LENGTHS, RIDGES), key=lambda pair: error(*pair))
+    length, ridge = min(product(_LENGTHS, _RIDGES), key=lambda pair: error(*pair))
     root = float((median * length).rsqrt())
     directions, scalar_scale = (directions.double() * root).to(_KEPT), scalar_scale * root
     support = _points(shape, scalars, center, directions, scalar_center, scalar_scale).to(_KEPT)

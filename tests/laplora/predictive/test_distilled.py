@@ -66,6 +66,19 @@ def test_what_is_learnt_holds_on_new_inputs() -> None:
     assert bool((torch.linalg.eigvalsh(predicted) > 0).all())
 
 
+def test_the_kernel_errs_least_on_inputs_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other length and ridge at the grid's corners does better; rounding of the support is 1e-3 of an error."""
+    entries = logarithms(problem()[1])
+    best = float((logarithms(fitted().held_out) - entries).square().sum())
+    for length in (module._LENGTHS[0], module._LENGTHS[-1]):
+        for ridge in (module._RIDGES[0], module._RIDGES[-1]):
+            monkeypatch.setattr(module, "_LENGTHS", (length,))
+            monkeypatch.setattr(module, "_RIDGES", (ridge,))
+            other = distill(*problem(), torch.arange(160), (1, 4), seed=0, class_mask=all_classes(40)).held_out
+            assert float((logarithms(other) - entries).square().sum()) > best * (1 - 1e-3)
+            monkeypatch.undo()
+
+
 def test_groups_are_held_out_together() -> None:
     """What an input's group says has no part in its held-out covariance."""
     states, covariances = problem()
