@@ -13,7 +13,7 @@ from reference_problem import Problem
 from tiny_models import ARCHITECTURES, tiny_model, tiny_task
 
 pytest_plugins = [
-    "left_out",  # what was skipped, and whether it may be
+    "left_out",  # whether tests may be skipped
     "markers",  # real and process
     "tiny_runs",  # fixtures: finished training runs and their artifacts
 ]

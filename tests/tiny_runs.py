@@ -11,7 +11,8 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,7 @@ def sentiment_config(folder: Path, base: Path, **changes: Any) -> Path:
 
 def choices_config(folder: Path, base: Path) -> Path:
     """Write the 4-bit run's configuration under ``folder``."""
+    prior = {"prior": "evidence", "granularity": "group"}
     return write_config(
         folder / "choices.yaml",
         name="tiny-choices",
@@ -148,19 +150,29 @@ def choices_config(folder: Path, base: Path) -> Path:
         max_tokens=64,
         adapter={"rank": 4, "alpha": 8, "save_dtype": "bfloat16"},
         optimizer={"learning_rate": 5e-3, "steps": 12, "batch_size": 6},
-        laplace={
-            "structure": "ekfac",
-            "rank": 6,
-            "oversampling": 4,
-            "factor_dtype": "bfloat16",
-            "prior": "evidence",
-            "granularity": "group",
-        },
+        laplace={"structure": "ekfac", "rank": 6, "oversampling": 4, "factor_dtype": "bfloat16", **prior},
         predictives={"serve": "laplace", "fast": 24},
         evaluation={"order_average": True},
         runs=str(folder / "runs"),
         artifacts=str(folder / "artifacts"),
     )
+
+
+def mixture_config(folder: Path, base: Path) -> Path:
+    """Write the configuration of the run with every predictive under ``folder``."""
+    return sentiment_config(
+        folder,
+        base,
+        name="tiny-mixture",
+        adapter={"rank": 4, "alpha": 8, "dropout": 0.2},
+        optimizer={"learning_rate": 1e-2, "steps": 40, "batch_size": 6, "checkpoint_every": 20},
+        predictives={"fast": 24, "ensemble": 3, "mc_dropout": 4, "laplace_ensemble": True},
+    )
+
+
+def job(name: str, config_file: Path, *overrides: str) -> int:
+    """Run a job in this process and return its exit status."""
+    return main([name, "--config", str(config_file), *(f"--set={override}" for override in overrides)])
 
 
 def copy_run(run: FinishedRun, config_file: Path) -> Path:
@@ -174,7 +186,7 @@ def copy_run(run: FinishedRun, config_file: Path) -> Path:
 
 def finish(config_file: Path, base: Path) -> FinishedRun:
     """Run every job of a configuration in this process."""
-    assert main(["run", "--config", str(config_file)]) == 0
+    assert job("run", config_file) == 0
     return FinishedRun(config_file, load_config(config_file), base)
 
 
@@ -210,9 +222,11 @@ def tiny_base_folder(tmp_path_factory: pytest.TempPathFactory, base_model_folder
     return made_once(tmp_path_factory, "base", lambda folder: save_tiny_base(folder / "tiny")) / "tiny"
 
 
-def run_once(factory: pytest.TempPathFactory, name: str, base: Path, write: Callable[[Path], Path]) -> FinishedRun:
+def run_once(
+    factory: pytest.TempPathFactory, name: str, base: Path, write: Callable[[Path, Path], Path]
+) -> FinishedRun:
     """Return the run of the configuration that ``write`` writes into a folder, finished once for all workers."""
-    folder = made_once(factory, name, lambda folder: finish(write(folder), base))
+    folder = made_once(factory, name, lambda folder: finish(write(folder, base), base))
     (config_file,) = folder.glob("*.yaml")
     return FinishedRun(config_file, load_config(config_file), base)
 
@@ -220,37 +234,19 @@ def run_once(factory: pytest.TempPathFactory, name: str, base: Path, write: Call
 @pytest.fixture(scope="session")
 def sentiment_run(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: Path) -> FinishedRun:
     """The float32 run."""
-    return run_once(
-        tmp_path_factory, "sentiment", tiny_base_folder, lambda folder: sentiment_config(folder, tiny_base_folder)
-    )
+    return run_once(tmp_path_factory, "sentiment", tiny_base_folder, sentiment_config)
 
 
 @pytest.fixture(scope="session")
 def choices_run(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: Path) -> FinishedRun:
     """The 4-bit run."""
-    return run_once(
-        tmp_path_factory, "choices", tiny_base_folder, lambda folder: choices_config(folder, tiny_base_folder)
-    )
-
-
-def mixture_config(folder: Path, base: Path) -> Path:
-    """Write the configuration of the run with every predictive under ``folder``."""
-    return sentiment_config(
-        folder,
-        base,
-        name="tiny-mixture",
-        adapter={"rank": 4, "alpha": 8, "dropout": 0.2},
-        optimizer={"learning_rate": 1e-2, "steps": 40, "batch_size": 6, "checkpoint_every": 20},
-        predictives={"fast": 24, "ensemble": 3, "mc_dropout": 4, "laplace_ensemble": True},
-    )
+    return run_once(tmp_path_factory, "choices", tiny_base_folder, choices_config)
 
 
 @pytest.fixture(scope="session")
 def mixture_run(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: Path) -> FinishedRun:
     """A float32 run with every predictive: an ensemble of three adapters, each with a posterior, and dropout masks."""
-    return run_once(
-        tmp_path_factory, "mixture", tiny_base_folder, lambda folder: mixture_config(folder, tiny_base_folder)
-    )
+    return run_once(tmp_path_factory, "mixture", tiny_base_folder, mixture_config)
 
 
 @pytest.fixture(scope="session")
@@ -269,6 +265,14 @@ def sentiment_predictor(sentiment_run: FinishedRun) -> Predictor:
 def choices_predictor(choices_run: FinishedRun) -> Predictor:
     """The 4-bit artifact, loaded."""
     return Predictor.load(choices_run.artifact, device="cpu")
+
+
+@pytest.fixture
+def ctrl_c_interrupts() -> Iterator[None]:
+    """A process that was started in the background ignores SIGINT, and its children inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -49,11 +49,9 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run one job and return the exit status: 0 done, 1 refused with a reason, 130 interrupted."""
     options = parser().parse_args(arguments)
+    name = "publish_shift" if getattr(options, "publish", False) else options.job
     try:
-        if options.job == "shift" and options.publish:
-            job("publish_shift")(load_config(options.config, options.overrides))
-        else:
-            job(options.job)(load_config(options.config, options.overrides))
+        job(name)(load_config(options.config, options.overrides))
     except LaploraError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 1
@@ -70,10 +68,8 @@ def job(name: str) -> Callable[[RunConfig], object]:
     elsewhere = {"fit": ("fit_laplace", "fit_laplace"), "publish_shift": ("report.shift", "publish_shift")}
     module, function = elsewhere.get(name, (name, name))
     with quiet_loading():
-        function_of_job: Callable[[RunConfig], object] = getattr(
-            importlib.import_module(f"training.{module}"), function
-        )
-    return function_of_job
+        found: Callable[[RunConfig], object] = getattr(importlib.import_module(f"training.{module}"), function)
+    return found
 
 
 if __name__ == "__main__":

@@ -15,15 +15,15 @@ from laplora.jacobians.contrasts import find_blocks
 from laplora.linearised import class_probs
 from laplora.metrics.scores import Evaluation, evaluate_probs
 from laplora.models.readout import label_logits, last_hidden
-from laplora.posterior.base import Prior
 from laplora.posterior.file import read_posterior
+from laplora.predictive.kinds import PredictiveName
 from training.calibration.calibrate import predictive_of, read_calibrated
 from training.calibration.distillation import predicted, watched_layers
 from training.calibration.fidelity import Fidelity, measure_fidelity
 from training.calibration.label_sets import SetQuality, set_quality
 from training.calibration.members import read_member_fits
 from training.calibration.order_average import OrderGain, order_averages
-from training.calibration.outputs import Fitted, SplitOutputs, split_outputs
+from training.calibration.outputs import Fitted, split_outputs
 from training.calibration.posteriors import read_choices, served_choice
 from training.calibration.projected import project_split, split_tensors
 from training.config import RunConfig
@@ -33,8 +33,8 @@ from training.workspace.files import write_json, write_tensors
 from training.workspace.provenance import evaluation_inputs
 from training.workspace.results import load_trained, verify_fitted
 from training.workspace.run import Run
-from training.workspace.runtime import batches, open_run
-from training.workspace.terminal import progress, say
+from training.workspace.runtime import batched, open_run
+from training.workspace.terminal import say
 
 
 @dataclass(frozen=True)
@@ -54,28 +54,25 @@ class Measured:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain numbers, lists and dicts, by method."""
-        return {
-            name: evaluation.to_json()
-            | ({"sets": vars(self.sets[name])} if name in self.sets else {})
-            | ({"order_average": self.gains[name].to_json()} if name in self.gains else {})
-            | ({"fidelity": self.fidelity.to_json()} if name == "fast" and self.fidelity else {})
-            for name, evaluation in self.evaluations.items()
-        }
+        values = {name: evaluation.to_json() for name, evaluation in self.evaluations.items()}
+        for name, quality in self.sets.items():
+            values[name]["sets"] = vars(quality)
+        for name, gain in self.gains.items():
+            values[name]["order_average"] = vars(gain)
+        if self.fidelity:
+            values["fast"]["fidelity"] = vars(self.fidelity)
+        return values
 
 
 def evaluate(config: RunConfig) -> Path:
-    """Measure every method on the test split; return the folder with evaluation.json and the plots.
-
-    Raises:
-        ConfigError: the posterior was not fitted yet, or from other inputs.
-    """
+    """Measure every method on the test split and return the report's folder; ConfigError where nothing is fitted."""
     run = open_run(config)
     model = load_trained(run)
     verify_fitted(run)
     fitted, folder = config.run_dir / "laplace", config.run_dir / "report"
     measured = measure(run, model, fitted)
     write_json(folder / "evaluation.json", measured.to_json())
-    recommended = read_calibrated(fitted)["recommended"]
+    recommended = read_calibrated(fitted).recommended
     title = f"{config.name}: {len(run.splits.test)} test rows"
     sentences = [gain.sentence(display_name(name)) for name, gain in measured.gains.items()]
     sentences += [measured.fidelity.sentence()] if measured.fidelity else []
@@ -95,11 +92,9 @@ def measure(run: Run, model: Any, fitted: Path) -> Measured:
     ``laplace`` has the served prior; the other prior choices carry their method and granularity.
     """
     config, test = run.config, run.splits.test
-    blocks = find_blocks(model, run.class_count)
-    posterior = read_posterior(fitted / "posterior.safetensors", blocks)
-    calibrated = read_calibrated(fitted)
-    choices = read_choices(fitted)
-    served = served_choice(config, choices)
+    posterior = read_posterior(fitted / "posterior.safetensors", find_blocks(model, run.class_count))
+    calibrated, choices = read_calibrated(fitted), read_choices(fitted)
+    predictives, served = calibrated.predictives, served_choice(config, choices)
     with model.disable_adapter():
         zero_shot = plain_probs(run, model, test)
     split = project_split(run, model, posterior, test, "test rows", watched_layers(config, model))
@@ -114,41 +109,33 @@ def measure(run: Run, model: Any, fitted: Path) -> Measured:
     results = {"zero_shot": evaluate_probs(zero_shot, split.labels)}
     sets = {}
     map_probs = class_probs(split.logits, split.class_mask)
-    for name, record in calibrated["predictives"].items():
-        predictive = predictive_of(outputs, name, record.temperature)
-        scores = review_score(record.thresholds, probs=predictive.probs, map_probs=map_probs)
-        results[name] = evaluate_probs(predictive.probs, split.labels, scores)
-        chosen = label_sets(calibrated["calibration"].conformal, predictive.probs, record.conformal, split.class_mask)
+    for name, record in predictives.items():
+        probs = predictive_of(outputs, name, record.temperature).probs
+        scores = review_score(record.thresholds, probs=probs, map_probs=map_probs)
+        results[name] = evaluate_probs(probs, split.labels, scores)
+        chosen = label_sets(calibrated.calibration.conformal, probs, record.conformal, split.class_mask)
         sets[name] = set_quality(chosen, split.labels)
     gains: dict[str, OrderGain] = {}
     if config.evaluation.order_average:
-        names = dict.fromkeys(("map", calibrated["recommended"].predictive))
-        averaged, gains = order_averages(
-            run, model, outputs, fits, test, {name: calibrated["predictives"][name] for name in names}
-        )
+        names: tuple[PredictiveName, ...] = ("map", calibrated.recommended.predictive)
+        records = {name: predictives[name] for name in names}
+        averaged, gains = order_averages(run, model, outputs, fits, test, records)
         results |= averaged
     for choice in choices:
         if choice != served:
-            probs = predictive_of(_with_prior(outputs, choice.prior), "laplace", 1.0).probs
+            of_choice = replace(outputs, fitted=(replace(trained, prior=choice.prior),))
+            probs = predictive_of(of_choice, "laplace", 1.0).probs
             results[f"laplace_{choice.method}_{choice.prior.granularity}"] = evaluate_probs(probs, split.labels)
     truncated = [row.truncated for row in run.encode(test)]
-    fidelity = measure_fidelity(calibrated["predictives"], estimate, outputs, truncated) if estimate else None
+    fidelity = measure_fidelity(predictives, estimate, outputs, truncated) if estimate else None
     return Measured(results, sets, gains, fidelity)
-
-
-def _with_prior(outputs: SplitOutputs, prior: Prior) -> SplitOutputs:
-    trained = outputs.fitted[0]
-    return SplitOutputs(outputs.split, (Fitted(trained.posterior, prior, trained.projected),), outputs.means)
 
 
 @torch.no_grad()
 def plain_probs(run: Run, model: nn.Module, examples: tuple[Example, ...]) -> torch.Tensor:
     """Return class probabilities by forward passes alone, (rows, classes) float64, in row order."""
-    rows = run.encode(examples)
-    plan = batches(rows, run.config.laplace.batch_size)
-    probs = torch.zeros(len(rows), run.class_count, dtype=torch.float64)
-    for index in progress(plan, len(plan), "zero-shot rows"):
-        batch = run.collate([rows[i] for i in index])
+    probs = torch.zeros(len(examples), run.class_count, dtype=torch.float64)
+    for index, batch in batched(run, examples, "zero-shot rows"):
         logits = label_logits(model, last_hidden(model, batch), run.label_ids)
         probs[index] = class_probs(logits, batch.class_mask).cpu()
     return probs

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,19 @@ class LabelTrainer(Trainer):
         save_adapter(self.model, Path(output_dir or self.args.output_dir))
 
 
+class _KeepMembers(TrainerCallback):
+    """Writes the ensemble's adapters as training comes by their steps."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._config = config
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Write the adapter if this is one of the steps."""
+        if state.global_step in member_steps(self._config):
+            folder = member_folder(self._config, state.global_step)
+            save_adapter(kwargs["model"], folder, getattr(torch, self._config.adapter.save_dtype))
+
+
 def finetune(config: RunConfig) -> Path:
     """Train the adapter of a run and return its folder; resumes at the last checkpoint.
 
@@ -69,19 +83,11 @@ def finetune(config: RunConfig) -> Path:
         NonFiniteError: a trained weight that is NaN or infinite.
     """
     run = open_run(config)
-    target = config.run_dir / "adapter"
-    same = trained_as(run)
-    if target.is_dir() and same and not missing_members(config):
+    target, checkpoints = config.run_dir / "adapter", config.run_dir / "checkpoints"
+    if target.is_dir() and trained_as(run) and not missing_members(config):
         say(f"adapter already trained: {target}")
         return target
-    checkpoints = config.run_dir / "checkpoints"
-    if not same:  # results of other rows or another base must not be taken for this run's
-        aside = set_aside(config.run_dir, ("checkpoints", "initial_adapter", "adapter", "members", "laplace", "report"))
-        if aside:
-            say(f"the rows, the base or its weights are not those of the earlier results, which are kept in {aside}")
-    elif passed_members(config, last_checkpoint(checkpoints)):
-        say("training again from the start: the adapters of the ensemble lie before the last checkpoint")
-        shutil.rmtree(checkpoints, ignore_errors=True)
+    last = resumable_checkpoint(run, checkpoints)
     rows = run.encode(run.splits.train)
     cut = sum(r.truncated for r in rows)
     say(
@@ -96,43 +102,59 @@ def finetune(config: RunConfig) -> Path:
         trainer = LabelTrainer(
             model=model,
             args=training_arguments(config, run.device, checkpoints),
-            train_dataset=_Rows(rows, [e.label for e in run.splits.train]),
-            data_collator=_Collator(run),
+            train_dataset=list(zip(rows, (e.label for e in run.splits.train), strict=True)),
+            data_collator=partial(_collated, run),
+            callbacks=[_KeepMembers(config)],
         )
         trainer.label_ids = run.label_ids
-        trainer.add_callback(_KeepMembers(config))
-        last = last_checkpoint(checkpoints)
         if last:
             say(f"resuming at {last}")
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     if not all(bool(p.isfinite().all()) for p in model.parameters() if p.requires_grad):
         raise NonFiniteError("training ended with NaN or infinite weights: lower optimizer.learning_rate")
     write_json(config.run_dir / "training_log.json", trainer.state.log_history)
-    partial = config.run_dir / ".adapter"
-    save_adapter(model, partial, getattr(torch, config.adapter.save_dtype))
+    unfinished = config.run_dir / ".adapter"
+    save_adapter(model, unfinished, getattr(torch, config.adapter.save_dtype))
     shutil.rmtree(target, ignore_errors=True)
-    partial.replace(target)
+    unfinished.replace(target)
     return target
 
 
-def passed_members(config: RunConfig, checkpoint: Path | None) -> list[int]:
-    """Return the missing members' steps that training resumed at a checkpoint would not come by again."""
-    done = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
-    return [step for step in missing_members(config) if step <= done]
+def resumable_checkpoint(run: Run, checkpoints: Path) -> Path | None:
+    """Return the checkpoint to continue at, None to begin; what cannot be continued is put away.
+
+    Results of other rows or another base must not be taken for this run's, and a checkpoint behind a step whose
+    adapter the ensemble lacks would not come by that step again.
+    """
+    config = run.config
+    if not trained_as(run):
+        aside = set_aside(config.run_dir, ("checkpoints", "initial_adapter", "adapter", "members", "laplace", "report"))
+        if aside:
+            say(f"the rows, the base or its weights are not those of the earlier results, which are kept in {aside}")
+    last = last_checkpoint(checkpoints)
+    if last and any(step <= _step(last) for step in missing_members(config)):
+        say("training again from the start: the adapters of the ensemble lie before the last checkpoint")
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        return None
+    return last
 
 
-class _KeepMembers(TrainerCallback):
-    """Writes the ensemble's adapters as training comes by their steps."""
+def last_checkpoint(folder: Path) -> Path | None:
+    """Return the last checkpoint that was written to its end: the Trainer's state is its last file."""
+    whole = [p.parent for p in folder.glob("checkpoint-*/trainer_state.json") if _is_json(p)]
+    return max(whole, key=_step, default=None)
 
-    def __init__(self, config: RunConfig) -> None:
-        self._config = config
-        self._steps = frozenset(member_steps(config))
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Write the adapter if this is one of the steps."""
-        if state.global_step in self._steps:
-            dtype = getattr(torch, self._config.adapter.save_dtype)
-            save_adapter(kwargs["model"], member_folder(self._config, state.global_step), dtype)
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text())
+    except ValueError:
+        return False
+    return True
 
 
 def add_adapter(base: nn.Module, config: RunConfig) -> Any:
@@ -144,17 +166,15 @@ def add_adapter(base: nn.Module, config: RunConfig) -> Any:
     """
     adapter = config.adapter
     check_targets(base, adapter.targets)
+    settings = LoraConfig(
+        r=adapter.rank,
+        lora_alpha=adapter.alpha,
+        lora_dropout=adapter.dropout,
+        target_modules=list(adapter.targets),
+        task_type="CAUSAL_LM",
+    )
     with quiet_loading():
-        model = get_peft_model(
-            base,
-            LoraConfig(
-                r=adapter.rank,
-                lora_alpha=adapter.alpha,
-                lora_dropout=adapter.dropout,
-                target_modules=list(adapter.targets),
-                task_type="CAUSAL_LM",
-            ),
-        )
+        model = get_peft_model(base, settings)
     model.peft_config["default"].base_model_name_or_path = config.base.model
     model.eval()  # dropout would draw from the generator that training draws from
     check_adapted(model)
@@ -164,14 +184,13 @@ def add_adapter(base: nn.Module, config: RunConfig) -> Any:
 def save_adapter(model: Any, folder: Path, dtype: torch.dtype | None = None) -> None:
     """Write the adapter in PEFT's layout, without the base's embeddings, in a given number format."""
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
-    if dtype is not None:
-        state = {k: v.to(dtype) for k, v in state.items()}
     model.peft_config["default"].save_pretrained(str(folder))
     # peft keeps the targets as a set, whose order is another in every process
     fields = json.loads((folder / "adapter_config.json").read_text())
     fields["target_modules"] = sorted(fields["target_modules"])
     write_json(folder / "adapter_config.json", fields)
-    write_tensors(folder / "adapter_model.safetensors", {k: v.cpu() for k, v in state.items()}, {"format": "pt"})
+    tensors = {k: v.to("cpu", dtype) for k, v in state.items()}
+    write_tensors(folder / "adapter_model.safetensors", tensors, {"format": "pt"})
 
 
 def training_arguments(config: RunConfig, device: torch.device, folder: Path) -> TrainingArguments:
@@ -197,36 +216,7 @@ def training_arguments(config: RunConfig, device: torch.device, folder: Path) ->
     )
 
 
-class _Rows(torch.utils.data.Dataset[tuple[EncodedRow, int]]):
-    def __init__(self, rows: Sequence[EncodedRow], labels: Sequence[int]) -> None:
-        self._items = list(zip(rows, labels, strict=True))
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __getitem__(self, index: int) -> tuple[EncodedRow, int]:
-        return self._items[index]
-
-
-class _Collator:
-    def __init__(self, run: Run) -> None:
-        self._run = run
-
-    def __call__(self, items: Sequence[tuple[EncodedRow, int]]) -> dict[str, torch.Tensor]:
-        run = self._run
-        batch = collate([i[0] for i in items], class_count=run.class_count, pad_token_id=run.tokenizer.pad_token_id)
-        return {**vars(batch), "labels": torch.tensor([i[1] for i in items])}
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """Return the last checkpoint that was written to its end: the Trainer's state is its last file."""
-    whole = [p.parent for p in folder.glob("checkpoint-*/trainer_state.json") if _is_json(p)]
-    return max(whole, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
-
-
-def _is_json(path: Path) -> bool:
-    try:
-        json.loads(path.read_text())
-    except ValueError:
-        return False
-    return True
+def _collated(run: Run, items: Sequence[tuple[EncodedRow, int]]) -> dict[str, torch.Tensor]:
+    rows, labels = zip(*items, strict=True)
+    batch = collate(rows, class_count=run.class_count, pad_token_id=run.tokenizer.pad_token_id)
+    return {**vars(batch), "labels": torch.tensor(labels)}

@@ -1,7 +1,6 @@
-"""Fit the posterior: curvature over the training rows, then the prior precision.
+"""Fit the posterior: curvature over the training rows, then the prior precision and the calibrators.
 
-One or two passes over the training rows and one over the calibration rows. The passes over the training rows are
-saved as they go, so a job that was stopped continues where it was.
+The passes over the training rows are saved as they go, so a job that was stopped continues where it was.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from laplora.posterior.base import block_precisions
 from laplora.posterior.file import posterior_tensors
 from laplora.posterior.subset import select_blocks
 from training.calibration.calibrate import calibrate, write_calibrated
-from training.calibration.distillation import distill_covariance, watched_layers
+from training.calibration.distillation import distill_covariance, read_record, watched_layers
 from training.calibration.members import fit_members
 from training.calibration.outputs import Fitted, split_outputs
 from training.calibration.posteriors import choose_priors, fit_curvature, served_choice, squared_distances
@@ -29,11 +28,7 @@ from training.workspace.terminal import say
 
 
 def fit_laplace(config: RunConfig) -> Path:
-    """Fit the posterior of a trained run and return its folder.
-
-    Raises:
-        ConfigError: the run has no trained adapter.
-    """
+    """Fit the posterior of a trained run and return its folder; ConfigError where there is no trained adapter."""
     run = open_run(config)
     folder = config.run_dir / "laplace"
     model = load_trained(run)
@@ -53,10 +48,8 @@ def fit_laplace(config: RunConfig) -> Path:
     trained = Fitted(posterior, served.prior, calibration.projected)
     distilled = distill_covariance(run, model, posterior, served.prior, calibration, folder)
     outputs = split_outputs(run, model, trained, calibration, fits, run.splits.calibration, "calibration rows")
-    if distilled:
-        outputs = replace(outputs, distilled=distilled.calibration)
-    calibrated = calibrate(config, outputs)
-    write_calibrated(folder, calibrated)
+    calibrated, scores = calibrate(config, replace(outputs, distilled=distilled))
+    write_calibrated(folder, calibrated, scores)
     summary = {
         "served": {"method": served.method, "granularity": served.prior.granularity},
         "choices": [asdict(c) for c in choices],
@@ -67,9 +60,8 @@ def fit_laplace(config: RunConfig) -> Path:
         "effective_dimension": float(posterior.effective_dimension(block_precisions(served.prior, blocks)).sum()),
     }
     write_json(folder / "fit.json", summary)
-    if distilled:
-        factor = math.exp(distilled.record.error)
-        say(f"fast: distilled from {distilled.record.inputs} inputs, variances within a factor of {factor:.2f}")
+    if record := read_record(config):
+        say(f"fast: distilled from {record.inputs} inputs, variances within a factor of {math.exp(record.error):.2f}")
     for choice in choices:
         say(
             f"prior by {choice.method} ({choice.prior.granularity}): "

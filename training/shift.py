@@ -1,17 +1,14 @@
 """Shift: how a finished artifact does on rows that are not like those it was trained on.
 
 Four kinds of set go through the artifact's template and every predictive it carries: the run's test rows, other data
-sets (as in Yang et al., arXiv 2308.13111), texts that have no answer, and corruptions of the test rows. Beside the
-metrics of each set, every score is measured as a detector of rows from another distribution.
+sets (as in Yang et al., arXiv 2308.13111), texts that have no answer, and corruptions of the test rows.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,13 +16,14 @@ from laplora.artifact.folder import Artifact, read_artifact
 from laplora.artifact.manifest import Manifest
 from laplora.errors import ConfigError, DataError, InvalidInputError
 from laplora.predictor import Predictor
-from laplora.prompts.templates import render
-from training.config import RunConfig, ShiftConfig, StrangerConfig, config_hash_fields
+from training.config import DataConfig, RunConfig, ShiftConfig, StrangerConfig, config_hash_fields
 from training.data.corruptions import corrupt
-from training.data.section import DataConfig, Example, Splits, load_splits
+from training.data.examples import Example, Splits, Task
+from training.data.section import load_splits
 from training.report.shift import set_record, shift_record, write_shift_report
 from training.report.shift_answers import SetAnswers, answer_set, read_answers, write_answers
 from training.workspace.files import write_json
+from training.workspace.provenance import rows_digest
 from training.workspace.terminal import say
 
 SetKind = Literal["in_distribution", "shifted", "stranger", "corrupted"]
@@ -48,7 +46,7 @@ class ShiftSet:
     kind: SetKind
     source: str
     examples: tuple[Example, ...]
-    left_out: Mapping[str, int]
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 def shift(config: RunConfig) -> Path:
@@ -74,9 +72,8 @@ def shift(config: RunConfig) -> Path:
     records: dict[str, Any] = {}
     for one in sets:
         record = set_record(answers[one.name], answers[TEST] if one.name != TEST else None)
-        record |= {"kind": one.kind, "source": one.source, "left_out": dict(one.left_out)}
-        records[one.name] = record
-        write_json(config.run_dir / "shift" / f"{one.name}.json", record)
+        records[one.name] = record | {"kind": one.kind, "source": one.source, "left_out": dict(one.left_out)}
+        write_json(config.run_dir / "shift" / f"{one.name}.json", records[one.name])
     folder = config.run_dir / "report"
     write_shift_report(shift_record(config, artifact, records), folder)
     say(f"report: {folder / 'shift.md'}")
@@ -85,11 +82,10 @@ def shift(config: RunConfig) -> Path:
 
 def check_same_rows(config: RunConfig, manifest: Manifest, splits: Splits) -> None:
     """Raise ConfigError unless the artifact was made from this configuration's rows: none may have been trained on."""
-    made, expected = manifest.config, config_hash_fields(config)
-    counts = ("rows", "classes")
-    if any(made.get(part) != expected[part] for part in ("data", "seed")) or any(
-        manifest.data.get(count) != splits.report[count] for count in counts
-    ):
+    expected = config_hash_fields(config)
+    same_fields = all(manifest.config.get(part) == expected[part] for part in ("data", "seed"))
+    same_counts = all(manifest.data.get(count) == splits.report[count] for count in ("rows", "classes"))
+    if not (same_fields and same_counts):
         raise ConfigError(
             f"the artifact {manifest.name!r} was made from other rows than this configuration's, so its test rows are "
             "not known to be unseen: run 'python -m training run' with this configuration first"
@@ -97,47 +93,36 @@ def check_same_rows(config: RunConfig, manifest: Manifest, splits: Splits) -> No
 
 
 def shift_sets(config: RunConfig, settings: ShiftConfig, manifest: Manifest, splits: Splits) -> list[ShiftSet]:
-    """Return every set with its rows, the run's test rows first.
-
-    Raises:
-        ConfigError: a corruption that needs choices where there are none.
-        DataError, DownloadError: a data set that cannot be read, or that the artifact cannot answer.
-    """
-    sets = [ShiftSet(TEST, "in_distribution", splits.report["source_detail"], splits.test, {})]
-    run_prompts = {_prompt(manifest, e) for part in (splits.train, splits.calibration, splits.test) for e in part}
+    """Return every set with its rows, the run's test rows first; DataError names the section of one that cannot be."""
+    task, seed, rows = Task(manifest.name, manifest.template.template(), manifest.labels), config.seed, settings.rows
+    sets = [ShiftSet(TEST, "in_distribution", splits.report["source_detail"], splits.test)]
+    known = {task.question(e) for part in (splits.train, splits.calibration, splits.test) for e in part}
     for name, data in settings.sets.items():
         try:
-            sets.append(shifted_set(name, data, config.seed, settings.rows, manifest, run_prompts))
+            sets.append(shifted_set(name, data, seed, rows, task, known))
         except DataError as error:
             raise DataError(f"shift.sets.{name}: {error}") from None
     for name, stranger in settings.strangers.items():
         try:
-            sets.append(stranger_set(name, stranger, config.seed, settings.rows, manifest))
+            sets.append(stranger_set(name, stranger, seed, rows, task))
         except DataError as error:
             raise DataError(f"shift.strangers.{name}: {error}") from None
     for corruption in settings.corruptions:
-        examples = tuple(
-            corrupt(e, corruption.kind, corruption.severity, config.seed) for e in splits.test[: settings.rows]
-        )
+        examples = tuple(corrupt(e, corruption.kind, corruption.severity, seed) for e in splits.test[:rows])
         source = f"the first {len(examples)} test rows, {corruption.kind} at {corruption.severity:g}"
-        sets.append(ShiftSet(corruption.name, "corrupted", source, examples, {}))
+        sets.append(ShiftSet(corruption.name, "corrupted", source, examples))
     return sets
 
 
-def shifted_set(
-    name: str, data: DataConfig, seed: int, limit: int, manifest: Manifest, run_prompts: set[str]
-) -> ShiftSet:
+def shifted_set(name: str, data: DataConfig, seed: int, limit: int, task: Task, known: set[str]) -> ShiftSet:
     """Return the rows of another data set that the artifact can answer, at most ``limit``.
 
-    The test split is shuffled by the seed, so its first usable rows are a random draw.
-
-    Raises:
-        DataError: rows with other fields or other labels than the artifact's, or fewer than two that can be used.
+    The test split is shuffled by the seed, so its first usable rows are a random draw. DataError: rows with other
+    fields or other labels than the artifact's ``task``, or fewer than two that the run does not know.
     """
-    splits = load_splits(data, seed=seed)
-    template, task = manifest.template.template(), splits.task
-    if not template.takes_choices and task.labels != manifest.labels:
-        raise DataError(f"its labels are {list(task.labels)}, the artifact answers {list(manifest.labels)}")
+    splits, template = load_splits(data, seed=seed), task.template
+    if not template.takes_choices and splits.task.labels != task.labels:
+        raise DataError(f"its labels are {list(splits.task.labels)}, the artifact answers {list(task.labels)}")
     usable: list[Example] = []
     left_out = {"choices": 0, "repeated": 0}
     for example in splits.test:
@@ -147,13 +132,13 @@ def shifted_set(
                 f"{sorted(template.fields)}"
             )
         try:
-            prompt = _prompt(manifest, example)
+            question = task.question(example)
         except InvalidInputError as error:
             if error.field != "choices":
                 raise DataError(f"row {example.id}: {error}") from None
             left_out["choices"] += 1
             continue
-        if prompt in run_prompts:
+        if question in known:
             left_out["repeated"] += 1
         else:
             usable.append(example)
@@ -165,29 +150,25 @@ def shifted_set(
     return ShiftSet(name, "shifted", splits.report["source_detail"], tuple(usable[:limit]), left_out)
 
 
-def stranger_set(name: str, stranger: StrangerConfig, seed: int, limit: int, manifest: Manifest) -> ShiftSet:
-    """Return the texts of another data set, at most ``limit``, each one once; they have no label.
-
-    Raises:
-        DataError: a template of more than one field or with choices, no such field, or fewer than two texts.
-    """
-    splits, template = load_splits(stranger.data, seed=seed), manifest.template.template()
+def stranger_set(name: str, stranger: StrangerConfig, seed: int, limit: int, task: Task) -> ShiftSet:
+    """Return the texts of another data set, at most ``limit``, each once; DataError where the artifact takes none."""
+    splits, template = load_splits(stranger.data, seed=seed), task.template
     if len(template.fields) != 1 or template.takes_choices:
         raise DataError(f"the artifact's template has the fields {sorted(template.fields)}: texts need one")
-    (field,) = template.fields
+    (field_name,) = template.fields
     if stranger.field == "choices" or stranger.field not in splits.task.template.fields:
         raise DataError(f"its rows have the fields {sorted(splits.task.template.fields)}, no text {stranger.field!r}")
     texts = list(dict.fromkeys(example.fields[stranger.field] for example in splits.test))[:limit]
     if len(texts) < 2:
         raise DataError(f"{len(texts)} different texts in its test split: two are needed")
-    examples = tuple(Example(f"{name}-{i}", {field: text}, -1, len(manifest.labels)) for i, text in enumerate(texts))
-    return ShiftSet(name, "stranger", f"{splits.report['source_detail']}, field {stranger.field}", examples, {})
+    examples = tuple(Example(f"{name}-{i}", {field_name: text}, -1, len(task.labels)) for i, text in enumerate(texts))
+    return ShiftSet(name, "stranger", f"{splits.report['source_detail']}, field {stranger.field}", examples)
 
 
 def answer_sets(config: RunConfig, artifact: Artifact, sets: list[ShiftSet]) -> dict[str, SetAnswers]:
     """Return the artifact's answers to every set, from files where they are there; the model loads only if it must."""
     folder = config.run_dir / "shift"
-    digests = {one.name: answers_inputs(artifact.digest, one.examples) for one in sets}
+    digests = {one.name: f"{artifact.digest}/{rows_digest(one.examples)}" for one in sets}
     kept = {one.name: read_answers(folder / f"{one.name}.safetensors", digests[one.name]) for one in sets}
     answers = {name: known for name, known in kept.items() if known is not None}
     todo = [one for one in sets if one.name not in answers]
@@ -206,14 +187,3 @@ def answer_sets(config: RunConfig, artifact: Artifact, sets: list[ShiftSet]) -> 
         left = (time.monotonic() - started) / done * (total - done)
         say(f"{done} of {total} rows answered, about {left / 60:.0f} minutes left")
     return answers
-
-
-def answers_inputs(artifact_digest: str, examples: tuple[Example, ...]) -> str:
-    """Return the digest of what an artifact's answers to a set of rows depend on."""
-    rows = [[dict(e.fields), e.label, e.class_count] for e in examples]
-    return hashlib.sha256(json.dumps([artifact_digest, rows], sort_keys=True).encode()).hexdigest()
-
-
-def _prompt(manifest: Manifest, example: Example) -> str:
-    """Return what two rows share that are the same question: the prompt, up to case and white space."""
-    return " ".join(render(manifest.template.template(), example.fields, manifest.labels)[0].casefold().split())

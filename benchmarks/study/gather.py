@@ -22,7 +22,7 @@ from laplora.prompts.option_order import option_orders, permute_choices, restore
 from laplora.prompts.rows import EncodedRow
 from training.calibration.posteriors import squared_distances
 from training.config import RunConfig
-from training.data.section import Example
+from training.data.examples import Example
 from training.finetune import finetune
 from training.workspace.files import write_json, write_tensors
 from training.workspace.folders import set_aside
@@ -46,7 +46,7 @@ class Trained:
     def batches(self, rows: Sequence[EncodedRow], title: str) -> Iterator[list[int]]:
         """Yield row numbers in batches, with a progress bar."""
         plan = list(by_classes_and_length(rows, self.batch_size))
-        yield from progress(plan, len(plan), f"{self.run.config.name} {title}")
+        yield from progress(plan, f"{self.run.config.name} {title}")
 
     @torch.no_grad()
     def logits(self, examples: Sequence[Example], title: str) -> torch.Tensor:

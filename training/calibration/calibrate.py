@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
+from pydantic import BaseModel
 
 from laplora.answers.review_scores import ReviewScores, review_scores, score_tensors
 from laplora.artifact.manifest import SCORES, CalibrationRecord, PredictiveRecord, RecommendedRecord
@@ -32,32 +31,27 @@ from training.calibration.outputs import SplitOutputs
 from training.config import RunConfig
 from training.workspace.files import write_json, write_tensors
 
+#: Gives the priors of the first so many fitted adapters, chosen on some calibration rows only.
+PriorsOf = Callable[[torch.Tensor, int], list[Prior]]
 
-@dataclass(frozen=True)
-class Calibrated:
-    """What an artifact records of its calibration split.
 
-    Attributes:
-        predictives: in the order of the report.
-        scores: by predictive.
-    """
+class Calibrated(BaseModel):
+    """What an artifact records of its calibration split."""
 
-    record: CalibrationRecord
+    calibration: CalibrationRecord
     predictives: dict[PredictiveName, PredictiveRecord]
     recommended: RecommendedRecord
-    scores: dict[PredictiveName, ReviewScores]
 
 
-def calibrate(config: RunConfig, outputs: SplitOutputs) -> Calibrated:
-    """Return every predictive's temperature, thresholds and conformal threshold, and which one to recommend.
+def calibrate(config: RunConfig, outputs: SplitOutputs) -> tuple[Calibrated, dict[PredictiveName, ReviewScores]]:
+    """Return what is recorded of the calibration split, and the review scores of its rows by predictive.
 
     Served are parameters fitted on all calibration rows. Thresholds, label sets and the recommendation are set on what
     each row gets from a fit without it.
     """
     settings, split = config.calibration, outputs.split
-    names = config.predictives.names
-    labels = split.labels
-    priors = _PriorsWithout(config, outputs)
+    names, labels = config.predictives.names, split.labels
+    priors = priors_without(config, outputs)
     held_out = out_of_fold(config, outputs, priors)
     sureness = {name: held_out_sureness(config, outputs, name, priors) for name in names}
     thresholds = fit_thresholds(
@@ -69,6 +63,7 @@ def calibrate(config: RunConfig, outputs: SplitOutputs) -> Calibrated:
         confidence=settings.confidence,
         sureness={str(name): sure for name, sure in sureness.items()},
     )
+    recommended = recommendation(config, held_out, labels)
     map_probs = held_out["map"].probs
     records: dict[PredictiveName, PredictiveRecord] = {}
     scores: dict[PredictiveName, ReviewScores] = {}
@@ -92,23 +87,21 @@ def calibrate(config: RunConfig, outputs: SplitOutputs) -> Calibrated:
         conformal=settings.conformal,
         scores=SCORES,
     )
-    return Calibrated(record, records, recommendation(config, held_out, labels), scores)
+    return Calibrated(calibration=record, predictives=records, recommended=recommended), scores
 
 
 def out_of_fold(
-    config: RunConfig, outputs: SplitOutputs, priors: _PriorsWithout | None = None
+    config: RunConfig, outputs: SplitOutputs, priors: PriorsOf
 ) -> dict[PredictiveName, PosteriorPredictive]:
     """Return every predictive of each calibration row, with prior and temperature fitted on the folds without it."""
-    rows, priors = len(outputs.split.labels), priors or _PriorsWithout(config, outputs)
+    rows = len(outputs.split.labels)
     return {
         name: cross_fitted_predictive(_fold_predictive(outputs, name, priors), rows, FOLDS, config.seed)
         for name in config.predictives.names
     }
 
 
-def held_out_sureness(
-    config: RunConfig, outputs: SplitOutputs, name: PredictiveName, priors: _PriorsWithout
-) -> Sureness:
+def held_out_sureness(config: RunConfig, outputs: SplitOutputs, name: PredictiveName, priors: PriorsOf) -> Sureness:
     """Return how sure a predictive is of each calibration row by the folds without it, on the served fit's scale."""
     predict, everything = _fold_predictive(outputs, name, priors), torch.arange(len(outputs.split.labels))
 
@@ -136,56 +129,41 @@ def fit_temperature_of(outputs: SplitOutputs, name: PredictiveName) -> float:
 def recommendation(
     config: RunConfig, held_out: Mapping[PredictiveName, PosteriorPredictive], labels: torch.Tensor
 ) -> RecommendedRecord:
-    """Return which predictive answers by default, compared on losses that were fitted without their row.
-
-    Args:
-        held_out: from ``out_of_fold``; labels: (rows,) int64.
-    """
+    """Return which predictive answers by default, compared on losses that were fitted without their row."""
     # fast only stands in for laplace, in requests for it.
     names = tuple(name for name in config.predictives.names if name != "fast")
-    losses: dict[str, torch.Tensor] = {name: row_nll(held_out[name].probs, labels) for name in names}
-    by_data = recommend(losses, names, config.seed)
-    wanted = config.predictives.serve
+    by_data = recommend({name: row_nll(held_out[name].probs, labels) for name in names}, names, config.seed)
+    wanted, reason = config.predictives.serve, by_data.reason
     if wanted == "auto":
         return RecommendedRecord(
-            predictive=by_data.predictive, reason=by_data.reason, chosen_by="calibration", table=by_data.table
+            predictive=by_data.predictive, reason=reason, chosen_by="calibration", table=by_data.table
         )
-    return RecommendedRecord(
-        predictive=wanted,
-        reason=f"{wanted}: set by the configuration; by the calibration split it would be {by_data.reason}",
-        chosen_by="configuration",
-        table=by_data.table,
-    )
+    reason = f"{wanted}: set by the configuration; by the calibration split it would be {reason}"
+    return RecommendedRecord(predictive=wanted, reason=reason, chosen_by="configuration", table=by_data.table)
 
 
-class _PriorsWithout:
-    """The priors of the fitted adapters, chosen on some calibration rows only; each choice is made once."""
+def priors_without(config: RunConfig, outputs: SplitOutputs) -> PriorsOf:
+    """Return what chooses the fitted adapters' priors on some calibration rows; each choice is made once."""
+    if config.laplace.prior != "validation":  # the calibration rows had no part in it
+        return lambda _rows, count: [fitted.prior for fitted in outputs.fitted[:count]]
+    split = outputs.split
 
-    def __init__(self, config: RunConfig, outputs: SplitOutputs) -> None:
-        self._config, self._outputs = config, outputs
-        self._moments: dict[tuple[int, ...], list[Prior]] = {}
+    @cache
+    def chosen(rows: tuple[int, ...], adapter: int) -> Prior:
+        fitted, places = outputs.fitted[adapter], torch.tensor(rows)
+        return choose_by_validation(
+            fitted.posterior,
+            take(fitted.projected, places),
+            split.labels[places],
+            split.class_mask[places],
+            config.laplace.granularity,
+        ).prior
 
-    def __call__(self, rows: torch.Tensor, count: int) -> list[Prior]:
-        """Return the priors of the first ``count`` fitted adapters."""
-        outputs, laplace = self._outputs, self._config.laplace
-        if laplace.prior != "validation":  # the calibration rows had no part in it
-            return [f.prior for f in outputs.fitted[:count]]
-        known = self._moments.setdefault(tuple(rows.tolist()), [])
-        split = outputs.split
-        for fitted in outputs.fitted[len(known) : count]:
-            choice = choose_by_validation(
-                fitted.posterior,
-                take(fitted.projected, rows),
-                split.labels[rows],
-                split.class_mask[rows],
-                laplace.granularity,
-            )
-            known.append(choice.prior)
-        return known[:count]
+    return lambda rows, count: [chosen(tuple(rows.tolist()), adapter) for adapter in range(count)]
 
 
 def _fold_predictive(
-    outputs: SplitOutputs, name: PredictiveName, priors: _PriorsWithout
+    outputs: SplitOutputs, name: PredictiveName, priors: PriorsOf
 ) -> Callable[[torch.Tensor, torch.Tensor], PosteriorPredictive]:
     """Return the function that fits a predictive on some rows and answers others."""
     spec, split = PREDICTIVES[name], outputs.split
@@ -194,14 +172,14 @@ def _fold_predictive(
     def predictive(fit: torch.Tensor, answered: torch.Tensor) -> PosteriorPredictive:
         count = len(outputs.fitted) if spec.members == "checkpoints" else 1
         means, covariances = fixed or outputs.moments(name, priors(fit, count))
+
+        def of(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+            return means[:, rows], None if covariances is None else covariances[:, rows]
+
         temperature = 1.0
         if name in TEMPERED:
-            of_fit = None if covariances is None else covariances[:, fit]
-            temperature = fit_predictive_temperature(means[:, fit], of_fit, split.labels[fit], split.class_mask[fit])
-        of_answered = None if covariances is None else covariances[:, answered]
-        return predictive_probs(
-            predictive_spec(name, temperature), means[:, answered], of_answered, split.class_mask[answered]
-        )
+            temperature = fit_predictive_temperature(*of(fit), split.labels[fit], split.class_mask[fit])
+        return predictive_probs(predictive_spec(name, temperature), *of(answered), split.class_mask[answered])
 
     return predictive
 
@@ -211,24 +189,12 @@ def take(projected: ProjectedJacobians, rows: torch.Tensor) -> ProjectedJacobian
     return ProjectedJacobians(projected.contrast_mean[rows], projected.kept[rows], projected.rest[rows])
 
 
-def write_calibrated(folder: Path, calibrated: Calibrated) -> None:
+def write_calibrated(folder: Path, calibrated: Calibrated, scores: dict[PredictiveName, ReviewScores]) -> None:
     """Write what was calibrated into a run's folder."""
-    write_tensors(folder / SCORES, score_tensors(calibrated.scores))
-    write_json(
-        folder / "calibrators.json",
-        {
-            "calibration": calibrated.record.model_dump(mode="json"),
-            "predictives": {n: r.model_dump(mode="json") for n, r in calibrated.predictives.items()},
-            "recommended": calibrated.recommended.model_dump(mode="json"),
-        },
-    )
+    write_tensors(folder / SCORES, score_tensors(scores))
+    write_json(folder / "calibrators.json", calibrated.model_dump(mode="json"))
 
 
-def read_calibrated(folder: Path) -> dict[str, Any]:
-    """Return the records that ``write_calibrated`` wrote, as fields of a manifest."""
-    fields = json.loads((folder / "calibrators.json").read_text())
-    return {
-        "calibration": CalibrationRecord.model_validate(fields["calibration"]),
-        "predictives": {n: PredictiveRecord.model_validate(r) for n, r in fields["predictives"].items()},
-        "recommended": RecommendedRecord.model_validate(fields["recommended"]),
-    }
+def read_calibrated(folder: Path) -> Calibrated:
+    """Return the records that ``write_calibrated`` wrote."""
+    return Calibrated.model_validate_json((folder / "calibrators.json").read_text())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +29,6 @@ from training.workspace.run import Run
 _PART = 128
 
 
-@dataclass(frozen=True)
-class Distilled:
-    """What was distilled.
-
-    Attributes:
-        calibration: (rows, classes - 1, classes - 1), the calibration rows' covariances, each predicted from inputs
-            that do not hold it.
-    """
-
-    calibration: torch.Tensor
-    record: DistilledRecord
-
-
 def watched_layers(config: RunConfig, model: Any) -> tuple[int, ...]:
     """Return the layers whose states are looked at; none without the fast predictive."""
     return spread_layers(len(decoder_layers(model))) if config.predictives.fast else ()
@@ -50,17 +36,15 @@ def watched_layers(config: RunConfig, model: Any) -> tuple[int, ...]:
 
 def distill_covariance(
     run: Run, model: nn.Module, posterior: Posterior, prior: Prior, calibration: ProjectedSplit, folder: Path
-) -> Distilled | None:
-    """Distil a predictor from a posterior under its served prior and write it; None where it is off.
+) -> torch.Tensor | None:
+    """Distil a predictor from a posterior under its served prior and write it into a folder; None where it is off.
 
-    Args:
-        calibration: that split's rows, with states.
-        folder: where the passes over further inputs keep their results.
+    Returns the calibration rows' covariances, (rows, classes - 1, classes - 1), each predicted from inputs that do not
+    hold it.
     """
-    if not run.config.predictives.fast:
+    if calibration.states is None:
         return None
     layers = watched_layers(run.config, model)
-    assert calibration.states is not None
     inputs = further_inputs(run)
     parts = [calibration, *_passes(run, model, posterior, [e for e, _ in inputs], layers, folder / "distillation")]
     count = len(calibration.labels)
@@ -74,23 +58,22 @@ def distill_covariance(
     record = DistilledRecord(inputs=len(groups), error=error, false_alarms=FALSE_ALARMS)
     write_tensors(folder / DISTILLED, *distilled_tensors(distilled.predictor))
     write_json(folder / "distilled.json", record.model_dump(mode="json"))
-    return Distilled(held_out, record)
+    return held_out
 
 
 def further_inputs(run: Run) -> list[tuple[Example, int]]:
-    """Return training rows and further inputs, each with the number of the row that it is a variant of.
-
-    At most as many training rows as further inputs; the user's inputs first, then variants of the
-    training rows.
-    """
+    """Return training rows, then the user's inputs, then variants, each with the number of the row that it varies."""
     config, train = run.config.predictives, run.splits.train
     draw = random.Random(f"{run.config.seed}/distillation")
-    chosen = sorted(draw.sample(range(len(train)), min(config.fast, len(train))))
-    rows = [(train[i], i) for i in chosen]
+
+    def drawn(available: int) -> list[int]:
+        return sorted(draw.sample(range(available), min(config.fast, available)))
+
+    rows = [(train[i], i) for i in drawn(len(train))]
     unlabelled: list[Example] = []
     if config.fast_inputs:
         given = read_inputs(config.fast_inputs, run.splits.task)
-        unlabelled = [given[i] for i in sorted(draw.sample(range(len(given)), min(config.fast, len(given))))]
+        unlabelled = [given[i] for i in drawn(len(given))]
     made = variants(train, config.fast - len(unlabelled), run.config.seed)
     return rows + [(example, len(train) + i) for i, example in enumerate(unlabelled)] + made
 
@@ -101,7 +84,7 @@ def _passes(
     """Return the inputs' projected Jacobians and states, part by part; those that are kept are read."""
     parts, model_mark = [], curvature_inputs(run)  # which reads all of the base's weights
     for number, start in enumerate(range(0, len(examples), _PART)):
-        part = tuple(examples[start : start + _PART])
+        part = examples[start : start + _PART]
         path = folder / f"{number}.safetensors"
         mark = "/".join((model_mark, rows_digest(part), repr(layers)))
         if not _is_from(path, mark):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -14,6 +13,7 @@ from laplora.linearised import class_probs
 from laplora.metrics.scores import row_nll
 from laplora.predictive.distilled import Estimate
 from laplora.predictive.distilled_error import log_traces
+from laplora.predictive.kinds import PredictiveName
 from training.calibration.calibrate import predictive_of
 from training.calibration.outputs import SplitOutputs
 
@@ -53,33 +53,28 @@ class Fidelity:
             f"unfamiliar), and {self.same_decision:.0%} of all decisions are the same"
         )
 
-    def to_json(self) -> dict[str, Any]:
-        """Return plain numbers."""
-        return vars(self)
-
 
 def measure_fidelity(
-    predictives: dict[Any, PredictiveRecord], estimate: Estimate, outputs: SplitOutputs, truncated: Sequence[bool]
+    predictives: Mapping[PredictiveName, PredictiveRecord],
+    estimate: Estimate,
+    outputs: SplitOutputs,
+    truncated: Sequence[bool],
 ) -> Fidelity:
-    """Return how close fast comes on a split whose predicted covariances are among the outputs.
-
-    Args:
-        predictives: the calibrated ones; estimate: of the split's covariances; truncated: per row.
-    """
+    """Return how close fast comes on a split whose estimated covariances are among the outputs."""
     split = outputs.split
     traces = [log_traces(c, split.class_mask) for c in (estimate.covariance, outputs.fitted[0].covariance())]
     errors = (traces[0] - traces[1]) / estimate.log_error.clamp_min(torch.finfo(torch.float64).tiny)
     map_probs = class_probs(split.logits, split.class_mask)
-    decisions, losses = {}, {}
-    for name in ("fast", "laplace"):
-        predictive, thresholds = predictive_of(outputs, name, 1.0), predictives[name].thresholds
-        assert thresholds is not None
-        decisions[name] = decisions_of(thresholds, predictive, map_probs, split.label_mass, truncated)
+    rules, decisions, losses = {}, {}, {}
+    names: tuple[PredictiveName, ...] = ("laplace", "fast")
+    for name in names:
+        predictive, rule = predictive_of(outputs, name, 1.0), predictives[name].thresholds
+        assert rule is not None
+        rules[name] = rule
+        decisions[name] = decisions_of(rule, predictive, map_probs, split.label_mass, truncated)
         losses[name] = row_nll(predictive.probs, split.labels)
-    thresholds = predictives["fast"].thresholds
-    assert thresholds is not None
     places = rows_to_defer(
-        thresholds,
+        rules["fast"],
         log_error=estimate.log_error,
         unfamiliar=estimate.unfamiliar,
         logits=split.logits,

@@ -11,13 +11,7 @@ from laplora.metrics.scores import bootstrap_interval
 
 @dataclass(frozen=True)
 class SetQuality:
-    """What a predictive's conformal sets are worth on the test rows.
-
-    Attributes:
-        coverage: share of rows whose set holds the label.
-        mean_size: labels in a set, mean over rows.
-        intervals: of both, by name, bootstrap at 95 %.
-    """
+    """Share of rows whose set holds the label, labels in a set, and the intervals of both (bootstrap, 95 %)."""
 
     coverage: float
     mean_size: float
@@ -25,18 +19,12 @@ class SetQuality:
 
 
 def set_quality(sets: torch.Tensor, labels: torch.Tensor) -> SetQuality:
-    """Return coverage and mean size of label sets, with bootstrap intervals.
+    """Return coverage and mean size of label sets (rows, classes) bool, with bootstrap intervals."""
+    values = {"coverage": sets.gather(1, labels[:, None])[:, 0].double(), "mean_size": sets.sum(1).double()}
 
-    Args:
-        sets: (rows, classes) bool; labels: (rows,) int64.
-    """
-    holds, sizes = sets.gather(1, labels[:, None])[:, 0].double(), sets.sum(1).double()
+    def interval(of_rows: torch.Tensor) -> tuple[float, float]:
+        generator = torch.Generator().manual_seed(0)
+        return bootstrap_interval(lambda index: float(of_rows[index].mean()), len(of_rows), generator=generator)
 
-    def interval(values: torch.Tensor) -> tuple[float, float]:
-        def mean(index: torch.Tensor) -> float:
-            return float(values[index].mean())
-
-        return bootstrap_interval(mean, len(values), generator=torch.Generator().manual_seed(0))
-
-    intervals = {"coverage": interval(holds), "mean_size": interval(sizes)}
-    return SetQuality(float(holds.mean()), float(sizes.mean()), intervals)
+    intervals = {name: interval(of_rows) for name, of_rows in values.items()}
+    return SetQuality(float(values["coverage"].mean()), float(values["mean_size"].mean()), intervals)

@@ -32,23 +32,15 @@ from training.workspace.run import Run
 
 @dataclass(frozen=True)
 class MemberFit:
-    """A further adapter's posterior.
-
-    Attributes:
-        step: at which the adapter was kept; folder: of its posterior's file.
-    """
+    """The posterior and the prior of the adapter kept at a step."""
 
     step: int
-    folder: Path
     posterior: Posterior
     choice: PriorChoice
 
 
 def fit_members(run: Run, model: nn.Module, blocks: tuple[Block, ...]) -> tuple[MemberFit, ...]:
-    """Fit the ensemble's other adapters a posterior each, as the trained one's; what is there is read.
-
-    Args:
-        blocks: those that the posterior covers.
+    """Fit the ensemble's other adapters a posterior each over the same blocks; what is there is read.
 
     Raises:
         ConfigError: an adapter that was not kept.
@@ -57,33 +49,31 @@ def fit_members(run: Run, model: nn.Module, blocks: tuple[Block, ...]) -> tuple[
     if not config.predictives.laplace_ensemble:
         return ()
     check_kept(config)
-    fits = []
     for step in member_steps(config):
         adapter, folder = member_folder(config, step), fit_folder(config, step)
-        mark = member_mark(run, step)
-        if not _is_fitted(folder, mark):
-            with in_place(lora_parameters(model), read_weights(model, adapter)):
-                posterior, log_likelihood = fit_curvature(run, model, blocks, folder, adapter)
-                split = project_split(run, model, posterior, run.splits.calibration, f"calibration rows, step {step}")
-            distances = squared_distances(config, blocks, adapter)
-            choice = served_choice(config, choose_priors(config, posterior, split, distances, log_likelihood))
-            write_tensors(folder / "posterior.safetensors", *posterior_tensors(posterior, config.laplace.factor_dtype))
-            write_json(folder / "fit.json", {"made_from": mark, "choice": asdict(choice)})
-        fits.append(read_member_fit(run, model, step))
-    return tuple(fits)
+        mark, path = _mark(run, adapter), folder / "fit.json"
+        if path.is_file() and json.loads(path.read_text())["made_from"] == mark:
+            continue
+        with in_place(lora_parameters(model), read_weights(model, adapter)):
+            posterior, log_likelihood = fit_curvature(run, model, blocks, folder, adapter)
+            split = project_split(run, model, posterior, run.splits.calibration, f"calibration rows, step {step}")
+        distances = squared_distances(config, blocks, adapter)
+        choice = served_choice(config, choose_priors(config, posterior, split, distances, log_likelihood))
+        write_tensors(folder / "posterior.safetensors", *posterior_tensors(posterior, config.laplace.factor_dtype))
+        write_json(path, {"made_from": mark, "choice": asdict(choice)})
+    return read_member_fits(run, model)
 
 
 def read_member_fits(run: Run, model: nn.Module) -> tuple[MemberFit, ...]:
     """Return what ``fit_members`` fitted."""
-    steps = member_steps(run.config) if run.config.predictives.laplace_ensemble else ()
-    return tuple(read_member_fit(run, model, step) for step in steps)
-
-
-def read_member_fit(run: Run, model: nn.Module, step: int) -> MemberFit:
-    """Return the posterior fitted to one further adapter."""
-    folder = fit_folder(run.config, step)
-    posterior = read_posterior(folder / "posterior.safetensors", find_blocks(model, run.class_count))
-    return MemberFit(step, folder, posterior, read_member_choice(folder))
+    if not run.config.predictives.laplace_ensemble:
+        return ()
+    blocks, fits = find_blocks(model, run.class_count), []
+    for step in member_steps(run.config):
+        folder = fit_folder(run.config, step)
+        posterior = read_posterior(folder / "posterior.safetensors", blocks)
+        fits.append(MemberFit(step, posterior, read_member_choice(folder)))
+    return tuple(fits)
 
 
 def fit_folder(config: RunConfig, step: int) -> Path:
@@ -91,16 +81,10 @@ def fit_folder(config: RunConfig, step: int) -> Path:
     return config.run_dir / "laplace" / "members" / f"step-{step}"
 
 
-def member_mark(run: Run, step: int) -> str:
+def _mark(run: Run, adapter: Path) -> str:
     """Return the digest of what a further adapter's posterior and prior depend on."""
     laplace = json.dumps(run.config.laplace.model_dump(mode="json"), sort_keys=True)
-    rows = rows_digest(run.splits.calibration)
-    return "/".join((curvature_inputs(run, member_folder(run.config, step)), rows, laplace))
-
-
-def _is_fitted(folder: Path, mark: str) -> bool:
-    path = folder / "fit.json"
-    return path.is_file() and json.loads(path.read_text())["made_from"] == mark
+    return "/".join((curvature_inputs(run, adapter), rows_digest(run.splits.calibration), laplace))
 
 
 def dropout_record(config: RunConfig) -> DropoutRecord | None:

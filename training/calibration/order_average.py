@@ -1,9 +1,9 @@
-"""Evaluate: what averaging each row over the orders of its options gains, and what it costs."""
+"""What averaging each row over the orders of its options gains, and what it costs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from laplora.predictive.order_average import average_by_input, average_orders, o
 from laplora.prompts.option_order import Order, option_orders, permute_choices, restore_logits
 from training.calibration.calibrate import predictive_of
 from training.calibration.members import MemberFit
-from training.calibration.outputs import Fitted, SplitOutputs, split_outputs
+from training.calibration.outputs import SplitOutputs, split_outputs
 from training.calibration.projected import project_split
 from training.data.examples import Example
 from training.workspace.run import Run
@@ -46,10 +46,6 @@ class OrderGain:
     changed: float
     information: float
 
-    def to_json(self) -> dict[str, float]:
-        """Return plain numbers."""
-        return asdict(self)
-
     def sentence(self, title: str) -> str:
         """Return cost and gain in words, the method by its title."""
         return (
@@ -71,8 +67,8 @@ class _Prompts:
 
     orders: list[Order]
     counts: list[int]
-    others: tuple[Example, ...]
-    sources: torch.Tensor
+    others: list[Example]
+    sources: list[int]
 
 
 def order_averages(
@@ -80,58 +76,50 @@ def order_averages(
     model: Any,
     outputs: SplitOutputs,
     fits: Sequence[MemberFit],
-    examples: tuple[Example, ...],
+    examples: Sequence[Example],
     records: Mapping[PredictiveName, PredictiveRecord],
 ) -> tuple[dict[str, Evaluation], dict[str, OrderGain]]:
     """Return evaluation and gain of each predictive averaged over the orders, both by the averaged method's name.
 
     Args:
-        outputs: of ``examples``, in the order of the data.
-        records: of the predictives to average.
+        records: of the predictives to average, ``map`` first.
     """
     prompts = _prompts(examples)
-    trained = outputs.fitted[0]
-    split = project_split(run, model, trained.posterior, prompts.others, "test rows, other orders")
-    fitted = Fitted(trained.posterior, trained.prior, split.projected)
-    other_outputs = split_outputs(run, model, fitted, split, fits, prompts.others, "test rows, other orders")
-    labels = outputs.split.labels
-    single = {name: predictive_of(outputs, name, record.temperature) for name, record in records.items()}
-    each = {
-        name: _joined(single[name], predictive_of(other_outputs, name, record.temperature), prompts.sources)
-        for name, record in records.items()
-    }
-    averaged = {name: average_orders(predictive, prompts.orders, prompts.counts) for name, predictive in each.items()}
-    map_probs = averaged["map"].probs
-    evaluations, gains = {}, {}
+    trained, labels, title = outputs.fitted[0], outputs.split.labels, "test rows, other orders"
+    split = project_split(run, model, trained.posterior, prompts.others, title)
+    fitted = replace(trained, projected=split.projected)
+    other_outputs = split_outputs(run, model, fitted, split, fits, prompts.others, title)
+    evaluations: dict[str, Evaluation] = {}
+    gains: dict[str, OrderGain] = {}
+    map_probs = None
     for name, record in records.items():
-        scores = review_score(record.thresholds, probs=averaged[name].probs, map_probs=map_probs)
-        evaluations[name + SUFFIX] = evaluate_probs(averaged[name].probs, labels, scores)
-        gains[name + SUFFIX] = _gain(
-            single[name].probs, each[name].probs, averaged[name].probs, prompts, labels, run.config.seed
-        )
+        single = predictive_of(outputs, name, record.temperature)
+        each = _joined(single, predictive_of(other_outputs, name, record.temperature), prompts.sources)
+        probs = average_orders(each, prompts.orders, prompts.counts).probs
+        map_probs = probs if map_probs is None else map_probs
+        scores = review_score(record.thresholds, probs=probs, map_probs=map_probs)
+        evaluations[name + SUFFIX] = evaluate_probs(probs, labels, scores)
+        gains[name + SUFFIX] = _gain(single.probs, each.probs, probs, prompts, labels, run.config.seed)
     return evaluations, gains
 
 
 def _prompts(examples: Sequence[Example]) -> _Prompts:
     """Return the prompts of examples in all their orders."""
-    orders: list[Order] = []
-    counts: list[int] = []
-    others: list[Example] = []
-    sources: list[int] = []
+    prompts = _Prompts([], [], [], [])
     for row, example in enumerate(examples):
-        of_row = option_orders(example.class_count)
-        orders += of_row
-        counts.append(len(of_row))
-        first = len(examples) + len(others)
-        sources += [row, *range(first, first + len(of_row) - 1)]
-        others += [
+        orders = option_orders(example.class_count)
+        prompts.orders.extend(orders)
+        prompts.counts.append(len(orders))
+        first = len(examples) + len(prompts.others)
+        prompts.sources.extend([row, *range(first, first + len(orders) - 1)])
+        prompts.others.extend(
             replace(example, fields=permute_choices(example.fields, order), label=order.index(example.label))
-            for order in of_row[1:]
-        ]
-    return _Prompts(orders, counts, tuple(others), torch.tensor(sources))
+            for order in orders[1:]
+        )
+    return prompts
 
 
-def _joined(first: PosteriorPredictive, others: PosteriorPredictive, sources: torch.Tensor) -> PosteriorPredictive:
+def _joined(first: PosteriorPredictive, others: PosteriorPredictive, sources: list[int]) -> PosteriorPredictive:
     """Return the predictive of every prompt, in the order of the prompts."""
     parts = (torch.cat([getattr(p, name) for p in (first, others)]) for name in ("probs", "std", "expected_entropy"))
     return PosteriorPredictive(*(part[sources] for part in parts))

@@ -19,17 +19,12 @@ from training.calibration.projected import ProjectedSplit, project_split
 from training.data.examples import Example
 from training.workspace.members import check_kept, member_folder, member_steps
 from training.workspace.run import Run
-from training.workspace.runtime import batches
-from training.workspace.terminal import progress
+from training.workspace.runtime import batched
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """One adapter's posterior under its prior, and a split's rows as it sees them.
-
-    Attributes:
-        projected: in the split's row order.
-    """
+    """One adapter's posterior under its prior, and a split's rows as it sees them, in the split's row order."""
 
     posterior: Posterior
     prior: Prior
@@ -59,17 +54,13 @@ class SplitOutputs:
     def moments(
         self, name: PredictiveName, priors: Sequence[Prior] | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return a predictive's means (members, rows, classes - 1) and covariances, None where it has none.
-
-        Args:
-            priors: of ``fitted``, in place of their ``prior``.
-        """
+        """Return a predictive's means (members, rows, classes - 1) and covariances, under its priors by default."""
         spec = PREDICTIVES[name]
+        single = self.split.projected.contrast_mean[None]
         if not spec.covariance:
-            single = self.split.projected.contrast_mean[None]
             return (single if spec.members == "single" else self.means[spec.members]), None
         if spec.members == "distilled":
-            return self.split.projected.contrast_mean[None], self._distilled(priors)[None]
+            return single, self._distilled(priors)[None]
         chosen = self.fitted[:1] if spec.members == "single" else self.fitted
         covariances = [f.covariance(priors[i] if priors else None) for i, f in enumerate(chosen)]
         return torch.stack([f.projected.contrast_mean for f in chosen]), torch.stack(covariances)
@@ -90,15 +81,10 @@ def split_outputs(
     trained: Fitted,
     split: ProjectedSplit,
     fits: Sequence[MemberFit],
-    examples: tuple[Example, ...],
+    examples: Sequence[Example],
     title: str,
 ) -> SplitOutputs:
-    """Return what every member says of a split.
-
-    Args:
-        trained: the trained adapter's; split: its rows.
-        title: of the progress bars, such as ``test rows``.
-    """
+    """Return what every member says of a split, whose rows the trained adapter has seen already."""
     others = []
     for fit in fits:
         weights = read_weights(model, member_folder(run.config, fit.step))
@@ -108,36 +94,34 @@ def split_outputs(
     return SplitOutputs(split, (trained, *others), forward_means(run, model, examples, f"{title}, members"))
 
 
-def forward_means(run: Run, model: Any, examples: tuple[Example, ...], title: str) -> dict[Members, torch.Tensor]:
+def forward_means(run: Run, model: Any, examples: Sequence[Example], title: str) -> dict[Members, torch.Tensor]:
     """Return by kind (members, rows, classes - 1) the contrasts of the members that run without posteriors."""
     config = run.config
-    wanted: set[Wanted] = set()
-    checkpoints: list[Mapping[str, torch.Tensor]] = []
-    dropout: tuple[dict[str, torch.Tensor], ...] = ()
+    weights: dict[Members, Sequence[Mapping[str, torch.Tensor]]] = {}
     if config.predictives.ensemble:
         check_kept(config)
-        wanted.add(("checkpoints", False))
-        checkpoints = [read_weights(model, member_folder(config, step)) for step in member_steps(config)]
+        weights["checkpoints"] = [read_weights(model, member_folder(config, step)) for step in member_steps(config)]
     if record := dropout_record(config):
-        wanted.add(("dropout", False))
         blocks = find_blocks(model, run.class_count)
-        dropout = dropout_weights(model, blocks, p=record.probability, members=record.members, seed=record.seed)
-    if not wanted:
+        masks = dropout_weights(model, blocks, p=record.probability, members=record.members, seed=record.seed)
+        weights["dropout"] = masks
+    if not weights:
         return {}
     members = MemberSet(
         model=model,
         parameters=lora_parameters(model),
         label_ids=run.label_ids,
         trained=Member(),
-        checkpoints=tuple(Member(w) for w in checkpoints),
-        dropout=tuple(Member(w) for w in dropout),
+        checkpoints=tuple(Member(w) for w in weights.get("checkpoints", ())),
+        dropout=tuple(Member(w) for w in weights.get("dropout", ())),
     )
-    rows = run.encode(examples)
-    plan = batches(rows, config.laplace.batch_size)
-    parts: dict[Members, list[torch.Tensor]] = {kind: [] for kind, _ in sorted(wanted)}
-    for index in progress(plan, len(plan), title):
-        outputs = member_outputs(members, run.collate([rows[i] for i in index]), wanted)
+    wanted: set[Wanted] = {(kind, False) for kind in weights}
+    places: list[int] = []
+    parts: dict[Members, list[torch.Tensor]] = {kind: [] for kind in weights}
+    for index, batch in batched(run, examples, title):
+        outputs = member_outputs(members, batch, wanted)
         for kind, part in parts.items():
             part.append(outputs.means[kind])
-    order = torch.tensor([i for index in plan for i in index]).argsort()
+        places += index
+    order = torch.tensor(places).argsort()
     return {kind: torch.cat(part, 1)[:, order] for kind, part in parts.items()}

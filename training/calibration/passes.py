@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
+from itertools import accumulate, count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ class ResumablePass:
     ) -> None:
         self._run, self._model, self._blocks, self._folder = run, model, blocks, folder
         self._rows = run.encode(run.splits.train)
+        self._labels = torch.tensor([e.label for e in run.splits.train], device=run.device)
         self._mark = curvature_inputs(run, adapter)
         self._sums = needs_sums(run.config.laplace.structure)
         self.log_likelihood = 0.0
@@ -52,29 +54,28 @@ class ResumablePass:
     ) -> State:
         """Return the state after every training row."""
         run, path = self._run, self._folder / f"{title}.safetensors"
-        state, log_likelihood = self._read(path, empty) if path.is_file() else (empty, 0.0)
+        state, self.log_likelihood = self._read(path, empty)
         plan = batches(self._rows, run.config.laplace.batch_size)
-        done = 0
-        while done < len(plan) and sum(len(b) for b in plan[: done + 1]) <= state.rows:
-            done += 1
+        done = sum(rows <= state.rows for rows in accumulate(map(len, plan)))
         saved_at = time.monotonic()
-        for number in progress(range(done, len(plan)), len(plan) - done, f"curvature: {title}"):
+        for number in progress(range(done, len(plan)), f"curvature: {title}"):
             batch = run.collate([self._rows[i] for i in plan[number]])
             jacobians = contrast_jacobians(self._model, batch, run.label_ids, self._blocks, sums=self._sums)
             state = add(state, jacobians, batch.class_mask)
-            labels = torch.tensor([run.splits.train[i].label for i in plan[number]], device=run.device)
             log_probs = class_log_probs(jacobians.logits, batch.class_mask)
-            log_likelihood += float(log_probs.gather(1, labels[:, None]).sum())
+            self.log_likelihood += float(log_probs.gather(1, self._labels[plan[number]][:, None]).sum())
             del jacobians  # not held beside the next batch's
             if time.monotonic() - saved_at > SAVE_EVERY_S or number + 1 == len(plan):
                 tensors, numbers = state_parts(state)
-                metadata = {k: str(v) for k, v in numbers.items()}
-                write_tensors(path, tensors, metadata | {"log_likelihood": repr(log_likelihood), "mark": self._mark})
+                write_tensors(
+                    path, tensors, numbers | {"log_likelihood": repr(self.log_likelihood), "mark": self._mark}
+                )
                 saved_at = time.monotonic()
-        self.log_likelihood = log_likelihood
         return state
 
     def _read(self, path: Path, empty: State) -> tuple[State, float]:
+        if not path.is_file():
+            return empty, 0.0
         with safe_open(path, framework="pt") as handle:
             metadata = handle.metadata()
         if metadata["mark"] != self._mark:
@@ -82,34 +83,36 @@ class ResumablePass:
         return state_from_parts(empty, load_file(path), metadata), float(metadata["log_likelihood"])
 
 
-def state_parts(state: Any) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
+def state_parts(state: Any) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Return a state's tensors and numbers by field name; ``<field>.<i>`` for the tensors of a tuple.
 
     Fields of any other kind belong to the empty state and are not kept.
     """
     tensors: dict[str, torch.Tensor] = {}
-    numbers: dict[str, int] = {}
-    for field in fields(state):
-        value = getattr(state, field.name)
+    numbers: dict[str, str] = {}
+    for name, value in _named(state):
         if isinstance(value, int):
-            numbers[field.name] = value
+            numbers[name] = str(value)
         elif isinstance(value, torch.Tensor):
-            tensors[field.name] = value
+            tensors[name] = value
         elif isinstance(value, tuple) and all(isinstance(v, torch.Tensor) for v in value):
-            tensors |= {f"{field.name}.{i}": v for i, v in enumerate(value)}
+            tensors |= {f"{name}.{i}": v for i, v in enumerate(value)}
     return tensors, numbers
 
 
 def state_from_parts(empty: State, tensors: dict[str, torch.Tensor], numbers: dict[str, str]) -> State:
     """Return the state whose ``state_parts`` were written, on top of the empty one."""
     kept: dict[str, Any] = {}
-    for field in fields(empty):  # type: ignore[arg-type]
-        value = getattr(empty, field.name)
+    for name, value in _named(empty):
         if isinstance(value, int):
-            kept[field.name] = int(numbers[field.name])
-        elif isinstance(value, torch.Tensor):
-            kept[field.name] = tensors[field.name]
-        elif isinstance(value, tuple) and all(isinstance(v, torch.Tensor) for v in value):
-            count = sum(name.rpartition(".")[0] == field.name for name in tensors)
-            kept[field.name] = tuple(tensors[f"{field.name}.{i}"] for i in range(count))
+            kept[name] = int(numbers[name])
+        elif name in tensors:
+            kept[name] = tensors[name]
+        elif f"{name}.0" in tensors:
+            places = takewhile(tensors.__contains__, (f"{name}.{i}" for i in count()))
+            kept[name] = tuple(tensors[place] for place in places)
     return replace(empty, **kept)  # type: ignore[type-var]
+
+
+def _named(state: Any) -> Iterator[tuple[str, Any]]:
+    return ((field.name, getattr(state, field.name)) for field in fields(state))

@@ -30,24 +30,19 @@ def fit_curvature(
     """Return the curvature over the training rows, and their log-likelihood (summed, nats).
 
     Args:
-        folder: where the passes keep their state.
-        adapter: folder of the adapter that is in the model; None: the trained one.
+        folder: where the passes keep their state; adapter: folder of the one in the model; None: the trained one.
     """
-    run_pass = ResumablePass(run, model, blocks, folder, adapter)
-    return fit_posterior(structure_settings(run.config), blocks, run_pass), run_pass.log_likelihood
-
-
-def structure_settings(config: RunConfig) -> StructureSettings:
-    """Return which posterior a run fits."""
-    settings = config.laplace
-    return StructureSettings(
-        structure=settings.structure,
-        rank=settings.rank,
-        oversampling=settings.oversampling,
-        joint_rank=settings.joint_rank,
-        seed=config.seed,
-        basis_dtype=getattr(torch, settings.factor_dtype),
+    laplace = run.config.laplace
+    settings = StructureSettings(
+        structure=laplace.structure,
+        rank=laplace.rank,
+        oversampling=laplace.oversampling,
+        joint_rank=laplace.joint_rank,
+        seed=run.config.seed,
+        basis_dtype=getattr(torch, laplace.factor_dtype),
     )
+    run_pass = ResumablePass(run, model, blocks, folder, adapter)
+    return fit_posterior(settings, blocks, run_pass), run_pass.log_likelihood
 
 
 def choose_priors(
@@ -60,10 +55,8 @@ def choose_priors(
 ) -> list[PriorChoice]:
     """Return every prior choice that is reported: by validation and by evidence, scalar and per group.
 
-    One per group only where the posterior's structure takes it; by leave-one-out only where it is configured.
-
     Args:
-        train: the training rows as the posterior sees them, for leave-one-out.
+        train: the training rows as the posterior sees them, for a choice by leave-one-out too.
     """
     wanted: list[Granularity] = ["scalar", "group", config.laplace.granularity]
     choices = []
@@ -75,9 +68,8 @@ def choose_priors(
                     posterior, calibration.projected, calibration.labels, calibration.class_mask, granularity
                 )
             )
-    if config.laplace.prior == "leave_one_out" and train is not None:
+    if train is not None:
         # The trained adapter is the optimum under a prior that nobody stated; the evidence names one.
-        evidence = next(c for c in choices if c.method == "evidence" and c.prior.granularity == "scalar")
         choices.append(
             choose_by_leave_one_out(
                 posterior,
@@ -85,7 +77,7 @@ def choose_priors(
                 train.labels,
                 train.class_mask,
                 config.laplace.granularity,
-                trained_under=evidence.prior,
+                trained_under=choices[0].prior,
             )
         )
     return choices
@@ -114,11 +106,7 @@ def _choice(fields: dict[str, Any]) -> PriorChoice:
 def squared_distances(config: RunConfig, blocks: tuple[Block, ...], adapter: Path | None = None) -> torch.Tensor:
     """Return each block's squared Frobenius distance from its initial value, (blocks,) float64.
 
-    PEFT starts A at random, so the norm itself is not evidence; rows of ``lm_head``'s ``lora_B`` that are no
-    label never move and add nothing.
-
-    Args:
-        adapter: its folder; None: the trained one.
+    PEFT starts A at random, so the norm itself is not evidence. ``adapter`` is a folder; None: the trained one.
     """
     start = load_file(config.run_dir / "initial_adapter" / "adapter_model.safetensors")
     end = load_file((adapter or config.run_dir / "adapter") / "adapter_model.safetensors")

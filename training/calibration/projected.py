@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,7 @@ from laplora.models.readout import label_mass
 from laplora.posterior.base import Posterior, ProjectedJacobians
 from training.data.examples import Example
 from training.workspace.run import Run
-from training.workspace.runtime import batches
-from training.workspace.terminal import progress
+from training.workspace.runtime import batched
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,7 @@ class ProjectedSplit:
 
     Attributes:
         projected: in the split's row order.
-        logits: (rows, classes); class_mask: (rows, classes) bool; labels: (rows,) int64.
-        label_mass: (rows,).
+        logits: (rows, classes); class_mask: (rows, classes) bool; labels: (rows,) int64; label_mass: (rows,).
         states: of their forward passes; None where they were not noted.
     """
 
@@ -44,22 +43,16 @@ def project_split(
     run: Run,
     model: nn.Module,
     posterior: Posterior,
-    examples: tuple[Example, ...],
+    examples: Sequence[Example],
     title: str,
     layers: tuple[int, ...] = (),
 ) -> ProjectedSplit:
-    """Return a split's projected Jacobians, logits and label mass, in row order, on the CPU.
-
-    Args:
-        layers: after which states are noted.
-    """
-    rows = run.encode(examples)
-    plan = batches(rows, run.config.laplace.batch_size)
+    """Return a split's projected Jacobians, logits, label mass and states after some layers, on the CPU."""
     placed = posterior.to(run.device, torch.float32)
+    places: list[int] = []
     parts: list[tuple[torch.Tensor, ...]] = []
     states: list[States] = []
-    for index in progress(plan, len(plan), title):
-        batch = run.collate([rows[i] for i in index])
+    for index, batch in batched(run, examples, title):
         with StateTape(model, layers) if layers else nullcontext() as tape:
             jacobians = contrast_jacobians(model, batch, run.label_ids, posterior.blocks, sums=False)
         if tape is not None:
@@ -68,7 +61,8 @@ def project_split(
         mass = label_mass(model, jacobians.hidden, run.label_ids, batch.class_mask)
         values = (projected.contrast_mean, projected.kept, projected.rest, jacobians.logits, batch.class_mask, mass)
         parts.append(tuple(v.cpu() for v in values))
-    order = torch.tensor([i for index in plan for i in index]).argsort()
+        places += index
+    order = torch.tensor(places).argsort()
     mean, kept, rest, logits, mask, mass = (torch.cat(p)[order] for p in zip(*parts, strict=True))
     labels = torch.tensor([e.label for e in examples])
     noted = join_states(states).take(order) if states else None

@@ -8,23 +8,18 @@ from training.config.run import RunConfig, bad_fields, config_hash_fields, load_
 from training.config.sections import (
     AdapterConfig,
     BaseConfig,
-    CalibrationConfig,
-    EvaluationConfig,
     LaplaceConfig,
     OptimizerConfig,
     PredictivesConfig,
     Section,
 )
-from training.config.shift import CorruptionConfig, ShiftConfig, StrangerConfig
+from training.config.shift import ShiftConfig, StrangerConfig
 from training.data.section import DataConfig
 
 __all__ = [
     "AdapterConfig",
     "BaseConfig",
-    "CalibrationConfig",
-    "CorruptionConfig",
     "DataConfig",
-    "EvaluationConfig",
     "LaplaceConfig",
     "OptimizerConfig",
     "PredictivesConfig",

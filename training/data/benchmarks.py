@@ -20,8 +20,12 @@ WINOGRANDE_ROWS = {"winogrande_xs": 160, "winogrande_s": 640, "winogrande_m": 25
 WINOGRANDE_CALIBRATION_ROWS = 1000
 
 Row = Mapping[str, Any]
-Converter = Callable[[Row], tuple[dict[str, Any], int, int]]
-SplitRoles = tuple[tuple[str, tuple[Role, ...]], ...]
+Converter = Callable[[Row], tuple[dict[str, Any], int]]
+SplitRoles = Mapping[str, tuple[Role, ...]]
+
+_ALL: tuple[Role, ...] = ("train", "calibration", "test")
+_TRAIN_TEST: SplitRoles = {"train": ("train", "calibration"), "test": ("test",)}
+_TRAIN_VALIDATION: SplitRoles = {"train": ("train", "calibration"), "validation": ("test",)}
 
 
 @dataclass(frozen=True)
@@ -29,13 +33,12 @@ class Benchmark:
     """One known data set.
 
     Attributes:
-        hub_id: repository on the hub.
-        hub_config: configuration there; None for the only one, ``{subject}`` for one per subject.
+        hub_config: configuration on the hub; None for the only one, ``{subject}`` for one per subject.
         template: key of the prompt templates.
         labels: label words in class order.
-        convert: turns one row of the hub's shape into fields, label index and class count.
+        convert: turns one row of the hub's shape into fields and label index.
         hub_splits: the hub's split of each pool, with the roles that draw from it.
-        wheel: the same for the wheel where it lacks some labelled splits; None: as on the hub.
+        wheel: the same of the wheel where it lacks some labelled splits; None: as on the hub.
     """
 
     hub_id: str
@@ -56,53 +59,54 @@ class Benchmark:
         return Task(name, TEMPLATES[self.template], self.labels)
 
 
-def _winogrande(row: Row) -> tuple[dict[str, Any], int, int]:
-    choices = (row["option1"].strip(), row["option2"].strip())
-    return {"question": row["sentence"].strip(), "choices": choices}, ("1", "2").index(row["answer"]), 2
+def _stripped(texts: Sequence[str]) -> tuple[str, ...]:
+    return tuple(text.strip() for text in texts)
+
+
+def _winogrande(row: Row) -> tuple[dict[str, Any], int]:
+    choices = _stripped((row["option1"], row["option2"]))
+    return {"question": row["sentence"].strip(), "choices": choices}, ("1", "2").index(row["answer"])
 
 
 def _keyed_choices(question_field: str) -> Converter:
-    def convert(row: Row) -> tuple[dict[str, Any], int, int]:
+    def convert(row: Row) -> tuple[dict[str, Any], int]:
         # the key is looked up among the row's labels: ARC has 3 to 5 of them, named A-E or 1-5
-        choices = tuple(text.strip() for text in row["choices"]["text"])
         label = list(row["choices"]["label"]).index(row["answerKey"])
-        return {"question": row[question_field].strip(), "choices": choices}, label, len(choices)
+        return {"question": row[question_field].strip(), "choices": _stripped(row["choices"]["text"])}, label
 
     return convert
 
 
-def _boolq(row: Row) -> tuple[dict[str, Any], int, int]:
+def _boolq(row: Row) -> tuple[dict[str, Any], int]:
     question = row["question"].strip().rstrip("?") + "?"
     if not isinstance(row["answer"], bool):
         raise ValueError("answer is not true or false")
     # true is "Yes", the first label; 0 for true is this project's order, not the data's
-    return {"question": question, "passage": row["passage"].strip()}, 0 if row["answer"] else 1, 2
+    return {"question": question, "passage": row["passage"].strip()}, 0 if row["answer"] else 1
 
 
-def _mmlu(row: Row) -> tuple[dict[str, Any], int, int]:
-    choices = tuple(text.strip() for text in row["choices"])
-    return {"question": row["question"].strip(), "choices": choices}, int(row["answer"]), len(choices)
+def _mmlu(row: Row) -> tuple[dict[str, Any], int]:
+    return {"question": row["question"].strip(), "choices": _stripped(row["choices"])}, int(row["answer"])
 
 
-def _sst2(row: Row) -> tuple[dict[str, Any], int, int]:
+def _sst2(row: Row) -> tuple[dict[str, Any], int]:
     # 0 is negative, 1 positive, in the data and in the labels; the hidden test split has -1
-    return {"text": row["sentence"].strip()}, int(row["label"]), 2
+    return {"text": row["sentence"].strip()}, int(row["label"])
 
 
-def _rte(row: Row) -> tuple[dict[str, Any], int, int]:
+def _rte(row: Row) -> tuple[dict[str, Any], int]:
     # 0 is entailment, which is "Yes", the first label
-    fields = {"premise": row["sentence1"].strip(), "hypothesis": row["sentence2"].strip()}
-    return fields, int(row["label"]), 2
+    return {"premise": row["sentence1"].strip(), "hypothesis": row["sentence2"].strip()}, int(row["label"])
 
 
-_ALL: tuple[Role, ...] = ("train", "calibration", "test")
-_TRAIN_TEST: SplitRoles = (("train", ("train", "calibration")), ("test", ("test",)))
-_TRAIN_VALIDATION: SplitRoles = (("train", ("train", "calibration")), ("validation", ("test",)))
-_ONLY_VALIDATION: SplitRoles = (("validation", _ALL),)
+def _letters(hub_id: str, hub_config: str | None, count: int, convert: Converter, splits: SplitRoles) -> Benchmark:
+    """Return a data set of multiple choice, answered by one of the first letters."""
+    return Benchmark(hub_id, hub_config, "multiple_choice", LETTERS[:count], convert, splits)
 
 
-def _arc(part: str) -> Benchmark:
-    return Benchmark("allenai/ai2_arc", part, "multiple_choice", LETTERS, _keyed_choices("question"), _TRAIN_TEST)
+def _glue(hub_config: str, template: str, labels: tuple[str, ...], convert: Converter) -> Benchmark:
+    # GLUE's test labels are hidden, and the wheel has only its validation splits
+    return Benchmark("nyu-mll/glue", hub_config, template, labels, convert, _TRAIN_VALIDATION, {"validation": _ALL})
 
 
 #: Known data sets by the name that a config gives. WinoGrande's four sizes share one entry.
@@ -110,22 +114,15 @@ BENCHMARKS: dict[str, Benchmark] = {
     "winogrande": Benchmark(
         "allenai/winogrande", "winogrande_xl", "winogrande", LETTERS[:2], _winogrande, _TRAIN_VALIDATION
     ),
-    "arc_easy": _arc("ARC-Easy"),
-    "arc_challenge": _arc("ARC-Challenge"),
-    "openbookqa": Benchmark(
-        "allenai/openbookqa", "main", "multiple_choice", LETTERS[:4], _keyed_choices("question_stem"), _TRAIN_TEST
-    ),
-    "commonsenseqa": Benchmark(
-        "tau/commonsense_qa", None, "multiple_choice", LETTERS, _keyed_choices("question"), _TRAIN_VALIDATION
-    ),
+    "arc_easy": _letters("allenai/ai2_arc", "ARC-Easy", 5, _keyed_choices("question"), _TRAIN_TEST),
+    "arc_challenge": _letters("allenai/ai2_arc", "ARC-Challenge", 5, _keyed_choices("question"), _TRAIN_TEST),
+    "openbookqa": _letters("allenai/openbookqa", "main", 4, _keyed_choices("question_stem"), _TRAIN_TEST),
+    "commonsenseqa": _letters("tau/commonsense_qa", None, 5, _keyed_choices("question"), _TRAIN_VALIDATION),
     "boolq": Benchmark("google/boolq", None, "boolq", ("Yes", "No"), _boolq, _TRAIN_VALIDATION),
     # MMLU has no training split by subject: the test rows and the few validation rows are split three ways
-    "mmlu": Benchmark("cais/mmlu", "{subject}", "multiple_choice", LETTERS[:4], _mmlu, (("test+validation", _ALL),)),
-    # GLUE's test labels are hidden, and the wheel has only its validation splits
-    "sst2": Benchmark(
-        "nyu-mll/glue", "sst2", "sentiment", ("negative", "positive"), _sst2, _TRAIN_VALIDATION, _ONLY_VALIDATION
-    ),
-    "rte": Benchmark("nyu-mll/glue", "rte", "entailment", ("Yes", "No"), _rte, _TRAIN_VALIDATION, _ONLY_VALIDATION),
+    "mmlu": _letters("cais/mmlu", "{subject}", 4, _mmlu, {"test+validation": _ALL}),
+    "sst2": _glue("sst2", "sentiment", ("negative", "positive"), _sst2),
+    "rte": _glue("rte", "entailment", ("Yes", "No"), _rte),
 }
 
 
@@ -135,11 +132,7 @@ def benchmark_key(dataset: str) -> str:
 
 
 def convert_rows(benchmark: Benchmark, rows: Sequence[Row], *, prefix: str) -> tuple[Example, ...]:
-    """Return rows of the hub's shape as examples, in order.
-
-    Args:
-        rows: with the hub's column names.
-        prefix: of the ids of rows without one, and of the error's place.
+    """Return rows of the hub's shape as examples; rows without an id are named by the prefix.
 
     Raises:
         DataError: a column is missing, or an answer is none of the choices (as in splits with hidden labels).
@@ -147,7 +140,8 @@ def convert_rows(benchmark: Benchmark, rows: Sequence[Row], *, prefix: str) -> t
     examples = []
     for index, row in enumerate(rows):
         try:
-            fields, label, class_count = benchmark.convert(row)
+            fields, label = benchmark.convert(row)
+            class_count = len(fields.get("choices", benchmark.labels))
             if not 0 <= label < class_count <= len(benchmark.labels):
                 raise ValueError(f"answer {label} of {class_count} choices")
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
@@ -158,18 +152,12 @@ def convert_rows(benchmark: Benchmark, rows: Sequence[Row], *, prefix: str) -> t
     return tuple(examples)
 
 
-def pools(dataset: str, named_rows: Mapping[str, Sequence[Row]], roles: Mapping[str, tuple[Role, ...]]) -> list[Pool]:
-    """Return a known data set's rows as pools.
-
-    Args:
-        dataset: as in the config.
-        named_rows: rows of the hub's shape by the name of the split that they come from.
-        roles: the splits that draw from each of them.
-    """
-    benchmark = BENCHMARKS[benchmark_key(dataset)]
+def pools(dataset: str, named_rows: Mapping[str, Sequence[Row]], roles: SplitRoles) -> list[Pool]:
+    """Return a known data set's rows, by the name of the hub's split that they come from, as pools."""
+    key = benchmark_key(dataset)
     result = []
     for name, rows in named_rows.items():
-        examples = convert_rows(benchmark, rows, prefix=f"{benchmark_key(dataset)}-{name}")
+        examples = convert_rows(BENCHMARKS[key], rows, prefix=f"{key}-{name}")
         if dataset in WINOGRANDE_ROWS and name == "train":
             size = WINOGRANDE_ROWS[dataset]
             result.append(Pool(f"{dataset} train", examples[:size], ("train",)))

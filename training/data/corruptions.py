@@ -1,10 +1,8 @@
 """Corrupted inputs: the same questions with typing mistakes, missing words or less context, their labels unchanged.
 
-The severity is the share of what a corruption can touch (letters or words) that it touches, at least one of them. What
-is touched depends on the seed, the row's id and the kind alone, so a higher severity touches also what a lower one
-does, and one corruption's rows can be compared with another's. Typing mistakes are those of Belinkov and Bisk (arXiv
-1711.02173): a neighbouring key, two letters that changed places, one missing, one twice.
-``gibberish`` is what no reader could answer: words of random letters.
+What is touched depends on the seed, the row's id and the kind alone, so a higher severity touches also what a lower one
+does. Typing mistakes are those of Belinkov and Bisk (arXiv 1711.02173): a neighbouring key, two letters that changed
+places, one missing, one twice.
 """
 
 from __future__ import annotations
@@ -14,7 +12,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from string import ascii_lowercase
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from laplora.errors import ConfigError
 from training.data.examples import Example
@@ -36,24 +34,18 @@ _NEIGHBOURS = {
 
 
 def corrupt(example: Example, kind: CorruptionKind, severity: float, seed: int) -> Example:
-    """Return an example with corrupted text and the same label and choices to choose from.
+    """Return an example with corrupted text and the same label.
 
-    ``typos``, ``word_drop``, ``word_shuffle`` and ``gibberish`` touch every text field, ``choices`` excepted;
-    ``truncated_context`` takes the first words of the longest of these fields; ``choice_noise`` makes typing mistakes
-    in the choices, none of which becomes equal to another one. No text becomes empty, and one without a letter, or of
-    one word, may stay as it is.
+    ``choice_noise`` makes typing mistakes in the choices, none of which becomes equal to another one;
+    ``truncated_context`` takes away the first words of the longest other field, and the rest touch all of these. No
+    text becomes empty, and one without a letter, or of one word, may stay as it is.
 
     Args:
-        severity: share of the letters or words that are touched, above 0 and at most 1.
-        seed: with the example's id and the kind, all that the result depends on.
+        severity: share of the letters or words that are touched, at least one of them; above 0 and at most 1.
 
     Raises:
-        ConfigError: an unknown kind, a severity out of range, or ``choice_noise`` for an example without choices.
+        ConfigError: ``choice_noise`` for an example without choices.
     """
-    if kind not in get_args(CorruptionKind):
-        raise ConfigError(f"a corruption is one of {', '.join(get_args(CorruptionKind))}, got {kind!r}")
-    if not 0 < severity <= 1:
-        raise ConfigError(f"the severity of {kind} must be above 0 and at most 1, got {severity}")
 
     def draw(place: str) -> random.Random:
         return random.Random(f"{seed}/{kind}/{place}/{example.id}")
@@ -96,8 +88,7 @@ def typos(text: str, severity: float, draw: random.Random) -> str:
 
 def drop_words(text: str, severity: float, draw: random.Random) -> str:
     """Return the text without that share of its words, one of which always stays."""
-    start, words = _words(text)
-    order = draw.sample(range(len(words)), len(words))
+    start, words, order = _drawn(text, draw)
     gone = set(order[: min(_count(len(words), severity), len(words) - 1)])
     if not gone:
         return text
@@ -106,8 +97,7 @@ def drop_words(text: str, severity: float, draw: random.Random) -> str:
 
 def shuffle_words(text: str, severity: float, draw: random.Random) -> str:
     """Return the text with that share of its words, at least two, in each other's places."""
-    start, words = _words(text)
-    order = draw.sample(range(len(words)), len(words))
+    start, words, order = _drawn(text, draw)
     places = order[: _count(len(words), severity, least=2)]
     moved = {place: words[source][0] for place, source in zip(places, places[1:] + places[:1], strict=True)}
     return start + "".join(moved.get(i, word) + space for i, (word, space) in enumerate(words))
@@ -115,15 +105,14 @@ def shuffle_words(text: str, severity: float, draw: random.Random) -> str:
 
 def cut_start(text: str, severity: float, draw: random.Random) -> str:
     """Return the text without that share of its words, from the first; the last one always stays."""
-    _, words = _words(text)
+    _, words, _ = _drawn(text, draw)
     count = min(_count(len(words), severity), len(words) - 1)
     return "".join(word + space for word, space in words[count:]) if count > 0 else text
 
 
 def random_letters(text: str, severity: float, draw: random.Random) -> str:
     """Return the text with that share of its words in random small letters, as many as each had."""
-    start, words = _words(text)
-    order = draw.sample(range(len(words)), len(words))
+    start, words, order = _drawn(text, draw)
     letters = {place: random.Random(draw.random()) for place in order}
     for place in order[: _count(len(words), severity)]:
         word, space = words[place]
@@ -149,10 +138,11 @@ def _noisy_choices(choices: tuple[str, ...], severity: float, draw: Callable[[st
     return tuple(result)
 
 
-def _words(text: str) -> tuple[str, list[tuple[str, str]]]:
-    """Return the white space in front, and every word with the white space behind it."""
+def _drawn(text: str, draw: random.Random) -> tuple[str, list[tuple[str, str]], list[int]]:
+    """Return the white space in front, each word with the white space behind it, and the words' places in a draw."""
     start = text[: len(text) - len(text.lstrip())]
-    return start, re.findall(r"(\S+)(\s*)", text)
+    words = re.findall(r"(\S+)(\s*)", text)
+    return start, words, draw.sample(range(len(words)), len(words))
 
 
 def _count(available: int, severity: float, least: int = 1) -> int:

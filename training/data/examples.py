@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from laplora.prompts.templates import PromptTemplate
+from laplora.prompts.templates import PromptTemplate, render
 
 Role = Literal["train", "calibration", "test"]
 #: In order of precedence: a duplicate is kept in the earlier one, so that no test row is ever seen in training.
@@ -20,7 +20,7 @@ class Example:
     Attributes:
         id: as the row has it, or the place it was read from; unique unless a user's ids repeat.
         fields: exactly the template's fields; ``choices`` is a tuple of strings, all others are strings.
-        label: index into the task's labels, below ``class_count``.
+        label: index into the task's labels, below ``class_count``; -1 where there is none.
         class_count: how many of the task's labels, from the first, are possible answers.
     """
 
@@ -32,27 +32,27 @@ class Example:
 
 @dataclass(frozen=True)
 class Task:
-    """A question and its possible answers.
-
-    Attributes:
-        name: of the data set.
-        template: turns an example's fields into a prompt.
-        labels: the words whose tokens are predicted, in class order.
-    """
+    """A question and its possible answers: the label words whose tokens are predicted, in class order."""
 
     name: str
     template: PromptTemplate
     labels: tuple[str, ...]
 
+    def prompt(self, example: Example) -> str:
+        """Return the prompt of an example."""
+        return render(self.template, example.fields, self.labels)[0]
+
+    def question(self, example: Example) -> str:
+        """Return what two rows share that are the same question: the prompt, up to case and white space."""
+        return " ".join(self.prompt(example).casefold().split())
+
 
 @dataclass(frozen=True)
 class Pool:
-    """Rows that one or more splits are drawn from.
+    """Rows, in the source's order, that one or more splits are drawn from without overlap.
 
     Attributes:
         name: what reports and errors call it.
-        examples: in the source's order.
-        roles: the splits that draw from it, without overlap.
         default_rows: rows of its only split where the config names no number; None is all.
     """
 
@@ -67,7 +67,6 @@ class Source:
     """A data set as read, before it is split.
 
     Attributes:
-        task: what its examples are examples of.
         pools: each role appears in exactly one of them.
         kind: ``hub``, ``wheel`` or ``file``.
         detail: which hub id, wheel or file, in words.
@@ -84,7 +83,6 @@ class Splits:
     """Disjoint, deduplicated splits of one task.
 
     Attributes:
-        task: what the examples are examples of.
         train: rows to fine-tune on and to sum the curvature over.
         calibration: rows that choose the prior precision, the calibrators and the thresholds.
         test: rows that only the final metrics see.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from laplora.errors import ConfigError, InvalidInputError
 from laplora.files import file_sha256
 from laplora.prompts.templates import TEMPLATES, PromptTemplate, render
 from training.data.examples import ROLES, Example, Pool, Role, Source, Task
-from training.data.tables import Problems, Record, RowError, read_records
+from training.data.tables import Record, RowError, each, read_records
 
 _OPTION_COLUMN = re.compile(r"option([1-9][0-9]?)$")
 #: Longer values of a label field are more likely text in the wrong field, which must not reach a log.
@@ -46,50 +46,23 @@ class InlineTemplate(BaseModel):
     choice: str = Field(default="{label}. {text}", description="how one choice is written")
     choice_separator: str = Field(default="\n", description="what stands between two choices")
 
-    def template(self) -> PromptTemplate:
-        """Return it as a template.
-
-        Raises:
-            ConfigError: no placeholder in the text.
-        """
-        return PromptTemplate(self.name, self.version, self.text, self.choice, self.choice_separator)
-
 
 def file_template(template: str | InlineTemplate) -> PromptTemplate:
-    """Return the template that a config names or spells out.
-
-    Raises:
-        ConfigError: an unknown name, or a text without a placeholder.
-    """
+    """Return the template that a config names or spells out; ConfigError: an unknown one, or no placeholder."""
     if isinstance(template, InlineTemplate):
-        return template.template()
+        return PromptTemplate(**template.model_dump())
     if template not in TEMPLATES:
         raise ConfigError(f"no template is called {template!r}: known are {sorted(TEMPLATES)}, or write one inline")
     return TEMPLATES[template]
 
 
-def read_files(
-    paths: Path | SplitPaths,
-    template: str | InlineTemplate,
-    labels: tuple[str, ...],
-    *,
-    label_field: str,
-    label_map: Mapping[str, str],
-    name: str,
-) -> Source:
+def read_files(paths: SplitPaths | Path, task: Task, label_field: str, label_map: Mapping[str, str]) -> Source:
     """Return the rows of one file, or of one file per split.
 
-    Args:
-        labels: label words in class order; with choices, the word of the first choice comes first.
-        label_field: the field that holds a row's answer.
-        label_map: from a value of that field to a label word; empty where the values are the words.
-        name: of the task.
-
     Raises:
-        ConfigError: the template or the labels cannot work together.
+        ConfigError: a file given twice, or a label field that the prompt would hold.
         DataError: a file or rows that cannot be used; the message names file, line and field.
     """
-    task = Task(name, file_template(template), labels)
     if label_field in task.template.fields:
         raise ConfigError(
             f"label_field {label_field!r} is also a field of template {task.template.name!r}: "
@@ -107,14 +80,13 @@ def read_files(
     else:
         files[paths] = ROLES
     pools = tuple(
-        Pool(str(path), read_examples(path, task, label_field=label_field, label_map=label_map), roles)
-        for path, roles in files.items()
+        Pool(str(path), read_examples(path, task, label_field, label_map), roles) for path, roles in files.items()
     )
     detail = ", ".join(f"{path.name} (sha256 {file_sha256(path)})" for path in files)
     return Source(task, pools, "file", detail)
 
 
-def read_examples(path: Path, task: Task, *, label_field: str, label_map: Mapping[str, str]) -> tuple[Example, ...]:
+def read_examples(path: Path, task: Task, label_field: str, label_map: Mapping[str, str]) -> tuple[Example, ...]:
     """Return a file's rows as examples, in order.
 
     A row's ``id``, if it has one, becomes the example's; other fields that the template does not name are ignored.
@@ -122,45 +94,29 @@ def read_examples(path: Path, task: Task, *, label_field: str, label_map: Mappin
     Raises:
         DataError: with the file, and line and field of the first problems.
     """
-    return _each_row(path, lambda record: _example(record, path, task, label_field, label_map))
+
+    def labelled(record: Record) -> Example:
+        fields, class_count = _fields(record, task)
+        label = _label(record, task, label_field, label_map)
+        if label >= class_count:
+            raise RowError(
+                record.line,
+                f"field {label_field!r} is {task.labels[label]!r}, but the row has {class_count} choices "
+                f"({', '.join(task.labels[:class_count])})",
+            )
+        return Example(_id(record, path), fields, label, class_count)
+
+    return tuple(each(path, read_records(path), labelled))
 
 
 def read_inputs(path: Path, task: Task) -> tuple[Example, ...]:
-    """Return a file's rows as examples without a label (-1), in order; fields that are not the template's are ignored.
-
-    Raises:
-        DataError: with the file, and line and field of the first problems.
-    """
+    """Return a file's rows as examples without a label (-1), otherwise as ``read_examples`` does."""
 
     def unlabelled(record: Record) -> Example:
         fields, class_count = _fields(record, task)
         return Example(_id(record, path), fields, -1, class_count)
 
-    return _each_row(path, unlabelled)
-
-
-def _each_row(path: Path, example: Callable[[Record], Example]) -> tuple[Example, ...]:
-    problems = Problems(path)
-    examples = []
-    for record in read_records(path):
-        try:
-            examples.append(example(record))
-        except RowError as error:
-            problems.add(error)
-    problems.verify()
-    return tuple(examples)
-
-
-def _example(record: Record, path: Path, task: Task, label_field: str, label_map: Mapping[str, str]) -> Example:
-    fields, class_count = _fields(record, task)
-    label = _label(record, task, label_field, label_map)
-    if label >= class_count:
-        raise RowError(
-            record.line,
-            f"field {label_field!r} is {task.labels[label]!r}, but the row has {class_count} choices "
-            f"({', '.join(task.labels[:class_count])})",
-        )
-    return Example(_id(record, path), fields, label, class_count)
+    return tuple(each(path, read_records(path), unlabelled))
 
 
 def _id(record: Record, path: Path) -> str:
@@ -206,19 +162,19 @@ def _choices(record: Record) -> tuple[Any, ...] | None:
         if number not in columns:  # closing the gap would shift the answers
             raise RowError(record.line, f"field 'option{number}' is missing, later options are there")
         options.append(record.values[columns[number]])
-    while options and (options[-1] is None or options[-1] == ""):  # rows with fewer choices leave the last ones empty
+    while options and options[-1] in (None, ""):  # rows with fewer choices leave the last ones empty
         options.pop()
-    return tuple(options) if options else None
+    return tuple(options) or None
 
 
 def _label(record: Record, task: Task, label_field: str, label_map: Mapping[str, str]) -> int:
     value = record.values.get(label_field)
-    if value is None:
-        raise RowError(record.line, f"field {label_field!r} (the label) is missing")
     if isinstance(value, bool):
         value = "true" if value else "false"
     elif isinstance(value, int | float):
         value = str(value)
+    if value is None:
+        raise RowError(record.line, f"field {label_field!r} (the label) is missing")
     if not isinstance(value, str):
         kind = "array" if isinstance(value, list) else "object"
         raise RowError(record.line, f"field {label_field!r} must be a string, a number, true or false, got an {kind}")

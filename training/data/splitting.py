@@ -6,16 +6,16 @@ import random
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from laplora.errors import DataError
-from laplora.prompts.templates import render
 from training.data.examples import ROLES, Example, Pool, Role, Source, Splits, Task
 
 #: How splits share the rows of one pool where the config leaves several of their sizes open.
 SHARES: dict[Role, int] = {"train": 4, "calibration": 1, "test": 2}
 #: Below this, a prior or threshold chosen on the calibration split is mostly noise.
 FEW_CALIBRATION_ROWS = 20
+
+Dropped = dict[str, dict[str, int]]
 
 
 def split(source: Source, counts: Mapping[Role, int | None], *, seed: int, train_seed: int | None = None) -> Splits:
@@ -25,16 +25,13 @@ def split(source: Source, counts: Mapping[Role, int | None], *, seed: int, train
     same seed the test rows stay the same when only the number of training rows changes.
 
     Args:
-        source: pools in which each role appears once.
-        counts: rows wanted per split; None is what the others leave (several None share it 4:1:2 as
-            train, calibration, test).
-        seed: of the shuffles; the result depends on nothing else.
-        train_seed: draws the training rows from all that the other splits leave, in another order, so that
-            runs can differ in their training rows and share the others; None: from ``seed``, as the others.
+        counts: rows wanted per split; None is what the others leave, shared by ``SHARES``.
+        train_seed: draws the training rows from all that the other splits leave; None: from ``seed``, as the others.
 
     Raises:
         DataError: more rows wanted than there are, fewer training rows than classes, or only one class.
     """
+    task = source.task
     pools, dropped = drop_duplicates(source)
     splits: dict[Role, tuple[Example, ...]] = {}
     for pool in pools:
@@ -47,34 +44,27 @@ def split(source: Source, counts: Mapping[Role, int | None], *, seed: int, train
                 shuffled[start:] = random.Random(train_seed).sample(shuffled[start:], len(shuffled) - start)
             splits[role] = tuple(shuffled[start : start + sizes[role]])
             start += sizes[role]
-    train, calibration, test = splits["train"], splits["calibration"], splits["test"]
-    classes = {role: _class_counts(source.task, splits[role]) for role in ("train", "calibration", "test")}
-    report: dict[str, Any] = {
-        "dataset": source.task.name,
+    ordered = {role: splits[role] for role in SHARES}
+    report = {
+        "dataset": task.name,
         "source": source.kind,
         "source_detail": source.detail,
         "seed": seed,
         "train_seed": seed if train_seed is None else train_seed,
         "available": {pool.name: len(pool.examples) for pool in source.pools},
         "duplicates_dropped": dropped,
-        "rows": {"train": len(train), "calibration": len(calibration), "test": len(test)},
-        "classes": classes,
-        "warnings": check(source.task, splits) + _across(dropped) + _conflicts(dropped),
+        "rows": {role: len(rows) for role, rows in ordered.items()},
+        "classes": {role: _class_counts(task, rows) for role, rows in ordered.items()},
+        "warnings": [*check(task, splits), *_repeats(dropped)],
     }
-    return Splits(source.task, train, calibration, test, report)
+    return Splits(task, splits["train"], splits["calibration"], splits["test"], report)
 
 
 def without_long_prompts(source: Source, max_characters: int) -> Source:
-    """Return the source without the rows whose rendered prompt is longer, the counts noted in its detail.
-
-    Raises:
-        DataError: no row of a pool is short enough.
-    """
-    task, pools, dropped = source.task, [], 0
+    """Return the source without the rows whose prompt is longer; DataError where a pool has no other."""
+    pools, dropped = [], 0
     for pool in source.pools:
-        short = tuple(
-            e for e in pool.examples if len(render(task.template, e.fields, task.labels)[0]) <= max_characters
-        )
+        short = tuple(e for e in pool.examples if len(source.task.prompt(e)) <= max_characters)
         if not short:
             raise DataError(f"{pool.name}: no prompt has {max_characters} characters or fewer: raise the limit")
         dropped += len(pool.examples) - len(short)
@@ -83,61 +73,52 @@ def without_long_prompts(source: Source, max_characters: int) -> Source:
     return replace(source, pools=tuple(pools), detail=detail)
 
 
-def drop_duplicates(source: Source) -> tuple[list[Pool], dict[str, dict[str, int]]]:
-    """Return the pools without repeated prompts, and what was dropped by pool.
+def drop_duplicates(source: Source) -> tuple[list[Pool], Dropped]:
+    """Return the pools without repeated questions, and what was dropped by pool.
 
-    Two examples are the same when their prompts are, up to case and white space. The first one stays,
-    where test comes before calibration and calibration before train.
+    The first one stays, where test comes before calibration and calibration before train.
     """
-    task = source.task
-    owner: dict[str, tuple[str, int]] = {}  # prompt -> (pool, label) of the one that stays
+    owner: dict[str, tuple[str, int]] = {}  # question -> (pool, label) of the one that stays
     kept: dict[str, Pool] = {}
-    dropped: dict[str, dict[str, int]] = {}
+    dropped: Dropped = {pool.name: {"within": 0, "across": 0, "conflicting_labels": 0} for pool in source.pools}
     for pool in sorted(source.pools, key=lambda p: min(ROLES.index(r) for r in p.roles)):
-        count = dropped[pool.name] = {"within": 0, "across": 0, "conflicting_labels": 0}
+        count = dropped[pool.name]
         rows = []
         for example in pool.examples:
-            key = " ".join(render(task.template, example.fields, task.labels)[0].casefold().split())
-            if key not in owner:
-                owner[key] = (pool.name, example.label)
+            question = source.task.question(example)
+            if question not in owner:
+                owner[question] = (pool.name, example.label)
                 rows.append(example)
                 continue
-            first_pool, first_label = owner[key]
+            first_pool, first_label = owner[question]
             count["within" if first_pool == pool.name else "across"] += 1
             count["conflicting_labels"] += first_label != example.label
-        kept[pool.name] = Pool(pool.name, tuple(rows), pool.roles, pool.default_rows)
-    return [kept[pool.name] for pool in source.pools], {pool.name: dropped[pool.name] for pool in source.pools}
+        kept[pool.name] = replace(pool, examples=tuple(rows))
+    return [kept[pool.name] for pool in source.pools], dropped
 
 
 def check(task: Task, splits: Mapping[Role, tuple[Example, ...]]) -> list[str]:
-    """Return warnings about splits that can be used, but not for everything.
-
-    Raises:
-        DataError: fewer training rows than classes, only one class in the training rows, or no training rows.
-    """
+    """Return warnings about splits that can be used, but not for everything; DataError where nothing is learned."""
     train, calibration = splits["train"], splits["calibration"]
     if len(train) < len(task.labels):
         raise DataError(
             f"{task.name}: {len(train)} training rows are fewer than the {len(task.labels)} classes: add rows, or "
             "ask for fewer calibration and test rows"
         )
-    present = Counter(e.label for e in train)
+    present = {e.label for e in train}
     if len(present) == 1:
-        only = task.labels[next(iter(present))]
         raise DataError(
-            f"{task.name}: every training row has the label {only!r}, there is nothing to learn: check the label "
-            "field, and that the file is not cut off"
+            f"{task.name}: every training row has the label {task.labels[min(present)]!r}, there is nothing to learn: "
+            "check the label field, and that the file is not cut off"
         )
-    warnings = []
-    for index, label in enumerate(task.labels):
-        if index not in present:
-            warnings.append(
-                f"no training row has the label {label!r}: the model is never taught it, and what it says about "
-                "that label is the base model's guess"
-            )
+    warnings = [
+        f"no training row has the label {label!r}: the model is never taught it, and what it says about "
+        "that label is the base model's guess"
+        for index, label in enumerate(task.labels)
+        if index not in present
+    ]
     for role in ("calibration", "test"):
-        unseen = sorted({task.labels[e.label] for e in splits[role] if e.label not in present})
-        if unseen:
+        if unseen := sorted({task.labels[e.label] for e in splits[role] if e.label not in present}):
             warnings.append(f"the {role} split holds labels that no training row has: {unseen}")
     if not calibration:
         warnings.append(
@@ -155,7 +136,7 @@ def check(task: Task, splits: Mapping[Role, tuple[Example, ...]]) -> list[str]:
             f"every calibration row has the label {task.labels[min(seen)]!r}: temperatures, thresholds and "
             "prediction sets fitted on them say nothing about the other labels"
         )
-    elif seen and (unseen := [task.labels[i] for i in sorted(present) if i not in seen]):
+    elif seen and (unseen := [task.labels[i] for i in sorted(present - seen)]):
         warnings.append(
             f"no calibration row has the labels {unseen}: coverage and risk as promised do not hold for "
             "rows of these labels"
@@ -171,41 +152,37 @@ def _sizes(pool: Pool, counts: Mapping[Role, int | None], dropped: Mapping[str, 
     sizes = {role: n for role in pool.roles if (n := counts[role]) is not None}
     left_open = [role for role in ROLES if role in pool.roles and role not in sizes]
     rest = available - sum(sizes.values())
-    gone = sum(dropped.values()) - dropped["conflicting_labels"]
-    if rest < 0 or (left_open and rest < len(left_open)):
+    if rest < len(left_open):
         wanted = " + ".join(f"{role} {sizes.get(role, 'at least 1')}" for role in pool.roles)
-        raise DataError(
-            f"{pool.name}: {wanted} rows asked for, {available} are there"
-            + (f" (after {gone} duplicates were dropped)" if gone else "")
-            + ": ask for fewer"
-        )
+        gone = dropped["within"] + dropped["across"]
+        after = f" (after {gone} duplicates were dropped)" if gone else ""
+        raise DataError(f"{pool.name}: {wanted} rows asked for, {available} are there{after}: ask for fewer")
     if len(left_open) == 1:
-        role = left_open[0]
-        sizes[role] = rest if pool.default_rows is None or len(pool.roles) > 1 else min(rest, pool.default_rows)
+        most = pool.default_rows if len(pool.roles) == 1 else None
+        sizes[left_open[0]] = rest if most is None else min(rest, most)
     elif left_open:
         total = sum(SHARES[role] for role in left_open)
         for role in left_open[:-1]:
             sizes[role] = max(1, rest * SHARES[role] // total)
-        sizes[left_open[-1]] = rest - sum(sizes[role] for role in left_open[:-1])
+        sizes[left_open[-1]] = available - sum(sizes.values())
     return sizes
 
 
-def _across(dropped: Mapping[str, Mapping[str, int]]) -> list[str]:
-    return [
+def _repeats(dropped: Dropped) -> list[str]:
+    """Return a warning for each pool that repeats rows of another one, or its rows with other labels."""
+    across = [
         f"{name}: {count['across']} rows repeat rows of another split's file and are left out here, so that nothing is "
         "measured on a row that was trained on; a file with many of them was not split cleanly"
         for name, count in dropped.items()
         if count["across"]
     ]
-
-
-def _conflicts(dropped: Mapping[str, Mapping[str, int]]) -> list[str]:
-    return [
+    conflicting = [
         f"{name}: {count['conflicting_labels']} rows repeat another row's prompt with another label: the first one "
         "stays, check which is right"
         for name, count in dropped.items()
         if count["conflicting_labels"]
     ]
+    return across + conflicting
 
 
 def _class_counts(task: Task, rows: tuple[Example, ...]) -> dict[str, int]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from laplora.errors import DataError
 
@@ -16,15 +16,13 @@ FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv"}
 _SHOWN_PROBLEMS = 5
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+
 
 @dataclass(frozen=True)
 class Record:
-    """One row of a file.
-
-    Attributes:
-        line: the physical line it starts on, from 1.
-        values: by field name; strings only where the file is CSV.
-    """
+    """One row of a file: the physical line it starts on, from 1, and its values, strings only in CSV."""
 
     line: int
     values: dict[str, Any]
@@ -37,35 +35,31 @@ class RowError(Exception):
         super().__init__(f"line {line}: {message}")
 
 
-class Problems:
-    """Problems of one file, counted all and shown from the first."""
+def each(path: Path, items: Iterable[Item], make: Callable[[Item], Made]) -> list[Made]:
+    """Return what is made of every item of a file.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.lines: list[str] = []
-        self.count = 0
-
-    def add(self, error: RowError) -> None:
-        """Note one problem."""
-        self.count += 1
-        if len(self.lines) < _SHOWN_PROBLEMS:
-            self.lines.append(f"{self.path}, {error}")
-
-    def verify(self) -> None:
-        """Raise what was noted.
-
-        Raises:
-            DataError: at least one problem was noted.
-        """
-        if self.count:
-            more = self.count - len(self.lines)
-            raise DataError("\n".join(self.lines + ([f"... and {more} more rows with a problem"] if more else [])))
+    Raises:
+        DataError: the first problems, and how many there are; a RowError of ``items`` is the last one.
+    """
+    made: list[Made] = []
+    problems: list[str] = []
+    try:
+        for item in items:
+            try:
+                made.append(make(item))
+            except RowError as error:
+                problems.append(f"{path}, {error}")
+    except RowError as error:
+        problems.append(f"{path}, {error}")
+    if problems:
+        more = len(problems) - _SHOWN_PROBLEMS
+        rest = [f"... and {more} more rows with a problem"] if more > 0 else []
+        raise DataError("\n".join(problems[:_SHOWN_PROBLEMS] + rest))
+    return made
 
 
 def read_records(path: Path) -> list[Record]:
-    """Return the records of a JSON Lines (.jsonl, .ndjson), CSV (.csv) or tab-separated (.tsv) file in UTF-8.
-
-    A byte-order mark, CRLF line ends and blank lines are accepted.
+    """Return the records of a file in UTF-8; a byte-order mark, CRLF line ends and blank lines are accepted.
 
     Raises:
         DataError: no such file, another ending, no rows, or rows that cannot be read; with the line numbers.
@@ -81,39 +75,30 @@ def read_records(path: Path) -> list[Record]:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     if raw.startswith(_UTF16_MARKS):
         raise DataError(f"{path}: is UTF-16: save it as UTF-8")
-    problems = Problems(path)
-    lines = list(_decode(raw, problems))
-    problems.verify()
-    rows = _json_records(lines, problems) if kind == "jsonl" else _csv_records(path, lines, problems, kind)
-    records = list(rows)
-    problems.verify()
+    # split on the byte, not with str.splitlines: text may hold U+2028 and other characters it takes for line ends
+    lines = each(path, enumerate(raw.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1), _decoded)
+    if kind == "jsonl":
+        filled = ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
+        records = each(path, filled, _json_record)
+    else:
+        records = _csv_records(path, lines, kind)
     if not records:
         raise DataError(f"{path}: holds no rows" + ("" if kind == "jsonl" else " after its header"))
     return records
 
 
-def _decode(raw: bytes, problems: Problems) -> Iterator[str]:
-    # split on the byte, not with str.splitlines: text may hold U+2028 and other characters it takes for line ends
-    for number, line in enumerate(raw.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        try:
-            yield line.decode("utf-8")
-        except UnicodeDecodeError as error:
-            problems.add(
-                RowError(number, f"byte {error.start + 1} of the line is not UTF-8 ({error.reason}): save it as UTF-8")
-            )
+def _decoded(numbered: tuple[int, bytes]) -> str:
+    number, line = numbered
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        place = f"byte {error.start + 1} of the line"
+        raise RowError(number, f"{place} is not UTF-8 ({error.reason}): save it as UTF-8") from None
 
 
-def _json_records(lines: list[str], problems: Problems) -> Iterator[Record]:
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            yield Record(number, _json_object(line, number))
-        except RowError as error:
-            problems.add(error)
+def _json_record(numbered: tuple[int, str]) -> Record:
+    number, line = numbered
 
-
-def _json_object(line: str, number: int) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for name, value in pairs:
@@ -133,46 +118,49 @@ def _json_object(line: str, number: int) -> dict[str, Any]:
         raise RowError(number, f"not usable JSON ({type(error).__name__})") from None
     if not isinstance(value, dict):
         raise RowError(number, f"expected a JSON object on one line, got {_json_type(value)}")
-    return value
+    return Record(number, value)
 
 
-def _csv_records(path: Path, lines: list[str], problems: Problems, kind: str) -> Iterator[Record]:
+def _csv_records(path: Path, lines: list[str], kind: str) -> list[Record]:
+    rows = _csv_rows(lines, kind)
+    try:
+        start, cells = next(rows)
+    except RowError as error:
+        raise DataError(f"{path}, {error}") from None
+    except StopIteration:
+        raise DataError(f"{path}: is empty, expected a header line") from None
+    header = [name.strip() for name in cells]
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if twice:
+        raise DataError(f"{path}, line {start}: the header names {twice} more than once")
+
+    def record(row: tuple[int, list[str]]) -> Record:
+        line, cells = row
+        if len(cells) == len(header):
+            return Record(line, dict(zip(header, cells, strict=True)))
+        few = len(cells) < len(header)
+        hint = "is a quote or a separator missing?" if few else "quote values with separators"
+        raise RowError(line, f"has {len(cells)} fields, the header has {len(header)}; {hint}")
+
+    return each(path, rows, record)
+
+
+def _csv_rows(lines: list[str], kind: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield each row that is not blank, with the line it starts on."""
     if lines and not lines[-1]:
         lines = lines[:-1]
     # csv wants line ends back, for quoted fields that hold them
     reader = csv.reader((line + "\n" for line in lines), delimiter="\t" if kind == "tsv" else ",", strict=True)
-    header: list[str] | None = None
     while True:
         start = reader.line_num + 1
         try:
             row = next(reader, None)
-        except csv.Error as error:
-            # what follows an open quote has no certain row ends any more
-            problems.add(RowError(start, f"not valid {kind.upper()} ({error})"))
-            return
+        except csv.Error as error:  # what follows an open quote has no certain row ends any more
+            raise RowError(start, f"not valid {kind.upper()} ({error})") from None
         if row is None:
-            break
-        if not any(cell.strip() for cell in row):
-            continue
-        if header is None:
-            header = _header(path, row, start)
-        elif len(row) != len(header):
-            hint = (
-                "; is a quote or a separator missing?" if len(row) < len(header) else "; quote values with separators"
-            )
-            problems.add(RowError(start, f"has {len(row)} fields, the header has {len(header)}{hint}"))
-        else:
-            yield Record(start, dict(zip(header, row, strict=True)))
-    if header is None:
-        raise DataError(f"{path}: is empty, expected a header line")
-
-
-def _header(path: Path, row: list[str], line: int) -> list[str]:
-    header = [name.strip() for name in row]
-    twice = sorted({name for name in header if header.count(name) > 1})
-    if twice:
-        raise DataError(f"{path}, line {line}: the header names {twice} more than once")
-    return header
+            return
+        if any(cell.strip() for cell in row):
+            yield start, row
 
 
 def _json_type(value: Any) -> str:

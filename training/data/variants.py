@@ -1,4 +1,4 @@
-"""Inputs like the training rows, made from them: for what needs inputs and no labels.
+"""Inputs like the training rows, made from them, for what needs inputs and no labels.
 
 Words dropped or shuffled, only the first or the last words, the beginning of one row with the end of another, and
 choices in another order.
@@ -17,11 +17,7 @@ _KINDS = ("word_drop", "word_shuffle", "truncated_context", "last_words", "splic
 
 
 def variants(examples: Sequence[Example], count: int, seed: int) -> list[tuple[Example, int]]:
-    """Return so many variants, each with the number of the example that it begins as; the labels mean nothing.
-
-    Args:
-        seed: with the examples, all that the result depends on.
-    """
+    """Return so many variants, each with the number of the example that it begins as; the labels mean nothing."""
     draw = random.Random(f"{seed}/variants")
     made = []
     for number in range(count):
@@ -35,24 +31,21 @@ def _variant(example: Example, other: Example, kind: str, draw: random.Random) -
     if kind in ("word_drop", "word_shuffle", "truncated_context"):
         severity = 1.0 if kind == "word_shuffle" else draw.choice((0.15, 0.3, 0.5))
         changed = corrupt(example, kind, severity, draw.randrange(1 << 30))  # type: ignore[arg-type]
-        return _with_choices_shuffled(changed, draw)
-    fields = dict(example.fields)
-    for name, text in example.fields.items():
-        if name == "choices":
-            continue
-        words = text.split()
-        kept = draw.randrange(1, len(words) + 1) if words else 0
-        if kind == "last_words":
-            fields[name] = " ".join(words[-kept:]) or text
-        else:
-            further = str(other.fields.get(name, "")).split()
-            fields[name] = " ".join(words[:kept] + further[draw.randrange(len(further) + 1) :]) or text
-    return _with_choices_shuffled(replace(example, fields=fields), draw)
+        fields = dict(changed.fields)
+    else:
+        fields = {n: _cut(n, text, other, kind, draw) for n, text in example.fields.items() if n != "choices"}
+    if "choices" in example.fields:
+        choices = list(example.fields["choices"])
+        draw.shuffle(choices)
+        fields["choices"] = tuple(choices)
+    return replace(example, fields=fields)
 
 
-def _with_choices_shuffled(example: Example, draw: random.Random) -> Example:
-    if "choices" not in example.fields:
-        return example
-    choices = list(example.fields["choices"])
-    draw.shuffle(choices)
-    return replace(example, fields={**example.fields, "choices": tuple(choices)})
+def _cut(name: str, text: str, other: Example, kind: str, draw: random.Random) -> str:
+    """Return the last words of a text, or its first ones with the last ones of the other example's."""
+    words = text.split()
+    kept = draw.randrange(1, len(words) + 1) if words else 0
+    if kind == "last_words":
+        return " ".join(words[-kept:]) or text
+    further = str(other.fields.get(name, "")).split()
+    return " ".join(words[:kept] + further[draw.randrange(len(further) + 1) :]) or text

@@ -1,12 +1,8 @@
-"""The report of an evaluation: a table for the terminal and Markdown, a reliability diagram, a risk-coverage plot.
-
-Input everywhere: method name -> Evaluation, in the order to show them.
-"""
+"""The report of an evaluation, by method in the order to show them: tables, a reliability and a risk-coverage plot."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -17,10 +13,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from laplora.errors import DataError
 from laplora.metrics.scores import Evaluation
 from training.calibration.label_sets import SetQuality
 from training.report.markdown import markdown_table
+
+Bounds = tuple[float, float] | None
 
 _NAMES = {
     "zero_shot": "zero-shot",
@@ -43,14 +40,14 @@ _TOP = "#1f4e79"
 _OVER = ("#f3c9cf", "#d1495b", "///", "gap: overconfident")
 _UNDER = ("#cbe3cf", "#3a7d44", "\\\\\\", "gap: underconfident")
 
-#: Heading -> (key in Evaluation.intervals, value, +1 where higher is better and -1 where lower is).
-_COLUMNS: dict[str, tuple[str, Callable[[Evaluation], float | None], int]] = {
-    "acc ↑": ("accuracy", lambda e: e.accuracy, 1),
-    "NLL ↓": ("nll", lambda e: e.nll, -1),
-    "ECE ↓": ("ece", lambda e: e.ece, -1),
-    "Brier ↓": ("brier", lambda e: e.brier, -1),
-    "AUROC ↑": ("auroc_error", lambda e: e.auroc_error, 1),
-    "AURC ↓": ("aurc", lambda e: e.risk_coverage.area, -1),
+#: Heading -> (field of Evaluation and of its intervals, +1 where higher is better and -1 where lower is).
+_COLUMNS = {
+    "acc ↑": ("accuracy", 1),
+    "NLL ↓": ("nll", -1),
+    "ECE ↓": ("ece", -1),
+    "Brier ↓": ("brier", -1),
+    "AUROC ↑": ("auroc_error", 1),
+    "AURC ↓": ("aurc", -1),
 }
 
 
@@ -66,71 +63,22 @@ def display_name(method: str) -> str:
 
 
 def write_report(
-    evaluations: Mapping[str, Evaluation],
-    folder: Path,
-    *,
-    title: str,
-    sets: Mapping[str, SetQuality] | None = None,
-    note: str = "",
-) -> list[Path]:
-    """Write reliability.png, risk_coverage.png and results.md into a folder and return their paths.
-
-    Args:
-        sets: of the methods that have label sets.
-        note: a sentence under the title of results.md.
-
-    Raises:
-        DataError: no evaluations.
-    """
-    _checked(evaluations)
+    evaluations: Mapping[str, Evaluation], folder: Path, *, title: str, sets: Mapping[str, SetQuality], note: str
+) -> None:
+    """Write reliability.png, risk_coverage.png and results.md, with a note under its title, into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    reliability, coverage, results = (folder / n for n in ("reliability.png", "risk_coverage.png", "results.md"))
-    reliability_figure(evaluations, title=title).savefig(reliability, dpi=150)
-    risk_coverage_figure(evaluations, title=title).savefig(coverage, dpi=150)
-    parts = [f"# {title}\n", f"{note}\n" if note else "", results_table(evaluations)]
-    if sets:
-        parts.append(sets_table(evaluations, sets))
-    results.write_text("\n".join(part for part in parts if part), encoding="utf-8")
-    return [reliability, coverage, results]
+    reliability_figure(evaluations, title=title).savefig(folder / "reliability.png", dpi=150)
+    risk_coverage_figure(evaluations, title=title).savefig(folder / "risk_coverage.png", dpi=150)
+    parts = (f"# {title}\n", f"{note}\n", results_table(evaluations), sets_table(evaluations, sets))
+    (folder / "results.md").write_text("\n".join(parts), encoding="utf-8")
 
 
-def results_table(evaluations: Mapping[str, Evaluation]) -> str:
-    """Return the table as Markdown: the best value of each column bold, 95 % bootstrap intervals in brackets.
-
-    acc, NLL (nats), ECE, Brier; AUROC and AURC (area under the risk-coverage curve) of each method's score.
-    """
-    rows = [
-        [display_name(method), *(f"{'**' * cell.best}{cell.value}{'**' * cell.best}{cell.bracketed}" for cell in cells)]
-        for method, cells in _cells(evaluations).items()
-    ]
-    return markdown_table(["method", *_COLUMNS], rows)
-
-
-def sets_table(evaluations: Mapping[str, Evaluation], sets: Mapping[str, SetQuality]) -> str:
-    """Return a second table as Markdown: the average precision of finding the mistakes, and the label sets.
-
-    coverage: share of rows whose conformal set holds the label; set size: labels in it. In brackets 95 % intervals.
-    """
-    rows = []
-    for method, quality in sets.items():
-        evaluation = evaluations[method]
-        values = (
-            (evaluation.auprc_error, evaluation.intervals.get("auprc_error")),
-            (quality.coverage, quality.intervals.get("coverage")),
-            (quality.mean_size, quality.intervals.get("mean_size")),
-        )
-        cells = [_Cell("-" if v is None else f"{v:.3f}", bounds, best=False) for v, bounds in values]
-        rows.append([display_name(method), *(cell.value + cell.bracketed for cell in cells)])
-    return markdown_table(["method", "AUPRC of mistakes ↑", "set coverage", "set size ↓"], rows)
-
-
-def print_table(evaluations: Mapping[str, Evaluation], *, title: str, console: Console | None = None) -> None:
+def print_table(evaluations: Mapping[str, Evaluation], *, title: str) -> None:
     """Print the table on the terminal: the best value of each column bold, intervals in grey beneath."""
     table = Table(
         title=title,
         caption="grey: 95 % bootstrap interval; NLL in nats; AUROC and AURC: ranking of the mistakes; bold: best",
         box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 1),
         pad_edge=False,
         collapse_padding=True,
     )
@@ -139,17 +87,62 @@ def print_table(evaluations: Mapping[str, Evaluation], *, title: str, console: C
     for heading in _COLUMNS:
         table.add_column(heading, justify="right", overflow="fold")
     for method, cells in _cells(evaluations).items():
-        row = [
-            f"{f'[bold]{cell.value}[/bold]' if cell.best else cell.value}\n[dim]{cell.interval(2)}[/dim]"
-            for cell in cells
+        values = [f"[bold]{text}[/bold]" if best else text for text, _, best in cells]
+        beneath = [f"[dim]{_interval(bounds, 2)}[/dim]" for _, bounds, _ in cells]
+        table.add_row(display_name(method), *map("\n".join, zip(values, beneath, strict=True)))
+    Console().print(table)
+
+
+def results_table(evaluations: Mapping[str, Evaluation]) -> str:
+    """Return the table as Markdown: the best value of each column bold, 95 % bootstrap intervals in brackets."""
+    rows = [
+        [display_name(method), *(_bracketed(f"**{text}**" if best else text, bounds) for text, bounds, best in cells)]
+        for method, cells in _cells(evaluations).items()
+    ]
+    return markdown_table(["method", *_COLUMNS], rows)
+
+
+def _cells(evaluations: Mapping[str, Evaluation]) -> dict[str, list[tuple[str, Bounds, bool]]]:
+    """Return by method, for each column, the value as text, its interval and whether it is the best as printed."""
+    cells: dict[str, list[tuple[str, Bounds, bool]]] = {method: [] for method in evaluations}
+    for key, sign in _COLUMNS.values():
+        texts = {method: _text(getattr(evaluation, key)) for method, evaluation in evaluations.items()}
+        printed = [sign * float(text) for text in texts.values() if text != "-"]
+        for method, text in texts.items():
+            best = text != "-" and len(printed) > 1 and sign * float(text) == max(printed)
+            cells[method].append((text, evaluations[method].intervals.get(key), best))
+    return cells
+
+
+def sets_table(evaluations: Mapping[str, Evaluation], sets: Mapping[str, SetQuality]) -> str:
+    """Return a second table as Markdown: the average precision of finding the mistakes, and the label sets."""
+    rows = [
+        [
+            display_name(method),
+            _bracketed(_text(evaluations[method].auprc_error), evaluations[method].intervals.get("auprc_error")),
+            _bracketed(_text(quality.coverage), quality.intervals["coverage"]),
+            _bracketed(_text(quality.mean_size), quality.intervals["mean_size"]),
         ]
-        table.add_row(display_name(method), *row)
-    (console or Console()).print(table)
+        for method, quality in sets.items()
+    ]
+    return markdown_table(["method", "AUPRC of mistakes ↑", "set coverage", "set size ↓"], rows)
+
+
+def _text(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _interval(bounds: Bounds, digits: int) -> str:
+    """Return an interval without leading zeros, or ""."""
+    return "–".join(f"{v:.{digits}f}".removeprefix("0") for v in bounds or ())
+
+
+def _bracketed(text: str, bounds: Bounds) -> str:
+    return f"{text} [{_interval(bounds, 3)}]" if bounds else text
 
 
 def reliability_figure(evaluations: Mapping[str, Evaluation], *, title: str) -> Figure:
     """Return one reliability diagram per method: accuracy per confidence bin, gap to confidence, rows per bin."""
-    _checked(evaluations)
     columns = min(4, len(evaluations))
     rows = -(-len(evaluations) // columns)
     # A lone panel still leaves room for the title and the legend.
@@ -181,7 +174,6 @@ def reliability_figure(evaluations: Mapping[str, Evaluation], *, title: str) -> 
 
 def risk_coverage_figure(evaluations: Mapping[str, Evaluation], *, title: str) -> Figure:
     """Return the error rate among the rows answered, as the least certain rows are left out."""
-    _checked(evaluations)
     figure = Figure(figsize=(7.2, 4.8), layout="constrained")
     axes = figure.subplots()
     axes.set_title(title, fontsize=12, fontweight="bold")
@@ -246,40 +238,3 @@ def _draw_counts(axes: Axes, evaluation: Evaluation, most: int, *, first: bool) 
     axes.tick_params(labelsize=8, labelbottom=True)
     if first:
         axes.set_ylabel("rows", fontsize=9)
-
-
-@dataclass(frozen=True)
-class _Cell:
-    """One value of the table as text, its bootstrap interval, and whether it is its column's best as printed."""
-
-    value: str
-    bounds: tuple[float, float] | None
-    best: bool
-
-    def interval(self, digits: int) -> str:
-        """Return the interval with that many digits and no leading zeros, or ""."""
-        return "" if self.bounds is None else "–".join(f"{v:.{digits}f}".removeprefix("0") for v in self.bounds)
-
-    @property
-    def bracketed(self) -> str:
-        """The interval as Markdown puts it behind the value, or ""."""
-        return f" [{self.interval(3)}]" if self.bounds else ""
-
-
-def _cells(evaluations: Mapping[str, Evaluation]) -> dict[str, list[_Cell]]:
-    """Return method -> its cells in the order of ``_COLUMNS``."""
-    _checked(evaluations)
-    result: dict[str, list[_Cell]] = {method: [] for method in evaluations}
-    for key, value_of, sign in _COLUMNS.values():
-        shown = {m: "-" if (v := value_of(e)) is None else f"{v:.3f}" for m, e in evaluations.items()}
-        numbers = [sign * float(text) for text in shown.values() if text != "-"]
-        for method, evaluation in evaluations.items():
-            text = shown[method]
-            best = text != "-" and len(numbers) > 1 and sign * float(text) == max(numbers)
-            result[method].append(_Cell(text, evaluation.intervals.get(key), best))
-    return result
-
-
-def _checked(evaluations: Mapping[str, Evaluation]) -> None:
-    if not evaluations:
-        raise DataError("a report needs at least one evaluated method, got none")

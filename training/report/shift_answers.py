@@ -17,9 +17,6 @@ from training.workspace.files import write_tensors
 from training.workspace.runtime import batches
 from training.workspace.terminal import progress
 
-#: What each predictive says of a row: name -> shape behind the rows (C: classes, F: flags).
-_COLUMNS = {"probs": "C", "score": "", "flags": "F", "review": ""}
-
 
 @dataclass(frozen=True)
 class PredictiveRows:
@@ -37,7 +34,7 @@ class PredictiveRows:
     score: torch.Tensor
     flags: torch.Tensor
     review: torch.Tensor
-    epistemic: torch.Tensor | None
+    epistemic: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -62,39 +59,33 @@ class SetAnswers:
 
 
 def answer_set(predictor: Predictor, examples: Sequence[Example], batch_size: int, title: str) -> SetAnswers:
-    """Return the answers to every row, in the rows' order.
-
-    Raises:
-        InvalidInputError: fields that the artifact's template does not take.
-        NonFiniteError: NaN or infinity in an answer.
-    """
+    """Return the answers to every row, in the rows' order."""
     rows = [predictor.encode(example.fields, truncate=True) for example in examples]
-    plan = batches(rows, batch_size)
-    by_predictive: dict[str, dict[int, Prediction]] = {}
+    answers: dict[str, dict[int, Prediction]] = {}
     deferral = torch.zeros(len(rows), 2, dtype=torch.bool)
     variance = torch.full((len(rows),), torch.nan, dtype=torch.float64)
-    for index in progress(plan, len(plan), title):
-        answers, deferred = predictor.predict_each([rows[i] for i in index])
+    for index in progress(batches(rows, batch_size), title):
+        predictions, deferred = predictor.predict_each([rows[i] for i in index])
         if deferred:
             places = torch.tensor(index)
             deferral[places[deferred.rows], 0] = deferral[places[deferred.unfamiliar], 1] = True
             if deferred.variance is not None:
                 variance[places] = deferred.variance
-        for name, predictions in answers.items():
-            by_predictive.setdefault(name, {}).update(zip(index, predictions, strict=True))
+        for name, of_name in predictions.items():
+            answers.setdefault(name, {}).update(zip(index, of_name, strict=True))
     ordered: dict[str, list[Prediction]] = {}
-    for predictive, answered in by_predictive.items():
-        ordered[predictive] = [answered[i] for i in range(len(rows))]
+    for predictive, of_row in answers.items():
+        ordered[predictive] = [of_row[i] for i in range(len(rows))]
         if predictive == "fast":
-            exact = by_predictive["laplace"]
-            ordered["fast_served"] = [exact[i] if deferral[i, 0] else answered[i] for i in range(len(rows))]
+            exact = answers["laplace"]
+            ordered["fast_served"] = [exact[i] if deferral[i, 0] else of_row[i] for i in range(len(rows))]
     first = next(iter(ordered.values()))
     return SetAnswers(
         labels=torch.tensor([example.label for example in examples]),
         label_mass=torch.tensor([p.label_mass for p in first], dtype=torch.float64),
         truncated=torch.tensor([p.truncated for p in first]),
-        predictives={name: _stacked(answers, predictor.class_count) for name, answers in ordered.items()},
-        deferral=deferral if "fast" in by_predictive else None,
+        predictives={name: _stacked(of_name, predictor.class_count) for name, of_name in ordered.items()},
+        deferral=deferral if "fast" in answers else None,
         kernel_variance=None if bool(variance.isnan().any()) else variance,
     )
 
@@ -115,16 +106,11 @@ def _stacked(predictions: Sequence[Prediction], classes: int) -> PredictiveRows:
 
 def write_answers(path: Path, answers: SetAnswers, made_from: str) -> None:
     """Write a set's answers, with the digest of what they were made from."""
-    tensors = {"labels": answers.labels, "label_mass": answers.label_mass, "truncated": answers.truncated}
-    for name in ("deferral", "kernel_variance"):
-        if (column := getattr(answers, name)) is not None:
-            tensors[name] = column
+    columns = {k: v for k, v in vars(answers).items() if isinstance(v, torch.Tensor)}
     for name, rows in answers.predictives.items():
-        tensors |= {f"{column}.{name}": getattr(rows, column) for column in _COLUMNS}
-        if rows.epistemic is not None:
-            tensors[f"epistemic.{name}"] = rows.epistemic
+        columns |= {f"{column}.{name}": v for column, v in vars(rows).items() if v is not None}
     # A file sorts its tensors: the predictives' order is kept beside them.
-    write_tensors(path, tensors, {"made_from": made_from, "predictives": " ".join(answers.predictives)})
+    write_tensors(path, columns, {"made_from": made_from, "predictives": " ".join(answers.predictives)})
 
 
 def read_answers(path: Path, made_from: str) -> SetAnswers | None:
@@ -135,20 +121,11 @@ def read_answers(path: Path, made_from: str) -> SetAnswers | None:
             if metadata.get("made_from") != made_from:
                 return None
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
-        predictives = {
-            name: PredictiveRows(
-                **{column: tensors[f"{column}.{name}"] for column in _COLUMNS},
-                epistemic=tensors.get(f"epistemic.{name}"),
-            )
-            for name in metadata["predictives"].split()
-        }
-        return SetAnswers(
-            tensors["labels"],
-            tensors["label_mass"],
-            tensors["truncated"],
-            predictives,
-            tensors["deferral"] if "fast" in predictives else None,
-            tensors.get("kernel_variance"),
-        )
-    except (OSError, SafetensorError, KeyError):
+        columns: dict[str, dict[str, torch.Tensor]] = {name: {} for name in ("", *metadata["predictives"].split())}
+        for place, tensor in tensors.items():
+            column, _, name = place.partition(".")
+            columns[name][column] = tensor
+        of_set = columns.pop("")
+        return SetAnswers(predictives={name: PredictiveRows(**found) for name, found in columns.items()}, **of_set)
+    except (OSError, SafetensorError, KeyError, TypeError):
         return None

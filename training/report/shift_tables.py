@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 from laplora.decisions.uncertainty import FLAGS
 from training.report.evaluation import display_name
 from training.report.markdown import markdown_table
+
+Record = Mapping[str, Any]
 
 #: Scores that tell shifted rows from test rows, as they are written; some are those of one predictive.
 _DETECTORS = {
@@ -21,13 +23,12 @@ _DETECTORS = {
     "map_entropy": "MAP entropy",
     "confidence": "1 − confidence",
 }
-#: What is shown of every predictive: its title, and whether the smallest or the largest of a row is the best; None:
-#: neither.
-_TABLES: dict[str, tuple[str, Any]] = {
+#: What is shown of every predictive: its title, and which of a row is the best.
+_TABLES: dict[str, tuple[str, Callable[[list[str]], str]]] = {
     "accuracy": ("Accuracy", max),
     "nll": ("NLL", min),
     "ece": ("ECE", min),
-    "total_entropy": ("Mean entropy", None),
+    "total_entropy": ("Mean entropy", lambda _: ""),
 }
 _COLORS = ("#c44e52", "#dd8452", "#2a6fb0", "#55a868", "#8172b3", "#937860", "#4c4c4c")
 _UNPUBLISHED = (
@@ -36,7 +37,7 @@ _UNPUBLISHED = (
 )
 
 
-def page_section(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def page_section(records: Sequence[Record]) -> dict[str, str]:
     """Return the text of the documentation's place ``tables``: every report's; one sentence where there is none."""
     parts = [
         f"### {r['name']}\n\n{shift_tables(r)}\n![NLL and detection](results/shift_{r['name']}.png)\n" for r in records
@@ -44,21 +45,21 @@ def page_section(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return {"tables": "\n".join(parts) or _UNPUBLISHED}
 
 
-def shown_predictives(record: Mapping[str, Any]) -> list[str]:
+def shown_predictives(record: Record) -> list[str]:
     """Return the predictives that the plot shows: MAP, temperature, fast, Laplace and what is recommended."""
     there = record["sets"]["test"]["predictives"]
     wanted = ["map", "temperature", "fast_served", "laplace", record["recommended"]]
     return [n for n in dict.fromkeys(wanted) if n in there]
 
 
-def epistemic_predictive(record: Mapping[str, Any]) -> str | None:
+def epistemic_predictive(record: Record) -> str | None:
     """Return whose epistemic uncertainty is shown: the recommended one's, else the first that has any."""
     there = record["sets"]["test"]["predictives"]
     names = [record["recommended"], "laplace", *there]
     return next((n for n in names if n in there and there[n]["epistemic"] is not None), None)
 
 
-def detectors(record: Mapping[str, Any], name: str) -> dict[str, dict[str, float]]:
+def detectors(record: Record, name: str) -> dict[str, dict[str, float]]:
     """Return the detectors of a set that are shown, by their key; those of a predictive are the recommended one's."""
     of_set, chosen = record["sets"][name], epistemic_predictive(record)
     found = {**of_set["predictives"][record["recommended"]]["detection"], **of_set["detection"]}
@@ -67,79 +68,52 @@ def detectors(record: Mapping[str, Any], name: str) -> dict[str, dict[str, float
     return {key: found[key] for key in _DETECTORS if key in found}
 
 
-def shift_tables(record: Mapping[str, Any]) -> str:
+def shift_tables(record: Record) -> str:
     """Return the report as Markdown."""
     served, chosen = record["recommended"], epistemic_predictive(record)
-    intro = (
+    whose = f" (epistemic: {display_name(chosen)})" if chosen not in (None, served) else ""
+    parts = [
         f"`{record['name']}` on {record['base_model']} ({record['quantization']}), seed {record['seed']}, artifact "
         f"`{record['artifact'][:19]}`; recommended predictive: {display_name(served)}. NLL and entropies in nats, ECE "
-        f"over 15 bins, bold: best of its row; intervals: 95 %; texts without an answer have entropies alone.\n"
-    )
-    parts = [intro]
-    parts += [_predictives_table(record, metric, *shown) for metric, shown in _TABLES.items()]
-    parts.append(f"Flags and decisions of {display_name(served)}:\n\n" + _operation_table(record, served, chosen))
+        "over 15 bins, bold: best of its row; intervals: 95 %; texts without an answer have entropies alone.\n",
+        *(_predictives_table(record, metric) for metric in _TABLES),
+        f"Flags and decisions of {display_name(served)}:\n\n" + _operation_table(record, served, chosen),
+    ]
     if any(of_set["fast"] for of_set in record["sets"].values()):
         parts.append(
             "What mode fast defers to Laplace, all rows and the unfamiliar ones among them, and the share of rows "
             "whose decision is Laplace's:\n\n" + _deferral_table(record)
         )
-    others = [name for name, of_set in record["sets"].items() if of_set["kind"] != "in_distribution"]
-    own_name = f" (epistemic: {display_name(chosen)})" if chosen not in (None, served) else ""
-    parts.append(
+    parts += [
         "AUROC of telling a set's rows from the test rows by each predictive's entropy; 0.5 is chance:\n\n"
-        + _entropy_table(record, others)
-    )
-    parts.append(
-        f"The same by other scores{own_name}, the entropy and confidence of {display_name(served)}:\n\n"
-        + _detection_table(record, others, "auroc", best=max)
-    )
-    parts.append(
+        + _entropy_table(record),
+        f"The same by other scores{whose}, the entropy and confidence of {display_name(served)}:\n\n"
+        + _detection_table(record, "auroc", best=max),
         "Share of a set's rows that pass unnoticed at the threshold that 95 % of the test rows pass (0.95 is chance):"
-        "\n\n" + _detection_table(record, others, "fpr_at_95_tpr", best=min)
-    )
-    return "\n".join([*parts, _sources(record)])
+        "\n\n" + _detection_table(record, "fpr_at_95_tpr", best=min),
+        _sources(record),
+    ]
+    return "\n".join(parts)
 
 
-def _predictives_table(record: Mapping[str, Any], metric: str, title: str, best: Any) -> str:
+def _shifted(record: Record) -> list[str]:
+    """Return the names of the sets that are not the run's test rows."""
+    return [name for name, of_set in record["sets"].items() if of_set["kind"] != "in_distribution"]
+
+
+def _predictives_table(record: Record, metric: str) -> str:
+    title, best = _TABLES[metric]
     names = list(record["sets"]["test"]["predictives"])
     rows = []
     for name, of_set in record["sets"].items():
         values = [of_set["predictives"][n][metric] for n in names]
         if any(value is not None for value in values):
             texts = [f"{value:.3f}" for value in values]
-            top = best(texts) if best else ""
-            rows.append([_set_name(name), of_set["rows"], *(_bold(text, top) for text in texts)])
+            rows.append([_set_name(name), of_set["rows"], *(_bold(text, best(texts)) for text in texts)])
     return markdown_table(["set", "rows", *(f"{title}, {display_name(n)}" for n in names)], rows)
 
 
-def _deferral_table(record: Mapping[str, Any]) -> str:
-    names = list(record["sets"]["test"]["fast"]["same_decision"])
-    rows = []
-    for name, of_set in record["sets"].items():
-        fast = of_set["fast"]
-        shares = [fast["handed_over"], fast["unfamiliar"], *fast["same_decision"].values()]
-        rows.append([_set_name(name), of_set["rows"], *(f"{share:.3f}" for share in shares)])
-    alike = [f"decided alike, {display_name(n)}" for n in names]
-    return markdown_table(["set", "rows", "deferred", "unfamiliar", *alike], rows)
-
-
-def _entropy_table(record: Mapping[str, Any], names: Sequence[str]) -> str:
-    predictives = list(record["sets"]["test"]["predictives"])
-    rows = []
-    for name in names:
-        of_set = record["sets"][name]["predictives"]
-        found = [of_set[n]["detection"]["total_entropy"] for n in predictives]
-        top = max(f"{one['auroc']:.3f}" for one in found)
-        rows.append([_set_name(name), *(_auroc(one, top) for one in found)])
-    return markdown_table(["set", *(display_name(n) for n in predictives)], rows)
-
-
-def _auroc(detection: Mapping[str, float], top: str) -> str:
-    bounds = f"[{_short(detection['low'])}–{_short(detection['high'])}]"
-    return f"{_bold(format(detection['auroc'], '.3f'), top)} {bounds}"
-
-
-def _operation_table(record: Mapping[str, Any], served: str, chosen: str | None) -> str:
+def _operation_table(record: Record, served: str, chosen: str | None) -> str:
     rows = []
     for name, of_set in record["sets"].items():
         values = of_set["predictives"][served]
@@ -147,10 +121,13 @@ def _operation_table(record: Mapping[str, Any], served: str, chosen: str | None)
         count, errors = values["accepted"], values["accepted_errors"]
         rows.append(
             [
-                *(_set_name(name), of_set["truncated"], f"{of_set['label_mass']:.4f}"),
+                _set_name(name),
+                of_set["truncated"],
+                f"{of_set['label_mass']:.4f}",
                 "-" if epistemic is None else f"{epistemic:.4f}",
                 *(f"{values['flags'][flag]:.3f}" for flag in FLAGS),
-                *(f"{values['review']:.3f}", count),
+                f"{values['review']:.3f}",
+                count,
                 f"{errors / count:.3f} ({errors})" if count and errors is not None else "-",
             ]
         )
@@ -159,19 +136,46 @@ def _operation_table(record: Mapping[str, Any], served: str, chosen: str | None)
     return markdown_table(heading, rows)
 
 
-def _detection_table(record: Mapping[str, Any], names: Sequence[str], value: str, best: Any) -> str:
-    found = {name: detectors(record, name) for name in names}
-    keys = [key for key in _DETECTORS if any(key in of_set for of_set in found.values())]
+def _deferral_table(record: Record) -> str:
     rows = []
-    for name, of_set in found.items():
-        top = best(f"{of_set[key][value]:.3f}" for key in keys)
-        plain = value != "auroc"
-        cells = [_bold(f"{of_set[key][value]:.3f}", top) if plain else _auroc(of_set[key], top) for key in keys]
-        rows.append([_set_name(name), *cells])
+    for name, of_set in record["sets"].items():
+        fast = of_set["fast"]
+        shares = [fast["handed_over"], fast["unfamiliar"], *fast["same_decision"].values()]
+        rows.append([_set_name(name), of_set["rows"], *(f"{share:.3f}" for share in shares)])
+    alike = [f"decided alike, {display_name(n)}" for n in record["sets"]["test"]["fast"]["same_decision"]]
+    return markdown_table(["set", "rows", "deferred", "unfamiliar", *alike], rows)
+
+
+def _entropy_table(record: Record) -> str:
+    predictives = list(record["sets"]["test"]["predictives"])
+    rows = []
+    for name in _shifted(record):
+        of_set = record["sets"][name]["predictives"]
+        found = [of_set[n]["detection"]["total_entropy"] for n in predictives]
+        rows.append([_set_name(name), *_best_marked(found, "auroc", max)])
+    return markdown_table(["set", *(display_name(n) for n in predictives)], rows)
+
+
+def _detection_table(record: Record, value: str, best: Callable[[list[str]], str]) -> str:
+    found = {name: detectors(record, name) for name in _shifted(record)}
+    keys = [key for key in _DETECTORS if any(key in of_set for of_set in found.values())]
+    rows = [
+        [_set_name(name), *_best_marked([of_set[key] for key in keys], value, best)] for name, of_set in found.items()
+    ]
     return markdown_table(["set", *(_DETECTORS[key] for key in keys)], rows)
 
 
-def _sources(record: Mapping[str, Any]) -> str:
+def _best_marked(detections: Sequence[Record], value: str, best: Callable[[list[str]], str]) -> list[str]:
+    """Return one value of each detector, the best bold, an AUROC with its interval."""
+    texts = [f"{one[value]:.3f}" for one in detections]
+    cells = [_bold(text, best(texts)) for text in texts]
+    if value != "auroc":
+        return cells
+    bounds = [f"[{_short(one['low'])}–{_short(one['high'])}]" for one in detections]
+    return [f"{cell} {bound}" for cell, bound in zip(cells, bounds, strict=True)]
+
+
+def _sources(record: Record) -> str:
     lines = []
     for name, of_set in record["sets"].items():
         left_out = ", ".join(f"{count} {reason}" for reason, count in of_set["left_out"].items() if count)
@@ -192,22 +196,18 @@ def _bold(text: str, best: str) -> str:
     return f"**{text}**" if text == best else text
 
 
-def shift_figure(record: Mapping[str, Any]) -> Figure:
+def shift_figure(record: Record) -> Figure:
     """Return two panels of bars: the NLL of every set by predictive, and every detector's AUROC by set."""
-    sets, names = record["sets"], shown_predictives(record)
-    others = [name for name, of_set in sets.items() if of_set["kind"] != "in_distribution"]
+    sets, shifted = record["sets"], _shifted(record)
     figure = Figure(figsize=(10, 1.6 + 0.55 * len(sets)), layout="constrained")
     figure.suptitle(f"{record['name']}: the same artifact on other rows", fontweight="bold")
     left, right = figure.subplots(1, 2)
     labelled = [s for s in sets if sets[s]["predictives"]["map"]["nll"] is not None]
-    nll = {display_name(n): [sets[s]["predictives"][n]["nll"] for s in labelled] for n in names}
+    nll = {display_name(n): [sets[s]["predictives"][n]["nll"] for s in labelled] for n in shown_predictives(record)}
     _bars(left, [_set_name(s) for s in labelled], nll)
     left.set_xlabel("NLL, nats: shorter is better")
-    found = {s: detectors(record, s) for s in others}
-    areas = {
-        title: [found[s][key]["auroc"] for s in others] for key, title in _DETECTORS.items() if key in found[others[0]]
-    }
-    _bars(right, others, areas)
+    found = [detectors(record, s) for s in shifted]
+    _bars(right, shifted, {_DETECTORS[key]: [of_set[key]["auroc"] for of_set in found] for key in found[0]})
     right.axvline(0.5, color="black", linestyle="--", linewidth=1)
     right.set_xlim(0, 1)
     right.set_xlabel("AUROC against the test rows (0.5: chance)")

@@ -6,7 +6,7 @@ import errno
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,23 +27,24 @@ def claim(folder: Path, fields: Mapping[str, Any]) -> bool:
     return owner(folder) == configuration_digest(fields)
 
 
-def siblings(runs: Path, name: str) -> Iterator[tuple[Path, str]]:
-    """Yield the folders of a name's configurations that were trained, and what each adapter was made from."""
+def trained_from(runs: Path, name: str, inputs: str) -> list[Path]:
+    """Return the folders of a name's configurations that hold an adapter trained from the same inputs."""
+    found = []
     for path in sorted(runs.glob(f"{name}/{CONFIG}")) + sorted(runs.glob(f"{name}-{'[0-9a-f]' * 8}/{CONFIG}")):
         try:
             made_from = json.loads(path.read_text(encoding="utf-8")).get("made_from")
         except (OSError, ValueError, AttributeError):
             continue
-        if made_from and (path.parent / "adapter" / "adapter_model.safetensors").is_file():
-            yield path.parent, made_from
+        if made_from == inputs and (path.parent / "adapter" / "adapter_model.safetensors").is_file():
+            found.append(path.parent)
+    return found
 
 
 def start_from(sibling: Path, folder: Path, fields: Mapping[str, Any]) -> bool:
     """Make a configuration's folder a copy of another one's results, so that what they share is not computed again.
 
-    Each later step checks what its result was made from, and does it again where that is something else.
-    Checkpoints stay behind, and so do files that are being written. The folder appears whole; False: another job was
-    faster.
+    Each later step checks what its result was made from. Checkpoints and files that are being written stay behind. The
+    folder appears whole; False: another job was faster.
     """
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     left_out = shutil.ignore_patterns(".*", CONFIG, "checkpoints", "earlier-*")
@@ -52,10 +53,8 @@ def start_from(sibling: Path, folder: Path, fields: Mapping[str, Any]) -> bool:
         partial.chmod(0o755)
         write_json(partial / CONFIG, fields)
         partial.rename(folder)
-    except FileExistsError:
-        return False
     except OSError as error:
-        if error.errno != errno.ENOTEMPTY:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
             raise
         return False
     finally:
@@ -64,11 +63,7 @@ def start_from(sibling: Path, folder: Path, fields: Mapping[str, Any]) -> bool:
 
 
 def in_use(folder: Path) -> FileLock:
-    """Return the lock of a run's folder, held for as long as the returned object lives; one process may have it twice.
-
-    Raises:
-        ConfigError: another process has it.
-    """
+    """Return the lock of a run's folder, held while the object lives; ConfigError where another process has it."""
     lock = FileLock(folder / ".lock", is_singleton=True)
     try:
         lock.acquire(timeout=0)

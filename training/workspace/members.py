@@ -9,10 +9,7 @@ from training.config import RunConfig
 
 
 def member_steps(config: RunConfig) -> tuple[int, ...]:
-    """Return the steps whose adapters an ensemble has beside the final one, ascending.
-
-    With the final one they are evenly spaced over the second half of training; empty without an ensemble.
-    """
+    """Return the steps whose adapters an ensemble has; with the final one, evenly spaced over the second half."""
     count, steps = config.predictives.ensemble, config.optimizer.steps
     first = steps - steps // 2
     return tuple(first + i * (steps - first) // (count - 1) for i in range(count - 1)) if count else ()
@@ -30,6 +27,5 @@ def missing_members(config: RunConfig) -> list[int]:
 
 def check_kept(config: RunConfig) -> None:
     """Raise ConfigError where the run does not have the adapters that its ensemble averages over."""
-    missing = missing_members(config)
-    if missing:
+    if missing := missing_members(config):
         raise ConfigError(f"the adapters of steps {missing} were not kept: run 'python -m training finetune' again")

@@ -1,39 +1,29 @@
-"""Fine-tuning on the device that the configuration names, however many the machine has.
+"""Fine-tuning on the one device that the configuration names.
 
-transformers' Trainer takes every visible GPU by itself: it multiplies the batch by their number and replicates the
-model with ``nn.DataParallel``, which a PEFT model in 4 bit is not made for; and it starts at ``cuda:0``.
+transformers' Trainer starts at ``cuda:0`` and replicates the model over every visible GPU with ``nn.DataParallel``,
+which a PEFT model in 4 bit is not made for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from transformers import TrainingArguments
 
 
-@contextmanager
-def on_device(device: torch.device) -> Iterator[None]:
+def on_device(device: torch.device) -> AbstractContextManager[object]:
     """Hold while a CUDA device is the current one, which is where accelerate puts batches."""
-    if device.type != "cuda":
-        yield
-        return
-    with torch.cuda.device(device):
-        yield
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 @dataclass
 class OneDeviceArguments(TrainingArguments):
-    """The Trainer's settings for one device.
+    """The Trainer's settings for one device: ``cpu``, ``cuda`` (the first) or ``cuda:N``."""
 
-    Attributes:
-        run_device: the one to train on, ``cpu``, ``cuda`` (the first) or ``cuda:N``.
-    """
-
-    run_device: str = field(default="cpu")
+    run_device: str = "cpu"
 
     def __post_init__(self) -> None:
         """Choose the CPU or not before the Trainer makes its settings."""

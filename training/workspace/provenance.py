@@ -1,7 +1,6 @@
 """What a result was made from, as a digest kept beside it, so that none is taken for another configuration's.
 
-Each covers the rows themselves and the base's weights, not their names: an edited file of the same name is another
-input. Folders and the device do not enter.
+Each covers the rows themselves and the base's weights, not their names. Folders and the device do not enter.
 """
 
 from __future__ import annotations
@@ -17,19 +16,24 @@ from typing import Any
 import torch
 
 import laplora
+from laplora.files import file_sha256
 from laplora.models.hashes import weights_hash
 from training.data.examples import Example
 from training.workspace.run import Run
 
 #: Packages whose versions shape an artifact, beside laplora and torch.
 PACKAGES = ("transformers", "peft", "bitsandbytes", "safetensors", "tokenizers")
+#: Fields of the section ``laplace`` that the sums over the training rows depend on.
+_CURVATURE = {"structure", "subset", "rank", "oversampling", "joint_rank", "batch_size", "factor_dtype"}
 
 
 def adapter_inputs(run: Run) -> str:
     """Return the digest of what the trained adapter depends on."""
-    config = run.config
+    config, task = run.config, run.splits.task
+    weights = weights_hash(run.location, config.base.revision)
+    base = [weights, config.base.quantization, config.base.dtype, config.max_tokens, asdict(task.template)]
     return _digest(
-        _task_inputs(run),
+        [*base, run.label_ids],
         rows_digest(run.splits.train),
         config.seed,
         config.adapter.model_dump(mode="json"),
@@ -38,30 +42,24 @@ def adapter_inputs(run: Run) -> str:
 
 
 def curvature_inputs(run: Run, folder: Path | None = None) -> str:
-    """Return the digest of what the sums over the training rows depend on, the adapter first of all.
-
-    Args:
-        folder: the adapter's; None: the trained one's.
-    """
-    adapter = ((folder or run.config.run_dir / "adapter") / "adapter_model.safetensors").read_bytes()
-    fields = {"structure", "subset", "rank", "oversampling", "joint_rank", "batch_size", "factor_dtype"}
-    settings = run.config.laplace.model_dump(mode="json", include=fields)
-    return _digest(adapter_inputs(run), hashlib.sha256(adapter).hexdigest(), settings)
+    """Return the digest of what the sums over the training rows depend on; ``folder`` is another adapter's."""
+    adapter = file_sha256((folder or run.config.run_dir / "adapter") / "adapter_model.safetensors")
+    return _digest(adapter_inputs(run), adapter, run.config.laplace.model_dump(mode="json", include=_CURVATURE))
 
 
 def fit_inputs(run: Run) -> str:
     """Return the digest of what the fitted posterior, its prior and the calibrators depend on."""
     config = run.config
+    members = sorted((config.run_dir / "members").glob("*/adapter_model.safetensors"))
+    unlabelled = config.predictives.fast_inputs
     return _digest(
         curvature_inputs(run),
         rows_digest(run.splits.calibration),
         config.laplace.model_dump(mode="json"),
         config.calibration.model_dump(mode="json"),
         config.predictives.model_dump(mode="json", exclude={"fast_inputs"}),
-        hashlib.sha256(config.predictives.fast_inputs.read_bytes()).hexdigest()
-        if config.predictives.fast_inputs
-        else None,
-        [_file(path) for path in sorted((config.run_dir / "members").glob("*/adapter_model.safetensors"))],
+        file_sha256(unlabelled) if unlabelled else None,
+        [[path.parent.name, file_sha256(path)] for path in members],
     )
 
 
@@ -71,20 +69,9 @@ def evaluation_inputs(run: Run) -> str:
     return _digest(fit_inputs(run), rows_digest(run.splits.test), settings)
 
 
-def _task_inputs(run: Run) -> list[Any]:
-    base = run.config.base
-    weights = weights_hash(run.location, base.revision)
-    task = run.splits.task
-    return [weights, base.quantization, base.dtype, run.config.max_tokens, asdict(task.template), run.label_ids]
-
-
 def rows_digest(examples: Sequence[Example]) -> str:
     """Return the digest of examples, in order."""
     return _digest(*([dict(e.fields), e.label, e.class_count] for e in examples))
-
-
-def _file(path: Path) -> list[str]:
-    return [path.parent.name, hashlib.sha256(path.read_bytes()).hexdigest()]
 
 
 def _digest(*parts: Any) -> str:

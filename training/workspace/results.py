@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from safetensors import safe_open
+
 from laplora.errors import ConfigError
 from laplora.models.adapters import attach_adapter
-from training.workspace.provenance import adapter_inputs, fit_inputs
+from training.workspace.provenance import adapter_inputs, evaluation_inputs, fit_inputs
 from training.workspace.run import Run
 
 
@@ -18,11 +20,7 @@ def trained_as(run: Run) -> bool:
 
 
 def load_trained(run: Run) -> Any:
-    """Return the run's base with its trained adapter, as it will be served.
-
-    Raises:
-        ConfigError: no adapter, or one that was trained from something else.
-    """
+    """Return the run's base with its adapter; ConfigError where there is none, or one trained from something else."""
     folder = run.config.run_dir / "adapter"
     if not (folder / "adapter_model.safetensors").is_file():
         raise ConfigError(f"no trained adapter in {folder}: run 'python -m training finetune' first")
@@ -43,4 +41,17 @@ def verify_fitted(run: Run) -> None:
         raise ConfigError(
             f"the posterior in {path.parent} was fitted from another configuration, other rows or another adapter: "
             "run 'python -m training fit' again"
+        )
+
+
+def verify_evaluated(run: Run) -> None:
+    """Raise ConfigError where nothing was measured, or on something else."""
+    folder = run.config.run_dir / "report"
+    if not (folder / "evaluation.json").is_file() or not (folder / "test.safetensors").is_file():
+        raise ConfigError(f"no evaluation in {folder}: run 'python -m training evaluate' first")
+    with safe_open(folder / "test.safetensors", framework="pt") as file:
+        made_from = (file.metadata() or {}).get("made_from")
+    if made_from != evaluation_inputs(run):
+        raise ConfigError(
+            f"the evaluation in {folder} is of another fit or other test rows: run 'python -m training evaluate' again"
         )

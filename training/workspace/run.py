@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from filelock import FileLock
 
+from laplora.errors import NonFiniteError
 from laplora.models.base import BaseSpec, load_base_model
 from laplora.prompts.rows import Batch, EncodedRow, collate, encode
-from laplora.prompts.templates import render
 from training.config import RunConfig
-from training.data.section import Example, Splits
-from training.workspace.finite import check_finite
+from training.data.examples import Example, Splits
 
 
 @dataclass(frozen=True)
@@ -42,12 +41,11 @@ class Run:
 
     def encode(self, examples: Sequence[Example]) -> list[EncodedRow]:
         """Return examples as token rows, cut at the run's limit."""
-        task = self.splits.task
-        rows = []
-        for example in examples:
-            prompt, count = render(task.template, example.fields, task.labels)
-            rows.append(encode(self.tokenizer, prompt, count, max_tokens=self.config.max_tokens, truncate=True))
-        return rows
+        task, limit = self.splits.task, self.config.max_tokens
+        return [
+            encode(self.tokenizer, task.prompt(example), example.class_count, max_tokens=limit, truncate=True)
+            for example in examples
+        ]
 
     def collate(self, rows: Sequence[EncodedRow]) -> Batch:
         """Return rows as one batch on the run's device."""
@@ -59,12 +57,27 @@ class Run:
 
         Raises:
             ModelError: a base that cannot be loaded or is not covered.
-            NonFiniteError: a base whose weights hold NaN or infinity.
+            NonFiniteError: a base whose weights hold NaN or infinity, the scales of packed 4-bit ones included.
         """
         spec = base_spec(self.config)
         model = load_base_model(self.location, spec, device=self.device, dequantize=self.config.base.dequantize).model
-        check_finite(model, spec.model)
+        for name, parameter in model.named_parameters():
+            if not all(bool(values.isfinite().all()) for values in _numbers(parameter)):
+                raise NonFiniteError(
+                    f"the base model {spec.model!r} holds NaN or infinity in {name}: nothing trained on it would be a "
+                    "number; fetch or convert it again"
+                )
         return model
+
+
+def _numbers(parameter: torch.Tensor) -> list[torch.Tensor]:
+    """Return a parameter's values, of a packed one the scales: its codes are always those of numbers."""
+    if parameter.is_floating_point():
+        return [parameter]
+    state: Any = getattr(parameter, "quant_state", None)
+    holders = (state, getattr(state, "state2", None))
+    scales = [getattr(holder, name, None) for holder in holders for name in ("absmax", "offset")]
+    return [scale for scale in scales if isinstance(scale, torch.Tensor) and scale.is_floating_point()]
 
 
 def base_spec(config: RunConfig) -> BaseSpec:

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TypeVar
 
 from laplora.artifact.folder import check_replaceable
 from laplora.errors import ConfigError, InvalidInputError
 from laplora.models.base import load_tokenizer, locate_base, resolve_device
-from laplora.prompts.rows import EncodedRow
+from laplora.prompts.rows import Batch, EncodedRow
 from laplora.prompts.templates import render, resolve_label_tokens
 from training.config import RunConfig, config_hash_fields
 from training.config.folders import owner
-from training.data.section import Splits, load_splits
+from training.data.examples import Example, Splits
+from training.data.section import load_splits
 from training.workspace.files import write_json
-from training.workspace.folders import claim, in_use, siblings, start_from
+from training.workspace.folders import claim, in_use, start_from, trained_from
 from training.workspace.provenance import adapter_inputs
 from training.workspace.run import Run, base_spec
-from training.workspace.terminal import say
-
-Item = TypeVar("Item")
+from training.workspace.terminal import progress, say
 
 
 def open_run(config: RunConfig) -> Run:
@@ -48,37 +46,43 @@ def open_run(config: RunConfig) -> Run:
 
 def _begin_folder(run: Run) -> None:
     """Give a configuration without a folder one, with the results that it shares with another one of its name."""
-    config = run.config
-    folder = config.run_dir
-    if owner(folder) is not None:
-        return
-    if folder.name != config.name:
-        say(f"{config.runs / config.name} belongs to another configuration; this one's results go to {folder}")
-    fields, inputs = config_hash_fields(config), adapter_inputs(run)
-    shared = [path for path, made_from in siblings(config.runs, config.name) if made_from == inputs]
-    if shared and not folder.exists():
-        say(f"the adapter was trained already, in {shared[-1]}: starting from what lies there")
-        begun = start_from(shared[-1], folder, fields | {"made_from": inputs})
-    else:
-        begun = claim(folder, fields)
-    if not begun:  # another job, started at the same moment, has that folder
-        _begin_folder(run)
+    config, begun = run.config, False
+    while not begun:  # another job, started at the same moment, may take the folder
+        folder = config.run_dir
+        if owner(folder) is not None:
+            return
+        if folder.name != config.name:
+            say(f"{config.runs / config.name} belongs to another configuration; this one's results go to {folder}")
+        fields, inputs = config_hash_fields(config), adapter_inputs(run)
+        shared = trained_from(config.runs, config.name, inputs)
+        if shared and not folder.exists():
+            say(f"the adapter was trained already, in {shared[-1]}: starting from what lies there")
+            begun = start_from(shared[-1], folder, fields | {"made_from": inputs})
+        else:
+            begun = claim(folder, fields)
 
 
 def _check_splits(config: RunConfig, splits: Splits) -> None:
+    template = splits.task.template
     for name, rows in (("calibration", splits.calibration), ("test", splits.test)):
         if not rows:
             raise ConfigError(f"the {name} split is empty, and a run needs it: set data.{name} to a number of rows")
-    if config.evaluation.order_average and not splits.task.template.takes_choices:
+    if config.evaluation.order_average and not template.takes_choices:
         raise ConfigError(
-            f"evaluation.order_average reorders choices, and the template {splits.task.template.name!r} takes none: "
-            "turn it off"
+            f"evaluation.order_average reorders choices, and the template {template.name!r} takes none: turn it off"
         )
     for number, inputs in enumerate(config.golden_inputs):
         try:
-            render(splits.task.template, inputs, splits.task.labels)
+            render(template, inputs, splits.task.labels)
         except InvalidInputError as error:
             raise ConfigError(f"golden_inputs.{number}: {error}") from None
+
+
+def batched(run: Run, examples: Sequence[Example], title: str) -> Iterator[tuple[list[int], Batch]]:
+    """Yield examples in batches, each with its row numbers, under a progress bar of that title."""
+    rows = run.encode(examples)
+    for index in progress(batches(rows, run.config.laplace.batch_size), title):
+        yield index, run.collate([rows[i] for i in index])
 
 
 def batches(rows: Sequence[EncodedRow], size: int) -> list[list[int]]:

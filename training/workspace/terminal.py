@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -17,8 +17,9 @@ def say(line: str) -> None:
     print(line, flush=True)  # noqa: T201  the jobs' user interface
 
 
-def progress(items: Iterable[Item], total: int, title: str) -> Iterator[Item]:
+def progress(items: Sequence[Item], title: str) -> Iterator[Item]:
     """Yield items under a progress bar with the time left; about ten plain lines where there is no terminal."""
+    total = len(items)
     if not sys.stdout.isatty():
         started, step = time.monotonic(), max(1, -(-total // 10))
         for done, item in enumerate(items, 1):
@@ -29,7 +30,4 @@ def progress(items: Iterable[Item], total: int, title: str) -> Iterator[Item]:
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TextColumn("left"), TimeRemainingColumn()) as bar:
-        task = bar.add_task(title, total=total)
-        for item in items:
-            yield item
-            bar.advance(task)
+        yield from bar.track(items, description=title)

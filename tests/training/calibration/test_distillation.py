@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +14,7 @@ from tiny_runs import FinishedRun, sentiment_config, write_rows
 
 from laplora.artifact.folder import read_artifact
 from laplora.artifact.manifest import DISTILLED
-from laplora.errors import ConfigError, DataError
+from laplora.errors import DataError
 from laplora.jacobians.contrasts import find_blocks
 from laplora.posterior.base import block_precisions
 from laplora.posterior.file import read_posterior
@@ -19,7 +22,7 @@ from laplora.predictive.distilled_file import read_distilled
 from training.calibration import distillation
 from training.calibration.distillation import distill_covariance, further_inputs, read_record, watched_layers
 from training.calibration.posteriors import read_choices, served_choice
-from training.calibration.projected import project_split
+from training.calibration.projected import ProjectedSplit, project_split
 from training.config import load_config
 from training.data.examples import Example
 from training.data.variants import variants
@@ -50,49 +53,40 @@ def test_variants_of_texts_of_one_word_or_none() -> None:
     assert len(variants(rows, 40, seed=0)) == 40
 
 
-def own_run(folder: Path, finished: FinishedRun, **changes: object) -> Path:
-    """Return the configuration of a run with this base, its adapter not trained yet."""
-    return sentiment_config(folder, finished.base, **changes)
+@pytest.fixture
+def given(sentiment_run: FinishedRun, tmp_path: Path) -> Callable[..., list[tuple[Example, int]]]:
+    """Returns the further inputs of a run with a file of so many unlabelled rows, its adapter not trained yet."""
+
+    def inputs(fast: int, rows: int, field: str = "text") -> list[tuple[Example, int]]:
+        path = write_rows(tmp_path / "unlabelled.jsonl", [{field: f"Remark {i}."} for i in range(rows)])
+        predictives = {"fast": fast, "fast_inputs": str(path)}
+        run = open_run(load_config(sentiment_config(tmp_path, sentiment_run.base, predictives=predictives)))
+        made = further_inputs(run)
+        assert all(example is run.splits.train[i] for example, i in made[: min(fast, 40)])
+        return made
+
+    return inputs
 
 
-def test_inputs_are_training_rows_the_users_own_then_variants(sentiment_run: FinishedRun, tmp_path: Path) -> None:
-    unlabelled = [{"text": f"A remark of number {i}."} for i in range(10)]
-    path = write_rows(tmp_path / "unlabelled.jsonl", unlabelled)
-    config = load_config(own_run(tmp_path, sentiment_run, predictives={"fast": 30, "fast_inputs": str(path)}))
-    run = open_run(config)
-    inputs = further_inputs(run)
-    train, own, made = inputs[:30], inputs[30:40], inputs[40:]
-    assert all(example is run.splits.train[i] for example, i in train)
-    assert [e.fields["text"] for e, _ in own] == [row["text"] for row in unlabelled]
+def test_inputs_are_training_rows_the_users_own_then_variants(given: Callable[..., list[tuple[Example, int]]]) -> None:
+    inputs = given(fast=30, rows=10)
+    own, made = inputs[30:40], inputs[40:]
+    assert [e.fields["text"] for e, _ in own] == [f"Remark {i}." for i in range(10)]
     assert {e.label for e, _ in own} == {-1}
     assert [i for _, i in own] == list(range(40, 50))
     assert len(made) == 20
-    assert all("variant" in e.id for e, _ in made)
-    assert all(i < 40 for _, i in made)
+    assert all("variant" in e.id and i < 40 for e, i in made)
 
 
-def test_more_of_the_users_own_than_wanted(sentiment_run: FinishedRun, tmp_path: Path) -> None:
-    path = write_rows(tmp_path / "unlabelled.jsonl", [{"text": f"Number {i}."} for i in range(50)])
-    config = load_config(own_run(tmp_path, sentiment_run, predictives={"fast": 6, "fast_inputs": str(path)}))
-    inputs = further_inputs(open_run(config))
+def test_more_of_the_users_own_than_wanted(given: Callable[..., list[tuple[Example, int]]]) -> None:
+    inputs = given(fast=6, rows=50)
     assert len(inputs) == 12
     assert len({e.fields["text"] for e, _ in inputs[6:]}) == 6
 
 
-def test_an_unlabelled_file_without_the_field(sentiment_run: FinishedRun, tmp_path: Path) -> None:
-    path = write_rows(tmp_path / "unlabelled.jsonl", [{"sentence": "no text here"}])
-    config = load_config(own_run(tmp_path, sentiment_run, predictives={"fast": 6, "fast_inputs": str(path)}))
+def test_an_unlabelled_file_without_the_field(given: Callable[..., list[tuple[Example, int]]]) -> None:
     with pytest.raises(DataError, match="'text' is missing"):
-        further_inputs(open_run(config))
-
-
-@pytest.mark.parametrize(
-    ("predictives", "message"),
-    [({"fast": 0, "fast_inputs": "a.jsonl"}, "fast is off"), ({"serve": "fast"}, "stands in for laplace")],
-)
-def test_refused(sentiment_run: FinishedRun, tmp_path: Path, predictives: dict[str, object], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        load_config(own_run(tmp_path, sentiment_run, predictives=predictives))
+        given(fast=6, rows=1, field="sentence")
 
 
 def test_the_artifact_holds_the_predictor_and_its_fidelity(sentiment_run: FinishedRun) -> None:
@@ -114,12 +108,6 @@ def test_the_artifact_holds_the_predictor_and_its_fidelity(sentiment_run: Finish
     assert "Mode fast:" in (sentiment_run.artifact / "report" / "results.md").read_text()
 
 
-def test_off_leaves_nothing(sentiment_run: FinishedRun, tmp_path: Path) -> None:
-    config = load_config(own_run(tmp_path, sentiment_run, predictives={"fast": 0}))
-    assert "fast" not in config.predictives.names
-    assert read_record(config) is None
-
-
 def test_kept_passes_are_read_and_those_of_other_inputs_are_not(
     sentiment_run: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,29 +120,27 @@ def test_kept_passes_are_read_and_those_of_other_inputs_are_not(
     prior = served_choice(run.config, read_choices(laplace)).prior
     layers = watched_layers(run.config, model)
     calibration = project_split(run, model, posterior, run.splits.calibration, "calibration", layers)
-    calls: list[str] = []
-    original = distillation.project_split
+    titles: list[str] = []
 
-    def counted(*arguments: object, **options: object) -> object:
-        calls.append(str(arguments[4]))
-        return original(*arguments, **options)  # type: ignore[arg-type]
+    def counted(*arguments: Any) -> ProjectedSplit:
+        titles.append(arguments[4])
+        return project_split(*arguments)
 
     monkeypatch.setattr(distillation, "project_split", counted)
     first = distill_covariance(run, model, posterior, prior, calibration, tmp_path)
     assert first is not None
-    assert len(calls) == 3  # 24 training rows and 24 variants, 20 at a time
+    assert len(titles) == 3  # 24 training rows and 24 variants, 20 at a time
     (tmp_path / "distillation" / "1.safetensors").unlink()
     second = distill_covariance(run, model, posterior, prior, calibration, tmp_path)
     assert second is not None
-    assert calls[3:] == [calls[1]]
+    assert titles[3:] == [titles[1]]
     assert torch.equal(first.calibration, second.calibration)
     assert first.record == second.record
     read = read_distilled(tmp_path / DISTILLED, classes=2, hidden=64, layers=2)
     assert calibration.states is not None
     exact = posterior.covariance(calibration.projected, block_precisions(prior, posterior.blocks))
     assert read.covariance(calibration.states).shape == exact.shape
-    other = run.config.model_copy(update={"seed": 5})
-    changed = type(run)(other, *(getattr(run, n) for n in ("splits", "location", "tokenizer", "label_ids", "device")))
+    other_seed = replace(run, config=run.config.model_copy(update={"seed": 5}))
     monkeypatch.setattr(distillation, "curvature_inputs", lambda _run: "fixed")
-    distill_covariance(changed, model, posterior, prior, calibration, tmp_path)
-    assert len(calls) == 7
+    distill_covariance(other_seed, model, posterior, prior, calibration, tmp_path)
+    assert len(titles) == 7

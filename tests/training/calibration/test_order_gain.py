@@ -9,7 +9,6 @@ import pytest
 import torch
 from tiny_runs import FinishedRun
 
-from laplora.errors import ConfigError
 from laplora.metrics.scores import evaluate_probs
 from laplora.predictor import Predictor
 from laplora.prompts.option_order import option_orders
@@ -29,8 +28,8 @@ def test_every_prompt_is_asked_once_and_keeps_its_answer() -> None:
     assert asked.counts == [2, 6, 4]
     assert len(asked.orders) == len(asked.sources) == 12
     assert len(asked.others) == 9  # each row's own order was asked already
-    prompts = [(*examples, *asked.others)[source] for source in asked.sources.tolist()]
-    assert sorted(asked.sources.tolist()) == list(range(12))
+    prompts = [(*examples, *asked.others)[source] for source in asked.sources]
+    assert sorted(asked.sources) == list(range(12))
     start = 0
     for row, count in zip(examples, asked.counts, strict=True):
         own = prompts[start : start + count]
@@ -55,20 +54,17 @@ def test_the_report_has_cost_and_gain_of_map_and_of_what_is_served(
     averaged = {name for name in report if name.endswith("_order_average")}
     assert averaged == {f"{name}_order_average" for name in names}
     text = (choices_run.config.run_dir / "report" / "results.md").read_text(encoding="utf-8")
+    prompts = sum((2, 6)[e.class_count > 2] for e in open_run(choices_run.config).splits.test)
     for name in averaged:
         own, got = report[name.removesuffix("_order_average")], report[name]
         gain = OrderGain(**got["order_average"])
-        assert gain.prompts == pytest.approx(sum((2, 6)[c > 2] for c in choice_counts(choices_run)) / got["rows"])
+        assert gain.prompts == pytest.approx(prompts / got["rows"])
         assert gain.nll_difference == pytest.approx(got["nll"] - own["nll"], abs=1e-12)
         assert gain.accuracy_difference == pytest.approx(got["accuracy"] - own["accuracy"], abs=1e-12)
         assert gain.low <= gain.nll_difference <= gain.high
         assert gain.information > 0
         assert gain.sentence(display_name(name)) in text
         assert f"{gain.prompts:.1f} prompts a row" in text
-
-
-def choice_counts(run: FinishedRun) -> list[int]:
-    return [e.class_count for e in open_run(run.config).splits.test]
 
 
 def test_the_report_measures_what_the_predictor_answers(
@@ -83,10 +79,3 @@ def test_the_report_measures_what_the_predictor_answers(
         got = evaluate_probs(probs, torch.tensor([e.label for e in test]))
         # bfloat16: a probability moves by up to 0.02 with the padding, and these are not small.
         assert got.nll == pytest.approx(report[f"{name}_order_average"]["nll"], abs=0.05)
-
-
-def test_templates_without_choices_are_refused_before_anything_runs(sentiment_run: FinishedRun) -> None:
-    config = sentiment_run.config
-    wanted = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"order_average": True})})
-    with pytest.raises(ConfigError, match=r"evaluation.order_average .* 'sentiment' takes none: turn it off"):
-        open_run(wanted)

@@ -1,4 +1,4 @@
-"""Corrupted inputs: the same for the same seed and row, as severe as asked, labels and meaning of the choices kept."""
+"""Corrupted inputs: the same for the same seed and row, as severe as wanted, labels and meaning of the choices kept."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from laplora.errors import ConfigError
 from laplora.prompts.templates import TEMPLATES, render
 from training.data.corruptions import (
     CorruptionKind,
@@ -28,6 +27,7 @@ KINDS: tuple[CorruptionKind, ...] = get_args(CorruptionKind)
 WORDS = st.text("abcdefgWXYZäß'5.", min_size=1, max_size=9)
 TEXTS = st.lists(WORDS, min_size=1, max_size=30).map(" ".join)
 SEVERITIES = st.floats(0.01, 1)
+SEEDS = st.integers(0, 9)
 EXAMPLES = st.builds(
     lambda number, question, choices, label: Example(
         f"row-{number}", {"question": question, "choices": tuple(choices)}, label % len(choices), len(choices)
@@ -59,8 +59,8 @@ def distance(one: str, other: str) -> int:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@given(example=EXAMPLES, severity=SEVERITIES, seed=st.integers(0, 9))
-def test_the_question_that_is_asked_stays(kind: CorruptionKind, example: Example, severity: float, seed: int) -> None:
+@given(example=EXAMPLES, severity=SEVERITIES, seed=SEEDS)
+def test_the_question_stays(kind: CorruptionKind, example: Example, severity: float, seed: int) -> None:
     """Label, class count, id and fields; the prompt can still be rendered, so nothing is empty."""
     found = corrupt(example, kind, severity, seed)
     assert found == corrupt(example, kind, severity, seed)
@@ -75,9 +75,10 @@ def test_the_question_that_is_asked_stays(kind: CorruptionKind, example: Example
         assert found.fields["choices"] == example.fields["choices"]
 
 
-@given(text=TEXTS, severity=SEVERITIES, seed=st.integers(0, 9))
+@given(text=TEXTS, severity=SEVERITIES, seed=SEEDS)
 @example(text="Wßß", severity=0.25, seed=0)
-def test_typos_are_as_many_as_asked(text: str, severity: float, seed: int) -> None:
+@example(text="12 + 30 = ?", severity=1.0, seed=0)
+def test_typos_are_as_many_as_wanted(text: str, severity: float, seed: int) -> None:
     """A mistake is one edit, or two where letters change places."""
     letters = sum(c.isalpha() for c in text)
     wanted = min(letters, max(1, round(severity * letters)))
@@ -88,8 +89,8 @@ def test_typos_are_as_many_as_asked(text: str, severity: float, seed: int) -> No
     assert Counter(c for c in found if not c.isalpha()) == Counter(c for c in text if not c.isalpha())
 
 
-@given(text=TEXTS, severity=SEVERITIES, seed=st.integers(0, 9))
-def test_dropped_words_are_as_many_as_asked(text: str, severity: float, seed: int) -> None:
+@given(text=TEXTS, severity=SEVERITIES, seed=SEEDS)
+def test_dropped_words_are_as_many_as_wanted(text: str, severity: float, seed: int) -> None:
     words = text.split()
     wanted = min(len(words) - 1, max(1, round(severity * len(words))))
     found = drop_words(text, severity, random.Random(seed)).split()
@@ -101,7 +102,7 @@ def test_dropped_words_are_as_many_as_asked(text: str, severity: float, seed: in
         assert Counter(more) <= Counter(found)
 
 
-@given(text=TEXTS, severity=SEVERITIES, seed=st.integers(0, 9))
+@given(text=TEXTS, severity=SEVERITIES, seed=SEEDS)
 def test_shuffled_words_are_the_same_words(text: str, severity: float, seed: int) -> None:
     words = text.split()
     found = shuffle_words(text, severity, random.Random(seed)).split()
@@ -117,6 +118,16 @@ def test_less_context_is_the_end_of_the_text(text: str, severity: float) -> None
     found = cut_start(text, severity, random.Random(0))
     assert text.endswith(found)
     assert len(found.split()) == max(1, len(words) - max(1, round(severity * len(words))))
+
+
+@given(text=TEXTS, severity=SEVERITIES, seed=SEEDS)
+def test_gibberish_has_as_many_letters_in_as_many_words(text: str, severity: float, seed: int) -> None:
+    found = random_letters(text, severity, random.Random(seed))
+    before, after = text.split(" "), found.split(" ")
+    assert [len(word) for word in after] == [len(word) for word in before]
+    assert sum(a != b for a, b in zip(before, after, strict=True)) <= max(1, round(severity * len(before)))
+    whole = random_letters(text, 1.0, random.Random(seed))
+    assert all(word.islower() and word.isascii() and word.isalpha() for word in whole.split(" "))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -162,33 +173,3 @@ def test_choices_that_a_mistake_would_make_equal_stay() -> None:
         assert len(set(choices)) == 5
         seen.add(choices)
     assert len(seen) > 50
-
-
-def test_text_without_letters_or_of_one_word_stays() -> None:
-    draw = random.Random(0)
-    assert typos("12 + 30 = ?", 1.0, draw) == "12 + 30 = ?"
-    assert drop_words("word", 1.0, draw) == shuffle_words("word", 1.0, draw) == cut_start("word", 1.0, draw) == "word"
-
-
-@pytest.mark.parametrize(
-    ("kind", "severity", "message"),
-    [
-        ("blur", 0.1, "a corruption is one of typos, .*, got 'blur'"),
-        ("typos", 0.0, "severity of typos must be above 0 and at most 1, got 0.0"),
-        ("typos", 1.5, "above 0 and at most 1, got 1.5"),
-        ("choice_noise", 0.1, "choice_noise needs a data set with choices"),
-    ],
-)
-def test_what_cannot_be(kind: CorruptionKind, severity: float, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        corrupt(Example("s-1", {"text": "A fine film."}, 1, 2), kind, severity, 0)
-
-
-@given(text=TEXTS, severity=SEVERITIES, seed=st.integers(0, 9))
-def test_gibberish_has_as_many_letters_in_as_many_words(text: str, severity: float, seed: int) -> None:
-    found = random_letters(text, severity, random.Random(seed))
-    before, after = text.split(" "), found.split(" ")
-    assert [len(word) for word in after] == [len(word) for word in before]
-    assert sum(a != b for a, b in zip(before, after, strict=True)) <= max(1, round(severity * len(before)))
-    whole = random_letters(text, 1.0, random.Random(seed))
-    assert all(word.islower() and word.isascii() and word.isalpha() for word in whole.split(" "))

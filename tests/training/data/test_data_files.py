@@ -49,15 +49,17 @@ def test_csv_with_quotes_line_breaks_and_physical_line_numbers(tmp_path: Path) -
     assert second == Example("a.csv:5", {"text": "plain"}, 0, 2)
 
 
-def test_tab_separated(tmp_path: Path) -> None:
-    (row,) = read(tmp_path / "a.tsv", "text\tlabel\nfine, thanks\tpositive\n")
-    assert (row.fields, row.label) == ({"text": "fine, thanks"}, 1)
-
-
-@pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
-def test_byte_order_mark_and_crlf(tmp_path: Path, name: str) -> None:
-    plain = jsonl({"text": "good", "label": "positive"}) if name == "a.jsonl" else "text,label\ngood,positive\n"
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [
+        ("a.jsonl", jsonl({"text": "fine, thanks", "label": "positive"})),
+        ("a.csv", 'text,label\n"fine, thanks",positive\n'),
+        ("a.tsv", "text\tlabel\nfine, thanks\tpositive\n"),
+    ],
+)
+def test_byte_order_mark_and_crlf(tmp_path: Path, name: str, plain: str) -> None:
     expected = read(tmp_path / name, plain)
+    assert [(row.fields, row.label) for row in expected] == [({"text": "fine, thanks"}, 1)]
     assert read(tmp_path / name, b"\xef\xbb\xbf" + plain.replace("\n", "\r\n").encode()) == expected
     assert read(tmp_path / name, plain.rstrip("\n")) == expected
 
@@ -85,13 +87,8 @@ def test_choices_from_an_array_or_from_columns(tmp_path: Path) -> None:
     [
         ("{bad", "line 2: not valid JSON (column 2: "),
         ("[1]", "line 2: expected a JSON object on one line, got an array"),
-        ("3", "line 2: expected a JSON object on one line, got a number"),
-        ("null", "got null"),
         ('{"text": "SECRET"}', "line 2: field 'label' (the label) is missing"),
         ('{"label": "positive", "txet": "SECRET"}', "line 2: field 'text' is missing; the row has ['label', 'txet']"),
-        ('{"text": null, "label": "positive"}', "line 2: field 'text' is missing"),
-        ('{"text": "  ", "label": "positive"}', "line 2: field 'text' is empty"),
-        ('{"text": 5, "label": "positive"}', "line 2: field 'text' must be a string, got int"),
         ('{"text": "\\ud800", "label": "positive"}', "line 2: field 'text' holds an unpaired surrogate"),
         (
             '{"text": "SECRET", "label": "good"}',
@@ -102,7 +99,6 @@ def test_choices_from_an_array_or_from_columns(tmp_path: Path) -> None:
             '{"text": "SECRET", "label": ["positive"]}',
             "line 2: field 'label' must be a string, a number, true or false",
         ),
-        ('{"text": "SECRET", "label": " "}', "line 2: field 'label' (the label) is empty"),
         ('{"text": "a", "text": "b", "label": "positive"}', "line 2: field 'text' appears twice"),
         ('{"text": NaN, "label": "positive"}', "line 2: NaN is not JSON"),
         ('{"text": "a", "label": ' + "1" * 5000 + "}", "line 2: not usable JSON"),
@@ -123,18 +119,12 @@ def test_a_bad_line_of_json_is_named(tmp_path: Path, line: str, expected: str) -
     ("content", "expected"),
     [
         ("text,label\na,positive\nb\n", "line 3: has 1 fields, the header has 2"),
-        ("text,label\na,positive\nb,c,negative\n", "line 3: has 3 fields, the header has 2"),
-        ('text,label\n"a\n\nb",positive\nc\n', "line 5: has 1 fields"),
         ('text,label\na,positive\n"never closed,negative\n', "line 3: not valid CSV"),
         ('text,label\na,positive\n"a"b,negative\n', "line 3: not valid CSV"),
         ("text,label,text\na,positive,b\n", "line 1: the header names ['text'] more than once"),
-        ("text,lable\na,positive\n", "line 2: field 'label' (the label) is missing"),
-        ("text,label\n,positive\n", "line 2: field 'text' is empty"),
-        ("text,label\nx,\n", "line 2: field 'label' (the label) is empty"),
         ("text,label\n", "holds no rows after its header"),
         ("", "is empty, expected a header line"),
         ("text,label\n" + "x" * 200_000 + ",positive\n", "line 2: not valid CSV (field larger"),
-        ("text,label\ra,positive\r", "line 1: not valid CSV"),
     ],
 )
 def test_a_bad_line_of_csv_is_named(tmp_path: Path, content: str, expected: str) -> None:
@@ -152,9 +142,6 @@ def test_a_bad_line_of_csv_is_named(tmp_path: Path, content: str, expected: str)
             "field 'label' is 'C', but the row has 2 choices (A, B)",
         ),
         ({"question": "q", "choices": ["x"], "label": "A"}, "takes 2 to 4 choices, got 1"),
-        ({"question": "q", "choices": list("vwxyz"), "label": "A"}, "takes 2 to 4 choices, got 5"),
-        ({"question": "q", "choices": ["x", " "], "label": "A"}, "field 'choices[1]' is empty"),
-        ({"question": "q", "choices": ["x", 1], "label": "A"}, "field 'choices[1]' must be a string"),
         ({"question": "q", "choices": {"a": "x"}, "label": "A"}, "field 'choices' must be an array"),
         ({"question": "q", "choices": "x, y", "label": "A"}, "field 'choices' must hold a JSON array"),
         ({"question": "q", "option1": "x", "option3": "y", "label": "A"}, "field 'option2' is missing"),
@@ -237,39 +224,34 @@ def test_one_file_is_split_three_ways(tmp_path: Path) -> None:
     lines: list[str] = []
     splits = load_splits(config(path=str(path)), seed=0, progress=lines.append)
     assert splits.report["rows"] == {"train": 80, "calibration": 20, "test": 40}
-    assert splits.task.name == "reviews"
-    assert splits.task.template.name == "stars"
-    assert splits.task.labels == ("No", "Yes")
+    assert (splits.task.name, splits.task.template.name, splits.task.labels) == ("reviews", "stars", ("No", "Yes"))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     assert splits.report["source_detail"] == f"reviews.jsonl (sha256 {digest})"
     assert lines == []
 
 
 def test_a_file_for_each_split(tmp_path: Path) -> None:
-    paths = {name: tmp_path / f"{name}.jsonl" for name in ("train", "calibration", "test")}
+    paths = {name: str(tmp_path / f"{name}.jsonl") for name in ("train", "calibration", "test")}
     for i, path in enumerate(paths.values()):
-        path.write_text(reviews(30, start=30 * i))
-    splits = load_splits(config(path={k: str(v) for k, v in paths.items()}, name="mine"), seed=0)
+        Path(path).write_text(reviews(30, start=30 * i))
+    splits = load_splits(config(path=paths, name="mine"), seed=0)
     assert splits.report["rows"] == {"train": 30, "calibration": 30, "test": 30}
     assert splits.task.name == "mine"
     assert all(e.id.startswith("test.jsonl:") for e in splits.test)
     del paths["calibration"]
     lines: list[str] = []
-    splits = load_splits(config(path={k: str(v) for k, v in paths.items()}), seed=0, progress=lines.append)
+    splits = load_splits(config(path=paths), seed=0, progress=lines.append)
     assert splits.report["rows"] == {"train": 24, "calibration": 6, "test": 30}
     assert [line.split(" ")[0] for line in lines] == ["warning:"]
 
 
-def test_one_file_for_two_splits_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text(reviews(30))
+def test_files_that_would_leak_are_refused(tmp_path: Path) -> None:
     path = str(tmp_path / "a.jsonl")
+    Path(path).write_text(reviews(30))
     with pytest.raises(ConfigError, match="more than one split"):
         load_splits(config(path={"train": path, "test": path}), seed=0)
-
-
-def test_a_prompt_that_would_hold_the_answer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="the prompt would hold the answer"):
-        load_splits(config(path=str(tmp_path / "a.jsonl"), label_field="review"), seed=0)
+        load_splits(config(path=path, label_field="review"), seed=0)
 
 
 @pytest.mark.parametrize(
@@ -277,7 +259,6 @@ def test_a_prompt_that_would_hold_the_answer_is_refused(tmp_path: Path) -> None:
     [
         ({"path": None}, r"dataset file needs \['path'\]"),
         ({"labels": []}, r"dataset file needs \['labels'\]"),
-        ({"labels": ["Yes"]}, "at least two different words"),
         ({"labels": ["Yes", "Yes"]}, "at least two different words"),
         ({"labels": ["Yes", " No"]}, "a space around it"),
         ({"labels": [False, True]}, "put the words in quotes"),
@@ -288,8 +269,9 @@ def test_a_prompt_that_would_hold_the_answer_is_refused(tmp_path: Path) -> None:
         ({"template": {"name": "x", "text": "no field"}}, "no {field} placeholder"),
         ({"template": {"name": "x", "text": "{a}", "sep": ""}}, "Extra inputs are not permitted"),
         ({"dataset": "sst2"}, "belong to dataset file, not to sst2"),
-        ({"dataset": "imdb"}, "Input should be"),
         ({"subjects": ["law"]}, "subjects belong to dataset mmlu"),
+        ({"dataset": "mmlu"}, "needs subjects"),
+        ({"dataset": "mmlu", "subjects": ["law", "law"]}, "names one twice"),
         ({"train": 0}, "greater than or equal to 1"),
         ({"shuffle": True}, "Extra inputs are not permitted"),
     ],
@@ -297,10 +279,3 @@ def test_a_prompt_that_would_hold_the_answer_is_refused(tmp_path: Path) -> None:
 def test_a_config_that_cannot_work_is_refused(values: dict[str, Any], expected: str) -> None:
     with pytest.raises(ValidationError, match=expected):
         config(**{"path": "a.jsonl", **values})
-
-
-def test_mmlu_needs_subjects_once_each() -> None:
-    with pytest.raises(ValidationError, match="needs subjects"):
-        DataConfig(dataset="mmlu")
-    with pytest.raises(ValidationError, match="names one twice"):
-        DataConfig(dataset="mmlu", subjects=("law", "law"))

@@ -112,11 +112,7 @@ def test_duplicates_within_a_pool_never_reach_two_splits() -> None:
     splits = split(made, counts(), seed=0)
     texts = [e.fields["text"] for e in splits.train + splits.calibration + splits.test]
     assert len(texts) == len(set(texts)) == 40
-    assert splits.report["duplicates_dropped"]["toy rows"] == {
-        "within": 40,
-        "across": 0,
-        "conflicting_labels": 0,
-    }
+    assert splits.report["duplicates_dropped"]["toy rows"] == {"within": 40, "across": 0, "conflicting_labels": 0}
 
 
 def test_too_many_rows_asked_for() -> None:
@@ -133,52 +129,51 @@ def test_too_many_rows_asked_for() -> None:
         split(one_pool(10), counts(train=9, calibration=1), seed=0)
 
 
-def test_fewer_training_rows_than_classes() -> None:
+def test_what_cannot_be_learned_is_refused() -> None:
     with pytest.raises(DataError, match="1 training rows are fewer than the 2 classes"):
         split(one_pool(10), counts(train=1), seed=0)
-
-
-def test_one_class_only() -> None:
     made = source(Pool("toy rows", rows([f"text {i}" for i in range(30)], label=1), ALL))
     with pytest.raises(DataError, match="every training row has the label 'positive'"):
         split(made, counts(), seed=0)
 
 
-def test_a_label_that_training_never_sees_is_warned_about() -> None:
+@pytest.mark.parametrize(
+    ("train", "calibration", "test", "expected"),
+    [
+        (
+            "AB" * 10,
+            "ABC" * 3,
+            "ABC",
+            [
+                "no training row has the label 'C'",
+                "the calibration split holds labels that no training row has: ['C']",
+                "the test split holds labels that no training row has: ['C']",
+                "9 calibration rows are fewer than 20",
+            ],
+        ),
+        (
+            "ABC",
+            "B" * 25,
+            "A",
+            ["every calibration row has the label 'B': temperatures, thresholds and prediction sets"],
+        ),
+        ("ABC", "AB" * 15, "A", ["no calibration row has the labels ['C']: coverage and risk as promised do not hold"]),
+        ("ABC", "", "", ["no calibration rows", "no test rows"]),
+    ],
+)
+def test_splits_that_are_not_good_for_everything_are_warned_about(
+    train: str, calibration: str, test: str, expected: list[str]
+) -> None:
+    pools = []
+    parts: dict[Role, str] = {"train": train, "calibration": calibration, "test": test}
+    for role, labels in parts.items():
+        fields = [{"question": f"{role} {i}", "choices": ("x", "y", "z")} for i in range(len(labels))]
+        made = [Example(f"{role}{i}", fields[i], "ABC".index(label), 3) for i, label in enumerate(labels)]
+        pools.append(Pool(role, tuple(made), (role,)))
     task = Task("toy", TEMPLATES["multiple_choice"], ("A", "B", "C"))
-    fields = [{"question": f"q {i}", "choices": ("x", "y", "z")} for i in range(60)]
-    train = tuple(Example(f"a{i}", fields[i], i % 2, 3) for i in range(20))
-    rest = tuple(Example(f"b{i}", fields[i], i % 3, 3) for i in range(20, 60))
-    made = Source(task, (Pool("a", train, ("train",)), Pool("b", rest, ("calibration", "test"))), "file", "toy")
-    warnings = split(made, counts(calibration=10), seed=0).report["warnings"]
-    assert any("no training row has the label 'C'" in line for line in warnings)
-    assert any("the test split holds labels that no training row has: ['C']" in line for line in warnings)
-    assert any("10 calibration rows are fewer than 20" in line for line in warnings)
-
-
-def test_a_calibration_split_of_one_label_is_warned_about() -> None:
-    made = source(
-        Pool("a", rows([f"a {i}" for i in range(30)], prefix="a"), ("train", "test")),
-        Pool("b", rows([f"b {i}" for i in range(25)], prefix="b", label=1), ("calibration",)),
-    )
-    (warning,) = split(made, counts(), seed=0).report["warnings"]
-    assert "every calibration row has the label 'positive'" in warning
-    assert "say nothing about the other labels" in warning
-
-
-def test_a_calibration_split_without_some_labels_is_warned_about() -> None:
-    task = Task("toy", TEMPLATES["multiple_choice"], ("A", "B", "C"))
-    fields = [{"question": f"q {i}", "choices": ("x", "y", "z")} for i in range(90)]
-    train = tuple(Example(f"a{i}", fields[i], i % 3, 3) for i in range(60))
-    calibration = tuple(Example(f"b{i}", fields[i], i % 2, 3) for i in range(60, 90))
-    made = Source(task, (Pool("a", train, ("train", "test")), Pool("b", calibration, ("calibration",))), "file", "toy")
-    (warning,) = split(made, counts(), seed=0).report["warnings"]
-    assert "no calibration row has the labels ['C']: coverage and risk as promised do not hold" in warning
-
-
-def test_no_calibration_or_test_rows_are_warned_about() -> None:
-    warnings = split(one_pool(40), counts(40, 0, 0), seed=0).report["warnings"]
-    assert ["no calibration rows" in warnings[0], "no test rows" in warnings[1]] == [True, True]
+    wanted = counts(len(train), len(calibration), len(test))
+    warnings = split(Source(task, tuple(pools), "file", "toy"), wanted, seed=0).report["warnings"]
+    assert [line[: len(start)] for line, start in zip(warnings, expected, strict=True)] == expected
 
 
 def test_the_report_is_json_and_counts_classes() -> None:

@@ -13,23 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_runs import FinishedRun, copy_run, sentiment_config, sentiment_rows, write_rows
+from tiny_runs import FinishedRun, copy_run, job, sentiment_config, sentiment_rows, write_rows
 
 from laplora.artifact.folder import read_artifact
-from training.__main__ import main
 from training.config import load_config
 from training.config.folders import configuration_digest, folder_of, owner
 from training.finetune import LabelTrainer
-from training.workspace.folders import claim, set_aside, start_from
+from training.workspace.folders import claim, start_from
 
 
 def digests(folder: Path) -> dict[str, str]:
     files = (p for p in folder.rglob("*") if p.is_file())
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
-
-
-def job(name: str, config_file: Path, *overrides: str) -> int:
-    return main([name, "--config", str(config_file), *(f"--set={o}" for o in overrides)])
 
 
 @pytest.fixture
@@ -45,21 +40,15 @@ def test_a_trial_with_fewer_steps_leaves_the_finished_run_alone(
     assert job("finetune", finished) == 0  # writes which rows there are, by their own path
     before = digests(plain)
     assert {"adapter/adapter_model.safetensors", "laplace/posterior.safetensors", "laplace/fit.json"} <= before.keys()
-    capsys.readouterr()
+    trial = load_config(finished, ["optimizer.steps=5"]).run_dir
+    assert trial.parent == plain.parent
     assert job("finetune", finished, "optimizer.steps=5") == 0
     printed = capsys.readouterr().out
-    trial = load_config(finished, ["optimizer.steps=5"]).run_dir
-    assert plain.name == "tiny-sentiment"
-    assert trial.parent == plain.parent
-    assert trial != plain
     assert f"{plain} belongs to another configuration; this one's results go to {trial}" in printed
-    assert (trial / "adapter" / "adapter_model.safetensors").is_file()
+    for overrides, folder in (((), plain), (("optimizer.steps=5",), trial)):
+        assert job("finetune", finished, *overrides) == 0
+        assert f"adapter already trained: {folder}" in capsys.readouterr().out
     assert digests(plain) == before
-    assert job("finetune", finished) == 0
-    assert "adapter already trained" in capsys.readouterr().out
-    assert digests(plain) == before
-    assert job("finetune", finished, "optimizer.steps=5") == 0
-    assert f"adapter already trained: {trial}" in capsys.readouterr().out
 
 
 def test_another_posterior_starts_from_the_adapter_that_is_there(
@@ -70,14 +59,12 @@ def test_another_posterior_starts_from_the_adapter_that_is_there(
     before = digests(plain)
     monkeypatch.setattr(LabelTrainer, "train", None)
     assert job("finetune", finished, "laplace.rank=3") == 0
-    own = load_config(finished, ["laplace.rank=3"]).run_dir
     assert f"the adapter was trained already, in {plain}: starting from what lies there" in capsys.readouterr().out
-    assert own != plain
-    kept = digests(own)
+    assert job("fit", finished, "laplace.rank=3") == 0
+    kept = digests(load_config(finished, ["laplace.rank=3"]).run_dir)
     for name in ("adapter/adapter_model.safetensors", "initial_adapter/adapter_model.safetensors"):
         assert kept[name] == before[name]
-    assert job("fit", finished, "laplace.rank=3") == 0
-    assert digests(own)["laplace/posterior.safetensors"] != before["laplace/posterior.safetensors"]
+    assert kept["laplace/posterior.safetensors"] != before["laplace/posterior.safetensors"]
     assert digests(plain) == before
 
 
@@ -86,10 +73,7 @@ def test_other_rows_in_the_same_file_keep_the_earlier_results(
 ) -> None:
     config = load_config(finished)
     before = digests(config.run_dir)
-    rows = sentiment_rows()
-    for row in rows:
-        row["text"] += " Really."
-    write_rows(finished.parent / "reviews.jsonl", rows)
+    write_rows(finished.parent / "reviews.jsonl", [row | {"text": row["text"] + " Yes."} for row in sentiment_rows()])
     assert job("finetune", finished) == 0
     (earlier,) = config.run_dir.glob("earlier-*")
     assert f"earlier results, which are kept in {earlier}" in capsys.readouterr().out
@@ -194,11 +178,6 @@ def test_a_copy_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert owner(tmp_path / "n-1") == configuration_digest({"seed": 1})
     assert not start_from(source, tmp_path / "n-1", {"seed": 2})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["n", "n-1"]
-
-
-def test_nothing_stale_makes_no_folder(tmp_path: Path) -> None:
-    assert set_aside(tmp_path, ("adapter", "laplace")) is None
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_trial_does_not_replace_the_artifact(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
