@@ -21,6 +21,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if allowed is None or hasattr(session.config, "workerinput"):
         return
     terminal = session.config.pluginmanager.get_plugin("terminalreporter")
+    assert terminal is not None
     refused = [r for r in terminal.getreports("skipped") if allowed not in getattr(r, "keywords", ())]
     for report in refused:
         terminal.write_line(f"\nmay not be left out: {report.nodeid}", red=True)

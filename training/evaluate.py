@@ -107,7 +107,7 @@ def measure(run: Run, model: Any, fitted: Path) -> Measured:
     estimate = predicted(config, model, split, run.class_count)
     outputs = replace(outputs, distilled=estimate.covariance if estimate else None)
     results = {"zero_shot": evaluate_probs(zero_shot, split.labels)}
-    sets = {}
+    sets: dict[str, SetQuality] = {}
     map_probs = class_probs(split.logits, split.class_mask)
     for name, record in predictives.items():
         probs = predictive_of(outputs, name, record.temperature).probs
