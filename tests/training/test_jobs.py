@@ -176,14 +176,8 @@ def test_an_ensemble_wanted_after_training_is_trained_for(
     [(400, 5, (200, 250, 300, 350)), (400, 2, (200,)), (400, 0, ()), (7, 4, (4, 5, 6)), (9, 3, (5, 7))],
 )
 def test_steps_of_the_members(steps: int, count: int, kept: tuple[int, ...]) -> None:
-    config = RunConfig.model_validate(
-        {
-            "name": "n",
-            "data": {"dataset": "sst2"},
-            "optimizer": {"steps": steps},
-            "predictives": {"ensemble": count},
-        }
-    )
+    sections = {"optimizer": {"steps": steps}, "predictives": {"ensemble": count}}
+    config = RunConfig.model_validate({"name": "n", "data": {"dataset": "sst2"}} | sections)
     assert member_steps(config) == kept
 
 

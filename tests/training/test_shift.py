@@ -378,20 +378,6 @@ def test_the_section_does_not_change_what_a_run_makes(config: RunConfig, choices
 # The report and the page.
 
 
-def test_the_best_of_a_row_is_bold_and_nothing_accepted_is_a_dash(record: dict[str, Any]) -> None:
-    changed = json.loads(json.dumps(record))
-    other = changed["sets"]["other"]
-    names = list(other["predictives"])
-    for i, name in enumerate(names):
-        other["predictives"][name] |= {"nll": 1.0 + i, "ece": 0.9 - 0.1 * i, "accepted": 0, "accepted_errors": 0}
-    losses = ["**1.000**", *(f"{1 + i:.3f}" for i in range(1, len(names)))]
-    gaps = [*(f"{0.9 - 0.1 * i:.3f}" for i in range(len(names) - 1)), f"**{0.9 - 0.1 * (len(names) - 1):.3f}**"]
-    _, nll, ece, _, operation = [row for row in shift_tables(changed).splitlines() if row.startswith("| other ")][:5]
-    assert nll.endswith(f"| {' | '.join(losses)} |")
-    assert ece.endswith(f"| {' | '.join(gaps)} |")
-    assert operation.endswith("| 0 | - |")
-
-
 def test_the_report_is_written_whole(config: RunConfig, record: dict[str, Any]) -> None:
     folder = config.run_dir / "report"
     assert (folder / "shift.md").read_text(encoding="utf-8").endswith(shift_tables(record))

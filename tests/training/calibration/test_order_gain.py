@@ -11,33 +11,9 @@ from tiny_runs import FinishedRun
 
 from laplora.metrics.scores import evaluate_probs
 from laplora.predictor import Predictor
-from laplora.prompts.option_order import option_orders
-from training.calibration.order_average import OrderGain, _prompts
-from training.data.examples import Example
+from training.calibration.order_average import OrderGain
 from training.report.evaluation import display_name
 from training.workspace.runtime import open_run
-
-
-def example(row: int, choices: int, label: int) -> Example:
-    return Example(str(row), {"question": "?", "choices": tuple("xyzw"[:choices])}, label, choices)
-
-
-def test_every_prompt_is_asked_once_and_keeps_its_answer() -> None:
-    examples = (example(0, 2, 1), example(1, 3, 0), example(2, 4, 3))
-    asked = _prompts(examples)
-    assert asked.counts == [2, 6, 4]
-    assert len(asked.orders) == len(asked.sources) == 12
-    assert len(asked.others) == 9  # each row's own order was asked already
-    prompts = [(*examples, *asked.others)[source] for source in asked.sources]
-    assert sorted(asked.sources) == list(range(12))
-    start = 0
-    for row, count in zip(examples, asked.counts, strict=True):
-        own = prompts[start : start + count]
-        assert asked.orders[start : start + count] == list(option_orders(row.class_count))
-        assert own[0] is row
-        assert len({tuple(p.fields["choices"]) for p in own}) == count
-        assert {p.fields["choices"][p.label] for p in own} == {row.fields["choices"][row.label]}
-        start += count
 
 
 @pytest.fixture(scope="module")

