@@ -1,4 +1,4 @@
-"""A predictor that remembers what it tokenised, and waits before it does where a test says so."""
+"""A device without an application, and a predictor that remembers what it tokenised."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
+from device_rig import Rig, rig
 from serving import FakePredictor
 
 from laplora.prompts.rows import EncodedRow
@@ -25,6 +26,13 @@ class CountingPredictor(FakePredictor):
         self.encoded.append(str(inputs.get("text")))
         self.gate.wait()
         return super().encode(inputs, truncate=truncate)
+
+
+@pytest.fixture
+def device() -> Iterator[Rig]:
+    """A queue and a device with its real thread, in front of a predictor that computes nothing."""
+    with rig() as device:
+        yield device
 
 
 @pytest.fixture

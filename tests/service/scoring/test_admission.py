@@ -225,6 +225,7 @@ async def test_an_underestimate_without_room_is_429_after_all() -> None:
     "body",
     [
         {"inputs": [{"text": "a"}, {"wrong": "b"}]},
+        {"inputs": [{"text": "a " * 100}]},
         {"inputs": [{"text": "a"}], "options": {"order_average": True}},
         {"inputs": [{"text": "666"}]},
     ],

@@ -27,12 +27,6 @@ def held() -> Iterator[Rig]:
         yield held
 
 
-@pytest.fixture
-def idle() -> Iterator[Rig]:
-    with rig() as idle:
-        yield idle
-
-
 def test_rows_of_several_plans_share_a_batch_where_they_are_asked_alike(held: Rig) -> None:
     other = FakePredictor("other")
     plans = [held.submit(10), held.submit(11), held.submit(12, predictive="map"), held.submit(13, predictor=other)]
@@ -42,13 +36,13 @@ def test_rows_of_several_plans_share_a_batch_where_they_are_asked_alike(held: Ri
     assert len(other.batches) == 1
 
 
-def test_one_thread_runs_everything_and_passes_errors_on(idle: Rig) -> None:
+def test_one_thread_runs_everything_and_passes_errors_on(device: Rig) -> None:
     for i in range(3):
-        named(idle.submit(i))
-    idle.predictor.golden_error = ValueError("no")
+        named(device.submit(i))
+    device.predictor.golden_error = ValueError("no")
     with pytest.raises(ValueError, match="no"):
-        idle.device.call(idle.predictor.verify_golden).result()
-    assert idle.predictor.threads == {"laplora-device"}
+        device.device.call(device.predictor.verify_golden).result()
+    assert device.predictor.threads == {"laplora-device"}
 
 
 def test_cancelled_rows_leave_the_queue_at_once(held: Rig) -> None:
@@ -154,10 +148,10 @@ def test_a_batch_that_nobody_waits_for_does_not_run(held: Rig) -> None:
     assert held.batches == [("laplace", [2]), ("laplace", [7])]
 
 
-def test_wrong_number_of_answers_is_a_failure(idle: Rig) -> None:
-    idle.predictor.predict = lambda rows, predictive, also, target_risk: []
+def test_wrong_number_of_answers_is_a_failure(device: Rig) -> None:
+    device.predictor.predict = lambda rows, predictive, also, target_risk: []
     with pytest.raises(RuntimeError, match="0 answers for 1 rows"):
-        idle.submit(4).future.result()
+        device.submit(4).future.result()
 
 
 def test_stopping_answers_everyone(held: Rig) -> None:
@@ -169,14 +163,14 @@ def test_stopping_answers_everyone(held: Rig) -> None:
             future.result()
 
 
-def test_many_threads_each_get_their_own_answers(idle: Rig) -> None:
+def test_many_threads_each_get_their_own_answers(device: Rig) -> None:
     wrong: list[int] = []
 
     def client(number: int) -> None:
         for token in range(1000 + 100 * number, 1020 + 100 * number):
             while True:
                 try:
-                    plan = idle.submit(token, idle.predictor.row(1, token + 50))
+                    plan = device.submit(token, device.predictor.row(1, token + 50))
                     break
                 except QueueFullError:
                     time.sleep(0.001)
@@ -189,4 +183,4 @@ def test_many_threads_each_get_their_own_answers(idle: Rig) -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
-    idle.assert_empty()
+    device.assert_empty()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -89,12 +88,6 @@ def test_errors_that_are_each_others_cause() -> None:
     first, second = ValueError(), ValueError()
     first.__context__, second.__context__ = second, first
     assert not is_device_fault(first)
-
-
-@pytest.fixture
-def device() -> Iterator[Rig]:
-    with rig() as device:
-        yield device
 
 
 def assert_ended(device: Rig) -> None:

@@ -98,17 +98,6 @@ def test_artifacts_show_the_comparison(client: httpx.Client, manifest: Manifest)
     assert set(entry["recommended"]["table"]) == set(NAMES)
 
 
-def test_decisions_for_a_stated_risk(client: httpx.Client) -> None:
-    """What is accepted at a risk is accepted at every greater one."""
-    accepted: set[int] = set()
-    for risk in (0.001, 0.1, 0.4, 0.999):
-        body = predict(client, TEXTS, target_risk=risk)
-        now = {i for i, p in enumerate(body["predictions"]) if p["decision"] == "accept"}
-        assert body["target_risk"] == risk
-        assert accepted <= now
-        accepted = now
-
-
 def test_evaluate_measures_every_predictive(client: httpx.Client) -> None:
     labels = ["positive", "negative", "negative", "positive"]
     inputs = [{"text": t, "label": label} for t, label in zip(TEXTS, labels, strict=True)]
