@@ -101,8 +101,7 @@ def nystrom_eigen(sketch: torch.Tensor, test: torch.Tensor, rank: int, name: str
 
     Args:
         sketch: (d, m) float64, the matrix times ``test``; test: (d, m) float64.
-        rank: how many pairs to keep, at most m.
-        name: of the matrix, for messages.
+        rank: how many pairs to keep, at most m; name: of the matrix, for messages.
 
     Raises:
         FactorizationError: still not positive definite after all shifts.
@@ -117,17 +116,14 @@ def nystrom_eigen(sketch: torch.Tensor, test: torch.Tensor, rank: int, name: str
 def nystrom_factor(
     sketch: Sequence[torch.Tensor], test: Callable[[int], torch.Tensor], rank: int, name: str
 ) -> tuple[torch.Tensor, ...]:
-    """Return F with ``F^T F`` the best approximation of a matrix of that rank that its sketch knows.
+    """Return per part (min(rank, m), d_i) float64 F, with ``F^T F`` the best approximation that a sketch knows.
 
-    Part by part: only matrices of the sketch's number of columns m are factorised.
+    Rows are by descending eigenvalue. Only matrices of the sketch's number of columns m are factorised.
 
     Args:
         sketch: per part (d_i, m) float64, its rows of the matrix times the test matrix.
         test: returns a part's rows of the test matrix, (d_i, m) float64, by its number.
         name: of the matrix, for messages.
-
-    Returns:
-        Per part (min(rank, m), d_i) float64, rows by descending eigenvalue.
 
     Raises:
         FactorizationError: still not positive definite after all shifts.

@@ -87,11 +87,7 @@ TEMPERED: frozenset[PredictiveName] = frozenset({"temperature", "laplace_tempera
 
 
 def predictive_spec(name: PredictiveName, temperature: float) -> PredictiveSpec:
-    """Return the named predictive with its fitted temperature.
-
-    Raises:
-        ConfigError: a temperature other than 1 for a predictive that has none.
-    """
+    """Return the named predictive with its fitted temperature; ConfigError for one but 1 where it has none."""
     if temperature != 1.0 and name not in TEMPERED:
         raise ConfigError(f"the predictive {name!r} has no temperature, got {temperature}")
     return replace(PREDICTIVES[name], temperature=temperature)

@@ -37,10 +37,6 @@ def lora_parameters(model: Any) -> dict[str, nn.Parameter]:
 def read_weights(model: Any, folder: Path) -> dict[str, torch.Tensor]:
     """Return the weights of an adapter on disk, ready to take the place of the model's.
 
-    Args:
-        model: with an adapter of the same settings attached.
-        folder: in PEFT's layout.
-
     Raises:
         ArtifactCorruptError: files that cannot be read, other settings or modules than the model's adapter has,
             or values that are not finite.
@@ -85,13 +81,9 @@ def dropout_weights(
 
 @contextmanager
 def in_place(parameters: Mapping[str, nn.Parameter], weights: Weights) -> Iterator[None]:
-    """Give a model these LoRA weights inside the block, and its former ones back after it, also after an error.
+    """Give a model's ``lora_parameters`` these weights inside the block, and their former ones back after it.
 
-    Not for two threads at once: both would see one member's weights.
-
-    Args:
-        parameters: the model's, from ``lora_parameters``.
-        weights: of some or all of them; the others stay.
+    Also after an error. Not for two threads at once: both would see one member's weights.
 
     Raises:
         ConfigError: a block that the model does not have, or a weight of another shape, dtype or device.

@@ -1,7 +1,6 @@
 """Logits and covariances of a batch under every member of an artifact: the passes through the model.
 
-The trained adapter always runs once, each further member once more with its weights in place. A pass is a forward pass,
-or one with Jacobians where the member's covariance is wanted.
+The trained adapter always runs once, each further member once more with its weights in place.
 """
 
 from __future__ import annotations
@@ -112,8 +111,10 @@ def member_outputs(members: MemberSet, batch: Batch, wanted: Collection[Wanted])
         means["distilled"] = means["single"]
         covariances["distilled"] = estimate.covariance[None]
     further: dict[Members, tuple[Member, ...]] = {"checkpoints": members.checkpoints, "dropout": members.dropout}
-    for kind in kinds & further.keys():
-        passes = [_pass(members, member, batch, kind in posteriors) for member in further[kind]]
+    for kind, some in further.items():
+        if kind not in kinds:
+            continue
+        passes = [_pass(members, member, batch, kind in posteriors) for member in some]
         if kind == "checkpoints":
             passes = [trained, *passes]
         means[kind] = torch.stack([contrast_mean(f) for f, _, _ in passes])
