@@ -12,7 +12,7 @@ from training.report.markdown import markdown_table
 HEAD = """# laplora beside its peers
 
 Written by `python -m benchmarks.peers`; every number is in results.json. docs/peers.md says what the numbers mean.
-No number is a time. laplora's own metrics are those that the default artifact carries.
+No number is a time. laplora's metrics are those that the default artifact carries.
 """
 
 #: What is compared of classifiers.
@@ -29,7 +29,7 @@ _EXPERIMENTS = {
     "`jacobian_mean` against the dense Jacobian": "{jacobians[jacobian]:.0e}",
     "input factors, from the last token's": "{input_factors[last]:.0e}",
     "input factors, from every token's": "{input_factors[all]:.3f}",
-    "`variance` against the dense posterior of its own factors": "{variance[own_curvature]:.0e}",
+    "`variance` against the dense posterior of the same factors": "{variance[own_curvature]:.0e}",
     "standard deviation of the trace over seeds of the sampled labels, relative": "{tokens[sampling]:.3f}",
     "rank-{order[rank]} input factor, rows reversed": "{order[reversed]:.3f}",
     "rank-{order[rank]} input factor, from the best of that rank": "{order[best_of_that_rank]:.3f}",
@@ -93,7 +93,7 @@ def laplace(part: dict[str, Any]) -> str:
             f"{single['evidence_gap']:.2f} nats apart; covariance with laplace-torch's factors and Jacobians summed in "
             f"float64: {single['double_sums']:.1e}.\n",
             f"Trace of laplora's kinds of KFAC over the exact GGN's, the same rows: {traces}.\n",
-            "Probabilities from laplace-torch's own `kron` mean and covariance, against the integral:\n",
+            "Probabilities from laplace-torch's `kron` mean and covariance, against the integral:\n",
             markdown_table(["", "NLL", "largest gap", "mean gap"], gaps),
             "Share of the class logits' variance that a softmax sees, median row: "
             f"{links['share_of_variance_that_a_softmax_sees']:.3f}.\n",
@@ -223,7 +223,7 @@ def _laplace_sentences(artifact: dict[str, Any]) -> dict[str, str]:
         "traces": ", ".join(f"`{name}` {v:.2f}" for name, v in artifact["traces"].items()),
         "single": (
             f"`diag` in float32 is {single['covariance']:.0e} apart, the evidence {single['evidence_gap']:.2f} nats; "
-            "with laplace-torch's own factors and Jacobians summed in float64 the covariance is "
+            "with laplace-torch's factors and Jacobians summed in float64 the covariance is "
             f"{single['double_sums']:.0e} apart"
         ),
         "seen": f"{links['share_of_variance_that_a_softmax_sees']:.0%}",

@@ -32,7 +32,7 @@ _METHOD = """\
 Every posterior is fitted on the same stored Jacobians and held against the exact GGN posterior (dual form) on the same
 test rows, all under one prior precision: the scalar that the exact posterior's validation chooses. *Correlation*: of
 the logarithms of the predictive variances of all rows and contrasts; *ratio*: the median of variance / exact variance;
-*NLL*: of the same rows, each posterior under the precision that its own validation chooses. *Rank*: kept eigenvectors
+*NLL*: of the same rows, each posterior under the precision that its validation chooses. *Rank*: kept eigenvectors
 of every wide Kronecker factor, *full* being all of them; *joint rank*: directions across matrices. *Size*: of the
 posterior's file, bases in bfloat16, in units of the adapter's. Times are on the stored Jacobians, without the model: of
 the fit, and of a row's variances. Several seeds: means.

@@ -32,13 +32,13 @@ def test_a_package_is_timed_with_the_fastest_attention_that_works_and_answers_al
 def test_every_attention_gives_the_same_logits_and_is_undone() -> None:
     subject = tiny_subject(length=6)
     forward = peers.plain_forward(subject)
-    before, found = subject.model.config._attn_implementation, []
+    before, outputs = subject.model.config._attn_implementation, []
     for attention in attentions(subject.model).values():
         with attention():
-            found.append(forward())
+            outputs.append(forward())
     assert subject.model.config._attn_implementation == before
-    for logits in found[1:]:
-        assert torch.allclose(logits, found[0], atol=1e-6)  # a softmax in float32 in one of them
+    for logits in outputs[1:]:
+        assert torch.allclose(logits, outputs[0], atol=1e-6)  # a softmax in float32 in one of them
 
 
 def test_the_ensemble_is_of_adapters_that_differ_and_leaves_the_model_its_own() -> None:

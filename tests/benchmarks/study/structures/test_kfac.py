@@ -82,9 +82,9 @@ def test_curvature_is_the_product_of_the_dense_factors(problem: Problem, kind: s
     posterior = fit_kfac(problem.model, problem.task, kind)
     assert (posterior.structure, posterior.rows) == (f"kfac_{kind}", 60)
     factors = kfac_tokens(problem.model, problem.task.batch(), problem.task.label_ids, last=kind == "last")
-    for key, found in dense_blocks(posterior).items():
+    for key, block in dense_blocks(posterior).items():
         # Eigenvectors are right to the shift that keeps the sketch's Cholesky factor stable, near 1e-15 of the norm.
-        close(found, dense.kron(factors[key].large, factors[key].small), 1e-10)
+        close(block, dense.kron(factors[key].large, factors[key].small), 1e-10)
 
 
 def test_both_kinds_are_the_exact_ggn_where_it_factorises() -> None:
