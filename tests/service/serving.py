@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import os
 import shutil
 import tempfile
 import threading
@@ -325,12 +324,6 @@ async def started(app: FastAPI, *, ready: bool = True) -> AsyncIterator[httpx.As
                 assert not host.stage.startswith("failed"), host.stage
                 await asyncio.sleep(0.005)
         yield client
-
-
-def cache() -> Path | None:
-    """The folder of cached base models that the environment names."""
-    named = os.environ.get("LAPLORA_CACHE")
-    return Path(named) if named else None
 
 
 @asynccontextmanager

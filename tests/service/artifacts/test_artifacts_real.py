@@ -18,7 +18,7 @@ import pytest
 import torch
 from damaged_artifacts import DAMAGES, TENSOR_FILES, claims, cuts
 from safetensors.torch import load_file, save_file
-from serving import cache, code, settings, started
+from serving import code, settings, started
 from tiny_runs import FinishedRun, reseal
 
 from laplora.models.hashes import weights_hash
@@ -45,7 +45,7 @@ async def served(
     root: Path, artifact: str = "tiny-sentiment", **values: Any
 ) -> AsyncIterator[tuple[httpx.AsyncClient, Any]]:
     """Yield a client of the real library on the artifacts of a folder, and the state behind it."""
-    app = create_app(settings(artifact=artifact, artifacts_root=root, device="cpu", cache=cache(), **values))
+    app = create_app(settings(artifact=artifact, artifacts_root=root, device="cpu", **values))
     async with started(app) as client:
         yield client, app.state
 

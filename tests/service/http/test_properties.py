@@ -26,7 +26,7 @@ from fastapi import FastAPI
 from hypothesis import HealthCheck, Phase, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from serving import cache, queued_plans, settings, started
+from serving import queued_plans, settings, started
 from tiny_runs import FinishedRun, choices_config, finish
 
 from service.app import create_app
@@ -108,7 +108,7 @@ class Company:
 async def serving(root: Path, portal: BlockingPortal) -> AsyncIterator[Company]:
     first, *others = ARTIFACTS
     named = {"artifact": first, "also_load": ",".join(others), "artifacts_root": root}
-    app = create_app(settings(**named, device="cpu", cache=cache()))
+    app = create_app(settings(**named, device="cpu"))
     async with started(app) as client:
         yield Company(app, client, portal)
 
