@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -20,8 +19,8 @@ from laplora.predictor import Predictor
 TEXTS = ("The film was superb.", "The plot was dull, and I say so after seeing it twice.", "Nothing.")
 
 
-def answers(predictor: Predictor, texts: Sequence[str] = TEXTS) -> list[Any]:
-    rows = [predictor.encode({"text": text}, truncate=True) for text in texts]
+def answers(predictor: Predictor) -> list[Any]:
+    rows = [predictor.encode({"text": text}, truncate=True) for text in TEXTS]
     return predictor.predict(rows, "laplace", also=predictor.predictives)
 
 
