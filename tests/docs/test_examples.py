@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
+import pkgutil
 import re
 import runpy
 import sys
@@ -103,13 +104,11 @@ def test_the_training_page_has_every_field_of_a_configuration() -> None:
 
 def importable(name: str) -> bool:
     """Return whether a dotted name is a module's, or that of something in one."""
-    module, _, rest = name.rpartition(".")
     try:
-        if importlib.util.find_spec(name):
-            return True
-    except ModuleNotFoundError:
-        pass
-    return bool(module) and importable(module) and hasattr(importlib.import_module(module), rest)
+        pkgutil.resolve_name(name)
+    except (ImportError, AttributeError):
+        return False
+    return True
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

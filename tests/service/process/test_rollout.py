@@ -3,57 +3,72 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import signal
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
-from balancer import LOOK_EVERY_S, balancer
-from server_process import Process, Start, is_ready, predict, until
+from server_process import Start, is_ready, predict, until
 
 CLIENTS = 6
-
-
-def ready_address(process: Process) -> str:
-    with process.client() as client:
-        return str(client.base_url).rstrip("/")
-
-
-def rollout(old: Process, new: Process) -> Counter[tuple[str, int | str]]:
-    """Return what clients were answered, by server, while the old one got SIGTERM; both are ready when this begins."""
-    addresses = {ready_address(old): "old", ready_address(new): "new"}
-
-    async def run() -> Counter[tuple[str, int | str]]:
-        answers: Counter[tuple[str, int | str]] = Counter()
-        over = asyncio.Event()
-        async with balancer(*addresses) as balance:
-
-            async def client() -> None:
-                while not over.is_set():
-                    address, answer = await balance.post("/predict", {"inputs": [{"text": "fine 7"}]})
-                    answers[addresses[address], answer] += 1
-                    await asyncio.sleep(0.01)
-
-            clients = [asyncio.create_task(client()) for _ in range(CLIENTS)]
-            while not answers["old", 200] or not answers["new", 200]:
-                await asyncio.sleep(0.01)
-            old.popen.terminate()
-            await asyncio.to_thread(old.left)
-            before = answers["new", 200]
-            while answers["new", 200] < before + CLIENTS:
-                await asyncio.sleep(0.01)
-            over.set()
-            await asyncio.gather(*clients)
-        return answers
-
-    return asyncio.run(run())
+#: Seconds between a load balancer's looks at readiness, as a Kubernetes probe would have them in whole seconds.
+LOOK_EVERY_S = 1.0
 
 
 def test_a_rollout_fails_no_request(start: Start) -> None:
-    """The delay is three of the balancer's looks: one may be under way as the signal comes, and looks may be late."""
+    """Behind a balancer that keeps its connections, never retries, and sends to who was ready at its last look.
+
+    The delay is three of its looks: one may be under way as the signal comes, and looks may be late.
+    """
     old, new = start("--drain-delay-s", f"{3 * LOOK_EVERY_S}"), start()
-    answers = rollout(old, new)
+    with ExitStack() as stack:
+        both = [stack.enter_context(process.client()) for process in (old, new)]
+        names = {str(client.base_url).rstrip("/"): name for client, name in zip(both, ("old", "new"), strict=True)}
+    ready, turns = list(names), itertools.count()
+    answers: Counter[tuple[str, int | str]] = Counter()
+
+    async def run() -> None:
+        over = asyncio.Event()
+        async with httpx.AsyncClient(timeout=None) as http:
+
+            async def status(method: str, address: str, path: str, **body: object) -> int | str:
+                try:
+                    return (await http.request(method, f"{address}{path}", **body)).status_code  # type: ignore[arg-type]
+                except httpx.TransportError as error:
+                    return type(error).__name__
+
+            async def look() -> None:
+                while True:
+                    await asyncio.sleep(LOOK_EVERY_S)
+                    ready[:] = [address for address in names if await status("GET", address, "/health/ready") == 200]
+
+            async def ask() -> None:
+                while not over.is_set():
+                    address = ready[next(turns) % len(ready)]
+                    answer = await status("POST", address, "/predict", json={"inputs": [{"text": "fine 7"}]})
+                    answers[names[address], answer] += 1
+                    await asyncio.sleep(0.01)
+
+            async def answered(name: str, more: int) -> None:
+                before = answers[name, 200]
+                while answers[name, 200] < before + more:
+                    await asyncio.sleep(0.01)
+
+            looking = asyncio.create_task(look())
+            clients = [asyncio.create_task(ask()) for _ in range(CLIENTS)]
+            await answered("old", 1)
+            await answered("new", 1)
+            old.popen.terminate()
+            await asyncio.to_thread(old.left)
+            await answered("new", CLIENTS)
+            over.set()
+            await asyncio.gather(*clients)
+            looking.cancel()
+
+    asyncio.run(run())
     assert {answer for _, answer in answers} == {200}, answers
     assert old.popen.returncode == 0
     assert old.event("leaving")["delay_s"] == 3 * LOOK_EVERY_S
