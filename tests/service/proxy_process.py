@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import shlex
 import shutil
 import socket
 import ssl
@@ -64,6 +65,13 @@ class Proxy:
         transport = httpx.HTTPTransport(verify=self.tls, local_address=source)
         return httpx.Client(base_url=f"https://127.0.0.1:{self.port}", transport=transport, timeout=60)
 
+    @contextmanager
+    def connected(self, source: str = "127.0.0.1") -> Iterator[ssl.SSLSocket]:
+        """Yield a connection that comes from this address."""
+        raw = socket.create_connection(("127.0.0.1", self.port), source_address=(source, 0))
+        with self.tls.wrap_socket(raw, server_hostname="127.0.0.1") as connection:
+            yield connection
+
     @property
     def log(self) -> str:
         return "".join((self.folder / name).read_text(encoding="utf-8") for name in ("access.log", "errors.log"))
@@ -80,10 +88,11 @@ def free_port() -> int:
 
 def certify(folder: Path) -> None:
     """Write a certificate for 127.0.0.1 that signs itself, and its key."""
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
-    names = ["-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
-    files = ["-keyout", str(folder / "tls.key"), "-out", str(folder / "tls.crt")]
-    subprocess.run([*command, *names, *files], check=True, capture_output=True)
+    command = shlex.split(
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost "
+        "-addext subjectAltName=IP:127.0.0.1 -keyout tls.key -out tls.crt"
+    )
+    subprocess.run(command, check=True, capture_output=True, cwd=folder)
 
 
 @contextmanager

@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socket
-import ssl
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import httpx
 import pytest
@@ -180,15 +177,8 @@ def test_figures_and_activation_are_for_the_inside(proxy: Proxy) -> None:
         assert outside.get("/artifacts/fake").headers["x-frame-options"]
 
 
-@contextmanager
-def connected(proxy: Proxy) -> Iterator[ssl.SSLSocket]:
-    raw = socket.create_connection(("127.0.0.1", proxy.port))
-    with proxy.tls.wrap_socket(raw, server_hostname="127.0.0.1") as connection:
-        yield connection
-
-
 def answered(proxy: Proxy, sent: bytes) -> httpx.Response:
-    with connected(proxy) as connection:
+    with proxy.connected() as connection:
         connection.sendall(sent)
         return parsed(received(connection))
 
@@ -213,7 +203,7 @@ def test_what_is_no_http_is_refused_in_the_one_shape(proxy: Proxy) -> None:
 def test_a_client_that_goes_away_leaves_the_servers_queue(busy: Server, proxy: Proxy) -> None:
     body = json.dumps({"inputs": [{"text": f"row {i}"} for i in range(200)]}).encode()
     head = f"POST /predict HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
-    with connected(proxy) as connection:
+    with proxy.connected() as connection:
         connection.sendall(head.encode() + body)
         until(lambda: busy.in_flight == 1 and busy.metric("laplora_queue_rows") > 0)
     until(lambda: busy.in_flight == 0 and busy.metric("laplora_queue_rows") == 0)

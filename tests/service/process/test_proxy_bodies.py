@@ -50,8 +50,7 @@ def test_bodies_above_the_limit_are_413_and_never_reach_the_server() -> None:
 
 def drip(proxy: Proxy, begin: bytes, drop: bytes, drops: int | None) -> bytes:
     """Send ``begin``, then ``drop`` every 20 ms, ``drops`` times or for ever; return what comes until the close."""
-    raw = socket.create_connection(("127.0.0.1", proxy.port), source_address=(SLOW, 0))
-    with proxy.tls.wrap_socket(raw, server_hostname="127.0.0.1") as connection:
+    with proxy.connected(SLOW) as connection:
         try:
             connection.sendall(begin)
             connection.settimeout(0.02)
@@ -119,8 +118,7 @@ def test_a_patient_body_never_reaches_the_server_and_holds_one_of_its_addresses_
 def begun(proxy: Proxy, path: str, source: str) -> Iterator[Callable[[], httpx.Response]]:
     """Yield a POST of 400,000 bytes of which half are sent; calling it sends the rest and returns the answer."""
     half = b" " * 200_000
-    raw = socket.create_connection(("127.0.0.1", proxy.port), source_address=(source, 0))
-    with proxy.tls.wrap_socket(raw, server_hostname="127.0.0.1") as connection:
+    with proxy.connected(source) as connection:
         head = f"POST {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {2 * len(half)}\r\n\r\n"
         connection.sendall(head.encode() + half)
 
