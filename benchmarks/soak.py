@@ -56,8 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     whole = options.url is None and options.minutes >= PUBLISHED_MINUTES
     options.out = options.out or (OUT if whole else provenance.SCRATCH / OUT.name)
     options.out.mkdir(parents=True, exist_ok=True)
-    given = sys.argv[1:] if arguments is None else arguments
-    conditions = conditions_here(given, module="benchmarks.soak").with_versions("uvicorn", "fastapi")
+    conditions = conditions_here(arguments, module="benchmarks.soak").with_versions("uvicorn", "fastapi")
     token = os.environ.get("LAPLORA_TOKEN")
     headers = {"authorization": f"Bearer {token}"} if token else {}
     own = options.url is None

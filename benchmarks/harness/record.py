@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -94,9 +95,10 @@ class Conditions:
 
 
 def conditions_here(
-    arguments: Sequence[str], *, module: str = "benchmarks.speed", hardware: str | None = None
+    arguments: Sequence[str] | None, *, module: str = "benchmarks.speed", hardware: str | None = None
 ) -> Conditions:
-    """Return this moment, and this machine unless another name for it is given."""
+    """Return this moment, and this machine unless another name for it is given; no arguments: the command line's."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     measured = {
         "date": provenance.today(),
         "commit": provenance.commit(),

@@ -232,8 +232,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", default="", help="attacks with this in their name alone")
     parser.add_argument("--out", type=Path, default=OUT, help=f"the page (default: {OUT.name})")
     options = parser.parse_args(arguments)
-    given = sys.argv[1:] if arguments is None else arguments
-    conditions = conditions_here(given, module="benchmarks.load.hostile_bodies").with_versions("uvicorn", "fastapi")
+    conditions = conditions_here(arguments, module="benchmarks.load.hostile_bodies").with_versions("uvicorn", "fastapi")
     outcomes, load = [], psutil.getloadavg()[0]
     with ExitStack() as stack:
         jobs = stack.enter_context(tempfile.TemporaryDirectory(prefix="laplora-hostile-"))

@@ -28,8 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--runs", type=int, default=3, help="how many (default: 3)")
     parser.add_argument("--mode", default="map", choices=("map", "fast", "laplace"), help="of the requests (map)")
     options = parser.parse_args(arguments)
-    given = sys.argv[1:] if arguments is None else arguments
-    measured = conditions_here(given, module="benchmarks.load.open_loop").with_versions("aiohttp").measured
+    measured = conditions_here(arguments, module="benchmarks.load.open_loop").with_versions("aiohttp").measured
     seconds = options.seconds
     plan = overload.Plan(options.runs, capacity_s=0.6 * seconds, load_s=seconds, lighter_s=0.6 * seconds)
     runs = overload.measure(options.url.rstrip("/"), plan, mode=options.mode)
