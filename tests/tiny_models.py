@@ -135,18 +135,6 @@ def add_lora(
     return model.eval()
 
 
-def initial_lora(model: PeftModel, *, seed: int = 2) -> dict[str, torch.Tensor]:
-    """Return plausible initial LoRA weights by parameter name: A near where it is now, B zero, as peft starts them."""
-    draw = generator(seed)
-    return {
-        name: weight.detach() + 0.1 * torch.randn(weight.shape, generator=draw, dtype=torch.float64)
-        if "lora_A" in name
-        else torch.zeros_like(weight)
-        for name, weight in model.named_parameters()
-        if "lora_" in name
-    }
-
-
 @dataclass(frozen=True)
 class Task:
     """A random classification set.

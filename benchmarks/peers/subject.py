@@ -174,5 +174,12 @@ def lora_parameters(model: Any, names: Sequence[str] | None = None) -> dict[str,
 
 def initial_weights(model: Any) -> dict[str, torch.Tensor]:
     """Return plausible initial LoRA weights of a tiny model by block name: A near where it is, B zero."""
-    initial = _tiny_models().initial_lora(model)
-    return {n.removeprefix("base_model.model.").removesuffix(".default.weight"): w for n, w in initial.items()}
+    draw = torch.Generator().manual_seed(2)
+    initial = {}
+    for name, weight in model.named_parameters():
+        block = name.removeprefix("base_model.model.").removesuffix(".default.weight")
+        if block.endswith("lora_A"):
+            initial[block] = weight.detach() + 0.1 * torch.randn(weight.shape, generator=draw, dtype=torch.float64)
+        elif block.endswith("lora_B"):
+            initial[block] = torch.zeros_like(weight)
+    return initial

@@ -120,19 +120,20 @@ def test_the_sketch_finds_the_leading_directions(problem: Problem, structure: st
         assert captured * best < found.trace() <= best * (1 + 1e-9)
 
 
-def test_an_indefinite_sketch_is_refused(tiny: Any) -> None:
-    _, _, blocks = tiny
+def sketch_tests(blocks: tuple[Block, ...]) -> list[torch.Tensor]:
     state = empty_sketch(blocks, columns=6, seed=0, bases=())
-    tests = [joint_test_matrix(state, i) for i in range(len(blocks))]
+    return [joint_test_matrix(state, i) for i in range(len(blocks))]
+
+
+def test_an_indefinite_sketch_is_refused(tiny: Any) -> None:
+    tests = sketch_tests(tiny[2])
     with pytest.raises(FactorizationError, match=re.escape("not positive semidefinite (last shift")):
         nystrom_factor([-test for test in tests], tests.__getitem__, 3, "all")
 
 
 def test_a_sketch_with_rounding_warns_of_its_shift(tiny: Any) -> None:
     """A negative eigenvalue of 1e-11 of the curvature needs a larger shift than rounding does: said, not hidden."""
-    _, _, blocks = tiny
-    state = empty_sketch(blocks, columns=6, seed=0, bases=())
-    tests = [joint_test_matrix(state, i) for i in range(len(blocks))]
+    tests = sketch_tests(tiny[2])
     direction = torch.cat([t[:, 0] for t in tests])
     parts = (direction / direction.norm()).split([len(t) for t in tests])
     along = sum(d @ t for d, t in zip(parts, tests, strict=True))
