@@ -27,15 +27,6 @@ DECADES = 10
 
 
 @dataclass(frozen=True)
-class DiagonalSums:
-    """Sums over rows of the GGN's diagonal, per block (wide, narrow) float64."""
-
-    blocks: tuple[Block, ...]
-    rows: int
-    diagonal: tuple[torch.Tensor, ...]
-
-
-@dataclass(frozen=True)
 class Levels:
     """Parameters of like curvature.
 
@@ -125,17 +116,25 @@ class DiagonalPosterior:
 
 
 def fit_diagonal(_settings: StructureSettings, blocks: tuple[Block, ...], run_pass: Pass) -> DiagonalPosterior:
-    """Return the posterior with the GGN's diagonal; one pass, ``diagonal``."""
-    return diagonal_posterior(run_pass("diagonal", empty_diagonal_sums(blocks), add_diagonal_batch))
+    """Return the posterior with the GGN's diagonal, rounded to float32; one pass, ``diagonal``.
+
+    Raises:
+        FactorizationError: no rows.
+    """
+    sums = run_pass("diagonal", no_rows(blocks), add_diagonal_batch)
+    check_any_rows(sums)
+    return replace(sums, diagonal=tuple(d.clamp_min(0).float().double() for d in sums.diagonal))
 
 
-def empty_diagonal_sums(blocks: Sequence[Block]) -> DiagonalSums:
-    """Return the sums over no rows."""
+def no_rows(blocks: Sequence[Block]) -> DiagonalPosterior:
+    """Return the posterior of no rows."""
     zeros = tuple(torch.zeros(b.wide, b.narrow, dtype=torch.float64) for b in blocks)
-    return DiagonalSums(tuple(blocks), 0, zeros)
+    return DiagonalPosterior(tuple(blocks), zeros, 0)
 
 
-def add_diagonal_batch(sums: DiagonalSums, jacobians: ContrastJacobians, class_mask: torch.Tensor) -> DiagonalSums:
+def add_diagonal_batch(
+    sums: DiagonalPosterior, jacobians: ContrastJacobians, class_mask: torch.Tensor
+) -> DiagonalPosterior:
     """Return the sums with one batch added; NonFiniteError for a Jacobian or logit that is NaN or infinite."""
     hessian = contrast_hessian(jacobians.logits, class_mask)
     diagonal = []
@@ -145,10 +144,3 @@ def add_diagonal_batch(sums: DiagonalSums, jacobians: ContrastJacobians, class_m
         diagonal.append(before + (weighted * jacobian).sum((0, 1)).cpu())
         check_curvature(block.name, diagonal[-1])
     return replace(sums, rows=sums.rows + len(hessian), diagonal=tuple(diagonal))
-
-
-def diagonal_posterior(sums: DiagonalSums) -> DiagonalPosterior:
-    """Return the posterior of the rows summed, rounded to float32; FactorizationError without rows."""
-    check_any_rows(sums)
-    diagonal = tuple(d.clamp_min(0).float().double() for d in sums.diagonal)
-    return DiagonalPosterior(sums.blocks, diagonal, sums.rows)

@@ -12,12 +12,7 @@ from reference_problem import Problem
 from tiny_models import tiny_task
 
 from benchmarks.study.structures import fit_posterior
-from benchmarks.study.structures.diagonal import (
-    DiagonalPosterior,
-    add_diagonal_batch,
-    diagonal_posterior,
-    empty_diagonal_sums,
-)
+from benchmarks.study.structures.diagonal import DiagonalPosterior, add_diagonal_batch, no_rows
 from laplora.errors import FactorizationError, NonFiniteError
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
 from laplora.linearised import contrasts
@@ -87,9 +82,9 @@ def test_levels_give_nearly_the_exact_covariance(problem: Problem, precision: fl
 
 def test_nothing_and_nan_are_refused(problem: Problem) -> None:
     blocks = find_blocks(problem.model, problem.task.classes)
-    empty = empty_diagonal_sums(blocks)
+    empty = no_rows(blocks)
     with pytest.raises(FactorizationError, match="no rows"):
-        diagonal_posterior(empty)
+        fit_posterior(StructureSettings("diagonal"), blocks, replay([]))
     batch = problem.task.batch([0, 1])
     jacobians = contrast_jacobians(problem.model, batch, problem.task.label_ids, blocks)
     first = replace(jacobians.blocks[0], jacobian=jacobians.blocks[0].jacobian * torch.nan)
