@@ -15,26 +15,28 @@ from typing import Any
 
 import torch
 
-from benchmarks.peers.subject import Sst2, artifact_rows
+from benchmarks.peers.subject import artifact_rows
 from benchmarks.peers.tables import kept
 from laplora.metrics.scores import evaluate_probs
 from training.data.examples import Example
+from training.data.section import Splits
 
 QUESTION = "Is this review positive or negative?"
 
 
 def compare(most: int | None = None) -> dict[str, Any]:
     """Return the metrics of brier's levels on the artifact's test rows; ``most``: rows of each split, None for all."""
-    every = artifact_rows()
-    rows = replace(every, train=every.train[:most], calibration=every.calibration[:most], test=every.test[:most])
+    splits, location = artifact_rows()
+    names = ("train", "calibration", "test")
+    rows = replace(splits, **{name: getattr(splits, name)[:most] for name in names})
     return {
         "question": QUESTION,
-        "rows": {"train": len(rows.train), "calibration": len(rows.calibration), "test": len(rows.test)},
-        "brier": brier_levels(rows),
+        "rows": {name: len(getattr(rows, name)) for name in names},
+        "brier": brier_levels(rows, location),
     }
 
 
-def brier_levels(rows: Sst2) -> dict[str, Any]:
+def brier_levels(rows: Splits, location: str) -> dict[str, Any]:
     """Return metrics by level.
 
     ``L0`` and ``L1`` get the calibration rows, as the artifact's temperature does. ``L2`` gets the training rows,
@@ -46,8 +48,9 @@ def brier_levels(rows: Sst2) -> dict[str, Any]:
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*loaded without a revision.*")
-        backend = hf.HFBackend(rows.location, device="cpu", dtype="bfloat16")
-    question = Choice(QUESTION, list(rows.labels), name="sentiment")
+        backend = hf.HFBackend(location, device="cpu", dtype="bfloat16")
+    words = rows.task.labels
+    question = Choice(QUESTION, list(words), name="sentiment")
     # Any order of rows gives the same answers; rows of like length in one batch are padded less.
     train, calibration, test = (
         sorted(part, key=lambda e: len(e.fields["text"])) for part in (rows.train, rows.calibration, rows.test)
@@ -59,7 +62,7 @@ def brier_levels(rows: Sst2) -> dict[str, Any]:
 
     def measure(name: str, level: Any, labelled: int) -> None:
         decisions = decider.decide_batch(texts(test), [question], level)
-        probs = torch.tensor([[d["sentiment"].probs[label] for label in rows.labels] for d in decisions])
+        probs = torch.tensor([[d["sentiment"].probs[label] for label in words] for d in decisions])
         meta = decisions[0]["sentiment"].meta
         chosen = {key: meta[key] for key in ("layer", "solver", "temperature") if key in meta}
         scores = kept(evaluate_probs(probs.double(), labels).to_json())
@@ -69,10 +72,10 @@ def brier_levels(rows: Sst2) -> dict[str, Any]:
     measure("raw", "raw", 0)
     decider.fit_prior(texts(calibration), [question])
     measure("L0", "L0", 0)
-    decider.fit_temperature(texts(calibration), question, [rows.labels[e.label] for e in calibration])
+    decider.fit_temperature(texts(calibration), question, [words[e.label] for e in calibration])
     measure("L1", "L1", len(calibration))
     for name, labelled in (("L2, training rows", train), ("L2, all rows", [*train, *calibration])):
-        decider.fit_head(texts(labelled), question, [rows.labels[e.label] for e in labelled])
+        decider.fit_head(texts(labelled), question, [words[e.label] for e in labelled])
         measure(name, "L2", len(labelled))
     return levels
 

@@ -20,7 +20,7 @@ from laplora.prompts.rows import Batch, EncodedRow, collate, encode
 from laplora.prompts.templates import render
 from training.config import load_config
 from training.data.examples import Example
-from training.data.section import load_splits
+from training.data.section import Splits, load_splits
 
 CONFIG = ROOT / "training" / "configs" / "sst2-smollm2.yaml"
 
@@ -85,23 +85,11 @@ def _tiny_models() -> Any:
     return tiny_models
 
 
-@dataclass(frozen=True)
-class Sst2:
-    """The default artifact's rows, as text; ``location``: folder of the base model."""
-
-    train: tuple[Example, ...]
-    calibration: tuple[Example, ...]
-    test: tuple[Example, ...]
-    labels: tuple[str, ...]
-    location: str
-
-
-def artifact_rows() -> Sst2:
-    """Return the rows that the default artifact was trained, calibrated and tested on."""
+def artifact_rows() -> tuple[Splits, str]:
+    """Return the default artifact's rows, as text, and the folder of its base model."""
     config = load_config(CONFIG)
-    splits = load_splits(config.data, seed=config.seed)
     location = locate_base(BaseSpec(config.base.model, config.base.revision))
-    return Sst2(splits.train, splits.calibration, splits.test, tuple(splits.task.labels), location)
+    return load_splits(config.data, seed=config.seed), location
 
 
 def artifact_subject(*, train: int = 100, test: int = 100, dtype: torch.dtype = torch.float32) -> Subject:
@@ -110,10 +98,10 @@ def artifact_subject(*, train: int = 100, test: int = 100, dtype: torch.dtype = 
     In float64 transformers still takes norms in float32, on both sides.
     """
     manifest = read_artifact(ARTIFACT).manifest
-    rows = artifact_rows()
-    tokenizer = load_tokenizer(rows.location)
+    splits, location = artifact_rows()
+    tokenizer = load_tokenizer(location)
     spec = dataclasses.replace(manifest.base, dtype="float32")
-    base = load_base_model(rows.location, spec, device=torch.device("cpu"), dequantize=True).model
+    base = load_base_model(location, spec, device=torch.device("cpu"), dequantize=True).model
     model = attach_adapter(base, ARTIFACT / "adapter").to(dtype)
     template = manifest.template.template()
 
@@ -121,7 +109,7 @@ def artifact_subject(*, train: int = 100, test: int = 100, dtype: torch.dtype = 
         rendered = [render(template, e.fields, manifest.labels) for e in examples]
         return tuple(encode(tokenizer, text, n, max_tokens=manifest.max_tokens, truncate=True) for text, n in rendered)
 
-    chosen, held_out = rows.train[:train], rows.test[:test]
+    chosen, held_out = splits.train[:train], splits.test[:test]
     return Subject(
         model=model,
         label_ids=tuple(manifest.label_token_ids),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,8 @@ pytest.importorskip("brier", reason="the peers are not installed: make peers")
 from brier.backends import hf
 
 from benchmarks.peers.against_brier import brier_levels
-from benchmarks.peers.subject import Sst2
 from training.data.examples import Example
+from training.data.section import Splits
 
 LAYERS = 10
 
@@ -49,7 +50,8 @@ def rows(count: int, first: int) -> tuple[Example, ...]:
 
 def test_every_level_is_measured_with_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hf, "HFBackend", MadeUpBackend)
-    levels = brier_levels(Sst2(rows(60, 0), rows(50, 60), rows(40, 110), ("negative", "positive"), "nowhere"))
+    task = SimpleNamespace(labels=("negative", "positive"))
+    levels = brier_levels(Splits(task, rows(60, 0), rows(50, 60), rows(40, 110), {}), "nowhere")
     used = {name: level["labels_used"] for name, level in levels.items()}
     assert used == {"raw": 0, "L0": 0, "L1": 50, "L2, training rows": 60, "L2, all rows": 110}
     for level in levels.values():
