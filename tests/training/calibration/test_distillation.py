@@ -138,7 +138,7 @@ def test_kept_passes_are_read_and_those_of_other_inputs_are_not(
     read = read_distilled(tmp_path / DISTILLED, classes=2, hidden=64, layers=2)
     assert calibration.states is not None
     exact = posterior.covariance(calibration.projected, block_precisions(prior, posterior.blocks))
-    assert read.covariance(calibration.states).shape == exact.shape
+    assert read.estimate(calibration.states).covariance.shape == exact.shape
     other_seed = replace(run, config=run.config.model_copy(update={"seed": 5}))
     monkeypatch.setattr(distillation, "curvature_inputs", lambda _run: "fixed")
     distill_covariance(other_seed, model, posterior, prior, calibration, tmp_path)
