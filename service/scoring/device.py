@@ -194,11 +194,10 @@ class Device:
             settle(queued.plan.future, error=_row_failure(failure, queued.plan.owners[queued.index]))
             return
         # The traceback holds the failed run's tensors: let go of them before the retry needs the memory.
-        failure.with_traceback(None)
-        if is_out_of_memory(failure):
+        out_of_memory, failure = is_out_of_memory(failure), None
+        if out_of_memory:
             with self._running():  # it waits for the device, as a run does, and may meet a fault or hang as one
                 _release_device_memory()
-        failure = None
         middle = len(batch) // 2
         for half in (batch[:middle], batch[middle:]):
             self._score(half)
