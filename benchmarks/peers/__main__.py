@@ -29,7 +29,7 @@ FOLDER = Path(__file__).parent
 PAGE = provenance.ROOT / "docs" / "peers.md"
 PARTS = {"laplace": "against_laplace", "bayesian_lora": "against_bayesian_lora", "brier": "against_brier"}
 #: Arguments of a quick comparison: rows of the artifact's, seeds of sampled labels, rows of each split.
-QUICK = {"laplace": 2, "bayesian_lora": 2, "brier": 50}
+QUICK = {"laplace": 2, "bayesian_lora": 2, "brier": 60}
 PACKAGES = {
     "laplace": ["laplace-torch", "curvlinops-for-pytorch"],
     "bayesian_lora": ["bayesian-lora"],
