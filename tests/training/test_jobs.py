@@ -321,7 +321,7 @@ def test_an_interrupted_fit_of_another_structure_goes_on(
 @pytest.mark.parametrize(
     ("overrides", "served"),
     [
-        (("laplace.structure=exact", "laplace.prior=leave_one_out"), ("leave_one_out", "scalar")),
+        (("laplace.structure=exact", "laplace.prior=leave_one_out", "predictives.fast=0"), ("leave_one_out", "scalar")),
         (
             ("laplace.structure=ekfac", "laplace.subset=regex:lora_B$", "laplace.granularity=group"),
             ("validation", "group"),
@@ -332,7 +332,7 @@ def test_an_interrupted_fit_of_another_structure_goes_on(
 def test_another_posterior_and_prior_are_served(
     run_copy: Path, overrides: tuple[str, ...], served: tuple[str, str]
 ) -> None:
-    """From the fit to the golden answers that the loaded artifact repeats."""
+    """From the fit to the golden answers that the loaded artifact repeats, with and without fast."""
     for name in ("fit", "evaluate", "package"):
         assert job(name, run_copy, *overrides) == 0
     config = load_config(run_copy, list(overrides))
