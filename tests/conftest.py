@@ -1,33 +1,16 @@
-"""Shared set-up: one torch thread, and one dense truth per kind of model for all tests that compare with it.
-
-One thread because the models here are too small to share out: waking a second costs more than it computes, and
-sums could be split differently from run to run.
-"""
+"""Shared set-up. A process that only shares the tests out among workers needs neither torch nor the fixtures."""
 
 from __future__ import annotations
 
-import dense_reference as dense
 import pytest
-import torch
-from reference_problem import Problem
-from tiny_models import ARCHITECTURES, tiny_model, tiny_task
 
 pytest_plugins = [
     "left_out",  # whether tests may be skipped
     "markers",  # real and process
-    "tiny_runs",  # fixtures: finished training runs and their artifacts
 ]
 
-torch.set_num_threads(1)
 
-
-@pytest.fixture(scope="session", params=ARCHITECTURES)
-def problem(request: pytest.FixtureRequest) -> Problem:
-    """A three-class problem for each kind of model.
-
-    60 examples: two gradients each is more than the 48 outputs of Phi-3's fused projection, so that every
-    factor has full rank and its eigenvectors are determined.
-    """
-    model = tiny_model(request.param)
-    task = tiny_task(examples=60)
-    return Problem(model, task, dense.truth(model, task.batch(), task.label_ids))
+def pytest_configure(config: pytest.Config) -> None:
+    """Load the fixtures where tests run."""
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
+        config.pluginmanager.import_plugin("shared_fixtures")

@@ -1,0 +1,29 @@
+"""Fixtures of all tests: one torch thread, finished training runs, and one dense truth per kind of model.
+
+One thread because the models here are too small to share out: waking a second costs more than it computes, and
+sums could be split differently from run to run.
+"""
+
+from __future__ import annotations
+
+import dense_reference as dense
+import pytest
+import torch
+from reference_problem import Problem
+from tiny_models import ARCHITECTURES, tiny_model, tiny_task
+
+pytest_plugins = ["tiny_runs"]
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", params=ARCHITECTURES)
+def problem(request: pytest.FixtureRequest) -> Problem:
+    """A three-class problem for each kind of model.
+
+    60 examples: two gradients each is more than the 48 outputs of Phi-3's fused projection, so that every
+    factor has full rank and its eigenvectors are determined.
+    """
+    model = tiny_model(request.param)
+    task = tiny_task(examples=60)
+    return Problem(model, task, dense.truth(model, task.batch(), task.label_ids))
