@@ -1,8 +1,20 @@
 """laplora: calibrated probabilities for LoRA-tuned LLM classifiers.
 
 The names below are the public ones. Each is imported when it is first used, so ``import laplora`` itself loads neither
-torch nor transformers. Start with ``predictor``: an artifact in, answers out. The first lines of each room say what is
-in it, and ``docs/architecture.md`` has them all. ``client`` speaks to the server over HTTP and imports only ``errors``.
+torch nor transformers. The rooms, each importing only what stands further down:
+
+- ``predictor``: an artifact in, answers out.
+- ``answers``: from what the model says of a batch to probabilities, flags and decisions; golden answers.
+- ``artifact``: the folder that is served; ``prior``: how the prior precision is chosen.
+- ``predictive``: from a Gaussian over the class contrasts to probabilities; mixtures; the distilled covariance.
+- ``posterior``: curvature, structures, and the predictive covariance J Sigma J^T.
+- ``jacobians``: the derivative of the contrasts with respect to LoRA weights.
+- ``decisions``: temperature, label sets, review thresholds, flags, the recommendation.
+- ``models``: base models, adapters, class logits; ``prompts``: templates, label tokens, orders of options.
+- ``metrics``: scores, ranking of mistakes, noise, drift.
+- ``linearised``: the symbols of the method; ``files``: files written whole; ``errors``: every exception.
+
+``client`` speaks to the server over HTTP and stands alone: it imports only ``errors``.
 """
 
 from __future__ import annotations

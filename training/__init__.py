@@ -1,6 +1,12 @@
 """The offline jobs: ``python -m training JOB --config FILE``, from labelled rows to a calibrated artifact.
 
 One job a file: ``run`` calls ``finetune``, ``fit_laplace`` (JOB ``fit``), ``evaluate`` and ``package`` in turn;
-``shift`` measures a finished artifact on other rows. Below them, each importing only what stands further down:
-``report``, ``calibration``, ``workspace`` (the folder ``runs/NAME``), ``config`` and ``data``.
+``shift`` measures a finished artifact on other rows. No job but ``run`` knows another one. Below them, each importing
+only what stands further down:
+
+- ``report``: tables, plots and pages.
+- ``calibration``: posteriors, predictives, thresholds and the distilled covariance.
+- ``workspace``: the run's folder (``runs/NAME``), its files, provenance and terminal.
+- ``config``: the YAML file as checked values.
+- ``data``: known data sets, users' files, splits and corruptions.
 """

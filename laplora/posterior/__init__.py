@@ -1,5 +1,7 @@
 """The Laplace posterior over LoRA weights: its curvature in several structures, and its file.
 
-Start with the default: ``joint_core`` fits it, ``joint`` has its covariance. ``base`` says what every posterior
-answers, ``structures`` has them by name.
+The default structure is two files: ``joint_core`` fits it, ``joint`` computes the predictive covariance J Sigma J^T.
+``base`` says what every posterior answers, ``passes`` how a fit goes over the training rows. Then ``kronecker`` and
+``eigen`` (block-diagonal structures), ``exact``, ``sketch`` (low rank and bases), ``subset`` (which matrices are
+covered), ``structures`` (all by name) and ``file``. The prior precision is chosen in ``laplora.prior``.
 """

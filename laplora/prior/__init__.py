@@ -1,5 +1,6 @@
-"""Choosing the prior precision of a posterior (``laplora.posterior.base.Prior``).
+"""Choosing the prior precision of a posterior.
 
-``validation``, the default, and ``leave_one_out`` take the likelihood of labels that a row's prediction did not see, by
-``search``; ``evidence`` takes the training rows' marginal likelihood.
+``validation``, the default wherever there are calibration rows, and ``leave_one_out`` take the likelihood of labels
+that a row's prediction did not see. ``search`` has what these two share, and what every choice returns. ``evidence``
+takes the training rows' marginal likelihood. The prior itself is ``laplora.posterior.base.Prior``.
 """
