@@ -6,24 +6,32 @@ sums could be split differently from run to run.
 
 from __future__ import annotations
 
+from functools import cache
+
 import dense_reference as dense
 import pytest
 import torch
 from reference_problem import Problem
-from tiny_models import ARCHITECTURES, tiny_model, tiny_task
+from tiny_models import ARCHITECTURES, Architecture, tiny_model, tiny_task
 
 pytest_plugins = ["tiny_runs"]
 
 torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="session", params=ARCHITECTURES)
+@pytest.fixture(params=ARCHITECTURES)
 def problem(request: pytest.FixtureRequest) -> Problem:
-    """A three-class problem for each kind of model.
+    """A three-class problem for each kind of model."""
+    return problem_of(request.param)
+
+
+@cache
+def problem_of(architecture: Architecture) -> Problem:
+    """Return it, made once: pytest would drop a fixture of the session at every change of its parameter.
 
     60 examples: two gradients each is more than the 48 outputs of Phi-3's fused projection, so that every
     factor has full rank and its eigenvectors are determined.
     """
-    model = tiny_model(request.param)
+    model = tiny_model(architecture)
     task = tiny_task(examples=60)
     return Problem(model, task, dense.truth(model, task.batch(), task.label_ids))
