@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.rules.promises.models import Table
-from benchmarks.rules.promises.rules import Fitted, fit_before, fit_now
+from benchmarks.rules.promises.rules import Fitted, fit_cross_fitted, fit_once
 from laplora.decisions.conformal import label_sets
 from laplora.decisions.thresholds import Guarantee
 from laplora.decisions.uncertainty import decompose
 from laplora.linearised import entropy
 
 Fit = Callable[[Table, torch.Tensor, float, float], dict[Guarantee, dict[str, Fitted]]]
-METHODS: dict[str, Fit] = {"before": fit_before, "now": fit_now}
+METHODS: dict[str, Fit] = {"one fit": fit_once, "cross-fitted": fit_cross_fitted}
 
 
 @dataclass(frozen=True)

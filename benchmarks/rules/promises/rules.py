@@ -29,7 +29,7 @@ class Fitted:
     Attributes:
         setting: fitted on all calibration rows.
         thresholds: flags and review rule; sets: the threshold of its label sets.
-        score: what was reviewed by before; None: by the review rule.
+        score: what rows are reviewed by under one fit; None: by the review rule.
     """
 
     setting: int
@@ -46,7 +46,7 @@ class Fitted:
         return entropy(map_probs if self.score == "map_entropy" else predictive.probs)
 
 
-def fit_now(table: Table, rows: torch.Tensor, risk: float, level: float) -> dict[Guarantee, dict[str, Fitted]]:
+def fit_cross_fitted(table: Table, rows: torch.Tensor, risk: float, level: float) -> dict[Guarantee, dict[str, Fitted]]:
     """Return every predictive as ``training.calibration.calibrate`` fits it on these rows, by guarantee and name."""
     held_out = {
         name: cross_fitted_predictive(
@@ -67,12 +67,12 @@ def _held_out_sureness(column: Column, rows: torch.Tensor) -> Sureness:
     return Sureness(*rank_aligned(lambda fitted: columns(rows[fitted]), columns(rows)).T)
 
 
-def fit_before(table: Table, rows: torch.Tensor, risk: float, level: float) -> dict[Guarantee, dict[str, Fitted]]:
-    """Return every predictive as it was fitted: settings, score, thresholds and sets on the same rows."""
+def fit_once(table: Table, rows: torch.Tensor, risk: float, level: float) -> dict[Guarantee, dict[str, Fitted]]:
+    """Return every predictive with one fit of all its parts: settings, score, thresholds and sets on the same rows."""
     same = {name: column.at(column.fit(rows), rows) for name, column in table.columns.items()}
     labels, map_entropy = table.labels[rows], entropy(same["map"].probs)
     fitted = _fitted(table, rows, same, risk, "empirical", level)
-    before: dict[Guarantee, dict[str, Fitted]] = {guarantee: {} for guarantee in GUARANTEES}
+    by_guarantee: dict[Guarantee, dict[str, Fitted]] = {guarantee: {} for guarantee in GUARANTEES}
     for name, one in fitted.items():
         errors = same[name].probs.argmax(1) != labels
         scores: dict[Score, torch.Tensor] = {"map_entropy": map_entropy}
@@ -89,8 +89,8 @@ def fit_before(table: Table, rows: torch.Tensor, risk: float, level: float) -> d
             # Recorded as empirical under either: a label other than MAP's was accepted.
             rule = one.thresholds.review.model_copy(update={"threshold": limits[guarantee]})
             thresholds = one.thresholds.model_copy(update={"review": rule})
-            before[guarantee][name] = Fitted(one.setting, thresholds, one.sets, score)
-    return before
+            by_guarantee[guarantee][name] = Fitted(one.setting, thresholds, one.sets, score)
+    return by_guarantee
 
 
 def _fitted(

@@ -40,4 +40,4 @@ def test_promises(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     monkeypatch.setattr(sys, "argv", [*sys.argv, "simulate", "--models", "0", "--draws", "3"])
     promises.main()
     lines = capsys.readouterr().out.splitlines()
-    assert sum(line.startswith("| laplace | now |") for line in lines) == 3
+    assert sum(line.startswith("| laplace | cross-fitted |") for line in lines) == 3
