@@ -180,10 +180,11 @@ class Predictor:
             predictive: one of ``predictives``; None is the recommended one.
             also: further ones, whose probabilities come in ``calibrated_probs``; with ``laplace`` the answer has logit
                 variances. Those that need no further pass through the model come in any case.
-            target_risk: what the decisions will be made for (``decided``); None: the artifact's.
+            target_risk: of ``fast`` alone: which rows it defers, as ``decided`` for this risk would need. Decisions are
+                the artifact's until ``decided``.
 
         Raises:
-            ConfigError: a predictive that the artifact does not have, or a risk that it cannot decide for.
+            ConfigError: a predictive that the artifact does not have, or a risk that ``fast`` cannot decide for.
             NonFiniteError: NaN or infinity in a logit or variance.
         """
         name = self._named(predictive or self.recommended)

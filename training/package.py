@@ -42,9 +42,11 @@ from training.workspace.runtime import open_run
 from training.workspace.terminal import say
 
 #: How far a replayed probability may be from the recorded one. Activations in bfloat16 are rounded differently by
-#: every processor and kernel: up to 0.20 was seen. Float32 differs by the order of sums.
+#: every processor and kernel: up to 0.20 was seen. What this lets through is
+#: compared besides: hashes of base, quantization and tokenizer, and the variances. Float32 differs by the order of
+#: sums.
 TOLERANCE = {"bfloat16": 0.25, "float32": 2e-3}
-#: The same of the logarithm of a variance: 0.57 was seen in bfloat16.
+#: The same of the logarithm of a variance: 0.57 was seen in bfloat16, of an answer with ten times the others' variance.
 VARIANCE_TOLERANCE = {"bfloat16": 1.0, "float32": 0.05}
 
 

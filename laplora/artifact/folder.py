@@ -57,7 +57,8 @@ def read_artifact(path: Path) -> Artifact:
     Raises:
         ArtifactNotFoundError: no such folder, or one without a manifest.
         ArtifactIncompatibleError: written in another format version.
-        ArtifactCorruptError: no manifest; a file missing, left over, changed or unreadable; a link out of the folder.
+        ArtifactCorruptError: a manifest that does not parse; a file missing, left over, changed or unreadable; a link
+            out of the folder.
     """
     while True:
         before = _identity(path)

@@ -25,7 +25,7 @@ GOLDEN = "golden.json"
 SCORES = "scores.safetensors"
 DISTILLED = "distilled.safetensors"
 ADAPTER_FOLDER = "adapter"
-#: What every artifact has, next to its manifest.
+#: What every artifact has, next to its manifest. The adapter is never the pickled file that PEFT would fall back to.
 ADAPTER_FILES = (f"{ADAPTER_FOLDER}/adapter_config.json", f"{ADAPTER_FOLDER}/adapter_model.safetensors")
 REQUIRED = (*ADAPTER_FILES, POSTERIOR, GOLDEN, SCORES)
 

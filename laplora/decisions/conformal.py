@@ -1,8 +1,6 @@
 """Split-conformal label sets: thresholds from a calibration split, and the sets of new rows.
 
 Two scores, by the name that an artifact records: ``lac`` (1 - p of the label) and ``aps`` (the mass before the label).
-Everywhere ``probs`` is (rows, classes), ``labels`` (rows,) int64 and ``class_mask`` (rows, classes) bool. Shapes and
-labels that do not fit raise DataError, NaN and infinity NonFiniteError, and a level outside (0, 1) ConfigError.
 """
 
 from __future__ import annotations
@@ -34,6 +32,9 @@ def conformal_threshold(probs: torch.Tensor, labels: torch.Tensor, level: float 
     With the score 1 - p(label), q is the ceil((rows + 1) level)-th smallest calibration score. If calibration
     and new rows are exchangeable, the set {k: 1 - p_k <= q} holds the true label with probability at least
     ``level``. With too few rows for the level, q is 1: the set holds every possible label.
+
+    Takes probs (rows, classes) and labels (rows,) int64. Raises ConfigError for a level outside (0, 1), DataError for
+    no rows or shapes and labels that do not fit, NonFiniteError for NaN and infinity.
     """
     return _threshold(1 - probs.double(), labels, level)
 
@@ -41,7 +42,8 @@ def conformal_threshold(probs: torch.Tensor, labels: torch.Tensor, level: float 
 def prediction_sets(probs: torch.Tensor, threshold: float, class_mask: torch.Tensor) -> torch.Tensor:
     """Return (rows, classes) bool: the possible labels in each row's set, by a ``conformal_threshold``.
 
-    A set may be empty: then no label is as probable as the calibration rows' labels were.
+    A set may be empty: then no label is as probable as the calibration rows' labels were. Takes probs and class_mask
+    (rows, classes); errors as ``conformal_threshold``.
     """
     probs, mask = checked_values(probs, class_mask)
     return (1 - probs <= threshold) & mask
@@ -51,8 +53,8 @@ def aps_threshold(probs: torch.Tensor, labels: torch.Tensor, level: float = 0.9)
     """Return the threshold of adaptive prediction sets (APS: Romano, Sesia and Candes, arXiv 2006.02544).
 
     A label's score is the probability of the labels that are more probable than it: the least tau at which the
-    paper's set ``S(x; tau)``, the most probable labels until they reach tau, takes the label in. The rest, and the
-    promise, are as of ``conformal_threshold``.
+    paper's set ``S(x; tau)``, the most probable labels until they reach tau, takes the label in. Arguments, errors
+    and promise are those of ``conformal_threshold``.
     """
     probs, _ = checked_values(probs, torch.ones(probs.shape, dtype=torch.bool))
     return _threshold(_mass_before(probs), labels, level)
@@ -61,14 +63,14 @@ def aps_threshold(probs: torch.Tensor, labels: torch.Tensor, level: float = 0.9)
 def aps_sets(probs: torch.Tensor, threshold: float, class_mask: torch.Tensor) -> torch.Tensor:
     """Return (rows, classes) bool: the possible labels in each row's adaptive set, by an ``aps_threshold``.
 
-    A set is never empty: the most probable label has the score 0.
+    A set is never empty: the most probable label has the score 0. Arguments and errors as ``prediction_sets``.
     """
     probs, mask = checked_values(probs, class_mask)
     return (_mass_before(probs.masked_fill(~mask, 0)) <= threshold) & mask
 
 
 def empirical_coverage(sets: torch.Tensor, labels: torch.Tensor) -> float:
-    """Return the share of rows whose set, of (rows, classes) bool, holds their label."""
+    """Return the share of rows whose set holds their label: sets (rows, classes) bool, labels (rows,) int64."""
     if sets.ndim != 2 or sets.dtype != torch.bool:
         raise DataError(f"sets must be (rows, classes) bool, got {tuple(sets.shape)} {sets.dtype}")
     sets = sets.detach().cpu()

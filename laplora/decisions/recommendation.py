@@ -70,7 +70,8 @@ def recommend(losses: Mapping[str, torch.Tensor], order: Sequence[str], seed: in
     4. But ``laplace``, if it is a candidate within 0.25 standard errors of the best one, is preferred to a cheaper
        one: it has a variance and an epistemic part.
 
-    Why these numbers: docs/lab-notes.md. On a shifted test split no rule keeps the promise.
+    Why these numbers: docs/lab-notes.md. Calibration rows speak for rows like them: of shifted rows no rule promises
+    anything.
 
     Args:
         losses: by predictive (rows,) the NLL of the same calibration rows, cross-fitted; ``map`` among them.

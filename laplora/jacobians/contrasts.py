@@ -38,7 +38,10 @@ REVERSE_TOLERANCE = {torch.bfloat16: 0.2, torch.float16: 0.03, torch.float32: 1e
 
 
 def find_blocks(model: nn.Module, class_count: int) -> tuple[Block, ...]:
-    """Return every LoRA weight matrix of a PEFT model, in module order, A before B."""
+    """Return every LoRA weight matrix of a PEFT model, in module order, A before B.
+
+    ``lora_B`` of ``lm_head`` has the rows of the ``class_count`` label tokens alone.
+    """
     head = head_name(model)
     blocks: list[Block] = []
     for name, layer in lora_layers(model).items():
@@ -171,10 +174,10 @@ def contrast_jacobians(
     tokens: bool = False,
     automatic: bool = False,
 ) -> ContrastJacobians:
-    """Return logits and the exact Jacobians of their C-1 contrasts, for every block.
+    """Return logits and the exact Jacobians of their C-1 contrasts, for every block: a forward and C-1 backward passes.
 
     Args:
-        batch: on the model's device.
+        batch: on the model's device; label_ids: the token of each class.
         blocks: those of ``find_blocks`` to compute.
         sums: whether to give mean inputs and summed gradients too, for a fit.
         tokens: whether to keep every token's input and gradient as well.

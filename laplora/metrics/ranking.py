@@ -39,7 +39,8 @@ class RiskCoverage:
 def error_auroc(score: torch.Tensor, errors: torch.Tensor) -> float | None:
     """Return the probability that a mistake has a higher score than a right answer, ties counting half.
 
-    None when there is no mistake or no right answer: nothing to rank.
+    ``score`` is (rows,), higher meaning less trusted, ``errors`` (rows,) bool, true at mistakes. None when there is no
+    mistake or no right answer: nothing to rank. Raises DataError for no rows or what does not fit, NonFiniteError.
     """
     score, errors = checked_score(score, errors)
     return none_if_nan(grouped_auroc(tie_groups(score)[1], errors))
@@ -50,6 +51,7 @@ def error_auprc(score: torch.Tensor, errors: torch.Tensor) -> float | None:
 
     ``sum_i (recall_i - recall_i-1) precision_i`` over the distinct scores, without interpolation, which would be
     too optimistic (Davis and Goadrich 2006). A score that knows nothing has the error rate; None without a mistake.
+    Arguments and errors as ``error_auroc``.
     """
     score, errors = checked_score(score, errors)
     return none_if_nan(grouped_auprc(tie_groups(score)[1], errors))
@@ -59,6 +61,7 @@ def risk_coverage(score: torch.Tensor, errors: torch.Tensor) -> RiskCoverage:
     """Return the error rate among the k rows with the lowest scores, for k = 1 .. rows.
 
     Each row counts with the error rate of its group of equal scores: the expected curve over their random order.
+    Arguments and errors as ``error_auroc``.
     """
     score, errors = checked_score(score, errors)
     risk = grouped_risk(tie_groups(score)[1], errors)

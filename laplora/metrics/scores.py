@@ -190,6 +190,7 @@ def evaluate_probs(
     """Return every metric of one method, with 95 % bootstrap intervals.
 
     Args:
+        probs: (rows, classes), each row summing to 1; labels: (rows,) int64.
         score: (rows,) the uncertainty that should rank the mistakes; the entropy of ``probs`` when None.
         resamples: of the bootstrap; 0 leaves the intervals out.
         seed: of the bootstrap. The same seed and rows give paired resamples for two methods.

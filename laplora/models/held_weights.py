@@ -13,7 +13,8 @@ from typing import Literal
 
 import torch
 
-#: What has to stay free beside the expanded weights: this many bytes and this share of the weights.
+#: What has to stay free beside the expanded weights, for activations and everything else: this many bytes and this
+#: share of the weights.
 MARGIN_BYTES = 512 * 2**20
 MARGIN_SHARE = 0.25
 
@@ -27,7 +28,10 @@ class HeldWeights:
 
 
 def decide(expanded_bytes: int, device: torch.device, dequantize: bool | None) -> HeldWeights:
-    """Return how 4-bit weights are to be held, by what is requested, the device, and the memory that is left."""
+    """Return how 4-bit weights are to be held.
+
+    ``dequantize`` says whether to expand them; None expands on a CPU, unless the memory is known not to suffice.
+    """
     if dequantize is not None:
         return HeldWeights("expanded" if dequantize else "packed", "as requested")
     if device.type != "cpu":

@@ -21,7 +21,8 @@ from laplora.prompts.rows import Batch, EncodedRow, collate
 
 #: Tokens of the two rows.
 _LENGTHS = (6, 3)
-#: How far padding may move a row's last hidden state, as a share of its norm: by rounding. In float32 1 %.
+#: How far padding may move a row's last hidden state, as a share of its norm: by rounding, which can tip routers of
+#: experts. Wrong positions move it by most of its norm. In float32 1 %.
 _PADDING_TOLERANCE = {torch.bfloat16: 0.25, torch.float16: 0.25}
 #: What a forward pass raises that was given other inputs than it takes.
 _REFUSALS = (TypeError, ValueError, LookupError, AttributeError, NotImplementedError)

@@ -23,8 +23,9 @@ class Prior:
     """Gaussian prior N(W_init, 1/precision) on each block, centred at the initial adapter.
 
     Attributes:
-        granularity: one precision in all, one per ``lora_A`` and ``lora_B``, or one per block.
-        precision: by ``"all"``, by group, or by block name.
+        granularity: ``scalar`` (one precision), ``group`` (one for all ``lora_A``, one for all ``lora_B``), or
+            ``module`` (one per block).
+        precision: by ``"all"``, by ``"lora_A"`` and ``"lora_B"``, or by block name.
     """
 
     granularity: Granularity

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from safetensors import SafetensorError, safe_open
 
-from laplora.errors import ArtifactCorruptError
+from laplora.errors import ArtifactCorruptError, ConfigError
 from laplora.jacobians.blocks import Block
 from laplora.posterior.base import Posterior
 from laplora.posterior.eigen import EigenPosterior
@@ -106,7 +106,7 @@ def posterior_tensors(
     elif isinstance(posterior, EigenPosterior):
         parts = {name: getattr(posterior, name) for name in ("wide", "narrow", "scale", "tail")}
     else:
-        raise TypeError(f"a posterior of structure {posterior.structure!r} has no file")
+        raise ConfigError(f"a posterior of structure {posterior.structure!r} has no file")
     for part, by_block in parts.items():
         dtype = torch.float32 if part in ("scale", "tail") else getattr(torch, factor_dtype)
         for block, tensor in zip(posterior.blocks, by_block, strict=bool(by_block)):

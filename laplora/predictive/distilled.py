@@ -81,7 +81,7 @@ class DistilledCovariance:
     error: KernelError
 
     def estimate(self, states: States) -> Estimate:
-        """Return the predicted covariance and its error."""
+        """Return the predicted covariance (batch, classes - 1, classes - 1), nats^2, and its error."""
         kernel = self._kernel(states)
         covariance = from_logarithms(kernel @ self.coefficients.double() + self.mean.double())
         variance = self.error.variance(kernel)

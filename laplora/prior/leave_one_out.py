@@ -7,7 +7,7 @@ rows, ``f_n`` its contrasts, ``Lambda_n`` the Hessian of its loss and ``g_n = Q^
     ``V_-n = (V_n^-1 - Lambda_n)^-1 = V_n (I - Lambda_n V_n)^-1``,   ``f_-n = f_n + V_-n g_n``
 
 (Vehtari et al., arXiv 1412.7461, on Laplace approximations). The mean moves as under one fixed prior, and only the
-covariance follows the prior that is tried: taken back under that too, an overfitted adapter would choose MAP.
+covariance follows the prior that is tried. If the mean followed it as well, an overfitted adapter would choose MAP.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def choose_by_leave_one_out(
         posterior: of structure ``exact``.
         projected: the projected Jacobians of the rows that it was fitted to.
         labels: (rows,) int64; class_mask: (rows, classes) bool.
-        trained_under: prior under which a row's pull at the weights is taken back, as the evidence's choice.
+        trained_under: prior under which a row's pull at the weights is taken back, for example the evidence's choice.
 
     Raises:
         PriorError: another structure, other rows, ``module`` granularity, or an infeasible ``trained_under``.
@@ -111,6 +111,11 @@ def choose_by_leave_one_out(
         return predictive_nll(mean, cavity[1], labels, class_mask)
 
     prior, value, at_bound = search_precisions(nll, posterior.blocks, granularity)
+    if not math.isfinite(value):
+        raise PriorError(
+            "at no precision can every row be divided out of the posterior: are these the rows, in the model's "
+            "present state, that it was fitted to?"
+        )
     near = [p for p in infeasible if _neighbours(p, prior)]
     if near:
         warnings.warn(

@@ -30,7 +30,7 @@ def option_orders(count: int) -> tuple[Order, ...]:
     if count < 2:
         raise ConfigError(f"an order needs at least two options, got {count}")
     zigzag = [(i + 1) // 2 if i % 2 else (count - i // 2) % count for i in range(count)]  # 0, 1, n - 1, 2, n - 2, ...
-    rows = [zigzag, [0, 2, 1]] if count == 3 else [zigzag]
+    rows = [zigzag, [0, 2, 1]] if count == 3 else [zigzag]  # of three both Latin squares: all six orders
     # The options are renamed so that the first order is the user's: the square of its shifts is then a group.
     name = {place: option for option, place in enumerate(zigzag)}
     return tuple(tuple(name[(place + shift) % count] for place in row) for row in rows for shift in range(count))

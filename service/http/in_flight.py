@@ -33,7 +33,7 @@ class SharedLimit:
     """Something that all callers share, with a most for everybody together and one for each. For the event loop.
 
     Args:
-        what: it is, in messages; ``setting`` is what limits it.
+        what: its name in messages; setting: the name of what limits it; most: of it, for everybody together.
         client_share: most that one caller has, as a share of ``most``.
     """
 

@@ -198,9 +198,10 @@ class Ledger:
 
     def runs(self, job: Job) -> None:
         """Note that a queued job has begun to run. A paused one stays so until something of it went through."""
+        if not job.pace:
+            job.pace.append((time.monotonic(), job.rows_done))
         if job.status == "queued":
             job.status, job.started_at = "running", job.started_at or time.time()
-            job.pace.append((time.monotonic(), job.rows_done))
             self.tell(job)
 
     def pause(self, job: Job, error: Exception) -> None:

@@ -43,7 +43,7 @@ class Quota:
         owners_jobs = sum(holder == owner for holder, _ in self._held.values())
         for what, name, got in (
             ("unfinished jobs", "max_jobs", len(self._held)),
-            ("of them yours", "max_jobs_per_caller", owners_jobs),
+            ("unfinished jobs of yours", "max_jobs_per_caller", owners_jobs),
         ):
             limit = getattr(self._settings, name)
             if got >= limit:
@@ -66,7 +66,7 @@ class Quota:
         self.hold(job_id, owner, size_bytes)
 
     def release(self, job_id: str) -> None:
-        """Give a place back; again, nothing."""
+        """Give a place back; a second call does nothing."""
         self._held.pop(job_id, None)
 
     def _check_bytes(self, owner: str, more: int) -> None:

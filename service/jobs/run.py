@@ -56,7 +56,7 @@ class Run:
     Attributes:
         rows, most_rows: of the next chunk at most, and of any.
         bad: by number, the codes of rows without an answer; not all of them are on disk yet.
-        chunks, under_way: in order, and what the disk says of them beside ``job.begun``.
+        chunks: of the next rows, in order; under_way: what the disk has of them, lone tries by their rows.
         alone: the last chunk ahead got no room, so the next one waits for those before it.
         not_before, absent_at: ``time.monotonic`` of the next try, and of the last one without the artifact.
         next_row, next_offset: where the next chunk begins; ahead of what is on disk by the chunks under way.

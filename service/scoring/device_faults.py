@@ -52,7 +52,7 @@ def is_device_fault(error: BaseException) -> bool:
     """
     seen: list[BaseException] = []
     cause: BaseException | None = error
-    while cause is not None and cause not in seen:  # errors can be chained in a circle
+    while cause is not None and not any(cause is one for one in seen):  # errors can be chained in a circle
         if _is_fault(cause):
             return True
         seen.append(cause)

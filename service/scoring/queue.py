@@ -52,7 +52,7 @@ class QueuedRow(Waiting):
 
 @dataclass(eq=False)
 class _Entry:
-    """What a plan in the queue holds, and whose turn those of its rows have that ``fast`` deferred."""
+    """A plan in the queue: what it holds, and the request of its rows that ``fast`` deferred."""
 
     reservation: Reservation
     deferred: Request | None = None
@@ -60,7 +60,10 @@ class _Entry:
 
 @lru_cache(maxsize=4096)
 def _group(predictor_id: int, ask: Ask) -> object:
-    """Return what stands for rows that can share a batch: one small object, for it is compared a lot."""
+    """Return what stands for rows that can share a batch: one small object, for it is compared a lot.
+
+    By the predictor's id, for the cache would keep a predictor alive after its artifact was unloaded.
+    """
     return object()
 
 

@@ -30,7 +30,7 @@ SAVE_EVERY_S = 30.0
 
 
 class ResumablePass:
-    """Passes over a run's training rows by its model; ``laplora.posterior.structures.Pass``.
+    """Passes over a run's training rows by its model; ``laplora.posterior.passes.Pass``.
 
     Each pass keeps its state in a file named by its title. A finished one is read back and runs no model, and
     one whose file was made from something else starts again.

@@ -1,4 +1,4 @@
-"""The documented surface: a snapshot, exactly the statuses that can come out, and a docs page without a network."""
+"""The documented surface: a snapshot, and a docs page without a network."""
 
 from __future__ import annotations
 
