@@ -29,7 +29,7 @@ from training.data.section import load_splits
 from training.report.markdown import fill
 from training.report.shift import publish_shift, published_shifts
 from training.report.shift_answers import SetAnswers, read_answers
-from training.report.shift_tables import page_section, shift_figure, shift_tables, shown_predictives
+from training.report.shift_tables import bold_best, page_section, shift_figure, shift_tables, shown_predictives
 from training.workspace.runtime import batches
 
 pytestmark = pytest.mark.usefixtures("ctrl_c_interrupts")
@@ -228,6 +228,11 @@ def test_what_is_unfamiliar_is_deferred(sentiment_run: FinishedRun, tmp_path: Pa
     assert sets["test"]["fast"]["unfamiliar"] < 0.3
     assert shift_tables(record).count("| questions | 48 |") == 2  # entropies and what is deferred
     assert shift_figure(record).axes
+
+
+def test_the_best_of_a_row_is_a_number_not_a_text() -> None:
+    assert bold_best(["10.200", "9.800"], min) == ["10.200", "**9.800**"]
+    assert bold_best(["10.200", "9.800"], None) == ["10.200", "9.800"]
 
 
 # What is kept.

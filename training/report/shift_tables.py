@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -23,12 +23,13 @@ _DETECTORS = {
     "map_entropy": "MAP entropy",
     "confidence": "1 − confidence",
 }
-#: What is shown of every predictive: its title, and which of a row is the best.
-_TABLES: dict[str, tuple[str, Callable[[list[str]], str]]] = {
+Best = Callable[[Iterable[float]], float]
+#: What is shown of every predictive: its title, and which of a row is the best: the largest, the smallest, or none.
+_TABLES: dict[str, tuple[str, Best | None]] = {
     "accuracy": ("Accuracy", max),
     "nll": ("NLL", min),
     "ece": ("ECE", min),
-    "total_entropy": ("Mean entropy", lambda _: ""),
+    "total_entropy": ("Mean entropy", None),
 }
 _COLORS = ("#c44e52", "#dd8452", "#2a6fb0", "#55a868", "#8172b3", "#937860", "#4c4c4c")
 _UNPUBLISHED = (
@@ -109,7 +110,7 @@ def _predictives_table(record: Record, metric: str) -> str:
         values = [of_set["predictives"][n][metric] for n in names]
         if any(value is not None for value in values):
             texts = [f"{value:.3f}" for value in values]
-            rows.append([_set_name(name), of_set["rows"], *(_bold(text, best(texts)) for text in texts)])
+            rows.append([_set_name(name), of_set["rows"], *bold_best(texts, best)])
     return markdown_table(["set", "rows", *(f"{title}, {display_name(n)}" for n in names)], rows)
 
 
@@ -156,7 +157,7 @@ def _entropy_table(record: Record) -> str:
     return markdown_table(["set", *(display_name(n) for n in predictives)], rows)
 
 
-def _detection_table(record: Record, value: str, best: Callable[[list[str]], str]) -> str:
+def _detection_table(record: Record, value: str, best: Best) -> str:
     found = {name: detectors(record, name) for name in _shifted(record)}
     keys = [key for key in _DETECTORS if any(key in of_set for of_set in found.values())]
     rows = [
@@ -165,10 +166,10 @@ def _detection_table(record: Record, value: str, best: Callable[[list[str]], str
     return markdown_table(["set", *(_DETECTORS[key] for key in keys)], rows)
 
 
-def _best_marked(detections: Sequence[Record], value: str, best: Callable[[list[str]], str]) -> list[str]:
+def _best_marked(detections: Sequence[Record], value: str, best: Best) -> list[str]:
     """Return one value of each detector, the best bold, an AUROC with its interval."""
     texts = [f"{one[value]:.3f}" for one in detections]
-    cells = [_bold(text, best(texts)) for text in texts]
+    cells = bold_best(texts, best)
     if value != "auroc":
         return cells
     bounds = [f"[{_short(one['low'])}–{_short(one['high'])}]" for one in detections]
@@ -192,8 +193,10 @@ def _short(value: float) -> str:
     return f"{value:.3f}".removeprefix("0") if value < 1 else f"{value:.2f}"
 
 
-def _bold(text: str, best: str) -> str:
-    return f"**{text}**" if text == best else text
+def bold_best(texts: Sequence[str], best: Best | None) -> list[str]:
+    """Return the numbers, those that are shown like the best one bold."""
+    top = best(float(text) for text in texts) if best else None
+    return [f"**{text}**" if float(text) == top else text for text in texts]
 
 
 def shift_figure(record: Record) -> Figure:
