@@ -216,9 +216,9 @@ def verdicts(runs: Sequence[Run], queue_rows: int) -> list[tuple[str, bool]]:
     ]
 
 
-def page(found: Mapping[str, Sequence[Run]], measured: str, *, queue_rows: int, mode: str) -> str:
+def page(by_setting: Mapping[str, Sequence[Run]], measured: str, *, queue_rows: int, mode: str) -> str:
     """Return the page of the runs of all settings; ``measured``: when, from what and on what."""
-    every = [kept for runs in found.values() for _, kept in verdicts(runs, queue_rows)]
+    every = [kept for runs in by_setting.values() for _, kept in verdicts(runs, queue_rows)]
     head = f"""# The server past its capacity
 
 {measured}
@@ -227,9 +227,9 @@ Requests of one row by {CALLERS} callers, mode {mode}; {queue_rows} rows may wai
 {CLOSED_LOOP_CLIENTS} clients that wait for their answers, found anew before each run; Poisson arrivals at
 twice that, latency from the time a request was meant for. benchmarks/load/overload.py has the protocol.
 
-**Met: {sum(every)} of {len(every)}** things asked, by the medians of the runs."""
+**Met: {sum(every)} of {len(every)}** targets, by the medians of the runs."""
     lines = [head]
-    for name, runs in found.items():
+    for name, runs in by_setting.items():
         lines += ["", f"## {name[0].upper()}{name[1:]}", ""]
         alone = [verdicts([run], queue_rows) for run in runs]
         for i, (what, kept) in enumerate(verdicts(runs, queue_rows)):

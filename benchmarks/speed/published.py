@@ -33,8 +33,8 @@ def pages() -> dict[Path, str]:
 
 def named(records: Records, name: str) -> Mapping[str, Any] | None:
     """Return the record whose name is this or begins with it; of several machines', the last that was measured."""
-    found = [r for r in records if r["name"].startswith(name)]
-    return max(found, key=lambda r: r["measured"]["date"]) if found else None
+    matching = [r for r in records if r["name"].startswith(name)]
+    return max(matching, key=lambda r: r["measured"]["date"]) if matching else None
 
 
 def value(record: Mapping[str, Any]) -> str:
@@ -46,30 +46,30 @@ def fast_costs(records: Records) -> str:
     """Return what an answer of mode fast costs as served, with no number where none is published."""
     figures = [
         named(records, f"fast: {name}")
-        for name in ("fast as served, 32", "laplace as served, 32", "fast as served, one", "handed over")
+        for name in ("fast as served, 32", "laplace as served, 32", "fast as served, one", "deferred")
     ]
     if None in figures:
         return "between one MAP answer and one Laplace answer, depending on how many rows it defers"
-    many, exact, alone, handed = (figure["value"] for figure in figures if figure)
+    many, exact, alone, deferred = (figure["value"] for figure in figures if figure)
     return (
         f"{many:.3g} MAP answers as served to 32 clients at once, where a Laplace answer costs {exact:.3g}, and "
-        f"{alone:.3g} to one client alone (SST-2, {100 * handed:.0f} % of the rows deferred)"
+        f"{alone:.3g} to one client alone (SST-2, {100 * deferred:.0f} % of the rows deferred)"
     )
 
 
 def overload_figures(records: Records) -> str:
     """Return the verdict at twice the capacity and its figures, setting by setting."""
-    found = {r["name"].removeprefix("overload: "): r for r in records if r["name"].startswith("overload: ")}
-    settings = [name.removeprefix("goodput, ") for name in found if name.startswith("goodput, ")]
+    figures = {r["name"].removeprefix("overload: "): r for r in records if r["name"].startswith("overload: ")}
+    settings = [name.removeprefix("goodput, ") for name in figures if name.startswith("goodput, ")]
     if not settings:
         return "not measured by this protocol yet"
     texts = [
-        f"{setting}: {value(found[f'goodput, {setting}'])} of the capacity answered, 99th percentile "
-        f"{value(found[f'99th percentile of the answered, {setting}'])} times the time to empty a full queue, "
-        f"refusals' 95th percentile {value(found[f'95th percentile of the refusals, {setting}'])} ms"
+        f"{setting}: {value(figures[f'goodput, {setting}'])} of the capacity answered, 99th percentile "
+        f"{value(figures[f'99th percentile of the answered, {setting}'])} times the time to empty a full queue, "
+        f"refusals' 95th percentile {value(figures[f'95th percentile of the refusals, {setting}'])} ms"
         for setting in settings
     ]
-    judged = [r for r in found.values() if r["met"] is not None]
+    judged = [r for r in figures.values() if r["met"] is not None]
     kept = sum(r["met"] for r in judged)
     every = Counter(verdict(r) for r in judged)
     overall = "met" if kept == len(judged) else "**missed**"

@@ -63,13 +63,13 @@ def as_served(conditions: Conditions, address: str, texts: Sequence[str], *, tur
 
     Each mode answers all texts in turn, so that the three are of one run. HTTP and the clients are part of the cost.
     """
-    handed: list[bool] = []
+    deferred: list[bool] = []
     with clients(address) as post:
 
         def ask(text: str, mode: str) -> None:
             answer = post(text, mode=mode)
             if mode == "fast":
-                handed.append(answer["answered_by"] != "fast")
+                deferred.append(answer["answered_by"] != "fast")
 
         def ask_all(mode: str, texts: Sequence[str], at_once: int) -> None:
             with ThreadPoolExecutor(at_once) as pool:
@@ -80,7 +80,7 @@ def as_served(conditions: Conditions, address: str, texts: Sequence[str], *, tur
             times = in_turns({mode: partial(ask_all, mode, some, at_once) for mode in MODES}, turns)
             for mode in MODES[1:]:
                 yield conditions.record(f"fast: {mode} as served, {name}", ratio(times, mode, "map"), "MAP as served")
-    yield conditions.record("fast: handed over", exactly(sum(handed) / len(handed)), "share of test rows")
+    yield conditions.record("fast: deferred", exactly(sum(deferred) / len(deferred)), "share of test rows")
 
 
 def test_texts(count: int) -> list[str]:

@@ -208,7 +208,7 @@ def test_a_short_open_loop_prints_its_table(url: str, capsys: pytest.CaptureFixt
 
 
 def test_every_mode_is_asked_for_every_text_as_served(url: str) -> None:
-    """The fake server hands nothing over; each mode answers all texts at once, and half of them alone."""
+    """The fake server defers nothing; each mode answers all texts at once, and half of them alone."""
     here = Conditions("h", {"versions": ""})
     found = list(fast.as_served(here, url, [f"text {i}" for i in range(8)], turns=1))
     assert [record.name for record in found] == [
@@ -216,7 +216,7 @@ def test_every_mode_is_asked_for_every_text_as_served(url: str) -> None:
         "fast: laplace as served, 32 clients",
         "fast: fast as served, one client",
         "fast: laplace as served, one client",
-        "fast: handed over",
+        "fast: deferred",
     ]
     assert found[-1].value in (0.0, 1.0)
     assert min(record.low for record in found[:-1]) > 0

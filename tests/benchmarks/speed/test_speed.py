@@ -72,7 +72,7 @@ def test_the_sentence_on_fast_follows_from_its_row() -> None:
         "fast as served, 32 clients": 1.4,
         "laplace as served, 32 clients": 2.2,
         "fast as served, one client": 1.5,
-        "handed over": 0.2,
+        "deferred": 0.2,
     }
     rows = [asdict(HERE.record(f"fast: {name}", Ratio(v, v, v), "b")) for name, v in values.items()]
     assert published.fast_costs(rows) == (
@@ -117,7 +117,7 @@ def test_the_open_loops_page_is_made_of_its_runs(tmp_path: Path) -> None:
     overload.keep({"s": [run_of()], "t": [run_of(otherwise=1)]}, kept)
     page = (tmp_path / "load" / "open_loop.md").read_text(encoding="utf-8")
     assert page == overload.page(json.loads((tmp_path / "load" / "open_loop.json").read_text(encoding="utf-8")))
-    assert "**Met: 7 of 8** things asked" in page
+    assert "**Met: 7 of 8** targets" in page
     (tmp_path / "load" / "open_loop.md").write_text("old")
     job.main(["--pages", "--out", str(tmp_path)])
     assert (tmp_path / "load" / "open_loop.md").read_text(encoding="utf-8") == page
