@@ -148,9 +148,9 @@ def input_factors_by_tokens(subject: Subject) -> dict[str, float]:
     return {name: largest_gap(package, factors) for name, factors in wanted.items()}
 
 
-def order_dependence(subject: Subject, rank: int = 4) -> dict[str, float]:
+def order_dependence(subject: Subject) -> dict[str, float]:
     """Return how much the low-rank input factors depend on the rows' order, and on the batch size."""
-    count = len(subject.train)
+    count, rank = len(subject.train), 4
     backwards = list(reversed(range(count)))
     cut, whole = input_factors(subject, 4, rank=rank), input_factors(subject, count, rank=rank)
     uncut = input_factors(subject, 4)

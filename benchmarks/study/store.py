@@ -18,6 +18,8 @@ from safetensors.torch import load_file
 from laplora.jacobians.blocks import Block, BlockJacobian, ContrastJacobians
 
 SPLITS = ("train", "calibration", "test")
+#: Rows of a batch that is replayed.
+_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -76,13 +78,13 @@ def read_stores(folder: Path) -> Stores:
 
 
 def replay(
-    split: StoredSplit, blocks: Sequence[Block], only: Sequence[Block], batch_size: int = 32
+    split: StoredSplit, blocks: Sequence[Block], only: Sequence[Block]
 ) -> Iterator[tuple[ContrastJacobians, torch.Tensor]]:
     """Yield some blocks of stored rows as the batches that the model would give, with their class masks, in order."""
     contrasts = split.jacobians.shape[1]
     places = [(b, i, span) for i, (b, span) in enumerate(zip(blocks, offsets(blocks), strict=True)) if b in only]
-    for start in range(0, len(split.labels), batch_size):
-        rows = slice(start, start + batch_size)
+    for start in range(0, len(split.labels), _BATCH):
+        rows = slice(start, start + _BATCH)
         parts = []
         for block, i, (first, last) in places:
             jacobian = split.jacobians[rows, :, first:last].float().reshape(-1, contrasts, block.wide, block.narrow)

@@ -32,14 +32,14 @@ JOINT, EKFAC = "file, joint_core", f"file, ekfac of rank {EKFAC_RANK}"
 FILE_MB = 25.0
 
 
-def run(conditions: Conditions, *, quick: bool, device: str = "cpu") -> Iterator[Record]:
+def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
     """Yield megabytes of 32 layers, and what they are over the formulas'."""
-    few, more = (measured(layers, device) for layers in (2, 4))
-    found = {"from 2 and 4": {name: few[name] + (more[name] - few[name]) // 2 * (LAYERS - 2) for name in few}}
+    few, more = (measured(layers, "cpu") for layers in (2, 4))
+    by_layers = {"from 2 and 4": {name: few[name] + (more[name] - few[name]) // 2 * (LAYERS - 2) for name in few}}
     if not quick:
-        found["all"] = measured(LAYERS, device)
-    formula = formulas(device)
-    for how, sizes in found.items():
+        by_layers["all"] = measured(LAYERS, "cpu")
+    formula = formulas("cpu")
+    for how, sizes in by_layers.items():
         for name, size in sizes.items():
             limit = FILE_MB if name in (JOINT, EKFAC) else None
             yield conditions.record(f"large: {name}, layers: {how}", exactly(size / 1e6), "MB", limit=limit)
