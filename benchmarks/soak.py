@@ -1,7 +1,7 @@
 """Every kind of client at once for a long time: is memory flat, was any answer wrong?
 
     python -m benchmarks.soak --minutes 20              # or: make soak; a server of its own on the default artifact
-    python -m benchmarks.soak --minutes 20 --url URL    # a server of this machine that runs, on an artifact of {"text"}
+    python -m benchmarks.soak --minutes 20 --url URL    # one of this machine that runs, whose inputs are {"text": ...}
 
 The answers of a server that runs are compared with its own from before the load; at one of its own, two copies of the
 artifact take turns. Every ten seconds the server's memory, open files and threads, latencies and errors become a line
@@ -59,25 +59,25 @@ def main(arguments: list[str] | None = None) -> int:
     conditions = conditions_here(arguments, module="benchmarks.soak").with_versions("uvicorn", "fastapi")
     token = os.environ.get("LAPLORA_TOKEN")
     headers = {"authorization": f"Bearer {token}"} if token else {}
-    own = options.url is None
-    with own_server() if own else nullcontext(options.url.rstrip("/")) as url:
+    starts_server = options.url is None
+    with own_server() if starts_server else nullcontext(options.url.rstrip("/")) as url:
         process = process_at(url)
         if process is None:
             parser.error("the server is not of this machine: its memory cannot be watched")
         with httpx.Client(base_url=url, timeout=180.0, headers=headers) as client:
-            known, contradicted = learn(client, ARTIFACT if own else None)
-        session = Session(url, known, Tally(), (ARTIFACT.name, SECOND) if own else (), headers)
+            known, contradicted = learn(client, ARTIFACT if starts_server else None)
+        session = Session(url, known, Tally(), (ARTIFACT.name, SECOND) if starts_server else (), headers)
         samples = asyncio.run(_soak(session, process, options))
     tally = session.tally
     draw(samples, options.out / "soak.png")
     text = page(samples, tally, conditions, contradicted=contradicted)
     (options.out / "soak.md").write_text(text, encoding="utf-8")
-    found = memory_trend(samples)
+    memory = memory_trend(samples)
     print(f"{tally.wrong + contradicted} wrong answers of {tally.rows}; {tally.fault_count} other faults")
     print(verdict(samples))
     for fault in tally.faults:
         print(f"  {fault}")
-    grows = found is not None and found.grows
+    grows = memory is not None and memory.grows
     return 1 if tally.wrong or contradicted or tally.fault_count or grows else 0
 
 

@@ -86,22 +86,22 @@ def _hardware(hardware: str, records: Records) -> list[str]:
     for r in records:
         by_part.setdefault(part_of(r["name"]), []).append(r)
     blocks = [f"## {hardware}\n", _origins(by_part)]
-    targets = [r for own in by_part.values() for r in own if r["kind"] == "target"]
-    others = {part: [r for r in own if r["kind"] != "target"] for part, own in by_part.items()}
+    targets = [r for of_part in by_part.values() for r in of_part if r["kind"] == "target"]
+    others = {part: [r for r in of_part if r["kind"] != "target"] for part, of_part in by_part.items()}
     if targets:
         rows = [[part_of(r["name"]), *_row(r, "met", "**missed**")] for r in targets]
         heading = ["part", "what", "value", "range", "to", "target", ""]
         blocks += [f"### Targets measured: {len(targets)}\n", _counts(targets) + "\n"]
         blocks.append(markdown_table(heading, rows, left=(0, 1, 4, 5, 6)))
     if count := sum(map(len, others.values())):
-        checked = Counter(verdict(r) for own in others.values() for r in own if r["kind"] == "check")
+        checked = Counter(verdict(r) for of_part in others.values() for r in of_part if r["kind"] == "check")
         holds = f"; {checked['met']} of {checked.total()} as arithmetic says" if checked else ""
         holds += f", {checked['open']} open" if checked["open"] else ""
         blocks.append(f"### Measured beside them: {count} figures{holds}\n")
-    for part, own in others.items():
-        if own:
+    for part, of_part in others.items():
+        if of_part:
             heading = ["what", "value", "range", "to", "arithmetic says", ""]
-            rows = [_row(r, "so it is", "**not so**") for r in own]
+            rows = [_row(r, "so it is", "**not so**") for r in of_part]
             blocks += [f"#### {part}\n", markdown_table(heading, rows, left=(0, 3, 4, 5))]
     return blocks
 
@@ -110,8 +110,8 @@ def _origins(by_part: Mapping[str, Records]) -> str:
     """Return the table of what was measured when and from what."""
     keys = ("date", "commit", "artifact", "threads", "versions")
     rows = []
-    for part, own in by_part.items():
-        for text in dict.fromkeys(json.dumps(r["measured"], sort_keys=True) for r in own):
+    for part, of_part in by_part.items():
+        for text in dict.fromkeys(json.dumps(r["measured"], sort_keys=True) for r in of_part):
             measured = json.loads(text)
             rows.append([part, f"`{measured['command']}`", *(measured.get(key, "") for key in keys)])
     return markdown_table(["part", "command", *keys], rows, left=range(7))
