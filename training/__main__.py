@@ -68,8 +68,8 @@ def job(name: str) -> Callable[[RunConfig], object]:
     elsewhere = {"fit": ("fit_laplace", "fit_laplace"), "publish_shift": ("report.shift", "publish_shift")}
     module, function = elsewhere.get(name, (name, name))
     with quiet_loading():
-        found: Callable[[RunConfig], object] = getattr(importlib.import_module(f"training.{module}"), function)
-    return found
+        run: Callable[[RunConfig], object] = getattr(importlib.import_module(f"training.{module}"), function)
+    return run
 
 
 if __name__ == "__main__":

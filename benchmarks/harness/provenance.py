@@ -45,8 +45,8 @@ def _git(root: Path, *arguments: str) -> str:
 
 def artifact(folder: Path = ARTIFACT) -> str:
     """Return an artifact's name and the start of its digest."""
-    found = read_artifact(folder)
-    return f"{found.name} {found.digest[:19]}"
+    content = read_artifact(folder)
+    return f"{content.name} {content.digest[:19]}"
 
 
 def adapter(folder: Path = ARTIFACT) -> str:
@@ -69,8 +69,8 @@ def hardware() -> str:
 
 def versions(packages: Sequence[str]) -> str:
     """Return ``name version`` of each package that is installed, with commas between them."""
-    found = []
+    installed = []
     for name in packages:
         with suppress(importlib.metadata.PackageNotFoundError):
-            found.append(f"{name} {importlib.metadata.version(name)}")
-    return ", ".join(found)
+            installed.append(f"{name} {importlib.metadata.version(name)}")
+    return ", ".join(installed)

@@ -25,14 +25,14 @@ def in_turns(functions: Mapping[str, Callable[[], Any]], turns: int) -> dict[str
 
     What slows a machine down for a while slows all of them, so ratios are taken within a turn.
     """
-    found: dict[str, list[float]] = {name: [] for name in functions}
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(turns + 1):
         for name, function in functions.items():
             begun = _now()
             function()
             if turn:
-                found[name].append(_now() - begun)
-    return found
+                seconds[name].append(_now() - begun)
+    return seconds
 
 
 def ratio(times: Mapping[str, list[float]], of: str, to: str) -> Ratio:

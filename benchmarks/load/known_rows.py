@@ -41,9 +41,9 @@ class Known:
 
     def wrong(self, texts: Sequence[str], mode: str, body: Mapping[str, Any]) -> int:
         """Return how many of a response's predictions are not what is known of their rows; a missing one is wrong."""
-        found = body.get("predictions", [])
-        same = sum(self._right(text, mode, one) for text, one in zip(texts, found, strict=False))
-        return max(len(texts), len(found)) - same
+        predictions = body.get("predictions", [])
+        same = sum(self._right(text, mode, one) for text, one in zip(texts, predictions, strict=False))
+        return max(len(texts), len(predictions)) - same
 
     def _right(self, text: str, mode: str, prediction: Mapping[str, Any]) -> bool:
         # Mode fast defers rows to laplace, and which ones may depend on the padding.

@@ -33,8 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
     plan = overload.Plan(options.runs, capacity_s=0.6 * seconds, load_s=seconds, lighter_s=0.6 * seconds)
     runs = overload.measure(options.url.rstrip("/"), plan, mode=options.mode)
     head = f"`{measured['command']}`, {measured['date']}, commit of the clients {measured['commit']}."
-    found = {"clients on this machine": runs}
-    print(overload.page(found, head, queue_rows=options.queue_rows, mode=options.mode))
+    by_setting = {"clients on this machine": runs}
+    print(overload.page(by_setting, head, queue_rows=options.queue_rows, mode=options.mode))
     return 0 if all(kept for _, kept in overload.verdicts(runs, options.queue_rows)) else 1
 
 

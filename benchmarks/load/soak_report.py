@@ -35,14 +35,14 @@ def memory_trend(samples: Sequence[Sample]) -> Trend | None:
 
 def verdict(samples: Sequence[Sample]) -> str:
     """Return in words whether memory is flat: that it did not grow says something where growth would have been seen."""
-    found = memory_trend(samples)
-    if found is None:
+    memory = memory_trend(samples)
+    if memory is None:
         return f"memory: fewer than {FEWEST} samples after warm-up"
-    figures = f"{found.per_hour:+.1f} MB per hour after warm-up, 95 % interval {found.low:+.1f} to {found.high:+.1f}"
-    if found.grows:
+    figures = f"{memory.per_hour:+.1f} MB per hour after warm-up, 95 % interval {memory.low:+.1f} to {memory.high:+.1f}"
+    if memory.grows:
         return f"**memory grows**: {figures}"
     seen = SEEN_SHARE_PER_HOUR * after_warm_up(samples)[0].rss_mb
-    return f"memory is flat: {figures}" if found.high <= seen else f"memory: the run is too short to say; {figures}"
+    return f"memory is flat: {figures}" if memory.high <= seen else f"memory: the run is too short to say; {figures}"
 
 
 def page(samples: Sequence[Sample], tally: Tally, conditions: Conditions, *, contradicted: int) -> str:
@@ -113,11 +113,11 @@ def draw(samples: Sequence[Sample], path: Path) -> None:
             panel.set_ylim(bottom=0)
         if len(names) > 1:
             panel.legend(frameon=False)
-    found, kept = memory_trend(samples), after_warm_up(samples)
-    if found is not None:
+    memory, kept = memory_trend(samples), after_warm_up(samples)
+    if memory is not None:
         middle, level = (fmean(getattr(one, name) for one in kept) for name in ("time_s", "rss_mb"))
-        label = f"{found.per_hour:+.1f} MB/h ({found.low:+.1f} to {found.high:+.1f})"
-        per_minute = found.per_hour / 60
+        label = f"{memory.per_hour:+.1f} MB/h ({memory.low:+.1f} to {memory.high:+.1f})"
+        per_minute = memory.per_hour / 60
         panels[0].axline((middle / 60, level), slope=per_minute, linestyle="--", color="#c8553d", label=label)
         panels[0].legend(frameon=False)
     figure.savefig(path, dpi=110)

@@ -184,14 +184,14 @@ async def _follow(session: Session, client: httpx.AsyncClient, path: str, rows: 
         response = await client.get(path)
         if refused(session, response, "job"):
             return
-        found = response.json()
-        if found["status"] == "done":
+        job = response.json()
+        if job["status"] == "done":
             session.tally.done["job"] += 1
-            if found["result"]["rows"] != rows:
+            if job["result"]["rows"] != rows:
                 session.tally.fault("job: rows were lost or doubled")
             await client.delete(path)
             return
-        if found["status"] in ("failed", "cancelled"):
-            session.tally.fault(f"job: {found['status']}")
+        if job["status"] in ("failed", "cancelled"):
+            session.tally.fault(f"job: {job['status']}")
             return
         await session.pause(1.0)

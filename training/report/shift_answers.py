@@ -126,6 +126,6 @@ def read_answers(path: Path, made_from: str) -> SetAnswers | None:
             column, _, name = place.partition(".")
             columns[name][column] = tensor
         of_set = columns.pop("")
-        return SetAnswers(predictives={name: PredictiveRows(**found) for name, found in columns.items()}, **of_set)
+        return SetAnswers(predictives={name: PredictiveRows(**of_rows) for name, of_rows in columns.items()}, **of_set)
     except (OSError, SafetensorError, KeyError, TypeError):
         return None

@@ -29,15 +29,15 @@ def claim(folder: Path, fields: Mapping[str, Any]) -> bool:
 
 def trained_from(runs: Path, name: str, inputs: str) -> list[Path]:
     """Return the folders of a name's configurations that hold an adapter trained from the same inputs."""
-    found = []
+    folders = []
     for path in sorted(runs.glob(f"{name}/{CONFIG}")) + sorted(runs.glob(f"{name}-{'[0-9a-f]' * 8}/{CONFIG}")):
         try:
             made_from = json.loads(path.read_text(encoding="utf-8")).get("made_from")
         except (OSError, ValueError, AttributeError):
             continue
         if made_from == inputs and (path.parent / "adapter" / "adapter_model.safetensors").is_file():
-            found.append(path.parent)
-    return found
+            folders.append(path.parent)
+    return folders
 
 
 def start_from(sibling: Path, folder: Path, fields: Mapping[str, Any]) -> bool:

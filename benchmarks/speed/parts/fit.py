@@ -107,8 +107,8 @@ def choices(conditions: Conditions, members: MemberSet, blocks: tuple[Block, ...
     """Yield the seconds of both choices of a prior for the default posterior, held-out rows projected before."""
     posterior = fit(members, blocks, [random_batch(members, 8, TOKENS)], "joint_core")
     batch = random_batch(members, 10, TOKENS)
-    found = contrast_jacobians(members.model, batch, members.label_ids, blocks, sums=False)
-    few = posterior.project(found)
+    jacobians = contrast_jacobians(members.model, batch, members.label_ids, blocks, sums=False)
+    few = posterior.project(jacobians)
     repeats = HELD_OUT // 10
     projected = ProjectedJacobians(*(torch.cat([part] * repeats) for part in (few.contrast_mean, few.kept, few.rest)))
     labels = torch.arange(HELD_OUT) % 2

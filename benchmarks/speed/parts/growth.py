@@ -64,10 +64,12 @@ def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
         times = in_turns({str(size): function for size, function in axis.sizes.items()}, 1 if quick else TURNS)
         peaks = [peak_bytes(function) for function in axis.sizes.values()]
         seconds = [statistics.median(t) for t in times.values()]
-        found = spread([exponent(sizes, turn) for turn in zip(*times.values(), strict=True)])
-        yield conditions.record(f"growth: {axis.name}, time", found, "the exponent", arithmetic=axis.time_limit)
-        found = exactly(exponent(sizes, peaks))
-        yield conditions.record(f"growth: {axis.name}, memory", found, "the exponent", arithmetic=axis.memory_limit)
+        time_exponent = spread([exponent(sizes, turn) for turn in zip(*times.values(), strict=True)])
+        yield conditions.record(f"growth: {axis.name}, time", time_exponent, "the exponent", arithmetic=axis.time_limit)
+        memory_exponent = exactly(exponent(sizes, peaks))
+        yield conditions.record(
+            f"growth: {axis.name}, memory", memory_exponent, "the exponent", arithmetic=axis.memory_limit
+        )
         values.append({"axis": axis.name, "what": axis.what, "sizes": sizes, "seconds": seconds, "bytes": peaks})
     measured = {"hardware": conditions.hardware, **conditions.measured}
     text = json.dumps({"measured": measured, "axes": values}, indent=1)
@@ -126,8 +128,8 @@ def projection(members: MemberSet, rank: int) -> Callable[[], Any]:
     """Return a function that gives the covariance of 8 rows' Jacobians under a posterior of that mean basis rank."""
     member = with_posterior(members, rank).trained
     batch = random_batch(members, 8, 32)
-    found = contrast_jacobians(members.model, batch, members.label_ids, member.posterior.blocks, sums=False)
-    return lambda: member.posterior.covariance_of(found, member.precisions)
+    jacobians = contrast_jacobians(members.model, batch, members.label_ids, member.posterior.blocks, sums=False)
+    return lambda: member.posterior.covariance_of(jacobians, member.precisions)
 
 
 def random_members(*, layers: int, rank: int) -> MemberSet:

@@ -56,11 +56,11 @@ def answers(conditions: Conditions, subject: Subject, absent: Sequence[str]) -> 
         functions["laplace-torch, diagonal"] = partial(peers.laplace_torch(few, "diagonal"), plain_attention)
     for function in functions.values():
         function()
-    found = {name: peak_bytes(function) for name, function in functions.items()}
-    for name, size in found.items():
+    peaks = {name: peak_bytes(function) for name, function in functions.items()}
+    for name, size in peaks.items():
         yield conditions.record(f"memory: {name}", exactly(size / 1e6), UNIT)
     for name in list(functions)[2:]:
-        share = exactly(found["laplora"] / found[name])
+        share = exactly(peaks["laplora"] / peaks[name])
         yield conditions.record(f"memory: laplora, against {name}", share, f"{name}'s", limit=1 / 3)
 
 

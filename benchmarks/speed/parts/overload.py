@@ -35,7 +35,7 @@ def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
         RuntimeError: the queue never filled, so that nothing can be said of refusals; a quick run leaves them out.
     """
     conditions = conditions.with_versions("uvicorn", "fastapi", "aiohttp")
-    found: dict[str, list[Run]] = {}
+    by_setting: dict[str, list[Run]] = {}
     for setting in overload.settings():
         print(f"{setting.name}:", flush=True)
         with served(FLAGS, cores=setting.server) as url:
@@ -45,9 +45,9 @@ def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
             raise RuntimeError(
                 f"{setting.name}: a run refused nothing, so its queue never filled: a longer load is needed"
             )
-        found[setting.name] = runs
+        by_setting[setting.name] = runs
         yield from records(conditions, setting.name, runs)
-    keep(found, conditions)
+    keep(by_setting, conditions)
 
 
 def records(conditions: Conditions, name: str, runs: Sequence[Run]) -> Iterator[Record]:
@@ -77,11 +77,11 @@ def records(conditions: Conditions, name: str, runs: Sequence[Run]) -> Iterator[
         yield conditions.record(f"overload: {what}, {name}", spread(values), unit, limit=limit)
 
 
-def keep(found: Mapping[str, Sequence[Run]], conditions: Conditions) -> None:
+def keep(by_setting: Mapping[str, Sequence[Run]], conditions: Conditions) -> None:
     """Write the runs, and their page."""
     kept = {
         "measured": {"hardware": conditions.hardware, **conditions.measured},
-        "settings": {name: [asdict(one) for one in runs] for name, runs in found.items()},
+        "settings": {name: [asdict(one) for one in runs] for name, runs in by_setting.items()},
     }
     (conditions.out / RUNS).parent.mkdir(parents=True, exist_ok=True)
     (conditions.out / RUNS).write_text(json.dumps(kept, indent=1, allow_nan=False) + "\n", encoding="utf-8")
@@ -102,5 +102,5 @@ def page(kept: Mapping[str, Any]) -> str:
         f"`{m['command']}`, {m['date']}, commit {m['commit']}, {m['hardware']}, artifact {m['artifact']}; "
         f"{m['versions']}."
     )
-    found = TypeAdapter(dict[str, list[Run]]).validate_python(kept["settings"])
-    return overload.page(found, head, queue_rows=QUEUE_ROWS, mode=MODE)
+    by_setting = TypeAdapter(dict[str, list[Run]]).validate_python(kept["settings"])
+    return overload.page(by_setting, head, queue_rows=QUEUE_ROWS, mode=MODE)

@@ -68,10 +68,10 @@ def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
 
 def missing() -> list[str]:
     """Return which of the packages are not installed, and say so."""
-    found = [name for name in ("bayesian_lora", "laplace") if importlib.util.find_spec(name) is None]
-    if found:
-        print(f"{' and '.join(found)} not installed: pip install -c constraints.txt -e '.[peers]'", flush=True)
-    return found
+    absent = [name for name in ("bayesian_lora", "laplace") if importlib.util.find_spec(name) is None]
+    if absent:
+        print(f"{' and '.join(absent)} not installed: pip install -c constraints.txt -e '.[peers]'", flush=True)
+    return absent
 
 
 def methods(absent: Sequence[str]) -> dict[str, Callable[[], Any]]:
@@ -89,7 +89,7 @@ def methods(absent: Sequence[str]) -> dict[str, Callable[[], Any]]:
             for module in modules:
                 module.eval()
 
-    found: dict[str, Callable[[], Any]] = {FORWARD: forward, "laplora": laplora(subject)}
+    functions: dict[str, Callable[[], Any]] = {FORWARD: forward, "laplora": laplora(subject)}
     answers: dict[str, Answer] = {}
     if "bayesian_lora" not in absent:
         answers["bayesian-lora"] = bayesian_lora(subject)
@@ -97,8 +97,8 @@ def methods(absent: Sequence[str]) -> dict[str, Callable[[], Any]]:
         answers |= {f"laplace-torch, {name}": laplace_torch(subject, name) for name in ("diagonal", "kfac_expand")}
     for package, answer in answers.items():
         attention, function = fastest(subject, answer)
-        found[f"{package} ({attention})"] = function
-    return found | {
+        functions[f"{package} ({attention})"] = function
+    return functions | {
         f"MC dropout, {DROPOUT_SAMPLES} samples": dropout,
         f"ensemble of {ENSEMBLE} adapters": ensemble(subject, forward),
     }
@@ -140,11 +140,11 @@ def ensemble(subject: Subject, forward: Callable[[], torch.Tensor]) -> Callable[
     members = [{name: perturbed(weights) for name, weights in parameters.items()} for _ in range(ENSEMBLE)]
 
     def answer() -> torch.Tensor:
-        found = []
+        logits = []
         for weights in members:
             with in_place(parameters, weights):
-                found.append(forward())
-        return torch.stack(found).softmax(-1).mean(0)
+                logits.append(forward())
+        return torch.stack(logits).softmax(-1).mean(0)
 
     return answer
 
@@ -183,8 +183,8 @@ def laplora(subject: Subject) -> Callable[[], torch.Tensor]:
     batch = subject.batch(subject.test)
 
     def answer() -> torch.Tensor:
-        found = contrast_jacobians(subject.model, batch, subject.label_ids, posterior.blocks, sums=False)
-        return posterior.covariance_of(found, precisions)
+        jacobians = contrast_jacobians(subject.model, batch, subject.label_ids, posterior.blocks, sums=False)
+        return posterior.covariance_of(jacobians, precisions)
 
     return answer
 
@@ -204,8 +204,8 @@ def bayesian_lora(subject: Subject) -> Answer:
     def answer(attention: Attention) -> torch.Tensor:
         with attention():
             jacobian, _ = package_jacobian(subject, subject.test)
-        found: torch.Tensor = variance(inputs, jacobian, factors, scale, 2, rank, PACKAGE_RANK, "cpu")
-        return found
+        covariance: torch.Tensor = variance(inputs, jacobian, factors, scale, 2, rank, PACKAGE_RANK, "cpu")
+        return covariance
 
     return answer
 
@@ -241,7 +241,7 @@ def laplace_torch(subject: Subject, structure: str) -> Answer:
 
     def answer(attention: Attention) -> torch.Tensor:
         with quiet(attention):
-            found: torch.Tensor = posterior(data, pred_type="glm", link_approx="probit")
-        return found
+            probs: torch.Tensor = posterior(data, pred_type="glm", link_approx="probit")
+        return probs
 
     return answer

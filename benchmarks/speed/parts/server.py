@@ -49,13 +49,13 @@ def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
     with served(["--batch-tokens", str(BATCH_TOKENS)]) as address, in_process() as ask, clients(address) as post:
         functions = {"engine": ask, "http": lambda text: post(text, predictive="laplace")}
         for concurrency in (1, 32) if quick else (1, 8, 32, 128):
-            found: dict[str, list[Load]] = {name: [] for name in functions}
+            loads: dict[str, list[Load]] = {name: [] for name in functions}
             for turn in range(turns + 1):
                 for name, function in functions.items():
                     load = closed_loop(function, texts, concurrency, seconds if turn else 2.0)
                     if turn:
-                        found[name].append(load)
-            pairs = list(zip(found["http"], found["engine"], strict=True))
+                        loads[name].append(load)
+            pairs = list(zip(loads["http"], loads["engine"], strict=True))
             yield conditions.record(
                 f"server: throughput, {concurrency} clients",
                 spread([http.per_second / engine.per_second for http, engine in pairs]),
