@@ -63,10 +63,10 @@ def epistemic_predictive(record: Record) -> str | None:
 def detectors(record: Record, name: str) -> dict[str, dict[str, float]]:
     """Return the detectors of a set that are shown, by their key; those of a predictive are the recommended one's."""
     of_set, chosen = record["sets"][name], epistemic_predictive(record)
-    found = {**of_set["predictives"][record["recommended"]]["detection"], **of_set["detection"]}
+    scores = {**of_set["predictives"][record["recommended"]]["detection"], **of_set["detection"]}
     if chosen is not None:
-        found["epistemic"] = of_set["predictives"][chosen]["detection"]["epistemic"]
-    return {key: found[key] for key in _DETECTORS if key in found}
+        scores["epistemic"] = of_set["predictives"][chosen]["detection"]["epistemic"]
+    return {key: scores[key] for key in _DETECTORS if key in scores}
 
 
 def shift_tables(record: Record) -> str:
@@ -152,16 +152,16 @@ def _entropy_table(record: Record) -> str:
     rows = []
     for name in _shifted(record):
         of_set = record["sets"][name]["predictives"]
-        found = [of_set[n]["detection"]["total_entropy"] for n in predictives]
-        rows.append([_set_name(name), *_best_marked(found, "auroc", max)])
+        detections = [of_set[n]["detection"]["total_entropy"] for n in predictives]
+        rows.append([_set_name(name), *_best_marked(detections, "auroc", max)])
     return markdown_table(["set", *(display_name(n) for n in predictives)], rows)
 
 
 def _detection_table(record: Record, value: str, best: Best) -> str:
-    found = {name: detectors(record, name) for name in _shifted(record)}
-    keys = [key for key in _DETECTORS if any(key in of_set for of_set in found.values())]
+    scores = {name: detectors(record, name) for name in _shifted(record)}
+    keys = [key for key in _DETECTORS if any(key in of_set for of_set in scores.values())]
     rows = [
-        [_set_name(name), *_best_marked([of_set[key] for key in keys], value, best)] for name, of_set in found.items()
+        [_set_name(name), *_best_marked([of_set[key] for key in keys], value, best)] for name, of_set in scores.items()
     ]
     return markdown_table(["set", *(_DETECTORS[key] for key in keys)], rows)
 
@@ -209,8 +209,8 @@ def shift_figure(record: Record) -> Figure:
     nll = {display_name(n): [sets[s]["predictives"][n]["nll"] for s in labelled] for n in shown_predictives(record)}
     _bars(left, [_set_name(s) for s in labelled], nll)
     left.set_xlabel("NLL, nats: shorter is better")
-    found = [detectors(record, s) for s in shifted]
-    _bars(right, shifted, {_DETECTORS[key]: [of_set[key]["auroc"] for of_set in found] for key in found[0]})
+    scores = [detectors(record, s) for s in shifted]
+    _bars(right, shifted, {_DETECTORS[key]: [of_set[key]["auroc"] for of_set in scores] for key in scores[0]})
     right.axvline(0.5, color="black", linestyle="--", linewidth=1)
     right.set_xlim(0, 1)
     right.set_xlabel("AUROC against the test rows (0.5: chance)")
