@@ -35,6 +35,8 @@ class Amount(NamedTuple):
 
 
 NOTHING = Amount()
+#: The least that a request asks for.
+SHORT_ROW = Amount(1, 1, 1)
 #: What each is called in messages, and the setting that limits it.
 _WHAT = ("rows", "tokens", "bytes of text")
 _SETTINGS = ("max_queue_rows", "max_queue_tokens", "max_tokenize_bytes")
@@ -119,7 +121,7 @@ class Admission:
         rate = tokens / duration_s
         self._tokens_per_s = rate if self._tokens_per_s == 0 else 0.8 * self._tokens_per_s + 0.2 * rate
 
-    def check_room(self, caller: str, more: Amount = Amount(1, 1, 1), *, let_in: bool = False) -> None:  # noqa: B008
+    def check_room(self, caller: str, more: Amount = SHORT_ROW, *, let_in: bool = False) -> None:
         """Check that a caller would find room; by default for one short row.
 
         Args:
