@@ -108,22 +108,27 @@ def tiny_model(
 
 def add_lora(
     base: Any,
-    targets: list[str],
+    targets: list[str] | str,
     *,
     rank: int = 3,
     seed: int = 1,
     dropout: float = 0.1,
     dtype: torch.dtype | None = torch.float64,
+    name: str = "default",
+    **options: Any,
 ) -> PeftModel:
-    """Return the base wrapped by peft, its LoRA weights random; cast to ``dtype`` unless that is none."""
+    """Return the base wrapped by peft, its LoRA weights random; cast to ``dtype`` unless that is none.
+
+    ``name`` is the adapter's, ``options`` are of its configuration.
+    """
     config = LoraConfig(
-        r=rank, lora_alpha=2 * rank, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM"
+        r=rank, lora_alpha=2 * rank, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM", **options
     )
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         # peft warns that adapters on a tied lm_head cannot be merged. No test here merges one.
         warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")
-        model = get_peft_model(base, config, autocast_adapter_dtype=False)
+        model = get_peft_model(base, config, adapter_name=name, autocast_adapter_dtype=False)
     if dtype is not None:
         model = model.to(dtype)
     draw = generator(seed)

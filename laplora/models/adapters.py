@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import safe_open
 from torch import nn
 
-from laplora.errors import ArtifactCorruptError, first_line
+from laplora.errors import ArtifactCorruptError, ModelError, first_line
 from laplora.models.lora import check_settings, lora_layers
 from laplora.models.probe import check_adapted
 from laplora.models.quiet import quiet_loading
@@ -19,8 +21,9 @@ def attach_adapter(model: nn.Module, folder: Path) -> Any:
     """Return the base model with the PEFT adapter in ``folder``, frozen, in eval mode.
 
     Raises:
-        ModelError: an adapter of a kind the method does not cover, one that changes the base's weights, or one of a
-            module that does not run once on every token (``laplora.models.probe.check_adapted``).
+        ModelError: an adapter of a kind the method does not cover, one that changes the base's weights, one saved with
+            other embeddings than the base's, or one of a module that does not run once on every token
+            (``laplora.models.probe.check_adapted``).
         ArtifactCorruptError: adapter files that cannot be read, or that do not hold exactly the LoRA
             matrices of this base, each finite.
     """
@@ -31,6 +34,7 @@ def attach_adapter(model: nn.Module, folder: Path) -> Any:
 
     try:
         check_settings(folder)
+        embeddings = _saved_embeddings(model, folder)
         with quiet_loading(), warnings.catch_warnings():
             # what peft only warns of is checked below, and refused
             warnings.filterwarnings("ignore", "Found missing adapter keys", UserWarning)
@@ -39,18 +43,63 @@ def attach_adapter(model: nn.Module, folder: Path) -> Any:
         raise ArtifactCorruptError(
             f"the adapter in {folder.name!r} does not load on this base: {first_line(error)}"
         ) from None
-    verify_adapter(folder, lora_layers(peft_model))
+    verify_adapter(folder, lora_layers(peft_model), but=embeddings)
     peft_model.requires_grad_(False)
     peft_model.eval()
     check_adapted(peft_model)
     return peft_model
 
 
-def verify_adapter(folder: Path, layers: Mapping[str, Any]) -> None:
-    """Raise ArtifactCorruptError where the file is not exactly the layers' matrices, each finite."""
+def _saved_embeddings(model: Any, folder: Path) -> set[str]:
+    """Return which tensors of an adapter's file are the base's embeddings, after comparing them with the base's.
+
+    PEFT saves them beside an adapted ``lm_head``, and beside any adapter on request (``save_embedding_layers``). To be
+    called before PEFT loads the file: it copies whatever has a base weight's name over that weight, which artifacts
+    may share.
+
+    Raises:
+        ArtifactCorruptError: other tensors than LoRA matrices and embeddings.
+        ModelError: an embedding that is another than the base's, as after tokens were added or the embedding trained.
+    """
+    embeddings = {model.get_input_embeddings(), model.get_output_embeddings()} - {None}
+    ours = {
+        f"base_model.model.{path}.{wrapped}{name}": parameter
+        for path, module in model.named_modules()
+        if module in embeddings
+        for name, parameter in module.named_parameters(recurse=False)
+        for wrapped in ("", "base_layer.")
+    }
+    with safe_open(folder / "adapter_model.safetensors", framework="pt") as handle:
+        keys: Any = handle.keys()
+        names = {name for name in keys if not name.endswith((".lora_A.weight", ".lora_B.weight"))}
+        if names - ours.keys():
+            raise ArtifactCorruptError(
+                f"the adapter in {folder.name!r} does not hold the LoRA matrices of this base alone: not expected "
+                f"{sorted(names - ours.keys())[:2]}"
+            )
+        for name in sorted(names):
+            tensor, parameter = handle.get_tensor(name), ours[name].detach()
+            if tensor.shape != parameter.shape:
+                what = f"is {tuple(tensor.shape)}, the base's is {tuple(parameter.shape)}"
+            elif not torch.equal(tensor.to(parameter.device, parameter.dtype), parameter):
+                what = "has other values than the base's"
+            else:
+                continue
+            raise ModelError(
+                f"the adapter in {folder.name!r} was saved with an embedding, and {name} {what}: if it was trained or "
+                "tokens were added, save a base with it; if not, save the adapter with save_embedding_layers=False"
+            )
+    return names
+
+
+def verify_adapter(folder: Path, layers: Mapping[str, Any], but: Collection[str] = ()) -> None:
+    """Raise ArtifactCorruptError where the file is not exactly the layers' matrices, each finite.
+
+    Tensors of the names in ``but`` may be there too.
+    """
     from safetensors.torch import load_file
 
-    tensors = load_file(folder / "adapter_model.safetensors")
+    tensors = {name: t for name, t in load_file(folder / "adapter_model.safetensors").items() if name not in but}
     expected = {f"base_model.model.{name}.{side}.weight" for name in layers for side in ("lora_A", "lora_B")}
     if tensors.keys() != expected:
         raise ArtifactCorruptError(

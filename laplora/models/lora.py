@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,15 +53,79 @@ def check_settings(folder: Path) -> None:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class Lora:
+    """One layer's active adapter, ``y = W x + scaling * up(down(dropout(x)))``.
+
+    Attributes:
+        down: ``lora_A``, of a weight (rank, in); up: ``lora_B``, of a weight (out, rank).
+        scaling: ``alpha / rank``, or ``alpha / sqrt(rank)`` of rsLoRA (Kalajdzievski, arXiv 2312.03732).
+    """
+
+    down: Any
+    up: Any
+    dropout: Any
+    scaling: float
+
+
+def adapter_name(model: Any) -> str:
+    """Return the name of a PEFT model's active adapter.
+
+    Raises:
+        ModelError: no PEFT model (as after merging), none or several active adapters, or merged ones.
+    """
+    from peft import PeftModel
+
+    if not isinstance(model, PeftModel):
+        raise ModelError(
+            f"expected a PEFT model with a LoRA adapter, got a {type(model).__name__} without one: if its adapter was "
+            "merged into it, load the base and the adapter again with peft.PeftModel.from_pretrained"
+        )
+    names = list(model.active_adapters)
+    if len(names) != 1:
+        raise ModelError(
+            f"the model has {len(names)} active adapters {sorted(names)}, expected one: call "
+            "model.set_adapter(NAME), or make one of several with model.add_weighted_adapter"
+        )
+    merged = {name for m in model.modules() for name in getattr(m, "merged_adapters", ())}
+    if merged:
+        raise ModelError(f"the adapters {sorted(merged)} are merged into the base: call model.unmerge_adapter()")
+    return str(names[0])
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Return whether a module is a linear map: ``nn.Linear``, or GPT-2's ``Conv1D``, the same with W transposed."""
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, (nn.Linear, Conv1D))
+
+
+def lora_of(layer: Any) -> Lora:
+    """Return the active adapter of one of ``lora_layers``, also while adapters are disabled."""
+    (name,) = layer.active_adapters
+    return Lora(layer.lora_A[name], layer.lora_B[name], layer.lora_dropout[name], layer.scaling[name])
+
+
+def runs_lora(module: Any) -> bool:
+    """Return whether a module now runs the active adapter, which is one that covers it and is not disabled."""
+    return (
+        hasattr(module, "lora_A")
+        and not module.disable_adapters
+        and any(name in module.lora_A for name in module.active_adapters)
+    )
+
+
 def lora_layers(model: Any) -> dict[str, Any]:
     """Return the LoRA layers of a PEFT model by module path in the base model, in module order.
 
-    Raises ModelError where there is none, or parameters were trained that the posterior would not cover (other kinds of
-    adapter, DoRA, LoRA biases, adapted embeddings, convolutions, ``modules_to_save``).
+    Its adapter is the active one, whatever its name; others do not matter. Raises ModelError as ``adapter_name``, where
+    there is no layer, or parameters were trained that the posterior would not cover (other kinds of adapter, DoRA, LoRA
+    biases, adapted embeddings, convolutions, ``modules_to_save``).
     """
     from peft.tuners.lora import LoraLayer
 
-    config = model.peft_config[ADAPTER]
+    active = adapter_name(model)
+    config = model.peft_config[active]
     kind = getattr(config.peft_type, "value", config.peft_type)
     if kind != "LORA":
         raise ModelError(f"the adapter is of the kind {kind}; only LoRA is covered")
@@ -75,17 +140,22 @@ def lora_layers(model: Any) -> dict[str, Any]:
     for name, module in model.get_base_model().named_modules():
         if not isinstance(module, LoraLayer):
             continue
-        if getattr(module, "lora_embedding_A", None):
+        if active in module.lora_embedding_A:
             raise ModelError(f"{name} is an embedding with LoRA, which the posterior does not cover")
-        if ADAPTER not in module.lora_A:
+        if active not in module.lora_A:
             continue
-        if getattr(module, "use_dora", {}).get(ADAPTER) or getattr(module, "lora_variant", {}).get(ADAPTER):
-            raise ModelError(f"{name} uses a LoRA variant (such as DoRA), which the posterior does not cover")
+        if list(module.active_adapters) != [active]:
+            raise ModelError(
+                f"{name} runs the adapters {list(module.active_adapters)}, the model {active!r}: call "
+                f"model.set_adapter({active!r})"
+            )
+        if module.use_dora.get(active) or module.lora_variant.get(active):
+            raise ModelError(
+                f"{name} uses a LoRA variant (such as DoRA), which the posterior does not cover: train plain LoRA"
+            )
         plain = module.get_base_layer()
-        if not isinstance(plain, nn.Linear) or not all(
-            isinstance(s[ADAPTER], nn.Linear) for s in (module.lora_A, module.lora_B)
-        ):
-            raise ModelError(f"{name} is a {type(plain).__name__}; only adapted linear layers (nn.Linear) are covered")
+        if not is_linear(plain) or not all(isinstance(s[active], nn.Linear) for s in (module.lora_A, module.lora_B)):
+            raise ModelError(f"{name} is a {type(plain).__name__}; only adapted linear layers are covered")
         layers[name] = module
     if not layers:
         raise ModelError("the adapter has no LoRA layer on this base model")

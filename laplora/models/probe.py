@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from laplora.errors import ModelError, first_line
-from laplora.models.lora import lora_layers
+from laplora.models.lora import is_linear, lora_layers
 from laplora.models.readout import base_of, head_name, label_logits, last_hidden
 from laplora.prompts.rows import Batch, EncodedRow, collate
 
@@ -131,7 +131,7 @@ def _logit_settings(config: Any) -> dict[str, float]:
 
 def check_targets(base: nn.Module, targets: Collection[str]) -> None:
     """Raise ModelError unless every target names linear modules; the message says what the others are."""
-    linear = {name.rpartition(".")[2] for name, m in base.named_modules() if isinstance(m, nn.Linear)}
+    linear = {name.rpartition(".")[2] for name, m in base.named_modules() if is_linear(m)}
     for target in sorted(set(targets) - linear):
         raise ModelError(f"adapter.targets {target!r}: {_what_is(base, target)}; the linear ones are {sorted(linear)}")
 
@@ -165,12 +165,13 @@ _Calls = Mapping[str, list[tuple[int, ...]]]
 
 
 def _calls(model: Any) -> _Calls:
-    base, batch, layers = base_of(model), probe_batch(model), lora_layers(model)
-    inside, head = tuple(f"{name}." for name in layers), base.get_output_embeddings()
+    base, batch = base_of(model), probe_batch(model)
+    wrapped = {name for name, module in base.named_modules() if hasattr(module, "lora_A")}
+    inside, head = tuple(f"{name}." for name in wrapped), base.get_output_embeddings()
     watched = {
         name: module
         for name, module in base.named_modules()
-        if (name in layers or (isinstance(module, nn.Linear) and not name.startswith(inside)))
+        if (name in wrapped or (is_linear(module) and not name.startswith(inside)))
         and module is not head  # read at the last token, by its label rows
     }
     calls: dict[str, list[tuple[int, ...]]] = {name: [] for name in watched}

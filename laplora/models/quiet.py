@@ -29,6 +29,8 @@ def quiet_loading() -> Iterator[None]:
             # peft reads an attribute that transformers 5 deprecates, and warns of merging, which laplora never does
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
             warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`", UserWarning)
+            # GPT-2's linears are transposed as they are and not once in 4 bit: peft finds out for each
+            warnings.filterwarnings("ignore", "fan_in_fan_out is set to", UserWarning)
             yield
     finally:
         kernels.setLevel(level)

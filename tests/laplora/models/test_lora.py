@@ -1,0 +1,180 @@
+"""LoRA as people have it: scalings, ranks and targets of all kinds, any adapter name, files with embeddings in them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dense_reference as dense
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_architectures import tiny_architecture
+from tiny_models import add_lora, tiny_base, tiny_task
+
+from laplora.errors import ArtifactCorruptError, ModelError
+from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
+from laplora.linearised import contrasts
+from laplora.models.adapters import attach_adapter
+from laplora.models.lora import adapter_name, lora_layers, lora_of
+from laplora.models.probe import check_adapted
+from laplora.models.readout import label_logits, last_hidden
+
+FILE = "adapter_model.safetensors"
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "targets", "options"),
+    [
+        ("llama", ["q_proj", "v_proj"], {"use_rslora": True}),
+        ("llama", ["q_proj", "v_proj"], {"rank_pattern": {"v_proj": 2}, "alpha_pattern": {"v_proj": 7}}),
+        ("llama", "all-linear", {}),
+        ("llama", r".*layers\.1\..*(q|down)_proj", {}),
+        ("phi3", "all-linear", {}),
+        ("gpt2", ["c_attn", "c_proj", "c_fc"], {"fan_in_fan_out": True}),
+    ],
+)
+def test_jacobians_are_those_of_the_adapter_as_peft_runs_it(
+    architecture: str, targets: list[str] | str, options: dict[str, Any]
+) -> None:
+    """Against one autograd call per logit and example of PEFT's own forward, float64 but for norms."""
+    model, task = add_lora(tiny_architecture(architecture), targets, **options), tiny_task(examples=4)
+    check_adapted(model)
+    blocks = find_blocks(model, task.classes)
+    reference = dense.jacobians(model, task.batch(), task.label_ids)
+    assert len(blocks) == len(reference)
+    mine = contrast_jacobians(model, task.batch(), task.label_ids, blocks)
+    transform = contrasts(task.classes)
+    by_name = {f"{key.module}.lora_{key.side}": value for key, value in reference.items()}
+    for block, got in zip(blocks, mine.blocks, strict=True):
+        expected = torch.einsum("ncdr,ck->nkdr", by_name[f"base_model.model.{block.name}"], transform)
+        assert float(expected.norm()) > 1e-4
+        # transformers' norms are float32 in a float64 model
+        torch.testing.assert_close(got.jacobian, expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_every_linear_layer_is_adapted_and_lm_head_is_not() -> None:
+    layers = lora_layers(add_lora(tiny_base("llama"), "all-linear"))
+    assert {name.rpartition(".")[2] for name in layers} == set(LINEAR)
+    assert len(layers) == 2 * len(LINEAR)
+
+
+def test_scaling_and_matrices_are_the_layers() -> None:
+    model = add_lora(tiny_base("llama"), ["v_proj"], rank=4, use_rslora=True, name="mine")
+    lora = lora_of(next(iter(lora_layers(model).values())))
+    assert lora.scaling == 8 / 4**0.5
+    assert (lora.down.weight.shape, lora.up.weight.shape) == ((4, 16), (16, 4))
+
+
+def several_active(model: Any) -> None:
+    model.base_model.set_adapter(["default", "second"])
+
+
+def one_layer_otherwise(model: Any) -> None:
+    model.get_base_model().model.layers[1].self_attn.q_proj.set_adapter(["second"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (several_active, r"has 2 active adapters \['default', 'second'\], expected one: call model.set_adapter"),
+        (one_layer_otherwise, r"layers.1.self_attn.q_proj runs the adapters \['second'\], the model 'default'"),
+        (lambda model: model.merge_adapter(), r"adapters \['default'\] are merged .*call model.unmerge_adapter"),
+    ],
+)
+def test_adapters_that_do_not_run_alone_are_refused(change: Callable[[Any], None], message: str) -> None:
+    model = add_lora(tiny_base("llama"), ["q_proj"], dtype=None)
+    model.add_adapter("second", model.peft_config["default"])
+    assert len(lora_layers(model)) == 2
+    change(model)
+    with pytest.raises(ModelError, match=message):
+        lora_layers(model)
+
+
+@pytest.mark.parametrize("change", [lambda model: model.merge_and_unload(), lambda model: model.unload()])
+def test_a_model_that_its_adapter_was_merged_into_is_refused(change: Callable[[Any], Any]) -> None:
+    model = change(add_lora(tiny_base("llama"), ["q_proj"], dtype=None))
+    with pytest.raises(ModelError, match="got a LlamaForCausalLM without one: if its adapter was merged into it"):
+        adapter_name(model)
+
+
+def test_another_adapter_that_is_not_active_does_not_matter() -> None:
+    """Also where it covers other modules: their faults and matrices are not the active one's."""
+    model = add_lora(tiny_base("llama"), ["q_proj"], dtype=None)
+    other = type(model.peft_config["default"])(r=2, target_modules=["v_proj", "embed_tokens"], task_type="CAUSAL_LM")
+    model.add_adapter("second", other)
+    assert {name.rpartition(".")[2] for name in lora_layers(model)} == {"q_proj"}
+    check_adapted(model)
+
+
+def saved(folder: Path, targets: list[str], *, tied: bool, embeddings: bool | str = "auto") -> Any:
+    """Save a tiny adapter as PEFT does, and return its model."""
+    model = add_lora(tiny_base("llama", tied=tied), targets, dtype=None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft says that it saves the embeddings
+        model.save_pretrained(folder, save_embedding_layers=embeddings)
+    return model
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    ("targets", "embeddings", "count"),
+    [(["q_proj", "lm_head"], "auto", 1), (["q_proj"], True, 2), (["q_proj"], "auto", 0)],
+)
+def test_a_file_with_the_bases_embeddings_loads(
+    targets: list[str], embeddings: bool | str, count: int, tied: bool, tmp_path: Path
+) -> None:
+    model, task = saved(tmp_path, targets, tied=tied, embeddings=embeddings), tiny_task(examples=4)
+    assert sum("lora_" not in name for name in load_file(tmp_path / FILE)) == count
+    again = attach_adapter(tiny_base("llama", tied=tied), tmp_path)
+    with torch.no_grad():
+        one, two = (label_logits(m, last_hidden(m, task.batch()), task.label_ids) for m in (model, again))
+    assert torch.equal(one, two)
+
+
+def test_embeddings_of_a_wider_number_format_are_the_bases(tmp_path: Path) -> None:
+    """As peft.prepare_model_for_kbit_training leaves them: bfloat16 values in float32."""
+    base = tiny_base("llama").bfloat16()
+    add_lora(base.float(), ["lm_head"], dtype=None).save_pretrained(tmp_path, save_embedding_layers=True)
+    attach_adapter(tiny_base("llama").bfloat16(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("targets", "name", "change", "message"),
+    [
+        (
+            ["lm_head"],
+            "lm_head.base_layer",
+            lambda t: t + 0.01,
+            "lm_head.base_layer.weight has other values than the base",
+        ),
+        (["q_proj"], "model.embed_tokens", lambda t: t * torch.nan, "model.embed_tokens.weight has other values"),
+        (["q_proj"], "lm_head", lambda t: t[:-1], r"lm_head.weight is \(63, 16\), the base's is \(64, 16\)"),
+    ],
+)
+def test_other_embeddings_than_the_bases_are_refused(
+    targets: list[str], name: str, change: Callable[[torch.Tensor], torch.Tensor], message: str, tmp_path: Path
+) -> None:
+    saved(tmp_path, targets, tied=False, embeddings=True)
+    tensors = load_file(tmp_path / FILE)
+    tensors[f"base_model.model.{name}.weight"] = change(tensors[f"base_model.model.{name}.weight"]).contiguous()
+    save_file(tensors, tmp_path / FILE, {"format": "pt"})
+    base = tiny_base("llama")
+    before = {name: p.clone() for name, p in base.named_parameters()}
+    with pytest.raises(ModelError, match=message):
+        attach_adapter(base, tmp_path)
+    assert all(torch.equal(p, before[name]) for name, p in base.named_parameters())
+
+
+def test_a_tensor_of_another_module_of_the_base_is_corrupt(tmp_path: Path) -> None:
+    """PEFT would load it over the base's weight without a word."""
+    saved(tmp_path, ["q_proj"], tied=False)
+    tensors = load_file(tmp_path / FILE) | {"base_model.model.model.norm.weight": torch.zeros(16)}
+    save_file(tensors, tmp_path / FILE, {"format": "pt"})
+    base = tiny_base("llama")
+    with pytest.raises(ArtifactCorruptError, match=r"not expected .*norm\.weight"):
+        attach_adapter(base, tmp_path)
+    assert float(base.model.norm.weight.detach().norm()) > 1
