@@ -10,7 +10,8 @@ torch nor transformers. The rooms, each importing only what stands further down:
 - ``posterior``: curvature, structures, and the predictive covariance J Sigma J^T.
 - ``jacobians``: the derivative of the contrasts with respect to LoRA weights.
 - ``decisions``: temperature, label sets, review thresholds, flags, the recommendation.
-- ``models``: base models, adapters, class logits; ``prompts``: templates, label tokens, orders of options.
+- ``readouts``: how class logits are read from a model.
+- ``models``: base models and adapters; ``prompts``: templates, label tokens, orders of options.
 - ``metrics``: scores, ranking of mistakes, noise, drift.
 - ``linearised``: the symbols of the method; ``files``: files written whole; ``errors``: every exception.
 

@@ -10,6 +10,9 @@ C-1 contrasts ``z = Q^T f``:
 the training loss is ``H = sum_n J_n^T Lambda_n J_n`` with ``J_n = dz_n / dtheta``. Under the posterior of a prior
 precision ``lambda`` the contrasts are Gaussian, ``z ~ N(Q^T f, J (lambda I + H)^-1 J^T)`` (equation 12 there).
 
+Where several labels of a row may be right (``bernoulli``), each has a probability of its own, ``p = sigmoid(f)``. The
+logits have no common shift then, and all of the above holds with ``Q`` the identity and ``Lambda = diag(p (1 - p))``.
+
 ``class_mask`` is (batch, classes) bool everywhere: true for a row's possible classes, the first c >= 2 of each row.
 ``logits`` are (batch, classes), nats, any value at impossible classes.
 """
@@ -18,10 +21,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 from laplora.errors import ConfigError, DataError
+
+#: Of labels given the logits: one label of a row is right (softmax), or each label on its own (one sigmoid each).
+Likelihood = Literal["categorical", "bernoulli"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,16 @@ def contrasts(classes: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
         q[: k + 1, k] = 1 / scale
         q[k + 1, k] = -(k + 1) / scale
     return q.to(dtype)
+
+
+def directions_of(likelihood: Likelihood, classes: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    """Return ``Q^T`` (directions, classes): the directions in the logits that the likelihood sees."""
+    return contrasts(classes, dtype).T if likelihood == "categorical" else torch.eye(classes, dtype=dtype)
+
+
+def mean_of(likelihood: Likelihood, logits: torch.Tensor) -> torch.Tensor:
+    """Return ``Q^T f`` (..., directions), nats, of logits (..., classes) under either likelihood."""
+    return contrast_mean(logits) if likelihood == "categorical" else logits
 
 
 def contrast_mean(logits: torch.Tensor) -> torch.Tensor:

@@ -98,7 +98,7 @@ class Predictor:
         )
         say("attaching adapter and posterior")
         model = attach_adapter(share(base.model), path / ADAPTER_FOLDER)
-        reverse_pass(model)  # decided now, so that no request waits for it
+        reverse_pass(model, manifest.readout.readout())  # decided now, so that no request waits for it
         members = load_members(path, manifest, model, where)
         predictor = cls(artifact, members, tokenizer, where, base)
         if read_artifact(path).digest != artifact.digest:  # replaced meanwhile: tensors may be of either

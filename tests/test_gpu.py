@@ -21,6 +21,7 @@ from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
 from laplora.predictive.member_outputs import Member, MemberSet, member_outputs
 from laplora.predictor import Predictor
 from laplora.prompts.rows import EncodedRow, collate
+from laplora.readouts.label_tokens import LabelTokens
 
 pytestmark = [
     pytest.mark.gpu,
@@ -55,7 +56,7 @@ def test_packed_jacobians_are_those_of_the_dequantized_model(
     generator = torch.Generator().manual_seed(tokens)
     ids = torch.randint(5, 40000, (rows, tokens), generator=generator).tolist()
     batch = collate([EncodedRow(tuple(i), 2) for i in ids], class_count=2, pad_token_id=2).to("cuda")
-    label_ids = packed.artifact.manifest.label_token_ids
+    label_ids = packed.artifact.manifest.readout.token_ids
     found = []
     for predictor in (packed, expanded):
         blocks = find_blocks(predictor._members.model, 2)
@@ -76,7 +77,7 @@ def test_the_reverse_pass_through_packed_weights_is_the_automatic_one(padded: bo
     batch = random_batch(members, 4, 40, padded=padded)
     blocks = find_blocks(members.model, 4)
     written, automatic = (
-        contrast_jacobians(members.model, batch, members.label_ids, blocks, automatic=automatic)
+        contrast_jacobians(members.model, batch, members.readout, blocks, automatic=automatic)
         for automatic in (False, True)
     )
     for block, one, other in zip(blocks, written.blocks, automatic.blocks, strict=True):
@@ -127,7 +128,7 @@ def test_a_fit_on_the_card_is_the_one_on_the_cpu() -> None:
     there = copy.deepcopy(here.model).cuda()
     found = []
     for model in (here.model, there):
-        members = with_posterior(MemberSet(model, {}, (100, 101), Member()), "all")
+        members = with_posterior(MemberSet(model, {}, LabelTokens((100, 101)), Member()), "all")
         batch = random_batch(members, 4, 24, padded=True)
         found.append(member_outputs(members, batch, {("single", True)}).covariances["single"])
     torch.testing.assert_close(found[1], found[0], rtol=0.1, atol=0)

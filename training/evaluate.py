@@ -11,10 +11,9 @@ from torch import nn
 
 from laplora.decisions.conformal import label_sets
 from laplora.decisions.uncertainty import review_score
-from laplora.jacobians.contrasts import find_blocks
+from laplora.jacobians.contrasts import covered_blocks
 from laplora.linearised import class_probs
 from laplora.metrics.scores import Evaluation, evaluate_probs
-from laplora.models.readout import label_logits, last_hidden
 from laplora.posterior.file import read_posterior
 from laplora.predictive.kinds import PredictiveName
 from training.calibration.calibrate import predictive_of, read_calibrated
@@ -92,7 +91,7 @@ def measure(run: Run, model: Any, fitted: Path) -> Measured:
     ``laplace`` has the served prior; the other prior choices carry their method and granularity.
     """
     config, test = run.config, run.splits.test
-    posterior = read_posterior(fitted / "posterior.safetensors", find_blocks(model, run.class_count))
+    posterior = read_posterior(fitted / "posterior.safetensors", covered_blocks(model, run.readout))
     calibrated, choices = read_calibrated(fitted), read_choices(fitted)
     predictives, served = calibrated.predictives, served_choice(config, choices)
     with model.disable_adapter():
@@ -136,6 +135,6 @@ def plain_probs(run: Run, model: nn.Module, examples: tuple[Example, ...]) -> to
     """Return class probabilities by forward passes alone, (rows, classes) float64, in row order."""
     probs = torch.zeros(len(examples), run.class_count, dtype=torch.float64)
     for index, batch in batched(run, examples, "zero-shot rows"):
-        logits = label_logits(model, last_hidden(model, batch), run.label_ids)
+        logits = run.readout.scores(model, batch).logits
         probs[index] = class_probs(logits, batch.class_mask).cpu()
     return probs

@@ -22,8 +22,8 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from laplora.errors import NonFiniteError
 from laplora.models.probe import check_adapted, check_targets
 from laplora.models.quiet import quiet_loading
-from laplora.models.readout import label_logits, last_hidden
 from laplora.prompts.rows import Batch, EncodedRow, collate
+from laplora.readouts.base import ReadOut
 from training.config import RunConfig, config_hash_fields
 from training.workspace.files import write_json, write_tensors
 from training.workspace.folders import set_aside
@@ -39,7 +39,7 @@ from training.workspace.terminal import say
 class LabelTrainer(Trainer):
     """A Trainer whose loss is the cross-entropy over each row's possible labels."""
 
-    label_ids: Sequence[int]
+    readout: ReadOut
 
     def compute_loss(
         self,
@@ -51,7 +51,7 @@ class LabelTrainer(Trainer):
         """Return the mean negative log-likelihood of the batch, nats."""
         labels = inputs.pop("labels")
         batch = Batch(**inputs)
-        logits = label_logits(model, last_hidden(model, batch), self.label_ids)
+        logits = self.readout.scores(model, batch).logits
         return F.cross_entropy(logits.masked_fill(~batch.class_mask, -torch.inf), labels)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
@@ -106,7 +106,7 @@ def finetune(config: RunConfig) -> Path:
             data_collator=partial(_collated, run),
             callbacks=[_KeepMembers(config)],
         )
-        trainer.label_ids = run.label_ids
+        trainer.readout = run.readout
         if last:
             say(f"resuming at {last}")
         trainer.train(resume_from_checkpoint=str(last) if last else None)

@@ -9,7 +9,7 @@ import math
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from laplora.jacobians.contrasts import find_blocks
+from laplora.jacobians.contrasts import covered_blocks
 from laplora.posterior.base import block_precisions
 from laplora.posterior.file import posterior_tensors
 from laplora.posterior.subset import select_blocks
@@ -32,7 +32,7 @@ def fit_laplace(config: RunConfig) -> Path:
     run = open_run(config)
     folder = config.run_dir / "laplace"
     model = load_trained(run)
-    blocks = select_blocks(find_blocks(model, run.class_count), config.laplace.subset)
+    blocks = select_blocks(covered_blocks(model, run.readout), config.laplace.subset)
     posterior, log_likelihood = fit_curvature(run, model, blocks, folder)
     layers = watched_layers(config, model)
     calibration = project_split(run, model, posterior, run.splits.calibration, "calibration rows", layers)

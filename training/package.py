@@ -24,6 +24,7 @@ from laplora.artifact.manifest import (
     PriorRecord,
     TemplateRecord,
 )
+from laplora.artifact.readout_records import LabelTokensRecord
 from laplora.models.hashes import tokenizer_hash, weights_hash
 from laplora.predictor import Predictor
 from laplora.prior.search import PriorChoice
@@ -109,7 +110,7 @@ def describe(run: Run, fitted: Path, report: Path) -> Manifest:
         tokenizer_hash=tokenizer_hash(run.tokenizer),
         template=TemplateRecord(**template),
         labels=task.labels,
-        label_token_ids=run.label_ids,
+        readout=LabelTokensRecord(kind="label_tokens", verbalizers=run.verbalizers, token_ids=run.readout.token_ids),
         max_tokens=config.max_tokens,
         prior=prior_record(choice),
         members=member_records(config),

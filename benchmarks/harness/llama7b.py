@@ -17,6 +17,7 @@ from laplora.models.lora import ADAPTER, lora_layers
 from laplora.models.quiet import quiet_loading
 from laplora.predictive.member_adapters import lora_parameters
 from laplora.predictive.member_outputs import Member, MemberSet
+from laplora.readouts.label_tokens import LabelTokens
 
 Quantization = Literal["nf4", "none"]
 #: Arguments of a LlamaConfig: what Touvron et al. (arXiv 2307.09288) train.
@@ -76,7 +77,7 @@ def random_llama(
         for side in (layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]):
             side.weight.data.normal_(0, _SPREAD, generator=draw)
     model.requires_grad_(False).eval()
-    return MemberSet(model, lora_parameters(model), tuple(range(100, 100 + classes)), Member())
+    return MemberSet(model, lora_parameters(model), LabelTokens(tuple(range(100, 100 + classes))), Member())
 
 
 def _fill_plain(base: Any, where: torch.device, draw: torch.Generator) -> None:

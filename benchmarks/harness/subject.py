@@ -15,6 +15,7 @@ from laplora.models.adapters import attach_adapter
 from laplora.models.base import BaseSpec, load_base_model, locate_base
 from laplora.predictive.member_outputs import MemberSet
 from laplora.prompts.rows import Batch
+from laplora.readouts.label_tokens import LabelTokens
 
 Format = Literal["float32", "bfloat16", "nf4"]
 
@@ -36,7 +37,7 @@ def load_subject(number_format: Format, device: str = "cpu") -> MemberSet:
 
 def with_classes(members: MemberSet, classes: int) -> MemberSet:
     """Return the same with other labels: the posterior of an adapter that leaves ``lm_head`` alone knows none."""
-    return dataclasses.replace(members, label_ids=tuple(range(100, 100 + classes)))
+    return dataclasses.replace(members, readout=LabelTokens(tuple(range(100, 100 + classes))))
 
 
 def random_batch(members: MemberSet, rows: int, tokens: int, *, padded: bool = False) -> Batch:
@@ -51,7 +52,7 @@ def random_batch(members: MemberSet, rows: int, tokens: int, *, padded: bool = F
     if padded:
         mask[::2, : tokens // 4] = 0
     device = next(members.model.parameters()).device
-    possible = torch.ones(rows, len(members.label_ids), dtype=torch.bool)
+    possible = torch.ones(rows, members.readout.class_count, dtype=torch.bool)
     positions = (mask.cumsum(1) - 1).clamp_min(0)
     parts: tuple[Any, ...] = (ids * mask, mask, positions, possible)
     return Batch(*(p.to(device) for p in parts))

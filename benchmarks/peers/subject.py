@@ -112,7 +112,7 @@ def artifact_subject(*, train: int = 100, test: int = 100, dtype: torch.dtype = 
     chosen, held_out = splits.train[:train], splits.test[:test]
     return Subject(
         model=model,
-        label_ids=tuple(manifest.label_token_ids),
+        label_ids=manifest.readout.token_ids,
         pad_id=tokenizer.pad_token_id,
         train=encoded(chosen),
         train_labels=torch.tensor([e.label for e in chosen]),

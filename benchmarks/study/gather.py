@@ -16,7 +16,6 @@ from laplora.jacobians.blocks import Block, BlockJacobian
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
 from laplora.linearised import contrast_hessian
 from laplora.models.adapters import attach_adapter
-from laplora.models.readout import label_logits, last_hidden
 from laplora.predictive.member_adapters import dropout_weights, in_place, lora_parameters, read_weights
 from laplora.prompts.option_order import option_orders, permute_choices, restore_logits
 from laplora.prompts.rows import EncodedRow
@@ -55,7 +54,7 @@ class Trained:
         logits = torch.zeros(len(rows), self.run.class_count)
         for index in self.batches(rows, title):
             batch = self.run.collate([rows[i] for i in index])
-            logits[index] = label_logits(self.model, last_hidden(self.model, batch), self.run.label_ids).float().cpu()
+            logits[index] = self.run.readout.scores(self.model, batch).logits.float().cpu()
         return logits
 
 
@@ -142,7 +141,7 @@ def store_split(trained: Trained, split: str, folder: Path) -> None:
         # A row's first k classes are reached by the first k - 1 contrasts alone: fewer backward passes.
         possible = int(batch.class_mask.sum(1).max())
         training = split == "train"
-        result = contrast_jacobians(trained.model, batch, run.label_ids[:possible], blocks, tokens=training)
+        result = contrast_jacobians(trained.model, batch, run.readout.token_ids[:possible], blocks, tokens=training)
         for i, (first, last) in enumerate(offsets(blocks)):
             jacobians[index, : possible - 1, first:last] = result.blocks[i].jacobian.flatten(2).to(jacobians)
         logits = torch.zeros(len(index), classes)

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from laplora.artifact.readout_records import ReadOutRecord
 from laplora.artifact.strict_json import strict_json
 from laplora.decisions.conformal import ConformalScore
 from laplora.decisions.thresholds import ModeThresholds
@@ -18,7 +19,7 @@ from laplora.posterior.base import Prior
 from laplora.predictive.kinds import PREDICTIVES, PredictiveName, PredictiveSpec, predictive_spec
 from laplora.prompts.templates import PromptTemplate
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 MANIFEST = "manifest.json"
 POSTERIOR = "posterior.safetensors"
 GOLDEN = "golden.json"
@@ -139,7 +140,7 @@ class Manifest(_Record):
     tokenizer_hash: str
     template: TemplateRecord
     labels: tuple[str, ...] = Field(min_length=2)
-    label_token_ids: tuple[int, ...] = Field(min_length=2)
+    readout: ReadOutRecord = Field(description="how the labels' logits are read from the model")
     max_tokens: int = Field(ge=8)
     prior: PriorRecord
     members: tuple[MemberRecord, ...] = Field(description="the ensemble's adapters beside the trained one")
@@ -170,6 +171,10 @@ class Manifest(_Record):
                 raise ValueError(
                     f"predictives.{name} has {record.member_count} members, the artifact {counts[record.members]}"
                 )
+        if self.readout.class_count != len(self.labels):
+            raise ValueError(
+                f"the read-out has {self.readout.class_count} classes, there are {len(self.labels)} labels"
+            )
         if self.predictives.get("laplace_ensemble") and any(m.prior is None for m in self.members):
             raise ValueError("predictives.laplace_ensemble needs a posterior of every member")
         if len({m.folder for m in self.members}) != len(self.members):

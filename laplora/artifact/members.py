@@ -10,14 +10,13 @@ import torch
 
 from laplora.artifact.manifest import ADAPTER_FOLDER, DISTILLED, POSTERIOR, Manifest, MemberRecord
 from laplora.errors import ArtifactCorruptError, ArtifactIncompatibleError, PriorError
-from laplora.jacobians.contrasts import find_blocks
+from laplora.jacobians.contrasts import covered_blocks
 from laplora.models.hashes import tokenizer_hash, weights_hash
 from laplora.posterior.base import Prior, block_precisions
 from laplora.posterior.file import read_posterior
 from laplora.predictive.distilled_file import read_distilled_for
 from laplora.predictive.member_adapters import dropout_weights, lora_parameters, read_weights
 from laplora.predictive.member_outputs import Member, MemberSet
-from laplora.prompts.templates import resolve_label_tokens
 
 
 def check_base(manifest: Manifest, location: str, tokenizer: Any, cache_dir: Path | None) -> None:
@@ -32,11 +31,7 @@ def check_base(manifest: Manifest, location: str, tokenizer: Any, cache_dir: Pat
         raise ArtifactIncompatibleError(
             f"artifact {manifest.name!r} was made with another tokenizer than {manifest.base_model!r} has now"
         )
-    tokens = resolve_label_tokens(tokenizer, manifest.template.template(), manifest.labels)
-    if tuple(tokens) != manifest.label_token_ids:
-        raise ArtifactIncompatibleError(
-            f"artifact {manifest.name!r}: its labels are tokens {tokens} here, {list(manifest.label_token_ids)} there"
-        )
+    manifest.readout.verify(manifest.name, tokenizer, manifest.template.template())
 
 
 def load_members(path: Path, manifest: Manifest, model: Any, device: torch.device) -> MemberSet:
@@ -44,7 +39,8 @@ def load_members(path: Path, manifest: Manifest, model: Any, device: torch.devic
 
     Raises ArtifactCorruptError where a file does not hold what the manifest says.
     """
-    blocks = find_blocks(model, len(manifest.labels))
+    readout = manifest.readout.readout()
+    blocks = covered_blocks(model, readout)
     dtype = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
 
     def with_posterior(weights: Mapping[str, torch.Tensor], folder: Path, prior: Prior | None) -> Member:
@@ -68,7 +64,7 @@ def load_members(path: Path, manifest: Manifest, model: Any, device: torch.devic
     return MemberSet(
         model=model,
         parameters=lora_parameters(model),
-        label_ids=manifest.label_token_ids,
+        readout=readout,
         trained=with_posterior({}, path, manifest.prior.prior()),
         distilled=read_distilled_for(model, path / DISTILLED, len(manifest.labels)) if manifest.distilled else None,
         checkpoints=tuple(map(checkpoint, manifest.members)),

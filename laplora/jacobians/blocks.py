@@ -7,21 +7,24 @@ from typing import Literal
 
 import torch
 
+from laplora.linearised import Likelihood, contrast_hessian, hessian_root, mean_of
+
 
 @dataclass(frozen=True)
 class Block:
-    """One LoRA weight matrix, seen as (wide, narrow).
+    """One weight matrix that the posterior covers, seen as (wide, narrow).
 
     Attributes:
         name: module path and matrix, for example ``model.layers.0.self_attn.q_proj.lora_A``.
-        group: ``lora_A`` (wide side: its input) or ``lora_B`` (wide side: its output).
+        group: ``lora_A`` (wide side: its input), ``lora_B`` (wide side: its output), or ``head``, a trained linear of
+            the read-out (wide side: its input, with a column for the bias if it has one).
         wide: size of the side away from the rank; the number of classes for ``lm_head``'s ``lora_B``,
             of which only the label rows matter.
-        narrow: the LoRA rank.
+        narrow: the LoRA rank; of the head its outputs.
     """
 
     name: str
-    group: Literal["lora_A", "lora_B"]
+    group: Literal["lora_A", "lora_B", "head"]
     wide: int
     narrow: int
 
@@ -55,10 +58,42 @@ class ContrastJacobians:
 
     Attributes:
         logits: (batch, classes).
-        hidden: (batch, hidden), the state that the logits were read from.
+        hidden: (batch, features), the state that the logits were read from.
         blocks: one entry per block, in the blocks' order.
+        likelihood: of a label given the logits; its directions are those of the Jacobians.
+        weights: (batch, directions, directions) float64, of Jacobians in other directions than the likelihood's: the
+            curvature in them (``laplora.linearised``, Lambda). None: the likelihood's, exact.
     """
 
     logits: torch.Tensor
     hidden: torch.Tensor
     blocks: tuple[BlockJacobian, ...]
+    likelihood: Likelihood = "categorical"
+    weights: torch.Tensor | None = None
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """``Q^T f``, (batch, directions of the likelihood), nats."""
+        return mean_of(self.likelihood, self.logits)
+
+    def curvature(self, class_mask: torch.Tensor) -> torch.Tensor:
+        """Return ``Lambda`` of each row in the directions of the Jacobians, (batch, directions, directions) float64."""
+        if self.weights is not None:
+            return self.weights
+        if self.likelihood == "categorical":
+            return contrast_hessian(self.logits, class_mask)
+        return torch.diag_embed(self._bernoulli_variance(class_mask))
+
+    def curvature_root(self, class_mask: torch.Tensor) -> torch.Tensor:
+        """Return the symmetric square root of ``curvature``."""
+        if self.weights is not None:
+            values, vectors = torch.linalg.eigh(self.weights)
+            root: torch.Tensor = (vectors * values.clamp_min(0).sqrt()[:, None, :]) @ vectors.mT
+            return root
+        if self.likelihood == "categorical":
+            return hessian_root(self.logits, class_mask)
+        return torch.diag_embed(self._bernoulli_variance(class_mask).sqrt())
+
+    def _bernoulli_variance(self, class_mask: torch.Tensor) -> torch.Tensor:
+        probs = self.logits.double().sigmoid()
+        return (probs * (1 - probs)).masked_fill(~class_mask, 0)

@@ -12,7 +12,7 @@ from laplora.models.lora import ADAPTER
 from laplora.prompts.rows import Batch
 
 #: Notes the input and output of a linear map that is not called as a module, under its name; returns the output.
-Record = Callable[[str, torch.Tensor, torch.Tensor], torch.Tensor]
+_Record = Callable[[str, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def base_of(model: Any) -> Any:
@@ -29,7 +29,7 @@ def last_hidden(model: Any, batch: Batch) -> torch.Tensor:
 
 
 def label_logits(
-    model: Any, hidden: torch.Tensor, label_ids: Sequence[int], record: Record | None = None
+    model: Any, hidden: torch.Tensor, label_ids: Sequence[int], record: _Record | None = None
 ) -> torch.Tensor:
     """Return the class logits, (batch, classes), float32 (float64 for a float64 model), of ``last_hidden``.
 

@@ -13,7 +13,6 @@ from functools import cached_property
 import torch
 
 from laplora.jacobians.blocks import Block, BlockJacobian, ContrastJacobians
-from laplora.linearised import contrast_mean
 from laplora.posterior.base import ProjectedJacobians
 
 
@@ -88,7 +87,7 @@ class EigenPosterior:
             coordinates, left_out = project(block, wide, narrow)
             kept.append(coordinates.flatten(2))
             rest.append(left_out)
-        return ProjectedJacobians(contrast_mean(jacobians.logits), torch.cat(kept, 2), torch.cat(rest, 3))
+        return ProjectedJacobians(jacobians.mean, torch.cat(kept, 2), torch.cat(rest, 3))
 
     def covariance(self, projected: ProjectedJacobians, precisions: torch.Tensor) -> torch.Tensor:
         """Return the covariance of the contrasts under the linearised posterior.

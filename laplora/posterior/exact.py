@@ -9,7 +9,6 @@ import torch
 
 from laplora.errors import ConfigError
 from laplora.jacobians.blocks import Block, ContrastJacobians
-from laplora.linearised import hessian_root
 from laplora.posterior.base import block_coordinates
 from laplora.posterior.joint import JointPosterior, build_joint_posterior
 from laplora.posterior.passes import Pass, StructureSettings, check_any_rows, check_curvature
@@ -55,7 +54,7 @@ def _add_batch(state: ExactRows, jacobians: ContrastJacobians, class_mask: torch
             f"{count} gradients, {4 * count * parameters:.3g} bytes, and factorises a square matrix of that size; the "
             f"limit is {limit}. Use structure joint or joint_core, fewer rows, or raise exact_limit"
         )
-    root = hessian_root(jacobians.logits, class_mask)
+    root = jacobians.curvature_root(class_mask)
     flat = torch.cat(block_coordinates(jacobians), 2)
     factor = (root.to(flat) @ flat).flatten(0, 1).cpu()
     check_curvature("all blocks together", factor)

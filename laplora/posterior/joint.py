@@ -25,7 +25,6 @@ import torch
 
 from laplora.errors import NonFiniteError, PriorError
 from laplora.jacobians.blocks import Block, ContrastJacobians
-from laplora.linearised import contrast_mean
 from laplora.posterior.base import ProjectedJacobians, at_least_float32
 
 JointStructure = Literal["joint_core", "joint", "exact"]
@@ -97,7 +96,7 @@ class JointPosterior:
             along, left = self._in_core(jacobians, group) if self.wide else self._in_all(jacobians, members)
             kept.append(along)
             rest.append(left)
-        return ProjectedJacobians(contrast_mean(jacobians.logits), torch.cat(kept, 2), torch.stack(rest, 3))
+        return ProjectedJacobians(jacobians.mean, torch.cat(kept, 2), torch.stack(rest, 3))
 
     def covariance(self, projected: ProjectedJacobians, precisions: torch.Tensor) -> torch.Tensor:
         """Return the covariance of the contrasts, (batch, classes - 1, classes - 1) float64, nats squared.

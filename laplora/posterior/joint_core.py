@@ -25,7 +25,6 @@ from functools import partial
 import torch
 
 from laplora.jacobians.blocks import Block, ContrastJacobians
-from laplora.linearised import contrast_hessian
 from laplora.posterior.base import block_coordinates
 from laplora.posterior.joint import JointPosterior, build_joint_posterior
 from laplora.posterior.passes import Pass, StructureSettings, check_any_rows, check_curvature
@@ -104,7 +103,7 @@ def add_moment_batch(sums: BlockSums, jacobians: ContrastJacobians, class_mask: 
     Raises:
         NonFiniteError: a Jacobian or logit that is NaN or infinite.
     """
-    hessian = contrast_hessian(jacobians.logits, class_mask)
+    hessian = jacobians.curvature(class_mask)
     wide, narrow = [], []
     for i, (block, part) in enumerate(zip(sums.blocks, jacobians.blocks, strict=True)):
         jacobian = part.jacobian.double()
@@ -171,7 +170,7 @@ def _add_sketch_batch(
     state: JointSketch, jacobians: ContrastJacobians, class_mask: torch.Tensor, bases: Sequence[Basis]
 ) -> JointSketch:
     """Return the sketch with one batch added; products and sums in float64, so batching does not matter."""
-    hessian = contrast_hessian(jacobians.logits, class_mask)
+    hessian = jacobians.curvature(class_mask)
     coordinates = block_coordinates(jacobians, [b.wide for b in bases], [b.narrow for b in bases])
     seen = torch.zeros((), dtype=torch.float64, device=hessian.device)
     for i, part in enumerate(coordinates):

@@ -21,7 +21,6 @@ import torch
 
 from laplora.errors import FactorizationError
 from laplora.jacobians.blocks import Block, BlockJacobian, ContrastJacobians
-from laplora.linearised import contrast_hessian
 from laplora.posterior.eigen import EigenPosterior, project
 from laplora.posterior.passes import Pass, StructureSettings, check_any_rows, check_curvature
 from laplora.posterior.sketch import Basis, BlockSums, empty_block_sums, nystrom_eigen, sketch_matrix, stored_basis
@@ -111,7 +110,7 @@ def add_batch(sums: KroneckerSums, jacobians: ContrastJacobians, class_mask: tor
         NonFiniteError: a Jacobian or logit that is NaN or infinite.
         FactorizationError: Jacobians without their sums over tokens.
     """
-    hessian = contrast_hessian(jacobians.logits, class_mask)
+    hessian = jacobians.curvature(class_mask)
     wide, narrow, traces = [], [], []
     for i, (block, jacobian) in enumerate(zip(sums.blocks, jacobians.blocks, strict=True)):
         test = sketch_matrix(block, sums.wide[i].shape[1], sums.seed).to(hessian.device)
@@ -166,7 +165,7 @@ def kronecker_bases(sums: KroneckerSums, rank: int) -> tuple[KroneckerBasis, ...
 def _add_eigen_batch(
     sums: EigenSums, jacobians: ContrastJacobians, class_mask: torch.Tensor, bases: Sequence[Basis]
 ) -> EigenSums:
-    hessian = contrast_hessian(jacobians.logits, class_mask)
+    hessian = jacobians.curvature(class_mask)
     scale, rest = [], []
     for i, (basis, jacobian) in enumerate(zip(bases, jacobians.blocks, strict=True)):
         coordinates, left_out = project(jacobian, basis.wide.to(hessian.device), basis.narrow.to(hessian.device))

@@ -14,14 +14,14 @@ from torch import nn
 
 from laplora.jacobians.contrasts import contrast_jacobians
 from laplora.jacobians.states import StateTape
-from laplora.linearised import contrast_mean
+from laplora.linearised import mean_of
 from laplora.metrics.checks import check_finite
-from laplora.models.readout import label_logits, label_mass, last_hidden
 from laplora.posterior.base import Posterior
 from laplora.predictive.distilled import DistilledCovariance, Estimate
 from laplora.predictive.kinds import Members
 from laplora.predictive.member_adapters import Weights, in_place
 from laplora.prompts.rows import Batch
+from laplora.readouts.base import ReadOut
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class MemberSet:
 
     Attributes:
         parameters: the model's LoRA matrices by block name.
-        label_ids: token of each label.
+        readout: how class logits are read from the model.
         trained: the attached adapter.
         distilled: what predicts the covariance of its posterior from its forward pass; None where nothing does.
         checkpoints: the ensemble's other adapters; the trained one is its first member.
@@ -54,7 +54,7 @@ class MemberSet:
 
     model: nn.Module
     parameters: Mapping[str, nn.Parameter]
-    label_ids: tuple[int, ...]
+    readout: ReadOut
     trained: Member
     distilled: DistilledCovariance | None = None
     checkpoints: tuple[Member, ...] = ()
@@ -102,8 +102,9 @@ def member_outputs(members: MemberSet, batch: Batch, wanted: Collection[Wanted])
     with StateTape(members.model, distilled.layers) if distilled else nullcontext() as tape:
         trained = _pass(members, members.trained, batch, jacobians=bool(posteriors & {"single", "checkpoints"}))
     logits, hidden, covariance = trained
-    mass = label_mass(members.model, hidden, members.label_ids, batch.class_mask).double().cpu()
-    means: dict[Members, torch.Tensor] = {"single": contrast_mean(logits)[None]}
+    likelihood = members.readout.likelihood
+    mass = members.readout.label_mass(members.model, hidden, batch.class_mask).double().cpu()
+    means: dict[Members, torch.Tensor] = {"single": mean_of(likelihood, logits)[None]}
     covariances: dict[Members, torch.Tensor] = {} if covariance is None else {"single": covariance[None]}
     estimate = None
     if distilled is not None and tape is not None:
@@ -117,7 +118,7 @@ def member_outputs(members: MemberSet, batch: Batch, wanted: Collection[Wanted])
         passes = [_pass(members, member, batch, kind in posteriors) for member in some]
         if kind == "checkpoints":
             passes = [trained, *passes]
-        means[kind] = torch.stack([contrast_mean(f) for f, _, _ in passes])
+        means[kind] = torch.stack([mean_of(likelihood, f) for f, _, _ in passes])
         if kind in posteriors:
             covariances[kind] = torch.stack([v for _, _, v in passes if v is not None])
     outputs = MemberOutputs(logits, mass, batch.class_mask.cpu(), means, covariances, estimate)
@@ -134,12 +135,12 @@ def _pass(
         if jacobians:
             assert member.posterior is not None
             assert member.precisions is not None
-            result = contrast_jacobians(members.model, batch, members.label_ids, member.posterior.blocks, sums=False)
+            result = contrast_jacobians(members.model, batch, members.readout, member.posterior.blocks, sums=False)
             covariance = member.posterior.covariance_of(result, member.precisions).cpu()
             logits, hidden = result.logits, result.hidden
         else:
             covariance = None
             with torch.no_grad():
-                hidden = last_hidden(members.model, batch)
-                logits = label_logits(members.model, hidden, members.label_ids)
+                scores = members.readout.scores(members.model, batch)
+            logits, hidden = scores.logits, scores.hidden
     return logits.double().cpu(), hidden, covariance

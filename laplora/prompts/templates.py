@@ -145,19 +145,24 @@ def _choices(value: Any, template: PromptTemplate, class_count: int) -> list[str
     return [_text(c, f"choices[{i}]") for i, c in enumerate(value)]
 
 
-def resolve_label_tokens(tokenizer: Any, template: PromptTemplate, labels: Sequence[str]) -> list[int]:
-    """Return the token id that follows the prompt for each label, in order.
+def default_verbalizers(template: PromptTemplate, labels: Sequence[str]) -> tuple[str, ...]:
+    """Return the text that stands for each label after the prompt: the template's prefix and the label's name."""
+    return tuple(template.label_prefix + label for label in labels)
 
-    It is the one token that ``label_prefix + label`` adds to the end of the template's text. Raises LabelTokenError
-    for fewer than two labels, a label of several tokens, or two labels with one token.
+
+def resolve_label_tokens(tokenizer: Any, template: PromptTemplate, verbalizers: Sequence[str]) -> list[int]:
+    """Return the one token that each verbalizer adds to the end of the template's text, in order.
+
+    A verbalizer (Schick and Schuetze, arXiv 2001.07676) is the text that stands for a label, its leading space
+    included. Raises LabelTokenError for fewer than two, one of several tokens, or two with one token.
     """
-    if len(labels) < 2:
-        raise LabelTokenError(f"a classifier needs at least two labels, got {list(labels)}")
+    if len(verbalizers) < 2:
+        raise LabelTokenError(f"a classifier needs at least two labels, got {list(verbalizers)}")
     tail = _PLACEHOLDER.split(template.text)[-1] or ":"
     head = tokenizer.encode(tail, add_special_tokens=False)
     ids: list[int] = []
-    for label in labels:
-        whole = tokenizer.encode(tail + template.label_prefix + label, add_special_tokens=False)
+    for label in verbalizers:
+        whole = tokenizer.encode(tail + label, add_special_tokens=False)
         added = whole[len(head) :]
         if whole[: len(head)] != head or len(added) != 1:
             pieces = tokenizer.convert_ids_to_tokens(added)
@@ -167,7 +172,7 @@ def resolve_label_tokens(tokenizer: Any, template: PromptTemplate, labels: Seque
             )
         if added[0] in ids:
             raise LabelTokenError(
-                f"labels {labels[ids.index(added[0])]!r} and {label!r} collide: both are token {added[0]}"
+                f"labels {verbalizers[ids.index(added[0])]!r} and {label!r} collide: both are token {added[0]}"
             )
         ids.append(added[0])
     return ids

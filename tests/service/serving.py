@@ -64,7 +64,7 @@ class FakePredictor(Predictor):
     predictives: tuple[PredictiveName, ...] = ("map", "fast", "laplace", "ensemble")
     review_scores: Any = MappingProxyType({})
     weights = HeldWeights("plain", "nothing is quantized")
-    reverse_pass = ReversePass("automatic", "a fake has none", None, "lm_head")
+    reverse_pass = ReversePass("automatic", "a fake has none", None)
     token_bounds = TokenBounds(None)
 
     def __init__(

@@ -216,7 +216,7 @@ def test_only_label_rows_of_the_head_move(sentiment_run: FinishedRun) -> None:
     """The loss sees the label tokens only, so the other 49,150 rows of lm_head's B stay zero."""
     artifact = json.loads((sentiment_run.artifact / "manifest.json").read_text())
     moved = adapter(sentiment_run.config)["base_model.model.lm_head.lora_B.weight"].abs().sum(1).nonzero().flatten()
-    assert moved.tolist() == sorted(artifact["label_token_ids"])
+    assert moved.tolist() == sorted(artifact["readout"]["token_ids"])
 
 
 def test_squared_distances_are_from_where_training_began(sentiment_run: FinishedRun) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from laplora.artifact.manifest import DropoutRecord
 from laplora.jacobians.blocks import Block
-from laplora.jacobians.contrasts import find_blocks
+from laplora.jacobians.contrasts import covered_blocks
 from laplora.posterior.base import Posterior
 from laplora.posterior.file import posterior_tensors, read_posterior
 from laplora.predictive.member_adapters import in_place, lora_parameters, read_weights
@@ -68,7 +68,7 @@ def read_member_fits(run: Run, model: nn.Module) -> tuple[MemberFit, ...]:
     """Return what ``fit_members`` fitted."""
     if not run.config.predictives.laplace_ensemble:
         return ()
-    blocks, fits = find_blocks(model, run.class_count), []
+    blocks, fits = covered_blocks(model, run.readout), []
     for step in member_steps(run.config):
         folder = fit_folder(run.config, step)
         posterior = read_posterior(folder / "posterior.safetensors", blocks)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from laplora.jacobians.contrasts import find_blocks
+from laplora.jacobians.contrasts import covered_blocks
 from laplora.posterior.base import Posterior, Prior, ProjectedJacobians, block_precisions
 from laplora.predictive.kinds import PREDICTIVES, Members, PredictiveName
 from laplora.predictive.member_adapters import dropout_weights, in_place, lora_parameters, read_weights
@@ -102,7 +102,7 @@ def forward_means(run: Run, model: Any, examples: Sequence[Example], title: str)
         check_kept(config)
         weights["checkpoints"] = [read_weights(model, member_folder(config, step)) for step in member_steps(config)]
     if record := dropout_record(config):
-        blocks = find_blocks(model, run.class_count)
+        blocks = covered_blocks(model, run.readout)
         masks = dropout_weights(model, blocks, p=record.probability, members=record.members, seed=record.seed)
         weights["dropout"] = masks
     if not weights:
@@ -110,7 +110,7 @@ def forward_means(run: Run, model: Any, examples: Sequence[Example], title: str)
     members = MemberSet(
         model=model,
         parameters=lora_parameters(model),
-        label_ids=run.label_ids,
+        readout=run.readout,
         trained=Member(),
         checkpoints=tuple(Member(w) for w in weights.get("checkpoints", ())),
         dropout=tuple(Member(w) for w in weights.get("dropout", ())),

@@ -60,7 +60,7 @@ class ResumablePass:
         saved_at = time.monotonic()
         for number in progress(range(done, len(plan)), f"curvature: {title}"):
             batch = run.collate([self._rows[i] for i in plan[number]])
-            jacobians = contrast_jacobians(self._model, batch, run.label_ids, self._blocks, sums=self._sums)
+            jacobians = contrast_jacobians(self._model, batch, run.readout, self._blocks, sums=self._sums)
             state = add(state, jacobians, batch.class_mask)
             log_probs = class_log_probs(jacobians.logits, batch.class_mask)
             self.log_likelihood += float(log_probs.gather(1, self._labels[plan[number]][:, None]).sum())

@@ -14,7 +14,6 @@ from torch import nn
 
 from laplora.jacobians.contrasts import contrast_jacobians
 from laplora.jacobians.states import States, StateTape, join_states
-from laplora.models.readout import label_mass
 from laplora.posterior.base import Posterior, ProjectedJacobians
 from training.data.examples import Example
 from training.workspace.run import Run
@@ -54,11 +53,11 @@ def project_split(
     states: list[States] = []
     for index, batch in batched(run, examples, title):
         with StateTape(model, layers) if layers else nullcontext() as tape:
-            jacobians = contrast_jacobians(model, batch, run.label_ids, posterior.blocks, sums=False)
+            jacobians = contrast_jacobians(model, batch, run.readout, posterior.blocks, sums=False)
         if tape is not None:
             states.append(tape.states(jacobians.logits, batch.attention_mask))
         projected = placed.project(jacobians)
-        mass = label_mass(model, jacobians.hidden, run.label_ids, batch.class_mask)
+        mass = run.readout.label_mass(model, jacobians.hidden, batch.class_mask)
         values = (projected.contrast_mean, projected.kept, projected.rest, jacobians.logits, batch.class_mask, mass)
         parts.append(tuple(v.cpu() for v in values))
         places += index

@@ -33,7 +33,7 @@ def adapter_inputs(run: Run) -> str:
     weights = weights_hash(run.location, config.base.revision)
     base = [weights, config.base.quantization, config.base.dtype, config.max_tokens, asdict(task.template)]
     return _digest(
-        [*base, run.label_ids],
+        [*base, run.readout.token_ids],
         rows_digest(run.splits.train),
         config.seed,
         config.adapter.model_dump(mode="json"),

@@ -12,6 +12,7 @@ from filelock import FileLock
 from laplora.errors import NonFiniteError
 from laplora.models.base import BaseSpec, load_base_model
 from laplora.prompts.rows import Batch, EncodedRow, collate, encode
+from laplora.readouts.label_tokens import LabelTokens
 from training.config import RunConfig
 from training.data.examples import Example, Splits
 
@@ -22,7 +23,7 @@ class Run:
 
     Attributes:
         location: folder or hub id of the base model.
-        label_ids: token id of each label.
+        verbalizers: text after the prompt that stands for each label; readout: how their logits are read.
         lock: keeps other processes out of the run's folder while this lives.
     """
 
@@ -30,14 +31,15 @@ class Run:
     splits: Splits
     location: str
     tokenizer: Any
-    label_ids: tuple[int, ...]
+    verbalizers: tuple[str, ...]
+    readout: LabelTokens
     device: torch.device
     lock: FileLock | None = None
 
     @property
     def class_count(self) -> int:
         """Number of labels."""
-        return len(self.label_ids)
+        return self.readout.class_count
 
     def encode(self, examples: Sequence[Example]) -> list[EncodedRow]:
         """Return examples as token rows, cut at the run's limit."""

@@ -9,7 +9,8 @@ from laplora.artifact.folder import check_replaceable
 from laplora.errors import ConfigError, InvalidInputError
 from laplora.models.base import load_tokenizer, locate_base, resolve_device
 from laplora.prompts.rows import Batch, EncodedRow
-from laplora.prompts.templates import render, resolve_label_tokens
+from laplora.prompts.templates import default_verbalizers, render, resolve_label_tokens
+from laplora.readouts.label_tokens import LabelTokens
 from training.config import RunConfig, config_hash_fields
 from training.config.folders import owner
 from training.data.examples import Example, Splits
@@ -36,8 +37,9 @@ def open_run(config: RunConfig) -> Run:
     _check_splits(config, splits)
     location = locate_base(base_spec(config), progress=say)
     tokenizer = load_tokenizer(location, config.base.revision)
-    label_ids = tuple(resolve_label_tokens(tokenizer, splits.task.template, splits.task.labels))
-    run = Run(config, splits, location, tokenizer, label_ids, device)
+    verbalizers = default_verbalizers(splits.task.template, splits.task.labels)
+    readout = LabelTokens(tuple(resolve_label_tokens(tokenizer, splits.task.template, verbalizers)))
+    run = Run(config, splits, location, tokenizer, verbalizers, readout, device)
     _begin_folder(run)
     run = replace(run, lock=in_use(config.run_dir))
     write_json(config.run_dir / "splits.json", splits.report)

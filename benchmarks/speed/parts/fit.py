@@ -58,7 +58,7 @@ def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
 def one_pass(members: MemberSet, blocks: tuple[Block, ...], batches: list[Batch]) -> None:
     """Compute every row's Jacobians, and keep none."""
     for batch in batches:
-        contrast_jacobians(members.model, batch, members.label_ids, blocks, sums=False)
+        contrast_jacobians(members.model, batch, members.readout, blocks, sums=False)
 
 
 def over_a_pass(
@@ -81,7 +81,7 @@ def as_subject(members: MemberSet, batches: list[Batch]) -> Subject:
     """Return the batches' rows and the model as other packages are given them."""
     rows = tuple(EncodedRow(tuple(ids), 2) for batch in batches for ids in batch.input_ids.tolist())
     labels = torch.zeros(len(rows), dtype=torch.int64)
-    return Subject(members.model, members.label_ids, 0, rows, labels, (), labels[:0])
+    return Subject(members.model, members.readout.token_ids, 0, rows, labels, (), labels[:0])
 
 
 def fit(
@@ -95,7 +95,7 @@ def fit(
             # Under no name: a batch's Jacobians go before the next one's come.
             state = add(
                 state,
-                contrast_jacobians(members.model, batch, members.label_ids, blocks, sums=needs_sums(structure)),
+                contrast_jacobians(members.model, batch, members.readout, blocks, sums=needs_sums(structure)),
                 batch.class_mask,
             )
         return state
@@ -107,7 +107,7 @@ def choices(conditions: Conditions, members: MemberSet, blocks: tuple[Block, ...
     """Yield the seconds of both choices of a prior for the default posterior, held-out rows projected before."""
     posterior = fit(members, blocks, [random_batch(members, 8, TOKENS)], "joint_core")
     batch = random_batch(members, 10, TOKENS)
-    jacobians = contrast_jacobians(members.model, batch, members.label_ids, blocks, sums=False)
+    jacobians = contrast_jacobians(members.model, batch, members.readout, blocks, sums=False)
     few = posterior.project(jacobians)
     repeats = HELD_OUT // 10
     projected = ProjectedJacobians(*(torch.cat([part] * repeats) for part in (few.contrast_mean, few.kept, few.rest)))

@@ -128,7 +128,7 @@ def projection(members: MemberSet, rank: int) -> Callable[[], Any]:
     """Return a function that gives the covariance of 8 rows' Jacobians under a posterior of that mean basis rank."""
     member = with_posterior(members, rank).trained
     batch = random_batch(members, 8, 32)
-    jacobians = contrast_jacobians(members.model, batch, members.label_ids, member.posterior.blocks, sums=False)
+    jacobians = contrast_jacobians(members.model, batch, members.readout, member.posterior.blocks, sums=False)
     return lambda: member.posterior.covariance_of(jacobians, member.precisions)
 
 

@@ -25,6 +25,7 @@ from laplora.jacobians.contrasts import find_blocks
 from laplora.posterior.base import Posterior
 from laplora.posterior.passes import StructureSettings
 from laplora.predictive.member_outputs import Member, MemberSet, member_outputs
+from laplora.readouts.label_tokens import LabelTokens
 
 UNIT = "MB above the loaded model"
 FEW, MANY, BATCH = 16, 64, 8
@@ -43,7 +44,7 @@ def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
 def answers(conditions: Conditions, subject: Subject, absent: Sequence[str]) -> Iterator[Record]:
     """Yield what one answer takes: a forward pass, laplora's and other packages'."""
     posterior, precisions = peers.served(subject)
-    members = MemberSet(subject.model, {}, subject.label_ids, Member({}, posterior, precisions))
+    members = MemberSet(subject.model, {}, LabelTokens(subject.label_ids), Member({}, posterior, precisions))
     batch = subject.batch(subject.test)
     few = replace(subject, train=subject.train[:BATCH], train_labels=subject.train_labels[:BATCH])
     functions: dict[str, Callable[[], Any]] = {
@@ -68,7 +69,7 @@ def fits(conditions: Conditions, subject: Subject, absent: Sequence[str]) -> Ite
     """Yield what a fit takes, and how much more of it for four times the rows; and its posterior's file."""
     blocks = find_blocks(subject.model, 2)
     adapter = 4 * sum(b.wide * b.narrow for b in blocks)
-    members = MemberSet(subject.model, {}, subject.label_ids, Member())
+    members = MemberSet(subject.model, {}, LabelTokens(subject.label_ids), Member())
     default = StructureSettings()
     for structure in STRUCTURES:
         made: dict[int, Posterior] = {}

@@ -48,7 +48,7 @@ def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
 def with_posterior(members: MemberSet, subset: str = "all", batches: Sequence[Batch] = (), **options: Any) -> MemberSet:
     """Return the members with a joint core over a subset of the adapter's matrices, fitted on few rows by default."""
     device = next(members.model.parameters()).device
-    blocks = select_blocks(find_blocks(members.model, len(members.label_ids)), subset)
+    blocks = select_blocks(find_blocks(members.model, members.readout.class_count), subset)
     posterior = fit(members, blocks, list(batches) or [random_batch(members, ROWS, TOKENS)], "joint_core", **options)
     precisions = block_precisions(Prior("scalar", {"all": 1.0}), blocks).to(device)
     return replace(members, trained=Member({}, posterior.to(device, torch.float32), precisions))

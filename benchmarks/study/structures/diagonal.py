@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 
 from laplora.jacobians.blocks import Block, ContrastJacobians
-from laplora.linearised import contrast_hessian, contrast_mean
+from laplora.linearised import contrast_mean
 from laplora.posterior.base import ProjectedJacobians
 from laplora.posterior.passes import Pass, StructureSettings, check_any_rows, check_curvature
 
@@ -136,7 +136,7 @@ def add_diagonal_batch(
     sums: DiagonalPosterior, jacobians: ContrastJacobians, class_mask: torch.Tensor
 ) -> DiagonalPosterior:
     """Return the sums with one batch added; NonFiniteError for a Jacobian or logit that is NaN or infinite."""
-    hessian = contrast_hessian(jacobians.logits, class_mask)
+    hessian = jacobians.curvature(class_mask)
     diagonal = []
     for block, before, part in zip(sums.blocks, sums.diagonal, jacobians.blocks, strict=True):
         jacobian = part.jacobian.double()

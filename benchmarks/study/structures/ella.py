@@ -17,7 +17,6 @@ import torch
 
 from laplora.errors import FactorizationError, PriorError
 from laplora.jacobians.blocks import Block, ContrastJacobians
-from laplora.linearised import contrast_hessian, contrast_mean
 from laplora.posterior.base import ProjectedJacobians, block_coordinates
 from laplora.posterior.passes import Pass, StructureSettings, check_any_rows, check_curvature
 
@@ -75,7 +74,7 @@ class EllaPosterior:
         """Return a batch's Jacobians along the directions; ``rest`` has no part."""
         kept = along(jacobians, self.directions)
         rest = kept.new_zeros(*kept.shape[:2], kept.shape[1], 0)
-        return ProjectedJacobians(contrast_mean(jacobians.logits), kept, rest)
+        return ProjectedJacobians(jacobians.mean, kept, rest)
 
     def covariance(self, projected: ProjectedJacobians, precisions: torch.Tensor) -> torch.Tensor:
         """Return the covariance as ``Posterior.covariance``; PriorError for more than one precision."""
@@ -159,7 +158,7 @@ def add_feature_batch(
     sums: FeatureSums, jacobians: ContrastJacobians, class_mask: torch.Tensor, directions: Sequence[torch.Tensor]
 ) -> FeatureSums:
     """Return the sums with one batch added."""
-    hessian = contrast_hessian(jacobians.logits, class_mask)
+    hessian = jacobians.curvature(class_mask)
     features = along(jacobians, directions)
     check_curvature("all blocks together", features, hessian)
     batch = torch.einsum("nck,nce,nel->kl", features, hessian, features).cpu()

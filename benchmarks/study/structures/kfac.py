@@ -18,7 +18,6 @@ import torch
 
 from laplora.errors import FactorizationError
 from laplora.jacobians.blocks import Block, BlockJacobian, ContrastJacobians
-from laplora.linearised import contrast_hessian
 from laplora.posterior.eigen import EigenPosterior
 from laplora.posterior.kronecker import KroneckerSums, add_batch, empty_sums, kfac_posterior, kronecker_bases
 from laplora.posterior.passes import Pass, StructureSettings
@@ -64,7 +63,7 @@ def empty_token_sums(settings: StructureSettings, blocks: tuple[Block, ...]) -> 
 
 def add_expand_batch(sums: TokenSums, jacobians: ContrastJacobians, class_mask: torch.Tensor) -> TokenSums:
     """Return the sums with one batch's tokens added."""
-    hessian = contrast_hessian(jacobians.logits, class_mask)
+    hessian = jacobians.curvature(class_mask)
     wide, narrow, traces, terms = [], [], [], []
     for i, (block, part) in enumerate(zip(sums.blocks, jacobians.blocks, strict=True)):
         inputs, gradients, counts = every_token(part)

@@ -27,6 +27,7 @@ from laplora.models.lora import ADAPTER, lora_layers
 from laplora.posterior.base import Posterior
 from laplora.posterior.file import posterior_tensors
 from laplora.predictive.member_outputs import Member, MemberSet
+from laplora.readouts.label_tokens import LabelTokens
 
 TINY = {
     "vocab_size": 128,
@@ -59,7 +60,7 @@ def sizes_of(structure: str, *, rows: int = 24, rank: int = 4, **model: Any) -> 
     """Return the bytes of a fitted tiny posterior's tensors, and those of the formula."""
     lora = tiny_model("llama", targets=["q_proj", "v_proj"], **model)
     blocks, task = find_blocks(lora, 3), tiny_task(examples=rows)
-    members = MemberSet(lora, {}, tuple(task.label_ids), Member())
+    members = MemberSet(lora, {}, LabelTokens(tuple(task.label_ids)), Member())
     posterior = fit(members, blocks, list(task.batches(8)), structure, rank=rank, joint_rank=10)
     return tensor_bytes(posterior), posterior_bytes(blocks, structure, rank=rank, joint_rank=10)
 
@@ -86,7 +87,7 @@ def test_the_formula_is_near_where_widths_differ() -> None:
     lora = tiny_model("llama", num_key_value_heads=1)
     task = tiny_task()
     blocks = find_blocks(lora, 3)
-    members = MemberSet(lora, {}, tuple(task.label_ids), Member())
+    members = MemberSet(lora, {}, LabelTokens(tuple(task.label_ids)), Member())
     posterior = fit(members, blocks, list(task.batches(8)), "joint_core", rank=4, joint_rank=10)
     assert tensor_bytes(posterior) == pytest.approx(
         posterior_bytes(blocks, "joint_core", rank=4, joint_rank=10), rel=0.2
@@ -113,7 +114,7 @@ def test_the_random_llama_is_what_laplora_serves(quantization: Any) -> None:
     assert len(adapted) == 4
     assert all(layer.lora_B[ADAPTER].weight.abs().min() > 0 for layer in adapted.values())
     batch = random_batch(members, 2, 6)
-    found = contrast_jacobians(members.model, batch, members.label_ids, find_blocks(members.model, 2))
+    found = contrast_jacobians(members.model, batch, members.readout, find_blocks(members.model, 2))
     assert all(float(block.jacobian.abs().max()) > 0 for block in found.blocks)
 
 

@@ -22,6 +22,7 @@ from laplora.jacobians.contrasts import find_blocks
 from laplora.posterior.base import Prior, block_precisions
 from laplora.predictive.member_outputs import Member, MemberSet, member_outputs
 from laplora.prompts.rows import Batch
+from laplora.readouts.label_tokens import LabelTokens
 
 ROOT = Path(job.__file__).parents[2]
 MEASURED = {"date": "2026-01-01", "commit": "abc", "command": "c", "threads": "2", "versions": "torch 2"}
@@ -153,14 +154,16 @@ def test_parts_time_what_they_say(structure: str) -> None:
     """On a tiny model: batches have padding, a posterior of the structure comes out, labels can be exchanged."""
     model = tiny_model("llama", targets=["q_proj", "v_proj"], dtype=None)
     blocks = find_blocks(model, 2)
-    members = MemberSet(model, {}, (3, 4), Member())
+    members = MemberSet(model, {}, LabelTokens((3, 4)), Member())
     batch = tokens_within(random_batch(members, 4, 8, padded=True))
     assert batch.attention_mask.sum(1).tolist() == [6, 8, 6, 8]
     posterior = fit.fit(members, blocks, [batch], structure)
     assert posterior.structure == structure
     precisions = block_precisions(Prior("scalar", {"all": 1.0}), blocks)
-    five = with_classes(MemberSet(model, {}, (3, 4), Member({}, posterior, precisions)), 5)
-    five = replace(five, label_ids=tuple(range(5)))  # with_classes takes tokens that the tiny vocabulary lacks
+    five = with_classes(MemberSet(model, {}, LabelTokens((3, 4)), Member({}, posterior, precisions)), 5)
+    five = replace(
+        five, readout=LabelTokens(tuple(range(5)))
+    )  # with_classes takes tokens that the tiny vocabulary lacks
     found = member_outputs(five, tokens_within(random_batch(five, 4, 8)), {("single", True)})
     assert found.covariances["single"].shape == (1, 4, 4, 4)
 
@@ -168,15 +171,19 @@ def test_parts_time_what_they_say(structure: str) -> None:
 def test_a_posterior_over_the_values_b_is_smaller_and_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every record there is, on a tiny model: each subset and the two against each other, then the files."""
     model = tiny_model("llama", targets=["q_proj", "v_proj"], dtype=None)
-    monkeypatch.setattr(subset, "load_subject", lambda _format: MemberSet(model, {}, (3, 4), Member()))
-    monkeypatch.setattr(subset, "with_classes", lambda members, n: replace(members, label_ids=tuple(range(n))))
+    monkeypatch.setattr(subset, "load_subject", lambda _format: MemberSet(model, {}, LabelTokens((3, 4)), Member()))
+    monkeypatch.setattr(
+        subset, "with_classes", lambda members, n: replace(members, readout=LabelTokens(tuple(range(n))))
+    )
     monkeypatch.setattr(subset, "TOKENS", 8)
     found = {record.name: record for record in subset.run(HERE, quick=True)}
     assert len(found) == 8
     assert found["subset: values_b to all, 4 classes, 8 x 8 tokens"].baseline == "an answer under the whole posterior"
     # A joint core keeps 50 directions at most and the tiny adapter has few numbers: a third of them is in values_b.
     assert found["subset: posterior file, values_b"].value < 0.6 * found["subset: posterior file, all"].value
-    blocks = subset.with_posterior(MemberSet(model, {}, (3, 4), Member()), "values_b").trained.posterior.blocks
+    blocks = subset.with_posterior(
+        MemberSet(model, {}, LabelTokens((3, 4)), Member()), "values_b"
+    ).trained.posterior.blocks
     assert {block.name.split(".", 3)[3] for block in blocks} == {"self_attn.v_proj.lora_B"}
 
 

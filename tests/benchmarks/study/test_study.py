@@ -108,7 +108,7 @@ def test_the_store_holds_what_the_model_gives(study: StudyConfig) -> None:
     rows = run.encode(run.splits.test)
     for index in by_classes_and_length(rows, 4):
         batch = run.collate([rows[i] for i in index])
-        direct = contrast_jacobians(model, batch, run.label_ids, stores.blocks)
+        direct = contrast_jacobians(model, batch, run.readout, stores.blocks)
         mask = batch.class_mask
         torch.testing.assert_close(
             class_probs(stores.test.logits[index], mask), class_probs(direct.logits, mask), rtol=1e-4, atol=1e-6
@@ -131,7 +131,7 @@ def test_a_structure_fitted_from_the_store_is_the_one_fitted_from_the_model(stud
     def from_model(title: str, state: Any, add: Any) -> Any:
         for start in range(0, len(rows), 7):
             batch = run.collate(rows[start : start + 7])
-            jacobians = contrast_jacobians(model, batch, run.label_ids, blocks, tokens=True)
+            jacobians = contrast_jacobians(model, batch, run.readout, blocks, tokens=True)
             state = add(state, jacobians, batch.class_mask)
         return state
 

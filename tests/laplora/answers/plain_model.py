@@ -62,7 +62,7 @@ class PlainModel:
         """Return the softmax over the label tokens' logits."""
         prompt, classes = render(self.manifest.template.template(), inputs, self.manifest.labels)
         ids = torch.tensor([self.tokenizer.encode(prompt)[-self.manifest.max_tokens :]])
-        logits = self.model(input_ids=ids).logits[0, -1].double()[list(self.manifest.label_token_ids[:classes])]
+        logits = self.model(input_ids=ids).logits[0, -1].double()[list(self.manifest.readout.token_ids[:classes])]
         return (logits / temperature).softmax(-1).tolist()
 
 

@@ -44,8 +44,11 @@ def change_adapter(folder: Path, change: Callable[[Tensors], Tensors]) -> None:
     ("changes", "error", "message"),
     [
         ({"tokenizer_hash": "sha256:" + "0" * 64}, ArtifactIncompatibleError, "another tokenizer"),
-        ({"label_token_ids": [5, 6]}, ArtifactIncompatibleError, r"its labels are tokens .* here, \[5, 6\] there"),
-        ({"labels": ["positive", "negative"]}, ArtifactIncompatibleError, "its labels are tokens"),
+        (
+            {"readout": {"kind": "label_tokens", "verbalizers": [" negative", " positive"], "token_ids": [5, 6]}},
+            ArtifactIncompatibleError,
+            r"its labels are tokens .* here, \[5, 6\] there",
+        ),
         ({"quantization": "nf4"}, GoldenMismatchError, "not the one that was measured"),
         ({"base_model": "/nowhere/at/all"}, ModelError, "base model '/nowhere/at/all': no tokenizer"),
         (

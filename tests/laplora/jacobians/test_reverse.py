@@ -19,6 +19,7 @@ from laplora.jacobians.blocks import ContrastJacobians
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks, reverse_pass
 from laplora.jacobians.reverse import DecoderForm, DecoderTape, decoder_form
 from laplora.models.readout import last_hidden
+from laplora.readouts.label_tokens import LabelTokens
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 # float64; the two add in another order.
@@ -202,7 +203,7 @@ def test_a_pass_that_raises_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None
     def no_readout(*_: Any) -> Any:
         raise KeyError("position_embeddings")
 
-    monkeypatch.setattr(jacobians, "readout_gradient", no_readout)
+    monkeypatch.setattr(LabelTokens, "gradient", no_readout)
     with pytest.warns(RuntimeWarning, match="is not used: it raised KeyError"):
         assert reverse_pass(tiny_model("llama")).kind == "automatic"
 

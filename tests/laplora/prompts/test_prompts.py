@@ -91,7 +91,7 @@ def test_a_template_without_a_placeholder_is_refused() -> None:
 )
 def test_label_tokens_are_what_a_generation_would_emit(smollm: Any, template: str, labels: tuple[str, ...]) -> None:
     """Byte-level BPE: the label with its leading space, and the prompt's own tokens stay as they were."""
-    ids = resolve_label_tokens(smollm, TEMPLATES[template], labels)
+    ids = resolve_label_tokens(smollm, TEMPLATES[template], [f" {label}" for label in labels])
     assert smollm.convert_ids_to_tokens(ids) == [f"Ġ{label}" for label in labels]
     prompt = TEMPLATES[template].text
     for label, token in zip(labels, ids, strict=True):
@@ -100,7 +100,7 @@ def test_label_tokens_are_what_a_generation_would_emit(smollm: Any, template: st
 
 def test_label_tokens_of_a_sentencepiece_tokenizer(metaspace: Any, smollm: Any) -> None:
     """There the space is part of the token, and a text alone would get a space in front of it too."""
-    assert metaspace.convert_ids_to_tokens(resolve_label_tokens(metaspace, ANSWER, ("Yes", "No"))) == ["▁Yes", "▁No"]
+    assert metaspace.convert_ids_to_tokens(resolve_label_tokens(metaspace, ANSWER, (" Yes", " No"))) == ["▁Yes", "▁No"]
     assert metaspace.convert_ids_to_tokens(resolve_label_tokens(metaspace, BARE, AB)) == ["A", "B"]
     assert smollm.convert_ids_to_tokens(resolve_label_tokens(smollm, BARE, AB)) == ["A", "B"]
 
@@ -108,10 +108,10 @@ def test_label_tokens_of_a_sentencepiece_tokenizer(metaspace: Any, smollm: Any) 
 @pytest.mark.parametrize(
     ("template", "labels", "message"),
     [
-        (ANSWER, ("Yes", "Maybe"), r"label 'Maybe' must be one token .*'▁May', 'be'"),
-        (ANSWER, ("Yes", "Yes"), "labels 'Yes' and 'Yes' collide: both are token"),
+        (ANSWER, (" Yes", " Maybe"), r"label ' Maybe' must be one token .*'▁May', 'be'"),
+        (ANSWER, (" Yes", " Yes"), "labels ' Yes' and ' Yes' collide: both are token"),
         (BARE, ("映", "画"), r"label '映'|collide"),  # every word out of a vocabulary is the same unknown token
-        (ANSWER, ("Yes",), "at least two"),
+        (ANSWER, (" Yes",), "at least two"),
     ],
 )
 def test_labels_that_are_not_single_distinct_tokens(

@@ -138,7 +138,7 @@ def plain_logits(artifact: Artifact) -> list[list[float]]:
     model = PeftModel.from_pretrained(base, str(artifact.path / "adapter")).eval()
     prompts = [tokenizer(manifest.template.text.replace("{text}", text), return_tensors="pt") for text in TEXTS]
     with torch.no_grad():
-        logits = [model(**prompt).logits[0, -1, list(manifest.label_token_ids)] for prompt in prompts]
+        logits = [model(**prompt).logits[0, -1, list(manifest.readout.token_ids)] for prompt in prompts]
     return [row.double().tolist() for row in logits]
 
 

@@ -1,0 +1,4 @@
+"""Read-outs: how class logits are read from a model, one form a file.
+
+Read ``base`` first (the protocol), then ``label_tokens`` (the common form: the logits of one token a label).
+"""

@@ -1,0 +1,67 @@
+"""Label tokens: each label is one token, and its logit is that of the language model at the last real token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from laplora.linearised import Likelihood
+from laplora.models.lora import ADAPTER
+from laplora.models.readout import head_name, label_logits, label_mass, last_hidden, output_head
+from laplora.prompts.rows import Batch
+from laplora.readouts.base import ClassScores, HeadGradient, LinearGradient, ReadOut, Record
+
+
+@dataclass(frozen=True)
+class LabelTokens:
+    """The read-out of a causal language model by one token a label; ``token_ids`` in the labels' order."""
+
+    token_ids: tuple[int, ...]
+
+    @property
+    def class_count(self) -> int:
+        """Number of labels."""
+        return len(self.token_ids)
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """One label is right."""
+        return "categorical"
+
+    def scores(self, model: Any, batch: Batch, record: Record | None = None) -> ClassScores:
+        """Return the logits of the label tokens; an adapted ``lm_head``'s ``lora_B`` is recorded by its label rows."""
+        hidden = last_hidden(model, batch)
+        return ClassScores(label_logits(model, hidden, self.token_ids, record), hidden, batch.attention_mask)
+
+    def label_mass(self, model: Any, hidden: torch.Tensor, class_mask: torch.Tensor) -> torch.Tensor:
+        """Return the probability of the possible labels under the full-vocabulary softmax, (batch,)."""
+        return label_mass(model, hidden, self.token_ids, class_mask)
+
+    def gradient(self, model: Any, scores: ClassScores, directions: torch.Tensor) -> HeadGradient:
+        """Return the gradients at the final hidden state, and those of an adapted ``lm_head``."""
+        head, hidden = output_head(model), scores.hidden
+        plain = getattr(head, "base_layer", head)
+        rows = torch.tensor(self.token_ids, device=hidden.device)
+        wide = torch.promote_types(torch.float32, hidden.dtype)
+        directions = directions.to(hidden.device, wide)
+        gradient = directions @ plain.weight[rows].to(wide)
+        if head is plain or head.disable_adapters:
+            return HeadGradient(gradient, ())
+        down, up = head.lora_A[ADAPTER].weight, head.lora_B[ADAPTER].weight[rows]
+        to_b = directions.to(up.dtype) * head.scaling[ADAPTER]
+        to_a = to_b @ up
+        inputs = hidden.to(down.dtype)
+        name, batch = head_name(model), len(hidden)
+        parts = (
+            LinearGradient(f"{name}.lora_A", "lora_A", inputs, to_a.expand(-1, batch, -1)),
+            LinearGradient(f"{name}.lora_B", "lora_B", inputs @ down.T, to_b.expand(-1, batch, -1)),
+        )
+        return HeadGradient(gradient + (to_a @ down).to(wide), parts)
+
+
+def as_readout(readout: ReadOut | Sequence[int]) -> ReadOut:
+    """Return a read-out; the token ids of labels are ``LabelTokens``."""
+    return LabelTokens(tuple(readout)) if isinstance(readout, Sequence) else readout
