@@ -4,39 +4,88 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from torch.nn import functional as F
 from transformers import (
     AutoModelForCausalLM,
+    Gemma3Config,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GraniteConfig,
     LlamaConfig,
+    MinistralConfig,
     MistralConfig,
+    Olmo2Config,
+    Olmo3Config,
     Phi3Config,
     PhiConfig,
     PretrainedConfig,
     Qwen2Config,
+    Qwen3Config,
+    SmolLM3Config,
 )
 
 from laplora.prompts.rows import Batch, EncodedRow, collate
 
-Architecture = Literal["llama", "phi", "phi3", "mistral", "qwen2"]
+Architecture = Literal[
+    "llama",
+    "phi",
+    "phi3",
+    "mistral",
+    "ministral",
+    "qwen2",
+    "qwen3",
+    "granite",
+    "smollm3",
+    "olmo2",
+    "olmo3",
+    "gemma",
+    "gemma3",
+    "gemma3_sees",
+]
 
-#: The three kinds under test. Phi-3 has one fused projection, so other targets. Mistral and Qwen2 are of Llama's kind.
+#: The three kinds under test everywhere. Phi-3 has one fused projection, so other targets.
 ARCHITECTURES: tuple[Architecture, ...] = ("llama", "phi", "phi3")
 TARGETS: dict[str, list[str]] = {
     "llama": ["q_proj", "v_proj", "lm_head"],
     "phi": ["q_proj", "v_proj", "lm_head"],
     "phi3": ["qkv_proj", "lm_head"],
 }
-_CONFIGS: dict[str, type[PretrainedConfig]] = {
+_VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+_CONFIGS: dict[str, Callable[..., PretrainedConfig]] = {
     "llama": LlamaConfig,
     "phi": PhiConfig,
     "phi3": Phi3Config,
     "mistral": MistralConfig,
+    "ministral": MinistralConfig,
     "qwen2": Qwen2Config,
+    "qwen3": Qwen3Config,
+    "granite": GraniteConfig,
+    "smollm3": SmolLM3Config,
+    "olmo2": Olmo2Config,
+    "olmo3": Olmo3Config,
+    "gemma": GemmaConfig,
+    "gemma3": Gemma3TextConfig,
+    "gemma3_sees": lambda **text: Gemma3Config(
+        text_config=text,
+        vision_config=_VISION,
+        mm_tokens_per_image=4,
+        image_token_index=60,
+        boi_token_index=61,
+        eoi_token_index=62,
+    ),
 }
 
 VOCABULARY = 64
@@ -89,11 +138,11 @@ def tiny_model(
     rank: int = 3,
     seed: int = 0,
     dtype: torch.dtype = torch.float64,
-    targets: Sequence[str] | None = None,
+    targets: Sequence[str] | str | None = None,
     dropout: float = 0.1,
     **options: Any,
 ) -> PeftModel:
-    """Return a tiny LM with LoRA, in evaluation mode, every ``lora_B`` non-zero.
+    """Return a tiny LM with LoRA on targets (names, or a pattern), in evaluation mode, every ``lora_B`` non-zero.
 
     In float64 the RMS norms are float64 too: transformers computes them in float32 whatever the model's type
     is, and their rounding (1e-7) would hide every disagreement smaller than itself.
@@ -101,9 +150,8 @@ def tiny_model(
     base = tiny_base(architecture, tied=tied, hidden=hidden, seed=seed, **options)
     if dtype == torch.float64:
         _exact_norms(base)
-    return add_lora(
-        base, list(targets or TARGETS[architecture]), rank=rank, seed=seed + 1, dropout=dropout, dtype=dtype
-    )
+    chosen = targets if isinstance(targets, str) else list(targets or TARGETS[architecture])
+    return add_lora(base, chosen, rank=rank, seed=seed + 1, dropout=dropout, dtype=dtype)
 
 
 def add_lora(
@@ -198,11 +246,25 @@ def _randomise(model: Any, draw: torch.Generator) -> None:
                 weight.copy_(noise if "embed" in name else 1.5 * noise / math.sqrt(weight.shape[1]))
 
 
+class _OffsetNorm(torch.nn.Module):
+    """Gemma's norm in the type of its input."""
+
+    def __init__(self, norm: Any) -> None:
+        super().__init__()
+        self.weight, self.eps = norm.weight, norm.eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x, self.weight.shape, 1 + self.weight, self.eps)
+
+
 def _exact_norms(model: Any) -> None:
-    """Replace transformers' float32 RMS norms by torch's, which follow the type of their input."""
+    """Replace transformers' float32 RMS norms by those that follow the type of their input."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if type(child).__name__.endswith("RMSNorm") and not isinstance(child, torch.nn.RMSNorm):
+            kind = type(child).__name__
+            if kind.startswith("Gemma") and kind.endswith("RMSNorm"):
+                setattr(parent, name, _OffsetNorm(child))
+            elif kind.endswith("RMSNorm") and not isinstance(child, torch.nn.RMSNorm):
                 norm = torch.nn.RMSNorm(child.weight.shape[0], eps=child.variance_epsilon)
                 norm.weight, norm.variance_epsilon = child.weight, child.variance_epsilon
                 setattr(parent, name, norm)

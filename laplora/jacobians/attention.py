@@ -29,12 +29,19 @@ def heads(x: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Return rotary embeddings applied to (..., heads, tokens, size); with ``-sin`` the transposed map."""
-    half = x.shape[-1] // 2
-    result = x * cos
-    result[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
-    result[..., half:].addcmul_(x[..., :half], sin[..., half:])
-    return result
+    """Return rotary embeddings applied to (..., heads, tokens, size); with ``-sin`` the transposed map.
+
+    Args:
+        cos, sin: (..., tokens, turned), for the first ``turned`` entries of each head; the others stay as they are. In
+            a wider format than ``x`` they are applied in that format.
+    """
+    turned = cos.shape[-1]
+    part, half = x[..., :turned], turned // 2
+    result = part * cos
+    result[..., :half].addcmul_(part[..., half:], sin[..., :half], value=-1)
+    result[..., half:].addcmul_(part[..., :half], sin[..., half:])
+    result = result.to(x.dtype)
+    return result if turned == x.shape[-1] else torch.cat([result, x[..., turned:]], -1)
 
 
 def attention_gradients(

@@ -22,7 +22,8 @@ from torch.nn.functional import pad
 
 from laplora.errors import ModelError
 from laplora.jacobians.blocks import Block, BlockJacobian, ContrastJacobians
-from laplora.jacobians.reverse import DecoderForm, DecoderTape, decoder_form
+from laplora.jacobians.decoder_forms import DecoderForm, decoder_form
+from laplora.jacobians.reverse import DecoderTape
 from laplora.jacobians.tape import ActivationTape
 from laplora.linearised import directions_of
 from laplora.models.lora import ADAPTER, lora_layers

@@ -21,7 +21,7 @@ from benchmarks.speed.parts.growth import draw
 from benchmarks.speed.parts.size import answer_bytes, posterior_bytes
 from laplora.jacobians.blocks import Block
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
-from laplora.jacobians.reverse import decoder_form
+from laplora.jacobians.decoder_forms import decoder_form
 from laplora.models.four_bit import plain_weight
 from laplora.models.lora import ADAPTER, lora_layers
 from laplora.posterior.base import Posterior

@@ -11,7 +11,7 @@ import dense_reference as dense
 import pytest
 import torch
 from fast_path import by_key
-from tiny_models import ARCHITECTURES, TARGETS, Task, add_lora, tiny_base, tiny_task
+from tiny_models import TARGETS, Task, add_lora, tiny_base, tiny_task
 
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
 from laplora.linearised import contrasts
@@ -51,14 +51,14 @@ def load(folder: Path, targets: list[str], *, dtype: str = "float32", dequantize
 
 
 #: 4-bit matrices in two layers of each kind; lm_head is left as it is.
-MATRICES = {"llama": 14, "phi": 12, "phi3": 8}
+MATRICES = {"llama": 14, "phi": 12, "phi3": 8, "qwen3": 14, "olmo2": 14, "gemma3": 14}
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
+@pytest.fixture(scope="module", params=MATRICES)
 def quantized(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Quantized:
     """The dequantised weights are put into a plain float64 model, matrix by matrix."""
     folder = tmp_path_factory.mktemp(request.param)
-    targets = TARGETS[request.param]
+    targets = TARGETS.get(request.param, TARGETS["llama"])
     plain = tiny_base(request.param, hidden=64)
     plain.save_pretrained(folder)
     packed = dict(load(folder, targets).get_base_model().named_modules())

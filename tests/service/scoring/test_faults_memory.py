@@ -12,7 +12,7 @@ import torch
 from device_rig import Rig, rig
 
 from laplora.jacobians import contrasts as jacobians
-from laplora.jacobians import reverse
+from laplora.jacobians import layer_reverse
 from laplora.jacobians.contrasts import ReversePass
 from laplora.predictor import Predictor
 from service.errors import DeviceMemoryError
@@ -56,13 +56,13 @@ def in_forward(layer: Any, shortage: Shortage, monkeypatch: pytest.MonkeyPatch) 
 
 
 def in_written_out_reverse(layer: Any, shortage: Shortage, monkeypatch: pytest.MonkeyPatch) -> Any:
-    original = reverse.attention_gradients
+    original = layer_reverse.attention_gradients
 
     def gradients(*arguments: Any, **options: Any) -> Any:
         shortage.allocate()
         return original(*arguments, **options)
 
-    monkeypatch.setattr(reverse, "attention_gradients", gradients)
+    monkeypatch.setattr(layer_reverse, "attention_gradients", gradients)
 
 
 def in_backward(layer: Any, shortage: Shortage, monkeypatch: pytest.MonkeyPatch) -> Any:
