@@ -147,7 +147,13 @@ class Predictor:
         """
         prompt, classes = render(self._template, inputs, self.artifact.manifest.labels)
         return encode(
-            self._tokenizer, prompt, classes, max_tokens=self.max_tokens, truncate=truncate, bounds=self.token_bounds
+            self._tokenizer,
+            prompt,
+            classes,
+            max_tokens=self.max_tokens,
+            truncate=truncate,
+            bounds=self.token_bounds,
+            side=self._members.readout.side,
         )
 
     def encode_orders(self, inputs: Mapping[str, object], *, truncate: bool) -> OrderedRows:
@@ -238,7 +244,12 @@ class Predictor:
         return Deferral(places, estimate.unfamiliar.nonzero()[:, 0].tolist(), estimate.variance)
 
     def _outputs(self, rows: Sequence[EncodedRow], names: Sequence[PredictiveName]) -> MemberOutputs:
-        batch = collate(rows, class_count=self.class_count, pad_token_id=self._tokenizer.pad_token_id)
+        batch = collate(
+            rows,
+            class_count=self.class_count,
+            pad_token_id=self._tokenizer.pad_token_id,
+            side=self._members.readout.side,
+        )
         return member_outputs(self._members, batch.to(self.device), wanted_outputs(names))
 
     def average_orders(self, questions: Sequence[OrderedRows], predictions: Sequence[Prediction]) -> list[Prediction]:

@@ -17,7 +17,7 @@ from torch import nn
 from laplora.errors import ModelError, first_line
 from laplora.models.lora import is_linear, lora_layers
 from laplora.models.readout import base_of, head_name, label_logits, last_hidden
-from laplora.prompts.rows import Batch, EncodedRow, collate
+from laplora.prompts.rows import Batch, EncodedRow, Side, collate
 
 #: Tokens of the two rows.
 _LENGTHS = (6, 3)
@@ -28,8 +28,8 @@ _PADDING_TOLERANCE = {torch.bfloat16: 0.25, torch.float16: 0.25}
 _REFUSALS = (TypeError, ValueError, LookupError, AttributeError, NotImplementedError)
 
 
-def probe_batch(model: Any, class_count: int = 2) -> Batch:
-    """Return two rows of ordinary tokens, the second padded on the left, on the model's device."""
+def probe_batch(model: Any, class_count: int = 2, side: Side = "left") -> Batch:
+    """Return two rows of ordinary tokens, the second padded on one side, on the model's device."""
     base = base_of(model)
     embeddings = base.get_input_embeddings().weight
     size, special = len(embeddings), _special_tokens(base.config)
@@ -37,7 +37,7 @@ def probe_batch(model: Any, class_count: int = 2) -> Batch:
     tokens = iter(ordinary[:: max(1, len(ordinary) // (2 * sum(_LENGTHS)))])
     rows = [EncodedRow(tuple(islice(tokens, length)), class_count) for length in _LENGTHS]
     padding = base.config.get_text_config().pad_token_id
-    return collate(rows, class_count=class_count, pad_token_id=padding or 0).to(embeddings.device)
+    return collate(rows, class_count=class_count, pad_token_id=padding or 0, side=side).to(embeddings.device)
 
 
 def _special_tokens(config: Any) -> set[int]:

@@ -1,15 +1,22 @@
-"""Prompts as token ids, and batches of them, padded and cut on the left: the logits are read at the last token."""
+"""Prompts as token ids, and batches of them.
+
+Decoders are padded and cut on the left: their logits are read at the last token. Encoders are padded and cut on the
+right: they count positions from the start, and many read their first token.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from laplora.errors import InvalidInputError, TooManyTokensError
 from laplora.prompts.token_bounds import UNBOUNDED, TokenBounds
+
+#: The side of a row that is padded, and of a text that is cut.
+Side = Literal["left", "right"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +26,7 @@ class EncodedRow:
     Attributes:
         token_ids: without padding.
         class_count: how many of the artifact's labels, from the first, are possible answers.
-        truncated: whether tokens were cut from the left.
+        truncated: whether tokens were cut.
     """
 
     token_ids: tuple[int, ...]
@@ -29,28 +36,30 @@ class EncodedRow:
 
 @dataclass(frozen=True)
 class Batch:
-    """Left-padded rows.
+    """Padded rows.
 
     Attributes:
         input_ids: (batch, tokens) int64.
         attention_mask: (batch, tokens) int64, 1 at real tokens.
-        position_ids: (batch, tokens) int64, 0 at each row's first real token.
+        position_ids: (batch, tokens) int64, 0 at each row's first real token; None where rows are padded on the right,
+            and the model counts them itself.
         class_mask: (batch, classes) bool, true where the class is a possible answer.
     """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
-    position_ids: torch.Tensor
+    position_ids: torch.Tensor | None
     class_mask: torch.Tensor
 
     @property
     def inputs(self) -> dict[str, torch.Tensor]:
         """What a model's forward pass takes."""
-        return {name: tensor for name, tensor in vars(self).items() if name != "class_mask"}
+        return {name: tensor for name, tensor in vars(self).items() if name != "class_mask" and tensor is not None}
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch on a device."""
-        return Batch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+        positions = None if self.position_ids is None else self.position_ids.to(device)
+        return Batch(self.input_ids.to(device), self.attention_mask.to(device), positions, self.class_mask.to(device))
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]
@@ -64,13 +73,15 @@ def encode(
     max_tokens: int,
     truncate: bool,
     bounds: TokenBounds = UNBOUNDED,
+    side: Side = "left",
 ) -> EncodedRow:
     """Return one prompt as token ids, with the tokenizer's special tokens.
 
     Args:
         max_tokens: limit in tokens, special tokens included.
-        truncate: whether to cut a longer prompt from the left, keeping a leading special token.
+        truncate: whether to cut a longer prompt; a special token at the end that is cut is kept.
         bounds: of the tokenizer, by which text that is certain to be cut or refused is not tokenised.
+        side: that is cut.
 
     Raises:
         TooManyTokensError: too long, with ``truncate`` off; ``got`` is a lower bound where text was not tokenised.
@@ -90,6 +101,11 @@ def encode(
             limit=max_tokens,
             got=got,
         )
+    if side == "right":
+        ids = tokenizer.encode(bounds.start(prompt, max_tokens)) if certain else ids
+        added = tokenizer.encode("a")[-1:]  # of the text itself the last token may be a special one's name
+        kept = added if added[0] in tokenizer.all_special_ids else []
+        return EncodedRow(tuple(ids[: max_tokens - len(kept)] + kept), class_count, truncated=True)
     if certain:
         # A special token is recognised by its name alone: the longest name's length is enough to see the first one.
         head = tokenizer.encode(prompt[: bounds.longest_special])[:1]
@@ -98,18 +114,20 @@ def encode(
     return EncodedRow(tuple(kept + ids[len(ids) - max_tokens + len(kept) :]), class_count, truncated=True)
 
 
-def collate(rows: Sequence[EncodedRow], *, class_count: int, pad_token_id: int) -> Batch:
-    """Return rows as one left-padded batch on the CPU, in the order given."""
+def collate(rows: Sequence[EncodedRow], *, class_count: int, pad_token_id: int, side: Side = "left") -> Batch:
+    """Return rows as one batch on the CPU, in the order given, padded on one side."""
     longest = max(len(r.token_ids) for r in rows)
     input_ids = torch.full((len(rows), longest), pad_token_id, dtype=torch.int64)
     mask = torch.zeros((len(rows), longest), dtype=torch.int64)
     for i, row in enumerate(rows):
-        input_ids[i, longest - len(row.token_ids) :] = torch.tensor(row.token_ids)
-        mask[i, longest - len(row.token_ids) :] = 1
+        count = len(row.token_ids)
+        real = slice(longest - count, longest) if side == "left" else slice(count)
+        input_ids[i, real] = torch.tensor(row.token_ids)
+        mask[i, real] = 1
     counts = torch.tensor([r.class_count for r in rows])
     return Batch(
         input_ids=input_ids,
         attention_mask=mask,
-        position_ids=(mask.cumsum(1) - 1).clamp_min(0),
+        position_ids=(mask.cumsum(1) - 1).clamp_min(0) if side == "left" else None,
         class_mask=torch.arange(class_count)[None, :] < counts[:, None],
     )

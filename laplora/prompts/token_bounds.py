@@ -3,8 +3,8 @@
 A byte-level BPE writes each byte of the text into exactly one token, so a text of B bytes has at least
 B / (bytes of the vocabulary's longest token) tokens. Its pre-tokeniser splits the text from left to right by a
 pattern that never looks back. In "letter, space, letter" a piece of GPT-2's or Llama 3's pattern starts at the space
-whatever precedes it, so the tokens of the text from that space on are the last tokens of the whole text. Other
-tokenisers have no bound.
+whatever precedes it, and ends there whatever follows. So the tokens of the text from that space on are the last tokens
+of the whole text, and those of the text before it the first ones. Other tokenisers have no bound.
 """
 
 from __future__ import annotations
@@ -63,6 +63,13 @@ class TokenBounds:
                 return text[last[0].start() :]
             end, wanted = start, 2 * wanted
         return text
+
+    def start(self, text: str, tokens: int) -> str:
+        """Return the start of a text with at least this many tokens, its tokens those of the whole; or all of it."""
+        if self.longest_bytes is None:
+            return text
+        cut = _CUT.search(text, tokens * self.longest_bytes)
+        return text if cut is None else text[: cut.start()]
 
 
 #: Nothing is known.

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 
 from laplora.linearised import Likelihood
-from laplora.prompts.rows import Batch
+from laplora.prompts.rows import Batch, Side
 
 #: Notes input and output of a linear map that is not called as a module, under its block's name; returns the output.
 Record = Callable[[str, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -76,6 +76,17 @@ class ReadOut(Protocol):
     @property
     def likelihood(self) -> Likelihood:
         """Of a label given the logits."""
+
+    @property
+    def side(self) -> Side:
+        """Side of its rows that is padded, and of a long text that is cut."""
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Module paths in the base of its own trained linears, blocks of the group ``head``.
+
+        The last one gives the logits. No call of it shows: ``scores`` records it.
+        """
 
     def scores(self, model: Any, batch: Batch, record: Record | None = None) -> ClassScores:
         """Return the class logits of a batch on the model's device.

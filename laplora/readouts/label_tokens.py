@@ -11,7 +11,7 @@ import torch
 from laplora.linearised import Likelihood
 from laplora.models.lora import ADAPTER
 from laplora.models.readout import head_name, label_logits, label_mass, last_hidden, output_head
-from laplora.prompts.rows import Batch
+from laplora.prompts.rows import Batch, Side
 from laplora.readouts.base import ClassScores, HeadGradient, LinearGradient, ReadOut, Record
 
 
@@ -30,6 +30,16 @@ class LabelTokens:
     def likelihood(self) -> Likelihood:
         """One label is right."""
         return "categorical"
+
+    @property
+    def side(self) -> Side:
+        """The start of a row: its last token is read."""
+        return "left"
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """None: an adapted ``lm_head`` is LoRA's."""
+        return ()
 
     def scores(self, model: Any, batch: Batch, record: Record | None = None) -> ClassScores:
         """Return the logits of the label tokens; an adapted ``lm_head``'s ``lora_B`` is recorded by its label rows."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -131,6 +132,14 @@ def test_truncation_keeps_the_end_and_a_leading_special_token(smollm: Any, metas
     assert row.token_ids == (1, *metaspace.encode(text)[-3:])
 
 
+def test_truncation_on_the_right_keeps_the_start_and_a_trailing_special_token(metaspace: Any) -> None:
+    text = "text? text? text? Answer:"
+    whole = metaspace.encode(text)
+    assert encode(metaspace, text, 2, max_tokens=4, truncate=True, side="right").token_ids == tuple(whole[:4])
+    ends = MagicMock(encode=lambda _text: [*whole, 2], all_special_ids=[1, 2])
+    assert encode(ends, text, 2, max_tokens=4, truncate=True, side="right").token_ids == (*whole[:3], 2)
+
+
 def test_a_prompt_at_the_limit_is_whole_and_one_over_is_refused(smollm: Any) -> None:
     length = len(smollm.encode("one two three four"))
     assert not encode(smollm, "one two three four", 2, max_tokens=length, truncate=False).truncated
@@ -148,6 +157,13 @@ def test_batches_are_padded_on_the_left() -> None:
     assert batch.position_ids.tolist() == [[0, 1, 2], [0, 0, 0], [0, 0, 1]]
     assert batch.class_mask.tolist() == [[True, True, False], [True] * 3, [True] * 3]
     assert len(batch) == 3
+
+
+def test_batches_of_encoders_are_padded_on_the_right_and_count_positions_themselves() -> None:
+    batch = collate([EncodedRow((5, 6, 7), 2), EncodedRow((8,), 2)], class_count=2, pad_token_id=99, side="right")
+    assert batch.input_ids.tolist() == [[5, 6, 7], [8, 99, 99]]
+    assert batch.attention_mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert batch.to("cpu").inputs.keys() == {"input_ids", "attention_mask"}
 
 
 def test_a_pad_token_inside_a_prompt_is_a_real_token() -> None:

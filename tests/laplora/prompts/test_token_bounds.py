@@ -54,9 +54,14 @@ def test_cut_text_has_the_tokens_of_the_whole(smollm: Any, max_tokens: int) -> N
             text = "".join(rng.choice(PIECES) * rng.choice((1, 1, 1, 2, 12)) for _ in range(60))
             plain = encode(tokenizer, text, 2, max_tokens=max_tokens, truncate=True)
             assert encode(tokenizer, text, 2, max_tokens=max_tokens, truncate=True, bounds=bounds) == plain
+            start = encode(tokenizer, text, 2, max_tokens=max_tokens, truncate=True, side="right")
+            assert start == encode(
+                tokenizer, text, 2, max_tokens=max_tokens, truncate=True, bounds=bounds, side="right"
+            )
+            assert start.token_ids == tuple(tokenizer.encode(text)[:max_tokens])
             assert bounds.fewest(len(text.encode())) <= len(tokenizer.encode(text))
-            cut += bounds.tail(text, max_tokens) != text
-    assert cut > 80
+            cut += (bounds.tail(text, max_tokens) != text) + (bounds.start(text, max_tokens) != text)
+    assert cut > 160
 
 
 def test_bounds_of_the_default_base(smollm: Any) -> None:
@@ -68,8 +73,9 @@ def test_bounds_of_the_default_base(smollm: Any) -> None:
 def test_text_without_a_place_to_cut_stays_whole() -> None:
     bounds = TokenBounds(2)
     for text in ("a" * 500, " " * 500, "1 2 " * 100, "é è " * 100):
-        assert bounds.tail(text, 4) == text
+        assert bounds.tail(text, 4) == bounds.start(text, 4) == text
     assert bounds.tail("ab cd " + "." * 400, 4) == " cd " + "." * 400
+    assert bounds.start("." * 400 + " ab cd", 4) == "." * 400 + " ab"
 
 
 def test_a_text_above_the_bound_is_not_tokenised(smollm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,3 +125,4 @@ def test_other_tokenisers_have_no_bound(change: Callable[[Tokenizer], None]) -> 
 def test_without_a_bound_a_text_is_whole() -> None:
     assert token_bounds(byte_level(unk_token="<s>")) == token_bounds(object()) == UNBOUNDED
     assert (UNBOUNDED.fewest(10**9), UNBOUNDED.tail("a long film", 1)) == (1, "a long film")
+    assert UNBOUNDED.start("a long film", 1) == "a long film"
