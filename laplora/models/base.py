@@ -90,7 +90,7 @@ def load_base_model(
         ModelError: nothing to load there, weights that are pickled or an architecture that is Python code of the
             model, one whose logits are not a plain linear read-out, or no bitsandbytes.
     """
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import BitsAndBytesConfig
 
     dtype = getattr(torch, spec.dtype)
     options: dict[str, Any] = {}
@@ -109,11 +109,10 @@ def load_base_model(
         options["device_map"] = {"": device}
     try:
         with quiet_loading():
-            model: Any = AutoModelForCausalLM.from_pretrained(
+            model = _from_pretrained(
                 location,
                 revision=spec.revision,
                 dtype=dtype,
-                attn_implementation="sdpa",
                 # Without it transformers would ask at the terminal whether to run the model's code.
                 trust_remote_code=False,
                 use_safetensors=True,
@@ -133,6 +132,19 @@ def load_base_model(
     model.eval()
     check_readout(model)
     return LoadedBase(model, held)
+
+
+def _from_pretrained(location: str, **options: Any) -> Any:
+    """Return the model, with torch's fused attention where its class has it (Gemma 2 caps the attention's scores)."""
+    from transformers import AutoModelForCausalLM
+
+    load: Any = AutoModelForCausalLM.from_pretrained
+    try:
+        return load(location, attn_implementation="sdpa", **options)
+    except ValueError as error:  # raised before any weight is read
+        if "scaled_dot_product_attention" not in str(error):
+            raise
+    return load(location, attn_implementation="eager", **options)
 
 
 def _unreachable(location: str, what: str, error: Exception) -> ModelError:

@@ -1,6 +1,7 @@
 """Refusing models that the method does not cover, by how they run on one short batch.
 
-Their logits must be ``lm_head`` applied to the last hidden state, and each adapted module must run once on every token.
+Their logits must be ``lm_head`` applied to the last hidden state, and then what the configuration says of them
+(``laplora.models.logit_transform``). Each adapted module must run once on every token.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 
 from laplora.errors import ModelError, first_line
+from laplora.models.logit_transform import logit_transform
 from laplora.models.lora import is_linear, lora_layers
 from laplora.models.readout import base_of, head_name, label_logits, last_hidden
 from laplora.prompts.rows import Batch, EncodedRow, Side, collate
@@ -57,14 +59,15 @@ def check_readout(model: Any) -> None:
 
     Raises:
         ModelError: no plain output embedding; a model that does not run on tokens alone, or answers a padded row
-            otherwise; logits that are more than ``lm_head`` applied to the decoder's last hidden state.
+            otherwise; logits that are more than ``lm_head`` applied to the decoder's last hidden state and then
+            ``logit_transform``.
     """
     kind, head = type(model).__name__, model.get_output_embeddings()
     if not isinstance(head, nn.Linear) or not head.weight.is_floating_point():
         raise ModelError(f"{kind} has no plain output embedding: a quantized lm_head is not covered")
     if not isinstance(getattr(model, model.base_model_prefix, None), nn.Module):
         raise ModelError(f"{kind} has no decoder at .{model.base_model_prefix}")
-    batch = probe_batch(model)
+    batch, transform = probe_batch(model), logit_transform(model)
     given = torch.linspace(-100, 100, head.out_features, device=head.weight.device).to(head.weight.dtype)
     seen: list[torch.Tensor] = []
 
@@ -75,7 +78,7 @@ def check_readout(model: Any) -> None:
     with torch.no_grad(), _runs_on_tokens(model):
         hidden, alone = last_hidden(model, batch), last_hidden(model, _second_row(batch))
         labels = batch.input_ids[0].tolist()
-        ours, heads = label_logits(model, hidden, labels), head(hidden)[:, labels]
+        ours, heads = label_logits(model, hidden, labels), transform.apply(head(hidden)[:, labels].double())
         with head.register_forward_hook(replace):
             logits = model(**batch.inputs, use_cache=False).logits[:, -1]
     moved = float((hidden[1:] - alone).double().norm() / hidden[1:].double().norm())
@@ -89,19 +92,24 @@ def check_readout(model: Any) -> None:
     if logits.shape[-1] != len(given):
         raise ModelError(f"{kind} gives {logits.shape[-1]} logits of the {len(given)} of {head_name(model)}")
     last = seen[0].view(len(hidden), -1, hidden.shape[-1])[:, -1]
-    if not _close(logits, given.expand_as(logits)):
-        worst = int((logits.double() - given.double()).abs().max(0).values.argmax())
-        what = f"{head_name(model)} gave {float(given[worst]):.4g}, its logit is {float(logits[0, worst]):.4g}"
+    expected = transform.apply(given.double())
+    if not _close(logits, expected.expand_as(logits).to(logits.dtype)):
+        worst = int((logits.double() - expected).abs().max(0).values.argmax())
+        what = (
+            f"{head_name(model)} gave {float(given[worst]):.4g}, its logit is {float(logits[0, worst]):.4g}, expected "
+            f"{float(expected[worst]):.4g}"
+        )
     elif not _close(last, hidden):
         what = f"{head_name(model)} sees another state than the decoder's last one"
-    elif not _close(ours, heads):
+    elif not _close(ours, heads.to(hidden.dtype)):
         what = f"{head_name(model)} is more than its weight and bias"
     else:
         return
     settings = ", ".join(f"{name}={value:g}" for name, value in _logit_settings(model.config).items())
     raise ModelError(
-        f"{kind} transforms its logits{f' ({settings})' if settings else ''}: {what}. laplora reads them as a plain "
-        "linear map of the last hidden state and would be wrong by that transform: use another base model"
+        f"{kind} transforms its logits{f' ({settings})' if settings else ''}: {what}. laplora reads them as a linear "
+        "map of the last hidden state, then a factor and a soft cap where settings name one, and would be wrong by "
+        "what else is done: use another base model"
     )
 
 

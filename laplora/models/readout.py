@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from laplora.models.logit_transform import logit_transform
 from laplora.models.lora import ADAPTER
 from laplora.prompts.rows import Batch
 
@@ -41,21 +42,22 @@ def label_logits(
     wide = torch.promote_types(torch.float32, hidden.dtype)
     bias = None if layer.bias is None else layer.bias[rows].to(wide)
     logits: torch.Tensor = F.linear(hidden.to(wide), layer.weight[rows].to(wide), bias)
+    transform = logit_transform(base_of(model))
     if layer is head or head.disable_adapters:
-        return logits
+        return transform.apply(logits)
     down = head.lora_A[ADAPTER]
     low = down(head.lora_dropout[ADAPTER](hidden.to(down.weight.dtype)))
     up = F.linear(low, head.lora_B[ADAPTER].weight[rows])
     if record is not None:
         up = record(head_name(model) + ".lora_B", low, up)
     scaling: float = head.scaling[ADAPTER]
-    return logits + scaling * up.to(wide)
+    return transform.apply(logits + scaling * up.to(wide))
 
 
 @torch.no_grad()
 def label_mass(model: Any, hidden: torch.Tensor, label_ids: Sequence[int], class_mask: torch.Tensor) -> torch.Tensor:
     """Return the probability that the full-vocabulary softmax puts on the possible labels, (batch,) in [0, 1]."""
-    vocabulary: torch.Tensor = output_head(model)(hidden).float()
+    vocabulary = logit_transform(base_of(model)).apply(output_head(model)(hidden).float())
     rows = torch.tensor(list(label_ids), device=hidden.device)
     labels = vocabulary[:, rows].masked_fill(~class_mask, -torch.inf)
     mass: torch.Tensor = (labels.logsumexp(-1) - vocabulary.logsumexp(-1)).exp().clamp(0, 1)

@@ -44,6 +44,7 @@ CONFIGS: dict[str, Callable[..., Any]] = {
     "phi": lambda **o: hf.PhiConfig(**SETTINGS | o),
     "phi3": lambda **o: hf.Phi3Config(**SETTINGS | o),
     "gemma": lambda **o: hf.GemmaConfig(**SETTINGS | {"head_dim": 8} | o),
+    "gemma2": lambda **o: hf.Gemma2Config(**SETTINGS | {"head_dim": 8, "query_pre_attn_scalar": 8} | o),
     "gemma3_text": lambda **o: hf.Gemma3TextConfig(**SETTINGS | {"head_dim": 8} | o),
     "gemma3": lambda **o: hf.Gemma3Config(
         text_config=SETTINGS | {"head_dim": 8} | o,
@@ -66,6 +67,7 @@ CONFIGS: dict[str, Callable[..., Any]] = {
         video_token_id=58,
     ),
     "granite": lambda **o: hf.GraniteConfig(**SETTINGS | o),
+    "hyperclovax": lambda **o: hf.HyperCLOVAXConfig(**SETTINGS | o),
     "cohere": lambda **o: hf.CohereConfig(**SETTINGS | o),
     "gpt2": lambda **o: hf.GPT2Config(
         vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, n_positions=64, **_TOKENS, **o
@@ -99,7 +101,8 @@ def tiny_architecture(name: str, *, seed: int = 0, **options: Any) -> Any:
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # transformers', about attributes and defaults of its own
         config = CONFIGS[name](**options)
-        model: Any = hf.AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+        attention = "eager" if name == "gemma2" else "sdpa"  # as load_base_model chooses
+        model: Any = hf.AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
     if name in ("mixtral", "qwen2_moe"):
         model.set_experts_implementation("eager")  # the grouped product is in float32 and less only
     draw = generator(seed)
