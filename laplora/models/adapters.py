@@ -59,7 +59,8 @@ def _saved_embeddings(model: Any, folder: Path) -> set[str]:
 
     Raises:
         ArtifactCorruptError: other tensors than LoRA matrices and embeddings.
-        ModelError: an embedding that is another than the base's, as after tokens were added or the embedding trained.
+        ModelError: an adapted embedding, or one that is another than the base's, as after tokens were added or the
+            embedding was trained.
     """
     embeddings = {model.get_input_embeddings(), model.get_output_embeddings()} - {None}
     ours = {
@@ -72,6 +73,10 @@ def _saved_embeddings(model: Any, folder: Path) -> set[str]:
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as handle:
         keys: Any = handle.keys()
         names = {name for name in keys if not name.endswith((".lora_A.weight", ".lora_B.weight"))}
+        if any(".lora_embedding_" in name for name in names):
+            raise ModelError(
+                f"the adapter in {folder.name!r} is on an embedding with LoRA, which the posterior does not cover"
+            )
         if names - ours.keys():
             raise ArtifactCorruptError(
                 f"the adapter in {folder.name!r} does not hold the LoRA matrices of this base alone: not expected "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,17 @@ def check_settings(folder: Path) -> None:
 
     Raises:
         ArtifactCorruptError: a rank beyond the adapter's matrices, which peft would allocate.
-        ModelError: settings that change the base model's weights or its layers, or name code to import.
+        ModelError: settings that change the base model's weights or its layers, or name code to import; an adapter
+            of a kind that the posterior does not cover.
         OSError, ValueError, RecursionError, SafetensorError: files that cannot be read.
     """
+    from peft import PeftType
+
     settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     if not isinstance(settings, dict):
         raise ValueError("its settings are no JSON object")
+    if settings.get("peft_type") not in set(PeftType):
+        raise ValueError("its settings name no kind of adapter that peft has")
     start = settings.get("init_lora_weights")
     if not any(start is harmless or start == harmless for harmless in _HARMLESS_STARTS):
         raise ModelError(
@@ -39,8 +45,7 @@ def check_settings(folder: Path) -> None:
     for name in ("megatron_config", "auto_mapping"):
         if settings.get(name):
             raise ModelError(f"the adapter sets {name}, which names code to import: only plain LoRA is covered")
-    if settings.get("layer_replication"):
-        raise ModelError("the adapter sets layer_replication, which the posterior does not cover")
+    _check_kind(settings)
     pattern = settings.get("rank_pattern") or {}
     ranks = [settings.get("r"), *(pattern.values() if isinstance(pattern, dict) else [None])]
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as handle:
@@ -51,6 +56,23 @@ def check_settings(folder: Path) -> None:
             f"the adapter in {folder.name!r} states a rank that its matrices, of {largest} rows or columns at most, "
             "do not have"
         )
+
+
+def _check_kind(settings: Mapping[str, Any]) -> None:
+    """Raise ModelError where a PEFT configuration's fields say that more or other than LoRA matrices was trained."""
+    kind = getattr(settings.get("peft_type"), "value", settings.get("peft_type"))
+    if kind != "LORA":
+        raise ModelError(f"the adapter is of the kind {str(kind)[:32]}; only LoRA is covered")
+    for name in ("trainable_token_indices", "target_parameters", "layer_replication"):
+        if settings.get(name):
+            raise ModelError(f"the adapter sets {name}, which the posterior does not cover")
+    if settings.get("modules_to_save"):
+        modules = sorted(map(str, settings["modules_to_save"]))
+        raise ModelError(f"the adapter retrains whole modules ({modules}); only LoRA is covered")
+    if settings.get("bias", "none") != "none" or settings.get("lora_bias"):
+        raise ModelError("the adapter trains biases; set bias='none' and lora_bias=False")
+    if settings.get("use_dora"):
+        raise ModelError("the adapter is DoRA, which the posterior does not cover: train it with use_dora=False")
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,17 +147,7 @@ def lora_layers(model: Any) -> dict[str, Any]:
     from peft.tuners.lora import LoraLayer
 
     active = adapter_name(model)
-    config = model.peft_config[active]
-    kind = getattr(config.peft_type, "value", config.peft_type)
-    if kind != "LORA":
-        raise ModelError(f"the adapter is of the kind {kind}; only LoRA is covered")
-    for name in ("trainable_token_indices", "target_parameters", "layer_replication"):
-        if getattr(config, name, None):
-            raise ModelError(f"the adapter sets {name}, which the posterior does not cover")
-    if getattr(config, "modules_to_save", None):
-        raise ModelError(f"the adapter retrains whole modules ({config.modules_to_save}); only LoRA is covered")
-    if config.bias != "none" or getattr(config, "lora_bias", False):
-        raise ModelError("the adapter trains biases; set bias='none' and lora_bias=False")
+    _check_kind(model.peft_config[active].to_dict())
     layers: dict[str, Any] = {}
     for name, module in model.get_base_model().named_modules():
         if not isinstance(module, LoraLayer):
@@ -151,7 +163,7 @@ def lora_layers(model: Any) -> dict[str, Any]:
             )
         if module.use_dora.get(active) or module.lora_variant.get(active):
             raise ModelError(
-                f"{name} uses a LoRA variant (such as DoRA), which the posterior does not cover: train plain LoRA"
+                f"{name} uses a LoRA variant (such as aLoRA), which the posterior does not cover: train plain LoRA"
             )
         plain = module.get_base_layer()
         if not is_linear(plain) or not all(isinstance(s[active], nn.Linear) for s in (module.lora_A, module.lora_B)):
