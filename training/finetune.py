@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
 from laplora.errors import NonFiniteError
+from laplora.models.lora import adapter_name
 from laplora.models.probe import check_adapted, check_targets
 from laplora.models.quiet import quiet_loading
 from laplora.prompts.rows import Batch, EncodedRow, collate
@@ -175,7 +176,7 @@ def add_adapter(base: nn.Module, config: RunConfig) -> Any:
     )
     with quiet_loading():
         model = get_peft_model(base, settings)
-    model.peft_config["default"].base_model_name_or_path = config.base.model
+    model.peft_config[adapter_name(model)].base_model_name_or_path = config.base.model
     model.eval()  # dropout would draw from the generator that training draws from
     check_adapted(model)
     return model
@@ -183,11 +184,13 @@ def add_adapter(base: nn.Module, config: RunConfig) -> Any:
 
 def save_adapter(model: Any, folder: Path, dtype: torch.dtype | None = None) -> None:
     """Write the adapter in PEFT's layout, without the base's embeddings, in a given number format."""
-    state = get_peft_model_state_dict(model, save_embedding_layers=False)
-    model.peft_config["default"].save_pretrained(str(folder))
-    # peft keeps the targets as a set, whose order is another in every process
+    name = adapter_name(model)
+    state = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    model.peft_config[name].save_pretrained(str(folder))
+    # peft keeps the targets as a set, whose order is another in every process; a pattern is one text
     fields = json.loads((folder / "adapter_config.json").read_text())
-    fields["target_modules"] = sorted(fields["target_modules"])
+    if not isinstance(fields["target_modules"], str):
+        fields["target_modules"] = sorted(fields["target_modules"])
     write_json(folder / "adapter_config.json", fields)
     tensors = {k: v.to("cpu", dtype) for k, v in state.items()}
     write_tensors(folder / "adapter_model.safetensors", tensors, {"format": "pt"})

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from laplora.models.four_bit import keep_4bit_differentiable
-from laplora.models.lora import ADAPTER, lora_layers
+from laplora.models.lora import lora_layers, lora_of
 from laplora.models.quiet import quiet_loading
 from laplora.predictive.member_adapters import lora_parameters
 from laplora.predictive.member_outputs import Member, MemberSet
@@ -74,7 +74,7 @@ def random_llama(
         warnings.simplefilter("ignore", FutureWarning)
         model = get_peft_model(base, adapter)
     for layer in lora_layers(model).values():
-        for side in (layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]):
+        for side in lora_of(layer).sides.values():
             side.weight.data.normal_(0, _SPREAD, generator=draw)
     model.requires_grad_(False).eval()
     return MemberSet(model, lora_parameters(model), LabelTokens(tuple(range(100, 100 + classes))), Member())

@@ -26,7 +26,7 @@ from laplora.jacobians.decoder_forms import DecoderForm, decoder_form
 from laplora.jacobians.reverse import DecoderTape
 from laplora.jacobians.tape import ActivationTape
 from laplora.linearised import directions_of
-from laplora.models.lora import ADAPTER, lora_layers
+from laplora.models.lora import lora_layers, lora_of
 from laplora.models.probe import probe_batch
 from laplora.models.readout import base_of, head_name
 from laplora.prompts.rows import Batch
@@ -47,7 +47,8 @@ def find_blocks(model: nn.Module, class_count: int) -> tuple[Block, ...]:
     head = head_name(model)
     blocks: list[Block] = []
     for name, layer in lora_layers(model).items():
-        a, b = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
+        lora = lora_of(layer)
+        a, b = lora.down, lora.up
         wide_b = class_count if name == head else b.out_features
         blocks.append(Block(f"{name}.lora_A", "lora_A", a.in_features, a.out_features))
         blocks.append(Block(f"{name}.lora_B", "lora_B", wide_b, b.in_features))

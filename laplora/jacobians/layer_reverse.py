@@ -14,7 +14,7 @@ import torch
 from laplora.jacobians.attention import attention_gradients, heads, rotate
 from laplora.jacobians.decoder_forms import LayerForm, Norm
 from laplora.models.four_bit import plain_weight
-from laplora.models.lora import ADAPTER
+from laplora.models.lora import lora_of, runs_lora
 
 
 @dataclass(frozen=True)
@@ -172,15 +172,16 @@ class LayerReverse:
         weight = plain_weight(getattr(linear, "base_layer", linear), gradient.dtype)
         result = _product(gradient, weight, onto)
         to_a = self._adapter(name, gradient)
-        return result if to_a is None else _product(to_a.to(result.dtype), linear.lora_A[ADAPTER].weight, result)
+        return result if to_a is None else _product(to_a.to(result.dtype), lora_of(linear).down.weight, result)
 
     def _adapter(self, name: str, gradient: torch.Tensor) -> torch.Tensor | None:
         """Note an adapter's Jacobian parts; return the gradients at ``lora_A``'s output, None without an adapter."""
         linear = self.form.linears[name]
-        if not hasattr(linear, "lora_A") or linear.disable_adapters:
+        if not runs_lora(linear):
             return None
-        up = linear.lora_B[ADAPTER].weight
-        to_b = gradient.to(up.dtype) * linear.scaling[ADAPTER]
+        lora = lora_of(linear)
+        up = lora.up.weight
+        to_b = gradient.to(up.dtype) * lora.scaling
         to_a: torch.Tensor = to_b @ up
         if self._wants(name):
             parts = Adapted(self.kept.inputs.get(name), self.kept.low.get(name), to_a, to_b)

@@ -18,7 +18,7 @@ from torch import nn
 from laplora.errors import ModelError
 from laplora.jacobians.decoder_forms import DecoderForm, LayerForm
 from laplora.jacobians.layer_reverse import Adapted, Kept, LayerReverse, norm_gradient
-from laplora.models.lora import ADAPTER
+from laplora.models.lora import lora_of
 
 
 class DecoderTape(ExitStack[None]):
@@ -85,7 +85,7 @@ class DecoderTape(ExitStack[None]):
         for name, linear in layer.linears.items():
             self.enter_context(linear.register_forward_hook(partial(around, name)))
             if f"{self._form.prefix}.{number}.{name}.lora_B" in self._wanted:
-                self.enter_context(linear.lora_A[ADAPTER].register_forward_hook(partial(low, name)))
+                self.enter_context(lora_of(linear).down.register_forward_hook(partial(low, name)))
 
     def reverse(self, gradient: torch.Tensor) -> Iterator[tuple[str, Adapted]]:
         """Yield every wanted linear's path with its Jacobians' parts, from the last layer down, and free activations.

@@ -12,7 +12,7 @@ from torch import nn
 
 from laplora.errors import ModelError
 from laplora.jacobians.blocks import Block
-from laplora.models.lora import ADAPTER
+from laplora.models.lora import lora_of
 
 
 class ActivationTape(ExitStack[None]):
@@ -34,7 +34,7 @@ class ActivationTape(ExitStack[None]):
             layer = self._base.get_submodule(path)
             # The head's lora_B is read at the label rows only and is no module call: label_logits records it.
             if layer is not head or block.group == "lora_A":
-                linear = getattr(layer, block.group)[ADAPTER]
+                linear = lora_of(layer).sides[block.group]
                 self.enter_context(linear.register_forward_hook(partial(self._note, block.name)))
         return self
 

@@ -13,8 +13,6 @@ from torch import nn
 
 from laplora.errors import ArtifactCorruptError, ModelError
 
-ADAPTER = "default"
-
 #: Ways to start an adapter that leave the base alone. Others (PiSSA, OLoRA, CorDA, LoftQ) take something out of the
 #: base's weights, in place, whenever such an adapter is loaded: every other adapter on that base would change with it.
 _HARMLESS_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
@@ -88,6 +86,11 @@ class Lora:
     up: Any
     dropout: Any
     scaling: float
+
+    @property
+    def sides(self) -> dict[str, Any]:
+        """``lora_A`` and ``lora_B`` by name."""
+        return {"lora_A": self.down, "lora_B": self.up}
 
 
 def adapter_name(model: Any) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from laplora.models.logit_transform import logit_transform
-from laplora.models.lora import ADAPTER
+from laplora.models.lora import lora_of, runs_lora
 from laplora.prompts.rows import Batch
 
 #: Notes the input and output of a linear map that is not called as a module, under its name; returns the output.
@@ -43,15 +43,14 @@ def label_logits(
     bias = None if layer.bias is None else layer.bias[rows].to(wide)
     logits: torch.Tensor = F.linear(hidden.to(wide), layer.weight[rows].to(wide), bias)
     transform = logit_transform(base_of(model))
-    if layer is head or head.disable_adapters:
+    if not runs_lora(head):
         return transform.apply(logits)
-    down = head.lora_A[ADAPTER]
-    low = down(head.lora_dropout[ADAPTER](hidden.to(down.weight.dtype)))
-    up = F.linear(low, head.lora_B[ADAPTER].weight[rows])
+    lora = lora_of(head)
+    low = lora.down(lora.dropout(hidden.to(lora.down.weight.dtype)))
+    up = F.linear(low, lora.up.weight[rows])
     if record is not None:
         up = record(head_name(model) + ".lora_B", low, up)
-    scaling: float = head.scaling[ADAPTER]
-    return transform.apply(logits + scaling * up.to(wide))
+    return transform.apply(logits + lora.scaling * up.to(wide))
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from torch import nn
 from laplora.errors import ArtifactCorruptError, ConfigError
 from laplora.jacobians.blocks import Block
 from laplora.models.adapters import verify_adapter
-from laplora.models.lora import ADAPTER, lora_layers
+from laplora.models.lora import adapter_name, lora_layers, lora_of
 from laplora.predictive.dropout import dropout_masks, member_weights
 
 #: LoRA weights by block name, each of the shape, dtype and device that the model has them in.
@@ -28,9 +28,9 @@ Weights = Mapping[str, torch.Tensor]
 def lora_parameters(model: Any) -> dict[str, nn.Parameter]:
     """Return every LoRA matrix of a PEFT model by block name, as (out, in) parameters, in module order."""
     return {
-        f"{name}.{side}": getattr(layer, side)[ADAPTER].weight
+        f"{name}.{side}": linear.weight
         for name, layer in lora_layers(model).items()
-        for side in ("lora_A", "lora_B")
+        for side, linear in lora_of(layer).sides.items()
     }
 
 
@@ -51,7 +51,7 @@ def read_weights(model: Any, folder: Path) -> dict[str, torch.Tensor]:
         stored = load_file(folder / "adapter_model.safetensors")
     except (OSError, ValueError, SafetensorError) as error:
         raise ArtifactCorruptError(f"the adapter in {name} cannot be read: {type(error).__name__}") from None
-    config = model.peft_config[ADAPTER]
+    config = model.peft_config[adapter_name(model)]
     differing = [k for k in ("r", "lora_alpha", "use_rslora") if settings.get(k) != getattr(config, k)]
     if differing:
         raise ArtifactCorruptError(f"the adapter in {name} has another {differing[0]} than the artifact")

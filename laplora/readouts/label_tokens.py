@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from laplora.linearised import Likelihood
-from laplora.models.lora import ADAPTER
-from laplora.models.readout import head_name, label_logits, label_mass, last_hidden, output_head
+from laplora.models.logit_transform import logit_transform
+from laplora.models.lora import lora_of, runs_lora
+from laplora.models.readout import base_of, head_name, label_logits, label_mass, last_hidden, output_head
 from laplora.prompts.rows import Batch, Side
 from laplora.readouts.base import ClassScores, HeadGradient, LinearGradient, ReadOut, Record
 
@@ -57,11 +58,15 @@ class LabelTokens:
         rows = torch.tensor(self.token_ids, device=hidden.device)
         wide = torch.promote_types(torch.float32, hidden.dtype)
         directions = directions.to(hidden.device, wide)
+        transform = logit_transform(base_of(model))
+        if not transform.nothing:  # a soft cap has another slope at each row's logits
+            directions = directions * transform.slope(scores.logits.to(wide))
         gradient = directions @ plain.weight[rows].to(wide)
-        if head is plain or head.disable_adapters:
+        if not runs_lora(head):
             return HeadGradient(gradient, ())
-        down, up = head.lora_A[ADAPTER].weight, head.lora_B[ADAPTER].weight[rows]
-        to_b = directions.to(up.dtype) * head.scaling[ADAPTER]
+        lora = lora_of(head)
+        down, up = lora.down.weight, lora.up.weight[rows]
+        to_b = directions.to(up.dtype) * lora.scaling
         to_a = to_b @ up
         inputs = hidden.to(down.dtype)
         name, batch = head_name(model), len(hidden)

@@ -23,7 +23,7 @@ from laplora.jacobians.blocks import Block
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
 from laplora.jacobians.decoder_forms import decoder_form
 from laplora.models.four_bit import plain_weight
-from laplora.models.lora import ADAPTER, lora_layers
+from laplora.models.lora import lora_layers, lora_of
 from laplora.posterior.base import Posterior
 from laplora.posterior.file import posterior_tensors
 from laplora.predictive.member_outputs import Member, MemberSet
@@ -112,7 +112,7 @@ def test_the_random_llama_is_what_laplora_serves(quantization: Any) -> None:
     assert 0.015 < float(weight.std()) < 0.035  # 0.02; uniform NF4 codes are a little wider than normal numbers
     adapted = lora_layers(members.model)
     assert len(adapted) == 4
-    assert all(layer.lora_B[ADAPTER].weight.abs().min() > 0 for layer in adapted.values())
+    assert all(lora_of(layer).up.weight.abs().min() > 0 for layer in adapted.values())
     batch = random_batch(members, 2, 6)
     found = contrast_jacobians(members.model, batch, members.readout, find_blocks(members.model, 2))
     assert all(float(block.jacobian.abs().max()) > 0 for block in found.blocks)

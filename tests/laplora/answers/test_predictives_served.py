@@ -20,7 +20,7 @@ from laplora.artifact.folder import read_artifact
 from laplora.errors import ConfigError, NonFiniteError
 from laplora.jacobians.blocks import Block
 from laplora.metrics.scores import row_nll
-from laplora.models.lora import ADAPTER, lora_layers
+from laplora.models.lora import lora_layers, lora_of
 from laplora.predictive.dropout import dropout_masks
 from laplora.predictive.kinds import PREDICTIVES
 from laplora.predictive.member_adapters import lora_parameters
@@ -73,7 +73,7 @@ def test_mc_dropout_is_dropout_with_tied_masks(mixture_run: FinishedRun, mixture
     record = plain.manifest.dropout
     assert record is not None
     assert (record.probability, record.members) == (0.2, 4)
-    layers = {f"{name}.lora_A": layer.lora_A[ADAPTER] for name, layer in lora_layers(plain.model).items()}
+    layers = {f"{name}.lora_A": lora_of(layer).down for name, layer in lora_layers(plain.model).items()}
     masks = dropout_masks(
         [Block(name, "lora_A", layer.in_features, layer.out_features) for name, layer in layers.items()],
         0.2,

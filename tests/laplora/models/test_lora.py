@@ -21,6 +21,7 @@ from laplora.models.adapters import attach_adapter
 from laplora.models.lora import adapter_name, lora_layers, lora_of
 from laplora.models.probe import check_adapted
 from laplora.models.readout import label_logits, last_hidden
+from training.finetune import save_adapter
 
 FILE = "adapter_model.safetensors"
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -67,6 +68,41 @@ def test_scaling_and_matrices_are_the_layers() -> None:
     lora = lora_of(next(iter(lora_layers(model).values())))
     assert lora.scaling == 8 / 4**0.5
     assert (lora.down.weight.shape, lora.up.weight.shape) == ((4, 16), (16, 4))
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3_text", "phi"])
+def test_an_adapter_of_any_name_among_others(architecture: str, tmp_path: Path) -> None:
+    """Its logits, Jacobians and file are those of the same adapter alone under PEFT's usual name."""
+    task, targets = tiny_task(examples=3), ["q_proj", "lm_head"]
+    one = add_lora(tiny_architecture(architecture), targets, dtype=None)
+    two = add_lora(tiny_architecture(architecture), targets, dtype=None, name="mine")
+    other = type(one.peft_config["default"])(r=5, target_modules=["v_proj", "lm_head"], task_type="CAUSAL_LM")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft's, of merging adapters of a tied lm_head
+        two.add_adapter("another", other)
+    two.eval()
+    results = []
+    for number, model in enumerate((one, two)):
+        blocks = find_blocks(model, task.classes)
+        found = contrast_jacobians(model, task.batch(), task.label_ids, blocks)
+        save_adapter(model, tmp_path / str(number))
+        results.append((blocks, found, load_file(tmp_path / str(number) / FILE)))
+    (blocks, expected, file), (again, got, same) = results
+    assert again == blocks
+    assert torch.equal(got.logits, expected.logits)
+    assert all(torch.equal(a.jacobian, b.jacobian) for a, b in zip(got.blocks, expected.blocks, strict=True))
+    assert same.keys() == file.keys()
+    assert all(torch.equal(same[name], file[name]) for name in file)
+    with torch.no_grad():
+        back = attach_adapter(tiny_architecture(architecture), tmp_path / "1")
+        logits = label_logits(back, last_hidden(back, task.batch()), task.label_ids)
+    torch.testing.assert_close(logits, expected.logits, rtol=1e-5, atol=1e-5)
+
+
+def test_a_pattern_of_targets_is_saved_as_it_is(tmp_path: Path) -> None:
+    model = add_lora(tiny_base("llama"), r".*layers\.1\..*q_proj", dtype=None)
+    save_adapter(model, tmp_path)
+    assert len(lora_layers(attach_adapter(tiny_base("llama"), tmp_path))) == 1
 
 
 def several_active(model: Any) -> None:

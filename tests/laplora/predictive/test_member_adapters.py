@@ -13,7 +13,7 @@ from tiny_models import tiny_model, tiny_task
 
 from laplora.errors import ArtifactCorruptError, ConfigError
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
-from laplora.models.lora import ADAPTER, lora_layers
+from laplora.models.lora import lora_layers, lora_of
 from laplora.models.readout import label_logits, last_hidden
 from laplora.predictive.member_adapters import dropout_weights, in_place, lora_parameters, read_weights
 from training.finetune import save_adapter
@@ -81,7 +81,7 @@ def test_a_dropout_member_is_dropout_on_the_adapters_input(model: Any) -> None:
             got = logits(model)
         handles = []
         for name, layer in lora_layers(model).items():
-            linear = layer.lora_A[ADAPTER]
+            linear = lora_of(layer).down
             mask = torch.where(weights[f"{name}.lora_A"].abs().sum(0) == 0, 0.0, 1 / 0.6).double()
             handles.append(linear.register_forward_pre_hook(lambda _m, x, mask=mask: (x[0] * mask,)))
         want = logits(model)
