@@ -15,7 +15,7 @@ from tiny_models import add_lora, generator, tiny_base, tiny_task
 from torch import nn
 
 from laplora.errors import ModelError
-from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
+from laplora.jacobians.contrasts import contrast_jacobians, find_blocks, reverse_pass
 from laplora.jacobians.states import decoder_layers
 from laplora.linearised import contrasts
 from laplora.models.logit_transform import LogitTransform, logit_transform
@@ -50,6 +50,7 @@ TRANSFORMED: dict[str, tuple[list[str], dict[str, Any]]] = {
     "granite": (["q_proj", "v_proj", "lm_head"], {"logits_scaling": 8.0, "attention_multiplier": 0.4}),
     "cohere": (["q_proj", "v_proj"], {"logit_scale": 0.0625}),
 }
+WRITTEN_OUT = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma", "gemma3_text", "gemma3", "granite")
 #: And of the same kinds where it says that nothing is.
 PLAIN: dict[str, dict[str, Any]] = {
     "gemma2": {"final_logit_softcapping": None},
@@ -212,6 +213,8 @@ def test_jacobians_of_every_kind_are_derivatives(name: str, targets: list[str], 
     task = tiny_task(examples=4)
     blocks = find_blocks(model, task.classes)
     found = contrast_jacobians(model, task.batch(), task.label_ids, blocks)
+    # with a transform of the logits too, which its first step is the slope of
+    assert (reverse_pass(model).kind == "written_out") == (name in WRITTEN_OUT)
     draw, change = generator(5), 0.0
     transform = contrasts(task.classes, dtype)
     weights = dict(model.get_base_model().named_parameters())

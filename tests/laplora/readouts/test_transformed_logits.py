@@ -23,7 +23,6 @@ def test_gradients_follow_the_slope_at_each_rows_logits(options: dict[str, float
     expected = [torch.autograd.grad((logits * d).sum(), hidden, retain_graph=True)[0] for d in directions]
     logits = logits.detach()
     scores = ClassScores(logits, hidden.detach(), torch.ones(4, 1))
-    found = readout.gradient(model, scores, directions).hidden
+    found = readout.gradient(model, scores, directions).hidden.detach()
     torch.testing.assert_close(found, torch.stack(expected), rtol=1e-12, atol=1e-12)
-    hidden = hidden.detach()
     assert float((found[0] - found[0].mean(0)).abs().max()) > 1e-3 or "logits_scaling" in options
