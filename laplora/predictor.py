@@ -116,7 +116,7 @@ class Predictor:
     @property
     def reverse_pass(self) -> ReversePass:
         """How its Jacobians are computed, and why."""
-        return reverse_pass(self._members.model)
+        return reverse_pass(self._members.model, self._members.readout)
 
     @property
     def own_bytes(self) -> int:

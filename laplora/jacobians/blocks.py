@@ -39,7 +39,7 @@ class BlockJacobian:
         jacobian: (batch, classes - 1, wide, narrow), exact, all real tokens.
         mean_input: (batch, in), the linear's input averaged over real tokens.
         summed_gradient: (batch, classes - 1, out), its output gradient summed over real tokens.
-        inputs: (batch, tokens, in), the linear's input, 0 at padding; the last token is real.
+        inputs: (batch, tokens, in), the linear's input, 0 at padding; of several runs of a row one after the other.
         gradients: (batch, classes - 1, tokens, out), its output gradient, 0 at padding.
         token_counts: (batch,) int64, real tokens.
     """

@@ -84,8 +84,9 @@ class Directions:
 
 #: Chooses them from a batch's logits (batch, classes) and class mask.
 Choose = Callable[[torch.Tensor, torch.Tensor], Directions]
-#: Makes a block's Jacobians of its side, its linear's inputs, its output gradients and the mask of what ran.
-Gather = Callable[[str, torch.Tensor, torch.Tensor, torch.Tensor], BlockJacobian]
+#: Makes a block's Jacobians of its side, its linear's inputs, its output gradients, the mask of what ran, and how many
+#: runs a row has in it.
+Gather = Callable[[str, torch.Tensor, torch.Tensor, torch.Tensor, int], BlockJacobian]
 #: Faults of the device, which say nothing of the pass.
 _DEVICE_FAULTS = (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError))
 #: By model: decided at its first Jacobians, which are computed before any answer.
@@ -101,6 +102,8 @@ def reverse_pass(model: Any, readout: ReadOut | None = None) -> ReversePass:
     Args:
         readout: to compare by; None: label tokens of a causal language model.
     """
+    if readout is not None and not readout.reads_last_token:
+        return ReversePass("automatic", f"{type(readout).__name__} see more than the state at the last token", None)
     if model not in _DECIDED:
         _DECIDED[model] = _decide(model, readout)
     return _DECIDED[model]
@@ -219,12 +222,12 @@ def _written_out(
             return None
         for linear in head.parts:
             if linear.block in wanted:
-                by_name[linear.block] = gather(linear.side, linear.inputs, linear.gradients, batch.attention_mask)
+                by_name[linear.block] = gather(linear.side, linear.inputs, linear.gradients, batch.attention_mask, 1)
         for path, part in tape.reverse(head.hidden.expand(-1, len(scores.hidden), -1)):
             for side, inputs, deltas in (("lora_A", part.inputs, part.to_a), ("lora_B", part.low, part.to_b)):
                 if (name := f"{path}.{side}") in wanted:
                     assert inputs is not None
-                    by_name[name] = gather(side, inputs, deltas, batch.attention_mask)
+                    by_name[name] = gather(side, inputs, deltas, batch.attention_mask, 1)
     found = tuple(by_name[block.name] for block in blocks)
     return ContrastJacobians(scores.logits, scores.hidden, found, readout.likelihood, chosen.weights)
 
@@ -248,9 +251,10 @@ def _automatic(
     unused = [block.name for block, gradient in zip(blocks, gradients[0], strict=True) if gradient is None]
     if unused:
         raise ModelError(f"{unused[0]} is adapted and no logit depends on it: leave its module out of adapter.targets")
+    runs = len(scores.attention_mask) // len(scores.logits)
     with torch.no_grad():
         result = tuple(
-            gather(block.group, inputs, torch.stack([g[i] for g in gradients]), scores.attention_mask)
+            gather(block.group, inputs, torch.stack([g[i] for g in gradients]), scores.attention_mask, runs)
             for i, (block, (inputs, _)) in enumerate(zip(blocks, records, strict=True))
         )
     hidden = scores.hidden.detach()
@@ -258,7 +262,7 @@ def _automatic(
 
 
 def _block_jacobian(
-    side: str, inputs: torch.Tensor, deltas: torch.Tensor, mask: torch.Tensor, *, sums: bool, tokens: bool
+    side: str, inputs: torch.Tensor, deltas: torch.Tensor, mask: torch.Tensor, runs: int, *, sums: bool, tokens: bool
 ) -> BlockJacobian:
     """Return a block's Jacobians, from its linear's inputs and output gradients.
 
@@ -268,10 +272,15 @@ def _block_jacobian(
         deltas: (directions, batch, last tokens, out), or (directions, batch, out); zero at padding and at every token
             before the last ones.
         mask: (batch, tokens), 1 at real tokens.
+        runs: of each row. Its Jacobian is the sum over them, as if their tokens were those of one text.
         sums, tokens: what is returned beside the Jacobians.
     """
     if inputs.dim() == 2:
         inputs, mask, deltas = inputs[:, None], mask[:, -1:], deltas[:, :, None]
+    if runs > 1:
+        rows = len(mask) // runs
+        inputs, mask = inputs.reshape(rows, -1, inputs.shape[-1]), mask.reshape(rows, -1)
+        deltas = deltas.reshape(len(deltas), rows, -1, deltas.shape[-1])
     directions, batch, last, out = deltas.shape
     # Pad positions have activations, and no gradient: the product needs no mask.
     recent = inputs[:, -last:].to(deltas.dtype)

@@ -27,9 +27,9 @@ class ClassScores:
 
     Attributes:
         logits: (batch, classes), nats; float32, or float64 for a float64 model.
-        hidden: (batch, features), the state that they were read from.
+        hidden: (batch, features), the state that they were read from, or what else ``ReadOut.label_mass`` needs.
         attention_mask: (batch * runs, tokens), 1 at real tokens, of the inputs that the model ran on. ``runs`` is 1, or
-            the number of classes where each is scored by a text of its own; the runs of a row follow each other.
+            how many texts a row is scored by; the runs of a row follow each other.
     """
 
     logits: torch.Tensor
@@ -86,6 +86,13 @@ class ReadOut(Protocol):
         """Module paths in the base of its own trained linears, blocks of the group ``head``.
 
         The last one gives the logits. No call of it shows: ``scores`` records it.
+        """
+
+    @property
+    def reads_last_token(self) -> bool:
+        """Whether the logits are a function of the decoder's final hidden state at the prompt's last token alone.
+
+        If not, neither the written-out reverse pass nor the predictive ``fast`` applies.
         """
 
     def scores(self, model: Any, batch: Batch, record: Record | None = None) -> ClassScores:

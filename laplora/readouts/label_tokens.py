@@ -42,6 +42,11 @@ class LabelTokens:
         """None: an adapted ``lm_head`` is LoRA's."""
         return ()
 
+    @property
+    def reads_last_token(self) -> bool:
+        """They are the output embedding's rows at the last token."""
+        return True
+
     def scores(self, model: Any, batch: Batch, record: Record | None = None) -> ClassScores:
         """Return the logits of the label tokens; an adapted ``lm_head``'s ``lora_B`` is recorded by its label rows."""
         hidden = last_hidden(model, batch)

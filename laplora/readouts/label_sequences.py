@@ -1,0 +1,125 @@
+"""Label sequences: a label is a text of one or several tokens, and its logit is the log probability of that text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from laplora.errors import ConfigError, ModelError
+from laplora.linearised import Likelihood
+from laplora.models.log_partition import log_partition
+from laplora.models.lora import runs_lora
+from laplora.models.readout import base_of, head_name, label_logits, output_head
+from laplora.prompts.rows import Batch, Side
+from laplora.readouts.base import ClassScores, Record
+from laplora.readouts.prefix_tree import PrefixTree, context_places, prefix_tree, run_batch
+
+
+@dataclass(frozen=True)
+class LabelSequences:
+    """The read-out of a causal language model by the text of each label.
+
+    ``f_c = 1/L_c sum_t log p(token_t | prompt, tokens before t)``, under the softmax of the whole vocabulary. The
+    division by the label's length L_c (Brown et al., arXiv 2005.14165, section 2.4) keeps long labels from losing by
+    their length alone. For labels of one token each it is ``LabelTokens`` but for a shift of all logits.
+
+    Attributes:
+        token_ids: the tokens of each label after the prompt, in the labels' order. One label may begin with another.
+        normalised: whether f is divided by the label's length; else it is the plain sum.
+    """
+
+    token_ids: tuple[tuple[int, ...], ...]
+    normalised: bool = True
+
+    def __post_init__(self) -> None:
+        if len(set(self.token_ids)) != len(self.token_ids) or not all(self.token_ids):
+            raise ConfigError(f"labels must be different sequences of one token or more, got {list(self.token_ids)}")
+
+    @property
+    def class_count(self) -> int:
+        """Number of labels."""
+        return len(self.token_ids)
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """One label is right."""
+        return "categorical"
+
+    @property
+    def side(self) -> Side:
+        """The start of a row: the labels follow its last token."""
+        return "left"
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+    @property
+    def reads_last_token(self) -> bool:
+        """Logits depend on states at every token of the labels."""
+        return False
+
+    @cached_property
+    def tree(self) -> PrefixTree:
+        """The contexts that the labels' tokens are read in."""
+        return prefix_tree(self.token_ids)
+
+    def scores(self, model: Any, batch: Batch, record: Record | None = None) -> ClassScores:
+        """Return the labels' logits; ``hidden`` is their summed log probability, (batch, classes), nats.
+
+        Raises:
+            ModelError: an adapted ``lm_head``: every row of its ``lora_B`` would be in the posterior.
+        """
+        if runs_lora(output_head(model)):
+            raise ModelError(
+                f"{head_name(model)} is adapted, and label sequences read its whole vocabulary: leave it out of the "
+                "adapter's targets, or choose labels of one token (label_tokens)"
+            )
+        wide, tree = run_batch(self.tree, batch), self.tree
+        base = base_of(model)
+        states = getattr(base, base.base_model_prefix)(**wide.inputs, use_cache=False).last_hidden_state
+        states = states.unflatten(0, (len(batch), len(tree.runs)))
+        runs, offsets = context_places(tree)
+        last = batch.input_ids.shape[1] - 1
+        hidden = states[:, runs, [last + offset for offset in offsets]]
+        summed = self._summed(model, hidden)
+        lengths = torch.tensor([len(t) for t in self.token_ids], device=summed.device, dtype=summed.dtype)
+        return ClassScores(summed / lengths if self.normalised else summed, summed, wide.attention_mask)
+
+    def _summed(self, model: Any, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the log probability of each label's text, (batch, classes), of states (batch, contexts, hidden)."""
+        tree, normaliser = self.tree, log_partition(model, hidden)
+        steps = torch.cat(
+            [
+                label_logits(model, hidden[:, place], tokens) - normaliser[:, place, None]
+                for place, tokens in enumerate(tree.steps)
+            ],
+            1,
+        )
+        pairs = [(context, token) for context, after in zip(tree.contexts, tree.steps, strict=True) for token in after]
+        number = {pair: place for place, pair in enumerate(pairs)}
+        taken = torch.zeros(len(pairs), self.class_count, dtype=steps.dtype, device=steps.device)
+        for label, tokens in enumerate(self.token_ids):
+            for place, token in enumerate(tokens):
+                taken[number[tokens[:place], token], label] = 1
+        return steps @ taken
+
+    def label_mass(self, model: Any, hidden: torch.Tensor, class_mask: torch.Tensor) -> torch.Tensor:
+        """Return the probability that the model's text begins with a possible label, (batch,) in [0, 1].
+
+        A label that begins with another possible one is counted in that one.
+        """
+        begins = torch.tensor(
+            [[len(a) < len(b) and b[: len(a)] == a for b in self.token_ids] for a in self.token_ids],
+            device=class_mask.device,
+        )
+        counted_elsewhere = (class_mask[:, :, None] & begins).any(1)
+        masses = hidden.detach().exp().masked_fill(~class_mask | counted_elsewhere, 0)
+        return masses.sum(-1).clamp(0, 1)
+
+    def gradient(self, model: Any, scores: ClassScores, directions: torch.Tensor) -> None:
+        """Return None: logits are no function of the state at the last token alone."""

@@ -1,0 +1,167 @@
+"""Label sequences against one run a label without batch or padding, and their Jacobians against autograd; float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import ARCHITECTURES, TARGETS, Architecture, tiny_model, tiny_task
+
+import laplora.models.log_partition
+from laplora.errors import ConfigError, ModelError
+from laplora.jacobians.contrasts import contrast_jacobians, covered_blocks, reverse_pass
+from laplora.linearised import contrasts
+from laplora.models.lora import lora_layers
+from laplora.prompts.rows import Batch
+from laplora.readouts.label_sequences import LabelSequences
+from laplora.readouts.label_tokens import LabelTokens
+from laplora.readouts.prefix_tree import prefix_tree
+
+# Two layers in float64 on both sides, summed in another order.
+EXACT = {"rtol": 1e-10, "atol": 1e-12}
+#: One, two and three tokens; two share their start, one is the start of another, one is read in no shared context.
+LABELS = ((10,), (11, 12), (11, 12, 15), (13, 9, 14))
+
+
+def model_of(architecture: Architecture) -> Any:
+    targets = TARGETS.get(architecture, ["q_proj", "v_proj"])
+    return tiny_model(architecture, targets=[target for target in targets if target != "lm_head"])
+
+
+def batch_of(classes: int, examples: int = 6) -> Batch:
+    """Return rows of different lengths, one of a single token, the fifth without the last class."""
+    return tiny_task(examples=examples, classes=classes).batch()
+
+
+def prompts(batch: Batch) -> list[torch.Tensor]:
+    return [ids[mask.bool()] for ids, mask in zip(batch.input_ids, batch.attention_mask, strict=True)]
+
+
+def log_probability(model: Any, prompt: torch.Tensor, label: tuple[int, ...]) -> torch.Tensor:
+    """Return the log probability of a label after one prompt, by the model's own forward pass."""
+    ids = torch.cat([prompt, torch.tensor(label)])[None]
+    log_probs = model(input_ids=ids).logits[0].log_softmax(-1)
+    return log_probs[len(prompt) - 1 : -1].gather(1, torch.tensor(label)[:, None]).sum()
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, "mistral", "qwen2"])
+def test_logits_are_those_of_one_run_a_label(
+    architecture: Architecture, normalised: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The vocabulary of 64 comes in four parts, the last one short."""
+    monkeypatch.setattr(laplora.models.log_partition, "_CHUNK", 20)
+    model, batch = model_of(architecture), batch_of(len(LABELS))
+    with torch.no_grad():
+        scores = LabelSequences(LABELS, normalised).scores(model, batch)
+        expected = torch.stack(
+            [torch.stack([log_probability(model, p, label) for label in LABELS]) for p in prompts(batch)]
+        )
+    torch.testing.assert_close(scores.hidden, expected, **EXACT)
+    lengths = torch.tensor([1.0, 2, 3, 3]) if normalised else torch.ones(4)
+    torch.testing.assert_close(scores.logits, expected / lengths, **EXACT)
+
+
+@pytest.mark.parametrize("labels", [LABELS, ((10,), (11,)), ((5, 6), (7, 8)), ((5, 6, 7), (5, 6, 8), (9,))])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_jacobians_are_those_of_autograd(
+    architecture: Architecture, labels: tuple[tuple[int, ...], ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs of one row and rows of one batch are padded on both sides; the reference sees neither."""
+    monkeypatch.setattr(laplora.models.log_partition, "_CHUNK", 20)
+    model, readout = model_of(architecture), LabelSequences(labels)
+    batch = batch_of(len(labels))
+    blocks = covered_blocks(model, readout)
+    found = contrast_jacobians(model, batch, readout, blocks, tokens=True)
+    basis = contrasts(len(labels))
+    matrices = [
+        getattr(layer, side)["default"].weight for layer in lora_layers(model).values() for side in ("lora_A", "lora_B")
+    ]
+    for row, prompt in enumerate(prompts(batch)):
+        logits = torch.stack([log_probability(model, prompt, label) / len(label) for label in labels])
+        for direction in range(len(labels) - 1):
+            gradients = torch.autograd.grad(basis[:, direction] @ logits, matrices, retain_graph=True)
+            for block, part, gradient in zip(blocks, found.blocks, gradients, strict=True):
+                expected = gradient.mT if block.group == "lora_A" else gradient
+                torch.testing.assert_close(part.jacobian[row, direction], expected, **EXACT)
+    for block, part in zip(blocks, found.blocks, strict=True):
+        assert part.inputs is not None
+        assert part.gradients is not None
+        each = torch.einsum("nti,ncto->ncio", part.inputs, part.gradients)
+        torch.testing.assert_close(part.jacobian if block.group == "lora_A" else part.jacobian.mT, each, **EXACT)
+
+
+def test_labels_of_one_token_are_label_tokens_but_for_a_shift() -> None:
+    """One run a row: they cost what label tokens cost."""
+    model, batch = model_of("llama"), batch_of(3)
+    tokens, sequences = LabelTokens((10, 11, 20)), LabelSequences(((10,), (11,), (20,)))
+    blocks = covered_blocks(model, tokens)
+    assert blocks == covered_blocks(model, sequences)
+    one, other = (contrast_jacobians(model, batch, r, blocks, automatic=True) for r in (tokens, sequences))
+    torch.testing.assert_close(one.mean, other.mean, **EXACT)
+    for mine, theirs in zip(one.blocks, other.blocks, strict=True):
+        torch.testing.assert_close(mine.jacobian, theirs.jacobian, **EXACT)
+    scores = sequences.scores(model, batch)
+    assert scores.attention_mask.shape == batch.attention_mask.shape
+    mass = sequences.label_mass(model, scores.hidden, batch.class_mask)
+    hidden = tokens.scores(model, batch).hidden
+    torch.testing.assert_close(mass, tokens.label_mass(model, hidden, batch.class_mask).double(), rtol=1e-5, atol=1e-7)
+
+
+def test_rows_do_not_depend_on_their_batch() -> None:
+    task, model, readout = tiny_task(examples=6, classes=4), model_of("llama"), LabelSequences(LABELS)
+    together = readout.scores(model, task.batch())
+    for i in range(6):
+        torch.testing.assert_close(together.logits[i], readout.scores(model, task.batch([i])).logits[0], **EXACT)
+
+
+def test_the_label_mass_counts_a_text_once() -> None:
+    """A label that begins with a possible one adds nothing; where that one is impossible it counts."""
+    readout = LabelSequences(((1,), (2, 3), (2,), (1, 4)))
+    log_probs = torch.tensor([0.1, 0.2, 0.3, 0.05], dtype=torch.float64).log().expand(3, -1)
+    possible = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [0, 1, 0, 1]]).bool()
+    mass = readout.label_mass(None, log_probs, possible)
+    torch.testing.assert_close(mass, torch.tensor([0.4, 0.3, 0.25], dtype=torch.float64))
+
+
+def test_training_reaches_the_adapter_as_autograd_does() -> None:
+    """The gradient through the normaliser is computed in the forward pass: it must be that of a loss."""
+    model, batch, readout = model_of("llama"), batch_of(4, examples=3), LabelSequences(LABELS)
+    weight = next(p for name, p in model.named_parameters() if "q_proj.lora_A" in name)
+    targets = torch.tensor([0, 2, 3])
+    loss = torch.nn.functional.cross_entropy(readout.scores(model, batch).logits, targets)
+    (found,) = torch.autograd.grad(loss, weight)
+    logits = torch.stack(
+        [torch.stack([log_probability(model, p, label) / len(label) for label in LABELS]) for p in prompts(batch)]
+    )
+    (expected,) = torch.autograd.grad(torch.nn.functional.cross_entropy(logits, targets), weight)
+    torch.testing.assert_close(found, expected, **EXACT)
+
+
+def test_runs_are_the_contexts_that_no_other_continues() -> None:
+    tree = prefix_tree(LABELS)
+    assert tree.contexts == ((), (11,), (11, 12), (13,), (13, 9))
+    assert tree.runs == ((11, 12), (13, 9))
+    assert tree.steps == ((10, 11, 13), (12,), (15,), (9,), (14,))
+    assert prefix_tree(((3,), (4,))).runs == ((),)
+
+
+def test_an_adapted_head_is_refused() -> None:
+    model, readout = tiny_model("llama"), LabelSequences(LABELS)
+    with pytest.raises(ModelError, match="lm_head is adapted, and label sequences read its whole vocabulary"):
+        readout.scores(model, batch_of(4))
+    with model.disable_adapter():
+        readout.scores(model, batch_of(4))
+
+
+def test_no_reverse_pass_is_written_out_and_nobody_is_warned() -> None:
+    how = reverse_pass(model_of("llama"), LabelSequences(LABELS))
+    assert (how.kind, how.form) == ("automatic", None)
+    assert "LabelSequences see more than the state at the last token" in how.reason
+
+
+@pytest.mark.parametrize("labels", [((1, 2), (1, 2)), ((1,), ())])
+def test_sequences_that_cannot_be_told_apart_are_refused(labels: tuple[tuple[int, ...], ...]) -> None:
+    with pytest.raises(ConfigError, match="different sequences of one token or more"):
+        LabelSequences(labels)
