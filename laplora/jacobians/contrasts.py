@@ -1,9 +1,10 @@
-"""Exact per-example Jacobians of the class logits with respect to LoRA weights.
+"""Exact per-example Jacobians of the class logits with respect to the weights that were trained.
 
 Examples of a batch do not interact, so one backward pass of ``sum_n q_c^T f(x_n)`` gives, at each LoRA linear, the
 gradient ``delta`` (batch, tokens, out) of every example at once. With the linear's input ``x`` (batch, tokens, in) an
 example's Jacobian is ``delta^T x`` summed over tokens. For decoders like Llama's the pass is written out
-(``laplora.jacobians.reverse``). For others torch differentiates with respect to activations, contrast by contrast.
+(``laplora.jacobians.reverse``). For others torch differentiates with respect to activations, contrast by contrast. Of a linear head alone the Jacobian
+is its input: there is no backward pass at all.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
@@ -26,7 +28,8 @@ from laplora.jacobians.decoder_forms import DecoderForm, decoder_form
 from laplora.jacobians.reverse import DecoderTape
 from laplora.jacobians.tape import ActivationTape
 from laplora.linearised import directions_of
-from laplora.models.lora import lora_layers, lora_of
+from laplora.models.classifier_head import head_block, head_linear, is_adapted
+from laplora.models.lora import is_classifier, lora_layers, lora_of
 from laplora.models.probe import probe_batch
 from laplora.models.readout import base_of, head_name
 from laplora.prompts.rows import Batch
@@ -44,7 +47,7 @@ def find_blocks(model: nn.Module, class_count: int) -> tuple[Block, ...]:
 
     ``lora_B`` of ``lm_head`` has the rows of the ``class_count`` label tokens alone.
     """
-    head = head_name(model)
+    head = None if is_classifier(base_of(model)) else head_name(model)
     blocks: list[Block] = []
     for name, layer in lora_layers(model).items():
         lora = lora_of(layer)
@@ -57,12 +60,20 @@ def find_blocks(model: nn.Module, class_count: int) -> tuple[Block, ...]:
 
 def covered_blocks(model: nn.Module, readout: ReadOut) -> tuple[Block, ...]:
     """Return every weight matrix that a posterior can cover of a model with this read-out."""
-    return find_blocks(model, readout.class_count)
+    lora = find_blocks(model, readout.class_count) if is_adapted(model) or not readout.trained else ()
+    linears = [(path, head_linear(model, path)) for path in readout.trained]
+    return lora + tuple(
+        Block(head_block(path), "head", one.in_features + (one.bias is not None), one.out_features)
+        for path, one in linears
+    )
 
 
 @dataclass(frozen=True, eq=False)
 class ReversePass:
-    """How a model's Jacobians are computed, and why; ``form`` is of the decoder whose pass is written out."""
+    """How a model's Jacobians are computed, and why.
+
+    ``form`` is of the decoder whose pass is written out; None where no pass is, or a head alone is trained.
+    """
 
     kind: Literal["written_out", "automatic"]
     reason: str
@@ -94,7 +105,7 @@ _DECIDED: WeakKeyDictionary[nn.Module, ReversePass] = WeakKeyDictionary()
 
 
 def reverse_pass(model: Any, readout: ReadOut | None = None) -> ReversePass:
-    """Return how a PEFT model's Jacobians are computed, decided at the first call.
+    """Return how a model's Jacobians are computed, decided at the first call.
 
     Where the written-out pass covers the decoder, it is compared with automatic differentiation on one short batch; a
     warning says why it is not used.
@@ -111,6 +122,8 @@ def reverse_pass(model: Any, readout: ReadOut | None = None) -> ReversePass:
 
 def _decide(model: Any, readout: ReadOut | None) -> ReversePass:
     base = base_of(model)
+    if readout is not None and len(readout.trained) == 1 and not is_adapted(model):
+        return ReversePass("written_out", "a linear head alone is trained: its Jacobian is its input", None)
     form = decoder_form(base)
     if form is None:
         return ReversePass("automatic", f"the reverse pass of {type(base).__name__} is not written out", None)
@@ -132,7 +145,7 @@ def _decide(model: Any, readout: ReadOut | None) -> ReversePass:
 
 def _difference(model: Any, written: ReversePass, readout: ReadOut | None) -> str | None:
     """Return where the two passes differ by more than rounding, or None; rows of two lengths, one with padding."""
-    batch = probe_batch(model, 3 if readout is None else readout.class_count)
+    batch = probe_batch(model) if readout is None else probe_batch(model, readout.class_count, readout.side)
     readout = readout or LabelTokens(tuple(batch.input_ids[0, :3].tolist()))
     few = directions_of(readout.likelihood, readout.class_count)[:2, None]
     blocks, gather = covered_blocks(model, readout), partial(_block_jacobian, sums=True, tokens=False)
@@ -211,10 +224,9 @@ def _written_out(
     how: ReversePass,
 ) -> ContrastJacobians | None:
     """Return the Jacobians by the written-out pass; None where the read-out sees more than the final hidden state."""
-    assert how.form is not None
     wanted = {block.name for block in blocks}
     by_name: dict[str, BlockJacobian] = {}
-    with torch.no_grad(), DecoderTape(how.form, wanted) as tape:
+    with torch.no_grad(), nullcontext() if how.form is None else DecoderTape(how.form, wanted) as tape:
         scores = readout.scores(model, batch)
         chosen = _directions(readout, scores, batch, choose)
         head = readout.gradient(model, scores, chosen.vectors)
@@ -223,7 +235,8 @@ def _written_out(
         for linear in head.parts:
             if linear.block in wanted:
                 by_name[linear.block] = gather(linear.side, linear.inputs, linear.gradients, batch.attention_mask, 1)
-        for path, part in tape.reverse(head.hidden.expand(-1, len(scores.hidden), -1)):
+        layers = () if tape is None else tape.reverse(head.hidden.expand(-1, len(scores.hidden), -1))
+        for path, part in layers:
             for side, inputs, deltas in (("lora_A", part.inputs, part.to_a), ("lora_B", part.low, part.to_b)):
                 if (name := f"{path}.{side}") in wanted:
                     assert inputs is not None
@@ -235,7 +248,8 @@ def _written_out(
 def _automatic(
     model: Any, batch: Batch, readout: ReadOut, blocks: Sequence[Block], gather: Gather, choose: Choose | None
 ) -> ContrastJacobians:
-    with torch.enable_grad(), ActivationTape(model, blocks) as tape:
+    recorded = [head_block(path) for path in readout.trained[-1:]]
+    with torch.enable_grad(), ActivationTape(model, blocks, recorded) as tape:
         scores = readout.scores(model, batch, tape.record)
         chosen = _directions(readout, scores, batch, choose)
         absent = [b.name for b in blocks if b.name not in tape.records]
@@ -254,11 +268,17 @@ def _automatic(
     runs = len(scores.attention_mask) // len(scores.logits)
     with torch.no_grad():
         result = tuple(
-            gather(block.group, inputs, torch.stack([g[i] for g in gradients]), scores.attention_mask, runs)
+            gather(block.group, _wide(block, inputs), torch.stack([g[i] for g in gradients]), scores.attention_mask, runs)
             for i, (block, (inputs, _)) in enumerate(zip(blocks, records, strict=True))
         )
     hidden = scores.hidden.detach()
     return ContrastJacobians(scores.logits.detach(), hidden, result, readout.likelihood, chosen.weights)
+
+
+def _wide(block: Block, inputs: torch.Tensor) -> torch.Tensor:
+    """Return a linear's inputs, with a last feature of 1 where a head's block has its bias."""
+    has_bias = block.group == "head" and block.wide > inputs.shape[-1]
+    return pad(inputs, (0, 1), value=1.0) if has_bias else inputs
 
 
 def _block_jacobian(
@@ -267,7 +287,7 @@ def _block_jacobian(
     """Return a block's Jacobians, from its linear's inputs and output gradients.
 
     Args:
-        inputs: (batch, tokens, in), or (batch, in) at the head, which runs at the last token. Where a row is scored by
+        inputs: (batch, tokens, in), or (batch, in) where the linear runs once a row, as a head does. Where a row is scored by
             several runs, the batch is that of the runs.
         deltas: (directions, batch, last tokens, out), or (directions, batch, out); zero at padding and at every token
             before the last ones.
@@ -276,7 +296,7 @@ def _block_jacobian(
         sums, tokens: what is returned beside the Jacobians.
     """
     if inputs.dim() == 2:
-        inputs, mask, deltas = inputs[:, None], mask[:, -1:], deltas[:, :, None]
+        inputs, mask, deltas = inputs[:, None], torch.ones_like(mask[:, -1:]), deltas[:, :, None]
     if runs > 1:
         rows = len(mask) // runs
         inputs, mask = inputs.reshape(rows, -1, inputs.shape[-1]), mask.reshape(rows, -1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any, Self
@@ -13,25 +13,32 @@ from torch import nn
 from laplora.errors import ModelError
 from laplora.jacobians.blocks import Block
 from laplora.models.lora import lora_of
+from laplora.models.readout import base_of
 
 
 class ActivationTape(ExitStack[None]):
     """Records input and output of each block's linear during one forward; a context manager.
 
+    Args:
+        recorded: blocks of which the read-out calls ``record``, as no module call shows them.
+
     Raises ModelError where a linear runs twice in it (shared layers, gradient checkpointing).
     """
 
-    def __init__(self, model: Any, blocks: Sequence[Block]) -> None:
+    def __init__(self, model: Any, blocks: Sequence[Block], recorded: Collection[str] = ()) -> None:
         super().__init__()
         self.records: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._base = model.get_base_model()
-        self._blocks = blocks
+        self._base = base_of(model)
+        self._blocks = [block for block in blocks if block.name not in recorded]
 
     def __enter__(self) -> Self:
         head = self._base.get_output_embeddings()
         for block in self._blocks:
             path = block.name.rpartition(".")[0]
             layer = self._base.get_submodule(path)
+            if block.group == "head":
+                self.enter_context(layer.register_forward_hook(partial(self._note, block.name)))
+                continue
             # The head's lora_B is read at the label rows only and is no module call: label_logits records it.
             if layer is not head or block.group == "lora_A":
                 linear = lora_of(layer).sides[block.group]

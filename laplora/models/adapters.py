@@ -33,7 +33,7 @@ def attach_adapter(model: nn.Module, folder: Path) -> Any:
         from peft import PeftModel
 
     try:
-        check_settings(folder)
+        check_settings(folder, model)
         embeddings = _saved_embeddings(model, folder)
         with quiet_loading(), warnings.catch_warnings():
             # what peft only warns of is checked below, and refused

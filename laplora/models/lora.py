@@ -18,8 +18,8 @@ from laplora.errors import ArtifactCorruptError, ModelError
 _HARMLESS_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
 
 
-def check_settings(folder: Path) -> None:
-    """Raise unless peft can act on the settings of an adapter's folder without harm.
+def check_settings(folder: Path, base: Any) -> None:
+    """Raise unless peft can act on the settings of an adapter's folder, and give this base the adapter, without harm.
 
     Raises:
         ArtifactCorruptError: a rank beyond the adapter's matrices, which peft would allocate.
@@ -43,7 +43,7 @@ def check_settings(folder: Path) -> None:
     for name in ("megatron_config", "auto_mapping"):
         if settings.get(name):
             raise ModelError(f"the adapter sets {name}, which names code to import: only plain LoRA is covered")
-    _check_kind(settings)
+    _check_kind(settings, base)
     pattern = settings.get("rank_pattern") or {}
     ranks = [settings.get("r"), *(pattern.values() if isinstance(pattern, dict) else [None])]
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as handle:
@@ -56,8 +56,11 @@ def check_settings(folder: Path) -> None:
         )
 
 
-def _check_kind(settings: Mapping[str, Any]) -> None:
-    """Raise ModelError where a PEFT configuration's fields say that more or other than LoRA matrices was trained."""
+def _check_kind(settings: Mapping[str, Any], base: Any) -> None:
+    """Raise ModelError where a PEFT configuration's fields say that more or other than is covered was trained.
+
+    LoRA matrices are, and the head of a sequence classification model.
+    """
     kind = getattr(settings.get("peft_type"), "value", settings.get("peft_type"))
     if kind != "LORA":
         raise ModelError(f"the adapter is of the kind {str(kind)[:32]}; only LoRA is covered")
@@ -65,8 +68,13 @@ def _check_kind(settings: Mapping[str, Any]) -> None:
         if settings.get(name):
             raise ModelError(f"the adapter sets {name}, which the posterior does not cover")
     if settings.get("modules_to_save"):
-        modules = sorted(map(str, settings["modules_to_save"]))
-        raise ModelError(f"the adapter retrains whole modules ({modules}); only LoRA is covered")
+        modules = tuple(sorted(map(str, settings["modules_to_save"])))
+        if not is_classifier(base):
+            raise ModelError(f"the adapter retrains whole modules ({list(modules)}); only LoRA is covered")
+        inside = f"{base.base_model_prefix}."  # peft takes every module whose path ends with one of the names
+        retrained = [name for name, _ in base.named_modules() if name.startswith(inside) and name.endswith(modules)]
+        if retrained:
+            raise ModelError(f"the adapter retrains {retrained[0]} whole: only the head may be in modules_to_save")
     if settings.get("bias", "none") != "none" or settings.get("lora_bias"):
         raise ModelError("the adapter trains biases; set bias='none' and lora_bias=False")
     if settings.get("use_dora"):
@@ -118,6 +126,11 @@ def adapter_name(model: Any) -> str:
     return str(names[0])
 
 
+def is_classifier(base: nn.Module) -> bool:
+    """Return whether a model without PEFT's wrapping is one of ``AutoModelForSequenceClassification``."""
+    return any(kind.__name__.endswith("ForSequenceClassification") for kind in type(base).__mro__)
+
+
 def is_linear(module: nn.Module) -> bool:
     """Return whether a module is a linear map: ``nn.Linear``, or GPT-2's ``Conv1D``, the same with W transposed."""
     from transformers.pytorch_utils import Conv1D
@@ -145,12 +158,12 @@ def lora_layers(model: Any) -> dict[str, Any]:
 
     Its adapter is the active one, whatever its name; others do not matter. Raises ModelError as ``adapter_name``, where
     there is no layer, or parameters were trained that the posterior would not cover (other kinds of adapter, DoRA, LoRA
-    biases, adapted embeddings, convolutions, ``modules_to_save``).
+    biases, adapted embeddings, convolutions, ``modules_to_save`` but the head of a classifier).
     """
     from peft.tuners.lora import LoraLayer
 
     active = adapter_name(model)
-    _check_kind(model.peft_config[active].to_dict())
+    _check_kind(model.peft_config[active].to_dict(), model.get_base_model())
     layers: dict[str, Any] = {}
     for name, module in model.get_base_model().named_modules():
         if not isinstance(module, LoraLayer):

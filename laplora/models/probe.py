@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 from laplora.errors import ModelError, first_line
+from laplora.models.classifier_head import head_side, head_state
 from laplora.models.logit_transform import logit_transform
-from laplora.models.lora import is_linear, lora_layers
+from laplora.models.lora import is_classifier, is_linear, lora_layers
 from laplora.models.readout import base_of, head_name, label_logits, last_hidden
 from laplora.prompts.rows import Batch, EncodedRow, Side, collate
 
@@ -164,7 +165,7 @@ def check_adapted(model: Any) -> None:
     calls = _calls(model)
     for name in lora_layers(model):
         if name in calls and (fault := _fault(calls[name])) is not None:
-            good = sorted(_good_targets(calls) | {head_name(model).rpartition(".")[2]})
+            good = sorted(_good_targets(calls) | _language_model_head(model))
             raise ModelError(f"the adapted module {name} {fault}: choose adapter.targets among {good}")
 
 
@@ -173,7 +174,9 @@ _Calls = Mapping[str, list[tuple[int, ...]]]
 
 
 def _calls(model: Any) -> _Calls:
-    base, batch = base_of(model), probe_batch(model)
+    base = base_of(model)
+    classifies = is_classifier(base)
+    batch = probe_batch(model, side=head_side(model) if classifies else "left")
     wrapped = {name for name, module in base.named_modules() if hasattr(module, "lora_A")}
     inside, head = tuple(f"{name}." for name in wrapped), base.get_output_embeddings()
     watched = {
@@ -190,7 +193,7 @@ def _calls(model: Any) -> _Calls:
     with ExitStack() as hooks, torch.no_grad(), _runs_on_tokens(base):
         for name, module in watched.items():
             hooks.enter_context(module.register_forward_pre_hook(partial(note, name)))
-        last_hidden(model, batch)
+        (head_state if classifies else last_hidden)(model, batch)
     return calls
 
 
@@ -199,12 +202,19 @@ def _fault(shapes: list[tuple[int, ...]]) -> str | None:
         return "never runs on text, so that it has nothing to learn from and no variance"
     if len(shapes) > 1:
         return f"runs {len(shapes)} times in one forward pass, and shared modules are not covered"
+    if len(shapes[0]) == 2 and shapes[0][0] == len(_LENGTHS):  # once a row, as a pooler above the first token
+        return None
     if len(shapes[0]) != 3 or shapes[0][:2] != (len(_LENGTHS), max(_LENGTHS)):
         return (
             f"sees inputs of shape {shapes[0]} in place of {(len(_LENGTHS), max(_LENGTHS), shapes[0][-1])}: not each "
             "row's tokens, as in the experts of a mixture of experts, shared ones too"
         )
     return None
+
+
+def _language_model_head(model: Any) -> set[str]:
+    """Return the name of the output embedding, which may be adapted; of a classifier nothing, its head is no target."""
+    return set() if is_classifier(base_of(model)) else {head_name(model).rpartition(".")[2]}
 
 
 def _good_targets(calls: _Calls) -> set[str]:

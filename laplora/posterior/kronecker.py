@@ -116,7 +116,7 @@ def add_batch(sums: KroneckerSums, jacobians: ContrastJacobians, class_mask: tor
         test = sketch_matrix(block, sums.wide[i].shape[1], sums.seed).to(hessian.device)
         inputs, gradients = _sums_over_tokens(jacobian)
         weighted = hessian @ gradients
-        if block.group == "lora_A":
+        if block.group != "lora_B":
             wide.append(sums.wide[i] + (inputs.T @ (inputs @ test)).cpu())
             narrow.append(sums.narrow[i] + torch.einsum("nci,ncj->ij", weighted, gradients).cpu())
             traces.append(inputs.square().sum())
