@@ -3,8 +3,8 @@
 Examples of a batch do not interact, so one backward pass of ``sum_n q_c^T f(x_n)`` gives, at each LoRA linear, the
 gradient ``delta`` (batch, tokens, out) of every example at once. With the linear's input ``x`` (batch, tokens, in) an
 example's Jacobian is ``delta^T x`` summed over tokens. For decoders like Llama's the pass is written out
-(``laplora.jacobians.reverse``). For others torch differentiates with respect to activations, contrast by contrast. Of a linear head alone the Jacobian
-is its input: there is no backward pass at all.
+(``laplora.jacobians.reverse``). For others torch differentiates with respect to activations, contrast by contrast. Of a
+linear head alone the Jacobian is its input: there is no backward pass at all.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
@@ -113,8 +113,11 @@ def reverse_pass(model: Any, readout: ReadOut | None = None) -> ReversePass:
     Args:
         readout: to compare by; None: label tokens of a causal language model.
     """
+    if readout is not None and len(readout.trained) == 1 and not is_adapted(model):
+        return ReversePass("written_out", "a linear head alone is trained: its Jacobian is its input", None)
     if readout is not None and not readout.reads_last_token:
-        return ReversePass("automatic", f"{type(readout).__name__} see more than the state at the last token", None)
+        kind = type(readout).__name__
+        return ReversePass("automatic", f"a read-out of the kind {kind} sees more than the last token's state", None)
     if model not in _DECIDED:
         _DECIDED[model] = _decide(model, readout)
     return _DECIDED[model]
@@ -122,8 +125,6 @@ def reverse_pass(model: Any, readout: ReadOut | None = None) -> ReversePass:
 
 def _decide(model: Any, readout: ReadOut | None) -> ReversePass:
     base = base_of(model)
-    if readout is not None and len(readout.trained) == 1 and not is_adapted(model):
-        return ReversePass("written_out", "a linear head alone is trained: its Jacobian is its input", None)
     form = decoder_form(base)
     if form is None:
         return ReversePass("automatic", f"the reverse pass of {type(base).__name__} is not written out", None)
@@ -268,7 +269,9 @@ def _automatic(
     runs = len(scores.attention_mask) // len(scores.logits)
     with torch.no_grad():
         result = tuple(
-            gather(block.group, _wide(block, inputs), torch.stack([g[i] for g in gradients]), scores.attention_mask, runs)
+            gather(
+                block.group, _wide(block, inputs), torch.stack([g[i] for g in gradients]), scores.attention_mask, runs
+            )
             for i, (block, (inputs, _)) in enumerate(zip(blocks, records, strict=True))
         )
     hidden = scores.hidden.detach()
@@ -287,8 +290,8 @@ def _block_jacobian(
     """Return a block's Jacobians, from its linear's inputs and output gradients.
 
     Args:
-        inputs: (batch, tokens, in), or (batch, in) where the linear runs once a row, as a head does. Where a row is scored by
-            several runs, the batch is that of the runs.
+        inputs: (batch, tokens, in), or (batch, in) where the linear runs once a row, as a head does. Where a row is
+            scored by several runs, the batch is that of the runs.
         deltas: (directions, batch, last tokens, out), or (directions, batch, out); zero at padding and at every token
             before the last ones.
         mask: (batch, tokens), 1 at real tokens.

@@ -1,8 +1,8 @@
 """Sequence classification models: which linears are their head, what of it was trained, and the state that it reads.
 
 The head is everything outside the base model proper (``score`` of decoders; ``classifier``, and with some a pooler, of
-encoders). Its last linear gives the logits. That of a decoder is read at the last token by place. transformers finds the
-place by value, the last token that is not ``pad_token_id``; the two agree unless a text ends with that token.
+encoders). Its last linear gives the logits. That of a decoder is read at the last token by place. transformers finds
+the place by value, the last token that is not ``pad_token_id``; the two agree unless a text ends with that token.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ def longest_input(model: Any) -> int | None:
 
 
 def check_ending(model: Any, tokenizer: Any) -> None:
-    """Raise ModelError where transformers would have read, and trained, a decoder's head at another token than the last.
+    """Raise ModelError where transformers trained a decoder's head at another token than the last.
 
     That is where the tokenizer ends every text with the token that the configuration names for padding.
     """

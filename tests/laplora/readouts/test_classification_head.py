@@ -64,7 +64,7 @@ def test_logits_and_jacobians_are_autograds_row_by_row_without_padding(kind: str
     assert heads[-1].narrow == 3
     assert heads[-1].wide == (16 if kind in DECODERS else 17)  # with a column for the bias
     found = contrast_jacobians(model, batch_of(rows, readout.side), readout, blocks)
-    assert reverse_pass(model).kind == ("written_out" if kind in DECODERS else "automatic")
+    assert reverse_pass(model, readout).kind == ("written_out" if kind in DECODERS else "automatic")
     model.requires_grad_(True)
     directions = directions_of("categorical", 3)
     for i, row in enumerate(rows):
@@ -114,7 +114,7 @@ def test_a_head_alone_is_the_dense_last_layer_laplace(kind: str, monkeypatch: py
     assert [block.group for block in blocks] == ["head"]
     monkeypatch.setattr(torch.autograd, "grad", lambda *_args, **_options: pytest.fail("a backward pass"))
     posterior = fit_posterior(StructureSettings("exact"), blocks, one_pass(model, readout, blocks))
-    assert reverse_pass(model).reason.startswith("a linear head alone")
+    assert reverse_pass(model, readout).reason.startswith("a linear head alone")
     batch = batch_of(random_rows(12), readout.side)
     features = readout.scores(model, batch).hidden.double()
     if kind != "llama":

@@ -158,7 +158,7 @@ def test_an_adapted_head_is_refused() -> None:
 def test_no_reverse_pass_is_written_out_and_nobody_is_warned() -> None:
     how = reverse_pass(model_of("llama"), LabelSequences(LABELS))
     assert (how.kind, how.form) == ("automatic", None)
-    assert "LabelSequences see more than the state at the last token" in how.reason
+    assert "LabelSequences sees more than the last token's state" in how.reason
 
 
 @pytest.mark.parametrize("labels", [((1, 2), (1, 2)), ((1,), ())])
