@@ -63,6 +63,7 @@ class ContrastJacobians:
         likelihood: of a label given the logits; its directions are those of the Jacobians.
         weights: (batch, directions, directions) float64, of Jacobians in other directions than the likelihood's: the
             curvature in them (``laplora.linearised``, Lambda). None: the likelihood's, exact.
+        directions: (directions, 1 or batch, classes), those of the Jacobians. None: the likelihood's.
     """
 
     logits: torch.Tensor
@@ -70,6 +71,7 @@ class ContrastJacobians:
     blocks: tuple[BlockJacobian, ...]
     likelihood: Likelihood = "categorical"
     weights: torch.Tensor | None = None
+    directions: torch.Tensor | None = None
 
     @property
     def mean(self) -> torch.Tensor:

@@ -243,7 +243,8 @@ def _written_out(
                     assert inputs is not None
                     by_name[name] = gather(side, inputs, deltas, batch.attention_mask, 1)
     found = tuple(by_name[block.name] for block in blocks)
-    return ContrastJacobians(scores.logits, scores.hidden, found, readout.likelihood, chosen.weights)
+    vectors = None if choose is None else chosen.vectors
+    return ContrastJacobians(scores.logits, scores.hidden, found, readout.likelihood, chosen.weights, vectors)
 
 
 def _automatic(
@@ -274,8 +275,9 @@ def _automatic(
             )
             for i, (block, (inputs, _)) in enumerate(zip(blocks, records, strict=True))
         )
-    hidden = scores.hidden.detach()
-    return ContrastJacobians(scores.logits.detach(), hidden, result, readout.likelihood, chosen.weights)
+    logits, hidden = scores.logits.detach(), scores.hidden.detach()
+    vectors = None if choose is None else chosen.vectors
+    return ContrastJacobians(logits, hidden, result, readout.likelihood, chosen.weights, vectors)
 
 
 def _wide(block: Block, inputs: torch.Tensor) -> torch.Tensor:

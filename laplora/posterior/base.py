@@ -40,11 +40,23 @@ class ProjectedJacobians:
         contrast_mean: (batch, classes - 1), ``Q^T f``, nats.
         kept: (batch, classes - 1, kept), coordinates in the directions that the posterior tells apart.
         rest: (batch, classes - 1, classes - 1, parts), inner products of the Jacobians in the other directions.
+        directions: (batch, classes - 1, m), where the Jacobians are those of m directions in the contrasts, and
+            ``kept`` and ``rest`` too (``laplora.posterior.many_classes``). None: of the contrasts.
     """
 
     contrast_mean: torch.Tensor
     kept: torch.Tensor
     rest: torch.Tensor
+    directions: torch.Tensor | None = None
+
+    def take(self, rows: torch.Tensor) -> ProjectedJacobians:
+        """Return some rows."""
+        tensors = (self.contrast_mean, self.kept, self.rest, self.directions)
+        mean, kept, rest, directions = (None if t is None else t[rows] for t in tensors)
+        assert mean is not None
+        assert kept is not None
+        assert rest is not None
+        return ProjectedJacobians(mean, kept, rest, directions)
 
 
 class Posterior(Protocol):

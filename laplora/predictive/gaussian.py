@@ -67,7 +67,7 @@ def posterior_predictive(
             v = covariance[rows, : count - 1, : count - 1]
             check_finite(m, "the logits' mean")
             check_finite(v, "the logits' covariance")
-            root = _symmetric_root((v + v.mT) / 2)
+            root = symmetric_root((v + v.mT) / 2)
             moments = _quadrature(m, root) if count == 2 else _sobol(m, root, samples)
             probs[rows, :count], std[rows, :count], expected_entropy[rows] = moments
     return PosteriorPredictive(probs, std, expected_entropy)
@@ -85,7 +85,7 @@ def _class_counts(mean: torch.Tensor, covariance: torch.Tensor, class_mask: torc
     return counts
 
 
-def _symmetric_root(covariance: torch.Tensor) -> torch.Tensor:
+def symmetric_root(covariance: torch.Tensor) -> torch.Tensor:
     """Return R (batch, d, d), symmetric, with R R = covariance; exact at singular covariances.
 
     The symmetric root is continuous in V and free of the eigenvectors' arbitrary signs, so that rounding in V does not
@@ -112,13 +112,14 @@ def _quadrature(mean: torch.Tensor, root: torch.Tensor) -> tuple[torch.Tensor, t
 
 def _sobol(mean: torch.Tensor, root: torch.Tensor, samples: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the moments over antithetic Sobol points."""
-    z = mean[:, None, :] + _normal_points(mean.shape[1], samples) @ root  # (batch, samples, d)
-    log_probs = torch.log_softmax(contrast_logits(z), 2)
+    half = normal_points(mean.shape[1], samples)[: samples // 2] @ contrast_logits(root)  # (batch, samples / 2, classes)
+    centre = contrast_logits(mean)[:, None]
+    log_probs = torch.log_softmax(torch.cat([centre + half, centre - half], 1), 2)
     return _moments(log_probs, torch.full((samples,), 1 / samples, dtype=torch.float64))
 
 
 @lru_cache(maxsize=64)
-def _normal_points(dimension: int, samples: int) -> torch.Tensor:
+def normal_points(dimension: int, samples: int) -> torch.Tensor:
     """Return (samples, dimension) standard normal points whose mean is exactly 0; shared, never written to."""
     engine = torch.quasirandom.SobolEngine(dimension, scramble=True, seed=0)  # type: ignore[no-untyped-call]
     # Points are multiples of 2^-30 and include 0, where the normal quantile is -inf: move to the cell's centre.

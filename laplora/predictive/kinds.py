@@ -25,6 +25,7 @@ from laplora.linearised import PosteriorPredictive, class_counts, class_probs, c
 from laplora.metrics.checks import check_finite, checked_labels
 from laplora.metrics.scores import row_nll
 from laplora.predictive.gaussian import posterior_predictive
+from laplora.predictive.label_draws import MANY_CLASSES, LabelDraws
 from laplora.predictive.minimum import grid_minimum
 
 Members = Literal["single", "distilled", "checkpoints", "dropout"]
@@ -154,11 +155,19 @@ def fit_predictive_temperature(
     if len(means) == 1 and covariances is None:
         return fit_temperature(contrast_logits(means[0]), labels, mask)
     labels = checked_labels(labels, mask)
+    draws: list[LabelDraws] = []
+    if covariances is not None and mask.shape[1] > MANY_CLASSES:
+        draws = [LabelDraws.of(mean, spread, labels, mask) for mean, spread in zip(means, covariances, strict=True)]
+
+    def nll_at(temperature: float) -> float:
+        if draws:
+            picked = torch.stack([d.probs(temperature) for d in draws]).mean(0)
+            return -float(picked.clamp_min(torch.finfo(torch.float64).tiny).log().mean())
+        spec = PredictiveSpec("checkpoints", covariances is not None, temperature)
+        return float(row_nll(predictive_probs(spec, means, covariances, mask).probs, labels).mean())
 
     def penalised_nll(log_temperature: float) -> float:
-        spec = PredictiveSpec("checkpoints", covariances is not None, math.exp(log_temperature))
-        nll = float(row_nll(predictive_probs(spec, means, covariances, mask).probs, labels).mean())
-        return nll + temperature_penalty(log_temperature, len(labels))
+        return nll_at(math.exp(log_temperature)) + temperature_penalty(log_temperature, len(labels))
 
     low, high = (math.log(bound) for bound in TEMPERATURE_BOUNDS)
     return math.exp(grid_minimum(penalised_nll, low, high, points=_GRID, tolerance=1e-6))

@@ -14,6 +14,7 @@ from laplora.errors import PriorError
 from laplora.jacobians.blocks import Block
 from laplora.posterior.base import Granularity, Prior, prior_key
 from laplora.predictive.gaussian import posterior_predictive
+from laplora.predictive.label_draws import MANY_CLASSES, label_probs
 from laplora.predictive.minimum import grid_minimum
 
 #: Searched range of a precision. Beyond it the posterior is the prior, or the answer is MAP, to rounding.
@@ -49,9 +50,11 @@ def predictive_nll(
         contrast_mean: (rows, classes - 1); covariance: (rows, classes - 1, classes - 1).
         labels: (rows,) int64; class_mask: (rows, classes) bool.
     """
-    probs = posterior_predictive(contrast_mean, covariance, class_mask).probs
-    picked = probs.gather(1, labels[:, None]).clamp_min(torch.finfo(torch.float64).tiny)
-    return -float(picked.log().mean())
+    if class_mask.shape[1] > MANY_CLASSES:
+        picked = label_probs(contrast_mean, covariance, labels, class_mask)
+    else:
+        picked = posterior_predictive(contrast_mean, covariance, class_mask).probs.gather(1, labels[:, None])
+    return -float(picked.clamp_min(torch.finfo(torch.float64).tiny).log().mean())
 
 
 def search_precisions(

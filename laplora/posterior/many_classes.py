@@ -1,0 +1,121 @@
+"""The covariance of all contrasts from the Jacobians of a few directions, for tasks of many classes.
+
+``laplora.jacobians.many_classes`` chooses a row's directions S. Their covariance ``V_S = S^T V S`` is that of the
+posterior, exact. The rest is what a Gaussian of the average covariance K says of it, given the directions:
+
+    ``V = B V_S B^T + c (K - B S^T K)``,   ``B = K S (S^T K S)^-1``,   ``c = tr[(S^T K S)^-1 V_S] / m``
+
+with m directions. So V is exact along them (``S^T V S = V_S``), positive semi-definite, and of the row's size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+
+from laplora.jacobians.blocks import Block, ContrastJacobians
+from laplora.jacobians.contrasts import Choose
+from laplora.jacobians.many_classes import answer_directions
+from laplora.linearised import contrasts
+from laplora.posterior.base import Posterior, ProjectedJacobians
+
+
+@dataclass(frozen=True)
+class ManyClassPosterior:
+    """A posterior whose covariances come from Jacobians of few directions; ``laplora.posterior.base.Posterior``.
+
+    Attributes:
+        inner: the posterior over the weights.
+        average: (classes - 1, classes - 1) float64 symmetric, K in the contrasts; its scale has no meaning.
+        directions: how many.
+    """
+
+    inner: Posterior
+    average: torch.Tensor
+    directions: int
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """Those of ``inner``."""
+        return self.inner.blocks
+
+    @property
+    def rows(self) -> int:
+        """Training rows summed."""
+        return self.inner.rows
+
+    @property
+    def structure(self) -> str:
+        """That of ``inner``."""
+        return self.inner.structure
+
+    @cached_property
+    def choose(self) -> Choose:
+        """The choice of directions, for ``contrast_jacobians``."""
+        return answer_directions(self.average, self.directions)
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> ManyClassPosterior:
+        """Return the posterior on a device; the average stays float64."""
+        return replace(self, inner=self.inner.to(device, dtype), average=self.average.to(device))
+
+    def project(self, jacobians: ContrastJacobians) -> ProjectedJacobians:
+        """Return what the covariance needs of Jacobians in the directions of ``choose``, and those directions."""
+        assert jacobians.directions is not None
+        transform = contrasts(jacobians.logits.shape[1]).to(jacobians.logits.device)
+        in_contrasts = (jacobians.directions.double() @ transform).permute(1, 2, 0)
+        return replace(self.inner.project(jacobians), directions=in_contrasts)
+
+    def covariance(self, projected: ProjectedJacobians, precisions: torch.Tensor) -> torch.Tensor:
+        """Return the covariance of the contrasts, (batch, classes - 1, classes - 1) float64, nats squared."""
+        assert projected.directions is not None
+        return completed_covariance(
+            self.inner.covariance(projected, precisions), projected.directions, self.average
+        )
+
+    def covariance_of(self, jacobians: ContrastJacobians, precisions: torch.Tensor) -> torch.Tensor:
+        """Return the same straight from the Jacobians."""
+        return self.covariance(self.project(jacobians), precisions)
+
+    def log_determinant_ratio(self, precisions: torch.Tensor) -> torch.Tensor:
+        """Return that of ``inner``."""
+        return self.inner.log_determinant_ratio(precisions)
+
+    def effective_dimension(self, precisions: torch.Tensor) -> torch.Tensor:
+        """Return that of ``inner``."""
+        return self.inner.effective_dimension(precisions)
+
+
+def choose_of(posterior: Posterior) -> Choose | None:
+    """Return which directions a posterior needs Jacobians of, for ``contrast_jacobians``; None: all contrasts."""
+    return posterior.choose if isinstance(posterior, ManyClassPosterior) else None
+
+
+def completed_covariance(along: torch.Tensor, directions: torch.Tensor, average: torch.Tensor) -> torch.Tensor:
+    """Return the covariance of all contrasts, (batch, classes - 1, classes - 1) float64, positive semi-definite.
+
+    Args:
+        along: (batch, m, m) ``V_S``, positive semi-definite; nats squared.
+        directions: (batch, classes - 1, m), S; a column of zeros is none.
+        average: (classes - 1, classes - 1), K.
+    """
+    along, directions = along.double(), directions.double()
+    seen = average.to(directions) @ directions
+    inverse = torch.linalg.pinv(directions.mT @ seen, hermitian=True)
+    regression = seen @ inverse
+    count = (directions.abs().amax(1) > 0).sum(1).clamp_min(1)
+    scale = torch.einsum("nij,nji->n", inverse, along) / count
+    left = average.to(directions) - regression @ seen.mT
+    result = regression @ along @ regression.mT + scale[:, None, None] * left
+    return (result + result.mT) / 2
+
+
+def average_covariance(posterior: Posterior, projected: ProjectedJacobians, precisions: torch.Tensor) -> torch.Tensor:
+    """Return K, (classes - 1, classes - 1) float64: the mean covariance of rows with Jacobians of all contrasts.
+
+    Each row's is divided by its trace first, for rows differ in size by far more than in shape.
+    """
+    covariance = posterior.covariance(projected, precisions)
+    traces = covariance.diagonal(dim1=1, dim2=2).sum(1).clamp_min(torch.finfo(torch.float64).tiny)
+    return (covariance / traces[:, None, None]).mean(0)

@@ -1,0 +1,136 @@
+"""Fewer directions than contrasts: what their curvature is on average, and that batches do not matter."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from fast_path import close
+from tiny_models import generator, tiny_model, tiny_task
+
+from laplora.errors import ConfigError
+from laplora.jacobians.contrasts import Directions, contrast_jacobians, find_blocks
+from laplora.jacobians.many_classes import ManyClasses, answer_directions, fisher_directions
+from laplora.linearised import class_probs, contrasts
+
+CLASSES = 6
+
+
+def random_logits(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return logits and a class mask; every other row lacks the last class."""
+    logits = 2 * torch.randn(rows, CLASSES, dtype=torch.float64, generator=generator(0))
+    mask = torch.ones(rows, CLASSES, dtype=torch.bool)
+    mask[1::2, -1] = False
+    return logits, mask
+
+
+def hessian(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Return the dense Lambda in the class logits."""
+    probs = class_probs(logits, mask)
+    return torch.diag_embed(probs) - probs[:, :, None] * probs[:, None, :]
+
+
+def summed(chosen: Directions) -> torch.Tensor:
+    """Return ``sum_ij w_ij v_i v_j^T``, (batch, classes, classes), of some directions."""
+    assert chosen.weights is not None
+    return torch.einsum("inc,nij,jnd->ncd", chosen.vectors, chosen.weights, chosen.vectors)
+
+
+def random_average() -> torch.Tensor:
+    """Return an average covariance of the contrasts."""
+    half = torch.randn(CLASSES - 1, CLASSES - 1, dtype=torch.float64, generator=generator(1))
+    return half @ half.T
+
+
+def test_every_eigenvector_is_the_exact_curvature() -> None:
+    logits, mask = random_logits(4)
+    choose = fisher_directions(ManyClasses(leading=CLASSES - 1, samples=0), range(4), seed=0)
+    close(summed(choose(logits, mask)), hessian(logits, mask))
+
+
+@pytest.mark.parametrize("leading", [0, 2])
+def test_draws_are_unbiased(leading: int) -> None:
+    logits, mask = random_logits(2)
+    truth = hessian(logits, mask)
+    draws = 3000
+    settings = ManyClasses(leading=leading, samples=2)
+    wide = logits.repeat(draws, 1), mask.repeat(draws, 1)
+    found = summed(fisher_directions(settings, range(2 * draws), seed=0)(*wide)).view(draws, 2, CLASSES, CLASSES)
+    error = found.std(0) / draws**0.5
+    # Five standard errors of each entry's mean; what has no spread is exact.
+    assert bool(((found.mean(0) - truth).abs() <= 5 * error + 1e-12).all())
+    if leading:  # its share has no spread
+        without = fisher_directions(ManyClasses(leading=0, samples=2), range(2 * draws), seed=0)
+        spread = summed(without(*wide)).view(draws, 2, -1).std(0).square().sum()
+        assert float(found.view(draws, 2, -1).std(0).square().sum()) < 0.8 * float(spread)
+
+
+def test_impossible_classes_have_no_direction_in_a_fit() -> None:
+    logits, mask = random_logits(40)
+    vectors = fisher_directions(ManyClasses(leading=2, samples=3), range(40), seed=0)(logits, mask).vectors
+    assert float(vectors[:, 1::2, -1].abs().max()) < 1e-12
+
+
+def test_draws_depend_on_the_row_and_the_seed_alone() -> None:
+    logits, mask = random_logits(4)
+    settings = ManyClasses(leading=0, samples=4)
+    together = fisher_directions(settings, [7, 3, 5, 9], seed=0)(logits, mask).vectors
+    alone = fisher_directions(settings, [5], seed=0)(logits[2:3], mask[2:3]).vectors
+    close(alone[:, 0], together[:, 2])
+    another = fisher_directions(settings, [7, 3, 5, 9], seed=1)(logits, mask).vectors
+    assert float((another - together).abs().max()) > 0.1
+
+
+def test_answer_directions_leave_the_least_of_the_first_order_variance() -> None:
+    logits, mask = random_logits(2)
+    average, q = random_average(), contrasts(CLASSES)
+    found = torch.einsum("kc,mnc->nkm", q.T, answer_directions(average, 2)(logits, mask).vectors)
+    truth = q.T @ hessian(logits, mask) @ q
+
+    def left(directions: torch.Tensor, row: int) -> float:
+        seen = average @ directions
+        rest = average - seen @ torch.linalg.inv(directions.T @ seen) @ seen.T
+        return float((truth[row] @ rest).trace())
+
+    close(found[0].T @ average @ found[0], torch.eye(2, dtype=torch.float64), 1e-5)  # the ridge
+    least = left(found[0], 0)
+    for pair in itertools.combinations(range(CLASSES - 1), 2):
+        assert least <= left(torch.eye(CLASSES - 1, dtype=torch.float64)[:, list(pair)], 0)
+    for i in range(50):
+        random = torch.randn(CLASSES - 1, 2, dtype=torch.float64, generator=generator(i))
+        # The directions are those of probabilities mixed with a hundredth of a uniform one.
+        assert least <= 1.01 * left(random, 0)
+    assert float((q[-1] @ found[1]).abs().max()) < 1e-12  # an impossible class
+
+
+def test_answer_directions_follow_a_permutation_of_the_classes() -> None:
+    logits, _ = random_logits(3)
+    mask, order = torch.ones(3, CLASSES, dtype=torch.bool), torch.tensor([4, 0, 5, 2, 1, 3])
+    average, q = random_average(), contrasts(CLASSES)
+    permuted = q.T @ (q @ average @ q.T)[order][:, order] @ q
+    one = answer_directions(average, 3)(logits, mask).vectors
+    other = answer_directions(permuted, 3)(logits[:, order], mask).vectors
+    projections = [torch.einsum("mnc,mnd->ncd", v, v) for v in (one[:, :, order], other)]
+    close(projections[0], projections[1], 1e-6)
+
+
+@pytest.mark.parametrize("settings", [{"limit": 1}, {"leading": 0, "samples": 0}, {"directions": 0}])
+def test_settings_that_compute_nothing_are_refused(settings: dict[str, int]) -> None:
+    with pytest.raises(ConfigError):
+        ManyClasses(**settings)
+
+
+def test_jacobians_of_chosen_directions_are_those_of_the_contrasts_combined() -> None:
+    model, task = tiny_model("llama"), tiny_task(examples=6, classes=20)
+    blocks, batch = find_blocks(model, 20), task.batch()
+    choose = fisher_directions(ManyClasses(leading=2, samples=2), range(6), seed=0)
+    exact = contrast_jacobians(model, batch, task.label_ids, blocks, sums=False)
+    for automatic in (False, True):
+        few = contrast_jacobians(
+            model, batch, task.label_ids, blocks, sums=False, choose=choose, automatic=automatic
+        )
+        assert few.directions is not None
+        turn = torch.einsum("mnc,ck->nmk", few.directions, contrasts(20))
+        for one, other in zip(few.blocks, exact.blocks, strict=True):
+            close(one.jacobian, torch.einsum("nmk,nkwr->nmwr", turn, other.jacobian), 1e-9)
