@@ -14,6 +14,7 @@ from laplora.jacobians.contrasts import covered_blocks
 from laplora.models.hashes import tokenizer_hash, weights_hash
 from laplora.posterior.base import Prior, block_precisions
 from laplora.posterior.file import read_posterior
+from laplora.posterior.many_classes import check_class_count
 from laplora.predictive.distilled_file import read_distilled_for
 from laplora.predictive.member_adapters import dropout_weights, lora_parameters, read_weights
 from laplora.predictive.member_outputs import Member, MemberSet
@@ -47,6 +48,7 @@ def load_members(path: Path, manifest: Manifest, model: Any, device: torch.devic
         if prior is None:
             return Member(weights)
         posterior = read_posterior(folder / POSTERIOR, blocks)
+        check_class_count(posterior, readout.class_count)
         try:
             precisions = block_precisions(prior, posterior.blocks).to(device)
         except PriorError as error:

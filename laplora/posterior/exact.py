@@ -47,7 +47,8 @@ def fit_exact(settings: StructureSettings, blocks: tuple[Block, ...], run_pass: 
 def _add_batch(state: ExactRows, jacobians: ContrastJacobians, class_mask: torch.Tensor, limit: int) -> ExactRows:
     """Return the rows with one batch appended; ConfigError where they become more than ``limit`` allows."""
     rows, classes = state.rows + len(class_mask), class_mask.shape[1]
-    count, parameters = rows * (classes - 1), sum(b.wide * b.narrow for b in state.blocks)
+    directions = jacobians.blocks[0].jacobian.shape[1]
+    count, parameters = rows * directions, sum(b.wide * b.narrow for b in state.blocks)
     if count > limit:
         raise ConfigError(
             f"the exact posterior of at least {rows} rows of {classes} classes over {parameters} LoRA parameters holds "

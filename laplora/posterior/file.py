@@ -16,11 +16,16 @@ from laplora.jacobians.blocks import Block
 from laplora.posterior.base import Posterior
 from laplora.posterior.eigen import EigenPosterior
 from laplora.posterior.joint import JOINT_STRUCTURES, JointPosterior, group_members
+from laplora.posterior.many_classes import ManyClassPosterior
 from laplora.posterior.sketch import orthonormalize
 
 #: How far the inner products of stored columns may be from those of orthonormal ones: bfloat16 keeps 8 bits, so columns
 #: of unit length come back within about 1e-2.
 _SKEWED = 0.05
+#: Name of the average covariance of the contrasts, in a file of many classes.
+CLASS_AVERAGE = "class_average"
+#: How far below 0 an eigenvalue of it may be, relative to the largest: it is stored in float32.
+_NEGATIVE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,10 @@ def posterior_tensors(
     What multiplies Jacobians is in ``factor_dtype``, curvature in float32. Reading orthonormalises bases
     again, so the rounding costs no orthogonality.
     """
+    if isinstance(posterior, ManyClassPosterior):
+        tensors, metadata = posterior_tensors(posterior.inner, factor_dtype)
+        average = posterior.average.float().contiguous().cpu()
+        return tensors | {CLASS_AVERAGE: average}, metadata | {"directions": str(posterior.directions)}
     tensors = {}
     if isinstance(posterior, JointPosterior):
         parts = {"directions": posterior.directions, "wide": posterior.wide, "narrow": posterior.narrow}
@@ -153,7 +162,28 @@ def read_posterior(path: Path, blocks: tuple[Block, ...]) -> Posterior:
             f"{path.name} holds a posterior of structure {structure!r}, which this version does not know"
         )
     covered = _covered(path.name, metadata.get("blocks", ""), blocks)
-    return READERS[structure](PosteriorFile(path.name, tensors, covered, int(metadata["rows"]), structure))
+    average = tensors.pop(CLASS_AVERAGE, None)
+    posterior = READERS[structure](PosteriorFile(path.name, tensors, covered, int(metadata["rows"]), structure))
+    if average is None:
+        return posterior
+    return _of_many_classes(path.name, posterior, average, metadata.get("directions", ""))
+
+
+def _of_many_classes(file: str, posterior: Posterior, average: torch.Tensor, directions: str) -> ManyClassPosterior:
+    if not directions.isdecimal() or not 1 <= int(directions) <= 9999:
+        raise ArtifactCorruptError(f"{file} does not say how many directions of an answer are computed")
+    if average.dim() != 2 or average.shape[0] != average.shape[1] or not average.is_floating_point():
+        raise ArtifactCorruptError(
+            f"{file}: {CLASS_AVERAGE} should be a square float matrix, it is {average.dtype} {tuple(average.shape)}"
+        )
+    average = average.double()
+    if not bool(average.isfinite().all()):
+        raise ArtifactCorruptError(f"{file}: {CLASS_AVERAGE} holds NaN or infinity")
+    average = (average + average.T) / 2
+    eigenvalues = torch.linalg.eigvalsh(average)
+    if not float(eigenvalues[-1]) > 0 or float(eigenvalues[0]) < -_NEGATIVE * float(eigenvalues[-1]):
+        raise ArtifactCorruptError(f"{file}: {CLASS_AVERAGE} is no covariance: it is 0, or has a negative eigenvalue")
+    return ManyClassPosterior(posterior, average, int(directions))
 
 
 def _covered(file: str, stored: str, blocks: tuple[Block, ...]) -> tuple[Block, ...]:

@@ -15,10 +15,11 @@ from functools import cached_property
 
 import torch
 
+from laplora.errors import ArtifactCorruptError
 from laplora.jacobians.blocks import Block, ContrastJacobians
 from laplora.jacobians.contrasts import Choose
 from laplora.jacobians.many_classes import answer_directions
-from laplora.linearised import contrasts
+from laplora.linearised import contrast_hessian, contrasts
 from laplora.posterior.base import Posterior, ProjectedJacobians
 
 
@@ -70,9 +71,8 @@ class ManyClassPosterior:
     def covariance(self, projected: ProjectedJacobians, precisions: torch.Tensor) -> torch.Tensor:
         """Return the covariance of the contrasts, (batch, classes - 1, classes - 1) float64, nats squared."""
         assert projected.directions is not None
-        return completed_covariance(
-            self.inner.covariance(projected, precisions), projected.directions, self.average
-        )
+        along = self.inner.covariance(projected, precisions)
+        return completed_covariance(along, projected.directions, self.average)
 
     def covariance_of(self, jacobians: ContrastJacobians, precisions: torch.Tensor) -> torch.Tensor:
         """Return the same straight from the Jacobians."""
@@ -92,6 +92,14 @@ def choose_of(posterior: Posterior) -> Choose | None:
     return posterior.choose if isinstance(posterior, ManyClassPosterior) else None
 
 
+def check_class_count(posterior: Posterior, classes: int) -> None:
+    """Raise ArtifactCorruptError where the average covariance of a stored posterior is that of other classes."""
+    if isinstance(posterior, ManyClassPosterior) and len(posterior.average) != classes - 1:
+        raise ArtifactCorruptError(
+            f"the posterior's average covariance is of {len(posterior.average) + 1} classes, there are {classes}"
+        )
+
+
 def completed_covariance(along: torch.Tensor, directions: torch.Tensor, average: torch.Tensor) -> torch.Tensor:
     """Return the covariance of all contrasts, (batch, classes - 1, classes - 1) float64, positive semi-definite.
 
@@ -100,15 +108,48 @@ def completed_covariance(along: torch.Tensor, directions: torch.Tensor, average:
         directions: (batch, classes - 1, m), S; a column of zeros is none.
         average: (classes - 1, classes - 1), K.
     """
+    from_jacobians, filled_in = covariance_parts(along, directions, average)
+    return from_jacobians + filled_in
+
+
+def covariance_parts(
+    along: torch.Tensor, directions: torch.Tensor, average: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the two terms of ``completed_covariance``: what follows from the Jacobians, and what is filled in."""
     along, directions = along.double(), directions.double()
-    seen = average.to(directions) @ directions
+    average = average.to(directions)
+    seen = average @ directions
     inverse = torch.linalg.pinv(directions.mT @ seen, hermitian=True)
     regression = seen @ inverse
     count = (directions.abs().amax(1) > 0).sum(1).clamp_min(1)
     scale = torch.einsum("nij,nji->n", inverse, along) / count
-    left = average.to(directions) - regression @ seen.mT
-    result = regression @ along @ regression.mT + scale[:, None, None] * left
-    return (result + result.mT) / 2
+    from_jacobians = regression @ along @ regression.mT
+    filled_in = scale[:, None, None] * (average - regression @ seen.mT)
+    return (from_jacobians + from_jacobians.mT) / 2, (filled_in + filled_in.mT) / 2
+
+
+def filled_in_share(
+    posterior: ManyClassPosterior,
+    projected: ProjectedJacobians,
+    logits: torch.Tensor,
+    class_mask: torch.Tensor,
+    precisions: torch.Tensor,
+) -> torch.Tensor:
+    """Return (batch,) float64 in [0, 1]: how much of each row's variance is filled in and not computed.
+
+    Of ``tr(Lambda V)``, which to first order is the spread of the log probabilities, the share of the second term.
+
+    Args:
+        projected: of ``posterior.project``; logits: (batch, classes), nats; precisions: (blocks,).
+    """
+    assert projected.directions is not None
+    along = posterior.inner.covariance(projected, precisions)
+    hessian = contrast_hessian(logits, class_mask)
+    computed, filled = (
+        torch.einsum("nij,nji->n", hessian, part).clamp_min(0)
+        for part in covariance_parts(along, projected.directions, posterior.average)
+    )
+    return filled / (computed + filled).clamp_min(torch.finfo(torch.float64).tiny)
 
 
 def average_covariance(posterior: Posterior, projected: ProjectedJacobians, precisions: torch.Tensor) -> torch.Tensor:

@@ -17,6 +17,7 @@ from laplora.jacobians.states import StateTape
 from laplora.linearised import mean_of
 from laplora.metrics.checks import check_finite
 from laplora.posterior.base import Posterior
+from laplora.posterior.many_classes import choose_of
 from laplora.predictive.distilled import DistilledCovariance, Estimate
 from laplora.predictive.kinds import Members
 from laplora.predictive.member_adapters import Weights, in_place
@@ -135,8 +136,11 @@ def _pass(
         if jacobians:
             assert member.posterior is not None
             assert member.precisions is not None
-            result = contrast_jacobians(members.model, batch, members.readout, member.posterior.blocks, sums=False)
-            covariance = member.posterior.covariance_of(result, member.precisions).cpu()
+            posterior = member.posterior
+            result = contrast_jacobians(
+                members.model, batch, members.readout, posterior.blocks, sums=False, choose=choose_of(posterior)
+            )
+            covariance = posterior.covariance_of(result, member.precisions).cpu()
             logits, hidden = result.logits, result.hidden
         else:
             covariance = None

@@ -21,6 +21,7 @@ from laplora.errors import PriorError
 from laplora.linearised import class_probs, contrast_logits, hessian_root
 from laplora.linearised import contrast_mean as to_contrasts
 from laplora.posterior.base import Granularity, Posterior, Prior, ProjectedJacobians, block_precisions
+from laplora.posterior.many_classes import ManyClassPosterior
 from laplora.prior.search import PriorChoice, predictive_nll, search_precisions
 
 #: Where a row's share of its precision comes this close to 1, what is left is rounding of float32 Jacobians.
@@ -83,6 +84,11 @@ def choose_by_leave_one_out(
         raise PriorError(
             f"leave-one-out takes the exact posterior, from which a row can be divided out; this one is of structure "
             f"{posterior.structure!r}: fit structure exact for the choice, or choose by validation or evidence"
+        )
+    if isinstance(posterior, ManyClassPosterior):
+        raise PriorError(
+            "leave-one-out takes the curvature of every contrast; with many classes only few directions are computed: "
+            "choose by validation or evidence"
         )
     if len(labels) != posterior.rows:
         raise PriorError(

@@ -15,6 +15,7 @@ from torch import nn
 from laplora.jacobians.contrasts import contrast_jacobians
 from laplora.jacobians.states import States, StateTape, join_states
 from laplora.posterior.base import Posterior, ProjectedJacobians
+from laplora.posterior.many_classes import choose_of
 from training.data.examples import Example
 from training.workspace.run import Run
 from training.workspace.runtime import batched
@@ -51,34 +52,43 @@ def project_split(
     places: list[int] = []
     parts: list[tuple[torch.Tensor, ...]] = []
     states: list[States] = []
+    directions: list[torch.Tensor] = []
     for index, batch in batched(run, examples, title):
         with StateTape(model, layers) if layers else nullcontext() as tape:
-            jacobians = contrast_jacobians(model, batch, run.readout, posterior.blocks, sums=False)
+            jacobians = contrast_jacobians(
+                model, batch, run.readout, posterior.blocks, sums=False, choose=choose_of(placed)
+            )
         if tape is not None:
             states.append(tape.states(jacobians.logits, batch.attention_mask))
         projected = placed.project(jacobians)
         mass = run.readout.label_mass(model, jacobians.hidden, batch.class_mask)
         values = (projected.contrast_mean, projected.kept, projected.rest, jacobians.logits, batch.class_mask, mass)
         parts.append(tuple(v.cpu() for v in values))
+        if projected.directions is not None:
+            directions.append(projected.directions.cpu())
         places += index
     order = torch.tensor(places).argsort()
     mean, kept, rest, logits, mask, mass = (torch.cat(p)[order] for p in zip(*parts, strict=True))
     labels = torch.tensor([e.label for e in examples])
     noted = join_states(states).take(order) if states else None
-    return ProjectedSplit(ProjectedJacobians(mean, kept, rest), logits, mask, labels, mass, noted)
+    chosen = torch.cat(directions)[order] if directions else None
+    return ProjectedSplit(ProjectedJacobians(mean, kept, rest, chosen), logits, mask, labels, mass, noted)
 
 
 def split_tensors(split: ProjectedSplit) -> dict[str, torch.Tensor]:
     """Return a projected split as named tensors, for a file."""
     plain: dict[str, Any] = {k: v for k, v in vars(split).items() if k not in ("projected", "states")}
     states = {} if split.states is None else {"hidden": split.states.hidden, "tokens": split.states.tokens}
-    return plain | vars(split.projected) | states
+    projected = {name: tensor for name, tensor in vars(split.projected).items() if tensor is not None}
+    return plain | projected | states
 
 
 def read_split(path: Path) -> ProjectedSplit:
     """Return a projected split from its file."""
     tensors = load_file(path)
-    projected = ProjectedJacobians(*(tensors.pop(k) for k in ("contrast_mean", "kept", "rest")))
+    projected = ProjectedJacobians(
+        *(tensors.pop(k) for k in ("contrast_mean", "kept", "rest")), tensors.pop("directions", None)
+    )
     states = None
     if "hidden" in tensors:
         states = States(tensors.pop("hidden"), projected.contrast_mean.float(), tensors.pop("tokens"))

@@ -1,0 +1,215 @@
+"""Covariances from few directions: exact where all are computed, and proper where the rest is filled in."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fast_path import Rows, close, replay, rows_of
+from joint_problem import PRIOR
+from safetensors.torch import save_file
+from tiny_models import generator, tiny_model, tiny_task
+
+from laplora.errors import ArtifactCorruptError, PriorError
+from laplora.jacobians.blocks import Block
+from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
+from laplora.jacobians.many_classes import ManyClasses, fisher_directions
+from laplora.linearised import contrast_hessian
+from laplora.posterior.base import Posterior, block_precisions
+from laplora.posterior.file import CLASS_AVERAGE, posterior_tensors, read_posterior
+from laplora.posterior.joint import JointPosterior
+from laplora.posterior.many_classes import (
+    ManyClassPosterior,
+    average_covariance,
+    check_class_count,
+    choose_of,
+    completed_covariance,
+    filled_in_share,
+)
+from laplora.posterior.passes import StructureSettings
+from laplora.posterior.structures import fit_posterior
+from laplora.prior.leave_one_out import choose_by_leave_one_out
+from laplora.readouts.label_tokens import LabelTokens
+
+CLASSES = 20
+SETTINGS = StructureSettings("joint_core", rank=5, joint_rank=30, basis_dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> tuple[Any, Any, tuple[Block, ...]]:
+    """A model, rows of twenty classes, and its blocks."""
+    model, task = tiny_model("llama"), tiny_task(examples=16, classes=CLASSES)
+    return model, task, find_blocks(model, CLASSES)
+
+
+@pytest.fixture(scope="module")
+def exact(tiny: tuple[Any, Any, tuple[Block, ...]]) -> tuple[Posterior, list[Rows]]:
+    """The posterior of all contrasts, and the rows."""
+    model, task, blocks = tiny
+    rows = rows_of(model, task, batch_size=16)
+    return fit_posterior(SETTINGS, blocks, replay(rows)), rows
+
+
+def many(exact: tuple[Posterior, list[Rows]], directions: int) -> ManyClassPosterior:
+    """Return a posterior that computes so many directions of an answer."""
+    posterior, rows = exact
+    precisions = block_precisions(PRIOR, posterior.blocks)
+    average = average_covariance(posterior, posterior.project(rows[0].jacobians), precisions)
+    return ManyClassPosterior(posterior, average, directions)
+
+
+def few_jacobians(tiny: tuple[Any, Any, tuple[Block, ...]], posterior: Posterior, rows: list[int]) -> Any:
+    model, task, blocks = tiny
+    choose = choose_of(posterior)
+    return contrast_jacobians(model, task.batch(rows), task.label_ids, blocks, sums=False, choose=choose)
+
+
+def curvature_of(posterior: Posterior) -> torch.Tensor:
+    """Return the kept curvature, in the directions of each group."""
+    assert isinstance(posterior, JointPosterior)
+    return posterior.factor.T @ posterior.factor
+
+
+def test_a_fit_with_every_eigenvector_is_the_exact_one(tiny: Any, exact: Any) -> None:
+    model, task, blocks = tiny
+    choose = fisher_directions(ManyClasses(leading=CLASSES - 1, samples=0), range(16), seed=0)
+    batch = task.batch()
+    rows = Rows(contrast_jacobians(model, batch, task.label_ids, blocks, choose=choose), batch.class_mask)
+    found = fit_posterior(SETTINGS, blocks, replay([rows]))
+    precisions = block_precisions(PRIOR, blocks)
+    jacobians = exact[1][0].jacobians
+    # The bases are eigenvectors of a sum in another order: 1e-8 is what their gaps leave of rounding.
+    close(found.covariance_of(jacobians, precisions), exact[0].covariance_of(jacobians, precisions), 1e-7)
+
+
+@pytest.mark.parametrize("structure", ["joint", "ekfac", "kfac_reduce", "exact"])
+def test_every_structure_is_fitted_from_chosen_directions(tiny: Any, structure: str) -> None:
+    model, task, blocks = tiny
+    choose = fisher_directions(ManyClasses(leading=2, samples=2), range(16), seed=0)
+    batch = task.batch()
+    rows = Rows(contrast_jacobians(model, batch, task.label_ids, blocks, choose=choose), batch.class_mask)
+    settings = replace(SETTINGS, structure=structure, exact_limit=16 * 4)
+    posterior = fit_posterior(settings, blocks, replay([rows]))
+    precisions = block_precisions(PRIOR, blocks)
+    jacobians = contrast_jacobians(model, batch, task.label_ids, blocks)
+    eigenvalues = torch.linalg.eigvalsh(posterior.covariance_of(jacobians, precisions))
+    assert float(eigenvalues.min()) > -1e-8 * float(eigenvalues.max())
+
+
+def test_all_directions_give_the_exact_covariance(tiny: Any, exact: Any) -> None:
+    posterior = many(exact, CLASSES - 1)
+    precisions = block_precisions(PRIOR, posterior.blocks)
+    found = posterior.covariance_of(few_jacobians(tiny, posterior, list(range(16))), precisions)
+    truth = exact[0].covariance_of(exact[1][0].jacobians, precisions)
+    mask = exact[1][0].class_mask
+    full = mask.all(1)  # a row with fewer possible classes has no direction at the impossible ones
+    close(found[full], truth[full], 1e-6)  # directions are not orthonormal: the average's condition enters
+    possible = mask[~full][:, 1:]
+    inner = possible[:, :, None] & possible[:, None, :]
+    close(found[~full].where(inner, 0), truth[~full].where(inner, 0), 1e-6)
+
+
+@pytest.mark.parametrize("directions", [1, 3, 6])
+def test_the_covariance_is_exact_along_the_directions_and_proper(tiny: Any, exact: Any, directions: int) -> None:
+    posterior = many(exact, directions)
+    precisions = block_precisions(PRIOR, posterior.blocks)
+    projected = posterior.project(few_jacobians(tiny, posterior, list(range(16))))
+    found = posterior.covariance(projected, precisions)
+    truth = exact[0].covariance_of(exact[1][0].jacobians, precisions)
+    chosen = projected.directions
+    close(chosen.mT @ found @ chosen, chosen.mT @ truth @ chosen, 1e-9)
+    eigenvalues = torch.linalg.eigvalsh(found)
+    assert float(eigenvalues.min()) > -1e-9 * float(eigenvalues.max())
+
+
+def test_more_directions_leave_less_to_fill_in(tiny: Any, exact: Any) -> None:
+    mask = exact[1][0].class_mask
+    shares = []
+    for directions in (1, 3, 6, CLASSES - 1):
+        posterior = many(exact, directions)
+        jacobians = few_jacobians(tiny, posterior, list(range(16)))
+        precisions = block_precisions(PRIOR, posterior.blocks)
+        projected = posterior.project(jacobians)
+        share = filled_in_share(posterior, projected, jacobians.logits, mask, precisions)
+        whole = torch.einsum(
+            "nij,nji->n", contrast_hessian(jacobians.logits, mask), posterior.covariance(projected, precisions)
+        )
+        assert bool(((share >= 0) & (share <= 1)).all())
+        assert bool((whole > 0).all())
+        shares.append(float(share.mean()))
+    assert shares == sorted(shares, reverse=True)
+    assert shares[-1] < 1e-6
+
+
+def test_batches_do_not_matter(tiny: Any, exact: Any) -> None:
+    posterior = many(exact, 4)
+    precisions = block_precisions(PRIOR, posterior.blocks)
+    together = posterior.covariance_of(few_jacobians(tiny, posterior, [0, 5, 9]), precisions)
+    alone = posterior.covariance_of(few_jacobians(tiny, posterior, [5]), precisions)
+    close(alone[0], together[1], 1e-8)
+
+
+def test_a_covariance_like_the_average_is_completed_exactly() -> None:
+    half = torch.randn(7, 7, dtype=torch.float64, generator=generator(0))
+    average, directions = half @ half.T, torch.randn(1, 7, 2, dtype=torch.float64, generator=generator(1))
+    truth = 3.5 * average
+    found = completed_covariance(directions.mT @ truth @ directions, directions, average)
+    close(found[0], truth, 1e-10)
+    with_none = torch.cat([directions, torch.zeros(1, 7, 1, dtype=torch.float64)], 2)
+    close(completed_covariance(with_none.mT @ truth @ with_none, with_none, average)[0], truth, 1e-10)
+
+
+def test_a_file_gives_the_posterior_back(tiny: Any, exact: Any, tmp_path: Path) -> None:
+    posterior = many(exact, 4)
+    tensors, metadata = posterior_tensors(posterior, "float32")
+    save_file(tensors, tmp_path / "posterior.safetensors", metadata)
+    found = read_posterior(tmp_path / "posterior.safetensors", tiny[2])
+    assert isinstance(found, ManyClassPosterior)
+    assert found.directions == 4
+    close(found.average, posterior.average, 1e-6)
+    precisions = block_precisions(PRIOR, posterior.blocks)
+    jacobians = few_jacobians(tiny, posterior, [0, 1, 2])
+    close(found.covariance_of(jacobians, precisions), posterior.covariance_of(jacobians, precisions), 1e-4)
+    check_class_count(found, CLASSES)
+    with pytest.raises(ArtifactCorruptError, match="of 20 classes, there are 3"):
+        check_class_count(found, 3)
+
+
+@pytest.mark.parametrize(
+    ("average", "directions", "message"),
+    [
+        (torch.eye(19), "", "how many directions"),
+        (torch.eye(19), "0", "how many directions"),
+        (torch.ones(19, 3), "4", "square"),
+        (torch.eye(19) * float("nan"), "4", "NaN"),
+        (-torch.eye(19), "4", "negative"),
+        (torch.zeros(19, 19), "4", "is 0"),
+        (torch.eye(19, dtype=torch.int64), "4", "square float"),
+    ],
+)
+def test_a_damaged_average_is_refused(
+    tiny: Any, exact: Any, tmp_path: Path, average: torch.Tensor, directions: str, message: str
+) -> None:
+    tensors, metadata = posterior_tensors(exact[0], "float32")
+    file = tmp_path / "posterior.safetensors"
+    save_file(tensors | {CLASS_AVERAGE: average}, file, metadata | {"directions": directions})
+    with pytest.raises(ArtifactCorruptError, match=message):
+        read_posterior(file, tiny[2])
+
+
+def test_leave_one_out_is_refused(tiny: Any, exact: Any) -> None:
+    posterior = many((fit_posterior(replace(SETTINGS, structure="exact"), tiny[2], replay(exact[1])), exact[1]), 4)
+    projected = posterior.project(few_jacobians(tiny, posterior, list(range(16))))
+    mask = exact[1][0].class_mask
+    with pytest.raises(PriorError, match="many classes"):
+        choose_by_leave_one_out(posterior, projected, tiny[1].labels, mask, trained_under=PRIOR)
+
+
+def test_the_readout_of_label_tokens_takes_chosen_directions(tiny: Any, exact: Any) -> None:
+    model, task, blocks = tiny
+    posterior = many(exact, 3)
+    found = contrast_jacobians(model, task.batch(), LabelTokens(tuple(task.label_ids)), blocks, choose=posterior.choose)
+    assert {b.jacobian.shape[1] for b in found.blocks} == {3}

@@ -1,0 +1,74 @@
+"""The label's probability among many classes, for searches: the answers' integral with other points."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fast_path import close
+from tiny_models import generator
+
+from laplora.errors import FactorizationError
+from laplora.linearised import class_probs, contrast_logits
+from laplora.predictive.gaussian import posterior_predictive
+from laplora.predictive.kinds import PredictiveSpec, fit_predictive_temperature, predictive_probs
+from laplora.predictive.label_draws import LabelDraws, label_probs
+from laplora.prior.search import predictive_nll
+
+Problem = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def problem(*, rows: int = 40, classes: int = 20, spread: float = 0.5) -> Problem:
+    """Return contrasts, covariances of rank 5, labels and a class mask; every third row lacks the last two classes."""
+    draw = generator(0)
+    mean = 2 * torch.randn(rows, classes - 1, dtype=torch.float64, generator=draw)
+    half = spread * torch.randn(rows, classes - 1, 5, dtype=torch.float64, generator=draw)
+    mask = torch.ones(rows, classes, dtype=torch.bool)
+    mask[::3, -2:] = False
+    labels = torch.randint(0, classes - 2, (rows,), generator=draw)
+    return mean, half @ half.mT, labels, mask
+
+
+def test_the_mean_log_probability_is_the_answers() -> None:
+    mean, covariance, labels, mask = problem()
+    probs = posterior_predictive(mean, covariance, mask, samples=8192).probs.gather(1, labels[:, None])[:, 0]
+    found = label_probs(mean, covariance, labels, mask)
+    # 64 antithetic pairs: a few per cent of each probability, less of the mean.
+    torch.testing.assert_close(found.log(), probs.log(), rtol=0, atol=0.4)
+    assert abs(float((found.log() - probs.log()).mean())) < 0.02
+    assert predictive_nll(mean, covariance, labels, mask) == pytest.approx(-float(found.log().mean()))
+
+
+def test_no_covariance_is_map() -> None:
+    mean, covariance, labels, mask = problem()
+    found = label_probs(mean, 0 * covariance, labels, mask)
+    close(found, class_probs(contrast_logits(mean), mask).gather(1, labels[:, None])[:, 0], 1e-6)  # float32 logits
+
+
+def test_a_temperature_divides_every_point() -> None:
+    mean, covariance, labels, mask = problem()
+    draws = LabelDraws.of(mean, covariance, labels, mask)
+    close(draws.probs(2.5), LabelDraws.of(mean / 2.5, covariance / 2.5**2, labels, mask).probs(), 1e-5)
+
+
+def test_few_rows_at_a_time_give_the_same() -> None:
+    mean, covariance, labels, mask = problem(rows=150)
+    close(label_probs(mean, covariance, labels, mask), LabelDraws.of(mean, covariance, labels, mask).probs(), 1e-12)
+
+
+def test_an_indefinite_covariance_is_refused() -> None:
+    mean, covariance, labels, mask = problem()
+    with pytest.raises(FactorizationError):
+        label_probs(mean, covariance - torch.eye(19, dtype=torch.float64), labels, mask)
+
+
+def test_a_temperature_of_many_classes_is_that_of_the_answers_points() -> None:
+    mean, covariance, _, mask = problem(rows=200)
+    labels = class_probs(contrast_logits(mean) / 2, mask).multinomial(1, generator=generator(5))[:, 0]
+    found = fit_predictive_temperature(mean[None], covariance[None], labels, mask)
+
+    def nll(temperature: float) -> float:
+        spec = PredictiveSpec("single", covariance=True, temperature=temperature)
+        probs = predictive_probs(spec, mean[None], covariance[None], mask).probs
+        return -float(probs.gather(1, labels[:, None]).log().mean())
+
+    assert nll(found) < min(nll(0.8 * found), nll(1.25 * found))
