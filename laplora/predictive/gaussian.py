@@ -112,7 +112,7 @@ def _quadrature(mean: torch.Tensor, root: torch.Tensor) -> tuple[torch.Tensor, t
 
 def _sobol(mean: torch.Tensor, root: torch.Tensor, samples: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the moments over antithetic Sobol points."""
-    half = normal_points(mean.shape[1], samples)[: samples // 2] @ contrast_logits(root)  # (batch, samples / 2, classes)
+    half = normal_points(mean.shape[1], samples)[: samples // 2] @ contrast_logits(root)  # the first of each pair
     centre = contrast_logits(mean)[:, None]
     log_probs = torch.log_softmax(torch.cat([centre + half, centre - half], 1), 2)
     return _moments(log_probs, torch.full((samples,), 1 / samples, dtype=torch.float64))

@@ -1,7 +1,7 @@
 """The probability of labels among many classes, where it is wanted for hundreds of priors or temperatures.
 
-The same integral as ``laplora.predictive.gaussian``'s, with fewer points, of the label's probability alone, and with the
-points drawn once for all temperatures. It serves the choice of a prior and of a temperature, never an answer.
+The same integral as ``laplora.predictive.gaussian``'s, with fewer points, of the label's probability alone, and with
+the points drawn once for all temperatures. It serves the choice of a prior and of a temperature, never an answer.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def label_probs(
     contrast_mean: torch.Tensor, covariance: torch.Tensor, labels: torch.Tensor, class_mask: torch.Tensor
 ) -> torch.Tensor:
     """Return (rows,) float64 the mean probability of each row's label, with the points of few rows held at a time."""
-    parts = torch.arange(len(labels)).split(_ROWS)
+    parts = [slice(start, start + _ROWS) for start in range(0, len(labels), _ROWS)]
     return torch.cat([LabelDraws.of(contrast_mean[p], covariance[p], labels[p], class_mask[p]).probs() for p in parts])
 
 

@@ -16,7 +16,7 @@ from laplora.decisions.recommendation import recommend
 from laplora.decisions.review import Sureness, fit_thresholds, sureness_of
 from laplora.linearised import PosteriorPredictive
 from laplora.metrics.scores import row_nll
-from laplora.posterior.base import Prior
+from laplora.posterior.base import Prior, ProjectedJacobians
 from laplora.predictive.cross_fitting import FOLDS, cross_fitted_predictive, rank_aligned
 from laplora.predictive.kinds import (
     PREDICTIVES,
@@ -153,7 +153,7 @@ def priors_without(config: RunConfig, outputs: SplitOutputs) -> PriorsOf:
         fitted, places = outputs.fitted[adapter], torch.tensor(rows)
         return choose_by_validation(
             fitted.posterior,
-            fitted.projected.take(places),
+            take(fitted.projected, places),
             split.labels[places],
             split.class_mask[places],
             config.laplace.granularity,
@@ -182,6 +182,11 @@ def _fold_predictive(
         return predictive_probs(predictive_spec(name, temperature), *of(answered), split.class_mask[answered])
 
     return predictive
+
+
+def take(projected: ProjectedJacobians, rows: torch.Tensor) -> ProjectedJacobians:
+    """Return some rows of projected Jacobians."""
+    return projected.take(rows)
 
 
 def write_calibrated(folder: Path, calibrated: Calibrated, scores: dict[PredictiveName, ReviewScores]) -> None:

@@ -86,9 +86,8 @@ def split_tensors(split: ProjectedSplit) -> dict[str, torch.Tensor]:
 def read_split(path: Path) -> ProjectedSplit:
     """Return a projected split from its file."""
     tensors = load_file(path)
-    projected = ProjectedJacobians(
-        *(tensors.pop(k) for k in ("contrast_mean", "kept", "rest")), tensors.pop("directions", None)
-    )
+    mean, kept, rest = (tensors.pop(k) for k in ("contrast_mean", "kept", "rest"))
+    projected = ProjectedJacobians(mean, kept, rest, tensors.pop("directions", None))
     states = None
     if "hidden" in tensors:
         states = States(tensors.pop("hidden"), projected.contrast_mean.float(), tensors.pop("tokens"))

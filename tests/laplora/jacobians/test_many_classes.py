@@ -127,9 +127,7 @@ def test_jacobians_of_chosen_directions_are_those_of_the_contrasts_combined() ->
     choose = fisher_directions(ManyClasses(leading=2, samples=2), range(6), seed=0)
     exact = contrast_jacobians(model, batch, task.label_ids, blocks, sums=False)
     for automatic in (False, True):
-        few = contrast_jacobians(
-            model, batch, task.label_ids, blocks, sums=False, choose=choose, automatic=automatic
-        )
+        few = contrast_jacobians(model, batch, task.label_ids, blocks, sums=False, choose=choose, automatic=automatic)
         assert few.directions is not None
         turn = torch.einsum("mnc,ck->nmk", few.directions, contrasts(20))
         for one, other in zip(few.blocks, exact.blocks, strict=True):
