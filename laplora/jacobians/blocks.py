@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -99,3 +100,20 @@ class ContrastJacobians:
     def _bernoulli_variance(self, class_mask: torch.Tensor) -> torch.Tensor:
         probs = self.logits.double().sigmoid()
         return (probs * (1 - probs)).masked_fill(~class_mask, 0)
+
+
+@dataclass(frozen=True)
+class Directions:
+    """Directions in the logits whose Jacobians are computed, in place of the likelihood's own.
+
+    Attributes:
+        vectors: (directions, 1 or batch, classes).
+        weights: (batch, directions, directions) float64, the curvature in them (``ContrastJacobians.weights``).
+    """
+
+    vectors: torch.Tensor
+    weights: torch.Tensor | None = None
+
+
+#: Chooses them from a batch's logits (batch, classes) and class mask.
+Choose = Callable[[torch.Tensor, torch.Tensor], Directions]

@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn.functional import pad
 
 from laplora.errors import ModelError
-from laplora.jacobians.blocks import Block, BlockJacobian, ContrastJacobians
+from laplora.jacobians.blocks import Block, BlockJacobian, Choose, ContrastJacobians, Directions
 from laplora.jacobians.decoder_forms import DecoderForm, decoder_form
 from laplora.jacobians.reverse import DecoderTape
 from laplora.jacobians.tape import ActivationTape
@@ -80,21 +80,6 @@ class ReversePass:
     form: DecoderForm | None
 
 
-@dataclass(frozen=True)
-class Directions:
-    """Directions in the logits whose Jacobians are computed, in place of the likelihood's own.
-
-    Attributes:
-        vectors: (directions, 1 or batch, classes).
-        weights: (batch, directions, directions) float64, the curvature in them (``ContrastJacobians.weights``).
-    """
-
-    vectors: torch.Tensor
-    weights: torch.Tensor | None = None
-
-
-#: Chooses them from a batch's logits (batch, classes) and class mask.
-Choose = Callable[[torch.Tensor, torch.Tensor], Directions]
 #: Makes a block's Jacobians of its side, its linear's inputs, its output gradients, the mask of what ran, and how many
 #: runs a row has in it.
 Gather = Callable[[str, torch.Tensor, torch.Tensor, torch.Tensor, int], BlockJacobian]

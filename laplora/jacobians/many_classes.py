@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 
 from laplora.errors import ConfigError
-from laplora.jacobians.contrasts import Choose, Directions
+from laplora.jacobians.blocks import Choose, Directions
 from laplora.linearised import class_probs, contrasts
 
 #: Share of a uniform distribution in the probabilities that choose an answer's directions. Where all but a few are 0,

@@ -16,8 +16,7 @@ from functools import cached_property
 import torch
 
 from laplora.errors import ArtifactCorruptError
-from laplora.jacobians.blocks import Block, ContrastJacobians
-from laplora.jacobians.contrasts import Choose
+from laplora.jacobians.blocks import Block, Choose, ContrastJacobians
 from laplora.jacobians.many_classes import answer_directions
 from laplora.linearised import contrast_hessian, contrasts
 from laplora.posterior.base import Posterior, ProjectedJacobians

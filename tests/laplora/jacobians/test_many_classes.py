@@ -10,7 +10,8 @@ from fast_path import close
 from tiny_models import generator, tiny_model, tiny_task
 
 from laplora.errors import ConfigError
-from laplora.jacobians.contrasts import Directions, contrast_jacobians, find_blocks
+from laplora.jacobians.blocks import Directions
+from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
 from laplora.jacobians.many_classes import ManyClasses, answer_directions, fisher_directions
 from laplora.linearised import class_probs, contrasts
 
