@@ -20,18 +20,24 @@ class Ratio:
     high: float
 
 
-def in_turns(functions: Mapping[str, Callable[[], Any]], turns: int) -> dict[str, list[float]]:
+def in_turns(
+    functions: Mapping[str, Callable[[], Any]], turns: int, clock: Callable[[], float] | None = None
+) -> dict[str, list[float]]:
     """Return each function's seconds, called one after the other, turn by turn, after one turn that is not counted.
 
     What slows a machine down for a while slows all of them, so ratios are taken within a turn.
+
+    Args:
+        clock: other seconds than those that pass, such as ``time.process_time`` on a busy machine.
     """
+    now = clock or _now
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(turns + 1):
         for name, function in functions.items():
-            begun = _now()
+            begun = now()
             function()
             if turn:
-                seconds[name].append(_now() - begun)
+                seconds[name].append(now() - begun)
     return seconds
 
 

@@ -144,10 +144,10 @@ def decoder_form(base: Any) -> DecoderForm | None:
 def _layer_form(layer: Any, offset: float) -> LayerForm | None:
     """Return the form of a layer of a known class; None where a part of it is of another kind."""
     attention, mlp = layer.self_attn, layer.mlp
-    fused, gated = hasattr(attention, "qkv_proj"), hasattr(mlp, "gate_up_proj")
+    fused = hasattr(attention, "qkv_proj")
     projections = ("qkv_proj",) if fused else ("q_proj", "k_proj", "v_proj")
     query_key_value = tuple(f"self_attn.{name}" for name in projections)
-    gate_up = ("mlp.gate_up_proj",) if gated else ("mlp.gate_proj", "mlp.up_proj")
+    gate_up = ("mlp.gate_up_proj",) if hasattr(mlp, "gate_up_proj") else ("mlp.gate_proj", "mlp.up_proj")
     output, down = "self_attn.o_proj", "mlp.down_proj"
     linears = {name: layer.get_submodule(name) for name in (*query_key_value, output, *gate_up, down)}
     activation = _ACTIVATIONS.get(type(getattr(mlp, "act_fn", getattr(mlp, "activation_fn", None))).__name__)
