@@ -181,6 +181,8 @@ class Manifest(_Record):
             raise ValueError("two members are in one folder")
         if "fast" in self.servable and "laplace" not in self.servable:
             raise ValueError("predictives.fast needs laplace, which answers where it is unsure")
+        if "fast" in self.servable and not self.readout.readout().reads_last_token:
+            raise ValueError(f"predictives.fast looks at the last token, the read-out {self.readout.kind} at more")
         if self.recommended.predictive == "fast":
             raise ValueError("fast stands in for laplace, it cannot be the one recommended")
         for name in ("map", self.recommended.predictive):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from laplora.errors import ArtifactIncompatibleError
-from laplora.prompts.templates import PromptTemplate, resolve_label_tokens
+from laplora.prompts.templates import PromptTemplate, resolve_label_sequences, resolve_label_tokens
+from laplora.readouts.label_sequences import LabelSequences
 from laplora.readouts.label_tokens import LabelTokens
 
 
@@ -38,5 +39,41 @@ class LabelTokensRecord(BaseModel):
             )
 
 
-#: Every kind of record; with a second kind a union by ``kind``.
-ReadOutRecord = LabelTokensRecord
+class LabelSequencesRecord(BaseModel):
+    """A text a label."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["label_sequences"]
+    verbalizers: tuple[str, ...] = Field(min_length=2, description="text after the prompt that stands for each label")
+    token_ids: tuple[Annotated[tuple[int, ...], Field(min_length=1)], ...] = Field(
+        min_length=2, description="the tokens that each adds to the prompt"
+    )
+    normalised: bool = Field(description="whether a label's log probability is divided by its number of tokens")
+
+    @model_validator(mode="after")
+    def _distinct(self) -> LabelSequencesRecord:
+        if len(set(self.token_ids)) != len(self.token_ids):
+            raise ValueError("two labels have the same tokens")
+        return self
+
+    @property
+    def class_count(self) -> int:
+        """Number of classes that it reads."""
+        return len(self.token_ids)
+
+    def readout(self) -> LabelSequences:
+        """Return the read-out."""
+        return LabelSequences(self.token_ids, self.normalised)
+
+    def verify(self, name: str, tokenizer: Any, template: PromptTemplate) -> None:
+        """Raise ArtifactIncompatibleError where a tokenizer has other tokens for artifact ``name``'s labels."""
+        tokens = resolve_label_sequences(tokenizer, template, self.verbalizers)
+        if tokens != self.token_ids:
+            raise ArtifactIncompatibleError(
+                f"artifact {name!r}: its labels are tokens {list(tokens)} here, {list(self.token_ids)} there"
+            )
+
+
+#: Every kind of record.
+ReadOutRecord = Annotated[LabelTokensRecord | LabelSequencesRecord, Field(discriminator="kind")]

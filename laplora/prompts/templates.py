@@ -156,19 +156,13 @@ def resolve_label_tokens(tokenizer: Any, template: PromptTemplate, verbalizers: 
     A verbalizer (Schick and Schuetze, arXiv 2001.07676) is the text that stands for a label, its leading space
     included. Raises LabelTokenError for fewer than two, one of several tokens, or two with one token.
     """
-    if len(verbalizers) < 2:
-        raise LabelTokenError(f"a classifier needs at least two labels, got {list(verbalizers)}")
-    tail = _PLACEHOLDER.split(template.text)[-1] or ":"
-    head = tokenizer.encode(tail, add_special_tokens=False)
     ids: list[int] = []
-    for label in verbalizers:
-        whole = tokenizer.encode(tail + label, add_special_tokens=False)
-        added = whole[len(head) :]
-        if whole[: len(head)] != head or len(added) != 1:
-            pieces = tokenizer.convert_ids_to_tokens(added)
+    for label, added in zip(verbalizers, _added_tokens(tokenizer, template, verbalizers), strict=True):
+        if added is None or len(added) != 1:
+            pieces = "other tokens with it" if added is None else tokenizer.convert_ids_to_tokens(added)
             raise LabelTokenError(
                 f"label {label!r} must be one token after the prompt, this tokenizer makes it {pieces}: "
-                "choose a shorter label word and map your data's label to it"
+                "choose a shorter label word and map your data's label to it, or read label sequences"
             )
         if added[0] in ids:
             raise LabelTokenError(
@@ -176,3 +170,38 @@ def resolve_label_tokens(tokenizer: Any, template: PromptTemplate, verbalizers: 
             )
         ids.append(added[0])
     return ids
+
+
+def resolve_label_sequences(
+    tokenizer: Any, template: PromptTemplate, verbalizers: Sequence[str]
+) -> tuple[tuple[int, ...], ...]:
+    """Return the tokens that each verbalizer adds to the end of the template's text, in order.
+
+    One label may begin with another one's tokens: their scores are compared, and both are possible.
+
+    Raises:
+        LabelTokenError: fewer than two verbalizers, one that adds no token or changes those of the text before it, or
+            two with the same tokens.
+    """
+    found: list[tuple[int, ...]] = []
+    for label, added in zip(verbalizers, _added_tokens(tokenizer, template, verbalizers), strict=True):
+        if not added:
+            raise LabelTokenError(
+                f"label {label!r} must add tokens after the prompt and leave the prompt's own as they are: begin it "
+                "with a space, or end the template's text otherwise"
+            )
+        if tuple(added) in found:
+            first = verbalizers[found.index(tuple(added))]
+            raise LabelTokenError(f"labels {first!r} and {label!r} collide: both are the tokens {added}")
+        found.append(tuple(added))
+    return tuple(found)
+
+
+def _added_tokens(tokenizer: Any, template: PromptTemplate, verbalizers: Sequence[str]) -> list[list[int] | None]:
+    """Return the tokens of each verbalizer after the template's text; None where the text's own tokens change."""
+    if len(verbalizers) < 2:
+        raise LabelTokenError(f"a classifier needs at least two labels, got {list(verbalizers)}")
+    tail = _PLACEHOLDER.split(template.text)[-1] or ":"
+    head = tokenizer.encode(tail, add_special_tokens=False)
+    whole = [tokenizer.encode(tail + label, add_special_tokens=False) for label in verbalizers]
+    return [ids[len(head) :] if ids[: len(head)] == head else None for ids in whole]

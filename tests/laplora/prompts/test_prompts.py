@@ -14,7 +14,13 @@ from transformers import PreTrainedTokenizerFast
 
 from laplora.errors import ConfigError, InvalidInputError, LabelTokenError, TooManyTokensError
 from laplora.prompts.rows import EncodedRow, collate, encode
-from laplora.prompts.templates import TEMPLATES, PromptTemplate, render, resolve_label_tokens
+from laplora.prompts.templates import (
+    TEMPLATES,
+    PromptTemplate,
+    render,
+    resolve_label_sequences,
+    resolve_label_tokens,
+)
 
 AB = ("A", "B")
 ANSWER = PromptTemplate("t", 1, "{text} Answer:")
@@ -120,6 +126,40 @@ def test_labels_that_are_not_single_distinct_tokens(
 ) -> None:
     with pytest.raises(LabelTokenError, match=message):
         resolve_label_tokens(metaspace, template, labels)
+
+
+def test_label_sequences_are_what_a_generation_would_emit(smollm: Any) -> None:
+    """The prompt's own tokens stay as they were; a label may begin with another one."""
+    labels = (" positive", " very positive", " very negative", " very positive indeed")
+    found = resolve_label_sequences(smollm, TEMPLATES["sentiment"], labels)
+    prompt = TEMPLATES["sentiment"].text
+    for label, tokens in zip(labels, found, strict=True):
+        assert smollm.encode(prompt + label) == [*smollm.encode(prompt), *tokens]
+    assert found[3][: len(found[1])] == found[1]
+    one = resolve_label_tokens(smollm, TEMPLATES["boolq"], (" Yes", " No"))
+    assert resolve_label_sequences(smollm, TEMPLATES["boolq"], (" Yes", " No")) == tuple((token,) for token in one)
+
+
+@pytest.mark.parametrize(
+    ("template", "labels", "message"),
+    [
+        (ANSWER, (" Yes", " Yes"), "labels ' Yes' and ' Yes' collide: both are the tokens"),
+        (BARE, ("映", "画"), "label '映' must|collide"),
+        (ANSWER, (" Yes", ""), "label '' must add tokens after the prompt"),
+        (ANSWER, (" Yes",), "at least two"),
+    ],
+)
+def test_label_sequences_that_cannot_be_told_apart(
+    metaspace: Any, template: PromptTemplate, labels: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(LabelTokenError, match=message):
+        resolve_label_sequences(metaspace, template, labels)
+
+
+def test_a_label_that_changes_the_prompts_tokens_is_refused(smollm: Any) -> None:
+    """The words Answer and Answers are one token each: nothing stands after the prompt."""
+    with pytest.raises(LabelTokenError, match="label 's' must add tokens after the prompt and leave"):
+        resolve_label_sequences(smollm, PromptTemplate("t", 1, "{text} Answer"), (" no", "s"))
 
 
 def test_truncation_keeps_the_end_and_a_leading_special_token(smollm: Any, metaspace: Any) -> None:
