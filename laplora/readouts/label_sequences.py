@@ -12,10 +12,11 @@ from laplora.errors import ConfigError, ModelError
 from laplora.linearised import Likelihood
 from laplora.models.log_partition import log_partition
 from laplora.models.lora import runs_lora
-from laplora.models.readout import base_of, head_name, label_logits, output_head
+from laplora.models.readout import head_name, label_logits, output_head
 from laplora.prompts.rows import Batch, Side
 from laplora.readouts.base import ClassScores, Record
-from laplora.readouts.prefix_tree import PrefixTree, context_places, prefix_tree, run_batch
+from laplora.readouts.contexts import context_states
+from laplora.readouts.prefix_tree import PrefixTree, prefix_tree
 
 
 @dataclass(frozen=True)
@@ -79,16 +80,10 @@ class LabelSequences:
                 f"{head_name(model)} is adapted, and label sequences read its whole vocabulary: leave it out of the "
                 "adapter's targets, or choose labels of one token (label_tokens)"
             )
-        wide, tree = run_batch(self.tree, batch), self.tree
-        base = base_of(model)
-        states = getattr(base, base.base_model_prefix)(**wide.inputs, use_cache=False).last_hidden_state
-        states = states.unflatten(0, (len(batch), len(tree.runs)))
-        runs, offsets = context_places(tree)
-        last = batch.input_ids.shape[1] - 1
-        hidden = states[:, runs, [last + offset for offset in offsets]]
+        hidden, attention_mask = context_states(model, self.tree, batch)
         summed = self._summed(model, hidden)
         lengths = torch.tensor([len(t) for t in self.token_ids], device=summed.device, dtype=summed.dtype)
-        return ClassScores(summed / lengths if self.normalised else summed, summed, wide.attention_mask)
+        return ClassScores(summed / lengths if self.normalised else summed, summed, attention_mask)
 
     def _summed(self, model: Any, hidden: torch.Tensor) -> torch.Tensor:
         """Return the log probability of each label's text, (batch, classes), of states (batch, contexts, hidden)."""

@@ -9,6 +9,7 @@ import torch
 from tiny_models import ARCHITECTURES, TARGETS, Architecture, tiny_model, tiny_task
 
 import laplora.models.log_partition
+import laplora.readouts.contexts
 from laplora.errors import ConfigError, ModelError
 from laplora.jacobians.contrasts import contrast_jacobians, covered_blocks, reverse_pass
 from laplora.linearised import contrasts
@@ -45,19 +46,24 @@ def log_probability(model: Any, prompt: torch.Tensor, label: tuple[int, ...]) ->
     return log_probs[len(prompt) - 1 : -1].gather(1, torch.tensor(label)[:, None]).sum()
 
 
+@pytest.fixture(params=[True, False], ids=["one prompt", "runs"])
+def sharing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether the contexts share a prompt. The vocabulary of 64 comes in four parts, the last one short."""
+    monkeypatch.setattr(laplora.models.log_partition, "_CHUNK", 20)
+    monkeypatch.setattr(laplora.readouts.contexts, "shares_prompt", lambda _model, _tokens: request.param)
+    return bool(request.param)
+
+
 @pytest.mark.parametrize("normalised", [True, False])
 @pytest.mark.parametrize("architecture", [*ARCHITECTURES, "mistral", "qwen2"])
-def test_logits_are_those_of_one_run_a_label(
-    architecture: Architecture, normalised: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The vocabulary of 64 comes in four parts, the last one short."""
-    monkeypatch.setattr(laplora.models.log_partition, "_CHUNK", 20)
+def test_logits_are_those_of_one_run_a_label(architecture: Architecture, normalised: bool, sharing: bool) -> None:
     model, batch = model_of(architecture), batch_of(len(LABELS))
     with torch.no_grad():
         scores = LabelSequences(LABELS, normalised).scores(model, batch)
         expected = torch.stack(
             [torch.stack([log_probability(model, p, label) for label in LABELS]) for p in prompts(batch)]
         )
+    assert len(scores.attention_mask) == len(batch) * (1 if sharing else 2)
     torch.testing.assert_close(scores.hidden, expected, **EXACT)
     lengths = torch.tensor([1.0, 2, 3, 3]) if normalised else torch.ones(4)
     torch.testing.assert_close(scores.logits, expected / lengths, **EXACT)
@@ -65,11 +71,9 @@ def test_logits_are_those_of_one_run_a_label(
 
 @pytest.mark.parametrize("labels", [LABELS, ((10,), (11,)), ((5, 6), (7, 8)), ((5, 6, 7), (5, 6, 8), (9,))])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_jacobians_are_those_of_autograd(
-    architecture: Architecture, labels: tuple[tuple[int, ...], ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("sharing")
+def test_jacobians_are_those_of_autograd(architecture: Architecture, labels: tuple[tuple[int, ...], ...]) -> None:
     """Runs of one row and rows of one batch are padded on both sides; the reference sees neither."""
-    monkeypatch.setattr(laplora.models.log_partition, "_CHUNK", 20)
     model, readout = model_of(architecture), LabelSequences(labels)
     batch = batch_of(len(labels))
     blocks = covered_blocks(model, readout)
@@ -109,6 +113,7 @@ def test_labels_of_one_token_are_label_tokens_but_for_a_shift() -> None:
     torch.testing.assert_close(mass, tokens.label_mass(model, hidden, batch.class_mask).double(), rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.usefixtures("sharing")
 def test_rows_do_not_depend_on_their_batch() -> None:
     task, model, readout = tiny_task(examples=6, classes=4), model_of("llama"), LabelSequences(LABELS)
     together = readout.scores(model, task.batch())

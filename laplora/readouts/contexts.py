@@ -1,0 +1,129 @@
+"""A causal model's states at every context of a prefix tree, for a batch of prompts.
+
+Where the model takes an attention mask by query and key, the prompt runs once. The tokens of every context follow it,
+and each sees the prompt and its own context alone (tree attention; Miao et al., arXiv 2305.09781). Else every run of
+the tree goes through the model with a copy of the prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from laplora.models.probe import probe_batch
+from laplora.models.readout import base_of
+from laplora.prompts.rows import Batch
+from laplora.readouts.prefix_tree import PrefixTree, prefix_tree
+
+#: How far the states of the two ways may be apart, as a share of their norm, by rounding; in float32 0.1 %.
+_TOLERANCE = {torch.bfloat16: 0.1, torch.float16: 0.1}
+#: By base model: whether it was measured that the prompt can be shared.
+_MEASURED: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+def context_states(model: Any, tree: PrefixTree, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the final hidden states (batch, contexts, hidden), and the mask (batch * runs, tokens) of what ran.
+
+    Args:
+        batch: padded on the left. The model's limit of positions is on the prompt and a label together.
+    """
+    if len(tree.runs) > 1 and shares_prompt(model, batch.input_ids.shape[1] + tree.extra_tokens):
+        return _sharing(model, tree, batch)
+    return _repeating(model, tree, batch)
+
+
+def shares_prompt(model: Any, tokens: int) -> bool:
+    """Return whether a model gives the states of separate runs of up to ``tokens`` where these share a prompt.
+
+    It is measured at the first call. A window of attention that is shorter than a run would be lost.
+    """
+    base = base_of(model)
+    settings = base.config.get_text_config()
+    windows = [getattr(settings, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    if any(window is not None and window < tokens for window in windows):
+        return False
+    if base not in _MEASURED:
+        _MEASURED[base] = settings._attn_implementation in ("sdpa", "eager") and _same(model)
+    return _MEASURED[base]
+
+
+def _same(model: Any) -> bool:
+    batch = probe_batch(model)
+    a, b, c = batch.input_ids[0, :3].tolist()
+    tree = prefix_tree(((a, b, c), (a, c, b), (b, b)))  # contexts side by side, and one after the other
+    with torch.no_grad(), _evaluating(base_of(model)):
+        expected = _repeating(model, tree, batch)[0]
+        try:
+            states = _sharing(model, tree, batch)[0]
+        except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, NotImplementedError):
+            return False
+    gap = (states - expected).double().norm(dim=-1) / expected.double().norm(dim=-1)
+    return bool((gap <= _TOLERANCE.get(states.dtype, 1e-3)).all())
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Turn dropout off inside the block."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _sharing(model: Any, tree: PrefixTree, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the states where all contexts follow one copy of the prompt."""
+    assert batch.position_ids is not None, "rows are padded on the left"
+    after, rows, device = tree.contexts[1:], len(batch), batch.input_ids.device
+    length = batch.input_ids.shape[1]
+    tokens = torch.tensor([context[-1] for context in after], dtype=torch.int64, device=device)
+    places = torch.tensor([len(context) for context in after], dtype=torch.int64, device=device)
+    begins = torch.tensor([[c[: len(o)] == o for o in after] for c in after], dtype=torch.bool, device=device)
+    total = length + len(after)
+    seen = torch.ones(total, total, dtype=torch.bool, device=device).tril()
+    seen[length:, length:] = begins.reshape(len(after), len(after))
+    mask = torch.cat([batch.attention_mask, batch.attention_mask.new_ones(rows, len(after))], 1)
+    # A pad token sees itself: a row of the softmax without any key would be NaN. Nothing sees the pad token.
+    allowed = (seen & mask[:, None].bool()) | torch.eye(total, dtype=torch.bool, device=device)
+    base = base_of(model)
+    dtype = base.get_input_embeddings().weight.dtype
+    bias = torch.zeros(allowed.shape, dtype=dtype, device=device).masked_fill(~allowed, torch.finfo(dtype).min)
+    states = getattr(base, base.base_model_prefix)(
+        input_ids=torch.cat([batch.input_ids, tokens.expand(rows, -1)], 1),
+        attention_mask=bias[:, None],
+        position_ids=torch.cat([batch.position_ids, batch.position_ids[:, -1:] + places], 1),
+        use_cache=False,
+    ).last_hidden_state
+    return states[:, length - 1 :], mask
+
+
+def _repeating(model: Any, tree: PrefixTree, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the states where every run of the tree follows a copy of the prompt; runs are padded on the right."""
+    assert batch.position_ids is not None, "rows are padded on the left"
+    rows, runs, extra, device = len(batch), len(tree.runs), tree.extra_tokens, batch.input_ids.device
+    length = batch.input_ids.shape[1]
+    tokens = torch.tensor([[*run, *[0] * (extra - len(run))] for run in tree.runs], dtype=torch.int64, device=device)
+    lengths = torch.tensor([len(run) for run in tree.runs], device=device)
+    places = torch.arange(extra, device=device)
+
+    def joined(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        return torch.cat([left[:, None].expand(-1, runs, -1), right.expand(rows, runs, extra)], 2).flatten(0, 1)
+
+    wide = Batch(
+        input_ids=joined(batch.input_ids, tokens),
+        attention_mask=joined(batch.attention_mask, (places < lengths[:, None]).long()),
+        position_ids=joined(batch.position_ids, batch.position_ids[:, None, -1:] + 1 + places),
+        class_mask=batch.class_mask.repeat_interleave(runs, 0),
+    )
+    base = base_of(model)
+    states = getattr(base, base.base_model_prefix)(**wide.inputs, use_cache=False).last_hidden_state
+    states = states.reshape(rows, runs, length + extra, -1)
+    where = [next(r for r, run in enumerate(tree.runs) if run[: len(c)] == c) for c in tree.contexts]
+    return states[:, where, [length - 1 + len(context) for context in tree.contexts]], wide.attention_mask

@@ -1,0 +1,67 @@
+"""When the contexts of labels share a prompt: where it was measured that the states are those of separate runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tiny_architectures import tiny_architecture
+from tiny_models import tiny_base, tiny_model, tiny_task
+
+from laplora.readouts.contexts import context_states, shares_prompt
+from laplora.readouts.prefix_tree import PrefixTree, prefix_tree
+
+TREE = prefix_tree(((10, 11), (12, 13, 14)))
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen3", "phi", "gemma", "gemma3_text", "gpt2", "mixtral"])
+def test_kinds_whose_contexts_share_a_prompt(name: str) -> None:
+    model = tiny_architecture(name)
+    assert shares_prompt(model, 12)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_both_forms_of_attention_share_a_prompt(attention: str) -> None:
+    model, batch = tiny_base("llama", attn_implementation=attention), tiny_task(examples=5).batch()
+    with torch.no_grad():
+        states, mask = context_states(model, TREE, batch)
+    assert mask.shape == (5, batch.input_ids.shape[1] + 3)
+    assert bool(states.isfinite().all())
+    assert shares_prompt(model, 12)
+
+
+def test_a_window_that_is_too_short_for_it_is_not_lost() -> None:
+    model = tiny_base("mistral", sliding_window=8)
+    assert shares_prompt(model, 8)
+    assert not shares_prompt(model, 9)
+
+
+def test_a_model_that_ignores_the_mask_does_not_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_base("llama")
+    original = model.model.forward
+
+    def forward(attention_mask: torch.Tensor, **inputs: Any) -> Any:
+        flat = attention_mask if attention_mask.dim() == 2 else None
+        return original(attention_mask=flat, **inputs)
+
+    monkeypatch.setattr(model.model, "forward", forward)
+    assert not shares_prompt(model, 12)
+    batch = tiny_task(examples=3).batch()
+    assert len(context_states(model, TREE, batch)[1]) == 3 * len(TREE.runs)
+
+
+def test_a_model_in_training_is_measured_without_dropout_and_left_in_it() -> None:
+    model = tiny_model("llama", dropout=0.5).train()
+    assert shares_prompt(model, 12)
+    assert all(module.training for module in model.modules())
+
+
+def test_one_run_needs_no_mask_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for labels of one token, which cost what label tokens cost."""
+    monkeypatch.setattr("laplora.readouts.contexts.shares_prompt", pytest.fail)
+    batch = tiny_task(examples=3).batch()
+    for tree in (prefix_tree(((10,), (11,))), PrefixTree(((), (5,)), ((5,),), ((5,), (6, 7)))):
+        states, mask = context_states(tiny_base("llama"), tree, batch)
+        assert states.shape[:2] == (3, len(tree.contexts))
+        assert len(mask) == 3
