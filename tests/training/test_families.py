@@ -1,0 +1,195 @@
+"""Families of decoders, each from its true configuration to served answers: trained, fitted, packaged, loaded again.
+
+Two layers, random weights, in 4 bit with float32, in which every processor is fast. SmolLM2's tokenizer stands in for
+each family's own.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+from tiny_runs import job, sentiment_rows, write_config, write_rows
+
+from laplora.metrics import scores
+from laplora.models.four_bit import packed_linears
+from laplora.predictor import Predictor
+from training import evaluate as evaluate_job
+from training.config import load_config
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.1,
+}
+HEADS = {"head_dim": 16}
+SLIDING = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
+LLAMA_3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of decoders.
+
+    Attributes:
+        config: makes its configuration of the vocabulary's size and special tokens.
+        targets: adapted modules.
+        written_out: whether the reverse pass of its layers is.
+        packed: 4-bit linears of the tiny model.
+    """
+
+    config: Callable[..., Any]
+    targets: tuple[str, ...] = ("q_proj", "v_proj", "lm_head")
+    written_out: bool = True
+    packed: int = 14
+
+
+FAMILIES: dict[str, Family] = {
+    "Llama 2": Family(lambda **o: hf.LlamaConfig(**SIZES | {"num_key_value_heads": 4}, **o), LINEAR),
+    "Llama 3": Family(lambda **o: hf.LlamaConfig(**SIZES, **o, rope_parameters=LLAMA_3)),
+    "SmolLM2": Family(lambda **o: hf.LlamaConfig(**SIZES, **o, tie_word_embeddings=True), LINEAR),
+    "Mistral": Family(lambda **o: hf.MistralConfig(**SIZES, **o, sliding_window=8)),
+    "Qwen2": Family(lambda **o: hf.Qwen2Config(**SIZES, **o, tie_word_embeddings=True)),
+    "Qwen2.5": Family(lambda **o: hf.Qwen2Config(**SIZES, **o, rms_norm_eps=1e-6, tie_word_embeddings=False)),
+    "Qwen3": Family(lambda **o: hf.Qwen3Config(**SIZES | HEADS, **o)),
+    "Gemma 2": Family(
+        lambda **o: hf.Gemma2Config(
+            **SIZES | HEADS | SLIDING,
+            **o,
+            query_pre_attn_scalar=16,
+            attn_logit_softcapping=50.0,
+            final_logit_softcapping=30.0,
+        ),
+        written_out=False,
+    ),
+    "Gemma 3": Family(lambda **o: hf.Gemma3TextConfig(**SIZES | HEADS | SLIDING, **o, query_pre_attn_scalar=16)),
+    "Phi-2": Family(
+        lambda **o: hf.PhiConfig(**SIZES | {"num_key_value_heads": 4}, **o),
+        ("q_proj", "v_proj", "dense", "fc1", "lm_head"),
+        written_out=False,
+        packed=12,
+    ),
+    "Phi-3": Family(lambda **o: hf.Phi3Config(**SIZES, **o, sliding_window=8), ("qkv_proj", "o_proj"), packed=8),
+    "Phi-4 mini": Family(
+        lambda **o: hf.Phi3Config(
+            **SIZES,
+            **o,
+            tie_word_embeddings=True,
+            rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.75},
+        ),
+        ("qkv_proj", "gate_up_proj", "lm_head"),
+        packed=8,
+    ),
+    "OLMo 2": Family(lambda **o: hf.Olmo2Config(**SIZES, **o)),
+    "SmolLM3": Family(lambda **o: hf.SmolLM3Config(**SIZES, **o, no_rope_layer_interval=2)),
+    "Granite": Family(
+        lambda **o: hf.GraniteConfig(
+            **SIZES,
+            **o,
+            logits_scaling=8.0,
+            residual_multiplier=0.22,
+            embedding_multiplier=12.0,
+            attention_multiplier=0.0625,
+        )
+    ),
+    "GPT-2": Family(
+        lambda **o: hf.GPT2Config(n_embd=64, n_layer=2, n_head=4, n_positions=256, initializer_range=0.1, **o),
+        ("c_attn", "c_fc"),
+        written_out=False,
+        packed=8,
+    ),
+    # The experts are parameters of one module, which stay as they are.
+    "Mixtral": Family(
+        lambda **o: hf.MixtralConfig(**SIZES, **o, num_local_experts=4, num_experts_per_tok=2),
+        ("q_proj", "k_proj", "v_proj", "o_proj"),
+        written_out=False,
+        packed=8,
+    ),
+    "Qwen3-MoE": Family(
+        lambda **o: hf.Qwen3MoeConfig(
+            **SIZES | HEADS, **o, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32
+        ),
+        ("q_proj", "v_proj"),
+        written_out=False,
+        packed=8,
+    ),
+}
+
+
+def save_base(folder: Path, family: Family, tokenizer_folder: Path) -> Path:
+    """Write a random model of a family in bfloat16, with SmolLM2's tokenizer, and return the folder."""
+    tokenizer = hf.AutoTokenizer.from_pretrained(str(tokenizer_folder))
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")  # transformers', about attributes and defaults of its own
+        torch.manual_seed(0)
+        tokens = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+        config = family.config(vocab_size=len(tokenizer), **tokens)
+        hf.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_from_training_to_served_answers(
+    name: str, tmp_path: Path, base_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loading replays the golden answers: once on expanded weights, as training measured, and once on packed ones."""
+    # what takes longest and says nothing of a family: plots, and a thousand resamples for each interval
+    monkeypatch.setattr(evaluate_job, "write_report", lambda *_, **__: None)
+    monkeypatch.setattr(scores, "bootstrap_interval", partial(scores.bootstrap_interval, resamples=20))
+    family = FAMILIES[name]
+    base = save_base(tmp_path / "base", family, base_model_folder)
+    config_file = write_config(
+        tmp_path / "family.yaml",
+        name="family",
+        max_tokens=64,
+        runs=str(tmp_path / "runs"),
+        artifacts=str(tmp_path / "artifacts"),
+        base={"model": str(base), "quantization": "nf4", "dtype": "float32", "device": "cpu"},
+        data={
+            "dataset": "file",
+            "path": str(write_rows(tmp_path / "reviews.jsonl", sentiment_rows()[:48])),
+            "template": "sentiment",
+            "labels": ["negative", "positive"],
+            "train": 16,
+            "calibration": 20,
+        },
+        adapter={"rank": 4, "alpha": 8, "targets": list(family.targets)},
+        optimizer={"learning_rate": 5e-3, "steps": 2, "batch_size": 4},
+        laplace={"rank": 4, "oversampling": 2, "batch_size": 8},
+        predictives={"serve": "laplace", "fast": 0},
+    )
+    assert job("run", config_file) == 0
+    artifact = load_config(config_file).artifact_dir
+    rows = [{"text": row["text"]} for row in sentiment_rows()[-4:]]
+    answers = []
+    for dequantize, held in ((None, "expanded"), (False, "packed")):
+        predictor = Predictor.load(artifact, device="cpu", dequantize=dequantize)
+        assert predictor.weights.held == held
+        assert predictor.reverse_pass.kind == ("written_out" if family.written_out else "automatic")
+        answers.append(predictor.predict([predictor.encode(row, truncate=False) for row in rows]))
+    assert len(packed_linears(predictor.base.model)) == family.packed
+    for one, two in zip(*answers, strict=True):
+        assert one.predictive == "laplace"
+        assert sum(one.probs) == pytest.approx(1)
+        assert two.probs == pytest.approx(one.probs, abs=1e-3)
