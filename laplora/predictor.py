@@ -17,15 +17,14 @@ from laplora.answers.order_answers import OrderedRows, average_answer, encode_or
 from laplora.answers.prediction import Prediction, build_predictions, wanted_outputs
 from laplora.answers.review_scores import ReviewScores, decided_at, read_scores, thresholds_at
 from laplora.artifact.folder import Artifact, read_artifact
-from laplora.artifact.manifest import ADAPTER_FOLDER, SCORES
-from laplora.artifact.members import check_base, load_members
+from laplora.artifact.manifest import SCORES
+from laplora.artifact.members import attach, check_base, load_members
 from laplora.decisions.thresholds import ModeThresholds
 from laplora.errors import ArtifactCorruptError, ConfigError, DataError, InvalidInputError
 from laplora.jacobians.contrasts import ReversePass, reverse_pass
-from laplora.models.adapters import attach_adapter
 from laplora.models.base import LoadedBase, load_tokenizer, locate_base, resolve_device
 from laplora.models.held_weights import HeldWeights
-from laplora.models.shared_base import SharedBases, share
+from laplora.models.shared_base import SharedBases
 from laplora.models.tensor_sizes import tensor_bytes
 from laplora.predictive.kinds import PredictiveName
 from laplora.predictive.member_outputs import MemberOutputs, MemberSet, member_outputs
@@ -97,7 +96,7 @@ class Predictor:
             on_load=lambda: say("loading base model"),
         )
         say("attaching adapter and posterior")
-        model = attach_adapter(share(base.model), path / ADAPTER_FOLDER)
+        model = attach(path, manifest, base, tokenizer)
         reverse_pass(model, manifest.readout.readout())  # decided now, so that no request waits for it
         members = load_members(path, manifest, model, where)
         predictor = cls(artifact, members, tokenizer, where, base)

@@ -21,7 +21,6 @@ from laplora.artifact.manifest import (
     DISTILLED,
     MANIFEST,
     POSTERIOR,
-    REQUIRED,
     FileRecord,
     Manifest,
     parse_manifest,
@@ -105,7 +104,7 @@ def _read_once(path: Path) -> Artifact:
 def _verify_files(path: Path, manifest: Manifest) -> None:
     root = path.resolve()
     present = {p.relative_to(path).as_posix() for p in path.rglob("*") if not p.is_dir()} - {MANIFEST}
-    wanted = {*manifest.files, *REQUIRED}
+    wanted = {*manifest.files, *manifest.required}
     wanted |= {DISTILLED} if manifest.distilled else set()
     for member in manifest.members:
         wanted |= {f"{member.folder}/{file}" for file in ADAPTER_FILES}

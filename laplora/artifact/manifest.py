@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from laplora.artifact.readout_records import ReadOutRecord
+from laplora.artifact.readout_records import ClassificationHeadRecord, ReadOutRecord
 from laplora.artifact.strict_json import strict_json
 from laplora.decisions.conformal import ConformalScore
 from laplora.decisions.thresholds import ModeThresholds
@@ -26,9 +26,9 @@ GOLDEN = "golden.json"
 SCORES = "scores.safetensors"
 DISTILLED = "distilled.safetensors"
 ADAPTER_FOLDER = "adapter"
-#: What every artifact has, next to its manifest. The adapter is never the pickled file that PEFT would fall back to.
+HEAD = "head.safetensors"
+#: An adapter's files; never the pickled one that PEFT would fall back to.
 ADAPTER_FILES = (f"{ADAPTER_FOLDER}/adapter_config.json", f"{ADAPTER_FOLDER}/adapter_model.safetensors")
-REQUIRED = (*ADAPTER_FILES, POSTERIOR, GOLDEN, SCORES)
 
 
 class _Record(BaseModel):
@@ -175,6 +175,8 @@ class Manifest(_Record):
             raise ValueError(
                 f"the read-out has {self.readout.class_count} classes, there are {len(self.labels)} labels"
             )
+        if self.head_alone and (self.members or self.dropout):
+            raise ValueError("a head alone has no further adapters and no dropout of its inputs")
         if self.predictives.get("laplace_ensemble") and any(m.prior is None for m in self.members):
             raise ValueError("predictives.laplace_ensemble needs a posterior of every member")
         if len({m.folder for m in self.members}) != len(self.members):
@@ -191,6 +193,17 @@ class Manifest(_Record):
         return self
 
     @property
+    def head_alone(self) -> ClassificationHeadRecord | None:
+        """The head that was trained without an adapter; None where there is an adapter."""
+        record = self.readout
+        return record if isinstance(record, ClassificationHeadRecord) and record.alone else None
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """The files that it must have, next to its manifest."""
+        return (*((HEAD,) if self.head_alone else ADAPTER_FILES), POSTERIOR, GOLDEN, SCORES)
+
+    @property
     def servable(self) -> tuple[PredictiveName, ...]:
         """The predictives that a request can ask for, in order."""
         return tuple(self.predictives)
@@ -202,7 +215,9 @@ class Manifest(_Record):
     @property
     def base(self) -> BaseSpec:
         """The base model this artifact belongs to."""
-        return BaseSpec(self.base_model, self.revision, self.quantization, self.dtype)
+        record = self.readout
+        classes = record.class_count if isinstance(record, ClassificationHeadRecord) else None
+        return BaseSpec(self.base_model, self.revision, self.quantization, self.dtype, classes)
 
 
 def parse_manifest(name: str, raw: bytes) -> Manifest:

@@ -8,10 +8,16 @@ from typing import Any
 
 import torch
 
-from laplora.artifact.manifest import ADAPTER_FOLDER, DISTILLED, POSTERIOR, Manifest, MemberRecord
+from laplora.artifact.manifest import ADAPTER_FOLDER, DISTILLED, HEAD, POSTERIOR, Manifest, MemberRecord
+from laplora.artifact.readout_records import ClassificationHeadRecord
 from laplora.errors import ArtifactCorruptError, ArtifactIncompatibleError, PriorError
 from laplora.jacobians.contrasts import covered_blocks
+from laplora.models.adapters import attach_adapter
+from laplora.models.base import LoadedBase
+from laplora.models.classifier_head import check_ending, head_side, trained_linears
 from laplora.models.hashes import tokenizer_hash, weights_hash
+from laplora.models.head_file import attach_head, check_supplied
+from laplora.models.shared_base import share
 from laplora.posterior.base import Prior, block_precisions
 from laplora.posterior.file import read_posterior
 from laplora.posterior.many_classes import check_class_count
@@ -35,8 +41,33 @@ def check_base(manifest: Manifest, location: str, tokenizer: Any, cache_dir: Pat
     manifest.readout.verify(manifest.name, tokenizer, manifest.template.template())
 
 
+def attach(path: Path, manifest: Manifest, base: LoadedBase, tokenizer: Any) -> Any:
+    """Return an artifact's model: its base with the adapter, or with the head alone, frozen, in eval mode.
+
+    Raises:
+        ArtifactCorruptError: an adapter or a head that is not one of this base, or not what the manifest says.
+        ModelError: as ``attach_adapter``; parameters that would be random (``check_supplied``), or a head that was
+            trained at another token than is read (``check_ending``).
+    """
+    model, record = share(base.model), manifest.readout
+    if not isinstance(record, ClassificationHeadRecord):
+        return attach_adapter(model, path / ADAPTER_FOLDER)
+    check_ending(model, tokenizer)
+    if record.alone:
+        check_supplied(model, base.missing, record.trained)
+        return attach_head(model, path / HEAD, record.trained)
+    model = attach_adapter(model, path / ADAPTER_FOLDER)
+    ours = (head_side(model), trained_linears(model))
+    if ours != (record.side, record.trained):
+        raise ArtifactCorruptError(
+            f"artifact {manifest.name!r}: its adapter trains {ours[1]} of the head, the manifest says {record.trained}"
+        )
+    check_supplied(model, base.missing, record.trained)
+    return model
+
+
 def load_members(path: Path, manifest: Manifest, model: Any, device: torch.device) -> MemberSet:
-    """Return everything that an artifact's predictives average over, for a model with its trained adapter.
+    """Return everything that an artifact's predictives average over, for what ``attach`` returned.
 
     Raises ArtifactCorruptError where a file does not hold what the manifest says.
     """

@@ -7,7 +7,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from laplora.errors import ArtifactIncompatibleError
+from laplora.linearised import Likelihood
+from laplora.prompts.rows import Side
 from laplora.prompts.templates import PromptTemplate, resolve_label_sequences, resolve_label_tokens
+from laplora.readouts.classification_head import ClassificationHead
 from laplora.readouts.label_sequences import LabelSequences
 from laplora.readouts.label_tokens import LabelTokens
 
@@ -75,5 +78,31 @@ class LabelSequencesRecord(BaseModel):
             )
 
 
+class ClassificationHeadRecord(BaseModel):
+    """A head of a sequence classification model, trained beside an adapter or alone."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["classification_head"]
+    class_count: int = Field(ge=2, description="outputs of the head, in the labels' order")
+    likelihood: Likelihood = Field(description="bernoulli where each label is right or wrong on its own")
+    side: Side = Field(description="side of a row that is padded, and of a long text that is cut")
+    trained: tuple[str, ...] = Field(description="module paths of the head's trained linears, that of the logits last")
+    alone: bool = Field(description="whether there is no adapter, and head.safetensors in its place")
+
+    def readout(self) -> ClassificationHead:
+        """Return the read-out."""
+        return ClassificationHead(self.class_count, self.likelihood, self.side, self.trained)
+
+    def verify(self, name: str, tokenizer: Any, template: PromptTemplate) -> None:
+        """Do nothing: of a head's labels no tokenizer knows."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ClassificationHeadRecord:
+        if self.alone and not self.trained:
+            raise ValueError("a head alone without a trained linear")
+        return self
+
+
 #: Every kind of record.
-ReadOutRecord = Annotated[LabelTokensRecord | LabelSequencesRecord, Field(discriminator="kind")]
+ReadOutRecord = Annotated[LabelTokensRecord | LabelSequencesRecord | ClassificationHeadRecord, Field(discriminator="kind")]

@@ -1,4 +1,4 @@
-"""What one forward pass shows of an input: hidden states at the last token after some layers, and the logits.
+"""What one forward pass shows of an input: hidden states at the last real token after some layers, and the logits.
 
 They are the inputs of the distilled covariance (``laplora.predictive.distilled``).
 """
@@ -23,7 +23,7 @@ class States:
     """A batch's forward pass, on the CPU, float32.
 
     Attributes:
-        hidden: (batch, layers, hidden), at the last token, after the layers in question.
+        hidden: (batch, layers, hidden), at the last real token, after the layers in question.
         contrast_mean: (batch, classes - 1), ``Q^T f``, nats.
         tokens: (batch,), real tokens of each row.
     """
@@ -50,17 +50,21 @@ def join_states(parts: Sequence[States]) -> States:
 
 
 class StateTape(ExitStack[None]):
-    """Notes the states of one forward pass, with or without Jacobians, after some decoder layers; a context manager.
+    """Notes the states of one forward pass, with or without Jacobians, after some layers; a context manager.
+
+    Args:
+        attention_mask: (batch, tokens), of the batch that will run; None: padded on the left, each last token is real.
 
     Raises ModelError for a model without layers of these numbers, from 0.
     """
 
-    def __init__(self, model: Any, layers: Sequence[int]) -> None:
+    def __init__(self, model: Any, layers: Sequence[int], attention_mask: torch.Tensor | None = None) -> None:
         super().__init__()
         every = decoder_layers(model)
         if any(not 0 <= number < len(every) for number in layers):
             raise ModelError(f"the states are those after the layers {list(layers)}, the model has {len(every)}")
         self._modules = [every[number] for number in layers]
+        self._mask = attention_mask
         self._noted: dict[int, torch.Tensor] = {}
 
     def __enter__(self) -> Self:
@@ -70,7 +74,8 @@ class StateTape(ExitStack[None]):
 
     def _note(self, place: int, _module: nn.Module, _inputs: Any, output: Any) -> None:
         hidden = output[0] if isinstance(output, tuple) else output
-        self._noted[place] = hidden[:, -1].detach().clone()
+        last = hidden[:, -1] if self._mask is None else hidden[torch.arange(len(hidden)), last_real(self._mask)]
+        self._noted[place] = last.detach().clone()
 
     def states(self, logits: torch.Tensor, attention_mask: torch.Tensor) -> States:
         """Return the pass's states, with its logits (batch, classes) and its batch's mask (batch, tokens)."""
@@ -79,11 +84,19 @@ class StateTape(ExitStack[None]):
         return States(hidden.cpu(), mean.float(), attention_mask.sum(1).cpu().float())
 
 
+def last_real(attention_mask: torch.Tensor) -> torch.Tensor:
+    """Return the place of each row's last real token, (batch,), of a mask (batch, tokens) padded on either side."""
+    places = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+    return (attention_mask * places).argmax(1)
+
+
 def decoder_layers(model: Any) -> nn.ModuleList:
-    """Return a causal language model's decoder layers, PEFT's wrapping or not; ModelError where no list holds them."""
+    """Return a decoder's or encoder's layers, PEFT's wrapping or not; ModelError where no list holds them."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     decoder, count = getattr(base, base.base_model_prefix), base.config.get_text_config().num_hidden_layers
-    for part in (decoder, getattr(decoder, "language_model", None)):  # the second where it also sees or hears
+    # The second where it also sees or hears, the last ones of encoders.
+    inner = (getattr(decoder, name, None) for name in ("language_model", "encoder", "transformer"))
+    for part in (decoder, *inner):
         for module in () if part is None else part.children():
             if isinstance(module, nn.ModuleList) and len(module) == count:
                 return module

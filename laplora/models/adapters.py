@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -12,7 +13,8 @@ from safetensors import safe_open
 from torch import nn
 
 from laplora.errors import ArtifactCorruptError, ModelError, first_line
-from laplora.models.lora import check_settings, lora_layers
+from laplora.models.classifier_head import head_weights, trained_linears
+from laplora.models.lora import check_settings, is_classifier, lora_layers
 from laplora.models.probe import check_adapted
 from laplora.models.quiet import quiet_loading
 
@@ -25,7 +27,7 @@ def attach_adapter(model: nn.Module, folder: Path) -> Any:
             other embeddings than the base's, or one of a module that does not run once on every token
             (``laplora.models.probe.check_adapted``).
         ArtifactCorruptError: adapter files that cannot be read, or that do not hold exactly the LoRA
-            matrices of this base, each finite.
+            matrices of this base, and its head's linears where they were trained, each finite.
     """
     from safetensors import SafetensorError
 
@@ -34,7 +36,7 @@ def attach_adapter(model: nn.Module, folder: Path) -> Any:
 
     try:
         check_settings(folder, model)
-        embeddings = _saved_embeddings(model, folder)
+        embeddings = _saved_embeddings(model, folder, _retrained(model, folder))
         with quiet_loading(), warnings.catch_warnings():
             # what peft only warns of is checked below, and refused
             warnings.filterwarnings("ignore", "Found missing adapter keys", UserWarning)
@@ -43,22 +45,43 @@ def attach_adapter(model: nn.Module, folder: Path) -> Any:
         raise ArtifactCorruptError(
             f"the adapter in {folder.name!r} does not load on this base: {first_line(error)}"
         ) from None
-    verify_adapter(folder, lora_layers(peft_model), but=embeddings)
+    heads = head_weights(peft_model, trained_linears(peft_model)) if is_classifier(model) else {}
+    verify_adapter(folder, lora_layers(peft_model), heads, but=embeddings)
     peft_model.requires_grad_(False)
     peft_model.eval()
     check_adapted(peft_model)
     return peft_model
 
 
-def _saved_embeddings(model: Any, folder: Path) -> set[str]:
+def _retrained(model: Any, folder: Path) -> set[str]:
+    """Return the names, in an adapter's file, of parameters of a classifier's head of which PEFT makes copies."""
+    if not is_classifier(model):
+        return set()
+    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    modules = tuple(map(str, settings.get("modules_to_save") or ()))
+    if settings.get("task_type") == "SEQ_CLS":
+        modules += ("classifier", "score")  # as PEFT does
+    inside = f"{model.base_model_prefix}."
+    parts = [(name, name.split(".")) for name, _ in model.named_parameters() if not name.startswith(inside)]
+    return {
+        f"base_model.model.{name}"
+        for name, path in parts
+        if any(".".join(path[:depth]).endswith(modules) for depth in range(1, len(path)))
+    }
+
+
+def _saved_embeddings(model: Any, folder: Path, retrained: set[str]) -> set[str]:
     """Return which tensors of an adapter's file are the base's embeddings, after comparing them with the base's.
 
     PEFT saves them beside an adapted ``lm_head``, and beside any adapter on request (``save_embedding_layers``). To be
     called before PEFT loads the file: it copies whatever has a base weight's name over that weight, which artifacts
     may share.
 
+    Args:
+        retrained: names of further tensors that PEFT copies elsewhere.
+
     Raises:
-        ArtifactCorruptError: other tensors than LoRA matrices and embeddings.
+        ArtifactCorruptError: other tensors than LoRA matrices, embeddings and those.
         ModelError: an adapted embedding, or one that is another than the base's, as after tokens were added or the
             embedding was trained.
     """
@@ -72,7 +95,7 @@ def _saved_embeddings(model: Any, folder: Path) -> set[str]:
     }
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as handle:
         keys: Any = handle.keys()
-        names = {name for name in keys if not name.endswith((".lora_A.weight", ".lora_B.weight"))}
+        names = {name for name in keys if not name.endswith((".lora_A.weight", ".lora_B.weight"))} - retrained
         if any(".lora_embedding_" in name for name in names):
             raise ModelError(
                 f"the adapter in {folder.name!r} is on an embedding with LoRA, which the posterior does not cover"
@@ -97,15 +120,20 @@ def _saved_embeddings(model: Any, folder: Path) -> set[str]:
     return names
 
 
-def verify_adapter(folder: Path, layers: Mapping[str, Any], but: Collection[str] = ()) -> None:
-    """Raise ArtifactCorruptError where the file is not exactly the layers' matrices, each finite.
+def verify_adapter(
+    folder: Path, layers: Mapping[str, Any], heads: Collection[str] = (), but: Collection[str] = ()
+) -> None:
+    """Raise ArtifactCorruptError where the file is not exactly the layers' matrices and a trained head's, each finite.
 
-    Tensors of the names in ``but`` may be there too.
+    Args:
+        heads: names in the base of the trained head's weights and biases.
+        but: names in the file that may be there too.
     """
     from safetensors.torch import load_file
 
     tensors = {name: t for name, t in load_file(folder / "adapter_model.safetensors").items() if name not in but}
     expected = {f"base_model.model.{name}.{side}.weight" for name in layers for side in ("lora_A", "lora_B")}
+    expected |= {f"base_model.model.{name}" for name in heads}
     if tensors.keys() != expected:
         raise ArtifactCorruptError(
             f"the adapter in {folder.name!r} does not hold the LoRA matrices of this base: missing "

@@ -11,10 +11,14 @@ import torch
 
 from laplora.errors import ModelError, first_line
 from laplora.models.four_bit import dequantize_linears, expanded_bytes, keep_4bit_differentiable
+from laplora.models.head_probe import check_head
 from laplora.models.held_weights import HeldWeights, decide
 from laplora.models.offline import OFFLINE_MODELS, ensure_model
 from laplora.models.probe import check_readout
 from laplora.models.quiet import quiet_loading
+
+#: Modules of classifiers' heads, which are not quantized: they are trained, or small.
+_HEADS = ("score", "classifier", "pre_classifier", "pooler", "head")
 
 
 @dataclass(frozen=True)
@@ -25,20 +29,27 @@ class BaseSpec:
         model: a name of the offline models, a folder, or a hub id; revision: of the hub, None for the default branch.
         quantization: ``nf4`` (NormalFloat-4 with double quantization, QLoRA, arXiv 2305.14314) or ``none``.
         dtype: format of the unquantized weights and of the activations.
+        classes: of the head of a sequence classification model; None: a causal language model.
     """
 
     model: str
     revision: str | None = None
     quantization: Literal["nf4", "none"] = "nf4"
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    classes: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class LoadedBase:
-    """A base model as loaded: frozen, in eval mode, without any adapter; and how its weights are held."""
+    """A base model as loaded: frozen, in eval mode, without any adapter; and how its weights are held.
+
+    Attributes:
+        missing: names of parameters that its checkpoint does not have, as of a head that is still to come; random.
+    """
 
     model: Any
     weights: HeldWeights
+    missing: frozenset[str] = frozenset()
 
 
 def resolve_device(device: str) -> torch.device:
@@ -88,7 +99,7 @@ def load_base_model(
 
     Raises:
         ModelError: nothing to load there, weights that are pickled or an architecture that is Python code of the
-            model, one whose logits are not a plain linear read-out, or no bitsandbytes.
+            model, one whose logits are not a plain linear read-out (of a classifier: its head's), or no bitsandbytes.
     """
     from transformers import BitsAndBytesConfig
 
@@ -105,12 +116,14 @@ def load_base_model(
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
+            llm_int8_skip_modules=list(_HEADS) if spec.classes else None,
         )
         options["device_map"] = {"": device}
     try:
         with quiet_loading():
-            model = _from_pretrained(
+            model, missing = _from_pretrained(
                 location,
+                spec.classes,
                 revision=spec.revision,
                 dtype=dtype,
                 # Without it transformers would ask at the terminal whether to run the model's code.
@@ -119,7 +132,8 @@ def load_base_model(
                 **options,
             )
     except (OSError, ValueError) as error:
-        raise _unreachable(location, "causal language model", error) from None
+        what = "sequence classification model" if spec.classes else "causal language model"
+        raise _unreachable(location, what, error) from None
     if spec.quantization == "nf4":
         keep_4bit_differentiable(model)
         held = decide(expanded_bytes(model, dtype), device, dequantize)
@@ -130,21 +144,30 @@ def load_base_model(
         model.to(device)
     model.requires_grad_(False)
     model.eval()
-    check_readout(model)
-    return LoadedBase(model, held)
+    (check_head if spec.classes else check_readout)(model)
+    return LoadedBase(model, held, missing)
 
 
-def _from_pretrained(location: str, **options: Any) -> Any:
-    """Return the model, with torch's fused attention where its class has it (Gemma 2 caps the attention's scores)."""
-    from transformers import AutoModelForCausalLM
+def _from_pretrained(location: str, classes: int | None, **options: Any) -> tuple[Any, frozenset[str]]:
+    """Return the model, and the names of parameters that the checkpoint does not have in their shape.
+
+    It has torch's fused attention where its class has that (Gemma 2 caps the attention's scores).
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     load: Any = AutoModelForCausalLM.from_pretrained
+    if classes is not None:
+        load = AutoModelForSequenceClassification.from_pretrained
+        options |= {"num_labels": classes, "ignore_mismatched_sizes": True}
+    options["output_loading_info"] = True
     try:
-        return load(location, attn_implementation="sdpa", **options)
+        model, info = load(location, attn_implementation="sdpa", **options)
     except ValueError as error:  # raised before any weight is read
         if "scaled_dot_product_attention" not in str(error):
             raise
-    return load(location, attn_implementation="eager", **options)
+        model, info = load(location, attn_implementation="eager", **options)
+    missing = {*info["missing_keys"], *(key if isinstance(key, str) else key[0] for key in info["mismatched_keys"])}
+    return model, frozenset(missing) if classes is not None else frozenset()
 
 
 def _unreachable(location: str, what: str, error: Exception) -> ModelError:

@@ -26,7 +26,7 @@ from laplora.prompts.rows import Batch, EncodedRow, Side, collate
 _LENGTHS = (6, 3)
 #: How far padding may move a row's last hidden state, as a share of its norm: by rounding, which can tip routers of
 #: experts. Wrong positions move it by most of its norm. In float32 1 %.
-_PADDING_TOLERANCE = {torch.bfloat16: 0.25, torch.float16: 0.25}
+PADDING_TOLERANCE = {torch.bfloat16: 0.25, torch.float16: 0.25}
 #: What a forward pass raises that was given other inputs than it takes.
 _REFUSALS = (TypeError, ValueError, LookupError, AttributeError, NotImplementedError)
 
@@ -76,14 +76,14 @@ def check_readout(model: Any) -> None:
         seen.append(inputs[0].reshape(-1, inputs[0].shape[-1]))
         return given.expand_as(output)
 
-    with torch.no_grad(), _runs_on_tokens(model):
+    with torch.no_grad(), runs_on_tokens(model):
         hidden, alone = last_hidden(model, batch), last_hidden(model, _second_row(batch))
         labels = batch.input_ids[0].tolist()
         ours, heads = label_logits(model, hidden, labels), transform.apply(head(hidden)[:, labels].double())
         with head.register_forward_hook(replace):
             logits = model(**batch.inputs, use_cache=False).logits[:, -1]
     moved = float((hidden[1:] - alone).double().norm() / hidden[1:].double().norm())
-    if moved > _PADDING_TOLERANCE.get(hidden.dtype, 1e-2):
+    if moved > PADDING_TOLERANCE.get(hidden.dtype, 1e-2):
         raise ModelError(
             f"{kind} answers otherwise where a row is padded on the left: its last hidden state moves by {moved:.2g} "
             "of its norm. It ignores position_ids or attention_mask: use another base model"
@@ -190,7 +190,7 @@ def _calls(model: Any) -> _Calls:
     def note(name: str, _module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         calls[name].append(tuple(inputs[0].shape) if inputs else ())
 
-    with ExitStack() as hooks, torch.no_grad(), _runs_on_tokens(base):
+    with ExitStack() as hooks, torch.no_grad(), runs_on_tokens(base):
         for name, module in watched.items():
             hooks.enter_context(module.register_forward_pre_hook(partial(note, name)))
         (head_state if classifies else last_hidden)(model, batch)
@@ -224,7 +224,8 @@ def _good_targets(calls: _Calls) -> set[str]:
 
 
 @contextmanager
-def _runs_on_tokens(model: Any) -> Iterator[None]:
+def runs_on_tokens(model: Any) -> Iterator[None]:
+    """Raise ModelError where the block shows that a model does not take what a decoder or encoder of text takes."""
     try:
         yield
     except _REFUSALS as error:

@@ -10,6 +10,7 @@ import torch
 
 from laplora.errors import ArtifactCorruptError
 from laplora.jacobians.states import decoder_layers
+from laplora.models.readout import base_of
 from laplora.posterior.file import read_tensors
 from laplora.predictive.distilled import TENSORS, DistilledCovariance, gaussian_kernel
 from laplora.predictive.distilled_error import KernelError, regularised_factor
@@ -28,7 +29,7 @@ def distilled_tensors(distilled: DistilledCovariance) -> tuple[dict[str, torch.T
 
 def read_distilled_for(model: Any, path: Path, classes: int) -> DistilledCovariance:
     """Return the predictor in a file, checked against a loaded model; arguments and errors as ``read_distilled``."""
-    hidden: int = model.get_base_model().config.get_text_config().hidden_size
+    hidden: int = base_of(model).config.get_text_config().hidden_size
     return read_distilled(path, classes=classes, hidden=hidden, layers=len(decoder_layers(model)))
 
 

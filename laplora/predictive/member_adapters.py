@@ -18,7 +18,9 @@ from torch import nn
 from laplora.errors import ArtifactCorruptError, ConfigError
 from laplora.jacobians.blocks import Block
 from laplora.models.adapters import verify_adapter
-from laplora.models.lora import adapter_name, lora_layers, lora_of
+from laplora.models.classifier_head import head_weights, is_adapted, trained_linears
+from laplora.models.lora import adapter_name, is_classifier, lora_layers, lora_of
+from laplora.models.readout import base_of
 from laplora.predictive.dropout import dropout_masks, member_weights
 
 #: LoRA weights by block name, each of the shape, dtype and device that the model has them in.
@@ -26,12 +28,19 @@ Weights = Mapping[str, torch.Tensor]
 
 
 def lora_parameters(model: Any) -> dict[str, nn.Parameter]:
-    """Return every LoRA matrix of a PEFT model by block name, as (out, in) parameters, in module order."""
-    return {
+    """Return every LoRA matrix of a PEFT model by block name, as (out, in) parameters, in module order.
+
+    After them come the weights and biases of a trained head by their names in the base. Of a head without an adapter
+    they are all.
+    """
+    classifies = is_classifier(base_of(model))
+    layers = lora_layers(model) if is_adapted(model) or not classifies else {}
+    lora = {
         f"{name}.{side}": linear.weight
-        for name, layer in lora_layers(model).items()
+        for name, layer in layers.items()
         for side, linear in lora_of(layer).sides.items()
     }
+    return lora | (head_weights(model, trained_linears(model)) if classifies else {})
 
 
 def read_weights(model: Any, folder: Path) -> dict[str, torch.Tensor]:
@@ -47,7 +56,9 @@ def read_weights(model: Any, folder: Path) -> dict[str, torch.Tensor]:
     name = f"{folder.parent.name}/{folder.name}"
     try:
         settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        verify_adapter(folder, lora_layers(model))
+        parameters = lora_parameters(model)
+        heads = [name for name in parameters if not name.endswith((".lora_A", ".lora_B"))]
+        verify_adapter(folder, lora_layers(model), heads)
         stored = load_file(folder / "adapter_model.safetensors")
     except (OSError, ValueError, SafetensorError) as error:
         raise ArtifactCorruptError(f"the adapter in {name} cannot be read: {type(error).__name__}") from None
@@ -56,8 +67,8 @@ def read_weights(model: Any, folder: Path) -> dict[str, torch.Tensor]:
     if differing:
         raise ArtifactCorruptError(f"the adapter in {name} has another {differing[0]} than the artifact")
     weights = {}
-    for block, parameter in lora_parameters(model).items():
-        tensor = stored[f"base_model.model.{block}.weight"]
+    for block, parameter in parameters.items():
+        tensor = stored[f"base_model.model.{block}" + ("" if block in heads else ".weight")]
         if tensor.shape != parameter.shape:
             raise ArtifactCorruptError(
                 f"the adapter in {name}: {block} should be {tuple(parameter.shape)}, it is {tuple(tensor.shape)}"

@@ -100,7 +100,7 @@ def member_outputs(members: MemberSet, batch: Batch, wanted: Collection[Wanted])
     kinds = {kind for kind, _ in wanted}
     posteriors = {kind for kind, covariance in wanted if covariance}
     distilled = members.distilled if "distilled" in kinds else None
-    with StateTape(members.model, distilled.layers) if distilled else nullcontext() as tape:
+    with StateTape(members.model, distilled.layers, batch.attention_mask) if distilled else nullcontext() as tape:
         trained = _pass(members, members.trained, batch, jacobians=bool(posteriors & {"single", "checkpoints"}))
     logits, hidden, covariance = trained
     likelihood = members.readout.likelihood
