@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from laplora.models.head_probe import check_head
 from laplora.models.held_weights import HeldWeights, decide
 from laplora.models.offline import OFFLINE_MODELS, ensure_model
 from laplora.models.probe import check_readout
-from laplora.models.quiet import quiet_loading
+from laplora.models.quiet import only_errors_logged, quiet_loading
 
 #: Modules of classifiers' heads, which are not quantized: they are trained, or small.
 _HEADS = ("score", "classifier", "pre_classifier", "pooler", "head")
@@ -120,7 +121,7 @@ def load_base_model(
         )
         options["device_map"] = {"": device}
     try:
-        with quiet_loading():
+        with quiet_loading(), only_errors_logged() if spec.classes else nullcontext():
             model, missing = _from_pretrained(
                 location,
                 spec.classes,

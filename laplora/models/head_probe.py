@@ -40,7 +40,7 @@ def check_head(model: Any) -> None:
             logits = model(**alone.inputs).logits
     if not bool(padded.isfinite().all() and state.isfinite().all()):
         raise ModelError(
-            f"{kind} gives NaN or infinity on ordinary tokens: its weights hold such, or overflow in their number format"
+            f"{kind} gives NaN or infinity on ordinary tokens: its weights hold such, or overflow in their format"
         )
     tolerance = PADDING_TOLERANCE.get(layer.weight.dtype, 1e-2)
     moved = float((padded - state).norm() / state.norm().clamp_min(1e-30))

@@ -39,17 +39,23 @@ def quiet_loading() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def silent_transformers() -> Iterator[None]:
-    """Silence transformers' bars, log lines and warnings."""
+def only_errors_logged() -> Iterator[None]:
+    """Let transformers log errors alone: of a classifier's base it reports that the head is still to be trained."""
     import transformers.utils.logging
 
     transformers_logging: Any = transformers.utils.logging
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
-        # One bar of the GGUF reader ignores the switch and writes to sys.stderr directly.
-        with contextlib.redirect_stderr(io.StringIO()), quiet_loading(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
         transformers_logging.set_verbosity(verbosity)
+
+
+@contextlib.contextmanager
+def silent_transformers() -> Iterator[None]:
+    """Silence transformers' bars, log lines and warnings."""
+    # One bar of the GGUF reader ignores the switch and writes to sys.stderr directly.
+    with only_errors_logged(), contextlib.redirect_stderr(io.StringIO()), quiet_loading(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

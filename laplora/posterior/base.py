@@ -20,12 +20,12 @@ Granularity = Literal["scalar", "group", "module"]
 
 @dataclass(frozen=True)
 class Prior:
-    """Gaussian prior N(W_init, 1/precision) on each block, centred at the initial adapter.
+    """Gaussian prior N(W_init, 1/precision) on each block, centred at its initial value; at zero where that is unknown.
 
     Attributes:
-        granularity: ``scalar`` (one precision), ``group`` (one for all ``lora_A``, one for all ``lora_B``), or
+        granularity: ``scalar`` (one precision), ``group`` (one for each of ``lora_A``, ``lora_B`` and ``head``), or
             ``module`` (one per block).
-        precision: by ``"all"``, by ``"lora_A"`` and ``"lora_B"``, or by block name.
+        precision: by ``"all"``, by ``"lora_A"``, ``"lora_B"`` and ``"head"``, or by block name.
     """
 
     granularity: Granularity

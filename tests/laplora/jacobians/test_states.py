@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny_classifiers import CLASSIFIERS, adapted_classifier, batch_of, random_rows
 from tiny_models import tiny_model, tiny_task
 
 from laplora.errors import ModelError
@@ -11,6 +12,7 @@ from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
 from laplora.jacobians.states import StateTape, join_states, spread_layers
 from laplora.linearised import contrasts
 from laplora.models.readout import label_logits, last_hidden
+from laplora.readouts.classification_head import classification_head
 
 
 @pytest.mark.parametrize("kind", ["llama", "phi", "phi3"])
@@ -46,3 +48,21 @@ def test_layers_that_are_not_there() -> None:
 @pytest.mark.parametrize(("count", "layers"), [(30, (10, 20, 28)), (2, (0, 1)), (1, (0,)), (32, (10, 21, 30))])
 def test_which_layers(count: int, layers: tuple[int, ...]) -> None:
     assert spread_layers(count) == layers
+
+
+@pytest.mark.parametrize("kind", CLASSIFIERS)
+def test_states_of_encoders_are_those_of_the_last_real_token(kind: str) -> None:
+    """Also where rows are padded on the right, and the last place of the batch holds padding."""
+    model = adapted_classifier(kind, dtype=torch.float32)
+    readout = classification_head(model)
+    rows = random_rows(5)
+    batch = batch_of(rows, readout.side)
+    with torch.no_grad(), StateTape(model, (0, 1), batch.attention_mask) as tape:
+        scores = readout.scores(model, batch)
+    states = tape.states(scores.logits, batch.attention_mask)
+    for i, row in enumerate(rows):
+        ids = torch.tensor([row.token_ids])
+        with torch.no_grad():
+            plain = model(input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True)
+        torch.testing.assert_close(states.hidden[i, 0], plain.hidden_states[1][0, -1], atol=1e-5, rtol=1e-4)
+    assert states.tokens.tolist() == [len(row.token_ids) for row in rows]

@@ -1,0 +1,185 @@
+"""Artifacts of classification heads: loaded from files alone, with the numbers of the model in memory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from head_artifacts import TEXTS, copy_of, load, logits_of, pack, save_base
+from safetensors.torch import load_file, save_file
+from tiny_classifiers import adapted_classifier, classifier_base, head_alone
+from tiny_runs import reseal
+from transformers import PreTrainedTokenizerFast
+
+from laplora.artifact.manifest import HEAD
+from laplora.errors import ArtifactCorruptError, ModelError
+from laplora.models.base import BaseSpec, load_base_model
+from laplora.models.shared_base import SharedBases
+from laplora.readouts.classification_head import classification_head
+
+FLOAT32 = {"dtype": torch.float32, "classes": 2}
+MADE: dict[str, tuple[Any, Path]] = {}
+
+
+def made(kind: str, factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """Return a classifier and its artifact: ``KIND`` with LoRA, or ``KIND alone``; made once."""
+    if kind not in MADE:
+        folder, name = factory.mktemp("heads"), kind.split()[0]
+        alone = kind.endswith("alone")
+        base = save_base(folder / "base", classifier_base(name, classes=2), head=alone and name == "deberta")
+        model = (head_alone if alone else adapted_classifier)(name, **FLOAT32)
+        MADE[kind] = model, pack(folder / "artifact", base, model, classification_head(model))
+    return MADE[kind]
+
+
+@pytest.mark.parametrize("kind", ["llama", "roberta", "modernbert alone", "deberta alone", "llama alone"])
+def test_an_artifact_answers_as_the_model_in_memory(kind: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    if kind == "modernbert alone":  # its norm is part of a frozen head, which the base must hold
+        with pytest.raises(ModelError, match=r"head\.norm is a trained LayerNorm"):
+            made(kind, tmp_path_factory)
+        return
+    model, artifact = made(kind, tmp_path_factory)
+    predictor = load(artifact)  # replays its golden answers
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(artifact.parent / "base")
+    rows = [predictor.encode(inputs, truncate=True) for inputs in TEXTS]
+    assert [row.truncated for row in rows] == [False, False, True]
+    side = predictor.artifact.manifest.readout.side
+    assert (rows[2].token_ids[0], rows[2].token_ids[-1]) == (1, 2)
+    assert rows[2].token_ids[1] == (4 + 5 if side == "right" else 4 + 7)
+    together = predictor.predict(rows, "laplace", also=["map"])
+    for inputs, row, answer in zip(TEXTS, rows, together, strict=True):
+        ids = torch.tensor([row.token_ids])
+        with torch.no_grad():
+            expected = model(input_ids=ids).logits[0].double().softmax(-1)
+        torch.testing.assert_close(torch.tensor(answer.map_probs, dtype=torch.float64), expected, rtol=1e-4, atol=1e-5)
+        if side == "right":
+            by_hand = logits_of(model, tokenizer, inputs["text"], 12).softmax(-1)
+            torch.testing.assert_close(expected, by_hand, rtol=0, atol=1e-6)
+        assert answer.label_mass == 1
+        assert answer.logit_variance is not None
+        assert min(answer.logit_variance) > 0
+    alone = [predictor.predict([row], "laplace")[0] for row in rows]
+    for one, other in zip(alone, together, strict=True):
+        assert one.probs == pytest.approx(other.probs, abs=1e-5)
+
+
+def test_two_artifacts_of_one_base_share_it_and_keep_their_heads(tmp_path_factory: pytest.TempPathFactory) -> None:
+    model, artifact = made("roberta", tmp_path_factory)
+    other = adapted_classifier("roberta", **FLOAT32)
+    with torch.no_grad():
+        other.get_base_model().classifier.modules_to_save["default"].out_proj.bias += 1.0
+    second = pack(artifact.parent / "second", artifact.parent / "base", other, classification_head(other))
+    bases = SharedBases()
+    one, two = (load(path, bases=bases) for path in (artifact, second))
+    assert one.base is two.base
+    load(artifact, bases=bases)
+    head = model.get_base_model().classifier.modules_to_save["default"].out_proj.bias
+    held = one._members.parameters["classifier.out_proj.bias"]
+    assert torch.equal(held, head)
+    assert torch.equal(two._members.parameters["classifier.out_proj.bias"], head + 1.0)
+
+
+def test_heads_alone_on_one_base_do_not_write_into_it(tmp_path_factory: pytest.TempPathFactory) -> None:
+    model, artifact = made("llama alone", tmp_path_factory)
+    bases = SharedBases()
+    kept = load(artifact, bases=bases)
+    before = kept.base.model.score.weight.clone()
+    load(artifact, bases=bases)
+    assert torch.equal(kept.base.model.score.weight, before)
+    assert torch.equal(kept._members.parameters["score.weight"], model.score.weight)
+    assert not torch.equal(before, model.score.weight)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("score.weight"), "name different tensors"),
+        (lambda t: t.update(other=torch.zeros(1)), "name different tensors"),
+        (lambda t: t.update({"score.weight": torch.zeros(3, 16)}), "should be finite floats"),
+        (lambda t: t["score.weight"].fill_(torch.nan), "should be finite floats"),
+        (lambda t: t.update({"score.weight": t["score.weight"].int()}), "should be finite floats"),
+    ],
+)
+def test_each_fault_of_a_heads_file_is_found(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, change: Any, message: str
+) -> None:
+    _, artifact = made("llama alone", tmp_path_factory)
+    damaged = copy_of(artifact, tmp_path / "artifact")
+    tensors = load_file(damaged / HEAD)
+    change(tensors)
+    save_file(tensors, damaged / HEAD)
+    reseal(damaged)
+    with pytest.raises(ArtifactCorruptError, match=message):
+        load(damaged)
+    (damaged / HEAD).write_bytes(b"no safetensors")
+    reseal(damaged)
+    with pytest.raises(ArtifactCorruptError, match="cannot be read"):
+        load(damaged)
+    (damaged / HEAD).unlink()
+    reseal(damaged)
+    with pytest.raises(ArtifactCorruptError, match=r"files missing \['head.safetensors'\]"):
+        load(damaged)
+
+
+def test_an_adapters_head_must_be_whole_and_the_manifests(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    _, artifact = made("roberta", tmp_path_factory)
+    damaged = copy_of(artifact, tmp_path / "artifact")
+    readout = json.loads((damaged / "manifest.json").read_text())["readout"]
+    reseal(damaged, readout=readout | {"trained": ["classifier.out_proj"]})
+    with pytest.raises(ArtifactCorruptError, match="the manifest says"):
+        load(damaged)
+    file = damaged / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    save_file({name: t for name, t in tensors.items() if "out_proj.bias" not in name}, file)
+    reseal(damaged, readout=readout)
+    with pytest.raises(ArtifactCorruptError, match=r"base_model.model.classifier.out_proj.bias"):
+        load(damaged)
+
+
+def test_a_head_that_nothing_trained_is_no_name_for_the_bases_weights(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    """Without ``modules_to_save`` PEFT would copy the tensor over the base's own head, which others share."""
+    _, artifact = made("roberta", tmp_path_factory)
+    damaged = copy_of(artifact, tmp_path / "artifact")
+    settings = damaged / "adapter" / "adapter_config.json"
+    fields = json.loads(settings.read_text()) | {"modules_to_save": None, "task_type": None}
+    settings.write_text(json.dumps(fields))
+    reseal(damaged)
+    with pytest.raises(ArtifactCorruptError, match="not expected"):
+        load(damaged)
+
+
+def test_a_part_of_the_head_that_nobody_saved_is_refused(tmp_path: Path) -> None:
+    """PEFT trains and saves ``classifier`` alone, and DeBERTa's pooler starts at random where a checkpoint lacks it."""
+    base = save_base(tmp_path / "base", classifier_base("deberta", classes=2), head=False)
+    model = adapted_classifier("deberta", **FLOAT32)
+    with pytest.raises(ModelError, match=r"pooler\.dense\.bias is not in the base's checkpoint"):
+        pack(tmp_path / "artifact", base, model, classification_head(model))
+    whole = adapted_classifier("deberta", lora={"modules_to_save": ["pooler"]}, **FLOAT32)
+    readout = classification_head(whole)
+    assert readout.trained == ("pooler.dense", "classifier")
+    load(pack(tmp_path / "whole", base, whole, readout))
+
+
+def test_bases_load_as_classifiers_and_are_checked(tmp_path: Path) -> None:
+    model = classifier_base("bert", classes=5)
+    folder = save_base(tmp_path / "base", model, head=True)
+    base = load_base_model(str(folder), BaseSpec(str(folder), None, "none", "float32", 3), device=torch.device("cpu"))
+    assert (base.model.config.num_labels, base.missing) == (3, {"classifier.weight", "classifier.bias"})
+    base = load_base_model(str(folder), BaseSpec(str(folder), None, "none", "float32", 5), device=torch.device("cpu"))
+    assert not base.missing
+    spec = BaseSpec(str(folder), classes=5)
+    packed = load_base_model(str(folder), spec, device=torch.device("cpu"), dequantize=False)
+    assert packed.weights.held == "packed"
+    assert packed.model.classifier.weight.dtype == torch.bfloat16  # in 4 bit nothing of it could be covered
+    with torch.no_grad():
+        model.bert.encoder.layer[0].output.dense.weight[0, 0] = torch.nan
+    folder = save_base(tmp_path / "broken", model, head=True)
+    with pytest.raises(ModelError, match="gives NaN or infinity on ordinary tokens"):
+        load_base_model(str(folder), BaseSpec(str(folder), None, "none", "float32", 5), device=torch.device("cpu"))
