@@ -14,7 +14,7 @@ from laplora.errors import ArtifactCorruptError, ArtifactIncompatibleError, Prio
 from laplora.jacobians.contrasts import covered_blocks
 from laplora.models.adapters import attach_adapter
 from laplora.models.base import LoadedBase
-from laplora.models.classifier_head import check_ending, head_side, trained_linears
+from laplora.models.classifier_head import check_ending, check_length, head_side, trained_linears
 from laplora.models.hashes import tokenizer_hash, weights_hash
 from laplora.models.head_file import attach_head, check_supplied
 from laplora.models.shared_base import share
@@ -46,13 +46,14 @@ def attach(path: Path, manifest: Manifest, base: LoadedBase, tokenizer: Any) -> 
 
     Raises:
         ArtifactCorruptError: an adapter or a head that is not one of this base, or not what the manifest says.
-        ModelError: as ``attach_adapter``; parameters that would be random (``check_supplied``), or a head that was
-            trained at another token than is read (``check_ending``).
+        ModelError: as ``attach_adapter``; parameters that would be random (``check_supplied``), a head that was
+            trained at another token than is read (``check_ending``), or too few positions for ``max_tokens``.
     """
     model, record = share(base.model), manifest.readout
     if not isinstance(record, ClassificationHeadRecord):
         return attach_adapter(model, path / ADAPTER_FOLDER)
     check_ending(model, tokenizer)
+    check_length(model, manifest.max_tokens)
     if record.alone:
         check_supplied(model, base.missing, record.trained)
         return attach_head(model, path / HEAD, record.trained)

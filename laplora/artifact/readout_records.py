@@ -105,4 +105,6 @@ class ClassificationHeadRecord(BaseModel):
 
 
 #: Every kind of record.
-ReadOutRecord = Annotated[LabelTokensRecord | LabelSequencesRecord | ClassificationHeadRecord, Field(discriminator="kind")]
+ReadOutRecord = Annotated[
+    LabelTokensRecord | LabelSequencesRecord | ClassificationHeadRecord, Field(discriminator="kind")
+]

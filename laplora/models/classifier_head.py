@@ -175,6 +175,14 @@ def longest_input(model: Any) -> int | None:
     return min(sizes, default=None)
 
 
+def check_length(model: Any, max_tokens: int) -> None:
+    """Raise ModelError where a model has positions for fewer than ``max_tokens`` tokens."""
+    longest = longest_input(model)
+    if longest is not None and longest < max_tokens:
+        kind = type(base_of(model)).__name__
+        raise ModelError(f"{kind} has positions for {longest} tokens, max_tokens is {max_tokens}")
+
+
 def check_ending(model: Any, tokenizer: Any) -> None:
     """Raise ModelError where transformers trained a decoder's head at another token than the last.
 

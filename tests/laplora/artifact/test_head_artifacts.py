@@ -29,7 +29,7 @@ def made(kind: str, factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     if kind not in MADE:
         folder, name = factory.mktemp("heads"), kind.split()[0]
         alone = kind.endswith("alone")
-        base = save_base(folder / "base", classifier_base(name, classes=2), head=alone and name == "deberta")
+        base = save_base(folder / "base", classifier_base(name, classes=2), head=kind == "deberta alone")
         model = (head_alone if alone else adapted_classifier)(name, **FLOAT32)
         MADE[kind] = model, pack(folder / "artifact", base, model, classification_head(model))
     return MADE[kind]
@@ -152,6 +152,16 @@ def test_a_head_that_nothing_trained_is_no_name_for_the_bases_weights(
     settings.write_text(json.dumps(fields))
     reseal(damaged)
     with pytest.raises(ArtifactCorruptError, match="not expected"):
+        load(damaged)
+
+
+def test_a_model_without_positions_for_the_longest_prompt_is_refused(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    _, artifact = made("roberta", tmp_path_factory)
+    damaged = copy_of(artifact, tmp_path / "artifact")
+    reseal(damaged, max_tokens=64)
+    with pytest.raises(ModelError, match="has positions for 63 tokens, max_tokens is 64"):
         load(damaged)
 
 
