@@ -7,6 +7,7 @@ the tree goes through the model with a copy of the prompt.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -56,7 +57,7 @@ def _same(model: Any) -> bool:
     batch = probe_batch(model)
     a, b, c = batch.input_ids[0, :3].tolist()
     tree = prefix_tree(((a, b, c), (a, c, b), (b, b)))  # contexts side by side, and one after the other
-    with torch.no_grad(), _evaluating(base_of(model)):
+    with torch.no_grad(), _undisturbed(base_of(model)):
         expected = _repeating(model, tree, batch)[0]
         try:
             states = _sharing(model, tree, batch)[0]
@@ -67,15 +68,18 @@ def _same(model: Any) -> bool:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Turn dropout off inside the block."""
-    modes = {module: module.training for module in model.modules()}
+def _undisturbed(model: nn.Module) -> Iterator[None]:
+    """Turn dropout off inside the block, and take hooks away: a tape of activations notes one forward pass."""
+    modules: list[Any] = list(model.modules())
+    before = [(module, module.training, module._forward_hooks) for module in modules]
     model.eval()
+    for module in modules:
+        module._forward_hooks = OrderedDict()
     try:
         yield
     finally:
-        for module, training in modes.items():
-            module.training = training
+        for module, training, hooks in before:
+            module.training, module._forward_hooks = training, hooks
 
 
 def _sharing(model: Any, tree: PrefixTree, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

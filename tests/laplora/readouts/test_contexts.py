@@ -9,7 +9,9 @@ import torch
 from tiny_architectures import tiny_architecture
 from tiny_models import tiny_base, tiny_model, tiny_task
 
+from laplora.jacobians.contrasts import contrast_jacobians, covered_blocks
 from laplora.readouts.contexts import context_states, shares_prompt
+from laplora.readouts.label_sequences import LabelSequences
 from laplora.readouts.prefix_tree import PrefixTree, prefix_tree
 
 TREE = prefix_tree(((10, 11), (12, 13, 14)))
@@ -55,6 +57,17 @@ def test_a_model_in_training_is_measured_without_dropout_and_left_in_it() -> Non
     model = tiny_model("llama", dropout=0.5).train()
     assert shares_prompt(model, 12)
     assert all(module.training for module in model.modules())
+
+
+def test_jacobians_may_be_the_first_thing_that_a_model_is_asked_for() -> None:
+    """The tape of activations is on while it is measured: it sees one forward pass."""
+    batch, readout = tiny_task(examples=3, classes=2).batch(), LabelSequences(((10, 11), (12, 13, 14)))
+    one, other = tiny_model("llama", targets=["q_proj"]), tiny_model("llama", targets=["q_proj"])
+    assert shares_prompt(other, 12)
+    found, expected = (contrast_jacobians(m, batch, readout, covered_blocks(m, readout)) for m in (one, other))
+    for mine, theirs in zip(found.blocks, expected.blocks, strict=True):
+        assert mine.jacobian.abs().max() > 0
+        assert torch.equal(mine.jacobian, theirs.jacobian)
 
 
 def test_one_run_needs_no_mask_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
