@@ -25,6 +25,7 @@ PARTS = (
     "predict",
     "fast",
     "subset",
+    "classes",
     "peers",
     "fit",
     "memory",

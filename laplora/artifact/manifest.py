@@ -97,6 +97,19 @@ class DistilledRecord(_Record):
     false_alarms: float = Field(gt=0, lt=1, description="share of calibration-like rows that may count as unfamiliar")
 
 
+class ManyClassesRecord(_Record):
+    """How a task of many classes was fitted and is answered: from fewer Jacobians than contrasts."""
+
+    limit: int = Field(ge=1, description="of classes: with more, fewer directions than contrasts are computed")
+    leading: int = Field(ge=0, description="eigenvectors of a training row's curvature in the fit")
+    samples: int = Field(ge=0, description="draws of a label beside them, of the rest of its curvature")
+    directions: int = Field(ge=1, description="of an answer")
+    reference_rows: int = Field(ge=1, description="training rows with Jacobians of every contrast")
+    filled_in: float = Field(
+        ge=0, le=1, description="share of the variance that is filled in, mean over the calibration rows"
+    )
+
+
 class DropoutRecord(_Record):
     """The masks of MC dropout: numbers enough to draw them again."""
 
@@ -146,6 +159,7 @@ class Manifest(_Record):
     members: tuple[MemberRecord, ...] = Field(description="the ensemble's adapters beside the trained one")
     dropout: DropoutRecord | None
     distilled: DistilledRecord | None
+    many_classes: ManyClassesRecord | None = Field(None, description="null where every contrast is computed")
     calibration: CalibrationRecord
     predictives: dict[PredictiveName, PredictiveRecord]
     recommended: RecommendedRecord
@@ -179,6 +193,10 @@ class Manifest(_Record):
             raise ValueError("a head alone has no further adapters and no dropout of its inputs")
         if self.predictives.get("laplace_ensemble") and any(m.prior is None for m in self.members):
             raise ValueError("predictives.laplace_ensemble needs a posterior of every member")
+        if self.many_classes and len(self.labels) <= self.many_classes.limit:
+            raise ValueError(f"many_classes is for more than {self.many_classes.limit} labels, not {len(self.labels)}")
+        if self.many_classes and self.distilled:
+            raise ValueError("many_classes leaves no covariance of every contrast to distil: fast must be off")
         if len({m.folder for m in self.members}) != len(self.members):
             raise ValueError("two members are in one folder")
         if "fast" in self.servable and "laplace" not in self.servable:

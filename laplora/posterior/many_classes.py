@@ -91,6 +91,19 @@ def choose_of(posterior: Posterior) -> Choose | None:
     return posterior.choose if isinstance(posterior, ManyClassPosterior) else None
 
 
+def few_directions(
+    posterior: Posterior, reference: ProjectedJacobians, precisions: torch.Tensor, directions: int
+) -> ManyClassPosterior:
+    """Return the posterior of answers from few directions.
+
+    Args:
+        reference: rows with Jacobians of all contrasts, as ``posterior.project`` gives them.
+        precisions: (blocks,), under which their average is taken. Only its shape matters, and it depends little on them.
+        directions: how many, of an answer.
+    """
+    return ManyClassPosterior(posterior, average_covariance(posterior, reference, precisions), directions)
+
+
 def check_class_count(posterior: Posterior, classes: int) -> None:
     """Raise ArtifactCorruptError where the average covariance of a stored posterior is that of other classes."""
     if isinstance(posterior, ManyClassPosterior) and len(posterior.average) != classes - 1:
