@@ -50,7 +50,7 @@ class ManyClasses:
     limit: int = 16
     leading: int = 2
     samples: int = 2
-    directions: int = 4
+    directions: int = 3
     reference_rows: int = 24
 
     def __post_init__(self) -> None:

@@ -13,18 +13,18 @@ from safetensors import SafetensorError, safe_open
 
 from laplora.errors import ArtifactCorruptError, ConfigError
 from laplora.jacobians.blocks import Block
-from laplora.posterior.base import Posterior
+from laplora.posterior.base import Posterior, ProjectedJacobians
 from laplora.posterior.eigen import EigenPosterior
 from laplora.posterior.joint import JOINT_STRUCTURES, JointPosterior, group_members
-from laplora.posterior.many_classes import ManyClassPosterior
+from laplora.posterior.many_classes import ManyClassPosterior, average_covariance
 from laplora.posterior.sketch import orthonormalize
 
 #: How far the inner products of stored columns may be from those of orthonormal ones: bfloat16 keeps 8 bits, so columns
 #: of unit length come back within about 1e-2.
 _SKEWED = 0.05
-#: Name of the average covariance of the contrasts, in a file of many classes.
-CLASS_AVERAGE = "class_average"
-#: How far below 0 an eigenvalue of it may be, relative to the largest: it is stored in float32.
+#: What a file of many classes holds of its reference rows, as ``reference.<part>``.
+_REFERENCE = ("contrast_mean", "kept", "rest")
+#: How far below 0 an eigenvalue of their average may be, relative to the largest: they are stored in float32.
 _NEGATIVE = 1e-5
 
 
@@ -106,8 +106,9 @@ def posterior_tensors(
     """
     if isinstance(posterior, ManyClassPosterior):
         tensors, metadata = posterior_tensors(posterior.inner, factor_dtype)
-        average = posterior.average.float().contiguous().cpu()
-        return tensors | {CLASS_AVERAGE: average}, metadata | {"directions": str(posterior.directions)}
+        for part in _REFERENCE:
+            tensors[f"reference.{part}"] = getattr(posterior.reference, part).float().contiguous().cpu()
+        return tensors, metadata | {"directions": str(posterior.directions)}
     tensors = {}
     if isinstance(posterior, JointPosterior):
         parts = {"directions": posterior.directions, "wide": posterior.wide, "narrow": posterior.narrow}
@@ -162,28 +163,34 @@ def read_posterior(path: Path, blocks: tuple[Block, ...]) -> Posterior:
             f"{path.name} holds a posterior of structure {structure!r}, which this version does not know"
         )
     covered = _covered(path.name, metadata.get("blocks", ""), blocks)
-    average = tensors.pop(CLASS_AVERAGE, None)
+    reference = {part: tensors.pop(f"reference.{part}") for part in _REFERENCE if f"reference.{part}" in tensors}
     posterior = READERS[structure](PosteriorFile(path.name, tensors, covered, int(metadata["rows"]), structure))
-    if average is None:
-        return posterior
-    return _of_many_classes(path.name, posterior, average, metadata.get("directions", ""))
+    return _of_many_classes(path.name, posterior, reference, metadata) if reference else posterior
 
 
-def _of_many_classes(file: str, posterior: Posterior, average: torch.Tensor, directions: str) -> ManyClassPosterior:
+def _of_many_classes(
+    file: str, posterior: Posterior, reference: dict[str, torch.Tensor], metadata: dict[str, str]
+) -> ManyClassPosterior:
+    directions = metadata.get("directions", "")
     if not directions.isdecimal() or not 1 <= int(directions) <= 9999:
         raise ArtifactCorruptError(f"{file} does not say how many directions of an answer are computed")
-    if average.dim() != 2 or average.shape[0] != average.shape[1] or not average.is_floating_point():
+    mean, kept, rest = (reference.get(part, torch.zeros(())) for part in _REFERENCE)
+    fits = mean.dim() == 2 and kept.shape[:2] == mean.shape and rest.shape[:3] == (*mean.shape, mean.shape[1])
+    if not fits or rest.dim() != 4 or not mean.numel() or not all(t.is_floating_point() for t in (mean, kept, rest)):
         raise ArtifactCorruptError(
-            f"{file}: {CLASS_AVERAGE} should be a square float matrix, it is {average.dtype} {tuple(average.shape)}"
+            f"{file}: the reference rows have the shapes {tuple(mean.shape)}, {tuple(kept.shape)} and "
+            f"{tuple(rest.shape)}, which are not those of float numbers of the same rows and classes"
         )
-    average = average.double()
-    if not bool(average.isfinite().all()):
-        raise ArtifactCorruptError(f"{file}: {CLASS_AVERAGE} holds NaN or infinity")
-    average = (average + average.T) / 2
-    eigenvalues = torch.linalg.eigvalsh(average)
+    if not all(bool(t.isfinite().all()) for t in (mean, kept, rest)):
+        raise ArtifactCorruptError(f"{file}: a reference row holds NaN or infinity")
+    projected = ProjectedJacobians(mean.double(), kept.double(), rest.double())
+    try:
+        eigenvalues = torch.linalg.eigvalsh(average_covariance(posterior, projected))
+    except (RuntimeError, IndexError) as error:
+        raise ArtifactCorruptError(f"{file}: the reference rows are not this posterior's: {error}") from None
     if not float(eigenvalues[-1]) > 0 or float(eigenvalues[0]) < -_NEGATIVE * float(eigenvalues[-1]):
-        raise ArtifactCorruptError(f"{file}: {CLASS_AVERAGE} is no covariance: it is 0, or has a negative eigenvalue")
-    return ManyClassPosterior(posterior, average, int(directions))
+        raise ArtifactCorruptError(f"{file}: the covariances of the reference rows are 0, or not positive")
+    return ManyClassPosterior(posterior, projected, int(directions))
 
 
 def _covered(file: str, stored: str, blocks: tuple[Block, ...]) -> tuple[Block, ...]:

@@ -1,7 +1,7 @@
 """The covariance of all contrasts from the Jacobians of a few directions, for tasks of many classes.
 
 ``laplora.jacobians.many_classes`` chooses a row's directions S. Their covariance ``V_S = S^T V S`` is that of the
-posterior, exact. The rest is what a Gaussian of the average covariance K says of it, given the directions:
+posterior, exact. The rest is what a Gaussian of the average covariance K of a few training rows says of it, given them:
 
     ``V = B V_S B^T + c (K - B S^T K)``,   ``B = K S (S^T K S)^-1``,   ``c = tr[(S^T K S)^-1 V_S] / m``
 
@@ -21,6 +21,11 @@ from laplora.jacobians.many_classes import answer_directions
 from laplora.linearised import contrast_hessian, contrasts
 from laplora.posterior.base import Posterior, ProjectedJacobians
 
+#: Averages that are kept; a search of the prior takes hundreds.
+_AVERAGES = 4
+#: A prior precision beside which no training set's curvature counts.
+_PRIOR_ALONE = 1e12
+
 
 @dataclass(frozen=True)
 class ManyClassPosterior:
@@ -28,12 +33,13 @@ class ManyClassPosterior:
 
     Attributes:
         inner: the posterior over the weights.
-        average: (classes - 1, classes - 1) float64 symmetric, K in the contrasts; its scale has no meaning.
-        directions: how many.
+        reference: some training rows as ``inner`` sees Jacobians of all their contrasts. Their average covariance is K:
+            under the prior alone where it chooses directions, under the precisions in question where it fills in.
+        directions: how many, of an answer.
     """
 
     inner: Posterior
-    average: torch.Tensor
+    reference: ProjectedJacobians
     directions: int
 
     @property
@@ -54,11 +60,13 @@ class ManyClassPosterior:
     @cached_property
     def choose(self) -> Choose:
         """The choice of directions, for ``contrast_jacobians``."""
-        return answer_directions(self.average, self.directions)
+        return answer_directions(self._average(None), self.directions)
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> ManyClassPosterior:
-        """Return the posterior on a device; the average stays float64."""
-        return replace(self, inner=self.inner.to(device, dtype), average=self.average.to(device))
+        """Return the posterior on a device."""
+        inner, reference = self.inner.to(device, dtype), self.reference
+        moved = (t.to(device) for t in (reference.contrast_mean, reference.kept, reference.rest))
+        return replace(self, inner=inner, reference=ProjectedJacobians(*moved))
 
     def project(self, jacobians: ContrastJacobians) -> ProjectedJacobians:
         """Return what the covariance needs of Jacobians in the directions of ``choose``, and those directions."""
@@ -71,7 +79,39 @@ class ManyClassPosterior:
         """Return the covariance of the contrasts, (batch, classes - 1, classes - 1) float64, nats squared."""
         assert projected.directions is not None
         along = self.inner.covariance(projected, precisions)
-        return completed_covariance(along, projected.directions, self.average)
+        return completed_covariance(along, projected.directions, self._average(precisions))
+
+    def filled_in_share(
+        self, projected: ProjectedJacobians, logits: torch.Tensor, class_mask: torch.Tensor, precisions: torch.Tensor
+    ) -> torch.Tensor:
+        """Return (batch,) float64 in [0, 1]: how much of each row's variance is filled in and not computed.
+
+        Of ``tr(Lambda V)``, which to first order is the spread of the log probabilities, the share of the second term.
+
+        Args:
+            projected: of ``project``; logits: (batch, classes), nats; precisions: (blocks,).
+        """
+        assert projected.directions is not None
+        along = self.inner.covariance(projected, precisions)
+        hessian = contrast_hessian(logits, class_mask)
+        computed, filled = (
+            torch.einsum("nij,nji->n", hessian, part).clamp_min(0)
+            for part in covariance_parts(along, projected.directions, self._average(precisions))
+        )
+        return filled / (computed + filled).clamp_min(torch.finfo(torch.float64).tiny)
+
+    def _average(self, precisions: torch.Tensor | None) -> torch.Tensor:
+        """Return K, kept for the next call under the same precisions."""
+        key = () if precisions is None else tuple(precisions.tolist())
+        if key not in self._averages:
+            if len(self._averages) >= _AVERAGES:
+                self._averages.clear()
+            self._averages[key] = average_covariance(self.inner, self.reference, precisions)
+        return self._averages[key]
+
+    @cached_property
+    def _averages(self) -> dict[tuple[float, ...], torch.Tensor]:
+        return {}
 
     def covariance_of(self, jacobians: ContrastJacobians, precisions: torch.Tensor) -> torch.Tensor:
         """Return the same straight from the Jacobians."""
@@ -91,24 +131,12 @@ def choose_of(posterior: Posterior) -> Choose | None:
     return posterior.choose if isinstance(posterior, ManyClassPosterior) else None
 
 
-def few_directions(
-    posterior: Posterior, reference: ProjectedJacobians, precisions: torch.Tensor, directions: int
-) -> ManyClassPosterior:
-    """Return the posterior of answers from few directions.
-
-    Args:
-        reference: rows with Jacobians of all contrasts, as ``posterior.project`` gives them.
-        precisions: (blocks,), under which their average is taken. Only its shape matters, and it depends little on them.
-        directions: how many, of an answer.
-    """
-    return ManyClassPosterior(posterior, average_covariance(posterior, reference, precisions), directions)
-
-
 def check_class_count(posterior: Posterior, classes: int) -> None:
-    """Raise ArtifactCorruptError where the average covariance of a stored posterior is that of other classes."""
-    if isinstance(posterior, ManyClassPosterior) and len(posterior.average) != classes - 1:
+    """Raise ArtifactCorruptError where the reference rows of a stored posterior are those of other classes."""
+    if isinstance(posterior, ManyClassPosterior) and posterior.reference.contrast_mean.shape[1] != classes - 1:
         raise ArtifactCorruptError(
-            f"the posterior's average covariance is of {len(posterior.average) + 1} classes, there are {classes}"
+            f"the posterior's reference rows have {posterior.reference.contrast_mean.shape[1] + 1} classes, there are "
+            f"{classes}"
         )
 
 
@@ -140,35 +168,19 @@ def covariance_parts(
     return (from_jacobians + from_jacobians.mT) / 2, (filled_in + filled_in.mT) / 2
 
 
-def filled_in_share(
-    posterior: ManyClassPosterior,
-    projected: ProjectedJacobians,
-    logits: torch.Tensor,
-    class_mask: torch.Tensor,
-    precisions: torch.Tensor,
+def average_covariance(
+    posterior: Posterior, projected: ProjectedJacobians, precisions: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Return (batch,) float64 in [0, 1]: how much of each row's variance is filled in and not computed.
-
-    Of ``tr(Lambda V)``, which to first order is the spread of the log probabilities, the share of the second term.
-
-    Args:
-        projected: of ``posterior.project``; logits: (batch, classes), nats; precisions: (blocks,).
-    """
-    assert projected.directions is not None
-    along = posterior.inner.covariance(projected, precisions)
-    hessian = contrast_hessian(logits, class_mask)
-    computed, filled = (
-        torch.einsum("nij,nji->n", hessian, part).clamp_min(0)
-        for part in covariance_parts(along, projected.directions, posterior.average)
-    )
-    return filled / (computed + filled).clamp_min(torch.finfo(torch.float64).tiny)
-
-
-def average_covariance(posterior: Posterior, projected: ProjectedJacobians, precisions: torch.Tensor) -> torch.Tensor:
     """Return K, (classes - 1, classes - 1) float64: the mean covariance of rows with Jacobians of all contrasts.
 
     Each row's is divided by its trace first, for rows differ in size by far more than in shape.
+
+    Args:
+        projected: as ``posterior.project`` gives them, of Jacobians of all contrasts.
+        precisions: (blocks,) float64; None: so high that the prior alone counts.
     """
+    if precisions is None:
+        precisions = torch.full((len(posterior.blocks),), _PRIOR_ALONE).to(projected.rest.device, torch.float64)
     covariance = posterior.covariance(projected, precisions)
     traces = covariance.diagonal(dim1=1, dim2=2).sum(1).clamp_min(torch.finfo(torch.float64).tiny)
     return (covariance / traces[:, None, None]).mean(0)

@@ -1,7 +1,7 @@
 """An answer's cost by the number of classes, in plain forwards: probabilities included, and no other work of a server.
 
 Above the limit of classes a few directions are computed in place of all contrasts. The timing does not depend on which
-they are, so that the average covariance that chooses them is the identity here.
+they are, so that the reference rows, whose covariances choose them, are made up here.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from benchmarks.harness.record import Conditions, Record
 from benchmarks.harness.subject import load_subject, random_batch, with_classes
 from benchmarks.harness.timing import in_turns, ratio
 from laplora.jacobians.many_classes import ManyClasses
+from laplora.posterior.base import ProjectedJacobians
+from laplora.posterior.joint import JointPosterior
 from laplora.posterior.many_classes import ManyClassPosterior
 from laplora.predictive.kinds import PREDICTIVES, predictive_probs
 from laplora.predictive.member_outputs import MemberSet, member_outputs
@@ -25,14 +27,14 @@ from laplora.prompts.rows import Batch
 #: Classes, and whether an answer of so many has a target.
 CLASSES = {2: False, 5: False, 20: False, 77: False, 150: True}
 QUICK = (2, 150)
-ROWS, TOKENS = 4, 64
+ROWS, TOKENS = 4, 32
 #: Forwards that an answer of 150 classes may cost.
 LIMIT = 8.0
 
 
 def run(conditions: Conditions, *, quick: bool) -> Iterator[Record]:
     """Yield the cost of an answer at each number of classes."""
-    plain = load_subject("bfloat16")
+    plain = load_subject("float32")
     functions: dict[str, Callable[[], Any]] = {}
     sizes = QUICK if quick else tuple(CLASSES)
     for classes in sizes:
@@ -55,9 +57,12 @@ def many_classes(members: MemberSet, settings: ManyClasses) -> MemberSet:
     classes, trained = members.readout.class_count, members.trained
     if settings.few(classes):
         return members
-    assert trained.posterior is not None
-    average = torch.eye(classes - 1, dtype=torch.float64)
-    posterior = ManyClassPosterior(trained.posterior, average, settings.directions)
+    posterior = trained.posterior
+    assert isinstance(posterior, JointPosterior)
+    size, columns = classes - 1, posterior.factor.shape[1]
+    rest = torch.eye(size, dtype=torch.float64)[None, :, :, None].repeat(1, 1, 1, len(posterior.groups))
+    reference = ProjectedJacobians(torch.zeros(1, size), torch.zeros(1, size, columns), rest)
+    posterior = ManyClassPosterior(posterior, reference, settings.directions)
     return dataclasses.replace(members, trained=dataclasses.replace(trained, posterior=posterior))
 
 

@@ -19,15 +19,13 @@ from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
 from laplora.jacobians.many_classes import ManyClasses, fisher_directions
 from laplora.linearised import contrast_hessian
 from laplora.posterior.base import Posterior, block_precisions
-from laplora.posterior.file import CLASS_AVERAGE, posterior_tensors, read_posterior
+from laplora.posterior.file import posterior_tensors, read_posterior
 from laplora.posterior.joint import JointPosterior
 from laplora.posterior.many_classes import (
     ManyClassPosterior,
-    average_covariance,
     check_class_count,
     choose_of,
     completed_covariance,
-    filled_in_share,
 )
 from laplora.posterior.passes import StructureSettings
 from laplora.posterior.structures import fit_posterior
@@ -56,9 +54,7 @@ def exact(tiny: tuple[Any, Any, tuple[Block, ...]]) -> tuple[Posterior, list[Row
 def many(exact: tuple[Posterior, list[Rows]], directions: int) -> ManyClassPosterior:
     """Return a posterior that computes so many directions of an answer."""
     posterior, rows = exact
-    precisions = block_precisions(PRIOR, posterior.blocks)
-    average = average_covariance(posterior, posterior.project(rows[0].jacobians), precisions)
-    return ManyClassPosterior(posterior, average, directions)
+    return ManyClassPosterior(posterior, posterior.project(rows[0].jacobians), directions)
 
 
 def few_jacobians(tiny: tuple[Any, Any, tuple[Block, ...]], posterior: Posterior, rows: list[int]) -> Any:
@@ -133,7 +129,7 @@ def test_more_directions_leave_less_to_fill_in(tiny: Any, exact: Any) -> None:
         jacobians = few_jacobians(tiny, posterior, list(range(16)))
         precisions = block_precisions(PRIOR, posterior.blocks)
         projected = posterior.project(jacobians)
-        share = filled_in_share(posterior, projected, jacobians.logits, mask, precisions)
+        share = posterior.filled_in_share(projected, jacobians.logits, mask, precisions)
         whole = torch.einsum(
             "nij,nji->n", contrast_hessian(jacobians.logits, mask), posterior.covariance(projected, precisions)
         )
@@ -169,35 +165,46 @@ def test_a_file_gives_the_posterior_back(tiny: Any, exact: Any, tmp_path: Path) 
     found = read_posterior(tmp_path / "posterior.safetensors", tiny[2])
     assert isinstance(found, ManyClassPosterior)
     assert found.directions == 4
-    close(found.average, posterior.average, 1e-6)
+    close(found.reference.rest, posterior.reference.rest, 1e-6)
     precisions = block_precisions(PRIOR, posterior.blocks)
     jacobians = few_jacobians(tiny, posterior, [0, 1, 2])
     close(found.covariance_of(jacobians, precisions), posterior.covariance_of(jacobians, precisions), 1e-4)
     check_class_count(found, CLASSES)
-    with pytest.raises(ArtifactCorruptError, match="of 20 classes, there are 3"):
+    with pytest.raises(ArtifactCorruptError, match="have 20 classes, there are 3"):
         check_class_count(found, 3)
 
 
 @pytest.mark.parametrize(
-    ("average", "directions", "message"),
+    ("part", "change", "message"),
     [
-        (torch.eye(19), "", "how many directions"),
-        (torch.eye(19), "0", "how many directions"),
-        (torch.ones(19, 3), "4", "square"),
-        (torch.eye(19) * float("nan"), "4", "NaN"),
-        (-torch.eye(19), "4", "negative"),
-        (torch.zeros(19, 19), "4", "is 0"),
-        (torch.eye(19, dtype=torch.int64), "4", "square float"),
+        ("", lambda t: t, "how many directions"),
+        ("kept", lambda t: t[:, :, :-1], "not this posterior's"),
+        ("rest", lambda t: t[:, :-1], "not those of"),
+        ("contrast_mean", lambda t: t.long(), "not those of"),
+        ("rest", lambda t: t * float("nan"), "NaN"),
+        ("rest", lambda t: t - 1e6 * torch.eye(t.shape[1])[..., None], "not positive"),
     ],
 )
-def test_a_damaged_average_is_refused(
-    tiny: Any, exact: Any, tmp_path: Path, average: torch.Tensor, directions: str, message: str
+def test_damaged_reference_rows_are_refused(
+    tiny: Any, exact: Any, tmp_path: Path, part: str, change: Any, message: str
 ) -> None:
-    tensors, metadata = posterior_tensors(exact[0], "float32")
+    tensors, metadata = posterior_tensors(many(exact, 4), "float32")
     file = tmp_path / "posterior.safetensors"
-    save_file(tensors | {CLASS_AVERAGE: average}, file, metadata | {"directions": directions})
+    if part:
+        tensors[f"reference.{part}"] = change(tensors[f"reference.{part}"]).contiguous()
+    else:
+        metadata["directions"] = "0"
+    save_file(tensors, file, metadata)
     with pytest.raises(ArtifactCorruptError, match=message):
         read_posterior(file, tiny[2])
+
+
+def test_no_covariance_in_the_reference_rows_is_refused(tiny: Any, exact: Any, tmp_path: Path) -> None:
+    tensors, metadata = posterior_tensors(many(exact, 4), "float32")
+    zeros = {name: 0 * tensor for name, tensor in tensors.items() if name.startswith("reference.")}
+    save_file(tensors | zeros, tmp_path / "posterior.safetensors", metadata)
+    with pytest.raises(ArtifactCorruptError, match="are 0"):
+        read_posterior(tmp_path / "posterior.safetensors", tiny[2])
 
 
 def test_leave_one_out_is_refused(tiny: Any, exact: Any) -> None:
