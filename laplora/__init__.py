@@ -3,11 +3,13 @@
 The names below are the public ones. Each is imported when it is first used, so ``import laplora`` itself loads neither
 torch nor transformers. The rooms, each importing only what stands further down:
 
+- ``fitting``: ``fit``, from a classifier and rows to calibrated answers, and the artifact of them.
 - ``predictor``: an artifact in, answers out.
 - ``answers``: from what the model says of a batch to probabilities, flags and decisions; golden answers.
 - ``artifact``: the folder that is served; ``prior``: how the prior precision is chosen.
 - ``predictive``: from a Gaussian over the class contrasts to probabilities; mixtures; the distilled covariance.
 - ``posterior``: curvature, structures, and the predictive covariance J Sigma J^T.
+- ``classifier``: a fine-tuned model with its prompt and labels.
 - ``jacobians``: the derivative of the contrasts with respect to LoRA weights.
 - ``decisions``: temperature, label sets, review thresholds, flags, the recommendation.
 - ``readouts``: how class logits are read from a model.
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from laplora.answers.prediction import Prediction
     from laplora.artifact.folder import Artifact, read_artifact
     from laplora.artifact.manifest import Manifest
+    from laplora.classifier import Classifier
     from laplora.decisions.conformal import (
         aps_sets,
         aps_threshold,
@@ -58,6 +61,10 @@ if TYPE_CHECKING:
     from laplora.decisions.review import accept_threshold
     from laplora.decisions.temperature import fit_temperature, temperature_probs
     from laplora.decisions.uncertainty import FLAGS, Uncertainty, decompose
+    from laplora.fitting.calibrated import CalibratedPosterior
+    from laplora.fitting.entry import fit
+    from laplora.fitting.measured import Measured
+    from laplora.fitting.settings import FitSettings
     from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
     from laplora.jacobians.states import States, StateTape
     from laplora.linearised import PosteriorPredictive
@@ -94,6 +101,8 @@ __all__ = [
     "ArtifactIncompatibleError",
     "ArtifactNotFoundError",
     "ArtifactWriteError",
+    "CalibratedPosterior",
+    "Classifier",
     "ConfigError",
     "DataError",
     "Distillation",
@@ -102,11 +111,13 @@ __all__ = [
     "EncodedRow",
     "Evaluation",
     "FactorizationError",
+    "FitSettings",
     "GoldenMismatchError",
     "InvalidInputError",
     "LabelTokenError",
     "LaploraError",
     "Manifest",
+    "Measured",
     "ModelError",
     "NonFiniteError",
     "Posterior",
@@ -143,6 +154,7 @@ __all__ = [
     "error_auroc",
     "evaluate_probs",
     "find_blocks",
+    "fit",
     "fit_posterior",
     "fit_predictive_temperature",
     "fit_temperature",
@@ -163,6 +175,11 @@ __all__ = [
 
 #: Where the names that cost an import live.
 _HOMES = {
+    "classifier": ("Classifier",),
+    "fitting.calibrated": ("CalibratedPosterior",),
+    "fitting.entry": ("fit",),
+    "fitting.measured": ("Measured",),
+    "fitting.settings": ("FitSettings",),
     "artifact.folder": ("Artifact", "read_artifact"),
     "decisions.conformal": (
         "aps_sets",

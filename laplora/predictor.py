@@ -42,7 +42,13 @@ class Predictor:
     """
 
     def __init__(
-        self, artifact: Artifact, members: MemberSet, tokenizer: Any, device: torch.device, base: LoadedBase
+        self,
+        artifact: Artifact,
+        members: MemberSet,
+        tokenizer: Any,
+        device: torch.device,
+        base: LoadedBase,
+        review_scores: Mapping[str, ReviewScores],
     ) -> None:
         self.artifact = artifact
         self.device = device
@@ -50,9 +56,7 @@ class Predictor:
         self._members = members
         self._tokenizer = tokenizer
         self._template = artifact.manifest.template.template()
-        self.review_scores: Mapping[str, ReviewScores] = read_scores(
-            artifact.path / SCORES, artifact.manifest.servable, artifact.manifest.calibration.rows
-        )
+        self.review_scores = review_scores
 
     @classmethod
     def load(
@@ -99,7 +103,8 @@ class Predictor:
         model = attach(path, manifest, base, tokenizer)
         reverse_pass(model, manifest.readout.readout())  # decided now, so that no request waits for it
         members = load_members(path, manifest, model, where)
-        predictor = cls(artifact, members, tokenizer, where, base)
+        scores = read_scores(path / SCORES, manifest.servable, manifest.calibration.rows)
+        predictor = cls(artifact, members, tokenizer, where, base, scores)
         if read_artifact(path).digest != artifact.digest:  # replaced meanwhile: tensors may be of either
             raise ArtifactCorruptError(f"artifact {artifact.name!r} was replaced while it was loaded: load it again")
         if verify_golden:

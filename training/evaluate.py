@@ -2,38 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from laplora.decisions.conformal import label_sets
-from laplora.decisions.uncertainty import review_score
+from laplora.artifact.manifest import DISTILLED, POSTERIOR
+from laplora.classifier import Classifier, without_adapter
+from laplora.files import write_json, write_tensors
+from laplora.fitting.calibrate import predictive_of
+from laplora.fitting.evaluation import evaluate_predictives, outputs_of
+from laplora.fitting.members import MemberFit
+from laplora.fitting.outputs import Ensemble
+from laplora.fitting.projected import split_tensors
+from laplora.fitting.saving import MEMBER_FOLDER, read_fit
 from laplora.jacobians.contrasts import covered_blocks
 from laplora.linearised import class_probs
+from laplora.metrics.label_sets import SetQuality
 from laplora.metrics.scores import Evaluation, evaluate_probs
 from laplora.posterior.file import read_posterior
+from laplora.predictive.distilled_file import read_distilled_for
 from laplora.predictive.kinds import PredictiveName
-from training.calibration.calibrate import predictive_of, read_calibrated
-from training.calibration.distillation import predicted, watched_layers
+from laplora.prompts.examples import Example
 from training.calibration.fidelity import Fidelity, measure_fidelity
-from training.calibration.label_sets import SetQuality, set_quality
-from training.calibration.members import read_member_fits
 from training.calibration.order_average import OrderGain, order_averages
-from training.calibration.outputs import Fitted, split_outputs
-from training.calibration.posteriors import read_choices, served_choice
-from training.calibration.projected import project_split, split_tensors
 from training.config import RunConfig
-from training.data.examples import Example
 from training.report.evaluation import display_name, print_table, write_report
-from training.workspace.files import write_json, write_tensors
+from training.workspace.members import member_adapters
 from training.workspace.provenance import evaluation_inputs
 from training.workspace.results import load_trained, verify_fitted
 from training.workspace.run import Run
-from training.workspace.runtime import batched, open_run
-from training.workspace.terminal import say
+from training.workspace.runtime import open_run
+from training.workspace.terminal import Terminal, progress, say
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def evaluate(config: RunConfig) -> Path:
     fitted, folder = config.run_dir / "laplace", config.run_dir / "report"
     measured = measure(run, model, fitted)
     write_json(folder / "evaluation.json", measured.to_json())
-    recommended = read_calibrated(fitted).recommended
+    recommended = read_fit(fitted).calibrated.recommended
     title = f"{config.name}: {len(run.splits.test)} test rows"
     sentences = [gain.sentence(display_name(name)) for name, gain in measured.gains.items()]
     sentences += [measured.fidelity.sentence()] if measured.fidelity else []
@@ -90,51 +92,56 @@ def measure(run: Run, model: Any, fitted: Path) -> Measured:
 
     ``laplace`` has the served prior; the other prior choices carry their method and granularity.
     """
-    config, test = run.config, run.splits.test
-    posterior = read_posterior(fitted / "posterior.safetensors", covered_blocks(model, run.readout))
-    calibrated, choices = read_calibrated(fitted), read_choices(fitted)
-    predictives, served = calibrated.predictives, served_choice(config, choices)
-    with model.disable_adapter():
-        zero_shot = plain_probs(run, model, test)
-    split = project_split(run, model, posterior, test, "test rows", watched_layers(config, model))
+    config, test, classifier = run.config, run.splits.test, run.classifier(model)
+    record, blocks = read_fit(fitted), covered_blocks(model, run.readout)
+    calibrated = record.calibrated
+    fits = tuple(
+        MemberFit(step, read_posterior(fitted / MEMBER_FOLDER.format(step=step) / POSTERIOR, blocks), choice)
+        for step, choice in record.members.items()
+    )
+    ensemble = Ensemble(member_adapters(config, model), fits)
+    with without_adapter(model):
+        zero_shot = plain_probs(classifier, test, config.laplace.batch_size)
+    found = outputs_of(
+        classifier,
+        config.fit,
+        read_posterior(fitted / POSTERIOR, blocks),
+        record.served.prior,
+        ensemble,
+        read_distilled_for(model, fitted / DISTILLED, run.class_count) if record.distilled else None,
+        test,
+        Terminal(),
+    )
+    outputs, split = found.outputs, found.outputs.split
     write_tensors(
         config.run_dir / "report" / "test.safetensors", split_tensors(split), {"made_from": evaluation_inputs(run)}
     )
-    trained = Fitted(posterior, served.prior, split.projected)
-    fits = read_member_fits(run, model)
-    outputs = split_outputs(run, model, trained, split, fits, test, "test rows")
-    estimate = predicted(config, model, split, run.class_count)
-    outputs = replace(outputs, distilled=estimate.covariance if estimate else None)
     results = {"zero_shot": evaluate_probs(zero_shot, split.labels)}
-    sets: dict[str, SetQuality] = {}
-    map_probs = class_probs(split.logits, split.class_mask)
-    for name, record in predictives.items():
-        probs = predictive_of(outputs, name, record.temperature).probs
-        scores = review_score(record.thresholds, probs=probs, map_probs=map_probs)
-        results[name] = evaluate_probs(probs, split.labels, scores)
-        chosen = label_sets(calibrated.calibration.conformal, probs, record.conformal, split.class_mask)
-        sets[name] = set_quality(chosen, split.labels)
+    evaluations, sets = evaluate_predictives(outputs, calibrated.predictives, calibrated.calibration.conformal)
+    results |= evaluations
     gains: dict[str, OrderGain] = {}
     if config.evaluation.order_average:
         names: tuple[PredictiveName, ...] = ("map", calibrated.recommended.predictive)
-        records = {name: predictives[name] for name in names}
-        averaged, gains = order_averages(run, model, outputs, fits, test, records)
+        records = {name: calibrated.predictives[name] for name in names}
+        averaged, gains = order_averages(classifier, config.fit, outputs, ensemble, test, records)
         results |= averaged
-    for choice in choices:
-        if choice != served:
-            of_choice = replace(outputs, fitted=(replace(trained, prior=choice.prior),))
+    for choice in record.choices:
+        if choice != record.served:
+            of_choice = replace(outputs, fitted=(replace(outputs.fitted[0], prior=choice.prior),))
             probs = predictive_of(of_choice, "laplace", 1.0).probs
             results[f"laplace_{choice.method}_{choice.prior.granularity}"] = evaluate_probs(probs, split.labels)
-    truncated = [row.truncated for row in run.encode(test)]
-    fidelity = measure_fidelity(predictives, estimate, outputs, truncated) if estimate else None
+    truncated = [row.truncated for row in classifier.encode_examples(test)]
+    fidelity = None
+    if found.estimate:
+        fidelity = measure_fidelity(calibrated.predictives, found.estimate, outputs, truncated)
     return Measured(results, sets, gains, fidelity)
 
 
 @torch.no_grad()
-def plain_probs(run: Run, model: nn.Module, examples: tuple[Example, ...]) -> torch.Tensor:
+def plain_probs(classifier: Classifier, examples: Sequence[Example], batch_size: int) -> torch.Tensor:
     """Return class probabilities by forward passes alone, (rows, classes) float64, in row order."""
-    probs = torch.zeros(len(examples), run.class_count, dtype=torch.float64)
-    for index, batch in batched(run, examples, "zero-shot rows"):
-        logits = run.readout.scores(model, batch).logits
+    probs = torch.zeros(len(examples), classifier.class_count, dtype=torch.float64)
+    for index, batch in classifier.batched(examples, batch_size, lambda items: progress(items, "zero-shot rows")):
+        logits = classifier.readout.scores(classifier.model, batch).logits
         probs[index] = class_probs(logits, batch.class_mask).cpu()
     return probs

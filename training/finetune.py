@@ -14,19 +14,19 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from peft.utils import get_peft_model_state_dict
 from torch import nn
 from torch.nn import functional as F
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
 from laplora.errors import NonFiniteError
+from laplora.files import write_json
+from laplora.models.adapters import save_adapter
 from laplora.models.lora import adapter_name
 from laplora.models.probe import check_adapted, check_targets
 from laplora.models.quiet import quiet_loading
 from laplora.prompts.rows import Batch, EncodedRow, collate
 from laplora.readouts.base import ReadOut
 from training.config import RunConfig, config_hash_fields
-from training.workspace.files import write_json, write_tensors
 from training.workspace.folders import set_aside
 from training.workspace.members import member_folder, member_steps, missing_members
 from training.workspace.one_device import OneDeviceArguments, on_device
@@ -180,20 +180,6 @@ def add_adapter(base: nn.Module, config: RunConfig) -> Any:
     model.eval()  # dropout would draw from the generator that training draws from
     check_adapted(model)
     return model
-
-
-def save_adapter(model: Any, folder: Path, dtype: torch.dtype | None = None) -> None:
-    """Write the adapter in PEFT's layout, without the base's embeddings, in a given number format."""
-    name = adapter_name(model)
-    state = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
-    model.peft_config[name].save_pretrained(str(folder))
-    # peft keeps the targets as a set, whose order is another in every process; a pattern is one text
-    fields = json.loads((folder / "adapter_config.json").read_text())
-    if not isinstance(fields["target_modules"], str):
-        fields["target_modules"] = sorted(fields["target_modules"])
-    write_json(folder / "adapter_config.json", fields)
-    tensors = {k: v.to("cpu", dtype) for k, v in state.items()}
-    write_tensors(folder / "adapter_model.safetensors", tensors, {"format": "pt"})
 
 
 def training_arguments(config: RunConfig, device: torch.device, folder: Path) -> TrainingArguments:

@@ -15,15 +15,16 @@ from typing import Any, Literal
 from laplora.artifact.folder import Artifact, read_artifact
 from laplora.artifact.manifest import Manifest
 from laplora.errors import ConfigError, DataError, InvalidInputError
+from laplora.files import write_json
+from laplora.fitting.corruptions import corrupt
+from laplora.fitting.store import rows_digest
 from laplora.predictor import Predictor
+from laplora.prompts.examples import Example
 from training.config import DataConfig, RunConfig, ShiftConfig, StrangerConfig, config_hash_fields
-from training.data.corruptions import corrupt
-from training.data.examples import Example, Splits, Task
+from training.data.examples import Splits, Task
 from training.data.section import load_splits
 from training.report.shift import set_record, shift_record, write_shift_report
 from training.report.shift_answers import SetAnswers, answer_set, read_answers, write_answers
-from training.workspace.files import write_json
-from training.workspace.provenance import rows_digest
 from training.workspace.terminal import say
 
 SetKind = Literal["in_distribution", "shifted", "stranger", "corrupted"]

@@ -18,7 +18,7 @@ import torch
 from benchmarks.peers.subject import artifact_rows
 from benchmarks.peers.tables import kept
 from laplora.metrics.scores import evaluate_probs
-from training.data.examples import Example
+from laplora.prompts.examples import Example
 from training.data.section import Splits
 
 QUESTION = "Is this review positive or negative?"

@@ -16,10 +16,10 @@ from benchmarks.harness.provenance import ARTIFACT, ROOT
 from laplora.artifact.folder import read_artifact
 from laplora.models.adapters import attach_adapter
 from laplora.models.base import BaseSpec, load_base_model, load_tokenizer, locate_base
+from laplora.prompts.examples import Example
 from laplora.prompts.rows import Batch, EncodedRow, collate, encode
 from laplora.prompts.templates import render
 from training.config import load_config
-from training.data.examples import Example
 from training.data.section import Splits, load_splits
 
 CONFIG = ROOT / "training" / "configs" / "sst2-smollm2.yaml"

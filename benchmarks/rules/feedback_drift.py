@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from laplora.answers.prediction import Prediction
+from laplora.fitting.corruptions import corrupt
 from laplora.predictor import Predictor
 from service.feedback.labels import FeedbackStore
 from service.http.schemas.feedback import SeriesOut
 from training.config import load_config
-from training.data.corruptions import corrupt
 from training.data.section import load_splits
 from training.data.sources import read_benchmark
 from training.report.markdown import markdown_table

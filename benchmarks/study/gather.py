@@ -12,18 +12,18 @@ import torch
 from benchmarks.study.config import StudyConfig
 from benchmarks.study.store import SPLITS, offsets, read_configuration
 from benchmarks.study.structures.kfac import every_token
+from laplora.files import write_json, write_tensors
+from laplora.fitting.priors import block_weights, label_rows, squared_distances
 from laplora.jacobians.blocks import Block, BlockJacobian
-from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
+from laplora.jacobians.contrasts import contrast_jacobians, covered_blocks
 from laplora.linearised import contrast_hessian
 from laplora.models.adapters import attach_adapter
 from laplora.predictive.member_adapters import dropout_weights, in_place, lora_parameters, read_weights
+from laplora.prompts.examples import Example
 from laplora.prompts.option_order import option_orders, permute_choices, restore_logits
 from laplora.prompts.rows import EncodedRow
-from training.calibration.posteriors import squared_distances
 from training.config import RunConfig
-from training.data.examples import Example
 from training.finetune import finetune
-from training.workspace.files import write_json, write_tensors
 from training.workspace.folders import set_aside
 from training.workspace.members import member_folder, member_steps
 from training.workspace.run import Run
@@ -79,7 +79,9 @@ def gather(config: StudyConfig, task: str, seed: int) -> Path:
     finetune(settings)
     run = open_run(settings)
     model = attach_adapter(run.load_base(), settings.run_dir / "adapter")
-    trained = Trained(run, model, find_blocks(model, run.class_count), config.batch_size)
+    trained = Trained(run, model, covered_blocks(model, run.readout), config.batch_size)
+    classifier = run.classifier(model)
+    start = label_rows(read_weights(model, settings.run_dir / "initial_adapter"), classifier)
     for split in SPLITS:
         if not all((folder / f"{split}{kind}.safetensors").is_file() for kind in (".jacobians", "")):
             store_split(trained, split, folder)
@@ -95,7 +97,7 @@ def gather(config: StudyConfig, task: str, seed: int) -> Path:
             "blocks": [vars(b) for b in trained.blocks],
             "steps": settings.optimizer.steps,
             "splits": run.splits.report,
-            "squared_distances": squared_distances(settings, trained.blocks).tolist(),
+            "squared_distances": squared_distances(block_weights(classifier), trained.blocks, start).tolist(),
         },
     )
     return folder

@@ -19,8 +19,8 @@ from benchmarks.study.config import StudyConfig
 from benchmarks.study.gather import gather, gathered_under, wanted_forwards
 from benchmarks.study.store import read_configuration, read_stores
 from benchmarks.study.subjects import write_subjects
-from training.workspace.files import write_json, write_tensors
-from training.workspace.provenance import installed_versions
+from laplora.files import write_json, write_tensors
+from laplora.fitting.describing import installed_versions
 from training.workspace.terminal import say
 
 

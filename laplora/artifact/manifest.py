@@ -64,6 +64,10 @@ class PriorRecord(_Record):
     granularity: Literal["scalar", "group", "module"]
     precision: dict[str, Annotated[float, Field(gt=0)]]
     objective: float = Field(description="nats: log evidence, or minus the mean held-out NLL")
+    centre: Literal["initial_adapter", "zero"] = Field(
+        "initial_adapter",
+        description="zero where the adapter was trained elsewhere and nobody kept its initial weights",
+    )
 
     def prior(self) -> Prior:
         """Return the prior."""

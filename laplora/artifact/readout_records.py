@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from laplora.errors import ArtifactIncompatibleError
+from laplora.errors import ArtifactIncompatibleError, ConfigError
 from laplora.linearised import Likelihood
 from laplora.prompts.rows import Side
 from laplora.prompts.templates import PromptTemplate, resolve_label_sequences, resolve_label_tokens
+from laplora.readouts.base import ReadOut
 from laplora.readouts.classification_head import ClassificationHead
 from laplora.readouts.label_sequences import LabelSequences
 from laplora.readouts.label_tokens import LabelTokens
@@ -108,3 +110,20 @@ class ClassificationHeadRecord(BaseModel):
 ReadOutRecord = Annotated[
     LabelTokensRecord | LabelSequencesRecord | ClassificationHeadRecord, Field(discriminator="kind")
 ]
+
+
+def readout_record(readout: ReadOut, verbalizers: Sequence[str], *, alone: bool = False) -> ReadOutRecord:
+    """Return a read-out as an artifact records it; ConfigError for one that no artifact can hold.
+
+    ``alone`` says of a classification head whether the model has no adapter.
+    """
+    texts = tuple(verbalizers)
+    if isinstance(readout, LabelTokens):
+        return LabelTokensRecord(kind="label_tokens", verbalizers=texts, token_ids=readout.token_ids)
+    if isinstance(readout, LabelSequences):
+        return LabelSequencesRecord(
+            kind="label_sequences", verbalizers=texts, token_ids=readout.token_ids, normalised=readout.normalised
+        )
+    if isinstance(readout, ClassificationHead):
+        return ClassificationHeadRecord(kind="classification_head", alone=alone, **vars(readout))
+    raise ConfigError(f"an artifact cannot hold the read-out {type(readout).__name__}: use one of laplora.readouts")

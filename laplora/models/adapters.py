@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Collection, Mapping
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from safetensors import safe_open
 from torch import nn
 
 from laplora.errors import ArtifactCorruptError, ModelError, first_line
+from laplora.files import write_json, write_tensors
 from laplora.models.classifier_head import head_weights, trained_linears
-from laplora.models.lora import check_settings, is_classifier, lora_layers
+from laplora.models.lora import adapter_name, check_settings, is_classifier, lora_layers
 from laplora.models.probe import check_adapted
 from laplora.models.quiet import quiet_loading
 
@@ -144,3 +146,26 @@ def verify_adapter(
             raise ArtifactCorruptError(f"the adapter in {folder.name!r} holds {tensor.dtype}: {name}")
         if not bool(tensor.isfinite().all()):
             raise ArtifactCorruptError(f"the adapter in {folder.name!r} holds NaN or infinity: {name}")
+
+
+def save_adapter(model: Any, folder: Path, dtype: torch.dtype | None = None, *, base_model: str | None = None) -> None:
+    """Write a PEFT model's active adapter in PEFT's layout, without the base's embeddings.
+
+    Args:
+        dtype: number format of the file; None: as the weights are. base_model: what the adapter says its base is.
+    """
+    from peft.utils import get_peft_model_state_dict
+
+    name = adapter_name(model)
+    state = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    settings = copy(model.peft_config[name])
+    settings.inference_mode = True
+    if base_model is not None:
+        settings.base_model_name_or_path = base_model
+    settings.save_pretrained(str(folder))
+    fields = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    if isinstance(fields["target_modules"], list):  # peft keeps them as a set, of another order in every process
+        fields["target_modules"] = sorted(fields["target_modules"])
+    write_json(folder / "adapter_config.json", fields)
+    tensors = {key: value.to("cpu", dtype) for key, value in state.items()}
+    write_tensors(folder / "adapter_model.safetensors", tensors, {"format": "pt"})

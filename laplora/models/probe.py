@@ -64,12 +64,14 @@ def check_readout(model: Any) -> None:
             ``logit_transform``.
     """
     kind, head = type(model).__name__, model.get_output_embeddings()
-    if not isinstance(head, nn.Linear) or not head.weight.is_floating_point():
+    plain = getattr(head, "base_layer", head)  # where an adapter of it is disabled
+    if not isinstance(plain, nn.Linear) or not plain.weight.is_floating_point():
         raise ModelError(f"{kind} has no plain output embedding: a quantized lm_head is not covered")
     if not isinstance(getattr(model, model.base_model_prefix, None), nn.Module):
         raise ModelError(f"{kind} has no decoder at .{model.base_model_prefix}")
     batch, transform = probe_batch(model), logit_transform(model)
-    given = torch.linspace(-100, 100, head.out_features, device=head.weight.device).to(head.weight.dtype)
+    weight = plain.weight
+    given = torch.linspace(-100, 100, plain.out_features, device=weight.device).to(weight.dtype)
     seen: list[torch.Tensor] = []
 
     def replace(_module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:

@@ -16,16 +16,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_runs import FinishedRun, copy_run, job, sentiment_config, sentiment_rows, write_config, write_rows
 
+from laplora.files import write_tensors
+from laplora.fitting import passes
+from laplora.fitting.projected import read_split
+from laplora.fitting.saving import read_fit
 from laplora.posterior.base import block_precisions
 from laplora.posterior.file import read_posterior
 from laplora.predictor import Predictor
 from training import evaluate as evaluate_job
-from training.calibration import passes
-from training.calibration.posteriors import read_choices, read_member_choice
-from training.calibration.projected import read_split
 from training.config import RunConfig, load_config
 from training.finetune import LabelTrainer
-from training.workspace.files import write_tensors
 from training.workspace.members import member_steps
 from training.workspace.runtime import open_run
 
@@ -354,7 +354,8 @@ def test_a_finished_fit_takes_no_pass(run_copy: Path, monkeypatch: pytest.Monkey
     other = ("laplace.prior=evidence", "laplace.granularity=group")
     assert job("fit", run_copy, *other) == 0
     assert seen == [0]
-    assert fit_record(load_config(run_copy, list(other)))["served"] == {"method": "evidence", "granularity": "group"}
+    served = fit_record(load_config(run_copy, list(other)))["served"]
+    assert (served["method"], served["prior"]["granularity"]) == ("evidence", "group")
 
 
 def test_the_batch_size_does_not_change_the_fit(
@@ -370,7 +371,7 @@ def test_the_batch_size_does_not_change_the_fit(
     assert one["effective_dimension"] == pytest.approx(two["effective_dimension"], rel=1e-2)
     for a, b in zip(one["choices"], two["choices"], strict=True):
         assert a["objective"] == pytest.approx(b["objective"], rel=1e-3)
-    prior = read_choices(sentiment_run.config.run_dir / "laplace")[0].prior
+    prior = read_fit(sentiment_run.config.run_dir / "laplace").choices[0].prior
     trained = sentiment_predictor._members.trained.posterior
     assert trained is not None
     covariances = []
@@ -410,8 +411,7 @@ def test_an_interrupted_fit_of_the_members_ends_like_an_uninterrupted_one(
     assert interrupted_fit(17, mixture_copy) == 30 - 16
     fits = tuple(f"members/step-{step}/posterior.safetensors" for step in (20, 30))
     assert same_files(folder, whole, (*fits, "scores.safetensors"))
-    for file in ("fit.json", "calibrators.json"):
-        assert (folder / file).read_text() == (whole / file).read_text()
+    assert (folder / "fit.json").read_text() == (whole / "fit.json").read_text()
 
 
 def test_finished_members_take_no_pass(mixture_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -419,9 +419,9 @@ def test_finished_members_take_no_pass(mixture_copy: Path, monkeypatch: pytest.M
     assert job("fit", mixture_copy, "predictives.serve=ensemble") == 0
     assert seen == [0]
     folder = load_config(mixture_copy, ["predictives.serve=ensemble"]).run_dir / "laplace"
-    found = json.loads((folder / "calibrators.json").read_text())["recommended"]
-    assert (found["predictive"], found["chosen_by"]) == ("ensemble", "configuration")
-    assert "set by the configuration; by the calibration split it would be" in found["reason"]
+    found = read_fit(folder).calibrated.recommended
+    assert (found.predictive, found.chosen_by) == ("ensemble", "configuration")
+    assert "set by the configuration; by the calibration split it would be" in found.reason
 
 
 def test_each_member_has_its_curvature_and_its_prior(mixture_run: FinishedRun) -> None:
@@ -431,7 +431,7 @@ def test_each_member_has_its_curvature_and_its_prior(mixture_run: FinishedRun) -
     assert len(curvatures) == 3
     assert curvatures[0] != pytest.approx(curvatures[1], rel=1e-2)
     assert curvatures[1] != pytest.approx(curvatures[2], rel=1e-2)
-    assert len({read_member_choice(f.parent).prior.precision["all"] for f in files[1:]}) == 2
+    assert len({choice.prior.precision["all"] for choice in read_fit(folder).members.values()}) == 2
 
 
 def test_a_changed_member_is_not_taken_for_the_fitted_one(

@@ -18,13 +18,13 @@ from tiny_runs import FinishedRun, choice_rows, job, reseal, sentiment_rows, wri
 
 from laplora.decisions.uncertainty import FLAGS
 from laplora.errors import ConfigError, DataError
+from laplora.fitting.corruptions import corrupt
 from laplora.linearised import entropy
 from laplora.metrics.detection import detection
 from laplora.predictor import Predictor
 from training import shift as shift_job
 from training.__main__ import main
 from training.config import RunConfig, ShiftConfig, config_hash_fields, load_config
-from training.data.corruptions import corrupt
 from training.data.section import load_splits
 from training.report.markdown import fill
 from training.report.shift import publish_shift, published_shifts

@@ -9,13 +9,13 @@ import torch
 
 from laplora.answers.deferral import decisions_of, rows_to_defer
 from laplora.artifact.manifest import PredictiveRecord
+from laplora.fitting.calibrate import predictive_of
+from laplora.fitting.outputs import SplitOutputs
 from laplora.linearised import class_probs
 from laplora.metrics.scores import row_nll
 from laplora.predictive.distilled import Estimate
 from laplora.predictive.distilled_error import log_traces
 from laplora.predictive.kinds import PredictiveName
-from training.calibration.calibrate import predictive_of
-from training.calibration.outputs import SplitOutputs
 
 
 @dataclass(frozen=True)

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
 from laplora.artifact.manifest import PredictiveRecord
+from laplora.classifier import Classifier
 from laplora.decisions.uncertainty import review_score
+from laplora.fitting.calibrate import predictive_of
+from laplora.fitting.outputs import Ensemble, SplitOutputs, split_outputs
+from laplora.fitting.projected import project_split
+from laplora.fitting.settings import FitSettings
 from laplora.linearised import PosteriorPredictive
 from laplora.metrics.scores import Evaluation, bootstrap_interval, evaluate_probs, row_nll
 from laplora.predictive.kinds import PredictiveName
 from laplora.predictive.order_average import average_by_input, average_orders, order_information
+from laplora.prompts.examples import Example
 from laplora.prompts.option_order import Order, option_orders, permute_choices, restore_logits
-from training.calibration.calibrate import predictive_of
-from training.calibration.members import MemberFit
-from training.calibration.outputs import SplitOutputs, split_outputs
-from training.calibration.projected import project_split
-from training.data.examples import Example
-from training.workspace.run import Run
+from training.workspace.terminal import Terminal
 
 #: What a method's name ends with when its orders were averaged.
 SUFFIX = "_order_average"
@@ -72,10 +72,10 @@ class _Prompts:
 
 
 def order_averages(
-    run: Run,
-    model: Any,
+    classifier: Classifier,
+    settings: FitSettings,
     outputs: SplitOutputs,
-    fits: Sequence[MemberFit],
+    ensemble: Ensemble,
     examples: Sequence[Example],
     records: Mapping[PredictiveName, PredictiveRecord],
 ) -> tuple[dict[str, Evaluation], dict[str, OrderGain]]:
@@ -86,9 +86,10 @@ def order_averages(
     """
     prompts = _prompts(examples)
     trained, labels, title = outputs.fitted[0], outputs.split.labels, "test rows, other orders"
-    split = project_split(run, model, trained.posterior, prompts.others, title)
+    bar, size = Terminal(), settings.laplace.batch_size
+    split = project_split(classifier, trained.posterior, prompts.others, bar, title, batch_size=size)
     fitted = replace(trained, projected=split.projected)
-    other_outputs = split_outputs(run, model, fitted, split, fits, prompts.others, title)
+    other_outputs = split_outputs(classifier, settings, fitted, split, ensemble, prompts.others, bar, title)
     evaluations: dict[str, Evaluation] = {}
     gains: dict[str, OrderGain] = {}
     map_probs = None
@@ -99,7 +100,7 @@ def order_averages(
         map_probs = probs if map_probs is None else map_probs
         scores = review_score(record.thresholds, probs=probs, map_probs=map_probs)
         evaluations[name + SUFFIX] = evaluate_probs(probs, labels, scores)
-        gains[name + SUFFIX] = _gain(single.probs, each.probs, probs, prompts, labels, run.config.seed)
+        gains[name + SUFFIX] = _gain(single.probs, each.probs, probs, prompts, labels, settings.seed)
     return evaluations, gains
 
 

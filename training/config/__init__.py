@@ -4,14 +4,13 @@ Read ``run`` first: :class:`RunConfig` and how a YAML file and ``--set`` become 
 parts, each field with its description; ``folders`` says which folder a configuration's results lie in.
 """
 
+from laplora.fitting.settings import Section
 from training.config.run import RunConfig, bad_fields, config_hash_fields, load_config
 from training.config.sections import (
     AdapterConfig,
     BaseConfig,
-    LaplaceConfig,
     OptimizerConfig,
     PredictivesConfig,
-    Section,
 )
 from training.config.shift import ShiftConfig, StrangerConfig
 from training.data.section import DataConfig
@@ -20,7 +19,6 @@ __all__ = [
     "AdapterConfig",
     "BaseConfig",
     "DataConfig",
-    "LaplaceConfig",
     "OptimizerConfig",
     "PredictivesConfig",
     "RunConfig",

@@ -10,16 +10,14 @@ from pydantic import Field, ValidationError, model_validator
 
 from laplora.answers.golden import MAX_ANSWERS
 from laplora.errors import ConfigError
+from laplora.fitting.settings import CalibrationSettings, FitSettings, LaplaceSettings, PredictiveSettings, Section
 from training.config.folders import NAME, folder_of
 from training.config.sections import (
     AdapterConfig,
     BaseConfig,
-    CalibrationConfig,
     EvaluationConfig,
-    LaplaceConfig,
     OptimizerConfig,
     PredictivesConfig,
-    Section,
 )
 from training.config.shift import ShiftConfig
 from training.data.section import DataConfig
@@ -35,8 +33,8 @@ class RunConfig(Section):
     max_tokens: int = Field(512, ge=8, description="longest prompt, in tokens; longer ones are cut on the left")
     adapter: AdapterConfig = AdapterConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
-    laplace: LaplaceConfig = LaplaceConfig()
-    calibration: CalibrationConfig = CalibrationConfig()
+    laplace: LaplaceSettings = LaplaceSettings()
+    calibration: CalibrationSettings = CalibrationSettings()
     predictives: PredictivesConfig = PredictivesConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     golden_inputs: tuple[dict[str, Any], ...] = Field(
@@ -61,6 +59,17 @@ class RunConfig(Section):
         if wanted.laplace_ensemble and self.laplace.prior == "leave_one_out":
             raise ValueError("predictives.laplace_ensemble takes laplace.prior validation or evidence")
         return self
+
+    @property
+    def fit(self) -> FitSettings:
+        """What the library's fit is told."""
+        predictives = self.predictives.model_dump(exclude={"fast_inputs"})
+        return FitSettings(
+            laplace=self.laplace,
+            calibration=self.calibration,
+            predictives=PredictiveSettings(**predictives),
+            seed=self.seed,
+        )
 
     @property
     def run_dir(self) -> Path:

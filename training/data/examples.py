@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from laplora.prompts.examples import Example
 from laplora.prompts.templates import PromptTemplate, render
 
 Role = Literal["train", "calibration", "test"]
 #: In order of precedence: a duplicate is kept in the earlier one, so that no test row is ever seen in training.
 ROLES: tuple[Role, ...] = ("test", "calibration", "train")
-
-
-@dataclass(frozen=True)
-class Example:
-    """One labelled input.
-
-    Attributes:
-        id: as the row has it, or the place it was read from; unique unless a user's ids repeat.
-        fields: exactly the template's fields; ``choices`` is a tuple of strings, all others are strings.
-        label: index into the task's labels, below ``class_count``; -1 where there is none.
-        class_count: how many of the task's labels, from the first, are possible answers.
-    """
-
-    id: str
-    fields: Mapping[str, Any]
-    label: int
-    class_count: int
 
 
 @dataclass(frozen=True)

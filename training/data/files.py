@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from laplora.errors import ConfigError, InvalidInputError
+from laplora.errors import ConfigError, DataError
 from laplora.files import file_sha256
-from laplora.prompts.templates import TEMPLATES, PromptTemplate, render
-from training.data.examples import ROLES, Example, Pool, Role, Source, Task
+from laplora.prompts.examples import Example
+from laplora.prompts.labelled import example_of, row_id
+from laplora.prompts.templates import TEMPLATES, PromptTemplate
+from training.data.examples import ROLES, Pool, Role, Source, Task
 from training.data.tables import Record, RowError, each, read_records
-
-_OPTION_COLUMN = re.compile(r"option([1-9][0-9]?)$")
-#: Longer values of a label field are more likely text in the wrong field, which must not reach a log.
-_SHOWN_LABEL_CHARS = 32
 
 
 class SplitPaths(BaseModel):
@@ -96,15 +92,15 @@ def read_examples(path: Path, task: Task, label_field: str, label_map: Mapping[s
     """
 
     def labelled(record: Record) -> Example:
-        fields, class_count = _fields(record, task)
-        label = _label(record, task, label_field, label_map)
-        if label >= class_count:
-            raise RowError(
-                record.line,
-                f"field {label_field!r} is {task.labels[label]!r}, but the row has {class_count} choices "
-                f"({', '.join(task.labels[:class_count])})",
+        with _on_line(record):
+            return example_of(
+                record.values,
+                _id(record, path),
+                task.template,
+                task.labels,
+                label_field,
+                label_map,
             )
-        return Example(_id(record, path), fields, label, class_count)
 
     return tuple(each(path, read_records(path), labelled))
 
@@ -113,77 +109,19 @@ def read_inputs(path: Path, task: Task) -> tuple[Example, ...]:
     """Return a file's rows as examples without a label (-1), otherwise as ``read_examples`` does."""
 
     def unlabelled(record: Record) -> Example:
-        fields, class_count = _fields(record, task)
-        return Example(_id(record, path), fields, -1, class_count)
+        with _on_line(record):
+            return example_of(record.values, _id(record, path), task.template, task.labels)
 
     return tuple(each(path, read_records(path), unlabelled))
 
 
 def _id(record: Record, path: Path) -> str:
-    given = record.values.get("id")
-    is_id = isinstance(given, str | int) and not isinstance(given, bool) and str(given).strip()
-    return str(given) if is_id else f"{path.name}:{record.line}"
+    return row_id(record.values, f"{path.name}:{record.line}")
 
 
-def _fields(record: Record, task: Task) -> tuple[dict[str, Any], int]:
-    """Return a row's template fields, and how many classes are possible for it."""
-    fields: dict[str, Any] = {}
-    for name in task.template.fields:
-        fields[name] = _choices(record) if name == "choices" else record.values.get(name)
-        if fields[name] is None:
-            present = sorted(str(n)[:64] for n in record.values)[:16]
-            raise RowError(record.line, f"field {name!r} is missing; the row has {present}")
+@contextmanager
+def _on_line(record: Record) -> Iterator[None]:
     try:
-        _, class_count = render(task.template, fields, task.labels)
-    except InvalidInputError as error:
+        yield
+    except DataError as error:
         raise RowError(record.line, str(error)) from None
-    return fields, class_count
-
-
-def _choices(record: Record) -> tuple[Any, ...] | None:
-    """Return the choices of a row: a JSON array in ``choices``, or the fields ``option1``, ``option2`` and so on."""
-    value = record.values.get("choices")
-    if isinstance(value, str):  # a CSV cell
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            value = None
-        if not isinstance(value, list):
-            raise RowError(
-                record.line, "field 'choices' must hold a JSON array of strings, or use option1, option2, ..."
-            )
-    if isinstance(value, list):
-        return tuple(value)
-    if value is not None:
-        raise RowError(record.line, "field 'choices' must be an array of strings")
-    columns = {int(m.group(1)): n for n in record.values if (m := _OPTION_COLUMN.match(n))}
-    options = []
-    for number in range(1, max(columns, default=0) + 1):
-        if number not in columns:  # closing the gap would shift the answers
-            raise RowError(record.line, f"field 'option{number}' is missing, later options are there")
-        options.append(record.values[columns[number]])
-    while options and options[-1] in (None, ""):  # rows with fewer choices leave the last ones empty
-        options.pop()
-    return tuple(options) or None
-
-
-def _label(record: Record, task: Task, label_field: str, label_map: Mapping[str, str]) -> int:
-    value = record.values.get(label_field)
-    if isinstance(value, bool):
-        value = "true" if value else "false"
-    elif isinstance(value, int | float):
-        value = str(value)
-    if value is None:
-        raise RowError(record.line, f"field {label_field!r} (the label) is missing")
-    if not isinstance(value, str):
-        kind = "array" if isinstance(value, list) else "object"
-        raise RowError(record.line, f"field {label_field!r} must be a string, a number, true or false, got an {kind}")
-    value = value.strip()
-    if not value:
-        raise RowError(record.line, f"field {label_field!r} (the label) is empty")
-    word = label_map.get(value) if label_map else value
-    if word not in task.labels:
-        known = sorted(label_map) if label_map else list(task.labels)
-        shown = repr(value) if len(value) <= _SHOWN_LABEL_CHARS else f"a text of {len(value)} characters"
-        raise RowError(record.line, f"field {label_field!r} is {shown}, expected one of {known}")
-    return task.labels.index(word)

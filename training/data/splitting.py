@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from laplora.errors import DataError
-from training.data.examples import ROLES, Example, Pool, Role, Source, Splits, Task
+from laplora.prompts.examples import Example
+from training.data.examples import ROLES, Pool, Role, Source, Splits, Task
 
 #: How splits share the rows of one pool where the config leaves several of their sizes open.
 SHARES: dict[Role, int] = {"train": 4, "calibration": 1, "test": 2}

@@ -13,8 +13,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from laplora.metrics.label_sets import SetQuality
 from laplora.metrics.scores import Evaluation
-from training.calibration.label_sets import SetQuality
 from training.report.markdown import markdown_table
 
 Bounds = tuple[float, float] | None

@@ -13,6 +13,8 @@ import torch
 from laplora.artifact.folder import Artifact
 from laplora.decisions.uncertainty import FLAGS
 from laplora.errors import ConfigError
+from laplora.files import write_json
+from laplora.fitting.describing import installed_versions
 from laplora.linearised import entropy
 from laplora.metrics.detection import detection
 from laplora.metrics.scores import evaluate_probs
@@ -20,8 +22,6 @@ from training.config import RunConfig
 from training.report.markdown import fill
 from training.report.shift_answers import PredictiveRows, SetAnswers
 from training.report.shift_tables import page_section, shift_figure, shift_tables
-from training.workspace.files import write_json
-from training.workspace.provenance import installed_versions
 
 _METRICS = ("accuracy", "nll", "ece", "brier", "auroc_error")
 

@@ -11,9 +11,9 @@ from safetensors import SafetensorError, safe_open
 
 from laplora.answers.prediction import Prediction
 from laplora.decisions.uncertainty import FLAGS
+from laplora.files import write_tensors
 from laplora.predictor import Predictor
-from training.data.examples import Example
-from training.workspace.files import write_tensors
+from laplora.prompts.examples import Example
 from training.workspace.runtime import batches
 from training.workspace.terminal import progress
 

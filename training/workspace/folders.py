@@ -14,8 +14,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from laplora.errors import ConfigError
+from laplora.files import write_json
 from training.config.folders import CONFIG, configuration_digest, owner
-from training.workspace.files import write_json
 
 
 def claim(folder: Path, fields: Mapping[str, Any]) -> bool:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from laplora.errors import ConfigError
+from laplora.fitting.members import MemberAdapter
+from laplora.predictive.member_adapters import read_weights
 from training.config import RunConfig
 
 
@@ -18,6 +21,12 @@ def member_steps(config: RunConfig) -> tuple[int, ...]:
 def member_folder(config: RunConfig, step: int) -> Path:
     """Return the folder of the adapter kept at a step."""
     return config.run_dir / "members" / f"step-{step}"
+
+
+def member_adapters(config: RunConfig, model: Any) -> tuple[MemberAdapter, ...]:
+    """Return the ensemble's adapters beside the trained one; ConfigError as ``check_kept``."""
+    check_kept(config)
+    return tuple(MemberAdapter(step, read_weights(model, member_folder(config, step))) for step in member_steps(config))
 
 
 def missing_members(config: RunConfig) -> list[int]:

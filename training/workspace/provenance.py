@@ -5,24 +5,14 @@ Each covers the rows themselves and the base's weights, not their names. Folders
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Sequence
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
-from typing import Any
 
-import torch
-
-import laplora
 from laplora.files import file_sha256
+from laplora.fitting.store import digest, rows_digest
 from laplora.models.hashes import weights_hash
-from training.data.examples import Example
 from training.workspace.run import Run
 
-#: Packages whose versions shape an artifact, beside laplora and torch.
-PACKAGES = ("transformers", "peft", "bitsandbytes", "safetensors", "tokenizers")
 #: Fields of the section ``laplace`` that the sums over the training rows depend on.
 _CURVATURE = {"structure", "subset", "rank", "oversampling", "joint_rank", "batch_size", "factor_dtype"}
 
@@ -32,7 +22,7 @@ def adapter_inputs(run: Run) -> str:
     config, task = run.config, run.splits.task
     weights = weights_hash(run.location, config.base.revision)
     base = [weights, config.base.quantization, config.base.dtype, config.max_tokens, asdict(task.template)]
-    return _digest(
+    return digest(
         [*base, run.readout.token_ids],
         rows_digest(run.splits.train),
         config.seed,
@@ -44,7 +34,7 @@ def adapter_inputs(run: Run) -> str:
 def curvature_inputs(run: Run, folder: Path | None = None) -> str:
     """Return the digest of what the sums over the training rows depend on; ``folder`` is another adapter's."""
     adapter = file_sha256((folder or run.config.run_dir / "adapter") / "adapter_model.safetensors")
-    return _digest(adapter_inputs(run), adapter, run.config.laplace.model_dump(mode="json", include=_CURVATURE))
+    return digest(adapter_inputs(run), adapter, run.config.laplace.model_dump(mode="json", include=_CURVATURE))
 
 
 def fit_inputs(run: Run) -> str:
@@ -52,7 +42,7 @@ def fit_inputs(run: Run) -> str:
     config = run.config
     members = sorted((config.run_dir / "members").glob("*/adapter_model.safetensors"))
     unlabelled = config.predictives.fast_inputs
-    return _digest(
+    return digest(
         curvature_inputs(run),
         rows_digest(run.splits.calibration),
         config.laplace.model_dump(mode="json"),
@@ -66,24 +56,4 @@ def fit_inputs(run: Run) -> str:
 def evaluation_inputs(run: Run) -> str:
     """Return the digest of what the metrics depend on."""
     settings = run.config.evaluation.model_dump(mode="json")
-    return _digest(fit_inputs(run), rows_digest(run.splits.test), settings)
-
-
-def rows_digest(examples: Sequence[Example]) -> str:
-    """Return the digest of examples, in order."""
-    return _digest(*([dict(e.fields), e.label, e.class_count] for e in examples))
-
-
-def _digest(*parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def installed_versions() -> dict[str, str]:
-    """Return the versions of the packages that shape an artifact."""
-    versions = {"laplora": laplora.__version__, "torch": str(torch.__version__)}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
+    return digest(fit_inputs(run), rows_digest(run.splits.test), settings)

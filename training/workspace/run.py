@@ -9,12 +9,15 @@ from typing import Any
 import torch
 from filelock import FileLock
 
+from laplora.classifier import Classifier
 from laplora.errors import NonFiniteError
 from laplora.models.base import BaseSpec, load_base_model
+from laplora.models.in_memory import non_finite
+from laplora.prompts.examples import Example
 from laplora.prompts.rows import Batch, EncodedRow, collate, encode
 from laplora.readouts.label_tokens import LabelTokens
 from training.config import RunConfig
-from training.data.examples import Example, Splits
+from training.data.examples import Splits
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,14 @@ class Run:
         """Number of labels."""
         return self.readout.class_count
 
+    def classifier(self, model: Any) -> Classifier:
+        """Return a model with this run's prompt, labels and read-out."""
+        task = self.splits.task
+        labels = dict(zip(task.labels, self.verbalizers, strict=True))
+        return Classifier(
+            model, self.tokenizer, labels, task.template, max_tokens=self.config.max_tokens, readout=self.readout
+        )
+
     def encode(self, examples: Sequence[Example]) -> list[EncodedRow]:
         """Return examples as token rows, cut at the run's limit."""
         task, limit = self.splits.task, self.config.max_tokens
@@ -63,23 +74,12 @@ class Run:
         """
         spec = base_spec(self.config)
         model = load_base_model(self.location, spec, device=self.device, dequantize=self.config.base.dequantize).model
-        for name, parameter in model.named_parameters():
-            if not all(bool(values.isfinite().all()) for values in _numbers(parameter)):
-                raise NonFiniteError(
-                    f"the base model {spec.model!r} holds NaN or infinity in {name}: nothing trained on it would be a "
-                    "number; fetch or convert it again"
-                )
+        if (name := non_finite(model)) is not None:
+            raise NonFiniteError(
+                f"the base model {spec.model!r} holds NaN or infinity in {name}: nothing trained on it would be a "
+                "number; fetch or convert it again"
+            )
         return model
-
-
-def _numbers(parameter: torch.Tensor) -> list[torch.Tensor]:
-    """Return a parameter's values, of a packed one the scales: its codes are always those of numbers."""
-    if parameter.is_floating_point():
-        return [parameter]
-    state: Any = getattr(parameter, "quant_state", None)
-    holders = (state, getattr(state, "state2", None))
-    scales = [getattr(holder, name, None) for holder in holders for name in ("absmax", "offset")]
-    return [scale for scale in scales if isinstance(scale, torch.Tensor) and scale.is_floating_point()]
 
 
 def base_spec(config: RunConfig) -> BaseSpec:

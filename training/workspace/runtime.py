@@ -7,15 +7,16 @@ from dataclasses import replace
 
 from laplora.artifact.folder import check_replaceable
 from laplora.errors import ConfigError, InvalidInputError
+from laplora.files import write_json
 from laplora.models.base import load_tokenizer, locate_base, resolve_device
+from laplora.prompts.examples import Example
 from laplora.prompts.rows import Batch, EncodedRow
 from laplora.prompts.templates import default_verbalizers, render, resolve_label_tokens
 from laplora.readouts.label_tokens import LabelTokens
 from training.config import RunConfig, config_hash_fields
 from training.config.folders import owner
-from training.data.examples import Example, Splits
+from training.data.examples import Splits
 from training.data.section import load_splits
-from training.workspace.files import write_json
 from training.workspace.folders import claim, in_use, start_from, trained_from
 from training.workspace.provenance import adapter_inputs
 from training.workspace.run import Run, base_spec

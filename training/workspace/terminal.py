@@ -12,6 +12,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 Item = TypeVar("Item")
 
 
+class Terminal:
+    """How a fit of the library tells a job's user where it is (``laplora.fitting.progress``)."""
+
+    def say(self, line: str) -> None:
+        """Print the line."""
+        say(line)
+
+    def track(self, items: Sequence[Item], title: str) -> Iterator[Item]:
+        """Yield the items under a bar."""
+        yield from progress(items, title)
+
+
 def say(line: str) -> None:
     """Print one line of progress to the terminal."""
     print(line, flush=True)  # noqa: T201  the jobs' user interface

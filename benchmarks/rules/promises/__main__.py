@@ -5,7 +5,7 @@
     python -m benchmarks.rules.promises deal TABLE... [--risks 0.05 0.1]
 
 Before: prior, temperature, review score, thresholds and sets are fitted on the same rows. Now: as
-``training.calibration.calibrate`` does, thresholds and sets on what each row gets from a fit without it. Both on the
+``laplora.fitting.calibrate`` does, thresholds and sets on what each row gets from a fit without it. Both on the
 same draws; both serve what is fitted on all calibration rows. Rules are chosen on synthetic models alone.
 """
 

@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 import torch
 from safetensors.torch import load_file, save_file
 
+from laplora.fitting.projected import project_split
 from laplora.jacobians.contrasts import find_blocks
 from laplora.linearised import PosteriorPredictive, contrasts
 from laplora.metrics.scores import row_nll
@@ -22,9 +23,9 @@ from laplora.posterior.base import Prior, block_precisions
 from laplora.posterior.file import read_posterior
 from laplora.posterior.subset import select_blocks
 from laplora.predictive.kinds import PREDICTIVES, predictive_probs, predictive_spec
-from training.calibration.projected import project_split
 from training.config import load_config
 from training.workspace.runtime import open_run
+from training.workspace.terminal import Terminal
 
 #: Even in the logarithm, as fine as what is fitted is known from some hundred rows.
 TEMPERATURES = torch.logspace(math.log10(0.2), math.log10(20), 41, dtype=torch.float64)
@@ -128,7 +129,7 @@ def held_out_table(config_file: Path, artifact: Path | None, rows: int | None) -
     blocks = select_blocks(find_blocks(model, run.class_count), config.laplace.subset)
     posterior = read_posterior(artifact / "posterior.safetensors", blocks)
     examples = (*run.splits.calibration, *run.splits.test)[:rows]
-    split = project_split(run, model, posterior, examples, "held-out rows")
+    split = project_split(run.classifier(model), posterior, examples, Terminal(), "held-out rows")
     covariances = [
         posterior.covariance(split.projected, block_precisions(Prior("scalar", {"all": float(precision)}), blocks))
         for precision in PRECISIONS

@@ -47,7 +47,7 @@ class Fitted:
 
 
 def fit_cross_fitted(table: Table, rows: torch.Tensor, risk: float, level: float) -> dict[Guarantee, dict[str, Fitted]]:
-    """Return every predictive as ``training.calibration.calibrate`` fits it on these rows, by guarantee and name."""
+    """Return every predictive as ``laplora.fitting.calibrate`` fits it on these rows, by guarantee and name."""
     held_out = {
         name: cross_fitted_predictive(
             lambda fit, answer, c=column: c.at(c.fit(rows[fit]), rows[answer]),  # type: ignore[misc]

@@ -14,7 +14,7 @@ pytest.importorskip("brier", reason="the peers are not installed: make peers")
 from brier.backends import hf
 
 from benchmarks.peers.against_brier import brier_levels
-from training.data.examples import Example
+from laplora.prompts.examples import Example
 from training.data.section import Splits
 
 LAYERS = 10

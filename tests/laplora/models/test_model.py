@@ -14,11 +14,10 @@ from tiny_models import ARCHITECTURES, Architecture, tiny_base, tiny_model, tiny
 from tiny_runs import FinishedRun
 
 from laplora.errors import ModelError
-from laplora.models.adapters import attach_adapter
+from laplora.models.adapters import attach_adapter, save_adapter
 from laplora.models.base import BaseSpec, load_base_model, load_tokenizer, resolve_device
 from laplora.models.lora import lora_layers
 from laplora.models.readout import label_logits, label_mass, last_hidden
-from training.finetune import save_adapter
 
 CPU = torch.device("cpu")
 

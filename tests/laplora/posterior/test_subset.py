@@ -13,6 +13,7 @@ from joint_problem import held_out
 from reference_problem import Problem
 
 from laplora.errors import ConfigError
+from laplora.fitting.settings import LaplaceSettings
 from laplora.jacobians.blocks import Block
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
 from laplora.linearised import contrasts
@@ -20,7 +21,6 @@ from laplora.posterior.base import Prior, block_precisions
 from laplora.posterior.passes import StructureSettings
 from laplora.posterior.structures import STRUCTURES, fit_posterior, granularities
 from laplora.posterior.subset import select_blocks
-from training.config import LaplaceConfig
 
 
 def adapter(layers: int) -> list[Block]:
@@ -85,7 +85,7 @@ def test_other_weights_have_no_variance(problem: Problem, structure: str, subset
 
 
 def test_structures_are_those_of_the_configuration() -> None:
-    assert get_args(LaplaceConfig.model_fields["structure"].annotation) == STRUCTURES
+    assert get_args(LaplaceSettings.model_fields["structure"].annotation) == STRUCTURES
     assert [s for s in STRUCTURES if granularities(s) == ("scalar", "group", "module")] == ["ekfac", "kfac_reduce"]
     with pytest.raises(ConfigError, match="no posterior structure 'swag'; there are joint_core, ekfac"):
         fit_posterior(StructureSettings("swag"), (), replay([]))

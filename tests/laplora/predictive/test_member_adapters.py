@@ -13,10 +13,10 @@ from tiny_models import tiny_model, tiny_task
 
 from laplora.errors import ArtifactCorruptError, ConfigError
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
+from laplora.models.adapters import save_adapter
 from laplora.models.lora import lora_layers, lora_of
 from laplora.models.readout import label_logits, last_hidden
 from laplora.predictive.member_adapters import dropout_weights, in_place, lora_parameters, read_weights
-from training.finetune import save_adapter
 
 
 def snapshot(model: Any) -> dict[str, torch.Tensor]:

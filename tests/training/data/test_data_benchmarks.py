@@ -11,10 +11,10 @@ import pytest
 from huggingface_hub import HfApi
 
 from laplora.errors import DataError, DownloadError
+from laplora.prompts.examples import Example
 from laplora.prompts.templates import render
 from training.data import sources
 from training.data.benchmarks import BENCHMARKS, LETTERS, WINOGRANDE_ROWS, convert_rows, pools
-from training.data.examples import Example
 from training.data.section import DataConfig, load_splits
 from training.data.sources import hub_unusable, read_benchmark, read_hub
 

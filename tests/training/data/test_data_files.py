@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from laplora.errors import ConfigError, DataError
+from laplora.prompts.examples import Example
 from laplora.prompts.templates import TEMPLATES
-from training.data.examples import Example, Task
+from training.data.examples import Task
 from training.data.files import read_examples
 from training.data.section import DataConfig, load_splits
 from training.data.tables import read_records

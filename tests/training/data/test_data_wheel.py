@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from laplora.errors import DataError
-from training.data.examples import Example, Role
+from laplora.prompts.examples import Example
+from training.data.examples import Role
 from training.data.section import DataConfig, load_splits
 from training.data.sources import read_wheel
 

@@ -10,8 +10,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
-from training.data.corruptions import corrupt
-from training.data.examples import Example
+from laplora.fitting.corruptions import corrupt
+from laplora.prompts.examples import Example
 
 _KINDS = ("word_drop", "word_shuffle", "truncated_context", "last_words", "splice", "splice")
 

@@ -11,8 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from laplora.prompts.templates import TEMPLATES, render
-from training.data.corruptions import (
+from laplora.fitting.corruptions import (
     CorruptionKind,
     corrupt,
     cut_start,
@@ -21,7 +20,8 @@ from training.data.corruptions import (
     shuffle_words,
     typos,
 )
-from training.data.examples import Example
+from laplora.prompts.examples import Example
+from laplora.prompts.templates import TEMPLATES, render
 
 KINDS: tuple[CorruptionKind, ...] = get_args(CorruptionKind)
 WORDS = st.text("abcdefgWXYZäß'5.", min_size=1, max_size=9)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +14,19 @@ from tiny_runs import FinishedRun, sentiment_config, write_rows
 from laplora.artifact.folder import read_artifact
 from laplora.artifact.manifest import DISTILLED
 from laplora.errors import DataError
+from laplora.fitting import distillation
+from laplora.fitting.distillation import distill_covariance, further_inputs, watched_layers
+from laplora.fitting.progress import Silent
+from laplora.fitting.projected import ProjectedSplit, project_split
+from laplora.fitting.saving import read_fit
+from laplora.fitting.settings import FitSettings
+from laplora.fitting.store import FolderStore
+from laplora.fitting.variants import variants
 from laplora.jacobians.contrasts import find_blocks
-from laplora.posterior.base import block_precisions
 from laplora.posterior.file import read_posterior
-from laplora.predictive.distilled_file import read_distilled
-from training.calibration import distillation
-from training.calibration.distillation import distill_covariance, further_inputs, read_record, watched_layers
-from training.calibration.posteriors import read_choices, served_choice
-from training.calibration.projected import ProjectedSplit, project_split
+from laplora.prompts.examples import Example
 from training.config import load_config
-from training.data.examples import Example
-from training.data.variants import variants
+from training.data.files import read_inputs
 from training.workspace.results import load_trained
 from training.workspace.runtime import open_run
 
@@ -61,7 +62,7 @@ def given(sentiment_run: FinishedRun, tmp_path: Path) -> Callable[..., list[tupl
         path = write_rows(tmp_path / "unlabelled.jsonl", [{field: f"Remark {i}."} for i in range(rows)])
         predictives = {"fast": fast, "fast_inputs": str(path)}
         run = open_run(load_config(sentiment_config(tmp_path, sentiment_run.base, predictives=predictives)))
-        made = further_inputs(run)
+        made = further_inputs(run.splits.train, read_inputs(path, run.splits.task), run.config.fit)
         assert all(example is run.splits.train[i] for example, i in made[: min(fast, 40)])
         return made
 
@@ -91,7 +92,7 @@ def test_an_unlabelled_file_without_the_field(given: Callable[..., list[tuple[Ex
 
 def test_the_artifact_holds_the_predictor_and_its_fidelity(sentiment_run: FinishedRun) -> None:
     manifest = read_artifact(sentiment_run.artifact).manifest
-    assert manifest.distilled == read_record(sentiment_run.config)
+    assert manifest.distilled == read_fit(sentiment_run.config.run_dir / "laplace").distilled
     assert manifest.distilled is not None
     assert manifest.distilled.inputs == 32 + 24 + 24
     assert manifest.distilled.false_alarms == 0.05
@@ -117,29 +118,31 @@ def test_kept_passes_are_read_and_those_of_other_inputs_are_not(
     model = load_trained(run)
     laplace = sentiment_run.config.run_dir / "laplace"
     posterior = read_posterior(laplace / "posterior.safetensors", find_blocks(model, 2))
-    prior = served_choice(run.config, read_choices(laplace)).prior
-    layers = watched_layers(run.config, model)
-    calibration = project_split(run, model, posterior, run.splits.calibration, "calibration", layers)
+    prior = read_fit(laplace).served.prior
+    classifier, settings, quiet = run.classifier(model), run.config.fit, Silent()
+    layers = watched_layers(classifier, settings)
+    rows, train = run.splits.calibration, run.splits.train
+    calibration = project_split(classifier, posterior, rows, quiet, "calibration", layers=layers)
     titles: list[str] = []
 
-    def counted(*arguments: Any) -> ProjectedSplit:
+    def counted(*arguments: Any, **options: Any) -> ProjectedSplit:
         titles.append(arguments[4])
-        return project_split(*arguments)
+        return project_split(*arguments, **options)
+
+    def distilled(mark: str, settings: FitSettings = settings) -> torch.Tensor:
+        store = FolderStore(tmp_path, mark)
+        made = distill_covariance(classifier, posterior, prior, train, (), calibration, settings, store, quiet)
+        assert made is not None
+        return made.held_out
 
     monkeypatch.setattr(distillation, "project_split", counted)
-    first = distill_covariance(run, model, posterior, prior, calibration, tmp_path)
-    assert first is not None
+    first = distilled("this model")
     assert len(titles) == 3  # 24 training rows and 24 variants, 20 at a time
     (tmp_path / "distillation" / "1.safetensors").unlink()
-    second = distill_covariance(run, model, posterior, prior, calibration, tmp_path)
-    assert second is not None
+    second = distilled("this model")
     assert titles[3:] == [titles[1]]
     assert torch.equal(first, second)
-    read = read_distilled(tmp_path / DISTILLED, classes=2, hidden=64, layers=2)
-    assert calibration.states is not None
-    exact = posterior.covariance(calibration.projected, block_precisions(prior, posterior.blocks))
-    assert read.estimate(calibration.states).covariance.shape == exact.shape
-    other_seed = replace(run, config=run.config.model_copy(update={"seed": 5}))
-    monkeypatch.setattr(distillation, "curvature_inputs", lambda _run: "fixed")
-    distill_covariance(other_seed, model, posterior, prior, calibration, tmp_path)
+    distilled("this model", settings.model_copy(update={"seed": 5}))
     assert len(titles) == 7
+    distilled("another model")
+    assert len(titles) == 10

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cache
-from pathlib import Path
 
 import torch
 from pydantic import BaseModel
 
-from laplora.answers.review_scores import ReviewScores, review_scores, score_tensors
+from laplora.answers.review_scores import ReviewScores, review_scores
 from laplora.artifact.manifest import SCORES, CalibrationRecord, PredictiveRecord, RecommendedRecord
 from laplora.decisions.conformal import fit_label_sets
 from laplora.decisions.recommendation import recommend
 from laplora.decisions.review import Sureness, fit_thresholds, sureness_of
+from laplora.fitting.outputs import SplitOutputs
+from laplora.fitting.settings import FitSettings
 from laplora.linearised import PosteriorPredictive
 from laplora.metrics.scores import row_nll
 from laplora.posterior.base import Prior, ProjectedJacobians
@@ -27,9 +28,6 @@ from laplora.predictive.kinds import (
     predictive_spec,
 )
 from laplora.prior.validation import choose_by_validation
-from training.calibration.outputs import SplitOutputs
-from training.config import RunConfig
-from training.workspace.files import write_json, write_tensors
 
 #: Gives the priors of the first so many fitted adapters, chosen on some calibration rows only.
 PriorsOf = Callable[[torch.Tensor, int], list[Prior]]
@@ -43,27 +41,27 @@ class Calibrated(BaseModel):
     recommended: RecommendedRecord
 
 
-def calibrate(config: RunConfig, outputs: SplitOutputs) -> tuple[Calibrated, dict[PredictiveName, ReviewScores]]:
+def calibrate(settings: FitSettings, outputs: SplitOutputs) -> tuple[Calibrated, dict[PredictiveName, ReviewScores]]:
     """Return what is recorded of the calibration split, and the review scores of its rows by predictive.
 
     Served are parameters fitted on all calibration rows. Thresholds, label sets and the recommendation are set on what
     each row gets from a fit without it.
     """
-    settings, split = config.calibration, outputs.split
-    names, labels = config.predictives.names, split.labels
-    priors = priors_without(config, outputs)
-    held_out = out_of_fold(config, outputs, priors)
-    sureness = {name: held_out_sureness(config, outputs, name, priors) for name in names}
+    wanted, split = settings.calibration, outputs.split
+    names, labels = settings.predictives.names, split.labels
+    priors = priors_without(settings, outputs)
+    held_out = out_of_fold(settings, outputs, priors)
+    sureness = {name: held_out_sureness(settings, outputs, name, priors) for name in names}
     thresholds = fit_thresholds(
         {str(name): predictive for name, predictive in held_out.items()},
         labels,
         split.label_mass,
-        target_risk=settings.target_risk,
-        guarantee=settings.guarantee,
-        confidence=settings.confidence,
+        target_risk=wanted.target_risk,
+        guarantee=wanted.guarantee,
+        confidence=wanted.confidence,
         sureness={str(name): sure for name, sure in sureness.items()},
     )
-    recommended = recommendation(config, held_out, labels)
+    recommended = recommendation(settings, held_out, labels)
     map_probs = held_out["map"].probs
     records: dict[PredictiveName, PredictiveRecord] = {}
     scores: dict[PredictiveName, ReviewScores] = {}
@@ -76,32 +74,32 @@ def calibrate(config: RunConfig, outputs: SplitOutputs) -> tuple[Calibrated, dic
             temperature=fit_temperature_of(outputs, name),
             nll=float(row_nll(predictive.probs, labels).mean()),
             thresholds=rule,
-            conformal=fit_label_sets(settings.conformal, predictive.probs, labels, settings.coverage),
+            conformal=fit_label_sets(wanted.conformal, predictive.probs, labels, wanted.coverage),
         )
         scores[name] = review_scores(rule, predictive, map_probs, labels, sureness[name])
     record = CalibrationRecord(
         split="calibration",
         rows=len(labels),
         folds=min(FOLDS, len(labels)),
-        coverage=settings.coverage,
-        conformal=settings.conformal,
+        coverage=wanted.coverage,
+        conformal=wanted.conformal,
         scores=SCORES,
     )
     return Calibrated(calibration=record, predictives=records, recommended=recommended), scores
 
 
 def out_of_fold(
-    config: RunConfig, outputs: SplitOutputs, priors: PriorsOf
+    settings: FitSettings, outputs: SplitOutputs, priors: PriorsOf
 ) -> dict[PredictiveName, PosteriorPredictive]:
     """Return every predictive of each calibration row, with prior and temperature fitted on the folds without it."""
     rows = len(outputs.split.labels)
     return {
-        name: cross_fitted_predictive(_fold_predictive(outputs, name, priors), rows, FOLDS, config.seed)
-        for name in config.predictives.names
+        name: cross_fitted_predictive(_fold_predictive(outputs, name, priors), rows, FOLDS, settings.seed)
+        for name in settings.predictives.names
     }
 
 
-def held_out_sureness(config: RunConfig, outputs: SplitOutputs, name: PredictiveName, priors: PriorsOf) -> Sureness:
+def held_out_sureness(settings: FitSettings, outputs: SplitOutputs, name: PredictiveName, priors: PriorsOf) -> Sureness:
     """Return how sure a predictive is of each calibration row by the folds without it, on the served fit's scale."""
     predict, everything = _fold_predictive(outputs, name, priors), torch.arange(len(outputs.split.labels))
 
@@ -110,7 +108,7 @@ def held_out_sureness(config: RunConfig, outputs: SplitOutputs, name: Predictive
         return torch.stack([sure.entropy, sure.confidence], 1)
 
     served = columns(predictive_of(outputs, name, fit_temperature_of(outputs, name)))
-    aligned = rank_aligned(lambda fitted: columns(predict(fitted, everything)), served, FOLDS, config.seed)
+    aligned = rank_aligned(lambda fitted: columns(predict(fitted, everything)), served, FOLDS, settings.seed)
     return Sureness(aligned[:, 0], aligned[:, 1])
 
 
@@ -127,13 +125,13 @@ def fit_temperature_of(outputs: SplitOutputs, name: PredictiveName) -> float:
 
 
 def recommendation(
-    config: RunConfig, held_out: Mapping[PredictiveName, PosteriorPredictive], labels: torch.Tensor
+    settings: FitSettings, held_out: Mapping[PredictiveName, PosteriorPredictive], labels: torch.Tensor
 ) -> RecommendedRecord:
     """Return which predictive answers by default, compared on losses that were fitted without their row."""
     # fast only stands in for laplace, in requests for it.
-    names = tuple(name for name in config.predictives.names if name != "fast")
-    by_data = recommend({name: row_nll(held_out[name].probs, labels) for name in names}, names, config.seed)
-    wanted, reason = config.predictives.serve, by_data.reason
+    names = tuple(name for name in settings.predictives.names if name != "fast")
+    by_data = recommend({name: row_nll(held_out[name].probs, labels) for name in names}, names, settings.seed)
+    wanted, reason = settings.predictives.serve, by_data.reason
     if wanted == "auto":
         return RecommendedRecord(
             predictive=by_data.predictive, reason=reason, chosen_by="calibration", table=by_data.table
@@ -142,9 +140,9 @@ def recommendation(
     return RecommendedRecord(predictive=wanted, reason=reason, chosen_by="configuration", table=by_data.table)
 
 
-def priors_without(config: RunConfig, outputs: SplitOutputs) -> PriorsOf:
+def priors_without(settings: FitSettings, outputs: SplitOutputs) -> PriorsOf:
     """Return what chooses the fitted adapters' priors on some calibration rows; each choice is made once."""
-    if config.laplace.prior != "validation":  # the calibration rows had no part in it
+    if settings.laplace.prior != "validation":  # the calibration rows had no part in it
         return lambda _rows, count: [fitted.prior for fitted in outputs.fitted[:count]]
     split = outputs.split
 
@@ -156,7 +154,7 @@ def priors_without(config: RunConfig, outputs: SplitOutputs) -> PriorsOf:
             take(fitted.projected, places),
             split.labels[places],
             split.class_mask[places],
-            config.laplace.granularity,
+            settings.laplace.granularity,
         ).prior
 
     return lambda rows, count: [chosen(tuple(rows.tolist()), adapter) for adapter in range(count)]
@@ -187,14 +185,3 @@ def _fold_predictive(
 def take(projected: ProjectedJacobians, rows: torch.Tensor) -> ProjectedJacobians:
     """Return some rows of projected Jacobians."""
     return projected.take(rows)
-
-
-def write_calibrated(folder: Path, calibrated: Calibrated, scores: dict[PredictiveName, ReviewScores]) -> None:
-    """Write what was calibrated into a run's folder."""
-    write_tensors(folder / SCORES, score_tensors(scores))
-    write_json(folder / "calibrators.json", calibrated.model_dump(mode="json"))
-
-
-def read_calibrated(folder: Path) -> Calibrated:
-    """Return the records that ``write_calibrated`` wrote."""
-    return Calibrated.model_validate_json((folder / "calibrators.json").read_text())

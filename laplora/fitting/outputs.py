@@ -1,25 +1,23 @@
-"""What the adapters that a run's predictives average over give on one split: means and covariances."""
+"""What the adapters that a fit's predictives average over give on one split: means and covariances."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import nn
 
+from laplora.classifier import Classifier
+from laplora.fitting.members import MemberAdapter, MemberFit, dropout_record
+from laplora.fitting.progress import Progress
+from laplora.fitting.projected import ProjectedSplit, project_split
+from laplora.fitting.settings import FitSettings
 from laplora.jacobians.contrasts import covered_blocks
 from laplora.posterior.base import Posterior, Prior, ProjectedJacobians, block_precisions
 from laplora.predictive.kinds import PREDICTIVES, Members, PredictiveName
-from laplora.predictive.member_adapters import dropout_weights, in_place, lora_parameters, read_weights
+from laplora.predictive.member_adapters import dropout_weights, in_place, lora_parameters
 from laplora.predictive.member_outputs import Member, MemberSet, Wanted, member_outputs
-from training.calibration.members import MemberFit, dropout_record
-from training.calibration.projected import ProjectedSplit, project_split
-from training.data.examples import Example
-from training.workspace.members import check_kept, member_folder, member_steps
-from training.workspace.run import Run
-from training.workspace.runtime import batched
+from laplora.prompts.examples import Example
 
 
 @dataclass(frozen=True)
@@ -36,8 +34,16 @@ class Fitted:
 
 
 @dataclass(frozen=True)
+class Ensemble:
+    """The ensemble's adapters beside the trained one, and their fits: one each, or none without posteriors."""
+
+    adapters: tuple[MemberAdapter, ...] = ()
+    fits: tuple[MemberFit, ...] = ()
+
+
+@dataclass(frozen=True)
 class SplitOutputs:
-    """Everything that a run's predictives need of one split.
+    """Everything that a fit's predictives need of one split.
 
     Attributes:
         split: the trained adapter's.
@@ -76,33 +82,42 @@ class SplitOutputs:
 
 
 def split_outputs(
-    run: Run,
-    model: nn.Module,
+    classifier: Classifier,
+    settings: FitSettings,
     trained: Fitted,
     split: ProjectedSplit,
-    fits: Sequence[MemberFit],
+    ensemble: Ensemble,
     examples: Sequence[Example],
+    progress: Progress,
     title: str,
 ) -> SplitOutputs:
     """Return what every member says of a split, whose rows the trained adapter has seen already."""
-    others = []
-    for fit in fits:
-        weights = read_weights(model, member_folder(run.config, fit.step))
-        with in_place(lora_parameters(model), weights):
-            projected = project_split(run, model, fit.posterior, examples, f"{title}, step {fit.step}")
+    others, size = [], settings.laplace.batch_size
+    for adapter, fit in zip(ensemble.adapters, ensemble.fits, strict=bool(ensemble.fits)):
+        with in_place(lora_parameters(classifier.model), adapter.weights):
+            projected = project_split(
+                classifier, fit.posterior, examples, progress, f"{title}, step {fit.step}", batch_size=size
+            )
         others.append(Fitted(fit.posterior, fit.choice.prior, projected.projected))
-    return SplitOutputs(split, (trained, *others), forward_means(run, model, examples, f"{title}, members"))
+    means = forward_means(classifier, settings, ensemble.adapters, examples, progress, f"{title}, members")
+    return SplitOutputs(split, (trained, *others), means)
 
 
-def forward_means(run: Run, model: Any, examples: Sequence[Example], title: str) -> dict[Members, torch.Tensor]:
+def forward_means(
+    classifier: Classifier,
+    settings: FitSettings,
+    adapters: Sequence[MemberAdapter],
+    examples: Sequence[Example],
+    progress: Progress,
+    title: str,
+) -> dict[Members, torch.Tensor]:
     """Return by kind (members, rows, classes - 1) the contrasts of the members that run without posteriors."""
-    config = run.config
+    model = classifier.model
     weights: dict[Members, Sequence[Mapping[str, torch.Tensor]]] = {}
-    if config.predictives.ensemble:
-        check_kept(config)
-        weights["checkpoints"] = [read_weights(model, member_folder(config, step)) for step in member_steps(config)]
-    if record := dropout_record(config):
-        blocks = covered_blocks(model, run.readout)
+    if settings.predictives.ensemble:
+        weights["checkpoints"] = [adapter.weights for adapter in adapters]
+    if record := dropout_record(classifier, settings):
+        blocks = covered_blocks(model, classifier.readout)
         masks = dropout_weights(model, blocks, p=record.probability, members=record.members, seed=record.seed)
         weights["dropout"] = masks
     if not weights:
@@ -110,7 +125,7 @@ def forward_means(run: Run, model: Any, examples: Sequence[Example], title: str)
     members = MemberSet(
         model=model,
         parameters=lora_parameters(model),
-        readout=run.readout,
+        readout=classifier.readout,
         trained=Member(),
         checkpoints=tuple(Member(w) for w in weights.get("checkpoints", ())),
         dropout=tuple(Member(w) for w in weights.get("dropout", ())),
@@ -118,7 +133,8 @@ def forward_means(run: Run, model: Any, examples: Sequence[Example], title: str)
     wanted: set[Wanted] = {(kind, False) for kind in weights}
     places: list[int] = []
     parts: dict[Members, list[torch.Tensor]] = {kind: [] for kind in weights}
-    for index, batch in batched(run, examples, title):
+    size = settings.laplace.batch_size
+    for index, batch in classifier.batched(examples, size, lambda items: progress.track(items, title)):
         outputs = member_outputs(members, batch, wanted)
         for kind, part in parts.items():
             part.append(outputs.means[kind])

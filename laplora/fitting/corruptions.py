@@ -15,7 +15,7 @@ from string import ascii_lowercase
 from typing import Any, Literal
 
 from laplora.errors import ConfigError
-from training.data.examples import Example
+from laplora.prompts.examples import Example
 
 CorruptionKind = Literal["typos", "word_drop", "word_shuffle", "truncated_context", "choice_noise", "gibberish"]
 

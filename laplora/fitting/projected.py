@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,15 +10,14 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import nn
 
+from laplora.classifier import Classifier
+from laplora.fitting.progress import Progress
 from laplora.jacobians.contrasts import contrast_jacobians
 from laplora.jacobians.states import States, StateTape, join_states
 from laplora.posterior.base import Posterior, ProjectedJacobians
 from laplora.posterior.many_classes import choose_of
-from training.data.examples import Example
-from training.workspace.run import Run
-from training.workspace.runtime import batched
+from laplora.prompts.examples import Example
 
 
 @dataclass(frozen=True)
@@ -40,28 +39,31 @@ class ProjectedSplit:
 
 
 def project_split(
-    run: Run,
-    model: nn.Module,
+    classifier: Classifier,
     posterior: Posterior,
     examples: Sequence[Example],
+    progress: Progress,
     title: str,
+    *,
+    batch_size: int = 8,
     layers: tuple[int, ...] = (),
 ) -> ProjectedSplit:
     """Return a split's projected Jacobians, logits, label mass and states after some layers, on the CPU."""
-    placed = posterior.to(run.device, torch.float32)
+    model, readout = classifier.model, classifier.readout
+    placed = posterior.to(classifier.device, torch.float32)
     places: list[int] = []
     parts: list[tuple[torch.Tensor, ...]] = []
     states: list[States] = []
     directions: list[torch.Tensor] = []
-    for index, batch in batched(run, examples, title):
+    for index, batch in classifier.batched(examples, batch_size, lambda items: progress.track(items, title)):
         with StateTape(model, layers) if layers else nullcontext() as tape:
             jacobians = contrast_jacobians(
-                model, batch, run.readout, posterior.blocks, sums=False, choose=choose_of(placed)
+                model, batch, readout, posterior.blocks, sums=False, choose=choose_of(placed)
             )
         if tape is not None:
             states.append(tape.states(jacobians.logits, batch.attention_mask))
         projected = placed.project(jacobians)
-        mass = run.readout.label_mass(model, jacobians.hidden, batch.class_mask)
+        mass = readout.label_mass(model, jacobians.hidden, batch.class_mask)
         values = (projected.contrast_mean, projected.kept, projected.rest, jacobians.logits, batch.class_mask, mass)
         parts.append(tuple(v.cpu() for v in values))
         if projected.directions is not None:
@@ -85,7 +87,12 @@ def split_tensors(split: ProjectedSplit) -> dict[str, torch.Tensor]:
 
 def read_split(path: Path) -> ProjectedSplit:
     """Return a projected split from its file."""
-    tensors = load_file(path)
+    return split_of(load_file(path))
+
+
+def split_of(named: Mapping[str, torch.Tensor]) -> ProjectedSplit:
+    """Return a projected split from its named tensors."""
+    tensors = dict(named)
     mean, kept, rest = (tensors.pop(k) for k in ("contrast_mean", "kept", "rest"))
     projected = ProjectedJacobians(mean, kept, rest, tensors.pop("directions", None))
     states = None

@@ -11,14 +11,7 @@ import torch
 
 from laplora.answers.review_scores import ReviewScores
 from laplora.decisions.conformal import fit_label_sets
-from laplora.jacobians.blocks import Block
-from laplora.linearised import PosteriorPredictive, contrasts, entropy
-from laplora.metrics.scores import row_nll
-from laplora.posterior.base import ProjectedJacobians
-from laplora.predictive.cross_fitting import FOLDS, fold_rows
-from laplora.predictive.kinds import PredictiveName, fit_predictive_temperature
-from laplora.prior.validation import choose_by_validation
-from training.calibration.calibrate import (
+from laplora.fitting.calibrate import (
     Calibrated,
     calibrate,
     held_out_sureness,
@@ -27,9 +20,16 @@ from training.calibration.calibrate import (
     priors_without,
     take,
 )
-from training.calibration.outputs import Fitted, SplitOutputs
-from training.calibration.projected import ProjectedSplit
-from training.config import RunConfig
+from laplora.fitting.outputs import Fitted, SplitOutputs
+from laplora.fitting.projected import ProjectedSplit
+from laplora.fitting.settings import FitSettings
+from laplora.jacobians.blocks import Block
+from laplora.linearised import PosteriorPredictive, contrasts, entropy
+from laplora.metrics.scores import row_nll
+from laplora.posterior.base import ProjectedJacobians
+from laplora.predictive.cross_fitting import FOLDS, fold_rows
+from laplora.predictive.kinds import PredictiveName, fit_predictive_temperature
+from laplora.prior.validation import choose_by_validation
 
 pytestmark = pytest.mark.slow
 
@@ -64,34 +64,29 @@ def outputs() -> SplitOutputs:
     return SplitOutputs(split, (fitted,), {}, distilled=1.1 * fitted.covariance())
 
 
-CONFIG = RunConfig.model_validate(
-    {
-        "name": "c",
-        "data": {"dataset": "sst2"},
-        "calibration": {"target_risk": 0.1},
-        "predictives": {"laplace_temperature": False},
-    }
+SETTINGS = FitSettings.model_validate(
+    {"calibration": {"target_risk": 0.1}, "predictives": {"laplace_temperature": False}}
 )
 
 
 @cache
 def calibrated() -> tuple[Calibrated, dict[PredictiveName, ReviewScores]]:
-    return calibrate(CONFIG, outputs())
+    return calibrate(SETTINGS, outputs())
 
 
 @cache
 def held_out() -> dict[PredictiveName, PosteriorPredictive]:
-    return out_of_fold(CONFIG, outputs(), priors_without(CONFIG, outputs()))
+    return out_of_fold(SETTINGS, outputs(), priors_without(SETTINGS, outputs()))
 
 
 def test_no_row_has_a_part_in_what_it_is_judged_by() -> None:
     """The label of one row is turned round."""
     found = outputs()
-    fold = next(answered for _, answered in fold_rows(ROWS, FOLDS, CONFIG.seed) if 7 in answered)
+    fold = next(answered for _, answered in fold_rows(ROWS, FOLDS, SETTINGS.seed) if 7 in answered)
     labels = found.split.labels.clone()
     labels[7] = 1 - labels[7]
     turned = replace(found, split=replace(found.split, labels=labels))
-    after = out_of_fold(CONFIG, turned, priors_without(CONFIG, turned))
+    after = out_of_fold(SETTINGS, turned, priors_without(SETTINGS, turned))
     others = torch.ones(ROWS, dtype=torch.bool)
     others[fold] = False
     assert set(after) == {"map", "temperature", "fast", "laplace"}
@@ -109,12 +104,12 @@ def test_served_is_the_fit_on_all_rows_and_thresholds_are_of_the_folds() -> None
     everything = fit_predictive_temperature(means, None, split.labels, split.class_mask)
     assert got.predictives["temperature"].temperature == everything
     assert got.calibration.folds == FOLDS
-    priors = priors_without(CONFIG, found)
+    priors = priors_without(SETTINGS, found)
     for name, record in got.predictives.items():
         probs = held_out()[name].probs
         assert record.nll == pytest.approx(float(row_nll(probs, split.labels).mean()))
         assert record.conformal == fit_label_sets("lac", probs, split.labels, 0.9)
-        sure = held_out_sureness(CONFIG, found, name, priors)
+        sure = held_out_sureness(SETTINGS, found, name, priors)
         assert torch.equal(scores[name].score, sure.entropy)
         served = entropy(predictive_of(found, name, record.temperature).probs)
         assert set(sure.entropy.tolist()) <= set(served.tolist())
@@ -127,7 +122,7 @@ def test_served_is_the_fit_on_all_rows_and_thresholds_are_of_the_folds() -> None
 def test_each_fold_is_answered_under_the_prior_of_the_others() -> None:
     found = outputs()
     split, trained = found.split, found.fitted[0]
-    for fitted, answered in fold_rows(ROWS, FOLDS, CONFIG.seed):
+    for fitted, answered in fold_rows(ROWS, FOLDS, SETTINGS.seed):
         labels, mask = split.labels[fitted], split.class_mask[fitted]
         prior = choose_by_validation(trained.posterior, take(split.projected, fitted), labels, mask).prior
         own = replace(found, fitted=(replace(trained, prior=prior),))
@@ -140,8 +135,8 @@ def test_each_fold_is_answered_under_the_prior_of_the_others() -> None:
 
 
 def test_the_upper_bound_is_maps_for_every_predictive() -> None:
-    strict = CONFIG.calibration.model_copy(update={"guarantee": "upper_bound", "target_risk": 0.4})
-    got, scores = calibrate(CONFIG.model_copy(update={"calibration": strict}), outputs())
+    strict = SETTINGS.calibration.model_copy(update={"guarantee": "upper_bound", "target_risk": 0.4})
+    got, scores = calibrate(SETTINGS.model_copy(update={"calibration": strict}), outputs())
     rules = [record.thresholds.review for record in got.predictives.values() if record.thresholds]
     assert {(rule.score, rule.threshold) for rule in rules} == {("map_entropy", rules[0].threshold)}
     assert rules[0].threshold is not None

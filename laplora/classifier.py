@@ -1,0 +1,195 @@
+"""A fine-tuned model as a classifier: its prompt, its labels, and how their logits are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+
+from laplora.errors import ConfigError, ModelError, NonFiniteError
+from laplora.models.in_memory import non_finite
+from laplora.models.lora import lora_layers
+from laplora.models.probe import check_adapted, check_readout
+from laplora.models.readout import base_of
+from laplora.prompts.examples import Example
+from laplora.prompts.rows import Batch, EncodedRow, collate, encode
+from laplora.prompts.templates import PromptTemplate, default_verbalizers, render
+from laplora.prompts.token_bounds import TokenBounds, token_bounds
+from laplora.readouts.base import ReadOut
+from laplora.readouts.choice import choose_readout
+
+#: Longest prompt where none is stated, in tokens.
+MAX_TOKENS = 512
+
+
+class Classifier:
+    """A model with its tokenizer, labels and prompt.
+
+    Attributes:
+        model: the model as given, in evaluation mode; its adapter is the trained one.
+        tokenizer: as given.
+        labels: names of the labels, in class order.
+        verbalizers: the text after the prompt that stands for each label.
+        template: the prompt.
+        readout: how the labels' logits are read.
+        max_tokens: longest prompt, in tokens; a longer one is cut, on the side that the read-out states.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        labels: Sequence[str] | Mapping[str, str],
+        template: str | PromptTemplate,
+        *,
+        max_tokens: int = MAX_TOKENS,
+        readout: ReadOut | Literal["label_tokens"] | None = None,
+    ) -> None:
+        """Check and hold the model.
+
+        Args:
+            model: a causal language model with a LoRA adapter (``peft.PeftModel``); nothing of it is changed but its
+                mode, which becomes evaluation.
+            tokenizer: the model's.
+            labels: their names, in class order; or by name the text after the prompt that stands for the label, its
+                leading space included (``{"refund request": " A"}``). A name stands for itself, after a space where the
+                template does not end in one.
+            template: the prompt with ``{field}`` placeholders; ``{choices}`` takes a list of options.
+            max_tokens: longest prompt, in tokens.
+            readout: how logits are read; None: what fits the model and the labels.
+
+        Raises:
+            ModelError: a model that the method does not cover, on several devices, compiled or wrapped for parallel
+                work; the message says what to do.
+            NonFiniteError: a weight that is NaN or infinite.
+            LabelTokenError: labels that cannot be told apart after the prompt.
+            ConfigError: fewer than two labels, a name twice, or a template without a placeholder.
+        """
+        self.labels, self.verbalizers, self.template = _described(labels, template)
+        self.model = _checked(model)
+        self.tokenizer = tokenizer
+        self.max_tokens = max_tokens
+        if isinstance(readout, str) or readout is None:
+            readout = choose_readout(self.model, tokenizer, self.template, self.verbalizers, readout)
+        self.readout: ReadOut = readout
+        self._pad_token_id = _pad_token(tokenizer)
+
+    @property
+    def class_count(self) -> int:
+        """Number of labels."""
+        return len(self.labels)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        device: torch.device = base_of(self.model).get_input_embeddings().weight.device
+        return device
+
+    @cached_property
+    def token_bounds(self) -> TokenBounds:
+        """What is certain about a prompt's tokens before it is tokenised."""
+        return token_bounds(self.tokenizer)
+
+    def encode(self, inputs: Mapping[str, object], *, truncate: bool = True) -> EncodedRow:
+        """Return one input, the template's fields, as a row.
+
+        Raises:
+            InvalidInputError: fields that the template does not take, or text that cannot be used.
+            TooManyTokensError: too long, with ``truncate`` off.
+        """
+        prompt, classes = render(self.template, inputs, self.labels)
+        return encode(
+            self.tokenizer,
+            prompt,
+            classes,
+            max_tokens=self.max_tokens,
+            truncate=truncate,
+            bounds=self.token_bounds,
+            side=self.readout.side,
+        )
+
+    def encode_examples(self, examples: Sequence[Example]) -> list[EncodedRow]:
+        """Return examples as rows, cut at the limit."""
+        return [self.encode(example.fields) for example in examples]
+
+    def collate(self, rows: Sequence[EncodedRow]) -> Batch:
+        """Return rows as one batch on the model's device."""
+        batch = collate(rows, class_count=self.class_count, pad_token_id=self._pad_token_id, side=self.readout.side)
+        return batch.to(self.device)
+
+    def batched(
+        self,
+        examples: Sequence[Example],
+        size: int,
+        track: Callable[[Sequence[list[int]]], Iterator[list[int]]] = iter,
+    ) -> Iterator[tuple[list[int], Batch]]:
+        """Yield examples in batches of like length, each with its rows' numbers; ``track`` watches the batches."""
+        rows = self.encode_examples(examples)
+        for index in track(batches(rows, size)):
+            yield index, self.collate([rows[i] for i in index])
+
+
+def batches(rows: Sequence[EncodedRow], size: int) -> list[list[int]]:
+    """Return row numbers in batches of like length, every row once, the last batch partial."""
+    order = sorted(range(len(rows)), key=lambda i: (len(rows[i].token_ids), i))
+    return [order[i : i + size] for i in range(0, len(order), size)]
+
+
+def _described(
+    labels: Sequence[str] | Mapping[str, str], template: str | PromptTemplate
+) -> tuple[tuple[str, ...], tuple[str, ...], PromptTemplate]:
+    """Return the labels' names, their verbalizers and the template."""
+    if isinstance(template, str):
+        spaced = template[-1:].isspace()
+        template = PromptTemplate("custom", 1, template, label_prefix="" if spaced else " ")
+    if isinstance(labels, str):
+        raise ConfigError("labels must be a list of names, or a mapping from names to texts, got one text")
+    names = tuple(labels)
+    if len(names) < 2 or len(set(names)) != len(names) or not all(isinstance(n, str) and n.strip() for n in names):
+        raise ConfigError(f"labels must be at least two different names, got {list(map(str, names))[:8]}")
+    verbalizers = tuple(labels.values()) if isinstance(labels, Mapping) else default_verbalizers(template, names)
+    if not all(isinstance(text, str) and text for text in verbalizers):
+        raise ConfigError("the text of a label must be at least one character, its leading space included")
+    return names, verbalizers, template
+
+
+def _checked(model: Any) -> Any:
+    """Return the model in evaluation mode, after every check that does not depend on the labels."""
+    kind = type(model).__name__
+    if hasattr(model, "_orig_mod"):
+        raise ModelError("the model is compiled, which hides its layers: give the one before torch.compile")
+    if kind in ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "DeepSpeedEngine"):
+        raise ModelError(f"the model is wrapped in {kind}: give the module inside it, on one device")
+    devices = {parameter.device for parameter in model.parameters()}
+    if len(devices) != 1:
+        shown = sorted(map(str, devices))
+        raise ModelError(f"the model is on several devices, {shown}: load it on one, device_map={{'': '{shown[0]}'}}")
+    if (name := non_finite(model)) is not None:
+        raise NonFiniteError(f"the model holds NaN or infinity in {name}: train it again, or load another checkpoint")
+    model.eval()
+    lora_layers(model)
+    with without_adapter(model):
+        check_readout(base_of(model))
+    check_adapted(model)
+    return model
+
+
+@contextmanager
+def without_adapter(model: Any) -> Iterator[None]:
+    """Let a PEFT model answer as its base inside the block; which weights are trainable stays as it was."""
+    trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    with model.disable_adapter():
+        yield
+    for parameter, needed in trainable:
+        parameter.requires_grad_(needed)
+
+
+def _pad_token(tokenizer: Any) -> int:
+    """Return the token that fills shorter rows, which the attention mask hides."""
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    raise ModelError("the tokenizer has neither a padding nor an end token: set tokenizer.pad_token to one of its own")

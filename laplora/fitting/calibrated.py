@@ -1,0 +1,244 @@
+"""What ``laplora.fit`` returns: a classifier whose answers are calibrated, in memory."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from laplora.answers.prediction import Prediction
+from laplora.artifact.folder import Artifact
+from laplora.artifact.manifest import ADAPTER_FOLDER, Manifest
+from laplora.artifact.readout_records import readout_record
+from laplora.classifier import Classifier, batches
+from laplora.fitting.describing import describe, summary
+from laplora.fitting.evaluation import evaluate_predictives, outputs_of
+from laplora.fitting.fit import Fit
+from laplora.fitting.measured import Measured
+from laplora.fitting.members import dropout_record
+from laplora.fitting.progress import Progress
+from laplora.fitting.rows import read_rows
+from laplora.fitting.saving import (
+    FitRecord,
+    Parts,
+    loaded_answers,
+    member_records,
+    record_of,
+    write_artifact,
+    write_fit,
+)
+from laplora.models.adapters import save_adapter
+from laplora.models.base import BaseSpec, LoadedBase, locate_base
+from laplora.models.hashes import tokenizer_hash, weights_hash
+from laplora.models.held_weights import HeldWeights
+from laplora.models.in_memory import base_spec_of
+from laplora.models.readout import base_of
+from laplora.posterior.base import block_precisions
+from laplora.predictive.kinds import PredictiveName
+from laplora.predictive.member_adapters import dropout_weights, in_place, lora_parameters
+from laplora.predictive.member_outputs import Member, MemberSet
+from laplora.predictor import Predictor
+
+#: Rows whose answers an artifact records and its server replays.
+_GOLDEN_ROWS = 4
+_UNSAVED = "unsaved"
+
+
+class CalibratedPosterior:
+    """A fitted posterior with its classifier: answers, metrics, and the artifact that serves the same.
+
+    Attributes:
+        classifier: whose model it keeps in use; do not train it further.
+        fit: what was fitted.
+        data: where training and calibration rows came from, as the artifact records it.
+        predictor: what answers; the same class serves.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        fit: Fit,
+        data: Mapping[str, Any],
+        golden: tuple[Mapping[str, Any], ...],
+        progress: Progress,
+    ) -> None:
+        self.classifier, self.fit, self.data = classifier, fit, dict(data)
+        self._golden, self._progress = golden, progress
+        self._measured: Measured | None = None
+        self._record: FitRecord = record_of(fit, dropout_record(classifier, fit.settings))
+        manifest = self._describe(_UNSAVED, BaseSpec(_UNSAVED, None, "none", "float32"), _UNSAVED, _UNSAVED)
+        base = LoadedBase(base_of(classifier.model), HeldWeights("plain", "as the model was given"))
+        artifact = Artifact(Path(_UNSAVED), manifest, _UNSAVED)
+        members = _members(classifier, fit)
+        self.predictor = Predictor(
+            artifact, members, classifier.tokenizer, classifier.device, base, {str(k): v for k, v in fit.scores.items()}
+        )
+
+    @property
+    def recommended(self) -> PredictiveName:
+        """The predictive that answers unless a call names another."""
+        return self.predictor.recommended
+
+    @property
+    def predictives(self) -> tuple[PredictiveName, ...]:
+        """The predictives that a call can name."""
+        return self.predictor.predictives
+
+    def predict(
+        self,
+        inputs: Mapping[str, Any] | Iterable[Mapping[str, Any]],
+        predictive: str | None = None,
+        *,
+        truncate: bool = True,
+        batch_size: int = 8,
+    ) -> list[Prediction]:
+        """Return an answer per input, in order.
+
+        Args:
+            inputs: the template's fields; other fields, a label among them, are ignored. A data frame and a
+                ``datasets.Dataset`` do as well.
+            predictive: one of ``predictives``; None is the recommended one.
+            truncate: whether a prompt beyond the limit is cut, which the answer says.
+            batch_size: rows that run together; does not change the answers but for rounding.
+
+        Raises:
+            DataError: an input without one of the fields, or with one that cannot be used.
+            TooManyTokensError: too long, with ``truncate`` off.
+            ConfigError: no such predictive.
+            NonFiniteError: NaN or infinity in a logit or variance.
+        """
+        given = [inputs] if isinstance(inputs, Mapping) else inputs
+        examples = read_rows(given, self.classifier, None, "input")
+        rows = [self.predictor.encode(example.fields, truncate=truncate) for example in examples]
+        answers: dict[int, Prediction] = {}
+        for index in batches(rows, batch_size):
+            found = self.predictor.predict([rows[i] for i in index], predictive)
+            answers.update(zip(index, found, strict=True))
+        return [answers[i] for i in range(len(rows))]
+
+    def evaluate(self, rows: Any, label_field: str = "label") -> Measured:
+        """Return every predictive's metrics on labelled rows that nothing was fitted on; ``save`` records the last.
+
+        Arguments and errors are those of ``laplora.fit``.
+        """
+        examples = read_rows(rows, self.classifier, label_field, "test row")
+        fit, distilled = self.fit, self.fit.distilled
+        found = outputs_of(
+            self.classifier,
+            fit.settings,
+            fit.posterior,
+            fit.served.prior,
+            fit.ensemble,
+            distilled.predictor if distilled else None,
+            examples,
+            self._progress,
+        )
+        calibrated = fit.calibrated
+        evaluations, sets = evaluate_predictives(
+            found.outputs, calibrated.predictives, calibrated.calibration.conformal
+        )
+        self._measured = Measured(evaluations, sets, calibrated.recommended.predictive)
+        return self._measured
+
+    def save(
+        self, path: str | Path, *, base: str | None = None, revision: str | None = None, verify: bool = True
+    ) -> Path:
+        """Write the artifact, which ``laplora serve`` serves, and return its folder; what was there is replaced.
+
+        Args:
+            path: the folder; its last part is the artifact's name.
+            base: folder, hub id or offline name to load the base model from; None: where this one was loaded from.
+            revision: of the hub.
+            verify: whether to load the artifact and record what it answers. That takes the memory of a second base
+                model. Without it the answers of the model in memory are recorded, which whoever serves it replays.
+
+        Raises:
+            ModelError: a base that cannot be loaded again, or is in a number format that no artifact has.
+            ArtifactWriteError: no room, or something that is no artifact in its place.
+            GoldenMismatchError: the loaded artifact answers otherwise than this posterior.
+        """
+        target, say = Path(path), self._progress.say
+        spec = self._base_spec(base, revision)
+        location = locate_base(spec, progress=say)
+        members = member_records(self._record, [adapter.step for adapter in self.fit.ensemble.adapters])
+        manifest = self._describe(
+            target.name, spec, weights_hash(location, spec.revision), tokenizer_hash(self.classifier.tokenizer)
+        ).model_copy(update={"members": members})
+        with tempfile.TemporaryDirectory() as folder:
+            parts = self._write_parts(Path(folder), spec.model)
+            answers = None if verify else loaded_answers(self.predictor)
+            device = str(self.classifier.device)
+            write_artifact(target, parts, manifest, self._golden, device=device, say=say, answers=answers)
+        say(f"artifact: {target}")
+        return target
+
+    def _base_spec(self, base: str | None, revision: str | None) -> BaseSpec:
+        found = base_spec_of(base_of(self.classifier.model), base)
+        return found if revision is None else replace(found, revision=revision)
+
+    def _write_parts(self, folder: Path, base_model: str) -> Parts:
+        """Write adapters and fit into a folder of their own."""
+        model = self.classifier.model
+        fitted, adapter = folder / "fitted", folder / ADAPTER_FOLDER
+        write_fit(fitted, self._record, self.fit, {})
+        save_adapter(model, adapter, base_model=base_model)
+        members = {}
+        for member in self.fit.ensemble.adapters:
+            members[member.step] = folder / f"member-{member.step}"
+            with in_place(lora_parameters(model), member.weights):
+                save_adapter(model, members[member.step], base_model=base_model)
+        return Parts(fitted, adapter, members)
+
+    def _describe(self, name: str, base: BaseSpec, base_hash: str, tokenizer: str) -> Manifest:
+        classifier, fit = self.classifier, self.fit
+        measured = self._measured
+        return describe(
+            self._record,
+            name=name,
+            base=base,
+            base_weights_hash=base_hash,
+            tokenizer_hash=tokenizer,
+            template=classifier.template,
+            labels=classifier.labels,
+            readout=readout_record(classifier.readout, classifier.verbalizers),
+            max_tokens=classifier.max_tokens,
+            members=member_records(self._record, [adapter.step for adapter in fit.ensemble.adapters]),
+            metrics=summary(measured.to_json()) if measured else {},
+            config=fit.settings.model_dump(mode="json"),
+            data=self.data,
+        )
+
+
+def _members(classifier: Classifier, fit: Fit) -> MemberSet:
+    """Return everything that the predictives average over, on the classifier's device."""
+    model, device = classifier.model, classifier.device
+    dtype = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
+    dropout = dropout_record(classifier, fit.settings)
+    masks = (
+        dropout_weights(model, fit.posterior.blocks, p=dropout.probability, members=dropout.members, seed=dropout.seed)
+        if dropout
+        else ()
+    )
+    by_step = {member.step: member for member in fit.ensemble.fits}
+
+    def checkpoint(step: int, weights: Mapping[str, torch.Tensor]) -> Member:
+        if step not in by_step:
+            return Member(weights)
+        fitted = by_step[step]
+        precisions = block_precisions(fitted.choice.prior, fitted.posterior.blocks).to(device)
+        return Member(weights, fitted.posterior.to(device, dtype), precisions)
+
+    precisions = block_precisions(fit.served.prior, fit.posterior.blocks).to(device)
+    return MemberSet(
+        model=model,
+        parameters=lora_parameters(model),
+        readout=classifier.readout,
+        trained=Member({}, fit.posterior.to(device, dtype), precisions),
+        distilled=fit.distilled.predictor if fit.distilled else None,
+        checkpoints=tuple(checkpoint(adapter.step, adapter.weights) for adapter in fit.ensemble.adapters),
+        dropout=tuple(map(Member, masks)),
+    )

@@ -1,0 +1,93 @@
+"""``laplora.fit``: from a classifier and rows to a calibrated posterior, in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from laplora.classifier import Classifier
+from laplora.errors import ConfigError
+from laplora.fitting.calibrated import CalibratedPosterior
+from laplora.fitting.fit import fit_rows
+from laplora.fitting.progress import Bars, Progress, Silent
+from laplora.fitting.rows import check_labels, read_rows, split_rows
+from laplora.fitting.settings import FitSettings
+from laplora.predictive.member_adapters import read_weights
+
+#: Rows whose answers an artifact records and its server replays.
+_GOLDEN_ROWS = 4
+
+
+def fit(
+    classifier: Classifier,
+    rows: Any,
+    calibration: Any = None,
+    *,
+    settings: FitSettings | None = None,
+    unlabelled: Any = None,
+    initial_adapter: str | Path | Mapping[str, torch.Tensor] | None = None,
+    label_field: str = "label",
+    progress: bool | Progress = True,
+) -> CalibratedPosterior:
+    """Return a classifier's posterior over its weights, calibrated: probabilities, sets and decisions to act on.
+
+    Args:
+        rows: the labelled rows that the model was fine-tuned on: dicts with the template's fields and a label, in a
+            list or an iterator; a pandas data frame; a ``datasets.Dataset``.
+        calibration: labelled rows that it was **not** fine-tuned on. They choose the prior precision, the
+            temperatures, the thresholds and the label sets, each cross-fitted. None: a share of ``rows`` is kept out of
+            the curvature for it. If the model was fine-tuned on those too, it is surer of them than of new rows, and
+            so are the answers.
+        settings: of the posterior, the calibration and the predictives.
+        unlabelled: further inputs, for the covariance that ``fast`` distils.
+        initial_adapter: folder, or weights by block name, of the LoRA adapter before fine-tuning, the centre of the
+            prior. None: zero; it matters for a prior chosen by evidence alone.
+        label_field: name of the label in a row: a label's name, or its number from 0.
+        progress: whether to show it; or what shows it.
+
+    Raises:
+        DataError: rows that cannot be used, a label without a row.
+        ConfigError, ModelError, PriorError, NonFiniteError, FactorizationError: what cannot be fitted.
+    """
+    settings = settings or FitSettings()
+    if settings.predictives.ensemble:
+        raise ConfigError("an ensemble takes the adapters of several steps, which python -m training keeps: leave it 0")
+    shown: Progress = (Bars() if progress else Silent()) if isinstance(progress, bool) else progress
+    train = read_rows(rows, classifier, label_field)
+    check_labels(train, classifier.labels)
+    source = "given"
+    if calibration is None:
+        source = "split"
+        train, held_out = split_rows(train, settings.seed)
+        shown.say(
+            f"no calibration rows are given: {len(held_out)} of {len(train) + len(held_out)} rows calibrate and are "
+            "left out of the curvature. Give rows that the model was not fine-tuned on: it is surer of those it was"
+        )
+    else:
+        held_out = read_rows(calibration, classifier, label_field, "calibration row")
+    found = fit_rows(
+        classifier,
+        train,
+        held_out,
+        settings,
+        initial=_initial(classifier, initial_adapter),
+        unlabelled=read_rows(unlabelled, classifier, None, "input") if unlabelled is not None else (),
+        progress=shown,
+    )
+    data = {
+        "source": "rows",
+        "rows": {"train": len(train), "calibration": len(held_out)},
+        "calibration": source,
+    }
+    golden = tuple(dict(example.fields) for example in held_out[:_GOLDEN_ROWS])
+    shown.say(f"answers by {found.calibrated.recommended.predictive}: {found.calibrated.recommended.reason}")
+    return CalibratedPosterior(classifier, found, data, golden, shown)
+
+
+def _initial(
+    classifier: Classifier, adapter: str | Path | Mapping[str, torch.Tensor] | None
+) -> Mapping[str, torch.Tensor] | None:
+    return read_weights(classifier.model, Path(adapter)) if isinstance(adapter, (str, Path)) else adapter

@@ -1,0 +1,71 @@
+"""Every predictive of a fit on labelled rows that it has not seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from laplora.artifact.manifest import PredictiveRecord
+from laplora.classifier import Classifier
+from laplora.decisions.conformal import ConformalScore, label_sets
+from laplora.decisions.uncertainty import review_score
+from laplora.fitting.calibrate import predictive_of
+from laplora.fitting.distillation import watched_layers
+from laplora.fitting.outputs import Ensemble, Fitted, SplitOutputs, split_outputs
+from laplora.fitting.progress import Progress
+from laplora.fitting.projected import project_split
+from laplora.fitting.settings import FitSettings
+from laplora.linearised import class_probs
+from laplora.metrics.label_sets import SetQuality, set_quality
+from laplora.metrics.scores import Evaluation, evaluate_probs
+from laplora.posterior.base import Posterior, Prior
+from laplora.predictive.distilled import DistilledCovariance, Estimate
+from laplora.predictive.kinds import PredictiveName
+from laplora.prompts.examples import Example
+
+
+@dataclass(frozen=True)
+class RowOutputs:
+    """What a fit's adapters give on rows, and the estimate of ``fast``'s covariance with its error, None without it."""
+
+    outputs: SplitOutputs
+    estimate: Estimate | None
+
+
+def outputs_of(
+    classifier: Classifier,
+    settings: FitSettings,
+    posterior: Posterior,
+    prior: Prior,
+    ensemble: Ensemble,
+    distilled: DistilledCovariance | None,
+    examples: Sequence[Example],
+    progress: Progress,
+    title: str = "test rows",
+) -> RowOutputs:
+    """Return what every adapter of a fit gives on rows."""
+    size, layers = settings.laplace.batch_size, watched_layers(classifier, settings)
+    split = project_split(classifier, posterior, examples, progress, title, batch_size=size, layers=layers)
+    trained = Fitted(posterior, prior, split.projected)
+    outputs = split_outputs(classifier, settings, trained, split, ensemble, examples, progress, title)
+    estimate = None
+    if distilled is not None and split.states is not None:
+        estimate = distilled.estimate(split.states)
+        outputs = replace(outputs, distilled=estimate.covariance)
+    return RowOutputs(outputs, estimate)
+
+
+def evaluate_predictives(
+    outputs: SplitOutputs, predictives: Mapping[PredictiveName, PredictiveRecord], conformal: ConformalScore
+) -> tuple[dict[str, Evaluation], dict[str, SetQuality]]:
+    """Return the metrics and the quality of the label sets of every predictive."""
+    split = outputs.split
+    evaluations: dict[str, Evaluation] = {}
+    sets: dict[str, SetQuality] = {}
+    map_probs = class_probs(split.logits, split.class_mask)
+    for name, record in predictives.items():
+        probs = predictive_of(outputs, name, record.temperature).probs
+        scores = review_score(record.thresholds, probs=probs, map_probs=map_probs)
+        evaluations[name] = evaluate_probs(probs, split.labels, scores)
+        sets[name] = set_quality(label_sets(conformal, probs, record.conformal, split.class_mask), split.labels)
+    return evaluations, sets

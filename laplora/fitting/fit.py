@@ -1,0 +1,136 @@
+"""Fit: curvature over the training rows, then prior, calibrators and thresholds on the calibration rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from laplora.answers.review_scores import ReviewScores
+from laplora.classifier import Classifier
+from laplora.fitting.calibrate import Calibrated, calibrate
+from laplora.fitting.distillation import Distilled, distill_covariance, watched_layers
+from laplora.fitting.members import MemberAdapter, MemberFit, MemberStore, fit_member
+from laplora.fitting.outputs import Ensemble, Fitted, split_outputs
+from laplora.fitting.passes import fit_curvature
+from laplora.fitting.priors import block_weights, choose_priors, label_rows, served_choice, squared_distances
+from laplora.fitting.progress import Progress, Silent
+from laplora.fitting.projected import ProjectedSplit, project_split
+from laplora.fitting.settings import FitSettings
+from laplora.fitting.store import Forgetful, Store
+from laplora.jacobians.contrasts import covered_blocks
+from laplora.posterior.base import Posterior
+from laplora.posterior.subset import select_blocks
+from laplora.predictive.kinds import PredictiveName
+from laplora.prior.search import PriorChoice
+from laplora.prompts.examples import Example
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What was fitted.
+
+    Attributes:
+        choices: every prior choice that is reported; served: the one of them that answers.
+        log_likelihood: of the training rows, summed, nats.
+        squared_distances: (blocks,) float64, of the trained weights from the prior's centre.
+        centred: whether that centre is the initial adapter; else it is zero.
+        calibration: the calibration rows as the posterior sees them.
+    """
+
+    settings: FitSettings
+    posterior: Posterior
+    choices: tuple[PriorChoice, ...]
+    served: PriorChoice
+    log_likelihood: float
+    squared_distances: torch.Tensor
+    centred: bool
+    ensemble: Ensemble
+    distilled: Distilled | None
+    calibration: ProjectedSplit
+    calibrated: Calibrated
+    scores: Mapping[PredictiveName, ReviewScores]
+
+
+def fit_rows(
+    classifier: Classifier,
+    train: Sequence[Example],
+    calibration: Sequence[Example],
+    settings: FitSettings,
+    *,
+    initial: Mapping[str, torch.Tensor] | None = None,
+    unlabelled: Sequence[Example] = (),
+    adapters: Sequence[MemberAdapter] = (),
+    store: Store | None = None,
+    member_store: MemberStore | None = None,
+    progress: Progress | None = None,
+) -> Fit:
+    """Return the posterior of a classifier over its training rows, calibrated on others.
+
+    Args:
+        train: rows that the adapter was trained on; calibration: rows that it was not trained on.
+        initial: the LoRA weights by block name before training, the prior's centre; None: zero.
+        unlabelled: inputs that the covariance of ``fast`` is distilled from, before variants of the training rows.
+        adapters: the ensemble's, beside the trained one.
+        store: keeps the passes over the rows, so that a fit that was stopped continues; member_store: likewise of the
+            ensemble's adapters.
+
+    Raises:
+        ConfigError, FactorizationError, NonFiniteError, PriorError: as of the steps.
+    """
+    progress, store = progress or Silent(), store or Forgetful()
+    laplace = settings.laplace
+    size = laplace.batch_size
+    blocks = select_blocks(covered_blocks(classifier.model, classifier.readout), laplace.subset)
+    posterior, log_likelihood = fit_curvature(classifier, train, blocks, settings, store, progress)
+    layers = watched_layers(classifier, settings)
+    split = project_split(
+        classifier, posterior, calibration, progress, "calibration rows", batch_size=size, layers=layers
+    )
+    start = None if initial is None else label_rows(initial, classifier)
+    distances = squared_distances(block_weights(classifier), blocks, start)
+    seen = None
+    if laplace.prior == "leave_one_out":
+        seen = project_split(classifier, posterior, train, progress, "training rows", batch_size=size)
+    choices = choose_priors(settings, posterior, split, distances, log_likelihood, seen)
+    served = served_choice(settings, choices)
+    fits: tuple[MemberFit, ...] = ()
+    if settings.predictives.laplace_ensemble:
+        fits = tuple(
+            fit_member(
+                classifier,
+                adapter,
+                train,
+                calibration,
+                blocks,
+                settings,
+                start,
+                member_store(adapter.step) if member_store else Forgetful(),
+                progress,
+            )
+            for adapter in adapters
+        )
+    ensemble = Ensemble(tuple(adapters), fits)
+    trained = Fitted(posterior, served.prior, split.projected)
+    distilled = distill_covariance(
+        classifier, posterior, served.prior, train, unlabelled, split, settings, store, progress
+    )
+    title = "calibration rows"
+    outputs = split_outputs(classifier, settings, trained, split, ensemble, calibration, progress, title)
+    held_out = distilled.held_out if distilled else None
+    calibrated, scores = calibrate(settings, replace(outputs, distilled=held_out))
+    return Fit(
+        settings,
+        posterior,
+        tuple(choices),
+        served,
+        log_likelihood,
+        distances,
+        start is not None,
+        ensemble,
+        distilled,
+        split,
+        calibrated,
+        scores,
+    )

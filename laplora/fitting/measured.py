@@ -1,0 +1,51 @@
+"""Every predictive's metrics on one set of rows, as a value that prints as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from laplora.metrics.label_sets import SetQuality
+from laplora.metrics.scores import Evaluation
+from laplora.predictive.kinds import PredictiveName
+
+_COLUMNS = ("accuracy", "nll", "ece", "brier", "auroc_error")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Metrics by predictive; ``sets`` are the conformal label sets'. NLL in nats, ECE over 15 bins."""
+
+    evaluations: Mapping[str, Evaluation]
+    sets: Mapping[str, SetQuality]
+    recommended: PredictiveName
+
+    def __getitem__(self, predictive: str) -> Evaluation:
+        """Return one predictive's metrics; KeyError where there is none of that name."""
+        return self.evaluations[predictive]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain numbers, lists and dicts, by predictive."""
+        values = {name: evaluation.to_json() for name, evaluation in self.evaluations.items()}
+        for name, quality in self.sets.items():
+            values[name]["sets"] = vars(quality)
+        return values
+
+    def __str__(self) -> str:
+        """Return a table; the recommended predictive is marked."""
+        rows: list[tuple[str, ...]] = [("", *_COLUMNS, "coverage", "set size")]
+        for name, evaluation in self.evaluations.items():
+            values = [getattr(evaluation, column) for column in _COLUMNS]
+            values += [self.sets[name].coverage, self.sets[name].mean_size]
+            shown = ["-" if value is None else f"{value:.3f}" for value in values]
+            rows.append((f"{name} *" if name == self.recommended else name, *shown))
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines = [
+            "  ".join(
+                cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+            )
+            for row in rows
+        ]
+        count = next(iter(self.evaluations.values())).rows
+        return "\n".join([*lines, f"{count} rows; * answers unless another is named"])

@@ -1,0 +1,138 @@
+"""A pass over the training rows: its state is kept as it grows, so that a fit can be stopped in it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, replace
+from itertools import accumulate, count, takewhile
+from typing import Any
+
+import torch
+
+from laplora.classifier import Classifier, batches
+from laplora.fitting.progress import Progress
+from laplora.fitting.settings import FitSettings
+from laplora.fitting.store import Store
+from laplora.jacobians.blocks import Block, ContrastJacobians
+from laplora.jacobians.contrasts import contrast_jacobians
+from laplora.linearised import class_log_probs
+from laplora.posterior.base import Posterior
+from laplora.posterior.passes import State, StructureSettings
+from laplora.posterior.structures import fit_posterior, needs_sums
+from laplora.prompts.examples import Example
+
+#: How often a state is kept, seconds.
+SAVE_EVERY_S = 30.0
+
+
+class RowPass:
+    """Passes over labelled rows by a classifier; ``laplora.posterior.passes.Pass``.
+
+    A pass that the store holds to its end is read back and runs no model.
+
+    Attributes:
+        log_likelihood: of the rows, summed, nats, once a pass has ended.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        examples: Sequence[Example],
+        blocks: tuple[Block, ...],
+        settings: FitSettings,
+        store: Store,
+        progress: Progress,
+    ) -> None:
+        self._classifier, self._blocks, self._store, self._progress = classifier, blocks, store, progress
+        self._rows = classifier.encode_examples(examples)
+        self._labels = torch.tensor([e.label for e in examples], device=classifier.device)
+        self._size = settings.laplace.batch_size
+        self._sums = needs_sums(settings.laplace.structure)
+        self.log_likelihood = 0.0
+
+    def __call__(
+        self, title: str, empty: State, add: Callable[[State, ContrastJacobians, torch.Tensor], State]
+    ) -> State:
+        """Return the state after every training row."""
+        classifier = self._classifier
+        state, self.log_likelihood = self._read(title, empty)
+        plan = batches(self._rows, self._size)
+        done = sum(rows <= state.rows for rows in accumulate(map(len, plan)))
+        saved_at = time.monotonic()
+        for number in self._progress.track(range(done, len(plan)), f"curvature: {title}"):
+            batch = classifier.collate([self._rows[i] for i in plan[number]])
+            jacobians = contrast_jacobians(classifier.model, batch, classifier.readout, self._blocks, sums=self._sums)
+            state = add(state, jacobians, batch.class_mask)
+            log_probs = class_log_probs(jacobians.logits, batch.class_mask)
+            self.log_likelihood += float(log_probs.gather(1, self._labels[plan[number]][:, None]).sum())
+            del jacobians  # not held beside the next batch's
+            if time.monotonic() - saved_at > SAVE_EVERY_S or number + 1 == len(plan):
+                tensors, numbers = state_parts(state)
+                self._store.write(title, tensors, numbers | {"log_likelihood": repr(self.log_likelihood)})
+                saved_at = time.monotonic()
+        return state
+
+    def _read(self, title: str, empty: State) -> tuple[State, float]:
+        kept = self._store.read(title)
+        if kept is None:
+            return empty, 0.0
+        tensors, notes = kept
+        return state_from_parts(empty, tensors, notes), float(notes["log_likelihood"])
+
+
+def fit_curvature(
+    classifier: Classifier,
+    examples: Sequence[Example],
+    blocks: tuple[Block, ...],
+    settings: FitSettings,
+    store: Store,
+    progress: Progress,
+) -> tuple[Posterior, float]:
+    """Return the curvature over the rows, and their log-likelihood (summed, nats)."""
+    laplace = settings.laplace
+    structure = StructureSettings(
+        structure=laplace.structure,
+        rank=laplace.rank,
+        oversampling=laplace.oversampling,
+        joint_rank=laplace.joint_rank,
+        seed=settings.seed,
+        basis_dtype=getattr(torch, laplace.factor_dtype),
+    )
+    run_pass = RowPass(classifier, examples, blocks, settings, store, progress)
+    return fit_posterior(structure, blocks, run_pass), run_pass.log_likelihood
+
+
+def state_parts(state: Any) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Return a state's tensors and numbers by field name; ``<field>.<i>`` for the tensors of a tuple.
+
+    Fields of any other kind belong to the empty state and are not kept.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    numbers: dict[str, str] = {}
+    for name, value in _named(state):
+        if isinstance(value, int):
+            numbers[name] = str(value)
+        elif isinstance(value, torch.Tensor):
+            tensors[name] = value
+        elif isinstance(value, tuple) and all(isinstance(v, torch.Tensor) for v in value):
+            tensors |= {f"{name}.{i}": v for i, v in enumerate(value)}
+    return tensors, numbers
+
+
+def state_from_parts(empty: State, tensors: dict[str, torch.Tensor], numbers: dict[str, str]) -> State:
+    """Return the state whose ``state_parts`` were kept, on top of the empty one."""
+    kept: dict[str, Any] = {}
+    for name, value in _named(empty):
+        if isinstance(value, int):
+            kept[name] = int(numbers[name])
+        elif name in tensors:
+            kept[name] = tensors[name]
+        elif f"{name}.0" in tensors:
+            places = takewhile(tensors.__contains__, (f"{name}.{i}" for i in count()))
+            kept[name] = tuple(tensors[place] for place in places)
+    return replace(empty, **kept)  # type: ignore[type-var]
+
+
+def _named(state: Any) -> Iterator[tuple[str, Any]]:
+    return ((field.name, getattr(state, field.name)) for field in fields(state))

@@ -1,0 +1,99 @@
+"""The priors that can be chosen for one adapter's posterior, and how far its weights are from where they began."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from laplora.classifier import Classifier
+from laplora.fitting.projected import ProjectedSplit
+from laplora.fitting.settings import FitSettings
+from laplora.jacobians.blocks import Block
+from laplora.models.readout import head_name
+from laplora.posterior.base import Granularity, Posterior
+from laplora.posterior.structures import granularities
+from laplora.predictive.member_adapters import lora_parameters
+from laplora.prior.evidence import choose_by_evidence
+from laplora.prior.leave_one_out import choose_by_leave_one_out
+from laplora.prior.search import PriorChoice
+from laplora.prior.validation import choose_by_validation
+from laplora.readouts.label_tokens import LabelTokens
+
+
+def choose_priors(
+    settings: FitSettings,
+    posterior: Posterior,
+    calibration: ProjectedSplit,
+    distances: torch.Tensor,
+    log_likelihood: float,
+    train: ProjectedSplit | None = None,
+) -> list[PriorChoice]:
+    """Return every prior choice that is reported: by validation and by evidence, scalar and per group.
+
+    Args:
+        train: the training rows as the posterior sees them, for a choice by leave-one-out too.
+    """
+    wanted: list[Granularity] = ["scalar", "group", settings.laplace.granularity]
+    choices = []
+    for granularity in dict.fromkeys(g for g in wanted if g in granularities(posterior.structure)):
+        choices.append(choose_by_evidence(posterior, distances, log_likelihood, granularity))
+        if granularity != "module":
+            choices.append(
+                choose_by_validation(
+                    posterior, calibration.projected, calibration.labels, calibration.class_mask, granularity
+                )
+            )
+    if train is not None:
+        # The trained adapter is the optimum under a prior that nobody stated; the evidence names one.
+        choices.append(
+            choose_by_leave_one_out(
+                posterior,
+                train.projected,
+                train.labels,
+                train.class_mask,
+                settings.laplace.granularity,
+                trained_under=choices[0].prior,
+            )
+        )
+    return choices
+
+
+def served_choice(settings: FitSettings, choices: list[PriorChoice]) -> PriorChoice:
+    """Return the choice that the settings ask to serve."""
+    wanted = (settings.laplace.prior, settings.laplace.granularity)
+    return next(c for c in choices if (c.method, c.prior.granularity) == wanted)
+
+
+def squared_distances(
+    weights: Mapping[str, torch.Tensor], blocks: Sequence[Block], start: Mapping[str, torch.Tensor] | None
+) -> torch.Tensor:
+    """Return each block's squared Frobenius distance from the prior's centre, (blocks,) float64.
+
+    Args:
+        weights: the trained ones by block name.
+        start: the initial ones: PEFT starts A at random, so the norm itself is not evidence. None where nobody kept
+            them: the centre is zero.
+    """
+    moved = []
+    for block in blocks:
+        weight = weights[block.name].detach().double().cpu()
+        origin = torch.zeros(()) if start is None else start[block.name].detach().double().cpu()
+        moved.append((weight - origin).square().sum())
+    return torch.stack(moved)
+
+
+def block_weights(classifier: Classifier) -> dict[str, torch.Tensor]:
+    """Return the trained weights that the posterior is around, by block name, as ``label_rows``."""
+    weights = {name: weight.detach() for name, weight in lora_parameters(classifier.model).items()}
+    return label_rows(weights, classifier)
+
+
+def label_rows(weights: Mapping[str, torch.Tensor], classifier: Classifier) -> dict[str, torch.Tensor]:
+    """Return LoRA weights by block name, of the output embedding's ``lora_B`` the labels' rows."""
+    readout = classifier.readout
+    if not isinstance(readout, LabelTokens):
+        return dict(weights)
+    head = head_name(classifier.model) + ".lora_B"
+    rows = list(readout.token_ids)
+    return {name: weight[rows] if name == head else weight for name, weight in weights.items()}

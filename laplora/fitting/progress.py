@@ -1,0 +1,46 @@
+"""How a long call tells where it is."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Protocol, TypeVar
+
+Item = TypeVar("Item")
+
+
+class Progress(Protocol):
+    """Takes lines and watches loops."""
+
+    def say(self, line: str) -> None:
+        """Take one line about what happens."""
+
+    def track(self, items: Sequence[Item], title: str) -> Iterator[Item]:
+        """Yield items, and show how many are done."""
+
+
+class Silent:
+    """Shows nothing."""
+
+    def say(self, line: str) -> None:
+        """Drop the line."""
+
+    def track(self, items: Sequence[Item], title: str) -> Iterator[Item]:
+        """Yield the items."""
+        yield from items
+
+
+class Bars:
+    """Lines and tqdm's bars on standard error, in a notebook as its own."""
+
+    def say(self, line: str) -> None:
+        """Write the line."""
+        from tqdm.auto import tqdm
+
+        tqdm.write(line, file=sys.stderr)
+
+    def track(self, items: Sequence[Item], title: str) -> Iterator[Item]:
+        """Yield the items under a bar."""
+        from tqdm.auto import tqdm
+
+        yield from tqdm(items, desc=title, leave=False)

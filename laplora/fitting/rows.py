@@ -1,0 +1,132 @@
+"""Rows as a user has them: dicts in a list or an iterator, a data frame, a data set of the hub's library."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from laplora.classifier import Classifier
+from laplora.errors import DataError
+from laplora.prompts.examples import Example
+from laplora.prompts.labelled import example_of, row_id
+
+#: Share of the rows that calibrate where no calibration rows are given.
+CALIBRATION_SHARE = 0.2
+#: Most problems of rows that one error names.
+_SHOWN_PROBLEMS = 5
+
+
+def read_rows(rows: Any, classifier: Classifier, label_field: str | None, what: str = "row") -> tuple[Example, ...]:
+    """Return rows as examples, in order.
+
+    Args:
+        rows: an iterable of mappings, a pandas data frame, or a ``datasets.Dataset``, whose class numbers are read by
+            its own names of them.
+        label_field: name of the label, whose value is a label's name or its number from 0; None: rows without labels.
+        what: what messages call a row.
+
+    Raises:
+        DataError: the first rows that cannot be used, by number from 0; no rows; or what is no rows at all.
+    """
+    names = _class_names(rows, classifier.labels, label_field)
+    examples: list[Example] = []
+    problems: list[str] = []
+    rendered: set[bool] = set()
+    for number, row in enumerate(_mappings(rows, what)):
+        values = {str(name): _plain(value) for name, value in row.items()}
+        if label_field is not None:
+            values[label_field] = _named_label(values.get(label_field), names)
+        rendered.add("prompt" in values and not set(classifier.template.fields) & set(values))
+        try:
+            name = row_id(values, str(number))
+            examples.append(example_of(values, name, classifier.template, classifier.labels, label_field))
+        except DataError as error:
+            problems.append(f"{what} {number}: {error}")
+    if len(rendered) > 1:
+        raise DataError(
+            f"some {what}s have a finished 'prompt' and others the fields {list(classifier.template.fields)}: give "
+            "all of them with the template's fields"
+        )
+    if problems:
+        more = len(problems) - _SHOWN_PROBLEMS
+        rest = [f"... and {more} more {what}s with a problem"] if more > 0 else []
+        raise DataError("\n".join(problems[:_SHOWN_PROBLEMS] + rest))
+    if not examples:
+        raise DataError(f"there are no {what}s: an iterator can be used once only")
+    return tuple(examples)
+
+
+def check_labels(examples: Sequence[Example], labels: Sequence[str]) -> None:
+    """Raise DataError where a label that some row could have is no row's."""
+    present = Counter(example.label for example in examples)
+    most = max(example.class_count for example in examples)
+    if absent := [label for number, label in enumerate(labels[:most]) if not present[number]]:
+        raise DataError(
+            f"no row has the labels {absent[:8]}: the model was never taught them on these rows; leave them out of "
+            "labels, or give rows of each"
+        )
+
+
+def split_rows(examples: Sequence[Example], seed: int) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """Return rows for the curvature and rows for calibration, ``CALIBRATION_SHARE`` of each label, in their order.
+
+    Raises:
+        DataError: too few rows for both.
+    """
+    by_label: defaultdict[int, list[int]] = defaultdict(list)
+    for number, example in enumerate(examples):
+        by_label[example.label].append(number)
+    draw, chosen = random.Random(f"{seed}/calibration"), set[int]()
+    for label in sorted(by_label):
+        numbers = by_label[label]
+        chosen.update(draw.sample(numbers, round(CALIBRATION_SHARE * len(numbers))))
+    if len(chosen) < 2:
+        raise DataError(
+            f"{len(examples)} rows are too few to take calibration rows from them: give more, or calibration rows"
+        )
+    rest = tuple(example for number, example in enumerate(examples) if number not in chosen)
+    return rest, tuple(examples[number] for number in sorted(chosen))
+
+
+def _mappings(rows: Any, what: str) -> Iterator[Mapping[Any, Any]]:
+    if isinstance(rows, (str, bytes, Mapping)) or not isinstance(rows, Iterable):
+        raise DataError(f"{what}s must be a list of dicts, a data frame or a data set, got {type(rows).__name__}")
+    if hasattr(rows, "to_dict") and hasattr(rows, "columns"):  # a data frame
+        rows = rows.to_dict("records")
+    for number, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise DataError(f"{what} {number} must be a dict of the template's fields, got {type(row).__name__}")
+        yield row
+
+
+def _plain(value: Any) -> Any:
+    """Return a value without numpy's or pandas' types; not a number is no value."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _class_names(rows: Any, labels: Sequence[str], label_field: str | None) -> Sequence[str]:
+    """Return what the numbers of the label field stand for, in order."""
+    features = getattr(rows, "features", None)
+    feature = features.get(label_field) if isinstance(features, Mapping) else None
+    names = getattr(feature, "names", None)
+    if not names:
+        return labels
+    if unknown := [name for name in names if name not in labels]:
+        raise DataError(
+            f"the data set calls its classes {list(names)[:8]}, of which {unknown[:4]} are not among the labels "
+            f"{list(labels)[:8]}: use its names, or turn its numbers into names of yours"
+        )
+    return list(names)
+
+
+def _named_label(value: Any, names: Sequence[str]) -> Any:
+    """Return a label's name, where it is given by its number."""
+    number = isinstance(value, int) and not isinstance(value, bool)
+    return names[value] if number and str(value) not in names and 0 <= value < len(names) else value

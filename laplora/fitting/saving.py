@@ -1,0 +1,213 @@
+"""A fit on disk, and the artifact that is made of it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from laplora.answers.golden import golden_entry
+from laplora.answers.prediction import Prediction
+from laplora.answers.review_scores import score_tensors
+from laplora.artifact.folder import file_records, new_artifact, write_manifest
+from laplora.artifact.manifest import (
+    ADAPTER_FOLDER,
+    DISTILLED,
+    GOLDEN,
+    POSTERIOR,
+    SCORES,
+    DistilledRecord,
+    DropoutRecord,
+    Manifest,
+    MemberRecord,
+    PriorRecord,
+)
+from laplora.files import write_json, write_tensors
+from laplora.fitting.calibrate import Calibrated
+from laplora.fitting.fit import Fit
+from laplora.fitting.projected import split_tensors
+from laplora.posterior.base import block_precisions
+from laplora.posterior.file import posterior_tensors
+from laplora.predictive.distilled_file import distilled_tensors
+from laplora.predictor import Predictor
+from laplora.prior.search import PriorChoice
+
+#: How far a replayed probability may be from the recorded one. Activations in bfloat16 are rounded differently by
+#: every processor and kernel: up to 0.20 was seen. What this lets through is
+#: compared besides: hashes of base, quantization and tokenizer, and the variances. Float32 differs by the order of
+#: sums.
+TOLERANCE = {"bfloat16": 0.25, "float32": 2e-3}
+#: The same of the logarithm of a variance: 0.57 was seen in bfloat16, of an answer with ten times the others' variance.
+VARIANCE_TOLERANCE = {"bfloat16": 1.0, "float32": 0.05}
+
+#: Where a fit has the posterior of the ensemble's adapter of a step.
+MEMBER_FOLDER = "members/step-{step}"
+#: What a fit wrote beside its tensors.
+FIT = "fit.json"
+
+
+class FitRecord(BaseModel):
+    """What a fit writes beside its tensors.
+
+    Attributes:
+        served: the prior that answers, one of ``choices``; members: that of each further adapter, by its step.
+    """
+
+    choices: list[PriorChoice]
+    served: PriorChoice
+    centred: bool
+    members: dict[int, PriorChoice]
+    calibrated: Calibrated
+    distilled: DistilledRecord | None
+    dropout: DropoutRecord | None
+
+
+def record_of(fit: Fit, dropout: DropoutRecord | None) -> FitRecord:
+    """Return what is written of a fit beside its tensors."""
+    return FitRecord(
+        choices=list(fit.choices),
+        served=fit.served,
+        centred=fit.centred,
+        members={member.step: member.choice for member in fit.ensemble.fits},
+        calibrated=fit.calibrated,
+        distilled=fit.distilled.record if fit.distilled else None,
+        dropout=dropout,
+    )
+
+
+def write_fit(folder: Path, record: FitRecord, fit: Fit, notes: Mapping[str, Any]) -> None:
+    """Write a fit into a folder; ``notes`` go into its ``fit.json``, which is written last."""
+    dtype, blocks = fit.settings.laplace.factor_dtype, fit.posterior.blocks
+    write_tensors(folder / POSTERIOR, *posterior_tensors(fit.posterior, dtype))
+    write_tensors(folder / "calibration.safetensors", split_tensors(fit.calibration))
+    write_tensors(folder / SCORES, score_tensors(fit.scores))
+    if fit.distilled:
+        write_tensors(folder / DISTILLED, *distilled_tensors(fit.distilled.predictor))
+    for member in fit.ensemble.fits:
+        place = folder / MEMBER_FOLDER.format(step=member.step)
+        write_tensors(place / POSTERIOR, *posterior_tensors(member.posterior, dtype))
+    precisions = block_precisions(fit.served.prior, blocks)
+    summary = {
+        **record.model_dump(mode="json"),
+        "log_likelihood": fit.log_likelihood,
+        "train_rows": fit.posterior.rows,
+        "squared_distances": dict(zip((b.name for b in blocks), fit.squared_distances.tolist(), strict=True)),
+        "effective_dimension": float(fit.posterior.effective_dimension(precisions).sum()),
+        **notes,
+    }
+    write_json(folder / FIT, summary)
+
+
+def read_fit(folder: Path) -> FitRecord:
+    """Return what ``write_fit`` wrote beside the tensors."""
+    return FitRecord.model_validate_json((folder / FIT).read_bytes())
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The folders that an artifact is made of.
+
+    Attributes:
+        fitted: where ``write_fit`` wrote; adapter: the trained one, in PEFT's layout.
+        members: the ensemble's further adapters by step, in the order of training.
+        report: tables and plots of an evaluation; None without.
+    """
+
+    fitted: Path
+    adapter: Path
+    members: Mapping[int, Path]
+    report: Path | None = None
+
+
+def prior_record(choice: PriorChoice, centred: bool) -> PriorRecord:
+    """Return a prior choice as an artifact records it."""
+    return PriorRecord(
+        method=choice.method,
+        granularity=choice.prior.granularity,
+        precision=choice.prior.precision,
+        objective=choice.objective,
+        centre="initial_adapter" if centred else "zero",
+    )
+
+
+def member_records(record: FitRecord, steps: Sequence[int]) -> tuple[MemberRecord, ...]:
+    """Return the ensemble's further adapters, in the order of training."""
+    return tuple(
+        MemberRecord(
+            folder=f"members/{number}",
+            step=step,
+            prior=prior_record(record.members[step], record.centred) if step in record.members else None,
+        )
+        for number, step in enumerate(steps, 1)
+    )
+
+
+@contextmanager
+def artifact_parts(target: Path, parts: Parts, members: Sequence[MemberRecord]) -> Iterator[Path]:
+    """Yield a temporary folder with an artifact's tensors, which takes the place of ``target`` when the block ends."""
+    with new_artifact(target) as folder:
+        shutil.copytree(parts.adapter, folder / ADAPTER_FOLDER)
+        for name in (POSTERIOR, SCORES, DISTILLED):
+            if (parts.fitted / name).is_file():
+                shutil.copy(parts.fitted / name, folder / name)
+        for member in members:
+            shutil.copytree(parts.members[member.step], folder / member.folder / ADAPTER_FOLDER)
+            if member.prior:
+                place = parts.fitted / MEMBER_FOLDER.format(step=member.step)
+                shutil.copy(place / POSTERIOR, folder / member.folder / POSTERIOR)
+        if parts.report:
+            ignored = shutil.ignore_patterns("*.safetensors")
+            shutil.copytree(parts.report, folder / "report", ignore=ignored)
+        (folder / "report").mkdir(exist_ok=True)
+        shutil.copy(parts.fitted / FIT, folder / "report" / FIT)
+        yield folder
+
+
+def write_artifact(
+    target: Path,
+    parts: Parts,
+    manifest: Manifest,
+    golden_inputs: Sequence[Mapping[str, Any]],
+    *,
+    device: str,
+    say: Callable[[str], None],
+    answers: Callable[[Sequence[Mapping[str, Any]]], list[Prediction]] | None = None,
+) -> None:
+    """Write an artifact and prove that it answers; what is there stays if it does not.
+
+    Args:
+        manifest: its files not yet listed; golden_inputs: whose answers are recorded.
+        answers: gives them, where the artifact is not to be loaded for it.
+
+    Raises:
+        ArtifactWriteError: no room, or something that is no artifact in its place.
+        ArtifactError, ModelError: an artifact that does not load.
+    """
+    dtype = manifest.dtype
+    with artifact_parts(target, parts, manifest.members) as folder:
+        write_json(folder / GOLDEN, {"tolerance": TOLERANCE[dtype], "answers": []})
+        write_manifest(folder, manifest.model_copy(update={"files": file_records(folder)}))
+        if answers is None:
+            answers = loaded_answers(Predictor.load(folder, device=device, verify_golden=False, progress=say))
+        golden = {
+            "tolerance": TOLERANCE[dtype],
+            "variance_tolerance": VARIANCE_TOLERANCE[dtype],
+            "answers": [golden_entry(i, a) for i, a in zip(golden_inputs, answers(golden_inputs), strict=True)],
+        }
+        write_json(folder / GOLDEN, golden)
+        write_manifest(folder, manifest.model_copy(update={"files": file_records(folder)}))
+
+
+def loaded_answers(predictor: Predictor) -> Callable[[Sequence[Mapping[str, Any]]], list[Prediction]]:
+    """Return what a predictor answers to inputs, each alone, with every predictive's probabilities."""
+
+    def answers(inputs: Sequence[Mapping[str, Any]]) -> list[Prediction]:
+        rows = [predictor.encode(one, truncate=True) for one in inputs]
+        return [answer for row in rows for answer in predictor.predict([row], also=predictor.predictives)]
+
+    return answers

@@ -1,0 +1,85 @@
+"""Where a fit keeps what it has computed, so that one that was stopped continues."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from laplora.files import write_tensors
+from laplora.prompts.examples import Example
+
+#: Tensors and what was noted beside them, by name.
+Kept = tuple[dict[str, torch.Tensor], dict[str, str]]
+
+
+class Store(Protocol):
+    """Keeps named tensors; gives them back to a later fit from the same model, rows and settings."""
+
+    def read(self, name: str, made_from: str = "") -> Kept | None:
+        """Return what was kept under a name and made from this; None where there is none."""
+
+    def write(
+        self, name: str, tensors: Mapping[str, torch.Tensor], notes: Mapping[str, str], made_from: str = ""
+    ) -> None:
+        """Keep tensors and notes under a name, in place of what was there."""
+
+
+class Forgetful:
+    """Keeps nothing."""
+
+    def read(self, name: str, made_from: str = "") -> Kept | None:
+        """Return None."""
+        return None
+
+    def write(
+        self, name: str, tensors: Mapping[str, torch.Tensor], notes: Mapping[str, str], made_from: str = ""
+    ) -> None:
+        """Drop them."""
+
+
+class FolderStore:
+    """Keeps each name in a safetensors file of one folder.
+
+    Args:
+        mark: digest of everything that all of it was made from; files of another mark do not count.
+    """
+
+    def __init__(self, folder: Path, mark: str) -> None:
+        self._folder, self._mark = folder, mark
+
+    def read(self, name: str, made_from: str = "") -> Kept | None:
+        """Return what the file holds, if it is of this mark."""
+        path = self._folder / f"{name}.safetensors"
+        if not path.is_file():
+            return None
+        with safe_open(path, framework="pt") as handle:
+            notes = dict(handle.metadata() or {})
+        if notes.pop("mark", None) != self._of(made_from):
+            return None
+        return load_file(path), notes
+
+    def write(
+        self, name: str, tensors: Mapping[str, torch.Tensor], notes: Mapping[str, str], made_from: str = ""
+    ) -> None:
+        """Write the file whole."""
+        write_tensors(self._folder / f"{name}.safetensors", tensors, {**notes, "mark": self._of(made_from)})
+
+    def _of(self, made_from: str) -> str:
+        return f"{self._mark}/{made_from}" if made_from else self._mark
+
+
+def rows_digest(examples: Sequence[Example]) -> str:
+    """Return the digest of examples, in order."""
+    return digest(*([dict(e.fields), e.label, e.class_count] for e in examples))
+
+
+def digest(*parts: object) -> str:
+    """Return the SHA-256 of JSON values, in hexadecimal."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,116 @@
+"""A row's named values as an example: the template's fields, and the label if the row has one."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from laplora.errors import DataError, InvalidInputError
+from laplora.prompts.examples import Example
+from laplora.prompts.templates import PromptTemplate, render
+
+_OPTION_COLUMN = re.compile(r"option([1-9][0-9]?)$")
+#: Longer values of a label field are more likely text in the wrong field, which must not reach a log.
+_SHOWN_LABEL_CHARS = 32
+
+
+def row_id(values: Mapping[str, Any], place: str) -> str:
+    """Return a row's own ``id``, text or a whole number; without one the place that it was read from."""
+    given = values.get("id")
+    is_id = isinstance(given, str | int) and not isinstance(given, bool) and str(given).strip()
+    return str(given) if is_id else place
+
+
+def example_of(
+    values: Mapping[str, Any],
+    id: str,
+    template: PromptTemplate,
+    labels: Sequence[str],
+    label_field: str | None = None,
+    label_map: Mapping[str, str] | None = None,
+) -> Example:
+    """Return a row as an example; fields that the template does not name are ignored.
+
+    Args:
+        values: of the row, by name: text, numbers, and for choices a list, its JSON, or ``option1``, ``option2``...
+        labels: in class order.
+        label_field: name of the label; None: the row has none, and its label is -1.
+        label_map: from the label as the row has it to one of ``labels``; empty: the row has the names themselves.
+
+    Raises:
+        DataError: a field or the label missing, or one that cannot be used.
+    """
+    fields, class_count = _fields(values, template, labels)
+    if label_field is None:
+        return Example(id, fields, -1, class_count)
+    label = _label(values, labels, label_field, label_map or {})
+    if label >= class_count:
+        raise DataError(
+            f"field {label_field!r} is {labels[label]!r}, but the row has {class_count} choices "
+            f"({', '.join(labels[:class_count])})"
+        )
+    return Example(id, fields, label, class_count)
+
+
+def _fields(values: Mapping[str, Any], template: PromptTemplate, labels: Sequence[str]) -> tuple[dict[str, Any], int]:
+    """Return a row's template fields, and how many classes are possible for it."""
+    fields: dict[str, Any] = {}
+    for name in template.fields:
+        fields[name] = _choices(values) if name == "choices" else values.get(name)
+        if fields[name] is None:
+            present = sorted(str(n)[:64] for n in values)[:16]
+            raise DataError(f"field {name!r} is missing; the row has {present}")
+    try:
+        _, class_count = render(template, fields, labels)
+    except InvalidInputError as error:
+        raise DataError(str(error)) from None
+    return fields, class_count
+
+
+def _choices(values: Mapping[str, Any]) -> tuple[Any, ...] | None:
+    """Return the choices of a row: a JSON array in ``choices``, or the fields ``option1``, ``option2`` and so on."""
+    value = values.get("choices")
+    if isinstance(value, str):  # a CSV cell
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            value = None
+        if not isinstance(value, list):
+            raise DataError("field 'choices' must hold a JSON array of strings, or use option1, option2, ...")
+    if isinstance(value, list):
+        return tuple(value)
+    if value is not None:
+        raise DataError("field 'choices' must be an array of strings")
+    columns = {int(m.group(1)): n for n in values if (m := _OPTION_COLUMN.match(n))}
+    options = []
+    for number in range(1, max(columns, default=0) + 1):
+        if number not in columns:  # closing the gap would shift the answers
+            raise DataError(f"field 'option{number}' is missing, later options are there")
+        options.append(values[columns[number]])
+    while options and options[-1] in (None, ""):  # rows with fewer choices leave the last ones empty
+        options.pop()
+    return tuple(options) or None
+
+
+def _label(values: Mapping[str, Any], labels: Sequence[str], label_field: str, label_map: Mapping[str, str]) -> int:
+    value = values.get(label_field)
+    if isinstance(value, bool):
+        value = "true" if value else "false"
+    elif isinstance(value, int | float):
+        value = str(value)
+    if value is None:
+        raise DataError(f"field {label_field!r} (the label) is missing")
+    if not isinstance(value, str):
+        kind = "array" if isinstance(value, list) else "object"
+        raise DataError(f"field {label_field!r} must be a string, a number, true or false, got an {kind}")
+    value = value.strip()
+    if not value:
+        raise DataError(f"field {label_field!r} (the label) is empty")
+    word = label_map.get(value) if label_map else value
+    if word is None or word not in labels:
+        known = sorted(label_map) if label_map else list(labels)
+        shown = repr(value) if len(value) <= _SHOWN_LABEL_CHARS else f"a text of {len(value)} characters"
+        raise DataError(f"field {label_field!r} is {shown}, expected one of {known}")
+    return labels.index(word)

@@ -1,0 +1,277 @@
+"""Five lines from a fine-tuned model to calibrated answers: the same artifact as the jobs', and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Value
+from peft import PeftModel
+from tiny_runs import FinishedRun
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import laplora
+from laplora.artifact.folder import read_artifact
+from laplora.errors import ConfigError, DataError, LabelTokenError, ModelError, NonFiniteError
+from laplora.fitting.rows import read_rows, split_rows
+from laplora.models.quiet import quiet_loading
+from laplora.predictor import Predictor
+from laplora.prompts.templates import TEMPLATES
+from training.workspace.runtime import open_run
+
+Rows = list[dict[str, Any]]
+
+
+def load(run: FinishedRun) -> tuple[Any, Any]:
+    """Return the run's model and tokenizer, as a user of transformers and peft loads them."""
+    base = AutoModelForCausalLM.from_pretrained(run.base, dtype=torch.float32)
+    with quiet_loading():  # peft warns of a tied lm_head
+        model = PeftModel.from_pretrained(base, str(run.config.run_dir / "adapter"))
+    return model, AutoTokenizer.from_pretrained(run.base)
+
+
+def rows_of(run: FinishedRun) -> dict[str, Rows]:
+    """Return each split's rows as a user has them."""
+    splits = open_run(run.config).splits
+    labels = splits.task.labels
+    return {
+        name: [{"id": e.id, **e.fields, "label": labels[e.label]} for e in getattr(splits, name)]
+        for name in ("train", "calibration", "test")
+    }
+
+
+def named_classes(*names: str) -> Features:
+    """Return the features of reviews in a data set that calls its classes so."""
+    return Features({"id": Value("string"), "text": Value("string"), "label": ClassLabel(names=list(names))})
+
+
+@pytest.fixture(scope="module")
+def classifier(sentiment_run: FinishedRun) -> laplora.Classifier:
+    model, tokenizer = load(sentiment_run)
+    return laplora.Classifier(
+        model, tokenizer, labels=["negative", "positive"], template=TEMPLATES["sentiment"], max_tokens=64
+    )
+
+
+@pytest.fixture(scope="module")
+def rows(sentiment_run: FinishedRun) -> dict[str, Rows]:
+    return rows_of(sentiment_run)
+
+
+@pytest.fixture(scope="module")
+def posterior(
+    sentiment_run: FinishedRun, classifier: laplora.Classifier, rows: dict[str, Rows]
+) -> laplora.CalibratedPosterior:
+    return laplora.fit(
+        classifier,
+        iter(rows["train"]),
+        rows["calibration"],
+        settings=sentiment_run.config.fit,
+        initial_adapter=sentiment_run.config.run_dir / "initial_adapter",
+        progress=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def saved(
+    posterior: laplora.CalibratedPosterior, rows: dict[str, Rows], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    posterior.evaluate(rows["test"])
+    return posterior.save(tmp_path_factory.mktemp("artifacts") / "tiny-sentiment")
+
+
+def test_the_artifact_is_that_of_the_jobs(saved: Path, sentiment_run: FinishedRun) -> None:
+    """Every tensor to the bit, and every field of the manifest that is not about how the run was called."""
+    mine, jobs = read_artifact(saved).manifest, read_artifact(sentiment_run.artifact).manifest
+    for name in ("posterior.safetensors", "scores.safetensors", "distilled.safetensors"):
+        assert mine.files[name] == jobs.files[name], name
+    assert mine.files["adapter/adapter_model.safetensors"] == jobs.files["adapter/adapter_model.safetensors"]
+    about_the_call = {"created", "config", "data", "metrics", "files"}
+    one, other = (m.model_dump(mode="json", exclude=about_the_call) for m in (mine, jobs))
+    assert one == other
+    for predictive in mine.predictives:
+        measured = {k: v for k, v in jobs.metrics[predictive].items() if k != "fidelity"}
+        assert mine.metrics[predictive] == pytest.approx(measured, rel=1e-6)  # the jobs read float32 factors
+    recorded, again = (json.loads((folder / "golden.json").read_text()) for folder in (saved, sentiment_run.artifact))
+    assert recorded == again
+
+
+def test_what_is_served_is_what_the_posterior_answers(
+    saved: Path, posterior: laplora.CalibratedPosterior, rows: dict[str, Rows]
+) -> None:
+    predictor = Predictor.load(saved, device="cpu")
+    inputs = [{"text": row["text"]} for row in rows["test"][:9]]
+    answers = posterior.predict(rows["test"][:9], "laplace", batch_size=4)
+    for one, answer in zip(inputs, answers, strict=True):
+        (served,) = predictor.predict([predictor.encode(one, truncate=False)], "laplace")
+        assert served.probs == pytest.approx(answer.probs, abs=1e-5)
+        assert served.logit_variance == pytest.approx(answer.logit_variance, rel=1e-3)
+        assert served.prediction_set == answer.prediction_set
+        assert served.decision == answer.decision
+    assert posterior.predict(inputs[0]) == posterior.predict(inputs[:1])
+
+
+def test_an_evaluation_prints_a_table(posterior: laplora.CalibratedPosterior, rows: dict[str, Rows]) -> None:
+    measured = posterior.evaluate(pd.DataFrame(rows["test"]))
+    lines = str(measured).splitlines()
+    assert lines[0].split() == ["accuracy", "nll", "ece", "brier", "auroc_error", "coverage", "set", "size"]
+    assert [line.split()[0] for line in lines[1:-1]] == list(posterior.predictives)
+    assert lines[-1].startswith("24 rows")
+    assert measured["map"].rows == 24
+
+
+def test_an_artifact_without_a_second_model(
+    posterior: laplora.CalibratedPosterior, saved: Path, tmp_path: Path
+) -> None:
+    """Its golden answers are those in memory, and whoever loads it replays them."""
+    folder = posterior.save(tmp_path / "tiny-sentiment", verify=False)
+    Predictor.load(folder, device="cpu")
+
+
+def test_rows_of_every_kind_are_the_same_rows(classifier: laplora.Classifier, rows: dict[str, Rows]) -> None:
+    numbered = [
+        {"id": row["id"], "text": row["text"], "label": int(row["label"] == "positive")} for row in rows["test"]
+    ]
+    named = Dataset.from_list(
+        numbered,
+        features=Features(
+            {"id": Value("string"), "text": Value("string"), "label": ClassLabel(names=["negative", "positive"])}
+        ),
+    )
+    turned = Dataset.from_list(
+        [row | {"label": 1 - row["label"]} for row in numbered],
+        features=Features(
+            {"id": Value("string"), "text": Value("string"), "label": ClassLabel(names=["positive", "negative"])}
+        ),
+    )
+    expected = read_rows(rows["test"], classifier, "label")
+    frame = pd.DataFrame(numbered)
+    for given in (numbered, iter(numbered), named, turned, frame, frame.astype({"label": "int32"})):
+        assert read_rows(given, classifier, "label") == expected
+
+
+def without(row: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: [*rows, without(rows[0], "text")], "row 40: field 'text' is missing"),
+        (lambda rows: [*rows, without(rows[0], "label")], r"row 40: field 'label' \(the label\) is missing"),
+        (lambda rows: [rows[0] | {"label": "meh"}], r"row 0: field 'label' is 'meh', expected one of"),
+        (lambda rows: [rows[0] | {"label": 2}], r"field 'label' is '2'"),
+        (lambda rows: [row for row in rows if row["label"] == "positive"], r"no row has the labels \['negative'\]"),
+        (lambda rows: [rows[0], {"prompt": "Review:", "label": "positive"}], "some rows have a finished 'prompt'"),
+        (lambda rows: [], "there are no rows"),
+        (lambda rows: rows[0], "must be a list of dicts"),
+        (lambda rows: ["a text"], "row 0 must be a dict"),
+        (lambda rows: pd.DataFrame(rows).assign(text=float("nan")), "field 'text' is missing"),
+        (
+            lambda rows: Dataset.from_list(
+                [{"id": "a", "text": "a", "label": 0}],
+                features=Features(
+                    {"id": Value("string"), "text": Value("string"), "label": ClassLabel(names=["neg", "pos"])}
+                ),
+            ),
+            r"calls its classes \['neg', 'pos'\]",
+        ),
+    ],
+)
+def test_rows_that_cannot_be_used(
+    change: Any, message: str, classifier: laplora.Classifier, rows: dict[str, Rows]
+) -> None:
+    with pytest.raises(DataError, match=message):
+        laplora.fit(classifier, change(rows["train"]), rows["calibration"], progress=False)
+
+
+def test_rows_split_by_label_and_seed(classifier: laplora.Classifier, rows: dict[str, Rows]) -> None:
+    examples = read_rows(rows["train"], classifier, "label")
+    train, calibration = split_rows(examples, 0)
+    assert {e.id for e in (*train, *calibration)} == {e.id for e in examples}
+    assert len(calibration) == 8
+    assert abs(sum(e.label for e in calibration) / 8 - sum(e.label for e in examples) / 40) < 0.1
+    assert split_rows(examples, 1) != (train, calibration)
+    with pytest.raises(DataError, match="too few"):
+        split_rows(examples[:3], 0)
+
+
+def test_a_fit_without_calibration_rows_says_where_they_come_from(
+    classifier: laplora.Classifier, rows: dict[str, Rows], tmp_path: Path
+) -> None:
+    lines: list[str] = []
+
+    class Noted:
+        def say(self, line: str) -> None:
+            lines.append(line)
+
+        def track(self, items: Any, title: str) -> Iterator[Any]:
+            yield from items
+
+    settings = laplora.FitSettings.model_validate({"predictives": {"fast": 0}})
+    posterior = laplora.fit(classifier, rows["train"], settings=settings, progress=Noted())
+    assert posterior.data["calibration"] == "split"
+    assert posterior.data["rows"] == {"train": 32, "calibration": 8}
+    assert any("no calibration rows are given: 8 of 40 rows" in line for line in lines)
+    manifest = read_artifact(posterior.save(tmp_path / "split", verify=False)).manifest
+    assert manifest.prior.centre == "zero"
+    assert manifest.data["calibration"] == "split"
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"labels": ["positive", "positive"]}, ConfigError, "two different names"),
+        ({"labels": "positive"}, ConfigError, "a list of names"),
+        ({"labels": {"good": " positive", "bad": " positive"}}, LabelTokenError, "collide"),
+        ({"template": "no placeholder"}, ConfigError, "no {field} placeholder"),
+        ({"model": "base"}, ModelError, "expected a PEFT model"),
+        ({"model": "compiled"}, ModelError, "before torch.compile"),
+        ({"model": "parallel"}, ModelError, "wrapped in DataParallel"),
+        ({"model": "nan"}, NonFiniteError, "NaN or infinity in .*q_proj"),
+    ],
+)
+def test_what_no_classifier_can_be_made_of(
+    changes: dict[str, Any], error: type[Exception], message: str, sentiment_run: FinishedRun
+) -> None:
+    model, tokenizer = load(sentiment_run)
+    given: dict[str, Any] = {"model": model, "tokenizer": tokenizer, "labels": ["a", "b"], "template": "{text}:"}
+    given |= changes
+    if given["model"] == "base":
+        given["model"] = model.unload()
+    elif given["model"] == "compiled":
+        given["model"] = torch.compile(model, backend="eager")
+    elif given["model"] == "parallel":
+        given["model"] = torch.nn.DataParallel(model)
+    elif given["model"] == "nan":
+        with torch.no_grad():
+            model.get_base_model().model.layers[0].self_attn.q_proj.base_layer.weight[0, 0] = float("nan")
+        given["model"] = model
+    with pytest.raises(error, match=message):
+        laplora.Classifier(given.pop("model"), given.pop("tokenizer"), **given)
+
+
+def test_names_of_labels_apart_from_their_text(sentiment_run: FinishedRun) -> None:
+    model, tokenizer = load(sentiment_run)
+    classifier = laplora.Classifier(model, tokenizer, {"refund request": " A", "praise": " B"}, "{text}\nAnswer:")
+    assert classifier.labels == ("refund request", "praise")
+    assert classifier.verbalizers == (" A", " B")
+    assert tokenizer.convert_ids_to_tokens(classifier.readout.token_ids) == ["ĠA", "ĠB"]
+
+
+def test_a_base_that_no_artifact_could_load_again_is_not_saved(
+    posterior: laplora.CalibratedPosterior, tmp_path: Path
+) -> None:
+    config = posterior.classifier.model.get_base_model().config
+    name, config._name_or_path = config._name_or_path, ""
+    try:
+        with pytest.raises(ModelError, match="not loaded from a folder or the hub"):
+            posterior.save(tmp_path / "nowhere")
+    finally:
+        config._name_or_path = name
+    assert list(tmp_path.iterdir()) == []
