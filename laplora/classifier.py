@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -19,7 +19,7 @@ from laplora.prompts.rows import Batch, EncodedRow, collate, encode
 from laplora.prompts.templates import PromptTemplate, default_verbalizers, render
 from laplora.prompts.token_bounds import TokenBounds, token_bounds
 from laplora.readouts.base import ReadOut
-from laplora.readouts.choice import choose_readout
+from laplora.readouts.choice import ReadOutName, choose_readout
 
 #: Longest prompt where none is stated, in tokens.
 MAX_TOKENS = 512
@@ -46,7 +46,7 @@ class Classifier:
         template: str | PromptTemplate,
         *,
         max_tokens: int = MAX_TOKENS,
-        readout: ReadOut | Literal["label_tokens"] | None = None,
+        readout: ReadOut | ReadOutName | None = None,
     ) -> None:
         """Check and hold the model.
 
@@ -59,7 +59,7 @@ class Classifier:
                 template does not end in one.
             template: the prompt with ``{field}`` placeholders; ``{choices}`` takes a list of options.
             max_tokens: longest prompt, in tokens.
-            readout: how logits are read; None: what fits the model and the labels.
+            readout: how logits are read; None: label tokens where each label is one token, else label sequences.
 
         Raises:
             ModelError: a model that the method does not cover, on several devices, compiled or wrapped for parallel
