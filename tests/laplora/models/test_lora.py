@@ -17,11 +17,10 @@ from tiny_models import add_lora, tiny_base, tiny_task
 from laplora.errors import ArtifactCorruptError, ModelError
 from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
 from laplora.linearised import contrasts
-from laplora.models.adapters import attach_adapter
+from laplora.models.adapters import attach_adapter, save_adapter
 from laplora.models.lora import adapter_name, lora_layers, lora_of
 from laplora.models.probe import check_adapted
 from laplora.models.readout import label_logits, last_hidden
-from training.finetune import save_adapter
 
 FILE = "adapter_model.safetensors"
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
