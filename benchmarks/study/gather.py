@@ -22,6 +22,7 @@ from laplora.predictive.member_adapters import dropout_weights, in_place, lora_p
 from laplora.prompts.examples import Example
 from laplora.prompts.option_order import option_orders, permute_choices, restore_logits
 from laplora.prompts.rows import EncodedRow
+from laplora.readouts.label_tokens import LabelTokens
 from training.config import RunConfig
 from training.finetune import finetune
 from training.workspace.folders import set_aside
@@ -123,6 +124,7 @@ def wanted_forwards(
 def store_split(trained: Trained, split: str, folder: Path) -> None:
     """Write one split's Jacobians, logits and, for the training rows, its Kronecker inputs."""
     run, blocks = trained.run, trained.blocks
+    assert isinstance(run.readout, LabelTokens)
     examples = getattr(run.splits, split)
     rows = run.encode(examples)
     count, classes = len(rows), run.class_count
@@ -143,7 +145,8 @@ def store_split(trained: Trained, split: str, folder: Path) -> None:
         # A row's first k classes are reached by the first k - 1 contrasts alone: fewer backward passes.
         possible = int(batch.class_mask.sum(1).max())
         training = split == "train"
-        result = contrast_jacobians(trained.model, batch, run.readout.token_ids[:possible], blocks, tokens=training)
+        readout = LabelTokens(run.readout.token_ids[:possible])
+        result = contrast_jacobians(trained.model, batch, readout, blocks, tokens=training)
         for i, (first, last) in enumerate(offsets(blocks)):
             jacobians[index, : possible - 1, first:last] = result.blocks[i].jacobian.flatten(2).to(jacobians)
         logits = torch.zeros(len(index), classes)

@@ -53,6 +53,14 @@ class Fit:
     scores: Mapping[PredictiveName, ReviewScores]
 
 
+def _possible(classifier: Classifier, settings: FitSettings, progress: Progress) -> FitSettings:
+    """Return the settings without the predictives that a classifier's read-out cannot have."""
+    if not settings.predictives.fast or classifier.readout.reads_last_token:
+        return settings
+    progress.say(f"fast is off: it looks at the last token alone, {type(classifier.readout).__name__} at more")
+    return settings.model_copy(update={"predictives": settings.predictives.model_copy(update={"fast": 0})})
+
+
 def fit_rows(
     classifier: Classifier,
     train: Sequence[Example],
@@ -80,6 +88,7 @@ def fit_rows(
         ConfigError, FactorizationError, NonFiniteError, PriorError: as of the steps.
     """
     progress, store = progress or Silent(), store or Forgetful()
+    settings = _possible(classifier, settings, progress)
     laplace = settings.laplace
     size = laplace.batch_size
     blocks = select_blocks(covered_blocks(classifier.model, classifier.readout), laplace.subset)

@@ -162,7 +162,7 @@ def resolve_label_tokens(tokenizer: Any, template: PromptTemplate, verbalizers: 
             pieces = "other tokens with it" if added is None else tokenizer.convert_ids_to_tokens(added)
             raise LabelTokenError(
                 f"label {label!r} must be one token after the prompt, this tokenizer makes it {pieces}: "
-                "choose a shorter label word and map your data's label to it, or read label sequences"
+                "choose a shorter label word and map your data's label to it, or read whole texts (label_sequences)"
             )
         if added[0] in ids:
             raise LabelTokenError(

@@ -75,11 +75,7 @@ class LabelSequences:
         Raises:
             ModelError: an adapted ``lm_head``: every row of its ``lora_B`` would be in the posterior.
         """
-        if runs_lora(output_head(model)):
-            raise ModelError(
-                f"{head_name(model)} is adapted, and label sequences read its whole vocabulary: leave it out of the "
-                "adapter's targets, or choose labels of one token (label_tokens)"
-            )
+        check_head(model)
         hidden, attention_mask = context_states(model, self.tree, batch)
         summed = self._summed(model, hidden)
         lengths = torch.tensor([len(t) for t in self.token_ids], device=summed.device, dtype=summed.dtype)
@@ -118,3 +114,12 @@ class LabelSequences:
 
     def gradient(self, model: Any, scores: ClassScores, directions: torch.Tensor) -> None:
         """Return None: logits are no function of the state at the last token alone."""
+
+
+def check_head(model: Any) -> None:
+    """Raise ModelError where a model's output embedding is adapted, so that label sequences do not cover it."""
+    if runs_lora(output_head(model)):
+        raise ModelError(
+            f"{head_name(model)} is adapted, and label sequences read its whole vocabulary: leave it out of the "
+            "adapter's targets, or choose labels of one token (label_tokens)"
+        )

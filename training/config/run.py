@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 from laplora.answers.golden import MAX_ANSWERS
 from laplora.errors import ConfigError
 from laplora.fitting.settings import CalibrationSettings, FitSettings, LaplaceSettings, PredictiveSettings, Section
+from laplora.readouts.choice import ReadOutName
 from training.config.folders import NAME, folder_of
 from training.config.sections import (
     AdapterConfig,
@@ -31,6 +32,12 @@ class RunConfig(Section):
     base: BaseConfig = BaseConfig()
     data: DataConfig
     max_tokens: int = Field(512, ge=8, description="longest prompt, in tokens; longer ones are cut on the left")
+    readout: ReadOutName = Field(
+        "label_tokens",
+        description="how labels are read after the prompt: label_tokens, each one token; label_sequences, each a text "
+        "of one or more tokens by its mean log probability (no lm_head among "
+        "adapter.targets, no fast)",
+    )
     adapter: AdapterConfig = AdapterConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     laplace: LaplaceSettings = LaplaceSettings()
@@ -49,6 +56,8 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _fits(self) -> RunConfig:
         wanted = self.predictives
+        if self.readout == "label_sequences" and "lm_head" in self.adapter.targets:
+            raise ValueError("readout: label_sequences reads all of lm_head: leave lm_head out of adapter.targets")
         if wanted.mc_dropout and not self.adapter.dropout:
             raise ValueError("predictives.mc_dropout needs dropout to average over: set adapter.dropout above 0")
         if wanted.ensemble and self.optimizer.steps < 2 * (wanted.ensemble - 1):
@@ -139,4 +148,7 @@ def _override(raw: dict[str, Any], item: str) -> None:
 
 def config_hash_fields(config: RunConfig) -> dict[str, Any]:
     """Return the configuration as JSON values, without what does not change the artifact: folders, and later tests."""
-    return config.model_dump(mode="json", exclude={"runs", "artifacts", "shift"})
+    fields = config.model_dump(mode="json", exclude={"runs", "artifacts", "shift"})
+    if config.readout == "label_tokens":  # not a part of earlier configurations
+        del fields["readout"]
+    return fields

@@ -79,7 +79,9 @@ class DataConfig(BaseModel):
         default=None, description="dataset file: a known template's name, or {name, text, choice, choice_separator}"
     )
     labels: tuple[str, ...] = Field(
-        default=(), description="dataset file: the label words in class order, each one token after the prompt"
+        default=(),
+        description="dataset file: the label words in class order, each one token after the prompt (or a "
+        "text, as readout says)",
     )
     label_field: str = Field(default="label", description="dataset file: the field that holds the answer")
     label_map: dict[str, str] = Field(

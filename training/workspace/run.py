@@ -15,6 +15,7 @@ from laplora.models.base import BaseSpec, load_base_model
 from laplora.models.in_memory import non_finite
 from laplora.prompts.examples import Example
 from laplora.prompts.rows import Batch, EncodedRow, collate, encode
+from laplora.readouts.label_sequences import LabelSequences
 from laplora.readouts.label_tokens import LabelTokens
 from training.config import RunConfig
 from training.data.examples import Splits
@@ -35,7 +36,7 @@ class Run:
     location: str
     tokenizer: Any
     verbalizers: tuple[str, ...]
-    readout: LabelTokens
+    readout: LabelTokens | LabelSequences
     device: torch.device
     lock: FileLock | None = None
 

@@ -11,8 +11,8 @@ from laplora.files import write_json
 from laplora.models.base import load_tokenizer, locate_base, resolve_device
 from laplora.prompts.examples import Example
 from laplora.prompts.rows import Batch, EncodedRow
-from laplora.prompts.templates import default_verbalizers, render, resolve_label_tokens
-from laplora.readouts.label_tokens import LabelTokens
+from laplora.prompts.templates import default_verbalizers, render
+from laplora.readouts.choice import named_readout
 from training.config import RunConfig, config_hash_fields
 from training.config.folders import owner
 from training.data.examples import Splits
@@ -39,7 +39,7 @@ def open_run(config: RunConfig) -> Run:
     location = locate_base(base_spec(config), progress=say)
     tokenizer = load_tokenizer(location, config.base.revision)
     verbalizers = default_verbalizers(splits.task.template, splits.task.labels)
-    readout = LabelTokens(tuple(resolve_label_tokens(tokenizer, splits.task.template, verbalizers)))
+    readout = named_readout(tokenizer, splits.task.template, verbalizers, config.readout)
     run = Run(config, splits, location, tokenizer, verbalizers, readout, device)
     _begin_folder(run)
     run = replace(run, lock=in_use(config.run_dir))
