@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
 from laplora.answers.review_scores import ReviewScores
+from laplora.artifact.manifest import ManyClassesRecord
 from laplora.classifier import Classifier
 from laplora.fitting.calibrate import Calibrated, calibrate
+from laplora.fitting.curvature import fit_curvature
 from laplora.fitting.distillation import Distilled, distill_covariance, watched_layers
 from laplora.fitting.members import MemberAdapter, MemberFit, MemberStore, fit_member
 from laplora.fitting.outputs import Ensemble, Fitted, split_outputs
-from laplora.fitting.passes import fit_curvature
+from laplora.fitting.passes import many_classes
 from laplora.fitting.priors import block_weights, choose_priors, label_rows, served_choice, squared_distances
 from laplora.fitting.progress import Progress, Silent
 from laplora.fitting.projected import ProjectedSplit, project_split
 from laplora.fitting.settings import FitSettings
 from laplora.fitting.store import Forgetful, Store
 from laplora.jacobians.contrasts import covered_blocks
-from laplora.posterior.base import Posterior
+from laplora.posterior.base import Posterior, block_precisions
+from laplora.posterior.many_classes import ManyClassPosterior
 from laplora.posterior.subset import select_blocks
 from laplora.predictive.kinds import PredictiveName
 from laplora.prior.search import PriorChoice
@@ -37,6 +40,7 @@ class Fit:
         squared_distances: (blocks,) float64, of the trained weights from the prior's centre.
         centred: whether that centre is the initial adapter; else it is zero.
         calibration: the calibration rows as the posterior sees them.
+        many_classes: how it was fitted from fewer directions than contrasts; None where every one was computed.
     """
 
     settings: FitSettings
@@ -51,13 +55,21 @@ class Fit:
     calibration: ProjectedSplit
     calibrated: Calibrated
     scores: Mapping[PredictiveName, ReviewScores]
+    many_classes: ManyClassesRecord | None = None
 
 
 def _possible(classifier: Classifier, settings: FitSettings, progress: Progress) -> FitSettings:
-    """Return the settings without the predictives that a classifier's read-out cannot have."""
-    if not settings.predictives.fast or classifier.readout.reads_last_token:
+    """Return the settings without the predictives that a classifier cannot have."""
+    many = many_classes(settings, classifier)
+    if not settings.predictives.fast or (classifier.readout.reads_last_token and many is None):
         return settings
-    progress.say(f"fast is off: it looks at the last token alone, {type(classifier.readout).__name__} at more")
+    why = f"it looks at the last token alone, {type(classifier.readout).__name__} at more"
+    if many:
+        why = (
+            f"it learns exact covariances, and of {classifier.class_count} classes (more than {many.limit}) an answer "
+            f"computes {many.directions} directions"
+        )
+    progress.say(f"fast is off: {why}")
     return settings.model_copy(update={"predictives": settings.predictives.model_copy(update={"fast": 0})})
 
 
@@ -129,6 +141,7 @@ def fit_rows(
     outputs = split_outputs(classifier, settings, trained, split, ensemble, calibration, progress, title)
     held_out = distilled.held_out if distilled else None
     calibrated, scores = calibrate(settings, replace(outputs, distilled=held_out))
+    many = many_classes_record(settings, classifier, trained, split)
     return Fit(
         settings,
         posterior,
@@ -142,4 +155,17 @@ def fit_rows(
         split,
         calibrated,
         scores,
+        many,
     )
+
+
+def many_classes_record(
+    settings: FitSettings, classifier: Classifier, trained: Fitted, split: ProjectedSplit
+) -> ManyClassesRecord | None:
+    """Return how a task of many classes was fitted; None where every contrast was computed."""
+    many, posterior = many_classes(settings, classifier), trained.posterior
+    if many is None or not isinstance(posterior, ManyClassPosterior):
+        return None
+    precisions = block_precisions(trained.prior, posterior.blocks)
+    filled_in = posterior.filled_in_share(trained.projected, split.logits, split.class_mask, precisions)
+    return ManyClassesRecord(**asdict(many), filled_in=float(filled_in.mean()))

@@ -10,7 +10,7 @@ import torch
 from laplora.artifact.manifest import DropoutRecord
 from laplora.classifier import Classifier
 from laplora.errors import ConfigError
-from laplora.fitting.passes import fit_curvature
+from laplora.fitting.curvature import fit_curvature
 from laplora.fitting.priors import block_weights, choose_priors, served_choice, squared_distances
 from laplora.fitting.progress import Progress
 from laplora.fitting.projected import project_split

@@ -16,10 +16,10 @@ from laplora.fitting.settings import FitSettings
 from laplora.fitting.store import Store
 from laplora.jacobians.blocks import Block, ContrastJacobians
 from laplora.jacobians.contrasts import contrast_jacobians
+from laplora.jacobians.many_classes import ManyClasses, fisher_directions
 from laplora.linearised import class_log_probs
-from laplora.posterior.base import Posterior
-from laplora.posterior.passes import State, StructureSettings
-from laplora.posterior.structures import fit_posterior, needs_sums
+from laplora.posterior.passes import State
+from laplora.posterior.structures import needs_sums
 from laplora.prompts.examples import Example
 
 #: How often a state is kept, seconds.
@@ -49,6 +49,7 @@ class RowPass:
         self._labels = torch.tensor([e.label for e in examples], device=classifier.device)
         self._size = settings.laplace.batch_size
         self._sums = needs_sums(settings.laplace.structure)
+        self._many, self._seed = many_classes(settings, classifier), settings.seed
         self.log_likelihood = 0.0
 
     def __call__(
@@ -62,7 +63,10 @@ class RowPass:
         saved_at = time.monotonic()
         for number in self._progress.track(range(done, len(plan)), f"curvature: {title}"):
             batch = classifier.collate([self._rows[i] for i in plan[number]])
-            jacobians = contrast_jacobians(classifier.model, batch, classifier.readout, self._blocks, sums=self._sums)
+            choose = fisher_directions(self._many, plan[number], self._seed) if self._many else None
+            jacobians = contrast_jacobians(
+                classifier.model, batch, classifier.readout, self._blocks, sums=self._sums, choose=choose
+            )
             state = add(state, jacobians, batch.class_mask)
             log_probs = class_log_probs(jacobians.logits, batch.class_mask)
             self.log_likelihood += float(log_probs.gather(1, self._labels[plan[number]][:, None]).sum())
@@ -81,26 +85,10 @@ class RowPass:
         return state_from_parts(empty, tensors, notes), float(notes["log_likelihood"])
 
 
-def fit_curvature(
-    classifier: Classifier,
-    examples: Sequence[Example],
-    blocks: tuple[Block, ...],
-    settings: FitSettings,
-    store: Store,
-    progress: Progress,
-) -> tuple[Posterior, float]:
-    """Return the curvature over the rows, and their log-likelihood (summed, nats)."""
-    laplace = settings.laplace
-    structure = StructureSettings(
-        structure=laplace.structure,
-        rank=laplace.rank,
-        oversampling=laplace.oversampling,
-        joint_rank=laplace.joint_rank,
-        seed=settings.seed,
-        basis_dtype=getattr(torch, laplace.factor_dtype),
-    )
-    run_pass = RowPass(classifier, examples, blocks, settings, store, progress)
-    return fit_posterior(structure, blocks, run_pass), run_pass.log_likelihood
+def many_classes(settings: FitSettings, classifier: Classifier) -> ManyClasses | None:
+    """Return how a task of many classes is fitted and answered; None where every contrast is computed."""
+    many, readout = settings.many_classes, classifier.readout
+    return None if many.few(readout.class_count) or readout.likelihood != "categorical" else many
 
 
 def state_parts(state: Any) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

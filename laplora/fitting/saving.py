@@ -24,6 +24,7 @@ from laplora.artifact.manifest import (
     DistilledRecord,
     DropoutRecord,
     Manifest,
+    ManyClassesRecord,
     MemberRecord,
     PriorRecord,
 )
@@ -65,6 +66,7 @@ class FitRecord(BaseModel):
     calibrated: Calibrated
     distilled: DistilledRecord | None
     dropout: DropoutRecord | None
+    many_classes: ManyClassesRecord | None = None
 
 
 def record_of(fit: Fit, dropout: DropoutRecord | None) -> FitRecord:
@@ -77,6 +79,7 @@ def record_of(fit: Fit, dropout: DropoutRecord | None) -> FitRecord:
         calibrated=fit.calibrated,
         distilled=fit.distilled.record if fit.distilled else None,
         dropout=dropout,
+        many_classes=fit.many_classes,
     )
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from laplora.decisions.conformal import ConformalScore
+from laplora.jacobians.many_classes import ManyClasses
 from laplora.posterior.structures import granularities
 from laplora.predictive.kinds import PredictiveName
 
@@ -140,4 +141,7 @@ class FitSettings(Section):
     laplace: LaplaceSettings = LaplaceSettings()
     calibration: CalibrationSettings = CalibrationSettings()
     predictives: PredictiveSettings = PredictiveSettings()
+    many_classes: ManyClasses = Field(
+        ManyClasses(), description="from how many classes on fewer directions than contrasts are computed"
+    )
     seed: int = Field(0, ge=0, description="of splits, sketches, folds, dropout masks and made-up inputs")

@@ -1,0 +1,92 @@
+"""A fit of twenty classes: from fewer directions than contrasts, saved, and served with the same numbers."""
+
+from __future__ import annotations
+
+import string
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import add_lora
+from tiny_runs import save_tiny_base
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import laplora
+from laplora.artifact.folder import read_artifact
+from laplora.fitting.settings import FitSettings
+from laplora.jacobians.many_classes import ManyClasses
+from laplora.posterior.many_classes import ManyClassPosterior
+from laplora.predictor import Predictor
+
+CLASSES = 20
+NAMES = [f"topic {letter}" for letter in string.ascii_uppercase[:CLASSES]]
+LAPLACE = {"rank": 3, "joint_rank": 10}
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> laplora.Classifier:
+    base = save_tiny_base(tmp_path_factory.mktemp("base") / "base", tied=False)
+    model = add_lora(
+        AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), ["q_proj", "v_proj", "lm_head"], dtype=None
+    )
+    labels = dict(zip(NAMES, (f" {letter}" for letter in string.ascii_uppercase), strict=False))
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    return laplora.Classifier(model, tokenizer, labels=labels, template="Message: {text}\nTopic:", max_tokens=48)
+
+
+def rows(start: int, count: int) -> list[dict[str, Any]]:
+    """Return rows of every class in turn."""
+    return [
+        {"text": f"message number {i} of {i % 7}", "label": NAMES[i % CLASSES]} for i in range(start, start + count)
+    ]
+
+
+def fitted(classifier: laplora.Classifier, **settings: Any) -> laplora.CalibratedPosterior:
+    predictives = {"fast": 10, "temperature": False, "laplace_temperature": False, "serve": "laplace"}
+    chosen = FitSettings.model_validate({"laplace": LAPLACE, "predictives": predictives} | settings)
+    with warnings.catch_warnings():  # random weights: a prior at the edge of the range is no fault
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return laplora.fit(classifier, rows(0, 40), rows(40, 40), settings=chosen, progress=False)
+
+
+@pytest.fixture(scope="module")
+def posterior(classifier: laplora.Classifier) -> laplora.CalibratedPosterior:
+    return fitted(classifier, many_classes=ManyClasses(directions=3, reference_rows=4))
+
+
+def test_the_record_says_how(posterior: laplora.CalibratedPosterior) -> None:
+    record = posterior.fit.many_classes
+    assert record is not None
+    assert (record.limit, record.directions, record.reference_rows) == (16, 3, 4)
+    assert 0 < record.filled_in < 1
+    assert isinstance(posterior.fit.posterior, ManyClassPosterior)
+    assert "fast" not in posterior.predictives
+
+
+def test_what_is_served_is_what_was_fitted(posterior: laplora.CalibratedPosterior, tmp_path: Path) -> None:
+    artifact = posterior.save(tmp_path / "tiny-topics")
+    assert read_artifact(artifact).manifest.many_classes == posterior.fit.many_classes
+    predictor = Predictor.load(artifact, device="cpu")
+    inputs = [{"text": row["text"]} for row in rows(90, 5)]
+    answers = posterior.predict(inputs, "laplace", batch_size=5)
+    for one, answer in zip(inputs, answers, strict=True):
+        (served,) = predictor.predict([predictor.encode(one, truncate=False)], "laplace")
+        assert served.probs == pytest.approx(answer.probs, abs=1e-5)
+        assert served.logit_variance == pytest.approx(answer.logit_variance, rel=1e-3)
+        assert all(variance > 0 for variance in served.logit_variance)
+
+
+def test_all_directions_are_the_exact_fit(classifier: laplora.Classifier) -> None:
+    every = CLASSES - 1
+    one = fitted(classifier, many_classes=ManyClasses(leading=every, samples=0, directions=every, reference_rows=4))
+    other = fitted(classifier, many_classes=ManyClasses(limit=CLASSES))
+    assert other.fit.many_classes is None
+    inputs = [{"text": row["text"]} for row in rows(90, 4)]
+    precision = [posterior.fit.served.prior.precision["all"] for posterior in (one, other)]
+    assert precision[0] == pytest.approx(precision[1], rel=0.02)  # the search's tolerance
+    for mine, exact in zip(one.predict(inputs, "laplace"), other.predict(inputs, "laplace"), strict=True):
+        # The float32 Jacobians and the average's condition; the priors differ by a per cent.
+        assert mine.logit_variance == pytest.approx(exact.logit_variance, rel=0.05)
+        assert mine.probs == pytest.approx(exact.probs, abs=5e-3)
