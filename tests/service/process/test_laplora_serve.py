@@ -1,0 +1,80 @@
+"""``laplora serve FOLDER``: the server by the library's own command, and what it says where there is none."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from server_process import ROOT, predict, server_process
+from tiny_runs import FinishedRun
+
+from laplora.__main__ import main
+
+COMMAND = [sys.executable, "-m", "laplora"]
+NOTICE = "no API keys are asked for, and this machine alone is answered"
+
+
+def test_an_artifact_is_served(sentiment_run: FinishedRun) -> None:
+    """Further flags reach the server, and the default is said: no keys, this machine alone."""
+    command = ["-m", "laplora", "serve", str(sentiment_run.artifact), "--device", "cpu", "--drain-s", "7"]
+    with server_process(command, {"LAPLORA_AUTH": ""}) as process, process.client() as client:
+        assert str(process.event("listening")["address"]).startswith("http://127.0.0.1:")
+        assert predict(client).json()["predictions"][0]["label"] in ("negative", "positive")
+        assert process.log.count(NOTICE) == 1
+        process.popen.terminate()
+        assert process.left() == 0
+
+
+def test_who_may_ask_is_the_callers_where_it_is_said(sentiment_run: FinishedRun, tmp_path: Path) -> None:
+    """The server wants keys then: it reads their file, which is none, and leaves."""
+    keys = tmp_path / "keys.json"
+    keys.write_text("no keys")
+    command = ["-m", "laplora", "serve", str(sentiment_run.artifact), "--keys", str(keys)]
+    with server_process(command, {"LAPLORA_AUTH": ""}) as process:
+        assert process.left() == 2
+        assert NOTICE not in process.log
+        assert "keys.json" in process.log
+
+
+def test_a_folder_that_is_no_artifact(tmp_path: Path) -> None:
+    with server_process(["-m", "laplora", "serve", str(tmp_path)]) as process:
+        assert process.left() == 2
+        assert "no artifact at" in process.log
+
+
+def test_the_library_alone_says_where_the_server_is(tmp_path: Path) -> None:
+    """As from a wheel: only ``laplora`` can be imported."""
+    (tmp_path / "laplora").symlink_to(ROOT / "laplora")
+    program = (
+        "import sys; from pathlib import Path; import laplora;"
+        "laplora.__file__ = str(Path.cwd() / 'x' / '__init__.py');"
+        "sys.path = [p for p in sys.path if Path(p).resolve() != Path(sys.argv[1])];"
+        "from laplora.__main__ import main; sys.exit(main(['serve', 'artifacts/mine']))"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", program, str(ROOT)],
+        cwd=tmp_path,
+        env={"PYTHONPATH": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 2
+    assert finished.stderr.startswith("error: the server is not installed here")
+    assert "docker/README.md" in finished.stderr
+
+
+@pytest.mark.parametrize("arguments", [[], ["serve"], ["train", "x"]])
+def test_a_command_line_that_is_none(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert "usage: laplora" in capsys.readouterr().err
+
+
+def test_the_script_is_this_command() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["scripts"] == {"laplora": f"{main.__module__}:{main.__name__}"}
