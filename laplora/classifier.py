@@ -10,8 +10,10 @@ from typing import Any
 import torch
 
 from laplora.errors import ConfigError, ModelError, NonFiniteError
+from laplora.models.classifier_head import check_ending, check_length, is_adapted
+from laplora.models.head_probe import check_head
 from laplora.models.in_memory import non_finite
-from laplora.models.lora import lora_layers
+from laplora.models.lora import is_classifier, lora_layers
 from laplora.models.probe import check_adapted, check_readout
 from laplora.models.readout import base_of
 from laplora.prompts.examples import Example
@@ -20,6 +22,7 @@ from laplora.prompts.templates import PromptTemplate, default_verbalizers, rende
 from laplora.prompts.token_bounds import TokenBounds, token_bounds
 from laplora.readouts.base import ReadOut
 from laplora.readouts.choice import ReadOutName, choose_readout
+from laplora.readouts.classification_head import ClassificationHead
 
 #: Longest prompt where none is stated, in tokens.
 MAX_TOKENS = 512
@@ -51,19 +54,21 @@ class Classifier:
         """Check and hold the model.
 
         Args:
-            model: a causal language model with a LoRA adapter (``peft.PeftModel``); nothing of it is changed but its
-                mode, which becomes evaluation.
+            model: a causal language model with a LoRA adapter (``peft.PeftModel``); or a sequence classification model
+                with LoRA and a trained head, or a trained head alone. Nothing of it is changed but its mode, which
+                becomes evaluation.
             tokenizer: the model's.
             labels: their names, in class order; or by name the text after the prompt that stands for the label, its
                 leading space included (``{"refund request": " A"}``). A name stands for itself, after a space where the
                 template does not end in one.
             template: the prompt with ``{field}`` placeholders; ``{choices}`` takes a list of options.
             max_tokens: longest prompt, in tokens.
-            readout: how logits are read; None: label tokens where each label is one token, else label sequences.
+            readout: how logits are read; None: a classifier's head; else label tokens where each label is one token,
+                else label sequences.
 
         Raises:
-            ModelError: a model that the method does not cover, on several devices, compiled or wrapped for parallel
-                work; the message says what to do.
+            ModelError: a model that the method does not cover, a head of another number of classes, a model on several
+                devices, compiled or wrapped for parallel work; the message says what to do.
             NonFiniteError: a weight that is NaN or infinite.
             LabelTokenError: labels that cannot be told apart after the prompt.
             ConfigError: fewer than two labels, a name twice, or a template without a placeholder.
@@ -76,6 +81,9 @@ class Classifier:
             readout = choose_readout(self.model, tokenizer, self.template, self.verbalizers, readout)
         self.readout: ReadOut = readout
         self._pad_token_id = _pad_token(tokenizer)
+        if isinstance(readout, ClassificationHead):
+            check_ending(self.model, tokenizer)
+            check_length(self.model, max_tokens)
 
     @property
     def class_count(self) -> int:
@@ -170,6 +178,11 @@ def _checked(model: Any) -> Any:
     if (name := non_finite(model)) is not None:
         raise NonFiniteError(f"the model holds NaN or infinity in {name}: train it again, or load another checkpoint")
     model.eval()
+    if is_classifier(base_of(model)):
+        check_head(model)
+        if is_adapted(model):
+            check_adapted(model)
+        return model
     lora_layers(model)
     with without_adapter(model):
         check_readout(base_of(model))

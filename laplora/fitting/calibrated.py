@@ -12,7 +12,7 @@ import torch
 
 from laplora.answers.prediction import Prediction
 from laplora.artifact.folder import Artifact
-from laplora.artifact.manifest import ADAPTER_FOLDER, Manifest
+from laplora.artifact.manifest import ADAPTER_FOLDER, HEAD, Manifest
 from laplora.artifact.readout_records import readout_record
 from laplora.classifier import Classifier, batches
 from laplora.fitting.describing import describe, summary
@@ -33,7 +33,9 @@ from laplora.fitting.saving import (
 )
 from laplora.models.adapters import save_adapter
 from laplora.models.base import BaseSpec, LoadedBase, locate_base
+from laplora.models.classifier_head import is_adapted
 from laplora.models.hashes import tokenizer_hash, weights_hash
+from laplora.models.head_file import save_head
 from laplora.models.held_weights import HeldWeights
 from laplora.models.in_memory import base_spec_of
 from laplora.models.readout import base_of
@@ -185,7 +187,11 @@ class CalibratedPosterior:
         model = self.classifier.model
         fitted, adapter = folder / "fitted", folder / ADAPTER_FOLDER
         write_fit(fitted, self._record, self.fit, {})
-        save_adapter(model, adapter, base_model=base_model)
+        if is_adapted(model):
+            save_adapter(model, adapter, base_model=base_model)
+        else:
+            adapter.mkdir()
+            save_head(model, self.classifier.readout.trained, adapter / HEAD)
         members = {}
         for member in self.fit.ensemble.adapters:
             members[member.step] = folder / f"member-{member.step}"
@@ -204,7 +210,7 @@ class CalibratedPosterior:
             tokenizer_hash=tokenizer,
             template=classifier.template,
             labels=classifier.labels,
-            readout=readout_record(classifier.readout, classifier.verbalizers),
+            readout=readout_record(classifier.readout, classifier.verbalizers, alone=not is_adapted(classifier.model)),
             max_tokens=classifier.max_tokens,
             members=member_records(self._record, [adapter.step for adapter in fit.ensemble.adapters]),
             metrics=summary(measured.to_json()) if measured else {},

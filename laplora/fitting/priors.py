@@ -10,6 +10,7 @@ from laplora.classifier import Classifier
 from laplora.fitting.projected import ProjectedSplit
 from laplora.fitting.settings import FitSettings
 from laplora.jacobians.blocks import Block
+from laplora.models.classifier_head import with_head_blocks
 from laplora.models.readout import head_name
 from laplora.posterior.base import Granularity, Posterior
 from laplora.posterior.structures import granularities
@@ -90,8 +91,10 @@ def block_weights(classifier: Classifier) -> dict[str, torch.Tensor]:
 
 
 def label_rows(weights: Mapping[str, torch.Tensor], classifier: Classifier) -> dict[str, torch.Tensor]:
-    """Return LoRA weights by block name, of the output embedding's ``lora_B`` the labels' rows."""
+    """Return weights by block name: of the output embedding's ``lora_B`` the labels' rows, of a head with its bias."""
     readout = classifier.readout
+    if readout.trained:
+        return with_head_blocks(weights, readout.trained)
     if not isinstance(readout, LabelTokens):
         return dict(weights)
     head = head_name(classifier.model) + ".lora_B"

@@ -56,7 +56,7 @@ def project_split(
     states: list[States] = []
     directions: list[torch.Tensor] = []
     for index, batch in classifier.batched(examples, batch_size, lambda items: progress.track(items, title)):
-        with StateTape(model, layers) if layers else nullcontext() as tape:
+        with StateTape(model, layers, batch.attention_mask) if layers else nullcontext() as tape:
             jacobians = contrast_jacobians(
                 model, batch, readout, posterior.blocks, sums=False, choose=choose_of(placed)
             )

@@ -19,6 +19,7 @@ from laplora.artifact.manifest import (
     ADAPTER_FOLDER,
     DISTILLED,
     GOLDEN,
+    HEAD,
     POSTERIOR,
     SCORES,
     DistilledRecord,
@@ -116,7 +117,7 @@ class Parts:
     """The folders that an artifact is made of.
 
     Attributes:
-        fitted: where ``write_fit`` wrote; adapter: the trained one, in PEFT's layout.
+        fitted: where ``write_fit`` wrote; adapter: the trained one, in PEFT's layout, or a head alone.
         members: the ensemble's further adapters by step, in the order of training.
         report: tables and plots of an evaluation; None without.
     """
@@ -154,7 +155,10 @@ def member_records(record: FitRecord, steps: Sequence[int]) -> tuple[MemberRecor
 def artifact_parts(target: Path, parts: Parts, members: Sequence[MemberRecord]) -> Iterator[Path]:
     """Yield a temporary folder with an artifact's tensors, which takes the place of ``target`` when the block ends."""
     with new_artifact(target) as folder:
-        shutil.copytree(parts.adapter, folder / ADAPTER_FOLDER)
+        if (parts.adapter / HEAD).is_file():
+            shutil.copy(parts.adapter / HEAD, folder / HEAD)
+        else:
+            shutil.copytree(parts.adapter, folder / ADAPTER_FOLDER)
         for name in (POSTERIOR, SCORES, DISTILLED):
             if (parts.fitted / name).is_file():
                 shutil.copy(parts.fitted / name, folder / name)

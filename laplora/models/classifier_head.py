@@ -7,7 +7,7 @@ the place by value, the last token that is not ``pad_token_id``; the two agree u
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,6 +139,18 @@ def head_weights(model: Any, trained: tuple[str, ...]) -> dict[str, nn.Parameter
     }
 
 
+def with_head_blocks(weights: Mapping[str, torch.Tensor], trained: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    """Return weights by block name: a head's weight and bias, by their names in the base, become one matrix.
+
+    It is (out, in), with a last column for the bias.
+    """
+    joined = {name: weight for name, weight in weights.items() if name.rpartition(".")[0] not in trained}
+    for path in trained:
+        weight, bias = weights[f"{path}.weight"], weights.get(f"{path}.bias")
+        joined[head_block(path)] = weight if bias is None else torch.cat([weight, bias[:, None]], 1)
+    return joined
+
+
 def head_state(model: Any, batch: Batch) -> torch.Tensor:
     """Return what the linear of the logits sees, (batch, features): the model's own forward pass, pooled as it pools.
 
@@ -180,7 +192,7 @@ def check_length(model: Any, max_tokens: int) -> None:
     longest = longest_input(model)
     if longest is not None and longest < max_tokens:
         kind = type(base_of(model)).__name__
-        raise ModelError(f"{kind} has positions for {longest} tokens, max_tokens is {max_tokens}")
+        raise ModelError(f"{kind} has positions for {longest} tokens, max_tokens is {max_tokens}: lower it")
 
 
 def check_ending(model: Any, tokenizer: Any) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 from laplora.errors import ModelError
 from laplora.models.classifier_head import head_logits, head_side, head_state, output_layer
 from laplora.models.probe import PADDING_TOLERANCE, probe_batch, runs_on_tokens
+from laplora.models.readout import base_of
 from laplora.prompts.rows import Batch
 
 
@@ -22,7 +23,7 @@ def check_head(model: Any) -> None:
         ModelError: no plain linear head; a model that does not run on tokens alone, answers a padded row otherwise,
             gives NaN or infinity, or does more to its logits than the linear.
     """
-    kind, (path, layer) = type(model).__name__, output_layer(model)
+    kind, (path, layer) = type(base_of(model)).__name__, output_layer(model)
     side = head_side(model)
     batch = probe_batch(model, side=side)
     real = batch.attention_mask[1].bool()

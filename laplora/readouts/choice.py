@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from laplora.errors import ConfigError
+from laplora.models.lora import is_classifier
+from laplora.models.readout import base_of
 from laplora.prompts.templates import PromptTemplate, resolve_label_sequences, resolve_label_tokens
+from laplora.readouts.classification_head import ClassificationHead, check_labels, classification_head
 from laplora.readouts.label_sequences import LabelSequences, check_head
 from laplora.readouts.label_tokens import LabelTokens
 
@@ -19,8 +23,8 @@ def choose_readout(
     template: PromptTemplate,
     verbalizers: Sequence[str],
     wanted: ReadOutName | None = None,
-) -> LabelTokens | LabelSequences:
-    """Return the read-out of a model's labels.
+) -> LabelTokens | LabelSequences | ClassificationHead:
+    """Return the read-out of a model's labels: of a sequence classification model its head.
 
     Args:
         verbalizers: the text after the prompt that stands for each label.
@@ -28,8 +32,16 @@ def choose_readout(
 
     Raises:
         LabelTokenError: labels that no read-out, or not the wanted one, can tell apart.
-        ModelError: label sequences with an adapted output embedding.
+        ModelError: label sequences with an adapted output embedding; a head with another number of classes, or as of
+            ``classification_head``.
+        ConfigError: label tokens or sequences of a model that has a head.
     """
+    if is_classifier(base_of(model)):
+        if wanted is not None:
+            raise ConfigError(f"a {type(base_of(model)).__name__} is read at its head, not by {wanted}: leave it out")
+        head = classification_head(model)
+        check_labels(head, len(verbalizers))
+        return head
     readout = named_readout(tokenizer, template, verbalizers, wanted)
     if isinstance(readout, LabelSequences):
         check_head(model)

@@ -161,7 +161,7 @@ def test_a_model_without_positions_for_the_longest_prompt_is_refused(
     _, artifact = made("roberta", tmp_path_factory)
     damaged = copy_of(artifact, tmp_path / "artifact")
     reseal(damaged, max_tokens=64)
-    with pytest.raises(ModelError, match="has positions for 63 tokens, max_tokens is 64"):
+    with pytest.raises(ModelError, match="has positions for 63 tokens, max_tokens is 64: lower it"):
         load(damaged)
 
 
