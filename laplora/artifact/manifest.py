@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from laplora.artifact.readout_records import ClassificationHeadRecord, LabelSequencesRecord, ReadOutRecord
+from laplora.artifact.readout_records import ClassificationHeadRecord, ReadOutRecord
 from laplora.artifact.strict_json import strict_json
 from laplora.decisions.conformal import ConformalScore
 from laplora.decisions.thresholds import ModeThresholds
@@ -205,7 +205,7 @@ class Manifest(_Record):
             raise ValueError("two members are in one folder")
         if "fast" in self.servable and "laplace" not in self.servable:
             raise ValueError("predictives.fast needs laplace, which answers where it is unsure")
-        if "fast" in self.servable and isinstance(self.readout, LabelSequencesRecord):
+        if "fast" in self.servable and not self.readout.readout().reads_last_token:
             raise ValueError(f"predictives.fast looks at the last token, the read-out {self.readout.kind} at more")
         if self.recommended.predictive == "fast":
             raise ValueError("fast stands in for laplace, it cannot be the one recommended")
