@@ -74,6 +74,8 @@ class StateTape(ExitStack[None]):
 
     def _note(self, place: int, _module: nn.Module, _inputs: Any, output: Any) -> None:
         hidden = output[0] if isinstance(output, tuple) else output
+        if self._mask is not None and hidden.shape[:2] != self._mask.shape:
+            return  # a probe of the model, which the first Jacobians make before the pass itself
         last = hidden[:, -1] if self._mask is None else hidden[torch.arange(len(hidden)), last_real(self._mask)]
         self._noted[place] = last.detach().clone()
 
