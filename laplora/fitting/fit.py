@@ -10,6 +10,7 @@ import torch
 from laplora.answers.review_scores import ReviewScores
 from laplora.artifact.manifest import ManyClassesRecord
 from laplora.classifier import Classifier
+from laplora.errors import ConfigError
 from laplora.fitting.calibrate import Calibrated, calibrate
 from laplora.fitting.curvature import fit_curvature
 from laplora.fitting.distillation import Distilled, distill_covariance, watched_layers
@@ -59,8 +60,13 @@ class Fit:
 
 
 def _possible(classifier: Classifier, settings: FitSettings, progress: Progress) -> FitSettings:
-    """Return the settings without the predictives that a classifier cannot have."""
+    """Return the settings without the predictives that a classifier cannot have; ConfigError for a prior."""
     many = many_classes(settings, classifier)
+    if many and settings.laplace.prior == "leave_one_out":
+        raise ConfigError(
+            f"prior: leave_one_out takes the curvature of every contrast, and of {classifier.class_count} classes "
+            f"(limit {many.limit}) a fit computes few directions: use validation or evidence, or raise the limit"
+        )
     if not settings.predictives.fast or (classifier.readout.reads_last_token and many is None):
         return settings
     why = f"it looks at the last token alone, {type(classifier.readout).__name__} at more"
