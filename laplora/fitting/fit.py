@@ -60,7 +60,10 @@ class Fit:
 
 
 def _possible(classifier: Classifier, settings: FitSettings, progress: Progress) -> FitSettings:
-    """Return the settings without the predictives that a classifier cannot have; ConfigError for a prior."""
+    """Return the settings without the predictives that a classifier cannot have.
+
+    Raises ConfigError for a prior by leave-one-out with many classes.
+    """
     many = many_classes(settings, classifier)
     if many and settings.laplace.prior == "leave_one_out":
         raise ConfigError(
