@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import warnings
@@ -111,6 +112,14 @@ def _hash_tensors(files: Sequence[Path]) -> str:
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
-    """Return ``sha256:`` and the digest of the tokenizer's vocabulary, merges and processing."""
-    state = tokenizer.backend_tokenizer.to_str()
+    """Return ``sha256:`` and the digest of the tokenizer's vocabulary, merges and processing.
+
+    How the last call padded and cut, which transformers leaves in it, does not count.
+    """
+    backend = tokenizer.backend_tokenizer
+    if backend.truncation is not None or backend.padding is not None:
+        backend = copy.deepcopy(backend)
+        backend.no_truncation()
+        backend.no_padding()
+    state = backend.to_str()
     return "sha256:" + hashlib.sha256(state.encode()).hexdigest()

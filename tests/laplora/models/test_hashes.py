@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from head_artifacts import save_tokenizer
 from safetensors.torch import load_file, save_file
 
 from laplora.errors import ModelError
-from laplora.models.hashes import weights_hash
+from laplora.models.hashes import tokenizer_hash, weights_hash
 
 ROOT = Path(__file__).resolve().parents[3]
 SHARD = "model-00001-of-00001.safetensors"
@@ -118,3 +119,13 @@ def test_the_default_artifact_keeps_its_base(base_model_folder: Path) -> None:
     """Its manifest was written when every safetensors file of a folder counted."""
     manifest = json.loads((ROOT / "artifacts/sst2-smollm2/manifest.json").read_text(encoding="utf-8"))
     assert weights_hash(str(base_model_folder)) == manifest["base_weights_hash"]
+
+
+def test_a_tokenizer_that_was_used_is_the_same(tmp_path: Path) -> None:
+    """transformers leaves padding and truncation of the last call in it, as after a training loop."""
+    tokenizer = save_tokenizer(tmp_path)
+    fresh = tokenizer_hash(tokenizer)
+    tokenizer(["a b c", "d"], padding=True, truncation=True, max_length=4)
+    assert tokenizer.backend_tokenizer.truncation is not None
+    assert tokenizer_hash(tokenizer) == fresh
+    assert tokenizer.backend_tokenizer.truncation is not None
