@@ -74,6 +74,7 @@ if TYPE_CHECKING:
     from laplora.posterior.passes import StructureSettings
     from laplora.posterior.structures import STRUCTURES, fit_posterior
     from laplora.posterior.subset import select_blocks
+    from laplora.posterior.tensors import fit_jacobians, jacobian_covariance, project_jacobians
     from laplora.predictive.cross_fitting import cross_fitted
     from laplora.predictive.distilled import Distillation, DistilledCovariance, distill
     from laplora.predictive.dropout import dropout_masks, member_weights
@@ -155,15 +156,18 @@ __all__ = [
     "evaluate_probs",
     "find_blocks",
     "fit",
+    "fit_jacobians",
     "fit_posterior",
     "fit_predictive_temperature",
     "fit_temperature",
+    "jacobian_covariance",
     "member_weights",
     "option_orders",
     "permute_choices",
     "posterior_predictive",
     "prediction_sets",
     "predictive_probs",
+    "project_jacobians",
     "read_artifact",
     "recommend",
     "restore_contrasts",
@@ -215,6 +219,7 @@ _HOMES = {
     "posterior.passes": ("StructureSettings",),
     "posterior.structures": ("STRUCTURES", "fit_posterior"),
     "posterior.subset": ("select_blocks",),
+    "posterior.tensors": ("fit_jacobians", "jacobian_covariance", "project_jacobians"),
     "decisions.uncertainty": ("FLAGS", "Uncertainty", "decompose"),
 }
 
