@@ -74,7 +74,7 @@ def rooms(picture: Picture) -> None:
         "training/  the jobs",
         "file",
         [("run", "all jobs in turn")],
-        [("finetune, fit_laplace,\nevaluate, package, shift", "one job a file")],
+        [("finetune, fit_laplace, fit_adapter,\nevaluate, package, shift", "one job a file")],
         [("report", "tables and plots")],
         [("calibration", "thresholds, predictives")],
         [("workspace", "folders, stages, provenance")],
@@ -255,7 +255,7 @@ def pictures() -> dict[str, str]:
     """Return the SVG of each picture, by its name."""
     made = {}
     for draw, width, height in (
-        (rooms, 920, 650),
+        (rooms, 920, 736),
         (request, 900, 300),
         (training_run, 900, 300),
         (artifact, 900, 330),

@@ -1,8 +1,8 @@
 """The offline jobs: ``python -m training JOB --config FILE``, from labelled rows to a calibrated artifact.
 
 One job a file: ``run`` calls ``finetune``, ``fit_laplace`` (JOB ``fit``), ``evaluate`` and ``package`` in turn;
-``shift`` measures a finished artifact on other rows. No job but ``run`` knows another one. Below them, each importing
-only what stands further down:
+``shift`` measures a finished artifact on other rows; ``fit_adapter`` (``fit --adapter``) fits an adapter that was
+trained elsewhere. No job but ``run`` knows another one. Below them, each importing only what stands further down:
 
 - ``report``: tables, plots and pages.
 - ``calibration``: posteriors, predictives, thresholds and the distilled covariance.

@@ -1,4 +1,4 @@
-"""``python -m training JOB --config FILE``: the offline jobs."""
+"""``python -m training JOB --config FILE``: the offline jobs; ``fit`` also of an adapter that was trained elsewhere."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from laplora.errors import LaploraError
-from training.config import RunConfig, load_config
+from training.config import load_config
+from training.config.adapter_fit import add_options, request_of
 
 JOBS = {
     "run": "fine-tune, fit, evaluate and package; a stopped run continues where it was",
     "finetune": "train the LoRA adapter (resumes at the last checkpoint)",
-    "fit": "fit the Laplace posterior and choose the prior precision (resumes)",
+    "fit": "fit the Laplace posterior and choose the prior precision (resumes); also of an adapter trained elsewhere",
     "evaluate": "measure zero-shot and every predictive of the run on the test split",
     "package": "write the artifact that the server loads",
     "shift": "measure the artifact on other data sets and on corrupted inputs (resumes)",
@@ -31,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     jobs = top.add_subparsers(dest="job", required=True, metavar="JOB")
     for name, summary in JOBS.items():
         job = jobs.add_parser(name, help=summary, description=summary)
-        job.add_argument("--config", required=True, type=Path, help="YAML file of the run")
+        job.add_argument("--config", required=name != "fit", type=Path, help="YAML file of the run")
         job.add_argument(
             "--set",
             action="append",
@@ -43,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     jobs.choices["shift"].add_argument(
         "--publish", action="store_true", help="only write docs/shift.md and docs/results from what was measured"
     )
+    add_options(jobs.choices["fit"])
     return top
 
 
@@ -51,7 +54,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     name = "publish_shift" if getattr(options, "publish", False) else options.job
     try:
-        job(name)(load_config(options.config, options.overrides))
+        request = request_of(options) if name == "fit" else None
+        if request is not None:
+            job("fit_adapter")(request)
+        else:
+            job(name)(load_config(options.config, options.overrides))
     except LaploraError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 1
@@ -61,14 +68,14 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def job(name: str) -> Callable[[RunConfig], object]:
+def job(name: str) -> Callable[[Any], object]:
     """Return the function of a job; its imports are paid for by that job only."""
     from laplora.models.quiet import quiet_loading
 
     elsewhere = {"fit": ("fit_laplace", "fit_laplace"), "publish_shift": ("report.shift", "publish_shift")}
     module, function = elsewhere.get(name, (name, name))
     with quiet_loading():
-        run: Callable[[RunConfig], object] = getattr(importlib.import_module(f"training.{module}"), function)
+        run: Callable[[Any], object] = getattr(importlib.import_module(f"training.{module}"), function)
     return run
 
 

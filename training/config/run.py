@@ -111,7 +111,7 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} must hold a mapping of sections")
     for item in overrides or []:
-        _override(raw, item)
+        override(raw, item)
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
@@ -128,7 +128,8 @@ def bad_fields(path: Path, error: ValidationError) -> ConfigError:
     return ConfigError(f"{path}: {len(lines)} bad field(s)\n" + "\n".join(lines))
 
 
-def _override(raw: dict[str, Any], item: str) -> None:
+def override(raw: dict[str, Any], item: str) -> None:
+    """Set one field of raw sections from ``section.key=value``; ConfigError where that is none."""
     key, separator, value = item.partition("=")
     if not separator or not key:
         raise ConfigError(f"--set takes section.key=value, got {item!r}")

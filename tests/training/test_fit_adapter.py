@@ -1,0 +1,158 @@
+"""``python -m training fit --adapter``: a posterior for an adapter that was trained elsewhere."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_runs import FinishedRun, write_rows
+
+from laplora.artifact.folder import read_artifact
+from laplora.predictor import Predictor
+from training.__main__ import main
+from training.workspace.runtime import open_run
+
+SMALL = ("laplace.rank=6", "laplace.oversampling=4", "laplace.batch_size=8", "predictives.serve=laplace")
+
+
+@pytest.fixture(scope="module")
+def files(sentiment_run: FinishedRun, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The run's splits as a user's files."""
+    splits, folder = open_run(sentiment_run.config).splits, tmp_path_factory.mktemp("rows")
+    labels = splits.task.labels
+    return {
+        name: write_rows(
+            folder / f"{name}.jsonl",
+            [{"id": e.id, **e.fields, "label": labels[e.label]} for e in getattr(splits, name)],
+        )
+        for name in ("train", "calibration", "test")
+    }
+
+
+def fit(*arguments: Any, fast: int = 24) -> int:
+    """Run the job on a CPU, in float32."""
+    overrides = [f"--set={override}" for override in (*SMALL, f"predictives.fast={fast}")]
+    options = ["--dtype", "float32", "--device", "cpu", "--template", "sentiment", "--max-tokens", "64"]
+    return main(["fit", *overrides, *options, *map(str, arguments)])
+
+
+def test_the_posterior_is_that_of_the_run_it_was_taken_from(
+    sentiment_run: FinishedRun, files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same rows give the same tensors; a prior by validation does not see where it is centred."""
+    out = tmp_path / "tiny-sentiment"
+    status = fit(
+        *("--adapter", sentiment_run.config.run_dir / "adapter", "--data", files["train"], "--out", out),
+        *("--calibration", files["calibration"], "--test", files["test"]),
+    )
+    shown = capsys.readouterr()
+    assert status == 0, shown.err
+    assert f"serve it: laplora serve {out}" in shown.out
+    assert "24 rows; *" in shown.out
+    mine, theirs = read_artifact(out).manifest, read_artifact(sentiment_run.artifact).manifest
+    for name in ("posterior.safetensors", "scores.safetensors", "distilled.safetensors"):
+        assert mine.files[name] == theirs.files[name], name
+    assert mine.labels == theirs.labels == ("negative", "positive")
+    assert (mine.prior.centre, theirs.prior.centre) == ("zero", "initial_adapter")
+    assert mine.prior.precision == theirs.prior.precision
+    assert mine.metrics["laplace"]["nll"] == pytest.approx(theirs.metrics["laplace"]["nll"], rel=1e-6)
+    served, original = Predictor.load(out, device="cpu"), Predictor.load(sentiment_run.artifact, device="cpu")
+    one, other = (p.predict([p.encode({"text": "The plot was dull."}, truncate=False)])[0] for p in (served, original))
+    assert one.probs == pytest.approx(other.probs, abs=1e-6)
+    choices = [json.loads((a / "report" / "fit.json").read_text())["choices"] for a in (out, sentiment_run.artifact)]
+    assert choices[0][0] != choices[1][0]  # by evidence: it does see it
+
+
+def test_the_centre_can_be_given(sentiment_run: FinishedRun, files: dict[str, Path], tmp_path: Path) -> None:
+    folder = sentiment_run.config.run_dir
+    out = tmp_path / "centred"
+    given = ("--initial-adapter", folder / "initial_adapter", "--base", sentiment_run.base)
+    rows = ("--data", files["train"], "--calibration", files["calibration"])
+    assert fit("--adapter", folder / "adapter", *rows, "--out", out, *given, fast=0) == 0
+    mine, theirs = (json.loads((a / "report" / "fit.json").read_text()) for a in (out, sentiment_run.artifact))
+    assert mine["choices"] == theirs["choices"]
+    assert read_artifact(out).manifest.prior.centre == "initial_adapter"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give --config FILE for a run of training, or --adapter FOLDER"),
+        (["--adapter", "a"], "--adapter needs --data, --out, --template too"),
+        (["--config", "c.yaml", "--adapter", "a", "--max-tokens", "9"], "--adapter, --max-tokens of an adapter"),
+        (["--data", "d.csv"], "give --config FILE"),
+    ],
+)
+def test_a_run_or_an_adapter(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", *arguments]) == 1
+    assert message in capsys.readouterr().err
+
+
+def adapter_of_another_shape(folder: Path, run: FinishedRun) -> Path:
+    """Return a copy of the run's adapter that says it has another rank."""
+    copy = Path(shutil.copytree(run.config.run_dir / "adapter", folder / "other"))
+    settings = json.loads((copy / "adapter_config.json").read_text())
+    (copy / "adapter_config.json").write_text(json.dumps(settings | {"r": 8}))
+    return copy
+
+
+def nameless(folder: Path, run: FinishedRun) -> Path:
+    """Return a copy of the run's adapter that does not name its base."""
+    copy = Path(shutil.copytree(run.config.run_dir / "adapter", folder / "other"))
+    settings = json.loads((copy / "adapter_config.json").read_text())
+    (copy / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": None}))
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("shape", "does not load on this base"),
+        ("nameless", "does not name its base model: name it by --base"),
+        ("empty", "has no adapter_config.json"),
+        ("template", "no template is called 'sentimental'"),
+        ("labels", "field 'label' is 'negative', expected one of"),
+        ("field", "has 0 labels: name it by --label-field"),
+        ("setting", "laplace.rnak"),
+        ("out", "is no artifact"),
+        ("base", "no causal language model|no tokenizer"),
+    ],
+)
+def test_what_cannot_be_fitted(
+    case: str,
+    message: str,
+    sentiment_run: FinishedRun,
+    files: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    adapter: Path = sentiment_run.config.run_dir / "adapter"
+    more: list[str] = []
+    if case == "shape":
+        adapter = adapter_of_another_shape(tmp_path, sentiment_run)
+    elif case == "nameless":
+        adapter = nameless(tmp_path, sentiment_run)
+    elif case == "empty":
+        (adapter := tmp_path / "empty").mkdir()
+    elif case == "template":
+        more = ["--template", "sentimental"]
+    elif case == "labels":
+        more = ["--labels", "good", "bad"]
+    elif case == "field":
+        more = ["--label-field", "verdict"]
+    elif case == "setting":
+        more = ["--set", "laplace.rnak=3"]
+    elif case == "base":
+        (tmp_path / "nothing").mkdir()
+        more = ["--base", str(tmp_path / "nothing")]
+    out = tmp_path / "out"
+    if case == "out":
+        out.mkdir()
+        (out / "thesis.txt").touch()
+    assert fit("--adapter", adapter, "--data", files["train"], "--out", out, *more) == 1
+    assert re.search(message, capsys.readouterr().err)
+    assert not (out / "manifest.json").exists()

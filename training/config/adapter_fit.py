@@ -1,0 +1,88 @@
+"""What ``python -m training fit --adapter`` is told: a command line as one checked value."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from laplora.errors import ConfigError
+from laplora.prompts.templates import TEMPLATES
+
+
+@dataclass(frozen=True)
+class AdapterFit:
+    """What is fitted, and of what.
+
+    Attributes:
+        adapter: PEFT folder, or hub id of one.
+        initial_adapter: folder of it before training, None where nobody kept it.
+        data: file of the rows that it was trained on; calibration, test: of others, None without.
+        template: a name, ``@FILE`` with its text, or the text; labels: in class order, None: those of the rows, sorted.
+        base: None: the one that the adapter names.
+        out: folder of the artifact.
+    """
+
+    adapter: str
+    data: Path
+    out: Path
+    template: str
+    labels: tuple[str, ...] | None = None
+    label_field: str = "label"
+    calibration: Path | None = None
+    test: Path | None = None
+    initial_adapter: Path | None = None
+    base: str | None = None
+    quantization: Literal["nf4", "none"] = "none"
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    device: str = "auto"
+    max_tokens: int | None = None
+    overrides: tuple[str, ...] = ()
+
+
+def add_options(job: argparse.ArgumentParser) -> None:
+    """Give a command line the options that go with ``--adapter``."""
+    group = job.add_argument_group("an adapter that was trained elsewhere, in place of --config")
+    group.add_argument("--adapter", help="PEFT folder or hub id; gets a posterior without being trained again")
+    group.add_argument("--data", type=Path, help="JSON Lines or CSV file of the rows that it was trained on")
+    group.add_argument("--out", type=Path, help="folder of the artifact")
+    group.add_argument("--template", help=f"the prompt: {', '.join(TEMPLATES)}, @FILE with its text, or the text")
+    group.add_argument("--labels", nargs="+", help="in class order (default: those of the rows, sorted)")
+    group.add_argument("--label-field", help="field of a row that has its label (default: label)")
+    calibration = "file of rows that it was not trained on (default: a fifth of --data, which is second best)"
+    group.add_argument("--calibration", type=Path, help=calibration)
+    group.add_argument("--test", type=Path, help="file of rows to measure on; the artifact records the figures")
+    group.add_argument("--initial-adapter", type=Path, help="folder of the adapter before training: the prior's centre")
+    group.add_argument("--base", help="folder, hub id or offline name (default: what the adapter says)")
+    group.add_argument("--quantization", choices=("nf4", "none"), help="of the base (default: none)")
+    group.add_argument("--dtype", choices=("bfloat16", "float32"), help="of the base (default: bfloat16)")
+    group.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: auto)")
+    group.add_argument("--max-tokens", type=int, help="longest prompt (default: 512)")
+
+
+#: The options that add_options adds, by their names in the parsed values.
+OPTIONS = tuple(name for name in AdapterFit.__dataclass_fields__ if name != "overrides")
+_NEEDED = ("data", "out", "template")
+
+
+def request_of(options: argparse.Namespace) -> AdapterFit | None:
+    """Return what the command line asks for with ``--adapter``; None where it has ``--config``.
+
+    Raises:
+        ConfigError: both, neither, or options of one with the other.
+    """
+    given = {name: value for name in OPTIONS if (value := getattr(options, name)) is not None}
+    flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+    if options.config is not None:
+        if given:
+            raise ConfigError(f"--config is a run of training, and {flags} of an adapter trained elsewhere: give one")
+        return None
+    missing = [f"--{name}" for name in _NEEDED if name not in given]
+    if "adapter" not in given:
+        raise ConfigError("give --config FILE for a run of training, or --adapter FOLDER for one trained elsewhere")
+    if missing:
+        raise ConfigError(f"--adapter needs {', '.join(missing)} too")
+    if "labels" in given:
+        given["labels"] = tuple(given["labels"])
+    return AdapterFit(**given, overrides=tuple(options.overrides))
