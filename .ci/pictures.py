@@ -54,6 +54,7 @@ def rooms(picture: Picture) -> None:
         360,
         "laplora/  the library",
         "room",
+        [("sklearn", "the same, as scikit-learn calls it")],
         [("fitting", "from a classifier and rows to calibrated answers")],
         [("predictor", "an artifact in, answers out")],
         [("answers", "from the outputs of a batch to its answers")],

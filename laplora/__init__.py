@@ -3,6 +3,7 @@
 The names below are the public ones. Each is imported when it is first used, so ``import laplora`` itself loads neither
 torch nor transformers. The rooms, each importing only what stands further down:
 
+- ``sklearn``: the same as a scikit-learn classifier; imported by its name alone, for it needs scikit-learn.
 - ``fitting``: ``fit``, from a classifier and rows to calibrated answers, and the artifact of them.
 - ``predictor``: an artifact in, answers out.
 - ``answers``: from what the model says of a batch to probabilities, flags and decisions; golden answers.

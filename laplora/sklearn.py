@@ -1,0 +1,199 @@
+"""A scikit-learn face: ``LaploraClassifier`` with ``fit``, ``predict``, ``predict_proba`` and ``score``.
+
+    classifier = LaploraClassifier(peft_model, tokenizer, "Review: {text}\nSentiment:", ["negative", "positive"])
+    classifier.fit(texts, labels).predict_proba(new_texts)
+    cross_val_score(classifier, texts, labels, scoring="neg_log_loss")
+
+Needs scikit-learn: ``pip install 'laplora[sklearn]'``. ``fit`` fits the posterior of a model that is fine-tuned already
+and trains nothing. So a cross-validation measures how the posterior and its calibration carry over to new rows; the
+model has seen all rows that it was fine-tuned on, in every fold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+try:
+    from sklearn.base import BaseEstimator, ClassifierMixin
+    from sklearn.model_selection import train_test_split
+    from sklearn.utils.multiclass import check_classification_targets
+    from sklearn.utils.validation import check_is_fitted
+except ModuleNotFoundError as error:
+    if (error.name or "").partition(".")[0] != "sklearn":
+        raise
+    raise ModuleNotFoundError(
+        "laplora.sklearn needs scikit-learn: pip install 'laplora[sklearn]'", name=error.name
+    ) from None
+
+from laplora.classifier import MAX_TOKENS, Classifier
+from laplora.errors import DataError
+from laplora.fitting.calibrated import CalibratedPosterior
+from laplora.fitting.entry import fit
+from laplora.fitting.settings import FitSettings
+from laplora.prompts.templates import PromptTemplate
+
+_LABEL = "label"
+
+
+class LaploraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn states no types
+    """Calibrated probabilities of a fine-tuned model, as a scikit-learn classifier.
+
+    Attributes:
+        classes_: (classes,) what ``y`` held, sorted, the columns of ``predict_proba``.
+        posterior_: what ``laplora.fit`` returned, with everything that has no place in scikit-learn.
+    """
+
+    classes_: np.ndarray[Any, Any]
+    posterior_: CalibratedPosterior
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        template: str | PromptTemplate,
+        labels: Sequence[str] | Mapping[str, str] | None = None,
+        *,
+        settings: FitSettings | None = None,
+        calibration: Any = None,
+        predictive: str | None = None,
+        max_tokens: int = MAX_TOKENS,
+        batch_size: int = 8,
+        progress: bool = False,
+    ) -> None:
+        """Hold the parameters; as scikit-learn wants it, nothing is checked before ``fit``.
+
+        Args:
+            model, tokenizer, template, labels, max_tokens: as of ``laplora.Classifier``. The model is shared with
+                every clone and never changed but for its mode. Labels None: what ``y`` holds, as text, sorted.
+            settings: as of ``laplora.fit``.
+            calibration: rows that the model was not fine-tuned on, as a pair ``(X, y)``; or a share of the rows that
+                ``fit`` gets, between 0 and 1, which is kept out of the curvature. None: a fifth.
+            predictive: which one gives the probabilities; None: the recommended one.
+            batch_size: rows of a prediction that run together.
+        """
+        self.model = model
+        self.tokenizer = tokenizer
+        self.template = template
+        self.labels = labels
+        self.settings = settings
+        self.calibration = calibration
+        self.predictive = predictive
+        self.max_tokens = max_tokens
+        self.batch_size = batch_size
+        self.progress = progress
+
+    def __sklearn_clone__(self) -> LaploraClassifier:
+        """Return an unfitted classifier with the same parameters; model and tokenizer are shared, not copied."""
+        return type(self)(**self.get_params(deep=False))
+
+    def fit(self, X: Any, y: Any) -> LaploraClassifier:
+        """Fit the posterior of the model's adapter and calibrate it; the model is not trained.
+
+        Args:
+            X: texts, for a template with one field; or dicts of the template's fields, or a data frame with them.
+            y: (rows,) labels: names, or numbers. Numbers count ``labels``, where those are given.
+
+        Raises:
+            DataError: ``X`` or ``y`` that cannot be used, a label without a row.
+            ConfigError, LabelTokenError, ModelError, NonFiniteError, PriorError, FactorizationError: as of
+                ``laplora.Classifier`` and ``laplora.fit``.
+        """
+        targets = np.asarray(y)
+        check_classification_targets(targets)
+        names, self.classes_ = self._names(targets)
+        classifier = Classifier(
+            self.model,
+            self.tokenizer,
+            self.labels if self.labels is not None else list(names.values()),
+            self.template,
+            max_tokens=self.max_tokens,
+        )
+        self._column = {name: column for column, name in enumerate(names.values())}
+        rows = _labelled(X, targets, names, classifier)
+        calibration = self.calibration
+        if isinstance(calibration, float):
+            seed = (self.settings or FitSettings()).seed
+            stratify = [row[_LABEL] for row in rows]
+            rows, calibration = train_test_split(rows, test_size=calibration, random_state=seed, stratify=stratify)
+        elif calibration is not None:
+            calibration = _labelled(calibration[0], np.asarray(calibration[1]), names, classifier)
+        self.posterior_ = fit(
+            classifier, rows, calibration, settings=self.settings, label_field=_LABEL, progress=self.progress
+        )
+        return self
+
+    def predict_proba(self, X: Any) -> np.ndarray[Any, Any]:
+        """Return (rows, classes) float64 the probabilities, columns in the order of ``classes_``; rows sum to 1.
+
+        Raises:
+            sklearn.exceptions.NotFittedError: before ``fit``.
+            DataError, ConfigError, NonFiniteError: as of ``CalibratedPosterior.predict``.
+        """
+        check_is_fitted(self, "posterior_")
+        rows = _fields(X, self.posterior_.classifier)
+        answers = self.posterior_.predict(rows, self.predictive, batch_size=self.batch_size)
+        probs = np.zeros((len(rows), len(self.classes_)))
+        for row, answer in zip(probs, answers, strict=True):
+            row[[self._column[label] for label in answer.labels]] = answer.probs
+        return probs
+
+    def predict(self, X: Any) -> np.ndarray[Any, Any]:
+        """Return (rows,) the most probable class of each row, as ``y`` had it."""
+        probs = self.predict_proba(X)
+        chosen: np.ndarray[Any, Any] = self.classes_[probs.argmax(1)]
+        return chosen
+
+    def _names(self, targets: np.ndarray[Any, Any]) -> tuple[dict[Any, str], np.ndarray[Any, Any]]:
+        """Return the label's name of each class, in the order of the classes, and the classes."""
+        present = np.unique(targets)
+        if self.labels is None:
+            return {value: str(value) for value in present.tolist()}, present
+        labels = list(self.labels)
+        if present.dtype.kind in "iu":
+            odd = [value for value in present.tolist() if not 0 <= value < len(labels)]
+            if odd:
+                raise DataError(
+                    f"y has the numbers {odd[:4]}, and there are {len(labels)} labels, from 0: use their names"
+                )
+            return dict(enumerate(labels)), np.arange(len(labels))
+        if unknown := sorted({str(value) for value in present.tolist()} - set(labels)):
+            shown = [name if len(name) <= 32 else f"a text of {len(name)} characters" for name in unknown[:4]]
+            raise DataError(f"y has {shown}, which are not among the labels {labels[:8]}")
+        classes = np.array(sorted(labels))
+        return {name: name for name in classes.tolist()}, classes
+
+
+def _fields(X: Any, classifier: Classifier) -> list[Mapping[str, Any]]:
+    """Return each row's fields; DataError where one has none."""
+    if hasattr(X, "to_dict") and hasattr(X, "columns"):  # a data frame
+        return list(X.to_dict("records"))
+    if isinstance(X, (str, bytes, Mapping)) or not isinstance(X, Iterable):
+        raise DataError(f"X must be a list of texts or of dicts, or a data frame, got {type(X).__name__}")
+    fields = classifier.template.fields
+    rows: list[Mapping[str, Any]] = []
+    for number, row in enumerate(X):
+        if isinstance(row, str) and len(fields) == 1:
+            row = {fields[0]: str(row)}
+        if not isinstance(row, Mapping):
+            wanted = "a text or a dict" if len(fields) == 1 else f"a dict of the fields {list(fields)}"
+            raise DataError(f"row {number} of X must be {wanted}, got {type(row).__name__}")
+        rows.append(row)
+    return rows
+
+
+def _labelled(
+    X: Any, targets: np.ndarray[Any, Any], names: Mapping[Any, str], classifier: Classifier
+) -> list[dict[str, Any]]:
+    """Return rows with their labels' names, as ``laplora.fit`` takes them."""
+    rows, values = _fields(X, classifier), targets.tolist()
+    if len(rows) != len(values):
+        raise DataError(f"X has {len(rows)} rows and y {len(values)}: give a label for each row")
+    if unknown := [value for value in set(values) if value not in names]:
+        raise DataError(f"{len(unknown)} labels of the calibration rows are not among the classes {list(names)[:8]}")
+    return [
+        {**{name: row[name] for name in row if name != _LABEL}, _LABEL: names[value]}
+        for row, value in zip(rows, values, strict=True)
+    ]

@@ -1,0 +1,155 @@
+"""The scikit-learn face: its contract with cross-validation and clones, and that its answers are the posterior's."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from peft import PeftModel
+from sklearn.base import clone, is_classifier
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import cross_val_score
+from tiny_runs import FinishedRun
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import laplora
+from laplora.errors import ConfigError, DataError
+from laplora.models.quiet import quiet_loading
+from laplora.prompts.templates import TEMPLATES
+from laplora.sklearn import LaploraClassifier
+from training.workspace.runtime import open_run
+
+ROOT = Path(__file__).resolve().parents[2]
+SETTINGS = laplora.FitSettings.model_validate({"predictives": {"fast": 0}, "laplace": {"rank": 4, "oversampling": 4}})
+
+
+@pytest.fixture(scope="module")
+def rows(sentiment_run: FinishedRun) -> tuple[list[str], list[str]]:
+    """Texts and labels of the run's training rows."""
+    splits = open_run(sentiment_run.config).splits
+    return [e.fields["text"] for e in splits.train], [splits.task.labels[e.label] for e in splits.train]
+
+
+@pytest.fixture(scope="module")
+def parts(sentiment_run: FinishedRun) -> tuple[Any, Any]:
+    base = AutoModelForCausalLM.from_pretrained(sentiment_run.base, dtype=torch.float32)
+    with quiet_loading():  # peft warns of a tied lm_head
+        model = PeftModel.from_pretrained(base, str(sentiment_run.config.run_dir / "adapter"))
+    return model, AutoTokenizer.from_pretrained(sentiment_run.base)
+
+
+def make(parts: tuple[Any, Any], **options: Any) -> LaploraClassifier:
+    given = {"template": TEMPLATES["sentiment"], "settings": SETTINGS, "max_tokens": 64}
+    return LaploraClassifier(*parts, **(given | options))
+
+
+@pytest.fixture(scope="module")
+def fitted(parts: tuple[Any, Any], rows: tuple[list[str], list[str]]) -> LaploraClassifier:
+    return make(parts).fit(*rows)
+
+
+def test_cross_validation(parts: tuple[Any, Any], rows: tuple[list[str], list[str]]) -> None:
+    """Folds are stratified, fitted on clones that share the model, and scored by their probabilities."""
+    classifier = make(parts, labels=["positive", "negative"])
+    before = {name: weight.clone() for name, weight in parts[0].named_parameters()}
+    scores = cross_val_score(classifier, *rows, cv=2, scoring="neg_log_loss", error_score="raise")
+    assert scores.shape == (2,)
+    assert bool((scores < 0).all())
+    assert float(scores.mean()) > np.log(0.5)  # better than a coin: the model was trained on these rows
+    assert not hasattr(classifier, "posterior_")
+    assert all(torch.equal(weight, before[name]) for name, weight in parts[0].named_parameters())
+
+
+def test_a_clone_shares_the_model(fitted: LaploraClassifier, parts: tuple[Any, Any]) -> None:
+    copy = clone(fitted)
+    assert copy.model is parts[0]
+    assert copy.tokenizer is parts[1]
+    assert copy.get_params(deep=False) == fitted.get_params(deep=False)
+    assert is_classifier(copy)
+    with pytest.raises(NotFittedError):
+        copy.predict(["fine"])
+    assert copy.set_params(predictive="map").predictive == "map"
+    assert fitted.predictive is None
+
+
+def test_probabilities_are_the_posteriors(fitted: LaploraClassifier, rows: tuple[list[str], list[str]]) -> None:
+    texts, labels = rows
+    probs = fitted.predict_proba(texts[:7])
+    assert fitted.classes_.tolist() == ["negative", "positive"]
+    np.testing.assert_allclose(probs.sum(1), 1, atol=1e-12)
+    answers = fitted.posterior_.predict([{"text": text} for text in texts[:7]])
+    for row, answer in zip(probs, answers, strict=True):
+        assert dict(zip(fitted.classes_, row, strict=True)) == pytest.approx(
+            dict(zip(answer.labels, answer.probs, strict=True))
+        )
+    assert fitted.predict(texts[:7]).tolist() == [answer.labels[answer.label_index] for answer in answers]
+    right = np.mean(fitted.predict(texts) == np.array(labels))
+    assert fitted.score(texts, labels) == pytest.approx(right)
+    assert right > 0.8
+
+
+def test_rows_of_every_kind(fitted: LaploraClassifier, rows: tuple[list[str], list[str]]) -> None:
+    texts = rows[0][:5]
+    expected = fitted.predict_proba(texts)
+    frame = pd.DataFrame({"text": texts, "stars": range(5)})
+    for given in ([{"text": text} for text in texts], frame, frame["text"], np.array(texts), np.array(texts, object)):
+        np.testing.assert_array_equal(fitted.predict_proba(given), expected)
+
+
+def test_numbers_are_predicted_where_numbers_were_given(
+    parts: tuple[Any, Any], rows: tuple[list[str], list[str]], fitted: LaploraClassifier
+) -> None:
+    """Numbers count the labels as given: here the other way round than sorted."""
+    texts, labels = rows
+    numbers = [["positive", "negative"].index(label) for label in labels]
+    numbered = make(parts, labels=["positive", "negative"]).fit(texts, numbers)
+    assert numbered.classes_.tolist() == [0, 1]
+    assert set(numbered.predict(texts).tolist()) == {0, 1}
+    assert numbered.score(texts, numbers) == fitted.score(texts, labels)
+    named = make(parts, labels=["positive", "negative"], predictive="map").fit(*rows)
+    assert named.classes_.tolist() == ["negative", "positive"]
+    plain = fitted.posterior_.predict([{"text": texts[0]}], "map")[0]
+    assert named.predict_proba(texts[:1])[0] == pytest.approx(plain.probs, abs=1e-6)
+
+
+def test_calibration_rows_are_given_or_a_share(parts: tuple[Any, Any], rows: tuple[list[str], list[str]]) -> None:
+    texts, labels = rows
+    given = make(parts, calibration=(texts[24:], labels[24:])).fit(texts[:24], labels[:24])
+    assert given.posterior_.data["rows"] == {"train": 24, "calibration": 16}
+    share = make(parts, calibration=0.25).fit(texts, labels)
+    assert share.posterior_.data["rows"] == {"train": 30, "calibration": 10}
+
+
+@pytest.mark.parametrize(
+    ("X", "y", "options", "message"),
+    [
+        ("a text", ["negative", "positive"], {}, "X must be a list of texts"),
+        ([3, 4], ["negative", "positive"], {}, "row 0 of X must be a text or a dict, got int"),
+        (["a", "b"], ["negative"], {"labels": ["negative", "positive"]}, "X has 2 rows and y 1"),
+        (["a", "b"], ["good", "positive"], {"labels": ["negative", "positive"]}, r"y has \['good'\]"),
+        (["a", "b"], [0, 2], {"labels": ["negative", "positive"]}, r"y has the numbers \[2\]"),
+    ],
+)
+def test_what_cannot_be_fitted(X: Any, y: Any, options: dict[str, Any], message: str, parts: tuple[Any, Any]) -> None:
+    with pytest.raises(DataError, match=message):
+        make(parts, **options).fit(X, y)
+
+
+def test_refusals_of_the_library_come_through(parts: tuple[Any, Any], fitted: LaploraClassifier) -> None:
+    with pytest.raises(ConfigError, match="two different names"):
+        make(parts, labels=["only"]).fit(["a"], ["only"])
+    with pytest.raises(ValueError, match="Unknown label type"):
+        make(parts).fit(["a", "b"], [0.5, 0.7])
+
+
+def test_without_scikit_learn_it_says_what_to_install() -> None:
+    program = "import sys; sys.modules['sklearn'] = None; import laplora.sklearn"
+    finished = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert finished.returncode == 1
+    assert "ModuleNotFoundError: laplora.sklearn needs scikit-learn: pip install 'laplora[sklearn]'" in finished.stderr
