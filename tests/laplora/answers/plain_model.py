@@ -26,6 +26,7 @@ from laplora.predictive import member_outputs
 from laplora.predictor import Predictor
 from laplora.prompts.rows import EncodedRow
 from laplora.prompts.templates import render
+from laplora.readouts.label_tokens import LabelTokens
 
 FLOAT32, BFLOAT16, BFLOAT16_REAL = 1e-5, 0.02, 0.15
 
@@ -90,14 +91,25 @@ def numbers(answer: Prediction) -> list[float]:
 
 
 def passes_seen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return a list that gets the name of each pass through a model, from now on."""
+    """Return a list that gets the kind of each pass through a model, from now on: ``scores`` or ``jacobians``."""
     seen: list[str] = []
-    for function in ("last_hidden", "contrast_jacobians"):
-        original = getattr(member_outputs, function)
+    scores, jacobians = LabelTokens.scores, member_outputs.contrast_jacobians
+    inside = False
 
-        def call(*arguments: Any, _name: str = function, _original: Any = original, **options: Any) -> Any:
-            seen.append(_name)
-            return _original(*arguments, **options)
+    def plain(*arguments: Any, **options: Any) -> Any:
+        if not inside:
+            seen.append("scores")
+        return scores(*arguments, **options)
 
-        monkeypatch.setattr(member_outputs, function, call)
+    def with_jacobians(*arguments: Any, **options: Any) -> Any:
+        nonlocal inside
+        seen.append("jacobians")
+        inside = True
+        try:
+            return jacobians(*arguments, **options)
+        finally:
+            inside = False
+
+    monkeypatch.setattr(LabelTokens, "scores", plain)
+    monkeypatch.setattr(member_outputs, "contrast_jacobians", with_jacobians)
     return seen

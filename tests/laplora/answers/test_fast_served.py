@@ -24,7 +24,7 @@ def with_error(predictor: Predictor, **changes: float) -> Predictor:
     assert isinstance(members.distilled.error, KernelError)
     tensors = {name: torch.tensor(value, dtype=torch.float64) for name, value in changes.items()}
     distilled = dataclasses.replace(members.distilled, error=dataclasses.replace(members.distilled.error, **tensors))
-    kept = (predictor._tokenizer, predictor.device, predictor.base)
+    kept = (predictor._tokenizer, predictor.device, predictor.base, predictor.review_scores)
     return Predictor(predictor.artifact, dataclasses.replace(members, distilled=distilled), *kept)
 
 
@@ -121,9 +121,9 @@ def test_one_forward_pass_unless_rows_are_deferred(
     seen = passes_seen(monkeypatch)
     sure = with_error(sentiment_predictor, scale=0.0, unfamiliar_variance=1.0)
     sure.predict(rows_of(sure), "fast")
-    assert seen == ["last_hidden"]
+    assert seen == ["scores"]
     sentiment_predictor.predict(rows_of(sentiment_predictor), "fast")
-    assert seen == ["last_hidden", "last_hidden", "contrast_jacobians"]
+    assert seen == ["scores", "scores", "jacobians"]
 
 
 def test_it_is_no_default(choices_predictor: Predictor) -> None:

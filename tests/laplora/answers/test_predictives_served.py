@@ -155,7 +155,7 @@ def test_passes(mixture_predictor: Predictor, name: str, monkeypatch: pytest.Mon
     spec = PREDICTIVES[name]  # type: ignore[index]
     passes = PASSES[spec.members]
     jacobians = passes if spec.covariance else 0
-    assert seen == ["last_hidden"] * (passes - jacobians) + ["contrast_jacobians"] * jacobians
+    assert seen == ["scores"] * (passes - jacobians) + ["jacobians"] * jacobians
     assert (answers[0].logit_variance is None) == (jacobians == 0)
 
 
