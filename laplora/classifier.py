@@ -81,6 +81,8 @@ class Classifier:
             readout = choose_readout(self.model, tokenizer, self.template, self.verbalizers, readout)
         self.readout: ReadOut = readout
         self._pad_token_id = _pad_token(tokenizer)
+        if readout.likelihood == "bernoulli" and "choices" in self.template.fields:
+            raise ConfigError("several of a question's {choices} cannot be right: its model takes one label a row")
         if isinstance(readout, ClassificationHead):
             check_ending(self.model, tokenizer)
             check_length(self.model, max_tokens)

@@ -90,6 +90,20 @@ def class_log_probs(logits: torch.Tensor, class_mask: torch.Tensor) -> torch.Ten
     return logits.double().masked_fill(~class_mask, -torch.inf).log_softmax(-1)
 
 
+def log_likelihood(
+    likelihood: Likelihood, logits: torch.Tensor, labels: torch.Tensor, class_mask: torch.Tensor
+) -> torch.Tensor:
+    """Return (batch,) float64 the log-likelihood of each row's labels, nats, summed over them.
+
+    Args:
+        labels: (batch,) int64; under ``bernoulli`` (batch, classes) int64, 1 at the labels that are right.
+    """
+    if likelihood == "categorical":
+        return class_log_probs(logits, class_mask).gather(1, labels[:, None])[:, 0]
+    signed = torch.where(labels == 1, logits, -logits).double()
+    return torch.nn.functional.logsigmoid(signed).masked_fill(~class_mask, 0).sum(1)
+
+
 def class_probs(logits: torch.Tensor, class_mask: torch.Tensor) -> torch.Tensor:
     """Return (batch, classes) float64 the softmax over each row's possible classes, exactly 0 at the others."""
     return logits.double().masked_fill(~class_mask, -torch.inf).softmax(-1)

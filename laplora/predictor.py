@@ -16,6 +16,7 @@ from laplora.answers.golden import not_recorded, read_golden, verify_answers
 from laplora.answers.order_answers import OrderedRows, average_answer, encode_orders
 from laplora.answers.prediction import Prediction, build_predictions, wanted_outputs
 from laplora.answers.review_scores import ReviewScores, decided_at, read_scores, thresholds_at
+from laplora.answers.several_labels import build_several
 from laplora.artifact.folder import Artifact, read_artifact
 from laplora.artifact.manifest import SCORES
 from laplora.artifact.members import attach, check_base, load_members
@@ -207,7 +208,7 @@ class Predictor:
                 predictions[i] = prediction
             return predictions
         outputs = self._outputs(rows, [name, *map(self._named, also)])
-        return build_predictions(self.artifact.manifest, rows, outputs, name)
+        return self._answers(rows, outputs, name)
 
     def predict_deferring(
         self, rows: Sequence[EncodedRow], *, also: Sequence[str] = (), target_risk: float | None = None
@@ -228,8 +229,13 @@ class Predictor:
     ) -> tuple[dict[PredictiveName, list[Prediction]], Deferral | None]:
         """Return every predictive's answers to at least one row, and which rows ``fast`` defers, None without it."""
         outputs = self._outputs(rows, self.predictives)
-        answers = {name: build_predictions(self.artifact.manifest, rows, outputs, name) for name in self.predictives}
+        answers = {name: self._answers(rows, outputs, name) for name in self.predictives}
         return answers, self._deferral(rows, outputs, None) if "fast" in self.predictives else None
+
+    def _answers(self, rows: Sequence[EncodedRow], outputs: MemberOutputs, name: PredictiveName) -> list[Prediction]:
+        manifest = self.artifact.manifest
+        build = build_several if manifest.likelihood == "bernoulli" else build_predictions
+        return build(manifest, rows, outputs, name)
 
     def _deferral(self, rows: Sequence[EncodedRow], outputs: MemberOutputs, target_risk: float | None) -> Deferral:
         estimate = outputs.estimate

@@ -40,6 +40,8 @@ class Prediction:
         orders: how many orders of the options the answer is averaged over (``laplora.answers.order_answers``).
         order_information: nats, mutual information of label and order: the part of ``epistemic`` that is disagreement
             of the orders; None for one order.
+        labels_present: where several labels may be right, those of probability above 0.5; None where one is
+            (``laplora.answers.several_labels`` says what the other attributes are then).
     """
 
     predictive: PredictiveName
@@ -65,6 +67,7 @@ class Prediction:
     truncated: bool
     orders: int = 1
     order_information: float | None = None
+    labels_present: list[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ def wanted_outputs(names: Sequence[PredictiveName]) -> set[Wanted]:
     return {(PREDICTIVES[name].members, PREDICTIVES[name].covariance) for name in names}
 
 
-def _mixtures(manifest: Manifest, outputs: MemberOutputs) -> dict[PredictiveName, PosteriorPredictive]:
+def mixtures(manifest: Manifest, outputs: MemberOutputs) -> dict[PredictiveName, PosteriorPredictive]:
     """Return the moments of every predictive of the artifact that the outputs are enough for."""
     moments = {}
     for name in manifest.predictives:
@@ -129,7 +132,7 @@ def build_predictions(
 ) -> list[Prediction]:
     """Return the answers of one predictive that the outputs are enough for, in row order."""
     spec = manifest.spec(name)
-    computed = _mixtures(manifest, outputs)
+    computed = mixtures(manifest, outputs)
     map_probs = class_probs(outputs.logits, outputs.class_mask)
     served = computed[name]
     probs = map_probs if name == "map" else served.probs

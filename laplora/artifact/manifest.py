@@ -14,6 +14,7 @@ from laplora.artifact.strict_json import strict_json
 from laplora.decisions.conformal import ConformalScore
 from laplora.decisions.thresholds import ModeThresholds
 from laplora.errors import ArtifactCorruptError, ArtifactIncompatibleError
+from laplora.linearised import Likelihood
 from laplora.models.base import BaseSpec
 from laplora.posterior.base import Prior
 from laplora.predictive.kinds import PREDICTIVES, PredictiveName, PredictiveSpec, predictive_spec
@@ -78,7 +79,7 @@ class CalibrationRecord(_Record):
     """The calibration split, and what the settings fitted on it are for."""
 
     split: str = Field(description="its name")
-    rows: int = Field(ge=0)
+    rows: int = Field(ge=0, description="where several labels may be right, one for each input and label")
     folds: int = Field(ge=2, description="of the cross-fitting")
     coverage: float = Field(gt=0, lt=1, description="nominal, of the prediction sets")
     conformal: ConformalScore = Field(description="score of the prediction sets")
@@ -207,6 +208,8 @@ class Manifest(_Record):
             raise ValueError("predictives.fast needs laplace, which answers where it is unsure")
         if "fast" in self.servable and not self.readout.readout().reads_last_token:
             raise ValueError(f"predictives.fast looks at the last token, the read-out {self.readout.kind} at more")
+        if "fast" in self.servable and self.likelihood == "bernoulli":
+            raise ValueError("predictives.fast does not cover a read-out where several labels may be right")
         if self.recommended.predictive == "fast":
             raise ValueError("fast stands in for laplace, it cannot be the one recommended")
         for name in ("map", self.recommended.predictive):
@@ -219,6 +222,11 @@ class Manifest(_Record):
         """The head that was trained without an adapter; None where there is an adapter."""
         record = self.readout
         return record if isinstance(record, ClassificationHeadRecord) and record.alone else None
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """Of a row's labels: ``bernoulli`` where several may be right."""
+        return self.readout.readout().likelihood
 
     @property
     def required(self) -> tuple[str, ...]:

@@ -26,6 +26,25 @@ def label_sets(score: ConformalScore, probs: torch.Tensor, threshold: float, cla
     return (aps_sets if score == "aps" else prediction_sets)(probs, threshold, class_mask)
 
 
+def fit_present_sets(score: ConformalScore, probs: torch.Tensor, labels: torch.Tensor, level: float) -> float:
+    """Return the threshold of the labels that cannot be ruled out, where several of an input's labels may be right.
+
+    It is fitted on the right labels alone, so that a new input's right label is in ``present_sets`` with probability at
+    least ``level``, however rare right labels are (Vovk, arXiv 1209.2673, on conditional validity by label). Without
+    one it is 1, and rules nothing out.
+
+    Args:
+        probs: (rows, 2) of absent and present, a row for each input and label; labels: (rows,) int64, 1 for present.
+    """
+    right = labels.cpu() == 1
+    return fit_label_sets(score, probs[right], labels[right], level) if bool(right.any()) else 1.0
+
+
+def present_sets(score: ConformalScore, probs: torch.Tensor, threshold: float) -> torch.Tensor:
+    """Return (rows,) bool whether the label of a row, as of ``fit_present_sets``, cannot be ruled out."""
+    return label_sets(score, probs, threshold, torch.ones(probs.shape, dtype=torch.bool))[:, 1]
+
+
 def conformal_threshold(probs: torch.Tensor, labels: torch.Tensor, level: float = 0.9) -> float:
     """Return the threshold q of split-conformal label sets (LAC: Sadinle, Lei and Wasserman, arXiv 1609.00451).
 

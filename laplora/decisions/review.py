@@ -56,6 +56,7 @@ def fit_thresholds(
     guarantee: Guarantee = "empirical",
     confidence: float = 0.9,
     sureness: Mapping[str, Sureness] | None = None,
+    together: int = 1,
 ) -> dict[str, ModeThresholds]:
     """Return every threshold of every predictive by name, from the predictions on a calibration split.
 
@@ -70,6 +71,7 @@ def fit_thresholds(
         target_risk, guarantee, confidence: as of ``accept_threshold``.
         sureness: by name what review and ``low_confidence`` compare in place of the predictive's: out-of-fold scores on
             the scale of what is served (``laplora.predictive.cross_fitting.rank_aligned``).
+        together: so many consecutive rows are the labels of one input; ``high_epistemic`` compares their sum.
 
     Raises:
         ConfigError: a level outside (0, 1), or an unknown guarantee.
@@ -96,7 +98,8 @@ def fit_thresholds(
             scores["total_entropy"] = sure.entropy
         if (predictive.std > 0).any():  # the epistemic part of a point is only rounding
             scores["epistemic"] = decompose(predictive).epistemic
-            flags["high_epistemic"] = _quantile_flag(scores["epistemic"], EPISTEMIC_LEVEL, "epistemic uncertainty")
+            of_inputs = scores["epistemic"].view(-1, together).sum(1)
+            flags["high_epistemic"] = _quantile_flag(of_inputs, EPISTEMIC_LEVEL, "epistemic uncertainty")
         score: ReviewScore = "map_entropy" if bound or name == "map" else "total_entropy"
         compared = agreed_entropy(map_probs, predictive.probs) if bound else scores[score]
         threshold = map_threshold if bound else accept_threshold(compared, errors, target_risk)

@@ -23,7 +23,8 @@ FLAGS: Mapping[Flag, str] = MappingProxyType(
         "high_epistemic": "epistemic uncertainty (posterior, members) above the 95 % quantile of the calibration split",
         "low_confidence": "largest probability below the confidence from which calibration rows met the target risk",
         "low_label_mass": "the full vocabulary gives the label tokens less than the calibration split's 1 % quantile",
-        "ambiguous_set": "the conformal prediction set does not hold exactly one label",
+        "ambiguous_set": "the conformal prediction set does not hold exactly one label; where several labels may be "
+        "right, it is not the set of those that are present",
         "truncated": "the prompt was longer than the limit and was cut from the left",
     }
 )

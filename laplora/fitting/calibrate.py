@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from laplora.answers.review_scores import ReviewScores, review_scores
 from laplora.artifact.manifest import SCORES, CalibrationRecord, PredictiveRecord, RecommendedRecord
-from laplora.decisions.conformal import fit_label_sets
+from laplora.decisions.conformal import fit_label_sets, fit_present_sets
 from laplora.decisions.recommendation import recommend
 from laplora.decisions.review import Sureness, fit_thresholds, sureness_of
 from laplora.fitting.outputs import SplitOutputs
@@ -48,6 +48,7 @@ def calibrate(settings: FitSettings, outputs: SplitOutputs) -> tuple[Calibrated,
     each row gets from a fit without it.
     """
     wanted, split = settings.calibration, outputs.split
+    fit_sets = fit_label_sets if split.together == 1 else fit_present_sets
     names, labels = settings.predictives.names, split.labels
     priors = priors_without(settings, outputs)
     held_out = out_of_fold(settings, outputs, priors)
@@ -60,8 +61,9 @@ def calibrate(settings: FitSettings, outputs: SplitOutputs) -> tuple[Calibrated,
         guarantee=wanted.guarantee,
         confidence=wanted.confidence,
         sureness={str(name): sure for name, sure in sureness.items()},
+        together=split.together,
     )
-    recommended = recommendation(settings, held_out, labels)
+    recommended = recommendation(settings, held_out, labels, split.together)
     map_probs = held_out["map"].probs
     records: dict[PredictiveName, PredictiveRecord] = {}
     scores: dict[PredictiveName, ReviewScores] = {}
@@ -74,13 +76,13 @@ def calibrate(settings: FitSettings, outputs: SplitOutputs) -> tuple[Calibrated,
             temperature=fit_temperature_of(outputs, name),
             nll=float(row_nll(predictive.probs, labels).mean()),
             thresholds=rule,
-            conformal=fit_label_sets(wanted.conformal, predictive.probs, labels, wanted.coverage),
+            conformal=fit_sets(wanted.conformal, predictive.probs, labels, wanted.coverage),
         )
         scores[name] = review_scores(rule, predictive, map_probs, labels, sureness[name])
     record = CalibrationRecord(
         split="calibration",
         rows=len(labels),
-        folds=min(FOLDS, len(labels)),
+        folds=min(FOLDS, len(labels) // split.together),
         coverage=wanted.coverage,
         conformal=wanted.conformal,
         scores=SCORES,
@@ -92,9 +94,9 @@ def out_of_fold(
     settings: FitSettings, outputs: SplitOutputs, priors: PriorsOf
 ) -> dict[PredictiveName, PosteriorPredictive]:
     """Return every predictive of each calibration row, with prior and temperature fitted on the folds without it."""
-    rows = len(outputs.split.labels)
+    rows, together = len(outputs.split.labels), outputs.split.together
     return {
-        name: cross_fitted_predictive(_fold_predictive(outputs, name, priors), rows, FOLDS, settings.seed)
+        name: cross_fitted_predictive(_fold_predictive(outputs, name, priors), rows, FOLDS, settings.seed, together)
         for name in settings.predictives.names
     }
 
@@ -108,7 +110,8 @@ def held_out_sureness(settings: FitSettings, outputs: SplitOutputs, name: Predic
         return torch.stack([sure.entropy, sure.confidence], 1)
 
     served = columns(predictive_of(outputs, name, fit_temperature_of(outputs, name)))
-    aligned = rank_aligned(lambda fitted: columns(predict(fitted, everything)), served, FOLDS, settings.seed)
+    together = outputs.split.together
+    aligned = rank_aligned(lambda fitted: columns(predict(fitted, everything)), served, FOLDS, settings.seed, together)
     return Sureness(aligned[:, 0], aligned[:, 1])
 
 
@@ -125,12 +128,19 @@ def fit_temperature_of(outputs: SplitOutputs, name: PredictiveName) -> float:
 
 
 def recommendation(
-    settings: FitSettings, held_out: Mapping[PredictiveName, PosteriorPredictive], labels: torch.Tensor
+    settings: FitSettings,
+    held_out: Mapping[PredictiveName, PosteriorPredictive],
+    labels: torch.Tensor,
+    together: int = 1,
 ) -> RecommendedRecord:
-    """Return which predictive answers by default, compared on losses that were fitted without their row."""
+    """Return which predictive answers by default, compared on losses that were fitted without their row.
+
+    The loss of an input with several labels is their sum, ``together`` consecutive rows.
+    """
     # fast only stands in for laplace, in requests for it.
     names = tuple(name for name in settings.predictives.names if name != "fast")
-    by_data = recommend({name: row_nll(held_out[name].probs, labels) for name in names}, names, settings.seed)
+    losses = {str(name): row_nll(held_out[name].probs, labels).view(-1, together).sum(1) for name in names}
+    by_data = recommend(losses, names, settings.seed)
     wanted, reason = settings.predictives.serve, by_data.reason
     if wanted == "auto":
         return RecommendedRecord(

@@ -143,7 +143,8 @@ class CalibratedPosterior:
         evaluations, sets = evaluate_predictives(
             found.outputs, calibrated.predictives, calibrated.calibration.conformal
         )
-        self._measured = Measured(evaluations, sets, calibrated.recommended.predictive)
+        each = found.outputs.split.together
+        self._measured = Measured(evaluations, sets, calibrated.recommended.predictive, each)
         return self._measured
 
     def save(

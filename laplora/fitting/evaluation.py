@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from laplora.artifact.manifest import PredictiveRecord
 from laplora.classifier import Classifier
-from laplora.decisions.conformal import ConformalScore, label_sets
+from laplora.decisions.conformal import ConformalScore, label_sets, present_sets
 from laplora.decisions.uncertainty import review_score
 from laplora.fitting.calibrate import predictive_of
 from laplora.fitting.distillation import watched_layers
@@ -16,7 +16,7 @@ from laplora.fitting.progress import Progress
 from laplora.fitting.projected import project_split
 from laplora.fitting.settings import FitSettings
 from laplora.linearised import class_probs
-from laplora.metrics.label_sets import SetQuality, set_quality
+from laplora.metrics.label_sets import SetQuality, present_set_quality, set_quality
 from laplora.metrics.scores import Evaluation, evaluate_probs
 from laplora.posterior.base import Posterior, Prior
 from laplora.predictive.distilled import DistilledCovariance, Estimate
@@ -58,7 +58,10 @@ def outputs_of(
 def evaluate_predictives(
     outputs: SplitOutputs, predictives: Mapping[PredictiveName, PredictiveRecord], conformal: ConformalScore
 ) -> tuple[dict[str, Evaluation], dict[str, SetQuality]]:
-    """Return the metrics and the quality of the label sets of every predictive."""
+    """Return the metrics and the quality of the label sets of every predictive.
+
+    Where several labels may be right, the rows of the metrics are one for each input and label.
+    """
     split = outputs.split
     evaluations: dict[str, Evaluation] = {}
     sets: dict[str, SetQuality] = {}
@@ -66,6 +69,10 @@ def evaluate_predictives(
     for name, record in predictives.items():
         probs = predictive_of(outputs, name, record.temperature).probs
         scores = review_score(record.thresholds, probs=probs, map_probs=map_probs)
-        evaluations[name] = evaluate_probs(probs, split.labels, scores)
-        sets[name] = set_quality(label_sets(conformal, probs, record.conformal, split.class_mask), split.labels)
+        evaluations[name] = evaluate_probs(probs, split.labels, scores, together=split.together)
+        if split.together > 1:
+            held = present_sets(conformal, probs, record.conformal).view(-1, split.together)
+            sets[name] = present_set_quality(held, split.labels.view(-1, split.together) == 1)
+        else:
+            sets[name] = set_quality(label_sets(conformal, probs, record.conformal, split.class_mask), split.labels)
     return evaluations, sets

@@ -21,6 +21,7 @@ from laplora.fitting.priors import block_weights, choose_priors, label_rows, ser
 from laplora.fitting.progress import Progress, Silent
 from laplora.fitting.projected import ProjectedSplit, project_split
 from laplora.fitting.settings import FitSettings
+from laplora.fitting.several_labels import for_several_labels
 from laplora.fitting.store import Forgetful, Store
 from laplora.jacobians.contrasts import covered_blocks
 from laplora.posterior.base import Posterior, block_precisions
@@ -109,6 +110,7 @@ def fit_rows(
         ConfigError, FactorizationError, NonFiniteError, PriorError: as of the steps.
     """
     progress, store = progress or Silent(), store or Forgetful()
+    settings = for_several_labels(classifier, [*train, *calibration], settings, progress)
     settings = _possible(classifier, settings, progress)
     laplace = settings.laplace
     size = laplace.batch_size

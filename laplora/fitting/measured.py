@@ -15,11 +15,15 @@ _COLUMNS = ("accuracy", "nll", "ece", "brier", "auroc_error")
 
 @dataclass(frozen=True)
 class Measured:
-    """Metrics by predictive; ``sets`` are the conformal label sets'. NLL in nats, ECE over 15 bins."""
+    """Metrics by predictive; ``sets`` are the conformal label sets'. NLL in nats, ECE over 15 bins.
+
+    Where several labels may be right, a row of the metrics is one label of an input, ``labels_per_input`` of them each.
+    """
 
     evaluations: Mapping[str, Evaluation]
     sets: Mapping[str, SetQuality]
     recommended: PredictiveName
+    labels_per_input: int = 1
 
     def __getitem__(self, predictive: str) -> Evaluation:
         """Return one predictive's metrics; KeyError where there is none of that name."""
@@ -48,4 +52,6 @@ class Measured:
             for row in rows
         ]
         count = next(iter(self.evaluations.values())).rows
-        return "\n".join([*lines, f"{count} rows; * answers unless another is named"])
+        each = self.labels_per_input
+        rows_of = f"{count} rows" if each == 1 else f"{count // each} rows, each of {each} labels measured on its own"
+        return "\n".join([*lines, f"{rows_of}; * answers unless another is named"])

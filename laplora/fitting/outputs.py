@@ -14,6 +14,7 @@ from laplora.fitting.projected import ProjectedSplit, project_split
 from laplora.fitting.settings import FitSettings
 from laplora.jacobians.contrasts import covered_blocks
 from laplora.posterior.base import Posterior, Prior, ProjectedJacobians, block_precisions
+from laplora.predictive.binary_rows import binary_means
 from laplora.predictive.kinds import PREDICTIVES, Members, PredictiveName
 from laplora.predictive.member_adapters import dropout_weights, in_place, lora_parameters
 from laplora.predictive.member_outputs import Member, MemberSet, Wanted, member_outputs
@@ -140,4 +141,7 @@ def forward_means(
             part.append(outputs.means[kind])
         places += index
     order = torch.tensor(places).argsort()
-    return {kind: torch.cat(part, 1)[:, order] for kind, part in parts.items()}
+    found = {kind: torch.cat(part, 1)[:, order] for kind, part in parts.items()}
+    if classifier.readout.likelihood == "bernoulli":
+        return {kind: binary_means(means) for kind, means in found.items()}
+    return found

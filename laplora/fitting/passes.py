@@ -17,10 +17,10 @@ from laplora.fitting.store import Store
 from laplora.jacobians.blocks import Block, ContrastJacobians
 from laplora.jacobians.contrasts import contrast_jacobians
 from laplora.jacobians.many_classes import ManyClasses, fisher_directions
-from laplora.linearised import class_log_probs
+from laplora.linearised import log_likelihood
 from laplora.posterior.passes import State
 from laplora.posterior.structures import needs_sums
-from laplora.prompts.examples import Example
+from laplora.prompts.examples import Example, label_tensor
 
 #: How often a state is kept, seconds.
 SAVE_EVERY_S = 30.0
@@ -46,7 +46,7 @@ class RowPass:
     ) -> None:
         self._classifier, self._blocks, self._store, self._progress = classifier, blocks, store, progress
         self._rows = classifier.encode_examples(examples)
-        self._labels = torch.tensor([e.label for e in examples], device=classifier.device)
+        self._labels = label_tensor(examples, classifier.class_count).to(classifier.device)
         self._size = settings.laplace.batch_size
         self._sums = needs_sums(settings.laplace.structure)
         self._many, self._seed = many_classes(settings, classifier), settings.seed
@@ -68,8 +68,9 @@ class RowPass:
                 classifier.model, batch, classifier.readout, self._blocks, sums=self._sums, choose=choose
             )
             state = add(state, jacobians, batch.class_mask)
-            log_probs = class_log_probs(jacobians.logits, batch.class_mask)
-            self.log_likelihood += float(log_probs.gather(1, self._labels[plan[number]][:, None]).sum())
+            labels = self._labels[plan[number]]
+            of_rows = log_likelihood(jacobians.likelihood, jacobians.logits, labels, batch.class_mask)
+            self.log_likelihood += float(of_rows.sum())
             del jacobians  # not held beside the next batch's
             if time.monotonic() - saved_at > SAVE_EVERY_S or number + 1 == len(plan):
                 tensors, numbers = state_parts(state)

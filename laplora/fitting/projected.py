@@ -17,7 +17,8 @@ from laplora.jacobians.contrasts import contrast_jacobians
 from laplora.jacobians.states import States, StateTape, join_states
 from laplora.posterior.base import Posterior, ProjectedJacobians
 from laplora.posterior.many_classes import choose_of
-from laplora.prompts.examples import Example
+from laplora.predictive.binary_rows import binary_logits, binary_projected
+from laplora.prompts.examples import Example, label_tensor
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,9 @@ class ProjectedSplit:
         projected: in the split's row order.
         logits: (rows, classes); class_mask: (rows, classes) bool; labels: (rows,) int64; label_mass: (rows,).
         states: of their forward passes; None where they were not noted.
+        together: so many consecutive rows are of one input: 1, or where several labels may be right their number. Each
+            row is then the question of one label of the input, with the classes absent and present
+            (``laplora.predictive.binary_rows``).
     """
 
     projected: ProjectedJacobians
@@ -36,6 +40,7 @@ class ProjectedSplit:
     labels: torch.Tensor
     label_mass: torch.Tensor
     states: States | None = None
+    together: int = 1
 
 
 def project_split(
@@ -48,7 +53,10 @@ def project_split(
     batch_size: int = 8,
     layers: tuple[int, ...] = (),
 ) -> ProjectedSplit:
-    """Return a split's projected Jacobians, logits, label mass and states after some layers, on the CPU."""
+    """Return a split's projected Jacobians, logits, label mass and states after some layers, on the CPU.
+
+    Where several labels may be right, an input is as many binary rows as there are labels, and no states are noted.
+    """
     model, readout = classifier.model, classifier.readout
     placed = posterior.to(classifier.device, torch.float32)
     places: list[int] = []
@@ -71,15 +79,27 @@ def project_split(
         places += index
     order = torch.tensor(places).argsort()
     mean, kept, rest, logits, mask, mass = (torch.cat(p)[order] for p in zip(*parts, strict=True))
-    labels = torch.tensor([e.label for e in examples])
+    labels = label_tensor(examples, classifier.class_count)
+    if readout.likelihood == "bernoulli":
+        return binary_split(ProjectedSplit(ProjectedJacobians(mean, kept, rest), logits, mask, labels, mass))
     noted = join_states(states).take(order) if states else None
     chosen = torch.cat(directions)[order] if directions else None
     return ProjectedSplit(ProjectedJacobians(mean, kept, rest, chosen), logits, mask, labels, mass, noted)
 
 
+def binary_split(split: ProjectedSplit) -> ProjectedSplit:
+    """Return a split of inputs with several labels, (rows, classes), as binary rows."""
+    logits, labels = binary_logits(split.logits), split.labels.flatten()
+    mask, mass = torch.ones_like(logits, dtype=torch.bool), split.label_mass.repeat_interleave(split.logits.shape[1])
+    projected = binary_projected(split.projected)
+    return ProjectedSplit(projected, logits, mask, labels, mass, together=split.logits.shape[1])
+
+
 def split_tensors(split: ProjectedSplit) -> dict[str, torch.Tensor]:
     """Return a projected split as named tensors, for a file."""
-    plain: dict[str, Any] = {k: v for k, v in vars(split).items() if k not in ("projected", "states")}
+    plain: dict[str, Any] = {k: v for k, v in vars(split).items() if isinstance(v, torch.Tensor)}
+    if split.together > 1:
+        plain["together"] = torch.tensor(split.together)
     states = {} if split.states is None else {"hidden": split.states.hidden, "tokens": split.states.tokens}
     projected = {name: tensor for name, tensor in vars(split.projected).items() if tensor is not None}
     return plain | projected | states
@@ -98,4 +118,5 @@ def split_of(named: Mapping[str, torch.Tensor]) -> ProjectedSplit:
     states = None
     if "hidden" in tensors:
         states = States(tensors.pop("hidden"), projected.contrast_mean.float(), tensors.pop("tokens"))
-    return ProjectedSplit(projected=projected, states=states, **tensors)
+    together = int(tensors.pop("together", torch.ones(())))
+    return ProjectedSplit(projected=projected, states=states, together=together, **tensors)

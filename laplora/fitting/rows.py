@@ -26,23 +26,32 @@ def read_rows(rows: Any, classifier: Classifier, label_field: str | None, what: 
         rows: an iterable of mappings, a pandas data frame, or a ``datasets.Dataset``, whose class numbers are read by
             its own names of them.
         label_field: name of the label, whose value is a label's name or its number from 0; None: rows without labels.
+            Where several labels may be right: a list of them, which may be empty, or a vector of 0 and 1 by label. A
+            list of as many 0 and 1 as there are labels is the vector.
         what: what messages call a row.
 
     Raises:
         DataError: the first rows that cannot be used, by number from 0; no rows; or what is no rows at all.
     """
-    names = _class_names(rows, classifier.labels, label_field)
+    names, of_data_set = _class_names(rows, classifier.labels, label_field)
+    several = classifier.readout.likelihood == "bernoulli"
     examples: list[Example] = []
     problems: list[str] = []
     rendered: set[bool] = set()
     for number, row in enumerate(_mappings(rows, what)):
         values = {str(name): _plain(value) for name, value in row.items()}
         if label_field is not None:
-            values[label_field] = _named_label(values.get(label_field), names)
+            given = values.get(label_field)
+            if several and isinstance(given, list):
+                values[label_field] = _named_labels(given, names, vectors=not of_data_set)
+            else:
+                values[label_field] = _named_label(given, names)
         rendered.add("prompt" in values and not set(classifier.template.fields) & set(values))
         try:
             name = row_id(values, str(number))
-            examples.append(example_of(values, name, classifier.template, classifier.labels, label_field))
+            examples.append(
+                example_of(values, name, classifier.template, classifier.labels, label_field, several=several)
+            )
         except DataError as error:
             problems.append(f"{what} {number}: {error}")
     if len(rendered) > 1:
@@ -61,7 +70,7 @@ def read_rows(rows: Any, classifier: Classifier, label_field: str | None, what: 
 
 def check_labels(examples: Sequence[Example], labels: Sequence[str]) -> None:
     """Raise DataError where a label that some row could have is no row's."""
-    present = Counter(example.label for example in examples)
+    present = Counter(label for example in examples for label in _labels_of(example))
     most = max(example.class_count for example in examples)
     if absent := [label for number, label in enumerate(labels[:most]) if not present[number]]:
         raise DataError(
@@ -73,12 +82,14 @@ def check_labels(examples: Sequence[Example], labels: Sequence[str]) -> None:
 def split_rows(examples: Sequence[Example], seed: int) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
     """Return rows for the curvature and rows for calibration, ``CALIBRATION_SHARE`` of each label, in their order.
 
+    Where several labels may be right it is that share of all rows.
+
     Raises:
         DataError: too few rows for both.
     """
     by_label: defaultdict[int, list[int]] = defaultdict(list)
     for number, example in enumerate(examples):
-        by_label[example.label].append(number)
+        by_label[example.label].append(number)  # -1 where there may be several
     draw, chosen = random.Random(f"{seed}/calibration"), set[int]()
     for label in sorted(by_label):
         numbers = by_label[label]
@@ -89,6 +100,10 @@ def split_rows(examples: Sequence[Example], seed: int) -> tuple[tuple[Example, .
         )
     rest = tuple(example for number, example in enumerate(examples) if number not in chosen)
     return rest, tuple(examples[number] for number in sorted(chosen))
+
+
+def _labels_of(example: Example) -> tuple[int, ...]:
+    return (example.label,) if example.present is None else example.present
 
 
 def _mappings(rows: Any, what: str) -> Iterator[Mapping[Any, Any]]:
@@ -108,25 +123,32 @@ def _plain(value: Any) -> Any:
         value = value.tolist()
     if isinstance(value, float) and math.isnan(value):
         return None
-    return list(value) if isinstance(value, tuple) else value
+    return list(value) if isinstance(value, tuple | set | frozenset) else value
 
 
-def _class_names(rows: Any, labels: Sequence[str], label_field: str | None) -> Sequence[str]:
-    """Return what the numbers of the label field stand for, in order."""
+def _class_names(rows: Any, labels: Sequence[str], label_field: str | None) -> tuple[Sequence[str], bool]:
+    """Return what the numbers of the label field stand for, in order, and whether a data set says so."""
     features = getattr(rows, "features", None)
     feature = features.get(label_field) if isinstance(features, Mapping) else None
-    names = getattr(feature, "names", None)
+    names = getattr(getattr(feature, "feature", feature), "names", None)  # of one label, or of a list of labels
     if not names:
-        return labels
+        return labels, False
     if unknown := [name for name in names if name not in labels]:
         raise DataError(
             f"the data set calls its classes {list(names)[:8]}, of which {unknown[:4]} are not among the labels "
             f"{list(labels)[:8]}: use its names, or turn its numbers into names of yours"
         )
-    return list(names)
+    return list(names), True
 
 
 def _named_label(value: Any, names: Sequence[str]) -> Any:
     """Return a label's name, where it is given by its number."""
     number = isinstance(value, int) and not isinstance(value, bool)
     return names[value] if number and str(value) not in names and 0 <= value < len(names) else value
+
+
+def _named_labels(values: Sequence[Any], names: Sequence[str], *, vectors: bool) -> list[Any]:
+    """Return the names of several labels, given by names or numbers, or by 0 and 1 in the order of ``names``."""
+    if vectors and len(values) == len(names) and all(not isinstance(v, str) and v in (0, 1) for v in values):
+        return [name for name, value in zip(names, values, strict=True) if value]
+    return [_named_label(value, names) for value in values]

@@ -77,7 +77,11 @@ class FolderStore:
 
 def rows_digest(examples: Sequence[Example]) -> str:
     """Return the digest of examples, in order."""
-    return digest(*([dict(e.fields), e.label, e.class_count] for e in examples))
+    return digest(*([dict(e.fields), e.label, e.class_count, *_present(e)] for e in examples))
+
+
+def _present(example: Example) -> list[list[int]]:
+    return [] if example.present is None else [list(example.present)]
 
 
 def digest(*parts: object) -> str:

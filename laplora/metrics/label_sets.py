@@ -11,7 +11,10 @@ from laplora.metrics.scores import bootstrap_interval
 
 @dataclass(frozen=True)
 class SetQuality:
-    """Share of rows whose set holds the label, labels in a set, and the intervals of both (bootstrap, 95 %)."""
+    """Share of rows whose set holds the label, labels in a set, and the intervals of both (bootstrap, 95 %).
+
+    Where several labels may be right, ``coverage`` is the share of right labels that are in their input's set.
+    """
 
     coverage: float
     mean_size: float
@@ -28,3 +31,25 @@ def set_quality(sets: torch.Tensor, labels: torch.Tensor) -> SetQuality:
 
     intervals = {name: interval(of_rows) for name, of_rows in values.items()}
     return SetQuality(float(values["coverage"].mean()), float(values["mean_size"].mean()), intervals)
+
+
+def present_set_quality(sets: torch.Tensor, labels: torch.Tensor) -> SetQuality:
+    """Return coverage and mean size of sets of labels of which several may be right, with bootstrap intervals by input.
+
+    Args:
+        sets, labels: (inputs, classes) bool, the labels in a set, and those that are right; at least one is.
+    """
+    held, right, sizes = (sets & labels).sum(1).double(), labels.sum(1).double(), sets.sum(1).double()
+
+    def coverage(index: torch.Tensor) -> float:
+        return float(held[index].sum() / right[index].sum())  # nan for a resample without a right label
+
+    def size(index: torch.Tensor) -> float:
+        return float(sizes[index].mean())
+
+    everything = torch.arange(len(sets))
+    intervals = {
+        name: bootstrap_interval(statistic, len(sets), generator=torch.Generator().manual_seed(0))
+        for name, statistic in (("coverage", coverage), ("mean_size", size))
+    }
+    return SetQuality(coverage(everything), size(everything), intervals)

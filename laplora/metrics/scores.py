@@ -158,18 +158,30 @@ def reliability_bins(probs: torch.Tensor, labels: torch.Tensor, bins: int = 15) 
 
 
 def bootstrap_interval(
-    statistic: Callable[[torch.Tensor], float], n: int, *, resamples: int = 1000, generator: torch.Generator
+    statistic: Callable[[torch.Tensor], float],
+    n: int,
+    *,
+    resamples: int = 1000,
+    generator: torch.Generator,
+    together: int = 1,
 ) -> tuple[float, float]:
     """Return the percentile bootstrap interval at 95 % of a statistic over ``n`` rows (Efron 1979).
 
     Args:
         statistic: takes (n,) int64 row numbers, drawn with replacement; a NaN leaves that resample out.
         generator: of the row numbers; the same seed gives two methods the same resamples.
+        together: so many consecutive rows are of one input and are drawn together; divides ``n``.
 
     Raises:
         DataError: NaN on every resample.
     """
-    values = [statistic(torch.randint(n, (n,), generator=generator)) for _ in range(resamples)]
+    inputs, within = n // together, torch.arange(together)
+
+    def drawn() -> torch.Tensor:
+        index = torch.randint(inputs, (inputs,), generator=generator)
+        return index if together == 1 else (together * index[:, None] + within).flatten()
+
+    values = [statistic(drawn()) for _ in range(resamples)]
     kept = torch.tensor([v for v in values if not math.isnan(v)], dtype=torch.float64)
     if not len(kept):
         raise DataError("the statistic is NaN on every resample")
@@ -186,6 +198,7 @@ def evaluate_probs(
     bins: int = 15,
     resamples: int = 1000,
     seed: int = 0,
+    together: int = 1,
 ) -> Evaluation:
     """Return every metric of one method, with 95 % bootstrap intervals.
 
@@ -194,6 +207,7 @@ def evaluate_probs(
         score: (rows,) the uncertainty that should rank the mistakes; the entropy of ``probs`` when None.
         resamples: of the bootstrap; 0 leaves the intervals out.
         seed: of the bootstrap. The same seed and rows give paired resamples for two methods.
+        together: so many consecutive rows are of one input, which the bootstrap draws whole.
     """
     probs, labels = checked_probs(probs, labels)
     confidence, predicted = probs.max(1)
@@ -218,7 +232,11 @@ def evaluate_probs(
         statistics["auprc_error"] = lambda i: grouped_auprc(group[i], errors[i])
     intervals = {
         name: bootstrap_interval(
-            statistic, len(labels), resamples=resamples, generator=torch.Generator().manual_seed(seed)
+            statistic,
+            len(labels),
+            resamples=resamples,
+            generator=torch.Generator().manual_seed(seed),
+            together=together,
         )
         for name, statistic in (statistics.items() if resamples else ())
     }

@@ -20,7 +20,9 @@ FitPredict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 FOLDS = 5
 
 
-def cross_fitted(fit_predict: FitPredict, rows: int, folds: int = FOLDS, seed: int = 0) -> torch.Tensor:
+def cross_fitted(
+    fit_predict: FitPredict, rows: int, folds: int = FOLDS, seed: int = 0, together: int = 1
+) -> torch.Tensor:
     """Return (rows, ...) the outputs of every row under parameters fitted without it, float64 on the CPU.
 
     Fold membership depends on the seed and the number of rows alone.
@@ -28,6 +30,7 @@ def cross_fitted(fit_predict: FitPredict, rows: int, folds: int = FOLDS, seed: i
     Args:
         fit_predict: returns (answered, ...) of the same trailing shape for every fold.
         rows: of the calibration split; with fewer than ``folds``, each row is a fold.
+        together: so many consecutive rows are of one input and stay in one fold; divides ``rows``.
 
     Raises:
         ConfigError: fewer than two folds.
@@ -35,7 +38,7 @@ def cross_fitted(fit_predict: FitPredict, rows: int, folds: int = FOLDS, seed: i
         NonFiniteError: NaN or infinity in an output.
     """
     order, parts = [], []
-    for fitted, held_out in fold_rows(rows, folds, seed):
+    for fitted, held_out in fold_rows(rows, folds, seed, together):
         outputs = fit_predict(fitted, held_out).detach().to("cpu", torch.float64)
         if outputs.ndim < 1 or len(outputs) != len(held_out):
             raise DataError(f"fit_predict must return {len(held_out)} rows, got {tuple(outputs.shape)}")
@@ -50,6 +53,7 @@ def cross_fitted_predictive(
     rows: int,
     folds: int = FOLDS,
     seed: int = 0,
+    together: int = 1,
 ) -> PosteriorPredictive:
     """Return the predictive of every row under parameters fitted without it; arguments and errors as ``cross_fitted``.
 
@@ -61,13 +65,17 @@ def cross_fitted_predictive(
         predictive = fit_predict(fitted, held_out)
         return torch.cat([predictive.probs, predictive.std, predictive.expected_entropy[:, None]], 1)
 
-    joined = cross_fitted(outputs, rows, folds, seed)
+    joined = cross_fitted(outputs, rows, folds, seed, together)
     classes = joined.shape[1] // 2
     return PosteriorPredictive(joined[:, :classes], joined[:, classes:-1], joined[:, -1])
 
 
 def rank_aligned(
-    scores: Callable[[torch.Tensor], torch.Tensor], served: torch.Tensor, folds: int = FOLDS, seed: int = 0
+    scores: Callable[[torch.Tensor], torch.Tensor],
+    served: torch.Tensor,
+    folds: int = FOLDS,
+    seed: int = 0,
+    together: int = 1,
 ) -> torch.Tensor:
     """Return (rows, kinds) scores of each row under parameters fitted without it, on the served fit's scale, float64.
 
@@ -77,6 +85,7 @@ def rank_aligned(
     Args:
         scores: takes the rows to fit on, int64 and ascending, and returns (rows, kinds) all rows' scores of that fit.
         served: (rows, kinds) their scores under the fit on all rows.
+        together: as of ``cross_fitted``.
 
     Raises:
         ConfigError, DataError, NonFiniteError: as ``cross_fitted``.
@@ -92,19 +101,25 @@ def rank_aligned(
         ranks = of_fold.argsort(dim=0, stable=True).argsort(dim=0)
         return ordered.gather(0, ranks[held_out])
 
-    return cross_fitted(outputs, len(ordered), folds, seed)
+    return cross_fitted(outputs, len(ordered), folds, seed, together)
 
 
-def fold_rows(rows: int, folds: int = FOLDS, seed: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def fold_rows(
+    rows: int, folds: int = FOLDS, seed: int = 0, together: int = 1
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Return for each fold the rows to fit on and those held out, int64 and ascending; errors as ``cross_fitted``."""
     if folds < 2:
         raise ConfigError(f"cross-fitting needs at least two folds, got {folds}")
-    if rows < 2:
-        raise DataError(f"cross-fitting needs at least two rows, got {rows}")
-    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
+    if rows % together:
+        raise DataError(f"{rows} rows are not inputs of {together} rows each")
+    inputs = rows // together
+    if inputs < 2:
+        raise DataError(f"cross-fitting needs at least two rows, got {inputs}")
+    order = torch.randperm(inputs, generator=torch.Generator().manual_seed(seed))
     splits = []
-    for fold in order.tensor_split(min(folds, rows)):
-        held_out = torch.zeros(rows, dtype=torch.bool)
+    for fold in order.tensor_split(min(folds, inputs)):
+        held_out = torch.zeros(inputs, dtype=torch.bool)
         held_out[fold] = True
+        held_out = held_out.repeat_interleave(together)
         splits.append(((~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]))
     return splits

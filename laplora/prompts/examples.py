@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 
 @dataclass(frozen=True)
@@ -14,11 +16,23 @@ class Example:
     Attributes:
         id: as the row has it, or the place it was read from; unique unless a user's ids repeat.
         fields: exactly the template's fields; ``choices`` is a tuple of strings, all others are strings.
-        label: index into the task's labels, below ``class_count``; -1 where there is none.
+        label: index into the task's labels, below ``class_count``; -1 where there is none, or may be several.
         class_count: how many of the task's labels, from the first, are possible answers.
+        present: the indices of all right labels, ascending, where several may be right; None where one is.
     """
 
     id: str
     fields: Mapping[str, Any]
     label: int
     class_count: int
+    present: tuple[int, ...] | None = None
+
+
+def label_tensor(examples: Sequence[Example], classes: int) -> torch.Tensor:
+    """Return labels as (rows,) int64; where several may be right as (rows, classes) int64, 1 at those that are."""
+    if all(example.present is None for example in examples):
+        return torch.tensor([example.label for example in examples])
+    labels = torch.zeros(len(examples), classes, dtype=torch.int64)
+    for row, example in enumerate(examples):
+        labels[row, list(example.present or ())] = 1
+    return labels

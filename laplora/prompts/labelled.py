@@ -30,6 +30,8 @@ def example_of(
     labels: Sequence[str],
     label_field: str | None = None,
     label_map: Mapping[str, str] | None = None,
+    *,
+    several: bool = False,
 ) -> Example:
     """Return a row as an example; fields that the template does not name are ignored.
 
@@ -38,6 +40,7 @@ def example_of(
         labels: in class order.
         label_field: name of the label; None: the row has none, and its label is -1.
         label_map: from the label as the row has it to one of ``labels``; empty: the row has the names themselves.
+        several: whether the label field holds a list, of any number of labels.
 
     Raises:
         DataError: a field or the label missing, or one that cannot be used.
@@ -45,6 +48,8 @@ def example_of(
     fields, class_count = _fields(values, template, labels)
     if label_field is None:
         return Example(id, fields, -1, class_count)
+    if several:
+        return Example(id, fields, -1, class_count, _several(values.get(label_field), labels, label_field))
     label = _label(values, labels, label_field, label_map or {})
     if label >= class_count:
         raise DataError(
@@ -103,14 +108,39 @@ def _label(values: Mapping[str, Any], labels: Sequence[str], label_field: str, l
     if value is None:
         raise DataError(f"field {label_field!r} (the label) is missing")
     if not isinstance(value, str):
-        kind = "array" if isinstance(value, list) else "object"
-        raise DataError(f"field {label_field!r} must be a string, a number, true or false, got an {kind}")
+        if isinstance(value, list):
+            raise DataError(
+                f"field {label_field!r} must be one label, got a list: several labels need a model with a "
+                "classification head whose configuration has problem_type multi_label_classification"
+            )
+        raise DataError(f"field {label_field!r} must be a string, a number, true or false, got an object")
     value = value.strip()
     if not value:
         raise DataError(f"field {label_field!r} (the label) is empty")
     word = label_map.get(value) if label_map else value
     if word is None or word not in labels:
         known = sorted(label_map) if label_map else list(labels)
-        shown = repr(value) if len(value) <= _SHOWN_LABEL_CHARS else f"a text of {len(value)} characters"
-        raise DataError(f"field {label_field!r} is {shown}, expected one of {known}")
+        raise DataError(f"field {label_field!r} is {_shown(value)}, expected one of {known}")
     return labels.index(word)
+
+
+def _several(value: Any, labels: Sequence[str], label_field: str) -> tuple[int, ...]:
+    """Return the indices of the labels in a row's list of names, ascending."""
+    if value is None:
+        raise DataError(f"field {label_field!r} (the labels) is missing: give a list, which may be empty")
+    if not isinstance(value, list):
+        raise DataError(
+            f"field {label_field!r} must be a list of labels, since the model has a probability for each: put a single "
+            "one into a list"
+        )
+    for one in value:
+        if not isinstance(one, str) or one not in labels:
+            raise DataError(f"field {label_field!r}: label {_shown(one)} is not among {list(labels)}")
+    return tuple(sorted({labels.index(one) for one in value}))
+
+
+def _shown(value: Any) -> str:
+    if not isinstance(value, str | int | float):
+        return f"of type {type(value).__name__}"
+    shown = repr(value)
+    return shown if len(shown) <= _SHOWN_LABEL_CHARS + 2 else f"a text of {len(str(value))} characters"

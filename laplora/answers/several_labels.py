@@ -1,0 +1,99 @@
+"""Answers where several labels of a row may be right: a probability for each label, and one decision for the row.
+
+A label's probability, its conformal threshold and its review score are those of a question of its own
+(``laplora.predictive.binary_rows``). Of the attributes of a ``Prediction``
+
+- ``probs``, ``map_probs``, ``probs_std``, ``calibrated_probs`` are by label of its presence, and do not sum to 1,
+- ``logit_mean``, ``logit_variance``, ``logit_covariance`` are of the labels' logits themselves, not centred,
+- ``total``, ``aleatoric`` and ``epistemic`` are sums over the labels,
+- ``prediction_set`` has the labels that cannot be ruled out: a right label is in it with the stated probability,
+- ``score`` is the largest of the labels' review scores, so that a row goes to review if any label does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from laplora.answers.prediction import Prediction, mixtures
+from laplora.artifact.manifest import Manifest
+from laplora.decisions.conformal import present_sets
+from laplora.decisions.uncertainty import decide, decompose, raise_flags, review_score
+from laplora.linearised import class_probs
+from laplora.predictive.binary_rows import binary_outputs
+from laplora.predictive.kinds import PredictiveName
+from laplora.predictive.member_outputs import MemberOutputs
+from laplora.prompts.rows import EncodedRow
+
+
+def build_several(
+    manifest: Manifest, rows: Sequence[EncodedRow], outputs: MemberOutputs, name: PredictiveName
+) -> list[Prediction]:
+    """Return the answers of one predictive that the outputs are enough for, in row order.
+
+    Args:
+        outputs: of the labels' logits, as the model gives them.
+    """
+    spec, labels, record = manifest.spec(name), manifest.labels, manifest.predictives[name]
+    binary = binary_outputs(outputs)
+    computed = mixtures(manifest, binary)
+    served, shape = computed[name], (len(rows), len(labels))
+    split = decompose(served)
+    spread = spec.covariance or spec.members != "single"
+    map_probs = class_probs(binary.logits, binary.class_mask)
+    scores = {
+        other: review_score(manifest.predictives[other].thresholds, probs=predictive.probs, map_probs=map_probs)
+        .view(shape)
+        .amax(1)
+        for other, predictive in computed.items()
+    }
+    held = present_sets(manifest.calibration.conformal, served.probs, record.conformal).view(shape)
+    probs = {other: predictive.probs[:, 1].view(shape) for other, predictive in computed.items()}
+    mine = probs[name]
+    present = mine > 0.5
+    total, aleatoric, epistemic = (part.view(shape).sum(1) for part in (split.total, split.aleatoric, split.epistemic))
+    least_sure = (mine - 0.5).abs().argmin(1)
+    flags = raise_flags(
+        record.thresholds,
+        probs=served.probs.view(*shape, 2)[torch.arange(len(rows)), least_sure],
+        label_mass=outputs.label_mass,
+        set_sizes=1 + (held != present).any(1).long(),  # 1 is a set that is not ambiguous
+        truncated=[row.truncated for row in rows],
+        epistemic=epistemic if spread else None,
+    )
+    decisions = decide(record.thresholds, scores[name], flags)
+    others = [other for other in computed if other not in ("map", name)]
+    covariances = outputs.covariances["single"][0] if "single" in outputs.covariances else None
+    stds, at_map = served.std[:, 1].view(shape), map_probs[:, 1].view(shape)
+    return [
+        Prediction(
+            predictive=name,
+            labels=labels,
+            label_index=int(mine[i].argmax()),
+            map_probs=at_map[i].tolist(),
+            probs=mine[i].tolist(),
+            probs_std=stds[i].tolist() if spread else None,
+            logit_mean=outputs.logits[i].tolist(),
+            logit_variance=None if covariances is None else covariances[i].diagonal().clamp_min(0).tolist(),
+            logit_covariance=None if covariances is None else covariances[i].tolist(),
+            total=float(total[i]),
+            aleatoric=float(aleatoric[i]) if spread else None,
+            epistemic=float(epistemic[i]) if spread else None,
+            label_mass=float(outputs.label_mass[i]),
+            score=float(scores[name][i]),
+            prediction_set=_named(labels, held[i]),
+            flags=list(flags[i]),
+            decision=decisions[i],
+            calibrated_probs={other: probs[other][i].tolist() for other in others},
+            calibrated_scores={other: float(scores[other][i]) for other in others},
+            tokens=len(row.token_ids),
+            truncated=row.truncated,
+            labels_present=_named(labels, present[i]),
+        )
+        for i, row in enumerate(rows)
+    ]
+
+
+def _named(labels: Sequence[str], chosen: torch.Tensor) -> list[str]:
+    return [label for label, held in zip(labels, chosen.tolist(), strict=True) if held]

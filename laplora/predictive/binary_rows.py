@@ -1,0 +1,65 @@
+"""Inputs with several labels as binary rows: one for each input and label, with the classes absent and present.
+
+Under the likelihood ``bernoulli`` (``laplora.linearised``) the labels of an input share one pass, and each is a
+question of its own: ``p_k = sigmoid(f_k)``. That is the softmax of the two logits ``(0, f_k)``, whose one contrast is
+``-f_k / sqrt 2``. So the variance ``V_kk`` of a logit is ``V_kk / 2`` of the contrast. Everything that is fitted on, or
+answers, rows of two classes then holds for the questions; covariances between labels do not matter to it.
+
+Rows are in the order of the inputs, those of one input next to each other in the order of the labels.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+
+from laplora.posterior.base import ProjectedJacobians
+from laplora.predictive.member_outputs import MemberOutputs
+
+#: From a label's logit to the contrast of (absent, present).
+_TO_CONTRAST = -1 / math.sqrt(2)
+
+
+def binary_logits(logits: torch.Tensor) -> torch.Tensor:
+    """Return (rows * classes, 2) the logits of absent, 0, and present, of the labels' logits (rows, classes)."""
+    present = logits.flatten()
+    return torch.stack([torch.zeros_like(present), present], 1)
+
+
+def binary_means(means: torch.Tensor) -> torch.Tensor:
+    """Return (members, rows * classes, 1) the contrasts of the labels' logits (members, rows, classes)."""
+    return _TO_CONTRAST * means.flatten(1)[..., None]
+
+
+def binary_covariances(covariances: torch.Tensor) -> torch.Tensor:
+    """Return (members, rows * classes, 1, 1) the contrasts' variances, of the covariance of the labels' logits.
+
+    Args:
+        covariances: (members, rows, classes, classes).
+    """
+    return covariances.diagonal(dim1=2, dim2=3).flatten(1)[..., None, None] / 2
+
+
+def binary_projected(projected: ProjectedJacobians) -> ProjectedJacobians:
+    """Return projected Jacobians of the labels' logits as those of the contrasts of rows * classes binary rows."""
+    own = projected.rest.diagonal(dim1=1, dim2=2)  # (rows, parts, classes)
+    return ProjectedJacobians(
+        contrast_mean=binary_means(projected.contrast_mean[None])[0],
+        kept=_TO_CONTRAST * projected.kept.flatten(0, 1)[:, None],
+        rest=own.mT.flatten(0, 1)[:, None, None] / 2,
+    )
+
+
+def binary_outputs(outputs: MemberOutputs) -> MemberOutputs:
+    """Return the outputs of a batch as those of batch * classes binary rows."""
+    logits = binary_logits(outputs.logits)
+    return replace(
+        outputs,
+        logits=logits,
+        label_mass=outputs.label_mass.repeat_interleave(outputs.logits.shape[1]),
+        class_mask=torch.ones_like(logits, dtype=torch.bool),
+        means={kind: binary_means(means) for kind, means in outputs.means.items()},
+        covariances={kind: binary_covariances(values) for kind, values in outputs.covariances.items()},
+    )
