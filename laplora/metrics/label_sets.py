@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -37,7 +38,8 @@ def present_set_quality(sets: torch.Tensor, labels: torch.Tensor) -> SetQuality:
     """Return coverage and mean size of sets of labels of which several may be right, with bootstrap intervals by input.
 
     Args:
-        sets, labels: (inputs, classes) bool, the labels in a set, and those that are right; at least one is.
+        sets, labels: (inputs, classes) bool, the labels in a set, and those that are right. If none is, nothing is
+            left out and nothing is known: a coverage of 1, between 0 and 1.
     """
     held, right, sizes = (sets & labels).sum(1).double(), labels.sum(1).double(), sets.sum(1).double()
 
@@ -47,9 +49,10 @@ def present_set_quality(sets: torch.Tensor, labels: torch.Tensor) -> SetQuality:
     def size(index: torch.Tensor) -> float:
         return float(sizes[index].mean())
 
-    everything = torch.arange(len(sets))
-    intervals = {
-        name: bootstrap_interval(statistic, len(sets), generator=torch.Generator().manual_seed(0))
-        for name, statistic in (("coverage", coverage), ("mean_size", size))
-    }
-    return SetQuality(coverage(everything), size(everything), intervals)
+    def interval(statistic: Callable[[torch.Tensor], float]) -> tuple[float, float]:
+        return bootstrap_interval(statistic, len(sets), generator=torch.Generator().manual_seed(0))
+
+    everything, intervals = torch.arange(len(sets)), {"coverage": (0.0, 1.0), "mean_size": interval(size)}
+    if not bool(labels.any()):
+        return SetQuality(1.0, size(everything), intervals)
+    return SetQuality(coverage(everything), size(everything), intervals | {"coverage": interval(coverage)})

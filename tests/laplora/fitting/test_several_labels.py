@@ -1,0 +1,325 @@
+"""Rows with several labels, from the fit to the served answer: against dense matrices and one-dimensional integrals."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Sequence, Value
+from head_artifacts import save_base
+from scipy import integrate, special
+from tiny_classifiers import adapted_classifier, classifier_base
+from transformers import AutoTokenizer
+
+import laplora
+from laplora.answers.prediction import Prediction
+from laplora.errors import ConfigError, DataError
+from laplora.fitting.projected import project_split
+from laplora.fitting.progress import Silent
+from laplora.fitting.rows import read_rows
+from laplora.fitting.settings import FitSettings
+from laplora.linearised import log_likelihood
+from laplora.posterior.base import block_precisions
+from laplora.predictor import Predictor
+from laplora.readouts.classification_head import ClassificationHead
+
+LABELS = ["news", "sport", "weather"]
+SETTINGS = FitSettings.model_validate({"laplace": {"structure": "exact"}, "predictives": {"fast": 24}})
+Rows = list[dict[str, Any]]
+
+
+def rows(count: int, seed: int) -> Rows:
+    """Return random rows of letters, with none to all of the labels."""
+    draw = random.Random(seed)
+    return [
+        {
+            "text": " ".join(draw.choices("abcdefghijklmnop", k=draw.randint(1, 9))),
+            "label": draw.sample(LABELS, draw.randint(0, 3)),
+        }
+        for _ in range(count)
+    ]
+
+
+def classifier_of(folder: Path, kind: str) -> laplora.Classifier:
+    """Return a classifier with a probability for each label, its base in a folder."""
+    base = save_base(folder / "base", classifier_base(kind), head=kind == "modernbert")
+    model = adapted_classifier(kind, dtype=torch.float32, problem_type="multi_label_classification")
+    model.get_base_model().config._name_or_path = str(base)
+    return laplora.Classifier(model, AutoTokenizer.from_pretrained(base), LABELS, "{text}", max_tokens=12)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("several")
+
+
+@pytest.fixture(scope="module")
+def classifier(home: Path) -> laplora.Classifier:
+    return classifier_of(home, "roberta")
+
+
+@pytest.fixture(scope="module")
+def posterior(classifier: laplora.Classifier) -> laplora.CalibratedPosterior:
+    return laplora.fit(classifier, rows(30, 1), rows(20, 2), settings=SETTINGS, progress=False)
+
+
+@pytest.fixture(scope="module")
+def artifact(posterior: laplora.CalibratedPosterior, home: Path) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LAPLORA_CACHE", str(home / "cache"))
+        posterior.evaluate(rows(12, 4))
+        return posterior.save(home / "several")
+
+
+def dense_covariance(posterior: laplora.CalibratedPosterior, inputs: Rows) -> torch.Tensor:
+    """Return the covariance of the labels' logits (inputs, labels, labels) from one explicit GGN in float64."""
+    classifier, precision = posterior.classifier, posterior.fit.served.prior.precision["all"]
+    model = classifier.model
+    weights = [p for name, p in model.named_parameters() if "lora_" in name or "modules_to_save" in name]
+    for weight in weights:
+        weight.requires_grad_(True)
+
+    def jacobian(text: str) -> tuple[torch.Tensor, torch.Tensor]:
+        ids = torch.tensor([classifier.tokenizer.encode(text)])
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
+        grads = [torch.autograd.grad(f, weights, retain_graph=True) for f in logits]
+        return torch.stack([torch.cat([g.flatten() for g in one]) for one in grads]).double(), logits.detach().double()
+
+    size = sum(w.numel() for w in weights)
+    precision_matrix = precision * torch.eye(size, dtype=torch.float64)
+    for row in rows(30, 1):
+        j, logits = jacobian(row["text"])
+        p = special.expit(logits.numpy())
+        precision_matrix += j.T @ torch.diag(torch.tensor(p * (1 - p))) @ j
+    covariance = torch.linalg.inv(precision_matrix)
+    found = [jacobian(row["text"])[0] for row in inputs]
+    for weight in weights:
+        weight.requires_grad_(False)
+    return torch.stack([j @ covariance @ j.T for j in found])
+
+
+def test_the_posterior_is_the_dense_one_of_one_bernoulli_for_each_label(
+    posterior: laplora.CalibratedPosterior,
+) -> None:
+    inputs = rows(5, 3)
+    answers = posterior.predict(inputs, "laplace", batch_size=3)
+    expected = dense_covariance(posterior, inputs)
+    found = torch.tensor([answer.logit_covariance for answer in answers])
+    torch.testing.assert_close(found.double(), expected, rtol=2e-3, atol=1e-5)  # the fit is in float32
+    variances = torch.tensor([answer.logit_variance for answer in answers])
+    torch.testing.assert_close(variances, found.diagonal(dim1=1, dim2=2))
+
+
+def test_probabilities_are_one_dimensional_integrals(posterior: laplora.CalibratedPosterior) -> None:
+    for answer in posterior.predict(rows(5, 3), "laplace"):
+        assert answer.logit_variance is not None
+        assert answer.probs_std is not None
+        total = expected = 0.0
+        for k, (mean, variance) in enumerate(zip(answer.logit_mean, answer.logit_variance, strict=True)):
+
+            def average(of: Any, mean: float = mean, variance: float = variance) -> float:
+                density = lambda t: np.exp(-t * t / 2) / np.sqrt(2 * np.pi)  # noqa: E731
+                value, _ = integrate.quad(
+                    lambda t: of(special.expit(mean + variance**0.5 * t)) * density(t), -9, 9, limit=200
+                )
+                return float(value)
+
+            p = average(lambda p: p)
+            assert answer.probs[k] == pytest.approx(p, abs=1e-6)
+            assert answer.map_probs[k] == pytest.approx(special.expit(mean), abs=1e-6)
+            assert answer.probs_std[k] == pytest.approx(average(lambda q, p=p: (q - p) ** 2) ** 0.5, abs=1e-6)
+            total += special.entr(p) + special.entr(1 - p)
+            expected += average(lambda q: special.entr(q) + special.entr(1 - q))
+        assert answer.total == pytest.approx(total, abs=1e-6)
+        assert answer.aleatoric == pytest.approx(expected, abs=1e-6)
+        assert answer.epistemic == pytest.approx(total - expected, abs=2e-6)
+
+
+def test_training_rows_have_the_likelihood_of_every_label(
+    classifier: laplora.Classifier, posterior: laplora.CalibratedPosterior
+) -> None:
+    answers = posterior.predict(rows(30, 1), "map")
+    expected = 0.0
+    for row, answer in zip(rows(30, 1), answers, strict=True):
+        for label, p in zip(LABELS, answer.map_probs, strict=True):
+            expected += np.log(p if label in row["label"] else 1 - p)
+    assert posterior.fit.log_likelihood == pytest.approx(expected, rel=1e-5)
+    mask = torch.tensor([[True, True, False]])
+    found = log_likelihood("bernoulli", torch.tensor([[1.0, -2.0, 9.0]]), torch.tensor([[1, 0, 0]]), mask)
+    assert float(found) == pytest.approx(np.log(special.expit(1)) + np.log(1 - special.expit(-2)))
+
+
+def test_the_calibration_is_that_of_binary_rows_made_by_hand(
+    classifier: laplora.Classifier, posterior: laplora.CalibratedPosterior
+) -> None:
+    """One temperature and one threshold, from the pairs of a label's probability and whether it is right."""
+    calibration = rows(20, 2)
+    answers = posterior.predict(calibration, "map")
+    logits = torch.tensor([[0.0, f] for answer in answers for f in answer.logit_mean], dtype=torch.float64)
+    right = torch.tensor([int(label in row["label"]) for row in calibration for label in LABELS])
+    record = posterior.fit.calibrated.predictives
+    temperature = laplora.fit_temperature(logits, right, torch.ones_like(logits, dtype=torch.bool))
+    assert record["temperature"].temperature == pytest.approx(temperature, rel=1e-4)
+    nll = -float(logits.log_softmax(1).gather(1, right[:, None]).mean())
+    assert record["map"].nll == pytest.approx(nll, abs=1e-6)
+    of_right = np.sort(1 - special.expit(logits[right == 1, 1].numpy()))
+    rank = int(np.ceil((len(of_right) + 1) * 0.9 - 1e-9))
+    assert record["map"].conformal == pytest.approx(of_right[rank - 1], abs=1e-6)
+    high = record["laplace"].thresholds.flags["high_epistemic"]
+    assert high.origin == "0.95 quantile of the epistemic uncertainty of 20 rows of 'calibration'"
+    assert posterior.fit.calibrated.calibration.rows == 60
+    assert "on 20 calibration rows" in posterior.fit.calibrated.recommended.reason
+
+
+def test_labels_of_a_row_are_left_out_together(
+    classifier: laplora.Classifier, posterior: laplora.CalibratedPosterior
+) -> None:
+    split = posterior.fit.calibration
+    assert split.together == 3
+    fitted: list[torch.Tensor] = []
+
+    def numbers(fit: torch.Tensor, answered: torch.Tensor) -> torch.Tensor:
+        fitted.append(fit)
+        assert not set((fit // 3).tolist()) & set((answered // 3).tolist())
+        return answered.double()
+
+    assert laplora.cross_fitted(numbers, 60, together=3).tolist() == list(range(60))
+    assert len(fitted) == 5
+    placed = posterior.fit.posterior
+    examples = read_rows(rows(20, 2), classifier, "label")
+    again = project_split(classifier, placed, examples, Silent(), "again")
+    precisions = block_precisions(posterior.fit.served.prior, placed.blocks)
+    variances = placed.covariance(again.projected, precisions).flatten()
+    answers = posterior.predict(rows(20, 2), "laplace")
+    expected = [v / 2 for answer in answers for v in answer.logit_variance or []]
+    assert variances.tolist() == pytest.approx(expected, rel=1e-3)
+
+
+def test_sets_labels_and_decisions_of_a_row_are_those_of_its_labels(posterior: laplora.CalibratedPosterior) -> None:
+    record = posterior.fit.calibrated.predictives["laplace"]
+    limit = record.thresholds.review.threshold
+    for answer in posterior.predict(rows(40, 5), "laplace"):
+        assert answer.labels_present == [n for n, p in zip(LABELS, answer.probs, strict=True) if p > 0.5]
+        assert answer.prediction_set == [
+            n for n, p in zip(LABELS, answer.probs, strict=True) if 1 - p <= record.conformal
+        ]
+        assert answer.label_index == int(np.argmax(answer.probs))
+        worst = max(special.entr(p) + special.entr(1 - p) for p in answer.probs)
+        assert answer.score == pytest.approx(worst, abs=1e-9)
+        assert ("ambiguous_set" in answer.flags) == (answer.labels_present != answer.prediction_set)
+        high = record.thresholds.flags["high_epistemic"].value
+        assert high is not None
+        assert answer.epistemic is not None
+        assert ("high_epistemic" in answer.flags) == (answer.epistemic > high)
+        to_review = limit is None or worst > limit or "high_epistemic" in answer.flags
+        assert answer.decision == ("review" if to_review else "accept")
+        again, risk = posterior.predictor.decided([answer], 0.4)
+        assert risk == 0.4
+        assert again[0].decision in ("accept", "review")
+
+
+def test_metrics_are_by_label_with_intervals_by_row(posterior: laplora.CalibratedPosterior) -> None:
+    test = rows(16, 6)
+    measured = posterior.evaluate(test)
+    answers = posterior.predict(test, "laplace")
+    right = np.array([[label in row["label"] for label in LABELS] for row in test])
+    probs = np.array([answer.probs for answer in answers])
+    assert measured["laplace"].rows == 48
+    assert measured["laplace"].accuracy == pytest.approx(((probs > 0.5) == right).mean())
+    nll = -np.where(right, np.log(probs), np.log1p(-probs)).mean()
+    assert measured["laplace"].nll == pytest.approx(nll, abs=1e-5)
+    sets = np.array([[label in answer.prediction_set for label in LABELS] for answer in answers])
+    assert measured.sets["laplace"].coverage == pytest.approx(sets[right].mean())
+    assert measured.sets["laplace"].mean_size == pytest.approx(sets.sum(1).mean())
+    assert str(measured).splitlines()[-1].startswith("16 rows, each of 3 labels measured on its own")
+    one_row = [row | {"text": "a"} for row in [test[0]] * 4]  # of equal rows every resample is the same
+    low, high = posterior.evaluate(one_row)["laplace"].intervals["nll"]
+    assert low == pytest.approx(high, abs=1e-6)
+
+
+def close(mine: Prediction, other: Prediction) -> None:
+    assert other.probs == pytest.approx(mine.probs, abs=1e-5)
+    assert other.map_probs == pytest.approx(mine.map_probs, abs=1e-5)
+    assert other.logit_variance == pytest.approx(mine.logit_variance, rel=1e-3)
+    assert (other.labels_present, other.prediction_set) == (mine.labels_present, mine.prediction_set)
+    assert (other.decision, other.flags) == (mine.decision, mine.flags)
+
+
+@pytest.mark.parametrize("kind", ["llama", "modernbert"])
+def test_decoders_and_other_encoders_too(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAPLORA_CACHE", str(tmp_path / "cache"))
+    fast_off = FitSettings.model_validate({"predictives": {"fast": 0}, "laplace": {"joint_rank": 12}})
+    classifier = classifier_of(tmp_path, kind)
+    posterior = laplora.fit(classifier, rows(30, 1), settings=fast_off, progress=False)  # splits by row
+    loaded = Predictor.load(posterior.save(tmp_path / "artifact"), device="cpu")
+    inputs = [{"text": row["text"]} for row in rows(4, 3)]
+    for one, mine in zip(inputs, posterior.predict(inputs, "laplace"), strict=True):
+        close(mine, loaded.predict([loaded.encode(one, truncate=True)], "laplace")[0])
+
+
+@pytest.fixture
+def loaded(home: Path, artifact: Path, monkeypatch: pytest.MonkeyPatch) -> Predictor:
+    monkeypatch.setenv("LAPLORA_CACHE", str(home / "cache"))
+    return Predictor.load(artifact, device="cpu")  # replays the golden answers of every predictive
+
+
+def test_what_was_saved_answers_the_same(posterior: laplora.CalibratedPosterior, loaded: Predictor) -> None:
+    assert loaded.artifact.manifest.likelihood == "bernoulli"
+    assert "fast" not in loaded.predictives
+    inputs = [{"text": row["text"]} for row in rows(4, 3)]
+    for name in loaded.predictives:
+        for one, mine in zip(inputs, posterior.predict(inputs, name), strict=True):
+            close(mine, loaded.predict([loaded.encode(one, truncate=True)], name)[0])
+
+
+def test_rows_of_every_kind_are_the_same_rows(classifier: laplora.Classifier) -> None:
+    named = rows(30, 8)
+    numbered = [row | {"label": [LABELS.index(n) for n in row["label"]]} for row in named]
+    vectors = [row | {"label": np.array([float(n in row["label"]) for n in LABELS])} for row in named]
+    expected = [example.present for example in read_rows(named, classifier, "label")]
+    assert {(), (0, 1, 2)} < set(expected)
+    as_sets = [row | {"label": set(row["label"])} for row in named]
+    for given in (vectors, as_sets, pd.DataFrame(named), pd.DataFrame(vectors)):
+        assert [example.present for example in read_rows(given, classifier, "label")] == expected
+    unclear = [row for row in numbered if not (len(row["label"]) == 3 and set(row["label"]) <= {0, 1})]
+    assert [example.present for example in read_rows(unclear, classifier, "label")] == expected
+    turned = ["weather", "news", "sport"]
+    features = Features({"text": Value("string"), "label": Sequence(ClassLabel(names=turned))})
+    data_set = Dataset.from_list([row | {"label": row["label"]} for row in named], features=features)
+    assert [example.present for example in read_rows(data_set, classifier, "label")] == expected
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (["news", "opera"], r"row 0: field 'label': label 'opera' is not among \['news', 'sport', 'weather'\]"),
+        ([7], "label 7 is not among"),
+        ("news", "must be a list of labels, since the model has a probability for each: put a single one into a list"),
+        (None, r"\(the labels\) is missing: give a list, which may be empty"),
+        ([["news"]], "label of type list is not among"),
+        (["n" * 40], "label a text of 40 characters is not among"),
+    ],
+)
+def test_bad_labels_are_refused_by_name(classifier: laplora.Classifier, label: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        laplora.fit(classifier, [{"text": "a b", "label": label}], progress=False)
+
+
+def test_what_takes_one_label_a_row_is_refused_by_name(classifier: laplora.Classifier, home: Path) -> None:
+    never = [row | {"label": [n for n in row["label"] if n != "sport"]} for row in rows(8, 1)]
+    with pytest.raises(DataError, match=r"no row has the labels \['sport'\]"):
+        laplora.fit(classifier, never, progress=False)
+    left_out = FitSettings.model_validate({"laplace": {"structure": "exact", "prior": "leave_one_out"}})
+    with pytest.raises(ConfigError, match="leave_one_out takes one label a row"):
+        laplora.fit(classifier, rows(8, 1), rows(8, 2), settings=left_out, progress=False)
+    with pytest.raises(ConfigError, match="several of a question's"):
+        laplora.Classifier(classifier.model, classifier.tokenizer, LABELS, "{question} {choices}", max_tokens=12)
+    one_label = adapted_classifier("roberta", dtype=torch.float32)
+    single = laplora.Classifier(one_label, classifier.tokenizer, LABELS, "{text}", max_tokens=12)
+    with pytest.raises(DataError, match="got a list: several labels need a model with a classification head"):
+        laplora.fit(single, rows(8, 1), progress=False)
