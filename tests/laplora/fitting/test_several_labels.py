@@ -19,14 +19,13 @@ from transformers import AutoTokenizer
 import laplora
 from laplora.answers.prediction import Prediction
 from laplora.errors import ConfigError, DataError
-from laplora.fitting.projected import project_split
 from laplora.fitting.progress import Silent
+from laplora.fitting.projected import project_split
 from laplora.fitting.rows import read_rows
 from laplora.fitting.settings import FitSettings
 from laplora.linearised import log_likelihood
 from laplora.posterior.base import block_precisions
 from laplora.predictor import Predictor
-from laplora.readouts.classification_head import ClassificationHead
 
 LABELS = ["news", "sport", "weather"]
 SETTINGS = FitSettings.model_validate({"laplace": {"structure": "exact"}, "predictives": {"fast": 24}})
