@@ -69,6 +69,11 @@ class Prediction:
     order_information: float | None = None
     labels_present: list[str] | None = None
 
+    @property
+    def confidence(self) -> float:
+        """The largest probability; where several labels may be right, that of the likelier answer for the least sure."""
+        return max(self.probs) if self.labels_present is None else min(max(p, 1 - p) for p in self.probs)
+
 
 @dataclass(frozen=True)
 class Verdicts:

@@ -38,6 +38,8 @@ class Prediction(Record):
     """The answer to one input. The service's page (/docs) describes each field and its unit.
 
     Attributes:
+        labels: those of probability above 0.5, where several may be right; None where one is. ``probs`` are then each
+            label's own and do not sum to 1, and logits are not centred.
         answered_by: name of the predictive that computed it; None from an older service.
         probs: by label, of the predictive; map_probs: of the fine-tuned model alone.
         probs_std: by label; None for a predictive with one set of weights.
@@ -49,6 +51,7 @@ class Prediction(Record):
 
     id: str | None = None
     label: str
+    labels: tuple[str, ...] | None = None
     label_text: str
     answered_by: str | None = None
     map_probs: dict[str, float]

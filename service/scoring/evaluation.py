@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from laplora.errors import InvalidInputError
+from service.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     import torch
 
     from laplora.answers.prediction import Prediction
+    from laplora.artifact.manifest import Manifest
 
 #: An input's probabilities under one method, and the score that ranks its mistakes; None: their entropy.
 MethodRow = tuple[Sequence[float], float | None]
@@ -22,6 +24,16 @@ class HowMeasured(Protocol):
     bins: int
     resamples: int
     seed: int
+
+
+def check_one_label(manifest: Manifest) -> None:
+    """Raise InvalidRequestError where several labels of an input may be right: none could be sent but one."""
+    if manifest.likelihood == "bernoulli":
+        raise InvalidRequestError(
+            "of this artifact several labels of an input may be right, and inputs to evaluate have one label: measure "
+            "it where it was fitted, by CalibratedPosterior.evaluate",
+            field="artifact",
+        )
 
 
 def label_index(label: str, fields: Mapping[str, Any], labels: Sequence[str]) -> int:

@@ -52,7 +52,10 @@ class AnswerMetrics:
             buckets=_NATS,
         )
         self._confidence = histogram(
-            "laplora_confidence_ratio", "Largest probability of each answer.", _BY, buckets=_CONFIDENCES
+            "laplora_confidence_ratio",
+            "Largest probability of each answer; of several labels, the least sure one's.",
+            _BY,
+            buckets=_CONFIDENCES,
         )
         self._label_mass = histogram(
             "laplora_label_mass_ratio",
@@ -77,7 +80,7 @@ class AnswerMetrics:
             series = self._series.get((artifact, answer.predictive)) or self._begin(artifact, answer.predictive)
             if answer.epistemic is not None:
                 series.epistemic.observe(answer.epistemic)
-            series.confidence.observe(max(answer.probs))
+            series.confidence.observe(answer.confidence)
             series.label_mass.observe(answer.label_mass)
             series.set_labels.observe(len(answer.prediction_set))
             series.tokens.inc(answer.tokens)

@@ -83,6 +83,7 @@ class FakePredictor(Predictor):
             base_model="tiny",
             quantization="none",
             labels=tuple(labels),
+            likelihood="categorical",
             template=SimpleNamespace(template=lambda: template),
             metrics={"map": {"nll": 0.5}},
             servable=self.predictives,

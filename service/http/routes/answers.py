@@ -31,6 +31,8 @@ def prediction_out(index: int, item: Input, prediction: Prediction, options: Pre
     has_spread = None not in parts.values()
     # Only what is set is sent: an id that was not given and a covariance that was not asked for are left out.
     optional: dict[str, object] = {} if item.id is None else {"id": item.id}
+    if p.labels_present is not None:
+        optional["labels"] = p.labels_present
     if options.covariance:
         optional["logit_covariance"] = p.logit_covariance
     if p.order_information is not None:

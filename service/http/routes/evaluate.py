@@ -16,11 +16,12 @@ from service.http.routes.dependencies import MeasureThreadsDep, ScorerDep
 from service.http.routes.planning import PlanningDep
 from service.http.schemas.evaluate import EvaluateRequest, EvaluateResponse, MethodMetrics
 from service.http.schemas.inputs import LabelledInput
-from service.scoring.evaluation import label_index, measure, method_rows
+from service.scoring.evaluation import check_one_label, label_index, measure, method_rows
 from service.scoring.plan import Ask, Scored
 
 if TYPE_CHECKING:
     from laplora.answers.prediction import Prediction
+    from laplora.predictor import Predictor
 
 router = APIRouter(tags=["scoring"], route_class=JsonBodyRoute)
 
@@ -30,7 +31,12 @@ async def evaluate(
     body: EvaluateRequest, planning: PlanningDep, scorer: ScorerDep, measure_threads: MeasureThreadsDep
 ) -> EvaluateResponse:
     """Measure every predictive of the artifact on labelled inputs: accuracy, NLL, ECE, Brier, error ranking."""
-    async with planning.plan(body, lambda predictor: Ask(predictor.recommended, also=predictor.predictives)) as plan:
+
+    def ask_of(predictor: Predictor) -> Ask:
+        check_one_label(predictor.artifact.manifest)
+        return Ask(predictor.recommended, also=predictor.predictives)
+
+    async with planning.plan(body, ask_of) as plan:
         predictor = plan.predictor
         labels = [_label_of(i, item, predictor.artifact.manifest.labels) for i, item in enumerate(body.inputs)]
 

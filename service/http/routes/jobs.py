@@ -24,6 +24,7 @@ from service.jobs.board import JobBoard
 from service.jobs.records import Job
 from service.jobs.shown import events, job_out
 from service.jobs.upload import IdleUploadError, steadily
+from service.scoring.evaluation import check_one_label
 from service.security.callers import Caller
 from service.settings import Settings
 from service.telemetry.request_record import note
@@ -144,6 +145,7 @@ async def _submitted(
             asyncio.timeout(settings.job_upload_timeout_s),
             aclosing(request.stream()) as body,
         ):
+            check_one_label(predictor.artifact.manifest)
             # Once more: while the artifact was looked up, others may have come.
             known = jobs.known(owner, key, query.artifact, query.options, announced_bytes=announced)
             if known is not None:

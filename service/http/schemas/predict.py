@@ -81,6 +81,8 @@ class PredictionOut(Answer):
 
     id: str | None = Field(default=None, description="The input's id, if it had one.", examples=["a1"])
     label: str = Field(description="Most probable label under probs.", examples=["positive"])
+    labels: list[str] | None = Field(None, examples=[["news", "sport"]])
+    """Labels that are present, of probability above 0.5; only from an artifact of which several labels may be right."""
     label_text: str = Field(description="The chosen choice's text, or the label itself.", examples=["positive"])
     answered_by: str = Field(examples=["laplace"])
     """The predictive that made this answer: the one that was asked for, but laplace in place of fast where the error of
@@ -89,7 +91,9 @@ class PredictionOut(Answer):
     map_probs: Probabilities = Field(examples=[{"negative": 0.03, "positive": 0.97}])
     """Softmax of the fine-tuned model's logits, by label: probabilities."""
     probs: Probabilities = Field(examples=[_EXAMPLE_PROBS])
-    """The answering predictive's mean, by label: probabilities."""
+    """The answering predictive's mean, by label: probabilities. Where several labels may be right, each label's own
+    probability of being present, and likewise map_probs and calibrated_probs: they do not sum to 1.
+    """
     probs_std: Probabilities | None = Field(examples=[{"negative": 0.11, "positive": 0.11}])
     """Standard deviation of each probability over the weights, by label; null for map and temperature, unless
     order_average gives them a spread.
@@ -97,7 +101,9 @@ class PredictionOut(Answer):
     calibrated_probs: dict[str, Probabilities] = Field(examples=[{"temperature": {"negative": 0.21, "positive": 0.79}}])
     """Probabilities of each other predictive of the artifact that needed no further pass, by predictive and label."""
     logit_mean: list[FiniteFloat] = Field(examples=[[-1.74, 1.74]])
-    """Centred MAP logits, nats, in the labels' order."""
+    """Centred MAP logits, nats, in the labels' order. Where several labels may be right, logits and their variances are
+    not centred.
+    """
     logit_variance: list[FiniteFloat] | None = Field(examples=[[2.3, 2.3]])
     """Variance of each centred logit under the posterior, squared nats, in answers by fast the predicted one; null
     where there is none.
@@ -106,14 +112,18 @@ class PredictionOut(Answer):
     """Covariance of the centred logits, squared nats; only with options.covariance."""
     uncertainty: UncertaintyParts | None
     """Decomposed uncertainty of the answering predictive, nats; null for map and temperature, unless order_average is
-    on.
+    on. Where several labels may be right, the sum over them.
     """
     label_mass: Probability = Field(examples=[0.93])
     """Probability that the whole vocabulary's softmax puts on the labels."""
     score: FiniteFloat = Field(examples=[0.47])
-    """The predictive's review score, of no unit: higher means more likely wrong."""
+    """The predictive's review score, of no unit: higher means more likely wrong. Where several labels may be right, the
+    highest of theirs.
+    """
     prediction_set: list[str] = Field(examples=[["positive"]])
-    """Conformal set: holds the true label at the artifact's stated level."""
+    """Conformal set: holds the true label at the artifact's stated level. Where several labels may be right, the labels
+    that cannot be ruled out: each true label is among them at that level.
+    """
     flags: list[Flag] = Field(
         description="Why the answer deserves a look; thresholds come from the artifact's calibration split. "
         + "; ".join(f"{name}: {meaning}" for name, meaning in FLAGS.items()),
@@ -127,8 +137,8 @@ class PredictionOut(Answer):
     """Number of orders of the choices that the answer is an average over; only with order_average."""
     truncated: bool = Field(description="Whether the prompt was cut.", examples=[False])
     prediction_id: str | None = Field(None, examples=["gJ3mGpXbHk1TzqJm0yQe2A"])
-    """What POST /feedback knows this answer by, for feedback_keep_s at most; left out where the server keeps none. Only
-    the caller that it was sent to can use it.
+    """What POST /feedback knows this answer by, for feedback_keep_s at most; left out where the server keeps none, and
+    where several labels may be right. Only the caller that it was sent to can use it.
     """
 
 

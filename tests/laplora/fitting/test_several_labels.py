@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,6 +15,7 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Sequence, Value
 from head_artifacts import save_base
 from scipy import integrate, special
+from serving import settings, started
 from tiny_classifiers import adapted_classifier, classifier_base
 from transformers import AutoTokenizer
 
@@ -26,6 +29,7 @@ from laplora.fitting.settings import FitSettings
 from laplora.linearised import log_likelihood
 from laplora.posterior.base import block_precisions
 from laplora.predictor import Predictor
+from service.app import create_app
 
 LABELS = ["news", "sport", "weather"]
 SETTINGS = FitSettings.model_validate({"laplace": {"structure": "exact"}, "predictives": {"fast": 24}})
@@ -244,7 +248,10 @@ def test_metrics_are_by_label_with_intervals_by_row(posterior: laplora.Calibrate
 def close(mine: Prediction, other: Prediction) -> None:
     assert other.probs == pytest.approx(mine.probs, abs=1e-5)
     assert other.map_probs == pytest.approx(mine.map_probs, abs=1e-5)
-    assert other.logit_variance == pytest.approx(mine.logit_variance, rel=1e-3)
+    if mine.logit_variance is None:
+        assert other.logit_variance is None
+    else:
+        assert other.logit_variance == pytest.approx(mine.logit_variance, rel=1e-3)
     assert (other.labels_present, other.prediction_set) == (mine.labels_present, mine.prediction_set)
     assert (other.decision, other.flags) == (mine.decision, mine.flags)
 
@@ -274,6 +281,41 @@ def test_what_was_saved_answers_the_same(posterior: laplora.CalibratedPosterior,
     for name in loaded.predictives:
         for one, mine in zip(inputs, posterior.predict(inputs, name), strict=True):
             close(mine, loaded.predict([loaded.encode(one, truncate=True)], name)[0])
+
+
+def test_the_served_answer_has_the_same_numbers(
+    posterior: laplora.CalibratedPosterior, home: Path, loaded: Predictor
+) -> None:
+    inputs = [{"text": row["text"]} for row in rows(4, 3)]
+    labelled = {"inputs": [{"text": "a b", "label": "news"}]}
+
+    async def served() -> tuple[dict[str, Any], list[httpx.Response]]:
+        app = create_app(settings(artifact="several", artifacts_root=home))
+        async with started(app) as client:
+            body = {"inputs": inputs, "options": {"predictive": "laplace", "covariance": True}}
+            answer = await client.post("/predict", json=body)
+            assert answer.status_code == 200, answer.text
+            refused = [
+                await client.post("/evaluate", json=labelled),
+                await client.post("/evaluate/jobs", content=b"{}", headers={"content-type": "application/jsonl"}),
+            ]
+            return answer.json(), refused
+
+    answers, refused = asyncio.run(served())
+    for mine, other in zip(posterior.predict(inputs, "laplace"), answers["predictions"], strict=True):
+        assert other["labels"] == mine.labels_present
+        assert other["label"] == LABELS[mine.label_index]
+        assert list(other["probs"].values()) == pytest.approx(mine.probs, abs=1e-5)
+        assert list(other["map_probs"].values()) == pytest.approx(mine.map_probs, abs=1e-5)
+        assert other["logit_mean"] == pytest.approx(mine.logit_mean, abs=1e-4)
+        assert np.array(other["logit_covariance"]) == pytest.approx(np.array(mine.logit_covariance), rel=1e-2, abs=1e-4)
+        assert other["uncertainty"]["epistemic"] == pytest.approx(mine.epistemic, abs=1e-5)
+        assert other["prediction_set"] == mine.prediction_set
+        assert (other["decision"], other["flags"]) == (mine.decision, mine.flags)
+        assert "prediction_id" not in other
+    for answer in refused:
+        assert answer.status_code == 422
+        assert "several labels of an input may be right" in answer.json()["error"]["message"]
 
 
 def test_rows_of_every_kind_are_the_same_rows(classifier: laplora.Classifier) -> None:
