@@ -71,7 +71,7 @@ class Prediction:
 
     @property
     def confidence(self) -> float:
-        """The largest probability; where several labels may be right, that of the likelier answer for the least sure."""
+        """The largest probability; where several labels may be right, the least sure one's, of present or absent."""
         return max(self.probs) if self.labels_present is None else min(max(p, 1 - p) for p in self.probs)
 
 

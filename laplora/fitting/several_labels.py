@@ -21,7 +21,8 @@ def for_several_labels(
 
     Raises:
         DataError: rows with one label each.
-        ConfigError: a prior by leave-one-out, which would leave out one label of a row and keep the others.
+        ConfigError: a prior by leave-one-out, which would leave out one label of a row and keep the others; or the
+            guarantee ``upper_bound``, whose bound is on independent mistakes.
     """
     if classifier.readout.likelihood != "bernoulli":
         return settings
@@ -32,6 +33,10 @@ def for_several_labels(
         )
     if settings.laplace.prior == "leave_one_out":
         raise ConfigError("prior leave_one_out takes one label a row: choose by validation or evidence")
+    if settings.calibration.guarantee == "upper_bound":
+        raise ConfigError(
+            "guarantee upper_bound takes one label a row, since labels of a row err together: use empirical"
+        )
     if not settings.predictives.fast:
         return settings
     progress.say("fast is off: it does not learn the covariances of labels of which several may be right")

@@ -358,6 +358,9 @@ def test_what_takes_one_label_a_row_is_refused_by_name(classifier: laplora.Class
     left_out = FitSettings.model_validate({"laplace": {"structure": "exact", "prior": "leave_one_out"}})
     with pytest.raises(ConfigError, match="leave_one_out takes one label a row"):
         laplora.fit(classifier, rows(8, 1), rows(8, 2), settings=left_out, progress=False)
+    bound = FitSettings.model_validate({"calibration": {"guarantee": "upper_bound"}})
+    with pytest.raises(ConfigError, match="labels of a row err together: use empirical"):
+        laplora.fit(classifier, rows(8, 1), rows(8, 2), settings=bound, progress=False)
     with pytest.raises(ConfigError, match="several of a question's"):
         laplora.Classifier(classifier.model, classifier.tokenizer, LABELS, "{question} {choices}", max_tokens=12)
     one_label = adapted_classifier("roberta", dtype=torch.float32)
