@@ -212,6 +212,7 @@ def test_sets_labels_and_decisions_of_a_row_are_those_of_its_labels(posterior: l
             n for n, p in zip(LABELS, answer.probs, strict=True) if 1 - p <= record.conformal
         ]
         assert answer.label_index == int(np.argmax(answer.probs))
+        assert answer.confidence == min(max(p, 1 - p) for p in answer.probs)
         worst = max(special.entr(p) + special.entr(1 - p) for p in answer.probs)
         assert answer.score == pytest.approx(worst, abs=1e-9)
         assert ("ambiguous_set" in answer.flags) == (answer.labels_present != answer.prediction_set)
