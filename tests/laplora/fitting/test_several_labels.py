@@ -27,6 +27,7 @@ from laplora.fitting.projected import project_split
 from laplora.fitting.rows import read_rows
 from laplora.fitting.settings import FitSettings
 from laplora.linearised import log_likelihood
+from laplora.models.classifier_head import output_layer
 from laplora.posterior.base import block_precisions
 from laplora.predictor import Predictor
 from service.app import create_app
@@ -49,10 +50,11 @@ def rows(count: int, seed: int) -> Rows:
 
 
 def classifier_of(folder: Path, kind: str) -> laplora.Classifier:
-    """Return a classifier with a probability for each label, its base in a folder."""
+    """Return a classifier with a probability for each label, its base in a folder; it is sure of what it guesses."""
     base = save_base(folder / "base", classifier_base(kind), head=kind == "modernbert")
     model = adapted_classifier(kind, dtype=torch.float32, problem_type="multi_label_classification")
     model.get_base_model().config._name_or_path = str(base)
+    output_layer(model)[1].weight.data *= 8  # so that calibration rows want a variance
     return laplora.Classifier(model, AutoTokenizer.from_pretrained(base), LABELS, "{text}", max_tokens=12)
 
 
@@ -113,6 +115,7 @@ def test_the_posterior_is_the_dense_one_of_one_bernoulli_for_each_label(
     answers = posterior.predict(inputs, "laplace", batch_size=3)
     expected = dense_covariance(posterior, inputs)
     found = torch.tensor([answer.logit_covariance for answer in answers])
+    assert float(found.diagonal(dim1=1, dim2=2).mean()) > 0.1
     torch.testing.assert_close(found.double(), expected, rtol=2e-3, atol=1e-5)  # the fit is in float32
     variances = torch.tensor([answer.logit_variance for answer in answers])
     torch.testing.assert_close(variances, found.diagonal(dim1=1, dim2=2))
