@@ -22,7 +22,7 @@ async def test_answer_has_the_contracts_fields(served: Served) -> None:
     artifact = {"name": "fake", "digest": "sha256:fake", "base_model": "tiny", "quantization": "none"}
     assert body["artifact"] == artifact
     (prediction,) = body["predictions"]
-    assert set(PredictionOut.model_fields) - set(prediction) == {"id", "logit_covariance", "orders"}
+    assert set(PredictionOut.model_fields) - set(prediction) == {"id", "logit_covariance", "orders", "labels"}
     assert set(prediction["probs"]) == {"negative", "positive"}
     assert prediction["uncertainty"] == {"total": 0.5, "aleatoric": 0.4, "epistemic": 0.1}
     timing = body["timing_ms"]
