@@ -98,7 +98,7 @@ def test_choices_from_an_array_or_from_columns(tmp_path: Path) -> None:
         ('{"text": "SECRET", "label": "' + "SECRET" * 20 + '"}', "field 'label' is a text of 120 characters"),
         (
             '{"text": "SECRET", "label": ["positive"]}',
-            "line 2: field 'label' must be a string, a number, true or false",
+            "line 2: field 'label' must be one label, got a list",
         ),
         ('{"text": "SECRET", "label": " "}', "line 2: field 'label' (the label) is empty"),
         ('{"text": "a", "text": "b", "label": "positive"}', "line 2: field 'text' appears twice"),
