@@ -9,7 +9,7 @@ PORT ?= 8000
 WORKERS ?= 2
 MINUTES ?= 20
 
-.PHONY: help setup peers demo serve train test test-fast docs bench bench-gpu soak images check format clean
+.PHONY: help setup peers demo serve train test test-fast docs notebook bench bench-gpu soak images check format clean
 
 help:
 	@echo "make setup                    install everything into .venv; the others do it where it is missing"
@@ -17,6 +17,7 @@ help:
 	@echo "make test [ARGS=...]          run the whole test suite; ARGS go to pytest"
 	@echo "make test-fast                without a model, a process, what computes for seconds, and benchmarks/"
 	@echo "make docs                     build the documentation site into site/, with every link checked"
+	@echo "make notebook                 execute docs/five-lines.ipynb and write its page"
 	@echo "make bench [QUICK=1]          how fast, beside other packages: benchmarks/RESULTS.md (QUICK: some minutes, publishes nothing)"
 	@echo "make bench-gpu                the same on one GPU, meant to take 8 minutes, with a model of Llama-2-7B's shape"
 	@echo "make soak [MINUTES=20]        every kind of client at once: is memory flat, was an answer wrong? benchmarks/load/"
@@ -58,6 +59,9 @@ test-fast: setup
 docs: setup
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "open site/index.html, or serve it with its search: $(BIN)/python -m http.server --directory site"
+
+notebook: setup
+	$(BIN)/python .ci/notebook.py
 
 bench: setup peers
 	$(BIN)/python -m benchmarks.speed $(if $(QUICK),--quick)
