@@ -33,7 +33,7 @@ def test_who_may_ask_is_the_callers_where_it_is_said(sentiment_run: FinishedRun,
     keys = tmp_path / "keys.json"
     keys.write_text("no keys")
     command = ["-m", "laplora", "serve", str(sentiment_run.artifact), "--keys", str(keys)]
-    with server_process(command, {"LAPLORA_AUTH": ""}) as process:
+    with server_process(command, {"LAPLORA_AUTH": "keys"}) as process:
         assert process.left() == 2
         assert NOTICE not in process.log
         assert "keys.json" in process.log
