@@ -337,7 +337,7 @@ def test_another_posterior_and_prior_are_served(
         assert job(name, run_copy, *overrides) == 0
     config = load_config(run_copy, list(overrides))
     record = fit_record(config)
-    assert (record["served"]["method"], record["served"]["granularity"]) == served
+    assert (record["served"]["method"], record["served"]["prior"]["granularity"]) == served
     predictor = Predictor.load(config.artifact_dir, device="cpu")
     prior = predictor.artifact.manifest.prior
     (chosen,) = (c for c in record["choices"] if (c["method"], c["prior"]["granularity"]) == served)

@@ -57,14 +57,14 @@ def test_draws_are_unbiased(leading: int) -> None:
     draws = 3000
     settings = ManyClasses(leading=leading, samples=2)
     wide = logits.repeat(draws, 1), mask.repeat(draws, 1)
-    found = summed(fisher_directions(settings, range(2 * draws), seed=0)(*wide)).view(draws, 2, CLASSES, CLASSES)
+    found = summed(fisher_directions(settings, range(2 * draws), seed=0)(*wide)).reshape(draws, 2, CLASSES, CLASSES)
     error = found.std(0) / draws**0.5
     # Five standard errors of each entry's mean; what has no spread is exact.
     assert bool(((found.mean(0) - truth).abs() <= 5 * error + 1e-12).all())
     if leading:  # its share has no spread
         without = fisher_directions(ManyClasses(leading=0, samples=2), range(2 * draws), seed=0)
-        spread = summed(without(*wide)).view(draws, 2, -1).std(0).square().sum()
-        assert float(found.view(draws, 2, -1).std(0).square().sum()) < 0.8 * float(spread)
+        spread = summed(without(*wide)).reshape(draws, 2, -1).std(0).square().sum()
+        assert float(found.reshape(draws, 2, -1).std(0).square().sum()) < 0.8 * float(spread)
 
 
 def test_impossible_classes_have_no_direction_in_a_fit() -> None:
