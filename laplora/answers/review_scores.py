@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from laplora.answers.prediction import Prediction
-from laplora.decisions.review import Sureness, accept_threshold
+from laplora.decisions.review import Sureness, accept_threshold, of_inputs
 from laplora.decisions.thresholds import ModeThresholds
 from laplora.decisions.uncertainty import decide
 from laplora.errors import ArtifactCorruptError
@@ -26,6 +26,7 @@ class ReviewScores:
     Attributes:
         score: (rows,) float64, its review score, nats.
         error: (rows,) bool, whether its most probable label was wrong; MAP's where the guarantee is ``upper_bound``.
+            Where several labels may be right, float64, the share of a row's labels that was.
     """
 
     score: torch.Tensor
@@ -38,6 +39,7 @@ def review_scores(
     map_probs: torch.Tensor,
     labels: torch.Tensor,
     sureness: Sureness,
+    together: int = 1,
 ) -> ReviewScores:
     """Return what a predictive's thresholds for another target risk are fitted on.
 
@@ -45,17 +47,18 @@ def review_scores(
 
     Args:
         predictive: of the calibration rows; map_probs: (rows, classes), theirs; labels: (rows,) int64.
-        sureness: what ``fit_thresholds`` had for the predictive.
+        sureness, together: what ``fit_thresholds`` had for the predictive.
     """
     if thresholds.review.guarantee == "upper_bound":
         return ReviewScores(entropy(map_probs), map_probs.argmax(1) != labels)
-    return ReviewScores(sureness.entropy, predictive.probs.argmax(1) != labels)
+    return ReviewScores(*of_inputs(sureness.entropy, predictive.probs.argmax(1) != labels, together))
 
 
 def score_tensors(scores: Mapping[PredictiveName, ReviewScores]) -> dict[str, torch.Tensor]:
     """Return the scores as named tensors, for safetensors."""
     tensors = {f"{name}.score": s.score.double().cpu() for name, s in scores.items()}
-    return tensors | {f"{name}.error": s.error.to("cpu", torch.uint8) for name, s in scores.items()}
+    errors = {name: s.error.to(torch.uint8) if s.error.dtype == torch.bool else s.error for name, s in scores.items()}
+    return tensors | {f"{name}.error": error.cpu() for name, error in errors.items()}
 
 
 def read_scores(path: Path, names: Sequence[str], rows: int) -> dict[str, ReviewScores]:
@@ -78,7 +81,9 @@ def read_scores(path: Path, names: Sequence[str], rows: int) -> dict[str, Review
             raise ArtifactCorruptError(f"{path.name} does not hold the {rows} scores and errors of {name!r}")
         if not score.is_floating_point() or not bool(score.isfinite().all()):
             raise ArtifactCorruptError(f"{path.name}: a score of {name!r} is not a number")
-        scores[name] = ReviewScores(score.double(), wrong != 0)
+        if wrong.is_floating_point() and not bool(((wrong >= 0) & (wrong <= 1)).all()):
+            raise ArtifactCorruptError(f"{path.name}: an error of {name!r} is no share of labels")
+        scores[name] = ReviewScores(score.double(), wrong.double() if wrong.is_floating_point() else wrong != 0)
     return scores
 
 

@@ -6,7 +6,7 @@ A label's probability, its conformal threshold and its review score are those of
 - ``probs``, ``map_probs``, ``probs_std``, ``calibrated_probs`` are by label of its presence, and do not sum to 1,
 - ``logit_mean``, ``logit_variance``, ``logit_covariance`` are of the labels' logits themselves, not centred,
 - ``total``, ``aleatoric`` and ``epistemic`` are sums over the labels,
-- ``prediction_set`` has the labels that cannot be ruled out: a right label is in it with the stated probability,
+- ``prediction_set`` has the labels that cannot be ruled out: a right label is in it with about the stated probability,
 - ``score`` is the largest of the labels' review scores, so that a row goes to review if any label does.
 """
 

@@ -79,7 +79,7 @@ class CalibrationRecord(_Record):
     """The calibration split, and what the settings fitted on it are for."""
 
     split: str = Field(description="its name")
-    rows: int = Field(ge=0, description="where several labels may be right, one for each input and label")
+    rows: int = Field(ge=0)
     folds: int = Field(ge=2, description="of the cross-fitting")
     coverage: float = Field(gt=0, lt=1, description="nominal, of the prediction sets")
     conformal: ConformalScore = Field(description="score of the prediction sets")

@@ -71,7 +71,8 @@ def fit_thresholds(
         target_risk, guarantee, confidence: as of ``accept_threshold``.
         sureness: by name what review and ``low_confidence`` compare in place of the predictive's: out-of-fold scores on
             the scale of what is served (``laplora.predictive.cross_fitting.rank_aligned``).
-        together: so many consecutive rows are the labels of one input; ``high_epistemic`` compares their sum.
+        together: so many consecutive rows are the labels of one input, which is accepted or not as a whole: by
+            ``of_inputs``, and ``high_epistemic`` compares their sum.
 
     Raises:
         ConfigError: a level outside (0, 1), or an unknown guarantee.
@@ -83,14 +84,17 @@ def fit_thresholds(
     map_probs, bound = predictives["map"].probs, guarantee == "upper_bound"
     # Checks the options under either guarantee.
     map_threshold = accept_threshold(
-        entropy(map_probs), map_probs.argmax(1) != labels, target_risk, guarantee=guarantee, confidence=confidence
+        *of_inputs(entropy(map_probs), map_probs.argmax(1) != labels, together),
+        target_risk,
+        guarantee=guarantee,
+        confidence=confidence,
     )
     fitted = {}
     for name, predictive in predictives.items():
         sure = (sureness or {}).get(name) or sureness_of(predictive)
         errors = predictive.probs.argmax(1) != labels
         flags: dict[Flag, FlagThreshold] = {
-            "low_confidence": _confidence_flag(sure.confidence, errors, target_risk),
+            "low_confidence": _confidence_flag(*of_inputs(-sure.confidence, errors, together), target_risk),
             "low_label_mass": _quantile_flag(label_mass, LABEL_MASS_LEVEL, "label mass"),
         }
         scores: dict[Score, torch.Tensor] = {"map_entropy": entropy(map_probs)}
@@ -98,11 +102,12 @@ def fit_thresholds(
             scores["total_entropy"] = sure.entropy
         if (predictive.std > 0).any():  # the epistemic part of a point is only rounding
             scores["epistemic"] = decompose(predictive).epistemic
-            of_inputs = scores["epistemic"].view(-1, together).sum(1)
-            flags["high_epistemic"] = _quantile_flag(of_inputs, EPISTEMIC_LEVEL, "epistemic uncertainty")
+            summed = scores["epistemic"].view(-1, together).sum(1)
+            flags["high_epistemic"] = _quantile_flag(summed, EPISTEMIC_LEVEL, "epistemic uncertainty")
         score: ReviewScore = "map_entropy" if bound or name == "map" else "total_entropy"
         compared = agreed_entropy(map_probs, predictive.probs) if bound else scores[score]
-        threshold = map_threshold if bound else accept_threshold(compared, errors, target_risk)
+        compared, wrong = of_inputs(compared, errors, together)
+        threshold = map_threshold if bound else accept_threshold(compared, wrong, target_risk)
         accepted = compared <= (-math.inf if threshold is None else threshold)
         rule = ReviewRule(
             score=score,
@@ -111,7 +116,7 @@ def fit_thresholds(
             guarantee=guarantee,
             confidence=confidence if bound else None,
             accepted=int(accepted.sum()),
-            accepted_risk=float(errors[accepted].double().mean()) if accepted.any() else None,
+            accepted_risk=float(wrong[accepted].double().mean()) if accepted.any() else None,
             auroc={key: error_auroc(values, errors) for key, values in scores.items()},
             reason=_REASONS[guarantee],
         )
@@ -119,8 +124,23 @@ def fit_thresholds(
     return fitted
 
 
-def _confidence_flag(confidence: torch.Tensor, errors: torch.Tensor, target_risk: float) -> FlagThreshold:
-    lowest = accept_threshold(-confidence, errors, target_risk)
+def of_inputs(scores: torch.Tensor, wrong: torch.Tensor, together: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what ``accept_threshold`` takes, of rows of which so many consecutive ones are the labels of one input.
+
+    An input's score is the largest of its labels', since it is reviewed if any of them is, and its error the share of
+    its labels that is wrong. Exchangeable are inputs, not labels.
+
+    Args:
+        scores: (rows,); wrong: (rows,) bool.
+    """
+    if together == 1:
+        return scores, wrong
+    return scores.view(-1, together).amax(1), wrong.double().view(-1, together).mean(1)
+
+
+def _confidence_flag(unsureness: torch.Tensor, errors: torch.Tensor, target_risk: float) -> FlagThreshold:
+    """Return the lowest confidence, the negative of ``unsureness``, that answers may have."""
+    lowest = accept_threshold(unsureness, errors, target_risk)
     return FlagThreshold(
         value=None if lowest is None else -lowest,
         level=target_risk,
@@ -159,7 +179,7 @@ def accept_threshold(
 
     Args:
         scores: (rows,) uncertainty, higher meaning less trusted.
-        errors: (rows,) bool, true at mistakes.
+        errors: (rows,) bool, true at mistakes; of ``empirical`` also the share of a row that is wrong, in [0, 1].
         target_risk: in (0, 1).
         confidence: in (0, 1); of ``upper_bound`` only.
 

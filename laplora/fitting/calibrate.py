@@ -78,10 +78,10 @@ def calibrate(settings: FitSettings, outputs: SplitOutputs) -> tuple[Calibrated,
             thresholds=rule,
             conformal=fit_sets(wanted.conformal, predictive.probs, labels, wanted.coverage),
         )
-        scores[name] = review_scores(rule, predictive, map_probs, labels, sureness[name])
+        scores[name] = review_scores(rule, predictive, map_probs, labels, sureness[name], split.together)
     record = CalibrationRecord(
         split="calibration",
-        rows=len(labels),
+        rows=len(labels) // split.together,
         folds=min(FOLDS, len(labels) // split.together),
         coverage=wanted.coverage,
         conformal=wanted.conformal,

@@ -198,3 +198,29 @@ def test_refusals() -> None:
     for options in ({"target_risk": 0.0}, {"confidence": 1.0}, {"guarantee": "none"}):
         with pytest.raises(ConfigError, match=next(iter(options))):
             fitted(data, **options)
+
+
+def test_an_input_of_several_labels_is_accepted_as_a_whole() -> None:
+    """Its score is the largest of its labels', its error their share; the new input counts as wrong in all of them."""
+    together, data = 4, split(rows=800, seed=3)
+    thresholds = fitted(data, together=together, target_risk=0.2)["laplace"]
+    worst = entropy(data["probs"]).view(-1, together).amax(1)
+    wrong = (data["probs"].argmax(1) != data["labels"]).double().view(-1, together).mean(1)
+
+    def risk(limit: float) -> float:
+        return (float(wrong[worst <= limit].sum()) + 1) / (int((worst <= limit).sum()) + 1)
+
+    limit = thresholds.review.threshold
+    assert limit == max(float(score) for score in worst if risk(float(score)) <= 0.2)
+    accepted = worst <= limit
+    assert 0 < thresholds.review.accepted == int(accepted.sum()) < 200
+    assert thresholds.review.accepted_risk == pytest.approx(float(wrong[accepted].mean()))
+    sure = data["probs"].max(1).values.view(-1, together).amin(1)
+    flag = thresholds.flags["low_confidence"]
+    expected = accept_threshold(-sure, wrong, 0.2)
+    assert expected is not None
+    assert flag.value == -expected
+    assert "200 rows" in flag.origin
+    predictive = PosteriorPredictive(data["probs"], torch.ones_like(data["probs"]), entropy(data["probs"]))
+    scores = review_scores(thresholds, predictive, data["map_probs"], data["labels"], sureness_of(predictive), together)
+    assert thresholds_at(thresholds, scores, 0.2).review.threshold == limit

@@ -14,6 +14,7 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Sequence, Value
 from head_artifacts import save_base
+from safetensors.torch import save_file
 from scipy import integrate, special
 from serving import settings, started
 from tiny_classifiers import adapted_classifier, classifier_base
@@ -21,7 +22,8 @@ from transformers import AutoTokenizer
 
 import laplora
 from laplora.answers.prediction import Prediction
-from laplora.errors import ConfigError, DataError
+from laplora.answers.review_scores import read_scores, score_tensors
+from laplora.errors import ArtifactCorruptError, ConfigError, DataError
 from laplora.fitting.progress import Silent
 from laplora.fitting.projected import project_split
 from laplora.fitting.rows import read_rows
@@ -178,7 +180,7 @@ def test_the_calibration_is_that_of_binary_rows_made_by_hand(
     assert record["map"].conformal == pytest.approx(of_right[rank - 1], abs=1e-6)
     high = record["laplace"].thresholds.flags["high_epistemic"]
     assert high.origin == "0.95 quantile of the epistemic uncertainty of 20 rows of 'calibration'"
-    assert posterior.fit.calibrated.calibration.rows == 60
+    assert posterior.fit.calibrated.calibration.rows == 20
     assert "on 20 calibration rows" in posterior.fit.calibrated.recommended.reason
 
 
@@ -285,6 +287,17 @@ def test_what_was_saved_answers_the_same(posterior: laplora.CalibratedPosterior,
     for name in loaded.predictives:
         for one, mine in zip(inputs, posterior.predict(inputs, name), strict=True):
             close(mine, loaded.predict([loaded.encode(one, truncate=True)], name)[0])
+        kept, scores = loaded.review_scores[name], posterior.fit.scores[name]
+        assert set((3 * kept.error).round(decimals=6).tolist()) <= {0.0, 1.0, 2.0, 3.0}  # of three labels
+        assert torch.equal(kept.error, scores.error)
+        assert torch.equal(kept.score, scores.score)
+
+
+def test_an_error_that_is_no_share_is_refused(posterior: laplora.CalibratedPosterior, tmp_path: Path) -> None:
+    tensors = score_tensors(posterior.fit.scores)
+    save_file(tensors | {"map.error": tensors["map.error"] + 2}, tmp_path / "scores.safetensors")
+    with pytest.raises(ArtifactCorruptError, match="no share of labels"):
+        read_scores(tmp_path / "scores.safetensors", ["map"], 20)
 
 
 def test_the_served_answer_has_the_same_numbers(
