@@ -113,6 +113,12 @@ class ManyClassesRecord(_Record):
     filled_in: float = Field(
         ge=0, le=1, description="share of the variance that is filled in, mean over the calibration rows"
     )
+    largest_error: float | None = Field(
+        None,
+        ge=0,
+        description="largest relative error of the variance over the reference rows, each answered with K of the "
+        "others; null for a single one",
+    )
 
 
 class DropoutRecord(_Record):

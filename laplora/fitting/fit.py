@@ -179,4 +179,6 @@ def many_classes_record(
         return None
     precisions = block_precisions(trained.prior, posterior.blocks)
     filled_in = posterior.filled_in_share(trained.projected, split.logits, split.class_mask, precisions)
-    return ManyClassesRecord(**asdict(many), filled_in=float(filled_in.mean()))
+    errors = posterior.reference_errors(precisions)
+    largest = float(errors.max()) if len(errors) else None
+    return ManyClassesRecord(**asdict(many), filled_in=float(filled_in.mean()), largest_error=largest)

@@ -18,7 +18,7 @@ import torch
 from laplora.errors import ArtifactCorruptError
 from laplora.jacobians.blocks import Block, Choose, ContrastJacobians
 from laplora.jacobians.many_classes import answer_directions
-from laplora.linearised import contrast_hessian, contrasts
+from laplora.linearised import contrast_hessian, contrast_logits, contrasts
 from laplora.posterior.base import Posterior, ProjectedJacobians
 
 #: Averages that are kept; a search of the prior takes hundreds.
@@ -100,6 +100,31 @@ class ManyClassPosterior:
         )
         return filled / (computed + filled).clamp_min(torch.finfo(torch.float64).tiny)
 
+    def reference_errors(self, precisions: torch.Tensor) -> torch.Tensor:
+        """Return (rows,) float64 the error of each reference row's variance, were it answered and not among them.
+
+        The relative error of ``tr(Lambda V)``, K being the average of the others: what filling in does to rows whose
+        every contrast is known. With R of them, a further row like them has a larger error than the largest with a
+        probability of about 1 / (R + 1). Empty for fewer than two rows.
+        """
+        count = len(self.reference.contrast_mean)
+        if count < 2:
+            return torch.zeros(0, dtype=torch.float64)
+        logits = contrast_logits(self.reference.contrast_mean.double())
+        mask = torch.ones(logits.shape, dtype=torch.bool, device=logits.device)
+        transform, hessian = contrasts(logits.shape[1]).to(logits.device), contrast_hessian(logits, mask)
+        whole = self.inner.covariance(self.reference, precisions)
+        choosing, filling = (shapes(self.inner, self.reference, p) for p in (None, precisions))
+        completed = []
+        for row in range(count):
+            without, own = (torch.arange(count, device=logits.device) != row), slice(row, row + 1)
+            choose = answer_directions(choosing[without].mean(0), self.directions)
+            directions = (choose(logits[own], mask[own]).vectors @ transform).permute(1, 2, 0)
+            along = directions.mT @ whole[own] @ directions
+            completed.append(completed_covariance(along, directions, filling[without].mean(0))[0])
+        found, truth = (torch.einsum("nij,nji->n", hessian, v) for v in (torch.stack(completed), whole))
+        return (found / truth.clamp_min(torch.finfo(torch.float64).tiny) - 1).abs().cpu()
+
     def _average(self, precisions: torch.Tensor | None) -> torch.Tensor:
         """Return K, kept for the next call under the same precisions."""
         key = () if precisions is None else tuple(precisions.tolist())
@@ -171,9 +196,14 @@ def covariance_parts(
 def average_covariance(
     posterior: Posterior, projected: ProjectedJacobians, precisions: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Return K, (classes - 1, classes - 1) float64: the mean covariance of rows with Jacobians of all contrasts.
+    """Return K, (classes - 1, classes - 1) float64: the mean of rows' ``shapes``, which the arguments are those of."""
+    return shapes(posterior, projected, precisions).mean(0)
 
-    Each row's is divided by its trace first, for rows differ in size by far more than in shape.
+
+def shapes(posterior: Posterior, projected: ProjectedJacobians, precisions: torch.Tensor | None) -> torch.Tensor:
+    """Return rows' covariances divided by their traces, (rows, classes - 1, classes - 1) float64.
+
+    Rows differ in size by far more than in shape.
 
     Args:
         projected: as ``posterior.project`` gives them, of Jacobians of all contrasts.
@@ -183,4 +213,4 @@ def average_covariance(
         precisions = torch.full((len(posterior.blocks),), _PRIOR_ALONE).to(projected.rest.device, torch.float64)
     covariance = posterior.covariance(projected, precisions)
     traces = covariance.diagonal(dim1=1, dim2=2).sum(1).clamp_min(torch.finfo(torch.float64).tiny)
-    return (covariance / traces[:, None, None]).mean(0)
+    return covariance / traces[:, None, None]

@@ -62,6 +62,8 @@ def test_the_record_says_how(posterior: laplora.CalibratedPosterior) -> None:
     assert record is not None
     assert (record.limit, record.directions, record.reference_rows) == (16, 3, 4)
     assert 0 < record.filled_in < 1
+    assert record.largest_error is not None
+    assert 0 < record.largest_error < 10
     assert isinstance(posterior.fit.posterior, ManyClassPosterior)
     assert "fast" not in posterior.predictives
 

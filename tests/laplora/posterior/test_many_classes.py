@@ -140,6 +140,28 @@ def test_more_directions_leave_less_to_fill_in(tiny: Any, exact: Any) -> None:
     assert shares[-1] < 1e-6
 
 
+def test_a_reference_rows_error_is_that_of_a_posterior_without_it(tiny: Any, exact: Any) -> None:
+    """By the door of answers: Jacobians of the chosen directions alone, against those of all contrasts."""
+    posterior, mask = many(exact, 3), exact[1][0].class_mask
+    full = mask.all(1).nonzero()[:5, 0]  # reference rows count with all classes possible
+    posterior = replace(posterior, reference=posterior.reference.take(full))
+    precisions = block_precisions(PRIOR, posterior.blocks)
+    errors = posterior.reference_errors(precisions)
+    truth = exact[0].covariance_of(exact[1][0].jacobians, precisions)[full]
+    for place, row in enumerate(full.tolist()):
+        others = torch.arange(len(full)) != place
+        without = replace(posterior, reference=posterior.reference.take(others))
+        jacobians = few_jacobians(tiny, without, [row])
+        hessian = contrast_hessian(jacobians.logits, mask[row : row + 1])[0]
+        found = without.covariance_of(jacobians, precisions)[0]
+        expected = abs(float((hessian @ found).trace() / (hessian @ truth[place]).trace()) - 1)
+        assert float(errors[place]) == pytest.approx(expected, abs=1e-6)
+    assert float(errors.max()) > 1e-3
+    assert float(replace(posterior, directions=CLASSES - 1).reference_errors(precisions).max()) < 1e-6
+    alone = replace(posterior, reference=posterior.reference.take(full[:1]))
+    assert len(alone.reference_errors(precisions)) == 0
+
+
 def test_batches_do_not_matter(tiny: Any, exact: Any) -> None:
     posterior = many(exact, 4)
     precisions = block_precisions(PRIOR, posterior.blocks)
