@@ -13,7 +13,7 @@ from laplora.errors import ConfigError
 from laplora.fitting.calibrated import CalibratedPosterior
 from laplora.fitting.fit import fit_rows
 from laplora.fitting.progress import Bars, Progress, Silent
-from laplora.fitting.rows import check_labels, read_rows, shared_rows, split_rows
+from laplora.fitting.rows import check_labels, read_rows, split_rows
 from laplora.fitting.settings import FitSettings
 from laplora.predictive.member_adapters import read_weights
 
@@ -68,11 +68,6 @@ def fit(
         )
     else:
         held_out = read_rows(calibration, classifier, label_field, "calibration row")
-        if shared := shared_rows(held_out, train):
-            shown.say(
-                f"{shared} of {len(held_out)} calibration rows are among the rows too: the model is surer of what it "
-                "was fine-tuned on, and so the answers will be. Give calibration rows that it has not seen"
-            )
     found = fit_rows(
         classifier,
         train,

@@ -102,16 +102,6 @@ def split_rows(examples: Sequence[Example], seed: int) -> tuple[tuple[Example, .
     return rest, tuple(examples[number] for number in sorted(chosen))
 
 
-def shared_rows(examples: Sequence[Example], others: Sequence[Example]) -> int:
-    """Return how many examples have the same fields as one of the others, whatever their labels."""
-    seen = {_text_of(example) for example in others}
-    return sum(_text_of(example) in seen for example in examples)
-
-
-def _text_of(example: Example) -> tuple[tuple[str, Any], ...]:
-    return tuple(sorted(example.fields.items()))
-
-
 def _labels_of(example: Example) -> tuple[int, ...]:
     return (example.label,) if example.present is None else example.present
 

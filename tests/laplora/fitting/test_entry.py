@@ -223,25 +223,6 @@ def test_a_fit_without_calibration_rows_says_where_they_come_from(
     assert manifest.data["calibration"] == "split"
 
 
-def test_calibration_rows_that_are_among_the_rows_are_counted(
-    classifier: laplora.Classifier, rows: dict[str, Rows]
-) -> None:
-    class Said(Exception):
-        pass
-
-    class FirstLine:
-        def say(self, line: str) -> None:
-            raise Said(line)
-
-        def track(self, items: Any, title: str) -> Iterator[Any]:
-            raise AssertionError(title)
-
-    other_label = {"negative": "positive", "positive": "negative"}
-    calibration = [row | {"id": "x", "label": other_label[row["label"]]} for row in rows["train"][:3]]
-    with pytest.raises(Said, match=r"^3 of 7 calibration rows are among the rows too"):
-        laplora.fit(classifier, rows["train"], calibration + rows["calibration"][:4], progress=FirstLine())
-
-
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
