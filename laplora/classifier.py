@@ -22,7 +22,7 @@ from laplora.prompts.templates import PromptTemplate, default_verbalizers, rende
 from laplora.prompts.token_bounds import TokenBounds, token_bounds
 from laplora.readouts.base import ReadOut
 from laplora.readouts.choice import ReadOutName, choose_readout
-from laplora.readouts.classification_head import ClassificationHead
+from laplora.readouts.classification_head import ClassificationHead, check_order
 
 #: Longest prompt where none is stated, in tokens.
 MAX_TOKENS = 512
@@ -67,8 +67,8 @@ class Classifier:
                 else label sequences.
 
         Raises:
-            ModelError: a model that the method does not cover, a head of another number of classes, a model on several
-                devices, compiled or wrapped for parallel work; the message says what to do.
+            ModelError: a model that the method does not cover, a head of another number of classes or of another order, a
+                model on several devices, compiled or wrapped for parallel work; the message says what to do.
             NonFiniteError: a weight that is NaN or infinite.
             LabelTokenError: labels that cannot be told apart after the prompt.
             ConfigError: fewer than two labels, a name twice, or a template without a placeholder.
@@ -86,6 +86,7 @@ class Classifier:
         if isinstance(readout, ClassificationHead):
             check_ending(self.model, tokenizer)
             check_length(self.model, max_tokens)
+            check_order(self.model, self.labels)
 
     @property
     def class_count(self) -> int:

@@ -15,21 +15,14 @@ from pydantic import ValidationError
 import laplora
 from laplora.artifact.folder import check_replaceable
 from laplora.classifier import MAX_TOKENS, Classifier
-from laplora.errors import ConfigError, ModelError, NonFiniteError, first_line
 from laplora.fitting.settings import FitSettings
-from laplora.models.adapters import attach_adapter
-from laplora.models.base import BaseSpec, load_base_model, load_tokenizer, locate_base, resolve_device
-from laplora.models.in_memory import non_finite
-from laplora.models.quiet import quiet_loading
-from laplora.prompts.templates import PromptTemplate
+from laplora.models.base import BaseSpec, load_tokenizer, locate_base, resolve_device
 from training.config.adapter_fit import AdapterFit
 from training.config.run import bad_fields, override
+from training.data.adapter_rows import HeadTask, adapter_rows, labels_of_head, labels_of_rows, template_of
 from training.data.examples import Task
-from training.data.files import file_template, read_examples
-from training.data.tables import read_records
+from training.workspace.given_adapter import given_adapter, head_task, load_adapted
 from training.workspace.terminal import Terminal, say
-
-_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 def fit_adapter(request: AdapterFit) -> Path:
@@ -41,23 +34,23 @@ def fit_adapter(request: AdapterFit) -> Path:
         ArtifactWriteError: something that is no artifact in the artifact's place.
     """
     check_replaceable(request.out)
-    settings, task = _settings(request.overrides), _task(request)
+    settings, device = _settings(request.overrides), resolve_device(request.device)
+    adapter = given_adapter(request.adapter, request.base, request.task_type)
+    spec, location, head = BaseSpec(adapter.base, None, request.quantization, request.dtype), None, None
+    if adapter.has_head:
+        location = locate_base(spec, progress=say)
+        head = head_task(adapter, location)
+        spec = BaseSpec(adapter.base, None, request.quantization, request.dtype, head.classes)
+    task, several = _task(request, head)
     rows = {
-        name: _rows(path, task, request.label_field)
+        name: adapter_rows(path, task, request.label_field, of_head=adapter.has_head, several=several)
         for name in ("data", "calibration", "test")
         if (path := getattr(request, name)) is not None
     }
     _tell_of_shared_rows(rows)
-    device = resolve_device(request.device)
-    folder = _adapter_folder(request.adapter)
-    spec = BaseSpec(_base_name(folder, request.base), None, request.quantization, request.dtype)
-    location = locate_base(spec, progress=say)
-    base = load_base_model(location, spec, device=device).model
-    if (name := non_finite(base)) is not None:
-        raise NonFiniteError(
-            f"the base model {spec.model!r} holds NaN or infinity in {name}: fetch or convert it again"
-        )
-    model, limit = attach_adapter(base, folder), request.max_tokens or MAX_TOKENS
+    location = location or locate_base(spec, progress=say)
+    model = load_adapted(adapter, location, spec, device, several=several)
+    limit = request.max_tokens or MAX_TOKENS
     classifier = Classifier(model, load_tokenizer(location), task.labels, task.template, max_tokens=limit)
     posterior = laplora.fit(
         classifier,
@@ -84,36 +77,14 @@ def _settings(overrides: Sequence[str]) -> FitSettings:
         raise bad_fields(Path("--set"), error) from None
 
 
-def _task(request: AdapterFit) -> Task:
-    text = request.template
-    if text.startswith("@"):
-        try:
-            text = Path(text[1:]).read_text(encoding="utf-8").removesuffix("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"--template {text}: cannot be read as UTF-8 text ({first_line(error)})") from None
-    template: PromptTemplate
-    if "{" in text:
-        spaced = text[-1:].isspace()
-        template = PromptTemplate("custom", 1, text, label_prefix="" if spaced else " ")
+def _task(request: AdapterFit, head: HeadTask | None) -> tuple[Task, bool]:
+    """Return the task, and whether several labels of a row may be right."""
+    template, several = template_of(request.template), False
+    if head is None:
+        labels = request.labels or labels_of_rows(request.data, request.label_field)
     else:
-        template = file_template(text)
-    labels = request.labels or _labels_in(request.data, request.label_field)
-    return Task(template.name, template, labels)
-
-
-def _labels_in(path: Path, label_field: str) -> tuple[str, ...]:
-    """Return the labels of a file's rows, sorted; what is no label is refused when the rows are read."""
-    values = (record.values.get(label_field) for record in read_records(path))
-    found = sorted({str(value).strip() for value in values if isinstance(value, (str, int)) and str(value).strip()})
-    if len(found) < 2:
-        raise ConfigError(f"{path}: field {label_field!r} has {len(found)} labels: name it by --label-field")
-    return tuple(found)
-
-
-def _rows(path: Path, task: Task, label_field: str) -> list[dict[str, Any]]:
-    """Return a file's rows as ``laplora.fit`` takes them; errors name the line."""
-    examples = read_examples(path, task, label_field, {})
-    return [{"id": e.id, **e.fields, "label": task.labels[e.label]} for e in examples]
+        labels, several = labels_of_head(request.data, request.label_field, head, request.labels)
+    return Task(template.name, template, labels), several
 
 
 def _tell_of_shared_rows(rows: dict[str, list[dict[str, Any]]]) -> None:
@@ -126,38 +97,3 @@ def _tell_of_shared_rows(rows: dict[str, list[dict[str, Any]]]) -> None:
         if shared := sum(text in seen for text in texts):
             say(f"--{name}: {shared} of {len(texts)} rows are in an earlier file too, which makes the figures too good")
         seen.update(texts)
-
-
-def _adapter_folder(adapter: str) -> Path:
-    """Return the adapter's folder, fetched where it is a hub id."""
-    folder = Path(adapter)
-    if folder.is_dir():
-        if missing := [name for name in _FILES if not (folder / name).is_file()]:
-            raise ModelError(f"{adapter} has no {missing[0]}: give the folder that PEFT's save_pretrained wrote")
-        return folder
-    with quiet_loading():
-        from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(adapter, allow_patterns=list(_FILES)))
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"no adapter at {adapter!r}: give a folder, or a hub id that this machine can reach ({first_line(error)})"
-        ) from None
-
-
-def _base_name(folder: Path, wanted: str | None) -> str:
-    """Return which base model the adapter goes on."""
-    try:
-        fields = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        named = str(fields.get("base_model_name_or_path") or "")
-        kind = fields.get("task_type")
-    except (OSError, ValueError, AttributeError) as error:
-        raise ModelError(f"the adapter's adapter_config.json cannot be read ({type(error).__name__})") from None
-    if kind == "SEQ_CLS":
-        raise ModelError("the adapter has a classification head (task_type SEQ_CLS): fit it in Python, docs/python.md")
-    if wanted is None and not named:
-        raise ModelError("the adapter does not name its base model: name it by --base")
-    if wanted and named and wanted != named:
-        say(f"the adapter says that its base is {named}; it is put on {wanted}, as --base says")
-    return wanted or named

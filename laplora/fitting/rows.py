@@ -43,9 +43,9 @@ def read_rows(rows: Any, classifier: Classifier, label_field: str | None, what: 
         if label_field is not None:
             given = values.get(label_field)
             if several and isinstance(given, list):
-                values[label_field] = _named_labels(given, names, vectors=not of_data_set)
+                values[label_field] = named_labels(given, names, vectors=not of_data_set)
             else:
-                values[label_field] = _named_label(given, names)
+                values[label_field] = named_label(given, names)
         rendered.add("prompt" in values and not set(classifier.template.fields) & set(values))
         try:
             name = row_id(values, str(number))
@@ -141,14 +141,14 @@ def _class_names(rows: Any, labels: Sequence[str], label_field: str | None) -> t
     return list(names), True
 
 
-def _named_label(value: Any, names: Sequence[str]) -> Any:
+def named_label(value: Any, names: Sequence[str]) -> Any:
     """Return a label's name, where it is given by its number."""
     number = isinstance(value, int) and not isinstance(value, bool)
     return names[value] if number and str(value) not in names and 0 <= value < len(names) else value
 
 
-def _named_labels(values: Sequence[Any], names: Sequence[str], *, vectors: bool) -> list[Any]:
+def named_labels(values: Sequence[Any], names: Sequence[str], *, vectors: bool) -> list[Any]:
     """Return the names of several labels, given by names or numbers, or by 0 and 1 in the order of ``names``."""
     if vectors and len(values) == len(names) and all(not isinstance(v, str) and v in (0, 1) for v in values):
         return [name for name, value in zip(names, values, strict=True) if value]
-    return [_named_label(value, names) for value in values]
+    return [named_label(value, names) for value in values]

@@ -160,6 +160,7 @@ def save_adapter(model: Any, folder: Path, dtype: torch.dtype | None = None, *, 
     state = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     settings = copy(model.peft_config[name])
     settings.inference_mode = True
+    settings.auto_mapping = None  # of the class that it was loaded on; an artifact says which by its read-out
     if base_model is not None:
         settings.base_model_name_or_path = base_model
     settings.save_pretrained(str(folder))

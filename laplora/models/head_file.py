@@ -6,10 +6,12 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from laplora.errors import ArtifactCorruptError, ModelError
-from laplora.models.classifier_head import head_linear, head_parts, head_weights
+from laplora.errors import ArtifactCorruptError, ModelError, first_line
+from laplora.models.classifier_head import head_linear, head_parts, head_weights, output_layer
+from laplora.models.quiet import silent_transformers
 
 
 def save_head(model: Any, trained: tuple[str, ...], file: Path) -> None:
@@ -56,6 +58,36 @@ def attach_head(model: Any, file: Path, trained: tuple[str, ...]) -> Any:
         setattr(head_linear(model, path), kind, replaced)
     model.requires_grad_(False)
     return model.eval()
+
+
+def saved_classes(adapter: Path, location: str, config: Any) -> int:
+    """Return how many classes the head has that an adapter's file holds; those of the base's configuration without one.
+
+    Args:
+        adapter: its folder; location: of the base, for messages; config: of the base.
+
+    Raises:
+        ModelError: a base that has no sequence classification model, or none with a plain linear head.
+        ArtifactCorruptError: a file that cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+    from transformers import AutoModelForSequenceClassification
+
+    build: Any = AutoModelForSequenceClassification.from_config
+    try:
+        with torch.device("meta"), silent_transformers():
+            model = build(config, trust_remote_code=False)
+    except ValueError as error:
+        raise ModelError(
+            f"base model {location!r} has no sequence classification model in transformers ({first_line(error)})"
+        ) from None
+    name = f"base_model.model.{output_layer(model)[0]}.weight"
+    try:
+        with safe_open(adapter / "adapter_model.safetensors", framework="pt") as handle:
+            names: Any = handle.keys()
+            return int(handle.get_slice(name).get_shape()[0]) if name in names else int(config.num_labels)
+    except (OSError, ValueError, IndexError, SafetensorError) as error:
+        raise ArtifactCorruptError(f"the adapter's file cannot be read ({type(error).__name__})") from None
 
 
 def check_supplied(model: Any, missing: Collection[str], trained: tuple[str, ...]) -> None:

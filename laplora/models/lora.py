@@ -40,9 +40,9 @@ def check_settings(folder: Path, base: Any) -> None:
             f"the adapter is of init_lora_weights {str(start)[:32]!r}, which changes the base model's weights: convert "
             "it with peft's path_initial_model_for_weight_conversion"
         )
-    for name in ("megatron_config", "auto_mapping"):
-        if settings.get(name):
-            raise ModelError(f"the adapter sets {name}, which names code to import: only plain LoRA is covered")
+    if settings.get("megatron_config"):
+        raise ModelError("the adapter sets megatron_config, which names code to import: only plain LoRA is covered")
+    _check_class(settings, base)
     _check_kind(settings, base)
     pattern = settings.get("rank_pattern") or {}
     ranks = [settings.get("r"), *(pattern.values() if isinstance(pattern, dict) else [None])]
@@ -53,6 +53,33 @@ def check_settings(folder: Path, base: Any) -> None:
         raise ArtifactCorruptError(
             f"the adapter in {folder.name!r} states a rank that its matrices, of {largest} rows or columns at most, "
             "do not have"
+        )
+
+
+def trained_class(settings: Mapping[str, Any]) -> str | None:
+    """Return the name of the model class that an adapter was trained on, which PEFT notes where there is no task_type.
+
+    Of ``auto_mapping``, which also names a library, the name alone is used: nothing is imported.
+
+    Raises:
+        ModelError: an ``auto_mapping`` that names no class.
+    """
+    mapping = settings.get("auto_mapping")
+    if not mapping:
+        return None
+    name = mapping.get("base_model_class") if isinstance(mapping, dict) else None
+    if not isinstance(name, str):
+        raise ModelError("the adapter's auto_mapping names no base_model_class: leave it out, and set task_type")
+    return name
+
+
+def _check_class(settings: Mapping[str, Any], base: Any) -> None:
+    """Raise ModelError where an adapter says that it was trained on another class of model than the base's."""
+    name = trained_class(settings)
+    if name is not None and name not in {kind.__name__ for kind in type(base).__mro__}:
+        raise ModelError(
+            f"the adapter was trained on a {name[:64]} (its auto_mapping), which the base is not, a "
+            f"{type(base).__name__}: put it on a base of that class"
         )
 
 

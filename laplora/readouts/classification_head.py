@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,3 +100,20 @@ def check_labels(readout: ClassificationHead, labels: int) -> None:
             f"the head has {readout.class_count} classes, there are {labels} labels: name every class, in the order of "
             "the model's outputs"
         )
+
+
+def check_order(model: Any, labels: Sequence[str]) -> None:
+    """Raise ModelError where a model's configuration names its outputs as the labels, in another order."""
+    names = output_names(base_of(model).config)
+    if names is not None and sorted(names) == sorted(labels) and names != tuple(labels):
+        raise ModelError(
+            f"the model's outputs are {list(names)[:8]} (config.id2label), the labels {list(labels)[:8]}: give them in "
+            "that order"
+        )
+
+
+def output_names(config: Any) -> tuple[str, ...] | None:
+    """Return what a model's configuration calls its outputs, in order; None where it has transformers' LABEL_0, ..."""
+    names = tuple(str(name).strip() for _, name in sorted((config.id2label or {}).items()))
+    unnamed = all(name == f"LABEL_{number}" for number, name in enumerate(names))
+    return None if unnamed or len(set(names)) != len(names) else names

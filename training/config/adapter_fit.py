@@ -19,8 +19,11 @@ class AdapterFit:
         adapter: PEFT folder, or hub id of one.
         initial_adapter: folder of it before training, None where nobody kept it.
         data: file of the rows that it was trained on; calibration, test: of others, None without.
-        template: a name, ``@FILE`` with its text, or the text; labels: in class order, None: those of the rows, sorted.
+        template: a name, ``@FILE`` with its text, or the text.
+        labels: in class order. None: those that the model names for a classification head, else those of the rows,
+            sorted.
         base: None: the one that the adapter names.
+        task_type: PEFT's, of a causal language model or a classification head; None: what the adapter says.
         out: folder of the artifact.
     """
 
@@ -34,6 +37,7 @@ class AdapterFit:
     test: Path | None = None
     initial_adapter: Path | None = None
     base: str | None = None
+    task_type: Literal["CAUSAL_LM", "SEQ_CLS"] | None = None
     quantization: Literal["nf4", "none"] = "none"
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     device: str = "auto"
@@ -48,13 +52,16 @@ def add_options(job: argparse.ArgumentParser) -> None:
     group.add_argument("--data", type=Path, help="JSON Lines or CSV file of the rows that it was trained on")
     group.add_argument("--out", type=Path, help="folder of the artifact")
     group.add_argument("--template", help=f"the prompt: {', '.join(TEMPLATES)}, @FILE with its text, or the text")
-    group.add_argument("--labels", nargs="+", help="in class order (default: those of the rows, sorted)")
+    labels = "in class order (default: those of the rows, sorted; of a classification head, the model's id2label)"
+    group.add_argument("--labels", nargs="+", help=labels)
     group.add_argument("--label-field", help="field of a row that has its label (default: label)")
     calibration = "file of rows that it was not trained on (default: a fifth of --data, which is second best)"
     group.add_argument("--calibration", type=Path, help=calibration)
     group.add_argument("--test", type=Path, help="file of rows to measure on; the artifact records the figures")
     group.add_argument("--initial-adapter", type=Path, help="folder of the adapter before training: the prior's centre")
     group.add_argument("--base", help="folder, hub id or offline name (default: what the adapter says)")
+    kinds = "CAUSAL_LM, or SEQ_CLS for a classification head (default: what the adapter says)"
+    group.add_argument("--task-type", choices=("CAUSAL_LM", "SEQ_CLS"), help=kinds)
     group.add_argument("--quantization", choices=("nf4", "none"), help="of the base (default: none)")
     group.add_argument("--dtype", choices=("bfloat16", "float32"), help="of the base (default: bfloat16)")
     group.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: auto)")

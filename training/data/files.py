@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -82,10 +83,22 @@ def read_files(paths: SplitPaths | Path, task: Task, label_field: str, label_map
     return Source(task, pools, "file", detail)
 
 
-def read_examples(path: Path, task: Task, label_field: str, label_map: Mapping[str, str]) -> tuple[Example, ...]:
+def read_examples(
+    path: Path,
+    task: Task,
+    label_field: str,
+    label_map: Mapping[str, str],
+    *,
+    several: bool = False,
+    named: Callable[[Any], Any] | None = None,
+) -> tuple[Example, ...]:
     """Return a file's rows as examples, in order.
 
     A row's ``id``, if it has one, becomes the example's; other fields that the template does not name are ignored.
+
+    Args:
+        label_map: as of ``example_of``; several: whether the label field holds a list, of any number of labels.
+        named: gives the name of what the label field holds, where that may be a number.
 
     Raises:
         DataError: with the file, and line and field of the first problems.
@@ -93,13 +106,11 @@ def read_examples(path: Path, task: Task, label_field: str, label_map: Mapping[s
 
     def labelled(record: Record) -> Example:
         with _on_line(record):
+            values = record.values
+            if named is not None and label_field in values:
+                values = {**values, label_field: named(values[label_field])}
             return example_of(
-                record.values,
-                _id(record, path),
-                task.template,
-                task.labels,
-                label_field,
-                label_map,
+                values, _id(record, path), task.template, task.labels, label_field, label_map, several=several
             )
 
     return tuple(each(path, read_records(path), labelled))

@@ -1,0 +1,156 @@
+"""``python -m training fit --adapter`` of a classification head, as PEFT saved it: the answers of ``laplora.fit``."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from head_artifacts import save_base
+from peft import PeftModel
+from tiny_classifiers import adapted_classifier, classifier_base
+from tiny_runs import write_rows
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+import laplora
+from laplora.artifact.folder import read_artifact
+from laplora.artifact.readout_records import ClassificationHeadRecord
+from laplora.fitting.settings import FitSettings
+from laplora.predictor import Predictor
+from training.__main__ import main
+
+LABELS = ["down", "up", "flat"]
+SETTINGS = {"laplace": {"joint_rank": 12}, "predictives": {"fast": 0}}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hashes of tiny models go to a folder of their own."""
+    monkeypatch.setenv("LAPLORA_CACHE", str(tmp_path / "cache"))
+
+
+def saved(folder: Path, kind: str, *, lora: dict[str, Any] | None = None, **config: Any) -> tuple[Path, Path]:
+    """Return the folders of a base without a head of its own, and of an adapter with one, as PEFT writes them."""
+    whole = classifier_base(kind)
+    for name, value in config.items():
+        setattr(whole.config, name, value)
+    base = save_base(folder / "base", whole, head=kind == "modernbert")
+    model = adapted_classifier(kind, dtype=torch.float32, lora=lora)
+    model.peft_config["default"].base_model_name_or_path = str(base)
+    model.save_pretrained(folder / "adapter")
+    return base, folder / "adapter"
+
+
+def rows(count: int, seed: int, *, several: bool = False) -> list[dict[str, Any]]:
+    """Return random rows of letters, with one label or a list of them."""
+    draw = random.Random(seed)
+    made: list[dict[str, Any]] = []
+    for number in range(count):
+        text = " ".join(draw.choices("abcdefghijklmnop", k=draw.randint(1, 14)))
+        label: Any = [name for name in LABELS if draw.random() < 0.4] if several else LABELS[number % 3]
+        made.append({"text": text, "label": label})
+    return made
+
+
+def fit(adapter: Path, data: Path, out: Path, *more: str) -> int:
+    """Run the job on a CPU, in float32."""
+    options = ["--set=laplace.joint_rank=12", "--set=predictives.fast=0", "--dtype", "float32", "--device", "cpu"]
+    options += ["--template", "{text}", "--max-tokens", "12", "--adapter", str(adapter), "--data", str(data)]
+    return main(["fit", *options, "--out", str(out), *more])
+
+
+def fit_in_memory(base: Path, adapter: Path, parts: list[list[dict[str, Any]]], **config: Any) -> Any:
+    """Return what ``laplora.fit`` gives for the adapter as PEFT loads it."""
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=3, dtype=torch.float32, **config)
+    classifier = laplora.Classifier(
+        PeftModel.from_pretrained(model, adapter), AutoTokenizer.from_pretrained(base), LABELS, "{text}", max_tokens=12
+    )
+    return laplora.fit(classifier, *parts, settings=FitSettings.model_validate(SETTINGS), progress=False)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT's
+@pytest.mark.parametrize(
+    ("kind", "several", "told"),
+    [("llama", False, True), ("roberta", False, False), ("modernbert", True, True), ("roberta", True, False)],
+)
+def test_it_answers_as_the_fit_in_memory(tmp_path: Path, kind: str, several: bool, told: bool) -> None:
+    """Labels and kind of task are the saved configuration's (told), or the command's and those of the rows."""
+    config: dict[str, Any] = {"problem_type": "multi_label_classification"} if several else {}
+    named: dict[str, Any] = {"id2label": dict(enumerate(LABELS)), "label2id": {n: i for i, n in enumerate(LABELS)}}
+    base, adapter = saved(tmp_path, kind, **(named | config if told else {}))
+    parts = [rows(40, 1, several=several), rows(30, 2, several=several)]
+    data, calibration = (write_rows(tmp_path / f"{i}.jsonl", part) for i, part in enumerate(parts))
+    labels = [] if told else ["--labels", *LABELS]
+    assert fit(adapter, data, tmp_path / "artifact", "--calibration", str(calibration), *labels) == 0
+    manifest = read_artifact(tmp_path / "artifact").manifest
+    record = manifest.readout
+    assert isinstance(record, ClassificationHeadRecord)
+    assert manifest.labels == tuple(LABELS)
+    assert record.likelihood == ("bernoulli" if several else "categorical")
+    posterior = fit_in_memory(base, adapter, parts, **config)
+    predictor = Predictor.load(tmp_path / "artifact", device="cpu")
+    inputs = [{"text": row["text"]} for row in rows(6, 3)]
+    answers = predictor.predict([predictor.encode(one, truncate=True) for one in inputs], "laplace")
+    for mine, other in zip(answers, posterior.predict(inputs, "laplace"), strict=True):
+        assert mine.probs == pytest.approx(other.probs, abs=1e-6)
+        assert mine.logit_variance == pytest.approx(other.logit_variance, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("count", "--labels names 2 labels, the head has 3 classes"),
+        ("names", r"does not name the 3 outputs of its head \(id2label\).*name them by --labels"),
+        ("order", r"the model's outputs are \['flat', 'up', 'down'\] \(config.id2label\)"),
+        ("lists", "field 'label' must be one label, got a list"),
+        ("one each", "must be a list of labels"),
+        ("size", "does not load on this base"),
+        ("missing", "is not in the base's checkpoint and was not saved with the head"),
+        ("task", "the adapter says that it is of SEQ_CLS, --task-type is CAUSAL_LM"),
+    ],
+)
+def test_what_cannot_be_fitted(case: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = ["--labels", *LABELS]
+    config: dict[str, Any] = {}
+    if case == "count":
+        more = ["--labels", "down", "up"]
+    elif case == "names":
+        more = []
+    elif case == "order":
+        config = {"id2label": {0: "flat", 1: "up", 2: "down"}}
+    elif case == "lists":
+        config = {"problem_type": "single_label_classification"}
+    elif case == "one each":
+        config = {"problem_type": "multi_label_classification"}
+    elif case == "task":
+        more += ["--task-type", "CAUSAL_LM"]
+    lora = {"modules_to_save": None, "task_type": None} if case == "missing" else None
+    _, adapter = saved(tmp_path, "llama", lora=lora, **config)
+    if case == "size":
+        more += ["--base", str(save_base(tmp_path / "wide", classifier_base("llama", hidden_size=32), head=False))]
+    data = write_rows(tmp_path / "rows.jsonl", rows(30, 1, several=case == "lists"))
+    assert fit(adapter, data, tmp_path / "artifact", *more) == 1
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "artifact").exists()
+
+
+def test_an_adapter_without_a_task_type(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """PEFT then notes the class that it was trained on; the artifact's adapter says nothing of it."""
+    _, adapter = saved(tmp_path, "llama", lora={"task_type": None, "modules_to_save": ["score"]})
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    assert settings["auto_mapping"]["base_model_class"] == "LlamaForSequenceClassification"
+    data = write_rows(tmp_path / "rows.jsonl", [row | {"label": LABELS.index(row["label"])} for row in rows(40, 1)])
+    assert fit(adapter, data, tmp_path / "artifact") == 0, capsys.readouterr().err
+    assert read_artifact(tmp_path / "artifact").manifest.labels == ("0", "1", "2")
+    written = json.loads((tmp_path / "artifact" / "adapter" / "adapter_config.json").read_text())
+    assert (written["auto_mapping"], written["task_type"]) == (None, None)
+    settings["auto_mapping"]["base_model_class"] = "LlamaModel"
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    assert fit(adapter, data, tmp_path / "other") == 1
+    assert "the adapter is of LlamaModel, expected CAUSAL_LM or SEQ_CLS" in capsys.readouterr().err
+    assert fit(adapter, data, tmp_path / "other", "--task-type", "SEQ_CLS") == 1
+    assert "the adapter was trained on a LlamaModel" in capsys.readouterr().err
