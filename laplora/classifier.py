@@ -67,7 +67,7 @@ class Classifier:
                 else label sequences.
 
         Raises:
-            ModelError: a model that the method does not cover, a head of another number of classes or of another order, a
+            ModelError: a model that the method does not cover, a head of another number of classes or another order, a
                 model on several devices, compiled or wrapped for parallel work; the message says what to do.
             NonFiniteError: a weight that is NaN or infinite.
             LabelTokenError: labels that cannot be told apart after the prompt.

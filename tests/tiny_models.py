@@ -169,9 +169,8 @@ def add_lora(
 
     ``name`` is the adapter's, ``options`` are of its configuration.
     """
-    config = LoraConfig(
-        r=rank, lora_alpha=2 * rank, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM", **options
-    )
+    options = {"task_type": "CAUSAL_LM"} | options
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=dropout, target_modules=targets, **options)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         # peft warns that adapters on a tied lm_head cannot be merged. No test here merges one.

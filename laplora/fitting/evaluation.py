@@ -43,8 +43,9 @@ def outputs_of(
     progress: Progress,
     title: str = "test rows",
 ) -> RowOutputs:
-    """Return what every adapter of a fit gives on rows."""
-    size, layers = settings.laplace.batch_size, watched_layers(classifier, settings)
+    """Return what every adapter of a fit gives on rows; without ``distilled``, as where ``fast`` cannot be, no fast."""
+    size = settings.laplace.batch_size
+    layers = () if distilled is None else watched_layers(classifier, settings)
     split = project_split(classifier, posterior, examples, progress, title, batch_size=size, layers=layers)
     trained = Fitted(posterior, prior, split.projected)
     outputs = split_outputs(classifier, settings, trained, split, ensemble, examples, progress, title)

@@ -10,13 +10,15 @@ from pydantic import Field, ValidationError, model_validator
 
 from laplora.answers.golden import MAX_ANSWERS
 from laplora.errors import ConfigError
-from laplora.fitting.settings import CalibrationSettings, FitSettings, LaplaceSettings, PredictiveSettings, Section
+from laplora.fitting.settings import CalibrationSettings, FitSettings, PredictiveSettings, Section
+from laplora.jacobians.many_classes import ManyClasses
 from laplora.readouts.choice import ReadOutName
 from training.config.folders import NAME, folder_of
 from training.config.sections import (
     AdapterConfig,
     BaseConfig,
     EvaluationConfig,
+    LaplaceConfig,
     OptimizerConfig,
     PredictivesConfig,
 )
@@ -40,7 +42,7 @@ class RunConfig(Section):
     )
     adapter: AdapterConfig = AdapterConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
-    laplace: LaplaceSettings = LaplaceSettings()
+    laplace: LaplaceConfig = LaplaceConfig()
     calibration: CalibrationSettings = CalibrationSettings()
     predictives: PredictivesConfig = PredictivesConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -74,9 +76,10 @@ class RunConfig(Section):
         """What the library's fit is told."""
         predictives = self.predictives.model_dump(exclude={"fast_inputs"})
         return FitSettings(
-            laplace=self.laplace,
+            laplace=self.laplace.settings,
             calibration=self.calibration,
             predictives=PredictiveSettings(**predictives),
+            many_classes=ManyClasses(**self.laplace.many_classes.model_dump()),
             seed=self.seed,
         )
 

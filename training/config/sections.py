@@ -1,13 +1,14 @@
-"""The sections of a run's configuration that the library does not have: base, adapter, optimizer, evaluation."""
+"""The sections of a run's configuration that the library does not have, or has otherwise."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from laplora.fitting.settings import PredictiveSettings, Section
+from laplora.fitting.settings import LaplaceSettings, PredictiveSettings, Section
+from laplora.jacobians.many_classes import ManyClasses
 
 
 class BaseConfig(Section):
@@ -47,6 +48,55 @@ class OptimizerConfig(Section):
     batch_size: int = Field(6, ge=1, description="rows a step")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
     checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints; a run resumes at the last")
+
+
+class ManyClassesConfig(Section):
+    """Fewer directions than contrasts, for tasks of many classes (``laplora.jacobians.many_classes``)."""
+
+    limit: int = Field(
+        ManyClasses.limit, ge=2, description="above so many classes a fit and an answer compute fewer directions"
+    )
+    leading: int = Field(
+        ManyClasses.leading, ge=0, description="of a fit: leading eigenvectors of each training row's curvature"
+    )
+    samples: int = Field(
+        ManyClasses.samples,
+        ge=0,
+        description="of a fit: labels drawn beside them, for the rest; with leading at least 1",
+    )
+    directions: int = Field(
+        ManyClasses.directions, ge=1, description="of an answer: directions whose Jacobians are computed"
+    )
+    reference_rows: int = Field(
+        ManyClasses.reference_rows,
+        ge=1,
+        description="training rows with Jacobians of every contrast, from which an answer's others are filled in",
+    )
+
+    @model_validator(mode="after")
+    def _some(self) -> ManyClassesConfig:
+        if self.leading + self.samples < 1:
+            raise ValueError("leading and samples are both 0: a fit would compute nothing")
+        return self
+
+
+class LaplaceConfig(LaplaceSettings):
+    """The posterior and its prior."""
+
+    many_classes: ManyClassesConfig = ManyClassesConfig()
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Return the fields; without ``many_classes`` at its default, as before there was such a section."""
+        fields: dict[str, Any] = write(self)
+        if self.many_classes == ManyClassesConfig():
+            fields.pop("many_classes", None)
+        return fields
+
+    @property
+    def settings(self) -> LaplaceSettings:
+        """What the library's fit is told of it."""
+        return LaplaceSettings(**{name: getattr(self, name) for name in LaplaceSettings.model_fields})
 
 
 class PredictivesConfig(PredictiveSettings):

@@ -15,11 +15,17 @@ ROLES: tuple[Role, ...] = ("test", "calibration", "train")
 
 @dataclass(frozen=True)
 class Task:
-    """A question and its possible answers: the label words whose tokens are predicted, in class order."""
+    """A question and its possible answers.
+
+    Attributes:
+        labels: their names, in class order.
+        verbalizers: the text after the prompt that stands for each label; None: its name, as the template writes it.
+    """
 
     name: str
     template: PromptTemplate
     labels: tuple[str, ...]
+    verbalizers: tuple[str, ...] | None = None
 
     def prompt(self, example: Example) -> str:
         """Return the prompt of an example."""

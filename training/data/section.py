@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator, model_validator
 
 from laplora.errors import ConfigError
 from training.data.examples import Role, Splits, Task
@@ -78,10 +78,11 @@ class DataConfig(BaseModel):
     template: str | InlineTemplate | None = Field(
         default=None, description="dataset file: a known template's name, or {name, text, choice, choice_separator}"
     )
-    labels: tuple[str, ...] = Field(
+    labels: tuple[str, ...] | dict[str, str] = Field(
         default=(),
         description="dataset file: the label words in class order, each one token after the prompt (or a "
-        "text, as readout says)",
+        "text, as readout says); or names that the rows and the answers have, each with the text that stands for it "
+        'after the prompt, its leading space included: {refund request: " A", complaint: " B"}',
     )
     label_field: str = Field(default="label", description="dataset file: the field that holds the answer")
     label_map: dict[str, str] = Field(
@@ -91,15 +92,26 @@ class DataConfig(BaseModel):
         "the words themselves",
     )
 
-    @field_validator("labels", "label_map", mode="before")
+    @field_validator("labels", mode="before")
     @classmethod
-    def _not_read_as_boolean(cls, value: Any) -> Any:
-        words = value.values() if isinstance(value, dict) else value
-        if isinstance(words, Iterable) and any(isinstance(word, bool) for word in words):
-            raise ValueError("YAML reads unquoted Yes, No, true and false as true or false: put the words in quotes")
-        if isinstance(value, dict):  # YAML gives numbers and booleans where a data file has them as values
-            return {str(k).lower() if isinstance(k, bool) else str(k): word for k, word in value.items()}
-        return value
+    def _named(cls, value: Any) -> Any:
+        if isinstance(value, (list, tuple)) and value and all(isinstance(pair, (list, tuple)) for pair in value):
+            value = dict(value)  # as a configuration is written, so that the order of the classes counts
+        names = [*value, *value.values()] if isinstance(value, dict) else value
+        return _without_booleans(value, names)
+
+    @field_serializer("labels")
+    def _in_order(self, labels: tuple[str, ...] | dict[str, str]) -> Any:
+        return [list(pair) for pair in labels.items()] if isinstance(labels, dict) else labels
+
+    @field_validator("label_map", mode="before")
+    @classmethod
+    def _mapped(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        _without_booleans(value, value.values())
+        # YAML gives numbers and booleans where a data file has them as values
+        return {str(k).lower() if isinstance(k, bool) else str(k): word for k, word in value.items()}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -122,6 +134,8 @@ class DataConfig(BaseModel):
             raise ValueError(f"labels must be at least two different words, got {list(self.labels)}")
         if any(not word or word != word.strip() for word in self.labels):
             raise ValueError("labels holds an empty word, or one with a space around it")
+        if isinstance(self.labels, dict) and not all(self.labels.values()):
+            raise ValueError("labels holds a name without a text that stands for it after the prompt")
         words = set(self.label_map.values() or self.labels)
         if unknown := sorted(words - set(self.labels)):
             raise ValueError(f"label_map leads to {unknown}, which are not among the labels {list(self.labels)}")
@@ -137,7 +151,14 @@ class DataConfig(BaseModel):
         assert self.path is not None
         assert self.template is not None
         first = self.path.train if isinstance(self.path, SplitPaths) else self.path
-        return Task(self.name or first.stem, file_template(self.template), self.labels)
+        texts = tuple(self.labels.values()) if isinstance(self.labels, dict) else None
+        return Task(self.name or first.stem, file_template(self.template), tuple(self.labels), texts)
+
+
+def _without_booleans(value: Any, words: Any) -> Any:
+    if isinstance(words, Iterable) and any(isinstance(word, bool) for word in words):
+        raise ValueError("YAML reads unquoted Yes, No, true and false as true or false: put the words in quotes")
+    return value
 
 
 def load_splits(

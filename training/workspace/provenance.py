@@ -14,7 +14,7 @@ from laplora.models.hashes import weights_hash
 from training.workspace.run import Run
 
 #: Fields of the section ``laplace`` that the sums over the training rows depend on.
-_CURVATURE = {"structure", "subset", "rank", "oversampling", "joint_rank", "batch_size", "factor_dtype"}
+_CURVATURE = {"structure", "subset", "rank", "oversampling", "joint_rank", "batch_size", "factor_dtype", "many_classes"}
 
 
 def adapter_inputs(run: Run) -> str:

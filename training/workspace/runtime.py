@@ -38,8 +38,9 @@ def open_run(config: RunConfig) -> Run:
     _check_splits(config, splits)
     location = locate_base(base_spec(config), progress=say)
     tokenizer = load_tokenizer(location, config.base.revision)
-    verbalizers = default_verbalizers(splits.task.template, splits.task.labels)
-    readout = named_readout(tokenizer, splits.task.template, verbalizers, config.readout)
+    task = splits.task
+    verbalizers = task.verbalizers or default_verbalizers(task.template, task.labels)
+    readout = named_readout(tokenizer, task.template, verbalizers, config.readout)
     run = Run(config, splits, location, tokenizer, verbalizers, readout, device)
     _begin_folder(run)
     run = replace(run, lock=in_use(config.run_dir))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -168,6 +169,27 @@ def test_a_file_with_the_bases_embeddings_loads(
     with torch.no_grad():
         one, two = (label_logits(m, last_hidden(m, task.batch()), task.label_ids) for m in (model, again))
     assert torch.equal(one, two)
+
+
+def test_an_adapter_without_a_task_type_is_of_the_class_that_peft_notes(tmp_path: Path) -> None:
+    """It loads again as laplora saves it, and on no model of another class."""
+    model, task = add_lora(tiny_base("llama"), ["q_proj"], dtype=None, task_type=None), tiny_task(examples=4)
+    model.save_pretrained(tmp_path / "one")
+    settings = json.loads((tmp_path / "one" / "adapter_config.json").read_text())
+    assert settings["auto_mapping"]["base_model_class"] == "LlamaForCausalLM"
+    again = attach_adapter(tiny_base("llama"), tmp_path / "one")
+    save_adapter(again, tmp_path / "two")
+    assert json.loads((tmp_path / "two" / "adapter_config.json").read_text())["auto_mapping"] is None
+    for loaded in (again, attach_adapter(tiny_base("llama"), tmp_path / "two")):
+        with torch.no_grad():
+            one, two = (label_logits(m, last_hidden(m, task.batch()), task.label_ids) for m in (model, loaded))
+        assert torch.equal(one, two)
+    with pytest.raises(ModelError, match=r"trained on a LlamaForCausalLM \(its auto_mapping\), which the base is not"):
+        attach_adapter(tiny_base("phi"), tmp_path / "one")
+    settings["auto_mapping"] = {"parent_library": "transformers"}
+    (tmp_path / "one" / "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ModelError, match="auto_mapping names no base_model_class"):
+        attach_adapter(tiny_base("llama"), tmp_path / "one")
 
 
 def test_embeddings_of_a_wider_number_format_are_the_bases(tmp_path: Path) -> None:

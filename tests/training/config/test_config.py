@@ -12,7 +12,9 @@ import yaml
 from pydantic import BaseModel
 
 from laplora.errors import ConfigError
+from laplora.jacobians.many_classes import ManyClasses
 from training.config import DataConfig, RunConfig, Section, config_hash_fields, load_config
+from training.config.folders import configuration_digest
 from training.data.section import InlineTemplate, SplitPaths
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -86,6 +88,9 @@ def test_all_bad_fields_are_reported_at_once(tmp_path: Path) -> None:
         ),
         ({"laplace": {"prior": "leave_one_out"}}, "leave_one_out needs structure: exact"),
         ({"laplace": {"surprise": 1}}, "laplace.surprise: Extra inputs are not permitted"),
+        ({"laplace": {"many_classes": {"limit": 1}}}, "laplace.many_classes.limit: Input should be greater than or"),
+        ({"laplace": {"many_classes": {"sample": 1}}}, "laplace.many_classes.sample: Extra inputs are not permitted"),
+        ({"laplace": {"many_classes": {"leading": 0, "samples": 0}}}, "leading and samples are both 0"),
         ({"predictives": {"laplace_ensemble": True}}, "laplace_ensemble needs an ensemble"),
         ({"predictives": {"ensemble": 1}}, "ensemble: 1 averages over one member"),
         ({"predictives": {"mc_dropout": 1}}, "mc_dropout: 1 averages over one member"),
@@ -129,6 +134,17 @@ def test_a_prior_for_each_matrix_where_they_do_not_vary_together(file: Path) -> 
 )
 def test_the_predictives_that_are_on(file: Path, overrides: list[str], names: str) -> None:
     assert load_config(file, overrides).predictives.names == tuple(names.split())
+
+
+def test_many_classes_reach_the_fit_and_change_the_run(file: Path) -> None:
+    """At their default they are not part of a configuration, as before there was the section."""
+    plain, changed = load_config(file), load_config(file, ["laplace.many_classes.directions=5"])
+    same = load_config(file, [f"laplace.many_classes.limit={ManyClasses.limit}"])
+    assert plain.fit.many_classes == ManyClasses()
+    assert changed.fit == plain.fit.model_copy(update={"many_classes": ManyClasses(directions=5)})
+    digests = [configuration_digest(config_hash_fields(config)) for config in (plain, same, changed)]
+    assert "many_classes" not in config_hash_fields(plain)["laplace"]
+    assert digests[0] == digests[1] != digests[2]
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "-x", "a b", "ü"])

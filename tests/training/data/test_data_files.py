@@ -248,6 +248,20 @@ def test_a_file_for_each_split(tmp_path: Path) -> None:
     assert [line.split(" ")[0] for line in lines] == ["warning:"]
 
 
+def test_names_of_labels_apart_from_their_text(tmp_path: Path) -> None:
+    """The rows have the names; their order, which is that of the classes, is kept in what is recorded."""
+    path = tmp_path / "reviews.jsonl"
+    path.write_text(reviews(40))
+    named = config(path=str(path), labels={"No": " 0", "Yes": " 1"})
+    splits = load_splits(named, seed=0)
+    assert (splits.task.labels, splits.task.verbalizers) == (("No", "Yes"), (" 0", " 1"))
+    assert {e.label for e in splits.test} == {0, 1}
+    recorded = named.model_dump(mode="json")
+    assert recorded["labels"] == [["No", " 0"], ["Yes", " 1"]]
+    assert DataConfig.model_validate(recorded) == named
+    assert load_splits(config(path=str(path)), seed=0).task.verbalizers is None
+
+
 def test_files_that_would_leak_are_refused(tmp_path: Path) -> None:
     path = str(tmp_path / "a.jsonl")
     Path(path).write_text(reviews(30))
@@ -265,6 +279,9 @@ def test_files_that_would_leak_are_refused(tmp_path: Path) -> None:
         ({"labels": ["Yes", "Yes"]}, "at least two different words"),
         ({"labels": ["Yes", " No"]}, "a space around it"),
         ({"labels": [False, True]}, "put the words in quotes"),
+        ({"labels": {False: " A", True: " B"}}, "put the words in quotes"),
+        ({"labels": {"No": " A", "Yes": ""}}, "a name without a text"),
+        ({"labels": {"No": " A", "Maybe": " B"}}, r"label_map leads to \['Yes'\]"),
         ({"label_map": {1: False, 5: True}}, "put the words in quotes"),
         ({"label_map": {1: "No", 5: "Maybe"}}, "label_map leads to"),
         ({"label_map": {1: "No"}}, "no value of label_map leads to"),
