@@ -34,8 +34,9 @@ def execute() -> None:
 
 def page() -> tuple[str, dict[str, bytes]]:
     """Return the page's text, and its pictures by file name."""
-    export = MarkdownExporter()  # type: ignore[no-untyped-call]
-    body, resources = export.from_filename(str(NOTEBOOK))
+    notebook = nbformat.read(NOTEBOOK, as_version=4)  # type: ignore[no-untyped-call]
+    notebook.metadata["language_info"] = {"name": "python"}  # names the language of the page's blocks
+    body, resources = MarkdownExporter().from_notebook_node(notebook)  # type: ignore[no-untyped-call]
     order = sorted(resources["outputs"], key=body.index)
     names = {name: f"five-lines-{number}.png" for number, name in enumerate(order, 1)}
     for name, picture in names.items():
