@@ -143,13 +143,19 @@ class _Batches:
                 "the batches are gone over more than once, and an iterator can be used once: give a list, a data "
                 "loader, or a function that returns a new iterator"
             )
-        yield from found
+        for batch in found:
+            if not isinstance(batch, tuple | list) or len(batch) not in (2, 3) or not isinstance(batch[1], Mapping):
+                raise DataError(
+                    "a batch must be (logits, Jacobians by weight), or these and a class mask; give a list of batches, "
+                    f"got {type(batch).__name__}"
+                )
+            yield batch
 
     def contrasted(self) -> Iterator[tuple[ContrastJacobians, torch.Tensor]]:
         """Yield each batch's logits with the Jacobians of its contrasts, and its class mask."""
         assert self.blocks is not None
         for batch in self.batches():
-            logits, given = batch[0], batch[1]
+            logits, given = batch[0].detach(), {name: jacobian.detach() for name, jacobian in batch[1].items()}
             mask = batch[2] if len(batch) == 3 else torch.ones_like(logits, dtype=torch.bool)
             if logits.ndim != 2 or mask.shape != logits.shape:
                 shapes = f"{tuple(logits.shape)} and {tuple(mask.shape)}"

@@ -154,6 +154,16 @@ def test_rows_of_fewer_classes(problem: Problem) -> None:
     torch.testing.assert_close(whole, alone, rtol=1e-9, atol=1e-12)
 
 
+def test_tensors_of_a_graph_are_taken_as_numbers(problem: Problem) -> None:
+    batches = problem.batches()
+    grown = [(logits.clone().requires_grad_(), jacobians) for logits, jacobians in batches]
+    for structure in ("exact", "joint_core"):
+        settings = StructureSettings(structure=structure)
+        covariance = jacobian_covariance(fit_jacobians(grown, settings), grown[0], 1.0)
+        assert not covariance.requires_grad
+        assert covariance.equal(jacobian_covariance(fit_jacobians(batches, settings), batches[0], 1.0))
+
+
 def test_what_cannot_be_fitted(problem: Problem) -> None:
     batches = problem.batches()
     logits, jacobians = problem.batch(problem.rows[:3])
@@ -165,6 +175,10 @@ def test_what_cannot_be_fitted(problem: Problem) -> None:
         fit_jacobians([])
     with pytest.raises(DataError, match="no Jacobians"):
         fit_jacobians([(logits, {})])
+    with pytest.raises(DataError, match="give a list of batches, got Tensor"):
+        fit_jacobians(batches[0])  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"a batch must be \(logits, Jacobians by weight\)"):
+        fit_jacobians([(logits, jacobians["0.weight"])])  # type: ignore[list-item]
     with pytest.raises(DataError, match=r"got \(3, 1, 7, 5\)"):
         fit_jacobians([(logits, {"0.weight": jacobians["0.weight"][:, :1]})])
     with pytest.raises(DataError, match="both be"):
