@@ -88,6 +88,12 @@ class Classifier:
             check_length(self.model, max_tokens)
             check_order(self.model, self.labels)
 
+    def __repr__(self) -> str:
+        """Return what it reads, in a line."""
+        labels = ", ".join(self.labels[:4]) + (", ..." if len(self.labels) > 4 else "")
+        readout, fields = type(self.readout).__name__, list(self.template.fields)
+        return f"Classifier({type(self.model).__name__}, labels: {labels}, read by {readout}, fields: {fields})"
+
     @property
     def class_count(self) -> int:
         """Number of labels."""
@@ -159,7 +165,10 @@ def _described(
     if isinstance(labels, str):
         raise ConfigError("labels must be a list of names, or a mapping from names to texts, got one text")
     names = tuple(labels)
-    if len(names) < 2 or len(set(names)) != len(names) or not all(isinstance(n, str) and n.strip() for n in names):
+    if odd := [name for name in names if not isinstance(name, str)]:
+        kind = type(odd[0]).__name__
+        raise ConfigError(f"labels must be names, as texts, got {kind}: rows may have numbers, which count the labels")
+    if len(names) < 2 or len(set(names)) != len(names) or not all(name.strip() for name in names):
         raise ConfigError(f"labels must be at least two different names, got {list(map(str, names))[:8]}")
     verbalizers = tuple(labels.values()) if isinstance(labels, Mapping) else default_verbalizers(template, names)
     if not all(isinstance(text, str) and text for text in verbalizers):
@@ -170,6 +179,8 @@ def _described(
 def _checked(model: Any) -> Any:
     """Return the model in evaluation mode, after every check that does not depend on the labels."""
     kind = type(model).__name__
+    if not isinstance(model, torch.nn.Module):
+        raise ModelError(f"the model must be one that from_pretrained returned, got {kind}")
     if hasattr(model, "_orig_mod"):
         raise ModelError("the model is compiled, which hides its layers: give the one before torch.compile")
     if kind in ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "DeepSpeedEngine"):

@@ -29,7 +29,7 @@ except ModuleNotFoundError as error:
     ) from None
 
 from laplora.classifier import MAX_TOKENS, Classifier
-from laplora.errors import DataError
+from laplora.errors import ConfigError, DataError
 from laplora.fitting.calibrated import CalibratedPosterior
 from laplora.fitting.entry import fit
 from laplora.fitting.settings import FitSettings
@@ -148,6 +148,8 @@ class LaploraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
 
     def _names(self, targets: np.ndarray[Any, Any]) -> tuple[dict[Any, str], np.ndarray[Any, Any]]:
         """Return the label's name of each class, in the order of the classes, and the classes."""
+        if isinstance(self.labels, str):
+            raise ConfigError("labels must be a list of names, got one text: the template comes before the labels")
         present = np.unique(targets)
         if self.labels is None:
             return {value: str(value) for value in present.tolist()}, present

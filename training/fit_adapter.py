@@ -88,12 +88,14 @@ def _task(request: AdapterFit, head: HeadTask | None) -> tuple[Task, bool]:
 
 
 def _tell_of_shared_rows(rows: dict[str, list[dict[str, Any]]]) -> None:
+    """Say how many test rows are in another file; ``laplora.fit`` warns of calibration rows that are training rows."""
+
     def fields(row: dict[str, Any]) -> str:
         return json.dumps({k: v for k, v in row.items() if k not in ("id", "label")}, sort_keys=True)
 
     seen = set[str]()
     for name, part in rows.items():
         texts = [fields(row) for row in part]
-        if shared := sum(text in seen for text in texts):
-            say(f"--{name}: {shared} of {len(texts)} rows are in an earlier file too, which makes the figures too good")
+        if name == "test" and (shared := sum(text in seen for text in texts)):
+            say(f"--test: {shared} of {len(texts)} rows are in another file too, which makes the figures too good")
         seen.update(texts)

@@ -70,6 +70,11 @@ class Prediction:
     labels_present: list[str] | None = None
 
     @property
+    def label(self) -> str:
+        """The most probable label under ``probs``."""
+        return self.labels[self.label_index]
+
+    @property
     def confidence(self) -> float:
         """The largest probability; where several labels may be right, the least sure one's, of present or absent."""
         return max(self.probs) if self.labels_present is None else min(max(p, 1 - p) for p in self.probs)

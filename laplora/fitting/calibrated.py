@@ -47,7 +47,7 @@ from laplora.predictor import Predictor
 
 #: Rows whose answers an artifact records and its server replays.
 _GOLDEN_ROWS = 4
-_UNSAVED = "unsaved"
+_UNSAVED = "in-memory"
 
 
 class CalibratedPosterior:
@@ -78,6 +78,14 @@ class CalibratedPosterior:
         members = _members(classifier, fit)
         self.predictor = Predictor(
             artifact, members, classifier.tokenizer, classifier.device, base, {str(k): v for k, v in fit.scores.items()}
+        )
+
+    def __repr__(self) -> str:
+        """Return what was fitted, in a line."""
+        rows = self.data["rows"]
+        return (
+            f"CalibratedPosterior({self.fit.settings.laplace.structure}, {rows['train']} training rows, "
+            f"{rows['calibration']} calibration rows, answers by {self.recommended})"
         )
 
     @property

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ from laplora.errors import ConfigError
 from laplora.fitting.calibrated import CalibratedPosterior
 from laplora.fitting.fit import fit_rows
 from laplora.fitting.progress import Bars, Progress, Silent
-from laplora.fitting.rows import check_labels, read_rows, split_rows
+from laplora.fitting.rows import FEW_CALIBRATION_ROWS, check_labels, read_rows, split_rows
 from laplora.fitting.settings import FitSettings
 from laplora.predictive.member_adapters import read_weights
+from laplora.prompts.examples import Example
 
+#: Median probability of all labels after the prompt, below which prompt or labels are hardly those of the training.
+_LITTLE_MASS = 0.01
 #: Rows whose answers an artifact records and its server replays.
 _GOLDEN_ROWS = 4
 
@@ -50,8 +54,16 @@ def fit(
 
     Raises:
         DataError: rows that cannot be used, a label without a row.
+        UserWarning: more than half of the calibration rows are among ``rows``.
         ConfigError, ModelError, PriorError, NonFiniteError, FactorizationError: what cannot be fitted.
     """
+    if not isinstance(classifier, Classifier):
+        raise ConfigError(f"the first argument must be a laplora.Classifier, got {type(classifier).__name__}")
+    if not isinstance(settings, FitSettings | None):
+        raise ConfigError(
+            f"settings must be a FitSettings, got {type(settings).__name__}: laplora.FitSettings.model_validate makes "
+            "one of a dict"
+        )
     settings = settings or FitSettings()
     if settings.predictives.ensemble:
         raise ConfigError("an ensemble takes the adapters of several steps, which python -m training keeps: leave it 0")
@@ -68,6 +80,12 @@ def fit(
         )
     else:
         held_out = read_rows(calibration, classifier, label_field, "calibration row")
+        _tell_of_shared(train, held_out, shown)
+    if len(held_out) < FEW_CALIBRATION_ROWS:
+        shown.say(
+            f"{len(held_out)} calibration rows are fewer than {FEW_CALIBRATION_ROWS}: the prior precision, the "
+            "temperatures and the thresholds chosen on them are mostly noise"
+        )
     found = fit_rows(
         classifier,
         train,
@@ -83,8 +101,32 @@ def fit(
         "calibration": source,
     }
     golden = tuple(dict(example.fields) for example in held_out[:_GOLDEN_ROWS])
+    _tell_of_little_mass(found.calibration.label_mass, shown)
     shown.say(f"answers by {found.calibrated.recommended.predictive}: {found.calibrated.recommended.reason}")
     return CalibratedPosterior(classifier, found, data, golden, shown)
+
+
+def _tell_of_shared(train: Sequence[Example], held_out: Sequence[Example], progress: Progress) -> None:
+    """Say how many calibration rows are training rows too; warn where it is most of them, which is no accident."""
+    seen = {repr(example.fields) for example in train}
+    shared = sum(repr(example.fields) in seen for example in held_out)
+    line = (
+        f"{shared} of {len(held_out)} calibration rows are among the training rows: the model is surer of rows that it "
+        "has seen, and so will the answers be. Give rows that it was not fine-tuned on"
+    )
+    if 2 * shared > len(held_out):
+        warnings.warn(line, UserWarning, stacklevel=3)
+    elif shared:
+        progress.say(line)
+
+
+def _tell_of_little_mass(label_mass: torch.Tensor, progress: Progress) -> None:
+    """Say so where the model expects something else than a label after the prompt."""
+    if (median := float(label_mass.median())) < _LITTLE_MASS:
+        progress.say(
+            f"the labels have {median:.1g} of the probability after the prompt, in the median: check that template and "
+            "labels are those of the fine-tuning, to the last space"
+        )
 
 
 def _initial(

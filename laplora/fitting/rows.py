@@ -15,6 +15,8 @@ from laplora.prompts.labelled import example_of, row_id
 
 #: Share of the rows that calibrate where no calibration rows are given.
 CALIBRATION_SHARE = 0.2
+#: With fewer calibration rows, a prior or threshold chosen on them is mostly noise.
+FEW_CALIBRATION_ROWS = 20
 #: Most problems of rows that one error names.
 _SHOWN_PROBLEMS = 5
 
@@ -38,16 +40,16 @@ def read_rows(rows: Any, classifier: Classifier, label_field: str | None, what: 
     examples: list[Example] = []
     problems: list[str] = []
     rendered: set[bool] = set()
-    for number, row in enumerate(_mappings(rows, what)):
+    for number, row in enumerate(_mappings(rows, what, classifier.template.fields)):
         values = {str(name): _plain(value) for name, value in row.items()}
-        if label_field is not None:
-            given = values.get(label_field)
-            if several and isinstance(given, list):
-                values[label_field] = named_labels(given, names, vectors=not of_data_set)
-            else:
-                values[label_field] = named_label(given, names)
         rendered.add("prompt" in values and not set(classifier.template.fields) & set(values))
         try:
+            if label_field in values:
+                given = values[label_field]
+                if several and isinstance(given, list):
+                    values[label_field] = named_labels(given, names, vectors=not of_data_set)
+                else:
+                    values[label_field] = named_label(given, names)
             name = row_id(values, str(number))
             examples.append(
                 example_of(values, name, classifier.template, classifier.labels, label_field, several=several)
@@ -106,14 +108,18 @@ def _labels_of(example: Example) -> tuple[int, ...]:
     return (example.label,) if example.present is None else example.present
 
 
-def _mappings(rows: Any, what: str) -> Iterator[Mapping[Any, Any]]:
+def _mappings(rows: Any, what: str, fields: Sequence[str]) -> Iterator[Mapping[Any, Any]]:
+    expected = f"of the template's fields {list(fields)}"
     if isinstance(rows, (str, bytes, Mapping)) or not isinstance(rows, Iterable):
-        raise DataError(f"{what}s must be a list of dicts, a data frame or a data set, got {type(rows).__name__}")
+        splits = ": choose one of its splits" if type(rows).__name__ == "DatasetDict" else ""
+        raise DataError(
+            f"{what}s must be a list of dicts {expected}, a data frame or a data set, got {type(rows).__name__}{splits}"
+        )
     if hasattr(rows, "to_dict") and hasattr(rows, "columns"):  # a data frame
         rows = rows.to_dict("records")
     for number, row in enumerate(rows):
         if not isinstance(row, Mapping):
-            raise DataError(f"{what} {number} must be a dict of the template's fields, got {type(row).__name__}")
+            raise DataError(f"{what} {number} must be a dict {expected}, got {type(row).__name__}")
         yield row
 
 
@@ -142,9 +148,16 @@ def _class_names(rows: Any, labels: Sequence[str], label_field: str | None) -> t
 
 
 def named_label(value: Any, names: Sequence[str]) -> Any:
-    """Return a label's name, where it is given by its number."""
-    number = isinstance(value, int) and not isinstance(value, bool)
-    return names[value] if number and str(value) not in names and 0 <= value < len(names) else value
+    """Return a label's name, where it is given by its number; DataError for a number that no label has."""
+    whole = isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1
+    if not whole or str(value) in names:
+        return value
+    number = int(value)  # pandas has the whole numbers of a column with a gap as floats
+    if str(number) in names:
+        return str(number)
+    if not 0 <= number < len(names):
+        raise DataError(f"the label is {number}, expected a number from 0 to {len(names) - 1}, or one of {list(names)}")
+    return names[number]
 
 
 def named_labels(values: Sequence[Any], names: Sequence[str], *, vectors: bool) -> list[Any]:

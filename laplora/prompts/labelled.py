@@ -65,8 +65,7 @@ def _fields(values: Mapping[str, Any], template: PromptTemplate, labels: Sequenc
     for name in template.fields:
         fields[name] = _choices(values) if name == "choices" else values.get(name)
         if fields[name] is None:
-            present = sorted(str(n)[:64] for n in values)[:16]
-            raise DataError(f"field {name!r} is missing; the row has {present}")
+            raise DataError(f"field {name!r} is missing; the row has {_shown_names(values)}")
     try:
         _, class_count = render(template, fields, labels)
     except InvalidInputError as error:
@@ -106,7 +105,10 @@ def _label(values: Mapping[str, Any], labels: Sequence[str], label_field: str, l
     elif isinstance(value, int | float):
         value = str(value)
     if value is None:
-        raise DataError(f"field {label_field!r} (the label) is missing")
+        raise DataError(
+            f"field {label_field!r} (the label) is missing; the row has {_shown_names(values)}: if the label has "
+            "another name, give it as label_field"
+        )
     if not isinstance(value, str):
         if isinstance(value, list):
             raise DataError(
@@ -137,6 +139,10 @@ def _several(value: Any, labels: Sequence[str], label_field: str) -> tuple[int, 
         if not isinstance(one, str) or one not in labels:
             raise DataError(f"field {label_field!r}: label {_shown(one)} is not among {list(labels)}")
     return tuple(sorted({labels.index(one) for one in value}))
+
+
+def _shown_names(values: Mapping[str, Any]) -> list[str]:
+    return sorted(str(name)[:64] for name in values)[:16]
 
 
 def _shown(value: Any) -> str:

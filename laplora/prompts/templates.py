@@ -38,7 +38,10 @@ class PromptTemplate:
     def __post_init__(self) -> None:
         names = tuple(dict.fromkeys(m.group(1) for m in _PLACEHOLDER.finditer(self.text) if m.group(1)))
         if not names:
-            raise ConfigError(f"template {self.name!r} has no {{field}} placeholder: every prompt would be the same")
+            raise ConfigError(
+                f"template {self.name!r} has no {{field}} placeholder, and every prompt would be the same: write the "
+                "name of a row's field in braces"
+            )
         object.__setattr__(self, "placeholders", names)
 
     @property

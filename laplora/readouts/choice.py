@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from laplora.errors import ConfigError
 from laplora.models.lora import is_classifier
@@ -51,7 +51,12 @@ def choose_readout(
 def named_readout(
     tokenizer: Any, template: PromptTemplate, verbalizers: Sequence[str], wanted: ReadOutName | None
 ) -> LabelTokens | LabelSequences:
-    """Return the read-out of labels, as ``choose_readout`` without a model to check."""
+    """Return the read-out of labels, as ``choose_readout`` without a model to check.
+
+    Raises LabelTokenError as it, and ConfigError for no such read-out.
+    """
+    if wanted not in (None, *get_args(ReadOutName)):
+        raise ConfigError(f"readout must be one of {list(get_args(ReadOutName))}, or None to choose, got {wanted!r}")
     if wanted == "label_tokens":
         return LabelTokens(tuple(resolve_label_tokens(tokenizer, template, verbalizers)))
     sequences = resolve_label_sequences(tokenizer, template, verbalizers)

@@ -144,6 +144,8 @@ def test_what_cannot_be_fitted(X: Any, y: Any, options: dict[str, Any], message:
 def test_refusals_of_the_library_come_through(parts: tuple[Any, Any], fitted: LaploraClassifier) -> None:
     with pytest.raises(ConfigError, match="two different names"):
         make(parts, labels=["only"]).fit(["a"], ["only"])
+    with pytest.raises(ConfigError, match="the template comes before the labels"):
+        make(parts, labels="{text}:").fit(["a", "b"], ["negative", "positive"])
     with pytest.raises(ValueError, match="Unknown label type"):
         make(parts).fit(["a", "b"], [0.5, 0.7])
 

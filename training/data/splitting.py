@@ -8,13 +8,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from laplora.errors import DataError
+from laplora.fitting.rows import FEW_CALIBRATION_ROWS
 from laplora.prompts.examples import Example
 from training.data.examples import ROLES, Pool, Role, Source, Splits, Task
 
 #: How splits share the rows of one pool where the config leaves several of their sizes open.
 SHARES: dict[Role, int] = {"train": 4, "calibration": 1, "test": 2}
-#: Below this, a prior or threshold chosen on the calibration split is mostly noise.
-FEW_CALIBRATION_ROWS = 20
 
 Dropped = dict[str, dict[str, int]]
 

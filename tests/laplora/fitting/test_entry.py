@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from peft import PeftModel
 from tiny_runs import FinishedRun
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -18,6 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import laplora
 from laplora.artifact.folder import read_artifact
 from laplora.errors import ConfigError, DataError, LabelTokenError, ModelError, NonFiniteError
+from laplora.fitting.entry import _tell_of_little_mass, _tell_of_shared
+from laplora.fitting.progress import Silent
 from laplora.fitting.rows import read_rows, split_rows
 from laplora.models.quiet import quiet_loading
 from laplora.predictor import Predictor
@@ -25,6 +27,16 @@ from laplora.prompts.templates import TEMPLATES
 from training.workspace.runtime import open_run
 
 Rows = list[dict[str, Any]]
+
+
+class Noted(Silent):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
 
 
 def load(run: FinishedRun) -> tuple[Any, Any]:
@@ -113,7 +125,9 @@ def test_what_is_served_is_what_the_posterior_answers(
         assert served.logit_variance == pytest.approx(answer.logit_variance, rel=1e-3)
         assert served.prediction_set == answer.prediction_set
         assert served.decision == answer.decision
-    assert posterior.predict(inputs[0]) == posterior.predict(inputs[:1])
+    (answer,) = posterior.predict(inputs[0])
+    assert [answer] == posterior.predict(inputs[:1])
+    assert answer.label == answer.labels[answer.label_index]
 
 
 def test_an_evaluation_prints_a_table(posterior: laplora.CalibratedPosterior, rows: dict[str, Rows]) -> None:
@@ -151,7 +165,8 @@ def test_rows_of_every_kind_are_the_same_rows(classifier: laplora.Classifier, ro
     )
     expected = read_rows(rows["test"], classifier, "label")
     frame = pd.DataFrame(numbered)
-    for given in (numbered, iter(numbered), named, turned, frame, frame.astype({"label": "int32"})):
+    floats = frame.astype({"label": float})  # as of a column with a gap
+    for given in (numbered, iter(numbered), named, turned, frame, frame.astype({"label": "int32"}), floats):
         assert read_rows(given, classifier, "label") == expected
 
 
@@ -163,14 +178,20 @@ def without(row: dict[str, Any], name: str) -> dict[str, Any]:
     ("change", "message"),
     [
         (lambda rows: [*rows, without(rows[0], "text")], "row 40: field 'text' is missing"),
-        (lambda rows: [*rows, without(rows[0], "label")], r"row 40: field 'label' \(the label\) is missing"),
+        (
+            lambda rows: [*rows, without(rows[0], "label") | {"target": 1}],
+            r"row 40: field 'label' \(the label\) is missing; the row has \[.*'target'.*give it as label_field",
+        ),
         (lambda rows: [rows[0] | {"label": "meh"}], r"row 0: field 'label' is 'meh', expected one of"),
-        (lambda rows: [rows[0] | {"label": 2}], r"field 'label' is '2'"),
+        (lambda rows: [rows[0] | {"label": 2}], "the label is 2, expected a number from 0 to 1, or one of"),
+        (lambda rows: [rows[0] | {"label": -1.0}], "the label is -1, expected a number from 0 to 1"),
+        (lambda rows: [rows[0] | {"label": 0.5}], r"field 'label' is '0.5', expected one of"),
+        (lambda rows: DatasetDict(train=Dataset.from_list(rows)), "got DatasetDict: choose one of its splits"),
         (lambda rows: [row for row in rows if row["label"] == "positive"], r"no row has the labels \['negative'\]"),
         (lambda rows: [rows[0], {"prompt": "Review:", "label": "positive"}], "some rows have a finished 'prompt'"),
         (lambda rows: [], "there are no rows"),
-        (lambda rows: rows[0], "must be a list of dicts"),
-        (lambda rows: ["a text"], "row 0 must be a dict"),
+        (lambda rows: rows[0], r"must be a list of dicts of the template's fields \['text'\]"),
+        (lambda rows: ["a text"], r"row 0 must be a dict of the template's fields \['text'\], got str"),
         (lambda rows: pd.DataFrame(rows).assign(text=float("nan")), "field 'text' is missing"),
         (
             lambda rows: Dataset.from_list(
@@ -204,23 +225,51 @@ def test_rows_split_by_label_and_seed(classifier: laplora.Classifier, rows: dict
 def test_a_fit_without_calibration_rows_says_where_they_come_from(
     classifier: laplora.Classifier, rows: dict[str, Rows], tmp_path: Path
 ) -> None:
-    lines: list[str] = []
-
-    class Noted:
-        def say(self, line: str) -> None:
-            lines.append(line)
-
-        def track(self, items: Any, title: str) -> Iterator[Any]:
-            yield from items
-
+    noted = Noted()
     settings = laplora.FitSettings.model_validate({"predictives": {"fast": 0}})
-    posterior = laplora.fit(classifier, rows["train"], settings=settings, progress=Noted())
+    posterior = laplora.fit(classifier, rows["train"], settings=settings, progress=noted)
+    assert any("8 calibration rows are fewer than 20" in line for line in noted.lines)
+    assert repr(posterior).startswith(
+        "CalibratedPosterior(joint_core, 32 training rows, 8 calibration rows, answers by"
+    )
     assert posterior.data["calibration"] == "split"
     assert posterior.data["rows"] == {"train": 32, "calibration": 8}
-    assert any("no calibration rows are given: 8 of 40 rows" in line for line in lines)
+    assert any("no calibration rows are given: 8 of 40 rows" in line for line in noted.lines)
     manifest = read_artifact(posterior.save(tmp_path / "split", verify=False)).manifest
     assert manifest.prior.centre == "zero"
     assert manifest.data["calibration"] == "split"
+
+
+def test_calibration_rows_that_were_trained_on_are_told_of(
+    classifier: laplora.Classifier, rows: dict[str, Rows]
+) -> None:
+    train, calibration = (read_rows(rows[name], classifier, "label") for name in ("train", "calibration"))
+    noted = Noted()
+    _tell_of_shared(train, calibration, noted)
+    assert not noted.lines
+    _tell_of_shared(train, [replace(train[0], id="again"), *calibration], noted)
+    assert f"1 of {len(calibration) + 1} calibration rows are among the training rows" in noted.lines[0]
+    settings = laplora.FitSettings.model_validate({"predictives": {"fast": 0}})
+    with pytest.warns(UserWarning, match="24 of 24 calibration rows are among the training rows"):
+        laplora.fit(classifier, rows["train"], rows["train"][:24], settings=settings, progress=False)
+
+
+def test_a_prompt_that_no_label_follows_is_told_of() -> None:
+    noted = Noted()
+    _tell_of_little_mass(torch.tensor([0.5, 0.02, 0.001]), noted)
+    assert not noted.lines
+    _tell_of_little_mass(torch.tensor([0.5, 0.002, 0.001]), noted)
+    (line,) = noted.lines
+    assert "0.002 of the probability" in line
+    assert "to the last space" in line
+
+
+def test_arguments_of_another_kind(classifier: laplora.Classifier, rows: dict[str, Rows]) -> None:
+    with pytest.raises(ConfigError, match=r"must be a laplora\.Classifier, got PeftModel"):
+        laplora.fit(classifier.model, rows["train"])
+    with pytest.raises(ConfigError, match="must be a FitSettings, got dict"):
+        laplora.fit(classifier, rows["train"], settings={"predictives": {"fast": 0}})  # type: ignore[arg-type]
+    assert repr(classifier).endswith("labels: negative, positive, read by LabelTokens, fields: ['text'])")
 
 
 @pytest.mark.parametrize(
@@ -228,6 +277,10 @@ def test_a_fit_without_calibration_rows_says_where_they_come_from(
     [
         ({"labels": ["positive", "positive"]}, ConfigError, "two different names"),
         ({"labels": "positive"}, ConfigError, "a list of names"),
+        ({"labels": [0, 1]}, ConfigError, "labels must be names, as texts, got int"),
+        ({"labels": {0: " a", 1: " b"}}, ConfigError, "labels must be names, as texts, got int"),
+        ({"readout": "tokens"}, ConfigError, r"readout must be one of \['label_tokens', 'label_sequences'\]"),
+        ({"model": "a folder"}, ModelError, "must be one that from_pretrained returned, got str"),
         ({"labels": {"good": " positive", "bad": " positive"}}, LabelTokenError, "collide"),
         ({"template": "no placeholder"}, ConfigError, "no {field} placeholder"),
         ({"model": "base"}, ModelError, "expected a PEFT model"),
