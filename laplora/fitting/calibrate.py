@@ -122,9 +122,23 @@ def predictive_of(outputs: SplitOutputs, name: PredictiveName, temperature: floa
 
 def fit_temperature_of(outputs: SplitOutputs, name: PredictiveName) -> float:
     """Return the temperature of a predictive on all calibration rows; 1 where it has none."""
+    return _temperature(outputs, name, *outputs.moments(name), torch.arange(len(outputs.split.labels)))
+
+
+def _temperature(
+    outputs: SplitOutputs,
+    name: PredictiveName,
+    means: torch.Tensor,
+    covariances: torch.Tensor | None,
+    rows: torch.Tensor,
+) -> float:
+    """Return the temperature of some rows; at least 1 where the adapter was trained on them."""
     if name not in TEMPERED:
         return 1.0
-    return fit_predictive_temperature(*outputs.moments(name), outputs.split.labels, outputs.split.class_mask)
+    spread = None if covariances is None else covariances[:, rows]
+    split = outputs.split
+    found = fit_predictive_temperature(means[:, rows], spread, split.labels[rows], split.class_mask[rows])
+    return max(found, 1.0) if outputs.seen else found
 
 
 def recommendation(
@@ -184,9 +198,7 @@ def _fold_predictive(
         def of(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
             return means[:, rows], None if covariances is None else covariances[:, rows]
 
-        temperature = 1.0
-        if name in TEMPERED:
-            temperature = fit_predictive_temperature(*of(fit), split.labels[fit], split.class_mask[fit])
+        temperature = _temperature(outputs, name, means, covariances, fit)
         return predictive_probs(predictive_spec(name, temperature), *of(answered), split.class_mask[answered])
 
     return predictive

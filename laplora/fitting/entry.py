@@ -44,7 +44,7 @@ def fit(
         calibration: labelled rows that it was **not** fine-tuned on. They choose the prior precision, the
             temperatures, the thresholds and the label sets, each cross-fitted. None: a share of ``rows`` is kept out of
             the curvature for it. If the model was fine-tuned on those too, it is surer of them than of new rows, and
-            so are the answers.
+            so are the answers; no temperature below 1 makes them surer still.
         settings: of the posterior, the calibration and the predictives.
         unlabelled: further inputs, for the covariance that ``fast`` distils.
         initial_adapter: folder, or weights by block name, of the LoRA adapter before fine-tuning, the centre of the
@@ -94,6 +94,7 @@ def fit(
         initial=_initial(classifier, initial_adapter),
         unlabelled=read_rows(unlabelled, classifier, None, "input") if unlabelled is not None else (),
         progress=shown,
+        trained_on=source == "split",
     )
     data = {
         "source": "rows",

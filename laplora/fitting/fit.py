@@ -95,6 +95,7 @@ def fit_rows(
     store: Store | None = None,
     member_store: MemberStore | None = None,
     progress: Progress | None = None,
+    trained_on: bool = False,
 ) -> Fit:
     """Return the posterior of a classifier over its training rows, calibrated on others.
 
@@ -105,6 +106,7 @@ def fit_rows(
         adapters: the ensemble's, beside the trained one.
         store: keeps the passes over the rows, so that a fit that was stopped continues; member_store: likewise of the
             ensemble's adapters.
+        trained_on: whether the adapter was trained on the calibration rows too. No temperature then makes it surer.
 
     Raises:
         ConfigError, FactorizationError, NonFiniteError, PriorError: as of the steps.
@@ -151,7 +153,7 @@ def fit_rows(
     title = "calibration rows"
     outputs = split_outputs(classifier, settings, trained, split, ensemble, calibration, progress, title)
     held_out = distilled.held_out if distilled else None
-    calibrated, scores = calibrate(settings, replace(outputs, distilled=held_out))
+    calibrated, scores = calibrate(settings, replace(outputs, distilled=held_out, seen=trained_on))
     many = many_classes_record(settings, classifier, trained, split)
     return Fit(
         settings,

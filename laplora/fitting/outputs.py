@@ -51,12 +51,14 @@ class SplitOutputs:
         fitted: the trained adapter, then the ensemble's others where they have posteriors.
         means: by kind of members (members, rows, classes - 1), of the kinds that are run without posteriors.
         distilled: (rows, classes - 1, classes - 1), the covariances that ``fast`` predicts; None without it.
+        seen: whether the adapter was trained on these rows, which then cannot say that it could be surer.
     """
 
     split: ProjectedSplit
     fitted: tuple[Fitted, ...]
     means: dict[Members, torch.Tensor]
     distilled: torch.Tensor | None = None
+    seen: bool = False
 
     def moments(
         self, name: PredictiveName, priors: Sequence[Prior] | None = None

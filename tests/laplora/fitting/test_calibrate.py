@@ -151,3 +151,19 @@ def test_a_temperature_accepts_what_map_accepts_at_two_classes() -> None:
     map_rule, rule = (got.predictives[name].thresholds.review for name in ("map", "temperature"))  # type: ignore[union-attr]
     assert rule.accepted == map_rule.accepted > 0
     assert torch.equal(scores["map"].score.argsort(stable=True), scores["temperature"].score.argsort(stable=True))
+
+
+def test_rows_that_were_trained_on_make_no_answer_surer() -> None:
+    """Right on every row, as a model is that knows them by heart: a temperature would fall to its lowest."""
+    found = outputs()
+    known = replace(found, split=replace(found.split, labels=found.split.logits.argmax(1)))
+    unseen, _ = calibrate(SETTINGS, known)
+    seen, _ = calibrate(SETTINGS, replace(known, seen=True))
+    assert unseen.predictives["temperature"].temperature < 0.9
+    assert seen.predictives["temperature"].temperature == 1
+    assert seen.predictives["temperature"].nll == pytest.approx(seen.predictives["map"].nll)
+    assert seen.predictives["laplace"] == unseen.predictives["laplace"]
+    overconfident, _ = calibrate(SETTINGS, replace(found, seen=True))
+    stays = overconfident.predictives["temperature"].temperature
+    assert stays == calibrated()[0].predictives["temperature"].temperature
+    assert stays > 1

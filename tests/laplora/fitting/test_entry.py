@@ -233,6 +233,7 @@ def test_a_fit_without_calibration_rows_says_where_they_come_from(
         "CalibratedPosterior(joint_core, 32 training rows, 8 calibration rows, answers by"
     )
     assert posterior.data["calibration"] == "split"
+    assert posterior.fit.calibrated.predictives["temperature"].temperature >= 1  # they were trained on
     assert posterior.data["rows"] == {"train": 32, "calibration": 8}
     assert any("no calibration rows are given: 8 of 40 rows" in line for line in noted.lines)
     manifest = read_artifact(posterior.save(tmp_path / "split", verify=False)).manifest
