@@ -44,6 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit status: 0 done, 2 refused with a reason, or the server's own."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     options, further = parser().parse_known_args(given)
+    if further and given.index(further[0]) < given.index(options.artifact):
+        _tell(
+            f"error: the folder comes first, then {further[0]} and the server's other flags: laplora serve FOLDER ..."
+        )
+        return _USAGE
     port = [] if options.port is None else ["--port", options.port]
     try:
         return _serve(["--artifact", options.artifact, *port, *further])
@@ -68,9 +73,11 @@ def _serve(flags: list[str]) -> int:
 
 
 def _says_who_may_ask(flags: Sequence[str]) -> bool:
-    named = {flag.partition("=")[0] for flag in flags}
-    variables = (f"LAPLORA_{flag.removeprefix('--').upper()}" for flag in _WHO_MAY_ASK)
-    return bool(named & set(_WHO_MAY_ASK)) or any(os.environ.get(name) for name in variables)
+    """Return whether a flag says so, also one that the server takes for it by its beginning, or a variable."""
+    named = [name for flag in flags if len(name := flag.partition("=")[0]) > len("--")]
+    variables = {f"LAPLORA_{flag.removeprefix('--').upper()}" for flag in _WHO_MAY_ASK}
+    said = {name.upper() for name, value in os.environ.items() if value}  # the server reads them in either case
+    return any(flag.startswith(name) for flag in _WHO_MAY_ASK for name in named) or bool(variables & said)
 
 
 def _find_server() -> None:

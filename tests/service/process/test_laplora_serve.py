@@ -39,6 +39,33 @@ def test_who_may_ask_is_the_callers_where_it_is_said(sentiment_run: FinishedRun,
         assert "keys.json" in process.log
 
 
+@pytest.mark.parametrize(
+    ("flags", "variable"),
+    [(["--key", "keys.json"], None), (["--aut=keys"], None), ([], "laplora_keys"), ([], None)],
+)
+def test_who_may_ask_is_said_in_every_form_that_the_server_reads(
+    flags: list[str], variable: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the beginning of a flag, or a variable in lower case: keys that were asked for were turned off."""
+    monkeypatch.setattr("laplora.__main__.runpy.run_module", lambda *_, **__: None)
+    monkeypatch.setattr(sys, "argv", [])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name in ("LAPLORA_AUTH", "LAPLORA_KEYS", "LAPLORA_HOST"):
+        monkeypatch.delenv(name, raising=False)
+    if variable:
+        monkeypatch.setenv(variable, "keys.json")
+    assert main(["serve", "x", *flags]) == 0
+    nobody_said = not flags and not variable
+    assert ("--auth" in sys.argv) == nobody_said
+    assert (NOTICE in capsys.readouterr().err) == nobody_said
+
+
+def test_a_flag_before_the_folder_would_hide_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """``cpu`` was taken for the folder, and the folder for the device."""
+    assert main(["serve", "--device", "cpu", "folder"]) == 2
+    assert "the folder comes first, then --device" in capsys.readouterr().err
+
+
 def test_a_folder_that_is_no_artifact(tmp_path: Path) -> None:
     with server_process(["-m", "laplora", "serve", str(tmp_path)]) as process:
         assert process.left() == 2
