@@ -91,24 +91,36 @@ class LabelSequences:
             ],
             1,
         )
+        return steps @ self._taken.to(steps)
+
+    @cached_property
+    def _taken(self) -> torch.Tensor:
+        """(steps, classes), 1 at the steps of each label's text."""
+        tree = self.tree
         pairs = [(context, token) for context, after in zip(tree.contexts, tree.steps, strict=True) for token in after]
         number = {pair: place for place, pair in enumerate(pairs)}
-        taken = torch.zeros(len(pairs), self.class_count, dtype=steps.dtype, device=steps.device)
+        taken = torch.zeros(len(pairs), self.class_count)
         for label, tokens in enumerate(self.token_ids):
-            for place, token in enumerate(tokens):
-                taken[number[tokens[:place], token], label] = 1
-        return steps @ taken
+            taken[[number[tokens[:place], token] for place, token in enumerate(tokens)], label] = 1
+        return taken
+
+    @cached_property
+    def _begins(self) -> torch.Tensor:
+        """(classes, classes) bool, whether the row's label is the beginning of the column's, and not the same."""
+        number = {tokens: label for label, tokens in enumerate(self.token_ids)}
+        begins = torch.zeros(self.class_count, self.class_count, dtype=torch.bool)
+        for label, tokens in enumerate(self.token_ids):
+            for length in range(1, len(tokens)):
+                if (other := number.get(tokens[:length])) is not None:
+                    begins[other, label] = True
+        return begins
 
     def label_mass(self, model: Any, hidden: torch.Tensor, class_mask: torch.Tensor) -> torch.Tensor:
         """Return the probability that the model's text begins with a possible label, (batch,) in [0, 1].
 
         A label that begins with another possible one is counted in that one.
         """
-        begins = torch.tensor(
-            [[len(a) < len(b) and b[: len(a)] == a for b in self.token_ids] for a in self.token_ids],
-            device=class_mask.device,
-        )
-        counted_elsewhere = (class_mask[:, :, None] & begins).any(1)
+        counted_elsewhere = (class_mask[:, :, None] & self._begins.to(class_mask.device)).any(1)
         masses = hidden.detach().exp().masked_fill(~class_mask | counted_elsewhere, 0)
         return masses.sum(-1).clamp(0, 1)
 

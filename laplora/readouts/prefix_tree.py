@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+
+import torch
 
 #: Tokens after the prompt.
 Prefix = tuple[int, ...]
@@ -29,6 +32,25 @@ class PrefixTree:
         """Tokens that the longest run has after the prompt."""
         return max(map(len, self.runs))
 
+    @cached_property
+    def shown_in(self) -> tuple[int, ...]:
+        """By context the first run that begins with it."""
+        first: dict[Prefix, int] = {}
+        for number, run in enumerate(self.runs):
+            for length in range(len(run) + 1):
+                first.setdefault(run[:length], number)
+        return tuple(first[context] for context in self.contexts)
+
+    @cached_property
+    def begins(self) -> torch.Tensor:
+        """(contexts - 1, contexts - 1) bool, of all but the empty one: whether the row's begins with the column's."""
+        after = self.contexts[1:]
+        number = {context: place for place, context in enumerate(after)}
+        result = torch.zeros(len(after), len(after), dtype=torch.bool)
+        for place, context in enumerate(after):
+            result[place, [number[context[: length + 1]] for length in range(len(context))]] = True
+        return result
+
 
 def prefix_tree(sequences: Sequence[Prefix]) -> PrefixTree:
     """Return the contexts and runs of token sequences, each of one token or more."""
@@ -37,5 +59,6 @@ def prefix_tree(sequences: Sequence[Prefix]) -> PrefixTree:
         for place, token in enumerate(sequence):
             steps.setdefault(sequence[:place], {})[token] = None
     contexts = tuple(steps)
-    runs = tuple(c for c in contexts if not any(o[: len(c)] == c and o != c for o in contexts))
+    continued = {context[:length] for context in contexts for length in range(len(context))}
+    runs = tuple(context for context in contexts if context not in continued)
     return PrefixTree(contexts, runs, tuple(tuple(tokens) for tokens in steps.values()))
