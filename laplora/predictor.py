@@ -20,6 +20,7 @@ from laplora.answers.several_labels import build_several
 from laplora.artifact.folder import Artifact, read_artifact
 from laplora.artifact.manifest import SCORES
 from laplora.artifact.members import attach, check_base, load_members
+from laplora.artifact.readout_records import LabelSequencesRecord
 from laplora.decisions.thresholds import ModeThresholds
 from laplora.errors import ArtifactCorruptError, ConfigError, DataError, InvalidInputError
 from laplora.jacobians.contrasts import ReversePass, reverse_pass
@@ -32,6 +33,12 @@ from laplora.predictive.member_outputs import MemberOutputs, MemberSet, member_o
 from laplora.prompts.rows import EncodedRow, collate, encode
 from laplora.prompts.templates import render
 from laplora.prompts.token_bounds import TokenBounds, token_bounds
+from laplora.readouts.contexts import context_tokens, shares_prompt
+from laplora.readouts.label_sequences import LabelSequences
+
+#: Labels from which on each row of a batch counts as more tokens, where several may be right. As many contrasts has a
+#: task of the most classes that are all computed (``laplora.jacobians.many_classes``).
+MANY_LABELS = 16
 
 
 class Predictor:
@@ -103,6 +110,8 @@ class Predictor:
         say("attaching adapter and posterior")
         model = attach(path, manifest, base, tokenizer)
         reverse_pass(model, manifest.readout.readout())  # decided now, so that no request waits for it
+        if isinstance(manifest.readout, LabelSequencesRecord):
+            shares_prompt(model, 1)  # likewise
         members = load_members(path, manifest, model, where)
         scores = read_scores(path / SCORES, manifest.servable, manifest.calibration.rows)
         predictor = cls(artifact, members, tokenizer, where, base, scores)
@@ -261,6 +270,17 @@ class Predictor:
             side=self._members.readout.side,
         )
         return member_outputs(self._members, batch.to(self.device), wanted_outputs(names))
+
+    def device_tokens(self, row: EncodedRow) -> int:
+        """Return the tokens that a row counts as where batches are kept small: those that the model runs on for it.
+
+        They are its own and, where labels are texts, those of the labels. Where several labels may be right, each has
+        Jacobians of its own: above ``MANY_LABELS`` of them a row counts as more.
+        """
+        readout, tokens = self._members.readout, len(row.token_ids)
+        if isinstance(readout, LabelSequences):
+            return context_tokens(self._members.model, readout.tree, tokens)
+        return tokens if readout.likelihood == "categorical" else tokens * max(1, -(-self.class_count // MANY_LABELS))
 
     def average_orders(self, questions: Sequence[OrderedRows], predictions: Sequence[Prediction]) -> list[Prediction]:
         """Return an answer per question, averaged over its orders and in the user's, from those of its rows in order.

@@ -38,6 +38,13 @@ def context_states(model: Any, tree: PrefixTree, batch: Batch) -> tuple[torch.Te
     return _repeating(model, tree, batch)
 
 
+def context_tokens(model: Any, tree: PrefixTree, tokens: int) -> int:
+    """Return how many tokens the model runs on for a prompt of so many, as ``context_states`` runs it."""
+    if len(tree.runs) > 1 and shares_prompt(model, tokens + tree.extra_tokens):
+        return tokens + len(tree.contexts) - 1
+    return len(tree.runs) * (tokens + tree.extra_tokens)
+
+
 def shares_prompt(model: Any, tokens: int) -> bool:
     """Return whether a model gives the states of separate runs of up to ``tokens`` where these share a prompt.
 
@@ -89,10 +96,9 @@ def _sharing(model: Any, tree: PrefixTree, batch: Batch) -> tuple[torch.Tensor, 
     length = batch.input_ids.shape[1]
     tokens = torch.tensor([context[-1] for context in after], dtype=torch.int64, device=device)
     places = torch.tensor([len(context) for context in after], dtype=torch.int64, device=device)
-    begins = torch.tensor([[c[: len(o)] == o for o in after] for c in after], dtype=torch.bool, device=device)
     total = length + len(after)
     seen = torch.ones(total, total, dtype=torch.bool, device=device).tril()
-    seen[length:, length:] = begins.reshape(len(after), len(after))
+    seen[length:, length:] = tree.begins.to(device)
     mask = torch.cat([batch.attention_mask, batch.attention_mask.new_ones(rows, len(after))], 1)
     # A pad token sees itself: a row of the softmax without any key would be NaN. Nothing sees the pad token.
     allowed = (seen & mask[:, None].bool()) | torch.eye(total, dtype=torch.bool, device=device)
@@ -129,5 +135,4 @@ def _repeating(model: Any, tree: PrefixTree, batch: Batch) -> tuple[torch.Tensor
     base = base_of(model)
     states = getattr(base, base.base_model_prefix)(**wide.inputs, use_cache=False).last_hidden_state
     states = states.reshape(rows, runs, length + extra, -1)
-    where = [next(r for r, run in enumerate(tree.runs) if run[: len(c)] == c) for c in tree.contexts]
-    return states[:, where, [length - 1 + len(context) for context in tree.contexts]], wide.attention_mask
+    return states[:, list(tree.shown_in), [length - 1 + len(context) for context in tree.contexts]], wide.attention_mask

@@ -20,7 +20,7 @@ WINDOW_SHARE = 1 / 4
 
 @dataclass(frozen=True, eq=False)
 class Waiting:
-    """One row as the batch former sees it: its tokens without padding, and the request that it came with."""
+    """One row as the batch former sees it: the tokens that the device runs for it, and the request it came with."""
 
     tokens: int
     request: Request

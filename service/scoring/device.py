@@ -203,7 +203,7 @@ class Device:
             self._score(half)
 
     def _report(self, batch: list[QueuedRow], begun: float, duration_s: float, failure: Exception | None) -> None:
-        lengths = [queued.tokens for queued in batch]
+        lengths = [queued.prompt_tokens for queued in batch]
         outcome: BatchOutcome = "ok"
         if failure is not None:
             outcome = "out_of_memory" if is_out_of_memory(failure) else "failed"

@@ -44,6 +44,11 @@ class QueuedRow(Waiting):
         """The prompt."""
         return self.plan.rows[self.index]
 
+    @property
+    def prompt_tokens(self) -> int:
+        """The prompt's tokens: what the queue holds of it. ``tokens`` is what the device runs."""
+        return len(self.row.token_ids)
+
     def is_patient(self, batch_number: int, now: float) -> bool:
         """Return whether it takes no turn of its own in this batch."""
         queued_at = self.plan.queued_at or now
@@ -102,7 +107,7 @@ class Queue:
     def tokens(self) -> int:
         """Tokens that wait."""
         with self.changed:
-            return sum(queued.tokens for queued in self._waiting.values())
+            return sum(queued.prompt_tokens for queued in self._waiting.values())
 
     @property
     def held(self) -> Amount:
@@ -148,6 +153,7 @@ class Queue:
         Raises:
             BatchTooLargeError, ClientQueueFullError, QueueFullError: as ``Admission.correct``.
         """
+        costs = [plan.predictor.device_tokens(row) for row in rows]
         with self.changed:
             entry = self._entries.get(plan)
             if entry is None:
@@ -156,8 +162,8 @@ class Queue:
             self._admission.correct(entry.reservation, Amount(len(rows), tokens))
             plan.rows, plan.owners, plan.queued_at = tuple(rows), tuple(owners), now
             request = Request(plan.caller, _group(id(plan.predictor), plan.ask))
-            for i, row in enumerate(rows):
-                self._waiting[plan, i] = QueuedRow(len(row.token_ids), request, plan, i, plan.ask)
+            for i, cost in enumerate(costs):
+                self._waiting[plan, i] = QueuedRow(cost, request, plan, i, plan.ask)
             self.changed.notify()
 
     def put_back(self, rows: Iterable[QueuedRow]) -> None:
@@ -175,7 +181,7 @@ class Queue:
                 entry.deferred = entry.deferred or Request(plan.caller, _group(id(plan.predictor), ask))
                 again = QueuedRow(queued.tokens, entry.deferred, plan, queued.index, ask, patient_until)
                 self._waiting[plan, queued.index] = again
-                self._admission.change(entry.reservation, Amount(1, queued.tokens))
+                self._admission.change(entry.reservation, Amount(1, queued.prompt_tokens))
 
     def take(self, now: float, token_budget: int) -> list[QueuedRow]:
         """Return the rows of the next batch, shortest first. Plans past their deadline fail.
@@ -199,7 +205,7 @@ class Queue:
                 if self._waiting.pop((plan, queued.index), None) is None:
                     continue
                 batch.append(queued)
-                self._admission.change(self._entries[plan].reservation, Amount(-1, -queued.tokens))
+                self._admission.change(self._entries[plan].reservation, Amount(-1, -queued.prompt_tokens))
                 if plan.started_at is None:
                     plan.started_at = now
         return batch

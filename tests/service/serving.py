@@ -122,6 +122,9 @@ class FakePredictor(Predictor):
             ids = ids[-self.max_tokens :]
         return EncodedRow(tuple(ids), classes, truncated=len(words) > len(ids))
 
+    def device_tokens(self, row: EncodedRow) -> int:
+        return len(row.token_ids)
+
     def encode_orders(self, inputs: Mapping[str, object], *, truncate: bool) -> OrderedRows:
         return encode_orders(self.template, inputs, lambda fields: self.encode(fields, truncate=truncate))
 

@@ -10,7 +10,7 @@ from tiny_architectures import tiny_architecture
 from tiny_models import tiny_base, tiny_model, tiny_task
 
 from laplora.jacobians.contrasts import contrast_jacobians, covered_blocks
-from laplora.readouts.contexts import context_states, shares_prompt
+from laplora.readouts.contexts import context_states, context_tokens, shares_prompt
 from laplora.readouts.label_sequences import LabelSequences
 from laplora.readouts.prefix_tree import PrefixTree, prefix_tree
 
@@ -37,6 +37,15 @@ def test_a_window_that_is_too_short_for_it_is_not_lost() -> None:
     model = tiny_base("mistral", sliding_window=8)
     assert shares_prompt(model, 8)
     assert not shares_prompt(model, 9)
+
+
+@pytest.mark.parametrize("window", [None, 8])
+@pytest.mark.parametrize("tree", [TREE, prefix_tree(((10, 11, 12), (10, 13)))], ids=["two runs", "one run"])
+def test_the_tokens_that_run_are_known_before(tree: PrefixTree, window: int | None) -> None:
+    model, batch = tiny_base("mistral", sliding_window=window), tiny_task(examples=3).batch()
+    with torch.no_grad():
+        mask = context_states(model, tree, batch)[1]
+    assert 3 * context_tokens(model, tree, batch.input_ids.shape[1]) == mask.numel()
 
 
 def test_a_model_that_ignores_the_mask_does_not_share(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,20 @@ def test_rows_of_several_plans_share_a_batch_where_they_are_asked_alike(held: Ri
     assert len(other.batches) == 1
 
 
+def test_what_the_device_runs_for_a_row_makes_its_batch_and_its_prompt_fills_the_queue(
+    held: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of labels that are texts the model runs their tokens too, of many rows far more than the budget of a batch."""
+    monkeypatch.setattr(held.predictor, "device_tokens", lambda row: 7 + len(row.token_ids))
+    plan = held.submit(10, 11, 12, 13, 14)
+    assert (held.queue.rows, held.queue.tokens, held.queue.held.tokens) == (5, 5, 5)
+    held.predictor.released.set()
+    assert named(plan) == [10, 11, 12, 13, 14]
+    assert held.batches[1:] == [("laplace", [10, 11]), ("laplace", [12, 13]), ("laplace", [14])]
+    assert [report.tokens for report in held.reports[1:]] == [2, 2, 1]
+    held.assert_empty()
+
+
 def test_one_thread_runs_everything_and_passes_errors_on(device: Rig) -> None:
     for i in range(3):
         named(device.submit(i))
