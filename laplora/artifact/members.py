@@ -14,7 +14,7 @@ from laplora.errors import ArtifactCorruptError, ArtifactIncompatibleError, Prio
 from laplora.jacobians.contrasts import covered_blocks
 from laplora.models.adapters import attach_adapter
 from laplora.models.base import LoadedBase
-from laplora.models.classifier_head import check_ending, check_length, head_side, trained_linears
+from laplora.models.classifier_head import check_ending, check_length, head_side, output_layer, trained_linears
 from laplora.models.hashes import tokenizer_hash, weights_hash
 from laplora.models.head_file import attach_head, check_supplied
 from laplora.models.shared_base import share
@@ -55,6 +55,12 @@ def attach(path: Path, manifest: Manifest, base: LoadedBase, tokenizer: Any) -> 
     check_ending(model, tokenizer)
     check_length(model, manifest.max_tokens)
     if record.alone:
+        (last, _), side = output_layer(model), head_side(model)
+        if (last, side) != (record.trained[-1], record.side):
+            raise ArtifactCorruptError(
+                f"artifact {manifest.name!r}: the logits are those of {last}, of rows padded on the {side}; the "
+                f"manifest says {record.trained[-1]!r} and {record.side}"
+            )
         check_supplied(model, base.missing, record.trained)
         return attach_head(model, path / HEAD, record.trained)
     model = attach_adapter(model, path / ADAPTER_FOLDER)

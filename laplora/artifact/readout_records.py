@@ -103,6 +103,8 @@ class ClassificationHeadRecord(BaseModel):
     def _consistent(self) -> ClassificationHeadRecord:
         if self.alone and not self.trained:
             raise ValueError("a head alone without a trained linear")
+        if len(set(self.trained)) != len(self.trained):
+            raise ValueError("a trained linear is named twice")
         return self
 
 

@@ -60,7 +60,8 @@ class ManyClassPosterior:
     @cached_property
     def choose(self) -> Choose:
         """The choice of directions, for ``contrast_jacobians``."""
-        return answer_directions(self._average(None), self.directions)
+        average = self._average(None)
+        return answer_directions(average, min(self.directions, len(average)))
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> ManyClassPosterior:
         """Return the posterior on a device."""

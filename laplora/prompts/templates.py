@@ -42,6 +42,9 @@ class PromptTemplate:
                 f"template {self.name!r} has no {{field}} placeholder, and every prompt would be the same: write the "
                 "name of a row's field in braces"
             )
+        of_choice = {m.group(1) for m in _PLACEHOLDER.finditer(self.choice) if m.group(1)}
+        if odd := sorted(of_choice - {"label", "text"}):
+            raise ConfigError(f"template {self.name!r} writes a choice with {odd}: it has {{label}} and {{text}} alone")
         object.__setattr__(self, "placeholders", names)
 
     @property

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from head_artifacts import TEXTS, copy_of, load, logits_of, pack, save_base
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from tiny_classifiers import adapted_classifier, classifier_base, head_alone
 from tiny_runs import reseal
@@ -122,6 +123,18 @@ def test_each_fault_of_a_heads_file_is_found(
     reseal(damaged)
     with pytest.raises(ArtifactCorruptError, match=r"files missing \['head.safetensors'\]"):
         load(damaged)
+
+
+def test_a_head_alone_must_be_the_manifests(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
+    """Of rows padded on the other side the head would be read at padding."""
+    _, artifact = made("llama alone", tmp_path_factory)
+    damaged = copy_of(artifact, tmp_path / "artifact")
+    readout = json.loads((damaged / "manifest.json").read_text())["readout"]
+    reseal(damaged, readout=readout | {"side": "right"})
+    with pytest.raises(ArtifactCorruptError, match="rows padded on the left; the manifest says 'score' and right"):
+        load(damaged)
+    with pytest.raises(ValidationError, match="a trained linear is named twice"):
+        reseal(damaged, readout=readout | {"trained": ["score", "score"]})
 
 
 def test_an_adapters_head_must_be_whole_and_the_manifests(

@@ -57,6 +57,17 @@ def many(exact: tuple[Posterior, list[Rows]], directions: int) -> ManyClassPoste
     return ManyClassPosterior(posterior, posterior.project(rows[0].jacobians), directions)
 
 
+def test_a_file_that_asks_for_more_directions_than_contrasts(
+    tiny: tuple[Any, Any, tuple[Block, ...]], exact: tuple[Posterior, list[Rows]]
+) -> None:
+    """Each costs a backward pass and memory, and those beyond the contrasts are zero."""
+    model, task, blocks = tiny
+    batch = task.batch([0, 1])
+    found = contrast_jacobians(model, batch, task.label_ids, blocks, choose=choose_of(many(exact, 9999)))
+    assert found.directions is not None
+    assert found.directions.shape == (CLASSES - 1, 2, CLASSES)
+
+
 def few_jacobians(tiny: tuple[Any, Any, tuple[Block, ...]], posterior: Posterior, rows: list[int]) -> Any:
     model, task, blocks = tiny
     choose = choose_of(posterior)

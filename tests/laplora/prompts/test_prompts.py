@@ -87,6 +87,13 @@ def test_an_input_that_does_not_fit_is_refused_by_field(inputs: dict[str, Any], 
     assert "secret" not in str(caught.value)
 
 
+def test_a_choice_is_written_with_its_label_and_text_alone() -> None:
+    """Another field was a KeyError at the first prompt."""
+    with pytest.raises(ConfigError, match=r"writes a choice with \['name'\]"):
+        PromptTemplate("x", 1, "{question} {choices}", choice="{label}: {name}")
+    assert PromptTemplate("x", 1, "{question} {choices}", choice="{{{label}}} {text}").takes_choices
+
+
 def test_a_template_without_a_placeholder_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"no \{field\} placeholder"):
         PromptTemplate("t", 1, "Answer:")
