@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 import laplora
-from laplora.artifact.folder import check_replaceable
+from laplora.artifact.folder import check_name, check_replaceable
 from laplora.classifier import MAX_TOKENS, Classifier
 from laplora.fitting.settings import FitSettings
 from laplora.models.base import BaseSpec, load_tokenizer, locate_base, resolve_device
@@ -33,6 +33,7 @@ def fit_adapter(request: AdapterFit) -> Path:
         ModelError, ArtifactCorruptError: an adapter that is not covered, or is not this base's.
         ArtifactWriteError: something that is no artifact in the artifact's place.
     """
+    check_name(request.out)
     check_replaceable(request.out)
     settings, device = _settings(request.overrides), resolve_device(request.device)
     adapter = given_adapter(request.adapter, request.base, request.task_type)
@@ -47,7 +48,7 @@ def fit_adapter(request: AdapterFit) -> Path:
         for name in ("data", "calibration", "test")
         if (path := getattr(request, name)) is not None
     }
-    _tell_of_shared_rows(rows)
+    _tell_of_shared_rows(rows, request.label_field)
     location = location or locate_base(spec, progress=say)
     model = load_adapted(adapter, location, spec, device, several=several)
     limit = request.max_tokens or MAX_TOKENS
@@ -58,10 +59,11 @@ def fit_adapter(request: AdapterFit) -> Path:
         rows.get("calibration"),
         settings=settings,
         initial_adapter=request.initial_adapter,
+        label_field=request.label_field,
         progress=Terminal(),
     )
     if "test" in rows:
-        say(str(posterior.evaluate(rows["test"])))
+        say(str(posterior.evaluate(rows["test"], request.label_field)))
     posterior.save(request.out)
     say(f"serve it: laplora serve {request.out}")
     return request.out
@@ -87,11 +89,11 @@ def _task(request: AdapterFit, head: HeadTask | None) -> tuple[Task, bool]:
     return Task(template.name, template, labels), several
 
 
-def _tell_of_shared_rows(rows: dict[str, list[dict[str, Any]]]) -> None:
+def _tell_of_shared_rows(rows: dict[str, list[dict[str, Any]]], label_field: str) -> None:
     """Say how many test rows are in another file; ``laplora.fit`` warns of calibration rows that are training rows."""
 
     def fields(row: dict[str, Any]) -> str:
-        return json.dumps({k: v for k, v in row.items() if k not in ("id", "label")}, sort_keys=True)
+        return json.dumps({k: v for k, v in row.items() if k not in ("id", label_field)}, sort_keys=True)
 
     seen = set[str]()
     for name, part in rows.items():

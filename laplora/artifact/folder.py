@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -20,12 +21,19 @@ from laplora.artifact.manifest import (
     ADAPTER_FILES,
     DISTILLED,
     MANIFEST,
+    NAME,
     POSTERIOR,
     FileRecord,
     Manifest,
     parse_manifest,
 )
-from laplora.errors import ArtifactCorruptError, ArtifactError, ArtifactNotFoundError, ArtifactWriteError
+from laplora.errors import (
+    ArtifactCorruptError,
+    ArtifactError,
+    ArtifactNotFoundError,
+    ArtifactWriteError,
+    ConfigError,
+)
 from laplora.files import FULL_DISK, file_sha256
 
 #: Most bytes of a manifest. It is read whole; every other file by the size that the manifest states.
@@ -180,23 +188,49 @@ def new_artifact(target: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def check_replaceable(target: Path) -> None:
-    """Raise ArtifactWriteError where an artifact would take the place of something that is none."""
-    if target.is_dir() and (not any(target.iterdir()) or _has_manifest(target)):
-        return
-    if target.exists() or target.is_symlink():
-        raise ArtifactWriteError(
-            f"{target} is there and is no artifact: give the artifact another name or folder, or remove what is there"
+def check_name(target: Path) -> None:
+    """Raise ConfigError where the last part of a folder's path is no name of an artifact."""
+    if re.fullmatch(NAME, target.name) is None:
+        raise ConfigError(
+            f"an artifact is called as its folder, and {target.name!r} is no name for one: use 1 to 64 letters, "
+            "digits, dots, dashes and underscores, the first a letter or digit"
         )
 
 
-def _has_manifest(folder: Path) -> bool:
-    """Return whether a folder's manifest is one of an artifact, of any format, and no web page's or package's."""
+def check_replaceable(target: Path) -> None:
+    """Raise ArtifactWriteError where an artifact would take the place of something that is none, or of files in it."""
+    if not target.exists() and not target.is_symlink():
+        return
+    if target.is_symlink():
+        raise ArtifactWriteError(f"{target} is a link: name the folder that it leads to, or remove the link")
+    listed = _listed(target) if target.is_dir() else None
+    if listed is None:
+        raise ArtifactWriteError(
+            f"{target} is there and is no artifact: give the artifact another name or folder, or remove what is there"
+        )
+    present = {p.relative_to(target).as_posix() for p in target.rglob("*") if p.is_symlink() or not p.is_dir()}
+    if others := sorted(present - listed - {MANIFEST}) if listed else []:
+        raise ArtifactWriteError(
+            f"{target} holds files that are no part of its artifact, such as {others[:2]}, and would lose them: move "
+            "them, or give the artifact another name or folder"
+        )
+
+
+def _listed(folder: Path) -> set[str] | None:
+    """Return the files that the manifest in a folder lists, none of an empty folder; None where it is no artifact.
+
+    The manifest may be of any format, but a web page's or a package's is none.
+    """
+    if not any(folder.iterdir()):
+        return set()
     try:
         fields = json.loads((folder / MANIFEST).read_bytes())
     except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(fields, dict) and type(fields.get("format_version")) is int
+        return None
+    if not isinstance(fields, dict) or type(fields.get("format_version")) is not int:
+        return None
+    files = fields.get("files")
+    return set(files) if isinstance(files, dict) else set()
 
 
 def _is_full(error: OSError | SafetensorError) -> bool:

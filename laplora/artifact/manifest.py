@@ -18,6 +18,7 @@ from laplora.linearised import Likelihood
 from laplora.models.base import BaseSpec
 from laplora.posterior.base import Prior
 from laplora.predictive.kinds import PREDICTIVES, PredictiveName, PredictiveSpec, predictive_spec
+from laplora.prompts.rows import FEWEST_TOKENS, MAX_LABELS
 from laplora.prompts.templates import PromptTemplate
 
 FORMAT_VERSION = 5
@@ -28,6 +29,8 @@ SCORES = "scores.safetensors"
 DISTILLED = "distilled.safetensors"
 ADAPTER_FOLDER = "adapter"
 HEAD = "head.safetensors"
+#: What an artifact may be called.
+NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 #: An adapter's files; never the pickled one that PEFT would fall back to.
 ADAPTER_FILES = (f"{ADAPTER_FOLDER}/adapter_config.json", f"{ADAPTER_FOLDER}/adapter_model.safetensors")
 
@@ -154,7 +157,7 @@ class Manifest(_Record):
     """Everything about an artifact but its tensors."""
 
     format_version: int = Field(description="of the format, see artifacts/FORMAT.md")
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    name: str = Field(pattern=f"^{NAME}$")
     created: str = Field(description="UTC, ISO 8601")
     base_model: str
     revision: str | None
@@ -163,9 +166,9 @@ class Manifest(_Record):
     dtype: Literal["bfloat16", "float32"]
     tokenizer_hash: str
     template: TemplateRecord
-    labels: tuple[str, ...] = Field(min_length=2)
+    labels: tuple[str, ...] = Field(min_length=2, max_length=MAX_LABELS)
     readout: ReadOutRecord = Field(description="how the labels' logits are read from the model")
-    max_tokens: int = Field(ge=8)
+    max_tokens: int = Field(ge=FEWEST_TOKENS)
     prior: PriorRecord
     members: tuple[MemberRecord, ...] = Field(description="the ensemble's adapters beside the trained one")
     dropout: DropoutRecord | None

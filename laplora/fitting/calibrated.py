@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from laplora.answers.prediction import Prediction
-from laplora.artifact.folder import Artifact
+from laplora.artifact.folder import Artifact, check_name, check_replaceable
 from laplora.artifact.manifest import ADAPTER_FOLDER, HEAD, Manifest
 from laplora.artifact.readout_records import readout_record
 from laplora.classifier import Classifier, batches
+from laplora.errors import ModelError
 from laplora.fitting.describing import describe, summary
 from laplora.fitting.evaluation import evaluate_predictives, outputs_of
 from laplora.fitting.fit import Fit
@@ -38,6 +39,7 @@ from laplora.models.hashes import tokenizer_hash, weights_hash
 from laplora.models.head_file import save_head
 from laplora.models.held_weights import HeldWeights
 from laplora.models.in_memory import base_spec_of
+from laplora.models.lora import check_enabled
 from laplora.models.readout import base_of
 from laplora.posterior.base import block_precisions
 from laplora.predictive.kinds import PredictiveName
@@ -76,6 +78,7 @@ class CalibratedPosterior:
         base = LoadedBase(base_of(classifier.model), HeldWeights("plain", "as the model was given"))
         artifact = Artifact(Path(_UNSAVED), manifest, _UNSAVED)
         members = _members(classifier, fit)
+        self._parameters = members.parameters
         self.predictor = Predictor(
             artifact, members, classifier.tokenizer, classifier.device, base, {str(k): v for k, v in fit.scores.items()}
         )
@@ -119,8 +122,10 @@ class CalibratedPosterior:
             DataError: an input without one of the fields, or with one that cannot be used.
             TooManyTokensError: too long, with ``truncate`` off.
             ConfigError: no such predictive.
+            ModelError: a model in training mode, or that runs another adapter than was fitted.
             NonFiniteError: NaN or infinity in a logit or variance.
         """
+        self._check_model()
         given = [inputs] if isinstance(inputs, Mapping) else inputs
         examples = read_rows(given, self.classifier, None, "input")
         rows = [self.predictor.encode(example.fields, truncate=truncate) for example in examples]
@@ -135,6 +140,7 @@ class CalibratedPosterior:
 
         Arguments and errors are those of ``laplora.fit``.
         """
+        self._check_model()
         examples = read_rows(rows, self.classifier, label_field, "test row")
         fit, distilled = self.fit, self.fit.distilled
         found = outputs_of(
@@ -164,15 +170,20 @@ class CalibratedPosterior:
             path: the folder; its last part is the artifact's name.
             base: folder, hub id or offline name to load the base model from; None: where this one was loaded from.
             revision: of the hub.
-            verify: whether to load the artifact and record what it answers. That takes the memory of a second base
-                model. Without it the answers of the model in memory are recorded, which whoever serves it replays.
+            verify: whether to load the artifact and compare what it answers. That takes the memory of a second base
+                model. Whoever serves it does so in any case.
 
         Raises:
-            ModelError: a base that cannot be loaded again, or is in a number format that no artifact has.
+            ConfigError: a name that no artifact can have.
+            ModelError: a model that is not as it was fitted; a base that cannot be loaded again, or is in a number
+                format that no artifact has.
             ArtifactWriteError: no room, or something that is no artifact in its place.
             GoldenMismatchError: the loaded artifact answers otherwise than this posterior.
         """
+        self._check_model()
         target, say = Path(path), self._progress.say
+        check_name(target)
+        check_replaceable(target)
         spec = self._base_spec(base, revision)
         location = locate_base(spec, progress=say)
         members = member_records(self._record, [adapter.step for adapter in self.fit.ensemble.adapters])
@@ -181,11 +192,25 @@ class CalibratedPosterior:
         ).model_copy(update={"members": members})
         with tempfile.TemporaryDirectory() as folder:
             parts = self._write_parts(Path(folder), spec.model)
-            answers = None if verify else loaded_answers(self.predictor)
-            device = str(self.classifier.device)
-            write_artifact(target, parts, manifest, self._golden, device=device, say=say, answers=answers)
+            answers, device = loaded_answers(self.predictor), str(self.classifier.device)
+            with torch.random.fork_rng(devices=[]):  # transformers and PEFT draw as they load
+                write_artifact(
+                    target, parts, manifest, self._golden, device=device, say=say, answers=answers, verify=verify
+                )
         say(f"artifact: {target}")
         return target
+
+    def _check_model(self) -> None:
+        """Raise ModelError where the model is not as it was fitted: the caller has it in their hands."""
+        model = self.classifier.model
+        if is_adapted(model):
+            check_enabled(model)
+        now = lora_parameters(model)
+        if any(now.get(name) is not parameter for name, parameter in self._parameters.items()):
+            raise ModelError(
+                "the model runs another adapter or head than this posterior was fitted on: make that one active again, "
+                "by model.set_adapter(NAME), or fit anew"
+            )
 
     def _base_spec(self, base: str | None, revision: str | None) -> BaseSpec:
         found = base_spec_of(base_of(self.classifier.model), base)

@@ -184,16 +184,17 @@ def write_artifact(
     device: str,
     say: Callable[[str], None],
     answers: Callable[[Sequence[Mapping[str, Any]]], list[Prediction]] | None = None,
+    verify: bool = False,
 ) -> None:
     """Write an artifact and prove that it answers; what is there stays if it does not.
 
     Args:
         manifest: its files not yet listed; golden_inputs: whose answers are recorded.
-        answers: gives them, where the artifact is not to be loaded for it.
+        answers: gives them; None: the artifact, loaded for it. verify: whether to load it and compare.
 
     Raises:
         ArtifactWriteError: no room, or something that is no artifact in its place.
-        ArtifactError, ModelError: an artifact that does not load.
+        ArtifactError, ModelError: an artifact that does not load, or answers otherwise.
     """
     dtype = manifest.dtype
     with artifact_parts(target, parts, manifest.members) as folder:
@@ -208,6 +209,8 @@ def write_artifact(
         }
         write_json(folder / GOLDEN, golden)
         write_manifest(folder, manifest.model_copy(update={"files": file_records(folder)}))
+        if verify:
+            Predictor.load(folder, device=device, progress=say)
 
 
 def loaded_answers(predictor: Predictor) -> Callable[[Sequence[Mapping[str, Any]]], list[Prediction]]:

@@ -215,3 +215,9 @@ def lora_layers(model: Any) -> dict[str, Any]:
     if not layers:
         raise ModelError("the adapter has no LoRA layer on this base model")
     return layers
+
+
+def check_enabled(model: Any) -> None:
+    """Raise ModelError where a PEFT model's adapter does not run, as after ``disable_adapter_layers``."""
+    if off := [name for name, layer in lora_layers(model).items() if not runs_lora(layer)]:
+        raise ModelError(f"the adapter is disabled, at {off[0]}: call model.base_model.enable_adapter_layers()")

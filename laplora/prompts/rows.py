@@ -15,6 +15,10 @@ import torch
 from laplora.errors import InvalidInputError, TooManyTokensError
 from laplora.prompts.token_bounds import UNBOUNDED, TokenBounds
 
+#: Least that a row may be limited to, in tokens.
+FEWEST_TOKENS = 8
+#: Most labels of a task: an answer has a covariance of each two.
+MAX_LABELS = 4096
 #: The side of a row that is padded, and of a text that is cut.
 Side = Literal["left", "right"]
 

@@ -114,7 +114,7 @@ def adapter_rows(
         {
             "id": e.id,
             **e.fields,
-            "label": task.labels[e.label] if e.present is None else [task.labels[number] for number in e.present],
+            label_field: task.labels[e.label] if e.present is None else [task.labels[number] for number in e.present],
         }
         for e in examples
     ]

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 from tiny_runs import FinishedRun, reseal
 
-from laplora.artifact.folder import new_artifact, read_artifact
+from laplora.artifact.folder import check_name, new_artifact, read_artifact
 from laplora.artifact.manifest import GOLDEN, MANIFEST, POSTERIOR, SCORES
 from laplora.errors import (
     ArtifactCorruptError,
     ArtifactIncompatibleError,
     ArtifactNotFoundError,
     ArtifactWriteError,
+    ConfigError,
     LaploraError,
 )
 
@@ -223,10 +224,45 @@ def test_what_is_no_artifact_is_not_replaced(tmp_path: Path, kind: str) -> None:
         target.write_text("x")
     else:
         target.symlink_to("nowhere")
-    with pytest.raises(ArtifactWriteError, match="papers is there and is no artifact"), new_artifact(target):
+    with pytest.raises(ArtifactWriteError, match=r"papers is (there and is no artifact|a link)"), new_artifact(target):
         pytest.fail("nothing should be written")
     assert names(tmp_path) == ["papers"]
     assert target.is_symlink() or (target / "thesis.tex").is_file() or target.read_text() == "x"
+
+
+@pytest.mark.parametrize("leads_to", ["an empty folder", "an artifact"])
+def test_a_link_is_no_place_for_an_artifact(tmp_path: Path, leads_to: str) -> None:
+    """It became a folder of its own, and the link was left beside it under a hidden name."""
+    (tmp_path / "real").mkdir()
+    if leads_to == "an artifact":
+        write(tmp_path / "real", "one")
+    (tmp_path / "latest").symlink_to("real")
+    with pytest.raises(ArtifactWriteError, match="latest is a link"), new_artifact(tmp_path / "latest"):
+        pytest.fail("nothing should be written")
+    assert names(tmp_path) == ["latest", "real"]
+    assert (tmp_path / "latest").is_symlink()
+
+
+def test_files_that_are_no_part_of_an_artifact_are_not_lost_with_it(tmp_path: Path) -> None:
+    """The folder was replaced whole, a user's notes in it too."""
+    target = tmp_path / "it"
+    (target / "mine").mkdir(parents=True)
+    (target / MANIFEST).write_text('{"format_version": 4, "files": {"golden.json": {}}}')
+    (target / "golden.json").write_text("{}")
+    (target / "mine" / "notes.txt").write_text("x")
+    with pytest.raises(ArtifactWriteError, match=r"mine/notes\.txt"), new_artifact(target):
+        pytest.fail("nothing should be written")
+    assert (target / "mine" / "notes.txt").read_text() == "x"
+    (target / "mine" / "notes.txt").unlink()
+    write(target, "two")
+    assert names(target) == [MANIFEST, "two"]
+
+
+@pytest.mark.parametrize("name", ["my artifact", "..", "ü", "x" * 65, "-a"])
+def test_a_folder_that_no_artifact_can_be_called_as(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="is no name for one"):
+        check_name(tmp_path / name)
+    check_name(tmp_path / "x.1_a-b")
 
 
 @pytest.mark.parametrize("failure", [OSError("disk on fire"), KeyboardInterrupt()], ids=["error", "Ctrl-C"])
