@@ -13,11 +13,11 @@ from laplora.errors import ConfigError, ModelError, NonFiniteError
 from laplora.models.classifier_head import check_ending, check_length, is_adapted
 from laplora.models.head_probe import check_head
 from laplora.models.in_memory import non_finite
-from laplora.models.lora import is_classifier, lora_layers
+from laplora.models.lora import check_enabled, is_classifier
 from laplora.models.probe import check_adapted, check_readout
 from laplora.models.readout import base_of
 from laplora.prompts.examples import Example
-from laplora.prompts.rows import Batch, EncodedRow, collate, encode
+from laplora.prompts.rows import FEWEST_TOKENS, MAX_LABELS, Batch, EncodedRow, collate, encode
 from laplora.prompts.templates import PromptTemplate, default_verbalizers, render
 from laplora.prompts.token_bounds import TokenBounds, token_bounds
 from laplora.readouts.base import ReadOut
@@ -71,8 +71,11 @@ class Classifier:
                 model on several devices, compiled or wrapped for parallel work; the message says what to do.
             NonFiniteError: a weight that is NaN or infinite.
             LabelTokenError: labels that cannot be told apart after the prompt.
-            ConfigError: fewer than two labels, a name twice, or a template without a placeholder.
+            ConfigError: fewer than two labels, a name twice, a template without a placeholder, or fewer than
+                ``FEWEST_TOKENS`` tokens.
         """
+        if max_tokens < FEWEST_TOKENS:
+            raise ConfigError(f"max_tokens is {max_tokens}, and a prompt needs {FEWEST_TOKENS} or more: raise it")
         self.labels, self.verbalizers, self.template = _described(labels, template)
         self.model = _checked(model)
         self.tokenizer = tokenizer
@@ -170,6 +173,8 @@ def _described(
         raise ConfigError(f"labels must be names, as texts, got {kind}: rows may have numbers, which count the labels")
     if len(names) < 2 or len(set(names)) != len(names) or not all(name.strip() for name in names):
         raise ConfigError(f"labels must be at least two different names, got {list(map(str, names))[:8]}")
+    if len(names) > MAX_LABELS:
+        raise ConfigError(f"there are {len(names)} labels, and at most {MAX_LABELS} are covered: group them")
     verbalizers = tuple(labels.values()) if isinstance(labels, Mapping) else default_verbalizers(template, names)
     if not all(isinstance(text, str) and text for text in verbalizers):
         raise ConfigError("the text of a label must be at least one character, its leading space included")
@@ -195,9 +200,10 @@ def _checked(model: Any) -> Any:
     if is_classifier(base_of(model)):
         check_head(model)
         if is_adapted(model):
+            check_enabled(model)
             check_adapted(model)
         return model
-    lora_layers(model)
+    check_enabled(model)
     with without_adapter(model):
         check_readout(base_of(model))
     check_adapted(model)
@@ -208,10 +214,12 @@ def _checked(model: Any) -> Any:
 def without_adapter(model: Any) -> Iterator[None]:
     """Let a PEFT model answer as its base inside the block; which weights are trainable stays as it was."""
     trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    with model.disable_adapter():
-        yield
-    for parameter, needed in trainable:
-        parameter.requires_grad_(needed)
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        for parameter, needed in trainable:
+            parameter.requires_grad_(needed)
 
 
 def _pad_token(tokenizer: Any) -> int:

@@ -16,7 +16,7 @@ from laplora.fitting.fit import fit_rows
 from laplora.fitting.progress import Bars, Progress, Silent
 from laplora.fitting.rows import FEW_CALIBRATION_ROWS, check_labels, read_rows, split_rows
 from laplora.fitting.settings import FitSettings
-from laplora.predictive.member_adapters import read_weights
+from laplora.predictive.member_adapters import lora_parameters, read_weights
 from laplora.prompts.examples import Example
 
 #: Median probability of all labels after the prompt, below which prompt or labels are hardly those of the training.
@@ -133,4 +133,16 @@ def _tell_of_little_mass(label_mass: torch.Tensor, progress: Progress) -> None:
 def _initial(
     classifier: Classifier, adapter: str | Path | Mapping[str, torch.Tensor] | None
 ) -> Mapping[str, torch.Tensor] | None:
-    return read_weights(classifier.model, Path(adapter)) if isinstance(adapter, (str, Path)) else adapter
+    """Return the weights that the prior is centred on; ConfigError where given ones are not those of the adapter."""
+    if isinstance(adapter, (str, Path)):
+        return read_weights(classifier.model, Path(adapter))
+    if adapter is not None:
+        for name, parameter in lora_parameters(classifier.model).items():
+            given = adapter.get(name)
+            if given is None or given.shape != parameter.shape:
+                what = "nothing" if given is None else str(tuple(given.shape))
+                raise ConfigError(
+                    f"initial_adapter needs the weights of every block, {name} of shape {tuple(parameter.shape)}, and "
+                    f"has {what}: give those before training by block name, or the folder that they were saved in"
+                )
+    return adapter

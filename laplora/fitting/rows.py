@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from laplora.classifier import Classifier
-from laplora.errors import DataError
+from laplora.errors import ConfigError, DataError
 from laplora.prompts.examples import Example
 from laplora.prompts.labelled import example_of, row_id
 
@@ -33,8 +33,14 @@ def read_rows(rows: Any, classifier: Classifier, label_field: str | None, what: 
         what: what messages call a row.
 
     Raises:
+        ConfigError: a label field that the prompt would hold.
         DataError: the first rows that cannot be used, by number from 0; no rows; or what is no rows at all.
     """
+    if label_field in classifier.template.fields:
+        raise ConfigError(
+            f"label_field {label_field!r} is also a field of template {classifier.template.name!r}: the prompt would "
+            "hold the answer"
+        )
     names, of_data_set = _class_names(rows, classifier.labels, label_field)
     several = classifier.readout.likelihood == "bernoulli"
     examples: list[Example] = []

@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from laplora.errors import ModelError
 from laplora.jacobians.contrasts import contrast_jacobians
 from laplora.jacobians.states import StateTape
 from laplora.linearised import mean_of
 from laplora.metrics.checks import check_finite
+from laplora.models.readout import base_of
 from laplora.posterior.base import Posterior
 from laplora.posterior.many_classes import choose_of
 from laplora.predictive.distilled import DistilledCovariance, Estimate
@@ -95,8 +97,13 @@ def member_outputs(members: MemberSet, batch: Batch, wanted: Collection[Wanted])
         wanted: beside the trained adapter's logits, which are always there.
 
     Raises:
+        ModelError: a model in training mode.
         NonFiniteError: NaN or infinity in a logit, a variance or the label mass.
     """
+    if members.model.training or base_of(members.model).training:
+        raise ModelError(
+            "the model is in training mode, in which its dropout would change every answer: call model.eval()"
+        )
     kinds = {kind for kind, _ in wanted}
     posteriors = {kind for kind, covariance in wanted if covariance}
     distilled = members.distilled if "distilled" in kinds else None

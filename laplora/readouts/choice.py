@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
-from laplora.errors import ConfigError
+from laplora.errors import ConfigError, LabelTokenError
 from laplora.models.lora import is_classifier
 from laplora.models.readout import base_of
 from laplora.prompts.templates import PromptTemplate, resolve_label_sequences, resolve_label_tokens
@@ -31,7 +31,8 @@ def choose_readout(
         wanted: one kind; None: label tokens where each label is one token, else label sequences.
 
     Raises:
-        LabelTokenError: labels that no read-out, or not the wanted one, can tell apart.
+        LabelTokenError: labels that no read-out, or not the wanted one, can tell apart; a tokenizer that ends every
+            text with a token of its own, after which they would be read.
         ModelError: label sequences with an adapted output embedding; a head with another number of classes, or as of
             ``classification_head``.
         ConfigError: label tokens or sequences of a model that has a head.
@@ -57,9 +58,20 @@ def named_readout(
     """
     if wanted not in (None, *get_args(ReadOutName)):
         raise ConfigError(f"readout must be one of {list(get_args(ReadOutName))}, or None to choose, got {wanted!r}")
+    _check_ending(tokenizer)
     if wanted == "label_tokens":
         return LabelTokens(tuple(resolve_label_tokens(tokenizer, template, verbalizers)))
     sequences = resolve_label_sequences(tokenizer, template, verbalizers)
     if wanted is None and all(len(tokens) == 1 for tokens in sequences):
         return LabelTokens(tuple(token for (token,) in sequences))
     return LabelSequences(sequences)
+
+
+def _check_ending(tokenizer: Any) -> None:
+    """Raise LabelTokenError where a tokenizer puts a token between the prompt and the label."""
+    ids, plain = tokenizer.encode("a"), tokenizer.encode("a", add_special_tokens=False)
+    if ids and plain and ids[-1] != plain[-1]:
+        raise LabelTokenError(
+            f"the tokenizer ends every text with token {ids[-1]}, and labels would be read after it: load it with "
+            "add_eos_token=False; if the model was trained on such prompts, give readout=LabelTokens(...)"
+        )

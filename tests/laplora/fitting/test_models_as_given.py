@@ -1,0 +1,167 @@
+"""A user's model and what may have happened to it: answers are the fitted model's, or a named error says what to do."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig
+from tiny_models import add_lora, tiny_base
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+import laplora
+from laplora.errors import ConfigError, GoldenMismatchError, LabelTokenError, ModelError
+from laplora.predictive.member_adapters import lora_parameters
+
+SETTINGS = laplora.FitSettings.model_validate(
+    {"laplace": {"rank": 2, "joint_rank": 6}, "predictives": {"fast": 0, "laplace_temperature": False}}
+)
+LABELS = {"no": " w1", "yes": " w2"}
+Rows = list[dict[str, Any]]
+
+
+def letters(ends: bool = False) -> Any:
+    """Return a tokenizer of letters that puts a token before every text, and if it ``ends`` them one behind it."""
+    words = ["[PAD]", "[BOS]", "[EOS]", "[UNK]", *"abcdefghijklmnopqrstuvwxyz", *(f"w{i}" for i in range(34))]
+    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, "[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    inner.post_processor = processors.TemplateProcessing(
+        single="[BOS] $A [EOS]" if ends else "[BOS] $A", special_tokens=[("[BOS]", 1), ("[EOS]", 2)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="[PAD]", bos_token="[BOS]", eos_token="[EOS]", unk_token="[UNK]"
+    )
+
+
+def model() -> Any:
+    return add_lora(tiny_base("llama"), ["q_proj", "v_proj"], dtype=None)
+
+
+def classifier(given: Any, template: str = "{text} z") -> laplora.Classifier:
+    return laplora.Classifier(given, letters(), LABELS, template)
+
+
+def rows(count: int, seed: int) -> Rows:
+    draw = random.Random(seed)
+    return [
+        {"text": " ".join(draw.choices("abcdefghijkl", k=draw.randint(1, 6))), "label": ("no", "yes")[i % 2]}
+        for i in range(count)
+    ]
+
+
+def fitted(given: Any) -> laplora.CalibratedPosterior:
+    return laplora.fit(classifier(given), rows(20, 0), rows(12, 1), settings=SETTINGS, progress=False)
+
+
+@pytest.fixture(scope="module")
+def posterior() -> laplora.CalibratedPosterior:
+    return fitted(model())
+
+
+@pytest.mark.parametrize("predictive", ["map", "temperature", "laplace"])
+def test_no_answer_with_dropout(posterior: laplora.CalibratedPosterior, predictive: str) -> None:
+    """Those without Jacobians too: they were other numbers at every call."""
+    given = posterior.classifier.model.train()
+    try:
+        with pytest.raises(ModelError, match="training mode"):
+            posterior.predict(rows(2, 2), predictive)
+    finally:
+        given.eval()
+
+
+def test_no_answer_by_another_adapter() -> None:
+    posterior = fitted(model())
+    given, asked = posterior.classifier.model, rows(2, 2)
+    expected = [answer.probs for answer in posterior.predict(asked)]
+    given.add_adapter("other", LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    given.set_adapter("other")
+    for ask in (lambda: posterior.predict(asked), lambda: posterior.evaluate(asked), lambda: posterior.save("never")):
+        with pytest.raises(ModelError, match="another adapter"):
+            ask()
+    given.set_adapter("default")
+    assert [answer.probs for answer in posterior.predict(asked)] == expected
+    given.base_model.disable_adapter_layers()
+    with pytest.raises(ModelError, match=r"the adapter is disabled, at .*q_proj"):
+        posterior.predict(asked)
+
+
+def test_a_model_with_its_adapter_disabled_is_no_classifier() -> None:
+    given = model()
+    given.base_model.disable_adapter_layers()
+    with pytest.raises(ModelError, match=r"the adapter is disabled, at .*q_proj"):
+        classifier(given)
+
+
+def test_a_refused_model_keeps_which_weights_are_trained() -> None:
+    given = model().requires_grad_(False)
+    given.get_base_model().lm_head.register_forward_hook(lambda _module, _inputs, output: 2 * output)
+    with pytest.raises(ModelError):
+        classifier(given)
+    assert not any(parameter.requires_grad for parameter in given.parameters())
+
+
+def test_a_tokenizer_that_ends_its_texts_hides_the_labels() -> None:
+    with pytest.raises(LabelTokenError, match="ends every text with token 2"):
+        laplora.Classifier(model(), letters(ends=True), LABELS, "{text} z")
+
+
+def test_a_prompt_that_would_hold_the_label() -> None:
+    with pytest.raises(ConfigError, match="the prompt would hold the answer"):
+        laplora.fit(classifier(model(), "{label} {text} z"), rows(20, 0), rows(12, 1), progress=False)
+
+
+@pytest.mark.parametrize("change", [lambda _weight: None, lambda weight: weight[:1], lambda weight: weight.sum()])
+def test_an_initial_adapter_of_other_blocks(posterior: laplora.CalibratedPosterior, change: Any) -> None:
+    """One of another shape would broadcast, and the evidence be that of another centre."""
+    given = posterior.classifier
+    weights = {name: weight.detach() for name, weight in lora_parameters(given.model).items()}
+    first = next(iter(weights))
+    changed = change(weights.pop(first))
+    weights |= {} if changed is None else {first: changed}
+    with pytest.raises(ConfigError, match=rf"initial_adapter .* {first} of shape"):
+        laplora.fit(given, rows(20, 0), rows(12, 1), initial_adapter=weights, progress=False)
+
+
+def test_a_fit_leaves_the_model_and_torch_as_they_were() -> None:
+    given = model()
+
+    def state() -> tuple[Any, ...]:
+        hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in given.modules()]
+        return hooks, [p.requires_grad for p in given.parameters()], [p._version for p in given.parameters()]
+
+    before, random_state = state(), torch.get_rng_state()
+    fitted(given).predict(rows(3, 2))
+    assert state() == before
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def test_a_base_that_was_changed_in_memory_is_not_the_one_that_is_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by an adapter that was merged into it: the artifact was of the base on disk, and recorded its answers."""
+    monkeypatch.setenv("LAPLORA_CACHE", str(tmp_path / "cache"))
+    tiny_base("llama").save_pretrained(tmp_path / "base")
+    letters().save_pretrained(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
+    with torch.no_grad():
+        base.model.layers[0].mlp.down_proj.weight.mul_(-3)
+    changed = fitted(add_lora(base, ["q_proj", "v_proj"], dtype=None))
+    with pytest.raises(GoldenMismatchError):
+        changed.save(tmp_path / "artifact")
+    assert not (tmp_path / "artifact").exists()
+    with torch.no_grad():
+        base.model.layers[0].mlp.down_proj.weight.div_(-3)
+    random_state = torch.get_rng_state()
+    assert changed.save(tmp_path / "artifact").is_dir()
+    assert torch.equal(torch.get_rng_state(), random_state)
+    with pytest.raises(ConfigError, match="is no name for one"):
+        changed.save(tmp_path / "my artifact")
+
+
+def test_a_limit_that_no_artifact_can_have() -> None:
+    with pytest.raises(ConfigError, match="max_tokens is 7"):
+        laplora.Classifier(model(), letters(), LABELS, "{text} z", max_tokens=7)
