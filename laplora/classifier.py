@@ -23,6 +23,7 @@ from laplora.prompts.token_bounds import TokenBounds, token_bounds
 from laplora.readouts.base import ReadOut
 from laplora.readouts.choice import ReadOutName, choose_readout
 from laplora.readouts.classification_head import ClassificationHead, check_order
+from laplora.readouts.label_sequences import LabelSequences
 
 #: Longest prompt where none is stated, in tokens.
 MAX_TOKENS = 512
@@ -88,8 +89,8 @@ class Classifier:
             raise ConfigError("several of a question's {choices} cannot be right: its model takes one label a row")
         if isinstance(readout, ClassificationHead):
             check_ending(self.model, tokenizer)
-            check_length(self.model, max_tokens)
             check_order(self.model, self.labels)
+        check_length(self.model, max_tokens, readout.tree.extra_tokens if isinstance(readout, LabelSequences) else 0)
 
     def __repr__(self) -> str:
         """Return what it reads, in a line."""

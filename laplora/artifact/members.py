@@ -24,6 +24,7 @@ from laplora.posterior.many_classes import check_class_count
 from laplora.predictive.distilled_file import read_distilled_for
 from laplora.predictive.member_adapters import dropout_weights, lora_parameters, read_weights
 from laplora.predictive.member_outputs import Member, MemberSet
+from laplora.readouts.label_sequences import LabelSequences
 
 
 def check_base(manifest: Manifest, location: str, tokenizer: Any, cache_dir: Path | None) -> None:
@@ -50,10 +51,11 @@ def attach(path: Path, manifest: Manifest, base: LoadedBase, tokenizer: Any) -> 
             trained at another token than is read (``check_ending``), or too few positions for ``max_tokens``.
     """
     model, record = share(base.model), manifest.readout
+    readout = record.readout()
+    check_length(model, manifest.max_tokens, readout.tree.extra_tokens if isinstance(readout, LabelSequences) else 0)
     if not isinstance(record, ClassificationHeadRecord):
         return attach_adapter(model, path / ADAPTER_FOLDER)
     check_ending(model, tokenizer)
-    check_length(model, manifest.max_tokens)
     if record.alone:
         (last, _), side = output_layer(model), head_side(model)
         if (last, side) != (record.trained[-1], record.side):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -50,6 +51,8 @@ from laplora.predictor import Predictor
 #: Rows whose answers an artifact records and its server replays.
 _GOLDEN_ROWS = 4
 _UNSAVED = "in-memory"
+#: Held while a model runs: the hooks that note its activations are on its modules, and see the passes of every thread.
+_ONE_AT_A_TIME = threading.RLock()
 
 
 class CalibratedPosterior:
@@ -131,7 +134,8 @@ class CalibratedPosterior:
         rows = [self.predictor.encode(example.fields, truncate=truncate) for example in examples]
         answers: dict[int, Prediction] = {}
         for index in batches(rows, batch_size):
-            found = self.predictor.predict([rows[i] for i in index], predictive)
+            with _ONE_AT_A_TIME:
+                found = self.predictor.predict([rows[i] for i in index], predictive)
             answers.update(zip(index, found, strict=True))
         return [answers[i] for i in range(len(rows))]
 
@@ -143,16 +147,17 @@ class CalibratedPosterior:
         self._check_model()
         examples = read_rows(rows, self.classifier, label_field, "test row")
         fit, distilled = self.fit, self.fit.distilled
-        found = outputs_of(
-            self.classifier,
-            fit.settings,
-            fit.posterior,
-            fit.served.prior,
-            fit.ensemble,
-            distilled.predictor if distilled else None,
-            examples,
-            self._progress,
-        )
+        with _ONE_AT_A_TIME:
+            found = outputs_of(
+                self.classifier,
+                fit.settings,
+                fit.posterior,
+                fit.served.prior,
+                fit.ensemble,
+                distilled.predictor if distilled else None,
+                examples,
+                self._progress,
+            )
         calibrated = fit.calibrated
         evaluations, sets = evaluate_predictives(
             found.outputs, calibrated.predictives, calibrated.calibration.conformal
@@ -193,7 +198,7 @@ class CalibratedPosterior:
         with tempfile.TemporaryDirectory() as folder:
             parts = self._write_parts(Path(folder), spec.model)
             answers, device = loaded_answers(self.predictor), str(self.classifier.device)
-            with torch.random.fork_rng(devices=[]):  # transformers and PEFT draw as they load
+            with _ONE_AT_A_TIME, torch.random.fork_rng(devices=[]):  # transformers and PEFT draw as they load
                 write_artifact(
                     target, parts, manifest, self._golden, device=device, say=say, answers=answers, verify=verify
                 )

@@ -20,6 +20,10 @@ from laplora.models.lora import adapter_name, lora_layers
 from laplora.models.readout import base_of, last_hidden
 from laplora.prompts.rows import Batch, Side
 
+#: What tables of position embeddings are called.
+_POSITIONS = ("position_embeddings", "wpe", "embed_positions", "positions_embed")
+#: Parts of models that also see or hear, with tables of their own.
+_OF_OTHERS = frozenset({"vision_tower", "vision_model", "visual", "audio_tower", "audio_model"})
 #: The head of every decoder in transformers.
 _OF_DECODERS = "score"
 
@@ -180,19 +184,25 @@ def head_logits(layer: nn.Linear, state: torch.Tensor) -> torch.Tensor:
 def longest_input(model: Any) -> int | None:
     """Return how many tokens a model has position embeddings for; None where it has no table of them."""
     sizes = [
-        module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+        # Those before a text's first one: RoBERTa's are for padding, OPT's are an offset.
+        module.num_embeddings - (getattr(module, "offset", 0) if module.padding_idx is None else module.padding_idx + 1)
         for name, module in base_of(model).named_modules()
-        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in ("position_embeddings", "wpe")
+        if isinstance(module, nn.Embedding)
+        and name.rpartition(".")[2] in _POSITIONS
+        and not _OF_OTHERS & {*name.split(".")}
     ]
     return min(sizes, default=None)
 
 
-def check_length(model: Any, max_tokens: int) -> None:
-    """Raise ModelError where a model has positions for fewer than ``max_tokens`` tokens."""
+def check_length(model: Any, max_tokens: int, added: int = 0) -> None:
+    """Raise ModelError where a model has positions for fewer than ``max_tokens`` tokens, and ``added`` ones of a label.
+
+    One that is beyond the table ends a CUDA process.
+    """
     longest = longest_input(model)
-    if longest is not None and longest < max_tokens:
-        kind = type(base_of(model)).__name__
-        raise ModelError(f"{kind} has positions for {longest} tokens, max_tokens is {max_tokens}: lower it")
+    if longest is not None and longest < max_tokens + added:
+        kind, labels = type(base_of(model)).__name__, f" and a label adds up to {added}" if added else ""
+        raise ModelError(f"{kind} has positions for {longest} tokens, max_tokens is {max_tokens}{labels}: lower it")
 
 
 def check_ending(model: Any, tokenizer: Any) -> None:

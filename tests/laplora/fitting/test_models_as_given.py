@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig
+from tiny_architectures import tiny_architecture
 from tiny_models import add_lora, tiny_base
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -165,3 +168,37 @@ def test_a_base_that_was_changed_in_memory_is_not_the_one_that_is_saved(
 def test_a_limit_that_no_artifact_can_have() -> None:
     with pytest.raises(ConfigError, match="max_tokens is 7"):
         laplora.Classifier(model(), letters(), LABELS, "{text} z", max_tokens=7)
+
+
+@pytest.mark.parametrize(("words", "limit"), [("w1", 65), ("w1 w2 w3", 63)])
+def test_prompts_that_the_model_has_no_positions_for(words: str, limit: int) -> None:
+    """The longest were an IndexError, and on CUDA the process ended."""
+    given, labels = (
+        add_lora(tiny_architecture("gpt2"), ["c_attn"], dtype=None, fan_in_fan_out=True),
+        {"no": f" {words}", "yes": " w4"},
+    )
+    with pytest.raises(ModelError, match=f"GPT2LMHeadModel has positions for 64 tokens, max_tokens is {limit}"):
+        laplora.Classifier(given, letters(), labels, "{text} z", max_tokens=limit)
+    laplora.Classifier(given, letters(), labels, "{text} z", max_tokens=limit - 1)
+
+
+def test_threads_that_ask_at_once_have_their_own_answers(posterior: laplora.CalibratedPosterior) -> None:
+    """The hooks of one thread's pass noted those of the others: errors, or the Jacobians of other rows."""
+    asked = [rows(4, seed) for seed in range(3)]
+    expected = [[answer.probs for answer in posterior.predict(one, "laplace")] for one in asked]
+    found: dict[int, Any] = {}
+
+    def ask(number: int) -> None:
+        found[number] = [[a.probs for a in posterior.predict(asked[number], "laplace")] for _ in range(8)]
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        threads = [threading.Thread(target=ask, args=(number,)) for number in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert found == {number: [expected[number]] * 8 for number in range(3)}

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from dense_reference import kron
+from tiny_architectures import tiny_architecture
 from tiny_classifiers import (
     CLASSIFIERS,
     DECODERS,
@@ -236,4 +237,6 @@ def test_how_many_tokens_a_table_of_positions_has() -> None:
     assert longest_input(head_alone("bert")) == 64
     assert longest_input(head_alone("roberta")) == 63  # the first ones are for padding
     assert longest_input(head_alone("llama")) is None
+    assert longest_input(tiny_architecture("gpt2")) == 64
+    assert longest_input(tiny_architecture("opt")) == 64
     assert set(TARGETS) == set(CLASSIFIERS)
