@@ -175,8 +175,9 @@ class CalibratedPosterior:
             path: the folder; its last part is the artifact's name.
             base: folder, hub id or offline name to load the base model from; None: where this one was loaded from.
             revision: of the hub.
-            verify: whether to load the artifact and compare what it answers. That takes the memory of a second base
-                model. Whoever serves it does so in any case.
+            verify: whether to load the artifact, record what it answers, and compare that with this posterior. It takes
+                the memory of a second base model. Without it the answers of the model in memory are recorded, which
+                whoever serves it replays.
 
         Raises:
             ConfigError: a name that no artifact can have.
@@ -197,11 +198,10 @@ class CalibratedPosterior:
         ).model_copy(update={"members": members})
         with tempfile.TemporaryDirectory() as folder:
             parts = self._write_parts(Path(folder), spec.model)
-            answers, device = loaded_answers(self.predictor), str(self.classifier.device)
+            mine, device = loaded_answers(self.predictor), str(self.classifier.device)
+            given = {"compare": mine} if verify else {"answers": mine}
             with _ONE_AT_A_TIME, torch.random.fork_rng(devices=[]):  # transformers and PEFT draw as they load
-                write_artifact(
-                    target, parts, manifest, self._golden, device=device, say=say, answers=answers, verify=verify
-                )
+                write_artifact(target, parts, manifest, self._golden, device=device, say=say, **given)
         say(f"artifact: {target}")
         return target
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from laplora.answers.golden import golden_entry
+from laplora.answers.golden import Golden, golden_entry, verify_answers
 from laplora.answers.prediction import Prediction
 from laplora.answers.review_scores import score_tensors
 from laplora.artifact.folder import file_records, new_artifact, write_manifest
@@ -47,6 +47,8 @@ TOLERANCE = {"bfloat16": 0.25, "float32": 2e-3}
 #: The same of the logarithm of a variance: 0.57 was seen in bfloat16, of an answer with ten times the others' variance.
 VARIANCE_TOLERANCE = {"bfloat16": 1.0, "float32": 0.05}
 
+#: Gives an answer per input.
+Answers = Callable[[Sequence[Mapping[str, Any]]], list[Prediction]]
 #: Where a fit has the posterior of the ensemble's adapter of a step.
 MEMBER_FOLDER = "members/step-{step}"
 #: What a fit wrote beside its tensors.
@@ -183,14 +185,14 @@ def write_artifact(
     *,
     device: str,
     say: Callable[[str], None],
-    answers: Callable[[Sequence[Mapping[str, Any]]], list[Prediction]] | None = None,
-    verify: bool = False,
+    answers: Answers | None = None,
+    compare: Answers | None = None,
 ) -> None:
     """Write an artifact and prove that it answers; what is there stays if it does not.
 
     Args:
         manifest: its files not yet listed; golden_inputs: whose answers are recorded.
-        answers: gives them; None: the artifact, loaded for it. verify: whether to load it and compare.
+        answers: gives them; None: the artifact, loaded for it. compare: gives what they must be, but for rounding.
 
     Raises:
         ArtifactWriteError: no room, or something that is no artifact in its place.
@@ -207,13 +209,13 @@ def write_artifact(
             "variance_tolerance": VARIANCE_TOLERANCE[dtype],
             "answers": [golden_entry(i, a) for i, a in zip(golden_inputs, answers(golden_inputs), strict=True)],
         }
+        if compare is not None:
+            verify_answers(compare(golden_inputs), Golden.model_validate(golden))
         write_json(folder / GOLDEN, golden)
         write_manifest(folder, manifest.model_copy(update={"files": file_records(folder)}))
-        if verify:
-            Predictor.load(folder, device=device, progress=say)
 
 
-def loaded_answers(predictor: Predictor) -> Callable[[Sequence[Mapping[str, Any]]], list[Prediction]]:
+def loaded_answers(predictor: Predictor) -> Answers:
     """Return what a predictor answers to inputs, each alone, with every predictive's probabilities."""
 
     def answers(inputs: Sequence[Mapping[str, Any]]) -> list[Prediction]:
