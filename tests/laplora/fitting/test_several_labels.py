@@ -356,7 +356,7 @@ def test_rows_of_every_kind_are_the_same_rows(classifier: laplora.Classifier) ->
     ("label", "message"),
     [
         (["news", "opera"], r"row 0: field 'label': label 'opera' is not among \['news', 'sport', 'weather'\]"),
-        ([7], "label 7 is not among"),
+        ([7], "the label is 7, expected a number from 0 to 2, or one of"),
         ("news", "must be a list of labels, since the model has a probability for each: put a single one into a list"),
         (None, r"\(the labels\) is missing: give a list, which may be empty"),
         ([["news"]], "label of type list is not among"),
