@@ -21,8 +21,8 @@ from laplora.linearised import PosteriorPredictive, class_counts, contrast_logit
 from laplora.metrics.checks import check_finite
 
 #: Trapezoid nodes over +-8.5 standard deviations: the mean is right to 1e-11 for logit variances up to 1e4.
-_NODES = 2049
-_REACH = 8.5
+NODES = 2049
+REACH = 8.5
 
 #: An eigenvalue this far below 0 (nats^2) cannot change a probability visibly: it is rounding, and clamped.
 _NEGATIVE_ROUNDING = 1e-6
@@ -61,7 +61,7 @@ def posterior_predictive(
     std = torch.zeros_like(probs)
     expected_entropy = torch.zeros(len(probs), dtype=torch.float64)
     for count in sorted(set(counts.tolist())):
-        size = (_NODES if count == 2 else samples) * count
+        size = (NODES if count == 2 else samples) * count
         for rows in (counts == count).nonzero()[:, 0].split(max(1, _BLOCK // size)):
             m = mean[rows, : count - 1]
             v = covariance[rows, : count - 1, : count - 1]
@@ -103,7 +103,7 @@ def symmetric_root(covariance: torch.Tensor) -> torch.Tensor:
 
 def _quadrature(mean: torch.Tensor, root: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the moments of two classes, whose logit difference is sqrt 2 times the one contrast."""
-    nodes = torch.linspace(-_REACH, _REACH, _NODES, dtype=torch.float64)
+    nodes = torch.linspace(-REACH, REACH, NODES, dtype=torch.float64)
     weights = torch.softmax(-nodes * nodes / 2, 0)
     difference = math.sqrt(2) * (mean + root[:, 0] * nodes)  # (batch, nodes)
     log_probs = torch.nn.functional.logsigmoid(torch.stack([difference, -difference], 2))

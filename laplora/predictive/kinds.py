@@ -12,7 +12,7 @@ approximations (Eschenhagen et al., arXiv 2111.03577).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
@@ -23,10 +23,10 @@ from laplora.decisions.temperature import TEMPERATURE_BOUNDS, fit_temperature, t
 from laplora.errors import ConfigError, DataError
 from laplora.linearised import PosteriorPredictive, class_counts, class_probs, contrast_logits, entropy
 from laplora.metrics.checks import check_finite, checked_labels
-from laplora.metrics.scores import row_nll
 from laplora.predictive.gaussian import posterior_predictive
 from laplora.predictive.label_draws import MANY_CLASSES, LabelDraws
 from laplora.predictive.minimum import grid_minimum
+from laplora.predictive.two_classes import two_class_probs
 
 Members = Literal["single", "distilled", "checkpoints", "dropout"]
 PredictiveName = Literal[
@@ -122,8 +122,7 @@ def predictive_probs(
         raise ConfigError(
             f"the members are {spec.members!r}, but {len(means)} means were given: use checkpoints or dropout"
         )
-    if covariances is not None and covariances.shape != (*means.shape, means.shape[-1]):
-        raise DataError(f"covariances must be {(*means.shape, means.shape[-1])}, got {tuple(covariances.shape)}")
+    _check_covariances(means, covariances)
     flat, masks = means.flatten(0, 1) / spec.temperature, mask.repeat(len(means), 1)
     if covariances is None:
         probs = class_probs(contrast_logits(flat), masks)
@@ -155,22 +154,38 @@ def fit_predictive_temperature(
     if len(means) == 1 and covariances is None:
         return fit_temperature(contrast_logits(means[0]), labels, mask)
     labels = checked_labels(labels, mask)
-    draws: list[LabelDraws] = []
-    if covariances is not None and mask.shape[1] > MANY_CLASSES:
-        draws = [LabelDraws.of(mean, spread, labels, mask) for mean, spread in zip(means, covariances, strict=True)]
-
-    def nll_at(temperature: float) -> float:
-        if draws:
-            picked = torch.stack([d.probs(temperature) for d in draws]).mean(0)
-            return -float(picked.clamp_min(torch.finfo(torch.float64).tiny).log().mean())
-        spec = PredictiveSpec("checkpoints", covariances is not None, temperature)
-        return float(row_nll(predictive_probs(spec, means, covariances, mask).probs, labels).mean())
+    _check_covariances(means, covariances)
+    integral = _label_integral(means, covariances, labels, mask)
 
     def penalised_nll(log_temperature: float) -> float:
-        return nll_at(math.exp(log_temperature)) + temperature_penalty(log_temperature, len(labels))
+        picked = integral(math.exp(log_temperature)).clamp_min(torch.finfo(torch.float64).tiny)
+        return -float(picked.log().mean()) + temperature_penalty(log_temperature, len(labels))
 
     low, high = (math.log(bound) for bound in TEMPERATURE_BOUNDS)
     return math.exp(grid_minimum(penalised_nll, low, high, points=_GRID, tolerance=1e-6))
+
+
+def _label_integral(
+    means: torch.Tensor, covariances: torch.Tensor | None, labels: torch.Tensor, mask: torch.Tensor
+) -> Callable[[float], torch.Tensor]:
+    """Return what gives (rows,) the mixture's mean probability of each row's label at a temperature."""
+    if covariances is not None and mask.shape[1] == 2:
+        flat, spread = means.flatten(0, 1), covariances.detach().to("cpu", torch.float64).flatten(0, 1)
+        each = labels.repeat(len(means))
+
+        def of_two(temperature: float) -> torch.Tensor:
+            return two_class_probs(flat / temperature, spread / temperature**2, each).view(len(means), -1).mean(0)
+
+        return of_two
+    if covariances is not None and mask.shape[1] > MANY_CLASSES:
+        draws = [LabelDraws.of(mean, spread, labels, mask) for mean, spread in zip(means, covariances, strict=True)]
+        return lambda temperature: torch.stack([d.probs(temperature) for d in draws]).mean(0)
+
+    def of_answers(temperature: float) -> torch.Tensor:
+        spec = PredictiveSpec("checkpoints", covariances is not None, temperature)
+        return predictive_probs(spec, means, covariances, mask).probs.gather(1, labels[:, None])[:, 0]
+
+    return of_answers
 
 
 def _checked_means(means: torch.Tensor, class_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -185,6 +200,11 @@ def _checked_means(means: torch.Tensor, class_mask: torch.Tensor) -> tuple[torch
     means = means.masked_fill(~mask[:, 1:], 0)  # the contrasts of a prefix of the classes are a prefix too
     check_finite(means, "the members' logits")
     return means, mask
+
+
+def _check_covariances(means: torch.Tensor, covariances: torch.Tensor | None) -> None:
+    if covariances is not None and covariances.shape != (*means.shape, means.shape[-1]):
+        raise DataError(f"covariances must be {(*means.shape, means.shape[-1])}, got {tuple(covariances.shape)}")
 
 
 def _mixture(each: PosteriorPredictive, members: int) -> PosteriorPredictive:

@@ -16,6 +16,7 @@ from laplora.posterior.base import Granularity, Prior, prior_key
 from laplora.predictive.gaussian import posterior_predictive
 from laplora.predictive.label_draws import MANY_CLASSES, label_probs
 from laplora.predictive.minimum import grid_minimum
+from laplora.predictive.two_classes import two_class_probs
 
 #: Searched range of a precision. Beyond it the posterior is the prior, or the answer is MAP, to rounding.
 LOWEST, HIGHEST = 1e-6, 1e12
@@ -52,6 +53,8 @@ def predictive_nll(
     """
     if class_mask.shape[1] > MANY_CLASSES:
         picked = label_probs(contrast_mean, covariance, labels, class_mask)
+    elif class_mask.shape[1] == 2:
+        picked = two_class_probs(contrast_mean, covariance, labels)
     else:
         picked = posterior_predictive(contrast_mean, covariance, class_mask).probs.gather(1, labels[:, None])
     return -float(picked.clamp_min(torch.finfo(torch.float64).tiny).log().mean())
