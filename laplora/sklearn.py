@@ -4,6 +4,9 @@
     classifier.fit(texts, labels).predict_proba(new_texts)
     cross_val_score(classifier, texts, labels, scoring="neg_log_loss")
 
+Where several labels of a row may be right, ``y`` is scikit-learn's indicator matrix of 0 and 1, (rows, labels), and so
+is ``predict``; ``score`` is then the share of rows of which every label is right.
+
 Needs scikit-learn: ``pip install 'laplora[sklearn]'``. ``fit`` fits the posterior of a model that is fine-tuned already
 and trains nothing. So a cross-validation measures how the posterior and its calibration carry over to new rows; the
 model has seen all rows that it was fine-tuned on, in every fold.
@@ -19,7 +22,7 @@ import numpy as np
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin
     from sklearn.model_selection import train_test_split
-    from sklearn.utils.multiclass import check_classification_targets
+    from sklearn.utils.multiclass import check_classification_targets, type_of_target
     from sklearn.utils.validation import check_is_fitted
 except ModuleNotFoundError as error:
     if (error.name or "").partition(".")[0] != "sklearn":
@@ -42,7 +45,8 @@ class LaploraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
     """Calibrated probabilities of a fine-tuned model, as a scikit-learn classifier.
 
     Attributes:
-        classes_: (classes,) what ``y`` held, sorted, the columns of ``predict_proba``.
+        classes_: (classes,) what ``y`` held, sorted, the columns of ``predict_proba``; of an indicator matrix the
+            numbers of its columns.
         posterior_: what ``laplora.fit`` returned, with everything that has no place in scikit-learn.
     """
 
@@ -67,7 +71,9 @@ class LaploraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
 
         Args:
             model, tokenizer, template, labels, max_tokens: as of ``laplora.Classifier``. The model is shared with
-                every clone and never changed but for its mode. Labels None: what ``y`` holds, as text, sorted.
+                every clone and never changed but for its mode. Labels None: what ``y`` holds, as text, sorted; of an
+                indicator matrix the names of a data frame's columns, or their numbers. With ``labels`` its columns are
+                in their order.
             settings: as of ``laplora.fit``.
             calibration: rows that the model was not fine-tuned on, as a pair ``(X, y)``; or a share of the rows that
                 ``fit`` gets, between 0 and 1, which is kept out of the curvature. None: a fifth.
@@ -94,16 +100,18 @@ class LaploraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
 
         Args:
             X: texts, for a template with one field; or dicts of the template's fields, or a data frame with them.
-            y: (rows,) labels: names, or numbers. Numbers count ``labels``, where those are given.
+            y: (rows,) labels: names, or numbers. Numbers count ``labels``, where those are given. Where several may be
+                right, (rows, labels) of 0 and 1: an array, a data frame or a sparse matrix.
 
         Raises:
             DataError: ``X`` or ``y`` that cannot be used, a label without a row.
             ConfigError, LabelTokenError, ModelError, NonFiniteError, PriorError, FactorizationError: as of
                 ``laplora.Classifier`` and ``laplora.fit``.
         """
-        targets = np.asarray(y)
+        targets = _targets(y)
         check_classification_targets(targets)
-        names, self.classes_ = self._names(targets)
+        self._several = type_of_target(targets) == "multilabel-indicator"
+        names, self.classes_ = self._columns(y, targets) if self._several else self._names(targets)
         classifier = Classifier(
             self.model,
             self.tokenizer,
@@ -116,10 +124,10 @@ class LaploraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         calibration = self.calibration
         if isinstance(calibration, float):
             seed = (self.settings or FitSettings()).seed
-            stratify = [row[_LABEL] for row in rows]
+            stratify = None if self._several else [row[_LABEL] for row in rows]
             rows, calibration = train_test_split(rows, test_size=calibration, random_state=seed, stratify=stratify)
         elif calibration is not None:
-            calibration = _labelled(calibration[0], np.asarray(calibration[1]), names, classifier)
+            calibration = _labelled(calibration[0], _targets(calibration[1]), names, classifier)
         self.posterior_ = fit(
             classifier, rows, calibration, settings=self.settings, label_field=_LABEL, progress=self.progress
         )
@@ -127,6 +135,8 @@ class LaploraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
 
     def predict_proba(self, X: Any) -> np.ndarray[Any, Any]:
         """Return (rows, classes) float64 the probabilities, columns in the order of ``classes_``; rows sum to 1.
+
+        Where several labels may be right, a column has the probability that its label is present.
 
         Raises:
             sklearn.exceptions.NotFittedError: before ``fit``.
@@ -141,10 +151,27 @@ class LaploraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         return probs
 
     def predict(self, X: Any) -> np.ndarray[Any, Any]:
-        """Return (rows,) the most probable class of each row, as ``y`` had it."""
+        """Return (rows,) the most probable class of each row, as ``y`` had it.
+
+        Where several labels may be right: (rows, labels) int64, 1 at those of probability above 0.5.
+        """
         probs = self.predict_proba(X)
+        if self._several:
+            present: np.ndarray[Any, Any] = (probs > 0.5).astype(np.int64)
+            return present
         chosen: np.ndarray[Any, Any] = self.classes_[probs.argmax(1)]
         return chosen
+
+    def _columns(self, y: Any, targets: np.ndarray[Any, Any]) -> tuple[dict[Any, str], np.ndarray[Any, Any]]:
+        """Return the label's name of each column of an indicator matrix, and the columns' numbers."""
+        count = targets.shape[1]
+        if self.labels is not None:
+            names = list(self.labels)
+            if len(names) != count:
+                raise DataError(f"y has {count} columns, and there are {len(names)} labels: give a column for each")
+        else:
+            names = [str(name) for name in getattr(y, "columns", range(count))]
+        return dict(enumerate(names)), np.arange(count)
 
     def _names(self, targets: np.ndarray[Any, Any]) -> tuple[dict[Any, str], np.ndarray[Any, Any]]:
         """Return the label's name of each class, in the order of the classes, and the classes."""
@@ -166,6 +193,11 @@ class LaploraClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             raise DataError(f"y has {shown}, which are not among the labels {labels[:8]}")
         classes = np.array(sorted(labels))
         return {name: name for name in classes.tolist()}, classes
+
+
+def _targets(y: Any) -> np.ndarray[Any, Any]:
+    """Return labels as an array; a sparse indicator matrix as a dense one."""
+    return np.asarray(y.toarray() if hasattr(y, "toarray") else y)
 
 
 def _fields(X: Any, classifier: Classifier) -> list[Mapping[str, Any]]:
@@ -193,9 +225,18 @@ def _labelled(
     rows, values = _fields(X, classifier), targets.tolist()
     if len(rows) != len(values):
         raise DataError(f"X has {len(rows)} rows and y {len(values)}: give a label for each row")
+    if targets.ndim == 2:
+        if targets.shape[1] != len(names):
+            raise DataError(f"y of the calibration rows has {targets.shape[1]} columns, expected {len(names)}")
+        chosen: list[Any] = [[names[column] for column, held in enumerate(row) if held] for row in values]
+        return _with_labels(rows, chosen)
     if unknown := [value for value in set(values) if value not in names]:
         raise DataError(f"{len(unknown)} labels of the calibration rows are not among the classes {list(names)[:8]}")
+    return _with_labels(rows, [names[value] for value in values])
+
+
+def _with_labels(rows: Sequence[Mapping[str, Any]], labels: Sequence[Any]) -> list[dict[str, Any]]:
     return [
-        {**{name: row[name] for name in row if name != _LABEL}, _LABEL: names[value]}
-        for row, value in zip(rows, values, strict=True)
+        {**{name: row[name] for name in row if name != _LABEL}, _LABEL: label}
+        for row, label in zip(rows, labels, strict=True)
     ]

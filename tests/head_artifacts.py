@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_classifiers import batch_of, random_rows
+from tiny_classifiers import adapted_classifier, batch_of, classifier_base, random_rows
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -18,13 +18,14 @@ from laplora.artifact.folder import file_records, write_manifest
 from laplora.artifact.manifest import GOLDEN, HEAD, POSTERIOR, SCORES, Manifest
 from laplora.jacobians.contrasts import contrast_jacobians, covered_blocks
 from laplora.models.base import load_tokenizer
+from laplora.models.classifier_head import output_layer
 from laplora.models.hashes import tokenizer_hash, weights_hash
 from laplora.models.head_file import save_head
 from laplora.posterior.file import posterior_tensors
 from laplora.posterior.passes import StructureSettings
 from laplora.posterior.structures import fit_posterior
 from laplora.predictor import Predictor
-from laplora.readouts.classification_head import ClassificationHead
+from laplora.readouts.classification_head import ClassificationHead, classification_head
 
 #: An artifact of the repository, from which the manifest's calibrated fields are.
 _PATTERN = Path(__file__).parents[1] / "artifacts" / "sst2-smollm2"
@@ -106,6 +107,16 @@ def pack(target: Path, base: Path, model: Any, readout: ClassificationHead, **ch
     (target / GOLDEN).write_text(json.dumps(golden), encoding="utf-8")
     seal(target, manifest)
     return target
+
+
+def pack_several(folder: Path) -> Path:
+    """Write the artifact of a tiny decoder of which each of two labels may be right, and return its folder."""
+    base = save_base(folder / "base", classifier_base("llama", classes=2), head=False)
+    model = adapted_classifier("llama", dtype=torch.float32, classes=2, problem_type="multi_label_classification")
+    output_layer(model)[1].weight.data *= 2  # labels from absent to present
+    fields = json.loads((_PATTERN / "manifest.json").read_text(encoding="utf-8"))
+    prior = fields["prior"] | {"granularity": "scalar", "precision": {"all": 50.0}}
+    return pack(folder / "several", base, model, classification_head(model), prior=prior)
 
 
 def load(artifact: Path, **options: Any) -> Predictor:

@@ -117,7 +117,7 @@ def measure(run: Run, model: Any, fitted: Path) -> Measured:
         config.run_dir / "report" / "test.safetensors", split_tensors(split), {"made_from": evaluation_inputs(run)}
     )
     results = {"zero_shot": evaluate_probs(zero_shot, split.labels)}
-    evaluations, sets = evaluate_predictives(outputs, calibrated.predictives, calibrated.calibration.conformal)
+    evaluations, sets, _ = evaluate_predictives(outputs, calibrated.predictives, calibrated.calibration.conformal)
     results |= evaluations
     gains: dict[str, OrderGain] = {}
     if config.evaluation.order_average:

@@ -102,8 +102,24 @@ class FeedbackResult(Record):
     status: Literal["recorded", "repeated", "corrected", "unknown"]
 
 
+class LabelMetrics(Record):
+    """Metrics of one label, where several may be right; ``present`` inputs have it."""
+
+    present: int
+    accuracy: float
+    precision: float | None
+    recall: float | None
+    nll: float
+    ece: float
+    brier: float
+
+
 class MethodMetrics(Record):
-    """Metrics of one predictive on labelled inputs, with 95 % ``intervals`` by metric."""
+    """Metrics of one predictive on labelled inputs, with 95 % ``intervals`` by metric.
+
+    Where several labels may be right, they are over all labels of all inputs. Then ``labels`` has those of each label,
+    and ``exact_match`` is the share of inputs of which every label is right; else both are None.
+    """
 
     accuracy: float
     nll: float
@@ -116,6 +132,8 @@ class MethodMetrics(Record):
     intervals: dict[str, tuple[float, float]]
     reliability: tuple[dict[str, Any], ...]
     risk_coverage: dict[str, Any]
+    exact_match: float | None = None
+    labels: dict[str, LabelMetrics] | None = None
 
 
 class Evaluated(Record):

@@ -121,13 +121,14 @@ class Client:
         half = len(rows) // 2
         return self._in_halves(send, rows[:half]) + self._in_halves(send, rows[half:])
 
-    def feedback(self, labels: Mapping[str, str] | Iterable[tuple[str, str]]) -> tuple[FeedbackResult, ...]:
+    def feedback(self, labels: requests.Labels) -> tuple[FeedbackResult, ...]:
         """Send the true labels of earlier predictions; return what became of each, in order.
 
         A label that is sent again changes nothing, and its result is ``repeated``.
 
         Args:
-            labels: by ``prediction_id``, or pairs of both. Where it raises, earlier batches have been recorded.
+            labels: by ``prediction_id``, or pairs of both; where several may be right, each is the list of those that
+                are. Where it raises, earlier batches have been recorded.
         """
 
         def tell(batch: Sequence[Mapping[str, str]]) -> tuple[FeedbackResult, ...]:
@@ -149,6 +150,8 @@ class Client:
         artifact: str | None = None,
     ) -> Evaluated:
         """Return the metrics of every predictive on inputs with their true ``label``, sent as one request.
+
+        Where several labels may be right, ``label`` is the list of those that are.
 
         Raises as ``predict``.
         """

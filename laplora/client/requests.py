@@ -9,6 +9,8 @@ from urllib.parse import quote
 from laplora.errors import DataError
 
 Row = TypeVar("Row")
+#: True labels by ``prediction_id``, or pairs of both; where several may be right, a list of those that are.
+Labels = Mapping[str, str | Sequence[str]] | Iterable[tuple[str, str | Sequence[str]]]
 
 
 def stated(**options: Any) -> dict[str, Any]:
@@ -37,10 +39,13 @@ def batches(rows: Sequence[Row], size: int) -> list[Sequence[Row]]:
     return [rows[i : i + size] for i in range(0, len(rows), size)]
 
 
-def feedback_items(labels: Mapping[str, str] | Iterable[tuple[str, str]]) -> list[dict[str, str]]:
+def feedback_items(labels: Labels) -> list[dict[str, Any]]:
     """Return the items of POST /feedback."""
     pairs = labels.items() if isinstance(labels, Mapping) else labels
-    return [{"prediction_id": prediction_id, "label": label} for prediction_id, label in pairs]
+    return [
+        {"prediction_id": prediction_id, "label": label if isinstance(label, str) else list(label)}
+        for prediction_id, label in pairs
+    ]
 
 
 def artifact_path(name: str, change: str) -> str:

@@ -159,11 +159,11 @@ class CalibratedPosterior:
                 self._progress,
             )
         calibrated = fit.calibrated
-        evaluations, sets = evaluate_predictives(
+        evaluations, sets, by_label = evaluate_predictives(
             found.outputs, calibrated.predictives, calibrated.calibration.conformal
         )
-        each = found.outputs.split.together
-        self._measured = Measured(evaluations, sets, calibrated.recommended.predictive, each)
+        labels = tuple(self.classifier.labels) if by_label else ()
+        self._measured = Measured(evaluations, sets, calibrated.recommended.predictive, labels, by_label)
         return self._measured
 
     def save(

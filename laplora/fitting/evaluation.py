@@ -18,6 +18,7 @@ from laplora.fitting.settings import FitSettings
 from laplora.linearised import class_probs
 from laplora.metrics.label_sets import SetQuality, present_set_quality, set_quality
 from laplora.metrics.scores import Evaluation, evaluate_probs
+from laplora.metrics.several_labels import LabelsQuality, evaluate_labels
 from laplora.posterior.base import Posterior, Prior
 from laplora.predictive.distilled import DistilledCovariance, Estimate
 from laplora.predictive.kinds import PredictiveName
@@ -58,22 +59,25 @@ def outputs_of(
 
 def evaluate_predictives(
     outputs: SplitOutputs, predictives: Mapping[PredictiveName, PredictiveRecord], conformal: ConformalScore
-) -> tuple[dict[str, Evaluation], dict[str, SetQuality]]:
+) -> tuple[dict[str, Evaluation], dict[str, SetQuality], dict[str, LabelsQuality]]:
     """Return the metrics and the quality of the label sets of every predictive.
 
-    Where several labels may be right, the rows of the metrics are one for each input and label.
+    Where several labels may be right, the rows of the metrics are one for each input and label, and those of each label
+    come beside them; else the last is empty.
     """
     split = outputs.split
     evaluations: dict[str, Evaluation] = {}
     sets: dict[str, SetQuality] = {}
+    by_label: dict[str, LabelsQuality] = {}
     map_probs = class_probs(split.logits, split.class_mask)
     for name, record in predictives.items():
         probs = predictive_of(outputs, name, record.temperature).probs
         scores = review_score(record.thresholds, probs=probs, map_probs=map_probs)
-        evaluations[name] = evaluate_probs(probs, split.labels, scores, together=split.together)
         if split.together > 1:
+            evaluations[name], by_label[name] = evaluate_labels(probs, split.labels, scores, together=split.together)
             held = present_sets(conformal, probs, record.conformal).view(-1, split.together)
             sets[name] = present_set_quality(held, split.labels.view(-1, split.together) == 1)
         else:
+            evaluations[name] = evaluate_probs(probs, split.labels, scores)
             sets[name] = set_quality(label_sets(conformal, probs, record.conformal, split.class_mask), split.labels)
-    return evaluations, sets
+    return evaluations, sets, by_label

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from laplora.metrics.label_sets import SetQuality
 from laplora.metrics.scores import Evaluation
+from laplora.metrics.several_labels import LabelsQuality
 from laplora.predictive.kinds import PredictiveName
 
 _COLUMNS = ("accuracy", "nll", "ece", "brier", "auroc_error")
@@ -17,13 +18,15 @@ _COLUMNS = ("accuracy", "nll", "ece", "brier", "auroc_error")
 class Measured:
     """Metrics by predictive; ``sets`` are the conformal label sets'. NLL in nats, ECE over 15 bins.
 
-    Where several labels may be right, a row of the metrics is one label of an input, ``labels_per_input`` of them each.
+    Where several labels may be right, a row of the metrics is one label of an input. Then ``labels`` are their names,
+    in order, and ``by_label`` has by predictive the metrics of each; else both are empty.
     """
 
     evaluations: Mapping[str, Evaluation]
     sets: Mapping[str, SetQuality]
     recommended: PredictiveName
-    labels_per_input: int = 1
+    labels: tuple[str, ...] = ()
+    by_label: Mapping[str, LabelsQuality] = field(default_factory=dict)
 
     def __getitem__(self, predictive: str) -> Evaluation:
         """Return one predictive's metrics; KeyError where there is none of that name."""
@@ -34,6 +37,8 @@ class Measured:
         values = {name: evaluation.to_json() for name, evaluation in self.evaluations.items()}
         for name, quality in self.sets.items():
             values[name]["sets"] = vars(quality)
+        for name, labels in self.by_label.items():
+            values[name] |= labels.to_json(self.labels)
         return values
 
     def __str__(self) -> str:
@@ -52,6 +57,6 @@ class Measured:
             for row in rows
         ]
         count = next(iter(self.evaluations.values())).rows
-        each = self.labels_per_input
+        each = len(self.labels) or 1
         rows_of = f"{count} rows" if each == 1 else f"{count // each} rows, each of {each} labels measured on its own"
         return "\n".join([*lines, f"{rows_of}; * answers unless another is named"])

@@ -14,7 +14,7 @@ from laplora.fitting.projected import ProjectedSplit, project_split
 from laplora.fitting.settings import FitSettings
 from laplora.jacobians.contrasts import covered_blocks
 from laplora.posterior.base import Posterior, Prior, ProjectedJacobians, block_precisions
-from laplora.predictive.binary_rows import binary_means
+from laplora.posterior.binary import binary_means
 from laplora.predictive.kinds import PREDICTIVES, Members, PredictiveName
 from laplora.predictive.member_adapters import dropout_weights, in_place, lora_parameters
 from laplora.predictive.member_outputs import Member, MemberSet, Wanted, member_outputs

@@ -16,8 +16,9 @@ from laplora.fitting.progress import Progress
 from laplora.jacobians.contrasts import contrast_jacobians
 from laplora.jacobians.states import States, StateTape, join_states
 from laplora.posterior.base import Posterior, ProjectedJacobians
+from laplora.posterior.binary import binary_projected
 from laplora.posterior.many_classes import choose_of
-from laplora.predictive.binary_rows import binary_logits, binary_projected
+from laplora.predictive.binary_rows import binary_logits
 from laplora.prompts.examples import Example, label_tensor
 
 

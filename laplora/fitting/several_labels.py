@@ -29,7 +29,7 @@ def for_several_labels(
     if any(row.present is None for row in rows):
         raise DataError(
             "the model has a probability for each label (problem_type multi_label_classification), and the rows have "
-            "one label each: give lists of labels to laplora.fit; python -m training does not take them"
+            "one label each: give lists of labels, to laplora.fit or to python -m training fit --adapter"
         )
     if settings.laplace.prior == "leave_one_out":
         raise ConfigError("prior leave_one_out takes one label a row: choose by validation or evidence")

@@ -8,6 +8,9 @@ No model, tokenizer or adapter is needed: a weight may be a matrix of any linear
 convolution's kernel. One with more inputs than outputs is a block of the group ``lora_A``, any other of ``lora_B``; a
 prior by group has a precision for each. The prior is chosen by ``laplora.choose_by_validation`` from what
 ``project_jacobians`` returns, and ``laplora.posterior_predictive`` makes probabilities of the covariance.
+
+With ``likelihood="bernoulli"`` several labels of a row may be right, each with a probability of its own, the sigmoid of
+its logit. All three functions take it, and the Jacobians are then those of the logits.
 """
 
 from __future__ import annotations
@@ -20,8 +23,9 @@ import torch
 
 from laplora.errors import ConfigError, DataError
 from laplora.jacobians.blocks import Block, BlockJacobian, ContrastJacobians
-from laplora.linearised import contrasts
+from laplora.linearised import Likelihood, contrasts
 from laplora.posterior.base import Posterior, Prior, ProjectedJacobians, block_precisions
+from laplora.posterior.binary import binary_projected
 from laplora.posterior.passes import State, StructureSettings
 from laplora.posterior.structures import fit_posterior, needs_sums
 
@@ -35,7 +39,9 @@ JacobianBatch = (
 JacobianBatches = Iterable[JacobianBatch] | Callable[[], Iterable[JacobianBatch]]
 
 
-def fit_jacobians(batches: JacobianBatches, settings: StructureSettings | None = None) -> Posterior:
+def fit_jacobians(
+    batches: JacobianBatches, settings: StructureSettings | None = None, *, likelihood: Likelihood = "categorical"
+) -> Posterior:
     """Return the posterior of rows whose logits and Jacobians are given.
 
     Args:
@@ -43,6 +49,7 @@ def fit_jacobians(batches: JacobianBatches, settings: StructureSettings | None =
             then once or twice, by the structure. All batches have Jacobians of the same weights.
         settings: the structure and its size. ``ekfac`` takes its bases from the leading rank-one part of each row's
             Jacobian, which is all of it where a linear map runs once on a row.
+        likelihood: ``bernoulli`` where several labels of a row may be right; then without a mask.
 
     Raises:
         ConfigError: ``kfac_reduce``, which needs each linear's inputs and gradients; an iterator, which can be gone
@@ -56,28 +63,33 @@ def fit_jacobians(batches: JacobianBatches, settings: StructureSettings | None =
             "kfac_reduce needs the inputs and output gradients of each linear, which Jacobians do not tell: use "
             "ekfac, joint_core, joint or exact"
         )
-    passes = _Batches(batches, None, needs_sums(settings.structure))
+    passes = _Batches(batches, None, needs_sums(settings.structure), likelihood)
     first = next(passes.batches(), None)
     if first is None:
         raise DataError("there are no batches: give at least one, in a list or from a function")
     blocks = tuple(_block(name, jacobian.shape[2:]) for name, jacobian in first[1].items())
     if not blocks:
         raise DataError("the first batch has no Jacobians: give those of at least one weight, by its name")
-    return fit_posterior(settings, blocks, _Batches(batches, blocks, passes.sums))
+    return fit_posterior(settings, blocks, _Batches(batches, blocks, passes.sums, likelihood))
 
 
-def project_jacobians(posterior: Posterior, batches: JacobianBatches) -> tuple[ProjectedJacobians, torch.Tensor]:
+def project_jacobians(
+    posterior: Posterior, batches: JacobianBatches, *, likelihood: Likelihood = "categorical"
+) -> tuple[ProjectedJacobians, torch.Tensor]:
     """Return rows as far as the posterior looks at them, on the CPU, and their class mask (rows, classes) bool.
 
     ``laplora.choose_by_validation(posterior, projected, labels, class_mask)`` chooses the prior precision of them, and
     ``posterior.covariance(projected, precisions)`` is their covariance under any.
+
+    Under ``bernoulli`` a row is one for each of its labels, next to each other, with the classes absent and present; so
+    the labels are (rows * labels,), 0 or 1 (``laplora.predictive.binary_rows``).
 
     Raises:
         ConfigError, DataError: as ``fit_jacobians``; Jacobians of other weights than the posterior's.
     """
     parts: list[ProjectedJacobians] = []
     masks: list[torch.Tensor] = []
-    for jacobians, mask in _Batches(batches, posterior.blocks, False).contrasted():
+    for jacobians, mask in _Batches(batches, posterior.blocks, False, likelihood).contrasted():
         parts.append(posterior.project(jacobians))
         masks.append(mask.cpu())
     if not parts:
@@ -85,7 +97,10 @@ def project_jacobians(posterior: Posterior, batches: JacobianBatches) -> tuple[P
     mean, kept, rest = (
         torch.cat([getattr(part, name).cpu() for part in parts]) for name in ("contrast_mean", "kept", "rest")
     )
-    return ProjectedJacobians(mean, kept, rest), torch.cat(masks)
+    projected, mask = ProjectedJacobians(mean, kept, rest), torch.cat(masks)
+    if likelihood == "bernoulli":
+        return binary_projected(projected), torch.ones(mask.numel(), 2, dtype=torch.bool)
+    return projected, mask
 
 
 def jacobian_covariance(
@@ -94,21 +109,23 @@ def jacobian_covariance(
     prior: float | Prior,
     *,
     of: Literal["contrasts", "logits"] = "contrasts",
+    likelihood: Likelihood = "categorical",
 ) -> torch.Tensor:
     """Return the covariance of a batch's contrasts, (batch, classes - 1, classes - 1) float64, nats squared.
 
     Args:
         prior: its precision, one number for all weights; or one chosen by ``laplora.choose_by_validation``.
-        of: ``logits``: of the centred logits, (batch, classes, classes), whose rows sum to 0.
+        of: ``logits``: of the centred logits, (batch, classes, classes), whose rows sum to 0. Under ``bernoulli`` both
+            are of the labels' logits, (batch, labels, labels), not centred.
 
     Raises:
         DataError: Jacobians of other weights than the posterior's, or shapes that do not fit together.
         PriorError: a precision that is not positive.
     """
-    ((jacobians, mask),) = _Batches([batch], posterior.blocks, False).contrasted()
+    ((jacobians, mask),) = _Batches([batch], posterior.blocks, False, likelihood).contrasted()
     chosen = prior if isinstance(prior, Prior) else Prior("scalar", {"all": float(prior)})
     covariance = posterior.covariance_of(jacobians, block_precisions(chosen, posterior.blocks).to(mask.device))
-    if of == "contrasts":
+    if of == "contrasts" or likelihood == "bernoulli":
         return covariance
     basis = contrasts(mask.shape[1]).to(covariance)
     return basis @ covariance @ basis.T
@@ -120,11 +137,13 @@ class _Batches:
 
     Attributes:
         given: what the caller gave; blocks: of the posterior; sums: whether the Kronecker factors are needed.
+        likelihood: its directions are those of the Jacobians that a pass gets.
     """
 
     given: JacobianBatches
     blocks: tuple[Block, ...] | None
     sums: bool
+    likelihood: Likelihood = "categorical"
 
     def __call__(
         self, title: str, empty: State, add: Callable[[State, ContrastJacobians, torch.Tensor], State]
@@ -160,11 +179,32 @@ class _Batches:
             if logits.ndim != 2 or mask.shape != logits.shape:
                 shapes = f"{tuple(logits.shape)} and {tuple(mask.shape)}"
                 raise DataError(f"logits and class mask must both be (batch, classes), got {shapes}")
+            if self.likelihood == "bernoulli" and not bool(mask.all()):
+                raise DataError("under bernoulli every label of a row can be right: leave the class mask out")
             if set(given) != {block.name for block in self.blocks}:
                 odd = sorted(set(given) ^ {block.name for block in self.blocks})
                 raise DataError(f"every batch needs Jacobians of the same weights, which {odd[:4]} are not in all of")
-            parts = tuple(_block_jacobian(block, given[block.name], logits, self.sums) for block in self.blocks)
-            yield ContrastJacobians(logits, logits.new_zeros(len(logits), 0), parts), mask
+            parts = tuple(self._block_jacobian(block, given[block.name], logits) for block in self.blocks)
+            yield ContrastJacobians(logits, logits.new_zeros(len(logits), 0), parts, self.likelihood), mask
+
+    def _block_jacobian(self, block: Block, given: torch.Tensor, logits: torch.Tensor) -> BlockJacobian:
+        batch, classes = logits.shape
+        rows, columns = _matrix_shape(given.shape[2:])
+        one_label = self.likelihood == "categorical"
+        if given.ndim < 2 or len(given) != batch or given.shape[1] not in (classes, classes - one_label):
+            wanted = "classes or classes - 1" if one_label else "classes"
+            raise DataError(
+                f"the Jacobians of {block.name} must be (batch, {wanted}, *its shape) with batch {batch} and classes "
+                f"{classes}, got {tuple(given.shape)}"
+            )
+        if _block(block.name, given.shape[2:]) != block:
+            raise DataError(f"the Jacobians of {block.name} are of another shape than in the first batch")
+        jacobian = given.reshape(batch, given.shape[1], rows, columns)
+        if one_label and given.shape[1] == classes:
+            jacobian = torch.einsum("ck,ncrs->nkrs", contrasts(classes, given.dtype).to(given.device), jacobian)
+        if block.group == "lora_A":
+            jacobian = jacobian.mT
+        return BlockJacobian(jacobian, *(_rank_one(block, jacobian) if self.sums else ()))
 
 
 def _block(name: str, shape: tuple[int, ...]) -> Block:
@@ -179,24 +219,6 @@ def _matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
     """Return a weight's shape as a matrix: (outputs, everything else)."""
     rows = shape[0] if shape else 1
     return rows, torch.Size(shape[1:]).numel()
-
-
-def _block_jacobian(block: Block, given: torch.Tensor, logits: torch.Tensor, sums: bool) -> BlockJacobian:
-    batch, classes = logits.shape
-    rows, columns = _matrix_shape(given.shape[2:])
-    if given.ndim < 2 or len(given) != batch or given.shape[1] not in (classes, classes - 1):
-        raise DataError(
-            f"the Jacobians of {block.name} must be (batch, classes or classes - 1, *its shape) with batch {batch} and "
-            f"classes {classes}, got {tuple(given.shape)}"
-        )
-    if _block(block.name, given.shape[2:]) != block:
-        raise DataError(f"the Jacobians of {block.name} are of another shape than in the first batch")
-    jacobian = given.reshape(batch, given.shape[1], rows, columns)
-    if given.shape[1] == classes:
-        jacobian = torch.einsum("ck,ncrs->nkrs", contrasts(classes, given.dtype).to(given.device), jacobian)
-    if block.group == "lora_A":
-        jacobian = jacobian.mT
-    return BlockJacobian(jacobian, *(_rank_one(block, jacobian) if sums else ()))
 
 
 def _rank_one(block: Block, jacobian: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

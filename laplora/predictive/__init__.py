@@ -1,7 +1,7 @@
 """From a Gaussian over the class contrasts to class probabilities.
 
-The Gaussian's covariance comes from ``laplora.posterior``. ``gaussian`` integrates one Gaussian, ``two_classes``
-and ``label_draws`` do it for searches over two and over many classes; ``kinds`` has the predictives that an artifact can
+The Gaussian's covariance comes from ``laplora.posterior``. ``gaussian`` integrates one Gaussian, ``two_classes`` and
+``label_draws`` do it for searches over two and over many classes; ``kinds`` has the predictives that an artifact can
 serve, mixtures of such Gaussians.
 What they average over: ``member_outputs`` (the passes through the model), ``member_adapters`` (weights that take the
 adapter's place), ``dropout`` (fixed masks),

@@ -10,27 +10,18 @@ Rows are in the order of the inputs, those of one input next to each other in th
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
 
-from laplora.posterior.base import ProjectedJacobians
+from laplora.posterior.binary import binary_means
 from laplora.predictive.member_outputs import MemberOutputs
-
-#: From a label's logit to the contrast of (absent, present).
-_TO_CONTRAST = -1 / math.sqrt(2)
 
 
 def binary_logits(logits: torch.Tensor) -> torch.Tensor:
     """Return (rows * classes, 2) the logits of absent, 0, and present, of the labels' logits (rows, classes)."""
     present = logits.flatten()
     return torch.stack([torch.zeros_like(present), present], 1)
-
-
-def binary_means(means: torch.Tensor) -> torch.Tensor:
-    """Return (members, rows * classes, 1) the contrasts of the labels' logits (members, rows, classes)."""
-    return _TO_CONTRAST * means.flatten(1)[..., None]
 
 
 def binary_covariances(covariances: torch.Tensor) -> torch.Tensor:
@@ -40,16 +31,6 @@ def binary_covariances(covariances: torch.Tensor) -> torch.Tensor:
         covariances: (members, rows, classes, classes).
     """
     return covariances.diagonal(dim1=2, dim2=3).flatten(1)[..., None, None] / 2
-
-
-def binary_projected(projected: ProjectedJacobians) -> ProjectedJacobians:
-    """Return projected Jacobians of the labels' logits as those of the contrasts of rows * classes binary rows."""
-    own = projected.rest.diagonal(dim1=1, dim2=2)  # (rows, parts, classes)
-    return ProjectedJacobians(
-        contrast_mean=binary_means(projected.contrast_mean[None])[0],
-        kept=_TO_CONTRAST * projected.kept.flatten(0, 1)[:, None],
-        rest=own.mT.flatten(0, 1)[:, None, None] / 2,
-    )
 
 
 def binary_outputs(outputs: MemberOutputs) -> MemberOutputs:

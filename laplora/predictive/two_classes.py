@@ -47,7 +47,7 @@ def two_class_probs(contrast_mean: torch.Tensor, covariance: torch.Tensor, label
     probs = torch.empty_like(centre)
     finest = round(math.log2((NODES - 1) / (_COARSEST - 1)))
     level = (deviation / _TAKES).clamp_min(1).log2().ceil().clamp_max(finest).long()
-    for one in level.unique().tolist():
+    for one in sorted(set(level.tolist())):
         nodes, weights = _rule((_COARSEST - 1) * 2**one + 1)
         for rows in (level == one).nonzero()[:, 0].split(_BLOCK // len(nodes)):
             points = centre[rows, None] + deviation[rows, None] * nodes

@@ -16,12 +16,11 @@ from laplora.metrics.drift import Drift, gap_above, kolmogorov_smirnov
 from laplora.metrics.noise import calibrated_ece, highest_risk, lowest_coverage
 from laplora.metrics.ranking import error_auroc
 from laplora.metrics.scores import accuracy, brier, ece, nll, row_nll
+from service.feedback.limits import CHANCE, NORMAL, standard_error, watched
 from service.feedback.records import Answered, Kept, Reference
-from service.http.schemas.feedback import Baseline, DriftOut, FiguresOut, FlagOut, Signal, WatchedFigure
+from service.feedback.several_labels import any_wrong
+from service.http.schemas.feedback import Baseline, DriftOut, FiguresOut, FlagOut, Signal
 
-#: One-sided probability of passing a limit by chance, and the normal's quantile of it.
-CHANCE = 0.001
-_NORMAL = 3.0902
 #: Drift is not looked for in fewer recent answers.
 FEWEST_RECENT = 50
 
@@ -36,12 +35,12 @@ def measure(labelled: Sequence[tuple[Kept, int]], reference: Reference) -> Figur
     accepted = [error for (kept, _), error in zip(labelled, wrong, strict=True) if kept.accepted]
     risks = [kept.target_risk for kept, _ in labelled if kept.accepted]
     calibrated = calibrated_ece(probs.amax(1), chance=CHANCE)
-    noise, gain_noise = _standard_error(losses), _standard_error(map_losses - losses)
+    noise, gain_noise = standard_error(losses), standard_error(map_losses - losses)
     # The reference was measured on a sample too; noise falls with the root of the rows.
     both = math.sqrt(1 + rows / reference.rows) if reference.rows else math.nan
     nll_limit = None
     if reference.nll is not None and reference.rows and noise is not None:
-        nll_limit = reference.nll + _NORMAL * noise * both
+        nll_limit = reference.nll + NORMAL * noise * both
     ece_limit = calibrated.limit
     if reference.ece is not None and reference.rows:
         ece_limit = max(ece_limit, reference.ece + (calibrated.limit - calibrated.mean) * both)
@@ -53,32 +52,33 @@ def measure(labelled: Sequence[tuple[Kept, int]], reference: Reference) -> Figur
     auroc = error_auroc(_column([kept.score for kept, _ in labelled]), torch.tensor(wrong))
     covered = sum(kept.prediction_set >> label & 1 for kept, label in labelled)
     return FiguresOut(
-        accuracy=_watched(accuracy(probs, labels), None, reference.accuracy),
+        accuracy=watched(accuracy(probs, labels), None, reference.accuracy),
         # The highest within chance of the reference, whose noise is taken to be that of as many such rows.
-        nll=_watched(nll(probs, labels), nll_limit, reference.nll),
+        nll=watched(nll(probs, labels), nll_limit, reference.nll),
         # The highest within chance of a calibrated model's, and of the reference's where that is worse.
-        ece=_watched(ece(probs, labels), ece_limit, reference.ece),
+        ece=watched(ece(probs, labels), ece_limit, reference.ece),
         ece_expected=calibrated.mean,
-        brier=_watched(brier(probs, labels), None, reference.brier),
-        auroc_error=_watched(auroc, None, reference.auroc_error),
-        coverage=_watched(covered / rows, coverage_limit, reference.coverage),
+        brier=watched(brier(probs, labels), None, reference.brier),
+        auroc_error=watched(auroc, None, reference.auroc_error),
+        coverage=watched(covered / rows, coverage_limit, reference.coverage),
         accepted=len(accepted),
-        accepted_risk=_watched(share(accepted), risk_limit, risk),
+        accepted_risk=watched(share(accepted), risk_limit, risk),
         map_nll=nll(map_probs, labels),
-        map_gain=_watched(
-            float((map_losses - losses).mean()), None if gain_noise is None else -_NORMAL * gain_noise, 0.0
+        map_gain=watched(
+            float((map_losses - losses).mean()), None if gain_noise is None else -NORMAL * gain_noise, 0.0
         ),
     )
 
 
 def by_flag(labelled: Sequence[tuple[Kept, int]]) -> dict[str, FlagOut]:
-    """Return, by flag, how many labelled predictions had it and how often they were wrong."""
+    """Return, by flag, how many labelled predictions had it and how often they, or a label of them, were wrong."""
     errors: dict[str, list[bool]] = {}
     for kept, label in labelled:
         _, probs = kept.probabilities()
+        wrong = any_wrong(kept, label) if kept.several else probs.index(max(probs)) != label
         for name in kept.flags:
-            errors.setdefault(name, []).append(probs.index(max(probs)) != label)
-    return {name: FlagOut(rows=len(wrong), error_rate=share(wrong) or 0.0) for name, wrong in sorted(errors.items())}
+            errors.setdefault(name, []).append(wrong)
+    return {name: FlagOut(rows=len(some), error_rate=share(some) or 0.0) for name, some in sorted(errors.items())}
 
 
 def drifts(
@@ -122,11 +122,3 @@ def _padded(table: Sequence[Sequence[float]]) -> torch.Tensor:
     """Return (rows, classes) float64, 0 where a row had fewer labels."""
     classes = max(len(row) for row in table)
     return torch.tensor([[*row, *[0.0] * (classes - len(row))] for row in table], dtype=torch.float64)
-
-
-def _watched(value: float | None, limit: float | None, reference: float | None) -> WatchedFigure:
-    return WatchedFigure(value=value, limit=limit, reference=reference)
-
-
-def _standard_error(values: torch.Tensor) -> float | None:
-    return float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else None

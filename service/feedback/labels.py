@@ -95,22 +95,24 @@ class FeedbackStore:
                     target_risk=target_risk,
                     accepted=p.decision == "accept",
                     flags=series.shared(p.flags),
+                    several=p.labels_present is not None,
                 )
             series.count(predictions, now)
             self._expire()
         return ids
 
-    def give(self, caller: str, items: Sequence[tuple[str, str]]) -> list[Outcome]:
+    def give(self, caller: str, items: Sequence[tuple[str, str | list[str]]]) -> list[Outcome]:
         """Record true labels and return what became of each; nothing is recorded if one is refused.
 
         The same label again changes nothing; another one takes the place of the first, and the prediction counts once
         either way, where it first did.
 
         Args:
-            items: ids and labels; the same id may come more than once.
+            items: ids and labels, lists of them where several may be right; the same id may come more than once.
 
         Raises:
-            InvalidRequestError: a label that is none of its prediction's; the field names which.
+            InvalidRequestError: a label that is none of its prediction's, a list where one label is right, or none
+                where several may be; the field names which.
         """
         with self._lock:
             self._expire()
@@ -150,18 +152,23 @@ class FeedbackStore:
                 if series.last_answered < oldest and series.rows == 0:
                     del self._series[key]
 
-    def _place(self, caller: str, number: int, prediction_id: str, label: str) -> tuple[Kept, int] | None:
+    def _place(self, caller: str, number: int, prediction_id: str, label: str | list[str]) -> tuple[Kept, int] | None:
         kept = self._kept.get(prediction_id)
         # Another's prediction is as unknown as none: an answer must not tell that the id exists, nor its labels.
         if kept is None or kept.caller != caller:
             return None
-        if label not in kept.labels:
+        given = label if isinstance(label, list) else [label]
+        if kept.several != isinstance(label, list):
+            wanted = "the list of its right labels, which may be empty" if kept.several else "one label, not a list"
+            raise InvalidRequestError(f"items.{number}: send {wanted}", field=f"items.{number}.label")
+        if any(one not in kept.labels for one in given):
             raise InvalidRequestError(
                 f"items.{number}: the label is none of the {len(kept.labels)} that this prediction had: "
                 "send one of the names in its probs",
                 field=f"items.{number}.label",
             )
-        return kept, kept.labels.index(label)
+        places = [kept.labels.index(one) for one in given]
+        return kept, sum(1 << place for place in places) if kept.several else places[0]
 
     def _record(self, place: tuple[Kept, int] | None) -> Outcome:
         if place is None:

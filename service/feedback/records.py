@@ -25,7 +25,8 @@ class Kept:
         numbers: float64, ``map_probs`` and then ``probs``, in the labels' order; see ``probabilities``.
         prediction_set: bit k is set where label k is in it.
         score: the predictive's review score, nats.
-        label: place of the true one, -1 until it is told.
+        several: whether several labels may be right.
+        label: place of the true one; of several bit k is set where label k is right; -1 until it is told.
     """
 
     series: SeriesKey
@@ -38,6 +39,7 @@ class Kept:
     target_risk: float
     accepted: bool
     flags: tuple[str, ...]
+    several: bool = False
     label: int = -1
 
     def probabilities(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -60,12 +62,15 @@ class Answered:
 class Reference:
     """What an artifact records of one predictive; None where it records nothing that can be compared.
 
+    Rows are inputs, also where several labels may be right.
+
     Attributes:
         rows: of the evaluation on the test split, which accuracy to auroc_error are from.
         coverage: the level that the prediction sets state.
         calibration_rows: that fixed the sets' threshold.
         scores: (calibration rows,) float64, the predictive's review scores.
         scores_rank: the signals that these scores are, or order rows as.
+        ranked_by_map: whether the review score is MAP's entropy, not that of the answer.
         epistemic_above: threshold, and how many calibration rows have a higher epistemic uncertainty.
     """
 
@@ -79,6 +84,7 @@ class Reference:
     calibration_rows: int = 0
     scores: torch.Tensor | None = None
     scores_rank: tuple[Signal, ...] = ()
+    ranked_by_map: bool = False
     epistemic_above: tuple[float, int] | None = None
 
 

@@ -21,6 +21,9 @@ def reference_of(predictor: Predictor, predictive: str) -> Reference:
     """
     manifest = predictor.artifact.manifest
     calibration = manifest.calibration
+    several = manifest.likelihood == "bernoulli"
+    # Where several labels may be right, the rows of metrics are the labels of inputs.
+    each = len(manifest.labels) if several else 1
     stated = Reference(coverage=calibration.coverage, calibration_rows=calibration.rows)
     record = {str(name): spec for name, spec in manifest.predictives.items()}.get(predictive)
     if record is None:
@@ -31,7 +34,7 @@ def reference_of(predictor: Predictor, predictive: str) -> Reference:
     measured: dict[str, Any] = {
         name: _number(metrics.get(name)) for name in ("accuracy", "nll", "ece", "brier", "auroc_error")
     }
-    reference = replace(stated, rows=rows if isinstance(rows, int) and rows > 0 else 0, **measured)
+    reference = replace(stated, rows=rows // each if isinstance(rows, int) and rows > 0 else 0, **measured)
     if predictive == "fast":
         fidelity = metrics.get("fidelity")
         served = _number(fidelity.get("served_nll")) if isinstance(fidelity, dict) else None
@@ -40,7 +43,7 @@ def reference_of(predictor: Predictor, predictive: str) -> Reference:
     ranks: list[Signal] = ["score"]
     # Between two classes the entropy of the answer falls as its confidence grows: the same gap, and the same p-value.
     answers_entropy = rule.score == "total_entropy" or (rule.score == "map_entropy" and predictive == "map")
-    if answers_entropy and len(manifest.labels) == 2:
+    if answers_entropy and len(manifest.labels) == 2 and not several:
         ranks.append("confidence")
     scores = predictor.review_scores
     above = None
@@ -49,6 +52,7 @@ def reference_of(predictor: Predictor, predictive: str) -> Reference:
     return replace(
         reference,
         scores=scores[predictive].score if predictive in scores else None,
+        ranked_by_map=rule.score != "total_entropy",
         scores_rank=tuple(ranks),
         epistemic_above=above,
     )

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from service.feedback.figures import by_flag, drifts, measure, share
 from service.feedback.records import Answered, Kept, Reference, Report
+from service.feedback.several_labels import measure_several
+from service.http.schemas.evaluate import LabelMetrics
 from service.http.schemas.feedback import FiguresOut, FlagOut, SeriesOut
 
 if TYPE_CHECKING:
@@ -34,6 +36,26 @@ class Snapshot:
     later: Sequence[Answered]
 
 
+@dataclass(frozen=True)
+class Measured:
+    """The figures of a snapshot's labelled rows; ``labels`` are each label's, None where one label is right."""
+
+    version: int
+    figures: FiguresOut | None = None
+    labels: dict[str, LabelMetrics] | None = None
+    flags: dict[str, FlagOut] = field(default_factory=dict)
+
+
+def _measured(now: Snapshot, reference: Reference) -> Measured:
+    if not now.labelled:
+        return Measured(now.version)
+    flags = by_flag(now.labelled)
+    if now.labelled[0][0].several:
+        figures, labels = measure_several(now.labelled, reference)
+        return Measured(now.version, figures, labels, flags)
+    return Measured(now.version, measure(now.labelled, reference), None, flags)
+
+
 class Series:
     """One artifact and predictive. ``FeedbackStore`` holds its lock around each call but ``report``.
 
@@ -51,7 +73,7 @@ class Series:
         self._version = 0
         self._first: list[Answered] = []
         self._recent: deque[Answered] = deque(maxlen=window)
-        self._measured: tuple[int, FiguresOut | None, dict[str, FlagOut]] = (0, None, {})
+        self._measured = Measured(0)
         self._shared: dict[tuple[str, ...], tuple[str, ...]] = {}
 
     @property
@@ -63,7 +85,7 @@ class Series:
         """Take answers in, for drift; ``now``: clock seconds."""
         self.last_answered = now
         for p in predictions:
-            one = Answered(p.epistemic, max(p.probs), p.score, p.decision == "accept")
+            one = Answered(p.epistemic, p.confidence, p.score, p.decision == "accept")
             self.predictions += 1
             self._recent.append(one)
             if len(self._first) < self._window:
@@ -100,10 +122,9 @@ class Series:
 
     def report(self, now: Snapshot) -> Report:
         """Return the figures of a snapshot; those of labelled rows are computed once for each change of them."""
-        version, figures, flags = self._measured
-        if version != now.version:
-            figures, flags = (measure(now.labelled, self.reference) if now.labelled else None), by_flag(now.labelled)
-            self._measured = now.version, figures, flags
+        if self._measured.version != now.version:
+            self._measured = _measured(now, self.reference)
+        found = self._measured
         shown = SeriesOut(
             artifact=self.artifact,
             digest=self.digest,
@@ -113,8 +134,9 @@ class Series:
             labelled=len(now.labelled),
             accepted_share=share([one.accepted for one in now.recent]),
             labelled_accepted_share=share([kept.accepted for kept, _ in now.labelled]),
-            figures=figures,
-            flags=flags,
+            figures=found.figures,
+            labels=found.labels,
+            flags=found.flags,
             drift=drifts(self.reference, recent=now.recent, first=now.first, later=now.later),
         )
         return Report(shown, self.reference)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -23,6 +23,7 @@ from service.jobs.records import About, Job
 from service.jobs.runner import Runner
 from service.jobs.upload import Upload
 from service.jobs.waiting import cancelled, whole
+from service.scoring.labels import LabelNames
 from service.scoring.scorer import Scorer
 from service.settings import Settings
 from service.telemetry.logs import log_crash
@@ -175,7 +176,7 @@ class JobBoard:
         owner: str,
         key: str | None,
         artifact: ArtifactRef,
-        labels: Sequence[str],
+        labels: LabelNames,
         options: MeasureOptions,
         tokens_of: Callable[[dict[str, Any]], int],
     ) -> Job:
@@ -203,7 +204,8 @@ class JobBoard:
             await whole(in_checker(upload.finish))
             about = About(
                 artifact=artifact,
-                labels=tuple(labels),
+                labels=labels.names,
+                several=labels.several,
                 options=options,
                 rows=upload.rows,
                 tokens=upload.tokens,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -15,7 +14,8 @@ from service.errors import ArtifactChangedError, BatchTooLargeError, DeviceMemor
 from service.http.schemas.artifacts import ArtifactRef
 from service.jobs.records import About, Rows, ScoredRow
 from service.jobs.upload import read_line
-from service.scoring.evaluation import method_rows
+from service.scoring.evaluation import all_finite, method_rows
+from service.scoring.labels import LabelNames, Truth
 from service.scoring.plan import Ask, Plan
 from service.scoring.scorer import Scorer
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 
 class Item(NamedTuple):
-    """A row that is to be scored: its number, from 0, its fields, and its true label's position."""
+    """A row that is to be scored: its number, from 0, its fields, and where its true labels are."""
 
     row: int
     fields: Mapping[str, Any]
-    label: int
+    truth: Truth
 
 
 class Chunk(NamedTuple):
@@ -50,7 +50,7 @@ class RowError(Exception):
 
 
 def read_chunk(
-    path: Path, labels: Sequence[str], *, first: int, offset: int, rows: int, most_bytes: int, bad: Mapping[int, str]
+    path: Path, labels: LabelNames, *, first: int, offset: int, rows: int, most_bytes: int, bad: Mapping[int, str]
 ) -> Chunk:
     """Return at most ``rows`` rows of an upload from ``first`` on, and no more than ``most_bytes`` but for one row.
 
@@ -63,9 +63,9 @@ def read_chunk(
         file.seek(offset)
         # By bytes too: a few hundred of the longest lines would be a lot of memory.
         while row < first + rows and (row == first or file.tell() - offset < most_bytes):
-            item, label = read_line(file.readline(), labels)
+            item, truth = read_line(file.readline(), labels)
             if row not in bad:
-                items.append(Item(row, item.template_fields, label))
+                items.append(Item(row, item.template_fields, truth))
             row += 1
         left_out = {number: code for number, code in bad.items() if first <= number < row}
         return Chunk((first, row), items, left_out, offset, file.tell())
@@ -104,9 +104,9 @@ async def score_chunk(
     bad: dict[int, Exception] = {}
     own_order: Sequence[Any] = scored.own_order or [None] * len(scored.predictions)
     for item, prediction, in_own_order in zip(chunk.items, scored.predictions, own_order, strict=True):
-        methods = method_rows(predictive, prediction, in_own_order)
-        if all(math.isfinite(v) for probs, rank in methods.values() for v in [*probs, rank or 0.0]):
-            rows.append(ScoredRow(item.row, item.label, methods))
+        methods = method_rows(predictor.artifact.manifest, predictive, prediction, in_own_order)
+        if all_finite(methods):
+            rows.append(ScoredRow(item.row, item.truth, methods))
         else:
             bad[item.row] = UnscorableInputError(f"the model has no finite answer for line {item.row + 1}")
     return rows, bad

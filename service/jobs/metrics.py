@@ -12,6 +12,7 @@ from service.http.schemas.jobs import JobResult
 from service.jobs.ledger import Ledger
 from service.jobs.records import Job
 from service.scoring.evaluation import MethodRow, measure_method
+from service.scoring.labels import Truth
 from service.threads import in_daemon_thread
 
 _MEASURED_AT_A_TIME = 2
@@ -46,17 +47,17 @@ class Measuring:
         return JobResult(artifact=job.about.artifact, rows=job.sums.rows, methods=methods).model_dump_json()
 
     async def _measured(self, job: Job, method: str) -> MethodMetrics:
-        labels: list[int] = []
+        truths: list[Truth] = []
         answers: list[MethodRow] = []
         last = -1
         while page := await self._ledger.on_disk(self._ledger.store.rows, job.number, last, _PAGE_ROWS):
-            labels += [row.label for row in page]
+            truths += [row.truth for row in page]
             answers += [row.methods[method] for row in page]
             last = page[-1].row
         if len(answers) != job.sums.rows:
             raise RuntimeError(f"{len(answers)} of {job.sums.rows} scored rows are on disk")
         about = job.about
-        work = partial(measure_method, answers, labels, class_count=len(about.labels), how=about.options)
+        work = partial(measure_method, answers, truths, names=about.label_names, how=about.options)
         # In a thread that can hold up neither the event loop nor the process's exit.
         return MethodMetrics.model_validate(await asyncio.wrap_future(in_daemon_thread("laplora-measure", work)))
 

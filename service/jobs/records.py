@@ -12,7 +12,8 @@ from pydantic import BaseModel
 
 from service.http.schemas.artifacts import ArtifactRef
 from service.http.schemas.evaluate import MeasureOptions
-from service.scoring.evaluation import MethodRow, padded_probs
+from service.scoring.evaluation import MethodRow, questions
+from service.scoring.labels import LabelNames, Truth
 
 Status = Literal["queued", "running", "paused", "done", "failed", "cancelled"]
 STATUSES: tuple[Status, ...] = get_args(Status)
@@ -23,10 +24,10 @@ Rows = tuple[int, int]
 
 
 class ScoredRow(NamedTuple):
-    """One row's answer: its number, from 0, its true label's position, and its numbers by method."""
+    """One row's answer: its number, from 0, where its true labels are, and its numbers by method."""
 
     row: int
-    label: int
+    truth: Truth
     methods: Mapping[str, MethodRow]
 
 
@@ -39,25 +40,24 @@ class MethodSums(BaseModel):
 
 
 class Sums(BaseModel):
-    """Sums over the first rows of a job, by method."""
+    """Sums over the first rows of a job, by method; of each row so many questions (``LabelNames.questions``)."""
 
     rows: int = 0
+    questions: int = 1
     methods: dict[str, MethodSums] = {}
 
-    def plus(self, rows: Sequence[ScoredRow], *, class_count: int, bins: int) -> Sums:
+    def plus(self, rows: Sequence[ScoredRow], *, labels: LabelNames, bins: int) -> Sums:
         """Return the sums with more rows in them, at least one.
 
         Raises:
             NonFiniteError: a probability that is not finite.
         """
-        import torch
-
         from laplora.metrics.scores import reliability_bins, row_nll
 
-        truth = torch.tensor([row.label for row in rows])
+        truths = [row.truth for row in rows]
         methods = {}
         for name in rows[0].methods:
-            probs = padded_probs([row.methods[name][0] for row in rows], class_count)
+            probs, truth = questions([row.methods[name][0] for row in rows], truths, labels)
             before = self.methods.get(name) or MethodSums(gaps=[0.0] * bins)
             new = reliability_bins(probs, truth, bins)
             gaps = [b.count * ((b.accuracy or 0.0) - (b.confidence or 0.0)) for b in new]
@@ -66,17 +66,18 @@ class Sums(BaseModel):
                 nll=before.nll + float(row_nll(probs, truth).sum()),
                 gaps=[a + b for a, b in zip(before.gaps, gaps, strict=True)],
             )
-        return Sums(rows=self.rows + len(rows), methods=methods)
+        return Sums(rows=self.rows + len(rows), questions=labels.questions, methods=methods)
 
     def metrics(self) -> dict[str, dict[str, float]] | None:
         """Return accuracy, NLL (nats) and ECE by method, as of ``laplora.metrics.scores``; None without a row."""
         if self.rows == 0:
             return None
+        count = self.rows * self.questions
         return {
             name: {
-                "accuracy": sums.hits / self.rows,
-                "nll": sums.nll / self.rows,
-                "ece": sum(map(abs, sums.gaps)) / self.rows,
+                "accuracy": sums.hits / count,
+                "nll": sums.nll / count,
+                "ece": sum(map(abs, sums.gaps)) / count,
             }
             for name, sums in self.methods.items()
         }
@@ -86,17 +87,23 @@ class About(BaseModel):
     """What a job is from its upload on.
 
     Attributes:
-        labels: the artifact's, in order.
+        labels: the artifact's, in order; several: whether several of an input's may be right.
         rows: lines of the upload; tokens: of all its prompts.
         created_at: seconds since the epoch.
     """
 
     artifact: ArtifactRef
     labels: tuple[str, ...]
+    several: bool = False
     options: MeasureOptions
     rows: int
     tokens: int
     created_at: float
+
+    @property
+    def label_names(self) -> LabelNames:
+        """The artifact's labels."""
+        return LabelNames(self.labels, self.several)
 
 
 @dataclass(eq=False)

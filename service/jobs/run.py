@@ -180,7 +180,7 @@ class Run:
             return
         sums = job.sums
         if scored:
-            plus = partial(sums.plus, scored, class_count=len(about.labels), bins=about.options.bins)
+            plus = partial(sums.plus, scored, labels=about.label_names, bins=about.options.bins)
             sums = await ledger.on_disk(plus)
         codes = {**chunk.bad, **{row: kind_of(error).code for row, error in bad.items()}}
         await whole(ledger.keep_rows(job, chunk, scored, codes, sums=sums))

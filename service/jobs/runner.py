@@ -138,7 +138,7 @@ class Runner:
             chunk = await ledger.on_disk(
                 lambda: read_chunk(
                     ledger.folder.inputs(job.id),
-                    job.about.labels,
+                    job.about.label_names,
                     first=first,
                     offset=offset,
                     rows=rows,

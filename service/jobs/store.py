@@ -18,9 +18,10 @@ from typing import Any
 from service.errors import JobsUnavailableError
 from service.jobs.folder import private_file, storage_errors
 from service.jobs.records import About, Job, Rows, ScoredRow, StoredStatus, Sums
+from service.scoring.labels import Truth
 
 #: Of the tables below. A database of another format is refused.
-_FORMAT = 4
+_FORMAT = 5
 _TABLES = """
 CREATE TABLE jobs (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -42,7 +43,7 @@ CREATE TABLE jobs (
 CREATE TABLE rows (
     job INTEGER NOT NULL,
     row INTEGER NOT NULL,
-    label INTEGER NOT NULL,
+    truth TEXT NOT NULL,
     methods TEXT NOT NULL,
     PRIMARY KEY (job, row)
 ) STRICT, WITHOUT ROWID;
@@ -184,8 +185,8 @@ class Store:
             if cursor.rowcount != 1:
                 return False
             self._db.executemany(
-                "INSERT INTO rows (job, row, label, methods) VALUES (?, ?, ?, ?)",
-                [(job, row, label, _json(methods)) for row, label, methods in scored],
+                "INSERT INTO rows (job, row, truth, methods) VALUES (?, ?, ?, ?)",
+                [(job, row, _json(truth), _json(methods)) for row, truth, methods in scored],
             )
             self._add_bad(job, bad)
             self._db.execute("DELETE FROM begun WHERE job = ? AND after <= ?", (job, after))
@@ -200,9 +201,9 @@ class Store:
     def rows(self, job: int, after: int, count: int) -> list[ScoredRow]:
         """Return at most ``count`` scored rows of numbers above ``after``, in order."""
         rows = self._db.execute(
-            "SELECT row, label, methods FROM rows WHERE job = ? AND row > ? ORDER BY row LIMIT ?", (job, after, count)
+            "SELECT row, truth, methods FROM rows WHERE job = ? AND row > ? ORDER BY row LIMIT ?", (job, after, count)
         )
-        return [ScoredRow(row, label, json.loads(methods)) for row, label, methods in rows]
+        return [ScoredRow(row, _truth(json.loads(truth)), json.loads(methods)) for row, truth, methods in rows]
 
     def bad_rows(self, job: int) -> list[tuple[int, str]]:
         """Return the numbers, from 0, of the rows that could not be scored, in order, and the codes of why."""
@@ -285,6 +286,10 @@ class Store:
     def _empty_log(self) -> None:
         with suppress(sqlite3.OperationalError):  # a full disk may put it off
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+
+def _truth(value: int | list[int]) -> Truth:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _json(value: Any) -> str:

@@ -16,7 +16,7 @@ from service.errors import BatchTooLargeError, BodyTooLargeError, DeadlineError,
 from service.http.json_parsing import parse_json
 from service.http.schemas.inputs import LabelledInput
 from service.jobs.folder import private_file, storage_errors
-from service.scoring.evaluation import label_index
+from service.scoring.labels import LabelNames, Truth
 from service.settings import Settings
 
 
@@ -43,8 +43,8 @@ async def steadily(body: AsyncIterator[bytes], idle_s: float) -> AsyncIterator[b
         yield chunk
 
 
-def read_line(line: bytes, labels: Sequence[str]) -> tuple[LabelledInput, int]:
-    """Return a line's input and the position of its true label.
+def read_line(line: bytes, labels: LabelNames) -> tuple[LabelledInput, Truth]:
+    """Return a line's input and where its true labels are.
 
     Raises:
         InvalidJsonError, InvalidRequestError, InvalidInputError: as of a body; fields and messages are of the line.
@@ -60,7 +60,7 @@ def read_line(line: bytes, labels: Sequence[str]) -> tuple[LabelledInput, int]:
         first = error.errors(include_input=False, include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"])
         raise InvalidRequestError(f"{field[:200] or 'the object'}: {first['msg']}", field=field or None) from None
-    return item, label_index(item.label, item.template_fields, labels)
+    return item, labels.truth(item.label, item.template_fields)
 
 
 class Upload:
@@ -70,12 +70,10 @@ class Upload:
 
     Args:
         tokens_of: returns an input's tokens, of all the prompts that are made of it, or raises what is wrong with it.
-        labels: the artifact's, in order.
+        labels: the artifact's.
     """
 
-    def __init__(
-        self, path: Path, settings: Settings, tokens_of: Callable[[dict[str, Any]], int], labels: Sequence[str]
-    ):
+    def __init__(self, path: Path, settings: Settings, tokens_of: Callable[[dict[str, Any]], int], labels: LabelNames):
         self._settings, self._tokens_of, self._labels = settings, tokens_of, labels
         #: What has come of a line that is not whole.
         self._begun = bytearray()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from laplora.errors import InvalidInputError
-from service.errors import InvalidRequestError
+from service.scoring.labels import LabelNames, Truth
 
 if TYPE_CHECKING:
     import torch
@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from laplora.answers.prediction import Prediction
     from laplora.artifact.manifest import Manifest
 
-#: An input's probabilities under one method, and the score that ranks its mistakes; None: their entropy.
-MethodRow = tuple[Sequence[float], float | None]
+#: An input's probabilities under one method, and the score that ranks its mistakes; None: their entropy. Where several
+#: labels may be right, the scores of the labels.
+MethodRow = tuple[Sequence[float], float | Sequence[float] | None]
 
 
 class HowMeasured(Protocol):
@@ -26,60 +27,65 @@ class HowMeasured(Protocol):
     seed: int
 
 
-def check_one_label(manifest: Manifest) -> None:
-    """Raise InvalidRequestError where several labels of an input may be right: none could be sent but one."""
-    if manifest.likelihood == "bernoulli":
-        raise InvalidRequestError(
-            "of this artifact several labels of an input may be right, and inputs to evaluate have one label: measure "
-            "it where it was fitted, by CalibratedPosterior.evaluate",
-            field="artifact",
-        )
-
-
-def label_index(label: str, fields: Mapping[str, Any], labels: Sequence[str]) -> int:
-    """Return the position of an input's true label among the artifact's ``labels`` that it can take.
-
-    Raises:
-        InvalidInputError: the label is not one of them.
-    """
-    choices = fields.get("choices")
-    possible = list(labels[: len(choices)] if isinstance(choices, list) else labels)
-    if label not in possible:
-        raise InvalidInputError(f"the label must be one of {possible}, the artifact's label words", field="label")
-    return possible.index(label)
-
-
-def method_rows(answering: str, prediction: Prediction, own_order: Prediction | None = None) -> dict[str, MethodRow]:
+def method_rows(
+    manifest: Manifest, answering: str, prediction: Prediction, own_order: Prediction | None = None
+) -> dict[str, MethodRow]:
     """Return one input's numbers by method, ``answering`` the predictive that answers.
 
     Where ``prediction`` averages several orders of the choices, ``own_order`` is the one in the user's order, and
     ``NAME_order_average`` comes beside each method.
     """
     if own_order is not None:
-        averaged = method_rows(answering, prediction)
-        return method_rows(answering, own_order) | {f"{name}_order_average": row for name, row in averaged.items()}
+        averaged = method_rows(manifest, answering, prediction)
+        in_order = method_rows(manifest, answering, own_order)
+        return in_order | {f"{name}_order_average": row for name, row in averaged.items()}
     p = prediction
+    if p.labels_present is not None:
+        return _by_label(manifest, {"map": p.map_probs, answering: p.probs, **p.calibrated_probs})
     others = {name: (probs, p.calibrated_scores[name]) for name, probs in p.calibrated_probs.items()}
     return {"map": (p.map_probs, None), answering: (p.probs, p.score), **others}
 
 
-def measure(
-    rows: Sequence[Mapping[str, MethodRow]], labels: Sequence[int], *, class_count: int, how: HowMeasured
-) -> dict[str, dict[str, Any]]:
-    """Return the metrics of every method, by name, as ``measure_method`` does; all rows have the same methods."""
+def _by_label(manifest: Manifest, methods: Mapping[str, Sequence[float]]) -> dict[str, MethodRow]:
+    """Return an input's probabilities with what ranks its labels (``laplora.decisions.uncertainty.review_score``)."""
+    records = {str(name): record for name, record in manifest.predictives.items()}
+    at_map = [_entropy(p) for p in methods["map"]]
     return {
-        name: measure_method([row[name] for row in rows], labels, class_count=class_count, how=how) for name in rows[0]
+        name: (probs, None if records[name].thresholds.review.score == "total_entropy" else at_map)
+        for name, probs in methods.items()
     }
 
 
+def _entropy(present: float) -> float:
+    """Return the entropy of a label that is present with a probability, nats."""
+    return -sum(p * math.log(p) for p in (present, 1 - present) if p > 0)
+
+
+def all_finite(methods: Mapping[str, MethodRow]) -> bool:
+    """Return whether every number of an input is finite."""
+    numbers = [
+        [*probs, *(score if isinstance(score, Sequence) else [score or 0.0])] for probs, score in methods.values()
+    ]
+    return all(math.isfinite(number) for some in numbers for number in some)
+
+
+def measure(
+    rows: Sequence[Mapping[str, MethodRow]], truths: Sequence[Truth], *, names: LabelNames, how: HowMeasured
+) -> dict[str, dict[str, Any]]:
+    """Return the metrics of every method, by name, as ``measure_method`` does; all rows have the same methods."""
+    return {name: measure_method([row[name] for row in rows], truths, names=names, how=how) for name in rows[0]}
+
+
 def measure_method(
-    rows: Sequence[MethodRow], labels: Sequence[int], *, class_count: int, how: HowMeasured
+    rows: Sequence[MethodRow], truths: Sequence[Truth], *, names: LabelNames, how: HowMeasured
 ) -> dict[str, Any]:
     """Return one method's metrics as JSON values; it ranks its mistakes by its score.
 
+    Where several labels may be right, the metrics are over all labels of all inputs, and those of each label are beside
+    them.
+
     Args:
-        rows: at least one.
-        labels: the true label's position, per row.
+        rows: at least one; truths: of each row.
 
     Raises:
         NonFiniteError: a number that is not finite.
@@ -87,18 +93,41 @@ def measure_method(
     import torch
 
     from laplora.metrics.scores import evaluate_probs
+    from laplora.metrics.several_labels import evaluate_labels
 
+    probs, right = questions([probs for probs, _ in rows], truths, names)
     scores = [score for _, score in rows if score is not None]
-    metrics: dict[str, Any] = evaluate_probs(
-        padded_probs([probs for probs, _ in rows], class_count),
-        torch.tensor(labels),
-        torch.tensor(scores, dtype=torch.float64) if scores else None,
-        bins=how.bins,
-        resamples=how.resamples,
-        seed=how.seed,
-    ).to_json()
+    score = torch.tensor(scores, dtype=torch.float64).flatten() if scores else None
+    options: dict[str, Any] = {"bins": how.bins, "resamples": how.resamples, "seed": how.seed}
+    if names.several:
+        whole, each = evaluate_labels(probs, right, score, together=names.questions, **options)
+        metrics = whole.to_json() | each.to_json(names.names)
+    else:
+        metrics = evaluate_probs(probs, right, score, **options).to_json()
     del metrics["rows"]
     return metrics
+
+
+def questions(
+    rows: Sequence[Sequence[float]], truths: Sequence[Truth], labels: LabelNames
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what the metrics are of: probabilities (rows, classes) float64, and right classes (rows,) int64.
+
+    Where several labels may be right, an input is one row for each label, with the classes absent and present.
+
+    Args:
+        rows: the inputs' probabilities by label; one with fewer choices has probability 0 at the labels it cannot take.
+    """
+    import torch
+
+    from laplora.metrics.several_labels import binary_probs
+
+    if not labels.several:
+        return padded_probs(rows, len(labels.names)), torch.tensor(truths)
+    right = torch.zeros(len(rows), len(labels.names), dtype=torch.int64)
+    for row, places in zip(right, truths, strict=True):
+        row[list(places if isinstance(places, tuple) else (places,))] = 1
+    return binary_probs(torch.tensor(rows, dtype=torch.float64)), right.flatten()
 
 
 def padded_probs(rows: Sequence[Sequence[float]], class_count: int) -> torch.Tensor:

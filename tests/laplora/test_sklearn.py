@@ -11,10 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from head_artifacts import save_base
 from peft import PeftModel
+from scipy.sparse import csr_matrix
 from sklearn.base import clone, is_classifier
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import cross_val_score
+from tiny_classifiers import adapted_classifier, classifier_base
 from tiny_runs import FinishedRun
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -155,3 +158,71 @@ def test_without_scikit_learn_it_says_what_to_install() -> None:
     finished = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert finished.returncode == 1
     assert "ModuleNotFoundError: laplora.sklearn needs scikit-learn: pip install 'laplora[sklearn]'" in finished.stderr
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    """A tiny decoder with a probability for each of three labels, and its tokenizer."""
+    base = save_base(tmp_path_factory.mktemp("several") / "base", classifier_base("llama"), head=False)
+    model = adapted_classifier("llama", dtype=torch.float32, problem_type="multi_label_classification")
+    return model, AutoTokenizer.from_pretrained(base)
+
+
+def indicated(count: int = 30) -> tuple[list[str], np.ndarray[Any, Any]]:
+    """Return random texts and an indicator matrix of three labels."""
+    draw = np.random.default_rng(0)
+    texts = [" ".join(draw.choice(list("abcdefghijklmnop"), size=draw.integers(1, 9))) for _ in range(count)]
+    return texts, draw.integers(0, 2, (count, 3))
+
+
+def of_several(parts: tuple[Any, Any], **options: Any) -> LaploraClassifier:
+    settings = laplora.FitSettings.model_validate({"laplace": {"structure": "exact"}, "predictives": {"fast": 0}})
+    return LaploraClassifier(*parts, **({"template": "{text}", "settings": settings, "max_tokens": 12} | options))
+
+
+def test_several_labels_are_an_indicator_matrix(several: tuple[Any, Any]) -> None:
+    texts, y = indicated()
+    names = ["news", "sport", "weather"]
+    fitted = of_several(several, labels=names, predictive="map").fit(texts, y)
+    assert fitted.classes_.tolist() == [0, 1, 2]
+    probs = fitted.predict_proba(texts)
+    answers = fitted.posterior_.predict([{"text": text} for text in texts], "map")
+    np.testing.assert_allclose(probs, [answer.probs for answer in answers], atol=1e-6)
+    predicted = fitted.predict(texts)
+    np.testing.assert_array_equal(predicted, probs > 0.5)
+    assert [answer.labels_present for answer in answers] == [
+        [n for n, held in zip(names, row, strict=True) if held] for row in predicted
+    ]
+    assert fitted.score(texts, y) == pytest.approx((predicted == y).all(1).mean())
+    exact = predicted.copy()
+    assert fitted.score(texts, exact) == 1
+    frame = pd.DataFrame(y, columns=names)
+    for given in (frame, csr_matrix(y)):
+        again = of_several(several, predictive="map").fit(texts, given)
+        np.testing.assert_allclose(again.predict_proba(texts), probs, atol=1e-6)
+    assert of_several(several).fit(texts, frame).posterior_.classifier.labels == tuple(names)
+
+
+def test_several_labels_cross_validate(several: tuple[Any, Any]) -> None:
+    texts, y = indicated()
+    scores = cross_val_score(of_several(several), texts, y, cv=2, error_score="raise")
+    assert scores.shape == (2,)
+    assert bool(((scores >= 0) & (scores <= 1)).all())
+    by_loss = cross_val_score(of_several(several), texts, y, cv=2, scoring="average_precision", error_score="raise")
+    assert bool((by_loss > 0).all())
+    held = of_several(several, calibration=(texts[20:], y[20:])).fit(texts[:20], y[:20])
+    assert held.posterior_.fit.calibrated.calibration.rows == 30
+    shared = of_several(several, calibration=0.5).fit(texts, y)
+    assert shared.posterior_.fit.calibrated.calibration.rows == 45
+
+
+def test_what_is_no_indicator_matrix_for_the_model(several: tuple[Any, Any], parts: tuple[Any, Any]) -> None:
+    texts, y = indicated()
+    with pytest.raises(DataError, match="y has 3 columns, and there are 2 labels"):
+        of_several(several, labels=["news", "sport"]).fit(texts, y)
+    with pytest.raises(DataError, match="must be a list of labels"):
+        of_several(several, labels=["0", "1", "2"]).fit(texts, y[:, 0])
+    with pytest.raises(DataError, match="columns, expected 3"):
+        of_several(several, calibration=(texts, y[:, :2])).fit(texts, y)
+    with pytest.raises(DataError, match="got a list: several labels need a model"):
+        make(parts, labels=["negative", "positive"]).fit(texts, y[:, :2])

@@ -16,7 +16,8 @@ from service.http.routes.dependencies import MeasureThreadsDep, ScorerDep
 from service.http.routes.planning import PlanningDep
 from service.http.schemas.evaluate import EvaluateRequest, EvaluateResponse, MethodMetrics
 from service.http.schemas.inputs import LabelledInput
-from service.scoring.evaluation import check_one_label, label_index, measure, method_rows
+from service.scoring.evaluation import measure, method_rows
+from service.scoring.labels import LabelNames, Truth
 from service.scoring.plan import Ask, Scored
 
 if TYPE_CHECKING:
@@ -33,18 +34,19 @@ async def evaluate(
     """Measure every predictive of the artifact on labelled inputs: accuracy, NLL, ECE, Brier, error ranking."""
 
     def ask_of(predictor: Predictor) -> Ask:
-        check_one_label(predictor.artifact.manifest)
         return Ask(predictor.recommended, also=predictor.predictives)
 
     async with planning.plan(body, ask_of) as plan:
         predictor = plan.predictor
-        labels = [_label_of(i, item, predictor.artifact.manifest.labels) for i, item in enumerate(body.inputs)]
+        manifest = predictor.artifact.manifest
+        names = LabelNames.of(manifest)
+        truths = [_truth_of(i, item, names) for i, item in enumerate(body.inputs)]
 
         def measured(scored: Scored) -> dict[str, dict[str, Any]]:
-            own_order: Sequence[Prediction | None] = scored.own_order or [None] * len(labels)
+            own_order: Sequence[Prediction | None] = scored.own_order or [None] * len(truths)
             pairs = zip(scored.predictions, own_order, strict=True)
-            rows = [method_rows(plan.ask.predictive, answer, in_order) for answer, in_order in pairs]
-            return measure(rows, labels, class_count=predictor.class_count, how=body.options)
+            rows = [method_rows(manifest, plan.ask.predictive, answer, in_order) for answer, in_order in pairs]
+            return measure(rows, truths, names=names, how=body.options)
 
         async def work() -> tuple[Scored, dict[str, dict[str, Any]]]:
             scored = await scorer.score(plan)
@@ -58,14 +60,14 @@ async def evaluate(
         scored, methods = await planning.awaited(plan, work())
         return EvaluateResponse(
             artifact=artifact_ref(predictor.artifact),
-            rows=len(labels),
+            rows=len(truths),
             methods={name: MethodMetrics.model_validate(metrics) for name, metrics in methods.items()},
             timing_ms=planning.timing(plan, tokens=sum(p.tokens for p in scored.predictions)),
         )
 
 
-def _label_of(index: int, item: LabelledInput, labels: Sequence[str]) -> int:
+def _truth_of(index: int, item: LabelledInput, names: LabelNames) -> Truth:
     try:
-        return label_index(item.label, item.template_fields, labels)
+        return names.truth(item.label, item.template_fields)
     except InvalidInputError as error:
         raise InvalidInputError(f"input {index}: {error}", field=f"inputs.{index}.{error.field}") from None

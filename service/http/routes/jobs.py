@@ -24,7 +24,7 @@ from service.jobs.board import JobBoard
 from service.jobs.records import Job
 from service.jobs.shown import events, job_out
 from service.jobs.upload import IdleUploadError, steadily
-from service.scoring.evaluation import check_one_label
+from service.scoring.labels import LabelNames
 from service.security.callers import Caller
 from service.settings import Settings
 from service.telemetry.request_record import note
@@ -145,7 +145,6 @@ async def _submitted(
             asyncio.timeout(settings.job_upload_timeout_s),
             aclosing(request.stream()) as body,
         ):
-            check_one_label(predictor.artifact.manifest)
             # Once more: while the artifact was looked up, others may have come.
             known = jobs.known(owner, key, query.artifact, query.options, announced_bytes=announced)
             if known is not None:
@@ -155,7 +154,7 @@ async def _submitted(
                 owner=owner,
                 key=key,
                 artifact=artifact_ref(predictor.artifact),
-                labels=predictor.artifact.manifest.labels,
+                labels=LabelNames.of(predictor.artifact.manifest),
                 options=query.options,
                 tokens_of=lambda fields: _tokens_of(predictor, fields, query),
             )

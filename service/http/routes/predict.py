@@ -46,8 +46,7 @@ async def predict(
             prediction_out(i, item, prediction, options)
             for i, (item, prediction) in enumerate(zip(body.inputs, answers, strict=True))
         ]
-        # Feedback is one label an input.
-        if feedback.on and all(answer.labels_present is None for answer in answers):
+        if feedback.on:
             watched = f"{predictive}_order_average" if options.order_average else predictive
             ids = feedback.remember(plan.predictor, watched, plan.caller, answers, target_risk)
             for prediction, prediction_id in zip(predictions, ids, strict=True):

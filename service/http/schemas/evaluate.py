@@ -69,8 +69,22 @@ class PartialMetrics(Answer):
     ece: FiniteFloat = Field(description="Expected calibration error, 0 to 1.", examples=[0.036])
 
 
+class LabelMetrics(PartialMetrics):
+    """Metrics of one label, where several may be right: of whether it is present, which it is said to be above 0.5."""
+
+    present: int = Field(description="Number of inputs that have the label.", examples=[31])
+    precision: FiniteFloat | None = Field(examples=[0.81])
+    """Share of right ones where it is said to be present, 0 to 1; null where it never is."""
+    recall: FiniteFloat | None = Field(examples=[0.7])
+    """Share of the inputs with the label of which it is said to be present, 0 to 1; null without such an input."""
+    brier: FiniteFloat = Field(examples=[0.12])
+    """Mean over inputs of the squared error summed over absent and present, 0 to 2."""
+
+
 class MethodMetrics(PartialMetrics):
-    """Metrics of one way to get probabilities."""
+    """Metrics of one way to get probabilities. Where several labels may be right, over all labels of all inputs: each
+    label of an input counts as a question of its own, of whether it is present; intervals draw whole inputs.
+    """
 
     brier: FiniteFloat = Field(examples=[0.23])
     """Mean over inputs of the squared error summed over classes, 0 to 2."""
@@ -89,6 +103,10 @@ class MethodMetrics(PartialMetrics):
     reliability: list[ReliabilityBinOut] = Field(description="Confidence bins, from the lowest.")
     risk_coverage: RiskCoverageOut
     """Error rate among the inputs kept, as the least certain are set aside."""
+    exact_match: FiniteFloat | None = Field(None, examples=[None])
+    """Share of inputs of which every label is right, 0 to 1; null where one label is right."""
+    labels: dict[str, LabelMetrics] | None = Field(None, examples=[None])
+    """Metrics of each label, by its name; null where one label is right."""
 
 
 class EvaluateResponse(Answer):

@@ -7,6 +7,8 @@ from typing import Literal
 from pydantic import Field, FiniteFloat
 
 from service.http.schemas.base import Answer, Probability, Strict
+from service.http.schemas.evaluate import LabelMetrics
+from service.http.schemas.inputs import Label
 
 Outcome = Literal["recorded", "repeated", "corrected", "unknown"]
 Signal = Literal["epistemic", "confidence", "score"]
@@ -18,7 +20,11 @@ class FeedbackItem(Strict):
 
     prediction_id: str = Field(min_length=1, max_length=64, examples=["gJ3mGpXbHk1TzqJm0yQe2A"])
     """As POST /predict gave it."""
-    label: str = Field(max_length=256, description="True label: one of the names in its probs.", examples=["positive"])
+    label: Label = Field(
+        description="True label: one of the names in its probs. Where several may be right: the list of those that "
+        "are, which may be empty.",
+        examples=["positive"],
+    )
 
 
 class FeedbackRequest(Strict):
@@ -60,7 +66,9 @@ class WatchedFigure(Answer):
 
 
 class FiguresOut(Answer):
-    """Figures of the labelled predictions in the window."""
+    """Figures of the labelled predictions in the window. Where several labels may be right, over all labels of all
+    inputs, each as a question of its own; ece and coverage then have no limit, since labels of an input err together.
+    """
 
     accuracy: WatchedFigure = Field(description="Share of right answers, 0 to 1.")
     nll: WatchedFigure = Field(description="Mean negative log-likelihood, nats.")
@@ -69,7 +77,9 @@ class FiguresOut(Answer):
     """What a calibrated model measures on the same confidences, 0 to 1: the upward bias of the ECE."""
     brier: WatchedFigure = Field(description="Squared error summed over classes, mean over rows, 0 to 2.")
     auroc_error: WatchedFigure = Field(description="How well the review score ranks the mistakes, 0.5 is chance.")
-    coverage: WatchedFigure = Field(description="Share of prediction sets that hold the label, 0 to 1.")
+    coverage: WatchedFigure = Field(
+        description="Share of prediction sets that hold the label, 0 to 1; of several labels, of right ones held."
+    )
     accepted: int = Field(description="Number of predictions whose decision was accept.", examples=[640])
     accepted_risk: WatchedFigure = Field(description="Error rate of accepted predictions, 0 to 1.")
     map_nll: FiniteFloat = Field(description="NLL of MAP on the same rows, nats.", examples=[0.85])
@@ -81,14 +91,17 @@ class FlagOut(Answer):
     """Labelled predictions with one flag."""
 
     rows: int = Field(description="Number of predictions.", examples=[52])
-    error_rate: Probability = Field(description="Share of them that were wrong, 0 to 1.", examples=[0.35])
+    error_rate: Probability = Field(examples=[0.35])
+    """Share of them that were wrong, 0 to 1; where several labels may be right, that had one wrong."""
 
 
 class DriftOut(Answer):
     """One number per answer, recent answers against a reference."""
 
     signal: Signal = Field(examples=["epistemic"])
-    """epistemic: nats; confidence: the largest probability; score: the review score, nats."""
+    """epistemic: nats; confidence: the largest probability, of several labels the least sure one's; score: the review
+    score, nats.
+    """
     reference: Baseline = Field(examples=["activation"])
     """calibration: the artifact's calibration rows; calibration_quantile: how many of them were above the threshold of
     the flag high_epistemic, where nothing else of them is recorded; activation: the first feedback_window answers,
@@ -120,6 +133,8 @@ class SeriesOut(Answer):
     that were labelled and not all.
     """
     figures: FiguresOut | None = Field(description="null while nothing is labelled.")
+    labels: dict[str, LabelMetrics] | None = Field(None, examples=[None])
+    """Figures of each label, by its name; null while nothing is labelled, and where one label is right."""
     flags: dict[str, FlagOut] = Field(description="By flag, the labelled predictions that had it.")
     drift: list[DriftOut] = Field(description="Each signal against each reference there is for it.")
 

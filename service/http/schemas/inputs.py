@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic_core import PydanticCustomError, PydanticKnownError
 
 _EXAMPLE_INPUT: dict[str, Any] = {"id": "a1", "text": "a gripping, funny, beautifully acted film ."}
 _EXAMPLE_QUESTION: dict[str, Any] = {
@@ -57,11 +58,46 @@ class Input(BaseModel):
         return dict(self.__pydantic_extra__ or {})
 
 
+#: Longest label, in characters.
+_LABEL_CHARS = 256
+
+
+def _label(value: Any) -> Any:
+    """Return a label or a list of labels; what is wrong with it is said of the field, whatever the list holds."""
+    several = isinstance(value, list)
+    for one in value if several else [value]:
+        if not isinstance(one, str):
+            raise PydanticCustomError("label_type", "Input should be a valid string, or a list of them")
+        if len(one) > _LABEL_CHARS:
+            raise PydanticKnownError("string_too_long", {"max_length": _LABEL_CHARS})
+    if several and len(set(value)) < len(value):
+        raise PydanticCustomError("label_twice", "A list of labels should have each once")
+    return value
+
+
+#: One label, or where several may be right the list of those that are.
+Label = Annotated[
+    Any,
+    BeforeValidator(_label),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "maxLength": _LABEL_CHARS},
+                {"type": "array", "items": {"type": "string", "maxLength": _LABEL_CHARS}, "uniqueItems": True},
+            ]
+        }
+    ),
+]
+
+
 class LabelledInput(Input):
-    """One input and its true label."""
+    """One input and its true label, or labels."""
 
     model_config = ConfigDict(
         json_schema_extra=_with_fields([{**_EXAMPLE_INPUT, "label": "positive"}, {**_EXAMPLE_QUESTION, "label": "A"}])
     )
 
-    label: str = Field(max_length=256, description="True label: one of the artifact's label words.")
+    label: Label = Field(
+        description="True label: one of the artifact's label words. Where several may be right: the list of those that "
+        "are, which may be empty."
+    )

@@ -137,8 +137,8 @@ class PredictionOut(Answer):
     """Number of orders of the choices that the answer is an average over; only with order_average."""
     truncated: bool = Field(description="Whether the prompt was cut.", examples=[False])
     prediction_id: str | None = Field(None, examples=["gJ3mGpXbHk1TzqJm0yQe2A"])
-    """What POST /feedback knows this answer by, for feedback_keep_s at most; left out where the server keeps none, and
-    where several labels may be right. Only the caller that it was sent to can use it.
+    """What POST /feedback knows this answer by, for feedback_keep_s at most; left out where the server keeps none.
+    Only the caller that it was sent to can use it.
     """
 
 

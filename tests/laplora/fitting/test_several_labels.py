@@ -242,6 +242,14 @@ def test_metrics_are_by_label_with_intervals_by_row(posterior: laplora.Calibrate
     assert measured["laplace"].accuracy == pytest.approx(((probs > 0.5) == right).mean())
     nll = -np.where(right, np.log(probs), np.log1p(-probs)).mean()
     assert measured["laplace"].nll == pytest.approx(nll, abs=1e-5)
+    hits = (probs > 0.5) == right
+    by_label = measured.by_label["laplace"]
+    assert by_label.exact_match == pytest.approx(hits.all(1).mean())
+    for k, label in enumerate(by_label.labels):
+        assert label.present == right[:, k].sum()
+        assert label.accuracy == pytest.approx(hits[:, k].mean())
+        assert label.nll == pytest.approx(-np.log(np.where(right, probs, 1 - probs))[:, k].mean(), abs=1e-5)
+        assert label.recall == pytest.approx((hits & right)[:, k].sum() / right[:, k].sum())
     sets = np.array([[label in answer.prediction_set for label in LABELS] for answer in answers])
     assert measured.sets["laplace"].coverage == pytest.approx(sets[right].mean())
     assert measured.sets["laplace"].mean_size == pytest.approx(sets.sum(1).mean())
@@ -304,21 +312,17 @@ def test_the_served_answer_has_the_same_numbers(
     posterior: laplora.CalibratedPosterior, home: Path, loaded: Predictor
 ) -> None:
     inputs = [{"text": row["text"]} for row in rows(4, 3)]
-    labelled = {"inputs": [{"text": "a b", "label": "news"}]}
+    test = rows(16, 6)
 
-    async def served() -> tuple[dict[str, Any], list[httpx.Response]]:
+    async def served() -> tuple[dict[str, Any], httpx.Response]:
         app = create_app(settings(artifact="several", artifacts_root=home))
         async with started(app) as client:
             body = {"inputs": inputs, "options": {"predictive": "laplace", "covariance": True}}
             answer = await client.post("/predict", json=body)
             assert answer.status_code == 200, answer.text
-            refused = [
-                await client.post("/evaluate", json=labelled),
-                await client.post("/evaluate/jobs", content=b"{}", headers={"content-type": "application/jsonl"}),
-            ]
-            return answer.json(), refused
+            return answer.json(), await client.post("/evaluate", json={"inputs": test})
 
-    answers, refused = asyncio.run(served())
+    answers, evaluated = asyncio.run(served())
     for mine, other in zip(posterior.predict(inputs, "laplace"), answers["predictions"], strict=True):
         assert other["labels"] == mine.labels_present
         assert other["label"] == LABELS[mine.label_index]
@@ -329,10 +333,16 @@ def test_the_served_answer_has_the_same_numbers(
         assert other["uncertainty"]["epistemic"] == pytest.approx(mine.epistemic, abs=1e-5)
         assert other["prediction_set"] == mine.prediction_set
         assert (other["decision"], other["flags"]) == (mine.decision, mine.flags)
-        assert "prediction_id" not in other
-    for answer in refused:
-        assert answer.status_code == 422
-        assert "several labels of an input may be right" in answer.json()["error"]["message"]
+        assert other["prediction_id"]
+    assert evaluated.status_code == 200, evaluated.text
+    measured = posterior.evaluate(test)
+    for name, metrics in evaluated.json()["methods"].items():
+        mine = measured.to_json()[name]
+        for metric in ("accuracy", "nll", "ece", "brier", "auroc_error", "exact_match", "aurc"):
+            assert metrics[metric] == pytest.approx(mine[metric], abs=1e-5)
+        assert metrics["labels"].keys() == mine["labels"].keys()
+        for label, own in mine["labels"].items():
+            assert metrics["labels"][label] == pytest.approx(own, abs=1e-5)
 
 
 def test_rows_of_every_kind_are_the_same_rows(classifier: laplora.Classifier) -> None:

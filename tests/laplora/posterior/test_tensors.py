@@ -143,6 +143,48 @@ def test_the_prior_is_chosen_of_projected_rows(problem: Problem) -> None:
         assert laplora.evaluate_probs(there, problem.labels).nll > best
 
 
+@pytest.mark.parametrize("structure", ["exact", "joint_core", "joint", "ekfac"])
+def test_several_labels_of_a_row_have_a_bernoulli_each(structure: str, problem: Problem) -> None:
+    """The dense matrix is the sum of ``J^T diag(p (1 - p)) J`` over the rows, p the sigmoids of the logits."""
+    settings = StructureSettings(structure=structure, rank=64, joint_rank=128, basis_dtype=torch.float64)
+    posterior = fit_jacobians(problem.batches(), settings, likelihood="bernoulli")
+    logits, jacobians = problem.batch(problem.rows)
+    flat, p = torch.cat([j.flatten(2) for j in jacobians.values()], 2), logits.sigmoid()
+    hessian = torch.einsum("ncp,nc,ncq->pq", flat, p * (1 - p), flat)
+    inverse = torch.linalg.inv(hessian + PRECISION * torch.eye(len(hessian), dtype=torch.float64))
+    expected = flat @ inverse @ flat.mT
+    found = jacobian_covariance(posterior, (logits, jacobians), PRECISION, likelihood="bernoulli")
+    assert found.shape == (24, CLASSES, CLASSES)
+    if structure == "ekfac":  # blocks on their own, and a diagonal in each
+        ratio = found.diagonal(dim1=1, dim2=2).sum(1) / expected.diagonal(dim1=1, dim2=2).sum(1)
+        assert 0.2 < float(ratio.min()) <= float(ratio.max()) < 5
+        return
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
+    of_logits = jacobian_covariance(posterior, (logits, jacobians), PRECISION, of="logits", likelihood="bernoulli")
+    assert torch.equal(of_logits, found)
+    projected, mask = project_jacobians(posterior, problem.batches(), likelihood="bernoulli")
+    precisions = torch.full((len(posterior.blocks),), PRECISION, dtype=torch.float64)
+    spread = posterior.covariance(projected, precisions)
+    torch.testing.assert_close(
+        2 * spread[:, 0, 0].view(24, CLASSES), expected.diagonal(dim1=1, dim2=2), rtol=1e-6, atol=0
+    )
+    probs = laplora.posterior_predictive(projected.contrast_mean, 0 * spread, mask).probs[:, 1]
+    torch.testing.assert_close(probs.view(24, CLASSES), p)
+    # Labels that the logits miss half of the time: a variance helps, and the choice of a prior sees that.
+    told = (torch.rand(72, generator=torch.Generator().manual_seed(2)) < 0.5).long()
+    chosen = laplora.choose_by_validation(posterior, projected, told, mask)
+    assert chosen.prior.precision["all"] < 1e6
+
+
+def test_bernoulli_takes_every_labels_jacobians_and_no_mask(problem: Problem) -> None:
+    logits, jacobians = problem.batch(problem.rows[:4])
+    with pytest.raises(DataError, match="must be \\(batch, classes, "):
+        fit_jacobians([in_contrasts((logits, jacobians))], EXACT, likelihood="bernoulli")
+    mask = torch.tensor([True, True, False]).expand(4, 3)
+    with pytest.raises(DataError, match="leave the class mask out"):
+        fit_jacobians([(logits, jacobians, mask)], EXACT, likelihood="bernoulli")
+
+
 def test_rows_of_fewer_classes(problem: Problem) -> None:
     """A third class that no row can have changes nothing: its contrast has no curvature and the first is the same."""
     logits, jacobians = problem.batch(problem.rows)

@@ -113,7 +113,7 @@ def test_a_database_of_another_format_is_refused_by_name_and_left_alone(version:
         db.execute("CREATE TABLE jobs (anything)")
         db.execute(f"PRAGMA user_version = {version}")
     before = path.read_bytes()
-    with pytest.raises(JobsUnavailableError, match=f"format {version}, this server reads format 4"):
+    with pytest.raises(JobsUnavailableError, match=f"format {version}, this server reads format 5"):
         Store(path)
     assert path.read_bytes() == before
 

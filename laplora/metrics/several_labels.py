@@ -1,0 +1,99 @@
+"""How good the probabilities are where several labels of an input may be right: over all labels, and by label.
+
+The rows are questions, ``laplora.predictive.binary_rows``: one for each input and label, with the classes absent and
+present, those of an input next to each other in the order of the labels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from laplora.errors import DataError
+from laplora.metrics.scores import Evaluation, brier, ece, evaluate_probs, nll
+
+
+@dataclass(frozen=True)
+class LabelQuality:
+    """How good one label's probability of being present is.
+
+    Attributes:
+        present: inputs that have the label.
+        accuracy: share of inputs of which it is rightly said to be present, above 0.5, or absent.
+        precision: share of right ones among those said to be present; None where it is never said.
+        recall: share of the inputs with the label of which it is said to be present; None without such an input.
+        nll: nats; ece; brier: squared error summed over absent and present, 0 to 2: means over inputs.
+    """
+
+    present: int
+    accuracy: float
+    precision: float | None
+    recall: float | None
+    nll: float
+    ece: float
+    brier: float
+
+
+@dataclass(frozen=True)
+class LabelsQuality:
+    """By label, in order, and ``exact_match``: the share of inputs of which every label is right."""
+
+    exact_match: float
+    labels: tuple[LabelQuality, ...]
+
+    def to_json(self, names: tuple[str, ...]) -> dict[str, Any]:
+        """Return plain numbers, those of each label by its name."""
+        by_name = {name: asdict(label) for name, label in zip(names, self.labels, strict=True)}
+        return {"exact_match": self.exact_match, "labels": by_name}
+
+
+def binary_probs(present: torch.Tensor) -> torch.Tensor:
+    """Return (inputs * labels, 2) the probabilities of absent and present, of those of present (inputs, labels)."""
+    flat = present.double().flatten()
+    return torch.stack([1 - flat, flat], 1)
+
+
+def evaluate_labels(
+    probs: torch.Tensor,
+    labels: torch.Tensor,
+    scores: torch.Tensor | None = None,
+    *,
+    together: int,
+    bins: int = 15,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> tuple[Evaluation, LabelsQuality]:
+    """Return the metrics over all questions, with intervals by input, and those of each label.
+
+    Args:
+        probs: (inputs * labels, 2); labels: (inputs * labels,) int64, 1 where the label is right.
+        scores: of the questions, higher is less sure; None: their entropy.
+        together: labels of an input; bins, resamples, seed: as of ``evaluate_probs``.
+
+    Raises:
+        DataError: rows that are not whole inputs, or as of ``evaluate_probs``.
+        NonFiniteError: as of ``evaluate_probs``.
+    """
+    if together < 1 or len(probs) % together:
+        raise DataError(f"{len(probs)} rows are not inputs of {together} labels each")
+    whole = evaluate_probs(probs, labels, scores, bins=bins, resamples=resamples, seed=seed, together=together)
+    by_input, right = probs.view(-1, together, 2), labels.view(-1, together)
+    hits = (by_input[:, :, 1] > 0.5) == (right == 1)
+    each = tuple(_quality(by_input[:, k], right[:, k], bins) for k in range(together))
+    return whole, LabelsQuality(float(hits.all(1).double().mean()), each)
+
+
+def _quality(probs: torch.Tensor, labels: torch.Tensor, bins: int) -> LabelQuality:
+    said, right = probs[:, 1] > 0.5, labels == 1
+    found = int((said & right).sum())
+    return LabelQuality(
+        present=int(right.sum()),
+        accuracy=float((said == right).double().mean()),
+        precision=found / int(said.sum()) if bool(said.any()) else None,
+        recall=found / int(right.sum()) if bool(right.any()) else None,
+        nll=nll(probs, labels),
+        ece=ece(probs, labels, bins),
+        brier=brier(probs, labels),
+    )

@@ -1,0 +1,242 @@
+"""Evaluations, jobs and feedback where several labels may be right, over a real model, against numbers made by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from head_artifacts import pack_several
+from scipy import special
+from serving import serve, settings, started
+
+from laplora.client.answers import Evaluated, FeedbackResult
+from laplora.client.requests import feedback_items
+from service.app import create_app
+
+LABELS = ["negative", "positive"]
+OPTIONS = {"resamples": 20, "bins": 5}
+Client = httpx.AsyncClient
+#: A label by itself, one that there is not, one twice, and what is none.
+REFUSED: list[tuple[Any, str]] = [
+    ("negative", "must be a list of labels, which may be empty"),
+    (["news"], "each label must be one of"),
+    (["negative", "negative"], "each once"),
+    ([1], "valid string, or a list of them"),
+    (["n" * 300], "at most 256 characters"),
+]
+
+
+def labelled(count: int = 24, seed: int = 0) -> list[dict[str, Any]]:
+    """Return random texts with none to both of the labels."""
+    draw = random.Random(seed)
+    return [
+        {
+            "text": " ".join(draw.choices("abcdefghijklmnop", k=draw.randint(1, 9))),
+            "label": draw.sample(LABELS, draw.randint(0, 2)),
+        }
+        for _ in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pack_several(tmp_path_factory.mktemp("several"))
+
+
+@pytest.fixture
+def served(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Callable[[Client], Coroutine[Any, Any, Any]]], Any]:
+    """Return what runs calls on a server of the artifact."""
+    monkeypatch.setenv("LAPLORA_CACHE", str(artifact.parent))
+
+    def run(calls: Callable[[Client], Coroutine[Any, Any, Any]]) -> Any:
+        async def whole() -> Any:
+            app = create_app(settings(artifact="several", artifacts_root=artifact.parent))
+            async with started(app) as client:
+                return await calls(client)
+
+        return asyncio.run(whole())
+
+    return run
+
+
+async def said(client: Client, path: str, body: Any) -> Any:
+    answer = await client.post(path, json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+async def answers_to(client: Client, rows: list[dict[str, Any]], **options: Any) -> list[dict[str, Any]]:
+    inputs = [{"text": row["text"]} for row in rows]
+    body = {"inputs": inputs, "options": {"predictive": "laplace", **options}}
+    answers: list[dict[str, Any]] = (await said(client, "/predict", body))["predictions"]
+    return answers
+
+
+def table(answers: list[dict[str, Any]], of: str = "probs") -> np.ndarray[Any, Any]:
+    return np.array([[answer[of][label] for label in LABELS] for answer in answers])
+
+
+def told(rows: list[dict[str, Any]]) -> np.ndarray[Any, Any]:
+    return np.array([[label in row["label"] for label in LABELS] for row in rows])
+
+
+def losses(probs: np.ndarray[Any, Any], right: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return -np.where(right, np.log(probs), np.log1p(-probs))
+
+
+def test_metrics_are_of_every_label_and_by_label(served: Any) -> None:
+    rows = labelled()
+
+    async def calls(client: Client) -> Any:
+        return await answers_to(client, rows), await said(client, "/evaluate", {"inputs": rows, "options": OPTIONS})
+
+    answers, evaluated = served(calls)
+    right, probs = told(rows), table(answers)
+    assert 0 < right.mean() < 1
+    assert 0 < (probs > 0.5).mean() < 1
+    assert evaluated["rows"] == len(rows)
+    found = evaluated["methods"]["laplace"]
+    hits = (probs > 0.5) == right
+    assert found["accuracy"] == pytest.approx(hits.mean())
+    assert found["exact_match"] == pytest.approx(hits.all(1).mean())
+    assert found["nll"] == pytest.approx(losses(probs, right).mean(), rel=1e-5)
+    assert found["brier"] == pytest.approx(2 * ((probs - right) ** 2).mean(), rel=1e-5)
+    at_map = evaluated["methods"]["map"]
+    assert at_map["nll"] == pytest.approx(losses(table(answers, "map_probs"), right).mean(), rel=1e-5)
+    assert sum(one["count"] for one in found["reliability"]) == 2 * len(rows)
+    low, high = found["intervals"]["accuracy"]
+    assert low <= found["accuracy"] <= high
+    # Mistakes are ranked by the entropy of each label, as the review score is.
+    order = np.argsort(-(special.entr(probs) + special.entr(1 - probs)).ravel(), kind="stable")
+    wrong = ~hits.ravel()[order]
+    ranked = [(~wrong[i + 1 :]).sum() for i in np.flatnonzero(wrong)]
+    assert found["auroc_error"] == pytest.approx(sum(ranked) / (wrong.sum() * (~wrong).sum()), abs=1e-3)
+    for k, label in enumerate(LABELS):
+        one, present = found["labels"][label], probs[:, k] > 0.5
+        assert one["present"] == right[:, k].sum()
+        assert one["accuracy"] == pytest.approx(hits[:, k].mean())
+        assert one["recall"] == pytest.approx((present & right[:, k]).sum() / right[:, k].sum())
+        expected = (present & right[:, k]).sum() / present.sum() if present.any() else None
+        assert one["precision"] == (None if expected is None else pytest.approx(expected))
+        assert one["nll"] == pytest.approx(losses(probs, right)[:, k].mean(), rel=1e-5)
+    read = Evaluated.model_validate(evaluated).methods["laplace"]
+    assert read.labels is not None
+    assert read.labels["positive"].present == right[:, 1].sum()
+
+
+def test_a_job_says_what_evaluate_says(served: Any) -> None:
+    rows = labelled()
+
+    async def calls(client: Client) -> Any:
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        headers = {"content-type": "application/jsonl"}
+        answer = await client.post("/evaluate/jobs", content=lines, headers=headers, params=OPTIONS)
+        assert answer.status_code == 202, answer.text
+        while (job := (await client.get(answer.headers["location"])).json())["status"] != "done":
+            assert job["status"] in ("queued", "running"), job
+            await asyncio.sleep(0.02)
+        refused = []
+        for label, _ in REFUSED:
+            line = json.dumps({"text": "a b", "label": label})
+            refused.append(await client.post("/evaluate/jobs", content=line, headers=headers))
+        return job, await said(client, "/evaluate", {"inputs": rows, "options": OPTIONS}), refused
+
+    job, direct, refused = served(calls)
+    assert job["result"]["rows"] == direct["rows"]
+    for name, metrics in direct["methods"].items():
+        found = job["result"]["methods"][name]
+        assert found["labels"].keys() == metrics["labels"].keys()
+        for metric in ("accuracy", "nll", "ece", "exact_match", "auroc_error"):
+            assert found[metric] == pytest.approx(metrics[metric], rel=1e-4)  # batches differ, so rounding does
+        for metric in ("accuracy", "nll", "ece"):
+            assert job["partial"][name][metric] == pytest.approx(found[metric], rel=1e-6)
+    for (_, message), answer in zip(REFUSED, refused, strict=True):
+        assert answer.status_code == 422
+        assert answer.json()["error"]["field"] == "lines.1.label"
+        assert message in answer.json()["error"]["message"]
+
+
+def test_labels_that_are_no_list_are_refused_by_name(served: Any) -> None:
+    async def calls(client: Client) -> Any:
+        bodies = [{"inputs": [{"text": "a"} | {"label": label}]} for label, _ in REFUSED]
+        return [await client.post("/evaluate", json=body) for body in bodies]
+
+    for (_, message), answer in zip(REFUSED, served(calls), strict=True):
+        assert answer.status_code == 422
+        assert answer.json()["error"]["field"] == "inputs.0.label"
+        assert message in answer.json()["error"]["message"]
+
+
+def test_a_list_is_refused_where_one_label_is_right() -> None:
+    async def calls() -> list[httpx.Response]:
+        async with serve() as one:
+            body = {"inputs": [{"text": "row 7", "label": ["negative"]}]}
+            first = (await one.client.post("/predict", json={"inputs": [{"text": "row 7"}]})).json()["predictions"][0]
+            item = {"prediction_id": first["prediction_id"], "label": ["negative"]}
+            return [
+                await one.client.post("/evaluate", json=body),
+                await one.client.post("/feedback", json={"items": [item]}),
+            ]
+
+    for answer in asyncio.run(calls()):
+        assert answer.status_code == 422
+        assert "not a list" in answer.json()["error"]["message"]
+
+
+def test_feedback_counts_every_label(served: Any) -> None:
+    rows = labelled()
+
+    async def calls(client: Client) -> Any:
+        answers = await answers_to(client, rows, target_risk=0.4)
+        ids = [answer["prediction_id"] for answer in answers]
+        await said(client, "/feedback", {"items": feedback_items({ids[0]: []})})
+        given = await said(
+            client, "/feedback", {"items": feedback_items(zip(ids, [r["label"] for r in rows], strict=True))}
+        )
+        turned = await said(client, "/feedback", {"items": feedback_items({ids[1]: rows[1]["label"][::-1]})})
+        wrong = [{"prediction_id": ids[0], "label": label} for label, _ in REFUSED[:2]]
+        refused = [await client.post("/feedback", json={"items": [item]}) for item in wrong]
+        watched = (await client.get("/feedback")).json()
+        gauges = (await client.get("/metrics")).text
+        return answers, given, turned, refused, watched["series"][0], gauges
+
+    answers, given, turned, refused, series, gauges = served(calls)
+    statuses = [FeedbackResult.model_validate(one).status for one in given["results"]]
+    assert statuses == ["corrected" if rows[0]["label"] else "repeated", *["recorded"] * (len(rows) - 1)]
+    assert turned["results"][0]["status"] == "repeated"
+    assert [answer.status_code for answer in refused] == [422, 422]
+    assert "send the list of its right labels" in refused[0].json()["error"]["message"]
+    right, probs, at_map = told(rows), table(answers), table(answers, "map_probs")
+    figures, hits = series["figures"], (probs > 0.5) == right
+    assert series["labelled"] == len(rows)
+    assert figures["accuracy"]["value"] == pytest.approx(hits.mean())
+    assert figures["nll"]["value"] == pytest.approx(losses(probs, right).mean(), rel=1e-6)
+    gain = (losses(at_map, right) - losses(probs, right)).mean(1)
+    assert figures["map_gain"]["value"] == pytest.approx(gain.mean(), abs=1e-9)
+    assert figures["map_gain"]["limit"] == pytest.approx(-3.0902 * gain.std(ddof=1) / len(rows) ** 0.5, rel=1e-6)
+    held = np.array([[label in answer["prediction_set"] for label in LABELS] for answer in answers])
+    assert figures["coverage"]["value"] == pytest.approx(held[right].mean())
+    assert (figures["coverage"]["limit"], figures["ece"]["limit"]) == (None, None)
+    accepted = np.array([answer["decision"] == "accept" for answer in answers])
+    assert figures["accepted"] == accepted.sum()
+    assert 0 < accepted.sum() < len(rows)
+    assert figures["accepted_risk"]["value"] == pytest.approx((~hits)[accepted].mean())
+    assert figures["accepted_risk"]["reference"] == pytest.approx(0.4)
+    for k, label in enumerate(LABELS):
+        assert series["labels"][label]["present"] == right[:, k].sum()
+        assert series["labels"][label]["accuracy"] == pytest.approx(hits[:, k].mean())
+    for name, flag in series["flags"].items():
+        raised = np.array([name in answer["flags"] for answer in answers])
+        assert flag["rows"] == raised.sum()
+        assert flag["error_rate"] == pytest.approx((~hits.all(1))[raised].mean())
+    assert series["flags"]
+    assert f'laplora_feedback_rows{{artifact="several",predictive="laplace"}} {len(rows)}.0' in gauges
