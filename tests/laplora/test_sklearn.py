@@ -211,9 +211,9 @@ def test_several_labels_cross_validate(several: tuple[Any, Any]) -> None:
     by_loss = cross_val_score(of_several(several), texts, y, cv=2, scoring="average_precision", error_score="raise")
     assert bool((by_loss > 0).all())
     held = of_several(several, calibration=(texts[20:], y[20:])).fit(texts[:20], y[:20])
-    assert held.posterior_.fit.calibrated.calibration.rows == 30
+    assert held.posterior_.fit.calibrated.calibration.rows == 10
     shared = of_several(several, calibration=0.5).fit(texts, y)
-    assert shared.posterior_.fit.calibrated.calibration.rows == 45
+    assert shared.posterior_.fit.calibrated.calibration.rows == 15
 
 
 def test_what_is_no_indicator_matrix_for_the_model(several: tuple[Any, Any], parts: tuple[Any, Any]) -> None:
