@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from benchmarks.rules import choices, needless_fits, quadrature
+from benchmarks.rules import choices, needless_fits, quadrature, without_calibration
 from benchmarks.rules.promises import __main__ as promises
 
 
@@ -41,3 +41,16 @@ def test_promises(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     promises.main()
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.startswith("| laplace | cross-fitted |") for line in lines) == 3
+
+
+def test_without_calibration(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(without_calibration, "SIZES", (40,))
+    monkeypatch.setattr(without_calibration, "STEPS", {"early": 20})
+    monkeypatch.setattr(without_calibration, "NEW", 50)
+    monkeypatch.setattr("sys.argv", ["without_calibration", "--seeds", "1"])
+    without_calibration.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + len(without_calibration.METHODS)
+    rows = [[float(number) for number in line.replace("(", "").replace(")", "").split()[-8:]] for line in lines[1:]]
+    assert len({row[0] for row in rows}) == 1  # MAP is the same whatever calibrates
+    assert all(0 <= row[6] <= 1 for row in rows)
