@@ -20,9 +20,9 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
-from torch.nn.functional import pad
 
 from laplora.errors import ModelError
+from laplora.jacobians.block_jacobian import block_jacobian, with_bias
 from laplora.jacobians.blocks import Block, BlockJacobian, Choose, ContrastJacobians, Directions
 from laplora.jacobians.decoder_forms import DecoderForm, decoder_form
 from laplora.jacobians.reverse import DecoderTape
@@ -134,7 +134,7 @@ def _difference(model: Any, written: ReversePass, readout: ReadOut | None) -> st
     batch = probe_batch(model) if readout is None else probe_batch(model, readout.class_count, readout.side)
     readout = readout or LabelTokens(tuple(batch.input_ids[0, :3].tolist()))
     few = directions_of(readout.likelihood, readout.class_count)[:2, None]
-    blocks, gather = covered_blocks(model, readout), partial(_block_jacobian, sums=True, tokens=False)
+    blocks, gather = covered_blocks(model, readout), partial(block_jacobian, sums=True, tokens=False)
 
     def choose(_logits: torch.Tensor, _class_mask: torch.Tensor) -> Directions:
         return Directions(few)
@@ -186,7 +186,7 @@ def contrast_jacobians(
             "Jacobians are those of a model without dropout, this one is in training mode: call model.eval()"
         )
     readout = as_readout(readout)
-    gather = partial(_block_jacobian, sums=sums or tokens, tokens=tokens)
+    gather = partial(block_jacobian, sums=sums or tokens, tokens=tokens)
     if not automatic and (how := reverse_pass(model, readout)).kind == "written_out":
         found = _written_out(model, batch, readout, blocks, gather, choose, how)
         if found is not None:
@@ -256,57 +256,14 @@ def _automatic(
     with torch.no_grad():
         result = tuple(
             gather(
-                block.group, _wide(block, inputs), torch.stack([g[i] for g in gradients]), scores.attention_mask, runs
+                block.group,
+                with_bias(block, inputs),
+                torch.stack([g[i] for g in gradients]),
+                scores.attention_mask,
+                runs,
             )
             for i, (block, (inputs, _)) in enumerate(zip(blocks, records, strict=True))
         )
     logits, hidden = scores.logits.detach(), scores.hidden.detach()
     vectors = None if choose is None else chosen.vectors
     return ContrastJacobians(logits, hidden, result, readout.likelihood, chosen.weights, vectors)
-
-
-def _wide(block: Block, inputs: torch.Tensor) -> torch.Tensor:
-    """Return a linear's inputs, with a last feature of 1 where a head's block has its bias."""
-    has_bias = block.group == "head" and block.wide > inputs.shape[-1]
-    return pad(inputs, (0, 1), value=1.0) if has_bias else inputs
-
-
-def _block_jacobian(
-    side: str, inputs: torch.Tensor, deltas: torch.Tensor, mask: torch.Tensor, runs: int, *, sums: bool, tokens: bool
-) -> BlockJacobian:
-    """Return a block's Jacobians, from its linear's inputs and output gradients.
-
-    Args:
-        inputs: (batch, tokens, in), or (batch, in) where the linear runs once a row, as a head does. Where a row is
-            scored by several runs, the batch is that of the runs.
-        deltas: (directions, batch, last tokens, out), or (directions, batch, out); zero at padding and at every token
-            before the last ones.
-        mask: (batch, tokens), 1 at real tokens.
-        runs: of each row. Its Jacobian is the sum over them, as if their tokens were those of one text.
-        sums, tokens: what is returned beside the Jacobians.
-    """
-    if inputs.dim() == 2:
-        inputs, mask, deltas = inputs[:, None], torch.ones_like(mask[:, -1:]), deltas[:, :, None]
-    if runs > 1:
-        rows = len(mask) // runs
-        inputs, mask = inputs.reshape(rows, -1, inputs.shape[-1]), mask.reshape(rows, -1)
-        deltas = deltas.reshape(len(deltas), rows, -1, deltas.shape[-1])
-    directions, batch, last, out = deltas.shape
-    # Pad positions have activations, and no gradient: the product needs no mask.
-    recent = inputs[:, -last:].to(deltas.dtype)
-    joined = deltas.permute(1, 0, 3, 2).reshape(batch, directions * out, last)
-    jacobian = torch.bmm(joined, recent).view(batch, directions, out, -1)
-    if side != "lora_B":  # (narrow, wide): the product is faster this way round
-        jacobian = jacobian.mT
-    if not sums:
-        return BlockJacobian(jacobian)
-    real = mask[..., None].to(deltas.dtype)
-    inputs = inputs.to(deltas.dtype) * real
-    return BlockJacobian(
-        jacobian=jacobian,
-        mean_input=inputs.sum(1) / real.sum(1),
-        summed_gradient=deltas.sum(2).transpose(0, 1),
-        inputs=inputs if tokens else None,
-        gradients=pad(deltas.transpose(0, 1), (0, 0, inputs.shape[1] - last, 0)) if tokens else None,
-        token_counts=mask.sum(1) if tokens else None,
-    )

@@ -9,18 +9,18 @@ from typing import Any
 import torch
 
 from laplora.errors import ConfigError, ModelError
-from laplora.linearised import Likelihood
 from laplora.models.log_partition import log_partition
 from laplora.models.lora import runs_lora
 from laplora.models.readout import head_name, label_logits, output_head
-from laplora.prompts.rows import Batch, Side
+from laplora.prompts.rows import Batch
 from laplora.readouts.base import ClassScores, Record
 from laplora.readouts.contexts import context_states
+from laplora.readouts.label_text import LabelText
 from laplora.readouts.prefix_tree import PrefixTree, prefix_tree
 
 
 @dataclass(frozen=True)
-class LabelSequences:
+class LabelSequences(LabelText):
     """The read-out of a causal language model by the text of each label.
 
     ``f_c = 1/L_c sum_t log p(token_t | prompt, tokens before t)``, under the softmax of the whole vocabulary. The
@@ -38,26 +38,6 @@ class LabelSequences:
     def __post_init__(self) -> None:
         if len(set(self.token_ids)) != len(self.token_ids) or not all(self.token_ids):
             raise ConfigError(f"labels must be different sequences of one token or more, got {list(self.token_ids)}")
-
-    @property
-    def class_count(self) -> int:
-        """Number of labels."""
-        return len(self.token_ids)
-
-    @property
-    def likelihood(self) -> Likelihood:
-        """One label is right."""
-        return "categorical"
-
-    @property
-    def side(self) -> Side:
-        """The start of a row: the labels follow its last token."""
-        return "left"
-
-    @property
-    def trained(self) -> tuple[str, ...]:
-        """None."""
-        return ()
 
     @property
     def reads_last_token(self) -> bool:

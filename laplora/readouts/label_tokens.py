@@ -8,39 +8,19 @@ from typing import Any
 
 import torch
 
-from laplora.linearised import Likelihood
 from laplora.models.logit_transform import logit_transform
 from laplora.models.lora import lora_of, runs_lora
 from laplora.models.readout import base_of, head_name, label_logits, label_mass, last_hidden, output_head
-from laplora.prompts.rows import Batch, Side
+from laplora.prompts.rows import Batch
 from laplora.readouts.base import ClassScores, HeadGradient, LinearGradient, ReadOut, Record
+from laplora.readouts.label_text import LabelText
 
 
 @dataclass(frozen=True)
-class LabelTokens:
+class LabelTokens(LabelText):
     """The read-out of a causal language model by one token a label; ``token_ids`` in the labels' order."""
 
     token_ids: tuple[int, ...]
-
-    @property
-    def class_count(self) -> int:
-        """Number of labels."""
-        return len(self.token_ids)
-
-    @property
-    def likelihood(self) -> Likelihood:
-        """One label is right."""
-        return "categorical"
-
-    @property
-    def side(self) -> Side:
-        """The start of a row: its last token is read."""
-        return "left"
-
-    @property
-    def trained(self) -> tuple[str, ...]:
-        """None: an adapted ``lm_head`` is LoRA's."""
-        return ()
 
     @property
     def reads_last_token(self) -> bool:
