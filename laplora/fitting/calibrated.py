@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -130,6 +130,8 @@ class CalibratedPosterior:
         """
         self._check_model()
         given = [inputs] if isinstance(inputs, Mapping) else inputs
+        if isinstance(given, Sized) and not isinstance(given, str) and not len(given):
+            return []
         examples = read_rows(given, self.classifier, None, "input")
         rows = [self.predictor.encode(example.fields, truncate=truncate) for example in examples]
         answers: dict[int, Prediction] = {}

@@ -128,6 +128,9 @@ def test_what_is_served_is_what_the_posterior_answers(
     (answer,) = posterior.predict(inputs[0])
     assert [answer] == posterior.predict(inputs[:1])
     assert answer.label == answer.labels[answer.label_index]
+    assert posterior.predict([]) == posterior.predict(pd.DataFrame(inputs[:0])) == []
+    with pytest.raises(DataError, match="an iterator can be used once only"):
+        posterior.predict(iter([]))
 
 
 def test_an_evaluation_prints_a_table(posterior: laplora.CalibratedPosterior, rows: dict[str, Rows]) -> None:
