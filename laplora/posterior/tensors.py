@@ -21,7 +21,7 @@ from typing import Literal
 
 import torch
 
-from laplora.errors import ConfigError, DataError
+from laplora.errors import ConfigError, DataError, NonFiniteError
 from laplora.jacobians.blocks import Block, BlockJacobian, ContrastJacobians
 from laplora.linearised import Likelihood, contrasts
 from laplora.posterior.base import Posterior, Prior, ProjectedJacobians, block_precisions
@@ -85,7 +85,7 @@ def project_jacobians(
     the labels are (rows * labels,), 0 or 1 (``laplora.predictive.binary_rows``).
 
     Raises:
-        ConfigError, DataError: as ``fit_jacobians``; Jacobians of other weights than the posterior's.
+        ConfigError, DataError, NonFiniteError: as ``fit_jacobians``; Jacobians of other weights than the posterior's.
     """
     parts: list[ProjectedJacobians] = []
     masks: list[torch.Tensor] = []
@@ -120,6 +120,7 @@ def jacobian_covariance(
 
     Raises:
         DataError: Jacobians of other weights than the posterior's, or shapes that do not fit together.
+        NonFiniteError: a Jacobian or logit that is NaN or infinite.
         PriorError: a precision that is not positive.
     """
     ((jacobians, mask),) = _Batches([batch], posterior.blocks, False, likelihood).contrasted()
@@ -184,6 +185,11 @@ class _Batches:
             if set(given) != {block.name for block in self.blocks}:
                 odd = sorted(set(given) ^ {block.name for block in self.blocks})
                 raise DataError(f"every batch needs Jacobians of the same weights, which {odd[:4]} are not in all of")
+            for name, values in {"the logits": logits, **given}.items():
+                if not bool(values.isfinite().all()):
+                    raise NonFiniteError(
+                        f"NaN or infinity in {name}: look for the rows that give it, and leave them out"
+                    )
             parts = tuple(self._block_jacobian(block, given[block.name], logits) for block in self.blocks)
             yield ContrastJacobians(logits, logits.new_zeros(len(logits), 0), parts, self.likelihood), mask
 

@@ -232,6 +232,11 @@ def test_what_cannot_be_fitted(problem: Problem) -> None:
         jacobian_covariance(posterior, (logits, {"2.weight": jacobians["2.weight"]}), 1.0)
     with pytest.raises(DataError, match="another shape"):
         jacobian_covariance(posterior, (logits, jacobians | {"2.weight": jacobians["2.weight"].mT}), 1.0)
+    broken = {**jacobians, "2.weight": jacobians["2.weight"] * torch.nan}
+    with pytest.raises(NonFiniteError, match=r"NaN or infinity in 2\.weight"):
+        jacobian_covariance(posterior, (logits, broken), 1.0)
+    with pytest.raises(NonFiniteError, match="NaN or infinity in the logits"):
+        project_jacobians(posterior, [(logits * torch.inf, jacobians)])
     with pytest.raises(PriorError):
         jacobian_covariance(posterior, (logits, jacobians), 0.0)
 
