@@ -174,24 +174,32 @@ def completed_covariance(along: torch.Tensor, directions: torch.Tensor, average:
         directions: (batch, classes - 1, m), S; a column of zeros is none.
         average: (classes - 1, classes - 1), K.
     """
-    from_jacobians, filled_in = covariance_parts(along, directions, average)
-    return from_jacobians + filled_in
+    regression, scale, own = _terms(along, directions, average)
+    # Both terms at once: K is of full size once a row, and what the Jacobians change of it is of rank m.
+    change = along.double() - scale[:, None, None] * own
+    return torch.baddbmm(scale[:, None, None] * average.to(regression), regression @ change, regression.mT)
 
 
 def covariance_parts(
     along: torch.Tensor, directions: torch.Tensor, average: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the two terms of ``completed_covariance``: what follows from the Jacobians, and what is filled in."""
-    along, directions = along.double(), directions.double()
-    average = average.to(directions)
-    seen = average @ directions
-    inverse = torch.linalg.pinv(directions.mT @ seen, hermitian=True)
-    regression = seen @ inverse
-    count = (directions.abs().amax(1) > 0).sum(1).clamp_min(1)
-    scale = torch.einsum("nij,nji->n", inverse, along) / count
-    from_jacobians = regression @ along @ regression.mT
-    filled_in = scale[:, None, None] * (average - regression @ seen.mT)
+    regression, scale, own = _terms(along, directions, average)
+    from_jacobians = regression @ along.double() @ regression.mT
+    filled_in = scale[:, None, None] * (average.to(regression) - regression @ own @ regression.mT)
     return (from_jacobians + from_jacobians.mT) / 2, (filled_in + filled_in.mT) / 2
+
+
+def _terms(
+    along: torch.Tensor, directions: torch.Tensor, average: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the regression on the directions ``K S (S^T K S)^-1``, each row's scale of K, and ``S^T K S``; float64."""
+    directions = directions.double()
+    seen = average.to(directions) @ directions
+    own = directions.mT @ seen
+    inverse = torch.linalg.pinv(own, hermitian=True)
+    count = (directions.abs().amax(1) > 0).sum(1).clamp_min(1)
+    return seen @ inverse, torch.einsum("nij,nji->n", inverse, along.double()) / count, own
 
 
 def average_covariance(

@@ -49,7 +49,7 @@ class LabelDraws:
         for count in sorted(set(counts.tolist())):
             rows = (counts == count).nonzero()[:, 0]
             root = _root(spread[rows, : count - 1, : count - 1])
-            half = normal_points(count - 1, _POINTS)[: _POINTS // 2] @ contrast_logits(root.mT).contiguous()
+            half = contrast_logits(normal_points(count - 1, _POINTS)[: _POINTS // 2] @ root.mT)
             centre = contrast_logits(mean[rows, : count - 1])[:, None]
             parts.append((rows, torch.cat([centre + half, centre - half], 1).float(), labels.cpu()[rows]))
         return cls(tuple(parts), len(mean))
