@@ -517,7 +517,7 @@ def test_golden_inputs_of_the_configuration_are_recorded(run_copy: Path) -> None
         (
             "run",
             ["data.labels=[negative, so good]", "data.label_map={negative: negative, positive: so good}"],
-            "label 'so good' must be one token after the prompt",
+            "label ' so good' must be one token after the prompt",
         ),
         ("run", ["golden_inputs=[{txet: x}]"], "golden_inputs.0: template 'sentiment' takes the fields"),
         ("run", ["evaluation.order_average=true"], "the template 'sentiment' takes none: turn it off"),
