@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 
@@ -17,8 +18,10 @@ from benchmarks.harness.subject import ARTIFACT
 
 
 @contextmanager
-def served(flags: Sequence[str] = (), *, cores: Collection[int] | None = None) -> Iterator[str]:
-    """Yield the address of a server of the default artifact, once it is ready; it is gone afterwards.
+def served(
+    flags: Sequence[str] = (), *, cores: Collection[int] | None = None, artifact: Path = ARTIFACT
+) -> Iterator[str]:
+    """Yield the address of a server of an artifact, once it is ready; it is gone afterwards.
 
     Args:
         flags: of ``python -m service``, beside those that every benchmark has.
@@ -31,7 +34,7 @@ def served(flags: Sequence[str] = (), *, cores: Collection[int] | None = None) -
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     fixed = "-m service --auth off --log-level error --port"
-    command = [sys.executable, *fixed.split(), str(port), "--artifact", str(ARTIFACT), *flags]
+    command = [sys.executable, *fixed.split(), str(port), "--artifact", str(artifact), *flags]
     with on_cores(cores):  # a process begins on the cores of the thread that starts it
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     with process:

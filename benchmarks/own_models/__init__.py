@@ -1,0 +1,1 @@
+"""Classifiers that plain PEFT and transformers' Trainer made, given to ``laplora.fit`` and then served."""
