@@ -10,13 +10,14 @@ from training.report.markdown import markdown_table
 _HEAD = """# Classifiers from elsewhere
 
 Written by `python -m benchmarks.own_models` from results.json. Each model was made by plain PEFT and transformers'
-Trainer, with one seed. Settings were not tuned. CLINC150's rows and epochs were cut once, for time, while its model
-was in training and before any of its figures were seen. `laplora.fit` took the training rows, and calibration rows that
-the model had not seen. A commit "with changes" is the one that a case's code was based on; it was written in by hand,
-since the benchmark itself was committed later. The metrics are those of test rows, which chose nothing. \\* answers unless another predictive is named.
-NLL is in nats, with its 95 % bootstrap interval. The last column is the share of right labels in the prediction set,
-of which 90 % are wanted, and the set's mean size. Where several labels may be right, a row of the metrics is one label
-of an input.
+Trainer, with one seed. Settings were not tuned. CLINC150's rows and epochs were cut once, for time, after its training
+loss was seen and before any figure of calibration or test rows was. `laplora.fit` took the training rows, and
+calibration rows that the model had not seen. A commit "with changes" is the one that a case's code was based on; it was
+written in by hand, since the benchmark itself was committed later.
+
+The metrics are those of test rows, which chose nothing. \\* answers unless another predictive is named. NLL is in nats,
+with its 95 % bootstrap interval. The last column is the share of right labels in the prediction set, of which 90 % are
+wanted, and the set's mean size. Where several labels may be right, a row of the metrics is one label of an input.
 """
 
 
