@@ -21,7 +21,7 @@ from laplora.predictive.kinds import PREDICTIVES, PredictiveName, PredictiveSpec
 from laplora.prompts.rows import FEWEST_TOKENS, MAX_LABELS
 from laplora.prompts.templates import PromptTemplate
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 MANIFEST = "manifest.json"
 POSTERIOR = "posterior.safetensors"
 GOLDEN = "golden.json"

@@ -124,10 +124,10 @@ def test_a_git_lfs_pointer_is_called_one(artifact_copy: Path) -> None:
     assert_corrupt(artifact_copy, r"it is a git-lfs pointer, .*git lfs pull")
 
 
-@pytest.mark.parametrize("version", [3, 4, "5", True, 5.0, None])
+@pytest.mark.parametrize("version", [4, 5, "6", True, 6.0, None])
 def test_another_format_version(artifact_copy: Path, version: object) -> None:
     edit_manifest(artifact_copy, format_version=version)
-    with pytest.raises(ArtifactIncompatibleError, match=r"has format .*, this version reads 5"):
+    with pytest.raises(ArtifactIncompatibleError, match=r"has format .*, this version reads 6"):
         read_artifact(artifact_copy)
 
 
@@ -136,7 +136,7 @@ NO_MANIFESTS = {
     "null": b"null",
     "list": b"[]",
     "no version": b"{}",
-    "open": b'{"format_version": 5, "name": "ti',
+    "open": b'{"format_version": 6, "name": "ti',
     "deep": b"[" * 100_000,
     "no UTF-8": b"\xff\xfe\x00{",
     "huge number": b"9" * 5000,
@@ -180,7 +180,7 @@ def write(target: Path, name: str, failure: BaseException | None = None) -> None
     """Write an artifact with a file of that name, or begin one and fail."""
     with new_artifact(target) as folder:
         (folder / name).write_text("x")
-        (folder / MANIFEST).write_text('{"format_version": 5}')
+        (folder / MANIFEST).write_text('{"format_version": 6}')
         if failure is not None:
             raise failure
 
