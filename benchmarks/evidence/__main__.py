@@ -1,0 +1,80 @@
+"""``python -m benchmarks.evidence``: train, gather, answer, and publish what is finished.
+
+    python -m benchmarks.evidence --data FOLDER                          # everything; days on two cores
+    python -m benchmarks.evidence --data FOLDER --task trec --budget 450 --seed 0
+    python -m benchmarks.evidence --publish                              # runs nothing: figures, page and plots
+
+FOLDER holds the data sets as their authors publish them (``rows``). Every step keeps what it made in runs/evidence, so
+a stopped call continues. A training is claimed by the process that does it: two calls can run side by side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+
+from benchmarks.evidence.answers import answer
+from benchmarks.evidence.gather import gather, gathered
+from benchmarks.evidence.page import write_page
+from benchmarks.evidence.plan import BUDGETS, SEEDS, Training, trainings, units
+from benchmarks.evidence.results import publish
+from benchmarks.evidence.scores import score
+from benchmarks.evidence.tasks import TASKS
+from laplora.errors import DataError
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the chosen trainings, or publish."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.evidence",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--data", type=Path, help="folder with the data sets")
+    parser.add_argument("--task", choices=list(TASKS), nargs="+", default=list(TASKS), help="these tasks alone")
+    parser.add_argument("--budget", type=int, choices=BUDGETS, nargs="+", default=list(BUDGETS), help="labels")
+    parser.add_argument("--seed", type=int, choices=SEEDS, nargs="+", default=list(SEEDS))
+    parser.add_argument("--publish", action="store_true", help="run nothing: write the figures and the page")
+    options = parser.parse_args(arguments)
+    chosen = list(trainings(options.task, options.budget, options.seed))
+    if options.publish:
+        found = [unit for training in chosen for unit in units(training) if gathered(unit)]
+        for unit in found:
+            answer(unit, say)
+        write_page(publish(score(unit) for unit in found))
+        return
+    if options.data is None:
+        parser.error("--data FOLDER is needed but with --publish")
+    torch.set_num_threads(1)
+    for training in chosen:
+        run(training, options.data)
+
+
+def run(training: Training, data: Path) -> None:
+    """Do what is left of one training, unless another process is at it, or its task has too few rows."""
+    training.folder.mkdir(parents=True, exist_ok=True)
+    name = f"{training.task}/{training.budget}/{training.seed}"
+    try:
+        with FileLock(training.folder / "claimed.lock", timeout=0):
+            gather(training, data, lambda line: say(f"{name}: {line}"))
+            for unit in units(training):
+                answer(unit, say)
+    except Timeout:
+        say(f"{name}: another process is at it")
+    except DataError as error:
+        say(f"{name}: left out: {error}")
+
+
+def say(line: str) -> None:
+    """Print a line with the time."""
+    print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

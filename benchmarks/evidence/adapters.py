@@ -1,0 +1,167 @@
+"""Training as people do it, and the weights that the study keeps of one: the start, both styles, and SWAG's moments."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+from transformers import set_seed
+
+from benchmarks.evidence.plan import EARLY_EPOCHS, EPOCHS
+from benchmarks.evidence.tasks import Task
+from laplora.classifier import Classifier
+from laplora.errors import NonFiniteError
+from laplora.files import write_json, write_tensors
+from laplora.models.base import BaseSpec, load_base_model, load_tokenizer, locate_base
+from laplora.models.quiet import quiet_loading
+from laplora.predictive.member_adapters import lora_parameters
+from laplora.prompts.examples import Example
+
+BATCH = 8
+RATE = 5e-4
+RANK, ALPHA, DROPOUT = 8, 16, 0.1
+TARGETS = ("q_proj", "v_proj")
+#: SWAG's snapshots: so many, evenly in the last quarter of the steps (Maddox et al., arXiv 1902.02476).
+SNAPSHOTS = 20
+#: Batches are of like length within a group of so many.
+_GROUP = 8
+
+Weights = dict[str, torch.Tensor]
+
+
+def load_classifier(task: Task) -> Classifier:
+    """Return the task's base model in bfloat16 with a fresh LoRA adapter in float32; its start is torch's seed's."""
+    with quiet_loading():
+        from peft import LoraConfig, get_peft_model
+
+        spec = BaseSpec(task.base, None, "none", "bfloat16")
+        location = locate_base(spec, progress=lambda line: print(line, flush=True))
+        base = load_base_model(location, spec, device=torch.device("cpu")).model
+        settings = LoraConfig(
+            r=RANK, lora_alpha=ALPHA, lora_dropout=DROPOUT, target_modules=list(TARGETS), task_type="CAUSAL_LM"
+        )
+        model = get_peft_model(base, settings)
+    return Classifier(model, load_tokenizer(location), task.labels, task.template, max_tokens=task.max_tokens)
+
+
+def put(classifier: Classifier, weights: Mapping[str, torch.Tensor]) -> None:
+    """Copy LoRA weights, by block name, into the model."""
+    with torch.no_grad():
+        for name, parameter in lora_parameters(classifier.model).items():
+            parameter.copy_(weights[name])
+
+
+def take(classifier: Classifier) -> Weights:
+    """Return a copy of the model's LoRA weights by block name, float32."""
+    return {name: p.detach().float().clone() for name, p in lora_parameters(classifier.model).items()}
+
+
+@dataclass
+class Moments:
+    """SWAG's running moments of the weights, and the last snapshots' deviations from the mean then."""
+
+    count: int
+    mean: Weights
+    square: Weights
+    deviations: list[Weights]
+
+    def add(self, weights: Weights) -> None:
+        """Take one snapshot in."""
+        self.count += 1
+        for name, weight in weights.items():
+            self.mean[name] += (weight - self.mean[name]) / self.count
+            self.square[name] += (weight**2 - self.square[name]) / self.count
+        self.deviations.append({name: weight - self.mean[name] for name, weight in weights.items()})
+
+    @classmethod
+    def empty(cls, like: Weights) -> Moments:
+        """Return the moments of no snapshot."""
+        return cls(
+            0, {n: torch.zeros_like(w) for n, w in like.items()}, {n: torch.zeros_like(w) for n, w in like.items()}, []
+        )
+
+    def tensors(self) -> Weights:
+        """Return them as named tensors: ``mean/``, ``square/`` and ``deviation/NUMBER/`` before each block's name."""
+        parts = {"mean": self.mean, "square": self.square}
+        parts |= {f"deviation/{i}": one for i, one in enumerate(self.deviations)}
+        return {f"{part}/{name}": weight for part, weights in parts.items() for name, weight in weights.items()}
+
+
+def train(
+    task: Task, examples: Sequence[Example], seed: int, folder: Path, say: Callable[[str], None], *, kept: bool = True
+) -> Classifier:
+    """Train one adapter; return its classifier in evaluation mode, and write its weights to the folder.
+
+    AdamW with a linearly falling rate, dropout, no weight decay, as ``training/configs/sst2-smollm2.yaml``. Written are
+    ``initial``, ``early``, ``swag`` (all three unless ``kept`` is off), ``long``, the last, and ``training.json``.
+    A finished training is read, not done again.
+
+    Raises:
+        NonFiniteError: a weight became NaN or infinite.
+    """
+    set_seed(seed)
+    classifier = load_classifier(task)
+    if (folder / "training.json").is_file():
+        return classifier
+    classifier.model.base_model.model.set_attn_implementation("eager")  # faster on short rows
+    if kept:
+        write_tensors(folder / "initial.safetensors", take(classifier))
+    parameters = list(lora_parameters(classifier.model).values())
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    rows = classifier.encode_examples(examples)
+    labels = torch.tensor([e.label for e in examples])
+    per_epoch = -(-len(rows) // BATCH)
+    steps = EPOCHS * per_epoch
+    optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+    snapshots = {steps - 1 - (steps // 4) * i // SNAPSHOTS for i in range(SNAPSHOTS)}
+    moments, losses, started = Moments.empty(take(classifier)), [0.0] * EPOCHS, time.monotonic()
+    order = random.Random(f"{task.name} order {seed}")
+    classifier.model.train()
+    for epoch in range(EPOCHS):
+        for number, index in enumerate(shuffled([len(r.token_ids) for r in rows], order)):
+            logits = classifier.readout.scores(classifier.model, classifier.collate([rows[i] for i in index])).logits
+            loss = F.cross_entropy(logits.float(), labels[index])
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+            losses[epoch] += float(loss.detach()) * len(index) / len(rows)
+            if kept and epoch * per_epoch + number in snapshots:
+                moments.add(take(classifier))
+        say(f"epoch {epoch + 1} of {EPOCHS}: training loss {losses[epoch]:.4f}, {time.monotonic() - started:.0f} s")
+        if kept and epoch + 1 == EARLY_EPOCHS:
+            write_tensors(folder / "early.safetensors", take(classifier))
+    if not all(bool(p.isfinite().all()) for p in parameters):
+        raise NonFiniteError("training ended with NaN or infinite weights")
+    classifier.model.eval()
+    classifier.model.base_model.model.set_attn_implementation("sdpa")
+    if kept:
+        swag = {
+            name: weight.bfloat16() if name.startswith("dev") else weight for name, weight in moments.tensors().items()
+        }
+        write_tensors(folder / "swag.safetensors", swag)
+    write_tensors(folder / "long.safetensors", take(classifier))
+    write_json(
+        folder / "training.json",
+        {"rows": len(rows), "steps": steps, "losses": losses, "seconds": round(time.monotonic() - started, 1)},
+    )
+    return classifier
+
+
+def shuffled(lengths: Sequence[int], order: random.Random) -> Iterator[list[int]]:
+    """Yield row numbers in random batches, of like length within groups of batches; every row once."""
+    rows = list(range(len(lengths)))
+    order.shuffle(rows)
+    batches = []
+    for start in range(0, len(rows), BATCH * _GROUP):
+        group = sorted(rows[start : start + BATCH * _GROUP], key=lengths.__getitem__)
+        batches += [group[i : i + BATCH] for i in range(0, len(group), BATCH)]
+    order.shuffle(batches)
+    yield from batches

@@ -1,0 +1,81 @@
+"""Every alternative, one file a family: a function from a unit's arrays and a calibration draw to an ``Answer``.
+
+``base`` says what a method is, ``METHODS`` lists them. A new family gets a file and its lines in the list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from benchmarks.evidence.methods import recalibration
+from benchmarks.evidence.methods.base import Answer, Answers, Method, anywhere, jacobian_passes, one_pass, two_classes
+from benchmarks.evidence.methods.laplace import laplace, laplace_temperature, log_probs
+from benchmarks.evidence.outputs import LAST_LAYER, Outputs
+
+__all__ = ["METHODS", "REFERENCE", "Answer", "Method"]
+
+#: What every method is compared with.
+REFERENCE = "temperature"
+
+#: Maps on top of a method's logits: name, title, fit, and where they apply.
+_MAPS = (
+    ("temperature", "temperature scaling", recalibration.temperature, anywhere),
+    ("ts_mix", "temperature, smoothed", recalibration.smoothed_temperature, anywhere),
+    ("ets", "ensemble temperature", recalibration.ensemble_temperature, anywhere),
+    ("vector", "vector scaling", recalibration.vector, anywhere),
+    ("svs", "structured vector scaling", recalibration.structured_vector, anywhere),
+    ("sms", "structured matrix scaling", recalibration.structured_matrix, anywhere),
+    ("platt", "Platt scaling", recalibration.platt, two_classes),
+    ("beta", "beta calibration", recalibration.beta, two_classes),
+)
+
+
+def _map(outputs: Outputs, _: int) -> Answer:
+    return Answer(outputs.test.logits.softmax(1))
+
+
+def _on_map(fit: recalibration.Fit) -> Answers:
+    def answer(outputs: Outputs, draw: int) -> Answer:
+        rows = outputs.calibration(draw)
+        return Answer(fit(rows.logits, rows.labels)(outputs.test.logits))
+
+    return answer
+
+
+def _on_laplace(fit: recalibration.Fit) -> Answers:
+    of = partial(log_probs, "all")
+
+    def answer(outputs: Outputs, draw: int) -> Answer:
+        calibration, test = of(outputs, draw)
+        return Answer(fit(calibration, outputs.calibration(draw).labels)(test))
+
+    return answer
+
+
+def has_grams(outputs: Outputs) -> bool:
+    """Return whether a unit's Jacobians were computed."""
+    return (outputs.unit.folder / "gram.all.safetensors").is_file()
+
+
+def _with_grams(applies: Callable[[Outputs], bool]) -> Callable[[Outputs], bool]:
+    return lambda outputs: has_grams(outputs) and applies(outputs)
+
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method("map", "MAP", one_pass, _map),
+        *(Method(name, title, one_pass, _on_map(fit), applies) for name, title, fit, applies in _MAPS),
+        *(
+            Method(f"laplace_{name}", f"Laplace, {title}", jacobian_passes, _on_laplace(fit), _with_grams(applies))
+            for name, title, fit, applies in _MAPS
+            if name != "temperature"
+        ),
+        Method("laplace", "Laplace", jacobian_passes, laplace("all"), has_grams),
+        Method("laplace_temperature", "Laplace + temperature", jacobian_passes, laplace_temperature("all"), has_grams),
+        Method("laplace_values", "Laplace, values' B alone", jacobian_passes, laplace("values_b"), has_grams),
+        Method("last_layer", "last-layer Laplace", one_pass, laplace(LAST_LAYER)),
+        Method("last_layer_temperature", "last layer + temperature", one_pass, laplace_temperature(LAST_LAYER)),
+    )
+}

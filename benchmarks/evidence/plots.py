@@ -1,0 +1,49 @@
+"""Two plots: what each method's answer costs and gains, and its differences task by task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from benchmarks.evidence.decision import Cell, reported
+from benchmarks.evidence.methods import METHODS, REFERENCE
+from benchmarks.evidence.plan import BUDGETS, REPORTED
+from benchmarks.study.pages.plots import save_picture
+
+_COLOURS = {"win": "#2a6fb0", "tie": "#8c8c8c", "loss": "#c44e52"}
+#: Farther differences are drawn at the edge, nats.
+_REACH = 0.06
+
+
+def write_plots(every: Sequence[Cell], folder: Path) -> list[Path]:
+    """Write a plot for each budget that has results on the reporting half, and return their paths."""
+    return [
+        save_picture(figure(chosen), folder / f"differences-{budget}.png")
+        for budget in BUDGETS
+        if (chosen := list(reported(every, budget)))
+    ]
+
+
+def figure(chosen: Sequence[Cell]) -> Figure:
+    """Return a panel for each task: every method's NLL less temperature scaling's, with its 95 % interval."""
+    tasks = sorted({cell.task for cell in chosen}, key=REPORTED.index)
+    names = [n for n in METHODS if n not in (REFERENCE, "map") and any(c.method == n for c in chosen)]
+    made = Figure(figsize=(2.6 * len(tasks) + 2.6, 0.24 * len(names) + 1.3), layout="constrained")
+    panels = made.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
+    for panel, task in zip(panels, tasks, strict=True):
+        for place, name in enumerate(names):
+            for cell in (c for c in chosen if c.task == task and c.method == name):
+                found = cell.differences["nll"]
+                low, mean, high = (max(-_REACH, min(_REACH, v)) for v in (found.low, found.mean, found.high))
+                panel.plot([low, high], [place, place], color=_COLOURS[found.verdict], linewidth=1.2)
+                panel.plot([mean], [place], "o", color=_COLOURS[found.verdict], markersize=4)
+        panel.axvline(0, color="black", linewidth=0.8)
+        panel.set_xlim(-_REACH * 1.05, _REACH * 1.05)
+        panel.set_title(task, fontsize=10)
+        panel.tick_params(labelsize=8)
+    panels[0].set_yticks(range(len(names)), [METHODS[n].title for n in names], fontsize=8)
+    panels[0].invert_yaxis()
+    made.suptitle("NLL less temperature scaling's, nats: left of the line is better", fontsize=10)
+    return made

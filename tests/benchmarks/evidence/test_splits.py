@@ -1,0 +1,74 @@
+"""Rows are dealt without overlap, the same every time, and a larger budget keeps the rows of a smaller one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.evidence.plan import BUDGETS, DEVELOPING, DRAWS, REPORTED, SEEDS, TEST_ROWS, Training
+from benchmarks.evidence.rows import Row
+from benchmarks.evidence.splits import deal, draws
+from benchmarks.evidence.tasks import TASKS, Task
+from laplora.errors import DataError
+from laplora.prompts.examples import Example
+from laplora.prompts.templates import PromptTemplate
+
+
+def numbered(count: int) -> list[Row]:
+    """Return so many rows, and each of them again in capitals: the same prompt."""
+    rows: list[Row] = [({"text": f"row {n}"}, n % 2) for n in range(count)]
+    return rows + [({"text": f"ROW {n}"}, n % 2) for n in range(count)]
+
+
+@pytest.fixture
+def task(monkeypatch: pytest.MonkeyPatch) -> str:
+    template = PromptTemplate("numbers", 1, "{text} is")
+    monkeypatch.setitem(TASKS, "numbers", Task("numbers", "none", template, ("even", "odd"), lambda _: numbered(2600)))
+    return "numbers"
+
+
+def texts(examples: tuple[Example, ...]) -> set[str]:
+    return {example.fields["text"].casefold() for example in examples}
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_no_row_has_two_roles(task: str, budget: int) -> None:
+    dealt = deal(Training(task, budget, 0), Path())
+    train, pool, test = texts(dealt.train), texts(dealt.pool), texts(dealt.test)
+    assert (len(train), len(pool), len(test)) == (budget * 2 // 3, min(DRAWS * budget // 3, 1000), TEST_ROWS)
+    assert not train & pool | train & test | pool & test
+
+
+def test_seeds_differ_in_training_rows_and_share_test_rows(task: str) -> None:
+    dealt = [deal(Training(task, 450, seed), Path()) for seed in SEEDS]
+    assert len({frozenset(texts(d.test)) for d in dealt}) == 1
+    assert len({frozenset(texts(d.train)) for d in dealt}) == len(SEEDS)
+    assert dealt[0] == deal(Training(task, 450, 0), Path())
+
+
+def test_a_larger_budget_keeps_the_rows_of_a_smaller_one(task: str) -> None:
+    few, more = (deal(Training(task, budget, 1), Path()) for budget in (150, 1500))
+    assert texts(few.train) < texts(more.train)
+    assert texts(few.pool) < texts(more.pool)
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_draws_are_disjoint_where_the_pool_has_the_rows(budget: int) -> None:
+    training = Training("trec", budget, 0)
+    found = draws(training)
+    assert [len(set(draw)) for draw in found] == [budget // 3] * DRAWS
+    assert all(0 <= place < training.pool_rows for draw in found for place in draw)
+    together = {place for draw in found for place in draw}
+    assert (len(together) == DRAWS * budget // 3) == (budget < 1500)
+
+
+def test_a_task_of_too_few_rows_is_named(monkeypatch: pytest.MonkeyPatch, task: str) -> None:
+    monkeypatch.setitem(TASKS, task, Task(task, "none", TASKS[task].template, ("even", "odd"), lambda _: numbered(600)))
+    with pytest.raises(DataError, match="numbers has 100 rows beside its test rows, a budget of 450 needs 1050"):
+        deal(Training(task, 450, 0), Path())
+
+
+def test_every_task_is_in_one_half() -> None:
+    assert not set(DEVELOPING) & set(REPORTED)
+    assert set(TASKS) <= set(DEVELOPING) | set(REPORTED)
