@@ -20,13 +20,18 @@ import torch
 from filelock import FileLock, Timeout
 
 from benchmarks.evidence.answers import answer
+from benchmarks.evidence.folds import run_folds
 from benchmarks.evidence.gather import gather, gathered
 from benchmarks.evidence.page import write_page
+from benchmarks.evidence.passes import run_passes
 from benchmarks.evidence.plan import BUDGETS, SEEDS, Training, trainings, units
 from benchmarks.evidence.results import publish
 from benchmarks.evidence.scores import score
 from benchmarks.evidence.tasks import TASKS
 from laplora.errors import DataError
+
+#: What is left out unless it is asked for: it costs more than everything else.
+_ALSO = {"passes": run_passes, "folds": run_folds}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -40,6 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--task", choices=list(TASKS), nargs="+", default=list(TASKS), help="these tasks alone")
     parser.add_argument("--budget", type=int, choices=BUDGETS, nargs="+", default=list(BUDGETS), help="labels")
     parser.add_argument("--seed", type=int, choices=SEEDS, nargs="+", default=list(SEEDS))
+    parser.add_argument(
+        "--also",
+        choices=("passes", "folds"),
+        nargs="+",
+        default=[],
+        help="passes: members by dropout, SWAG and TFB; folds: six trainings more, on all labels of the first draw",
+    )
     parser.add_argument("--publish", action="store_true", help="run nothing: write the figures and the page")
     options = parser.parse_args(arguments)
     chosen = list(trainings(options.task, options.budget, options.seed))
@@ -53,22 +65,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("--data FOLDER is needed but with --publish")
     torch.set_num_threads(1)
     for training in chosen:
-        run(training, options.data)
+        run(training, options.data, options.also)
 
 
-def run(training: Training, data: Path) -> None:
+def run(training: Training, data: Path, also: Sequence[str] = ()) -> None:
     """Do what is left of one training, unless another process is at it, or its task has too few rows."""
     training.folder.mkdir(parents=True, exist_ok=True)
-    name = f"{training.task}/{training.budget}/{training.seed}"
+    place = f"{training.task}/{training.budget}/{training.seed}"
+
+    def tell(line: str) -> None:
+        say(f"{place}: {line}")
+
     try:
         with FileLock(training.folder / "claimed.lock", timeout=0):
-            gather(training, data, lambda line: say(f"{name}: {line}"))
+            for step in (gather, *(_ALSO[name] for name in also)):
+                step(training, data, tell)
             for unit in units(training):
                 answer(unit, say)
     except Timeout:
-        say(f"{name}: another process is at it")
+        tell("another process is at it")
     except DataError as error:
-        say(f"{name}: left out: {error}")
+        tell(f"left out: {error}")
 
 
 def say(line: str) -> None:

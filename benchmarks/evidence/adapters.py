@@ -93,13 +93,13 @@ class Moments:
 
 
 def train(
-    task: Task, examples: Sequence[Example], seed: int, folder: Path, say: Callable[[str], None], *, kept: bool = True
+    task: Task, examples: Sequence[Example], seed: int, folder: Path, say: Callable[[str], None], *, swag: bool = True
 ) -> Classifier:
     """Train one adapter; return its classifier in evaluation mode, and write its weights to the folder.
 
     AdamW with a linearly falling rate, dropout, no weight decay, as ``training/configs/sst2-smollm2.yaml``. Written are
-    ``initial``, ``early``, ``swag`` (all three unless ``kept`` is off), ``long``, the last, and ``training.json``.
-    A finished training is read, not done again.
+    ``initial``, ``early``, ``long``, ``swag`` where it is wanted, and last ``training.json``. Of a finished training
+    the classifier has its start: ``put`` gives it what was written.
 
     Raises:
         NonFiniteError: a weight became NaN or infinite.
@@ -109,8 +109,7 @@ def train(
     if (folder / "training.json").is_file():
         return classifier
     classifier.model.base_model.model.set_attn_implementation("eager")  # faster on short rows
-    if kept:
-        write_tensors(folder / "initial.safetensors", take(classifier))
+    write_tensors(folder / "initial.safetensors", take(classifier))
     parameters = list(lora_parameters(classifier.model).values())
     for parameter in parameters:
         parameter.requires_grad_(True)
@@ -133,20 +132,19 @@ def train(
             optimizer.step()
             schedule.step()
             losses[epoch] += float(loss.detach()) * len(index) / len(rows)
-            if kept and epoch * per_epoch + number in snapshots:
+            if swag and epoch * per_epoch + number in snapshots:
                 moments.add(take(classifier))
         say(f"epoch {epoch + 1} of {EPOCHS}: training loss {losses[epoch]:.4f}, {time.monotonic() - started:.0f} s")
-        if kept and epoch + 1 == EARLY_EPOCHS:
+        if epoch + 1 == EARLY_EPOCHS:
             write_tensors(folder / "early.safetensors", take(classifier))
     if not all(bool(p.isfinite().all()) for p in parameters):
         raise NonFiniteError("training ended with NaN or infinite weights")
     classifier.model.eval()
     classifier.model.base_model.model.set_attn_implementation("sdpa")
-    if kept:
-        swag = {
-            name: weight.bfloat16() if name.startswith("dev") else weight for name, weight in moments.tensors().items()
-        }
-        write_tensors(folder / "swag.safetensors", swag)
+    if swag:
+        found = moments.tensors().items()
+        kept = {name: weight.bfloat16() if name.startswith("deviation") else weight for name, weight in found}
+        write_tensors(folder / "swag.safetensors", kept)
     write_tensors(folder / "long.safetensors", take(classifier))
     write_json(
         folder / "training.json",

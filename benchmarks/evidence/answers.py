@@ -39,7 +39,7 @@ def answer(unit: Unit, say: Callable[[str], None]) -> None:
     for method in missing:
         if method.applies(outputs):
             started = time.monotonic()
-            answers = [method.answer(outputs, draw) for draw in range(len(outputs.draws))]
+            answers = [method.answer(outputs, draw) for draw in range(method.draws)]
             write_tensors(_path(unit, method.name), _tensors(answers))
             say(f"{unit} {method.name}: {time.monotonic() - started:.1f} s")
 

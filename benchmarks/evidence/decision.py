@@ -1,9 +1,10 @@
 """Whether a method beats temperature scaling beyond noise, task by task, from the committed figures alone.
 
-A cell is a task, a budget and a method; its value the mean difference over seeds, draws and both styles. Its interval
-is a hierarchical bootstrap over rows, seeds and draws: the rows' part comes from the kept resamples, which are the
-same rows for every seed, style and method. Seeds are drawn with replacement, and draws within a seed; their deviations
-from the mean are scaled by sqrt(n / (n - 1)), without which a bootstrap of three seeds is too narrow.
+A cell is a task, a budget and a method; its value the mean difference over seeds, draws and both styles. Its variance
+has two parts. That of the test rows is the kept bootstrap's, which draws the same rows for every seed, style and
+method. That of trainings and calibration draws is between the seeds' means. Three seeds are too few for percentiles of
+a bootstrap: they would call every difference of one sign a win, one of equal methods in eight. So each part has its own
+Student's factor, and the interval's half width is the root of their squares' sum.
 """
 
 from __future__ import annotations
@@ -14,15 +15,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from scipy import stats
 
 from benchmarks.evidence.methods import REFERENCE
 from benchmarks.evidence.plan import DEVELOPING
 from benchmarks.evidence.results import Results, key
-from benchmarks.evidence.scores import METRICS, Record
-
-_RESAMPLES = 4000
-#: Of every interval, 95 %.
-_ENDS = (0.025, 0.975)
+from benchmarks.evidence.scores import METRICS, RESAMPLES, Record
 
 Verdict = Literal["win", "tie", "loss"]
 
@@ -50,6 +48,7 @@ class Cell:
     Attributes:
         differences: by metric, in ``METRICS``.
         values: means over seeds, draws and styles, of ``nll``, ``ece``, ``accuracy``, ``auroc``, ``aurc``.
+        by_style: the NLL's mean difference from temperature scaling, by style.
         skill: whether MAP has skill on more than half of the units; developing: which half.
     """
 
@@ -62,6 +61,7 @@ class Cell:
     developing: bool
     forwards: float
     values: dict[str, float]
+    by_style: dict[str, float]
     differences: dict[str, Difference]
 
 
@@ -86,14 +86,14 @@ def _cell(
             for unit in units
         ]
         rows = [
-            results.resampled[unit][method][number] if method != REFERENCE else torch.zeros(1, dtype=torch.float16)
-            for unit in units
+            results.resampled[unit][method][number] if method != REFERENCE else torch.zeros(RESAMPLES) for unit in units
         ]
-        differences[metric] = hierarchical([unit[2] for unit in units], of_units, rows)
+        differences[metric] = pooled([unit[2] for unit in units], of_units, rows)
     values = {
         name: _mean(r[name] for r in records if r[name] is not None)
         for name in ("nll", "ece", "accuracy", "auroc", "aurc")
     }
+    gains = [(r["style"], r["nll"] - reference[*key(r), r["draw"]]["nll"]) for r in records]
     with_skill = sum(next(r["skill"] for r in records if key(r) == unit) for unit in units)
     return Cell(
         task=task,
@@ -105,40 +105,36 @@ def _cell(
         developing=task in DEVELOPING,
         forwards=records[0]["forwards"],
         values=values,
+        by_style={style: _mean(gain for of, gain in gains if of == style) for style, _ in gains},
         differences=differences,
     )
 
 
-def hierarchical(seeds: Sequence[int], draws: Sequence[torch.Tensor], rows: Sequence[torch.Tensor]) -> Difference:
-    """Return the mean over units with the interval of a bootstrap over rows, seeds and draws.
+def pooled(seeds: Sequence[int], draws: Sequence[torch.Tensor], rows: Sequence[torch.Tensor]) -> Difference:
+    """Return the mean over units with its 95 % interval over rows, trainings and calibration draws.
+
+    With one seed nothing is known of other trainings: the second part is between its draws, and too small.
 
     Args:
         seeds: of each unit; draws: each unit's differences by draw, (draws,); rows: its resampled means, (resamples,).
     """
-    generator = torch.Generator().manual_seed(0)
-    names = sorted(set(seeds))
     by_seed = torch.stack(  # (seeds, draws): styles of a seed share rows, labels and training
-        [torch.stack([d.double() for s, d in zip(seeds, draws, strict=True) if s == name]).mean(0) for name in names]
+        [
+            torch.stack([d.double() for s, d in zip(seeds, draws, strict=True) if s == name]).mean(0)
+            for name in sorted(set(seeds))
+        ]
     )
-    of_rows = torch.stack([r.double() for r in rows]).mean(0)
-    of_rows = of_rows - of_rows.mean()
+    apart = by_seed.mean(1) if len(by_seed) > 1 else by_seed[0]
+    of_rows = float(torch.stack([r.double() for r in rows]).mean(0).var())
+    of_runs = float(apart.var()) / len(apart) if len(apart) > 1 else 0.0
     mean = float(by_seed.mean())
-    of_seeds = by_seed.mean(1)
-    between = _widened(of_seeds - of_seeds.mean())
-    within = _widened(by_seed - of_seeds[:, None])
-    count, per = by_seed.shape
-    chosen = torch.randint(count, (_RESAMPLES, count), generator=generator)
-    drawn = torch.randint(per, (_RESAMPLES, count, per), generator=generator)
-    values = between[chosen].mean(1) + within[chosen[:, :, None], drawn].mean((1, 2))
-    values += of_rows[torch.randint(len(of_rows), (_RESAMPLES,), generator=generator)]
-    low, high = (mean + values.quantile(torch.tensor(_ENDS, dtype=torch.float64))).tolist()
-    return Difference(mean, low, high)
+    reach = math.sqrt(of_rows * _factor(RESAMPLES) ** 2 + of_runs * _factor(len(apart)) ** 2)
+    return Difference(mean, mean - reach, mean + reach)
 
 
-def _widened(deviations: torch.Tensor) -> torch.Tensor:
-    """Return deviations along the last axis, scaled so that a bootstrap of them has an unbiased variance."""
-    count = deviations.shape[-1]
-    return deviations * math.sqrt(count / (count - 1)) if count > 1 else deviations
+def _factor(count: int) -> float:
+    """Return Student's factor of a 95 % interval whose variance is from so many values."""
+    return float(stats.t.ppf(0.975, count - 1)) if count > 1 else 0.0
 
 
 @dataclass(frozen=True)

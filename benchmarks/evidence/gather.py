@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from benchmarks.evidence.adapters import load_classifier, put, train
+from benchmarks.evidence.adapters import put, train
 from benchmarks.evidence.grams import jacobian_store, products_of_bfloat16
 from benchmarks.evidence.plan import Training, Unit, units
 from benchmarks.evidence.splits import Dealt, deal
@@ -31,11 +31,8 @@ def gather(training: Training, data: Path, say: Say) -> None:
     dealt = deal(training, data)
     adapters = training.folder / "adapters"
     task = TASKS[training.task]
-    classifier: Classifier | None = None
-    if not (adapters / "training.json").is_file():
-        say(f"training on {len(dealt.train)} rows")
-        classifier = train(task, dealt.train, training.seed, adapters, say)
-    classifier = classifier or load_classifier(task)
+    say(f"training on {len(dealt.train)} rows")
+    classifier = train(task, dealt.train, training.seed, adapters, say)
     for unit in wanted:
         put(classifier, load_file(adapters / f"{unit.style}.safetensors"))
         say(f"{unit.style}: Jacobians of {len(dealt.train) + len(dealt.pool) + len(dealt.test)} rows")

@@ -138,13 +138,9 @@ class Outputs:
 def read_outputs(unit: Unit) -> Outputs:
     """Return the arrays of a gathered unit."""
     stored = load_file(Path(unit.folder) / "outputs.safetensors")
-    splits = [
-        Rows(
-            stored[f"{split}.logits"].double(),
-            stored[f"{split}.class_mask"],
-            stored[f"{split}.labels"],
-            stored[f"{split}.states"].double(),
-        )
-        for split in ("train", "pool", "test")
-    ]
-    return Outputs(unit, *splits, draws=stored["draws"])
+
+    def rows(split: str) -> Rows:
+        logits, states = (stored[f"{split}.{name}"].double() for name in ("logits", "states"))
+        return Rows(logits, stored[f"{split}.class_mask"], stored[f"{split}.labels"], states)
+
+    return Outputs(unit, rows("train"), rows("pool"), rows("test"), stored["draws"])

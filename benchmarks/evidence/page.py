@@ -26,10 +26,11 @@ question: a user has a number of labels, the *budget*. Two thirds train, one thi
 best probabilities for a new row, and what does an answer cost?
 
 Everything is compared with temperature scaling, at the same labels and on the same trained model. A **win** is a
-difference whose 95 % interval lies below 0, a **loss** one above it. The interval is a hierarchical bootstrap over test
-rows, seeds and calibration draws. Nothing corrects for the number of comparisons: of 40 between equal methods, about
-one is a win and one a loss. NLL is in nats. AURC is the mean error rate over all coverages when the least sure rows are
-left out first. ECE has 15 bins. An answer's cost is in forward passes.
+difference whose 95 % interval lies below 0, a **loss** one above it. The interval is over test rows, trainings and
+calibration draws (`decision.py`). Of a task with one seed it says nothing of other trainings, and is too narrow.
+Nothing corrects for the number of comparisons: of 40 between equal methods, about one is a win and one a loss. NLL is
+in nats. AURC is the mean error rate over all coverages when the least sure rows are left out first. ECE has 15 bins. An
+answer's cost is in forward passes of the model.
 """
 
 _HOW = """## How it was measured
@@ -109,7 +110,7 @@ def _budget(every: Sequence[Cell], budget: int) -> str:
                 METHODS[name].title,
                 _range(price),
                 f"{len(nll.wins)} / {len(nll.ties)} / {len(nll.losses)}",
-                f"{_mean([c.differences['nll'].mean for c in of.values()]):+.4f}",
+                *(_signed([c.by_style[style] for c in of.values() if style in c.by_style]) for style in STYLES),
                 f"{len(aurc.wins)} / {len(aurc.ties)} / {len(aurc.losses)}",
                 f"{1000 * _mean([c.differences['aurc'].mean for c in of.values()]):+.2f}",
                 f"{_mean([c.values['ece'] for c in of.values()]):.3f}",
@@ -117,12 +118,12 @@ def _budget(every: Sequence[Cell], budget: int) -> str:
             ]
         )
         per_task.append([METHODS[name].title, *(_shown(of[t].differences["nll"]) if t in of else "-" for t in tasks)])
-    own = [[_task_line(every, budget, task)] for task in tasks]
+    own = [next(c for c in chosen if c.task == task and c.method == REFERENCE) for task in tasks]
     heading = [
         "method",
         "cost",
         "NLL: won / tied / lost",
-        "mean",
+        *(f"mean, {style}" for style in STYLES),
         "AURC: won / tied / lost",
         "mean, 1/1000",
         "ECE",
@@ -132,16 +133,22 @@ def _budget(every: Sequence[Cell], budget: int) -> str:
         f"## {budget} labels\n\n{len(tasks)} tasks of the reporting half with skill. Means are over tasks, of "
         f"differences from temperature scaling.\n\n{markdown_table(heading, lines)}\n"
         f"NLL less that of temperature scaling, 95 % interval; **bold** excludes 0:\n\n"
-        f"{markdown_table(['method', *tasks], per_task)}\n" + "\n".join(line[0] for line in own) + "\n"
+        f"{markdown_table(['method', *(_named(c) for c in own)], per_task)}\n"
+        + "\n".join(_task_line(every, c) for c in own)
+        + "\n"
     )
 
 
-def _task_line(every: Sequence[Cell], budget: int, task: str) -> str:
-    """Return what temperature scaling and MAP have on a task."""
-    found = {c.method: c for c in every if c.task == task and c.budget == budget}
-    t, m = found[REFERENCE], found["map"]
+def _named(cell: Cell) -> str:
+    """Return a cell's task, with its seeds where some are missing."""
+    return cell.task if cell.seeds == len(SEEDS) else f"{cell.task} ({cell.seeds} of {len(SEEDS)} seeds)"
+
+
+def _task_line(every: Sequence[Cell], t: Cell) -> str:
+    """Return what temperature scaling, whose cell it is, and MAP have on a task."""
+    m = next(c for c in every if (c.task, c.budget, c.method) == (t.task, t.budget, "map"))
     return (
-        f"- {task}: accuracy {m.values['accuracy']:.3f}; NLL {m.values['nll']:.3f} of MAP, {t.values['nll']:.3f} of "
+        f"- {t.task}: accuracy {m.values['accuracy']:.3f}; NLL {m.values['nll']:.3f} of MAP, {t.values['nll']:.3f} of "
         f"temperature scaling; ECE {m.values['ece']:.3f} and {t.values['ece']:.3f}; {t.seeds} seed(s)"
     )
 
@@ -168,6 +175,7 @@ def _without_skill(every: Sequence[Cell], budgets: Sequence[int]) -> str:
 
 def _half(of: Sequence[Cell], budgets: Sequence[int], head: str) -> str:
     columns = [(b, t) for b in budgets for t in sorted({c.task for c in of if c.budget == b})]
+    seeds = {(c.budget, c.task): _named(c) for c in of if c.method == REFERENCE}
     if not columns:
         return ""
     by = {(c.budget, c.task, c.method): c for c in of}
@@ -178,7 +186,7 @@ def _half(of: Sequence[Cell], budgets: Sequence[int], head: str) -> str:
         ]
         for name in _methods(of)
     ]
-    return head + markdown_table(["method", *(f"{t}, {b}" for b, t in columns)], lines)
+    return head + markdown_table(["method", *(f"{seeds[b, t]}, {b}" for b, t in columns)], lines)
 
 
 def _ran(every: Sequence[Cell]) -> str:
@@ -203,6 +211,10 @@ def _methods(of: Sequence[Cell]) -> list[str]:
 def _shown(difference: Difference) -> str:
     text = f"{difference.mean:+.3f} ({difference.low:+.3f} to {difference.high:+.3f})"
     return text if difference.verdict == "tie" else f"**{text}**"
+
+
+def _signed(values: Sequence[float]) -> str:
+    return f"{_mean(values):+.4f}" if values else "-"
 
 
 def _range(values: set[float]) -> str:

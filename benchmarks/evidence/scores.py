@@ -49,8 +49,13 @@ def score(unit: Unit) -> Scored:
     rows = resampled_rows(unit.training.task, len(labels))
     skill = has_skill(found["map"].probs[0], labels, rows)
     records = [record for answers in found.values() for record in _records(unit, answers, labels, skill)]
-    reference = _resampled(found[REFERENCE], labels, rows)
-    differences = {name: _resampled(a, labels, rows) - reference for name, a in found.items() if name != REFERENCE}
+    differences = {}
+    reference = {
+        draws: _resampled(found[REFERENCE], labels, rows, draws) for draws in {len(a.probs) for a in found.values()}
+    }
+    for name, answers in found.items():
+        if name != REFERENCE:  # paired by draw: some methods answer for the first ones alone
+            differences[name] = _resampled(answers, labels, rows, len(answers.probs)) - reference[len(answers.probs)]
     return Scored(unit, records, differences)
 
 
@@ -91,12 +96,12 @@ def _records(unit: Unit, answers: Answers, labels: torch.Tensor, skill: bool) ->
         }
 
 
-def _resampled(answers: Answers, labels: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Return (metrics, RESAMPLES): each metric on resampled rows, mean over draws."""
-    losses = torch.stack([row_nll(probs, labels) for probs in answers.probs]).mean(0)
+def _resampled(answers: Answers, labels: torch.Tensor, rows: torch.Tensor, draws: int) -> torch.Tensor:
+    """Return (metrics, RESAMPLES): each metric on resampled rows, mean over the first draws."""
+    losses = torch.stack([row_nll(probs, labels) for probs in answers.probs[:draws]]).mean(0)
     risks = torch.zeros(len(rows), dtype=torch.float64)
-    for probs, review in zip(answers.probs, answers.score, strict=True):
+    for probs, review in zip(answers.probs[:draws], answers.score[:draws], strict=True):
         _, group, _ = tie_groups(review)
         errors = probs.argmax(1) != labels
-        risks += torch.stack([grouped_risk(group[i], errors[i]).mean() for i in rows]) / len(answers.probs)
+        risks += torch.stack([grouped_risk(group[i], errors[i]).mean() for i in rows]) / draws
     return torch.stack([losses[rows].mean(1), risks])

@@ -8,8 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from benchmarks.evidence.methods import recalibration
-from benchmarks.evidence.methods.base import Answer, Answers, Method, anywhere, jacobian_passes, one_pass, two_classes
+from benchmarks.evidence.methods import averages, recalibration
+from benchmarks.evidence.methods.base import (
+    Answer,
+    Answers,
+    Method,
+    anywhere,
+    jacobian_passes,
+    one_pass,
+    passes,
+    two_classes,
+)
 from benchmarks.evidence.methods.laplace import laplace, laplace_temperature, log_probs
 from benchmarks.evidence.outputs import LAST_LAYER, Outputs
 
@@ -28,6 +37,15 @@ _MAPS = (
     ("sms", "structured matrix scaling", recalibration.structured_matrix, anywhere),
     ("platt", "Platt scaling", recalibration.platt, two_classes),
     ("beta", "beta calibration", recalibration.beta, two_classes),
+)
+
+
+_HAS_FOLDS = averages.has("folds")
+#: Members around one adapter: the name of their file, and title.
+_MEMBERS = (
+    ("dropout", "10 dropout masks"),
+    ("swag", "SWAG, 10 samples"),
+    ("tfb", "training-free Bayesian, 10 samples"),
 )
 
 
@@ -77,5 +95,21 @@ METHODS: dict[str, Method] = {
         Method("laplace_values", "Laplace, values' B alone", jacobian_passes, laplace("values_b"), has_grams),
         Method("last_layer", "last-layer Laplace", one_pass, laplace(LAST_LAYER)),
         Method("last_layer_temperature", "last layer + temperature", one_pass, laplace_temperature(LAST_LAYER)),
+        Method("retrain_all", "trained on all labels", one_pass, averages.retrain_all, _HAS_FOLDS, draws=1),
+        Method("cross_fitted", "5 cross-fitted adapters", passes(5), averages.cross_fitted, _HAS_FOLDS, draws=1),
+        *(
+            method
+            for kind, title in _MEMBERS
+            for method in (
+                Method(kind, title, passes(10), averages.members(kind), averages.has(f"members.{kind}")),
+                Method(
+                    f"{kind}_temperature",
+                    f"{title} + temperature",
+                    passes(10),
+                    averages.members_temperature(kind),
+                    averages.has(f"members.{kind}"),
+                ),
+            )
+        ),
     )
 }

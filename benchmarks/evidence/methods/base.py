@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.evidence.outputs import Outputs
+from benchmarks.evidence.plan import DRAWS
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Method:
     Attributes:
         forwards: cost of an answer by the number of classes, in forward passes of the model.
         applies: whether a unit has what the method needs.
+        draws: of the calibration draws that it answers for, the first so many.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Method:
     forwards: Callable[[int], float]
     answer: Answers
     applies: Callable[[Outputs], bool] = anywhere
+    draws: int = DRAWS
 
 
 def one_pass(_: int) -> float:
@@ -56,6 +59,11 @@ def one_pass(_: int) -> float:
 def jacobian_passes(classes: int) -> float:
     """Return the cost of a row's contrast Jacobians: a forward pass, and as much for each contrast."""
     return float(classes)
+
+
+def passes(count: int) -> Callable[[int], float]:
+    """Return the cost of so many forward passes, whatever the classes."""
+    return lambda _: float(count)
 
 
 def two_classes(outputs: Outputs) -> bool:

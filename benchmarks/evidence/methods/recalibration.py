@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -140,7 +140,7 @@ def minimise(
     loss: Callable[[torch.Tensor], torch.Tensor],
     start: np.ndarray,  # type: ignore[type-arg]
     *,
-    bounds: list[tuple[float | None, float | None]] | None = None,
+    bounds: Sequence[tuple[float | None, float | None]] | None = None,
     steps: int = 1000,
 ) -> np.ndarray:  # type: ignore[type-arg]
     """Return the minimiser of a smooth loss of a float64 vector, by L-BFGS within bounds."""

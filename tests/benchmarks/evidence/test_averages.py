@@ -1,0 +1,89 @@
+"""Members around one adapter: their noise is what their papers say, and averages are of probabilities."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_models import generator
+
+from benchmarks.evidence.methods import averages
+from benchmarks.evidence.outputs import Outputs, Rows
+from benchmarks.evidence.passes import isotropic_sample, swag_sample
+from benchmarks.evidence.plan import Training, Unit
+
+A, B = "layer.q_proj.lora_A", "layer.q_proj.lora_B"
+
+
+def test_isotropic_noise_is_alike_in_every_direction_of_the_update() -> None:
+    draw, sigma = generator(0), 0.3
+    trained = {
+        A: torch.randn(2, 4, generator=draw),
+        B: torch.randn(6, 2, generator=draw) @ torch.diag(torch.tensor([3.0, 0.2])),
+    }
+    update, columns = trained[B] @ trained[A], torch.linalg.svd(trained[B], full_matrices=False)[0]
+    samples = [isotropic_sample(trained, sigma, draw) for _ in range(4000)]
+    noise = torch.stack([columns.T @ (s[B] @ s[A] - update) for s in samples]).flatten(1)
+    covariance = noise.T @ noise / len(noise)
+    # The standard error of a variance of 0.09 from 4000 draws is 0.002.
+    assert torch.allclose(covariance, sigma**2 * torch.eye(8), atol=0.01)
+    assert all(torch.equal(s[B], trained[B]) for s in samples[:3])
+
+
+def test_swag_has_half_its_variance_from_each_part() -> None:
+    draw = generator(1)
+    snapshots = torch.randn(30, 5, generator=draw) * torch.tensor([1.0, 2.0, 0.1, 1.0, 0.5])
+    mean = snapshots.mean(0)
+    moments = {f"mean/{A}": mean, f"square/{A}": snapshots.square().mean(0)}
+    moments |= {f"deviation/{i}/{A}": one - mean for i, one in enumerate(snapshots)}
+    samples = torch.stack([swag_sample(moments, [A], draw)[A] for _ in range(6000)])
+    variance = snapshots.var(0)
+    assert torch.allclose(samples.mean(0), mean, atol=0.12)
+    # diagonal / 2 with n in the denominator, low rank / 2 with n - 1; 6000 draws: 2 % of standard error
+    assert torch.allclose(samples.var(0), variance * (1 + 29 / 30) / 2, rtol=0.1)
+
+
+def unit_with(name: str, arrays: dict[str, torch.Tensor]) -> Outputs:
+    draw = generator(2)
+
+    def rows(count: int) -> Rows:
+        logits = torch.randn(count, 3, generator=draw, dtype=torch.float64)
+        labels = torch.randint(0, 3, (count,), generator=draw)
+        return Rows(logits, torch.ones(count, 3, dtype=torch.bool), labels, torch.zeros(count, 2))
+
+    outputs = Outputs(Unit(Training("trec", 150, 0), "long"), rows(4), rows(300), rows(6), torch.arange(300)[None])
+    outputs.memo[name] = averages.Stored(arrays)
+    return outputs
+
+
+def test_members_are_averaged_as_probabilities() -> None:
+    logits = 4 * torch.randn(10, 6, 3, generator=generator(3), dtype=torch.float64)
+    outputs = unit_with("members.swag", {"test": logits})
+    found = averages.members("swag")(outputs, 0).probs
+    assert torch.allclose(found, torch.stack([member.softmax(1) for member in logits]).mean(0))
+
+
+@pytest.mark.parametrize("scale", [0.5, 3.0])
+def test_a_mixtures_temperature_is_found(scale: float) -> None:
+    """Labels are drawn from the mixture itself; its logits are then stretched."""
+    draw = generator(4)
+    pool, test = (2 * torch.randn(10, rows, 3, generator=draw, dtype=torch.float64) for rows in (300, 6))
+    outputs = unit_with("members.swag", {"pool": scale * pool, "test": scale * test})
+    labels = torch.multinomial(pool.softmax(2).mean(0), 1, generator=draw)[:, 0]
+    outputs.pool.labels.copy_(labels)
+    found = averages.members_temperature("swag")(outputs, 0).probs
+    truth = test.softmax(2).mean(0)
+    # 300 labels fix the temperature to about a tenth.
+    assert float((found - truth).abs().max()) < 0.1
+    assert float((found - (scale * test).softmax(2).mean(0)).abs().max()) > float((found - truth).abs().max())
+
+
+def test_folds_share_the_temperature_of_rows_held_out() -> None:
+    draw = generator(5)
+    truth = torch.randn(600, 3, generator=draw, dtype=torch.float64)
+    labels = torch.multinomial(truth.softmax(1), 1, generator=draw)[:, 0]
+    members, trained_on_all = (torch.randn(*size, generator=draw, dtype=torch.float64) for size in ((5, 6, 3), (6, 3)))
+    arrays = {"out_of_fold": 4 * truth, "labels": labels, "members": 4 * members, "all": 4 * trained_on_all}
+    outputs = unit_with("folds", arrays)
+    found = averages.retrain_all(outputs, 0).probs, averages.cross_fitted(outputs, 0).probs
+    assert torch.allclose(found[0], trained_on_all.softmax(1), atol=0.05)
+    assert torch.allclose(found[1], members.softmax(2).mean(0), atol=0.05)
