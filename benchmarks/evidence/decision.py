@@ -47,7 +47,8 @@ class Cell:
 
     Attributes:
         differences: by metric, in ``METRICS``.
-        values: means over seeds, draws and styles, of ``nll``, ``ece``, ``accuracy``, ``auroc``, ``aurc``.
+        values: means over seeds, draws and styles, of ``nll``, ``ece``, ``ece_calibrated``, ``accuracy``, ``auroc``,
+            ``aurc``.
         by_style: the NLL's mean difference from temperature scaling, by style.
         skill: whether MAP has skill on more than half of the units; developing: which half.
     """
@@ -91,7 +92,7 @@ def _cell(
         differences[metric] = pooled([unit[2] for unit in units], of_units, rows)
     values = {
         name: _mean(r[name] for r in records if r[name] is not None)
-        for name in ("nll", "ece", "accuracy", "auroc", "aurc")
+        for name in ("nll", "ece", "ece_calibrated", "accuracy", "auroc", "aurc")
     }
     gains = [(r["style"], r["nll"] - reference[*key(r), r["draw"]]["nll"]) for r in records]
     with_skill = sum(next(r["skill"] for r in records if key(r) == unit) for unit in units)

@@ -58,11 +58,33 @@ def write_page(results: Results) -> None:
 def render(every: Sequence[Cell]) -> str:
     """Return the page."""
     budgets = [budget for budget in sorted(BUDGETS) if any(cell.budget == budget for cell in every)]
-    parts = [_HEAD, _targets(every, budgets)]
+    parts = [_HEAD, _short(every, budgets), _targets(every, budgets)]
     parts += [_budget(every, budget) for budget in budgets]
     parts += [_developing(every, budgets), _without_skill(every, budgets), _ran(every)]
     parts.append(_HOW.format(developing=", ".join(DEVELOPING), reported=", ".join(REPORTED), draws=DRAWS))
     return "\n".join(part for part in parts if part)
+
+
+def _short(every: Sequence[Cell], budgets: Sequence[int]) -> str:
+    """Return the answer for a reader in a hurry: won, tied and lost by method and budget."""
+    chosen = {budget: of for budget in budgets if (of := list(reported(every, budget)))}
+    if not chosen:
+        return "## In short\n\nNo task of the reporting half has run yet, so there is no answer.\n"
+    lines = []
+    for name in _methods([cell for of in chosen.values() for cell in of]):
+        line = [METHODS[name].title, _range({c.forwards for of in chosen.values() for c in of if c.method == name})]
+        for of in chosen.values():
+            nll = tally(of, name, "nll")
+            gains = [c.differences["nll"].mean for c in of if c.method == name]
+            line.append(f"{len(nll.wins)} / {len(nll.ties)} / {len(nll.losses)}, {_signed(gains)}" if gains else "-")
+        lines.append(line)
+    tasks = ", ".join(f"{len({c.task for c in of})} at {budget}" for budget, of in chosen.items())
+    return (
+        "## In short\n\nTasks of the reporting half on which the model has skill at all, by the number of labels: "
+        f"{tasks}. On how many of them is the method's NLL better than temperature scaling's, level with it, or worse; "
+        "and the mean difference, nats:\n\n"
+        + markdown_table(["method", "cost", *(f"{budget} labels" for budget in chosen)], lines)
+    )
 
 
 def _targets(every: Sequence[Cell], budgets: Sequence[int]) -> str:
@@ -113,7 +135,8 @@ def _budget(every: Sequence[Cell], budget: int) -> str:
                 *(_signed([c.by_style[style] for c in of.values() if style in c.by_style]) for style in STYLES),
                 f"{len(aurc.wins)} / {len(aurc.ties)} / {len(aurc.losses)}",
                 f"{1000 * _mean([c.differences['aurc'].mean for c in of.values()]):+.2f}",
-                f"{_mean([c.values['ece'] for c in of.values()]):.3f}",
+                f"{_mean([c.values['ece'] for c in of.values()]):.3f} "
+                f"({_mean([c.values['ece_calibrated'] for c in of.values()]):.3f})",
                 f"{_mean([c.values['accuracy'] for c in of.values()]):.3f}",
             ]
         )
@@ -126,12 +149,13 @@ def _budget(every: Sequence[Cell], budget: int) -> str:
         *(f"mean, {style}" for style in STYLES),
         "AURC: won / tied / lost",
         "mean, 1/1000",
-        "ECE",
+        "ECE (calibrated)",
         "accuracy",
     ]
     return (
         f"## {budget} labels\n\n{len(tasks)} tasks of the reporting half with skill. Means are over tasks, of "
-        f"differences from temperature scaling.\n\n{markdown_table(heading, lines)}\n"
+        f"differences from temperature scaling. In brackets behind the ECE: what a calibrated model would measure on "
+        f"the same confidences, which is not 0 with so few rows.\n\n{markdown_table(heading, lines)}\n"
         f"NLL less that of temperature scaling, 95 % interval; **bold** excludes 0:\n\n"
         f"{markdown_table(['method', *(_named(c) for c in own)], per_task)}\n"
         + "\n".join(_task_line(every, c) for c in own)

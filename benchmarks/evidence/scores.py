@@ -17,6 +17,7 @@ from benchmarks.evidence.answers import Answers, read_answers, read_labels
 from benchmarks.evidence.methods import REFERENCE
 from benchmarks.evidence.plan import Unit
 from benchmarks.evidence.tasks import TASKS
+from laplora.metrics.noise import calibrated_ece
 from laplora.metrics.ranking import grouped_risk, tie_groups
 from laplora.metrics.scores import evaluate_probs, row_nll
 
@@ -33,7 +34,8 @@ class Scored:
     """One unit's figures.
 
     Attributes:
-        records: one a method and draw; the fields are those of docs/results/evidence.json.
+        records: one a method and draw; the fields are those of docs/results/evidence.json. ``ece_calibrated`` is the
+            ECE that a calibrated model would measure on the same confidences.
         resampled: by method (metrics, RESAMPLES): the difference from temperature scaling, mean over draws, on
             resampled rows.
     """
@@ -89,6 +91,7 @@ def _records(unit: Unit, answers: Answers, labels: torch.Tensor, skill: bool) ->
             "style": unit.style,
             "nll": round(found.nll, 5),
             "ece": round(found.ece, 5),
+            "ece_calibrated": round(calibrated_ece(probs.amax(1)).mean, 5),
             "accuracy": round(found.accuracy, 5),
             "auroc": None if found.auroc_error is None else round(found.auroc_error, 5),
             "aurc": round(found.aurc, 6),

@@ -67,7 +67,14 @@ def scored(task: str, seed: int, gains: dict[str, float], *, skill: bool = True,
     unit = Unit(Training(task, budget, seed), "long")
 
     def record(method: str, draw: int, gain: float) -> dict[str, Any]:
-        metrics = {"nll": 0.5 - gain + draw / 1e6, "ece": 0.02, "accuracy": 0.8, "auroc": 0.7, "aurc": 0.1 - gain}
+        metrics = {
+            "nll": 0.5 - gain + draw / 1e6,
+            "ece": 0.02,
+            "ece_calibrated": 0.03,
+            "accuracy": 0.8,
+            "auroc": 0.7,
+            "aurc": 0.1 - gain,
+        }
         place = {"task": task, "base": "tiny", "skill": skill, "budget": budget, "method": method, "seed": seed}
         return place | {"draw": draw, "style": "long"} | metrics | {"forwards": 1.0}
 
