@@ -35,18 +35,27 @@ Weights = dict[str, torch.Tensor]
 
 
 def load_classifier(task: Task) -> Classifier:
-    """Return the task's base model in bfloat16 with a fresh LoRA adapter in float32; its start is torch's seed's."""
+    """Return the task's base model in bfloat16 with a fresh LoRA adapter, and head, in float32.
+
+    Their start is that of torch's seed.
+    """
     with quiet_loading():
         from peft import LoraConfig, get_peft_model
 
-        spec = BaseSpec(task.base, None, "none", "bfloat16")
+        spec = BaseSpec(task.base, None, "none", "bfloat16", classes=len(task.labels) if task.head else None)
         location = locate_base(spec, progress=lambda line: print(line, flush=True))
         base = load_base_model(location, spec, device=torch.device("cpu")).model
+        tokenizer = load_tokenizer(location)
+        base.config.pad_token_id = tokenizer.pad_token_id
+        kind = "SEQ_CLS" if task.head else "CAUSAL_LM"
         settings = LoraConfig(
-            r=RANK, lora_alpha=ALPHA, lora_dropout=DROPOUT, target_modules=list(TARGETS), task_type="CAUSAL_LM"
+            r=RANK, lora_alpha=ALPHA, lora_dropout=DROPOUT, target_modules=list(TARGETS), task_type=kind
         )
         model = get_peft_model(base, settings)
-    return Classifier(model, load_tokenizer(location), task.labels, task.template, max_tokens=task.max_tokens)
+    classifier = Classifier(model, tokenizer, task.labels, task.template, max_tokens=task.max_tokens)
+    for parameter in lora_parameters(model).values():  # PEFT leaves a head in the base's format
+        parameter.data = parameter.data.float()
+    return classifier
 
 
 def put(classifier: Classifier, weights: Mapping[str, torch.Tensor]) -> None:

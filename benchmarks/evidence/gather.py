@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from benchmarks.evidence.tasks import TASKS
 from laplora.classifier import Classifier
 from laplora.files import write_tensors
 from laplora.jacobians.contrasts import contrast_jacobians, covered_blocks
+from laplora.prompts.examples import Example
 
 _BATCH = 16
 
@@ -35,8 +36,8 @@ def gather(training: Training, data: Path, say: Say) -> None:
     classifier = train(task, dealt.train, training.seed, adapters, say)
     for unit in wanted:
         put(classifier, load_file(adapters / f"{unit.style}.safetensors"))
-        say(f"{unit.style}: Jacobians of {len(dealt.train) + len(dealt.pool) + len(dealt.test)} rows")
-        write_outputs(classifier, dealt, unit.folder, say)
+        say(f"{unit.style}: {len(dealt.train) + len(dealt.pool) + len(dealt.test)} rows")
+        write_outputs(classifier, dealt, unit.folder, say, grams=not task.head)
 
 
 def gathered(unit: Unit) -> bool:
@@ -44,37 +45,60 @@ def gathered(unit: Unit) -> bool:
     return (unit.folder / "outputs.safetensors").is_file()
 
 
-def write_outputs(classifier: Classifier, dealt: Dealt, folder: Path, say: Say) -> None:
+def write_outputs(classifier: Classifier, dealt: Dealt, folder: Path, say: Say, *, grams: bool = True) -> None:
     """Write what one adapter gives for the training, pool and test rows: outputs, last states, Gram matrices."""
     examples = [*dealt.train, *dealt.pool, *dealt.test]
-    count, contrasts = len(examples), classifier.class_count - 1
+    classifier.model.eval()
+    forwards = _Forwards(len(examples), classifier.class_count)
     left = len(dealt.train) + len(dealt.pool)
-    model = classifier.model
-    model.eval()
+    if grams:
+        _with_jacobians(classifier, examples, left, folder, forwards, say)
+    else:
+        for index, batch in classifier.batched(examples, _BATCH):
+            with torch.no_grad():
+                scores = classifier.readout.scores(classifier.model, batch)
+            forwards.keep(index, scores.logits, scores.hidden, batch.class_mask)
+    outputs = {"draws": torch.tensor(dealt.draws)}
+    places = {"train": slice(len(dealt.train)), "pool": slice(len(dealt.train), left), "test": slice(left, None)}
+    for split, place in places.items():
+        outputs |= {f"{split}.{name}": values[place] for name, values in forwards.tensors().items()}
+        outputs[f"{split}.labels"] = torch.tensor([e.label for e in examples[place]])
+    write_tensors(folder / "outputs.safetensors", outputs)
+
+
+class _Forwards:
+    """What the forward passes gave, row by row."""
+
+    def __init__(self, rows: int, classes: int) -> None:
+        self.logits = torch.zeros(rows, classes)
+        self.mask = torch.zeros(rows, classes, dtype=torch.bool)
+        self.states = torch.zeros(rows, 0)
+
+    def keep(self, index: list[int], logits: torch.Tensor, states: torch.Tensor, mask: torch.Tensor) -> None:
+        """Keep a batch's outputs at these rows."""
+        if not self.states.shape[1]:
+            self.states = torch.zeros(len(self.logits), states.shape[1])
+        self.logits[index], self.states[index], self.mask[index] = logits.float(), states.float(), mask
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return them by name."""
+        return {"logits": self.logits, "class_mask": self.mask, "states": self.states}
+
+
+def _with_jacobians(
+    classifier: Classifier, examples: Sequence[Example], left: int, folder: Path, forwards: _Forwards, say: Say
+) -> None:
+    """Keep the forward passes' outputs, and write the Gram matrices of the first ``left`` rows with all."""
+    model, contrasts, started = classifier.model, classifier.class_count - 1, time.monotonic()
     blocks = covered_blocks(model, classifier.readout)
-    logits = torch.zeros(count, contrasts + 1)
-    mask = torch.zeros(count, contrasts + 1, dtype=torch.bool)
-    states = torch.zeros(0)
-    started = time.monotonic()
-    with jacobian_store(folder / "jacobians", blocks, count, contrasts) as store:
+    with jacobian_store(folder / "jacobians", blocks, len(examples), contrasts) as store:
         for number, (index, batch) in enumerate(classifier.batched(examples, _BATCH)):
             found = contrast_jacobians(model, batch, classifier.readout, blocks, sums=False)
             store.write(index, found)
-            states = states if len(states) else torch.zeros(count, found.hidden.shape[1])
-            logits[index], mask[index] = found.logits.float(), batch.class_mask
-            states[index] = found.hidden.float()
+            forwards.keep(index, found.logits, found.hidden, batch.class_mask)
             if number % 20 == 0:
                 say(f"batch {number}, {time.monotonic() - started:.0f} s")
-        say(f"Jacobians took {time.monotonic() - started:.0f} s")
         with products_of_bfloat16():
             for subset, gram, own in store.grams(left):
                 write_tensors(folder / f"gram.{subset}.safetensors", {"gram": gram, "test_diagonal": own})
                 say(f"Gram matrix of {subset} after {time.monotonic() - started:.0f} s")
-    outputs = {}
-    places = {"train": slice(len(dealt.train)), "pool": slice(len(dealt.train), left), "test": slice(left, None)}
-    for split, place in places.items():
-        outputs[f"{split}.logits"], outputs[f"{split}.class_mask"] = logits[place], mask[place]
-        outputs[f"{split}.states"] = states[place]
-        outputs[f"{split}.labels"] = torch.tensor([e.label for e in examples[place]])
-    outputs["draws"] = torch.tensor(dealt.draws)
-    write_tensors(folder / "outputs.safetensors", outputs)

@@ -57,7 +57,7 @@ def write_page(results: Results) -> None:
 
 def render(every: Sequence[Cell]) -> str:
     """Return the page."""
-    budgets = [budget for budget in sorted(BUDGETS) if any(cell.budget == budget for cell in every)]
+    budgets = sorted({cell.budget for cell in every})
     parts = [_HEAD, _short(every, budgets), _targets(every, budgets)]
     parts += [_budget(every, budget) for budget in budgets]
     parts += [_developing(every, budgets), _without_skill(every, budgets), _ran(every)]

@@ -86,7 +86,7 @@ def swag_sample(moments: Weights, names: Sequence[str], draw: torch.Generator) -
         variance = (moments[f"square/{name}"] - mean.square()).clamp_min(0)
         diagonal = variance.sqrt() * torch.randn(mean.shape, generator=draw)
         deviations = torch.stack([moments[f"deviation/{i}/{name}"].float() for i in range(count)])
-        low_rank = torch.einsum("k,k...->...", mix, deviations) / math.sqrt(count - 1)
+        low_rank = torch.einsum("k,k...->...", mix, deviations) / math.sqrt(max(1, count - 1))
         weights[name] = mean + (diagonal + low_rank) / math.sqrt(2)
     return weights
 

@@ -72,11 +72,29 @@ def irony(folder: Path) -> list[Row]:
 
 
 def domains(folder: Path) -> list[Row]:
-    """Return CLINC150's queries in scope with their intent's domain, in the order of ``tasks``."""
+    """Return CLINC150's queries in scope with the domain of their intent, of ten in alphabetical order."""
     splits = json.loads((folder / "clinc150" / "data_full.json").read_text(encoding="utf-8"))
     intents = json.loads((folder / "clinc150" / "domains.json").read_text(encoding="utf-8"))
     domain = {intent: number for number, name in enumerate(sorted(intents)) for intent in intents[name]}
     return [({"text": text}, domain[intent]) for name in ("train", "val", "test") for text, intent in splits[name]]
+
+
+def clinc150(folder: Path) -> list[Row]:
+    """Return CLINC150's queries in scope with their intent, of 150."""
+    splits = json.loads((folder / "clinc150" / "data_full.json").read_text(encoding="utf-8"))
+    rows = [(text, intent) for name in ("train", "val", "test") for text, intent in splits[name]]
+    intents = sorted({intent for _, intent in rows})
+    return [({"text": text}, intents.index(intent)) for text, intent in rows]
+
+
+def banking77(folder: Path) -> list[Row]:
+    """Return Banking77's questions with their category, of 77."""
+    found = []
+    for name in ("train", "test"):
+        with (folder / "banking77" / f"{name}.csv").open(newline="", encoding="utf-8") as file:
+            found += [(line["text"].strip(), line["category"]) for line in csv.DictReader(file)]
+    categories = sorted({category for _, category in found})
+    return [({"text": text}, categories.index(category)) for text, category in found]
 
 
 def subjects(_: Path) -> list[Row]:

@@ -19,9 +19,10 @@ class Task:
 
     Attributes:
         base: offline name of the base model.
-        labels: the label words in class order, each one token after the prompt.
+        labels: the label words in class order, each one token after the prompt; with a head their names alone.
         read: gives all its rows from the data folder.
         max_tokens: longest prompt.
+        head: whether a classification head reads the labels. It has too many classes for Jacobians of every contrast.
     """
 
     name: str
@@ -30,10 +31,15 @@ class Task:
     labels: tuple[str, ...]
     read: Callable[[Path], list[rows.Row]]
     max_tokens: int = 96
+    head: bool = False
 
 
 def _prompt(name: str, text: str) -> PromptTemplate:
     return PromptTemplate(name, 1, text)
+
+
+def _numbered(count: int) -> tuple[str, ...]:
+    return tuple(f"class {number}" for number in range(count))
 
 
 _LETTERS = ("A", "B", "C", "D")
@@ -85,6 +91,8 @@ TASKS: dict[str, Task] = {
             rows.domains,
         ),
         Task("fields", SMALL, _SUBJECT, ("computing", "engineering", "law", "medicine"), rows.fields),
+        Task("banking77", SMALL, _prompt("banking77", "{text}"), _numbered(77), rows.banking77, head=True),
+        Task("clinc150", SMALL, _prompt("clinc150", "{text}"), _numbered(150), rows.clinc150, head=True),
         Task("boolq", LARGER, TEMPLATES["boolq"], ("Yes", "No"), rows.boolq, 256),
         Task("arc_easy", LARGER, TEMPLATES["multiple_choice"], _LETTERS, rows.arc_easy, 192),
         Task("openbookqa", LARGER, TEMPLATES["multiple_choice"], _LETTERS, rows.openbookqa, 192),

@@ -72,7 +72,7 @@ def _on_laplace(fit: recalibration.Fit) -> Answers:
 
 
 def has_grams(outputs: Outputs) -> bool:
-    """Return whether a unit's Jacobians were computed."""
+    """Return whether a unit's Jacobians were computed; with a head there are too many classes for any posterior."""
     return (outputs.unit.folder / "gram.all.safetensors").is_file()
 
 
@@ -93,8 +93,10 @@ METHODS: dict[str, Method] = {
         Method("laplace", "Laplace", jacobian_passes, laplace("all"), has_grams),
         Method("laplace_temperature", "Laplace + temperature", jacobian_passes, laplace_temperature("all"), has_grams),
         Method("laplace_values", "Laplace, values' B alone", jacobian_passes, laplace("values_b"), has_grams),
-        Method("last_layer", "last-layer Laplace", one_pass, laplace(LAST_LAYER)),
-        Method("last_layer_temperature", "last layer + temperature", one_pass, laplace_temperature(LAST_LAYER)),
+        Method("last_layer", "last-layer Laplace", one_pass, laplace(LAST_LAYER), has_grams),
+        Method(
+            "last_layer_temperature", "last layer + temperature", one_pass, laplace_temperature(LAST_LAYER), has_grams
+        ),
         Method("retrain_all", "trained on all labels", one_pass, averages.retrain_all, _HAS_FOLDS, draws=1),
         Method("cross_fitted", "5 cross-fitted adapters", passes(5), averages.cross_fitted, _HAS_FOLDS, draws=1),
         *(

@@ -1,0 +1,87 @@
+"""A small task from its training to the published page, on the real base model; and what a second call does again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from benchmarks.evidence import __main__ as command
+from benchmarks.evidence import adapters, folds, passes, plan, splits, tasks
+from benchmarks.evidence.decision import cells
+from benchmarks.evidence.outputs import read_outputs
+from benchmarks.evidence.page import render
+from benchmarks.evidence.plan import STYLES, Training, Unit, units
+from benchmarks.evidence.results import publish
+from benchmarks.evidence.rows import Row
+from benchmarks.evidence.scores import score
+from benchmarks.evidence.tasks import SMALL, Task
+from laplora.models.offline import ensure_model
+from laplora.prompts.templates import PromptTemplate
+
+BUDGET, TEST = 15, 8
+
+
+def moods(_: Path) -> list[Row]:
+    words = (("awful", "dull", "bad"), ("great", "good", "warm"))
+    return [({"text": f"a {words[n % 2][n % 3]} film number {n}"}, n % 2) for n in range(60)]
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Training:
+    """Return a training of a few rows and two epochs, its base fetched."""
+    ensure_model(SMALL)
+    monkeypatch.setattr(plan, "RUNS", tmp_path)
+    monkeypatch.setattr(splits, "TEST_ROWS", TEST)
+    monkeypatch.setattr(adapters, "EPOCHS", 2)
+    monkeypatch.setattr(adapters, "EARLY_EPOCHS", 1)
+    monkeypatch.setattr(folds, "FOLDS", 2)
+    monkeypatch.setattr(passes, "MEMBERS", 3)
+    monkeypatch.setattr(passes, "_TRIALS", 2)
+    return Training("trec", BUDGET, 0)
+
+
+def replace_trec(monkeypatch: pytest.MonkeyPatch, *, head: bool) -> None:
+    template = PromptTemplate("moods", 1, "{text}" if head else "Review: {text}\nSentiment:")
+    task = Task("trec", SMALL, template, ("negative", "positive"), moods, head=head)
+    monkeypatch.setitem(tasks.TASKS, "trec", task)
+
+
+def test_from_training_to_page(small: Training, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    replace_trec(monkeypatch, head=False)
+    command.run(small, Path(), ("passes", "folds"))
+    outputs = read_outputs(Unit(small, "long"))
+    assert outputs.kernel("all").gram.shape == (35, 35 + TEST)
+    every = publish((score(unit) for unit in units(small)), tmp_path / "a.json", tmp_path / "b.safetensors")
+    methods = {record["method"] for record in every.records}
+    assert {
+        "map",
+        "temperature",
+        "laplace",
+        "last_layer",
+        "beta",
+        "retrain_all",
+        "dropout",
+        "tfb_temperature",
+    } <= methods
+    assert {r["style"] for r in every.records if r["method"] == "swag"} == {"long"}
+    assert "| Laplace |" in render(cells(every))
+    # The two styles are two adapters, and neither is the start.
+    weights = [load_file(small.folder / "adapters" / f"{name}.safetensors") for name in ("initial", *STYLES)]
+    name = next(name for name in weights[0] if name.endswith("lora_A"))
+    assert len({tuple(w[name].flatten()[:50].tolist()) for w in weights}) == 3
+    before = {path: path.stat().st_mtime_ns for path in small.folder.rglob("*.safetensors")}
+    command.run(small, Path(), ("passes", "folds"))
+    assert before == {path: path.stat().st_mtime_ns for path in small.folder.rglob("*.safetensors")}
+
+
+def test_a_head_is_trained_and_has_no_posterior(small: Training, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace_trec(monkeypatch, head=True)
+    command.run(small, Path())
+    weights = [load_file(small.folder / "adapters" / f"{name}.safetensors") for name in ("initial", "long")]
+    assert not torch.equal(weights[0]["score.weight"], weights[1]["score.weight"])
+    answered = {path.stem for path in (Unit(small, "early").folder / "answers").iterdir()}
+    assert {"map", "temperature", "sms"} <= answered
+    assert not {"laplace", "last_layer"} & answered
