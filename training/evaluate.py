@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from laplora.artifact.manifest import DISTILLED, POSTERIOR
+from laplora.artifact.manifest import DISTILLED, POSTERIOR, SHIFT
 from laplora.classifier import Classifier, without_adapter
 from laplora.files import write_json, write_tensors
 from laplora.fitting.calibrate import predictive_of
@@ -25,6 +25,7 @@ from laplora.metrics.scores import Evaluation, evaluate_probs
 from laplora.posterior.file import read_posterior
 from laplora.predictive.distilled_file import read_distilled_for
 from laplora.predictive.kinds import PredictiveName
+from laplora.predictive.shift_file import read_shift
 from laplora.prompts.examples import Example
 from training.calibration.fidelity import Fidelity, measure_fidelity
 from training.calibration.order_average import OrderGain, order_averages
@@ -102,13 +103,16 @@ def measure(run: Run, model: Any, fitted: Path) -> Measured:
     ensemble = Ensemble(member_adapters(config, model), fits)
     with without_adapter(model):
         zero_shot = plain_probs(classifier, test, config.laplace.batch_size)
+    posterior = read_posterior(fitted / POSTERIOR, blocks)
+    shift = read_shift(fitted / SHIFT, posterior.blocks, run.class_count - 1) if record.conditioned else None
     found = outputs_of(
         classifier,
         config.fit,
-        read_posterior(fitted / POSTERIOR, blocks),
+        posterior,
         record.served.prior,
         ensemble,
         read_distilled_for(model, fitted / DISTILLED, run.class_count) if record.distilled else None,
+        shift,
         test,
         Terminal(),
     )
@@ -123,7 +127,7 @@ def measure(run: Run, model: Any, fitted: Path) -> Measured:
     if config.evaluation.order_average:
         names: tuple[PredictiveName, ...] = ("map", calibrated.recommended.predictive)
         records = {name: calibrated.predictives[name] for name in names}
-        averaged, gains = order_averages(classifier, config.fit, outputs, ensemble, test, records)
+        averaged, gains = order_averages(classifier, config.fit, outputs, ensemble, shift, test, records)
         results |= averaged
     for choice in record.choices:
         if choice != record.served:

@@ -17,7 +17,7 @@ from laplora.errors import ArtifactCorruptError, ArtifactIncompatibleError
 from laplora.linearised import Likelihood
 from laplora.models.base import BaseSpec
 from laplora.posterior.base import Prior
-from laplora.predictive.kinds import PREDICTIVES, PredictiveName, PredictiveSpec, predictive_spec
+from laplora.predictive.kinds import PREDICTIVES, Members, PredictiveName, PredictiveSpec, predictive_spec
 from laplora.prompts.rows import FEWEST_TOKENS, MAX_LABELS
 from laplora.prompts.templates import PromptTemplate
 
@@ -27,6 +27,7 @@ POSTERIOR = "posterior.safetensors"
 GOLDEN = "golden.json"
 SCORES = "scores.safetensors"
 DISTILLED = "distilled.safetensors"
+SHIFT = "shift.safetensors"
 ADAPTER_FOLDER = "adapter"
 HEAD = "head.safetensors"
 #: What an artifact may be called.
@@ -68,9 +69,10 @@ class PriorRecord(_Record):
     granularity: Literal["scalar", "group", "module"]
     precision: dict[str, Annotated[float, Field(gt=0)]]
     objective: float = Field(description="nats: log evidence, or minus the mean held-out NLL")
-    centre: Literal["initial_adapter", "zero"] = Field(
+    centre: Literal["initial_adapter", "zero", "trained_adapter"] = Field(
         "initial_adapter",
-        description="zero where the adapter was trained elsewhere and nobody kept its initial weights",
+        description="zero where the adapter was trained elsewhere and nobody kept its initial weights; the trained "
+        "adapter where labels move it",
     )
 
     def prior(self) -> Prior:
@@ -105,6 +107,15 @@ class DistilledRecord(_Record):
     false_alarms: float = Field(gt=0, lt=1, description="share of calibration-like rows that may count as unfamiliar")
 
 
+class ConditionedRecord(_Record):
+    """How far labels move the contrasts of ``conditioned``, in ``shift.safetensors``."""
+
+    rows: int = Field(ge=1, description="labelled rows that condition, those of the calibration split")
+    prior: PriorRecord = Field(description="of the mean; the covariance has the artifact's")
+    bias: float = Field(ge=0, description="prior variance of a constant that is added to every row, nats squared")
+    size: float = Field(ge=0, description="root mean square of what it adds to a contrast of the rows, left out, nats")
+
+
 class ManyClassesRecord(_Record):
     """How a task of many classes was fitted and is answered: from fewer Jacobians than contrasts."""
 
@@ -135,7 +146,7 @@ class DropoutRecord(_Record):
 class PredictiveRecord(_Record):
     """One way to turn a row into probabilities, and what was fitted for it on the calibration split."""
 
-    members: Literal["single", "distilled", "checkpoints", "dropout"]
+    members: Members
     member_count: int = Field(ge=1)
     covariance: bool = Field(description="whether each member carries its posterior")
     temperature: float = Field(gt=0, description="divides the logits; 1 where none was fitted")
@@ -173,6 +184,7 @@ class Manifest(_Record):
     members: tuple[MemberRecord, ...] = Field(description="the ensemble's adapters beside the trained one")
     dropout: DropoutRecord | None
     distilled: DistilledRecord | None
+    conditioned: ConditionedRecord | None = Field(None, description="null without the predictive conditioned")
     many_classes: ManyClassesRecord | None = Field(None, description="null where every contrast is computed")
     calibration: CalibrationRecord
     predictives: dict[PredictiveName, PredictiveRecord]
@@ -188,6 +200,7 @@ class Manifest(_Record):
         counts = {
             "single": 1,
             "distilled": 1 if self.distilled else 0,
+            "conditioned": 1 if self.conditioned else 0,
             "checkpoints": 1 + len(self.members),
             "dropout": self.dropout.members if self.dropout else 0,
         }
@@ -213,6 +226,8 @@ class Manifest(_Record):
             raise ValueError("many_classes leaves no covariance of every contrast to distil: fast must be off")
         if len({m.folder for m in self.members}) != len(self.members):
             raise ValueError("two members are in one folder")
+        if self.conditioned and self.many_classes:
+            raise ValueError("conditioned takes every contrast, and many_classes leaves some out")
         if "fast" in self.servable and "laplace" not in self.servable:
             raise ValueError("predictives.fast needs laplace, which answers where it is unsure")
         if "fast" in self.servable and not self.readout.readout().reads_last_token:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from laplora.artifact.manifest import ADAPTER_FOLDER, DISTILLED, HEAD, POSTERIOR, Manifest, MemberRecord
+from laplora.artifact.manifest import ADAPTER_FOLDER, DISTILLED, HEAD, POSTERIOR, SHIFT, Manifest, MemberRecord
 from laplora.artifact.readout_records import ClassificationHeadRecord
 from laplora.errors import ArtifactCorruptError, ArtifactIncompatibleError, PriorError
 from laplora.jacobians.contrasts import covered_blocks
@@ -24,6 +24,7 @@ from laplora.posterior.many_classes import check_class_count
 from laplora.predictive.distilled_file import read_distilled_for
 from laplora.predictive.member_adapters import dropout_weights, lora_parameters, read_weights
 from laplora.predictive.member_outputs import Member, MemberSet
+from laplora.predictive.shift_file import read_shift
 from laplora.readouts.label_sequences import LabelSequences
 
 
@@ -103,12 +104,19 @@ def load_members(path: Path, manifest: Manifest, model: Any, device: torch.devic
     dropped = (
         dropout_weights(model, blocks, p=masks.probability, members=masks.members, seed=masks.seed) if masks else ()
     )
+    trained = with_posterior({}, path, manifest.prior.prior())
+    assert trained.posterior is not None
+    shift = None
+    if manifest.conditioned:
+        directions = len(manifest.labels) - (readout.likelihood == "categorical")
+        shift = read_shift(path / SHIFT, trained.posterior.blocks, directions).to(device, dtype)
     return MemberSet(
         model=model,
         parameters=lora_parameters(model),
         readout=readout,
-        trained=with_posterior({}, path, manifest.prior.prior()),
+        trained=trained,
         distilled=read_distilled_for(model, path / DISTILLED, len(manifest.labels)) if manifest.distilled else None,
+        shift=shift,
         checkpoints=tuple(map(checkpoint, manifest.members)),
         dropout=tuple(map(Member, dropped)),
     )

@@ -13,6 +13,7 @@ from laplora.artifact.manifest import SCORES, CalibrationRecord, PredictiveRecor
 from laplora.decisions.conformal import fit_label_sets, fit_present_sets
 from laplora.decisions.recommendation import recommend
 from laplora.decisions.review import Sureness, fit_thresholds, sureness_of
+from laplora.fitting.conditioning import Conditioning
 from laplora.fitting.outputs import SplitOutputs
 from laplora.fitting.settings import FitSettings
 from laplora.linearised import PosteriorPredictive
@@ -31,6 +32,8 @@ from laplora.prior.validation import choose_by_validation
 
 #: Gives the priors of the first so many fitted adapters, chosen on some calibration rows only.
 PriorsOf = Callable[[torch.Tensor, int], list[Prior]]
+#: Fits a predictive on some calibration rows and answers others.
+FoldPredictive = Callable[[torch.Tensor, torch.Tensor], PosteriorPredictive]
 
 
 class Calibrated(BaseModel):
@@ -41,8 +44,13 @@ class Calibrated(BaseModel):
     recommended: RecommendedRecord
 
 
-def calibrate(settings: FitSettings, outputs: SplitOutputs) -> tuple[Calibrated, dict[PredictiveName, ReviewScores]]:
+def calibrate(
+    settings: FitSettings, outputs: SplitOutputs, conditioning: Conditioning | None = None
+) -> tuple[Calibrated, dict[PredictiveName, ReviewScores]]:
     """Return what is recorded of the calibration split, and the review scores of its rows by predictive.
+
+    Args:
+        outputs: of the calibration rows; conditioning: by their labels, with the predictive ``conditioned``.
 
     Served are parameters fitted on all calibration rows. Thresholds, label sets and the recommendation are set on what
     each row gets from a fit without it.
@@ -51,8 +59,14 @@ def calibrate(settings: FitSettings, outputs: SplitOutputs) -> tuple[Calibrated,
     fit_sets = fit_label_sets if split.together == 1 else fit_present_sets
     names, labels = settings.predictives.names, split.labels
     priors = priors_without(settings, outputs)
-    held_out = out_of_fold(settings, outputs, priors)
-    sureness = {name: held_out_sureness(settings, outputs, name, priors) for name in names}
+    held_out = out_of_fold(settings, outputs, priors, conditioning)
+    sureness = {
+        # A row that its own label has moved is no rank to compare with; folds of one kernel compare as they are.
+        name: sureness_of(held_out[name])
+        if name == "conditioned"
+        else held_out_sureness(settings, outputs, name, priors)
+        for name in names
+    }
     thresholds = fit_thresholds(
         {str(name): predictive for name, predictive in held_out.items()},
         labels,
@@ -91,12 +105,22 @@ def calibrate(settings: FitSettings, outputs: SplitOutputs) -> tuple[Calibrated,
 
 
 def out_of_fold(
-    settings: FitSettings, outputs: SplitOutputs, priors: PriorsOf
+    settings: FitSettings, outputs: SplitOutputs, priors: PriorsOf, conditioning: Conditioning | None = None
 ) -> dict[PredictiveName, PosteriorPredictive]:
-    """Return every predictive of each calibration row, with prior and temperature fitted on the folds without it."""
+    """Return every predictive of each calibration row, with prior and temperature fitted on the folds without it.
+
+    Likewise the labels that move the mean of ``conditioned``.
+    """
     rows, together = len(outputs.split.labels), outputs.split.together
+
+    def fold_predictive(name: PredictiveName) -> FoldPredictive:
+        if name != "conditioned":
+            return _fold_predictive(outputs, name, priors)
+        assert conditioning is not None
+        return lambda fit, answered: conditioning.predictive(fit, answered, priors(fit, 1)[0])
+
     return {
-        name: cross_fitted_predictive(_fold_predictive(outputs, name, priors), rows, FOLDS, settings.seed, together)
+        name: cross_fitted_predictive(fold_predictive(name), rows, FOLDS, settings.seed, together)
         for name in settings.predictives.names
     }
 
@@ -184,9 +208,7 @@ def priors_without(settings: FitSettings, outputs: SplitOutputs) -> PriorsOf:
     return lambda rows, count: [chosen(tuple(rows.tolist()), adapter) for adapter in range(count)]
 
 
-def _fold_predictive(
-    outputs: SplitOutputs, name: PredictiveName, priors: PriorsOf
-) -> Callable[[torch.Tensor, torch.Tensor], PosteriorPredictive]:
+def _fold_predictive(outputs: SplitOutputs, name: PredictiveName, priors: PriorsOf) -> FoldPredictive:
     """Return the function that fits a predictive on some rows and answers others."""
     spec, split = PREDICTIVES[name], outputs.split
     fixed = None if spec.covariance else outputs.moments(name)

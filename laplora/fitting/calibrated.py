@@ -157,6 +157,7 @@ class CalibratedPosterior:
                 fit.served.prior,
                 fit.ensemble,
                 distilled.predictor if distilled else None,
+                fit.conditioned.shift if fit.conditioned else None,
                 examples,
                 self._progress,
             )
@@ -286,6 +287,7 @@ def _members(classifier: Classifier, fit: Fit) -> MemberSet:
         readout=classifier.readout,
         trained=Member({}, fit.posterior.to(device, dtype), precisions),
         distilled=fit.distilled.predictor if fit.distilled else None,
+        shift=fit.conditioned.shift.to(device, dtype) if fit.conditioned else None,
         checkpoints=tuple(checkpoint(adapter.step, adapter.weights) for adapter in fit.ensemble.adapters),
         dropout=tuple(map(Member, masks)),
     )

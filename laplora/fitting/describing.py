@@ -58,6 +58,7 @@ def describe(
         members=members,
         dropout=record.dropout,
         distilled=record.distilled,
+        conditioned=record.conditioned,
         many_classes=record.many_classes,
         **dict(record.calibrated),
         metrics=dict(metrics),

@@ -22,6 +22,7 @@ from laplora.metrics.several_labels import LabelsQuality, evaluate_labels
 from laplora.posterior.base import Posterior, Prior
 from laplora.predictive.distilled import DistilledCovariance, Estimate
 from laplora.predictive.kinds import PredictiveName
+from laplora.predictive.shift import Shift
 from laplora.prompts.examples import Example
 
 
@@ -40,14 +41,18 @@ def outputs_of(
     prior: Prior,
     ensemble: Ensemble,
     distilled: DistilledCovariance | None,
+    shift: Shift | None,
     examples: Sequence[Example],
     progress: Progress,
     title: str = "test rows",
 ) -> RowOutputs:
-    """Return what every adapter of a fit gives on rows; without ``distilled``, as where ``fast`` cannot be, no fast."""
+    """Return what every adapter of a fit gives on rows.
+
+    Without ``distilled`` or ``shift``, as where they cannot be, there is no ``fast`` and no ``conditioned``.
+    """
     size = settings.laplace.batch_size
     layers = () if distilled is None else watched_layers(classifier, settings)
-    split = project_split(classifier, posterior, examples, progress, title, batch_size=size, layers=layers)
+    split = project_split(classifier, posterior, examples, progress, title, batch_size=size, layers=layers, shift=shift)
     trained = Fitted(posterior, prior, split.projected)
     outputs = split_outputs(classifier, settings, trained, split, ensemble, examples, progress, title)
     estimate = None

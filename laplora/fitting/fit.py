@@ -12,6 +12,7 @@ from laplora.artifact.manifest import ManyClassesRecord
 from laplora.classifier import Classifier
 from laplora.errors import ConfigError
 from laplora.fitting.calibrate import Calibrated, calibrate
+from laplora.fitting.conditioning import Conditioned, Conditioning, conditioned_blocks, without_conditioned
 from laplora.fitting.curvature import fit_curvature
 from laplora.fitting.distillation import Distilled, distill_covariance, watched_layers
 from laplora.fitting.members import MemberAdapter, MemberFit, MemberStore, fit_member
@@ -40,6 +41,7 @@ class Fit:
         choices: every prior choice that is reported; served: the one of them that answers.
         log_likelihood: of the training rows, summed, nats.
         squared_distances: (blocks,) float64, of the trained weights from the prior's centre.
+        conditioned: how the calibration rows' labels move the contrasts; None where they do not.
         centred: whether that centre is the initial adapter; else it is zero.
         calibration: the calibration rows as the posterior sees them.
         many_classes: how it was fitted from fewer directions than contrasts; None where every one was computed.
@@ -54,6 +56,7 @@ class Fit:
     centred: bool
     ensemble: Ensemble
     distilled: Distilled | None
+    conditioned: Conditioned | None
     calibration: ProjectedSplit
     calibrated: Calibrated
     scores: Mapping[PredictiveName, ReviewScores]
@@ -119,8 +122,10 @@ def fit_rows(
     blocks = select_blocks(covered_blocks(classifier.model, classifier.readout), laplace.subset)
     posterior, log_likelihood = fit_curvature(classifier, train, blocks, settings, store, progress)
     layers = watched_layers(classifier, settings)
+    moved = conditioned_blocks(classifier, settings, blocks, len(calibration), trained_on, progress)
+    settings = without_conditioned(settings) if not moved else settings
     split = project_split(
-        classifier, posterior, calibration, progress, "calibration rows", batch_size=size, layers=layers
+        classifier, posterior, calibration, progress, "calibration rows", batch_size=size, layers=layers, keep=moved
     )
     start = None if initial is None else label_rows(initial, classifier)
     distances = squared_distances(block_weights(classifier), blocks, start)
@@ -147,13 +152,16 @@ def fit_rows(
         )
     ensemble = Ensemble(tuple(adapters), fits)
     trained = Fitted(posterior, served.prior, split.projected)
+    conditioning = Conditioning.of(trained, split, moved) if moved else None
+    conditioned = conditioning.served() if conditioning else None
+    split = replace(split, jacobians=None, shift=conditioned.left_out if conditioned else None)
     distilled = distill_covariance(
         classifier, posterior, served.prior, train, unlabelled, split, settings, store, progress
     )
     title = "calibration rows"
     outputs = split_outputs(classifier, settings, trained, split, ensemble, calibration, progress, title)
     held_out = distilled.held_out if distilled else None
-    calibrated, scores = calibrate(settings, replace(outputs, distilled=held_out, seen=trained_on))
+    calibrated, scores = calibrate(settings, replace(outputs, distilled=held_out, seen=trained_on), conditioning)
     many = many_classes_record(settings, classifier, trained, split)
     return Fit(
         settings,
@@ -165,6 +173,7 @@ def fit_rows(
         start is not None,
         ensemble,
         distilled,
+        conditioned,
         split,
         calibrated,
         scores,

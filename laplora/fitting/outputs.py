@@ -18,6 +18,7 @@ from laplora.posterior.binary import binary_means
 from laplora.predictive.kinds import PREDICTIVES, Members, PredictiveName
 from laplora.predictive.member_adapters import dropout_weights, in_place, lora_parameters
 from laplora.predictive.member_outputs import Member, MemberSet, Wanted, member_outputs
+from laplora.predictive.shift import tempering
 from laplora.prompts.examples import Example
 
 
@@ -70,6 +71,10 @@ class SplitOutputs:
             return (single if spec.members == "single" else self.means[spec.members]), None
         if spec.members == "distilled":
             return single, self._distilled(priors)[None]
+        if spec.members == "conditioned":
+            assert self.split.shift is not None
+            covariance = self.fitted[0].covariance(priors[0] if priors else None)
+            return single + tempering(covariance, self.split.class_mask) * self.split.shift, covariance[None]
         chosen = self.fitted[:1] if spec.members == "single" else self.fitted
         covariances = [f.covariance(priors[i] if priors else None) for i, f in enumerate(chosen)]
         return torch.stack([f.projected.contrast_mean for f in chosen]), torch.stack(covariances)

@@ -22,6 +22,8 @@ from laplora.artifact.manifest import (
     HEAD,
     POSTERIOR,
     SCORES,
+    SHIFT,
+    ConditionedRecord,
     DistilledRecord,
     DropoutRecord,
     Manifest,
@@ -36,6 +38,7 @@ from laplora.fitting.projected import split_tensors
 from laplora.posterior.base import block_precisions
 from laplora.posterior.file import posterior_tensors
 from laplora.predictive.distilled_file import distilled_tensors
+from laplora.predictive.shift_file import shift_tensors
 from laplora.predictor import Predictor
 from laplora.prior.search import PriorChoice
 
@@ -69,6 +72,7 @@ class FitRecord(BaseModel):
     calibrated: Calibrated
     distilled: DistilledRecord | None
     dropout: DropoutRecord | None
+    conditioned: ConditionedRecord | None = None
     many_classes: ManyClassesRecord | None = None
 
 
@@ -82,7 +86,25 @@ def record_of(fit: Fit, dropout: DropoutRecord | None) -> FitRecord:
         calibrated=fit.calibrated,
         distilled=fit.distilled.record if fit.distilled else None,
         dropout=dropout,
+        conditioned=_conditioned_record(fit),
         many_classes=fit.many_classes,
+    )
+
+
+def _conditioned_record(fit: Fit) -> ConditionedRecord | None:
+    if fit.conditioned is None:
+        return None
+    return ConditionedRecord(
+        rows=len(fit.calibration) // fit.calibration.together,
+        prior=PriorRecord(
+            method="leave_one_out",
+            granularity=fit.conditioned.prior.granularity,
+            precision=fit.conditioned.prior.precision,
+            objective=-fit.conditioned.loss,
+            centre="trained_adapter",
+        ),
+        bias=fit.conditioned.bias,
+        size=float(fit.conditioned.left_out.square().mean().sqrt()),
     )
 
 
@@ -94,6 +116,8 @@ def write_fit(folder: Path, record: FitRecord, fit: Fit, notes: Mapping[str, Any
     write_tensors(folder / SCORES, score_tensors(fit.scores))
     if fit.distilled:
         write_tensors(folder / DISTILLED, *distilled_tensors(fit.distilled.predictor))
+    if fit.conditioned:
+        write_tensors(folder / SHIFT, *shift_tensors(fit.conditioned.shift))
     for member in fit.ensemble.fits:
         place = folder / MEMBER_FOLDER.format(step=member.step)
         write_tensors(place / POSTERIOR, *posterior_tensors(member.posterior, dtype))
@@ -161,7 +185,7 @@ def artifact_parts(target: Path, parts: Parts, members: Sequence[MemberRecord]) 
             shutil.copy(parts.adapter / HEAD, folder / HEAD)
         else:
             shutil.copytree(parts.adapter, folder / ADAPTER_FOLDER)
-        for name in (POSTERIOR, SCORES, DISTILLED):
+        for name in (POSTERIOR, SCORES, DISTILLED, SHIFT):
             if (parts.fitted / name).is_file():
                 shutil.copy(parts.fitted / name, folder / name)
         for member in members:

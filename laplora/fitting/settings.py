@@ -88,6 +88,9 @@ class PredictiveSettings(Section):
 
     temperature: bool = Field(True, description="temperature scaling of MAP, and of the ensemble where there is one")
     laplace_temperature: bool = Field(True, description="the Laplace predictive with a temperature")
+    conditioned: bool = Field(
+        True, description="the Laplace predictive with its mean moved by the labels of the calibration rows"
+    )
     fast: int = Field(
         400,
         ge=0,
@@ -114,6 +117,7 @@ class PredictiveSettings(Section):
             "fast": self.fast > 0,
             "laplace": True,
             "laplace_temperature": self.laplace_temperature,
+            "conditioned": self.conditioned,
             "ensemble": self.ensemble > 0,
             "ensemble_temperature": self.ensemble > 0 and self.temperature,
             "laplace_ensemble": self.laplace_ensemble,

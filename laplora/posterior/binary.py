@@ -9,12 +9,12 @@ import torch
 from laplora.posterior.base import ProjectedJacobians
 
 #: From a label's logit to the contrast of (absent, present).
-_TO_CONTRAST = -1 / math.sqrt(2)
+TO_CONTRAST = -1 / math.sqrt(2)
 
 
 def binary_means(means: torch.Tensor) -> torch.Tensor:
     """Return (members, rows * classes, 1) the contrasts of the labels' logits (members, rows, classes)."""
-    return _TO_CONTRAST * means.flatten(1)[..., None]
+    return TO_CONTRAST * means.flatten(1)[..., None]
 
 
 def binary_projected(projected: ProjectedJacobians) -> ProjectedJacobians:
@@ -22,6 +22,6 @@ def binary_projected(projected: ProjectedJacobians) -> ProjectedJacobians:
     own = projected.rest.diagonal(dim1=1, dim2=2)  # (rows, parts, classes)
     return ProjectedJacobians(
         contrast_mean=binary_means(projected.contrast_mean[None])[0],
-        kept=_TO_CONTRAST * projected.kept.flatten(0, 1)[:, None],
+        kept=TO_CONTRAST * projected.kept.flatten(0, 1)[:, None],
         rest=own.mT.flatten(0, 1)[:, None, None] / 2,
     )

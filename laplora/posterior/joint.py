@@ -215,6 +215,10 @@ class JointPosterior:
             result[group] = torch.cat(parts, 1)
         return result
 
+    def by_column(self, precisions: torch.Tensor) -> torch.Tensor:
+        """Return the prior precision of each of ``kept``'s directions, float64; errors as ``covariance``."""
+        return self._column_precisions(self._group_precisions(precisions))
+
     def _group_precisions(self, precisions: torch.Tensor) -> torch.Tensor:
         precisions = precisions.to(self.factor.device)
         if bool(precisions.isnan().any()):

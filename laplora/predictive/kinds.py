@@ -28,13 +28,14 @@ from laplora.predictive.label_draws import MANY_CLASSES, LabelDraws
 from laplora.predictive.minimum import grid_minimum
 from laplora.predictive.two_classes import two_class_probs
 
-Members = Literal["single", "distilled", "checkpoints", "dropout"]
+Members = Literal["single", "distilled", "conditioned", "checkpoints", "dropout"]
 PredictiveName = Literal[
     "map",
     "temperature",
     "fast",
     "laplace",
     "laplace_temperature",
+    "conditioned",
     "ensemble",
     "ensemble_temperature",
     "laplace_ensemble",
@@ -50,8 +51,9 @@ class PredictiveSpec:
     """What a predictive averages over.
 
     Attributes:
-        members: the adapters it mixes: the trained one (``single``, or ``distilled``: with a covariance predicted
-            from its forward pass), checkpoints of several seeds or steps, or the trained one under fixed dropout masks.
+        members: the adapters it mixes. The trained one alone (``single``); with a covariance predicted from its forward
+            pass (``distilled``); with a mean that the calibration rows' labels moved (``conditioned``); checkpoints of
+            several seeds or steps; or the trained one under fixed dropout masks.
         covariance: whether each member carries its posterior over the contrasts.
         temperature: divides every sampled logit; 1 where none is fitted.
 
@@ -76,6 +78,7 @@ PREDICTIVES: Mapping[PredictiveName, PredictiveSpec] = MappingProxyType(
         "fast": PredictiveSpec("distilled", covariance=True),
         "laplace": PredictiveSpec("single", covariance=True),
         "laplace_temperature": PredictiveSpec("single", covariance=True),
+        "conditioned": PredictiveSpec("conditioned", covariance=True),
         "ensemble": PredictiveSpec("checkpoints", covariance=False),
         "ensemble_temperature": PredictiveSpec("checkpoints", covariance=False),
         "laplace_ensemble": PredictiveSpec("checkpoints", covariance=True),
@@ -109,7 +112,8 @@ def predictive_probs(
         class_mask: (batch, classes) bool, true for the possible classes: the first c >= 2 of each row.
 
     Raises:
-        ConfigError: covariances given without need, or missing; more than one member for ``single`` or ``distilled``.
+        ConfigError: covariances given without need, or missing; more than one member where the trained adapter alone
+            answers.
         DataError: shapes that do not fit.
         NonFiniteError: NaN or infinity at a possible class.
         FactorizationError: a covariance that is not positive semi-definite beyond rounding.
@@ -118,7 +122,7 @@ def predictive_probs(
         wanted = "needs" if spec.covariance else "takes no"
         raise ConfigError(f"this predictive {wanted} covariances")
     means, mask = _checked_means(means, class_mask)
-    if spec.members in ("single", "distilled") and len(means) != 1:
+    if spec.members not in ("checkpoints", "dropout") and len(means) != 1:
         raise ConfigError(
             f"the members are {spec.members!r}, but {len(means)} means were given: use checkpoints or dropout"
         )

@@ -23,6 +23,7 @@ from laplora.posterior.many_classes import choose_of
 from laplora.predictive.distilled import DistilledCovariance, Estimate
 from laplora.predictive.kinds import Members
 from laplora.predictive.member_adapters import Weights, in_place
+from laplora.predictive.shift import Shift, label_tempering, tempering
 from laplora.prompts.rows import Batch
 from laplora.readouts.base import ReadOut
 
@@ -51,6 +52,7 @@ class MemberSet:
         readout: how class logits are read from the model.
         trained: the attached adapter.
         distilled: what predicts the covariance of its posterior from its forward pass; None where nothing does.
+        shift: how far the calibration rows' labels move its contrasts; None where they do not.
         checkpoints: the ensemble's other adapters; the trained one is its first member.
         dropout: the trained adapter under each dropout mask.
     """
@@ -60,6 +62,7 @@ class MemberSet:
     readout: ReadOut
     trained: Member
     distilled: DistilledCovariance | None = None
+    shift: Shift | None = None
     checkpoints: tuple[Member, ...] = ()
     dropout: tuple[Member, ...] = ()
 
@@ -108,12 +111,18 @@ def member_outputs(members: MemberSet, batch: Batch, wanted: Collection[Wanted])
     posteriors = {kind for kind, covariance in wanted if covariance}
     distilled = members.distilled if "distilled" in kinds else None
     with StateTape(members.model, distilled.layers, batch.attention_mask) if distilled else nullcontext() as tape:
-        trained = _pass(members, members.trained, batch, jacobians=bool(posteriors & {"single", "checkpoints"}))
-    logits, hidden, covariance = trained
+        wants = posteriors & {"single", "checkpoints", "conditioned"}
+        trained = _pass(members, members.trained, batch, bool(wants), members.shift)
+    logits, hidden, covariance = trained.logits, trained.hidden, trained.covariance
     likelihood = members.readout.likelihood
     mass = members.readout.label_mass(members.model, hidden, batch.class_mask).double().cpu()
     means: dict[Members, torch.Tensor] = {"single": mean_of(likelihood, logits)[None]}
     covariances: dict[Members, torch.Tensor] = {} if covariance is None else {"single": covariance[None]}
+    if trained.shift is not None and covariance is not None:
+        several = likelihood == "bernoulli"
+        kappa = label_tempering(covariance) if several else tempering(covariance, batch.class_mask.cpu())
+        means["conditioned"] = means["single"] + kappa * trained.shift
+        covariances["conditioned"] = covariance[None]
     estimate = None
     if distilled is not None and tape is not None:
         estimate = distilled.estimate(tape.states(logits, batch.attention_mask))
@@ -126,32 +135,38 @@ def member_outputs(members: MemberSet, batch: Batch, wanted: Collection[Wanted])
         passes = [_pass(members, member, batch, kind in posteriors) for member in some]
         if kind == "checkpoints":
             passes = [trained, *passes]
-        means[kind] = torch.stack([mean_of(likelihood, f) for f, _, _ in passes])
+        means[kind] = torch.stack([mean_of(likelihood, one.logits) for one in passes])
         if kind in posteriors:
-            covariances[kind] = torch.stack([v for _, _, v in passes if v is not None])
+            covariances[kind] = torch.stack([one.covariance for one in passes if one.covariance is not None])
     outputs = MemberOutputs(logits, mass, batch.class_mask.cpu(), means, covariances, estimate)
     for value in (mass, *means.values(), *covariances.values()):
         check_finite(value, "the model's output for this input")
     return outputs
 
 
-def _pass(
-    members: MemberSet, member: Member, batch: Batch, jacobians: bool
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Return one member's logits (batch, classes), its last hidden states and its covariance."""
+@dataclass(frozen=True)
+class _Pass:
+    """One member's logits (batch, classes), last hidden states, covariance and what conditioning adds to its mean."""
+
+    logits: torch.Tensor
+    hidden: torch.Tensor
+    covariance: torch.Tensor | None = None
+    shift: torch.Tensor | None = None
+
+
+def _pass(members: MemberSet, member: Member, batch: Batch, jacobians: bool, shift: Shift | None = None) -> _Pass:
+    """Return a member's pass through the model: on the CPU in float64, but for the hidden states."""
     with in_place(members.parameters, member.weights):
-        if jacobians:
-            assert member.posterior is not None
-            assert member.precisions is not None
-            posterior = member.posterior
-            result = contrast_jacobians(
-                members.model, batch, members.readout, posterior.blocks, sums=False, choose=choose_of(posterior)
-            )
-            covariance = posterior.covariance_of(result, member.precisions).cpu()
-            logits, hidden = result.logits, result.hidden
-        else:
-            covariance = None
+        if not jacobians:
             with torch.no_grad():
                 scores = members.readout.scores(members.model, batch)
-            logits, hidden = scores.logits, scores.hidden
-    return logits.double().cpu(), hidden, covariance
+            return _Pass(scores.logits.double().cpu(), scores.hidden)
+        assert member.posterior is not None
+        assert member.precisions is not None
+        posterior = member.posterior
+        result = contrast_jacobians(
+            members.model, batch, members.readout, posterior.blocks, sums=False, choose=choose_of(posterior)
+        )
+        covariance = posterior.covariance_of(result, member.precisions).cpu()
+        moved = None if shift is None else shift.of(result, posterior.blocks).cpu()
+        return _Pass(result.logits.double().cpu(), result.hidden, covariance, moved)

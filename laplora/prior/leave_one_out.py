@@ -47,14 +47,27 @@ def cavities(
     logits = contrast_logits(mean)
     target = torch.nn.functional.one_hot(labels, class_mask.shape[1])
     gradient = to_contrasts(class_probs(logits, class_mask) - target)
+    without, proper = divided_out(covariance, hessian_root(logits, class_mask))
+    return mean + (without @ gradient[:, :, None])[:, :, 0], without, proper
+
+
+def divided_out(covariance: torch.Tensor, root: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the covariance of each row without its own factor, ``(V^-1 - Lambda)^-1``, float64, and where it is one.
+
+    Args:
+        covariance: (rows, directions, directions) with the factor, float64; may be singular.
+        root: (rows, directions, directions) float64, symmetric, with ``root @ root = Lambda``.
+
+    Returns:
+        (rows, directions, directions), and proper (rows,) bool: false where ``V^-1 - Lambda`` is not positive definite
+        beyond rounding; the covariance is meaningless there.
+    """
     # V (I - Lambda V)^-1 = V + V R (I - R V R)^-1 R V with R R = Lambda: symmetric, and V may be singular.
-    root = hessian_root(logits, class_mask)
     share, vectors = torch.linalg.eigh(root @ covariance @ root)
     proper = 1 - share[:, -1] > _ROUNDING
     half = covariance @ root @ vectors
     left = half / (1 - share).clamp_min(_ROUNDING)[:, None, :] @ half.mT
-    without = covariance + (left + left.mT) / 2
-    return mean + (without @ gradient[:, :, None])[:, :, 0], without, proper
+    return covariance + (left + left.mT) / 2, proper
 
 
 def choose_by_leave_one_out(

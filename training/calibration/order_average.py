@@ -18,6 +18,7 @@ from laplora.linearised import PosteriorPredictive
 from laplora.metrics.scores import Evaluation, bootstrap_interval, evaluate_probs, row_nll
 from laplora.predictive.kinds import PredictiveName
 from laplora.predictive.order_average import average_by_input, average_orders, order_information
+from laplora.predictive.shift import Shift
 from laplora.prompts.examples import Example
 from laplora.prompts.option_order import Order, option_orders, permute_choices, restore_logits
 from training.workspace.terminal import Terminal
@@ -76,6 +77,7 @@ def order_averages(
     settings: FitSettings,
     outputs: SplitOutputs,
     ensemble: Ensemble,
+    shift: Shift | None,
     examples: Sequence[Example],
     records: Mapping[PredictiveName, PredictiveRecord],
 ) -> tuple[dict[str, Evaluation], dict[str, OrderGain]]:
@@ -87,7 +89,7 @@ def order_averages(
     prompts = _prompts(examples)
     trained, labels, title = outputs.fitted[0], outputs.split.labels, "test rows, other orders"
     bar, size = Terminal(), settings.laplace.batch_size
-    split = project_split(classifier, trained.posterior, prompts.others, bar, title, batch_size=size)
+    split = project_split(classifier, trained.posterior, prompts.others, bar, title, batch_size=size, shift=shift)
     fitted = replace(trained, projected=split.projected)
     other_outputs = split_outputs(classifier, settings, fitted, split, ensemble, prompts.others, bar, title)
     evaluations: dict[str, Evaluation] = {}

@@ -27,6 +27,7 @@ _NAMES = {
     "fast_served": "fast as served",
     "laplace": "Laplace",
     "laplace_temperature": "Laplace + temperature",
+    "conditioned": "Laplace, conditioned",
     "ensemble": "ensemble",
     "ensemble_temperature": "ensemble + temperature",
     "laplace_ensemble": "Laplace ensemble",

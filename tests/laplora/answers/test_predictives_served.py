@@ -30,7 +30,7 @@ from training.workspace.runtime import open_run
 #: Without fast, which defers rows to laplace (test_fast_served).
 NAMES = tuple(name for name in PREDICTIVES if name != "fast")
 #: Passes through the model by a predictive's members: the trained adapter's, and one for each further member.
-PASSES = {"single": 1, "checkpoints": 3, "dropout": 5}
+PASSES = {"single": 1, "conditioned": 1, "checkpoints": 3, "dropout": 5}
 
 
 def averaged(parts: Sequence[Sequence[float]]) -> list[float]:
@@ -41,7 +41,7 @@ def test_the_artifact_carries_every_predictive(mixture_run: FinishedRun) -> None
     manifest = read_artifact(mixture_run.artifact).manifest
     assert manifest.servable == tuple(PREDICTIVES)
     counts = {name: record.member_count for name, record in manifest.predictives.items()}
-    sizes = {"single": 1, "distilled": 1, "checkpoints": 3, "dropout": 4}
+    sizes = {"single": 1, "distilled": 1, "conditioned": 1, "checkpoints": 3, "dropout": 4}
     assert counts == {n: sizes[spec.members] for n, spec in PREDICTIVES.items()}
     assert [(m.folder, m.step) for m in manifest.members] == [("members/1", 20), ("members/2", 30)]
     assert manifest.recommended.chosen_by == "calibration"

@@ -65,7 +65,7 @@ def outputs() -> SplitOutputs:
 
 
 SETTINGS = FitSettings.model_validate(
-    {"calibration": {"target_risk": 0.1}, "predictives": {"laplace_temperature": False}}
+    {"calibration": {"target_risk": 0.1}, "predictives": {"laplace_temperature": False, "conditioned": False}}
 )
 
 

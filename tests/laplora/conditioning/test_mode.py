@@ -1,0 +1,98 @@
+"""The mode of labelled rows against a general optimiser and explicit inverses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conditioning_problem import CLASSES, OTHERS, ROWS, WEIGHTS, problem
+from scipy.optimize import minimize
+
+from laplora.conditioning.mode import posterior_mode
+from laplora.errors import DataError, FactorizationError, NonFiniteError
+from laplora.linearised import class_log_probs, class_probs, contrast_hessian, contrast_logits, contrasts
+
+
+@pytest.mark.parametrize("scale", [1e-3, 0.1, 3.0])
+def test_mean_is_that_of_the_best_weights(scale: float) -> None:
+    """The mode in function space is the optimum over the weights of the same linear model."""
+    p = problem(scale)
+
+    def objective(flat: object) -> tuple[float, object]:
+        weights = torch.tensor(flat, dtype=torch.float64, requires_grad=True)
+        logits = contrast_logits(p["mean"] + p["jacobians"] @ weights)
+        picked = class_log_probs(logits, p["mask"]).gather(1, p["labels"][:, None]).sum()
+        loss = weights.square().sum() / (2 * scale) - picked
+        loss.backward()
+        assert weights.grad is not None
+        return float(loss.detach()), weights.grad.numpy()
+
+    best = minimize(objective, torch.zeros(WEIGHTS).double().numpy(), jac=True, method="BFGS", options={"gtol": 1e-9})
+    mode = posterior_mode(p["kernel"], p["mean"], p["labels"], p["mask"])
+    moved = torch.tensor(best.x)
+    torch.testing.assert_close(mode.contrasts, p["mean"] + p["jacobians"] @ moved, rtol=0, atol=1e-5)
+    torch.testing.assert_close(scale * torch.einsum("ncp,nc->p", p["jacobians"], mode.alpha), moved, rtol=0, atol=1e-5)
+    target = torch.nn.functional.one_hot(p["labels"], CLASSES) - class_probs(contrast_logits(mode.contrasts), p["mask"])
+    torch.testing.assert_close(mode.alpha, target @ contrasts(CLASSES), rtol=0, atol=1e-6)
+
+
+def test_covariance_is_the_inverse_of_the_precision() -> None:
+    """``(K^-1 + Lambda)^-1`` for the rows, and the weights' own posterior for other rows."""
+    p = problem(0.3)
+    mode = posterior_mode(p["kernel"], p["mean"], p["labels"], p["mask"])
+    hessian = contrast_hessian(contrast_logits(mode.contrasts), p["mask"])
+    flat = p["jacobians"].flatten(0, 1)
+    precision = torch.eye(WEIGHTS).double() / 0.3 + flat.T @ torch.block_diag(*hessian) @ flat
+    covariance = torch.linalg.inv(precision)
+    expected = p["jacobians"] @ covariance @ p["jacobians"].mT
+    rows = torch.arange(ROWS)
+    own = p["kernel"][rows, :, rows]
+    torch.testing.assert_close(mode.covariance(own, p["kernel"]), expected, rtol=0, atol=1e-9)
+    draw = torch.Generator().manual_seed(1)
+    others = torch.randn(OTHERS, CLASSES - 1, WEIGHTS, generator=draw, dtype=torch.float64)
+    cross = 0.3 * torch.einsum("ncp,mdp->ncmd", others, p["jacobians"])
+    own = 0.3 * others @ others.mT
+    torch.testing.assert_close(mode.covariance(own, cross), others @ covariance @ others.mT, rtol=0, atol=1e-9)
+
+
+def test_start_changes_the_way_and_not_the_result() -> None:
+    """From the solution of a like problem the same mode is found."""
+    p = problem(1.0)
+    far = posterior_mode(p["kernel"], p["mean"], p["labels"], p["mask"])
+    start = posterior_mode(2 * p["kernel"], p["mean"], p["labels"], p["mask"]).alpha
+    near = posterior_mode(p["kernel"], p["mean"], p["labels"], p["mask"], start)
+    torch.testing.assert_close(near.contrasts, far.contrasts, rtol=0, atol=1e-5)
+
+
+def test_labels_pull_and_no_kernel_leaves_everything() -> None:
+    """Each label becomes more probable on its own row; without a kernel nothing moves."""
+    p = problem(1.0)
+    mode = posterior_mode(p["kernel"], p["mean"], p["labels"], p["mask"])
+    before, after = (
+        class_log_probs(contrast_logits(z), p["mask"]).gather(1, p["labels"][:, None])
+        for z in (p["mean"], mode.contrasts)
+    )
+    assert float(after.mean()) > float(before.mean())
+    still = posterior_mode(0 * p["kernel"], p["mean"], p["labels"], p["mask"])
+    assert torch.equal(still.contrasts, p["mean"])
+    assert not bool(still.moved(0 * p["cross"]).any())
+
+
+def test_surest_rows_do_not_break_the_factorisation() -> None:
+    """A row whose probabilities are 0 and 1 to rounding, on the wrong side, still finds the mode."""
+    p = problem(1.0)
+    p["mean"][0] = 60.0
+    mode = posterior_mode(p["kernel"], p["mean"], p["labels"], p["mask"])
+    assert bool(mode.contrasts.isfinite().all())
+
+
+def test_what_is_refused() -> None:
+    """Shapes, labels and values are refused by name."""
+    p = problem()
+    with pytest.raises(DataError, match="the kernel"):
+        posterior_mode(p["kernel"][:, :, :5], p["mean"], p["labels"], p["mask"])
+    with pytest.raises(DataError):
+        posterior_mode(p["kernel"], p["mean"], p["labels"] + 9, p["mask"])
+    with pytest.raises(NonFiniteError, match="the kernel"):
+        posterior_mode(p["kernel"] * torch.nan, p["mean"], p["labels"], p["mask"])
+    with pytest.raises(FactorizationError, match="positive"):
+        posterior_mode(-100 * p["kernel"], p["mean"], p["labels"], p["mask"])
