@@ -1,4 +1,4 @@
-"""Two plots: what each method's answer costs and gains, and its differences task by task."""
+"""The plot of a budget: every method's difference from temperature scaling, task by task."""
 
 from __future__ import annotations
 
@@ -20,10 +20,15 @@ _REACH = 0.06
 def write_plots(every: Sequence[Cell], folder: Path) -> list[Path]:
     """Write a plot for each budget that has results on the reporting half, and return their paths."""
     return [
-        save_picture(figure(chosen), folder / f"differences-{budget}.png")
+        save_picture(figure(chosen), folder / picture_name(budget))
         for budget in BUDGETS
         if (chosen := list(reported(every, budget)))
     ]
+
+
+def picture_name(budget: int) -> str:
+    """Return the file of a budget's plot."""
+    return f"differences-{budget}.png"
 
 
 def figure(chosen: Sequence[Cell]) -> Figure:

@@ -1,0 +1,133 @@
+"""The tables of RESULTS.md, from the decision's cells alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from benchmarks.evidence.decision import Cell, Difference, reported, tally
+from benchmarks.evidence.methods import METHODS, REFERENCE
+from benchmarks.evidence.plan import BUDGETS, DEVELOPING, REPORTED, SEEDS, STYLES
+from training.report.markdown import markdown_table
+
+
+def overview(every: Sequence[Cell], budgets: Sequence[int]) -> str:
+    """Return by method its price, and at each budget the tasks won, tied and lost with the mean difference."""
+    chosen = {budget: list(reported(every, budget)) for budget in budgets}
+    lines = []
+    for name in methods_of([cell for of in chosen.values() for cell in of]):
+        line = [METHODS[name].title, _range({c.forwards for of in chosen.values() for c in of if c.method == name})]
+        for of in chosen.values():
+            gains = [c.differences["nll"].mean for c in of if c.method == name]
+            line.append(f"{_verdicts(of, name, 'nll')}, {_signed(gains)}" if gains else "-")
+        lines.append(line)
+    return markdown_table(["method", "cost", *(f"{budget} labels" for budget in chosen)], lines)
+
+
+def winners(every: Sequence[Cell], budgets: Sequence[int]) -> str:
+    """Return what a method that won in NLL and lost nowhere has in all three targets; empty where there is none."""
+    lines = []
+    for budget in budgets:
+        chosen = list(reported(every, budget))
+        for name in methods_of(chosen):
+            of = [cell for cell in chosen if cell.method == name]
+            nll, aurc = tally(of, name, "nll"), tally(of, name, "aurc")
+            if nll.wins and not nll.losses:
+                worst = max(cell.values["ece"] for cell in of)
+                figures = [f"{len(one.wins)} / {len(one.losses)} of {len(of)}" for one in (nll, aurc)]
+                lines.append([f"{budget}", METHODS[name].title, *figures, f"{worst:.3f}"])
+    heading = ["labels", "method", "NLL: won / lost", "AURC: won / lost", "largest ECE"]
+    return markdown_table(heading, lines, left=(1,)) if lines else ""
+
+
+def by_method(of: Sequence[Cell]) -> str:
+    """Return every method's verdicts and means over the tasks of one budget."""
+    lines = []
+    for name in methods_of(of):
+        own = [cell for cell in of if cell.method == name]
+        means = {
+            metric: _mean([cell.values[metric] for cell in own]) for metric in ("ece", "ece_calibrated", "accuracy")
+        }
+        lines.append(
+            [
+                METHODS[name].title,
+                _range({cell.forwards for cell in own}),
+                _verdicts(of, name, "nll"),
+                *(_signed([c.by_style[style] for c in own if style in c.by_style]) for style in STYLES),
+                _verdicts(of, name, "aurc"),
+                f"{1000 * _mean([c.differences['aurc'].mean for c in own]):+.2f}",
+                f"{means['ece']:.3f} ({means['ece_calibrated']:.3f})",
+                f"{means['accuracy']:.3f}",
+            ]
+        )
+    styles = [f"mean, {style}" for style in STYLES]
+    heading = ["method", "cost", "NLL", *styles, "AURC", "mean, 1/1000", "ECE (calibrated)", "accuracy"]
+    return markdown_table(heading, lines)
+
+
+def by_task(of: Sequence[Cell], *, budgets: bool = False) -> str:
+    """Return every method's difference in NLL, a column a task, or a task and budget."""
+    by = {(c.budget, c.task, c.method): c for c in of}
+    order = (*DEVELOPING, *REPORTED)
+    columns = sorted({(c.budget, c.task) for c in of}, key=lambda place: (place[0], order.index(place[1])))
+    lines = []
+    for name in methods_of(of):
+        found = [by.get((*place, name)) for place in columns]
+        lines.append([METHODS[name].title, *("-" if c is None else _shown(c.differences["nll"]) for c in found)])
+    heads = [named(by[(*place, REFERENCE)]) + (f", {place[0]}" if budgets else "") for place in columns]
+    return markdown_table(["method", *heads], lines)
+
+
+def before(of: Sequence[Cell]) -> str:
+    """Return what MAP and temperature scaling have on each task of one budget."""
+    lines = []
+    for cell in sorted((c for c in of if c.method == REFERENCE), key=lambda c: REPORTED.index(c.task)):
+        plain = next(c for c in of if (c.task, c.method) == (cell.task, "map"))
+        figures = [f"{c.values[metric]:.3f}" for metric in ("nll", "ece") for c in (plain, cell)]
+        lines.append([named(cell), f"{plain.values['accuracy']:.3f}", *figures, f"{cell.values['ece_calibrated']:.3f}"])
+    heading = ["task", "accuracy", "NLL, MAP", "temperature", "ECE, MAP", "temperature", "calibrated"]
+    return markdown_table(heading, lines)
+
+
+def finished(every: Sequence[Cell]) -> str:
+    """Return how many trained models there are of each task and budget."""
+    done = {(c.task, c.budget): c.units for c in every if c.method == REFERENCE}
+    wanted = len(SEEDS) * len(STYLES)
+    lines = [
+        [task, *(f"{done.get((task, budget), 0)} of {wanted}" for budget in sorted(BUDGETS))]
+        for task in (*DEVELOPING, *REPORTED)
+    ]
+    return markdown_table(["task", *(f"{budget} labels" for budget in sorted(BUDGETS))], lines)
+
+
+def methods_of(of: Sequence[Cell]) -> list[str]:
+    """Return the methods of some cells but the reference, in their order."""
+    have = {cell.method for cell in of}
+    return [name for name in METHODS if name in have and name != REFERENCE]
+
+
+def named(cell: Cell) -> str:
+    """Return a cell's task, with its seeds where some are missing."""
+    return cell.task if cell.seeds == len(SEEDS) else f"{cell.task} ({cell.seeds} of {len(SEEDS)} seeds)"
+
+
+def _verdicts(of: Sequence[Cell], method: str, metric: str) -> str:
+    found = tally(of, method, metric)
+    return f"{len(found.wins)} / {len(found.ties)} / {len(found.losses)}"
+
+
+def _shown(difference: Difference) -> str:
+    text = f"{difference.mean:+.3f} ({difference.low:+.3f} to {difference.high:+.3f})"
+    return text if difference.verdict == "tie" else f"**{text}**"
+
+
+def _signed(values: Sequence[float]) -> str:
+    return f"{_mean(values):+.4f}" if values else "-"
+
+
+def _range(values: set[float]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:.0f}" if low == high else f"{low:.0f} to {high:.0f}"
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
