@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from transformers import set_seed
 
 from benchmarks.evidence.plan import EARLY_EPOCHS, EPOCHS
+from benchmarks.evidence.swag import Moments, snapshot_steps
 from benchmarks.evidence.tasks import Task
 from laplora.classifier import Classifier
 from laplora.errors import NonFiniteError
@@ -21,13 +22,12 @@ from laplora.models.base import BaseSpec, load_base_model, load_tokenizer, locat
 from laplora.models.quiet import quiet_loading
 from laplora.predictive.member_adapters import lora_parameters
 from laplora.prompts.examples import Example
+from laplora.prompts.rows import EncodedRow
 
 BATCH = 8
 RATE = 5e-4
 RANK, ALPHA, DROPOUT = 8, 16, 0.1
 TARGETS = ("q_proj", "v_proj")
-#: SWAG's snapshots: so many, evenly in the last quarter of the steps (Maddox et al., arXiv 1902.02476).
-SNAPSHOTS = 20
 #: Batches are of like length within a group of so many.
 _GROUP = 8
 
@@ -70,37 +70,6 @@ def take(classifier: Classifier) -> Weights:
     return {name: p.detach().float().clone() for name, p in lora_parameters(classifier.model).items()}
 
 
-@dataclass
-class Moments:
-    """SWAG's running moments of the weights, and the last snapshots' deviations from the mean then."""
-
-    count: int
-    mean: Weights
-    square: Weights
-    deviations: list[Weights]
-
-    def add(self, weights: Weights) -> None:
-        """Take one snapshot in."""
-        self.count += 1
-        for name, weight in weights.items():
-            self.mean[name] += (weight - self.mean[name]) / self.count
-            self.square[name] += (weight**2 - self.square[name]) / self.count
-        self.deviations.append({name: weight - self.mean[name] for name, weight in weights.items()})
-
-    @classmethod
-    def empty(cls, like: Weights) -> Moments:
-        """Return the moments of no snapshot."""
-        return cls(
-            0, {n: torch.zeros_like(w) for n, w in like.items()}, {n: torch.zeros_like(w) for n, w in like.items()}, []
-        )
-
-    def tensors(self) -> Weights:
-        """Return them as named tensors: ``mean/``, ``square/`` and ``deviation/NUMBER/`` before each block's name."""
-        parts = {"mean": self.mean, "square": self.square}
-        parts |= {f"deviation/{i}": one for i, one in enumerate(self.deviations)}
-        return {f"{part}/{name}": weight for part, weights in parts.items() for name, weight in weights.items()}
-
-
 def train(
     task: Task, examples: Sequence[Example], seed: int, folder: Path, say: Callable[[str], None], *, swag: bool = True
 ) -> Classifier:
@@ -117,49 +86,61 @@ def train(
     classifier = load_classifier(task)
     if (folder / "training.json").is_file():
         return classifier
-    classifier.model.base_model.model.set_attn_implementation("eager")  # faster on short rows
     write_tensors(folder / "initial.safetensors", take(classifier))
-    parameters = list(lora_parameters(classifier.model).values())
-    for parameter in parameters:
-        parameter.requires_grad_(True)
+    moments, started = Moments(), time.monotonic()
     rows = classifier.encode_examples(examples)
     labels = torch.tensor([e.label for e in examples])
-    per_epoch = -(-len(rows) // BATCH)
-    steps = EPOCHS * per_epoch
+    parameters = list(lora_parameters(classifier.model).values())
+    steps = EPOCHS * -(-len(rows) // BATCH)
+    snapshots = snapshot_steps(steps) if swag else frozenset()
     optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
-    snapshots = {steps - 1 - (steps // 4) * i // SNAPSHOTS for i in range(SNAPSHOTS)}
-    moments, losses, started = Moments.empty(take(classifier)), [0.0] * EPOCHS, time.monotonic()
-    order = random.Random(f"{task.name} order {seed}")
-    classifier.model.train()
-    for epoch in range(EPOCHS):
-        for number, index in enumerate(shuffled([len(r.token_ids) for r in rows], order)):
-            logits = classifier.readout.scores(classifier.model, classifier.collate([rows[i] for i in index])).logits
-            loss = F.cross_entropy(logits.float(), labels[index])
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            schedule.step()
-            losses[epoch] += float(loss.detach()) * len(index) / len(rows)
-            if swag and epoch * per_epoch + number in snapshots:
-                moments.add(take(classifier))
-        say(f"epoch {epoch + 1} of {EPOCHS}: training loss {losses[epoch]:.4f}, {time.monotonic() - started:.0f} s")
-        if epoch + 1 == EARLY_EPOCHS:
-            write_tensors(folder / "early.safetensors", take(classifier))
+    order, losses, step = random.Random(f"{task.name} order {seed}"), [], 0
+    with _training(classifier, parameters):
+        for epoch in range(EPOCHS):
+            losses.append(0.0)
+            for index in shuffled([len(r.token_ids) for r in rows], order):
+                loss = _loss(classifier, [rows[i] for i in index], labels[index])
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                schedule.step()
+                losses[epoch] += float(loss.detach()) * len(index) / len(rows)
+                if step in snapshots:
+                    moments.add(take(classifier))
+                step += 1
+            say(f"epoch {epoch + 1} of {EPOCHS}: training loss {losses[epoch]:.4f}, {time.monotonic() - started:.0f} s")
+            if epoch + 1 == EARLY_EPOCHS:
+                write_tensors(folder / "early.safetensors", take(classifier))
     if not all(bool(p.isfinite().all()) for p in parameters):
         raise NonFiniteError("training ended with NaN or infinite weights")
-    classifier.model.eval()
-    classifier.model.base_model.model.set_attn_implementation("sdpa")
     if swag:
-        found = moments.tensors().items()
-        kept = {name: weight.bfloat16() if name.startswith("deviation") else weight for name, weight in found}
-        write_tensors(folder / "swag.safetensors", kept)
+        write_tensors(folder / "swag.safetensors", moments.tensors())
     write_tensors(folder / "long.safetensors", take(classifier))
-    write_json(
-        folder / "training.json",
-        {"rows": len(rows), "steps": steps, "losses": losses, "seconds": round(time.monotonic() - started, 1)},
-    )
+    seconds = round(time.monotonic() - started, 1)
+    write_json(folder / "training.json", {"rows": len(rows), "steps": steps, "losses": losses, "seconds": seconds})
     return classifier
+
+
+@contextmanager
+def _training(classifier: Classifier, parameters: Sequence[torch.nn.Parameter]) -> Iterator[None]:
+    """Hold the model in training mode, with the attention that is faster on short rows."""
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    base = classifier.model.base_model.model
+    base.set_attn_implementation("eager")
+    classifier.model.train()
+    try:
+        yield
+    finally:
+        classifier.model.eval()
+        base.set_attn_implementation("sdpa")
+
+
+def _loss(classifier: Classifier, rows: Sequence[EncodedRow], labels: torch.Tensor) -> torch.Tensor:
+    """Return the mean negative log-likelihood of a batch, nats."""
+    logits = classifier.readout.scores(classifier.model, classifier.collate(rows)).logits
+    return F.cross_entropy(logits.float(), labels)
 
 
 def shuffled(lengths: Sequence[int], order: random.Random) -> Iterator[list[int]]:

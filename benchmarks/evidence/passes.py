@@ -7,7 +7,6 @@ Bayesianisation (Shi et al., arXiv 2412.05723).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from safetensors.torch import load_file
 from benchmarks.evidence.adapters import DROPOUT, Weights, load_classifier, put
 from benchmarks.evidence.plan import Training, units
 from benchmarks.evidence.splits import deal
+from benchmarks.evidence.swag import swag_sample
 from benchmarks.evidence.tasks import TASKS
 from laplora.classifier import Classifier
 from laplora.files import write_tensors
@@ -74,21 +74,6 @@ def _members(
         sigma = largest_sigma(classifier, trained, pool[:_ANCHORS], training.seed)
         for _ in range(MEMBERS):
             yield isotropic_sample(trained, sigma, draw)
-
-
-def swag_sample(moments: Weights, names: Sequence[str], draw: torch.Generator) -> Weights:
-    """Return weights by block name from SWAG's Gaussian: mean, and half of the variance from each of its two parts."""
-    count = len({name.split("/")[1] for name in moments if name.startswith("deviation/")})
-    mix = torch.randn(count, generator=draw)
-    weights = {}
-    for name in names:
-        mean = moments[f"mean/{name}"]
-        variance = (moments[f"square/{name}"] - mean.square()).clamp_min(0)
-        diagonal = variance.sqrt() * torch.randn(mean.shape, generator=draw)
-        deviations = torch.stack([moments[f"deviation/{i}/{name}"].float() for i in range(count)])
-        low_rank = torch.einsum("k,k...->...", mix, deviations) / math.sqrt(max(1, count - 1))
-        weights[name] = mean + (diagonal + low_rank) / math.sqrt(2)
-    return weights
 
 
 def isotropic_sample(trained: Weights, sigma: float, draw: torch.Generator) -> Weights:

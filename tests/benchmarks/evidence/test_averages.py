@@ -8,8 +8,9 @@ from tiny_models import generator
 
 from benchmarks.evidence.methods import averages
 from benchmarks.evidence.outputs import Outputs, Rows
-from benchmarks.evidence.passes import isotropic_sample, swag_sample
+from benchmarks.evidence.passes import isotropic_sample
 from benchmarks.evidence.plan import Training, Unit
+from benchmarks.evidence.swag import SNAPSHOTS, Moments, snapshot_steps, swag_sample
 
 A, B = "layer.q_proj.lora_A", "layer.q_proj.lora_B"
 
@@ -32,14 +33,25 @@ def test_isotropic_noise_is_alike_in_every_direction_of_the_update() -> None:
 def test_swag_has_half_its_variance_from_each_part() -> None:
     draw = generator(1)
     snapshots = torch.randn(30, 5, generator=draw) * torch.tensor([1.0, 2.0, 0.1, 1.0, 0.5])
-    mean = snapshots.mean(0)
-    moments = {f"mean/{A}": mean, f"square/{A}": snapshots.square().mean(0)}
-    moments |= {f"deviation/{i}/{A}": one - mean for i, one in enumerate(snapshots)}
+    kept = Moments()
+    for one in snapshots:
+        kept.add({A: one})
+    moments = kept.tensors()
+    assert torch.allclose(moments[f"mean/{A}"], snapshots.mean(0), atol=1e-6)
     samples = torch.stack([swag_sample(moments, [A], draw)[A] for _ in range(6000)])
-    variance = snapshots.var(0)
-    assert torch.allclose(samples.mean(0), mean, atol=0.12)
-    # diagonal / 2 with n in the denominator, low rank / 2 with n - 1; 6000 draws: 2 % of standard error
-    assert torch.allclose(samples.var(0), variance * (1 + 29 / 30) / 2, rtol=0.1)
+    # Deviations are from the mean of the snapshots so far, as in the paper, so the low-rank half is a little smaller.
+    running = snapshots.cumsum(0) / torch.arange(1, 31)[:, None]
+    low_rank = (snapshots - running).square().sum(0) / 29
+    # 6000 draws: 2 % of standard error, and bfloat16 keeps three digits
+    assert torch.allclose(samples.var(0), (snapshots.var(0, correction=0) + low_rank) / 2, rtol=0.1)
+
+
+@pytest.mark.parametrize("steps", [104, 304, 1000])
+def test_snapshots_are_of_the_last_quarter(steps: int) -> None:
+    found = snapshot_steps(steps)
+    assert len(found) == SNAPSHOTS
+    assert max(found) == steps - 1
+    assert min(found) >= steps * 3 // 4 - 1
 
 
 def unit_with(name: str, arrays: dict[str, torch.Tensor]) -> Outputs:
