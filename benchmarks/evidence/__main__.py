@@ -5,7 +5,9 @@
     python -m benchmarks.evidence --publish                              # runs nothing: figures, page and plots
 
 FOLDER holds the data sets as their authors publish them (``rows``). Every step keeps what it made in runs/evidence, so
-a stopped call continues. A training is claimed by the process that does it: two calls can run side by side.
+a stopped call continues. A training is claimed by the process that does it: two calls can run side by side. Gram
+matrices take from 20 MB to 5 GB a trained model, by its rows and classes. They may be deleted once its answers are
+there; methods that come later then have none of it. A pass over the model takes up to 21 GB more while it runs.
 """
 
 from __future__ import annotations
