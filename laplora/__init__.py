@@ -32,6 +32,7 @@ from laplora.errors import (
     ArtifactIncompatibleError,
     ArtifactNotFoundError,
     ArtifactWriteError,
+    ConditioningError,
     ConfigError,
     DataError,
     DownloadError,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from laplora.answers.prediction import Prediction
     from laplora.artifact.folder import Artifact, read_artifact
     from laplora.artifact.manifest import Manifest
+    from laplora.artifact.packaged import restore_packaged
     from laplora.classifier import Classifier
     from laplora.decisions.conformal import (
         aps_sets,
@@ -65,7 +67,9 @@ if TYPE_CHECKING:
     from laplora.fitting.calibrated import CalibratedPosterior
     from laplora.fitting.entry import fit
     from laplora.fitting.measured import Measured
+    from laplora.fitting.new_labels import Comparison
     from laplora.fitting.settings import FitSettings
+    from laplora.fitting.versions import condition
     from laplora.jacobians.contrasts import contrast_jacobians, find_blocks
     from laplora.jacobians.states import States, StateTape
     from laplora.linearised import PosteriorPredictive
@@ -105,6 +109,8 @@ __all__ = [
     "ArtifactWriteError",
     "CalibratedPosterior",
     "Classifier",
+    "Comparison",
+    "ConditioningError",
     "ConfigError",
     "DataError",
     "Distillation",
@@ -145,6 +151,7 @@ __all__ = [
     "choose_by_evidence",
     "choose_by_leave_one_out",
     "choose_by_validation",
+    "condition",
     "conformal_threshold",
     "contrast_jacobians",
     "cross_fitted",
@@ -173,6 +180,7 @@ __all__ = [
     "recommend",
     "restore_contrasts",
     "restore_logits",
+    "restore_packaged",
     "risk_coverage",
     "select_blocks",
     "temperature_probs",
@@ -184,8 +192,11 @@ _HOMES = {
     "fitting.calibrated": ("CalibratedPosterior",),
     "fitting.entry": ("fit",),
     "fitting.measured": ("Measured",),
+    "fitting.new_labels": ("Comparison",),
     "fitting.settings": ("FitSettings",),
+    "fitting.versions": ("condition",),
     "artifact.folder": ("Artifact", "read_artifact"),
+    "artifact.packaged": ("restore_packaged",),
     "decisions.conformal": (
         "aps_sets",
         "aps_threshold",

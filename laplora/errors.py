@@ -10,6 +10,7 @@
     ├── NonFiniteError          NaN or infinity where a number was promised
     ├── FactorizationError      a curvature that could not be factorised
     ├── PriorError              a prior precision that could not be chosen
+    ├── ConditioningError       labels that make an artifact's answers worse
     ├── DownloadError           an offline source that could not be fetched or verified
     └── ArtifactError           an artifact that cannot be used
         ├── ArtifactNotFoundError
@@ -76,6 +77,10 @@ class FactorizationError(LaploraError):
 
 class PriorError(LaploraError):
     """A prior precision that could not be chosen."""
+
+
+class ConditioningError(LaploraError):
+    """Labels that make an artifact's answers worse on rows that they are not of."""
 
 
 class DownloadError(LaploraError):

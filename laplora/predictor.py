@@ -123,6 +123,16 @@ class Predictor:
         return predictor
 
     @property
+    def members(self) -> MemberSet:
+        """Its model with everything that the predictives average over."""
+        return self._members
+
+    @property
+    def tokenizer(self) -> Any:
+        """The base model's."""
+        return self._tokenizer
+
+    @property
     def weights(self) -> HeldWeights:
         """How the base's weights are held, and why."""
         return self.base.weights

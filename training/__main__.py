@@ -1,4 +1,7 @@
-"""``python -m training JOB --config FILE``: the offline jobs; ``fit`` also of an adapter that was trained elsewhere."""
+"""``python -m training JOB --config FILE``: the offline jobs.
+
+``fit`` takes an adapter that was trained elsewhere too, and ``condition`` an artifact.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ JOBS = {
     "fit": "fit the Laplace posterior and choose the prior precision (resumes); also of an adapter trained elsewhere",
     "evaluate": "measure zero-shot and every predictive of the run on the test split",
     "package": "write the artifact that the server loads",
+    "condition": "teach an artifact from further labelled rows, without training; or undo it",
     "shift": "measure the artifact on other data sets and on corrupted inputs (resumes)",
 }
 
@@ -33,6 +37,9 @@ def parser() -> argparse.ArgumentParser:
     jobs = top.add_subparsers(dest="job", required=True, metavar="JOB")
     for name, summary in JOBS.items():
         job = jobs.add_parser(name, help=summary, description=summary)
+        if name == "condition":
+            _add_condition_options(job)
+            continue
         job.add_argument("--config", required=name != "fit", type=Path, help="YAML file of the run")
         job.add_argument(
             "--set",
@@ -49,6 +56,18 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _add_condition_options(job: argparse.ArgumentParser) -> None:
+    job.add_argument("--artifact", required=True, type=Path, help="its folder")
+    job.add_argument("--labels", type=Path, help="JSON Lines or CSV file of rows with labels, all it is to learn from")
+    calibration = "file of the rows that calibrated the artifact, which then condition together with the new ones"
+    job.add_argument("--calibration", type=Path, help=calibration)
+    job.add_argument("--label-field", default="label", help="field of a row that has its label (default: label)")
+    job.add_argument("--out", type=Path, help="folder of the new version (default: in the artifact's place)")
+    job.add_argument("--force", action="store_true", help="write it although it answers worse")
+    job.add_argument("--undo", action="store_true", help="put the artifact back as it was packaged")
+    job.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one job and return the exit status: 0 done, 1 refused with a reason, 130 interrupted."""
     options = parser().parse_args(arguments)
@@ -57,6 +76,8 @@ def main(arguments: list[str] | None = None) -> int:
         request = request_of(options) if name == "fit" else None
         if request is not None:
             job("fit_adapter")(request)
+        elif name == "condition":
+            job(name)(_condition_request(options))
         else:
             job(name)(load_config(options.config, options.overrides))
     except LaploraError as error:
@@ -66,6 +87,12 @@ def main(arguments: list[str] | None = None) -> int:
         print("interrupted; the same command continues", file=sys.stderr)  # noqa: T201
         return 130
     return 0
+
+
+def _condition_request(options: argparse.Namespace) -> object:
+    from training.condition import ConditionRequest
+
+    return ConditionRequest(**{name: getattr(options, name) for name in ConditionRequest.__dataclass_fields__})
 
 
 def job(name: str) -> Callable[[Any], object]:

@@ -45,12 +45,16 @@ class Calibrated(BaseModel):
 
 
 def calibrate(
-    settings: FitSettings, outputs: SplitOutputs, conditioning: Conditioning | None = None
+    settings: FitSettings,
+    outputs: SplitOutputs,
+    conditioning: Conditioning | None = None,
+    held_out: Mapping[PredictiveName, PosteriorPredictive] | None = None,
 ) -> tuple[Calibrated, dict[PredictiveName, ReviewScores]]:
     """Return what is recorded of the calibration split, and the review scores of its rows by predictive.
 
     Args:
         outputs: of the calibration rows; conditioning: by their labels, with the predictive ``conditioned``.
+        held_out: what ``out_of_fold`` returns of the same, where it is there already.
 
     Served are parameters fitted on all calibration rows. Thresholds, label sets and the recommendation are set on what
     each row gets from a fit without it.
@@ -59,7 +63,7 @@ def calibrate(
     fit_sets = fit_label_sets if split.together == 1 else fit_present_sets
     names, labels = settings.predictives.names, split.labels
     priors = priors_without(settings, outputs)
-    held_out = out_of_fold(settings, outputs, priors, conditioning)
+    held_out = held_out or out_of_fold(settings, outputs, priors, conditioning)
     sureness = {
         # A row that its own label has moved is no rank to compare with; folds of one kernel compare as they are.
         name: sureness_of(held_out[name])

@@ -16,12 +16,13 @@ from laplora.artifact.folder import Artifact, check_name, check_replaceable
 from laplora.artifact.manifest import ADAPTER_FOLDER, HEAD, Manifest
 from laplora.artifact.readout_records import readout_record
 from laplora.classifier import Classifier, batches
-from laplora.errors import ModelError
+from laplora.errors import ConditioningError, ModelError
 from laplora.fitting.describing import describe, summary
 from laplora.fitting.evaluation import evaluate_predictives, outputs_of
 from laplora.fitting.fit import Fit
 from laplora.fitting.measured import Measured
 from laplora.fitting.members import dropout_record
+from laplora.fitting.new_labels import condition_on
 from laplora.fitting.progress import Progress
 from laplora.fitting.rows import read_rows
 from laplora.fitting.saving import (
@@ -76,6 +77,7 @@ class CalibratedPosterior:
         self.classifier, self.fit, self.data = classifier, fit, dict(data)
         self._golden, self._progress = golden, progress
         self._measured: Measured | None = None
+        self._fitted: CalibratedPosterior | None = None  # the fit, where later labels have moved this one
         self._record: FitRecord = record_of(fit, dropout_record(classifier, fit.settings))
         manifest = self._describe(_UNSAVED, BaseSpec(_UNSAVED, None, "none", "float32"), _UNSAVED, _UNSAVED)
         base = LoadedBase(base_of(classifier.model), HeldWeights("plain", "as the model was given"))
@@ -168,6 +170,44 @@ class CalibratedPosterior:
         labels = tuple(self.classifier.labels) if by_label else ()
         self._measured = Measured(evaluations, sets, calibrated.recommended.predictive, labels, by_label)
         return self._measured
+
+    def condition(
+        self, rows: Any, label_field: str = "label", *, calibration: Any = None, force: bool = False
+    ) -> CalibratedPosterior:
+        """Return the posterior that learned from further labels, without training; this one stays as it is.
+
+        A conditioned one begins again at the fit: give all rows that it is to know. What a row that is left out taught
+        is forgotten.
+
+        Args:
+            rows: labelled rows, 20 or more, each input once, of which none trained or calibrated the model.
+            calibration: the rows that calibrated it, which then condition together with the new ones.
+            force: whether to return one that answers worse.
+
+        Raises:
+            ConditioningError: the labels make the answers worse, without ``force``.
+            DataError: rows that cannot be used; ConfigError: a posterior, or more rows, than conditioning covers.
+        """
+        self._check_model()
+        first = self._fitted or self
+        examples = read_rows(rows, self.classifier, label_field)
+        earlier = () if calibration is None else read_rows(calibration, self.classifier, label_field, "calibration row")
+        with _ONE_AT_A_TIME:
+            found = condition_on(first.predictor, self.classifier, examples, earlier, progress=self._progress)
+        if found.comparison.worse and not force:
+            raise ConditioningError(f"the labels make the answers worse: {found.comparison}")
+        self._progress.say(str(found.comparison))
+        fit = replace(
+            first.fit,
+            conditioned=found.conditioned,
+            calibrated=found.calibrated,
+            scores=found.scores,
+            calibration=found.split,
+        )
+        data = first.data | {"labels": found.comparison.model_dump(mode="json")}
+        posterior = CalibratedPosterior(self.classifier, fit, data, self._golden, self._progress)
+        posterior._fitted = first
+        return posterior
 
     def save(
         self, path: str | Path, *, base: str | None = None, revision: str | None = None, verify: bool = True

@@ -41,8 +41,8 @@ class Conditioned:
 
     Attributes:
         shift: of the weights; prior and bias: that it was chosen under (``laplora.conditioning.choice.Candidate``).
-        left_out: (rows, classes - 1) float64, what the labels of the other inputs add to each calibration row's log
-            probabilities, nats.
+        left_out: (rows, classes - 1) float64, what the labels of the other inputs, and of earlier rows, add to each
+            calibration row's log probabilities, nats.
         loss: mean leave-one-out NLL of the calibration rows, nats.
     """
 
@@ -60,26 +60,33 @@ class Conditioning:
     Attributes:
         trained: the adapter's posterior, its prior and the rows; split: the same rows' labels.
         kernel: the rows as the posterior sees them together; tried: kernels to choose from.
+        before: (rows, classes - 1) float64, what earlier labels add to the log probabilities, nats.
+        always: so many rows, the first ones, condition every fold and are in none.
     """
 
     trained: Fitted
     split: ProjectedSplit
     kernel: RowKernel
     tried: tuple[Candidate, ...]
+    before: torch.Tensor
+    always: int = 0
 
     @classmethod
-    def of(cls, trained: Fitted, split: ProjectedSplit, blocks: Sequence[Block]) -> Conditioning:
+    def of(cls, trained: Fitted, split: ProjectedSplit, blocks: Sequence[Block], always: int = 0) -> Conditioning:
         """Return the conditioning of a split whose Jacobians of ``blocks`` were kept.
+
+        Where earlier labels have moved the split (``split.shift``), its own labels move it on from there.
 
         Raises:
             ConfigError: another structure of the posterior than the joint ones.
         """
         assert split.jacobians is not None
         kernel = RowKernel.of(restrict(joint_of(trained.posterior), blocks), split.jacobians)
-        return cls(trained, split, kernel, tuple(candidates(kernel, split.together)))
+        before = torch.zeros_like(trained.projected.contrast_mean).double() if split.shift is None else split.shift
+        return cls(trained, split, kernel, tuple(candidates(kernel, split.together)), before, always)
 
     def served(self) -> Conditioned:
-        """Return the shift that all rows' labels ask for."""
+        """Return the shift that all rows' labels ask for, on top of that of earlier rows."""
         rows = self._labelled(self.trained.covariance(), torch.arange(len(self.split)))
         choice = choose_kernel(self.tried, rows)
         chosen, split = self.tried[choice.place], self.split
@@ -88,28 +95,30 @@ class Conditioning:
         if split.together > 1:
             constant = constant / TO_CONTRAST
         shift = Shift(self.kernel.posterior.blocks, weights, constant)
-        return Conditioned(shift, chosen.prior, chosen.bias, choice.left_out - rows.mean, choice.losses[choice.place])
+        left_out = choice.left_out - rows.mean + self.before
+        return Conditioned(shift, chosen.prior, chosen.bias, left_out, choice.losses[choice.place])
 
     def predictive(self, fit: torch.Tensor, answered: torch.Tensor, prior: Prior) -> PosteriorPredictive:
         """Return some rows' predictive under the labels of others.
 
         Args:
-            fit: row numbers whose labels condition; answered: the rows to answer.
+            fit: row numbers, counted after those of ``always``, whose labels condition; answered: the rows to answer.
             prior: of the covariance, chosen on rows of ``fit``.
         """
+        fit, answered = torch.cat([torch.arange(self.always), fit + self.always]), answered + self.always
         covariance = self.trained.covariance(prior)
         choice = choose_kernel([one.take(fit) for one in self.tried], self._labelled(covariance[fit], fit))
         cross = self.tried[choice.place].kernel[answered][:, :, fit]
-        moved, mask = choice.mode.moved(cross), self.split.class_mask[answered]
+        moved, mask = self.before[answered] + choice.mode.moved(cross), self.split.class_mask[answered]
         mean = self.trained.projected.contrast_mean[answered] + tempering(covariance[answered], mask) * moved
         return posterior_predictive(mean, covariance[answered], mask)
 
     def _labelled(self, covariance: torch.Tensor, rows: torch.Tensor) -> LabelledRows:
-        """Return rows with the Laplace predictive that their labels correct, under their covariance."""
+        """Return rows with what their labels correct: the Laplace predictive, as earlier labels have moved it."""
         split, mean = self.split, self.trained.projected.contrast_mean[rows]
         laplace = posterior_predictive(mean, covariance, split.class_mask[rows])
         return LabelledRows(
-            log_contrasts(laplace.probs, split.class_mask[rows]),
+            log_contrasts(laplace.probs, split.class_mask[rows]) + self.before[rows],
             split.labels[rows],
             split.class_mask[rows],
             split.together,
@@ -131,15 +140,37 @@ def conditioned_blocks(
 ) -> tuple[Block, ...]:
     """Return the blocks that conditioning may move; none where it is off, or where it is not covered, and say why.
 
+    Arguments are those of ``movable_blocks``.
+
+    Raises:
+        ConfigError: it is not covered and should answer.
+    """
+    if not settings.predictives.conditioned:
+        return ()
+    try:
+        return movable_blocks(classifier, settings, blocks, rows, trained_on)
+    except ConfigError as error:
+        if settings.predictives.serve == "conditioned":
+            raise ConfigError(f"serve: conditioned cannot be: {error}") from None
+        progress.say(f"conditioned is off: {error}")
+        return ()
+
+
+def movable_blocks(
+    classifier: Classifier, settings: FitSettings, blocks: Sequence[Block], rows: int, trained_on: bool
+) -> tuple[Block, ...]:
+    """Return the blocks that labels of so many rows may move.
+
     They are the values' ``lora_B`` where there are some: all blocks give the same answers (docs/lab-notes.md) and take
     ten times the memory.
 
     Args:
-        blocks: that the posterior covers; rows: calibration rows.
+        blocks: that the posterior covers; rows: inputs with labels.
         trained_on: whether the adapter was trained on them, and so on their labels.
+
+    Raises:
+        ConfigError: the posterior or so many rows are not covered.
     """
-    if not settings.predictives.conditioned:
-        return ()
     readout = classifier.readout
     directions = readout.class_count - (readout.likelihood == "categorical")
     structure = settings.laplace.structure
@@ -151,18 +182,12 @@ def conditioned_blocks(
     elif many_classes(settings, classifier):
         why = f"of {readout.class_count} classes not every contrast is computed"
     elif rows * directions > MOST:
-        why = f"{rows} calibration rows of {directions} contrasts are more than {MOST}"
-    if why is None:
-        try:
-            chosen = select_blocks(blocks, "values_b")
-        except ConfigError:
-            chosen = tuple(blocks)
-        try:
-            check_memory(rows, directions, chosen)
-            return chosen
-        except ConfigError as error:
-            why = str(error)
-    if settings.predictives.serve == "conditioned":
-        raise ConfigError(f"serve: conditioned cannot be: {why}")
-    progress.say(f"conditioned is off: {why}")
-    return ()
+        why = f"{rows} labelled rows of {directions} contrasts are more than {MOST}"
+    if why is not None:
+        raise ConfigError(why)
+    try:
+        chosen = select_blocks(blocks, "values_b")
+    except ConfigError:
+        chosen = tuple(blocks)
+    check_memory(rows, directions, chosen)
+    return chosen

@@ -1,0 +1,257 @@
+"""Labels that come after an artifact was packaged: how they move its answers, and whether they help.
+
+Every conditioning begins at the artifact as it was packaged, with the labels of all rows given: one that is left out
+was never there. Where the calibration rows are given too, they and the new rows condition together. Else they count
+through the mean alone, which loses some of what they say (docs/lab-notes.md).
+
+Posterior and prior stay: the new rows had no part in them. Everything else that depends on labels is fitted on the new
+rows, and no row answers for itself: temperatures, thresholds, sets, scores and the recommendation come from folds of
+them. The calibration rows condition every fold and calibrate nothing: they chose the prior.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from operator import call
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from laplora.answers.review_scores import ReviewScores
+from laplora.artifact.manifest import Manifest
+from laplora.classifier import Classifier
+from laplora.errors import ConfigError, DataError
+from laplora.fitting.calibrate import Calibrated, calibrate, out_of_fold, predictive_of, priors_without
+from laplora.fitting.conditioning import Conditioned, Conditioning, movable_blocks
+from laplora.fitting.progress import Progress, Silent
+from laplora.fitting.projected import ProjectedSplit
+from laplora.fitting.rows import FEW_CALIBRATION_ROWS
+from laplora.fitting.served_rows import Run, ServedOutputs, concatenated, served_outputs
+from laplora.fitting.settings import FitSettings
+from laplora.linearised import PosteriorPredictive
+from laplora.metrics.scores import evaluate_probs, row_nll
+from laplora.predictive.kinds import PredictiveName
+from laplora.predictive.member_outputs import MemberSet
+from laplora.predictive.shift import Shift
+from laplora.predictor import Predictor
+from laplora.prompts.examples import Example
+
+#: Standard errors by which conditioned answers may be worse than those of the artifact as packaged.
+WORSE = 1.0
+
+
+class Figures(BaseModel):
+    """One predictive on the new rows."""
+
+    model_config = ConfigDict(frozen=True)
+
+    predictive: PredictiveName
+    accuracy: float = Field(ge=0, le=1)
+    nll: float = Field(description="nats, mean over rows")
+    ece: float = Field(ge=0, le=1)
+    brier: float = Field(ge=0, le=2)
+
+
+class Comparison(BaseModel):
+    """The artifact on the new rows, before and after: each row answered by the artifact as packaged, and by it
+    conditioned on the labels of the other folds.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    rows: int = Field(ge=1, description="new labelled rows")
+    folds: int = Field(ge=2)
+    before: Figures = Field(description="of the predictive that the packaged artifact recommends")
+    after: Figures = Field(description="of conditioned, each row by the labels of the other folds")
+    difference: float = Field(description="of the NLL, after less before, nats, mean over rows")
+    standard_error: float = Field(ge=0, description="of the difference, nats")
+
+    @property
+    def worse(self) -> bool:
+        """Whether the labels make the answers worse beyond what chance does."""
+        return self.difference > WORSE * self.standard_error
+
+    def __str__(self) -> str:
+        """Return the figures in a line."""
+        return (
+            f"NLL {self.after.nll:.3f} by conditioned, {self.before.nll:.3f} by {self.before.predictive} before: "
+            f"{self.difference:+.3f} (standard error {self.standard_error:.3f}); accuracy {self.after.accuracy:.3f}, "
+            f"{self.before.accuracy:.3f} before; {self.rows} new rows, each by the labels of the other folds"
+        )
+
+
+@dataclass(frozen=True)
+class NewLabels:
+    """What new labels make of an artifact.
+
+    Attributes:
+        conditioned: how they move the contrasts, on top of what the calibration rows' labels do.
+        calibrated, scores: as of ``laplora.fitting.calibrate``, on the new rows; split: the rows.
+        metrics: by predictive, of the new rows, each answered by what was fitted without it.
+    """
+
+    conditioned: Conditioned
+    calibrated: Calibrated
+    scores: dict[PredictiveName, ReviewScores]
+    split: ProjectedSplit
+    comparison: Comparison
+    metrics: dict[str, Any]
+
+
+def condition_on(
+    packaged: Predictor,
+    classifier: Classifier,
+    examples: Sequence[Example],
+    calibration: Sequence[Example] = (),
+    *,
+    run: Run = call,
+    progress: Progress | None = None,
+) -> NewLabels:
+    """Return what labelled rows make of an artifact.
+
+    Args:
+        packaged: the artifact as it was packaged; classifier: its model.
+        examples: with labels, each input once. Neither training rows nor calibration rows may be among them: the
+            artifact has learned from their labels already.
+        calibration: the rows that calibrated it, which then condition together with the new ones.
+        run: runs each pass through the model, one batch of rows in it.
+
+    Raises:
+        DataError: too few rows, an input given twice.
+        ConfigError: a posterior, or more rows, than conditioning covers.
+        FactorizationError, NonFiniteError: rows that no kernel fits, an answer that is not finite.
+    """
+    check_rows(examples, calibration)
+    manifest, members = packaged.artifact.manifest, packaged.members
+    assert members.trained.posterior is not None
+    posterior = members.trained.posterior.to("cpu", torch.float32)
+    settings = settings_of(manifest, posterior.structure)
+    count = len(examples) + len(calibration)
+    moved = movable_blocks(classifier, settings, posterior.blocks, count, trained_on=False)
+    say = progress or Silent()
+    outputs = served_outputs(packaged, classifier, settings, examples, moved, run, say)
+    before = predictive_before(outputs, manifest)
+    fitted, rows, always = outputs.fitted[0], outputs.split, 0
+    if calibration:
+        earlier = served_outputs(packaged, classifier, settings, calibration, moved, run, say).split
+        rows, always = replace(concatenated([earlier, rows]), shift=None), len(earlier)
+        fitted = replace(fitted, projected=rows.projected)
+    conditioning = Conditioning.of(fitted, rows, moved, always)
+    found = conditioning.served()
+    found = replace(found, left_out=found.left_out[always:])
+    if members.shift is not None and not calibration:
+        found = replace(found, shift=added(members.shift, found.shift))
+    split = replace(outputs.split, jacobians=None, shift=found.left_out)
+    outputs = replace(outputs, split=split)
+    held_out = out_of_fold(settings, outputs, priors_without(settings, outputs), conditioning)
+    calibrated, scores = calibrate(settings, outputs, conditioning, held_out)
+    record = calibrated.calibration.model_copy(update={"split": "labels"})
+    calibrated = calibrated.model_copy(update={"calibration": record})
+    comparison = compare(manifest, before, held_out["conditioned"], split, record.folds)
+    metrics = {
+        str(name): evaluate_probs(one.probs, split.labels, together=split.together).to_json()
+        for name, one in held_out.items()
+    }
+    return NewLabels(found, calibrated, scores, split, comparison, metrics)
+
+
+def check_rows(examples: Sequence[Example], calibration: Sequence[Example] = ()) -> None:
+    """Raise DataError for too few rows, or an input that is given more than once."""
+    if len(examples) < FEW_CALIBRATION_ROWS:
+        raise DataError(
+            f"{len(examples)} labelled rows are fewer than {FEW_CALIBRATION_ROWS}: thresholds set on them would be "
+            "noise; collect more"
+        )
+    inputs = [repr(sorted(example.fields.items())) for example in (*examples, *calibration)]
+    counts = Counter(inputs)
+    twice = [e.id for e, given in zip((*examples, *calibration), inputs, strict=True) if counts[given] > 1]
+    if twice:
+        raise DataError(
+            f"{len(twice)} rows have an input that another row has too, such as {twice[:4]}: give each input once, "
+            "with the label that counts; a row would vouch for its twin in another fold"
+        )
+
+
+def settings_of(manifest: Manifest, structure: str) -> FitSettings:
+    """Return the settings by which an artifact's predictives are calibrated anew, ``conditioned`` among them.
+
+    Raises:
+        ConfigError: predictives that no settings give.
+    """
+    names, rule = manifest.servable, next(iter(manifest.predictives.values())).thresholds.review
+    recommended, many = manifest.recommended, manifest.many_classes
+    ensemble = "ensemble" in names
+    settings = FitSettings.model_validate(
+        {
+            # Not "validation": the new rows choose no prior.
+            "laplace": {"structure": structure, "prior": "evidence"},
+            "calibration": {
+                "target_risk": rule.target_risk,
+                "guarantee": rule.guarantee,
+                "coverage": manifest.calibration.coverage,
+                "conformal": manifest.calibration.conformal,
+                **({} if rule.confidence is None else {"confidence": rule.confidence}),
+            },
+            "predictives": {
+                "temperature": "temperature" in names,
+                "laplace_temperature": "laplace_temperature" in names,
+                "fast": int("fast" in names),
+                "ensemble": 1 + len(manifest.members) if ensemble else 0,
+                "mc_dropout": manifest.dropout.members if manifest.dropout else 0,
+                "laplace_ensemble": "laplace_ensemble" in names,
+                "serve": recommended.predictive if recommended.chosen_by == "configuration" else "auto",
+            },
+            "many_classes": {"limit": many.limit if many else max(16, len(manifest.labels))},
+        }
+    )
+    if set(settings.predictives.names) != {*names, "conditioned"}:
+        raise ConfigError(f"the artifact has the predictives {list(names)}, which cannot be calibrated together anew")
+    return settings
+
+
+def predictive_before(outputs: ServedOutputs, manifest: Manifest) -> PosteriorPredictive:
+    """Return the rows' answers by the packaged artifact, which has seen none of their labels."""
+    name = manifest.recommended.predictive
+    return predictive_of(outputs, name, manifest.predictives[name].temperature)
+
+
+def compare(
+    manifest: Manifest, before: PosteriorPredictive, after: PosteriorPredictive, split: ProjectedSplit, folds: int
+) -> Comparison:
+    """Return the new rows before and after, the loss of an input with several labels being their sum."""
+    each = (row_nll(after.probs, split.labels) - row_nll(before.probs, split.labels)).view(-1, split.together).sum(1)
+
+    def figures(name: PredictiveName, predictive: PosteriorPredictive) -> Figures:
+        found = evaluate_probs(predictive.probs, split.labels, resamples=0, together=split.together)
+        return Figures(predictive=name, accuracy=found.accuracy, nll=found.nll, ece=found.ece, brier=found.brier)
+
+    return Comparison(
+        rows=len(each),
+        folds=folds,
+        before=figures(manifest.recommended.predictive, before),
+        after=figures("conditioned", after),
+        difference=float(each.mean()) / split.together,
+        standard_error=float(each.std()) / math.sqrt(len(each)) / split.together,
+    )
+
+
+def added(first: Shift, second: Shift) -> Shift:
+    """Return both shifts, on the CPU; blocks that one does not move, the other may."""
+    weights = dict(zip(first.blocks, (w.float().cpu() for w in first.weights), strict=True))
+    for block, weight in zip(second.blocks, second.weights, strict=True):
+        weights[block] = weights[block] + weight if block in weights else weight
+    return Shift(tuple(weights), tuple(weights.values()), first.constant.double().cpu() + second.constant)
+
+
+def with_shift(members: MemberSet, shift: Shift | None) -> MemberSet:
+    """Return the members with another shift, placed as their posterior is."""
+    assert members.trained.posterior is not None
+    if shift is None:
+        return replace(members, shift=None)
+    weight = next(members.model.parameters())
+    dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    return replace(members, shift=shift.to(weight.device, dtype))

@@ -1,0 +1,222 @@
+"""Labels that come after packaging: the new version, what it forgets, and how it is put back."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_entry import load, rows_of
+from tiny_runs import FinishedRun
+
+import laplora
+from laplora.artifact.folder import read_artifact
+from laplora.artifact.packaged import PACKAGED_MANIFEST
+from laplora.errors import ConditioningError, ConfigError, DataError
+from laplora.fitting import new_labels
+from laplora.fitting.new_labels import Comparison, compare
+from laplora.fitting.progress import Silent
+from laplora.fitting.rows import read_rows
+from laplora.fitting.served_rows import LoadedClassifier, served_outputs, taken
+from laplora.linearised import PosteriorPredictive
+from laplora.prompts.templates import TEMPLATES
+
+Rows = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def rows(sentiment_run: FinishedRun) -> dict[str, Rows]:
+    return rows_of(sentiment_run)
+
+
+@pytest.fixture(scope="module")
+def posterior(sentiment_run: FinishedRun, rows: dict[str, Rows]) -> laplora.CalibratedPosterior:
+    """Return a fit of a tiny model as a user has it, conditioned on its calibration rows."""
+    model, tokenizer = load(sentiment_run)
+    classifier = laplora.Classifier(
+        model, tokenizer, labels=["negative", "positive"], template=TEMPLATES["sentiment"], max_tokens=64
+    )
+    settings = laplora.FitSettings.model_validate({"predictives": {"fast": 24}})
+    return laplora.fit(classifier, rows["train"], rows["calibration"], settings=settings, progress=False)
+
+
+@pytest.fixture(scope="module")
+def saved(posterior: laplora.CalibratedPosterior, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return posterior.save(tmp_path_factory.mktemp("saved") / "tiny")
+
+
+@pytest.fixture
+def artifact(saved: Path, tmp_path: Path) -> Path:
+    """Return a folder of the artifact to change."""
+    return Path(shutil.copytree(saved, tmp_path / "tiny"))
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def probs_of(folder: Path, rows: Rows) -> torch.Tensor:
+    """Return what an artifact answers by ``conditioned``, after its golden answers were replayed."""
+    served = laplora.Predictor.load(folder, device="cpu")
+    encoded = [served.encode({"text": row["text"]}, truncate=True) for row in rows]
+    return torch.tensor([answer.probs for answer in served.predict(encoded, "conditioned")])
+
+
+def flipped(rows: Rows) -> Rows:
+    other = {"negative": "positive", "positive": "negative"}
+    return [row | {"label": other[row["label"]]} for row in rows]
+
+
+def test_the_new_version_answers_as_the_posterior_in_memory(
+    posterior: laplora.CalibratedPosterior, artifact: Path, rows: dict[str, Rows]
+) -> None:
+    """One way through the artifact, one through memory: the same answers, figures and records."""
+    before = probs_of(artifact, rows["calibration"])
+    found = laplora.condition(artifact, rows["test"], progress=False, device="cpu", force=True)
+    after = probs_of(artifact, rows["calibration"])
+    in_memory = posterior.condition(rows["test"], force=True)
+    expected = [answer.probs for answer in in_memory.predict(rows["calibration"], "conditioned")]
+    torch.testing.assert_close(after, torch.tensor(expected), rtol=0, atol=2e-3)
+    assert not torch.allclose(after, before, atol=1e-3)
+    manifest = read_artifact(artifact).manifest
+    assert manifest.calibration.rows == found.rows == len(rows["test"])
+    assert manifest.conditioned is not None
+    assert manifest.conditioned.rows == len(rows["test"]) + len(rows["calibration"])
+    assert manifest.metrics["conditioned"]["nll"] == pytest.approx(found.after.nll)
+    assert manifest.predictives["conditioned"].nll == pytest.approx(found.after.nll)
+    assert in_memory.fit.calibrated.predictives["conditioned"].nll == pytest.approx(found.after.nll, abs=1e-3)
+
+
+def test_it_is_undone_to_the_byte(artifact: Path, rows: dict[str, Rows]) -> None:
+    """Also after a second conditioning; a version as packaged has nothing to undo."""
+    as_packaged, digest = files_of(artifact), read_artifact(artifact).digest
+    laplora.condition(artifact, rows["test"], progress=False, device="cpu", force=True)
+    laplora.condition(artifact, rows["test"][:20], progress=False, device="cpu", force=True)
+    assert files_of(artifact) != as_packaged
+    assert laplora.restore_packaged(artifact).digest == digest
+    assert files_of(artifact) == as_packaged
+    with pytest.raises(ConfigError, match="nothing to undo"):
+        laplora.restore_packaged(artifact)
+
+
+def test_conditioning_and_forgetting_is_never_having_had_the_row(artifact: Path, rows: dict[str, Rows]) -> None:
+    """Conditioning anew without some rows leaves no trace of them, in any file but for the time and the origin."""
+    other = Path(shutil.copytree(artifact, artifact.parent / "other"))
+    laplora.condition(artifact, rows["test"], progress=False, device="cpu", force=True)
+    laplora.condition(artifact, rows["test"][:20], progress=False, device="cpu", force=True)
+    laplora.condition(other, rows["test"][:20], progress=False, device="cpu", force=True)
+    forgot, never = files_of(artifact), files_of(other)
+    assert {n for n in forgot if forgot[n] != never.get(n)} == {"manifest.json"}
+    assert set(forgot) == set(never)
+    assert torch.equal(probs_of(artifact, rows["calibration"]), probs_of(other, rows["calibration"]))
+
+
+def test_calibration_rows_given_again_condition_together_with_the_new_ones(
+    posterior: laplora.CalibratedPosterior, rows: dict[str, Rows]
+) -> None:
+    """Then the answers are those of one conditioning on all rows, as a fit does it, whatever their order."""
+    together = posterior.condition(rows["test"], calibration=rows["calibration"], force=True)
+    swapped = posterior.condition(rows["calibration"], calibration=rows["test"], force=True)
+    inputs = rows["train"][:6]
+    one = torch.tensor([a.probs for a in together.predict(inputs, "conditioned")])
+    other = torch.tensor([a.probs for a in swapped.predict(inputs, "conditioned")])
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+    assert together.fit.calibrated.calibration.rows == len(rows["test"])
+    alone = torch.tensor(
+        [a.probs for a in posterior.condition(rows["test"], force=True).predict(inputs, "conditioned")]
+    )
+    assert not torch.allclose(one, alone, atol=1e-4)
+
+
+def test_no_row_is_measured_by_its_own_label(posterior: laplora.CalibratedPosterior, rows: dict[str, Rows]) -> None:
+    """A label decides about the other rows' answers and never about its own."""
+    wrong = [dict(row) for row in rows["test"]]
+    wrong[3:4] = flipped(wrong[3:4])
+    right, changed = (posterior.condition(r, force=True) for r in (rows["test"], wrong))
+    # The score of an answer does not hang on its own label, so that of the row with the other label is the same.
+    one, other = (p.fit.scores["conditioned"].score for p in (right, changed))
+    folds = posterior.fit.calibrated.calibration.folds
+    assert float(one[3]) == pytest.approx(float(other[3]), abs=1e-9)
+    assert int((one != other).sum()) > len(rows["test"]) // folds
+
+
+def test_worse_is_more_than_a_standard_error(posterior: laplora.CalibratedPosterior) -> None:
+    """The rule, on losses that are known."""
+    split = posterior.fit.calibration
+    rows, right = len(split), torch.nn.functional.one_hot(split.labels, 2).double()
+    spread = torch.linspace(-0.1, 0.1, rows, dtype=torch.float64)[:, None]
+
+    def compared(level: float) -> Comparison:
+        sure = (0.6 + level + spread) * right + (0.4 - level - spread) * (1 - right)
+        of = [PosteriorPredictive(p, p, p[:, 0]) for p in (0.2 + 0.6 * right, sure)]
+        return compare(posterior.predictor.artifact.manifest, of[0], of[1], split, 5)
+
+    worse = compared(0.0)
+    losses = -(0.6 + spread[:, 0]).log() + math.log(0.8)
+    assert worse.difference == pytest.approx(float(losses.mean()))
+    assert worse.standard_error == pytest.approx(float(losses.std()) / math.sqrt(rows))
+    assert worse.difference > worse.standard_error
+    assert worse.worse
+    assert not compared(0.2).worse  # within a standard error
+    assert not compared(0.29).worse
+
+
+def test_labels_that_make_it_worse_are_refused(
+    artifact: Path, rows: dict[str, Rows], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under a stricter rule, which these labels do not meet: what is there stays, unless it is forced."""
+    before = files_of(artifact)
+    monkeypatch.setattr(new_labels, "WORSE", -1e6)
+    with pytest.raises(ConditioningError, match="Nothing has changed"):
+        laplora.condition(artifact, rows["test"], progress=False, device="cpu")
+    assert files_of(artifact) == before
+    place = artifact.parent / "forced"
+    laplora.condition(artifact, rows["test"], out=place, progress=False, device="cpu", force=True)
+    assert files_of(artifact) == before
+    assert read_artifact(place).name == "forced"
+
+
+def test_rows_that_cannot_be_used_are_refused(artifact: Path, rows: dict[str, Rows]) -> None:
+    before = files_of(artifact)
+    with pytest.raises(DataError, match="fewer than 20"):
+        laplora.condition(artifact, rows["test"][:19], progress=False, device="cpu")
+    with pytest.raises(DataError, match="give each input once"):
+        laplora.condition(artifact, [*rows["test"], flipped(rows["test"])[0]], progress=False, device="cpu")
+    with pytest.raises(DataError, match="give each input once"):
+        laplora.condition(artifact, rows["test"], calibration=rows["test"][:1], progress=False, device="cpu")
+    assert files_of(artifact) == before
+
+
+def test_a_run_with_every_predictive_is_calibrated_anew(mixture_run: FinishedRun, tmp_path: Path) -> None:
+    """Ensembles and masks too; what does not depend on the new labels stays as it was."""
+    place = Path(shutil.copytree(mixture_run.artifact, tmp_path / "mixture"))
+    before = read_artifact(place).manifest
+    laplora.condition(place, rows_of(mixture_run)["test"], progress=False, device="cpu", force=True)
+    manifest = read_artifact(place).manifest
+    assert set(manifest.servable) == {*before.servable, "conditioned"}
+    assert manifest.prior == before.prior
+    assert PACKAGED_MANIFEST in manifest.files
+    laplora.Predictor.load(place, device="cpu")
+
+
+def test_batches_give_the_rows_in_their_order(saved: Path, rows: dict[str, Rows]) -> None:
+    """Row by row it is the same as all at once."""
+    served = laplora.Predictor.load(saved, device="cpu")
+    classifier = LoadedClassifier(served)
+    examples = read_rows(rows["test"], classifier, "label")
+    settings = laplora.FitSettings.model_validate({"predictives": {"fast": 0}})
+    moved = served.members.shift.blocks if served.members.shift else ()
+
+    def outputs(some: Any) -> Any:
+        return served_outputs(served, classifier, settings, some, moved, lambda f: f(), Silent()).split
+
+    whole = outputs(examples)
+    for number in (0, 7, 13):
+        one, same = outputs(examples[number : number + 1]), taken(whole, torch.tensor([number]))
+        torch.testing.assert_close(one.logits, same.logits, rtol=0, atol=1e-4)
+        torch.testing.assert_close(one.shift, same.shift, rtol=0, atol=1e-4)
+        assert torch.equal(one.labels, same.labels)
+        torch.testing.assert_close(one.jacobians[0], same.jacobians[0], rtol=1e-3, atol=1e-4)

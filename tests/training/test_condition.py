@@ -1,0 +1,77 @@
+"""The job that conditions an artifact on a file of labels, and undoes it."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+from test_entry import rows_of
+from tiny_runs import FinishedRun, write_rows
+
+from laplora.artifact.folder import read_artifact
+from training.__main__ import main
+
+
+@pytest.fixture
+def artifact(sentiment_run: FinishedRun, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(sentiment_run.artifact, tmp_path / "tiny"))
+
+
+def test_it_makes_a_version_beside_and_in_place_and_undoes_it(
+    artifact: Path, sentiment_run: FinishedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, before = rows_of(sentiment_run), read_artifact(artifact)
+    labels = write_rows(tmp_path / "labels.jsonl", rows["test"])
+    old = tmp_path / "calibration.csv"
+    with old.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["id", "text", "label"])
+        writer.writeheader()
+        writer.writerows(rows["calibration"])
+    command = ["condition", "--artifact", str(artifact), "--device", "cpu"]
+    given = [*command, "--labels", str(labels), "--calibration", str(old), "--force"]
+    assert main([*given, "--out", str(tmp_path / "beside")]) == 0
+    assert read_artifact(artifact).digest == before.digest
+    beside = read_artifact(tmp_path / "beside").manifest
+    assert beside.name == "beside"
+    assert beside.conditioned is not None
+    assert beside.conditioned.rows == len(rows["test"]) + len(rows["calibration"])
+    assert main(given) == 0
+    out = capsys.readouterr().out
+    assert f"{len(rows['test'])} new rows" in out
+    assert "answers by" in out
+    assert read_artifact(artifact).digest != before.digest
+    assert main([*command, "--undo"]) == 0
+    assert read_artifact(artifact).digest == before.digest
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "give --labels FILE"),
+        (["--undo", "--labels", "rows.jsonl"], "give --labels FILE"),
+        (["--undo", "--force"], "takes no other option"),
+        (["--undo"], "nothing to undo"),
+        (["--labels", "no-such.jsonl"], "no-such.jsonl"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    artifact: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = read_artifact(artifact).digest
+    assert main(["condition", "--artifact", str(artifact), *options]) == 1
+    assert message in capsys.readouterr().err
+    assert read_artifact(artifact).digest == before
+
+
+def test_a_label_that_the_artifact_does_not_have_is_named_by_its_line(
+    artifact: Path, sentiment_run: FinishedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = rows_of(sentiment_run)["test"]
+    rows[4] = rows[4] | {"label": "so so"}
+    labels = write_rows(tmp_path / "labels.jsonl", rows)
+    assert main(["condition", "--artifact", str(artifact), "--labels", str(labels)]) == 1
+    err = capsys.readouterr().err
+    assert "labels.jsonl, line 5" in err
+    assert "so so" in err
