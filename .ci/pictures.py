@@ -76,7 +76,7 @@ def rooms(picture: Picture) -> None:
         "training/  the jobs",
         "file",
         [("run", "all jobs in turn")],
-        [("finetune, fit_laplace,\nfit_adapter, evaluate,\npackage, shift", "one job a file")],
+        [("finetune, fit_laplace,\nfit_adapter, evaluate,\npackage, shift, condition", "one job a file")],
         [("report", "tables and plots")],
         [("calibration", "thresholds, predictives")],
         [("workspace", "folders, stages, provenance")],

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
+from service.artifacts.conditioning import Conditioner
 from service.artifacts.host import ArtifactHost
 from service.artifacts.loading import CPU_BATCH_TOKENS
 from service.artifacts.predictors import Library, default_library
@@ -21,7 +22,7 @@ from service.http import error_answers, openapi
 from service.http.headers import SafeHeaders
 from service.http.in_flight import InFlight, SharedLimit
 from service.http.request_context import RequestContext
-from service.http.routes import artifacts, evaluate, feedback, health, jobs, metrics, predict
+from service.http.routes import artifacts, condition, evaluate, feedback, health, jobs, metrics, predict
 from service.jobs.board import JobBoard
 from service.lifecycle import Lifecycle
 from service.scoring.admission import Amount
@@ -46,6 +47,7 @@ _ROUTERS = (
     evaluate.router,
     jobs.router,
     artifacts.router,
+    condition.router,
     health.router,
     metrics.router,
 )
@@ -84,6 +86,7 @@ class _Parts:
         self.artifacts = ArtifactHost(
             settings, self.device, self.metrics, library, self.threads, on_load_failure, on_change
         )
+        self.conditioner = Conditioner(self.artifacts, self.device)
         self.jobs = JobBoard(settings, self.scorer, self.artifacts, self.metrics)
         self.feedback = FeedbackStore(
             keep_s=settings.feedback_keep_s, rows=settings.feedback_rows, window=settings.feedback_window

@@ -95,6 +95,10 @@ class FeedbackOffError(ServiceError, code="feedback_off", status=404):
     """The server keeps no predictions: feedback_rows is 0."""
 
 
+class ConditioningOffError(ServiceError, code="conditioning_off", status=404):
+    """The server learns from no labels: conditioning is off."""
+
+
 class JobNotFoundError(ServiceError, code="job_not_found", status=404):
     """No job of this id, or another caller's."""
 
@@ -115,6 +119,10 @@ class ActivationRunningError(ServiceError, code="activation_running", status=409
     """Another artifact is being loaded."""
 
 
+class ArtifactNotWritableError(ServiceError, code="artifact_not_writable", status=409):
+    """The server may not write to the folder that the artifact lies in, or there is no room."""
+
+
 class LoadStuckError(ServiceError, code="load_stuck", status=409):
     """A load that was given up still runs: no other can begin."""
 
@@ -128,7 +136,10 @@ class IdempotencyConflictError(ServiceError, code="idempotency_conflict", status
 
 
 class ArtifactChangedError(ServiceError, code="artifact_changed", status=409):
-    """A job's artifact is not the one that is served now."""
+    """The artifact of a job, or of a request that states its digest, is not the one that is served now."""
+
+
+_answered(library.ConditioningError, "conditioning_refused", 409, "The labels make the artifact's answers worse.")
 
 
 _answered(library.ArtifactCorruptError, "artifact_corrupt", 409, "The artifact's files are not what it says.")
@@ -160,6 +171,10 @@ class InvalidRequestError(ServiceError, code="invalid_request", status=422):
 
 _answered(library.TooManyTokensError, "too_many_tokens", 422, "An input is too long and truncate is false.")
 _answered(library.InvalidInputError, "invalid_input", 422, "An input does not fit the artifact's template.")
+
+
+class ConditioningImpossibleError(ServiceError, code="conditioning_impossible", status=422):
+    """Too few or too many labelled rows, an input given twice, or an artifact that cannot learn from them."""
 
 
 class UnscorableInputError(ServiceError, code="unscorable_input", status=422):

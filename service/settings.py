@@ -85,8 +85,8 @@ class Settings(BaseSettings):
     may.
     """
     max_requests: int = Field(512, ge=1)
-    """Most POST requests that are answered at once, but for those that need the scope admin or cancel a job; more are
-    refused with 429.
+    """Most POST requests that are answered at once, but for those that load or unload an artifact or cancel a job; more
+    are refused with 429.
     """
     max_in_flight_bytes: int | None = Field(None, ge=1024)
     """Most bytes of the bodies of requests that are answered at once, uploads of jobs not counted; more are refused
@@ -173,6 +173,10 @@ class Settings(BaseSettings):
     """
     feedback_keep_s: Seconds = Field(604_800.0, le=31_536_000)
     """Seconds that a prediction's probabilities are kept, without its input, for a true label to come."""
+    conditioning: bool = False
+    """Whether holders of the scope admin may condition artifacts on labels; the artifacts' folders must be writable."""
+    max_condition_rows: int = Field(1000, ge=20, le=10_000)
+    """Most labelled rows of one conditioning, and most calibration rows beside them; more are refused with 413."""
     feedback_rows: int = Field(100_000, ge=0, le=10_000_000)
     """Most predictions kept for feedback, about 350 bytes each at two classes and 16 more per further class; the oldest
     go first. 0 keeps none, and predictions have no prediction_id.

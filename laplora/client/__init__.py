@@ -19,6 +19,8 @@ from __future__ import annotations
 from laplora.client.answers import (
     Answers,
     Artifact,
+    Conditioned,
+    ConditionFigures,
     Evaluated,
     FeedbackResult,
     MethodMetrics,
@@ -44,6 +46,8 @@ __all__ = [
     "AsyncClient",
     "BadRow",
     "Client",
+    "ConditionFigures",
+    "Conditioned",
     "Evaluated",
     "FeedbackResult",
     "Job",

@@ -95,6 +95,36 @@ class Answers(Sequence[Prediction]):
         return self.predictions[index]
 
 
+class ConditionFigures(Record):
+    """One predictive on the new rows of a conditioning; ``nll`` in nats."""
+
+    predictive: str
+    accuracy: float
+    nll: float
+    ece: float
+    brier: float
+
+
+class Conditioned(Record):
+    """What labels changed. Figures are of the new rows, none answered by its own label.
+
+    Attributes:
+        artifact: the new version; previous: digest of the one before.
+        before: of the artifact as packaged; after: conditioned on the labels of the other folds.
+        difference: NLL after less before, nats, with its standard error.
+    """
+
+    artifact: Artifact
+    previous: str
+    recommended: str
+    rows: int
+    folds: int
+    before: ConditionFigures
+    after: ConditionFigures
+    difference: float
+    standard_error: float
+
+
 class FeedbackResult(Record):
     """The result for one label, as of POST /feedback."""
 

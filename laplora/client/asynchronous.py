@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 import httpx
 
 from laplora.client import jobs, requests, responses, tasks
-from laplora.client.answers import Answers, Artifact, Evaluated, FeedbackResult, ServedArtifact
+from laplora.client.answers import Answers, Artifact, Conditioned, Evaluated, FeedbackResult, ServedArtifact
 from laplora.client.failures import RequestRefusedError, ServiceUnavailableError
 from laplora.client.jobs import Inputs, Job
 from laplora.client.progress import Advance, advancing
@@ -247,6 +247,42 @@ class AsyncClient:
     async def unload(self, name: str) -> Artifact:
         """Remove an artifact from the service's memory, and return it. Requests under way are still answered."""
         return await self._change(name, "unload")
+
+    async def condition(
+        self,
+        name: str,
+        rows: Iterable[Mapping[str, Any]],
+        *,
+        calibration_rows: Iterable[Mapping[str, Any]] = (),
+        digest: str | None = None,
+        force: bool = False,
+        timeout_s: float = 1800.0,
+    ) -> Conditioned:
+        """Let a loaded artifact learn from labelled rows, without training; return what they change once it serves.
+
+        Sent twice it is the same as sent once: every conditioning begins at the artifact as it was packaged.
+
+        Args:
+            rows: every row that it is to know: the template's fields, and ``label``.
+            calibration_rows: the rows that calibrated it, which then condition together with the new ones.
+            digest: that the artifact must have, or the request is refused; None: any.
+            force: whether to take a version that answers worse.
+            timeout_s: for one try; it takes longer than an answer.
+        """
+        new, old = [dict(row) for row in rows], [dict(row) for row in calibration_rows]
+        body = {"rows": new, **requests.stated(calibration_rows=old or None, digest=digest, force=force)}
+        path = requests.artifact_path(name, "condition")
+        return responses.parsed(Conditioned, await self._send("POST", path, json=body, timeout=timeout_s))
+
+    async def undo_condition(self, name: str, *, digest: str | None = None) -> Artifact:
+        """Put a conditioned artifact back as it was packaged, and return that version; ``digest`` as of ``condition``.
+
+        Sent again, when it has happened, it is refused.
+        """
+        path = requests.artifact_path(name, "condition/undo")
+        return responses.parsed(
+            Artifact, await self._send("POST", path, json=requests.stated(digest=digest)), "artifact"
+        )
 
     async def _change(self, name: str, change: Literal["load", "activate", "unload"]) -> Artifact:
         response = await self._send("POST", requests.artifact_path(name, change))

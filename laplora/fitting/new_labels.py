@@ -40,8 +40,10 @@ from laplora.predictive.shift import Shift
 from laplora.predictor import Predictor
 from laplora.prompts.examples import Example
 
-#: Standard errors by which conditioned answers may be worse than those of the artifact as packaged.
+#: Standard errors by which conditioned answers may be worse than those of the artifact as packaged,
 WORSE = 1.0
+#: and nats over all rows, what a needless fit of one number costs: where labels move next to nothing, so does chance.
+COST = 0.5
 
 
 class Figures(BaseModel):
@@ -73,7 +75,7 @@ class Comparison(BaseModel):
     @property
     def worse(self) -> bool:
         """Whether the labels make the answers worse beyond what chance does."""
-        return self.difference > WORSE * self.standard_error
+        return self.difference > max(WORSE * self.standard_error, COST / self.rows)
 
     def __str__(self) -> str:
         """Return the figures in a line."""

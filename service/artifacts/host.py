@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -203,12 +203,36 @@ class ArtifactHost:
         self._on_change()
         return predictor
 
-    def _change(self, name: str, *, activate: bool) -> Change:
+    @contextmanager
+    def changing(self) -> Iterator[Predictor]:
+        """Hold while an artifact changes, one at a time, and yield the active one.
+
+        Raises:
+            NotReadyError: the first artifact still loads.
+            ActivationRunningError: another change runs.
+        """
         self.require_active()
         if not self._changing.acquire(blocking=False):
-            raise ActivationRunningError("another artifact is being loaded: try again later")
+            raise ActivationRunningError("another artifact is being loaded or conditioned: try again later")
         try:
-            active = self.require_active()  # again, under the lock: a change may have ended since
+            yield self.require_active()  # again, under the lock: a change may have ended since
+        finally:
+            self._changing.release()
+
+    def load_in_place(self, name: str, folder: Path) -> Predictor:
+        """Return the verified predictor of a new version of a loaded artifact; not on the shelf yet.
+
+        Errors are those of ``change``.
+        """
+        return self.loads.run(name, partial(self._loader.load_candidate, folder))
+
+    def replace(self, predictor: Predictor) -> None:
+        """Put a new version in the place of the loaded artifact of its name; requests under way keep the former one."""
+        self._put(predictor, activate=False)
+        self._on_change()
+
+    def _change(self, name: str, *, activate: bool) -> Change:
+        with self.changing() as active:
             loaded = self.shelf.find(name)
             # Where a load is stuck, as it is in memory: looking at its files might hang as well.
             if self.loads.stuck and activate and loaded is not None and self._activate(loaded):
@@ -230,8 +254,10 @@ class ArtifactHost:
             unloaded = self._put(candidate, activate=activate)
             self._on_change()
             return Change(candidate, active.artifact.name, tuple(unloaded))
-        finally:
-            self._changing.release()
+
+    def read(self, path: Path) -> Artifact:
+        """Return the artifact in a folder, every file verified. Looks at the disk: not for the event loop."""
+        return self._library.read(path)
 
     def _read(self, name: str) -> tuple[Path, Artifact]:
         path = self.path_of(name)

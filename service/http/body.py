@@ -26,6 +26,7 @@ from service.errors import (
     ServiceError,
 )
 from service.http.json_parsing import most_members, parse_json
+from service.settings import Settings
 
 #: A refused body is read and thrown away up to this many times the limit, or so many bytes: a client that is still
 #: sending when the connection closes would see a reset instead of the answer.
@@ -33,8 +34,13 @@ _DISCARD_FACTOR = 16
 _DISCARD_BYTES = 2**26
 #: Largest body that is parsed on the event loop, which takes a few ms at worst.
 _PARSED_INLINE_BYTES = 32 * 1024
-#: The lists of bodies whose items are bounded by ``max_inputs``.
-_LISTS = ("inputs", "items")
+#: The lists of bodies, and the setting that bounds their items.
+_LISTS = {
+    "inputs": "max_inputs",
+    "items": "max_inputs",
+    "rows": "max_condition_rows",
+    "calibration_rows": "max_condition_rows",
+}
 
 
 class JsonBodyRoute(APIRoute):
@@ -55,7 +61,7 @@ class JsonBodyRoute(APIRoute):
                     value = await _read_value(request)
             except TimeoutError:
                 raise DeadlineError("the request's deadline passed before its body had come") from None
-            _check_lists(value, settings.max_inputs)
+            _check_lists(value, settings)
             return await handler(_ParsedRequest(request, value))
 
         return bounded
@@ -64,21 +70,27 @@ class JsonBodyRoute(APIRoute):
 async def _read_value(request: Request) -> Any:
     state = request.app.state
     raw = await _read_bounded(request, state.settings.max_body_bytes, request.state.hold)
-    work = partial(parse_json, raw, max_members=most_members(state.settings.max_inputs))
+    settings = state.settings
+    most = max(settings.max_inputs, 2 * settings.max_condition_rows if settings.conditioning else 0)
+    work = partial(parse_json, raw, max_members=most_members(most))
     if len(raw) <= _PARSED_INLINE_BYTES:
         return work()
     # A large body takes a while to parse: other requests are served meanwhile.
     return await asyncio.get_running_loop().run_in_executor(state.parse_threads, work)
 
 
-def _check_lists(value: Any, max_inputs: int) -> None:
+def _check_lists(value: Any, settings: Settings) -> None:
     """Check the number of items in each list of inputs, or of labels, before any of them is validated."""
     for name, items in value.items() if isinstance(value, dict) else ():
-        if name in _LISTS and isinstance(items, list) and len(items) > max_inputs:
+        if name not in _LISTS or not isinstance(items, list):
+            continue
+        setting, limit = _LISTS[name], getattr(settings, _LISTS[name])
+        if len(items) > limit:
+            hint = "send it in parts" if setting == "max_inputs" else "send fewer"
             raise BatchTooLargeError(
-                f"the request has {len(items)} {name}, max_inputs is {max_inputs}: send it in parts",
+                f"the request has {len(items)} {name}, {setting} is {limit}: {hint}",
                 field=name,
-                limit=max_inputs,
+                limit=limit,
                 got=len(items),
             )
 

@@ -1,7 +1,7 @@
 """How many requests are answered at once and how many bytes their bodies have: past that, a POST is refused unread.
 
-One caller has at most its share of both, so that there is always a place for somebody else. Administration, cancelling
-a job, health and metrics need no place.
+One caller has at most its share of both, so that there is always a place for somebody else. What has no body needs no
+place: administration (but for labels to learn from), cancelling a job, health and metrics.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from service.http.body import hear_out
 from service.security.access import Answer, line_of
 from service.security.callers import caller_of
 
+#: POSTs without a body: they change what is loaded, or make room.
+_FREE = frozenset({"/artifacts/{rest:path}", "/evaluate/jobs/{rest:path}"})
 #: What needs room in the queue.
 _SCORED = frozenset({"/predict", "/evaluate"})
 
@@ -24,9 +26,7 @@ _SCORED = frozenset({"/predict", "/evaluate"})
 def needs_place(method: str, path: str) -> bool:
     """Return whether a request takes one of the places, so that it may be refused with 429 for want of one."""
     line = line_of(method, path)
-    # Cancelling a job has no body, and makes room.
-    free = line is not None and (line.need == "admin" or line.path == "/evaluate/jobs/{rest:path}")
-    return method == "POST" and not free
+    return method == "POST" and (line is None or line.path not in _FREE)
 
 
 class SharedLimit:

@@ -50,6 +50,8 @@ ACCESS: Final[dict[str, Need]] = {
     "GET /evaluate/jobs/{rest:path}": "evaluate",
     "POST /evaluate/jobs/{rest:path}": "evaluate",
     "DELETE /evaluate/jobs/{rest:path}": "evaluate",
+    "POST /artifacts/{name}/condition": "admin",
+    "POST /artifacts/{name}/condition/undo": "admin",
     "POST /artifacts/{rest:path}": "admin",
 }
 

@@ -29,6 +29,9 @@ EVENTS = MappingProxyType(
         "reverse_pass": "how a loaded artifact's Jacobians are computed; artifact, kind, reason",
         "loaded": "an artifact can be named by requests from now on; artifact, digest",
         "activated": "an artifact answers from now on where a request names none; artifact, digest",
+        "conditioned": "an artifact learned from labels and its new version serves; artifact, digest, previous, rows, "
+        "difference (NLL after less before, nats)",
+        "conditioning_undone": "an artifact serves as it was packaged; artifact, digest, previous",
         "unloaded": "an artifact takes no new requests; artifact, digest",
         "keys_read": "the file of API keys changed and was read again; keys (how many)",
         "keys_refused": "the file of API keys cannot be used: the server does not start, or the last good keys stay",

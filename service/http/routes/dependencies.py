@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
+from service.artifacts.conditioning import Conditioner
 from service.artifacts.host import ArtifactHost
 from service.feedback.labels import FeedbackStore
 from service.http.in_flight import SharedLimit
@@ -33,6 +34,7 @@ async def _caller(request: Request) -> Caller:
 SettingsDep = Annotated[Settings, _part("settings")]
 ScorerDep = Annotated[Scorer, _part("scorer")]
 ArtifactsDep = Annotated[ArtifactHost, _part("artifacts")]
+ConditionerDep = Annotated[Conditioner, _part("conditioner")]
 FeedbackDep = Annotated[FeedbackStore, _part("feedback")]
 JobsDep = Annotated[JobBoard, _part("jobs")]
 MetricsDep = Annotated[Metrics, _part("metrics")]

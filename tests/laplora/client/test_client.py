@@ -60,6 +60,8 @@ def carried(typed: Any, sent: Any) -> bool:
         (lambda c: c.load("a"), ("POST", "/artifacts/a/load"), "artifact"),
         (lambda c: c.activate("a"), ("POST", "/artifacts/a/activate"), "artifact"),
         (lambda c: c.unload("a"), ("POST", "/artifacts/a/unload"), "artifact"),
+        (lambda c: c.condition("a", LABELLED), ("POST", "/artifacts/a/condition"), None),
+        (lambda c: c.undo_condition("a"), ("POST", "/artifacts/a/condition/undo"), "artifact"),
     ],
 )
 def test_typed_answers_are_the_contract_s(

@@ -23,7 +23,7 @@ API_PAGE = Path(__file__).resolve().parents[3] / "docs" / "api.md"
 #: Asked for by no single operation: no HTTP, unknown paths and methods, faults, answers that nobody reads.
 UNDOCUMENTED = {"malformed_http", "route_not_found", "method_not_allowed", "internal_error", "client_closed_request"}
 #: Why a job failed, in its own answer.
-UNDOCUMENTED |= {"artifact_changed", "too_many_bad_rows"}
+UNDOCUMENTED |= {"too_many_bad_rows"}
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,217 @@
+"""New versions of loaded artifacts that learn from labels, written in their folders and put on the shelf in one step.
+
+The new version is whole and verified before it takes the former one's place, on the disk and on the shelf. Whatever
+goes wrong before leaves both as they are.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from laplora.errors import (
+    ArtifactWriteError,
+    ConfigError,
+    DataError,
+    FactorizationError,
+    InvalidInputError,
+    NonFiniteError,
+)
+from service.artifacts.host import ArtifactHost
+from service.errors import (
+    ArtifactChangedError,
+    ArtifactNotLoadedError,
+    ArtifactNotWritableError,
+    ConditioningImpossibleError,
+)
+from service.scoring.device import Device
+from service.scoring.labels import LabelNames
+from service.telemetry.logs import logger
+from service.threads import in_daemon_thread
+
+if TYPE_CHECKING:
+    from laplora.fitting.new_labels import Comparison
+    from laplora.predictor import Predictor
+    from laplora.prompts.examples import Example
+
+#: What writing into a folder fails with that the server may only read.
+_READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
+
+
+@dataclass(frozen=True)
+class LabelledRow:
+    """One input, the template's fields by name, with its true label, or labels where several may be right."""
+
+    fields: dict[str, Any]
+    label: str | list[str]
+    id: str | None = None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a request asks for.
+
+    Attributes:
+        rows: that the new version is to know; calibration: of those that calibrated the artifact.
+        digest: that the artifact must have; None: any.
+        force: whether to take a version that answers worse.
+    """
+
+    rows: Sequence[LabelledRow]
+    calibration: Sequence[LabelledRow] = ()
+    digest: str | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Conditioned:
+    """The new version, the digest of the former one, and the figures; None of the packaged version."""
+
+    predictor: Predictor
+    previous: str
+    comparison: Comparison | None = None
+
+
+class Conditioner:
+    """Conditions loaded artifacts, one change of an artifact at a time."""
+
+    def __init__(self, host: ArtifactHost, device: Device) -> None:
+        self._host, self._device = host, device
+
+    def condition(self, name: str, wanted: Wanted) -> Future[Conditioned]:
+        """Return a future of a loaded artifact having learned from labels.
+
+        The future raises:
+            NotReadyError, ActivationRunningError, LoadTimeoutError, LoadStuckError: as ``ArtifactHost.change``.
+            ArtifactNotLoadedError: it is not loaded.
+            ArtifactChangedError: it is not the one asked for, or on the disk there is another one by now.
+            ArtifactNotWritableError: the folder that it lies in cannot be written to.
+            InvalidInputError: a row that does not fit the template or the labels.
+            ConditioningError: the labels make the answers worse.
+            ConditioningImpossibleError: too few or too many rows, or an artifact that conditioning does not cover.
+            ArtifactError, ModelError: the new version does not load.
+        """
+        return in_daemon_thread("laplora-condition", lambda: self._condition(name, wanted))
+
+    def undo(self, name: str, digest: str | None) -> Future[Conditioned]:
+        """Return a future of a loaded artifact being as it was packaged; errors as ``condition``."""
+        return in_daemon_thread("laplora-condition", lambda: self._undo(name, digest))
+
+    def _condition(self, name: str, wanted: Wanted) -> Conditioned:
+        from laplora.fitting.versions import make_version, write_version
+
+        with self._host.changing():
+            loaded = self._loaded(name, wanted.digest)
+            rows = examples_of(loaded, wanted.rows, "rows")
+            calibration = examples_of(loaded, wanted.calibration, "calibration_rows")
+
+            def work(go_on: Callable[[], None]) -> Any:
+                def run(one_pass: Callable[[], Any]) -> Any:
+                    go_on()  # ends what was given up
+                    # Each pass is a run of its own: requests go between them.
+                    return self._device.call(one_pass).result()
+
+                return make_version(loaded, rows, calibration, force=wanted.force, run=run)
+
+            try:
+                version = self._host.loads.run(name, work)
+            except (ConfigError, DataError, FactorizationError, NonFiniteError) as error:
+                raise ConditioningImpossibleError(str(error)) from None
+            new = self._swap(loaded, partial(write_version, version, loaded.artifact.path))
+            found: Comparison = version.found.comparison
+            self._say("conditioned", loaded, new, rows=len(rows), difference=round(found.difference, 4))
+            return Conditioned(new, loaded.artifact.digest, found)
+
+    def _undo(self, name: str, digest: str | None) -> Conditioned:
+        from laplora.artifact.packaged import restore_packaged
+
+        with self._host.changing():
+            loaded = self._loaded(name, digest)
+            try:
+                new = self._swap(loaded, partial(restore_packaged, loaded.artifact.path))
+            except ConfigError as error:
+                raise ConditioningImpossibleError(str(error)) from None
+            self._say("conditioning_undone", loaded, new)
+            return Conditioned(new, loaded.artifact.digest)
+
+    def _loaded(self, name: str, digest: str | None) -> Predictor:
+        """Return a loaded artifact that lies on the disk as it is loaded, where it can be replaced."""
+        loaded = self._host.shelf.find(name)
+        if loaded is None:
+            raise ArtifactNotLoadedError("the artifact is not loaded: load it before it is conditioned")
+        artifact = loaded.artifact
+        if digest is not None and digest != artifact.digest:
+            raise ArtifactChangedError(
+                f"the artifact is {artifact.digest} by now: look at GET /artifacts before you try again", field="digest"
+            )
+        if self._host.loads.run(name, lambda go_on: self._host.read(artifact.path)).digest != artifact.digest:
+            raise ArtifactChangedError("another version than the loaded one lies on the disk: load it first")
+        folder = artifact.path.parent
+        if not os.access(folder, os.W_OK):
+            raise _not_writable()
+        return loaded
+
+    def _swap(self, loaded: Predictor, write: Callable[[Callable[[Path], object]], object]) -> Predictor:
+        """Write a version, load it while it is nobody's, put it on the shelf, and return it.
+
+        Args:
+            write: takes what checks the whole folder before it takes the artifact's place.
+        """
+        made: list[Predictor] = []
+        try:
+            write(lambda folder: made.append(self._host.load_in_place(loaded.artifact.name, folder)))
+        except ArtifactWriteError as error:
+            raise ArtifactNotWritableError(str(error)) from None
+        except OSError as error:
+            if error.errno not in _READ_ONLY:
+                raise
+            raise _not_writable() from None
+        (new,) = made
+        new.artifact = replace(new.artifact, path=loaded.artifact.path)
+        self._host.replace(new)
+        return new
+
+    @staticmethod
+    def _say(event: str, former: Predictor, new: Predictor, **figures: float) -> None:
+        extra = {"event": event, "artifact": new.artifact.name, "digest": new.artifact.digest}
+        logger.info("artifact %s", event, extra=extra | {"previous": former.artifact.digest, **figures})
+
+
+def examples_of(predictor: Predictor, rows: Sequence[LabelledRow], field: str) -> list[Example]:
+    """Return a request's rows as examples of the artifact.
+
+    Raises:
+        InvalidInputError: a row that does not fit the template or the labels; the field is that of the request.
+    """
+    from laplora.prompts.examples import Example
+    from laplora.prompts.templates import render
+
+    manifest = predictor.artifact.manifest
+    template, names = manifest.template.template(), LabelNames.of(manifest)
+    examples = []
+    for number, row in enumerate(rows):
+        try:
+            _, classes = render(template, row.fields, manifest.labels)
+            truth = names.truth(row.label, row.fields)
+        except InvalidInputError as error:
+            raise InvalidInputError(f"{field} {number}: {error}", field=f"{field}.{number}.{error.field}") from None
+        fields = {name: tuple(v) if isinstance(v, list) else v for name, v in row.fields.items()}
+        identity = row.id or str(number)
+        if isinstance(truth, tuple):
+            examples.append(Example(identity, fields, -1, classes, truth))
+        else:
+            examples.append(Example(identity, fields, truth, classes))
+    return examples
+
+
+def _not_writable() -> ArtifactNotWritableError:
+    return ArtifactNotWritableError(
+        "the folder that the artifact lies in cannot be written to: let the server write to it, or condition the "
+        "artifact offline by 'python -m training condition'"
+    )

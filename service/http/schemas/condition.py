@@ -1,0 +1,81 @@
+"""Bodies of POST /artifacts/{name}/condition and /condition/undo."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, FiniteFloat
+
+from service.http.schemas.artifacts import ArtifactRef
+from service.http.schemas.base import Answer, Probability, Strict
+from service.http.schemas.inputs import LabelledInput
+
+_DIGEST = "sha256:2c26b46b68ffc68f"
+ExpectedDigest = Annotated[
+    str | None,
+    Field(
+        max_length=128,
+        description="Digest that the artifact must have, else 409: a try after a lost answer then changes nothing "
+        "twice. Unset: whatever version is loaded.",
+        examples=[_DIGEST],
+    ),
+]
+
+
+class ConditionRequest(Strict):
+    """Labelled rows that an artifact is to learn from."""
+
+    rows: list[LabelledInput] = Field(min_length=1, fail_fast=True)
+    """Every row that the new version is to know, 20 or more and at most max_condition_rows (413 above), each input
+    once. None of them trained or calibrated the artifact. Rows of an earlier call that are left out are forgotten.
+    """
+    calibration_rows: list[LabelledInput] = Field(default=[], fail_fast=True)
+    """The rows that calibrated the artifact, where they are at hand: they then condition together with the new ones,
+    which learns more from both. At most max_condition_rows.
+    """
+    digest: ExpectedDigest = None
+    force: bool = Field(False, examples=[False])
+    """Whether to take the new version although it answers worse, instead of 409."""
+
+
+class UndoRequest(Strict):
+    """Which version of an artifact is to go."""
+
+    digest: ExpectedDigest = None
+
+
+class ConditionFigures(Answer):
+    """One predictive on the new rows."""
+
+    predictive: str = Field(description="Its name.", examples=["conditioned"])
+    accuracy: Probability = Field(description="Share of right answers, 0 to 1.", examples=[0.89])
+    nll: FiniteFloat = Field(description="Mean negative log-likelihood, nats.", examples=[0.29])
+    ece: Probability = Field(description="Expected calibration error, 0 to 1.", examples=[0.04])
+    brier: FiniteFloat = Field(description="Mean squared error summed over classes, 0 to 2.", examples=[0.18])
+
+
+class ConditionResponse(Answer):
+    """The version that answers from now on, and what the labels change, measured on the new rows. Each was answered by
+    the artifact as packaged, and by it conditioned on the labels of the other folds: never by its own label.
+    """
+
+    artifact: ArtifactRef = Field(description="The new version.")
+    previous: str = Field(description="Digest of the version before.", examples=[_DIGEST])
+    recommended: str = Field(examples=["conditioned"])
+    """The predictive that answers unless a request names another, chosen anew on the new rows."""
+    rows: int = Field(description="Number of new rows.", examples=[300])
+    folds: int = Field(description="Number of folds.", examples=[5])
+    before: ConditionFigures = Field(description="The predictive that the packaged artifact recommends.")
+    after: ConditionFigures = Field(description="Conditioned, each row by the labels of the other folds.")
+    difference: FiniteFloat = Field(description="NLL after less before, nats.", examples=[-0.05])
+    standard_error: FiniteFloat = Field(examples=[0.02])
+    """Of the difference, nats. A difference above one of it, and above 1/2 nat over all rows together, is refused,
+    unless force is set.
+    """
+
+
+class UndoResponse(Answer):
+    """The version as it was packaged, which answers again."""
+
+    artifact: ArtifactRef = Field(description="The packaged version.")
+    previous: str = Field(description="Digest of the version that went.", examples=[_DIGEST])

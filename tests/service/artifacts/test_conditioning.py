@@ -1,0 +1,178 @@
+"""Labels sent to a running server: answers change and change back, and what is refused changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import stat
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from serving import code, settings, started
+from test_entry import rows_of
+from tiny_runs import FinishedRun
+
+from laplora.artifact.folder import read_artifact
+from laplora.fitting import new_labels
+from service.app import create_app
+
+pytestmark = pytest.mark.anyio
+
+NAME = "tiny-sentiment"
+URL = f"/artifacts/{NAME}/condition"
+
+
+def rows_to_send(run: FinishedRun, split: str = "test") -> list[dict[str, Any]]:
+    return rows_of(run)[split]
+
+
+@dataclass
+class Server:
+    """A server that learns, its artifact's folder, and rows with labels."""
+
+    client: httpx.AsyncClient
+    state: Any
+    folder: Path
+    rows: list[dict[str, Any]]
+
+    async def probs(self, predictive: str | None = None) -> list[float]:
+        options = {} if predictive is None else {"options": {"predictive": predictive}}
+        inputs = [{"text": "The film was superb."}, {"text": "The plot was dull."}]
+        answer = (await self.client.post("/predict", json={"inputs": inputs, **options})).json()
+        return [p["probs"]["positive"] for p in answer["predictions"]]
+
+    async def digest(self) -> str:
+        digest: str = (await self.client.get("/artifacts")).json()["artifacts"][0]["digest"]
+        assert digest == read_artifact(self.folder).digest
+        return digest
+
+    async def send(self, **fields: Any) -> httpx.Response:
+        return await self.client.post(URL, json={"rows": self.rows, "force": True} | fields)
+
+
+@pytest.fixture
+async def server(sentiment_run: FinishedRun, tmp_path: Path) -> AsyncIterator[Server]:
+    folder = Path(shutil.copytree(sentiment_run.artifact, tmp_path / NAME))
+    app = create_app(settings(artifact=NAME, artifacts_root=tmp_path, device="cpu", conditioning=True))
+    async with started(app) as client:
+        yield Server(client, app.state, folder, rows_to_send(sentiment_run))
+
+
+async def test_answers_change_and_change_back(server: Server) -> None:
+    """And neither requests under way nor the digest are lost: every answer is of one version or the other."""
+    before, digest, seen = await server.probs("conditioned"), await server.digest(), set()
+    done = asyncio.Event()
+
+    async def ask() -> None:
+        while not done.is_set():
+            body = {"inputs": [{"text": "The film was superb."}], "options": {"predictive": "conditioned"}}
+            answer = await server.client.post("/predict", json=body)
+            assert answer.status_code == 200, answer.text
+            seen.add(
+                (answer.json()["artifact"]["digest"], round(answer.json()["predictions"][0]["probs"]["positive"], 3))
+            )
+
+    asking = asyncio.gather(*(ask() for _ in range(3)))
+    response = await server.send(digest=digest)
+    assert response.status_code == 200, response.text
+    after = await server.probs("conditioned")
+    answer = response.json()
+    assert answer["artifact"]["digest"] == await server.digest() != digest
+    assert answer["previous"] == digest
+    assert answer["rows"] == len(server.rows)
+    assert answer["difference"] == pytest.approx(answer["after"]["nll"] - answer["before"]["nll"])
+    assert after != pytest.approx(before, abs=1e-3)
+    undone = await server.client.post(f"{URL}/undo", json={"digest": answer["artifact"]["digest"]})
+    assert undone.status_code == 200, undone.text
+    assert undone.json()["artifact"]["digest"] == await server.digest() == digest
+    assert await server.probs("conditioned") == pytest.approx(before, abs=1e-4)
+    done.set()
+    await asking
+    assert {one for one, _ in seen} <= {digest, answer["artifact"]["digest"]}
+    assert len(seen) == len({one for one, _ in seen})  # one number of each version
+    again = await server.client.post(f"{URL}/undo", json={})
+    assert code(again) == (422, "conditioning_impossible")
+
+
+async def test_sent_twice_it_is_as_sent_once(server: Server, sentiment_run: FinishedRun) -> None:
+    """A retry after a lost answer teaches nothing twice; with the digest before it is told so."""
+    digest = await server.digest()
+    given = {"calibration_rows": rows_to_send(sentiment_run, "calibration")}
+    assert (await server.send(**given)).status_code == 200
+    once = await server.probs("conditioned")
+    assert (await server.send(**given)).status_code == 200
+    assert await server.probs("conditioned") == once
+    late = await server.send(digest=digest)
+    assert code(late) == (409, "artifact_changed")
+    assert await server.probs("conditioned") == once
+
+
+async def test_one_change_at_a_time(server: Server) -> None:
+    first = asyncio.create_task(server.send())
+    while not server.state.artifacts._changing.locked():
+        await asyncio.sleep(0.01)
+    second, load = await server.send(), await server.client.post(f"/artifacts/{NAME}/load")
+    assert code(second) == (409, "activation_running")
+    assert code(load) == (409, "activation_running")
+    assert (await first).status_code == 200
+
+
+async def test_what_is_refused_changes_nothing(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest, before = await server.digest(), await server.probs()
+    wrong = [*server.rows[:-1], server.rows[-1] | {"label": "so so"}]
+    without = [*server.rows[:-1], {"label": "positive", "id": "z"}]
+    for body, status, error, field in (
+        ({"rows": wrong}, 422, "invalid_input", f"rows.{len(wrong) - 1}.label"),
+        ({"rows": without}, 422, "invalid_input", f"rows.{len(without) - 1}.text"),
+        ({"rows": server.rows[:5]}, 422, "conditioning_impossible", None),
+        ({"calibration_rows": server.rows[:1]}, 422, "conditioning_impossible", None),
+        ({"rows": []}, 422, "invalid_request", "rows"),
+        ({"rows": server.rows * 50}, 413, "batch_too_large", "rows"),
+        ({"digest": "sha256:other"}, 409, "artifact_changed", "digest"),
+    ):
+        response = await server.send(**body)  # type: ignore[arg-type]
+        assert code(response) == (status, error), response.text
+        assert response.json()["error"].get("field") == field
+    monkeypatch.setattr(new_labels, "WORSE", -1e6)
+    monkeypatch.setattr(new_labels, "COST", -1e6)
+    refused = await server.send(force=False)
+    assert code(refused) == (409, "conditioning_refused")
+    assert "NLL" in refused.json()["error"]["message"]
+    assert await server.digest() == digest
+    assert await server.probs() == before
+
+
+async def test_another_version_on_the_disk_is_not_overwritten(server: Server, mixture_run: FinishedRun) -> None:
+    """What is loaded conditions what is loaded: nobody's newer artifact goes for it."""
+    shutil.rmtree(server.folder)
+    shutil.copytree(mixture_run.artifact, server.folder)
+    there = read_artifact(server.folder).digest
+    response = await server.send()
+    assert code(response) == (409, "artifact_changed")
+    assert read_artifact(server.folder).digest == there
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+async def test_a_folder_that_cannot_be_written_to_is_named(server: Server) -> None:
+    digest, root = await server.digest(), server.folder.parent
+    root.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    try:
+        response = await server.send()
+    finally:
+        root.chmod(stat.S_IRWXU)
+    assert code(response) == (409, "artifact_not_writable")
+    assert await server.digest() == digest
+
+
+async def test_it_is_off_unless_it_is_asked_for(sentiment_run: FinishedRun) -> None:
+    app = create_app(settings(artifact=str(sentiment_run.artifact), device="cpu"))
+    async with started(app) as client:
+        for path in (URL, f"{URL}/undo"):
+            body = {} if path.endswith("undo") else {"rows": rows_to_send(sentiment_run)}
+            response = await client.post(path, json=body)
+            assert code(response) == (404, "conditioning_off")
