@@ -23,14 +23,17 @@ from laplora.artifact.members import attach, check_base, load_members
 from laplora.artifact.readout_records import LabelSequencesRecord
 from laplora.decisions.thresholds import ModeThresholds
 from laplora.errors import ArtifactCorruptError, ConfigError, DataError, InvalidInputError
-from laplora.jacobians.contrasts import ReversePass, reverse_pass
+from laplora.jacobians.blocks import ContrastJacobians
+from laplora.jacobians.contrasts import ReversePass, contrast_jacobians, reverse_pass
 from laplora.models.base import LoadedBase, load_tokenizer, locate_base, resolve_device
 from laplora.models.held_weights import HeldWeights
 from laplora.models.shared_base import SharedBases
 from laplora.models.tensor_sizes import tensor_bytes
+from laplora.posterior.base import Posterior
+from laplora.posterior.many_classes import choose_of
 from laplora.predictive.kinds import PredictiveName
 from laplora.predictive.member_outputs import MemberOutputs, MemberSet, member_outputs
-from laplora.prompts.rows import EncodedRow, collate, encode
+from laplora.prompts.rows import Batch, EncodedRow, collate, encode
 from laplora.prompts.templates import render
 from laplora.prompts.token_bounds import TokenBounds, token_bounds
 from laplora.readouts.contexts import context_tokens, shares_prompt
@@ -272,14 +275,39 @@ class Predictor:
         )
         return Deferral(places, estimate.unfamiliar.nonzero()[:, 0].tolist(), estimate.variance)
 
-    def _outputs(self, rows: Sequence[EncodedRow], names: Sequence[PredictiveName]) -> MemberOutputs:
-        batch = collate(
+    @property
+    def posterior(self) -> Posterior:
+        """The trained adapter's, on the device."""
+        assert self._members.trained.posterior is not None
+        return self._members.trained.posterior
+
+    @property
+    def precisions(self) -> torch.Tensor:
+        """The prior precision of each block of the posterior, (blocks,) float64, on the device."""
+        assert self._members.trained.precisions is not None
+        return self._members.trained.precisions
+
+    def jacobians(self, rows: Sequence[EncodedRow]) -> ContrastJacobians:
+        """Return the contrasts' Jacobians of rows that run as one batch, for the blocks of ``posterior``."""
+        members = self._members
+        batch, blocks, choose = self._batch(rows), self.posterior.blocks, choose_of(self.posterior)
+        return contrast_jacobians(members.model, batch, members.readout, blocks, sums=False, choose=choose)
+
+    @torch.no_grad()
+    def states(self, rows: Sequence[EncodedRow]) -> torch.Tensor:
+        """Return what the logits of rows are read from, (rows, width), by one forward pass."""
+        return self._members.readout.scores(self._members.model, self._batch(rows)).hidden
+
+    def _batch(self, rows: Sequence[EncodedRow]) -> Batch:
+        return collate(
             rows,
             class_count=self.class_count,
             pad_token_id=self._tokenizer.pad_token_id,
             side=self._members.readout.side,
-        )
-        return member_outputs(self._members, batch.to(self.device), wanted_outputs(names))
+        ).to(self.device)
+
+    def _outputs(self, rows: Sequence[EncodedRow], names: Sequence[PredictiveName]) -> MemberOutputs:
+        return member_outputs(self._members, self._batch(rows), wanted_outputs(names))
 
     def device_tokens(self, row: EncodedRow) -> int:
         """Return the tokens that a row counts as where batches are kept small: those that the model runs on for it.

@@ -2,8 +2,8 @@
 
 One job a file: ``run`` calls ``finetune``, ``fit_laplace`` (JOB ``fit``), ``evaluate`` and ``package`` in turn;
 ``shift`` measures a finished artifact on other rows; ``fit_adapter`` (``fit --adapter``) fits an adapter that was
-trained elsewhere; ``condition`` teaches a finished artifact from further labels. No job but ``run`` knows another one.
-Below them, each importing only what stands further down:
+trained elsewhere; ``condition`` teaches a finished artifact from further labels, ``suggest`` says which rows to label
+next. No job but ``run`` knows another one. Below them, each importing only what stands further down:
 
 - ``report``: tables, plots and pages.
 - ``calibration``: posteriors, predictives, thresholds and the distilled covariance.

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from laplora.errors import LaploraError
-from training.config import load_config
-from training.config.adapter_fit import add_options, request_of
+from training.config import adapter_fit, load_config, suggestion
 
 JOBS = {
     "run": "fine-tune, fit, evaluate and package; a stopped run continues where it was",
@@ -24,6 +23,7 @@ JOBS = {
     "package": "write the artifact that the server loads",
     "condition": "teach an artifact from further labelled rows, without training; or undo it",
     "shift": "measure the artifact on other data sets and on corrupted inputs (resumes)",
+    "suggest": "say which rows of an unlabelled file to label next, by a finished artifact",
 }
 
 
@@ -40,6 +40,9 @@ def parser() -> argparse.ArgumentParser:
         if name == "condition":
             _add_condition_options(job)
             continue
+        if name == "suggest":
+            suggestion.add_options(job)
+            continue
         job.add_argument("--config", required=name != "fit", type=Path, help="YAML file of the run")
         job.add_argument(
             "--set",
@@ -52,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     jobs.choices["shift"].add_argument(
         "--publish", action="store_true", help="only write docs/shift.md and docs/results from what was measured"
     )
-    add_options(jobs.choices["fit"])
+    adapter_fit.add_options(jobs.choices["fit"])
     return top
 
 
@@ -73,8 +76,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     name = "publish_shift" if getattr(options, "publish", False) else options.job
     try:
-        request = request_of(options) if name == "fit" else None
-        if request is not None:
+        request = adapter_fit.request_of(options) if name == "fit" else None
+        if name == "suggest":
+            job(name)(suggestion.request_of(options))
+        elif request is not None:
             job("fit_adapter")(request)
         elif name == "condition":
             job(name)(_condition_request(options))

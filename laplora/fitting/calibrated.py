@@ -48,6 +48,8 @@ from laplora.predictive.kinds import PredictiveName
 from laplora.predictive.member_adapters import dropout_weights, in_place, lora_parameters
 from laplora.predictive.member_outputs import Member, MemberSet
 from laplora.predictor import Predictor
+from laplora.selection.methods import Method
+from laplora.selection.suggest import Suggestion, suggest
 
 #: Rows whose answers an artifact records and its server replays.
 _GOLDEN_ROWS = 4
@@ -208,6 +210,27 @@ class CalibratedPosterior:
         posterior = CalibratedPosterior(self.classifier, fit, data, self._golden, self._progress)
         posterior._fitted = first
         return posterior
+
+    def suggest(
+        self, rows: Any, count: int = 100, method: Method = "information", *, batch_size: int = 8, seed: int = 0
+    ) -> Suggestion:
+        """Return which of some unlabelled rows to label next, in the order to label them.
+
+        Args:
+            rows: as of ``laplora.fit``, without labels; a prompt that comes twice counts once.
+            count: at most so many; method: one of ``laplora.selection.methods.METHODS``; seed: of ``random``.
+
+        Raises:
+            DataError, ConfigError, ModelError, NonFiniteError: as ``laplora.selection.suggest.suggest``, and rows
+                without the template's fields.
+        """
+        self._check_model()
+        examples = read_rows(rows, self.classifier, None)
+        encoded = [self.predictor.encode(example.fields, truncate=True) for example in examples]
+        with _ONE_AT_A_TIME:
+            return suggest(
+                self.predictor, encoded, count, method, batch_size=batch_size, seed=seed, track=self._progress.track
+            )
 
     def save(
         self, path: str | Path, *, base: str | None = None, revision: str | None = None, verify: bool = True

@@ -19,12 +19,12 @@ from laplora.posterior.joint import JointPosterior, build_joint_posterior
 from laplora.posterior.many_classes import ManyClassPosterior
 
 
-def joint_of(posterior: Posterior) -> JointPosterior:
-    """Return a posterior whose rows vary together; ConfigError where it is of another structure."""
+def joint_of(posterior: Posterior, what: str = "conditioning") -> JointPosterior:
+    """Return a posterior whose rows vary together, for ``what``; ConfigError where it is of another structure."""
     if isinstance(posterior, JointPosterior) and not isinstance(posterior, ManyClassPosterior):
         return posterior
     raise ConfigError(
-        f"conditioning takes the covariance between rows, which structure {posterior.structure!r} of this posterior "
+        f"{what} takes the covariance between rows, which structure {posterior.structure!r} of this posterior "
         "does not have: use structure joint_core, joint or exact, and so few classes that every contrast is computed"
     )
 

@@ -1,0 +1,64 @@
+"""``python -m training suggest``: from a file without labels to a file in the order to label."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny_runs import FinishedRun, sentiment_rows, write_rows
+
+from training.__main__ import main
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Path:
+    rows = [{"id": f"r{i}", "text": row["text"]} for i, row in enumerate(sentiment_rows()[:12])]
+    return write_rows(tmp_path / "pool.jsonl", [*rows, rows[0] | {"id": "again"}])
+
+
+def test_the_rows_come_in_the_order_to_label(
+    sentiment_run: FinishedRun, pool: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = main(["suggest", "--artifact", str(sentiment_run.artifact), "--pool", str(pool), "--n", "5"])
+    shown = capsys.readouterr()
+    assert status == 0, shown.err
+    assert "5 of 13 rows chosen by information; 1 repeat an earlier one" in shown.out
+    assert "nats, half of it from the first" in shown.out
+    given = [json.loads(line) for line in pool.read_text(encoding="utf-8").splitlines()]
+    lines = [json.loads(line) for line in pool.with_suffix(".suggested.jsonl").read_text("utf-8").splitlines()]
+    assert len(lines) == len({line["id"] for line in lines}) == 5
+    total = 0.0
+    for line in lines:
+        reasons = line["suggested"]
+        assert {"id": line["id"], "text": line["text"]} == given[reasons["row"]]
+        total += reasons["gain"]
+        assert reasons["cumulative_gain"] == pytest.approx(total)
+        assert reasons["predicted"] == max(reasons["probs"], key=lambda label: reasons["probs"][label])
+        assert 0 <= reasons["entropy"] <= 0.6932
+
+
+def test_labelled_in_place_it_is_a_file_of_rows(sentiment_run: FinishedRun, pool: Path, tmp_path: Path) -> None:
+    """With labels written into it the file is read as labelled rows, and suggested again it is a pool."""
+    out = tmp_path / "next.jsonl"
+    command = ["suggest", "--artifact", str(sentiment_run.artifact), "--n", "3", "--method", "random"]
+    assert main([*command, "--pool", str(pool), "--out", str(out)]) == 0
+    lines = [json.loads(line) | {"label": "positive"} for line in out.read_text("utf-8").splitlines()]
+    assert all("gain" not in line["suggested"] for line in lines)
+    assert main([*command, "--pool", str(write_rows(tmp_path / "labelled.jsonl", lines)), "--out", str(out)]) == 0
+    assert len(out.read_text("utf-8").splitlines()) == 3
+
+
+def test_what_cannot_be_is_said(
+    sentiment_run: FinishedRun, pool: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["suggest", "--artifact", str(sentiment_run.artifact)]
+    assert main([*command, "--pool", str(pool), "--out", str(pool)]) == 1
+    assert "is the pool itself" in capsys.readouterr().err
+    assert main([*command, "--pool", str(pool), "--n", "0"]) == 1
+    assert "ask for at least 1" in capsys.readouterr().err
+    other = write_rows(tmp_path / "other.jsonl", [{"question": "which?"}])
+    assert main([*command, "--pool", str(other)]) == 1
+    assert "'text' is missing" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*command, "--pool", str(pool), "--method", "luck"])

@@ -1,0 +1,47 @@
+"""What ``python -m training suggest`` is told: a command line as one value."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from laplora.selection.methods import METHODS, Method
+
+
+@dataclass(frozen=True)
+class SuggestRequest:
+    """What ``python -m training suggest`` is told.
+
+    Attributes:
+        artifact: folder; pool: JSON Lines or CSV file of rows with the fields of its template; out: JSON Lines file.
+        number: rows that are to be labelled; method: one of ``METHODS``; seed: of ``random``.
+    """
+
+    artifact: Path
+    pool: Path
+    out: Path
+    number: int = 100
+    method: Method = "information"
+    device: str = "auto"
+    batch_size: int = 8
+    seed: int = 0
+
+
+def add_options(job: argparse.ArgumentParser) -> None:
+    """Give a command line the options of the job."""
+    job.add_argument("--artifact", type=Path, required=True, help="folder of the artifact")
+    job.add_argument("--pool", type=Path, required=True, help="JSON Lines or CSV file of rows; labels are ignored")
+    job.add_argument("--out", type=Path, help="JSON Lines file to write (default: POOL.suggested.jsonl)")
+    job.add_argument("--n", type=int, default=100, dest="number", help="rows to label (default: 100)")
+    job.add_argument("--method", choices=METHODS, default="information", help="how (default: information)")
+    job.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    job.add_argument("--batch-size", type=int, default=8, help="rows that run together (default: 8)")
+    job.add_argument("--seed", type=int, default=0, help="of method random (default: 0)")
+
+
+def request_of(options: argparse.Namespace) -> SuggestRequest:
+    """Return what the command line asks for."""
+    given = {name: getattr(options, name) for name in SuggestRequest.__dataclass_fields__}
+    given["out"] = given["out"] or given["pool"].with_suffix(".suggested.jsonl")
+    return SuggestRequest(**given)

@@ -1,0 +1,82 @@
+"""Suggest: which rows of an unlabelled file to label next, in the order to label them, by a finished artifact."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from laplora.errors import DataError
+from laplora.files import write_whole
+from laplora.predictor import Predictor
+from laplora.prompts.examples import Example
+from laplora.selection.suggest import Suggestion
+from laplora.selection.suggest import suggest as suggest_rows
+from training.config.suggestion import SuggestRequest
+from training.data.examples import Task
+from training.data.files import read_inputs
+from training.workspace.terminal import progress, say
+
+
+def suggest(request: SuggestRequest) -> Path:
+    """Write the rows to label next, in that order, say how they are spread, and return the file.
+
+    Raises:
+        ConfigError, DataError: as ``laplora.selection.suggest.suggest``; rows without the template's fields.
+        ArtifactError: an artifact that cannot be used.
+    """
+    if request.out.resolve() == request.pool.resolve():
+        raise DataError(f"--out {request.out} is the pool itself: name another file")
+    predictor = Predictor.load(request.artifact, device=request.device, progress=say)
+    manifest = predictor.artifact.manifest
+    examples = read_inputs(request.pool, Task(manifest.name, manifest.template.template(), manifest.labels))
+    rows = [predictor.encode(example.fields, truncate=True) for example in examples]
+    found = suggest_rows(
+        predictor,
+        rows,
+        request.number,
+        request.method,
+        batch_size=request.batch_size,
+        seed=request.seed,
+        track=progress,
+    )
+    lines = [json.dumps(line, ensure_ascii=False) for line in suggested_lines(found, examples)]
+    write_whole(request.out, "\n".join(lines) + "\n")
+    _tell(found, len(examples))
+    say(f"rows to label, in this order: {request.out}")
+    return request.out
+
+
+def suggested_lines(found: Suggestion, examples: Sequence[Example]) -> list[dict[str, Any]]:
+    """Return what is written of each row, in the order to label: its id and fields, and under ``suggested`` why.
+
+    With a field ``label`` added, such a line is a labelled row.
+    """
+    lines, total = [], 0.0
+    for one in found.rows:
+        example, prediction = examples[one.row], one.prediction
+        reasons: dict[str, Any] = {"row": one.row}
+        if one.gain is not None:
+            total += one.gain
+            reasons |= {"gain": one.gain, "cumulative_gain": total}
+        reasons["predicted"] = prediction.label if prediction.labels_present is None else prediction.labels_present
+        reasons["probs"] = dict(zip(prediction.labels, prediction.probs, strict=True))
+        reasons["entropy"] = prediction.total
+        lines.append({"id": example.id, **example.fields, "suggested": reasons})
+    return lines
+
+
+def _tell(found: Suggestion, pool: int) -> None:
+    left = [f"{found.repeated} repeat an earlier one"] if found.repeated else []
+    left += [f"{found.unlike} are too unlike the training rows"] if found.unlike else []
+    say(f"{len(found.rows)} of {pool} rows chosen by {found.method}" + "".join(f"; {part}" for part in left))
+    predicted = Counter(
+        label for one in found.rows for label in one.prediction.labels_present or [one.prediction.label]
+    )
+    say("predicted labels: " + ", ".join(f"{label} {count}" for label, count in predicted.most_common(10)))
+    gains = [one.gain for one in found.rows if one.gain is not None]
+    if found.method in ("information", "prediction"):
+        half = next(i for i in range(len(gains)) if sum(gains[: i + 1]) >= sum(gains) / 2) + 1
+        say(f"gain: {sum(gains):.3g} nats, half of it from the first {half} rows; the last row adds {gains[-1]:.3g}")
