@@ -59,7 +59,7 @@ def rooms(picture: Picture) -> None:
         [("selection", "which rows to label next")],
         [("predictor", "an artifact in, answers out")],
         [("answers", "from the outputs of a batch to its answers")],
-        [("artifact", "the folder that is served"), ("conditioning", "labels move the mean")],
+        [("artifact", "the folder that is served"), ("conditioning", "labels correct answers")],
         [("prior", "prior precision")],
         [("predictive", "from a Gaussian to probabilities")],
         [("posterior", "curvature and its structures")],

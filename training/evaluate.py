@@ -24,8 +24,9 @@ from laplora.metrics.label_sets import SetQuality
 from laplora.metrics.scores import Evaluation, evaluate_probs
 from laplora.posterior.file import read_posterior
 from laplora.predictive.distilled_file import read_distilled_for
-from laplora.predictive.kinds import PredictiveName
-from laplora.predictive.shift_file import read_shift
+from laplora.predictive.kinds import Corrected, PredictiveName
+from laplora.predictive.shift import Shift
+from laplora.predictive.shift_file import read_shifts
 from laplora.prompts.examples import Example
 from training.calibration.fidelity import Fidelity, measure_fidelity
 from training.calibration.order_average import OrderGain, order_averages
@@ -103,16 +104,19 @@ def measure(run: Run, model: Any, fitted: Path) -> Measured:
     ensemble = Ensemble(member_adapters(config, model), fits)
     with without_adapter(model):
         zero_shot = plain_probs(classifier, test, config.laplace.batch_size)
-    posterior = read_posterior(fitted / POSTERIOR, blocks)
-    shift = read_shift(fitted / SHIFT, posterior.blocks, run.class_count - 1) if record.conditioned else None
+    shifts: dict[Corrected, tuple[Shift, float]] = {}
+    if record.conditioned:
+        width = model.get_base_model().config.get_text_config().hidden_size
+        found_shifts = read_shifts(fitted / SHIFT, tuple(record.conditioned), width, run.class_count - 1)
+        shifts = {kind: (one, calibrated.predictives[kind].temperature) for kind, one in found_shifts.items()}
     found = outputs_of(
         classifier,
         config.fit,
-        posterior,
+        read_posterior(fitted / POSTERIOR, blocks),
         record.served.prior,
         ensemble,
         read_distilled_for(model, fitted / DISTILLED, run.class_count) if record.distilled else None,
-        shift,
+        shifts,
         test,
         Terminal(),
     )
@@ -127,7 +131,7 @@ def measure(run: Run, model: Any, fitted: Path) -> Measured:
     if config.evaluation.order_average:
         names: tuple[PredictiveName, ...] = ("map", calibrated.recommended.predictive)
         records = {name: calibrated.predictives[name] for name in names}
-        averaged, gains = order_averages(classifier, config.fit, outputs, ensemble, shift, test, records)
+        averaged, gains = order_averages(classifier, config.fit, outputs, ensemble, shifts, test, records)
         results |= averaged
     for choice in record.choices:
         if choice != record.served:

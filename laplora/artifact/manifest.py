@@ -17,7 +17,7 @@ from laplora.errors import ArtifactCorruptError, ArtifactIncompatibleError
 from laplora.linearised import Likelihood
 from laplora.models.base import BaseSpec
 from laplora.posterior.base import Prior
-from laplora.predictive.kinds import PREDICTIVES, Members, PredictiveName, PredictiveSpec, predictive_spec
+from laplora.predictive.kinds import PREDICTIVES, Corrected, Members, PredictiveName, PredictiveSpec, predictive_spec
 from laplora.prompts.rows import FEWEST_TOKENS, MAX_LABELS
 from laplora.prompts.templates import PromptTemplate
 
@@ -69,10 +69,9 @@ class PriorRecord(_Record):
     granularity: Literal["scalar", "group", "module"]
     precision: dict[str, Annotated[float, Field(gt=0)]]
     objective: float = Field(description="nats: log evidence, or minus the mean held-out NLL")
-    centre: Literal["initial_adapter", "zero", "trained_adapter"] = Field(
+    centre: Literal["initial_adapter", "zero"] = Field(
         "initial_adapter",
-        description="zero where the adapter was trained elsewhere and nobody kept its initial weights; the trained "
-        "adapter where labels move it",
+        description="zero where the adapter was trained elsewhere and nobody kept its initial weights",
     )
 
     def prior(self) -> Prior:
@@ -108,10 +107,10 @@ class DistilledRecord(_Record):
 
 
 class ConditionedRecord(_Record):
-    """How far labels move the contrasts of ``conditioned``, in ``shift.safetensors``."""
+    """How labels correct the log probabilities of a predictive, in ``shift.safetensors``."""
 
-    rows: int = Field(ge=1, description="labelled rows that condition, those of the calibration split")
-    prior: PriorRecord = Field(description="of the mean; the covariance has the artifact's")
+    rows: int = Field(ge=1, description="labelled inputs that correct, those of the calibration split")
+    precision: float = Field(gt=0, description="of the last layer's prior")
     bias: float = Field(ge=0, description="prior variance of a constant that is added to every row, nats squared")
     size: float = Field(ge=0, description="root mean square of what it adds to a contrast of the rows, left out, nats")
 
@@ -184,7 +183,9 @@ class Manifest(_Record):
     members: tuple[MemberRecord, ...] = Field(description="the ensemble's adapters beside the trained one")
     dropout: DropoutRecord | None
     distilled: DistilledRecord | None
-    conditioned: ConditionedRecord | None = Field(None, description="null without the predictive conditioned")
+    conditioned: dict[Corrected, ConditionedRecord] = Field(
+        default_factory=dict, description="by predictive that the calibration rows' labels correct"
+    )
     many_classes: ManyClassesRecord | None = Field(None, description="null where every contrast is computed")
     calibration: CalibrationRecord
     predictives: dict[PredictiveName, PredictiveRecord]
@@ -200,7 +201,8 @@ class Manifest(_Record):
         counts = {
             "single": 1,
             "distilled": 1 if self.distilled else 0,
-            "conditioned": 1 if self.conditioned else 0,
+            "conditioned": int("conditioned" in self.conditioned),
+            "laplace_conditioned": int("laplace_conditioned" in self.conditioned),
             "checkpoints": 1 + len(self.members),
             "dropout": self.dropout.members if self.dropout else 0,
         }
@@ -226,8 +228,6 @@ class Manifest(_Record):
             raise ValueError("many_classes leaves no covariance of every contrast to distil: fast must be off")
         if len({m.folder for m in self.members}) != len(self.members):
             raise ValueError("two members are in one folder")
-        if self.conditioned and self.many_classes:
-            raise ValueError("conditioned takes every contrast, and many_classes leaves some out")
         if "fast" in self.servable and "laplace" not in self.servable:
             raise ValueError("predictives.fast needs laplace, which answers where it is unsure")
         if "fast" in self.servable and not self.readout.readout().reads_last_token:

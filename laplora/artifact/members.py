@@ -14,17 +14,28 @@ from laplora.errors import ArtifactCorruptError, ArtifactIncompatibleError, Prio
 from laplora.jacobians.contrasts import covered_blocks
 from laplora.models.adapters import attach_adapter
 from laplora.models.base import LoadedBase
-from laplora.models.classifier_head import check_ending, check_length, head_side, output_layer, trained_linears
+from laplora.models.classifier_head import (
+    check_ending,
+    check_length,
+    head_linear,
+    head_side,
+    output_layer,
+    trained_linears,
+)
 from laplora.models.hashes import tokenizer_hash, weights_hash
 from laplora.models.head_file import attach_head, check_supplied
+from laplora.models.readout import base_of
 from laplora.models.shared_base import share
 from laplora.posterior.base import Prior, block_precisions
 from laplora.posterior.file import read_posterior
 from laplora.posterior.many_classes import check_class_count
 from laplora.predictive.distilled_file import read_distilled_for
+from laplora.predictive.kinds import Corrected
 from laplora.predictive.member_adapters import dropout_weights, lora_parameters, read_weights
 from laplora.predictive.member_outputs import Member, MemberSet
-from laplora.predictive.shift_file import read_shift
+from laplora.predictive.shift import Shift
+from laplora.predictive.shift_file import read_shifts
+from laplora.readouts.base import ReadOut
 from laplora.readouts.label_sequences import LabelSequences
 
 
@@ -104,19 +115,25 @@ def load_members(path: Path, manifest: Manifest, model: Any, device: torch.devic
     dropped = (
         dropout_weights(model, blocks, p=masks.probability, members=masks.members, seed=masks.seed) if masks else ()
     )
-    trained = with_posterior({}, path, manifest.prior.prior())
-    assert trained.posterior is not None
-    shift = None
+    shifts: dict[Corrected, tuple[Shift, float]] = {}
     if manifest.conditioned:
         directions = len(manifest.labels) - (readout.likelihood == "categorical")
-        shift = read_shift(path / SHIFT, trained.posterior.blocks, directions).to(device, dtype)
+        found = read_shifts(path / SHIFT, tuple(manifest.conditioned), _state_width(model, readout), directions)
+        shifts = {kind: (shift, manifest.predictives[kind].temperature) for kind, shift in found.items()}
     return MemberSet(
         model=model,
         parameters=lora_parameters(model),
         readout=readout,
-        trained=trained,
+        trained=with_posterior({}, path, manifest.prior.prior()),
         distilled=read_distilled_for(model, path / DISTILLED, len(manifest.labels)) if manifest.distilled else None,
-        shift=shift,
+        shifts=shifts,
         checkpoints=tuple(map(checkpoint, manifest.members)),
         dropout=tuple(map(Member, dropped)),
     )
+
+
+def _state_width(model: Any, readout: ReadOut) -> int:
+    """Return the size of the state that the logits are read from."""
+    if readout.trained:
+        return int(head_linear(model, readout.trained[-1]).in_features)
+    return int(base_of(model).config.get_text_config().hidden_size)

@@ -1,10 +1,8 @@
-"""Choosing how far labels may move the contrasts: the kernel of least leave-one-out loss.
+"""Choosing how far labels may move log probabilities: the kernel of least leave-one-out loss.
 
-Where one precision has to serve both the mean and the covariance it is a poor compromise (docs/lab-notes.md). So the
-covariance keeps the precision that validation chose, and the mean has one of its own.
-
-What the labels correct is the Laplace predictive: it is their prior mean, as the contrasts ``Q^T log p`` of its
-probabilities. An overconfident ``f_MAP`` would leave little for the labels of mistakes to do.
+What the labels correct is a calibrated predictive, MAP with a temperature or Laplace. Its ``Q^T log p`` are their prior
+mean. An overconfident one would leave labels of mistakes a long way to go, and those of right answers nothing to say
+(docs/lab-notes.md).
 """
 
 from __future__ import annotations
@@ -14,15 +12,14 @@ from dataclasses import dataclass
 
 import torch
 
-from laplora.conditioning.kernel import RowKernel
+from laplora.conditioning.last_layer import LastLayer
 from laplora.conditioning.left_out import left_out_mean
 from laplora.conditioning.mode import Mode, posterior_mode
 from laplora.errors import FactorizationError
 from laplora.linearised import class_log_probs, contrast_logits
 from laplora.linearised import contrast_mean as to_contrasts
-from laplora.posterior.base import Prior
 
-#: Kernels that are tried: their mean prior variance of a contrast, nats squared. The first one moves nothing.
+#: Kernels that are tried: the mean variance of a contrast under their prior, nats squared. The first one moves nothing.
 VARIANCES = (1e-4, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 #: And the prior variance of a constant that is added to every row: without one, or with one of 0.7 nats.
 BIASES = (0.0, 0.5)
@@ -68,34 +65,29 @@ class Candidate:
     """A kernel that is tried.
 
     Attributes:
-        prior: of the weights; bias: prior variance of the constant, nats squared.
+        precision: of the last layer's prior; bias: prior variance of the constant, nats squared.
         kernel: (rows, classes - 1, rows, classes - 1) float64, between the labelled rows, nats squared.
     """
 
-    prior: Prior
+    precision: float
     bias: float
     kernel: torch.Tensor
 
     def take(self, rows: torch.Tensor) -> Candidate:
         """Return the kernel between some rows."""
-        return Candidate(self.prior, self.bias, self.kernel[rows][:, :, rows])
+        return Candidate(self.precision, self.bias, self.kernel[rows][:, :, rows])
 
 
-def candidates(kernel: RowKernel, together: int = 1) -> list[Candidate]:
-    """Return the kernels that are tried, from the narrowest to the widest, without a constant first.
-
-    Args:
-        together: so many consecutive rows are of one input. The constant is one for each of them.
-    """
-    rows, directions = kernel.jacobians[0].shape[:2]
-    unit = sum(float(part.double().square().sum()) for part in kernel.jacobians) / (rows * directions)
-    same = torch.eye(together, dtype=torch.float64).repeat(rows // together, rows // together)
-    constant = torch.einsum("nm,cd->ncmd", same, torch.eye(directions, dtype=torch.float64))
+def candidates(
+    layer: LastLayer, variances: Sequence[float] = VARIANCES, biases: Sequence[float] = BIASES
+) -> list[Candidate]:
+    """Return the kernels that are tried, from the narrowest to the widest, without a constant first."""
+    constant = torch.eye(len(layer.curvature), dtype=torch.float64)[None, :, None]
     found = []
-    for bias in BIASES:
-        for variance in VARIANCES:
-            prior = Prior("scalar", {"all": unit / variance})
-            found.append(Candidate(prior, bias, kernel.at(prior) + bias * constant))
+    for bias in biases:
+        for variance in variances:
+            precision = layer.variance / variance
+            found.append(Candidate(precision, bias, layer.kernel(precision) + bias * constant))
     return found
 
 

@@ -21,6 +21,7 @@ from laplora.metrics.scores import row_nll
 from laplora.posterior.base import Prior, ProjectedJacobians
 from laplora.predictive.cross_fitting import FOLDS, cross_fitted_predictive, rank_aligned
 from laplora.predictive.kinds import (
+    CONDITIONED,
     PREDICTIVES,
     TEMPERED,
     PredictiveName,
@@ -53,7 +54,7 @@ def calibrate(
     """Return what is recorded of the calibration split, and the review scores of its rows by predictive.
 
     Args:
-        outputs: of the calibration rows; conditioning: by their labels, with the predictive ``conditioned``.
+        outputs: of the calibration rows; conditioning: by their labels, where some predictive is corrected by them.
         held_out: what ``out_of_fold`` returns of the same, where it is there already.
 
     Served are parameters fitted on all calibration rows. Thresholds, label sets and the recommendation are set on what
@@ -66,9 +67,7 @@ def calibrate(
     held_out = held_out or out_of_fold(settings, outputs, priors, conditioning)
     sureness = {
         # A row that its own label has moved is no rank to compare with; folds of one kernel compare as they are.
-        name: sureness_of(held_out[name])
-        if name == "conditioned"
-        else held_out_sureness(settings, outputs, name, priors)
+        name: sureness_of(held_out[name]) if name in CONDITIONED else held_out_sureness(settings, outputs, name, priors)
         for name in names
     }
     thresholds = fit_thresholds(
@@ -113,15 +112,16 @@ def out_of_fold(
 ) -> dict[PredictiveName, PosteriorPredictive]:
     """Return every predictive of each calibration row, with prior and temperature fitted on the folds without it.
 
-    Likewise the labels that move the mean of ``conditioned``.
+    Likewise the labels that correct one.
     """
     rows, together = len(outputs.split.labels), outputs.split.together
 
     def fold_predictive(name: PredictiveName) -> FoldPredictive:
-        if name != "conditioned":
+        kind = next((one for one in CONDITIONED if one == name), None)
+        if kind is None:
             return _fold_predictive(outputs, name, priors)
         assert conditioning is not None
-        return lambda fit, answered: conditioning.predictive(fit, answered, priors(fit, 1)[0])
+        return lambda fit, answered: conditioning.predictive(kind, fit, answered, lambda: priors(fit, 1)[0])
 
     return {
         name: cross_fitted_predictive(fold_predictive(name), rows, FOLDS, settings.seed, together)
@@ -163,6 +163,8 @@ def _temperature(
     """Return the temperature of some rows; at least 1 where the adapter was trained on them."""
     if name not in TEMPERED:
         return 1.0
+    if name == "conditioned":
+        return outputs.temperature
     spread = None if covariances is None else covariances[:, rows]
     split = outputs.split
     found = fit_predictive_temperature(means[:, rows], spread, split.labels[rows], split.class_mask[rows])

@@ -161,7 +161,7 @@ class CalibratedPosterior:
                 fit.served.prior,
                 fit.ensemble,
                 distilled.predictor if distilled else None,
-                fit.conditioned.shift if fit.conditioned else None,
+                {kind: (one.shift, one.temperature) for kind, one in fit.conditioned.items()},
                 examples,
                 self._progress,
             )
@@ -350,7 +350,7 @@ def _members(classifier: Classifier, fit: Fit) -> MemberSet:
         readout=classifier.readout,
         trained=Member({}, fit.posterior.to(device, dtype), precisions),
         distilled=fit.distilled.predictor if fit.distilled else None,
-        shift=fit.conditioned.shift.to(device, dtype) if fit.conditioned else None,
+        shifts={kind: (one.shift, one.temperature) for kind, one in fit.conditioned.items()},
         checkpoints=tuple(checkpoint(adapter.step, adapter.weights) for adapter in fit.ensemble.adapters),
         dropout=tuple(map(Member, masks)),
     )

@@ -1,35 +1,33 @@
-"""The predictive ``conditioned`` of a fit: what the calibration rows' labels add to the Laplace predictive.
+"""The predictives of a fit that learn from the calibration rows' labels: ``conditioned``, ``laplace_conditioned``.
 
-The labels of the calibration rows are data of their own. They move the mean of the linearised posterior
-(``laplora.conditioning``). No row is answered by its own label: what thresholds, sets and the recommendation are set
-on comes from folds, and so do the priors in it.
+The labels of the calibration rows are data of their own. They correct a predictive's log probabilities through the
+state that the logits are read from (``laplora.conditioning``). No row is answered by its own label: what thresholds,
+sets and the recommendation are set on comes from folds, and so do temperatures and priors in it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 
 from laplora.classifier import Classifier
 from laplora.conditioning.choice import Candidate, LabelledRows, candidates, choose_kernel, log_contrasts
-from laplora.conditioning.kernel import RowKernel, check_memory
+from laplora.conditioning.last_layer import LastLayer
+from laplora.decisions.temperature import fit_temperature
 from laplora.errors import ConfigError
 from laplora.fitting.outputs import Fitted
-from laplora.fitting.passes import many_classes
 from laplora.fitting.progress import Progress
 from laplora.fitting.projected import ProjectedSplit
 from laplora.fitting.settings import FitSettings
-from laplora.jacobians.blocks import Block
-from laplora.linearised import PosteriorPredictive
+from laplora.linearised import PosteriorPredictive, class_probs, contrast_hessian, contrast_logits, entropy
 from laplora.posterior.base import Prior
 from laplora.posterior.binary import TO_CONTRAST
-from laplora.posterior.joint import JOINT_STRUCTURES
-from laplora.posterior.joint_solve import joint_of, restrict
-from laplora.posterior.subset import select_blocks
 from laplora.predictive.gaussian import posterior_predictive
+from laplora.predictive.kinds import CONDITIONED, Corrected
 from laplora.predictive.shift import Shift, tempering
+from laplora.readouts.label_sequences import LabelSequences
 
 #: Rows times contrasts up to which a fit conditions unasked: the time grows with the cube, 2 CPU minutes at this.
 MOST = 1500
@@ -37,17 +35,19 @@ MOST = 1500
 
 @dataclass(frozen=True)
 class Conditioned:
-    """How the calibration rows' labels move the contrasts.
+    """How the calibration rows' labels correct one predictive.
 
     Attributes:
-        shift: of the weights; prior and bias: that it was chosen under (``laplora.conditioning.choice.Candidate``).
-        left_out: (rows, classes - 1) float64, what the labels of the other inputs, and of earlier rows, add to each
-            calibration row's log probabilities, nats.
+        shift: of its log probabilities; temperature: of the predictive, 1 for Laplace.
+        precision: of the last layer's prior; bias: prior variance of a constant, nats squared.
+        left_out: (rows, classes - 1) float64, what the labels of the other inputs add to each calibration row's log
+            probabilities, nats.
         loss: mean leave-one-out NLL of the calibration rows, nats.
     """
 
     shift: Shift
-    prior: Prior
+    temperature: float
+    precision: float
     bias: float
     left_out: torch.Tensor
     loss: float
@@ -58,136 +58,145 @@ class Conditioning:
     """The calibration rows, ready to condition and to be conditioned.
 
     Attributes:
-        trained: the adapter's posterior, its prior and the rows; split: the same rows' labels.
-        kernel: the rows as the posterior sees them together; tried: kernels to choose from.
-        before: (rows, classes - 1) float64, what earlier labels add to the log probabilities, nats.
+        trained: the adapter's posterior, its prior and the rows; split: the same rows' states and labels.
+        layer: the rows' last layer; tried: kernels to choose from.
+        before: by predictive (rows, classes - 1) float64, what earlier labels add to the log probabilities, nats, and
+            the predictive's temperature; empty where there were none.
         always: so many rows, the first ones, condition every fold and are in none.
     """
 
     trained: Fitted
     split: ProjectedSplit
-    kernel: RowKernel
+    layer: LastLayer
     tried: tuple[Candidate, ...]
-    before: torch.Tensor
+    before: Mapping[Corrected, tuple[torch.Tensor, float]] = field(default_factory=dict)
     always: int = 0
 
     @classmethod
-    def of(cls, trained: Fitted, split: ProjectedSplit, blocks: Sequence[Block], always: int = 0) -> Conditioning:
-        """Return the conditioning of a split whose Jacobians of ``blocks`` were kept.
+    def of(
+        cls,
+        trained: Fitted,
+        split: ProjectedSplit,
+        before: Mapping[Corrected, tuple[torch.Tensor, float]] | None = None,
+        always: int = 0,
+    ) -> Conditioning:
+        """Return the conditioning of a split whose last states were kept; labels move it on from ``before``."""
+        assert split.last is not None
+        if split.together == 1:
+            layer = LastLayer.of(split.last, contrast_hessian(split.logits, split.class_mask), trained.posterior.rows)
+            return cls(trained, split, layer, tuple(candidates(layer)), before or {}, always)
+        present = class_probs(split.logits, split.class_mask)[:, 1].view(-1, split.together)
+        layer = LastLayer.of(split.last, torch.diag_embed(present * (1 - present)), trained.posterior.rows)
+        size = len(split)
+        tried = (
+            Candidate(one.precision, one.bias, TO_CONTRAST**2 * one.kernel.reshape(size, 1, size, 1))
+            for one in candidates(layer)
+        )
+        return cls(trained, split, layer, tuple(tried), before or {}, always)
 
-        Where earlier labels have moved the split (``split.shift``), its own labels move it on from there.
-
-        Raises:
-            ConfigError: another structure of the posterior than the joint ones.
-        """
-        assert split.jacobians is not None
-        kernel = RowKernel.of(restrict(joint_of(trained.posterior), blocks), split.jacobians)
-        before = torch.zeros_like(trained.projected.contrast_mean).double() if split.shift is None else split.shift
-        return cls(trained, split, kernel, tuple(candidates(kernel, split.together)), before, always)
-
-    def served(self) -> Conditioned:
-        """Return the shift that all rows' labels ask for, on top of that of earlier rows."""
-        rows = self._labelled(self.trained.covariance(), torch.arange(len(self.split)))
+    def served(self, kind: Corrected) -> Conditioned:
+        """Return the correction of a predictive that all rows' labels ask for, on top of that of earlier ones."""
+        everything = torch.arange(len(self.split))
+        base = self._base(kind, everything, self.trained.prior)
+        rows = self._labelled(base, everything)
         choice = choose_kernel(self.tried, rows)
-        chosen, split = self.tried[choice.place], self.split
-        weights = tuple(part.float() for part in self.kernel.shift(choice.mode.alpha, chosen.prior))
-        constant = chosen.bias * choice.mode.alpha.view(-1, split.together, rows.mean.shape[1]).sum(0).flatten()
-        if split.together > 1:
-            constant = constant / TO_CONTRAST
-        shift = Shift(self.kernel.posterior.blocks, weights, constant)
-        left_out = choice.left_out - rows.mean + self.before
-        return Conditioned(shift, chosen.prior, chosen.bias, left_out, choice.losses[choice.place])
+        chosen, alpha = self.tried[choice.place], choice.mode.alpha
+        if self.split.together > 1:
+            alpha = TO_CONTRAST * alpha.view(-1, self.split.together)
+        shift = Shift(self.layer.weights(alpha, chosen.precision), chosen.bias * alpha.sum(0))
+        moved, loss = choice.left_out - rows.mean + base.before, choice.losses[choice.place]
+        return Conditioned(shift, base.temperature, chosen.precision, chosen.bias, moved, loss)
 
-    def predictive(self, fit: torch.Tensor, answered: torch.Tensor, prior: Prior) -> PosteriorPredictive:
+    def predictive(
+        self, kind: Corrected, fit: torch.Tensor, answered: torch.Tensor, prior: Callable[[], Prior]
+    ) -> PosteriorPredictive:
         """Return some rows' predictive under the labels of others.
 
         Args:
             fit: row numbers, counted after those of ``always``, whose labels condition; answered: the rows to answer.
-            prior: of the covariance, chosen on rows of ``fit``.
+            prior: of the covariance, chosen on the rows of ``fit``; asked for where there is one.
         """
         fit, answered = torch.cat([torch.arange(self.always), fit + self.always]), answered + self.always
-        covariance = self.trained.covariance(prior)
-        choice = choose_kernel([one.take(fit) for one in self.tried], self._labelled(covariance[fit], fit))
-        cross = self.tried[choice.place].kernel[answered][:, :, fit]
-        moved, mask = self.before[answered] + choice.mode.moved(cross), self.split.class_mask[answered]
-        mean = self.trained.projected.contrast_mean[answered] + tempering(covariance[answered], mask) * moved
-        return posterior_predictive(mean, covariance[answered], mask)
+        base = self._base(kind, fit, prior() if kind == "laplace_conditioned" else None)
+        choice = choose_kernel([one.take(fit) for one in self.tried], self._labelled(base, fit))
+        moved = choice.mode.moved(self.tried[choice.place].kernel[answered][:, :, fit])
+        return base.answer(self.trained.projected.contrast_mean[answered], moved, answered, self.split.class_mask)
 
-    def _labelled(self, covariance: torch.Tensor, rows: torch.Tensor) -> LabelledRows:
-        """Return rows with what their labels correct: the Laplace predictive, as earlier labels have moved it."""
-        split, mean = self.split, self.trained.projected.contrast_mean[rows]
-        laplace = posterior_predictive(mean, covariance, split.class_mask[rows])
-        return LabelledRows(
-            log_contrasts(laplace.probs, split.class_mask[rows]) + self.before[rows],
-            split.labels[rows],
-            split.class_mask[rows],
-            split.together,
-        )
+    def _base(self, kind: Corrected, fit: torch.Tensor, prior: Prior | None) -> _Base:
+        """Return the predictive that labels correct: as earlier labels have, or fitted on some rows."""
+        split = self.split
+        before, temperature = self.before.get(kind, (torch.zeros_like(self.trained.projected.contrast_mean), None))
+        if kind == "laplace_conditioned":
+            return _Base(1.0, self.trained.covariance(prior), before.double())
+        if temperature is not None:
+            return _Base(temperature, None, before.double())
+        logits = contrast_logits(self.trained.projected.contrast_mean[fit].double())
+        return _Base(fit_temperature(logits, split.labels[fit], split.class_mask[fit]), None, before.double())
+
+    def _labelled(self, base: _Base, rows: torch.Tensor) -> LabelledRows:
+        split = self.split
+        nothing = torch.zeros((), dtype=torch.float64)
+        before = base.answer(self.trained.projected.contrast_mean[rows], nothing, rows, split.class_mask)
+        mask = split.class_mask[rows]
+        return LabelledRows(log_contrasts(before.probs, mask), split.labels[rows], mask, split.together)
+
+
+@dataclass(frozen=True)
+class _Base:
+    """A predictive that labels correct: MAP with a temperature, or every row's Gaussian; and earlier corrections."""
+
+    temperature: float
+    covariance: torch.Tensor | None
+    before: torch.Tensor
+
+    def answer(
+        self, mean: torch.Tensor, moved: torch.Tensor, rows: torch.Tensor, class_mask: torch.Tensor
+    ) -> PosteriorPredictive:
+        """Return the predictive of some rows, their log probabilities moved."""
+        mask, moved = class_mask[rows], self.before[rows] + moved
+        if self.covariance is not None:
+            covariance = self.covariance[rows]
+            return posterior_predictive(mean + tempering(covariance, mask) * moved, covariance, mask)
+        probs = class_probs(contrast_logits(mean.double() / self.temperature + moved), mask)
+        return PosteriorPredictive(probs, torch.zeros_like(probs), entropy(probs))
 
 
 def without_conditioned(settings: FitSettings) -> FitSettings:
-    """Return settings with the predictive ``conditioned`` off."""
+    """Return settings with the predictives that learn from labels off."""
     return settings.model_copy(update={"predictives": settings.predictives.model_copy(update={"conditioned": False})})
 
 
-def conditioned_blocks(
-    classifier: Classifier,
-    settings: FitSettings,
-    blocks: Sequence[Block],
-    rows: int,
-    trained_on: bool,
-    progress: Progress,
-) -> tuple[Block, ...]:
-    """Return the blocks that conditioning may move; none where it is off, or where it is not covered, and say why.
-
-    Arguments are those of ``movable_blocks``.
-
-    Raises:
-        ConfigError: it is not covered and should answer.
-    """
-    if not settings.predictives.conditioned:
-        return ()
-    try:
-        return movable_blocks(classifier, settings, blocks, rows, trained_on)
-    except ConfigError as error:
-        if settings.predictives.serve == "conditioned":
-            raise ConfigError(f"serve: conditioned cannot be: {error}") from None
-        progress.say(f"conditioned is off: {error}")
-        return ()
-
-
-def movable_blocks(
-    classifier: Classifier, settings: FitSettings, blocks: Sequence[Block], rows: int, trained_on: bool
-) -> tuple[Block, ...]:
-    """Return the blocks that labels of so many rows may move.
-
-    They are the values' ``lora_B`` where there are some: all blocks give the same answers (docs/lab-notes.md) and take
-    ten times the memory.
+def possible_conditioning(
+    classifier: Classifier, settings: FitSettings, rows: int, trained_on: bool, progress: Progress
+) -> FitSettings:
+    """Return settings in which labels condition only where they can; says why they cannot.
 
     Args:
-        blocks: that the posterior covers; rows: inputs with labels.
+        rows: calibration rows.
         trained_on: whether the adapter was trained on them, and so on their labels.
 
     Raises:
-        ConfigError: the posterior or so many rows are not covered.
+        ConfigError: settings that ask to serve what cannot be.
     """
+    if not settings.predictives.conditioned:
+        return settings
+    try:
+        check_conditioning(classifier, rows, trained_on=trained_on)
+    except ConfigError as error:
+        if settings.predictives.serve in CONDITIONED:
+            raise ConfigError(f"serve: {settings.predictives.serve} cannot be: {error}") from None
+        progress.say(f"conditioned is off: {error}")
+        return without_conditioned(settings)
+    return settings
+
+
+def check_conditioning(classifier: Classifier, rows: int, *, trained_on: bool) -> None:
+    """Raise ConfigError where labels of so many rows cannot condition, or the adapter was trained on them."""
     readout = classifier.readout
     directions = readout.class_count - (readout.likelihood == "categorical")
-    structure = settings.laplace.structure
-    why = None
     if trained_on:
-        why = "the adapter was trained on the calibration rows, whose labels it knows"
-    elif structure not in JOINT_STRUCTURES:
-        why = f"structure {structure} of the posterior has no covariance between rows"
-    elif many_classes(settings, classifier):
-        why = f"of {readout.class_count} classes not every contrast is computed"
-    elif rows * directions > MOST:
-        why = f"{rows} labelled rows of {directions} contrasts are more than {MOST}"
-    if why is not None:
-        raise ConfigError(why)
-    try:
-        chosen = select_blocks(blocks, "values_b")
-    except ConfigError:
-        chosen = tuple(blocks)
-    check_memory(rows, directions, chosen)
-    return chosen
+        raise ConfigError("the adapter was trained on the calibration rows, whose labels it knows")
+    if isinstance(readout, LabelSequences):
+        raise ConfigError("the logits of label sequences are read from several states")
+    if rows * directions > MOST:
+        raise ConfigError(f"{rows} labelled rows of {directions} contrasts are more than {MOST} in all")

@@ -11,7 +11,7 @@ from laplora.decisions.conformal import ConformalScore, label_sets, present_sets
 from laplora.decisions.uncertainty import review_score
 from laplora.fitting.calibrate import predictive_of
 from laplora.fitting.distillation import watched_layers
-from laplora.fitting.outputs import Ensemble, Fitted, SplitOutputs, split_outputs
+from laplora.fitting.outputs import Ensemble, Fitted, SplitOutputs, corrected, split_outputs
 from laplora.fitting.progress import Progress
 from laplora.fitting.projected import project_split
 from laplora.fitting.settings import FitSettings
@@ -21,7 +21,7 @@ from laplora.metrics.scores import Evaluation, evaluate_probs
 from laplora.metrics.several_labels import LabelsQuality, evaluate_labels
 from laplora.posterior.base import Posterior, Prior
 from laplora.predictive.distilled import DistilledCovariance, Estimate
-from laplora.predictive.kinds import PredictiveName
+from laplora.predictive.kinds import Corrected, PredictiveName
 from laplora.predictive.shift import Shift
 from laplora.prompts.examples import Example
 
@@ -41,20 +41,23 @@ def outputs_of(
     prior: Prior,
     ensemble: Ensemble,
     distilled: DistilledCovariance | None,
-    shift: Shift | None,
+    shifts: Mapping[Corrected, tuple[Shift, float]],
     examples: Sequence[Example],
     progress: Progress,
     title: str = "test rows",
 ) -> RowOutputs:
     """Return what every adapter of a fit gives on rows.
 
-    Without ``distilled`` or ``shift``, as where they cannot be, there is no ``fast`` and no ``conditioned``.
+    Without ``distilled``, as where it cannot be, there is no ``fast``; ``shifts`` are of the predictives that labels
+    correct, each with its temperature.
     """
     size = settings.laplace.batch_size
     layers = () if distilled is None else watched_layers(classifier, settings)
-    split = project_split(classifier, posterior, examples, progress, title, batch_size=size, layers=layers, shift=shift)
+    split = project_split(classifier, posterior, examples, progress, title, batch_size=size, layers=layers)
     trained = Fitted(posterior, prior, split.projected)
-    outputs = split_outputs(classifier, settings, trained, split, ensemble, examples, progress, title)
+    outputs = corrected(
+        split_outputs(classifier, settings, trained, split, ensemble, examples, progress, title), shifts
+    )
     estimate = None
     if distilled is not None and split.states is not None:
         estimate = distilled.estimate(split.states)

@@ -12,7 +12,7 @@ from laplora.artifact.manifest import ManyClassesRecord
 from laplora.classifier import Classifier
 from laplora.errors import ConfigError
 from laplora.fitting.calibrate import Calibrated, calibrate
-from laplora.fitting.conditioning import Conditioned, Conditioning, conditioned_blocks, without_conditioned
+from laplora.fitting.conditioning import Conditioned, Conditioning, possible_conditioning
 from laplora.fitting.curvature import fit_curvature
 from laplora.fitting.distillation import Distilled, distill_covariance, watched_layers
 from laplora.fitting.members import MemberAdapter, MemberFit, MemberStore, fit_member
@@ -28,7 +28,7 @@ from laplora.jacobians.contrasts import covered_blocks
 from laplora.posterior.base import Posterior, block_precisions
 from laplora.posterior.many_classes import ManyClassPosterior
 from laplora.posterior.subset import select_blocks
-from laplora.predictive.kinds import PredictiveName
+from laplora.predictive.kinds import CONDITIONED, Corrected, PredictiveName
 from laplora.prior.search import PriorChoice
 from laplora.prompts.examples import Example
 
@@ -41,7 +41,7 @@ class Fit:
         choices: every prior choice that is reported; served: the one of them that answers.
         log_likelihood: of the training rows, summed, nats.
         squared_distances: (blocks,) float64, of the trained weights from the prior's centre.
-        conditioned: how the calibration rows' labels move the contrasts; None where they do not.
+        conditioned: by kind of members, how the calibration rows' labels correct its predictive; empty without them.
         centred: whether that centre is the initial adapter; else it is zero.
         calibration: the calibration rows as the posterior sees them.
         many_classes: how it was fitted from fewer directions than contrasts; None where every one was computed.
@@ -56,7 +56,7 @@ class Fit:
     centred: bool
     ensemble: Ensemble
     distilled: Distilled | None
-    conditioned: Conditioned | None
+    conditioned: Mapping[Corrected, Conditioned]
     calibration: ProjectedSplit
     calibrated: Calibrated
     scores: Mapping[PredictiveName, ReviewScores]
@@ -117,15 +117,14 @@ def fit_rows(
     progress, store = progress or Silent(), store or Forgetful()
     settings = for_several_labels(classifier, [*train, *calibration], settings, progress)
     settings = _possible(classifier, settings, progress)
+    settings = possible_conditioning(classifier, settings, len(calibration), trained_on, progress)
     laplace = settings.laplace
     size = laplace.batch_size
     blocks = select_blocks(covered_blocks(classifier.model, classifier.readout), laplace.subset)
     posterior, log_likelihood = fit_curvature(classifier, train, blocks, settings, store, progress)
     layers = watched_layers(classifier, settings)
-    moved = conditioned_blocks(classifier, settings, blocks, len(calibration), trained_on, progress)
-    settings = without_conditioned(settings) if not moved else settings
     split = project_split(
-        classifier, posterior, calibration, progress, "calibration rows", batch_size=size, layers=layers, keep=moved
+        classifier, posterior, calibration, progress, "calibration rows", batch_size=size, layers=layers
     )
     start = None if initial is None else label_rows(initial, classifier)
     distances = squared_distances(block_weights(classifier), blocks, start)
@@ -152,16 +151,22 @@ def fit_rows(
         )
     ensemble = Ensemble(tuple(adapters), fits)
     trained = Fitted(posterior, served.prior, split.projected)
-    conditioning = Conditioning.of(trained, split, moved) if moved else None
-    conditioned = conditioning.served() if conditioning else None
-    split = replace(split, jacobians=None, shift=conditioned.left_out if conditioned else None)
+    conditioning = Conditioning.of(trained, split) if settings.predictives.conditioned else None
+    conditioned = {kind: conditioning.served(kind) for kind in CONDITIONED} if conditioning else {}
     distilled = distill_covariance(
         classifier, posterior, served.prior, train, unlabelled, split, settings, store, progress
     )
     title = "calibration rows"
     outputs = split_outputs(classifier, settings, trained, split, ensemble, calibration, progress, title)
     held_out = distilled.held_out if distilled else None
-    calibrated, scores = calibrate(settings, replace(outputs, distilled=held_out, seen=trained_on), conditioning)
+    outputs = replace(
+        outputs,
+        distilled=held_out,
+        seen=trained_on,
+        moved={kind: one.left_out for kind, one in conditioned.items()},
+        temperature=conditioned["conditioned"].temperature if conditioned else 1.0,
+    )
+    calibrated, scores = calibrate(settings, outputs, conditioning)
     many = many_classes_record(settings, classifier, trained, split)
     return Fit(
         settings,

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import call
 from typing import Any
@@ -26,7 +26,7 @@ from laplora.artifact.manifest import Manifest
 from laplora.classifier import Classifier
 from laplora.errors import ConfigError, DataError
 from laplora.fitting.calibrate import Calibrated, calibrate, out_of_fold, predictive_of, priors_without
-from laplora.fitting.conditioning import Conditioned, Conditioning, movable_blocks
+from laplora.fitting.conditioning import Conditioned, Conditioning, check_conditioning
 from laplora.fitting.progress import Progress, Silent
 from laplora.fitting.projected import ProjectedSplit
 from laplora.fitting.rows import FEW_CALIBRATION_ROWS
@@ -34,8 +34,7 @@ from laplora.fitting.served_rows import Run, ServedOutputs, concatenated, served
 from laplora.fitting.settings import FitSettings
 from laplora.linearised import PosteriorPredictive
 from laplora.metrics.scores import evaluate_probs, row_nll
-from laplora.predictive.kinds import PredictiveName
-from laplora.predictive.member_outputs import MemberSet
+from laplora.predictive.kinds import CONDITIONED, Corrected, PredictiveName
 from laplora.predictive.shift import Shift
 from laplora.predictor import Predictor
 from laplora.prompts.examples import Example
@@ -68,7 +67,9 @@ class Comparison(BaseModel):
     rows: int = Field(ge=1, description="new labelled rows")
     folds: int = Field(ge=2)
     before: Figures = Field(description="of the predictive that the packaged artifact recommends")
-    after: Figures = Field(description="of conditioned, each row by the labels of the other folds")
+    after: Figures = Field(
+        description="of the predictive that is recommended then, each row by the labels of the other folds"
+    )
     difference: float = Field(description="of the NLL, after less before, nats, mean over rows")
     standard_error: float = Field(ge=0, description="of the difference, nats")
 
@@ -79,10 +80,11 @@ class Comparison(BaseModel):
 
     def __str__(self) -> str:
         """Return the figures in a line."""
+        after, before = self.after, self.before
         return (
-            f"NLL {self.after.nll:.3f} by conditioned, {self.before.nll:.3f} by {self.before.predictive} before: "
-            f"{self.difference:+.3f} (standard error {self.standard_error:.3f}); accuracy {self.after.accuracy:.3f}, "
-            f"{self.before.accuracy:.3f} before; {self.rows} new rows, each by the labels of the other folds"
+            f"NLL {after.nll:.3f} by {after.predictive}, {before.nll:.3f} by {before.predictive} before: "
+            f"{self.difference:+.3f} (standard error {self.standard_error:.3f}); accuracy {after.accuracy:.3f}, "
+            f"{before.accuracy:.3f} before; {self.rows} new rows, each by the labels of the other folds"
         )
 
 
@@ -91,12 +93,12 @@ class NewLabels:
     """What new labels make of an artifact.
 
     Attributes:
-        conditioned: how they move the contrasts, on top of what the calibration rows' labels do.
+        conditioned: by predictive, how they correct it, on top of what the calibration rows' labels do.
         calibrated, scores: as of ``laplora.fitting.calibrate``, on the new rows; split: the rows.
         metrics: by predictive, of the new rows, each answered by what was fitted without it.
     """
 
-    conditioned: Conditioned
+    conditioned: Mapping[Corrected, Conditioned]
     calibrated: Calibrated
     scores: dict[PredictiveName, ReviewScores]
     split: ProjectedSplit
@@ -133,27 +135,34 @@ def condition_on(
     posterior = members.trained.posterior.to("cpu", torch.float32)
     settings = settings_of(manifest, posterior.structure)
     count = len(examples) + len(calibration)
-    moved = movable_blocks(classifier, settings, posterior.blocks, count, trained_on=False)
+    check_conditioning(classifier, count, trained_on=False)
     say = progress or Silent()
-    outputs = served_outputs(packaged, classifier, settings, examples, moved, run, say)
+    outputs = served_outputs(packaged, classifier, settings, examples, run, say)
     before = predictive_before(outputs, manifest)
     fitted, rows, always = outputs.fitted[0], outputs.split, 0
     if calibration:
-        earlier = served_outputs(packaged, classifier, settings, calibration, moved, run, say).split
-        rows, always = replace(concatenated([earlier, rows]), shift=None), len(earlier)
+        earlier = served_outputs(packaged, classifier, settings, calibration, run, say).split
+        rows, always = concatenated([earlier, rows]), len(earlier)
         fitted = replace(fitted, projected=rows.projected)
-    conditioning = Conditioning.of(fitted, rows, moved, always)
-    found = conditioning.served()
-    found = replace(found, left_out=found.left_out[always:])
-    if members.shift is not None and not calibration:
-        found = replace(found, shift=added(members.shift, found.shift))
-    split = replace(outputs.split, jacobians=None, shift=found.left_out)
-    outputs = replace(outputs, split=split)
+    on_top = {} if calibration else {kind: (outputs.moved[kind], t) for kind, (_, t) in members.shifts.items()}
+    conditioning = Conditioning.of(fitted, rows, on_top, always)
+    found: dict[Corrected, Conditioned] = {}
+    for kind in CONDITIONED:
+        one = conditioning.served(kind)
+        shift = added(members.shifts[kind][0], one.shift) if kind in on_top else one.shift
+        found[kind] = replace(one, left_out=one.left_out[always:], shift=shift)
+    split = outputs.split
+    outputs = replace(
+        outputs,
+        moved={kind: one.left_out for kind, one in found.items()},
+        temperature=found["conditioned"].temperature,
+    )
     held_out = out_of_fold(settings, outputs, priors_without(settings, outputs), conditioning)
     calibrated, scores = calibrate(settings, outputs, conditioning, held_out)
     record = calibrated.calibration.model_copy(update={"split": "labels"})
     calibrated = calibrated.model_copy(update={"calibration": record})
-    comparison = compare(manifest, before, held_out["conditioned"], split, record.folds)
+    name = calibrated.recommended.predictive
+    comparison = compare(manifest, before, name, held_out[name], split, record.folds)
     metrics = {
         str(name): evaluate_probs(one.probs, split.labels, together=split.together).to_json()
         for name, one in held_out.items()
@@ -210,7 +219,7 @@ def settings_of(manifest: Manifest, structure: str) -> FitSettings:
             "many_classes": {"limit": many.limit if many else max(16, len(manifest.labels))},
         }
     )
-    if set(settings.predictives.names) != {*names, "conditioned"}:
+    if set(settings.predictives.names) != {*names, *CONDITIONED}:
         raise ConfigError(f"the artifact has the predictives {list(names)}, which cannot be calibrated together anew")
     return settings
 
@@ -222,7 +231,12 @@ def predictive_before(outputs: ServedOutputs, manifest: Manifest) -> PosteriorPr
 
 
 def compare(
-    manifest: Manifest, before: PosteriorPredictive, after: PosteriorPredictive, split: ProjectedSplit, folds: int
+    manifest: Manifest,
+    before: PosteriorPredictive,
+    name: PredictiveName,
+    after: PosteriorPredictive,
+    split: ProjectedSplit,
+    folds: int,
 ) -> Comparison:
     """Return the new rows before and after, the loss of an input with several labels being their sum."""
     each = (row_nll(after.probs, split.labels) - row_nll(before.probs, split.labels)).view(-1, split.together).sum(1)
@@ -235,25 +249,20 @@ def compare(
         rows=len(each),
         folds=folds,
         before=figures(manifest.recommended.predictive, before),
-        after=figures("conditioned", after),
+        after=figures(name, after),
         difference=float(each.mean()) / split.together,
         standard_error=float(each.std()) / math.sqrt(len(each)) / split.together,
     )
 
 
 def added(first: Shift, second: Shift) -> Shift:
-    """Return both shifts, on the CPU; blocks that one does not move, the other may."""
-    weights = dict(zip(first.blocks, (w.float().cpu() for w in first.weights), strict=True))
-    for block, weight in zip(second.blocks, second.weights, strict=True):
-        weights[block] = weights[block] + weight if block in weights else weight
-    return Shift(tuple(weights), tuple(weights.values()), first.constant.double().cpu() + second.constant)
+    """Return both shifts, on the CPU."""
+    return Shift(
+        first.weights.double().cpu() + second.weights.double().cpu(),
+        first.constant.double().cpu() + second.constant.double().cpu(),
+    )
 
 
-def with_shift(members: MemberSet, shift: Shift | None) -> MemberSet:
-    """Return the members with another shift, placed as their posterior is."""
-    assert members.trained.posterior is not None
-    if shift is None:
-        return replace(members, shift=None)
-    weight = next(members.model.parameters())
-    dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    return replace(members, shift=shift.to(weight.device, dtype))
+def shifts_of(conditioned: Mapping[Corrected, Conditioned]) -> dict[Corrected, tuple[Shift, float]]:
+    """Return the shifts, each with its predictive's temperature, as ``MemberSet`` has them."""
+    return {kind: (one.shift, one.temperature) for kind, one in conditioned.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -15,10 +15,10 @@ from laplora.fitting.settings import FitSettings
 from laplora.jacobians.contrasts import covered_blocks
 from laplora.posterior.base import Posterior, Prior, ProjectedJacobians, block_precisions
 from laplora.posterior.binary import binary_means
-from laplora.predictive.kinds import PREDICTIVES, Members, PredictiveName
+from laplora.predictive.kinds import PREDICTIVES, Corrected, Members, PredictiveName
 from laplora.predictive.member_adapters import dropout_weights, in_place, lora_parameters
 from laplora.predictive.member_outputs import Member, MemberSet, Wanted, member_outputs
-from laplora.predictive.shift import tempering
+from laplora.predictive.shift import Shift, tempering
 from laplora.prompts.examples import Example
 
 
@@ -52,6 +52,8 @@ class SplitOutputs:
         fitted: the trained adapter, then the ensemble's others where they have posteriors.
         means: by kind of members (members, rows, classes - 1), of the kinds that are run without posteriors.
         distilled: (rows, classes - 1, classes - 1), the covariances that ``fast`` predicts; None without it.
+        moved: by kind of members (rows, classes - 1), what the calibration rows' labels add to the log probabilities.
+        temperature: of the predictive ``conditioned``.
         seen: whether the adapter was trained on these rows, which then cannot say that it could be surer.
     """
 
@@ -59,6 +61,8 @@ class SplitOutputs:
     fitted: tuple[Fitted, ...]
     means: dict[Members, torch.Tensor]
     distilled: torch.Tensor | None = None
+    moved: Mapping[Corrected, torch.Tensor] = field(default_factory=dict)
+    temperature: float = 1.0
     seen: bool = False
 
     def moments(
@@ -67,14 +71,16 @@ class SplitOutputs:
         """Return a predictive's means (members, rows, classes - 1) and covariances, under its priors by default."""
         spec = PREDICTIVES[name]
         single = self.split.projected.contrast_mean[None]
+        if spec.members == "conditioned":
+            return single + self.temperature * self.moved[spec.members], None
         if not spec.covariance:
             return (single if spec.members == "single" else self.means[spec.members]), None
         if spec.members == "distilled":
             return single, self._distilled(priors)[None]
-        if spec.members == "conditioned":
-            assert self.split.shift is not None
+        if spec.members == "laplace_conditioned":
             covariance = self.fitted[0].covariance(priors[0] if priors else None)
-            return single + tempering(covariance, self.split.class_mask) * self.split.shift, covariance[None]
+            moved = tempering(covariance, self.split.class_mask) * self.moved[spec.members]
+            return single + moved, covariance[None]
         chosen = self.fitted[:1] if spec.members == "single" else self.fitted
         covariances = [f.covariance(priors[i] if priors else None) for i, f in enumerate(chosen)]
         return torch.stack([f.projected.contrast_mean for f in chosen]), torch.stack(covariances)
@@ -87,6 +93,22 @@ class SplitOutputs:
         trained = self.fitted[0]
         sizes = [c.diagonal(dim1=1, dim2=2).sum(1) for c in (trained.covariance(priors[0]), trained.covariance())]
         return self.distilled * (sizes[0] / sizes[1].clamp_min(torch.finfo(torch.float64).tiny))[:, None, None]
+
+
+def corrected(outputs: SplitOutputs, shifts: Mapping[Corrected, tuple[Shift, float]]) -> SplitOutputs:
+    """Return outputs with what labels of other rows add to the log probabilities.
+
+    Args:
+        shifts: by kind of members, each with its predictive's temperature.
+    """
+    split = outputs.split
+    moved: dict[Corrected, torch.Tensor] = {}
+    for kind, (shift, _) in shifts.items():
+        assert split.last is not None
+        added = shift.of(split.last)
+        moved[kind] = binary_means(added[None])[0] if split.together > 1 else added
+    temperature = shifts["conditioned"][1] if "conditioned" in shifts else 1.0
+    return replace(outputs, moved=moved, temperature=temperature)
 
 
 def split_outputs(

@@ -13,14 +13,12 @@ from safetensors.torch import load_file
 
 from laplora.classifier import Classifier
 from laplora.fitting.progress import Progress
-from laplora.jacobians.blocks import Block
 from laplora.jacobians.contrasts import contrast_jacobians
 from laplora.jacobians.states import States, StateTape, join_states
 from laplora.posterior.base import Posterior, ProjectedJacobians
-from laplora.posterior.binary import TO_CONTRAST, binary_means, binary_projected
+from laplora.posterior.binary import binary_projected
 from laplora.posterior.many_classes import choose_of
 from laplora.predictive.binary_rows import binary_logits
-from laplora.predictive.shift import Shift
 from laplora.prompts.examples import Example, label_tensor
 
 
@@ -35,8 +33,7 @@ class ProjectedSplit:
         together: so many consecutive rows are of one input: 1, or where several labels may be right their number. Each
             row is then the question of one label of the input, with the classes absent and present
             (``laplora.predictive.binary_rows``).
-        shift: (rows, classes - 1) float64, what conditioning adds to the log probabilities, nats; None without it.
-        jacobians: per block (rows, directions, wide, narrow) float32 the Jacobians that were to be kept; not written.
+        last: (inputs, width) float32, the states that the logits are read from; None of split files without them.
     """
 
     projected: ProjectedJacobians
@@ -46,8 +43,7 @@ class ProjectedSplit:
     label_mass: torch.Tensor
     states: States | None = None
     together: int = 1
-    shift: torch.Tensor | None = None
-    jacobians: tuple[torch.Tensor, ...] | None = None
+    last: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -62,15 +58,10 @@ def project_split(
     *,
     batch_size: int = 8,
     layers: tuple[int, ...] = (),
-    shift: Shift | None = None,
-    keep: Sequence[Block] = (),
 ) -> ProjectedSplit:
     """Return a split's projected Jacobians, logits, label mass and states after some layers, on the CPU.
 
     Where several labels may be right, an input is as many binary rows as there are labels, and no states are noted.
-
-    Args:
-        shift: of the weights, whose effect on the mean is wanted; keep: blocks whose Jacobians are wanted.
     """
     model, readout = classifier.model, classifier.readout
     placed = posterior.to(classifier.device, torch.float32)
@@ -78,9 +69,7 @@ def project_split(
     parts: list[tuple[torch.Tensor, ...]] = []
     states: list[States] = []
     directions: list[torch.Tensor] = []
-    moved: list[torch.Tensor] = []
-    kept_whole: list[tuple[torch.Tensor, ...]] = []
-    wanted = [i for i, block in enumerate(posterior.blocks) if block in keep]
+    last: list[torch.Tensor] = []
     for index, batch in classifier.batched(examples, batch_size, lambda items: progress.track(items, title)):
         with StateTape(model, layers, batch.attention_mask) if layers else nullcontext() as tape:
             jacobians = contrast_jacobians(
@@ -94,23 +83,19 @@ def project_split(
         parts.append(tuple(v.cpu() for v in values))
         if projected.directions is not None:
             directions.append(projected.directions.cpu())
-        if shift is not None:
-            moved.append(shift.of(jacobians, posterior.blocks).cpu())
-        if wanted:
-            kept_whole.append(tuple(jacobians.blocks[i].jacobian.float().cpu() for i in wanted))
+        last.append(jacobians.hidden.float().cpu())
         places += index
     order = torch.tensor(places).argsort()
     mean, kept, rest, logits, mask, mass = (torch.cat(p)[order] for p in zip(*parts, strict=True))
     labels = label_tensor(examples, classifier.class_count)
-    moves = torch.cat(moved)[order] if moved else None
-    whole = tuple(torch.cat(part)[order] for part in zip(*kept_whole, strict=True)) if kept_whole else None
+    read_from = torch.cat(last)[order]
     if readout.likelihood == "bernoulli":
         inputs = ProjectedJacobians(mean, kept, rest)
-        return binary_split(ProjectedSplit(inputs, logits, mask, labels, mass, None, 1, moves, whole))
+        return binary_split(ProjectedSplit(inputs, logits, mask, labels, mass, last=read_from))
     noted = join_states(states).take(order) if states else None
     chosen = torch.cat(directions)[order] if directions else None
     rows = ProjectedJacobians(mean, kept, rest, chosen)
-    return ProjectedSplit(rows, logits, mask, labels, mass, noted, 1, moves, whole)
+    return ProjectedSplit(rows, logits, mask, labels, mass, noted, last=read_from)
 
 
 def binary_split(split: ProjectedSplit) -> ProjectedSplit:
@@ -118,12 +103,8 @@ def binary_split(split: ProjectedSplit) -> ProjectedSplit:
     logits, labels = binary_logits(split.logits), split.labels.flatten()
     mask, mass = torch.ones_like(logits, dtype=torch.bool), split.label_mass.repeat_interleave(split.logits.shape[1])
     projected = binary_projected(split.projected)
-    shift = None if split.shift is None else binary_means(split.shift[None])[0]
-    jacobians = split.jacobians
-    if jacobians is not None:
-        jacobians = tuple(TO_CONTRAST * part.flatten(0, 1)[:, None] for part in jacobians)
     together = split.logits.shape[1]
-    return ProjectedSplit(projected, logits, mask, labels, mass, None, together, shift, jacobians)
+    return ProjectedSplit(projected, logits, mask, labels, mass, None, together, split.last)
 
 
 def split_tensors(split: ProjectedSplit) -> dict[str, torch.Tensor]:

@@ -33,11 +33,13 @@ from laplora.artifact.manifest import (
 )
 from laplora.files import write_json, write_tensors
 from laplora.fitting.calibrate import Calibrated
+from laplora.fitting.conditioning import Conditioned
 from laplora.fitting.fit import Fit
 from laplora.fitting.projected import split_tensors
 from laplora.posterior.base import block_precisions
 from laplora.posterior.file import posterior_tensors
 from laplora.predictive.distilled_file import distilled_tensors
+from laplora.predictive.kinds import Corrected
 from laplora.predictive.shift_file import shift_tensors
 from laplora.predictor import Predictor
 from laplora.prior.search import PriorChoice
@@ -72,7 +74,7 @@ class FitRecord(BaseModel):
     calibrated: Calibrated
     distilled: DistilledRecord | None
     dropout: DropoutRecord | None
-    conditioned: ConditionedRecord | None = None
+    conditioned: dict[Corrected, ConditionedRecord]
     many_classes: ManyClassesRecord | None = None
 
 
@@ -86,25 +88,21 @@ def record_of(fit: Fit, dropout: DropoutRecord | None) -> FitRecord:
         calibrated=fit.calibrated,
         distilled=fit.distilled.record if fit.distilled else None,
         dropout=dropout,
-        conditioned=_conditioned_record(fit),
+        conditioned={
+            kind: conditioned_record(one, len(fit.calibration) // fit.calibration.together)
+            for kind, one in fit.conditioned.items()
+        },
         many_classes=fit.many_classes,
     )
 
 
-def _conditioned_record(fit: Fit) -> ConditionedRecord | None:
-    if fit.conditioned is None:
-        return None
+def conditioned_record(conditioned: Conditioned, rows: int) -> ConditionedRecord:
+    """Return how labels of so many inputs correct a predictive, as an artifact records it."""
     return ConditionedRecord(
-        rows=len(fit.calibration) // fit.calibration.together,
-        prior=PriorRecord(
-            method="leave_one_out",
-            granularity=fit.conditioned.prior.granularity,
-            precision=fit.conditioned.prior.precision,
-            objective=-fit.conditioned.loss,
-            centre="trained_adapter",
-        ),
-        bias=fit.conditioned.bias,
-        size=float(fit.conditioned.left_out.square().mean().sqrt()),
+        rows=rows,
+        precision=conditioned.precision,
+        bias=conditioned.bias,
+        size=float(conditioned.left_out.square().mean().sqrt()),
     )
 
 
@@ -117,7 +115,7 @@ def write_fit(folder: Path, record: FitRecord, fit: Fit, notes: Mapping[str, Any
     if fit.distilled:
         write_tensors(folder / DISTILLED, *distilled_tensors(fit.distilled.predictor))
     if fit.conditioned:
-        write_tensors(folder / SHIFT, *shift_tensors(fit.conditioned.shift))
+        write_tensors(folder / SHIFT, *shift_tensors({kind: one.shift for kind, one in fit.conditioned.items()}))
     for member in fit.ensemble.fits:
         place = folder / MEMBER_FOLDER.format(step=member.step)
         write_tensors(place / POSTERIOR, *posterior_tensors(member.posterior, dtype))

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from laplora.answers.prediction import wanted_outputs
 from laplora.classifier import Classifier, batches
-from laplora.fitting.outputs import Fitted, SplitOutputs
+from laplora.fitting.outputs import Fitted, SplitOutputs, corrected
 from laplora.fitting.progress import Progress, Silent
 from laplora.fitting.projected import ProjectedSplit, project_split
 from laplora.fitting.settings import FitSettings
-from laplora.jacobians.blocks import Block
 from laplora.posterior.base import Prior, ProjectedJacobians
 from laplora.posterior.binary import binary_means
 from laplora.predictive.kinds import PREDICTIVES, Members, PredictiveName
@@ -70,11 +69,10 @@ def served_outputs(
     classifier: Classifier,
     settings: FitSettings,
     examples: Sequence[Example],
-    moved: Sequence[Block],
     run: Run,
     progress: Progress,
 ) -> ServedOutputs:
-    """Return what the packaged artifact gives on rows, and their Jacobians of ``moved``, on the CPU in their order."""
+    """Return what the packaged artifact gives on rows, on the CPU in their order."""
     manifest, members = packaged.artifact.manifest, packaged.members
     assert members.trained.posterior is not None
     posterior = members.trained.posterior
@@ -84,9 +82,7 @@ def served_outputs(
 
     def one_pass(index: list[int]) -> tuple[ProjectedSplit, _Further]:
         some = [examples[i] for i in index]
-        split = project_split(
-            classifier, posterior, some, Silent(), "", batch_size=len(some), shift=members.shift, keep=moved
-        )
+        split = project_split(classifier, posterior, some, Silent(), "", batch_size=len(some))
         further: _Further = {}
         if wanted:
             found = member_outputs(members, classifier.collate([rows[i] for i in index]), wanted)
@@ -109,7 +105,8 @@ def served_outputs(
             covariance = torch.cat(parts, 1)[:, order]
             covariances[kind] = _binary_variances(covariance) if several else covariance
     fitted = Fitted(posterior.to("cpu", torch.float32), manifest.prior.prior(), joined.projected)
-    return ServedOutputs(joined, (fitted,), means, covariances=covariances)
+    found = ServedOutputs(joined, (fitted,), means, covariances=covariances)
+    return cast(ServedOutputs, corrected(found, members.shifts))
 
 
 def _binary_variances(covariance: torch.Tensor) -> torch.Tensor:
@@ -118,7 +115,7 @@ def _binary_variances(covariance: torch.Tensor) -> torch.Tensor:
 
 
 def concatenated(splits: Sequence[ProjectedSplit]) -> ProjectedSplit:
-    """Return splits with Jacobians as one; states after layers are left out."""
+    """Return splits as one; states after layers are left out."""
     first = splits[0]
 
     def joined(name: str) -> torch.Tensor:
@@ -127,7 +124,6 @@ def concatenated(splits: Sequence[ProjectedSplit]) -> ProjectedSplit:
     projected = ProjectedJacobians(
         *(torch.cat([getattr(one.projected, name) for one in splits]) for name in ("contrast_mean", "kept", "rest"))
     )
-    parts = zip(*(one.jacobians or () for one in splits), strict=True)
     return ProjectedSplit(
         projected,
         joined("logits"),
@@ -136,13 +132,12 @@ def concatenated(splits: Sequence[ProjectedSplit]) -> ProjectedSplit:
         joined("label_mass"),
         None,
         first.together,
-        None if first.shift is None else joined("shift"),
-        tuple(torch.cat(part) for part in parts),
+        joined("last"),
     )
 
 
 def taken(split: ProjectedSplit, inputs: torch.Tensor) -> ProjectedSplit:
-    """Return some inputs of a split with Jacobians, in an order."""
+    """Return some inputs of a split, in an order."""
     rows = (inputs[:, None] * split.together + torch.arange(split.together)).flatten()
     return replace(
         split,
@@ -151,6 +146,5 @@ def taken(split: ProjectedSplit, inputs: torch.Tensor) -> ProjectedSplit:
         class_mask=split.class_mask[rows],
         labels=split.labels[rows],
         label_mass=split.label_mass[rows],
-        shift=None if split.shift is None else split.shift[rows],
-        jacobians=tuple(part[rows] for part in split.jacobians or ()),
+        last=None if split.last is None else split.last[inputs],
     )

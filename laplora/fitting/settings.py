@@ -89,7 +89,8 @@ class PredictiveSettings(Section):
     temperature: bool = Field(True, description="temperature scaling of MAP, and of the ensemble where there is one")
     laplace_temperature: bool = Field(True, description="the Laplace predictive with a temperature")
     conditioned: bool = Field(
-        True, description="the Laplace predictive with its mean moved by the labels of the calibration rows"
+        True,
+        description="MAP with a temperature, and the Laplace predictive, corrected by the calibration rows' labels",
     )
     fast: int = Field(
         400,
@@ -114,10 +115,11 @@ class PredictiveSettings(Section):
         switches: dict[PredictiveName, bool] = {
             "map": True,
             "temperature": self.temperature,
+            "conditioned": self.conditioned,
             "fast": self.fast > 0,
             "laplace": True,
             "laplace_temperature": self.laplace_temperature,
-            "conditioned": self.conditioned,
+            "laplace_conditioned": self.conditioned,
             "ensemble": self.ensemble > 0,
             "ensemble_temperature": self.ensemble > 0 and self.temperature,
             "laplace_ensemble": self.laplace_ensemble,

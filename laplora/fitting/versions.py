@@ -14,7 +14,7 @@ from laplora.answers.golden import golden_entry, read_golden
 from laplora.answers.prediction import Prediction
 from laplora.answers.review_scores import score_tensors
 from laplora.artifact.folder import Artifact, check_name, check_replaceable, read_artifact
-from laplora.artifact.manifest import GOLDEN, SCORES, SHIFT, ConditionedRecord, Manifest, PriorRecord
+from laplora.artifact.manifest import GOLDEN, SCORES, SHIFT, Manifest
 from laplora.artifact.packaged import (
     REPORT,
     finish_version,
@@ -26,12 +26,14 @@ from laplora.artifact.packaged import (
 from laplora.errors import ConditioningError
 from laplora.files import write_json, write_tensors
 from laplora.fitting.describing import installed_versions, summary
-from laplora.fitting.new_labels import Comparison, NewLabels, condition_on, with_shift
+from laplora.fitting.new_labels import Comparison, NewLabels, condition_on, shifts_of
 from laplora.fitting.progress import Bars, Progress, Silent
 from laplora.fitting.rows import read_rows
-from laplora.fitting.saving import TOLERANCE, VARIANCE_TOLERANCE
+from laplora.fitting.saving import TOLERANCE, VARIANCE_TOLERANCE, conditioned_record
 from laplora.fitting.served_rows import LoadedClassifier, Run
-from laplora.predictive.shift_file import read_shift, shift_tensors
+from laplora.predictive.kinds import Corrected
+from laplora.predictive.shift import Shift
+from laplora.predictive.shift_file import read_shifts, shift_tensors
 from laplora.predictor import Predictor
 from laplora.prompts.examples import Example
 
@@ -141,7 +143,7 @@ def write_version(version: Version, target: Path, check: Callable[[Path], object
     """
     found = version.found
     with new_version(version.of, target) as folder:
-        write_tensors(folder / SHIFT, *shift_tensors(found.conditioned.shift))
+        write_tensors(folder / SHIFT, *shift_tensors({kind: one.shift for kind, one in found.conditioned.items()}))
         write_tensors(folder / SCORES, score_tensors(found.scores))
         write_json(folder / REPORT, found.comparison.model_dump(mode="json"))
         write_json(folder / GOLDEN, version.golden)
@@ -158,13 +160,13 @@ def as_packaged(loaded: Predictor) -> Predictor:
     artifact = loaded.artifact
     if not is_conditioned(artifact.manifest):
         return loaded
-    manifest, shift = packaged_manifest(artifact), None
-    assert loaded.members.trained.posterior is not None
+    manifest, shifts = packaged_manifest(artifact), dict[Corrected, tuple[Shift, float]]()
     if manifest.conditioned:
-        directions = len(manifest.labels) - (manifest.likelihood == "categorical")
-        shift = read_shift(packaged_file(artifact.path, SHIFT), loaded.members.trained.posterior.blocks, directions)
+        width, directions = next(iter(loaded.members.shifts.values()))[0].weights.shape
+        found = read_shifts(packaged_file(artifact.path, SHIFT), tuple(manifest.conditioned), width, directions)
+        shifts = {kind: (shift, manifest.predictives[kind].temperature) for kind, shift in found.items()}
     before = Artifact(artifact.path, manifest, artifact.digest)
-    members = with_shift(loaded.members, shift)
+    members = replace(loaded.members, shifts=shifts)
     return Predictor(before, members, loaded.tokenizer, loaded.device, loaded.base, loaded.review_scores)
 
 
@@ -173,38 +175,27 @@ def describe_version(
 ) -> Manifest:
     """Return the manifest of a new version, its files not yet listed; ``calibration``: such rows given with the new."""
     comparison, conditioned = found.comparison, found.conditioned
-    earlier = calibration or (packaged.conditioned.rows if packaged.conditioned else 0)
+    earlier = calibration or max((one.rows for one in packaged.conditioned.values()), default=0)
+    losses = {kind: one.loss for kind, one in conditioned.items()}
     return packaged.model_copy(
         update={
             "name": name or packaged.name,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "conditioned": conditioned_record(found, earlier),
+            "conditioned": {
+                kind: conditioned_record(one, earlier + comparison.rows) for kind, one in conditioned.items()
+            },
             **dict(found.calibrated),
             "metrics": summary(found.metrics),
             "data": packaged.data
-            | {"labels": comparison.model_dump(mode="json") | {"loss": conditioned.loss, "of": artifact.digest}},
+            | {"labels": comparison.model_dump(mode="json") | {"loss": losses, "of": artifact.digest}},
             "versions": installed_versions(),
         }
     )
 
 
-def conditioned_record(found: NewLabels, before: int) -> ConditionedRecord:
-    """Return how the labels move the contrasts; ``before``: calibration rows whose labels do."""
-    conditioned = found.conditioned
-    prior = PriorRecord(
-        method="leave_one_out",
-        granularity=conditioned.prior.granularity,
-        precision=conditioned.prior.precision,
-        objective=-conditioned.loss,
-        centre="trained_adapter",
-    )
-    size = float(conditioned.left_out.square().mean().sqrt())
-    return ConditionedRecord(rows=before + found.comparison.rows, prior=prior, bias=conditioned.bias, size=size)
-
-
 def answers_of(packaged: Predictor, found: NewLabels, manifest: Manifest, run: Run) -> list[dict[str, Any]]:
     """Return what the new version answers to the artifact's golden inputs, as a golden file records it."""
-    members = with_shift(packaged.members, found.conditioned.shift)
+    members = replace(packaged.members, shifts=shifts_of(found.conditioned))
     scores = {str(name): one for name, one in found.scores.items()}
     artifact = replace(packaged.artifact, manifest=manifest)
     predictor = Predictor(artifact, members, packaged.tokenizer, packaged.device, packaged.base, scores)

@@ -28,14 +28,17 @@ from laplora.predictive.label_draws import MANY_CLASSES, LabelDraws
 from laplora.predictive.minimum import grid_minimum
 from laplora.predictive.two_classes import two_class_probs
 
-Members = Literal["single", "distilled", "conditioned", "checkpoints", "dropout"]
+Members = Literal["single", "distilled", "conditioned", "laplace_conditioned", "checkpoints", "dropout"]
+#: Predictives whose log probabilities labels correct, and kinds of members of the same names.
+Corrected = Literal["conditioned", "laplace_conditioned"]
 PredictiveName = Literal[
     "map",
     "temperature",
+    "conditioned",
     "fast",
     "laplace",
     "laplace_temperature",
-    "conditioned",
+    "laplace_conditioned",
     "ensemble",
     "ensemble_temperature",
     "laplace_ensemble",
@@ -52,8 +55,8 @@ class PredictiveSpec:
 
     Attributes:
         members: the adapters it mixes. The trained one alone (``single``); with a covariance predicted from its forward
-            pass (``distilled``); with a mean that the calibration rows' labels moved (``conditioned``); checkpoints of
-            several seeds or steps; or the trained one under fixed dropout masks.
+            pass (``distilled``); corrected by labels (``conditioned``, ``laplace_conditioned``); checkpoints of several
+            seeds or steps; or the trained one under fixed dropout masks.
         covariance: whether each member carries its posterior over the contrasts.
         temperature: divides every sampled logit; 1 where none is fitted.
 
@@ -75,10 +78,11 @@ PREDICTIVES: Mapping[PredictiveName, PredictiveSpec] = MappingProxyType(
     {
         "map": PredictiveSpec("single", covariance=False),
         "temperature": PredictiveSpec("single", covariance=False),
+        "conditioned": PredictiveSpec("conditioned", covariance=False),
         "fast": PredictiveSpec("distilled", covariance=True),
         "laplace": PredictiveSpec("single", covariance=True),
         "laplace_temperature": PredictiveSpec("single", covariance=True),
-        "conditioned": PredictiveSpec("conditioned", covariance=True),
+        "laplace_conditioned": PredictiveSpec("laplace_conditioned", covariance=True),
         "ensemble": PredictiveSpec("checkpoints", covariance=False),
         "ensemble_temperature": PredictiveSpec("checkpoints", covariance=False),
         "laplace_ensemble": PredictiveSpec("checkpoints", covariance=True),
@@ -87,7 +91,12 @@ PREDICTIVES: Mapping[PredictiveName, PredictiveSpec] = MappingProxyType(
 )
 
 #: The predictives whose temperature is fitted on the calibration split; the others' is 1.
-TEMPERED: frozenset[PredictiveName] = frozenset({"temperature", "laplace_temperature", "ensemble_temperature"})
+TEMPERED: frozenset[PredictiveName] = frozenset(
+    {"temperature", "conditioned", "laplace_temperature", "ensemble_temperature"}
+)
+
+#: The predictives that the labels of the calibration rows correct (``laplora.predictive.shift``).
+CONDITIONED: tuple[Corrected, ...] = ("conditioned", "laplace_conditioned")
 
 
 def predictive_spec(name: PredictiveName, temperature: float) -> PredictiveSpec:

@@ -21,7 +21,7 @@ from laplora.models.readout import base_of
 from laplora.posterior.base import Posterior
 from laplora.posterior.many_classes import choose_of
 from laplora.predictive.distilled import DistilledCovariance, Estimate
-from laplora.predictive.kinds import Members
+from laplora.predictive.kinds import Corrected, Members
 from laplora.predictive.member_adapters import Weights, in_place
 from laplora.predictive.shift import Shift, label_tempering, tempering
 from laplora.prompts.rows import Batch
@@ -52,7 +52,8 @@ class MemberSet:
         readout: how class logits are read from the model.
         trained: the attached adapter.
         distilled: what predicts the covariance of its posterior from its forward pass; None where nothing does.
-        shift: how far the calibration rows' labels move its contrasts; None where they do not.
+        shifts: by kind of members, how far the calibration rows' labels move its log probabilities, and the temperature
+            of its predictive.
         checkpoints: the ensemble's other adapters; the trained one is its first member.
         dropout: the trained adapter under each dropout mask.
     """
@@ -62,7 +63,7 @@ class MemberSet:
     readout: ReadOut
     trained: Member
     distilled: DistilledCovariance | None = None
-    shift: Shift | None = None
+    shifts: Mapping[Corrected, tuple[Shift, float]] = field(default_factory=dict)
     checkpoints: tuple[Member, ...] = ()
     dropout: tuple[Member, ...] = ()
 
@@ -111,18 +112,20 @@ def member_outputs(members: MemberSet, batch: Batch, wanted: Collection[Wanted])
     posteriors = {kind for kind, covariance in wanted if covariance}
     distilled = members.distilled if "distilled" in kinds else None
     with StateTape(members.model, distilled.layers, batch.attention_mask) if distilled else nullcontext() as tape:
-        wants = posteriors & {"single", "checkpoints", "conditioned"}
-        trained = _pass(members, members.trained, batch, bool(wants), members.shift)
+        wants = posteriors & {"single", "checkpoints", "laplace_conditioned"}
+        trained = _pass(members, members.trained, batch, bool(wants))
     logits, hidden, covariance = trained.logits, trained.hidden, trained.covariance
     likelihood = members.readout.likelihood
     mass = members.readout.label_mass(members.model, hidden, batch.class_mask).double().cpu()
     means: dict[Members, torch.Tensor] = {"single": mean_of(likelihood, logits)[None]}
     covariances: dict[Members, torch.Tensor] = {} if covariance is None else {"single": covariance[None]}
-    if trained.shift is not None and covariance is not None:
-        several = likelihood == "bernoulli"
-        kappa = label_tempering(covariance) if several else tempering(covariance, batch.class_mask.cpu())
-        means["conditioned"] = means["single"] + kappa * trained.shift
-        covariances["conditioned"] = covariance[None]
+    for moved, (shift, temperature) in members.shifts.items():
+        if moved == "laplace_conditioned" and covariance is not None:
+            several = likelihood == "bernoulli"
+            kappa = label_tempering(covariance) if several else tempering(covariance, batch.class_mask.cpu())
+            means[moved], covariances[moved] = means["single"] + kappa * shift.of(hidden), covariance[None]
+        elif moved == "conditioned":
+            means[moved] = means["single"] + temperature * shift.of(hidden)
     estimate = None
     if distilled is not None and tape is not None:
         estimate = distilled.estimate(tape.states(logits, batch.attention_mask))
@@ -146,15 +149,14 @@ def member_outputs(members: MemberSet, batch: Batch, wanted: Collection[Wanted])
 
 @dataclass(frozen=True)
 class _Pass:
-    """One member's logits (batch, classes), last hidden states, covariance and what conditioning adds to its mean."""
+    """One member's logits (batch, classes), last hidden states and covariance."""
 
     logits: torch.Tensor
     hidden: torch.Tensor
     covariance: torch.Tensor | None = None
-    shift: torch.Tensor | None = None
 
 
-def _pass(members: MemberSet, member: Member, batch: Batch, jacobians: bool, shift: Shift | None = None) -> _Pass:
+def _pass(members: MemberSet, member: Member, batch: Batch, jacobians: bool) -> _Pass:
     """Return a member's pass through the model: on the CPU in float64, but for the hidden states."""
     with in_place(members.parameters, member.weights):
         if not jacobians:
@@ -168,5 +170,4 @@ def _pass(members: MemberSet, member: Member, batch: Batch, jacobians: bool, shi
             members.model, batch, members.readout, posterior.blocks, sums=False, choose=choose_of(posterior)
         )
         covariance = posterior.covariance_of(result, member.precisions).cpu()
-        moved = None if shift is None else shift.of(result, posterior.blocks).cpu()
-        return _Pass(result.logits.double().cpu(), result.hidden, covariance, moved)
+        return _Pass(result.logits.double().cpu(), result.hidden, covariance)

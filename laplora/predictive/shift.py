@@ -1,62 +1,40 @@
-"""What conditioning adds to the contrasts of an input: its Jacobians times how far the weights were moved.
+"""What conditioning adds to an input's log probabilities: a linear map of the state that its logits are read from.
 
-Labels correct the Laplace predictive: its log probabilities ``Q^T log p(x)`` move by ``k(x, X) alpha = J(x) delta + c``
-with ``delta = Sigma J(X)^T alpha`` (``laplora.conditioning.mode``) and a constant c. So an answer needs ``delta``, as
-many numbers as the weights, and not the Jacobians of the labelled rows.
+Labels correct a predictive. Its ``Q^T log p(x)`` moves by ``k(x, X) alpha = x^T W + c`` (``laplora.conditioning``). So
+an answer needs W and c, and nothing of the labelled rows.
 
-Averaging over the posterior divides the contrasts by about ``kappa = sqrt(1 + pi/4 v)`` with v their variance (MacKay
-1992, *The evidence framework applied to classification networks*; the difference of two logits has the variance 2 v).
-So the mean of the contrasts moves by ``kappa`` times as much as the log probabilities do.
+Dividing the contrasts by a temperature T makes the mean move by T times as much as the log probabilities do. Averaging
+over a posterior divides them by about ``kappa = sqrt(1 + pi/4 v)``, with v their variance (MacKay 1992, *The evidence
+framework applied to classification networks*; the difference of two logits has the variance 2 v).
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
-
-from laplora.errors import ConfigError
-from laplora.jacobians.blocks import Block, ContrastJacobians
 
 
 @dataclass(frozen=True)
 class Shift:
-    """How far conditioning moves the weights of some blocks.
+    """What conditioning adds to log probabilities.
 
     Attributes:
-        blocks: which.
-        weights: per block (wide, narrow), in the orientation of the Jacobians.
-        constant: (directions,), added to every input's, nats.
+        weights: (width, directions), W; the directions are those of the likelihood.
+        constant: (directions,), c, nats.
     """
 
-    blocks: tuple[Block, ...]
-    weights: tuple[torch.Tensor, ...]
+    weights: torch.Tensor
     constant: torch.Tensor
 
-    def to(self, device: torch.device | str, dtype: torch.dtype) -> Shift:
-        """Return the shift on a device, in a number format."""
-        weights = tuple(weight.to(device, dtype) for weight in self.weights)
-        return replace(self, weights=weights, constant=self.constant.to(device, torch.float64))
-
-    def of(self, jacobians: ContrastJacobians, blocks: tuple[Block, ...]) -> torch.Tensor:
-        """Return what it adds to a batch's log probabilities, (batch, directions) float64, nats.
+    def of(self, states: torch.Tensor) -> torch.Tensor:
+        """Return what it adds, (batch, directions) float64 on the CPU, nats.
 
         Args:
-            jacobians: of ``blocks``, which hold those of the shift.
-
-        Raises:
-            ConfigError: Jacobians without one of its blocks.
+            states: (batch, width), what the logits were read from.
         """
-        places = {block.name: i for i, block in enumerate(blocks)}
-        missing = [block.name for block in self.blocks if block.name not in places]
-        if missing:
-            raise ConfigError(f"the Jacobians are not of {missing[0]}, which conditioning moves")
-        total = self.constant.double().expand(len(jacobians.logits), -1)
-        for block, weight in zip(self.blocks, self.weights, strict=True):
-            jacobian = jacobians.blocks[places[block.name]].jacobian
-            total = total.to(jacobian.device) + (jacobian.to(weight.dtype).flatten(2) @ weight.flatten()).double()
-        return total
+        return states.detach().to("cpu", torch.float64) @ self.weights.double() + self.constant.double()
 
 
 def tempering(covariance: torch.Tensor, class_mask: torch.Tensor) -> torch.Tensor:

@@ -1,51 +1,41 @@
-"""The shift of the weights on disk: named tensors and back, every shape and value checked."""
+"""Shifts on disk: named tensors and back, every shape and value checked."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from laplora.errors import ArtifactCorruptError
-from laplora.jacobians.blocks import Block
 from laplora.posterior.file import read_tensors
+from laplora.predictive.kinds import Corrected
 from laplora.predictive.shift import Shift
 
-#: Name of the tensor that every input's contrasts are moved by.
-CONSTANT = "constant"
+_PARTS = ("weights", "constant")
 
 
-def shift_tensors(shift: Shift) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Return a shift as named tensors and metadata, for safetensors; float32."""
-    named = zip(shift.blocks, shift.weights, strict=True)
-    tensors = {block.name: weight.float().contiguous().cpu() for block, weight in named}
-    return tensors | {CONSTANT: shift.constant.float().cpu()}, {}
+def shift_tensors(shifts: Mapping[Corrected, Shift]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Return shifts as named tensors and metadata, for safetensors; float32."""
+    named = {f"{kind}.{part}": getattr(shift, part) for kind, shift in shifts.items() for part in _PARTS}
+    return {name: tensor.float().contiguous().cpu() for name, tensor in named.items()}, {}
 
 
-def read_shift(path: Path, blocks: Sequence[Block], directions: int) -> Shift:
-    """Return the shift in a file.
+def read_shifts(path: Path, kinds: Sequence[Corrected], width: int, directions: int) -> dict[Corrected, Shift]:
+    """Return the shifts in a file.
 
     Args:
-        directions: of a row's Jacobians.
-        blocks: that the posterior covers, of which the shift may move some.
+        kinds: of members, those that the artifact has.
+        width: of the state that the logits are read from; directions: those of the likelihood.
 
     Raises:
-        ArtifactCorruptError: an unreadable file, no blocks or other ones, a wrong shape, or a value that is not finite.
+        ArtifactCorruptError: an unreadable file, a tensor missing or left over, of another shape, or not finite.
     """
     tensors, _ = read_tensors(path)
-    moved = tuple(block for block in blocks if block.name in tensors)
-    odd = sorted(set(tensors) ^ {CONSTANT, *(block.name for block in moved)})
-    if odd or not moved:
-        raise ArtifactCorruptError(f"{path.name} moves {odd[:1] or 'nothing'}, which the posterior does not cover")
-    shapes: dict[str, tuple[int, ...]] = {block.name: (block.wide, block.narrow) for block in moved}
-    for name, shape in (shapes | {CONSTANT: (directions,)}).items():
-        tensor = tensors[name]
-        if tuple(tensor.shape) != shape or not tensor.is_floating_point():
-            raise ArtifactCorruptError(
-                f"{path.name}: {name} should be a float tensor of shape {shape}, it is {tensor.dtype} "
-                f"{tuple(tensor.shape)}"
-            )
-        if not bool(tensor.isfinite().all()):
-            raise ArtifactCorruptError(f"{path.name}: {name} holds NaN or infinity")
-    return Shift(moved, tuple(tensors[block.name] for block in moved), tensors[CONSTANT])
+    if odd := sorted(set(tensors) ^ {f"{kind}.{part}" for kind in kinds for part in _PARTS}):
+        raise ArtifactCorruptError(f"{path.name} and the manifest name different shifts, such as {odd[0]!r}")
+    for name, tensor in tensors.items():
+        shape = (width, directions) if name.endswith(".weights") else (directions,)
+        if tuple(tensor.shape) != shape or not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
+            raise ArtifactCorruptError(f"{path.name}: {name} should be finite numbers of shape {shape}")
+    return {kind: Shift(*(tensors[f"{kind}.{part}"] for part in _PARTS)) for kind in kinds}

@@ -9,7 +9,7 @@ import torch
 from laplora.classifier import batches
 from laplora.errors import ConfigError
 from laplora.linearised import hessian_root
-from laplora.posterior.joint_solve import joint_of
+from laplora.posterior.between_rows import joint_of
 from laplora.predictor import Predictor
 from laplora.prompts.rows import EncodedRow
 from laplora.selection.sketch import FeatureMap

@@ -35,8 +35,7 @@ def test_it_makes_a_version_beside_and_in_place_and_undoes_it(
     assert read_artifact(artifact).digest == before.digest
     beside = read_artifact(tmp_path / "beside").manifest
     assert beside.name == "beside"
-    assert beside.conditioned is not None
-    assert beside.conditioned.rows == len(rows["test"]) + len(rows["calibration"])
+    assert beside.conditioned["conditioned"].rows == len(rows["test"]) + len(rows["calibration"])
     assert main(given) == 0
     out = capsys.readouterr().out
     assert f"{len(rows['test'])} new rows" in out

@@ -11,12 +11,12 @@ from laplora.artifact.manifest import PredictiveRecord
 from laplora.classifier import Classifier
 from laplora.decisions.uncertainty import review_score
 from laplora.fitting.calibrate import predictive_of
-from laplora.fitting.outputs import Ensemble, SplitOutputs, split_outputs
+from laplora.fitting.outputs import Ensemble, SplitOutputs, corrected, split_outputs
 from laplora.fitting.projected import project_split
 from laplora.fitting.settings import FitSettings
 from laplora.linearised import PosteriorPredictive
 from laplora.metrics.scores import Evaluation, bootstrap_interval, evaluate_probs, row_nll
-from laplora.predictive.kinds import PredictiveName
+from laplora.predictive.kinds import Corrected, PredictiveName
 from laplora.predictive.order_average import average_by_input, average_orders, order_information
 from laplora.predictive.shift import Shift
 from laplora.prompts.examples import Example
@@ -77,7 +77,7 @@ def order_averages(
     settings: FitSettings,
     outputs: SplitOutputs,
     ensemble: Ensemble,
-    shift: Shift | None,
+    shifts: Mapping[Corrected, tuple[Shift, float]],
     examples: Sequence[Example],
     records: Mapping[PredictiveName, PredictiveRecord],
 ) -> tuple[dict[str, Evaluation], dict[str, OrderGain]]:
@@ -89,9 +89,10 @@ def order_averages(
     prompts = _prompts(examples)
     trained, labels, title = outputs.fitted[0], outputs.split.labels, "test rows, other orders"
     bar, size = Terminal(), settings.laplace.batch_size
-    split = project_split(classifier, trained.posterior, prompts.others, bar, title, batch_size=size, shift=shift)
+    split = project_split(classifier, trained.posterior, prompts.others, bar, title, batch_size=size)
     fitted = replace(trained, projected=split.projected)
-    other_outputs = split_outputs(classifier, settings, fitted, split, ensemble, prompts.others, bar, title)
+    found = split_outputs(classifier, settings, fitted, split, ensemble, prompts.others, bar, title)
+    other_outputs = corrected(found, shifts)
     evaluations: dict[str, Evaluation] = {}
     gains: dict[str, OrderGain] = {}
     map_probs = None

@@ -19,7 +19,7 @@ from benchmarks.evidence.methods.base import (
     passes,
     two_classes,
 )
-from benchmarks.evidence.methods.conditioned import conditioned
+from benchmarks.evidence.methods.conditioned import conditioned, laplace_conditioned
 from benchmarks.evidence.methods.laplace import laplace, laplace_temperature, log_probs
 from benchmarks.evidence.outputs import LAST_LAYER, Outputs
 from laplora.conditioning.choice import VARIANCES
@@ -42,8 +42,6 @@ _MAPS = (
 )
 
 
-#: Prior variance of a conditioned contrast by which the Jacobians move nothing.
-_NO_KERNEL = VARIANCES[:1]
 _HAS_FOLDS = averages.has("folds")
 #: Members around one adapter: the name of their file, and title.
 _MEMBERS = (
@@ -96,15 +94,10 @@ METHODS: dict[str, Method] = {
         ),
         Method("laplace", "Laplace", jacobian_passes, laplace("all"), has_grams),
         Method("laplace_temperature", "Laplace + temperature", jacobian_passes, laplace_temperature("all"), has_grams),
-        Method("conditioned", "Laplace, conditioned", jacobian_passes, conditioned(), has_grams),
-        Method("conditioned_kernel", "the same, no constant", jacobian_passes, conditioned(biases=(0.0,)), has_grams),
-        Method(
-            "conditioned_constant",
-            "the same, a constant alone",
-            jacobian_passes,
-            conditioned(variances=_NO_KERNEL),
-            has_grams,
-        ),
+        Method("conditioned", "temperature, conditioned", one_pass, conditioned()),
+        Method("conditioned_states", "the same, no constant", one_pass, conditioned(biases=(0.0,))),
+        Method("conditioned_constant", "the same, a constant alone", one_pass, conditioned(variances=VARIANCES[:1])),
+        Method("laplace_conditioned", "Laplace, conditioned", jacobian_passes, laplace_conditioned(), has_grams),
         Method("laplace_values", "Laplace, values' B alone", jacobian_passes, laplace("values_b"), has_grams),
         Method("last_layer", "last-layer Laplace", one_pass, laplace(LAST_LAYER), has_grams),
         Method(

@@ -1,9 +1,4 @@
-"""Ours: the calibration labels move the Laplace predictive (``laplora.conditioning``), from Gram matrices.
-
-The kernel between rows is that of the exact GGN posterior of a subset of blocks. The Laplace predictive that the labels
-correct is that of all blocks. The mean then moves by ``kappa`` times what its log probabilities do
-(``laplora.predictive.shift``).
-"""
+"""Ours: the calibration labels correct a predictive through the last state (``laplora.conditioning``)."""
 
 from __future__ import annotations
 
@@ -12,57 +7,50 @@ from collections.abc import Sequence
 import torch
 
 from benchmarks.evidence.methods.base import Answer, Answers
-from benchmarks.evidence.methods.laplace import Spectrum, fitted, spectrum
-from benchmarks.evidence.outputs import Kernel, Outputs
-from laplora.conditioning.choice import BIASES, VARIANCES, Candidate, LabelledRows, choose_kernel, log_contrasts
-from laplora.posterior.base import Prior
+from benchmarks.evidence.methods.laplace import fitted
+from benchmarks.evidence.outputs import Outputs
+from laplora.conditioning.choice import BIASES, VARIANCES, LabelledRows, candidates, choose_kernel, log_contrasts
+from laplora.conditioning.last_layer import LastLayer
+from laplora.decisions.temperature import fit_temperature
+from laplora.linearised import class_probs, contrast_logits
 from laplora.predictive.gaussian import posterior_predictive
-from laplora.predictive.shift import tempering
+from laplora.predictive.shift import Shift, tempering
 
 
-def conditioned(
-    subset: str = "values_b", variances: Sequence[float] = VARIANCES, biases: Sequence[float] = BIASES
-) -> Answers:
-    """Return the method with a kernel of a subset's Jacobians, and the prior variances that it chooses from."""
+def conditioned(variances: Sequence[float] = VARIANCES, biases: Sequence[float] = BIASES) -> Answers:
+    """Return the method on top of MAP with a temperature, and the prior variances that it chooses from."""
 
     def answer(outputs: Outputs, draw: int) -> Answer:
-        rows, test, laplace = outputs.calibration(draw), outputs.test, fitted(outputs, draw, "all")
-        mean = log_contrasts(
-            posterior_predictive(rows.mean, laplace.calibration, rows.class_mask).probs, rows.class_mask
-        )
-        tried, cross = _kernels(outputs, draw, subset, variances, biases)
-        choice = choose_kernel(tried, LabelledRows(mean, rows.labels, rows.class_mask))
-        moved = choice.mode.moved(cross[choice.place])
-        moved_mean = test.mean + tempering(laplace.test, test.class_mask) * moved
-        return Answer(posterior_predictive(moved_mean, laplace.test, test.class_mask).probs)
+        rows, test = outputs.calibration(draw), outputs.test
+        temperature = fit_temperature(rows.logits, rows.labels, rows.class_mask)
+        moved = _shift(outputs, draw, class_probs(rows.logits / temperature, rows.class_mask), variances, biases)
+        logits = test.logits / temperature + contrast_logits(moved.of(test.states))
+        return Answer(class_probs(logits, test.class_mask))
 
     return answer
 
 
-def _kernels(
-    outputs: Outputs, draw: int, subset: str, variances: Sequence[float], biases: Sequence[float]
-) -> tuple[list[Candidate], list[torch.Tensor]]:
-    """Return the kernels to choose from between a draw's rows, and those between the test rows and them."""
-    kernel, of, places = outputs.kernel(subset), spectrum(outputs, subset), outputs.draws[draw]
-    rows, width = len(places), kernel.contrasts
-    test = torch.arange(len(outputs.pool), len(outputs.pool) + len(outputs.test))
-    unit = float(kernel.diagonal[kernel.train + places].double().diagonal(dim1=1, dim2=2).mean())
-    same = torch.eye(width, dtype=torch.float64)
-    tried, cross = [], []
-    for bias in biases:
-        for variance in variances:
-            own = _between(kernel, of, places, places, unit / variance) + bias * same[None, :, None]
-            others = _between(kernel, of, test, places, unit / variance) + bias * same[None, :, None]
-            tried.append(Candidate(Prior("scalar", {"all": unit / variance}), bias, own))
-            cross.append(others)
-    assert tried[0].kernel.shape == (rows, width, rows, width)
-    return tried, cross
+def laplace_conditioned(variances: Sequence[float] = VARIANCES, biases: Sequence[float] = BIASES) -> Answers:
+    """Return the method on top of Laplace."""
+
+    def answer(outputs: Outputs, draw: int) -> Answer:
+        rows, test, laplace = outputs.calibration(draw), outputs.test, fitted(outputs, draw, "all")
+        before = posterior_predictive(rows.mean, laplace.calibration, rows.class_mask).probs
+        moved = _shift(outputs, draw, before, variances, biases)
+        mean = test.mean + tempering(laplace.test, test.class_mask) * moved.of(test.states)
+        return Answer(posterior_predictive(mean, laplace.test, test.class_mask).probs)
+
+    return answer
 
 
-def _between(kernel: Kernel, of: Spectrum, left: torch.Tensor, right: torch.Tensor, precision: float) -> torch.Tensor:
-    """Return the posterior kernel, (left, contrasts, right, contrasts) float64; test rows follow the pool's."""
-    plain = kernel.gram[kernel.places(right)][:, kernel.places(left)].T.double()
-    seen_left, seen_right = (of.projected[part].double().flatten(0, 1) for part in (left, right))
-    shrunk = (seen_left / (of.values + precision)) @ seen_right.T
-    c = kernel.contrasts
-    return ((plain - shrunk) / precision).view(len(left), c, len(right), c)
+def _shift(
+    outputs: Outputs, draw: int, before: torch.Tensor, variances: Sequence[float], biases: Sequence[float]
+) -> Shift:
+    """Return what the draw's labels add to the log probabilities ``before`` of its rows."""
+    rows = outputs.calibration(draw)
+    layer = LastLayer.of(rows.states, rows.curvature, len(outputs.train))
+    labelled = LabelledRows(log_contrasts(before, rows.class_mask), rows.labels, rows.class_mask)
+    tried = candidates(layer, variances, biases)
+    choice = choose_kernel(tried, labelled)
+    chosen, alpha = tried[choice.place], choice.mode.alpha
+    return Shift(layer.weights(alpha, chosen.precision), chosen.bias * alpha.sum(0))

@@ -30,7 +30,7 @@ from training.workspace.runtime import open_run
 #: Without fast, which defers rows to laplace (test_fast_served).
 NAMES = tuple(name for name in PREDICTIVES if name != "fast")
 #: Passes through the model by a predictive's members: the trained adapter's, and one for each further member.
-PASSES = {"single": 1, "conditioned": 1, "checkpoints": 3, "dropout": 5}
+PASSES = {"single": 1, "conditioned": 1, "laplace_conditioned": 1, "checkpoints": 3, "dropout": 5}
 
 
 def averaged(parts: Sequence[Sequence[float]]) -> list[float]:
@@ -41,13 +41,13 @@ def test_the_artifact_carries_every_predictive(mixture_run: FinishedRun) -> None
     manifest = read_artifact(mixture_run.artifact).manifest
     assert manifest.servable == tuple(PREDICTIVES)
     counts = {name: record.member_count for name, record in manifest.predictives.items()}
-    sizes = {"single": 1, "distilled": 1, "conditioned": 1, "checkpoints": 3, "dropout": 4}
+    sizes = {"single": 1, "distilled": 1, "conditioned": 1, "laplace_conditioned": 1, "checkpoints": 3, "dropout": 4}
     assert counts == {n: sizes[spec.members] for n, spec in PREDICTIVES.items()}
     assert [(m.folder, m.step) for m in manifest.members] == [("members/1", 20), ("members/2", 30)]
     assert manifest.recommended.chosen_by == "calibration"
     assert set(manifest.recommended.table) == set(NAMES)
     tempered = {n for n, record in manifest.predictives.items() if record.temperature != 1}
-    assert tempered == {"temperature", "laplace_temperature", "ensemble_temperature"}
+    assert tempered == {"temperature", "conditioned", "laplace_temperature", "ensemble_temperature"}
 
 
 # The probabilities, by nothing of laplora's model code.
@@ -168,11 +168,12 @@ def test_what_needs_no_further_pass_comes_along(mixture_predictor: Predictor) ->
         assert (first.logit_covariance is not None) == (PREDICTIVES[name].covariance or "laplace" in also)  # type: ignore[index]
         return set(first.calibrated_probs)
 
-    assert beside("map") == {"temperature"}
-    assert beside("temperature") == set()
-    assert beside("laplace") == {"temperature", "laplace_temperature"}
-    assert beside("ensemble") == {"temperature", "ensemble_temperature"}
-    assert beside("mc_dropout", "laplace") == {"temperature", "laplace", "laplace_temperature"}
+    forward, laplace = {"temperature", "conditioned"}, {"laplace_temperature", "laplace_conditioned"}
+    assert beside("map") == forward
+    assert beside("temperature") == {"conditioned"}
+    assert beside("laplace") == forward | laplace
+    assert beside("ensemble") == {*forward, "ensemble_temperature"}
+    assert beside("mc_dropout", "laplace") == {*forward, "laplace", *laplace}
     assert beside("laplace", *NAMES) == {*NAMES} - {"map", "laplace"}
 
 
@@ -204,7 +205,9 @@ def test_sets_and_uncertainty_are_the_predictives_own(mixture_predictor: Predict
 
 def test_a_predictive_that_is_not_there(mixture_predictor: Predictor, sentiment_predictor: Predictor) -> None:
     rows = encode(mixture_predictor, SENTIMENT_INPUTS[:1])
-    with pytest.raises(ConfigError, match=r"no predictive 'Laplace': it has \['map', 'temperature', 'fast', 'laplace'"):
+    with pytest.raises(
+        ConfigError, match=r"no predictive 'Laplace': it has \['map', 'temperature', 'conditioned', 'fast'"
+    ):
         mixture_predictor.predict(rows, "Laplace")
     with pytest.raises(ConfigError, match=r"no predictive 'ensemble': it has \['map', "):
         sentiment_predictor.predict(rows, "map", also=["ensemble"])

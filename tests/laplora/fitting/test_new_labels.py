@@ -22,6 +22,7 @@ from laplora.fitting.progress import Silent
 from laplora.fitting.rows import read_rows
 from laplora.fitting.served_rows import LoadedClassifier, served_outputs, taken
 from laplora.linearised import PosteriorPredictive
+from laplora.predictive.kinds import CONDITIONED
 from laplora.prompts.templates import TEMPLATES
 
 Rows = list[dict[str, Any]]
@@ -83,11 +84,13 @@ def test_the_new_version_answers_as_the_posterior_in_memory(
     assert not torch.allclose(after, before, atol=1e-3)
     manifest = read_artifact(artifact).manifest
     assert manifest.calibration.rows == found.rows == len(rows["test"])
-    assert manifest.conditioned is not None
-    assert manifest.conditioned.rows == len(rows["test"]) + len(rows["calibration"])
-    assert manifest.metrics["conditioned"]["nll"] == pytest.approx(found.after.nll)
-    assert manifest.predictives["conditioned"].nll == pytest.approx(found.after.nll)
-    assert in_memory.fit.calibrated.predictives["conditioned"].nll == pytest.approx(found.after.nll, abs=1e-3)
+    assert set(manifest.conditioned) == set(CONDITIONED)
+    assert {one.rows for one in manifest.conditioned.values()} == {len(rows["test"]) + len(rows["calibration"])}
+    name = found.after.predictive
+    assert name == manifest.recommended.predictive
+    assert manifest.metrics[name]["nll"] == pytest.approx(found.after.nll)
+    assert manifest.predictives[name].nll == pytest.approx(found.after.nll)
+    assert in_memory.fit.calibrated.predictives[name].nll == pytest.approx(found.after.nll, abs=1e-3)
 
 
 def test_it_is_undone_to_the_byte(artifact: Path, rows: dict[str, Rows]) -> None:
@@ -152,7 +155,7 @@ def test_worse_is_more_than_a_standard_error(posterior: laplora.CalibratedPoster
     def compared(level: float) -> Comparison:
         sure = (0.6 + level + spread) * right + (0.4 - level - spread) * (1 - right)
         of = [PosteriorPredictive(p, p, p[:, 0]) for p in (0.2 + 0.6 * right, sure)]
-        return compare(posterior.predictor.artifact.manifest, of[0], of[1], split, 5)
+        return compare(posterior.predictor.artifact.manifest, of[0], "conditioned", of[1], split, 5)
 
     worse = compared(0.0)
     losses = -(0.6 + spread[:, 0]).log() + math.log(0.8)
@@ -199,7 +202,7 @@ def test_a_run_with_every_predictive_is_calibrated_anew(mixture_run: FinishedRun
     before = read_artifact(place).manifest
     laplora.condition(place, rows_of(mixture_run)["test"], progress=False, device="cpu", force=True)
     manifest = read_artifact(place).manifest
-    assert set(manifest.servable) == {*before.servable, "conditioned"}
+    assert set(manifest.servable) == {*before.servable, *CONDITIONED}
     assert manifest.prior == before.prior
     assert PACKAGED_MANIFEST in manifest.files
     laplora.Predictor.load(place, device="cpu")
@@ -211,15 +214,13 @@ def test_batches_give_the_rows_in_their_order(saved: Path, rows: dict[str, Rows]
     classifier = LoadedClassifier(served)
     examples = read_rows(rows["test"], classifier, "label")
     settings = laplora.FitSettings.model_validate({"predictives": {"fast": 0}})
-    moved = served.members.shift.blocks if served.members.shift else ()
 
     def outputs(some: Any) -> Any:
-        return served_outputs(served, classifier, settings, some, moved, lambda f: f(), Silent()).split
+        return served_outputs(served, classifier, settings, some, lambda f: f(), Silent()).split
 
     whole = outputs(examples)
     for number in (0, 7, 13):
         one, same = outputs(examples[number : number + 1]), taken(whole, torch.tensor([number]))
         torch.testing.assert_close(one.logits, same.logits, rtol=0, atol=1e-4)
-        torch.testing.assert_close(one.shift, same.shift, rtol=0, atol=1e-4)
+        torch.testing.assert_close(one.last, same.last, rtol=0, atol=1e-4)
         assert torch.equal(one.labels, same.labels)
-        torch.testing.assert_close(one.jacobians[0], same.jacobians[0], rtol=1e-3, atol=1e-4)

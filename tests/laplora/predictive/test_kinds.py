@@ -38,7 +38,7 @@ def mixture(members: int, batch: int, classes: int, seed: int) -> tuple[torch.Te
 
 
 def test_the_names_and_what_they_average_over() -> None:
-    assert {n for n in PREDICTIVES if n.endswith("temperature")} == TEMPERED
+    assert {n for n in PREDICTIVES if n.endswith("temperature")} | {"conditioned"} == TEMPERED
     assert predictive_spec("laplace_temperature", 1.7) == PredictiveSpec("single", covariance=True, temperature=1.7)
     with pytest.raises(ConfigError, match="has no temperature"):
         predictive_spec("laplace", 1.7)

@@ -123,11 +123,14 @@ def test_a_prior_for_each_matrix_where_they_do_not_vary_together(file: Path) -> 
 @pytest.mark.parametrize(
     ("overrides", "names"),
     [
-        ([], "map temperature fast laplace laplace_temperature conditioned"),
-        (["predictives.temperature=false", "predictives.fast=0"], "map laplace laplace_temperature conditioned"),
+        ([], "map temperature conditioned fast laplace laplace_temperature laplace_conditioned"),
+        (
+            ["predictives.temperature=false", "predictives.fast=0"],
+            "map conditioned laplace laplace_temperature laplace_conditioned",
+        ),
         (
             ["predictives.ensemble=3", "predictives.laplace_ensemble=true", "predictives.mc_dropout=4"],
-            "map temperature fast laplace laplace_temperature conditioned "
+            "map temperature conditioned fast laplace laplace_temperature laplace_conditioned "
             "ensemble ensemble_temperature laplace_ensemble mc_dropout",
         ),
     ],
