@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from laplora.conditioning.kernel import RowKernel
 
 from laplora.jacobians.blocks import BlockJacobian, ContrastJacobians
 from laplora.posterior.base import Prior, block_precisions
@@ -46,7 +45,12 @@ def both(structure: str, prior: Prior, size: int) -> tuple[torch.Tensor, torch.T
     chart = FeatureMap.of(posterior, block_precisions(prior, posterior.blocks), size)
     features = chart.features(batch, posterior.project(batch)).double()
     assert features.shape == (ROWS, CLASSES - 1, chart.size)
-    return torch.einsum("ncf,mdf->ncmd", features, features), RowKernel.of(posterior, parts).at(prior)
+    # All rows' contrasts as those of one row: its covariance holds the covariances between the rows.
+    joined = tuple(BlockJacobian(part.flatten(0, 1)[None]) for part in parts)
+    together = posterior.project(ContrastJacobians(logits[:1], logits[:1], joined))
+    exact = posterior.covariance(together, block_precisions(prior, posterior.blocks))[0]
+    exact = exact.view(ROWS, CLASSES - 1, ROWS, CLASSES - 1)
+    return torch.einsum("ncf,mdf->ncmd", features, features), exact
 
 
 @pytest.mark.parametrize("structure", ["exact", "joint", "joint_core"])
