@@ -109,10 +109,11 @@ def measure(run: Run, model: Any, fitted: Path) -> Measured:
         width = model.get_base_model().config.get_text_config().hidden_size
         found_shifts = read_shifts(fitted / SHIFT, tuple(record.conditioned), width, run.class_count - 1)
         shifts = {kind: (one, calibrated.predictives[kind].temperature) for kind, one in found_shifts.items()}
+    posterior = read_posterior(fitted / POSTERIOR, blocks)
     found = outputs_of(
         classifier,
         config.fit,
-        read_posterior(fitted / POSTERIOR, blocks),
+        posterior,
         record.served.prior,
         ensemble,
         read_distilled_for(model, fitted / DISTILLED, run.class_count) if record.distilled else None,
@@ -131,7 +132,7 @@ def measure(run: Run, model: Any, fitted: Path) -> Measured:
     if config.evaluation.order_average:
         names: tuple[PredictiveName, ...] = ("map", calibrated.recommended.predictive)
         records = {name: calibrated.predictives[name] for name in names}
-        averaged, gains = order_averages(classifier, config.fit, outputs, ensemble, shifts, test, records)
+        averaged, gains = order_averages(classifier, config.fit, posterior, outputs, ensemble, shifts, test, records)
         results |= averaged
     for choice in record.choices:
         if choice != record.served:

@@ -28,6 +28,7 @@ from laplora.prompts.rows import Batch, EncodedRow, collate
 from laplora.readouts.base import ReadOut
 from training.config import RunConfig, config_hash_fields
 from training.workspace.folders import set_aside
+from training.workspace.folds import fold_runs
 from training.workspace.members import member_folder, member_steps, missing_members
 from training.workspace.one_device import OneDeviceArguments, on_device
 from training.workspace.provenance import adapter_inputs
@@ -77,14 +78,24 @@ class _KeepMembers(TrainerCallback):
 def finetune(config: RunConfig) -> Path:
     """Train the adapter of a run and return its folder; resumes at the last checkpoint.
 
-    Also writes ``initial_adapter``, the random start that the prior is centred at, and ``members``, the adapters
-    that an ensemble averages over.
+    Also writes ``initial_adapter``, the random start that the prior is centred at, ``members``, the adapters
+    that an ensemble averages over, and ``folds``, a folder like the run's for each adapter that calibrates.
 
     Raises:
         NonFiniteError: a trained weight that is NaN or infinite.
     """
     run = open_run(config)
-    target, checkpoints = config.run_dir / "adapter", config.run_dir / "checkpoints"
+    target, folds = train_adapter(run), fold_runs(run)
+    for number, fold in enumerate(folds, 1):
+        say(f"adapter without fold {number} of {len(folds)}")
+        train_adapter(fold)
+    return target
+
+
+def train_adapter(run: Run) -> Path:
+    """Train a run's adapter in its folder and return the adapter's; as ``finetune``, without the folds."""
+    config = run.config
+    target, checkpoints = run.folder / "adapter", run.folder / "checkpoints"
     if target.is_dir() and trained_as(run) and not missing_members(config):
         say(f"adapter already trained: {target}")
         return target
@@ -97,8 +108,8 @@ def finetune(config: RunConfig) -> Path:
     )
     set_seed(config.seed)
     model = add_adapter(run.load_base(), config)
-    save_adapter(model, config.run_dir / "initial_adapter")
-    write_json(config.run_dir / "config.json", config_hash_fields(config) | {"made_from": adapter_inputs(run)})
+    save_adapter(model, run.folder / "initial_adapter")
+    write_json(run.folder / "config.json", config_hash_fields(config) | {"made_from": adapter_inputs(run)})
     with on_device(run.device):
         trainer = LabelTrainer(
             model=model,
@@ -113,8 +124,8 @@ def finetune(config: RunConfig) -> Path:
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     if not all(bool(p.isfinite().all()) for p in model.parameters() if p.requires_grad):
         raise NonFiniteError("training ended with NaN or infinite weights: lower optimizer.learning_rate")
-    write_json(config.run_dir / "training_log.json", trainer.state.log_history)
-    unfinished = config.run_dir / ".adapter"
+    write_json(run.folder / "training_log.json", trainer.state.log_history)
+    unfinished = run.folder / ".adapter"
     save_adapter(model, unfinished, getattr(torch, config.adapter.save_dtype))
     shutil.rmtree(target, ignore_errors=True)
     unfinished.replace(target)
@@ -129,7 +140,7 @@ def resumable_checkpoint(run: Run, checkpoints: Path) -> Path | None:
     """
     config = run.config
     if not trained_as(run):
-        aside = set_aside(config.run_dir, ("checkpoints", "initial_adapter", "adapter", "members", "laplace", "report"))
+        aside = set_aside(run.folder, ("checkpoints", "initial_adapter", "adapter", "members", "laplace", "report"))
         if aside:
             say(f"the rows, the base or its weights are not those of the earlier results, which are kept in {aside}")
     last = last_checkpoint(checkpoints)

@@ -7,23 +7,31 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
+from laplora.fitting.cross_fit import cross_fit_rows
 from laplora.fitting.fit import fit_rows
+from laplora.fitting.fold_adapters import FoldAdapter
 from laplora.fitting.members import dropout_record
 from laplora.fitting.saving import MEMBER_FOLDER, record_of, write_fit
 from laplora.fitting.store import FolderStore
 from laplora.predictive.member_adapters import read_weights
 from training.config import RunConfig
 from training.data.files import read_inputs
+from training.workspace.folds import fold_runs
 from training.workspace.members import member_adapters, member_folder
 from training.workspace.provenance import curvature_inputs, fit_inputs
 from training.workspace.results import load_trained
+from training.workspace.run import Run
 from training.workspace.runtime import open_run
 from training.workspace.terminal import Terminal, say
 
 
 def fit_laplace(config: RunConfig) -> Path:
-    """Fit the posterior of a trained run and return its folder; ConfigError where there is no trained adapter."""
+    """Fit the posterior of a trained run and return its folder; ConfigError where there is no trained adapter.
+
+    A fold's passes are kept in the fold's folder.
+    """
     run = open_run(config)
     folder = config.run_dir / "laplace"
     model = load_trained(run)
@@ -33,18 +41,27 @@ def fit_laplace(config: RunConfig) -> Path:
         mark = curvature_inputs(run, member_folder(config, step))
         return FolderStore(folder / MEMBER_FOLDER.format(step=step), mark)
 
-    fit = fit_rows(
-        classifier,
-        run.splits.train,
-        run.splits.calibration,
-        config.fit,
-        initial=read_weights(model, config.run_dir / "initial_adapter"),
-        unlabelled=read_inputs(unlabelled, run.splits.task) if unlabelled else (),
-        adapters=member_adapters(config, model),
-        store=FolderStore(folder, curvature_inputs(run)),
-        member_store=member_store,
-        progress=Terminal(),
-    )
+    initial = read_weights(model, config.run_dir / "initial_adapter")
+    inputs = read_inputs(unlabelled, run.splits.task) if unlabelled else ()
+    store, rows = FolderStore(folder, curvature_inputs(run)), run.splits.train
+    if config.calibration.cross_fits:
+        adapters = fold_adapters(run, model)
+        fit = cross_fit_rows(
+            classifier, rows, adapters, config.fit, initial=initial, unlabelled=inputs, store=store, progress=Terminal()
+        )
+    else:
+        fit = fit_rows(
+            classifier,
+            rows,
+            run.splits.calibration,
+            config.fit,
+            initial=initial,
+            unlabelled=inputs,
+            adapters=member_adapters(config, model),
+            store=store,
+            member_store=member_store,
+            progress=Terminal(),
+        )
     record = record_of(fit, dropout_record(classifier, config.fit))
     write_fit(folder, record, fit, {"made_from": fit_inputs(run)})
     if record.distilled:
@@ -59,3 +76,13 @@ def fit_laplace(config: RunConfig) -> Path:
     recommended = record.calibrated.recommended
     say(f"served, chosen by the {recommended.chosen_by}: {recommended.reason}")
     return folder
+
+
+def fold_adapters(run: Run, model: Any) -> list[FoldAdapter]:
+    """Return the adapters of a run's folds, in the order of the folds."""
+    return [
+        FoldAdapter(
+            read_weights(model, fold.folder / "adapter"), FolderStore(fold.folder / "laplace", curvature_inputs(fold))
+        )
+        for fold in fold_runs(run)
+    ]

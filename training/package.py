@@ -48,7 +48,9 @@ def package(config: RunConfig) -> Path:
     )
     members = {step: member_folder(config, step) for step in steps}
     parts = Parts(fitted, config.run_dir / "adapter", members, report)
-    inputs = [dict(i) for i in config.golden_inputs] or [dict(e.fields) for e in run.splits.calibration[:4]]
+    inputs = [dict(i) for i in config.golden_inputs] or [
+        dict(e.fields) for e in (run.splits.calibration or run.splits.train)[:4]
+    ]
     write_artifact(config.artifact_dir, parts, manifest, inputs, device=str(run.device), say=say)
     say(f"artifact: {config.artifact_dir}")
     return config.artifact_dir

@@ -66,7 +66,7 @@ def shift(config: RunConfig) -> Path:
             "training/configs/shift-openbookqa-smollm2.yaml does"
         )
     artifact = read_artifact(config.artifact_dir)
-    splits = load_splits(config.data, seed=config.seed, progress=say)
+    splits = load_splits(config.data, seed=config.seed, hold_out=not config.calibration.cross_fits, progress=say)
     check_same_rows(config, artifact.manifest, splits)
     sets = shift_sets(config, config.shift, artifact.manifest, splits)
     answers = answer_sets(config, artifact, sets)

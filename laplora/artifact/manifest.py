@@ -82,7 +82,7 @@ class PriorRecord(_Record):
 class CalibrationRecord(_Record):
     """The calibration split, and what the settings fitted on it are for."""
 
-    split: str = Field(description="its name")
+    split: str = Field(description="its name: calibration, or out_of_fold where the rows trained the adapter")
     rows: int = Field(ge=0)
     folds: int = Field(ge=2, description="of the cross-fitting")
     coverage: float = Field(gt=0, lt=1, description="nominal, of the prediction sets")

@@ -57,6 +57,7 @@ def fit_thresholds(
     confidence: float = 0.9,
     sureness: Mapping[str, Sureness] | None = None,
     together: int = 1,
+    split: str = "calibration",
 ) -> dict[str, ModeThresholds]:
     """Return every threshold of every predictive by name, from the predictions on a calibration split.
 
@@ -73,6 +74,7 @@ def fit_thresholds(
             the scale of what is served (``laplora.predictive.cross_fitting.rank_aligned``).
         together: so many consecutive rows are the labels of one input, which is accepted or not as a whole: by
             ``of_inputs``, and ``high_epistemic`` compares their sum.
+        split: what the rows are called where a threshold says whence it is.
 
     Raises:
         ConfigError: a level outside (0, 1), or an unknown guarantee.
@@ -94,8 +96,8 @@ def fit_thresholds(
         sure = (sureness or {}).get(name) or sureness_of(predictive)
         errors = predictive.probs.argmax(1) != labels
         flags: dict[Flag, FlagThreshold] = {
-            "low_confidence": _confidence_flag(*of_inputs(-sure.confidence, errors, together), target_risk),
-            "low_label_mass": _quantile_flag(label_mass, LABEL_MASS_LEVEL, "label mass"),
+            "low_confidence": _confidence_flag(*of_inputs(-sure.confidence, errors, together), target_risk, split),
+            "low_label_mass": _quantile_flag(label_mass, LABEL_MASS_LEVEL, "label mass", split),
         }
         scores: dict[Score, torch.Tensor] = {"map_entropy": entropy(map_probs)}
         if name != "map":
@@ -103,7 +105,7 @@ def fit_thresholds(
         if (predictive.std > 0).any():  # the epistemic part of a point is only rounding
             scores["epistemic"] = decompose(predictive).epistemic
             summed = scores["epistemic"].view(-1, together).sum(1)
-            flags["high_epistemic"] = _quantile_flag(summed, EPISTEMIC_LEVEL, "epistemic uncertainty")
+            flags["high_epistemic"] = _quantile_flag(summed, EPISTEMIC_LEVEL, "epistemic uncertainty", split)
         score: ReviewScore = "map_entropy" if bound or name == "map" else "total_entropy"
         compared = agreed_entropy(map_probs, predictive.probs) if bound else scores[score]
         compared, wrong = of_inputs(compared, errors, together)
@@ -138,22 +140,22 @@ def of_inputs(scores: torch.Tensor, wrong: torch.Tensor, together: int) -> tuple
     return scores.view(-1, together).amax(1), wrong.double().view(-1, together).mean(1)
 
 
-def _confidence_flag(unsureness: torch.Tensor, errors: torch.Tensor, target_risk: float) -> FlagThreshold:
+def _confidence_flag(unsureness: torch.Tensor, errors: torch.Tensor, target_risk: float, split: str) -> FlagThreshold:
     """Return the lowest confidence, the negative of ``unsureness``, that answers may have."""
     lowest = accept_threshold(unsureness, errors, target_risk)
     return FlagThreshold(
         value=None if lowest is None else -lowest,
         level=target_risk,
-        origin=f"lowest confidence from which {len(errors)} rows of 'calibration' and one mistake more err at most "
+        origin=f"lowest confidence from which {len(errors)} rows of {split!r} and one mistake more err at most "
         f"{target_risk:g}",
     )
 
 
-def _quantile_flag(values: torch.Tensor, level: float, what: str) -> FlagThreshold:
+def _quantile_flag(values: torch.Tensor, level: float, what: str, split: str) -> FlagThreshold:
     return FlagThreshold(
         value=float(values.double().quantile(level)),
         level=level,
-        origin=f"{level:g} quantile of the {what} of {len(values)} rows of 'calibration'",
+        origin=f"{level:g} quantile of the {what} of {len(values)} rows of {split!r}",
     )
 
 

@@ -19,7 +19,7 @@ from laplora.fitting.settings import FitSettings
 from laplora.linearised import PosteriorPredictive
 from laplora.metrics.scores import row_nll
 from laplora.posterior.base import Prior, ProjectedJacobians
-from laplora.predictive.cross_fitting import FOLDS, cross_fitted_predictive, rank_aligned
+from laplora.predictive.cross_fitting import cross_fitted_predictive, rank_aligned
 from laplora.predictive.kinds import (
     CONDITIONED,
     PREDICTIVES,
@@ -30,6 +30,9 @@ from laplora.predictive.kinds import (
     predictive_spec,
 )
 from laplora.prior.validation import choose_by_validation
+
+#: What calibration rows are called in an artifact.
+HELD_OUT, OUT_OF_FOLD = "calibration", "out_of_fold"
 
 #: Gives the priors of the first so many fitted adapters, chosen on some calibration rows only.
 PriorsOf = Callable[[torch.Tensor, int], list[Prior]]
@@ -50,12 +53,15 @@ def calibrate(
     outputs: SplitOutputs,
     conditioning: Conditioning | None = None,
     held_out: Mapping[PredictiveName, PosteriorPredictive] | None = None,
+    split_name: str = HELD_OUT,
 ) -> tuple[Calibrated, dict[PredictiveName, ReviewScores]]:
     """Return what is recorded of the calibration split, and the review scores of its rows by predictive.
 
     Args:
         outputs: of the calibration rows; conditioning: by their labels, where some predictive is corrected by them.
         held_out: what ``out_of_fold`` returns of the same, where it is there already.
+        split_name: what these rows are called: ``HELD_OUT``, or ``OUT_OF_FOLD`` where they are all labelled rows and
+            each is seen by the adapter of its fold.
 
     Served are parameters fitted on all calibration rows. Thresholds, label sets and the recommendation are set on what
     each row gets from a fit without it.
@@ -79,6 +85,7 @@ def calibrate(
         confidence=wanted.confidence,
         sureness={str(name): sure for name, sure in sureness.items()},
         together=split.together,
+        split=split_name,
     )
     recommended = recommendation(settings, held_out, labels, split.together)
     map_probs = held_out["map"].probs
@@ -97,9 +104,9 @@ def calibrate(
         )
         scores[name] = review_scores(rule, predictive, map_probs, labels, sureness[name], split.together)
     record = CalibrationRecord(
-        split="calibration",
+        split=split_name,
         rows=len(labels) // split.together,
-        folds=min(FOLDS, len(labels) // split.together),
+        folds=min(wanted.folds, len(labels) // split.together),
         coverage=wanted.coverage,
         conformal=wanted.conformal,
         scores=SCORES,
@@ -114,7 +121,7 @@ def out_of_fold(
 
     Likewise the labels that correct one.
     """
-    rows, together = len(outputs.split.labels), outputs.split.together
+    rows, together, folds = len(outputs.split.labels), outputs.split.together, settings.calibration.folds
 
     def fold_predictive(name: PredictiveName) -> FoldPredictive:
         kind = next((one for one in CONDITIONED if one == name), None)
@@ -124,7 +131,7 @@ def out_of_fold(
         return lambda fit, answered: conditioning.predictive(kind, fit, answered, lambda: priors(fit, 1)[0])
 
     return {
-        name: cross_fitted_predictive(fold_predictive(name), rows, FOLDS, settings.seed, together)
+        name: cross_fitted_predictive(fold_predictive(name), rows, folds, settings.seed, together)
         for name in settings.predictives.names
     }
 
@@ -138,8 +145,8 @@ def held_out_sureness(settings: FitSettings, outputs: SplitOutputs, name: Predic
         return torch.stack([sure.entropy, sure.confidence], 1)
 
     served = columns(predictive_of(outputs, name, fit_temperature_of(outputs, name)))
-    together = outputs.split.together
-    aligned = rank_aligned(lambda fitted: columns(predict(fitted, everything)), served, FOLDS, settings.seed, together)
+    folds, together = settings.calibration.folds, outputs.split.together
+    aligned = rank_aligned(lambda fitted: columns(predict(fitted, everything)), served, folds, settings.seed, together)
     return Sureness(aligned[:, 0], aligned[:, 1])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -17,6 +17,7 @@ from laplora.fitting.store import Store, rows_digest
 from laplora.fitting.variants import variants
 from laplora.jacobians.states import decoder_layers, join_states, spread_layers
 from laplora.posterior.base import Posterior, Prior, block_precisions
+from laplora.predictive.cross_fitting import fold_rows
 from laplora.predictive.distilled import DistilledCovariance, distill
 from laplora.predictive.distilled_error import FALSE_ALARMS, log_error
 from laplora.prompts.examples import Example
@@ -64,27 +65,83 @@ def distill_covariance(
     parts = [calibration, *_passes(classifier, posterior, examples, layers, settings, store, progress)]
     count = len(calibration.labels)
     groups = torch.tensor([*range(count), *(count + origin for _, origin in inputs)])
+    distilled, _ = _distilled(posterior, prior, parts, groups, layers, settings.seed, calibration.class_mask)
+    return replace(distilled, held_out=distilled.held_out[:count])
+
+
+def distill_cross_fitted(
+    classifier: Classifier,
+    posterior: Posterior,
+    prior: Prior,
+    rows: Sequence[Example],
+    unlabelled: Sequence[Example],
+    out_of_fold: torch.Tensor,
+    settings: FitSettings,
+    store: Store,
+    progress: Progress,
+) -> Distilled | None:
+    """Return what is distilled from the posterior of an adapter that was trained on all rows; None where it is off.
+
+    One fold's rows stand for calibration rows, which have no variants. A row's ``held_out`` is its out-of-fold
+    covariance, times the share of the exact trace that is predicted from inputs without the row.
+
+    Args:
+        out_of_fold: (rows, classes - 1, classes - 1), the covariances under the prior by the adapters without the rows.
+    """
+    layers = watched_layers(classifier, settings)
+    if not layers:
+        return None
+    varied, first = (part.tolist() for part in fold_rows(len(rows), settings.calibration.folds, settings.seed)[0])
+    order = [*first, *varied]
+    inputs = further_inputs([rows[i] for i in varied], unlabelled, settings, labelled=False)
+    origins = [varied[i] if i < len(varied) else len(rows) + i for _, i in inputs]
+    examples = [*(rows[i] for i in order), *(example for example, _ in inputs)]
+    parts = _passes(classifier, posterior, examples, layers, settings, store, progress)
+    masks = torch.cat([part.class_mask for part in parts])[: len(first)]
+    groups = torch.tensor([*order, *origins])
+    distilled, exact = _distilled(posterior, prior, parts, groups, layers, settings.seed, masks)
+    predicted, truth, wanted = (c.diagonal(dim1=1, dim2=2).sum(1) for c in (distilled.held_out, exact, out_of_fold))
+    share = predicted[: len(rows)] / truth[: len(rows)].clamp_min(torch.finfo(torch.float64).tiny)
+    in_order = torch.empty_like(wanted)
+    in_order[torch.tensor(order)] = share
+    return replace(distilled, held_out=out_of_fold * in_order[:, None, None])
+
+
+def _distilled(
+    posterior: Posterior,
+    prior: Prior,
+    parts: Sequence[ProjectedSplit],
+    groups: torch.Tensor,
+    layers: tuple[int, ...],
+    seed: int,
+    class_mask: torch.Tensor,
+) -> tuple[Distilled, torch.Tensor]:
+    """Return what is distilled from inputs, the rows of ``class_mask`` first, and their exact covariances."""
     precisions = block_precisions(prior, posterior.blocks)
     exact = torch.cat([posterior.covariance(part.projected, precisions) for part in parts])
     states = join_states([part.states for part in parts if part.states is not None])
-    distilled = distill(states, exact, groups, layers, settings.seed, calibration.class_mask)
-    held_out = distilled.held_out[:count]
-    error = log_error(held_out, exact[:count], calibration.class_mask)
+    distilled = distill(states, exact, groups, layers, seed, class_mask)
+    count = len(class_mask)
+    error = log_error(distilled.held_out[:count], exact[:count], class_mask)
     record = DistilledRecord(inputs=len(groups), error=error, false_alarms=FALSE_ALARMS)
-    return Distilled(distilled.predictor, record, held_out)
+    return Distilled(distilled.predictor, record, distilled.held_out), exact
 
 
 def further_inputs(
-    train: Sequence[Example], unlabelled: Sequence[Example], settings: FitSettings
+    train: Sequence[Example], unlabelled: Sequence[Example], settings: FitSettings, *, labelled: bool = True
 ) -> list[tuple[Example, int]]:
-    """Return training rows, then the user's inputs, then variants, each with the number of the row that it varies."""
+    """Return training rows, then the user's inputs, then variants, each with the number of the row that it varies.
+
+    Args:
+        labelled: whether the training rows themselves are wanted too.
+    """
     wanted = settings.predictives.fast
     draw = random.Random(f"{settings.seed}/distillation")
 
     def drawn(available: int) -> list[int]:
         return sorted(draw.sample(range(available), min(wanted, available)))
 
-    rows = [(train[i], i) for i in drawn(len(train))]
+    rows = [(train[i], i) for i in drawn(len(train))] if labelled else []
     given = [unlabelled[i] for i in drawn(len(unlabelled))] if unlabelled else []
     made = variants(train, wanted - len(given), settings.seed)
     return rows + [(example, len(train) + i) for i, example in enumerate(given)] + made

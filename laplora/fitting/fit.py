@@ -26,6 +26,7 @@ from laplora.fitting.several_labels import for_several_labels
 from laplora.fitting.store import Forgetful, Store
 from laplora.jacobians.contrasts import covered_blocks
 from laplora.posterior.base import Posterior, block_precisions
+from laplora.posterior.folded import FoldedPosterior
 from laplora.posterior.many_classes import ManyClassPosterior
 from laplora.posterior.subset import select_blocks
 from laplora.predictive.kinds import CONDITIONED, Corrected, PredictiveName
@@ -63,7 +64,7 @@ class Fit:
     many_classes: ManyClassesRecord | None = None
 
 
-def _possible(classifier: Classifier, settings: FitSettings, progress: Progress) -> FitSettings:
+def possible(classifier: Classifier, settings: FitSettings, progress: Progress) -> FitSettings:
     """Return the settings without the predictives that a classifier cannot have.
 
     Raises ConfigError for a prior by leave-one-out with many classes.
@@ -116,7 +117,7 @@ def fit_rows(
     """
     progress, store = progress or Silent(), store or Forgetful()
     settings = for_several_labels(classifier, [*train, *calibration], settings, progress)
-    settings = _possible(classifier, settings, progress)
+    settings = possible(classifier, settings, progress)
     settings = possible_conditioning(classifier, settings, len(calibration), trained_on, progress)
     laplace = settings.laplace
     size = laplace.batch_size
@@ -167,7 +168,7 @@ def fit_rows(
         temperature=conditioned["conditioned"].temperature if conditioned else 1.0,
     )
     calibrated, scores = calibrate(settings, outputs, conditioning)
-    many = many_classes_record(settings, classifier, trained, split)
+    many = many_classes_record(settings, classifier, posterior, trained, split)
     return Fit(
         settings,
         posterior,
@@ -187,14 +188,26 @@ def fit_rows(
 
 
 def many_classes_record(
-    settings: FitSettings, classifier: Classifier, trained: Fitted, split: ProjectedSplit
+    settings: FitSettings, classifier: Classifier, posterior: Posterior, trained: Fitted, split: ProjectedSplit
 ) -> ManyClassesRecord | None:
-    """Return how a task of many classes was fitted; None where every contrast was computed."""
-    many, posterior = many_classes(settings, classifier), trained.posterior
+    """Return how a task of many classes was fitted; None where every contrast was computed.
+
+    Args:
+        posterior: what is served; trained: what sees the calibration rows, ``split``.
+    """
+    many, judge = many_classes(settings, classifier), trained.posterior
     if many is None or not isinstance(posterior, ManyClassPosterior):
         return None
     precisions = block_precisions(trained.prior, posterior.blocks)
-    filled_in = posterior.filled_in_share(trained.projected, split.logits, split.class_mask, precisions)
+    whole = [(posterior, trained.projected, torch.arange(len(split)))]
+    parts = judge.parts(trained.projected) if isinstance(judge, FoldedPosterior) else whole
+    filled_in = torch.cat(
+        [
+            part.filled_in_share(projected, split.logits[rows], split.class_mask[rows], precisions)
+            for part, projected, rows in parts
+            if isinstance(part, ManyClassPosterior)
+        ]
+    )
     errors = posterior.reference_errors(precisions)
     largest = float(errors.max()) if len(errors) else None
     return ManyClassesRecord(**asdict(many), filled_in=float(filled_in.mean()), largest_error=largest)

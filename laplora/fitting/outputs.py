@@ -13,7 +13,7 @@ from laplora.fitting.progress import Progress
 from laplora.fitting.projected import ProjectedSplit, project_split
 from laplora.fitting.settings import FitSettings
 from laplora.jacobians.contrasts import covered_blocks
-from laplora.posterior.base import Posterior, Prior, ProjectedJacobians, block_precisions
+from laplora.posterior.base import Covariances, Prior, ProjectedJacobians, block_precisions
 from laplora.posterior.binary import binary_means
 from laplora.predictive.kinds import PREDICTIVES, Corrected, Members, PredictiveName
 from laplora.predictive.member_adapters import dropout_weights, in_place, lora_parameters
@@ -24,9 +24,12 @@ from laplora.prompts.examples import Example
 
 @dataclass(frozen=True)
 class Fitted:
-    """One adapter's posterior under its prior, and a split's rows as it sees them, in the split's row order."""
+    """One adapter's posterior under its prior, and a split's rows as it sees them, in the split's row order.
 
-    posterior: Posterior
+    Of out-of-fold rows it is that of several adapters (``laplora.posterior.folded``), one prior for all.
+    """
+
+    posterior: Covariances
     prior: Prior
     projected: ProjectedJacobians
 

@@ -12,7 +12,7 @@ from laplora.fitting.settings import FitSettings
 from laplora.jacobians.blocks import Block
 from laplora.models.classifier_head import with_head_blocks
 from laplora.models.readout import head_name
-from laplora.posterior.base import Granularity, Posterior
+from laplora.posterior.base import Covariances, Granularity, Posterior
 from laplora.posterior.structures import granularities
 from laplora.predictive.member_adapters import lora_parameters
 from laplora.prior.evidence import choose_by_evidence
@@ -29,10 +29,12 @@ def choose_priors(
     distances: torch.Tensor,
     log_likelihood: float,
     train: ProjectedSplit | None = None,
+    judge: Covariances | None = None,
 ) -> list[PriorChoice]:
     """Return every prior choice that is reported: by validation and by evidence, scalar and per group.
 
     Args:
+        judge: of the calibration rows, where that is not ``posterior``.
         train: the training rows as the posterior sees them, for a choice by leave-one-out too.
     """
     wanted: list[Granularity] = ["scalar", "group", settings.laplace.granularity]
@@ -42,7 +44,11 @@ def choose_priors(
         if granularity != "module":
             choices.append(
                 choose_by_validation(
-                    posterior, calibration.projected, calibration.labels, calibration.class_mask, granularity
+                    judge or posterior,
+                    calibration.projected,
+                    calibration.labels,
+                    calibration.class_mask,
+                    granularity,
                 )
             )
     if train is not None:

@@ -126,7 +126,7 @@ def split_of(named: Mapping[str, torch.Tensor]) -> ProjectedSplit:
     """Return a projected split from its named tensors."""
     tensors: dict[str, Any] = dict(named)
     mean, kept, rest = (tensors.pop(k) for k in ("contrast_mean", "kept", "rest"))
-    projected = ProjectedJacobians(mean, kept, rest, tensors.pop("directions", None))
+    projected = ProjectedJacobians(mean, kept, rest, tensors.pop("directions", None), tensors.pop("fold", None))
     states = None
     if "hidden" in tensors:
         states = States(tensors.pop("hidden"), projected.contrast_mean.float(), tensors.pop("tokens"))

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from laplora.decisions.conformal import ConformalScore
 from laplora.jacobians.many_classes import ManyClasses
 from laplora.posterior.structures import granularities
+from laplora.predictive.cross_fitting import FOLDS
 from laplora.predictive.kinds import PredictiveName
 
 
@@ -66,6 +67,12 @@ class LaplaceSettings(Section):
 class CalibrationSettings(Section):
     """Thresholds taken from the calibration split."""
 
+    folds: int = Field(
+        FOLDS,
+        ge=2,
+        description="of the cross-fitting: what judges a row is fitted on the other folds; with rows: cross_fit also "
+        "the number of adapters, each trained on all folds but one",
+    )
     target_risk: float = Field(0.05, gt=0, lt=1, description="error rate allowed among accepted answers")
     guarantee: Literal["empirical", "upper_bound"] = Field(
         "empirical",

@@ -42,25 +42,28 @@ class ProjectedJacobians:
         rest: (batch, classes - 1, classes - 1, parts), inner products of the Jacobians in the other directions.
         directions: (batch, classes - 1, m), where the Jacobians are those of m directions in the contrasts, and
             ``kept`` and ``rest`` too (``laplora.posterior.many_classes``). None: of the contrasts.
+        fold: (batch,) int64, whose posterior each row was projected by (``laplora.posterior.folded``). None: one's.
     """
 
     contrast_mean: torch.Tensor
     kept: torch.Tensor
     rest: torch.Tensor
     directions: torch.Tensor | None = None
+    fold: torch.Tensor | None = None
 
     def take(self, rows: torch.Tensor) -> ProjectedJacobians:
         """Return some rows."""
-        tensors = (self.contrast_mean, self.kept, self.rest, self.directions)
-        mean, kept, rest, directions = (None if t is None else t[rows] for t in tensors)
-        assert mean is not None
-        assert kept is not None
-        assert rest is not None
-        return ProjectedJacobians(mean, kept, rest, directions)
+        return ProjectedJacobians(
+            self.contrast_mean[rows],
+            self.kept[rows],
+            self.rest[rows],
+            None if self.directions is None else self.directions[rows],
+            None if self.fold is None else self.fold[rows],
+        )
 
 
-class Posterior(Protocol):
-    """Curvature of the training loss at the trained adapter.
+class Covariances(Protocol):
+    """What gives the covariances of projected rows under any prior.
 
     Every ``precisions`` is (blocks,) float64 from ``block_precisions``, on the posterior's device.
     """
@@ -77,14 +80,18 @@ class Posterior(Protocol):
     def structure(self) -> str:
         """Which of ``laplora.posterior.structures.STRUCTURES``."""
 
+    def covariance(self, projected: ProjectedJacobians, precisions: torch.Tensor) -> torch.Tensor:
+        """Return the covariance of the contrasts, (batch, classes - 1, classes - 1) float64, nats squared."""
+
+
+class Posterior(Covariances, Protocol):
+    """Curvature of the training loss at the trained adapter."""
+
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Posterior:
         """Return the posterior on a device, what multiplies Jacobians in a number format."""
 
     def project(self, jacobians: ContrastJacobians) -> ProjectedJacobians:
         """Return what the covariance needs of a batch's Jacobians, whatever the prior."""
-
-    def covariance(self, projected: ProjectedJacobians, precisions: torch.Tensor) -> torch.Tensor:
-        """Return the covariance of the contrasts, (batch, classes - 1, classes - 1) float64, nats squared."""
 
     def covariance_of(self, jacobians: ContrastJacobians, precisions: torch.Tensor) -> torch.Tensor:
         """Return the same straight from the Jacobians; at least as exact as the two steps."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 
 from laplora.errors import PriorError
-from laplora.posterior.base import Granularity, Posterior, Prior, ProjectedJacobians, block_precisions
+from laplora.posterior.base import Covariances, Granularity, Prior, ProjectedJacobians, block_precisions
 from laplora.prior.search import PriorChoice, predictive_nll, search_precisions
 
 
 def choose_by_validation(
-    posterior: Posterior,
+    posterior: Covariances,
     projected: ProjectedJacobians,
     labels: torch.Tensor,
     class_mask: torch.Tensor,

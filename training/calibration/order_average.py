@@ -16,6 +16,7 @@ from laplora.fitting.projected import project_split
 from laplora.fitting.settings import FitSettings
 from laplora.linearised import PosteriorPredictive
 from laplora.metrics.scores import Evaluation, bootstrap_interval, evaluate_probs, row_nll
+from laplora.posterior.base import Posterior
 from laplora.predictive.kinds import Corrected, PredictiveName
 from laplora.predictive.order_average import average_by_input, average_orders, order_information
 from laplora.predictive.shift import Shift
@@ -75,6 +76,7 @@ class _Prompts:
 def order_averages(
     classifier: Classifier,
     settings: FitSettings,
+    posterior: Posterior,
     outputs: SplitOutputs,
     ensemble: Ensemble,
     shifts: Mapping[Corrected, tuple[Shift, float]],
@@ -84,12 +86,12 @@ def order_averages(
     """Return evaluation and gain of each predictive averaged over the orders, both by the averaged method's name.
 
     Args:
-        records: of the predictives to average, ``map`` first.
+        posterior: of the trained adapter; records: of the predictives to average, ``map`` first.
     """
     prompts = _prompts(examples)
     trained, labels, title = outputs.fitted[0], outputs.split.labels, "test rows, other orders"
     bar, size = Terminal(), settings.laplace.batch_size
-    split = project_split(classifier, trained.posterior, prompts.others, bar, title, batch_size=size)
+    split = project_split(classifier, posterior, prompts.others, bar, title, batch_size=size)
     fitted = replace(trained, projected=split.projected)
     found = split_outputs(classifier, settings, fitted, split, ensemble, prompts.others, bar, title)
     other_outputs = corrected(found, shifts)

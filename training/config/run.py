@@ -10,13 +10,14 @@ from pydantic import Field, ValidationError, model_validator
 
 from laplora.answers.golden import MAX_ANSWERS
 from laplora.errors import ConfigError
-from laplora.fitting.settings import CalibrationSettings, FitSettings, PredictiveSettings, Section
+from laplora.fitting.settings import FitSettings, PredictiveSettings, Section
 from laplora.jacobians.many_classes import ManyClasses
 from laplora.readouts.choice import ReadOutName
 from training.config.folders import NAME, folder_of
 from training.config.sections import (
     AdapterConfig,
     BaseConfig,
+    CalibrationConfig,
     EvaluationConfig,
     LaplaceConfig,
     OptimizerConfig,
@@ -43,7 +44,7 @@ class RunConfig(Section):
     adapter: AdapterConfig = AdapterConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     laplace: LaplaceConfig = LaplaceConfig()
-    calibration: CalibrationSettings = CalibrationSettings()
+    calibration: CalibrationConfig = CalibrationConfig()
     predictives: PredictivesConfig = PredictivesConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     golden_inputs: tuple[dict[str, Any], ...] = Field(
@@ -69,6 +70,8 @@ class RunConfig(Section):
             )
         if wanted.laplace_ensemble and self.laplace.prior == "leave_one_out":
             raise ValueError("predictives.laplace_ensemble takes laplace.prior validation or evidence")
+        if wanted.ensemble and self.calibration.cross_fits:
+            raise ValueError("predictives.ensemble keeps adapters of one training: it takes calibration.rows: held_out")
         return self
 
     @property
@@ -77,7 +80,7 @@ class RunConfig(Section):
         predictives = self.predictives.model_dump(exclude={"fast_inputs"})
         return FitSettings(
             laplace=self.laplace.settings,
-            calibration=self.calibration,
+            calibration=self.calibration.settings,
             predictives=PredictiveSettings(**predictives),
             many_classes=ManyClasses(**self.laplace.many_classes.model_dump()),
             seed=self.seed,

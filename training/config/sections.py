@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from laplora.fitting.settings import LaplaceSettings, PredictiveSettings, Section
+from laplora.fitting.settings import CalibrationSettings, LaplaceSettings, PredictiveSettings, Section
 from laplora.jacobians.many_classes import ManyClasses
 
 
@@ -97,6 +97,44 @@ class LaplaceConfig(LaplaceSettings):
     def settings(self) -> LaplaceSettings:
         """What the library's fit is told of it."""
         return LaplaceSettings(**{name: getattr(self, name) for name in LaplaceSettings.model_fields})
+
+
+class CalibrationConfig(CalibrationSettings):
+    """Which rows calibrate, and what is fitted on them."""
+
+    rows: Literal["held_out", "cross_fit"] = Field(
+        "held_out",
+        description="held_out: the calibration split, which no adapter is trained on; cross_fit: every training and "
+        "calibration row, answered by an adapter of the folds without it, and the served adapter is trained on all",
+    )
+
+    @model_validator(mode="after")
+    def _promised(self) -> CalibrationConfig:
+        if self.rows == "cross_fit" and self.guarantee == "upper_bound":
+            raise ValueError(
+                "guarantee: upper_bound is on an adapter that saw none of the rows, and rows: cross_fit trains the "
+                "served one on all of them; use rows: held_out"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Return the fields; without ``rows`` and ``folds`` at their defaults, as before there were such fields."""
+        fields: dict[str, Any] = write(self)
+        for name in ("rows", "folds"):
+            if fields.get(name) == type(self).model_fields[name].default:
+                del fields[name]
+        return fields
+
+    @property
+    def cross_fits(self) -> bool:
+        """Whether every label trains the served adapter."""
+        return self.rows == "cross_fit"
+
+    @property
+    def settings(self) -> CalibrationSettings:
+        """What the library's fit is told of it."""
+        return CalibrationSettings(**{name: getattr(self, name) for name in CalibrationSettings.model_fields})
 
 
 class PredictivesConfig(PredictiveSettings):

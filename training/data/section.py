@@ -165,12 +165,14 @@ def load_splits(
     config: DataConfig,
     *,
     seed: int,
+    hold_out: bool = True,
     cache: Path | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Splits:
     """Return the disjoint, deduplicated splits that a config describes; the same on every machine.
 
     Args:
+        hold_out: whether calibration rows are kept apart; else they are training rows.
         cache: folder for what is fetched; see :func:`laplora.models.wheels.cache_root`.
         progress: takes one line per step and per warning; without it, lines about fetching go to standard error.
 
@@ -188,9 +190,9 @@ def load_splits(
         source = without_long_prompts(source, config.max_prompt_characters)
     counts: dict[Role, int | None] = {"train": config.train, "calibration": config.calibration, "test": config.test}
     if config.split_seed is None:
-        splits = split(source, counts, seed=seed)
+        splits = split(source, counts, seed=seed, hold_out=hold_out)
     else:
-        splits = split(source, counts, seed=config.split_seed, train_seed=seed)
+        splits = split(source, counts, seed=config.split_seed, train_seed=seed, hold_out=hold_out)
     if progress is not None:
         for line in splits.report["warnings"]:
             progress(f"warning: {line}")

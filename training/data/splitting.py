@@ -18,7 +18,14 @@ SHARES: dict[Role, int] = {"train": 4, "calibration": 1, "test": 2}
 Dropped = dict[str, dict[str, int]]
 
 
-def split(source: Source, counts: Mapping[Role, int | None], *, seed: int, train_seed: int | None = None) -> Splits:
+def split(
+    source: Source,
+    counts: Mapping[Role, int | None],
+    *,
+    seed: int,
+    train_seed: int | None = None,
+    hold_out: bool = True,
+) -> Splits:
     """Return the splits of a source.
 
     Duplicates go first, over all pools; then each pool is shuffled and cut, test first. So with the
@@ -27,6 +34,7 @@ def split(source: Source, counts: Mapping[Role, int | None], *, seed: int, train
     Args:
         counts: rows wanted per split; None is what the others leave, shared by ``SHARES``.
         train_seed: draws the training rows from all that the other splits leave; None: from ``seed``, as the others.
+        hold_out: whether calibration rows are kept apart; else they follow the training rows, as such.
 
     Raises:
         DataError: more rows wanted than there are, fewer training rows than classes, or only one class.
@@ -44,6 +52,8 @@ def split(source: Source, counts: Mapping[Role, int | None], *, seed: int, train
                 shuffled[start:] = random.Random(train_seed).sample(shuffled[start:], len(shuffled) - start)
             splits[role] = tuple(shuffled[start : start + sizes[role]])
             start += sizes[role]
+    if not hold_out:
+        splits |= {"train": splits["train"] + splits["calibration"], "calibration": ()}
     ordered = {role: splits[role] for role in SHARES}
     report = {
         "dataset": task.name,
@@ -55,7 +65,7 @@ def split(source: Source, counts: Mapping[Role, int | None], *, seed: int, train
         "duplicates_dropped": dropped,
         "rows": {role: len(rows) for role, rows in ordered.items()},
         "classes": {role: _class_counts(task, rows) for role, rows in ordered.items()},
-        "warnings": [*check(task, splits), *_repeats(dropped)],
+        "warnings": [*check(task, splits, hold_out=hold_out), *_repeats(dropped)],
     }
     return Splits(task, splits["train"], splits["calibration"], splits["test"], report)
 
@@ -97,7 +107,7 @@ def drop_duplicates(source: Source) -> tuple[list[Pool], Dropped]:
     return [kept[pool.name] for pool in source.pools], dropped
 
 
-def check(task: Task, splits: Mapping[Role, tuple[Example, ...]]) -> list[str]:
+def check(task: Task, splits: Mapping[Role, tuple[Example, ...]], *, hold_out: bool = True) -> list[str]:
     """Return warnings about splits that can be used, but not for everything; DataError where nothing is learned."""
     train, calibration = splits["train"], splits["calibration"]
     if len(train) < len(task.labels):
@@ -120,6 +130,8 @@ def check(task: Task, splits: Mapping[Role, tuple[Example, ...]]) -> list[str]:
     for role in ("calibration", "test"):
         if unseen := sorted({task.labels[e.label] for e in splits[role] if e.label not in present}):
             warnings.append(f"the {role} split holds labels that no training row has: {unseen}")
+    if not hold_out:
+        calibration = train
     if not calibration:
         warnings.append(
             "no calibration rows: the prior cannot be chosen by validation, and no temperature, threshold or "

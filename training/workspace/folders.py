@@ -47,7 +47,7 @@ def start_from(sibling: Path, folder: Path, fields: Mapping[str, Any]) -> bool:
     folder appears whole; False: another job was faster.
     """
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    left_out = shutil.ignore_patterns(".*", CONFIG, "checkpoints", "earlier-*")
+    left_out = shutil.ignore_patterns(".*", "checkpoints", "earlier-*")
     try:
         shutil.copytree(sibling, partial, ignore=left_out, dirs_exist_ok=True)
         partial.chmod(0o755)

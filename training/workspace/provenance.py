@@ -11,6 +11,7 @@ from pathlib import Path
 from laplora.files import file_sha256
 from laplora.fitting.store import digest, rows_digest
 from laplora.models.hashes import weights_hash
+from training.workspace.folds import fold_runs
 from training.workspace.run import Run
 
 #: Fields of the section ``laplace`` that the sums over the training rows depend on.
@@ -33,7 +34,7 @@ def adapter_inputs(run: Run) -> str:
 
 def curvature_inputs(run: Run, folder: Path | None = None) -> str:
     """Return the digest of what the sums over the training rows depend on; ``folder`` is another adapter's."""
-    adapter = file_sha256((folder or run.config.run_dir / "adapter") / "adapter_model.safetensors")
+    adapter = file_sha256((folder or run.folder / "adapter") / "adapter_model.safetensors")
     return digest(adapter_inputs(run), adapter, run.config.laplace.model_dump(mode="json", include=_CURVATURE))
 
 
@@ -42,6 +43,7 @@ def fit_inputs(run: Run) -> str:
     config = run.config
     members = sorted((config.run_dir / "members").glob("*/adapter_model.safetensors"))
     unlabelled = config.predictives.fast_inputs
+    folds = [[curvature_inputs(fold), rows_digest(fold.splits.calibration)] for fold in fold_runs(run)]
     return digest(
         curvature_inputs(run),
         rows_digest(run.splits.calibration),
@@ -50,6 +52,7 @@ def fit_inputs(run: Run) -> str:
         config.predictives.model_dump(mode="json", exclude={"fast_inputs"}),
         file_sha256(unlabelled) if unlabelled else None,
         [[path.parent.name, file_sha256(path)] for path in members],
+        *([folds] if folds else []),
     )
 
 

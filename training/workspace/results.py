@@ -9,19 +9,27 @@ from safetensors import safe_open
 
 from laplora.errors import ConfigError
 from laplora.models.adapters import attach_adapter
+from training.workspace.folds import fold_runs
 from training.workspace.provenance import adapter_inputs, evaluation_inputs, fit_inputs
 from training.workspace.run import Run
 
 
 def trained_as(run: Run) -> bool:
     """Return whether what lies in the run's folder was trained, or begun, from exactly this run's inputs."""
-    path = run.config.run_dir / "config.json"
+    path = run.folder / "config.json"
     return path.is_file() and json.loads(path.read_text()).get("made_from") == adapter_inputs(run)
 
 
 def load_trained(run: Run) -> Any:
-    """Return the run's base with its adapter; ConfigError where there is none, or one trained from something else."""
-    folder = run.config.run_dir / "adapter"
+    """Return the run's base with its adapter; ConfigError as ``check_trained``, also of the folds' adapters."""
+    for one in (run, *fold_runs(run)):
+        check_trained(one)
+    return attach_adapter(run.load_base(), run.folder / "adapter")
+
+
+def check_trained(run: Run) -> None:
+    """Raise ConfigError where the run has no trained adapter, or one trained from something else."""
+    folder = run.folder / "adapter"
     if not (folder / "adapter_model.safetensors").is_file():
         raise ConfigError(f"no trained adapter in {folder}: run 'python -m training finetune' first")
     if not trained_as(run):
@@ -29,7 +37,6 @@ def load_trained(run: Run) -> Any:
             f"the adapter in {folder} was trained from another configuration, other rows or another base: run "
             "'python -m training finetune' again, or give this run another name"
         )
-    return attach_adapter(run.load_base(), folder)
 
 
 def verify_fitted(run: Run) -> None:

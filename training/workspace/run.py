@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +30,8 @@ class Run:
         location: folder or hub id of the base model.
         verbalizers: text after the prompt that stands for each label; readout: how their logits are read.
         lock: keeps other processes out of the run's folder while this lives.
+        own_folder: where its results lie, if not in the configuration's ``run_dir``: a fold's
+            (``training.workspace.folds``).
     """
 
     config: RunConfig
@@ -39,6 +42,12 @@ class Run:
     readout: LabelTokens | LabelSequences
     device: torch.device
     lock: FileLock | None = None
+    own_folder: Path | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Folder of its intermediate results."""
+        return self.own_folder or self.config.run_dir
 
     @property
     def class_count(self) -> int:

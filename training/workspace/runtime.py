@@ -34,7 +34,8 @@ def open_run(config: RunConfig) -> Run:
     """
     device = resolve_device(config.base.device)
     check_replaceable(config.artifact_dir)
-    splits = load_splits(config.data, seed=config.seed, progress=say)
+    hold_out = not config.calibration.cross_fits
+    splits = load_splits(config.data, seed=config.seed, hold_out=hold_out, progress=say)
     _check_splits(config, splits)
     location = locate_base(base_spec(config), progress=say)
     tokenizer = load_tokenizer(location, config.base.revision)
@@ -69,7 +70,7 @@ def _begin_folder(run: Run) -> None:
 def _check_splits(config: RunConfig, splits: Splits) -> None:
     template = splits.task.template
     for name, rows in (("calibration", splits.calibration), ("test", splits.test)):
-        if not rows:
+        if not rows and not (name == "calibration" and config.calibration.cross_fits):
             raise ConfigError(f"the {name} split is empty, and a run needs it: set data.{name} to a number of rows")
     if config.evaluation.order_average and not template.takes_choices:
         raise ConfigError(

@@ -106,6 +106,9 @@ def test_all_bad_fields_are_reported_at_once(tmp_path: Path) -> None:
             },
             "laplace_ensemble takes laplace.prior validation or evidence",
         ),
+        ({"calibration": {"folds": 1}}, "calibration.folds: Input should be greater than or equal to 2"),
+        ({"calibration": {"rows": "cross_fit", "guarantee": "upper_bound"}}, "the served one on all of them"),
+        ({"calibration": {"rows": "cross_fit"}, "predictives": {"ensemble": 2}}, "it takes calibration.rows: held_out"),
         ({"name": "x" * 56}, "name: String should have at most 55 characters"),  # room for the digest of a trial
         ({"golden_inputs": [{"text": "a"}] * 65}, "golden_inputs: .* at most 64"),  # as many as a server replays
     ],
@@ -148,6 +151,19 @@ def test_many_classes_reach_the_fit_and_change_the_run(file: Path) -> None:
     digests = [configuration_digest(config_hash_fields(config)) for config in (plain, same, changed)]
     assert "many_classes" not in config_hash_fields(plain)["laplace"]
     assert digests[0] == digests[1] != digests[2]
+
+
+def test_folds_reach_the_fit_and_change_the_run(file: Path) -> None:
+    """At their defaults they are not part of a configuration, as before there were such fields."""
+    plain, same = load_config(file), load_config(file, ["calibration.rows=held_out", "calibration.folds=5"])
+    crossed, folds = load_config(file, ["calibration.rows=cross_fit"]), load_config(file, ["calibration.folds=4"])
+    assert (plain.fit.calibration.folds, folds.fit.calibration.folds) == (5, 4)
+    assert crossed.fit == plain.fit
+    fields = [config_hash_fields(config) for config in (plain, same, crossed, folds)]
+    assert not {"rows", "folds"} & fields[0]["calibration"].keys()
+    digests = [configuration_digest(one) for one in fields]
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 3
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "-x", "a b", "ü"])

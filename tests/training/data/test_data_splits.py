@@ -61,6 +61,17 @@ def test_test_rows_do_not_depend_on_the_number_of_training_rows() -> None:
     assert split(one_pool(100), counts(20, 10, 30), seed=1).test != first.test
 
 
+def test_rows_that_nothing_holds_out_are_training_rows() -> None:
+    """The same rows as with a calibration split, in the order that they have there."""
+    apart = split(one_pool(100), counts(60, 10, 30), seed=0)
+    together = split(one_pool(100), counts(60, 10, 30), seed=0, hold_out=False)
+    assert together.train == apart.train + apart.calibration
+    assert together.calibration == ()
+    assert together.test == apart.test
+    assert together.report["rows"] == {"train": 70, "calibration": 0, "test": 30}
+    assert not together.report["warnings"]
+
+
 @pytest.mark.parametrize(
     ("wanted", "sizes"),
     [

@@ -1,0 +1,87 @@
+"""Fit with every label: curvature over all rows, then prior, calibrators and thresholds on out-of-fold answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+
+from laplora.classifier import Classifier
+from laplora.fitting.calibrate import OUT_OF_FOLD, calibrate
+from laplora.fitting.conditioning import possible_conditioning
+from laplora.fitting.curvature import fit_curvature
+from laplora.fitting.distillation import distill_cross_fitted
+from laplora.fitting.fit import Fit, many_classes_record, possible
+from laplora.fitting.fold_adapters import FoldAdapter, folded_rows
+from laplora.fitting.outputs import Ensemble, Fitted, SplitOutputs
+from laplora.fitting.priors import block_weights, choose_priors, label_rows, served_choice, squared_distances
+from laplora.fitting.progress import Progress, Silent
+from laplora.fitting.projected import project_split
+from laplora.fitting.settings import FitSettings
+from laplora.fitting.several_labels import for_several_labels
+from laplora.fitting.store import Forgetful, Store
+from laplora.jacobians.contrasts import covered_blocks
+from laplora.posterior.subset import select_blocks
+from laplora.prompts.examples import Example
+
+
+def cross_fit_rows(
+    classifier: Classifier,
+    rows: Sequence[Example],
+    folds: Sequence[FoldAdapter],
+    settings: FitSettings,
+    *,
+    initial: Mapping[str, torch.Tensor] | None = None,
+    unlabelled: Sequence[Example] = (),
+    store: Store | None = None,
+    progress: Progress | None = None,
+) -> Fit:
+    """Return the posterior of a classifier that was trained on all rows, calibrated by adapters that were not.
+
+    No predictive is ``conditioned``: the labels that it would learn from have trained the adapter.
+
+    Args:
+        folds: of ``folded_rows``; initial, unlabelled, store, progress: as of ``laplora.fitting.fit.fit_rows``.
+
+    Raises:
+        ConfigError, FactorizationError, NonFiniteError, PriorError: as of the steps.
+    """
+    progress, store = progress or Silent(), store or Forgetful()
+    settings = for_several_labels(classifier, rows, settings, progress)
+    settings = possible(classifier, settings, progress)
+    settings = possible_conditioning(classifier, settings, len(rows), True, progress)
+    blocks = select_blocks(covered_blocks(classifier.model, classifier.readout), settings.laplace.subset)
+    posterior, log_likelihood = fit_curvature(classifier, rows, blocks, settings, store, progress)
+    found = folded_rows(classifier, folds, rows, blocks, settings, progress)
+    start = None if initial is None else label_rows(initial, classifier)
+    distances, seen = squared_distances(block_weights(classifier), blocks, start), None
+    if settings.laplace.prior == "leave_one_out":
+        size = settings.laplace.batch_size
+        seen = project_split(classifier, posterior, rows, progress, "training rows", batch_size=size)
+    choices = choose_priors(settings, posterior, found.split, distances, log_likelihood, seen, found.posterior)
+    served = served_choice(settings, choices)
+    judged = Fitted(found.posterior, served.prior, found.split.projected)
+    distilled = distill_cross_fitted(
+        classifier, posterior, served.prior, rows, unlabelled, judged.covariance(), settings, store, progress
+    )
+    outputs = SplitOutputs(found.split, (judged,), found.means)
+    if distilled:
+        outputs = replace(outputs, distilled=distilled.held_out)
+    calibrated, scores = calibrate(settings, outputs, split_name=OUT_OF_FOLD)
+    return Fit(
+        settings,
+        posterior,
+        tuple(choices),
+        served,
+        log_likelihood,
+        distances,
+        start is not None,
+        Ensemble(),
+        distilled,
+        {},
+        found.split,
+        calibrated,
+        scores,
+        many_classes_record(settings, classifier, posterior, judged, found.split),
+    )

@@ -1,0 +1,116 @@
+"""Every labelled row as a calibration row: answered by an adapter that was trained without the row's fold.
+
+So no label is held back from the adapter that is served. What is fitted on these answers is fitted on adapters of fewer
+labels than it has (``docs/training.md``, "All labels for training").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from laplora.classifier import Classifier
+from laplora.errors import ConfigError
+from laplora.fitting.curvature import fit_curvature
+from laplora.fitting.outputs import forward_means
+from laplora.fitting.progress import Progress
+from laplora.fitting.projected import ProjectedSplit, project_split, split_of, split_tensors
+from laplora.fitting.settings import FitSettings
+from laplora.fitting.store import Store, rows_digest
+from laplora.jacobians.blocks import Block
+from laplora.posterior.base import Posterior
+from laplora.posterior.folded import FoldedPosterior, fold_together
+from laplora.predictive.cross_fitting import fold_rows
+from laplora.predictive.kinds import Members
+from laplora.predictive.member_adapters import Weights, in_place, lora_parameters
+from laplora.prompts.examples import Example
+
+
+@dataclass(frozen=True)
+class FoldAdapter:
+    """An adapter that was trained on all folds but one: its weights by block name, and what keeps its passes."""
+
+    weights: Weights
+    store: Store
+
+
+@dataclass(frozen=True)
+class FoldedRows:
+    """Labelled rows as the adapters without them see them.
+
+    Attributes:
+        posterior: of every fold's adapter; split: the rows, in their order.
+        means: as of ``SplitOutputs``, of dropout masks.
+    """
+
+    posterior: FoldedPosterior
+    split: ProjectedSplit
+    means: dict[Members, torch.Tensor]
+
+
+def folded_rows(
+    classifier: Classifier,
+    adapters: Sequence[FoldAdapter],
+    rows: Sequence[Example],
+    blocks: tuple[Block, ...],
+    settings: FitSettings,
+    progress: Progress,
+) -> FoldedRows:
+    """Return all rows as the adapters see them that were not trained on them.
+
+    The curvature of a fold's adapter is over the rows that trained it.
+
+    Args:
+        adapters: in the order of ``cross_fitting.fold_rows`` by the settings' folds and seed.
+        blocks: that the posteriors cover.
+
+    Raises:
+        ConfigError: another number of adapters than of folds.
+    """
+    folds = fold_rows(len(rows), settings.calibration.folds, settings.seed)
+    if len(adapters) != len(folds):
+        raise ConfigError(f"{len(folds)} folds need an adapter each, {len(adapters)} were given")
+    posteriors: list[Posterior] = []
+    parts: list[ProjectedSplit] = []
+    means: list[dict[Members, torch.Tensor]] = []
+    for number, (adapter, (fit, held)) in enumerate(zip(adapters, folds, strict=True), 1):
+        seen, held_out = ([rows[i] for i in part.tolist()] for part in (fit, held))
+        with in_place(lora_parameters(classifier.model), adapter.weights):
+            progress.say(f"fold {number} of {len(folds)}: {len(seen)} rows trained, {len(held_out)} calibrate")
+            posterior, _ = fit_curvature(classifier, seen, blocks, settings, adapter.store, progress)
+            title = f"rows of fold {number}"
+            parts.append(_held_out(classifier, posterior, held_out, settings, adapter.store, progress, title))
+            means.append(forward_means(classifier, settings, (), held_out, progress, f"{title}, members"))
+        posteriors.append(posterior)
+    together = parts[0].together
+    places = [held for _, held in fold_rows(len(rows) * together, len(folds), settings.seed, together)]
+    order = torch.cat(places).argsort()
+    posteriors_together, projected = fold_together(posteriors, [part.projected for part in parts], places)
+    logits, mask, labels, mass = (
+        torch.cat([getattr(part, name) for part in parts])[order]
+        for name in ("logits", "class_mask", "labels", "label_mass")
+    )
+    split = ProjectedSplit(projected, logits, mask, labels, mass, together=together)
+    joined = {kind: torch.cat([of_fold[kind] for of_fold in means], 1)[:, order] for kind in means[0]}
+    return FoldedRows(posteriors_together, split, joined)
+
+
+def _held_out(
+    classifier: Classifier,
+    posterior: Posterior,
+    rows: Sequence[Example],
+    settings: FitSettings,
+    store: Store,
+    progress: Progress,
+    title: str,
+) -> ProjectedSplit:
+    """Return a fold's rows as its adapter's posterior sees them; what is kept is read."""
+    made_from = rows_digest(rows)
+    kept = store.read("held_out", made_from)
+    if kept is not None:
+        return split_of(kept[0])
+    split = project_split(classifier, posterior, rows, progress, title, batch_size=settings.laplace.batch_size)
+    store.write("held_out", split_tensors(split), {}, made_from)
+    return split

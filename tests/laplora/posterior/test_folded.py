@@ -1,0 +1,76 @@
+"""The posteriors of several folds as one: each row's covariance is its fold's, in any order and under any prior."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+from laplora.errors import DataError
+from laplora.jacobians.blocks import Block
+from laplora.posterior.base import ProjectedJacobians
+from laplora.posterior.folded import FoldedPosterior, fold_together
+
+F64 = torch.float64
+PLACES = (torch.tensor([1, 4, 6]), torch.tensor([0, 3]), torch.tensor([2, 5, 7, 8]))
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A posterior whose covariance is the Gram matrix of as many kept coordinates as it has scales."""
+
+    scales: torch.Tensor
+    blocks = (Block("model.lora_A", "lora_A", 4, 2),)
+    structure = "exact"
+
+    def covariance(self, projected: ProjectedJacobians, precisions: torch.Tensor) -> torch.Tensor:
+        kept = projected.kept * (self.scales + precisions[0]).rsqrt()
+        return kept @ kept.mT + projected.rest[..., 0] / precisions[0]
+
+
+def problem() -> tuple[list[Any], list[ProjectedJacobians], FoldedPosterior, ProjectedJacobians]:
+    """Return three folds, apart and together, which keep 3, 5 and 2 coordinates of rows of two contrasts."""
+    g = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=g, dtype=F64)
+
+    posteriors: list[Any] = [Kept(drawn(count).exp()) for count in (3, 5, 2)]
+    parts = [
+        ProjectedJacobians(drawn(len(rows), 2), drawn(len(rows), 2, len(p.scales)), drawn(len(rows), 2, 2, 1))
+        for rows, p in zip(PLACES, posteriors, strict=True)
+    ]
+    return posteriors, parts, *fold_together(posteriors, parts, PLACES)
+
+
+@pytest.mark.parametrize("rows", [list(range(9)), [8, 0, 6, 3], [4, 1]], ids=["all", "some", "one fold's"])
+@pytest.mark.parametrize("precision", [0.1, 30.0])
+def test_a_rows_covariance_is_that_of_its_folds_posterior(rows: list[int], precision: float) -> None:
+    posteriors, parts, folded, together = problem()
+    precisions = torch.tensor([precision], dtype=F64)
+    found = folded.covariance(together.take(torch.tensor(rows)), precisions)
+    for row, covariance in zip(rows, found, strict=True):
+        (fold,) = [number for number, places in enumerate(PLACES) if row in places]
+        place = PLACES[fold].tolist().index(row)
+        expected = posteriors[fold].covariance(parts[fold], precisions)[place]
+        torch.testing.assert_close(covariance, expected, rtol=1e-12, atol=0)
+        assert torch.equal(together.contrast_mean[row], parts[fold].contrast_mean[place])
+
+
+def test_the_parts_are_what_the_folds_projected() -> None:
+    _, parts, folded, together = problem()
+    for number, (_, part, places) in enumerate(folded.parts(together)):
+        assert torch.equal(places, PLACES[number])
+        assert torch.equal(part.kept, parts[number].kept)
+        assert part.fold is None
+
+
+def test_rows_that_are_not_each_there_once_are_refused() -> None:
+    posteriors, parts, *_ = problem()
+    twice = (PLACES[0], PLACES[1], torch.tensor([2, 5, 7, 7]))
+    with pytest.raises(DataError, match="each once"):
+        fold_together(posteriors, parts, twice)
+    with pytest.raises(DataError, match="each once"):
+        fold_together(posteriors, parts[::-1], PLACES)

@@ -1,0 +1,263 @@
+"""A run that trains on all labels: what it serves and what judges a row; a stopped one ends like one that never was."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_runs import FinishedRun, copy_run, job, run_once, sentiment_config, sentiment_rows, write_rows
+
+from laplora.fitting import fold_adapters, passes
+from laplora.fitting.projected import ProjectedSplit, read_split
+from laplora.fitting.saving import read_fit
+from laplora.predictive.cross_fitting import fold_rows
+from laplora.predictor import Predictor
+from laplora.prompts.examples import Example
+from training.config import RunConfig, load_config
+from training.finetune import LabelTrainer
+from training.workspace.folds import fold_runs
+from training.workspace.run import Run
+from training.workspace.runtime import open_run
+
+pytestmark = pytest.mark.usefixtures("ctrl_c_interrupts")
+
+FOLDS, ROWS, TEST = 2, 32, 16
+STEPS = {"learning_rate": 1e-2, "steps": 16, "batch_size": 4, "checkpoint_every": 4}
+
+
+def cross_fit_config(folder: Path, base: Path) -> Path:
+    """Write the configuration: 20 training and 12 calibration rows, which are one."""
+    return sentiment_config(
+        folder,
+        base,
+        name="tiny-cross-fit",
+        data=data_section(write_rows(folder / "reviews.jsonl", sentiment_rows())),
+        adapter={"rank": 4, "alpha": 8, "dropout": 0.1},
+        optimizer=STEPS,
+        calibration={"rows": "cross_fit", "folds": FOLDS},
+        predictives={"serve": "laplace", "fast": 24, "mc_dropout": 2},
+    )
+
+
+def data_section(path: Any, **changes: Any) -> dict[str, Any]:
+    section = {"dataset": "file", "path": path if isinstance(path, dict) else str(path), "template": "sentiment"}
+    counts = {"train": 20, "calibration": ROWS - 20, "test": TEST}
+    return section | {"labels": ["negative", "positive"]} | counts | changes
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: Path) -> FinishedRun:
+    """The run, finished."""
+    return run_once(tmp_path_factory, "cross-fit", tiny_base_folder, cross_fit_config)
+
+
+@pytest.fixture
+def copied(finished: FinishedRun, tmp_path: Path) -> Path:
+    """The configuration file of a copy of it."""
+    return copy_run(finished, cross_fit_config(tmp_path, finished.base))
+
+
+def adapter(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def held_out(fold: Run) -> ProjectedSplit:
+    return read_split(fold.folder / "laplace" / "held_out.safetensors")
+
+
+def test_every_label_trains_what_is_served_and_calibrates_it(finished: FinishedRun) -> None:
+    run, folder = open_run(finished.config), finished.config.run_dir
+    assert len(run.splits.train) == ROWS
+    assert not run.splits.calibration
+    assert json.loads((folder / "laplace" / "fit.json").read_text())["train_rows"] == ROWS
+    manifest = Predictor.load(finished.artifact, device="cpu").artifact.manifest
+    assert (manifest.calibration.split, manifest.calibration.rows, manifest.calibration.folds) == (
+        "out_of_fold",
+        ROWS,
+        FOLDS,
+    )
+    assert manifest.data["rows"] == {"train": ROWS, "calibration": 0, "test": TEST}
+    assert "conditioned" not in manifest.predictives
+    assert {"map", "temperature", "laplace", "fast", "mc_dropout"} <= manifest.predictives.keys()
+    flag = manifest.predictives["laplace"].thresholds.flags["low_confidence"]
+    assert "rows of 'out_of_fold'" in flag.origin
+
+
+def test_the_artifact_serves_the_adapter_of_all_rows_and_none_of_the_folds(finished: FinishedRun) -> None:
+    assert same(adapter(finished.artifact), adapter(finished.config.run_dir))
+    assert not list(finished.artifact.glob("**/fold*"))
+    predictor = Predictor.load(finished.artifact, device="cpu")
+    rows = [predictor.encode({"text": row["text"]}, truncate=True) for row in sentiment_rows()[:4]]
+    answers = predictor.predict(rows, also=predictor.predictives)
+    assert [sum(one.probs) for one in answers] == pytest.approx([1.0] * 4)
+
+
+def test_the_folds_have_the_steps_and_the_start_of_a_training_on_their_rows(finished: FinishedRun) -> None:
+    folds = fold_runs(open_run(finished.config))
+    assert [len(fold.splits.train) + len(fold.splits.calibration) for fold in folds] == [ROWS] * FOLDS
+    assert [fold.config.optimizer.steps for fold in folds] == [STEPS["steps"] // FOLDS] * FOLDS
+    start = load_file(finished.config.run_dir / "initial_adapter" / "adapter_model.safetensors")
+    for fold in folds:
+        assert not {e.id for e in fold.splits.train} & {e.id for e in fold.splits.calibration}
+        assert same(load_file(fold.folder / "initial_adapter" / "adapter_model.safetensors"), start)
+        log = json.loads((fold.folder / "training_log.json").read_text())
+        assert log[-1]["step"] == fold.config.optimizer.steps
+
+
+def as_shuffled(examples: Sequence[Example], seed: int) -> list[dict[str, Any]]:
+    """Return rows of a file that a run's shuffle puts into the order of the examples."""
+    order = list(range(len(examples)))
+    random.Random(seed).shuffle(order)
+    rows: list[dict[str, Any]] = [{}] * len(examples)
+    for example, place in zip(examples, order, strict=True):
+        rows[place] = {**example.fields, "label": ["negative", "positive"][example.label]}
+    return rows
+
+
+def test_a_fold_is_a_plain_run_on_its_rows(finished: FinishedRun, tmp_path: Path) -> None:
+    """The same adapter, and the same numbers of the rows that it was not trained on, to the last bit."""
+    fold = fold_runs(open_run(finished.config))[1]
+    splits, seed = fold.splits, finished.config.seed
+    parts = {"train": splits.train, "calibration": splits.calibration, "test": splits.test}
+    files = {name: str(write_rows(tmp_path / f"{name}.jsonl", as_shuffled(rows, seed))) for name, rows in parts.items()}
+    plain = sentiment_config(
+        tmp_path,
+        finished.base,
+        data=data_section(files, train=None, calibration=None, test=None),
+        adapter={"rank": 4, "alpha": 8, "dropout": 0.1},
+        optimizer=STEPS | {"steps": fold.config.optimizer.steps},
+        predictives={"fast": 0},
+    )
+    assert job("finetune", plain) == job("fit", plain) == 0
+    config = load_config(plain)
+    assert same(adapter(config.run_dir), adapter(fold.folder))
+    by_itself, of_fold = read_split(config.run_dir / "laplace" / "calibration.safetensors"), held_out(fold)
+    for name in ("contrast_mean", "kept", "rest"):
+        assert torch.equal(getattr(by_itself.projected, name), getattr(of_fold.projected, name))
+    assert torch.equal(by_itself.labels, of_fold.labels)
+
+
+def test_the_rows_are_calibrated_by_their_folds_adapters(finished: FinishedRun) -> None:
+    together = read_split(finished.config.run_dir / "laplace" / "calibration.safetensors")
+    run = open_run(finished.config)
+    assert together.labels.tolist() == [example.label for example in run.splits.train]
+    pairs = zip(fold_runs(run), fold_rows(ROWS, FOLDS, finished.config.seed), strict=True)
+    for number, (fold, (_, rows)) in enumerate(pairs):
+        part = held_out(fold)
+        assert torch.equal(together.logits[rows], part.logits)
+        assert torch.equal(together.projected.contrast_mean[rows], part.projected.contrast_mean)
+        assert together.projected.fold is not None
+        assert together.projected.fold[rows].tolist() == [number] * len(rows)
+
+
+def test_a_rows_own_label_has_no_part_in_what_answers_it(finished: FinishedRun, tmp_path: Path) -> None:
+    """With the label of one row changed, its fold's adapter and covariances are the same, and the others are not."""
+    run = open_run(finished.config)
+    changed = fold_runs(run)[0].splits.calibration[3]
+    rows = sentiment_rows()
+    (place,) = [i for i, row in enumerate(rows) if row["text"] == changed.fields["text"]]
+    rows[place]["label"] = ["positive", "negative"][changed.label]
+    file = cross_fit_config(tmp_path, finished.base)
+    write_rows(tmp_path / "reviews.jsonl", rows)
+    assert job("finetune", file) == job("fit", file) == 0
+    other = fold_runs(open_run(load_config(file)))
+    before = fold_runs(run)
+    assert same(adapter(other[0].folder), adapter(before[0].folder))
+    assert not same(adapter(other[1].folder), adapter(before[1].folder))
+    one, two = held_out(other[0]), held_out(before[0])
+    assert (one.labels != two.labels).nonzero().tolist() == [[3]]
+    assert torch.equal(one.projected.kept, two.projected.kept)
+    assert torch.equal(one.projected.rest, two.projected.rest)
+
+
+# A run that was stopped.
+
+
+def interrupted_at(step: int, file: Path) -> None:
+    """Fine-tune, and let Ctrl-C arrive in the forward pass of a step, counted over all trainings."""
+    seen, original = 0, LabelTrainer.compute_loss
+
+    def compute_loss(self: LabelTrainer, *arguments: Any, **options: Any) -> torch.Tensor:
+        nonlocal seen
+        seen += 1
+        if seen == step:
+            signal.raise_signal(signal.SIGINT)
+        return original(self, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LabelTrainer, "compute_loss", compute_loss)
+        assert job("finetune", file) == 130
+
+
+def test_a_run_that_was_stopped_in_a_fold_continues_there(
+    finished: FinishedRun, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load_config(copied)
+    shutil.rmtree(config.run_dir / "folds" / "1")
+    shutil.rmtree(config.run_dir / "laplace")
+    interrupted_at(7, copied)
+    assert not (config.run_dir / "folds" / "1" / "adapter").exists()
+    assert job("fit", copied) == 1
+    assert "no trained adapter in" in capsys.readouterr().err
+    assert job("finetune", copied) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("adapter already trained") == 2
+    assert "checkpoint-4" in printed
+    for fold in range(FOLDS):
+        part = Path("folds") / str(fold)
+        assert same(adapter(config.run_dir / part), adapter(finished.config.run_dir / part))
+
+
+def test_the_passes_of_the_folds_are_kept(finished: FinishedRun, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fit that was stopped after them runs the model for none of them again."""
+    config = load_config(copied)
+    (config.run_dir / "laplace" / "fit.json").unlink()
+
+    def never(*_arguments: Any, **_options: Any) -> None:
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(passes, "contrast_jacobians", never)
+    monkeypatch.setattr(fold_adapters, "project_split", never)
+    assert job("fit", copied) == 0
+    records = [read_fit(one.run_dir / "laplace") for one in (config, finished.config)]
+    assert records[0] == records[1]
+
+
+def test_another_posterior_trains_no_fold_again(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = load_config(copied, ["laplace.rank=3"])
+    assert config.run_dir != load_config(copied).run_dir
+    assert job("finetune", copied, "laplace.rank=3") == 0
+    assert capsys.readouterr().out.count("adapter already trained") == 1 + FOLDS
+
+
+def test_other_folds_are_trained_anew_and_the_served_adapter_stays(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert job("finetune", copied, "calibration.folds=3") == 0
+    printed = capsys.readouterr().out
+    assert printed.count("adapter already trained") == 1
+    assert [len(fold.splits.calibration) for fold in fold_runs(open_run(folds_of_three(copied)))] == [11, 11, 10]
+
+
+def folds_of_three(file: Path) -> RunConfig:
+    return load_config(file, ["calibration.folds=3"])
+
+
+def test_a_run_without_a_calibration_split(copied: Path) -> None:
+    """Nothing is asked of it, where every training row calibrates."""
+    config = load_config(copied, ["data.calibration=0", f"data.train={ROWS}"])
+    splits = open_run(config).splits
+    assert len(splits.train) == ROWS
+    assert not [line for line in splits.report["warnings"] if "calibration" in line]
