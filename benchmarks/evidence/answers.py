@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from benchmarks.evidence.methods import METHODS, Answer, Method
@@ -32,7 +33,7 @@ class Answers:
 
 def answer(unit: Unit, say: Callable[[str], None]) -> None:
     """Run every method that a gathered unit has no answers of, and keep them."""
-    missing = [method for method in METHODS.values() if not _path(unit, method.name).is_file()]
+    missing = [method for method in METHODS.values() if not _answered(unit, method)]
     if not missing:
         return
     outputs = read_outputs(unit)
@@ -40,14 +41,14 @@ def answer(unit: Unit, say: Callable[[str], None]) -> None:
         if method.applies(outputs):
             started = time.monotonic()
             answers = [method.answer(outputs, draw) for draw in range(method.draws)]
-            write_tensors(_path(unit, method.name), _tensors(answers))
+            write_tensors(_path(unit, method.name), _tensors(answers), {"version": str(method.version)})
             say(f"{unit} {method.name}: {time.monotonic() - started:.1f} s")
 
 
 def read_answers(unit: Unit) -> Iterator[Answers]:
     """Yield the answers that a unit has, in the methods' order."""
     for method in METHODS.values():
-        if _path(unit, method.name).is_file():
+        if _answered(unit, method):
             stored = load_file(_path(unit, method.name))
             probs = stored["probs"].double()
             yield Answers(method, probs / probs.sum(2, keepdim=True), stored["score"].double())
@@ -61,6 +62,15 @@ def read_labels(unit: Unit) -> torch.Tensor:
 def _tensors(answers: list[Answer]) -> dict[str, torch.Tensor]:
     scores = [entropy(a.probs) if a.score is None else a.score for a in answers]
     return {"probs": torch.stack([a.probs for a in answers]).float(), "score": torch.stack(scores).double()}
+
+
+def _answered(unit: Unit, method: Method) -> bool:
+    """Return whether there are answers of the method as it is now."""
+    path = _path(unit, method.name)
+    if not path.is_file():
+        return False
+    with safe_open(path, framework="pt") as handle:
+        return int((handle.metadata() or {}).get("version", "1")) == method.version
 
 
 def _path(unit: Unit, method: str) -> Path:

@@ -41,6 +41,7 @@ class Method:
         forwards: cost of an answer by the number of classes, in forward passes of the model.
         applies: whether a unit has what the method needs.
         draws: of the calibration draws that it answers for, the first so many.
+        version: raised whenever its answers change: those of another version are not read, and made again.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Method:
     answer: Answers
     applies: Callable[[Outputs], bool] = anywhere
     draws: int = DRAWS
+    version: int = 1
 
 
 def one_pass(_: int) -> float:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from tiny_models import generator
 
-from benchmarks.evidence.methods import averages
+from benchmarks.evidence import answers, plan
+from benchmarks.evidence.methods import Answer, Method, averages
 from benchmarks.evidence.outputs import Outputs, Rows
 from benchmarks.evidence.passes import isotropic_sample
 from benchmarks.evidence.plan import Training, Unit
@@ -99,3 +102,25 @@ def test_folds_share_the_temperature_of_rows_held_out() -> None:
     found = averages.retrain_all(outputs, 0).probs, averages.cross_fitted(outputs, 0).probs
     assert torch.allclose(found[0], trained_on_all.softmax(1), atol=0.05)
     assert torch.allclose(found[1], members.softmax(2).mean(0), atol=0.05)
+
+
+def test_answers_of_another_version_are_made_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A method's definition changed once while its answers stayed on disk, and two definitions shared a row."""
+    monkeypatch.setattr(plan, "RUNS", tmp_path)
+    monkeypatch.setattr(answers, "read_outputs", lambda _: unit_with("none", {}))
+    unit, asked = Unit(Training("trec", 150, 0), "long"), []
+
+    def method(version: int) -> Method:
+        def answer(outputs: Outputs, draw: int) -> Answer:
+            asked.append(version)
+            return Answer(outputs.test.logits.softmax(1))
+
+        return Method("map", "MAP", lambda _: 1.0, answer, draws=1, version=version)
+
+    for version, expected in ((1, [1]), (1, [1]), (2, [1, 2]), (2, [1, 2])):
+        monkeypatch.setattr(answers, "METHODS", {"map": method(version)})
+        answers.answer(unit, lambda _: None)
+        assert asked == expected
+    assert [found.method.version for found in answers.read_answers(unit)] == [2]
+    monkeypatch.setattr(answers, "METHODS", {"map": method(3)})
+    assert not list(answers.read_answers(unit))
