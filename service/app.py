@@ -22,7 +22,7 @@ from service.http import error_answers, openapi
 from service.http.headers import SafeHeaders
 from service.http.in_flight import InFlight, SharedLimit
 from service.http.request_context import RequestContext
-from service.http.routes import artifacts, condition, evaluate, feedback, health, jobs, metrics, predict
+from service.http.routes import artifacts, condition, evaluate, feedback, health, jobs, metrics, predict, suggest
 from service.jobs.board import JobBoard
 from service.lifecycle import Lifecycle
 from service.scoring.admission import Amount
@@ -45,6 +45,7 @@ _ROUTERS = (
     predict.router,
     feedback.router,
     evaluate.router,
+    suggest.router,
     jobs.router,
     artifacts.router,
     condition.router,

@@ -63,7 +63,8 @@ def render(results: Mapping[str, Figures]) -> str:
     for task, units in by_task.items():
         labels, methods = units[0]["labels"], list(units[0]["draws"][0])
         half = "developing" if task in DEVELOPING else "reporting"
-        parts.append(f"### {task} ({half}; {len(units)} trained models, {_draws(units)} draws)")
+        models = f"{len(units)} trained model{'s' if len(units) > 1 else ''}"
+        parts.append(f"### {task} ({half}; {models}, {_draws(units)} draws)")
         target = mean_curve(units, "random", 0)[-1]
         rows = []
         for method in methods:
@@ -118,13 +119,15 @@ def figure(results: Mapping[str, Figures]) -> Figure:
 _HOW = (
     "Written by `python -m benchmarks.selection` from results.json. A user has a model that was trained on 300 rows, "
     "150 labelled calibration rows, and 600 rows without labels. Which of the 600 are worth a label?",
-    "No model is trained again: labels condition the linearised posterior, as the predictive `conditioned` does, on "
-    "the arrays of the [evidence study](../evidence/RESULTS.md). Each method orders the 600 rows once, by what the "
-    "trained model says of them. The 150 rows and the first n of the order then condition the model, which answers "
-    "500 test rows. How far labels may move the model is fixed for each trained model and draw, for all methods alike. "
-    "`random` is the mean of three orders. Figures are means over trained models (after 3 and after 8 epochs, of each "
-    "seed that has run) and three draws of the calibration rows; the draws of a model share its pool and test rows, so "
-    "they are no independent trials. Defaults were chosen on emotion and sst2.",
+    "No model is trained again: labels condition the linearised posterior of the values' `lora_B` weights in closed "
+    "form (`laplora.conditioning`), on the arrays of the [evidence study](../evidence/RESULTS.md). It stands for a "
+    "training on more rows; the predictive `conditioned` moves less, through the last state alone. Each method orders "
+    "the 600 rows once, by what the trained model says of them. The 150 rows and the first n of the order then "
+    "condition the model, which answers 500 test rows. How far labels may move the model is fixed for each trained "
+    "model and draw, for all methods alike. `random` is the mean of three orders. Figures are means over trained "
+    "models (after 3 and after 8 epochs, of each seed that has run) and three draws of the calibration rows; the draws "
+    "of a model share its pool and test rows, so they are no independent trials. The default, `information`, was "
+    "looked at on emotion and sst2 alone.",
 )
 _SKETCH = (
     "Information in nats of a batch of 100 rows, by the exact kernel, where it was chosen by the exact kernel, by "

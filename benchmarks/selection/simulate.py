@@ -2,9 +2,9 @@
 
 A user has the rows that trained, 150 labelled calibration rows and 600 rows without labels. The prior precision has the
 least NLL on the calibration rows. Each method orders the 600 rows once. Then the calibration rows and the first n rows
-in that order condition the posterior by their labels (``laplora.conditioning``), as ``conditioned`` does, and the test
-rows are answered. How wide the conditioning kernel is, is fixed for a model and draw, for all methods and n: it has the
-least leave-one-out loss of the calibration rows under their labels and those of random 300 rows.
+in that order condition the posterior by their labels (``laplora.conditioning``), and the test rows are answered. How
+wide the conditioning kernel is, is fixed for a model and draw, for all methods and n: it has the least leave-one-out
+loss of the calibration rows under their labels and those of 300 random rows.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LABELS = (0, 10, 20, 40, 80, 160, 300)
 ORDERS = 3
 #: Mean prior variances of a contrast that the conditioning kernel is tried with, nats squared.
 VARIANCES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-#: The blocks that conditioning moves, as in a fit.
+#: The blocks that the posterior covers, and conditioning moves.
 SUBSET = "values_b"
 #: Sizes of a sketch that are tried.
 SIZES = (32, 128, 512, 2048)

@@ -26,6 +26,8 @@ from laplora.client.answers import (
     MethodMetrics,
     Prediction,
     ServedArtifact,
+    Suggested,
+    SuggestedInput,
     Uncertainty,
 )
 from laplora.client.asynchronous import AsyncClient
@@ -60,5 +62,7 @@ __all__ = [
     "ServiceFailedError",
     "ServiceUnavailableError",
     "ServiceUnreachableError",
+    "Suggested",
+    "SuggestedInput",
     "Uncertainty",
 ]

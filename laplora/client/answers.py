@@ -166,6 +166,33 @@ class MethodMetrics(Record):
     labels: dict[str, LabelMetrics] | None = None
 
 
+class SuggestedInput(Record):
+    """An input that is worth a label.
+
+    Attributes:
+        input: its place in the request, from 0.
+        gain: what its label is expected to add to those before it, nats; cumulative_gain: the sum so far.
+        label, probs, entropy: of the answer now; entropy in nats.
+    """
+
+    input: int
+    id: str | None = None
+    gain: float
+    cumulative_gain: float
+    label: str
+    probs: dict[str, float]
+    entropy: float
+
+
+class Suggested(Record):
+    """Which inputs to label next, in that order; ``repeated`` inputs had the prompt of an earlier one."""
+
+    artifact: Artifact
+    rows: int
+    repeated: int
+    suggested: tuple[SuggestedInput, ...]
+
+
 class Evaluated(Record):
     """Metrics of an artifact on labelled inputs, by predictive."""
 

@@ -11,7 +11,15 @@ from typing import Any, Literal, TypeVar
 import httpx
 
 from laplora.client import jobs, requests, responses, tasks
-from laplora.client.answers import Answers, Artifact, Conditioned, Evaluated, FeedbackResult, ServedArtifact
+from laplora.client.answers import (
+    Answers,
+    Artifact,
+    Conditioned,
+    Evaluated,
+    FeedbackResult,
+    ServedArtifact,
+    Suggested,
+)
 from laplora.client.failures import RequestRefusedError, ServiceUnavailableError
 from laplora.client.jobs import Inputs, Job
 from laplora.client.progress import Advance, advancing
@@ -155,6 +163,27 @@ class AsyncClient:
         options = requests.stated(truncate=truncate, order_average=order_average, timeout_s=timeout_s)
         body = requests.body_of(requests.checked(inputs), artifact, options)
         return responses.parsed(Evaluated, await self._send("POST", "/evaluate", json=body))
+
+    async def suggest(
+        self,
+        inputs: Iterable[Mapping[str, Any]],
+        *,
+        count: int | None = None,
+        method: str | None = None,
+        truncate: bool = False,
+        timeout_s: float | None = None,
+        artifact: str | None = None,
+    ) -> Suggested:
+        """Return which of some inputs to label next, sent as one request; the service keeps none of them.
+
+        Args:
+            count: most inputs to suggest; method: ``information``, ``prediction`` or ``entropy``. None: the service's.
+
+        Raises as ``predict``.
+        """
+        options = requests.stated(count=count, method=method, truncate=truncate, timeout_s=timeout_s)
+        body = requests.body_of(requests.checked(inputs), artifact, options)
+        return responses.parsed(Suggested, await self._send("POST", "/suggest", json=body))
 
     async def submit_job(
         self,

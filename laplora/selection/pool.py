@@ -9,6 +9,7 @@ import torch
 from laplora.classifier import batches
 from laplora.errors import ConfigError
 from laplora.linearised import hessian_root
+from laplora.metrics.checks import check_finite
 from laplora.posterior.between_rows import joint_of
 from laplora.predictor import Predictor
 from laplora.prompts.rows import EncodedRow
@@ -21,26 +22,45 @@ MEMORY_BYTES = 2 << 30
 Track = Callable[[Sequence[list[int]]], Iterator[list[int]]]
 
 
-def pool_features(predictor: Predictor, rows: Sequence[EncodedRow], batch_size: int, track: Track) -> torch.Tensor:
-    """Return (rows, directions, features) float32 whose products are the joint covariance of the contrasts.
+class FeaturePass:
+    """The features of a pool, made batch by batch, so that who shares the device can run between two batches.
 
-    Raises:
-        ConfigError: a posterior without a covariance between rows, or more rows than there is memory for.
+    Attributes:
+        features: (rows, directions, features) float32 whose products are the joint covariance of the contrasts.
     """
-    posterior = joint_of(predictor.posterior, "choosing rows by information")
-    chart = FeatureMap.of(posterior, predictor.precisions)
-    directions = predictor.class_count - (predictor.artifact.manifest.likelihood == "categorical")
-    needed = 4 * len(rows) * directions * chart.size
-    if needed > MEMORY_BYTES:
-        raise ConfigError(
-            f"{len(rows)} rows of {directions} contrasts take {needed:.3g} bytes, and the limit is "
-            f"{MEMORY_BYTES:.3g}: give fewer rows, or choose by entropy"
-        )
-    result = torch.zeros(len(rows), directions, chart.size)
+
+    def __init__(self, predictor: Predictor, rows: Sequence[EncodedRow]) -> None:
+        """Begin.
+
+        Raises:
+            ConfigError: a posterior without a covariance between rows, or more rows than there is memory for.
+        """
+        self._predictor, self._rows = predictor, rows
+        self._posterior = joint_of(predictor.posterior, "choosing rows by information")
+        self._map = FeatureMap.of(self._posterior, predictor.precisions)
+        directions = predictor.class_count - (predictor.artifact.manifest.likelihood == "categorical")
+        needed = 4 * len(rows) * directions * self._map.size
+        if needed > MEMORY_BYTES:
+            raise ConfigError(
+                f"{len(rows)} rows of {directions} contrasts take {needed:.3g} bytes, and the limit is "
+                f"{MEMORY_BYTES:.3g}: give fewer rows, or choose by entropy"
+            )
+        self.features = torch.zeros(len(rows), directions, self._map.size)
+
+    def run(self, index: Sequence[int]) -> None:
+        """Fill in the features of some rows, which run as one batch; NonFiniteError: NaN or infinity in one."""
+        jacobians = self._predictor.jacobians([self._rows[i] for i in index])
+        found = self._map.features(jacobians, self._posterior.project(jacobians)).cpu()
+        check_finite(found, "a Jacobian of these rows")
+        self.features[list(index)] = found
+
+
+def pool_features(predictor: Predictor, rows: Sequence[EncodedRow], batch_size: int, track: Track) -> torch.Tensor:
+    """Return the features of a pool; errors as of ``FeaturePass``."""
+    done = FeaturePass(predictor, rows)
     for index in track(batches(rows, batch_size)):
-        jacobians = predictor.jacobians([rows[i] for i in index])
-        result[index] = chart.features(jacobians, posterior.project(jacobians)).cpu()
-    return result
+        done.run(index)
+    return done.features
 
 
 def pool_states(predictor: Predictor, rows: Sequence[EncodedRow], batch_size: int, track: Track) -> torch.Tensor:

@@ -14,7 +14,7 @@ from laplora.errors import ConfigError, DataError
 from laplora.predictor import Predictor
 from laplora.prompts.rows import EncodedRow
 from laplora.selection.candidates import CandidateRows
-from laplora.selection.greedy import Selection, greedy
+from laplora.selection.greedy import Objective, Selection, greedy
 from laplora.selection.methods import METHODS, Method
 from laplora.selection.pool import loss_roots, pool_features, pool_states
 from laplora.selection.spread import at_random, highest, k_center
@@ -105,7 +105,7 @@ def suggest(
     for index in track(batches(rows, batch_size), "answering"):
         answers.update(zip(index, predictor.predict([rows[i] for i in index]), strict=True))
     predictions = [answers[i] for i in range(len(rows))]
-    first = _first_of_each(rows)
+    first = first_of_each(rows)
     allowed = first
     if likeness is not None:
         if len(likeness) != len(rows):
@@ -145,14 +145,20 @@ def _select(
         found = k_center(states, count, every)
     else:
         features = pool_features(predictor, free, batch_size, lambda items: track(items, "Jacobians"))
-        manifest = predictor.artifact.manifest
-        probs = [predictions[i].probs for i in places.tolist()]
-        root = loss_roots(probs, len(manifest.labels), several=manifest.likelihood == "bernoulli")
-        found = greedy(CandidateRows(features, root), count, method)
+        found = select(predictor, features, [predictions[i] for i in places.tolist()], count, method)
     return Selection(places[found.order], found.gains)
 
 
-def _first_of_each(rows: Sequence[EncodedRow]) -> torch.Tensor:
+def select(
+    predictor: Predictor, features: torch.Tensor, predictions: Sequence[Prediction], count: int, method: Objective
+) -> Selection:
+    """Return the batch of rows with these features and answers that tells most."""
+    manifest, probs = predictor.artifact.manifest, [one.probs for one in predictions]
+    root = loss_roots(probs, len(manifest.labels), several=manifest.likelihood == "bernoulli")
+    return greedy(CandidateRows(features, root), count, method)
+
+
+def first_of_each(rows: Sequence[EncodedRow]) -> torch.Tensor:
     """Return (rows,) bool, whether no earlier row has the same prompt and possible labels."""
     seen: set[tuple[tuple[int, ...], int]] = set()
     first = []

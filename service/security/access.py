@@ -45,6 +45,7 @@ ACCESS: Final[dict[str, Need]] = {
     "POST /feedback": "predict",
     "GET /feedback": "key",
     "POST /evaluate": "evaluate",
+    "POST /suggest": "evaluate",
     "POST /evaluate/jobs": "evaluate",
     "GET /evaluate/jobs": "evaluate",
     "GET /evaluate/jobs/{rest:path}": "evaluate",

@@ -1,4 +1,4 @@
-"""What POST /predict and POST /evaluate do alike: a plan from the body, scored for as long as somebody waits."""
+"""What POST /predict, /evaluate and /suggest do alike: a plan from the body, scored for as long as somebody waits."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from service.http.schemas.base import Timing
 from service.http.schemas.evaluate import EvaluateRequest
 from service.http.schemas.inputs import Input
 from service.http.schemas.predict import PredictRequest
+from service.http.schemas.suggest import SuggestRequest
 from service.scoring.plan import Ask, Plan, order_counts
 from service.security.callers import caller_of
 from service.settings import Settings
@@ -41,7 +42,7 @@ class Planning:
 
     @asynccontextmanager
     async def plan(
-        self, body: PredictRequest | EvaluateRequest, ask_of: Callable[[Predictor], Ask]
+        self, body: PredictRequest | EvaluateRequest | SuggestRequest, ask_of: Callable[[Predictor], Ask]
     ) -> AsyncIterator[Plan]:
         """Yield the plan for a body; inside the block its artifact stays in memory.
 

@@ -17,10 +17,12 @@ FIELDS = {
     "timing": "Timing",
     "evaluate-options": "EvaluateOptions",
     "method-metrics": "MethodMetrics",
+    "suggest-options": "SuggestOptions",
+    "suggested": "SuggestedInput",
     "job": "JobOut",
 }
 #: Those of requests; the others are of answers.
-REQUESTED = {"Input", "PredictOptions", "EvaluateOptions"}
+REQUESTED = {"Input", "PredictOptions", "EvaluateOptions", "SuggestOptions"}
 
 
 def with_tables(page: str, document: dict[str, Any]) -> str:

@@ -1,0 +1,62 @@
+"""Bodies of POST /suggest."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, FiniteFloat
+
+from service.http.schemas.artifacts import ArtifactRef
+from service.http.schemas.base import Answer, ArtifactName, Probabilities, Strict, TimeoutSeconds, Timing, WholeNumber
+from service.http.schemas.inputs import Input
+
+
+class SuggestOptions(Strict):
+    """How to choose."""
+
+    count: WholeNumber = Field(20, ge=1, examples=[20])
+    """Most inputs to suggest."""
+    method: Literal["information", "prediction", "entropy"] = Field("information", examples=["information"])
+    """information: what tells most about the model's weights, given what is suggested before it; prediction: what takes
+    most from the expected loss over the inputs sent; entropy: what the model is least sure of. The first two need a
+    posterior of structure joint_core, joint or exact, and at most 16 labels.
+    """
+    truncate: bool = Field(False, examples=[False])
+    """Whether to cut inputs that are too long, from the left, instead of 422."""
+    timeout_s: TimeoutSeconds = None
+
+    order_average: ClassVar[bool] = False
+
+
+class SuggestRequest(Strict):
+    """Inputs without labels, of which some are to be labelled."""
+
+    inputs: list[Input] = Field(min_length=1, fail_fast=True)
+    """Inputs, at most max_inputs (413 above), with different ids."""
+    artifact: ArtifactName = None
+    options: SuggestOptions = Field(default_factory=lambda: SuggestOptions(), description="How to choose.")
+
+
+class SuggestedInput(Answer):
+    """An input that is worth a label."""
+
+    input: int = Field(ge=0, description="Number of inputs before it in the request.", examples=[0])
+    id: str | None = Field(description="As sent.", examples=["a1"])
+    gain: FiniteFloat = Field(examples=[1.7])
+    """What its label is expected to add to those before it, nats; by entropy the entropy of its answer, nats."""
+    cumulative_gain: FiniteFloat = Field(description="Sum of the gains so far, nats.", examples=[1.7])
+    label: str = Field(description="Most probable label now.", examples=["negative"])
+    probs: Probabilities = Field(examples=[{"negative": 0.52, "positive": 0.48}])
+    """Probabilities now, by label, of the recommended predictive."""
+    entropy: FiniteFloat = Field(description="Entropy of probs, nats.", examples=[0.69])
+
+
+class SuggestResponse(Answer):
+    """Which inputs to label next, in that order."""
+
+    artifact: ArtifactRef = Field(description="Which artifact chose.")
+    rows: int = Field(description="Number of inputs.", examples=[200])
+    repeated: int = Field(examples=[0])
+    """Number of inputs that were left out because their prompt is that of an earlier one."""
+    suggested: list[SuggestedInput] = Field(description="In the order to label them: any first part is a batch.")
+    timing_ms: Timing = Field(description="Where the time went, ms.")
