@@ -62,6 +62,7 @@ def rooms(picture: Picture) -> None:
         [("artifact", "the folder that is served"), ("conditioning", "labels correct answers")],
         [("prior", "prior precision")],
         [("predictive", "from a Gaussian to probabilities")],
+        [("familiarity", "how like the training rows")],
         [("posterior", "curvature and its structures")],
         [("classifier", "model, prompt, labels"), ("jacobians", "logits by weights")],
         [("readouts", "class logits"), ("decisions", "sets, flags, review")],

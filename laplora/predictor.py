@@ -260,12 +260,13 @@ class Predictor:
         return build(manifest, rows, outputs, name)
 
     def _deferral(self, rows: Sequence[EncodedRow], outputs: MemberOutputs, target_risk: float | None) -> Deferral:
-        estimate = outputs.estimate
+        estimate, unfamiliar = outputs.estimate, self.artifact.manifest.unfamiliar(outputs.familiarity)
         assert estimate is not None
+        assert unfamiliar is not None
         places = rows_to_defer(
             self._thresholds("fast", target_risk),
             log_error=estimate.log_error,
-            unfamiliar=estimate.unfamiliar,
+            unfamiliar=unfamiliar,
             logits=outputs.logits,
             contrast_mean=outputs.means["distilled"][0],
             covariance=estimate.covariance,
@@ -273,7 +274,7 @@ class Predictor:
             label_mass=outputs.label_mass,
             truncated=[r.truncated for r in rows],
         )
-        return Deferral(places, estimate.unfamiliar.nonzero()[:, 0].tolist(), estimate.variance)
+        return Deferral(places, unfamiliar.nonzero()[:, 0].tolist())
 
     @property
     def posterior(self) -> Posterior:

@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_runs import reseal
 
-from laplora.artifact.manifest import DISTILLED, GOLDEN, MANIFEST, POSTERIOR, SCORES
+from laplora.artifact.manifest import DISTILLED, FAMILIARITY, GOLDEN, MANIFEST, POSTERIOR, SCORES
 
 ADAPTER = "adapter/adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter/adapter_config.json"
@@ -30,6 +30,7 @@ TENSOR_FILES = (
     ADAPTER,
     POSTERIOR,
     DISTILLED,
+    FAMILIARITY,
     SCORES,
     "members/1/adapter/adapter_model.safetensors",
     "members/2/adapter/adapter_model.safetensors",
@@ -249,6 +250,9 @@ BY_CODE: dict[str, dict[str, Damage]] = {
         "a factor of integers": tensor(POSTERIOR, torch.Tensor.long, "factor"),
         "a factor of another shape": tensor(POSTERIOR, lambda t: t[:, :-1], "factor"),
         "distilled with NaN": tensor(DISTILLED, first_to(NAN), "coefficients"),
+        "familiarity with NaN": tensor(FAMILIARITY, first_to(NAN), ".center"),
+        "familiarity of another width": tensor(FAMILIARITY, lambda t: t[:-1], ".directions"),
+        "familiarity without a variance": tensor(FAMILIARITY, torch.zeros_like, ".variances"),
         "scores with NaN": tensor(SCORES, first_to(NAN), ".score"),
         "scores of integers": tensor(SCORES, torch.Tensor.long, ".score"),
         "errors of another shape": tensor(SCORES, lambda t: t[:-1], ".error"),

@@ -94,6 +94,7 @@ def pack(target: Path, base: Path, model: Any, readout: ClassificationHead, **ch
         "prior": fields["prior"] | {"granularity": "scalar", "precision": {"all": 0.5}},
         "predictives": {name: fields["predictives"][name] for name in _KEPT},
         "distilled": None,
+        "familiarity": None,
         "files": {},
     }
     manifest = Manifest.model_validate(fields | changes)

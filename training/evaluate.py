@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 
-from laplora.artifact.manifest import DISTILLED, POSTERIOR, SHIFT
+from laplora.artifact.manifest import DISTILLED, FAMILIARITY, POSTERIOR, SHIFT
 from laplora.classifier import Classifier, without_adapter
+from laplora.familiarity.file import read_familiarity_for
+from laplora.familiarity.percentile import is_unfamiliar
 from laplora.files import write_json, write_tensors
 from laplora.fitting.calibrate import predictive_of
 from laplora.fitting.evaluation import evaluate_predictives, outputs_of
@@ -48,12 +50,14 @@ class Measured:
         sets: of the predictives, which are the methods that have sets.
         gains: of the predictives that were averaged over the orders of the choices.
         fidelity: of the fast predictive; None without it.
+        unfamiliar: share of the rows that are flagged so; None where nothing says which.
     """
 
     evaluations: dict[str, Evaluation]
     sets: dict[str, SetQuality]
     gains: dict[str, OrderGain]
     fidelity: Fidelity | None
+    unfamiliar: float | None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain numbers, lists and dicts, by method."""
@@ -64,6 +68,8 @@ class Measured:
             values[name]["order_average"] = vars(gain)
         if self.fidelity:
             values["fast"]["fidelity"] = vars(self.fidelity)
+        if self.unfamiliar is not None:
+            values["map"]["unfamiliar"] = self.unfamiliar  # of every predictive: it goes by the trained adapter's pass
         return values
 
 
@@ -75,10 +81,14 @@ def evaluate(config: RunConfig) -> Path:
     fitted, folder = config.run_dir / "laplace", config.run_dir / "report"
     measured = measure(run, model, fitted)
     write_json(folder / "evaluation.json", measured.to_json())
-    recommended = read_fit(fitted).calibrated.recommended
+    record = read_fit(fitted)
+    recommended = record.calibrated.recommended
     title = f"{config.name}: {len(run.splits.test)} test rows"
     sentences = [gain.sentence(display_name(name)) for name, gain in measured.gains.items()]
     sentences += [measured.fidelity.sentence()] if measured.fidelity else []
+    if measured.unfamiliar is not None and record.familiarity:
+        stated = record.familiarity.false_alarms
+        sentences.append(f"Flagged as unfamiliar: {measured.unfamiliar:.1%} of the rows, stated at most {stated:.1%}")
     note = "\n\n".join(f"{sentence}." for sentence in (f"Served: {recommended.reason}", *sentences))
     write_report(measured.evaluations, folder, title=title, sets=measured.sets, note=note)
     print_table(measured.evaluations, title=title)
@@ -118,6 +128,7 @@ def measure(run: Run, model: Any, fitted: Path) -> Measured:
         ensemble,
         read_distilled_for(model, fitted / DISTILLED, run.class_count) if record.distilled else None,
         shifts,
+        read_familiarity_for(model, fitted / FAMILIARITY, record.familiarity.layers) if record.familiarity else None,
         test,
         Terminal(),
     )
@@ -126,7 +137,11 @@ def measure(run: Run, model: Any, fitted: Path) -> Measured:
         config.run_dir / "report" / "test.safetensors", split_tensors(split), {"made_from": evaluation_inputs(run)}
     )
     results = {"zero_shot": evaluate_probs(zero_shot, split.labels)}
-    evaluations, sets, _ = evaluate_predictives(outputs, calibrated.predictives, calibrated.calibration.conformal)
+    unfamiliar = None
+    if record.familiarity and found.familiarity is not None:
+        unfamiliar = is_unfamiliar(found.familiarity, record.familiarity.false_alarms)
+    conformal = calibrated.calibration.conformal
+    evaluations, sets, _ = evaluate_predictives(outputs, calibrated.predictives, conformal, unfamiliar)
     results |= evaluations
     gains: dict[str, OrderGain] = {}
     if config.evaluation.order_average:
@@ -141,9 +156,10 @@ def measure(run: Run, model: Any, fitted: Path) -> Measured:
             results[f"laplace_{choice.method}_{choice.prior.granularity}"] = evaluate_probs(probs, split.labels)
     truncated = [row.truncated for row in classifier.encode_examples(test)]
     fidelity = None
-    if found.estimate:
-        fidelity = measure_fidelity(calibrated.predictives, found.estimate, outputs, truncated)
-    return Measured(results, sets, gains, fidelity)
+    if found.estimate and unfamiliar is not None:
+        fidelity = measure_fidelity(calibrated.predictives, found.estimate, unfamiliar, outputs, truncated)
+    share = None if unfamiliar is None else float(unfamiliar.double().mean())
+    return Measured(results, sets, gains, fidelity, share)
 
 
 @torch.no_grad()

@@ -22,13 +22,11 @@ class Deferral:
 
     Attributes:
         rows: all of them, in order.
-        unfamiliar: those unlike what the covariance was distilled from, in order.
-        variance: (batch,), the kernel machine's.
+        unfamiliar: those that are unlike the training rows, in order.
     """
 
     rows: list[int]
     unfamiliar: list[int]
-    variance: torch.Tensor
 
 
 def rows_to_defer(
@@ -70,7 +68,7 @@ def decisions_of(
     label_mass: torch.Tensor,
     truncated: Sequence[bool],
 ) -> list[Decision]:
-    """Return what a predictive's thresholds decide of each row; without label sets, whose size decides nothing."""
+    """Return what a predictive's thresholds decide of each row, were it familiar; without sets: they decide nothing."""
     flags = raise_flags(
         thresholds,
         probs=predictive.probs,
@@ -78,5 +76,6 @@ def decisions_of(
         set_sizes=torch.ones(len(predictive)),
         truncated=truncated,
         epistemic=decompose(predictive).epistemic,
+        unfamiliar=None,
     )
     return decide(thresholds, review_score(thresholds, probs=predictive.probs, map_probs=map_probs), flags)

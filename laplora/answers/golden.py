@@ -32,6 +32,7 @@ class GoldenAnswer(BaseModel):
     logit_variance: list[Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None = Field(
         None, description="of each possible label's centred logit, nats squared; null: not recorded"
     )
+    familiarity: float | None = Field(None, ge=0, le=1, description="null: not recorded")
 
 
 class Golden(BaseModel):
@@ -46,6 +47,7 @@ class Golden(BaseModel):
         description="absolute, on the logarithm of every variance. On the mean over n answers it is this over the "
         "square root of n, since rounding moves each answer another way. In bfloat16 0.57 was seen between kernels",
     )
+    familiarity_tolerance: float = Field(0.5, ge=0, lt=1, description="absolute, on every familiarity")
     answers: list[GoldenAnswer] = Field(min_length=1, max_length=MAX_ANSWERS)
 
 
@@ -80,15 +82,16 @@ def golden_entry(inputs: Mapping[str, Any], answer: Prediction) -> dict[str, Any
         predictives=answer.calibrated_probs,
         logit_mean=answer.logit_mean,
         logit_variance=answer.logit_variance,
+        familiarity=answer.familiarity,
     ).model_dump()
 
 
 def verify_answers(answers: Sequence[Prediction], golden: Golden) -> None:
-    """Compare answers with the recorded ones, their variances too where those are recorded.
+    """Compare answers with the recorded ones, their variances and familiarity too where those are recorded.
 
     Raises:
-        GoldenMismatchError: a probability, or the logarithm of a variance, further from the recorded one than its
-            tolerance.
+        GoldenMismatchError: a probability, a familiarity or the logarithm of a variance further from the recorded one
+            than its tolerance.
     """
     moved = []
     for number, (answer, recorded) in enumerate(zip(answers, golden.answers, strict=True)):
@@ -102,6 +105,13 @@ def verify_answers(answers: Sequence[Prediction], golden: Golden) -> None:
                 raise _mismatch(
                     f"golden answer {number}: {name} differs by {gap:.4f}, more than {golden.tolerance}: expected "
                     f"{_shown(want)}, got {_shown(got)}"
+                )
+        if recorded.familiarity is not None:
+            found = math.nan if answer.familiarity is None else answer.familiarity
+            if not abs(found - recorded.familiarity) <= golden.familiarity_tolerance:
+                raise _mismatch(
+                    f"golden answer {number}: familiarity is {found:.4g}, expected {recorded.familiarity:.4g} within "
+                    f"{golden.familiarity_tolerance:.2g}"
                 )
         if recorded.logit_variance is not None:
             moved.append(_moved(number, recorded.logit_variance, answer.logit_variance, golden.variance_tolerance))

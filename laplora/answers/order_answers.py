@@ -87,6 +87,8 @@ def average_answer(manifest: Manifest, question: OrderedRows, predictions: Seque
         return review_score(manifest.predictives[other].thresholds, probs=other_probs, map_probs=map_probs)
 
     score = score_of(name, served.probs)
+    # Of the order that the user sent alone: in it the calibration rows were asked.
+    familiarity = None if first.familiarity is None else _table([first.familiarity])
     verdict = verdicts(
         manifest,
         name,
@@ -96,6 +98,7 @@ def average_answer(manifest: Manifest, question: OrderedRows, predictions: Seque
         truncated=[any(p.truncated for p in predictions)],
         epistemic=split.epistemic,
         score=score,
+        unfamiliar=manifest.unfamiliar(familiarity),
     )
     logit_mean, covariance = _logit_moments(predictions, orders)
     return replace(

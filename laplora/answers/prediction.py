@@ -33,6 +33,8 @@ class Prediction:
         total, aleatoric, epistemic: nats; total is the entropy of ``probs``.
         label_mass: probability of the possible labels under the full-vocabulary softmax.
         score: what the predictive's review rule compares, nats.
+        familiarity: how like the training rows it is: the share of the calibration rows that are at least as far from
+            them, the row itself counted in, so from 1 / (rows + 1) to 1; None where the artifact has no familiarity.
         flags: see ``laplora.decisions.uncertainty.FLAGS``.
         calibrated_probs: by name, of the other predictives that need no further pass, except ``map``.
         calibrated_scores: by the same names, their review scores, nats.
@@ -57,6 +59,7 @@ class Prediction:
     aleatoric: float | None
     epistemic: float | None
     label_mass: float
+    familiarity: float | None
     score: float
     prediction_set: list[str]
     flags: list[Flag]
@@ -99,16 +102,21 @@ def verdicts(
     truncated: Sequence[bool],
     epistemic: torch.Tensor | None,
     score: torch.Tensor,
+    unfamiliar: torch.Tensor | None,
 ) -> Verdicts:
     """Return sets, flags and decisions by a predictive's thresholds.
+
+    The set of an unfamiliar row holds every label that it can have: no calibration row says what it should leave out.
 
     Args:
         probs: (batch, classes); class_mask: (batch, classes) bool.
         label_mass: (batch,); truncated: per row.
-        epistemic: (batch,) nats, or None; score: (batch,) of ``review_score``.
+        epistemic: (batch,) nats, or None; score: (batch,) of ``review_score``; unfamiliar: (batch,) bool, or None.
     """
     record = manifest.predictives[name]
     sets = label_sets(manifest.calibration.conformal, probs, record.conformal, class_mask)
+    if unfamiliar is not None:
+        sets = torch.where(unfamiliar[:, None], class_mask.cpu(), sets)
     flags = raise_flags(
         record.thresholds,
         probs=probs,
@@ -116,6 +124,7 @@ def verdicts(
         set_sizes=sets.sum(1),
         truncated=truncated,
         epistemic=epistemic,
+        unfamiliar=unfamiliar,
     )
     return Verdicts(sets, flags, decide(record.thresholds, score, flags))
 
@@ -162,6 +171,7 @@ def build_predictions(
         truncated=[r.truncated for r in rows],
         epistemic=split.epistemic if spread else None,
         score=scores[name],
+        unfamiliar=manifest.unfamiliar(outputs.familiarity),
     )
     others = [other for other in computed if other not in ("map", name)]
     answers = []
@@ -188,6 +198,7 @@ def build_predictions(
                 aleatoric=float(split.aleatoric[i]) if spread else None,
                 epistemic=float(split.epistemic[i]) if spread else None,
                 label_mass=float(outputs.label_mass[i]),
+                familiarity=None if outputs.familiarity is None else float(outputs.familiarity[i]),
                 score=float(scores[name][i]),
                 prediction_set=[label for k, label in enumerate(labels) if verdict.sets[i, k]],
                 flags=list(verdict.flags[i]),

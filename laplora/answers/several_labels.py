@@ -6,7 +6,8 @@ A label's probability, its conformal threshold and its review score are those of
 - ``probs``, ``map_probs``, ``probs_std``, ``calibrated_probs`` are by label of its presence, and do not sum to 1,
 - ``logit_mean``, ``logit_variance``, ``logit_covariance`` are of the labels' logits themselves, not centred,
 - ``total``, ``aleatoric`` and ``epistemic`` are sums over the labels,
-- ``prediction_set`` has the labels that cannot be ruled out: a right label is in it with about the stated probability,
+- ``prediction_set`` has the labels that cannot be ruled out: a right label is in it with about the stated probability.
+  Of an unfamiliar row it has them all,
 - ``score`` is the largest of the labels' review scores, so that a row goes to review if any label does.
 """
 
@@ -49,6 +50,9 @@ def build_several(
         for other, predictive in computed.items()
     }
     held = present_sets(manifest.calibration.conformal, served.probs, record.conformal).view(shape)
+    unfamiliar = manifest.unfamiliar(outputs.familiarity)
+    if unfamiliar is not None:
+        held = held | unfamiliar[:, None]
     probs = {other: predictive.probs[:, 1].view(shape) for other, predictive in computed.items()}
     mine = probs[name]
     present = mine > 0.5
@@ -61,6 +65,7 @@ def build_several(
         set_sizes=1 + (held != present).any(1).long(),  # 1 is a set that is not ambiguous
         truncated=[row.truncated for row in rows],
         epistemic=epistemic if spread else None,
+        unfamiliar=unfamiliar,
     )
     decisions = decide(record.thresholds, scores[name], flags)
     others = [other for other in computed if other not in ("map", name)]
@@ -81,6 +86,7 @@ def build_several(
             aleatoric=float(aleatoric[i]) if spread else None,
             epistemic=float(epistemic[i]) if spread else None,
             label_mass=float(outputs.label_mass[i]),
+            familiarity=None if outputs.familiarity is None else float(outputs.familiarity[i]),
             score=float(scores[name][i]),
             prediction_set=_named(labels, held[i]),
             flags=list(flags[i]),

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from laplora.artifact.manifest import (
     ADAPTER_FILES,
     DISTILLED,
+    FAMILIARITY,
     MANIFEST,
     NAME,
     POSTERIOR,
@@ -114,6 +115,7 @@ def _verify_files(path: Path, manifest: Manifest) -> None:
     present = {p.relative_to(path).as_posix() for p in path.rglob("*") if not p.is_dir()} - {MANIFEST}
     wanted = {*manifest.files, *manifest.required}
     wanted |= {DISTILLED} if manifest.distilled else set()
+    wanted |= {FAMILIARITY} if manifest.familiarity else set()
     for member in manifest.members:
         wanted |= {f"{member.folder}/{file}" for file in ADAPTER_FILES}
         wanted |= {f"{member.folder}/{POSTERIOR}"} if member.prior else set()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from laplora.artifact.readout_records import ClassificationHeadRecord, ReadOutRecord
@@ -14,6 +15,7 @@ from laplora.artifact.strict_json import strict_json
 from laplora.decisions.conformal import ConformalScore
 from laplora.decisions.thresholds import ModeThresholds
 from laplora.errors import ArtifactCorruptError, ArtifactIncompatibleError
+from laplora.familiarity.percentile import is_unfamiliar
 from laplora.linearised import Likelihood
 from laplora.models.base import BaseSpec
 from laplora.posterior.base import Prior
@@ -28,6 +30,7 @@ GOLDEN = "golden.json"
 SCORES = "scores.safetensors"
 DISTILLED = "distilled.safetensors"
 SHIFT = "shift.safetensors"
+FAMILIARITY = "familiarity.safetensors"
 ADAPTER_FOLDER = "adapter"
 HEAD = "head.safetensors"
 #: What an artifact may be called.
@@ -103,7 +106,16 @@ class DistilledRecord(_Record):
 
     inputs: int = Field(ge=1, description="whose exact covariances it was distilled from")
     error: float = Field(ge=0, description="root mean square of log(trace predicted / trace exact), rows held out")
-    false_alarms: float = Field(gt=0, lt=1, description="share of calibration-like rows that may count as unfamiliar")
+
+
+class FamiliarityRecord(_Record):
+    """What says how like the training rows an input is, in ``familiarity.safetensors``."""
+
+    layers: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1, description="whose states are compared")
+    rows: int = Field(ge=2, description="training rows that they are compared with")
+    false_alarms: float = Field(
+        gt=0, lt=1, description="share of rows like the calibration rows that the flag unfamiliar is raised on, at most"
+    )
 
 
 class ConditionedRecord(_Record):
@@ -186,6 +198,7 @@ class Manifest(_Record):
     conditioned: dict[Corrected, ConditionedRecord] = Field(
         default_factory=dict, description="by predictive that the calibration rows' labels correct"
     )
+    familiarity: FamiliarityRecord | None = Field(None, description="null where none was fitted")
     many_classes: ManyClassesRecord | None = Field(None, description="null where every contrast is computed")
     calibration: CalibrationRecord
     predictives: dict[PredictiveName, PredictiveRecord]
@@ -230,6 +243,8 @@ class Manifest(_Record):
             raise ValueError("two members are in one folder")
         if "fast" in self.servable and "laplace" not in self.servable:
             raise ValueError("predictives.fast needs laplace, which answers where it is unsure")
+        if "fast" in self.servable and self.familiarity is None:
+            raise ValueError("predictives.fast needs familiarity, which says where it cannot answer")
         if "fast" in self.servable and not self.readout.readout().reads_last_token:
             raise ValueError(f"predictives.fast looks at the last token, the read-out {self.readout.kind} at more")
         if "fast" in self.servable and self.likelihood == "bernoulli":
@@ -261,6 +276,12 @@ class Manifest(_Record):
     def servable(self) -> tuple[PredictiveName, ...]:
         """The predictives that a request can ask for, in order."""
         return tuple(self.predictives)
+
+    def unfamiliar(self, familiarity: torch.Tensor | None) -> torch.Tensor | None:
+        """Return (batch,) bool which rows get the flag, by how familiar they are; None where nobody measured it."""
+        if familiarity is None or self.familiarity is None:
+            return None
+        return is_unfamiliar(familiarity, self.familiarity.false_alarms)
 
     def spec(self, name: PredictiveName) -> PredictiveSpec:
         """Return one of the artifact's predictives with its temperature."""

@@ -8,9 +8,19 @@ from typing import Any
 
 import torch
 
-from laplora.artifact.manifest import ADAPTER_FOLDER, DISTILLED, HEAD, POSTERIOR, SHIFT, Manifest, MemberRecord
+from laplora.artifact.manifest import (
+    ADAPTER_FOLDER,
+    DISTILLED,
+    FAMILIARITY,
+    HEAD,
+    POSTERIOR,
+    SHIFT,
+    Manifest,
+    MemberRecord,
+)
 from laplora.artifact.readout_records import ClassificationHeadRecord
 from laplora.errors import ArtifactCorruptError, ArtifactIncompatibleError, PriorError
+from laplora.familiarity.file import read_familiarity_for
 from laplora.jacobians.contrasts import covered_blocks
 from laplora.models.adapters import attach_adapter
 from laplora.models.base import LoadedBase
@@ -111,7 +121,7 @@ def load_members(path: Path, manifest: Manifest, model: Any, device: torch.devic
         weights = read_weights(model, path / record.folder / ADAPTER_FOLDER)
         return with_posterior(weights, path / record.folder, record.prior.prior() if record.prior else None)
 
-    masks = manifest.dropout
+    masks, familiar = manifest.dropout, manifest.familiarity
     dropped = (
         dropout_weights(model, blocks, p=masks.probability, members=masks.members, seed=masks.seed) if masks else ()
     )
@@ -127,6 +137,7 @@ def load_members(path: Path, manifest: Manifest, model: Any, device: torch.devic
         trained=with_posterior({}, path, manifest.prior.prior()),
         distilled=read_distilled_for(model, path / DISTILLED, len(manifest.labels)) if manifest.distilled else None,
         shifts=shifts,
+        familiarity=read_familiarity_for(model, path / FAMILIARITY, familiar.layers) if familiar else None,
         checkpoints=tuple(map(checkpoint, manifest.members)),
         dropout=tuple(map(Member, dropped)),
     )

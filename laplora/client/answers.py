@@ -45,6 +45,8 @@ class Prediction(Record):
         probs_std: by label; None for a predictive with one set of weights.
         logit_variance: (classes,), logit_covariance: (classes, classes), of the centred logits in the labels' order,
             in nats squared.
+        familiarity: how like the training rows the input is, 0 to 1; None where the artifact does not tell, and from an
+            older service.
         decision: ``accept`` or ``review``, for the stated target risk.
         prediction_id: for ``feedback``; None from a service that keeps no predictions.
     """
@@ -63,6 +65,7 @@ class Prediction(Record):
     logit_covariance: tuple[tuple[float, ...], ...] | None = None
     uncertainty: Uncertainty | None
     label_mass: float
+    familiarity: float | None = None
     score: float
     prediction_set: tuple[str, ...]
     flags: tuple[str, ...]
@@ -194,10 +197,11 @@ class Suggested(Record):
 
 
 class Evaluated(Record):
-    """Metrics of an artifact on labelled inputs, by predictive."""
+    """Metrics of an artifact on labelled inputs, by predictive; ``unfamiliar`` is the share of inputs flagged so."""
 
     artifact: Artifact
     rows: int
+    unfamiliar: float | None = None
     methods: dict[str, MethodMetrics]
 
 

@@ -20,6 +20,8 @@ from laplora.metrics.checks import check_columns
 #: Every flag there is, in the order in which they are listed, and what raises it.
 FLAGS: Mapping[Flag, str] = MappingProxyType(
     {
+        "unfamiliar": "the input is further from the training rows than all but a stated share of the calibration rows "
+        "(the artifact's familiarity.false_alarms); its prediction set holds every possible label",
         "high_epistemic": "epistemic uncertainty (posterior, members) above the 95 % quantile of the calibration split",
         "low_confidence": "largest probability below the confidence from which calibration rows met the target risk",
         "low_label_mass": "the full vocabulary gives the label tokens less than the calibration split's 1 % quantile",
@@ -30,7 +32,7 @@ FLAGS: Mapping[Flag, str] = MappingProxyType(
 )
 
 #: Flags that send a row to review whatever its score: the model is outside what it was calibrated on.
-REVIEW_FLAGS: frozenset[Flag] = frozenset({"high_epistemic", "low_label_mass", "truncated"})
+REVIEW_FLAGS: frozenset[Flag] = frozenset({"unfamiliar", "high_epistemic", "low_label_mass", "truncated"})
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ def raise_flags(
     set_sizes: torch.Tensor,
     truncated: Sequence[bool],
     epistemic: torch.Tensor | None,
+    unfamiliar: torch.Tensor | None,
 ) -> list[list[Flag]]:
     """Return each row's flags, in the order of ``FLAGS``.
 
@@ -91,13 +94,14 @@ def raise_flags(
         set_sizes: (batch,) labels in the conformal prediction set.
         truncated: per row, whether its prompt was cut.
         epistemic: (batch,) nats; None where there is none.
+        unfamiliar: (batch,) bool; None where nobody measured it.
 
     Raises:
         DataError: shapes that do not fit.
         NonFiniteError: NaN or infinity.
     """
     batch = len(probs)
-    check_columns(batch, label_mass=label_mass, set_sizes=set_sizes, epistemic=epistemic)
+    check_columns(batch, label_mass=label_mass, set_sizes=set_sizes, epistemic=epistemic, unfamiliar=unfamiliar)
 
     def below(flag: Flag, values: torch.Tensor) -> torch.Tensor:
         limit = thresholds.flags[flag].value
@@ -111,6 +115,8 @@ def raise_flags(
     }
     if epistemic is not None and (limit := thresholds.flags.get("high_epistemic")) and limit.value is not None:
         raised["high_epistemic"] = epistemic.double().cpu() > limit.value
+    if unfamiliar is not None:
+        raised["unfamiliar"] = unfamiliar.cpu()
     return [[flag for flag in FLAGS if flag in raised and raised[flag][i]] for i in range(batch)]
 
 

@@ -162,15 +162,17 @@ class CalibratedPosterior:
                 fit.ensemble,
                 distilled.predictor if distilled else None,
                 {kind: (one.shift, one.temperature) for kind, one in fit.conditioned.items()},
+                fit.familiar.familiarity if fit.familiar else None,
                 examples,
                 self._progress,
             )
-        calibrated = fit.calibrated
+        calibrated, unfamiliar = fit.calibrated, self.predictor.artifact.manifest.unfamiliar(found.familiarity)
         evaluations, sets, by_label = evaluate_predictives(
-            found.outputs, calibrated.predictives, calibrated.calibration.conformal
+            found.outputs, calibrated.predictives, calibrated.calibration.conformal, unfamiliar
         )
         labels = tuple(self.classifier.labels) if by_label else ()
-        self._measured = Measured(evaluations, sets, calibrated.recommended.predictive, labels, by_label)
+        share = None if unfamiliar is None else float(unfamiliar.double().mean())
+        self._measured = Measured(evaluations, sets, calibrated.recommended.predictive, labels, by_label, share)
         return self._measured
 
     def condition(
@@ -351,6 +353,7 @@ def _members(classifier: Classifier, fit: Fit) -> MemberSet:
         trained=Member({}, fit.posterior.to(device, dtype), precisions),
         distilled=fit.distilled.predictor if fit.distilled else None,
         shifts={kind: (one.shift, one.temperature) for kind, one in fit.conditioned.items()},
+        familiarity=fit.familiar.familiarity if fit.familiar else None,
         checkpoints=tuple(checkpoint(adapter.step, adapter.weights) for adapter in fit.ensemble.adapters),
         dropout=tuple(map(Member, masks)),
     )

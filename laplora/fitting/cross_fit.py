@@ -12,6 +12,7 @@ from laplora.fitting.calibrate import OUT_OF_FOLD, calibrate
 from laplora.fitting.conditioning import possible_conditioning
 from laplora.fitting.curvature import fit_curvature
 from laplora.fitting.distillation import distill_cross_fitted
+from laplora.fitting.familiarity import fit_familiar_out_of_fold
 from laplora.fitting.fit import Fit, many_classes_record, possible
 from laplora.fitting.fold_adapters import FoldAdapter, folded_rows
 from laplora.fitting.outputs import Ensemble, Fitted, SplitOutputs
@@ -49,7 +50,7 @@ def cross_fit_rows(
     """
     progress, store = progress or Silent(), store or Forgetful()
     settings = for_several_labels(classifier, rows, settings, progress)
-    settings = possible(classifier, settings, progress)
+    settings = possible(classifier, len(rows), settings, progress)
     settings = possible_conditioning(classifier, settings, len(rows), True, progress)
     blocks = select_blocks(covered_blocks(classifier.model, classifier.readout), settings.laplace.subset)
     posterior, log_likelihood = fit_curvature(classifier, rows, blocks, settings, store, progress)
@@ -65,6 +66,7 @@ def cross_fit_rows(
     distilled = distill_cross_fitted(
         classifier, posterior, served.prior, rows, unlabelled, judged.covariance(), settings, store, progress
     )
+    familiar = fit_familiar_out_of_fold(classifier, rows, found.strangeness, settings, store, progress)
     outputs = SplitOutputs(found.split, (judged,), found.means)
     if distilled:
         outputs = replace(outputs, distilled=distilled.held_out)
@@ -80,6 +82,7 @@ def cross_fit_rows(
         Ensemble(),
         distilled,
         {},
+        familiar,
         found.split,
         calibrated,
         scores,

@@ -59,6 +59,7 @@ def describe(
         dropout=record.dropout,
         distilled=record.distilled,
         conditioned=record.conditioned,
+        familiarity=record.familiarity,
         many_classes=record.many_classes,
         **dict(record.calibrated),
         metrics=dict(metrics),

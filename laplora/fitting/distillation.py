@@ -19,7 +19,7 @@ from laplora.jacobians.states import decoder_layers, join_states, spread_layers
 from laplora.posterior.base import Posterior, Prior, block_precisions
 from laplora.predictive.cross_fitting import fold_rows
 from laplora.predictive.distilled import DistilledCovariance, distill
-from laplora.predictive.distilled_error import FALSE_ALARMS, log_error
+from laplora.predictive.distilled_error import log_error
 from laplora.prompts.examples import Example
 
 #: Inputs whose passes are kept together: what a stopped fit loses at most.
@@ -41,7 +41,7 @@ class Distilled:
 
 
 def watched_layers(classifier: Classifier, settings: FitSettings) -> tuple[int, ...]:
-    """Return the layers whose states are looked at; none without the fast predictive."""
+    """Return the layers whose states ``fast`` looks at; none without it."""
     return spread_layers(len(decoder_layers(classifier.model))) if settings.predictives.fast else ()
 
 
@@ -57,9 +57,9 @@ def distill_covariance(
     progress: Progress,
 ) -> Distilled | None:
     """Return what is distilled from a posterior under its served prior; None where it is off."""
-    if calibration.states is None:
-        return None
     layers = watched_layers(classifier, settings)
+    if not layers or calibration.states is None:
+        return None
     inputs = further_inputs(train, unlabelled, settings)
     examples = [example for example, _ in inputs]
     parts = [calibration, *_passes(classifier, posterior, examples, layers, settings, store, progress)]
@@ -119,11 +119,11 @@ def _distilled(
     """Return what is distilled from inputs, the rows of ``class_mask`` first, and their exact covariances."""
     precisions = block_precisions(prior, posterior.blocks)
     exact = torch.cat([posterior.covariance(part.projected, precisions) for part in parts])
-    states = join_states([part.states for part in parts if part.states is not None])
+    states = join_states([part.states.after(layers) for part in parts if part.states is not None])
     distilled = distill(states, exact, groups, layers, seed, class_mask)
     count = len(class_mask)
     error = log_error(distilled.held_out[:count], exact[:count], class_mask)
-    record = DistilledRecord(inputs=len(groups), error=error, false_alarms=FALSE_ALARMS)
+    record = DistilledRecord(inputs=len(groups), error=error)
     return Distilled(distilled.predictor, record, distilled.held_out), exact
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import torch
+
 from laplora.artifact.manifest import PredictiveRecord
 from laplora.classifier import Classifier
 from laplora.decisions.conformal import ConformalScore, label_sets, present_sets
 from laplora.decisions.uncertainty import review_score
+from laplora.familiarity.percentile import Familiarity
 from laplora.fitting.calibrate import predictive_of
-from laplora.fitting.distillation import watched_layers
 from laplora.fitting.outputs import Ensemble, Fitted, SplitOutputs, corrected, split_outputs
 from laplora.fitting.progress import Progress
 from laplora.fitting.projected import project_split
@@ -28,10 +30,16 @@ from laplora.prompts.examples import Example
 
 @dataclass(frozen=True)
 class RowOutputs:
-    """What a fit's adapters give on rows, and the estimate of ``fast``'s covariance with its error, None without it."""
+    """What a fit's adapters give on rows.
+
+    Attributes:
+        estimate: of ``fast``'s covariance, with its error; None without it.
+        familiarity: (inputs,), 0 to 1; None without it.
+    """
 
     outputs: SplitOutputs
     estimate: Estimate | None
+    familiarity: torch.Tensor | None
 
 
 def outputs_of(
@@ -42,6 +50,7 @@ def outputs_of(
     ensemble: Ensemble,
     distilled: DistilledCovariance | None,
     shifts: Mapping[Corrected, tuple[Shift, float]],
+    familiarity: Familiarity | None,
     examples: Sequence[Example],
     progress: Progress,
     title: str = "test rows",
@@ -52,40 +61,50 @@ def outputs_of(
     correct, each with its temperature.
     """
     size = settings.laplace.batch_size
-    layers = () if distilled is None else watched_layers(classifier, settings)
+    layers = tuple(sorted({*(distilled.layers if distilled else ()), *(familiarity.layers if familiarity else ())}))
     split = project_split(classifier, posterior, examples, progress, title, batch_size=size, layers=layers)
     trained = Fitted(posterior, prior, split.projected)
     outputs = corrected(
         split_outputs(classifier, settings, trained, split, ensemble, examples, progress, title), shifts
     )
-    estimate = None
+    estimate = familiar = None
+    if familiarity is not None and split.states is not None:
+        familiar = familiarity.of(split.states.after(familiarity.layers).hidden)
     if distilled is not None and split.states is not None:
-        estimate = distilled.estimate(split.states)
+        estimate = distilled.estimate(split.states.after(distilled.layers))
         outputs = replace(outputs, distilled=estimate.covariance)
-    return RowOutputs(outputs, estimate)
+    return RowOutputs(outputs, estimate, familiar)
 
 
 def evaluate_predictives(
-    outputs: SplitOutputs, predictives: Mapping[PredictiveName, PredictiveRecord], conformal: ConformalScore
+    outputs: SplitOutputs,
+    predictives: Mapping[PredictiveName, PredictiveRecord],
+    conformal: ConformalScore,
+    unfamiliar: torch.Tensor | None = None,
 ) -> tuple[dict[str, Evaluation], dict[str, SetQuality], dict[str, LabelsQuality]]:
     """Return the metrics and the quality of the label sets of every predictive.
 
-    Where several labels may be right, the rows of the metrics are one for each input and label, and those of each label
-    come beside them; else the last is empty.
+    Sets are as served: those of inputs that are ``unfamiliar``, (inputs,) bool, hold every possible label. Where
+    several labels may be right, the rows of the metrics are one for each input and label, and those of each label come
+    beside them; else the last is empty.
     """
     split = outputs.split
     evaluations: dict[str, Evaluation] = {}
     sets: dict[str, SetQuality] = {}
     by_label: dict[str, LabelsQuality] = {}
     map_probs = class_probs(split.logits, split.class_mask)
+    widened = torch.zeros(len(split.labels) // split.together, 1, dtype=torch.bool)
+    if unfamiliar is not None:
+        widened = unfamiliar[:, None]
     for name, record in predictives.items():
         probs = predictive_of(outputs, name, record.temperature).probs
         scores = review_score(record.thresholds, probs=probs, map_probs=map_probs)
         if split.together > 1:
             evaluations[name], by_label[name] = evaluate_labels(probs, split.labels, scores, together=split.together)
-            held = present_sets(conformal, probs, record.conformal).view(-1, split.together)
+            held = present_sets(conformal, probs, record.conformal).view(-1, split.together) | widened
             sets[name] = present_set_quality(held, split.labels.view(-1, split.together) == 1)
         else:
             evaluations[name] = evaluate_probs(probs, split.labels, scores)
-            sets[name] = set_quality(label_sets(conformal, probs, record.conformal, split.class_mask), split.labels)
+            held = label_sets(conformal, probs, record.conformal, split.class_mask) | (widened & split.class_mask)
+            sets[name] = set_quality(held, split.labels)
     return evaluations, sets, by_label

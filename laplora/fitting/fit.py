@@ -15,6 +15,7 @@ from laplora.fitting.calibrate import Calibrated, calibrate
 from laplora.fitting.conditioning import Conditioned, Conditioning, possible_conditioning
 from laplora.fitting.curvature import fit_curvature
 from laplora.fitting.distillation import Distilled, distill_covariance, watched_layers
+from laplora.fitting.familiarity import Familiar, familiar_layers, fit_familiar, tell_of_few, without_familiarity
 from laplora.fitting.members import MemberAdapter, MemberFit, MemberStore, fit_member
 from laplora.fitting.outputs import Ensemble, Fitted, split_outputs
 from laplora.fitting.passes import many_classes
@@ -58,14 +59,15 @@ class Fit:
     ensemble: Ensemble
     distilled: Distilled | None
     conditioned: Mapping[Corrected, Conditioned]
+    familiar: Familiar | None
     calibration: ProjectedSplit
     calibrated: Calibrated
     scores: Mapping[PredictiveName, ReviewScores]
     many_classes: ManyClassesRecord | None = None
 
 
-def possible(classifier: Classifier, settings: FitSettings, progress: Progress) -> FitSettings:
-    """Return the settings without the predictives that a classifier cannot have.
+def possible(classifier: Classifier, rows: int, settings: FitSettings, progress: Progress) -> FitSettings:
+    """Return the settings without what a classifier, or so few training rows, cannot have.
 
     Raises ConfigError for a prior by leave-one-out with many classes.
     """
@@ -75,9 +77,13 @@ def possible(classifier: Classifier, settings: FitSettings, progress: Progress) 
             f"prior: leave_one_out takes the curvature of every contrast, and of {classifier.class_count} classes "
             f"(limit {many.limit}) a fit computes few directions: use validation or evidence, or raise the limit"
         )
-    if not settings.predictives.fast or (classifier.readout.reads_last_token and many is None):
+    settings = without_familiarity(classifier, rows, settings, progress)
+    watched = settings.calibration.unfamiliar_rate > 0
+    if not settings.predictives.fast or (classifier.readout.reads_last_token and many is None and watched):
         return settings
     why = f"it looks at the last token alone, {type(classifier.readout).__name__} at more"
+    if not watched:
+        why = "familiarity, which says where it cannot answer, is off"
     if many:
         why = (
             f"it learns exact covariances, and of {classifier.class_count} classes (more than {many.limit}) an answer "
@@ -117,16 +123,18 @@ def fit_rows(
     """
     progress, store = progress or Silent(), store or Forgetful()
     settings = for_several_labels(classifier, [*train, *calibration], settings, progress)
-    settings = possible(classifier, settings, progress)
+    settings = possible(classifier, len(train), settings, progress)
     settings = possible_conditioning(classifier, settings, len(calibration), trained_on, progress)
     laplace = settings.laplace
     size = laplace.batch_size
     blocks = select_blocks(covered_blocks(classifier.model, classifier.readout), laplace.subset)
     posterior, log_likelihood = fit_curvature(classifier, train, blocks, settings, store, progress)
-    layers = watched_layers(classifier, settings)
+    layers = tuple(sorted({*watched_layers(classifier, settings), *familiar_layers(classifier, settings)}))
     split = project_split(
         classifier, posterior, calibration, progress, "calibration rows", batch_size=size, layers=layers
     )
+    tell_of_few(len(calibration), settings, progress)
+    familiar = fit_familiar(classifier, train, split, settings, store, progress)
     start = None if initial is None else label_rows(initial, classifier)
     distances = squared_distances(block_weights(classifier), blocks, start)
     seen = None
@@ -180,6 +188,7 @@ def fit_rows(
         ensemble,
         distilled,
         conditioned,
+        familiar,
         split,
         calibrated,
         scores,

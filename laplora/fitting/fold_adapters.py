@@ -14,6 +14,7 @@ import torch
 from laplora.classifier import Classifier
 from laplora.errors import ConfigError
 from laplora.fitting.curvature import fit_curvature
+from laplora.fitting.familiarity import held_out_strangeness
 from laplora.fitting.outputs import forward_means
 from laplora.fitting.progress import Progress
 from laplora.fitting.projected import ProjectedSplit, project_split, split_of, split_tensors
@@ -43,11 +44,13 @@ class FoldedRows:
     Attributes:
         posterior: of every fold's adapter; split: the rows, in their order.
         means: as of ``SplitOutputs``, of dropout masks.
+        strangeness: (rows,), of each row to the rows that trained its fold's adapter; None where familiarity is off.
     """
 
     posterior: FoldedPosterior
     split: ProjectedSplit
     means: dict[Members, torch.Tensor]
+    strangeness: torch.Tensor | None
 
 
 def folded_rows(
@@ -75,6 +78,7 @@ def folded_rows(
     posteriors: list[Posterior] = []
     parts: list[ProjectedSplit] = []
     means: list[dict[Members, torch.Tensor]] = []
+    strange: list[torch.Tensor] = []
     for number, (adapter, (fit, held)) in enumerate(zip(adapters, folds, strict=True), 1):
         seen, held_out = ([rows[i] for i in part.tolist()] for part in (fit, held))
         with in_place(lora_parameters(classifier.model), adapter.weights):
@@ -83,6 +87,8 @@ def folded_rows(
             title = f"rows of fold {number}"
             parts.append(_held_out(classifier, posterior, held_out, settings, adapter.store, progress, title))
             means.append(forward_means(classifier, settings, (), held_out, progress, f"{title}, members"))
+            values = held_out_strangeness(classifier, seen, held_out, settings, adapter.store, progress)
+            strange += [] if values is None else [values]
         posteriors.append(posterior)
     together = parts[0].together
     places = [held for _, held in fold_rows(len(rows) * together, len(folds), settings.seed, together)]
@@ -94,7 +100,8 @@ def folded_rows(
     )
     split = ProjectedSplit(projected, logits, mask, labels, mass, together=together)
     joined = {kind: torch.cat([of_fold[kind] for of_fold in means], 1)[:, order] for kind in means[0]}
-    return FoldedRows(posteriors_together, split, joined)
+    in_order = torch.cat([held for _, held in folds]).argsort()
+    return FoldedRows(posteriors_together, split, joined, torch.cat(strange)[in_order] if strange else None)
 
 
 def _held_out(

@@ -19,7 +19,8 @@ class Measured:
     """Metrics by predictive; ``sets`` are the conformal label sets'. NLL in nats, ECE over 15 bins.
 
     Where several labels may be right, a row of the metrics is one label of an input. Then ``labels`` are their names,
-    in order, and ``by_label`` has by predictive the metrics of each; else both are empty.
+    in order, and ``by_label`` has by predictive the metrics of each; else both are empty. ``unfamiliar`` is the share
+    of inputs that are flagged so, and have sets of every label; None where nothing says which.
     """
 
     evaluations: Mapping[str, Evaluation]
@@ -27,6 +28,7 @@ class Measured:
     recommended: PredictiveName
     labels: tuple[str, ...] = ()
     by_label: Mapping[str, LabelsQuality] = field(default_factory=dict)
+    unfamiliar: float | None = None
 
     def __getitem__(self, predictive: str) -> Evaluation:
         """Return one predictive's metrics; KeyError where there is none of that name."""
@@ -59,4 +61,5 @@ class Measured:
         count = next(iter(self.evaluations.values())).rows
         each = len(self.labels) or 1
         rows_of = f"{count} rows" if each == 1 else f"{count // each} rows, each of {each} labels measured on its own"
-        return "\n".join([*lines, f"{rows_of}; * answers unless another is named"])
+        flagged = "" if self.unfamiliar is None else f"; {self.unfamiliar:.1%} unfamiliar"
+        return "\n".join([*lines, f"{rows_of}{flagged}; * answers unless another is named"])

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from laplora.classifier import Classifier
 from laplora.fitting.progress import Progress
 from laplora.jacobians.contrasts import contrast_jacobians
-from laplora.jacobians.states import States, StateTape, join_states
+from laplora.jacobians.states import States, StateTape, join_states, pooling_of
 from laplora.posterior.base import Posterior, ProjectedJacobians
 from laplora.posterior.binary import binary_projected
 from laplora.posterior.many_classes import choose_of
@@ -29,7 +29,7 @@ class ProjectedSplit:
     Attributes:
         projected: in the split's row order.
         logits: (rows, classes); class_mask: (rows, classes) bool; labels: (rows,) int64; label_mass: (rows,).
-        states: of their forward passes; None where they were not noted.
+        states: of the inputs' forward passes; None where they were not noted.
         together: so many consecutive rows are of one input: 1, or where several labels may be right their number. Each
             row is then the question of one label of the input, with the classes absent and present
             (``laplora.predictive.binary_rows``).
@@ -61,9 +61,10 @@ def project_split(
 ) -> ProjectedSplit:
     """Return a split's projected Jacobians, logits, label mass and states after some layers, on the CPU.
 
-    Where several labels may be right, an input is as many binary rows as there are labels, and no states are noted.
+    Where several labels may be right, an input is as many binary rows as there are labels, with one row of states.
     """
     model, readout = classifier.model, classifier.readout
+    pooling = pooling_of(readout.side)
     placed = posterior.to(classifier.device, torch.float32)
     places: list[int] = []
     parts: list[tuple[torch.Tensor, ...]] = []
@@ -71,12 +72,12 @@ def project_split(
     directions: list[torch.Tensor] = []
     last: list[torch.Tensor] = []
     for index, batch in classifier.batched(examples, batch_size, lambda items: progress.track(items, title)):
-        with StateTape(model, layers, batch.attention_mask) if layers else nullcontext() as tape:
+        with StateTape(model, layers, batch.attention_mask, pooling) if layers else nullcontext() as tape:
             jacobians = contrast_jacobians(
                 model, batch, readout, posterior.blocks, sums=False, choose=choose_of(placed)
             )
         if tape is not None:
-            states.append(tape.states(jacobians.logits, batch.attention_mask))
+            states.append(tape.states(jacobians.logits))
         projected = placed.project(jacobians)
         mass = readout.label_mass(model, jacobians.hidden, batch.class_mask)
         values = (projected.contrast_mean, projected.kept, projected.rest, jacobians.logits, batch.class_mask, mass)
@@ -89,10 +90,10 @@ def project_split(
     mean, kept, rest, logits, mask, mass = (torch.cat(p)[order] for p in zip(*parts, strict=True))
     labels = label_tensor(examples, classifier.class_count)
     read_from = torch.cat(last)[order]
+    noted = join_states(states).take(order) if states else None
     if readout.likelihood == "bernoulli":
         inputs = ProjectedJacobians(mean, kept, rest)
-        return binary_split(ProjectedSplit(inputs, logits, mask, labels, mass, last=read_from))
-    noted = join_states(states).take(order) if states else None
+        return binary_split(ProjectedSplit(inputs, logits, mask, labels, mass, noted, last=read_from))
     chosen = torch.cat(directions)[order] if directions else None
     rows = ProjectedJacobians(mean, kept, rest, chosen)
     return ProjectedSplit(rows, logits, mask, labels, mass, noted, last=read_from)
@@ -104,7 +105,7 @@ def binary_split(split: ProjectedSplit) -> ProjectedSplit:
     mask, mass = torch.ones_like(logits, dtype=torch.bool), split.label_mass.repeat_interleave(split.logits.shape[1])
     projected = binary_projected(split.projected)
     together = split.logits.shape[1]
-    return ProjectedSplit(projected, logits, mask, labels, mass, None, together, split.last)
+    return ProjectedSplit(projected, logits, mask, labels, mass, split.states, together, split.last)
 
 
 def split_tensors(split: ProjectedSplit) -> dict[str, torch.Tensor]:
@@ -112,7 +113,7 @@ def split_tensors(split: ProjectedSplit) -> dict[str, torch.Tensor]:
     plain: dict[str, Any] = {k: v for k, v in vars(split).items() if isinstance(v, torch.Tensor)}
     if split.together > 1:
         plain["together"] = torch.tensor(split.together)
-    states = {} if split.states is None else {"hidden": split.states.hidden, "tokens": split.states.tokens}
+    states = {} if split.states is None else state_tensors(split.states)
     projected = {name: tensor for name, tensor in vars(split.projected).items() if tensor is not None}
     return plain | projected | states
 
@@ -127,8 +128,23 @@ def split_of(named: Mapping[str, torch.Tensor]) -> ProjectedSplit:
     tensors: dict[str, Any] = dict(named)
     mean, kept, rest = (tensors.pop(k) for k in ("contrast_mean", "kept", "rest"))
     projected = ProjectedJacobians(mean, kept, rest, tensors.pop("directions", None), tensors.pop("fold", None))
-    states = None
-    if "hidden" in tensors:
-        states = States(tensors.pop("hidden"), projected.contrast_mean.float(), tensors.pop("tokens"))
+    states = states_of(tensors) if "states.hidden" in tensors else None
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("states.")}
     together = int(tensors.pop("together", torch.ones(())))
     return ProjectedSplit(projected=projected, states=states, together=together, **tensors)
+
+
+def state_tensors(states: States) -> dict[str, torch.Tensor]:
+    """Return states as named tensors, for a file."""
+    return {
+        "states.layers": torch.tensor(states.layers),
+        "states.hidden": states.hidden,
+        "states.contrast_mean": states.contrast_mean,
+        "states.tokens": states.tokens,
+    }
+
+
+def states_of(tensors: Mapping[str, torch.Tensor]) -> States:
+    """Return states from their named tensors."""
+    hidden, mean, tokens = (tensors[f"states.{name}"] for name in ("hidden", "contrast_mean", "tokens"))
+    return States(tuple(tensors["states.layers"].tolist()), hidden, mean, tokens)

@@ -18,6 +18,7 @@ from laplora.artifact.folder import file_records, new_artifact, write_manifest
 from laplora.artifact.manifest import (
     ADAPTER_FOLDER,
     DISTILLED,
+    FAMILIARITY,
     GOLDEN,
     HEAD,
     POSTERIOR,
@@ -26,11 +27,13 @@ from laplora.artifact.manifest import (
     ConditionedRecord,
     DistilledRecord,
     DropoutRecord,
+    FamiliarityRecord,
     Manifest,
     ManyClassesRecord,
     MemberRecord,
     PriorRecord,
 )
+from laplora.familiarity.file import familiarity_tensors
 from laplora.files import write_json, write_tensors
 from laplora.fitting.calibrate import Calibrated
 from laplora.fitting.conditioning import Conditioned
@@ -51,6 +54,8 @@ from laplora.prior.search import PriorChoice
 TOLERANCE = {"bfloat16": 0.25, "float32": 2e-3}
 #: The same of the logarithm of a variance: 0.57 was seen in bfloat16, of an answer with ten times the others' variance.
 VARIANCE_TOLERANCE = {"bfloat16": 1.0, "float32": 0.05}
+#: The same of a familiarity, beside the steps of two calibration rows.
+FAMILIARITY_TOLERANCE = {"bfloat16": 0.25, "float32": 0.02}
 
 #: Gives an answer per input.
 Answers = Callable[[Sequence[Mapping[str, Any]]], list[Prediction]]
@@ -73,6 +78,7 @@ class FitRecord(BaseModel):
     members: dict[int, PriorChoice]
     calibrated: Calibrated
     distilled: DistilledRecord | None
+    familiarity: FamiliarityRecord | None = None
     dropout: DropoutRecord | None
     conditioned: dict[Corrected, ConditionedRecord]
     many_classes: ManyClassesRecord | None = None
@@ -87,6 +93,7 @@ def record_of(fit: Fit, dropout: DropoutRecord | None) -> FitRecord:
         members={member.step: member.choice for member in fit.ensemble.fits},
         calibrated=fit.calibrated,
         distilled=fit.distilled.record if fit.distilled else None,
+        familiarity=fit.familiar.record if fit.familiar else None,
         dropout=dropout,
         conditioned={
             kind: conditioned_record(one, len(fit.calibration) // fit.calibration.together)
@@ -116,6 +123,8 @@ def write_fit(folder: Path, record: FitRecord, fit: Fit, notes: Mapping[str, Any
         write_tensors(folder / DISTILLED, *distilled_tensors(fit.distilled.predictor))
     if fit.conditioned:
         write_tensors(folder / SHIFT, *shift_tensors({kind: one.shift for kind, one in fit.conditioned.items()}))
+    if fit.familiar:
+        write_tensors(folder / FAMILIARITY, familiarity_tensors(fit.familiar.familiarity))
     for member in fit.ensemble.fits:
         place = folder / MEMBER_FOLDER.format(step=member.step)
         write_tensors(place / POSTERIOR, *posterior_tensors(member.posterior, dtype))
@@ -183,7 +192,7 @@ def artifact_parts(target: Path, parts: Parts, members: Sequence[MemberRecord]) 
             shutil.copy(parts.adapter / HEAD, folder / HEAD)
         else:
             shutil.copytree(parts.adapter, folder / ADAPTER_FOLDER)
-        for name in (POSTERIOR, SCORES, DISTILLED, SHIFT):
+        for name in (POSTERIOR, SCORES, DISTILLED, SHIFT, FAMILIARITY):
             if (parts.fitted / name).is_file():
                 shutil.copy(parts.fitted / name, folder / name)
         for member in members:
@@ -229,6 +238,7 @@ def write_artifact(
         golden = {
             "tolerance": TOLERANCE[dtype],
             "variance_tolerance": VARIANCE_TOLERANCE[dtype],
+            "familiarity_tolerance": min(0.9, FAMILIARITY_TOLERANCE[dtype] + 2 / (manifest.calibration.rows + 1)),
             "answers": [golden_entry(i, a) for i, a in zip(golden_inputs, answers(golden_inputs), strict=True)],
         }
         if compare is not None:

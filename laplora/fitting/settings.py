@@ -88,6 +88,13 @@ class CalibrationSettings(Section):
         description="score of the prediction sets: lac gives the smallest sets on average, aps sets that grow where "
         "the model is unsure",
     )
+    unfamiliar_rate: float = Field(
+        0.02,
+        ge=0,
+        lt=1,
+        description="share of rows like the calibration rows that the flag unfamiliar is raised on, at most; n rows "
+        "tell none below 1 / (n + 1); 0: no familiarity is fitted (and no fast)",
+    )
 
 
 class PredictiveSettings(Section):

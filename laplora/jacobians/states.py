@@ -1,6 +1,6 @@
-"""What one forward pass shows of an input: hidden states at the last real token after some layers, and the logits.
+"""What one forward pass shows of an input: hidden states after some layers, a vector for each text, and the logits.
 
-They are the inputs of the distilled covariance (``laplora.predictive.distilled``).
+They are what the distilled covariance (``laplora.predictive.distilled``) and familiarity (``laplora.familiarity``) see.
 """
 
 from __future__ import annotations
@@ -9,13 +9,17 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import nn
 
 from laplora.errors import ModelError
 from laplora.linearised import contrast_mean
+from laplora.prompts.rows import Side
+
+#: What stands for a text: its state at the last real token, or the mean over its real tokens.
+Pooling = Literal["last", "mean"]
 
 
 @dataclass(frozen=True)
@@ -23,11 +27,13 @@ class States:
     """A batch's forward pass, on the CPU, float32.
 
     Attributes:
-        hidden: (batch, layers, hidden), at the last real token, after the layers in question.
+        layers: numbers of the layers in question, from 0.
+        hidden: (batch, layers, hidden), after these layers, pooled over the tokens.
         contrast_mean: (batch, classes - 1), ``Q^T f``, nats.
         tokens: (batch,), real tokens of each row.
     """
 
+    layers: tuple[int, ...]
     hidden: torch.Tensor
     contrast_mean: torch.Tensor
     tokens: torch.Tensor
@@ -37,12 +43,18 @@ class States:
 
     def take(self, rows: torch.Tensor) -> States:
         """Return some rows."""
-        return States(self.hidden[rows], self.contrast_mean[rows], self.tokens[rows])
+        return States(self.layers, self.hidden[rows], self.contrast_mean[rows], self.tokens[rows])
+
+    def after(self, layers: Sequence[int]) -> States:
+        """Return the states after some of the layers; ValueError for a layer that was not watched."""
+        places = [self.layers.index(number) for number in layers]
+        return States(tuple(layers), self.hidden[:, places], self.contrast_mean, self.tokens)
 
 
 def join_states(parts: Sequence[States]) -> States:
     """Return batches as one."""
     return States(
+        parts[0].layers,
         torch.cat([p.hidden for p in parts]),
         torch.cat([p.contrast_mean for p in parts]),
         torch.cat([p.tokens for p in parts]),
@@ -53,18 +65,23 @@ class StateTape(ExitStack[None]):
     """Notes the states of one forward pass, with or without Jacobians, after some layers; a context manager.
 
     Args:
-        attention_mask: (batch, tokens), of the batch that will run; None: padded on the left, each last token is real.
+        attention_mask: (batch, tokens), of the batch that will run, on the model's device.
+        pooling: over the tokens. Where a read-out runs a prompt with several texts behind it, the last token is that of
+            the prompt.
 
     Raises ModelError for a model without layers of these numbers, from 0.
     """
 
-    def __init__(self, model: Any, layers: Sequence[int], attention_mask: torch.Tensor | None = None) -> None:
+    def __init__(
+        self, model: Any, layers: Sequence[int], attention_mask: torch.Tensor, pooling: Pooling = "last"
+    ) -> None:
         super().__init__()
         every = decoder_layers(model)
         if any(not 0 <= number < len(every) for number in layers):
             raise ModelError(f"the states are those after the layers {list(layers)}, the model has {len(every)}")
+        self._layers = tuple(layers)
         self._modules = [every[number] for number in layers]
-        self._mask = attention_mask
+        self._mask, self._pooling = attention_mask, pooling
         self._noted: dict[int, torch.Tensor] = {}
 
     def __enter__(self) -> Self:
@@ -73,17 +90,27 @@ class StateTape(ExitStack[None]):
         return self
 
     def _note(self, place: int, _module: nn.Module, _inputs: Any, output: Any) -> None:
-        hidden = output[0] if isinstance(output, tuple) else output
-        if self._mask is not None and hidden.shape[:2] != self._mask.shape:
+        hidden, (rows, tokens) = output[0] if isinstance(output, tuple) else output, self._mask.shape
+        if len(hidden) % rows or hidden.shape[1] < tokens:
             return  # a probe of the model, which the first Jacobians make before the pass itself
-        last = hidden[:, -1] if self._mask is None else hidden[torch.arange(len(hidden)), last_real(self._mask)]
-        self._noted[place] = last.detach().clone()
+        # Of a prompt with several texts behind it, in as many copies: its first copy, without the texts.
+        hidden = hidden[:: len(hidden) // rows, :tokens].detach()
+        if self._pooling == "last":
+            self._noted[place] = hidden[torch.arange(rows), last_real(self._mask)].clone()
+        else:
+            weights = self._mask / self._mask.sum(1, keepdim=True)
+            self._noted[place] = (weights[:, :, None] * hidden.float()).sum(1)
 
-    def states(self, logits: torch.Tensor, attention_mask: torch.Tensor) -> States:
-        """Return the pass's states, with its logits (batch, classes) and its batch's mask (batch, tokens)."""
+    def states(self, logits: torch.Tensor) -> States:
+        """Return the pass's states, with its logits (batch, classes)."""
         hidden = torch.stack([self._noted[place].float() for place in range(len(self._modules))], 1)
         mean = contrast_mean(logits.double().cpu())
-        return States(hidden.cpu(), mean.float(), attention_mask.sum(1).cpu().float())
+        return States(self._layers, hidden.cpu(), mean.float(), self._mask.sum(1).cpu().float())
+
+
+def pooling_of(side: Side) -> Pooling:
+    """Return how the states of a model are pooled by the side on which its rows are padded: an encoder's, averaged."""
+    return "last" if side == "left" else "mean"
 
 
 def last_real(attention_mask: torch.Tensor) -> torch.Tensor:

@@ -46,14 +46,10 @@ class Estimate:
     Attributes:
         covariance: (batch, classes - 1, classes - 1), of the contrasts, nats squared.
         log_error: (batch,), one standard deviation of its logarithm's error.
-        unfamiliar: (batch,) bool, whether the row is unlike all inputs of the fit.
-        variance: (batch,), of the kernel machine, 0 to 1.
     """
 
     covariance: torch.Tensor
     log_error: torch.Tensor
-    unfamiliar: torch.Tensor
-    variance: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -84,8 +80,7 @@ class DistilledCovariance:
         """Return the predicted covariance (batch, classes - 1, classes - 1), nats^2, and its error."""
         kernel = self._kernel(states)
         covariance = from_logarithms(kernel @ self.coefficients.double() + self.mean.double())
-        variance = self.error.variance(kernel)
-        return Estimate(covariance, self.error.log_error(variance), self.error.unfamiliar(variance), variance)
+        return Estimate(covariance, self.error.log_error(self.error.variance(kernel)))
 
     def _kernel(self, states: States) -> torch.Tensor:
         points = _points(*_features(states), self.center, self.directions, self.scalar_center, self.scalar_scale)
@@ -116,9 +111,9 @@ def distill(
 ) -> Distillation:
     """Return the predictor of covariances that errs least, in the entries of ``log V``, on inputs held out of its fit.
 
-    The kernel's length and the ridge are chosen by cross-validation. The error and the limit of familiarity are learnt
-    from each calibration row left out of the fit. These rows have no part in the principal directions, along which they
-    would look more familiar than new rows.
+    The kernel's length and the ridge are chosen by cross-validation. The error is learnt from each calibration row left
+    out of the fit. These rows have no part in the principal directions, along which they would look more familiar than
+    new rows.
 
     Args:
         states: of the inputs; covariances: (inputs, classes - 1, classes - 1), their exact ones, nats squared.

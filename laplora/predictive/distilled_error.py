@@ -1,4 +1,4 @@
-"""How far off a predicted covariance may be, row by row, and which rows are unfamiliar.
+"""How far off a predicted covariance may be, row by row.
 
 Kernel ridge regression is the mean of a Gaussian process whose noise is the ridge (Rasmussen and Williams, Gaussian
 Processes for Machine Learning, 2006, equations 2.25 and 2.26). With ``k`` a row's kernel against the support and ``K``
@@ -6,21 +6,18 @@ that of the support with itself, the row's variance is
 
     ``v = 1 - k^T (K + ridge I)^-1 k``
 
-and one standard deviation of the error of the covariance's logarithm is ``scale sqrt(v + ridge)``. The scale, and the
-``v`` above which a row counts as unfamiliar, are learnt from rows left out of the fit (equation 5.12).
+and one standard deviation of the error of the covariance's logarithm is ``scale sqrt(v + ridge)``. The scale is learnt
+from rows left out of the fit (equation 5.12). It is an extrapolation for rows that are unlike all of them, which
+``laplora.familiarity`` tells.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 
 from laplora.linearised import contrasts
-
-#: Share of rows like the calibration rows that may count as unfamiliar.
-FALSE_ALARMS = 0.05
 
 
 @dataclass(frozen=True)
@@ -30,13 +27,11 @@ class KernelError:
     Attributes:
         ridge: () float64, of the fit.
         scale: () float64, standard deviation of the error of ``log V`` for each unit of ``sqrt(v + ridge)``.
-        unfamiliar_variance: () float64, a row with a larger ``v`` is unfamiliar.
         factor: (inputs, inputs) float64, lower Cholesky factor of ``K + ridge I``.
     """
 
     ridge: torch.Tensor
     scale: torch.Tensor
-    unfamiliar_variance: torch.Tensor
     factor: torch.Tensor
 
     def variance(self, kernel: torch.Tensor) -> torch.Tensor:
@@ -47,10 +42,6 @@ class KernelError:
     def log_error(self, variance: torch.Tensor) -> torch.Tensor:
         """Return (batch,) float64 one standard deviation of the error of ``log V``."""
         return self.scale * (variance + self.ridge).sqrt()
-
-    def unfamiliar(self, variance: torch.Tensor) -> torch.Tensor:
-        """Return (batch,) bool, whether a row is unlike all inputs of the fit."""
-        return variance > self.unfamiliar_variance
 
 
 def regularised_factor(kernel: torch.Tensor, ridge: float) -> torch.Tensor:
@@ -75,19 +66,14 @@ def left_out(factor: torch.Tensor, coefficients: torch.Tensor, rows: int) -> tup
 def fit_kernel_error(
     factor: torch.Tensor, ridge: float, log_errors: torch.Tensor, variances: torch.Tensor
 ) -> KernelError:
-    """Return the error that gives left-out rows' errors unit scale, with ``FALSE_ALARMS`` of rows like them unfamiliar.
-
-    With fewer rows than that share can be counted on, only what is beyond all of them is unfamiliar.
+    """Return the error that gives left-out rows' errors unit scale.
 
     Args:
         factor: of ``K + ridge I``; log_errors: (rows,), of rows left out; variances: (rows,), their ``v + ridge``.
     """
-    rows = len(variances)
-    place = min(math.ceil((rows + 1) * (1 - FALSE_ALARMS)), rows)
     return KernelError(
         ridge=torch.tensor(ridge, dtype=torch.float64),
         scale=(log_errors.double().square() / variances).mean().sqrt(),
-        unfamiliar_variance=(variances - ridge).clamp(0, 1).sort().values[place - 1],
         factor=factor,
     )
 

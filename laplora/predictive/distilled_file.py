@@ -16,14 +16,14 @@ from laplora.predictive.distilled import TENSORS, DistilledCovariance, gaussian_
 from laplora.predictive.distilled_error import KernelError, regularised_factor
 
 #: The tensors of the predictor's error.
-ERROR_TENSORS = ("ridge", "error_scale", "unfamiliar_variance")
+ERROR_TENSORS = ("ridge", "error_scale")
 
 
 def distilled_tensors(distilled: DistilledCovariance) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Return the predictor as named tensors and metadata, for safetensors."""
     error = distilled.error
     tensors = {name: getattr(distilled, name) for name in TENSORS}
-    tensors |= dict(zip(ERROR_TENSORS, (error.ridge, error.scale, error.unfamiliar_variance), strict=True))
+    tensors |= dict(zip(ERROR_TENSORS, (error.ridge, error.scale), strict=True))
     return tensors, {"layers": json.dumps(list(distilled.layers))}
 
 
@@ -80,11 +80,10 @@ def read_distilled(path: Path, *, classes: int, hidden: int, layers: int) -> Dis
 
 
 def _error(path: Path, tensors: dict[str, torch.Tensor]) -> KernelError:
-    ridge, scale, limit = (tensors[name] for name in ERROR_TENSORS)
-    if not (ridge > 0 and scale >= 0 and 0 <= limit <= 1):
+    ridge, scale = (tensors[name] for name in ERROR_TENSORS)
+    if not (ridge > 0 and scale >= 0):
         raise ArtifactCorruptError(
-            f"{path.name}: ridge {float(ridge):g}, error_scale {float(scale):g} and unfamiliar_variance "
-            f"{float(limit):g} should be above 0, at least 0, and from 0 to 1"
+            f"{path.name}: ridge {float(ridge):g} should be above 0, and error_scale {float(scale):g} at least 0"
         )
     kernel = gaussian_kernel(tensors["support"], tensors["support"])
-    return KernelError(ridge, scale, limit, regularised_factor(kernel, float(ridge)))
+    return KernelError(ridge, scale, regularised_factor(kernel, float(ridge)))

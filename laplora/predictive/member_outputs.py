@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from laplora.errors import ModelError
+from laplora.familiarity.percentile import Familiarity
 from laplora.jacobians.contrasts import contrast_jacobians
-from laplora.jacobians.states import StateTape
+from laplora.jacobians.states import StateTape, pooling_of
 from laplora.linearised import mean_of
 from laplora.metrics.checks import check_finite
 from laplora.models.readout import base_of
@@ -54,6 +55,7 @@ class MemberSet:
         distilled: what predicts the covariance of its posterior from its forward pass; None where nothing does.
         shifts: by kind of members, how far the calibration rows' labels move its log probabilities, and the temperature
             of its predictive.
+        familiarity: what says from its forward pass how familiar an input is; None where nothing does.
         checkpoints: the ensemble's other adapters; the trained one is its first member.
         dropout: the trained adapter under each dropout mask.
     """
@@ -64,6 +66,7 @@ class MemberSet:
     trained: Member
     distilled: DistilledCovariance | None = None
     shifts: Mapping[Corrected, tuple[Shift, float]] = field(default_factory=dict)
+    familiarity: Familiarity | None = None
     checkpoints: tuple[Member, ...] = ()
     dropout: tuple[Member, ...] = ()
 
@@ -80,6 +83,7 @@ class MemberOutputs:
         covariances: by kind of members (members, batch, classes - 1, classes - 1), nats squared; of the kinds that were
             wanted with their posteriors.
         estimate: the distilled covariance with its error; None unless the kind ``distilled`` was wanted.
+        familiarity: (batch,), by the trained adapter's pass; None where nothing says it.
     """
 
     logits: torch.Tensor
@@ -88,6 +92,7 @@ class MemberOutputs:
     means: dict[Members, torch.Tensor]
     covariances: dict[Members, torch.Tensor]
     estimate: Estimate | None = None
+    familiarity: torch.Tensor | None = None
 
 
 #: A kind of members, and whether with their posteriors.
@@ -111,7 +116,10 @@ def member_outputs(members: MemberSet, batch: Batch, wanted: Collection[Wanted])
     kinds = {kind for kind, _ in wanted}
     posteriors = {kind for kind, covariance in wanted if covariance}
     distilled = members.distilled if "distilled" in kinds else None
-    with StateTape(members.model, distilled.layers, batch.attention_mask) if distilled else nullcontext() as tape:
+    familiarity = members.familiarity
+    layers = sorted({*(distilled.layers if distilled else ()), *(familiarity.layers if familiarity else ())})
+    pooling = pooling_of(members.readout.side)
+    with StateTape(members.model, layers, batch.attention_mask, pooling) if layers else nullcontext() as tape:
         wants = posteriors & {"single", "checkpoints", "laplace_conditioned"}
         trained = _pass(members, members.trained, batch, bool(wants))
     logits, hidden, covariance = trained.logits, trained.hidden, trained.covariance
@@ -126,9 +134,12 @@ def member_outputs(members: MemberSet, batch: Batch, wanted: Collection[Wanted])
             means[moved], covariances[moved] = means["single"] + kappa * shift.of(hidden), covariance[None]
         elif moved == "conditioned":
             means[moved] = means["single"] + temperature * shift.of(hidden)
-    estimate = None
-    if distilled is not None and tape is not None:
-        estimate = distilled.estimate(tape.states(logits, batch.attention_mask))
+    estimate = familiar = None
+    states = tape.states(logits) if tape else None
+    if familiarity is not None and states is not None:
+        familiar = familiarity.of(states.after(familiarity.layers).hidden)
+    if distilled is not None and states is not None:
+        estimate = distilled.estimate(states.after(distilled.layers))
         means["distilled"] = means["single"]
         covariances["distilled"] = estimate.covariance[None]
     further: dict[Members, tuple[Member, ...]] = {"checkpoints": members.checkpoints, "dropout": members.dropout}
@@ -141,7 +152,7 @@ def member_outputs(members: MemberSet, batch: Batch, wanted: Collection[Wanted])
         means[kind] = torch.stack([mean_of(likelihood, one.logits) for one in passes])
         if kind in posteriors:
             covariances[kind] = torch.stack([one.covariance for one in passes if one.covariance is not None])
-    outputs = MemberOutputs(logits, mass, batch.class_mask.cpu(), means, covariances, estimate)
+    outputs = MemberOutputs(logits, mass, batch.class_mask.cpu(), means, covariances, estimate, familiar)
     for value in (mass, *means.values(), *covariances.values()):
         check_finite(value, "the model's output for this input")
     return outputs

@@ -59,6 +59,11 @@ class PromptTemplate:
         return tuple(dict.fromkeys(names))
 
     @property
+    def ends_alike(self) -> bool:
+        """Whether every prompt ends in the same words, which the template has behind its last field."""
+        return any(map(str.isalpha, _PLACEHOLDER.split(self.text)[-1]))
+
+    @property
     def size_bytes(self) -> int:
         """UTF-8 bytes that a prompt has at least, beside those of its fields."""
         return len(_PLACEHOLDER.sub("", self.text).encode())

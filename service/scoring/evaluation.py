@@ -61,6 +61,13 @@ def _entropy(present: float) -> float:
     return -sum(p * math.log(p) for p in (present, 1 - present) if p > 0)
 
 
+def unfamiliar_share(manifest: Manifest, predictions: Sequence[Prediction]) -> float | None:
+    """Return the share of answers with the flag ``unfamiliar``; None where the artifact does not tell."""
+    if manifest.familiarity is None or not predictions:
+        return None
+    return sum("unfamiliar" in prediction.flags for prediction in predictions) / len(predictions)
+
+
 def all_finite(methods: Mapping[str, MethodRow]) -> bool:
     """Return whether every number of an input is finite."""
     numbers = [

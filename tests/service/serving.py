@@ -200,6 +200,7 @@ class FakePredictor(Predictor):
             aleatoric=0.4 if spread else None,
             epistemic=0.1 if spread else None,
             label_mass=0.9,
+            familiarity=0.5,
             score=0.25,
             prediction_set=["negative"],
             flags=[],

@@ -224,7 +224,7 @@ def test_what_is_unfamiliar_is_deferred(sentiment_run: FinishedRun, tmp_path: Pa
         assert values["total_entropy"] > 0
     for name in ("questions", "gibberish-1"):
         assert sets[name]["fast"]["handed_over"] >= sets[name]["fast"]["unfamiliar"] > 0.5
-        assert sets[name]["detection"]["kernel_variance"]["auroc"] > 0.8
+        assert sets[name]["detection"]["familiarity"]["auroc"] > 0.8
     assert sets["test"]["fast"]["unfamiliar"] < 0.3
     assert shift_tables(record).count("| questions | 48 |") == 2  # entropies and what is deferred
     assert shift_figure(record).axes

@@ -28,7 +28,7 @@ class Fidelity:
         standardised_error: root mean square of the logarithms' errors, each in units of what its row is said to err.
         nll: mean over rows, nats, of fast alone; laplace_nll: of the exact predictive.
         handed_over: share of rows that mode fast leaves to the exact predictive.
-        unfamiliar: share of rows that it leaves there because they are unlike all that it was distilled from.
+        unfamiliar: share of rows that it leaves there because they are unlike the training rows.
         served_nll: of mode fast as served, those rows answered exactly.
         same_decision: share of rows that are accepted or reviewed as the exact predictive would have it.
     """
@@ -57,10 +57,15 @@ class Fidelity:
 def measure_fidelity(
     predictives: Mapping[PredictiveName, PredictiveRecord],
     estimate: Estimate,
+    unfamiliar: torch.Tensor,
     outputs: SplitOutputs,
     truncated: Sequence[bool],
 ) -> Fidelity:
-    """Return how close fast comes on a split whose estimated covariances are among the outputs."""
+    """Return how close fast comes on a split whose estimated covariances are among the outputs.
+
+    Args:
+        unfamiliar: (rows,) bool.
+    """
     split = outputs.split
     traces = [log_traces(c, split.class_mask) for c in (estimate.covariance, outputs.fitted[0].covariance())]
     errors = (traces[0] - traces[1]) / estimate.log_error.clamp_min(torch.finfo(torch.float64).tiny)
@@ -76,7 +81,7 @@ def measure_fidelity(
     places = rows_to_defer(
         rules["fast"],
         log_error=estimate.log_error,
-        unfamiliar=estimate.unfamiliar,
+        unfamiliar=unfamiliar,
         logits=split.logits,
         contrast_mean=split.projected.contrast_mean,
         covariance=estimate.covariance,
@@ -95,7 +100,7 @@ def measure_fidelity(
         nll=float(losses["fast"].mean()),
         laplace_nll=float(losses["laplace"].mean()),
         handed_over=len(places) / len(truncated),
-        unfamiliar=float(estimate.unfamiliar.double().mean()),
+        unfamiliar=float(unfamiliar.double().mean()),
         served_nll=float(served.mean()),
         same_decision=sum(same) / len(same),
     )

@@ -34,8 +34,8 @@ def set_record(answers: SetAnswers, inside: SetAnswers | None) -> dict[str, Any]
     detectors = {}
     if inside is not None:
         detectors["label_mass"] = _detected(-inside.label_mass, -answers.label_mass)
-        if inside.kernel_variance is not None and answers.kernel_variance is not None:
-            detectors["kernel_variance"] = _detected(inside.kernel_variance, answers.kernel_variance)
+        if inside.familiarity is not None and answers.familiarity is not None:
+            detectors["familiarity"] = _detected(-inside.familiarity, -answers.familiarity)
     predictives = {}
     for name, rows in answers.predictives.items():
         of_rows = {} if inside is None else _detectors(inside.predictives[name], rows)

@@ -46,8 +46,7 @@ class SetAnswers:
         predictives: by name; with ``fast`` also ``fast_served``, in which ``laplace`` has answered deferred rows.
         deferral: (rows, 2) bool, whether mode ``fast`` leaves the row to ``laplace``, and whether as unfamiliar; None
             without ``fast``.
-        kernel_variance: (rows,) float64, what the kernel machine of ``fast`` does not know of a row; None where it does
-            not say.
+        familiarity: (rows,) float64; None where nothing says it.
     """
 
     labels: torch.Tensor
@@ -55,7 +54,7 @@ class SetAnswers:
     truncated: torch.Tensor
     predictives: dict[str, PredictiveRows]
     deferral: torch.Tensor | None = None
-    kernel_variance: torch.Tensor | None = None
+    familiarity: torch.Tensor | None = None
 
 
 def answer_set(predictor: Predictor, examples: Sequence[Example], batch_size: int, title: str) -> SetAnswers:
@@ -63,14 +62,11 @@ def answer_set(predictor: Predictor, examples: Sequence[Example], batch_size: in
     rows = [predictor.encode(example.fields, truncate=True) for example in examples]
     answers: dict[str, dict[int, Prediction]] = {}
     deferral = torch.zeros(len(rows), 2, dtype=torch.bool)
-    variance = torch.full((len(rows),), torch.nan, dtype=torch.float64)
     for index in progress(batches(rows, batch_size), title):
         predictions, deferred = predictor.predict_each([rows[i] for i in index])
         if deferred:
             places = torch.tensor(index)
             deferral[places[deferred.rows], 0] = deferral[places[deferred.unfamiliar], 1] = True
-            if deferred.variance is not None:
-                variance[places] = deferred.variance
         for name, of_name in predictions.items():
             answers.setdefault(name, {}).update(zip(index, of_name, strict=True))
     ordered: dict[str, list[Prediction]] = {}
@@ -80,13 +76,14 @@ def answer_set(predictor: Predictor, examples: Sequence[Example], batch_size: in
             exact = answers["laplace"]
             ordered["fast_served"] = [exact[i] if deferral[i, 0] else of_row[i] for i in range(len(rows))]
     first = next(iter(ordered.values()))
+    familiar = [p.familiarity for p in first if p.familiarity is not None]
     return SetAnswers(
         labels=torch.tensor([example.label for example in examples]),
         label_mass=torch.tensor([p.label_mass for p in first], dtype=torch.float64),
         truncated=torch.tensor([p.truncated for p in first]),
         predictives={name: _stacked(of_name, predictor.class_count) for name, of_name in ordered.items()},
         deferral=deferral if "fast" in answers else None,
-        kernel_variance=None if bool(variance.isnan().any()) else variance,
+        familiarity=torch.tensor(familiar, dtype=torch.float64) if familiar else None,
     )
 
 

@@ -17,7 +17,7 @@ Record = Mapping[str, Any]
 #: Scores that tell shifted rows from test rows, as they are written; some are those of one predictive.
 _DETECTORS = {
     "label_mass": "label mass (low)",
-    "kernel_variance": "fast's kernel variance",
+    "familiarity": "familiarity (low)",
     "epistemic": "epistemic",
     "total_entropy": "total entropy",
     "map_entropy": "MAP entropy",

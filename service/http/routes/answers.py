@@ -53,6 +53,7 @@ def prediction_out(index: int, item: Input, prediction: Prediction, options: Pre
                 "logit_variance": p.logit_variance,
                 "uncertainty": parts if has_spread else None,
                 "label_mass": p.label_mass,
+                "familiarity": p.familiarity,
                 "score": p.score,
                 "prediction_set": list(p.prediction_set),
                 "flags": list(p.flags),

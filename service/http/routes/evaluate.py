@@ -16,7 +16,7 @@ from service.http.routes.dependencies import MeasureThreadsDep, ScorerDep
 from service.http.routes.planning import PlanningDep
 from service.http.schemas.evaluate import EvaluateRequest, EvaluateResponse, MethodMetrics
 from service.http.schemas.inputs import LabelledInput
-from service.scoring.evaluation import measure, method_rows
+from service.scoring.evaluation import measure, method_rows, unfamiliar_share
 from service.scoring.labels import LabelNames, Truth
 from service.scoring.plan import Ask, Scored
 
@@ -61,6 +61,7 @@ async def evaluate(
         return EvaluateResponse(
             artifact=artifact_ref(predictor.artifact),
             rows=len(truths),
+            unfamiliar=unfamiliar_share(manifest, scored.predictions),
             methods={name: MethodMetrics.model_validate(metrics) for name, metrics in methods.items()},
             timing_ms=planning.timing(plan, tokens=sum(p.tokens for p in scored.predictions)),
         )

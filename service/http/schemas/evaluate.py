@@ -114,6 +114,8 @@ class EvaluateResponse(Answer):
 
     artifact: ArtifactRef = Field(description="Which artifact was measured.")
     rows: int = Field(description="Number of inputs measured.", examples=[256])
+    unfamiliar: FiniteFloat | None = Field(examples=[0.016])
+    """Share of the inputs that are flagged as unfamiliar, 0 to 1; null where the artifact does not tell."""
     methods: dict[str, MethodMetrics]
     """Metrics by predictive: map, the recommended one, and every other that the artifact carries."""
     timing_ms: Timing = Field(description="Where the time went, milliseconds.")

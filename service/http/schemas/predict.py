@@ -21,8 +21,7 @@ class PredictOptions(Strict):
     mode: Literal["laplace", "map", "fast"] = "laplace"
     """laplace: the artifact's recommended predictive answers, and the posterior's variances come with it; map: one
     forward pass, MAP answers, nothing about the posterior; fast: one forward pass, variances predicted from it, and
-    laplace where the error of that could decide or the input is unlike what they were learnt from (answered_by says
-    which).
+    laplace where the error of that could decide or the input is unfamiliar (answered_by says which).
     """
     predictive: str | None = Field(None, max_length=64, examples=[None])
     """Name of the predictive that answers, one of the artifact's (GET /artifacts); unset: as mode says. The posterior's
@@ -86,7 +85,7 @@ class PredictionOut(Answer):
     label_text: str = Field(description="The chosen choice's text, or the label itself.", examples=["positive"])
     answered_by: str = Field(examples=["laplace"])
     """The predictive that made this answer: the one that was asked for, but laplace in place of fast where the error of
-    the predicted variance could decide the label or the decision, or the input is unlike those that it was learnt from.
+    the predicted variance could decide the label or the decision, or the input is unfamiliar.
     """
     map_probs: Probabilities = Field(examples=[{"negative": 0.03, "positive": 0.97}])
     """Softmax of the fine-tuned model's logits, by label: probabilities."""
@@ -116,13 +115,19 @@ class PredictionOut(Answer):
     """
     label_mass: Probability = Field(examples=[0.93])
     """Probability that the whole vocabulary's softmax puts on the labels."""
+    familiarity: Probability | None = Field(examples=[0.63])
+    """How like the training rows the input is, 0 to 1: the share of the calibration rows that are at least as far from
+    them, the input counted in. Of rows like the calibration rows, one in fifty has at most 0.02; null where the
+    artifact does not tell. With order_average, of the order sent.
+    """
     score: FiniteFloat = Field(examples=[0.47])
     """The predictive's review score, of no unit: higher means more likely wrong. Where several labels may be right, the
     highest of theirs.
     """
     prediction_set: list[str] = Field(examples=[["positive"]])
     """Conformal set: holds the true label at the artifact's stated level. Where several labels may be right, the labels
-    that cannot be ruled out: each true label is among them at that level.
+    that cannot be ruled out: each true label is among them at that level. Of an unfamiliar input it is every possible
+    label: the level is promised for rows like the calibration rows alone.
     """
     flags: list[Flag] = Field(
         description="Why the answer deserves a look; thresholds come from the artifact's calibration split. "

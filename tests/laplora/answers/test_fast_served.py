@@ -11,21 +11,24 @@ from plain_model import passes_seen
 from tiny_runs import BAD, GOOD, NOUNS
 
 from laplora.answers.prediction import Prediction
-from laplora.predictive.distilled_error import KernelError
 from laplora.predictor import Predictor
 
 TEXTS = [{"text": f"The {noun} was {word}."} for noun in NOUNS[:6] for word in (*GOOD, *BAD)]
 
 
-def with_error(predictor: Predictor, **changes: float) -> Predictor:
-    """Return the predictor of the same artifact whose kernel machine says something else of its error."""
+def sure_of(predictor: Predictor, *, all_familiar: bool) -> Predictor:
+    """Return the predictor of the same artifact whose kernel machine never errs, and which may know every input."""
     members = predictor._members
     assert members.distilled is not None
-    assert isinstance(members.distilled.error, KernelError)
-    tensors = {name: torch.tensor(value, dtype=torch.float64) for name, value in changes.items()}
-    distilled = dataclasses.replace(members.distilled, error=dataclasses.replace(members.distilled.error, **tensors))
+    assert members.familiarity is not None
+    error = dataclasses.replace(members.distilled.error, scale=torch.zeros((), dtype=torch.float64))
+    distilled = dataclasses.replace(members.distilled, error=error)
+    familiarity = members.familiarity
+    if all_familiar:
+        familiarity = dataclasses.replace(familiarity, reference=familiarity.reference + torch.inf)
     kept = (predictor._tokenizer, predictor.device, predictor.base, predictor.review_scores)
-    return Predictor(predictor.artifact, dataclasses.replace(members, distilled=distilled), *kept)
+    changed = dataclasses.replace(members, distilled=distilled, familiarity=familiarity)
+    return Predictor(predictor.artifact, changed, *kept)
 
 
 def rows_of(predictor: Predictor) -> list[Any]:
@@ -67,7 +70,7 @@ def test_what_is_kept_would_be_decided_alike_at_either_end_of_the_rows_own_error
     """By the library's answers under covariances that are wrong by just that much."""
     rows = rows_of(sentiment_predictor)
     kept = [i for i, a in enumerate(sentiment_predictor.predict(rows, "fast")) if a.predictive == "fast"]
-    plain = with_error(sentiment_predictor, scale=0.0, unfamiliar_variance=1.0)
+    plain = sure_of(sentiment_predictor, all_familiar=True)
     estimate = sentiment_predictor._outputs(rows, ["fast"]).estimate
     assert estimate is not None
     assert len(set(estimate.log_error.tolist())) > len(rows) // 2
@@ -87,7 +90,7 @@ def test_what_is_kept_would_be_decided_alike_at_either_end_of_the_rows_own_error
 
 def test_unfamiliar_rows_are_answered_exactly_whatever_they_say(sentiment_predictor: Predictor) -> None:
     """Those of familiar words are not, where no error could decide."""
-    sure = with_error(sentiment_predictor, scale=0.0)
+    sure = sure_of(sentiment_predictor, all_familiar=False)
     unfamiliar = [{"text": text} for text in ("7 3 9 9 2 " * 8, "qx zv kw jj vq " * 8, "a = f(b) ; " * 12)]
     rows = [*rows_of(sure), *(sure.encode(text, truncate=True) for text in unfamiliar)]
     answers, deferral = sure.predict_each(rows)
@@ -95,7 +98,6 @@ def test_unfamiliar_rows_are_answered_exactly_whatever_they_say(sentiment_predic
     assert deferral.rows == deferral.unfamiliar
     assert set(deferral.rows) >= {len(TEXTS), len(TEXTS) + 1, len(TEXTS) + 2}
     assert len(deferral.rows) < 3 + len(TEXTS) / 2
-    assert len(deferral.variance) == len(rows)
     served = sure.predict(rows, "fast")
     assert deferred_by(served) == deferral.rows
     assert answers["fast"][-1].probs != answers["laplace"][-1].probs
@@ -119,7 +121,7 @@ def test_one_forward_pass_unless_rows_are_deferred(
     sentiment_predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = passes_seen(monkeypatch)
-    sure = with_error(sentiment_predictor, scale=0.0, unfamiliar_variance=1.0)
+    sure = sure_of(sentiment_predictor, all_familiar=True)
     sure.predict(rows_of(sure), "fast")
     assert seen == ["scores"]
     sentiment_predictor.predict(rows_of(sentiment_predictor), "fast")

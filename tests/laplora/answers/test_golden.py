@@ -18,8 +18,10 @@ ARTIFACT = Path(__file__).resolve().parents[3] / "artifacts" / "sst2-smollm2"
 PROBS = [0.25, 0.75]
 
 
-def answer(variance: list[float] | None) -> Any:
-    return SimpleNamespace(map_probs=PROBS, probs=PROBS, calibrated_probs={}, logit_variance=variance)
+def answer(variance: list[float] | None, familiarity: float | None = None) -> Any:
+    return SimpleNamespace(
+        map_probs=PROBS, probs=PROBS, calibrated_probs={}, logit_variance=variance, familiarity=familiarity
+    )
 
 
 def golden(*variances: list[float] | None, probs: list[float] = PROBS) -> Golden:
@@ -109,3 +111,25 @@ def test_a_file_that_holds_no_recorded_answers(change: Callable[[Any], Any], mes
     (tmp_path / "golden.json").write_text(json.dumps(recorded))
     with pytest.raises(ArtifactCorruptError, match=f"golden.json .*{message}"):
         read_golden(tmp_path)
+
+
+def replay_familiarity(recorded: float | None, got: float | None) -> None:
+    fields = {"inputs": {}, "map_probs": PROBS, "probs": PROBS, "predictives": {}, "logit_mean": [0.0, 0.0]}
+    kept = Golden(
+        tolerance=0.1,
+        variance_tolerance=0.5,
+        familiarity_tolerance=0.2,
+        answers=[GoldenAnswer(**fields, familiarity=recorded)],
+    )
+    verify_answers([answer(None, got)], kept)
+
+
+@pytest.mark.parametrize(("recorded", "got"), [(0.5, 0.69), (0.5, 0.31), (None, 0.1), (None, None)])
+def test_familiarity_that_matches(recorded: float | None, got: float | None) -> None:
+    replay_familiarity(recorded, got)
+
+
+@pytest.mark.parametrize(("recorded", "got"), [(0.5, 0.71), (0.5, 0.01), (0.5, None), (0.5, math.nan)])
+def test_familiarity_that_does_not(recorded: float | None, got: float | None) -> None:
+    with pytest.raises(GoldenMismatchError, match=r"familiarity is .*, expected 0\.5 within 0\.2"):
+        replay_familiarity(recorded, got)

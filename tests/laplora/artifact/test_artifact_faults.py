@@ -22,8 +22,9 @@ from tiny_runs import FinishedRun
 from laplora.answers.prediction import Prediction
 from laplora.answers.review_scores import read_scores
 from laplora.artifact.folder import new_artifact, read_artifact
-from laplora.artifact.manifest import DISTILLED, POSTERIOR, SCORES
+from laplora.artifact.manifest import DISTILLED, FAMILIARITY, POSTERIOR, SCORES
 from laplora.errors import ArtifactCorruptError, ArtifactError, ArtifactWriteError, LaploraError
+from laplora.familiarity.file import read_familiarity_for
 from laplora.jacobians.contrasts import find_blocks
 from laplora.models.adapters import attach_adapter
 from laplora.models.shared_base import SharedBases, share
@@ -108,6 +109,10 @@ def reader(kept: Predictor, folder: Path, file: str) -> Callable[[], Any]:
         return lambda: read_scores(path, manifest.servable, manifest.calibration.rows)
     if file == DISTILLED:
         return lambda: read_distilled_for(model, path, len(manifest.labels))
+    if file == FAMILIARITY:
+        assert manifest.familiarity is not None
+        layers = manifest.familiarity.layers
+        return lambda: read_familiarity_for(model, path, layers)
     if path.name == POSTERIOR:
         return lambda: read_posterior(path, find_blocks(model, len(manifest.labels)))
     if file.startswith("members"):

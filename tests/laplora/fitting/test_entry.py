@@ -100,7 +100,7 @@ def saved(
 def test_the_artifact_is_that_of_the_jobs(saved: Path, sentiment_run: FinishedRun) -> None:
     """Every tensor to the bit, and every field of the manifest that is not about how the run was called."""
     mine, jobs = read_artifact(saved).manifest, read_artifact(sentiment_run.artifact).manifest
-    for name in ("posterior.safetensors", "scores.safetensors", "distilled.safetensors"):
+    for name in ("posterior.safetensors", "scores.safetensors", "distilled.safetensors", "familiarity.safetensors"):
         assert mine.files[name] == jobs.files[name], name
     assert mine.files["adapter/adapter_model.safetensors"] == jobs.files["adapter/adapter_model.safetensors"]
     about_the_call = {"created", "config", "data", "metrics", "files"}

@@ -20,9 +20,9 @@ def test_states_are_those_of_the_model(kind: str) -> None:
     """Rows of different lengths, padded on the left: the last token is a real one. With Jacobians they are the same."""
     model, task = tiny_model(kind), tiny_task(examples=5)
     batch = task.batch()
-    with torch.no_grad(), StateTape(model, (0, 1)) as tape:
+    with torch.no_grad(), StateTape(model, (0, 1), batch.attention_mask) as tape:
         logits = label_logits(model, last_hidden(model, batch), task.label_ids)
-    states = tape.states(logits, batch.attention_mask)
+    states = tape.states(logits)
     assert not any(module._forward_hooks for module in model.modules())
     with torch.no_grad():  # here transformers leaves hooks of its own
         plain = model.get_base_model().model(**batch.inputs, output_hidden_states=True)
@@ -31,9 +31,9 @@ def test_states_are_those_of_the_model(kind: str) -> None:
     assert states.hidden.shape[:2] == (5, 2)
     torch.testing.assert_close(states.contrast_mean.double(), logits @ contrasts(3), atol=1e-6, rtol=1e-6)
     assert states.tokens.tolist() == batch.attention_mask.sum(1).tolist()
-    with StateTape(model, (0, 1)) as tape:
+    with StateTape(model, (0, 1), batch.attention_mask) as tape:
         found = contrast_jacobians(model, batch, task.label_ids, find_blocks(model, 3), sums=False)
-    again = tape.states(found.logits, batch.attention_mask)
+    again = tape.states(found.logits)
     torch.testing.assert_close(again.hidden, states.hidden)
     joined = join_states([states, again])
     assert len(joined) == 10
@@ -42,7 +42,7 @@ def test_states_are_those_of_the_model(kind: str) -> None:
 
 def test_layers_that_are_not_there() -> None:
     with pytest.raises(ModelError, match="the model has 2"):
-        StateTape(tiny_model("llama"), (2,))
+        StateTape(tiny_model("llama"), (2,), torch.ones(1, 3))
 
 
 @pytest.mark.parametrize(("count", "layers"), [(30, (10, 20, 28)), (2, (0, 1)), (1, (0,)), (32, (10, 21, 30))])
@@ -59,7 +59,7 @@ def test_states_of_encoders_are_those_of_the_last_real_token(kind: str) -> None:
     batch = batch_of(rows, readout.side)
     with torch.no_grad(), StateTape(model, (0, 1), batch.attention_mask) as tape:
         scores = readout.scores(model, batch)
-    states = tape.states(scores.logits, batch.attention_mask)
+    states = tape.states(scores.logits)
     for i, row in enumerate(rows):
         ids = torch.tensor([row.token_ids])
         with torch.no_grad():

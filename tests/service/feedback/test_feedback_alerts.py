@@ -96,6 +96,16 @@ def cases() -> dict[str, Case]:
             given += series({"laplora_feedback_recent_rows": 1000.0}, instance="two")
             alerts = {f"Laplora{signal.capitalize()}Drift": OWN | {"reference": "activation"}} if fires else {}
             found[f"{signal}: gap {gap}, p {p_value}, {rows} rows"] = given, alerts, "20m"
+    for flagged, answered, fires in ((3, 20, True), (1, 20, False), (1, 2, False)):
+        inside = ",".join(f'{name}="{value}"' for name, value in OWN.items())
+        given = [
+            {"series": f'laplora_flags_total{{{inside},flag="unfamiliar"}}', "values": f"0+{flagged}x150"},
+            {"series": f'laplora_flags_total{{{inside},flag="truncated"}}', "values": "0+50x150"},
+            {"series": f'laplora_decisions_total{{{inside},decision="accept"}}', "values": f"0+{answered}x150"},
+            {"series": f'laplora_decisions_total{{{inside},decision="review"}}', "values": f"0+{flagged}x150"},
+        ]
+        strange = {"LaploraUnfamiliarInputs": OWN} if fires else {}
+        found[f"{flagged} of {flagged + answered} inputs a minute are unfamiliar"] = given, strange, "2h"
     for unknown, late in ((30, {"LaploraFeedbackUnknown": {"instance": "one"}}), (5, {})):
         given = [
             {"series": f'laplora_feedback_items_total{{status="{status}",instance="one"}}', "values": f"0+{n}x150"}

@@ -1,0 +1,129 @@
+"""Scores that could tell strangers, higher meaning stranger, and what each tells of a home's strangers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from benchmarks.familiarity.models import Shown
+from laplora.familiarity.mahalanobis import fit_layer
+from laplora.familiarity.percentile import false_alarms, fit_familiarity, is_unfamiliar, strangeness, watched_layers
+from laplora.linearised import entropy
+from laplora.metrics.detection import detection
+
+Score = Callable[[Shown], torch.Tensor]
+_NEIGHBOURS = 10
+#: Draws of calibration rows from a home's pool, and their numbers.
+_DRAWS = 200
+_FOLDS = 5
+CALIBRATION = (20, 50, 100, 150, 300)
+
+
+def scores(train: Shown, labels: torch.Tensor, *, ends_alike: bool) -> dict[str, Score]:
+    """Return every score by name, fitted to training rows."""
+    layers = train.hidden.shape[1]
+    one, last = torch.zeros_like(labels), layers - 1
+
+    def familiarity(watched: tuple[int, ...], classes: torch.Tensor) -> Score:
+        hidden = train.hidden[:, watched]
+        fitted = fit_familiarity(watched, hidden, classes, hidden[:1])
+        return lambda shown: strangeness(fitted.distances, shown.hidden[:, watched])
+
+    by_class, together = fit_layer(train.hidden[:, last], labels), fit_layer(train.hidden[:, last], one)
+    known = torch.nn.functional.normalize(train.hidden[:, last].double(), dim=1)
+
+    def neighbour(shown: Shown) -> torch.Tensor:
+        new = torch.nn.functional.normalize(shown.hidden[:, last].double(), dim=1)
+        return -(new @ known.T).topk(_NEIGHBOURS, 1).values[:, -1]
+
+    return {
+        "familiarity": familiarity(watched_layers(layers, ends_alike=ends_alike), labels),
+        "familiarity, the other layers": familiarity(watched_layers(layers, ends_alike=not ends_alike), labels),
+        "familiarity, one centre": familiarity(watched_layers(layers, ends_alike=ends_alike), one),
+        "Mahalanobis, last layer": lambda shown: by_class.squared(shown.hidden[:, last]),
+        "relative Mahalanobis, last layer": lambda shown: (
+            by_class.squared(shown.hidden[:, last]) - together.squared(shown.hidden[:, last])
+        ),
+        f"{_NEIGHBOURS} nearest neighbours, last layer": neighbour,
+        "energy": lambda shown: -shown.logits.double().logsumexp(1),
+        "entropy": lambda shown: entropy(shown.logits.double().softmax(1)),
+        "1 - max softmax": lambda shown: 1 - shown.logits.double().softmax(1).amax(1),
+    }
+
+
+def detections(
+    found: Mapping[str, Score], pool: Shown, strangers: Mapping[str, Shown]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Return by score and set the AUROC with its 95 % interval, and FPR: strangers that pass where 95 % of rows do."""
+    table: dict[str, dict[str, dict[str, float]]] = {}
+    for name, score in found.items():
+        inside = score(pool)
+        table[name] = {title: told(inside, score(shown)) for title, shown in strangers.items()}
+    return table
+
+
+def told(inside: torch.Tensor, outside: torch.Tensor) -> dict[str, float]:
+    """Return what one score tells of one set."""
+    measured = detection(inside, outside)
+    names = ("auroc", "low", "high", "fpr_at_95_tpr", "outside")
+    return {name: round(float(getattr(measured, name)), 4) for name in names}
+
+
+def flags(
+    train: Shown, labels: torch.Tensor, pool: Shown, strangers: Mapping[str, Shown], *, ends_alike: bool, rate: float
+) -> list[dict[str, Any]]:
+    """Return for each number of calibration rows which share the flag is raised on, over draws of them from the pool.
+
+    The rest of the pool are new rows. ``familiar`` is their share, ``low`` and ``high`` its 5 % and 95 % quantile over
+    the draws, ``strangers`` by set the mean share. ``trained`` is the share of new rows where the training rows, each
+    fifth seen by distances that were fitted to the others, stand in for calibration rows.
+    """
+    watched = watched_layers(train.hidden.shape[1], ends_alike=ends_alike)
+    hidden = train.hidden[:, watched]
+    distances = fit_familiarity(watched, hidden, labels, hidden[:1]).distances
+    inside = strangeness(distances, pool.hidden[:, watched])
+    outside = {title: strangeness(distances, shown.hidden[:, watched]) for title, shown in strangers.items()}
+    seen = _cross_fitted(watched, hidden, labels)
+    rows = []
+    for count in CALIBRATION:
+        if count > len(inside) - 100:
+            continue
+        shares, found = [], {title: 0.0 for title in outside}
+        for draw in range(_DRAWS):
+            order = torch.randperm(len(inside), generator=torch.Generator().manual_seed(draw))
+            reference, new = inside[order[:count]], inside[order[count:]]
+            shares.append(_share(new, reference, rate))
+            for title, values in outside.items():
+                found[title] += _share(values, reference, rate) / _DRAWS
+        drawn = torch.tensor(shares)
+        rows.append(
+            {
+                "calibration": count,
+                "stated": round(false_alarms(rate, count), 4),
+                "familiar": round(float(drawn.mean()), 4),
+                "low": round(float(drawn.quantile(0.05)), 4),
+                "high": round(float(drawn.quantile(0.95)), 4),
+                "trained": round(_share(inside, seen, rate), 4),
+                "strangers": {title: round(share, 4) for title, share in found.items()},
+            }
+        )
+    return rows
+
+
+def _cross_fitted(watched: tuple[int, ...], hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the strangeness of rows by the states of rows in other folds, (rows,)."""
+    fold = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)) % _FOLDS
+    found = torch.zeros(len(labels), dtype=torch.float64)
+    for number in range(_FOLDS):
+        kept, held = fold != number, fold == number
+        fitted = fit_familiarity(watched, hidden[kept], labels[kept], hidden[:1])
+        found[held] = strangeness(fitted.distances, hidden[held])
+    return found
+
+
+def _share(values: torch.Tensor, reference: torch.Tensor, rate: float) -> float:
+    at_least = len(reference) - torch.searchsorted(reference.sort().values, values)
+    familiarity = (1 + at_least).double() / (1 + len(reference))
+    return float(is_unfamiliar(familiarity, false_alarms(rate, len(reference))).double().mean())

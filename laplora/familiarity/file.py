@@ -1,0 +1,85 @@
+"""Familiarity on disk: named tensors and back, every shape and value checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from laplora.errors import ArtifactCorruptError
+from laplora.familiarity.mahalanobis import LayerDistance
+from laplora.familiarity.percentile import Familiarity
+from laplora.jacobians.states import decoder_layers
+from laplora.models.readout import base_of
+from laplora.posterior.file import read_tensors
+
+#: A layer's tensors, each named ``<layer>.<part>``.
+PARTS = ("center", "directions", "class_centers", "variances", "rest")
+REFERENCE = "reference"
+#: How far inner products of the directions may be from those of orthonormal ones: they are kept in float16.
+_SKEWED = 0.01
+
+
+def familiarity_tensors(familiarity: Familiarity) -> dict[str, torch.Tensor]:
+    """Return it as named tensors, for safetensors."""
+    layers = zip(familiarity.layers, familiarity.distances, strict=True)
+    tensors = {f"{number}.{part}": getattr(distance, part) for number, distance in layers for part in PARTS}
+    return tensors | {REFERENCE: familiarity.reference}
+
+
+def read_familiarity_for(model: Any, path: Path, layers: Sequence[int]) -> Familiarity:
+    """Return what a file holds, checked against a loaded model; ``layers`` and errors as ``read_familiarity``."""
+    hidden: int = base_of(model).config.get_text_config().hidden_size
+    return read_familiarity(path, layers=layers, hidden=hidden, available=len(decoder_layers(model)))
+
+
+def read_familiarity(path: Path, *, layers: Sequence[int], hidden: int, available: int) -> Familiarity:
+    """Return what a file holds, as it is multiplied: in float64.
+
+    Args:
+        layers: that it should have; hidden: size of the model's states; available: how many layers the model has.
+
+    Raises:
+        ArtifactCorruptError: an unreadable file, a layer that the model does not have, a tensor missing or left over,
+            of another shape or with a value that it cannot have.
+    """
+    tensors, _ = read_tensors(path)
+    if len(set(layers)) != len(layers) or not all(0 <= number < available for number in layers):
+        raise ArtifactCorruptError(f"{path.name}: its layers {list(layers)} are not among the model's {available}")
+    wanted = {f"{number}.{part}" for number in layers for part in PARTS} | {REFERENCE}
+    if odd := sorted(set(tensors) ^ wanted):
+        raise ArtifactCorruptError(f"{path.name}: {len(odd)} tensors are missing or left over, such as {odd[0]!r}")
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
+            raise ArtifactCorruptError(f"{path.name}: {name} should be finite numbers")
+    reference = tensors[REFERENCE].double()
+    if reference.dim() != 1 or not len(reference) or bool((reference.diff() < 0).any()):
+        raise ArtifactCorruptError(f"{path.name}: {REFERENCE} should be one number or more, ascending")
+    distances = tuple(
+        _distance(path, number, {part: tensors[f"{number}.{part}"].double() for part in PARTS}, hidden)
+        for number in layers
+    )
+    return Familiarity(tuple(layers), distances, reference)
+
+
+def _distance(path: Path, number: int, parts: dict[str, torch.Tensor], hidden: int) -> LayerDistance:
+    directions, centers = parts["directions"], parts["class_centers"]
+    kept = directions.shape[1] if directions.dim() == 2 else 0
+    shapes = {
+        "center": (hidden,),
+        "directions": (hidden, kept),
+        "class_centers": (centers.shape[0] if centers.dim() else 0, kept),
+        "variances": (kept,),
+        "rest": (),
+    }
+    for part, shape in shapes.items():
+        if tuple(parts[part].shape) != shape:
+            raise ArtifactCorruptError(f"{path.name}: {number}.{part} should be of shape {shape}")
+    if not len(centers) or not bool((parts["variances"] > 0).all() and parts["rest"] > 0):
+        raise ArtifactCorruptError(f"{path.name}: layer {number} needs a class centre, and variances above 0")
+    skewed = directions.T @ directions - torch.eye(kept, dtype=directions.dtype)
+    if kept and float(skewed.abs().max()) > _SKEWED:
+        raise ArtifactCorruptError(f"{path.name}: the directions of layer {number} are not orthonormal")
+    return LayerDistance(**parts)

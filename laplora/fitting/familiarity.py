@@ -1,0 +1,167 @@
+"""How familiar inputs are: fitted to forward passes of the training rows, with the calibration rows as reference."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from laplora.artifact.manifest import FamiliarityRecord
+from laplora.classifier import Classifier
+from laplora.errors import ModelError
+from laplora.familiarity.mahalanobis import LayerDistance
+from laplora.familiarity.percentile import Familiarity, false_alarms, fit_distances, strangeness, watched_layers
+from laplora.fitting.progress import Progress
+from laplora.fitting.projected import ProjectedSplit, state_tensors, states_of
+from laplora.fitting.settings import FitSettings
+from laplora.fitting.store import Store, rows_digest
+from laplora.jacobians.states import States, StateTape, decoder_layers, join_states, pooling_of
+from laplora.prompts.examples import Example, label_tensor
+
+#: Training rows that inputs are compared with, at most; of more, a random part.
+_MOST = 4000
+
+
+@dataclass(frozen=True)
+class Familiar:
+    """What was fitted."""
+
+    familiarity: Familiarity
+    record: FamiliarityRecord
+
+
+def familiar_layers(classifier: Classifier, settings: FitSettings) -> tuple[int, ...]:
+    """Return the layers whose states are compared; none where familiarity is off.
+
+    Raises ModelError where no list holds the model's layers.
+    """
+    if not settings.calibration.unfamiliar_rate:
+        return ()
+    return watched_layers(len(decoder_layers(classifier.model)), ends_alike=classifier.template.ends_alike)
+
+
+def without_familiarity(classifier: Classifier, rows: int, settings: FitSettings, progress: Progress) -> FitSettings:
+    """Return settings with familiarity off, and say so, where layers cannot be watched or there is one training row."""
+    why = None if rows > 1 else "it compares with at least 2 training rows"
+    try:
+        familiar_layers(classifier, settings)
+    except ModelError as error:
+        why = str(error)
+    if why and settings.calibration.unfamiliar_rate:
+        progress.say(f"familiarity is off: {why}")
+        calibration = settings.calibration.model_copy(update={"unfamiliar_rate": 0.0})
+        return settings.model_copy(update={"calibration": calibration})
+    return settings
+
+
+def fit_familiar(
+    classifier: Classifier,
+    train: Sequence[Example],
+    calibration: ProjectedSplit,
+    settings: FitSettings,
+    store: Store,
+    progress: Progress,
+) -> Familiar | None:
+    """Return how familiar inputs are, by the trained adapter's states of the training rows; None where it is off.
+
+    Args:
+        calibration: with the states after the layers in question.
+    """
+    if calibration.states is None or not (layers := familiar_layers(classifier, settings)):
+        return None
+    distances, rows = _distances(classifier, train, settings, store, progress)
+    return _familiar(distances, rows, strangeness(distances, calibration.states.after(layers).hidden), layers, settings)
+
+
+def fit_familiar_out_of_fold(
+    classifier: Classifier,
+    rows: Sequence[Example],
+    out_of_fold: torch.Tensor | None,
+    settings: FitSettings,
+    store: Store,
+    progress: Progress,
+) -> Familiar | None:
+    """Return how familiar inputs are to an adapter that was trained on all rows; None where it is off.
+
+    Args:
+        out_of_fold: (rows,), ``held_out_strangeness`` of every row to the adapter of its fold.
+    """
+    if out_of_fold is None:
+        return None
+    distances, count = _distances(classifier, rows, settings, store, progress)
+    return _familiar(distances, count, out_of_fold, familiar_layers(classifier, settings), settings)
+
+
+def held_out_strangeness(
+    classifier: Classifier,
+    train: Sequence[Example],
+    held_out: Sequence[Example],
+    settings: FitSettings,
+    store: Store,
+    progress: Progress,
+) -> torch.Tensor | None:
+    """Return (rows,) how strange rows are to an adapter that was trained on others; None where familiarity is off."""
+    layers = familiar_layers(classifier, settings)
+    if not layers:
+        return None
+    distances, _ = _distances(classifier, train, settings, store, progress)
+    states = forward_states(classifier, held_out, layers, settings.laplace.batch_size, progress)
+    return strangeness(distances, states.hidden)
+
+
+def tell_of_few(rows: int, settings: FitSettings, progress: Progress) -> None:
+    """Say so where so few calibration rows cannot tell the share that the flag is to be raised on."""
+    wanted = settings.calibration.unfamiliar_rate
+    if 0 < wanted < (rate := false_alarms(wanted, rows)):
+        progress.say(
+            f"unfamiliar: {rows} calibration rows tell no smaller share than {rate:.2%} of rows like them from none, "
+            f"so the flag is raised on up to that, in place of {wanted:g}"
+        )
+
+
+def _distances(
+    classifier: Classifier, train: Sequence[Example], settings: FitSettings, store: Store, progress: Progress
+) -> tuple[tuple[LayerDistance, ...], int]:
+    """Return the distances to training rows, and how many those are."""
+    layers = familiar_layers(classifier, settings)
+    draw = random.Random(f"{settings.seed}/familiarity")
+    rows = [train[i] for i in sorted(draw.sample(range(len(train)), min(_MOST, len(train))))]
+    made_from = f"{rows_digest(rows)}/{layers!r}"
+    if kept := store.read("familiarity", made_from):
+        states = states_of(kept[0])
+    else:
+        states = forward_states(classifier, rows, layers, settings.laplace.batch_size, progress)
+        store.write("familiarity", state_tensors(states), {}, made_from)
+    labels = label_tensor(rows, classifier.class_count)
+    classes = labels if labels.dim() == 1 else torch.zeros(len(labels), dtype=torch.int64)
+    return fit_distances(states.hidden, classes), len(rows)
+
+
+def _familiar(
+    distances: tuple[LayerDistance, ...],
+    rows: int,
+    reference: torch.Tensor,
+    layers: tuple[int, ...],
+    settings: FitSettings,
+) -> Familiar:
+    rate = false_alarms(settings.calibration.unfamiliar_rate, len(reference))
+    familiarity = Familiarity(layers, distances, reference.sort().values)
+    return Familiar(familiarity, FamiliarityRecord(layers=layers, rows=rows, false_alarms=rate))
+
+
+@torch.no_grad()
+def forward_states(
+    classifier: Classifier, examples: Sequence[Example], layers: Sequence[int], batch_size: int, progress: Progress
+) -> States:
+    """Return what forward passes show of examples, in order."""
+    model, readout, places = classifier.model, classifier.readout, list[int]()
+    parts: list[States] = []
+    title = "training rows, for familiarity"
+    for index, batch in classifier.batched(examples, batch_size, lambda items: progress.track(items, title)):
+        with StateTape(model, layers, batch.attention_mask, pooling_of(readout.side)) as tape:
+            logits = readout.scores(model, batch).logits
+        parts.append(tape.states(logits))
+        places += index
+    return join_states(parts).take(torch.tensor(places).argsort())

@@ -1,0 +1,89 @@
+"""Familiarity on disk: what comes back is what was written, and what cannot be is refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from laplora.errors import ArtifactCorruptError
+from laplora.familiarity.file import familiarity_tensors, read_familiarity
+from laplora.familiarity.percentile import Familiarity, fit_familiarity
+from laplora.files import write_tensors
+
+HIDDEN, LAYERS = 12, (1, 3)
+
+
+def fitted() -> Familiarity:
+    draw = torch.Generator().manual_seed(0)
+    train, calibration = (torch.randn(rows, 2, HIDDEN, generator=draw) for rows in (40, 30))
+    return fit_familiarity(LAYERS, train, torch.arange(40) % 3, calibration)
+
+
+def read(path: Path, layers: tuple[int, ...] = LAYERS, hidden: int = HIDDEN, available: int = 4) -> Familiarity:
+    return read_familiarity(path, layers=layers, hidden=hidden, available=available)
+
+
+def test_what_is_written_comes_back(tmp_path: Path) -> None:
+    familiarity, path = fitted(), tmp_path / "familiarity.safetensors"
+    write_tensors(path, familiarity_tensors(familiarity))
+    again = read(path)
+    new = torch.randn(25, 2, HIDDEN, generator=torch.Generator().manual_seed(4)) * 1.3
+    assert again.layers == LAYERS
+    assert torch.equal(again.of(new), familiarity.of(new))
+    assert torch.equal(again.reference, familiarity.reference)
+
+
+def test_its_size_goes_by_width_directions_and_classes() -> None:
+    """At most 64 directions of two bytes a number: half a megabyte for each layer of a model of width 4096."""
+    draw = torch.Generator().manual_seed(0)
+    train = torch.randn(80, 1, 4096, generator=draw)
+    tensors = familiarity_tensors(fit_familiarity((0,), train, torch.arange(80) % 2, train[:20] + 1))
+    assert sum(t.numel() * t.element_size() for t in tensors.values()) < 0.6e6
+
+
+DAMAGES: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] = {
+    "a tensor missing": (lambda t: t.pop("1.variances"), "such as '1.variances'"),
+    "one left over": (lambda t: t.update(more=torch.ones(2)), "such as 'more'"),
+    "NaN": (lambda t: t["3.center"].fill_(torch.nan), "3.center should be finite"),
+    "whole numbers": (lambda t: t.update({"3.rest": torch.ones((), dtype=torch.int64)}), "3.rest should be finite"),
+    "another width": (lambda t: t.update({"1.center": torch.ones(5)}), r"1.center should be of shape \(12,\)"),
+    "a vector for a matrix": (lambda t: t.update({"1.directions": torch.ones(12)}), "1.directions should be of shape"),
+    "other directions": (lambda t: t["1.directions"].mul_(1.2), "layer 1 are not orthonormal"),
+    "no variance": (lambda t: t["1.variances"].zero_(), "layer 1 needs .* variances above 0"),
+    "a negative rest": (lambda t: t["3.rest"].neg_(), "layer 3 needs .* variances above 0"),
+    "no centre": (lambda t: t.update({"1.class_centers": torch.ones(0, HIDDEN - 1)}), "class_centers|class centre"),
+    "an order of its own": (lambda t: t.update(reference=t["reference"].flip(0)), "ascending"),
+    "no reference": (lambda t: t.update(reference=torch.ones(0, dtype=torch.float64)), "one number or more"),
+    "a number for a list": (lambda t: t.update({"1.class_centers": torch.ones(())}), "1.class_centers should be"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_each_damage_is_named(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "familiarity.safetensors"
+    write_tensors(path, familiarity_tensors(fitted()))
+    tensors = load_file(path)
+    change, message = DAMAGES[damage]
+    change(tensors)
+    write_tensors(path, tensors)
+    with pytest.raises(ArtifactCorruptError, match=message):
+        read(path)
+
+
+@pytest.mark.parametrize("layers", [(1, 4), (1, 1), (-1, 3)])
+def test_layers_that_the_model_does_not_have(tmp_path: Path, layers: tuple[int, ...]) -> None:
+    path = tmp_path / "familiarity.safetensors"
+    write_tensors(path, familiarity_tensors(fitted()))
+    with pytest.raises(ArtifactCorruptError, match="not among the model's 4"):
+        read(path, layers)
+
+
+def test_no_safetensors(tmp_path: Path) -> None:
+    path = tmp_path / "familiarity.safetensors"
+    path.write_bytes(b"{}")
+    with pytest.raises(ArtifactCorruptError, match="cannot be read"):
+        read(path)

@@ -1,0 +1,102 @@
+"""Familiarity as a share of the calibration rows: what it promises, and what it says of several layers."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from laplora.errors import DataError, NonFiniteError
+from laplora.familiarity.percentile import (
+    false_alarms,
+    fit_familiarity,
+    is_unfamiliar,
+    percentile,
+    strangeness,
+    watched_layers,
+)
+
+
+def states(count: int, seed: int, shift: float = 0.0) -> torch.Tensor:
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randn(count, 2, 12, generator=draw) * torch.tensor([1.0, 9.0])[:, None] + shift
+
+
+def test_it_is_the_conformal_p_value() -> None:
+    reference = torch.tensor([1.0, 2.0, 2.0, 4.0], dtype=torch.float64)
+    found = percentile(torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0, 5.0]), reference)
+    # At least as strange are all 4, all 4, 3, 1, 1, none; the row itself counts too.
+    assert found.tolist() == [1.0, 1.0, 4 / 5, 2 / 5, 2 / 5, 1 / 5]
+
+
+def test_layers_count_alike_whatever_the_size_of_their_states() -> None:
+    """Strangeness is the mean logarithm: scaling one layer's states changes nothing but a constant of all rows."""
+    train, calibration, new = states(80, 0), states(40, 1), states(20, 2, 0.7)
+    labels = torch.zeros(80, dtype=torch.int64)
+    scale = torch.tensor([1.0, 1000.0])[:, None]
+    one = fit_familiarity((3, 5), train, labels, calibration)
+    other = fit_familiarity((3, 5), train * scale, labels, calibration * scale)
+    assert torch.equal(one.of(new), other.of(new * scale))
+    each = [distance.squared(new[:, place]).log() for place, distance in enumerate(one.distances)]
+    torch.testing.assert_close(strangeness(one.distances, new), (each[0] + each[1]) / 2)
+
+
+@pytest.mark.parametrize("rate", [0.02, 0.1])
+def test_the_flag_is_raised_on_at_most_the_stated_share_of_rows_like_the_calibration_rows(rate: float) -> None:
+    """Over many draws of 99 calibration rows: their share is known, since a p-value takes each of its values alike."""
+    train = states(60, 0)
+    labels = torch.arange(60) % 2
+    raised = []
+    for seed in range(200):
+        drawn = states(119, 100 + seed)
+        found = fit_familiarity((0, 1), train, labels, drawn[:99])
+        raised.append(is_unfamiliar(found.of(drawn[99:]), false_alarms(rate, 99)).double().mean())
+    share = float(torch.stack(raised).mean())
+    # 4,000 rows, of which those of a draw are flagged together or not: three standard errors.
+    assert share == pytest.approx(math.floor(rate * 100) / 100, abs=3 * math.sqrt(rate / 1500))
+
+
+def test_strangers_are_less_familiar_than_every_calibration_row() -> None:
+    found = fit_familiarity((0, 1), states(60, 0), torch.zeros(60, dtype=torch.int64), states(49, 1))
+    assert found.of(states(10, 2, 30.0)).tolist() == [1 / 50] * 10
+    assert float(found.of(states(500, 3)).mean()) == pytest.approx(0.5, abs=0.15)
+
+
+@pytest.mark.parametrize(("wanted", "rows", "share"), [(0.02, 150, 0.02), (0.02, 20, 1 / 21), (0.02, 49, 0.02)])
+def test_few_rows_tell_no_small_share(wanted: float, rows: int, share: float) -> None:
+    assert false_alarms(wanted, rows) == share
+    stranger_than_all = torch.tensor([1 / (rows + 1)], dtype=torch.float64)
+    assert is_unfamiliar(stranger_than_all, false_alarms(wanted, rows)).tolist() == [True]
+
+
+def test_two_of_a_hundred_are_two_percent() -> None:
+    shares = torch.arange(1, 100, dtype=torch.float64) / 100
+    for wanted in range(1, 99):
+        assert int(is_unfamiliar(shares, wanted / 100).sum()) == wanted
+
+
+def test_rows_that_nothing_can_be_compared_with() -> None:
+    labels = torch.zeros(1, dtype=torch.int64)
+    with pytest.raises(DataError, match="at least 2 training rows"):
+        fit_familiarity((0, 1), states(1, 0), labels, states(5, 1))
+    with pytest.raises(DataError, match="1 calibration row, got 2 and 0"):
+        fit_familiarity((0, 1), states(2, 0), labels, states(0, 1))
+    with pytest.raises(NonFiniteError):
+        fit_familiarity((0, 1), states(2, 0) * torch.inf, labels, states(5, 1))
+
+
+@pytest.mark.parametrize(
+    ("count", "middle"),
+    [
+        (1, (0,)),
+        (2, (0, 1)),
+        (3, (0, 1, 2)),
+        (12, (3, 4, 5, 7, 8, 9)),
+        (30, (7, 10, 13, 16, 19, 22)),
+        (80, (20, 28, 36, 44, 52, 60)),
+    ],
+)
+def test_which_layers_are_watched(count: int, middle: tuple[int, ...]) -> None:
+    assert watched_layers(count, ends_alike=True) == middle
+    assert watched_layers(count, ends_alike=False) == (count - 1,)

@@ -1,0 +1,180 @@
+"""Familiarity from the fit to the answer, for every read-out: what is flagged, and what a flag changes."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from head_artifacts import save_base
+from tiny_classifiers import adapted_classifier, classifier_base, head_alone
+from tiny_models import add_lora
+from tiny_runs import FinishedRun
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import laplora
+from laplora.artifact.folder import read_artifact
+from laplora.artifact.manifest import FAMILIARITY
+from laplora.fitting.familiarity import familiar_layers, forward_states
+from laplora.fitting.progress import Silent
+from laplora.fitting.settings import FitSettings
+from laplora.jacobians.contrasts import contrast_jacobians, covered_blocks
+from laplora.jacobians.states import StateTape, pooling_of
+from laplora.predictor import Predictor
+from laplora.prompts.examples import Example
+from laplora.prompts.templates import TEMPLATES
+
+LABELS = ["down", "up", "flat"]
+SETTINGS: dict[str, Any] = {"predictives": {"fast": 24}, "laplace": {"joint_rank": 12}}
+KINDS = ["llama", "modernbert_mean", "bert", "deberta", "alone", "several", "words", "sequences"]
+Rows = list[dict[str, Any]]
+
+
+class Noted(Silent):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.lines.append(message)
+
+
+def rows(count: int, seed: int, kind: str, letters: str = "abcdefgh") -> Rows:
+    """Return random rows of the first letters; strangers are of the last ones."""
+    draw = random.Random(seed)
+
+    def label(number: int) -> Any:
+        if kind == "several":
+            return draw.sample(LABELS, draw.randint(0, 3))
+        names = ["negative", "positive"] if kind in ("words", "sequences") else LABELS
+        return names[number % len(names)]
+
+    return [{"text": " ".join(draw.choices(letters, k=draw.randint(4, 9))), "label": label(i)} for i in range(count)]
+
+
+def classifier_of(kind: str, folder: Path, run: FinishedRun) -> laplora.Classifier:
+    """Return a tiny random classifier of a kind, its base on disk."""
+    if kind in ("words", "sequences"):
+        base = AutoModelForCausalLM.from_pretrained(run.base, dtype=torch.float32)
+        model, tokenizer = add_lora(base, ["q_proj", "v_proj"], dtype=None), AutoTokenizer.from_pretrained(run.base)
+        labels = {"negative": " rather bad", "positive": " very good indeed"}
+        names: Any = labels if kind == "sequences" else list(labels)
+        return laplora.Classifier(model, tokenizer, names, TEMPLATES["sentiment"], max_tokens=64)
+    family = {"alone": "llama", "several": "llama"}.get(kind, kind)
+    base_folder = save_base(folder / "base", classifier_base(family), head=family in ("deberta", "modernbert_mean"))
+    problem = {"problem_type": "multi_label_classification"} if kind == "several" else {}
+    if kind == "alone":
+        model = head_alone(family, dtype=torch.float32)
+        getattr(model, model.base_model_prefix).requires_grad_(False)
+    else:
+        model = adapted_classifier(family, dtype=torch.float32, **problem)
+        model.get_base_model().config._name_or_path = str(base_folder)
+    return laplora.Classifier(model, AutoTokenizer.from_pretrained(base_folder), LABELS, "{text}", max_tokens=12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_read_out_has_familiarity(kind: str, tmp_path: Path, sentiment_run: FinishedRun) -> None:
+    """In range, the same alone and in a batch, and with the flag go review and every label."""
+    classifier = classifier_of(kind, tmp_path, sentiment_run)
+    settings = FitSettings.model_validate(SETTINGS | {"calibration": {"unfamiliar_rate": 0.1}})
+    posterior = laplora.fit(classifier, rows(30, 1, kind), rows(29, 2, kind), settings=settings, progress=False)
+    manifest = posterior.predictor.artifact.manifest
+    assert manifest.familiarity is not None
+    assert manifest.familiarity.rows == 30
+    assert manifest.familiarity.false_alarms == 0.1
+    inputs = [{"text": row["text"]} for row in [*rows(12, 3, kind), *rows(12, 3, kind, "zyxwv")]]
+    together = posterior.predict(inputs)
+    flagged = 0
+    for one, answer in zip(inputs, together, strict=True):
+        assert answer.familiarity is not None
+        assert answer.familiarity * 30 == pytest.approx(round(answer.familiarity * 30))
+        assert 1 / 30 <= answer.familiarity <= 1
+        # Within a step: rounding may move a row past one that is as strange.
+        alone = posterior.predict(one, "map")[0].familiarity
+        assert alone == pytest.approx(answer.familiarity, abs=1 / 30 + 1e-9)
+        assert ("unfamiliar" in answer.flags) == (answer.familiarity <= 0.1)
+        if "unfamiliar" in answer.flags:
+            flagged += 1
+            assert answer.decision == "review"
+            assert answer.prediction_set == list(classifier.labels)
+    familiar, strange = (sum(a.familiarity or 0 for a in part) / 12 for part in (together[:12], together[12:]))
+    assert familiar > strange
+    assert flagged >= 1
+    measured = posterior.evaluate(rows(20, 4, kind))
+    assert measured.unfamiliar is not None
+    assert f"{measured.unfamiliar:.1%} unfamiliar" in str(measured)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_states_are_the_same_with_jacobians_and_in_any_batch(
+    kind: str, tmp_path: Path, sentiment_run: FinishedRun
+) -> None:
+    """The fit notes them in a plain pass, the calibration rows and answers in one with Jacobians."""
+    classifier = classifier_of(kind, tmp_path, sentiment_run)
+    examples = [
+        Example(str(i), {"text": row["text"]}, 0, classifier.class_count) for i, row in enumerate(rows(7, 5, kind))
+    ]
+    layers = familiar_layers(classifier, FitSettings())
+    wide, narrow = (forward_states(classifier, examples, layers, size, Silent()) for size in (7, 1))
+    torch.testing.assert_close(wide.hidden, narrow.hidden, rtol=1e-4, atol=1e-5)
+    model, readout = classifier.model, classifier.readout
+    batch = classifier.collate(classifier.encode_examples(examples))
+    with StateTape(model, layers, batch.attention_mask, pooling_of(readout.side)) as tape:
+        found = contrast_jacobians(model, batch, readout, covered_blocks(model, readout), sums=False)
+    torch.testing.assert_close(tape.states(found.logits).hidden, wide.hidden, rtol=1e-4, atol=1e-5)
+
+
+def test_saved_and_loaded_it_says_the_same(tmp_path: Path, sentiment_run: FinishedRun) -> None:
+    """``verify`` replays it against the model in memory, and a reader wants the file that the manifest promises."""
+    classifier = classifier_of("words", tmp_path, sentiment_run)
+    settings = FitSettings.model_validate(SETTINGS)
+    kind = "words"
+    posterior = laplora.fit(classifier, rows(30, 1, kind), rows(60, 2, kind), settings=settings, progress=False)
+    artifact = posterior.save(tmp_path / "artifact")
+    assert FAMILIARITY in read_artifact(artifact).manifest.files
+    loaded = Predictor.load(artifact, device="cpu")
+    inputs = [{"text": row["text"]} for row in rows(8, 3, kind, "abcxyz")]
+    served = loaded.predict([loaded.encode(one, truncate=True) for one in inputs])
+    mine = posterior.predict(inputs)
+    for one, other in zip(served, mine, strict=True):
+        assert one.familiarity == pytest.approx(other.familiarity, abs=1 / 61 + 1e-9)
+
+
+def test_off_there_is_none_and_no_fast(tmp_path: Path, sentiment_run: FinishedRun) -> None:
+    classifier, said, kind = classifier_of("words", tmp_path, sentiment_run), Noted(), "words"
+    settings = FitSettings.model_validate(SETTINGS | {"calibration": {"unfamiliar_rate": 0}})
+    posterior = laplora.fit(classifier, rows(20, 1, kind), rows(20, 2, kind), settings=settings, progress=said)
+    assert "fast" not in posterior.predictives
+    assert any("fast is off: familiarity" in line for line in said.lines)
+    (answer,) = posterior.predict({"text": "zyx"})
+    assert answer.familiarity is None
+    assert "unfamiliar" not in answer.flags
+    assert posterior.evaluate(rows(10, 3, kind)).unfamiliar is None
+    artifact = posterior.save(tmp_path / "artifact", verify=False)
+    assert not (artifact / FAMILIARITY).exists()
+    assert Predictor.load(artifact, device="cpu").artifact.manifest.familiarity is None
+
+
+def test_few_calibration_rows_are_told_of(tmp_path: Path, sentiment_run: FinishedRun) -> None:
+    classifier, said, kind = classifier_of("words", tmp_path, sentiment_run), Noted(), "words"
+    settings = FitSettings.model_validate({"predictives": {"fast": 0}})
+    posterior = laplora.fit(classifier, rows(20, 1, kind), rows(24, 2, kind), settings=settings, progress=said)
+    assert any("no smaller share than 4.00%" in line for line in said.lines)
+    record = posterior.predictor.artifact.manifest.familiarity
+    assert record is not None
+    assert record.false_alarms == 1 / 25
+
+
+def test_layers_that_no_list_holds(tmp_path: Path, sentiment_run: FinishedRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model whose layers cannot be watched has answers, without familiarity and without fast."""
+    classifier, said, kind = classifier_of("llama", tmp_path, sentiment_run), Noted(), "llama"
+    inner = classifier.model.get_base_model().model
+    monkeypatch.setattr(inner.config, "num_hidden_layers", 9)
+    settings = FitSettings.model_validate(SETTINGS)
+    posterior = laplora.fit(classifier, rows(12, 1, kind), rows(20, 2, kind), settings=settings, progress=said)
+    assert any(line.startswith("familiarity is off: ") for line in said.lines)
+    assert posterior.predict({"text": "a b"})[0].familiarity is None
+    assert "fast" not in posterior.predictives
