@@ -34,7 +34,7 @@ from laplora.fitting.served_rows import Run, ServedOutputs, concatenated, served
 from laplora.fitting.settings import FitSettings
 from laplora.linearised import PosteriorPredictive
 from laplora.metrics.scores import evaluate_probs, row_nll
-from laplora.predictive.kinds import CONDITIONED, Corrected, PredictiveName
+from laplora.predictive.kinds import CONDITIONED, PREDICTIVES, Corrected, PredictiveName
 from laplora.predictive.shift import Shift
 from laplora.predictor import Predictor
 from laplora.prompts.examples import Example
@@ -68,7 +68,8 @@ class Comparison(BaseModel):
     folds: int = Field(ge=2)
     before: Figures = Field(description="of the predictive that the packaged artifact recommends")
     after: Figures = Field(
-        description="of the predictive that is recommended then, each row by the labels of the other folds"
+        description="of conditioned, or of laplace_conditioned where before has a covariance: none is chosen by these "
+        "rows; each row by the labels of the other folds"
     )
     difference: float = Field(description="of the NLL, after less before, nats, mean over rows")
     standard_error: float = Field(ge=0, description="of the difference, nats")
@@ -161,7 +162,7 @@ def condition_on(
     calibrated, scores = calibrate(settings, outputs, conditioning, held_out)
     record = calibrated.calibration.model_copy(update={"split": "labels"})
     calibrated = calibrated.model_copy(update={"calibration": record})
-    name = calibrated.recommended.predictive
+    name = corrected_from(manifest.recommended.predictive)
     comparison = compare(manifest, before, name, held_out[name], split, record.folds)
     metrics = {
         str(name): evaluate_probs(one.probs, split.labels, together=split.together).to_json()
@@ -228,6 +229,11 @@ def predictive_before(outputs: ServedOutputs, manifest: Manifest) -> PosteriorPr
     """Return the rows' answers by the packaged artifact, which has seen none of their labels."""
     name = manifest.recommended.predictive
     return predictive_of(outputs, name, manifest.predictives[name].temperature)
+
+
+def corrected_from(name: PredictiveName) -> Corrected:
+    """Return the predictive that shows what labels do to another one: that with a covariance too, or without."""
+    return "laplace_conditioned" if PREDICTIVES[name].covariance else "conditioned"
 
 
 def compare(

@@ -66,7 +66,10 @@ class ConditionResponse(Answer):
     rows: int = Field(description="Number of new rows.", examples=[300])
     folds: int = Field(description="Number of folds.", examples=[5])
     before: ConditionFigures = Field(description="The predictive that the packaged artifact recommends.")
-    after: ConditionFigures = Field(description="Conditioned, each row by the labels of the other folds.")
+    after: ConditionFigures = Field(
+        examples=[{"predictive": "conditioned", "accuracy": 0.89, "nll": 0.29, "ece": 0.04, "brier": 0.18}]
+    )
+    """conditioned, or laplace_conditioned where before has a variance; each row by the labels of the other folds."""
     difference: FiniteFloat = Field(description="NLL after less before, nats.", examples=[-0.05])
     standard_error: FiniteFloat = Field(examples=[0.02])
     """Of the difference, nats. A difference above one of it, and above 1/2 nat over all rows together, is refused,

@@ -18,7 +18,7 @@ from laplora.artifact.folder import read_artifact
 from laplora.artifact.packaged import PACKAGED_MANIFEST
 from laplora.errors import ConditioningError, ConfigError, DataError
 from laplora.fitting import new_labels
-from laplora.fitting.new_labels import Comparison, compare
+from laplora.fitting.new_labels import Comparison, compare, corrected_from
 from laplora.fitting.progress import Silent
 from laplora.fitting.rows import read_rows
 from laplora.fitting.served_rows import LoadedClassifier, served_outputs, taken
@@ -88,7 +88,7 @@ def test_the_new_version_answers_as_the_posterior_in_memory(
     assert set(manifest.conditioned) == set(CONDITIONED)
     assert {one.rows for one in manifest.conditioned.values()} == {len(rows["test"]) + len(rows["calibration"])}
     name = found.after.predictive
-    assert name == manifest.recommended.predictive
+    assert name == corrected_from(posterior.recommended)
     assert manifest.metrics[name]["nll"] == pytest.approx(found.after.nll)
     assert manifest.predictives[name].nll == pytest.approx(found.after.nll)
     assert in_memory.fit.calibrated.predictives[name].nll == pytest.approx(found.after.nll, abs=1e-3)
