@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import test_several_labels as several
 import torch
 from test_entry import load, rows_of
 from tiny_runs import FinishedRun
@@ -225,22 +224,3 @@ def test_batches_give_the_rows_in_their_order(saved: Path, rows: dict[str, Rows]
         torch.testing.assert_close(one.logits, same.logits, rtol=0, atol=1e-4)
         torch.testing.assert_close(one.last, same.last, rtol=0, atol=1e-4)
         assert torch.equal(one.labels, same.labels)
-
-
-def test_rows_with_several_labels_condition_too(tmp_path: Path) -> None:
-    """Each label of an input is a binary row, and an input with all its labels is in one fold."""
-    classifier = several.classifier_of(tmp_path, "roberta")
-    fitted = laplora.fit(
-        classifier, several.rows(40, 1), several.rows(24, 2), settings=several.SETTINGS, progress=False
-    )
-    place, given, inputs = fitted.save(tmp_path / "letters"), several.rows(30, 3), several.rows(5, 4)
-    before = [answer.probs for answer in fitted.predict(inputs, "conditioned")]
-    found = laplora.condition(place, given, progress=False, device="cpu", force=True)
-    served = laplora.Predictor.load(place, device="cpu")
-    encoded = [served.encode({"text": row["text"]}, truncate=True) for row in inputs]
-    after = [answer.probs for answer in served.predict(encoded, "conditioned")]
-    expected = [a.probs for a in fitted.condition(given, force=True).predict(inputs, "conditioned")]
-    torch.testing.assert_close(torch.tensor(after), torch.tensor(expected), rtol=0, atol=2e-3)
-    assert not torch.allclose(torch.tensor(after), torch.tensor(before), atol=1e-3)
-    assert found.rows == 30
-    assert read_artifact(place).manifest.calibration.rows == 30

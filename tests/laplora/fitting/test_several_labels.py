@@ -394,3 +394,25 @@ def test_what_takes_one_label_a_row_is_refused_by_name(classifier: laplora.Class
     single = laplora.Classifier(one_label, classifier.tokenizer, LABELS, "{text}", max_tokens=12)
     with pytest.raises(DataError, match="got a list: several labels need a model with a classification head"):
         laplora.fit(single, rows(8, 1), progress=False)
+
+
+def test_labels_that_come_later_condition_every_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each label of an input is a binary row, and an input with all its labels is in one fold."""
+    monkeypatch.setenv("LAPLORA_CACHE", str(tmp_path / "cache"))
+    classifier = classifier_of(tmp_path, "roberta")
+    fitted = laplora.fit(classifier, rows(40, 1), rows(24, 2), settings=SETTINGS, progress=False)
+    place, inputs = fitted.save(tmp_path / "letters"), rows(5, 4)
+    texts = list({row["text"] for row in rows(60, 3)})
+    given = [{"text": text, "label": ["news"]} for text in sorted(texts)[:30]]  # which the first rows do not teach
+    before = [answer.probs for answer in fitted.predict(inputs, "conditioned")]
+    found = laplora.condition(place, given, progress=False, device="cpu", force=True)
+    served = laplora.Predictor.load(place, device="cpu")
+    encoded = [served.encode({"text": row["text"]}, truncate=True) for row in inputs]
+    after = [answer.probs for answer in served.predict(encoded, "conditioned")]
+    expected = [a.probs for a in fitted.condition(given, force=True).predict(inputs, "conditioned")]
+    torch.testing.assert_close(torch.tensor(after), torch.tensor(expected), rtol=0, atol=2e-3)
+    moved = torch.tensor(after) - torch.tensor(before)
+    assert bool((moved[:, 0] > 0.05).all())
+    assert bool((moved[:, 1:] < -0.05).all())
+    assert found.rows == 30
+    assert laplora.read_artifact(place).manifest.calibration.rows == 30
