@@ -44,6 +44,10 @@ class Forgetful:
         """Drop them."""
 
 
+#: Counts what kept tensors are called and mean: files of another number do not count.
+LAYOUT = 2
+
+
 class FolderStore:
     """Keeps each name in a safetensors file of one folder.
 
@@ -72,7 +76,7 @@ class FolderStore:
         write_tensors(self._folder / f"{name}.safetensors", tensors, {**notes, "mark": self._of(made_from)})
 
     def _of(self, made_from: str) -> str:
-        return f"{self._mark}/{made_from}" if made_from else self._mark
+        return f"{LAYOUT}/{self._mark}/{made_from}"
 
 
 def rows_digest(examples: Sequence[Example]) -> str:
