@@ -90,6 +90,7 @@ class FakePredictor(Predictor):
             metrics={"map": {"nll": 0.5}},
             servable=self.predictives,
             calibration=SimpleNamespace(coverage=0.9, rows=150),
+            familiarity=SimpleNamespace(false_alarms=0.02),
             predictives={},
             recommended=SimpleNamespace(**reason, model_dump=lambda: reason),
         )
