@@ -38,6 +38,7 @@ def suggest(request: SuggestRequest) -> Path:
         rows,
         request.number,
         request.method,
+        least_likeness=request.least_familiarity,
         batch_size=request.batch_size,
         seed=request.seed,
         track=progress,
@@ -63,7 +64,7 @@ def suggested_lines(found: Suggestion, examples: Sequence[Example]) -> list[dict
             reasons |= {"gain": one.gain, "cumulative_gain": total}
         reasons["predicted"] = prediction.label if prediction.labels_present is None else prediction.labels_present
         reasons["probs"] = dict(zip(prediction.labels, prediction.probs, strict=True))
-        reasons["entropy"] = prediction.total
+        reasons |= {"entropy": prediction.total, "familiarity": prediction.familiarity}
         lines.append({"id": example.id, **example.fields, "suggested": reasons})
     return lines
 

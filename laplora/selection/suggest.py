@@ -85,7 +85,7 @@ def suggest(
     Args:
         rows: of the predictor's ``encode``.
         likeness: of each row to the training rows, larger for a row that is more like them; rows below
-            ``least_likeness`` are not chosen. None: all may be.
+            ``least_likeness`` are not chosen. None: the answers' familiarity; where the artifact has none, all may be.
         seed: of ``random``.
         track: shows the progress of the passes.
 
@@ -107,6 +107,9 @@ def suggest(
     predictions = [answers[i] for i in range(len(rows))]
     first = first_of_each(rows)
     allowed = first
+    if likeness is None:
+        known = [one.familiarity for one in predictions if one.familiarity is not None]
+        likeness = known if len(known) == len(rows) else None
     if likeness is not None:
         if len(likeness) != len(rows):
             raise DataError(f"{len(likeness)} numbers of likeness are not those of {len(rows)} rows")

@@ -36,6 +36,7 @@ def test_the_rows_come_in_the_order_to_label(
         assert reasons["cumulative_gain"] == pytest.approx(total)
         assert reasons["predicted"] == max(reasons["probs"], key=lambda label: reasons["probs"][label])
         assert 0 <= reasons["entropy"] <= 0.6932
+        assert 0 < reasons["familiarity"] <= 1
 
 
 def test_labelled_in_place_it_is_a_file_of_rows(sentiment_run: FinishedRun, pool: Path, tmp_path: Path) -> None:

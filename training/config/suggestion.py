@@ -16,6 +16,7 @@ class SuggestRequest:
     Attributes:
         artifact: folder; pool: JSON Lines or CSV file of rows with the fields of its template; out: JSON Lines file.
         number: rows that are to be labelled; method: one of ``METHODS``; seed: of ``random``.
+        least_familiarity: rows of less (``Prediction.familiarity``) are left out, where the artifact has one.
     """
 
     artifact: Path
@@ -26,6 +27,7 @@ class SuggestRequest:
     device: str = "auto"
     batch_size: int = 8
     seed: int = 0
+    least_familiarity: float = 0.0
 
 
 def add_options(job: argparse.ArgumentParser) -> None:
@@ -38,6 +40,8 @@ def add_options(job: argparse.ArgumentParser) -> None:
     job.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     job.add_argument("--batch-size", type=int, default=8, help="rows that run together (default: 8)")
     job.add_argument("--seed", type=int, default=0, help="of method random (default: 0)")
+    least = "leave out rows of less familiarity, where the artifact has one, from 0 to 1 (default: 0, none)"
+    job.add_argument("--least-familiarity", type=float, default=0.0, help=least)
 
 
 def request_of(options: argparse.Namespace) -> SuggestRequest:
