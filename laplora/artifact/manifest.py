@@ -171,7 +171,7 @@ class RecommendedRecord(_Record):
 
     predictive: PredictiveName
     reason: str
-    chosen_by: Literal["calibration", "configuration"]
+    chosen_by: Literal["calibration", "configuration", "labels"]
     table: dict[str, dict[str, float]] = Field(description="by predictive, cross-fitted on the calibration split")
 
 

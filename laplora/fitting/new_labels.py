@@ -164,6 +164,12 @@ def condition_on(
     calibrated = calibrated.model_copy(update={"calibration": record})
     name = corrected_from(manifest.recommended.predictive)
     comparison = compare(manifest, before, name, held_out[name], split, record.folds)
+    if manifest.recommended.chosen_by != "configuration":
+        # Who gives labels wants answers that know them: the choice was made by packaging, its correction answers.
+        answers = calibrated.recommended.model_copy(
+            update={"predictive": name, "reason": f"{name}: {comparison}", "chosen_by": "labels"}
+        )
+        calibrated = calibrated.model_copy(update={"recommended": answers})
     metrics = {
         str(name): evaluate_probs(one.probs, split.labels, together=split.together).to_json()
         for name, one in held_out.items()

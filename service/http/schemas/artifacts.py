@@ -26,7 +26,7 @@ class RecommendedOut(Answer):
         examples=["laplace: NLL 0.369 on 150 calibration rows, -0.506 against map (95 % -0.785 to -0.250); the lowest"]
     )
     """Why, in one sentence with figures."""
-    chosen_by: Literal["calibration", "configuration"] = Field(examples=["calibration"])
+    chosen_by: Literal["calibration", "configuration", "labels"] = Field(examples=["calibration"])
     """Who chose it: the figures, or whoever packaged the artifact."""
     table: dict[str, dict[str, FiniteFloat]] = Field(
         examples=[{"laplace": {"nll": 0.369, "difference_to_map": -0.506, "low": -0.785, "high": -0.25}}]

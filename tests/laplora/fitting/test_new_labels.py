@@ -88,6 +88,8 @@ def test_the_new_version_answers_as_the_posterior_in_memory(
     assert {one.rows for one in manifest.conditioned.values()} == {len(rows["test"]) + len(rows["calibration"])}
     name = found.after.predictive
     assert name == corrected_from(posterior.recommended)
+    assert (manifest.recommended.predictive, manifest.recommended.chosen_by) == (name, "labels")
+    assert in_memory.recommended == name
     assert manifest.metrics[name]["nll"] == pytest.approx(found.after.nll)
     assert manifest.predictives[name].nll == pytest.approx(found.after.nll)
     assert in_memory.fit.calibrated.predictives[name].nll == pytest.approx(found.after.nll, abs=1e-3)
