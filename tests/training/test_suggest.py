@@ -39,6 +39,20 @@ def test_the_rows_come_in_the_order_to_label(
         assert 0 < reasons["familiarity"] <= 1
 
 
+def test_unfamiliar_rows_are_left_out(
+    sentiment_run: FinishedRun, pool: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["suggest", "--artifact", str(sentiment_run.artifact), "--pool", str(pool), "--method", "entropy"]
+    assert main(command) == 0
+    out = pool.with_suffix(".suggested.jsonl")
+    every = [json.loads(line)["suggested"]["familiarity"] for line in out.read_text("utf-8").splitlines()]
+    least = sorted(every)[6]
+    assert main([*command, "--least-familiarity", str(least)]) == 0
+    kept = [json.loads(line)["suggested"]["familiarity"] for line in out.read_text("utf-8").splitlines()]
+    assert sorted(kept) == [one for one in sorted(every) if one >= least]
+    assert ("are too unlike the training rows" in capsys.readouterr().out) == (len(kept) < len(every))
+
+
 def test_labelled_in_place_it_is_a_file_of_rows(sentiment_run: FinishedRun, pool: Path, tmp_path: Path) -> None:
     """With labels written into it the file is read as labelled rows, and suggested again it is a pool."""
     out = tmp_path / "next.jsonl"
