@@ -125,7 +125,7 @@ class Conditioner:
                 raise ConditioningImpossibleError(str(error)) from None
             new = self._swap(loaded, partial(write_version, version, loaded.artifact.path))
             found: Comparison = version.found.comparison
-            self._say("conditioned", loaded, new, rows=len(rows), difference=round(found.difference, 4))
+            self._say({"event": "conditioned"}, loaded, new, rows=len(rows), difference=round(found.difference, 4))
             return Conditioned(new, loaded.artifact.digest, found)
 
     def _undo(self, name: str, digest: str | None) -> Conditioned:
@@ -137,7 +137,7 @@ class Conditioner:
                 new = self._swap(loaded, partial(restore_packaged, loaded.artifact.path))
             except ConfigError as error:
                 raise ConditioningImpossibleError(str(error)) from None
-            self._say("conditioning_undone", loaded, new)
+            self._say({"event": "conditioning_undone"}, loaded, new)
             return Conditioned(new, loaded.artifact.digest)
 
     def _loaded(self, name: str, digest: str | None) -> Predictor:
@@ -178,9 +178,9 @@ class Conditioner:
         return new
 
     @staticmethod
-    def _say(event: str, former: Predictor, new: Predictor, **figures: float) -> None:
-        extra = {"event": event, "artifact": new.artifact.name, "digest": new.artifact.digest}
-        logger.info("artifact %s", event, extra=extra | {"previous": former.artifact.digest, **figures})
+    def _say(event: dict[str, str], former: Predictor, new: Predictor, **figures: float) -> None:
+        served = {"artifact": new.artifact.name, "digest": new.artifact.digest, "previous": former.artifact.digest}
+        logger.info("artifact %s", event["event"], extra={**event, **served, **figures})
 
 
 def examples_of(predictor: Predictor, rows: Sequence[LabelledRow], field: str) -> list[Example]:

@@ -25,7 +25,10 @@ def rows(predictor: Any) -> list[Any]:
 
 def test_the_fake_leaves_to_the_real_one_only_what_no_server_calls() -> None:
     offered = {name for name in vars(Predictor) if not name.startswith("_")}
-    assert offered - set(vars(FakePredictor)) == {"load", "predict_each"}
+    assert offered - set(vars(FakePredictor)) == {
+        *("load", "predict_each"),
+        *("jacobians", "members", "precisions", "states", "tokenizer"),  # of labels: conditioning, suggest
+    }
 
 
 @pytest.mark.parametrize("name", ["map", "fast", "laplace"])

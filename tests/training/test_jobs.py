@@ -457,7 +457,7 @@ def test_a_changed_member_is_not_taken_for_the_fitted_one(
 def test_every_method_is_measured_on_every_test_row(sentiment_run: FinishedRun) -> None:
     folder = sentiment_run.artifact / "report"
     evaluation = json.loads((folder / "evaluation.json").read_text())
-    assert list(evaluation)[:5] == ["zero_shot", "map", "temperature", "fast", "laplace"]
+    assert list(evaluation)[:6] == ["zero_shot", "map", "temperature", "conditioned", "fast", "laplace"]
     assert set(evaluation) >= {"laplace_evidence_scalar", "laplace_evidence_group", "laplace_validation_group"}
     assert {e["rows"] for e in evaluation.values()} == {24}
     # scaling logits by one number moves no decision

@@ -448,8 +448,8 @@ def test_an_artifact_with_every_predictive_reports_them_all(
     assert job("shift", path) == 0
     config = load_config(path)
     record = report(config)
-    names = ["map", "temperature", "fast", "fast_served", "laplace", "laplace_temperature"]
-    names += ["ensemble", "ensemble_temperature", "laplace_ensemble", "mc_dropout"]
+    names = ["map", "temperature", "conditioned", "fast", "fast_served", "laplace", "laplace_temperature"]
+    names += ["laplace_conditioned", "ensemble", "ensemble_temperature", "laplace_ensemble", "mc_dropout"]
     assert list(record["sets"]["test"]["predictives"]) == names
     assert record["recommended"] == mixture_predictor.recommended
     test = load_splits(config.data, seed=config.seed).test[:8]

@@ -80,6 +80,7 @@ def test_when_no_threshold_keeps_the_risk_everything_is_reviewed() -> None:
         set_sizes=torch.ones(1),
         truncated=[False],
         epistemic=torch.zeros(1),
+        unfamiliar=None,
     )
     assert flags == [["low_confidence"]]
     assert decide(thresholds, torch.tensor([-1.0]), flags) == ["review"]

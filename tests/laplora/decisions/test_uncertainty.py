@@ -57,9 +57,11 @@ def test_each_flag_is_raised_by_its_cause_alone() -> None:
         "set_sizes": torch.tensor([1]),
         "truncated": [False],
         "epistemic": column(0.0),
+        "unfamiliar": torch.tensor([False]),
     }
     low = confidence - 1e-9
     causes: dict[str, dict[str, Any]] = {
+        "unfamiliar": {"unfamiliar": torch.tensor([True])},
         "high_epistemic": {"epistemic": column(epistemic + 1e-9)},
         "low_confidence": {"probs": torch.tensor([[low, 1 - low, 0.0]], dtype=F64)},
         "low_label_mass": {"label_mass": column(mass - 1e-9)},

@@ -209,7 +209,8 @@ def float32_artifact(tmp_path: Path) -> Artifact:
     shutil.copytree(ARTIFACT, path)
     golden = json.loads((path / "golden.json").read_text(encoding="utf-8"))
     (path / "golden.json").write_text(
-        json.dumps({**golden, "tolerance": 0.999, "variance_tolerance": 3.0}), encoding="utf-8"
+        json.dumps({**golden, "tolerance": 0.999, "variance_tolerance": 3.0, "familiarity_tolerance": 0.999}),
+        encoding="utf-8",
     )
     changes = {"quantization": "none", "dtype": "float32", "files": file_records(path)}
     write_manifest(path, read_artifact(ARTIFACT).manifest.model_copy(update=changes))
