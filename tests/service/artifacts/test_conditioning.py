@@ -6,7 +6,9 @@ import asyncio
 import os
 import shutil
 import stat
-from collections.abc import AsyncIterator
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,14 +159,29 @@ async def test_another_version_on_the_disk_is_not_overwritten(server: Server, mi
     assert read_artifact(server.folder).digest == there
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-async def test_a_folder_that_cannot_be_written_to_is_named(server: Server) -> None:
-    digest, root = await server.digest(), server.folder.parent
-    root.chmod(stat.S_IRUSR | stat.S_IXUSR)
+@contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """Let nobody write into a folder inside the block: root may where the mode forbids it, not on a read-only mount."""
+    if os.geteuid():
+        folder.chmod(stat.S_IRUSR | stat.S_IXUSR)
+        try:
+            yield
+        finally:
+            folder.chmod(stat.S_IRWXU)
+        return
+    if subprocess.run(["mount", "--bind", str(folder), str(folder)]).returncode:
+        pytest.skip("no folder can be mounted here")
     try:
-        response = await server.send()
+        subprocess.run(["mount", "-o", "remount,ro,bind", str(folder)], check=True)
+        yield
     finally:
-        root.chmod(stat.S_IRWXU)
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+async def test_a_folder_that_cannot_be_written_to_is_named(server: Server) -> None:
+    digest = await server.digest()
+    with read_only(server.folder.parent):
+        response = await server.send()
     assert code(response) == (409, "artifact_not_writable")
     assert await server.digest() == digest
 
