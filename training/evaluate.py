@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from laplora.artifact.manifest import DISTILLED, FAMILIARITY, POSTERIOR, SHIFT
+from laplora.artifact.members import state_width
 from laplora.classifier import Classifier, without_adapter
 from laplora.familiarity.file import read_familiarity_for
 from laplora.familiarity.percentile import is_unfamiliar
@@ -114,11 +115,11 @@ def measure(run: Run, model: Any, fitted: Path) -> Measured:
     ensemble = Ensemble(member_adapters(config, model), fits)
     with without_adapter(model):
         zero_shot = plain_probs(classifier, test, config.laplace.batch_size)
-    shifts: dict[Corrected, tuple[Shift, float]] = {}
+    shifts: dict[Corrected, Shift] = {}
     if record.conditioned:
-        width = model.get_base_model().config.get_text_config().hidden_size
-        found_shifts = read_shifts(fitted / SHIFT, tuple(record.conditioned), width, run.class_count - 1)
-        shifts = {kind: (one, calibrated.predictives[kind].temperature) for kind, one in found_shifts.items()}
+        temperatures = {kind: calibrated.predictives[kind].temperature for kind in record.conditioned}
+        width = state_width(model, run.readout)
+        shifts = read_shifts(fitted / SHIFT, temperatures, width, run.class_count - 1)
     posterior = read_posterior(fitted / POSTERIOR, blocks)
     found = outputs_of(
         classifier,

@@ -254,6 +254,8 @@ class Manifest(_Record):
         for name in ("map", self.recommended.predictive):
             if name not in self.servable:
                 raise ValueError(f"the artifact must have the predictive {name!r}")
+        if missing := sorted(self.conditioned.keys() - self.predictives.keys()):
+            raise ValueError(f"labels correct {missing[0]!r}, which is no predictive of the artifact")
         return self
 
     @property
@@ -261,6 +263,11 @@ class Manifest(_Record):
         """The head that was trained without an adapter; None where there is an adapter."""
         record = self.readout
         return record if isinstance(record, ClassificationHeadRecord) and record.alone else None
+
+    @property
+    def corrected(self) -> dict[Corrected, float]:
+        """The predictives that the calibration rows' labels correct, with their temperatures."""
+        return {kind: self.predictives[kind].temperature for kind in self.conditioned}
 
     @property
     def likelihood(self) -> Likelihood:

@@ -125,11 +125,10 @@ def load_members(path: Path, manifest: Manifest, model: Any, device: torch.devic
     dropped = (
         dropout_weights(model, blocks, p=masks.probability, members=masks.members, seed=masks.seed) if masks else ()
     )
-    shifts: dict[Corrected, tuple[Shift, float]] = {}
+    shifts: dict[Corrected, Shift] = {}
     if manifest.conditioned:
         directions = len(manifest.labels) - (readout.likelihood == "categorical")
-        found = read_shifts(path / SHIFT, tuple(manifest.conditioned), _state_width(model, readout), directions)
-        shifts = {kind: (shift, manifest.predictives[kind].temperature) for kind, shift in found.items()}
+        shifts = read_shifts(path / SHIFT, manifest.corrected, state_width(model, readout), directions)
     return MemberSet(
         model=model,
         parameters=lora_parameters(model),
@@ -143,7 +142,7 @@ def load_members(path: Path, manifest: Manifest, model: Any, device: torch.devic
     )
 
 
-def _state_width(model: Any, readout: ReadOut) -> int:
+def state_width(model: Any, readout: ReadOut) -> int:
     """Return the size of the state that the logits are read from."""
     if readout.trained:
         return int(head_linear(model, readout.trained[-1]).in_features)

@@ -17,6 +17,7 @@ from laplora.artifact.manifest import ADAPTER_FOLDER, HEAD, Manifest
 from laplora.artifact.readout_records import readout_record
 from laplora.classifier import Classifier, batches
 from laplora.errors import ConditioningError, ModelError
+from laplora.fitting.conditioning import shifts_of
 from laplora.fitting.describing import describe, summary
 from laplora.fitting.evaluation import evaluate_predictives, outputs_of
 from laplora.fitting.fit import Fit
@@ -161,7 +162,7 @@ class CalibratedPosterior:
                 fit.served.prior,
                 fit.ensemble,
                 distilled.predictor if distilled else None,
-                {kind: (one.shift, one.temperature) for kind, one in fit.conditioned.items()},
+                shifts_of(fit.conditioned),
                 fit.familiar.familiarity if fit.familiar else None,
                 examples,
                 self._progress,
@@ -352,7 +353,7 @@ def _members(classifier: Classifier, fit: Fit) -> MemberSet:
         readout=classifier.readout,
         trained=Member({}, fit.posterior.to(device, dtype), precisions),
         distilled=fit.distilled.predictor if fit.distilled else None,
-        shifts={kind: (one.shift, one.temperature) for kind, one in fit.conditioned.items()},
+        shifts=shifts_of(fit.conditioned),
         familiarity=fit.familiar.familiarity if fit.familiar else None,
         checkpoints=tuple(checkpoint(adapter.step, adapter.weights) for adapter in fit.ensemble.adapters),
         dropout=tuple(map(Member, masks)),

@@ -8,7 +8,7 @@ sets and the recommendation are set on comes from folds, and so do temperatures 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -38,7 +38,7 @@ class Conditioned:
     """How the calibration rows' labels correct one predictive.
 
     Attributes:
-        shift: of its log probabilities; temperature: of the predictive, 1 for Laplace.
+        shift: of its log probabilities.
         precision: of the last layer's prior; bias: prior variance of a constant, nats squared.
         left_out: (rows, classes - 1) float64, what the labels of the other inputs add to each calibration row's log
             probabilities, nats.
@@ -46,7 +46,6 @@ class Conditioned:
     """
 
     shift: Shift
-    temperature: float
     precision: float
     bias: float
     left_out: torch.Tensor
@@ -69,8 +68,8 @@ class Conditioning:
     split: ProjectedSplit
     layer: LastLayer
     tried: tuple[Candidate, ...]
-    before: Mapping[Corrected, tuple[torch.Tensor, float]] = field(default_factory=dict)
-    always: int = 0
+    before: Mapping[Corrected, tuple[torch.Tensor, float]]
+    always: int
 
     @classmethod
     def of(
@@ -83,15 +82,15 @@ class Conditioning:
         """Return the conditioning of a split whose last states were kept; labels move it on from ``before``."""
         assert split.last is not None
         if split.together == 1:
-            layer = LastLayer.of(split.last, contrast_hessian(split.logits, split.class_mask), trained.posterior.rows)
-            return cls(trained, split, layer, tuple(candidates(layer)), before or {}, always)
-        present = class_probs(split.logits, split.class_mask)[:, 1].view(-1, split.together)
-        layer = LastLayer.of(split.last, torch.diag_embed(present * (1 - present)), trained.posterior.rows)
-        size = len(split)
-        tried = (
-            Candidate(one.precision, one.bias, TO_CONTRAST**2 * one.kernel.reshape(size, 1, size, 1))
-            for one in candidates(layer)
-        )
+            hessians = contrast_hessian(split.logits, split.class_mask)
+        else:
+            present = class_probs(split.logits, split.class_mask)[:, 1].view(-1, split.together)
+            hessians = torch.diag_embed(present * (1 - present))
+        layer = LastLayer.of(split.last, hessians, trained.posterior.rows)
+        tried = candidates(layer)
+        if split.together > 1:
+            shape = len(split), 1, len(split), 1
+            tried = [replace(one, kernel=TO_CONTRAST**2 * one.kernel.reshape(shape)) for one in tried]
         return cls(trained, split, layer, tuple(tried), before or {}, always)
 
     def served(self, kind: Corrected) -> Conditioned:
@@ -103,9 +102,9 @@ class Conditioning:
         chosen, alpha = self.tried[choice.place], choice.mode.alpha
         if self.split.together > 1:
             alpha = TO_CONTRAST * alpha.view(-1, self.split.together)
-        shift = Shift(self.layer.weights(alpha, chosen.precision), chosen.bias * alpha.sum(0))
+        weights, constant = self.layer.weights(alpha, chosen.precision), chosen.bias * alpha.sum(0)
         moved, loss = choice.left_out - rows.mean + base.before, choice.losses[choice.place]
-        return Conditioned(shift, base.temperature, chosen.precision, chosen.bias, moved, loss)
+        return Conditioned(Shift(weights, constant, base.temperature), chosen.precision, chosen.bias, moved, loss)
 
     def predictive(
         self, kind: Corrected, fit: torch.Tensor, answered: torch.Tensor, prior: Callable[[], Prior]
@@ -161,9 +160,9 @@ class _Base:
         return PosteriorPredictive(probs, torch.zeros_like(probs), entropy(probs))
 
 
-def without_conditioned(settings: FitSettings) -> FitSettings:
-    """Return settings with the predictives that learn from labels off."""
-    return settings.model_copy(update={"predictives": settings.predictives.model_copy(update={"conditioned": False})})
+def shifts_of(conditioned: Mapping[Corrected, Conditioned]) -> dict[Corrected, Shift]:
+    """Return the shifts, as ``MemberSet`` has them."""
+    return {kind: one.shift for kind, one in conditioned.items()}
 
 
 def possible_conditioning(
@@ -186,7 +185,8 @@ def possible_conditioning(
         if settings.predictives.serve in CONDITIONED:
             raise ConfigError(f"serve: {settings.predictives.serve} cannot be: {error}") from None
         progress.say(f"conditioned is off: {error}")
-        return without_conditioned(settings)
+        off = settings.predictives.model_copy(update={"conditioned": False})
+        return settings.model_copy(update={"predictives": off})
     return settings
 
 

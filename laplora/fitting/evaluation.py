@@ -49,7 +49,7 @@ def outputs_of(
     prior: Prior,
     ensemble: Ensemble,
     distilled: DistilledCovariance | None,
-    shifts: Mapping[Corrected, tuple[Shift, float]],
+    shifts: Mapping[Corrected, Shift],
     familiarity: Familiarity | None,
     examples: Sequence[Example],
     progress: Progress,
@@ -58,7 +58,7 @@ def outputs_of(
     """Return what every adapter of a fit gives on rows.
 
     Without ``distilled``, as where it cannot be, there is no ``fast``; ``shifts`` are of the predictives that labels
-    correct, each with its temperature.
+    correct.
     """
     size = settings.laplace.batch_size
     layers = tuple(sorted({*(distilled.layers if distilled else ()), *(familiarity.layers if familiarity else ())}))

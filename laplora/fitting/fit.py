@@ -173,7 +173,7 @@ def fit_rows(
         distilled=held_out,
         seen=trained_on,
         moved={kind: one.left_out for kind, one in conditioned.items()},
-        temperature=conditioned["conditioned"].temperature if conditioned else 1.0,
+        temperature=conditioned["conditioned"].shift.temperature if conditioned else 1.0,
     )
     calibrated, scores = calibrate(settings, outputs, conditioning)
     many = many_classes_record(settings, classifier, posterior, trained, split)

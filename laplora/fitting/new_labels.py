@@ -145,18 +145,18 @@ def condition_on(
         earlier = served_outputs(packaged, classifier, settings, calibration, run, say).split
         rows, always = concatenated([earlier, rows]), len(earlier)
         fitted = replace(fitted, projected=rows.projected)
-    on_top = {} if calibration else {kind: (outputs.moved[kind], t) for kind, (_, t) in members.shifts.items()}
+    on_top = {} if calibration else {kind: (outputs.moved[kind], s.temperature) for kind, s in members.shifts.items()}
     conditioning = Conditioning.of(fitted, rows, on_top, always)
     found: dict[Corrected, Conditioned] = {}
     for kind in CONDITIONED:
         one = conditioning.served(kind)
-        shift = added(members.shifts[kind][0], one.shift) if kind in on_top else one.shift
+        shift = added(members.shifts[kind], one.shift) if kind in on_top else one.shift
         found[kind] = replace(one, left_out=one.left_out[always:], shift=shift)
     split = outputs.split
     outputs = replace(
         outputs,
         moved={kind: one.left_out for kind, one in found.items()},
-        temperature=found["conditioned"].temperature,
+        temperature=found["conditioned"].shift.temperature,
     )
     held_out = out_of_fold(settings, outputs, priors_without(settings, outputs), conditioning)
     calibrated, scores = calibrate(settings, outputs, conditioning, held_out)
@@ -268,13 +268,5 @@ def compare(
 
 
 def added(first: Shift, second: Shift) -> Shift:
-    """Return both shifts, on the CPU."""
-    return Shift(
-        first.weights.double().cpu() + second.weights.double().cpu(),
-        first.constant.double().cpu() + second.constant.double().cpu(),
-    )
-
-
-def shifts_of(conditioned: Mapping[Corrected, Conditioned]) -> dict[Corrected, tuple[Shift, float]]:
-    """Return the shifts, each with its predictive's temperature, as ``MemberSet`` has them."""
-    return {kind: (one.shift, one.temperature) for kind, one in conditioned.items()}
+    """Return both shifts of one predictive."""
+    return Shift(first.weights + second.weights, first.constant + second.constant, second.temperature)

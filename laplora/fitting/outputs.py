@@ -98,19 +98,15 @@ class SplitOutputs:
         return self.distilled * (sizes[0] / sizes[1].clamp_min(torch.finfo(torch.float64).tiny))[:, None, None]
 
 
-def corrected(outputs: SplitOutputs, shifts: Mapping[Corrected, tuple[Shift, float]]) -> SplitOutputs:
-    """Return outputs with what labels of other rows add to the log probabilities.
-
-    Args:
-        shifts: by kind of members, each with its predictive's temperature.
-    """
+def corrected(outputs: SplitOutputs, shifts: Mapping[Corrected, Shift]) -> SplitOutputs:
+    """Return outputs with what labels of other rows add to the log probabilities, by kind of members."""
     split = outputs.split
     moved: dict[Corrected, torch.Tensor] = {}
-    for kind, (shift, _) in shifts.items():
+    for kind, shift in shifts.items():
         assert split.last is not None
         added = shift.of(split.last)
         moved[kind] = binary_means(added[None])[0] if split.together > 1 else added
-    temperature = shifts["conditioned"][1] if "conditioned" in shifts else 1.0
+    temperature = shifts["conditioned"].temperature if "conditioned" in shifts else 1.0
     return replace(outputs, moved=moved, temperature=temperature)
 
 

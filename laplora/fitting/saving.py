@@ -36,7 +36,7 @@ from laplora.artifact.manifest import (
 from laplora.familiarity.file import familiarity_tensors
 from laplora.files import write_json, write_tensors
 from laplora.fitting.calibrate import Calibrated
-from laplora.fitting.conditioning import Conditioned
+from laplora.fitting.conditioning import Conditioned, shifts_of
 from laplora.fitting.fit import Fit
 from laplora.fitting.projected import split_tensors
 from laplora.posterior.base import block_precisions
@@ -122,7 +122,7 @@ def write_fit(folder: Path, record: FitRecord, fit: Fit, notes: Mapping[str, Any
     if fit.distilled:
         write_tensors(folder / DISTILLED, *distilled_tensors(fit.distilled.predictor))
     if fit.conditioned:
-        write_tensors(folder / SHIFT, *shift_tensors({kind: one.shift for kind, one in fit.conditioned.items()}))
+        write_tensors(folder / SHIFT, *shift_tensors(shifts_of(fit.conditioned)))
     if fit.familiar:
         write_tensors(folder / FAMILIARITY, familiarity_tensors(fit.familiar.familiarity))
     for member in fit.ensemble.fits:

@@ -25,8 +25,9 @@ from laplora.artifact.packaged import (
 )
 from laplora.errors import ConditioningError
 from laplora.files import write_json, write_tensors
+from laplora.fitting.conditioning import shifts_of
 from laplora.fitting.describing import installed_versions, summary
-from laplora.fitting.new_labels import Comparison, NewLabels, condition_on, shifts_of
+from laplora.fitting.new_labels import Comparison, NewLabels, condition_on
 from laplora.fitting.progress import Bars, Progress, Silent
 from laplora.fitting.rows import read_rows
 from laplora.fitting.saving import TOLERANCE, VARIANCE_TOLERANCE, conditioned_record
@@ -143,7 +144,7 @@ def write_version(version: Version, target: Path, check: Callable[[Path], object
     """
     found = version.found
     with new_version(version.of, target) as folder:
-        write_tensors(folder / SHIFT, *shift_tensors({kind: one.shift for kind, one in found.conditioned.items()}))
+        write_tensors(folder / SHIFT, *shift_tensors(shifts_of(found.conditioned)))
         write_tensors(folder / SCORES, score_tensors(found.scores))
         write_json(folder / REPORT, found.comparison.model_dump(mode="json"))
         write_json(folder / GOLDEN, version.golden)
@@ -160,11 +161,10 @@ def as_packaged(loaded: Predictor) -> Predictor:
     artifact = loaded.artifact
     if not is_conditioned(artifact.manifest):
         return loaded
-    manifest, shifts = packaged_manifest(artifact), dict[Corrected, tuple[Shift, float]]()
+    manifest, shifts = packaged_manifest(artifact), dict[Corrected, Shift]()
     if manifest.conditioned:
-        width, directions = next(iter(loaded.members.shifts.values()))[0].weights.shape
-        found = read_shifts(packaged_file(artifact.path, SHIFT), tuple(manifest.conditioned), width, directions)
-        shifts = {kind: (shift, manifest.predictives[kind].temperature) for kind, shift in found.items()}
+        width, directions = next(iter(loaded.members.shifts.values())).weights.shape
+        shifts = read_shifts(packaged_file(artifact.path, SHIFT), manifest.corrected, width, directions)
     before = Artifact(artifact.path, manifest, artifact.digest)
     members = replace(loaded.members, shifts=shifts)
     return Predictor(before, members, loaded.tokenizer, loaded.device, loaded.base, loaded.review_scores)

@@ -53,8 +53,7 @@ class MemberSet:
         readout: how class logits are read from the model.
         trained: the attached adapter.
         distilled: what predicts the covariance of its posterior from its forward pass; None where nothing does.
-        shifts: by kind of members, how far the calibration rows' labels move its log probabilities, and the temperature
-            of its predictive.
+        shifts: by kind of members, how far the calibration rows' labels move its log probabilities.
         familiarity: what says from its forward pass how familiar an input is; None where nothing does.
         checkpoints: the ensemble's other adapters; the trained one is its first member.
         dropout: the trained adapter under each dropout mask.
@@ -65,7 +64,7 @@ class MemberSet:
     readout: ReadOut
     trained: Member
     distilled: DistilledCovariance | None = None
-    shifts: Mapping[Corrected, tuple[Shift, float]] = field(default_factory=dict)
+    shifts: Mapping[Corrected, Shift] = field(default_factory=dict)
     familiarity: Familiarity | None = None
     checkpoints: tuple[Member, ...] = ()
     dropout: tuple[Member, ...] = ()
@@ -127,13 +126,13 @@ def member_outputs(members: MemberSet, batch: Batch, wanted: Collection[Wanted])
     mass = members.readout.label_mass(members.model, hidden, batch.class_mask).double().cpu()
     means: dict[Members, torch.Tensor] = {"single": mean_of(likelihood, logits)[None]}
     covariances: dict[Members, torch.Tensor] = {} if covariance is None else {"single": covariance[None]}
-    for moved, (shift, temperature) in members.shifts.items():
+    for moved, shift in members.shifts.items():
         if moved == "laplace_conditioned" and covariance is not None:
             several = likelihood == "bernoulli"
             kappa = label_tempering(covariance) if several else tempering(covariance, batch.class_mask.cpu())
             means[moved], covariances[moved] = means["single"] + kappa * shift.of(hidden), covariance[None]
         elif moved == "conditioned":
-            means[moved] = means["single"] + temperature * shift.of(hidden)
+            means[moved] = means["single"] + shift.temperature * shift.of(hidden)
     estimate = familiar = None
     states = tape.states(logits) if tape else None
     if familiarity is not None and states is not None:

@@ -21,12 +21,14 @@ class Shift:
     """What conditioning adds to log probabilities.
 
     Attributes:
-        weights: (width, directions), W; the directions are those of the likelihood.
-        constant: (directions,), c, nats.
+        weights: (width, directions) float64 on the CPU, W; the directions are those of the likelihood.
+        constant: (directions,) float64, c, nats.
+        temperature: of the predictive that is corrected; 1 for Laplace.
     """
 
     weights: torch.Tensor
     constant: torch.Tensor
+    temperature: float = 1.0
 
     def of(self, states: torch.Tensor) -> torch.Tensor:
         """Return what it adds, (batch, directions) float64 on the CPU, nats.
@@ -34,7 +36,7 @@ class Shift:
         Args:
             states: (batch, width), what the logits were read from.
         """
-        return states.detach().to("cpu", torch.float64) @ self.weights.double() + self.constant.double()
+        return states.detach().to("cpu", torch.float64) @ self.weights + self.constant
 
 
 def tempering(covariance: torch.Tensor, class_mask: torch.Tensor) -> torch.Tensor:

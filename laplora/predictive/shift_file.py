@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -21,21 +21,26 @@ def shift_tensors(shifts: Mapping[Corrected, Shift]) -> tuple[dict[str, torch.Te
     return {name: tensor.float().contiguous().cpu() for name, tensor in named.items()}, {}
 
 
-def read_shifts(path: Path, kinds: Sequence[Corrected], width: int, directions: int) -> dict[Corrected, Shift]:
-    """Return the shifts in a file.
+def read_shifts(
+    path: Path, temperatures: Mapping[Corrected, float], width: int, directions: int
+) -> dict[Corrected, Shift]:
+    """Return the shifts in a file, in float64.
 
     Args:
-        kinds: of members, those that the artifact has.
+        temperatures: by predictive that the artifact corrects.
         width: of the state that the logits are read from; directions: those of the likelihood.
 
     Raises:
         ArtifactCorruptError: an unreadable file, a tensor missing or left over, of another shape, or not finite.
     """
     tensors, _ = read_tensors(path)
-    if odd := sorted(set(tensors) ^ {f"{kind}.{part}" for kind in kinds for part in _PARTS}):
+    if odd := sorted(set(tensors) ^ {f"{kind}.{part}" for kind in temperatures for part in _PARTS}):
         raise ArtifactCorruptError(f"{path.name} and the manifest name different shifts, such as {odd[0]!r}")
     for name, tensor in tensors.items():
         shape = (width, directions) if name.endswith(".weights") else (directions,)
         if tuple(tensor.shape) != shape or not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
             raise ArtifactCorruptError(f"{path.name}: {name} should be finite numbers of shape {shape}")
-    return {kind: Shift(*(tensors[f"{kind}.{part}"] for part in _PARTS)) for kind in kinds}
+    return {
+        kind: Shift(tensors[f"{kind}.weights"].double(), tensors[f"{kind}.constant"].double(), temperature)
+        for kind, temperature in temperatures.items()
+    }

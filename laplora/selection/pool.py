@@ -10,7 +10,8 @@ from laplora.classifier import batches
 from laplora.errors import ConfigError
 from laplora.linearised import hessian_root
 from laplora.metrics.checks import check_finite
-from laplora.posterior.between_rows import joint_of
+from laplora.posterior.base import Posterior
+from laplora.posterior.joint import JointPosterior
 from laplora.predictor import Predictor
 from laplora.prompts.rows import EncodedRow
 from laplora.selection.sketch import FeatureMap
@@ -36,7 +37,7 @@ class FeaturePass:
             ConfigError: a posterior without a covariance between rows, or more rows than there is memory for.
         """
         self._predictor, self._rows = predictor, rows
-        self._posterior = joint_of(predictor.posterior, "choosing rows by information")
+        self._posterior = _joint(predictor.posterior)
         self._map = FeatureMap.of(self._posterior, predictor.precisions)
         directions = predictor.class_count - (predictor.artifact.manifest.likelihood == "categorical")
         needed = 4 * len(rows) * directions * self._map.size
@@ -87,3 +88,14 @@ def loss_roots(probs: Sequence[Sequence[float]], classes: int, *, several: bool)
         mask[i, : len(row)] = True
         logits[i, : len(row)] = torch.tensor(row, dtype=torch.float64).clamp_min(torch.finfo(torch.float64).tiny).log()
     return hessian_root(logits, mask)
+
+
+def _joint(posterior: Posterior) -> JointPosterior:
+    """Return a posterior whose rows vary together; ConfigError where it has no covariance between them."""
+    if isinstance(posterior, JointPosterior):
+        return posterior
+    raise ConfigError(
+        "choosing rows by information takes the covariance between rows, which this posterior of structure "
+        f"{posterior.structure!r} does not have: use structure joint_core, joint or exact, and so few classes that "
+        "every contrast is computed"
+    )

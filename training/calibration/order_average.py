@@ -79,7 +79,7 @@ def order_averages(
     posterior: Posterior,
     outputs: SplitOutputs,
     ensemble: Ensemble,
-    shifts: Mapping[Corrected, tuple[Shift, float]],
+    shifts: Mapping[Corrected, Shift],
     examples: Sequence[Example],
     records: Mapping[PredictiveName, PredictiveRecord],
 ) -> tuple[dict[str, Evaluation], dict[str, OrderGain]]:

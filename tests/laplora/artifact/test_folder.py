@@ -119,6 +119,13 @@ def test_a_manifest_path_out_of_the_folder(artifact_copy: Path, tmp_path: Path) 
     assert_corrupt(artifact_copy, r"files missing \['../outside'\]")
 
 
+def test_a_correction_of_no_predictive_is_refused(artifact_copy: Path) -> None:
+    predictives = json.loads((artifact_copy / MANIFEST).read_bytes())["predictives"]
+    del predictives["conditioned"]
+    edit_manifest(artifact_copy, predictives=predictives)
+    assert_corrupt(artifact_copy, "labels correct 'conditioned', which is no predictive")
+
+
 def test_a_git_lfs_pointer_is_called_one(artifact_copy: Path) -> None:
     (artifact_copy / ADAPTER).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 796904\n")
     assert_corrupt(artifact_copy, r"it is a git-lfs pointer, .*git lfs pull")

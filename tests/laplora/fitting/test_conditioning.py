@@ -17,7 +17,7 @@ from laplora.artifact.folder import read_artifact
 from laplora.errors import ArtifactCorruptError, ConfigError
 from laplora.files import write_tensors
 from laplora.fitting.calibrate import calibrate, out_of_fold, predictive_of, priors_without
-from laplora.fitting.conditioning import MOST, Conditioning, possible_conditioning
+from laplora.fitting.conditioning import MOST, Conditioning, possible_conditioning, shifts_of
 from laplora.fitting.outputs import Fitted, SplitOutputs, corrected
 from laplora.fitting.projected import ProjectedSplit
 from laplora.fitting.settings import FitSettings
@@ -75,7 +75,7 @@ def problem(moved_by: float, rows: int = 80) -> tuple[Conditioning, SplitOutputs
         (fitted,),
         {},
         moved={kind: one.left_out for kind, one in served.items()},
-        temperature=served["conditioned"].temperature,
+        temperature=served["conditioned"].shift.temperature,
     )
     test_logits, test_states, test_labels = linear_rows(2000, 3, moved)
     return conditioning, outputs, {"logits": test_logits, "states": test_states, "labels": test_labels}
@@ -88,9 +88,9 @@ def nll_of(conditioning: Conditioning, test: dict[str, torch.Tensor], name: Pred
     mass = torch.ones(len(mask))
     split = ProjectedSplit(projected, test["logits"], mask, test["labels"], mass, last=test["states"])
     served = {kind: conditioning.served(kind) for kind in CONDITIONED}
-    shifts = {kind: (one.shift, one.temperature) for kind, one in served.items()}
-    outputs = corrected(SplitOutputs(split, (Fitted(trained.posterior, trained.prior, projected),), {}), shifts)
-    temperature = served["conditioned"].temperature if name in ("conditioned", "temperature") else 1.0
+    fitted = Fitted(trained.posterior, trained.prior, projected)
+    outputs = corrected(SplitOutputs(split, (fitted,), {}), shifts_of(served))
+    temperature = served["conditioned"].shift.temperature if name in ("conditioned", "temperature") else 1.0
     return float(row_nll(predictive_of(outputs, name, temperature).probs, test["labels"]).mean())
 
 
@@ -165,7 +165,7 @@ def test_an_answer_adds_what_its_last_state_gives(fitted: Any) -> None:
         for kind, one in conditioned.items():
             moved = jacobians.hidden.double() @ one.shift.weights + one.shift.constant
             if kind == "conditioned":
-                expected = class_probs(contrast_logits(mean / one.temperature + moved), batch.class_mask)[0]
+                expected = class_probs(contrast_logits(mean / one.shift.temperature + moved), batch.class_mask)[0]
             else:
                 precisions = block_precisions(fitted.fit.served.prior, blocks)
                 covariance = fitted.fit.posterior.covariance_of(jacobians, precisions)
@@ -198,8 +198,9 @@ def test_a_damaged_shift_is_refused(tmp_path: Path) -> None:
     shifts, path = {"conditioned": conditioning.served("conditioned").shift}, tmp_path / "shift.safetensors"
     tensors, _ = shift_tensors(shifts)  # type: ignore[arg-type]
     write_tensors(path, tensors)
-    read = read_shifts(path, ("conditioned",), WIDTH, CLASSES - 1)["conditioned"]
-    torch.testing.assert_close(read.weights.double(), shifts["conditioned"].weights, rtol=1e-6, atol=1e-6)
+    read = read_shifts(path, {"conditioned": 1.5}, WIDTH, CLASSES - 1)["conditioned"]
+    torch.testing.assert_close(read.weights, shifts["conditioned"].weights, rtol=1e-6, atol=1e-6)
+    assert read.temperature == 1.5
     for name, bad in (
         ("conditioned.weights", tensors["conditioned.weights"][:3].contiguous()),
         ("conditioned.weights", tensors["conditioned.weights"] * torch.nan),
@@ -207,10 +208,10 @@ def test_a_damaged_shift_is_refused(tmp_path: Path) -> None:
     ):
         write_tensors(path, tensors | {name: bad})
         with pytest.raises(ArtifactCorruptError, match=name):
-            read_shifts(path, ("conditioned",), WIDTH, CLASSES - 1)
+            read_shifts(path, {"conditioned": 1.5}, WIDTH, CLASSES - 1)
     write_tensors(path, tensors)
     with pytest.raises(ArtifactCorruptError, match="laplace_conditioned"):
-        read_shifts(path, CONDITIONED, WIDTH, CLASSES - 1)
+        read_shifts(path, dict.fromkeys(CONDITIONED, 1.5), WIDTH, CLASSES - 1)
 
 
 @pytest.mark.parametrize(("rows", "seen", "reason"), [(MOST + 1, False, "more than"), (20, True, "trained on")])

@@ -7,7 +7,6 @@ import torch
 
 from laplora.jacobians.blocks import BlockJacobian, ContrastJacobians
 from laplora.posterior.base import Prior, block_precisions
-from laplora.posterior.between_rows import joint_of
 from laplora.posterior.joint import JointPosterior
 from laplora.posterior.passes import StructureSettings
 from laplora.posterior.tensors import fit_jacobians
@@ -32,7 +31,9 @@ def fitted(structure: str) -> JointPosterior:
     """Return the posterior of 40 training rows."""
     logits = torch.randn(40, CLASSES, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     settings = StructureSettings(structure=structure, rank=2, joint_rank=6, basis_dtype=torch.float64)
-    return joint_of(fit_jacobians([(logits, jacobians(40, 1))], settings), "a sketch")
+    posterior = fit_jacobians([(logits, jacobians(40, 1))], settings)
+    assert isinstance(posterior, JointPosterior)
+    return posterior
 
 
 def both(structure: str, prior: Prior, size: int) -> tuple[torch.Tensor, torch.Tensor]:
