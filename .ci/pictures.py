@@ -259,7 +259,7 @@ def pictures() -> dict[str, str]:
     """Return the SVG of each picture, by its name."""
     made = {}
     for draw, width, height in (
-        (rooms, 920, 736),
+        (rooms, 920, 882),
         (request, 900, 300),
         (training_run, 900, 300),
         (artifact, 900, 330),
