@@ -5,10 +5,13 @@ torch nor transformers. The rooms, each importing only what stands further down:
 
 - ``sklearn``: the same as a scikit-learn classifier; imported by its name alone, for it needs scikit-learn.
 - ``fitting``: ``fit``, from a classifier and rows to calibrated answers, and the artifact of them.
+- ``selection``: which rows to label next.
 - ``predictor``: an artifact in, answers out.
 - ``answers``: from what the model says of a batch to probabilities, flags and decisions; golden answers.
-- ``artifact``: the folder that is served; ``prior``: how the prior precision is chosen.
+- ``artifact``: the folder that is served; ``conditioning``: how labels correct answers.
+- ``prior``: how the prior precision is chosen.
 - ``predictive``: from a Gaussian over the class contrasts to probabilities; mixtures; the distilled covariance.
+- ``familiarity``: how like the training rows an input is.
 - ``posterior``: curvature, structures, and the predictive covariance J Sigma J^T.
 - ``classifier``: a fine-tuned model with its prompt and labels.
 - ``jacobians``: the derivative of the contrasts with respect to LoRA weights.

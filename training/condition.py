@@ -68,7 +68,7 @@ def condition(request: ConditionRequest) -> Path:
         progress=Terminal(),
     )
     recommended = read_artifact(target).manifest.recommended
-    say(f"answers by {recommended.predictive}: {recommended.reason}")
+    say(f"answers by {recommended.predictive}" + (", by force" if request.force else ""))
     if request.out is None:
         say(f"undo it: python -m training condition --artifact {target} --undo")
     return target

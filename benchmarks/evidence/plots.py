@@ -43,12 +43,16 @@ def figure(chosen: Sequence[Cell]) -> Figure:
                 found = cell.differences["nll"]
                 low, mean, high = (max(-_REACH, min(_REACH, v)) for v in (found.low, found.mean, found.high))
                 panel.plot([low, high], [place, place], color=_COLOURS[found.verdict], linewidth=1.2)
-                panel.plot([mean], [place], "o", color=_COLOURS[found.verdict], markersize=4)
+                marker = "o" if abs(found.mean) < _REACH else ">" if found.mean > 0 else "<"
+                panel.plot([mean], [place], marker, color=_COLOURS[found.verdict], markersize=4)
         panel.axvline(0, color="black", linewidth=0.8)
         panel.set_xlim(-_REACH * 1.05, _REACH * 1.05)
         panel.set_title(task, fontsize=10)
         panel.tick_params(labelsize=8)
     panels[0].set_yticks(range(len(names)), [METHODS[n].title for n in names], fontsize=8)
     panels[0].invert_yaxis()
-    made.suptitle("NLL less temperature scaling's, nats: left of the line is better", fontsize=10)
+    title = "NLL less temperature scaling's, nats: left of the line is better"
+    made.suptitle(
+        f"{title}\nblue: better, red: worse, beyond the 95 % interval; an arrow: beyond the edge", fontsize=10
+    )
     return made

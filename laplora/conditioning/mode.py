@@ -1,7 +1,7 @@
 """Conditioning a Gaussian process over the contrasts on labelled rows: its mode, and what follows for other rows.
 
-After training, the linearised posterior is a Gaussian process over the contrasts with mean ``m(x) = Q^T f_MAP(x)`` and
-kernel ``k(x, x') = J(x) Sigma J(x')^T``. Labels ``y`` of rows X that training did not see condition it. With
+Under a posterior the contrasts are a Gaussian process with a mean ``m(x)`` and a kernel ``k(x, x')`` (which, says
+``laplora.conditioning.last_layer``). Labels ``y`` of rows X that training did not see condition it. With
 ``K = k(X, X)`` and the cross-entropy as likelihood the mode is
 
     ``g = m(X) + K alpha``,   ``alpha_n = Q^T (onehot(y_n) - softmax(g_n))``,

@@ -84,7 +84,7 @@ async def undo_condition(
 
 def _require_on(settings: Settings) -> None:
     if not settings.conditioning:
-        raise ConditioningOffError("this server learns from no labels: it was started without --conditioning")
+        raise ConditioningOffError("this server learns from no labels: it was started without --conditioning true")
 
 
 def _rows(given: Sequence[LabelledInput]) -> list[LabelledRow]:

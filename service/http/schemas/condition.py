@@ -62,7 +62,8 @@ class ConditionResponse(Answer):
     artifact: ArtifactRef = Field(description="The new version.")
     previous: str = Field(description="Digest of the version before.", examples=[_DIGEST])
     recommended: str = Field(examples=["conditioned"])
-    """The predictive that answers unless a request names another, chosen anew on the new rows."""
+    """The predictive that answers unless a request names another: the corrected form of what the packaged artifact
+    recommends, unless the configuration named one."""
     rows: int = Field(description="Number of new rows.", examples=[300])
     folds: int = Field(description="Number of folds.", examples=[5])
     before: ConditionFigures = Field(description="The predictive that the packaged artifact recommends.")
