@@ -16,8 +16,13 @@ WORDS = {"place": ("where", "city", "river"), "person": ("who", "author", "king"
 
 
 def question(label: str, number: int) -> rows.Row:
-    """Return one of many different questions of a label."""
-    first, second, third = WORDS[label]
+    """Return one of many different questions of a label.
+
+    Every fifth has another label's words. Without them all probabilities round to 0 and 1, thresholds lie among ties,
+    and the last bit decides.
+    """
+    labels = tuple(WORDS)
+    first, second, third = WORDS[label if number % 5 else labels[labels.index(label) - 1]]
     return {"text": f"{first} {second if number % 2 else third} number {number}", "label": label}
 
 
