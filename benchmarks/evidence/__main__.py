@@ -6,8 +6,8 @@
 
 FOLDER holds the data sets as their authors publish them (``rows``). Every step keeps what it made in runs/evidence, so
 a stopped call continues. A training is claimed by the process that does it: two calls can run side by side. Gram
-matrices take from 20 MB to 5 GB a trained model, by its rows and classes. They may be deleted once its answers are
-there; methods that come later then have none of it. A pass over the model takes up to 21 GB more while it runs.
+matrices (``--also laplace``) take from 20 MB to 5 GB a trained model, by its rows and classes, and up to 21 GB more
+while they are made. They may be deleted once its answers are there; methods that come later then have none of it.
 """
 
 from __future__ import annotations
@@ -24,16 +24,18 @@ from filelock import FileLock, Timeout
 from benchmarks.evidence.answers import answer
 from benchmarks.evidence.folds import run_folds
 from benchmarks.evidence.gather import gather, gathered
+from benchmarks.evidence.jacobians import run_jacobians
 from benchmarks.evidence.page import write_page
 from benchmarks.evidence.passes import run_passes
 from benchmarks.evidence.plan import BUDGETS, SEEDS, Training, trainings, units
 from benchmarks.evidence.results import publish
+from benchmarks.evidence.retrained import run_retrained
 from benchmarks.evidence.scores import score
 from benchmarks.evidence.tasks import TASKS
 from laplora.errors import DataError
 
-#: What is left out unless it is asked for: it costs more than everything else.
-_ALSO = {"passes": run_passes, "folds": run_folds}
+#: What is left out unless it is asked for: each costs more than everything else.
+_ALSO = {"laplace": run_jacobians, "passes": run_passes, "retrained": run_retrained, "folds": run_folds}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -49,10 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, choices=SEEDS, nargs="+", default=list(SEEDS))
     parser.add_argument(
         "--also",
-        choices=("passes", "folds"),
+        choices=list(_ALSO),
         nargs="+",
         default=[],
-        help="passes: members by dropout, SWAG and TFB; folds: six trainings more, on all labels of the first draw",
+        help="laplace: posteriors over the LoRA weights; passes: members by dropout, SWAG and TFB; retrained: a "
+        "training on all labels of the first draw; folds: that and five more, each without a fifth of them",
     )
     parser.add_argument("--publish", action="store_true", help="run nothing: write the figures and the page")
     options = parser.parse_args(arguments)

@@ -1,7 +1,8 @@
 """All labels for training: what cross-fitting gives where no label is set aside for calibration.
 
 The labels of a training and of its first calibration draw are put together. Five adapters are trained on four fifths
-each, and one on all of it. The five give every row a logit that its label did not train, which fits a temperature.
+each. They give every row a logit that its label did not train, which fits a temperature: their own, and that of the
+adapter which was trained on all (``retrained``).
 """
 
 from __future__ import annotations
@@ -16,22 +17,22 @@ from safetensors.torch import load_file
 from benchmarks.evidence.adapters import Weights, put, train
 from benchmarks.evidence.passes import forward_logits
 from benchmarks.evidence.plan import STYLES, Training, Unit
+from benchmarks.evidence.retrained import all_rows, run_retrained
 from benchmarks.evidence.splits import deal
 from benchmarks.evidence.tasks import TASKS
 from laplora.files import write_tensors
 
 FOLDS = 5
-#: Of the calibration draws that are trained on: six trainings each.
-DRAW = 0
 
 
 def run_folds(training: Training, data: Path, say: Callable[[str], None]) -> None:
-    """Train the six adapters and write ``folds`` of both units; what is there stays."""
+    """Train the adapters of the folds and write ``folds`` of both units; what is there stays."""
     wanted = [Unit(training, style) for style in STYLES]
     if all((unit.folder / "folds.safetensors").is_file() for unit in wanted):
         return
+    run_retrained(training, data, say)
     dealt, task = deal(training, data), TASKS[training.task]
-    rows = [*dealt.train, *(dealt.pool[place] for place in dealt.draws[DRAW])]
+    rows = all_rows(training, dealt)
     random.Random(f"{training.task} folds {training.seed}").shuffle(rows)
     logits: dict[str, Weights] = {
         style: {
@@ -40,20 +41,16 @@ def run_folds(training: Training, data: Path, say: Callable[[str], None]) -> Non
         }
         for style in STYLES
     }
-    for fold in range(FOLDS + 1):  # the last one holds nothing out
-        held = list(range(fold, len(rows), FOLDS)) if fold < FOLDS else []
+    for fold in range(FOLDS):
+        held = list(range(fold, len(rows), FOLDS))
         folder = training.folder / "folds" / str(fold)
         say(f"fold {fold}: training on {len(rows) - len(held)} rows")
         used = [row for number, row in enumerate(rows) if number not in set(held)]
         classifier = train(task, used, training.seed, folder, say, swag=False)
         for style in STYLES:
             put(classifier, load_file(folder / f"{style}.safetensors"))
-            test = forward_logits(classifier, dealt.test)
-            if held:
-                logits[style]["out_of_fold"][held] = forward_logits(classifier, [rows[i] for i in held])
-                logits[style]["members"][fold] = test
-            else:
-                logits[style]["all"] = test
+            logits[style]["out_of_fold"][held] = forward_logits(classifier, [rows[i] for i in held])
+            logits[style]["members"][fold] = forward_logits(classifier, dealt.test)
     for unit in wanted:
         labels = torch.tensor([row.label for row in rows])
         write_tensors(unit.folder / "folds.safetensors", logits[unit.style] | {"labels": labels})

@@ -1,23 +1,19 @@
-"""Gather: the only pass over a trained model. It gives the arrays that every method answers from."""
+"""Gather: train, and one forward pass over the rows. It gives the arrays that most methods answer from."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
 from benchmarks.evidence.adapters import put, train
-from benchmarks.evidence.grams import jacobian_store, products_of_bfloat16
 from benchmarks.evidence.plan import Training, Unit, units
 from benchmarks.evidence.splits import Dealt, deal
 from benchmarks.evidence.tasks import TASKS
 from laplora.classifier import Classifier
 from laplora.files import write_tensors
-from laplora.jacobians.contrasts import contrast_jacobians, covered_blocks
-from laplora.prompts.examples import Example
 
 _BATCH = 16
 
@@ -37,7 +33,7 @@ def gather(training: Training, data: Path, say: Say) -> None:
     for unit in wanted:
         put(classifier, load_file(adapters / f"{unit.style}.safetensors"))
         say(f"{unit.style}: {len(dealt.train) + len(dealt.pool) + len(dealt.test)} rows")
-        write_outputs(classifier, dealt, unit.folder, say, grams=not task.head)
+        write_outputs(classifier, dealt, unit.folder)
 
 
 def gathered(unit: Unit) -> bool:
@@ -45,20 +41,17 @@ def gathered(unit: Unit) -> bool:
     return (unit.folder / "outputs.safetensors").is_file()
 
 
-def write_outputs(classifier: Classifier, dealt: Dealt, folder: Path, say: Say, *, grams: bool = True) -> None:
-    """Write what one adapter gives for the training, pool and test rows: outputs, last states, Gram matrices."""
+def write_outputs(classifier: Classifier, dealt: Dealt, folder: Path) -> None:
+    """Write what one adapter gives for the training, pool and test rows: logits and last states."""
     examples = [*dealt.train, *dealt.pool, *dealt.test]
     classifier.model.eval()
     forwards = _Forwards(len(examples), classifier.class_count)
-    left = len(dealt.train) + len(dealt.pool)
-    if grams:
-        _with_jacobians(classifier, examples, left, folder, forwards, say)
-    else:
-        for index, batch in classifier.batched(examples, _BATCH):
-            with torch.no_grad():
-                scores = classifier.readout.scores(classifier.model, batch)
-            forwards.keep(index, scores.logits, scores.hidden, batch.class_mask)
+    for index, batch in classifier.batched(examples, _BATCH):
+        with torch.no_grad():
+            scores = classifier.readout.scores(classifier.model, batch)
+        forwards.keep(index, scores.logits, scores.hidden, batch.class_mask)
     outputs = {"draws": torch.tensor(dealt.draws)}
+    left = len(dealt.train) + len(dealt.pool)
     places = {"train": slice(len(dealt.train)), "pool": slice(len(dealt.train), left), "test": slice(left, None)}
     for split, place in places.items():
         outputs |= {f"{split}.{name}": values[place] for name, values in forwards.tensors().items()}
@@ -83,22 +76,3 @@ class _Forwards:
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return them by name."""
         return {"logits": self.logits, "class_mask": self.mask, "states": self.states}
-
-
-def _with_jacobians(
-    classifier: Classifier, examples: Sequence[Example], left: int, folder: Path, forwards: _Forwards, say: Say
-) -> None:
-    """Keep the forward passes' outputs, and write the Gram matrices of the first ``left`` rows with all."""
-    model, contrasts, started = classifier.model, classifier.class_count - 1, time.monotonic()
-    blocks = covered_blocks(model, classifier.readout)
-    with jacobian_store(folder / "jacobians", blocks, len(examples), contrasts) as store:
-        for number, (index, batch) in enumerate(classifier.batched(examples, _BATCH)):
-            found = contrast_jacobians(model, batch, classifier.readout, blocks, sums=False)
-            store.write(index, found)
-            forwards.keep(index, found.logits, found.hidden, batch.class_mask)
-            if number % 20 == 0:
-                say(f"batch {number}, {time.monotonic() - started:.0f} s")
-        with products_of_bfloat16():
-            for subset, gram, own in store.grams(left):
-                write_tensors(folder / f"gram.{subset}.safetensors", {"gram": gram, "test_diagonal": own})
-                say(f"Gram matrix of {subset} after {time.monotonic() - started:.0f} s")

@@ -121,8 +121,8 @@ def make_version(
     found = condition_on(packaged, LoadedClassifier(packaged), examples, calibration, run=run, progress=progress)
     if found.comparison.worse and not force:
         raise ConditioningError(
-            f"the labels make the answers worse, by more than chance explains: {found.comparison}. Nothing has changed; "
-            "check the labels, collect more, or force it"
+            f"the labels make the answers worse, by more than chance explains: {found.comparison}. Nothing has "
+            "changed; check the labels, collect more, or force it"
         )
     manifest = describe_version(packaged.artifact.manifest, loaded.artifact, found, len(calibration), name)
     golden = {

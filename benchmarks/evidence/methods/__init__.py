@@ -24,10 +24,12 @@ from benchmarks.evidence.methods.laplace import laplace, laplace_temperature, lo
 from benchmarks.evidence.outputs import LAST_LAYER, Outputs
 from laplora.conditioning.choice import VARIANCES
 
-__all__ = ["METHODS", "REFERENCE", "Answer", "Method"]
+__all__ = ["METHODS", "REFERENCE", "RETRAINED", "Answer", "Method"]
 
 #: What every method is compared with.
 REFERENCE = "temperature"
+#: What the calibration labels give as training rows; its temperature is of labels that no other method sees.
+RETRAINED = "retrained"
 
 #: Maps on top of a method's logits: name, title, fit, and where they apply.
 _MAPS = (
@@ -109,7 +111,8 @@ METHODS: dict[str, Method] = {
         Method(
             "last_layer_temperature", "last layer + temperature", one_pass, laplace_temperature(LAST_LAYER), has_grams
         ),
-        Method("retrain_all", "trained on all labels", one_pass, averages.retrain_all, _HAS_FOLDS, draws=1),
+        Method(RETRAINED, "retrained on all labels", one_pass, averages.retrained, averages.has("retrained"), draws=1),
+        Method("retrained_folds", "the same, cross-fitted", one_pass, averages.retrained_folds, _HAS_FOLDS, draws=1),
         Method("cross_fitted", "5 cross-fitted adapters", passes(5), averages.cross_fitted, _HAS_FOLDS, draws=1),
         *(
             method

@@ -57,10 +57,17 @@ def members_temperature(kind: str) -> Answers:
     return answer
 
 
-def retrain_all(outputs: Outputs, draw: int) -> Answer:
-    """Answer by one adapter trained on all labels; its temperature is that of the folds' held-out logits."""
+def retrained(outputs: Outputs, draw: int) -> Answer:
+    """Answer by one adapter trained on all labels; its temperature is of further labels, which no other method has."""
+    stored = _read(outputs, "retrained")
+    labels = outputs.pool.labels[stored["places"]]
+    return Answer(temperature(stored["further"], labels)(stored["test"]))
+
+
+def retrained_folds(outputs: Outputs, draw: int) -> Answer:
+    """Answer by the same adapter; its temperature is that of the folds' held-out logits."""
     stored = _read(outputs, "folds")
-    return Answer(temperature(stored["out_of_fold"], stored["labels"])(stored["all"]))
+    return Answer(temperature(stored["out_of_fold"], stored["labels"])(_read(outputs, "retrained")["test"]))
 
 
 def cross_fitted(outputs: Outputs, draw: int) -> Answer:

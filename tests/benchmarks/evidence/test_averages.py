@@ -97,11 +97,21 @@ def test_folds_share_the_temperature_of_rows_held_out() -> None:
     truth = torch.randn(600, 3, generator=draw, dtype=torch.float64)
     labels = torch.multinomial(truth.softmax(1), 1, generator=draw)[:, 0]
     members, trained_on_all = (torch.randn(*size, generator=draw, dtype=torch.float64) for size in ((5, 6, 3), (6, 3)))
-    arrays = {"out_of_fold": 4 * truth, "labels": labels, "members": 4 * members, "all": 4 * trained_on_all}
+    arrays = {"out_of_fold": 4 * truth, "labels": labels, "members": 4 * members}
     outputs = unit_with("folds", arrays)
-    found = averages.retrain_all(outputs, 0).probs, averages.cross_fitted(outputs, 0).probs
+    outputs.memo["retrained"] = averages.Stored({"test": 4 * trained_on_all})
+    found = averages.retrained_folds(outputs, 0).probs, averages.cross_fitted(outputs, 0).probs
     assert torch.allclose(found[0], trained_on_all.softmax(1), atol=0.05)
     assert torch.allclose(found[1], members.softmax(2).mean(0), atol=0.05)
+
+
+def test_retraining_takes_its_temperature_from_labels_of_no_other_method() -> None:
+    draw = generator(6)
+    pool, test = (2 * torch.randn(rows, 3, generator=draw, dtype=torch.float64) for rows in (300, 6))
+    places = torch.arange(100, 300)
+    outputs = unit_with("retrained", {"further": 3 * pool[places], "test": 3 * test, "places": places})
+    outputs.pool.labels.copy_(torch.multinomial(pool.softmax(1), 1, generator=draw)[:, 0])
+    assert torch.allclose(averages.retrained(outputs, 0).probs, test.softmax(1), atol=0.05)
 
 
 def test_answers_of_another_version_are_made_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

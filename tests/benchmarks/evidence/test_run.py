@@ -51,7 +51,7 @@ def replace_trec(monkeypatch: pytest.MonkeyPatch, *, head: bool) -> None:
 
 def test_from_training_to_page(small: Training, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     replace_trec(monkeypatch, head=False)
-    command.run(small, Path(), ("passes", "folds"))
+    command.run(small, Path(), ("laplace", "passes", "folds"))
     outputs = read_outputs(Unit(small, "long"))
     assert outputs.kernel("all").gram.shape == (35, 35 + TEST)
     every = publish((score(unit) for unit in units(small)), tmp_path / "a.json", tmp_path / "b.safetensors")
@@ -62,7 +62,8 @@ def test_from_training_to_page(small: Training, monkeypatch: pytest.MonkeyPatch,
         "laplace",
         "last_layer",
         "beta",
-        "retrain_all",
+        "retrained",
+        "retrained_folds",
         "dropout",
         "tfb_temperature",
     } <= methods
@@ -73,13 +74,13 @@ def test_from_training_to_page(small: Training, monkeypatch: pytest.MonkeyPatch,
     name = next(name for name in weights[0] if name.endswith("lora_A"))
     assert len({tuple(w[name].flatten()[:50].tolist()) for w in weights}) == 3
     before = {path: path.stat().st_mtime_ns for path in small.folder.rglob("*.safetensors")}
-    command.run(small, Path(), ("passes", "folds"))
+    command.run(small, Path(), ("laplace", "passes", "folds"))
     assert before == {path: path.stat().st_mtime_ns for path in small.folder.rglob("*.safetensors")}
 
 
 def test_a_head_is_trained_and_has_no_posterior(small: Training, monkeypatch: pytest.MonkeyPatch) -> None:
     replace_trec(monkeypatch, head=True)
-    command.run(small, Path())
+    command.run(small, Path(), ("laplace",))
     weights = [load_file(small.folder / "adapters" / f"{name}.safetensors") for name in ("initial", "long")]
     assert not torch.equal(weights[0]["score.weight"], weights[1]["score.weight"])
     answered = {path.stem for path in (Unit(small, "early").folder / "answers").iterdir()}
