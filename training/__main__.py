@@ -62,7 +62,10 @@ def parser() -> argparse.ArgumentParser:
 def _add_condition_options(job: argparse.ArgumentParser) -> None:
     job.add_argument("--artifact", required=True, type=Path, help="its folder")
     job.add_argument("--labels", type=Path, help="JSON Lines or CSV file of rows with labels, all it is to learn from")
-    calibration = "file of the rows that calibrated the artifact, which then condition together with the new ones"
+    calibration = (
+        "file of the rows that calibrated the artifact, or folder of the run that made it: they then condition "
+        "together with the new ones"
+    )
     job.add_argument("--calibration", type=Path, help=calibration)
     job.add_argument("--label-field", default="label", help="field of a row that has its label (default: label)")
     job.add_argument("--out", type=Path, help="folder of the new version (default: in the artifact's place)")

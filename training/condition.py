@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,11 @@ from typing import Any
 import laplora
 from laplora.artifact.folder import Artifact, read_artifact
 from laplora.errors import ConfigError
-from training.data.adapter_rows import adapter_rows
+from training.config import RunConfig
+from training.config.folders import CONFIG
+from training.data.adapter_rows import adapter_rows, labelled_rows
 from training.data.examples import Task
+from training.data.section import load_splits
 from training.workspace.terminal import Terminal, say
 
 
@@ -20,7 +24,8 @@ class ConditionRequest:
 
     Attributes:
         artifact: its folder; out: of the new version, None for the artifact's place.
-        labels: file of the new rows; calibration: of those that calibrated it, None without.
+        labels: file of the new rows; calibration: file of those that calibrated it, or the folder of the run that made
+            it; None without.
         undo: whether to put the artifact back as it was packaged, in place of all that.
     """
 
@@ -55,7 +60,12 @@ def condition(request: ConditionRequest) -> Path:
         return request.artifact
     artifact = read_artifact(request.artifact)
     rows = _rows(request.labels, artifact, request.label_field)
-    calibration = _rows(request.calibration, artifact, request.label_field)
+    given = request.calibration
+    calibration = (
+        _rows_of_run(given, artifact, request.label_field)
+        if given is not None and given.is_dir()
+        else _rows(given, artifact, request.label_field)
+    )
     target = request.out or request.artifact
     laplora.condition(
         request.artifact,
@@ -82,3 +92,22 @@ def _rows(path: Path | None, artifact: Artifact, label_field: str) -> list[dict[
     task = Task(manifest.name, manifest.template.template(), manifest.labels)
     head = manifest.readout.kind == "classification_head"
     return adapter_rows(path, task, label_field, of_head=head, several=manifest.likelihood == "bernoulli")
+
+
+def _rows_of_run(folder: Path, artifact: Artifact, label_field: str) -> list[dict[str, Any]]:
+    """Return the calibration rows of a run, dealt again from its data as its configuration says."""
+    record = folder / CONFIG
+    try:
+        fields = json.loads(record.read_text(encoding="utf-8"))
+        fields.pop("made_from", None)
+        config = RunConfig.model_validate(fields)
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(f"--calibration {folder} is no run's folder: {CONFIG}: {type(error).__name__}") from None
+    if config.calibration.cross_fits:
+        raise ConfigError(f"all rows of {folder} trained its adapter (calibration.rows: cross_fit)")
+    splits, manifest = load_splits(config.data, seed=config.seed, progress=say), artifact.manifest
+    if (splits.task.template, splits.task.labels) != (manifest.template.template(), manifest.labels):
+        raise ConfigError(f"the run in {folder} has another prompt or other labels than the artifact")
+    rows = labelled_rows(splits.calibration, splits.task, label_field)
+    say(f"{len(rows)} calibration rows of {folder}")
+    return rows

@@ -45,6 +45,27 @@ def test_it_makes_a_version_beside_and_in_place_and_undoes_it(
     assert read_artifact(artifact).digest == before.digest
 
 
+def test_the_run_has_the_calibration_rows(artifact: Path, sentiment_run: FinishedRun, tmp_path: Path) -> None:
+    rows = rows_of(sentiment_run)
+    labels = write_rows(tmp_path / "labels.jsonl", rows["test"])
+    old = write_rows(tmp_path / "calibration.jsonl", rows["calibration"])
+    command = ["condition", "--artifact", str(artifact), "--device", "cpu", "--labels", str(labels), "--force"]
+    for name, given in (("file", old), ("run", sentiment_run.config.run_dir)):
+        assert main([*command, "--calibration", str(given), "--out", str(tmp_path / name / "tiny")]) == 0
+    versions = [tmp_path / name / "tiny" for name in ("file", "run")]
+    assert len({(version / "shift.safetensors").read_bytes() for version in versions}) == 1
+    (_, made) = (read_artifact(version).manifest.conditioned["conditioned"] for version in versions)
+    assert made.rows == len(rows["test"]) + len(rows["calibration"])
+
+
+def test_another_folder_is_no_run(artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    labels = write_rows(tmp_path / "labels.jsonl", [{"text": "good", "label": "positive"}])
+    assert (
+        main(["condition", "--artifact", str(artifact), "--labels", str(labels), "--calibration", str(tmp_path)]) == 1
+    )
+    assert "is no run's folder" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

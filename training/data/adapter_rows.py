@@ -3,7 +3,7 @@ them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 from laplora.errors import ConfigError, first_line
 from laplora.fitting.rows import named_label, named_labels
+from laplora.prompts.examples import Example
 from laplora.prompts.templates import PromptTemplate
 from training.data.examples import Task
 from training.data.files import file_template, read_examples
@@ -109,7 +110,11 @@ def adapter_rows(
     if label_field in task.template.fields:
         raise ConfigError(f"the label field {label_field!r} is also a field of --template, which would hold the answer")
     named = partial(_named, task.labels) if of_head else None
-    examples = read_examples(path, task, label_field, {}, several=several, named=named)
+    return labelled_rows(read_examples(path, task, label_field, {}, several=several, named=named), task, label_field)
+
+
+def labelled_rows(examples: Iterable[Example], task: Task, label_field: str) -> list[dict[str, Any]]:
+    """Return examples as rows that ``laplora.fit`` takes, their labels in the field."""
     return [
         {
             "id": e.id,

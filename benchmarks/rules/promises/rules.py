@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.rules.promises.models import Column, Table
+from benchmarks.rules.promises.models import Fittable, Table
 from laplora.decisions.conformal import fit_label_sets
 from laplora.decisions.review import Sureness, accept_threshold, fit_thresholds, sureness_of
 from laplora.decisions.thresholds import Guarantee, ModeThresholds, Score
@@ -15,6 +15,7 @@ from laplora.decisions.uncertainty import decompose, review_score
 from laplora.linearised import PosteriorPredictive, entropy
 from laplora.metrics.ranking import compare_auroc, error_auroc, tie_groups
 from laplora.predictive.cross_fitting import cross_fitted_predictive, rank_aligned
+from laplora.predictive.kinds import CONDITIONED
 
 GUARANTEES: tuple[Guarantee, ...] = ("empirical", "upper_bound")
 
@@ -55,11 +56,15 @@ def fit_cross_fitted(table: Table, rows: torch.Tensor, risk: float, level: float
         )
         for name, column in table.columns.items()
     }
-    sureness = {name: _held_out_sureness(column, rows) for name, column in table.columns.items()}
+    sureness = {
+        # As laplora.fitting.calibrate: a row that its own label has moved is no rank to compare with.
+        name: sureness_of(held_out[name]) if name in CONDITIONED else _held_out_sureness(column, rows)
+        for name, column in table.columns.items()
+    }
     return {guarantee: _fitted(table, rows, held_out, risk, guarantee, level, sureness) for guarantee in GUARANTEES}
 
 
-def _held_out_sureness(column: Column, rows: torch.Tensor) -> Sureness:
+def _held_out_sureness(column: Fittable, rows: torch.Tensor) -> Sureness:
     def columns(fitted: torch.Tensor) -> torch.Tensor:
         sure = sureness_of(column.at(column.fit(fitted), rows))
         return torch.stack([sure.entropy, sure.confidence], 1)

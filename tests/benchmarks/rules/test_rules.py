@@ -5,9 +5,14 @@ from __future__ import annotations
 import sys
 
 import pytest
+import torch
 
+from benchmarks.evidence.outputs import Outputs, Rows
+from benchmarks.evidence.plan import Training, Unit
 from benchmarks.rules import choices, needless_fits, quadrature, without_calibration
 from benchmarks.rules.promises import __main__ as promises
+from benchmarks.rules.promises.conditioned import study_table
+from benchmarks.rules.promises.deals import METHODS, deal
 
 
 @pytest.fixture(autouse=True)
@@ -54,3 +59,22 @@ def test_without_calibration(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     rows = [[float(number) for number in line.replace("(", "").replace(")", "").split()[-8:]] for line in lines[1:]]
     assert len({row[0] for row in rows}) == 1  # MAP is the same whatever calibrates
     assert all(0 <= row[6] <= 1 for row in rows)
+
+
+def test_conditioned_rows_are_dealt_with_the_others() -> None:
+    """Labels follow a state that the logits do not know of: they can only be learned from a draw's labels."""
+    draw = torch.Generator().manual_seed(1)
+
+    def rows(count: int) -> Rows:
+        states = torch.randn(count, 4, generator=draw, dtype=torch.float64)
+        logits = torch.randn(count, 2, generator=draw, dtype=torch.float64)
+        return Rows(logits, torch.ones(count, 2, dtype=torch.bool), (states[:, 0] > 0).long(), states)
+
+    unit = Unit(Training("sst2", 450, 0), "long")
+    table = study_table(Outputs(unit, rows(30), rows(150), rows(300), torch.arange(50)[None]))
+    kept = {name: deal(table, fit, calibration_rows=80, draws=2, risk=0.1, level=0.9) for name, fit in METHODS.items()}
+    tempered, conditioned = (kept["cross-fitted"]["empirical", name] for name in ("temperature", "conditioned"))
+    assert float(conditioned.accepted.min()) > 0.5 > float(tempered.accepted.max())
+    assert float(conditioned.size.mean()) < float(tempered.size.mean())
+    # Its own labels have moved the rows that one fit sets the sets on.
+    assert float(kept["one fit"]["empirical", "conditioned"].size.mean()) < float(conditioned.size.mean())
