@@ -36,9 +36,9 @@ def suggest(request: SuggestRequest) -> Path:
     found = suggest_rows(
         predictor,
         rows,
-        request.number,
+        request.count,
         request.method,
-        least_likeness=request.least_familiarity,
+        least_familiarity=request.least_familiarity,
         batch_size=request.batch_size,
         seed=request.seed,
         track=progress,
@@ -55,23 +55,14 @@ def suggested_lines(found: Suggestion, examples: Sequence[Example]) -> list[dict
 
     With a field ``label`` added, such a line is a labelled row.
     """
-    lines, total = [], 0.0
-    for one in found.rows:
-        example, prediction = examples[one.row], one.prediction
-        reasons: dict[str, Any] = {"row": one.row}
-        if one.gain is not None:
-            total += one.gain
-            reasons |= {"gain": one.gain, "cumulative_gain": total}
-        reasons["predicted"] = prediction.label if prediction.labels_present is None else prediction.labels_present
-        reasons["probs"] = dict(zip(prediction.labels, prediction.probs, strict=True))
-        reasons |= {"entropy": prediction.total, "familiarity": prediction.familiarity}
-        lines.append({"id": example.id, **example.fields, "suggested": reasons})
-    return lines
+    chosen = [examples[one.row] for one in found.rows]
+    reasons = found.reasons()
+    return [{"id": e.id, **e.fields, "suggested": why} for e, why in zip(chosen, reasons, strict=True)]
 
 
 def _tell(found: Suggestion, pool: int) -> None:
     left = [f"{found.repeated} repeat an earlier one"] if found.repeated else []
-    left += [f"{found.unlike} are too unlike the training rows"] if found.unlike else []
+    left += [f"{found.unfamiliar} are too unlike the training rows"] if found.unfamiliar else []
     say(f"{len(found.rows)} of {pool} rows chosen by {found.method}" + "".join(f"; {part}" for part in left))
     predicted = Counter(
         label for one in found.rows for label in one.prediction.labels_present or [one.prediction.label]

@@ -173,26 +173,32 @@ class SuggestedInput(Record):
     """An input that is worth a label.
 
     Attributes:
-        input: its place in the request, from 0.
+        row: its place in the request, from 0.
         gain: what its label is expected to add to those before it, nats; cumulative_gain: the sum so far.
-        label, probs, entropy: of the answer now; entropy in nats.
+        predicted, probs, entropy, familiarity: of the answer now; entropy in nats. Where several labels may be right,
+            ``predicted`` is a tuple of those present.
     """
 
-    input: int
+    row: int
     id: str | None = None
     gain: float
     cumulative_gain: float
-    label: str
+    predicted: str | tuple[str, ...]
     probs: dict[str, float]
     entropy: float
+    familiarity: float | None = None
 
 
 class Suggested(Record):
-    """Which inputs to label next, in that order; ``repeated`` inputs had the prompt of an earlier one."""
+    """Which inputs to label next, in that order.
+
+    ``repeated`` inputs had the prompt of an earlier one, ``unfamiliar`` ones were below ``least_familiarity``.
+    """
 
     artifact: Artifact
     rows: int
     repeated: int
+    unfamiliar: int = 0
     suggested: tuple[SuggestedInput, ...]
 
 

@@ -215,13 +215,21 @@ class CalibratedPosterior:
         return posterior
 
     def suggest(
-        self, rows: Any, count: int = 100, method: Method = "information", *, batch_size: int = 8, seed: int = 0
+        self,
+        rows: Any,
+        count: int = 100,
+        method: Method = "information",
+        *,
+        least_familiarity: float = 0.0,
+        batch_size: int = 8,
+        seed: int = 0,
     ) -> Suggestion:
         """Return which of some unlabelled rows to label next, in the order to label them.
 
         Args:
             rows: as of ``laplora.fit``, without labels; a prompt that comes twice counts once.
             count: at most so many; method: one of ``laplora.selection.methods.METHODS``; seed: of ``random``.
+            least_familiarity: rows of less (``Prediction.familiarity``) are left out, where the posterior has one.
 
         Raises:
             DataError, ConfigError, ModelError, NonFiniteError: as ``laplora.selection.suggest.suggest``, and rows
@@ -232,7 +240,14 @@ class CalibratedPosterior:
         encoded = [self.predictor.encode(example.fields, truncate=True) for example in examples]
         with _ONE_AT_A_TIME:
             return suggest(
-                self.predictor, encoded, count, method, batch_size=batch_size, seed=seed, track=self._progress.track
+                self.predictor,
+                encoded,
+                count,
+                method,
+                least_familiarity=least_familiarity,
+                batch_size=batch_size,
+                seed=seed,
+                track=self._progress.track,
             )
 
     def save(

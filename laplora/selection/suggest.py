@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -57,13 +57,31 @@ class Suggestion:
         method: by which.
         rows: in the order to label: any first part of them is a batch chosen the same way.
         repeated: rows of the pool left out because their prompt is that of an earlier one.
-        unlike: rows left out because they are too unlike the training rows.
+        unfamiliar: rows left out because they are too unlike the training rows.
     """
 
     method: Method
     rows: tuple[SuggestedRow, ...]
     repeated: int
-    unlike: int
+    unfamiliar: int
+
+    def reasons(self) -> list[dict[str, Any]]:
+        """Return what every front end says of each suggested row, in order.
+
+        ``row``, ``gain`` and ``cumulative_gain`` (where there is a gain), ``predicted`` (the most probable label now;
+        where several may be right the list of those present), ``probs`` by label, ``entropy`` (nats), ``familiarity``.
+        """
+        reasons, total = [], 0.0
+        for one in self.rows:
+            reason: dict[str, Any] = {"row": one.row}
+            if one.gain is not None:
+                total += one.gain
+                reason |= {"gain": one.gain, "cumulative_gain": total}
+            now = one.prediction
+            reason["predicted"] = now.label if now.labels_present is None else now.labels_present
+            reason["probs"] = dict(zip(now.labels, now.probs, strict=True))
+            reasons.append(reason | {"entropy": now.total, "familiarity": now.familiarity})
+        return reasons
 
 
 def suggest(
@@ -72,8 +90,8 @@ def suggest(
     count: int,
     method: Method = "information",
     *,
-    likeness: Sequence[float] | None = None,
-    least_likeness: float = 0.0,
+    familiarity: Sequence[float] | None = None,
+    least_familiarity: float = 0.0,
     batch_size: int = 8,
     seed: int = 0,
     track: Tracker = _silently,
@@ -84,8 +102,8 @@ def suggest(
 
     Args:
         rows: of the predictor's ``encode``.
-        likeness: of each row to the training rows, larger for a row that is more like them; rows below
-            ``least_likeness`` are not chosen. None: the answers' familiarity; where the artifact has none, all may be.
+        familiarity: of each row, larger for a row that is more like the training rows; rows below
+            ``least_familiarity`` are not chosen. None: the answers'; where the artifact has none, all may be.
         seed: of ``random``.
         track: shows the progress of the passes.
 
@@ -106,16 +124,12 @@ def suggest(
         answers.update(zip(index, predictor.predict([rows[i] for i in index]), strict=True))
     predictions = [answers[i] for i in range(len(rows))]
     first = first_of_each(rows)
-    allowed = first
-    if likeness is None:
-        known = [one.familiarity for one in predictions if one.familiarity is not None]
-        likeness = known if len(known) == len(rows) else None
-    if likeness is not None:
-        if len(likeness) != len(rows):
-            raise DataError(f"{len(likeness)} numbers of likeness are not those of {len(rows)} rows")
-        allowed = first & (torch.tensor(likeness, dtype=torch.float64) >= least_likeness)
+    if familiarity is not None and len(familiarity) != len(rows):
+        raise DataError(f"{len(familiarity)} numbers of familiarity are not those of {len(rows)} rows")
+    known = [one.familiarity for one in predictions] if familiarity is None else familiarity
+    allowed = first & familiar_enough(known, least_familiarity)
     if not bool(allowed.any()):
-        raise DataError(f"none of {len(rows)} rows is like enough to the training rows: lower the least likeness")
+        raise DataError(f"none of {len(rows)} rows is like enough to the training rows: lower the least familiarity")
     selection = _select(predictor, rows, predictions, count, method, allowed, batch_size, seed, track)
     chosen = tuple(
         SuggestedRow(row, None if method == "random" else gain, predictions[row])
@@ -137,18 +151,17 @@ def _select(
 ) -> Selection:
     if method == "random":
         return at_random(count, allowed, torch.Generator().manual_seed(seed))
-    if method == "entropy":
-        return highest(torch.tensor([one.total for one in predictions], dtype=torch.float64), count, allowed)
     # Rows that cannot be chosen need no pass of their own.
     places = allowed.nonzero()[:, 0]
-    free = [rows[i] for i in places.tolist()]
-    every = torch.ones(len(free), dtype=torch.bool)
-    if method == "k_center":
+    free, answers = [rows[i] for i in places.tolist()], [predictions[i] for i in places.tolist()]
+    if method == "entropy":
+        found = select_by_entropy(answers, count)
+    elif method == "k_center":
         states = pool_states(predictor, free, batch_size, lambda items: track(items, "last states"))
-        found = k_center(states, count, every)
+        found = k_center(states, count, torch.ones(len(free), dtype=torch.bool))
     else:
         features = pool_features(predictor, free, batch_size, lambda items: track(items, "Jacobians"))
-        found = select(predictor, features, [predictions[i] for i in places.tolist()], count, method)
+        found = select(predictor, features, answers, count, method)
     return Selection(places[found.order], found.gains)
 
 
@@ -159,6 +172,17 @@ def select(
     manifest, probs = predictor.artifact.manifest, [one.probs for one in predictions]
     root = loss_roots(probs, len(manifest.labels), several=manifest.likelihood == "bernoulli")
     return greedy(CandidateRows(features, root), count, method)
+
+
+def select_by_entropy(predictions: Sequence[Prediction], count: int) -> Selection:
+    """Return the batch of rows whose answers are least certain, each of which adds its entropy, nats."""
+    totals = torch.tensor([one.total for one in predictions], dtype=torch.float64)
+    return highest(totals, count, torch.ones(len(totals), dtype=torch.bool))
+
+
+def familiar_enough(familiarity: Sequence[float | None], least: float) -> torch.Tensor:
+    """Return (rows,) bool, whether each row's familiarity is at least ``least``; true of a row that has none."""
+    return torch.tensor([one is None or one >= least for one in familiarity])
 
 
 def first_of_each(rows: Sequence[EncodedRow]) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +17,7 @@ from service.scoring.scorer import Scorer
 if TYPE_CHECKING:
     from laplora.answers.prediction import Prediction
     from laplora.selection.greedy import Selection
+    from laplora.selection.suggest import Suggestion
 
 #: Rows of a batch of Jacobians. Other requests' batches run between two of them.
 BATCH_ROWS = 8
@@ -24,10 +26,17 @@ BATCH_ROWS = 8
 Run = Callable[[Callable[[], Any]], Awaitable[Any]]
 
 
-async def suggested(
-    scorer: Scorer, plan: Plan, count: int, method: Literal["information", "prediction", "entropy"], run: Run
-) -> tuple[Selection, list[Prediction], int]:
-    """Return the selection among a plan's inputs, the answers to all of them, and how many inputs repeat another.
+@dataclass(frozen=True)
+class Choice:
+    """How to choose: at most ``count`` inputs by ``method``, none of less than ``least_familiarity``."""
+
+    count: int
+    method: Literal["information", "prediction", "entropy"]
+    least_familiarity: float = 0.0
+
+
+async def suggested(scorer: Scorer, plan: Plan, choice: Choice, run: Run) -> Suggestion:
+    """Return which of a plan's inputs to label next.
 
     Raises:
         InvalidRequestError: a method that the artifact's posterior does not cover.
@@ -35,23 +44,30 @@ async def suggested(
         LaploraError: as ``Scorer.score``.
     """
     predictions = (await scorer.score(plan)).predictions
-    rows = plan.rows
-    from laplora.selection.greedy import Selection
-    from laplora.selection.spread import highest
-    from laplora.selection.suggest import first_of_each, select
+    from laplora.selection.suggest import SuggestedRow, Suggestion, familiar_enough, first_of_each
 
-    first = first_of_each(rows)
-    places = first.nonzero()[:, 0]
-    repeated = len(rows) - len(places)
-    if method == "entropy":
-        import torch
+    first = first_of_each(plan.rows)
+    familiar = familiar_enough([one.familiarity for one in predictions], choice.least_familiarity)
+    places = (first & familiar).nonzero()[:, 0].tolist()
+    chosen: tuple[SuggestedRow, ...] = ()
+    if places:
+        found = await _selection(scorer, plan, [predictions[i] for i in places], places, choice, run)
+        pairs = [(places[i], gain) for i, gain in zip(found.order.tolist(), found.gains.tolist(), strict=True)]
+        chosen = tuple(SuggestedRow(place, gain, predictions[place]) for place, gain in pairs)
+    return Suggestion(choice.method, chosen, int((~first).sum()), int((first & ~familiar).sum()))
 
-        found = highest(torch.tensor([one.total for one in predictions], dtype=torch.float64), count, first)
-        return found, predictions, repeated
-    features = await _features(scorer, plan, places.tolist())
-    answers = [predictions[i] for i in places.tolist()]
-    selection = await run(lambda: select(plan.predictor, features, answers, count, method))
-    return Selection(places[selection.order], selection.gains), predictions, repeated
+
+async def _selection(
+    scorer: Scorer, plan: Plan, answers: Sequence[Prediction], places: Sequence[int], choice: Choice, run: Run
+) -> Selection:
+    """Return the selection among the inputs at some places, which have these answers."""
+    from laplora.selection.suggest import select, select_by_entropy
+
+    if choice.method == "entropy":
+        return select_by_entropy(answers, choice.count)
+    objective, features = choice.method, await _features(scorer, plan, places)
+    selection: Selection = await run(lambda: select(plan.predictor, features, answers, choice.count, objective))
+    return selection
 
 
 async def _features(scorer: Scorer, plan: Plan, places: Sequence[int]) -> Any:

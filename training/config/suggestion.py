@@ -15,14 +15,14 @@ class SuggestRequest:
 
     Attributes:
         artifact: folder; pool: JSON Lines or CSV file of rows with the fields of its template; out: JSON Lines file.
-        number: rows that are to be labelled; method: one of ``METHODS``; seed: of ``random``.
+        count: rows that are to be labelled; method: one of ``METHODS``; seed: of ``random``.
         least_familiarity: rows of less (``Prediction.familiarity``) are left out, where the artifact has one.
     """
 
     artifact: Path
     pool: Path
     out: Path
-    number: int = 100
+    count: int = 100
     method: Method = "information"
     device: str = "auto"
     batch_size: int = 8
@@ -35,7 +35,7 @@ def add_options(job: argparse.ArgumentParser) -> None:
     job.add_argument("--artifact", type=Path, required=True, help="folder of the artifact")
     job.add_argument("--pool", type=Path, required=True, help="JSON Lines or CSV file of rows; labels are ignored")
     job.add_argument("--out", type=Path, help="JSON Lines file to write (default: POOL.suggested.jsonl)")
-    job.add_argument("--n", type=int, default=100, dest="number", help="rows to label (default: 100)")
+    job.add_argument("--n", "--count", type=int, default=100, dest="count", help="rows to label (default: 100)")
     job.add_argument("--method", choices=METHODS, default="information", help="how (default: information)")
     job.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     job.add_argument("--batch-size", type=int, default=8, help="rows that run together (default: 8)")

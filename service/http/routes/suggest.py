@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from fastapi import APIRouter
@@ -14,7 +13,7 @@ from service.http.routes.dependencies import MeasureThreadsDep, ScorerDep
 from service.http.routes.planning import PlanningDep
 from service.http.schemas.suggest import SuggestedInput, SuggestRequest, SuggestResponse
 from service.scoring.plan import Ask
-from service.scoring.suggestion import suggested
+from service.scoring.suggestion import Choice, suggested
 
 if TYPE_CHECKING:
     from laplora.predictor import Predictor
@@ -33,26 +32,14 @@ async def suggest(
 
     async with planning.plan(body, ask_of) as plan:
         options = body.options
-        work = suggested(
-            scorer, plan, options.count, options.method, lambda call: measure_threads.run(plan.caller, call)
-        )
-        selection, predictions, repeated = await planning.awaited(plan, work)
-        gains = selection.gains.tolist()
+        choice = Choice(options.count, options.method, options.least_familiarity)
+        work = suggested(scorer, plan, choice, lambda call: measure_threads.run(plan.caller, call))
+        found = await planning.awaited(plan, work)
         return SuggestResponse(
             artifact=artifact_ref(plan.predictor.artifact),
             rows=len(body.inputs),
-            repeated=repeated,
-            suggested=[
-                SuggestedInput(
-                    input=place,
-                    id=body.inputs[place].id,
-                    gain=gain,
-                    cumulative_gain=total,
-                    label=predictions[place].label,
-                    probs=dict(zip(predictions[place].labels, predictions[place].probs, strict=True)),
-                    entropy=predictions[place].total,
-                )
-                for place, gain, total in zip(selection.order.tolist(), gains, accumulate(gains), strict=True)
-            ],
-            timing_ms=planning.timing(plan, tokens=sum(p.tokens for p in predictions)),
+            repeated=found.repeated,
+            unfamiliar=found.unfamiliar,
+            suggested=[SuggestedInput(id=body.inputs[why["row"]].id, **why) for why in found.reasons()],
+            timing_ms=planning.timing(plan, tokens=sum(len(row.token_ids) for row in plan.rows)),
         )

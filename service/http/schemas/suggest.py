@@ -7,20 +7,31 @@ from typing import ClassVar, Literal
 from pydantic import Field, FiniteFloat
 
 from service.http.schemas.artifacts import ArtifactRef
-from service.http.schemas.base import Answer, ArtifactName, Probabilities, Strict, TimeoutSeconds, Timing, WholeNumber
+from service.http.schemas.base import (
+    Answer,
+    ArtifactName,
+    Probabilities,
+    Probability,
+    Strict,
+    TimeoutSeconds,
+    Timing,
+    WholeNumber,
+)
 from service.http.schemas.inputs import Input
 
 
 class SuggestOptions(Strict):
     """How to choose."""
 
-    count: WholeNumber = Field(20, ge=1, examples=[20])
+    count: WholeNumber = Field(100, ge=1, examples=[20])
     """Most inputs to suggest."""
     method: Literal["information", "prediction", "entropy"] = Field("information", examples=["information"])
     """information: what tells most about the model's weights, given what is suggested before it; prediction: what takes
     most from the expected loss over the inputs sent; entropy: what the model is least sure of. The first two need a
     posterior of structure joint_core, joint or exact, and at most 16 labels.
     """
+    least_familiarity: Probability = Field(0.0, ge=0, le=1, examples=[0.02])
+    """Inputs of less familiarity, 0 to 1, are left out, where the artifact has one."""
     truncate: bool = Field(False, examples=[False])
     """Whether to cut inputs that are too long, from the left, instead of 422."""
     timeout_s: TimeoutSeconds = None
@@ -40,15 +51,18 @@ class SuggestRequest(Strict):
 class SuggestedInput(Answer):
     """An input that is worth a label."""
 
-    input: int = Field(ge=0, description="Number of inputs before it in the request.", examples=[0])
+    row: int = Field(ge=0, description="Number of inputs before it in the request.", examples=[0])
     id: str | None = Field(description="As sent.", examples=["a1"])
     gain: FiniteFloat = Field(examples=[1.7])
     """What its label is expected to add to those before it, nats; by entropy the entropy of its answer, nats."""
     cumulative_gain: FiniteFloat = Field(description="Sum of the gains so far, nats.", examples=[1.7])
-    label: str = Field(description="Most probable label now.", examples=["negative"])
+    predicted: str | list[str] = Field(examples=["negative"])
+    """Most probable label now; where several may be right, the list of those present."""
     probs: Probabilities = Field(examples=[{"negative": 0.52, "positive": 0.48}])
     """Probabilities now, by label, of the recommended predictive."""
     entropy: FiniteFloat = Field(description="Entropy of probs, nats.", examples=[0.69])
+    familiarity: Probability | None = Field(examples=[0.41])
+    """How like the training inputs it is, 0 to 1, as in POST /predict; null where the artifact has none."""
 
 
 class SuggestResponse(Answer):
@@ -58,5 +72,7 @@ class SuggestResponse(Answer):
     rows: int = Field(description="Number of inputs.", examples=[200])
     repeated: int = Field(examples=[0])
     """Number of inputs that were left out because their prompt is that of an earlier one."""
+    unfamiliar: int = Field(examples=[0])
+    """Number of inputs that were left out because their familiarity is below least_familiarity."""
     suggested: list[SuggestedInput] = Field(description="In the order to label them: any first part is a batch.")
     timing_ms: Timing = Field(description="Where the time went, ms.")

@@ -31,7 +31,7 @@ def test_every_method_chooses_each_prompt_once(
     sentiment_predictor: Predictor, rows: list[EncodedRow], method: Method
 ) -> None:
     found = suggest(sentiment_predictor, rows, 50, method)
-    assert (found.method, found.repeated, found.unlike) == (method, 2, 0)
+    assert (found.method, found.repeated, found.unfamiliar) == (method, 2, 0)
     assert sorted(one.row for one in found.rows) == list(range(20))
     first = suggest(sentiment_predictor, rows, 4, method)
     assert [one.row for one in first.rows] == [one.row for one in found.rows[:4]]
@@ -61,14 +61,14 @@ def test_entropy_sorts_by_the_entropy_of_the_answer(sentiment_predictor: Predict
 
 
 def test_rows_unlike_the_training_rows_are_left_out(sentiment_predictor: Predictor, rows: list[EncodedRow]) -> None:
-    likeness = [i / 22 for i in range(22)]
-    found = suggest(sentiment_predictor, rows, 50, likeness=likeness, least_likeness=10 / 22)
+    familiarity = [i / 22 for i in range(22)]
+    found = suggest(sentiment_predictor, rows, 50, familiarity=familiarity, least_familiarity=10 / 22)
     assert sorted(one.row for one in found.rows) == list(range(10, 20))
-    assert (found.repeated, found.unlike) == (2, 10)
+    assert (found.repeated, found.unfamiliar) == (2, 10)
     with pytest.raises(DataError, match="like enough"):
-        suggest(sentiment_predictor, rows, 5, likeness=likeness, least_likeness=2.0)
-    with pytest.raises(DataError, match="numbers of likeness"):
-        suggest(sentiment_predictor, rows, 5, likeness=[1.0])
+        suggest(sentiment_predictor, rows, 5, familiarity=familiarity, least_familiarity=2.0)
+    with pytest.raises(DataError, match="numbers of familiarity"):
+        suggest(sentiment_predictor, rows, 5, familiarity=[1.0])
 
 
 def test_a_posterior_without_a_covariance_between_rows(choices_run: FinishedRun) -> None:

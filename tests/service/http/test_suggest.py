@@ -36,15 +36,31 @@ async def test_the_choice_is_the_librarys(
     assert (body["rows"], body["repeated"]) == (13, 1)
     rows = [sentiment_predictor.encode({"text": one["text"]}, truncate=False) for one in INPUTS]
     expected = suggest(sentiment_predictor, rows, 5, method).rows
-    assert [one["input"] for one in body["suggested"]] == [one.row for one in expected]
+    assert [one["row"] for one in body["suggested"]] == [one.row for one in expected]
     total = 0.0
     for sent, one in zip(body["suggested"], expected, strict=True):
         assert one.gain is not None
         total += one.gain
         assert sent["id"] == INPUTS[one.row].get("id")
         assert (sent["gain"], sent["cumulative_gain"]) == pytest.approx((one.gain, total), rel=1e-4)
-        assert sent["label"] == one.prediction.label
+        assert sent["predicted"] == one.prediction.label
+        # A rank among 32 calibration rows: in another batch a tie may fall to the other side.
+        assert sent["familiarity"] == pytest.approx(one.prediction.familiarity, abs=2 / 32)
         assert list(sent["probs"].values()) == pytest.approx(one.prediction.probs, abs=1e-5)
+
+
+async def test_unfamiliar_inputs_are_left_out(sentiment_run: FinishedRun) -> None:
+    def least(familiarity: float) -> dict[str, Any]:
+        return {"inputs": INPUTS, "options": {"method": "entropy", "least_familiarity": familiarity}}
+
+    (every,) = await answers(sentiment_run, least(0.0))
+    middle = sorted(one["familiarity"] for one in every.json()["suggested"])[6]
+    (answer,) = await answers(sentiment_run, least(middle))
+    some = answer.json()
+    assert some["suggested"]
+    assert all(one["familiarity"] >= middle for one in some["suggested"])
+    assert (some["unfamiliar"], some["repeated"]) == (12 - len(some["suggested"]), 1)
+    assert some["unfamiliar"] > 0
 
 
 async def test_a_posterior_that_no_information_follows_from_is_said() -> None:
