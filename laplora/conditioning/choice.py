@@ -73,10 +73,6 @@ class Candidate:
     bias: float
     kernel: torch.Tensor
 
-    def take(self, rows: torch.Tensor) -> Candidate:
-        """Return the kernel between some rows."""
-        return Candidate(self.precision, self.bias, self.kernel[rows][:, :, rows])
-
 
 def candidates(
     layer: LastLayer, variances: Sequence[float] = VARIANCES, biases: Sequence[float] = BIASES

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from laplora.classifier import Classifier
-from laplora.conditioning.choice import Candidate, LabelledRows, candidates, choose_kernel, log_contrasts
+from laplora.conditioning.choice import LabelledRows, candidates, choose_kernel, log_contrasts
 from laplora.conditioning.last_layer import LastLayer
 from laplora.decisions.temperature import fit_temperature
 from laplora.errors import ConfigError
@@ -23,7 +23,7 @@ from laplora.fitting.projected import ProjectedSplit
 from laplora.fitting.settings import FitSettings
 from laplora.linearised import PosteriorPredictive, class_probs, contrast_hessian, contrast_logits, entropy
 from laplora.posterior.base import Prior
-from laplora.posterior.binary import TO_CONTRAST
+from laplora.posterior.binary import TO_CONTRAST, binary_means
 from laplora.predictive.gaussian import posterior_predictive
 from laplora.predictive.kinds import CONDITIONED, Corrected
 from laplora.predictive.shift import Shift, tempering
@@ -58,7 +58,7 @@ class Conditioning:
 
     Attributes:
         trained: the adapter's posterior, its prior and the rows; split: the same rows' states and labels.
-        layer: the rows' last layer; tried: kernels to choose from.
+        hessians: (inputs, directions, directions), ``Lambda`` of each, for the last layer's curvature.
         before: by predictive (rows, classes - 1) float64, what earlier labels add to the log probabilities, nats, and
             the predictive's temperature; empty where there were none.
         always: so many rows, the first ones, condition every fold and are in none.
@@ -66,8 +66,7 @@ class Conditioning:
 
     trained: Fitted
     split: ProjectedSplit
-    layer: LastLayer
-    tried: tuple[Candidate, ...]
+    hessians: torch.Tensor
     before: Mapping[Corrected, tuple[torch.Tensor, float]]
     always: int
 
@@ -86,25 +85,14 @@ class Conditioning:
         else:
             present = class_probs(split.logits, split.class_mask)[:, 1].view(-1, split.together)
             hessians = torch.diag_embed(present * (1 - present))
-        layer = LastLayer.of(split.last, hessians, trained.posterior.rows)
-        tried = candidates(layer)
-        if split.together > 1:
-            shape = len(split), 1, len(split), 1
-            tried = [replace(one, kernel=TO_CONTRAST**2 * one.kernel.reshape(shape)) for one in tried]
-        return cls(trained, split, layer, tuple(tried), before or {}, always)
+        return cls(trained, split, hessians, before or {}, always)
 
     def served(self, kind: Corrected) -> Conditioned:
         """Return the correction of a predictive that all rows' labels ask for, on top of that of earlier ones."""
         everything = torch.arange(len(self.split))
         base = self._base(kind, everything, self.trained.prior)
-        rows = self._labelled(base, everything)
-        choice = choose_kernel(self.tried, rows)
-        chosen, alpha = self.tried[choice.place], choice.mode.alpha
-        if self.split.together > 1:
-            alpha = TO_CONTRAST * alpha.view(-1, self.split.together)
-        weights, constant = self.layer.weights(alpha, chosen.precision), chosen.bias * alpha.sum(0)
-        moved, loss = choice.left_out - rows.mean + base.before, choice.losses[choice.place]
-        return Conditioned(Shift(weights, constant, base.temperature), chosen.precision, chosen.bias, moved, loss)
+        found, rows = self._conditioned(base, everything)
+        return replace(found, left_out=found.left_out - rows.mean + base.before)
 
     def predictive(
         self, kind: Corrected, fit: torch.Tensor, answered: torch.Tensor, prior: Callable[[], Prior]
@@ -117,9 +105,38 @@ class Conditioning:
         """
         fit, answered = torch.cat([torch.arange(self.always), fit + self.always]), answered + self.always
         base = self._base(kind, fit, prior() if kind == "laplace_conditioned" else None)
-        choice = choose_kernel([one.take(fit) for one in self.tried], self._labelled(base, fit))
-        moved = choice.mode.moved(self.tried[choice.place].kernel[answered][:, :, fit])
+        shift = self._conditioned(base, fit)[0].shift
+        assert self.split.last is not None
+        moved = shift.of(self.split.last[self._inputs(answered)])
+        if self.split.together > 1:
+            moved = binary_means(moved[None])[0]
         return base.answer(self.trained.projected.contrast_mean[answered], moved, answered, self.split.class_mask)
+
+    def _conditioned(self, base: _Base, rows: torch.Tensor) -> tuple[Conditioned, LabelledRows]:
+        """Return the correction that some rows' labels ask for, and the rows; ``left_out`` holds their means.
+
+        The last layer is that of these rows alone: a row's own state in its moments would make the kernel between it
+        and the others smaller than that of a new row.
+        """
+        assert self.split.last is not None
+        inputs, together = self._inputs(rows), self.split.together
+        layer = LastLayer.of(self.split.last[inputs], self.hessians[inputs], self.trained.posterior.rows)
+        tried = candidates(layer)
+        if together > 1:
+            shape = len(rows), 1, len(rows), 1
+            tried = [replace(one, kernel=TO_CONTRAST**2 * one.kernel.reshape(shape)) for one in tried]
+        labelled = self._labelled(base, rows)
+        choice = choose_kernel(tried, labelled)
+        chosen, alpha = tried[choice.place], choice.mode.alpha
+        if together > 1:
+            alpha = TO_CONTRAST * alpha.view(-1, together)
+        shift = Shift(layer.weights(alpha, chosen.precision), chosen.bias * alpha.sum(0), base.temperature)
+        loss = choice.losses[choice.place]
+        return Conditioned(shift, chosen.precision, chosen.bias, choice.left_out, loss), labelled
+
+    def _inputs(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the numbers of the inputs that rows, all of an input's or none, are of."""
+        return rows[:: self.split.together] // self.split.together
 
     def _base(self, kind: Corrected, fit: torch.Tensor, prior: Prior | None) -> _Base:
         """Return the predictive that labels correct: as earlier labels have, or fitted on some rows."""

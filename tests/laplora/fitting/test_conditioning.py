@@ -20,6 +20,7 @@ from laplora.fitting.calibrate import calibrate, out_of_fold, predictive_of, pri
 from laplora.fitting.conditioning import MOST, Conditioning, possible_conditioning, shifts_of
 from laplora.fitting.outputs import Fitted, SplitOutputs, corrected
 from laplora.fitting.projected import ProjectedSplit
+from laplora.fitting.served_rows import taken
 from laplora.fitting.settings import FitSettings
 from laplora.jacobians.contrasts import contrast_jacobians
 from laplora.linearised import class_probs, contrast_logits, contrast_mean
@@ -125,6 +126,22 @@ def test_no_row_is_answered_by_its_own_label(kind: Corrected) -> None:
     others[fold] = False
     assert torch.equal(found[0][fold], found[1][fold])
     assert bool((found[0] != found[1]).any(1)[others].all())
+
+
+@KINDS
+def test_a_fold_is_answered_as_new_rows_are(kind: Corrected) -> None:
+    """As by what is served of the other folds alone: the held-out rows' states are in no moment of the kernel."""
+    conditioning = problem(0.5)[0]
+    trained, split = conditioning.trained, conditioning.split
+    fit, answered = fold_rows(len(split), FOLDS, SETTINGS.seed)[0]
+    alone = replace(trained, projected=trained.projected.take(fit))
+    served = Conditioning.of(alone, taken(split, fit)).served(kind)
+    held_out = taken(split, answered)
+    new = SplitOutputs(held_out, (replace(trained, projected=held_out.projected),), {})
+    new = corrected(new, {kind: served.shift})
+    expected = predictive_of(new, kind, served.shift.temperature)
+    found = conditioning.predictive(kind, fit, answered, lambda: trained.prior)
+    torch.testing.assert_close(found.probs, expected.probs, rtol=0, atol=1e-8)
 
 
 @KINDS
