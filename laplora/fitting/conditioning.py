@@ -7,7 +7,7 @@ sets and the recommendation are set on comes from folds, and so do temperatures 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,6 +20,7 @@ from laplora.errors import ConfigError
 from laplora.fitting.outputs import Fitted
 from laplora.fitting.progress import Progress
 from laplora.fitting.projected import ProjectedSplit
+from laplora.fitting.rows import given_twice
 from laplora.fitting.settings import FitSettings
 from laplora.linearised import PosteriorPredictive, class_probs, contrast_hessian, contrast_logits, entropy
 from laplora.posterior.base import Prior
@@ -27,6 +28,7 @@ from laplora.posterior.binary import TO_CONTRAST, binary_means
 from laplora.predictive.gaussian import posterior_predictive
 from laplora.predictive.kinds import CONDITIONED, Corrected
 from laplora.predictive.shift import Shift, tempering
+from laplora.prompts.examples import Example
 from laplora.readouts.label_sequences import LabelSequences
 
 #: Rows times contrasts up to which a fit conditions unasked: the time grows with the cube, 2 CPU minutes at this.
@@ -183,13 +185,19 @@ def shifts_of(conditioned: Mapping[Corrected, Conditioned]) -> dict[Corrected, S
 
 
 def possible_conditioning(
-    classifier: Classifier, settings: FitSettings, rows: int, trained_on: bool, progress: Progress
+    classifier: Classifier,
+    settings: FitSettings,
+    calibration: Sequence[Example],
+    trained_on: bool,
+    progress: Progress,
 ) -> FitSettings:
     """Return settings in which labels condition only where they can; says why they cannot.
 
+    An input that is given twice lies in two folds: its label would answer its twin, and every threshold and set be
+    fitted on that (docs/lab-notes.md).
+
     Args:
-        rows: calibration rows.
-        trained_on: whether the adapter was trained on them, and so on their labels.
+        trained_on: whether the adapter was trained on the calibration rows, and so on their labels.
 
     Raises:
         ConfigError: settings that ask to serve what cannot be.
@@ -197,7 +205,12 @@ def possible_conditioning(
     if not settings.predictives.conditioned:
         return settings
     try:
-        check_conditioning(classifier, rows, trained_on=trained_on)
+        check_conditioning(classifier, len(calibration), trained_on=trained_on)
+        if twice := given_twice(calibration):
+            raise ConfigError(
+                f"{len(twice)} calibration rows have an input that another one has too, such as "
+                f"{[row.id for row in twice[:4]]}, and would vouch for each other: give each input once"
+            )
     except ConfigError as error:
         if settings.predictives.serve in CONDITIONED:
             raise ConfigError(f"serve: {settings.predictives.serve} cannot be: {error}") from None

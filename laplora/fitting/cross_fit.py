@@ -51,7 +51,7 @@ def cross_fit_rows(
     progress, store = progress or Silent(), store or Forgetful()
     settings = for_several_labels(classifier, rows, settings, progress)
     settings = possible(classifier, len(rows), settings, progress)
-    settings = possible_conditioning(classifier, settings, len(rows), True, progress)
+    settings = possible_conditioning(classifier, settings, rows, True, progress)
     blocks = select_blocks(covered_blocks(classifier.model, classifier.readout), settings.laplace.subset)
     posterior, log_likelihood = fit_curvature(classifier, rows, blocks, settings, store, progress)
     found = folded_rows(classifier, folds, rows, blocks, settings, progress)

@@ -124,7 +124,7 @@ def fit_rows(
     progress, store = progress or Silent(), store or Forgetful()
     settings = for_several_labels(classifier, [*train, *calibration], settings, progress)
     settings = possible(classifier, len(train), settings, progress)
-    settings = possible_conditioning(classifier, settings, len(calibration), trained_on, progress)
+    settings = possible_conditioning(classifier, settings, calibration, trained_on, progress)
     laplace = settings.laplace
     size = laplace.batch_size
     blocks = select_blocks(covered_blocks(classifier.model, classifier.readout), laplace.subset)

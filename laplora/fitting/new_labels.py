@@ -12,7 +12,6 @@ them. The calibration rows condition every fold and calibrate nothing: they chos
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import call
@@ -29,7 +28,7 @@ from laplora.fitting.calibrate import Calibrated, calibrate, out_of_fold, predic
 from laplora.fitting.conditioning import Conditioned, Conditioning, check_conditioning
 from laplora.fitting.progress import Progress, Silent
 from laplora.fitting.projected import ProjectedSplit
-from laplora.fitting.rows import FEW_CALIBRATION_ROWS
+from laplora.fitting.rows import FEW_CALIBRATION_ROWS, given_twice
 from laplora.fitting.served_rows import Run, ServedOutputs, concatenated, served_outputs
 from laplora.fitting.settings import FitSettings
 from laplora.linearised import PosteriorPredictive
@@ -184,13 +183,10 @@ def check_rows(examples: Sequence[Example], calibration: Sequence[Example] = ())
             f"{len(examples)} labelled rows are fewer than {FEW_CALIBRATION_ROWS}: thresholds set on them would be "
             "noise; collect more"
         )
-    inputs = [repr(sorted(example.fields.items())) for example in (*examples, *calibration)]
-    counts = Counter(inputs)
-    twice = [e.id for e, given in zip((*examples, *calibration), inputs, strict=True) if counts[given] > 1]
-    if twice:
+    if twice := given_twice((*examples, *calibration)):
         raise DataError(
-            f"{len(twice)} rows have an input that another row has too, such as {twice[:4]}: give each input once, "
-            "with the label that counts; a row would vouch for its twin in another fold"
+            f"{len(twice)} rows have an input that another row has too, such as {[row.id for row in twice[:4]]}: give "
+            "each input once, with the label that counts; a row would vouch for its twin in another fold"
         )
 
 

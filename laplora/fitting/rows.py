@@ -87,6 +87,13 @@ def check_labels(examples: Sequence[Example], labels: Sequence[str]) -> None:
         )
 
 
+def given_twice(examples: Sequence[Example]) -> list[Example]:
+    """Return the rows whose input another of them has too, in order."""
+    inputs = [repr(sorted(example.fields.items())) for example in examples]
+    counts = Counter(inputs)
+    return [example for example, given in zip(examples, inputs, strict=True) if counts[given] > 1]
+
+
 def split_rows(examples: Sequence[Example], seed: int) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
     """Return rows for the curvature and rows for calibration, ``CALIBRATION_SHARE`` of each label, in their order.
 

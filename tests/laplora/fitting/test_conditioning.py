@@ -35,6 +35,7 @@ from laplora.predictive.shift import tempering
 from laplora.predictive.shift_file import read_shifts, shift_tensors
 from laplora.predictor import Predictor
 from laplora.prior.validation import choose_by_validation
+from laplora.prompts.examples import Example
 from laplora.prompts.templates import TEMPLATES
 
 CLASSES, WIDTH = 3, 12
@@ -231,8 +232,19 @@ def test_a_damaged_shift_is_refused(tmp_path: Path) -> None:
         read_shifts(path, dict.fromkeys(CONDITIONED, 1.5), WIDTH, CLASSES - 1)
 
 
-@pytest.mark.parametrize(("rows", "seen", "reason"), [(MOST + 1, False, "more than"), (20, True, "trained on")])
-def test_where_it_cannot_be_it_is_off_and_says_why(fitted: Any, rows: int, seen: bool, reason: str) -> None:
+def examples(count: int) -> list[Example]:
+    return [Example(str(number), {"text": f"text {number}"}, 0, 2) for number in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "seen", "reason"),
+    [
+        (examples(MOST + 1), False, "more than"),
+        (examples(20), True, "trained on"),
+        (examples(20) + examples(1), False, "2 calibration rows have an input that another one has too"),
+    ],
+)
+def test_where_it_cannot_be_it_is_off_and_says_why(fitted: Any, rows: list[Example], seen: bool, reason: str) -> None:
     """A fit goes on without it; asked to serve it, it refuses."""
     noted = Noted()
     found = possible_conditioning(fitted.classifier, FitSettings(), rows, seen, noted)
@@ -242,4 +254,4 @@ def test_where_it_cannot_be_it_is_off_and_says_why(fitted: Any, rows: int, seen:
         wanted = FitSettings.model_validate({"predictives": {"serve": kind}})
         with pytest.raises(ConfigError, match=reason):
             possible_conditioning(fitted.classifier, wanted, rows, seen, noted)
-    assert possible_conditioning(fitted.classifier, FitSettings(), 20, False, noted) == FitSettings()
+    assert possible_conditioning(fitted.classifier, FitSettings(), examples(20), False, noted) == FitSettings()

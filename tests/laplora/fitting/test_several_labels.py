@@ -40,15 +40,12 @@ Rows = list[dict[str, Any]]
 
 
 def rows(count: int, seed: int) -> Rows:
-    """Return random rows of letters, with none to all of the labels."""
-    draw = random.Random(seed)
-    return [
-        {
-            "text": " ".join(draw.choices("abcdefghijklmnop", k=draw.randint(1, 9))),
-            "label": draw.sample(LABELS, draw.randint(0, 3)),
-        }
-        for _ in range(count)
-    ]
+    """Return random rows of letters, each text once, with none to all of the labels."""
+    draw, made = random.Random(seed), dict[str, list[str]]()
+    while len(made) < count:
+        text = " ".join(draw.choices("abcdefghijklmnop", k=draw.randint(1, 9)))
+        made.setdefault(text, draw.sample(LABELS, draw.randint(0, 3)))
+    return [{"text": text, "label": labels} for text, labels in made.items()]
 
 
 def classifier_of(folder: Path, kind: str) -> laplora.Classifier:
