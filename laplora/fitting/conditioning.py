@@ -31,7 +31,8 @@ from laplora.predictive.shift import Shift, tempering
 from laplora.prompts.examples import Example
 from laplora.readouts.label_sequences import LabelSequences
 
-#: Rows times contrasts up to which a fit conditions unasked: the time grows with the cube, 2 CPU minutes at this.
+#: Rows times contrasts up to which a fit conditions unasked: the time grows with the cube, 2 CPU minutes at this, and
+#: one more where the states are 4,096 wide.
 MOST = 1500
 
 
