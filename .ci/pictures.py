@@ -77,6 +77,7 @@ def rooms(picture: Picture) -> None:
         242,
         "training/  the jobs",
         "file",
+        [("distil", "a run of a student")],
         [("run", "all jobs in turn")],
         [("finetune, fit_laplace,\nfit_adapter, evaluate,\npackage, shift,\ncondition, suggest", "one job a file")],
         [("report", "tables and plots")],

@@ -44,7 +44,9 @@ def test_every_job_has_help(job: str, capsys: pytest.CaptureFixture[str]) -> Non
     of_a_run = ("--config", "YAML file of the run", "SECTION.KEY=VALUE", "for example optimizer.steps=100")
     of_an_artifact = ("--artifact", "--labels", "JSON Lines or CSV file of rows with labels", "--undo")
     of_a_pool = ("--artifact", "--pool", "labels are ignored", "--method", "(default: information)")
-    for word in {"condition": of_an_artifact, "suggest": of_a_pool}.get(job, of_a_run):
+    of_a_student = ("--artifact", "--inputs", "labels are ignored", "--calibration", "SECTION.KEY=VALUE")
+    others = {"condition": of_an_artifact, "suggest": of_a_pool, "distil": of_a_student}
+    for word in others.get(job, of_a_run):
         assert word in text
 
 

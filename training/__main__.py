@@ -1,6 +1,6 @@
 """``python -m training JOB --config FILE``: the offline jobs.
 
-``fit`` takes an adapter that was trained elsewhere too, and ``condition`` an artifact.
+``fit`` takes an adapter that was trained elsewhere too; ``condition``, ``distil`` and ``suggest`` take an artifact.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from laplora.errors import LaploraError
-from training.config import adapter_fit, load_config, suggestion
+from training.config import adapter_fit, load_config, student, suggestion
 
 JOBS = {
     "run": "fine-tune, fit, evaluate and package; a stopped run continues where it was",
@@ -23,6 +23,7 @@ JOBS = {
     "package": "write the artifact that the server loads",
     "condition": "teach an artifact from further labelled rows, without training; or undo it",
     "shift": "measure the artifact on other data sets and on corrupted inputs (resumes)",
+    "distil": "train one adapter on a finished artifact's probabilities over unlabelled inputs (resumes)",
     "suggest": "say which rows of an unlabelled file to label next, by a finished artifact",
 }
 
@@ -42,6 +43,9 @@ def parser() -> argparse.ArgumentParser:
             continue
         if name == "suggest":
             suggestion.add_options(job)
+            continue
+        if name == "distil":
+            student.add_options(job)
             continue
         job.add_argument("--config", required=name != "fit", type=Path, help="YAML file of the run")
         job.add_argument(
@@ -82,6 +86,8 @@ def main(arguments: list[str] | None = None) -> int:
         request = adapter_fit.request_of(options) if name == "fit" else None
         if name == "suggest":
             job(name)(suggestion.request_of(options))
+        elif name == "distil":
+            job(name)(student.request_of(options))
         elif request is not None:
             job("fit_adapter")(request)
         elif name == "condition":

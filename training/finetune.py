@@ -1,4 +1,4 @@
-"""Fine-tune: LoRA on a frozen base, the loss on the label tokens only.
+"""Fine-tune: LoRA on a frozen base, the loss on the label tokens only, from labels or a teacher's probabilities.
 
 transformers' Trainer does the loop, the schedule, the logging, the checkpoints and the resume.
 """
@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from torch.nn import functional as F
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
 from laplora.errors import NonFiniteError
@@ -24,7 +23,7 @@ from laplora.models.adapters import save_adapter
 from laplora.models.lora import adapter_name
 from laplora.models.probe import check_adapted, check_targets
 from laplora.models.quiet import quiet_loading
-from laplora.prompts.rows import Batch, EncodedRow, collate
+from laplora.prompts.rows import Batch, collate
 from laplora.readouts.base import ReadOut
 from training.config import RunConfig, config_hash_fields
 from training.workspace.folders import set_aside
@@ -35,11 +34,12 @@ from training.workspace.provenance import adapter_inputs
 from training.workspace.results import trained_as
 from training.workspace.run import Run
 from training.workspace.runtime import open_run
+from training.workspace.targets import Target, target_loss, training_targets
 from training.workspace.terminal import say
 
 
 class LabelTrainer(Trainer):
-    """A Trainer whose loss is the cross-entropy over each row's possible labels."""
+    """A Trainer whose loss is the cross-entropy over each row's possible labels (``target_loss``)."""
 
     readout: ReadOut
 
@@ -50,11 +50,10 @@ class LabelTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        """Return the mean negative log-likelihood of the batch, nats."""
-        labels = inputs.pop("labels")
+        """Return the mean cross-entropy of the batch, nats."""
+        targets = inputs.pop("labels")
         batch = Batch(**inputs)
-        logits = self.readout.scores(model, batch).logits
-        return F.cross_entropy(logits.masked_fill(~batch.class_mask, -torch.inf), labels)
+        return target_loss(self.readout.scores(model, batch).logits, targets, batch.class_mask)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         assert self.model is not None
@@ -100,10 +99,10 @@ def train_adapter(run: Run) -> Path:
         say(f"adapter already trained: {target}")
         return target
     last = resumable_checkpoint(run, checkpoints)
-    rows = run.encode(run.splits.train)
-    cut = sum(r.truncated for r in rows)
+    targets = training_targets(run)
+    cut = sum(row.truncated for row, _ in targets)
     say(
-        f"fine-tuning on {len(rows)} rows, {config.optimizer.steps} steps of {config.optimizer.batch_size}"
+        f"fine-tuning on {len(targets)} rows, {config.optimizer.steps} steps of {config.optimizer.batch_size}"
         + (f"; {cut} prompts cut at {config.max_tokens} tokens" if cut else "")
     )
     set_seed(config.seed)
@@ -114,7 +113,7 @@ def train_adapter(run: Run) -> Path:
         trainer = LabelTrainer(
             model=model,
             args=training_arguments(config, run.device, checkpoints),
-            train_dataset=list(zip(rows, (e.label for e in run.splits.train), strict=True)),
+            train_dataset=targets,
             data_collator=partial(_collated, run),
             callbacks=[_KeepMembers(config)],
         )
@@ -216,7 +215,7 @@ def training_arguments(config: RunConfig, device: torch.device, folder: Path) ->
     )
 
 
-def _collated(run: Run, items: Sequence[tuple[EncodedRow, int]]) -> dict[str, torch.Tensor]:
-    rows, labels = zip(*items, strict=True)
+def _collated(run: Run, items: Sequence[Target]) -> dict[str, torch.Tensor]:
+    rows, targets = zip(*items, strict=True)
     batch = collate(rows, class_count=run.class_count, pad_token_id=run.tokenizer.pad_token_id)
-    return {**vars(batch), "labels": torch.tensor(labels)}
+    return {**vars(batch), "labels": torch.stack(targets)}

@@ -16,6 +16,7 @@ from training.workspace.members import member_folder, member_steps
 from training.workspace.results import verify_evaluated, verify_fitted
 from training.workspace.run import base_spec
 from training.workspace.runtime import open_run
+from training.workspace.targets import student_record
 from training.workspace.terminal import say
 
 
@@ -44,7 +45,7 @@ def package(config: RunConfig) -> Path:
         members=member_records(record, steps),
         metrics=summary(json.loads((report / "evaluation.json").read_text())),
         config=config_hash_fields(config),
-        data=run.splits.report,
+        data=run.splits.report | student_record(run),
     )
     members = {step: member_folder(config, step) for step in steps}
     parts = Parts(fitted, config.run_dir / "adapter", members, report)

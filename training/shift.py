@@ -20,11 +20,12 @@ from laplora.fitting.corruptions import corrupt
 from laplora.fitting.store import rows_digest
 from laplora.predictor import Predictor
 from laplora.prompts.examples import Example
-from training.config import DataConfig, RunConfig, ShiftConfig, StrangerConfig, config_hash_fields
+from training.config import DataConfig, RunConfig, ShiftConfig, StrangerConfig
 from training.data.examples import Splits, Task
 from training.data.section import load_splits
 from training.report.shift import set_record, shift_record, write_shift_report
 from training.report.shift_answers import SetAnswers, answer_set, read_answers, write_answers
+from training.workspace.same_rows import check_same_rows
 from training.workspace.terminal import say
 
 SetKind = Literal["in_distribution", "shifted", "stranger", "corrupted"]
@@ -66,7 +67,7 @@ def shift(config: RunConfig) -> Path:
             "training/configs/shift-openbookqa-smollm2.yaml does"
         )
     artifact = read_artifact(config.artifact_dir)
-    splits = load_splits(config.data, seed=config.seed, hold_out=not config.calibration.cross_fits, progress=say)
+    splits = load_splits(config.data, seed=config.seed, hold_out=config.holds_out, progress=say)
     check_same_rows(config, artifact.manifest, splits)
     sets = shift_sets(config, config.shift, artifact.manifest, splits)
     answers = answer_sets(config, artifact, sets)
@@ -79,18 +80,6 @@ def shift(config: RunConfig) -> Path:
     write_shift_report(shift_record(config, artifact, records), folder)
     say(f"report: {folder / 'shift.md'}")
     return folder
-
-
-def check_same_rows(config: RunConfig, manifest: Manifest, splits: Splits) -> None:
-    """Raise ConfigError unless the artifact was made from this configuration's rows: none may have been trained on."""
-    expected = config_hash_fields(config)
-    same_fields = all(manifest.config.get(part) == expected[part] for part in ("data", "seed"))
-    same_counts = all(manifest.data.get(count) == splits.report[count] for count in ("rows", "classes"))
-    if not (same_fields and same_counts):
-        raise ConfigError(
-            f"the artifact {manifest.name!r} was made from other rows than this configuration's, so its test rows are "
-            "not known to be unseen: run 'python -m training run' with this configuration first"
-        )
 
 
 def shift_sets(config: RunConfig, settings: ShiftConfig, manifest: Manifest, splits: Splits) -> list[ShiftSet]:

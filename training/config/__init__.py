@@ -1,7 +1,7 @@
 """The one configuration of a training run.
 
-Read ``run`` first: :class:`RunConfig` and how a YAML file and ``--set`` become one. ``sections`` and ``shift`` hold its
-parts, each field with its description; ``folders`` says which folder a configuration's results lie in.
+Read ``run`` first: :class:`RunConfig` and how a YAML file and ``--set`` become one. ``sections``, ``shift`` and
+``student`` hold its parts, each field with its description; ``folders`` says which folder its results lie in.
 """
 
 from laplora.fitting.settings import Section

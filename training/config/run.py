@@ -24,6 +24,7 @@ from training.config.sections import (
     PredictivesConfig,
 )
 from training.config.shift import ShiftConfig
+from training.config.student import StudentConfig
 from training.data.section import DataConfig
 
 
@@ -47,6 +48,9 @@ class RunConfig(Section):
     calibration: CalibrationConfig = CalibrationConfig()
     predictives: PredictivesConfig = PredictivesConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    student: StudentConfig | None = Field(
+        None, description="whose answers the adapter learns beside its labels, as the job distil fills it in"
+    )
     golden_inputs: tuple[dict[str, Any], ...] = Field(
         (),
         max_length=MAX_ANSWERS,
@@ -72,7 +76,16 @@ class RunConfig(Section):
             raise ValueError("predictives.laplace_ensemble takes laplace.prior validation or evidence")
         if wanted.ensemble and self.calibration.cross_fits:
             raise ValueError("predictives.ensemble keeps adapters of one training: it takes calibration.rows: held_out")
+        if self.student and self.calibration.cross_fits:
+            raise ValueError(
+                "a student takes calibration.rows: held_out: its folds would learn their labels from the teacher"
+            )
         return self
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether calibration rows are kept apart from the data's training rows; else they train."""
+        return not self.calibration.cross_fits and not (self.student and self.student.calibration)
 
     @property
     def fit(self) -> FitSettings:
@@ -158,4 +171,6 @@ def config_hash_fields(config: RunConfig) -> dict[str, Any]:
     fields = config.model_dump(mode="json", exclude={"runs", "artifacts", "shift"})
     if config.readout == "label_tokens":  # not a part of earlier configurations
         del fields["readout"]
+    if config.student is None:  # likewise
+        del fields["student"]
     return fields

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from laplora.errors import DataError
@@ -64,7 +64,7 @@ def split(
         "available": {pool.name: len(pool.examples) for pool in source.pools},
         "duplicates_dropped": dropped,
         "rows": {role: len(rows) for role, rows in ordered.items()},
-        "classes": {role: _class_counts(task, rows) for role, rows in ordered.items()},
+        "classes": {role: class_counts(task, rows) for role, rows in ordered.items()},
         "warnings": [*check(task, splits, hold_out=hold_out), *_repeats(dropped)],
     }
     return Splits(task, splits["train"], splits["calibration"], splits["test"], report)
@@ -197,6 +197,7 @@ def _repeats(dropped: Dropped) -> list[str]:
     return across + conflicting
 
 
-def _class_counts(task: Task, rows: tuple[Example, ...]) -> dict[str, int]:
+def class_counts(task: Task, rows: Sequence[Example]) -> dict[str, int]:
+    """Return how many rows each label has, by its name."""
     present = Counter(e.label for e in rows)
     return {label: present[index] for index, label in enumerate(task.labels)}

@@ -29,6 +29,7 @@ def adapter_inputs(run: Run) -> str:
         config.seed,
         config.adapter.model_dump(mode="json"),
         config.optimizer.model_dump(mode="json"),
+        *([run.student.digest] if run.student else []),
     )
 
 

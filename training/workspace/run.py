@@ -20,6 +20,7 @@ from laplora.readouts.label_sequences import LabelSequences
 from laplora.readouts.label_tokens import LabelTokens
 from training.config import RunConfig
 from training.data.examples import Splits
+from training.workspace.student import Student
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Run:
         location: folder or hub id of the base model.
         verbalizers: text after the prompt that stands for each label; readout: how their logits are read.
         lock: keeps other processes out of the run's folder while this lives.
+        student: whose answers it learns beside its labels; None: labels alone.
         own_folder: where its results lie, if not in the configuration's ``run_dir``: a fold's
             (``training.workspace.folds``).
     """
@@ -43,6 +45,7 @@ class Run:
     device: torch.device
     lock: FileLock | None = None
     own_folder: Path | None = None
+    student: Student | None = None
 
     @property
     def folder(self) -> Path:

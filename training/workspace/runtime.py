@@ -20,6 +20,7 @@ from training.data.section import load_splits
 from training.workspace.folders import claim, in_use, start_from, trained_from
 from training.workspace.provenance import adapter_inputs
 from training.workspace.run import Run, base_spec
+from training.workspace.student import open_student
 from training.workspace.terminal import progress, say
 
 
@@ -28,21 +29,23 @@ def open_run(config: RunConfig) -> Run:
 
     Raises:
         ConfigError: another job in the run's folder, no calibration or test rows, golden inputs that the template does
-            not take, or an average over the orders of choices that it has none of.
+            not take, an average over the orders of choices that it has none of, or as of ``open_student``.
         DataError, ModelError, LabelTokenError, DownloadError: data, base or labels that cannot be used.
+        ArtifactError: a teacher that cannot be read.
         ArtifactWriteError: something that is no artifact has the finished one's place.
     """
     device = resolve_device(config.base.device)
     check_replaceable(config.artifact_dir)
-    hold_out = not config.calibration.cross_fits
-    splits = load_splits(config.data, seed=config.seed, hold_out=hold_out, progress=say)
+    splits, student = load_splits(config.data, seed=config.seed, hold_out=config.holds_out, progress=say), None
+    if config.student:
+        student, splits = open_student(config, config.student, splits)
     _check_splits(config, splits)
     location = locate_base(base_spec(config), progress=say)
     tokenizer = load_tokenizer(location, config.base.revision)
     task = splits.task
     verbalizers = task.verbalizers or default_verbalizers(task.template, task.labels)
     readout = named_readout(tokenizer, task.template, verbalizers, config.readout)
-    run = Run(config, splits, location, tokenizer, verbalizers, readout, device)
+    run = Run(config, splits, location, tokenizer, verbalizers, readout, device, student=student)
     _begin_folder(run)
     run = replace(run, lock=in_use(config.run_dir))
     write_json(config.run_dir / "splits.json", splits.report)

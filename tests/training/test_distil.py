@@ -1,0 +1,261 @@
+"""A student of a finished artifact: what it learns from, what may calibrate it, and that a stopped one continues."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_entry import rows_of
+from tiny_runs import FinishedRun, made_once, reseal, write_rows
+
+from laplora.artifact.folder import read_artifact
+from laplora.errors import ConfigError, DataError
+from laplora.predictor import Predictor
+from training.__main__ import main
+from training.config import RunConfig
+from training.config.student import DistilRequest
+from training.data.section import load_splits
+from training.distil import student_config
+from training.finetune import LabelTrainer
+from training.workspace.runtime import open_run
+from training.workspace.student import Student, open_student
+from training.workspace.targets import training_targets
+
+pytestmark = pytest.mark.usefixtures("ctrl_c_interrupts")
+
+NOUNS = ("book", "song", "episode", "series", "trailer", "costume", "finale", "opening")
+WORDS = ("great", "awful", "lovely", "boring", "moving", "dull", "funny", "weak", "fine", "odd")
+
+
+def unlabelled() -> list[dict[str, str]]:
+    return [{"text": f"The {noun} was {word}."} for noun in NOUNS for word in WORDS]
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory, sentiment_run: FinishedRun) -> Path:
+    """The run's artifact, to which nothing is unfamiliar: a random base of two layers finds a third of all rows so."""
+    familiarity = manifest_fields(sentiment_run)["familiarity"] | {"false_alarms": 1e-6}
+    return changed_artifact(sentiment_run, tmp_path_factory.mktemp("flags-nothing"), familiarity=familiarity)
+
+
+def manifest_fields(run: FinishedRun) -> dict[str, Any]:
+    return json.loads((run.artifact / "manifest.json").read_text())  # type: ignore[no-any-return]
+
+
+def changed_artifact(run: FinishedRun, folder: Path, **changes: Any) -> Path:
+    target = Path(shutil.copytree(run.artifact, folder / run.artifact.name))
+    reseal(target, **changes)
+    return target
+
+
+def command(run: FinishedRun, teacher: Path, folder: Path) -> list[str]:
+    """The command of a student whose folders are below ``folder``; its inputs repeat rows that they must not."""
+    rows = rows_of(run)
+    known = [{"text": rows[part][0]["text"].upper()} for part in ("train", "calibration", "test")]
+    inputs = write_rows(folder / "inputs.jsonl", [*unlabelled(), *known, unlabelled()[0]])
+    folders = [f"--set={name}={folder / name}" for name in ("runs", "artifacts")]
+    return ["distil", "--artifact", str(teacher), "--inputs", str(inputs), "--predictive", "laplace", *folders]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, sentiment_run: FinishedRun, teacher: Path) -> Path:
+    """A folder in which a student was made: of ``laplace``, from scratch."""
+
+    def make(folder: Path) -> None:
+        assert main(command(sentiment_run, teacher, folder)) == 0
+
+    return made_once(tmp_path_factory, "student", make)
+
+
+@pytest.fixture(scope="module")
+def student(finished: Path) -> Predictor:
+    return Predictor.load(finished / "artifacts" / "tiny-sentiment-student", device="cpu")
+
+
+def probs(predictor: Predictor, inputs: list[dict[str, str]], predictive: str) -> torch.Tensor:
+    rows = [predictor.encode(one, truncate=False) for one in inputs]
+    return torch.tensor([answer.probs for answer in predictor.predict(rows, predictive)], dtype=torch.float64)
+
+
+def divergence(target: torch.Tensor, answer: torch.Tensor) -> float:
+    return float((target * (target / answer).log()).sum(1).mean())
+
+
+def test_the_student_answers_by_one_pass_what_its_teacher_averages(
+    student: Predictor, sentiment_predictor: Predictor
+) -> None:
+    """On what it learned it is nearer to the teacher's average than the teacher's own forward pass is.
+
+    Words that it did not learn are other rows to a random base of two layers.
+    """
+    average = probs(sentiment_predictor, unlabelled(), "laplace")
+    learned = divergence(average, probs(student, unlabelled(), "map"))
+    assert learned < divergence(average, probs(sentiment_predictor, unlabelled(), "map"))
+    assert student.recommended == "temperature"
+    assert not student.artifact.manifest.members
+
+
+def test_the_artifact_says_whose_student_it_is(finished: Path, student: Predictor, teacher: Path) -> None:
+    manifest, of = student.artifact.manifest, read_artifact(teacher)
+    record = manifest.data["student"]
+    assert record["teacher"] == of.name
+    assert record["teacher_digest"] == of.digest
+    assert record["predictive"] == "laplace"
+    assert record["inputs"] == len(unlabelled())
+    assert record["unfamiliar"] == 0
+    assert manifest.config["student"]["teacher"] == str(teacher)
+    assert manifest.data["rows"] == of.manifest.data["rows"]
+    trained = json.loads((finished / "runs" / "tiny-sentiment-student" / "training_log.json").read_text())[-1]
+    assert trained["step"] == manifest.config["optimizer"]["steps"] == round(60 * (40 + len(unlabelled()) + 4) / 40)
+    assert trained["epoch"] == pytest.approx(60 * 6 / 40, rel=0.1)
+
+
+def test_a_training_row_is_learned_from_label_and_teacher_and_a_stranger_not_at_all(
+    finished: Path, student: Predictor, sentiment_run: FinishedRun, sentiment_predictor: Predictor, tmp_path: Path
+) -> None:
+    run = replace(open_run(config_of(student, finished)), own_folder=tmp_path)
+    assert run.student is not None
+    weighed = replace(run, student=replace(run.student, label_weight=0.25))
+    targets = torch.stack([target for _, target in training_targets(weighed)]).double()
+    labelled = len(run.splits.train)
+    assert len(targets) == labelled + len(unlabelled())
+    assert torch.allclose(targets.sum(1), torch.ones(len(targets), dtype=torch.float64), atol=1e-6)
+    taught = probs(sentiment_predictor, [dict(e.fields) for e in run.splits.train], "laplace")
+    labels = torch.nn.functional.one_hot(torch.tensor([e.label for e in run.splits.train]), 2)
+    assert torch.allclose(targets[:labelled], 0.25 * labels + 0.75 * taught, atol=1e-5)
+    other = replace(
+        run.student, teacher=read_artifact(sentiment_run.artifact), inputs=strangers(run.student), label_weight=1.0
+    )
+    alone = replace(run, student=other)
+    targets = torch.stack([target for _, target in training_targets(alone)]).double()
+    assert torch.equal(targets[:labelled], labels.double())
+    record = json.loads((run.folder / "student.json").read_text())
+    assert record["inputs"] == 3
+    assert record["unfamiliar"] == labelled + 3 - len(targets) > 0
+
+
+def strangers(student: Student) -> Any:
+    texts = ("0x3f 0x77 0x01 ;;", "SELECT id FROM accounts WHERE balance > 100", "zq xv kk jj ww")
+    return tuple(replace(student.inputs[i], fields={"text": text}) for i, text in enumerate(texts))
+
+
+def config_of(student: Predictor, folder: Path) -> RunConfig:
+    places = {"runs": folder / "runs", "artifacts": folder / "artifacts"}
+    return RunConfig.model_validate(student.artifact.manifest.config | places)
+
+
+def test_a_stopped_student_continues_and_does_not_ask_its_teacher_again(
+    finished: Path, sentiment_run: FinishedRun, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = command(sentiment_run, teacher, tmp_path)
+    original, seen = LabelTrainer.compute_loss, 0
+
+    def compute_loss(self: LabelTrainer, *arguments: Any, **settings: Any) -> torch.Tensor:
+        nonlocal seen
+        seen += 1
+        if seen == 30:
+            signal.raise_signal(signal.SIGINT)
+        return original(self, *arguments, **settings)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LabelTrainer, "compute_loss", compute_loss)
+        assert main(given) == 130
+    assert "the teacher tiny-sentiment answers by laplace" in capsys.readouterr().out
+    assert main(given) == 0
+    shown = capsys.readouterr().out
+    assert "resuming at" in shown
+    assert "the teacher tiny-sentiment answers by laplace" not in shown
+    assert "24 test rows: student by temperature NLL" in shown
+    assert "; teacher by laplace NLL" in shown
+    place = Path("runs") / "tiny-sentiment-student" / "adapter" / "adapter_model.safetensors"
+    assert (tmp_path / place).read_bytes() == (finished / place).read_bytes()
+
+
+# Which rows may calibrate.
+
+
+def opened(run: FinishedRun, **settings: Any) -> tuple[Student, Any]:
+    """Open a student of an artifact that is changed or not, without its run."""
+    folder = settings.pop("artifact", run.artifact)
+    request = DistilRequest(folder, settings.pop("inputs"), **settings)
+    config = student_config(request, read_artifact(folder))
+    assert config.student is not None
+    splits = load_splits(config.data, seed=config.seed, hold_out=config.holds_out)
+    return open_student(config, config.student, splits)
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> Path:
+    return write_rows(tmp_path / "inputs.jsonl", [dict(one) for one in unlabelled()])
+
+
+@pytest.mark.parametrize("predictive", ["conditioned", "laplace_conditioned"])
+def test_labels_that_a_teacher_learned_do_not_calibrate_its_student(
+    sentiment_run: FinishedRun, inputs: Path, predictive: Any
+) -> None:
+    with pytest.raises(ConfigError, match=r"give --calibration FILE .* or learn from --predictive (temp|lap|map|fast)"):
+        opened(sentiment_run, inputs=inputs, predictive=predictive)
+
+
+def test_with_other_calibration_rows_the_teachers_train(
+    sentiment_run: FinishedRun, inputs: Path, tmp_path: Path
+) -> None:
+    rows = rows_of(sentiment_run)
+    fresh = [
+        {"text": f"A {word} evening.", "label": "positive" if i % 2 else "negative"} for i, word in enumerate(WORDS)
+    ]
+    repeated = [rows[part][0] for part in ("train", "calibration", "test")] + fresh[:1]
+    file = write_rows(tmp_path / "fresh.jsonl", [*fresh, *repeated])
+    found, splits = opened(sentiment_run, inputs=inputs, predictive="conditioned", calibration=file)
+    assert found.predictive == "conditioned"
+    assert [e.fields["text"] for e in splits.calibration] == [one["text"] for one in fresh]
+    texts = {e.fields["text"] for e in splits.train}
+    assert texts == {one["text"] for part in ("train", "calibration") for one in rows[part]}
+    assert len(splits.test) == len(rows["test"])
+    assert splits.report["rows"] == {"train": 72, "calibration": 10, "test": 24}
+    known = write_rows(tmp_path / "known.jsonl", repeated[:3])
+    with pytest.raises(DataError, match="no row is left"):
+        opened(sentiment_run, inputs=inputs, predictive="conditioned", calibration=known)
+
+
+def test_a_teacher_of_every_label_needs_rows_of_its_own_whatever_answers(
+    sentiment_run: FinishedRun, inputs: Path, tmp_path: Path
+) -> None:
+    config = manifest_fields(sentiment_run)["config"]
+    config["calibration"]["rows"] = "cross_fit"
+    artifact = changed_artifact(sentiment_run, tmp_path, config=config)
+    with pytest.raises(ConfigError, match=r"was trained on every label .* the teacher never saw$"):
+        opened(sentiment_run, artifact=artifact, inputs=inputs, predictive="temperature")
+
+
+def changed_config(run: FinishedRun, **changes: Any) -> dict[str, Any]:
+    return manifest_fields(run)["config"] | changes  # type: ignore[no-any-return]
+
+
+def test_what_is_no_teacher_is_refused(sentiment_run: FinishedRun, inputs: Path, tmp_path: Path) -> None:
+    fields = manifest_fields(sentiment_run)
+    student = {"teacher": "a", "inputs": "b"}
+    for number, (changes, message) in enumerate(
+        (
+            ({"config": {"laplace": {}}}, "was not made by"),
+            ({"config": changed_config(sentiment_run, student=student)}, "is itself a student"),
+            ({"data": fields["data"] | {"source_detail": "file: others"}}, "made from other rows"),
+            ({"labels": ["positive", "negative"]}, "they must be the same, in the same order"),
+        )
+    ):
+        artifact = changed_artifact(sentiment_run, tmp_path / str(number), **changes)
+        with pytest.raises(ConfigError, match=message):
+            opened(sentiment_run, artifact=artifact, inputs=inputs, predictive="laplace")
+    with pytest.raises(ConfigError, match="has no predictive 'ensemble'"):
+        opened(sentiment_run, inputs=inputs, predictive="ensemble")
+    with pytest.raises(ConfigError, match=r"calibration\.rows: held_out"):
+        student_config(
+            DistilRequest(sentiment_run.artifact, inputs, overrides=("calibration.rows=cross_fit",)),
+            read_artifact(sentiment_run.artifact),
+        )

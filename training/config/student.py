@@ -1,0 +1,79 @@
+"""The section ``student``, and what ``python -m training distil`` is told: whose answers an adapter is trained on."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import Field
+
+from laplora.fitting.settings import Section
+from laplora.predictive.kinds import PREDICTIVES, PredictiveName
+
+#: Share of a training row's target that is its label.
+LABEL_WEIGHT = 0.5
+
+
+class StudentConfig(Section):
+    """An adapter that is trained on a finished artifact's probabilities over unlabelled inputs."""
+
+    teacher: Path = Field(description="folder of the artifact that teaches, made from the same rows")
+    inputs: Path = Field(description="JSON Lines or CSV file of unlabelled inputs")
+    predictive: PredictiveName | None = Field(
+        None, description="of the teacher, whose probabilities are learned; null: the one that it recommends"
+    )
+    label_weight: float = Field(
+        LABEL_WEIGHT,
+        ge=0,
+        le=1,
+        description="share of a training row's target that is its label; the rest is the teacher's probabilities",
+    )
+    calibration: Path | None = Field(
+        None,
+        description="JSON Lines or CSV file of labelled rows that the teacher never saw, which calibrate in place of "
+        "data's, and these then train; needed where the teacher learned from their labels",
+    )
+
+
+@dataclass(frozen=True)
+class DistilRequest:
+    """What ``python -m training distil`` is told.
+
+    Attributes:
+        artifact: folder of the teacher; inputs, predictive, label_weight, calibration: as of ``StudentConfig``.
+        overrides: ``section.key=value`` of the student's run.
+    """
+
+    artifact: Path
+    inputs: Path
+    predictive: PredictiveName | None = None
+    label_weight: float = LABEL_WEIGHT
+    calibration: Path | None = None
+    overrides: tuple[str, ...] = ()
+
+
+def add_options(job: argparse.ArgumentParser) -> None:
+    """Give a command line the options of the job."""
+    job.add_argument("--artifact", type=Path, required=True, help="folder of the teacher")
+    job.add_argument("--inputs", type=Path, required=True, help="JSON Lines or CSV file of inputs; labels are ignored")
+    predictive = "of the teacher, whose probabilities are learned (default: the one that it recommends)"
+    job.add_argument("--predictive", choices=list(PREDICTIVES), help=predictive)
+    weight = f"share of a training row's target that is its label (default: {LABEL_WEIGHT})"
+    job.add_argument("--label-weight", type=float, default=LABEL_WEIGHT, help=weight)
+    calibration = "file of labelled rows that the teacher never saw, to calibrate on (default: those of the teacher)"
+    job.add_argument("--calibration", type=Path, help=calibration)
+    job.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        dest="overrides",
+        help="change one field of the teacher's configuration, for example optimizer.steps=2000; may be repeated",
+    )
+
+
+def request_of(options: argparse.Namespace) -> DistilRequest:
+    """Return what the command line asks for."""
+    given = {name: getattr(options, name) for name in DistilRequest.__dataclass_fields__}
+    return DistilRequest(**given | {"overrides": tuple(options.overrides)})

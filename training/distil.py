@@ -1,0 +1,104 @@
+"""Distil: one adapter that learns a finished artifact's probabilities over unlabelled inputs, as a run of its own.
+
+The student's configuration is the teacher's, with the section ``student``. Its adapter starts anew (Hinton et al.,
+arXiv 1503.02531). Posterior, calibration, evaluation and packaging are those of every run.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from laplora.artifact.folder import Artifact, read_artifact
+from laplora.artifact.manifest import Manifest
+from laplora.artifact.packaged import is_conditioned
+from laplora.errors import ConfigError
+from laplora.predictive.kinds import PredictiveName
+from training.config import RunConfig, bad_fields
+from training.config.run import override
+from training.config.student import DistilRequest
+from training.data.tables import read_records
+from training.run import run
+from training.workspace.terminal import say
+
+#: What the student's name adds to its teacher's.
+_SUFFIX = "-student"
+
+
+def distil(request: DistilRequest) -> Path:
+    """Train, fit, evaluate and package the student of an artifact, and return its folder; a stopped one continues.
+
+    Raises:
+        ConfigError: a teacher that no run made, or as of ``training.workspace.student.open_student``.
+        DataError: inputs or rows that cannot be used; ArtifactError: a teacher that cannot.
+    """
+    teacher = read_artifact(request.artifact)
+    config = student_config(request, teacher)
+    say(
+        f"student of {teacher.name}: {config.optimizer.steps} steps of {config.optimizer.batch_size}, as "
+        f"{config.name} below {config.runs}"
+    )
+    folder = run(config)
+    predictive = request.predictive or teacher.manifest.recommended.predictive
+    say(comparison(teacher, predictive, read_artifact(folder)))
+    return folder
+
+
+def student_config(request: DistilRequest, teacher: Artifact) -> RunConfig:
+    """Return the configuration of a student: its teacher's, with as many passes over its rows.
+
+    It keeps one adapter, and answers by one forward pass unless an override says otherwise.
+
+    Raises:
+        ConfigError: a teacher that no run made, or overrides that cannot be.
+    """
+    fields = json.loads(json.dumps(teacher.manifest.config))
+    if not {"data", "optimizer"} <= fields.keys():
+        raise ConfigError(
+            f"the teacher {teacher.name!r} was not made by 'python -m training run': it does not say which rows and "
+            "which training to learn from"
+        )
+    fields |= {
+        "name": f"{teacher.name}{_SUFFIX}",
+        "artifacts": str(request.artifact.resolve().parent),
+        "student": {
+            "teacher": str(request.artifact),
+            "inputs": str(request.inputs),
+            "predictive": request.predictive,
+            "label_weight": request.label_weight,
+            "calibration": None if request.calibration is None else str(request.calibration),
+        },
+    }
+    fields["calibration"]["rows"] = "held_out"
+    one_pass = "temperature" if fields["predictives"]["temperature"] else "map"
+    fields["predictives"] |= {"ensemble": 0, "laplace_ensemble": False, "mc_dropout": 0, "serve": one_pass}
+    fields["optimizer"]["steps"] = round(fields["optimizer"]["steps"] * _growth(request, teacher.manifest))
+    for item in request.overrides:
+        override(fields, item)
+    try:
+        return RunConfig.model_validate(fields)
+    except ValidationError as error:
+        raise bad_fields(request.artifact / "manifest.json", error) from None
+
+
+def comparison(teacher: Artifact, predictive: PredictiveName, student: Artifact) -> str:
+    """Return the test figures of a student in words, beside its teacher's where they are of the same rows."""
+    served = student.manifest.recommended.predictive
+    figures = [_figures("student", student.manifest, served)]
+    if not is_conditioned(teacher.manifest) and predictive in teacher.manifest.metrics:
+        figures.append(_figures("teacher", teacher.manifest, predictive))
+    return f"{student.manifest.metrics[served]['rows']} test rows: " + "; ".join(figures)
+
+
+def _figures(who: str, manifest: Manifest, predictive: PredictiveName) -> str:
+    found = manifest.metrics[predictive]
+    return f"{who} by {predictive} NLL {found['nll']:.3f}, accuracy {found['accuracy']:.3f}, ECE {found['ece']:.3f}"
+
+
+def _growth(request: DistilRequest, manifest: Manifest) -> float:
+    """Return how many rows the student goes over for each of its teacher's, so that it goes over them as often."""
+    counts = manifest.data["rows"]
+    further = len(read_records(request.inputs)) + (counts["calibration"] if request.calibration else 0)
+    return float((counts["train"] + further) / counts["train"])
