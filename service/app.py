@@ -22,9 +22,21 @@ from service.http import error_answers, openapi
 from service.http.headers import SafeHeaders
 from service.http.in_flight import InFlight, SharedLimit
 from service.http.request_context import RequestContext
-from service.http.routes import artifacts, condition, evaluate, feedback, health, jobs, metrics, predict, suggest
+from service.http.routes import (
+    artifacts,
+    condition,
+    evaluate,
+    feedback,
+    health,
+    jobs,
+    metrics,
+    predict,
+    recent,
+    suggest,
+)
 from service.jobs.board import JobBoard
 from service.lifecycle import Lifecycle
+from service.recent.inputs import RecentInputs
 from service.scoring.admission import Amount
 from service.scoring.device import Device
 from service.scoring.device_faults import DeviceHealth
@@ -46,6 +58,7 @@ _ROUTERS = (
     feedback.router,
     evaluate.router,
     suggest.router,
+    recent.router,
     jobs.router,
     artifacts.router,
     condition.router,
@@ -84,8 +97,19 @@ class _Parts:
             health=health,
         )
         self.scorer = Scorer(self.queue, self.device, self.threads.pool("tokenize", 2))
+        self.recent = RecentInputs(
+            rows=settings.recent_inputs,
+            size_bytes=settings.recent_inputs_bytes,
+            keep_s=settings.recent_inputs_s,
+            by_caller=self.keyring is not None,
+        )
+
+        def changed() -> None:
+            self.recent.follow(self.artifacts.loaded_digests)
+            on_change()
+
         self.artifacts = ArtifactHost(
-            settings, self.device, self.metrics, library, self.threads, on_load_failure, on_change
+            settings, self.device, self.metrics, library, self.threads, on_load_failure, changed
         )
         self.conditioner = Conditioner(self.artifacts, self.device)
         self.jobs = JobBoard(settings, self.scorer, self.artifacts, self.metrics)
@@ -184,6 +208,8 @@ def _read_at_scrapes(parts: _Parts) -> None:
         (metrics.reserved_rows, lambda: queue.held.rows),
         (metrics.reserved_tokens, lambda: queue.held.tokens),
         (metrics.tokenize_bytes, lambda: queue.held.text_bytes),
+        (metrics.recent_inputs, lambda: len(parts.recent)),
+        (metrics.recent_inputs_bytes, lambda: parts.recent.size_bytes),
     ):
         gauge.set_function(read)
     metrics.queue_max_rows.set(parts.settings.max_queue_rows)
@@ -200,12 +226,14 @@ async def _life(parts: _Parts) -> AsyncIterator[None]:
     parts.device.start()
     parts.artifacts.start()
     await parts.jobs.open()
+    turning = asyncio.create_task(parts.recent.keep_turning())
     try:
         async with event_loop.watched(parts.metrics.observe_loop_lag):
             yield
     finally:
         lifecycle = parts.lifecycle
         lifecycle.stop()
+        turning.cancel()
         closing_jobs = asyncio.create_task(parts.jobs.close())
         await asyncio.wait({closing_jobs}, timeout=lifecycle.left_s)
         closing = None if parts.tracing is None else parts.tracing.close()

@@ -28,6 +28,7 @@ from laplora.client.answers import (
     ServedArtifact,
     Suggested,
     SuggestedInput,
+    SuggestedRecent,
     Uncertainty,
 )
 from laplora.client.asynchronous import AsyncClient
@@ -64,5 +65,6 @@ __all__ = [
     "ServiceUnreachableError",
     "Suggested",
     "SuggestedInput",
+    "SuggestedRecent",
     "Uncertainty",
 ]

@@ -20,7 +20,7 @@ from service.security.callers import caller_of
 #: POSTs without a body: they change what is loaded, or make room.
 _FREE = frozenset({"/artifacts/{rest:path}", "/evaluate/jobs/{rest:path}"})
 #: What needs room in the queue.
-_SCORED = frozenset({"/predict", "/evaluate", "/suggest"})
+_SCORED = frozenset({"/predict", "/evaluate", "/suggest", "/suggest/recent"})
 
 
 def needs_place(method: str, path: str) -> bool:

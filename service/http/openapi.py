@@ -67,6 +67,7 @@ an upload of POST /evaluate/jobs is one such object a line, declared as `applica
 #: What the tags of operations mean, in the order of the docs page.
 TAGS = {
     "scoring": "Answers about inputs: predictions, and metrics where the labels are known.",
+    "recent": "Inputs that were answered lately, where the server is told to keep some: to be labelled.",
     "jobs": "Large evaluations: uploaded as JSON Lines, scored in the background, kept across restarts.",
     "feedback": "True labels of earlier predictions, and how calibrated they turned out to be.",
     "artifacts": "Which artifacts there are, and which answers.",

@@ -22,6 +22,11 @@ class Caller:
     name: str
     scopes: frozenset[Scope] = SCOPES
 
+    @property
+    def sees(self) -> str | None:
+        """The name of whose jobs and inputs it may see, its own; None for everybody's, with the scope admin."""
+        return None if "admin" in self.scopes else self.name
+
 
 def caller_of(request: Request) -> Caller:
     """Return whom a request's key names; where keys are off, its network address, with every scope."""

@@ -180,7 +180,7 @@ async def _discard_rest(request: Request, limit: int) -> None:
 @router.get("/evaluate/jobs", responses=error_responses("jobs_unavailable"))
 async def list_jobs(caller: CallerDep, board: JobsDep) -> JobsResponse:
     """Your jobs, without their results; everybody's with the scope admin."""
-    jobs = board.jobs_of(_whose(caller))
+    jobs = board.jobs_of(caller.sees)
     _told(caller, *jobs)
     return JobsResponse(jobs=[job_out(job) for job in jobs])
 
@@ -188,7 +188,7 @@ async def list_jobs(caller: CallerDep, board: JobsDep) -> JobsResponse:
 @router.get("/evaluate/jobs/{job_id}", responses=error_responses(*JOB_ERRORS))
 async def get_job(job_id: str, caller: CallerDep, board: JobsDep) -> JobOut:
     """How far a job is, its metrics so far, and its result once it is done."""
-    job = board.job(job_id, _whose(caller))
+    job = board.job(job_id, caller.sees)
     bad_rows = await board.ledger.bad_rows(job)
     result = await board.ledger.result(job)
     _told(caller, job)
@@ -201,7 +201,7 @@ async def cancel_job(job_id: str, caller: CallerDep, board: JobsDep) -> JobOut:
 
     So a cancel that comes late, or twice, destroys nothing: `status` of the answer says what became of the job.
     """
-    job = board.job(job_id, _whose(caller))
+    job = board.job(job_id, caller.sees)
     await board.cancel(job)
     _told(caller, job)
     return job_out(job)
@@ -213,7 +213,7 @@ async def delete_job(job_id: str, caller: CallerDep, board: JobsDep) -> JobDelet
 
     A job that ended before you were told so is kept, once: a DELETE that was meant to cancel it takes no result away.
     """
-    job = board.job(job_id, _whose(caller))
+    job = board.job(job_id, caller.sees)
     if job.finished and caller.name in job.told:
         await board.ledger.remove([job])
         return JobDeleted(id=job.id, outcome="removed")
@@ -246,7 +246,7 @@ async def job_events(
 
     Who reads slower than the job changes gets the newest state each time. A comment every 15 s keeps the connection.
     """
-    job, reader = board.job(job_id, _whose(caller)), caller.name
+    job, reader = board.job(job_id, caller.sees), caller.name
     streams.add(reader, 1)
     return _EventStream(events(board, job, last_event_id, reader), on_end=lambda: streams.remove(reader, 1))
 
@@ -256,8 +256,3 @@ def _told(caller: Caller, *jobs: Job) -> None:
     for job in jobs:
         if job.finished:
             job.told.add(caller.name)
-
-
-def _whose(caller: Caller) -> str | None:
-    """Return whose jobs the caller may see; None for everybody's."""
-    return None if "admin" in caller.scopes else caller.name

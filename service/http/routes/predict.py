@@ -51,6 +51,7 @@ async def predict(
             ids = feedback.remember(plan.predictor, watched, plan.caller, answers, target_risk)
             for prediction, prediction_id in zip(predictions, ids, strict=True):
                 prediction.prediction_id = prediction_id
+        await planning.keep_inputs(plan)
         metrics.count_answers(artifact.name, predictive, answers)
         recommended = artifact.manifest.recommended
         return PredictResponse(

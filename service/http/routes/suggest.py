@@ -10,13 +10,18 @@ from service.http.body import JsonBodyRoute
 from service.http.openapi import SCORING_ERRORS, error_responses
 from service.http.routes.artifacts import artifact_ref
 from service.http.routes.dependencies import MeasureThreadsDep, ScorerDep
-from service.http.routes.planning import PlanningDep
+from service.http.routes.planning import Planning, PlanningDep
+from service.http.schemas.artifacts import ArtifactRef
+from service.http.schemas.base import Timing
 from service.http.schemas.suggest import SuggestedInput, SuggestRequest, SuggestResponse
 from service.scoring.plan import Ask
+from service.scoring.scorer import Scorer
 from service.scoring.suggestion import Choice, suggested
+from service.threads import OneEach
 
 if TYPE_CHECKING:
     from laplora.predictor import Predictor
+    from laplora.selection.suggest import Suggestion
 
 router = APIRouter(tags=["scoring"], route_class=JsonBodyRoute)
 
@@ -26,20 +31,32 @@ async def suggest(
     body: SuggestRequest, planning: PlanningDep, scorer: ScorerDep, measure_threads: MeasureThreadsDep
 ) -> SuggestResponse:
     """Choose which inputs to label next: those whose labels together are expected to teach the model most."""
+    found, artifact, timing = await choose(body, planning, scorer, measure_threads)
+    return SuggestResponse(
+        artifact=artifact,
+        rows=len(body.inputs),
+        repeated=found.repeated,
+        unfamiliar=found.unfamiliar,
+        suggested=[SuggestedInput(id=body.inputs[why["row"]].id, **why) for why in found.reasons()],
+        timing_ms=timing,
+    )
+
+
+async def choose(
+    body: SuggestRequest, planning: Planning, scorer: Scorer, measure_threads: OneEach
+) -> tuple[Suggestion, ArtifactRef, Timing]:
+    """Return what a request's inputs are to be labelled of, which artifact chose, and where the time went.
+
+    Raises as ``Planning.plan``, ``Planning.awaited`` and ``suggested``.
+    """
 
     def ask_of(predictor: Predictor) -> Ask:
         return Ask(predictor.recommended)
 
+    options = body.options
+    choice = Choice(options.count, options.method, options.least_familiarity)
     async with planning.plan(body, ask_of) as plan:
-        options = body.options
-        choice = Choice(options.count, options.method, options.least_familiarity)
         work = suggested(scorer, plan, choice, lambda call: measure_threads.run(plan.caller, call))
         found = await planning.awaited(plan, work)
-        return SuggestResponse(
-            artifact=artifact_ref(plan.predictor.artifact),
-            rows=len(body.inputs),
-            repeated=found.repeated,
-            unfamiliar=found.unfamiliar,
-            suggested=[SuggestedInput(id=body.inputs[why["row"]].id, **why) for why in found.reasons()],
-            timing_ms=planning.timing(plan, tokens=sum(len(row.token_ids) for row in plan.rows)),
-        )
+        timing = planning.timing(plan, tokens=sum(len(row.token_ids) for row in plan.rows))
+        return found, artifact_ref(plan.predictor.artifact), timing

@@ -20,21 +20,26 @@ from service.http.schemas.base import (
 from service.http.schemas.inputs import Input
 
 
-class SuggestOptions(Strict):
-    """How to choose."""
+class RecentOptions(Strict):
+    """How to choose among the inputs that the server keeps."""
 
     count: WholeNumber = Field(100, ge=1, examples=[20])
     """Most inputs to suggest."""
     method: Literal["information", "prediction", "entropy"] = Field("information", examples=["information"])
     """information: what tells most about the model's weights, given what is suggested before it; prediction: what takes
-    most from the expected loss over the inputs sent; entropy: what the model is least sure of. The first two need a
-    posterior of structure joint_core, joint or exact, and at most 16 labels.
+    most from the expected loss over the inputs looked at; entropy: what the model is least sure of. The first two need
+    a posterior of structure joint_core, joint or exact, and at most 16 labels.
     """
     least_familiarity: Probability = Field(0.0, ge=0, le=1, examples=[0.02])
     """Inputs of less familiarity, 0 to 1, are left out, where the artifact has one."""
+    timeout_s: TimeoutSeconds = None
+
+
+class SuggestOptions(RecentOptions):
+    """How to choose."""
+
     truncate: bool = Field(False, examples=[False])
     """Whether to cut inputs that are too long, from the left, instead of 422."""
-    timeout_s: TimeoutSeconds = None
 
     order_average: ClassVar[bool] = False
 
@@ -48,11 +53,9 @@ class SuggestRequest(Strict):
     options: SuggestOptions = Field(default_factory=lambda: SuggestOptions(), description="How to choose.")
 
 
-class SuggestedInput(Answer):
-    """An input that is worth a label."""
+class Reasons(Answer):
+    """Why an input is worth a label."""
 
-    row: int = Field(ge=0, description="Number of inputs before it in the request.", examples=[0])
-    id: str | None = Field(description="As sent.", examples=["a1"])
     gain: FiniteFloat = Field(examples=[1.7])
     """What its label is expected to add to those before it, nats; by entropy the entropy of its answer, nats."""
     cumulative_gain: FiniteFloat = Field(description="Sum of the gains so far, nats.", examples=[1.7])
@@ -63,6 +66,13 @@ class SuggestedInput(Answer):
     entropy: FiniteFloat = Field(description="Entropy of probs, nats.", examples=[0.69])
     familiarity: Probability | None = Field(examples=[0.41])
     """How like the training inputs it is, 0 to 1, as in POST /predict; null where the artifact has none."""
+
+
+class SuggestedInput(Reasons):
+    """An input that is worth a label."""
+
+    row: int = Field(ge=0, description="Number of inputs before it in the request.", examples=[0])
+    id: str | None = Field(description="As sent.", examples=["a1"])
 
 
 class SuggestResponse(Answer):

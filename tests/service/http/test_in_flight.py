@@ -95,9 +95,9 @@ async def test_the_document_says_429_of_exactly_those_operations_that_need_a_pla
                 refused.add(name)
             if "too_many_requests" in operation["responses"].get("429", {}).get("description", ""):
                 told.add(name)
-        scored = {"POST /predict", "POST /evaluate", "POST /suggest", "POST /evaluate/jobs", "POST /feedback"}
+        scored = {"POST /predict", "POST /evaluate", "POST /suggest", "POST /suggest/recent", "POST /evaluate/jobs"}
         condition = "POST /artifacts/{name}/condition"
-        assert refused == told == {*scored, condition, f"{condition}/undo"}
+        assert refused == told == {*scored, "POST /feedback", condition, f"{condition}/undo"}
 
 
 async def test_refused_and_broken_requests_give_their_places_back() -> None:
